@@ -1,0 +1,136 @@
+"""Speed, as ratios within one run.
+
+    python scripts/bench.py paper --data cats_and_dogs_filtered.zip   the whole paper run / the paper's own code
+    python scripts/bench.py step --data cats_and_dogs_filtered.zip    training / the bare compiled step
+    python scripts/bench.py memory                                    resident memory, data of ten times the cache
+    python scripts/bench.py help                                      `trainer --help`
+
+Timings of shared machines are noisy: everything is measured in pairs, and the median of
+the ratios is what counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ENVIRONMENT = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
+
+
+def main() -> None:
+    """Run one benchmark and print its figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("benchmark", choices=["paper", "step", "memory", "help"])
+    parser.add_argument("--data", help="the cats-and-dogs folder or archive")
+    parser.add_argument("--epochs", type=int, default=15, help="of the paper run")
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16", "auto"])
+    arguments = parser.parse_args()
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {date.today()}")
+    {"paper": bench_paper, "step": bench_step, "memory": bench_memory, "help": bench_help}[arguments.benchmark](
+        arguments
+    )
+
+
+def bench_paper(arguments: argparse.Namespace) -> None:
+    """Time whole processes: ours, with decoding, export and report, against the paper's own code."""
+    folder = unpacked(arguments.data)
+    with tempfile.TemporaryDirectory() as output:
+
+        def ours() -> None:
+            run_quietly(
+                "-m", "trainer.task", "--recipe", "cats-vs-dogs", "--data", str(folder), "--output", output,
+                "--run-name", f"bench-{time.time_ns()}", "--set", f"train.epochs={arguments.epochs}",
+                "--set", f"train.precision={arguments.precision}",
+            )  # fmt: skip
+
+        def theirs() -> None:
+            run_quietly(str(HERE / "paper_baseline.py"), str(folder), "--epochs", str(arguments.epochs))
+
+        compare("the whole run, s", "the paper's own code, s", timed(ours), timed(theirs), arguments.pairs)
+
+
+def bench_step(arguments: argparse.Namespace) -> None:
+    """Compare images/s of training with those of the bare step on one resident batch."""
+    import bench_step as measured
+
+    trained, bare = measured.prepare(unpacked(arguments.data), arguments.precision)
+    compare("training, images/s", "bare step, images/s", trained, bare, arguments.pairs)
+
+
+def bench_memory(arguments: argparse.Namespace) -> None:
+    """Print peak resident memory of decoding and reading data of ten times the cache budget, and of one time."""
+    import bench_memory as measured
+
+    for name, value in measured.peaks().items():
+        print(f"{name:<44}{value:>8.0f} MiB")
+
+
+def bench_help(arguments: argparse.Namespace) -> None:
+    """Time `trainer --help`, and an empty Python beside it."""
+    compare(
+        "trainer --help, s",
+        "empty Python, s",
+        timed(lambda: run_quietly("-m", "trainer.cli", "--help")),
+        timed(lambda: run_quietly("-c", "")),
+        max(9, arguments.pairs),
+    )
+
+
+def compare(
+    name: str, other: str, measure: Callable[[], float], measure_other: Callable[[], float], pairs: int
+) -> None:
+    """Measure both in turn, and print medians, ranges and the ratios pair by pair."""
+    measured = [(measure(), measure_other()) for _ in range(pairs)]
+    ratios = [one / two for one, two in measured]
+    for label, values in ((name, [one for one, _ in measured]), (other, [two for _, two in measured]), ("ratio", ratios)):
+        print(
+            f"{label:<28} median {statistics.median(values):8.3f}   "
+            f"{min(values):8.3f} to {max(values):8.3f}   {len(values)} times"
+        )
+
+
+def timed(action: Callable[[], None]) -> Callable[[], float]:
+    """Return a function that does `action` and returns its seconds."""
+
+    def measure() -> float:
+        started = time.perf_counter()
+        action()
+        return time.perf_counter() - started
+
+    return measure
+
+
+def run_quietly(*arguments: str) -> None:
+    """Run Python with `arguments`; raise with its output if it fails."""
+    done = subprocess.run(
+        [sys.executable, *arguments], env=ENVIRONMENT, cwd=HERE.parent, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"{' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+
+
+def unpacked(data: str | None) -> Path:
+    """Return the folder that holds train/ and validation/ of `data`, unpacked if it is an archive."""
+    from trainer.cli.app import cache_folder
+    from trainer.data.fetch import fetch_source
+    from trainer.data.progress import SilentProgress
+
+    if not data:
+        raise SystemExit("this benchmark needs --data: the cats-and-dogs folder or archive")
+    root = fetch_source(data, None, cache_folder(), 1 << 40, SilentProgress())
+    return next(folder.parent for folder in sorted(root.rglob("train")) if folder.is_dir())
+
+
+if __name__ == "__main__":
+    main()

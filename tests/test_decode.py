@@ -1,0 +1,342 @@
+"""Decoding in graph operations agrees with Pillow on every kind of image, and damage is an error."""
+
+from __future__ import annotations
+
+import io
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image, ImageOps
+
+from trainer.data.decode import decode_and_resize, decode_image, resize_image
+
+Pixels = np.ndarray[Any, np.dtype[Any]]
+HEIGHT, WIDTH = 13, 21
+ROOT = Path(__file__).parent.parent
+
+
+def photo(channels: int = 3, seed: int = 0) -> Pixels:
+    """Smooth colours with some noise, so that lossy formats keep them nearly as they are."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
+    waves = [127 + 100 * np.sin(x / (5 + c) + y / (3 + c) + c) for c in range(channels)]
+    noisy = np.stack(waves, axis=-1) + rng.normal(0, 3, (HEIGHT, WIDTH, channels))
+    return np.clip(noisy, 0, 255).astype(np.uint8)
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def reference(data: bytes) -> Pixels:
+    """What Pillow makes of it: upright, alpha over white, RGB."""
+    image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    if image.mode.startswith("I"):
+        return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    if "A" in image.getbands() or "transparency" in image.info:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return np.asarray(image.convert("RGB"))
+
+
+def with_palette() -> Image.Image:
+    return Image.fromarray(photo()).quantize(16)
+
+
+def png_of_16_bits() -> bytes:
+    rows = np.random.default_rng(1).integers(0, 65536, (HEIGHT, WIDTH, 3)).astype(">u2")
+    raw = b"".join(b"\0" + row.tobytes() for row in rows)
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 16, 2, 0, 0, 0)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+def bitmap(bits: int, top_down: bool = False, tail: bytes = b"", compression: int = 0) -> bytes:
+    """A bitmap written by hand: random pixels, a random palette that ends early, padded rows."""
+    rng = np.random.default_rng(bits)
+    colours = min(1 << bits, 200) if bits <= 8 else 0
+    palette = rng.integers(0, 256, (colours, 4)).astype(np.uint8)
+    row_bytes = (WIDTH * bits + 31) // 32 * 4
+    rows = rng.integers(0, max(colours, 1) if bits == 8 else 256, (HEIGHT, row_bytes)).astype(np.uint8)
+    height = -HEIGHT if top_down else HEIGHT
+    header = struct.pack("<IiiHHIIiiII", 40, WIDTH, height, 1, bits, compression, 0, 0, 0, colours, 0)
+    start = 14 + len(header) + palette.nbytes
+    file_header = struct.pack("<2sIHHI", b"BM", start + rows.nbytes, 0, 0, start)
+    return file_header + header + palette.tobytes() + rows.tobytes() + tail
+
+
+def animated(kind: str) -> bytes:
+    frames = [Image.fromarray(photo(seed=seed)).resize((32, 32)) for seed in range(3)]
+    return encoded(frames[0], kind, save_all=True, append_images=frames[1:], duration=50)
+
+
+def tiff(orientation: int, order: str = "<") -> bytes:
+    """An EXIF block with a few entries around the orientation, in either byte order."""
+    entries = [
+        struct.pack(order + "HHII", 0x010F, 2, 6, 62),
+        struct.pack(order + "HHIHH", 0x0112, 3, 1, orientation, 0),
+        struct.pack(order + "HHII", 0x011A, 5, 1, 68),
+        struct.pack(order + "HHIHH", 0x0128, 3, 1, 2, 0),
+    ]
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "IH", 8, len(entries))
+    return (
+        head + b"".join(entries) + struct.pack(order + "I", 0) + b"maker\0" + struct.pack(order + "II", 72, 1)
+    )
+
+
+def rgb(**options: Any) -> Callable[[str], bytes]:
+    return lambda kind: encoded(Image.fromarray(photo()), kind, **options)
+
+
+KINDS: dict[str, tuple[Callable[[], bytes], int]] = {
+    # name: (bytes, the largest difference to Pillow's pixels)
+    "jpeg": (lambda: encoded(Image.fromarray(photo()), "JPEG"), 0),
+    "jpeg 4:4:4": (lambda: encoded(Image.fromarray(photo()), "JPEG", subsampling=0), 0),
+    "jpeg grey": (lambda: encoded(Image.fromarray(photo()).convert("L"), "JPEG"), 0),
+    "jpeg cmyk": (lambda: encoded(Image.fromarray(photo()).convert("CMYK"), "JPEG", quality=95), 1),
+    "jpeg progressive": (lambda: encoded(Image.fromarray(photo()), "JPEG", progressive=True), 0),
+    "png": (lambda: encoded(Image.fromarray(photo()), "PNG"), 0),
+    "png grey": (lambda: encoded(Image.fromarray(photo()).convert("L"), "PNG"), 0),
+    "png grey alpha": (lambda: encoded(Image.fromarray(photo(4)).convert("LA"), "PNG"), 1),
+    "png alpha": (lambda: encoded(Image.fromarray(photo(4)), "PNG"), 1),
+    "png palette": (lambda: encoded(with_palette(), "PNG"), 0),
+    "png palette with a clear colour": (lambda: encoded(with_palette(), "PNG", transparency=3), 0),
+    "png palette with alpha": (
+        lambda: encoded(with_palette(), "PNG", transparency=bytes(range(0, 160, 10))),
+        1,
+    ),
+    "png grey with a clear level": (
+        lambda: encoded(Image.fromarray(photo()).convert("L"), "PNG", transparency=100),
+        0,
+    ),
+    "png 1 bit": (lambda: encoded(Image.fromarray(photo()).convert("1"), "PNG"), 0),
+    "png grey 16 bits": (
+        lambda: encoded(Image.fromarray(photo()[..., 0].astype(np.uint16) * 257 + 90), "PNG"),
+        0,
+    ),
+    "png 16 bits": (png_of_16_bits, 0),
+    "webp": (lambda: encoded(Image.fromarray(photo()), "WEBP"), 1),
+    "webp lossless": (lambda: encoded(Image.fromarray(photo()), "WEBP", lossless=True), 0),
+    "webp alpha": (lambda: encoded(Image.fromarray(photo(4)), "WEBP"), 2),
+    "webp lossless alpha": (lambda: encoded(Image.fromarray(photo(4)), "WEBP", lossless=True, exact=True), 1),
+    "webp with metadata": (
+        lambda: encoded(Image.fromarray(photo()), "WEBP", xmp=b"<x/>", icc_profile=b"icc"),
+        1,
+    ),
+    "bmp": (lambda: encoded(Image.fromarray(photo()), "BMP"), 0),
+    "bmp grey": (lambda: encoded(Image.fromarray(photo()).convert("L"), "BMP"), 0),
+    "bmp palette": (lambda: encoded(with_palette(), "BMP"), 0),
+    "bmp 1 bit": (lambda: bitmap(1), 0),
+    "bmp 4 bits": (lambda: bitmap(4), 0),
+    "bmp 8 bits": (lambda: bitmap(8), 0),
+    "bmp 24 bits": (lambda: bitmap(24), 0),
+    "bmp 32 bits": (lambda: bitmap(32), 0),
+    "bmp top row first": (lambda: bitmap(8, top_down=True), 0),
+    "bmp 24 bits top row first": (lambda: bitmap(24, top_down=True), 0),
+    "bmp with bytes after its end": (lambda: bitmap(24, tail=b"\0\0"), 0),
+    "gif": (lambda: encoded(Image.fromarray(photo()), "GIF"), 0),
+    "gif animated": (lambda: animated("GIF"), 0),
+}
+
+ORIENTED = {
+    "jpeg": lambda exif: encoded(Image.fromarray(photo()), "JPEG", subsampling=0, exif=b"Exif\0\0" + exif),
+    "png": lambda exif: encoded(Image.fromarray(photo()), "PNG", exif=exif),
+    "webp": lambda exif: encoded(Image.fromarray(photo()), "WEBP", lossless=True, exif=exif),
+    "webp with the prefix": lambda exif: _with_prefix(
+        encoded(Image.fromarray(photo()), "WEBP", lossless=True, exif=exif), exif
+    ),
+}
+
+
+def _with_prefix(webp: bytes, exif: bytes) -> bytes:
+    old = b"EXIF" + struct.pack("<I", len(exif)) + exif
+    new = b"EXIF" + struct.pack("<I", len(exif) + 6) + b"Exif\0\0" + exif
+    body = webp[8:].replace(old, new)
+    return webp[:4] + struct.pack("<I", len(body)) + body
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Callable[[bytes], Pixels]:
+    function = tf.function(decode_image, input_signature=[tf.TensorSpec([], tf.string)])
+    return lambda data: function(data).numpy()
+
+
+def in_pipeline(data: list[bytes]) -> list[Pixels]:
+    return list(tf.data.Dataset.from_tensor_slices(data).map(decode_image).as_numpy_iterator())
+
+
+def assert_close(actual: Pixels, expected: Pixels, tolerance: int) -> None:
+    assert actual.dtype == np.uint8
+    assert actual.shape == expected.shape
+    assert np.abs(actual.astype(int) - expected.astype(int)).max() <= tolerance
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_image_has_the_pixels_that_pillow_gives(
+    kind: str, compiled: Callable[[bytes], Pixels]
+) -> None:
+    make, tolerance = KINDS[kind]
+    data = make()
+    assert_close(compiled(data), reference(data), tolerance)
+
+
+def test_eager_and_pipeline_and_compiled_function_agree(compiled: Callable[[bytes], Pixels]) -> None:
+    data = [make() for make, _ in KINDS.values()]
+    for one, piped in zip(data, in_pipeline(data), strict=True):
+        np.testing.assert_array_equal(piped, compiled(one))
+    for one in data[::4]:
+        np.testing.assert_array_equal(decode_image(tf.constant(one)), compiled(one))
+
+
+@pytest.mark.parametrize("kind", ORIENTED)
+def test_all_orientations_are_turned_upright(kind: str, compiled: Callable[[bytes], Pixels]) -> None:
+    data = [ORIENTED[kind](tiff(turn, order)) for turn in range(1, 9) for order in "<>"]
+    for one, piped in zip(data, in_pipeline(data), strict=True):
+        assert_close(compiled(one), reference(one), 0)
+        np.testing.assert_array_equal(piped, compiled(one))
+        np.testing.assert_array_equal(decode_image(tf.constant(one)), piped)
+    assert not np.array_equal(compiled(data[4]), compiled(data[0]))
+
+
+def test_exif_behind_other_segments_is_found(compiled: Callable[[bytes], Pixels]) -> None:
+    data = encoded(Image.fromarray(photo()), "JPEG", exif=b"Exif\0\0" + tiff(6), icc_profile=b"x" * 90_000)
+    jfif = b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0" + b"\xff\xfe\0\x0bExif\0\0II*" + b"\xff\xff"
+    moved = data[:2] + jfif + data[2:].replace(b"\xff\xe0\0\x10JFIF", b"\xff\xec\0\x10JFIF", 1)
+    assert compiled(moved).shape == (WIDTH, HEIGHT, 3)
+
+
+@pytest.mark.parametrize("kind", ORIENTED)
+def test_damaged_exif_means_upright(kind: str, compiled: Callable[[bytes], Pixels]) -> None:
+    good, rng = tiff(6), np.random.default_rng(0)
+    damaged = [
+        b"II*\0",
+        b"",
+        good[:20],
+        good[:8] + b"\xff\xff" + good[10:],
+        b"XX" + good[2:],
+        tiff(0),
+        tiff(9),
+    ]
+    damaged += [good[:4] + struct.pack("<I", at) + good[8:] for at in (0, 60, 10_000, 2**32 - 1)]
+    damaged += [rng.bytes(40) for _ in range(10)]
+    for exif in damaged:
+        image = compiled(ORIENTED[kind](exif))
+        assert image.shape[2] == 3
+    assert compiled(ORIENTED[kind](good[:20])).shape == (HEIGHT, WIDTH, 3)
+
+
+BROKEN = {
+    "empty": b"",
+    "text": b"hello, this is not an image",
+    "animated webp": animated("WEBP"),
+    "bmp with 16 bits": bitmap(16),
+    "bmp compressed": bitmap(8, compression=1),
+    "bmp truncated": bitmap(24)[:-1],
+    "tiff": encoded(Image.fromarray(photo()), "TIFF"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_what_is_not_an_image_is_an_error(kind: str, compiled: Callable[[bytes], Pixels]) -> None:
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        compiled(BROKEN[kind])
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        decode_image(tf.constant(BROKEN[kind]))
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "jpeg progressive", "png", "webp", "webp lossless", "bmp", "gif"])
+def test_truncated_image_is_an_error(kind: str, compiled: Callable[[bytes], Pixels]) -> None:
+    data = KINDS[kind][0]()
+    for length in (3, 12, 30, len(data) // 2, len(data) * 9 // 10):
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            compiled(data[:length])
+
+
+FUZZ = """
+import random, sys
+import tensorflow as tf
+sys.path.insert(0, sys.argv[1]); sys.path.insert(0, sys.argv[1] + "/tests")
+from trainer.data.decode import decode_image
+import test_decode as t
+decode = tf.function(decode_image, input_signature=[tf.TensorSpec([], tf.string)])
+seeds = [make() for make, _ in t.KINDS.values()] + [make(t.tiff(6)) for make in t.ORIENTED.values()]
+seeds += [t.animated("WEBP")]
+chance = random.Random(int(sys.argv[2]))
+for _ in range(int(sys.argv[3])):
+    data = bytearray(chance.choice(seeds))
+    for _ in range(chance.choice([1, 1, 2, 8])):
+        where = chance.randrange(min(len(data), chance.choice([40, 100, 100_000])))
+        data[where] = chance.choice([0, 1, 0x7F, 0x80, 0xFF, chance.randrange(256), data[where] ^ (1 << chance.randrange(8))])
+    if chance.random() < 0.1:
+        del data[chance.randrange(len(data)) :]
+    try:
+        assert decode(bytes(data)).shape[2] == 3
+    except (tf.errors.InvalidArgumentError, tf.errors.ResourceExhaustedError):
+        pass
+print("survived")
+"""
+
+
+def test_damaged_images_never_end_the_process() -> None:
+    command = [sys.executable, "-c", FUZZ, str(ROOT), "1", "600"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert ended.stdout.strip() == "survived", ended.stderr[-2000:]
+
+
+def resized(image: Pixels, size: int, resize: str, interpolation: str) -> Pixels:
+    function = tf.function(lambda pixels: resize_image(pixels, size, resize, interpolation))
+    eager = resize_image(tf.constant(image), size, resize, interpolation).numpy()
+    np.testing.assert_array_equal(function(image), eager)
+    return np.asarray(eager)
+
+
+@pytest.mark.parametrize(("interpolation", "tolerance"), [("bilinear", 1), ("nearest", 0)])
+@pytest.mark.parametrize("size", [8, 13, 40])
+def test_stretched_image_is_what_pillow_makes(interpolation: str, tolerance: int, size: int) -> None:
+    image = photo()
+    expected = np.asarray(
+        Image.fromarray(image).resize((size, size), Image.Resampling[interpolation.upper()])
+    )
+    assert_close(resized(image, size, "stretch", interpolation), expected, tolerance)
+
+
+def test_cropped_image_is_the_middle_square() -> None:
+    image = photo()
+    np.testing.assert_array_equal(resized(image, HEIGHT, "crop", "nearest"), image[:, 4 : 4 + HEIGHT])
+    turned = image.transpose(1, 0, 2)
+    np.testing.assert_array_equal(resized(turned, HEIGHT, "crop", "bilinear"), turned[4 : 4 + HEIGHT])
+
+
+def test_padded_image_is_whole_in_the_middle_of_black() -> None:
+    image = np.maximum(photo(), 1)
+    padded = resized(image, WIDTH, "pad", "nearest")
+    np.testing.assert_array_equal(padded[4 : 4 + HEIGHT], image)
+    assert padded[:4].max() == 0
+    assert padded[4 + HEIGHT :].max() == 0
+    assert resized(image[:1], 8, "pad", "bilinear").any(axis=(1, 2)).sum() == 1
+
+
+def test_image_of_the_right_size_is_unchanged() -> None:
+    image = photo()[:, :HEIGHT]
+    for resize in ("stretch", "crop", "pad"):
+        np.testing.assert_array_equal(resized(image, HEIGHT, resize, "bilinear"), image)
+
+
+def test_decode_and_resize_turns_before_it_crops() -> None:
+    data = ORIENTED["png"](tiff(6))
+    expected = resize_image(tf.constant(reference(data)), 8, "crop", "bilinear")
+    np.testing.assert_array_equal(decode_and_resize(tf.constant(data), 8, "crop", "bilinear"), expected)

@@ -1,0 +1,206 @@
+"""Whole runs, as real processes: what they leave behind, say and end with."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from trainer.metrics import compute_metrics, read_predictions
+from trainer.publish import is_finished, verify
+
+QUICK = [
+    "--set", "data.image_size=16", "--set", "model={family: plain, filters: [8], dropout: 0.2}",
+    "--set", "train.epochs=2", "--set", "train.global_batch_size=8", "--set", "train.deterministic=true",
+]  # fmt: skip
+
+LEFT_BEHIND = {
+    "spec.yaml", "environment.json", "dataset.json", "rejected.csv", "history.jsonl", "events", "checkpoints",
+    "predictions.csv", "metrics.json", "report.html", "plots", "model", "MANIFEST.json", "_SUCCESS",
+}  # fmt: skip
+
+
+def command(*arguments: str | Path, module: str = "trainer.cli") -> list[str]:
+    return [sys.executable, "-m", module, *map(str, arguments)]
+
+
+def trainer(*arguments: str | Path, cache: Path, module: str = "trainer.cli") -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "NO_COLOR": "1"}
+    return subprocess.run(
+        command(*arguments, module=module), env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+
+
+def refused(done: subprocess.CompletedProcess[str], exit_code: int, *words: str) -> None:
+    """Check the code, the words, and that nobody sees a traceback."""
+    assert done.returncode == exit_code, done.stdout + done.stderr
+    for word in words:
+        assert word in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert "Error: " in done.stderr
+
+
+@pytest.fixture(scope="module")
+def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A finished run on the photos, one of which is damaged."""
+    folder = tmp_path_factory.mktemp("runs")
+    bad = next(photos.rglob("*.*")).parent / "broken.jpg"
+    bad.write_text("not a picture")
+    try:
+        done = trainer(
+            "train", "--data", photos, "--output", folder, "--run-name", "first", *QUICK, "--set",
+            "data.max_rejected=0.2", cache=folder / "cache",
+        )  # fmt: skip
+    finally:
+        bad.unlink()
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "first", done
+
+
+def test_a_run_leaves_what_it_promises(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    run, done = finished
+    assert {path.name for path in run.iterdir()} == LEFT_BEHIND
+    assert is_finished(run) and verify(run) == []
+    assert (run.parent / "latest").read_text().strip() == "first"
+    assert "Found " in done.stdout and "classes: " in done.stdout
+    assert str(run / "report.html") in done.stdout
+    assert "golden predictions agree" in done.stdout
+    assert "\x1b" not in done.stdout
+    rows = list(csv.reader((run / "rejected.csv").open()))
+    assert rows[0] == ["path", "reason"] and "broken.jpg" in rows[1][0] and "not an image" in rows[1][1]
+    assert len((run / "history.jsonl").read_text().splitlines()) == 2
+    environment = json.loads((run / "environment.json").read_text())
+    assert {"command", "git_commit", "packages", "host", "devices", "seed"} <= set(environment)
+
+
+def test_metrics_can_be_recomputed_from_the_predictions(
+    finished: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    run, _ = finished
+    metrics = json.loads((run / "metrics.json").read_text())
+    for predictions in read_predictions(run / "predictions.csv"):
+        for name, value in compute_metrics(predictions).items():
+            assert metrics[f"{predictions.split}/{name}"] == pytest.approx(value, abs=1e-12)
+
+
+def test_the_same_command_on_a_finished_run_does_nothing_and_succeeds(
+    finished: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    run, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    done = trainer("train", run / "spec.yaml", cache=run.parent / "cache")
+    assert done.returncode == 0 and "finished" in done.stdout
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+
+
+def test_a_name_taken_by_another_spec_is_refused_with_the_keys(
+    finished: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    run, _ = finished
+    done = trainer("train", run / "spec.yaml", "--set", "train.epochs=9", cache=run.parent / "cache")
+    refused(done, 2, "train.epochs: 2 -> 9", "--run-name")
+
+
+def test_the_model_answers_for_files_folders_and_json(
+    finished: tuple[Path, subprocess.CompletedProcess[str]], photos: Path, tmp_path: Path
+) -> None:
+    run, _ = finished
+    pictures = sorted(photos.rglob("*.png"))[:3]
+    done = trainer("predict", run, *pictures, "--json", cache=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["path"] for row in rows] == [str(path) for path in pictures]
+    for row in rows:
+        assert row["probability"] == max(row["probabilities"].values())
+        assert sum(row["probabilities"].values()) == pytest.approx(1.0, abs=1e-5)
+    table = trainer("predict", run / "model", photos, cache=tmp_path)
+    assert table.returncode == 0
+    assert len(table.stdout.splitlines()) == len([path for path in photos.rglob("*") if path.is_file()])
+
+
+def test_a_picture_that_cannot_be_used_is_named_and_the_others_are_answered(
+    finished: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    run, _ = finished
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "b.jpg").write_text("hello")
+    (tmp_path / "c.jpg").write_bytes(b"")
+    done = trainer("predict", run, tmp_path, cache=tmp_path / "cache")
+    refused(done, 65, "b.jpg: not an image", "c.jpg: an empty file", "2 of 3")
+    assert len(done.stdout.splitlines()) == 1 and "a.png" in done.stdout
+
+
+def test_what_is_no_model_is_refused(
+    finished: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    run, _ = finished
+    picture = tmp_path / "a.png"
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(picture)
+    refused(trainer("predict", tmp_path / "none", picture, cache=tmp_path), 2, "no such folder")
+    refused(trainer("predict", tmp_path, picture, cache=tmp_path), 2, "not a run or a model")
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-r", run / "model", copy], check=True)
+    about = json.loads((copy / "assets" / "model.json").read_text())
+    (copy / "assets" / "model.json").write_text(json.dumps({**about, "format_version": 99}))
+    refused(trainer("predict", copy, picture, cache=tmp_path), 2, "format 99")
+    (copy / "assets" / "model.json").unlink()
+    refused(trainer("predict", copy, picture, cache=tmp_path), 2, "not exported by this program")
+
+
+def test_a_run_stopped_by_a_signal_goes_on_to_the_same_bits(photos: Path, tmp_path: Path) -> None:
+    settings = [*QUICK, "--set", "train.epochs=40", "--set", "train.steps_per_call=1"]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    arguments = ["--data", photos, "--output", tmp_path, *settings]
+    process = subprocess.Popen(
+        command(*arguments, "--run-name", "stopped", module="trainer.task"),
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    history = tmp_path / "stopped" / "history.jsonl"
+    while not history.exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 143, out + err
+    assert "checkpoint is safe" in err and "Traceback" not in err
+    again = trainer("train", tmp_path / "stopped" / "spec.yaml", cache=tmp_path / "cache")
+    assert again.returncode == 0 and "continuing after step" in again.stdout, again.stderr
+    whole = trainer(*arguments, "--run-name", "whole", cache=tmp_path / "cache", module="trainer.task")
+    assert whole.returncode == 0
+    for name in ("predictions.csv",):
+        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_what_a_user_gets_wrong_is_refused_without_a_traceback(photos: Path, tmp_path: Path) -> None:
+    base = ["train", "--output", tmp_path / "out", *QUICK]
+    refused(trainer(*base, "--data", tmp_path / "missing", cache=tmp_path), 65, "missing")
+    (tmp_path / "empty").mkdir()
+    refused(trainer(*base, "--data", tmp_path / "empty", cache=tmp_path), 65, "no ")
+    refused(trainer(*base, "--data", next(photos.rglob("*.png")).parent, cache=tmp_path), 65, "class")
+    refused(trainer("train", "--recipe", "cats", cache=tmp_path), 2, "cats-vs-dogs")
+    refused(trainer("train", tmp_path / "spec.yaml", cache=tmp_path), 2, "can't be read")
+    taken = tmp_path / "file"
+    taken.write_text("mine")
+    refused(trainer("train", "--data", photos, "--output", taken, *QUICK, cache=tmp_path), 2, "file")
+    assert taken.read_text() == "mine"
+    refused(
+        trainer(*base, "--data", photos, "--set", "train.class_weights={unicorn: 2}", cache=tmp_path), 2, "unicorn"
+    )
+
+
+def test_printed_specs_and_recipes_are_yaml(tmp_path: Path) -> None:
+    listed = trainer("recipes", cache=tmp_path)
+    names = [line.split()[0] for line in listed.stdout.splitlines()]
+    assert {"demo", "cats-vs-dogs", "cifar10", "cats-vs-dogs-augmented"} <= set(names)
+    printed = trainer("recipes", "cifar10", cache=tmp_path)
+    assert yaml.safe_load(printed.stdout)["train"]["epochs"] == 10

@@ -1,0 +1,134 @@
+"""The spec: what is accepted, what is refused, and in which words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trainer.exits import EXIT_CODES, TrainerError, UsageError
+from trainer.recipes import read_recipe, recipe_names, recipe_summary
+from trainer.spec import dump_spec, load_spec, read_spec, spec_changes, spec_digest
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_is_valid_and_survives_a_round_trip(name: str, tmp_path: Path) -> None:
+    spec = load_spec(recipe=name)
+    path = tmp_path / "spec.yaml"
+    path.write_text(dump_spec(spec))
+    assert read_spec(path) == spec
+    assert load_spec(path) == spec
+    assert spec.recipe == name
+    assert recipe_summary(name) and not recipe_summary(name).startswith("#")
+    assert read_recipe(name).startswith("#")
+
+
+def test_the_papers_recipe_is_the_papers() -> None:
+    spec = load_spec(recipe="cats-vs-dogs")
+    assert spec.data.image_size == 150
+    assert spec.data.source == "https://storage.googleapis.com/mledu-datasets/cats_and_dogs_filtered.zip"
+    assert spec.model.model_dump() == {
+        "family": "plain",
+        "filters": (16, 32, 64, 1024),
+        "pool_last": True,
+        "dense_units": (),
+        "dropout": 0.0,
+        "binary_unit": True,
+        "average_mirror": False,
+    }
+    assert (spec.optimizer.name, spec.optimizer.learning_rate) == ("rmsprop", 0.001)
+    assert (spec.train.epochs, spec.train.global_batch_size, spec.train.precision) == (15, 20, "float32")
+    assert spec.augment == load_spec().augment
+
+
+def test_later_sources_win_over_earlier_ones(tmp_path: Path) -> None:
+    path = tmp_path / "my.yaml"
+    path.write_text("recipe: cifar10\ntrain: {epochs: 5, global_batch_size: 64}\n")
+    spec = load_spec(path, settings=["train.epochs=7"], overrides={"data.source": "photos", "output": None})
+    assert spec.optimizer.name == "adam"
+    assert spec.train.global_batch_size == 64
+    assert spec.train.epochs == 7
+    assert (spec.data.source, spec.output, spec.recipe) == ("photos", "runs", "cifar10")
+
+
+def test_a_model_of_another_family_starts_from_its_own_defaults() -> None:
+    spec = load_spec(recipe="cifar10", settings=["model={family: residual, blocks: [1, 1, 1]}"])
+    assert spec.model.family == "residual"
+    assert load_spec(settings=["model.filters=[8]", "model.blocks=[1]"]).model.family == "residual"
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("train.epoks=3", ["train.epoks", "train.epochs", "3"]),
+        ("epochs=3", ["epochs", "train.epochs"]),
+        ("train.epochs=yes", ["train.epochs", "integer", "True"]),
+        ('train.epochs="3"', ["train.epochs", "integer", "'3'"]),
+        ("train.epochs=0", ["train.epochs", "greater", "0"]),
+        ("train.epochs", ["key.path=value", "'train.epochs'"]),
+        ("train.epochs=[", ["not YAML", "'['"]),
+        ("optimizer.learning_rate=.nan", ["optimizer.learning_rate", "finite"]),
+        ("model.family=vgg", ["model.family", "'plain', 'residual'", "'vgg'"]),
+        ("model.pool_last=true", ["model.pool_last", "another model.family"]),
+        ("model.filters=[1, a]", ["model.filters.1", "integer", "'a'"]),
+        ("train.steps_per_call=0", ["train.steps_per_call", "0"]),
+        ("train.class_weights={cats: 0}", ["train.class_weights", "0"]),
+        ("augment.crop.scale=[1, 0.5]", ["augment.crop", "smallest"]),
+        ("data=3", ["data must hold settings", "3"]),
+        ("data.checksum=abc", ["data.checksum", "'abc'"]),
+        ("run_name=../x", ["run_name", "'../x'"]),
+        ("seed=-1", ["seed", "-1"]),
+    ],
+)
+def test_a_bad_setting_is_named_with_what_was_received(setting: str, words: list[str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_spec(settings=[setting])
+    message = str(caught.value)
+    for word in words:
+        assert word in message
+    assert len(message.splitlines()) == 1
+
+
+def test_an_exponent_without_a_dot_is_a_number() -> None:
+    assert load_spec(settings=["optimizer.learning_rate=1e-4"]).optimizer.learning_rate == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("train: {epochs: 1, epochs: 2}", "twice"),
+        ("- a\n- b\n", "key: value"),
+        ("train: [", "line 1"),
+        ("train: {epoks: 3}", "Did you mean train.epochs?"),
+        ("recipe: cats-vs-dog", "Did you mean cats-vs-dogs?"),
+        ("3: 4", "not text"),
+        ("\x00", "not valid YAML"),
+    ],
+)
+def test_a_bad_file_is_refused_in_words(text: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=words.replace("?", r"\?")):
+        load_spec(path)
+
+
+def test_a_file_that_cannot_be_read_is_refused_in_words(tmp_path: Path) -> None:
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    for path in (tmp_path / "missing.yaml", tmp_path, binary):
+        with pytest.raises(UsageError, match="can't be read"):
+            load_spec(path)
+
+
+def test_the_digest_knows_what_can_change_the_result() -> None:
+    spec = load_spec(recipe="demo")
+    assert spec_digest(spec) == spec_digest(spec.model_copy(update={"output": "x", "run_name": "y"}))
+    other = load_spec(recipe="demo", settings=["train.epochs=3"])
+    assert spec_digest(spec) != spec_digest(other)
+    assert spec_changes(spec, other) == ["train.epochs: 15 -> 3"]
+    assert spec_changes(spec, spec) == []
+
+
+def test_every_exception_has_a_code_of_the_table() -> None:
+    codes = {each.exit_code for each in TrainerError.__subclasses__()} | {TrainerError.exit_code}
+    assert codes | {0, 137} == set(EXIT_CODES)

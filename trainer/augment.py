@@ -1,0 +1,220 @@
+"""Random changes to a batch of images: tensor to tensor, stateless, seeded by position.
+
+In: images [batch, size, size, 3], uint8 or float, in 0..255, and one row of uniform
+numbers for each image. Out: float32 images [batch, side, side, 3] in 0..255.
+
+The numbers of a step are drawn for the whole global batch, whatever part of it a replica
+holds, so that an image is changed in the same way on any number of replicas. All
+operations are dense arithmetic, which runs on a CPU, a GPU and a TPU alike; only rotation
+needs a kernel that XLA lacks.
+"""
+
+from __future__ import annotations
+
+import math
+
+import tensorflow as tf
+
+from trainer.spec import AugmentSpec, CropSpec
+
+DRAWS = 20
+"""How many uniform numbers an image gets in a step, used or not."""
+
+# Luma of ITU-R BT.601, which JPEG uses.
+_LUMA = (0.299, 0.587, 0.114)
+# RGB to YIQ (NTSC), whose I-Q plane is the plane of hue; the second is its inverse.
+_TO_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
+
+
+def draw_numbers(seed: int, step: tf.Tensor, global_batch_size: int | tf.Tensor) -> tf.Tensor:
+    """Return uniform numbers in [0, 1), float32 [global batch, DRAWS], a pure function of its arguments."""
+    return tf.random.stateless_uniform([global_batch_size, DRAWS], tf.stack([tf.cast(seed, tf.int64), step]))
+
+
+def augment_images(images: tf.Tensor, draws: tf.Tensor, spec: AugmentSpec, side: int) -> tf.Tensor:
+    """Return changed images, float32 [batch, side, side, 3] in 0..255.
+
+    `images` are [batch, size, size, 3] in 0..255 and `draws` [batch, DRAWS] in [0, 1).
+    Without a crop, `side` must be the size of the images.
+    """
+    images = tf.cast(images, tf.float32)
+    if spec.rotate_degrees:
+        images = rotate(images, _spread(draws[:, 0], spec.rotate_degrees))
+    images = _crop_and_flip(images, draws[:, 1:7], spec, side)
+    if spec.brightness or spec.contrast or spec.saturation or spec.hue:
+        images = _jitter(images, draws[:, 7:11], spec)
+    if spec.noise:
+        images = add_noise(images, draws[:, 11] * spec.noise, draws[:, 12:14])
+    if spec.erase:
+        images = erase(images, draws[:, 14:19], spec.erase)
+    return images
+
+
+def crop_side(spec: AugmentSpec, image_size: int, epoch: int, epochs: int) -> int:
+    """Return the side, in pixels, of training images in `epoch`, counted from 0.
+
+    With `crop.first_size` it grows in steps of 16 pixels over the first three quarters of the
+    training: small images teach the coarse features for a fraction of the cost (Howard
+    2018; Tan and Le 2021, "EfficientNetV2").
+    """
+    if spec.crop is None:
+        return image_size
+    last = spec.crop.size or image_size
+    first = spec.crop.first_size or last
+    progress = min(1.0, epoch / max(1.0, 0.75 * epochs))
+    grown = first + (last - first) * progress
+    return last if progress >= 1.0 else min(last, max(first, 16 * round(grown / 16)))
+
+
+def resample(images: tf.Tensor, top: tf.Tensor, left: tf.Tensor, height: tf.Tensor, width: tf.Tensor,
+             mirrored: tf.Tensor, flipped: tf.Tensor, side: int) -> tf.Tensor:  # fmt: skip
+    """Return a rectangle of each image, resized to [batch, side, side, 3] with antialiasing.
+
+    `top`, `left`, `height` and `width` are float32 [batch], in pixels; `mirrored` and
+    `flipped` are bool [batch]. Resizing by a triangle filter is separable, so it is two
+    matrix products, as in `tf.image.resize(antialias=True)` but with a rectangle an image.
+    """
+    rows = _resize_weights(top, height, flipped, images.shape[1] or tf.shape(images)[1], side)
+    columns = _resize_weights(left, width, mirrored, images.shape[2] or tf.shape(images)[2], side)
+    images = tf.einsum("bij,bjkc->bikc", rows, images)
+    return tf.einsum("bxk,bikc->bixc", columns, images)
+
+
+def rotate(images: tf.Tensor, angles: tf.Tensor) -> tf.Tensor:
+    """Return images turned about their centres by `angles`, float32 [batch] in radians.
+
+    Corners that come from outside are mirrored in.
+    """
+    size = tf.cast(tf.shape(images)[1:3], tf.float32)
+    cos, sin = tf.cos(angles), tf.sin(angles)
+    y, x = (size[0] - 1.0) / 2.0, (size[1] - 1.0) / 2.0
+    zero = tf.zeros_like(angles)
+    matrix = tf.stack([cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y, zero, zero], axis=1)
+    return tf.raw_ops.ImageProjectiveTransformV3(
+        images=images,
+        transforms=matrix,
+        output_shape=tf.shape(images)[1:3],
+        fill_value=0.0,
+        interpolation="BILINEAR",
+        fill_mode="REFLECT",
+    )
+
+
+def change_colors(images: tf.Tensor, brightness: tf.Tensor, contrast: tf.Tensor, saturation: tf.Tensor,
+                  hue: tf.Tensor) -> tf.Tensor:  # fmt: skip
+    """Return images with changed colours, float32 [batch, height, width, 3] in 0..255.
+
+    All arguments are float32 [batch]: `brightness` is added (1 is white), `contrast` and
+    `saturation` multiply the distance to the image's mean grey and to the pixel's own grey,
+    and `hue` turns the I-Q plane of YIQ (1 is a full turn). All of it is one 3 x 3 matrix
+    and one offset an image.
+    """
+    matrix = contrast[:, None, None] * tf.matmul(_saturation_matrix(saturation), _hue_matrix(hue))
+    grey = tf.reduce_mean(tf.tensordot(images, tf.constant(_LUMA), 1), axis=[1, 2])
+    offset = (1.0 - contrast) * grey + 255.0 * brightness
+    changed = tf.einsum("bij,bhwj->bhwi", matrix, images) + offset[:, None, None, None]
+    return tf.clip_by_value(changed, 0.0, 255.0)
+
+
+def add_noise(images: tf.Tensor, stddev: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
+    """Return images with Gaussian noise of `stddev`, float32 [batch], 1 being white.
+
+    `draws`, [batch, 2] in [0, 1), seed the noise of each image by itself.
+    """
+    seeds = tf.cast(draws * 2.0**31, tf.int32)
+
+    def noise(seed: tf.Tensor) -> tf.Tensor:
+        return tf.random.stateless_normal(tf.shape(images)[1:], seed)
+
+    noises = tf.map_fn(noise, seeds, fn_output_signature=tf.float32)
+    return tf.clip_by_value(images + 255.0 * stddev[:, None, None, None] * noises, 0.0, 255.0)
+
+
+def erase(images: tf.Tensor, draws: tf.Tensor, probability: float) -> tf.Tensor:
+    """Return images of which some have a grey rectangle (Zhong et al. 2017, "Random Erasing").
+
+    `draws` is [batch, 5] in [0, 1): whether, area (2% to 33%), log of the ratio (0.3 to 3.3),
+    and place.
+    """
+    size = tf.cast(tf.shape(images)[1], tf.float32)
+    area = 0.02 + 0.31 * draws[:, 1]
+    root = tf.exp(0.5 * math.log(3.3) * (2.0 * draws[:, 2] - 1.0))
+    height, width = (tf.minimum(size, size * tf.sqrt(area) * each) for each in (root, 1.0 / root))
+    inside = _band(draws[:, 3] * (size - height), height, size)[:, :, None]
+    inside &= _band(draws[:, 4] * (size - width), width, size)[:, None, :]
+    inside &= (draws[:, 0] < probability)[:, None, None]
+    return tf.where(inside[..., None], 127.5, images)
+
+
+def _crop_and_flip(images: tf.Tensor, draws: tf.Tensor, spec: AugmentSpec, side: int) -> tf.Tensor:
+    mirrored = (draws[:, 0] < 0.5) & (spec.flip != "none")
+    flipped = (draws[:, 1] < 0.5) & (spec.flip == "both")
+    if spec.crop is None:
+        return _flip(images, mirrored, flipped)
+    size = tf.cast(tf.shape(images)[1], tf.float32)
+    height, width = _crop_sides(draws[:, 2], draws[:, 3], spec.crop, size)
+    top, left = draws[:, 4] * (size - height), draws[:, 5] * (size - width)
+    return resample(images, top, left, height, width, mirrored, flipped, side)
+
+
+def _flip(images: tf.Tensor, mirrored: tf.Tensor, flipped: tf.Tensor) -> tf.Tensor:
+    images = tf.where(mirrored[:, None, None, None], tf.reverse(images, [2]), images)
+    return tf.where(flipped[:, None, None, None], tf.reverse(images, [1]), images)
+
+
+def _crop_sides(
+    area: tf.Tensor, ratio: tf.Tensor, spec: CropSpec, size: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return height and width in pixels; a side that would leave the image is cut to it."""
+    area = spec.scale[0] + (spec.scale[1] - spec.scale[0]) * area
+    low, high = math.log(spec.ratio[0]), math.log(spec.ratio[1])
+    root = tf.exp(0.5 * (low + (high - low) * ratio))
+    return tf.minimum(size, size * tf.sqrt(area) / root), tf.minimum(size, size * tf.sqrt(area) * root)
+
+
+def _resize_weights(
+    start: tf.Tensor, length: tf.Tensor, reversed_: tf.Tensor, size: int | tf.Tensor, side: int
+) -> tf.Tensor:
+    """Return the weight of each source pixel in each target pixel, [batch, side, size]."""
+    scale = length / side
+    target = tf.range(side, dtype=tf.float32)
+    target = tf.where(reversed_[:, None], side - 1.0 - target, target) + 0.5
+    centre = start[:, None] + target * scale[:, None]
+    source = tf.range(tf.cast(size, tf.float32)) + 0.5
+    distance = tf.abs(source[None, None, :] - centre[:, :, None])
+    weights = tf.maximum(0.0, 1.0 - distance / tf.maximum(scale, 1.0)[:, None, None])
+    # Close to the border the filter hangs over; what is left of it counts for the whole.
+    return weights / tf.maximum(tf.reduce_sum(weights, axis=2, keepdims=True), 1e-6)
+
+
+def _jitter(images: tf.Tensor, draws: tf.Tensor, spec: AugmentSpec) -> tf.Tensor:
+    return change_colors(
+        images,
+        brightness=(2.0 * draws[:, 0] - 1.0) * spec.brightness,
+        contrast=1.0 + (2.0 * draws[:, 1] - 1.0) * spec.contrast,
+        saturation=1.0 + (2.0 * draws[:, 2] - 1.0) * spec.saturation,
+        hue=(2.0 * draws[:, 3] - 1.0) * spec.hue,
+    )
+
+
+def _saturation_matrix(saturation: tf.Tensor) -> tf.Tensor:
+    grey = tf.tile(tf.constant(_LUMA)[None, None, :], [1, 3, 1])
+    factor = saturation[:, None, None]
+    return factor * tf.eye(3)[None] + (1.0 - factor) * grey
+
+
+def _hue_matrix(hue: tf.Tensor) -> tf.Tensor:
+    angle = 2.0 * math.pi * hue
+    cos, sin, one, zero = tf.cos(angle), tf.sin(angle), tf.ones_like(hue), tf.zeros_like(hue)
+    turn = tf.reshape(tf.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], axis=1), [-1, 3, 3])
+    to_yiq = tf.constant(_TO_YIQ)
+    return tf.linalg.inv(to_yiq)[None] @ turn @ to_yiq[None]
+
+
+def _spread(draws: tf.Tensor, degrees: float) -> tf.Tensor:
+    return (2.0 * draws - 1.0) * math.radians(degrees)
+
+
+def _band(start: tf.Tensor, length: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+    position = tf.range(size)[None, :] + 0.5
+    return (position >= start[:, None]) & (position < (start + length)[:, None])

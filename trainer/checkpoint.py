@@ -1,0 +1,88 @@
+"""The whole training state, saved and restored exactly.
+
+In: named variables and a record of where training stands. Out: one file that holds both,
+visible only when it is complete. Plain arrays, no pickles and no code: `numpy.load` reads
+them anywhere.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from trainer.exits import UsageError
+from trainer.storage.local import write_bytes
+
+_RECORD = "record.json"
+_KEPT = 2
+
+
+def save_checkpoint(folder: Path, step: int, variables: Mapping[str, tf.Variable], record: Mapping[str, Any]) -> Path:
+    """Write `variables` and `record` (JSON values) to folder/step-00001234.npz; return the path.
+
+    The newest two are kept. Raises what `write_bytes` raises.
+    """
+    path = folder / f"step-{step:08d}.npz"
+    write_arrays(path, variables, record)
+    for old in list_checkpoints(folder)[:-_KEPT]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def write_arrays(path: Path, variables: Mapping[str, tf.Variable], record: Mapping[str, Any]) -> None:
+    """Write `variables` and `record` to `path`, which appears only when it is complete."""
+    arrays = {name: variable.numpy() for name, variable in variables.items()}
+    arrays[_RECORD] = np.frombuffer(json.dumps(record).encode(), np.uint8)
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write_bytes(path, buffer.getvalue())
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints in `folder`, oldest first."""
+    return sorted(folder.glob("step-*.npz"))
+
+
+def restore_newest(folder: Path, variables: Mapping[str, tf.Variable]) -> dict[str, Any] | None:
+    """Put the newest readable checkpoint's values into `variables`; return its record, or None.
+
+    A damaged file is passed over for the one before it.
+    """
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            return restore_checkpoint(path, variables)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+            continue
+    return None
+
+
+def restore_checkpoint(path: Path, variables: Mapping[str, tf.Variable]) -> dict[str, Any]:
+    """Put the values of the checkpoint at `path` into `variables`; return its record.
+
+    All values are read and compared in shape before the first variable changes. Raises
+    UsageError for a checkpoint of another model, and OSError, ValueError or BadZipFile for
+    a damaged file.
+    """
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    record: dict[str, Any] = json.loads(arrays.pop(_RECORD).tobytes())
+    differing = sorted(
+        name
+        for name in {*arrays, *variables}
+        if name not in arrays or name not in variables or arrays[name].shape != tuple(variables[name].shape)
+    )
+    if differing:
+        raise UsageError(
+            f"The checkpoint {path} is of another model; give this run another --run-name. "
+            f"Received: {len(differing)} variables that differ, such as {differing[0]}"
+        )
+    for name, variable in variables.items():
+        variable.assign(arrays[name])
+    return record

@@ -1,0 +1,141 @@
+"""The commands of `trainer`.
+
+In: the command line and the environment. Out: calls into the rooms, and an exit code. Only
+click is imported here, so that help comes at once; each command imports what it needs.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from trainer import __version__
+from trainer.exits import TrainerError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_DATA_HELP = "A folder, an archive (.zip, .tar, .tar.gz), an import file, or its https:// URL."
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, message="trainer %(version)s")
+def cli() -> None:
+    """Train an image classifier from a folder of pictures, and use it."""
+
+
+def spec_options(command: Command) -> Command:
+    """Add the options that describe a run."""
+    for option in reversed(
+        [
+            click.argument("spec_path", metavar="[SPEC.yaml]", required=False, type=click.Path(path_type=Path)),
+            click.option("--recipe", metavar="NAME", help="Start from a recipe; `trainer recipes` lists them."),
+            click.option("--data", metavar="URI", help=_DATA_HELP),
+            click.option("--output", metavar="DIR", help="Where run folders go.  [default: runs]"),
+            click.option("--run-name", metavar="NAME", help="Name of the run; an unfinished one goes on."),
+            click.option(
+                "--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change a setting: --set train.epochs=3."
+            ),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+@cli.command()
+@spec_options
+def train(
+    spec_path: Path | None,
+    recipe: str | None,
+    data: str | None,
+    output: str | None,
+    run_name: str | None,
+    settings: tuple[str, ...],
+) -> None:
+    """Train: from images to a model, a report and metrics in one run folder.
+
+    With no data, recipe or spec it trains the demo, on pictures that come with the package.
+    """
+    from trainer.cli.train import train_command
+    from trainer.spec import load_spec
+
+    if spec_path is None and recipe is None and data is None:
+        recipe = "demo"
+    overrides = {"data.source": data, "output": output, "run_name": run_name}
+    spec = load_spec(spec_path, recipe, settings, overrides)
+    _quiet_tensorflow()
+    train_command(spec, cache_folder())
+
+
+@cli.command()
+@click.argument("name", required=False)
+def recipes(name: str | None) -> None:
+    """List the recipes, or print one."""
+    from trainer.recipes import read_recipe, recipe_names, recipe_summary
+
+    if name is not None:
+        click.echo(read_recipe(name), nl=False)
+        return
+    for each in recipe_names():
+        click.echo(f"{each:<24}{recipe_summary(each)}")
+
+
+@cli.command()
+@click.argument("model", metavar="RUN_OR_MODEL", type=click.Path(path_type=Path))
+@click.argument("images", metavar="IMAGE_OR_FOLDER...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a picture instead of a table.")
+def predict(model: Path, images: tuple[Path, ...], as_json: bool) -> None:
+    """Say what is on pictures, with a trained model."""
+    from trainer.cli.predict import predict_command
+
+    _quiet_tensorflow()
+    predict_command(model, images, as_json)
+
+
+@cli.command()
+@click.argument("model", metavar="RUN_OR_MODEL", type=click.Path(path_type=Path))
+@click.option("--data", metavar="URI", required=True, help=_DATA_HELP)
+@click.option("--json", "as_json", is_flag=True, help="All metrics as one JSON object.")
+def evaluate(model: Path, data: str, as_json: bool) -> None:
+    """Measure a trained model on labelled pictures."""
+    from trainer.cli.predict import evaluate_command
+
+    _quiet_tensorflow()
+    evaluate_command(model, data, cache_folder(), as_json)
+
+
+def cache_folder() -> Path:
+    """Return where downloads and unpacked archives are kept (the XDG base directory's place)."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "trainer"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with the code of the table in `trainer.exits`."""
+    try:
+        cli.main(args=list(arguments) if arguments is not None else None, prog_name="trainer")
+    except TrainerError as error:
+        _fail(str(error), error.exit_code)
+    except BrokenPipeError:
+        # The reader has gone, as in `trainer recipes | head -1`: nothing to say, and nobody to hear it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _fail(f"The disk is full; free some space and run the same command again. Received: {error}", 75)
+
+
+def _fail(message: str, exit_code: int) -> None:
+    click.echo(f"Error: {message}", err=True)
+    sys.exit(exit_code)
+
+
+def _quiet_tensorflow() -> None:
+    # TensorFlow's C++ side logs dozens of lines at import unless it is told before.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

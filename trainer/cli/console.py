@@ -1,0 +1,131 @@
+"""What a run looks like while it runs.
+
+In: facts, progress and rows. Out: on a terminal, lines and one bar below them; in a log,
+the same lines, one JSON line an interval and one an epoch, and never a bar.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+import rich.console
+import rich.progress
+from rich.text import Text
+
+from trainer import __version__
+from trainer.cli.bars import BarTask, LogTask, epoch_bar, work_bar
+from trainer.data.progress import Task
+
+_LABEL_WIDTH = 10
+
+
+class Console:
+    """The `Screen` of a run."""
+
+    def __init__(self, log_interval_seconds: float) -> None:
+        self.rich = rich.console.Console(highlight=False, soft_wrap=True)
+        self.interval = log_interval_seconds
+        self._bar: rich.progress.Progress | None = None
+        self._next_log = 0.0
+        self._run = ""
+
+    def __enter__(self) -> Console:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end_bar()
+
+    def banner(self) -> None:
+        """Say what this is."""
+        self.line(f"trainer {__version__}")
+
+    def line(self, text: str, style: str = "") -> None:
+        """Print one line."""
+        self.rich.print(Text(text, style=style))
+
+    def on_fact(self, name: str, text: str) -> None:
+        """Print a labelled line."""
+        if name == "run":
+            self._run = text
+        self._end_bar()
+        self.rich.print(Text.assemble((f"{name:<{_LABEL_WIDTH}} ", "bold"), text))
+
+    def on_message(self, message: str) -> None:
+        """Print a sentence that a person should read."""
+        self.line(f"{'note':<{_LABEL_WIDTH}} {message}", style="yellow")
+
+    def say(self, message: str) -> None:
+        """Print what the data rooms have to say."""
+        self.on_message(message)
+
+    def start(self, label: str, total: int | None, unit: str) -> Task:
+        """Announce work on the data."""
+        if not self.rich.is_terminal:
+            return LogTask(label, total, unit, self.interval, self._log)
+        self._end_bar()
+        self._bar = work_bar(self.rich, unit)
+        self._bar.start()
+        return BarTask(self._bar, self._bar.add_task(label, total=total), self._end_bar)
+
+    def on_call(self, report: Any) -> None:
+        """Show where training stands."""
+        if self.rich.is_terminal:
+            self._show_bar(report)
+        elif time.monotonic() >= self._next_log:
+            self._next_log = time.monotonic() + self.interval
+            self._log({"event": "progress", **_rounded(vars(report))})
+
+    def on_epoch(self, row: Mapping[str, Any], epochs: int) -> None:
+        """Print an epoch's line."""
+        if not self.rich.is_terminal:
+            self._log({"event": "epoch", "epochs": epochs, **_rounded(row)})
+            return
+        self.line(_epoch_line(row, epochs))
+
+    def verdict(self, headline: str, advice: str) -> None:
+        """Print how the run came out."""
+        self.line("")
+        self.line(headline, style="bold")
+        self.line(advice)
+
+    def how_to_continue(self) -> str:
+        """Return the command that goes on with this run; empty if none was begun."""
+        return f"Continue with: trainer train {self._run}/spec.yaml" if self._run else ""
+
+    def _show_bar(self, report: Any) -> None:
+        if self._bar is None:
+            self._bar = epoch_bar(self.rich)
+            self._bar.start()
+            self._bar.add_task("training", total=report.total_steps)
+        text = f"loss {report.loss:.3f}  acc {report.accuracy:.3f}  {report.images_per_second:.0f} img/s"
+        self._bar.update(
+            self._bar.task_ids[0], completed=report.step, description=f"epoch {report.epoch}/{report.epochs}", now=text
+        )
+
+    def _end_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _log(self, event: Mapping[str, Any]) -> None:
+        # Not through rich, which would wrap it.
+        print(json.dumps(event), file=self.rich.file, flush=True)
+
+
+def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: float(f"{value:.5g}") if isinstance(value, float) else value for key, value in row.items()}
+
+
+def _epoch_line(row: Mapping[str, Any], epochs: int) -> str:
+    width = len(str(epochs))
+    held_out = next((key.partition("/")[0] for key in row if key.endswith("/loss") and key != "train/loss"), None)
+    text = f"epoch {row['epoch']:>{width}}/{epochs}  loss {row['train/loss']:.3f}  acc {row['train/accuracy']:.3f}"
+    if held_out:
+        text += f"  {held_out} {row[f'{held_out}/loss']:.3f}  {row[f'{held_out}/accuracy']:.3f}"
+    return f"{text}  {row['images_per_second']:.0f} img/s  wait {row['wait_share']:.1%}"

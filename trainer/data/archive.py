@@ -1,0 +1,112 @@
+"""Archives to folders, safely.
+
+In: a local zip, tar or gzipped tar, recognised by its first bytes and not by its name.
+Out: a folder in the cache, named by the archive's sha256, that is there whole or not at
+all. Regular files only: a link, a device, an unsafe name, a bomb, a password or a damaged
+member refuses the whole archive. Archives inside an archive are not opened.
+"""
+
+from __future__ import annotations
+
+import gzip
+import tarfile
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from trainer.data.damage import DAMAGE
+from trainer.data.members import Unpacker
+from trainer.data.progress import Progress
+from trainer.data.unpack_tar import unpack_tar
+from trainer.data.unpack_zip import unpack_zip
+from trainer.exits import DataError
+from trainer.storage import build_once
+
+Kind = Literal["zip", "tar", "gzip"]
+
+_SIGNATURES: tuple[tuple[int, bytes, Kind], ...] = (
+    (0, b"PK\x03\x04", "zip"),
+    (0, b"PK\x05\x06", "zip"),
+    (0, b"\x1f\x8b", "gzip"),
+    (257, b"ustar", "tar"),
+)
+_UNREAD = {
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\x00": "xz",
+    b"7z\xbc\xaf\x27\x1c": "7z",
+    b"Rar!": "rar",
+    b"\x28\xb5\x2f\xfd": "zstd",
+}
+_ARCHIVE_NAMES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".tbz2", ".xz", ".txz", ".7z", ".rar", ".zst")
+
+
+def archive_kind(path: Path) -> Kind | None:
+    """Return which archive the file's first bytes say it is; None for any other file.
+
+    Raises DataError when it can't be read, when it is an archive of a kind that isn't read
+    here, or when it is named like an archive and isn't one.
+    """
+    try:
+        with open(path, "rb") as file:
+            start = file.read(512)
+    except OSError as error:
+        raise DataError(f"The file can't be read: {error.strerror or error}. Received: {path}") from error
+    for offset, signature, kind in _SIGNATURES:
+        if start[offset:].startswith(signature):
+            return _require_tar(path) if kind == "gzip" else kind
+    for signature, name in _UNREAD.items():
+        if start.startswith(signature):
+            raise DataError(
+                f"A {name} archive isn't read; pack the images as .zip or .tar.gz. Received: {path}"
+            )
+    if not path.name.lower().endswith(_ARCHIVE_NAMES):
+        return None
+    if _is_old_tar(start):
+        return "tar"
+    what = f"it starts with {start[:16]!r}" if start else "it is empty"
+    raise DataError(
+        f"The file is named like an archive but isn't one: {what}. Get it again. Received: {path}"
+    )
+
+
+def extract_archive(path: Path, sha256: str, cache_dir: Path, max_bytes: int, progress: Progress) -> Path:
+    """Return the folder that holds the contents of the archive at `path`, extracted once.
+
+    `sha256` (64 hex digits) is that of the archive and names the folder. `max_bytes` is the
+    most that the members may come to. Raises DataError (unsafe, damaged, encrypted, too
+    large), TemporaryError (full disk), UsageError (a cache that can't be written).
+    """
+    folder = cache_dir / "extracted" / sha256
+    build = partial(_unpack, path, archive_kind(path), max_bytes, progress)
+    return build_once(
+        folder, build, lambda: progress.say(f"Waiting for another process that extracts {path.name}")
+    )
+
+
+def _unpack(path: Path, kind: Kind | None, max_bytes: int, progress: Progress, folder: Path) -> None:
+    unpacker = Unpacker(str(path), folder, max_bytes)
+    if kind == "zip":
+        unpack_zip(path, unpacker, progress)
+    else:
+        unpack_tar(path, kind == "gzip", unpacker, progress)
+
+
+def _require_tar(path: Path) -> Kind:
+    try:
+        with gzip.open(path) as file:
+            start = file.read(512)
+    except DAMAGE:
+        # Damaged: extraction says so better.
+        return "gzip"
+    if start[257:262] == b"ustar" or not any(start) or _is_old_tar(start):
+        return "gzip"
+    raise DataError(f"A compressed single file isn't read; unpack it first. Received: {path}")
+
+
+def _is_old_tar(start: bytes) -> bool:
+    """Return whether `start` is a header of the tar that was before "ustar": only its checksum shows it."""
+    try:
+        tarfile.TarInfo.frombuf(start, "utf-8", "strict")
+    except (tarfile.HeaderError, ValueError):
+        return False
+    return True

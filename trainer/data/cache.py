@@ -1,0 +1,124 @@
+"""Decoded images, in memory or on local disk.
+
+In: how many images there are, their size, a budget and a folder. Out: a place to write each
+image once and to take any of them, in any order, as often as needed. Below the budget the pixels
+are in memory; above it in a file that is mapped into memory, of which nothing stays resident after
+a read, and which vanishes with the process, however that ends.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.exits import TemporaryError
+from trainer.storage import explained, prepare_folder
+
+Pixels = NDArray[np.uint8]
+
+
+class PixelCache:
+    """Images of one size: uint8 [count, size, size, 3]. Its methods may be called by several threads."""
+
+    def __init__(self, count: int, size: int, budget_bytes: int, folder: Path) -> None:
+        """Make room for `count` images of `size` x `size`, in a file in `folder` if above `budget_bytes`.
+
+        Raises TemporaryError if the disk has no room for them, UsageError if `folder` can't be written.
+        """
+        self.shape = (count, size, size, 3)
+        self._row_bytes = size * size * 3
+        self._file: int | None = None
+        self._map: mmap.mmap | None = None
+        self._folder = folder
+        total_bytes = count * self._row_bytes
+        if total_bytes <= budget_bytes or not total_bytes:
+            self._pixels: Pixels = np.zeros(self.shape, np.uint8)
+            return
+        self._file = _reserved_file(folder, total_bytes)
+        with explained(folder):
+            self._map = mmap.mmap(self._file, total_bytes, prot=mmap.PROT_READ)
+        self._pixels = np.frombuffer(self._map, np.uint8).reshape(self.shape)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the pixels are in memory; else they are in a file."""
+        return self._file is None
+
+    def write(self, index: int, pixels: Pixels) -> None:
+        """Keep image `index`, uint8 [size, size, 3]. Raises TemporaryError if the disk fails."""
+        if self._file is None:
+            self._pixels[index] = pixels
+            return
+        rest = memoryview(np.asarray(pixels, np.uint8).tobytes())
+        offset = index * self._row_bytes
+        with explained(self._folder):
+            # Not through the map: a disk that fails would end the process instead of raising.
+            while rest:
+                written = os.pwrite(self._file, rest, offset)
+                rest, offset = rest[written:], offset + written
+
+    def take(self, indices: NDArray[np.integer]) -> Pixels:
+        """Return copies of the images at `indices`, integers [n], as uint8 [n, size, size, 3]."""
+        taken: Pixels = np.take(self._pixels, indices, axis=0)
+        if self._map is not None:
+            # The pages stay in the system's cache, which it may drop, but no longer count as this process's.
+            self._map.madvise(mmap.MADV_DONTNEED)
+        return taken
+
+    def close(self) -> None:
+        """Give the memory or the disk space back; nothing can be taken after this."""
+        self._pixels = np.zeros((0, *self.shape[1:]), np.uint8)
+        if self._map is not None and self._file is not None:
+            os.close(self._file)
+            with suppress(BufferError):
+                # Another thread is still copying: then the map goes when it is done.
+                self._map.close()
+        self._map = self._file = None
+
+
+class CacheView:
+    """Some of a cache's images, in an order of their own."""
+
+    def __init__(self, cache: PixelCache, rows: NDArray[np.int64]) -> None:
+        """See the images at `rows`, int64 [n], as number 0 to n - 1."""
+        self._cache = cache
+        self._rows = rows
+        self.shape = (len(rows), *cache.shape[1:])
+
+    def take(self, indices: NDArray[np.integer]) -> Pixels:
+        """Return copies of the images at `indices`, integers [n], as uint8 [n, size, size, 3]."""
+        return self._cache.take(self._rows[indices])
+
+
+def _reserved_file(folder: Path, total_bytes: int) -> int:
+    """Return a new file of that size, already without a name, whose space is really there."""
+    prepare_folder(folder)
+    with explained(folder):
+        _require_space(folder, total_bytes)
+        file, path = tempfile.mkstemp(prefix="pixels-", dir=folder)
+        try:
+            os.unlink(path)
+            # A sparse file would find out in the middle of training that the disk is full.
+            os.posix_fallocate(file, 0, total_bytes)
+        except BaseException:
+            os.close(file)
+            raise
+    return file
+
+
+def _require_space(folder: Path, total_bytes: int) -> None:
+    """Look before reserving, which would take what is left from everyone else before it fails."""
+    disk = os.statvfs(folder)
+    free_bytes = disk.f_bavail * disk.f_frsize
+    if total_bytes > free_bytes:
+        raise TemporaryError(
+            f"The disk has no room for the decoded images: {total_bytes >> 20} MiB are needed. Free some "
+            "space, or use a smaller data.image_size or a larger data.cache_mib. "
+            f"Received: {folder} with {free_bytes >> 20} MiB free"
+        )

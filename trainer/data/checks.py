@@ -1,0 +1,159 @@
+"""What must hold of images before a network is trained on them.
+
+In: items, what was rejected, the hashes of contents. Out: nothing, groups of duplicates, or a
+DataError that names the files or classes and says what to do. Nothing here reads a file.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from trainer.data.items import SPLITS, Item, Rejection
+from trainer.exits import DataError
+
+_EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Groups of items of equal content, each group in the items' order, groups by their first name."""
+
+    across_splits: tuple[tuple[Item, ...], ...]
+    """In several splits."""
+    contradicting: tuple[tuple[Item, ...], ...]
+    """In one split under several labels."""
+
+
+def require_images(items: Sequence[Item], rejections: Sequence[Rejection], source: str) -> None:
+    """Raise DataError if a source has no candidates at all."""
+    if not items:
+        raise DataError(
+            "The source has no images: put those of each class into a folder that has its name. "
+            f"Received: {source!r} with {_counted(len(rejections), 'other file')}{_examples(rejections, ', such as ')}"
+        )
+
+
+def require_few_rejected(candidates: int, rejections: Sequence[Rejection], max_rejected: float) -> None:
+    """Raise DataError if more than the share `max_rejected` of the candidates is damaged.
+
+    candidates: how many files were tried, the damaged ones included.
+    """
+    damaged = [rejection for rejection in rejections if rejection.damaged]
+    if len(damaged) > max_rejected * candidates:
+        raise DataError(
+            f"{len(damaged)} of {_counted(candidates, 'image')} can't be used{_examples(damaged, ': ')}. That is "
+            "more than data.max_rejected allows: repair or remove them, or raise it. "
+            f"Received: data.max_rejected={max_rejected:g}"
+        )
+
+
+def require_classes(before: Iterable[str], kept: Iterable[str]) -> None:
+    """Raise DataError if no image of a class is left, or if there is only one class. Both are labels."""
+    classes, left = set(before), set(kept)
+    if classes - left:
+        raise DataError(
+            "No image of a class could be decoded; repair them or remove the class. "
+            f"Received: {_listed(classes - left)}"
+        )
+    if len(classes) < 2:
+        raise DataError(
+            "There is only one class, so there is nothing to tell apart; there must be at least two, each in "
+            f"a folder of its own. Received: {_listed(classes)}"
+        )
+
+
+def require_full_splits(items: Sequence[Item]) -> None:
+    """Raise DataError if there are no images to train on or to test on, or a split lacks a class."""
+    classes: defaultdict[str, set[str]] = defaultdict(set)
+    for item in items:
+        classes[item.split or ""].add(item.label)
+    if "train" not in classes or len(classes) < 2:
+        wanted = "train" if "train" not in classes else "validation"
+        raise DataError(f"There are no images in {wanted}. Received: images in {_listed(classes)}")
+    everything = set().union(*classes.values())
+    for split in SPLITS:
+        missing = everything - classes[split] if split in classes else set()
+        if missing:
+            others = [other for other in SPLITS if missing & classes.get(other, set())]
+            raise DataError(
+                f"A class has images in {' and '.join(others)} but none in {split}; add some, or remove the "
+                f"class. Received: {_listed(missing)}"
+            )
+
+
+def find_duplicates(items: Sequence[Item], contents: Sequence[str]) -> Duplicates:
+    """Group items of equal content (hash by item).
+
+    Raises DataError if the same content is in train and in a held-out split under different labels.
+    """
+    groups: defaultdict[str, list[Item]] = defaultdict(list)
+    for item, content in zip(items, contents, strict=True):
+        groups[content].append(item)
+    several = [tuple(group) for group in groups.values() if len(group) > 1]
+    _require_agreement(several)
+    return Duplicates(
+        across_splits=tuple(group for group in several if len({item.split for item in group}) > 1),
+        contradicting=tuple(group for group in several if _contradicts_in_a_split(group)),
+    )
+
+
+def _require_agreement(groups: Sequence[tuple[Item, ...]]) -> None:
+    pairs = [
+        (one, other)
+        for group in groups
+        for one in group
+        for other in group
+        if one.split == "train" and other.split != "train" and one.label != other.label
+    ]
+    if pairs:
+        named = "; ".join(f"{one.name} and {other.name}" for one, other in pairs[:_EXAMPLES])
+        raise DataError(
+            "The same image is in train and in a held-out split under different labels; keep it under the "
+            f"right one. Received: {_counted(len(pairs), 'pair')}: {named}"
+        )
+
+
+def _contradicts_in_a_split(group: tuple[Item, ...]) -> bool:
+    labels: defaultdict[str | None, set[str]] = defaultdict(set)
+    for item in group:
+        labels[item.split].add(item.label)
+    return any(len(each) > 1 for each in labels.values())
+
+
+def warnings_of(duplicates: Duplicates) -> tuple[str, ...]:
+    """Return a sentence for each kind of duplicate that there is."""
+    found = []
+    pairs = Counter(
+        tuple(split for split in SPLITS if split in {item.split for item in group})
+        for group in duplicates.across_splits
+    )
+    for splits, count in pairs.items():
+        verb = "appears" if count == 1 else "appear"
+        found.append(f"{_counted(count, 'image')} {verb} in {' and '.join(splits)}; dataset.json lists them")
+    if duplicates.contradicting:
+        group = duplicates.contradicting[0]
+        found.append(
+            f"{_counted(len(duplicates.contradicting), 'image')} with several labels within a split, such as "
+            f"{group[0].name} and {group[1].name}; dataset.json lists them"
+        )
+    return tuple(found)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _listed(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    more = f" and {len(ordered) - _EXAMPLES} more" if len(ordered) > _EXAMPLES else ""
+    return ", ".join(ordered[:_EXAMPLES]) + more
+
+
+def _examples(rejections: Sequence[Rejection], before: str) -> str:
+    if not rejections:
+        return ""
+    shown = [f"{rejection.name} ({rejection.reason})" for rejection in rejections[:_EXAMPLES]]
+    more = f" and {len(rejections) - _EXAMPLES} more" if len(rejections) > _EXAMPLES else ""
+    return before + ", ".join(shown) + more

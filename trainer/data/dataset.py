@@ -1,0 +1,200 @@
+"""Images ready to be trained on.
+
+In: a `DataSpec`. Out: a `Dataset`: for each split its items, labels and pixels, and an account of
+what was found, left out and doubtful. The steps are: fetch, read the layout, decode every file
+once, check, split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.data.cache import CacheView
+from trainer.data.checks import (
+    Duplicates,
+    find_duplicates,
+    require_classes,
+    require_few_rejected,
+    require_full_splits,
+    require_images,
+    warnings_of,
+)
+from trainer.data.fetch import fetch_source
+from trainer.data.ingest import Ingested, ingest
+from trainer.data.items import SPLITS, Item, Rejection
+from trainer.data.layouts import read_layout
+from trainer.data.progress import Progress
+from trainer.data.split import assign_splits
+from trainer.spec.schema import DataSpec
+
+
+@dataclass(frozen=True)
+class Split:
+    """The images of one split, in the order of their names."""
+
+    name: str
+    items: tuple[Item, ...]
+    labels: NDArray[np.int32]
+    """The index in the data set's class names, int32 [len(items)]."""
+    pixels: CacheView
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """All splits, and what is to be said of them."""
+
+    class_names: tuple[str, ...]
+    splits: dict[str, Split]
+    """'train', and at least one of 'validation' and 'test', in this order."""
+    rejected: tuple[Rejection, ...]
+    summary: dict[str, Any]
+    """What goes to dataset.json; see `summarize`."""
+    digest: str
+    """SHA-256 over the splits, labels, names and contents of all images, 64 hex digits."""
+    warnings: tuple[str, ...]
+
+    @property
+    def train(self) -> Split:
+        """The images to train on."""
+        return self.splits["train"]
+
+    @property
+    def held_out(self) -> Split:
+        """The images to validate on: 'validation', or 'test' where there is no other."""
+        return self.splits["validation"] if "validation" in self.splits else self.splits["test"]
+
+
+def load_dataset(
+    spec: DataSpec,
+    cache_dir: Path,
+    progress: Progress,
+    on_rejected: Callable[[tuple[Rejection, ...]], None],
+) -> Dataset:
+    """Return the data set that `spec` describes, decoded and checked.
+
+    on_rejected is called once with everything that was left out, by name, before anything is made of it.
+    Raises DataError for images that can't be trained on, UsageError for a source or a cache folder that
+    can't be used, TemporaryError for a network or a disk that failed.
+    """
+    root = fetch_source(spec.source, spec.checksum, cache_dir, spec.max_extracted_mib << 20, progress)
+    candidates, left_out, layout = read_layout(root, spec.layout)
+    if not candidates:
+        on_rejected(tuple(left_out))
+    require_images(candidates, left_out, spec.source)
+    found = ingest(candidates, spec, cache_dir, progress)
+    rejected = tuple(sorted([*left_out, *found.rejections], key=lambda rejection: rejection.name))
+    on_rejected(rejected)
+    tried = len(candidates) + sum(rejection.damaged for rejection in left_out)
+    require_few_rejected(tried, rejected, spec.max_rejected)
+    require_classes((item.label for item in candidates), (item.label for item in found.items))
+    items = assign_splits(found.items, found.contents, spec.validation_fraction)
+    require_full_splits(items)
+    return _assembled(items, found, rejected, find_duplicates(items, found.contents), (spec.source, layout))
+
+
+def _assembled(
+    items: Sequence[Item],
+    found: Ingested,
+    rejected: tuple[Rejection, ...],
+    duplicates: Duplicates,
+    origin: tuple[str, str],
+) -> Dataset:
+    class_names = tuple(sorted({item.label for item in items}, key=_class_order))
+    splits = {name: _split(name, items, found, class_names) for name in SPLITS}
+    splits = {name: split for name, split in splits.items() if split.items}
+    digest, warnings = content_digest(items, found.contents), warnings_of(duplicates)
+    summary = summarize(class_names, splits, rejected, duplicates, origin)
+    summary |= {"digest": f"sha256:{digest}", "warnings": list(warnings)}
+    return Dataset(class_names, splits, rejected, summary, digest, warnings)
+
+
+def _class_order(name: str) -> tuple[int, int, str]:
+    """Order by name, but names that are all digits by number: 2 before 10."""
+    return (0, int(name), name) if name.isascii() and name.isdecimal() else (1, 0, name)
+
+
+def _split(name: str, items: Sequence[Item], found: Ingested, class_names: tuple[str, ...]) -> Split:
+    indices = [index for index, item in enumerate(items) if item.split == name]
+    number = {label: value for value, label in enumerate(class_names)}
+    return Split(
+        name=name,
+        items=tuple(items[index] for index in indices),
+        labels=np.asarray([number[items[index].label] for index in indices], np.int32),
+        pixels=CacheView(found.cache, found.rows[np.asarray(indices, np.int64)]),
+    )
+
+
+def content_digest(items: Sequence[Item], contents: Sequence[str]) -> str:
+    """Return the SHA-256, in hex, of all (split, label, name, content), sorted: equal for equal data sets."""
+    lines = sorted(
+        "\0".join((item.split or "", item.label, item.name, content))
+        for item, content in zip(items, contents, strict=True)
+    )
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def summarize(
+    class_names: tuple[str, ...],
+    splits: dict[str, Split],
+    rejected: Sequence[Rejection],
+    duplicates: Duplicates,
+    origin: tuple[str, str],
+) -> dict[str, Any]:
+    """Return plain values for dataset.json, all but the digest and the warnings.
+
+    {"source", "layout", "class_names": [...], "splits": {split: {"images": n, "classes": {class: n}}},
+    "rejected": {"count", "damaged", "reasons": {reason: n}}, "duplicates_across_splits" and
+    "contradicting_duplicates": {"count", "images": [[{"split", "label", "name"}, ...], ...]}}
+    """
+    source, layout = origin
+    return {
+        "source": source,
+        "layout": layout,
+        "class_names": list(class_names),
+        "splits": {name: _counts(split, class_names) for name, split in splits.items()},
+        "rejected": {
+            "count": len(rejected),
+            "damaged": sum(rejection.damaged for rejection in rejected),
+            # A reason's first words are its kind; what follows is of one file.
+            "reasons": dict(Counter(rejection.reason.split(":")[0] for rejection in rejected)),
+        },
+        "duplicates_across_splits": _groups(duplicates.across_splits),
+        "contradicting_duplicates": _groups(duplicates.contradicting),
+    }
+
+
+def _counts(split: Split, class_names: tuple[str, ...]) -> dict[str, Any]:
+    counts = np.bincount(split.labels, minlength=len(class_names)).tolist()
+    return {"images": len(split.items), "classes": dict(zip(class_names, counts, strict=True))}
+
+
+def _groups(groups: Sequence[Sequence[Item]]) -> dict[str, Any]:
+    named = [
+        [{"split": item.split, "label": item.label, "name": item.name} for item in group] for group in groups
+    ]
+    return {"count": len(groups), "images": named}
+
+
+def format_found(dataset: Dataset, width: int = 80) -> str:
+    """Return `Found 2000 train and 1000 validation images in 2 classes: cats, dogs`.
+
+    Class names are left out from the end, and counted, where the line would pass `width` characters.
+    """
+    counts = [f"{len(split.items)} {name}" for name, split in dataset.splits.items()]
+    counted = f"{', '.join(counts[:-1])} and {counts[-1]}"
+    names = dataset.class_names
+    start = f"Found {counted} images in {len(names)} classes: "
+    for shown in range(len(names), 0, -1):
+        more = f" and {len(names) - shown} more" if shown < len(names) else ""
+        line = f"{start}{', '.join(names[:shown])}{more}"
+        if len(line) <= width:
+            return line
+    return start.removesuffix(": ")

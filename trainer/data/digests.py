@@ -1,0 +1,97 @@
+"""What a file hashes to, remembered.
+
+In: a file, and a checksum as a spec writes it. Out: hex digests. A digest is kept in the
+cache beside what the system says of the file, so that a large archive is hashed once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from trainer.data.progress import Progress
+from trainer.exits import DataError
+from trainer.storage import hash_file, write_json
+
+
+def file_digests(
+    path: Path, algorithms: Iterable[str], cache_dir: Path, progress: Progress
+) -> dict[str, str]:
+    """Return algorithm name ("md5", "sha256") to hex digest of the file at `path`.
+
+    Read from `cache_dir` when the file is the same as last time: path, size, inode and the
+    times of its last change. Raises DataError when it can't be read or changes meanwhile.
+    """
+    wanted = sorted(set(algorithms))
+    identity = _identity(path)
+    known = _remembered(path, cache_dir, identity)
+    missing = [name for name in wanted if name not in known]
+    if missing:
+        known = {**known, **hash_reported(path, missing, path.name, progress)}
+        if _identity(path) != identity:
+            raise DataError(
+                f"The file changed while it was read; start again when it is complete. Received: {path}"
+            )
+        remember_digests(path, known, cache_dir)
+    return {name: known[name] for name in wanted}
+
+
+def remember_digests(path: Path, digests: dict[str, str], cache_dir: Path) -> None:
+    """Keep `digests`, algorithm to hex digits, of the file that `path` is now. Raises what storage raises."""
+    write_json(_memory(path, cache_dir), {"file": _identity(path), "digests": digests})
+
+
+def hash_reported(path: Path, algorithms: Iterable[str], label: str, progress: Progress) -> dict[str, str]:
+    """Return algorithm name to hex digest of the file's bytes, read now. Raises DataError."""
+    try:
+        task = progress.start(f"Verifying {label}", path.stat().st_size, "B")
+        try:
+            return hash_file(path, algorithms, task.advance)
+        finally:
+            task.finish()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def checksum_problem(path: Path, checksum: str, cache_dir: Path, progress: Progress) -> str | None:
+    """Return None when the file hashes to `checksum` ("md5:..." or "sha256:..."), else what is wrong."""
+    algorithm, _, expected = checksum.partition(":")
+    received = file_digests(path, [algorithm], cache_dir, progress)[algorithm]
+    if received == expected.lower():
+        return None
+    return f"Expected {algorithm}:{expected}. Received: {algorithm}:{received}"
+
+
+def _memory(path: Path, cache_dir: Path) -> Path:
+    place = os.fsencode(os.path.abspath(path))
+    return cache_dir / "digests" / f"{hashlib.sha256(place).hexdigest()}.json"
+
+
+def _identity(path: Path) -> dict[str, int]:
+    # ctime as well as mtime: a copy tool can set mtime back, nobody can set ctime.
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return {
+        "size": status.st_size,
+        "mtime_ns": status.st_mtime_ns,
+        "ctime_ns": status.st_ctime_ns,
+        "inode": status.st_ino,
+    }
+
+
+def _remembered(path: Path, cache_dir: Path, identity: dict[str, int]) -> dict[str, str]:
+    try:
+        record = json.loads(_memory(path, cache_dir).read_bytes())
+        digests = record["digests"] if record["file"] == identity else {}
+        return {str(name): str(digest) for name, digest in digests.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"The file can't be read: {error.strerror or error}. Received: {path}")

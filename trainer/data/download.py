@@ -1,0 +1,96 @@
+"""https URLs to files in the cache.
+
+In: a URL and, better, a checksum. Out: a local file that has this checksum, or is what the
+server has now. Every URL has a folder in the cache, and one process at a time in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from trainer.data.digests import checksum_problem, hash_reported, remember_digests
+from trainer.data.http import require_https, shown
+from trainer.data.progress import Progress
+from trainer.data.transfer import Patience, Transfer, UnreachableError, Version
+from trainer.exits import DataError
+from trainer.storage import exclusive, explained, sync_folder, write_json
+
+
+def download(
+    url: str, checksum: str | None, cache_dir: Path, max_bytes: int, progress: Progress, patience: Patience
+) -> Path:
+    """Return the local copy of `url`, downloading what isn't there.
+
+    With a `checksum` ("md5:..." or "sha256:...") that the copy has, no request is made. Without
+    one the server is asked whether the copy is current; when it can't be reached the copy is
+    used, and `progress` is told. A file larger than `max_bytes` is refused. Raises DataError,
+    UsageError, TemporaryError.
+    """
+    require_https(url)
+    folder = cache_dir / "downloads" / hashlib.sha256(url.encode()).hexdigest()
+    path = folder / _file_name(url)
+    transfer = Transfer(url, path.name, folder / ".partial", max_bytes, progress, patience)
+    with exclusive(
+        folder / ".lock", lambda: progress.say(f"Waiting for another process that downloads {path.name}")
+    ):
+        if checksum and path.exists() and checksum_problem(path, checksum, cache_dir, progress) is None:
+            return path
+        known = _known_version(path) if checksum is None else None
+        try:
+            version = transfer.run(known)
+        except UnreachableError as error:
+            if checksum or not path.exists():
+                raise
+            progress.say(f"Using the copy of {shown(url)} that was downloaded before; it may be old. {error}")
+            return path
+        if version is not None:
+            _accept(transfer, path, version, checksum, cache_dir)
+        return path
+
+
+def _accept(transfer: Transfer, path: Path, version: Version, checksum: str | None, cache_dir: Path) -> None:
+    """Verify what arrived, and only then let it take its place."""
+    algorithm, _, expected = (checksum or "").partition(":")
+    wanted = {"sha256", algorithm} - {""}
+    digests = hash_reported(transfer.partial, wanted, path.name, transfer.progress)
+    if checksum and digests[algorithm] != expected.lower():
+        transfer.discard()
+        raise DataError(
+            f"The download has the wrong checksum and was deleted; check the address and data.checksum: "
+            f"{shown(transfer.url)}. Expected {checksum}. Received: {algorithm}:{digests[algorithm]}"
+        )
+    with explained(path):
+        # In this order no moment pairs the new bytes with the old version.
+        _record(path).unlink(missing_ok=True)
+        os.replace(transfer.partial, path)
+        sync_folder(path.parent)
+    transfer.discard()
+    remember_digests(path, digests, cache_dir)
+    write_json(
+        _record(path),
+        {"url": shown(transfer.url), "etag": version.etag, "last_modified": version.last_modified},
+    )
+
+
+def _known_version(path: Path) -> Version | None:
+    try:
+        record = json.loads(_record(path).read_bytes())
+        return Version(record["etag"], record["last_modified"]) if path.exists() else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _record(path: Path) -> Path:
+    return path.with_name(".record.json")
+
+
+def _file_name(url: str) -> str:
+    """Return the last part of the URL's path as a harmless file name, its ending kept."""
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", unquote(urlsplit(url).path.rsplit("/", 1)[-1]))
+    # No leading dot: those names are the cache's own.
+    return name[-100:].lstrip(".") or "download"

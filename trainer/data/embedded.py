@@ -1,0 +1,53 @@
+"""Data sets that come with the package's own dependencies, for a run without a network.
+
+In: a name. Out: a folder of class folders, made once in the cache.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trainer.data.progress import Progress
+from trainer.exits import UsageError
+from trainer.storage import build_once, explained
+
+DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+def embedded_folder(name: str, cache_dir: Path, progress: Progress) -> Path:
+    """Return the folder of the embedded data set `name`: "digits".
+
+    "digits" is scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, grey values 0 to 16
+    scaled to 0 to 255, as `<zero..nine>/NNNN.png`, NNNN being the image's place in the set.
+    Raises UsageError (unknown name, a cache that can't be written), TemporaryError (full disk).
+    """
+    if name != "digits":
+        raise UsageError(
+            f"There is no such embedded data set; there is embedded:digits. Received: {f'embedded:{name}'!r}"
+        )
+
+    def build(folder: Path) -> None:
+        _write_digits(folder, progress)
+
+    return build_once(cache_dir / "embedded" / "digits", build)
+
+
+def _write_digits(folder: Path, progress: Progress) -> None:
+    # Here, because scikit-learn takes a second to import and is needed once.
+    import numpy as np
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    pixels = np.rint(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    task = progress.start("Writing the embedded digits", len(pixels), "images")
+    with explained(folder):
+        for name in DIGIT_NAMES:
+            (folder / name).mkdir()
+        for number, (image, label) in enumerate(zip(pixels, labels, strict=True)):
+            # Uncompressed: then the bytes, and the split made from them, don't depend on zlib's version.
+            Image.fromarray(image).save(
+                folder / DIGIT_NAMES[int(label)] / f"{number:04d}.png", compress_level=0
+            )
+            task.advance(1)
+    task.finish()

@@ -1,0 +1,154 @@
+"""The EXIF orientation of an image, found and applied in graph operations.
+
+In: the bytes of a JPEG, PNG or WebP file as a scalar string tensor, or decoded pixels. Out:
+the orientation, 1 to 8, or the pixels turned upright. Damaged or missing EXIF means 1: it
+never fails. Nothing here needs Python at run time, so that an exported model does the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from trainer.data.peek import big, choose, contains, equals, little, peek, piece, size_of
+
+_MOST_CHUNKS = 10_000
+# A file made of empty chunks must not keep the walk busy: real ones have fewer.
+_ORIENTATION_TAG = 0x0112
+_SHORT, _LONG = 3, 4
+
+Step = Callable[[tf.Tensor], "tuple[tf.Tensor, tf.Tensor, tf.Tensor]"]
+# position -> (where the EXIF block starts or -1, its length, the next position or -1)
+
+
+def jpeg_orientation(data: tf.Tensor) -> tf.Tensor:
+    """Return the orientation of JPEG bytes (string scalar), int32 scalar 1 to 8."""
+    # Most files have no EXIF at all, and a search is ten times faster than the walk.
+    start = choose(contains(data, b"Exif\0\0"), 2, -1)
+    return _tiff_orientation(_walk(data, start, lambda position: _jpeg_segment(data, position)))
+
+
+def png_orientation(data: tf.Tensor) -> tf.Tensor:
+    """Return the orientation of PNG bytes (string scalar), int32 scalar 1 to 8."""
+    start = choose(contains(data, b"eXIf"), 8, -1)
+    return _tiff_orientation(_walk(data, start, lambda position: _png_chunk(data, position)))
+
+
+def webp_orientation(data: tf.Tensor) -> tf.Tensor:
+    """Return the orientation of WebP bytes (string scalar), int32 scalar 1 to 8."""
+    flags = peek(data, 12, 9)
+    has_exif = equals(flags[:4], b"VP8X") & (flags[8] & 0x08 > 0)
+    start = choose(has_exif, 12, -1)
+    return _tiff_orientation(_walk(data, start, lambda position: _webp_chunk(data, position)))
+
+
+def orient(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
+    """Turn pixels upright.
+
+    image: any dtype [H, W, C]. orientation: int32 scalar, 1 to 8, as in the table of tag 0x0112 in
+    Exif 2.32, section 4.6.4. Returns [H, W, C], or [W, H, C] for 5 to 8.
+    """
+    return tf.cond(orientation == 1, lambda: image, lambda: _turned(image, orientation))
+
+
+def _turned(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
+    def among(*values: int) -> tf.Tensor:
+        return tf.reduce_any(orientation == tf.constant(values))
+
+    # Each of the eight is a transposition or none, then a mirror in none, one or both directions.
+    image = tf.cond(orientation >= 5, lambda: tf.transpose(image, [1, 0, 2]), lambda: image)
+    image = tf.cond(among(2, 3, 6, 7), lambda: tf.reverse(image, [1]), lambda: image)
+    return tf.cond(among(3, 4, 7, 8), lambda: tf.reverse(image, [0]), lambda: image)
+
+
+def _walk(data: tf.Tensor, start: tf.Tensor, step: Step) -> tf.Tensor:
+    """Go from chunk to chunk until `step` finds the EXIF block; return it, or an empty string."""
+    size = size_of(data)
+    none = tf.constant(-1, tf.int64)
+
+    def unfinished(position: tf.Tensor, found: tf.Tensor, _: tf.Tensor) -> tf.Tensor:
+        return (position >= 0) & (position < size) & (found < 0)
+
+    def advance(position: tf.Tensor, _: tf.Tensor, __: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        found, length, following = step(position)
+        return following, found, length
+
+    _, found, length = tf.while_loop(
+        unfinished,
+        advance,
+        (start, none, tf.constant(0, tf.int64)),
+        maximum_iterations=_MOST_CHUNKS,
+        parallel_iterations=1,
+    )
+    return piece(data, found, choose(found >= 0, length, 0))
+
+
+def _jpeg_segment(data: tf.Tensor, position: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """One marker segment: FF, marker, length with itself included, payload (ITU T.81, B.1.1.4)."""
+    head = peek(data, position, 10)
+    marker, length = head[1], big(head[2:4])
+    is_exif = (marker == 0xE1) & equals(head[4:10], b"Exif\0\0")
+    # FF may be repeated as filling; these markers stand alone; the pixels follow SOS, and EOI ends.
+    following = position + choose(marker == 0xFF, 1, 2 + length)
+    alone = ((marker >= 0xD0) & (marker <= 0xD7)) | (marker == 0x01)
+    following = choose(alone, position + 2, following)
+    ended = (head[0] != 0xFF) | (marker == 0xDA) | (marker == 0xD9)
+    return choose(is_exif, position + 10, -1), length - 8, choose(ended, -1, following)
+
+
+def _png_chunk(data: tf.Tensor, position: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """One chunk: length, type, payload, checksum (PNG specification, third edition, 5.3)."""
+    head = peek(data, position, 8)
+    length = big(head[:4])
+    is_exif = equals(head[4:], b"eXIf")
+    ended = equals(head[4:], b"IEND")
+    return (
+        choose(is_exif, position + 8, -1),
+        length,
+        choose(ended, -1, position + 12 + length),
+    )
+
+
+def _webp_chunk(data: tf.Tensor, position: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """One RIFF chunk: type, length, payload padded to an even length (WebP container, RFC 9649)."""
+    head = peek(data, position, 14)
+    length = little(head[4:8])
+    is_exif = equals(head[:4], b"EXIF")
+    # Some writers keep the prefix that a JPEG needs.
+    skip = choose(equals(head[8:14], b"Exif\0\0"), 6, 0)
+    return (
+        choose(is_exif, position + 8 + skip, -1),
+        length - skip,
+        position + 8 + length + length % 2,
+    )
+
+
+def _tiff_orientation(tiff: tf.Tensor) -> tf.Tensor:
+    """Read tag 0x0112 out of a TIFF block's first directory (TIFF 6.0, section 2); 1 if there is none."""
+    one = tf.constant(1, tf.int32)
+    return tf.cond(tf.strings.length(tiff) >= 14, lambda: _directory_orientation(tiff), lambda: one)
+
+
+def _directory_orientation(tiff: tf.Tensor) -> tf.Tensor:
+    head = peek(tiff, 0, 8)
+    little_endian, big_endian = equals(head[:4], b"II*\0"), equals(head[:4], b"MM\0*")
+
+    def number(values: tf.Tensor) -> tf.Tensor:
+        return tf.where(little_endian, little(values), big(values))
+
+    directory = number(head[4:8])
+    entries = _entries(tiff, directory, number(peek(tiff, directory, 2)))
+    tag, kind = number(entries[:, 0:2]), number(entries[:, 2:4])
+    value = tf.where(kind == _LONG, number(entries[:, 8:12]), number(entries[:, 8:10]))
+    valid = (tag == _ORIENTATION_TAG) & ((kind == _SHORT) | (kind == _LONG)) & (value >= 1) & (value <= 8)
+    valid &= little_endian | big_endian
+    # At most one entry should have the tag; the largest value decides where a damaged one has more.
+    return tf.cast(tf.reduce_max(tf.concat([tf.where(valid, value, 1), [1]], axis=0)), tf.int32)
+
+
+def _entries(tiff: tf.Tensor, directory: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+    """Return the directory's entries that lie inside the block, int64 [n, 12]."""
+    inside = tf.maximum((size_of(tiff) - directory - 2) // 12, 0)
+    table = piece(tiff, directory + 2, tf.minimum(count, inside) * 12)
+    return tf.reshape(tf.cast(tf.io.decode_raw(table, tf.uint8), tf.int64), [-1, 12])

@@ -1,0 +1,159 @@
+"""Requests over https, with every failure named.
+
+In: a session and a URL. Out: an open response, or the error that fits: `Broken` for what
+another try may cure, a `TrainerError` for what it can't. Certificates are always verified;
+a certificate authority of one's own is given to requests in REQUESTS_CA_BUNDLE.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urljoin, urlsplit, urlunsplit
+
+import requests
+from urllib3.exceptions import HTTPError, LocationValueError
+
+from trainer import __version__
+from trainer.exits import DataError, TrainerError, UsageError
+
+_MAX_REDIRECTS = 10
+_MAX_RETRY_AFTER_SECONDS = 60.0
+# Small: what is left of a chunk when the server falls silent is lost.
+_CHUNK_BYTES = 1 << 16
+
+
+class Broken(Exception):  # noqa: N818
+    """A failure that another try may cure; the text says what happened."""
+
+    def __init__(self, reason: str, retry_after_seconds: float = 0.0) -> None:
+        super().__init__(reason)
+        self.retry_after_seconds = retry_after_seconds
+
+
+def require_https(url: str) -> str:
+    """Return `url` if it is https and names a host. Raises UsageError."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname
+    except ValueError as error:
+        raise UsageError(f"This isn't a URL: {error}. Received: {url!r}") from None
+    if parts.scheme.lower() != "https":
+        raise UsageError(
+            f"Images come over https only, since anyone on the way can change what comes over http. "
+            f"Use an https:// address. Received: {shown(url)}"
+        )
+    if not host:
+        raise UsageError(f"The URL names no host. Received: {url!r}")
+    return url
+
+
+def shown(url: str) -> str:
+    """Return `url` without the user and password that it may hold."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def get(
+    session: requests.Session, url: str, headers: dict[str, str], timeouts: tuple[float, float]
+) -> requests.Response:
+    """Return the response to GET, its body unread, after at most 10 redirects, each to https.
+
+    `timeouts` are seconds to connect and seconds of silence. Raises Broken, DataError, UsageError.
+    """
+    # identity: the bytes as they are, so that lengths, ranges and checksums mean the file's own.
+    sent = {"User-Agent": f"trainer/{__version__}", "Accept-Encoding": "identity", **headers}
+    place = url
+    for _ in range(_MAX_REDIRECTS + 1):
+        with _failures_named(place):
+            response = session.get(place, headers=sent, stream=True, allow_redirects=False, timeout=timeouts)
+            target = session.get_redirect_target(response)
+        if target is None:
+            return response
+        response.close()
+        place = require_https(urljoin(place, target))
+    raise DataError(f"The server redirects more than {_MAX_REDIRECTS} times. Received: {shown(url)}")
+
+
+def require_content(response: requests.Response, url: str) -> None:
+    """Return if the response carries the file. Raises Broken (server's fault) or DataError."""
+    status, what = response.status_code, f"{response.status_code} {response.reason}"
+    if status in (200, 206):
+        return
+    if status in (408, 425, 429) or status >= 500:
+        raise Broken(f"the server answered {what}", _retry_after(response))
+    if status in (401, 403):
+        problem = "The server refuses access; check the address and whether it is public"
+    elif status in (404, 410):
+        problem = "There is nothing at this address; check it"
+    else:
+        problem = "The server doesn't give the file; check the address"
+    raise DataError(f"{problem} ({what}). Received: {shown(url)}")
+
+
+def read_body(response: requests.Response, url: str) -> Iterator[bytes]:
+    """Yield the body's bytes as they were sent. Raises Broken, DataError."""
+    while True:
+        with _failures_named(url):
+            chunk: bytes = response.raw.read(_CHUNK_BYTES, decode_content=False)
+        if not chunk:
+            return
+        yield chunk
+
+
+@contextmanager
+def _failures_named(url: str) -> Iterator[None]:
+    try:
+        yield
+    except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, LocationValueError) as error:
+        raise UsageError(f"This isn't a URL that can be fetched: {error}. Received: {shown(url)}") from error
+    except (requests.exceptions.RequestException, HTTPError) as error:
+        raise _named(error, url) from error
+    except OSError as error:
+        # requests' only plain OSError: a bundle of certificates that isn't there.
+        raise _bad_bundle(error) from error
+
+
+def _bad_bundle(error: BaseException) -> UsageError:
+    return UsageError(f"The trusted certificates can't be read; check REQUESTS_CA_BUNDLE. Received: {error}")
+
+
+def _named(error: Exception, url: str) -> TrainerError | Broken:
+    cause = _tls_failure(error)
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return DataError(
+            f"The server's certificate isn't trusted ({getattr(cause, 'verify_message', cause)}). "
+            f"Check the address and this machine's clock; for a certificate authority of your own set "
+            f"REQUESTS_CA_BUNDLE to its PEM file. Received: {shown(url)}"
+        )
+    if cause and cause.library in ("X509", "PEM"):
+        return _bad_bundle(cause)
+    host = urlsplit(url).hostname
+    if isinstance(error, requests.exceptions.Timeout) or "timed out" in str(error):
+        return Broken(f"{host} did not answer in time")
+    inner = _innermost(error)
+    return Broken(f"the connection to {host} failed ({getattr(inner, 'strerror', None) or inner})")
+
+
+def _tls_failure(error: BaseException) -> ssl.SSLError | None:
+    return next((one for one in _chain(error) if isinstance(one, ssl.SSLError)), None)
+
+
+def _innermost(error: BaseException) -> BaseException:
+    return list(_chain(error))[-1]
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield the error and what it came from: the libraries wrap each other's, four deep."""
+    seen: set[int] = set()
+    one: BaseException | None = error
+    while one is not None and id(one) not in seen:
+        seen.add(id(one))
+        yield one
+        one = one.__cause__ or one.__context__
+
+
+def _retry_after(response: requests.Response) -> float:
+    text = response.headers.get("Retry-After", "")
+    return min(float(text), _MAX_RETRY_AFTER_SECONDS) if text.isdecimal() else 0.0

@@ -1,0 +1,184 @@
+"""Every image read, hashed and decoded once.
+
+In: items, how large the pixels are to be, and a cache folder. Out: the items that could be decoded
+with the hash of each one's bytes and its place in a `PixelCache`, and a rejection for each other
+one. The bytes are not kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from trainer.data.cache import PixelCache, Pixels
+from trainer.data.decode import decode_and_resize, resize_image
+from trainer.data.header import reason_not_to_decode, reason_of_failure
+from trainer.data.items import Item, Rejection
+from trainer.data.progress import Progress
+from trainer.spec.schema import DataSpec
+
+_CIFAR_SIDE = 32
+_CHUNK_ITEMS = 32
+# A call costs half a millisecond, as much as decoding a small image; large ones go one by one.
+_CALL_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """What could be decoded, and what could not."""
+
+    items: tuple[Item, ...]
+    contents: tuple[str, ...]
+    """SHA-256 of each item's bytes, 64 hex digits."""
+    rows: NDArray[np.int64]
+    """Where in `cache` each item's pixels are, int64 [len(items)]."""
+    cache: PixelCache
+    rejections: tuple[Rejection, ...]
+
+
+def ingest(items: Sequence[Item], spec: DataSpec, cache_dir: Path, progress: Progress) -> Ingested:
+    """Decode `items` with all cores to pixels of `spec.image_size`; those that can't be are rejections.
+
+    Raises TemporaryError (full disk), UsageError (a cache folder that can't be written).
+    """
+    cache = PixelCache(len(items), spec.image_size, spec.cache_mib << 20, cache_dir / "pixels")
+    try:
+        outcomes = _read_all(items, spec, cache, progress)
+    except BaseException:
+        cache.close()
+        raise
+    kept = [row for row, outcome in enumerate(outcomes) if outcome.reason is None]
+    rejections = [
+        Rejection(item.name, outcome.reason)
+        for item, outcome in zip(items, outcomes, strict=True)
+        if outcome.reason is not None
+    ]
+    return Ingested(
+        items=tuple(items[row] for row in kept),
+        contents=tuple(outcomes[row].content for row in kept),
+        rows=np.asarray(kept, np.int64),
+        cache=cache,
+        rejections=tuple(rejections),
+    )
+
+
+@dataclass
+class _Outcome:
+    """What became of one item: the hash of its bytes, and the reason if it was rejected."""
+
+    content: str
+    reason: str | None
+
+
+def _read_all(items: Sequence[Item], spec: DataSpec, cache: PixelCache, progress: Progress) -> list[_Outcome]:
+    reader = _Reader(items, spec, cache)
+    chunks = [
+        range(start, min(start + _CHUNK_ITEMS, len(items))) for start in range(0, len(items), _CHUNK_ITEMS)
+    ]
+    outcomes: list[_Outcome] = []
+    task = progress.start("Decoding", len(items), "images")
+    # Twice the cores, so that some decode while others wait for the disk.
+    executor = ThreadPoolExecutor(2 * len(os.sched_getaffinity(0)), thread_name_prefix="decode")
+    try:
+        for chunk in executor.map(reader.read_chunk, chunks):
+            outcomes += chunk
+            task.advance(len(chunk))
+    finally:
+        # If one failed, or the user gave up, the rest is not begun.
+        executor.shutdown(wait=True, cancel_futures=True)
+        task.finish()
+    return outcomes
+
+
+class _Reader:
+    """Reads and decodes items, a chunk at a time, in any thread."""
+
+    def __init__(self, items: Sequence[Item], spec: DataSpec, cache: PixelCache) -> None:
+        self._items, self._cache, self._max_pixels = items, cache, spec.max_image_pixels
+        self._to_pixels = _build_to_pixels(spec)
+
+    def read_chunk(self, rows: range) -> list[_Outcome]:
+        """Put the pixels of the items at `rows` into the cache; return what became of each."""
+        outcomes: dict[int, _Outcome] = {}
+        waiting: dict[int, bytes] = {}
+        for row in rows:
+            data, reason = _read(self._items[row], self._max_pixels)
+            outcomes[row] = _Outcome(hashlib.sha256(data).hexdigest(), reason)
+            if reason is None:
+                waiting[row] = data
+            if sum(map(len, waiting.values())) >= _CALL_BYTES:
+                self._decode(waiting, outcomes)
+                waiting = {}
+        self._decode(waiting, outcomes)
+        return list(outcomes.values())
+
+    def _decode(self, waiting: dict[int, bytes], outcomes: dict[int, _Outcome]) -> None:
+        """Decode in one call; if that fails, one by one, to find out which of them it is."""
+        if not waiting:
+            return
+        try:
+            pixels = self._to_pixels(self._items[next(iter(waiting))], list(waiting.values()))
+        except tf.errors.InvalidArgumentError:
+            if len(waiting) == 1:
+                ((row, data),) = waiting.items()
+                outcomes[row].reason = reason_of_failure(data)
+            else:
+                for row, data in waiting.items():
+                    self._decode({row: data}, outcomes)
+            return
+        for row, image in zip(waiting, pixels, strict=True):
+            self._cache.write(row, image)
+
+
+def _read(item: Item, max_pixels: int) -> tuple[bytes, str | None]:
+    """Return an item's bytes, and why they should not be decoded or None."""
+    try:
+        data = item.read()
+    except OSError as error:
+        return b"", f"can't be read: {error.strerror}"
+    if item.length is not None and len(data) < item.length:
+        return data, "truncated: the file ends early"
+    return data, None if item.encoding == "cifar" else reason_not_to_decode(data, max_pixels)
+
+
+def _build_to_pixels(spec: DataSpec) -> Callable[[Item, list[bytes]], Pixels]:
+    """Return a function of several items' bytes, of the first one's encoding, to uint8 [n, size, size, 3]."""
+    size, resize, interpolation = spec.image_size, spec.resize, spec.interpolation
+    small = tf.TensorSpec([size, size, 3], tf.uint8)
+
+    def decode_one(file: tf.Tensor) -> tf.Tensor:
+        return decode_and_resize(file, size, resize, interpolation)
+
+    def resize_one(image: tf.Tensor) -> tf.Tensor:
+        return resize_image(image, size, resize, interpolation)
+
+    def over_all(
+        function: Callable[[tf.Tensor], tf.Tensor], taken: tf.TensorSpec
+    ) -> Callable[..., tf.Tensor]:
+        def mapped(values: tf.Tensor) -> tf.Tensor:
+            # On the processor even beside an accelerator, and one after the other: the threads are
+            # parallel enough, and this way only as many large images are in memory as there are threads.
+            with tf.device("CPU:0"):
+                return tf.map_fn(function, values, fn_output_signature=small, parallel_iterations=1)
+
+        return tf.function(mapped, input_signature=[taken], autograph=False)
+
+    decode_all = over_all(decode_one, tf.TensorSpec([None], tf.string))
+    resize_all = over_all(resize_one, tf.TensorSpec([None, _CIFAR_SIDE, _CIFAR_SIDE, 3], tf.uint8))
+
+    def to_pixels(first: Item, files: list[bytes]) -> Pixels:
+        if first.encoding == "image":
+            return np.asarray(decode_all(tf.constant(files)))
+        planes = np.frombuffer(b"".join(files), np.uint8).reshape(-1, 3, _CIFAR_SIDE, _CIFAR_SIDE)
+        images = planes.transpose(0, 2, 3, 1)
+        return images if size == _CIFAR_SIDE else np.asarray(resize_all(images))
+
+    return to_pixels

@@ -1,0 +1,46 @@
+"""What is known of images before they are decoded.
+
+In: nothing. Out: `Item`, one image somewhere in a local file, and `Rejection`, one file
+that was left out. Neither holds pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image: where its bytes are, and what is said of it."""
+
+    name: str
+    """Unique and stable: the path below the source's root with '/', plus '#7' for record 7 of a file."""
+    label: str
+    split: str | None
+    """'train', 'validation' or 'test'; None until the data are split."""
+    path: Path
+    offset: int = 0
+    length: int | None = None
+    """Bytes from `offset`; None means up to the end of the file."""
+    encoding: Literal["image", "cifar"] = "image"
+    """'image' is an encoded file; 'cifar' is 3,072 bytes of 32 x 32 pixels, channel by channel."""
+
+    def read(self) -> bytes:
+        """Return the image's bytes, encoded as `encoding` says. Raises OSError."""
+        with open(self.path, "rb") as file:
+            file.seek(self.offset)
+            return file.read() if self.length is None else file.read(self.length)
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """One file that was left out."""
+
+    name: str
+    reason: str
+    damaged: bool = True
+    """Counts towards data.max_rejected; a file that was never an image doesn't."""

@@ -1,0 +1,92 @@
+"""How a source is laid out: a folder or file to items.
+
+In: a local folder or file and the name of a layout, or "auto". Out: an `Item` for each image and
+a `Rejection` for each file or row that is none. No image is decoded here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from trainer.data.items import Item, Rejection
+from trainer.data.layouts.cifar import find_cifar_files, read_cifar_files
+from trainer.data.layouts.folders import read_folders
+from trainer.data.layouts.found import Found, printable, wrapped_folders
+from trainer.data.layouts.import_files import SUFFIXES as IMPORT_SUFFIXES
+from trainer.data.layouts.import_files import find_import_files, read_import_files
+from trainer.data.layouts.tfrecord import find_tfrecord_files, read_tfrecord_files
+from trainer.exits import DataError
+
+__all__ = ["read_layout"]
+
+
+class _FileLayout(NamedTuple):
+    """A layout that is made of a few files which list the images."""
+
+    name: str
+    find: Callable[[Path], list[Path]]
+    read: Callable[[list[Path], Path], Found]
+    wants: str
+
+
+_FILE_LAYOUTS = (
+    _FileLayout("tfrecord", find_tfrecord_files, read_tfrecord_files, "*.tfrecord files"),
+    _FileLayout("cifar", find_cifar_files, read_cifar_files, "CIFAR's .bin files"),
+    _FileLayout("import", find_import_files, read_import_files, "a .csv or .jsonl import file"),
+)
+
+
+def read_layout(root: Path, layout: str) -> tuple[list[Item], list[Rejection], str]:
+    """Return the items and the rejections, both by name, and the layout: folders, import, tfrecord or cifar.
+
+    root: a folder, or a single file of one of the layouts that are made of files. layout: one of the four,
+    or "auto", which takes the first that fits: TFRecord, CIFAR, import files, else class folders.
+    Items are unique by name; their split is None where the source names none. Raises DataError.
+    """
+    found, name = _read_file(root, layout) if root.is_file() else _read_folder(root, layout)
+    items = sorted(found.items, key=lambda item: _natural(item.name))
+    return items, sorted(found.rejections, key=lambda rejection: rejection.name), name
+
+
+def _natural(name: str) -> tuple[str, int]:
+    """Order records of a file by number."""
+    file, _, record = name.rpartition("#")
+    return (file, int(record)) if file and record.isdecimal() else (name, -1)
+
+
+def _read_folder(root: Path, layout: str) -> tuple[Found, str]:
+    if layout == "folders":
+        return read_folders(root), layout
+    for kind in _FILE_LAYOUTS:
+        if layout not in ("auto", kind.name):
+            continue
+        for folder in wrapped_folders(root):
+            if files := kind.find(folder):
+                return kind.read(files, root), kind.name
+        if layout == kind.name:
+            raise DataError(
+                f"data.layout is {layout}, but the source has no {kind.wants}. "
+                f"Received: {printable(str(root))}"
+            )
+    return read_folders(root), "folders"
+
+
+def _read_file(path: Path, layout: str) -> tuple[Found, str]:
+    name = layout if layout != "auto" else _layout_of_file(path)
+    for kind in _FILE_LAYOUTS:
+        if kind.name == name:
+            return kind.read([path], path.parent), kind.name
+    raise DataError(
+        "The source is a single file, but neither an archive nor an import file (.csv, .jsonl), a .tfrecord "
+        f"or a CIFAR .bin file; give the folder of class folders. Received: {printable(str(path))}"
+    )
+
+
+def _layout_of_file(path: Path) -> str | None:
+    if path.suffix.lower() in IMPORT_SUFFIXES:
+        return "import"
+    if path.suffix.lower() == ".bin":
+        return "cifar"
+    return "tfrecord" if ".tfrecord" in path.name.lower() else None

@@ -1,0 +1,106 @@
+"""CIFAR's binary records.
+
+In: a folder with CIFAR-10's `data_batch_1.bin` to `data_batch_5.bin` and `test_batch.bin`, of
+records of 1 byte label and 3,072 bytes pixels, or CIFAR-100's `train.bin` and `test.bin`, of 1 byte
+coarse and 1 byte fine label and the same pixels; class names in a text file beside them. Out: one
+item for each record, its split that of its file. Format: https://www.cs.toronto.edu/~kriz/cifar.html.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.data.items import Item, Rejection
+from trainer.data.layouts.found import Found, list_folder, name_of, printable
+from trainer.exits import DataError
+
+_PIXEL_BYTES = 3072
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """One of the two sets: its files, where the label stands before the pixels, its names."""
+
+    train: re.Pattern[str]
+    test: str
+    label_bytes: int
+    names: str
+
+
+_KINDS = (
+    _Kind(re.compile(r"data_batch_\d+\.bin"), "test_batch.bin", 1, "batches.meta.txt"),
+    _Kind(re.compile(r"train\.bin"), "test.bin", 2, "fine_label_names.txt"),
+)
+
+
+def find_cifar_files(folder: Path) -> list[Path]:
+    """Return the files in `folder` that are named like CIFAR's."""
+    return [path for path in list_folder(folder)[1] if _kind_of(path) and path.is_file()]
+
+
+def read_cifar_files(files: list[Path], root: Path) -> Found:
+    """Read the records of `files`; items are named by file and record, from 0, such as `test.bin#7`.
+
+    The label is the last byte before the pixels. Without a file of names, the number is the name.
+    Raises DataError for a file that is unreadable, of another name, or not made of whole records.
+    """
+    found = Found()
+    for path in files:
+        kind = _kind_of(path)
+        if kind is None:
+            raise DataError(
+                "A file is not named like CIFAR's data_batch_1.bin, test_batch.bin, train.bin or test.bin. "
+                f"Received: {printable(str(path))}"
+            )
+        _read_records(found, path, kind, root)
+    return found
+
+
+def _kind_of(path: Path) -> _Kind | None:
+    name = path.name.lower()
+    return next((kind for kind in _KINDS if kind.train.fullmatch(name) or name == kind.test), None)
+
+
+def _read_records(found: Found, path: Path, kind: _Kind, root: Path) -> None:
+    names, labels = _class_names(path.parent / kind.names), _labels(path, kind)
+    split = "test" if path.name.lower() == kind.test else "train"
+    name, record_bytes = name_of(path, root), kind.label_bytes + _PIXEL_BYTES
+    for index, label in enumerate(labels):
+        if names and label >= len(names):
+            found.rejections.append(
+                Rejection(f"{name}#{index}", f"unknown label: {label} has no name in {kind.names}")
+            )
+            continue
+        start = index * record_bytes + kind.label_bytes
+        text = names[label] if names else str(label)
+        found.items.append(Item(f"{name}#{index}", text, split, path, start, _PIXEL_BYTES, "cifar"))
+
+
+def _class_names(path: Path) -> list[str]:
+    try:
+        lines = path.read_text("utf-8", "backslashreplace").splitlines()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise DataError(
+            f"A file of class names can't be read. Received: {path} ({error.strerror})"
+        ) from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _labels(path: Path, kind: _Kind) -> list[int]:
+    record_bytes = kind.label_bytes + _PIXEL_BYTES
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"A file can't be read. Received: {printable(str(path))} ({error.strerror})"
+        ) from error
+    if not data or len(data) % record_bytes:
+        raise DataError(
+            f"A CIFAR file is truncated or of another kind: it should hold records of {record_bytes} bytes. "
+            f"Get it again. Received: {printable(str(path))}, {len(data)} bytes"
+        )
+    return list(data[kind.label_bytes - 1 :: record_bytes])

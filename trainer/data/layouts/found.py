@@ -1,0 +1,121 @@
+"""What the readers of all layouts share: which files count, and what things are called.
+
+In: paths below a source's root. Out: names that can be printed and written anywhere, the
+split that a name speaks of, and the reason why a file isn't a candidate.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trainer.data.header import MAGIC_BYTES, image_kind
+from trainer.data.items import Item, Rejection
+from trainer.exits import DataError
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif"})
+_LITTER = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
+_MOST_WRAPPERS = 8
+_SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "val": "validation",
+    "valid": "validation",
+    "test": "test",
+    "testing": "test",
+}
+
+
+@dataclass
+class Found:
+    """What a reader gathers on its way."""
+
+    items: list[Item] = field(default_factory=list)
+    rejections: list[Rejection] = field(default_factory=list)
+
+
+def printable(text: str) -> str:
+    """Return `text` with bytes that are not UTF-8 written as \\udcXX, so that any file can take it."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def name_of(path: Path, root: Path) -> str:
+    """Return the path below `root` with '/', printable; the whole path if it isn't below it."""
+    try:
+        return printable(path.relative_to(root).as_posix())
+    except ValueError:
+        return printable(path.as_posix())
+
+
+def split_named(name: str) -> str | None:
+    """Return 'train', 'validation' or 'test' if the whole name says so, in any case; else None."""
+    return _SPLIT_WORDS.get(name.lower())
+
+
+def split_among_words(name: str) -> str | None:
+    """Return the split that the first telling word of a file's name says; None if none does."""
+    words = re.split(r"[^a-z]+", name.lower())
+    return next((_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS), None)
+
+
+def list_folder(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the folders and the other entries in `folder`, by name; hidden ones and litter are left out.
+
+    Links count as what they point to. Raises DataError if the folder can't be read.
+    """
+    folders: list[Path] = []
+    others: list[Path] = []
+    try:
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+            if not _is_hidden(entry.name):
+                (folders if entry.is_dir() else others).append(Path(entry.path))
+    except OSError as error:
+        raise DataError(
+            "A folder can't be read; check its permissions. "
+            f"Received: {printable(str(folder))} ({error.strerror})"
+        ) from error
+    return folders, others
+
+
+def wrapped_folders(root: Path) -> list[Path]:
+    """Return `root`, the only folder in it, the only one in that, and so on, while no name is a split's."""
+    chain = [root]
+    for _ in range(_MOST_WRAPPERS):
+        folders, _ = list_folder(chain[-1])
+        if len(folders) != 1 or split_named(folders[0].name):
+            break
+        chain.append(folders[0])
+    return chain
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _LITTER
+
+
+def rejection_of(path: Path, name: str) -> Rejection | None:
+    """Return the rejection of a file that can't be an image, None if it is a candidate."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        reason = "a link that leads nowhere" if path.is_symlink() else f"can't be read: {error.strerror}"
+        return Rejection(name, reason)
+    if not stat.S_ISREG(mode):
+        return Rejection(name, "not a plain file", damaged=False)
+    suffix = path.suffix.lower()
+    if suffix in IMAGE_SUFFIXES or (not suffix and image_kind(_first_bytes(path))):
+        return None
+    kind = printable(suffix) if suffix else "no extension"
+    return Rejection(name, f"not an image type: {kind}", damaged=False)
+
+
+def _first_bytes(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(MAGIC_BYTES)
+    except OSError:
+        # Unreadable without an extension: nothing says that it was meant as an image.
+        return b""

@@ -1,0 +1,159 @@
+"""Vertex AI's import files: one row for each image.
+
+In: CSV files with rows of `[ML_USE,]URI,label`, or JSONL files with `imageGcsUri`,
+`classificationAnnotation.displayName` and the resource label `aiplatform.googleapis.com/ml_use`.
+URIs are paths relative to the import file, absolute paths, or file:// URLs. Out: an item for each
+row; a rejection that names the line for each row that can't be used, which counts as damaged.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from urllib.parse import unquote
+
+from trainer.data.items import Item, Rejection
+from trainer.data.layouts.found import Found, list_folder, name_of, printable, split_named
+from trainer.exits import DataError
+
+SUFFIXES = (".csv", ".jsonl")
+_USE_LABEL = "aiplatform.googleapis.com/ml_use"
+_LOOK_BYTES, _LOOK_LINES = 65_536, 5
+_REMOTE_SCHEMES = ("gs://", "http://", "https://")
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What one line says, before anything is looked for on disk."""
+
+    use: str
+    uri: str
+    label: str
+
+
+def find_import_files(folder: Path) -> list[Path]:
+    """Return the files in `folder` that look like import files: their first row names an image."""
+    files = [path for path in list_folder(folder)[1] if path.suffix.lower() in SUFFIXES and path.is_file()]
+    return [path for path in files if _looks_like_one(path)]
+
+
+def read_import_files(files: list[Path], root: Path) -> Found:
+    """Read import files; items are named by their paths below `root`.
+
+    Raises DataError for a file that isn't text, and for a row that points to a bucket or a server.
+    """
+    found, seen = Found(), set[str]()
+    for file in files:
+        for line, row in _rows(file):
+            where = f"{name_of(file, root)}:{line}"
+            item = row if isinstance(row, str) else _item(row, file, where, root)
+            if isinstance(item, str):
+                found.rejections.append(Rejection(where, printable(item)))
+                continue
+            # A file that is listed again keeps its own row, so that a contradiction comes to light.
+            found.items.append(replace(item, name=f"{item.name}#{where}") if item.name in seen else item)
+            seen.add(item.name)
+    return found
+
+
+def _looks_like_one(path: Path) -> bool:
+    """Look at a few lines: the first may be a header, and an image may be missing."""
+    try:
+        with open(path, "rb") as file:
+            text = file.read(_LOOK_BYTES).decode("utf-8-sig", "replace")
+    except OSError:
+        return False
+    lines = [line for line in text.splitlines() if line.strip()][:_LOOK_LINES]
+    if path.suffix.lower() == ".jsonl":
+        rows = [_json_row(line) for line in lines]
+    else:
+        rows = [_csv_row(cells) for cells in csv.reader(lines)]
+    return any(not isinstance(row, str) and (_is_remote(row.uri) or _is_file(row.uri, path)) for row in rows)
+
+
+def _rows(path: Path) -> Iterator[tuple[int, _Row | str]]:
+    """Yield each line that isn't blank, from 1, as a row or as the reason why it is none."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            if path.suffix.lower() == ".jsonl":
+                yield from (
+                    (line, _json_row(text)) for line, text in enumerate(file, start=1) if text.strip()
+                )
+            else:
+                reader = csv.reader(file)
+                yield from ((reader.line_num, _csv_row(cells)) for cells in reader if any(cells))
+    except (UnicodeDecodeError, csv.Error, OSError) as error:
+        raise DataError(
+            "An import file can't be read; it should be UTF-8 text. "
+            f"Received: {printable(str(path))} ({error})"
+        ) from error
+
+
+def _csv_row(cells: list[str]) -> _Row | str:
+    cells = [cell.strip() for cell in cells]
+    if len(cells) == 2:
+        return _Row("", *cells)
+    if len(cells) == 3 and _is_use(cells[0]):
+        return _Row(*cells)
+    return f"not [ML_USE,]URI,label with one label: {', '.join(cells)}"
+
+
+def _json_row(text: str) -> _Row | str:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return "not JSON"
+    if not isinstance(value, dict):
+        return "not a JSON object"
+    if "classificationAnnotations" in value:
+        return "several labels (classificationAnnotations); one image has one class"
+    annotation, resource = value.get("classificationAnnotation"), value.get("dataItemResourceLabels")
+    label = annotation.get("displayName") if isinstance(annotation, dict) else None
+    use = resource.get(_USE_LABEL, "") if isinstance(resource, dict) else ""
+    uri = value.get("imageGcsUri")
+    if not isinstance(uri, str) or not isinstance(label, str) or not isinstance(use, str):
+        return "no imageGcsUri or no classificationAnnotation.displayName"
+    return _Row(use.strip(), uri.strip(), label.strip())
+
+
+def _is_use(cell: str) -> bool:
+    return cell.lower() in ("", "unassigned") or split_named(cell) is not None
+
+
+def _item(row: _Row, file: Path, where: str, root: Path) -> Item | str:
+    """Find the row's image on disk; return the reason if it can't be used."""
+    if not _is_use(row.use):
+        return f"the use is not training, validation, test or unassigned: {row.use}"
+    if not row.label or not row.uri:
+        return "no label" if row.uri else "no URI"
+    if _is_remote(row.uri):
+        raise DataError(
+            "An import file points outside this machine, which is not supported yet; copy the images here "
+            f"and write their paths. Received: {where}: {printable(row.uri)}"
+        )
+    if not _is_file(row.uri, file):
+        return f"no such file: {row.uri}"
+    path = _located(row.uri, file)
+    return Item(name_of(path, root), printable(row.label), split_named(row.use), path)
+
+
+def _is_remote(uri: str) -> bool:
+    return uri.lower().startswith(_REMOTE_SCHEMES)
+
+
+def _located(uri: str, file: Path) -> Path:
+    """Return the path that a URI means, seen from the import file."""
+    if uri.lower().startswith("file://"):
+        return Path(unquote("/" + uri[len("file://") :].partition("/")[2]))
+    return file.parent / uri
+
+
+def _is_file(uri: str, file: Path) -> bool:
+    try:
+        return _located(uri, file).is_file()
+    except (OSError, ValueError):
+        # Too long, or with characters that no path has.
+        return False

@@ -1,0 +1,103 @@
+"""The few fields of a tf.train.Example that images need, and where their bytes are.
+
+In: one serialized Example. Out: labels, texts and the place of the encoded image inside it, so
+that it can be read again later without the rest. Written by hand because a parser would copy
+the image and not say where it was. Format: https://protobuf.dev/programming-guides/encoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+_VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5
+_FIXED = {_EIGHT_BYTES: 8, _FOUR_BYTES: 4}
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One value of an Example: `start` and `end` of its bytes, or its number."""
+
+    start: int = 0
+    end: int = 0
+    number: int | None = None
+
+
+def first_values(record: bytes) -> dict[str, Feature]:
+    """Return the first value of every bytes and int64 feature of an Example, by the feature's name.
+
+    Raises ValueError if the bytes are not an Example.
+    """
+    # Example.features = 1; Features.feature = 1, a map: its entry's key = 1 and value = 2.
+    values: dict[str, Feature] = {}
+    for features in _messages(record, Feature(0, len(record)), 1):
+        for entry in _messages(record, features, 1):
+            keys, bodies = list(_messages(record, entry, 1)), list(_messages(record, entry, 2))
+            value = _first_value(record, bodies[-1]) if bodies else None
+            if keys and value:
+                values[record[keys[-1].start : keys[-1].end].decode("utf-8", "replace")] = value
+    return values
+
+
+def _first_value(record: bytes, feature: Feature) -> Feature | None:
+    """Of Feature.bytes_list = 1 or int64_list = 3, the first of their `value` = 1."""
+    for values in _messages(record, feature, 1):
+        return next(_messages(record, values, 1), None)
+    for values in _messages(record, feature, 3):
+        for number, _, content in _fields(record, values):
+            if number == 1:
+                return _first_number(record, content)
+    return None
+
+
+def _first_number(record: bytes, content: Feature) -> Feature | None:
+    """Of a packed list, which is bytes, or of an unpacked one, which is the number itself."""
+    if content.number is None:
+        if content.start == content.end:
+            return None
+        content = Feature(number=_varint(record, content.start, content.end)[0])
+    number = content.number or 0
+    # Negative numbers are written as if they were 64 bits without a sign.
+    return Feature(number=number - (1 << 64) if number >= 1 << 63 else number)
+
+
+def _messages(record: bytes, message: Feature, wanted: int) -> Iterator[Feature]:
+    return (
+        content for number, wire, content in _fields(record, message) if number == wanted and wire == _BYTES
+    )
+
+
+def _fields(record: bytes, message: Feature) -> Iterator[tuple[int, int, Feature]]:
+    """Yield each field of a message as (number, wire type, content)."""
+    position = message.start
+    while position < message.end:
+        key, position = _varint(record, position, message.end)
+        wire, content = key & 7, Feature(position, position)
+        if wire == _VARINT:
+            number, position = _varint(record, position, message.end)
+            content = Feature(number=number)
+        elif wire == _BYTES:
+            length, position = _varint(record, position, message.end)
+            content = Feature(position, position + length)
+            position += length
+        elif wire in _FIXED:
+            position += _FIXED[wire]
+        else:
+            raise ValueError(f"wire type {wire}")
+        if position > message.end:
+            raise ValueError("a field ends after its message")
+        yield key >> 3, wire, content
+
+
+def _varint(record: bytes, position: int, end: int) -> tuple[int, int]:
+    """Read seven bits a byte, lowest first; return the number and the position after it."""
+    number = 0
+    for shift in range(0, 70, 7):
+        if position >= end:
+            break
+        byte = record[position]
+        position += 1
+        number |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return number, position
+    raise ValueError("a number does not end")

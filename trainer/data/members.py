@@ -1,0 +1,165 @@
+"""What of an archive may touch the disk, and how much of it.
+
+In: the members of an archive as its reader gives them: names, and streams of bytes. Out:
+regular files below one folder. Names are judged as text, before any path is made; bytes
+are counted while they arrive, whatever the archive declares of itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trainer.exits import DataError, UsageError
+from trainer.storage import explained, write_all
+
+MAX_MEMBERS = 5_000_000
+"""Files and folders in one archive."""
+MAX_NAME_BYTES = 2048
+"""Of a whole name, so that the cache folder before it still fits the system's 4,096."""
+MAX_PART_BYTES = 255
+"""Of one file or folder name; the limit of every common file system."""
+MAX_DEPTH = 100
+"""Folders in one name."""
+MAX_RATIO = 200
+"""Bytes out for each byte in. Images of one colour reach 1,000, but they are small."""
+FREE_MEMBER_BYTES = 64 * 2**20
+FREE_ARCHIVE_BYTES = 2**30
+"""Below these a high ratio is harmless, and ordinary for drawings and masks."""
+
+
+class UnsafeNameError(ValueError):
+    """A member name that must not become a path; the text says why."""
+
+
+def safe_parts(name: str) -> tuple[str, ...]:
+    """Return the folder names and the file name in `name`; empty for the root ("./").
+
+    Raises UnsafeNameError for a name that is absolute, climbs with "..", has a drive letter,
+    a backslash, a NUL or text that isn't Unicode, or is too long for a file system.
+    """
+    reason = _unsafe(name)
+    if reason:
+        raise UnsafeNameError(reason)
+    return tuple(part for part in name.split("/") if part not in ("", "."))
+
+
+def _unsafe(name: str) -> str | None:
+    parts = name.split("/")
+    try:
+        longest, whole = max(len(part.encode()) for part in parts), len(name.encode())
+    except UnicodeEncodeError:
+        return "its name is not UTF-8"
+    checks = {
+        "its name holds a NUL": "\0" in name,
+        "its name is absolute": name.startswith("/"),
+        "its name has a drive letter": re.match(r"[A-Za-z]:", name) is not None,
+        "its name holds a backslash": "\\" in name,
+        "its name climbs out with '..'": ".." in parts,
+        "its name is too long": longest > MAX_PART_BYTES or whole > MAX_NAME_BYTES,
+        "its name has too many folders": len(parts) > MAX_DEPTH,
+    }
+    return next((reason for reason, is_so in checks.items() if is_so), None)
+
+
+def refused(archive: str, member: str, reason: str) -> DataError:
+    """Return the error that refuses the whole `archive` because of one `member`."""
+    # The first 200 characters: a name that is too long would bury the reason.
+    return DataError(
+        f"The archive is refused: {reason}. Nothing of it was kept; use an archive that you trust. "
+        f"Received: member {member[:200]!r} of {archive}"
+    )
+
+
+def too_large(source: str, max_bytes: int) -> DataError:
+    """Return the error for an archive or a download of more than `max_bytes`."""
+    return DataError(
+        f"This is larger than data.max_extracted_mib allows ({max_bytes / 2**20:,.0f} MiB). "
+        f"Raise that if you trust it. Received: {source}"
+    )
+
+
+def require_archive_ratio(archive: str, unpacked_bytes: int, packed_bytes: int) -> None:
+    """Raise DataError when a whole archive swells more than images do. Bytes out, bytes in."""
+    if unpacked_bytes > max(FREE_ARCHIVE_BYTES, MAX_RATIO * packed_bytes):
+        raise DataError(
+            f"The archive is refused: it unpacks to more than {MAX_RATIO} times its size, as only bombs do. "
+            f"Nothing of it was kept. Received: {archive}"
+        )
+
+
+@dataclass
+class Unpacker:
+    """Writes members below `root` within limits; one for each archive."""
+
+    archive: str
+    root: Path
+    max_bytes: int
+    _bytes: int = 0
+    _members: int = 0
+    _folders: set[Path] = field(default_factory=set)
+
+    def folder(self, name: str) -> None:
+        """Make the folder `name`. Raises DataError, TemporaryError."""
+        self._make(self._place(name), name)
+
+    def file(self, name: str, chunks: Iterable[bytes], packed_bytes: Callable[[], int]) -> None:
+        """Write `chunks` to the file `name`; a second member of one name replaces the first.
+
+        `packed_bytes` says how many bytes of the archive the chunks so far came out of.
+        Raises DataError (unsafe name, a limit passed), TemporaryError (full disk).
+        """
+        path = self._place(name)
+        if path == self.root:
+            raise refused(self.archive, name, "its name is empty")
+        self._make(path.parent, name)
+        with _writing(self.archive, path, name):
+            file = open(path, "wb", buffering=0)  # noqa: SIM115
+        size = 0
+        with file:
+            for chunk in chunks:
+                size += len(chunk)
+                self._count(len(chunk))
+                if size > max(FREE_MEMBER_BYTES, MAX_RATIO * packed_bytes()):
+                    raise refused(
+                        self.archive, name, f"it unpacks to {MAX_RATIO} times its size, as only bombs do"
+                    )
+                with explained(path):
+                    write_all(file, chunk)
+
+    def _count(self, size: int) -> None:
+        self._bytes += size
+        if self._bytes > self.max_bytes:
+            raise too_large(self.archive, self.max_bytes)
+
+    def _place(self, name: str) -> Path:
+        self._members += 1
+        if self._members > MAX_MEMBERS:
+            raise DataError(
+                f"The archive holds more than {MAX_MEMBERS:,} files. Split it. Received: {self.archive}"
+            )
+        try:
+            return self.root.joinpath(*safe_parts(name))
+        except UnsafeNameError as error:
+            raise refused(self.archive, name, str(error)) from None
+
+    def _make(self, folder: Path, name: str) -> None:
+        if folder not in self._folders:
+            with _writing(self.archive, folder, name):
+                folder.mkdir(parents=True, exist_ok=True)
+            self._folders.add(folder)
+
+
+@contextmanager
+def _writing(archive: str, path: Path, member: str) -> Iterator[None]:
+    """As `explained`, but a name that is both a file and a folder is the archive's fault."""
+    try:
+        with explained(path):
+            yield
+    except UsageError as error:
+        if isinstance(error.__cause__, (FileExistsError, NotADirectoryError, IsADirectoryError)):
+            raise refused(archive, member, "one of its names is a file and a folder at once") from error
+        raise

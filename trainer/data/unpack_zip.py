@@ -1,0 +1,67 @@
+"""Zip archives, member by member.
+
+In: a zip file and an `Unpacker`. Out: what the unpacker lets through. A link, a device or
+an encrypted member refuses the archive.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+from trainer.data.damage import chunks, reading
+from trainer.data.members import Unpacker, refused, require_archive_ratio, too_large
+from trainer.data.progress import Progress
+
+
+def unpack_zip(path: Path, unpacker: Unpacker, progress: Progress) -> None:
+    """Hand every member of the zip at `path` to `unpacker`. Raises DataError, and what that raises."""
+    with reading(path):
+        archive = zipfile.ZipFile(path)
+    with archive:
+        members = archive.infolist()
+        total = sum(member.file_size for member in members)
+        # No member gives more than it declares, so bombs are known before a byte is written.
+        require_archive_ratio(str(path), total, path.stat().st_size)
+        if total > unpacker.max_bytes:
+            raise too_large(str(path), unpacker.max_bytes)
+        task = progress.start(f"Extracting {path.name}", total, "B")
+        try:
+            for member in members:
+                _unpack_zip_member(archive, member, path, unpacker)
+                task.advance(member.file_size)
+        finally:
+            task.finish()
+
+
+def _unpack_zip_member(
+    archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path, unpacker: Unpacker
+) -> None:
+    name = _zip_name(member)
+    file_type = (member.external_attr >> 16) & 0o170000
+    if file_type not in (0, 0o100000, 0o040000):
+        raise refused(str(path), name, "it holds a link or a device, and only plain files are safe")
+    if member.flag_bits & 0x41:
+        raise refused(str(path), name, "it is encrypted, so unpack it with its password first")
+    if name.endswith("/"):
+        unpacker.folder(name)
+        return
+    with reading(path, f"member {name!r}"):
+        file = archive.open(member)
+    with file:
+        unpacker.file(name, chunks(file, path, name), lambda: member.compress_size)
+
+
+def _zip_name(member: zipfile.ZipInfo) -> str:
+    """Return the member's name as it was meant.
+
+    `orig_filename`, because `filename` is cut at a NUL. Some tools write UTF-8 without the flag
+    that says so, which then reads as the code page 437 that the format started with.
+    """
+    name = member.orig_filename
+    if member.flag_bits & 0x800:
+        return name
+    try:
+        return name.encode("cp437").decode("utf-8")
+    except UnicodeError:
+        return name

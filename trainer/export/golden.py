@@ -1,0 +1,88 @@
+"""Golden predictions: the same images through the exported model, in a fresh process.
+
+In: encoded images and what the trained model says of their pixels. Out: the largest
+difference, or an error. The fresh process runs `reload_check.py` by its path, in isolated
+mode, so that it can't lean on this package, on Keras, or on anything this process holds.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from trainer.data.dataset import Split
+from trainer.exits import TrainerError
+
+TOLERANCE = 1e-5
+_COUNT = 20
+_SCRIPT = Path(__file__).with_name("reload_check.py")
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Encoded images and the answers that a model must give."""
+
+    images: tuple[bytes, ...]
+    pixels: np.ndarray
+    """float32 [count, size, size, 3] in 0..255."""
+    probabilities: np.ndarray
+    """float32 [count, classes]."""
+
+
+def make_golden(model: keras.Model, split: Split, count: int = _COUNT) -> Golden:
+    """Return `count` images spread evenly over `split`, and the answers of `model` to their cached pixels.
+
+    Computed on the CPU, as the check is: on a GPU float32 products are rounded to TF32.
+    """
+    rows = np.unique(np.linspace(0, len(split.labels) - 1, count).round().astype(np.int64))
+    pixels = split.pixels.take(rows).astype(np.float32)
+    with tf.device("/CPU:0"):
+        probabilities = tf.nn.softmax(model(pixels, training=False)).numpy()
+    return Golden(tuple(_encoded(split, int(row)) for row in rows), pixels, probabilities)
+
+
+def verify_export(path: Path, golden: Golden) -> float:
+    """Load the SavedModel at `path` in a fresh process; return the largest difference of a probability.
+
+    Raises TrainerError if the process fails or differs by more than TOLERANCE.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        asked = Path(folder) / "golden.npz"
+        np.savez(
+            asked,
+            pixels=golden.pixels,
+            probabilities=golden.probabilities,
+            lengths=np.array([len(image) for image in golden.images]),
+            images=np.frombuffer(b"".join(golden.images), np.uint8),
+        )
+        done = subprocess.run(
+            [sys.executable, "-I", str(_SCRIPT), str(path), str(asked)], capture_output=True, text=True, check=False
+        )
+    if done.returncode != 0:
+        raise TrainerError(
+            f"The exported model can't be loaded in a fresh process. Received: {done.stderr.strip()[-500:]}"
+        )
+    difference = float(json.loads(done.stdout.splitlines()[-1])["largest_difference"])
+    if not difference <= TOLERANCE:
+        raise TrainerError(
+            f"The exported model at {path} does not answer as the trained one does; it is not published. "
+            f"Received: a probability that differs by {difference:.2g}, at most {TOLERANCE:g} is allowed"
+        )
+    return difference
+
+
+def _encoded(split: Split, row: int) -> bytes:
+    item = split.items[row]
+    if item.encoding == "image":
+        return item.read()
+    # A raw record was never a file: make it one, without loss.
+    planes = np.frombuffer(item.read(), np.uint8).reshape(3, 32, 32)
+    return bytes(tf.io.encode_png(planes.transpose(1, 2, 0)).numpy())

@@ -1,0 +1,99 @@
+"""An exported model back into this process.
+
+In: the path of a run or of a model. Out: a `LoadedModel` that classifies encoded images. A
+folder that this package didn't export, or exported in a form it no longer reads, is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from trainer.exits import UsageError
+from trainer.export.served import FORMAT_VERSION
+
+_NEED = "Give the folder of a finished run or its model/ folder."
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A SavedModel and what its assets say of it."""
+
+    path: Path
+    class_names: tuple[str, ...]
+    image_size: int
+    resize: str
+    interpolation: str
+    signatures: Any
+
+    def classify(self, images: Sequence[bytes]) -> np.ndarray:
+        """Return probabilities, float32 [images, classes], of encoded images.
+
+        Raises tf.errors.InvalidArgumentError if one of them can't be decoded.
+        """
+        answer = self.signatures["serving_default"](image_bytes=tf.constant(list(images), tf.string))
+        return np.asarray(answer["probabilities"])
+
+    def classify_pixels(self, pixels: np.ndarray) -> np.ndarray:
+        """Return probabilities, float32 [images, classes], of pixels [images, size, size, 3] in 0..255."""
+        answer = self.signatures["pixels"](pixels=tf.constant(pixels, tf.float32))
+        return np.asarray(answer["probabilities"])
+
+
+def load_model(path: Path) -> LoadedModel:
+    """Return the model at `path`, a run folder or a model folder. Raises UsageError."""
+    folder = _model_folder(path)
+    about = _read_about(folder)
+    try:
+        loaded = tf.saved_model.load(str(folder))
+        signatures = {name: loaded.signatures[name] for name in ("serving_default", "pixels")}
+    except (OSError, KeyError, ValueError, tf.errors.OpError) as error:
+        raise UsageError(
+            f"The model can't be loaded; it is damaged. Train again, or copy it again. Received: {folder} "
+            f"({str(error).splitlines()[0][:200]})"
+        ) from None
+    return LoadedModel(
+        folder, tuple(about["class_names"]), about["image_size"], about["resize"], about["interpolation"],
+        _Kept(signatures, loaded),
+    )  # fmt: skip
+
+
+class _Kept(dict[str, Any]):
+    """Signatures that keep the model they belong to alive: TensorFlow holds its variables weakly."""
+
+    def __init__(self, signatures: dict[str, Any], owner: Any) -> None:
+        super().__init__(signatures)
+        self.owner = owner
+
+
+def _model_folder(path: Path) -> Path:
+    if not path.exists():
+        raise UsageError(f"There is no such folder. {_NEED} Received: {path}")
+    for folder in (path, path / "model"):
+        if (folder / "saved_model.pb").exists():
+            return folder
+    if (path / "spec.yaml").exists():
+        raise UsageError(f"This run has no model yet; run `trainer train {path}/spec.yaml` to finish it. Received: {path}")
+    raise UsageError(f"This is not a run or a model of this program. {_NEED} Received: {path}")
+
+
+def _read_about(folder: Path) -> dict[str, Any]:
+    try:
+        about: dict[str, Any] = json.loads((folder / "assets" / "model.json").read_text(encoding="utf-8"))
+        version = about["format_version"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UsageError(
+            f"This SavedModel was not exported by this program, so its inputs aren't known. {_NEED} Received: {folder}"
+        ) from None
+    if version != FORMAT_VERSION:
+        raise UsageError(
+            f"The model's format is not the one that this version reads ({FORMAT_VERSION}); use the trainer "
+            f"that made it ({about.get('trainer_version')}), or train again. Received: format {version}"
+        )
+    return about

@@ -1,0 +1,38 @@
+"""Load a SavedModel with TensorFlow alone and compare its answers.
+
+In: the folder of the model and a file of golden predictions, as arguments. Out: one line of
+JSON with the largest difference of a probability, over both signatures. It is run by its
+path in a fresh process, and imports nothing of this package on purpose.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import tensorflow as tf
+
+
+def main(model_path: str, golden_path: str) -> None:
+    """Print the comparison."""
+    # On a GPU float32 products are rounded to TF32; the answers were computed on the CPU.
+    tf.config.set_visible_devices([], "GPU")
+    golden = np.load(golden_path, allow_pickle=False)
+    ends = np.cumsum(golden["lengths"])
+    data = golden["images"].tobytes()
+    images = [data[end - length : end] for end, length in zip(ends, golden["lengths"], strict=True)]
+    model = tf.saved_model.load(model_path)
+    answers = [
+        model.signatures["serving_default"](image_bytes=tf.constant(images)),
+        model.signatures["pixels"](pixels=tf.constant(golden["pixels"])),
+    ]
+    borrowed = [name for name in ("trainer", "keras") if name in sys.modules]
+    if borrowed:
+        raise SystemExit(f"the check is not independent: {borrowed} is loaded")
+    differences = [np.abs(answer["probabilities"].numpy() - golden["probabilities"]).max() for answer in answers]
+    print(json.dumps({"largest_difference": float(max(differences))}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

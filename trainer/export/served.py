@@ -1,0 +1,90 @@
+"""The SavedModel: encoded images in, labels out.
+
+In: the inference model and what surrounds it. Out: a folder with two signatures,
+`serving_default` for encoded images and `pixels` for decoded ones, and two assets:
+labels.txt, one class a line, and model.json, which says what made the model.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+from trainer import __version__
+from trainer.data.decode import decode_and_resize
+from trainer.spec import DataSpec
+
+FORMAT_VERSION = 1
+
+
+class ServedModel(tf.Module):  # type: ignore[misc]
+    """The inference model with decoding before it and labels after it."""
+
+    def __init__(self, model: keras.Model, class_names: tuple[str, ...], data: DataSpec, assets: Path) -> None:
+        super().__init__()
+        self.model = model
+        self.data = data
+        self.labels = tf.constant(class_names)
+        self.assets = [tf.saved_model.Asset(str(path)) for path in _write_assets(assets, class_names, data)]
+
+    def classify_images(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Classify encoded images, string [batch]: JPEG, PNG, GIF, BMP or WebP of any size."""
+        size, resize, interpolation = self.data.image_size, self.data.resize, self.data.interpolation
+        pixels = tf.map_fn(
+            lambda encoded: decode_and_resize(encoded, size, resize, interpolation),
+            image_bytes,
+            fn_output_signature=tf.TensorSpec([size, size, 3], tf.uint8),
+        )
+        return self.classify_pixels(tf.cast(pixels, tf.float32))
+
+    def classify_pixels(self, pixels: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Classify pixels, float32 [batch, size, size, 3] in 0..255, RGB.
+
+        Returns `label`, string [batch]; `probability` of that label, float32 [batch]; and
+        `probabilities`, float32 [batch, classes], in the order of labels.txt.
+        """
+        probabilities = tf.nn.softmax(self.model(pixels, training=False))
+        return {
+            "label": tf.gather(self.labels, tf.argmax(probabilities, axis=1)),
+            "probability": tf.reduce_max(probabilities, axis=1),
+            "probabilities": probabilities,
+        }
+
+    def signatures(self) -> dict[str, tf.types.experimental.ConcreteFunction]:
+        """Return the two endpoints as traced functions."""
+        size = self.data.image_size
+        encoded = tf.TensorSpec([None], tf.string, name="image_bytes")
+        pixels = tf.TensorSpec([None, size, size, 3], tf.float32, name="pixels")
+        self._traced = (tf.function(self.classify_images), tf.function(self.classify_pixels))
+        return {
+            "serving_default": self._traced[0].get_concrete_function(encoded),
+            "pixels": self._traced[1].get_concrete_function(pixels),
+        }
+
+
+def export_model(path: Path, model: keras.Model, class_names: tuple[str, ...], data: DataSpec) -> None:
+    """Write the SavedModel of `model` to the folder `path`, which must not exist."""
+    with tempfile.TemporaryDirectory() as assets:
+        served = ServedModel(model, class_names, data, Path(assets))
+        tf.saved_model.save(served, str(path), signatures=served.signatures())
+
+
+def _write_assets(folder: Path, class_names: tuple[str, ...], data: DataSpec) -> tuple[Path, Path]:
+    labels, description = folder / "labels.txt", folder / "model.json"
+    labels.write_text("".join(f"{name}\n" for name in class_names), encoding="utf-8")
+    about = {
+        "format": "trainer image classifier",
+        "format_version": FORMAT_VERSION,
+        "trainer_version": __version__,
+        "tensorflow_version": tf.__version__,
+        "class_names": list(class_names),
+        "image_size": data.image_size,
+        "resize": data.resize,
+        "interpolation": data.interpolation,
+    }
+    description.write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return labels, description

@@ -1,0 +1,61 @@
+"""The one door to all model families.
+
+In: a `ModelSpec`. Out: a Keras model whose output is always one logit a class, so that
+loss, metrics and export know of one form only.
+"""
+
+from __future__ import annotations
+
+import keras
+
+from trainer.model.plain import plain_logits
+from trainer.model.residual import residual_logits
+from trainer.spec import ModelSpec, PlainSpec
+
+PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
+
+
+def build_model(
+    spec: ModelSpec, class_count: int, image_size: int, precision: str = "float32", seed: int = 0
+) -> keras.Model:
+    """Return an untrained model: [batch, size, size, 3] pixels in 0..255 to [batch, classes] logits.
+
+    `precision` is 'float32' or 'bfloat16': the type of the arithmetic, the variables are
+    float32 either way. The residual family takes any image size after it is built.
+    `seed` fixes the initial weights and the dropout.
+    """
+    policy = keras.DTypePolicy(PRECISIONS[precision])
+    # Keras draws the seed of each initializer and dropout from its global generator.
+    keras.utils.set_random_seed(seed)
+    if isinstance(spec, PlainSpec):
+        pixels = keras.Input((image_size, image_size, 3), name="pixels")
+        logits = plain_logits(spec, pixels, class_count, policy)
+    else:
+        pixels = keras.Input((None, None, 3), name="pixels")
+        logits = residual_logits(spec, pixels, class_count, policy)
+    return keras.Model(pixels, logits, name=spec.family)
+
+
+def build_inference_model(spec: ModelSpec, class_count: int, image_size: int) -> keras.Model:
+    """Return the float32 model that answers, with the same weights in the same order as `build_model`'s.
+
+    With `average_mirror` its logits are the mean of those of the picture and of its mirror image.
+    """
+    model = build_model(spec, class_count, image_size)
+    if not spec.average_mirror:
+        return model
+    pixels = keras.Input(model.input_shape[1:], name="pixels")
+    mirrored = keras.layers.Lambda(lambda x: keras.ops.flip(x, axis=2), name="mirror")(pixels)
+    logits = keras.layers.Average(name="logits")([model(pixels), model(mirrored)])
+    return keras.Model(pixels, logits, name=f"{spec.family}_with_mirror")
+
+
+def synchronize_statistics(model: keras.Model) -> None:
+    """Make every batch normalisation of `model` compute its statistics over all replicas.
+
+    Keras leaves each replica its own by default, and saves only the first one's. Call it
+    before the model is traced.
+    """
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.synchronized = True

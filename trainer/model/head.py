@@ -1,0 +1,24 @@
+"""The last layer of every family: features to one float32 logit a class.
+
+In: features of any precision, [batch, features]. Out: logits [batch, classes], float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+
+def class_logits(features: Any, class_count: int, binary_unit: bool = False) -> Any:
+    """Return logits [batch, classes] in float32 of features [batch, features].
+
+    With `binary_unit` and two classes a single unit z stands for the second class, and the
+    logits are [0, z]. Their softmax is the sigmoid of z and their cross-entropy is the
+    binary one, so a one-unit network needs no loss or metric of its own.
+    """
+    if not (binary_unit and class_count == 2):
+        return keras.layers.Dense(class_count, dtype="float32", name="logits")(features)
+    unit = keras.layers.Dense(1, dtype="float32", name="unit")(features)
+    zero = keras.layers.Rescaling(0.0, dtype="float32", name="zero")(unit)
+    return keras.layers.Concatenate(dtype="float32", name="logits")([zero, unit])

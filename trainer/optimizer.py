@@ -1,0 +1,77 @@
+"""The learning-rate schedule and the optimizer, from the spec.
+
+In: an `OptimizerSpec` and the number of steps. Out: a Keras optimizer whose rate is a pure
+function of its own step, so that it continues exactly wherever it is restored.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from trainer.spec import OptimizerSpec
+
+
+class Schedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
+    """Linear warm-up, then constant or cosine (Loshchilov and Hutter 2016), times `scale`.
+
+    `scale` is a variable, 1 at first; recovery from divergence halves it.
+    """
+
+    def __init__(self, spec: OptimizerSpec, steps_per_epoch: int, total_steps: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.warmup_steps = round(spec.warmup_epochs * steps_per_epoch)
+        self.decay_steps = max(1, total_steps - self.warmup_steps)
+        self.scale = tf.Variable(1.0, trainable=False, dtype=tf.float32, name="learning_rate_scale")
+
+    def __call__(self, step: Any) -> tf.Tensor:
+        """Return the learning rate of `step`, counted from 0, as a float32 scalar."""
+        step = tf.cast(step, tf.float32)
+        warmup = tf.minimum(1.0, (step + 1.0) / (self.warmup_steps + 1.0))
+        return self.spec.learning_rate * self.scale * warmup * self._decay(step)
+
+    def _decay(self, step: tf.Tensor) -> tf.Tensor:
+        if self.spec.schedule == "constant":
+            return tf.constant(1.0)
+        progress = tf.clip_by_value((step - self.warmup_steps) / self.decay_steps, 0.0, 1.0)
+        cosine = 0.5 * (1.0 + tf.cos(math.pi * progress))
+        return self.spec.final_fraction + (1.0 - self.spec.final_fraction) * cosine
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the spec's values; asked for by Keras."""
+        return self.spec.model_dump()
+
+
+def build_optimizer(
+    spec: OptimizerSpec, model: keras.Model, steps_per_epoch: int, total_steps: int
+) -> tuple[keras.Optimizer, Schedule]:
+    """Return the optimizer, built for the weights of `model`, and its schedule.
+
+    Clipping is not given to it: the training step clips after the gradients of all
+    replicas are summed, and Keras would clip before.
+    """
+    schedule = Schedule(spec, steps_per_epoch, total_steps)
+    optimizer = _optimizer(spec, schedule)
+    if spec.weight_decay:
+        # A bias or a normalisation has one dimension; decaying them helps nobody (He et al. 2019).
+        optimizer.exclude_from_weight_decay(
+            [weight for weight in model.trainable_variables if len(weight.shape) < 2]
+        )
+    optimizer.build(model.trainable_variables)
+    return optimizer, schedule
+
+
+def _optimizer(spec: OptimizerSpec, schedule: Schedule) -> keras.Optimizer:
+    common: dict[str, Any] = {"learning_rate": schedule, "weight_decay": spec.weight_decay or None}
+    if spec.name == "sgd":
+        return keras.optimizers.SGD(momentum=spec.momentum, nesterov=spec.nesterov, **common)
+    if spec.name == "rmsprop":
+        return keras.optimizers.RMSprop(momentum=spec.momentum, **common)
+    if spec.name == "adam":
+        return keras.optimizers.Adam(**common)
+    # Keras's AdamW has a decay of 0.004 unless it is told otherwise.
+    return keras.optimizers.AdamW(**{**common, "weight_decay": spec.weight_decay})

@@ -1,0 +1,46 @@
+"""What a report is made from.
+
+In: nothing. Out: `ReportInputs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.data.items import Rejection
+from trainer.metrics import Predictions
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class ReportInputs:
+    """All of a run that its report shows."""
+
+    title: str
+    """The run's name."""
+    spec_yaml: str
+    """The resolved spec."""
+    environment: Mapping[str, Any]
+    """As environment.json has it; whatever is missing is not shown."""
+    dataset: Mapping[str, Any]
+    """As dataset.json has it: 'splits' is {split: {'images': n, 'classes': {class: n}}}."""
+    rejected: Sequence[Rejection]
+    history: Sequence[Mapping[str, Any]]
+    """As history.jsonl has it; held-out values may be missing from some rows."""
+    predictions: Mapping[str, Predictions]
+    """By split: 'train' and the held-out ones."""
+    metrics: Mapping[str, float]
+    """By split/metric."""
+    held_out: str
+    """The split that the verdict is about: 'validation' or 'test'."""
+    pictures: Callable[[str, npt.NDArray[np.int64]], Pixels]
+    """(split, indices [n]) to the images as the network sees them, uint8 [n, S, S, 3]."""
+    train_seconds: float
+    ended: str = ""
+    """Why training ended before its last epoch; empty if it didn't."""

@@ -1,0 +1,49 @@
+"""Names and numbers as people read them.
+
+In: class names, file names and values as they come. Out: short, printable text.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+
+_UNPRINTABLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+
+
+def shorten(name: str, limit: int) -> str:
+    """Return `name` on one line of at most `limit` characters, its middle left out if it is longer.
+
+    What can't be printed (control characters, marks that turn the direction of writing, odd
+    bytes of a file's name) becomes a space.
+    """
+    printable = "".join(" " if unicodedata.category(each) in _UNPRINTABLE else each for each in name)
+    text = " ".join(printable.split()) or "(no name)"
+    if len(text) <= limit:
+        return text
+    front = limit // 2
+    return f"{text[:front]}…{text[len(text) - (limit - 1 - front) :]}"
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration as `48 s`, `26 min 40 s` or `3 h 05 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def format_count(count: int, noun: str, plural: str = "") -> str:
+    """Return `1 image` or `2,000 images`."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def format_share(value: float | None) -> str:
+    """Return a value with three decimals, `-` if there is none; 1.000 and 0.000 are said of exact ones only."""
+    if value is None:
+        return "-"
+    text = f"{value:.3f}"
+    if text == "1.000" and value < 1:
+        return ">0.999"
+    return "<0.001" if text == "0.000" and value > 0 else text

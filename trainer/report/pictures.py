@@ -1,0 +1,99 @@
+"""Predictions to the pictures that are worth a look.
+
+In: predictions, and a function that gives pixels. Out: `Picture`s, each with its image
+inside as a data URI.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from trainer.metrics import Predictions
+
+Pixels = npt.NDArray[np.uint8]
+Indices = npt.NDArray[np.int64]
+
+_LARGEST_SIDE = 224
+_SMALL_SIDE = 64
+_JPEG_QUALITY = 80
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image with what was said of it."""
+
+    uri: str
+    is_small: bool
+    """Of so few pixels that it is enlarged without smoothing."""
+    name: str
+    label: str
+    predicted: str
+    probability: float
+    """Of `predicted`."""
+    label_probability: float
+
+
+def choose_mistakes(predictions: Predictions, count: int) -> Indices:
+    """Return the indices of at most `count` wrong answers, those with the highest probability first."""
+    wrong = np.flatnonzero(predictions.predicted != predictions.labels)
+    order = np.argsort(-predictions.confidence[wrong], kind="stable")
+    return np.asarray(wrong[order][:count], dtype=np.int64)
+
+
+def choose_correct(predictions: Predictions, count: int) -> Indices:
+    """Return the indices of at most `count` right answers: the surest of each class in turn."""
+    right = np.flatnonzero(predictions.predicted == predictions.labels)
+    right = right[np.argsort(-predictions.confidence[right], kind="stable")]
+    labels = predictions.labels[right]
+    # How many surer ones of its own class stand before each: 0 for the surest of every class.
+    turn = np.zeros(len(right), dtype=np.int64)
+    for label in np.unique(labels):
+        turn[labels == label] = np.arange(np.sum(labels == label))
+    return np.asarray(right[np.argsort(turn, kind="stable")][:count], dtype=np.int64)
+
+
+def read_pictures(
+    predictions: Predictions, indices: Indices, pixels: Callable[[str, Indices], Pixels]
+) -> list[Picture]:
+    """Return the images at `indices` with their answers.
+
+    pixels: (split, indices [n]) to uint8 [n, S, S, 3].
+    """
+    if not len(indices):
+        return []
+    images = pixels(predictions.split, indices)
+    return [_picture(predictions, int(index), image) for index, image in zip(indices, images, strict=True)]
+
+
+def _picture(predictions: Predictions, index: int, image: Pixels) -> Picture:
+    label, predicted = int(predictions.labels[index]), int(predictions.predicted[index])
+    return Picture(
+        uri=_encode(image),
+        is_small=max(image.shape[:2]) <= _SMALL_SIDE,
+        name=predictions.names[index],
+        label=predictions.class_names[label],
+        predicted=predictions.class_names[predicted],
+        probability=float(predictions.probabilities[index, predicted]),
+        label_probability=float(predictions.probabilities[index, label]),
+    )
+
+
+def _encode(image: Pixels) -> str:
+    """Return a data URI: PNG of small images, of which every pixel counts; JPEG of others, made smaller."""
+    small = max(image.shape[:2]) <= _SMALL_SIDE
+    picture = Image.fromarray(image)
+    data = io.BytesIO()
+    if small:
+        picture.save(data, "PNG", optimize=True)
+    else:
+        picture.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE), Image.Resampling.LANCZOS)
+        picture.save(data, "JPEG", quality=_JPEG_QUALITY, optimize=True)
+    kind = "png" if small else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode('ascii')}"

@@ -1,0 +1,230 @@
+"""Numbers to figures: one function a figure, each drawn on its own, with no state between them.
+
+In: the history, confusion matrix, calibration and counts. Out: `Figure`s, which `figures`
+turns into SVG and PNG. Colour never says anything alone: lines differ in their dashes and
+markers as well, and cells have numbers or places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
+
+from trainer.metrics import Calibration, wilson_interval
+from trainer.report.figures import (
+    BLUE,
+    FONT_SIZE,
+    GREEN,
+    GRID,
+    INK,
+    MUTED,
+    ORANGE,
+    add_legend,
+    new_figure,
+    style_axes,
+)
+from trainer.report.history import History, Series, read_series
+from trainer.report.names import shorten
+
+MOST_NUMBERED_CLASSES = 12
+"""A confusion matrix of more classes has no numbers in its cells."""
+MOST_NAMED_CLASSES = 20
+"""A plot of more classes has no class names."""
+_NAME = 16
+_FEW_POINTS = 25
+_SPLITS = {"train": (BLUE, "--", "o"), "validation": (ORANGE, "-", "s"), "test": (GREEN, "-", "D")}
+# Of one brightness in both schemes, laid over the page with an opacity that grows with the share.
+_RIGHT_RGB = (0.23, 0.56, 0.85)
+_WRONG_RGB = (0.91, 0.48, 0.16)
+_MOST_OPAQUE = 0.8
+
+
+def draw_curves(history: History, held_out: str, measure: str, best_epoch: int | None) -> Figure:
+    """Draw the training and the held-out `measure` ('loss' or 'accuracy') over the epochs."""
+    figure = new_figure(3.1)
+    axes = figure.add_subplot()
+    style_axes(axes, "epoch", measure)
+    curves = {split: read_series(history, f"{split}/{measure}") for split in ("train", held_out)}
+    for split, series in curves.items():
+        _draw_line(axes, split, series)
+    if best_epoch is not None:
+        _mark_best(axes, curves[held_out], best_epoch)
+    values = np.concatenate([series.values for series in curves.values()])
+    if measure == "loss" and len(values) and values.min() > 0 and values.max() > 20 * np.median(values):
+        # One enormous value, as of a first epoch that nearly diverged, would press the rest flat.
+        axes.set_yscale("log")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    axes.margins(y=0.08)
+    add_legend(axes, 2)
+    return figure
+
+
+def _draw_line(axes: Axes, split: str, series: Series) -> None:
+    colour, dashes, marker = _SPLITS[split]
+    axes.plot(
+        series.epochs,
+        series.values,
+        color=colour,
+        linestyle=dashes,
+        marker=marker if len(series.epochs) <= _FEW_POINTS else "",
+        markersize=3.2,
+        linewidth=1.5,
+        label=split,
+    )
+
+
+def _mark_best(axes: Axes, series: Series, best_epoch: int) -> None:
+    index = int(np.flatnonzero(series.epochs == best_epoch)[0])
+    x, y = series.epochs[index], series.values[index]
+    axes.axvline(x, color=MUTED, linewidth=0.8, linestyle=":")
+    axes.plot(
+        [x], [y], marker="o", markersize=7, markerfacecolor="none", markeredgecolor=INK, markeredgewidth=1.2
+    )
+    is_left = index >= len(series.epochs) / 2
+    axes.annotate(
+        f"best: epoch {best_epoch}, {y:.3f}",
+        (x, 1.0),
+        xycoords=("data", "axes fraction"),
+        xytext=(-4 if is_left else 4, -2),
+        textcoords="offset points",
+        ha="right" if is_left else "left",
+        va="top",
+        fontsize=FONT_SIZE,
+        color=INK,
+    )
+
+
+def draw_confusion(matrix: npt.NDArray[np.int64], class_names: Sequence[str]) -> Figure:
+    """Draw int64 [C, C], truth in rows: the stronger a cell, the larger its share of its row."""
+    count = len(class_names)
+    is_named = count <= MOST_NAMED_CLASSES
+    figure = new_figure(3.4 if count == 2 else 4.8)
+    axes = figure.add_subplot()
+    style_axes(axes, "predicted", "true", grid="none")
+    axes.imshow(_shade(matrix), interpolation="none", aspect="equal" if count > 3 else "auto")
+    axes.spines[["top", "right"]].set_visible(True)
+    axes.spines[["top", "right"]].set_color(GRID)
+    if is_named:
+        _name_cells(axes, class_names)
+    else:
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda position, _: f"{position + 1:.0f}"))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda position, _: f"{position + 1:.0f}"))
+        ticks = [0, *range(9, count, 10 if count <= 150 else 100)]
+        axes.set_xticks(ticks)
+        axes.set_yticks(ticks)
+    if count <= MOST_NUMBERED_CLASSES:
+        _number_cells(axes, matrix)
+    return figure
+
+
+def _shade(matrix: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Return float [C, C, 4] in 0..1: blue what is right, orange what is wrong, clear what isn't there."""
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    cells = np.empty((*matrix.shape, 4))
+    cells[..., :3] = np.where(np.eye(len(matrix), dtype=bool)[..., None], _RIGHT_RGB, _WRONG_RGB)
+    # The root: a mistake of one in a hundred must still be seen.
+    cells[..., 3] = _MOST_OPAQUE * np.sqrt(shares)
+    return cells
+
+
+def _name_cells(axes: Axes, class_names: Sequence[str]) -> None:
+    names = [shorten(name, _NAME) for name in class_names]
+    turned = len(names) > 3 or max(map(len, names)) > 12
+    size = FONT_SIZE if len(names) <= MOST_NUMBERED_CLASSES else FONT_SIZE - 1.5
+    # parse_math: a class may be called $x$.
+    axes.set_xticks(
+        range(len(names)),
+        names,
+        rotation=60 if turned else 0,
+        ha="right" if turned else "center",
+        rotation_mode="anchor",
+        fontsize=size,
+        parse_math=False,
+    )
+    axes.set_yticks(range(len(names)), names, fontsize=size, parse_math=False)
+
+
+def _number_cells(axes: Axes, matrix: npt.NDArray[np.int64]) -> None:
+    totals = np.maximum(matrix.sum(axis=1), 1)
+    size = FONT_SIZE + 2 if len(matrix) <= 3 else FONT_SIZE if matrix.max() < 1000 else FONT_SIZE - 1.5
+    for row, column in np.argwhere(matrix > 0).tolist():
+        text = f"{matrix[row, column]:,}"
+        if len(matrix) <= 3:
+            text += f"\n{matrix[row, column] / totals[row]:.1%}"
+        axes.text(column, row, text, ha="center", va="center", fontsize=size, color=INK)
+
+
+def draw_calibration(calibration: Calibration) -> Figure:
+    """Draw how often answers are right against how sure they are, and how many there are of each."""
+    figure = new_figure(3.9)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    style_axes(upper, "", "share that is right", grid="both")
+    style_axes(lower, "probability of the answer", "images")
+    upper.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=":", label="perfect")
+    intervals = [
+        wilson_interval(round(share * count), count)
+        for share, count in zip(calibration.accuracy.tolist(), calibration.count.tolist(), strict=True)
+    ]
+    for x, (low, high) in zip(calibration.confidence.tolist(), intervals, strict=True):
+        upper.plot([x, x], [low, high], color=BLUE, linewidth=1, alpha=0.55, solid_capstyle="butt")
+    upper.plot(
+        calibration.confidence,
+        calibration.accuracy,
+        color=BLUE,
+        marker="o",
+        markersize=4,
+        linewidth=1.5,
+        label="this model, with 95% intervals",
+    )
+    upper.set(xlim=(0, 1.02), ylim=(0, 1.04))
+    lower.bar(calibration.confidence, calibration.count, width=0.045, color=BLUE)
+    lower.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=3))
+    for axis in (upper.yaxis, lower.xaxis):
+        axis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+    add_legend(upper, 2)
+    return figure
+
+
+def draw_distribution(counts: Mapping[str, Mapping[str, int]]) -> Figure:
+    """Draw the images of each class (inner keys) in each split (outer keys: train, validation, test)."""
+    class_names = list(next(iter(counts.values())))
+    if len(class_names) <= MOST_NAMED_CLASSES:
+        return _draw_bars(counts, class_names)
+    figure = new_figure(3.1)
+    axes = figure.add_subplot()
+    style_axes(axes, "classes, by their training images", "images")
+    order = sorted(class_names, key=lambda name: -next(iter(counts.values()))[name])
+    for split, of_class in counts.items():
+        colour, dashes, _ = _SPLITS[split]
+        values = [of_class[name] for name in order]
+        ranks = np.arange(1, len(order) + 1)
+        axes.step(ranks, values, where="mid", color=colour, linestyle=dashes, linewidth=1.5, label=split)
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    add_legend(axes, len(counts))
+    return figure
+
+
+def _draw_bars(counts: Mapping[str, Mapping[str, int]], class_names: Sequence[str]) -> Figure:
+    bar = 0.8 / len(counts)
+    figure = new_figure(0.9 + len(class_names) * max(0.22, 0.15 * len(counts)))
+    axes = figure.add_subplot()
+    style_axes(axes, "images", grid="x")
+    for number, (split, of_class) in enumerate(counts.items()):
+        places = np.arange(len(class_names)) - 0.4 + bar * (number + 0.5)
+        values = [of_class[name] for name in class_names]
+        bars = axes.barh(places, values, height=bar * 0.9, color=_SPLITS[split][0], label=split)
+        axes.bar_label(bars, fmt="{:,.0f}", padding=3, fontsize=FONT_SIZE - 1.5, color=MUTED)
+    names = [shorten(name, _NAME) for name in class_names]
+    axes.set_yticks(range(len(names)), names, parse_math=False)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+    axes.margins(x=0.12)
+    add_legend(axes, len(counts))
+    return figure

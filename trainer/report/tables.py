@@ -1,0 +1,191 @@
+"""Inputs to the rows of the report's tables.
+
+In: `ReportInputs`, or parts of it. Out: short lists of plain values; the template only lays
+them out.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.report.history import read_series
+from trainer.report.inputs import ReportInputs
+from trainer.report.names import format_count, format_duration
+
+_OVERALL = (
+    ("accuracy", "accuracy"),
+    ("macro_precision", "precision, mean over classes"),
+    ("macro_recall", "recall, mean over classes"),
+    ("macro_f1", "F1, mean over classes"),
+    ("roc_auc", "ROC AUC"),
+    ("log_loss", "log loss"),
+    ("brier", "Brier score"),
+    ("calibration_error", "calibration error"),
+)
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """One class on the held-out split; None where it has no images."""
+
+    number: int
+    """From 1, in the order of the confusion matrix."""
+    name: str
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    support: int
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """One kind of mistake."""
+
+    label: str
+    predicted: str
+    count: int
+    share: float
+    """Of the class's images."""
+
+
+def class_rows(metrics: Mapping[str, float], split: str, class_names: Sequence[str]) -> list[ClassRow]:
+    """Return one row a class, in the order of `class_names`."""
+    return [
+        ClassRow(
+            number=number,
+            name=name,
+            precision=metrics.get(f"{split}/precision/{name}"),
+            recall=metrics.get(f"{split}/recall/{name}"),
+            f1=metrics.get(f"{split}/f1/{name}"),
+            support=int(metrics[f"{split}/support/{name}"]),
+        )
+        for number, name in enumerate(class_names, start=1)
+    ]
+
+
+def weakest_first(rows: Sequence[ClassRow]) -> list[ClassRow]:
+    """Return `rows` by recall, lowest first; classes without images last."""
+    return sorted(rows, key=lambda row: 2.0 if row.recall is None else row.recall)
+
+
+def top_confusions(matrix: npt.NDArray[np.int64], class_names: Sequence[str], count: int) -> list[Confusion]:
+    """Return the `count` most frequent mistakes of int64 [C, C], which has the truth in its rows."""
+    wrong = matrix * (1 - np.eye(len(matrix), dtype=np.int64))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:count]
+    totals = matrix.sum(axis=1)
+    cells = [divmod(int(place), len(matrix)) for place in order]
+    return [
+        Confusion(
+            class_names[row], class_names[column], int(wrong[row, column]), wrong[row, column] / totals[row]
+        )
+        for row, column in cells
+        if wrong[row, column] > 0
+    ]
+
+
+def overall_rows(metrics: Mapping[str, float], splits: Sequence[str]) -> list[tuple[str, list[float | None]]]:
+    """Return (what it is, its value for each split) for each metric that some split has."""
+    rows = [(label, [metrics.get(f"{split}/{name}") for split in splits]) for name, label in _OVERALL]
+    return [(label, values) for label, values in rows if any(value is not None for value in values)]
+
+
+def split_counts(dataset: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    """Return images by split and class."""
+    return {split: dict(each["classes"]) for split, each in dataset.get("splits", {}).items()}
+
+
+def duplicate_names(dataset: Mapping[str, Any], count: int) -> list[list[str]]:
+    """Return up to `count` groups of equal images across splits, each as `split: name` texts."""
+    groups = dataset.get("duplicates_across_splits", {}).get("images", [])
+    return [[f"{item['split']}: {item['name']}" for item in group] for group in groups[:count]]
+
+
+def facts(inputs: ReportInputs, settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what ran as (name, text), leaving out what is not known."""
+    environment = inputs.environment
+    found = [
+        ("Recipe", str(settings.get("recipe") or "none")),
+        ("Data", _data_text(inputs)),
+        ("Model", model_text(settings)),
+        ("Training", _training_text(inputs, settings)),
+        ("Optimizer", _optimizer_text(settings)),
+        ("Augmentation", _augment_text(settings)),
+        ("Devices", str(environment.get("devices") or "")),
+        ("Precision", str(environment.get("precision") or "")),
+        ("Seed", str(settings.get("seed", environment.get("seed", "")))),
+        ("Started", str(environment.get("started") or "")),
+        ("Versions", _versions_text(environment)),
+        ("Commit", str(environment.get("git_commit") or "")),
+        ("Host", ", ".join(str(environment[key]) for key in ("host", "system") if environment.get(key))),
+    ]
+    return [(name, text) for name, text in found if text]
+
+
+def command_text(environment: Mapping[str, Any]) -> str:
+    """Return the command line, quoted for a shell; empty if it is not known."""
+    command = environment.get("command") or []
+    return command if isinstance(command, str) else shlex.join(map(str, command))
+
+
+def model_text(settings: Mapping[str, Any]) -> str:
+    """Return the network in a few words, such as `plain, filters 16, 32, 64, 150 px`."""
+    model = settings.get("model", {})
+    lists = [(key, model.get(key)) for key in ("filters", "blocks", "dense_units")]
+    parts = [str(model.get("family", ""))]
+    parts += [f"{key.replace('_', ' ')} {', '.join(map(str, value))}" for key, value in lists if value]
+    if model.get("dropout"):
+        parts.append(f"dropout {model['dropout']:g}")
+    size = settings.get("data", {}).get("image_size")
+    return "; ".join([part for part in parts if part] + ([f"{size} x {size} pixels"] if size else []))
+
+
+def _data_text(inputs: ReportInputs) -> str:
+    source, digest = inputs.dataset.get("source", ""), str(inputs.dataset.get("digest", ""))
+    short = f"content {digest.partition(':')[2][:12]}" if digest else ""
+    return ", ".join(part for part in (str(source), str(inputs.dataset.get("layout", "")), short) if part)
+
+
+def _training_text(inputs: ReportInputs, settings: Mapping[str, Any]) -> str:
+    epochs, batch = len(inputs.history), settings.get("train", {}).get("global_batch_size")
+    planned = settings.get("train", {}).get("epochs", epochs)
+    parts = [format_count(epochs, "epoch") if epochs >= planned else f"{epochs:,} of {planned:,} epochs"]
+    parts += [f"batches of {batch}"] if batch else []
+    parts.append(f"in {format_duration(inputs.train_seconds)}")
+    rates = read_series(inputs.history, "images_per_second").values
+    if len(rates):
+        parts.append(f"{np.median(rates):,.0f} images/s")
+    waits = read_series(inputs.history, "wait_share").values
+    if len(waits):
+        parts.append(f"{np.mean(waits):.1%} of the time waiting for data")
+    return ", ".join(parts) + (f"; ended early: {inputs.ended}" if inputs.ended else "")
+
+
+def _optimizer_text(settings: Mapping[str, Any]) -> str:
+    optimizer = settings.get("optimizer", {})
+    numbers = ("learning_rate", "weight_decay", "momentum", "clip_norm", "warmup_epochs")
+    parts = [f"{key.replace('_', ' ')} {optimizer[key]:g}" for key in numbers if optimizer.get(key)]
+    named = [str(optimizer[key]) for key in ("name", "schedule") if optimizer.get(key)]
+    return ", ".join([*named[:1], *parts, *named[1:]])
+
+
+def _augment_text(settings: Mapping[str, Any]) -> str:
+    augment = settings.get("augment")
+    if not isinstance(augment, Mapping):
+        return ""
+    active = [(key, value) for key, value in augment.items() if value not in (None, 0, 0.0, "none")]
+    texts = [
+        key if isinstance(value, Mapping) else f"{key.replace('_', ' ')} {value}" for key, value in active
+    ]
+    return ", ".join(texts) or "none"
+
+
+def _versions_text(environment: Mapping[str, Any]) -> str:
+    versions = {"trainer": environment.get("trainer_version"), "Python": environment.get("python")}
+    versions |= environment.get("packages") or {}
+    return ", ".join(f"{name} {version}" for name, version in versions.items() if version)

@@ -1,0 +1,157 @@
+"""The one path: spec, data, model, train, evaluate, export, publish.
+
+In: a spec and a place to run it. Out: the run folder, finished. Only the order is here;
+each step is handed its own part and returns what the next one takes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Protocol
+
+import keras
+
+from trainer.cluster import find_cluster
+from trainer.data.batches import steps_per_epoch
+from trainer.data.dataset import Dataset, format_found, load_dataset
+from trainer.data.progress import Progress
+from trainer.evaluate import Evaluator, predict_splits
+from trainer.exits import UsageError
+from trainer.export import export_model, make_golden, verify_export
+from trainer.metrics import Predictions, compute_metrics, write_predictions
+from trainer.publish import publish
+from trainer.report import ReportInputs, Verdict, write_report
+from trainer.run_folder import (
+    RunFolder,
+    current_command,
+    discard_folder,
+    open_run_folder,
+    replace_folder,
+    write_environment,
+    write_rejected,
+)
+from trainer.spec import RunSpec, dump_spec
+from trainer.stop import Stop
+from trainer.storage.local import write_json
+from trainer.train import Learner, Observer, TrainResult, build_learner, train
+
+
+class Screen(Observer, Progress, Protocol):
+    """What a run talks to: facts, progress of the data, progress of training."""
+
+    def on_fact(self, name: str, text: str) -> None:
+        """Hear one thing that is now known, such as the devices or the data."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to."""
+
+    folder: RunFolder
+    verdict: Verdict | None
+    """None when the run was finished before."""
+
+
+def run(spec: RunSpec, cache_dir: Path, screen: Screen, stop: Stop) -> Outcome:
+    """Do the run that `spec` describes, from where it was left; see `trainer.exits` for what it raises."""
+    folder = open_run_folder(spec, datetime.now(timezone.utc))
+    if folder.finished:
+        return Outcome(folder, None)
+    screen.on_fact("run", str(folder.path))
+    cluster = find_cluster(spec.train.deterministic)
+    screen.on_fact("devices", cluster.description)
+    dataset = load_dataset(spec.data, cache_dir, screen, lambda found: write_rejected(folder.path, found))
+    _keep_dataset(dataset, folder, screen)
+    _require_classes(spec, dataset)
+    steps = steps_per_epoch(len(dataset.train.labels), spec.train.global_batch_size)
+    learner = build_learner(spec, len(dataset.class_names), steps, cluster)
+    environment = write_environment(folder.path, spec, cluster.description, learner.precision, current_command())
+    screen.on_fact("model", _describe(spec, learner))
+    evaluator = Evaluator(learner.inference_model)
+    with stop.patience():
+        result = train(
+            learner, dataset, spec, cluster, folder.checkpoints, screen,
+            lambda: evaluator.loss_and_accuracy(dataset.held_out), stop.is_requested,
+        )  # fmt: skip
+    predictions = predict_splits(learner.inference_model, dataset)
+    metrics = _keep_metrics(predictions, result, folder)
+    screen.on_fact("saved model", _export(learner.inference_model, dataset, spec, folder))
+    verdict = _report(spec, environment, dataset, result, predictions, metrics, folder)
+    publish(folder.path)
+    return Outcome(folder, verdict)
+
+
+def _keep_dataset(dataset: Dataset, folder: RunFolder, screen: Screen) -> None:
+    write_json(folder.path / "dataset.json", dataset.summary)
+    screen.on_fact("data", format_found(dataset))
+    for warning in dataset.warnings:
+        screen.on_message(warning)
+
+
+def _require_classes(spec: RunSpec, dataset: Dataset) -> None:
+    weights = spec.train.class_weights
+    unknown = [name for name in weights if name not in dataset.class_names] if isinstance(weights, dict) else []
+    if unknown:
+        raise UsageError(
+            f"train.class_weights names a class that the data don't have; there are: "
+            f"{', '.join(dataset.class_names)}. Received: {', '.join(unknown)}"
+        )
+
+
+def _describe(spec: RunSpec, learner: Learner) -> str:
+    weights = learner.model.count_params()
+    return (
+        f"{spec.model.family}, {weights:,} weights, {spec.data.image_size} px, {learner.precision}; "
+        f"{spec.train.epochs} epochs of {learner.steps_per_epoch} steps"
+    )
+
+
+def _keep_metrics(predictions: dict[str, Predictions], result: TrainResult, folder: RunFolder) -> dict[str, float]:
+    """Write predictions.csv and metrics.json; return the metrics, named split/metric."""
+    write_predictions(folder.path / "predictions.csv", list(predictions.values()))
+    metrics = {
+        f"{split}/{name}": value
+        for split, each in predictions.items()
+        for name, value in compute_metrics(each).items()
+    }
+    times = {"training/seconds": result.seconds, "training/best_epoch": result.best_epoch}
+    write_json(folder.path / "metrics.json", metrics | times)
+    return metrics
+
+
+def _export(model: keras.Model, dataset: Dataset, spec: RunSpec, folder: RunFolder) -> str:
+    """Export, reload in a fresh process, compare, and only then give the model its name."""
+    temporary = folder.path / ".model.tmp"
+    discard_folder(temporary)
+    export_model(temporary, model, dataset.class_names, spec.data)
+    golden = make_golden(model, dataset.held_out)
+    difference = verify_export(temporary, golden)
+    replace_folder(temporary, folder.model)
+    return f"verified: {len(golden.images)} golden predictions agree to {difference:.1g}"
+
+
+def _report(
+    spec: RunSpec,
+    environment: dict[str, Any],
+    dataset: Dataset,
+    result: TrainResult,
+    predictions: dict[str, Predictions],
+    metrics: dict[str, float],
+    folder: RunFolder,
+) -> Verdict:
+    inputs = ReportInputs(
+        title=folder.name,
+        spec_yaml=dump_spec(spec),
+        environment=environment,
+        dataset=dataset.summary,
+        rejected=dataset.rejected,
+        history=result.history,
+        predictions=predictions,
+        metrics=metrics,
+        held_out=dataset.held_out.name,
+        pictures=lambda split, rows: dataset.splits[split].pixels.take(rows),
+        train_seconds=result.seconds,
+    )
+    return write_report(folder.path, inputs)

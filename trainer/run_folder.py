@@ -1,0 +1,168 @@
+"""What a run leaves behind: the folder, and the small files that say what it was.
+
+In: the spec, the data that was found, the machine. Out: spec.yaml, environment.json,
+dataset.json, rejected.csv and metrics.json in OUTPUT/<run>, each written whole.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from trainer import __version__
+from trainer.data.items import Rejection
+from trainer.exits import UsageError
+from trainer.publish import is_finished
+from trainer.spec import RunSpec, dump_spec, read_spec, spec_changes, spec_digest
+from trainer.storage.local import prepare_folder, write_json, write_text
+
+_PACKAGES = ("tensorflow", "tensorflow-cpu", "tensorflow-tpu", "keras", "numpy", "scikit-learn", "pydantic")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run, and whether the run is finished."""
+
+    path: Path
+    finished: bool
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.path.name
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints go."""
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """Where the SavedModel goes."""
+        return self.path / "model"
+
+    @property
+    def report(self) -> Path:
+        """Where the report goes."""
+        return self.path / "report.html"
+
+
+def open_run_folder(spec: RunSpec, now: datetime) -> RunFolder:
+    """Return the folder of the run that `spec` describes, made if it is new.
+
+    A folder that holds the same run goes on; one that holds another is refused with the
+    keys that differ, and left as it is. Raises UsageError, and TemporaryError for a full disk.
+    """
+    if "://" in spec.output:
+        raise UsageError(f"Only folders can be an output yet; copy the run folder afterwards. Received: {spec.output}")
+    name = spec.run_name or _default_name(spec, now)
+    path = Path(spec.output).expanduser() / name
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"The run folder is a file; choose another --output or --run-name. Received: {path}")
+    if path.exists() and any(path.iterdir()):
+        _require_same_run(path, spec)
+        return RunFolder(path, is_finished(path))
+    prepare_folder(path)
+    # The name is settled: written down, the same file continues the same run.
+    write_text(path / "spec.yaml", dump_spec(spec.model_copy(update={"run_name": name})))
+    return RunFolder(path, finished=False)
+
+
+def _default_name(spec: RunSpec, now: datetime) -> str:
+    return f"{spec.recipe or 'run'}-{now:%Y%m%d-%H%M%S}-{spec_digest(spec)[:6]}"
+
+
+def _require_same_run(path: Path, spec: RunSpec) -> None:
+    written = path / "spec.yaml"
+    if not written.exists():
+        raise UsageError(
+            f"The folder holds something that is not a run; choose another --output or --run-name. Received: {path}"
+        )
+    changes = spec_changes(read_spec(written), spec)
+    if changes:
+        raise UsageError(
+            f"The run {path.name} exists with another spec; choose another --run-name. "
+            f"What differs: {'; '.join(changes)}"
+        )
+
+
+def write_rejected(path: Path, rejections: Iterable[Rejection]) -> None:
+    """Write rejected.csv: one row for each file that was left out, with its reason."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "reason"])
+    for each in rejections:
+        # A name that isn't UTF-8 is shown with its odd bytes spelled out.
+        name = each.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        writer.writerow([name, each.reason])
+    write_text(path / "rejected.csv", text.getvalue())
+
+
+def write_environment(path: Path, spec: RunSpec, devices: str, precision: str, command: Sequence[str]) -> dict[str, Any]:
+    """Write environment.json: what ran, of which version, where; return it."""
+    environment = {
+        "command": list(command),
+        "trainer_version": __version__,
+        "git_commit": _git_commit(),
+        "python": platform.python_version(),
+        "packages": _versions(),
+        "host": platform.node(),
+        "system": platform.platform(),
+        "devices": devices,
+        "precision": precision,
+        "seed": spec.seed,
+        "spec_digest": spec_digest(spec),
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    write_json(path / "environment.json", environment)
+    return environment
+
+
+def discard_folder(path: Path) -> None:
+    """Remove what a crash may have left at `path`."""
+    if path.exists():
+        shutil.rmtree(path)
+
+
+def replace_folder(temporary: Path, final: Path) -> None:
+    """Give the finished folder `temporary` its name, in the place of what a crash may have left."""
+    discard_folder(final)
+    temporary.rename(final)
+
+
+def current_command() -> list[str]:
+    """Return the command line of this process."""
+    return [Path(sys.argv[0]).name, *sys.argv[1:]]
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _git_commit() -> str | None:
+    """Return the commit that this package is run from, with '-dirty' if it is changed; None outside git."""
+    here = str(Path(__file__).parent)
+    try:
+        done = subprocess.run(
+            ["git", "-C", here, "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
+            capture_output=True, text=True, timeout=10, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

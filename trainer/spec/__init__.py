@@ -1,0 +1,38 @@
+"""The run as frozen, validated values: YAML and settings in, a `RunSpec` out.
+
+`load_spec` puts a recipe, a file and single settings together; `dump_spec` writes the
+resolved spec, which read again is the same run; `spec_digest` names it; `spec_changes`
+lists the keys in which two specs differ.
+"""
+
+from trainer.spec.load import dump_spec, load_spec, read_spec, spec_changes, spec_digest
+from trainer.spec.schema import (
+    AugmentSpec,
+    CropSpec,
+    DataSpec,
+    EarlyStoppingSpec,
+    ModelSpec,
+    OptimizerSpec,
+    PlainSpec,
+    ResidualSpec,
+    RunSpec,
+    TrainSpec,
+)
+
+__all__ = [
+    "AugmentSpec",
+    "CropSpec",
+    "DataSpec",
+    "EarlyStoppingSpec",
+    "ModelSpec",
+    "OptimizerSpec",
+    "PlainSpec",
+    "ResidualSpec",
+    "RunSpec",
+    "TrainSpec",
+    "dump_spec",
+    "load_spec",
+    "read_spec",
+    "spec_changes",
+    "spec_digest",
+]

@@ -1,0 +1,134 @@
+"""A recipe, a file and single settings to one `RunSpec`.
+
+In: names, paths and `key.path=value` texts. Out: a validated spec, or a `UsageError` that
+names the key, what was received, and the nearest key that exists.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from trainer import recipes
+from trainer.exits import UsageError
+from trainer.spec.problems import describe_problems, require_known_key
+from trainer.spec.schema import RunSpec
+from trainer.spec.text import dump_mapping, parse_mapping, parse_value
+
+# Where a run is put and what it is called don't change its result.
+_UNHASHED = ("recipe", "output", "run_name")
+
+
+def load_spec(
+    path: Path | None = None,
+    recipe: str | None = None,
+    settings: Iterable[str] = (),
+    overrides: Mapping[str, Any] | None = None,
+) -> RunSpec:
+    """Return the spec that these describe together; later ones win.
+
+    First the recipe (`recipe`, else the file's own `recipe:` key), then the file at
+    `path`, then `overrides` (dotted key to value, None left out), then `settings`
+    (`key.path=value` texts, the value being YAML). Raises UsageError.
+    """
+    file_values = parse_mapping(_read(path), str(path)) if path else {}
+    name = recipe or file_values.get("recipe")
+    values: dict[str, Any] = {}
+    if name is not None:
+        values = {**parse_mapping(recipes.read_recipe(str(name)), f"recipe {name}"), "recipe": name}
+    # The recipe that was asked for is the label, whatever the file was made from.
+    values = _merged(values, {**file_values, **({"recipe": name} if name else {})})
+    for key, value in (overrides or {}).items():
+        if value is not None:
+            values = _with_setting(values, key, value)
+    for text in settings:
+        values = _with_setting(values, *_split_setting(text))
+    return _validated(values)
+
+
+def read_spec(path: Path) -> RunSpec:
+    """Return the resolved spec that `dump_spec` wrote to `path`. Raises UsageError."""
+    return _validated(parse_mapping(_read(path), str(path)))
+
+
+def dump_spec(spec: RunSpec) -> str:
+    """Return the whole spec as YAML; `load_spec` on it gives an equal spec."""
+    return dump_mapping(spec.model_dump(mode="json"))
+
+
+def spec_digest(spec: RunSpec) -> str:
+    """Return the sha256, 64 hex digits, of everything in `spec` that can change the result."""
+    values = spec.model_dump(mode="json", exclude=set(_UNHASHED))
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def spec_changes(old: RunSpec, new: RunSpec) -> list[str]:
+    """Return the dotted keys in which two specs would give another result, as `key: old -> new`."""
+    before, after = (_flat(spec.model_dump(mode="json", exclude=set(_UNHASHED))) for spec in (old, new))
+    keys = dict.fromkeys([*before, *after])
+    return [
+        f"{key}: {before.get(key, 'unset')} -> {after.get(key, 'unset')}"
+        for key in keys
+        if before.get(key, "unset") != after.get(key, "unset")
+    ]
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise UsageError(f"The spec can't be read: {reason}. Received: {path}") from None
+
+
+def _split_setting(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UsageError(f"A setting is written key.path=value, for example train.epochs=3. Received: {text!r}")
+    return key.strip(), parse_value(value)
+
+
+def _with_setting(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    require_known_key(key, value)
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return _merged(values, value)
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with `over` laid on it, mapping by mapping."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        if isinstance(old, dict) and isinstance(value, dict) and not _another_family(old, value):
+            merged[key] = _merged(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _another_family(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    # The settings of one model family mean nothing to another: start afresh.
+    return "family" in new and new["family"] != old.get("family")
+
+
+def _validated(values: dict[str, Any]) -> RunSpec:
+    try:
+        return RunSpec.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(describe_problems(error)) from None
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,105 @@
+"""What is wrong with a spec, in words.
+
+In: pydantic's errors, or a dotted key. Out: one sentence for each problem, naming the key,
+what was received, and the nearest key that exists.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from trainer.exits import UsageError
+from trainer.spec.schema import RunSpec
+
+_SHOWN_PROBLEMS = 5
+
+
+def known_keys() -> list[str]:
+    """Return every dotted key of a `RunSpec`, of all model families."""
+    return _keys(RunSpec, "")
+
+
+def require_known_key(key: str, value: Any) -> None:
+    """Raise UsageError, with the nearest key, if no spec has the dotted `key`."""
+    keys = known_keys()
+    # Class names are free, so what follows class_weights is too.
+    if key in keys or key.startswith("train.class_weights."):
+        return
+    raise UsageError(_unknown(key, value, keys))
+
+
+def describe_problems(error: ValidationError) -> str:
+    """Return a sentence for each problem that pydantic found, the first five at most."""
+    problems = error.errors(include_url=False)
+    # Each branch of a union has its say: the deepest is the most telling, and of equals the last.
+    by_key = {_dotted(problem["loc"]): _describe(problem) for problem in problems}
+    lines = [line for key, line in by_key.items() if not any(each.startswith(f"{key}.") for each in by_key)]
+    more = len(lines) - _SHOWN_PROBLEMS
+    return "\n".join(lines[:_SHOWN_PROBLEMS] + ([f"... and {more} more"] if more > 0 else []))
+
+
+def _keys(model: type[BaseModel], prefix: str) -> list[str]:
+    keys: list[str] = []
+    for name, field in model.model_fields.items():
+        keys.append(prefix + name)
+        for inner in _models(field.annotation):
+            keys += _keys(inner, f"{prefix}{name}.")
+    return list(dict.fromkeys(keys))
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models(part)]
+
+
+def _describe(problem: Any) -> str:
+    key = _dotted(problem["loc"])
+    received = problem["input"]
+    if problem["type"] == "extra_forbidden":
+        return _unknown(key, received, known_keys())
+    if problem["type"] == "union_tag_invalid":
+        return f"{key}.family must be one of {problem['ctx']['expected_tags']}. Received: {problem['ctx']['tag']!r}"
+    if problem["type"] in ("model_type", "model_attributes_type"):
+        return f"{key} must hold settings, such as {_first_inside(key)}. Received: {_brief(received)}"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{key}: {message[0].lower()}{message[1:]}. Received: {_brief(received)}"
+
+
+def _dotted(location: tuple[Any, ...]) -> str:
+    """Return pydantic's location as a key of the spec, without the names of union branches."""
+    known, key = set(known_keys()), ""
+    for part in location:
+        longer = f"{key}.{part}" if key else str(part)
+        if longer in known or not _is_branch(key, part):
+            key = longer
+    return key
+
+
+def _is_branch(key: str, part: Any) -> bool:
+    if key == "model":
+        return part in ("plain", "residual")
+    return isinstance(part, str) and ("[" in part or part in ("int", "float", "bool", "str", "literal", "constrained-int"))
+
+
+def _first_inside(key: str) -> str:
+    return next((each for each in known_keys() if each.startswith(f"{key}.")), "train.epochs")
+
+
+def _unknown(key: str, value: Any, keys: list[str]) -> str:
+    if key in keys:
+        return f"{key} is a setting of another model.family than the one chosen. Received: {_brief(value)}"
+    nearest = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
+    if not nearest:
+        last = key.rpartition(".")[2]
+        nearest = [each for each in keys if each.rpartition(".")[2] == last]
+    hint = f"Did you mean {nearest[0]}?" if nearest else "`trainer recipes demo` shows settings that exist."
+    return f"{key} is not a setting. {hint} Received: {_brief(value)}"
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,193 @@
+"""The run as frozen, validated values.
+
+In: plain mappings, as YAML gives them. Out: a `RunSpec`. Every value is checked strictly
+(no string becomes a number), and an unknown key is an error. Nothing here reads a file.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Checked(BaseModel):
+    """Frozen, strict, and closed: an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class DataSpec(Checked):
+    """Where the images come from and how they become pixels."""
+
+    source: str = Field("embedded:digits", min_length=1)
+    """A folder, an archive, a file:// or https:// URL, or embedded:digits."""
+    checksum: str | None = Field(None, pattern=r"^(md5:[0-9a-f]{32}|sha256:[0-9a-f]{64})$")
+    """What a downloaded or local archive must hash to."""
+    layout: Literal["auto", "folders", "import", "tfrecord", "cifar"] = "auto"
+    validation_fraction: float = Field(0.2, gt=0.0, lt=1.0)
+    """The share held out of a source that has no split of its own."""
+    image_size: int = Field(128, ge=8, le=2048)
+    """Height and width, in pixels, of every image that the network sees outside training crops."""
+    resize: Literal["stretch", "crop", "pad"] = "stretch"
+    """How an image that is not square becomes square."""
+    interpolation: Literal["bilinear", "nearest"] = "bilinear"
+    """bilinear is antialiased; nearest is what ImageDataGenerator does."""
+    max_rejected: Fraction = 0.01
+    """The share of damaged files above which the run stops."""
+    cache_mib: int = Field(4096, ge=0)
+    """Decoded images above this budget go to a memory-mapped file on local disk."""
+    max_image_pixels: Count = 100_000_000
+    """Images that declare more pixels than this are rejected before they are decoded."""
+    max_extracted_mib: Count = 65_536
+    """The most that an archive may unpack to."""
+
+
+class CropSpec(Checked):
+    """A random part of each image, resized: scale is its area, ratio its width over its height."""
+
+    scale: tuple[Fraction, Fraction] = Field((0.35, 1.0), strict=False)
+    ratio: tuple[Positive, Positive] = Field((0.75, 1.3333), strict=False)
+    size: int | None = Field(None, ge=8, le=2048)
+    """The side of the crop after resizing, in pixels; the image size if not given."""
+    first_size: int | None = Field(None, ge=8, le=2048)
+    """Training starts with crops of this side and grows to `size`; needs the residual family."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> CropSpec:
+        if self.scale[0] > self.scale[1] or self.scale[1] == 0 or self.ratio[0] > self.ratio[1]:
+            raise ValueError("scale and ratio are [smallest, largest], and the largest scale is above 0")
+        return self
+
+
+class AugmentSpec(Checked):
+    """Random changes to training images; all off by default."""
+
+    flip: Literal["none", "horizontal", "both"] = "none"
+    crop: CropSpec | None = None
+    rotate_degrees: float = Field(0.0, ge=0.0, le=180.0)
+    brightness: Fraction = 0.0
+    """Added to all pixels: uniform in plus or minus this, 1 being white."""
+    contrast: Fraction = 0.0
+    saturation: Fraction = 0.0
+    hue: float = Field(0.0, ge=0.0, le=0.5)
+    """Turned by up to this share of the colour circle."""
+    noise: Fraction = 0.0
+    """Standard deviation of Gaussian noise is uniform in 0 to this, 1 being white."""
+    erase: Fraction = 0.0
+    """The probability that a random rectangle is blanked."""
+
+
+class PlainSpec(Checked):
+    """3 x 3 convolutions with ReLU and 2 x 2 max pooling, then dense layers."""
+
+    family: Literal["plain"] = "plain"
+    filters: tuple[Count, ...] = Field((16, 32, 64), strict=False, min_length=1)
+    pool_last: bool = True
+    """Whether the last convolution is pooled as well."""
+    dense_units: tuple[Count, ...] = Field((), strict=False)
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    binary_unit: bool = False
+    """With two classes: one sigmoid unit instead of two softmax units (same loss, same gradients)."""
+    average_mirror: bool = False
+    """Answer with the mean over the picture and its mirror image, at twice the cost of an answer."""
+
+
+class ResidualSpec(Checked):
+    """A residual network with batch normalisation and global average pooling."""
+
+    family: Literal["residual"] = "residual"
+    stem_filters: Count = 32
+    stem_stride: int = Field(2, ge=1, le=4)
+    filters: tuple[Count, ...] = Field((64, 128, 256), strict=False, min_length=1)
+    """One number a stage; each stage halves height and width."""
+    blocks: tuple[Count, ...] = Field((2, 2, 2), strict=False, min_length=1)
+    dropout: float = Field(0.2, ge=0.0, lt=1.0)
+    stochastic_depth: float = Field(0.0, ge=0.0, lt=1.0)
+    """The probability that the last block is skipped; earlier ones less, linearly."""
+    average_mirror: bool = False
+    """Answer with the mean over the picture and its mirror image, at twice the cost of an answer."""
+
+    @model_validator(mode="after")
+    def _stages(self) -> ResidualSpec:
+        if len(self.filters) != len(self.blocks):
+            raise ValueError("filters and blocks need one number for each stage")
+        return self
+
+
+ModelSpec = Annotated[PlainSpec | ResidualSpec, Field(discriminator="family")]
+
+
+class OptimizerSpec(Checked):
+    """The optimizer and its learning-rate schedule."""
+
+    name: Literal["sgd", "rmsprop", "adam", "adamw"] = "adamw"
+    learning_rate: Positive = 0.001
+    momentum: float = Field(0.0, ge=0.0, lt=1.0)
+    """Of sgd and rmsprop."""
+    nesterov: bool = False
+    weight_decay: NonNegative = 0.0
+    """Decoupled; kernels only, never biases or normalisation."""
+    clip_norm: Positive | None = None
+    """The largest global norm of the gradient, after it is summed over all replicas."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_epochs: NonNegative = 0.0
+    final_fraction: Fraction = 0.0
+    """The share of the learning rate at which cosine ends."""
+
+
+class EarlyStoppingSpec(Checked):
+    """Stop when the held-out loss or accuracy has not improved for a while."""
+
+    monitor: Literal["loss", "accuracy"] = "loss"
+    patience_epochs: Count = 5
+    min_change: NonNegative = 0.0
+
+
+class TrainSpec(Checked):
+    """How long, how exact and on what."""
+
+    epochs: Count = 20
+    global_batch_size: Count = 32
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    xla: Literal["auto"] | bool = "auto"
+    steps_per_call: Literal["auto"] | Count = "auto"
+    deterministic: bool = False
+    class_weights: Literal["none", "balanced"] | dict[str, Positive] = "none"
+    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
+    ema_decay: float = Field(0.0, ge=0.0, lt=1.0)
+    """The weights that are evaluated and exported are a moving average; 0 is off."""
+    validate_every_epochs: Count = 1
+    keep: Literal["last", "best"] = "last"
+    """Which epoch's weights are evaluated and exported."""
+    early_stopping: EarlyStoppingSpec | None = None
+    time_budget_seconds: Positive | None = None
+    """Training ends after the epoch that passes this; the schedule is not changed."""
+    log_interval_seconds: Positive = 30.0
+
+
+class RunSpec(Checked):
+    """One run, whole: what to train on, what to train, and how."""
+
+    recipe: str | None = None
+    """The recipe that this started from; a label."""
+    output: str = Field("runs", min_length=1)
+    run_name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+    seed: int = Field(0, ge=0, lt=2**31)
+    data: DataSpec = DataSpec()
+    augment: AugmentSpec = AugmentSpec()
+    model: ModelSpec = ResidualSpec()
+    optimizer: OptimizerSpec = OptimizerSpec()
+    train: TrainSpec = TrainSpec()
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _default_family(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "family" not in value:
+            return {"family": "residual", **value}
+        return value

@@ -1,0 +1,91 @@
+"""YAML text to plain mappings and back.
+
+In: text that a user wrote. Out: mappings of str to plain values. Differs from plain PyYAML
+in three points that bite users: 1e-3 is a number, a key given twice is an error, and only
+mappings with string keys are accepted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from trainer.exits import UsageError
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with YAML 1.2's floats and without silent duplicates."""
+
+
+# YAML 1.1, which PyYAML follows, wants a dot in every float: it reads 1e-3 as a string.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
+    keys = [loader.construct_object(key) for key, _ in node.value]  # type: ignore[no-untyped-call]
+    for key in keys:
+        if not isinstance(key, str):
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not text", node.start_mark)
+        if keys.count(key) > 1:
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", node.start_mark)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper with every mapping in block style and every list on one line."""
+
+
+_Dumper.add_representer(
+    list, lambda dumper, value: dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=True)
+)
+
+
+def parse_value(text: str) -> Any:
+    """Return the YAML value that `text` spells: 3, 1e-3, true, [1, 2] or plain words."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError) as error:
+        raise UsageError(f"This value is not YAML: {_short(error)}. Received: {text!r}") from None
+
+
+def parse_mapping(text: str, where: str) -> dict[str, Any]:
+    """Return the mapping that the YAML document `text` holds; an empty document is {}.
+
+    `where` names the file in messages. Raises UsageError.
+    """
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UsageError(f"{where} is not valid YAML: {_short(error)}") from None
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UsageError(f"{where} must hold settings, one `key: value` a line. Received: {type(value).__name__}")
+    return value
+
+
+def dump_mapping(value: Mapping[str, Any]) -> str:
+    """Return `value` as YAML, keys in their own order, short lists on one line."""
+    return yaml.dump(_plain(value), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(each) for each in value]
+    return value
+
+
+def _short(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+    return f"{problem}, line {mark.line + 1}, column {mark.column + 1}" if mark else problem

@@ -1,0 +1,48 @@
+"""A wish to stop, and how long it may wait.
+
+In: SIGTERM and SIGINT. Out: a flag that training reads between two calls, so that it can
+save; everywhere else the wish is granted at once. A second signal always is.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from trainer.exits import StoppedError
+
+
+class Stop:
+    """Knows whether someone asked this process to stop."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._patient = False
+
+    def is_requested(self) -> bool:
+        """Return whether a stop was asked for."""
+        return self.requested
+
+    def listen(self) -> None:
+        """Take over SIGTERM and SIGINT; only a process's main thread can."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._hear)
+
+    @contextmanager
+    def patience(self) -> Iterator[None]:
+        """Within this block a stop is only noted: the block looks at `is_requested` and ends itself."""
+        self._patient = True
+        try:
+            yield
+        finally:
+            self._patient = False
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            os._exit(StoppedError.exit_code)
+        self.requested = True
+        if not self._patient:
+            raise StoppedError("Stopped on request. What was finished is kept.")

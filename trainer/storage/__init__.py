@@ -1,0 +1,35 @@
+"""The only code that writes to a user's path.
+
+`local` writes files whole or not at all; `shared` is for what several processes share.
+"""
+
+from trainer.storage.local import (
+    append_line,
+    create_bytes,
+    explained,
+    hash_file,
+    is_temporary,
+    prepare_folder,
+    sync_folder,
+    write_all,
+    write_bytes,
+    write_json,
+    write_text,
+)
+from trainer.storage.shared import build_once, exclusive
+
+__all__ = [
+    "append_line",
+    "build_once",
+    "create_bytes",
+    "exclusive",
+    "explained",
+    "hash_file",
+    "is_temporary",
+    "prepare_folder",
+    "sync_folder",
+    "write_all",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]

@@ -1,0 +1,45 @@
+"""TensorBoard's events, one set of scalars an epoch.
+
+In: the rows of the history. Out: event files in the run's events/ folder, which TensorBoard
+reads while training goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+
+class EventLog:
+    """Writes rows as scalars; the step is the epoch."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._writer: tf.summary.SummaryWriter | None = None
+
+    def replay(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Start again from `rows`: what a crash wrote beyond them, or lost, is set right."""
+        self.close()
+        for old in self.folder.glob("events.out.tfevents.*"):
+            old.unlink()
+        for row in rows:
+            self.add(row)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Write one row and make it visible."""
+        if self._writer is None:
+            self._writer = tf.summary.create_file_writer(str(self.folder))
+        with self._writer.as_default(step=row["epoch"]):
+            for name, value in row.items():
+                if name != "epoch":
+                    tf.summary.scalar(name, value)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """End the file that is open, if one is."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None

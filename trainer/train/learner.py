@@ -1,0 +1,70 @@
+"""All that training changes, in one place.
+
+In: the spec's parts and the shape of the data. Out: a `Learner`: the model that is trained,
+the model that answers, the optimizer, the average. Everything a restart needs is in
+`variables` of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import keras
+import tensorflow as tf
+
+from trainer.cluster import Cluster, choose_precision
+from trainer.model import build_inference_model, build_model
+from trainer.optimizer import Schedule, build_optimizer
+from trainer.spec import RunSpec
+from trainer.train.average import WeightAverage
+
+
+@dataclass(frozen=True)
+class Learner:
+    """The model in training and all that goes with it."""
+
+    model: keras.Model
+    """In the precision of training."""
+    inference_model: keras.Model
+    """In float32, whatever the training's precision; filled by `fill_inference_model`."""
+    optimizer: keras.Optimizer
+    schedule: Schedule
+    average: WeightAverage | None
+    precision: str
+    steps_per_epoch: int
+    total_steps: int
+
+    def fill_inference_model(self) -> keras.Model:
+        """Copy the weights, or their average, into the inference model and return it."""
+        sources = self.average.shadows if self.average else [each.value for each in self.model.weights]
+        for target, source in zip(self.inference_model.weights, sources, strict=True):
+            target.assign(source)
+        return self.inference_model
+
+    def variables(self) -> dict[str, tf.Variable]:
+        """Return every variable that training changes, by a name that is stable.
+
+        Keras's `model.variables` holds the states of the random generators (dropout), which
+        `tf.train.Checkpoint` leaves out without a word.
+        """
+        named: dict[str, tf.Variable] = {"schedule/scale": self.schedule.scale}
+        for index, variable in enumerate(self.model.variables):
+            # Not the path: Keras counts layers through the whole process in it.
+            named[f"model/{index:04d}/{variable.name}"] = variable.value
+        for index, variable in enumerate(self.optimizer.variables):
+            named[f"optimizer/{index:04d}"] = variable.value
+        for index, shadow in enumerate(self.average.shadows if self.average else []):
+            named[f"average/{index:04d}"] = shadow
+        return named
+
+
+def build_learner(spec: RunSpec, class_count: int, steps_per_epoch: int, cluster: Cluster) -> Learner:
+    """Return a learner with fresh weights, made from `spec.seed`, in the cluster's strategy."""
+    precision = choose_precision(spec.train.precision, cluster)
+    total_steps = spec.train.epochs * steps_per_epoch
+    with cluster.strategy.scope():
+        model = build_model(spec.model, class_count, spec.data.image_size, precision, spec.seed)
+        optimizer, schedule = build_optimizer(spec.optimizer, model, steps_per_epoch, total_steps)
+        average = WeightAverage(model, spec.train.ema_decay) if spec.train.ema_decay else None
+    inference = build_inference_model(spec.model, class_count, spec.data.image_size)
+    return Learner(model, inference, optimizer, schedule, average, precision, steps_per_epoch, total_steps)

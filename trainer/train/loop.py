@@ -1,0 +1,275 @@
+"""Epochs: steps, validation, checkpoints, and the reasons to stop or to go back.
+
+In: a learner, the data, the spec, and a folder for checkpoints. Out: a `TrainResult`. The
+learner's inference model then holds the weights to evaluate and export.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainer.augment import crop_side
+from trainer.checkpoint import restore_checkpoint, restore_newest, save_checkpoint, write_arrays
+from trainer.cluster import Cluster
+from trainer.data.dataset import Dataset
+from trainer.exits import DivergedError, StoppedError
+from trainer.spec import RunSpec
+from trainer.storage.local import write_text
+from trainer.train.events import EventLog
+from trainer.train.feed import Feed
+from trainer.train.learner import Learner
+from trainer.train.observer import CallReport, Observer
+from trainer.train.progress import Standing, out_of_patience, score
+from trainer.train.step import Stepper, class_weights
+
+_MOST_RECOVERIES = 3
+# Long enough that Python costs nothing, short enough that a stop is heard at once.
+_CALL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What training came to."""
+
+    history: list[dict[str, Any]]
+    """One row an epoch."""
+    best_epoch: int
+    """From 1; 0 if no epoch was validated."""
+    seconds: float
+    """Training time of all attempts, without evaluation after the last epoch."""
+    ended: str
+    """Why it ended early, in words; empty if it didn't."""
+
+
+Validate = Callable[[], dict[str, float]]
+"""Evaluates the learner's inference model on the held-out split: {'loss': .., 'accuracy': ..}."""
+
+
+class Loop:
+    """One training; `run` does it."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        dataset: Dataset,
+        spec: RunSpec,
+        cluster: Cluster,
+        folder: Path,
+        observer: Observer,
+        validate: Validate,
+        is_stopped: Callable[[], bool],
+    ) -> None:
+        self.learner, self.spec, self.folder, self.observer = learner, spec, folder, observer
+        self.validate, self.is_stopped = validate, is_stopped
+        self.held_out = dataset.held_out.name
+        counts = np.bincount(dataset.train.labels, minlength=len(dataset.class_names))
+        weights = class_weights(spec.train.class_weights, dataset.class_names, counts)
+        self.stepper = Stepper(learner, spec, weights, cluster)
+        self.feed = Feed(dataset.train, spec.train.global_batch_size, spec.seed)
+        self.standing = Standing()
+        self.history: list[dict[str, Any]] = []
+        self.events = EventLog(folder.parent / "events")
+
+    def run(self) -> TrainResult:
+        """Train to the end, from the newest checkpoint if there is one."""
+        self._resume()
+        epochs = self.spec.train.epochs
+        while self._epoch() < epochs and not self.standing.ended:
+            if self._train_epoch():
+                self._end_epoch()
+            else:
+                self._recover()
+        self.events.close()
+        self._keep()
+        standing = self.standing
+        return TrainResult(self.history, standing.best_epoch, standing.elapsed_seconds, standing.ended)
+
+    def _epoch(self) -> int:
+        """Return the epoch under way, from 0: the one after the last that has its row.
+
+        Not the step's: a stop may come after an epoch's last step and before its row.
+        """
+        return len(self.history)
+
+    def _resume(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        record = restore_newest(self.folder, self.learner.variables())
+        if record is None:
+            self.events.replay([])
+            self._save()  # the place to go back to if the first epoch diverges
+            return
+        self.standing = Standing.from_record(record["standing"])
+        self.history = record["history"]
+        self._write_history()
+        self.events.replay(self.history)
+        self.observer.on_message(f"continuing after step {self.standing.step} of {self.learner.total_steps}")
+
+    def _train_epoch(self) -> bool:
+        """Do the rest of the current epoch; return False if the loss stopped being a number."""
+        epoch, steps = self._epoch(), self.learner.steps_per_epoch
+        if self.standing.step == epoch * steps:
+            self.standing.begin_epoch()
+        side = crop_side(self.spec.augment, self.spec.data.image_size, epoch, self.spec.train.epochs)
+        self.clock = Clock(self.feed, self.standing)
+        for block in self.feed.blocks(self.standing.step, (epoch + 1) * steps):
+            started = time.perf_counter()
+            self.standing.add(self.stepper.run(block, side))
+            self.feed.block_steps = self._block_steps(block.steps, time.perf_counter() - started)
+            self.observer.on_call(self._report(epoch))
+            if not self.standing.is_finite():
+                return False
+            if self.is_stopped():
+                self._stop()
+        return True
+
+    def _block_steps(self, steps: int, seconds: float) -> int:
+        if self.spec.train.steps_per_call != "auto":
+            return self.spec.train.steps_per_call
+        return max(1, min(2 * steps, round(steps * _CALL_SECONDS / max(seconds, 1e-6))))
+
+    def _report(self, epoch: int) -> CallReport:
+        loss, accuracy = self.standing.means()
+        rate, wait = self.clock.rates(self.standing)
+        return CallReport(
+            epoch + 1,
+            self.spec.train.epochs,
+            self.standing.step,
+            self.learner.total_steps,
+            loss,
+            accuracy,
+            rate,
+            wait,
+        )
+
+    def _end_epoch(self) -> None:
+        epoch = self._epoch() + 1
+        row = self._row(epoch)
+        self.standing.elapsed_seconds += self.clock.seconds()
+        self.history.append(row)
+        self._judge(row, epoch)
+        # The history is inside the checkpoint: the two can't disagree after a crash.
+        self._save()
+        self._write_history()
+        self.events.add(row)
+        self.observer.on_epoch(row, self.spec.train.epochs)
+
+    def _row(self, epoch: int) -> dict[str, Any]:
+        loss, accuracy = self.standing.means()
+        rate, wait = self.clock.rates(self.standing)
+        row: dict[str, Any] = {
+            "epoch": epoch,
+            "step": self.standing.step,
+            "learning_rate": float(self.learner.optimizer.learning_rate),
+            "train/loss": loss,
+            "train/accuracy": accuracy,
+            "images_per_second": rate,
+            "wait_share": wait,
+        }
+        every, last = self.spec.train.validate_every_epochs, self.spec.train.epochs
+        if epoch % every == 0 or epoch == last:
+            self.learner.fill_inference_model()
+            row |= {f"{self.held_out}/{name}": value for name, value in self.validate().items()}
+        return row | {"seconds": self.clock.seconds()}
+
+    def _judge(self, row: dict[str, Any], epoch: int) -> None:
+        """Mark the best epoch, and decide whether this one is the last."""
+        stopping, standing = self.spec.train.early_stopping, self.standing
+        value = score(row, self.held_out, stopping)
+        least = stopping.min_change if stopping else 0.0
+        if value is not None and value > standing.best_score + least:
+            standing.best_epoch, standing.best_score = epoch, value
+            write_arrays(self.folder / "best.npz", self.learner.variables(), {"epoch": epoch})
+        if out_of_patience(standing, epoch, stopping):
+            standing.ended = f"no better {self.held_out} result since epoch {standing.best_epoch}"
+        budget = self.spec.train.time_budget_seconds
+        if budget is not None and standing.elapsed_seconds >= budget:
+            standing.ended = f"the time budget of {budget:g} s is used up"
+
+    def _recover(self) -> None:
+        """Go back to the last good epoch with half the rate; give up after three times."""
+        epoch, recoveries = self._epoch() + 1, self.standing.recoveries + 1
+        if recoveries > _MOST_RECOVERIES:
+            raise DivergedError(
+                f"The loss stopped being a number in epoch {epoch}, {_MOST_RECOVERIES} times with half the "
+                f"rate each; lower optimizer.learning_rate. Received: {self.spec.optimizer.learning_rate}"
+            )
+        self._resume_quietly()
+        self.standing.recoveries = recoveries
+        self.learner.schedule.scale.assign(0.5**recoveries)
+        self.observer.on_message(
+            f"the loss is not a number in epoch {epoch}: back to the end of epoch {self._epoch()} "
+            f"with half the learning rate ({recoveries} of {_MOST_RECOVERIES})"
+        )
+        self._save()
+
+    def _resume_quietly(self) -> None:
+        record = restore_newest(self.folder, self.learner.variables())
+        if record is not None:
+            self.standing, self.history = Standing.from_record(record["standing"]), record["history"]
+
+    def _stop(self) -> None:
+        self.standing.elapsed_seconds += self.clock.seconds()
+        self._save()
+        raise StoppedError(
+            f"Stopped on request after step {self.standing.step} of {self.learner.total_steps}; the "
+            "checkpoint is safe."
+        )
+
+    def _save(self) -> None:
+        record = {"standing": self.standing.record(), "history": self.history}
+        save_checkpoint(self.folder, self.standing.step, self.learner.variables(), record)
+
+    def _write_history(self) -> None:
+        lines = "".join(json.dumps(row) + "\n" for row in self.history)
+        write_text(self.folder.parent / "history.jsonl", lines)
+
+    def _keep(self) -> None:
+        """Fill the inference model with the weights that the run is to keep."""
+        best = self.folder / "best.npz"
+        stopped_early = self.spec.train.early_stopping is not None
+        if (self.spec.train.keep == "best" or stopped_early) and best.exists():
+            restore_checkpoint(best, self.learner.variables())
+        self.learner.fill_inference_model()
+
+
+class Clock:
+    """Times one epoch: how long, how many images, how much of it waiting for data."""
+
+    def __init__(self, feed: Feed, standing: Standing) -> None:
+        self.feed = feed
+        self.started = time.perf_counter()
+        self.images, self.waited = standing.images, feed.waited_seconds
+
+    def seconds(self) -> float:
+        """Return the seconds since the epoch began here."""
+        return time.perf_counter() - self.started
+
+    def rates(self, standing: Standing) -> tuple[float, float]:
+        """Return images per second, and the share of time spent waiting, in 0..1."""
+        seconds = max(1e-9, self.seconds())
+        return (standing.images - self.images) / seconds, (self.feed.waited_seconds - self.waited) / seconds
+
+
+def train(
+    learner: Learner,
+    dataset: Dataset,
+    spec: RunSpec,
+    cluster: Cluster,
+    folder: Path,
+    observer: Observer,
+    validate: Validate,
+    is_stopped: Callable[[], bool] = lambda: False,
+) -> TrainResult:
+    """Train `learner` on `dataset`, checkpointing into `folder`; see `Loop`.
+
+    Raises DivergedError, and StoppedError once `is_stopped` returns True and the
+    checkpoint is safe.
+    """
+    return Loop(learner, dataset, spec, cluster, folder, observer, validate, is_stopped).run()

@@ -1,0 +1,80 @@
+"""Where training stands, as plain values.
+
+In: nothing. Out: `Standing`, which goes into each checkpoint as JSON, so that a restart
+knows the epoch's sums, the best epoch, the patience that is left and the recoveries used.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from trainer.spec import EarlyStoppingSpec
+from trainer.train.step import Sums
+
+
+@dataclass
+class Standing:
+    """Changes with every step; JSON-able."""
+
+    step: int = 0
+    """Steps done."""
+    loss_sum: float = 0.0
+    hits: float = 0.0
+    images: float = 0.0
+    """Sums since the epoch began."""
+    recoveries: int = 0
+    """How often training went back after it diverged."""
+    best_epoch: int = 0
+    """From 1; 0 means none yet."""
+    best_score: float = -math.inf
+    """Higher is better."""
+    elapsed_seconds: float = 0.0
+    """Training time of all attempts together."""
+    ended: str = ""
+    """Why training ended before its last epoch, in words."""
+
+    def add(self, steps: list[Sums]) -> None:
+        """Count these steps."""
+        for sums in steps:
+            self.step += 1
+            self.loss_sum += sums.loss
+            self.hits += sums.hits
+            self.images += sums.images
+
+    def begin_epoch(self) -> None:
+        """Forget the sums of the epoch before."""
+        self.loss_sum = self.hits = self.images = 0.0
+
+    def means(self) -> tuple[float, float]:
+        """Return loss and accuracy of the epoch so far."""
+        return self.loss_sum / max(1.0, self.images), self.hits / max(1.0, self.images)
+
+    def is_finite(self) -> bool:
+        """Return whether the epoch's loss is a number."""
+        return math.isfinite(self.loss_sum)
+
+    def record(self) -> dict[str, Any]:
+        """Return all of it as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Standing:
+        """Return what `record` gave."""
+        return cls(**record)
+
+
+def score(row: Mapping[str, Any], held_out: str, spec: EarlyStoppingSpec | None) -> float | None:
+    """Return how good an epoch's row is, higher being better; None if it wasn't validated."""
+    monitor = spec.monitor if spec else "accuracy"
+    value = row.get(f"{held_out}/{monitor}")
+    if value is None:
+        return None
+    return -float(value) if monitor == "loss" else float(value)
+
+
+def out_of_patience(standing: Standing, epoch: int, spec: EarlyStoppingSpec | None) -> bool:
+    """Return whether the best epoch lies `patience_epochs` or more back."""
+    return spec is not None and 0 < standing.best_epoch <= epoch - spec.patience_epochs

@@ -1,0 +1,131 @@
+"""The compiled training steps.
+
+In: a learner, blocks of batches. Out: changed variables, and the sums of loss, hits and
+images. One step is: augment, forward, loss over the global batch, gradients summed over all
+replicas, then clipped, then applied, then averaged.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+from trainer.augment import augment_images, draw_numbers
+from trainer.cluster import Cluster, choose_xla
+from trainer.spec import AugmentSpec, RunSpec
+from trainer.train.feed import Block
+from trainer.train.learner import Learner
+
+# Keeps the draws of augmentation apart from other uses of the same seed.
+_AUGMENT_STREAM = 1 << 40
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Sums over the images of one step."""
+
+    loss: float
+    hits: float
+    images: float
+
+
+class Stepper:
+    """Runs blocks of steps on a learner."""
+
+    def __init__(self, learner: Learner, spec: RunSpec, class_weights: np.ndarray, cluster: Cluster) -> None:
+        self.learner = learner
+        self.augment: AugmentSpec = spec.augment
+        self.clip_norm = spec.optimizer.clip_norm
+        self.label_smoothing = spec.train.label_smoothing
+        self.seed = spec.seed
+        self.class_weights = tf.constant(class_weights, tf.float32)
+        self.strategy = cluster.strategy
+        # XLA compiles for fixed shapes, so it gets the single step and not the open-ended loop.
+        xla = choose_xla(spec.train.xla, cluster)
+        self._step_function = tf.function(self._step, jit_compile=True) if xla else self._step
+        self._compiled: dict[int, Callable[..., tf.Tensor]] = {}
+
+    def run(self, block: Block, side: int) -> list[Sums]:
+        """Do the steps of `block` on images of `side` pixels, and return the sums of each."""
+        if side not in self._compiled:
+            self._compiled[side] = self._compile(side, block)
+        first_step = tf.constant(block.first_step, tf.int64)
+        sums = self._compiled[side](tf.constant(block.images), tf.constant(block.labels), first_step)
+        # Added step by step, so that the total is the same however the steps fall into blocks.
+        return list(itertools.starmap(Sums, sums.numpy().astype(float).tolist()))
+
+    def _compile(self, side: int, block: Block) -> Callable[..., tf.Tensor]:
+        """Return the steps as one graph; the numbers of steps and rows stay open."""
+        size = block.images.shape[2:]
+        signature = [
+            tf.TensorSpec([None, None, *size], tf.uint8),
+            tf.TensorSpec([None, None], tf.int32),
+            tf.TensorSpec([], tf.int64),
+        ]
+
+        def run_block(images: tf.Tensor, labels: tf.Tensor, first_step: tf.Tensor) -> tf.Tensor:
+            steps = tf.shape(labels)[0]
+            sums = tf.TensorArray(tf.float32, size=steps, element_shape=[3])
+            for index in tf.range(steps):
+                step = first_step + tf.cast(index, tf.int64)
+                done = self.strategy.run(self._replica_step, args=(images, labels, index, step, side))
+                sums = sums.write(index, self.strategy.reduce(tf.distribute.ReduceOp.SUM, done, axis=None))
+                if self.learner.average is not None:
+                    self.learner.average.update(step)
+            return sums.stack()
+
+        return tf.function(run_block, input_signature=signature)
+
+    def _replica_step(
+        self, images: tf.Tensor, labels: tf.Tensor, index: tf.Tensor, step: tf.Tensor, side: int
+    ) -> tf.Tensor:
+        return self._step_function(images[index], labels[index], step, side)
+
+    def _step(self, images: tf.Tensor, labels: tf.Tensor, step: tf.Tensor, side: int) -> tf.Tensor:
+        """Do one step on one batch; return [loss sum, hits, images]."""
+        count = tf.shape(labels)[0]
+        draws = draw_numbers(self.seed + _AUGMENT_STREAM, step, count)
+        pixels = augment_images(images, draws, self.augment, side)
+        weights = self.learner.model.trainable_weights
+        with tf.GradientTape() as tape:
+            logits = self.learner.model(pixels, training=True)
+            losses = self._losses(logits, labels)
+            loss = tf.reduce_sum(losses) / tf.cast(count, tf.float32)
+        self._apply(tape.gradient(loss, [weight.value for weight in weights]))
+        hits = tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), labels)
+        return tf.stack(
+            [tf.reduce_sum(losses), tf.reduce_sum(tf.cast(hits, tf.float32)), tf.cast(count, tf.float32)]
+        )
+
+    def _losses(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        """Return the weighted cross-entropy of each image, float32 [batch]."""
+        classes = logits.shape[-1]
+        targets = tf.one_hot(labels, classes) * (1.0 - self.label_smoothing) + self.label_smoothing / classes
+        losses = tf.nn.softmax_cross_entropy_with_logits(targets, logits)
+        return losses * tf.gather(self.class_weights, labels)
+
+    def _apply(self, gradients: list[tf.Tensor]) -> None:
+        replica = tf.distribute.get_replica_context()
+        if replica.num_replicas_in_sync > 1:
+            gradients = replica.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+        if self.clip_norm:
+            gradients, _ = tf.clip_by_global_norm(gradients, self.clip_norm)
+        self.learner.optimizer.apply(gradients, self.learner.model.trainable_weights)
+
+
+def class_weights(choice: str | dict[str, float], class_names: tuple[str, ...], counts: np.ndarray) -> np.ndarray:
+    """Return the weight of each class in the loss, float32 [classes].
+
+    'balanced' is images / (classes * images of the class), as scikit-learn has it; a
+    mapping gives weights by name, 1 where it gives none.
+    """
+    if choice == "none":
+        return np.ones(len(class_names), np.float32)
+    if choice == "balanced":
+        return (counts.sum() / (len(counts) * np.maximum(counts, 1))).astype(np.float32)
+    weights: dict[str, float] = dict(choice)  # type: ignore[arg-type]
+    return np.array([weights.get(name, 1.0) for name in class_names], np.float32)
