@@ -77,7 +77,7 @@ def run(spec: RunSpec, cache_dir: Path, screen: Screen, stop: Stop) -> Outcome:
         )  # fmt: skip
     predictions = predict_splits(learner.inference_model, dataset)
     metrics = _keep_metrics(predictions, result, folder)
-    screen.on_fact("saved model", _export(learner.inference_model, dataset, spec, folder))
+    screen.on_fact("export", _export(learner.inference_model, dataset, spec, folder))
     verdict = _report(spec, environment, dataset, result, predictions, metrics, folder)
     publish(folder.path)
     return Outcome(folder, verdict)
@@ -129,7 +129,8 @@ def _export(model: keras.Model, dataset: Dataset, spec: RunSpec, folder: RunFold
     golden = make_golden(model, dataset.held_out)
     difference = verify_export(temporary, golden)
     replace_folder(temporary, folder.model)
-    return f"verified: {len(golden.images)} golden predictions agree to {difference:.1g}"
+    agreement = f"to {difference:.0e}" if difference else "exactly"
+    return f"saved and verified: {len(golden.images)} golden predictions agree {agreement}"
 
 
 def _report(
@@ -153,5 +154,6 @@ def _report(
         held_out=dataset.held_out.name,
         pictures=lambda split, rows: dataset.splits[split].pixels.take(rows),
         train_seconds=result.seconds,
+        ended=result.ended,
     )
     return write_report(folder.path, inputs)

@@ -14,9 +14,14 @@ import click
 import numpy as np
 import tensorflow as tf
 
+from trainer.data.dataset import Split
+from trainer.data.labelled import load_labelled
 from trainer.data.layouts.found import IMAGE_SUFFIXES
+from trainer.data.progress import SilentProgress
 from trainer.exits import DataError, UsageError
 from trainer.export import LoadedModel, load_model
+from trainer.metrics import Predictions, compute_metrics
+from trainer.spec import DataSpec
 
 _BATCH = 32
 
@@ -96,3 +101,53 @@ def _as_json(path: Path, probabilities: np.ndarray, model: LoadedModel) -> str:
         },
         ensure_ascii=False,
     )
+
+
+def evaluate_command(model_path: Path, data: str, cache_dir: Path, as_json: bool) -> None:
+    """Print how good `model_path` is on every split of `data`."""
+    model = load_model(model_path)
+    spec = DataSpec.model_validate(
+        {
+            "source": data,
+            "image_size": model.image_size,
+            "resize": model.resize,
+            "interpolation": model.interpolation,
+        }
+    )
+    splits, rejected = load_labelled(spec, model.class_names, cache_dir, SilentProgress())
+    for each in rejected:
+        click.echo(f"left out: {each.name}: {each.reason}", err=True)
+    metrics = {name: compute_metrics(_predictions(model, split)) for name, split in splits.items()}
+    if as_json:
+        flat = {f"{name}/{metric}": value for name, values in metrics.items() for metric, value in values.items()}
+        click.echo(json.dumps(flat, indent=2, ensure_ascii=False))
+        return
+    for name, values in metrics.items():
+        click.echo(_summary(name, values, model.class_names))
+
+
+def _predictions(model: LoadedModel, split: Split) -> Predictions:
+    starts = range(0, len(split.labels), _BATCH)
+    rows = [np.arange(start, min(start + _BATCH, len(split.labels))) for start in starts]
+    probabilities = np.concatenate([model.classify_pixels(split.pixels.take(each)) for each in rows])
+    # The model answers in float32; metrics want rows that sum to one in float64.
+    wide = probabilities.astype(np.float64)
+    return Predictions(
+        split.name,
+        tuple(item.name for item in split.items),
+        split.labels,
+        wide / wide.sum(axis=1, keepdims=True),
+        model.class_names,
+    )
+
+
+def _summary(name: str, values: dict[str, float], class_names: tuple[str, ...]) -> str:
+    lines = [
+        f"{name}: {values['count']:.0f} images",
+        f"  accuracy   {values['accuracy']:.3f} (95% interval {values['accuracy_low']:.3f} to {values['accuracy_high']:.3f})",
+        f"  log loss   {values['log_loss']:.3f}   calibration error {values['calibration_error']:.3f}",
+    ]
+    for each in class_names:
+        scores = [values.get(f"{metric}/{each}", float("nan")) for metric in ("precision", "recall", "f1")]
+        lines.append("  {:<20} precision {:.3f}  recall {:.3f}  f1 {:.3f}".format(each[:20], *scores))
+    return "\n".join(lines)

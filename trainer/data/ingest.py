@@ -70,7 +70,7 @@ def ingest(items: Sequence[Item], spec: DataSpec, cache_dir: Path, progress: Pro
     )
 
 
-@dataclass
+@dataclass(slots=True)
 class _Outcome:
     """What became of one item: the hash of its bytes, and the reason if it was rejected."""
 

@@ -2,7 +2,7 @@
 
 In: encoded images and what the trained model says of their pixels. Out: the largest
 difference, or an error. The fresh process runs `reload_check.py` by its path, in isolated
-mode, so that it can't lean on this package, on Keras, or on anything this process holds.
+mode, so that it can't lean on this package or on anything that this process holds.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def format_count(count: int, noun: str, plural: str = "") -> str:
 
 
 def format_share(value: float | None) -> str:
-    """Return a value with three decimals, `-` if there is none; 1.000 and 0.000 are said of exact ones only."""
+    """Return a value with three decimals (`-` for None); only exact ones become 1.000 or 0.000."""
     if value is None:
         return "-"
     text = f"{value:.3f}"

@@ -129,7 +129,8 @@ def _spread(of_class: Mapping[str, int]) -> str:
     total = format_count(sum(of_class.values()), "image")
     if of_class[fewest] == of_class[most]:
         return f"{total}, {of_class[most]:,} of each class"
-    return f"{total}, from {of_class[fewest]:,} ({shorten(fewest, 40)}) to {of_class[most]:,} ({shorten(most, 40)})"
+    least, largest = (f"{of_class[name]:,} ({shorten(name, 40)})" for name in (fewest, most))
+    return f"{total}, from {least} to {largest}"
 
 
 def calibration_text(calibration: Calibration) -> str:

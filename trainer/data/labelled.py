@@ -1,0 +1,62 @@
+"""Labelled images to measure a finished model on.
+
+In: a `DataSpec` and the classes that the model knows. Out: the images of each split that the
+source names, or all of them as one. Nothing is split, and a class may be missing: this is
+for measuring, not for training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from trainer.data.cache import CacheView
+from trainer.data.checks import require_few_rejected, require_images
+from trainer.data.dataset import Split
+from trainer.data.fetch import fetch_source
+from trainer.data.ingest import Ingested, ingest
+from trainer.data.items import Rejection
+from trainer.data.layouts import read_layout
+from trainer.data.progress import Progress
+from trainer.exits import DataError
+from trainer.spec.schema import DataSpec
+
+_UNSPLIT = "all"
+
+
+def load_labelled(
+    spec: DataSpec, class_names: Sequence[str], cache_dir: Path, progress: Progress
+) -> tuple[dict[str, Split], tuple[Rejection, ...]]:
+    """Return the images of `spec.source` by split, and what was left out.
+
+    Labels are indices of `class_names`. Raises DataError for a class that is not among them,
+    and what `load_dataset` raises for a source that can't be read.
+    """
+    root = fetch_source(spec.source, spec.checksum, cache_dir, spec.max_extracted_mib << 20, progress)
+    candidates, left_out, _ = read_layout(root, spec.layout)
+    require_images(candidates, left_out, spec.source)
+    _require_known({item.label for item in candidates}, class_names)
+    found = ingest(candidates, spec, cache_dir, progress)
+    rejected = (*left_out, *found.rejections)
+    require_few_rejected(len(candidates), rejected, spec.max_rejected)
+    names = dict.fromkeys(item.split or _UNSPLIT for item in found.items)
+    return {name: _split(name, found, class_names) for name in names}, rejected
+
+
+def _require_known(labels: set[str], class_names: Sequence[str]) -> None:
+    unknown = sorted(labels - set(class_names))
+    if unknown:
+        raise DataError(
+            f"The model does not know these classes; it knows {', '.join(class_names)[:200]}. "
+            f"Received: {', '.join(unknown)[:200]}"
+        )
+
+
+def _split(name: str, found: Ingested, class_names: Sequence[str]) -> Split:
+    number = {label: index for index, label in enumerate(class_names)}
+    indices = [index for index, item in enumerate(found.items) if (item.split or _UNSPLIT) == name]
+    items = tuple(found.items[index] for index in indices)
+    labels = np.asarray([number[item.label] for item in items], np.int32)
+    return Split(name, items, labels, CacheView(found.cache, found.rows[np.asarray(indices, np.int64)]))
