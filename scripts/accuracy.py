@@ -23,14 +23,17 @@ HERE = Path(__file__).resolve().parent
 
 def main() -> None:
     """Do the runs and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("recipe")
     parser.add_argument("--data", required=True)
     parser.add_argument("--output", default="runs/accuracy", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--set", action="append", default=[], help="as for trainer train")
     arguments = parser.parse_args()
-    print(f"{platform.machine()}, {os.cpu_count()} cores, {date.today()}, {arguments.recipe}, {arguments.seeds} seeds")
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, {date.today()}"
+    print(f"{machine}, {arguments.recipe}, {arguments.seeds} seeds")
     rows = [read_figures(train(arguments, seed)) for seed in range(arguments.seeds)]
     names = list(rows[0])
     print("seed  " + "  ".join(f"{name:>20}" for name in names))

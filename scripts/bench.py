@@ -1,9 +1,11 @@
 """Speed, as ratios within one run.
 
-    python scripts/bench.py paper --data cats_and_dogs_filtered.zip   the whole paper run / the paper's own code
-    python scripts/bench.py step --data cats_and_dogs_filtered.zip    training / the bare compiled step
-    python scripts/bench.py memory                                    resident memory, data of ten times the cache
-    python scripts/bench.py help                                      `trainer --help`
+    python scripts/bench.py paper --data PETS    the whole paper run / the paper's own code
+    python scripts/bench.py step --data PETS     training / the bare compiled step
+    python scripts/bench.py memory               resident memory, data of ten times the cache
+    python scripts/bench.py help                 `trainer --help`
+
+PETS is cats_and_dogs_filtered.zip, or the folder that it holds.
 
 Timings of shared machines are noisy: everything is measured in pairs, and the median of
 the ratios is what counts.
@@ -29,7 +31,9 @@ ENVIRONMENT = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
 
 def main() -> None:
     """Run one benchmark and print its figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("benchmark", choices=["paper", "step", "memory", "help"])
     parser.add_argument("--data", help="the cats-and-dogs folder or archive")
     parser.add_argument("--epochs", type=int, default=15, help="of the paper run")
@@ -37,9 +41,9 @@ def main() -> None:
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16", "auto"])
     arguments = parser.parse_args()
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {date.today()}")
-    {"paper": bench_paper, "step": bench_step, "memory": bench_memory, "help": bench_help}[arguments.benchmark](
-        arguments
-    )
+    {"paper": bench_paper, "step": bench_step, "memory": bench_memory, "help": bench_help}[
+        arguments.benchmark
+    ](arguments)
 
 
 def bench_paper(arguments: argparse.Namespace) -> None:
@@ -69,7 +73,7 @@ def bench_step(arguments: argparse.Namespace) -> None:
 
 
 def bench_memory(arguments: argparse.Namespace) -> None:
-    """Print peak resident memory of decoding and reading data of ten times the cache budget, and of one time."""
+    """Print peak resident memory of reading data of the cache budget's size, and of ten times that."""
     import bench_memory as measured
 
     for name, value in measured.peaks().items():
@@ -93,7 +97,11 @@ def compare(
     """Measure both in turn, and print medians, ranges and the ratios pair by pair."""
     measured = [(measure(), measure_other()) for _ in range(pairs)]
     ratios = [one / two for one, two in measured]
-    for label, values in ((name, [one for one, _ in measured]), (other, [two for _, two in measured]), ("ratio", ratios)):
+    for label, values in (
+        (name, [one for one, _ in measured]),
+        (other, [two for _, two in measured]),
+        ("ratio", ratios),
+    ):
         print(
             f"{label:<28} median {statistics.median(values):8.3f}   "
             f"{min(values):8.3f} to {max(values):8.3f}   {len(values)} times"
@@ -114,7 +122,12 @@ def timed(action: Callable[[], None]) -> Callable[[], float]:
 def run_quietly(*arguments: str) -> None:
     """Run Python with `arguments`; raise with its output if it fails."""
     done = subprocess.run(
-        [sys.executable, *arguments], env=ENVIRONMENT, cwd=HERE.parent, capture_output=True, text=True, check=False
+        [sys.executable, *arguments],
+        env=ENVIRONMENT,
+        cwd=HERE.parent,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         raise SystemExit(f"{' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")

@@ -30,7 +30,9 @@ _SECONDS = 15.0
 def prepare(folder: Path, precision: str) -> tuple[Callable[[], float], Callable[[], float]]:
     """Return how to measure training, and how to measure the bare step, in images/s."""
     spec = load_spec(
-        recipe="cats-vs-dogs", settings=[f"train.precision={precision}"], overrides={"data.source": str(folder)}
+        recipe="cats-vs-dogs",
+        settings=[f"train.precision={precision}"],
+        overrides={"data.source": str(folder)},
     )
     dataset = load_dataset(spec.data, cache_folder(), SilentProgress(), lambda found: None)
     return _training(spec, dataset), _bare_step(spec, dataset)

@@ -24,7 +24,9 @@ def network() -> keras.Model:
     model.add(layers.Flatten())
     model.add(layers.Dense(1, activation="sigmoid"))
     model.compile(
-        loss="binary_crossentropy", optimizer=keras.optimizers.RMSprop(learning_rate=0.001), metrics=["accuracy"]
+        loss="binary_crossentropy",
+        optimizer=keras.optimizers.RMSprop(learning_rate=0.001),
+        metrics=["accuracy"],
     )
     return model
 
@@ -42,9 +44,7 @@ def main() -> None:
         )
         for split in ("train", "validation")
     }
-    network().fit(
-        flows["train"], epochs=arguments.epochs, validation_data=flows["validation"], verbose=2
-    )
+    network().fit(flows["train"], epochs=arguments.epochs, validation_data=flows["validation"], verbose=2)
 
 
 if __name__ == "__main__":

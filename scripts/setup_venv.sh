@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Sourced by the other scripts, for `setup_venv`: the project's .venv, made from the lock files, once.
+# Sourced by the other scripts, for `setup_venv` and `setup_test_venv`: the project's .venv, made from
+# the lock files, once.
 #
 # In: the project's folder, and TRAINER_VARIANT (cpu, gpu or tpu), which by default is gpu where
 # an NVIDIA driver answers and else cpu. Out: ROOT, the project's folder, and VENV, complete.
@@ -11,16 +12,28 @@
 ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 VENV=$ROOT/.venv
 
-# setup_venv [test]: make .venv complete; with `test`, with the tools of the tests as well.
+# setup_venv: make .venv complete for a run.
 setup_venv() {
     local variant
     variant=$(choose_variant)
-    is_complete "$variant" "$@" && return
+    complete_venv "$variant"
+}
+
+# setup_test_venv: the same, with the tools of the tests as well.
+setup_test_venv() {
+    local variant
+    variant=$(choose_variant)
+    complete_venv "$variant" test
+}
+
+# complete_venv LOCK...: do what is left to do, one caller at a time.
+complete_venv() {
+    is_complete "$@" && return
     [[ -w $ROOT ]] || fail 2 "Can't make .venv, the project's folder is not writable. Received: $ROOT"
     exec 9>>"$ROOT/.venv.lock"
     flock --nonblock 9 || { tell "waiting for another set-up of this folder"; flock 9; }
     # The other one may have done it all.
-    is_complete "$variant" "$@" || make_complete "$variant" "$@"
+    is_complete "$@" || make_complete "$@"
     exec 9>&-
 }
 
@@ -35,7 +48,7 @@ choose_variant() {
     echo "$variant"
 }
 
-# is_complete VARIANT [test]: whether nothing is left to do.
+# is_complete LOCK...: whether nothing is left to do.
 is_complete() {
     local step
     [[ ! -e $VENV/incomplete ]] || return
@@ -60,7 +73,7 @@ state_of() {
     esac
 }
 
-# make_complete VARIANT [test]: do what is not done; all of it if the variant itself isn't.
+# make_complete VARIANT [test]: do what is not done; all of it if the variant itself is not.
 make_complete() {
     local variant=$1 started=$SECONDS
     if [[ -e $VENV/incomplete ]] || ! is_done "$variant"; then make_empty_venv "$variant"; fi
@@ -93,7 +106,7 @@ find_python() {
     for name in python3 python3.13 python3.12 python3.11 python3.10; do
         version=$("$name" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue
         [[ $version =~ ^3\.1[0-3]$ ]] || { found+=" $name is $version;" && continue; }
-        if "$name" -c 'import ensurepip, venv' 2>/dev/null; then
+        if "$name" -c 'import ensurepip, venv' >/dev/null 2>&1; then
             echo "$name"
             return
         fi

@@ -5,7 +5,7 @@ set -euo pipefail
 
 # shellcheck source=scripts/setup_venv.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/setup_venv.sh"
-setup_venv test
+setup_test_venv
 cd -- "$ROOT"
 "$VENV/bin/ruff" check
 "$VENV/bin/ruff" format --check

@@ -10,15 +10,26 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trainer.data.archive import extract_archive
-from trainer.data.progress import SilentProgress
+from trainer.data.progress import Progress, SilentProgress, SilentTask, Task
 
 MIB = 2**20
 FILES = {"pets/cats/1.png": b"cat" * 1000, "pets/dogs/2.png": b"dog" * 2000, "pets/empty.txt": b""}
 
 
-def extract(archive: Path, cache: Path, max_bytes: int = 200 * MIB) -> Path:
+class Started(SilentProgress):
+    """A progress that knows whether anything was started."""
+
+    def __init__(self) -> None:
+        self.any = False
+
+    def start(self, label: str, total: int | None, unit: str) -> Task:
+        self.any = True
+        return SilentTask()
+
+
+def extract(archive: Path, cache: Path, max_bytes: int = 200 * MIB, progress: Progress | None = None) -> Path:
     sha256 = hashlib.sha256(archive.read_bytes()).hexdigest()
-    return extract_archive(archive, sha256, cache, max_bytes, SilentProgress())
+    return extract_archive(archive, sha256, cache, max_bytes, progress or SilentProgress())
 
 
 def tree(folder: Path) -> dict[str, bytes]:

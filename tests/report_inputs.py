@@ -20,7 +20,7 @@ Pixels = npt.NDArray[np.uint8]
 def make_predictions(
     split: str, class_names: tuple[str, ...], per_class: int, skill: float, seed: int = 0
 ) -> Predictions:
-    """Answers that are right more often the higher `skill` is: 0 is guessing, 4 is about 0.95 of two classes."""
+    """Answers that are right more often the higher `skill` is; 0 is guessing."""
     rng = np.random.default_rng(seed)
     classes = len(class_names)
     labels = np.repeat(np.arange(classes, dtype=np.int32), per_class)
@@ -28,14 +28,16 @@ def make_predictions(
     logits[np.arange(len(labels)), labels] += skill
     rows = np.exp(logits - logits.max(axis=1, keepdims=True))
     rows /= rows.sum(axis=1, keepdims=True)
-    names = tuple(f"{split}/{class_names[label]}/{number:05}.jpg" for number, label in enumerate(labels.tolist()))
+    names = tuple(
+        f"{split}/{class_names[label]}/{number:05}.jpg" for number, label in enumerate(labels.tolist())
+    )
     return Predictions(split, names, labels, rows, class_names)
 
 
 def make_history(
     epochs: int, held_out: str, last: tuple[float, float], overfit: float = 0.0, every: int = 1, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """Curves that level off at the accuracies `last` (train, held-out); `overfit` lifts the held-out loss again."""
+    """Curves that level off at accuracies `last` (train, held-out); `overfit` lifts the held-out loss."""
     rng = np.random.default_rng(seed)
     rows = []
     for epoch in range(1, epochs + 1):
@@ -136,6 +138,6 @@ def make_dataset(predictions: dict[str, Predictions]) -> dict[str, Any]:
 def make_pixels(split: str, indices: npt.NDArray[np.int64]) -> Pixels:
     """Return 96 x 96 stripes, others for each index."""
     ramp = np.arange(96, dtype=np.int64)
-    return np.stack([((ramp[:, None, None] * [1, 2, 3] + ramp[None, :, None] * (i % 7)) % 256) for i in indices]).astype(
-        np.uint8
-    )
+    return np.stack(
+        [((ramp[:, None, None] * [1, 2, 3] + ramp[None, :, None] * (i % 7)) % 256) for i in indices]
+    ).astype(np.uint8)

@@ -30,6 +30,7 @@ def test_archive_becomes_the_folder_of_its_files(tmp_path: Path, kind: str) -> N
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
 def test_archive_is_known_by_its_bytes_whatever_its_name(tmp_path: Path, kind: str) -> None:
     renamed = MAKERS[kind](tmp_path).rename(tmp_path / "download")
+    assert archive_kind(renamed) == {"tar.gz": "gzip"}.get(kind, kind)
     assert tree(extract(renamed, tmp_path / "cache")) == FILES
 
 

@@ -46,7 +46,14 @@ def whole(images: tf.Tensor, side: int, mirrored: bool = False, flipped: bool = 
     count, size = images.shape[0], float(images.shape[1])
     zero, full = tf.zeros(count), tf.fill([count], size)
     return resample(
-        tf.cast(images, tf.float32), zero, zero, full, full, tf.fill([count], mirrored), tf.fill([count], flipped), side
+        tf.cast(images, tf.float32),
+        zero,
+        zero,
+        full,
+        full,
+        tf.fill([count], mirrored),
+        tf.fill([count], flipped),
+        side,
     )
 
 
@@ -114,16 +121,19 @@ def test_erasing_blanks_a_rectangle_of_a_sane_area_or_nothing() -> None:
     images, numbers = tf.fill([500, 32, 32, 3], 7.0), draw_numbers(2, tf.constant(0, tf.int64), 500)[:, :5]
     np.testing.assert_array_equal(erase(images, numbers, 0.0), images)
     share = np.mean(erase(images, numbers, 1.0).numpy()[..., 0] != 7.0, axis=(1, 2))
-    assert share.min() > 0.01 and share.max() < 0.40
+    assert share.min() > 0.01
+    assert share.max() < 0.40
     assert 0.4 < np.mean(np.mean(erase(images, numbers, 0.5).numpy() != 7.0, axis=(1, 2, 3)) > 0) < 0.6
 
 
 def test_the_same_draws_give_the_same_images_eagerly_and_in_a_graph(images: tf.Tensor) -> None:
     eager = augment_images(images, draws(), EVERYTHING, 24)
     graph = tf.function(lambda x, numbers: augment_images(x, numbers, EVERYTHING, 24))(images, draws())
-    assert eager.shape == (6, 24, 24, 3) and eager.dtype == tf.float32
+    assert eager.shape == (6, 24, 24, 3)
+    assert eager.dtype == tf.float32
     np.testing.assert_allclose(eager, graph, atol=1e-2)
-    assert tf.reduce_min(eager) >= 0.0 and tf.reduce_max(eager) <= 255.0
+    assert tf.reduce_min(eager) >= 0.0
+    assert tf.reduce_max(eager) <= 255.0
 
 
 def test_an_image_is_changed_alike_whatever_part_of_the_batch_a_replica_holds(images: tf.Tensor) -> None:
@@ -136,21 +146,29 @@ def test_an_image_is_changed_alike_whatever_part_of_the_batch_a_replica_holds(im
 
 def test_draws_depend_on_seed_and_step_and_are_uniform() -> None:
     assert not np.array_equal(draws(5), draws(6))
-    assert not np.array_equal(draw_numbers(1, tf.constant(5, tf.int64), 6), draw_numbers(2, tf.constant(5, tf.int64), 6))
+    assert not np.array_equal(
+        draw_numbers(1, tf.constant(5, tf.int64), 6), draw_numbers(2, tf.constant(5, tf.int64), 6)
+    )
     np.testing.assert_array_equal(draws(5), draws(5))
     many = draw_numbers(0, tf.constant(0, tf.int64), 5000).numpy()
-    assert many.shape == (5000, DRAWS) and many.min() >= 0.0 and many.max() < 1.0
+    assert many.shape == (5000, DRAWS)
+    assert many.min() >= 0.0
+    assert many.max() < 1.0
     np.testing.assert_allclose(many.mean(axis=0), 0.5, atol=0.03)
 
 
 def test_no_augmentation_changes_no_pixel(images: tf.Tensor) -> None:
-    np.testing.assert_array_equal(augment_images(images, draws(), AugmentSpec(), 32), tf.cast(images, tf.float32))
+    np.testing.assert_array_equal(
+        augment_images(images, draws(), AugmentSpec(), 32), tf.cast(images, tf.float32)
+    )
 
 
 def test_crops_grow_from_the_first_size_to_the_last() -> None:
     spec = AugmentSpec(crop=CropSpec(size=112, first_size=64))
     sides = [crop_side(spec, 128, epoch, 80) for epoch in range(80)]
-    assert sides[0] == 64 and sides == sorted(sides) and set(sides[60:]) == {112}
+    assert sides[0] == 64
+    assert sides == sorted(sides)
+    assert set(sides[60:]) == {112}
     assert {side % 16 for side in sides} == {0}
     assert crop_side(AugmentSpec(), 128, 0, 10) == 128
     assert crop_side(AugmentSpec(crop=CropSpec()), 128, 0, 10) == 128

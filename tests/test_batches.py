@@ -15,7 +15,8 @@ def test_every_epoch_holds_every_image_once(seed: int, epoch: int, count: int, b
     steps = steps_per_epoch(count, batch)
     batches = [batch_indices(seed, epoch * steps + step, count, batch) for step in range(steps)]
     assert sorted(np.concatenate(batches)) == list(range(count))
-    assert all(len(each) == batch for each in batches[:-1]) and 1 <= len(batches[-1]) <= batch
+    assert all(len(each) == batch for each in batches[:-1])
+    assert 1 <= len(batches[-1]) <= batch
 
 
 def test_order_differs_between_epochs_and_seeds_and_is_the_same_everywhere() -> None:
@@ -29,4 +30,5 @@ def test_order_differs_between_epochs_and_seeds_and_is_the_same_everywhere() -> 
 def test_every_place_of_the_order_is_equally_likely() -> None:
     first = np.array([epoch_order(0, epoch, 10)[0] for epoch in range(3000)])
     counts = np.bincount(first, minlength=10)
-    assert counts.min() > 230 and counts.max() < 370
+    assert counts.min() > 230
+    assert counts.max() < 370

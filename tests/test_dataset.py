@@ -183,14 +183,16 @@ def test_one_folder_is_split_by_content_and_equal_images_stay_together(tmp_path:
 @pytest.mark.parametrize("size", [32, SIZE])
 def test_cifar_records_have_the_colours_they_say(tmp_path: Path, size: int) -> None:
     rng, root = np.random.default_rng(0), tmp_path / "cifar-10-batches-bin"
-    planes = rng.integers(0, 256, (4, 3, 1, 1), np.uint8) * np.ones((4, 3, 32, 32), np.uint8)
+    halves = rng.integers(0, 256, (4, 3, 2, 1), np.uint8)
+    planes = np.repeat(np.repeat(halves, 16, axis=2), 32, axis=3)
     records = [bytes([index % 2]) + image.tobytes() for index, image in enumerate(planes)]
     put(root / "data_batch_1.bin", b"".join(records[:2]))
     put(root / "test_batch.bin", b"".join(records[2:]))
     dataset = load(tmp_path, tmp_path / "cache", image_size=size)
     assert (dataset.class_names, dataset.held_out.name) == (("0", "1"), "test")
     taken = dataset.held_out.pixels.take(np.array([0, 1]))
-    np.testing.assert_array_equal(taken[:, size // 2, size // 2], planes[2:, :, 0, 0])
+    for half, row in enumerate((1, size - 2)):
+        np.testing.assert_array_equal(taken[:, row, size // 2], halves[2:, :, half, 0])
 
 
 def test_images_in_tfrecord_files_are_decoded_where_they_lie(tmp_path: Path) -> None:
@@ -229,7 +231,7 @@ def test_same_image_in_both_splits_is_a_warning_that_counts(tmp_path: Path) -> N
 def test_class_of_which_nothing_can_be_decoded_is_named(tmp_path: Path) -> None:
     root = two_splits(tmp_path / "data")
     put(root / "train" / "birds" / "1.png", b"chirp")
-    with pytest.raises(DataError, match="No image of a class could be decoded.*birds"):
+    with pytest.raises(DataError, match=r"No image of a class could be decoded.*birds"):
         load(root, tmp_path / "cache", max_rejected=0.5)
 
 
@@ -293,6 +295,14 @@ def test_split_leaves_no_side_empty_where_a_class_has_two_images(fraction: float
     split = assign_splits(items, contents, fraction)
     sides = {(item.label, item.split) for item in split}
     assert len(sides) == 4
+
+
+def test_split_of_a_tiny_class_looks_only_at_images_without_a_split() -> None:
+    contents = sorted(digests(*range(5)))
+    items = items_of(("a", "test", ""), ("a", None, ""), ("a", None, ""), ("a", None, ""), ("a", "test", ""))
+    for fraction in (0.001, 0.999):
+        split = assign_splits(items, contents, fraction)
+        assert {item.split for item in split[1:4]} == {"train", "validation"}
 
 
 def test_split_keeps_equal_images_together_even_in_tiny_classes() -> None:

@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from archives import FILES, MIB, extract, left_behind, make_tar, make_zip, special, tree
+from archives import FILES, MIB, Started, extract, left_behind, make_tar, make_zip, special, tree
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -159,7 +159,8 @@ def test_encrypted_zip_is_refused(tmp_path: Path) -> None:
 def test_archive_larger_than_allowed_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     archive = make_zip(tmp_path / "a.zip", {"a": bytes(MIB), "b": bytes(MIB)})
     with pytest.raises(DataError, match=r"larger than data.max_extracted_mib allows \(1 MiB\)"):
-        extract(archive, tmp_path / "cache", max_bytes=MIB)
+        extract(archive, tmp_path / "cache", max_bytes=MIB, progress=(started := Started()))
+    assert not started.any
     assert left_behind(tmp_path / "cache") == []
 
 

@@ -48,10 +48,13 @@ def test_one_sigmoid_unit_is_two_softmax_logits_with_the_same_loss() -> None:
 
 @pytest.mark.parametrize("spec", [SMALL, PlainSpec(filters=(4, 8), dense_units=(8,), dropout=0.2)])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_logits_and_weights_are_float32_in_any_precision(spec: ResidualSpec | PlainSpec, precision: str) -> None:
+def test_logits_and_weights_are_float32_in_any_precision(
+    spec: ResidualSpec | PlainSpec, precision: str
+) -> None:
     model = build_model(spec, 3, 32, precision)
     logits = model(pixels(), training=True)
-    assert logits.shape == (4, 3) and logits.dtype == tf.float32
+    assert logits.shape == (4, 3)
+    assert logits.dtype == tf.float32
     assert {weight.dtype for weight in model.weights} == {"float32"}
 
 
@@ -64,7 +67,10 @@ def test_a_seed_fixes_the_initial_weights() -> None:
 
 def test_the_inference_model_has_the_weights_of_the_trained_one_in_its_order() -> None:
     mirrored = SMALL.model_copy(update={"average_mirror": True})
-    model, inference = build_model(mirrored, 2, 32, "bfloat16", seed=3), build_inference_model(mirrored, 2, 32)
+    model, inference = (
+        build_model(mirrored, 2, 32, "bfloat16", seed=3),
+        build_inference_model(mirrored, 2, 32),
+    )
     assert [weight.shape for weight in model.weights] == [weight.shape for weight in inference.weights]
     for target, source in zip(inference.weights, build_model(mirrored, 2, 32, seed=3).weights, strict=True):
         target.assign(source)
@@ -82,7 +88,8 @@ def test_statistics_are_synchronized_on_every_normalisation() -> None:
     model = build_model(SMALL, 2, 32)
     synchronize_statistics(model)
     layers = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
-    assert layers and all(layer.synchronized for layer in layers)
+    assert layers
+    assert all(layer.synchronized for layer in layers)
 
 
 def test_the_schedule_warms_up_decays_and_can_be_halved() -> None:
@@ -90,9 +97,12 @@ def test_the_schedule_warms_up_decays_and_can_be_halved() -> None:
     model = build_model(SMALL, 2, 32)
     _, schedule = build_optimizer(spec, model, steps_per_epoch=10, total_steps=100)
     rates = [float(schedule(step)) for step in range(101)]
-    assert rates[0] == pytest.approx(0.1 / 21) and rates[20] == pytest.approx(0.1)
-    assert rates[:21] == sorted(rates[:21]) and rates[20:] == sorted(rates[20:], reverse=True)
-    assert rates[60] == pytest.approx(0.055, rel=1e-3) and rates[100] == pytest.approx(0.01)
+    assert rates[0] == pytest.approx(0.1 / 21)
+    assert rates[20] == pytest.approx(0.1)
+    assert rates[:21] == sorted(rates[:21])
+    assert rates[20:] == sorted(rates[20:], reverse=True)
+    assert rates[60] == pytest.approx(0.055, rel=1e-3)
+    assert rates[100] == pytest.approx(0.01)
     schedule.scale.assign(0.5)
     assert float(schedule(20)) == pytest.approx(0.05)
 
@@ -102,7 +112,9 @@ def test_weight_decay_touches_kernels_only(name: str) -> None:
     model = build_model(SMALL, 2, 32)
     optimizer, _ = build_optimizer(OptimizerSpec(name=name, learning_rate=0.1, weight_decay=0.5), model, 1, 1)
     before = [weight.numpy() for weight in model.trainable_variables]
-    optimizer.apply([tf.zeros(weight.shape) for weight in model.trainable_variables], model.trainable_variables)
+    optimizer.apply(
+        [tf.zeros(weight.shape) for weight in model.trainable_variables], model.trainable_variables
+    )
     for weight, old in zip(model.trainable_variables, before, strict=True):
         factor = 0.95 if len(weight.shape) > 1 else 1.0
         np.testing.assert_allclose(weight, factor * old, atol=1e-6)
@@ -112,6 +124,8 @@ def test_without_weight_decay_nothing_decays() -> None:
     model = build_model(SMALL, 2, 32)
     optimizer, _ = build_optimizer(OptimizerSpec(name="adamw", learning_rate=0.1), model, 1, 1)
     before = [weight.numpy() for weight in model.trainable_variables]
-    optimizer.apply([tf.zeros(weight.shape) for weight in model.trainable_variables], model.trainable_variables)
+    optimizer.apply(
+        [tf.zeros(weight.shape) for weight in model.trainable_variables], model.trainable_variables
+    )
     for weight, old in zip(model.trainable_variables, before, strict=True):
         np.testing.assert_array_equal(weight, old)

@@ -16,6 +16,7 @@ def run(tmp_path: Path) -> Path:
     folder = tmp_path / "runs" / "pets-1"
     (folder / "model" / "variables").mkdir(parents=True)
     (folder / "metrics.json").write_text("{}\n")
+    (folder / "report.html").write_text("<html>")
     (folder / "model" / "saved_model.pb").write_bytes(b"graph")
     (folder / "model" / "variables" / "variables.index").write_bytes(b"")
     (folder / ".history.jsonl.0a1b2c.tmp").write_bytes(b"half-writ")
@@ -31,6 +32,7 @@ def test_manifest_lists_every_file_but_itself_the_marker_and_temporary_ones(run:
         "metrics.json",
         "model/saved_model.pb",
         "model/variables/variables.index",
+        "report.html",
     ]
     assert manifest["files"][1] == {
         "path": "model/saved_model.pb",

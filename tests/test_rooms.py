@@ -32,6 +32,7 @@ ROOMS = (
     "evaluate",
     "report",
     "export",
+    "predict",
     "publish",
     "run_folder",
     "run",
@@ -66,20 +67,19 @@ def room_of(name: str) -> str:
     return parts[1] if len(parts) > 1 else ""
 
 
-def imported_rooms(tree: ast.AST, module: str) -> Iterator[tuple[str, int]]:
+def imported_rooms(tree: ast.AST) -> Iterator[tuple[str, int]]:
     """Yield (room, line) of every import of this package, wherever in the module it stands."""
     for node in ast.walk(tree):
-        names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            above = module.split(".")[: -node.level] if node.level else []
-            base = ".".join([*above, *([node.module] if node.module else [])])
+        elif isinstance(node, ast.ImportFrom) and node.module == "trainer":
             # `from trainer import x` may mean the room x, or a name of the package such as __version__.
-            names = [f"trainer.{alias.name}" for alias in node.names] if base == "trainer" else [base]
-        for name in names:
-            if name.split(".")[0] == "trainer":
-                yield room_of(name), node.lineno
+            names = [f"trainer.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+        else:
+            continue
+        yield from ((room_of(name), node.lineno) for name in names if name.split(".")[0] == "trainer")
 
 
 def wrong_arrows(tree: ast.AST, module: str) -> list[str]:
@@ -87,7 +87,7 @@ def wrong_arrows(tree: ast.AST, module: str) -> list[str]:
     own = room_of(module)
     return [
         f"line {line}: {own or 'the package'} imports {room}, which is below it"
-        for room, line in imported_rooms(tree, module)
+        for room, line in imported_rooms(tree)
         if room in ROOMS and room != own and (not own or ROOMS.index(room) > ROOMS.index(own))
     ]
 
@@ -126,6 +126,16 @@ def test_every_module_stands_in_a_room() -> None:
     assert rooms - set(ROOMS) == set()
 
 
+def test_imports_are_absolute() -> None:
+    relative = [
+        f"{dotted(path)}:{node.lineno}"
+        for path in MODULES
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.ImportFrom) and node.level
+    ]
+    assert relative == []
+
+
 def test_imports_point_only_upwards() -> None:
     wrong = {dotted(path): wrong_arrows(parse(path), dotted(path)) for path in MODULES}
     assert {name: arrows for name, arrows in wrong.items() if arrows} == {}
@@ -137,8 +147,6 @@ def test_imports_point_only_upwards() -> None:
         "import trainer.run",
         "from trainer import run",
         "from trainer.run import run",
-        "from ..run import run",
-        "from .. import run",
         "def later():\n    from trainer.run import run",
     ],
 )
@@ -147,7 +155,9 @@ def test_an_import_from_below_is_seen_however_it_is_written(source: str) -> None
 
 
 def test_imports_from_above_and_from_the_own_room_are_fine() -> None:
-    source = "from trainer import __version__\nfrom trainer.exits import DataError\nfrom . import items"
+    source = (
+        "from trainer import __version__\nfrom trainer.exits import DataError\nfrom trainer.data import items"
+    )
     assert wrong_arrows(ast.parse(source), "trainer.data.fetch") == []
 
 

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,10 +34,17 @@ def command(*arguments: str | Path, module: str = "trainer.cli") -> list[str]:
     return [sys.executable, "-m", module, *map(str, arguments)]
 
 
-def trainer(*arguments: str | Path, cache: Path, module: str = "trainer.cli") -> subprocess.CompletedProcess[str]:
+def trainer(
+    *arguments: str | Path, cache: Path, module: str = "trainer.cli"
+) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "NO_COLOR": "1"}
     return subprocess.run(
-        command(*arguments, module=module), env=environment, capture_output=True, text=True, timeout=240, check=False
+        command(*arguments, module=module),
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
     )
 
 
@@ -52,7 +58,9 @@ def refused(done: subprocess.CompletedProcess[str], exit_code: int, *words: str)
 
 
 @pytest.fixture(scope="module")
-def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def finished(
+    photos: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """A finished run on the photos, one of which is damaged."""
     folder = tmp_path_factory.mktemp("runs")
     bad = next(photos.rglob("*.*")).parent / "broken.jpg"
@@ -71,14 +79,18 @@ def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 def test_a_run_leaves_what_it_promises(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     run, done = finished
     assert {path.name for path in run.iterdir()} == LEFT_BEHIND
-    assert is_finished(run) and verify(run) == []
+    assert is_finished(run)
+    assert verify(run) == []
     assert (run.parent / "latest").read_text().strip() == "first"
-    assert "Found " in done.stdout and "classes: " in done.stdout
+    assert "Found " in done.stdout
+    assert "classes: " in done.stdout
     assert str(run / "report.html") in done.stdout
     assert "golden predictions agree" in done.stdout
     assert "\x1b" not in done.stdout
     rows = list(csv.reader((run / "rejected.csv").open()))
-    assert rows[0] == ["path", "reason"] and "broken.jpg" in rows[1][0] and "not an image" in rows[1][1]
+    assert rows[0] == ["path", "reason"]
+    assert "broken.jpg" in rows[1][0]
+    assert "not an image" in rows[1][1]
     assert len((run / "history.jsonl").read_text().splitlines()) == 2
     environment = json.loads((run / "environment.json").read_text())
     assert {"command", "git_commit", "packages", "host", "devices", "seed"} <= set(environment)
@@ -100,7 +112,8 @@ def test_the_same_command_on_a_finished_run_does_nothing_and_succeeds(
     run, _ = finished
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     done = trainer("train", run / "spec.yaml", cache=run.parent / "cache")
-    assert done.returncode == 0 and "finished" in done.stdout
+    assert done.returncode == 0
+    assert "finished" in done.stdout
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
 
 
@@ -138,7 +151,8 @@ def test_a_picture_that_cannot_be_used_is_named_and_the_others_are_answered(
     (tmp_path / "c.jpg").write_bytes(b"")
     done = trainer("predict", run, tmp_path, cache=tmp_path / "cache")
     refused(done, 65, "b.jpg: not an image", "c.jpg: an empty file", "2 of 3")
-    assert len(done.stdout.splitlines()) == 1 and "a.png" in done.stdout
+    assert len(done.stdout.splitlines()) == 1
+    assert "a.png" in done.stdout
 
 
 def test_what_is_no_model_is_refused(
@@ -172,9 +186,11 @@ def test_a_run_stopped_by_a_signal_goes_on_to_the_same_bits(photos: Path, tmp_pa
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 143, out + err
-    assert "checkpoint is safe" in err and "Traceback" not in err
+    assert "checkpoint is safe" in err
+    assert "Traceback" not in err
     again = trainer("train", tmp_path / "stopped" / "spec.yaml", cache=tmp_path / "cache")
-    assert again.returncode == 0 and "continuing after step" in again.stdout, again.stderr
+    assert again.returncode == 0, again.stderr
+    assert "continuing after step" in again.stdout
     whole = trainer(*arguments, "--run-name", "whole", cache=tmp_path / "cache", module="trainer.task")
     assert whole.returncode == 0
     for name in ("predictions.csv",):
@@ -194,7 +210,9 @@ def test_what_a_user_gets_wrong_is_refused_without_a_traceback(photos: Path, tmp
     refused(trainer("train", "--data", photos, "--output", taken, *QUICK, cache=tmp_path), 2, "file")
     assert taken.read_text() == "mine"
     refused(
-        trainer(*base, "--data", photos, "--set", "train.class_weights={unicorn: 2}", cache=tmp_path), 2, "unicorn"
+        trainer(*base, "--data", photos, "--set", "train.class_weights={unicorn: 2}", cache=tmp_path),
+        2,
+        "unicorn",
     )
 
 

@@ -19,7 +19,8 @@ def test_every_recipe_is_valid_and_survives_a_round_trip(name: str, tmp_path: Pa
     assert read_spec(path) == spec
     assert load_spec(path) == spec
     assert spec.recipe == name
-    assert recipe_summary(name) and not recipe_summary(name).startswith("#")
+    assert recipe_summary(name)
+    assert not recipe_summary(name).startswith("#")
     assert read_recipe(name).startswith("#")
 
 

@@ -162,7 +162,8 @@ def test_wrong_checksum_leaves_the_copy_that_was_there(server: HttpsServer, tmp_
 def test_endless_file_is_refused_and_not_kept(server: HttpsServer, tmp_path: Path, says_length: bool) -> None:
     server.files["/digits.bin"] = Served(DATA, says_length=says_length)
     with pytest.raises(DataError, match=r"larger than data\.max_extracted_mib"):
-        fetch_source(server.url("/digits.bin"), None, tmp_path, 200_000, Told(), AT_ONCE)
+        fetch_source(server.url("/digits.bin"), None, tmp_path, 200_000, (told := Told()), AT_ONCE)
+    assert len(told.started) == (0 if says_length else 1)
     assert kept_bytes(tmp_path) == []
 
 

@@ -24,7 +24,9 @@ _RECORD = "record.json"
 _KEPT = 2
 
 
-def save_checkpoint(folder: Path, step: int, variables: Mapping[str, tf.Variable], record: Mapping[str, Any]) -> Path:
+def save_checkpoint(
+    folder: Path, step: int, variables: Mapping[str, tf.Variable], record: Mapping[str, Any]
+) -> Path:
     """Write `variables` and `record` (JSON values) to folder/step-00001234.npz; return the path.
 
     The newest two are kept. Raises what `write_bytes` raises.

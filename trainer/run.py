@@ -67,7 +67,9 @@ def run(spec: RunSpec, cache_dir: Path, screen: Screen, stop: Stop) -> Outcome:
     _require_classes(spec, dataset)
     steps = steps_per_epoch(len(dataset.train.labels), spec.train.global_batch_size)
     learner = build_learner(spec, len(dataset.class_names), steps, cluster)
-    environment = write_environment(folder.path, spec, cluster.description, learner.precision, current_command())
+    environment = write_environment(
+        folder.path, spec, cluster.description, learner.precision, current_command()
+    )
     screen.on_fact("model", _describe(spec, learner))
     evaluator = Evaluator(learner.inference_model)
     with stop.patience():
@@ -92,7 +94,9 @@ def _keep_dataset(dataset: Dataset, folder: RunFolder, screen: Screen) -> None:
 
 def _require_classes(spec: RunSpec, dataset: Dataset) -> None:
     weights = spec.train.class_weights
-    unknown = [name for name in weights if name not in dataset.class_names] if isinstance(weights, dict) else []
+    unknown = (
+        [name for name in weights if name not in dataset.class_names] if isinstance(weights, dict) else []
+    )
     if unknown:
         raise UsageError(
             f"train.class_weights names a class that the data don't have; there are: "
@@ -108,7 +112,9 @@ def _describe(spec: RunSpec, learner: Learner) -> str:
     )
 
 
-def _keep_metrics(predictions: dict[str, Predictions], result: TrainResult, folder: RunFolder) -> dict[str, float]:
+def _keep_metrics(
+    predictions: dict[str, Predictions], result: TrainResult, folder: RunFolder
+) -> dict[str, float]:
     """Write predictions.csv and metrics.json; return the metrics, named split/metric."""
     write_predictions(folder.path / "predictions.csv", list(predictions.values()))
     metrics = {

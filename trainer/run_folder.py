@@ -64,7 +64,9 @@ def open_run_folder(spec: RunSpec, now: datetime) -> RunFolder:
     keys that differ, and left as it is. Raises UsageError, and TemporaryError for a full disk.
     """
     if "://" in spec.output:
-        raise UsageError(f"Only folders can be an output yet; copy the run folder afterwards. Received: {spec.output}")
+        raise UsageError(
+            f"Only folders can be an output yet; copy the run folder afterwards. Received: {spec.output}"
+        )
     name = spec.run_name or _default_name(spec, now)
     path = Path(spec.output).expanduser() / name
     if path.exists() and not path.is_dir():
@@ -86,7 +88,8 @@ def _require_same_run(path: Path, spec: RunSpec) -> None:
     written = path / "spec.yaml"
     if not written.exists():
         raise UsageError(
-            f"The folder holds something that is not a run; choose another --output or --run-name. Received: {path}"
+            "The folder holds something that is not a run; choose another --output or --run-name. "
+            f"Received: {path}"
         )
     changes = spec_changes(read_spec(written), spec)
     if changes:
@@ -108,7 +111,9 @@ def write_rejected(path: Path, rejections: Iterable[Rejection]) -> None:
     write_text(path / "rejected.csv", text.getvalue())
 
 
-def write_environment(path: Path, spec: RunSpec, devices: str, precision: str, command: Sequence[str]) -> dict[str, Any]:
+def write_environment(
+    path: Path, spec: RunSpec, devices: str, precision: str, command: Sequence[str]
+) -> dict[str, Any]:
     """Write environment.json: what ran, of which version, where; return it."""
     environment = {
         "command": list(command),

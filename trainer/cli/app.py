@@ -33,13 +33,21 @@ def spec_options(command: Command) -> Command:
     """Add the options that describe a run."""
     for option in reversed(
         [
-            click.argument("spec_path", metavar="[SPEC.yaml]", required=False, type=click.Path(path_type=Path)),
-            click.option("--recipe", metavar="NAME", help="Start from a recipe; `trainer recipes` lists them."),
+            click.argument(
+                "spec_path", metavar="[SPEC.yaml]", required=False, type=click.Path(path_type=Path)
+            ),
+            click.option(
+                "--recipe", metavar="NAME", help="Start from a recipe; `trainer recipes` lists them."
+            ),
             click.option("--data", metavar="URI", help=_DATA_HELP),
             click.option("--output", metavar="DIR", help="Where run folders go.  [default: runs]"),
             click.option("--run-name", metavar="NAME", help="Name of the run; an unfinished one goes on."),
             click.option(
-                "--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change a setting: --set train.epochs=3."
+                "--set",
+                "settings",
+                metavar="KEY=VALUE",
+                multiple=True,
+                help="Change a setting: --set train.epochs=3.",
             ),
         ]
     ):
@@ -66,6 +74,9 @@ def train(
 
     if spec_path is None and recipe is None and data is None:
         recipe = "demo"
+    if data is not None:
+        # The recipe's checksum is that of the recipe's own data.
+        settings = ("data.checksum=null", *settings)
     overrides = {"data.source": data, "output": output, "run_name": run_name}
     spec = load_spec(spec_path, recipe, settings, overrides)
     _quiet_tensorflow()
@@ -87,11 +98,13 @@ def recipes(name: str | None) -> None:
 
 @cli.command()
 @click.argument("model", metavar="RUN_OR_MODEL", type=click.Path(path_type=Path))
-@click.argument("images", metavar="IMAGE_OR_FOLDER...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument(
+    "images", metavar="IMAGE_OR_FOLDER...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a picture instead of a table.")
 def predict(model: Path, images: tuple[Path, ...], as_json: bool) -> None:
     """Say what is on pictures, with a trained model."""
-    from trainer.cli.predict import predict_command
+    from trainer.cli.answers import predict_command
 
     _quiet_tensorflow()
     predict_command(model, images, as_json)
@@ -103,7 +116,7 @@ def predict(model: Path, images: tuple[Path, ...], as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="All metrics as one JSON object.")
 def evaluate(model: Path, data: str, as_json: bool) -> None:
     """Measure a trained model on labelled pictures."""
-    from trainer.cli.predict import evaluate_command
+    from trainer.cli.answers import evaluate_command
 
     _quiet_tensorflow()
     evaluate_command(model, data, cache_folder(), as_json)

@@ -105,7 +105,10 @@ class Console:
             self._bar.add_task("training", total=report.total_steps)
         text = f"loss {report.loss:.3f}  acc {report.accuracy:.3f}  {report.images_per_second:.0f} img/s"
         self._bar.update(
-            self._bar.task_ids[0], completed=report.step, description=f"epoch {report.epoch}/{report.epochs}", now=text
+            self._bar.task_ids[0],
+            completed=report.step,
+            description=f"epoch {report.epoch}/{report.epochs}",
+            now=text,
         )
 
     def _end_bar(self) -> None:
@@ -124,8 +127,11 @@ def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _epoch_line(row: Mapping[str, Any], epochs: int) -> str:
     width = len(str(epochs))
-    held_out = next((key.partition("/")[0] for key in row if key.endswith("/loss") and key != "train/loss"), None)
-    text = f"epoch {row['epoch']:>{width}}/{epochs}  loss {row['train/loss']:.3f}  acc {row['train/accuracy']:.3f}"
+    held_out = next(
+        (key.partition("/")[0] for key in row if key.endswith("/loss") and key != "train/loss"), None
+    )
+    text = f"epoch {row['epoch']:>{width}}/{epochs}"
+    text += f"  loss {row['train/loss']:.3f}  acc {row['train/accuracy']:.3f}"
     if held_out:
         text += f"  {held_out} {row[f'{held_out}/loss']:.3f}  {row[f'{held_out}/accuracy']:.3f}"
     return f"{text}  {row['images_per_second']:.0f} img/s  wait {row['wait_share']:.1%}"

@@ -1,0 +1,1 @@
+"""The images: found, fetched, unpacked, checked, decoded once, and read in batches."""

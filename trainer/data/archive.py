@@ -61,7 +61,7 @@ def archive_kind(path: Path) -> Kind | None:
             )
     if not path.name.lower().endswith(_ARCHIVE_NAMES):
         return None
-    if _is_old_tar(start):
+    if _is_tar_header(start):
         return "tar"
     what = f"it starts with {start[:16]!r}" if start else "it is empty"
     raise DataError(
@@ -98,13 +98,13 @@ def _require_tar(path: Path) -> Kind:
     except DAMAGE:
         # Damaged: extraction says so better.
         return "gzip"
-    if start[257:262] == b"ustar" or not any(start) or _is_old_tar(start):
+    if _is_tar_header(start) or not any(start):
         return "gzip"
     raise DataError(f"A compressed single file isn't read; unpack it first. Received: {path}")
 
 
-def _is_old_tar(start: bytes) -> bool:
-    """Return whether `start` is a header of the tar that was before "ustar": only its checksum shows it."""
+def _is_tar_header(start: bytes) -> bool:
+    """Return whether `start` is a tar header; its checksum shows it, also before there was "ustar"."""
     try:
         tarfile.TarInfo.frombuf(start, "utf-8", "strict")
     except (tarfile.HeaderError, ValueError):

@@ -31,7 +31,8 @@ def require_images(items: Sequence[Item], rejections: Sequence[Rejection], sourc
     if not items:
         raise DataError(
             "The source has no images: put those of each class into a folder that has its name. "
-            f"Received: {source!r} with {_counted(len(rejections), 'other file')}{_examples(rejections, ', such as ')}"
+            f"Received: {source!r} with {_counted(len(rejections), 'other file')}"
+            f"{_examples(rejections, ', such as ')}"
         )
 
 
@@ -43,8 +44,8 @@ def require_few_rejected(candidates: int, rejections: Sequence[Rejection], max_r
     damaged = [rejection for rejection in rejections if rejection.damaged]
     if len(damaged) > max_rejected * candidates:
         raise DataError(
-            f"{len(damaged)} of {_counted(candidates, 'image')} can't be used{_examples(damaged, ': ')}. That is "
-            "more than data.max_rejected allows: repair or remove them, or raise it. "
+            f"{len(damaged)} of {_counted(candidates, 'image')} can't be used{_examples(damaged, ': ')}. "
+            "That is more than data.max_rejected allows: repair or remove them, or raise it. "
             f"Received: data.max_rejected={max_rejected:g}"
         )
 

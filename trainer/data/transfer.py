@@ -73,7 +73,7 @@ class Transfer:
             while True:
                 try:
                     return self._attempt(session, known)
-                except Broken as broken:  # noqa: PERF203
+                except Broken as broken:
                     if self._size() >= furthest + _STEP_BYTES:
                         failures, furthest = 0, self._size()
                     self._pause(broken, failures)

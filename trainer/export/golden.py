@@ -64,7 +64,10 @@ def verify_export(path: Path, golden: Golden) -> float:
             images=np.frombuffer(b"".join(golden.images), np.uint8),
         )
         done = subprocess.run(
-            [sys.executable, "-I", str(_SCRIPT), str(path), str(asked)], capture_output=True, text=True, check=False
+            [sys.executable, "-I", str(_SCRIPT), str(path), str(asked)],
+            capture_output=True,
+            text=True,
+            check=False,
         )
     if done.returncode != 0:
         raise TrainerError(

@@ -79,7 +79,9 @@ def _model_folder(path: Path) -> Path:
         if (folder / "saved_model.pb").exists():
             return folder
     if (path / "spec.yaml").exists():
-        raise UsageError(f"This run has no model yet; run `trainer train {path}/spec.yaml` to finish it. Received: {path}")
+        raise UsageError(
+            f"This run has no model yet; run `trainer train {path}/spec.yaml` to finish it. Received: {path}"
+        )
     raise UsageError(f"This is not a run or a model of this program. {_NEED} Received: {path}")
 
 
@@ -89,7 +91,8 @@ def _read_about(folder: Path) -> dict[str, Any]:
         version = about["format_version"]
     except (OSError, ValueError, KeyError, TypeError):
         raise UsageError(
-            f"This SavedModel was not exported by this program, so its inputs aren't known. {_NEED} Received: {folder}"
+            f"This SavedModel was not exported by this program, so its inputs aren't known. "
+            f"{_NEED} Received: {folder}"
         ) from None
     if version != FORMAT_VERSION:
         raise UsageError(

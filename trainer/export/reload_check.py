@@ -29,7 +29,9 @@ def main(model_path: str, golden_path: str) -> None:
     ]
     if "trainer" in sys.modules:
         raise SystemExit("the check is not independent: this package is loaded")
-    differences = [np.abs(answer["probabilities"].numpy() - golden["probabilities"]).max() for answer in answers]
+    differences = [
+        np.abs(answer["probabilities"].numpy() - golden["probabilities"]).max() for answer in answers
+    ]
     print(json.dumps({"largest_difference": float(max(differences))}))
 
 

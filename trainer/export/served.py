@@ -24,7 +24,9 @@ FORMAT_VERSION = 1
 class ServedModel(tf.Module):  # type: ignore[misc]
     """The inference model with decoding before it and labels after it."""
 
-    def __init__(self, model: keras.Model, class_names: tuple[str, ...], data: DataSpec, assets: Path) -> None:
+    def __init__(
+        self, model: keras.Model, class_names: tuple[str, ...], data: DataSpec, assets: Path
+    ) -> None:
         super().__init__()
         self.model = model
         self.data = data

@@ -71,6 +71,6 @@ def _convolution(x: Any, filters: int, size: int, stride: int, policy: keras.DTy
 
 
 def _normalized(x: Any, policy: keras.DTypePolicy, gamma: str = "ones") -> Any:
-    return layers.BatchNormalization(
-        momentum=_MOMENTUM, epsilon=1e-5, gamma_initializer=gamma, dtype=policy
-    )(x)
+    return layers.BatchNormalization(momentum=_MOMENTUM, epsilon=1e-5, gamma_initializer=gamma, dtype=policy)(
+        x
+    )

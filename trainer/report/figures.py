@@ -34,9 +34,9 @@ _VARIABLES = {
     ORANGE: "--orange",
     GREEN: "--green",
 }
-WIDTH_INCHES = 5.2
-"""374 units of the SVG: about a phone's width, so that letters of 9 units are legible there."""
-FONT_SIZE = 9.0
+WIDTH_INCHES = 4.8
+"""346 units of the SVG: about a phone's width, so that letters of 9.5 units are legible there."""
+FONT_SIZE = 9.5
 _PNG_DPI = 200
 
 

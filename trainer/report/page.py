@@ -6,6 +6,7 @@ plots as PNG, and the verdict.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +105,8 @@ def _draw(inputs: ReportInputs, settings: Mapping[str, Any]) -> list[Plot]:
 def _draw_history(inputs: ReportInputs, settings: Mapping[str, Any]) -> list[Plot]:
     if not inputs.history:
         return []
-    best = find_best_epoch(inputs.history, inputs.held_out, _monitor(settings))
+    monitor = _monitor(settings)
+    best = find_best_epoch(inputs.history, inputs.held_out, monitor)
     plots = []
     for measure in ("accuracy", "loss"):
         ends = [
@@ -113,7 +115,7 @@ def _draw_history(inputs: ReportInputs, settings: Mapping[str, Any]) -> list[Plo
             if len((series := read_series(inputs.history, f"{split}/{measure}")).values)
         ]
         text = f"{measure.capitalize()} by epoch: {'; '.join(ends)}."
-        figure = draw_curves(inputs.history, inputs.held_out, measure, best)
+        figure = draw_curves(inputs.history, inputs.held_out, measure, best, monitor)
         plots.append(Plot(measure, measure.capitalize(), figure, text))
     return plots
 
@@ -154,8 +156,18 @@ def _render(context: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"share": format_share, "duration": format_duration, "shorten": shorten}
+    environment.filters |= {
+        "share": format_share,
+        "duration": format_duration,
+        "shorten": shorten,
+        "broken": _broken,
+    }
     return environment.get_template("page.html.j2").render(context)
+
+
+def _broken(name: str) -> Markup:
+    """Return `name` for HTML, with places where a line may end after slashes and underscores."""
+    return Markup("<wbr>").join(re.split(r"(?<=[/_])", name))
 
 
 def _context(
@@ -171,6 +183,7 @@ def _context(
         "svg": {plot.name: Markup(to_svg(plot.figure, plot.name, plot.description)) for plot in plots},
         "keep": str(settings.get("train", {}).get("keep", "last")),
         "recipe": settings.get("recipe"),
+        "is_augmented": tables.augment_text(settings) not in ("", "none"),
         "facts": tables.facts(inputs, settings),
         "command": tables.command_text(inputs.environment),
         **_answers(inputs, predictions),
@@ -223,7 +236,7 @@ def _cards(inputs: ReportInputs, verdict: Verdict) -> list[Card]:
         _weakest_card(verdict),
     ]
     if f"{held}/roc_auc" in metrics:
-        cards.append(Card("ROC AUC", format_share(metrics[f"{held}/roc_auc"]), "0.5 is guessing, 1 perfect"))
+        cards.append(Card("ROC AUC", format_share(metrics[f"{held}/roc_auc"]), "0.5 is guessing"))
     epochs = format_count(len(inputs.history), "epoch")
     return [
         *cards,

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
 from trainer.metrics import Calibration, wilson_interval
 from trainer.report.figures import (
@@ -41,26 +41,36 @@ _SPLITS = {"train": (BLUE, "--", "o"), "validation": (ORANGE, "-", "s"), "test":
 # Of one brightness in both schemes, laid over the page with an opacity that grows with the share.
 _RIGHT_RGB = (0.23, 0.56, 0.85)
 _WRONG_RGB = (0.91, 0.48, 0.16)
-_MOST_OPAQUE = 0.8
+_LEAST_OPAQUE, _MOST_OPAQUE = 0.1, 0.8
+_THOUSANDS = StrMethodFormatter("{x:,.0f}")
 
 
-def draw_curves(history: History, held_out: str, measure: str, best_epoch: int | None) -> Figure:
-    """Draw the training and the held-out `measure` ('loss' or 'accuracy') over the epochs."""
-    figure = new_figure(3.1)
+def draw_curves(
+    history: History, held_out: str, measure: str, best_epoch: int | None, monitor: str = "accuracy"
+) -> Figure:
+    """Draw the training and the held-out `measure` ('loss' or 'accuracy') over the epochs.
+
+    best_epoch, from 1, is marked; monitor is the measure that it is the best by.
+    """
+    figure = new_figure(2.9)
     axes = figure.add_subplot()
     style_axes(axes, "epoch", measure)
     curves = {split: read_series(history, f"{split}/{measure}") for split in ("train", held_out)}
     for split, series in curves.items():
         _draw_line(axes, split, series)
     if best_epoch is not None:
-        _mark_best(axes, curves[held_out], best_epoch)
+        _mark_best(axes, curves[held_out], best_epoch, "best: " if measure == monitor else "")
     values = np.concatenate([series.values for series in curves.values()])
     if measure == "loss" and len(values) and values.min() > 0 and values.max() > 20 * np.median(values):
         # One enormous value, as of a first epoch that nearly diverged, would press the rest flat.
         axes.set_yscale("log")
         axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-    axes.margins(y=0.08)
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
+    axes.set_xlim(0.5, max([1.0, *(each for series in curves.values() for each in series.epochs)]) + 0.5)
+    # Room above for the mark of the best epoch.
+    axes.margins(y=0.14)
     add_legend(axes, 2)
     return figure
 
@@ -79,8 +89,11 @@ def _draw_line(axes: Axes, split: str, series: Series) -> None:
     )
 
 
-def _mark_best(axes: Axes, series: Series, best_epoch: int) -> None:
-    index = int(np.flatnonzero(series.epochs == best_epoch)[0])
+def _mark_best(axes: Axes, series: Series, best_epoch: int, prefix: str) -> None:
+    found = np.flatnonzero(series.epochs == best_epoch)
+    if not len(found):
+        return
+    index = int(found[0])
     x, y = series.epochs[index], series.values[index]
     axes.axvline(x, color=MUTED, linewidth=0.8, linestyle=":")
     axes.plot(
@@ -88,7 +101,7 @@ def _mark_best(axes: Axes, series: Series, best_epoch: int) -> None:
     )
     is_left = index >= len(series.epochs) / 2
     axes.annotate(
-        f"best: epoch {best_epoch}, {y:.3f}",
+        f"{prefix}epoch {best_epoch}, {y:.3f}",
         (x, 1.0),
         xycoords=("data", "axes fraction"),
         xytext=(-4 if is_left else 4, -2),
@@ -104,7 +117,7 @@ def draw_confusion(matrix: npt.NDArray[np.int64], class_names: Sequence[str]) ->
     """Draw int64 [C, C], truth in rows: the stronger a cell, the larger its share of its row."""
     count = len(class_names)
     is_named = count <= MOST_NAMED_CLASSES
-    figure = new_figure(3.4 if count == 2 else 4.8)
+    figure = new_figure(3.2 if count == 2 else 4.6)
     axes = figure.add_subplot()
     style_axes(axes, "predicted", "true", grid="none")
     axes.imshow(_shade(matrix), interpolation="none", aspect="equal" if count > 3 else "auto")
@@ -113,11 +126,9 @@ def draw_confusion(matrix: npt.NDArray[np.int64], class_names: Sequence[str]) ->
     if is_named:
         _name_cells(axes, class_names)
     else:
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda position, _: f"{position + 1:.0f}"))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda position, _: f"{position + 1:.0f}"))
         ticks = [0, *range(9, count, 10 if count <= 150 else 100)]
-        axes.set_xticks(ticks)
-        axes.set_yticks(ticks)
+        axes.set_xticks(ticks, [f"{place + 1}" for place in ticks])
+        axes.set_yticks(ticks, [f"{place + 1}" for place in ticks])
     if count <= MOST_NUMBERED_CLASSES:
         _number_cells(axes, matrix)
     return figure
@@ -128,8 +139,9 @@ def _shade(matrix: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     cells = np.empty((*matrix.shape, 4))
     cells[..., :3] = np.where(np.eye(len(matrix), dtype=bool)[..., None], _RIGHT_RGB, _WRONG_RGB)
-    # The root: a mistake of one in a hundred must still be seen.
-    cells[..., 3] = _MOST_OPAQUE * np.sqrt(shares)
+    # The root, and a least opacity: a mistake of one in a hundred must still be seen.
+    opacity = _LEAST_OPAQUE + (_MOST_OPAQUE - _LEAST_OPAQUE) * np.sqrt(shares)
+    cells[..., 3] = np.where(shares > 0, opacity, 0.0)
     return cells
 
 
@@ -162,7 +174,7 @@ def _number_cells(axes: Axes, matrix: npt.NDArray[np.int64]) -> None:
 
 def draw_calibration(calibration: Calibration) -> Figure:
     """Draw how often answers are right against how sure they are, and how many there are of each."""
-    figure = new_figure(3.9)
+    figure = new_figure(3.7)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     style_axes(upper, "", "share that is right", grid="both")
     style_axes(lower, "probability of the answer", "images")
@@ -185,6 +197,7 @@ def draw_calibration(calibration: Calibration) -> Figure:
     upper.set(xlim=(0, 1.02), ylim=(0, 1.04))
     lower.bar(calibration.confidence, calibration.count, width=0.045, color=BLUE)
     lower.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=3))
+    lower.yaxis.set_major_formatter(_THOUSANDS)
     for axis in (upper.yaxis, lower.xaxis):
         axis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
     add_legend(upper, 2)
@@ -196,7 +209,7 @@ def draw_distribution(counts: Mapping[str, Mapping[str, int]]) -> Figure:
     class_names = list(next(iter(counts.values())))
     if len(class_names) <= MOST_NAMED_CLASSES:
         return _draw_bars(counts, class_names)
-    figure = new_figure(3.1)
+    figure = new_figure(2.9)
     axes = figure.add_subplot()
     style_axes(axes, "classes, by their training images", "images")
     order = sorted(class_names, key=lambda name: -next(iter(counts.values()))[name])
@@ -207,6 +220,7 @@ def draw_distribution(counts: Mapping[str, Mapping[str, int]]) -> Figure:
         axes.step(ranks, values, where="mid", color=colour, linestyle=dashes, linewidth=1.5, label=split)
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    axes.yaxis.set_major_formatter(_THOUSANDS)
     add_legend(axes, len(counts))
     return figure
 
@@ -225,6 +239,7 @@ def _draw_bars(counts: Mapping[str, Mapping[str, int]], class_names: Sequence[st
     axes.set_yticks(range(len(names)), names, parse_math=False)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+    axes.xaxis.set_major_formatter(_THOUSANDS)
     axes.margins(x=0.12)
     add_legend(axes, len(counts))
     return figure

@@ -115,7 +115,7 @@ def facts(inputs: ReportInputs, settings: Mapping[str, Any]) -> list[tuple[str, 
         ("Model", model_text(settings)),
         ("Training", _training_text(inputs, settings)),
         ("Optimizer", _optimizer_text(settings)),
-        ("Augmentation", _augment_text(settings)),
+        ("Augmentation", augment_text(settings)),
         ("Devices", str(environment.get("devices") or "")),
         ("Precision", str(environment.get("precision") or "")),
         ("Seed", str(settings.get("seed", environment.get("seed", "")))),
@@ -174,7 +174,8 @@ def _optimizer_text(settings: Mapping[str, Any]) -> str:
     return ", ".join([*named[:1], *parts, *named[1:]])
 
 
-def _augment_text(settings: Mapping[str, Any]) -> str:
+def augment_text(settings: Mapping[str, Any]) -> str:
+    """Return the random changes to training images, `none` if there are none; empty if not known."""
     augment = settings.get("augment")
     if not isinstance(augment, Mapping):
         return ""

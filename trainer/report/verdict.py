@@ -29,6 +29,8 @@ LEAST_SKILL = 0.5
 guessing, 1 is no mistake. A network that does not get half of it on its own training images has
 not learnt them yet, whatever the number of classes: 0.75 of two balanced ones, 0.55 of ten.
 """
+WIDEST_INTERVAL = 0.2
+"""A 95% interval of the accuracy that is wider says that there are too few held-out images."""
 _NAME = 40
 
 
@@ -213,8 +215,10 @@ def _more_epochs(case: _Case) -> str:
 
 def _advice_fine(case: _Case) -> str:
     weakest = _weakest(case)
+    count = format_count(int(case.held("count")), "image")
+    if case.held("accuracy_high") - case.held("accuracy_low") > WIDEST_INTERVAL:
+        return f"Hold out more images: {count} can't tell the accuracy any better than this interval."
     if weakest is None:
-        count = format_count(int(case.held("count")), "image")
         return f"No mistake on {count}. Try it on pictures from elsewhere before you rely on it."
     return (
         f"To do better still, add images of the weakest class, {shorten(weakest[0], _NAME)} "

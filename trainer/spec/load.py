@@ -89,7 +89,9 @@ def _read(path: Path) -> str:
 def _split_setting(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise UsageError(f"A setting is written key.path=value, for example train.epochs=3. Received: {text!r}")
+        raise UsageError(
+            f"A setting is written key.path=value, for example train.epochs=3. Received: {text!r}"
+        )
     return key.strip(), parse_value(value)
 
 

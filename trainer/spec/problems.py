@@ -62,7 +62,8 @@ def _describe(problem: Any) -> str:
     if problem["type"] == "extra_forbidden":
         return _unknown(key, received, known_keys())
     if problem["type"] == "union_tag_invalid":
-        return f"{key}.family must be one of {problem['ctx']['expected_tags']}. Received: {problem['ctx']['tag']!r}"
+        expected, received = problem["ctx"]["expected_tags"], problem["ctx"]["tag"]
+        return f"{key}.family must be one of {expected}. Received: {received!r}"
     if problem["type"] in ("model_type", "model_attributes_type"):
         return f"{key} must hold settings, such as {_first_inside(key)}. Received: {_brief(received)}"
     message = problem["msg"].removeprefix("Value error, ")
@@ -82,7 +83,9 @@ def _dotted(location: tuple[Any, ...]) -> str:
 def _is_branch(key: str, part: Any) -> bool:
     if key == "model":
         return part in ("plain", "residual")
-    return isinstance(part, str) and ("[" in part or part in ("int", "float", "bool", "str", "literal", "constrained-int"))
+    return isinstance(part, str) and (
+        "[" in part or part in ("int", "float", "bool", "str", "literal", "constrained-int")
+    )
 
 
 def _first_inside(key: str) -> str:

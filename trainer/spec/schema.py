@@ -185,6 +185,13 @@ class RunSpec(Checked):
     optimizer: OptimizerSpec = OptimizerSpec()
     train: TrainSpec = TrainSpec()
 
+    @field_validator("run_name")
+    @classmethod
+    def _not_the_pointer(cls, value: str | None) -> str | None:
+        if value == "latest":
+            raise ValueError("this is the name of the pointer to the newest run")
+        return value
+
     @field_validator("model", mode="before")
     @classmethod
     def _default_family(cls, value: Any) -> Any:

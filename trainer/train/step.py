@@ -117,7 +117,9 @@ class Stepper:
         self.learner.optimizer.apply(gradients, self.learner.model.trainable_weights)
 
 
-def class_weights(choice: str | dict[str, float], class_names: tuple[str, ...], counts: np.ndarray) -> np.ndarray:
+def class_weights(
+    choice: str | dict[str, float], class_names: tuple[str, ...], counts: np.ndarray
+) -> np.ndarray:
     """Return the weight of each class in the loss, float32 [classes].
 
     'balanced' is images / (classes * images of the class), as scikit-learn has it; a

@@ -1,0 +1,77 @@
+"""`trainer predict` and `trainer evaluate`: answers and metrics on the screen.
+
+In: paths and a source. Out: a table or JSON on standard output, and one line on standard
+error for each picture that can't be used.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import click
+
+from trainer.exits import DataError
+
+
+def predict_command(model_path: Path, images: Sequence[Path], as_json: bool) -> None:
+    """Print what the model says of each picture; raise DataError at the end if one was unusable."""
+    from trainer.export import load_model
+    from trainer.predict import classify_files, find_pictures
+
+    paths = find_pictures(images)
+    model = load_model(model_path)
+    width = max(len(str(path)) for path in paths)
+    unusable = 0
+    for path, answer in classify_files(model, paths):
+        if isinstance(answer, str):
+            unusable += 1
+            click.echo(f"{path}: {answer}", err=True)
+            continue
+        shares = dict(zip(model.class_names, map(float, answer), strict=True))
+        click.echo(_as_json(path, shares) if as_json else _as_row(path, shares, width))
+    if unusable:
+        raise DataError(f"{unusable} of {len(paths)} pictures can't be used; the lines above say why.")
+
+
+def evaluate_command(model_path: Path, data: str, cache_dir: Path, as_json: bool) -> None:
+    """Print how good the model is on every split of `data`."""
+    from trainer.data.progress import SilentProgress
+    from trainer.export import load_model
+    from trainer.predict import evaluate_source
+
+    model = load_model(model_path)
+    metrics, rejected = evaluate_source(model, data, cache_dir, SilentProgress())
+    for each in rejected:
+        click.echo(f"left out: {each.name}: {each.reason}", err=True)
+    if as_json:
+        flat = {f"{name}/{metric}": value for name, each in metrics.items() for metric, value in each.items()}
+        click.echo(json.dumps(flat, indent=2, ensure_ascii=False))
+        return
+    for name, values in metrics.items():
+        click.echo(_summary(name, values, model.class_names))
+
+
+def _as_row(path: Path, shares: Mapping[str, float], width: int) -> str:
+    best = max(shares, key=lambda name: shares[name])
+    return f"{path!s:<{width}}  {best:<16} {shares[best]:.3f}"
+
+
+def _as_json(path: Path, shares: Mapping[str, float]) -> str:
+    best = max(shares, key=lambda name: shares[name])
+    row = {"path": str(path), "label": best, "probability": shares[best], "probabilities": shares}
+    return json.dumps(row, ensure_ascii=False)
+
+
+def _summary(name: str, values: Mapping[str, float], class_names: Sequence[str]) -> str:
+    low, high = values["accuracy_low"], values["accuracy_high"]
+    lines = [
+        f"{name}: {values['count']:.0f} images",
+        f"  accuracy   {values['accuracy']:.3f} (95% interval {low:.3f} to {high:.3f})",
+        f"  log loss   {values['log_loss']:.3f}   calibration error {values['calibration_error']:.3f}",
+    ]
+    for each in class_names:
+        scores = [values.get(f"{metric}/{each}", float("nan")) for metric in ("precision", "recall", "f1")]
+        lines.append("  {:<20} precision {:.3f}  recall {:.3f}  f1 {:.3f}".format(each[:20], *scores))
+    return "\n".join(lines)

@@ -1,0 +1,110 @@
+"""A finished model at work: pictures to answers, labelled pictures to metrics.
+
+In: a loaded model, and paths or a source. Out: probabilities for each picture, or why it
+can't be used; metrics for each split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from trainer.data.dataset import Split
+from trainer.data.items import Rejection
+from trainer.data.labelled import load_labelled
+from trainer.data.layouts.found import IMAGE_SUFFIXES
+from trainer.data.progress import Progress
+from trainer.exits import DataError, UsageError
+from trainer.export import LoadedModel
+from trainer.metrics import Predictions, compute_metrics
+from trainer.spec import DataSpec
+
+_BATCH = 32
+
+Answer = np.ndarray | str
+"""Probabilities, float32 [classes], or why there are none."""
+
+
+def find_pictures(paths: Sequence[Path]) -> list[Path]:
+    """Return the files among `paths` and the images below its folders, sorted within each folder.
+
+    Raises UsageError for a path that isn't there, DataError if there is no picture at all.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = (each for each in path.rglob("*") if each.suffix.lower() in IMAGE_SUFFIXES)
+            found += sorted(each for each in inside if each.is_file())
+        elif path.exists():
+            found.append(path)
+        else:
+            raise UsageError(f"There is no such picture or folder. Received: {path}")
+    if not found:
+        raise DataError(f"There are no pictures here. Received: {', '.join(map(str, paths))}")
+    return found
+
+
+def classify_files(model: LoadedModel, paths: Sequence[Path]) -> Iterator[tuple[Path, Answer]]:
+    """Yield each path with its answer, in order, a batch at a time."""
+    for start in range(0, len(paths), _BATCH):
+        batch = paths[start : start + _BATCH]
+        yield from zip(batch, _classify([_read(path) for path in batch], model), strict=True)
+
+
+def evaluate_source(
+    model: LoadedModel, source: str, cache_dir: Path, progress: Progress
+) -> tuple[dict[str, dict[str, float]], tuple[Rejection, ...]]:
+    """Return the metrics of `model` by split of `source`, and what was left out; see `load_labelled`."""
+    spec = DataSpec.model_validate(
+        {
+            "source": source,
+            "image_size": model.image_size,
+            "resize": model.resize,
+            "interpolation": model.interpolation,
+        }
+    )
+    splits, rejected = load_labelled(spec, model.class_names, cache_dir, progress)
+    return {name: compute_metrics(_predictions(model, split)) for name, split in splits.items()}, rejected
+
+
+def _classify(contents: Sequence[Answer | bytes], model: LoadedModel) -> list[Answer]:
+    """Return the answer to each picture's bytes; a text stands for a picture that can't be read."""
+    encoded = [each for each in contents if isinstance(each, bytes)]
+    try:
+        answers = iter(model.classify(encoded) if encoded else [])
+    except tf.errors.InvalidArgumentError:
+        # One damaged picture fails the whole batch: ask for each by itself.
+        answers = iter([_classify_one(each, model) for each in encoded])
+    return [next(answers) if isinstance(each, bytes) else each for each in contents]
+
+
+def _classify_one(data: bytes, model: LoadedModel) -> Answer:
+    try:
+        return np.asarray(model.classify([data])[0])
+    except tf.errors.InvalidArgumentError:
+        return "not an image, or a damaged one" if data else "an empty file"
+
+
+def _read(path: Path) -> bytes | str:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        return f"can't be read: {error.strerror}"
+
+
+def _predictions(model: LoadedModel, split: Split) -> Predictions:
+    count = len(split.labels)
+    rows = [np.arange(start, min(start + _BATCH, count)) for start in range(0, count, _BATCH)]
+    probabilities = np.concatenate([model.classify_pixels(split.pixels.take(each)) for each in rows])
+    # The model answers in float32; metrics want rows that sum to one in float64.
+    wide = probabilities.astype(np.float64)
+    return Predictions(
+        split.name,
+        tuple(item.name for item in split.items),
+        split.labels,
+        wide / wide.sum(axis=1, keepdims=True),
+        model.class_names,
+    )
