@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent
 REQUIRES = [
     "click>=8.1.7",  # the command line
     "docker>=7.1",  # starts the training container on a Docker host
+    "google-crc32c>=1.6",  # the checksums of TFRecord files
     "google-cloud-storage>=3.1",  # reads and writes gs:// with preconditions and checksums
     "jinja2>=3.1.6",  # the template of report.html, escaping what it is given
     "matplotlib>=3.9",  # the plots of the report
@@ -65,17 +66,11 @@ def read_version() -> str:
     return found.group(1)
 
 
-def read_description() -> str:
-    """Return the README, which a source tree that is only half written may not have yet."""
-    readme = ROOT / "README.md"
-    return readme.read_text(encoding="utf-8") if readme.is_file() else ""
-
-
 setup(
     name="trainer",
     version=read_version(),
     description="A batch training job for image classifiers: one spec, from images to a served model",
-    long_description=read_description(),
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],

@@ -32,8 +32,10 @@ complete_venv() {
     [[ -w $ROOT ]] || fail 2 "Can't make .venv, the project's folder is not writable. Received: $ROOT"
     exec 9>>"$ROOT/.venv.lock"
     flock --nonblock 9 || { tell "waiting for another set-up of this folder"; flock 9; }
+    trap 'fail 130 "Set-up was interrupted; the next call starts it over"' INT
     # The other one may have done it all.
     is_complete "$@" || make_complete "$@"
+    trap - INT
     exec 9>&-
 }
 
@@ -93,7 +95,7 @@ make_empty_venv() {
     fi
     local python
     python=$(find_python)
-    tell "making .venv from requirements-$1.lock with $("$python" --version); once, a minute or two"
+    tell "making .venv from requirements-$1.lock, $("$python" --version), once"
     rm -rf -- "$VENV"
     mkdir -- "$VENV"
     touch "$VENV/incomplete"
@@ -142,19 +144,19 @@ logged() {
     fi
 }
 
-# show_progress: on a terminal, one line that tells which package pip is at.
+# show_progress: on a terminal, one line that tells how long it has been and what pip is at.
 show_progress() {
-    local line count=0
-    while IFS= read -r line; do
-        [[ -t 2 ]] || continue
-        case $line in
-        Collecting* | Ignoring* | Requirement\ already*)
-            count=$((count + 1))
-            line=${line%% (from*}
-            printf '\r\033[Kset-up    %d  %.60s' "$count" "${line#Collecting }" >&2
-            ;;
-        Installing\ collected*) printf '\r\033[Kset-up    unpacking all of them' >&2 ;;
-        esac
+    local line doing=""
+    while true; do
+        if IFS= read -r -t 1 line; then
+            case $line in
+            Collecting*) doing=${line#Collecting } doing=${doing%% (from*} ;;
+            Installing\ collected*) doing="unpacking it all" ;;
+            esac
+        elif (($? <= 128)); then
+            break # the end; above 128 it is only a second without a line
+        fi
+        [[ ! -t 2 ]] || printf '\r\033[Kset-up    %d s  %.50s' "$SECONDS" "$doing" >&2
     done
     [[ ! -t 2 ]] || printf '\r\033[K' >&2
 }

@@ -17,13 +17,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("engine") is not None)
 
 
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    """A folder of three class folders of eight 40 x 32 PNG images that a tiny network tells apart.
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For reading only: a folder of three class folders of eight 40 x 32 PNG images that a tiny network tells apart.
 
     discs are red, squares green and stripes blue, each at its own place and in its own shade.
     """
-    root = tmp_path / "photos"
+    root = tmp_path_factory.mktemp("data") / "photos"
     for name in ("discs", "squares", "stripes"):
         (root / name).mkdir(parents=True)
         for number in range(8):

@@ -156,7 +156,7 @@ def test_set_up_says_what_it_does_and_passes_the_flags_on(
 ) -> None:
     project, (code, output, errors) = first_call
     assert (code, output) == (0, "trained with ['train', '--recipe', 'a b']\n"), errors
-    assert errors.startswith("set-up    making .venv from requirements-cpu.lock with Python 3.")
+    assert errors.startswith("set-up    making .venv from requirements-cpu.lock, Python 3.")
     assert errors.splitlines()[-1].startswith("set-up    done in ")
     assert project.installed() == "1"
 
@@ -259,7 +259,7 @@ def test_another_python_is_taken_where_python3_is_too_old(project: Project) -> N
     # Says that it fits, and makes nothing: only the choice matters here.
     project.put_on_path("python3.12", "echo 3.12")
     _, _, errors = project.train(**path)
-    assert errors.startswith("set-up    making .venv from requirements-cpu.lock with 3.12;")
+    assert errors.startswith("set-up    making .venv from requirements-cpu.lock, 3.12, once\n")
 
 
 def test_a_python_without_venv_is_named_with_the_package_it_lacks(project: Project) -> None:

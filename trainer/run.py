@@ -37,6 +37,9 @@ from trainer.stop import Stop
 from trainer.storage.local import write_json
 from trainer.train import Learner, Observer, TrainResult, build_learner, train
 
+# 80 columns, less what a screen puts before a fact.
+_FOUND_WIDTH = 69
+
 
 class Screen(Observer, Progress, Protocol):
     """What a run talks to: facts, progress of the data, progress of training."""
@@ -87,7 +90,7 @@ def run(spec: RunSpec, cache_dir: Path, screen: Screen, stop: Stop) -> Outcome:
 
 def _keep_dataset(dataset: Dataset, folder: RunFolder, screen: Screen) -> None:
     write_json(folder.path / "dataset.json", dataset.summary)
-    screen.on_fact("data", format_found(dataset))
+    screen.on_fact("data", format_found(dataset, _FOUND_WIDTH))
     for warning in dataset.warnings:
         screen.on_message(warning)
 

@@ -146,8 +146,10 @@ def replace_folder(temporary: Path, final: Path) -> None:
 
 
 def current_command() -> list[str]:
-    """Return the command line of this process."""
-    return [Path(sys.argv[0]).name, *sys.argv[1:]]
+    """Return the command line of this process, as a person would type it."""
+    program = Path(sys.argv[0]).name
+    typed = {"__main__.py": ["trainer"], "task.py": ["python", "-m", "trainer.task"]}.get(program, [program])
+    return [*typed, *sys.argv[1:]]
 
 
 def _versions() -> dict[str, str]:

@@ -35,7 +35,7 @@ class BarTask:
         self._bar.advance(self._task, amount)
 
     def finish(self) -> None:
-        """Take the bar away, leaving its last state as a line."""
+        """Take the bar away: the next fact tells the outcome."""
         self._end()
 
 
@@ -76,6 +76,7 @@ def work_bar(console: rich.console.Console, unit: str) -> Progress:
         TextColumn(name),
         TimeRemainingColumn(compact=True),
         console=console,
+        transient=True,
     )
 
 

@@ -32,6 +32,7 @@ class Console:
         self._bar: rich.progress.Progress | None = None
         self._next_log = 0.0
         self._run = ""
+        self._explained = False
 
     def __enter__(self) -> Console:
         return self
@@ -86,6 +87,10 @@ class Console:
         if not self.rich.is_terminal:
             self._log({"event": "epoch", "epochs": epochs, **_rounded(row)})
             return
+        other = _held_out(row)
+        if other and not self._explained:
+            self._explained = True
+            self.on_fact("epochs", f"loss and accuracy on train / {other}")
         self.line(_epoch_line(row, epochs))
 
     def verdict(self, headline: str, advice: str) -> None:
@@ -102,7 +107,7 @@ class Console:
         if self._bar is None:
             self._bar = epoch_bar(self.rich)
             self._bar.start()
-            self._bar.add_task("training", total=report.total_steps)
+            self._bar.add_task("", total=report.total_steps, now="")
         text = f"loss {report.loss:.3f}  acc {report.accuracy:.3f}  {report.images_per_second:.0f} img/s"
         self._bar.update(
             self._bar.task_ids[0],
@@ -125,13 +130,18 @@ def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:
     return {key: float(f"{value:.5g}") if isinstance(value, float) else value for key, value in row.items()}
 
 
+def _held_out(row: Mapping[str, Any]) -> str:
+    """Return the split beside train that `row` speaks of; empty if there is none."""
+    return next((key.partition("/")[0] for key in row if key.endswith("/loss") and key != "train/loss"), "")
+
+
 def _epoch_line(row: Mapping[str, Any], epochs: int) -> str:
-    width = len(str(epochs))
-    held_out = next(
-        (key.partition("/")[0] for key in row if key.endswith("/loss") and key != "train/loss"), None
+    other = _held_out(row)
+    pairs = [
+        f"{short} {row[f'train/{name}']:.3f}" + (f" / {row[f'{other}/{name}']:.3f}" if other else "")
+        for short, name in (("loss", "loss"), ("acc", "accuracy"))
+    ]
+    start = f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}"
+    return "  ".join(
+        [start, *pairs, f"{row['images_per_second']:.0f} img/s", f"wait {row['wait_share']:.1%}"]
     )
-    text = f"epoch {row['epoch']:>{width}}/{epochs}"
-    text += f"  loss {row['train/loss']:.3f}  acc {row['train/accuracy']:.3f}"
-    if held_out:
-        text += f"  {held_out} {row[f'{held_out}/loss']:.3f}  {row[f'{held_out}/accuracy']:.3f}"
-    return f"{text}  {row['images_per_second']:.0f} img/s  wait {row['wait_share']:.1%}"

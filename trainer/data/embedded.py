@@ -11,14 +11,14 @@ from trainer.data.progress import Progress
 from trainer.exits import UsageError
 from trainer.storage import build_once, explained
 
-DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+DIGIT_NAMES = tuple("0123456789")
 
 
 def embedded_folder(name: str, cache_dir: Path, progress: Progress) -> Path:
     """Return the folder of the embedded data set `name`: "digits".
 
     "digits" is scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, grey values 0 to 16
-    scaled to 0 to 255, as `<zero..nine>/NNNN.png`, NNNN being the image's place in the set.
+    scaled to 0 to 255, as `<0..9>/NNNN.png`, NNNN being the image's place in the set.
     Raises UsageError (unknown name, a cache that can't be written), TemporaryError (full disk).
     """
     if name != "digits":

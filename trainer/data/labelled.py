@@ -40,7 +40,8 @@ def load_labelled(
     _require_known({item.label for item in candidates}, class_names)
     found = ingest(candidates, spec, cache_dir, progress)
     rejected = (*left_out, *found.rejections)
-    require_few_rejected(len(candidates), rejected, spec.max_rejected)
+    tried = len(candidates) + sum(rejection.damaged for rejection in left_out)
+    require_few_rejected(tried, rejected, spec.max_rejected)
     names = dict.fromkeys(item.split or _UNSPLIT for item in found.items)
     return {name: _split(name, found, class_names) for name in names}, rejected
 

@@ -36,11 +36,13 @@ class ServedModel(tf.Module):  # type: ignore[misc]
     def classify_images(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         """Classify encoded images, string [batch]: JPEG, PNG, GIF, BMP or WebP of any size."""
         size, resize, interpolation = self.data.image_size, self.data.resize, self.data.interpolation
-        pixels = tf.map_fn(
-            lambda encoded: decode_and_resize(encoded, size, resize, interpolation),
-            image_bytes,
-            fn_output_signature=tf.TensorSpec([size, size, 3], tf.uint8),
-        )
+        # Decoders are CPU kernels; pinned, no picture travels to an accelerator and back.
+        with tf.device("/CPU:0"):
+            pixels = tf.map_fn(
+                lambda encoded: decode_and_resize(encoded, size, resize, interpolation),
+                image_bytes,
+                fn_output_signature=tf.TensorSpec([size, size, 3], tf.uint8),
+            )
         return self.classify_pixels(tf.cast(pixels, tf.float32))
 
     def classify_pixels(self, pixels: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -80,6 +80,7 @@ def to_png(figure: Figure) -> bytes:
     """Return `figure` as PNG on white."""
     data = io.BytesIO()
     with _quiet():
+        _settle(figure)
         figure.savefig(data, format="png", dpi=_PNG_DPI, facecolor="white", metadata={"Software": None})
     return data.getvalue()
 
@@ -93,6 +94,7 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
     data = io.StringIO()
     # Letters as text: a tenth of the bytes, in the page's font, and they can be searched.
     with _quiet(), matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        _settle(figure)
         figure.savefig(data, format="svg", transparent=True)
     text = re.sub(r"\s*<metadata>.*?</metadata>", "", data.getvalue(), flags=re.DOTALL)
     # The definitions matplotlib writes at its end apply to a whole page: the page has its own.
@@ -107,6 +109,13 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
         f'<svg class="plot" role="img" aria-label="{html.escape(description)}" {view[0] if view else ""}>'
     )
     return opening + text[text.index(">") + 1 :].strip()
+
+
+def _settle(figure: Figure) -> None:
+    """Lay `figure` out once: otherwise each saving does it again, which takes longer than drawing."""
+    if figure.get_layout_engine() is not None:
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
 
 
 def _font(found: re.Match[str]) -> str:

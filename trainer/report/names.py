@@ -17,7 +17,7 @@ def shorten(name: str, limit: int) -> str:
     bytes of a file's name) becomes a space.
     """
     printable = "".join(" " if unicodedata.category(each) in _UNPRINTABLE else each for each in name)
-    text = " ".join(printable.split()) or "(no name)"
+    text = " ".join(printable.split()) or "-"
     if len(text) <= limit:
         return text
     front = limit // 2

@@ -97,7 +97,14 @@ def _mark_best(axes: Axes, series: Series, best_epoch: int, prefix: str) -> None
     x, y = series.epochs[index], series.values[index]
     axes.axvline(x, color=MUTED, linewidth=0.8, linestyle=":")
     axes.plot(
-        [x], [y], marker="o", markersize=7, markerfacecolor="none", markeredgecolor=INK, markeredgewidth=1.2
+        [x],
+        [y],
+        color=INK,
+        marker="o",
+        markersize=7,
+        markerfacecolor="none",
+        markeredgecolor=INK,
+        markeredgewidth=1.2,
     )
     is_left = index >= len(series.epochs) / 2
     axes.annotate(

@@ -1,0 +1,133 @@
+"""The command line: help, a terminal, a log, and what goes wrong before any work."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from trainer.cli.app import cache_folder, cli
+from trainer.recipes import recipe_names
+
+SHOW = """
+from trainer.cli.console import Console
+from trainer.train.observer import CallReport
+import time
+
+with Console(0.0) as console:
+    console.banner()
+    console.on_fact("run", "runs/x")
+    task = console.start("Decoding", 3, "images")
+    for _ in range(3):
+        task.advance(1)
+        time.sleep(0.15)
+    task.finish()
+    console.on_fact("data", "Found 2 train and 1 validation images in 2 classes: a, b")
+    for step in range(1, 4):
+        console.on_call(CallReport(12, 100, step, 300, 0.5123, 0.78123, 141.2, 0.0041))
+        time.sleep(0.15)
+    console.on_epoch(
+        {"epoch": 12, "train/loss": 0.5, "train/accuracy": 0.75, "validation/loss": 0.6,
+         "validation/accuracy": 0.7, "images_per_second": 141.0, "wait_share": 0.004}, 100)
+    console.on_message("something to know")
+    console.verdict("validation accuracy 0.924", "Go on.")
+"""
+
+
+def show(terminal: bool) -> str:
+    """Return what the console prints in a process of its own, on a real terminal or into a pipe."""
+    command = [sys.executable, "-c", SHOW]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
+    if not terminal:
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(command, env=environment, stdout=follower, stderr=follower)
+    os.close(follower)
+    chunks = []
+    while True:
+        try:
+            chunk = os.read(leader, 65536)
+        except OSError:  # the other end is closed
+            break
+        if not chunk:
+            break
+        chunks.append(chunk)
+    os.close(leader)
+    output = b"".join(chunks).decode()
+    assert process.wait() == 0, output
+    return output
+
+
+def test_a_terminal_gets_bars_and_lines_of_80_columns_at_most() -> None:
+    output = show(terminal=True)
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", output)
+    assert "━" in plain
+    assert "epoch 12/100" in plain
+    assert "0.781" in plain
+    assert "141 img/s" in plain
+    assert "train / validation" in plain
+    assert "loss 0.500 / 0.600  acc 0.750 / 0.700" in plain
+    assert max(len(line) for line in re.split(r"[\r\n]+", plain)) <= 80
+
+
+def test_a_log_gets_no_bar_no_colour_and_json_for_progress() -> None:
+    output = show(terminal=False)
+    assert "\x1b" not in output
+    assert "━" not in output
+    events = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    kinds = [event["event"] for event in events]
+    assert kinds.count("epoch") == 1
+    assert "progress" in kinds
+    epoch = next(event for event in events if event["event"] == "epoch")
+    assert {"images_per_second", "wait_share", "validation/accuracy"} <= set(epoch)
+    assert "Found 2 train" in output
+
+
+def test_help_names_every_command_and_recipes_are_listed() -> None:
+    helped = CliRunner().invoke(cli, ["--help"])
+    assert helped.exit_code == 0
+    for name in ("train", "recipes", "predict", "evaluate"):
+        assert name in helped.output
+    listed = CliRunner().invoke(cli, ["recipes"])
+    assert [line.split()[0] for line in listed.output.splitlines()] == recipe_names()
+    for name in recipe_names():
+        assert CliRunner().invoke(cli, ["recipes", name]).output.startswith("#")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "--nonsense"], "No such option"),
+        (["predict", "runs/x"], "Missing argument"),
+        (["nonsense"], "No such command"),
+        (["evaluate", "runs/x"], "Missing option"),
+    ],
+)
+def test_a_wrong_command_line_is_a_usage_error(arguments: list[str], words: str) -> None:
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == 2
+    assert words in done.output
+
+
+def test_the_cache_follows_the_xdg_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "trainer"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder() == Path.home() / ".cache" / "trainer"
+
+
+def test_other_data_do_not_inherit_the_checksum_of_the_recipes_data(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "trainer.cli", "train", "--recipe", "cifar10", "--data", tmp_path / "none"],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 65
+    assert "checksum" not in done.stderr
+    assert "no such" in done.stderr.lower()
