@@ -221,6 +221,11 @@ def test_advice_against_over_fitting_names_what_is_not_used_yet() -> None:
     assert "Add training images" in verdict(0.99, 0.72, settings=decay).advice
 
 
+def test_advice_names_the_recipe_that_is_the_cure() -> None:
+    found = verdict(0.99, 0.72, settings={"recipe": "cats-vs-dogs"})
+    assert found.advice.startswith("Try the recipe cats-vs-dogs-augmented")
+
+
 def test_advice_says_when_learning_turned_into_memorising() -> None:
     history = [row | {"validation/loss": 0.3 + 0.02 * abs(row["epoch"] - 6)} for row in flat()]
     assert "The validation loss was lowest in epoch 6 of 20" in verdict(0.99, 0.72, history).advice

@@ -6,8 +6,6 @@ each step is handed its own part and returns what the next one takes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,7 +25,6 @@ from trainer.run_folder import (
     RunFolder,
     current_command,
     discard_folder,
-    open_run_folder,
     replace_folder,
     write_environment,
     write_rejected,
@@ -48,21 +45,11 @@ class Screen(Observer, Progress, Protocol):
         """Hear one thing that is now known, such as the devices or the data."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a run came to."""
+def run(spec: RunSpec, folder: RunFolder, cache_dir: Path, screen: Screen, stop: Stop) -> Verdict:
+    """Do the run that `spec` describes in its `folder`, from where it was left.
 
-    folder: RunFolder
-    verdict: Verdict | None
-    """None when the run was finished before."""
-
-
-def run(spec: RunSpec, cache_dir: Path, screen: Screen, stop: Stop) -> Outcome:
-    """Do the run that `spec` describes, from where it was left; see `trainer.exits` for what it raises."""
-    folder = open_run_folder(spec, datetime.now(timezone.utc))
-    if folder.finished:
-        return Outcome(folder, None)
-    screen.on_fact("run", str(folder.path))
+    See `trainer.exits` for what it raises.
+    """
     cluster = find_cluster(spec.train.deterministic)
     screen.on_fact("devices", cluster.description)
     dataset = load_dataset(spec.data, cache_dir, screen, lambda found: write_rejected(folder.path, found))
@@ -85,7 +72,7 @@ def run(spec: RunSpec, cache_dir: Path, screen: Screen, stop: Stop) -> Outcome:
     screen.on_fact("export", _export(learner.inference_model, dataset, spec, folder))
     verdict = _report(spec, environment, dataset, result, predictions, metrics, folder)
     publish(folder.path)
-    return Outcome(folder, verdict)
+    return verdict
 
 
 def _keep_dataset(dataset: Dataset, folder: RunFolder, screen: Screen) -> None:

@@ -31,7 +31,6 @@ class Console:
         self.interval = log_interval_seconds
         self._bar: rich.progress.Progress | None = None
         self._next_log = 0.0
-        self._run = ""
         self._explained = False
 
     def __enter__(self) -> Console:
@@ -52,8 +51,6 @@ class Console:
 
     def on_fact(self, name: str, text: str) -> None:
         """Print a labelled line."""
-        if name == "run":
-            self._run = text
         self._end_bar()
         self.rich.print(Text.assemble((f"{name:<{_LABEL_WIDTH}} ", "bold"), text))
 
@@ -98,10 +95,6 @@ class Console:
         self.line("")
         self.line(headline, style="bold")
         self.line(advice)
-
-    def how_to_continue(self) -> str:
-        """Return the command that goes on with this run; empty if none was begun."""
-        return f"Continue with: trainer train {self._run}/spec.yaml" if self._run else ""
 
     def _show_bar(self, report: Any) -> None:
         if self._bar is None:

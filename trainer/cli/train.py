@@ -6,34 +6,40 @@ report and the model are.
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from pathlib import Path
 
 from trainer.cli.console import Console
 from trainer.exits import StoppedError
+from trainer.run_folder import RunFolder, open_run_folder
 from trainer.spec import RunSpec
 from trainer.stop import Stop
 
 
 def train_command(spec: RunSpec, cache_dir: Path) -> None:
     """Do the run of `spec` and say how it went."""
-    console = Console(spec.train.log_interval_seconds)
     stop = Stop()
     stop.listen()
-    with console:
+    with Console(spec.train.log_interval_seconds) as console:
         console.banner()
-        # TensorFlow takes seconds to load: the banner comes first.
-        from trainer.run import run
+        folder = open_run_folder(spec, datetime.now(timezone.utc))
+        console.on_fact("run", str(folder.path))
+        if folder.finished:
+            console.line("This run is finished; there is nothing to do.")
+        else:
+            _do(spec, folder, cache_dir, console, stop)
+        console.line("")
+        console.on_fact("report", str(folder.report))
+        console.on_fact("model", str(folder.model))
+        console.on_fact("try", f"trainer predict {folder.path} PHOTO.jpg")
 
-        try:
-            outcome = run(spec, cache_dir, console, stop)
-        except StoppedError as error:
-            raise StoppedError(f"{error} {console.how_to_continue()}".rstrip()) from None
-    folder = outcome.folder
-    if outcome.verdict is None:
-        console.line(f"{folder.path} is finished; there is nothing to do.")
-    else:
-        console.verdict(outcome.verdict.headline, outcome.verdict.advice)
-    console.line("")
-    console.on_fact("report", str(folder.report))
-    console.on_fact("model", str(folder.model))
-    console.on_fact("try", f"trainer predict {folder.path} PHOTO.jpg")
+
+def _do(spec: RunSpec, folder: RunFolder, cache_dir: Path, console: Console, stop: Stop) -> None:
+    # TensorFlow takes seconds to load: what can be said without it comes first.
+    from trainer.run import run
+
+    try:
+        verdict = run(spec, folder, cache_dir, console, stop)
+    except StoppedError as error:
+        raise StoppedError(f"{error} Continue with: trainer train {folder.path}/spec.yaml") from None
+    console.verdict(verdict.headline, verdict.advice)
