@@ -19,7 +19,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """For reading only: a folder of three class folders of eight 40 x 32 PNG images that a tiny network tells apart.
+    """For reading only: three class folders of eight 40 x 32 PNG images that a tiny network tells apart.
 
     discs are red, squares green and stripes blue, each at its own place and in its own shade.
     """

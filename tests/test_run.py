@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from small_disk import small_disk
 
 from trainer.metrics import compute_metrics, read_predictions
 from trainer.publish import is_finished, verify
@@ -212,6 +213,24 @@ def test_what_a_user_gets_wrong_is_refused_without_a_traceback(photos: Path, tmp
         2,
         "unicorn",
     )
+
+
+def test_a_full_disk_ends_in_words_and_the_same_command_finishes_when_there_is_room(
+    photos: Path, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk", "size=300k") as disk:
+        arguments = ["train", "--data", photos, "--output", disk, "--run-name", "tight", *QUICK]
+        refused(trainer(*arguments, cache=tmp_path), 75, "disk", "ree some space")
+        run = disk / "tight"
+        assert (run / "history.jsonl").exists()
+        assert not (run / "model").exists()
+        assert not (run / "_SUCCESS").exists()
+        subprocess.run(["mount", "-o", "remount,size=60m", str(disk)], check=True)
+        again = trainer(*arguments, cache=tmp_path)
+        assert again.returncode == 0, again.stderr
+        assert "continuing after step" in again.stdout
+        assert is_finished(run)
+        assert verify(run) == []
 
 
 def test_printed_specs_and_recipes_are_yaml(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from trainer import __version__
 from trainer.data.decode import decode_and_resize
+from trainer.exits import TemporaryError
 from trainer.spec import DataSpec
 
 FORMAT_VERSION = 1
@@ -71,10 +72,19 @@ class ServedModel(tf.Module):  # type: ignore[misc]
 
 
 def export_model(path: Path, model: keras.Model, class_names: tuple[str, ...], data: DataSpec) -> None:
-    """Write the SavedModel of `model` to the folder `path`, which must not exist."""
+    """Write the SavedModel of `model` to the folder `path`, which must not exist.
+
+    Raises TemporaryError if the disk fails.
+    """
     with tempfile.TemporaryDirectory() as assets:
         served = ServedModel(model, class_names, data, Path(assets))
-        tf.saved_model.save(served, str(path), signatures=served.signatures())
+        try:
+            tf.saved_model.save(served, str(path), signatures=served.signatures())
+        except tf.errors.OpError as error:
+            raise TemporaryError(
+                f"The model could not be written; is the disk full? Free some space and run the same "
+                f"command again. Received: {path} ({error.message[:200]})"
+            ) from None
 
 
 def _write_assets(folder: Path, class_names: tuple[str, ...], data: DataSpec) -> tuple[Path, Path]:

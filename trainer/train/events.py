@@ -12,6 +12,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from trainer.exits import TemporaryError
+
 
 class EventLog:
     """Writes rows as scalars; the step is the epoch."""
@@ -29,7 +31,16 @@ class EventLog:
             self.add(row)
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Write one row and make it visible."""
+        """Write one row and make it visible. Raises TemporaryError if the disk fails."""
+        try:
+            self._write(row)
+        except tf.errors.OpError as error:
+            raise TemporaryError(
+                f"TensorBoard's events could not be written; is the disk full? Free some space and run the "
+                f"same command again. Received: {self.folder} ({error.message[:200]})"
+            ) from None
+
+    def _write(self, row: Mapping[str, Any]) -> None:
         if self._writer is None:
             self._writer = tf.summary.create_file_writer(str(self.folder))
         with self._writer.as_default(step=row["epoch"]):
