@@ -124,8 +124,8 @@ def test_plots_take_their_colours_from_the_page(usual: tuple[Path, Page]) -> Non
 
 
 ODD_NAMES = (
-    "<script>alert(1)</script>",
-    'a & "b" $x$ \\frac ' + "very_long_class_name_" * 8,
+    '"><script>alert(1)</script>',
+    "$\\frac$ & b " + "very_long_class_name_" * 8,
     "日本語\n\u202e\udcff",
 )
 
@@ -137,11 +137,14 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Page]:
         "train": make_predictions("train", ODD_NAMES, 20, 4.0, 1),
         "validation": make_predictions("validation", ODD_NAMES, 1, 60.0, 2),
     }
+    dataset = make_dataset(predictions)
+    # Unequal, so that the plot is read out with the names of the smallest and the largest class.
+    dataset["splits"]["train"]["classes"][ODD_NAMES[0]] = 30
     inputs = make_inputs(
         title="<b>odd</b>",
         predictions=predictions,
         metrics=make_metrics(predictions),
-        dataset=make_dataset(predictions),
+        dataset=dataset,
         history=make_history(1, "validation", (0.9, 0.8)),
         rejected=(Rejection("<img src=x onerror=alert(1)>.jpg", "not an image: <b>"),),
     )
@@ -154,7 +157,8 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Page]:
 def test_names_with_html_in_them_are_shown_and_not_obeyed(odd: tuple[list[str], Page]) -> None:
     _, page = odd
     assert "<b>odd</b>" in page.text
-    assert "<script>alert(1)</script>" in page.text
+    assert '"><script>alert(1)</script>' in page.text
+    assert any('to 30 ("><script>alert(1)</script>)' in label for label in page.values("aria-label"))
     assert "<img src=x onerror=alert(1)>.jpg" in page.text
     # One for each picture's answer, and none from a name.
     assert page.count("b") == page.count("img") == 3
@@ -194,10 +198,11 @@ def test_classes_of_few_have_numbers_in_the_matrix(tmp_path: Path) -> None:
 def test_epochs_without_held_out_values_leave_gaps(tmp_path: Path) -> None:
     history = make_history(9, "validation", (0.95, 0.92), every=4)
     history[2]["train/loss"] = None
-    history[3]["validation/loss"] = float("nan")
+    history[3] |= {"validation/loss": float("nan"), "validation/accuracy": 0.99}
     page = written(tmp_path, make_inputs(history=history))
     label = next(each for each in page.values("aria-label") if each.startswith("Loss"))
     assert "nan" not in label
+    assert "best: epoch 4, 0.990" in page.text
 
 
 @pytest.mark.parametrize("rows", [0, 3])
@@ -276,6 +281,7 @@ def test_best_epoch_is_told_by_what_early_stopping_watches(tmp_path: Path) -> No
     by_accuracy = written(tmp_path, make_inputs(history=history))
     assert "best: epoch 3, 0.900" in by_accuracy.text
     assert "epoch 3, 0.400" in by_accuracy.text
+    assert "best: epoch 3, 0.400" not in by_accuracy.text
     spec = dump_spec(load_spec(settings=["train.early_stopping={monitor: loss}"]))
     by_loss = written(tmp_path, make_inputs(history=history, spec_yaml=spec))
     assert "best: epoch 2, 0.300" in by_loss.text

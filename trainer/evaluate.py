@@ -44,7 +44,7 @@ class Evaluator:
         probabilities = self.predict(split, ()).probabilities
         chosen = probabilities[np.arange(len(split.labels)), split.labels]
         return {
-            "loss": float(-np.mean(np.log(np.maximum(chosen, np.finfo(np.float64).tiny)))),
+            "loss": float(-np.mean(np.log(np.maximum(chosen, np.finfo(np.float64).eps)))),
             "accuracy": float(np.mean(np.argmax(probabilities, axis=1) == split.labels)),
         }
 

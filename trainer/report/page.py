@@ -184,6 +184,7 @@ def _context(
         "keep": str(settings.get("train", {}).get("keep", "last")),
         "recipe": settings.get("recipe"),
         "is_augmented": tables.augment_text(settings) not in ("", "none"),
+        "is_smoothed": bool(settings.get("train", {}).get("label_smoothing")),
         "facts": tables.facts(inputs, settings),
         "command": tables.command_text(inputs.environment),
         **_answers(inputs, predictions),

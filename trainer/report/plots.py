@@ -154,7 +154,8 @@ def _shade(matrix: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
 
 def _name_cells(axes: Axes, class_names: Sequence[str]) -> None:
     names = [shorten(name, _NAME) for name in class_names]
-    turned = len(names) > 3 or max(map(len, names)) > 12
+    longest = max(map(len, names))
+    turned = longest > 12 or (len(names) > 3 and longest > 2)
     size = FONT_SIZE if len(names) <= MOST_NUMBERED_CLASSES else FONT_SIZE - 1.5
     # parse_math: a class may be called $x$.
     axes.set_xticks(
