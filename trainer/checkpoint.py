@@ -72,7 +72,8 @@ def restore_checkpoint(path: Path, variables: Mapping[str, tf.Variable]) -> dict
     UsageError for a checkpoint of another model, and OSError, ValueError or BadZipFile for
     a damaged file.
     """
-    with np.load(path, allow_pickle=False) as file:
+    # Opened here: `np.load` leaves a damaged file open.
+    with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     record: dict[str, Any] = json.loads(arrays.pop(_RECORD).tobytes())
     differing = sorted(
