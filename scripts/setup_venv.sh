@@ -32,7 +32,7 @@ complete_venv() {
     [[ -w $ROOT ]] || fail 2 "Can't make .venv, the project's folder is not writable. Received: $ROOT"
     exec 9>>"$ROOT/.venv.lock"
     flock --nonblock 9 || { tell "waiting for another set-up of this folder"; flock 9; }
-    trap 'fail 130 "Set-up was interrupted; the next call starts it over"' INT
+    trap 'echo >&2; fail 130 "Set-up was interrupted; the next call starts it over"' INT
     # The other one may have done it all.
     is_complete "$@" || make_complete "$@"
     trap - INT

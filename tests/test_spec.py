@@ -79,6 +79,8 @@ def test_a_model_of_another_family_starts_from_its_own_defaults() -> None:
         ("data.checksum=abc", ["data.checksum", "'abc'"]),
         ("run_name=../x", ["run_name", "'../x'"]),
         ("seed=-1", ["seed", "-1"]),
+        ("run_name=latest", ["run_name", "pointer"]),
+        ("model={family: plain, filters: [8, 8, 8, 8, 8, 8]}", ["data.image_size", "too small"]),
     ],
 )
 def test_a_bad_setting_is_named_with_what_was_received(setting: str, words: list[str]) -> None:
@@ -88,6 +90,22 @@ def test_a_bad_setting_is_named_with_what_was_received(setting: str, words: list
     for word in words:
         assert word in message
     assert len(message.splitlines()) == 1
+
+
+def test_the_smallest_images_that_a_plain_network_takes_are_taken() -> None:
+    # 10 - 2 = 8, pooled 4; 4 - 2 = 2, pooled 1.
+    settings = ["model={family: plain, filters: [8, 8]}"]
+    assert load_spec(settings=[*settings, "data.image_size=10"]).data.image_size == 10
+    with pytest.raises(UsageError, match="too small"):
+        load_spec(settings=[*settings, "data.image_size=9"])
+
+
+def test_crops_of_another_size_need_a_network_that_takes_any() -> None:
+    settings = ["model={family: plain, filters: [8]}", "augment.crop={size: 64}"]
+    with pytest.raises(UsageError, match="residual"):
+        load_spec(settings=settings)
+    assert load_spec(settings=[*settings, "data.image_size=64"]).augment.crop is not None
+    assert load_spec(settings=["augment.crop={size: 64}"]).augment.crop is not None
 
 
 def test_an_exponent_without_a_dot_is_a_number() -> None:

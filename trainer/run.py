@@ -16,7 +16,7 @@ from trainer.data.batches import steps_per_epoch
 from trainer.data.dataset import Dataset, format_found, load_dataset
 from trainer.data.progress import Progress
 from trainer.evaluate import Evaluator, predict_splits
-from trainer.exits import UsageError
+from trainer.exits import DataError, UsageError
 from trainer.export import export_model, make_golden, verify_export
 from trainer.metrics import Predictions, compute_metrics, write_predictions
 from trainer.publish import publish
@@ -83,6 +83,10 @@ def _keep_dataset(dataset: Dataset, folder: RunFolder, screen: Screen) -> None:
 
 
 def _require_classes(spec: RunSpec, dataset: Dataset) -> None:
+    for name in dataset.class_names:
+        # labels.txt has a line a class.
+        if len(name.splitlines()) != 1:
+            raise DataError(f"The name of a class can't hold a line break; rename it. Received: {name!r}")
     weights = spec.train.class_weights
     unknown = (
         [name for name in weights if name not in dataset.class_names] if isinstance(weights, dict) else []

@@ -67,6 +67,8 @@ def _describe(problem: Any) -> str:
     if problem["type"] in ("model_type", "model_attributes_type"):
         return f"{key} must hold settings, such as {_first_inside(key)}. Received: {_brief(received)}"
     message = problem["msg"].removeprefix("Value error, ")
+    if not key:
+        return f"{message}."
     return f"{key}: {message[0].lower()}{message[1:]}. Received: {_brief(received)}"
 
 

@@ -97,6 +97,14 @@ class PlainSpec(Checked):
     average_mirror: bool = False
     """Answer with the mean over the picture and its mirror image, at twice the cost of an answer."""
 
+    def last_side(self, side: int) -> int:
+        """Return the side of the last feature map for images of `side` pixels; there is none if below 1."""
+        for index in range(len(self.filters)):
+            side -= 2
+            if self.pool_last or index + 1 < len(self.filters):
+                side //= 2
+        return side
+
 
 class ResidualSpec(Checked):
     """A residual network with batch normalisation and global average pooling."""
@@ -184,6 +192,17 @@ class RunSpec(Checked):
     model: ModelSpec = ResidualSpec()
     optimizer: OptimizerSpec = OptimizerSpec()
     train: TrainSpec = TrainSpec()
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> RunSpec:
+        crop, size = self.augment.crop, self.data.image_size
+        sides = {size} if crop is None else {size, crop.size or size, crop.first_size or crop.size or size}
+        if isinstance(self.model, PlainSpec):
+            if len(sides) > 1:
+                raise ValueError("crops of another size than data.image_size need model.family residual")
+            if self.model.last_side(size) < 1:
+                raise ValueError("data.image_size is too small for so many layers in model.filters")
+        return self
 
     @field_validator("run_name")
     @classmethod
