@@ -79,7 +79,7 @@ if __name__ == "__main__":
 
     highest = {"VmRSS": 0.0, "RssAnon": 0.0}
     ended = threading.Event()
-    sampler = threading.Thread(target=_sample, args=(highest, ended))
+    sampler = threading.Thread(target=_sample, args=(highest, ended), daemon=True)
     sampler.start()
     _work(Path(sys.argv[1]))
     ended.set()

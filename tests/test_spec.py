@@ -131,6 +131,14 @@ def test_a_bad_file_is_refused_in_words(text: str, words: str, tmp_path: Path) -
         load_spec(path)
 
 
+@pytest.mark.parametrize("name", ["1234e56", "123", "1.5", "true", "null", "2026-01-01"])
+def test_a_name_that_looks_like_a_number_stays_a_name(name: str, tmp_path: Path) -> None:
+    spec = load_spec(overrides={"run_name": name})
+    path = tmp_path / "spec.yaml"
+    path.write_text(dump_spec(spec))
+    assert read_spec(path).run_name == name
+
+
 def test_a_file_that_cannot_be_read_is_refused_in_words(tmp_path: Path) -> None:
     binary = tmp_path / "binary.yaml"
     binary.write_bytes(b"\xff\xfe\x00")
@@ -145,6 +153,8 @@ def test_the_digest_knows_what_can_change_the_result() -> None:
     other = load_spec(recipe="demo", settings=["train.epochs=3"])
     assert spec_digest(spec) != spec_digest(other)
     assert spec_changes(spec, other) == ["train.epochs: 15 -> 3"]
+    elsewhere = load_spec(recipe="demo", settings=["data.cache_mib=7", "train.log_interval_seconds=1.0"])
+    assert spec_changes(spec, elsewhere) == []
     assert spec_changes(spec, spec) == []
 
 

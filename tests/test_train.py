@@ -319,6 +319,47 @@ def test_training_goes_back_to_the_last_good_epoch_with_half_the_rate(
     assert all(np.isfinite(value).all() for value in values(learner).values())
 
 
+def test_recovery_goes_back_beyond_the_checkpoints_of_a_broken_epoch(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    spec = load_spec(
+        settings=[*SMALL, "train.steps_per_call=1", "optimizer={name: sgd, learning_rate: 0.01}"]
+    )
+    for stop_at in (8, 9):  # twice within the second epoch
+        with pytest.raises(StoppedError):
+            do_train(spec, dataset, tmp_path, stop_at=stop_at)
+    names = [path.name for path in list_checkpoints(tmp_path / "checkpoints")]
+    assert names[-2:] == ["step-00000008-part.npz", "step-00000009-part.npz"]
+    assert "step-00000006.npz" in names
+    learner = learner_for(spec, dataset)
+
+    class Poison(Recorder):
+        def on_call(self, report: CallReport) -> None:
+            super().on_call(report)
+            if len(self.messages) == 1:  # it has only heard that the run continues
+                learner.schedule.scale.assign(1e38)
+
+    recorder = Poison()
+    _, result = do_train(spec, dataset, tmp_path, recorder, learner=learner)
+    assert "back to the end of epoch 1" in recorder.messages[1]
+    assert [row["epoch"] for row in result.history] == [1, 2, 3]
+    assert not [path for path in list_checkpoints(tmp_path / "checkpoints") if "part" in path.name]
+
+
+def test_patience_is_judged_in_validated_epochs_only(dataset: Dataset, tmp_path: Path) -> None:
+    spec = load_spec(
+        settings=[
+            *SMALL,
+            "train.epochs=20",
+            "train.validate_every_epochs=4",
+            "optimizer={name: sgd, learning_rate: 0.0001}",
+            "train.early_stopping={patience_epochs: 3, min_change: 0.5}",
+        ]
+    )
+    _, result = do_train(spec, dataset, tmp_path)
+    assert len(result.history) == 8
+
+
 def test_early_stopping_keeps_the_best_epoch(dataset: Dataset, tmp_path: Path) -> None:
     spec = load_spec(
         settings=[*SMALL, "train.epochs=30", "optimizer={name: sgd, learning_rate: 0.0001}",
@@ -371,5 +412,8 @@ def test_a_step_compiled_by_xla_or_in_bfloat16_is_close_to_the_plain_one(dataset
         spec = load_spec(settings=[*SMALL, "model={family: plain, filters: [4]}", setting])
         stepper = Stepper(learner_for(spec, dataset), spec, np.ones(2, np.float32), find_cluster())
         losses[name] = stepper.run(block, 16)[0].loss
+    turned = load_spec(settings=[*SMALL, "augment.rotate_degrees=10.0", "train.xla=true"])
+    stepper = Stepper(learner_for(turned, dataset), turned, np.ones(2, np.float32), find_cluster())
+    assert np.isfinite(stepper.run(block, 16)[0].loss)  # XLA has no kernel for rotation
     assert losses["xla"] == pytest.approx(losses["plain"], rel=1e-4)
     assert losses["bf16"] == pytest.approx(losses["plain"], rel=5e-2)

@@ -21,20 +21,28 @@ from trainer.exits import UsageError
 from trainer.storage.local import write_bytes
 
 _RECORD = "record.json"
+_PART = "-part"
 _KEPT = 2
 
 
 def save_checkpoint(
-    folder: Path, step: int, variables: Mapping[str, tf.Variable], record: Mapping[str, Any]
+    folder: Path,
+    step: int,
+    variables: Mapping[str, tf.Variable],
+    record: Mapping[str, Any],
+    whole_epoch: bool = True,
 ) -> Path:
     """Write `variables` and `record` (JSON values) to folder/step-00001234.npz; return the path.
 
-    The newest two are kept. Raises what `write_bytes` raises.
+    One that is not of a whole epoch is called step-00001234-part.npz. The newest two are
+    kept, and the newest two of whole epochs. Raises what `write_bytes` raises.
     """
-    path = folder / f"step-{step:08d}.npz"
+    path = folder / f"step-{step:08d}{'' if whole_epoch else _PART}.npz"
     write_arrays(path, variables, record)
-    for old in list_checkpoints(folder)[:-_KEPT]:
-        old.unlink(missing_ok=True)
+    kept = {*list_checkpoints(folder)[-_KEPT:], *list_checkpoints(folder, whole_epochs=True)[-_KEPT:]}
+    for old in list_checkpoints(folder):
+        if old not in kept:
+            old.unlink(missing_ok=True)
     return path
 
 
@@ -47,17 +55,20 @@ def write_arrays(path: Path, variables: Mapping[str, tf.Variable], record: Mappi
     write_bytes(path, buffer.getvalue())
 
 
-def list_checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints in `folder`, oldest first."""
-    return sorted(folder.glob("step-*.npz"))
+def list_checkpoints(folder: Path, whole_epochs: bool = False) -> list[Path]:
+    """Return the checkpoints in `folder`, oldest first; with `whole_epochs` only those of epochs' ends."""
+    paths = sorted(folder.glob("step-*.npz"))
+    return [path for path in paths if not (whole_epochs and path.stem.endswith(_PART))]
 
 
-def restore_newest(folder: Path, variables: Mapping[str, tf.Variable]) -> dict[str, Any] | None:
+def restore_newest(
+    folder: Path, variables: Mapping[str, tf.Variable], whole_epochs: bool = False
+) -> dict[str, Any] | None:
     """Put the newest readable checkpoint's values into `variables`; return its record, or None.
 
     A damaged file is passed over for the one before it.
     """
-    for path in reversed(list_checkpoints(folder)):
+    for path in reversed(list_checkpoints(folder, whole_epochs)):
         try:
             return restore_checkpoint(path, variables)
         except (OSError, ValueError, EOFError, zipfile.BadZipFile):

@@ -14,6 +14,8 @@ from trainer.data.dataset import Dataset, Split
 from trainer.metrics import Predictions
 
 _BATCH = 100
+_BATCH_BYTES = 64 << 20
+"""Of float32 pixels; large images go through in smaller batches."""
 
 
 class Evaluator:
@@ -27,9 +29,10 @@ class Evaluator:
     def predict(self, split: Split, class_names: tuple[str, ...]) -> Predictions:
         """Return the predictions for every image of `split`, in its order."""
         count = len(split.labels)
+        batch = max(1, min(_BATCH, _BATCH_BYTES // (4 * int(np.prod(split.pixels.shape[1:])))))
         parts = [
-            self._probabilities(tf.constant(split.pixels.take(np.arange(start, min(start + _BATCH, count)))))
-            for start in range(0, count, _BATCH)
+            self._probabilities(tf.constant(split.pixels.take(np.arange(start, min(start + batch, count)))))
+            for start in range(0, count, batch)
         ]
         return Predictions(
             split=split.name,

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.data.dataset import Split
+from trainer.data.header import reason_not_to_decode, reason_of_failure
 from trainer.data.items import Rejection
 from trainer.data.labelled import load_labelled
 from trainer.data.layouts.found import IMAGE_SUFFIXES
@@ -20,7 +21,7 @@ from trainer.data.progress import Progress
 from trainer.exits import DataError, UsageError
 from trainer.export import LoadedModel
 from trainer.metrics import Predictions, compute_metrics
-from trainer.spec import DataSpec
+from trainer.spec import DataSpec, load_spec
 
 _BATCH = 32
 
@@ -58,15 +59,15 @@ def evaluate_source(
     model: LoadedModel, source: str, cache_dir: Path, progress: Progress
 ) -> tuple[dict[str, dict[str, float]], tuple[Rejection, ...]]:
     """Return the metrics of `model` by split of `source`, and what was left out; see `load_labelled`."""
-    spec = DataSpec.model_validate(
-        {
-            "source": source,
-            "image_size": model.image_size,
-            "resize": model.resize,
-            "interpolation": model.interpolation,
+    spec = load_spec(
+        overrides={
+            "data.source": source,
+            "data.image_size": model.image_size,
+            "data.resize": model.resize,
+            "data.interpolation": model.interpolation,
         }
     )
-    splits, rejected = load_labelled(spec, model.class_names, cache_dir, progress)
+    splits, rejected = load_labelled(spec.data, model.class_names, cache_dir, progress)
     return {name: compute_metrics(_predictions(model, split)) for name, split in splits.items()}, rejected
 
 
@@ -85,14 +86,15 @@ def _classify_one(data: bytes, model: LoadedModel) -> Answer:
     try:
         return np.asarray(model.classify([data])[0])
     except tf.errors.InvalidArgumentError:
-        return "not an image, or a damaged one" if data else "an empty file"
+        return reason_of_failure(data)
 
 
 def _read(path: Path) -> bytes | str:
     try:
-        return path.read_bytes()
+        data = path.read_bytes()
     except OSError as error:
         return f"can't be read: {error.strerror}"
+    return reason_not_to_decode(data, DataSpec().max_image_pixels) or data
 
 
 def _predictions(model: LoadedModel, split: Split) -> Predictions:

@@ -26,6 +26,7 @@ from trainer.run_folder import (
     current_command,
     discard_folder,
     replace_folder,
+    require_same_start,
     write_environment,
     write_rejected,
 )
@@ -53,10 +54,12 @@ def run(spec: RunSpec, folder: RunFolder, cache_dir: Path, screen: Screen, stop:
     cluster = find_cluster(spec.train.deterministic)
     screen.on_fact("devices", cluster.description)
     dataset = load_dataset(spec.data, cache_dir, screen, lambda found: write_rejected(folder.path, found))
-    _keep_dataset(dataset, folder, screen)
+    screen.on_fact("data", format_found(dataset, _FOUND_WIDTH))
     _require_classes(spec, dataset)
     steps = steps_per_epoch(len(dataset.train.labels), spec.train.global_batch_size)
     learner = build_learner(spec, len(dataset.class_names), steps, cluster)
+    require_same_start(folder, dataset.digest, learner.precision)
+    _keep_dataset(dataset, folder, screen)
     environment = write_environment(
         folder.path, spec, cluster.description, learner.precision, current_command()
     )
@@ -77,7 +80,6 @@ def run(spec: RunSpec, folder: RunFolder, cache_dir: Path, screen: Screen, stop:
 
 def _keep_dataset(dataset: Dataset, folder: RunFolder, screen: Screen) -> None:
     write_json(folder.path / "dataset.json", dataset.summary)
-    screen.on_fact("data", format_found(dataset, _FOUND_WIDTH))
     for warning in dataset.warnings:
         screen.on_message(warning)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import platform
 import shutil
 import subprocess
@@ -24,7 +25,7 @@ from trainer.data.items import Rejection
 from trainer.exits import UsageError
 from trainer.publish import is_finished
 from trainer.spec import RunSpec, dump_spec, read_spec, spec_changes, spec_digest
-from trainer.storage.local import prepare_folder, write_json, write_text
+from trainer.storage.local import is_temporary, prepare_folder, write_json, write_text
 
 _PACKAGES = ("tensorflow", "tensorflow-cpu", "tensorflow-tpu", "keras", "numpy", "scikit-learn", "pydantic")
 
@@ -45,6 +46,11 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """Where checkpoints go."""
         return self.path / "checkpoints"
+
+    @property
+    def has_checkpoints(self) -> bool:
+        """Whether training has begun."""
+        return any(self.checkpoints.glob("step-*.npz"))
 
     @property
     def model(self) -> Path:
@@ -71,20 +77,23 @@ def open_run_folder(spec: RunSpec, now: datetime) -> RunFolder:
     path = Path(spec.output).expanduser() / name
     if path.exists() and not path.is_dir():
         raise UsageError(f"The run folder is a file; choose another --output or --run-name. Received: {path}")
-    if path.exists() and any(path.iterdir()):
-        _require_same_run(path, spec)
-        return RunFolder(path, is_finished(path))
+    folder = RunFolder(path, is_finished(path))
+    if path.exists() and not all(map(is_temporary, path.iterdir())):
+        _require_same_run(path, spec, has_begun=folder.has_checkpoints or folder.finished)
+    if folder.has_checkpoints or folder.finished:
+        return folder
     prepare_folder(path)
     # The name is settled: written down, the same file continues the same run.
     write_text(path / "spec.yaml", dump_spec(spec.model_copy(update={"run_name": name})))
-    return RunFolder(path, finished=False)
+    return folder
 
 
 def _default_name(spec: RunSpec, now: datetime) -> str:
     return f"{spec.recipe or 'run'}-{now:%Y%m%d-%H%M%S}-{spec_digest(spec)[:6]}"
 
 
-def _require_same_run(path: Path, spec: RunSpec) -> None:
+def _require_same_run(path: Path, spec: RunSpec, has_begun: bool) -> None:
+    """Raise UsageError for a folder that is no run, or a run that began with another spec."""
     written = path / "spec.yaml"
     if not written.exists():
         raise UsageError(
@@ -92,11 +101,32 @@ def _require_same_run(path: Path, spec: RunSpec) -> None:
             f"Received: {path}"
         )
     changes = spec_changes(read_spec(written), spec)
-    if changes:
+    if changes and has_begun:
         raise UsageError(
             f"The run {path.name} exists with another spec; choose another --run-name. "
             f"What differs: {'; '.join(changes)}"
         )
+
+
+def require_same_start(folder: RunFolder, data_digest: str, precision: str) -> None:
+    """Raise UsageError if the run has checkpoints of other data or of another precision.
+
+    Reads what the earlier start wrote to dataset.json and environment.json; writes nothing.
+    """
+    if not folder.has_checkpoints:
+        return
+    before = (
+        _read_json(folder.path / "dataset.json").get("digest"),
+        _read_json(folder.path / "environment.json").get("precision"),
+    )
+    for what, old, new in zip(
+        ("data", "precision"), before, (f"sha256:{data_digest}", precision), strict=True
+    ):
+        if old not in (None, new):
+            raise UsageError(
+                f"The {what} changed since this run began; give the new one another --run-name. "
+                f"Received: {new}, it was {old}"
+            )
 
 
 def write_rejected(path: Path, rejections: Iterable[Rejection]) -> None:
@@ -150,6 +180,14 @@ def current_command() -> list[str]:
     program = Path(sys.argv[0]).name
     typed = {"__main__.py": ["trainer"], "task.py": ["python", "-m", "trainer.task"]}.get(program, [program])
     return [*typed, *sys.argv[1:]]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _versions() -> dict[str, str]:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from trainer.exits import StoppedError
+
+_ONE_WISH_SECONDS = 1.0
 
 
 class Stop:
@@ -21,6 +24,7 @@ class Stop:
     def __init__(self) -> None:
         self.requested = False
         self._patient = False
+        self._heard = 0.0
 
     def is_requested(self) -> bool:
         """Return whether a stop was asked for."""
@@ -39,10 +43,16 @@ class Stop:
             yield
         finally:
             self._patient = False
+        if self.requested:
+            # Heard too late for the block to see it.
+            raise StoppedError("Stopped on request; the checkpoint is safe.")
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
-            os._exit(StoppedError.exit_code)
-        self.requested = True
+            # A sender that signals the process and its group is one wish, not two.
+            if time.monotonic() - self._heard > _ONE_WISH_SECONDS:
+                os._exit(StoppedError.exit_code)
+            return
+        self.requested, self._heard = True, time.monotonic()
         if not self._patient:
             raise StoppedError("Stopped on request. What was finished is kept.")

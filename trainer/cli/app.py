@@ -20,6 +20,8 @@ from trainer.exits import TrainerError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+_UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+
 _DATA_HELP = "A folder, an archive (.zip, .tar, .tar.gz), an import file, or its https:// URL."
 
 
@@ -139,6 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as error:
+        if error.errno in _UNUSABLE:
+            _fail(f"{error.filename} can't be used; choose another path. Received: {error.strerror}", 2)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         _fail(f"The disk is full; free some space and run the same command again. Received: {error}", 75)

@@ -6,11 +6,15 @@ report and the model are.
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import sys
 from datetime import datetime, timezone
 from pathlib import Path
 
 from trainer.cli.console import Console
 from trainer.exits import StoppedError
+from trainer.publish import latest_run, publish
 from trainer.run_folder import RunFolder, open_run_folder
 from trainer.spec import RunSpec
 from trainer.stop import Stop
@@ -26,12 +30,14 @@ def train_command(spec: RunSpec, cache_dir: Path) -> None:
         console.on_fact("run", str(folder.path))
         if folder.finished:
             console.line("This run is finished; there is nothing to do.")
+            if latest_run(folder.path.parent) is None:
+                publish(folder.path)  # a crash came between its marker and the pointer
         else:
             _do(spec, folder, cache_dir, console, stop)
         console.line("")
         console.on_fact("report", str(folder.report))
         console.on_fact("model", str(folder.model))
-        console.on_fact("try", f"trainer predict {folder.path} PHOTO.jpg")
+        console.on_fact("try", f"{_program()} predict {shlex.quote(str(folder.path))} PHOTO.jpg")
 
 
 def _do(spec: RunSpec, folder: RunFolder, cache_dir: Path, console: Console, stop: Stop) -> None:
@@ -41,5 +47,13 @@ def _do(spec: RunSpec, folder: RunFolder, cache_dir: Path, console: Console, sto
     try:
         verdict = run(spec, folder, cache_dir, console, stop)
     except StoppedError as error:
-        raise StoppedError(f"{error} Continue with: trainer train {folder.path}/spec.yaml") from None
+        again = f"{_program()} train {shlex.quote(str(folder.path / 'spec.yaml'))}"
+        raise StoppedError(f"{error} Continue with: {again}") from None
     console.verdict(verdict.headline, verdict.advice)
+
+
+def _program() -> str:
+    """Return what to type for this program: its name if the shell finds it, else its path."""
+    program = Path(sys.argv[0])
+    found = shutil.which("trainer") is not None or program.name != "trainer"
+    return "trainer" if found else shlex.quote(str(program))

@@ -1,13 +1,14 @@
 """Golden predictions: the same images through the exported model, in a fresh process.
 
 In: encoded images and what the trained model says of their pixels. Out: the largest
-difference, or an error. The fresh process runs `reload_check.py` by its path, in isolated
-mode, so that it can't lean on this package or on anything that this process holds.
+difference, or an error. The fresh process runs a copy of `reload_check.py`, alone in a
+folder, so that it can't lean on this package or on anything that this process holds.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -55,7 +56,8 @@ def verify_export(path: Path, golden: Golden) -> float:
     Raises TrainerError if the process fails or differs by more than TOLERANCE.
     """
     with tempfile.TemporaryDirectory() as folder:
-        asked = Path(folder) / "golden.npz"
+        asked, script = Path(folder) / "golden.npz", Path(folder) / _SCRIPT.name
+        shutil.copyfile(_SCRIPT, script)
         np.savez(
             asked,
             pixels=golden.pixels,
@@ -64,7 +66,7 @@ def verify_export(path: Path, golden: Golden) -> float:
             images=np.frombuffer(b"".join(golden.images), np.uint8),
         )
         done = subprocess.run(
-            [sys.executable, "-I", str(_SCRIPT), str(path), str(asked)],
+            [sys.executable, str(script), str(path.absolute()), str(asked)],
             capture_output=True,
             text=True,
             check=False,

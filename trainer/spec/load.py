@@ -20,8 +20,14 @@ from trainer.spec.problems import describe_problems, require_known_key
 from trainer.spec.schema import RunSpec
 from trainer.spec.text import dump_mapping, parse_mapping, parse_value
 
-# Where a run is put and what it is called don't change its result.
-_UNHASHED = ("recipe", "output", "run_name")
+# Where a run is put, what it is called and how it uses the machine don't change its result.
+_UNHASHED: dict[str, Any] = {
+    "recipe": True,
+    "output": True,
+    "run_name": True,
+    "data": {"cache_mib", "max_extracted_mib"},
+    "train": {"steps_per_call", "log_interval_seconds"},
+}
 
 
 def load_spec(
@@ -63,13 +69,13 @@ def dump_spec(spec: RunSpec) -> str:
 
 def spec_digest(spec: RunSpec) -> str:
     """Return the sha256, 64 hex digits, of everything in `spec` that can change the result."""
-    values = spec.model_dump(mode="json", exclude=set(_UNHASHED))
+    values = spec.model_dump(mode="json", exclude=_UNHASHED)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def spec_changes(old: RunSpec, new: RunSpec) -> list[str]:
     """Return the dotted keys in which two specs would give another result, as `key: old -> new`."""
-    before, after = (_flat(spec.model_dump(mode="json", exclude=set(_UNHASHED))) for spec in (old, new))
+    before, after = (_flat(spec.model_dump(mode="json", exclude=_UNHASHED)) for spec in (old, new))
     keys = dict.fromkeys([*before, *after])
     return [
         f"{key}: {before.get(key, 'unset')} -> {after.get(key, 'unset')}"

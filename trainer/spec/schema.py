@@ -171,12 +171,17 @@ class TrainSpec(Checked):
     ema_decay: float = Field(0.0, ge=0.0, lt=1.0)
     """The weights that are evaluated and exported are a moving average; 0 is off."""
     validate_every_epochs: Count = 1
-    keep: Literal["last", "best"] = "last"
-    """Which epoch's weights are evaluated and exported."""
+    keep: Literal["auto", "last", "best"] = "auto"
+    """Which epoch's weights are evaluated and exported; auto is best with early stopping, else last."""
     early_stopping: EarlyStoppingSpec | None = None
     time_budget_seconds: Positive | None = None
     """Training ends after the epoch that passes this; the schedule is not changed."""
     log_interval_seconds: Positive = 30.0
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the best epoch's weights are evaluated and exported, not the last one's."""
+        return self.keep == "best" or (self.keep == "auto" and self.early_stopping is not None)
 
 
 class RunSpec(Checked):

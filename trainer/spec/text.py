@@ -21,9 +21,8 @@ class _Loader(yaml.SafeLoader):
 
 
 # YAML 1.1, which PyYAML follows, wants a dot in every float: it reads 1e-3 as a string.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+_EXPONENT = re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
@@ -45,6 +44,8 @@ class _Dumper(yaml.SafeDumper):
     """SafeDumper with every mapping in block style and every list on one line."""
 
 
+# So that a name such as 1234e56 is quoted, and stays a name.
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
 _Dumper.add_representer(
     list, lambda dumper, value: dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=True)
 )

@@ -81,8 +81,8 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` as UTF-8, as `write_bytes` does."""
-    write_bytes(path, text.encode("utf-8"))
+    """Write `text` to `path` as UTF-8, as `write_bytes` does; what UTF-8 lacks is spelled out."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path, value: object) -> None:

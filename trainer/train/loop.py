@@ -7,6 +7,7 @@ learner's inference model then holds the weights to evaluate and export.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,13 @@ from typing import Any
 import numpy as np
 
 from trainer.augment import crop_side
-from trainer.checkpoint import restore_checkpoint, restore_newest, save_checkpoint, write_arrays
+from trainer.checkpoint import (
+    list_checkpoints,
+    restore_checkpoint,
+    restore_newest,
+    save_checkpoint,
+    write_arrays,
+)
 from trainer.cluster import Cluster
 from trainer.data.dataset import Dataset
 from trainer.exits import DivergedError, StoppedError
@@ -151,6 +158,9 @@ class Loop:
     def _end_epoch(self) -> None:
         epoch = self._epoch() + 1
         row = self._row(epoch)
+        if not self._is_sound(row):
+            self._recover()
+            return
         self.standing.elapsed_seconds += self.clock.seconds()
         self.history.append(row)
         self._judge(row, epoch)
@@ -159,6 +169,13 @@ class Loop:
         self._write_history()
         self.events.add(row)
         self.observer.on_epoch(row, self.spec.train.epochs)
+
+    def _is_sound(self, row: dict[str, Any]) -> bool:
+        """Return whether weights and held-out loss are numbers: the last update comes after the last loss."""
+        weights = (weight.numpy() for weight in self.learner.model.weights)
+        return math.isfinite(row.get(f"{self.held_out}/loss", 0.0)) and all(
+            np.isfinite(each).all() for each in weights
+        )
 
     def _row(self, epoch: int) -> dict[str, Any]:
         loss, accuracy = self.standing.means()
@@ -186,7 +203,7 @@ class Loop:
         if value is not None and value > standing.best_score + least:
             standing.best_epoch, standing.best_score = epoch, value
             write_arrays(self.folder / "best.npz", self.learner.variables(), {"epoch": epoch})
-        if out_of_patience(standing, epoch, stopping):
+        if value is not None and out_of_patience(standing, epoch, stopping):
             standing.ended = f"no better {self.held_out} result since epoch {standing.best_epoch}"
         budget = self.spec.train.time_budget_seconds
         if budget is not None and standing.elapsed_seconds >= budget:
@@ -210,9 +227,12 @@ class Loop:
         self._save()
 
     def _resume_quietly(self) -> None:
-        record = restore_newest(self.folder, self.learner.variables())
+        record = restore_newest(self.folder, self.learner.variables(), whole_epochs=True)
         if record is not None:
             self.standing, self.history = Standing.from_record(record["standing"]), record["history"]
+        for path in list_checkpoints(self.folder):
+            if path not in list_checkpoints(self.folder, whole_epochs=True):
+                path.unlink()  # it is of the epoch that went wrong
 
     def _stop(self) -> None:
         self.standing.elapsed_seconds += self.clock.seconds()
@@ -224,7 +244,8 @@ class Loop:
 
     def _save(self) -> None:
         record = {"standing": self.standing.record(), "history": self.history}
-        save_checkpoint(self.folder, self.standing.step, self.learner.variables(), record)
+        whole = self.standing.step == len(self.history) * self.learner.steps_per_epoch
+        save_checkpoint(self.folder, self.standing.step, self.learner.variables(), record, whole)
 
     def _write_history(self) -> None:
         lines = "".join(json.dumps(row) + "\n" for row in self.history)
@@ -233,8 +254,7 @@ class Loop:
     def _keep(self) -> None:
         """Fill the inference model with the weights that the run is to keep."""
         best = self.folder / "best.npz"
-        stopped_early = self.spec.train.early_stopping is not None
-        if (self.spec.train.keep == "best" or stopped_early) and best.exists():
+        if self.spec.train.keeps_best and best.exists():
             restore_checkpoint(best, self.learner.variables())
         self.learner.fill_inference_model()
 

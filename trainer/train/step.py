@@ -45,7 +45,8 @@ class Stepper:
         self.class_weights = tf.constant(class_weights, tf.float32)
         self.strategy = cluster.strategy
         # XLA compiles for fixed shapes, so it gets the single step and not the open-ended loop.
-        xla = choose_xla(spec.train.xla, cluster)
+        # It has no kernel for rotation.
+        xla = choose_xla(spec.train.xla, cluster) and not spec.augment.rotate_degrees
         self._step_function = tf.function(self._step, jit_compile=True) if xla else self._step
         self._compiled: dict[int, Callable[..., tf.Tensor]] = {}
 
