@@ -116,6 +116,17 @@ def test_a_wrong_command_line_is_a_usage_error(arguments: list[str], words: str)
     assert words in done.output
 
 
+def test_without_tensorflow_the_command_says_what_brings_it(tmp_path: Path) -> None:
+    hidden = "import sys; sys.modules['tensorflow'] = sys.modules['keras'] = None; sys.argv[1:] = ['train']; "
+    done = subprocess.run(
+        [sys.executable, "-c", hidden + "from trainer.cli import main; main()"],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "trainer[cpu]" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_the_cache_follows_the_xdg_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "trainer"

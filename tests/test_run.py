@@ -149,7 +149,7 @@ def test_a_picture_that_cannot_be_used_is_named_and_the_others_are_answered(
     (tmp_path / "b.jpg").write_text("hello")
     (tmp_path / "c.jpg").write_bytes(b"")
     done = trainer("predict", run, tmp_path, cache=tmp_path / "cache")
-    refused(done, 65, "b.jpg: not an image", "c.jpg: an empty file", "2 of 3")
+    refused(done, 65, "b.jpg: not an image", "c.jpg: empty file", "2 of 3")
     assert len(done.stdout.splitlines()) == 1
     assert "a.png" in done.stdout
 

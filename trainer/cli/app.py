@@ -136,6 +136,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cli.main(args=list(arguments) if arguments is not None else None, prog_name="trainer")
     except TrainerError as error:
         _fail(str(error), error.exit_code)
+    except ModuleNotFoundError as error:
+        if error.name not in ("tensorflow", "keras"):
+            raise
+        _fail(
+            "TensorFlow is not installed; `pip install 'trainer[cpu]'`, or gpu or tpu, brings it. "
+            f"Received: no module {error.name}",
+            2,
+        )
     except BrokenPipeError:
         # The reader has gone, as in `trainer recipes | head -1`: nothing to say, and nobody to hear it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
