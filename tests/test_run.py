@@ -215,6 +215,33 @@ def test_what_a_user_gets_wrong_is_refused_without_a_traceback(photos: Path, tmp
     )
 
 
+def test_too_little_memory_ends_in_words(photos: Path, tmp_path: Path) -> None:
+    # A dense layer of a billion units asks for hundreds of gigabytes at once.
+    units = ["--set", "model={family: plain, filters: [8], dense_units: [1000000000]}"]
+    done = trainer("train", "--data", photos, "--output", tmp_path, *QUICK, *units, cache=tmp_path)
+    refused(done, 137, "memory", "train.global_batch_size")
+
+
+def test_evaluate_measures_a_run_on_other_data(
+    finished: tuple[Path, subprocess.CompletedProcess[str]], photos: Path, tmp_path: Path
+) -> None:
+    run, _ = finished
+    data = shutil.copytree(photos, tmp_path / "photos")
+    (data / "discs" / "broken.jpg").write_text("not a picture")
+    refused(trainer("evaluate", run, "--data", data, cache=tmp_path), 65, "broken.jpg", "data.max_rejected")
+    done = trainer(
+        "evaluate", run, "--data", data, "--json", "--set", "data.max_rejected=0.2", cache=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["all/count"] == len(list(photos.rglob("*.png")))
+    assert "broken.jpg" in done.stderr
+    # What the model was trained with can't be changed.
+    other = trainer(
+        "evaluate", run, "--data", photos, "--json", "--set", "data.image_size=64", cache=tmp_path
+    )
+    assert json.loads(other.stdout)["all/accuracy"] == json.loads(done.stdout)["all/accuracy"]
+
+
 def test_a_full_disk_ends_in_words_and_the_same_command_finishes_when_there_is_room(
     photos: Path, tmp_path: Path
 ) -> None:

@@ -231,6 +231,21 @@ EXACT = [
 ]  # fmt: skip
 
 
+def test_a_stop_during_validation_waits_for_no_more_images(dataset: Dataset, tmp_path: Path) -> None:
+    spec = load_spec(settings=[*SMALL, "train.epochs=2"])
+    whole, result = do_train(spec, dataset, tmp_path / "whole")
+    learner = learner_for(spec, dataset)
+    evaluator = Evaluator(learner.inference_model)
+    arguments = (dataset, spec, find_cluster(), tmp_path / "stopped" / "checkpoints", Recorder())
+    with pytest.raises(StoppedError, match="the checkpoint is safe"):
+        train(learner, *arguments, lambda: evaluator.loss_and_accuracy(dataset.held_out, lambda: True))
+    assert not (tmp_path / "stopped" / "history.jsonl").exists()
+    again, resumed = do_train(spec, dataset, tmp_path / "stopped")
+    assert untimed(resumed.history) == untimed(result.history)
+    for name, value in values(whole).items():
+        np.testing.assert_array_equal(value, values(again)[name], err_msg=name)
+
+
 def test_a_stopped_run_ends_with_the_bits_of_an_undisturbed_one(dataset: Dataset, tmp_path: Path) -> None:
     spec = load_spec(settings=EXACT)
     whole, result = do_train(spec, dataset, tmp_path / "whole")

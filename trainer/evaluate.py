@@ -6,11 +6,14 @@ image, from which every metric is computed. No image is padded, dropped or count
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import keras
 import numpy as np
 import tensorflow as tf
 
 from trainer.data.dataset import Dataset, Split
+from trainer.exits import StoppedError
 from trainer.metrics import Predictions
 
 _BATCH = 100
@@ -26,14 +29,21 @@ class Evaluator:
         pixels = tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8)
         self._probabilities = tf.function(self._compute, input_signature=[pixels])
 
-    def predict(self, split: Split, class_names: tuple[str, ...]) -> Predictions:
-        """Return the predictions for every image of `split`, in its order."""
+    def predict(
+        self, split: Split, class_names: tuple[str, ...], is_stopped: Callable[[], bool] = lambda: False
+    ) -> Predictions:
+        """Return the predictions for every image of `split`, in its order.
+
+        Raises StoppedError as soon as `is_stopped` returns True.
+        """
         count = len(split.labels)
         batch = max(1, min(_BATCH, _BATCH_BYTES // (4 * int(np.prod(split.pixels.shape[1:])))))
-        parts = [
-            self._probabilities(tf.constant(split.pixels.take(np.arange(start, min(start + batch, count)))))
-            for start in range(0, count, batch)
-        ]
+        parts = []
+        for start in range(0, count, batch):
+            if is_stopped():
+                raise StoppedError("Stopped on request during the evaluation.")
+            rows = np.arange(start, min(start + batch, count))
+            parts.append(self._probabilities(tf.constant(split.pixels.take(rows))))
         return Predictions(
             split=split.name,
             names=tuple(item.name for item in split.items),
@@ -42,9 +52,11 @@ class Evaluator:
             class_names=class_names,
         )
 
-    def loss_and_accuracy(self, split: Split) -> dict[str, float]:
-        """Return the mean cross-entropy and the accuracy on the whole of `split`."""
-        probabilities = self.predict(split, ()).probabilities
+    def loss_and_accuracy(
+        self, split: Split, is_stopped: Callable[[], bool] = lambda: False
+    ) -> dict[str, float]:
+        """Return the mean cross-entropy and the accuracy on the whole of `split`; stops as `predict` does."""
+        probabilities = self.predict(split, (), is_stopped).probabilities
         chosen = probabilities[np.arange(len(split.labels)), split.labels]
         return {
             "loss": float(-np.mean(np.log(np.maximum(chosen, np.finfo(np.float64).eps)))),

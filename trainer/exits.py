@@ -67,6 +67,12 @@ class TemporaryError(TrainerError):
     exit_code = 75
 
 
+class OutOfMemoryError(TrainerError):
+    """The host or the accelerator has too little memory for this run."""
+
+    exit_code = 137
+
+
 class StoppedError(TrainerError):
     """Stopped on request by a signal, with the checkpoint safe."""
 

@@ -56,16 +56,21 @@ def classify_files(model: LoadedModel, paths: Sequence[Path]) -> Iterator[tuple[
 
 
 def evaluate_source(
-    model: LoadedModel, source: str, cache_dir: Path, progress: Progress
+    model: LoadedModel, source: str, cache_dir: Path, progress: Progress, settings: Sequence[str] = ()
 ) -> tuple[dict[str, dict[str, float]], tuple[Rejection, ...]]:
-    """Return the metrics of `model` by split of `source`, and what was left out; see `load_labelled`."""
+    """Return the metrics of `model` by split of `source`, and what was left out; see `load_labelled`.
+
+    `settings` are those of a spec's data part, such as data.max_rejected=0.05; what the model
+    was trained with stays as it is. Raises UsageError for a setting that there is not.
+    """
     spec = load_spec(
+        settings=settings,
         overrides={
             "data.source": source,
             "data.image_size": model.image_size,
             "data.resize": model.resize,
             "data.interpolation": model.interpolation,
-        }
+        },
     )
     splits, rejected = load_labelled(spec.data, model.class_names, cache_dir, progress)
     return {name: compute_metrics(_predictions(model, split)) for name, split in splits.items()}, rejected

@@ -68,7 +68,7 @@ def run(spec: RunSpec, folder: RunFolder, cache_dir: Path, screen: Screen, stop:
     with stop.patience():
         result = train(
             learner, dataset, spec, cluster, folder.checkpoints, screen,
-            lambda: evaluator.loss_and_accuracy(dataset.held_out), stop.is_requested,
+            lambda: evaluator.loss_and_accuracy(dataset.held_out, stop.is_requested), stop.is_requested,
         )  # fmt: skip
     predictions = predict_splits(learner.inference_model, dataset)
     metrics = _keep_metrics(predictions, result, folder)

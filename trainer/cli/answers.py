@@ -14,6 +14,8 @@ import click
 
 from trainer.exits import DataError
 
+_LOG_SECONDS = 30.0
+
 
 def predict_command(model_path: Path, images: Sequence[Path], as_json: bool) -> None:
     """Print what the model says of each picture; raise DataError at the end if one was unusable."""
@@ -35,14 +37,17 @@ def predict_command(model_path: Path, images: Sequence[Path], as_json: bool) -> 
         raise DataError(f"{unusable} of {len(paths)} pictures can't be used; the lines above say why.")
 
 
-def evaluate_command(model_path: Path, data: str, cache_dir: Path, as_json: bool) -> None:
-    """Print how good the model is on every split of `data`."""
-    from trainer.data.progress import SilentProgress
+def evaluate_command(
+    model_path: Path, data: str, cache_dir: Path, as_json: bool, settings: Sequence[str]
+) -> None:
+    """Print how good the model is on every split of `data`; progress goes to standard error."""
+    from trainer.cli.console import Console
     from trainer.export import load_model
     from trainer.predict import evaluate_source
 
     model = load_model(model_path)
-    metrics, rejected = evaluate_source(model, data, cache_dir, SilentProgress())
+    with Console(_LOG_SECONDS, stderr=True) as console:
+        metrics, rejected = evaluate_source(model, data, cache_dir, console, settings)
     for each in rejected:
         click.echo(f"left out: {each.name}: {each.reason}", err=True)
     if as_json:

@@ -116,12 +116,19 @@ def predict(model: Path, images: tuple[Path, ...], as_json: bool) -> None:
 @click.argument("model", metavar="RUN_OR_MODEL", type=click.Path(path_type=Path))
 @click.option("--data", metavar="URI", required=True, help=_DATA_HELP)
 @click.option("--json", "as_json", is_flag=True, help="All metrics as one JSON object.")
-def evaluate(model: Path, data: str, as_json: bool) -> None:
+@click.option(
+    "--set",
+    "settings",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Change how the data are read: --set data.max_rejected=0.05.",
+)
+def evaluate(model: Path, data: str, as_json: bool, settings: tuple[str, ...]) -> None:
     """Measure a trained model on labelled pictures."""
     from trainer.cli.answers import evaluate_command
 
     _quiet_tensorflow()
-    evaluate_command(model, data, cache_folder(), as_json)
+    evaluate_command(model, data, cache_folder(), as_json, settings)
 
 
 def cache_folder() -> Path:

@@ -26,8 +26,8 @@ _LABEL_WIDTH = 10
 class Console:
     """The `Screen` of a run."""
 
-    def __init__(self, log_interval_seconds: float) -> None:
-        self.rich = rich.console.Console(highlight=False, soft_wrap=True)
+    def __init__(self, log_interval_seconds: float, stderr: bool = False) -> None:
+        self.rich = rich.console.Console(highlight=False, soft_wrap=True, stderr=stderr)
         self.interval = log_interval_seconds
         self._bar: rich.progress.Progress | None = None
         self._next_log = 0.0

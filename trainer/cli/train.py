@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from trainer.cli.console import Console
-from trainer.exits import StoppedError
+from trainer.exits import OutOfMemoryError, StoppedError
 from trainer.publish import latest_run, publish
 from trainer.run_folder import RunFolder, open_run_folder
 from trainer.spec import RunSpec
@@ -42,10 +42,18 @@ def train_command(spec: RunSpec, cache_dir: Path) -> None:
 
 def _do(spec: RunSpec, folder: RunFolder, cache_dir: Path, console: Console, stop: Stop) -> None:
     # TensorFlow takes seconds to load: what can be said without it comes first.
+    from tensorflow.errors import ResourceExhaustedError
+
     from trainer.run import run
 
     try:
         verdict = run(spec, folder, cache_dir, console, stop)
+    except (MemoryError, ResourceExhaustedError) as error:
+        detail = (str(error) or "no more memory").splitlines()[0][:200]
+        raise OutOfMemoryError(
+            "The memory does not suffice; lower train.global_batch_size, data.image_size or the size of the "
+            f"model, with another --run-name. Received: {detail}"
+        ) from None
     except StoppedError as error:
         again = f"{_program()} train {shlex.quote(str(folder.path / 'spec.yaml'))}"
         raise StoppedError(f"{error} Continue with: {again}") from None

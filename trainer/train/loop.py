@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from trainer.data.dataset import Dataset
 from trainer.exits import DivergedError, StoppedError
 from trainer.spec import RunSpec
 from trainer.storage.local import write_text
+from trainer.train.clock import Clock
 from trainer.train.events import EventLog
 from trainer.train.feed import Feed
 from trainer.train.learner import Learner
@@ -56,7 +57,9 @@ class TrainResult:
 
 
 Validate = Callable[[], dict[str, float]]
-"""Evaluates the learner's inference model on the held-out split: {'loss': .., 'accuracy': ..}."""
+"""Evaluates the learner's inference model on the held-out split: {'loss': .., 'accuracy': ..}.
+
+May raise StoppedError when a stop is asked for; the loop then saves and stops."""
 
 
 class Loop:
@@ -157,7 +160,10 @@ class Loop:
 
     def _end_epoch(self) -> None:
         epoch = self._epoch() + 1
-        row = self._row(epoch)
+        try:
+            row = self._row(epoch)
+        except StoppedError:
+            self._stop()  # what the steps did is saved, the epoch's row is made when it goes on
         if not self._is_sound(row):
             self._recover()
             return
@@ -234,7 +240,7 @@ class Loop:
             if path not in list_checkpoints(self.folder, whole_epochs=True):
                 path.unlink()  # it is of the epoch that went wrong
 
-    def _stop(self) -> None:
+    def _stop(self) -> NoReturn:
         self.standing.elapsed_seconds += self.clock.seconds()
         self._save()
         raise StoppedError(
@@ -257,24 +263,6 @@ class Loop:
         if self.spec.train.keeps_best and best.exists():
             restore_checkpoint(best, self.learner.variables())
         self.learner.fill_inference_model()
-
-
-class Clock:
-    """Times one epoch: how long, how many images, how much of it waiting for data."""
-
-    def __init__(self, feed: Feed, standing: Standing) -> None:
-        self.feed = feed
-        self.started = time.perf_counter()
-        self.images, self.waited = standing.images, feed.waited_seconds
-
-    def seconds(self) -> float:
-        """Return the seconds since the epoch began here."""
-        return time.perf_counter() - self.started
-
-    def rates(self, standing: Standing) -> tuple[float, float]:
-        """Return images per second, and the share of time spent waiting, in 0..1."""
-        seconds = max(1e-9, self.seconds())
-        return (standing.images - self.images) / seconds, (self.feed.waited_seconds - self.waited) / seconds
 
 
 def train(

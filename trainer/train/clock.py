@@ -1,0 +1,30 @@
+"""How fast an epoch goes.
+
+In: the feed and where training stands. Out: seconds, images per second, and the share of the
+time that was spent waiting for data.
+"""
+
+from __future__ import annotations
+
+import time
+
+from trainer.train.feed import Feed
+from trainer.train.progress import Standing
+
+
+class Clock:
+    """Times one epoch: how long, how many images, how much of it waiting for data."""
+
+    def __init__(self, feed: Feed, standing: Standing) -> None:
+        self.feed = feed
+        self.started = time.perf_counter()
+        self.images, self.waited = standing.images, feed.waited_seconds
+
+    def seconds(self) -> float:
+        """Return the seconds since the epoch began here."""
+        return time.perf_counter() - self.started
+
+    def rates(self, standing: Standing) -> tuple[float, float]:
+        """Return images per second, and the share of time spent waiting, in 0..1."""
+        seconds = max(1e-9, self.seconds())
+        return (standing.images - self.images) / seconds, (self.feed.waited_seconds - self.waited) / seconds
