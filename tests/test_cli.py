@@ -123,7 +123,7 @@ def test_without_tensorflow_the_command_says_what_brings_it(tmp_path: Path) -> N
         capture_output=True, text=True, check=False, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 2
-    assert "trainer[cpu]" in done.stderr
+    assert "'.[cpu]'" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from trainer.exits import UsageError
-from trainer.publish import is_finished, latest_run, publish, verify
+from trainer.publish import is_finished, is_pointer_older, latest_run, publish, verify
 
 
 @pytest.fixture
@@ -76,6 +76,15 @@ def test_publication_cut_short_before_the_pointer_only_moves_the_pointer(run: Pa
     publish(run)
     assert (run.parent / "latest").read_text() == "pets-1\n"
     assert ((run / "MANIFEST.json").stat().st_ino, (run / "_SUCCESS").stat().st_ino) == before
+
+
+def test_a_pointer_that_a_crash_left_behind_is_told_from_one_that_moved_on(run: Path) -> None:
+    assert is_pointer_older(run)
+    pointer = publish(run)
+    assert not is_pointer_older(run)
+    published = (run / "_SUCCESS").stat().st_mtime_ns
+    os.utime(pointer, ns=(published - 1, published - 1))
+    assert is_pointer_older(run)
 
 
 def test_marker_of_another_manifest_is_never_replaced(run: Path) -> None:

@@ -239,7 +239,9 @@ def test_evaluate_measures_a_run_on_other_data(
     other = trainer(
         "evaluate", run, "--data", photos, "--json", "--set", "data.image_size=64", cache=tmp_path
     )
-    assert json.loads(other.stdout)["all/accuracy"] == json.loads(done.stdout)["all/accuracy"]
+    assert json.loads(other.stdout) == json.loads(done.stdout)
+    wrong = trainer("evaluate", run, "--data", photos, "--set", "train.epochs=3", cache=tmp_path)
+    refused(wrong, 2, "train.epochs", "data part")
 
 
 def test_a_full_disk_ends_in_words_and_the_same_command_finishes_when_there_is_room(

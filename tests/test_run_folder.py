@@ -32,6 +32,15 @@ def test_a_new_run_is_named_after_recipe_moment_and_spec_and_can_be_found_by_its
     assert again == run
 
 
+def test_a_run_is_found_by_its_file_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    run = open_run_folder(spec_in(Path("runs")), NOW)
+    written = (tmp_path / run.path / "spec.yaml").absolute()
+    monkeypatch.chdir("elsewhere")
+    assert open_run_folder(read_spec(written), NOW).path == tmp_path / "runs" / "one"
+
+
 def test_a_begun_run_refuses_another_spec_with_the_keys(tmp_path: Path) -> None:
     run = begun(tmp_path)
     before = (run.path / "spec.yaml").read_text()

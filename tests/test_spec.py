@@ -58,6 +58,30 @@ def test_a_model_of_another_family_starts_from_its_own_defaults() -> None:
     assert load_spec(settings=["model.filters=[8]", "model.blocks=[1]"]).model.family == "residual"
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_settings_count_in_any_order(order: int) -> None:
+    settings = ["model.dropout=0.5", "model.family=residual", "model.stem_filters=8"][::order]
+    for recipe in (None, "cifar10", "cats-vs-dogs-augmented"):
+        model = load_spec(recipe=recipe, settings=settings).model
+        assert (model.family, model.dropout) == ("residual", 0.5)
+    plain = load_spec(settings=["model.filters=[8]", "model.family=plain"][::order]).model
+    assert (plain.family, plain.filters) == ("plain", (8,))
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("augment={crop: {first_size: 96, size: 64}}", "first_size"),
+        ("optimizer={name: adam, momentum: 0.9}", "momentum"),
+        ("optimizer={name: rmsprop, nesterov: true}", "nesterov"),
+        ("optimizer={schedule: constant, final_fraction: 0.1}", "final_fraction"),
+    ],
+)
+def test_a_setting_that_nothing_would_read_is_refused(setting: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        load_spec(settings=[setting])
+
+
 @pytest.mark.parametrize(
     ("setting", "words"),
     [

@@ -393,6 +393,9 @@ def test_a_time_budget_ends_training_after_an_epoch(dataset: Dataset, tmp_path: 
     _, result = do_train(spec, dataset, tmp_path)
     assert len(result.history) == 1
     assert "time budget" in result.ended
+    # An end that comes with the last epoch is no early one.
+    spec = load_spec(settings=[*SMALL, "train.epochs=1", "train.time_budget_seconds=0.000001"])
+    assert do_train(spec, dataset, tmp_path / "one")[1].ended == ""
 
 
 def test_the_average_follows_the_weights_and_is_what_is_kept(dataset: Dataset, tmp_path: Path) -> None:

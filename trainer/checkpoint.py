@@ -46,6 +46,21 @@ def save_checkpoint(
     return path
 
 
+def save_best(folder: Path, epoch: int, variables: Mapping[str, tf.Variable]) -> None:
+    """Write the weights of the best epoch so far; those of the best before it stay too.
+
+    A restart may have to go back to a checkpoint that knows only the one before.
+    """
+    write_arrays(_best(folder, epoch), variables, {"epoch": epoch})
+    for old in sorted(folder.glob("best-*.npz"))[:-_KEPT]:
+        old.unlink(missing_ok=True)
+
+
+def restore_best(folder: Path, epoch: int, variables: Mapping[str, tf.Variable]) -> None:
+    """Put what `save_best` wrote for `epoch` into `variables`; raises what `restore_checkpoint` raises."""
+    restore_checkpoint(_best(folder, epoch), variables)
+
+
 def write_arrays(path: Path, variables: Mapping[str, tf.Variable], record: Mapping[str, Any]) -> None:
     """Write `variables` and `record` to `path`, which appears only when it is complete."""
     arrays = {name: variable.numpy() for name, variable in variables.items()}
@@ -53,6 +68,10 @@ def write_arrays(path: Path, variables: Mapping[str, tf.Variable], record: Mappi
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     write_bytes(path, buffer.getvalue())
+
+
+def _best(folder: Path, epoch: int) -> Path:
+    return folder / f"best-{epoch:06d}.npz"
 
 
 def list_checkpoints(folder: Path, whole_epochs: bool = False) -> list[Path]:

@@ -16,7 +16,7 @@ from trainer.data.dataset import Split
 from trainer.data.header import reason_not_to_decode, reason_of_failure
 from trainer.data.items import Rejection
 from trainer.data.labelled import load_labelled
-from trainer.data.layouts.found import IMAGE_SUFFIXES
+from trainer.data.layouts.found import files_below, rejection_of
 from trainer.data.progress import Progress
 from trainer.exits import DataError, UsageError
 from trainer.export import LoadedModel
@@ -37,8 +37,8 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = (each for each in path.rglob("*") if each.suffix.lower() in IMAGE_SUFFIXES)
-            found += sorted(each for each in inside if each.is_file())
+            inside = files_below(path)
+            found += sorted(each for each in inside if rejection_of(each, each.name) is None)
         elif path.exists():
             found.append(path)
         else:
@@ -63,16 +63,19 @@ def evaluate_source(
     `settings` are those of a spec's data part, such as data.max_rejected=0.05; what the model
     was trained with stays as it is. Raises UsageError for a setting that there is not.
     """
-    spec = load_spec(
-        settings=settings,
-        overrides={
-            "data.source": source,
-            "data.image_size": model.image_size,
-            "data.resize": model.resize,
-            "data.interpolation": model.interpolation,
-        },
-    )
-    splits, rejected = load_labelled(spec.data, model.class_names, cache_dir, progress)
+    for setting in settings:
+        if not setting.startswith("data."):
+            raise UsageError(
+                f"Only the data part can be set here, such as data.layout=folders. Received: {setting}"
+            )
+    fixed = {
+        "source": source,
+        "image_size": model.image_size,
+        "resize": model.resize,
+        "interpolation": model.interpolation,
+    }
+    spec = load_spec(settings=settings).data.model_copy(update=fixed)
+    splits, rejected = load_labelled(spec, model.class_names, cache_dir, progress)
     return {name: compute_metrics(_predictions(model, split)) for name, split in splits.items()}, rejected
 
 

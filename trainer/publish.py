@@ -63,6 +63,14 @@ def is_finished(run_folder: Path) -> bool:
         return False
 
 
+def is_pointer_older(run_folder: Path) -> bool:
+    """Return whether the pointer was last moved before the finished run at `run_folder` got its marker."""
+    pointer = run_folder.parent / POINTER
+    if latest_run(run_folder.parent) is None:
+        return True
+    return pointer.stat().st_mtime_ns < (run_folder / MARKER).stat().st_mtime_ns
+
+
 def latest_run(output: Path) -> Path | None:
     """Return the run that the pointer in `output` names; None if there is no pointer, or no such run."""
     try:

@@ -157,5 +157,6 @@ def _report(
         pictures=lambda split, rows: dataset.splits[split].pixels.take(rows),
         train_seconds=result.seconds,
         ended=result.ended,
+        best_epoch=result.best_epoch,
     )
     return write_report(folder.path, inputs)

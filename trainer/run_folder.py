@@ -83,8 +83,9 @@ def open_run_folder(spec: RunSpec, now: datetime) -> RunFolder:
     if folder.has_checkpoints or folder.finished:
         return folder
     prepare_folder(path)
-    # The name is settled: written down, the same file continues the same run.
-    write_text(path / "spec.yaml", dump_spec(spec.model_copy(update={"run_name": name})))
+    # Name and place are settled: written down, the same file continues the same run from anywhere.
+    settled = {"run_name": name, "output": str(path.parent.absolute())}
+    write_text(path / "spec.yaml", dump_spec(spec.model_copy(update=settled)))
     return folder
 
 

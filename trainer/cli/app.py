@@ -147,7 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if error.name not in ("tensorflow", "keras"):
             raise
         _fail(
-            "TensorFlow is not installed; `pip install 'trainer[cpu]'`, or gpu or tpu, brings it. "
+            "TensorFlow is not installed; `pip install '.[cpu]'` in this project's folder, or gpu or tpu, "
+            "brings it. "
             f"Received: no module {error.name}",
             2,
         )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from trainer.cli.console import Console
 from trainer.exits import OutOfMemoryError, StoppedError
-from trainer.publish import latest_run, publish
+from trainer.publish import is_pointer_older, publish
 from trainer.run_folder import RunFolder, open_run_folder
 from trainer.spec import RunSpec
 from trainer.stop import Stop
@@ -30,7 +30,7 @@ def train_command(spec: RunSpec, cache_dir: Path) -> None:
         console.on_fact("run", str(folder.path))
         if folder.finished:
             console.line("This run is finished; there is nothing to do.")
-            if latest_run(folder.path.parent) is None:
+            if is_pointer_older(folder.path):
                 publish(folder.path)  # a crash came between its marker and the pointer
         else:
             _do(spec, folder, cache_dir, console, stop)
@@ -42,13 +42,13 @@ def train_command(spec: RunSpec, cache_dir: Path) -> None:
 
 def _do(spec: RunSpec, folder: RunFolder, cache_dir: Path, console: Console, stop: Stop) -> None:
     # TensorFlow takes seconds to load: what can be said without it comes first.
-    from tensorflow.errors import ResourceExhaustedError
+    import tensorflow as tf
 
     from trainer.run import run
 
     try:
         verdict = run(spec, folder, cache_dir, console, stop)
-    except (MemoryError, ResourceExhaustedError) as error:
+    except (MemoryError, tf.errors.ResourceExhaustedError) as error:
         detail = (str(error) or "no more memory").splitlines()[0][:200]
         raise OutOfMemoryError(
             "The memory does not suffice; lower train.global_batch_size, data.image_size or the size of the "

@@ -106,7 +106,7 @@ def _draw_history(inputs: ReportInputs, settings: Mapping[str, Any]) -> list[Plo
     if not inputs.history:
         return []
     monitor = _monitor(settings)
-    best = find_best_epoch(inputs.history, inputs.held_out, monitor)
+    best = inputs.best_epoch or find_best_epoch(inputs.history, inputs.held_out, monitor)
     plots = []
     for measure in ("accuracy", "loss"):
         ends = [

@@ -52,9 +52,11 @@ def load_spec(
     for key, value in (overrides or {}).items():
         if value is not None:
             values = _with_setting(values, key, value)
+    # Settings are of equal rank: together they say which family is meant, in any order.
+    together: dict[str, Any] = {}
     for text in settings:
-        values = _with_setting(values, *_split_setting(text))
-    return _validated(values)
+        together = _with_setting(together, *_split_setting(text))
+    return _validated(_merged(values, together))
 
 
 def read_spec(path: Path) -> RunSpec:
@@ -122,7 +124,7 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def _another_family(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     # The settings of one model family mean nothing to another: start afresh.
-    return "family" in new and new["family"] != old.get("family")
+    return bool(new.get("family", old.get("family")) != old.get("family", new.get("family")))
 
 
 def _validated(values: dict[str, Any]) -> RunSpec:

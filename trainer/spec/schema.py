@@ -62,6 +62,8 @@ class CropSpec(Checked):
     def _ordered(self) -> CropSpec:
         if self.scale[0] > self.scale[1] or self.scale[1] == 0 or self.ratio[0] > self.ratio[1]:
             raise ValueError("scale and ratio are [smallest, largest], and the largest scale is above 0")
+        if self.first_size and self.size and self.first_size > self.size:
+            raise ValueError("crops grow: first_size can't be above size")
         return self
 
 
@@ -147,6 +149,16 @@ class OptimizerSpec(Checked):
     warmup_epochs: NonNegative = 0.0
     final_fraction: Fraction = 0.0
     """The share of the learning rate at which cosine ends."""
+
+    @model_validator(mode="after")
+    def _used(self) -> OptimizerSpec:
+        if (self.momentum or self.nesterov) and self.name not in ("sgd", "rmsprop"):
+            raise ValueError(f"momentum and nesterov are of sgd and rmsprop, not of {self.name}")
+        if self.nesterov and self.name != "sgd":
+            raise ValueError("nesterov is of sgd only")
+        if self.final_fraction and self.schedule == "constant":
+            raise ValueError("final_fraction is where the cosine schedule ends; a constant one has no end")
+        return self
 
 
 class EarlyStoppingSpec(Checked):

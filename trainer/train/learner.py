@@ -57,6 +57,12 @@ class Learner:
             named[f"average/{index:04d}"] = shadow
         return named
 
+    def answering_variables(self) -> dict[str, tf.Variable]:
+        """Return the variables of the inference model, by a name that is stable."""
+        return {
+            f"answer/{index:04d}": weight.value for index, weight in enumerate(self.inference_model.weights)
+        }
+
 
 def build_learner(spec: RunSpec, class_count: int, steps_per_epoch: int, cluster: Cluster) -> Learner:
     """Return a learner with fresh weights, made from `spec.seed`, in the cluster's strategy."""

@@ -19,10 +19,10 @@ import numpy as np
 from trainer.augment import crop_side
 from trainer.checkpoint import (
     list_checkpoints,
-    restore_checkpoint,
+    restore_best,
     restore_newest,
+    save_best,
     save_checkpoint,
-    write_arrays,
 )
 from trainer.cluster import Cluster
 from trainer.data.dataset import Dataset
@@ -208,7 +208,9 @@ class Loop:
         least = stopping.min_change if stopping else 0.0
         if value is not None and value > standing.best_score + least:
             standing.best_epoch, standing.best_score = epoch, value
-            write_arrays(self.folder / "best.npz", self.learner.variables(), {"epoch": epoch})
+            save_best(self.folder, epoch, self.learner.answering_variables())
+        if epoch == self.spec.train.epochs:
+            return
         if value is not None and out_of_patience(standing, epoch, stopping):
             standing.ended = f"no better {self.held_out} result since epoch {standing.best_epoch}"
         budget = self.spec.train.time_budget_seconds
@@ -223,8 +225,9 @@ class Loop:
                 f"The loss stopped being a number in epoch {epoch}, {_MOST_RECOVERIES} times with half the "
                 f"rate each; lower optimizer.learning_rate. Received: {self.spec.optimizer.learning_rate}"
             )
+        elapsed = self.standing.elapsed_seconds + self.clock.seconds()
         self._resume_quietly()
-        self.standing.recoveries = recoveries
+        self.standing.recoveries, self.standing.elapsed_seconds = recoveries, elapsed
         self.learner.schedule.scale.assign(0.5**recoveries)
         self.observer.on_message(
             f"the loss is not a number in epoch {epoch}: back to the end of epoch {self._epoch()} "
@@ -259,10 +262,10 @@ class Loop:
 
     def _keep(self) -> None:
         """Fill the inference model with the weights that the run is to keep."""
-        best = self.folder / "best.npz"
-        if self.spec.train.keeps_best and best.exists():
-            restore_checkpoint(best, self.learner.variables())
-        self.learner.fill_inference_model()
+        if self.spec.train.keeps_best and self.standing.best_epoch:
+            restore_best(self.folder, self.standing.best_epoch, self.learner.answering_variables())
+        else:
+            self.learner.fill_inference_model()
 
 
 def train(

@@ -12,6 +12,7 @@ from pathlib import Path
 from trainer.data.items import Item, Rejection
 from trainer.data.layouts.found import (
     Found,
+    files_below,
     list_folder,
     name_of,
     printable,
@@ -35,7 +36,7 @@ def read_folders(root: Path) -> Found:
     for folder in folders:
         split = split_named(folder.name)
         if split is None:
-            _set_aside(found, _files_below(folder), root, "outside the folders of the splits")
+            _set_aside(found, files_below(folder), root, "outside the folders of the splits")
             continue
         classes, files = list_folder(folder)
         _set_aside(found, files, root, "outside the class folders")
@@ -59,7 +60,7 @@ def _speaks_of_splits(folders: list[Path], base: Path) -> bool:
 def _read_classes(found: Found, classes: list[Path], split: str | None, root: Path) -> None:
     for folder in classes:
         before = len(found.items)
-        files = _files_below(folder)
+        files = files_below(folder)
         for path in files:
             _add(found, path, printable(folder.name), split, root)
         if len(found.items) == before:
@@ -83,13 +84,3 @@ def _set_aside(found: Found, paths: list[Path], root: Path, where: str) -> None:
     for path in paths:
         name = name_of(path, root)
         found.rejections.append(rejection_of(path, name) or Rejection(name, where, damaged=False))
-
-
-def _files_below(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> list[Path]:
-    """Return all files in `folder` and below, by name; a link back to a folder above is not followed."""
-    status = folder.stat()
-    identity = (status.st_dev, status.st_ino)
-    if identity in above:
-        return []
-    folders, files = list_folder(folder)
-    return files + [path for below in folders for path in _files_below(below, above | {identity})]

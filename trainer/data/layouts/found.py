@@ -81,6 +81,19 @@ def list_folder(folder: Path) -> tuple[list[Path], list[Path]]:
     return folders, others
 
 
+def files_below(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> list[Path]:
+    """Return all files in `folder` and below, by name; hidden ones and litter are left out.
+
+    A link back to a folder above is not followed. Raises DataError.
+    """
+    status = folder.stat()
+    identity = (status.st_dev, status.st_ino)
+    if identity in above:
+        return []
+    folders, files = list_folder(folder)
+    return files + [path for below in folders for path in files_below(below, above | {identity})]
+
+
 def wrapped_folders(root: Path) -> list[Path]:
     """Return `root`, the only folder in it, the only one in that, and so on, while no name is a split's."""
     chain = [root]
