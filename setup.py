@@ -45,6 +45,8 @@ EXTRAS = {
     # those of its own time, for a much newer one may have dropped the interface that it speaks.
     "tpu": ["tensorflow-tpu==2.20.*", "libtpu<0.0.22", *KERAS, TENSORBOARD],
     "test": [
+        # A bucket on loopback. The tests patch it at private places: exactly this version.
+        "gcp-storage-emulator==2026.7.19",
         "hypothesis>=6.100",  # finds the inputs that nobody thought of
         "mypy>=1.18",  # the types
         "pytest>=8.4",

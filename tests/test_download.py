@@ -93,6 +93,15 @@ def test_redirect_to_http_is_refused(server: HttpsServer, tmp_path: Path) -> Non
         fetch(server, tmp_path)
 
 
+@pytest.mark.parametrize("location", ["https://[::1", "/\xff\xfe"])
+def test_redirect_to_what_is_no_address_is_a_data_error(
+    server: HttpsServer, tmp_path: Path, location: str
+) -> None:
+    server.faults = [Fault(302, location=location)]
+    with pytest.raises(DataError, match="no address"):
+        fetch(server, tmp_path)
+
+
 def test_redirects_in_a_circle_are_a_data_error(server: HttpsServer, tmp_path: Path) -> None:
     server.faults = [Fault(302, location="/digits.bin")] * 20
     with pytest.raises(DataError, match="more than 10 times"):

@@ -85,9 +85,9 @@ def test_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     ("source", "says"),
     [
         ("http://example.org/a.zip", "over https only"),
-        ("ftp://example.org/a.zip", r"an https:// URL\. Received: 'ftp://"),
-        ("s3://bucket/a.zip", r"an https:// URL\. Received: 's3://"),
-        ("gs://bucket/a.zip", "gs:// sources are not supported yet"),
+        ("ftp://example.org/a.zip", r"https:// or gs:// URL\. Received: 'ftp://"),
+        ("s3://bucket/a.zip", r"https:// or gs:// URL\. Received: 's3://"),
+        ("gs:///a.zip", "gs://BUCKET/PREFIX"),
         ("https:///a.zip", "names no host"),
         ("https://[::1/a.zip", "isn't a URL"),
         ("https://exa mple.org/a.zip", "isn't a URL"),

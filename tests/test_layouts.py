@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,29 @@ def test_splits_without_class_folders_are_an_error(tmp_path: Path) -> None:
         read_layout(tmp_path, "auto")
 
 
+def test_folders_that_link_to_each_other_are_each_read_once(tmp_path: Path) -> None:
+    put(tmp_path, *(f"{label}/{number}/{number}.png" for label in "ab" for number in range(9)))
+    for label in "ab":
+        for number in range(9):
+            for other in range(9):
+                os.symlink(f"../{other}", tmp_path / label / str(number) / f"to-{other}")
+    items, _, _ = read_layout(tmp_path, "auto")
+    assert len(items) == 18
+
+
+def test_folders_deeper_than_pythons_stack_are_read(tmp_path: Path) -> None:
+    put(tmp_path, "a/1.png", "b/1.png")
+    folder = f"{tmp_path}/a"
+    for _ in range(1200):
+        folder += "/d"
+        os.mkdir(folder)
+    try:
+        assert len(read_layout(tmp_path, "auto")[0]) == 2
+    finally:
+        # pytest's own cleaning is recursive.
+        subprocess.run(["rm", "-r", tmp_path / "a"], check=True)
+
+
 def test_only_images_and_nothing_hidden_count(tmp_path: Path) -> None:
     put(
         tmp_path,
@@ -93,11 +117,15 @@ def test_only_images_and_nothing_hidden_count(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a" / "pipe.jpg")
     os.symlink(tmp_path / "b" / "1.jpe", tmp_path / "a" / "link.jpg")
     os.symlink(tmp_path / "nowhere", tmp_path / "a" / "broken.jpg")
+    os.symlink("itself.png", tmp_path / "a" / "itself.png")
     os.symlink(tmp_path / "a", tmp_path / "a" / "loop")
+    os.symlink("..", tmp_path / "a" / "up")
+    os.symlink("../b", tmp_path / "a" / "other-class")
     items, rejections, _ = read_layout(tmp_path, "auto")
     assert [item.name for item in items] == ["a/link.jpg", "a/no-suffix", "b/1.jpe"]
     assert reasons(rejections) == {
         "a/broken.jpg": ("a link that leads nowhere", True),
+        "a/itself.png": ("a link that leads nowhere", True),
         "a/mystery": ("not an image type: no extension", False),
         "a/notes.txt": ("not an image type: .txt", False),
         "a/pipe.jpg": ("not a plain file", False),

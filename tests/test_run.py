@@ -148,8 +148,11 @@ def test_a_picture_that_cannot_be_used_is_named_and_the_others_are_answered(
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "a.png")
     (tmp_path / "b.jpg").write_text("hello")
     (tmp_path / "c.jpg").write_bytes(b"")
-    done = trainer("predict", run, tmp_path, cache=tmp_path / "cache")
-    refused(done, 65, "b.jpg: not an image", "c.jpg: empty file", "2 of 3")
+    # Hidden files are no pictures of the user's, here as in training.
+    (tmp_path / "._a.jpg").write_bytes(b"litter")
+    os.mkfifo(tmp_path / "pipe")
+    done = trainer("predict", run, tmp_path, tmp_path / "pipe", cache=tmp_path / "cache")
+    refused(done, 65, "b.jpg: not an image", "c.jpg: empty file", "pipe: not a plain file", "3 of 4")
     assert len(done.stdout.splitlines()) == 1
     assert "a.png" in done.stdout
 
@@ -167,6 +170,15 @@ def test_what_is_no_model_is_refused(
     about = json.loads((copy / "assets" / "model.json").read_text())
     (copy / "assets" / "model.json").write_text(json.dumps({**about, "format_version": 99}))
     refused(trainer("predict", copy, picture, cache=tmp_path), 2, "format 99")
+    for change in ({"class_names": ["one"]}, {"image_size": 64}, {"image_size": "wide"}):
+        (copy / "assets" / "model.json").write_text(json.dumps({**about, **change}))
+        refused(trainer("predict", copy, picture, cache=tmp_path), 2, "damaged")
+    (copy / "assets" / "model.json").write_text(json.dumps({"format_version": about["format_version"]}))
+    refused(trainer("predict", copy, picture, cache=tmp_path), 2, "damaged")
+    (copy / "assets" / "model.json").write_text(json.dumps(about))
+    weights = next((copy / "variables").glob("*.data-*"))
+    weights.write_bytes(weights.read_bytes()[:-100])
+    refused(trainer("predict", copy, picture, cache=tmp_path), 2, "damaged")
     (copy / "assets" / "model.json").unlink()
     refused(trainer("predict", copy, picture, cache=tmp_path), 2, "not exported by this program")
 
@@ -194,6 +206,39 @@ def test_a_run_stopped_by_a_signal_goes_on_to_the_same_bits(photos: Path, tmp_pa
     assert whole.returncode == 0
     for name in ("predictions.csv",):
         assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_source_that_vanishes_while_it_trains_costs_nothing(photos: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(photos, tmp_path / "photos")
+    settings = [*QUICK, "--set", "train.epochs=60", "--set", "train.steps_per_call=1"]
+    process = subprocess.Popen(
+        command("train", "--data", data, "--output", tmp_path, "--run-name", "one", *settings),
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not (tmp_path / "one" / "history.jsonl").exists() and process.poll() is None:
+        time.sleep(0.05)
+    shutil.rmtree(data / "discs")
+    for path in (data / "stripes").iterdir():
+        path.write_bytes(b"something else")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, out + err
+    assert "from the cache: the source has changed" in out
+    assert is_finished(tmp_path / "one")
+
+
+def test_a_published_run_that_was_changed_is_left_as_it_is(
+    finished: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    run, _ = finished
+    copy = tmp_path / "first"
+    subprocess.run(["cp", "-r", run, copy], check=True)
+    with open(copy / "MANIFEST.json", "a") as file:
+        file.write(" ")
+    before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
+    done = trainer("train", run / "spec.yaml", "--output", tmp_path, cache=run.parent / "cache")
+    refused(done, 2, "changed it after it was published")
+    assert before == {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
 
 
 def test_what_a_user_gets_wrong_is_refused_without_a_traceback(photos: Path, tmp_path: Path) -> None:

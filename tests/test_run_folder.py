@@ -73,7 +73,8 @@ def test_a_folder_with_nothing_but_a_crashs_leftover_is_free(tmp_path: Path) -> 
 
 def test_changed_data_or_precision_stop_a_begun_run(tmp_path: Path) -> None:
     run = begun(tmp_path)
-    require_same_start(run, "aa", "float32")
+    with pytest.raises(UsageError, match="can't be read any more"):
+        require_same_start(run, "aa", "float32")
     write_json(run.path / "dataset.json", {"digest": "sha256:aa"})
     write_json(run.path / "environment.json", {"precision": "float32"})
     require_same_start(run, "aa", "float32")

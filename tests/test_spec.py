@@ -58,6 +58,38 @@ def test_a_model_of_another_family_starts_from_its_own_defaults() -> None:
     assert load_spec(settings=["model.filters=[8]", "model.blocks=[1]"]).model.family == "residual"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '!!int ""',
+        '!!float ""',
+        "!!bool maybe",
+        "!!timestamp foo",
+        "[" * 3000,
+        "0x" + "f" * 9000,
+        "!!python/name:os",
+    ],
+)
+def test_a_value_that_yaml_cannot_make_is_refused_in_words(text: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        load_spec(settings=[f"seed={text}"])
+    assert len(str(refused.value)) < 400
+
+
+def test_a_value_of_gigabytes_is_refused_at_once(tmp_path: Path) -> None:
+    # Ten lines, each a list of ten of the one before.
+    lines = ["a: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
+    (tmp_path / "bomb.yaml").write_text("\n".join(lines))
+    with pytest.raises(UsageError, match="not a setting"):
+        load_spec(tmp_path / "bomb.yaml")
+
+
+def test_a_recipe_is_no_setting() -> None:
+    with pytest.raises(UsageError, match="--recipe"):
+        load_spec(settings=["recipe=cifar10"])
+
+
 @pytest.mark.parametrize("order", [1, -1])
 def test_settings_count_in_any_order(order: int) -> None:
     settings = ["model.dropout=0.5", "model.family=residual", "model.stem_filters=8"][::order]

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer.checkpoint import list_checkpoints, restore_newest
+from trainer.checkpoint import list_checkpoints, restore_newest, save_checkpoint
 from trainer.cluster import choose_precision, choose_xla, find_cluster
 from trainer.data.batches import batch_indices, steps_per_epoch
 from trainer.data.dataset import Dataset, Split
 from trainer.data.items import Item
 from trainer.evaluate import Evaluator, predict_splits
-from trainer.exits import DivergedError, StoppedError
+from trainer.exits import DivergedError, StoppedError, UsageError
 from trainer.spec import RunSpec, load_spec
 from trainer.train import CallReport, Learner, TrainResult, build_learner, train
 from trainer.train.feed import Feed
@@ -290,6 +290,40 @@ def test_leaving_the_dropout_state_out_of_a_checkpoint_would_be_seen(
     np.savez(path, **arrays)
     do_train(spec, dataset, tmp_path / "stopped", learner=learner)
     assert any(not np.array_equal(value, values(learner)[name]) for name, value in values(whole).items())
+
+
+@pytest.mark.parametrize("damage", ["empty", "text", "array", "no record", "folder"])
+def test_every_kind_of_damaged_checkpoint_is_passed_over(
+    dataset: Dataset, tmp_path: Path, damage: str
+) -> None:
+    learner = learner_for(load_spec(settings=SMALL), dataset)
+    save_checkpoint(tmp_path, 1, learner.variables(), {"at": 1})
+    newest = save_checkpoint(tmp_path, 2, learner.variables(), {"at": 2})
+    newest.unlink()
+    if damage == "folder":
+        newest.mkdir()
+    elif damage == "array":
+        with open(newest, "wb") as file:
+            np.save(file, np.zeros(3))
+    elif damage == "no record":
+        np.savez(newest, one=np.zeros(3))
+    else:
+        newest.write_bytes(b"" if damage == "empty" else b"zz")
+    assert restore_newest(tmp_path, learner.variables()) == {"at": 1}
+
+
+def test_lost_best_weights_are_told_before_the_training_goes_on(dataset: Dataset, tmp_path: Path) -> None:
+    settings = [*SMALL, "train.keep=best", "train.epochs=8"]
+    with pytest.raises(StoppedError):
+        do_train(load_spec(settings=settings), dataset, tmp_path, stop_at=20)
+    bests = sorted((tmp_path / "checkpoints").glob("best-*.npz"))
+    assert 1 <= len(bests) <= 2
+    for best in bests:
+        best.write_bytes(b"zz")
+    recorder = Recorder()
+    with pytest.raises(UsageError, match="best epoch"):
+        do_train(load_spec(settings=settings), dataset, tmp_path, recorder)
+    assert recorder.calls == []
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(dataset: Dataset, tmp_path: Path) -> None:

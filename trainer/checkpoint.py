@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,12 @@ from trainer.storage.local import write_bytes
 _RECORD = "record.json"
 _PART = "-part"
 _KEPT = 2
+
+DAMAGE = (
+    OSError, ValueError, EOFError, KeyError, TypeError, RuntimeError, NotImplementedError,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What reading a damaged file can raise."""
 
 
 def save_checkpoint(
@@ -57,8 +64,14 @@ def save_best(folder: Path, epoch: int, variables: Mapping[str, tf.Variable]) ->
 
 
 def restore_best(folder: Path, epoch: int, variables: Mapping[str, tf.Variable]) -> None:
-    """Put what `save_best` wrote for `epoch` into `variables`; raises what `restore_checkpoint` raises."""
-    restore_checkpoint(_best(folder, epoch), variables)
+    """Put what `save_best` wrote for `epoch` into `variables`. Raises UsageError if it can't be read."""
+    try:
+        restore_checkpoint(_best(folder, epoch), variables)
+    except DAMAGE as error:
+        raise UsageError(
+            f"The weights of the best epoch are lost: {_best(folder, epoch)} is missing or damaged. "
+            f"Start again with another --run-name. Received: {str(error)[:200]}"
+        ) from None
 
 
 def write_arrays(path: Path, variables: Mapping[str, tf.Variable], record: Mapping[str, Any]) -> None:
@@ -90,7 +103,7 @@ def restore_newest(
     for path in reversed(list_checkpoints(folder, whole_epochs)):
         try:
             return restore_checkpoint(path, variables)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        except DAMAGE:
             continue
     return None
 
@@ -99,8 +112,7 @@ def restore_checkpoint(path: Path, variables: Mapping[str, tf.Variable]) -> dict
     """Put the values of the checkpoint at `path` into `variables`; return its record.
 
     All values are read and compared in shape before the first variable changes. Raises
-    UsageError for a checkpoint of another model, and OSError, ValueError or BadZipFile for
-    a damaged file.
+    UsageError for a checkpoint of another model, and one of `DAMAGE` for a damaged file.
     """
     # Opened here: `np.load` leaves a damaged file open.
     with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:

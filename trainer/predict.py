@@ -98,6 +98,8 @@ def _classify_one(data: bytes, model: LoadedModel) -> Answer:
 
 
 def _read(path: Path) -> bytes | str:
+    if not path.is_file():
+        return "not a plain file"
     try:
         data = path.read_bytes()
     except OSError as error:

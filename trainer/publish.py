@@ -100,14 +100,19 @@ def verify(run_folder: Path) -> list[str]:
     return problems
 
 
-def _finish(run_folder: Path) -> None:
-    marker = run_folder / MARKER
-    if marker.exists():
+def require_unchanged(run_folder: Path) -> None:
+    """Raise UsageError for a run that was published and whose manifest is another one now."""
+    if (run_folder / MARKER).exists() and not is_finished(run_folder):
         # Made by someone who saw another manifest: to replace either would hide that.
         raise UsageError(
             f"The run has a {MARKER} that doesn't belong to its {MANIFEST}, so something changed it after it "
             f"was published. Choose another run name. Received: {run_folder}"
         )
+
+
+def _finish(run_folder: Path) -> None:
+    marker = run_folder / MARKER
+    require_unchanged(run_folder)
     records = [_record(run_folder, name) for name in _names(run_folder)]
     manifest = {"schema": SCHEMA, "run": run_folder.name, "files": [asdict(record) for record in records]}
     write_json(run_folder / MANIFEST, manifest)

@@ -26,6 +26,7 @@ from trainer.run_folder import (
     current_command,
     discard_folder,
     replace_folder,
+    require_complete,
     require_same_start,
     write_environment,
     write_rejected,
@@ -74,6 +75,7 @@ def run(spec: RunSpec, folder: RunFolder, cache_dir: Path, screen: Screen, stop:
     metrics = _keep_metrics(predictions, result, folder)
     screen.on_fact("export", _export(learner.inference_model, dataset, spec, folder))
     verdict = _report(spec, environment, dataset, result, predictions, metrics, folder)
+    require_complete(folder)
     publish(folder.path)
     return verdict
 
@@ -132,7 +134,8 @@ def _export(model: keras.Model, dataset: Dataset, spec: RunSpec, folder: RunFold
     difference = verify_export(temporary, golden)
     replace_folder(temporary, folder.model)
     agreement = f"to {difference:.0e}" if difference else "exactly"
-    return f"saved and verified: {len(golden.images)} golden predictions agree {agreement}"
+    lost = f" ({golden.lost} from the cache: the source has changed since)" if golden.lost else ""
+    return f"saved and verified: {len(golden.images)} golden predictions agree {agreement}{lost}"
 
 
 def _report(

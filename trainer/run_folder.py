@@ -22,11 +22,16 @@ from typing import Any
 
 from trainer import __version__
 from trainer.data.items import Rejection
-from trainer.exits import UsageError
-from trainer.publish import is_finished
+from trainer.exits import TemporaryError, UsageError
+from trainer.publish import is_finished, require_unchanged
 from trainer.spec import RunSpec, dump_spec, read_spec, spec_changes, spec_digest
 from trainer.storage.local import is_temporary, prepare_folder, write_json, write_text
 
+_PROMISED = (
+    "spec.yaml", "environment.json", "dataset.json", "rejected.csv", "history.jsonl", "events", "checkpoints",
+    "predictions.csv", "metrics.json", "report.html", "plots", "model",
+)  # fmt: skip
+"""What a finished run holds beside its manifest."""
 _PACKAGES = ("tensorflow", "tensorflow-cpu", "tensorflow-tpu", "keras", "numpy", "scikit-learn", "pydantic")
 
 
@@ -74,10 +79,14 @@ def open_run_folder(spec: RunSpec, now: datetime) -> RunFolder:
             f"Only folders can be an output yet; copy the run folder afterwards. Received: {spec.output}"
         )
     name = spec.run_name or _default_name(spec, now)
-    path = Path(spec.output).expanduser() / name
+    try:
+        path = Path(spec.output).expanduser() / name
+    except RuntimeError:
+        raise UsageError(f"There is no such user's home folder. Received: {spec.output}") from None
     if path.exists() and not path.is_dir():
         raise UsageError(f"The run folder is a file; choose another --output or --run-name. Received: {path}")
     folder = RunFolder(path, is_finished(path))
+    require_unchanged(path)
     if path.exists() and not all(map(is_temporary, path.iterdir())):
         _require_same_run(path, spec, has_begun=folder.has_checkpoints or folder.finished)
     if folder.has_checkpoints or folder.finished:
@@ -123,11 +132,26 @@ def require_same_start(folder: RunFolder, data_digest: str, precision: str) -> N
     for what, old, new in zip(
         ("data", "precision"), before, (f"sha256:{data_digest}", precision), strict=True
     ):
-        if old not in (None, new):
+        if old is None:
+            raise UsageError(
+                f"What this run said of its {what} when it began can't be read any more; give the new one "
+                f"another --run-name. Received: {folder.path}"
+            )
+        if old != new:
             raise UsageError(
                 f"The {what} changed since this run began; give the new one another --run-name. "
                 f"Received: {new}, it was {old}"
             )
+
+
+def require_complete(folder: RunFolder) -> None:
+    """Raise TemporaryError if something that the run wrote has been removed since."""
+    missing = [name for name in _PROMISED if not (folder.path / name).exists()]
+    if missing:
+        raise TemporaryError(
+            "Files of this run were removed while it ran, so it is not published; start again with another "
+            f"--run-name. Received: no {', '.join(missing)} in {folder.path}"
+        )
 
 
 def write_rejected(path: Path, rejections: Iterable[Rejection]) -> None:

@@ -19,20 +19,23 @@ _LOG_SECONDS = 30.0
 
 def predict_command(model_path: Path, images: Sequence[Path], as_json: bool) -> None:
     """Print what the model says of each picture; raise DataError at the end if one was unusable."""
+    from trainer.data.layouts.found import printable
     from trainer.export import load_model
     from trainer.predict import classify_files, find_pictures
 
     paths = find_pictures(images)
     model = load_model(model_path)
-    width = max(len(str(path)) for path in paths)
+    names = {path: printable(str(path)) for path in paths}
+    width = max(map(len, names.values()))
     unusable = 0
     for path, answer in classify_files(model, paths):
+        name = names[path]
         if isinstance(answer, str):
             unusable += 1
-            click.echo(f"{path}: {answer}", err=True)
+            click.echo(f"{name}: {answer}", err=True)
             continue
         shares = dict(zip(model.class_names, map(float, answer), strict=True))
-        click.echo(_as_json(path, shares) if as_json else _as_row(path, shares, width))
+        click.echo(_as_json(name, shares) if as_json else _as_row(name, shares, width))
     if unusable:
         raise DataError(f"{unusable} of {len(paths)} pictures can't be used; the lines above say why.")
 
@@ -58,14 +61,14 @@ def evaluate_command(
         click.echo(_summary(name, values, model.class_names))
 
 
-def _as_row(path: Path, shares: Mapping[str, float], width: int) -> str:
+def _as_row(name: str, shares: Mapping[str, float], width: int) -> str:
     best = max(shares, key=lambda name: shares[name])
-    return f"{path!s:<{width}}  {best:<16} {shares[best]:.3f}"
+    return f"{name:<{width}}  {best:<16} {shares[best]:.3f}"
 
 
-def _as_json(path: Path, shares: Mapping[str, float]) -> str:
+def _as_json(name: str, shares: Mapping[str, float]) -> str:
     best = max(shares, key=lambda name: shares[name])
-    row = {"path": str(path), "label": best, "probability": shares[best], "probabilities": shares}
+    row = {"path": name, "label": best, "probability": shares[best], "probabilities": shares}
     return json.dumps(row, ensure_ascii=False)
 
 

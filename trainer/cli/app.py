@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import click
 
 from trainer import __version__
-from trainer.exits import TrainerError
+from trainer.exits import TrainerError, UsageError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -107,7 +107,9 @@ def recipes(name: str | None) -> None:
 def predict(model: Path, images: tuple[Path, ...], as_json: bool) -> None:
     """Say what is on pictures, with a trained model."""
     from trainer.cli.answers import predict_command
+    from trainer.stop import Stop
 
+    Stop().listen()
     _quiet_tensorflow()
     predict_command(model, images, as_json)
 
@@ -126,15 +128,25 @@ def predict(model: Path, images: tuple[Path, ...], as_json: bool) -> None:
 def evaluate(model: Path, data: str, as_json: bool, settings: tuple[str, ...]) -> None:
     """Measure a trained model on labelled pictures."""
     from trainer.cli.answers import evaluate_command
+    from trainer.stop import Stop
 
+    Stop().listen()
     _quiet_tensorflow()
     evaluate_command(model, data, cache_folder(), as_json, settings)
 
 
 def cache_folder() -> Path:
     """Return where downloads and unpacked archives are kept (the XDG base directory's place)."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "trainer"
+    base = os.environ.get("XDG_CACHE_HOME")
+    if base:
+        return Path(base) / "trainer"
+    try:
+        return Path.home() / ".cache" / "trainer"
+    except RuntimeError:
+        # As in a container whose user has no entry in its passwd file.
+        raise UsageError(
+            "There is no home folder to keep the cache in; set XDG_CACHE_HOME to a folder. Received: no HOME"
+        ) from None
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -45,6 +45,8 @@ class Split:
     labels: NDArray[np.int32]
     """The index in the data set's class names, int32 [len(items)]."""
     pixels: CacheView
+    contents: tuple[str, ...] = ()
+    """SHA-256 of each item's bytes as they were read; empty if not known."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def _assembled(
 
 def _class_order(name: str) -> tuple[int, int, str]:
     """Order by name, but names that are all digits by number: 2 before 10."""
-    return (0, int(name), name) if name.isascii() and name.isdecimal() else (1, 0, name)
+    return (0, int(name), name) if name.isascii() and name.isdecimal() and len(name) < 19 else (1, 0, name)
 
 
 def _split(name: str, items: Sequence[Item], found: Ingested, class_names: tuple[str, ...]) -> Split:
@@ -129,6 +131,7 @@ def _split(name: str, items: Sequence[Item], found: Ingested, class_names: tuple
         items=tuple(items[index] for index in indices),
         labels=np.asarray([number[items[index].label] for index in indices], np.int32),
         pixels=CacheView(found.cache, found.rows[np.asarray(indices, np.int64)]),
+        contents=tuple(found.contents[index] for index in indices),
     )
 
 

@@ -1,7 +1,7 @@
 """Where the images are said to be, to a local folder or file.
 
-In: a source as a user writes it: a folder, a file, an archive, a file:// or https:// URL,
-or embedded:NAME. Out: a local path whose layout can be read. Archives are extracted.
+In: a source as a user writes it: a folder, a file, an archive, a file://, https:// or gs://
+URL, or embedded:NAME. Out: a local path whose layout can be read. Archives are extracted.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from trainer.data.archive import archive_kind, extract_archive
+from trainer.data.bucket import fetch_bucket
 from trainer.data.digests import checksum_problem, file_digests
 from trainer.data.download import download
 from trainer.data.embedded import embedded_folder
@@ -50,9 +51,12 @@ def fetch_source(
     if scheme and scheme[1].lower() != "file":
         _require_remote(scheme[1].lower(), source)
         prepare_folder(cache_dir)
-        path = download(source, checksum, cache_dir, max_extracted_bytes, progress, patience)
-        return _opened(path, cache_dir, max_extracted_bytes, progress)
-    path = _file_url_path(source) if scheme else Path(os.path.expanduser(source))
+        if scheme[1].lower() != "gs":
+            path = download(source, checksum, cache_dir, max_extracted_bytes, progress, patience)
+            return _opened(path, cache_dir, max_extracted_bytes, progress)
+        path = fetch_bucket(source, cache_dir, max_extracted_bytes, progress)
+    else:
+        path = _file_url_path(source) if scheme else Path(os.path.expanduser(source))
     if _is_folder(path, source):
         _refuse_checksum(source, checksum)
         return path
@@ -66,14 +70,9 @@ def fetch_source(
 
 def _require_remote(scheme: str, source: str) -> None:
     """Return if `scheme` is one that is downloaded. Raises UsageError."""
-    if scheme == "gs":
-        # The place for buckets: a `gs` room beside `download`, called like it.
+    if scheme not in ("http", "https", "gs"):
         raise UsageError(
-            f"gs:// sources are not supported yet; copy the images here first. Received: {source!r}"
-        )
-    if scheme not in ("http", "https"):
-        raise UsageError(
-            f"Images come from a folder, an archive, a file:// or an https:// URL. Received: {source!r}"
+            f"Images come from a folder, an archive, a file://, https:// or gs:// URL. Received: {source!r}"
         )
 
 

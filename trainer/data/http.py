@@ -69,10 +69,11 @@ def get(
         with _failures_named(place):
             response = session.get(place, headers=sent, stream=True, allow_redirects=False, timeout=timeouts)
             target = session.get_redirect_target(response)
+            following = urljoin(place, target or "")
         if target is None:
             return response
         response.close()
-        place = require_https(urljoin(place, target))
+        place = require_https(following)
     raise DataError(f"The server redirects more than {_MAX_REDIRECTS} times. Received: {shown(url)}")
 
 
@@ -110,6 +111,11 @@ def _failures_named(url: str) -> Iterator[None]:
         raise UsageError(f"This isn't a URL that can be fetched: {error}. Received: {shown(url)}") from error
     except (requests.exceptions.RequestException, HTTPError) as error:
         raise _named(error, url) from error
+    except ValueError as error:
+        # Neither requests nor urllib has an error of its own for a redirect that can't be read.
+        raise DataError(
+            f"The server redirects to what is no address ({error}). Received: {shown(url)}"
+        ) from error
     except OSError as error:
         # requests' only plain OSError: a bundle of certificates that isn't there.
         raise _bad_bundle(error) from error

@@ -42,6 +42,7 @@ def load_labelled(
     rejected = (*left_out, *found.rejections)
     tried = len(candidates) + sum(rejection.damaged for rejection in left_out)
     require_few_rejected(tried, rejected, spec.max_rejected)
+    require_images(found.items, rejected, spec.source)
     names = dict.fromkeys(item.split or _UNSPLIT for item in found.items)
     return {name: _split(name, found, class_names) for name in names}, rejected
 

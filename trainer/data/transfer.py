@@ -27,6 +27,10 @@ from trainer.storage import explained, write_all, write_json
 _STEP_BYTES = 1 << 20
 
 
+# More digits than any file's length has, and few enough for Python to read.
+_LENGTH_DIGITS = 20
+
+
 class UnreachableError(TemporaryError):
     """The network or the server failed, again and again; the disk did not."""
 
@@ -122,7 +126,7 @@ class Transfer:
 
     def _receive(self, response: requests.Response, start: int) -> None:
         length = response.headers.get("Content-Length", "")
-        total = start + int(length) if length.isdecimal() else None
+        total = start + int(length) if length.isdecimal() and len(length) < _LENGTH_DIGITS else None
         if (total or 0) > self.max_bytes:
             raise too_large(shown(self.url), self.max_bytes)
         if start == 0:

@@ -7,6 +7,7 @@ folder, so that it can't lean on this package or on anything that this process h
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -36,18 +37,26 @@ class Golden:
     """float32 [count, size, size, 3] in 0..255."""
     probabilities: np.ndarray
     """float32 [count, classes]."""
+    lost: int = 0
+    """How many of the images the source no longer holds as they were; their pixels stand for them."""
 
 
-def make_golden(model: keras.Model, split: Split, count: int = _COUNT) -> Golden:
-    """Return `count` images spread evenly over `split`, and the answers of `model` to their cached pixels.
+def make_golden(model: keras.Model, split: Split) -> Golden:
+    """Return some images spread evenly over `split`, and the answers of `model` to their cached pixels.
 
     Computed on the CPU, as the check is: on a GPU float32 products are rounded to TF32.
     """
-    rows = np.unique(np.linspace(0, len(split.labels) - 1, count).round().astype(np.int64))
+    rows = np.unique(np.linspace(0, len(split.labels) - 1, _COUNT).round().astype(np.int64))
     pixels = split.pixels.take(rows).astype(np.float32)
     with tf.device("/CPU:0"):
         probabilities = tf.nn.softmax(model(pixels, training=False)).numpy()
-    return Golden(tuple(_encoded(split, int(row)) for row in rows), pixels, probabilities)
+    found = [_encoded(split, int(row)) for row in rows]
+    # A source may be gone by the time that training ends: that must not cost the training.
+    images = tuple(
+        bytes(tf.io.encode_png(each.astype(np.uint8)).numpy()) if image is None else image
+        for image, each in zip(found, pixels, strict=True)
+    )
+    return Golden(images, pixels, probabilities, found.count(None))
 
 
 def verify_export(path: Path, golden: Golden) -> float:
@@ -84,10 +93,17 @@ def verify_export(path: Path, golden: Golden) -> float:
     return difference
 
 
-def _encoded(split: Split, row: int) -> bytes:
+def _encoded(split: Split, row: int) -> bytes | None:
+    """Return the image as it was read for training, None if the source no longer holds that."""
     item = split.items[row]
+    try:
+        data = item.read()
+    except OSError:
+        return None
+    if split.contents and hashlib.sha256(data).hexdigest() != split.contents[row]:
+        return None
     if item.encoding == "image":
-        return item.read()
+        return data
     # A raw record was never a file: make it one, without loss.
-    planes = np.frombuffer(item.read(), np.uint8).reshape(3, 32, 32)
+    planes = np.frombuffer(data, np.uint8).reshape(3, 32, 32)
     return bytes(tf.io.encode_png(planes.transpose(1, 2, 0)).numpy())

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from trainer.exits import UsageError
 from trainer.export.served import FORMAT_VERSION
+from trainer.spec import DataSpec
 
 _NEED = "Give the folder of a finished run or its model/ folder."
 
@@ -53,15 +54,29 @@ def load_model(path: Path) -> LoadedModel:
     try:
         loaded = tf.saved_model.load(str(folder))
         signatures = {name: loaded.signatures[name] for name in ("serving_default", "pixels")}
-    except (OSError, KeyError, ValueError, tf.errors.OpError) as error:
+        _require_consistent(signatures, about)
+    except (OSError, KeyError, IndexError, TypeError, ValueError, tf.errors.OpError) as error:
         raise UsageError(
             f"The model can't be loaded; it is damaged. Train again, or copy it again. Received: {folder} "
-            f"({str(error).splitlines()[0][:200]})"
+            f"({(str(error) or type(error).__name__).splitlines()[0][:200]})"
         ) from None
     return LoadedModel(
         folder, tuple(about["class_names"]), about["image_size"], about["resize"], about["interpolation"],
         _Kept(signatures, loaded),
     )  # fmt: skip
+
+
+def _require_consistent(signatures: dict[str, Any], about: dict[str, Any]) -> None:
+    """Raise ValueError if the model's assets speak of another model."""
+    size = about["image_size"]
+    shape = signatures["pixels"].structured_input_signature[1]["pixels"].shape
+    classes = signatures["pixels"].structured_outputs["probabilities"].shape[-1]
+    DataSpec(image_size=size, resize=about["resize"], interpolation=about["interpolation"])
+    if not shape.is_compatible_with([None, size, size, 3]) or classes not in (
+        None,
+        len(about["class_names"]),
+    ):
+        raise ValueError("assets/model.json is of another model")
 
 
 class _Kept(dict[str, Any]):

@@ -104,6 +104,8 @@ def _split_setting(text: str) -> tuple[str, Any]:
 
 
 def _with_setting(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    if key == "recipe":
+        raise UsageError(f"A recipe is chosen by --recipe or in the spec's file. Received: recipe={value!r}")
     require_known_key(key, value)
     for part in reversed(key.split(".")):
         value = {part: value}

@@ -7,6 +7,7 @@ what was received, and the nearest key that exists.
 from __future__ import annotations
 
 import difflib
+import reprlib
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -106,5 +107,9 @@ def _unknown(key: str, value: Any, keys: list[str]) -> str:
 
 
 def _brief(value: Any) -> str:
-    text = repr(value)
+    # Not repr: a few lines of YAML can describe a value of gigabytes.
+    try:
+        text = reprlib.repr(value)
+    except ValueError:
+        return "a number of thousands of digits"
     return text if len(text) <= 80 else text[:77] + "..."

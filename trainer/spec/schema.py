@@ -13,7 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Blocks = Annotated[int, Field(ge=1, le=1_000)]
+Filters = Annotated[int, Field(ge=1, le=65_536)]
 
 
 class Checked(BaseModel):
@@ -89,7 +91,7 @@ class PlainSpec(Checked):
     """3 x 3 convolutions with ReLU and 2 x 2 max pooling, then dense layers."""
 
     family: Literal["plain"] = "plain"
-    filters: tuple[Count, ...] = Field((16, 32, 64), strict=False, min_length=1)
+    filters: tuple[Filters, ...] = Field((16, 32, 64), strict=False, min_length=1)
     pool_last: bool = True
     """Whether the last convolution is pooled as well."""
     dense_units: tuple[Count, ...] = Field((), strict=False)
@@ -112,11 +114,11 @@ class ResidualSpec(Checked):
     """A residual network with batch normalisation and global average pooling."""
 
     family: Literal["residual"] = "residual"
-    stem_filters: Count = 32
+    stem_filters: Filters = 32
     stem_stride: int = Field(2, ge=1, le=4)
-    filters: tuple[Count, ...] = Field((64, 128, 256), strict=False, min_length=1)
+    filters: tuple[Filters, ...] = Field((64, 128, 256), strict=False, min_length=1)
     """One number a stage; each stage halves height and width."""
-    blocks: tuple[Count, ...] = Field((2, 2, 2), strict=False, min_length=1)
+    blocks: tuple[Blocks, ...] = Field((2, 2, 2), strict=False, min_length=1)
     dropout: float = Field(0.2, ge=0.0, lt=1.0)
     stochastic_depth: float = Field(0.0, ge=0.0, lt=1.0)
     """The probability that the last block is skipped; earlier ones less, linearly."""

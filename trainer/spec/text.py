@@ -8,6 +8,7 @@ mappings with string keys are accepted.
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -51,12 +52,16 @@ _Dumper.add_representer(
 )
 
 
+# PyYAML's own constructors let the last four through for tags whose value doesn't fit.
+_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError, IndexError, KeyError, AttributeError, TypeError)
+
+
 def parse_value(text: str) -> Any:
     """Return the YAML value that `text` spells: 3, 1e-3, true, [1, 2] or plain words."""
     try:
         return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError) as error:
-        raise UsageError(f"This value is not YAML: {_short(error)}. Received: {text!r}") from None
+    except _NOT_YAML as error:
+        raise UsageError(f"This value is not YAML: {_short(error)}. Received: {reprlib.repr(text)}") from None
 
 
 def parse_mapping(text: str, where: str) -> dict[str, Any]:
@@ -66,7 +71,7 @@ def parse_mapping(text: str, where: str) -> dict[str, Any]:
     """
     try:
         value = yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except _NOT_YAML as error:
         raise UsageError(f"{where} is not valid YAML: {_short(error)}") from None
     if value is None:
         return {}
@@ -92,5 +97,5 @@ def _plain(value: Any) -> Any:
 
 def _short(error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+    problem = getattr(error, "problem", None) or (str(error) or type(error).__name__).splitlines()[0]
     return f"{problem}, line {mark.line + 1}, column {mark.column + 1}" if mark else problem

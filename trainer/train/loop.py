@@ -28,7 +28,7 @@ from trainer.cluster import Cluster
 from trainer.data.dataset import Dataset
 from trainer.exits import DivergedError, StoppedError
 from trainer.spec import RunSpec
-from trainer.storage.local import write_text
+from trainer.storage.local import prepare_folder, write_text
 from trainer.train.clock import Clock
 from trainer.train.events import EventLog
 from trainer.train.feed import Feed
@@ -109,7 +109,7 @@ class Loop:
         return len(self.history)
 
     def _resume(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        prepare_folder(self.folder)
         record = restore_newest(self.folder, self.learner.variables())
         if record is None:
             self.events.replay([])
@@ -117,6 +117,8 @@ class Loop:
             return
         self.standing = Standing.from_record(record["standing"])
         self.history = record["history"]
+        if self.spec.train.keeps_best:
+            self._keep()  # now rather than after hours: it raises if the best weights are lost
         self._write_history()
         self.events.replay(self.history)
         self.observer.on_message(f"continuing after step {self.standing.step} of {self.learner.total_steps}")

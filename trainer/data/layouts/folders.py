@@ -58,9 +58,12 @@ def _speaks_of_splits(folders: list[Path], base: Path) -> bool:
 
 
 def _read_classes(found: Found, classes: list[Path], split: str | None, root: Path) -> None:
+    # A link from one class into another, or above them all, would give images a second label.
+    above = {each for folder in classes for each in folder.parents if each == root or root in each.parents}
+    elsewhere = [*classes, *above]
     for folder in classes:
         before = len(found.items)
-        files = files_below(folder)
+        files = files_below(folder, elsewhere)
         for path in files:
             _add(found, path, printable(folder.name), split, root)
         if len(found.items) == before:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -72,26 +73,52 @@ def list_folder(folder: Path) -> tuple[list[Path], list[Path]]:
     try:
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
             if not _is_hidden(entry.name):
-                (folders if entry.is_dir() else others).append(Path(entry.path))
+                (folders if _leads_to_folder(entry) else others).append(Path(entry.path))
     except OSError as error:
-        raise DataError(
-            "A folder can't be read; check its permissions. "
-            f"Received: {printable(str(folder))} ({error.strerror})"
-        ) from error
+        raise _unreadable(folder, error) from error
     return folders, others
 
 
-def files_below(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> list[Path]:
+def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False  # a link to itself, which is no image either
+
+
+def _unreadable(folder: Path, error: OSError) -> DataError:
+    return DataError(
+        "A folder can't be read; check its permissions. "
+        f"Received: {printable(str(folder))} ({error.strerror})"
+    )
+
+
+def files_below(folder: Path, elsewhere: Iterable[Path] = ()) -> list[Path]:
     """Return all files in `folder` and below, by name; hidden ones and litter are left out.
 
-    A link back to a folder above is not followed. Raises DataError.
+    No folder is entered twice, and none of `elsewhere` at all, whatever links lead there.
+    Raises DataError.
     """
-    status = folder.stat()
-    identity = (status.st_dev, status.st_ino)
-    if identity in above:
-        return []
-    folders, files = list_folder(folder)
-    return files + [path for below in folders for path in files_below(below, above | {identity})]
+    seen = {_identity(each) for each in elsewhere} - {_identity(folder)}
+    files: list[Path] = []
+    waiting = [folder]
+    while waiting:
+        inside = waiting.pop()
+        if _identity(inside) in seen:
+            continue
+        seen.add(_identity(inside))
+        folders, others = list_folder(inside)
+        files += others
+        waiting += reversed(folders)
+    return files
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    try:
+        status = folder.stat()
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+    return status.st_dev, status.st_ino
 
 
 def wrapped_folders(root: Path) -> list[Path]:

@@ -1,0 +1,176 @@
+"""A bucket on this machine: gcp-storage-emulator, and what it lacks of the real service.
+
+The emulator ignores preconditions, never pages a listing, and takes one request at a time. The
+layer here checks `ifGenerationMatch` before it lets a request through, pages listings, and
+serves every client in a thread of its own, one request after the other.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partialmethod
+from http.server import ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from gcp_storage_emulator.exceptions import NotFound
+from gcp_storage_emulator.handlers import buckets
+from gcp_storage_emulator.server import RequestHandler, Response, Router
+from gcp_storage_emulator.storage import Storage
+
+BUCKET = "photos"
+_CONDITION = "ifGenerationMatch"
+
+
+class _NotMetError(Exception):
+    """The condition of a request isn't met."""
+
+
+class _Storage(Storage):
+    """Looks at the condition of the request under way before it changes anything."""
+
+    condition: int | None = None
+    """The generation that the object must have; 0 if it must not be there."""
+
+    def create_file(self, bucket: str, name: str, *rest: Any) -> None:
+        self._check(bucket, name)
+        super().create_file(bucket, name, *rest)
+
+    def delete_file(self, bucket: str, name: str) -> None:
+        self._check(bucket, name)
+        super().delete_file(bucket, name)
+
+    def _check(self, bucket: str, name: str) -> None:
+        try:
+            found = int(self.get_file_obj(bucket, name)["generation"])
+        except NotFound:
+            found = 0
+        if self.condition not in (None, found):
+            raise _NotMetError
+
+
+class BucketServer(ThreadingHTTPServer):
+    """Serves one emulated store; `asked` counts requests."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, page_size: int) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.storage = _Storage(use_memory_fs=True)
+        buckets.create_bucket(BUCKET, self.storage)
+        self.page_size = page_size
+        self.asked = 0
+        self.lock = threading.Lock()
+        self.conditions: dict[str, int] = {}
+        """Of resumable uploads under way, by their id."""
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _Handler(RequestHandler):
+    server: BucketServer
+    protocol_version = "HTTP/1.1"
+    timeout = 30
+
+    def __init__(self, request: Any, address: Any, server: BucketServer) -> None:
+        super().__init__(server.storage, request, address, server)
+
+    def _handle(self, method: str) -> None:
+        query = _query(self.path)
+        with self.server.lock:
+            self.server.asked += 1
+            asked = query.get("ifGenerationMatch")
+            self.condition = self.server.conditions.get(
+                query.get("upload_id", ""), None if asked is None else int(asked)
+            )
+            self.storage.condition = self.condition
+            try:
+                with _responses_changed(self):
+                    Router(self).handle(method)
+            except _NotMetError:
+                self._refuse()
+
+    do_GET = partialmethod(_handle, "GET")  # noqa: N815
+    do_POST = partialmethod(_handle, "POST")  # noqa: N815
+    do_DELETE = partialmethod(_handle, "DELETE")  # noqa: N815
+    do_PUT = partialmethod(_handle, "PUT")  # noqa: N815
+
+    def _refuse(self) -> None:
+        body = json.dumps({"error": {"code": 412, "message": "conditionNotMet"}}).encode()
+        self.send_response(412)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@contextmanager
+def _responses_changed(handler: _Handler) -> Iterator[None]:
+    """Page listings, and note the condition of an upload that takes several requests.
+
+    The emulator has no place for either, so its class is changed while the lock is held.
+    """
+    original = Response.close
+
+    def close(response: Response) -> None:
+        _page(handler, response)
+        _name_generation(handler, response)
+        location = response._headers.get("Location")
+        if location and handler.condition is not None:
+            handler.server.conditions[_query(location)["upload_id"]] = handler.condition
+        original(response)
+
+    Response.close = close
+    try:
+        yield
+    finally:
+        Response.close = original
+
+
+def _page(handler: _Handler, response: Response) -> None:
+    """Cut a listing to one page, with a token for the next."""
+    if not urlsplit(handler.path).path.endswith("/o") or handler.command != "GET":
+        return
+    if response.status.value != 200:
+        return
+    query = _query(handler.path)
+    listing = json.loads(response._content)
+    items = sorted(listing.get("items") or [], key=lambda item: item["name"])
+    items = [item for item in items if item["name"] > query.get("pageToken", "")]
+    listing["items"] = items[: handler.server.page_size]
+    if len(items) > handler.server.page_size:
+        listing["nextPageToken"] = listing["items"][-1]["name"]
+    response.json(listing)
+
+
+def _name_generation(handler: _Handler, response: Response) -> None:
+    """Say which generation a download is of, as the real service does."""
+    path = urlsplit(handler.path).path
+    if "/download/" in path and response.status.value in (200, 206):
+        bucket, _, name = path.split("/b/", 1)[1].partition("/o/")
+        found = handler.storage.get_file_obj(unquote(bucket), unquote(name))
+        response["X-Goog-Generation"] = found["generation"]
+
+
+def _query(url: str) -> dict[str, str]:
+    return {name: values[0] for name, values in parse_qs(urlsplit(url).query).items()}
+
+
+@contextmanager
+def bucket_server(page_size: int = 1000) -> Iterator[BucketServer]:
+    """Serve an empty bucket named `BUCKET` for the time of the block."""
+    server = BucketServer(page_size)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,140 @@
+"""The store: the same promises kept on disk and in a bucket."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from bucket_server import BUCKET, BucketServer, bucket_server
+
+from trainer.exits import TrainerError, UsageError
+from trainer.storage.store import Store, open_store, split_uri
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[BucketServer]:
+    with bucket_server(page_size=3) as server:
+        yield server
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def store(
+    request: pytest.FixtureRequest, bucket: BucketServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Store:
+    if request.param == "folder":
+        return open_store(str(tmp_path / "store"))
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", bucket.address)
+    return open_store(f"gs://{BUCKET}/{tmp_path.name}")
+
+
+def test_what_is_written_is_read_and_listed(store: Store) -> None:
+    assert store.read("a/b.txt") is None
+    contents = {"a/b.txt": b"one", "a/c d.bin": bytes(range(256)) * 40, "a/ü.txt": b"", "b.txt": b"\r\n\x00"}
+    for name, data in contents.items():
+        store.write(name, data)
+    for name, data in contents.items():
+        found = store.read(name)
+        assert found is not None
+        assert found.data == data
+    assert [entry.name for entry in store.entries()] == sorted(contents)
+    assert [(entry.name, entry.size) for entry in store.entries("a/b")] == [("a/b.txt", 3)]
+    store.remove("b.txt")
+    store.remove("b.txt")
+    assert store.read("b.txt") is None
+    assert store.find("b.txt") is None
+    assert [store.find(entry.name) for entry in store.entries()] == store.entries()
+    assert store.at("a/b.txt") == f"{store.uri}/a/b.txt"
+
+
+def test_only_the_first_creates(store: Store) -> None:
+    assert store.create("marker", b"mine")
+    assert not store.create("marker", b"mine")
+    assert not store.create("marker", b"yours")
+    assert (found := store.read("marker")) is not None
+    assert found.data == b"mine"
+
+
+def test_a_swap_needs_the_version_that_is_there(store: Store) -> None:
+    assert store.swap("latest", b"one", None)
+    assert not store.swap("latest", b"two", None)
+    first = store.read("latest")
+    assert first is not None
+    assert store.swap("latest", b"two", first.version)
+    assert not store.swap("latest", b"three", first.version)
+    assert (found := store.read("latest")) is not None
+    assert found.data == b"two"
+
+
+@pytest.mark.parametrize("size", [0, 5, 3 * 1024 * 1024])
+def test_files_go_and_come_back_whole(store: Store, size: int, tmp_path: Path) -> None:
+    source, target = tmp_path / "source.bin", tmp_path / "back" / "target.bin"
+    source.write_bytes(os.urandom(size))
+    store.upload(source, "models/one.bin")
+    store.download("models/one.bin", target)
+    assert target.read_bytes() == source.read_bytes()
+    assert [path.name for path in target.parent.iterdir()] == ["target.bin"]
+
+
+def test_a_file_that_is_not_there_leaves_the_old_one(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "old.bin").write_bytes(b"good")
+    with pytest.raises(TrainerError, match="no such"):
+        store.download("missing.bin", tmp_path / "old.bin")
+    assert (tmp_path / "old.bin").read_bytes() == b"good"
+    assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".tmp")] == []
+
+
+def test_of_eight_that_create_or_swap_exactly_one_wins(store: Store) -> None:
+    for turn in range(10):
+        before = store.read("pointer")
+        wins = race(
+            lambda index, turn=turn, before=before: (
+                store.create(f"marker-{turn}", b"same"),
+                store.swap("pointer", b"%d %d" % (turn, index), before and before.version),
+            )
+        )
+        assert sum(created for created, _ in wins) == 1
+        assert sum(swapped for _, swapped in wins) == 1
+        assert (now := store.read("pointer")) is not None
+        assert now.data == b"%d %d" % (turn, [swapped for _, swapped in wins].index(True))
+
+
+def test_a_bucket_that_is_not_there_is_named(
+    bucket: BucketServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", bucket.address)
+    store = open_store("gs://no-such-bucket/runs")
+    with pytest.raises(UsageError, match="gs://no-such-bucket"):
+        store.read("latest")
+    with pytest.raises(UsageError, match="gs://no-such-bucket"):
+        store.entries()
+
+
+@pytest.mark.parametrize("uri", ["gs://", "gs:///x", "s3://bucket/x"])
+def test_what_is_no_place_is_refused(uri: str) -> None:
+    with pytest.raises(UsageError, match="Received"):
+        open_store(uri)
+
+
+def test_a_uri_has_a_bucket_and_a_prefix() -> None:
+    assert split_uri("gs://photos") == ("photos", "")
+    assert split_uri("gs://photos/a/b/") == ("photos", "a/b")
+
+
+def race(act: object) -> list[tuple[bool, bool]]:
+    """Return what each of eight threads got that began at once."""
+    results: list[tuple[bool, bool]] = [(False, False)] * 8
+    barrier = threading.Barrier(8)
+
+    def run(index: int) -> None:
+        barrier.wait()
+        results[index] = act(index)  # type: ignore[operator]
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results

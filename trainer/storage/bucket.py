@@ -1,0 +1,226 @@
+"""A bucket of Google Cloud Storage as a store.
+
+In: a bucket and a prefix. Out: the operations of `Store` on its objects. Every write says
+who wrote it, so that a write whose reply was lost is told from one that lost a race; every
+byte that is read is compared with the object's crc32c.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import requests
+from google.api_core import exceptions as api
+from google.auth import exceptions as auth
+from google.cloud import storage
+from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
+from google.cloud.storage.retry import DEFAULT_RETRY
+
+from trainer.exits import TemporaryError, TrainerError, UsageError
+from trainer.storage.local import explained, replacing
+from trainer.storage.store import GS, Content, Entry
+
+TIMEOUT_SECONDS = 20.0
+"""Without a byte for this long a request counts as broken and is repeated."""
+RETRY_SECONDS = 60.0
+"""How long one operation is repeated. The client's own 120 s outlast a spot machine's grace."""
+CONNECTIONS = 32
+
+_WRITER = "trainer-writer"
+
+
+def make_client() -> storage.Client:
+    """Return a client with the application default credentials, or without any where there are none.
+
+    The client library itself honours STORAGE_EMULATOR_HOST.
+    """
+    try:
+        client = storage.Client()
+    except (auth.DefaultCredentialsError, OSError):
+        # Plain `Client()` asks for credentials even where a public bucket needs none.
+        client = storage.Client.create_anonymous_client()
+    adapter = requests.adapters.HTTPAdapter(pool_connections=CONNECTIONS, pool_maxsize=CONNECTIONS)
+    for scheme in ("https://", "http://"):
+        client._http.mount(scheme, adapter)
+    return client
+
+
+class BucketStore:
+    """The objects of `bucket` below `prefix`."""
+
+    def __init__(
+        self,
+        bucket: str,
+        prefix: str,
+        client: storage.Client | None = None,
+        retry_seconds: float = RETRY_SECONDS,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+    ) -> None:
+        self.bucket, self.prefix = bucket, prefix
+        self.client = client or make_client()
+        self._bucket = self.client.bucket(bucket)
+        self._how: dict[str, Any] = {
+            "retry": DEFAULT_RETRY.with_timeout(retry_seconds).with_delay(initial=0.2, maximum=10.0),
+            "timeout": timeout_seconds,
+        }
+
+    @property
+    def uri(self) -> str:
+        """gs://BUCKET/PREFIX."""
+        return f"{GS}{self.bucket}/{self.prefix}".rstrip("/")
+
+    def at(self, name: str) -> str:
+        """Return the URI of `name`."""
+        return f"{self.uri}/{name}"
+
+    def read(self, name: str) -> Content | None:
+        """Return what `name` holds; its version is its generation."""
+        blob = self._blob(name)
+        with self._explained(name, "read"):
+            try:
+                data = blob.download_as_bytes(checksum="crc32c", **self._how)
+            except api.NotFound:
+                self._require_bucket()
+                return None
+        return Content(data, str(blob.generation))
+
+    def find(self, name: str) -> Entry | None:
+        """Return size and generation of `name`."""
+        blob = self._reloaded(name)
+        if blob is None:
+            self._require_bucket()
+            return None
+        return Entry(name, blob.size, str(blob.generation))
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write `data` to `name`."""
+        self._put(name, data)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write `data` only if there is no `name`."""
+        return self.swap(name, data, None)
+
+    def swap(self, name: str, data: bytes, version: str | None) -> bool:
+        """Write `data` only if `name` is of the generation `version`."""
+        writer = secrets.token_hex(16)
+        try:
+            self._put(name, data, writer, if_generation_match=int(version or 0))
+        except api.PreconditionFailed:
+            # 412 comes also when this very write landed and its reply was lost.
+            return self._writer(name) == writer
+        return True
+
+    def remove(self, name: str) -> None:
+        """Remove `name`."""
+        with self._explained(name, "removed"):
+            try:
+                self._blob(name).delete(**self._how)
+            except api.NotFound:
+                return
+
+    def entries(self, prefix: str = "") -> list[Entry]:
+        """Return the objects whose names start with `prefix`, but for those that stand for folders."""
+        start = len(self._name(""))
+        with self._explained(prefix, "listed"):
+            blobs = self.client.list_blobs(
+                self._bucket,
+                prefix=self._name(prefix),
+                fields="items(name,size,generation),nextPageToken",
+                **self._how,
+            )
+            found = [Entry(blob.name[start:], blob.size, str(blob.generation)) for blob in blobs]
+        return sorted((each for each in found if not each.name.endswith("/")), key=lambda entry: entry.name)
+
+    def upload(self, path: Path, name: str) -> None:
+        """Copy `path` to `name`; the bucket refuses bytes that differ from their crc32c."""
+        with self._explained(name, "written"):
+            self._blob(name).upload_from_filename(str(path), checksum="crc32c", **self._how)
+
+    def download(self, name: str, path: Path) -> None:
+        """Copy `name` to `path`."""
+        # The client deletes the file that it fails to fill: it gets one of its own.
+        with explained(path), replacing(path) as temporary, self._explained(name, "read"):
+            self._blob(name).download_to_filename(str(temporary), checksum="crc32c", **self._how)
+
+    def _put(self, name: str, data: bytes, writer: str = "", **conditions: int) -> None:
+        blob = self._blob(name)
+        if writer:
+            blob.metadata = {_WRITER: writer}
+        with self._explained(name, "written"):
+            blob.upload_from_string(
+                data, "application/octet-stream", checksum="crc32c", **conditions, **self._how
+            )
+
+    def _writer(self, name: str) -> str | None:
+        blob = self._reloaded(name)
+        return (blob.metadata or {}).get(_WRITER) if blob else None
+
+    def _reloaded(self, name: str) -> storage.Blob | None:
+        """Return the object with all that the bucket knows of it, None if it isn't there."""
+        blob = self._blob(name)
+        with self._explained(name, "read"):
+            try:
+                blob.reload(**self._how)
+            except api.NotFound:
+                return None
+        return blob
+
+    def _require_bucket(self) -> None:
+        with self._explained("", "read"):
+            try:
+                found = self._bucket.exists(**self._how)
+            except api.Forbidden:
+                return  # to look at the bucket needs another right than to read its objects
+        if not found:
+            raise UsageError(f"There is no such bucket. Received: {GS}{self.bucket}")
+
+    def _blob(self, name: str) -> storage.Blob:
+        return self._bucket.blob(self._name(name))
+
+    def _name(self, name: str) -> str:
+        return f"{self.prefix}/{name}" if self.prefix else name
+
+    @contextmanager
+    def _explained(self, name: str, done: str) -> Iterator[None]:
+        """Turn the client's errors into those of this package; PreconditionFailed passes."""
+        try:
+            yield
+        except api.PreconditionFailed:
+            raise
+        except (
+            api.GoogleAPIError,
+            auth.GoogleAuthError,
+            InvalidResponse,
+            requests.RequestException,
+        ) as error:
+            raise _explanation(error, self.at(name), done) from error
+
+
+def _explanation(error: Exception, uri: str, done: str) -> TrainerError:
+    """Return what to tell the user of a request that failed, its retries included."""
+    if isinstance(error, api.RetryError) and error.cause is not None:
+        error = error.cause
+    reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+    if isinstance(error, DataCorruption):
+        return TemporaryError(
+            f"{uri} arrived damaged, which its checksum shows; try again. Received: {reason}"
+        )
+    if isinstance(error, api.NotFound):
+        return UsageError(f"There is no such bucket or object as {uri}; check the name. Received: {reason}")
+    if isinstance(error, (api.Forbidden, api.Unauthorized)):
+        return UsageError(
+            f"{uri} can't be {done} with these credentials; grant their account a role on the bucket such as "
+            f"roles/storage.objectUser. Received: {reason}"
+        )
+    if isinstance(error, (auth.RefreshError, auth.DefaultCredentialsError)):
+        return UsageError(
+            f"The credentials for {uri} don't work; `gcloud auth application-default login` renews them. "
+            f"Received: {reason}"
+        )
+    if isinstance(error, api.ClientError) and not isinstance(error, api.TooManyRequests):
+        return UsageError(f"{uri} can't be {done}; check the name. Received: {reason}")
+    return TemporaryError(f"{uri} could not be {done}; the retries are used up. Received: {reason}")

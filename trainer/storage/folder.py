@@ -1,0 +1,116 @@
+"""A folder on local disk as a store.
+
+In: a folder. Out: the operations of `Store` on the files below it. Compare-and-swap is
+made of a lock that dies with its process, so all who move a pointer must do it through here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from trainer.exits import UsageError
+from trainer.storage.local import (
+    create_bytes,
+    explained,
+    hash_file,
+    is_temporary,
+    replacing,
+    write_bytes,
+)
+from trainer.storage.shared import exclusive
+from trainer.storage.store import Content, Entry
+
+_LOCK = ".swap.lock"
+
+
+class FolderStore:
+    """The files below `root`, which need not be there yet."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def uri(self) -> str:
+        """The path of the folder."""
+        return str(self.root)
+
+    def at(self, name: str) -> str:
+        """Return the path of `name`."""
+        return str(self._path(name))
+
+    def read(self, name: str) -> Content | None:
+        """Return what `name` holds; its version is its digest."""
+        path = self._path(name)
+        with explained(path, "read"):
+            try:
+                data = path.read_bytes()
+            except FileNotFoundError:
+                return None
+        return Content(data, hashlib.sha256(data).hexdigest())
+
+    def find(self, name: str) -> Entry | None:
+        """Return size and version of `name`."""
+        path = self._path(name)
+        with explained(path, "read"):
+            return _entry(path, name) if path.is_file() else None
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write `data` to `name`."""
+        write_bytes(self._path(name), data)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write `data` only if there is no `name`."""
+        return create_bytes(self._path(name), data)
+
+    def swap(self, name: str, data: bytes, version: str | None) -> bool:
+        """Write `data` only if `name` is of `version`."""
+        with exclusive(self.root / _LOCK):
+            found = self.read(name)
+            if (found and found.version) != version:
+                return False
+            self.write(name, data)
+        return True
+
+    def remove(self, name: str) -> None:
+        """Remove `name`."""
+        path = self._path(name)
+        with explained(path, "removed"):
+            path.unlink(missing_ok=True)
+
+    def entries(self, prefix: str = "") -> list[Entry]:
+        """Return the files whose names start with `prefix`, but for locks and half-written ones."""
+        with explained(self.root, "read"):
+            return sorted(self._entries(prefix), key=lambda entry: entry.name)
+
+    def upload(self, path: Path, name: str) -> None:
+        """Copy `path` to `name`, comparing what arrived."""
+        target = self._path(name)
+        with explained(target), replacing(target) as temporary:
+            shutil.copyfile(path, temporary)
+            if hash_file(temporary) != hash_file(path):
+                raise OSError(f"the copy of {path} is not what was copied")
+
+    def download(self, name: str, path: Path) -> None:
+        """Copy `name` to `path`."""
+        source = self._path(name)
+        if not source.is_file():
+            raise UsageError(f"There is no such file. Received: {source}")
+        FolderStore(path.parent).upload(source, path.name)
+
+    def _entries(self, prefix: str) -> Iterator[Entry]:
+        for path in self.root.rglob("*"):
+            name = path.relative_to(self.root).as_posix()
+            if not name.startswith(prefix) or path.name == _LOCK or is_temporary(path) or not path.is_file():
+                continue
+            yield _entry(path, name)
+
+    def _path(self, name: str) -> Path:
+        return self.root / name
+
+
+def _entry(path: Path, name: str) -> Entry:
+    status = path.stat()
+    return Entry(name, status.st_size, f"{status.st_mtime_ns}-{status.st_ino}")

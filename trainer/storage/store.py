@@ -1,0 +1,106 @@
+"""One interface to the places where a run is kept.
+
+In: a folder's path or a gs:// URI. Out: a `Store`, whose operations mean the same on disk
+and in a bucket. Names in it are relative, with '/' between their parts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from trainer.exits import UsageError
+
+GS = "gs://"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file of a store."""
+
+    name: str
+    size: int
+    """Bytes."""
+    version: str
+    """Another one for each time that the name was written."""
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a file held when it was read."""
+
+    data: bytes
+    version: str
+
+
+class Store(Protocol):
+    """Files below one place.
+
+    Every operation raises UsageError for a place or a right that isn't there, and
+    TemporaryError for what outlived its retries. What is read was verified.
+    """
+
+    @property
+    def uri(self) -> str:
+        """Where it is, as a person would write it."""
+
+    def at(self, name: str) -> str:
+        """Return the path or URI of `name`."""
+
+    def read(self, name: str) -> Content | None:
+        """Return what `name` holds, None if there is no such file."""
+
+    def find(self, name: str) -> Entry | None:
+        """Return what is known of `name`, None if there is no such file."""
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write `data` to `name`, whole or not at all."""
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write `data` only if there is no `name`; of several processes exactly one gets True."""
+
+    def swap(self, name: str, data: bytes, version: str | None) -> bool:
+        """Write `data` only if `name` is still of `version` (None: isn't there); return whether it was."""
+
+    def remove(self, name: str) -> None:
+        """Remove `name`, if it is there."""
+
+    def entries(self, prefix: str = "") -> list[Entry]:
+        """Return the files whose names start with `prefix`, sorted by name."""
+
+    def upload(self, path: Path, name: str) -> None:
+        """Copy the local file `path` to `name`, verified on arrival."""
+
+    def download(self, name: str, path: Path) -> None:
+        """Copy `name` to the local file `path`, which is replaced only by verified bytes."""
+
+
+def is_bucket(uri: str) -> bool:
+    """Return whether `uri` names a place in a bucket."""
+    return uri.lower().startswith(GS)
+
+
+def open_store(uri: str) -> Store:
+    """Return the store at `uri`, a path or gs://BUCKET/PREFIX; nothing is read or written yet.
+
+    Raises UsageError for a URI of another kind.
+    """
+    if is_bucket(uri):
+        # Imported here: the client takes a second to load, and most runs have no bucket.
+        from trainer.storage.bucket import BucketStore
+
+        return BucketStore(*split_uri(uri))
+    if "://" in uri and not uri.lower().startswith("file://"):
+        raise UsageError(f"A place is a folder or gs://BUCKET/PREFIX. Received: {uri!r}")
+    from trainer.storage.folder import FolderStore
+
+    return FolderStore(Path(uri.removeprefix("file://")).expanduser())
+
+
+def split_uri(uri: str) -> tuple[str, str]:
+    """Return bucket and prefix, without slashes at its ends, of gs://BUCKET/PREFIX. Raises UsageError."""
+    bucket, _, prefix = uri[len(GS) :].partition("/")
+    if not bucket:
+        raise UsageError(f"A bucket's URI is gs://BUCKET/PREFIX. Received: {uri!r}")
+    return bucket, prefix.strip("/")
