@@ -23,6 +23,7 @@ ROOMS = (
     "storage",
     "data",
     "augment",
+    "mix",
     "model",
     "optimizer",
     "cluster",

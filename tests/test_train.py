@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from trainer.augment import MIX_DRAWS, draw_numbers
 from trainer.checkpoint import list_checkpoints, restore_newest, save_checkpoint
 from trainer.cluster import choose_precision, choose_xla, find_cluster
 from trainer.data.batches import batch_indices, steps_per_epoch
@@ -19,6 +20,7 @@ from trainer.data.dataset import Dataset, Split
 from trainer.data.items import Item
 from trainer.evaluate import Evaluator, predict_splits
 from trainer.exits import DivergedError, StoppedError, UsageError
+from trainer.mix import mix_images
 from trainer.spec import RunSpec, load_spec
 from trainer.train import CallReport, Learner, TrainResult, build_learner, train
 from trainer.train.feed import Feed
@@ -157,6 +159,23 @@ def test_clipping_uses_the_global_norm_and_smoothing_is_keras_own(dataset: Datas
     assert np.sqrt(sum(np.sum(np.square(each)) for each in moved)) == pytest.approx(0.01, rel=1e-3)
 
 
+def test_the_loss_of_mixed_images_is_shared_by_their_labels(dataset: Dataset) -> None:
+    spec = load_spec(settings=[*SMALL, "augment.mixup=1.0", "train.label_smoothing=0.1"])
+    block = next(Feed(dataset.train, 8, 0).blocks(0, 1))
+    weights = np.array([1.0, 3.0], np.float32)
+    (sums,) = Stepper(learner_for(spec, dataset), spec, weights, find_cluster()).run(block, 16)
+    images, labels = tf.cast(block.images[0], tf.float32), block.labels[0]
+    draws = draw_numbers(spec.seed + (1 << 40), tf.constant(0, tf.int64), len(labels))
+    mixed, partners, shares = mix_images(images, draws[:, MIX_DRAWS], spec.augment)
+    logits = learner_for(spec, dataset).model(mixed, training=True)
+    smoothed = tf.one_hot(labels, 2) * 0.9 + 0.05
+    own = shares[:, None] * smoothed + (1 - shares[:, None]) * tf.gather(smoothed, partners)
+    weight = shares * weights[labels] + (1 - shares) * weights[labels[partners.numpy()]]
+    expected = tf.reduce_sum(tf.nn.softmax_cross_entropy_with_logits(own, logits) * weight)
+    assert sums.loss == pytest.approx(float(expected), rel=1e-4)
+    assert float(tf.reduce_min(shares)) < 0.9
+
+
 def test_class_weights_multiply_the_loss_of_their_class(dataset: Dataset) -> None:
     counts = np.array([30, 10])
     names = ("dark", "light")
@@ -165,13 +184,16 @@ def test_class_weights_multiply_the_loss_of_their_class(dataset: Dataset) -> Non
     np.testing.assert_allclose(class_weights({"light": 3.0}, names, counts), [1, 3])
     spec = load_spec(settings=SMALL)
     block = next(Feed(dataset.train, 8, 0).blocks(0, 1))
-    plain, doubled = (
-        Stepper(learner_for(spec, dataset), spec, np.full(2, weight, np.float32), find_cluster()).run(
-            block, 16
-        )[0]
-        for weight in (1.0, 2.0)
+    of_all, of_dark, of_light = (
+        Stepper(learner_for(spec, dataset), spec, np.array(weights, np.float32), find_cluster())
+        .run(block, 16)[0]
+        .loss
+        for weights in ([1.0, 1.0], [1.0, 0.0], [0.0, 1.0])
     )
-    assert doubled.loss == pytest.approx(2 * plain.loss, rel=1e-5)
+    assert of_all == pytest.approx(of_dark + of_light, rel=1e-5)
+    logits = learner_for(spec, dataset).model(tf.cast(block.images[0], tf.float32), training=True)
+    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(block.labels[0], logits).numpy()
+    assert of_light == pytest.approx(losses[block.labels[0] == 1].sum(), rel=1e-4)
 
 
 def test_blocks_hold_the_batches_of_their_steps_whatever_their_size(dataset: Dataset) -> None:
@@ -224,6 +246,8 @@ EXACT = [
     "augment={flip: horizontal, crop: {size: 12}, brightness: 0.2, hue: 0.05}",
     "augment.noise=0.05",
     "augment.erase=0.3",
+    "augment.mixup=0.3",
+    "augment.cutmix=0.3",
     "augment.rotate_degrees=10.0",
     "model.stochastic_depth=0.2",
     "optimizer={name: adamw, weight_decay: 0.05, schedule: cosine, warmup_epochs: 0.5}",

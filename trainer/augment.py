@@ -17,8 +17,10 @@ import tensorflow as tf
 
 from trainer.spec import AugmentSpec, CropSpec
 
-DRAWS = 20
+DRAWS = 24
 """How many uniform numbers an image gets in a step, used or not."""
+MIX_DRAWS = slice(20, 24)
+"""Those that are for `trainer.mix`."""
 
 # Luma of ITU-R BT.601, which JPEG uses.
 _LUMA = (0.299, 0.587, 0.114)

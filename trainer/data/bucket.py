@@ -48,7 +48,7 @@ def _copy(
     store: Store, entries: Sequence[Entry], cache_dir: Path, max_bytes: int, progress: Progress
 ) -> Path:
     for entry in entries:
-        _require_safe(entry.name, store)
+        require_safe(entry.name, store)
     size = sum(entry.size for entry in entries)
     if size > max_bytes:
         raise DataError(
@@ -81,7 +81,7 @@ def _download(store: Store, entries: Sequence[Entry], folder: Path, progress: Pr
         task.finish()
 
 
-def _require_safe(name: str, store: Store) -> None:
+def require_safe(name: str, store: Store) -> None:
     """Raise DataError for a name that a folder can't hold or that leads out of it."""
     if any(part in ("", ".", "..") or "\0" in part or len(part.encode()) > 255 for part in name.split("/")):
         raise DataError(

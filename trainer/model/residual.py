@@ -2,8 +2,7 @@
 
 In: pixels [batch, height, width, 3] in 0..255, of any size. Out: logits [batch, classes].
 The shortcut of a block that halves the size averages before its 1 x 1 convolution, so that
-no pixel is skipped (He et al. 2019, "Bag of Tricks", ResNet-D). The last normalisation of
-each block starts at zero, so that a fresh block is the identity (Goyal et al. 2017).
+no pixel is skipped (He et al. 2019, "Bag of Tricks", ResNet-D).
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ def _block(x: Any, filters: int, stride: int, skipped: float, policy: keras.DTyp
     x = _convolution(x, filters, 3, stride, policy)
     x = layers.ReLU(dtype=policy)(_normalized(x, policy))
     x = _convolution(x, filters, 3, 1, policy)
-    x = _normalized(x, policy, gamma="zeros")
+    x = _normalized(x, policy)
     if skipped:
         # One number a picture: the whole branch is kept or dropped (Huang et al. 2016).
         x = layers.Dropout(skipped, noise_shape=(None, 1, 1, 1), dtype=policy)(x)
@@ -70,7 +69,5 @@ def _convolution(x: Any, filters: int, size: int, stride: int, policy: keras.DTy
     )(x)
 
 
-def _normalized(x: Any, policy: keras.DTypePolicy, gamma: str = "ones") -> Any:
-    return layers.BatchNormalization(momentum=_MOMENTUM, epsilon=1e-5, gamma_initializer=gamma, dtype=policy)(
-        x
-    )
+def _normalized(x: Any, policy: keras.DTypePolicy) -> Any:
+    return layers.BatchNormalization(momentum=_MOMENTUM, epsilon=1e-5, dtype=policy)(x)

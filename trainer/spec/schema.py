@@ -85,6 +85,18 @@ class AugmentSpec(Checked):
     """Standard deviation of Gaussian noise is uniform in 0 to this, 1 being white."""
     erase: Fraction = 0.0
     """The probability that a random rectangle is blanked."""
+    mixup: Fraction = 0.0
+    """The probability that an image is blended with its neighbour, labels too (Zhang et al. 2017)."""
+    cutmix: Fraction = 0.0
+    """The probability that a square of an image is its neighbour's, labels too (Yun et al. 2019)."""
+
+    @model_validator(mode="after")
+    def _one_mixture(self) -> AugmentSpec:
+        if self.mixup + self.cutmix > 1.0:
+            raise ValueError(
+                "an image is mixed in one way at most: mixup and cutmix together can't be above 1"
+            )
+        return self
 
 
 class PlainSpec(Checked):
