@@ -20,6 +20,7 @@ from gcp_storage_emulator.exceptions import NotFound
 from gcp_storage_emulator.handlers import buckets
 from gcp_storage_emulator.server import RequestHandler, Response, Router
 from gcp_storage_emulator.storage import Storage
+from serving import serving
 
 BUCKET = "photos"
 _CONDITION = "ifGenerationMatch"
@@ -165,12 +166,5 @@ def _query(url: str) -> dict[str, str]:
 @contextmanager
 def bucket_server(page_size: int = 1000) -> Iterator[BucketServer]:
     """Serve an empty bucket named `BUCKET` for the time of the block."""
-    server = BucketServer(page_size)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with serving(BucketServer(page_size)) as server:
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ssl
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import trustme
+from serving import serving
 
 
 @dataclass
@@ -130,15 +130,8 @@ def _answer(file: Served, asked: dict[str, str]) -> tuple[int, dict[str, str], b
 @contextmanager
 def https_server(ca: trustme.CA, name: str = "127.0.0.1") -> Iterator[HttpsServer]:
     """Run a server whose certificate is of `name`."""
-    server = HttpsServer(ca, name)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
+    with serving(HttpsServer(ca, name)) as server:
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def write_ca(ca: trustme.CA, path: Path) -> Path:

@@ -285,3 +285,9 @@ def test_best_epoch_is_told_by_what_early_stopping_watches(tmp_path: Path) -> No
     spec = dump_spec(load_spec(settings=["train.early_stopping={monitor: loss}"]))
     by_loss = written(tmp_path, make_inputs(history=history, spec_yaml=spec))
     assert "best: epoch 2, 0.300" in by_loss.text
+    assert "that of the last epoch" in by_loss.text
+    # Training knows better: early stopping may ask for a least change.
+    known = make_inputs(history=history, spec_yaml=spec, best_epoch=1, keeps_best=True)
+    by_training = written(tmp_path, known)
+    assert "best: epoch 1, 0.500" in by_training.text
+    assert "that of the best epoch" in by_training.text

@@ -41,6 +41,8 @@ def test_what_is_written_is_read_and_listed(store: Store) -> None:
         assert found.data == data
     assert [entry.name for entry in store.entries()] == sorted(contents)
     assert [(entry.name, entry.size) for entry in store.entries("a/b")] == [("a/b.txt", 3)]
+    assert [entry.name for entry in store.below("a").entries()] == ["b.txt", "c d.bin", "ü.txt"]
+    assert store.below("").uri == store.uri
     store.remove("b.txt")
     store.remove("b.txt")
     assert store.read("b.txt") is None

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from trainer.data.damage import DAMAGE
 from trainer.exits import UsageError
 from trainer.storage.local import write_bytes
 
@@ -25,11 +24,9 @@ _RECORD = "record.json"
 _PART = "-part"
 _KEPT = 2
 
-DAMAGE = (
-    OSError, ValueError, EOFError, KeyError, TypeError, RuntimeError, NotImplementedError,
-    zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
-"""What reading a damaged file can raise."""
+
+class DamagedError(Exception):
+    """A checkpoint that can't be read."""
 
 
 def save_checkpoint(
@@ -67,7 +64,7 @@ def restore_best(folder: Path, epoch: int, variables: Mapping[str, tf.Variable])
     """Put what `save_best` wrote for `epoch` into `variables`. Raises UsageError if it can't be read."""
     try:
         restore_checkpoint(_best(folder, epoch), variables)
-    except DAMAGE as error:
+    except DamagedError as error:
         raise UsageError(
             f"The weights of the best epoch are lost: {_best(folder, epoch)} is missing or damaged. "
             f"Start again with another --run-name. Received: {str(error)[:200]}"
@@ -103,7 +100,7 @@ def restore_newest(
     for path in reversed(list_checkpoints(folder, whole_epochs)):
         try:
             return restore_checkpoint(path, variables)
-        except DAMAGE:
+        except DamagedError:
             continue
     return None
 
@@ -112,12 +109,9 @@ def restore_checkpoint(path: Path, variables: Mapping[str, tf.Variable]) -> dict
     """Put the values of the checkpoint at `path` into `variables`; return its record.
 
     All values are read and compared in shape before the first variable changes. Raises
-    UsageError for a checkpoint of another model, and one of `DAMAGE` for a damaged file.
+    UsageError for a checkpoint of another model, and DamagedError.
     """
-    # Opened here: `np.load` leaves a damaged file open.
-    with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
-    record: dict[str, Any] = json.loads(arrays.pop(_RECORD).tobytes())
+    arrays, record = _read(path)
     differing = sorted(
         name
         for name in {*arrays, *variables}
@@ -131,3 +125,13 @@ def restore_checkpoint(path: Path, variables: Mapping[str, tf.Variable]) -> dict
     for name, variable in variables.items():
         variable.assign(arrays[name])
     return record
+
+
+def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    try:
+        # Opened here: `np.load` leaves a damaged file open.
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        return arrays, json.loads(arrays.pop(_RECORD).tobytes())
+    except (*DAMAGE, KeyError, TypeError) as error:  # the last two: no record, no archive at all
+        raise DamagedError(str(error) or type(error).__name__) from error

@@ -160,6 +160,7 @@ def _report(
         pictures=lambda split, rows: dataset.splits[split].pixels.take(rows),
         train_seconds=result.seconds,
         ended=result.ended,
+        keeps_best=spec.train.keeps_best,
         best_epoch=result.best_epoch,
     )
     return write_report(folder.path, inputs)

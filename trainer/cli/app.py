@@ -164,10 +164,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"Received: no module {error.name}",
             2,
         )
-    except BrokenPipeError:
-        # The reader has gone, as in `trainer recipes | head -1`: nothing to say, and nobody to hear it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except OSError as error:
         if error.errno in _UNUSABLE:
             _fail(f"{error.filename} can't be used; choose another path. Received: {error.strerror}", 2)

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from trainer.data.progress import Progress
 from trainer.exits import DataError
@@ -32,10 +32,10 @@ def fetch_bucket(source: str, cache_dir: Path, max_bytes: int, progress: Progres
     whole = open_store(f"gs://{bucket}")
     found = whole.find(prefix) if prefix else None
     if found:
-        name = PurePosixPath(prefix).name
-        store = open_store(f"gs://{bucket}/{prefix.removesuffix(name)}")
-        return _copy(store, [Entry(name, found.size, found.version)], cache_dir, max_bytes, progress) / name
-    store = open_store(f"gs://{bucket}/{prefix}")
+        parent, _, name = prefix.rpartition("/")
+        entry = Entry(name, found.size, found.version)
+        return _copy(whole.below(parent), [entry], cache_dir, max_bytes, progress) / name
+    store = whole.below(prefix)
     entries = store.entries()
     if not entries:
         raise DataError(

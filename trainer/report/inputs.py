@@ -44,5 +44,7 @@ class ReportInputs:
     train_seconds: float
     ended: str = ""
     """Why training ended before its last epoch; empty if it didn't."""
+    keeps_best: bool = False
+    """Whether the model is the best epoch's, not the last one's."""
     best_epoch: int = 0
     """From 1, as training found it; 0 if it looked at no epoch, and then the history tells."""

@@ -170,12 +170,6 @@ def _broken(name: str) -> Markup:
     return Markup("<wbr>").join(re.split(r"(?<=[/_])", name))
 
 
-def _keeps_best(train: Mapping[str, Any]) -> bool:
-    """Return whether the run kept its best epoch, as `TrainSpec.keeps_best` has it."""
-    keep = train.get("keep", "auto")
-    return keep == "best" or (keep == "auto" and bool(train.get("early_stopping")))
-
-
 def _context(
     inputs: ReportInputs, settings: Mapping[str, Any], verdict: Verdict, plots: Sequence[Plot]
 ) -> dict[str, Any]:
@@ -187,7 +181,7 @@ def _context(
         "cards": _cards(inputs, verdict),
         "plots": {plot.name: plot for plot in plots},
         "svg": {plot.name: Markup(to_svg(plot.figure, plot.name, plot.description)) for plot in plots},
-        "keep": "best" if _keeps_best(settings.get("train", {})) else "last",
+        "keep": "best" if inputs.keeps_best else "last",
         "recipe": settings.get("recipe"),
         "is_augmented": tables.augment_text(settings) not in ("", "none"),
         "is_smoothed": bool(settings.get("train", {}).get("label_smoothing")),

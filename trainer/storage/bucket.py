@@ -7,6 +7,7 @@ byte that is read is compared with the object's crc32c.
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +39,9 @@ def make_client() -> storage.Client:
 
     The client library itself honours STORAGE_EMULATOR_HOST.
     """
+    # Else each client asks for the bucket's metadata, in a thread of its own, to label traces that
+    # nobody collects: a request that may need a right which the user doesn't have.
+    os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
     try:
         client = storage.Client()
     except (auth.DefaultCredentialsError, OSError):
@@ -52,26 +56,23 @@ def make_client() -> storage.Client:
 class BucketStore:
     """The objects of `bucket` below `prefix`."""
 
-    def __init__(
-        self,
-        bucket: str,
-        prefix: str,
-        client: storage.Client | None = None,
-        retry_seconds: float = RETRY_SECONDS,
-        timeout_seconds: float = TIMEOUT_SECONDS,
-    ) -> None:
+    def __init__(self, bucket: str, prefix: str, client: storage.Client | None = None) -> None:
         self.bucket, self.prefix = bucket, prefix
         self.client = client or make_client()
         self._bucket = self.client.bucket(bucket)
         self._how: dict[str, Any] = {
-            "retry": DEFAULT_RETRY.with_timeout(retry_seconds).with_delay(initial=0.2, maximum=10.0),
-            "timeout": timeout_seconds,
+            "retry": DEFAULT_RETRY.with_timeout(RETRY_SECONDS).with_delay(initial=0.2, maximum=10.0),
+            "timeout": TIMEOUT_SECONDS,
         }
 
     @property
     def uri(self) -> str:
         """gs://BUCKET/PREFIX."""
         return f"{GS}{self.bucket}/{self.prefix}".rstrip("/")
+
+    def below(self, prefix: str) -> BucketStore:
+        """Return the store of `prefix` below this one's, with the same client."""
+        return BucketStore(self.bucket, self._name(prefix).strip("/"), self.client)
 
     def at(self, name: str) -> str:
         """Return the URI of `name`."""

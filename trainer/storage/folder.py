@@ -37,6 +37,10 @@ class FolderStore:
         """The path of the folder."""
         return str(self.root)
 
+    def below(self, prefix: str) -> FolderStore:
+        """Return the store of the folder `prefix`."""
+        return FolderStore(self._path(prefix))
+
     def at(self, name: str) -> str:
         """Return the path of `name`."""
         return str(self._path(name))

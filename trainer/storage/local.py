@@ -198,36 +198,34 @@ def replacing(path: Path) -> Iterator[Path]:
 
     If the block raises, `path` is as it was. Raises OSError.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary_name(path)
-    try:
+    with _beside(path) as temporary:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         sync_folder(path.parent)
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 @contextmanager
 def _temporary(path: Path, data: bytes) -> Iterator[Path]:
     """Yield a file beside `path` that holds `data`, on disk; it is gone afterwards, moved or not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary_name(path)
-    try:
+    with _beside(path) as temporary:
         with open(temporary, "xb") as file:
             _write_and_sync(file, data)
+        yield temporary
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """Yield a name for a file beside `path`; what is there after the block is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Not tempfile.mkstemp: its files are readable by nobody else, and so would the final file be.
+    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.tmp")
+    try:
         yield temporary
     finally:
         with suppress(OSError):
             temporary.unlink()
-
-
-def _temporary_name(path: Path) -> Path:
-    # Not tempfile.mkstemp: its files are readable by nobody else, and so would the final file be.
-    return path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.tmp")
 
 
 def _write_and_sync(file: BinaryIO, data: bytes) -> None:

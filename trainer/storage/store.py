@@ -45,6 +45,9 @@ class Store(Protocol):
     def uri(self) -> str:
         """Where it is, as a person would write it."""
 
+    def below(self, prefix: str) -> Store:
+        """Return the store of the names that begin with `prefix` and a slash, at which its own begin."""
+
     def at(self, name: str) -> str:
         """Return the path or URI of `name`."""
 
@@ -76,17 +79,12 @@ class Store(Protocol):
         """Copy `name` to the local file `path`, which is replaced only by verified bytes."""
 
 
-def is_bucket(uri: str) -> bool:
-    """Return whether `uri` names a place in a bucket."""
-    return uri.lower().startswith(GS)
-
-
 def open_store(uri: str) -> Store:
     """Return the store at `uri`, a path or gs://BUCKET/PREFIX; nothing is read or written yet.
 
     Raises UsageError for a URI of another kind.
     """
-    if is_bucket(uri):
+    if uri.lower().startswith(GS):
         # Imported here: the client takes a second to load, and most runs have no bucket.
         from trainer.storage.bucket import BucketStore
 
