@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-# Read once, when TensorFlow is imported; and the processes that tests start inherit it.
+# As the command line sets them; TensorFlow reads its own once, when it is imported.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
 
 import pytest
 from PIL import Image, ImageDraw

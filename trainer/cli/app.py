@@ -81,7 +81,7 @@ def train(
         settings = ("data.checksum=null", *settings)
     overrides = {"data.source": data, "output": output, "run_name": run_name}
     spec = load_spec(spec_path, recipe, settings, overrides)
-    _quiet_tensorflow()
+    _quiet_libraries()
     train_command(spec, cache_folder())
 
 
@@ -110,7 +110,7 @@ def predict(model: Path, images: tuple[Path, ...], as_json: bool) -> None:
     from trainer.stop import Stop
 
     Stop().listen()
-    _quiet_tensorflow()
+    _quiet_libraries()
     predict_command(model, images, as_json)
 
 
@@ -131,7 +131,7 @@ def evaluate(model: Path, data: str, as_json: bool, settings: tuple[str, ...]) -
     from trainer.stop import Stop
 
     Stop().listen()
-    _quiet_tensorflow()
+    _quiet_libraries()
     evaluate_command(model, data, cache_folder(), as_json, settings)
 
 
@@ -177,6 +177,9 @@ def _fail(message: str, exit_code: int) -> None:
     sys.exit(exit_code)
 
 
-def _quiet_tensorflow() -> None:
+def _quiet_libraries() -> None:
     # TensorFlow's C++ side logs dozens of lines at import unless it is told before.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # The bucket client asks for each bucket's metadata, in a thread of its own, to label traces that
+    # nobody collects: a request that may need a right which the user doesn't have.
+    os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")

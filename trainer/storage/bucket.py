@@ -7,7 +7,6 @@ byte that is read is compared with the object's crc32c.
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,9 +38,6 @@ def make_client() -> storage.Client:
 
     The client library itself honours STORAGE_EMULATOR_HOST.
     """
-    # Else each client asks for the bucket's metadata, in a thread of its own, to label traces that
-    # nobody collects: a request that may need a right which the user doesn't have.
-    os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
     try:
         client = storage.Client()
     except (auth.DefaultCredentialsError, OSError):
