@@ -2,7 +2,7 @@
 
     python scripts/accuracy.py cats-vs-dogs --data cats_and_dogs_filtered.zip --seeds 3
 
-Prints each run's figures from its metrics.json, then mean and spread. Runs that are finished
+Prints each run's figures from its metrics.json and timings.json, then mean and spread. Runs that are finished
 are not done again, and an interrupted one goes on.
 """
 
@@ -58,12 +58,13 @@ def train(arguments: argparse.Namespace, seed: int) -> Path:
 def read_figures(folder: Path) -> dict[str, float]:
     """Return what the run in `folder` reached on its held-out split, the gap to train, and its time."""
     metrics = json.loads((folder / "metrics.json").read_text())
+    times = json.loads((folder / "timings.json").read_text())
     held_out = "validation" if "validation/accuracy" in metrics else "test"
     return {
         f"{held_out}/accuracy": metrics[f"{held_out}/accuracy"],
         "train/accuracy": metrics["train/accuracy"],
         "train minus held-out": metrics["train/accuracy"] - metrics[f"{held_out}/accuracy"],
-        "training seconds": metrics["training/seconds"],
+        "training seconds": times["training_seconds"],
     }
 
 

@@ -66,6 +66,9 @@ def bench_paper(arguments: argparse.Namespace) -> None:
 
 def bench_step(arguments: argparse.Namespace) -> None:
     """Compare images/s of training with those of the bare step on one resident batch."""
+    from trainer.cli.environment import prepare_libraries
+
+    prepare_libraries()
     import bench_step as measured
 
     trained, bare = measured.prepare(unpacked(arguments.data), arguments.precision)

@@ -73,6 +73,9 @@ class BucketServer(ThreadingHTTPServer):
     def address(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that was killed is no news."""
+
 
 class _Handler(RequestHandler):
     server: BucketServer

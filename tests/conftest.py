@@ -1,21 +1,16 @@
-"""What all tests share: a quiet TensorFlow, the order, and a folder of pictures."""
+"""What all tests share: a quiet TensorFlow and a folder of pictures."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-
-# As the command line sets them; TensorFlow reads its own once, when it is imported.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
 
 import pytest
 from PIL import Image, ImageDraw
 
+from trainer.cli.environment import prepare_libraries
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the slow tests last: most mistakes show in the fast ones."""
-    items.sort(key=lambda item: item.get_closest_marker("engine") is not None)
+# As the command line does; TensorFlow, which the tests import later, reads its own once.
+prepare_libraries()
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,11 @@ from archives import FILES, make_zip, tree
 from bucket_server import BUCKET, BucketServer, bucket_server
 
 from trainer.data.bucket import require_safe
-from trainer.data.fetch import fetch_source
+from trainer.data.fetch import fetch_source, object_fetcher
+from trainer.data.layouts import read_layout
 from trainer.data.progress import SilentProgress
 from trainer.exits import DataError, TrainerError, UsageError
+from trainer.spec import DataSpec
 from trainer.storage.store import open_store
 
 
@@ -81,3 +83,36 @@ def test_names_that_lead_out_of_the_folder_are_refused(tmp_path: Path, name: str
     # The real service takes them; the emulator doesn't.
     with pytest.raises(DataError, match="no folder can hold"):
         require_safe(name, open_store(str(tmp_path)))
+
+
+def test_an_import_file_names_images_in_buckets(server: BucketServer, tmp_path: Path) -> None:
+    store = open_store(f"gs://{BUCKET}/sets/pets")
+    for name in ("cats/1.png", "cats/2.png", "dogs/1.png", "unlisted.png"):
+        store.write(name, name.encode())
+    (tmp_path / "import.csv").write_text(
+        f"training,gs://{BUCKET}/sets/pets/cats/1.png,cat\n"
+        f"training,gs://{BUCKET}/sets/pets/dogs/1.png,dog\n"
+        f"test,gs://{BUCKET}/sets/pets/cats/2.png,cat\n"
+        f"test,gs://{BUCKET}/sets/pets/dogs/9.png,dog\n"
+    )
+    fetch_rows = object_fetcher(DataSpec(), tmp_path / "cache", SilentProgress())
+    items, rejections, layout = read_layout(tmp_path / "import.csv", "auto", fetch_rows)
+    assert layout == "import"
+    assert [(item.name, item.label, item.split, item.read()) for item in items] == [
+        (f"gs://{BUCKET}/sets/pets/cats/1.png", "cat", "train", b"cats/1.png"),
+        (f"gs://{BUCKET}/sets/pets/cats/2.png", "cat", "test", b"cats/2.png"),
+        (f"gs://{BUCKET}/sets/pets/dogs/1.png", "dog", "train", b"dogs/1.png"),
+    ]
+    assert [(each.name, each.reason) for each in rejections] == [
+        ("import.csv:4", f"no such object: gs://{BUCKET}/sets/pets/dogs/9.png")
+    ]
+    before = server.asked
+    read_layout(tmp_path / "import.csv", "auto", fetch_rows)
+    assert server.asked - before == 1  # the listing
+
+
+def test_an_import_file_of_a_bucket_that_is_not_there_is_told(server: BucketServer, tmp_path: Path) -> None:
+    (tmp_path / "import.csv").write_text("gs://no-such-bucket/1.png,cat\n")
+    fetch_rows = object_fetcher(DataSpec(), tmp_path / "cache", SilentProgress())
+    with pytest.raises(UsageError, match="no-such-bucket"):
+        read_layout(tmp_path / "import.csv", "auto", fetch_rows)

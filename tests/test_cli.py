@@ -18,6 +18,8 @@ from trainer.recipes import recipe_names
 
 SHOW = """
 from trainer.cli.console import Console
+from trainer.cli.environment import import_tensorflow
+import_tensorflow()
 from trainer.train.observer import CallReport
 import time
 

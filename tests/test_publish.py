@@ -3,12 +3,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
-from trainer.exits import UsageError
-from trainer.publish import is_finished, is_pointer_older, latest_run, publish, verify
+from trainer.exits import TemporaryError, UsageError
+from trainer.publish import is_finished, latest_run, move_pointer, publish, verify
+from trainer.storage.folder import FolderStore
 
 
 @pytest.fixture
@@ -23,8 +25,12 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
+def publish_at(run: Path) -> None:
+    publish(FolderStore(run.parent), run.name, run)
+
+
 def test_manifest_lists_every_file_but_itself_the_marker_and_temporary_ones(run: Path) -> None:
-    publish(run)
+    publish_at(run)
     manifest = json.loads((run / "MANIFEST.json").read_text())
     assert manifest["schema"] == 1
     assert manifest["run"] == "pets-1"
@@ -42,55 +48,64 @@ def test_manifest_lists_every_file_but_itself_the_marker_and_temporary_ones(run:
 
 
 def test_marker_holds_the_digest_of_the_manifest_and_the_pointer_the_name(run: Path) -> None:
-    pointer = publish(run)
+    publish_at(run)
+    pointer = run.parent / "latest"
     assert (run / "_SUCCESS").read_text().strip() == hashlib.sha256(
         (run / "MANIFEST.json").read_bytes()
     ).hexdigest()
     assert pointer == run.parent / "latest"
     assert pointer.read_text() == "pets-1\n"
-    assert latest_run(run.parent) == run
-    assert verify(run) == []
+    assert latest_run(FolderStore(run.parent)) == run.name
+    assert verify(FolderStore(run)) == []
 
 
 def test_run_without_marker_or_with_another_manifest_is_not_finished(run: Path) -> None:
-    assert not is_finished(run)
-    publish(run)
-    assert is_finished(run)
+    assert not is_finished(FolderStore(run))
+    publish_at(run)
+    assert is_finished(FolderStore(run))
     (run / "MANIFEST.json").write_text('{"schema": 1, "files": []}\n')
-    assert not is_finished(run)
+    assert not is_finished(FolderStore(run))
     (run / "_SUCCESS").unlink()
-    assert not is_finished(run)
+    assert not is_finished(FolderStore(run))
 
 
 def test_publication_cut_short_before_the_marker_is_made_anew(run: Path) -> None:
     (run / "MANIFEST.json").write_text("of an earlier try")
     (run / "late.txt").write_text("late")
-    publish(run)
-    assert verify(run) == []
+    publish_at(run)
+    assert verify(FolderStore(run)) == []
 
 
 def test_publication_cut_short_before_the_pointer_only_moves_the_pointer(run: Path) -> None:
-    publish(run)
+    publish_at(run)
     (run.parent / "latest").write_text("pets-0\n")
     before = (run / "MANIFEST.json").stat().st_ino, (run / "_SUCCESS").stat().st_ino
-    publish(run)
+    publish_at(run)
     assert (run.parent / "latest").read_text() == "pets-1\n"
     assert ((run / "MANIFEST.json").stat().st_ino, (run / "_SUCCESS").stat().st_ino) == before
 
 
-def test_a_pointer_that_a_crash_left_behind_is_told_from_one_that_moved_on(run: Path) -> None:
-    assert is_pointer_older(run)
-    pointer = publish(run)
-    assert not is_pointer_older(run)
-    published = (run / "_SUCCESS").stat().st_mtime_ns
-    os.utime(pointer, ns=(published - 1, published - 1))
-    assert is_pointer_older(run)
+def test_pointer_goes_to_the_run_that_was_published_last_and_never_back(run: Path) -> None:
+    output = FolderStore(run.parent)
+    publish_at(run)
+    newer = run.with_name("pets-2")
+    newer.mkdir()
+    (newer / "metrics.json").write_text("{}")
+    publish_at(newer)
+    assert latest_run(output) == "pets-2"
+    move_pointer(output, "pets-1")
+    assert latest_run(output) == "pets-2"
+    # One that a crash left behind, at a run that is gone or never was, moves on.
+    for text in ("pets-1\n", "pets-0\n", "../x\n", ""):
+        (run.parent / "latest").write_text(text)
+        move_pointer(output, "pets-2")
+        assert latest_run(output) == "pets-2"
 
 
 def test_marker_of_another_manifest_is_never_replaced(run: Path) -> None:
     (run / "_SUCCESS").write_text("0" * 64)
     with pytest.raises(UsageError, match="doesn't belong to its"):
-        publish(run)
+        publish_at(run)
     assert (run / "_SUCCESS").read_text() == "0" * 64
     assert not (run / "MANIFEST.json").exists()
     assert not (run.parent / "latest").exists()
@@ -100,26 +115,26 @@ def test_failed_publication_leaves_the_pointer_where_it_was(run: Path) -> None:
     (run.parent / "latest").write_text("pets-0\n")
     os.symlink("nowhere", run / "dangling")
     with pytest.raises(UsageError, match="dangling can't be read"):
-        publish(run)
+        publish_at(run)
     assert (run.parent / "latest").read_text() == "pets-0\n"
-    assert not is_finished(run)
+    assert not is_finished(FolderStore(run))
 
 
 def test_run_called_like_the_pointer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "latest").mkdir()
     with pytest.raises(UsageError, match="name of the pointer"):
-        publish(tmp_path / "latest")
+        publish_at(tmp_path / "latest")
     assert list((tmp_path / "latest").iterdir()) == []
 
 
 def test_verify_names_every_kind_of_damage(run: Path) -> None:
     (run / "other").write_text("same size")
-    publish(run)
+    publish_at(run)
     (run / "metrics.json").unlink()
     (run / "extra").write_text("extra")
     (run / "model" / "saved_model.pb").write_bytes(b"longer graph")
     (run / "other").write_text("SAME SIZE")
-    assert verify(run) == [
+    assert verify(FolderStore(run)) == [
         "metrics.json is missing",
         "extra is not in MANIFEST.json",
         "model/saved_model.pb has 12 bytes instead of 5",
@@ -131,9 +146,9 @@ def test_verify_names_every_kind_of_damage(run: Path) -> None:
     "text", ["", "not json", "[]", '{"schema": 2, "files": []}', '{"schema": 1, "files": [{}]}']
 )
 def test_verify_says_that_a_manifest_cannot_be_read(run: Path, text: str) -> None:
-    publish(run)
+    publish_at(run)
     (run / "MANIFEST.json").write_text(text)
-    problems = verify(run)
+    problems = verify(FolderStore(run))
     assert len(problems) == 1
     assert problems[0].startswith("MANIFEST.json can't be read")
 
@@ -141,4 +156,39 @@ def test_verify_says_that_a_manifest_cannot_be_read(run: Path, text: str) -> Non
 @pytest.mark.parametrize("text", ["", "gone\n", "../elsewhere\n", "/\n", "..\n"])
 def test_pointer_that_names_no_run_is_no_run(run: Path, text: str) -> None:
     (run.parent / "latest").write_text(text)
-    assert latest_run(run.parent) is None
+    assert latest_run(FolderStore(run.parent)) is None
+
+
+def test_what_another_process_left_in_the_run_is_published_with_it(run: Path, tmp_path: Path) -> None:
+    local = shutil.copytree(run, tmp_path / "local")
+    (run / "step-7.npz").write_bytes(b"of a process that lost the run")
+    publish(FolderStore(run.parent), run.name, local)
+    assert verify(FolderStore(run)) == []
+    assert "step-7.npz" in (run / "MANIFEST.json").read_text()
+
+
+@pytest.mark.parametrize("damage", ["missing", "shorter"])
+def test_a_run_whose_files_did_not_arrive_is_not_published(run: Path, tmp_path: Path, damage: str) -> None:
+    local = shutil.copytree(run, tmp_path / "local")
+    if damage == "missing":
+        (run / "metrics.json").unlink()
+    else:
+        (run / "metrics.json").write_bytes(b"{")
+    with pytest.raises(TemporaryError, match=r"metrics\.json"):
+        publish(FolderStore(run.parent), run.name, local)
+    assert not is_finished(FolderStore(run))
+    assert not (run.parent / "latest").exists()
+
+
+def test_a_process_that_lost_the_run_publishes_nothing_more(run: Path) -> None:
+    asked: list[int] = []
+
+    def require() -> None:
+        asked.append(1)
+        if len(asked) == 2:
+            raise TemporaryError("lost")
+
+    with pytest.raises(TemporaryError, match="lost"):
+        publish(FolderStore(run.parent), run.name, run, require)
+    assert not is_finished(FolderStore(run))
+    assert not (run.parent / "latest").exists()

@@ -20,6 +20,7 @@ from small_disk import small_disk
 
 from trainer.metrics import compute_metrics, read_predictions
 from trainer.publish import is_finished, verify
+from trainer.storage.folder import FolderStore
 
 QUICK = [
     "--set", "data.image_size=16", "--set", "model={family: plain, filters: [8], dropout: 0.2}",
@@ -27,8 +28,9 @@ QUICK = [
 ]  # fmt: skip
 
 LEFT_BEHIND = {
-    "spec.yaml", "environment.json", "dataset.json", "rejected.csv", "history.jsonl", "events", "checkpoints",
-    "predictions.csv", "metrics.json", "report.html", "plots", "model", "MANIFEST.json", "_SUCCESS",
+    "spec.yaml", "environment.json", "dataset.json", "rejected.csv", "starts.jsonl", "history.jsonl",
+    "timings.json", "events", "checkpoints", "predictions.csv", "metrics.json", "report.html", "plots",
+    "model", "MANIFEST.json", "_SUCCESS",
 }  # fmt: skip
 
 
@@ -78,8 +80,8 @@ def finished(
 def test_a_run_leaves_what_it_promises(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     run, done = finished
     assert {path.name for path in run.iterdir()} == LEFT_BEHIND
-    assert is_finished(run)
-    assert verify(run) == []
+    assert is_finished(FolderStore(run))
+    assert verify(FolderStore(run)) == []
     assert (run.parent / "latest").read_text().strip() == "first"
     assert "Found " in done.stdout
     assert "classes: " in done.stdout
@@ -208,6 +210,7 @@ def test_a_run_stopped_by_a_signal_goes_on_to_the_same_bits(photos: Path, tmp_pa
         assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+@pytest.mark.engine
 def test_a_source_that_vanishes_while_it_trains_costs_nothing(photos: Path, tmp_path: Path) -> None:
     data = shutil.copytree(photos, tmp_path / "photos")
     settings = [*QUICK, "--set", "train.epochs=60", "--set", "train.steps_per_call=1"]
@@ -224,7 +227,7 @@ def test_a_source_that_vanishes_while_it_trains_costs_nothing(photos: Path, tmp_
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, out + err
     assert "from the cache: the source has changed" in out
-    assert is_finished(tmp_path / "one")
+    assert is_finished(FolderStore(tmp_path / "one"))
 
 
 def test_a_published_run_that_was_changed_is_left_as_it_is(
@@ -289,6 +292,7 @@ def test_evaluate_measures_a_run_on_other_data(
     refused(wrong, 2, "train.epochs", "data part")
 
 
+@pytest.mark.engine
 def test_a_full_disk_ends_in_words_and_the_same_command_finishes_when_there_is_room(
     photos: Path, tmp_path: Path
 ) -> None:
@@ -303,8 +307,8 @@ def test_a_full_disk_ends_in_words_and_the_same_command_finishes_when_there_is_r
         again = trainer(*arguments, cache=tmp_path)
         assert again.returncode == 0, again.stderr
         assert "continuing after step" in again.stdout
-        assert is_finished(run)
-        assert verify(run) == []
+        assert is_finished(FolderStore(run))
+        assert verify(FolderStore(run)) == []
 
 
 def test_printed_specs_and_recipes_are_yaml(tmp_path: Path) -> None:

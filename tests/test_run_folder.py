@@ -1,84 +1,221 @@
-"""The run folder: which one a spec gets, and when it is refused."""
+"""The run folder: which one a spec gets, on disk and in a bucket, and when it is refused."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
 import pytest
+from bucket_server import BUCKET, bucket_server
 
-from trainer.exits import UsageError
-from trainer.run_folder import RunFolder, open_run_folder, require_same_start
-from trainer.spec import RunSpec, load_spec, read_spec
+from trainer.data.progress import SilentProgress
+from trainer.exits import DivergedError, TemporaryError, UsageError
+from trainer.publish import publish
+from trainer.run_folder import RunFolder, count_start, forget_start, open_run_folder, require_same_start
+from trainer.spec import RunSpec, load_spec, parse_spec, read_spec
 from trainer.storage.local import write_json, write_text
+from trainer.storage.store import Store, open_store
 
 NOW = datetime(2026, 1, 2, 3, 4, 5)
 
 
-def spec_in(folder: Path, *settings: str, name: str | None = "one") -> RunSpec:
-    return load_spec(recipe="demo", settings=settings, overrides={"output": str(folder), "run_name": name})
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    with bucket_server() as server:
+        yield server.address
 
 
-def begun(folder: Path) -> RunFolder:
-    run = open_run_folder(spec_in(folder), NOW)
-    write_text(run.checkpoints / "step-00000000.npz", "")
-    return run
+@pytest.fixture(params=["folder", "bucket"])
+def output(
+    request: pytest.FixtureRequest, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Store:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
+    return open_store(
+        str(tmp_path / "runs") if request.param == "folder" else f"gs://{BUCKET}/{tmp_path.name}"
+    )
 
 
-def test_a_new_run_is_named_after_recipe_moment_and_spec_and_can_be_found_by_its_file(tmp_path: Path) -> None:
-    run = open_run_folder(spec_in(tmp_path, name=None), NOW)
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+class Listener(SilentProgress):
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.heard.append(message)
+
+
+def spec_in(output: Store | Path, *settings: str, name: str | None = "one") -> RunSpec:
+    place = str(output) if isinstance(output, Path) else output.uri
+    return load_spec(recipe="demo", settings=settings, overrides={"output": place, "run_name": name})
+
+
+def begun(output: Store, cache: Path) -> None:
+    """Leave a run with a checkpoint, and let it go."""
+    run = open_run_folder(spec_in(output), NOW, cache)
+    write_text(run.checkpoints / "step-00000007.npz", "state")
+    run.keep()
+    run.release()
+
+
+def written_spec(output: Store) -> RunSpec:
+    found = output.read("one/spec.yaml")
+    assert found is not None
+    return parse_spec(found.data.decode(), "spec.yaml")
+
+
+def test_a_new_run_is_named_after_recipe_moment_and_spec_and_can_be_found_by_its_file(
+    output: Store, cache: Path
+) -> None:
+    run = open_run_folder(spec_in(output, name=None), NOW, cache)
     assert run.name.startswith("demo-20260102-030405-")
-    again = open_run_folder(read_spec(run.path / "spec.yaml"), datetime(2027, 1, 1))
-    assert again == run
+    run.keep()
+    found = output.read(f"{run.name}/spec.yaml")
+    assert found is not None
+    run.release()
+    again = open_run_folder(parse_spec(found.data.decode(), "it"), datetime(2027, 1, 1), cache)
+    assert again.at("") == run.at("") == f"{output.uri}/{run.name}"
+    again.release()
 
 
-def test_a_run_is_found_by_its_file_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_found_by_its_file_from_any_folder(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path)
-    run = open_run_folder(spec_in(Path("runs")), NOW)
+    run = open_run_folder(spec_in(Path("runs")), NOW, cache)
     written = (tmp_path / run.path / "spec.yaml").absolute()
+    run.release()
     monkeypatch.chdir("elsewhere")
-    assert open_run_folder(read_spec(written), NOW).path == tmp_path / "runs" / "one"
+    again = open_run_folder(read_spec(written), NOW, cache)
+    assert again.path == tmp_path / "runs" / "one"
+    again.release()
 
 
-def test_a_begun_run_refuses_another_spec_with_the_keys(tmp_path: Path) -> None:
-    run = begun(tmp_path)
-    before = (run.path / "spec.yaml").read_text()
+def test_a_begun_run_goes_on_and_refuses_another_spec_with_the_keys(output: Store, cache: Path) -> None:
+    begun(output, cache)
     with pytest.raises(UsageError, match=r"train\.epochs: 15 -> 3"):
-        open_run_folder(spec_in(tmp_path, "train.epochs=3"), NOW)
-    assert (run.path / "spec.yaml").read_text() == before
+        open_run_folder(spec_in(output, "train.epochs=3"), NOW, cache)
+    assert written_spec(output).train.epochs == 15
     # What can't change the result may change.
-    assert open_run_folder(spec_in(tmp_path, "data.cache_mib=1"), NOW) == run
+    run = open_run_folder(spec_in(output, "data.cache_mib=1", "train.checkpoint.every_steps=5"), NOW, cache)
+    assert run.newest_checkpoint == "step-00000007.npz"
+    assert (run.checkpoints / "step-00000007.npz").read_text() == "state"
+    run.release()
 
 
-def test_a_run_that_never_began_takes_the_new_spec(tmp_path: Path) -> None:
-    run = open_run_folder(spec_in(tmp_path), NOW)
-    open_run_folder(spec_in(tmp_path, "train.epochs=3"), NOW)
-    assert read_spec(run.path / "spec.yaml").train.epochs == 3
+def test_a_fresh_start_forgets_what_was_begun(output: Store, cache: Path) -> None:
+    begun(output, cache)
+    run = open_run_folder(spec_in(output, "train.epochs=3"), NOW, cache, fresh=True)
+    assert run.newest_checkpoint == ""
+    run.keep()
+    run.release()
+    assert written_spec(output).train.epochs == 3
+    assert [entry.name for entry in output.below("one").entries()] == ["spec.yaml"]
 
 
-def test_what_is_no_run_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "one").mkdir()
-    (tmp_path / "one" / "thesis.txt").write_text("mine")
+def test_a_finished_run_is_found_finished_and_never_begun_anew(output: Store, cache: Path) -> None:
+    begun(output, cache)
+    run = open_run_folder(spec_in(output), NOW, cache)
+    run.keep()
+    publish(output, "one", run.path)
+    run.release()
+    before = {entry.name: entry for entry in output.entries()}
+    assert open_run_folder(spec_in(output), NOW, cache).finished
+    with pytest.raises(UsageError, match=r"train\.epochs"):
+        open_run_folder(spec_in(output, "train.epochs=3"), NOW, cache)
+    with pytest.raises(UsageError, match="not begun anew"):
+        open_run_folder(spec_in(output), NOW, cache, fresh=True)
+    assert {entry.name: entry for entry in output.entries()} == before
+
+
+def test_a_run_that_never_began_takes_the_new_spec(output: Store, cache: Path) -> None:
+    for epochs in (2, 3):
+        run = open_run_folder(spec_in(output, f"train.epochs={epochs}"), NOW, cache)
+        run.keep()
+        run.release()
+        assert written_spec(output).train.epochs == epochs
+
+
+def test_a_run_that_another_process_works_on_is_refused(output: Store, cache: Path) -> None:
+    run = open_run_folder(spec_in(output), NOW, cache)
+    progress = Listener()
+    with pytest.raises(TemporaryError, match="Another process is at work on this run"):
+        open_run_folder(spec_in(output), NOW, cache, progress=progress)
+    assert len(progress.heard) == 1
+    run.release()
+    open_run_folder(spec_in(output), NOW, cache).release()
+
+
+def test_what_is_no_run_is_left_alone(output: Store, cache: Path) -> None:
+    output.write("one/thesis.txt", b"mine")
     with pytest.raises(UsageError, match="not a run"):
-        open_run_folder(spec_in(tmp_path), NOW)
-    assert [path.name for path in (tmp_path / "one").iterdir()] == ["thesis.txt"]
+        open_run_folder(spec_in(output), NOW, cache)
+    with pytest.raises(UsageError, match="not a run"):
+        open_run_folder(spec_in(output), NOW, cache, fresh=True)
+    assert [entry.name for entry in output.entries()] == ["one/thesis.txt"]
 
 
-def test_a_folder_with_nothing_but_a_crashs_leftover_is_free(tmp_path: Path) -> None:
+def test_a_folder_with_nothing_but_a_crashs_leftover_is_free(tmp_path: Path, cache: Path) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / ".spec.yaml.abc.tmp").write_text("")
-    assert not open_run_folder(spec_in(tmp_path), NOW).finished
+    run = open_run_folder(spec_in(tmp_path), NOW, cache)
+    assert not run.finished
+    run.release()
 
 
 def test_changed_data_or_precision_stop_a_begun_run(tmp_path: Path) -> None:
-    run = begun(tmp_path)
     with pytest.raises(UsageError, match="can't be read any more"):
-        require_same_start(run, "aa", "float32")
-    write_json(run.path / "dataset.json", {"digest": "sha256:aa"})
-    write_json(run.path / "environment.json", {"precision": "float32"})
-    require_same_start(run, "aa", "float32")
+        require_same_start(tmp_path, "aa", "float32")
+    write_json(tmp_path / "dataset.json", {"digest": "sha256:aa"})
+    write_json(tmp_path / "environment.json", {"precision": "float32"})
+    require_same_start(tmp_path, "aa", "float32")
     with pytest.raises(UsageError, match="data changed"):
-        require_same_start(run, "bb", "float32")
+        require_same_start(tmp_path, "bb", "float32")
     with pytest.raises(UsageError, match="precision changed"):
-        require_same_start(run, "aa", "bfloat16")
+        require_same_start(tmp_path, "aa", "bfloat16")
+
+
+def test_starts_without_a_new_checkpoint_end_the_run_and_new_ones_begin_the_count_anew(
+    tmp_path: Path,
+) -> None:
+    for checkpoint in ("", "", "step-1.npz", "step-1.npz", "step-2.npz", "step-2.npz", "step-2.npz"):
+        count_start(tmp_path, checkpoint, most_stalled=3)
+    with (tmp_path / "starts.jsonl").open("a") as file:
+        file.write('{"torn')
+    count_start(tmp_path, "step-2.npz", most_stalled=4)
+    with pytest.raises(DivergedError, match=r"started 4 times from step-2\.npz"):
+        count_start(tmp_path, "step-2.npz", most_stalled=3)
+    assert len((tmp_path / "starts.jsonl").read_text().splitlines()) == 9
+
+
+def test_a_start_that_ended_with_a_message_does_not_count(tmp_path: Path) -> None:
+    for _ in range(4):
+        count_start(tmp_path, "", most_stalled=1)
+        forget_start(tmp_path)
+    count_start(tmp_path, "", most_stalled=1)
+    rows = [json.loads(line) for line in (tmp_path / "starts.jsonl").read_text().splitlines()]
+    assert [row["checkpoint"] for row in rows] == [""]
+
+
+def test_folder_of_a_run_knows_where_a_person_finds_its_files(output: Store, cache: Path) -> None:
+    run: RunFolder = open_run_folder(spec_in(output), NOW, cache)
+    assert run.at("report.html") == f"{output.uri}/one/report.html"
+    run.release()
+
+
+def test_what_killed_processes_left_half_written_is_removed(tmp_path: Path, cache: Path) -> None:
+    open_run_folder(spec_in(tmp_path), NOW, cache).release()
+    run = tmp_path / "one"
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / ".step-00000001.npz.ab.tmp").write_bytes(b"half")
+    (run / ".model.tmp" / "variables").mkdir(parents=True)
+    (run / "notes.txt").write_text("mine")
+    open_run_folder(spec_in(tmp_path), NOW, cache).release()
+    left = sorted(path.relative_to(run).as_posix() for path in run.rglob("*"))
+    assert left == ["checkpoints", "notes.txt", "spec.yaml"]

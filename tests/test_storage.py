@@ -23,6 +23,7 @@ from trainer.storage import (
     hash_file,
     is_temporary,
     prepare_folder,
+    private_folder,
     write_bytes,
     write_json,
     write_text,
@@ -266,3 +267,22 @@ def test_build_cut_short_by_a_kill_is_not_taken_for_complete(tmp_path: Path) -> 
     assert not (tmp_path / "set").exists()
     folder = build_once(tmp_path / "set", lambda folder: (folder / "whole").write_text("whole") and None)
     assert names(folder) == ["whole"]
+
+
+def test_a_private_folder_is_nobody_elses_and_those_of_killed_processes_go(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from trainer.storage import private_folder\n"
+        "with private_folder(Path(sys.argv[1])) as folder:\n"
+        "    (folder / 'model').write_text('mine'); print(folder, flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None
+    theirs = Path(other.stdout.readline().strip())
+    with private_folder(tmp_path) as ours:
+        assert ours != theirs
+        assert (theirs / "model").read_text() == "mine"
+    assert not ours.exists()
+    other.kill()
+    other.communicate()
+    with private_folder(tmp_path) as ours:
+        assert list(tmp_path.iterdir()) == [ours]

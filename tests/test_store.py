@@ -64,10 +64,14 @@ def test_a_swap_needs_the_version_that_is_there(store: Store) -> None:
     assert not store.swap("latest", b"two", None)
     first = store.read("latest")
     assert first is not None
-    assert store.swap("latest", b"two", first.version)
+    second = store.swap("latest", b"two", first.version)
     assert not store.swap("latest", b"three", first.version)
     assert (found := store.read("latest")) is not None
-    assert found.data == b"two"
+    assert (found.data, found.version) == (b"two", second)
+    store.remove("latest", first.version)
+    assert store.read("latest") is not None
+    store.remove("latest", second)
+    assert store.read("latest") is None
 
 
 @pytest.mark.parametrize("size", [0, 5, 3 * 1024 * 1024])
@@ -94,7 +98,7 @@ def test_of_eight_that_create_or_swap_exactly_one_wins(store: Store) -> None:
         wins = race(
             lambda index, turn=turn, before=before: (
                 store.create(f"marker-{turn}", b"same"),
-                store.swap("pointer", b"%d %d" % (turn, index), before and before.version),
+                store.swap("pointer", b"%d %d" % (turn, index), before and before.version) is not None,
             )
         )
         assert sum(created for created, _ in wins) == 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 from trainer.augment import MIX_DRAWS, draw_numbers
-from trainer.checkpoint import list_checkpoints, restore_newest, save_checkpoint
+from trainer.checkpoint import list_checkpoints, restore_newest, save_checkpoint, take_snapshot
 from trainer.cluster import choose_precision, choose_xla, find_cluster
 from trainer.data.batches import batch_indices, steps_per_epoch
 from trainer.data.dataset import Dataset, Split
@@ -22,7 +22,7 @@ from trainer.evaluate import Evaluator, predict_splits
 from trainer.exits import DivergedError, StoppedError, UsageError
 from trainer.mix import mix_images
 from trainer.spec import RunSpec, load_spec
-from trainer.train import CallReport, Learner, TrainResult, build_learner, train
+from trainer.train import CallReport, Learner, Saver, TrainResult, build_learner, train
 from trainer.train.feed import Feed
 from trainer.train.step import Stepper, class_weights
 
@@ -101,10 +101,11 @@ def do_train(
     def is_stopped() -> bool:
         return stop_at is not None and recorder.calls[-1].step >= stop_at
 
-    result = train(
-        learner, dataset, spec, find_cluster(), folder / "checkpoints", recorder,
-        lambda: evaluator.loss_and_accuracy(dataset.held_out), is_stopped,
-    )  # fmt: skip
+    with Saver(folder / "checkpoints") as saver:
+        result = train(
+            learner, dataset, spec, find_cluster(), saver, recorder,
+            lambda: evaluator.loss_and_accuracy(dataset.held_out), is_stopped,
+        )  # fmt: skip
     return learner, result
 
 
@@ -112,7 +113,7 @@ def values(learner: Learner) -> dict[str, np.ndarray]:
     return {name: variable.numpy() for name, variable in learner.variables().items()}
 
 
-def untimed(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def untimed(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     timings = ("images_per_second", "wait_share", "seconds")
     return [{key: value for key, value in row.items() if key not in timings} for row in history]
 
@@ -227,8 +228,12 @@ def test_an_error_in_the_feed_reaches_the_loop(dataset: Dataset) -> None:
 def test_training_learns_and_leaves_its_history(dataset: Dataset, tmp_path: Path) -> None:
     recorder = Recorder()
     learner, result = do_train(load_spec(settings=[*SMALL, "train.epochs=8"]), dataset, tmp_path, recorder)
-    rows = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
-    assert rows == result.history == recorder.rows
+    results = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    rows = recorder.rows
+    assert result.history == rows
+    # Times are kept apart: the results of two runs can be compared to the bit.
+    assert results == untimed(rows)
+    assert json.loads((tmp_path / "timings.json").read_text())["epochs"] == result.timings
     assert [row["epoch"] for row in rows] == list(range(1, 9))
     assert [row["step"] for row in rows] == [6 * epoch for epoch in range(1, 9)]
     assert rows[-1]["train/loss"] < rows[0]["train/loss"]
@@ -260,10 +265,11 @@ def test_a_stop_during_validation_waits_for_no_more_images(dataset: Dataset, tmp
     whole, result = do_train(spec, dataset, tmp_path / "whole")
     learner = learner_for(spec, dataset)
     evaluator = Evaluator(learner.inference_model)
-    arguments = (dataset, spec, find_cluster(), tmp_path / "stopped" / "checkpoints", Recorder())
-    with pytest.raises(StoppedError, match="the checkpoint is safe"):
+    saver = Saver(tmp_path / "stopped" / "checkpoints")
+    arguments = (dataset, spec, find_cluster(), saver, Recorder())
+    with saver, pytest.raises(StoppedError, match="the checkpoint is safe"):
         train(learner, *arguments, lambda: evaluator.loss_and_accuracy(dataset.held_out, lambda: True))
-    assert not (tmp_path / "stopped" / "history.jsonl").exists()
+    assert (tmp_path / "stopped" / "history.jsonl").read_text() == ""
     again, resumed = do_train(spec, dataset, tmp_path / "stopped")
     assert untimed(resumed.history) == untimed(result.history)
     for name, value in values(whole).items():
@@ -283,6 +289,35 @@ def test_a_stopped_run_ends_with_the_bits_of_an_undisturbed_one(dataset: Dataset
     for name, value in values(whole).items():
         np.testing.assert_array_equal(value, values(stopped)[name], err_msg=name)
     assert untimed(again.history) == untimed(result.history)
+
+
+class Crash(Recorder):
+    """Ends everything at a step, as a crash does: nothing is saved any more."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step = step
+
+    def on_call(self, report: CallReport) -> None:
+        if report.step >= self.step:
+            raise KeyboardInterrupt
+
+
+def test_a_crash_costs_the_steps_since_the_last_checkpoint_and_nothing_else(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    spec = load_spec(settings=[*EXACT, "train.steps_per_call=1"])
+    often = load_spec(settings=[*EXACT, "train.steps_per_call=1", "train.checkpoint.every_steps=2"])
+    whole, result = do_train(spec, dataset, tmp_path / "whole")
+    for crash_at, resumed in ((5, 0), (11, 4)):
+        recorder = Crash(crash_at)
+        with pytest.raises(KeyboardInterrupt):
+            do_train(often, dataset, tmp_path / "crashed", recorder)
+        assert recorder.messages == ([f"continuing after step {resumed} of 18"] if resumed else [])
+    crashed, again = do_train(often, dataset, tmp_path / "crashed")
+    assert untimed(again.history) == untimed(result.history)
+    for name, value in values(whole).items():
+        np.testing.assert_array_equal(value, values(crashed)[name], err_msg=name)
 
 
 def test_the_number_of_steps_a_call_changes_nothing(dataset: Dataset, tmp_path: Path) -> None:
@@ -321,8 +356,8 @@ def test_every_kind_of_damaged_checkpoint_is_passed_over(
     dataset: Dataset, tmp_path: Path, damage: str
 ) -> None:
     learner = learner_for(load_spec(settings=SMALL), dataset)
-    save_checkpoint(tmp_path, 1, learner.variables(), {"at": 1})
-    newest = save_checkpoint(tmp_path, 2, learner.variables(), {"at": 2})
+    save_checkpoint(tmp_path, 1, take_snapshot(learner.variables()), {"at": 1})
+    newest = save_checkpoint(tmp_path, 2, take_snapshot(learner.variables()), {"at": 2})
     newest.unlink()
     if damage == "folder":
         newest.mkdir()

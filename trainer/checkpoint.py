@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ from trainer.data.damage import DAMAGE
 from trainer.exits import UsageError
 from trainer.storage.local import write_bytes
 
+Arrays = dict[str, np.ndarray]
+"""By the variables' names."""
+
 _RECORD = "record.json"
 _PART = "-part"
 _KEPT = 2
@@ -29,20 +32,21 @@ class DamagedError(Exception):
     """A checkpoint that can't be read."""
 
 
+def take_snapshot(variables: Mapping[str, tf.Variable]) -> Arrays:
+    """Return copies of the values, which further training leaves alone."""
+    return {name: np.array(variable.numpy()) for name, variable in variables.items()}
+
+
 def save_checkpoint(
-    folder: Path,
-    step: int,
-    variables: Mapping[str, tf.Variable],
-    record: Mapping[str, Any],
-    whole_epoch: bool = True,
+    folder: Path, step: int, arrays: Arrays, record: Mapping[str, Any], whole_epoch: bool = True
 ) -> Path:
-    """Write `variables` and `record` (JSON values) to folder/step-00001234.npz; return the path.
+    """Write `arrays` and `record` (JSON values) to folder/step-00001234.npz; return the path.
 
     One that is not of a whole epoch is called step-00001234-part.npz. The newest two are
     kept, and the newest two of whole epochs. Raises what `write_bytes` raises.
     """
     path = folder / f"step-{step:08d}{'' if whole_epoch else _PART}.npz"
-    write_arrays(path, variables, record)
+    write_arrays(path, arrays, record)
     kept = {*list_checkpoints(folder)[-_KEPT:], *list_checkpoints(folder, whole_epochs=True)[-_KEPT:]}
     for old in list_checkpoints(folder):
         if old not in kept:
@@ -50,13 +54,13 @@ def save_checkpoint(
     return path
 
 
-def save_best(folder: Path, epoch: int, variables: Mapping[str, tf.Variable]) -> None:
-    """Write the weights of the best epoch so far; those of the best before it stay too.
+def save_best(folder: Path, epoch: int, arrays: Arrays) -> None:
+    """Write the weights of the best epoch so far; those of the two bests before it stay too.
 
-    A restart may have to go back to a checkpoint that knows only the one before.
+    A restart may have to go back to a checkpoint that is older than the newest two.
     """
-    write_arrays(_best(folder, epoch), variables, {"epoch": epoch})
-    for old in sorted(folder.glob("best-*.npz"))[:-_KEPT]:
+    write_arrays(_best(folder, epoch), arrays, {"epoch": epoch})
+    for old in sorted(folder.glob("best-*.npz"))[: -_KEPT - 1]:
         old.unlink(missing_ok=True)
 
 
@@ -71,13 +75,12 @@ def restore_best(folder: Path, epoch: int, variables: Mapping[str, tf.Variable])
         ) from None
 
 
-def write_arrays(path: Path, variables: Mapping[str, tf.Variable], record: Mapping[str, Any]) -> None:
-    """Write `variables` and `record` to `path`, which appears only when it is complete."""
-    arrays = {name: variable.numpy() for name, variable in variables.items()}
-    arrays[_RECORD] = np.frombuffer(json.dumps(record).encode(), np.uint8)
+def write_arrays(path: Path, arrays: Arrays, record: Mapping[str, Any]) -> None:
+    """Write `arrays` and `record` to `path`, which appears only when it is complete and was read back."""
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    write_bytes(path, buffer.getvalue())
+    packed: dict[str, Any] = {**arrays, _RECORD: np.frombuffer(json.dumps(record).encode(), np.uint8)}
+    np.savez(buffer, **packed)
+    write_bytes(path, buffer.getvalue(), read_back=True)
 
 
 def _best(folder: Path, epoch: int) -> Path:
@@ -91,17 +94,20 @@ def list_checkpoints(folder: Path, whole_epochs: bool = False) -> list[Path]:
 
 
 def restore_newest(
-    folder: Path, variables: Mapping[str, tf.Variable], whole_epochs: bool = False
+    folder: Path,
+    variables: Mapping[str, tf.Variable],
+    whole_epochs: bool = False,
+    on_damage: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Any] | None:
     """Put the newest readable checkpoint's values into `variables`; return its record, or None.
 
-    A damaged file is passed over for the one before it.
+    A damaged file is passed over for the one before it, and `on_damage` hears of it.
     """
     for path in reversed(list_checkpoints(folder, whole_epochs)):
         try:
             return restore_checkpoint(path, variables)
-        except DamagedError:
-            continue
+        except DamagedError as error:
+            on_damage(f"{path.name} is damaged ({str(error)[:100]}): going back to the checkpoint before it")
     return None
 
 

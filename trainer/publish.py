@@ -1,9 +1,9 @@
-"""A run folder to a published run: manifest, marker, pointer, in that order.
+"""A run to a published run: manifest, marker, pointer, in that order.
 
-In: a run folder in which everything else is written. Out: `MANIFEST.json` (every file, its
-size and sha256), `_SUCCESS` (the manifest's sha256, made by one process only) and, in the
-folder of all runs, `latest` (the name of the run). A crash between two of them leaves a
-run that isn't finished, or a pointer to the run before, never a lie.
+In: the store of all runs, the name of one that is written, and its files on local disk. Out:
+`MANIFEST.json` (every file, its size and sha256), `_SUCCESS` (the manifest's sha256, made by one
+process only) and, beside the runs, `latest` (the name of the run). A crash between two of
+them leaves a run that isn't finished, or a pointer to the run before, never a lie.
 """
 
 from __future__ import annotations
@@ -11,17 +11,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
-from trainer.exits import UsageError
-from trainer.storage import create_bytes, explained, hash_file, is_temporary, write_json, write_text
+from trainer.exits import TemporaryError, TrainerError, UsageError
+from trainer.storage.local import explained, hash_file, is_temporary
+from trainer.storage.store import Content, Entry, Store
 
 MANIFEST = "MANIFEST.json"
 MARKER = "_SUCCESS"
 POINTER = "latest"
 SCHEMA = 1
 """Of the manifest; a reader refuses what it doesn't know."""
+_AT_A_TIME = 8
 
 
 @dataclass(frozen=True)
@@ -29,129 +35,180 @@ class FileRecord:
     """One file of a run."""
 
     path: str
-    """Below the run folder, with '/'."""
+    """Below the run, with '/'."""
     size: int
     """Bytes."""
     sha256: str
 
 
-def publish(run_folder: Path) -> Path:
-    """Make `run_folder` a finished run and the latest one; return the pointer's path.
+def publish(output: Store, name: str, folder: Path, require: Callable[[], None] = lambda: None) -> None:
+    """Make the run `name` of `output`, whose files are those of the local `folder`, finished and the latest.
 
     A run that is already finished keeps its manifest and marker, and only the pointer moves:
-    so a publication that a crash cut short can be repeated. Nothing may write to the folder
-    afterwards. Raises UsageError (another manifest's marker, a place that can't be written),
-    TemporaryError (full disk).
+    so a publication that a crash cut short can be repeated. Nothing may write to the run
+    afterwards. `require` is asked before each step, and raises if the run is another process's
+    by now. Raises UsageError (another manifest's marker, a place that can't be written),
+    TemporaryError (full disk, retries used up).
     """
-    pointer = run_folder.parent / POINTER
-    if run_folder.name == POINTER:
-        raise UsageError(
-            f"A run can't be called {POINTER!r}, the name of the pointer. Received: {run_folder}"
-        )
-    if not is_finished(run_folder):
-        _finish(run_folder)
-    write_text(pointer, f"{run_folder.name}\n")
-    return pointer
+    run = output.below(name)
+    if name == POINTER:
+        raise UsageError(f"A run can't be called {POINTER!r}, the name of the pointer. Received: {run.uri}")
+    if not is_finished(run):
+        _finish(run, name, folder, require)
+    require()
+    move_pointer(output, name)
 
 
-def is_finished(run_folder: Path) -> bool:
+def is_finished(run: Store) -> bool:
     """Return whether the run's marker is there and holds the digest of the manifest that is there."""
-    try:
-        marker = (run_folder / MARKER).read_text(encoding="utf-8").strip()
-        return marker == _digest((run_folder / MANIFEST).read_bytes())
-    except (OSError, ValueError):
-        return False
+    marker = run.read(MARKER)
+    manifest = run.read(MANIFEST) if marker else None
+    return marker is not None and manifest is not None and _is_of(marker, manifest)
 
 
-def is_pointer_older(run_folder: Path) -> bool:
-    """Return whether the pointer was last moved before the finished run at `run_folder` got its marker."""
-    pointer = run_folder.parent / POINTER
-    if latest_run(run_folder.parent) is None:
-        return True
-    return pointer.stat().st_mtime_ns < (run_folder / MARKER).stat().st_mtime_ns
+def move_pointer(output: Store, name: str) -> None:
+    """Let the pointer name the finished run `name`, unless it names one that was published later."""
+    while True:
+        found = output.read(POINTER)
+        other = _named(found)
+        if other == name:
+            return
+        if other and _published(output.below(other)) > _published(output.below(name)):
+            return
+        if output.swap(POINTER, f"{name}\n".encode(), found.version if found else None):
+            return
 
 
-def latest_run(output: Path) -> Path | None:
-    """Return the run that the pointer in `output` names; None if there is no pointer, or no such run."""
-    try:
-        name = (output / POINTER).read_text(encoding="utf-8").strip()
-    except (OSError, ValueError):
-        return None
-    run = output / name
-    is_plain = name not in ("", "..") and Path(name).name == name
-    return run if is_plain and run.is_dir() else None
+def latest_run(output: Store) -> str | None:
+    """Return the name of the finished run that the pointer of `output` names, None if there is none."""
+    name = _named(output.read(POINTER))
+    return name if name and is_finished(output.below(name)) else None
 
 
-def verify(run_folder: Path) -> list[str]:
+def verify(run: Store) -> list[str]:
     """Return what is wrong with a published run, one sentence each; none when all is well.
 
     Missing and extra files, other sizes, other digests, a marker that isn't the manifest's.
     """
+    manifest = run.read(MANIFEST)
+    if manifest is None:
+        return [f"{MANIFEST} is missing"]
     try:
-        listed = _read_manifest(run_folder / MANIFEST)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        listed = _read_manifest(manifest.data)
+    except (ValueError, KeyError, TypeError) as error:
         return [f"{MANIFEST} can't be read: {error}"]
-    problems = [] if is_finished(run_folder) else [f"{MARKER} is missing or of another manifest"]
-    present = set(_names(run_folder))
-    problems += [f"{name} is missing" for name in sorted(listed.keys() - present)]
-    problems += [f"{name} is not in {MANIFEST}" for name in sorted(present - listed.keys())]
-    for name in sorted(present & listed.keys()):
-        problems += _differences(run_folder, listed[name])
-    return problems
+    marker = run.read(MARKER)
+    is_whole = marker is not None and _is_of(marker, manifest)
+    problems = [] if is_whole else [f"{MARKER} is missing or of another manifest"]
+    present = {entry.name: entry for entry in run.entries() if entry.name not in (MANIFEST, MARKER)}
+    problems += [f"{name} is missing" for name in sorted(listed.keys() - present.keys())]
+    problems += [f"{name} is not in {MANIFEST}" for name in sorted(present.keys() - listed.keys())]
+    both = sorted(present.keys() & listed.keys())
+    with ThreadPoolExecutor(_AT_A_TIME) as pool:
+        found = pool.map(lambda name: _difference(run, listed[name], present[name]), both)
+        return problems + [each for each in found if each]
 
 
-def require_unchanged(run_folder: Path) -> None:
+def require_unchanged(run: Store) -> None:
     """Raise UsageError for a run that was published and whose manifest is another one now."""
-    if (run_folder / MARKER).exists() and not is_finished(run_folder):
+    if run.read(MARKER) is not None and not is_finished(run):
         # Made by someone who saw another manifest: to replace either would hide that.
         raise UsageError(
             f"The run has a {MARKER} that doesn't belong to its {MANIFEST}, so something changed it after it "
-            f"was published. Choose another run name. Received: {run_folder}"
+            f"was published. Choose another run name. Received: {run.uri}"
         )
 
 
-def _finish(run_folder: Path) -> None:
-    marker = run_folder / MARKER
-    require_unchanged(run_folder)
-    records = [_record(run_folder, name) for name in _names(run_folder)]
-    manifest = {"schema": SCHEMA, "run": run_folder.name, "files": [asdict(record) for record in records]}
-    write_json(run_folder / MANIFEST, manifest)
-    digest = _digest((run_folder / MANIFEST).read_bytes())
-    if not create_bytes(marker, f"{digest}\n".encode()) and not is_finished(run_folder):
-        raise UsageError(f"Another process published this run meanwhile. Received: {run_folder}")
+def _finish(run: Store, name: str, folder: Path, require: Callable[[], None]) -> None:
+    require_unchanged(run)
+    records = _records(run, folder)
+    require()
+    manifest: dict[str, Any] = {
+        "schema": SCHEMA,
+        "run": name,
+        "published": datetime.now(timezone.utc).isoformat(timespec="microseconds"),
+        "files": [asdict(record) for record in records],
+    }
+    data = (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+    run.write(MANIFEST, data)
+    require()
+    if not run.create(MARKER, f"{_digest(data)}\n".encode()) and not is_finished(run):
+        raise UsageError(f"Another process published this run meanwhile. Received: {run.uri}")
 
 
-def _names(run_folder: Path) -> list[str]:
-    """Return the names of all files below the run folder that belong to the run, sorted."""
+def _records(run: Store, folder: Path) -> list[FileRecord]:
+    """Return what is published: the files of `folder`, and what else lies in the run.
+
+    That may be a checkpoint of a process which lost the run while its upload was on its way.
+    Raises TemporaryError if a file of the folder isn't in the run.
+    """
+    records = {name: _record(folder, name) for name in _names(folder)}
+    present = {entry.name: entry.size for entry in run.entries() if entry.name not in (MANIFEST, MARKER)}
+    for name, record in records.items():
+        if present.get(name) != record.size:
+            raise TemporaryError(
+                f"A file of the run is not as it was written; start the same command again. "
+                f"Received: {run.at(name)} has {present.get(name, 'no')} bytes instead of {record.size}"
+            )
+    for name in present.keys() - records.keys():
+        records[name] = FileRecord(name, present[name], run.sha256(name))
+    return [records[name] for name in sorted(records)]
+
+
+def _names(folder: Path) -> list[str]:
+    """Return the names of all files below the run's folder that belong to the run, sorted."""
     names = []
-    for folder, _, files in os.walk(run_folder):
-        paths = [Path(folder, file) for file in files]
-        names += [path.relative_to(run_folder).as_posix() for path in paths if not is_temporary(path)]
+    for parent, _, files in os.walk(folder):
+        paths = [Path(parent, file) for file in files]
+        names += [path.relative_to(folder).as_posix() for path in paths if not is_temporary(path)]
     return sorted(name for name in names if name not in (MANIFEST, MARKER))
 
 
-def _record(run_folder: Path, name: str) -> FileRecord:
-    path = run_folder / name
+def _record(folder: Path, name: str) -> FileRecord:
+    path = folder / name
     with explained(path, "read"):
         return FileRecord(name, path.stat().st_size, hash_file(path)["sha256"])
 
 
-def _read_manifest(path: Path) -> dict[str, FileRecord]:
-    manifest = json.loads(path.read_bytes())
+def _read_manifest(data: bytes) -> dict[str, FileRecord]:
+    manifest = json.loads(data)
     if manifest["schema"] != SCHEMA:
         raise ValueError(f"its schema is {manifest['schema']!r}, and this version reads {SCHEMA}")
     records = [FileRecord(**record) for record in manifest["files"]]
     return {record.path: record for record in records}
 
 
-def _differences(run_folder: Path, listed: FileRecord) -> list[str]:
-    try:
-        found = _record(run_folder, listed.path)
-    except UsageError as error:
-        return [str(error)]
+def _difference(run: Store, listed: FileRecord, found: Entry) -> str:
+    """Return in words how a file differs from what was published; empty if it doesn't."""
     if found.size != listed.size:
-        return [f"{listed.path} has {found.size:,} bytes instead of {listed.size:,}"]
-    return [] if found.sha256 == listed.sha256 else [f"{listed.path} has other contents than were published"]
+        return f"{listed.path} has {found.size:,} bytes instead of {listed.size:,}"
+    try:
+        digest = run.sha256(listed.path)
+    except TrainerError as error:
+        return str(error)
+    return "" if digest == listed.sha256 else f"{listed.path} has other contents than were published"
+
+
+def _published(run: Store) -> str:
+    """Return when the run was published, in a form that sorts by time; empty for one that isn't."""
+    manifest = run.read(MANIFEST)
+    if manifest is None or not is_finished(run):
+        return ""
+    try:
+        return str(json.loads(manifest.data).get("published", ""))
+    except (ValueError, AttributeError):
+        return ""
+
+
+def _named(pointer: Content | None) -> str:
+    """Return the run that the pointer names; empty if it names none."""
+    name = pointer.data.decode("utf-8", "replace").strip() if pointer else ""
+    is_plain = name not in ("", ".", "..") and Path(name).name == name
+    return name if is_plain else ""
+
+
+def _is_of(marker: Content, manifest: Content) -> bool:
+    return marker.data.decode("ascii", "replace").strip() == _digest(manifest.data)
 
 
 def _digest(data: bytes) -> str:

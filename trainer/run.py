@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import keras
 
-from trainer.cluster import find_cluster
+from trainer.cluster import Cluster, find_cluster
 from trainer.data.batches import steps_per_epoch
 from trainer.data.dataset import Dataset, format_found, load_dataset
 from trainer.data.progress import Progress
@@ -24,8 +24,6 @@ from trainer.report import ReportInputs, Verdict, write_report
 from trainer.run_folder import (
     RunFolder,
     current_command,
-    discard_folder,
-    replace_folder,
     require_complete,
     require_same_start,
     write_environment,
@@ -33,11 +31,14 @@ from trainer.run_folder import (
 )
 from trainer.spec import RunSpec, dump_spec
 from trainer.stop import Stop
+from trainer.storage.folders import discard_folder, replace_folder
 from trainer.storage.local import write_json
-from trainer.train import Learner, Observer, TrainResult, build_learner, train
+from trainer.train import Learner, Observer, Saver, TrainResult, build_learner, train
 
 # 80 columns, less what a screen puts before a fact.
 _FOUND_WIDTH = 69
+# The rest of it is for the end of the process.
+_GRACE_SHARE = 0.7
 
 
 class Screen(Observer, Progress, Protocol):
@@ -59,25 +60,61 @@ def run(spec: RunSpec, folder: RunFolder, cache_dir: Path, screen: Screen, stop:
     _require_classes(spec, dataset)
     steps = steps_per_epoch(len(dataset.train.labels), spec.train.global_batch_size)
     learner = build_learner(spec, len(dataset.class_names), steps, cluster)
-    require_same_start(folder, dataset.digest, learner.precision)
+    if folder.newest_checkpoint:
+        require_same_start(folder.path, dataset.digest, learner.precision)
     _keep_dataset(dataset, folder, screen)
     environment = write_environment(
         folder.path, spec, cluster.description, learner.precision, current_command()
     )
+    # A checkpoint is of no use to a restart that can't see what it is of.
+    folder.keep()
     screen.on_fact("model", _describe(spec, learner))
-    evaluator = Evaluator(learner.inference_model)
-    with stop.patience():
-        result = train(
-            learner, dataset, spec, cluster, folder.checkpoints, screen,
-            lambda: evaluator.loss_and_accuracy(dataset.held_out, stop.is_requested), stop.is_requested,
-        )  # fmt: skip
+    result = _train(learner, dataset, spec, cluster, folder, screen, stop)
     predictions = predict_splits(learner.inference_model, dataset)
     metrics = _keep_metrics(predictions, result, folder)
     screen.on_fact("export", _export(learner.inference_model, dataset, spec, folder))
     verdict = _report(spec, environment, dataset, result, predictions, metrics, folder)
-    require_complete(folder)
-    publish(folder.path)
+    require_complete(folder.path)
+    _publish(folder, screen)
     return verdict
+
+
+def _train(
+    learner: Learner,
+    dataset: Dataset,
+    spec: RunSpec,
+    cluster: Cluster,
+    folder: RunFolder,
+    screen: Screen,
+    stop: Stop,
+) -> TrainResult:
+    evaluator = Evaluator(learner.inference_model)
+
+    def is_stopped() -> bool:
+        folder.check_lease()
+        return stop.is_requested()
+
+    def is_overdue() -> bool:
+        return stop.is_overdue(_GRACE_SHARE * spec.train.grace_seconds)
+
+    with stop.patience(), Saver(folder.checkpoints, folder.keep, is_overdue) as saver:
+        return train(
+            learner, dataset, spec, cluster, saver, screen,
+            lambda: evaluator.loss_and_accuracy(dataset.held_out, is_stopped), is_stopped,
+        )  # fmt: skip
+
+
+def _publish(folder: RunFolder, screen: Screen) -> None:
+    """Bring the last files to the output, then make the run visible as finished."""
+    waiting = folder.mirror.waiting_bytes()
+    if waiting:
+        task = screen.start(f"Writing {folder.at('')}", waiting, "B")
+        try:
+            folder.keep(task.advance)
+        finally:
+            task.finish()
+    folder.keep()
+    publish(folder.output, folder.name, folder.path, folder.require_lease)
 
 
 def _keep_dataset(dataset: Dataset, folder: RunFolder, screen: Screen) -> None:
@@ -120,8 +157,9 @@ def _keep_metrics(
         for split, each in predictions.items()
         for name, value in compute_metrics(each).items()
     }
-    times = {"training/seconds": result.seconds, "training/best_epoch": result.best_epoch}
-    write_json(folder.path / "metrics.json", metrics | times)
+    write_json(folder.path / "metrics.json", metrics | {"training/best_epoch": result.best_epoch})
+    times = {"training_seconds": result.seconds, "epochs": result.timings}
+    write_json(folder.path / "timings.json", times)
     return metrics
 
 

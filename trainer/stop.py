@@ -30,6 +30,10 @@ class Stop:
         """Return whether a stop was asked for."""
         return self.requested
 
+    def is_overdue(self, seconds: float) -> bool:
+        """Return whether a stop was asked for longer than that ago."""
+        return self.requested and time.monotonic() - self._heard > seconds
+
     def listen(self) -> None:
         """Take over SIGTERM and SIGINT; only a process's main thread can."""
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -17,14 +17,15 @@ from trainer.exits import DataError
 _LOG_SECONDS = 30.0
 
 
-def predict_command(model_path: Path, images: Sequence[Path], as_json: bool) -> None:
+def predict_command(model_uri: str, images: Sequence[str], cache_dir: Path, as_json: bool) -> None:
     """Print what the model says of each picture; raise DataError at the end if one was unusable."""
+    from trainer.cli.places import local_model, local_path
     from trainer.data.layouts.found import printable
     from trainer.export import load_model
     from trainer.predict import classify_files, find_pictures
 
-    paths = find_pictures(images)
-    model = load_model(model_path)
+    paths = find_pictures([local_path(each, cache_dir) for each in images])
+    model = load_model(local_model(model_uri, cache_dir))
     names = {path: printable(str(path)) for path in paths}
     width = max(map(len, names.values()))
     unusable = 0
@@ -41,14 +42,15 @@ def predict_command(model_path: Path, images: Sequence[Path], as_json: bool) -> 
 
 
 def evaluate_command(
-    model_path: Path, data: str, cache_dir: Path, as_json: bool, settings: Sequence[str]
+    model_uri: str, data: str, cache_dir: Path, as_json: bool, settings: Sequence[str]
 ) -> None:
     """Print how good the model is on every split of `data`; progress goes to standard error."""
     from trainer.cli.console import Console
+    from trainer.cli.places import local_model
     from trainer.export import load_model
     from trainer.predict import evaluate_source
 
-    model = load_model(model_path)
+    model = load_model(local_model(model_uri, cache_dir))
     with Console(_LOG_SECONDS, stderr=True) as console:
         metrics, rejected = evaluate_source(model, data, cache_dir, console, settings)
     for each in rejected:
@@ -59,6 +61,22 @@ def evaluate_command(
         return
     for name, values in metrics.items():
         click.echo(_summary(name, values, model.class_names))
+
+
+def verify_command(uri: str) -> None:
+    """Say that a finished run is as it was published; raise DataError with what is wrong otherwise."""
+    from trainer.cli.places import find_run
+    from trainer.publish import verify
+
+    run = find_run(uri)
+    problems = verify(run)
+    for problem in problems:
+        click.echo(problem, err=True)
+    if problems:
+        raise DataError(
+            f"The run is not as it was published; the lines above say what differs. Received: {run.uri}"
+        )
+    click.echo(f"{run.uri} is as it was published.")
 
 
 def _as_row(name: str, shares: Mapping[str, float], width: int) -> str:

@@ -16,34 +16,41 @@ from typing import Any, TypeVar
 import click
 
 from trainer import __version__
-from trainer.exits import TrainerError, UsageError
+from trainer.cli.environment import import_tensorflow, prepare_libraries
+from trainer.exits import StoppedError, TrainerError, UsageError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
-_DATA_HELP = "A folder, an archive (.zip, .tar, .tar.gz), an import file, or its https:// URL."
+_EMULATOR = "STORAGE_EMULATOR_HOST"
+# The first is this program's own, for manifests to set; the other is Vertex AI's.
+_JOB_NAMES = ("TRAINER_RUN_NAME", "CLOUD_ML_JOB_ID")
+
+_DATA_HELP = "A folder, an archive (.zip, .tar, .tar.gz), an import file, or its https:// or gs:// URL."
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, message="trainer %(version)s")
 def cli() -> None:
     """Train an image classifier from a folder of pictures, and use it."""
+    _announce_emulator()
 
 
 def spec_options(command: Command) -> Command:
     """Add the options that describe a run."""
     for option in reversed(
         [
-            click.argument(
-                "spec_path", metavar="[SPEC.yaml]", required=False, type=click.Path(path_type=Path)
-            ),
+            click.argument("spec_path", metavar="[SPEC.yaml]", required=False),
             click.option(
                 "--recipe", metavar="NAME", help="Start from a recipe; `trainer recipes` lists them."
             ),
             click.option("--data", metavar="URI", help=_DATA_HELP),
-            click.option("--output", metavar="DIR", help="Where run folders go.  [default: runs]"),
+            click.option(
+                "--output", metavar="DIR", help="Where runs go, a folder or gs://.  [default: runs]"
+            ),
             click.option("--run-name", metavar="NAME", help="Name of the run; an unfinished one goes on."),
+            click.option("--fresh", is_flag=True, help="Begin an unfinished run anew."),
             click.option(
                 "--set",
                 "settings",
@@ -60,17 +67,19 @@ def spec_options(command: Command) -> Command:
 @cli.command()
 @spec_options
 def train(
-    spec_path: Path | None,
+    spec_path: str | None,
     recipe: str | None,
     data: str | None,
     output: str | None,
     run_name: str | None,
+    fresh: bool,
     settings: tuple[str, ...],
 ) -> None:
     """Train: from images to a model, a report and metrics in one run folder.
 
     With no data, recipe or spec it trains the demo, on pictures that come with the package.
     """
+    from trainer.cli.places import local_path
     from trainer.cli.train import train_command
     from trainer.spec import load_spec
 
@@ -79,10 +88,13 @@ def train(
     if data is not None:
         # The recipe's checksum is that of the recipe's own data.
         settings = ("data.checksum=null", *settings)
+    prepare_libraries()
     overrides = {"data.source": data, "output": output, "run_name": run_name}
-    spec = load_spec(spec_path, recipe, settings, overrides)
-    _quiet_libraries()
-    train_command(spec, cache_folder())
+    path = local_path(spec_path, cache_folder()) if spec_path else None
+    spec = load_spec(path, recipe, settings, overrides)
+    if spec.run_name is None:
+        spec = load_spec(path, recipe, settings, overrides | {"run_name": _name_of_job()})
+    train_command(spec, cache_folder(), fresh)
 
 
 @cli.command()
@@ -99,23 +111,21 @@ def recipes(name: str | None) -> None:
 
 
 @cli.command()
-@click.argument("model", metavar="RUN_OR_MODEL", type=click.Path(path_type=Path))
-@click.argument(
-    "images", metavar="IMAGE_OR_FOLDER...", nargs=-1, required=True, type=click.Path(path_type=Path)
-)
+@click.argument("model", metavar="RUN_OR_MODEL")
+@click.argument("images", metavar="IMAGE_OR_FOLDER...", nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a picture instead of a table.")
-def predict(model: Path, images: tuple[Path, ...], as_json: bool) -> None:
+def predict(model: str, images: tuple[str, ...], as_json: bool) -> None:
     """Say what is on pictures, with a trained model."""
     from trainer.cli.answers import predict_command
     from trainer.stop import Stop
 
     Stop().listen()
-    _quiet_libraries()
-    predict_command(model, images, as_json)
+    import_tensorflow()
+    predict_command(model, images, cache_folder(), as_json)
 
 
 @cli.command()
-@click.argument("model", metavar="RUN_OR_MODEL", type=click.Path(path_type=Path))
+@click.argument("model", metavar="RUN_OR_MODEL")
 @click.option("--data", metavar="URI", required=True, help=_DATA_HELP)
 @click.option("--json", "as_json", is_flag=True, help="All metrics as one JSON object.")
 @click.option(
@@ -125,14 +135,24 @@ def predict(model: Path, images: tuple[Path, ...], as_json: bool) -> None:
     multiple=True,
     help="Change how the data are read: --set data.max_rejected=0.05.",
 )
-def evaluate(model: Path, data: str, as_json: bool, settings: tuple[str, ...]) -> None:
+def evaluate(model: str, data: str, as_json: bool, settings: tuple[str, ...]) -> None:
     """Measure a trained model on labelled pictures."""
     from trainer.cli.answers import evaluate_command
     from trainer.stop import Stop
 
     Stop().listen()
-    _quiet_libraries()
+    import_tensorflow()
     evaluate_command(model, data, cache_folder(), as_json, settings)
+
+
+@cli.command()
+@click.argument("run", metavar="RUN")
+def verify(run: str) -> None:
+    """Compare every file of a finished run with its manifest."""
+    from trainer.cli.answers import verify_command
+
+    prepare_libraries()
+    verify_command(run)
 
 
 def cache_folder() -> Path:
@@ -149,10 +169,22 @@ def cache_folder() -> Path:
         ) from None
 
 
+def _announce_emulator() -> None:
+    address = os.environ.get(_EMULATOR)
+    if address:
+        click.echo(f"note       {_EMULATOR} is set: gs:// goes to {address}, not to Google", err=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with the code of the table in `trainer.exits`."""
     try:
         cli.main(args=list(arguments) if arguments is not None else None, prog_name="trainer")
+    except StoppedError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # The interpreter's own end would wait for transfers that were given up.
+        os._exit(error.exit_code)
     except TrainerError as error:
         _fail(str(error), error.exit_code)
     except ModuleNotFoundError as error:
@@ -172,14 +204,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(f"The disk is full; free some space and run the same command again. Received: {error}", 75)
 
 
+def _name_of_job() -> str | None:
+    """Return the name that the cluster gave this job, so that each restart finds the same run."""
+    return next((os.environ[name] for name in _JOB_NAMES if os.environ.get(name)), None)
+
+
 def _fail(message: str, exit_code: int) -> None:
     click.echo(f"Error: {message}", err=True)
     sys.exit(exit_code)
-
-
-def _quiet_libraries() -> None:
-    # TensorFlow's C++ side logs dozens of lines at import unless it is told before.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    # The bucket client asks for each bucket's metadata, in a thread of its own, to label traces that
-    # nobody collects: a request that may need a right which the user doesn't have.
-    os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")

@@ -9,39 +9,46 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
 from trainer.cli.console import Console
-from trainer.exits import OutOfMemoryError, StoppedError
-from trainer.publish import is_pointer_older, publish
-from trainer.run_folder import RunFolder, open_run_folder
+from trainer.cli.environment import import_tensorflow
+from trainer.exits import DataError, OutOfMemoryError, StoppedError, TrainerError, UsageError
+from trainer.publish import move_pointer
+from trainer.run_folder import RunFolder, count_start, forget_start, open_run_folder
 from trainer.spec import RunSpec
 from trainer.stop import Stop
 
 
-def train_command(spec: RunSpec, cache_dir: Path) -> None:
+def train_command(spec: RunSpec, cache_dir: Path, fresh: bool) -> None:
     """Do the run of `spec` and say how it went."""
     stop = Stop()
     stop.listen()
     with Console(spec.train.log_interval_seconds) as console:
         console.banner()
-        folder = open_run_folder(spec, datetime.now(timezone.utc))
-        console.on_fact("run", str(folder.path))
-        if folder.finished:
-            console.line("This run is finished; there is nothing to do.")
-            if is_pointer_older(folder.path):
-                publish(folder.path)  # a crash came between its marker and the pointer
-        else:
-            _do(spec, folder, cache_dir, console, stop)
+        folder = open_run_folder(spec, datetime.now(timezone.utc), cache_dir, fresh, console)
+        try:
+            console.on_fact("run", folder.at(""))
+            if folder.finished:
+                console.line("This run is finished; there is nothing to do.")
+                move_pointer(folder.output, folder.name)  # a crash may have come before it
+            else:
+                _do(spec, folder, cache_dir, console, stop)
+        finally:
+            folder.release()
         console.line("")
-        console.on_fact("report", str(folder.report))
-        console.on_fact("model", str(folder.model))
-        console.on_fact("try", f"{_program()} predict {shlex.quote(str(folder.path))} PHOTO.jpg")
+        console.on_fact("report", folder.at("report.html"))
+        console.on_fact("model", folder.at("model"))
+        console.on_fact("try", f"{_program()} predict {shlex.quote(folder.at(''))} PHOTO.jpg")
 
 
 def _do(spec: RunSpec, folder: RunFolder, cache_dir: Path, console: Console, stop: Stop) -> None:
+    count_start(folder.path, folder.newest_checkpoint, spec.train.max_stalled_starts)
+    folder.keep()
     # TensorFlow takes seconds to load: what can be said without it comes first.
+    import_tensorflow()
     import tensorflow as tf
 
     from trainer.run import run
@@ -55,8 +62,14 @@ def _do(spec: RunSpec, folder: RunFolder, cache_dir: Path, console: Console, sto
             f"model, with another --run-name. Received: {detail}"
         ) from None
     except StoppedError as error:
-        again = f"{_program()} train {shlex.quote(str(folder.path / 'spec.yaml'))}"
+        again = f"{_program()} train {shlex.quote(folder.at('spec.yaml'))}"
         raise StoppedError(f"{error} Continue with: {again}") from None
+    except (UsageError, DataError):
+        # It ended with a message that says what to do: that isn't a start which got stuck.
+        with suppress(TrainerError):
+            forget_start(folder.path)
+            folder.keep()
+        raise
     console.verdict(verdict.headline, verdict.advice)
 
 

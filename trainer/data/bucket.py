@@ -1,25 +1,23 @@
 """Images in a bucket, brought to local disk.
 
-In: a gs:// URI of an archive, a file, or a folder. Out: a local file or folder with the same
-names, verified, kept in the cache by what the bucket says of its versions: what was fetched
-once is fetched again only after it changed.
+In: gs:// URIs of an archive, a file, a folder, or of many single images. Out: local files of the
+same names, verified, kept in the cache by what the bucket says of their versions: what was
+fetched once is fetched again only after it changed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import posixpath
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from trainer.data.progress import Progress
 from trainer.exits import DataError
 from trainer.storage import build_once
 from trainer.storage.store import Entry, Store, open_store, split_uri
-
-_TRANSFERS = 16
-"""At a time: small objects are all waiting."""
+from trainer.storage.transfers import download_files
 
 
 def fetch_bucket(source: str, cache_dir: Path, max_bytes: int, progress: Progress) -> Path:
@@ -39,9 +37,30 @@ def fetch_bucket(source: str, cache_dir: Path, max_bytes: int, progress: Progres
     entries = store.entries()
     if not entries:
         raise DataError(
-            f"There is no such object or folder in the bucket. Check data.source. Received: {source!r}"
+            f"There is no such object or folder in the bucket. Check its name. Received: {source!r}"
         )
     return _copy(store, entries, cache_dir, max_bytes, progress)
+
+
+def fetch_objects(
+    uris: Sequence[str], cache_dir: Path, max_bytes: int, progress: Progress
+) -> dict[str, Path]:
+    """Return the local copies of single objects by their gs:// URIs; those that aren't there are left out.
+
+    Lists the folder that those of a bucket have in common. Raises what `fetch_bucket` raises.
+    """
+    found: dict[str, Path] = {}
+    for bucket in sorted({split_uri(uri)[0] for uri in uris}):
+        names = {split_uri(uri)[1]: uri for uri in uris if split_uri(uri)[0] == bucket}
+        common = posixpath.commonpath([posixpath.dirname(f"/{name}") for name in names]).strip("/")
+        store = open_store(f"gs://{bucket}/{common}")
+        start = len(common) + 1 if common else 0
+        wanted = {name[start:]: uri for name, uri in names.items()}
+        entries = [entry for entry in store.entries() if entry.name in wanted]
+        if entries:
+            folder = _copy(store, entries, cache_dir, max_bytes, progress)
+            found |= {wanted[entry.name]: folder / entry.name for entry in entries}
+    return found
 
 
 def _copy(
@@ -66,18 +85,9 @@ def _copy(
 
 def _download(store: Store, entries: Sequence[Entry], folder: Path, progress: Progress) -> None:
     task = progress.start(f"Fetching {store.uri}", sum(entry.size for entry in entries), "B")
-
-    def fetch(entry: Entry) -> int:
-        store.download(entry.name, folder / entry.name)
-        return entry.size
-
-    pool = ThreadPoolExecutor(_TRANSFERS)
     try:
-        for size in pool.map(fetch, entries):
-            task.advance(size)
+        download_files(store, entries, folder, task.advance)
     finally:
-        # After a failure those that wait for their turn are not begun.
-        pool.shutdown(cancel_futures=True)
         task.finish()
 
 

@@ -9,17 +9,20 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
 from trainer.data.archive import archive_kind, extract_archive
-from trainer.data.bucket import fetch_bucket
+from trainer.data.bucket import fetch_bucket, fetch_objects
 from trainer.data.digests import checksum_problem, file_digests
 from trainer.data.download import download
 from trainer.data.embedded import embedded_folder
+from trainer.data.layouts.import_files import FetchObjects
 from trainer.data.progress import Progress
 from trainer.data.transfer import Patience
 from trainer.exits import DataError, UsageError
+from trainer.spec import DataSpec
 from trainer.storage import prepare_folder
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -66,6 +69,16 @@ def fetch_source(
             f"The file has the wrong checksum: {path}. Use the right file or correct data.checksum. {problem}"
         )
     return _opened(path, cache_dir, max_extracted_bytes, progress)
+
+
+def object_fetcher(spec: DataSpec, cache_dir: Path, progress: Progress) -> FetchObjects:
+    """Return what brings the images here that import files have in buckets; see `fetch_objects`."""
+
+    def fetch(uris: Sequence[str]) -> Mapping[str, Path]:
+        prepare_folder(cache_dir)
+        return fetch_objects(uris, cache_dir, spec.max_extracted_mib << 20, progress)
+
+    return fetch
 
 
 def _require_remote(scheme: str, source: str) -> None:

@@ -26,7 +26,13 @@ _UNHASHED: dict[str, Any] = {
     "output": True,
     "run_name": True,
     "data": {"cache_mib", "max_extracted_mib"},
-    "train": {"steps_per_call", "log_interval_seconds"},
+    "train": {
+        "steps_per_call",
+        "checkpoint",
+        "grace_seconds",
+        "max_stalled_starts",
+        "log_interval_seconds",
+    },
 }
 
 
@@ -61,7 +67,12 @@ def load_spec(
 
 def read_spec(path: Path) -> RunSpec:
     """Return the resolved spec that `dump_spec` wrote to `path`. Raises UsageError."""
-    return _validated(parse_mapping(_read(path), str(path)))
+    return parse_spec(_read(path), str(path))
+
+
+def parse_spec(text: str, where: str) -> RunSpec:
+    """Return the resolved spec that `dump_spec` gave as `text`; `where` names it in a UsageError."""
+    return _validated(parse_mapping(text, where))
 
 
 def dump_spec(spec: RunSpec) -> str:

@@ -183,6 +183,13 @@ class EarlyStoppingSpec(Checked):
     min_change: NonNegative = 0.0
 
 
+class CheckpointSpec(Checked):
+    """When the training state is saved, beside the end of each epoch and a request to stop."""
+
+    every_minutes: Positive | None = 5.0
+    every_steps: Count | None = None
+
+
 class TrainSpec(Checked):
     """How long, how exact and on what."""
 
@@ -202,6 +209,11 @@ class TrainSpec(Checked):
     early_stopping: EarlyStoppingSpec | None = None
     time_budget_seconds: Positive | None = None
     """Training ends after the epoch that passes this; the schedule is not changed."""
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    grace_seconds: Positive = 10.0
+    """The time between a request to stop and the end of the process."""
+    max_stalled_starts: Count = 5
+    """How often a run may be started again without a new checkpoint before it is given up."""
     log_interval_seconds: Positive = 30.0
 
     @property

@@ -16,7 +16,7 @@ from trainer.storage.local import (
     write_json,
     write_text,
 )
-from trainer.storage.shared import build_once, exclusive
+from trainer.storage.shared import build_once, exclusive, private_folder
 
 __all__ = [
     "append_line",
@@ -27,6 +27,7 @@ __all__ = [
     "hash_file",
     "is_temporary",
     "prepare_folder",
+    "private_folder",
     "sync_folder",
     "write_all",
     "write_bytes",

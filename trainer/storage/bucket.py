@@ -7,12 +7,15 @@ byte that is read is compared with the object's crc32c.
 
 from __future__ import annotations
 
+import base64
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import google_crc32c
 import requests
 from google.api_core import exceptions as api
 from google.auth import exceptions as auth
@@ -21,7 +24,7 @@ from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 from google.cloud.storage.retry import DEFAULT_RETRY
 
 from trainer.exits import TemporaryError, TrainerError, UsageError
-from trainer.storage.local import explained, replacing
+from trainer.storage.local import explained, hash_file, replacing
 from trainer.storage.store import GS, Content, Entry
 
 TIMEOUT_SECONDS = 20.0
@@ -31,6 +34,11 @@ RETRY_SECONDS = 60.0
 CONNECTIONS = 32
 
 _WRITER = "trainer-writer"
+_MOST_DAMAGED = 3
+_CHUNK_BYTES = 1 << 20
+_UPLOAD_CHUNK_BYTES = 8 << 20
+
+Result = TypeVar("Result")
 
 
 def make_client() -> storage.Client:
@@ -39,9 +47,10 @@ def make_client() -> storage.Client:
     The client library itself honours STORAGE_EMULATOR_HOST.
     """
     try:
-        client = storage.Client()
-    except (auth.DefaultCredentialsError, OSError):
-        # Plain `Client()` asks for credentials even where a public bucket needs none.
+        # Objects need no project, and a person's own credentials often name none.
+        client = storage.Client(project="none")
+    except auth.DefaultCredentialsError:
+        # A public bucket needs no credentials.
         client = storage.Client.create_anonymous_client()
     adapter = requests.adapters.HTTPAdapter(pool_connections=CONNECTIONS, pool_maxsize=CONNECTIONS)
     for scheme in ("https://", "http://"):
@@ -79,7 +88,7 @@ class BucketStore:
         blob = self._blob(name)
         with self._explained(name, "read"):
             try:
-                data = blob.download_as_bytes(checksum="crc32c", **self._how)
+                data = _undamaged(lambda: blob.download_as_bytes(checksum="crc32c", **self._how))
             except api.NotFound:
                 self._require_bucket()
                 return None
@@ -99,25 +108,25 @@ class BucketStore:
 
     def create(self, name: str, data: bytes) -> bool:
         """Write `data` only if there is no `name`."""
-        return self.swap(name, data, None)
+        return self.swap(name, data, None) is not None
 
-    def swap(self, name: str, data: bytes, version: str | None) -> bool:
-        """Write `data` only if `name` is of the generation `version`."""
+    def swap(self, name: str, data: bytes, version: str | None) -> str | None:
+        """Write `data` only if `name` is of the generation `version`; return the new one."""
         writer = secrets.token_hex(16)
         try:
-            self._put(name, data, writer, if_generation_match=int(version or 0))
+            return self._put(name, data, writer, if_generation_match=int(version or 0))
         except api.PreconditionFailed:
             # 412 comes also when this very write landed and its reply was lost.
-            return self._writer(name) == writer
-        return True
+            blob = self._reloaded(name)
+            if blob is None or (blob.metadata or {}).get(_WRITER) != writer:
+                return None
+            return str(blob.generation)
 
-    def remove(self, name: str) -> None:
-        """Remove `name`."""
-        with self._explained(name, "removed"):
-            try:
-                self._blob(name).delete(**self._how)
-            except api.NotFound:
-                return
+    def remove(self, name: str, version: str | None = None) -> None:
+        """Remove `name`, if it is of the generation `version` where that is given."""
+        condition = {} if version is None else {"if_generation_match": int(version)}
+        with self._explained(name, "removed"), suppress(api.NotFound, api.PreconditionFailed):
+            self._blob(name).delete(**condition, **self._how)
 
     def entries(self, prefix: str = "") -> list[Entry]:
         """Return the objects whose names start with `prefix`, but for those that stand for folders."""
@@ -132,29 +141,63 @@ class BucketStore:
             found = [Entry(blob.name[start:], blob.size, str(blob.generation)) for blob in blobs]
         return sorted((each for each in found if not each.name.endswith("/")), key=lambda entry: entry.name)
 
+    def sha256(self, name: str) -> str:
+        """Return the digest of the object `name`, which is downloaded for it."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "object"
+            self.download(name, path)
+            return hash_file(path)["sha256"]
+
+    def require_writable(self) -> None:
+        """Write a small object and delete it."""
+        name = f".trainer-{secrets.token_hex(8)}.tmp"
+        self.write(name, b"can this be written?")
+        self.remove(name)
+
     def upload(self, path: Path, name: str) -> None:
         """Copy `path` to `name`; the bucket refuses bytes that differ from their crc32c."""
         with self._explained(name, "written"):
-            self._blob(name).upload_from_filename(str(path), checksum="crc32c", **self._how)
+            blob = self._blob(name)
+            # The timeout is of a whole request: a small one gets through a slow line.
+            blob.chunk_size = _UPLOAD_CHUNK_BYTES
 
-    def download(self, name: str, path: Path) -> None:
-        """Copy `name` to `path`."""
+            def send() -> None:
+                blob.upload_from_filename(str(path), checksum="crc32c", **self._how)
+                _require_arrived(blob, _file_crc32c(path))
+
+            _undamaged(send)
+
+    def download(self, name: str, path: Path, version: str | None = None) -> None:
+        """Copy `name` to `path`, of the generation `version` where that is given."""
+        condition = {} if version is None else {"if_generation_match": int(version)}
         # The client deletes the file that it fails to fill: it gets one of its own.
         with explained(path), replacing(path) as temporary, self._explained(name, "read"):
-            self._blob(name).download_to_filename(str(temporary), checksum="crc32c", **self._how)
+            blob = self._blob(name)
 
-    def _put(self, name: str, data: bytes, writer: str = "", **conditions: int) -> None:
+            def fetch() -> None:
+                blob.download_to_filename(str(temporary), checksum="crc32c", **condition, **self._how)
+
+            try:
+                _undamaged(fetch)
+            except api.PreconditionFailed:
+                raise TemporaryError(
+                    f"{self.at(name)} was replaced while it was read; try again. Received: not {version}"
+                ) from None
+
+    def _put(self, name: str, data: bytes, writer: str = "", **conditions: int) -> str:
         blob = self._blob(name)
         if writer:
             blob.metadata = {_WRITER: writer}
         with self._explained(name, "written"):
-            blob.upload_from_string(
-                data, "application/octet-stream", checksum="crc32c", **conditions, **self._how
-            )
 
-    def _writer(self, name: str) -> str | None:
-        blob = self._reloaded(name)
-        return (blob.metadata or {}).get(_WRITER) if blob else None
+            def send() -> None:
+                blob.upload_from_string(
+                    data, "application/octet-stream", checksum="crc32c", **conditions, **self._how
+                )
+                _require_arrived(blob, int(google_crc32c.value(data)))
+
+            _undamaged(send)
+        return str(blob.generation)
 
     def _reloaded(self, name: str) -> storage.Blob | None:
         """Return the object with all that the bucket knows of it, None if it isn't there."""
@@ -170,7 +213,7 @@ class BucketStore:
         with self._explained("", "read"):
             try:
                 found = self._bucket.exists(**self._how)
-            except api.Forbidden:
+            except (api.Forbidden, api.Unauthorized):
                 return  # to look at the bucket needs another right than to read its objects
         if not found:
             raise UsageError(f"There is no such bucket. Received: {GS}{self.bucket}")
@@ -191,10 +234,42 @@ class BucketStore:
         except (
             api.GoogleAPIError,
             auth.GoogleAuthError,
+            DataCorruption,
             InvalidResponse,
             requests.RequestException,
         ) as error:
             raise _explanation(error, self.at(name), done) from error
+
+
+def _undamaged(action: Callable[[], Result]) -> Result:
+    """Return what `action` returns, repeating it when its bytes were damaged on the way."""
+    for _ in range(_MOST_DAMAGED):
+        try:
+            return action()
+        except (DataCorruption, api.BadRequest) as error:
+            if not _is_damage(error):
+                raise
+    return action()
+
+
+def _require_arrived(blob: storage.Blob, crc32c: int) -> None:
+    """Raise DataCorruption unless the bucket says that it holds these bytes under this name."""
+    name, found = blob._properties.get("name"), blob.crc32c
+    if (name, found) != (blob.name, base64.b64encode(crc32c.to_bytes(4, "big")).decode()):
+        raise DataCorruption(None, f"what arrived is {name} with crc32c {found}")
+
+
+def _file_crc32c(path: Path) -> int:
+    crc32c = 0
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            crc32c = int(google_crc32c.extend(crc32c, chunk))
+    return crc32c
+
+
+def _is_damage(error: Exception) -> bool:
+    """Return whether bytes arrived that don't match their checksum, here or at the bucket."""
+    return isinstance(error, DataCorruption) or "doesn't match calculated" in str(error)
 
 
 def _explanation(error: Exception, uri: str, done: str) -> TrainerError:
@@ -202,7 +277,7 @@ def _explanation(error: Exception, uri: str, done: str) -> TrainerError:
     if isinstance(error, api.RetryError) and error.cause is not None:
         error = error.cause
     reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-    if isinstance(error, DataCorruption):
+    if _is_damage(error):
         return TemporaryError(
             f"{uri} arrived damaged, which its checksum shows; try again. Received: {reason}"
         )
@@ -213,7 +288,7 @@ def _explanation(error: Exception, uri: str, done: str) -> TrainerError:
             f"{uri} can't be {done} with these credentials; grant their account a role on the bucket such as "
             f"roles/storage.objectUser. Received: {reason}"
         )
-    if isinstance(error, (auth.RefreshError, auth.DefaultCredentialsError)):
+    if isinstance(error, (auth.RefreshError, auth.DefaultCredentialsError)) and not error.retryable:
         return UsageError(
             f"The credentials for {uri} don't work; `gcloud auth application-default login` renews them. "
             f"Received: {reason}"

@@ -11,12 +11,13 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from trainer.exits import UsageError
+from trainer.exits import TemporaryError, UsageError
 from trainer.storage.local import (
     create_bytes,
     explained,
     hash_file,
     is_temporary,
+    prepare_folder,
     replacing,
     write_bytes,
 )
@@ -53,7 +54,7 @@ class FolderStore:
                 data = path.read_bytes()
             except FileNotFoundError:
                 return None
-        return Content(data, hashlib.sha256(data).hexdigest())
+        return Content(data, _digest(data))
 
     def find(self, name: str) -> Entry | None:
         """Return size and version of `name`."""
@@ -69,18 +70,24 @@ class FolderStore:
         """Write `data` only if there is no `name`."""
         return create_bytes(self._path(name), data)
 
-    def swap(self, name: str, data: bytes, version: str | None) -> bool:
+    def swap(self, name: str, data: bytes, version: str | None) -> str | None:
         """Write `data` only if `name` is of `version`."""
         with exclusive(self.root / _LOCK):
             found = self.read(name)
             if (found and found.version) != version:
-                return False
+                return None
             self.write(name, data)
-        return True
+        return _digest(data)
 
-    def remove(self, name: str) -> None:
-        """Remove `name`."""
+    def remove(self, name: str, version: str | None = None) -> None:
+        """Remove `name`, if it is of `version` where that is given."""
         path = self._path(name)
+        if version is not None:
+            with exclusive(self.root / _LOCK):
+                found = self.read(name)
+                if found is not None and found.version == version:
+                    self.remove(name)
+            return
         with explained(path, "removed"):
             path.unlink(missing_ok=True)
 
@@ -88,6 +95,16 @@ class FolderStore:
         """Return the files whose names start with `prefix`, but for locks and half-written ones."""
         with explained(self.root, "read"):
             return sorted(self._entries(prefix), key=lambda entry: entry.name)
+
+    def sha256(self, name: str) -> str:
+        """Return the digest of the file `name`."""
+        path = self._path(name)
+        with explained(path, "read"):
+            return hash_file(path)["sha256"]
+
+    def require_writable(self) -> None:
+        """Write a small file and delete it; nothing that this made is left if it fails."""
+        prepare_folder(self.root)
 
     def upload(self, path: Path, name: str) -> None:
         """Copy `path` to `name`, comparing what arrived."""
@@ -97,11 +114,13 @@ class FolderStore:
             if hash_file(temporary) != hash_file(path):
                 raise OSError(f"the copy of {path} is not what was copied")
 
-    def download(self, name: str, path: Path) -> None:
+    def download(self, name: str, path: Path, version: str | None = None) -> None:
         """Copy `name` to `path`."""
         source = self._path(name)
         if not source.is_file():
             raise UsageError(f"There is no such file. Received: {source}")
+        if version is not None and _entry(source, name).version != version:
+            raise TemporaryError(f"{source} was replaced while it was read; try again. Received: {version}")
         FolderStore(path.parent).upload(source, path.name)
 
     def _entries(self, prefix: str) -> Iterator[Entry]:
@@ -118,3 +137,7 @@ class FolderStore:
 def _entry(path: Path, name: str) -> Entry:
     status = path.stat()
     return Entry(name, status.st_size, f"{status.st_mtime_ns}-{status.st_ino}")
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

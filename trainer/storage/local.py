@@ -70,12 +70,15 @@ def _explanation(error: OSError, path: Path, done: str) -> TrainerError:
     return TemporaryError(f"{path} could not be {done}; try again. Received: {reason}")
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes, read_back: bool = False) -> None:
     """Write `data` to `path`, whole or not at all, making its folder if needed.
 
-    A crash at any moment leaves either the old file or the new one. Raises TemporaryError, UsageError.
+    A crash at any moment leaves either the old file or the new one. With `read_back` it is
+    read and compared before it gets its name. Raises TemporaryError, UsageError.
     """
     with explained(path), _temporary(path, data) as temporary:
+        if read_back and hash_file(temporary)["sha256"] != hashlib.sha256(data).hexdigest():
+            raise OSError("what was written is not what is read")
         os.replace(temporary, path)
         sync_folder(path.parent)
 

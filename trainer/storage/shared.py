@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,6 +50,41 @@ def build_once(
         if not _is_intact(folder):
             _build(folder, build)
     return folder
+
+
+@contextmanager
+def private_folder(parent: Path) -> Iterator[Path]:
+    """Yield an empty folder below `parent` that no other process is given; it is gone afterwards.
+
+    Those of processes that were killed are removed. Raises TemporaryError, UsageError.
+    """
+    with explained(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        for left in parent.iterdir():
+            _remove_if_free(left)
+        folder = Path(tempfile.mkdtemp(dir=parent))
+        descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with explained(folder):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _remove_if_free(folder: Path) -> None:
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return  # it is gone, or not ours to touch
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+    except OSError:
+        return  # its process is alive
+    finally:
+        os.close(descriptor)
 
 
 def _lock(descriptor: int, on_wait: Callable[[], None] | None) -> None:

@@ -63,20 +63,32 @@ class Store(Protocol):
     def create(self, name: str, data: bytes) -> bool:
         """Write `data` only if there is no `name`; of several processes exactly one gets True."""
 
-    def swap(self, name: str, data: bytes, version: str | None) -> bool:
-        """Write `data` only if `name` is still of `version` (None: isn't there); return whether it was."""
+    def swap(self, name: str, data: bytes, version: str | None) -> str | None:
+        """Write `data` only if `name` is still of `version` (None: isn't there).
 
-    def remove(self, name: str) -> None:
-        """Remove `name`, if it is there."""
+        Returns the version that it is of now, None if it was another one.
+        """
+
+    def remove(self, name: str, version: str | None = None) -> None:
+        """Remove `name`, if it is there; with `version` only if it is still of that."""
 
     def entries(self, prefix: str = "") -> list[Entry]:
         """Return the files whose names start with `prefix`, sorted by name."""
 
+    def sha256(self, name: str) -> str:
+        """Return the sha256, 64 hex digits, of what `name` holds; UsageError if it isn't there."""
+
+    def require_writable(self) -> None:
+        """Prove that files can be written and removed here, by doing it with a small one."""
+
     def upload(self, path: Path, name: str) -> None:
         """Copy the local file `path` to `name`, verified on arrival."""
 
-    def download(self, name: str, path: Path) -> None:
-        """Copy `name` to the local file `path`, which is replaced only by verified bytes."""
+    def download(self, name: str, path: Path, version: str | None = None) -> None:
+        """Copy `name` to the local file `path`, which is replaced only by verified bytes.
+
+        Raises TemporaryError if it is not of `version`, where that is given, any more.
+        """
 
 
 def open_store(uri: str) -> Store:
@@ -93,7 +105,10 @@ def open_store(uri: str) -> Store:
         raise UsageError(f"A place is a folder or gs://BUCKET/PREFIX. Received: {uri!r}")
     from trainer.storage.folder import FolderStore
 
-    return FolderStore(Path(uri.removeprefix("file://")).expanduser())
+    try:
+        return FolderStore(Path(uri.removeprefix("file://")).expanduser())
+    except RuntimeError:
+        raise UsageError(f"There is no such user's home folder. Received: {uri}") from None
 
 
 def split_uri(uri: str) -> tuple[str, str]:

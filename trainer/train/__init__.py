@@ -1,11 +1,12 @@
 """The training loop: one for every strategy.
 
-In: a `Learner`, a dataset, the spec's part and a folder for checkpoints. Out: the trained
+In: a `Learner`, a dataset, the spec's part and a `Saver` of checkpoints. Out: the trained
 weights in the learner's inference model, and the history.
 """
 
 from trainer.train.learner import Learner, build_learner
 from trainer.train.loop import TrainResult, train
 from trainer.train.observer import CallReport, Observer
+from trainer.train.saver import Saver
 
-__all__ = ["CallReport", "Learner", "Observer", "TrainResult", "build_learner", "train"]
+__all__ = ["CallReport", "Learner", "Observer", "Saver", "TrainResult", "build_learner", "train"]

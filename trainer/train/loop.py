@@ -6,35 +6,28 @@ learner's inference model then holds the weights to evaluate and export.
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
 from trainer.augment import crop_side
-from trainer.checkpoint import (
-    list_checkpoints,
-    restore_best,
-    restore_newest,
-    save_best,
-    save_checkpoint,
-)
+from trainer.checkpoint import list_checkpoints, restore_best, restore_newest
 from trainer.cluster import Cluster
 from trainer.data.dataset import Dataset
 from trainer.exits import DivergedError, StoppedError
 from trainer.spec import RunSpec
-from trainer.storage.local import prepare_folder, write_text
+from trainer.storage.local import prepare_folder
 from trainer.train.clock import Clock
-from trainer.train.events import EventLog
 from trainer.train.feed import Feed
+from trainer.train.history import History, Row
 from trainer.train.learner import Learner
 from trainer.train.observer import CallReport, Observer
 from trainer.train.progress import Standing, out_of_patience, score
+from trainer.train.saver import Pace, Saver
 from trainer.train.step import Stepper, class_weights
 
 _MOST_RECOVERIES = 3
@@ -46,8 +39,10 @@ _CALL_SECONDS = 0.5
 class TrainResult:
     """What training came to."""
 
-    history: list[dict[str, Any]]
-    """One row an epoch."""
+    history: list[Row]
+    """One row an epoch, times included."""
+    timings: list[Row]
+    """One row an epoch: seconds, images a second, the share of them spent waiting for data."""
     best_epoch: int
     """From 1; 0 if no epoch was validated."""
     seconds: float
@@ -71,12 +66,13 @@ class Loop:
         dataset: Dataset,
         spec: RunSpec,
         cluster: Cluster,
-        folder: Path,
+        saver: Saver,
         observer: Observer,
         validate: Validate,
         is_stopped: Callable[[], bool],
     ) -> None:
-        self.learner, self.spec, self.folder, self.observer = learner, spec, folder, observer
+        self.learner, self.spec, self.observer = learner, spec, observer
+        self.saver, self.folder = saver, saver.folder
         self.validate, self.is_stopped = validate, is_stopped
         self.held_out = dataset.held_out.name
         counts = np.bincount(dataset.train.labels, minlength=len(dataset.class_names))
@@ -84,8 +80,8 @@ class Loop:
         self.stepper = Stepper(learner, spec, weights, cluster)
         self.feed = Feed(dataset.train, spec.train.global_batch_size, spec.seed)
         self.standing = Standing()
-        self.history: list[dict[str, Any]] = []
-        self.events = EventLog(folder.parent / "events")
+        self.history = History(self.folder.parent)
+        self.pace = Pace(spec.train.checkpoint)
 
     def run(self) -> TrainResult:
         """Train to the end, from the newest checkpoint if there is one."""
@@ -96,10 +92,15 @@ class Loop:
                 self._end_epoch()
             else:
                 self._recover()
-        self.events.close()
+        self.history.close()
+        if not self.saver.flush():
+            self._give_up()
         self._keep()
         standing = self.standing
-        return TrainResult(self.history, standing.best_epoch, standing.elapsed_seconds, standing.ended)
+        history = self.history
+        return TrainResult(
+            history.rows(), history.timings, standing.best_epoch, standing.elapsed_seconds, standing.ended
+        )
 
     def _epoch(self) -> int:
         """Return the epoch under way, from 0: the one after the last that has its row.
@@ -110,17 +111,15 @@ class Loop:
 
     def _resume(self) -> None:
         prepare_folder(self.folder)
-        record = restore_newest(self.folder, self.learner.variables())
+        record = restore_newest(self.folder, self.learner.variables(), on_damage=self.observer.on_message)
         if record is None:
-            self.events.replay([])
+            self.history.replay()
             self._save()  # the place to go back to if the first epoch diverges
             return
-        self.standing = Standing.from_record(record["standing"])
-        self.history = record["history"]
+        self._go_back_to(record)
         if self.spec.train.keeps_best:
             self._keep()  # now rather than after hours: it raises if the best weights are lost
-        self._write_history()
-        self.events.replay(self.history)
+        self.history.replay()
         self.observer.on_message(f"continuing after step {self.standing.step} of {self.learner.total_steps}")
 
     def _train_epoch(self) -> bool:
@@ -139,12 +138,15 @@ class Loop:
                 return False
             if self.is_stopped():
                 self._stop()
+            if self.pace.is_due(self.standing.step) and self.standing.step < (epoch + 1) * steps:
+                self._save()
         return True
 
     def _block_steps(self, steps: int, seconds: float) -> int:
         if self.spec.train.steps_per_call != "auto":
             return self.spec.train.steps_per_call
-        return max(1, min(2 * steps, round(steps * _CALL_SECONDS / max(seconds, 1e-6))))
+        fitting = max(1, min(2 * steps, round(steps * _CALL_SECONDS / max(seconds, 1e-6))))
+        return min(fitting, self.spec.train.checkpoint.every_steps or fitting)
 
     def _report(self, epoch: int) -> CallReport:
         loss, accuracy = self.standing.means()
@@ -163,54 +165,53 @@ class Loop:
     def _end_epoch(self) -> None:
         epoch = self._epoch() + 1
         try:
-            row = self._row(epoch)
+            row, timing = self._row(epoch), self._timing()
         except StoppedError:
             self._stop()  # what the steps did is saved, the epoch's row is made when it goes on
         if not self._is_sound(row):
             self._recover()
             return
         self.standing.elapsed_seconds += self.clock.seconds()
-        self.history.append(row)
+        self.history.add(row, timing)
         self._judge(row, epoch)
-        # The history is inside the checkpoint: the two can't disagree after a crash.
+        self.history.write()
         self._save()
-        self._write_history()
-        self.events.add(row)
-        self.observer.on_epoch(row, self.spec.train.epochs)
+        self.observer.on_epoch(row | timing, self.spec.train.epochs)
 
-    def _is_sound(self, row: dict[str, Any]) -> bool:
+    def _is_sound(self, row: Row) -> bool:
         """Return whether weights and held-out loss are numbers: the last update comes after the last loss."""
         weights = (weight.numpy() for weight in self.learner.model.weights)
         return math.isfinite(row.get(f"{self.held_out}/loss", 0.0)) and all(
             np.isfinite(each).all() for each in weights
         )
 
-    def _row(self, epoch: int) -> dict[str, Any]:
+    def _row(self, epoch: int) -> Row:
         loss, accuracy = self.standing.means()
-        rate, wait = self.clock.rates(self.standing)
-        row: dict[str, Any] = {
+        row: Row = {
             "epoch": epoch,
             "step": self.standing.step,
             "learning_rate": float(self.learner.optimizer.learning_rate),
             "train/loss": loss,
             "train/accuracy": accuracy,
-            "images_per_second": rate,
-            "wait_share": wait,
         }
         every, last = self.spec.train.validate_every_epochs, self.spec.train.epochs
         if epoch % every == 0 or epoch == last:
             self.learner.fill_inference_model()
             row |= {f"{self.held_out}/{name}": value for name, value in self.validate().items()}
-        return row | {"seconds": self.clock.seconds()}
+        return row
 
-    def _judge(self, row: dict[str, Any], epoch: int) -> None:
+    def _timing(self) -> Row:
+        rate, wait = self.clock.rates(self.standing)
+        return {"seconds": self.clock.seconds(), "images_per_second": rate, "wait_share": wait}
+
+    def _judge(self, row: Row, epoch: int) -> None:
         """Mark the best epoch, and decide whether this one is the last."""
         stopping, standing = self.spec.train.early_stopping, self.standing
         value = score(row, self.held_out, stopping)
         least = stopping.min_change if stopping else 0.0
         if value is not None and value > standing.best_score + least:
             standing.best_epoch, standing.best_score = epoch, value
-            save_best(self.folder, epoch, self.learner.answering_variables())
+            self.saver.save_best(epoch, self.learner.answering_variables())
         if epoch == self.spec.train.epochs:
             return
         if value is not None and out_of_patience(standing, epoch, stopping):
@@ -238,29 +239,39 @@ class Loop:
         self._save()
 
     def _resume_quietly(self) -> None:
+        self.saver.flush()
         record = restore_newest(self.folder, self.learner.variables(), whole_epochs=True)
         if record is not None:
-            self.standing, self.history = Standing.from_record(record["standing"]), record["history"]
+            self._go_back_to(record)
         for path in list_checkpoints(self.folder):
             if path not in list_checkpoints(self.folder, whole_epochs=True):
                 path.unlink()  # it is of the epoch that went wrong
 
+    def _go_back_to(self, record: Mapping[str, Any]) -> None:
+        self.standing = Standing.from_record(record["standing"])
+        self.history.restore(record["history"])
+
     def _stop(self) -> NoReturn:
         self.standing.elapsed_seconds += self.clock.seconds()
         self._save()
+        if not self.saver.flush():
+            self._give_up()
+        raise StoppedError(f"{self._where()} the checkpoint is safe.")
+
+    def _give_up(self) -> NoReturn:
         raise StoppedError(
-            f"Stopped on request after step {self.standing.step} of {self.learner.total_steps}; the "
-            "checkpoint is safe."
+            f"{self._where()} its checkpoint could not be stored in time, the one before it is safe. "
+            f"A longer train.grace_seconds may help. Received: {self.spec.train.grace_seconds:g} s"
         )
 
-    def _save(self) -> None:
-        record = {"standing": self.standing.record(), "history": self.history}
-        whole = self.standing.step == len(self.history) * self.learner.steps_per_epoch
-        save_checkpoint(self.folder, self.standing.step, self.learner.variables(), record, whole)
+    def _where(self) -> str:
+        return f"Stopped on request after step {self.standing.step} of {self.learner.total_steps};"
 
-    def _write_history(self) -> None:
-        lines = "".join(json.dumps(row) + "\n" for row in self.history)
-        write_text(self.folder.parent / "history.jsonl", lines)
+    def _save(self) -> None:
+        record = {"standing": self.standing.record(), "history": self.history.record()}
+        whole = self.standing.step == len(self.history) * self.learner.steps_per_epoch
+        self.saver.save(self.standing.step, self.learner.variables(), record, whole)
+        self.pace.saved(self.standing.step)
 
     def _keep(self) -> None:
         """Fill the inference model with the weights that the run is to keep."""
@@ -275,14 +286,14 @@ def train(
     dataset: Dataset,
     spec: RunSpec,
     cluster: Cluster,
-    folder: Path,
+    saver: Saver,
     observer: Observer,
     validate: Validate,
     is_stopped: Callable[[], bool] = lambda: False,
 ) -> TrainResult:
-    """Train `learner` on `dataset`, checkpointing into `folder`; see `Loop`.
+    """Train `learner` on `dataset`, checkpointing with `saver`; see `Loop`.
 
-    Raises DivergedError, and StoppedError once `is_stopped` returns True and the
-    checkpoint is safe.
+    Raises DivergedError, what a save raised, and StoppedError once `is_stopped` returns True
+    and the checkpoint is safe.
     """
-    return Loop(learner, dataset, spec, cluster, folder, observer, validate, is_stopped).run()
+    return Loop(learner, dataset, spec, cluster, saver, observer, validate, is_stopped).run()

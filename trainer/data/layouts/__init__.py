@@ -7,6 +7,7 @@ a `Rejection` for each file or row that is none. No image is decoded here.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from trainer.data.layouts.cifar import find_cifar_files, read_cifar_files
 from trainer.data.layouts.folders import read_folders
 from trainer.data.layouts.found import Found, printable, wrapped_folders
 from trainer.data.layouts.import_files import SUFFIXES as IMPORT_SUFFIXES
-from trainer.data.layouts.import_files import find_import_files, read_import_files
+from trainer.data.layouts.import_files import FetchObjects, find_import_files, read_import_files
 from trainer.data.layouts.tfrecord import find_tfrecord_files, read_tfrecord_files
 from trainer.exits import DataError
 
@@ -31,21 +32,25 @@ class _FileLayout(NamedTuple):
     wants: str
 
 
-_FILE_LAYOUTS = (
-    _FileLayout("tfrecord", find_tfrecord_files, read_tfrecord_files, "*.tfrecord files"),
-    _FileLayout("cifar", find_cifar_files, read_cifar_files, "CIFAR's .bin files"),
-    _FileLayout("import", find_import_files, read_import_files, "a .csv or .jsonl import file"),
-)
+def _file_layouts(fetch: FetchObjects) -> tuple[_FileLayout, ...]:
+    read_import = partial(read_import_files, fetch=fetch)
+    return (
+        _FileLayout("tfrecord", find_tfrecord_files, read_tfrecord_files, "*.tfrecord files"),
+        _FileLayout("cifar", find_cifar_files, read_cifar_files, "CIFAR's .bin files"),
+        _FileLayout("import", find_import_files, read_import, "a .csv or .jsonl import file"),
+    )
 
 
-def read_layout(root: Path, layout: str) -> tuple[list[Item], list[Rejection], str]:
+def read_layout(root: Path, layout: str, fetch: FetchObjects) -> tuple[list[Item], list[Rejection], str]:
     """Return the items and the rejections, both by name, and the layout: folders, import, tfrecord or cifar.
 
     root: a folder, or a single file of one of the layouts that are made of files. layout: one of the four,
     or "auto", which takes the first that fits: TFRecord, CIFAR, import files, else class folders.
-    Items are unique by name; their split is None where the source names none. Raises DataError.
+    `fetch` brings the images here that import files have in buckets. Items are unique by name; their
+    split is None where the source names none. Raises DataError, and what `fetch` raises.
     """
-    found, name = _read_file(root, layout) if root.is_file() else _read_folder(root, layout)
+    kinds = _file_layouts(fetch)
+    found, name = _read_file(root, layout, kinds) if root.is_file() else _read_folder(root, layout, kinds)
     items = sorted(found.items, key=lambda item: _natural(item.name))
     return items, sorted(found.rejections, key=lambda rejection: rejection.name), name
 
@@ -56,10 +61,10 @@ def _natural(name: str) -> tuple[str, int]:
     return (file, int(record)) if file and record.isdecimal() else (name, -1)
 
 
-def _read_folder(root: Path, layout: str) -> tuple[Found, str]:
+def _read_folder(root: Path, layout: str, kinds: tuple[_FileLayout, ...]) -> tuple[Found, str]:
     if layout == "folders":
         return read_folders(root), layout
-    for kind in _FILE_LAYOUTS:
+    for kind in kinds:
         if layout not in ("auto", kind.name):
             continue
         for folder in wrapped_folders(root):
@@ -73,9 +78,9 @@ def _read_folder(root: Path, layout: str) -> tuple[Found, str]:
     return read_folders(root), "folders"
 
 
-def _read_file(path: Path, layout: str) -> tuple[Found, str]:
+def _read_file(path: Path, layout: str, kinds: tuple[_FileLayout, ...]) -> tuple[Found, str]:
     name = layout if layout != "auto" else _layout_of_file(path)
-    for kind in _FILE_LAYOUTS:
+    for kind in kinds:
         if kind.name == name:
             return kind.read([path], path.parent), kind.name
     raise DataError(

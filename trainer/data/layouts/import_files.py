@@ -2,7 +2,7 @@
 
 In: CSV files with rows of `[ML_USE,]URI,label`, or JSONL files with `imageGcsUri`,
 `classificationAnnotation.displayName` and the resource label `aiplatform.googleapis.com/ml_use`.
-URIs are paths relative to the import file, absolute paths, or file:// URLs. Out: an item for each
+URIs are paths relative to the import file, absolute paths, file:// URLs, or gs:// URIs. Out: an item for each
 row; a rejection that names the line for each row that can't be used, which counts as damaged.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import unquote
@@ -23,6 +23,9 @@ SUFFIXES = (".csv", ".jsonl")
 _USE_LABEL = "aiplatform.googleapis.com/ml_use"
 _LOOK_BYTES, _LOOK_LINES = 65_536, 5
 _REMOTE_SCHEMES = ("gs://", "http://", "https://")
+
+FetchObjects = Callable[[Sequence[str]], Mapping[str, Path]]
+"""From gs:// URIs of objects to their local copies; those that aren't there are left out."""
 
 
 @dataclass(frozen=True)
@@ -40,22 +43,24 @@ def find_import_files(folder: Path) -> list[Path]:
     return [path for path in files if _looks_like_one(path)]
 
 
-def read_import_files(files: list[Path], root: Path) -> Found:
-    """Read import files; items are named by their paths below `root`.
+def read_import_files(files: list[Path], root: Path, fetch: FetchObjects) -> Found:
+    """Read import files; items are named by their paths below `root`, those of a bucket by their URIs.
 
-    Raises DataError for a file that isn't text, and for a row that points to a bucket or a server.
+    `fetch` brings the images of buckets here, all at once. Raises DataError for a file that
+    isn't text and for a row that points to a server, and what `fetch` raises.
     """
+    rows = [(file, f"{name_of(file, root)}:{line}", row) for file in files for line, row in _rows(file)]
+    uris = [row.uri for _, _, row in rows if not isinstance(row, str) and _is_in_bucket(row.uri)]
+    fetched = fetch(uris) if uris else {}
     found, seen = Found(), set[str]()
-    for file in files:
-        for line, row in _rows(file):
-            where = f"{name_of(file, root)}:{line}"
-            item = row if isinstance(row, str) else _item(row, file, where, root)
-            if isinstance(item, str):
-                found.rejections.append(Rejection(where, printable(item)))
-                continue
-            # A file that is listed again keeps its own row, so that a contradiction comes to light.
-            found.items.append(replace(item, name=f"{item.name}#{where}") if item.name in seen else item)
-            seen.add(item.name)
+    for file, where, row in rows:
+        item = row if isinstance(row, str) else _item(row, file, where, root, fetched)
+        if isinstance(item, str):
+            found.rejections.append(Rejection(where, printable(item)))
+            continue
+        # A file that is listed again keeps its own row, so that a contradiction comes to light.
+        found.items.append(replace(item, name=f"{item.name}#{where}") if item.name in seen else item)
+        seen.add(item.name)
     return found
 
 
@@ -123,21 +128,29 @@ def _is_use(cell: str) -> bool:
     return cell.lower() in ("", "unassigned") or split_named(cell) is not None
 
 
-def _item(row: _Row, file: Path, where: str, root: Path) -> Item | str:
+def _item(row: _Row, file: Path, where: str, root: Path, fetched: Mapping[str, Path]) -> Item | str:
     """Find the row's image on disk; return the reason if it can't be used."""
     if not _is_use(row.use):
         return f"the use is not training, validation, test or unassigned: {row.use}"
     if not row.label or not row.uri:
         return "no label" if row.uri else "no URI"
+    if _is_in_bucket(row.uri):
+        if row.uri not in fetched:
+            return f"no such object: {row.uri}"
+        return Item(printable(row.uri), printable(row.label), split_named(row.use), fetched[row.uri])
     if _is_remote(row.uri):
         raise DataError(
-            "An import file points outside this machine, which is not supported yet; copy the images here "
-            f"and write their paths. Received: {where}: {printable(row.uri)}"
+            "An import file names images by path or by gs:// URI; copy those of a server to one of them. "
+            f"Received: {where}: {printable(row.uri)}"
         )
     if not _is_file(row.uri, file):
         return f"no such file: {row.uri}"
     path = _located(row.uri, file)
     return Item(name_of(path, root), printable(row.label), split_named(row.use), path)
+
+
+def _is_in_bucket(uri: str) -> bool:
+    return uri.lower().startswith("gs://")
 
 
 def _is_remote(uri: str) -> bool:

@@ -1,0 +1,51 @@
+"""What a run survives, shown by doing it.
+
+    python scripts/chaos.py kills --times 50     SIGKILL at random moments: the same bits in the end
+    python scripts/chaos.py faults --times 100   a network that fails: verified bytes, or nothing visible
+    python scripts/chaos.py stops --times 20     SIGTERM: how long until the process has saved and ended
+    python scripts/chaos.py races --times 200    eight processes, one pointer or one run: one winner
+    python scripts/chaos.py cost --times 3       throughput with a checkpoint every 30 s / without
+    python scripts/chaos.py transfer --times 3   our transfers / the client library's fastest setting
+
+Needs what the tests need. The bucket is gcp-storage-emulator in a process of this machine. Ends
+with 1 if anything was lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import platform
+import sys
+from datetime import date
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+TIMES = {"kills": 50, "faults": 100, "stops": 20, "races": 200, "cost": 3, "transfer": 3}
+
+
+def main() -> None:
+    """Do one of them and print its figures."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=list(TIMES))
+    parser.add_argument("--times", type=int)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments and the faults")
+    arguments = parser.parse_args()
+    # The bucket and the faults are those of the tests.
+    sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
+    from trainer.cli.environment import prepare_libraries
+
+    prepare_libraries()
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {date.today()}")
+    chosen = importlib.import_module(f"chaos_{arguments.what}")
+    problems = chosen.main(arguments.times or TIMES[arguments.what], arguments.seed)
+    for problem in problems:
+        print(f"LOST: {problem}")
+    sys.exit(1 if problems else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""A network that fails at random: verified bytes in the end, or an error and nothing visible."""
+
+from __future__ import annotations
+
+import os
+import random
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from chaos_places import bucket_place
+from fault_proxy import at_random, fault_proxy
+
+from trainer.exits import TrainerError
+from trainer.publish import is_finished, latest_run, publish, verify
+from trainer.storage import bucket
+from trainer.storage.mirror import Mirror
+from trainer.storage.store import open_store
+from trainer.train import Saver
+
+
+class _Value:
+    """A variable, as far as a checkpoint needs one."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+
+    def numpy(self) -> np.ndarray:
+        return self.array
+
+
+def main(times: int, seed: int) -> list[str]:
+    """Do `times` runs through the proxy; return what was lost."""
+    # A stalled connection is given up sooner than in earnest, so that 100 runs take minutes.
+    bucket.TIMEOUT_SECONDS, bucket.RETRY_SECONDS = 1.0, 8.0
+    problems: list[str] = []
+    ends: Counter[str] = Counter()
+    faults: Counter[str] = Counter()
+    with bucket_place("faults") as output:
+        for number in range(times):
+            end, done, lost = _one(output, number, seed)
+            ends[end] += 1
+            faults.update(done)
+            problems += lost
+    print(f"{times} runs: {dict(ends)}")
+    print(f"{sum(faults.values())} faults: {dict(faults)}")
+    return problems
+
+
+def _one(output: str, number: int, seed: int) -> tuple[str, list[str], list[str]]:
+    """Do one run; return how it ended, the faults that it met, and what was lost."""
+    rng = random.Random(f"{seed} {number}")
+    name, clean = f"run-{number}", os.environ["STORAGE_EMULATOR_HOST"]
+    before = latest_run(open_store(output))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary, name)
+        choose = at_random(rng.randrange(1 << 30), rng.choice((0.05, 0.2, 0.5)))
+        with fault_proxy(clean, choose, stall_seconds=1.5) as proxy:
+            os.environ["STORAGE_EMULATOR_HOST"] = proxy.address
+            try:
+                _run(output, name, folder, rng)
+                end = "published"
+            except TrainerError as error:
+                end = f"exit {error.exit_code}"
+            finally:
+                os.environ["STORAGE_EMULATOR_HOST"] = clean
+        return end, proxy.done, _lost(output, name, folder, before, end)
+
+
+def _run(output: str, name: str, folder: Path, rng: random.Random) -> None:
+    """Upload, checkpoint twice, publish and read back, with files of all sizes."""
+    store = open_store(output)
+    mirror = Mirror(folder, store.below(name))
+    for index, size in enumerate((0, 1, 5000, 300_000, 9 << 20)):
+        (folder / "model").mkdir(parents=True, exist_ok=True)
+        (folder / "model" / f"{index}.bin").write_bytes(rng.randbytes(size))
+    with Saver(folder / "checkpoints", mirror.sync) as saver:
+        for step in (1, 2, 3):
+            variables = {"weights": _Value(np.frombuffer(rng.randbytes(80_000), np.uint8))}
+            saver.save(step, variables, {"at": step}, whole_epoch=True)  # type: ignore[arg-type]
+        saver.flush()
+    mirror.sync()
+    publish(store, name, folder)
+    with tempfile.TemporaryDirectory() as temporary:
+        back = Mirror(Path(temporary), store.below(name))
+        back.pull(lambda each: True)
+        for path in folder.rglob("*.*"):
+            if path.read_bytes() != (Path(temporary) / path.relative_to(folder)).read_bytes():
+                raise SystemExit(f"LOST: {path.name} was read back as something else")
+
+
+def _lost(output: str, name: str, folder: Path, before: str | None, end: str) -> list[str]:
+    """Return what is wrong with what is visible now, through a network that works."""
+    store = open_store(output)
+    latest = latest_run(store)
+    problems = [] if end in ("published", "exit 75") else [f"{name} ended with {end}"]
+    if latest is None and store.read("latest") is not None:
+        problems.append(f"after {name} latest names no finished run")
+    if latest not in (None, before, name):
+        problems.append(f"after {name} latest names {latest}")
+    if end == "published" and latest != name:
+        problems.append(f"{name} was published and isn't the latest")
+    if is_finished(store.below(name)):
+        problems += [f"{name}: {each}" for each in verify(store.below(name))]
+        files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.*")}
+        for each, path in files.items():
+            found = store.read(f"{name}/{each}")
+            if found is None or found.data != path.read_bytes():
+                problems.append(f"{name}/{each} is not what was written")
+    return problems

@@ -1,0 +1,154 @@
+"""SIGKILL at random moments of whole runs: the bits of an undisturbed run in the end."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from chaos_places import Attempt, bucket_place, make_images, result_of
+
+from trainer.publish import latest_run, verify
+from trainer.storage.store import open_store
+
+EVERY_STEPS = 10
+SETTINGS = [
+    "train.deterministic=true", "train.epochs=12", "train.global_batch_size=8", "train.steps_per_call=1",
+    "train.ema_decay=0.9", "train.label_smoothing=0.1", "train.log_interval_seconds=0.0001",
+    f"train.checkpoint.every_steps={EVERY_STEPS}", "train.max_stalled_starts=1000", "data.image_size=16",
+    "augment={flip: horizontal, crop: {size: 12}, hue: 0.05, erase: 0.3, mixup: 0.3}",
+    "model={family: residual, stem_filters: 8, filters: [16], blocks: [1], dropout: 0.3}",
+    "optimizer={name: adamw, weight_decay: 0.05, schedule: cosine, warmup_epochs: 0.5}",
+]  # fmt: skip
+
+# One being written and one step more than an interval, at the worst.
+MOST_TWICE = 2 * EVERY_STEPS
+_STEPS = '"event": "progress"'
+PHASES = (
+    ("start", "run ", '"event": "progress"'),
+    ("training", '"event": "progress"', '"epoch": 12, '),
+    ("export", '"event": "epoch", "epochs": 12, "epoch": 12', "export "),
+    ("publish", "export ", "try "),
+)
+"""Name, the words with which it begins, and those of its end."""
+
+
+class Kills:
+    """Disturbs runs of one data set and compares each with an undisturbed one."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.folder, self.rng = folder, random.Random(seed)
+        self.data = make_images(folder / "images")
+        self.problems: list[str] = []
+        self.phases: Counter[str] = Counter()
+        self.twice: list[int] = []
+        calm = self.attempt(str(folder / "calm"), "calm")
+        if calm.end():
+            raise SystemExit(calm.text())
+        self.expected = result_of(str(folder / "calm"), "calm")
+        self.seconds = {name: _between(calm, begin, end) for name, begin, end in PHASES}
+        print("an undisturbed run, s:", {name: round(value, 2) for name, value in self.seconds.items()})
+
+    def attempt(self, output: str, name: str) -> Attempt:
+        settings = [each for setting in SETTINGS for each in ("--set", setting)]
+        place = ["--data", str(self.data), "--output", output, "--run-name", name]
+        return Attempt([*place, *settings], self.folder / "cache")
+
+    def disturb(self, output: str, kills: int) -> None:
+        """Kill runs of `output` that many times, and let each come to its end."""
+        number = 0
+        while kills > 0:
+            name, number, last = f"run-{number}", number + 1, 0
+            for _ in range(self.rng.randint(1, 6)):
+                attempt = self.attempt(output, name)
+                if kills <= 0 or not self._kill(attempt):
+                    break
+                kills -= 1
+                last = self._count_twice(attempt, last)
+                self._check_pointer(output)
+            else:
+                attempt = self.attempt(output, name)
+            if attempt.end():
+                self.problems.append(f"{output}/{name} ended with an error:\n{attempt.text()}")
+                return
+            self._count_twice(attempt, last)
+            self._check(output, name)
+            self._check_pointer(output)
+            print(f"{output}/{name}: whole; {kills} kills to go", flush=True)
+
+    def _kill(self, attempt: Attempt) -> bool:
+        """Kill it somewhere in one of its phases; return False if it came to its end before."""
+        phase, begin, _ = self.rng.choice(PHASES)
+        if not attempt.wait_for(begin):
+            return False
+        try:
+            attempt.process.wait(self.rng.uniform(0, self.seconds[phase]))
+            return False
+        except subprocess.TimeoutExpired:  # it is still at work
+            attempt.process.kill()
+        attempt.end()
+        self.phases[phase] += 1
+        return True
+
+    def _count_twice(self, attempt: Attempt, last: int) -> int:
+        """Note how many steps this attempt did again; return the last step that it did."""
+        if last and attempt.when(_STEPS):
+            self.twice.append(max(0, last - attempt.resumed_step()))
+        return max(last, attempt.last_step())
+
+    def _check(self, output: str, name: str) -> None:
+        found = result_of(output, name)
+        differing = sorted(key for key in self.expected if found.get(key) != self.expected[key])
+        if differing or found.keys() != self.expected.keys():
+            self.problems.append(f"{output}/{name} differs in {', '.join(differing[:5])}")
+
+    def _check_pointer(self, output: str) -> None:
+        store = open_store(output)
+        name = latest_run(store)
+        if name is None and store.read("latest") is not None:
+            self.problems.append(f"{output}/latest names a run that isn't finished")
+        if name is not None:
+            self.problems += verify(store.below(name))
+
+    def control(self) -> bool:
+        """Leave the dropout's state out of the checkpoints of a killed run; return whether that is seen."""
+        output = str(self.folder / "control")
+        attempt = self.attempt(output, "run")
+        attempt.wait_for('"epoch": 4')
+        attempt.process.kill()
+        attempt.end()
+        for path in Path(output, "run", "checkpoints").glob("step-*.npz"):
+            with np.load(path) as file:
+                arrays = {name: file[name] for name in file.files}
+            arrays |= {name: np.zeros_like(arrays[name]) for name in arrays if "seed_generator" in name}
+            np.savez(path, **arrays)
+        self.attempt(output, "run").end()
+        return result_of(output, "run") != self.expected
+
+
+def _between(attempt: Attempt, begin: str, end: str) -> float:
+    first, last = attempt.when(begin), attempt.when(end)
+    if first is None or last is None:
+        raise SystemExit(f"no line with {begin if first is None else end!r} in:\n{attempt.text()}")
+    return last - first
+
+
+def main(times: int, seed: int) -> list[str]:
+    """Kill `times` times, half on disk, half on the emulator; return what was lost."""
+    with tempfile.TemporaryDirectory() as temporary:
+        kills = Kills(Path(temporary), seed)
+        kills.disturb(str(Path(temporary, "disk")), times - times // 2)
+        with bucket_place("chaos") as output:
+            kills.disturb(output, times // 2)
+        print(f"{sum(kills.phases.values())} kills: {dict(kills.phases)}")
+        print(
+            f"steps done twice after a kill: at most {max(kills.twice, default=0)}, saved every {EVERY_STEPS}"
+        )
+        seen = kills.control()
+        print(f"control, without the dropout's state: {'seen' if seen else 'NOT seen'}")
+        if max(kills.twice, default=0) > MOST_TWICE:
+            kills.problems.append(f"{max(kills.twice)} steps were done twice after a kill")
+        return kills.problems + ([] if seen else ["the comparison does not see a missing part of the state"])

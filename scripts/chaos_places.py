@@ -1,0 +1,116 @@
+"""Where chaos happens: a folder or an emulated bucket, images to train on, and runs to disturb."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from bucket_server import BUCKET, bucket_server
+from PIL import Image
+
+from trainer.storage.store import Store, open_store
+
+# It reports every object that isn't there as an error.
+logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)
+
+_RESUMED = re.compile(r"continuing after step (\d+)")
+_STEP = re.compile(r'"event": "progress".*"step": (\d+)')
+
+
+@contextmanager
+def bucket_place(name: str) -> Iterator[str]:
+    """Yield the URI of an empty place in an emulated bucket, which this process and its children use."""
+    with bucket_server() as server:
+        os.environ["STORAGE_EMULATOR_HOST"] = server.address
+        try:
+            yield f"gs://{BUCKET}/{name}"
+        finally:
+            del os.environ["STORAGE_EMULATOR_HOST"]
+
+
+def make_images(folder: Path, per_class: int = 60, side: int = 24) -> Path:
+    """Write two classes of noisy images, bright and dark; return the folder."""
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(("dark", "light")):
+        (folder / name).mkdir(parents=True)
+        for number in range(per_class):
+            pixels = rng.integers(0, 150, (side, side, 3)) + 60 * label
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{number:03d}.png")
+    return folder
+
+
+class Attempt:
+    """One process of a run, and what it said."""
+
+    def __init__(self, arguments: list[str], cache: Path) -> None:
+        self.lines: list[tuple[float, str]] = []
+        self.started = time.monotonic()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "trainer.task", *arguments],
+            env={**os.environ, "XDG_CACHE_HOME": str(cache)},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        for line in self.process.stdout or ():
+            self.lines.append((time.monotonic() - self.started, line))
+
+    def wait_for(self, words: str) -> bool:
+        """Wait for a line that holds `words`; return False if the process ends without one."""
+        while self.process.poll() is None or self._reader.is_alive():
+            if self.when(words) is not None:
+                return True
+            time.sleep(0.002)
+        return self.when(words) is not None
+
+    def when(self, words: str) -> float | None:
+        """Return when, in seconds from the start, a line that holds `words` came; None if it didn't."""
+        return next((moment for moment, line in list(self.lines) if words in line), None)
+
+    def end(self) -> int:
+        """Wait for the end; return the exit code."""
+        code = self.process.wait()
+        self._reader.join()
+        return code
+
+    def resumed_step(self) -> int:
+        """Return the step from which it went on, 0 for a beginning."""
+        return max((int(found[1]) for _, line in self.lines if (found := _RESUMED.search(line))), default=0)
+
+    def last_step(self) -> int:
+        """Return the last step that it spoke of."""
+        steps = (int(found[1]) for _, line in self.lines if (found := _STEP.search(line)))
+        return max(steps, default=self.resumed_step())
+
+    def text(self) -> str:
+        """Return all that it said."""
+        return "".join(line for _, line in self.lines)
+
+
+def result_of(output: str, name: str) -> dict[str, bytes]:
+    """Return what two equal runs must have in common, by name; weights by their variable."""
+    run = open_store(output).below(name)
+    kept = {each: _read(run, each) for each in ("history.jsonl", "metrics.json", "predictions.csv")}
+    newest = max(entry.name for entry in run.entries("checkpoints/step-"))
+    with np.load(io.BytesIO(_read(run, newest))) as file:
+        kept |= {each: file[each].tobytes() for each in file.files if each != "record.json"}
+    return kept
+
+
+def _read(run: Store, name: str) -> bytes:
+    found = run.read(name)
+    if found is None:
+        raise SystemExit(f"{run.at(name)} isn't there")
+    return found.data

@@ -1,0 +1,81 @@
+"""Eight processes that want the same at once: one pointer to move, or one run to take."""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+from collections.abc import Callable
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from typing import Any
+
+from chaos_places import bucket_place
+
+from trainer.exits import TemporaryError
+from trainer.storage.lease import take_lease
+from trainer.storage.store import Store, open_store
+
+RACERS = 8
+_EXPIRY_SECONDS = 1.5
+
+
+def main(times: int, seed: int) -> list[str]:
+    """Hold `times` races, a quarter of each kind; return those without exactly one winner."""
+    with tempfile.TemporaryDirectory() as temporary:
+        problems = _hold(str(Path(temporary, "runs")), times - times // 2)
+        with bucket_place("races") as output:
+            return problems + _hold(output, times // 2)
+
+
+def _hold(output: str, times: int) -> list[str]:
+    problems: list[str] = []
+    for kind, move in (("pointer", _move_pointer), ("run", _take_run)):
+        wins = _races(output, move, times // 2)
+        problems += [
+            f"{output}: {won} won race {turn} for the {kind}" for turn, won in enumerate(wins) if won != 1
+        ]
+        print(f"{output}: {len(wins)} races for one {kind}, {sum(won == 1 for won in wins)} with one winner")
+    return problems
+
+
+def _races(output: str, move: Callable[[Store, int, Barrier], bool], times: int) -> list[int]:
+    """Return how many of the processes won each race."""
+    context = multiprocessing.get_context("spawn")
+    barrier, results = context.Barrier(RACERS), context.Queue()
+    racers = [
+        context.Process(target=_race, args=(output, move, times, barrier, results)) for _ in range(RACERS)
+    ]
+    for racer in racers:
+        racer.start()
+    wins = [0] * times
+    for _ in range(RACERS * times):
+        turn, won = results.get()
+        wins[turn] += won
+    for racer in racers:
+        racer.join()
+    return wins
+
+
+def _race(output: str, move: Callable[..., bool], times: int, barrier: Barrier, results: Any) -> None:
+    store = open_store(output)
+    for turn in range(times):
+        results.put((turn, move(store, turn, barrier)))
+
+
+def _move_pointer(store: Store, turn: int, barrier: Barrier) -> bool:
+    found = store.read("pointer")
+    barrier.wait()
+    name = multiprocessing.current_process().name
+    return store.swap("pointer", f"{turn} {name}".encode(), found.version if found else None) is not None
+
+
+def _take_run(store: Store, turn: int, barrier: Barrier) -> bool:
+    barrier.wait()
+    try:
+        lease = take_lease(store, f".run-{turn}.lease", lambda message: None, _EXPIRY_SECONDS)
+    except TemporaryError:
+        barrier.wait()
+        return False
+    barrier.wait()  # held until all others know
+    lease.release()
+    return True

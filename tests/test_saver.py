@@ -1,0 +1,90 @@
+"""Checkpoints in the background: in order, of the moment they were asked for, and never in silence."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from trainer.checkpoint import list_checkpoints, restore_best, restore_newest
+from trainer.exits import UsageError
+from trainer.spec import CheckpointSpec
+from trainer.train.saver import Pace, Saver
+
+
+def test_a_checkpoint_is_of_the_moment_it_was_asked_for(tmp_path: Path) -> None:
+    weights, seen = tf.Variable([0.0]), []
+    with Saver(tmp_path, lambda: seen.append([path.name for path in list_checkpoints(tmp_path)])) as saver:
+        for step in range(1, 5):
+            weights.assign([float(step)])
+            saver.save(step, {"weights": weights}, {"at": step}, whole_epoch=step % 2 == 0)
+            weights.assign([-1.0])
+        assert saver.flush()
+    assert [path.name for path in list_checkpoints(tmp_path)] == [
+        "step-00000002.npz", "step-00000003-part.npz", "step-00000004.npz"
+    ]  # fmt: skip
+    # What follows a save finds its file there.
+    assert [names[-1][5:13] for names in seen] == ["00000001", "00000002", "00000003", "00000004"]
+    assert restore_newest(tmp_path, {"weights": weights}) == {"at": 4}
+    np.testing.assert_array_equal(weights.numpy(), [4.0])
+
+
+def test_best_weights_are_followed_up_before_the_checkpoint_that_knows_of_them(tmp_path: Path) -> None:
+    weights, seen = tf.Variable([1.0]), []
+    with Saver(tmp_path, lambda: seen.append(sorted(path.name for path in tmp_path.iterdir()))) as saver:
+        saver.save_best(1, {"weights": weights})
+        saver.save(5, {"weights": weights}, {}, whole_epoch=True)
+        saver.flush()
+    assert seen == [["best-000001.npz"], ["best-000001.npz", "step-00000005.npz"]]
+    restore_best(tmp_path, 1, {"weights": weights})
+
+
+def test_what_a_save_raised_is_raised_by_every_later_call(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file")
+    with Saver(tmp_path / "taken") as saver:
+        saver.save(1, {}, {}, whole_epoch=True)
+        for call in (saver.flush, lambda: saver.save(2, {}, {}, whole_epoch=True), saver.flush):
+            with pytest.raises(UsageError, match="taken"):
+                call()
+
+
+def test_a_flush_waits_only_as_long_as_it_may(tmp_path: Path) -> None:
+    released, overdue = threading.Event(), threading.Event()
+    with Saver(tmp_path, lambda: bool(released.wait(30)) and None, overdue.is_set) as saver:
+        saver.save(1, {}, {}, whole_epoch=True)
+        saver.save(2, {}, {}, whole_epoch=True)
+        threading.Timer(0.3, overdue.set).start()
+        assert not saver.flush()
+        saver.save(3, {}, {}, whole_epoch=True)  # finds no place and doesn't wait for one
+        overdue.clear()
+        released.set()
+        assert not saver.flush()  # the third is not there, and that isn't forgotten
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000001.npz", "step-00000002.npz"]
+
+
+def test_what_waits_is_dropped_when_it_ends(tmp_path: Path) -> None:
+    released = threading.Event()
+    with Saver(tmp_path, lambda: bool(released.wait(30)) and None) as saver:
+        saver.save(1, {}, {}, whole_epoch=True)
+        while not list_checkpoints(tmp_path):
+            time.sleep(0.01)
+        saver.save(2, {}, {}, whole_epoch=True)
+    released.set()
+    time.sleep(0.3)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000001.npz"]
+
+
+def test_checkpoints_are_due_by_steps_or_by_minutes() -> None:
+    pace = Pace(CheckpointSpec(every_minutes=None, every_steps=10))
+    assert [pace.is_due(step) for step in (9, 10, 11)] == [False, True, True]
+    pace.saved(10)
+    assert [pace.is_due(step) for step in (19, 20)] == [False, True]
+    assert not Pace(CheckpointSpec()).is_due(10_000)
+    pace = Pace(CheckpointSpec(every_minutes=0.001))
+    time.sleep(0.1)
+    assert pace.is_due(1)
+    assert not Pace(CheckpointSpec(every_minutes=None)).is_due(10_000)

@@ -1,0 +1,62 @@
+"""What a command is given, a path or a gs:// URI, as a local path.
+
+In: a word of the command line. Out: a path; what lies in a bucket was fetched, verified, into the
+cache. `.../latest` is the run that the pointer names.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trainer.data.bucket import fetch_bucket
+from trainer.data.progress import SilentProgress
+from trainer.exits import UsageError
+from trainer.publish import POINTER, is_finished, latest_run
+from trainer.storage.store import GS, Store, open_store
+
+_MOST_BYTES = 1 << 40
+
+
+def is_bucket(uri: str) -> bool:
+    """Return whether `uri` is one of a bucket."""
+    return uri.lower().startswith(GS)
+
+
+def local_path(uri: str, cache_dir: Path) -> Path:
+    """Return where the file or the folder `uri` is on local disk. Raises what `fetch_bucket` raises."""
+    return fetch_bucket(uri, cache_dir, _MOST_BYTES, SilentProgress()) if is_bucket(uri) else Path(uri)
+
+
+def local_model(uri: str, cache_dir: Path) -> Path:
+    """Return where the model of the run `uri`, or the model `uri`, is on local disk."""
+    run = find_run(uri)
+    if not is_bucket(uri):
+        return Path(run.uri)
+    if is_finished(run):
+        return local_path(run.below("model").uri, cache_dir)
+    if run.find("saved_model.pb"):
+        _require_whole(run)
+        return local_path(run.uri, cache_dir)
+    raise UsageError(
+        f"There is no model. Give the URI of a finished run or its model/ folder. Received: {run.uri}"
+    )
+
+
+def _require_whole(model: Store) -> None:
+    """Raise UsageError for the model of a run that is being written at this moment, or was given up."""
+    parent, _, name = model.uri.rpartition("/")
+    run = open_store(parent)
+    if name == "model" and run.find("spec.yaml") and not is_finished(run):
+        raise UsageError(f"The run is not finished, so its model may not be whole. Received: {run.uri}")
+
+
+def find_run(uri: str) -> Store:
+    """Return the store of the run at `uri`, which may end with the name of the pointer."""
+    parent, _, name = uri.rstrip("/").rpartition("/")
+    if name != POINTER:
+        return open_store(uri)
+    output = open_store(parent or ("/" if uri.startswith("/") else "."))
+    run = latest_run(output)
+    if run is None:
+        raise UsageError(f"There is no pointer to a run. Received: {uri}")
+    return output.below(run)

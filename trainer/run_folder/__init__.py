@@ -1,0 +1,23 @@
+"""What a run leaves behind: where it is kept, who may work on it, and its small files."""
+
+from trainer.run_folder.files import (
+    current_command,
+    require_complete,
+    require_same_start,
+    write_environment,
+    write_rejected,
+)
+from trainer.run_folder.folder import RunFolder, open_run_folder
+from trainer.run_folder.starts import count_start, forget_start
+
+__all__ = [
+    "RunFolder",
+    "count_start",
+    "current_command",
+    "forget_start",
+    "open_run_folder",
+    "require_complete",
+    "require_same_start",
+    "write_environment",
+    "write_rejected",
+]

@@ -1,0 +1,139 @@
+"""The small files that say what a run was.
+
+In: the data that was found, the machine, and what an earlier start wrote. Out:
+environment.json and rejected.csv in the run's folder, each written whole.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from trainer import __version__
+from trainer.data.items import Rejection
+from trainer.exits import TemporaryError, UsageError
+from trainer.spec import RunSpec, spec_digest
+from trainer.storage.local import write_json, write_text
+
+_PROMISED = (
+    "spec.yaml", "environment.json", "dataset.json", "rejected.csv", "starts.jsonl", "history.jsonl",
+    "timings.json", "events", "checkpoints", "predictions.csv", "metrics.json", "report.html", "plots",
+    "model",
+)  # fmt: skip
+"""What a finished run holds beside its manifest."""
+_PACKAGES = ("tensorflow", "tensorflow-cpu", "tensorflow-tpu", "keras", "numpy", "scikit-learn", "pydantic")
+
+
+def require_same_start(path: Path, data_digest: str, precision: str) -> None:
+    """Raise UsageError if the run at `path` began with other data or another precision.
+
+    Reads what the earlier start wrote to dataset.json and environment.json; writes nothing.
+    """
+    before = (
+        _read_json(path / "dataset.json").get("digest"),
+        _read_json(path / "environment.json").get("precision"),
+    )
+    for what, old, new in zip(
+        ("data", "precision"), before, (f"sha256:{data_digest}", precision), strict=True
+    ):
+        if old is None:
+            raise UsageError(
+                f"What this run said of its {what} when it began can't be read any more; give the new one "
+                f"another --run-name. Received: {path}"
+            )
+        if old != new:
+            raise UsageError(
+                f"The {what} changed since this run began; give the new one another --run-name. "
+                f"Received: {new}, it was {old}"
+            )
+
+
+def require_complete(path: Path) -> None:
+    """Raise TemporaryError if something that the run wrote has been removed since."""
+    missing = [name for name in _PROMISED if not (path / name).exists()]
+    if missing:
+        raise TemporaryError(
+            "Files of this run were removed while it ran, so it is not published; start again with another "
+            f"--run-name. Received: no {', '.join(missing)} in {path}"
+        )
+
+
+def write_rejected(path: Path, rejections: Iterable[Rejection]) -> None:
+    """Write rejected.csv: one row for each file that was left out, with its reason."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "reason"])
+    for each in rejections:
+        # A name that isn't UTF-8 is shown with its odd bytes spelled out.
+        name = each.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        writer.writerow([name, each.reason])
+    write_text(path / "rejected.csv", text.getvalue())
+
+
+def write_environment(
+    path: Path, spec: RunSpec, devices: str, precision: str, command: Sequence[str]
+) -> dict[str, Any]:
+    """Write environment.json: what ran, of which version, where; return it."""
+    environment = {
+        "command": list(command),
+        "trainer_version": __version__,
+        "git_commit": _git_commit(),
+        "python": platform.python_version(),
+        "packages": _versions(),
+        "host": platform.node(),
+        "system": platform.platform(),
+        "devices": devices,
+        "precision": precision,
+        "seed": spec.seed,
+        "spec_digest": spec_digest(spec),
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    write_json(path / "environment.json", environment)
+    return environment
+
+
+def current_command() -> list[str]:
+    """Return the command line of this process, as a person would type it."""
+    program = Path(sys.argv[0]).name
+    typed = {"__main__.py": ["trainer"], "task.py": ["python", "-m", "trainer.task"]}.get(program, [program])
+    return [*typed, *sys.argv[1:]]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _git_commit() -> str | None:
+    """Return the commit that this package is run from, with '-dirty' if it is changed; None outside git."""
+    here = str(Path(__file__).parent)
+    try:
+        done = subprocess.run(
+            ["git", "-C", here, "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
+            capture_output=True, text=True, timeout=10, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,212 @@
+"""Which folder a run has, where it is kept, and that only one process works on it.
+
+In: a spec. Out: a `RunFolder`, new or as an earlier start left it: on disk the folder itself, for
+a bucket a local copy that is mirrored there. Another process's run, another spec's run and
+what is no run at all are refused and left as they are.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from trainer.data.progress import Progress, SilentProgress
+from trainer.exits import UsageError
+from trainer.publish import MANIFEST, MARKER, is_finished, require_unchanged
+from trainer.spec import RunSpec, dump_spec, parse_spec, spec_changes, spec_digest
+from trainer.storage.folder import FolderStore
+from trainer.storage.folders import remove_leftovers
+from trainer.storage.lease import Lease, take_lease
+from trainer.storage.local import prepare_folder, write_text
+from trainer.storage.mirror import Mirror
+from trainer.storage.shared import private_folder
+from trainer.storage.store import Store, open_store
+from trainer.storage.transfers import OnBytes
+
+_SPEC = "spec.yaml"
+_SILENT = SilentProgress()
+_REMADE = {
+    "model", "plots", "events", "report.html", "predictions.csv", "metrics.json", "history.jsonl",
+    "timings.json", "rejected.csv",
+}  # fmt: skip
+"""What a start makes anew, and so needn't fetch."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run: its place in the output, and its files on local disk."""
+
+    output: Store
+    """Holds all runs."""
+    path: Path
+    """The files on local disk; its name is the run's."""
+    mirror: Mirror
+    """Brings them to the output."""
+    lease: Lease | None
+    """None for a run that is finished."""
+    _leave: ExitStack
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.path.name
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run was finished when it was opened."""
+        return self.lease is None
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints go."""
+        return self.path / "checkpoints"
+
+    @property
+    def newest_checkpoint(self) -> str:
+        """The name of the newest checkpoint, empty before training begins."""
+        return max((path.name for path in self.checkpoints.glob("step-*.npz")), default="")
+
+    @property
+    def model(self) -> Path:
+        """Where the SavedModel goes."""
+        return self.path / "model"
+
+    def at(self, name: str) -> str:
+        """Return the path or URI of a file of the run, as a person would find it."""
+        return self.output.at(f"{self.name}/{name}") if name else self.output.below(self.name).uri
+
+    def check_lease(self) -> None:
+        """Raise TemporaryError if another process is known to have taken the run over; costs nothing."""
+        if self.lease is not None:
+            self.lease.check()
+
+    def require_lease(self) -> None:
+        """Raise TemporaryError if another process took the run over; asks the output if that may be."""
+        if self.lease is not None:
+            self.lease.require()
+
+    def keep(self, on_bytes: OnBytes = lambda size: None) -> None:
+        """Bring what was written so far to the output, for as long as the run is this process's."""
+        self.require_lease()
+        self.mirror.sync(on_bytes)
+
+    def release(self) -> None:
+        """Let others work on the run; from now on nothing is sent and nothing removed."""
+        self._leave.close()
+
+
+def open_run_folder(
+    spec: RunSpec,
+    now: datetime,
+    cache_dir: Path,
+    fresh: bool = False,
+    progress: Progress = _SILENT,
+) -> RunFolder:
+    """Return the folder of the run that `spec` describes, made if it is new.
+
+    A run of the same spec goes on; one of another spec is refused with the keys that differ,
+    unless it hasn't begun or `fresh` says to begin anew. `progress` hears of another process
+    that has to be watched. Raises UsageError, TemporaryError (a full disk, a run that
+    another process works on).
+    """
+    output = open_store(spec.output)
+    name = spec.run_name or f"{spec.recipe or 'run'}-{now:%Y%m%d-%H%M%S}-{spec_digest(spec)[:6]}"
+    run = output.below(name)
+    if isinstance(output, FolderStore) and (output.root / name).is_file():
+        raise UsageError(
+            f"The run folder is a file; choose another --output or --run-name. Received: {run.uri}"
+        )
+    require_unchanged(run)
+    if is_finished(run):
+        return _finished(output, name, spec, fresh)
+    output.require_writable()
+    with ExitStack() as leave:
+        lease = take_lease(output, f".{name}.lease", progress.say)
+        leave.callback(lease.release)
+        if is_finished(run):  # another process has done it meanwhile
+            return _finished(output, name, spec, fresh)
+        path, mirror = _local(output, name, cache_dir, leave)
+        leave.callback(mirror.close)
+        folder = RunFolder(output, path, mirror, lease, leave.pop_all())
+    try:
+        _fill(folder, spec, fresh, progress)
+    except BaseException:
+        folder.release()
+        raise
+    return folder
+
+
+def _finished(output: Store, name: str, spec: RunSpec, fresh: bool) -> RunFolder:
+    written = output.below(name).read(_SPEC)
+    _require_same_spec(name, written.data if written else b"", spec)
+    if fresh:
+        raise UsageError(
+            f"The run is finished and published, so it is not begun anew; choose another --run-name. "
+            f"Received: {output.at(name)}"
+        )
+    # Its files are where they are, and nothing is read of them.
+    return RunFolder(output, Path(name), Mirror(Path(name), None), None, ExitStack())
+
+
+def _local(output: Store, name: str, cache_dir: Path, leave: ExitStack) -> tuple[Path, Mirror]:
+    """Return where the files of the run are until `leave`, and what brings them to the output."""
+    if isinstance(output, FolderStore):
+        return output.root / name, Mirror(output.root / name, None)
+    # A folder of this process alone: one that was paused for long may not be the only one at this run.
+    local = leave.enter_context(private_folder(cache_dir / "runs")) / name
+    return local, Mirror(local, output.below(name), apart=(MANIFEST, MARKER))
+
+
+def _fill(folder: RunFolder, spec: RunSpec, fresh: bool, progress: Progress) -> None:
+    """Bring the folder to where the run was left, or to its beginning."""
+    run, path = folder.output.below(folder.name), folder.path
+    _require_run(run)
+    if fresh:
+        _discard(run)
+    task = progress.start(f"Fetching {run.uri}", None, "B")
+    try:
+        folder.mirror.pull(lambda name: name.partition("/")[0] not in _REMADE, task.advance)
+    finally:
+        task.finish()
+    if folder.newest_checkpoint:
+        _require_same_spec(folder.name, (path / _SPEC).read_bytes(), spec)
+    prepare_folder(path)
+    remove_leftovers(path)
+    if not folder.newest_checkpoint:
+        # Name and place are settled: written down, the same file continues the same run from anywhere.
+        settled = {"run_name": folder.name, "output": _absolute(folder.output)}
+        write_text(path / _SPEC, dump_spec(spec.model_copy(update=settled)))
+        # Before anything else is there: what has no spec is no run.
+        folder.keep()
+
+
+def _discard(run: Store) -> None:
+    """Remove the files of an unfinished run; cut short at any moment, it is still the old run or none."""
+    names = [entry.name for entry in run.entries()]
+    for name in sorted(names, key=lambda name: (name == _SPEC, not name.startswith("checkpoints/"))):
+        run.remove(name)
+
+
+def _absolute(output: Store) -> str:
+    return str(output.root.absolute()) if isinstance(output, FolderStore) else output.uri
+
+
+def _require_run(run: Store) -> None:
+    names = [entry.name for entry in run.entries()]
+    if names and _SPEC not in names:
+        raise UsageError(
+            "The folder holds something that is not a run; choose another --output or --run-name. "
+            f"Received: {run.uri}"
+        )
+
+
+def _require_same_spec(name: str, written: bytes, spec: RunSpec) -> None:
+    text = written.decode("utf-8", "replace")
+    changes = spec_changes(parse_spec(text, f"the spec of the run {name}"), spec)
+    if changes:
+        raise UsageError(
+            f"The run {name} exists with another spec; choose another --run-name, or begin it anew with "
+            f"--fresh. What differs: {'; '.join(changes)}"
+        )

@@ -1,0 +1,38 @@
+"""Whole folders: given their names when they are complete, and cleared of what a crash left.
+
+In: paths. Out: a folder that is there whole or not at all; nothing that only a killed process knew.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from trainer.storage.local import explained, is_temporary, sync_folder
+
+
+def discard_folder(path: Path) -> None:
+    """Remove what a crash may have left at `path`. Raises TemporaryError, UsageError."""
+    with explained(path, "removed"):
+        if path.exists():
+            shutil.rmtree(path)
+
+
+def replace_folder(temporary: Path, final: Path) -> None:
+    """Give the finished folder `temporary` its name, in the place of what a crash may have left."""
+    discard_folder(final)
+    with explained(final):
+        temporary.rename(final)
+        sync_folder(final.parent)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the half-written files and folders that killed processes left below `folder`."""
+    with explained(folder, "cleared"):
+        for parent, folders, files in os.walk(folder):
+            for name in filter(lambda name: is_temporary(Path(name)), files):
+                Path(parent, name).unlink(missing_ok=True)
+            for name in filter(lambda name: is_temporary(Path(name)), folders):
+                shutil.rmtree(Path(parent, name))
+            folders[:] = [name for name in folders if not is_temporary(Path(name))]

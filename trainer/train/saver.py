@@ -1,0 +1,135 @@
+"""Checkpoints, written while training goes on.
+
+In: the state, in order. Out: checkpoint files, each visible only when it is complete, and what
+is to follow each (a copy in a bucket). The state is copied at once; a thread does the rest.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from trainer.checkpoint import save_best, save_checkpoint, take_snapshot
+from trainer.spec import CheckpointSpec
+
+# One being written and one behind it: copies of the state are in memory until they are on disk.
+_MOST_WAITING = 2
+_LOOK_SECONDS = 0.1
+
+
+class Saver:
+    """Saves in the order of the calls; the error of a save is raised by the next call.
+
+    Nothing is waited for once `is_overdue` returns True.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        after_save: Callable[[], None] = lambda: None,
+        is_overdue: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.folder, self._after_save, self._is_overdue = folder, after_save, is_overdue
+        self._jobs: deque[Callable[[], object]] = deque()
+        self._changed = threading.Condition()
+        self._error: BaseException | None = None
+        self._ended = self._is_incomplete = False
+        threading.Thread(target=self._work, daemon=True, name="saver").start()
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        """Let the thread end after the save that it is at; wait for nothing."""
+        with self._changed:
+            self._ended = True
+            while len(self._jobs) > 1:
+                self._jobs.pop()
+            self._changed.notify_all()
+
+    def save(
+        self, step: int, variables: Mapping[str, tf.Variable], record: Mapping[str, Any], whole_epoch: bool
+    ) -> None:
+        """Save the state as it is now; see `save_checkpoint`."""
+        arrays = take_snapshot(variables)
+
+        def job() -> None:
+            save_checkpoint(self.folder, step, arrays, record, whole_epoch)
+            self._after_save()
+
+        self._put(job)
+
+    def save_best(self, epoch: int, variables: Mapping[str, tf.Variable]) -> None:
+        """Save the weights of the best epoch so far; a checkpoint that knows of it comes after it."""
+        arrays = take_snapshot(variables)
+
+        def job() -> None:
+            save_best(self.folder, epoch, arrays)
+            self._after_save()  # before the checkpoint that knows of it
+
+        self._put(job)
+
+    def flush(self) -> bool:
+        """Wait until all is saved; return False if that takes too long. Raises what a save raised."""
+        with self._changed:
+            return self._wait_for(0) and not self._is_incomplete
+
+    def _put(self, job: Callable[[], object]) -> None:
+        with self._changed:
+            if self._wait_for(_MOST_WAITING - 1):
+                self._jobs.append(job)
+                self._changed.notify_all()
+            else:
+                self._is_incomplete = True
+
+    def _wait_for(self, most: int) -> bool:
+        """Wait until at most so many saves are left; return False if that takes too long."""
+        while len(self._jobs) > most and self._error is None:
+            if self._is_overdue():
+                return False
+            self._changed.wait(_LOOK_SECONDS)
+        if self._error is not None:
+            raise self._error
+        return True
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not self._jobs and not self._ended:
+                    self._changed.wait()
+                if not self._jobs:
+                    return
+                job = self._jobs[0]
+            try:
+                job()
+            except BaseException as error:  # training raises it, where it can be handled
+                self._error = error
+            with self._changed:
+                self._jobs.popleft()
+                self._changed.notify_all()
+
+
+class Pace:
+    """When the next checkpoint is due, beside those at the ends of epochs."""
+
+    def __init__(self, spec: CheckpointSpec) -> None:
+        self._spec = spec
+        self._step, self._at = 0, time.monotonic()
+
+    def saved(self, step: int) -> None:
+        """Count from here."""
+        self._step, self._at = step, time.monotonic()
+
+    def is_due(self, step: int) -> bool:
+        """Return whether the minutes or the steps between two checkpoints are over."""
+        if self._spec.every_steps is not None and step - self._step >= self._spec.every_steps:
+            return True
+        return self._spec.every_minutes is not None and (
+            time.monotonic() - self._at >= 60.0 * self._spec.every_minutes
+        )
