@@ -15,8 +15,9 @@ from bucket_server import BUCKET
 from chaos_places import bucket_place
 from google.cloud.storage import Client, transfer_manager
 
+from trainer.storage.mirror import Mirror
 from trainer.storage.store import Store, open_store
-from trainer.storage.transfers import download_files, upload_files
+from trainer.storage.transfers import download_files
 
 SMALL = 2000
 LARGE_BYTES = 500 << 20
@@ -39,7 +40,7 @@ def main(times: int, seed: int) -> list[str]:
             store = open_store(f"{output}/{kind}")
             _compare(
                 f"upload {kind}",
-                partial(upload_files, store, folder, names),
+                partial(_upload, store, folder),
                 _uploads(folder, names, kind),
                 times,
             )
@@ -50,6 +51,10 @@ def main(times: int, seed: int) -> list[str]:
             shutil.rmtree(folder)
             shutil.rmtree(back)
     return problems
+
+
+def _upload(store: Store, folder: Path) -> None:
+    Mirror(folder, store).sync()
 
 
 def _download(store: Store, back: Path) -> Transfer:

@@ -3,11 +3,15 @@
 The emulator ignores preconditions, never pages a listing, and takes one request at a time. The
 layer here checks `ifGenerationMatch` before it lets a request through, pages listings, and
 serves every client in a thread of its own, one request after the other.
+
+Where STORAGE_EMULATOR_HOST is set when the tests begin, they use that endpoint instead.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import secrets
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,9 +24,13 @@ from gcp_storage_emulator.exceptions import NotFound
 from gcp_storage_emulator.handlers import buckets
 from gcp_storage_emulator.server import RequestHandler, Response, Router
 from gcp_storage_emulator.storage import Storage
+from google.auth.credentials import AnonymousCredentials
+from google.cloud import storage
 from serving import serving
 
-BUCKET = "photos"
+BUCKET = f"photos-{secrets.token_hex(4)}"
+"""Another one each time: an endpoint of somebody else's may keep what is in it."""
+OTHER_ENDPOINT = os.environ.get("STORAGE_EMULATOR_HOST", "")
 _CONDITION = "ifGenerationMatch"
 
 
@@ -166,8 +174,24 @@ def _query(url: str) -> dict[str, str]:
     return {name: values[0] for name, values in parse_qs(urlsplit(url).query).items()}
 
 
+class OtherServer:
+    """An endpoint that is there already; it doesn't tell how many requests it got."""
+
+    asked = None
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        options = {"api_endpoint": address}
+        client = storage.Client(project="none", client_options=options, credentials=AnonymousCredentials())
+        if not client.bucket(BUCKET).exists():
+            client.create_bucket(BUCKET)
+
+
 @contextmanager
-def bucket_server(page_size: int = 1000) -> Iterator[BucketServer]:
+def bucket_server(page_size: int = 1000) -> Iterator[BucketServer | OtherServer]:
     """Serve an empty bucket named `BUCKET` for the time of the block."""
+    if OTHER_ENDPOINT:
+        yield OtherServer(OTHER_ENDPOINT)
+        return
     with serving(BucketServer(page_size)) as server:
         yield server

@@ -15,8 +15,8 @@ from bucket_server import BUCKET, bucket_server
 from fault_proxy import at_random, fault_proxy
 
 from trainer.publish import latest_run, verify
+from trainer.storage.mirror import Mirror
 from trainer.storage.store import open_store
-from trainer.storage.transfers import upload_files
 
 pytestmark = pytest.mark.engine
 
@@ -54,8 +54,7 @@ def test_a_run_in_a_bucket_moves_to_another_machine_and_ends_with_the_same_bits(
 ) -> None:
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
     place = f"gs://{BUCKET}/{tmp_path.name}"
-    names = [path.relative_to(photos).as_posix() for path in photos.rglob("*.png")]
-    upload_files(open_store(f"{place}/photos"), photos, names)
+    Mirror(photos, open_store(f"{place}/photos")).sync()
     output = f"{place}/runs"
     arguments = ["train", "--data", f"{place}/photos", "--output", output, *SETTINGS]
 

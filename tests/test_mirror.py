@@ -8,20 +8,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from bucket_server import BUCKET, BucketServer, bucket_server
+from bucket_server import BUCKET, BucketServer, OtherServer, bucket_server
 
 from trainer.storage.mirror import Mirror
 from trainer.storage.store import Store, open_store
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[BucketServer]:
+def server() -> Iterator[BucketServer | OtherServer]:
     with bucket_server(page_size=3) as running:
         yield running
 
 
 @pytest.fixture
-def store(server: BucketServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+def store(server: BucketServer | OtherServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.address)
     return open_store(f"gs://{BUCKET}/{tmp_path.name}/run")
 

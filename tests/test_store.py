@@ -8,21 +8,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from bucket_server import BUCKET, BucketServer, bucket_server
+from bucket_server import BUCKET, BucketServer, OtherServer, bucket_server
 
 from trainer.exits import TrainerError, UsageError
 from trainer.storage.store import Store, open_store, split_uri
 
 
 @pytest.fixture(scope="module")
-def bucket() -> Iterator[BucketServer]:
+def bucket() -> Iterator[BucketServer | OtherServer]:
     with bucket_server(page_size=3) as server:
         yield server
 
 
 @pytest.fixture(params=["folder", "bucket"])
 def store(
-    request: pytest.FixtureRequest, bucket: BucketServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest,
+    bucket: BucketServer | OtherServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Store:
     if request.param == "folder":
         return open_store(str(tmp_path / "store"))
@@ -108,7 +111,7 @@ def test_of_eight_that_create_or_swap_exactly_one_wins(store: Store) -> None:
 
 
 def test_a_bucket_that_is_not_there_is_named(
-    bucket: BucketServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    bucket: BucketServer | OtherServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", bucket.address)
     store = open_store("gs://no-such-bucket/runs")

@@ -1,12 +1,12 @@
-"""Many files between a folder and a store, several at a time.
+"""Many files at a time, between a folder and a store.
 
-In: a store, a folder, and names below both. Out: the files on the other side, each verified
-by the store; after a failure those that had not begun are left alone.
+In: what is to move, and how one is moved. Out: all of it on the other side, each file verified by
+the store; after a failure those that had not begun are left alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -20,20 +20,6 @@ _AT_A_TIME = 16
 Item = TypeVar("Item")
 OnBytes = Callable[[int], None]
 """Hears of the size of each file that has arrived."""
-
-
-def upload_files(
-    store: Store, folder: Path, names: Sequence[str], on_bytes: OnBytes = lambda size: None
-) -> None:
-    """Copy the files `names` of `folder` to `store`. Raises what `Store.upload` raises."""
-
-    def upload(name: str) -> int:
-        path = folder / name
-        size = path.stat().st_size
-        store.upload(path, name)
-        return size
-
-    each(upload, names, on_bytes)
 
 
 def download_files(
