@@ -185,6 +185,7 @@ def test_what_is_no_model_is_refused(
     refused(trainer("predict", copy, picture, cache=tmp_path), 2, "not exported by this program")
 
 
+@pytest.mark.engine
 def test_a_run_stopped_by_a_signal_goes_on_to_the_same_bits(photos: Path, tmp_path: Path) -> None:
     settings = [*QUICK, "--set", "train.epochs=40", "--set", "train.steps_per_call=1"]
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
@@ -244,6 +245,7 @@ def test_a_published_run_that_was_changed_is_left_as_it_is(
     assert before == {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
 
 
+@pytest.mark.engine
 def test_what_a_user_gets_wrong_is_refused_without_a_traceback(photos: Path, tmp_path: Path) -> None:
     base = ["train", "--output", tmp_path / "out", *QUICK]
     refused(trainer(*base, "--data", tmp_path / "missing", cache=tmp_path), 65, "missing")
@@ -270,6 +272,7 @@ def test_too_little_memory_ends_in_words(photos: Path, tmp_path: Path) -> None:
     refused(done, 137, "memory", "train.global_batch_size")
 
 
+@pytest.mark.engine
 def test_evaluate_measures_a_run_on_other_data(
     finished: tuple[Path, subprocess.CompletedProcess[str]], photos: Path, tmp_path: Path
 ) -> None:
