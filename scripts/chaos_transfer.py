@@ -67,34 +67,30 @@ def _download(store: Store, back: Path) -> Transfer:
 
 def _uploads(folder: Path, names: list[str], kind: str) -> dict[str, Transfer]:
     """Return the ways in which the client library alone can upload."""
-    bucket = Client().bucket(BUCKET)
-    ways: dict[str, Transfer] = {}
-    for workers in WORKERS:
-        for worker_type in (transfer_manager.THREAD, transfer_manager.PROCESS):
-            ways[f"{workers} {worker_type}"] = lambda workers=workers, worker_type=worker_type: (
-                transfer_manager.upload_many_from_filenames(
-                    bucket, names, source_directory=str(folder), blob_name_prefix=f"alone/{kind}/",
-                    worker_type=worker_type, max_workers=workers, raise_exception=True,
-                )
-            )  # fmt: skip
-    return ways
+    return _ways(
+        partial(transfer_manager.upload_many_from_filenames, source_directory=str(folder)), names, kind
+    )
 
 
 def _downloads(back: Path, names: list[str], kind: str) -> dict[str, Transfer]:
     """Return the ways in which the client library alone can download."""
-    bucket = Client().bucket(BUCKET)
     target = back.with_name(f"{kind}-alone")
     target.mkdir(exist_ok=True)
-    ways: dict[str, Transfer] = {}
-    for workers in WORKERS:
-        for worker_type in (transfer_manager.THREAD, transfer_manager.PROCESS):
-            ways[f"{workers} {worker_type}"] = lambda workers=workers, worker_type=worker_type: (
-                transfer_manager.download_many_to_path(
-                    bucket, names, destination_directory=str(target), blob_name_prefix=f"alone/{kind}/",
-                    worker_type=worker_type, max_workers=workers, raise_exception=True,
-                )
-            )  # fmt: skip
-    return ways
+    return _ways(
+        partial(transfer_manager.download_many_to_path, destination_directory=str(target)), names, kind
+    )
+
+
+def _ways(transfer: Callable[..., object], names: list[str], kind: str) -> dict[str, Transfer]:
+    bucket = Client().bucket(BUCKET)
+    return {
+        f"{workers} {worker_type}": partial(
+            transfer, bucket, names, blob_name_prefix=f"alone/{kind}/", worker_type=worker_type,
+            max_workers=workers, raise_exception=True,
+        )
+        for workers in WORKERS
+        for worker_type in (transfer_manager.THREAD, transfer_manager.PROCESS)
+    }  # fmt: skip
 
 
 def _compare(label: str, ours: Transfer, others: dict[str, Transfer], times: int) -> None:

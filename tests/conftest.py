@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from bucket_server import BUCKET, bucket_server
 from PIL import Image, ImageDraw
 
 from trainer.cli.environment import prepare_libraries
+from trainer.storage.store import Store, open_store
 
 # As the command line does; TensorFlow, which the tests import later, reads its own once.
 prepare_libraries()
+
+
+@pytest.fixture(scope="session")
+def bucket_address() -> Iterator[str]:
+    """The address of an emulated bucket, `BUCKET`."""
+    with bucket_server() as server:
+        yield server.address
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def either_store(
+    request: pytest.FixtureRequest, bucket_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Store:
+    """An empty place, once on disk and once in a bucket."""
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", bucket_address)
+    place = str(tmp_path / "runs") if request.param == "folder" else f"gs://{BUCKET}/{tmp_path.name}"
+    return open_store(place)
 
 
 @pytest.fixture(scope="session")

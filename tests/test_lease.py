@@ -7,15 +7,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from bucket_server import BUCKET, bucket_server
 
 from trainer.exits import TemporaryError
 from trainer.storage.lease import take_lease
-from trainer.storage.store import Store, open_store
+from trainer.storage.store import Store
 
 pytestmark = pytest.mark.engine
 
@@ -30,20 +27,9 @@ time.sleep(60)
 """
 
 
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with bucket_server() as server:
-        yield server.address
-
-
-@pytest.fixture(params=["folder", "bucket"])
-def store(
-    request: pytest.FixtureRequest, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Store:
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
-    return open_store(
-        str(tmp_path / "runs") if request.param == "folder" else f"gs://{BUCKET}/{tmp_path.name}"
-    )
+@pytest.fixture
+def store(either_store: Store) -> Store:
+    return either_store
 
 
 def holder(store: Store, expiry: float = EXPIRY) -> subprocess.Popen[str]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
 import pytest
-from bucket_server import BUCKET, bucket_server
 
 from trainer.data.progress import SilentProgress
 from trainer.exits import DivergedError, TemporaryError, UsageError
@@ -16,25 +14,14 @@ from trainer.publish import publish
 from trainer.run_folder import RunFolder, count_start, forget_start, open_run_folder, require_same_start
 from trainer.spec import RunSpec, load_spec, parse_spec, read_spec
 from trainer.storage.local import write_json, write_text
-from trainer.storage.store import Store, open_store
+from trainer.storage.store import Store
 
 NOW = datetime(2026, 1, 2, 3, 4, 5)
 
 
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with bucket_server() as server:
-        yield server.address
-
-
-@pytest.fixture(params=["folder", "bucket"])
-def output(
-    request: pytest.FixtureRequest, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Store:
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
-    return open_store(
-        str(tmp_path / "runs") if request.param == "folder" else f"gs://{BUCKET}/{tmp_path.name}"
-    )
+@pytest.fixture
+def output(either_store: Store) -> Store:
+    return either_store
 
 
 @pytest.fixture

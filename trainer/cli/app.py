@@ -92,8 +92,8 @@ def train(
     overrides = {"data.source": data, "output": output, "run_name": run_name}
     path = local_path(spec_path, cache_folder()) if spec_path else None
     spec = load_spec(path, recipe, settings, overrides)
-    if spec.run_name is None:
-        spec = load_spec(path, recipe, settings, overrides | {"run_name": _name_of_job()})
+    if spec.run_name is None and (name := _name_of_job()) is not None:
+        spec = load_spec(path, recipe, settings, overrides | {"run_name": name})
     train_command(spec, cache_folder(), fresh)
 
 

@@ -12,14 +12,9 @@ from trainer.data.bucket import fetch_bucket
 from trainer.data.progress import SilentProgress
 from trainer.exits import UsageError
 from trainer.publish import POINTER, is_finished, latest_run
-from trainer.storage.store import GS, Store, open_store
+from trainer.storage.store import Store, is_bucket, open_store
 
 _MOST_BYTES = 1 << 40
-
-
-def is_bucket(uri: str) -> bool:
-    """Return whether `uri` is one of a bucket."""
-    return uri.lower().startswith(GS)
 
 
 def local_path(uri: str, cache_dir: Path) -> Path:

@@ -165,11 +165,8 @@ def _fill(folder: RunFolder, spec: RunSpec, fresh: bool, progress: Progress) -> 
     _require_run(run)
     if fresh:
         _discard(run)
-    task = progress.start(f"Fetching {run.uri}", None, "B")
-    try:
-        folder.mirror.pull(lambda name: name.partition("/")[0] not in _REMADE, task.advance)
-    finally:
-        task.finish()
+    if not isinstance(folder.output, FolderStore):
+        _fetch(folder, progress)
     if folder.newest_checkpoint:
         _require_same_spec(folder.name, (path / _SPEC).read_bytes(), spec)
     prepare_folder(path)
@@ -180,6 +177,14 @@ def _fill(folder: RunFolder, spec: RunSpec, fresh: bool, progress: Progress) -> 
         write_text(path / _SPEC, dump_spec(spec.model_copy(update=settled)))
         # Before anything else is there: what has no spec is no run.
         folder.keep()
+
+
+def _fetch(folder: RunFolder, progress: Progress) -> None:
+    task = progress.start(f"Fetching {folder.at('')}", None, "B")
+    try:
+        folder.mirror.pull(lambda name: name.partition("/")[0] not in _REMADE, task.advance)
+    finally:
+        task.finish()
 
 
 def _discard(run: Store) -> None:

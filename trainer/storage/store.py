@@ -91,12 +91,17 @@ class Store(Protocol):
         """
 
 
+def is_bucket(uri: str) -> bool:
+    """Return whether `uri` is one of a bucket, gs:// in any case."""
+    return uri.lower().startswith(GS)
+
+
 def open_store(uri: str) -> Store:
     """Return the store at `uri`, a path or gs://BUCKET/PREFIX; nothing is read or written yet.
 
     Raises UsageError for a URI of another kind.
     """
-    if uri.lower().startswith(GS):
+    if is_bucket(uri):
         # Imported here: the client takes a second to load, and most runs have no bucket.
         from trainer.storage.bucket import BucketStore
 

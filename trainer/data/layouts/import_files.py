@@ -18,6 +18,7 @@ from urllib.parse import unquote
 from trainer.data.items import Item, Rejection
 from trainer.data.layouts.found import Found, list_folder, name_of, printable, split_named
 from trainer.exits import DataError
+from trainer.storage.store import is_bucket
 
 SUFFIXES = (".csv", ".jsonl")
 _USE_LABEL = "aiplatform.googleapis.com/ml_use"
@@ -50,7 +51,7 @@ def read_import_files(files: list[Path], root: Path, fetch: FetchObjects) -> Fou
     isn't text and for a row that points to a server, and what `fetch` raises.
     """
     rows = [(file, f"{name_of(file, root)}:{line}", row) for file in files for line, row in _rows(file)]
-    uris = [row.uri for _, _, row in rows if not isinstance(row, str) and _is_in_bucket(row.uri)]
+    uris = [row.uri for _, _, row in rows if not isinstance(row, str) and is_bucket(row.uri)]
     fetched = fetch(uris) if uris else {}
     found, seen = Found(), set[str]()
     for file, where, row in rows:
@@ -134,7 +135,7 @@ def _item(row: _Row, file: Path, where: str, root: Path, fetched: Mapping[str, P
         return f"the use is not training, validation, test or unassigned: {row.use}"
     if not row.label or not row.uri:
         return "no label" if row.uri else "no URI"
-    if _is_in_bucket(row.uri):
+    if is_bucket(row.uri):
         if row.uri not in fetched:
             return f"no such object: {row.uri}"
         return Item(printable(row.uri), printable(row.label), split_named(row.use), fetched[row.uri])
@@ -147,10 +148,6 @@ def _item(row: _Row, file: Path, where: str, root: Path, fetched: Mapping[str, P
         return f"no such file: {row.uri}"
     path = _located(row.uri, file)
     return Item(name_of(path, root), printable(row.label), split_named(row.use), path)
-
-
-def _is_in_bucket(uri: str) -> bool:
-    return uri.lower().startswith("gs://")
 
 
 def _is_remote(uri: str) -> bool:
