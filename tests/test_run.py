@@ -79,6 +79,8 @@ def finished(
 
 def test_a_run_leaves_what_it_promises(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     run, done = finished
+    # Nothing of the libraries' own, such as TensorFlow's notices of oneDNN.
+    assert done.stderr == ""
     assert {path.name for path in run.iterdir()} == LEFT_BEHIND
     assert is_finished(FolderStore(run))
     assert verify(FolderStore(run)) == []

@@ -57,9 +57,16 @@ def _turned(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
         return tf.reduce_any(orientation == tf.constant(values))
 
     # Each of the eight is a transposition or none, then a mirror in none, one or both directions.
-    image = tf.cond(orientation >= 5, lambda: tf.transpose(image, [1, 0, 2]), lambda: image)
+    image = tf.cond(orientation >= 5, lambda: _transposed(image), lambda: image)
     image = tf.cond(among(2, 3, 6, 7), lambda: tf.reverse(image, [1]), lambda: image)
     return tf.cond(among(3, 4, 7, 8), lambda: tf.reverse(image, [0]), lambda: image)
+
+
+def _transposed(image: tf.Tensor) -> tf.Tensor:
+    # By index: with oneDNN on a CPU without AVX-512, tf.transpose of uint8 logs an error and falls back.
+    height, width, channels = tf.unstack(tf.shape(image))
+    indices = tf.range(width)[:, None] + width * tf.range(height)[None, :]
+    return tf.gather(tf.reshape(image, [-1, channels]), indices)
 
 
 def _walk(data: tf.Tensor, start: tf.Tensor, step: Step) -> tf.Tensor:
