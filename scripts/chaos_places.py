@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import multiprocessing
 import os
 import re
 import subprocess
@@ -12,16 +13,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
-from bucket_server import BUCKET, bucket_server
+from bucket_server import BUCKET, OTHER_ENDPOINT, OtherServer, bucket_server
 from PIL import Image
 
 from trainer.storage.store import Store, open_store
-
-# It reports every object that isn't there as an error.
-logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)
 
 _RESUMED = re.compile(r"continuing after step (\d+)")
 _STEP = re.compile(r'"event": "progress".*"step": (\d+)')
@@ -29,13 +28,35 @@ _STEP = re.compile(r'"event": "progress".*"step": (\d+)')
 
 @contextmanager
 def bucket_place(name: str) -> Iterator[str]:
-    """Yield the URI of an empty place in an emulated bucket, which this process and its children use."""
+    """Yield the URI of an empty place in an emulated bucket, which this process and its children use.
+
+    The emulator is a process of its own: what is measured here doesn't share an interpreter with it.
+    """
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_serve, args=(there,), daemon=True)
+    process.start()
+    if not here.poll(60):
+        raise SystemExit("the bucket did not come up")
+    address = here.recv()
+    OtherServer(address)  # makes the bucket
+    os.environ["STORAGE_EMULATOR_HOST"] = address
+    try:
+        yield f"gs://{BUCKET}/{name}"
+    finally:
+        os.environ.pop("STORAGE_EMULATOR_HOST")
+        if OTHER_ENDPOINT:
+            os.environ["STORAGE_EMULATOR_HOST"] = OTHER_ENDPOINT
+        here.send("end")
+        process.join()
+
+
+def _serve(connection: Connection) -> None:
+    # It reports every object that isn't there as an error.
+    logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)
     with bucket_server() as server:
-        os.environ["STORAGE_EMULATOR_HOST"] = server.address
-        try:
-            yield f"gs://{BUCKET}/{name}"
-        finally:
-            del os.environ["STORAGE_EMULATOR_HOST"]
+        connection.send(server.address)
+        connection.recv()
 
 
 def make_images(folder: Path, per_class: int = 60, side: int = 24) -> Path:

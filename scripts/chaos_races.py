@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import tempfile
 from collections.abc import Callable
@@ -12,11 +13,14 @@ from typing import Any
 from chaos_places import bucket_place
 
 from trainer.exits import TemporaryError
+from trainer.storage import lease as leases
 from trainer.storage.lease import take_lease
 from trainer.storage.store import Store, open_store
 
 RACERS = 8
-_EXPIRY_SECONDS = 1.5
+_EXPIRY_SECONDS = 5.0
+_PATIENCE_SECONDS = 60.0
+"""A racer that died would be waited for without end."""
 
 
 def main(times: int, seed: int) -> list[str]:
@@ -41,15 +45,16 @@ def _hold(output: str, times: int) -> list[str]:
 def _races(output: str, move: Callable[[Store, int, Barrier], bool], times: int) -> list[int]:
     """Return how many of the processes won each race."""
     context = multiprocessing.get_context("spawn")
-    barrier, results = context.Barrier(RACERS), context.Queue()
+    barrier, results = context.Barrier(RACERS, timeout=_PATIENCE_SECONDS), context.Queue()
     racers = [
-        context.Process(target=_race, args=(output, move, times, barrier, results)) for _ in range(RACERS)
+        context.Process(target=_race, args=(output, move, times, barrier, results), daemon=True)
+        for _ in range(RACERS)
     ]
     for racer in racers:
         racer.start()
     wins = [0] * times
     for _ in range(RACERS * times):
-        turn, won = results.get()
+        turn, won = results.get(timeout=2 * _PATIENCE_SECONDS)
         wins[turn] += won
     for racer in racers:
         racer.join()
@@ -70,6 +75,10 @@ def _move_pointer(store: Store, turn: int, barrier: Barrier) -> bool:
 
 
 def _take_run(store: Store, turn: int, barrier: Barrier) -> bool:
+    """Take a lease that nobody holds, or, every other time, one that a dead process left."""
+    if barrier.wait() == 0 and turn % 2:
+        left = leases._me() | {"process_started": "0"}  # the same number, another process
+        store.create(f".run-{turn}.lease", json.dumps(left).encode())
     barrier.wait()
     try:
         lease = take_lease(store, f".run-{turn}.lease", lambda message: None, _EXPIRY_SECONDS)

@@ -15,6 +15,8 @@ from chaos_places import Attempt, bucket_place, make_images
 from fault_proxy import fault_proxy
 
 BYTES_PER_SECOND = 20e6
+MOST_SECONDS = {"disk": 5.0, "bucket": 10.0}
+"""The 95th percentile of the times from the signal to the end."""
 _STOPPED = re.compile(r"after step (\d+) of \d+; the checkpoint is safe")
 SETTINGS = [
     "data.image_size=32", "train.epochs=1000", "train.global_batch_size=16", "train.ema_decay=0.99",
@@ -27,16 +29,44 @@ def main(times: int, seed: int) -> list[str]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         data = make_images(folder / "images", side=32)
-        problems = _stop(str(folder / "disk"), data, folder, times, seed)
+        problems = _stop_anywhere(str(folder / "anywhere"), data, folder, times, seed)
+        problems += _stop("disk", str(folder / "disk"), data, folder, times, seed)
         with bucket_place("stops") as output:
             clean = os.environ["STORAGE_EMULATOR_HOST"]
             with fault_proxy(clean, lambda *_: None, bytes_per_second=BYTES_PER_SECOND) as proxy:
                 os.environ["STORAGE_EMULATOR_HOST"] = proxy.address
-                problems += _stop(output, data, folder, times, seed)
+                problems += _stop("bucket", output, data, folder, times, seed)
         return problems
 
 
-def _stop(output: str, data: Path, folder: Path, times: int, seed: int) -> list[str]:
+def _stop_anywhere(output: str, data: Path, folder: Path, times: int, seed: int) -> list[str]:
+    """Stop runs of two epochs at moments of their whole life: imports, data, compiling, export, report."""
+    rng, seconds, problems = random.Random(seed), [], []
+    settings = [each for setting in [*SETTINGS, "train.epochs=2"] for each in ("--set", setting)]
+    arguments = ["--data", str(data), "--output", output, *settings]
+    whole = Attempt([*arguments, "--run-name", "whole"], folder / "cache")
+    if whole.end():
+        raise SystemExit(whole.text())
+    life = time.monotonic() - whole.started
+    for turn in range(times):
+        attempt = Attempt([*arguments, "--run-name", f"run-{turn}"], folder / "cache")
+        attempt.wait_for("trainer ")  # from here on it listens
+        time.sleep(rng.uniform(0.0, 0.95 * life))
+        started = time.monotonic()
+        attempt.process.send_signal(signal.SIGTERM)
+        code = attempt.end()
+        seconds.append(time.monotonic() - started)
+        if code not in (143, 0) or "Traceback" in attempt.text():
+            problems.append(f"anywhere, stop {turn}: exit {code}\n{attempt.text()[-500:]}")
+    print(
+        f"anywhere in a life of {life:.1f} s: {times} stops, median {np.median(seconds):.2f} s, "
+        f"95th percentile {np.percentile(seconds, 95):.2f} s, longest {max(seconds):.2f} s",
+        flush=True,
+    )
+    return problems
+
+
+def _stop(place: str, output: str, data: Path, folder: Path, times: int, seed: int) -> list[str]:
     rng, seconds, problems = random.Random(seed), [], []
     settings = [each for setting in SETTINGS for each in ("--set", setting)]
     arguments = ["--data", str(data), "--output", output, "--run-name", "run", *settings]
@@ -46,9 +76,7 @@ def _stop(output: str, data: Path, folder: Path, times: int, seed: int) -> list[
         if not attempt.wait_for('"event": "progress"'):
             raise SystemExit(attempt.text())
         if attempt.resumed_step() != saved:
-            problems.append(
-                f"{output}, stop {turn}: went on after step {attempt.resumed_step()}, not {saved}"
-            )
+            problems.append(f"{place}, stop {turn}: went on after step {attempt.resumed_step()}, not {saved}")
         time.sleep(rng.uniform(0.0, 5.0))
         started = time.monotonic()
         attempt.process.send_signal(signal.SIGTERM)
@@ -57,9 +85,13 @@ def _stop(output: str, data: Path, folder: Path, times: int, seed: int) -> list[
         found = _STOPPED.search(attempt.text())
         saved = int(found[1]) if found else -1
         if code != 143 or not found:
-            problems.append(f"{output}, stop {turn}: exit {code}\n{attempt.text()[-500:]}")
+            problems.append(f"{place}, stop {turn}: exit {code}\n{attempt.text()[-500:]}")
+    late = float(np.percentile(seconds, 95))
     print(
-        f"{output}: {times} stops, median {np.median(seconds):.2f} s, "
-        f"95th percentile {np.percentile(seconds, 95):.2f} s, longest {max(seconds):.2f} s"
+        f"{place}: {times} stops, median {np.median(seconds):.2f} s, "
+        f"95th percentile {late:.2f} s, longest {max(seconds):.2f} s",
+        flush=True,
     )
+    if late > MOST_SECONDS[place]:
+        problems.append(f"{place}: {late:.2f} s is more than {MOST_SECONDS[place]} s")
     return problems

@@ -38,19 +38,48 @@ class _NotMetError(Exception):
     """The condition of a request isn't met."""
 
 
+class _FinishedError(Exception):
+    """The upload is complete already; the argument is its id."""
+
+
 class _Storage(Storage):
     """Looks at the condition of the request under way before it changes anything."""
 
     condition: int | None = None
     """The generation that the object must have; 0 if it must not be there."""
 
+    def __init__(self, **options: Any) -> None:
+        self.finished: dict[str, dict[str, Any]] = {}
+        """Objects that came in several requests, by the id of the upload."""
+        super().__init__(**options)
+
+    def _write_config_to_file(self) -> None:
+        """Write nothing: all of it is in memory, and it would be written anew with each object."""
+
+    def add_to_resumable_upload(
+        self, file_id: str, content: bytes, total_size: int | None = None, expected_start: int | None = None
+    ) -> bytes | None:
+        """Take a chunk that came before, and whose reply was lost, as the real service does."""
+        received = self.get_resumable_byte_count(file_id)
+        if expected_start is not None and expected_start < received:
+            content, expected_start = content[received - expected_start :], received
+        return super().add_to_resumable_upload(file_id, content, total_size, expected_start)  # type: ignore[no-any-return]
+
+    def get_resumable_file_obj(self, file_id: str) -> dict[str, Any]:
+        """Know an upload that is complete, too."""
+        if file_id in self.finished:
+            raise _FinishedError(file_id)
+        return super().get_resumable_file_obj(file_id)  # type: ignore[no-any-return]
+
     def create_file(self, bucket: str, name: str, *rest: Any) -> None:
         self._check(bucket, name)
         super().create_file(bucket, name, *rest)
+        if len(rest) > 2 and rest[2]:
+            self.finished[rest[2]] = rest[1]
 
     def delete_file(self, bucket: str, name: str) -> None:
         self._check(bucket, name)
-        super().delete_file(bucket, name)
+        self._hard_delete_file(bucket, name)  # the other kind is kept in memory for a week
 
     def _check(self, bucket: str, name: str) -> None:
         try:
@@ -103,19 +132,28 @@ class _Handler(RequestHandler):
             )
             self.storage.condition = self.condition
             try:
+                if method == "GET" and self.condition is not None:
+                    self._check_condition()
                 with _responses_changed(self):
                     Router(self).handle(method)
             except _NotMetError:
-                self._refuse()
+                self._answer(412, {"error": {"code": 412, "message": "conditionNotMet"}})
+            except _FinishedError as finished:
+                self._answer(200, self.storage.finished[finished.args[0]])
 
     do_GET = partialmethod(_handle, "GET")  # noqa: N815
     do_POST = partialmethod(_handle, "POST")  # noqa: N815
     do_DELETE = partialmethod(_handle, "DELETE")  # noqa: N815
     do_PUT = partialmethod(_handle, "PUT")  # noqa: N815
 
-    def _refuse(self) -> None:
-        body = json.dumps({"error": {"code": 412, "message": "conditionNotMet"}}).encode()
-        self.send_response(412)
+    def _check_condition(self) -> None:
+        """Of a read: the emulator looks at conditions no more there than elsewhere."""
+        bucket, _, name = urlsplit(self.path).path.split("/b/", 1)[1].partition("/o/")
+        self.storage._check(unquote(bucket), unquote(name))
+
+    def _answer(self, status: int, content: dict[str, Any]) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

@@ -127,6 +127,7 @@ def test_without_tensorflow_the_command_says_what_brings_it(tmp_path: Path) -> N
     assert done.returncode == 2
     assert "'.[cpu]'" in done.stderr
     assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []  # no run was begun
 
 
 def test_the_cache_follows_the_xdg_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

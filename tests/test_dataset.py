@@ -208,7 +208,7 @@ def test_images_in_tfrecord_files_are_decoded_where_they_lie(tmp_path: Path) -> 
 def test_same_image_with_another_label_in_validation_stops_the_run(tmp_path: Path) -> None:
     root = two_splits(tmp_path / "data")
     put(root / "validation" / "dogs" / "same.png", (root / "train" / "cats" / "1.png").read_bytes())
-    with pytest.raises(DataError, match=r"1 pair: train/cats/1\.png and validation/dogs/same\.png"):
+    with pytest.raises(DataError, match=r"1 image: train/cats/1\.png and validation/dogs/same\.png"):
         load(root, tmp_path / "cache")
 
 
@@ -377,6 +377,10 @@ def test_duplicates_are_told_from_contradictions() -> None:
         "1 image with several labels within a split, such as c and d; dataset.json lists them",
     )
     assert warnings_of(find_duplicates(items, list("1234567"))) == ()
+    # One image that is there thousands of times is compared in no time.
+    many = items_of(*[("cats", "train", ""), ("dogs", "test", "")] * 10_000)
+    with pytest.raises(DataError, match=r"Received: 1 image: "):
+        find_duplicates(many, ["same"] * 20_000)
 
 
 def test_digest_depends_on_everything_but_the_order() -> None:

@@ -149,6 +149,16 @@ def test_copy_without_a_checksum_is_used_when_the_server_says_it_is_current(
     assert first.read_bytes() == DATA
 
 
+def test_archive_that_is_damaged_is_downloaded_anew_though_the_server_says_it_is_current(
+    server: HttpsServer, tmp_path: Path
+) -> None:
+    server.files["/digits.zip"] = Served(b"PK\x03\x04 cut off")
+    for _ in range(2):
+        with pytest.raises(DataError, match="Get it again"):
+            fetch(server, tmp_path, path="/digits.zip")
+    assert server.statuses() == [200, 200]
+
+
 def test_copy_without_a_checksum_is_replaced_when_the_server_has_another(
     server: HttpsServer, tmp_path: Path
 ) -> None:

@@ -83,6 +83,53 @@ def test_one_fault_costs_nothing_or_is_told(
         assert target.read_bytes() == data
 
 
+@pytest.mark.parametrize("operation", ["read", "download"])
+def test_a_reply_that_is_cut_and_then_damaged_is_never_taken(
+    operation: str, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = os.urandom(300_000)
+    through(address, tmp_path.name, monkeypatch).write("there", data)
+    faults = {1: "cut reply", 2: "flipped reply"}
+    with fault_proxy(address, lambda number, method, path: faults.get(number)) as proxy:
+        store = through(proxy.address, tmp_path.name, monkeypatch)
+        if operation == "read":
+            assert store.read("there").data == data  # type: ignore[union-attr]
+        else:
+            store.download("there", tmp_path / "there")
+            assert (tmp_path / "there").read_bytes() == data
+    assert proxy.done == list(faults.values())
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("number", [2, 3, 4])
+def test_a_fault_amid_a_large_upload_costs_nothing(
+    fault: str, number: int, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bucket, "_UPLOAD_CHUNK_BYTES", 1 << 20)
+    source = tmp_path / "source"
+    source.write_bytes(os.urandom(3 << 20))
+    with fault_proxy(address, only(fault, number), stall_seconds=2.0) as proxy:
+        through(proxy.address, tmp_path.name, monkeypatch).upload(source, "new")
+    assert proxy.done == [fault]
+    found = through(address, tmp_path.name, monkeypatch).read("new")
+    assert found is not None
+    assert found.data == source.read_bytes()
+
+
+def test_an_object_that_goes_while_it_is_read_is_worth_another_try(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = through(address, tmp_path.name, monkeypatch)
+    store.write("there", b"old")
+    (listed,) = store.entries()
+    store.write("there", b"new")
+    for _ in range(2):  # replaced, then removed
+        with pytest.raises(TemporaryError, match="replaced or removed"):
+            store.download("there", tmp_path / "there", listed.version)
+        store.remove("there")
+    assert not (tmp_path / "there").exists()
+
+
 def test_a_server_that_stays_away_is_an_error_that_says_to_try_again(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

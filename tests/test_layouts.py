@@ -249,6 +249,7 @@ def test_import_that_is_not_text_is_an_error(tmp_path: Path) -> None:
 def test_table_beside_class_folders_is_no_import_file(tmp_path: Path) -> None:
     put(tmp_path, "a/1.jpg", "b/1.jpg")
     (tmp_path / "scores.csv").write_text("id,score\n1,0.5\n2,0.6\n")
+    (tmp_path / "notes.csv").write_bytes("a,b\n".encode("utf-16"))
     assert read_layout(tmp_path, "auto")[2] == "folders"
     with pytest.raises(DataError, match=r"no .*\.csv"):
         read_layout(tmp_path, "import")
@@ -430,6 +431,22 @@ def test_single_file_of_another_kind_is_an_error(tmp_path: Path) -> None:
     put(tmp_path, "photo.jpg")
     with pytest.raises(DataError, match="single file"):
         read_layout(tmp_path / "photo.jpg", "auto")
+
+
+def test_all_frames_of_a_gif_count_as_they_are_all_unpacked() -> None:
+    import io
+
+    from PIL import Image
+
+    frames = [Image.effect_noise((60 + 10 * index, 50), 80) for index in range(3)]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], disposal=2)
+    data = buffer.getvalue()
+    pixels = (60 + 70 + 80) * 50
+    assert reason_not_to_decode(data, pixels) is None
+    assert f"frames have {pixels} pixels" in str(reason_not_to_decode(data, pixels - 1))
+    for length in range(len(data)):  # cut off anywhere, it is no error of ours
+        reason_not_to_decode(data[:length], pixels)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "WEBP"])

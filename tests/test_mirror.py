@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from bucket_server import BUCKET, BucketServer, OtherServer, bucket_server
 
+from trainer.exits import TemporaryError
 from trainer.storage.mirror import Mirror
 from trainer.storage.store import Store, open_store
 
@@ -108,6 +109,25 @@ def test_file_that_grows_and_files_that_come_and_go_meanwhile_do_no_harm(
     names = [path.relative_to(tmp_path / "run").as_posix() for path in (tmp_path / "run").rglob("*")]
     files = [name for name in names if (tmp_path / "run" / name).is_file() and not name.endswith(".tmp")]
     assert held(store) == {name: (tmp_path / "run" / name).read_bytes() for name in files}
+
+
+def test_nothing_is_changed_by_a_process_that_may_not_any_more(store: Store, tmp_path: Path) -> None:
+    contents, lost = fill(tmp_path / "run"), threading.Event()
+
+    def require() -> None:
+        if lost.is_set():
+            raise TemporaryError("lost")
+
+    mirror = Mirror(tmp_path / "run", store, require=require)
+    mirror.sync()
+    lost.set()
+    (tmp_path / "run" / "events" / "log").unlink()
+    with pytest.raises(TemporaryError, match="lost"):
+        mirror.sync()
+    (tmp_path / "run" / "spec.yaml").write_bytes(b"seed: 2\n")
+    with pytest.raises(TemporaryError, match="lost"):
+        mirror.sync()
+    assert held(store) == contents
 
 
 def test_on_disk_the_folder_is_the_store(tmp_path: Path) -> None:

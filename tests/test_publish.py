@@ -180,6 +180,36 @@ def test_a_run_whose_files_did_not_arrive_is_not_published(run: Path, tmp_path: 
     assert not (run.parent / "latest").exists()
 
 
+def test_a_process_that_was_paused_while_another_published_changes_nothing(run: Path, tmp_path: Path) -> None:
+    local = shutil.copytree(run, tmp_path / "local")
+    (local / "metrics.json").write_text("[]\n")
+    asked: list[int] = []
+
+    def pause() -> None:
+        asked.append(1)
+        if len(asked) == 1:  # before its manifest
+            publish_at(run)
+
+    shutil.copytree(local, run, dirs_exist_ok=True)
+    with pytest.raises(TemporaryError, match="Another process is publishing"):
+        publish(FolderStore(run.parent), run.name, local, pause)
+    assert verify(FolderStore(run)) == []
+    assert latest_run(FolderStore(run.parent)) == run.name
+
+
+def test_a_machine_whose_clock_is_ahead_does_not_keep_the_pointer(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ahead = shutil.copytree(run, run.with_name("pets-2"))
+    publish_at(ahead)
+    manifest = json.loads((ahead / "MANIFEST.json").read_text()) | {"published": "2099-01-01T00:00:00+00:00"}
+    text = json.dumps(manifest)
+    (ahead / "MANIFEST.json").write_text(text)
+    (ahead / "_SUCCESS").write_text(hashlib.sha256(text.encode()).hexdigest())
+    publish_at(run)
+    assert latest_run(FolderStore(run.parent)) == run.name
+
+
 def test_a_process_that_lost_the_run_publishes_nothing_more(run: Path) -> None:
     asked: list[int] = []
 

@@ -52,6 +52,25 @@ def test_what_a_save_raised_is_raised_by_every_later_call(tmp_path: Path) -> Non
                 call()
 
 
+def test_nothing_is_saved_after_a_save_that_failed(tmp_path: Path) -> None:
+    begun, released = threading.Event(), threading.Event()
+
+    def fail() -> None:
+        begun.set()
+        released.wait(30)
+        raise UsageError("no room")
+
+    with Saver(tmp_path, fail) as saver:
+        saver.save_best(1, {})
+        begun.wait(30)
+        saver.save(5, {}, {}, whole_epoch=True)  # it names the best one
+        released.set()
+        with pytest.raises(UsageError, match="no room"):
+            saver.flush()
+        time.sleep(0.3)
+    assert list_checkpoints(tmp_path) == []
+
+
 def test_a_flush_waits_only_as_long_as_it_may(tmp_path: Path) -> None:
     released, overdue = threading.Event(), threading.Event()
     with Saver(tmp_path, lambda: bool(released.wait(30)) and None, overdue.is_set) as saver:
@@ -78,13 +97,27 @@ def test_what_waits_is_dropped_when_it_ends(tmp_path: Path) -> None:
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000001.npz"]
 
 
-def test_checkpoints_are_due_by_steps_or_by_minutes() -> None:
-    pace = Pace(CheckpointSpec(every_minutes=None, every_steps=10))
-    assert [pace.is_due(step) for step in (9, 10, 11)] == [False, True, True]
-    pace.saved(10)
-    assert [pace.is_due(step) for step in (19, 20)] == [False, True]
-    assert not Pace(CheckpointSpec()).is_due(10_000)
-    pace = Pace(CheckpointSpec(every_minutes=0.001))
-    time.sleep(0.1)
-    assert pace.is_due(1)
-    assert not Pace(CheckpointSpec(every_minutes=None)).is_due(10_000)
+def test_checkpoints_are_due_by_half_of_the_steps_or_by_minutes(tmp_path: Path) -> None:
+    with Saver(tmp_path) as saver:
+        pace = Pace(CheckpointSpec(every_minutes=None, every_steps=10), saver)
+        assert [pace.is_due(step) for step in (4, 5, 6)] == [False, True, True]
+        pace.saved(5)
+        assert [pace.is_due(step) for step in (9, 10)] == [False, True]
+        assert not Pace(CheckpointSpec(), saver).is_due(10_000)
+        pace = Pace(CheckpointSpec(every_minutes=0.001), saver)
+        time.sleep(0.1)
+        assert pace.is_due(1)
+        assert not Pace(CheckpointSpec(every_minutes=None), saver).is_due(10_000)
+
+
+def test_no_more_steps_than_were_allowed_are_done_without_a_safe_checkpoint(tmp_path: Path) -> None:
+    released = threading.Event()
+    with Saver(tmp_path, lambda: bool(released.wait(30)) and None) as saver:
+        pace = Pace(CheckpointSpec(every_steps=4), saver)
+        pace.resumed(10)
+        saver.save(12, {}, {}, whole_epoch=False)
+        pace.make_room(14)  # at once: the checkpoint of step 10 is safe
+        assert saver.safe_step == 10
+        threading.Timer(0.3, released.set).start()
+        pace.make_room(15)
+        assert saver.safe_step == 12

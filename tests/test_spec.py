@@ -148,6 +148,12 @@ def test_a_bad_setting_is_named_with_what_was_received(setting: str, words: list
     assert len(message.splitlines()) == 1
 
 
+def test_xla_is_not_asked_for_what_it_has_no_kernel_for() -> None:
+    with pytest.raises(UsageError, match="rotate_degrees"):
+        load_spec(settings=["train.xla=true", "augment.rotate_degrees=5.0"])
+    load_spec(settings=["train.xla=auto", "augment.rotate_degrees=5.0"])
+
+
 def test_the_smallest_images_that_a_plain_network_takes_are_taken() -> None:
     # 10 - 2 = 8, pooled 4; 4 - 2 = 2, pooled 1.
     settings = ["model={family: plain, filters: [8, 8]}"]

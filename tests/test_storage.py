@@ -285,4 +285,27 @@ def test_a_private_folder_is_nobody_elses_and_those_of_killed_processes_go(tmp_p
     other.kill()
     other.communicate()
     with private_folder(tmp_path) as ours:
-        assert list(tmp_path.iterdir()) == [ours]
+        assert [path for path in tmp_path.iterdir() if path.is_dir()] == [ours]
+
+
+def test_of_many_processes_at_once_none_takes_anothers_private_folder(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from trainer.storage import private_folder\n"
+        "for turn in range(60):\n"
+        "    with private_folder(Path(sys.argv[1])) as folder:\n"
+        "        (folder / 'model').write_text('mine')\n"
+    )
+    racers = [
+        subprocess.Popen([sys.executable, "-c", code, tmp_path], stderr=subprocess.PIPE) for _ in range(4)
+    ]
+    assert [racer.communicate()[1] for racer in racers] == [b""] * 4
+
+
+def test_what_a_killed_build_left_goes_with_the_next_of_another_folder(tmp_path: Path) -> None:
+    for name in ("left", "busy"):
+        (tmp_path / f".{name}.partial").mkdir()
+        (tmp_path / f".{name}.lock").touch()
+    with exclusive(tmp_path / ".busy.lock"):
+        build_once(tmp_path / "set", lambda folder: (folder / "whole").write_text("whole") and None)
+        assert (tmp_path / ".busy.partial").exists()
+    assert not (tmp_path / ".left.partial").exists()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from trainer.data.batches import batch_indices, steps_per_epoch
 from trainer.data.dataset import Dataset, Split
 from trainer.data.items import Item
 from trainer.evaluate import Evaluator, predict_splits
-from trainer.exits import DivergedError, StoppedError, UsageError
+from trainer.exits import DivergedError, StoppedError, TemporaryError, UsageError
 from trainer.mix import mix_images
 from trainer.spec import RunSpec, load_spec
 from trainer.train import CallReport, Learner, Saver, TrainResult, build_learner, train
@@ -160,7 +162,7 @@ def test_clipping_uses_the_global_norm_and_smoothing_is_keras_own(dataset: Datas
     assert np.sqrt(sum(np.sum(np.square(each)) for each in moved)) == pytest.approx(0.01, rel=1e-3)
 
 
-def test_the_loss_of_mixed_images_is_shared_by_their_labels(dataset: Dataset) -> None:
+def test_each_part_of_a_mixed_image_has_the_loss_and_the_weight_of_its_own_label(dataset: Dataset) -> None:
     spec = load_spec(settings=[*SMALL, "augment.mixup=1.0", "train.label_smoothing=0.1"])
     block = next(Feed(dataset.train, 8, 0).blocks(0, 1))
     weights = np.array([1.0, 3.0], np.float32)
@@ -170,9 +172,11 @@ def test_the_loss_of_mixed_images_is_shared_by_their_labels(dataset: Dataset) ->
     mixed, partners, shares = mix_images(images, draws[:, MIX_DRAWS], spec.augment)
     logits = learner_for(spec, dataset).model(mixed, training=True)
     smoothed = tf.one_hot(labels, 2) * 0.9 + 0.05
-    own = shares[:, None] * smoothed + (1 - shares[:, None]) * tf.gather(smoothed, partners)
-    weight = shares * weights[labels] + (1 - shares) * weights[labels[partners.numpy()]]
-    expected = tf.reduce_sum(tf.nn.softmax_cross_entropy_with_logits(own, logits) * weight)
+    own, others = (
+        tf.nn.softmax_cross_entropy_with_logits(tf.gather(smoothed, rows), logits) * weights[labels[rows]]
+        for rows in (np.arange(8), partners.numpy())
+    )
+    expected = tf.reduce_sum(shares * own + (1 - shares) * others)
     assert sums.loss == pytest.approx(float(expected), rel=1e-4)
     assert float(tf.reduce_min(shares)) < 0.9
 
@@ -239,7 +243,7 @@ def test_training_learns_and_leaves_its_history(dataset: Dataset, tmp_path: Path
     assert rows[-1]["train/loss"] < rows[0]["train/loss"]
     assert {"validation/loss", "validation/accuracy", "wait_share", "images_per_second"} <= set(rows[0])
     assert 0.0 <= rows[0]["wait_share"] <= 1.0
-    predictions = predict_splits(learner.inference_model, dataset)
+    predictions = predict_splits(Evaluator(learner.inference_model), dataset)
     np.testing.assert_allclose(predictions["train"].probabilities.sum(axis=1), 1.0)
     hits = predictions["validation"].probabilities.argmax(axis=1) == dataset.held_out.labels
     assert rows[-1]["validation/accuracy"] == pytest.approx(hits.mean())
@@ -307,7 +311,7 @@ def test_a_crash_costs_the_steps_since_the_last_checkpoint_and_nothing_else(
     dataset: Dataset, tmp_path: Path
 ) -> None:
     spec = load_spec(settings=[*EXACT, "train.steps_per_call=1"])
-    often = load_spec(settings=[*EXACT, "train.steps_per_call=1", "train.checkpoint.every_steps=2"])
+    often = load_spec(settings=[*EXACT, "train.steps_per_call=1", "train.checkpoint.every_steps=4"])
     whole, result = do_train(spec, dataset, tmp_path / "whole")
     for crash_at, resumed in ((5, 0), (11, 4)):
         recorder = Crash(crash_at)
@@ -369,6 +373,24 @@ def test_every_kind_of_damaged_checkpoint_is_passed_over(
     else:
         newest.write_bytes(b"" if damage == "empty" else b"zz")
     assert restore_newest(tmp_path, learner.variables()) == {"at": 1}
+    # It is set aside: what is saved from here on is newer than all that counts.
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000001.npz"]
+    assert (tmp_path / "damaged-step-00000002.npz").exists()
+
+
+def test_a_disk_that_fails_does_not_make_a_checkpoint_a_damaged_one(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = learner_for(load_spec(settings=SMALL), dataset)
+    path = save_checkpoint(tmp_path, 1, take_snapshot(learner.variables()), {"at": 1})
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(np, "load", fail)
+    with pytest.raises(TemporaryError, match="Input/output error"):
+        restore_newest(tmp_path, learner.variables())
+    assert list_checkpoints(tmp_path) == [path]
 
 
 def test_lost_best_weights_are_told_before_the_training_goes_on(dataset: Dataset, tmp_path: Path) -> None:
@@ -523,8 +545,9 @@ def test_a_step_compiled_by_xla_or_in_bfloat16_is_close_to_the_plain_one(dataset
         spec = load_spec(settings=[*SMALL, "model={family: plain, filters: [4]}", setting])
         stepper = Stepper(learner_for(spec, dataset), spec, np.ones(2, np.float32), find_cluster())
         losses[name] = stepper.run(block, 16)[0].loss
-    turned = load_spec(settings=[*SMALL, "augment.rotate_degrees=10.0", "train.xla=true"])
-    stepper = Stepper(learner_for(turned, dataset), turned, np.ones(2, np.float32), find_cluster())
+    turned = load_spec(settings=[*SMALL, "augment.rotate_degrees=10.0"])
+    as_on_gpu = replace(find_cluster(), device_kind="GPU")  # where XLA is chosen
+    stepper = Stepper(learner_for(turned, dataset), turned, np.ones(2, np.float32), as_on_gpu)
     assert np.isfinite(stepper.run(block, 16)[0].loss)  # XLA has no kernel for rotation
     assert losses["xla"] == pytest.approx(losses["plain"], rel=1e-4)
     assert losses["bf16"] == pytest.approx(losses["plain"], rel=5e-2)

@@ -11,8 +11,9 @@ from https_server import Fault, HttpsServer, Served
 from small_disk import small_disk
 
 from trainer.data.fetch import fetch_source
+from trainer.data.progress import SilentTask, Task
 from trainer.data.transfer import Patience
-from trainer.exits import DataError, TemporaryError
+from trainer.exits import DataError, StoppedError, TemporaryError
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +45,30 @@ def test_next_process_goes_on_where_the_last_one_gave_up(server: HttpsServer, tm
     assert kept_bytes(tmp_path) == [50_000]
     assert fetch(server, tmp_path).read_bytes() == DATA
     assert server.asked[-1].headers["Range"] == "bytes=50000-"
+
+
+def test_what_had_arrived_stays_when_the_process_is_asked_to_stop(
+    server: HttpsServer, tmp_path: Path
+) -> None:
+    class Stopped(Told):
+        def start(self, label: str, total: int | None, unit: str) -> Task:
+            if label.startswith("Downloading"):
+                return StoppedTask()
+            return super().start(label, total, unit)
+
+    class StoppedTask(SilentTask):
+        done = 0
+
+        def advance(self, amount: int) -> None:
+            self.done += amount
+            if self.done >= 60_000:
+                raise StoppedError("Stopped on request.")
+
+    with pytest.raises(StoppedError):
+        fetch(server, tmp_path, told=Stopped())
+    assert kept_bytes(tmp_path)[0] >= 60_000
+    assert fetch(server, tmp_path).read_bytes() == DATA
+    assert server.statuses() == [200, 206]
 
 
 def test_download_that_got_everything_but_died_before_it_could_say_so_asks_for_one_byte(

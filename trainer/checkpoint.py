@@ -7,6 +7,7 @@ them anywhere.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.data.damage import DAMAGE
-from trainer.exits import UsageError
+from trainer.exits import TemporaryError, UsageError
 from trainer.storage.local import write_bytes
 
 Arrays = dict[str, np.ndarray]
@@ -25,6 +26,7 @@ Arrays = dict[str, np.ndarray]
 
 _RECORD = "record.json"
 _PART = "-part"
+_DAMAGED = "damaged-"
 _KEPT = 2
 
 
@@ -101,12 +103,15 @@ def restore_newest(
 ) -> dict[str, Any] | None:
     """Put the newest readable checkpoint's values into `variables`; return its record, or None.
 
-    A damaged file is passed over for the one before it, and `on_damage` hears of it.
+    A damaged file is set aside under another name, so that it never counts as the newest again,
+    and passed over for the one before it; `on_damage` hears of it. Raises TemporaryError for a
+    disk that fails, UsageError for a checkpoint of another model.
     """
     for path in reversed(list_checkpoints(folder, whole_epochs)):
         try:
             return restore_checkpoint(path, variables)
         except DamagedError as error:
+            path.replace(path.with_name(_DAMAGED + path.name))
             on_damage(f"{path.name} is damaged ({str(error)[:100]}): going back to the checkpoint before it")
     return None
 
@@ -115,7 +120,7 @@ def restore_checkpoint(path: Path, variables: Mapping[str, tf.Variable]) -> dict
     """Put the values of the checkpoint at `path` into `variables`; return its record.
 
     All values are read and compared in shape before the first variable changes. Raises
-    UsageError for a checkpoint of another model, and DamagedError.
+    UsageError for a checkpoint of another model, TemporaryError for a disk that fails, and DamagedError.
     """
     arrays, record = _read(path)
     differing = sorted(
@@ -139,5 +144,16 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         return arrays, json.loads(arrays.pop(_RECORD).tobytes())
+    except MemoryError:
+        raise  # says nothing of the file
+    except OSError as error:
+        if error.errno in (
+            None,
+            errno.ENOENT,
+            errno.EISDIR,
+            errno.EINVAL,
+        ):  # the last: an offset leads nowhere
+            raise DamagedError(str(error)) from error
+        raise TemporaryError(f"{path} could not be read; try again. Received: {error.strerror}") from error
     except (*DAMAGE, KeyError, TypeError) as error:  # the last two: no record, no archive at all
         raise DamagedError(str(error) or type(error).__name__) from error

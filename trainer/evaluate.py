@@ -6,7 +6,7 @@ image, from which every metric is computed. No image is padded, dropped or count
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import keras
 import numpy as np
@@ -19,6 +19,13 @@ from trainer.metrics import Predictions
 _BATCH = 100
 _BATCH_BYTES = 64 << 20
 """Of float32 pixels; large images go through in smaller batches."""
+
+
+def batches_of(count: int, image_size: int) -> Iterator[np.ndarray]:
+    """Yield the indices of `count` images of `image_size` pixels a side, a batch at a time."""
+    batch = max(1, min(_BATCH, _BATCH_BYTES // (4 * 3 * image_size**2)))
+    for start in range(0, count, batch):
+        yield np.arange(start, min(start + batch, count))
 
 
 class Evaluator:
@@ -36,13 +43,10 @@ class Evaluator:
 
         Raises StoppedError as soon as `is_stopped` returns True.
         """
-        count = len(split.labels)
-        batch = max(1, min(_BATCH, _BATCH_BYTES // (4 * int(np.prod(split.pixels.shape[1:])))))
         parts = []
-        for start in range(0, count, batch):
+        for rows in batches_of(len(split.labels), split.pixels.shape[1]):
             if is_stopped():
                 raise StoppedError("Stopped on request during the evaluation.")
-            rows = np.arange(start, min(start + batch, count))
             parts.append(self._probabilities(tf.constant(split.pixels.take(rows))))
         return Predictions(
             split=split.name,
@@ -69,7 +73,6 @@ class Evaluator:
         return tf.nn.softmax(tf.cast(logits, tf.float64))
 
 
-def predict_splits(model: keras.Model, dataset: Dataset) -> dict[str, Predictions]:
-    """Return the predictions of `model` for every split of `dataset`, by split name."""
-    evaluator = Evaluator(model)
+def predict_splits(evaluator: Evaluator, dataset: Dataset) -> dict[str, Predictions]:
+    """Return the predictions for every split of `dataset`, by split name."""
     return {name: evaluator.predict(split, dataset.class_names) for name, split in dataset.splits.items()}

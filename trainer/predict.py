@@ -18,12 +18,14 @@ from trainer.data.items import Rejection
 from trainer.data.labelled import load_labelled
 from trainer.data.layouts.found import files_below, rejection_of
 from trainer.data.progress import Progress
+from trainer.evaluate import batches_of
 from trainer.exits import DataError, UsageError
 from trainer.export import LoadedModel
 from trainer.metrics import Predictions, compute_metrics
-from trainer.spec import DataSpec, load_spec
+from trainer.spec import load_spec
 
-_BATCH = 32
+_ABOUT_MODEL = ("data.image_size", "data.resize", "data.interpolation")
+"""Settings that the model was trained with."""
 
 Answer = np.ndarray | str
 """Probabilities, float32 [classes], or why there are none."""
@@ -50,9 +52,10 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
 
 def classify_files(model: LoadedModel, paths: Sequence[Path]) -> Iterator[tuple[Path, Answer]]:
     """Yield each path with its answer, in order, a batch at a time."""
-    for start in range(0, len(paths), _BATCH):
-        batch = paths[start : start + _BATCH]
-        yield from zip(batch, _classify([_read(path) for path in batch], model), strict=True)
+    for rows in batches_of(len(paths), model.image_size):
+        batch = [paths[row] for row in rows]
+        contents = [_read(path, model.max_image_pixels) for path in batch]
+        yield from zip(batch, _classify(contents, model), strict=True)
 
 
 def evaluate_source(
@@ -64,17 +67,21 @@ def evaluate_source(
     was trained with stays as it is. Raises UsageError for a setting that there is not.
     """
     for setting in settings:
-        if not setting.startswith("data."):
+        if not setting.startswith("data.") or setting.partition("=")[0].strip() in _ABOUT_MODEL:
             raise UsageError(
-                f"Only the data part can be set here, such as data.layout=folders. Received: {setting}"
+                "Only how the data are read can be set here, such as data.layout=folders; size and resizing "
+                f"are the model's own. Received: {setting}"
             )
-    fixed = {
+    about = {
         "source": source,
         "image_size": model.image_size,
         "resize": model.resize,
         "interpolation": model.interpolation,
+        "max_image_pixels": model.max_image_pixels,
     }
-    spec = load_spec(settings=settings).data.model_copy(update=fixed)
+    spec = load_spec(
+        settings=settings, overrides={f"data.{name}": value for name, value in about.items()}
+    ).data
     splits, rejected = load_labelled(spec, model.class_names, cache_dir, progress)
     return {name: compute_metrics(_predictions(model, split)) for name, split in splits.items()}, rejected
 
@@ -97,20 +104,19 @@ def _classify_one(data: bytes, model: LoadedModel) -> Answer:
         return reason_of_failure(data)
 
 
-def _read(path: Path) -> bytes | str:
+def _read(path: Path, max_pixels: int) -> bytes | str:
     if not path.is_file():
         return "not a plain file"
     try:
         data = path.read_bytes()
     except OSError as error:
         return f"can't be read: {error.strerror}"
-    return reason_not_to_decode(data, DataSpec().max_image_pixels) or data
+    return reason_not_to_decode(data, max_pixels) or data
 
 
 def _predictions(model: LoadedModel, split: Split) -> Predictions:
-    count = len(split.labels)
-    rows = [np.arange(start, min(start + _BATCH, count)) for start in range(0, count, _BATCH)]
-    probabilities = np.concatenate([model.classify_pixels(split.pixels.take(each)) for each in rows])
+    batches = batches_of(len(split.labels), model.image_size)
+    probabilities = np.concatenate([model.classify_pixels(split.pixels.take(rows)) for rows in batches])
     # The model answers in float32; metrics want rows that sum to one in float64.
     wide = probabilities.astype(np.float64)
     return Predictions(

@@ -73,7 +73,7 @@ def move_pointer(output: Store, name: str) -> None:
         other = _named(found)
         if other == name:
             return
-        if other and _published(output.below(other)) > _published(output.below(name)):
+        if other and _published_at(output.below(other)) > _published_at(output.below(name)):
             return
         if output.swap(POINTER, f"{name}\n".encode(), found.version if found else None):
             return
@@ -122,6 +122,9 @@ def require_unchanged(run: Store) -> None:
 def _finish(run: Store, name: str, folder: Path, require: Callable[[], None]) -> None:
     require_unchanged(run)
     records = _records(run, folder)
+    before = run.read(MANIFEST)
+    if is_finished(run):  # by another process, meanwhile
+        return
     require()
     manifest: dict[str, Any] = {
         "schema": SCHEMA,
@@ -130,7 +133,12 @@ def _finish(run: Store, name: str, folder: Path, require: Callable[[], None]) ->
         "files": [asdict(record) for record in records],
     }
     data = (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
-    run.write(MANIFEST, data)
+    # Not by a swap where nothing is: on disk it would leave its lock in the run.
+    if not (run.swap(MANIFEST, data, before.version) if before else run.create(MANIFEST, data)):
+        raise TemporaryError(
+            f"Another process is publishing this run; start the same command again to see how it ended. "
+            f"Received: {run.uri}"
+        )
     require()
     if not run.create(MARKER, f"{_digest(data)}\n".encode()) and not is_finished(run):
         raise UsageError(f"Another process published this run meanwhile. Received: {run.uri}")
@@ -189,15 +197,13 @@ def _difference(run: Store, listed: FileRecord, found: Entry) -> str:
     return "" if digest == listed.sha256 else f"{listed.path} has other contents than were published"
 
 
-def _published(run: Store) -> str:
-    """Return when the run was published, in a form that sorts by time; empty for one that isn't."""
-    manifest = run.read(MANIFEST)
-    if manifest is None or not is_finished(run):
-        return ""
-    try:
-        return str(json.loads(manifest.data).get("published", ""))
-    except (ValueError, AttributeError):
-        return ""
+def _published_at(run: Store) -> float:
+    """Return when the run's marker was made, 0 for a run that isn't finished.
+
+    By the clock of the store, which is one for all machines that publish there.
+    """
+    marker = run.find(MARKER) if is_finished(run) else None
+    return marker.written if marker else 0.0
 
 
 def _named(pointer: Content | None) -> str:

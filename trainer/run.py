@@ -14,6 +14,7 @@ import keras
 from trainer.cluster import Cluster, find_cluster
 from trainer.data.batches import steps_per_epoch
 from trainer.data.dataset import Dataset, format_found, load_dataset
+from trainer.data.items import Rejection
 from trainer.data.progress import Progress
 from trainer.evaluate import Evaluator, predict_splits
 from trainer.exits import DataError, UsageError
@@ -55,7 +56,7 @@ def run(spec: RunSpec, folder: RunFolder, cache_dir: Path, screen: Screen, stop:
     """
     cluster = find_cluster(spec.train.deterministic)
     screen.on_fact("devices", cluster.description)
-    dataset = load_dataset(spec.data, cache_dir, screen, lambda found: write_rejected(folder.path, found))
+    dataset = load_dataset(spec.data, cache_dir, screen, lambda found: _note_rejected(folder, found))
     screen.on_fact("data", format_found(dataset, _FOUND_WIDTH))
     _require_classes(spec, dataset)
     steps = steps_per_epoch(len(dataset.train.labels), spec.train.global_batch_size)
@@ -69,8 +70,9 @@ def run(spec: RunSpec, folder: RunFolder, cache_dir: Path, screen: Screen, stop:
     # A checkpoint is of no use to a restart that can't see what it is of.
     folder.keep()
     screen.on_fact("model", _describe(spec, learner))
-    result = _train(learner, dataset, spec, cluster, folder, screen, stop)
-    predictions = predict_splits(learner.inference_model, dataset)
+    evaluator = Evaluator(learner.inference_model)
+    result = _train(learner, evaluator, dataset, spec, cluster, folder, screen, stop)
+    predictions = predict_splits(evaluator, dataset)
     metrics = _keep_metrics(predictions, result, folder)
     screen.on_fact("export", _export(learner.inference_model, dataset, spec, folder))
     verdict = _report(spec, environment, dataset, result, predictions, metrics, folder)
@@ -81,6 +83,7 @@ def run(spec: RunSpec, folder: RunFolder, cache_dir: Path, screen: Screen, stop:
 
 def _train(
     learner: Learner,
+    evaluator: Evaluator,
     dataset: Dataset,
     spec: RunSpec,
     cluster: Cluster,
@@ -88,8 +91,6 @@ def _train(
     screen: Screen,
     stop: Stop,
 ) -> TrainResult:
-    evaluator = Evaluator(learner.inference_model)
-
     def is_stopped() -> bool:
         folder.check_lease()
         return stop.is_requested()
@@ -117,8 +118,15 @@ def _publish(folder: RunFolder, screen: Screen) -> None:
     publish(folder.output, folder.name, folder.path, folder.require_lease)
 
 
+def _note_rejected(folder: RunFolder, rejected: tuple[Rejection, ...]) -> None:
+    """Write what was left out, in case the data can't be used; not over what a start before wrote."""
+    if not folder.newest_checkpoint:
+        write_rejected(folder.path, rejected)
+
+
 def _keep_dataset(dataset: Dataset, folder: RunFolder, screen: Screen) -> None:
     write_json(folder.path / "dataset.json", dataset.summary)
+    write_rejected(folder.path, dataset.rejected)
     for warning in dataset.warnings:
         screen.on_message(warning)
 

@@ -1,13 +1,15 @@
 """A wish to stop, and how long it may wait.
 
 In: SIGTERM and SIGINT. Out: a flag that training reads between two calls, so that it can
-save; everywhere else the wish is granted at once. A second signal always is.
+save; everywhere else the wish is granted at once. A second signal always is, and when the
+grace is over the process ends wherever it is: what it writes is whole or not there.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,12 +18,15 @@ from types import FrameType
 from trainer.exits import StoppedError
 
 _ONE_WISH_SECONDS = 1.0
+GRACE_SECONDS = 10.0
+"""Where no spec says how long."""
 
 
 class Stop:
     """Knows whether someone asked this process to stop."""
 
-    def __init__(self) -> None:
+    def __init__(self, grace_seconds: float = GRACE_SECONDS) -> None:
+        self.grace_seconds = grace_seconds
         self.requested = False
         self._patient = False
         self._heard = 0.0
@@ -58,5 +63,8 @@ class Stop:
                 os._exit(StoppedError.exit_code)
             return
         self.requested, self._heard = True, time.monotonic()
+        end = threading.Timer(self.grace_seconds, os._exit, [StoppedError.exit_code])
+        end.daemon = True
+        end.start()
         if not self._patient:
             raise StoppedError("Stopped on request. What was finished is kept.")

@@ -19,13 +19,15 @@ _LOG_SECONDS = 30.0
 
 def predict_command(model_uri: str, images: Sequence[str], cache_dir: Path, as_json: bool) -> None:
     """Print what the model says of each picture; raise DataError at the end if one was unusable."""
+    from trainer.cli.console import Console
     from trainer.cli.places import local_model, local_path
     from trainer.data.layouts.found import printable
     from trainer.export import load_model
     from trainer.predict import classify_files, find_pictures
 
-    paths = find_pictures([local_path(each, cache_dir) for each in images])
-    model = load_model(local_model(model_uri, cache_dir))
+    with Console(_LOG_SECONDS, stderr=True) as console:
+        paths = find_pictures([local_path(each, cache_dir, console) for each in images])
+        model = load_model(local_model(model_uri, cache_dir, console))
     names = {path: printable(str(path)) for path in paths}
     width = max(map(len, names.values()))
     unusable = 0
@@ -50,8 +52,8 @@ def evaluate_command(
     from trainer.export import load_model
     from trainer.predict import evaluate_source
 
-    model = load_model(local_model(model_uri, cache_dir))
     with Console(_LOG_SECONDS, stderr=True) as console:
+        model = load_model(local_model(model_uri, cache_dir, console))
         metrics, rejected = evaluate_source(model, data, cache_dir, console, settings)
     for each in rejected:
         click.echo(f"left out: {each.name}: {each.reason}", err=True)

@@ -16,8 +16,13 @@ from typing import Any, TypeVar
 import click
 
 from trainer import __version__
-from trainer.cli.environment import import_tensorflow, prepare_libraries
-from trainer.exits import StoppedError, TrainerError, UsageError
+from trainer.cli.environment import (
+    TENSORFLOW_MODULES,
+    import_tensorflow,
+    memory_explained,
+    prepare_libraries,
+)
+from trainer.exits import TrainerError, UsageError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -27,6 +32,7 @@ _EMULATOR = "STORAGE_EMULATOR_HOST"
 # The first is this program's own, for manifests to set; the other is Vertex AI's.
 _JOB_NAMES = ("TRAINER_RUN_NAME", "CLOUD_ML_JOB_ID")
 
+_LESS_MEMORY = "give fewer or smaller pictures at once, or use a machine with more"
 _DATA_HELP = "A folder, an archive (.zip, .tar, .tar.gz), an import file, or its https:// or gs:// URL."
 
 
@@ -79,10 +85,14 @@ def train(
 
     With no data, recipe or spec it trains the demo, on pictures that come with the package.
     """
-    from trainer.cli.places import local_path
+    from trainer.cli.places import absolute_source, local_path
     from trainer.cli.train import train_command
+    from trainer.data.progress import SilentProgress
     from trainer.spec import load_spec
+    from trainer.stop import Stop
 
+    stop = Stop()
+    stop.listen()
     if spec_path is None and recipe is None and data is None:
         recipe = "demo"
     if data is not None:
@@ -90,11 +100,13 @@ def train(
         settings = ("data.checksum=null", *settings)
     prepare_libraries()
     overrides = {"data.source": data, "output": output, "run_name": run_name}
-    path = local_path(spec_path, cache_folder()) if spec_path else None
+    path = local_path(spec_path, cache_folder(), SilentProgress()) if spec_path else None
     spec = load_spec(path, recipe, settings, overrides)
     if spec.run_name is None and (name := _name_of_job()) is not None:
         spec = load_spec(path, recipe, settings, overrides | {"run_name": name})
-    train_command(spec, cache_folder(), fresh)
+    # Written down as it is, a relative path would mean something else in another folder.
+    data_spec = spec.data.model_copy(update={"source": absolute_source(spec.data.source)})
+    train_command(spec.model_copy(update={"data": data_spec}), cache_folder(), fresh, stop)
 
 
 @cli.command()
@@ -121,7 +133,8 @@ def predict(model: str, images: tuple[str, ...], as_json: bool) -> None:
 
     Stop().listen()
     import_tensorflow()
-    predict_command(model, images, cache_folder(), as_json)
+    with memory_explained(_LESS_MEMORY):
+        predict_command(model, images, cache_folder(), as_json)
 
 
 @cli.command()
@@ -142,7 +155,8 @@ def evaluate(model: str, data: str, as_json: bool, settings: tuple[str, ...]) ->
 
     Stop().listen()
     import_tensorflow()
-    evaluate_command(model, data, cache_folder(), as_json, settings)
+    with memory_explained(_LESS_MEMORY):
+        evaluate_command(model, data, cache_folder(), as_json, settings)
 
 
 @cli.command()
@@ -179,16 +193,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with the code of the table in `trainer.exits`."""
     try:
         cli.main(args=list(arguments) if arguments is not None else None, prog_name="trainer")
-    except StoppedError as error:
+    except TrainerError as error:
         click.echo(f"Error: {error}", err=True)
         sys.stdout.flush()
         sys.stderr.flush()
         # The interpreter's own end would wait for transfers that were given up.
         os._exit(error.exit_code)
-    except TrainerError as error:
-        _fail(str(error), error.exit_code)
     except ModuleNotFoundError as error:
-        if error.name not in ("tensorflow", "keras"):
+        if error.name not in TENSORFLOW_MODULES:
             raise
         _fail(
             "TensorFlow is not installed; `pip install '.[cpu]'` in this project's folder, or gpu or tpu, "

@@ -6,10 +6,18 @@ In: the process's environment. Out: the same, with our defaults where the user s
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import platform
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from trainer.exits import OutOfMemoryError
+
+TENSORFLOW_MODULES = ("tensorflow", "keras", "tensorboard")
+"""What an extra brings and plain `pip install .` doesn't."""
 
 _DEFAULTS = {
     # TensorFlow's C++ side logs dozens of lines at import unless it is told before.
@@ -28,6 +36,26 @@ def prepare_libraries() -> None:
     defaults = _DEFAULTS | (_X86_DEFAULTS if platform.machine() == "x86_64" else {})
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+
+
+def require_tensorflow() -> None:
+    """Raise ModuleNotFoundError if what training needs of an extra isn't installed; imports nothing."""
+    for name in TENSORFLOW_MODULES:
+        if importlib.util.find_spec(name) is None:
+            raise ModuleNotFoundError(f"no module {name}", name=name)
+
+
+@contextmanager
+def memory_explained(advice: str) -> Iterator[None]:
+    """Turn the end of the memory, as TensorFlow or Python tell it, into an OutOfMemoryError."""
+    try:
+        yield
+    except Exception as error:
+        is_tensorflow = type(error).__name__ == "ResourceExhaustedError"
+        if not (is_tensorflow or isinstance(error, MemoryError)):
+            raise
+        detail = (str(error) or "no more memory").splitlines()[0][:200]
+        raise OutOfMemoryError(f"The memory does not suffice; {advice}. Received: {detail}") from None
 
 
 def import_tensorflow() -> None:

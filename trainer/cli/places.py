@@ -6,10 +6,11 @@ cache. `.../latest` is the run that the pointer names.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from trainer.data.bucket import fetch_bucket
-from trainer.data.progress import SilentProgress
+from trainer.data.progress import Progress
 from trainer.exits import UsageError
 from trainer.publish import POINTER, is_finished, latest_run
 from trainer.storage.store import Store, is_bucket, open_store
@@ -17,21 +18,28 @@ from trainer.storage.store import Store, is_bucket, open_store
 _MOST_BYTES = 1 << 40
 
 
-def local_path(uri: str, cache_dir: Path) -> Path:
+def absolute_source(source: str) -> str:
+    """Return the data source with a local path made absolute; URLs and embedded data stay as they are."""
+    if "://" in source or source.startswith("embedded:"):
+        return source
+    return os.path.abspath(os.path.expanduser(source))
+
+
+def local_path(uri: str, cache_dir: Path, progress: Progress) -> Path:
     """Return where the file or the folder `uri` is on local disk. Raises what `fetch_bucket` raises."""
-    return fetch_bucket(uri, cache_dir, _MOST_BYTES, SilentProgress()) if is_bucket(uri) else Path(uri)
+    return fetch_bucket(uri, cache_dir, _MOST_BYTES, progress) if is_bucket(uri) else Path(uri)
 
 
-def local_model(uri: str, cache_dir: Path) -> Path:
+def local_model(uri: str, cache_dir: Path, progress: Progress) -> Path:
     """Return where the model of the run `uri`, or the model `uri`, is on local disk."""
     run = find_run(uri)
     if not is_bucket(uri):
         return Path(run.uri)
     if is_finished(run):
-        return local_path(run.below("model").uri, cache_dir)
+        return local_path(run.below("model").uri, cache_dir, progress)
     if run.find("saved_model.pb"):
         _require_whole(run)
-        return local_path(run.uri, cache_dir)
+        return local_path(run.uri, cache_dir, progress)
     raise UsageError(
         f"There is no model. Give the URI of a finished run or its model/ folder. Received: {run.uri}"
     )

@@ -14,18 +14,22 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from trainer.cli.console import Console
-from trainer.cli.environment import import_tensorflow
-from trainer.exits import DataError, OutOfMemoryError, StoppedError, TrainerError, UsageError
+from trainer.cli.environment import import_tensorflow, memory_explained, require_tensorflow
+from trainer.exits import DataError, StoppedError, TemporaryError, TrainerError, UsageError
 from trainer.publish import move_pointer
 from trainer.run_folder import RunFolder, count_start, forget_start, open_run_folder
 from trainer.spec import RunSpec
 from trainer.stop import Stop
 
+_LESS_MEMORY = (
+    "lower train.global_batch_size, data.image_size or the size of the model, with another --run-name"
+)
 
-def train_command(spec: RunSpec, cache_dir: Path, fresh: bool) -> None:
-    """Do the run of `spec` and say how it went."""
-    stop = Stop()
-    stop.listen()
+
+def train_command(spec: RunSpec, cache_dir: Path, fresh: bool, stop: Stop) -> None:
+    """Do the run of `spec`, until it is done or `stop` hears a signal, and say how it went."""
+    stop.grace_seconds = spec.train.grace_seconds
+    require_tensorflow()  # before a run is begun
     with Console(spec.train.log_interval_seconds) as console:
         console.banner()
         folder = open_run_folder(spec, datetime.now(timezone.utc), cache_dir, fresh, console)
@@ -49,22 +53,15 @@ def _do(spec: RunSpec, folder: RunFolder, cache_dir: Path, console: Console, sto
     folder.keep()
     # TensorFlow takes seconds to load: what can be said without it comes first.
     import_tensorflow()
-    import tensorflow as tf
-
     from trainer.run import run
 
     try:
-        verdict = run(spec, folder, cache_dir, console, stop)
-    except (MemoryError, tf.errors.ResourceExhaustedError) as error:
-        detail = (str(error) or "no more memory").splitlines()[0][:200]
-        raise OutOfMemoryError(
-            "The memory does not suffice; lower train.global_batch_size, data.image_size or the size of the "
-            f"model, with another --run-name. Received: {detail}"
-        ) from None
+        with memory_explained(_LESS_MEMORY):
+            verdict = run(spec, folder, cache_dir, console, stop)
     except StoppedError as error:
         again = f"{_program()} train {shlex.quote(folder.at('spec.yaml'))}"
         raise StoppedError(f"{error} Continue with: {again}") from None
-    except (UsageError, DataError):
+    except (UsageError, DataError, TemporaryError):
         # It ended with a message that says what to do: that isn't a start which got stuck.
         with suppress(TrainerError):
             forget_start(folder.path)

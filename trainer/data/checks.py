@@ -101,19 +101,26 @@ def find_duplicates(items: Sequence[Item], contents: Sequence[str]) -> Duplicate
 
 
 def _require_agreement(groups: Sequence[tuple[Item, ...]]) -> None:
-    pairs = [
-        (one, other)
-        for group in groups
-        for one in group
-        for other in group
-        if one.split == "train" and other.split != "train" and one.label != other.label
-    ]
-    if pairs:
-        named = "; ".join(f"{one.name} and {other.name}" for one, other in pairs[:_EXAMPLES])
+    found = [pair for group in groups if (pair := _contradicting_pair(group))]
+    if found:
+        named = "; ".join(f"{one.name} and {other.name}" for one, other in found[:_EXAMPLES])
         raise DataError(
             "The same image is in train and in a held-out split under different labels; keep it under the "
-            f"right one. Received: {_counted(len(pairs), 'pair')}: {named}"
+            f"right one. Received: {_counted(len(found), 'image')}: {named}"
         )
+
+
+def _contradicting_pair(group: tuple[Item, ...]) -> tuple[Item, Item] | None:
+    """Return an item of train and a held-out one with another label, None if there is none."""
+    held_out: dict[str, Item] = {}
+    for item in group:
+        if item.split != "train":
+            held_out.setdefault(item.label, item)
+    for item in group:
+        other = next((each for label, each in held_out.items() if label != item.label), None)
+        if item.split == "train" and other is not None:
+            return item, other
+    return None
 
 
 def _contradicts_in_a_split(group: tuple[Item, ...]) -> bool:

@@ -53,6 +53,12 @@ def download(
         return path
 
 
+def forget_version(path: Path) -> None:
+    """Have `path`, which turned out to be damaged, downloaded anew whatever the server says of it."""
+    with explained(path):
+        _record(path).unlink(missing_ok=True)
+
+
 def _accept(transfer: Transfer, path: Path, version: Version, checksum: str | None, cache_dir: Path) -> None:
     """Verify what arrived, and only then let it take its place."""
     algorithm, _, expected = (checksum or "").partition(":")

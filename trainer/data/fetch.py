@@ -16,7 +16,7 @@ from urllib.parse import unquote
 from trainer.data.archive import archive_kind, extract_archive
 from trainer.data.bucket import fetch_bucket, fetch_objects
 from trainer.data.digests import checksum_problem, file_digests
-from trainer.data.download import download
+from trainer.data.download import download, forget_version
 from trainer.data.embedded import embedded_folder
 from trainer.data.layouts.import_files import FetchObjects
 from trainer.data.progress import Progress
@@ -55,8 +55,7 @@ def fetch_source(
         _require_remote(scheme[1].lower(), source)
         prepare_folder(cache_dir)
         if scheme[1].lower() != "gs":
-            path = download(source, checksum, cache_dir, max_extracted_bytes, progress, patience)
-            return _opened(path, cache_dir, max_extracted_bytes, progress)
+            return _downloaded(source, checksum, cache_dir, max_extracted_bytes, progress, patience)
         path = fetch_bucket(source, cache_dir, max_extracted_bytes, progress)
     else:
         path = _file_url_path(source) if scheme else Path(os.path.expanduser(source))
@@ -69,6 +68,17 @@ def fetch_source(
             f"The file has the wrong checksum: {path}. Use the right file or correct data.checksum. {problem}"
         )
     return _opened(path, cache_dir, max_extracted_bytes, progress)
+
+
+def _downloaded(
+    url: str, checksum: str | None, cache_dir: Path, max_bytes: int, progress: Progress, patience: Patience
+) -> Path:
+    path = download(url, checksum, cache_dir, max_bytes, progress, patience)
+    try:
+        return _opened(path, cache_dir, max_bytes, progress)
+    except DataError:
+        forget_version(path)
+        raise
 
 
 def object_fetcher(spec: DataSpec, cache_dir: Path, progress: Progress) -> FetchObjects:

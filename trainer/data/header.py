@@ -56,6 +56,9 @@ def reason_not_to_decode(data: bytes, max_pixels: int) -> str | None:
     width, height = size
     if width * height > max_pixels:
         return f"too large: declares {width} x {height} pixels, over the limit of {max_pixels} pixels"
+    if kind == "gif" and (frames := _gif_pixels(data)) > max_pixels:
+        # Only the first is used, but the decoder unpacks all of them.
+        return f"too large: its frames have {frames} pixels together, over the limit of {max_pixels} pixels"
     return None
 
 
@@ -96,6 +99,30 @@ def _png_size(data: bytes) -> tuple[int, int]:
 def _gif_size(data: bytes) -> tuple[int, int]:
     width, height = struct.unpack_from("<HH", data, 6)
     return width, height
+
+
+def _gif_pixels(data: bytes) -> int:
+    """Return the pixels of all frames (GIF89a specification, appendix A); what is cut off doesn't count."""
+    pixels, position = 0, 13 + _gif_table_bytes(data[10:11])
+    while position < len(data) and data[position] in (0x21, 0x2C):
+        if data[position] == 0x2C:
+            frame = data[position + 5 : position + 10]
+            if len(frame) < 5:
+                break
+            width, height = struct.unpack("<HH", frame[:4])
+            pixels += width * height
+            position += 11 + _gif_table_bytes(frame[4:])
+        else:
+            position += 2
+        while position < len(data) and data[position]:
+            position += 1 + data[position]
+        position += 1
+    return pixels
+
+
+def _gif_table_bytes(flags: bytes) -> int:
+    """Return the size of the colour table that a byte of flags announces."""
+    return 3 << ((flags[0] & 7) + 1) if flags and flags[0] & 0x80 else 0
 
 
 def _bmp_size(data: bytes) -> tuple[int, int]:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from numpy.typing import NDArray
 
 from trainer.data.cache import PixelCache, Pixels
 from trainer.data.decode import decode_and_resize, resize_image
-from trainer.data.header import reason_not_to_decode, reason_of_failure
+from trainer.data.header import declared_size, reason_not_to_decode, reason_of_failure
 from trainer.data.items import Item, Rejection
 from trainer.data.progress import Progress
 from trainer.spec.schema import DataSpec
@@ -29,6 +31,7 @@ _CIFAR_SIDE = 32
 _CHUNK_ITEMS = 32
 # A call costs half a millisecond, as much as decoding a small image; large ones go one by one.
 _CALL_BYTES = 1 << 20
+_LARGE_PIXELS = 12_000_000
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ class _Reader:
     def __init__(self, items: Sequence[Item], spec: DataSpec, cache: PixelCache) -> None:
         self._items, self._cache, self._max_pixels = items, cache, spec.max_image_pixels
         self._to_pixels = _build_to_pixels(spec)
+        self._one_large = threading.Lock()
 
     def read_chunk(self, rows: range) -> list[_Outcome]:
         """Put the pixels of the items at `rows` into the cache; return what became of each."""
@@ -124,8 +128,11 @@ class _Reader:
         """Decode in one call; if that fails, one by one, to find out which of them it is."""
         if not waiting:
             return
+        # Unpacked, a large image takes up to 15 bytes a pixel: only one at a time has that much.
+        is_large = any(_pixels(data) > _LARGE_PIXELS for data in waiting.values())
         try:
-            pixels = self._to_pixels(self._items[next(iter(waiting))], list(waiting.values()))
+            with self._one_large if is_large else nullcontext():
+                pixels = self._to_pixels(self._items[next(iter(waiting))], list(waiting.values()))
         except tf.errors.InvalidArgumentError:
             if len(waiting) == 1:
                 ((row, data),) = waiting.items()
@@ -136,6 +143,12 @@ class _Reader:
             return
         for row, image in zip(waiting, pixels, strict=True):
             self._cache.write(row, image)
+
+
+def _pixels(data: bytes) -> int:
+    """Return how many pixels an image declares, 0 if it is none."""
+    width, height = declared_size(data) or (0, 0)
+    return width * height
 
 
 def _read(item: Item, max_pixels: int) -> tuple[bytes, str | None]:

@@ -20,7 +20,7 @@ import requests
 from trainer.data.http import Broken, get, read_body, require_content, shown
 from trainer.data.members import too_large
 from trainer.data.progress import Progress, Task
-from trainer.exits import TemporaryError, TrainerError
+from trainer.exits import StoppedError, TemporaryError, TrainerError
 from trainer.storage import explained, write_all, write_json
 
 # A try that brought this much further doesn't count as failed: the link is poor, not dead.
@@ -137,6 +137,8 @@ class Transfer:
         task.advance(start)
         try:
             size = self._write(response, start, task)
+        except StoppedError:
+            raise  # the next start goes on from here
         except TrainerError:
             # A full disk or a file without end: to keep the bytes would help nobody.
             self.discard()

@@ -44,19 +44,20 @@ class Golden:
 def make_golden(model: keras.Model, split: Split) -> Golden:
     """Return some images spread evenly over `split`, and the answers of `model` to their cached pixels.
 
-    Computed on the CPU, as the check is: on a GPU float32 products are rounded to TF32.
+    Computed on the CPU, as the check is: on a GPU float32 products are rounded to TF32. One at a time:
+    images may be so large that more don't fit in memory.
     """
     rows = np.unique(np.linspace(0, len(split.labels) - 1, _COUNT).round().astype(np.int64))
     pixels = split.pixels.take(rows).astype(np.float32)
     with tf.device("/CPU:0"):
-        probabilities = tf.nn.softmax(model(pixels, training=False)).numpy()
+        answers = [tf.nn.softmax(model(each[None], training=False)).numpy() for each in pixels]
     found = [_encoded(split, int(row)) for row in rows]
     # A source may be gone by the time that training ends: that must not cost the training.
     images = tuple(
         bytes(tf.io.encode_png(each.astype(np.uint8)).numpy()) if image is None else image
         for image, each in zip(found, pixels, strict=True)
     )
-    return Golden(images, pixels, probabilities, found.count(None))
+    return Golden(images, pixels, np.concatenate(answers), found.count(None))
 
 
 def verify_export(path: Path, golden: Golden) -> float:

@@ -31,6 +31,8 @@ class LoadedModel:
     image_size: int
     resize: str
     interpolation: str
+    max_image_pixels: int
+    """Larger images were not decoded for its training."""
     signatures: Any
 
     def classify(self, images: Sequence[bytes]) -> np.ndarray:
@@ -62,7 +64,7 @@ def load_model(path: Path) -> LoadedModel:
         ) from None
     return LoadedModel(
         folder, tuple(about["class_names"]), about["image_size"], about["resize"], about["interpolation"],
-        _Kept(signatures, loaded),
+        about.get("max_image_pixels", DataSpec().max_image_pixels), _Kept(signatures, loaded),
     )  # fmt: skip
 
 

@@ -99,6 +99,7 @@ def _write_assets(folder: Path, class_names: tuple[str, ...], data: DataSpec) ->
         "image_size": data.image_size,
         "resize": data.resize,
         "interpolation": data.interpolation,
+        "max_image_pixels": data.max_image_pixels,
     }
     description.write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return labels, description

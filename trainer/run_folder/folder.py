@@ -127,7 +127,7 @@ def open_run_folder(
         leave.callback(lease.release)
         if is_finished(run):  # another process has done it meanwhile
             return _finished(output, name, spec, fresh)
-        path, mirror = _local(output, name, cache_dir, leave)
+        path, mirror = _local(output, name, cache_dir, lease, leave)
         leave.callback(mirror.close)
         folder = RunFolder(output, path, mirror, lease, leave.pop_all())
     try:
@@ -150,13 +150,13 @@ def _finished(output: Store, name: str, spec: RunSpec, fresh: bool) -> RunFolder
     return RunFolder(output, Path(name), Mirror(Path(name), None), None, ExitStack())
 
 
-def _local(output: Store, name: str, cache_dir: Path, leave: ExitStack) -> tuple[Path, Mirror]:
+def _local(output: Store, name: str, cache_dir: Path, lease: Lease, leave: ExitStack) -> tuple[Path, Mirror]:
     """Return where the files of the run are until `leave`, and what brings them to the output."""
     if isinstance(output, FolderStore):
         return output.root / name, Mirror(output.root / name, None)
     # A folder of this process alone: one that was paused for long may not be the only one at this run.
     local = leave.enter_context(private_folder(cache_dir / "runs")) / name
-    return local, Mirror(local, output.below(name), apart=(MANIFEST, MARKER))
+    return local, Mirror(local, output.below(name), (MANIFEST, MARKER), lease.check)
 
 
 def _fill(folder: RunFolder, spec: RunSpec, fresh: bool, progress: Progress) -> None:

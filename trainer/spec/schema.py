@@ -188,6 +188,7 @@ class CheckpointSpec(Checked):
 
     every_minutes: Positive | None = 5.0
     every_steps: Count | None = None
+    """The most steps that are done twice; one is begun after half of them, to be safe by then."""
 
 
 class TrainSpec(Checked):
@@ -245,6 +246,12 @@ class RunSpec(Checked):
                 raise ValueError("crops of another size than data.image_size need model.family residual")
             if self.model.last_side(size) < 1:
                 raise ValueError("data.image_size is too small for so many layers in model.filters")
+        return self
+
+    @model_validator(mode="after")
+    def _xla_can_do_it(self) -> RunSpec:
+        if self.train.xla is True and self.augment.rotate_degrees:
+            raise ValueError("train.xla true has no kernel for augment.rotate_degrees; leave one of them out")
         return self
 
     @field_validator("run_name")

@@ -136,7 +136,7 @@ class FolderStore:
 
 def _entry(path: Path, name: str) -> Entry:
     status = path.stat()
-    return Entry(name, status.st_size, f"{status.st_mtime_ns}-{status.st_ino}")
+    return Entry(name, status.st_size, f"{status.st_mtime_ns}-{status.st_ino}", status.st_mtime)
 
 
 def _digest(data: bytes) -> str:

@@ -157,11 +157,15 @@ def _me() -> dict[str, Any]:
 
 
 def _place() -> dict[str, str]:
-    """Return what processes that can see each other have in common: a boot, and a table of processes."""
-    return {
-        "boot": Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip(),
-        "processes": os.readlink("/proc/self/ns/pid"),
-    }
+    """Return what processes that can see each other have in common: a boot, and a table of processes.
+
+    Where the system doesn't tell, it is another one each time: nobody is then taken for a neighbour.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return {"boot": boot, "processes": os.readlink("/proc/self/ns/pid")}
+    except OSError:
+        return {"boot": secrets.token_hex(8), "processes": ""}
 
 
 def _started(pid: int) -> str | None:

@@ -26,8 +26,16 @@ Version = tuple[int, int, int]
 class Mirror:
     """Keeps `store` equal to `folder`, but for the names in `apart`; one thread at a time."""
 
-    def __init__(self, folder: Path, store: Store | None, apart: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        store: Store | None,
+        apart: Collection[str] = (),
+        require: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`require` is asked before each change of the store, and raises when this process may make none."""
         self.folder, self._store, self._apart = folder, store, frozenset(apart)
+        self._require = require
         self._sent: dict[str, Version | None] = {}
         """By name what was sent, None for what was there before and isn't known here."""
         self._lock = threading.Lock()
@@ -63,6 +71,7 @@ class Mirror:
             for name in sorted(self._sent.keys() - here):
                 # A folder that is gone altogether is one that this process has left.
                 if not self._closed.is_set() and self.folder.is_dir():
+                    self._require()
                     store.remove(name)
                     del self._sent[name]
 
@@ -70,6 +79,7 @@ class Mirror:
         path = self.folder / name
         if self._closed.is_set():
             return 0
+        self._require()
         try:
             if version[1] > _SMALL_BYTES:
                 store.upload(path, name)

@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from trainer.storage.local import explained, sync_folder, write_json
@@ -58,15 +58,14 @@ def private_folder(parent: Path) -> Iterator[Path]:
 
     Those of processes that were killed are removed. Raises TemporaryError, UsageError.
     """
-    with explained(parent):
-        parent.mkdir(parents=True, exist_ok=True)
+    # Under one lock: a folder that is made and not yet locked looks like one that was left.
+    with exclusive(parent / ".lock"), explained(parent):
         for left in parent.iterdir():
             _remove_if_free(left)
         folder = Path(tempfile.mkdtemp(dir=parent))
         descriptor = os.open(folder, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
     try:
-        with explained(folder):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -106,6 +105,7 @@ def _build(folder: Path, build: Callable[[Path], None]) -> None:
             if leftover.exists():
                 shutil.rmtree(leftover)
         partial.mkdir(parents=True)
+        _remove_partials(folder.parent, partial)
     try:
         build(partial)
         files, size = _count(partial)
@@ -117,6 +117,17 @@ def _build(folder: Path, build: Callable[[Path], None]) -> None:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _remove_partials(parent: Path, own: Path) -> None:
+    """Remove what killed processes left half-built; those folders may never be asked for again."""
+    for partial in parent.glob(".*.partial"):
+        lock = partial.with_suffix(".lock")
+        if partial == own or not lock.exists():
+            continue
+        with open(lock, "ab") as file, suppress(OSError):
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _is_intact(folder: Path) -> bool:

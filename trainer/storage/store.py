@@ -24,6 +24,8 @@ class Entry:
     """Bytes."""
     version: str
     """Another one for each time that the name was written."""
+    written: float
+    """When, in seconds since 1970, by the clock of the place where it is kept."""
 
 
 @dataclass(frozen=True)

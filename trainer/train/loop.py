@@ -81,7 +81,7 @@ class Loop:
         self.feed = Feed(dataset.train, spec.train.global_batch_size, spec.seed)
         self.standing = Standing()
         self.history = History(self.folder.parent)
-        self.pace = Pace(spec.train.checkpoint)
+        self.pace = Pace(spec.train.checkpoint, saver)
 
     def run(self) -> TrainResult:
         """Train to the end, from the newest checkpoint if there is one."""
@@ -96,11 +96,8 @@ class Loop:
         if not self.saver.flush():
             self._give_up()
         self._keep()
-        standing = self.standing
-        history = self.history
-        return TrainResult(
-            history.rows(), history.timings, standing.best_epoch, standing.elapsed_seconds, standing.ended
-        )
+        rows, timings, standing = self.history.rows(), self.history.timings, self.standing
+        return TrainResult(rows, timings, standing.best_epoch, standing.elapsed_seconds, standing.ended)
 
     def _epoch(self) -> int:
         """Return the epoch under way, from 0: the one after the last that has its row.
@@ -117,6 +114,7 @@ class Loop:
             self._save()  # the place to go back to if the first epoch diverges
             return
         self._go_back_to(record)
+        self.pace.resumed(self.standing.step)
         if self.spec.train.keeps_best:
             self._keep()  # now rather than after hours: it raises if the best weights are lost
         self.history.replay()
@@ -130,12 +128,13 @@ class Loop:
         side = crop_side(self.spec.augment, self.spec.data.image_size, epoch, self.spec.train.epochs)
         self.clock = Clock(self.feed, self.standing)
         for block in self.feed.blocks(self.standing.step, (epoch + 1) * steps):
+            self.pace.make_room(self.standing.step + block.steps)
             started = time.perf_counter()
             self.standing.add(self.stepper.run(block, side))
             self.feed.block_steps = self._block_steps(block.steps, time.perf_counter() - started)
-            self.observer.on_call(self._report(epoch))
             if not self.standing.is_finite():
                 return False
+            self.observer.on_call(self._report(epoch))
             if self.is_stopped():
                 self._stop()
             if self.pace.is_due(self.standing.step) and self.standing.step < (epoch + 1) * steps:
@@ -143,10 +142,10 @@ class Loop:
         return True
 
     def _block_steps(self, steps: int, seconds: float) -> int:
-        if self.spec.train.steps_per_call != "auto":
-            return self.spec.train.steps_per_call
+        chosen = self.spec.train.steps_per_call
         fitting = max(1, min(2 * steps, round(steps * _CALL_SECONDS / max(seconds, 1e-6))))
-        return min(fitting, self.spec.train.checkpoint.every_steps or fitting)
+        wanted = fitting if chosen == "auto" else chosen
+        return min(wanted, self.pace.most_steps or wanted)
 
     def _report(self, epoch: int) -> CallReport:
         loss, accuracy = self.standing.means()
@@ -165,7 +164,7 @@ class Loop:
     def _end_epoch(self) -> None:
         epoch = self._epoch() + 1
         try:
-            row, timing = self._row(epoch), self._timing()
+            timing, row = self._timing(), self._row(epoch)  # the rates are those of training alone
         except StoppedError:
             self._stop()  # what the steps did is saved, the epoch's row is made when it goes on
         if not self._is_sound(row):

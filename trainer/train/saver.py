@@ -39,6 +39,8 @@ class Saver:
         self._jobs: deque[Callable[[], object]] = deque()
         self._changed = threading.Condition()
         self._error: BaseException | None = None
+        self.safe_step = 0
+        """The last step whose checkpoint is where it outlives this machine."""
         self._ended = self._is_incomplete = False
         threading.Thread(target=self._work, daemon=True, name="saver").start()
 
@@ -62,6 +64,7 @@ class Saver:
         def job() -> None:
             save_checkpoint(self.folder, step, arrays, record, whole_epoch)
             self._after_save()
+            self.safe_step = step
 
         self._put(job)
 
@@ -107,7 +110,8 @@ class Saver:
                     return
                 job = self._jobs[0]
             try:
-                job()
+                if self._error is None:  # what comes after a save that failed may lean on it
+                    job()
             except BaseException as error:  # training raises it, where it can be handled
                 self._error = error
             with self._changed:
@@ -116,11 +120,22 @@ class Saver:
 
 
 class Pace:
-    """When the next checkpoint is due, beside those at the ends of epochs."""
+    """When the next checkpoint is due, beside those at the ends of epochs.
 
-    def __init__(self, spec: CheckpointSpec) -> None:
-        self._spec = spec
+    No more than `every_steps` steps are ever done without a checkpoint that is safe. So one is begun
+    after half of them, and is written during the other half.
+    """
+
+    def __init__(self, spec: CheckpointSpec, saver: Saver) -> None:
+        self._spec, self._saver = spec, saver
         self._step, self._at = 0, time.monotonic()
+        self.most_steps = None if spec.every_steps is None else max(1, spec.every_steps // 2)
+        """Of one call; None for any number."""
+
+    def resumed(self, step: int) -> None:
+        """Count from the checkpoint of `step`, which is safe."""
+        self._saver.safe_step = step
+        self.saved(step)
 
     def saved(self, step: int) -> None:
         """Count from here."""
@@ -128,8 +143,13 @@ class Pace:
 
     def is_due(self, step: int) -> bool:
         """Return whether the minutes or the steps between two checkpoints are over."""
-        if self._spec.every_steps is not None and step - self._step >= self._spec.every_steps:
+        if self.most_steps is not None and step - self._step >= self.most_steps:
             return True
         return self._spec.every_minutes is not None and (
             time.monotonic() - self._at >= 60.0 * self._spec.every_minutes
         )
+
+    def make_room(self, step: int) -> None:
+        """Wait, before the steps up to `step`, until no more than `every_steps` of them can be lost."""
+        if self._spec.every_steps is not None and step - self._saver.safe_step > self._spec.every_steps:
+            self._saver.flush()

@@ -96,15 +96,16 @@ class Stepper:
         count = tf.shape(labels)[0]
         draws = draw_numbers(self.seed + _AUGMENT_STREAM, step, count)
         pixels = augment_images(images, draws, self.augment, side)
-        targets, weights_of_images = self._targets(labels), tf.gather(self.class_weights, labels)
+        partners = None
         if self.augment.mixup or self.augment.cutmix:
             pixels, partners, shares = mix_images(pixels, draws[:, MIX_DRAWS], self.augment)
-            targets = _mixed(targets, partners, shares[:, None])
-            weights_of_images = _mixed(weights_of_images, partners, shares)
         weights = self.learner.model.trainable_weights
         with tf.GradientTape() as tape:
             logits = self.learner.model(pixels, training=True)
-            losses = tf.nn.softmax_cross_entropy_with_logits(targets, logits) * weights_of_images
+            losses = self._losses(labels, logits)
+            if partners is not None:
+                losses *= shares
+                losses += (1.0 - shares) * self._losses(tf.gather(labels, partners), logits)
             loss = tf.reduce_sum(losses) / tf.cast(count, tf.float32)
         self._apply(tape.gradient(loss, [weight.value for weight in weights]))
         hits = tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), labels)
@@ -112,10 +113,12 @@ class Stepper:
             [tf.reduce_sum(losses), tf.reduce_sum(tf.cast(hits, tf.float32)), tf.cast(count, tf.float32)]
         )
 
-    def _targets(self, labels: tf.Tensor) -> tf.Tensor:
-        """Return the smoothed share of each class in each image, float32 [batch, classes]."""
+    def _losses(self, labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+        """Return the loss of each image if it is of the class that `labels` say, float32 [batch]."""
         classes = len(self.class_weights)
-        return tf.one_hot(labels, classes) * (1.0 - self.label_smoothing) + self.label_smoothing / classes
+        targets = tf.one_hot(labels, classes) * (1.0 - self.label_smoothing) + self.label_smoothing / classes
+        losses = tf.nn.softmax_cross_entropy_with_logits(targets, logits)
+        return losses * tf.gather(self.class_weights, labels)
 
     def _apply(self, gradients: list[tf.Tensor]) -> None:
         replica = tf.distribute.get_replica_context()
@@ -124,10 +127,6 @@ class Stepper:
         if self.clip_norm:
             gradients, _ = tf.clip_by_global_norm(gradients, self.clip_norm)
         self.learner.optimizer.apply(gradients, self.learner.model.trainable_weights)
-
-
-def _mixed(values: tf.Tensor, partners: tf.Tensor, shares: tf.Tensor) -> tf.Tensor:
-    return shares * values + (1.0 - shares) * tf.gather(values, partners)
 
 
 def class_weights(

@@ -13,6 +13,7 @@ from trainer.data.items import Item, Rejection
 from trainer.data.layouts.found import (
     Found,
     files_below,
+    identity,
     list_folder,
     name_of,
     printable,
@@ -60,7 +61,7 @@ def _speaks_of_splits(folders: list[Path], base: Path) -> bool:
 def _read_classes(found: Found, classes: list[Path], split: str | None, root: Path) -> None:
     # A link from one class into another, or above them all, would give images a second label.
     above = {each for folder in classes for each in folder.parents if each == root or root in each.parents}
-    elsewhere = [*classes, *above]
+    elsewhere = {identity(each) for each in (*classes, *above)}
     for folder in classes:
         before = len(found.items)
         files = files_below(folder, elsewhere)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -93,27 +93,33 @@ def _unreadable(folder: Path, error: OSError) -> DataError:
     )
 
 
-def files_below(folder: Path, elsewhere: Iterable[Path] = ()) -> list[Path]:
+Identity = tuple[int, int]
+"""What tells a folder from any other, by whatever path or link it is reached."""
+
+
+def files_below(folder: Path, elsewhere: Set[Identity] = frozenset()) -> list[Path]:
     """Return all files in `folder` and below, by name; hidden ones and litter are left out.
 
-    No folder is entered twice, and none of `elsewhere` at all, whatever links lead there.
+    No folder is entered twice, and none of `elsewhere` but itself, whatever links lead there.
     Raises DataError.
     """
-    seen = {_identity(each) for each in elsewhere} - {_identity(folder)}
+    here, seen = identity(folder), set[Identity]()
     files: list[Path] = []
     waiting = [folder]
     while waiting:
         inside = waiting.pop()
-        if _identity(inside) in seen:
+        found = identity(inside)
+        if found in seen or (found in elsewhere and found != here):
             continue
-        seen.add(_identity(inside))
+        seen.add(found)
         folders, others = list_folder(inside)
         files += others
         waiting += reversed(folders)
     return files
 
 
-def _identity(folder: Path) -> tuple[int, int]:
+def identity(folder: Path) -> Identity:
+    """Return what tells `folder` from any other. Raises DataError."""
     try:
         status = folder.stat()
     except OSError as error:

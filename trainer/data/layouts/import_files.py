@@ -73,10 +73,13 @@ def _looks_like_one(path: Path) -> bool:
     except OSError:
         return False
     lines = [line for line in text.splitlines() if line.strip()][:_LOOK_LINES]
-    if path.suffix.lower() == ".jsonl":
-        rows = [_json_row(line) for line in lines]
-    else:
-        rows = [_csv_row(cells) for cells in csv.reader(lines)]
+    try:
+        is_json = path.suffix.lower() == ".jsonl"
+        rows = (
+            [_json_row(line) for line in lines] if is_json else [_csv_row(each) for each in csv.reader(lines)]
+        )
+    except csv.Error:
+        return False
     return any(not isinstance(row, str) and (_is_remote(row.uri) or _is_file(row.uri, path)) for row in rows)
 
 

@@ -1,0 +1,54 @@
+"""Signals, in processes of their own."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from trainer.stop import Stop
+
+_BEGIN = "import time; from trainer.stop import Stop; stop = Stop(1.0); stop.listen(); print(1, flush=True)\n"
+
+
+def stopped(code: str, signals: int = 1) -> tuple[int, float]:
+    """Run `code` until it listens, send it signals, and return the exit code and how long it took to end."""
+    process = subprocess.Popen([sys.executable, "-c", _BEGIN + code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(0.3)
+    began = time.monotonic()
+    for index in range(signals):
+        if index:
+            time.sleep(1.2)  # the same wish told twice is one
+        process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    return process.returncode, time.monotonic() - began
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "with stop.patience(): time.sleep(60)",
+        "while True:\n    try: time.sleep(60)\n    except Exception: pass",
+    ],
+    ids=["a block that doesn't look", "a library that swallows it"],
+)
+def test_when_the_grace_is_over_the_process_ends_wherever_it_is(code: str) -> None:
+    exit_code, seconds = stopped(code)
+    assert exit_code == 143
+    assert seconds >= 0.9
+
+
+def test_a_second_signal_ends_it_at_once() -> None:
+    code, _ = stopped("stop.grace_seconds = 60\nwith stop.patience(): time.sleep(60)", signals=2)
+    assert code == 143
+
+
+def test_nothing_is_overdue_before_anyone_asked() -> None:
+    stop = Stop()
+    assert not stop.is_requested()
+    assert not stop.is_overdue(0.0)

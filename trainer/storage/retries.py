@@ -1,0 +1,93 @@
+"""What to do about a request to a bucket that failed: ask again, or say why not.
+
+In: an action, and the errors of the client library. Out: what the action returned in the end, or
+one of this package's errors.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import requests
+from google.api_core import exceptions as api
+from google.auth import exceptions as auth
+from google.cloud.storage.exceptions import DataCorruption
+
+from trainer.exits import TemporaryError, TrainerError, UsageError
+
+_MOST_DAMAGED = 3
+_MOST_WAIT_SECONDS = 10.0
+# The list of the client's own retries, but for what it wraps.
+_TRANSIENT = (
+    ConnectionError, requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError,
+    auth.TransportError, api.TooManyRequests, api.InternalServerError, api.BadGateway,
+    api.ServiceUnavailable, api.GatewayTimeout,
+)  # fmt: skip
+
+Result = TypeVar("Result")
+
+
+def repeated(
+    action: Callable[[], Result],
+    seconds: float,
+    begins_anew: Callable[[Exception], bool] = lambda error: False,
+) -> Result:
+    """Return what `action` returns, repeating the whole of it.
+
+    Three times when its bytes were damaged on the way, or when the error `begins_anew`; when the
+    network or the service failed, for `seconds` from the first time on.
+    """
+    failed_at: list[float] = []
+    wait = 0.2
+    while True:
+        try:
+            return action()
+        except Exception as error:
+            failed_at.append(time.monotonic())
+            if begins_anew(error) or is_damage(error):
+                if len(failed_at) > _MOST_DAMAGED:
+                    raise
+            elif not isinstance(error, _TRANSIENT) or failed_at[-1] - failed_at[0] > seconds:
+                raise
+        # Not all that failed together ask again together.
+        time.sleep(wait * random.uniform(0.5, 1.0))
+        wait = min(2.0 * wait, _MOST_WAIT_SECONDS)
+
+
+def is_lost_session(error: Exception) -> bool:
+    """Return whether the bucket no longer knows of an upload in several requests, which then begins anew."""
+    return isinstance(error, api.ClientError) and error.code in (404, 410)
+
+
+def is_damage(error: Exception) -> bool:
+    """Return whether bytes arrived that don't match their checksum, here or at the bucket."""
+    return isinstance(error, DataCorruption) or "doesn't match calculated" in str(error)
+
+
+def explanation(error: Exception, uri: str, done: str) -> TrainerError:
+    """Return what to tell the user of a request that failed, its retries included."""
+    if isinstance(error, api.RetryError) and error.cause is not None:
+        error = error.cause
+    reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+    if is_damage(error):
+        return TemporaryError(
+            f"{uri} arrived damaged, which its checksum shows; try again. Received: {reason}"
+        )
+    if isinstance(error, api.NotFound):
+        return UsageError(f"There is no such bucket or object as {uri}; check the name. Received: {reason}")
+    if isinstance(error, (api.Forbidden, api.Unauthorized)):
+        return UsageError(
+            f"{uri} can't be {done} with these credentials; grant their account a role on the bucket such as "
+            f"roles/storage.objectUser. Received: {reason}"
+        )
+    if isinstance(error, (auth.RefreshError, auth.DefaultCredentialsError)) and not error.retryable:
+        return UsageError(
+            f"The credentials for {uri} don't work; `gcloud auth application-default login` renews them. "
+            f"Received: {reason}"
+        )
+    if isinstance(error, api.ClientError) and not isinstance(error, api.TooManyRequests):
+        return UsageError(f"{uri} can't be {done}; check the name. Received: {reason}")
+    return TemporaryError(f"{uri} could not be {done}; the retries are used up. Received: {reason}")
