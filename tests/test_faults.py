@@ -105,9 +105,9 @@ def test_a_reply_that_is_cut_and_then_damaged_is_never_taken(
 def test_a_fault_amid_a_large_upload_costs_nothing(
     fault: str, number: int, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bucket, "_UPLOAD_CHUNK_BYTES", 1 << 20)
+    monkeypatch.setattr(bucket, "_UPLOAD_CHUNK_BYTES", 3 << 20)
     source = tmp_path / "source"
-    source.write_bytes(os.urandom(3 << 20))
+    source.write_bytes(os.urandom(9 << 20))
     with fault_proxy(address, only(fault, number), stall_seconds=2.0) as proxy:
         through(proxy.address, tmp_path.name, monkeypatch).upload(source, "new")
     assert proxy.done == [fault]
