@@ -166,9 +166,12 @@ class BucketStore:
             blob.chunk_size = _UPLOAD_CHUNK_BYTES
             how = self._how | {"timeout": (max(_SEND_SECONDS, TIMEOUT_SECONDS), TIMEOUT_SECONDS)}
 
+            crc32c = _file_crc32c(path)
+
             def send() -> None:
-                blob.upload_from_filename(str(path), checksum="crc32c", **how)
-                _require_arrived(blob, _file_crc32c(path))
+                blob.crc32c = _as_text(crc32c)  # the bucket compares what arrives with it
+                blob.upload_from_filename(str(path), checksum=None, **how)
+                _require_arrived(blob, crc32c)
 
             repeated(send, RETRY_SECONDS, is_lost_session)
 
@@ -176,7 +179,7 @@ class BucketStore:
         """Copy `name` to `path`, of the generation `version` where that is given."""
         condition = {} if version is None else {"if_generation_match": int(version)}
         # The client deletes the file that it fails to fill: it gets one of its own.
-        with explained(path), replacing(path) as temporary, self._explained(name, "read"):
+        with explained(path), replacing(path, durable=False) as temporary, self._explained(name, "read"):
             blob = self._blob(name)
 
             def fetch() -> None:
@@ -252,8 +255,13 @@ class BucketStore:
 def _require_arrived(blob: storage.Blob, crc32c: int) -> None:
     """Raise DataCorruption unless the bucket says that it holds these bytes under this name."""
     name, found = blob._properties.get("name"), blob.crc32c
-    if (name, found) != (blob.name, base64.b64encode(crc32c.to_bytes(4, "big")).decode()):
+    if (name, found) != (blob.name, _as_text(crc32c)):
         raise DataCorruption(None, f"what arrived is {name} with crc32c {found}")
+
+
+def _as_text(crc32c: int) -> str:
+    """Return a checksum in the form that the bucket has it in."""
+    return base64.b64encode(crc32c.to_bytes(4, "big")).decode()
 
 
 def _file_crc32c(path: Path) -> int:

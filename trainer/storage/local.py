@@ -196,17 +196,19 @@ def hash_file(
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     """Yield a name beside `path` for the block to write a file at, which then takes the place of `path`.
 
-    If the block raises, `path` is as it was. Raises OSError.
+    If the block raises, `path` is as it was. With `durable` it outlives a power failure. Raises OSError.
     """
     with _beside(path) as temporary:
         yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+        if durable:
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
-        sync_folder(path.parent)
+        if durable:
+            sync_folder(path.parent)
 
 
 @contextmanager
