@@ -143,7 +143,17 @@ def test_verify_names_every_kind_of_damage(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "not json", "[]", '{"schema": 2, "files": []}', '{"schema": 1, "files": [{}]}']
+    "text",
+    [
+        "",
+        "not json",
+        "[]",
+        '{"schema": 2, "files": []}',
+        '{"schema": 1, "files": [{}]}',
+        '{"schema": 1, "files": [{"path": "spec.yaml", "size": "a", "sha256": "0"}]}',
+        '{"schema": 1, "files": [{"path": 3, "size": 1, "sha256": "0"}]}',
+        "[" * 100_000,
+    ],
 )
 def test_verify_says_that_a_manifest_cannot_be_read(run: Path, text: str) -> None:
     publish_at(run)

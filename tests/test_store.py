@@ -121,7 +121,7 @@ def test_a_bucket_that_is_not_there_is_named(
         store.entries()
 
 
-@pytest.mark.parametrize("uri", ["gs://", "gs:///x", "s3://bucket/x"])
+@pytest.mark.parametrize("uri", ["gs://", "gs:///x", "s3://bucket/x", "gs://B_/x", "gs://-x/"])
 def test_what_is_no_place_is_refused(uri: str) -> None:
     with pytest.raises(UsageError, match="Received"):
         open_store(uri)

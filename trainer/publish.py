@@ -95,7 +95,7 @@ def verify(run: Store) -> list[str]:
         return [f"{MANIFEST} is missing"]
     try:
         listed = _read_manifest(manifest.data)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         return [f"{MANIFEST} can't be read: {error}"]
     marker = run.read(MARKER)
     is_whole = marker is not None and _is_of(marker, manifest)
@@ -183,6 +183,9 @@ def _read_manifest(data: bytes) -> dict[str, FileRecord]:
     if manifest["schema"] != SCHEMA:
         raise ValueError(f"its schema is {manifest['schema']!r}, and this version reads {SCHEMA}")
     records = [FileRecord(**record) for record in manifest["files"]]
+    for each in records:
+        if (type(each.path), type(each.size), type(each.sha256)) != (str, int, str):
+            raise ValueError(f"a row of it is not a path, a size and a digest: {each.path!r}")
     return {record.path: record for record in records}
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from trainer.exits import DataError
+from trainer.exits import DataError, UsageError
 
 _LOG_SECONDS = 30.0
 
@@ -69,8 +69,11 @@ def verify_command(uri: str) -> None:
     """Say that a finished run is as it was published; raise DataError with what is wrong otherwise."""
     from trainer.cli.places import find_run
     from trainer.publish import verify
+    from trainer.storage.store import is_bucket
 
     run = find_run(uri)
+    if not is_bucket(uri) and not Path(run.uri).is_dir():
+        raise UsageError(f"There is no such run; give the run's folder. Received: {uri!r}")
     problems = verify(run)
     for problem in problems:
         click.echo(problem, err=True)

@@ -64,7 +64,10 @@ class BucketStore:
     def __init__(self, bucket: str, prefix: str, client: storage.Client | None = None) -> None:
         self.bucket, self.prefix = bucket, prefix
         self.client = client or make_client()
-        self._bucket = self.client.bucket(bucket)
+        try:
+            self._bucket = self.client.bucket(bucket)
+        except ValueError as error:
+            raise UsageError(f"This is no name of a bucket: {error} Received: {GS}{bucket}") from None
         self._how: dict[str, Any] = {
             "retry": DEFAULT_RETRY.with_timeout(RETRY_SECONDS).with_delay(initial=0.2, maximum=10.0),
             "timeout": TIMEOUT_SECONDS,
