@@ -130,6 +130,20 @@ def test_an_object_that_goes_while_it_is_read_is_worth_another_try(
     assert not (tmp_path / "there").exists()
 
 
+@pytest.mark.parametrize("fault", ["cut reply", "reset", "stall", "unavailable"])
+def test_a_read_that_fails_every_time_is_an_error_in_words(
+    fault: str, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bucket, "RETRY_SECONDS", 1.0)
+    through(address, tmp_path.name, monkeypatch).write("there", os.urandom(300_000))
+    with fault_proxy(address, lambda number, method, path: fault, stall_seconds=2.0) as proxy:
+        store = through(proxy.address, tmp_path.name, monkeypatch)
+        with pytest.raises(TemporaryError, match="retries are used up"):
+            store.download("there", tmp_path / "there")
+    assert len(proxy.done) > 1
+    assert not (tmp_path / "there").exists()
+
+
 def test_a_server_that_stays_away_is_an_error_that_says_to_try_again(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

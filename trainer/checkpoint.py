@@ -28,6 +28,8 @@ _RECORD = "record.json"
 _PART = "-part"
 _DAMAGED = "damaged-"
 _KEPT = 2
+# It isn't there, is a folder, or has an offset that leads nowhere; all else is the disk's.
+_OF_THE_FILE = (None, errno.ENOENT, errno.EISDIR, errno.EINVAL)
 
 
 class DamagedError(Exception):
@@ -147,12 +149,7 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     except MemoryError:
         raise  # says nothing of the file
     except OSError as error:
-        if error.errno in (
-            None,
-            errno.ENOENT,
-            errno.EISDIR,
-            errno.EINVAL,
-        ):  # the last: an offset leads nowhere
+        if error.errno in _OF_THE_FILE:
             raise DamagedError(str(error)) from error
         raise TemporaryError(f"{path} could not be read; try again. Received: {error.strerror}") from error
     except (*DAMAGE, KeyError, TypeError) as error:  # the last two: no record, no archive at all

@@ -21,9 +21,9 @@ _BATCH_BYTES = 64 << 20
 """Of float32 pixels; large images go through in smaller batches."""
 
 
-def batches_of(count: int, image_size: int) -> Iterator[np.ndarray]:
-    """Yield the indices of `count` images of `image_size` pixels a side, a batch at a time."""
-    batch = max(1, min(_BATCH, _BATCH_BYTES // (4 * 3 * image_size**2)))
+def batches_of(count: int, image_size: int, most: int = _BATCH) -> Iterator[np.ndarray]:
+    """Yield the indices of `count` images of `image_size` pixels a side, at most so many at a time."""
+    batch = max(1, min(most, _BATCH_BYTES // (4 * 3 * image_size**2)))
     for start in range(0, count, batch):
         yield np.arange(start, min(start + batch, count))
 

@@ -24,6 +24,8 @@ from trainer.export import LoadedModel
 from trainer.metrics import Predictions, compute_metrics
 from trainer.spec import load_spec
 
+_MOST_FILES = 32
+"""Whose bytes are in memory at once."""
 _ABOUT_MODEL = ("data.image_size", "data.resize", "data.interpolation")
 """Settings that the model was trained with."""
 
@@ -52,7 +54,7 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
 
 def classify_files(model: LoadedModel, paths: Sequence[Path]) -> Iterator[tuple[Path, Answer]]:
     """Yield each path with its answer, in order, a batch at a time."""
-    for rows in batches_of(len(paths), model.image_size):
+    for rows in batches_of(len(paths), model.image_size, _MOST_FILES):
         batch = [paths[row] for row in rows]
         contents = [_read(path, model.max_image_pixels) for path in batch]
         yield from zip(batch, _classify(contents, model), strict=True)

@@ -205,8 +205,7 @@ def _published_at(run: Store) -> float:
 
     By the clock of the store, which is one for all machines that publish there.
     """
-    marker = run.find(MARKER) if is_finished(run) else None
-    return marker.written if marker else 0.0
+    return (run.written_at(MARKER) or 0.0) if is_finished(run) else 0.0
 
 
 def _named(pointer: Content | None) -> str:

@@ -63,7 +63,9 @@ class Stop:
                 os._exit(StoppedError.exit_code)
             return
         self.requested, self._heard = True, time.monotonic()
-        end = threading.Timer(self.grace_seconds, os._exit, [StoppedError.exit_code])
+        end = threading.Timer(
+            min(self.grace_seconds, threading.TIMEOUT_MAX), os._exit, [StoppedError.exit_code]
+        )
         end.daemon = True
         end.start()
         if not self._patient:

@@ -10,6 +10,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -194,11 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         cli.main(args=list(arguments) if arguments is not None else None, prog_name="trainer")
     except TrainerError as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        # The interpreter's own end would wait for transfers that were given up.
-        os._exit(error.exit_code)
+        _fail(str(error), error.exit_code)
     except ModuleNotFoundError as error:
         if error.name not in TENSORFLOW_MODULES:
             raise
@@ -222,5 +219,10 @@ def _name_of_job() -> str | None:
 
 
 def _fail(message: str, exit_code: int) -> None:
-    click.echo(f"Error: {message}", err=True)
-    sys.exit(exit_code)
+    # A reader that went away, or a disk that is full, doesn't change how it ended.
+    with suppress(OSError):
+        click.echo(f"Error: {message}", err=True)
+    with suppress(OSError):
+        sys.stdout.flush()
+    # The interpreter's own end would wait for transfers that were given up.
+    os._exit(exit_code)

@@ -31,7 +31,7 @@ def fetch_bucket(source: str, cache_dir: Path, max_bytes: int, progress: Progres
     found = whole.find(prefix) if prefix else None
     if found:
         parent, _, name = prefix.rpartition("/")
-        entry = Entry(name, found.size, found.version, found.written)
+        entry = Entry(name, found.size, found.version)
         return _copy(whole.below(parent), [entry], cache_dir, max_bytes, progress) / name
     store = whole.below(prefix)
     entries = store.entries()

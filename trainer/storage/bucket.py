@@ -105,7 +105,12 @@ class BucketStore:
         if blob is None:
             self._require_bucket()
             return None
-        return Entry(name, blob.size, str(blob.generation), blob.time_created.timestamp())
+        return Entry(name, blob.size, str(blob.generation))
+
+    def written_at(self, name: str) -> float | None:
+        """Return when this generation of `name` was made, by the bucket's clock."""
+        blob = self._reloaded(name)
+        return blob.time_created.timestamp() if blob else None
 
     def write(self, name: str, data: bytes) -> None:
         """Write `data` to `name`."""
@@ -140,13 +145,10 @@ class BucketStore:
             blobs = self.client.list_blobs(
                 self._bucket,
                 prefix=self._name(prefix),
-                fields="items(name,size,generation,timeCreated),nextPageToken",
+                fields="items(name,size,generation),nextPageToken",
                 **self._how,
             )
-            found = [
-                Entry(blob.name[start:], blob.size, str(blob.generation), blob.time_created.timestamp())
-                for blob in blobs
-            ]
+            found = [Entry(blob.name[start:], blob.size, str(blob.generation)) for blob in blobs]
         return sorted((each for each in found if not each.name.endswith("/")), key=lambda entry: entry.name)
 
     def sha256(self, name: str) -> str:
@@ -168,7 +170,6 @@ class BucketStore:
             blob = self._blob(name)
             blob.chunk_size = _UPLOAD_CHUNK_BYTES
             how = self._how | {"timeout": (max(_SEND_SECONDS, TIMEOUT_SECONDS), TIMEOUT_SECONDS)}
-
             crc32c = _file_crc32c(path)
 
             def send() -> None:

@@ -62,6 +62,12 @@ class FolderStore:
         with explained(path, "read"):
             return _entry(path, name) if path.is_file() else None
 
+    def written_at(self, name: str) -> float | None:
+        """Return when `name` was written, by the clock of the file system."""
+        path = self._path(name)
+        with explained(path, "read"):
+            return path.stat().st_mtime if path.is_file() else None
+
     def write(self, name: str, data: bytes) -> None:
         """Write `data` to `name`."""
         write_bytes(self._path(name), data)
@@ -136,7 +142,7 @@ class FolderStore:
 
 def _entry(path: Path, name: str) -> Entry:
     status = path.stat()
-    return Entry(name, status.st_size, f"{status.st_mtime_ns}-{status.st_ino}", status.st_mtime)
+    return Entry(name, status.st_size, f"{status.st_mtime_ns}-{status.st_ino}")
 
 
 def _digest(data: bytes) -> str:

@@ -11,21 +11,15 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-import requests
 from google.api_core import exceptions as api
 from google.auth import exceptions as auth
 from google.cloud.storage.exceptions import DataCorruption
+from google.cloud.storage.retry import _should_retry
 
 from trainer.exits import TemporaryError, TrainerError, UsageError
 
 _MOST_DAMAGED = 3
 _MOST_WAIT_SECONDS = 10.0
-# The list of the client's own retries, but for what it wraps.
-_TRANSIENT = (
-    ConnectionError, requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError,
-    auth.TransportError, api.TooManyRequests, api.InternalServerError, api.BadGateway,
-    api.ServiceUnavailable, api.GatewayTimeout,
-)  # fmt: skip
 
 Result = TypeVar("Result")
 
@@ -38,7 +32,8 @@ def repeated(
     """Return what `action` returns, repeating the whole of it.
 
     Three times when its bytes were damaged on the way, or when the error `begins_anew`; when the
-    network or the service failed, for `seconds` from the first time on.
+    network or the service failed, for `seconds` from the first time on: the client's own retries
+    count from the beginning, so that what takes longer would get none. Raises what `action` raised last.
     """
     failed_at: list[float] = []
     wait = 0.2
@@ -50,8 +45,11 @@ def repeated(
             if begins_anew(error) or is_damage(error):
                 if len(failed_at) > _MOST_DAMAGED:
                     raise
-            elif not isinstance(error, _TRANSIENT) or failed_at[-1] - failed_at[0] > seconds:
+            elif not _should_retry(error):
                 raise
+            elif failed_at[-1] - failed_at[0] > seconds:
+                # No kind of error of the network passes for one of this program.
+                raise api.RetryError("the retries are used up", cause=error) from error  # type: ignore[no-untyped-call]
         # Not all that failed together ask again together.
         time.sleep(wait * random.uniform(0.5, 1.0))
         wait = min(2.0 * wait, _MOST_WAIT_SECONDS)

@@ -24,8 +24,6 @@ class Entry:
     """Bytes."""
     version: str
     """Another one for each time that the name was written."""
-    written: float
-    """When, in seconds since 1970, by the clock of the place where it is kept."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +56,9 @@ class Store(Protocol):
 
     def find(self, name: str) -> Entry | None:
         """Return what is known of `name`, None if there is no such file."""
+
+    def written_at(self, name: str) -> float | None:
+        """Return when `name` was written, in seconds since 1970, by the clock of the place that keeps it."""
 
     def write(self, name: str, data: bytes) -> None:
         """Write `data` to `name`, whole or not at all."""
