@@ -1,0 +1,54 @@
+"""Which failures of a bucket are worth another try, and how a failure that stays is told."""
+
+from __future__ import annotations
+
+import pytest
+import urllib3
+from google.api_core import exceptions as api
+from google.cloud.storage.exceptions import DataCorruption
+
+from trainer.storage.retries import is_lost_session, repeated
+
+
+class Failing:
+    """An action that fails with `errors`, one after the other, and then succeeds."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors, self.calls = list(errors), 0
+
+    def __call__(self) -> str:
+        self.calls += 1
+        if self.errors:
+            raise self.errors.pop(0)
+        return "done"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionResetError(),
+        urllib3.exceptions.ProtocolError("cut"),
+        api.from_http_status(408, "slow"),
+        api.from_http_status(503, "busy"),
+    ],
+    ids=lambda error: type(error).__name__ + str(getattr(error, "code", "")),
+)
+def test_a_network_or_a_service_that_fails_is_asked_again_and_then_told(error: Exception) -> None:
+    action = Failing(error)
+    assert repeated(action, 5.0) == "done"
+    assert action.calls == 2
+    with pytest.raises(api.RetryError) as raised:
+        repeated(Failing(*[error] * 9), 0.0)
+    assert raised.value.cause is error
+
+
+def test_damage_is_asked_again_three_times_and_what_is_final_not_at_all() -> None:
+    damage = DataCorruption(None, "other bytes")
+    assert repeated(Failing(*[damage] * 3), 0.0) == "done"
+    with pytest.raises(DataCorruption):
+        repeated(Failing(*[damage] * 4), 0.0)
+    missing = Failing(api.NotFound("no such object"))
+    with pytest.raises(api.NotFound):
+        repeated(missing, 5.0)
+    assert missing.calls == 1
+    assert repeated(Failing(api.NotFound("no such session")), 5.0, is_lost_session) == "done"
