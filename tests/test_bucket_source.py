@@ -11,7 +11,7 @@ from archives import FILES, make_zip, tree
 from bucket_server import BUCKET, BucketServer, OtherServer, bucket_server
 
 from trainer.data.bucket import require_safe
-from trainer.data.fetch import fetch_source, object_fetcher
+from trainer.data.fetch import buckets_of, fetch_source
 from trainer.data.layouts import read_layout
 from trainer.data.progress import SilentProgress
 from trainer.exits import DataError, TrainerError, UsageError
@@ -102,7 +102,7 @@ def test_an_import_file_names_images_in_buckets(server: BucketServer | OtherServ
         f"test,gs://{BUCKET}/sets/pets/cats/2.png,cat\n"
         f"test,gs://{BUCKET}/sets/pets/dogs/9.png,dog\n"
     )
-    fetch_rows = object_fetcher(DataSpec(), tmp_path / "cache", SilentProgress())
+    fetch_rows = buckets_of(DataSpec(), tmp_path / "cache", SilentProgress())
     items, rejections, layout = read_layout(tmp_path / "import.csv", "auto", fetch_rows)
     assert layout == "import"
     assert [(item.name, item.label, item.split, item.read()) for item in items] == [
@@ -119,10 +119,28 @@ def test_an_import_file_names_images_in_buckets(server: BucketServer | OtherServ
         assert server.asked - before == 1  # the listing
 
 
+def test_an_import_file_in_a_bucket_names_what_lies_beside_it(
+    server: BucketServer | OtherServer, tmp_path: Path
+) -> None:
+    store = open_store(f"gs://{BUCKET}/lists")
+    for name in ("cats/1.png", "dogs/1.png"):
+        store.write(name, name.encode())
+    store.write("pets.csv", b"path,label\ncats/1.png,cat\ndogs/1.png,dog\ndogs/2.png,dog\n")
+    source = f"gs://{BUCKET}/lists/pets.csv"
+    buckets = buckets_of(DataSpec(source=source), tmp_path / "cache", SilentProgress())
+    items, rejections, _ = read_layout(fetch(source, tmp_path / "cache"), "auto", buckets)
+    assert [(item.name, item.label, item.read()) for item in items] == [
+        (f"gs://{BUCKET}/lists/cats/1.png", "cat", b"cats/1.png"),
+        (f"gs://{BUCKET}/lists/dogs/1.png", "dog", b"dogs/1.png"),
+    ]
+    missing = f"no such object: gs://{BUCKET}/lists/dogs/2.png"
+    assert [(each.name, each.reason) for each in rejections] == [("pets.csv:4", missing)]
+
+
 def test_an_import_file_of_a_bucket_that_is_not_there_is_told(
     server: BucketServer | OtherServer, tmp_path: Path
 ) -> None:
     (tmp_path / "import.csv").write_text("gs://no-such-bucket/1.png,cat\n")
-    fetch_rows = object_fetcher(DataSpec(), tmp_path / "cache", SilentProgress())
+    fetch_rows = buckets_of(DataSpec(), tmp_path / "cache", SilentProgress())
     with pytest.raises(UsageError, match="no-such-bucket"):
         read_layout(tmp_path / "import.csv", "auto", fetch_rows)

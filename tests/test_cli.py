@@ -106,7 +106,9 @@ def test_help_names_every_command_and_recipes_are_listed() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["train", "--nonsense"], "No such option"),
+        (["train", "--nonsense"], "There is no option --nonsense. --help"),
+        (["train", "--recip", "demo"], "Did you mean --recipe?"),
+        (["train", "--epocs", "3"], "Did you mean --set train.epochs=...?"),
         (["predict", "runs/x"], "Missing argument"),
         (["nonsense"], "No such command"),
         (["evaluate", "runs/x"], "Missing option"),

@@ -14,6 +14,7 @@ import pytest
 from trainer.data import layouts
 from trainer.data.header import declared_size, image_kind, reason_not_to_decode
 from trainer.data.items import Item, Rejection
+from trainer.data.layouts.import_files import Buckets
 from trainer.exits import DataError
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"\0\0\0\rIHDR" + struct.pack(">II", 3, 2)
@@ -21,7 +22,7 @@ PNG = b"\x89PNG\r\n\x1a\n" + b"\0\0\0\rIHDR" + struct.pack(">II", 3, 2)
 
 def read_layout(root: Path, layout: str) -> tuple[list[Item], list[Rejection], str]:
     """Read as the data room does, with no bucket to be reached."""
-    return layouts.read_layout(root, layout, lambda uris: {})
+    return layouts.read_layout(root, layout, Buckets(lambda uris: {}))
 
 
 def put(root: Path, *names: str, data: bytes = PNG) -> Path:
@@ -154,6 +155,12 @@ def test_names_that_are_not_utf8_can_be_printed(tmp_path: Path) -> None:
     assert items[0].read() == PNG
 
 
+def test_names_that_a_terminal_would_obey_are_spelled_out(tmp_path: Path) -> None:
+    put(tmp_path, "a\x1b[2J/1\n\x9b.png", "b/1.png")
+    items, _, _ = read_layout(tmp_path, "auto")
+    assert triples(items) == [("a\\x1b[2J/1\\x0a\\x9b.png", "a\\x1b[2J", None), ("b/1.png", "b", None)]
+
+
 def test_unreadable_root_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="folder can't be read"):
         read_layout(tmp_path / "missing", "auto")
@@ -240,10 +247,27 @@ def test_import_from_a_server_is_refused_with_the_line(tmp_path: Path) -> None:
         read_layout(tmp_path, "auto")
 
 
-def test_import_that_is_not_text_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "import.csv").write_bytes(b"\xff\xfe\0a")
+@pytest.mark.parametrize("data", [b"1.png,caf\xe9\n", b"\xff\xfe1\0."], ids=["latin-1", "half a UTF-16"])
+def test_import_that_is_not_text_is_an_error(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "import.csv").write_bytes(data)
     with pytest.raises(DataError, match="UTF-8"):
         read_layout(tmp_path / "import.csv", "auto")
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("header", ["", "path{0}label\n"])
+def test_import_csv_is_read_as_spreadsheets_save_it(
+    tmp_path: Path, delimiter: str, encoding: str, header: str
+) -> None:
+    put(tmp_path, "images/1.png", "images/2.png")
+    rows = "\nimages/1.png{0}ação\nimages/2.png{0}dog\nimages/3.png{0}dog\n"
+    (tmp_path / "import.csv").write_text((header + rows).format(delimiter), encoding=encoding)
+    items, rejections, layout = read_layout(tmp_path, "auto")
+    assert layout == "import"
+    assert triples(items) == [("images/1.png", "ação", None), ("images/2.png", "dog", None)]
+    line = 4 + bool(header)
+    assert reasons(rejections) == {f"import.csv:{line}": ("no such file: images/3.png", True)}
 
 
 def test_table_beside_class_folders_is_no_import_file(tmp_path: Path) -> None:
@@ -349,6 +373,24 @@ def test_tfrecord_numbers_are_named_by_labels_file(tmp_path: Path, labels: str) 
     assert reasons(rejections) == {
         "inside/train/a.tfrecord#2": ("unknown label: 2 is not in labels.txt", True)
     }
+
+
+@pytest.mark.parametrize(
+    "feature",
+    [
+        field(3, field(1, bytes([1, 0]))),
+        field(3, bytes([1 << 3, 1, 1 << 3, 0])),
+        field(3, field(1, bytes([0]))) + field(3, field(1, bytes([0]))),
+    ],
+    ids=["packed", "unpacked", "in two lists"],
+)
+def test_tfrecord_record_with_several_labels_is_left_out(tmp_path: Path, feature: bytes) -> None:
+    entry = field(1, field(1, b"image/class/label") + field(2, feature))
+    put(tmp_path, "a.tfrecord", data=framed(example(image_encoded=PNG) + field(1, entry)))
+    items, rejections, _ = read_layout(tmp_path, "auto")
+    assert items == []
+    reason = "several values of image/class/label; one image has one class"
+    assert reasons(rejections) == {"a.tfrecord#0": (reason, True)}
 
 
 def test_tfrecord_record_that_is_wrong_is_left_out_alone(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ PACKAGE = Path(trainer.__file__).resolve().parent
 
 ROOMS = (
     "exits",
+    "printable",
     "stop",
     "recipes",
     "spec",
@@ -43,7 +44,7 @@ ROOMS = (
 )
 """From the top down: a room may import those above it, and nothing below it."""
 
-LIGHT_ROOMS = ("exits", "recipes", "spec", "launch", "cli")
+LIGHT_ROOMS = ("exits", "printable", "recipes", "spec", "launch", "cli")
 """Start in a blink, on a machine without TensorFlow."""
 
 HEAVY = ("tensorflow", "keras", "google.cloud")

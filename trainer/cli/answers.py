@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 from trainer.exits import DataError, UsageError
+from trainer.printable import printable, printable_lines
 
 _LOG_SECONDS = 30.0
 
@@ -21,7 +22,6 @@ def predict_command(model_uri: str, images: Sequence[str], cache_dir: Path, as_j
     """Print what the model says of each picture; raise DataError at the end if one was unusable."""
     from trainer.cli.console import Console
     from trainer.cli.places import local_model, local_path
-    from trainer.data.layouts.found import printable
     from trainer.export import load_model
     from trainer.predict import classify_files, find_pictures
 
@@ -76,7 +76,7 @@ def verify_command(uri: str) -> None:
         raise UsageError(f"There is no such run; give the run's folder. Received: {uri!r}")
     problems = verify(run)
     for problem in problems:
-        click.echo(problem, err=True)
+        click.echo(printable(problem), err=True)
     if problems:
         raise DataError(
             f"The run is not as it was published; the lines above say what differs. Received: {run.uri}"
@@ -105,4 +105,4 @@ def _summary(name: str, values: Mapping[str, float], class_names: Sequence[str])
     for each in class_names:
         scores = [values.get(f"{metric}/{each}", float("nan")) for metric in ("precision", "recall", "f1")]
         lines.append("  {:<20} precision {:.3f}  recall {:.3f}  f1 {:.3f}".format(each[:20], *scores))
-    return "\n".join(lines)
+    return printable_lines("\n".join(lines))

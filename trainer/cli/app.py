@@ -9,10 +9,9 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
 
 import click
 
@@ -23,9 +22,9 @@ from trainer.cli.environment import (
     memory_explained,
     prepare_libraries,
 )
+from trainer.cli.options import DATA_HELP, SpecCommand, spec_options
 from trainer.exits import TrainerError, UsageError
-
-Command = TypeVar("Command", bound=Callable[..., Any])
+from trainer.printable import printable_lines
 
 _UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
@@ -34,7 +33,6 @@ _EMULATOR = "STORAGE_EMULATOR_HOST"
 _JOB_NAMES = ("TRAINER_RUN_NAME", "CLOUD_ML_JOB_ID")
 
 _LESS_MEMORY = "give fewer or smaller pictures at once, or use a machine with more"
-_DATA_HELP = "A folder, an archive (.zip, .tar, .tar.gz), an import file, or its https:// or gs:// URL."
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -44,34 +42,7 @@ def cli() -> None:
     _announce_emulator()
 
 
-def spec_options(command: Command) -> Command:
-    """Add the options that describe a run."""
-    for option in reversed(
-        [
-            click.argument("spec_path", metavar="[SPEC.yaml]", required=False),
-            click.option(
-                "--recipe", metavar="NAME", help="Start from a recipe; `trainer recipes` lists them."
-            ),
-            click.option("--data", metavar="URI", help=_DATA_HELP),
-            click.option(
-                "--output", metavar="DIR", help="Where runs go, a folder or gs://.  [default: runs]"
-            ),
-            click.option("--run-name", metavar="NAME", help="Name of the run; an unfinished one goes on."),
-            click.option("--fresh", is_flag=True, help="Begin an unfinished run anew."),
-            click.option(
-                "--set",
-                "settings",
-                metavar="KEY=VALUE",
-                multiple=True,
-                help="Change a setting: --set train.epochs=3.",
-            ),
-        ]
-    ):
-        command = option(command)
-    return command
-
-
-@cli.command()
+@cli.command(cls=SpecCommand)
 @spec_options
 def train(
     spec_path: str | None,
@@ -140,7 +111,7 @@ def predict(model: str, images: tuple[str, ...], as_json: bool) -> None:
 
 @cli.command()
 @click.argument("model", metavar="RUN_OR_MODEL")
-@click.option("--data", metavar="URI", required=True, help=_DATA_HELP)
+@click.option("--data", metavar="URI", required=True, help=DATA_HELP)
 @click.option("--json", "as_json", is_flag=True, help="All metrics as one JSON object.")
 @click.option(
     "--set",
@@ -221,7 +192,7 @@ def _name_of_job() -> str | None:
 def _fail(message: str, exit_code: int) -> None:
     # A reader that went away, or a disk that is full, doesn't change how it ended.
     with suppress(OSError):
-        click.echo(f"Error: {message}", err=True)
+        click.echo(f"Error: {printable_lines(message)}", err=True)
     with suppress(OSError):
         sys.stdout.flush()
     # The interpreter's own end would wait for transfers that were given up.

@@ -105,8 +105,8 @@ def _require_agreement(groups: Sequence[tuple[Item, ...]]) -> None:
     if found:
         named = "; ".join(f"{one.name} and {other.name}" for one, other in found[:_EXAMPLES])
         raise DataError(
-            "The same image is in train and in a held-out split under different labels; keep it under the "
-            f"right one. Received: {_counted(len(found), 'image')}: {named}"
+            "The same image has different labels in train and in a held-out split; keep it under the right "
+            f"one. Received: {_counted(len(found), 'image')}: {named}"
         )
 
 

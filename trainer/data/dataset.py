@@ -27,7 +27,7 @@ from trainer.data.checks import (
     require_images,
     warnings_of,
 )
-from trainer.data.fetch import fetch_source, object_fetcher
+from trainer.data.fetch import buckets_of, fetch_source
 from trainer.data.ingest import Ingested, ingest
 from trainer.data.items import SPLITS, Item, Rejection
 from trainer.data.layouts import read_layout
@@ -87,7 +87,7 @@ def load_dataset(
     can't be used, TemporaryError for a network or a disk that failed.
     """
     root = fetch_source(spec.source, spec.checksum, cache_dir, spec.max_extracted_mib << 20, progress)
-    candidates, left_out, layout = read_layout(root, spec.layout, object_fetcher(spec, cache_dir, progress))
+    candidates, left_out, layout = read_layout(root, spec.layout, buckets_of(spec, cache_dir, progress))
     if not candidates:
         on_rejected(tuple(left_out))
     require_images(candidates, left_out, spec.source)

@@ -18,12 +18,14 @@ from trainer.data.bucket import fetch_bucket, fetch_objects
 from trainer.data.digests import checksum_problem, file_digests
 from trainer.data.download import download, forget_version
 from trainer.data.embedded import embedded_folder
-from trainer.data.layouts.import_files import FetchObjects
+from trainer.data.layouts.import_files import SUFFIXES as IMPORT_SUFFIXES
+from trainer.data.layouts.import_files import Buckets
 from trainer.data.progress import Progress
 from trainer.data.transfer import Patience
 from trainer.exits import DataError, UsageError
 from trainer.spec import DataSpec
 from trainer.storage import prepare_folder
+from trainer.storage.store import is_bucket
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _PATIENCE = Patience()
@@ -81,14 +83,15 @@ def _downloaded(
         raise
 
 
-def object_fetcher(spec: DataSpec, cache_dir: Path, progress: Progress) -> FetchObjects:
-    """Return what brings the images here that import files have in buckets; see `fetch_objects`."""
+def buckets_of(spec: DataSpec, cache_dir: Path, progress: Progress) -> Buckets:
+    """Return what brings the images here that import files name in buckets; see `fetch_objects`."""
 
     def fetch(uris: Sequence[str]) -> Mapping[str, Path]:
         prepare_folder(cache_dir)
         return fetch_objects(uris, cache_dir, spec.max_extracted_mib << 20, progress)
 
-    return fetch
+    is_import_file = is_bucket(spec.source) and spec.source.lower().endswith(IMPORT_SUFFIXES)
+    return Buckets(fetch, spec.source.rpartition("/")[0] if is_import_file else "")
 
 
 def _require_remote(scheme: str, source: str) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from trainer.data.cache import CacheView
 from trainer.data.checks import require_few_rejected, require_images
 from trainer.data.dataset import Split
-from trainer.data.fetch import fetch_source, object_fetcher
+from trainer.data.fetch import buckets_of, fetch_source
 from trainer.data.ingest import Ingested, ingest
 from trainer.data.items import Rejection
 from trainer.data.layouts import read_layout
@@ -35,7 +35,7 @@ def load_labelled(
     and what `load_dataset` raises for a source that can't be read.
     """
     root = fetch_source(spec.source, spec.checksum, cache_dir, spec.max_extracted_mib << 20, progress)
-    candidates, left_out, _ = read_layout(root, spec.layout, object_fetcher(spec, cache_dir, progress))
+    candidates, left_out, _ = read_layout(root, spec.layout, buckets_of(spec, cache_dir, progress))
     require_images(candidates, left_out, spec.source)
     _require_known({item.label for item in candidates}, class_names)
     found = ingest(candidates, spec, cache_dir, progress)

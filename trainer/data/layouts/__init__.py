@@ -14,11 +14,12 @@ from typing import NamedTuple
 from trainer.data.items import Item, Rejection
 from trainer.data.layouts.cifar import find_cifar_files, read_cifar_files
 from trainer.data.layouts.folders import read_folders
-from trainer.data.layouts.found import Found, printable, wrapped_folders
+from trainer.data.layouts.found import Found, wrapped_folders
 from trainer.data.layouts.import_files import SUFFIXES as IMPORT_SUFFIXES
-from trainer.data.layouts.import_files import FetchObjects, find_import_files, read_import_files
+from trainer.data.layouts.import_files import Buckets, find_import_files, read_import_files
 from trainer.data.layouts.tfrecord import find_tfrecord_files, read_tfrecord_files
 from trainer.exits import DataError
+from trainer.printable import printable
 
 __all__ = ["read_layout"]
 
@@ -32,8 +33,8 @@ class _FileLayout(NamedTuple):
     wants: str
 
 
-def _file_layouts(fetch: FetchObjects) -> tuple[_FileLayout, ...]:
-    read_import = partial(read_import_files, fetch=fetch)
+def _file_layouts(buckets: Buckets) -> tuple[_FileLayout, ...]:
+    read_import = partial(read_import_files, buckets=buckets)
     return (
         _FileLayout("tfrecord", find_tfrecord_files, read_tfrecord_files, "*.tfrecord files"),
         _FileLayout("cifar", find_cifar_files, read_cifar_files, "CIFAR's .bin files"),
@@ -41,15 +42,15 @@ def _file_layouts(fetch: FetchObjects) -> tuple[_FileLayout, ...]:
     )
 
 
-def read_layout(root: Path, layout: str, fetch: FetchObjects) -> tuple[list[Item], list[Rejection], str]:
+def read_layout(root: Path, layout: str, buckets: Buckets) -> tuple[list[Item], list[Rejection], str]:
     """Return the items and the rejections, both by name, and the layout: folders, import, tfrecord or cifar.
 
     root: a folder, or a single file of one of the layouts that are made of files. layout: one of the four,
     or "auto", which takes the first that fits: TFRecord, CIFAR, import files, else class folders.
-    `fetch` brings the images here that import files have in buckets. Items are unique by name; their
-    split is None where the source names none. Raises DataError, and what `fetch` raises.
+    `buckets` brings the images here that import files have there. Items are unique by name; their
+    split is None where the source names none. Raises DataError, and what `buckets` raises.
     """
-    kinds = _file_layouts(fetch)
+    kinds = _file_layouts(buckets)
     found, name = _read_file(root, layout, kinds) if root.is_file() else _read_folder(root, layout, kinds)
     items = sorted(found.items, key=lambda item: _natural(item.name))
     return items, sorted(found.rejections, key=lambda rejection: rejection.name), name

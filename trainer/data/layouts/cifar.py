@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.data.items import Item, Rejection
-from trainer.data.layouts.found import Found, list_folder, name_of, printable
+from trainer.data.layouts.found import Found, list_folder, name_of
 from trainer.exits import DataError
+from trainer.printable import printable
 
 _PIXEL_BYTES = 3072
 

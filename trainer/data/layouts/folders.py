@@ -16,12 +16,12 @@ from trainer.data.layouts.found import (
     identity,
     list_folder,
     name_of,
-    printable,
     rejection_of,
     split_named,
     wrapped_folders,
 )
 from trainer.exits import DataError
+from trainer.printable import printable
 
 
 def read_folders(root: Path) -> Found:
@@ -52,7 +52,8 @@ def _speaks_of_splits(folders: list[Path], base: Path) -> bool:
     if named and len(named) == len(folders) and not holding:
         raise DataError(
             "The folders of the splits hold no class folders; put the images of each class into a folder "
-            f"that has its name. Received: {', '.join(name.name for name in named)} in {printable(str(base))}"
+            "that has its name. "
+            f"Received: {printable(', '.join(folder.name for folder in named))} in {printable(str(base))}"
         )
     has_train = any(split_named(folder.name) == "train" for folder in holding)
     return has_train or (bool(holding) and len(named) == len(folders))

@@ -16,6 +16,7 @@ from pathlib import Path
 from trainer.data.header import MAGIC_BYTES, image_kind
 from trainer.data.items import Item, Rejection
 from trainer.exits import DataError
+from trainer.printable import printable
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif"})
 _LITTER = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
@@ -37,11 +38,6 @@ class Found:
 
     items: list[Item] = field(default_factory=list)
     rejections: list[Rejection] = field(default_factory=list)
-
-
-def printable(text: str) -> str:
-    """Return `text` with bytes that are not UTF-8 written as \\udcXX, so that any file can take it."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def name_of(path: Path, root: Path) -> str:

@@ -1,32 +1,45 @@
 """Vertex AI's import files: one row for each image.
 
-In: CSV files with rows of `[ML_USE,]URI,label`, or JSONL files with `imageGcsUri`,
+In: CSV files with rows of `[ML_USE,]URI,label`, as Vertex AI wants them or as a spreadsheet saves them
+(with a header, semicolons or tabs, UTF-16); or JSONL files with `imageGcsUri`,
 `classificationAnnotation.displayName` and the resource label `aiplatform.googleapis.com/ml_use`.
-URIs are paths relative to the import file, absolute paths, file:// URLs, or gs:// URIs. Out: an item for each
-row; a rejection that names the line for each row that can't be used, which counts as damaged.
+URIs are paths relative to the import file, here or in its bucket, absolute paths, file:// URLs,
+or gs:// URIs. Out: an item for each row; a rejection that names the line for each row that can't
+be used, which counts as damaged.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TextIO
 from urllib.parse import unquote
 
 from trainer.data.items import Item, Rejection
-from trainer.data.layouts.found import Found, list_folder, name_of, printable, split_named
+from trainer.data.layouts.found import Found, list_folder, name_of, split_named
 from trainer.exits import DataError
+from trainer.printable import printable
 from trainer.storage.store import is_bucket
 
 SUFFIXES = (".csv", ".jsonl")
 _USE_LABEL = "aiplatform.googleapis.com/ml_use"
+_HEADS = frozenset({"label", "labels", "class", "class_name", "category"})
 _LOOK_BYTES, _LOOK_LINES = 65_536, 5
 _REMOTE_SCHEMES = ("gs://", "http://", "https://")
 
-FetchObjects = Callable[[Sequence[str]], Mapping[str, Path]]
-"""From gs:// URIs of objects to their local copies; those that aren't there are left out."""
+
+@dataclass(frozen=True)
+class Buckets:
+    """How images come here that are in buckets."""
+
+    fetch: Callable[[Sequence[str]], Mapping[str, Path]]
+    """From gs:// URIs of objects to their local copies; those that aren't there are left out."""
+    beside: str = ""
+    """The gs:// folder of an import file that came alone: relative paths of its rows mean images there."""
 
 
 @dataclass(frozen=True)
@@ -44,15 +57,19 @@ def find_import_files(folder: Path) -> list[Path]:
     return [path for path in files if _looks_like_one(path)]
 
 
-def read_import_files(files: list[Path], root: Path, fetch: FetchObjects) -> Found:
+def read_import_files(files: list[Path], root: Path, buckets: Buckets) -> Found:
     """Read import files; items are named by their paths below `root`, those of a bucket by their URIs.
 
-    `fetch` brings the images of buckets here, all at once. Raises DataError for a file that
-    isn't text and for a row that points to a server, and what `fetch` raises.
+    The images of buckets come all at once. Raises DataError for a file that isn't text and
+    for a row that points to a server, and what `buckets.fetch` raises.
     """
-    rows = [(file, f"{name_of(file, root)}:{line}", row) for file in files for line, row in _rows(file)]
+    rows = [
+        (file, f"{name_of(file, root)}:{line}", row if isinstance(row, str) else _placed(row, buckets.beside))
+        for file in files
+        for line, row in _rows(file)
+    ]
     uris = [row.uri for _, _, row in rows if not isinstance(row, str) and is_bucket(row.uri)]
-    fetched = fetch(uris) if uris else {}
+    fetched = buckets.fetch(uris) if uris else {}
     found, seen = Found(), set[str]()
     for file, where, row in rows:
         item = row if isinstance(row, str) else _item(row, file, where, root, fetched)
@@ -65,18 +82,25 @@ def read_import_files(files: list[Path], root: Path, fetch: FetchObjects) -> Fou
     return found
 
 
+def _placed(row: _Row, beside: str) -> _Row:
+    is_relative = row.uri and not _is_remote(row.uri) and not row.uri.lower().startswith(("/", "file://"))
+    return replace(row, uri=f"{beside}/{row.uri}") if beside and is_relative else row
+
+
 def _looks_like_one(path: Path) -> bool:
     """Look at a few lines: the first may be a header, and an image may be missing."""
     try:
         with open(path, "rb") as file:
-            text = file.read(_LOOK_BYTES).decode("utf-8-sig", "replace")
+            text = file.read(_LOOK_BYTES).decode(_encoding(path), "replace")
     except OSError:
         return False
     lines = [line for line in text.splitlines() if line.strip()][:_LOOK_LINES]
     try:
         is_json = path.suffix.lower() == ".jsonl"
         rows = (
-            [_json_row(line) for line in lines] if is_json else [_csv_row(each) for each in csv.reader(lines)]
+            [_json_row(line) for line in lines]
+            if is_json
+            else [_csv_row(cells) for cells in csv.reader(lines, delimiter=_delimiter(lines))]
         )
     except csv.Error:
         return False
@@ -86,19 +110,42 @@ def _looks_like_one(path: Path) -> bool:
 def _rows(path: Path) -> Iterator[tuple[int, _Row | str]]:
     """Yield each line that isn't blank, from 1, as a row or as the reason why it is none."""
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with open(path, encoding=_encoding(path), newline="") as file:
             if path.suffix.lower() == ".jsonl":
                 yield from (
                     (line, _json_row(text)) for line, text in enumerate(file, start=1) if text.strip()
                 )
             else:
-                reader = csv.reader(file)
-                yield from ((reader.line_num, _csv_row(cells)) for cells in reader if any(cells))
-    except (UnicodeDecodeError, csv.Error, OSError) as error:
+                yield from _csv_rows(file, path)
+    except (UnicodeError, csv.Error, OSError) as error:
         raise DataError(
             "An import file can't be read; it should be UTF-8 text. "
             f"Received: {printable(str(path))} ({error})"
         ) from error
+
+
+def _csv_rows(file: TextIO, path: Path) -> Iterator[tuple[int, _Row | str]]:
+    delimiter = _delimiter([next(filter(str.strip, file), "")])
+    file.seek(0)
+    reader = csv.reader(file, delimiter=delimiter)
+    for count, cells in enumerate(filter(any, reader)):
+        row = _csv_row(cells)
+        is_header = count == 0 and not isinstance(row, str) and row.label.lower() in _HEADS
+        if isinstance(row, str) or not is_header or _is_file(row.uri, path):
+            yield reader.line_num, row
+
+
+def _encoding(path: Path) -> str:
+    """UTF-16 where the file says so, as spreadsheets save it, else UTF-8. Raises OSError."""
+    with open(path, "rb") as file:
+        start = file.read(2)
+    return "utf-16" if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+
+
+def _delimiter(lines: list[str]) -> str:
+    """Return what separates the cells: where the comma is for decimals, spreadsheets write semicolons."""
+    first = lines[0] if lines else ""
+    return next((each for each in ",;\t" if each in first), ",")
 
 
 def _csv_row(cells: list[str]) -> _Row | str:

@@ -8,7 +8,8 @@ the image and not say where it was. Format: https://protobuf.dev/programming-gui
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 
 _VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5
 _FIXED = {_EIGHT_BYTES: 8, _FOUR_BYTES: 4}
@@ -21,6 +22,8 @@ class Feature:
     start: int = 0
     end: int = 0
     number: int | None = None
+    several: bool = False
+    """Whether more values follow."""
 
 
 def first_values(record: bytes) -> dict[str, Feature]:
@@ -41,24 +44,31 @@ def first_values(record: bytes) -> dict[str, Feature]:
 
 def _first_value(record: bytes, feature: Feature) -> Feature | None:
     """Of Feature.bytes_list = 1 or int64_list = 3, the first of their `value` = 1."""
-    for values in _messages(record, feature, 1):
-        return next(_messages(record, values, 1), None)
-    for values in _messages(record, feature, 3):
-        for number, _, content in _fields(record, values):
-            if number == 1:
-                return _first_number(record, content)
-    return None
+    texts = (text for values in _messages(record, feature, 1) for text in _messages(record, values, 1))
+    numbers = (
+        Feature(number=number)
+        for values in _messages(record, feature, 3)
+        for field, _, content in _fields(record, values)
+        if field == 1
+        for number in _numbers(record, content)
+    )
+    values = list(islice(texts, 2)) or list(islice(numbers, 2))
+    return replace(values[0], several=len(values) > 1) if values else None
 
 
-def _first_number(record: bytes, content: Feature) -> Feature | None:
-    """Of a packed list, which is bytes, or of an unpacked one, which is the number itself."""
-    if content.number is None:
-        if content.start == content.end:
-            return None
-        content = Feature(number=_varint(record, content.start, content.end)[0])
-    number = content.number or 0
-    # Negative numbers are written as if they were 64 bits without a sign.
-    return Feature(number=number - (1 << 64) if number >= 1 << 63 else number)
+def _numbers(record: bytes, content: Feature) -> Iterator[int]:
+    """Yield those of a packed list, which is bytes, or the one of an unpacked list."""
+    position, number = content.start, content.number
+    if number is not None:
+        yield _signed(number)
+    while number is None and position < content.end:
+        value, position = _varint(record, position, content.end)
+        yield _signed(value)
+
+
+def _signed(number: int) -> int:
+    """Negative numbers are written as if they were 64 bits without a sign."""
+    return number - (1 << 64) if number >= 1 << 63 else number
 
 
 def _messages(record: bytes, message: Feature, wanted: int) -> Iterator[Feature]:

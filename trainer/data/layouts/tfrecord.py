@@ -19,12 +19,14 @@ from typing import BinaryIO
 import google_crc32c
 
 from trainer.data.items import Item, Rejection
-from trainer.data.layouts.found import Found, list_folder, name_of, printable, split_among_words, split_named
+from trainer.data.layouts.found import Found, list_folder, name_of, split_among_words, split_named
 from trainer.data.layouts.protobuf import first_values
 from trainer.exits import DataError
+from trainer.printable import printable
 
 _NAME = re.compile(r".*\.tfrecords?(-\d+-of-\d+)?(\.gz)?", re.IGNORECASE)
 _NUMBERED_LABEL = re.compile(r"(\d+)\s*:\s*(.+)")
+_FEATURES = ("image/encoded", "image/class/text", "image/class/label")
 _HEADER_BYTES, _FOOTER_BYTES = 12, 4
 _GZIP_MAGIC = b"\x1f\x8b"
 
@@ -75,10 +77,11 @@ def _item(record: _Record, blank: Item, names: dict[int, str]) -> Item | str:
         values = first_values(record.data)
     except ValueError as error:
         return f"damaged: the record is not a tf.train.Example ({error})"
-    image = values.get("image/encoded")
+    image, text, number = map(values.get, _FEATURES)
     if image is None or image.number is not None:
         return "the record has no image/encoded"
-    text, number = values.get("image/class/text"), values.get("image/class/label")
+    if several := [name for name in _FEATURES if name in values and values[name].several]:
+        return f"several values of {several[0]}; one image has one class"
     if text is not None and text.end > text.start:
         label = record.data[text.start : text.end].decode("utf-8", "backslashreplace")
     elif number is None or number.number is None:

@@ -1,0 +1,65 @@
+"""The options that describe a run, and what is said of one that doesn't exist.
+
+In: a command's function. Out: the command with the options of a spec; an unknown option is answered with the
+nearest one, or with the setting that was meant.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+DATA_HELP = "A folder, an archive (.zip, .tar, .tar.gz), an import file, or its https:// or gs:// URL."
+
+
+class SpecCommand(click.Command):
+    """A command that takes settings: `--epochs 3` is answered with `--set train.epochs=...`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse as click does, with a better hint for an option that doesn't exist."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            name = error.option_name
+            raise click.NoSuchOption(name, f"There is no option {name}.{self._hint(name)}", ctx=ctx) from None
+
+    def _hint(self, option: str) -> str:
+        from trainer.spec.problems import known_keys
+
+        meant = {key.rpartition(".")[2]: f"--set {key}=..." for key in reversed(known_keys())}
+        meant |= {param.name: param.opts[0] for param in self.params if param.name}
+        name = option.lstrip("-").replace("-", "_")
+        nearest = difflib.get_close_matches(name, meant, n=1, cutoff=0.7)
+        return f" Did you mean {meant[nearest[0]]}?" if nearest else " --help lists them."
+
+
+def spec_options(command: Command) -> Command:
+    """Add the options that describe a run."""
+    for option in reversed(
+        [
+            click.argument("spec_path", metavar="[SPEC.yaml]", required=False),
+            click.option(
+                "--recipe", metavar="NAME", help="Start from a recipe; `trainer recipes` lists them."
+            ),
+            click.option("--data", metavar="URI", help=DATA_HELP),
+            click.option(
+                "--output", metavar="DIR", help="Where runs go, a folder or gs://.  [default: runs]"
+            ),
+            click.option("--run-name", metavar="NAME", help="Name of the run; an unfinished one goes on."),
+            click.option("--fresh", is_flag=True, help="Begin an unfinished run anew."),
+            click.option(
+                "--set",
+                "settings",
+                metavar="KEY=VALUE",
+                multiple=True,
+                help="Change a setting: --set train.epochs=3.",
+            ),
+        ]
+    ):
+        command = option(command)
+    return command
