@@ -2,23 +2,23 @@
 
     python scripts/accuracy.py cats-vs-dogs --data cats_and_dogs_filtered.zip --seeds 3
 
-Prints each run's figures from its metrics.json and timings.json, then mean and spread. Runs that are finished
-are not done again, and an interrupted one goes on.
+Prints each run's figures from its metrics.json and timings.json, then mean and spread, then the
+verdicts of the reports. Runs that are finished are not done again, and an interrupted one goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import html
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
 from datetime import date
 from pathlib import Path
-
-HERE = Path(__file__).resolve().parent
 
 
 def main() -> None:
@@ -34,13 +34,16 @@ def main() -> None:
     arguments = parser.parse_args()
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {date.today()}"
     print(f"{machine}, {arguments.recipe}, {arguments.seeds} seeds")
-    rows = [read_figures(train(arguments, seed)) for seed in range(arguments.seeds)]
+    folders = [train(arguments, seed) for seed in range(arguments.seeds)]
+    rows = [read_figures(folder) for folder in folders]
     names = list(rows[0])
     print("seed  " + "  ".join(f"{name:>20}" for name in names))
     for seed, row in enumerate(rows):
         print(f"{seed:<6}" + "  ".join(f"{row[name]:>20.4f}" for name in names))
     for label, summarize in (("mean", statistics.fmean), ("stdev", spread)):
         print(f"{label:<6}" + "  ".join(f"{summarize([row[name] for row in rows]):>20.4f}" for name in names))
+    for seed, folder in enumerate(folders):
+        print(f"seed {seed}: {read_verdict(folder)}")
 
 
 def train(arguments: argparse.Namespace, seed: int) -> Path:
@@ -51,7 +54,9 @@ def train(arguments: argparse.Namespace, seed: int) -> Path:
         sys.executable, "-m", "trainer.task", "--recipe", arguments.recipe, "--data", arguments.data,
         "--output", str(arguments.output), "--run-name", name, "--set", f"seed={seed}", *settings,
     ]  # fmt: skip
-    subprocess.run(command, check=True, stdout=sys.stderr)
+    done = subprocess.run(command, check=False, stdout=sys.stderr)
+    if done.returncode:
+        raise SystemExit(f"the run {name} ended with exit code {done.returncode}; see above")
     return Path(arguments.output) / name
 
 
@@ -66,6 +71,12 @@ def read_figures(folder: Path) -> dict[str, float]:
         "train minus held-out": metrics["train/accuracy"] - metrics[f"{held_out}/accuracy"],
         "training seconds": times["training_seconds"],
     }
+
+
+def read_verdict(folder: Path) -> str:
+    """Return the sentence at the top of the run's report."""
+    found = re.search(r'<p class="headline">(.*?)</p>', (folder / "report.html").read_text())
+    return html.unescape(found[1]) if found else "no verdict"
 
 
 def spread(values: list[float]) -> float:

@@ -43,7 +43,9 @@ def main() -> None:
         "--epochs", type=int, help="of both, for a short try; else the recipe's, and the paper's 15"
     )
     parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16", "auto"])
+    parser.add_argument(
+        "--precision", choices=["float32", "bfloat16", "auto"], help="of ours, else the recipe's"
+    )
     arguments = parser.parse_args()
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {date.today()}")
     {"paper": bench_paper, "step": bench_step, "memory": bench_memory, "help": bench_help}[
@@ -63,7 +65,8 @@ def bench_paper(arguments: argparse.Namespace) -> None:
         def ours() -> None:
             run_quietly(
                 "-m", "trainer.task", "--recipe", arguments.recipe, "--data", str(folder), "--output", output,
-                "--run-name", f"bench-{time.time_ns()}", "--set", f"train.precision={arguments.precision}",
+                "--run-name", f"bench-{time.time_ns()}",
+                *(["--set", f"train.precision={arguments.precision}"] if arguments.precision else []),
                 *(["--set", f"train.epochs={arguments.epochs}"] if arguments.epochs else []),
             )  # fmt: skip
 
@@ -80,7 +83,7 @@ def bench_step(arguments: argparse.Namespace) -> None:
     prepare_libraries()
     import bench_step as measured
 
-    trained, bare = measured.prepare(unpacked(arguments.data), arguments.precision)
+    trained, bare = measured.prepare(unpacked(arguments.data), arguments.precision or "float32")
     compare("training, images/s", "bare step, images/s", trained, bare, arguments.pairs)
 
 
@@ -154,7 +157,10 @@ def unpacked(data: str | None) -> Path:
     if not data:
         raise SystemExit("this benchmark needs --data: the cats-and-dogs folder or archive")
     root = fetch_source(data, None, cache_folder(), 1 << 40, SilentProgress())
-    return next(folder.parent for folder in sorted(root.rglob("train")) if folder.is_dir())
+    found = [folder.parent for folder in sorted(root.resolve().rglob("train")) if folder.is_dir()]
+    if not found:
+        raise SystemExit(f"there is no train/ in {data}: give the cats-and-dogs folder or archive")
+    return found[0]
 
 
 if __name__ == "__main__":

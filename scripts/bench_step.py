@@ -1,14 +1,16 @@
 """Training against the bare compiled step; used by bench.py.
 
 In: the data and a precision. Out: two functions that measure images/s, one of the real
-loop's feed and steps, one of the least code that trains the same model: one batch that
-stays in memory, one compiled function, no augmentation, no bookkeeping.
+training with its checkpoints, one of the least code that trains the same model: one batch
+that stays in memory, one compiled function, no augmentation, no bookkeeping.
 """
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import keras
@@ -17,49 +19,70 @@ import tensorflow as tf
 
 from trainer.cli.app import cache_folder
 from trainer.cluster import find_cluster
-from trainer.data.dataset import load_dataset
+from trainer.data.batches import steps_per_epoch
+from trainer.data.dataset import Dataset, load_dataset
 from trainer.data.progress import SilentProgress
+from trainer.exits import StoppedError
 from trainer.spec import RunSpec, load_spec
-from trainer.train import build_learner
-from trainer.train.feed import Feed
-from trainer.train.step import Stepper
+from trainer.train import CallReport, Saver, build_learner, train
 
 _SECONDS = 15.0
+_STEPS_BETWEEN_LOOKS = 4
 
 
 def prepare(folder: Path, precision: str) -> tuple[Callable[[], float], Callable[[], float]]:
     """Return how to measure training, and how to measure the bare step, in images/s."""
     spec = load_spec(
         recipe="cats-vs-dogs",
-        settings=[f"train.precision={precision}"],
+        # Validation is left out; checkpoints are saved as ever.
+        settings=[f"train.precision={precision}", "train.epochs=1000", "train.validate_every_epochs=1000"],
         overrides={"data.source": str(folder)},
     )
     dataset = load_dataset(spec.data, cache_folder(), SilentProgress(), lambda found: None)
     return _training(spec, dataset), _bare_step(spec, dataset)
 
 
-def _training(spec: RunSpec, dataset: object) -> Callable[[], float]:
+class _Watch:
+    """Hears of each call of the steps, and stops the training after a while."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, float]] = []
+
+    def on_call(self, report: CallReport) -> None:
+        self.calls.append((report.step, time.perf_counter()))
+
+    def on_epoch(self, row: object, epochs: int) -> None: ...
+
+    def on_message(self, message: str) -> None: ...
+
+    def seconds(self) -> float:
+        return self.calls[-1][1] - self.calls[0][1]
+
+    def rate(self, batch: int) -> float:
+        """Return images/s after the first call, which compiles."""
+        return (self.calls[-1][0] - self.calls[0][0]) * batch / self.seconds()
+
+
+def _training(spec: RunSpec, dataset: Dataset) -> Callable[[], float]:
     cluster = find_cluster()
-    split = dataset.train
-    feed = Feed(split, spec.train.global_batch_size, spec.seed)
-    learner = build_learner(spec, len(dataset.class_names), feed.steps_per_epoch, cluster)
-    stepper = Stepper(learner, spec, np.ones(len(dataset.class_names), np.float32), cluster)
-    feed.block_steps = 4
+    steps = steps_per_epoch(len(dataset.train.labels), spec.train.global_batch_size)
+    learner = build_learner(spec, len(dataset.class_names), steps, cluster)
 
     def measure() -> float:
-        images, started = 0, time.perf_counter()
-        for block in feed.blocks(0, 1_000_000):
-            stepper.run(block, spec.data.image_size)
-            images += block.labels.size
-            if time.perf_counter() - started > _SECONDS:
-                break
-        return images / (time.perf_counter() - started)
+        watch = _Watch()
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            Saver(Path(folder, "checkpoints")) as saver,
+            suppress(StoppedError),
+        ):
+            train(learner, dataset, spec, cluster, saver, watch, dict, lambda: watch.seconds() > _SECONDS)
+        return watch.rate(spec.train.global_batch_size)
 
-    measure()  # compiles
+    measure()
     return measure
 
 
-def _bare_step(spec: RunSpec, dataset: object) -> Callable[[], float]:
+def _bare_step(spec: RunSpec, dataset: Dataset) -> Callable[[], float]:
     cluster = find_cluster()
     learner = build_learner(spec, len(dataset.class_names), 100, cluster)
     model, optimizer = learner.model, keras.optimizers.RMSprop(0.001)
@@ -79,8 +102,10 @@ def _bare_step(spec: RunSpec, dataset: object) -> Callable[[], float]:
     def measure() -> float:
         steps, started = 0, time.perf_counter()
         while time.perf_counter() - started < _SECONDS:
-            step().numpy()
-            steps += 1
+            for _ in range(_STEPS_BETWEEN_LOOKS):
+                loss = step()
+            loss.numpy()
+            steps += _STEPS_BETWEEN_LOOKS
         return steps * len(rows) / (time.perf_counter() - started)
 
     measure()  # compiles

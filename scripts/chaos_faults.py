@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from chaos_places import bucket_place
-from fault_proxy import at_random, fault_proxy
+from fault_proxy import FAULTS, at_random, fault_proxy
 
 from trainer.exits import TrainerError
 from trainer.publish import is_finished, latest_run, publish, verify
@@ -43,6 +43,8 @@ def main(times: int, seed: int) -> list[str]:
             ends[end] += 1
             faults.update(done)
             problems += lost
+    if times >= 50 and not (ends["published"] and set(FAULTS) <= set(faults)):
+        problems.append("not every fault happened, or nothing was published: that shows nothing")
     print(f"{times} runs: {dict(ends)}")
     print(f"{sum(faults.values())} faults: {dict(faults)}")
     return problems
@@ -101,6 +103,8 @@ def _lost(output: str, name: str, folder: Path, before: str | None, end: str) ->
         problems.append(f"after {name} latest names {latest}")
     if end == "published" and latest != name:
         problems.append(f"{name} was published and isn't the latest")
+    if end != "published" and is_finished(store.below(name)):
+        print(f"{name} ended with {end}, after its marker was written")
     if is_finished(store.below(name)):
         problems += [f"{name}: {each}" for each in verify(store.below(name))]
         files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.*")}

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from chaos_places import Attempt, bucket_place, make_images, result_of
 
-from trainer.publish import MANIFEST, latest_run, verify
+from trainer.publish import MANIFEST, MARKER, latest_run, verify
 from trainer.storage.store import Store, open_store
 
 EVERY_STEPS = 10
@@ -46,6 +46,8 @@ class Kills:
         self.data = make_images(folder / "images")
         self.problems: list[str] = []
         self.phases: Counter[str] = Counter()
+        self.cuts: Counter[str] = Counter()
+        """What a kill left: how far the publication was."""
         self.twice: list[int] = []
         calm = self.attempt(str(folder / "calm"), "calm")
         if calm.end():
@@ -99,6 +101,7 @@ class Kills:
             attempt.process.kill()
         attempt.end()
         self.phases[phase] += 1
+        self.cuts[_cut(run, open_store(run.uri.rpartition("/")[0]))] += 1
         return True
 
     def _count_twice(self, attempt: Attempt, last: int) -> int:
@@ -143,6 +146,14 @@ class Kills:
         )
 
 
+def _cut(run: Store, output: Store) -> str:
+    if run.find(MANIFEST) is None:
+        return "no manifest"
+    if run.find(MARKER) is None:
+        return "a manifest, no marker"
+    return "all" if latest_run(output) == run.uri.rpartition("/")[2] else "a marker, no pointer"
+
+
 def _between(attempt: Attempt, begin: str, end: str) -> float:
     first, last = attempt.when(begin), attempt.when(end)
     if first is None or last is None:
@@ -157,13 +168,15 @@ def main(times: int, seed: int) -> list[str]:
         kills.disturb(str(Path(temporary, "disk")), times - times // 2)
         with bucket_place("chaos") as output:
             kills.disturb(output, times // 2)
-        print(f"{sum(kills.phases.values())} kills: {dict(kills.phases)}")
+        print(f"{sum(kills.phases.values())} kills: {dict(kills.phases)}, which left {dict(kills.cuts)}")
         print(
             f"steps done twice after a kill: at most {max(kills.twice, default=0)}, "
             f"median {statistics.median(kills.twice or [0]):g}, of {EVERY_STEPS} that may be"
         )
         seen = kills.control()
         print(f"control, without the dropout's state: {'seen' if seen else 'NOT seen'}")
+        if missed := [name for name, _, _ in PHASES if times >= 50 and not kills.phases[name]]:
+            kills.problems.append(f"no kill while {', '.join(missed)}: that shows nothing of it")
         if max(kills.twice, default=0) > EVERY_STEPS:
             kills.problems.append(f"{max(kills.twice)} steps were done twice after a kill")
         return kills.problems + ([] if seen else ["the comparison does not see a missing part of the state"])

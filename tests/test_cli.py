@@ -73,7 +73,7 @@ def test_a_terminal_gets_bars_and_lines_of_80_columns_at_most() -> None:
     assert "━" in plain
     assert "epoch 12/100" in plain
     assert "0.781" in plain
-    assert "141 img/s" in plain
+    assert "141 img/s  wait 0%" in plain
     assert "train / validation" in plain
     assert "loss 0.500 / 0.600  acc 0.750 / 0.700" in plain
     assert max(len(line) for line in re.split(r"[\r\n]+", plain)) <= 80

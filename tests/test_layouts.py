@@ -256,7 +256,7 @@ def test_import_that_is_not_text_is_an_error(tmp_path: Path, data: bytes) -> Non
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-@pytest.mark.parametrize("header", ["", "path{0}label\n"])
+@pytest.mark.parametrize("header", ["", "path{0}label\n", "ml_use{0}uri{0}Label\n"])
 def test_import_csv_is_read_as_spreadsheets_save_it(
     tmp_path: Path, delimiter: str, encoding: str, header: str
 ) -> None:
@@ -343,6 +343,15 @@ def test_tfrecord_gives_the_place_of_every_image(tmp_path: Path) -> None:
         ("val.tfrecords#0", "cat", "validation"),
     ]
     assert [items[2].read(), items[3].read()] == [image, PNG]
+
+
+def test_labels_that_a_terminal_would_obey_are_spelled_out(tmp_path: Path) -> None:
+    record = example(image_encoded=PNG, image_class_label=1, image_class_text=b"ca\x1b[2Jt")
+    put(tmp_path, "a.tfrecord", data=framed(record))
+    put(tmp_path, "b/data_batch_1.bin", data=cifar_record([1], 7))
+    (tmp_path / "b" / "batches.meta.txt").write_text("dog\nca\x9bt\n")
+    assert [item.label for item in read_layout(tmp_path, "tfrecord")[0]] == ["ca\\x1b[2Jt"]
+    assert [item.label for item in read_layout(tmp_path / "b", "cifar")[0]] == ["ca\\x9bt"]
 
 
 def test_tfrecord_that_tensorflow_wrote_is_read(tmp_path: Path) -> None:

@@ -49,12 +49,9 @@ def test_manifest_lists_every_file_but_itself_the_marker_and_temporary_ones(run:
 
 def test_marker_holds_the_digest_of_the_manifest_and_the_pointer_the_name(run: Path) -> None:
     publish_at(run)
-    pointer = run.parent / "latest"
-    assert (run / "_SUCCESS").read_text().strip() == hashlib.sha256(
-        (run / "MANIFEST.json").read_bytes()
-    ).hexdigest()
-    assert pointer == run.parent / "latest"
-    assert pointer.read_text() == "pets-1\n"
+    digest = hashlib.sha256((run / "MANIFEST.json").read_bytes()).hexdigest()
+    assert (run / "_SUCCESS").read_text().strip() == digest
+    assert (run.parent / "latest").read_text() == "pets-1\n"
     assert latest_run(FolderStore(run.parent)) == run.name
     assert verify(FolderStore(run)) == []
 
@@ -72,6 +69,38 @@ def test_run_without_marker_or_with_another_manifest_is_not_finished(run: Path) 
 def test_publication_cut_short_before_the_marker_is_made_anew(run: Path) -> None:
     (run / "MANIFEST.json").write_text("of an earlier try")
     (run / "late.txt").write_text("late")
+    publish_at(run)
+    assert verify(FolderStore(run)) == []
+
+
+def test_publication_cut_short_before_the_marker_again_and_again_ends_whole(run: Path) -> None:
+    class KilledError(Exception):
+        """Stands for the end of the process."""
+
+    for _ in range(3):
+        asked = []
+
+        def cut_after_the_manifest(asked: list[int] = asked) -> None:
+            asked.append(1)
+            if len(asked) == 2:
+                raise KilledError
+
+        with pytest.raises(KilledError):
+            publish(FolderStore(run.parent), run.name, run, cut_after_the_manifest)
+        assert (run / "MANIFEST.json").exists()
+        assert not is_finished(FolderStore(run))
+    publish_at(run)
+    assert verify(FolderStore(run)) == []
+    assert {path.name for path in run.iterdir()} - {".history.jsonl.0a1b2c.tmp"} == {
+        "MANIFEST.json", "_SUCCESS", "metrics.json", "model", "report.html",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("left", ["", "0" * 64], ids=["empty", "of no manifest"])
+def test_marker_that_belongs_to_nothing_is_replaced(run: Path, left: str) -> None:
+    (run / "_SUCCESS").write_text(left)
+    if not left:  # where a file is not made at one blow, a crash leaves it empty, and the manifest is there
+        (run / "MANIFEST.json").write_text("of an earlier try")
     publish_at(run)
     assert verify(FolderStore(run)) == []
 
@@ -104,10 +133,11 @@ def test_pointer_goes_to_the_run_that_was_published_last_and_never_back(run: Pat
 
 def test_marker_of_another_manifest_is_never_replaced(run: Path) -> None:
     (run / "_SUCCESS").write_text("0" * 64)
+    (run / "MANIFEST.json").write_text("another")
     with pytest.raises(UsageError, match="doesn't belong to its"):
         publish_at(run)
     assert (run / "_SUCCESS").read_text() == "0" * 64
-    assert not (run / "MANIFEST.json").exists()
+    assert (run / "MANIFEST.json").read_text() == "another"
     assert not (run.parent / "latest").exists()
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import urllib3
 from google.api_core import exceptions as api
+from google.auth import exceptions as auth
 from google.cloud.storage.exceptions import DataCorruption
 
-from trainer.storage.retries import is_lost_session, repeated
+from trainer.exits import TemporaryError, UsageError
+from trainer.storage.retries import explanation, is_lost_session, repeated
 
 
 class Failing:
@@ -40,6 +42,35 @@ def test_a_network_or_a_service_that_fails_is_asked_again_and_then_told(error: E
     with pytest.raises(api.RetryError) as raised:
         repeated(Failing(*[error] * 9), 0.0)
     assert raised.value.cause is error
+
+
+def test_credentials_that_nobody_could_be_asked_for_are_asked_for_again_and_refused_ones_not() -> None:
+    unreachable, refused = auth.RefreshError("no route"), auth.RefreshError("revoked")
+    unreachable.__cause__ = auth.TransportError("no route")
+    assert repeated(Failing(unreachable), 5.0) == "done"
+    assert isinstance(explanation(unreachable, "gs://b/x", "read"), TemporaryError)
+    with pytest.raises(auth.RefreshError):
+        repeated(Failing(refused), 5.0)
+    assert isinstance(explanation(refused, "gs://b/x", "read"), UsageError)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (api.Forbidden("no"), UsageError, "roles/storage.objectUser"),
+        (api.Unauthorized("who"), UsageError, "credentials"),
+        (api.TooManyRequests("slow down"), TemporaryError, "retries are used up"),
+        (api.BadRequest("name"), UsageError, "check the name"),
+    ],
+    ids=lambda value: getattr(value, "__name__", type(value).__name__),
+)
+def test_what_the_bucket_says_is_told_with_what_to_do(
+    error: Exception, kind: type[Exception], words: str
+) -> None:
+    told = explanation(error, "gs://b/x", "written")
+    assert type(told) is kind
+    assert words in str(told)
+    assert "gs://b/x" in str(told)
 
 
 def test_damage_is_asked_again_three_times_and_what_is_final_not_at_all() -> None:

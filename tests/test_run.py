@@ -18,6 +18,8 @@ import yaml
 from PIL import Image
 from small_disk import small_disk
 
+from trainer.exits import UsageError
+from trainer.export import load_model
 from trainer.metrics import compute_metrics, read_predictions
 from trainer.publish import is_finished, verify
 from trainer.storage.folder import FolderStore
@@ -169,24 +171,39 @@ def test_what_is_no_model_is_refused(
     run, _ = finished
     picture = tmp_path / "a.png"
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(picture)
-    refused(trainer("predict", tmp_path / "none", picture, cache=tmp_path), 2, "no such folder")
-    refused(trainer("predict", tmp_path, picture, cache=tmp_path), 2, "not a run or a model")
     copy = tmp_path / "copy"
     subprocess.run(["cp", "-r", run / "model", copy], check=True)
-    about = json.loads((copy / "assets" / "model.json").read_text())
-    (copy / "assets" / "model.json").write_text(json.dumps({**about, "format_version": 99}))
-    refused(trainer("predict", copy, picture, cache=tmp_path), 2, "format 99")
-    for change in ({"class_names": ["one"]}, {"image_size": 64}, {"image_size": "wide"}):
-        (copy / "assets" / "model.json").write_text(json.dumps({**about, **change}))
-        refused(trainer("predict", copy, picture, cache=tmp_path), 2, "damaged")
-    (copy / "assets" / "model.json").write_text(json.dumps({"format_version": about["format_version"]}))
-    refused(trainer("predict", copy, picture, cache=tmp_path), 2, "damaged")
-    (copy / "assets" / "model.json").write_text(json.dumps(about))
     weights = next((copy / "variables").glob("*.data-*"))
     weights.write_bytes(weights.read_bytes()[:-100])
     refused(trainer("predict", copy, picture, cache=tmp_path), 2, "damaged")
-    (copy / "assets" / "model.json").unlink()
-    refused(trainer("predict", copy, picture, cache=tmp_path), 2, "not exported by this program")
+    refused(trainer("predict", tmp_path, picture, cache=tmp_path), 2, "not a run or a model")
+
+
+def test_a_model_whose_description_does_not_fit_is_refused(
+    finished: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    run, _ = finished
+    with pytest.raises(UsageError, match="no such folder"):
+        load_model(tmp_path / "none")
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-r", run / "model", copy], check=True)
+    description = copy / "assets" / "model.json"
+    about = json.loads(description.read_text())
+    assert load_model(copy).class_names == tuple(about["class_names"])
+    for words, changed in (
+        ("format 99", {**about, "format_version": 99}),
+        ("damaged", {**about, "class_names": ["one"]}),
+        ("damaged", {**about, "image_size": 64}),
+        ("damaged", {**about, "image_size": "wide"}),
+        ("damaged", {"format_version": about["format_version"]}),
+        ("not exported by this program", {}),
+    ):
+        description.write_text(json.dumps(changed))
+        with pytest.raises(UsageError, match=words):
+            load_model(copy)
+    description.unlink()
+    with pytest.raises(UsageError, match="not exported by this program"):
+        load_model(copy)
 
 
 @pytest.mark.engine
@@ -233,6 +250,33 @@ def test_a_source_that_vanishes_while_it_trains_costs_nothing(photos: Path, tmp_
     assert process.returncode == 0, out + err
     assert "from the cache: the source has changed" in out
     assert is_finished(FolderStore(tmp_path / "one"))
+
+
+@pytest.mark.engine
+def test_without_any_flags_of_its_own_it_trains_the_demo(tmp_path: Path) -> None:
+    done = subprocess.run(
+        command("train", "--set", "train.epochs=1"),
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Found 1437 train and 360 validation images in 10 classes" in done.stdout
+    run = tmp_path / "runs" / (tmp_path / "runs" / "latest").read_text().strip()
+    assert run.name.startswith("demo-")
+    assert json.loads((run / "metrics.json").read_text())["validation/accuracy"] > 0.5
+    refused(trainer("predict", run / "model", tmp_path / "none.jpg", cache=tmp_path), 2, "none.jpg")
+
+
+@pytest.mark.engine
+def test_a_run_that_is_not_finished_is_not_asked(
+    finished: tuple[Path, subprocess.CompletedProcess[str]], photos: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-r", finished[0], copy], check=True)
+    (copy / "_SUCCESS").unlink()
+    for place in (copy, copy / "model"):
+        done = trainer("predict", place, photos, cache=tmp_path)
+        refused(done, 2, "not finished", f"trainer train {copy}/spec.yaml")
 
 
 def test_a_published_run_that_was_changed_is_left_as_it_is(

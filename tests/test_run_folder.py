@@ -96,6 +96,14 @@ def test_a_begun_run_goes_on_and_refuses_another_spec_with_the_keys(output: Stor
     run.release()
 
 
+def test_a_start_removes_the_manifest_that_one_before_left(output: Store, cache: Path) -> None:
+    begun(output, cache)
+    output.write("one/MANIFEST.json", b"of a publication that was cut short")
+    run = open_run_folder(spec_in(output), NOW, cache)
+    assert output.find("one/MANIFEST.json") is None
+    run.release()
+
+
 def test_a_fresh_start_forgets_what_was_begun(output: Store, cache: Path) -> None:
     begun(output, cache)
     run = open_run_folder(spec_in(output, "train.epochs=3"), NOW, cache, fresh=True)

@@ -315,3 +315,26 @@ def pins_of(name: str) -> dict[str, set[str]]:
     for package, version in re.findall(r"^(\S+)==(\S+)", text, re.MULTILINE):
         pins.setdefault(package, set()).add(version)
     return pins
+
+
+@pytest.mark.engine
+def test_the_wheel_holds_the_whole_package_and_needs_no_tensorflow(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(ROOT / "trainer", source / "trainer", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    subprocess.run(
+        [
+            sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet",
+            "--wheel-dir", str(tmp_path), str(source),
+        ],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    with zipfile.ZipFile(next(tmp_path.glob("trainer-*.whl"))) as wheel:
+        packed = {name for name in wheel.namelist() if name.startswith("trainer/")}
+        metadata = wheel.read(next(name for name in wheel.namelist() if name.endswith("METADATA"))).decode()
+    files = {path for path in (source / "trainer").rglob("*") if path.is_file()}
+    assert packed == {path.relative_to(source).as_posix() for path in files}
+    needed = re.findall(r"^Requires-Dist: ([\w-]+)(.*)$", metadata, re.MULTILINE)
+    assert "click" in dict(needed)
+    assert {name for name, rest in needed if "tensorflow" in name and "extra ==" not in rest} == set()

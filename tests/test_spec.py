@@ -104,6 +104,7 @@ def test_settings_count_in_any_order(order: int) -> None:
     ("setting", "words"),
     [
         ("augment={crop: {first_size: 96, size: 64}}", "first_size"),
+        ("augment={crop: {first_size: 1000}}", "first_size"),
         ("optimizer={name: adam, momentum: 0.9}", "momentum"),
         ("optimizer={name: rmsprop, nesterov: true}", "nesterov"),
         ("optimizer={schedule: constant, final_fraction: 0.1}", "final_fraction"),
@@ -223,3 +224,16 @@ def test_the_digest_knows_what_can_change_the_result() -> None:
 def test_every_exception_has_a_code_of_the_table() -> None:
     codes = {each.exit_code for each in TrainerError.__subclasses__()} | {TrainerError.exit_code}
     assert codes | {0, 137} == set(EXIT_CODES)
+
+
+def test_another_source_does_not_inherit_the_checksum(tmp_path: Path) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_text("recipe: cifar10\ndata: {source: my_photos.zip}\n")
+    checksum = f"sha256:{'0' * 64}"
+    assert load_spec(recipe="cifar10").data.checksum is not None
+    assert load_spec(file).data.checksum is None
+    assert load_spec(recipe="cifar10", overrides={"data.source": "x"}).data.checksum is None
+    assert load_spec(recipe="cifar10", settings=["data.source=x"]).data.checksum is None
+    both = ["data.source=x", f"data.checksum={checksum}"]
+    assert load_spec(recipe="cifar10", settings=both).data.checksum == checksum
+    assert load_spec(recipe="cifar10", settings=["data.max_rejected=0.5"]).data.checksum is not None

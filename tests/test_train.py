@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +27,7 @@ from trainer.exits import DivergedError, StoppedError, TemporaryError, UsageErro
 from trainer.mix import mix_images
 from trainer.spec import RunSpec, load_spec
 from trainer.train import CallReport, Learner, Saver, TrainResult, build_learner, train
+from trainer.train.average import WeightAverage
 from trainer.train.feed import Feed
 from trainer.train.step import Stepper, class_weights
 
@@ -523,6 +526,41 @@ def test_the_average_follows_the_weights_and_is_what_is_kept(dataset: Dataset, t
         not np.array_equal(shadow, weight)
         for shadow, weight in zip(learner.average.shadows, learner.model.weights, strict=True)
     )
+
+
+def test_the_average_is_that_of_the_formula() -> None:
+    model = keras.Sequential([keras.Input([1]), keras.layers.Dense(1, use_bias=False)])
+    (weight,) = model.weights
+    weight.assign([[0.0]])
+    average = WeightAverage(model, 0.15)
+    expected = 0.0
+    for step, value in enumerate((1.0, 3.0, -2.0)):
+        weight.assign([[value]])
+        average.update(tf.constant(step, tf.int64))
+        decay = min(0.15, (1 + step) / (10 + step))  # 0.1, 0.15, 0.15
+        expected = decay * expected + (1 - decay) * value
+        assert float(average.shadows[0][0, 0]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_step_moves_the_average(dataset: Dataset) -> None:
+    spec = load_spec(settings=[*SMALL, "train.ema_decay=0.9"])
+    learner = learner_for(spec, dataset)
+    assert learner.average is not None
+    before = [shadow.numpy() for shadow in learner.average.shadows]
+    stepper = Stepper(learner, spec, np.ones(2, np.float32), find_cluster())
+    stepper.run(next(Feed(dataset.train, 8, 0).blocks(0, 1)), 16)
+    for old, shadow, weight in zip(before, learner.average.shadows, learner.model.weights, strict=True):
+        np.testing.assert_allclose(shadow, old + 0.9 * (weight.numpy() - old), rtol=1e-5, atol=1e-6)
+
+
+def test_two_replicas_do_the_steps_of_one() -> None:
+    script = Path(__file__).with_name("two_replicas.py")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for found in json.loads(done.stdout.splitlines()[-1]).values():
+        assert found["images"] == [7.0] * 4
+        assert found["loss"] < 1e-4
+        assert found["weights"] < 1e-5
 
 
 def test_precision_and_xla_follow_the_machine() -> None:

@@ -146,6 +146,12 @@ def test_low_train_accuracy_is_under_trained() -> None:
     assert "the train accuracy is low" in found.headline
 
 
+def test_a_run_that_has_hardly_begun_is_not_over_fitted() -> None:
+    found = verdict(0.65, 0.55)
+    assert found.kind == "under-trained"
+    assert "gap" not in found.headline
+
+
 def test_over_fitting_at_the_level_of_guessing_is_over_fitting() -> None:
     assert verdict(0.99, 0.51).kind == "over-fitted"
 

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.exits import TemporaryError, TrainerError, UsageError
-from trainer.storage.local import explained, hash_file, is_temporary
+from trainer.storage.checksums import as_text, file_crc32c
+from trainer.storage.local import explained, hash_file, is_temporary, sync_file
 from trainer.storage.store import Content, Entry, Store
 
 MANIFEST = "MANIFEST.json"
@@ -54,7 +55,7 @@ def publish(output: Store, name: str, folder: Path, require: Callable[[], None] 
     if name == POINTER:
         raise UsageError(f"A run can't be called {POINTER!r}, the name of the pointer. Received: {run.uri}")
     if not is_finished(run):
-        _finish(run, name, folder, require)
+        _finish(output, name, folder, require)
     require()
     move_pointer(output, name)
 
@@ -110,8 +111,13 @@ def verify(run: Store) -> list[str]:
 
 
 def require_unchanged(run: Store) -> None:
-    """Raise UsageError for a run that was published and whose manifest is another one now."""
-    if run.read(MARKER) is not None and not is_finished(run):
+    """Raise UsageError for a run that was published and whose manifest is another one now.
+
+    An empty marker is one that a crash left where files can't be made at one blow; one without any
+    manifest is of a process that lost the run while its request was on the way.
+    """
+    marker = run.read(MARKER)
+    if marker is not None and marker.data and run.read(MANIFEST) is not None and not is_finished(run):
         # Made by someone who saw another manifest: to replace either would hide that.
         raise UsageError(
             f"The run has a {MARKER} that doesn't belong to its {MANIFEST}, so something changed it after it "
@@ -119,7 +125,8 @@ def require_unchanged(run: Store) -> None:
         )
 
 
-def _finish(run: Store, name: str, folder: Path, require: Callable[[], None]) -> None:
+def _finish(output: Store, name: str, folder: Path, require: Callable[[], None]) -> None:
+    run = output.below(name)
     require_unchanged(run)
     records = _records(run, folder)
     before = run.read(MANIFEST)
@@ -133,14 +140,19 @@ def _finish(run: Store, name: str, folder: Path, require: Callable[[], None]) ->
         "files": [asdict(record) for record in records],
     }
     data = (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
-    # Not by a swap where nothing is: on disk it would leave its lock in the run.
-    if not (run.swap(MANIFEST, data, before.version) if before else run.create(MANIFEST, data)):
+    # From the output, where on disk the lock of a swap may lie: in the run it would be one file more.
+    if not output.swap(f"{name}/{MANIFEST}", data, before.version if before else None):
         raise TemporaryError(
             f"Another process is publishing this run; start the same command again to see how it ended. "
             f"Received: {run.uri}"
         )
     require()
-    if not run.create(MARKER, f"{_digest(data)}\n".encode()) and not is_finished(run):
+    marker, stale = f"{_digest(data)}\n".encode(), run.read(MARKER)
+    if stale is None:
+        run.create(MARKER, marker)
+    else:
+        output.swap(f"{name}/{MARKER}", marker, stale.version)
+    if not is_finished(run):
         raise UsageError(f"Another process published this run meanwhile. Received: {run.uri}")
 
 
@@ -151,16 +163,23 @@ def _records(run: Store, folder: Path) -> list[FileRecord]:
     Raises TemporaryError if a file of the folder isn't in the run.
     """
     records = {name: _record(folder, name) for name in _names(folder)}
-    present = {entry.name: entry.size for entry in run.entries() if entry.name not in (MANIFEST, MARKER)}
+    present = {entry.name: entry for entry in run.entries() if entry.name not in (MANIFEST, MARKER)}
     for name, record in records.items():
-        if present.get(name) != record.size:
+        found = present.get(name)
+        if found is None or found.size != record.size or not _is_same(found, folder / name):
+            size = found.size if found else "no"
             raise TemporaryError(
                 f"A file of the run is not as it was written; start the same command again. "
-                f"Received: {run.at(name)} has {present.get(name, 'no')} bytes instead of {record.size}"
+                f"Received: {run.at(name)} of {size} bytes, written were {record.size}"
             )
     for name in present.keys() - records.keys():
-        records[name] = FileRecord(name, present[name], run.sha256(name))
+        records[name] = FileRecord(name, present[name].size, run.sha256(name))
     return [records[name] for name in sorted(records)]
+
+
+def _is_same(found: Entry, path: Path) -> bool:
+    """Return whether a file of equal size has the checksum that the store knows, if it knows one."""
+    return not found.crc32c or found.crc32c == as_text(file_crc32c(path))
 
 
 def _names(folder: Path) -> list[str]:
@@ -175,6 +194,8 @@ def _names(folder: Path) -> list[str]:
 def _record(folder: Path, name: str) -> FileRecord:
     path = folder / name
     with explained(path, "read"):
+        # The marker must not outlive, in a power failure, what it speaks of.
+        sync_file(path)
         return FileRecord(name, path.stat().st_size, hash_file(path)["sha256"])
 
 

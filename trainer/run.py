@@ -98,7 +98,7 @@ def _train(
     def is_overdue() -> bool:
         return stop.is_overdue(_GRACE_SHARE * spec.train.grace_seconds)
 
-    with stop.patience(), Saver(folder.checkpoints, folder.keep, is_overdue) as saver:
+    with stop.patience(), Saver(folder.checkpoints, folder.keep, is_overdue, folder.require_lease) as saver:
         return train(
             learner, dataset, spec, cluster, saver, screen,
             lambda: evaluator.loss_and_accuracy(dataset.held_out, is_stopped), is_stopped,
@@ -159,6 +159,7 @@ def _keep_metrics(
     predictions: dict[str, Predictions], result: TrainResult, folder: RunFolder
 ) -> dict[str, float]:
     """Write predictions.csv and metrics.json; return the metrics, named split/metric."""
+    folder.require_lease()  # on disk what another process published would be overwritten
     write_predictions(folder.path / "predictions.csv", list(predictions.values()))
     metrics = {
         f"{split}/{name}": value
@@ -178,6 +179,7 @@ def _export(model: keras.Model, dataset: Dataset, spec: RunSpec, folder: RunFold
     export_model(temporary, model, dataset.class_names, spec.data)
     golden = make_golden(model, dataset.held_out)
     difference = verify_export(temporary, golden)
+    folder.require_lease()
     replace_folder(temporary, folder.model)
     agreement = f"to {difference:.0e}" if difference else "exactly"
     lost = f" ({golden.lost} from the cache: the source has changed since)" if golden.lost else ""
@@ -209,4 +211,5 @@ def _report(
         keeps_best=spec.train.keeps_best,
         best_epoch=result.best_epoch,
     )
+    folder.require_lease()
     return write_report(folder.path, inputs)

@@ -67,9 +67,6 @@ def train(
     stop.listen()
     if spec_path is None and recipe is None and data is None:
         recipe = "demo"
-    if data is not None:
-        # The recipe's checksum is that of the recipe's own data.
-        settings = ("data.checksum=null", *settings)
     prepare_libraries()
     overrides = {"data.source": data, "output": output, "run_name": run_name}
     path = local_path(spec_path, cache_folder(), SilentProgress()) if spec_path else None

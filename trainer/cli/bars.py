@@ -21,7 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-_BAR_WIDTH = 18
+_BAR_WIDTH, _EPOCH_BAR_WIDTH = 18, 8
 
 
 class BarTask:
@@ -84,7 +84,7 @@ def epoch_bar(console: rich.console.Console) -> Progress:
     """Return the bar of a training; its `now` field is the text on its right."""
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(_BAR_WIDTH),
+        BarColumn(_EPOCH_BAR_WIDTH),
         TextColumn("{task.fields[now]}"),
         TextColumn("eta"),
         TimeRemainingColumn(compact=True),

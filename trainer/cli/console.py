@@ -101,7 +101,10 @@ class Console:
             self._bar = epoch_bar(self.rich)
             self._bar.start()
             self._bar.add_task("", total=report.total_steps, now="")
-        text = f"loss {report.loss:.3f}  acc {report.accuracy:.3f}  {report.images_per_second:.0f} img/s"
+        text = (
+            f"loss {report.loss:.3f}  acc {report.accuracy:.3f}  {report.images_per_second:.0f} img/s  "
+            f"wait {report.wait_share:.0%}"
+        )
         self._bar.update(
             self._bar.task_ids[0],
             completed=report.step,

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from trainer.exits import OutOfMemoryError
+from trainer.exits import OutOfMemoryError, UsageError
 
 TENSORFLOW_MODULES = ("tensorflow", "keras", "tensorboard")
 """What an extra brings and plain `pip install .` doesn't."""
@@ -36,6 +36,8 @@ def prepare_libraries() -> None:
     defaults = _DEFAULTS | (_X86_DEFAULTS if platform.machine() == "x86_64" else {})
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    # Not a default: with another backend, as a notebook or ~/.keras may ask for, nothing here works.
+    os.environ["KERAS_BACKEND"] = "tensorflow"
 
 
 def require_tensorflow() -> None:
@@ -58,12 +60,23 @@ def memory_explained(advice: str) -> Iterator[None]:
         raise OutOfMemoryError(f"The memory does not suffice; {advice}. Received: {detail}") from None
 
 
+def _require_temporary_folder() -> None:
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        raise UsageError(
+            "There is no folder for temporary files, or it is full or can't be written; set TMPDIR to one. "
+            f"Received: TMPDIR={os.environ.get('TMPDIR', '')!r}"
+        ) from None
+
+
 def import_tensorflow() -> None:
     """Import TensorFlow without what it says when oneDNN is on, which no log level holds back.
 
-    When the import fails, what it said is shown. Raises ModuleNotFoundError.
+    When the import fails, what it said is shown. Raises ModuleNotFoundError, UsageError.
     """
     prepare_libraries()
+    _require_temporary_folder()
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as said:

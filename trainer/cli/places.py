@@ -34,6 +34,7 @@ def local_model(uri: str, cache_dir: Path, progress: Progress) -> Path:
     """Return where the model of the run `uri`, or the model `uri`, is on local disk."""
     run = find_run(uri)
     if not is_bucket(uri):
+        _require_whole(run)
         return Path(run.uri)
     if is_finished(run):
         return local_path(run.below("model").uri, cache_dir, progress)
@@ -45,12 +46,15 @@ def local_model(uri: str, cache_dir: Path, progress: Progress) -> Path:
     )
 
 
-def _require_whole(model: Store) -> None:
-    """Raise UsageError for the model of a run that is being written at this moment, or was given up."""
-    parent, _, name = model.uri.rpartition("/")
-    run = open_store(parent)
-    if name == "model" and run.find("spec.yaml") and not is_finished(run):
-        raise UsageError(f"The run is not finished, so its model may not be whole. Received: {run.uri}")
+def _require_whole(place: Store) -> None:
+    """Raise UsageError for a run, or the model of one, that is at work at this moment or was given up."""
+    parent, _, name = place.uri.rpartition("/")
+    run = open_store(parent or ".") if name == "model" else place
+    if run.find("spec.yaml") and not is_finished(run):
+        raise UsageError(
+            "The run is not finished, so it has no model yet or one that may not be whole; "
+            f"`trainer train {run.at('spec.yaml')}` finishes it. Received: {run.uri}"
+        )
 
 
 def find_run(uri: str) -> Store:

@@ -64,6 +64,7 @@ def _do(spec: RunSpec, folder: RunFolder, cache_dir: Path, console: Console, sto
     except (UsageError, DataError, TemporaryError):
         # It ended with a message that says what to do: that isn't a start which got stuck.
         with suppress(TrainerError):
+            folder.require_lease()  # else the last row is another process's
             forget_start(folder.path)
             folder.keep()
         raise

@@ -95,10 +95,6 @@ def _model_folder(path: Path) -> Path:
     for folder in (path, path / "model"):
         if (folder / "saved_model.pb").exists():
             return folder
-    if (path / "spec.yaml").exists():
-        raise UsageError(
-            f"This run has no model yet; run `trainer train {path}/spec.yaml` to finish it. Received: {path}"
-        )
     raise UsageError(f"This is not a run or a model of this program. {_NEED} Received: {path}")
 
 

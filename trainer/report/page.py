@@ -185,6 +185,7 @@ def _context(
         "recipe": settings.get("recipe"),
         "is_augmented": tables.augment_text(settings) not in ("", "none"),
         "is_smoothed": bool(settings.get("train", {}).get("label_smoothing")),
+        "is_weighted": settings.get("train", {}).get("class_weights", "none") != "none",
         "facts": tables.facts(inputs, settings),
         "command": tables.command_text(inputs.environment),
         **_answers(inputs, predictions),

@@ -120,13 +120,14 @@ def _gap_interval(case: _Case) -> tuple[float, float]:
 
 def _decide(case: _Case, gap: float, low: float, high: float) -> tuple[Kind, str, str]:
     """Return the kind, the headline's last words, and the advice."""
-    if gap > LARGEST_GAP and low > 0:
+    has_learnt = _skill(case, "train") >= LEAST_SKILL
+    if gap > LARGEST_GAP and low > 0 and has_learnt:
         return "over-fitted", f"over-fitted (gap {gap:.3f})", _advice_over_fitted(case)
     share, name = _most_frequent(case)
     if case.held("accuracy_low") <= share and _skill(case, case.held_out) < LEAST_SKILL / 2:
         words = f"under-trained (always answering {name} gives {share:.3f})"
         return "under-trained", words, _advice_low(case)
-    if _skill(case, "train") < LEAST_SKILL:
+    if not has_learnt:
         return "under-trained", "under-trained (the train accuracy is low)", _advice_low(case)
     if is_rising(case.history, case.held_out):
         return "under-trained", "under-trained (still rising)", _advice_rising(case)

@@ -163,6 +163,9 @@ def _fill(folder: RunFolder, spec: RunSpec, fresh: bool, progress: Progress) -> 
     """Bring the folder to where the run was left, or to its beginning."""
     run, path = folder.output.below(folder.name), folder.path
     _require_run(run)
+    # A marker that an earlier process sent, and that arrives only now, must find no manifest that it fits.
+    for name in (MANIFEST, MARKER):
+        run.remove(name)
     if fresh:
         _discard(run)
     if not isinstance(folder.output, FolderStore):
@@ -190,7 +193,8 @@ def _fetch(folder: RunFolder, progress: Progress) -> None:
 def _discard(run: Store) -> None:
     """Remove the files of an unfinished run; cut short at any moment, it is still the old run or none."""
     names = [entry.name for entry in run.entries()]
-    for name in sorted(names, key=lambda name: (name == _SPEC, not name.startswith("checkpoints/"))):
+    # The steps first, which speak of the best weights; the spec last, without which it is no run.
+    for name in sorted(names, key=lambda name: (name == _SPEC, not name.startswith("checkpoints/step-"))):
         run.remove(name)
 
 

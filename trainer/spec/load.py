@@ -54,15 +54,15 @@ def load_spec(
     if name is not None:
         values = {**parse_mapping(recipes.read_recipe(str(name)), f"recipe {name}"), "recipe": name}
     # The recipe that was asked for is the label, whatever the file was made from.
-    values = _merged(values, {**file_values, **({"recipe": name} if name else {})})
+    values = _laid_over(values, {**file_values, **({"recipe": name} if name else {})})
     for key, value in (overrides or {}).items():
         if value is not None:
-            values = _with_setting(values, key, value)
+            values = _laid_over(values, _with_setting({}, key, value))
     # Settings are of equal rank: together they say which family is meant, in any order.
     together: dict[str, Any] = {}
     for text in settings:
         together = _with_setting(together, *_split_setting(text))
-    return _validated(_merged(values, together))
+    return _validated(_laid_over(values, together))
 
 
 def read_spec(path: Path) -> RunSpec:
@@ -121,6 +121,14 @@ def _with_setting(values: dict[str, Any], key: str, value: Any) -> dict[str, Any
     for part in reversed(key.split(".")):
         value = {part: value}
     return _merged(values, value)
+
+
+def _laid_over(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with `over` laid on it; the checksum of a source isn't that of another one."""
+    data, new = base.get("data"), over.get("data")
+    if isinstance(data, dict) and isinstance(new, dict) and "source" in new:
+        base = {**base, "data": {key: value for key, value in data.items() if key != "checksum"}}
+    return _merged(base, over)
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

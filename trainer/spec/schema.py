@@ -64,8 +64,6 @@ class CropSpec(Checked):
     def _ordered(self) -> CropSpec:
         if self.scale[0] > self.scale[1] or self.scale[1] == 0 or self.ratio[0] > self.ratio[1]:
             raise ValueError("scale and ratio are [smallest, largest], and the largest scale is above 0")
-        if self.first_size and self.size and self.first_size > self.size:
-            raise ValueError("crops grow: first_size can't be above size")
         return self
 
 
@@ -241,6 +239,8 @@ class RunSpec(Checked):
     def _sizes_fit(self) -> RunSpec:
         crop, size = self.augment.crop, self.data.image_size
         sides = {size} if crop is None else {size, crop.size or size, crop.first_size or crop.size or size}
+        if crop is not None and (crop.first_size or 0) > (crop.size or size):
+            raise ValueError("augment.crop: crops grow: first_size can't be above size")
         if isinstance(self.model, PlainSpec):
             if len(sides) > 1:
                 raise ValueError("crops of another size than data.image_size need model.family residual")

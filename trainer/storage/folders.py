@@ -20,11 +20,18 @@ def discard_folder(path: Path) -> None:
 
 
 def replace_folder(temporary: Path, final: Path) -> None:
-    """Give the finished folder `temporary` its name, in the place of what a crash may have left."""
-    discard_folder(final)
+    """Give the finished folder `temporary` its name, in the place of what a crash may have left.
+
+    Nobody sees the old one in parts: it is put aside first.
+    """
+    old = final.with_name(f".{final.name}.old.tmp")
+    discard_folder(old)
     with explained(final):
+        if final.exists():
+            final.rename(old)
         temporary.rename(final)
         sync_folder(final.parent)
+    discard_folder(old)
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -35,7 +35,7 @@ class Lease:
     ) -> None:
         self._store, self._name, self._version, self._holder = store, name, version, holder
         self._expiry = expiry_seconds
-        self._beat_at = time.monotonic()
+        self._beat_at = _now()
         self._lost = ""
         self._lock = threading.Lock()
         self._ended = threading.Event()
@@ -48,7 +48,7 @@ class Lease:
         Asks the store only when the last heartbeat is so long ago that others may have given
         this process up, as after a pause of the whole machine.
         """
-        if not self._lost and time.monotonic() - self._beat_at > 0.8 * self._expiry:
+        if not self._lost and _now() - self._beat_at > 0.8 * self._expiry:
             self._beat()
         self.check()
 
@@ -80,12 +80,12 @@ class Lease:
             try:
                 self._beat()
             except Exception as error:  # whatever it is, the others will think this process dead
-                if time.monotonic() - self._beat_at > self._expiry:
+                if _now() - self._beat_at > self._expiry:
                     self._lost = f"The lease on this run could not be kept alive. Received: {error}"
 
     def _beat(self) -> None:
         with self._lock:
-            began = time.monotonic()
+            began = _now()
             self._holder["beats"] += 1
             version = self._store.swap(self._name, _encoded(self._holder), self._version)
             if version is None:
@@ -137,12 +137,20 @@ def _watch(store: Store, name: str, before: Content, expiry_seconds: float) -> C
     return before
 
 
+def _now() -> float:
+    """Return seconds of a clock that goes on, unlike Python's monotonic one, while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 def _is_dead(content: Content) -> bool:
     """Return whether the holder was a process of this machine that has ended."""
     holder, here = _decoded(content), _place()
     if any(holder.get(key) != value for key, value in here.items()):
         return False
-    return _started(int(holder.get("pid", 0))) != holder.get("process_started")
+    started = _started(int(holder.get("pid", 0)))
+    if started is None and _is_there(int(holder.get("pid", 0))):
+        return False  # of another user, whose processes are hidden here
+    return started != holder.get("process_started")
 
 
 def _me() -> dict[str, Any]:
@@ -177,6 +185,17 @@ def _started(pid: int) -> str | None:
     state, *fields = status.rpartition(")")[2].split()
     # A zombie holds nothing any more.
     return None if state == "Z" else fields[18]
+
+
+def _is_there(pid: int) -> bool:
+    """Return whether there is a process `pid` of another user; one's own can be seen in /proc."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _describe(content: Content) -> str:

@@ -165,6 +165,12 @@ def is_temporary(path: Path) -> bool:
     return path.name.startswith(".") and path.name.endswith(".tmp")
 
 
+def sync_file(path: Path) -> None:
+    """Make the bytes of `path`, whoever wrote them, survive a power failure. Raises OSError."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in `folder` survive a power failure, where the file system can. Raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -45,7 +45,7 @@ def repeated(
             if begins_anew(error) or is_damage(error):
                 if len(failed_at) > _MOST_DAMAGED:
                     raise
-            elif not _should_retry(error):
+            elif not (_should_retry(error) or _is_unreachable(error)):
                 raise
             elif failed_at[-1] - failed_at[0] > seconds:
                 # No kind of error of the network passes for one of this program.
@@ -53,6 +53,11 @@ def repeated(
         # Not all that failed together ask again together.
         time.sleep(wait * random.uniform(0.5, 1.0))
         wait = min(2.0 * wait, _MOST_WAIT_SECONDS)
+
+
+def _is_unreachable(error: Exception) -> bool:
+    """Return whether the server that gives out credentials could not be asked: it may be up late."""
+    return isinstance(error, auth.RefreshError) and isinstance(error.__cause__, auth.TransportError)
 
 
 def is_lost_session(error: Exception) -> bool:
@@ -81,7 +86,8 @@ def explanation(error: Exception, uri: str, done: str) -> TrainerError:
             f"{uri} can't be {done} with these credentials; grant their account a role on the bucket such as "
             f"roles/storage.objectUser. Received: {reason}"
         )
-    if isinstance(error, (auth.RefreshError, auth.DefaultCredentialsError)) and not error.retryable:
+    is_refused = isinstance(error, (auth.RefreshError, auth.DefaultCredentialsError))
+    if is_refused and not (error.retryable or _is_unreachable(error)):  # type: ignore[attr-defined]
         return UsageError(
             f"The credentials for {uri} don't work; `gcloud auth application-default login` renews them. "
             f"Received: {reason}"

@@ -24,6 +24,8 @@ class Entry:
     """Bytes."""
     version: str
     """Another one for each time that the name was written."""
+    crc32c: str = ""
+    """Base64, of all its bytes; empty where the store doesn't know it."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
 """Blocks of consecutive batches, prepared in the background.
 
 In: a split's pixels and labels, a range of steps. Out: `Block`s in order, and how long the
-reader waited for them. A block holds one part of each global batch: the rows that one
-replica is to see.
+reader waited for them. A block holds whole global batches, of which each replica takes its share.
 """
 
 from __future__ import annotations

@@ -239,7 +239,9 @@ class Loop:
 
     def _resume_quietly(self) -> None:
         self.saver.flush()
-        record = restore_newest(self.folder, self.learner.variables(), whole_epochs=True)
+        record = restore_newest(
+            self.folder, self.learner.variables(), whole_epochs=True, on_damage=self.observer.on_message
+        )
         if record is not None:
             self._go_back_to(record)
         for path in list_checkpoints(self.folder):

@@ -34,8 +34,10 @@ class Saver:
         folder: Path,
         after_save: Callable[[], None] = lambda: None,
         is_overdue: Callable[[], bool] = lambda: False,
+        before_save: Callable[[], None] = lambda: None,
     ) -> None:
         self.folder, self._after_save, self._is_overdue = folder, after_save, is_overdue
+        self._before_save = before_save
         self._jobs: deque[Callable[[], object]] = deque()
         self._changed = threading.Condition()
         self._error: BaseException | None = None
@@ -111,6 +113,7 @@ class Saver:
                 job = self._jobs[0]
             try:
                 if self._error is None:  # what comes after a save that failed may lean on it
+                    self._before_save()
                     job()
             except BaseException as error:  # training raises it, where it can be handled
                 self._error = error

@@ -46,8 +46,9 @@ class Stepper:
         self.class_weights = tf.constant(class_weights, tf.float32)
         self.strategy = cluster.strategy
         # XLA compiles for fixed shapes, so it gets the single step and not the open-ended loop.
-        # It has no kernel for rotation.
-        xla = choose_xla(spec.train.xla, cluster) and not spec.augment.rotate_degrees
+        # It has no kernel for rotation, nor for sums over several replicas.
+        alone = cluster.strategy.num_replicas_in_sync == 1
+        xla = choose_xla(spec.train.xla, cluster) and alone and not spec.augment.rotate_degrees
         self._step_function = tf.function(self._step, jit_compile=True) if xla else self._step
         self._compiled: dict[tuple[int, int], Callable[..., tf.Tensor]] = {}
 
@@ -89,12 +90,15 @@ class Stepper:
     def _replica_step(
         self, images: tf.Tensor, labels: tf.Tensor, index: tf.Tensor, step: tf.Tensor, side: int
     ) -> tf.Tensor:
-        return self._step_function(images[index], labels[index], step, side)
-
-    def _step(self, images: tf.Tensor, labels: tf.Tensor, step: tf.Tensor, side: int) -> tf.Tensor:
-        """Do one step on one batch; return [loss sum, hits, images]."""
-        count = tf.shape(labels)[0]
+        count = tf.shape(labels[index])[0]
         draws = draw_numbers(self.seed + _AUGMENT_STREAM, step, count)
+        own_images, own_labels, own_draws = _share_of_replica(count, images[index], labels[index], draws)
+        return self._step_function(own_images, own_labels, own_draws, count, side)
+
+    def _step(
+        self, images: tf.Tensor, labels: tf.Tensor, draws: tf.Tensor, global_count: tf.Tensor, side: int
+    ) -> tf.Tensor:
+        """Do one step on this replica's share of a global batch; return its [loss sum, hits, images]."""
         pixels = augment_images(images, draws, self.augment, side)
         partners = None
         if self.augment.mixup or self.augment.cutmix:
@@ -106,12 +110,12 @@ class Stepper:
             if partners is not None:
                 losses *= shares
                 losses += (1.0 - shares) * self._losses(tf.gather(labels, partners), logits)
-            loss = tf.reduce_sum(losses) / tf.cast(count, tf.float32)
+            # Over the global batch: the gradients of the replicas are summed.
+            loss = tf.reduce_sum(losses) / tf.cast(global_count, tf.float32)
         self._apply(tape.gradient(loss, [weight.value for weight in weights]))
         hits = tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), labels)
-        return tf.stack(
-            [tf.reduce_sum(losses), tf.reduce_sum(tf.cast(hits, tf.float32)), tf.cast(count, tf.float32)]
-        )
+        sums = [tf.reduce_sum(losses), tf.reduce_sum(tf.cast(hits, tf.float32))]
+        return tf.stack([*sums, tf.cast(tf.shape(labels)[0], tf.float32)])
 
     def _losses(self, labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
         """Return the loss of each image if it is of the class that `labels` say, float32 [batch]."""
@@ -121,12 +125,26 @@ class Stepper:
         return losses * tf.gather(self.class_weights, labels)
 
     def _apply(self, gradients: list[tf.Tensor]) -> None:
-        replica = tf.distribute.get_replica_context()
-        if replica.num_replicas_in_sync > 1:
-            gradients = replica.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
         if self.clip_norm:
+            replica = tf.distribute.get_replica_context()
+            replicas = replica.num_replicas_in_sync
+            if replicas > 1:
+                gradients = replica.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
             gradients, _ = tf.clip_by_global_norm(gradients, self.clip_norm)
+            # Keras's optimizers sum over the replicas themselves, what is equal on all of them too.
+            gradients = [each / replicas for each in gradients] if replicas > 1 else gradients
         self.learner.optimizer.apply(gradients, self.learner.model.trainable_weights)
+
+
+def _share_of_replica(count: tf.Tensor, *batches: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    """Return this replica's part of tensors of `count` rows; pairs that may be mixed stay together."""
+    replica = tf.distribute.get_replica_context()
+    replicas = replica.num_replicas_in_sync
+    if replicas == 1:
+        return batches
+    pairs = (count + 1) // 2
+    first, end = (2 * ((replica.replica_id_in_sync_group + more) * pairs // replicas) for more in (0, 1))
+    return tuple(batch[first:end] for batch in batches)
 
 
 def class_weights(

@@ -75,7 +75,7 @@ def _read_records(found: Found, path: Path, kind: _Kind, root: Path) -> None:
             )
             continue
         start = index * record_bytes + kind.label_bytes
-        text = names[label] if names else str(label)
+        text = printable(names[label]) if names else str(label)
         found.items.append(Item(f"{name}#{index}", text, split, path, start, _PIXEL_BYTES, "cifar"))
 
 

@@ -27,7 +27,7 @@ from trainer.storage.store import is_bucket
 
 SUFFIXES = (".csv", ".jsonl")
 _USE_LABEL = "aiplatform.googleapis.com/ml_use"
-_HEADS = frozenset({"label", "labels", "class", "class_name", "category"})
+_HEADS = frozenset({"label", "labels", "class", "class_name", "category", "species"})
 _LOOK_BYTES, _LOOK_LINES = 65_536, 5
 _REMOTE_SCHEMES = ("gs://", "http://", "https://")
 
@@ -129,10 +129,13 @@ def _csv_rows(file: TextIO, path: Path) -> Iterator[tuple[int, _Row | str]]:
     file.seek(0)
     reader = csv.reader(file, delimiter=delimiter)
     for count, cells in enumerate(filter(any, reader)):
-        row = _csv_row(cells)
-        is_header = count == 0 and not isinstance(row, str) and row.label.lower() in _HEADS
-        if isinstance(row, str) or not is_header or _is_file(row.uri, path):
-            yield reader.line_num, row
+        if count or not _is_header(cells, path):
+            yield reader.line_num, _csv_row(cells)
+
+
+def _is_header(cells: list[str], path: Path) -> bool:
+    """Return whether the first row names columns: a label called "label", and no image at all."""
+    return cells[-1].strip().lower() in _HEADS and not any(_is_file(cell.strip(), path) for cell in cells)
 
 
 def _encoding(path: Path) -> str:

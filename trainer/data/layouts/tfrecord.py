@@ -91,7 +91,7 @@ def _item(record: _Record, blank: Item, names: dict[int, str]) -> Item | str:
     else:
         label = names.get(number.number, str(number.number))
     start = record.start + image.start
-    return Item(blank.name, label, blank.split, blank.path, start, image.end - image.start)
+    return Item(blank.name, printable(label), blank.split, blank.path, start, image.end - image.start)
 
 
 def _records(path: Path) -> Iterator[_Record]:

@@ -1,0 +1,115 @@
+"""The SavedModel answers as the trained model does, to every kind of picture, or it is refused."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from trainer.data.decode import decode_and_resize
+from trainer.exits import TrainerError
+from trainer.export import Golden, export_model, load_model, verify_export
+from trainer.model import build_inference_model
+from trainer.spec import load_spec
+
+SIDE = 24
+CLASS_NAMES = ("cats", "ação", "дом")
+DATA = load_spec(settings=[f"data.image_size={SIDE}"]).data
+
+
+def encoded(kind: str, mode: str = "RGB", **options: Any) -> bytes:
+    """Return a picture of 40 x 30 with a bright corner, so that it matters which way is up."""
+    pixels = np.full((30, 40, 3), 90, np.uint8)
+    pixels[:12, :20] = (250, 200, 10)
+    file = io.BytesIO()
+    # An adaptive palette holds both colours as they are.
+    Image.fromarray(pixels).convert(mode, palette=Image.Palette.ADAPTIVE).save(file, kind, **options)
+    return file.getvalue()
+
+
+def turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
+PICTURES = {
+    "jpeg": encoded("JPEG"),
+    "grey jpeg": encoded("JPEG", "L"),
+    "cmyk jpeg": encoded("JPEG", "CMYK"),
+    "progressive jpeg": encoded("JPEG", progressive=True),
+    "turned jpeg": encoded("JPEG", exif=turned()),
+    "png": encoded("PNG"),
+    "palette png": encoded("PNG", "P"),
+    "png with alpha": encoded("PNG", "RGBA"),
+    "webp": encoded("WEBP", lossless=True),
+    "bmp": encoded("BMP"),
+    "gif": encoded("GIF"),
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> keras.Model:
+    spec = load_spec(settings=["model={family: residual, stem_filters: 4, filters: [8], blocks: [1]}"])
+    return build_inference_model(spec.model, len(CLASS_NAMES), SIDE)
+
+
+@pytest.fixture(scope="module")
+def golden(model: keras.Model) -> Golden:
+    images = tuple(PICTURES.values())
+    pixels = np.stack(
+        [decode_and_resize(tf.constant(each), SIDE, DATA.resize, DATA.interpolation) for each in images]
+    )
+    answers = tf.nn.softmax(model(pixels.astype(np.float32), training=False)).numpy()
+    return Golden(images, pixels.astype(np.float32), answers)
+
+
+@pytest.fixture(scope="module")
+def exported(model: keras.Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("exported") / "model"
+    export_model(path, model, CLASS_NAMES, DATA)
+    return path
+
+
+def test_every_kind_of_picture_is_served_as_it_was_trained_on(exported: Path, golden: Golden) -> None:
+    served = tf.saved_model.load(str(exported)).signatures["serving_default"]
+    together = served(image_bytes=tf.constant(list(golden.images)))
+    np.testing.assert_allclose(together["probabilities"], golden.probabilities, atol=1e-5)
+    by_name = dict(zip(PICTURES, golden.pixels, strict=True))
+    assert np.abs(by_name["turned jpeg"] - by_name["jpeg"]).max() > 50  # it was turned before it was asked
+    for name in ("webp", "bmp", "palette png", "png with alpha", "gif"):
+        assert np.abs(by_name[name] - by_name["png"]).max() <= 8, name
+
+
+def test_the_answers_are_labels_probabilities_and_their_names(exported: Path, golden: Golden) -> None:
+    for answer in (
+        tf.saved_model.load(str(exported)).signatures["serving_default"](
+            image_bytes=tf.constant(list(golden.images))
+        ),
+        tf.saved_model.load(str(exported)).signatures["pixels"](pixels=tf.constant(golden.pixels)),
+    ):
+        assert set(answer) == {"label", "probability", "probabilities"}
+        best = golden.probabilities.argmax(axis=1)
+        assert [each.decode() for each in answer["label"].numpy()] == [CLASS_NAMES[index] for index in best]
+        np.testing.assert_allclose(answer["probability"], golden.probabilities.max(axis=1), atol=1e-5)
+        np.testing.assert_allclose(answer["probabilities"].numpy().sum(axis=1), 1.0, atol=1e-5)
+    labels = (exported / "assets" / "labels.txt").read_text(encoding="utf-8")
+    assert labels.splitlines() == list(CLASS_NAMES)
+    assert load_model(exported).class_names == CLASS_NAMES
+
+
+def test_an_export_that_answers_otherwise_is_refused(exported: Path, golden: Golden, tmp_path: Path) -> None:
+    assert verify_export(exported, golden) <= 1e-5
+    wrong = golden.probabilities.copy()
+    wrong[3, 0] += 2e-5
+    with pytest.raises(TrainerError, match=r"differs by 2(\.\d+)?e-05, at most 1e-05"):
+        verify_export(exported, replace(golden, probabilities=wrong))
+    with pytest.raises(TrainerError, match="can't be loaded in a fresh process"):
+        verify_export(tmp_path, golden)

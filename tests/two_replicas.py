@@ -1,0 +1,59 @@
+"""Steps on one replica and on two logical CPUs that stand for two GPUs; prints by how much they differ.
+
+A process of its own: the devices of a process are fixed once TensorFlow has looked at them.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import tensorflow as tf
+
+from trainer.cluster import Cluster, find_cluster
+from trainer.spec import RunSpec, load_spec
+from trainer.train import build_learner
+from trainer.train.feed import Block
+from trainer.train.step import Stepper, Sums
+
+SETTINGS = [
+    "data.image_size=16",
+    "model={family: residual, stem_filters: 4, filters: [8], blocks: [1], dropout: 0.0}",
+    "augment={flip: horizontal, crop: {}, mixup: 0.3, cutmix: 0.3, brightness: 0.1, noise: 0.1}",
+    "train={global_batch_size: 7, ema_decay: 0.5, label_smoothing: 0.1}",
+    "optimizer={name: sgd, momentum: 0.9, learning_rate: 0.05}",
+]
+
+
+def main() -> None:
+    """Compare whole steps, with and without clipping, of batches that don't divide evenly."""
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    one = find_cluster()
+    two = replace(one, strategy=tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
+    found = {}
+    for clip in ("null", "0.5"):
+        spec = load_spec(settings=[*SETTINGS, f"optimizer.clip_norm={clip}"])
+        (sums, weights), (other_sums, other_weights) = trained(spec, one), trained(spec, two)
+        differences = [np.abs(a - b).max() for a, b in zip(weights, other_weights, strict=True)]
+        found[clip] = {
+            "weights": float(max(differences)),
+            "loss": max(abs(a.loss - b.loss) for a, b in zip(sums, other_sums, strict=True)),
+            "images": [each.images for each in other_sums],
+        }
+    print(json.dumps(found))
+
+
+def trained(spec: RunSpec, cluster: Cluster) -> tuple[list[Sums], list[np.ndarray]]:
+    """Return the sums of four steps, and the averaged weights after them."""
+    learner = build_learner(spec, 3, 10, cluster)
+    stepper = Stepper(learner, spec, np.array([1.0, 2.0, 0.5], np.float32), cluster)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (4, 7, 16, 16, 3)).astype(np.uint8)
+    sums = stepper.run(Block(5, images, rng.integers(0, 3, (4, 7)).astype(np.int32)), 16)
+    return sums, [weight.numpy() for weight in learner.fill_inference_model().weights]
+
+
+if __name__ == "__main__":
+    main()
