@@ -50,6 +50,7 @@ EXTRAS = {
         "hypothesis>=6.100",  # finds the inputs that nobody thought of
         "mypy>=1.18",  # the types
         "pytest>=8.4",
+        "pytest-xdist>=3.8",  # the tests on all cores
         "ruff>=0.12",  # lint and format
         "trustme>=1.2",  # a certificate authority for the tests' own HTTPS servers
         "types-docker",
