@@ -208,7 +208,9 @@ def test_a_model_whose_description_does_not_fit_is_refused(
 
 @pytest.mark.engine
 def test_a_run_stopped_by_a_signal_goes_on_to_the_same_bits(photos: Path, tmp_path: Path) -> None:
-    settings = [*QUICK, "--set", "train.epochs=40", "--set", "train.steps_per_call=1"]
+    settings = [
+        *QUICK, "--set", "train.epochs=40", "--set", "train.steps_per_call=1", "--set", "train.grace_seconds=60",
+    ]  # fmt: skip
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
     arguments = ["--data", photos, "--output", tmp_path, *settings]
     process = subprocess.Popen(
@@ -260,7 +262,7 @@ def test_without_any_flags_of_its_own_it_trains_the_demo(tmp_path: Path) -> None
         cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "Found 1437 train and 360 validation images in 10 classes" in done.stdout
+    assert "Found 1422 train and 375 validation images in 10 classes" in done.stdout
     run = tmp_path / "runs" / (tmp_path / "runs" / "latest").read_text().strip()
     assert run.name.startswith("demo-")
     assert json.loads((run / "metrics.json").read_text())["validation/accuracy"] > 0.5

@@ -14,8 +14,8 @@ from trainer.stop import Stop
 _BEGIN = "import time; from trainer.stop import Stop; stop = Stop(1.0); stop.listen(); print(1, flush=True)\n"
 
 
-def stopped(code: str, signals: int = 1) -> tuple[int, float]:
-    """Run `code` until it listens, send it signals, and return the exit code and how long it took to end."""
+def stopped(code: str, signals: int = 1) -> tuple[int, float, str]:
+    """Run `code` until it listens, send it signals; return its exit code, seconds to the end, and words."""
     process = subprocess.Popen(
         [sys.executable, "-c", _BEGIN + code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -27,8 +27,9 @@ def stopped(code: str, signals: int = 1) -> tuple[int, float]:
         if index:
             time.sleep(1.2)  # the same wish told twice is one
         process.send_signal(signal.SIGTERM)
-    assert "Traceback" not in process.communicate(timeout=30)[1]
-    return process.returncode, time.monotonic() - began
+    words = process.communicate(timeout=30)[1]
+    assert "Traceback" not in words
+    return process.returncode, time.monotonic() - began, words
 
 
 @pytest.mark.parametrize(
@@ -40,13 +41,15 @@ def stopped(code: str, signals: int = 1) -> tuple[int, float]:
     ids=["a block that doesn't look", "a library that swallows it"],
 )
 def test_when_the_grace_is_over_the_process_ends_wherever_it_is(code: str) -> None:
-    exit_code, seconds = stopped(code)
+    exit_code, seconds, words = stopped(code)
     assert exit_code == 143
     assert seconds >= 0.9
+    assert "the newest checkpoint too" in words
+    assert "Received: 1 s" in words
 
 
 def test_a_second_signal_ends_it_at_once() -> None:
-    code, _ = stopped("stop.grace_seconds = 1e308\nwith stop.patience(): time.sleep(60)", signals=2)
+    code, _, _ = stopped("stop.grace_seconds = 1e308\nwith stop.patience(): time.sleep(60)", signals=2)
     assert code == 143
 
 

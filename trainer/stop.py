@@ -18,6 +18,11 @@ from types import FrameType
 from trainer.exits import StoppedError
 
 _ONE_WISH_SECONDS = 1.0
+_WORDS_SECONDS = 0.5
+_OVERDUE = (
+    "Error: Stopped on request, in the middle of something that did not end in time; what was finished is "
+    "kept, the newest checkpoint too. A longer train.grace_seconds may help. Received: {:g} s\n"
+)
 GRACE_SECONDS = 10.0
 """Where no spec says how long."""
 
@@ -63,10 +68,17 @@ class Stop:
                 os._exit(StoppedError.exit_code)
             return
         self.requested, self._heard = True, time.monotonic()
-        end = threading.Timer(
-            min(self.grace_seconds, threading.TIMEOUT_MAX), os._exit, [StoppedError.exit_code]
-        )
+        end = threading.Timer(min(self.grace_seconds, threading.TIMEOUT_MAX), self._end)
         end.daemon = True
         end.start()
         if not self._patient:
             raise StoppedError("Stopped on request. What was finished is kept.")
+
+    def _end(self) -> None:
+        """Say that the grace is over, and end the process."""
+        # Past Python's own buffers, whose locks the rest may hold; no one may be reading.
+        words = threading.Thread(target=os.write, args=(2, _OVERDUE.format(self.grace_seconds).encode()))
+        words.daemon = True
+        words.start()
+        words.join(_WORDS_SECONDS)
+        os._exit(StoppedError.exit_code)
