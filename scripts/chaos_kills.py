@@ -177,6 +177,11 @@ def main(times: int, seed: int) -> list[str]:
         print(f"control, without the dropout's state: {'seen' if seen else 'NOT seen'}")
         if missed := [name for name, _, _ in PHASES if times >= 50 and not kills.phases[name]]:
             kills.problems.append(f"no kill while {', '.join(missed)}: that shows nothing of it")
+        between = kills.cuts["a manifest, no marker"] + kills.cuts["a marker, no pointer"]
+        if times >= 50 and not between:
+            kills.problems.append(
+                "no kill left a manifest without its marker, or a marker without the pointer"
+            )
         if max(kills.twice, default=0) > EVERY_STEPS:
             kills.problems.append(f"{max(kills.twice)} steps were done twice after a kill")
         return kills.problems + ([] if seen else ["the comparison does not see a missing part of the state"])

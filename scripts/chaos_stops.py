@@ -63,7 +63,7 @@ def _stop_anywhere(output: str, data: Path, folder: Path, times: int, seed: int)
         seconds.append(time.monotonic() - started)
         # 0 is right only for a run that was done when the signal came.
         is_done = is_finished(open_store(output).below(f"run-{turn}"))
-        if code != (0 if is_done and code == 0 else 143) or "Traceback" in attempt.text():
+        if (code != 143 and not (is_done and code == 0)) or "Traceback" in attempt.text():
             problems.append(f"anywhere, stop {turn}: exit {code}\n{attempt.text()[-500:]}")
     print(
         f"anywhere in a life of {life:.1f} s: {times} stops, median {np.median(seconds):.2f} s, "

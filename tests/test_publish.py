@@ -7,10 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from bucket_server import BUCKET
 
 from trainer.exits import TemporaryError, UsageError
 from trainer.publish import is_finished, latest_run, move_pointer, publish, verify
 from trainer.storage.folder import FolderStore
+from trainer.storage.store import open_store
 
 
 @pytest.fixture
@@ -22,6 +24,8 @@ def run(tmp_path: Path) -> Path:
     (folder / "model" / "saved_model.pb").write_bytes(b"graph")
     (folder / "model" / "variables" / "variables.index").write_bytes(b"")
     (folder / ".history.jsonl.0a1b2c.tmp").write_bytes(b"half-writ")
+    (folder / ".model.tmp").mkdir()
+    (folder / ".model.tmp" / "saved_model.pb").write_bytes(b"half a model")
     return folder
 
 
@@ -91,7 +95,7 @@ def test_publication_cut_short_before_the_marker_again_and_again_ends_whole(run:
         assert not is_finished(FolderStore(run))
     publish_at(run)
     assert verify(FolderStore(run)) == []
-    assert {path.name for path in run.iterdir()} - {".history.jsonl.0a1b2c.tmp"} == {
+    assert {path.name for path in run.iterdir()} - {".history.jsonl.0a1b2c.tmp", ".model.tmp"} == {
         "MANIFEST.json", "_SUCCESS", "metrics.json", "model", "report.html",
     }  # fmt: skip
 
@@ -103,6 +107,46 @@ def test_marker_that_belongs_to_nothing_is_replaced(run: Path, left: str) -> Non
         (run / "MANIFEST.json").write_text("of an earlier try")
     publish_at(run)
     assert verify(FolderStore(run)) == []
+
+
+def test_killed_between_a_manifest_and_the_marker_after_a_stray_one_it_can_be_repeated(run: Path) -> None:
+    (run / "_SUCCESS").write_text("0" * 64)
+
+    def kill() -> None:
+        if (run / "MANIFEST.json").exists():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        publish(FolderStore(run.parent), run.name, run, kill)
+    publish_at(run)
+    assert verify(FolderStore(run)) == []
+
+
+def test_a_marker_that_arrives_late_is_removed_so_that_the_next_start_can_publish(run: Path) -> None:
+    def arrive() -> None:
+        if (run / "MANIFEST.json").exists():
+            (run / "_SUCCESS").write_text("0" * 64)
+
+    with pytest.raises(TemporaryError, match="start the same command again"):
+        publish(FolderStore(run.parent), run.name, run, arrive)
+    publish_at(run)
+    assert verify(FolderStore(run)) == []
+
+
+def test_bytes_that_arrived_otherwise_are_not_published(
+    run: Path, tmp_path: Path, bucket_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", bucket_address)
+    output = open_store(f"gs://{BUCKET}/{tmp_path.name}")
+    for name in ("metrics.json", "report.html", "model/saved_model.pb", "model/variables/variables.index"):
+        output.write(f"{run.name}/{name}", (run / name).read_bytes())
+    output.write(f"{run.name}/metrics.json", b"[]\n")  # as long as what was sent
+    with pytest.raises(TemporaryError, match=r"metrics\.json"):
+        publish(output, run.name, run)
+    assert not is_finished(output.below(run.name))
+    output.write(f"{run.name}/metrics.json", (run / "metrics.json").read_bytes())
+    publish(output, run.name, run)
+    assert verify(output.below(run.name)) == []
 
 
 def test_publication_cut_short_before_the_pointer_only_moves_the_pointer(run: Path) -> None:

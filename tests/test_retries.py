@@ -47,11 +47,14 @@ def test_a_network_or_a_service_that_fails_is_asked_again_and_then_told(error: E
 def test_credentials_that_nobody_could_be_asked_for_are_asked_for_again_and_refused_ones_not() -> None:
     unreachable, refused = auth.RefreshError("no route"), auth.RefreshError("revoked")
     unreachable.__cause__ = auth.TransportError("no route")
+    no_account = auth.RefreshError("404")
+    no_account.__cause__ = auth.TransportError("404", "no service account on this machine")
     assert repeated(Failing(unreachable), 5.0) == "done"
     assert isinstance(explanation(unreachable, "gs://b/x", "read"), TemporaryError)
-    with pytest.raises(auth.RefreshError):
-        repeated(Failing(refused), 5.0)
-    assert isinstance(explanation(refused, "gs://b/x", "read"), UsageError)
+    for error in (refused, no_account):
+        with pytest.raises(auth.RefreshError):
+            repeated(Failing(error), 5.0)
+        assert isinstance(explanation(error, "gs://b/x", "read"), UsageError)
 
 
 @pytest.mark.parametrize(

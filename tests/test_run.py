@@ -209,7 +209,8 @@ def test_a_model_whose_description_does_not_fit_is_refused(
 @pytest.mark.engine
 def test_a_run_stopped_by_a_signal_goes_on_to_the_same_bits(photos: Path, tmp_path: Path) -> None:
     settings = [
-        *QUICK, "--set", "train.epochs=40", "--set", "train.steps_per_call=1", "--set", "train.grace_seconds=60",
+        *QUICK, "--set", "train.epochs=40", "--set", "train.steps_per_call=1",
+        "--set", "train.grace_seconds=60",
     ]  # fmt: skip
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
     arguments = ["--data", photos, "--output", tmp_path, *settings]

@@ -43,6 +43,17 @@ def test_best_weights_are_followed_up_before_the_checkpoint_that_knows_of_them(t
     restore_best(tmp_path, 1, {"weights": weights})
 
 
+def test_what_is_asked_before_a_save_may_forbid_it(tmp_path: Path) -> None:
+    def forbid() -> None:
+        raise UsageError("another process's by now")
+
+    with Saver(tmp_path, before_save=forbid) as saver:
+        saver.save(1, {}, {}, whole_epoch=True)
+        with pytest.raises(UsageError, match="another process's"):
+            saver.flush()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_a_save_raised_is_raised_by_every_later_call(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
     with Saver(tmp_path / "taken") as saver:

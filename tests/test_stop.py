@@ -11,17 +11,24 @@ import pytest
 
 from trainer.stop import Stop
 
-_BEGIN = "import time; from trainer.stop import Stop; stop = Stop(1.0); stop.listen(); print(1, flush=True)\n"
+_BEGIN = """
+import time
+from trainer.stop import Stop
+stop = Stop(1.0)
+stop.listen()
+def work():
+    print("at work", flush=True)
+    time.sleep(60)
+"""
 
 
 def stopped(code: str, signals: int = 1) -> tuple[int, float, str]:
-    """Run `code` until it listens, send it signals; return its exit code, seconds to the end, and words."""
+    """Run `code` until it is at work and signal it; return its exit code, how long it took, and its words."""
     process = subprocess.Popen(
         [sys.executable, "-c", _BEGIN + code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     process.stdout.readline()
-    time.sleep(0.3)
     began = time.monotonic()
     for index in range(signals):
         if index:
@@ -35,8 +42,8 @@ def stopped(code: str, signals: int = 1) -> tuple[int, float, str]:
 @pytest.mark.parametrize(
     "code",
     [
-        "with stop.patience(): time.sleep(60)",
-        "while True:\n    try: time.sleep(60)\n    except Exception: pass",
+        "with stop.patience(): work()",
+        "while True:\n    try: work()\n    except Exception: pass",
     ],
     ids=["a block that doesn't look", "a library that swallows it"],
 )
@@ -44,12 +51,12 @@ def test_when_the_grace_is_over_the_process_ends_wherever_it_is(code: str) -> No
     exit_code, seconds, words = stopped(code)
     assert exit_code == 143
     assert seconds >= 0.9
-    assert "the newest checkpoint too" in words
+    assert "what was finished is kept" in words
     assert "Received: 1 s" in words
 
 
 def test_a_second_signal_ends_it_at_once() -> None:
-    code, _, _ = stopped("stop.grace_seconds = 1e308\nwith stop.patience(): time.sleep(60)", signals=2)
+    code, _, _ = stopped("stop.grace_seconds = 1e308\nwith stop.patience(): work()", signals=2)
     assert code == 143
 
 

@@ -19,15 +19,17 @@ from trainer.train.step import Stepper, Sums
 
 SETTINGS = [
     "data.image_size=16",
+    # The masks of dropout are each replica's own.
     "model={family: residual, stem_filters: 4, filters: [8], blocks: [1], dropout: 0.0}",
     "augment={flip: horizontal, crop: {}, mixup: 0.3, cutmix: 0.3, brightness: 0.1, noise: 0.1}",
-    "train={global_batch_size: 7, ema_decay: 0.5, label_smoothing: 0.1}",
+    "train={global_batch_size: 7, ema_decay: 0.5, label_smoothing: 0.1, precision: float32}",
     "optimizer={name: sgd, momentum: 0.9, learning_rate: 0.05}",
 ]
 
 
 def main() -> None:
     """Compare whole steps, with and without clipping, of batches that don't divide evenly."""
+    tf.config.set_visible_devices([], "GPU")
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     one = find_cluster()

@@ -126,6 +126,7 @@ def require_unchanged(run: Store) -> None:
 
 
 def _finish(output: Store, name: str, folder: Path, require: Callable[[], None]) -> None:
+    """Write manifest and marker, by way of the output: in the run the lock of a swap would be one file more."""
     run = output.below(name)
     require_unchanged(run)
     records = _records(run, folder)
@@ -133,6 +134,7 @@ def _finish(output: Store, name: str, folder: Path, require: Callable[[], None])
     if is_finished(run):  # by another process, meanwhile
         return
     require()
+    _remove_stray_marker(output, name)
     manifest: dict[str, Any] = {
         "schema": SCHEMA,
         "run": name,
@@ -140,20 +142,25 @@ def _finish(output: Store, name: str, folder: Path, require: Callable[[], None])
         "files": [asdict(record) for record in records],
     }
     data = (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
-    # From the output, where on disk the lock of a swap may lie: in the run it would be one file more.
     if not output.swap(f"{name}/{MANIFEST}", data, before.version if before else None):
         raise TemporaryError(
             f"Another process is publishing this run; start the same command again to see how it ended. "
             f"Received: {run.uri}"
         )
     require()
-    marker, stale = f"{_digest(data)}\n".encode(), run.read(MARKER)
-    if stale is None:
-        run.create(MARKER, marker)
-    else:
-        output.swap(f"{name}/{MARKER}", marker, stale.version)
-    if not is_finished(run):
-        raise UsageError(f"Another process published this run meanwhile. Received: {run.uri}")
+    if not run.create(MARKER, f"{_digest(data)}\n".encode()) and not is_finished(run):
+        # One that was on its way from a process that lost the run: away with it, or the run stays refused.
+        _remove_stray_marker(output, name)
+        raise TemporaryError(
+            f"Another process sent the marker of this run; start the same command again. Received: {run.uri}"
+        )
+
+
+def _remove_stray_marker(output: Store, name: str) -> None:
+    """Remove a marker that fits no manifest; in this version only, for a right one may come meanwhile."""
+    stray = output.below(name).read(MARKER)
+    if stray is not None and not is_finished(output.below(name)):
+        output.remove(f"{name}/{MARKER}", stray.version)
 
 
 def _records(run: Store, folder: Path) -> list[FileRecord]:
@@ -186,8 +193,8 @@ def _names(folder: Path) -> list[str]:
     """Return the names of all files below the run's folder that belong to the run, sorted."""
     names = []
     for parent, _, files in os.walk(folder):
-        paths = [Path(parent, file) for file in files]
-        names += [path.relative_to(folder).as_posix() for path in paths if not is_temporary(path)]
+        paths = [Path(parent, file).relative_to(folder) for file in files]
+        names += [path.as_posix() for path in paths if not is_temporary(path)]
     return sorted(name for name in names if name not in (MANIFEST, MARKER))
 
 

@@ -57,6 +57,8 @@ def run(spec: RunSpec, folder: RunFolder, cache_dir: Path, screen: Screen, stop:
     cluster = find_cluster(spec.train.deterministic)
     screen.on_fact("devices", cluster.description)
     dataset = load_dataset(spec.data, cache_dir, screen, lambda found: _note_rejected(folder, found))
+    # To load may have taken long, and from here on files of the run are written.
+    folder.require_lease()
     screen.on_fact("data", format_found(dataset, _FOUND_WIDTH))
     _require_classes(spec, dataset)
     steps = steps_per_epoch(len(dataset.train.labels), spec.train.global_batch_size)
@@ -175,6 +177,7 @@ def _keep_metrics(
 def _export(model: keras.Model, dataset: Dataset, spec: RunSpec, folder: RunFolder) -> str:
     """Export, reload in a fresh process, compare, and only then give the model its name."""
     temporary = folder.path / ".model.tmp"
+    folder.require_lease()
     discard_folder(temporary)
     export_model(temporary, model, dataset.class_names, spec.data)
     golden = make_golden(model, dataset.held_out)

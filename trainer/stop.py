@@ -19,10 +19,7 @@ from trainer.exits import StoppedError
 
 _ONE_WISH_SECONDS = 1.0
 _WORDS_SECONDS = 0.5
-_OVERDUE = (
-    "Error: Stopped on request, in the middle of something that did not end in time; what was finished is "
-    "kept, the newest checkpoint too. A longer train.grace_seconds may help. Received: {:g} s\n"
-)
+_OVERDUE = "Error: Stopped on request, amid something that did not end in time; what was finished is kept."
 GRACE_SECONDS = 10.0
 """Where no spec says how long."""
 
@@ -32,6 +29,8 @@ class Stop:
 
     def __init__(self, grace_seconds: float = GRACE_SECONDS) -> None:
         self.grace_seconds = grace_seconds
+        self.advice = ""
+        """A sentence on what to do where the grace was too short."""
         self.requested = False
         self._patient = False
         self._heard = 0.0
@@ -77,8 +76,8 @@ class Stop:
     def _end(self) -> None:
         """Say that the grace is over, and end the process."""
         # Past Python's own buffers, whose locks the rest may hold; no one may be reading.
-        words = threading.Thread(target=os.write, args=(2, _OVERDUE.format(self.grace_seconds).encode()))
-        words.daemon = True
+        text = f"{_OVERDUE}{self.advice} Received: {self.grace_seconds:g} s\n"
+        words = threading.Thread(target=os.write, args=(2, text.encode()), daemon=True)
         words.start()
         words.join(_WORDS_SECONDS)
         os._exit(StoppedError.exit_code)

@@ -13,6 +13,7 @@ from trainer.data.bucket import fetch_bucket
 from trainer.data.progress import Progress
 from trainer.exits import UsageError
 from trainer.publish import POINTER, is_finished, latest_run
+from trainer.run_folder.starts import STARTS
 from trainer.storage.store import Store, is_bucket, open_store
 
 _MOST_BYTES = 1 << 40
@@ -48,9 +49,10 @@ def local_model(uri: str, cache_dir: Path, progress: Progress) -> Path:
 
 def _require_whole(place: Store) -> None:
     """Raise UsageError for a run, or the model of one, that is at work at this moment or was given up."""
-    parent, _, name = place.uri.rpartition("/")
-    run = open_store(parent or ".") if name == "model" else place
-    if run.find("spec.yaml") and not is_finished(run):
+    parent, name = _split(place.uri)
+    run = open_store(parent) if name == "model" else place
+    # Each start leaves a row before anything else; a spec beside a model may be anyone's.
+    if run.find(STARTS) and not is_finished(run):
         raise UsageError(
             "The run is not finished, so it has no model yet or one that may not be whole; "
             f"`trainer train {run.at('spec.yaml')}` finishes it. Received: {run.uri}"
@@ -59,11 +61,17 @@ def _require_whole(place: Store) -> None:
 
 def find_run(uri: str) -> Store:
     """Return the store of the run at `uri`, which may end with the name of the pointer."""
-    parent, _, name = uri.rstrip("/").rpartition("/")
+    parent, name = _split(uri)
     if name != POINTER:
         return open_store(uri)
-    output = open_store(parent or ("/" if uri.startswith("/") else "."))
+    output = open_store(parent)
     run = latest_run(output)
     if run is None:
         raise UsageError(f"There is no pointer to a run. Received: {uri}")
     return output.below(run)
+
+
+def _split(uri: str) -> tuple[str, str]:
+    """Return the place that holds `uri`, and its name there."""
+    parent, _, name = uri.rstrip("/").rpartition("/")
+    return parent or ("/" if uri.startswith("/") else "."), name

@@ -28,7 +28,7 @@ _LESS_MEMORY = (
 
 def train_command(spec: RunSpec, cache_dir: Path, fresh: bool, stop: Stop) -> None:
     """Do the run of `spec`, until it is done or `stop` hears a signal, and say how it went."""
-    stop.grace_seconds = spec.train.grace_seconds
+    stop.grace_seconds, stop.advice = spec.train.grace_seconds, " A longer train.grace_seconds may help."
     require_tensorflow()  # before a run is begun
     with Console(spec.train.log_interval_seconds) as console:
         console.banner()
@@ -51,11 +51,11 @@ def train_command(spec: RunSpec, cache_dir: Path, fresh: bool, stop: Stop) -> No
 def _do(spec: RunSpec, folder: RunFolder, cache_dir: Path, console: Console, stop: Stop) -> None:
     count_start(folder.path, folder.newest_checkpoint, spec.train.max_stalled_starts)
     folder.keep()
-    # TensorFlow takes seconds to load: what can be said without it comes first.
-    import_tensorflow()
-    from trainer.run import run
-
     try:
+        # TensorFlow takes seconds to load: what can be said without it comes first.
+        import_tensorflow()
+        from trainer.run import run
+
         with memory_explained(_LESS_MEMORY):
             verdict = run(spec, folder, cache_dir, console, stop)
     except StoppedError as error:

@@ -80,10 +80,11 @@ def judge(
     metrics: `train/...` and `<held_out>/...` as `compute_metrics` names them. settings: the
     resolved spec as plain mappings; only the advice depends on it.
 
-    Over-fitted: the gap is above `LARGEST_GAP`, and its 95% interval is above 0, so that it is not the
-    chance of few images. Under-trained: the held-out split is answered hardly better than by always
-    naming its most frequent class, or the training images are answered with less than `LEAST_SKILL`,
-    or the held-out accuracy was still rising at the end (see `is_rising`). Fine otherwise.
+    Over-fitted: the gap is above `LARGEST_GAP`, its 95% interval is above 0, so that it is not the
+    chance of few images, and the training images are answered with at least `LEAST_SKILL`.
+    Under-trained: the held-out split is answered hardly better than by always naming its most
+    frequent class, or the training images are answered with less than `LEAST_SKILL`, or the held-out
+    accuracy was still rising at the end (see `is_rising`). Fine otherwise.
     """
     case = _Case(metrics, history, held_out, settings)
     low, high = _gap_interval(case)

@@ -78,9 +78,15 @@ class RunFolder:
         return self.output.at(f"{self.name}/{name}") if name else self.output.below(self.name).uri
 
     def check_lease(self) -> None:
-        """Raise TemporaryError if another process is known to have taken the run over; costs nothing."""
+        """Raise TemporaryError if another process took the run over, at little cost.
+
+        In a bucket if that is known already; on disk, where what is written is the other one's, asks.
+        """
         if self.lease is not None:
-            self.lease.check()
+            if isinstance(self.output, FolderStore):
+                self.lease.require()
+            else:
+                self.lease.check()
 
     def require_lease(self) -> None:
         """Raise TemporaryError if another process took the run over; asks the output if that may be."""
@@ -163,15 +169,15 @@ def _fill(folder: RunFolder, spec: RunSpec, fresh: bool, progress: Progress) -> 
     """Bring the folder to where the run was left, or to its beginning."""
     run, path = folder.output.below(folder.name), folder.path
     _require_run(run)
-    # A marker that an earlier process sent, and that arrives only now, must find no manifest that it fits.
-    for name in (MANIFEST, MARKER):
-        run.remove(name)
     if fresh:
         _discard(run)
     if not isinstance(folder.output, FolderStore):
         _fetch(folder, progress)
     if folder.newest_checkpoint:
         _require_same_spec(folder.name, (path / _SPEC).read_bytes(), spec)
+    # A marker that an earlier process sent, and that arrives only now, must find no manifest that it fits.
+    for name in (MANIFEST, MARKER):
+        run.remove(name)
     prepare_folder(path)
     remove_leftovers(path)
     if not folder.newest_checkpoint:
@@ -193,8 +199,10 @@ def _fetch(folder: RunFolder, progress: Progress) -> None:
 def _discard(run: Store) -> None:
     """Remove the files of an unfinished run; cut short at any moment, it is still the old run or none."""
     names = [entry.name for entry in run.entries()]
-    # The steps first, which speak of the best weights; the spec last, without which it is no run.
-    for name in sorted(names, key=lambda name: (name == _SPEC, not name.startswith("checkpoints/step-"))):
+    # First what could make it finished, then the steps, which speak of the best weights; the spec last,
+    # without which it is no run.
+    ranks = {MANIFEST: 0, MARKER: 1, _SPEC: 4}
+    for name in sorted(names, key=lambda name: ranks.get(name, 3 - name.startswith("checkpoints/step-"))):
         run.remove(name)
 
 

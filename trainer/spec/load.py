@@ -126,7 +126,11 @@ def _with_setting(values: dict[str, Any], key: str, value: Any) -> dict[str, Any
 def _laid_over(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Return `base` with `over` laid on it; the checksum of a source isn't that of another one."""
     data, new = base.get("data"), over.get("data")
-    if isinstance(data, dict) and isinstance(new, dict) and "source" in new:
+    if (
+        isinstance(data, dict)
+        and isinstance(new, dict)
+        and new.get("source", data.get("source")) != data.get("source")
+    ):
         base = {**base, "data": {key: value for key, value in data.items() if key != "checksum"}}
     return _merged(base, over)
 

@@ -36,6 +36,7 @@ CONNECTIONS = 32
 
 _WRITER = "trainer-writer"
 _UPLOAD_CHUNK_BYTES = 32 << 20
+_SMALL_BYTES = 1 << 20
 # Connecting, and then sending one chunk: a line of 1 MB/s gets it through, and several at once a line of 5.
 _SEND_SECONDS = 40.0
 
@@ -205,7 +206,7 @@ class BucketStore:
         if writer:
             blob.metadata = {_WRITER: writer}
         # The whole is repeated, and so the client needn't repeat its parts.
-        how = {"retry": None, "timeout": _send_timeout()}
+        how = {"retry": None, "timeout": _send_timeout() if len(data) > _SMALL_BYTES else TIMEOUT_SECONDS}
         with self._explained(name, "written"):
 
             def send() -> None:

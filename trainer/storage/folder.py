@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from trainer.exits import TemporaryError, UsageError
 from trainer.storage.local import (
@@ -132,7 +132,8 @@ class FolderStore:
     def _entries(self, prefix: str) -> Iterator[Entry]:
         for path in self.root.rglob("*"):
             name = path.relative_to(self.root).as_posix()
-            if not name.startswith(prefix) or path.name == _LOCK or is_temporary(path) or not path.is_file():
+            is_meant = name.startswith(prefix) and path.name != _LOCK and not is_temporary(PurePath(name))
+            if not is_meant or not path.is_file():
                 continue
             yield _entry(path, name)
 

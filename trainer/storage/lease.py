@@ -148,8 +148,8 @@ def _is_dead(content: Content) -> bool:
     if any(holder.get(key) != value for key, value in here.items()):
         return False
     started = _started(int(holder.get("pid", 0)))
-    if started is None and _is_there(int(holder.get("pid", 0))):
-        return False  # of another user, whose processes are hidden here
+    if started is None and _is_anothers(int(holder.get("pid", 0))):
+        return False  # it may be alive: nothing more is seen of another user's processes
     return started != holder.get("process_started")
 
 
@@ -187,14 +187,14 @@ def _started(pid: int) -> str | None:
     return None if state == "Z" else fields[18]
 
 
-def _is_there(pid: int) -> bool:
-    """Return whether there is a process `pid` of another user; one's own can be seen in /proc."""
+def _is_anothers(pid: int) -> bool:
+    """Return whether there is a process `pid` of another user."""
     try:
         os.kill(pid, 0)
     except PermissionError:
         return True
     except OSError:
-        return False
+        pass
     return False
 
 

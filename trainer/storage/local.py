@@ -17,7 +17,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import BinaryIO
 
 from trainer.exits import TemporaryError, TrainerError, UsageError
@@ -160,9 +160,9 @@ def write_all(file: io.FileIO, data: bytes) -> None:
         rest = rest[file.write(rest) :]
 
 
-def is_temporary(path: Path) -> bool:
-    """Return whether `path` is named like a file that a crash left half-written."""
-    return path.name.startswith(".") and path.name.endswith(".tmp")
+def is_temporary(name: PurePath) -> bool:
+    """Return whether a part of `name`, which is relative, is what a crash left half-written."""
+    return any(part.startswith(".") and part.endswith(".tmp") for part in name.parts)
 
 
 def sync_file(path: Path) -> None:

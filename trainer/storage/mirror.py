@@ -11,7 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from trainer.storage.local import is_temporary
 from trainer.storage.store import Store
@@ -98,7 +98,7 @@ class Mirror:
             for file in sorted(files):
                 path = Path(parent, file)
                 name = path.relative_to(self.folder).as_posix()
-                if name in self._apart or is_temporary(path):
+                if name in self._apart or is_temporary(PurePath(name)):
                     continue
                 with suppress(FileNotFoundError):
                     status = path.stat()

@@ -57,7 +57,13 @@ def repeated(
 
 def _is_unreachable(error: Exception) -> bool:
     """Return whether the server that gives out credentials could not be asked: it may be up late."""
-    return isinstance(error, auth.RefreshError) and isinstance(error.__cause__, auth.TransportError)
+    cause = error.__cause__
+    # An answer that is a refusal comes with the error as its second argument.
+    return (
+        isinstance(error, auth.RefreshError)
+        and isinstance(cause, auth.TransportError)
+        and len(cause.args) < 2
+    )
 
 
 def is_lost_session(error: Exception) -> bool:

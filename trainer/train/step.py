@@ -2,7 +2,8 @@
 
 In: a learner, blocks of batches. Out: changed variables, and the sums of loss, hits and
 images. One step is: augment, forward, loss over the global batch, gradients summed over all
-replicas, then clipped, then applied, then averaged.
+replicas, then clipped, then applied, then averaged. But for dropout and stochastic depth, whose masks
+each replica draws for itself, that is the same step on any number of replicas.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import tensorflow as tf
 
 from trainer.augment import MIX_DRAWS, augment_images, draw_numbers
 from trainer.cluster import Cluster, choose_xla
+from trainer.exits import UsageError
 from trainer.mix import mix_images
 from trainer.spec import AugmentSpec, RunSpec
 from trainer.train.feed import Block
@@ -47,7 +49,13 @@ class Stepper:
         self.strategy = cluster.strategy
         # XLA compiles for fixed shapes, so it gets the single step and not the open-ended loop.
         # It has no kernel for rotation, nor for sums over several replicas.
-        alone = cluster.strategy.num_replicas_in_sync == 1
+        replicas = cluster.strategy.num_replicas_in_sync
+        alone = replicas == 1
+        if spec.train.xla is True and not alone:
+            raise UsageError(
+                f"train.xla true has no kernel for sums over several devices; leave it at auto. "
+                f"Received: {replicas} devices"
+            )
         xla = choose_xla(spec.train.xla, cluster) and alone and not spec.augment.rotate_degrees
         self._step_function = tf.function(self._step, jit_compile=True) if xla else self._step
         self._compiled: dict[tuple[int, int], Callable[..., tf.Tensor]] = {}
