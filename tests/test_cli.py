@@ -14,6 +14,9 @@ import pytest
 from click.testing import CliRunner
 
 from trainer.cli.app import cache_folder, cli
+from trainer.cli.places import local_model, require_apart
+from trainer.data.progress import SilentProgress
+from trainer.exits import UsageError
 from trainer.recipes import recipe_names
 
 SHOW = """
@@ -137,6 +140,35 @@ def test_the_cache_follows_the_xdg_directory(monkeypatch: pytest.MonkeyPatch, tm
     assert cache_folder() == tmp_path / "trainer"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_folder() == Path.home() / ".cache" / "trainer"
+
+
+def test_runs_are_not_put_where_they_would_be_a_class(tmp_path: Path) -> None:
+    (tmp_path / "photos" / "cats").mkdir(parents=True)
+    photos = str(tmp_path / "photos")
+    for inside in ("photos", "photos/runs", "photos/cats/../runs"):
+        with pytest.raises(UsageError, match=r"such as \.\./runs"):
+            require_apart(photos, str(tmp_path / inside))
+    for apart in (str(tmp_path), str(tmp_path / "photos-runs"), "gs://bucket/photos"):
+        require_apart(photos, apart)
+    require_apart(str(tmp_path / "photos.zip"), str(tmp_path / "photos.zip" / "runs"))
+
+
+def test_a_model_beside_a_spec_is_no_unfinished_run(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "spec.yaml").write_text("recipe: demo\n")
+    place = str(tmp_path / "model")
+    assert local_model(place, tmp_path, SilentProgress()) == tmp_path / "model"
+    (tmp_path / "starts.jsonl").write_text("{}\n")
+    with pytest.raises(UsageError, match="not finished"):
+        local_model(place, tmp_path, SilentProgress())
+
+
+def test_a_folder_that_is_gone_ends_in_words(tmp_path: Path) -> None:
+    command = f"mkdir gone; cd gone; rmdir ../gone; {sys.executable} -m trainer.cli train --data photos"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "The current folder is gone" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_other_data_do_not_inherit_the_checksum_of_the_recipes_data(tmp_path: Path) -> None:

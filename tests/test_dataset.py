@@ -330,7 +330,7 @@ def test_class_that_a_split_lacks_is_named(lacking: str) -> None:
         for label in ("cats", "dogs")
         if (split, label) != (lacking, "dogs")
     ]
-    with pytest.raises(DataError, match=f"none in {lacking}; .*dogs"):
+    with pytest.raises(DataError, match=f"none in {lacking}, .*dogs"):
         require_full_splits(items)
 
 

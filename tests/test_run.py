@@ -194,6 +194,8 @@ def test_a_model_whose_description_does_not_fit_is_refused(
         ("format 99", {**about, "format_version": 99}),
         ("damaged", {**about, "class_names": ["one"]}),
         ("damaged", {**about, "image_size": 64}),
+        ("damaged", {**about, "class_names": ["a", "b", "b"]}),
+        ("damaged", {**about, "max_image_pixels": "many"}),
         ("damaged", {**about, "image_size": "wide"}),
         ("damaged", {"format_version": about["format_version"]}),
         ("not exported by this program", {}),

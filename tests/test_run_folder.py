@@ -45,6 +45,7 @@ def spec_in(output: Store | Path, *settings: str, name: str | None = "one") -> R
 def begun(output: Store, cache: Path) -> None:
     """Leave a run with a checkpoint, and let it go."""
     run = open_run_folder(spec_in(output), NOW, cache)
+    count_start(run.path, "", 5)
     write_text(run.checkpoints / "step-00000007.npz", "state")
     run.keep()
     run.release()
@@ -156,6 +157,28 @@ def test_what_is_no_run_is_left_alone(output: Store, cache: Path) -> None:
     assert [entry.name for entry in output.entries()] == ["one/thesis.txt"]
 
 
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_persons_own_spec_makes_no_run_of_a_folder(output: Store, cache: Path, fresh: bool) -> None:
+    own = {"one/spec.yaml": b"# mine\ndata: {source: photos}\n", "one/model/mine.txt": b"mine"}
+    for kept in (["one/spec.yaml"], list(own)):
+        for name in kept:
+            output.write(name, own[name])
+        with pytest.raises(UsageError, match="not a run"):
+            open_run_folder(spec_in(output), NOW, cache, fresh=fresh)
+        assert {entry.name for entry in output.entries()} == set(kept)
+        assert all(found.data == own[name] for name in kept if (found := output.read(name)))
+
+
+def test_what_has_the_pointers_name_and_is_none_is_found_before_any_work(tmp_path: Path, cache: Path) -> None:
+    (tmp_path / "file").mkdir()
+    (tmp_path / "file" / "latest").write_text("my notes\nline 2\n")
+    (tmp_path / "folder" / "latest").mkdir(parents=True)
+    for name in ("file", "folder"):
+        with pytest.raises(UsageError, match="name of the pointer"):
+            open_run_folder(spec_in(tmp_path / name), NOW, cache)
+        assert [path.name for path in (tmp_path / name).iterdir()] == ["latest"]
+
+
 def test_a_folder_with_nothing_but_a_crashs_leftover_is_free(tmp_path: Path, cache: Path) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / ".spec.yaml.abc.tmp").write_text("")
@@ -207,6 +230,7 @@ def test_folder_of_a_run_knows_where_a_person_finds_its_files(output: Store, cac
 def test_what_killed_processes_left_half_written_is_removed(tmp_path: Path, cache: Path) -> None:
     open_run_folder(spec_in(tmp_path), NOW, cache).release()
     run = tmp_path / "one"
+    count_start(run, "", 5)
     (run / "checkpoints").mkdir()
     (run / "checkpoints" / ".step-00000001.npz.ab.tmp").write_bytes(b"half")
     (run / ".model.tmp" / "variables").mkdir(parents=True)

@@ -133,9 +133,12 @@ def test_a_setting_that_nothing_would_read_is_refused(setting: str, words: str) 
         ("train.class_weights={cats: 0}", ["train.class_weights", "0"]),
         ("augment.crop.scale=[1, 0.5]", ["augment.crop", "smallest"]),
         ("data=3", ["data must hold settings", "3"]),
-        ("data.checksum=abc", ["data.checksum", "'abc'"]),
-        ("run_name=../x", ["run_name", "'../x'"]),
+        ("data.checksum=abc", ["data.checksum", "32 hex digits", "'abc'"]),
+        ("run_name=../x", ["run_name", "letters", "'../x'"]),
         ("seed=-1", ["seed", "-1"]),
+        ("train.patience=3", ["early_stopping.patience_epochs"]),
+        ("train.class_weights=foo", ["'none' or 'balanced' or a valid dictionary", "'foo'"]),
+        ("train.xla=maybe", ["'auto'", "boolean", "'maybe'"]),
         ("run_name=latest", ["run_name", "pointer"]),
         ("model={family: plain, filters: [8, 8, 8, 8, 8, 8]}", ["data.image_size", "too small"]),
     ],
@@ -183,7 +186,10 @@ def test_an_exponent_without_a_dot_is_a_number() -> None:
         ("train: [", "line 1"),
         ("train: {epoks: 3}", "Did you mean train.epochs?"),
         ("recipe: cats-vs-dog", "Did you mean cats-vs-dogs?"),
-        ("3: 4", "not text"),
+        ("3: 4", "not text, put quotes around it"),
+        ("train.epochs: 3", "two lines, `train:` and below it"),
+        ("train: {<<: {epochs: 3}}", "<< is not read here"),
+        ("data: photos", "data must hold settings"),
         ("\x00", "not valid YAML"),
     ],
 )
@@ -192,6 +198,13 @@ def test_a_bad_file_is_refused_in_words(text: str, words: str, tmp_path: Path) -
     path.write_text(text)
     with pytest.raises(UsageError, match=words.replace("?", r"\?")):
         load_spec(path)
+
+
+def test_what_an_option_replaces_should_have_been_right(tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text("data: photos\ntrain: 3\n")
+    with pytest.raises(UsageError, match="data must hold settings"):
+        load_spec(path, settings=["train.epochs=2"], overrides={"data.source": "pictures"})
 
 
 @pytest.mark.parametrize("name", ["1234e56", "123", "1.5", "true", "null", "2026-01-01"])
@@ -237,3 +250,7 @@ def test_another_source_does_not_inherit_the_checksum(tmp_path: Path) -> None:
     both = ["data.source=x", f"data.checksum={checksum}"]
     assert load_spec(recipe="cifar10", settings=both).data.checksum == checksum
     assert load_spec(recipe="cifar10", settings=["data.max_rejected=0.5"]).data.checksum is not None
+    same = load_spec(recipe="cifar10").data
+    assert load_spec(recipe="cifar10", overrides={"data.source": same.source}).data == same
+    upper = f"data.checksum={checksum.upper().replace('SHA', 'sha')}"
+    assert load_spec(settings=[upper]).data.checksum == checksum

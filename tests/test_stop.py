@@ -60,6 +60,16 @@ def test_a_second_signal_ends_it_at_once() -> None:
     assert code == 143
 
 
+@pytest.mark.parametrize(("number", "by_hand"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
+def test_a_person_is_told_from_a_machine(number: signal.Signals, by_hand: bool) -> None:
+    code = f"{_BEGIN}try: work()\nexcept Exception: print(stop.by_hand)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(number)
+    assert process.communicate(timeout=30)[0].strip() == str(by_hand)
+
+
 def test_nothing_is_overdue_before_anyone_asked() -> None:
     stop = Stop()
     assert not stop.is_requested()

@@ -126,7 +126,7 @@ def require_unchanged(run: Store) -> None:
 
 
 def _finish(output: Store, name: str, folder: Path, require: Callable[[], None]) -> None:
-    """Write manifest and marker, by way of the output: in the run the lock of a swap would be one file more."""
+    """Write manifest and marker, by way of the output: in the run the lock of a swap would be a file more."""
     run = output.below(name)
     require_unchanged(run)
     records = _records(run, folder)

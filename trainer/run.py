@@ -20,6 +20,7 @@ from trainer.evaluate import Evaluator, predict_splits
 from trainer.exits import DataError, UsageError
 from trainer.export import export_model, make_golden, verify_export
 from trainer.metrics import Predictions, compute_metrics, write_predictions
+from trainer.printable import without_secrets
 from trainer.publish import publish
 from trainer.report import ReportInputs, Verdict, write_report
 from trainer.run_folder import (
@@ -200,7 +201,7 @@ def _report(
 ) -> Verdict:
     inputs = ReportInputs(
         title=folder.name,
-        spec_yaml=dump_spec(spec),
+        spec_yaml=without_secrets(dump_spec(spec)),
         environment=environment,
         dataset=dataset.summary,
         rejected=dataset.rejected,

@@ -32,6 +32,8 @@ class Stop:
         self.advice = ""
         """A sentence on what to do where the grace was too short."""
         self.requested = False
+        self.by_hand = False
+        """Whether a person asked, by Ctrl-C."""
         self._patient = False
         self._heard = 0.0
 
@@ -67,6 +69,7 @@ class Stop:
                 os._exit(StoppedError.exit_code)
             return
         self.requested, self._heard = True, time.monotonic()
+        self.by_hand = number == signal.SIGINT
         end = threading.Timer(min(self.grace_seconds, threading.TIMEOUT_MAX), self._end)
         end.daemon = True
         end.start()

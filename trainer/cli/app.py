@@ -57,7 +57,7 @@ def train(
 
     With no data, recipe or spec it trains the demo, on pictures that come with the package.
     """
-    from trainer.cli.places import absolute_source, local_path
+    from trainer.cli.places import absolute_source, local_path, require_apart
     from trainer.cli.train import train_command
     from trainer.data.progress import SilentProgress
     from trainer.spec import load_spec
@@ -69,12 +69,13 @@ def train(
         recipe = "demo"
     prepare_libraries()
     overrides = {"data.source": data, "output": output, "run_name": run_name}
-    path = local_path(spec_path, cache_folder(), SilentProgress()) if spec_path else None
+    path = local_path(spec_path, cache_folder(), SilentProgress()) if spec_path is not None else None
     spec = load_spec(path, recipe, settings, overrides)
     if spec.run_name is None and (name := _name_of_job()) is not None:
         spec = load_spec(path, recipe, settings, overrides | {"run_name": name})
     # Written down as it is, a relative path would mean something else in another folder.
     data_spec = spec.data.model_copy(update={"source": absolute_source(spec.data.source)})
+    require_apart(data_spec.source, spec.output)
     train_command(spec.model_copy(update={"data": data_spec}), cache_folder(), fresh, stop)
 
 

@@ -23,7 +23,22 @@ def absolute_source(source: str) -> str:
     """Return the data source with a local path made absolute; URLs and embedded data stay as they are."""
     if "://" in source or source.startswith("embedded:"):
         return source
-    return os.path.abspath(os.path.expanduser(source))
+    try:
+        return os.path.abspath(os.path.expanduser(source))
+    except FileNotFoundError:
+        raise UsageError(f"The current folder is gone; change to another one. Received: {source}") from None
+
+
+def require_apart(source: str, output: str) -> None:
+    """Raise UsageError if the output folder is in the folder of images `source`, as if it were a class."""
+    if is_bucket(source) or is_bucket(output) or not os.path.isdir(source):
+        return
+    images, runs = Path(source).resolve(), Path(output).expanduser().resolve()
+    if images in (runs, *runs.parents):
+        raise UsageError(
+            "The output folder lies inside the folder of images, where its runs would count as a class; "
+            f"choose an --output elsewhere, such as ../runs. Received: {runs} in {images}"
+        )
 
 
 def local_path(uri: str, cache_dir: Path, progress: Progress) -> Path:

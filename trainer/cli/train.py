@@ -49,7 +49,8 @@ def train_command(spec: RunSpec, cache_dir: Path, fresh: bool, stop: Stop) -> No
 
 
 def _do(spec: RunSpec, folder: RunFolder, cache_dir: Path, console: Console, stop: Stop) -> None:
-    count_start(folder.path, folder.newest_checkpoint, spec.train.max_stalled_starts)
+    before = folder.newest_checkpoint
+    count_start(folder.path, before, spec.train.max_stalled_starts)
     folder.keep()
     try:
         # TensorFlow takes seconds to load: what can be said without it comes first.
@@ -59,16 +60,22 @@ def _do(spec: RunSpec, folder: RunFolder, cache_dir: Path, console: Console, sto
         with memory_explained(_LESS_MEMORY):
             verdict = run(spec, folder, cache_dir, console, stop)
     except StoppedError as error:
+        if stop.by_hand and folder.newest_checkpoint == before:
+            _forget_start(folder)  # a machine that takes it away again and again is what is counted
         again = f"{_program()} train {shlex.quote(folder.at('spec.yaml'))}"
         raise StoppedError(f"{error} Continue with: {again}") from None
     except (UsageError, DataError, TemporaryError):
         # It ended with a message that says what to do: that isn't a start which got stuck.
-        with suppress(TrainerError):
-            folder.require_lease()  # else the last row is another process's
-            forget_start(folder.path)
-            folder.keep()
+        _forget_start(folder)
         raise
     console.verdict(verdict.headline, verdict.advice)
+
+
+def _forget_start(folder: RunFolder) -> None:
+    with suppress(TrainerError):
+        folder.require_lease()  # else the last row is another process's
+        forget_start(folder.path)
+        folder.keep()
 
 
 def _program() -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from trainer.data.items import SPLITS, Item, Rejection
 from trainer.exits import DataError
+from trainer.printable import without_secrets
 
 _EXAMPLES = 3
 
@@ -30,8 +31,9 @@ def require_images(items: Sequence[Item], rejections: Sequence[Rejection], sourc
     """Raise DataError if a source has no candidates at all."""
     if not items:
         raise DataError(
-            "The source has no images: put those of each class into a folder that has its name. "
-            f"Received: {source!r} with {_counted(len(rejections), 'other file')}"
+            "The source has no images: put those of each class into a folder that has its name, "
+            f"or mend the rows of the import file. Received: {without_secrets(source)!r} with "
+            f"{_counted(len(rejections), 'other file')}"
             f"{_examples(rejections, ', such as ')}"
         )
 
@@ -72,15 +74,18 @@ def require_full_splits(items: Sequence[Item]) -> None:
         classes[item.split or ""].add(item.label)
     if "train" not in classes or len(classes) < 2:
         wanted = "train" if "train" not in classes else "validation"
-        raise DataError(f"There are no images in {wanted}. Received: images in {_listed(classes)}")
+        raise DataError(
+            f"There are no images in {wanted}; add a folder {wanted}/, or give class folders alone with "
+            f"several images each, of which a share is held out. Received: images in {_listed(classes)}"
+        )
     everything = set().union(*classes.values())
     for split in SPLITS:
         missing = everything - classes[split] if split in classes else set()
         if missing:
             others = [other for other in SPLITS if missing & classes.get(other, set())]
             raise DataError(
-                f"A class has images in {' and '.join(others)} but none in {split}; add some, or remove the "
-                f"class. Received: {_listed(missing)}"
+                f"A class has images in {' and '.join(others)} but none in {split}, where equal content "
+                f"counts once; add some, or remove the class. Received: {_listed(missing)}"
             )
 
 

@@ -33,6 +33,7 @@ from trainer.data.items import SPLITS, Item, Rejection
 from trainer.data.layouts import read_layout
 from trainer.data.progress import Progress
 from trainer.data.split import assign_splits
+from trainer.printable import without_secrets
 from trainer.spec.schema import DataSpec
 
 
@@ -159,7 +160,7 @@ def summarize(
     """
     source, layout = origin
     return {
-        "source": source,
+        "source": without_secrets(source),
         "layout": layout,
         "class_names": list(class_names),
         "splits": {name: _counts(split, class_names) for name, split in splits.items()},

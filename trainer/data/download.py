@@ -14,10 +14,11 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from trainer.data.digests import checksum_problem, hash_reported, remember_digests
-from trainer.data.http import require_https, shown
+from trainer.data.http import require_https
 from trainer.data.progress import Progress
 from trainer.data.transfer import Patience, Transfer, UnreachableError, Version
 from trainer.exits import DataError
+from trainer.printable import without_secrets
 from trainer.storage import exclusive, explained, sync_folder, write_json
 
 
@@ -46,7 +47,9 @@ def download(
         except UnreachableError as error:
             if checksum or not path.exists():
                 raise
-            progress.say(f"Using the copy of {shown(url)} that was downloaded before; it may be old. {error}")
+            progress.say(
+                f"Using the copy of {without_secrets(url)} that was downloaded before; it may be old. {error}"
+            )
             return path
         if version is not None:
             _accept(transfer, path, version, checksum, cache_dir)
@@ -66,9 +69,10 @@ def _accept(transfer: Transfer, path: Path, version: Version, checksum: str | No
     digests = hash_reported(transfer.partial, wanted, path.name, transfer.progress)
     if checksum and digests[algorithm] != expected.lower():
         transfer.discard()
+        address = without_secrets(transfer.url)
         raise DataError(
             f"The download has the wrong checksum and was deleted; check the address and data.checksum: "
-            f"{shown(transfer.url)}. Expected {checksum}. Received: {algorithm}:{digests[algorithm]}"
+            f"{address}. Expected {checksum}. Received: {algorithm}:{digests[algorithm]}"
         )
     with explained(path):
         # In this order no moment pairs the new bytes with the old version.
@@ -79,7 +83,7 @@ def _accept(transfer: Transfer, path: Path, version: Version, checksum: str | No
     remember_digests(path, digests, cache_dir)
     write_json(
         _record(path),
-        {"url": shown(transfer.url), "etag": version.etag, "last_modified": version.last_modified},
+        {"url": without_secrets(transfer.url), "etag": version.etag, "last_modified": version.last_modified},
     )
 
 

@@ -23,6 +23,7 @@ from trainer.data.layouts.import_files import Buckets
 from trainer.data.progress import Progress
 from trainer.data.transfer import Patience
 from trainer.exits import DataError, UsageError
+from trainer.printable import without_secrets
 from trainer.spec import DataSpec
 from trainer.storage import prepare_folder
 from trainer.storage.store import is_bucket
@@ -78,9 +79,9 @@ def _downloaded(
     path = download(url, checksum, cache_dir, max_bytes, progress, patience)
     try:
         return _opened(path, cache_dir, max_bytes, progress)
-    except DataError:
+    except DataError as error:
         forget_version(path)
-        raise
+        raise DataError(f"{error} (downloaded from {without_secrets(url)})") from error
 
 
 def buckets_of(spec: DataSpec, cache_dir: Path, progress: Progress) -> Buckets:

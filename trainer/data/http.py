@@ -10,13 +10,14 @@ from __future__ import annotations
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
-from urllib.parse import urljoin, urlsplit, urlunsplit
+from urllib.parse import urljoin, urlsplit
 
 import requests
 from urllib3.exceptions import HTTPError, LocationValueError
 
 from trainer import __version__
 from trainer.exits import DataError, TrainerError, UsageError
+from trainer.printable import without_secrets
 
 _MAX_REDIRECTS = 10
 _MAX_RETRY_AFTER_SECONDS = 60.0
@@ -42,17 +43,11 @@ def require_https(url: str) -> str:
     if parts.scheme.lower() != "https":
         raise UsageError(
             f"Images come over https only, since anyone on the way can change what comes over http. "
-            f"Use an https:// address. Received: {shown(url)}"
+            f"Use an https:// address. Received: {without_secrets(url)}"
         )
     if not host:
         raise UsageError(f"The URL names no host. Received: {url!r}")
     return url
-
-
-def shown(url: str) -> str:
-    """Return `url` without the user and password that it may hold."""
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def get(
@@ -74,7 +69,9 @@ def get(
             return response
         response.close()
         place = require_https(following)
-    raise DataError(f"The server redirects more than {_MAX_REDIRECTS} times. Received: {shown(url)}")
+    raise DataError(
+        f"The server redirects more than {_MAX_REDIRECTS} times. Received: {without_secrets(url)}"
+    )
 
 
 def require_content(response: requests.Response, url: str) -> None:
@@ -90,7 +87,7 @@ def require_content(response: requests.Response, url: str) -> None:
         problem = "There is nothing at this address; check it"
     else:
         problem = "The server doesn't give the file; check the address"
-    raise DataError(f"{problem} ({what}). Received: {shown(url)}")
+    raise DataError(f"{problem} ({what}). Received: {without_secrets(url)}")
 
 
 def read_body(response: requests.Response, url: str) -> Iterator[bytes]:
@@ -107,14 +104,18 @@ def read_body(response: requests.Response, url: str) -> Iterator[bytes]:
 def _failures_named(url: str) -> Iterator[None]:
     try:
         yield
+    except requests.exceptions.InvalidProxyURL as error:
+        raise UsageError(f"HTTPS_PROXY names no proxy; correct or unset it. Received: {error}") from error
     except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, LocationValueError) as error:
-        raise UsageError(f"This isn't a URL that can be fetched: {error}. Received: {shown(url)}") from error
+        raise UsageError(
+            f"This isn't a URL that can be fetched: {error}. Received: {without_secrets(url)}"
+        ) from error
     except (requests.exceptions.RequestException, HTTPError) as error:
         raise _named(error, url) from error
     except ValueError as error:
         # Neither requests nor urllib has an error of its own for a redirect that can't be read.
         raise DataError(
-            f"The server redirects to what is no address ({error}). Received: {shown(url)}"
+            f"The server redirects to what is no address ({error}). Received: {without_secrets(url)}"
         ) from error
     except OSError as error:
         # requests' only plain OSError: a bundle of certificates that isn't there.
@@ -131,7 +132,7 @@ def _named(error: Exception, url: str) -> TrainerError | Broken:
         return DataError(
             f"The server's certificate isn't trusted ({getattr(cause, 'verify_message', cause)}). "
             f"Check the address and this machine's clock; for a certificate authority of your own set "
-            f"REQUESTS_CA_BUNDLE to its PEM file. Received: {shown(url)}"
+            f"REQUESTS_CA_BUNDLE to its PEM file. Received: {without_secrets(url)}"
         )
     if cause and cause.library in ("X509", "PEM"):
         return _bad_bundle(cause)

@@ -73,7 +73,13 @@ def _require_consistent(signatures: dict[str, Any], about: dict[str, Any]) -> No
     size = about["image_size"]
     shape = signatures["pixels"].structured_input_signature[1]["pixels"].shape
     classes = signatures["pixels"].structured_outputs["probabilities"].shape[-1]
-    DataSpec(image_size=size, resize=about["resize"], interpolation=about["interpolation"])
+    DataSpec(
+        image_size=size, resize=about["resize"], interpolation=about["interpolation"],
+        max_image_pixels=about.get("max_image_pixels", DataSpec().max_image_pixels),
+    )  # fmt: skip
+    names = about["class_names"]
+    if not isinstance(names, list) or len({name for name in names if isinstance(name, str)}) < len(names):
+        raise ValueError("class_names in assets/model.json are not a list of different names")
     if not shape.is_compatible_with([None, size, size, 3]) or classes not in (
         None,
         len(about["class_names"]),

@@ -21,6 +21,7 @@ from typing import Any
 from trainer import __version__
 from trainer.data.items import Rejection
 from trainer.exits import TemporaryError, UsageError
+from trainer.printable import without_secrets
 from trainer.spec import RunSpec, spec_digest
 from trainer.storage.local import write_json, write_text
 
@@ -84,7 +85,7 @@ def write_environment(
 ) -> dict[str, Any]:
     """Write environment.json: what ran, of which version, where; return it."""
     environment = {
-        "command": list(command),
+        "command": [without_secrets(word) for word in command],
         "trainer_version": __version__,
         "git_commit": _git_commit(),
         "python": platform.python_version(),

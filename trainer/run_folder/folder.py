@@ -14,7 +14,8 @@ from pathlib import Path
 
 from trainer.data.progress import Progress, SilentProgress
 from trainer.exits import UsageError
-from trainer.publish import MANIFEST, MARKER, is_finished, require_unchanged
+from trainer.publish import MANIFEST, MARKER, POINTER, is_finished, require_unchanged
+from trainer.run_folder.starts import STARTS
 from trainer.spec import RunSpec, dump_spec, parse_spec, spec_changes, spec_digest
 from trainer.storage.folder import FolderStore
 from trainer.storage.folders import remove_leftovers
@@ -124,6 +125,7 @@ def open_run_folder(
         raise UsageError(
             f"The run folder is a file; choose another --output or --run-name. Received: {run.uri}"
         )
+    _require_pointer(output)
     require_unchanged(run)
     if is_finished(run):
         return _finished(output, name, spec, fresh)
@@ -168,7 +170,7 @@ def _local(output: Store, name: str, cache_dir: Path, lease: Lease, leave: ExitS
 def _fill(folder: RunFolder, spec: RunSpec, fresh: bool, progress: Progress) -> None:
     """Bring the folder to where the run was left, or to its beginning."""
     run, path = folder.output.below(folder.name), folder.path
-    _require_run(run)
+    _require_run(run, folder.name)
     if fresh:
         _discard(run)
     if not isinstance(folder.output, FolderStore):
@@ -200,8 +202,8 @@ def _discard(run: Store) -> None:
     """Remove the files of an unfinished run; cut short at any moment, it is still the old run or none."""
     names = [entry.name for entry in run.entries()]
     # First what could make it finished, then the steps, which speak of the best weights; the spec last,
-    # without which it is no run.
-    ranks = {MANIFEST: 0, MARKER: 1, _SPEC: 4}
+    # after what shows that this is a run.
+    ranks = {MANIFEST: 0, MARKER: 1, STARTS: 4, _SPEC: 5}
     for name in sorted(names, key=lambda name: ranks.get(name, 3 - name.startswith("checkpoints/step-"))):
         run.remove(name)
 
@@ -210,18 +212,42 @@ def _absolute(output: Store) -> str:
     return str(output.root.absolute()) if isinstance(output, FolderStore) else output.uri
 
 
-def _require_run(run: Store) -> None:
-    names = [entry.name for entry in run.entries()]
-    if names and _SPEC not in names:
+def _require_run(run: Store, name: str) -> None:
+    """Raise UsageError if there is something that no start made, a person's files beside their spec.yaml."""
+    names = {entry.name for entry in run.entries()}
+    if names and STARTS not in names and not (names == {_SPEC} and _is_settled(run, name)):
         raise UsageError(
             "The folder holds something that is not a run; choose another --output or --run-name. "
             f"Received: {run.uri}"
         )
 
 
+def _is_settled(run: Store, name: str) -> bool:
+    """Return whether the spec is one that a start wrote, which was killed before it wrote more."""
+    written = run.read(_SPEC)
+    try:
+        return written is not None and _parse(written.data, name).run_name == name
+    except UsageError:
+        return False
+
+
+def _parse(written: bytes, name: str) -> RunSpec:
+    return parse_spec(written.decode("utf-8", "replace"), f"the spec of the run {name}")
+
+
+def _require_pointer(output: Store) -> None:
+    """Raise UsageError if what is called like the pointer is something else, which it would overwrite."""
+    is_folder = isinstance(output, FolderStore) and (output.root / POINTER).is_dir()
+    found = None if is_folder else output.read(POINTER)
+    if is_folder or (found is not None and b"\n" in found.data.strip()):
+        raise UsageError(
+            f"{POINTER} is the name of the pointer to the newest run, and here something else has it; rename "
+            f"that, or choose another --output. Received: {output.at(POINTER)}"
+        )
+
+
 def _require_same_spec(name: str, written: bytes, spec: RunSpec) -> None:
-    text = written.decode("utf-8", "replace")
-    changes = spec_changes(parse_spec(text, f"the spec of the run {name}"), spec)
+    changes = spec_changes(_parse(written, name), spec)
     if changes:
         raise UsageError(
             f"The run {name} exists with another spec; choose another --run-name, or begin it anew with "

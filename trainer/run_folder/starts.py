@@ -1,7 +1,7 @@
 """How often a run was started, and whether the starts get anywhere.
 
 In: the run's folder. Out: starts.jsonl, one row a start; a run that is started again and again
-without a new checkpoint is given up. Starts that a message to the user ended don't count.
+without a new checkpoint is given up. Starts that a message to the user or Ctrl-C ended don't count.
 """
 
 from __future__ import annotations

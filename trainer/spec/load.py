@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from trainer import recipes
 from trainer.exits import UsageError
-from trainer.spec.problems import describe_problems, require_known_key
+from trainer.spec.problems import describe_problems, is_section, require_known_key
 from trainer.spec.schema import RunSpec
 from trainer.spec.text import dump_mapping, parse_mapping, parse_value
 
@@ -49,7 +49,11 @@ def load_spec(
     (`key.path=value` texts, the value being YAML). Raises UsageError.
     """
     file_values = parse_mapping(_read(path), str(path)) if path else {}
-    name = recipe or file_values.get("recipe")
+    # What an option replaces should still have been right.
+    sections = {key: value for key, value in file_values.items() if is_section(key)}
+    if any(not isinstance(value, dict) for value in sections.values()):
+        _validated(sections)
+    name = file_values.get("recipe") if recipe is None else recipe
     values: dict[str, Any] = {}
     if name is not None:
         values = {**parse_mapping(recipes.read_recipe(str(name)), f"recipe {name}"), "recipe": name}

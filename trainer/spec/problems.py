@@ -16,6 +16,10 @@ from trainer.exits import UsageError
 from trainer.spec.schema import RunSpec
 
 _SHOWN_PROBLEMS = 5
+_PATTERNS = {
+    "data.checksum": "md5: and 32 hex digits, or sha256: and 64",
+    "run_name": "letters, digits, '.', '_' and '-', 128 at most, a letter or digit first",
+}
 
 
 def known_keys() -> list[str]:
@@ -36,10 +40,18 @@ def describe_problems(error: ValidationError) -> str:
     """Return a sentence for each problem that pydantic found, the first five at most."""
     problems = error.errors(include_url=False)
     # Each branch of a union has its say: the deepest is the most telling, and of equals the last.
-    by_key = {_dotted(problem["loc"]): _describe(problem) for problem in problems}
+    by_key: dict[str, str] = {}
+    for problem in problems:
+        key, text = _dotted(problem["loc"]), _describe(problem)
+        by_key[key] = _either(by_key[key], text) if key in by_key else text
     lines = [line for key, line in by_key.items() if not any(each.startswith(f"{key}.") for each in by_key)]
     more = len(lines) - _SHOWN_PROBLEMS
     return "\n".join(lines[:_SHOWN_PROBLEMS] + ([f"... and {more} more"] if more > 0 else []))
+
+
+def is_section(key: str) -> bool:
+    """Return whether the top-level `key` holds settings of its own."""
+    return any(each.startswith(f"{key}.") for each in known_keys())
 
 
 def _keys(model: type[BaseModel], prefix: str) -> list[str]:
@@ -57,10 +69,23 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     return [model for part in get_args(annotation) for model in _models(part)]
 
 
+def _either(one: str, other: str) -> str:
+    """Return what would have been right by either of two sentences, which end with the same value."""
+    begin, middle, end = one.partition(". Received: ")
+    _, should, rest = other.partition(": input should be ")
+    return f"{begin} or {rest}" if middle and should and rest.endswith(end) else other
+
+
 def _describe(problem: Any) -> str:
     key = _dotted(problem["loc"])
     received = problem["input"]
     if problem["type"] == "extra_forbidden":
+        outer, _, inner = str(problem["loc"][-1]).partition(".")
+        if inner:
+            return (
+                f"In a file {key} is two lines, `{outer}:` and below it, indented, `{inner}: ...`. "
+                f"Received: {_brief(received)}"
+            )
         return _unknown(key, received, known_keys())
     if problem["type"] == "union_tag_invalid":
         expected, received = problem["ctx"]["expected_tags"], problem["ctx"]["tag"]
@@ -68,6 +93,8 @@ def _describe(problem: Any) -> str:
     if problem["type"] in ("model_type", "model_attributes_type"):
         return f"{key} must hold settings, such as {_first_inside(key)}. Received: {_brief(received)}"
     message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "string_pattern_mismatch":
+        message = f"input should be {_PATTERNS.get(key, 'of another form')}"
     if not key:
         return f"{message}."
     return f"{key}: {message[0].lower()}{message[1:]}. Received: {_brief(received)}"
@@ -98,9 +125,10 @@ def _first_inside(key: str) -> str:
 def _unknown(key: str, value: Any, keys: list[str]) -> str:
     if key in keys:
         return f"{key} is a setting of another model.family than the one chosen. Received: {_brief(value)}"
-    nearest = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
+    last = key.rpartition(".")[2]
+    nearest = [each for each in keys if len(last) > 3 and each.rpartition(".")[2].startswith(last)]
+    nearest = nearest or difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
     if not nearest:
-        last = key.rpartition(".")[2]
         nearest = [each for each in keys if each.rpartition(".")[2] == last]
     hint = f"Did you mean {nearest[0]}?" if nearest else "`trainer recipes demo` shows settings that exist."
     return f"{key} is not a setting. {hint} Received: {_brief(value)}"

@@ -49,6 +49,11 @@ class DataSpec(Checked):
     max_extracted_mib: Count = 65_536
     """The most that an archive may unpack to."""
 
+    @field_validator("checksum", mode="before")
+    @classmethod
+    def _in_lower_case(cls, value: Any) -> Any:
+        return value.lower() if isinstance(value, str) else value
+
 
 class CropSpec(Checked):
     """A random part of each image, resized: scale is its area, ratio its width over its height."""

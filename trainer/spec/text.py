@@ -27,10 +27,17 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
+    for key, _ in node.value:
+        if key.tag == "tag:yaml.org,2002:merge":
+            raise yaml.constructor.ConstructorError(
+                None, None, "<< is not read here, write the settings out", key.start_mark
+            )
     keys = [loader.construct_object(key) for key, _ in node.value]
     for key in keys:
         if not isinstance(key, str):
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not text", node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key {key!r} is not text, put quotes around it", node.start_mark
+            )
         if keys.count(key) > 1:
             raise yaml.constructor.ConstructorError(
                 None, None, f"key {key!r} is given twice", node.start_mark

@@ -73,7 +73,7 @@ def _read_folder(root: Path, layout: str, kinds: tuple[_FileLayout, ...]) -> tup
                 return kind.read(files, root), kind.name
         if layout == kind.name:
             raise DataError(
-                f"data.layout is {layout}, but the source has no {kind.wants}. "
+                f"data.layout is {layout}, but the source has not {kind.wants}. "
                 f"Received: {printable(str(root))}"
             )
     return read_folders(root), "folders"

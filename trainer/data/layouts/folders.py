@@ -71,7 +71,7 @@ def _read_classes(found: Found, classes: list[Path], split: str | None, root: Pa
         if len(found.items) == before:
             raise DataError(
                 f"A class folder has no images; remove it or fill it. "
-                f"Received: {name_of(folder, root)} ({len(files)} other files)"
+                f"Received: {name_of(folder, root)} (other files in it: {len(files)})"
             )
 
 

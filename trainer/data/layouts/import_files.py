@@ -68,7 +68,7 @@ def read_import_files(files: list[Path], root: Path, buckets: Buckets) -> Found:
         for file in files
         for line, row in _rows(file)
     ]
-    uris = [row.uri for _, _, row in rows if not isinstance(row, str) and is_bucket(row.uri)]
+    uris = [row.uri for _, _, row in rows if not isinstance(row, str) and _is_object(row.uri)]
     fetched = buckets.fetch(uris) if uris else {}
     found, seen = Found(), set[str]()
     for file, where, row in rows:
@@ -157,7 +157,8 @@ def _csv_row(cells: list[str]) -> _Row | str:
         return _Row("", *cells)
     if len(cells) == 3 and _is_use(cells[0]):
         return _Row(*cells)
-    return f"not [ML_USE,]URI,label with one label: {', '.join(cells)}"
+    uses = "ML_USE is training, validation, test or unassigned"
+    return f"not [ML_USE,]URI,label with one label, where {uses}: {', '.join(cells)}"
 
 
 def _json_row(text: str) -> _Row | str:
@@ -189,6 +190,8 @@ def _item(row: _Row, file: Path, where: str, root: Path, fetched: Mapping[str, P
     if not row.label or not row.uri:
         return "no label" if row.uri else "no URI"
     if is_bucket(row.uri):
+        if not _is_object(row.uri):
+            return f"not gs://BUCKET/NAME: {row.uri}"
         if row.uri not in fetched:
             return f"no such object: {row.uri}"
         return Item(printable(row.uri), printable(row.label), split_named(row.use), fetched[row.uri])
@@ -201,6 +204,11 @@ def _item(row: _Row, file: Path, where: str, root: Path, fetched: Mapping[str, P
         return f"no such file: {row.uri}"
     path = _located(row.uri, file)
     return Item(name_of(path, root), printable(row.label), split_named(row.use), path)
+
+
+def _is_object(uri: str) -> bool:
+    bucket, _, name = uri.partition("://")[2].partition("/")
+    return is_bucket(uri) and bool(bucket and name)
 
 
 def _is_remote(uri: str) -> bool:
