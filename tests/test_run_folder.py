@@ -237,4 +237,4 @@ def test_what_killed_processes_left_half_written_is_removed(tmp_path: Path, cach
     (run / "notes.txt").write_text("mine")
     open_run_folder(spec_in(tmp_path), NOW, cache).release()
     left = sorted(path.relative_to(run).as_posix() for path in run.rglob("*"))
-    assert left == ["checkpoints", "notes.txt", "spec.yaml"]
+    assert left == ["checkpoints", "notes.txt", "spec.yaml", "starts.jsonl"]
