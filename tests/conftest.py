@@ -15,6 +15,9 @@ from trainer.storage.store import Store, open_store
 # As the command line does; TensorFlow, which the tests import later, reads its own once.
 prepare_libraries()
 
+# Its assertions tell what they compared, as those in the tests do.
+pytest.register_assert_rewrite("trainer_process")
+
 
 @pytest.fixture(scope="session")
 def bucket_address() -> Iterator[str]:

@@ -11,7 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner
+from trainer_process import trainer
 
 from trainer.cli.app import cache_folder, cli
 from trainer.cli.places import local_model, require_apart
@@ -179,3 +181,11 @@ def test_other_data_do_not_inherit_the_checksum_of_the_recipes_data(tmp_path: Pa
     assert done.returncode == 65
     assert "checksum" not in done.stderr
     assert "no such" in done.stderr.lower()
+
+
+def test_printed_specs_and_recipes_are_yaml(tmp_path: Path) -> None:
+    listed = trainer("recipes", cache=tmp_path)
+    names = [line.split()[0] for line in listed.stdout.splitlines()]
+    assert {"demo", "cats-vs-dogs", "cifar10", "cats-vs-dogs-augmented"} <= set(names)
+    printed = trainer("recipes", "cifar10", cache=tmp_path)
+    assert yaml.safe_load(printed.stdout)["train"]["epochs"] == 10

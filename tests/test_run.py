@@ -6,17 +6,13 @@ import csv
 import json
 import os
 import shutil
-import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
-from small_disk import small_disk
+from trainer_process import QUICK, command, refused, trainer
 
 from trainer.exits import UsageError
 from trainer.export import load_model
@@ -24,43 +20,11 @@ from trainer.metrics import compute_metrics, read_predictions
 from trainer.publish import is_finished, verify
 from trainer.storage.folder import FolderStore
 
-QUICK = [
-    "--set", "data.image_size=16", "--set", "model={family: plain, filters: [8], dropout: 0.2}",
-    "--set", "train.epochs=2", "--set", "train.global_batch_size=8", "--set", "train.deterministic=true",
-]  # fmt: skip
-
 LEFT_BEHIND = {
     "spec.yaml", "environment.json", "dataset.json", "rejected.csv", "starts.jsonl", "history.jsonl",
     "timings.json", "events", "checkpoints", "predictions.csv", "metrics.json", "report.html", "plots",
     "model", "MANIFEST.json", "_SUCCESS",
 }  # fmt: skip
-
-
-def command(*arguments: str | Path, module: str = "trainer.cli") -> list[str]:
-    return [sys.executable, "-m", module, *map(str, arguments)]
-
-
-def trainer(
-    *arguments: str | Path, cache: Path, module: str = "trainer.cli"
-) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "NO_COLOR": "1"}
-    return subprocess.run(
-        command(*arguments, module=module),
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-
-
-def refused(done: subprocess.CompletedProcess[str], exit_code: int, *words: str) -> None:
-    """Check the code, the words, and that nobody sees a traceback."""
-    assert done.returncode == exit_code, done.stdout + done.stderr
-    for word in words:
-        assert word in done.stderr
-    assert "Traceback" not in done.stderr + done.stdout
-    assert "Error: " in done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -209,55 +173,6 @@ def test_a_model_whose_description_does_not_fit_is_refused(
 
 
 @pytest.mark.engine
-def test_a_run_stopped_by_a_signal_goes_on_to_the_same_bits(photos: Path, tmp_path: Path) -> None:
-    settings = [
-        *QUICK, "--set", "train.epochs=40", "--set", "train.steps_per_call=1",
-        "--set", "train.grace_seconds=60",
-    ]  # fmt: skip
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    arguments = ["--data", photos, "--output", tmp_path, *settings]
-    process = subprocess.Popen(
-        command(*arguments, "--run-name", "stopped", module="trainer.task"),
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    history = tmp_path / "stopped" / "history.jsonl"
-    while not history.exists() and process.poll() is None:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 143, out + err
-    assert "checkpoint is safe" in err
-    assert "Traceback" not in err
-    again = trainer("train", tmp_path / "stopped" / "spec.yaml", cache=tmp_path / "cache")
-    assert again.returncode == 0, again.stderr
-    assert "continuing after step" in again.stdout
-    whole = trainer(*arguments, "--run-name", "whole", cache=tmp_path / "cache", module="trainer.task")
-    assert whole.returncode == 0
-    for name in ("predictions.csv",):
-        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-
-
-@pytest.mark.engine
-def test_a_source_that_vanishes_while_it_trains_costs_nothing(photos: Path, tmp_path: Path) -> None:
-    data = shutil.copytree(photos, tmp_path / "photos")
-    settings = [*QUICK, "--set", "train.epochs=60", "--set", "train.steps_per_call=1"]
-    process = subprocess.Popen(
-        command("train", "--data", data, "--output", tmp_path, "--run-name", "one", *settings),
-        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    while not (tmp_path / "one" / "history.jsonl").exists() and process.poll() is None:
-        time.sleep(0.05)
-    shutil.rmtree(data / "discs")
-    for path in (data / "stripes").iterdir():
-        path.write_bytes(b"something else")
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, out + err
-    assert "from the cache: the source has changed" in out
-    assert is_finished(FolderStore(tmp_path / "one"))
-
-
-@pytest.mark.engine
 def test_without_any_flags_of_its_own_it_trains_the_demo(tmp_path: Path) -> None:
     done = subprocess.run(
         command("train", "--set", "train.epochs=1"),
@@ -299,33 +214,6 @@ def test_a_published_run_that_was_changed_is_left_as_it_is(
 
 
 @pytest.mark.engine
-def test_what_a_user_gets_wrong_is_refused_without_a_traceback(photos: Path, tmp_path: Path) -> None:
-    base = ["train", "--output", tmp_path / "out", *QUICK]
-    refused(trainer(*base, "--data", tmp_path / "missing", cache=tmp_path), 65, "missing")
-    (tmp_path / "empty").mkdir()
-    refused(trainer(*base, "--data", tmp_path / "empty", cache=tmp_path), 65, "no ")
-    refused(trainer(*base, "--data", next(photos.rglob("*.png")).parent, cache=tmp_path), 65, "class")
-    refused(trainer("train", "--recipe", "cats", cache=tmp_path), 2, "cats-vs-dogs")
-    refused(trainer("train", tmp_path / "spec.yaml", cache=tmp_path), 2, "can't be read")
-    taken = tmp_path / "file"
-    taken.write_text("mine")
-    refused(trainer("train", "--data", photos, "--output", taken, *QUICK, cache=tmp_path), 2, "file")
-    assert taken.read_text() == "mine"
-    refused(
-        trainer(*base, "--data", photos, "--set", "train.class_weights={unicorn: 2}", cache=tmp_path),
-        2,
-        "unicorn",
-    )
-
-
-def test_too_little_memory_ends_in_words(photos: Path, tmp_path: Path) -> None:
-    # A dense layer of a billion units asks for hundreds of gigabytes at once.
-    units = ["--set", "model={family: plain, filters: [8], dense_units: [1000000000]}"]
-    done = trainer("train", "--data", photos, "--output", tmp_path, *QUICK, *units, cache=tmp_path)
-    refused(done, 137, "memory", "train.global_batch_size")
-
-
-@pytest.mark.engine
 def test_evaluate_measures_a_run_on_other_data(
     finished: tuple[Path, subprocess.CompletedProcess[str]], photos: Path, tmp_path: Path
 ) -> None:
@@ -343,30 +231,3 @@ def test_evaluate_measures_a_run_on_other_data(
         wrong = trainer("evaluate", run, "--data", photos, "--set", setting, cache=tmp_path)
         refused(wrong, 2, setting, "data.layout")
     refused(trainer("evaluate", run, "--data", "", cache=tmp_path), 2, "data.source")
-
-
-@pytest.mark.engine
-def test_a_full_disk_ends_in_words_and_the_same_command_finishes_when_there_is_room(
-    photos: Path, tmp_path: Path
-) -> None:
-    with small_disk(tmp_path / "disk", "size=300k") as disk:
-        arguments = ["train", "--data", photos, "--output", disk, "--run-name", "tight", *QUICK]
-        refused(trainer(*arguments, cache=tmp_path), 75, "disk", "ree some space")
-        run = disk / "tight"
-        assert (run / "history.jsonl").exists()
-        assert not (run / "model").exists()
-        assert not (run / "_SUCCESS").exists()
-        subprocess.run(["mount", "-o", "remount,size=60m", str(disk)], check=True)
-        again = trainer(*arguments, cache=tmp_path)
-        assert again.returncode == 0, again.stderr
-        assert "continuing after step" in again.stdout
-        assert is_finished(FolderStore(run))
-        assert verify(FolderStore(run)) == []
-
-
-def test_printed_specs_and_recipes_are_yaml(tmp_path: Path) -> None:
-    listed = trainer("recipes", cache=tmp_path)
-    names = [line.split()[0] for line in listed.stdout.splitlines()]
-    assert {"demo", "cats-vs-dogs", "cifar10", "cats-vs-dogs-augmented"} <= set(names)
-    printed = trainer("recipes", "cifar10", cache=tmp_path)
-    assert yaml.safe_load(printed.stdout)["train"]["epochs"] == 10

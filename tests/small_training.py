@@ -1,0 +1,108 @@
+"""A training that takes seconds: dark pictures and light ones, and a network that tells them apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainer.cluster import find_cluster
+from trainer.data.batches import steps_per_epoch
+from trainer.data.dataset import Dataset, Split
+from trainer.data.items import Item
+from trainer.evaluate import Evaluator
+from trainer.spec import RunSpec
+from trainer.train import CallReport, Learner, Saver, TrainResult, build_learner, train
+
+SMALL = [
+    "data.image_size=16",
+    "model={family: residual, stem_filters: 4, filters: [8], blocks: [1], dropout: 0.3}",
+    "train.epochs=3",
+    "train.global_batch_size=8",
+    "train.deterministic=true",
+]
+
+
+class Pixels:
+    """Pixels in memory, as the cache holds them."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array, self.shape = array, array.shape
+
+    def take(self, indices: np.ndarray) -> np.ndarray:
+        return self.array[indices]
+
+
+class Recorder:
+    """An observer that remembers."""
+
+    def __init__(self) -> None:
+        self.calls: list[CallReport] = []
+        self.rows: list[Mapping[str, Any]] = []
+        self.messages: list[str] = []
+
+    def on_call(self, report: CallReport) -> None:
+        self.calls.append(report)
+
+    def on_epoch(self, row: Mapping[str, Any], epochs: int) -> None:
+        self.rows.append(row)
+
+    def on_message(self, message: str) -> None:
+        self.messages.append(message)
+
+
+def split(name: str, count: int, seed: int) -> Split:
+    """Bright pictures and dark ones, with noise."""
+    rng = np.random.default_rng(seed)
+    labels = (np.arange(count) % 2).astype(np.int32)
+    images = rng.integers(0, 100, (count, 16, 16, 3)) + 120 * labels[:, None, None, None]
+    items = tuple(
+        Item(f"{name}/{index}.png", "dark" if label == 0 else "light", name, Path("nowhere"))
+        for index, label in enumerate(labels)
+    )
+    return Split(name, items, labels, Pixels(images.astype(np.uint8)))
+
+
+def dark_and_light() -> Dataset:
+    """Return 44 pictures to train on and 12 that are held out."""
+    splits = {"train": split("train", 44, 0), "validation": split("validation", 12, 1)}
+    return Dataset(("dark", "light"), splits, rejected=(), summary={}, digest="0", warnings=())
+
+
+def learner_for(spec: RunSpec, dataset: Dataset) -> Learner:
+    steps = steps_per_epoch(len(dataset.train.labels), spec.train.global_batch_size)
+    return build_learner(spec, 2, steps, find_cluster())
+
+
+def do_train(
+    spec: RunSpec,
+    dataset: Dataset,
+    folder: Path,
+    recorder: Recorder | None = None,
+    stop_at: int | None = None,
+    learner: Learner | None = None,
+) -> tuple[Learner, TrainResult]:
+    recorder = recorder or Recorder()
+    learner = learner or learner_for(spec, dataset)
+    evaluator = Evaluator(learner.inference_model)
+
+    def is_stopped() -> bool:
+        return stop_at is not None and recorder.calls[-1].step >= stop_at
+
+    with Saver(folder / "checkpoints") as saver:
+        result = train(
+            learner, dataset, spec, find_cluster(), saver, recorder,
+            lambda: evaluator.loss_and_accuracy(dataset.held_out), is_stopped,
+        )  # fmt: skip
+    return learner, result
+
+
+def values(learner: Learner) -> dict[str, np.ndarray]:
+    return {name: variable.numpy() for name, variable in learner.variables().items()}
+
+
+def untimed(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    timings = ("images_per_second", "wait_share", "seconds")
+    return [{key: value for key, value in row.items() if key not in timings} for row in history]

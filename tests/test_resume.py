@@ -1,0 +1,140 @@
+"""A training that was stopped or crashed goes on to the same bits, or says why it can't."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_training import SMALL, Recorder, dark_and_light, do_train, learner_for, untimed, values
+
+from trainer.checkpoint import list_checkpoints
+from trainer.cluster import find_cluster
+from trainer.data.dataset import Dataset
+from trainer.evaluate import Evaluator
+from trainer.exits import StoppedError, UsageError
+from trainer.spec import load_spec
+from trainer.train import CallReport, Saver, TrainResult, train
+
+EXACT = [
+    *SMALL,
+    "augment={flip: horizontal, crop: {size: 12}, brightness: 0.2, hue: 0.05}",
+    "augment.noise=0.05",
+    "augment.erase=0.3",
+    "augment.mixup=0.3",
+    "augment.cutmix=0.3",
+    "augment.rotate_degrees=10.0",
+    "model.stochastic_depth=0.2",
+    "optimizer={name: adamw, weight_decay: 0.05, schedule: cosine, warmup_epochs: 0.5}",
+    "train.ema_decay=0.9",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    return dark_and_light()
+
+
+def test_a_stop_during_validation_waits_for_no_more_images(dataset: Dataset, tmp_path: Path) -> None:
+    spec = load_spec(settings=[*SMALL, "train.epochs=2"])
+    whole, result = do_train(spec, dataset, tmp_path / "whole")
+    learner = learner_for(spec, dataset)
+    evaluator = Evaluator(learner.inference_model)
+    saver = Saver(tmp_path / "stopped" / "checkpoints")
+    arguments = (dataset, spec, find_cluster(), saver, Recorder())
+    with saver, pytest.raises(StoppedError, match="the checkpoint is safe"):
+        train(learner, *arguments, lambda: evaluator.loss_and_accuracy(dataset.held_out, lambda: True))
+    assert (tmp_path / "stopped" / "history.jsonl").read_text() == ""
+    again, resumed = do_train(spec, dataset, tmp_path / "stopped")
+    assert untimed(resumed.history) == untimed(result.history)
+    for name, value in values(whole).items():
+        np.testing.assert_array_equal(value, values(again)[name], err_msg=name)
+
+
+def test_a_stopped_run_ends_with_the_bits_of_an_undisturbed_one(dataset: Dataset, tmp_path: Path) -> None:
+    spec = load_spec(settings=EXACT)
+    whole, result = do_train(spec, dataset, tmp_path / "whole")
+    again: TrainResult | None = None
+    for stop_at in (4, 6, 13, None):  # within an epoch, at the end of one, within another
+        try:
+            stopped, again = do_train(spec, dataset, tmp_path / "stopped", stop_at=stop_at)
+        except StoppedError:
+            continue
+    assert again is not None
+    for name, value in values(whole).items():
+        np.testing.assert_array_equal(value, values(stopped)[name], err_msg=name)
+    assert untimed(again.history) == untimed(result.history)
+
+
+class Crash(Recorder):
+    """Ends everything at a step, as a crash does: nothing is saved any more."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step = step
+
+    def on_call(self, report: CallReport) -> None:
+        if report.step >= self.step:
+            raise KeyboardInterrupt
+
+
+def test_a_crash_costs_the_steps_since_the_last_checkpoint_and_nothing_else(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    spec = load_spec(settings=[*EXACT, "train.steps_per_call=1"])
+    often = load_spec(settings=[*EXACT, "train.steps_per_call=1", "train.checkpoint.every_steps=4"])
+    whole, result = do_train(spec, dataset, tmp_path / "whole")
+    for crash_at, resumed in ((5, 0), (11, 4)):
+        recorder = Crash(crash_at)
+        with pytest.raises(KeyboardInterrupt):
+            do_train(often, dataset, tmp_path / "crashed", recorder)
+        assert recorder.messages == ([f"continuing after step {resumed} of 18"] if resumed else [])
+    crashed, again = do_train(often, dataset, tmp_path / "crashed")
+    assert untimed(again.history) == untimed(result.history)
+    for name, value in values(whole).items():
+        np.testing.assert_array_equal(value, values(crashed)[name], err_msg=name)
+
+
+def test_the_number_of_steps_a_call_changes_nothing(dataset: Dataset, tmp_path: Path) -> None:
+    learners = [
+        do_train(
+            load_spec(settings=[*EXACT, f"train.steps_per_call={steps}"]), dataset, tmp_path / str(steps)
+        )[0]
+        for steps in (1, 5)
+    ]
+    for name, value in values(learners[0]).items():
+        np.testing.assert_array_equal(value, values(learners[1])[name], err_msg=name)
+
+
+def test_leaving_the_dropout_state_out_of_a_checkpoint_would_be_seen(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    spec = load_spec(settings=EXACT)
+    whole, _ = do_train(spec, dataset, tmp_path / "whole")
+    with pytest.raises(StoppedError):
+        do_train(spec, dataset, tmp_path / "stopped", stop_at=4)
+    learner = learner_for(spec, dataset)
+    names = [name for name in learner.variables() if "seed_generator" in name]
+    assert names
+    path = list_checkpoints(tmp_path / "stopped" / "checkpoints")[-1]
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
+    for name in names:
+        arrays[name] = np.zeros_like(arrays[name])
+    np.savez(path, **arrays)
+    do_train(spec, dataset, tmp_path / "stopped", learner=learner)
+    assert any(not np.array_equal(value, values(learner)[name]) for name, value in values(whole).items())
+
+
+def test_lost_best_weights_are_told_before_the_training_goes_on(dataset: Dataset, tmp_path: Path) -> None:
+    settings = [*SMALL, "train.keep=best", "train.epochs=8"]
+    with pytest.raises(StoppedError):
+        do_train(load_spec(settings=settings), dataset, tmp_path, stop_at=20)
+    bests = sorted((tmp_path / "checkpoints").glob("best-*.npz"))
+    assert 1 <= len(bests) <= 2
+    for best in bests:
+        best.write_bytes(b"zz")
+    recorder = Recorder()
+    with pytest.raises(UsageError, match="best epoch"):
+        do_train(load_spec(settings=settings), dataset, tmp_path, recorder)
+    assert recorder.calls == []

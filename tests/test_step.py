@@ -1,0 +1,148 @@
+"""A step of the training: what it computes, on one replica and on two, compiled and in bfloat16."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from small_training import SMALL, dark_and_light, learner_for
+
+from trainer.augment import MIX_DRAWS, draw_numbers
+from trainer.cluster import choose_precision, choose_xla, find_cluster
+from trainer.data.batches import batch_indices
+from trainer.data.dataset import Dataset
+from trainer.mix import mix_images
+from trainer.spec import load_spec
+from trainer.train.feed import Feed
+from trainer.train.step import Stepper, class_weights
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    return dark_and_light()
+
+
+def test_a_step_is_the_step_that_keras_makes(dataset: Dataset) -> None:
+    spec = load_spec(
+        settings=[*SMALL, "model={family: plain, filters: [4], dense_units: [8]}", "optimizer.name=rmsprop"]
+    )
+    learner, twin = learner_for(spec, dataset), learner_for(spec, dataset)
+    rows = batch_indices(spec.seed, 0, 44, 8)
+    images, labels = dataset.train.pixels.take(rows), dataset.train.labels[rows]
+    feed = Feed(dataset.train, 8, spec.seed)
+    block = next(feed.blocks(0, 1))
+    (sums,) = Stepper(learner, spec, np.ones(2, np.float32), find_cluster()).run(block, 16)
+
+    twin.model.compile(
+        keras.optimizers.RMSprop(0.001), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
+    loss = twin.model.train_on_batch(images.astype(np.float32), labels)
+    assert sums.loss / sums.images == pytest.approx(float(loss), rel=1e-5)
+    for ours, theirs in zip(learner.model.weights, twin.model.weights, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_clipping_uses_the_global_norm_and_smoothing_is_keras_own(dataset: Dataset) -> None:
+    spec = load_spec(
+        settings=[
+            *SMALL,
+            "model={family: plain, filters: [4]}",
+            "optimizer={name: sgd, learning_rate: 1.0, clip_norm: 0.01}",
+            "train.label_smoothing=0.2",
+        ]
+    )
+    learner = learner_for(spec, dataset)
+    before = [weight.numpy() for weight in learner.model.weights]
+    block = next(Feed(dataset.train, 8, 0).blocks(0, 1))
+    logits = learner.model(tf.cast(block.images[0], tf.float32))
+    expected = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.2)(
+        tf.one_hot(block.labels[0], 2), logits
+    )
+    (sums,) = Stepper(learner, spec, np.ones(2, np.float32), find_cluster()).run(block, 16)
+    assert sums.loss / sums.images == pytest.approx(float(expected), rel=1e-5)
+    moved = [weight.numpy() - old for weight, old in zip(learner.model.weights, before, strict=True)]
+    assert np.sqrt(sum(np.sum(np.square(each)) for each in moved)) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_each_part_of_a_mixed_image_has_the_loss_and_the_weight_of_its_own_label(dataset: Dataset) -> None:
+    spec = load_spec(settings=[*SMALL, "augment.mixup=1.0", "train.label_smoothing=0.1"])
+    block = next(Feed(dataset.train, 8, 0).blocks(0, 1))
+    weights = np.array([1.0, 3.0], np.float32)
+    (sums,) = Stepper(learner_for(spec, dataset), spec, weights, find_cluster()).run(block, 16)
+    images, labels = tf.cast(block.images[0], tf.float32), block.labels[0]
+    draws = draw_numbers(spec.seed + (1 << 40), tf.constant(0, tf.int64), len(labels))
+    mixed, partners, shares = mix_images(images, draws[:, MIX_DRAWS], spec.augment)
+    logits = learner_for(spec, dataset).model(mixed, training=True)
+    smoothed = tf.one_hot(labels, 2) * 0.9 + 0.05
+    own, others = (
+        tf.nn.softmax_cross_entropy_with_logits(tf.gather(smoothed, rows), logits) * weights[labels[rows]]
+        for rows in (np.arange(8), partners.numpy())
+    )
+    expected = tf.reduce_sum(shares * own + (1 - shares) * others)
+    assert sums.loss == pytest.approx(float(expected), rel=1e-4)
+    assert float(tf.reduce_min(shares)) < 0.9
+
+
+def test_class_weights_multiply_the_loss_of_their_class(dataset: Dataset) -> None:
+    counts = np.array([30, 10])
+    names = ("dark", "light")
+    np.testing.assert_allclose(class_weights("none", names, counts), [1, 1])
+    np.testing.assert_allclose(class_weights("balanced", names, counts), [40 / 60, 2.0])
+    np.testing.assert_allclose(class_weights({"light": 3.0}, names, counts), [1, 3])
+    spec = load_spec(settings=SMALL)
+    block = next(Feed(dataset.train, 8, 0).blocks(0, 1))
+    of_all, of_dark, of_light = (
+        Stepper(learner_for(spec, dataset), spec, np.array(weights, np.float32), find_cluster())
+        .run(block, 16)[0]
+        .loss
+        for weights in ([1.0, 1.0], [1.0, 0.0], [0.0, 1.0])
+    )
+    assert of_all == pytest.approx(of_dark + of_light, rel=1e-5)
+    logits = learner_for(spec, dataset).model(tf.cast(block.images[0], tf.float32), training=True)
+    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(block.labels[0], logits).numpy()
+    assert of_light == pytest.approx(losses[block.labels[0] == 1].sum(), rel=1e-4)
+
+
+def test_two_replicas_do_the_steps_of_one() -> None:
+    script = Path(__file__).with_name("two_replicas.py")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for found in json.loads(done.stdout.splitlines()[-1]).values():
+        assert found["images"] == [7.0] * 4
+        assert found["loss"] < 1e-4
+        assert found["weights"] < 1e-5
+
+
+def test_precision_and_xla_follow_the_machine() -> None:
+    cluster = find_cluster()
+    assert choose_precision("bfloat16", cluster) == "bfloat16"
+    assert choose_precision("auto", cluster) == ("bfloat16" if cluster.has_bfloat16 else "float32")
+    assert choose_xla(True, cluster)
+    assert not choose_xla(False, cluster)
+    assert choose_xla("auto", cluster) == (cluster.device_kind == "GPU")
+
+
+def test_a_step_compiled_by_xla_or_in_bfloat16_is_close_to_the_plain_one(dataset: Dataset) -> None:
+    block = next(Feed(dataset.train, 8, 0).blocks(0, 1))
+    losses = {}
+    for name, setting in {
+        "plain": "train.xla=false",
+        "xla": "train.xla=true",
+        "bf16": "train.precision=bfloat16",
+    }.items():
+        spec = load_spec(settings=[*SMALL, "model={family: plain, filters: [4]}", setting])
+        stepper = Stepper(learner_for(spec, dataset), spec, np.ones(2, np.float32), find_cluster())
+        losses[name] = stepper.run(block, 16)[0].loss
+    turned = load_spec(settings=[*SMALL, "augment.rotate_degrees=10.0"])
+    as_on_gpu = replace(find_cluster(), device_kind="GPU")  # where XLA is chosen
+    stepper = Stepper(learner_for(turned, dataset), turned, np.ones(2, np.float32), as_on_gpu)
+    assert np.isfinite(stepper.run(block, 16)[0].loss)  # XLA has no kernel for rotation
+    assert losses["xla"] == pytest.approx(losses["plain"], rel=1e-4)
+    assert losses["bf16"] == pytest.approx(losses["plain"], rel=5e-2)
