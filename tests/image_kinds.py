@@ -79,10 +79,6 @@ def tiff(orientation: int, order: str = "<") -> bytes:
     )
 
 
-def rgb(**options: Any) -> Callable[[str], bytes]:
-    return lambda kind: encoded(Image.fromarray(photo()), kind, **options)
-
-
 KINDS: dict[str, tuple[Callable[[], bytes], int]] = {
     # name: (bytes, the largest difference to Pillow's pixels)
     "jpeg": (lambda: encoded(Image.fromarray(photo()), "JPEG"), 0),
