@@ -10,6 +10,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import requests
@@ -62,8 +63,7 @@ def get(
     place = url
     for _ in range(_MAX_REDIRECTS + 1):
         with _failures_named(place):
-            response = session.get(place, headers=sent, stream=True, allow_redirects=False, timeout=timeouts)
-            target = session.get_redirect_target(response)
+            response, target = _opened(session, place, headers=sent, timeout=timeouts)
             following = urljoin(place, target or "")
         if target is None:
             return response
@@ -72,6 +72,25 @@ def get(
     raise DataError(
         f"The server redirects more than {_MAX_REDIRECTS} times. Received: {without_secrets(url)}"
     )
+
+
+def _opened(session: requests.Session, url: str, **options: Any) -> tuple[requests.Response, str | None]:
+    """Return the response to GET, and where it redirects to; none is left open if it can't be read."""
+    arrived: list[requests.Response] = []
+
+    def remember(response: requests.Response, **options: Any) -> None:
+        arrived.append(response)
+
+    try:
+        # requests looks at the redirect itself, and then the response is nowhere to be had.
+        response = session.get(
+            url, stream=True, allow_redirects=False, hooks={"response": remember}, **options
+        )
+        return response, session.get_redirect_target(response)
+    except ValueError:
+        for response in arrived:
+            response.close()
+        raise
 
 
 def require_content(response: requests.Response, url: str) -> None:
