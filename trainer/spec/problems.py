@@ -39,7 +39,7 @@ def require_known_key(key: str, value: Any) -> None:
 def describe_problems(error: ValidationError) -> str:
     """Return a sentence for each problem that pydantic found, the first five at most."""
     problems = error.errors(include_url=False)
-    # Each branch of a union has its say: the deepest is the most telling, and of equals the last.
+    # Each branch of a union has its say: the deepest is the most telling, and equals are told together.
     by_key: dict[str, str] = {}
     for problem in problems:
         key, text = _dotted(problem["loc"]), _describe(problem)
