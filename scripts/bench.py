@@ -14,6 +14,7 @@ the ratios is what counts.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import platform
 import statistics
@@ -46,6 +47,9 @@ def main() -> None:
     parser.add_argument(
         "--precision", choices=["float32", "bfloat16", "auto"], help="of ours, else the recipe's"
     )
+    parser.add_argument(
+        "--output", type=Path, help="keep the runs of `paper` there, seed by seed, as accuracy.py finds them"
+    )
     arguments = parser.parse_args()
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {date.today()}")
     {"paper": bench_paper, "step": bench_step, "memory": bench_memory, "help": bench_help}[
@@ -59,13 +63,18 @@ def bench_paper(arguments: argparse.Namespace) -> None:
     Each as its user starts it: the trainer turns oneDNN's convolutions on, TensorFlow by itself only on
     CPUs with AVX-512.
     """
-    folder = unpacked(arguments.data)
-    with tempfile.TemporaryDirectory() as output:
+    folder, seeds = unpacked(arguments.data), itertools.count()
+    with tempfile.TemporaryDirectory() as temporary:
+        output = arguments.output or Path(temporary)
 
         def ours() -> None:
+            seed = next(seeds)
+            name = f"{arguments.recipe}-seed-{seed}"
+            if (output / name).exists():
+                raise SystemExit(f"{output / name} is there: a finished run would be timed as one of no time")
             run_quietly(
-                "-m", "trainer.task", "--recipe", arguments.recipe, "--data", str(folder), "--output", output,
-                "--run-name", f"bench-{time.time_ns()}",
+                "-m", "trainer.task", "--recipe", arguments.recipe, "--data", str(folder),
+                "--output", str(output.absolute()), "--run-name", name, "--set", f"seed={seed}",
                 *(["--set", f"train.precision={arguments.precision}"] if arguments.precision else []),
                 *(["--set", f"train.epochs={arguments.epochs}"] if arguments.epochs else []),
             )  # fmt: skip

@@ -142,10 +142,23 @@ def erase(images: tf.Tensor, draws: tf.Tensor, probability: float) -> tf.Tensor:
     area = 0.02 + 0.31 * draws[:, 1]
     root = tf.exp(0.5 * math.log(3.3) * (2.0 * draws[:, 2] - 1.0))
     height, width = (tf.minimum(size, size * tf.sqrt(area) * each) for each in (root, 1.0 / root))
-    inside = _band(draws[:, 3] * (size - height), height, size)[:, :, None]
-    inside &= _band(draws[:, 4] * (size - width), width, size)[:, None, :]
-    inside &= (draws[:, 0] < probability)[:, None, None]
-    return tf.where(inside[..., None], 127.5, images)
+    rows = _band(draws[:, 3] * (size - height), height, size) & (draws[:, 0] < probability)[:, None]
+    columns = _band(draws[:, 4] * (size - width), width, size)
+    return paint_rectangle(images, tf.cast(rows, tf.float32), tf.cast(columns, tf.float32), 127.5)
+
+
+def paint_rectangle(
+    images: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor, paint: tf.Tensor | float
+) -> tf.Tensor:
+    """Return `images` with `paint` where both `rows` and `columns` are 1, and a part of it in between.
+
+    Images and paint are float32 [batch, height, width, 3], `rows` [batch, height] and `columns`
+    [batch, width] in 0..1. A product, as `tf.where` with a mask that is broadcast took five times as long.
+    """
+    shape = tf.shape(images)
+    mask = rows[:, :, None] * tf.repeat(columns, 3, axis=1)[:, None, :]
+    mask = tf.reshape(mask, shape)
+    return images * (1.0 - mask) + paint * mask
 
 
 def _crop_and_flip(images: tf.Tensor, draws: tf.Tensor, spec: AugmentSpec, side: int) -> tf.Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from trainer.augment import paint_rectangle
 from trainer.spec import AugmentSpec
 
 
@@ -20,34 +21,32 @@ def mix_images(
     `draws` is [batch, 4] in [0, 1): which mixture if any, the share, and the rectangle's place.
     An image is cut with the probability `spec.cutmix`, blended with `spec.mixup`, else left alone.
     """
-    count = tf.shape(images)[0]
-    index = tf.range(count)
+    count, side = tf.shape(images)[0], tf.shape(images)[1]
     # The last image of an odd batch has only itself.
-    partners = tf.minimum(tf.bitwise.bitwise_xor(index, 1), count - 1)
-    others = tf.gather(images, partners)
+    partners = tf.minimum(tf.bitwise.bitwise_xor(tf.range(count), 1), count - 1)
     is_cut = draws[:, 0] < spec.cutmix
     is_blended = ~is_cut & (draws[:, 0] < spec.cutmix + spec.mixup)
-    cut, cut_shares = _cut(images, others, draws[:, 1], draws[:, 2:4])
-    blend_shares = draws[:, 1]
-    blended = blend_shares[:, None, None, None] * images
-    blended += (1.0 - blend_shares[:, None, None, None]) * others
-    mixed = tf.where(is_cut[:, None, None, None], cut, images)
-    mixed = tf.where(is_blended[:, None, None, None], blended, mixed)
-    shares = tf.where(is_cut, cut_shares, tf.where(is_blended, blend_shares, 1.0))
+    rows, columns = _square(side, draws[:, 1], draws[:, 2:4])
+    # A blend is a square as large as the image, of which the other one gets a part.
+    blend = tf.where(is_blended, 1.0 - draws[:, 1], 0.0)[:, None]
+    rows = tf.where(is_cut[:, None], rows, blend)
+    columns = tf.where(is_cut[:, None], columns, 1.0)
+    mixed = paint_rectangle(images, rows, columns, tf.gather(images, partners))
+    shares = 1.0 - tf.reduce_mean(rows, axis=1) * tf.reduce_mean(columns, axis=1)
     return mixed, partners, shares
 
 
-def _cut(
-    images: tf.Tensor, others: tf.Tensor, shares: tf.Tensor, places: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return images with a square of the other one (Yun et al. 2019, "CutMix"), and the area that is left.
+def _square(size: tf.Tensor, shares: tf.Tensor, places: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return the rows and the columns of a square, 1 inside of it, float32 [batch, size] each.
 
-    The square's area is 1 - `shares` of the image's; what hangs over the border is cut off.
+    Its area is 1 - `shares` of the image's; what hangs over the border is cut off (Yun et al. 2019,
+    "CutMix").
     """
-    side = tf.cast(tf.shape(images)[1], tf.float32)
+    side = tf.cast(size, tf.float32)
     half = 0.5 * side * tf.sqrt(1.0 - shares)
     position = tf.range(side)[None, :] + 0.5
-    rows, columns = (tf.abs(position - side * places[:, axis, None]) < half[:, None] for axis in (0, 1))
-    inside = rows[:, :, None] & columns[:, None, :]
-    left = 1.0 - tf.reduce_mean(tf.cast(inside, tf.float32), axis=[1, 2])
-    return tf.where(inside[..., None], others, images), left
+    rows, columns = (
+        tf.cast(tf.abs(position - side * places[:, axis, None]) < half[:, None], tf.float32)
+        for axis in (0, 1)
+    )
+    return rows, columns

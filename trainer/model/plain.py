@@ -16,10 +16,13 @@ from trainer.spec import PlainSpec
 
 def plain_logits(spec: PlainSpec, pixels: Any, class_count: int, policy: keras.DTypePolicy) -> Any:
     """Return the logits [batch, classes] of `pixels`. Weights and padding are Keras's defaults."""
-    x = layers.Rescaling(1 / 255, dtype=policy)(pixels)
-    for index, filters in enumerate(spec.filters):
+    pools = [True] * (len(spec.filters) - 1) + [spec.pool_last]
+    unseen = pixels.shape[1] - _seen_side(pixels.shape[1], pools)
+    x = layers.Cropping2D(((0, unseen), (0, unseen)), dtype=policy)(pixels)
+    x = layers.Rescaling(1 / 255, dtype=policy)(x)
+    for filters, is_pooled in zip(spec.filters, pools, strict=True):
         x = layers.Conv2D(filters, 3, activation="relu", dtype=policy)(x)
-        if spec.pool_last or index + 1 < len(spec.filters):
+        if is_pooled:
             x = layers.MaxPooling2D(2, dtype=policy)(x)
     x = layers.Flatten(dtype=policy)(x)
     for units in spec.dense_units:
@@ -27,3 +30,16 @@ def plain_logits(spec: PlainSpec, pixels: Any, class_count: int, policy: keras.D
     if spec.dropout:
         x = layers.Dropout(spec.dropout, dtype=policy)(x)
     return class_logits(x, class_count, spec.binary_unit)
+
+
+def _seen_side(side: int, pools: list[bool]) -> int:
+    """Return how many of the first `side` rows of pixels any logit depends on.
+
+    Pooling drops the last row of an odd number, and with it the pixels that only that row has seen: of
+    the paper's 150 the last 8. Without them the answers are the same, and a step takes an eighth less.
+    """
+    for is_pooled in pools:
+        side = (side - 2) // 2 if is_pooled else side - 2
+    for is_pooled in reversed(pools):
+        side = 2 * side + 2 if is_pooled else side + 2
+    return side

@@ -13,6 +13,7 @@ import keras
 from keras import layers
 
 from trainer.model.head import class_logits
+from trainer.model.normalization import FusedBatchNormalization
 from trainer.spec import ResidualSpec
 
 # The default of 0.99 is still half the initial value after 70 steps: too slow for small data.
@@ -70,4 +71,4 @@ def _convolution(x: Any, filters: int, size: int, stride: int, policy: keras.DTy
 
 
 def _normalized(x: Any, policy: keras.DTypePolicy) -> Any:
-    return layers.BatchNormalization(momentum=_MOMENTUM, epsilon=1e-5, dtype=policy)(x)
+    return FusedBatchNormalization(momentum=_MOMENTUM, epsilon=1e-5, dtype=policy)(x)

@@ -1,0 +1,73 @@
+"""The layers that are ours: what is left out or fused changes no answer."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from trainer.model import build_model
+from trainer.model.normalization import FusedBatchNormalization
+from trainer.spec import PlainSpec
+
+
+def uncropped(spec: PlainSpec, size: int) -> keras.Model:
+    """Return the network as Keras's examples write it, on all pixels."""
+    x = pixels = keras.Input((size, size, 3))
+    x = layers.Rescaling(1 / 255)(x)
+    for index, filters in enumerate(spec.filters):
+        x = layers.Conv2D(filters, 3, activation="relu")(x)
+        if spec.pool_last or index + 1 < len(spec.filters):
+            x = layers.MaxPooling2D(2)(x)
+    return keras.Model(pixels, layers.Dense(3)(layers.Flatten()(x)))
+
+
+@pytest.mark.parametrize("size", [46, 47, 50, 52, 53])
+@pytest.mark.parametrize("pool_last", [True, False])
+def test_pixels_that_no_logit_depends_on_are_left_out_and_no_other(size: int, pool_last: bool) -> None:
+    spec = PlainSpec(filters=(4, 6, 8), pool_last=pool_last)
+    ours, theirs = build_model(spec, 3, size), uncropped(spec, size)
+    theirs.set_weights(ours.get_weights())
+    images = tf.constant(np.random.default_rng(size).uniform(0, 255, (2, size, size, 3)), tf.float32)
+    np.testing.assert_allclose(ours(images), theirs(images), atol=1e-5)
+    with tf.GradientTape() as tape:
+        tape.watch(images)
+        total = tf.reduce_sum(theirs(images) ** 2)
+    seen = np.abs(tape.gradient(total, images).numpy()).max(axis=(0, 2, 3)).nonzero()[0].max() + 1
+    cropping = next(layer for layer in ours.layers if isinstance(layer, layers.Cropping2D))
+    assert size - cropping.cropping[0][1] == pytest.approx(seen, abs=1)  # a maximum may lie elsewhere
+
+
+def normalized(layer: layers.Layer, images: tf.Tensor) -> list[np.ndarray]:
+    """Return outputs, gradients and moving statistics of one step, then the outputs in use."""
+    with tf.GradientTape() as tape:
+        tape.watch(images)
+        answers = layer(images, training=True)
+        total = tf.reduce_sum(tf.cast(answers, tf.float32) * tf.sin(tf.range(10.0)))
+    gradients = tape.gradient(total, [images, *(each.value for each in layer.trainable_weights)])
+    moving = [each.numpy() for each in layer.non_trainable_weights]
+    found = [answers, *gradients, *moving, layer(images, training=False)]
+    return [np.asarray(tf.cast(each, tf.float32)) for each in found]
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-4), ("mixed_bfloat16", 0.05)])
+def test_normalisation_in_one_operation_is_that_of_keras(precision: str, tolerance: float) -> None:
+    options = {"momentum": 0.9, "epsilon": 1e-5, "dtype": keras.DTypePolicy(precision)}
+    ours, theirs = FusedBatchNormalization(**options), layers.BatchNormalization(**options)
+    noise = np.random.default_rng(0).normal(3.0, 2.0, (4, 5, 3, 10))
+    images = tf.constant(noise, tf.bfloat16 if precision == "mixed_bfloat16" else tf.float32)
+    for layer in (ours, theirs):
+        layer.build(images.shape)
+        layer.set_weights([np.linspace(0.5, 2.0, 10), np.linspace(-1.0, 1.0, 10), np.ones(10), np.ones(10)])
+    for mine, kerass in zip(normalized(ours, images), normalized(theirs, images), strict=True):
+        np.testing.assert_allclose(mine, kerass, atol=tolerance, rtol=tolerance)
+    # The sample variance would be off by a sixtieth, more than the precision of either.
+    np.testing.assert_allclose(ours.moving_variance, theirs.moving_variance, rtol=1e-3)
+
+
+def test_one_pixel_has_no_variance() -> None:
+    layer = FusedBatchNormalization()
+    assert np.isfinite(layer(tf.ones([1, 1, 1, 2]), training=True)).all()
+    assert np.isfinite(layer.moving_variance).all()
