@@ -64,10 +64,13 @@ class ServedModel(tf.Module):  # type: ignore[misc]
         size = self.data.image_size
         encoded = tf.TensorSpec([None], tf.string, name="image_bytes")
         pixels = tf.TensorSpec([None, size, size, 3], tf.float32, name="pixels")
-        self._traced = (tf.function(self.classify_images), tf.function(self.classify_pixels))
+        # Not attributes, which would be traced and saved once more. To translate code that needs no
+        # translation took half of the export's time.
+        from_bytes = tf.function(self.classify_images, input_signature=[encoded], autograph=False)
+        from_pixels = tf.function(self.classify_pixels, input_signature=[pixels], autograph=False)
         return {
-            "serving_default": self._traced[0].get_concrete_function(encoded),
-            "pixels": self._traced[1].get_concrete_function(pixels),
+            "serving_default": from_bytes.get_concrete_function(),
+            "pixels": from_pixels.get_concrete_function(),
         }
 
 
