@@ -152,5 +152,6 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         if error.errno in _OF_THE_FILE:
             raise DamagedError(str(error)) from error
         raise TemporaryError(f"{path} could not be read; try again. Received: {error.strerror}") from error
-    except (*DAMAGE, KeyError, TypeError) as error:  # the last two: no record, no archive at all
+    except (*DAMAGE, KeyError, TypeError, AttributeError) as error:
+        # No record; no archive at all, which Python 3.10 calls an AttributeError.
         raise DamagedError(str(error) or type(error).__name__) from error
