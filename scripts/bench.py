@@ -48,7 +48,9 @@ def main() -> None:
         "--precision", choices=["float32", "bfloat16", "auto"], help="of ours, else the recipe's"
     )
     parser.add_argument(
-        "--output", type=Path, help="keep the runs of `paper` there, seed by seed, as accuracy.py finds them"
+        "--output",
+        type=Path,
+        help="keep the runs of `paper` there; accuracy.py finds them with the same data folder and settings",
     )
     arguments = parser.parse_args()
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {date.today()}")

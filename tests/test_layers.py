@@ -32,12 +32,17 @@ def test_pixels_that_no_logit_depends_on_are_left_out_and_no_other(size: int, po
     theirs.set_weights(ours.get_weights())
     images = tf.constant(np.random.default_rng(size).uniform(0, 255, (2, size, size, 3)), tf.float32)
     np.testing.assert_allclose(ours(images), theirs(images), atol=1e-5)
-    with tf.GradientTape() as tape:
-        tape.watch(images)
-        total = tf.reduce_sum(theirs(images) ** 2)
-    seen = np.abs(tape.gradient(total, images).numpy()).max(axis=(0, 2, 3)).nonzero()[0].max() + 1
-    cropping = next(layer for layer in ours.layers if isinstance(layer, layers.Cropping2D))
-    assert size - cropping.cropping[0][1] == pytest.approx(seen, abs=1)  # a maximum may lie elsewhere
+
+
+@pytest.mark.parametrize(("size", "filters", "pool_last", "seen"), [
+    (150, (16, 32, 64, 1024), True, 142), (32, (32, 64, 64), False, 30), (46, (4, 6, 8), True, 46),
+])  # fmt: skip
+def test_as_many_pixels_are_left_out_as_can_be(
+    size: int, filters: tuple[int, ...], pool_last: bool, seen: int
+) -> None:
+    model = build_model(PlainSpec(filters=filters, pool_last=pool_last), 3, size)
+    cropping = next(layer for layer in model.layers if isinstance(layer, layers.Cropping2D))
+    assert cropping.output.shape[1:3] == (seen, seen)
 
 
 def normalized(layer: layers.Layer, images: tf.Tensor) -> list[np.ndarray]:
@@ -63,11 +68,11 @@ def test_normalisation_in_one_operation_is_that_of_keras(precision: str, toleran
         layer.set_weights([np.linspace(0.5, 2.0, 10), np.linspace(-1.0, 1.0, 10), np.ones(10), np.ones(10)])
     for mine, kerass in zip(normalized(ours, images), normalized(theirs, images), strict=True):
         np.testing.assert_allclose(mine, kerass, atol=tolerance, rtol=tolerance)
-    # The sample variance would be off by a sixtieth, more than the precision of either.
+    # With the sample variance it would be off by half a percent.
     np.testing.assert_allclose(ours.moving_variance, theirs.moving_variance, rtol=1e-3)
 
 
 def test_one_pixel_has_no_variance() -> None:
     layer = FusedBatchNormalization()
     assert np.isfinite(layer(tf.ones([1, 1, 1, 2]), training=True)).all()
-    assert np.isfinite(layer.moving_variance).all()
+    np.testing.assert_allclose(layer.moving_variance, 0.99, rtol=1e-6)

@@ -15,13 +15,14 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):  # type: ignore[
     """Keras's batch normalisation of the last of four axes, computed by TensorFlow's fused operation.
 
     Keras builds it from a dozen operations in float32, which took a third of a residual network's step
-    on a CPU. The weights and the moving statistics are Keras's own: population variances. Statistics over
-    several replicas are left to Keras.
+    on a CPU. Scale, centre and the last axis, Keras's defaults, are what it can do. The weights and the
+    moving statistics are Keras's own: population variances. Statistics over several replicas are left
+    to Keras.
     """
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """Return `inputs` normalised by the batch's statistics in training, else by the moving ones."""
-        if not training:
+        if not (training and self.trainable):
             mean, variance = self.moving_mean.value, self.moving_variance.value
             return self._fused(inputs, mean=mean, variance=variance, is_training=False).y
         if self.synchronized and tf.distribute.get_strategy().num_replicas_in_sync > 1:

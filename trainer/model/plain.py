@@ -17,7 +17,7 @@ from trainer.spec import PlainSpec
 def plain_logits(spec: PlainSpec, pixels: Any, class_count: int, policy: keras.DTypePolicy) -> Any:
     """Return the logits [batch, classes] of `pixels`. Weights and padding are Keras's defaults."""
     pools = [True] * (len(spec.filters) - 1) + [spec.pool_last]
-    unseen = pixels.shape[1] - _seen_side(pixels.shape[1], pools)
+    unseen = pixels.shape[1] - _seen_side(spec.last_side(pixels.shape[1]), pools)
     x = layers.Cropping2D(((0, unseen), (0, unseen)), dtype=policy)(pixels)
     x = layers.Rescaling(1 / 255, dtype=policy)(x)
     for filters, is_pooled in zip(spec.filters, pools, strict=True):
@@ -32,14 +32,13 @@ def plain_logits(spec: PlainSpec, pixels: Any, class_count: int, policy: keras.D
     return class_logits(x, class_count, spec.binary_unit)
 
 
-def _seen_side(side: int, pools: list[bool]) -> int:
-    """Return how many of the first `side` rows of pixels any logit depends on.
+def _seen_side(last_side: int, pools: list[bool]) -> int:
+    """Return how many of the first rows of pixels a logit depends on, of a last feature map of that side.
 
     Pooling drops the last row of an odd number, and with it the pixels that only that row has seen: of
     the paper's 150 the last 8. Without them the answers are the same, and a step takes an eighth less.
     """
-    for is_pooled in pools:
-        side = (side - 2) // 2 if is_pooled else side - 2
+    side = last_side
     for is_pooled in reversed(pools):
         side = 2 * side + 2 if is_pooled else side + 2
     return side
