@@ -142,9 +142,10 @@ def erase(images: tf.Tensor, draws: tf.Tensor, probability: float) -> tf.Tensor:
     area = 0.02 + 0.31 * draws[:, 1]
     root = tf.exp(0.5 * math.log(3.3) * (2.0 * draws[:, 2] - 1.0))
     height, width = (tf.minimum(size, size * tf.sqrt(area) * each) for each in (root, 1.0 / root))
-    rows = _band(draws[:, 3] * (size - height), height, size) & (draws[:, 0] < probability)[:, None]
-    columns = _band(draws[:, 4] * (size - width), width, size)
-    return paint_rectangle(images, tf.cast(rows, tf.float32), tf.cast(columns, tf.float32), 127.5)
+    rows = band(draws[:, 3] * (size - height), height, size)
+    columns = band(draws[:, 4] * (size - width), width, size)
+    is_erased = tf.cast(draws[:, 0] < probability, tf.float32)
+    return paint_rectangle(images, rows * is_erased[:, None], columns, 127.5)
 
 
 def paint_rectangle(
@@ -159,6 +160,16 @@ def paint_rectangle(
     mask = rows[:, :, None] * tf.repeat(columns, 3, axis=1)[:, None, :]
     mask = tf.reshape(mask, shape)
     return images * (1.0 - mask) + paint * mask
+
+
+def band(start: tf.Tensor, length: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+    """Return 1 for the pixels whose centre lies from `start` over `length`, float32 [batch, size].
+
+    `start` and `length` are float32 [batch], in pixels; what hangs over the border is cut off.
+    """
+    position = tf.range(size)[None, :] + 0.5
+    is_inside = (position >= start[:, None]) & (position < (start + length)[:, None])
+    return tf.cast(is_inside, tf.float32)
 
 
 def _crop_and_flip(images: tf.Tensor, draws: tf.Tensor, spec: AugmentSpec, side: int) -> tf.Tensor:
@@ -228,8 +239,3 @@ def _hue_matrix(hue: tf.Tensor) -> tf.Tensor:
 
 def _spread(draws: tf.Tensor, degrees: float) -> tf.Tensor:
     return (2.0 * draws - 1.0) * math.radians(degrees)
-
-
-def _band(start: tf.Tensor, length: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
-    position = tf.range(size)[None, :] + 0.5
-    return (position >= start[:, None]) & (position < (start + length)[:, None])

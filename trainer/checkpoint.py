@@ -21,7 +21,7 @@ from trainer.data.damage import DAMAGE
 from trainer.exits import TemporaryError, UsageError
 from trainer.storage.local import write_bytes
 
-Arrays = dict[str, np.ndarray]
+Arrays = dict[str, np.ndarray[Any, Any]]
 """By the variables' names."""
 
 _RECORD = "record.json"
@@ -140,7 +140,7 @@ def restore_checkpoint(path: Path, variables: Mapping[str, tf.Variable]) -> dict
     return record
 
 
-def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def _read(path: Path) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]]:
     try:
         # Opened here: `np.load` leaves a damaged file open.
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:

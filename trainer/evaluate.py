@@ -7,6 +7,7 @@ image, from which every metric is computed. No image is padded, dropped or count
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import keras
 import numpy as np
@@ -21,7 +22,7 @@ _BATCH_BYTES = 64 << 20
 """Of float32 pixels; large images go through in smaller batches."""
 
 
-def batches_of(count: int, image_size: int, most: int = _BATCH) -> Iterator[np.ndarray]:
+def batches_of(count: int, image_size: int, most: int = _BATCH) -> Iterator[np.ndarray[Any, Any]]:
     """Yield the indices of `count` images of `image_size` pixels a side, at most so many at a time."""
     batch = max(1, min(most, _BATCH_BYTES // (4 * 3 * image_size**2)))
     for start in range(0, count, batch):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from trainer.augment import paint_rectangle
+from trainer.augment import band, paint_rectangle
 from trainer.spec import AugmentSpec
 
 
@@ -21,12 +21,14 @@ def mix_images(
     `draws` is [batch, 4] in [0, 1): which mixture if any, the share, and the rectangle's place.
     An image is cut with the probability `spec.cutmix`, blended with `spec.mixup`, else left alone.
     """
-    count, side = tf.shape(images)[0], tf.shape(images)[1]
+    count, side = tf.shape(images)[0], tf.cast(tf.shape(images)[1], tf.float32)
     # The last image of an odd batch has only itself.
     partners = tf.minimum(tf.bitwise.bitwise_xor(tf.range(count), 1), count - 1)
     is_cut = draws[:, 0] < spec.cutmix
     is_blended = ~is_cut & (draws[:, 0] < spec.cutmix + spec.mixup)
-    rows, columns = _square(side, draws[:, 1], draws[:, 2:4])
+    # Of a square with the area 1 - share what hangs over the border is cut off (Yun et al. 2019, "CutMix").
+    length = side * tf.sqrt(1.0 - draws[:, 1])
+    rows, columns = (band(side * draws[:, axis] - 0.5 * length, length, side) for axis in (2, 3))
     # A blend is a square as large as the image, of which the other one gets a part.
     blend = tf.where(is_blended, 1.0 - draws[:, 1], 0.0)[:, None]
     rows = tf.where(is_cut[:, None], rows, blend)
@@ -34,19 +36,3 @@ def mix_images(
     mixed = paint_rectangle(images, rows, columns, tf.gather(images, partners))
     shares = 1.0 - tf.reduce_mean(rows, axis=1) * tf.reduce_mean(columns, axis=1)
     return mixed, partners, shares
-
-
-def _square(size: tf.Tensor, shares: tf.Tensor, places: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return the rows and the columns of a square, 1 inside of it, float32 [batch, size] each.
-
-    Its area is 1 - `shares` of the image's; what hangs over the border is cut off (Yun et al. 2019,
-    "CutMix").
-    """
-    side = tf.cast(size, tf.float32)
-    half = 0.5 * side * tf.sqrt(1.0 - shares)
-    position = tf.range(side)[None, :] + 0.5
-    rows, columns = (
-        tf.cast(tf.abs(position - side * places[:, axis, None]) < half[:, None], tf.float32)
-        for axis in (0, 1)
-    )
-    return rows, columns

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -29,7 +30,7 @@ _MOST_FILES = 32
 _ABOUT_MODEL = ("data.image_size", "data.resize", "data.interpolation")
 """Settings that the model was trained with."""
 
-Answer = np.ndarray | str
+Answer = np.ndarray[Any, Any] | str
 """Probabilities, float32 [classes], or why there are none."""
 
 

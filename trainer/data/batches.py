@@ -7,6 +7,7 @@ run can start at any step, and any number of replicas sees the same global batch
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ def steps_per_epoch(count: int, global_batch_size: int) -> int:
     return math.ceil(count / global_batch_size)
 
 
-def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
+def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray[Any, Any]:
     """Return the order of `count` images in `epoch` (from 0): a permutation, int64 [count].
 
     Philox is counter-based (Salmon et al. 2011): the key alone fixes the stream, on any machine.
@@ -28,7 +29,7 @@ def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=key)).permutation(count)
 
 
-def batch_indices(seed: int, step: int, count: int, global_batch_size: int) -> np.ndarray:
+def batch_indices(seed: int, step: int, count: int, global_batch_size: int) -> np.ndarray[Any, Any]:
     """Return the images of the batch of `step` (from 0), int64 [at most global_batch_size].
 
     Steps are counted through all epochs. Each epoch holds every image once; its last batch

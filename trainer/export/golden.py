@@ -15,6 +15,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -33,9 +34,9 @@ class Golden:
     """Encoded images and the answers that a model must give."""
 
     images: tuple[bytes, ...]
-    pixels: np.ndarray
+    pixels: np.ndarray[Any, Any]
     """float32 [count, size, size, 3] in 0..255."""
-    probabilities: np.ndarray
+    probabilities: np.ndarray[Any, Any]
     """float32 [count, classes]."""
     lost: int = 0
     """How many of the images the source no longer holds as they were; their pixels stand for them."""

@@ -35,7 +35,7 @@ class LoadedModel:
     """Larger images were not decoded for its training."""
     signatures: Any
 
-    def classify(self, images: Sequence[bytes]) -> np.ndarray:
+    def classify(self, images: Sequence[bytes]) -> np.ndarray[Any, Any]:
         """Return probabilities, float32 [images, classes], of encoded images.
 
         Raises tf.errors.InvalidArgumentError if one of them can't be decoded.
@@ -43,7 +43,7 @@ class LoadedModel:
         answer = self.signatures["serving_default"](image_bytes=tf.constant(list(images), tf.string))
         return np.asarray(answer["probabilities"])
 
-    def classify_pixels(self, pixels: np.ndarray) -> np.ndarray:
+    def classify_pixels(self, pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Return probabilities, float32 [images, classes], of pixels [images, size, size, 3] in 0..255."""
         answer = self.signatures["pixels"](pixels=tf.constant(pixels, tf.float32))
         return np.asarray(answer["probabilities"])

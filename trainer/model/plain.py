@@ -16,11 +16,10 @@ from trainer.spec import PlainSpec
 
 def plain_logits(spec: PlainSpec, pixels: Any, class_count: int, policy: keras.DTypePolicy) -> Any:
     """Return the logits [batch, classes] of `pixels`. Weights and padding are Keras's defaults."""
-    pools = [True] * (len(spec.filters) - 1) + [spec.pool_last]
-    unseen = pixels.shape[1] - _seen_side(spec.last_side(pixels.shape[1]), pools)
+    unseen = pixels.shape[1] - _seen_side(spec, pixels.shape[1])
     x = layers.Cropping2D(((0, unseen), (0, unseen)), dtype=policy)(pixels)
     x = layers.Rescaling(1 / 255, dtype=policy)(x)
-    for filters, is_pooled in zip(spec.filters, pools, strict=True):
+    for filters, is_pooled in zip(spec.filters, spec.pools, strict=True):
         x = layers.Conv2D(filters, 3, activation="relu", dtype=policy)(x)
         if is_pooled:
             x = layers.MaxPooling2D(2, dtype=policy)(x)
@@ -32,13 +31,13 @@ def plain_logits(spec: PlainSpec, pixels: Any, class_count: int, policy: keras.D
     return class_logits(x, class_count, spec.binary_unit)
 
 
-def _seen_side(last_side: int, pools: list[bool]) -> int:
-    """Return how many of the first rows of pixels a logit depends on, of a last feature map of that side.
+def _seen_side(spec: PlainSpec, side: int) -> int:
+    """Return how many of the first `side` rows of pixels any logit depends on.
 
     Pooling drops the last row of an odd number, and with it the pixels that only that row has seen: of
     the paper's 150 the last 8. Without them the answers are the same, and a step takes an eighth less.
     """
-    side = last_side
-    for is_pooled in reversed(pools):
+    side = spec.last_side(side)
+    for is_pooled in reversed(spec.pools):
         side = 2 * side + 2 if is_pooled else side + 2
     return side

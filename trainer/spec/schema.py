@@ -116,12 +116,15 @@ class PlainSpec(Checked):
     average_mirror: bool = False
     """Answer with the mean over the picture and its mirror image, at twice the cost of an answer."""
 
+    @property
+    def pools(self) -> tuple[bool, ...]:
+        """Whether each convolution is pooled."""
+        return (True,) * (len(self.filters) - 1) + (self.pool_last,)
+
     def last_side(self, side: int) -> int:
         """Return the side of the last feature map for images of `side` pixels; there is none if below 1."""
-        for index in range(len(self.filters)):
-            side -= 2
-            if self.pool_last or index + 1 < len(self.filters):
-                side //= 2
+        for is_pooled in self.pools:
+            side = (side - 2) // 2 if is_pooled else side - 2
         return side
 
 

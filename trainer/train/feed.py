@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -26,9 +27,9 @@ class Block:
     """Consecutive batches of one size."""
 
     first_step: int
-    images: np.ndarray
+    images: np.ndarray[Any, Any]
     """uint8 [steps, rows, size, size, 3]."""
-    labels: np.ndarray
+    labels: np.ndarray[Any, Any]
     """int32 [steps, rows]."""
 
     @property
@@ -52,7 +53,7 @@ class Feed:
         self.steps_per_epoch = steps_per_epoch(self.count, self.global_batch_size)
         self.block_steps = 1
         self.waited_seconds = 0.0
-        self._order: tuple[int, np.ndarray] = (-1, np.array([], np.int64))
+        self._order: tuple[int, np.ndarray[Any, Any]] = (-1, np.array([], np.int64))
 
     def blocks(self, first_step: int, end_step: int) -> Iterator[Block]:
         """Yield the batches of steps `first_step` up to, not including, `end_step`."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -39,7 +40,9 @@ class Sums:
 class Stepper:
     """Runs blocks of steps on a learner."""
 
-    def __init__(self, learner: Learner, spec: RunSpec, class_weights: np.ndarray, cluster: Cluster) -> None:
+    def __init__(
+        self, learner: Learner, spec: RunSpec, class_weights: np.ndarray[Any, Any], cluster: Cluster
+    ) -> None:
         self.learner = learner
         self.augment: AugmentSpec = spec.augment
         self.clip_norm = spec.optimizer.clip_norm
@@ -156,8 +159,8 @@ def _share_of_replica(count: tf.Tensor, *batches: tf.Tensor) -> tuple[tf.Tensor,
 
 
 def class_weights(
-    choice: str | dict[str, float], class_names: tuple[str, ...], counts: np.ndarray
-) -> np.ndarray:
+    choice: str | dict[str, float], class_names: tuple[str, ...], counts: np.ndarray[Any, Any]
+) -> np.ndarray[Any, Any]:
     """Return the weight of each class in the loss, float32 [classes].
 
     'balanced' is images / (classes * images of the class), as scikit-learn has it; a
