@@ -1,50 +1,113 @@
-"""Throughput with a checkpoint every 30 s, against none within the epoch."""
+"""What a checkpoint costs: the steps after it against the steps on both sides of them, in one training.
+
+Whole runs with and without checkpoints differ by more than the cost: a machine's pace wanders by
+a tenth within a minute.
+"""
 
 from __future__ import annotations
 
-import json
-import statistics
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from chaos_places import Attempt, make_images
+import numpy as np
+from chaos_places import make_images
 
-STEPS = 1200
+from trainer.cluster import find_cluster
+from trainer.data.batches import steps_per_epoch
+from trainer.data.dataset import load_dataset
+from trainer.data.progress import SilentProgress
+from trainer.exits import StoppedError
+from trainer.spec import RunSpec, load_spec
+from trainer.train import CallReport, Saver, build_learner, train
+
+PERIOD_SECONDS = 12.0
+AFTER_SECONDS = 4.0
+"""In which a checkpoint is written, and long over."""
+INTERVAL_SECONDS = 30.0
+MOST_SHARE = 0.02
 SETTINGS = [
-    "data.image_size=96", "train.epochs=1", "train.global_batch_size=8", "train.ema_decay=0.99",
-    "data.validation_fraction=0.05", "model={filters: [48, 96, 192, 384], blocks: [1, 1, 1, 1]}",
+    "data.image_size=96", "train.epochs=1000", "train.global_batch_size=8", "train.ema_decay=0.99",
+    "train.validate_every_epochs=1000", "data.validation_fraction=0.05", "train.steps_per_call=4",
+    f"train.checkpoint.every_minutes={PERIOD_SECONDS / 60}",
+    "model={filters: [48, 96, 192, 384], blocks: [1, 1, 1, 1]}",
 ]  # fmt: skip
-CHECKPOINTS = {"every 30 s": "{every_minutes: 0.5}", "none": "{every_minutes: null}"}
-LEAST_RATIO = 0.98
+
+
+class _Watch:
+    """Knows when each step was done, and ends the training after a while."""
+
+    def __init__(self, seconds: float) -> None:
+        self.times: list[float] = []
+        self.steps: list[int] = []
+        self.seconds = seconds
+
+    def on_call(self, report: CallReport) -> None:
+        self.times.append(time.perf_counter())
+        self.steps.append(report.step)
+
+    def on_epoch(self, row: object, epochs: int) -> None: ...
+
+    def on_message(self, message: str) -> None: ...
+
+    def is_over(self) -> bool:
+        return self.times[-1] - self.times[0] > self.seconds
+
+
+class _Timed(Saver):
+    """Knows when each save began."""
+
+    began: list[float]
+
+    def save(self, *arguments: Any, **options: Any) -> None:
+        self.began.append(time.perf_counter())
+        super().save(*arguments, **options)
 
 
 def main(times: int, seed: int) -> list[str]:
-    """Measure `times` pairs, each in the other order than the one before."""
-    ratios, problems = [], []
+    """Measure `times` checkpoints; return what is wrong."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        data = make_images(folder / "images", per_class=STEPS * 4, side=96)
-        for turn in range(times):
-            names = list(CHECKPOINTS)[:: -1 if turn % 2 else 1]
-            rates = {name: _rate(folder, data, f"{name}-{turn}".replace(" ", "-"), name) for name in names}
-            ratios.append(rates["every 30 s"] / rates["none"])
-            print({name: f"{rate:.1f} images/s" for name, rate in rates.items()}, f"ratio {ratios[-1]:.4f}")
-    median = statistics.median(ratios)
-    print(f"ratio: median {median:.4f}, {min(ratios):.4f} to {max(ratios):.4f}, {times} pairs")
-    if median < LEAST_RATIO:
-        problems.append(f"the ratio {median:.4f} is less than {LEAST_RATIO}")
-    return problems
+        # An epoch is longer than the measurement: its end saves as well.
+        data = make_images(folder / "images", per_class=8 * 4000, side=96)
+        spec = load_spec(settings=SETTINGS, overrides={"data.source": str(data)})
+        watch, began, size = _train(spec, folder, (times + 1.5) * PERIOD_SECONDS)
+    costs = [cost for each in began if (cost := _cost(watch, each)) is not None]
+    if len(costs) < times:
+        return [f"only {len(costs)} of {times} checkpoints were measured"]
+    mean, error = np.mean(costs), np.std(costs, ddof=1) / len(costs) ** 0.5
+    rate = 8 * (watch.steps[-1] - watch.steps[0]) / (watch.times[-1] - watch.times[0])
+    print(f"{len(costs)} checkpoints of {size / 1e6:.0f} MB at {rate:.0f} images/s")
+    print(
+        f"one costs {mean:.3f} s of training, standard error {error:.3f}, "
+        f"{min(costs):.2f} to {max(costs):.2f}: {mean / INTERVAL_SECONDS:.2%} of the throughput with one every {INTERVAL_SECONDS:g} s"
+    )
+    return [] if mean <= MOST_SHARE * INTERVAL_SECONDS else [f"{mean:.3f} s is more than {MOST_SHARE:.0%}"]
 
 
-def _rate(folder: Path, data: Path, name: str, kind: str) -> float:
-    """Return images/s of a run of one epoch; the checkpoints kept tell if one was within it."""
-    settings = [each for setting in SETTINGS for each in ("--set", setting)]
-    arguments = ["--data", str(data), "--output", str(folder / "runs"), "--run-name", name, *settings]
-    attempt = Attempt([*arguments, "--set", f"train.checkpoint={CHECKPOINTS[kind]}"], folder / "cache")
-    if attempt.end():
-        raise SystemExit(attempt.text())
-    steps = sorted(int(path.stem[5:13]) for path in (folder / "runs" / name).glob("checkpoints/step-*.npz"))
-    if any(0 < step < steps[-1] for step in steps) != (kind != "none"):
-        raise SystemExit(f"checkpoints of steps {steps} with {kind!r}: the epoch is too short or too long")
-    timings = json.loads((folder / "runs" / name / "timings.json").read_text())
-    return float(timings["epochs"][0]["images_per_second"])
+def _train(spec: RunSpec, folder: Path, seconds: float) -> tuple[_Watch, list[float], int]:
+    """Train for so long; return when the steps were done, when saves began, and the bytes of one."""
+    dataset = load_dataset(spec.data, folder / "cache", SilentProgress(), lambda found: None)
+    cluster = find_cluster()
+    steps = steps_per_epoch(len(dataset.train.labels), spec.train.global_batch_size)
+    learner = build_learner(spec, len(dataset.class_names), steps, cluster)
+    watch = _Watch(seconds)
+    with _Timed(folder / "run" / "checkpoints") as saver, suppress(StoppedError):
+        saver.began = []
+        train(learner, dataset, spec, cluster, saver, watch, dict, watch.is_over)
+    sizes = [path.stat().st_size for path in (folder / "run" / "checkpoints").glob("step-*.npz")]
+    return watch, saver.began, max(sizes)
+
+
+def _cost(watch: _Watch, began: float) -> float | None:
+    """Return the seconds that the save which `began` then cost; None too near to an end of the training.
+
+    The pace without it is that of as long before, and as long after it is over.
+    """
+    moments = began + AFTER_SECONDS * np.arange(-1, 3)
+    if moments[0] < watch.times[0] + AFTER_SECONDS or moments[-1] > watch.times[-1]:
+        return None
+    before, amid, after = np.diff(np.interp(moments, watch.times, watch.steps))
+    return float(AFTER_SECONDS * (1.0 - amid / ((before + after) / 2.0)))

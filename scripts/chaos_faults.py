@@ -97,10 +97,8 @@ def _lost(output: str, name: str, folder: Path, before: str | None, end: str) ->
     store = open_store(output)
     latest = latest_run(store)
     problems = [] if end in ("published", "exit 75") else [f"{name} ended with {end}"]
-    if latest is None and store.read("latest") is not None:
-        problems.append(f"after {name} latest names no finished run")
-    if latest not in (None, before, name):
-        problems.append(f"after {name} latest names {latest}")
+    if latest not in (before, name):
+        problems.append(f"after {name} latest names {latest or 'no finished run'}, not {before}")
     if end == "published" and latest != name:
         problems.append(f"{name} was published and isn't the latest")
     if end != "published" and is_finished(store.below(name)):

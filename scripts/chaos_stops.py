@@ -55,18 +55,20 @@ def _stop_anywhere(output: str, data: Path, folder: Path, times: int, seed: int)
     life = time.monotonic() - whole.started
     for turn in range(times):
         attempt = Attempt([*arguments, "--run-name", f"run-{turn}"], folder / "cache")
-        attempt.wait_for("trainer ")  # from here on it listens
+        if not attempt.wait_for("trainer "):  # from here on it listens
+            raise SystemExit(attempt.text())
         time.sleep(rng.uniform(0.0, 0.95 * life))
+        # 0 is right only for a run that was done when the signal came.
+        is_done = is_finished(open_store(output).below(f"run-{turn}"))
         started = time.monotonic()
         attempt.process.send_signal(signal.SIGTERM)
         code = attempt.end()
-        seconds.append(time.monotonic() - started)
-        # 0 is right only for a run that was done when the signal came.
-        is_done = is_finished(open_store(output).below(f"run-{turn}"))
+        if not is_done:
+            seconds.append(time.monotonic() - started)
         if (code != 143 and not (is_done and code == 0)) or "Traceback" in attempt.text():
             problems.append(f"anywhere, stop {turn}: exit {code}\n{attempt.text()[-500:]}")
     print(
-        f"anywhere in a life of {life:.1f} s: {times} stops, median {np.median(seconds):.2f} s, "
+        f"anywhere in a life of {life:.1f} s: {len(seconds)} stops, median {np.median(seconds):.2f} s, "
         f"95th percentile {np.percentile(seconds, 95):.2f} s, longest {max(seconds):.2f} s",
         flush=True,
     )

@@ -20,7 +20,7 @@ from http.server import ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from gcp_storage_emulator.exceptions import NotFound
+from gcp_storage_emulator.exceptions import BadRequest, NotFound
 from gcp_storage_emulator.handlers import buckets
 from gcp_storage_emulator.server import RequestHandler, Response, Router
 from gcp_storage_emulator.storage import Storage
@@ -51,6 +51,8 @@ class _Storage(Storage):
     def __init__(self, **options: Any) -> None:
         self.finished: dict[str, dict[str, Any]] = {}
         """Objects that came in several requests, by the id of the upload."""
+        self.parts: dict[str, bytearray] = {}
+        """What came so far of others."""
         super().__init__(**options)
 
     def _write_config_to_file(self) -> None:
@@ -59,11 +61,24 @@ class _Storage(Storage):
     def add_to_resumable_upload(
         self, file_id: str, content: bytes, total_size: int | None = None, expected_start: int | None = None
     ) -> bytes | None:
-        """Take a chunk that came before, and whose reply was lost, as the real service does."""
-        received = self.get_resumable_byte_count(file_id)
-        if expected_start is not None and expected_start < received:
-            content, expected_start = content[received - expected_start :], received
-        return super().add_to_resumable_upload(file_id, content, total_size, expected_start)  # type: ignore[no-any-return]
+        """Take a chunk that came before, and whose reply was lost, as the real service does.
+
+        And append it in place: the emulator copies all that came before with each chunk.
+        """
+        received = self.parts.setdefault(file_id, bytearray())
+        start = len(received) if expected_start is None else expected_start
+        if start > len(received):
+            raise BadRequest(f"Content-Range starts at {start}, after {len(received)}")
+        received += content[len(received) - start :]
+        if total_size is None or len(received) < total_size:
+            return None
+        whole = bytes(self.parts.pop(file_id)[:total_size])
+        super().add_to_resumable_upload(file_id, whole, total_size, 0)  # what is removed when it is done
+        return whole
+
+    def get_resumable_byte_count(self, file_id: str) -> int:
+        """Count what came so far."""
+        return len(self.parts.get(file_id, b""))
 
     def get_resumable_file_obj(self, file_id: str) -> dict[str, Any]:
         """Know an upload that is complete, too."""
@@ -118,6 +133,8 @@ class _Handler(RequestHandler):
     server: BucketServer
     protocol_version = "HTTP/1.1"
     timeout = 30
+    # A reply is sent in two parts, of which the second would wait for the client's delayed acknowledgement.
+    disable_nagle_algorithm = True
 
     def __init__(self, request: Any, address: Any, server: BucketServer) -> None:
         super().__init__(server.storage, request, address, server)

@@ -54,10 +54,12 @@ class FaultProxy(ThreadingHTTPServer):
     def next_fault(self, method: str, path: str) -> str | None:
         with self._lock:
             self._requests += 1
-            fault = self.choose(self._requests, method, path)
-            if fault:
-                self.done.append(fault)
-        return fault
+            return self.choose(self._requests, method, path)
+
+    def note(self, fault: str) -> None:
+        """Count a fault that was done."""
+        with self._lock:
+            self.done.append(fault)
 
     def pass_bytes(self, count: int) -> None:
         """Wait as long as `count` bytes take on the one line that all connections share."""
@@ -73,6 +75,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: FaultProxy
     protocol_version = "HTTP/1.1"
     timeout = 60
+    disable_nagle_algorithm = True
 
     def log_message(self, *arguments: object) -> None:
         pass
@@ -81,6 +84,10 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.server.pass_bytes(len(body))
         fault = self.server.next_fault(method, self.path)
+        if fault == "flipped request" and not body:
+            fault = None  # there is nothing to flip
+        if fault and fault != "flipped reply":
+            self.server.note(fault)
         if fault == "unavailable":
             self._answer(503, [("Retry-After", "0")], b"try again")
         elif fault == "reset":
@@ -103,7 +110,8 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "lost reply":
             self._reset()
             return
-        if fault == "flipped reply":
+        if fault == "flipped reply" and data:
+            self.server.note(fault)
             data = _flipped(data)
         headers = [(name, value) for name, value in reply.getheaders() if name.lower() not in _HOP]
         self._answer(reply.status, headers, data, cut=fault == "cut reply")
@@ -134,8 +142,6 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _flipped(data: bytes) -> bytes:
     """Return `data` with one bit in its second half changed; headers of multipart bodies come first."""
-    if not data:
-        return data
     changed = bytearray(data)
     changed[len(data) * 3 // 4] ^= 1
     return bytes(changed)

@@ -38,7 +38,7 @@ def through(proxy_address: str, prefix: str, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     "operation", ["create", "swap", "write", "read", "upload", "download", "large", "list"]
 )
-def test_one_fault_costs_nothing_or_is_told(
+def test_one_fault_costs_nothing(
     fault: str, operation: str, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = os.urandom(5000)
@@ -49,31 +49,25 @@ def test_one_fault_costs_nothing_or_is_told(
     source.write_bytes(data if operation != "large" else os.urandom(9 << 20))
     with fault_proxy(address, only(fault, 1), stall_seconds=2.0) as proxy:
         store = through(proxy.address, tmp_path.name, monkeypatch)
-        try:
-            if operation == "create":
-                assert store.create("new", data)
-            elif operation == "swap":
-                assert store.swap("there", data[::-1], version) is not None
-            elif operation == "write":
-                store.write("new", data)
-            elif operation == "read":
-                assert store.read("there").data == data  # type: ignore[union-attr]
-            elif operation in ("upload", "large"):
-                store.upload(source, "new")
-            elif operation == "download":
-                store.download("there", target)
-            else:
-                assert [entry.name for entry in store.entries()] == ["there"]
-            failed = False
-        except TemporaryError:
-            failed = True
-        assert proxy.done == [fault]
+        if operation == "create":
+            assert store.create("new", data)
+        elif operation == "swap":
+            assert store.swap("there", data[::-1], version) is not None
+        elif operation == "write":
+            store.write("new", data)
+        elif operation == "read":
+            assert store.read("there").data == data  # type: ignore[union-attr]
+        elif operation in ("upload", "large"):
+            store.upload(source, "new")
+        elif operation == "download":
+            store.download("there", target)
+        else:
+            assert [entry.name for entry in store.entries()] == ["there"]
+        # The first request of a large upload has an answer without a body.
+        empty = {"flipped request": ("read", "download", "list"), "flipped reply": ("large",)}
+        assert proxy.done == ([] if operation in empty.get(fault, ()) else [fault])
     found = clean.read("new")
-    if failed:
-        # Only damage on the way can't be mended by asking again.
-        assert fault.startswith("flipped"), operation
-        assert not target.exists()
-    elif operation in ("create", "write"):
+    if operation in ("create", "write"):
         assert found is not None
         assert found.data == data
     elif operation in ("upload", "large"):
@@ -110,7 +104,8 @@ def test_a_fault_amid_a_large_upload_costs_nothing(
     source.write_bytes(os.urandom(9 << 20))
     with fault_proxy(address, only(fault, number), stall_seconds=2.0) as proxy:
         through(proxy.address, tmp_path.name, monkeypatch).upload(source, "new")
-    assert proxy.done == [fault]
+    # Only the last answer has a body.
+    assert proxy.done == ([] if fault == "flipped reply" and number < 4 else [fault])
     found = through(address, tmp_path.name, monkeypatch).read("new")
     assert found is not None
     assert found.data == source.read_bytes()

@@ -67,7 +67,7 @@ def test_store_holds_what_the_folder_holds_and_only_what_changed_is_sent(
     }
 
 
-def test_folder_comes_back_and_what_was_not_wanted_goes_with_the_next_sync(
+def test_folder_comes_back_and_what_was_not_wanted_goes_with_the_last_sync(
     store: Store, tmp_path: Path
 ) -> None:
     contents = fill(tmp_path / "run")
@@ -78,6 +78,10 @@ def test_folder_comes_back_and_what_was_not_wanted_goes_with_the_next_sync(
     assert {name: (tmp_path / "back" / name).read_bytes() for name in contents} == contents
     assert not (tmp_path / "back" / "events").exists()
     assert back.waiting_bytes() == 0
+    (tmp_path / "back" / "spec.yaml").unlink()
+    del contents["spec.yaml"]
+    back.sync(is_whole=False)
+    assert held(store).keys() == {*contents, "events/log"}
     back.sync()
     assert held(store) == contents
 

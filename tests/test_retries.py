@@ -61,7 +61,7 @@ def test_credentials_that_nobody_could_be_asked_for_are_asked_for_again_and_refu
     ("error", "kind", "words"),
     [
         (api.Forbidden("no"), UsageError, "roles/storage.objectUser"),
-        (api.Unauthorized("who"), UsageError, "credentials"),
+        (api.Unauthorized("who"), UsageError, "application-default login"),
         (api.TooManyRequests("slow down"), TemporaryError, "retries are used up"),
         (api.BadRequest("name"), UsageError, "check the name"),
     ],
@@ -85,4 +85,16 @@ def test_damage_is_asked_again_three_times_and_what_is_final_not_at_all() -> Non
     with pytest.raises(api.NotFound):
         repeated(missing, 5.0)
     assert missing.calls == 1
-    assert repeated(Failing(api.NotFound("no such session")), 5.0, is_lost_session) == "done"
+    for status in (404, 410):
+        lost = api.from_http_status(status, "no such session")  # type: ignore[no-untyped-call]
+        assert repeated(Failing(lost), 5.0, is_lost_session) == "done"
+
+
+def test_what_takes_longer_than_the_retries_is_asked_again_three_times_all_the_same() -> None:
+    error = ConnectionResetError()
+    assert repeated(Failing(*[error] * 3), 0.0) == "done"
+    with pytest.raises(api.RetryError):
+        repeated(Failing(*[error] * 4), 0.0)
+    # What was damaged counts by itself.
+    damage = DataCorruption(None, "other bytes")
+    assert repeated(Failing(*[error, damage] * 3), 0.0) == "done"

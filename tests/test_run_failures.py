@@ -9,6 +9,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from small_disk import small_disk
 from trainer_process import QUICK, command, refused, trainer
@@ -42,8 +43,13 @@ def test_a_run_stopped_by_a_signal_goes_on_to_the_same_bits(photos: Path, tmp_pa
     assert "continuing after step" in again.stdout
     whole = trainer(*arguments, "--run-name", "whole", cache=tmp_path / "cache", module="trainer.task")
     assert whole.returncode == 0
-    for name in ("predictions.csv",):
+    for name in ("predictions.csv", "metrics.json", "history.jsonl"):
         assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    ends = [np.load(max((tmp_path / name).glob("checkpoints/step-*"))) for name in ("stopped", "whole")]
+    weights = [name for name in ends[0].files if name != "record.json"]
+    assert weights
+    for name in weights:
+        np.testing.assert_array_equal(ends[0][name], ends[1][name], err_msg=name)
 
 
 @pytest.mark.engine

@@ -117,7 +117,7 @@ def _publish(folder: RunFolder, screen: Screen) -> None:
             folder.keep(task.advance)
         finally:
             task.finish()
-    folder.keep()
+    folder.keep(is_whole=True)
     publish(folder.output, folder.name, folder.path, folder.require_lease)
 
 

@@ -94,10 +94,13 @@ class RunFolder:
         if self.lease is not None:
             self.lease.require()
 
-    def keep(self, on_bytes: OnBytes = lambda size: None) -> None:
-        """Bring what was written so far to the output, for as long as the run is this process's."""
+    def keep(self, on_bytes: OnBytes = lambda size: None, is_whole: bool = False) -> None:
+        """Bring what was written so far to the output, for as long as the run is this process's.
+
+        What an earlier start left there, and this one has not made anew, goes only once it `is_whole`.
+        """
         self.require_lease()
-        self.mirror.sync(on_bytes)
+        self.mirror.sync(on_bytes, is_whole)
 
     def release(self) -> None:
         """Let others work on the run; from now on nothing is sent and nothing removed."""
@@ -164,7 +167,7 @@ def _local(output: Store, name: str, cache_dir: Path, lease: Lease, leave: ExitS
         return output.root / name, Mirror(output.root / name, None)
     # A folder of this process alone: one that was paused for long may not be the only one at this run.
     local = leave.enter_context(private_folder(cache_dir / "runs")) / name
-    return local, Mirror(local, output.below(name), (MANIFEST, MARKER), lease.check)
+    return local, Mirror(local, output.below(name), (MANIFEST, MARKER), lease.require)
 
 
 def _fill(folder: RunFolder, spec: RunSpec, fresh: bool, progress: Progress) -> None:

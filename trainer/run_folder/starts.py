@@ -31,7 +31,7 @@ def count_start(folder: Path, newest_checkpoint: str, most_stalled: int) -> None
     if stalled > most_stalled:
         raise DivergedError(
             f"This run was started {stalled} times from {newest_checkpoint or 'its beginning'} and never got "
-            f"to its next checkpoint. See why it ended, then start it with --fresh, or raise "
+            f"any further. See why it ended, then start it with --fresh, or raise "
             f"train.max_stalled_starts. Received: {most_stalled}"
         )
     row = {

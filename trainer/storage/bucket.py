@@ -32,7 +32,7 @@ TIMEOUT_SECONDS = 20.0
 """Without a byte for this long a request counts as broken and is repeated."""
 RETRY_SECONDS = 60.0
 """How long one operation is repeated. The client's own 120 s outlast a spot machine's grace."""
-CONNECTIONS = 32
+CONNECTIONS = 64
 
 _WRITER = "trainer-writer"
 _UPLOAD_CHUNK_BYTES = 32 << 20

@@ -31,11 +31,17 @@ class Lease:
     """A lease that is held; `release` gives it back. Ask `require` before anything is written."""
 
     def __init__(
-        self, store: Store, name: str, version: str, holder: dict[str, Any], expiry_seconds: float
+        self,
+        store: Store,
+        name: str,
+        version: str,
+        holder: dict[str, Any],
+        expiry_seconds: float,
+        taken_at: float,
     ) -> None:
         self._store, self._name, self._version, self._holder = store, name, version, holder
         self._expiry = expiry_seconds
-        self._beat_at = _now()
+        self._beat_at = taken_at
         self._lost = ""
         self._lock = threading.Lock()
         self._ended = threading.Event()
@@ -48,8 +54,9 @@ class Lease:
         Asks the store only when the last heartbeat is so long ago that others may have given
         this process up, as after a pause of the whole machine.
         """
-        if not self._lost and _now() - self._beat_at > 0.8 * self._expiry:
-            self._beat()
+        with self._lock:
+            if not self._lost and _now() - self._beat_at > 0.8 * self._expiry:
+                self._beat()
         self.check()
 
     def check(self) -> None:
@@ -77,25 +84,22 @@ class Lease:
 
     def _keep(self) -> None:
         while not self._ended.wait(self._expiry / _BEATS_PER_EXPIRY) and not self._lost:
-            try:
+            # Nobody can be asked for now. Whoever writes has to ask, and then hears how it is.
+            with suppress(Exception), self._lock:
                 self._beat()
-            except Exception as error:  # whatever it is, the others will think this process dead
-                if _now() - self._beat_at > self._expiry:
-                    self._lost = f"The lease on this run could not be kept alive. Received: {error}"
 
     def _beat(self) -> None:
-        with self._lock:
-            began = _now()
-            self._holder["beats"] += 1
-            version = self._store.swap(self._name, _encoded(self._holder), self._version)
-            if version is None:
-                # A beat that landed before, and whose reply was lost for good, is its own.
-                found = self._store.read(self._name)
-                is_mine = found is not None and _decoded(found).get("id") == self._holder["id"]
-                version = found.version if found is not None and is_mine else None
-            if version is not None:
-                self._version, self._beat_at = version, began
-                return
+        began = _now()
+        self._holder["beats"] += 1
+        version = self._store.swap(self._name, _encoded(self._holder), self._version)
+        if version is None:
+            # A beat that landed before, and whose reply was lost for good, is its own.
+            found = self._store.read(self._name)
+            is_mine = found is not None and _decoded(found).get("id") == self._holder["id"]
+            version = found.version if found is not None and is_mine else None
+        if version is not None:
+            self._version, self._beat_at = version, began
+            return
         self._lost = (
             "Another process took this run over, since this one seemed dead; it goes on there. "
             f"Received: {self._store.at(self._name)}"
@@ -116,9 +120,10 @@ def take_lease(
         if found is not None and not _is_dead(found):
             on_wait(f"{_describe(found)} has been at work on this run; watching whether it is alive")
             found = _watch(store, name, found, expiry_seconds)
+        began = _now()
         version = store.swap(name, _encoded(holder), found.version if found else None)
         if version is not None:
-            return Lease(store, name, version, holder, expiry_seconds)
+            return Lease(store, name, version, holder, expiry_seconds, began)
 
 
 def _watch(store: Store, name: str, before: Content, expiry_seconds: float) -> Content | None:

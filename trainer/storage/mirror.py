@@ -46,7 +46,7 @@ class Mirror:
         self._closed.set()
 
     def pull(self, is_wanted: Callable[[str], bool], on_bytes: OnBytes = lambda size: None) -> None:
-        """Fill the folder with the files of the store that `is_wanted`; a sync removes the others there."""
+        """Fill the folder with the files that `is_wanted`; the last sync removes the others there."""
         if self._store is None:
             return
         entries = [entry for entry in self._store.entries() if entry.name not in self._apart]
@@ -59,8 +59,11 @@ class Mirror:
         """Return how many bytes a sync would send."""
         return sum(version[1] for _, version in self._changed()) if self._store else 0
 
-    def sync(self, on_bytes: OnBytes = lambda size: None) -> None:
-        """Send what is new, then remove what is gone. Raises what `Store` raises."""
+    def sync(self, on_bytes: OnBytes = lambda size: None, is_whole: bool = True) -> None:
+        """Send what is new, then remove what is gone. Raises what `Store` raises.
+
+        Until the folder `is_whole`, what was in the store and never in the folder stays.
+        """
         if self._store is None:
             return
         with self._lock:
@@ -68,7 +71,8 @@ class Mirror:
             each(lambda change: self._send(store, *change), changed, on_bytes)
             self._sent |= dict(changed)
             here = {name for name, _ in self._here()}
-            for name in sorted(self._sent.keys() - here):
+            gone = {name for name, version in self._sent.items() if is_whole or version is not None} - here
+            for name in sorted(gone):
                 # A folder that is gone altogether is one that this process has left.
                 if not self._closed.is_set() and self.folder.is_dir():
                     self._require()

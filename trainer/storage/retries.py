@@ -19,6 +19,7 @@ from google.cloud.storage.retry import _should_retry
 from trainer.exits import TemporaryError, TrainerError, UsageError
 
 _MOST_DAMAGED = 3
+_LEAST_RETRIES = 3
 _MOST_WAIT_SECONDS = 10.0
 
 Result = TypeVar("Result")
@@ -32,22 +33,25 @@ def repeated(
     """Return what `action` returns, repeating the whole of it.
 
     Three times when its bytes were damaged on the way, or when the error `begins_anew`; when the
-    network or the service failed, for `seconds` from the first time on: the client's own retries
-    count from the beginning, so that what takes longer would get none. Raises what `action` raised last.
+    network or the service failed, for `seconds` from the first time on, and three times at least: the
+    client's own retries count from the beginning, so that what takes longer would get none. Raises
+    what `action` raised last.
     """
     failed_at: list[float] = []
-    wait = 0.2
+    damaged, wait = 0, 0.2
     while True:
         try:
             return action()
         except Exception as error:
-            failed_at.append(time.monotonic())
             if begins_anew(error) or is_damage(error):
-                if len(failed_at) > _MOST_DAMAGED:
+                damaged += 1
+                if damaged > _MOST_DAMAGED:
                     raise
             elif not (_should_retry(error) or _is_unreachable(error)):
                 raise
-            elif failed_at[-1] - failed_at[0] > seconds:
+            else:
+                failed_at.append(time.monotonic())
+            if len(failed_at) > _LEAST_RETRIES and failed_at[-1] - failed_at[0] > seconds:
                 # No kind of error of the network passes for one of this program.
                 raise api.RetryError("the retries are used up", cause=error) from error  # type: ignore[no-untyped-call]
         # Not all that failed together ask again together.
@@ -68,7 +72,8 @@ def _is_unreachable(error: Exception) -> bool:
 
 def is_lost_session(error: Exception) -> bool:
     """Return whether the bucket no longer knows of an upload in several requests, which then begins anew."""
-    return isinstance(error, api.ClientError) and error.code in (404, 410)
+    # 410 is no ClientError to the library, as it has no class for it.
+    return isinstance(error, api.GoogleAPICallError) and error.code in (404, 410)
 
 
 def is_damage(error: Exception) -> bool:
@@ -87,7 +92,12 @@ def explanation(error: Exception, uri: str, done: str) -> TrainerError:
         )
     if isinstance(error, api.NotFound):
         return UsageError(f"There is no such bucket or object as {uri}; check the name. Received: {reason}")
-    if isinstance(error, (api.Forbidden, api.Unauthorized)):
+    if isinstance(error, api.Unauthorized):
+        return UsageError(
+            f"{uri} can't be {done} without credentials, or with these; `gcloud auth application-default "
+            f"login` gets them, on a machine of the cloud its service account has them. Received: {reason}"
+        )
+    if isinstance(error, api.Forbidden):
         return UsageError(
             f"{uri} can't be {done} with these credentials; grant their account a role on the bucket such as "
             f"roles/storage.objectUser. Received: {reason}"

@@ -13,6 +13,7 @@ from typing import Protocol
 from trainer.exits import UsageError
 
 GS = "gs://"
+FILE = "file://"
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Entry:
     size: int
     """Bytes."""
     version: str
-    """Another one for each time that the name was written."""
+    """Another one for each time that the name was written; what `download` takes."""
     crc32c: str = ""
     """Base64, of all its bytes; empty where the store doesn't know it."""
 
@@ -34,6 +35,7 @@ class Content:
 
     data: bytes
     version: str
+    """Another one for other bytes at least; what `swap` and `remove` take."""
 
 
 class Store(Protocol):
@@ -111,14 +113,19 @@ def open_store(uri: str) -> Store:
         from trainer.storage.bucket import BucketStore
 
         return BucketStore(*split_uri(uri))
-    if "://" in uri and not uri.lower().startswith("file://"):
+    if "://" in uri and not uri.lower().startswith(FILE):
         raise UsageError(f"A place is a folder or gs://BUCKET/PREFIX. Received: {uri!r}")
     from trainer.storage.folder import FolderStore
 
     try:
-        return FolderStore(Path(uri.removeprefix("file://")).expanduser())
+        return FolderStore(Path(without_scheme(uri)).expanduser())
     except RuntimeError:
         raise UsageError(f"There is no such user's home folder. Received: {uri}") from None
+
+
+def without_scheme(uri: str) -> str:
+    """Return the path in a URI file://PATH, and any other text as it is."""
+    return uri[len(FILE) :] if uri.lower().startswith(FILE) else uri
 
 
 def split_uri(uri: str) -> tuple[str, str]:

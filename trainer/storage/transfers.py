@@ -14,7 +14,7 @@ from typing import TypeVar
 from trainer.exits import StoppedError
 from trainer.storage.store import Entry, Store
 
-_AT_A_TIME = 16
+AT_A_TIME = 32
 """Small objects are all waiting."""
 
 Item = TypeVar("Item")
@@ -36,7 +36,7 @@ def download_files(
 
 def each(action: Callable[[Item], int], items: Iterable[Item], on_bytes: OnBytes) -> None:
     """Do `action`, which returns how many bytes it moved, on all `items`, several at a time."""
-    pool, waits = ThreadPoolExecutor(_AT_A_TIME), True
+    pool, waits = ThreadPoolExecutor(AT_A_TIME), True
     try:
         for size in pool.map(action, items):
             on_bytes(size)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from trainer.cluster import Cluster, choose_precision
@@ -40,6 +41,10 @@ class Learner:
         for target, source in zip(self.inference_model.weights, sources, strict=True):
             target.assign(source)
         return self.inference_model
+
+    def is_finite(self) -> bool:
+        """Return whether all weights are numbers."""
+        return all(np.isfinite(weight.numpy()).all() for weight in self.model.weights)
 
     def variables(self) -> dict[str, tf.Variable]:
         """Return every variable that training changes, by a name that is stable.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import numpy as np
@@ -138,7 +138,7 @@ class Loop:
             if self.is_stopped():
                 self._stop()
             if self.pace.is_due(self.standing.step) and self.standing.step < (epoch + 1) * steps:
-                self._save()
+                self._save(within_epoch=True)
         return True
 
     def _block_steps(self, steps: int, seconds: float) -> int:
@@ -148,18 +148,8 @@ class Loop:
         return min(wanted, self.pace.most_steps or wanted)
 
     def _report(self, epoch: int) -> CallReport:
-        loss, accuracy = self.standing.means()
-        rate, wait = self.clock.rates(self.standing)
-        return CallReport(
-            epoch + 1,
-            self.spec.train.epochs,
-            self.standing.step,
-            self.learner.total_steps,
-            loss,
-            accuracy,
-            rate,
-            wait,
-        )
+        place = (epoch + 1, self.spec.train.epochs, self.standing.step, self.learner.total_steps)
+        return CallReport(*place, *self.standing.means(), *self.clock.rates(self.standing))
 
     def _end_epoch(self) -> None:
         epoch = self._epoch() + 1
@@ -179,10 +169,7 @@ class Loop:
 
     def _is_sound(self, row: Row) -> bool:
         """Return whether weights and held-out loss are numbers: the last update comes after the last loss."""
-        weights = (weight.numpy() for weight in self.learner.model.weights)
-        return math.isfinite(row.get(f"{self.held_out}/loss", 0.0)) and all(
-            np.isfinite(each).all() for each in weights
-        )
+        return math.isfinite(row.get(f"{self.held_out}/loss", 0.0)) and self.learner.is_finite()
 
     def _row(self, epoch: int) -> Row:
         loss, accuracy = self.standing.means()
@@ -242,8 +229,11 @@ class Loop:
         record = restore_newest(
             self.folder, self.learner.variables(), whole_epochs=True, on_damage=self.observer.on_message
         )
-        if record is not None:
-            self._go_back_to(record)
+        if record is None:
+            raise DivergedError(
+                f"The loss is not a number, and there is no checkpoint to go back to. Received: {self.folder}"
+            )
+        self._go_back_to(record)
         for path in list_checkpoints(self.folder):
             if path not in list_checkpoints(self.folder, whole_epochs=True):
                 path.unlink()  # it is of the epoch that went wrong
@@ -253,23 +243,26 @@ class Loop:
         self.history.restore(record["history"])
 
     def _stop(self) -> NoReturn:
-        self.standing.elapsed_seconds += self.clock.seconds()
-        self._save()
+        self._save(within_epoch=True)
         if not self.saver.flush():
             self._give_up()
         raise StoppedError(f"{self._where()} the checkpoint is safe.")
 
     def _give_up(self) -> NoReturn:
+        step = self.saver.safe_step
         raise StoppedError(
-            f"{self._where()} its checkpoint could not be stored in time, the one before it is safe. "
+            f"{self._where()} its checkpoint could not be stored in time, "
+            f"{'and there is none before it' if step is None else f'that of step {step} is safe'}. "
             f"A longer train.grace_seconds may help. Received: {self.spec.train.grace_seconds:g} s"
         )
 
     def _where(self) -> str:
         return f"Stopped on request after step {self.standing.step} of {self.learner.total_steps};"
 
-    def _save(self) -> None:
-        record = {"standing": self.standing.record(), "history": self.history.record()}
+    def _save(self, within_epoch: bool = False) -> None:
+        elapsed = self.standing.elapsed_seconds + (self.clock.seconds() if within_epoch else 0.0)
+        standing = replace(self.standing, elapsed_seconds=elapsed)
+        record = {"standing": standing.record(), "history": self.history.record()}
         whole = self.standing.step == len(self.history) * self.learner.steps_per_epoch
         self.saver.save(self.standing.step, self.learner.variables(), record, whole)
         self.pace.saved(self.standing.step)

@@ -41,8 +41,8 @@ class Saver:
         self._jobs: deque[Callable[[], object]] = deque()
         self._changed = threading.Condition()
         self._error: BaseException | None = None
-        self.safe_step = 0
-        """The last step whose checkpoint is where it outlives this machine."""
+        self.safe_step: int | None = None
+        """The last step whose checkpoint is where it outlives this machine; None if there is none."""
         self._ended = self._is_incomplete = False
         threading.Thread(target=self._work, daemon=True, name="saver").start()
 
@@ -154,5 +154,8 @@ class Pace:
 
     def make_room(self, step: int) -> None:
         """Wait, before the steps up to `step`, until no more than `every_steps` of them can be lost."""
-        if self._spec.every_steps is not None and step - self._saver.safe_step > self._spec.every_steps:
+        if (
+            self._spec.every_steps is not None
+            and step - (self._saver.safe_step or 0) > self._spec.every_steps
+        ):
             self._saver.flush()
