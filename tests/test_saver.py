@@ -43,6 +43,36 @@ def test_best_weights_are_followed_up_before_the_checkpoint_that_knows_of_them(t
     restore_best(tmp_path, 1, {"weights": weights})
 
 
+def test_the_last_save_waits_for_no_older_one_that_has_not_begun(tmp_path: Path) -> None:
+    weights, begun, released, seen = tf.Variable([1.0]), threading.Event(), threading.Event(), []
+
+    def follow() -> None:
+        seen.append(sorted(path.name for path in tmp_path.iterdir())[-1])
+        begun.set()
+        released.wait(30)
+
+    with Saver(tmp_path, follow) as saver:
+        saver.save(1, {"weights": weights}, {}, whole_epoch=True)
+        begun.wait(30)
+        saver.save(2, {"weights": weights}, {}, whole_epoch=True)
+        saver.save(3, {"weights": weights}, {}, whole_epoch=True, is_last=True)
+        released.set()
+        assert saver.flush()
+    assert seen == ["step-00000001.npz", "step-00000003.npz"]
+    assert saver.safe_step == 3
+    # The weights of the best epoch are none of the older ones: the last checkpoint names them.
+    begun.clear()
+    released.clear()
+    with Saver(tmp_path, follow) as saver:
+        saver.save(4, {"weights": weights}, {}, whole_epoch=True)
+        begun.wait(30)
+        saver.save_best(2, {"weights": weights})
+        threading.Timer(0.3, released.set).start()
+        saver.save(5, {"weights": weights}, {}, whole_epoch=True, is_last=True)
+        assert saver.flush()
+    restore_best(tmp_path, 2, {"weights": weights})
+
+
 def test_what_is_asked_before_a_save_may_forbid_it(tmp_path: Path) -> None:
     def forbid() -> None:
         raise UsageError("another process's by now")

@@ -70,6 +70,15 @@ def test_a_person_is_told_from_a_machine(number: signal.Signals, by_hand: bool) 
     assert process.communicate(timeout=30)[0].strip() == str(by_hand)
 
 
+def test_what_is_done_is_not_stopped_any_more() -> None:
+    code, _, words = stopped("""
+stop.end()
+print("at work", flush=True)
+time.sleep(1)
+""")
+    assert (code, words) == (0, "")
+
+
 def test_nothing_is_overdue_before_anyone_asked() -> None:
     stop = Stop()
     assert not stop.is_requested()

@@ -77,3 +77,9 @@ class StoppedError(TrainerError):
     """Stopped on request by a signal, with the checkpoint safe."""
 
     exit_code = 143
+
+
+def error_of(exit_code: int, message: str) -> TrainerError:
+    """Return the error of `exit_code`, a TrainerError if no kind has it."""
+    kinds = {kind.exit_code: kind for kind in TrainerError.__subclasses__()}
+    return kinds.get(exit_code, TrainerError)(message)

@@ -50,6 +50,11 @@ class Stop:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._hear)
 
+    def end(self) -> None:
+        """Hear nothing more: what was to be done is done, and the process is about to end by itself."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+
     @contextmanager
     def patience(self) -> Iterator[None]:
         """Within this block a stop is only noted: the block looks at `is_requested` and ends itself."""

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from trainer.exits import OutOfMemoryError, UsageError
+from trainer.exits import OutOfMemoryError, StoppedError, UsageError
 
 TENSORFLOW_MODULES = ("tensorflow", "keras", "tensorboard")
 """What an extra brings and plain `pip install .` doesn't."""
@@ -83,6 +83,8 @@ def import_tensorflow() -> None:
         os.dup2(said.fileno(), 2)
         try:
             importlib.import_module("tensorflow")
+        except StoppedError:
+            raise  # it did not fail
         except BaseException:
             said.seek(0)
             os.write(kept, said.read())

@@ -59,6 +59,7 @@ def _do(spec: RunSpec, folder: RunFolder, cache_dir: Path, console: Console, sto
 
         with memory_explained(_LESS_MEMORY):
             verdict = run(spec, folder, cache_dir, console, stop)
+        stop.end()  # a signal from here on would make a run that is done look like one that was stopped
     except StoppedError as error:
         if stop.by_hand and folder.newest_checkpoint == before:
             _forget_start(folder)  # a machine that takes it away again and again is what is counted

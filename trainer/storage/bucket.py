@@ -25,6 +25,7 @@ from google.cloud.storage.retry import DEFAULT_RETRY
 from trainer.exits import TemporaryError, UsageError
 from trainer.storage.checksums import as_text, file_crc32c
 from trainer.storage.local import explained, hash_file, replacing
+from trainer.storage.media import fetch_media
 from trainer.storage.retries import explanation, is_lost_session, repeated
 from trainer.storage.store import GS, Content, Entry
 
@@ -189,7 +190,9 @@ class BucketStore:
             blob = self._blob(name)
 
             def fetch() -> None:
-                blob.download_to_filename(str(temporary), **condition, **self._whole)
+                url = blob._get_download_url(self.client, **condition)
+                if not fetch_media(self.client._http, url, temporary, TIMEOUT_SECONDS):
+                    blob.download_to_filename(str(temporary), **condition, **self._whole)
 
             try:
                 repeated(fetch, RETRY_SECONDS)

@@ -243,7 +243,7 @@ class Loop:
         self.history.restore(record["history"])
 
     def _stop(self) -> NoReturn:
-        self._save(within_epoch=True)
+        self._save(within_epoch=True, is_last=True)
         if not self.saver.flush():
             self._give_up()
         raise StoppedError(f"{self._where()} the checkpoint is safe.")
@@ -259,12 +259,12 @@ class Loop:
     def _where(self) -> str:
         return f"Stopped on request after step {self.standing.step} of {self.learner.total_steps};"
 
-    def _save(self, within_epoch: bool = False) -> None:
+    def _save(self, within_epoch: bool = False, is_last: bool = False) -> None:
         elapsed = self.standing.elapsed_seconds + (self.clock.seconds() if within_epoch else 0.0)
         standing = replace(self.standing, elapsed_seconds=elapsed)
         record = {"standing": standing.record(), "history": self.history.record()}
         whole = self.standing.step == len(self.history) * self.learner.steps_per_epoch
-        self.saver.save(self.standing.step, self.learner.variables(), record, whole)
+        self.saver.save(self.standing.step, self.learner.variables(), record, whole, is_last)
         self.pace.saved(self.standing.step)
 
     def _keep(self) -> None:

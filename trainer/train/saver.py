@@ -38,7 +38,8 @@ class Saver:
     ) -> None:
         self.folder, self._after_save, self._is_overdue = folder, after_save, is_overdue
         self._before_save = before_save
-        self._jobs: deque[Callable[[], object]] = deque()
+        self._jobs: deque[tuple[Callable[[], object], bool]] = deque()
+        """What is to be done, and whether a later checkpoint makes it superfluous; the first is under way."""
         self._changed = threading.Condition()
         self._error: BaseException | None = None
         self.safe_step: int | None = None
@@ -58,17 +59,24 @@ class Saver:
             self._changed.notify_all()
 
     def save(
-        self, step: int, variables: Mapping[str, tf.Variable], record: Mapping[str, Any], whole_epoch: bool
+        self,
+        step: int,
+        variables: Mapping[str, tf.Variable],
+        record: Mapping[str, Any],
+        whole_epoch: bool,
+        is_last: bool = False,
     ) -> None:
-        """Save the state as it is now; see `save_checkpoint`."""
+        """Save the state as it is now; see `save_checkpoint`. If it `is_last`, nothing older is begun."""
         arrays = take_snapshot(variables)
+        if is_last:
+            self._forget_older()
 
         def job() -> None:
             save_checkpoint(self.folder, step, arrays, record, whole_epoch)
             self._after_save()
             self.safe_step = step
 
-        self._put(job)
+        self._put(job, is_superseded=True)
 
     def save_best(self, epoch: int, variables: Mapping[str, tf.Variable]) -> None:
         """Save the weights of the best epoch so far; a checkpoint that knows of it comes after it."""
@@ -78,17 +86,22 @@ class Saver:
             save_best(self.folder, epoch, arrays)
             self._after_save()  # before the checkpoint that knows of it
 
-        self._put(job)
+        self._put(job, is_superseded=False)
 
     def flush(self) -> bool:
         """Wait until all is saved; return False if that takes too long. Raises what a save raised."""
         with self._changed:
             return self._wait_for(0) and not self._is_incomplete
 
-    def _put(self, job: Callable[[], object]) -> None:
+    def _forget_older(self) -> None:
+        with self._changed:
+            begun, waiting = list(self._jobs)[:1], list(self._jobs)[1:]
+            self._jobs = deque([*begun, *(each for each in waiting if not each[1])])
+
+    def _put(self, job: Callable[[], object], is_superseded: bool) -> None:
         with self._changed:
             if self._wait_for(_MOST_WAITING - 1):
-                self._jobs.append(job)
+                self._jobs.append((job, is_superseded))
                 self._changed.notify_all()
             else:
                 self._is_incomplete = True
@@ -110,7 +123,7 @@ class Saver:
                     self._changed.wait()
                 if not self._jobs:
                     return
-                job = self._jobs[0]
+                job, _ = self._jobs[0]
             try:
                 if self._error is None:  # what comes after a save that failed may lean on it
                     self._before_save()
