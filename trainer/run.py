@@ -40,7 +40,7 @@ from trainer.train import Learner, Observer, Saver, TrainResult, build_learner, 
 # 80 columns, less what a screen puts before a fact.
 _FOUND_WIDTH = 69
 # The rest of it is for the end of the process.
-_GRACE_SHARE = 0.7
+_GRACE_SHARE = 0.8
 
 
 class Screen(Observer, Progress, Protocol):
