@@ -40,12 +40,13 @@ def main(times: int, seed: int) -> list[str]:
             names = _make_files(folder, sizes)
             store = open_store(f"{output}/{kind}")
             ours = partial(_upload, store, folder)
-            problems += _compare(f"upload {kind}", ours, _uploads(folder, names, kind), times)
-            ours = partial(_download, store, back)
-            problems += _compare(f"download {kind}", ours, _downloads(back, names, kind), times)
+            problems += _compare(f"upload {kind}", ours, _uploads(folder, names, kind), times, [])
+            ours, others = partial(_download, store, back), _downloads(_alone(back), names, kind)
+            problems += _compare(f"download {kind}", ours, others, times, [back, _alone(back)])
+            ours()
             problems += [name for name in names if (folder / name).read_bytes() != (back / name).read_bytes()]
-            shutil.rmtree(folder)
-            shutil.rmtree(back)
+            for each in (folder, back, _alone(back)):
+                shutil.rmtree(each)
     return problems
 
 
@@ -71,10 +72,12 @@ def _uploads(folder: Path, names: list[str], kind: str) -> dict[str, Transfer]:
     )
 
 
-def _downloads(back: Path, names: list[str], kind: str) -> dict[str, Transfer]:
-    """Return the ways in which the client library alone can download."""
-    target = back.with_name(f"{kind}-alone")
-    target.mkdir(exist_ok=True)
+def _alone(back: Path) -> Path:
+    return back.with_name(f"{back.name}-alone")
+
+
+def _downloads(target: Path, names: list[str], kind: str) -> dict[str, Transfer]:
+    """Return the ways in which the client library alone can download to `target`."""
     ways = _ways(
         partial(transfer_manager.download_many_to_path, destination_directory=str(target)), names, kind
     )
@@ -102,12 +105,14 @@ def _ways(transfer: Callable[..., object], names: list[str], kind: str) -> dict[
     }  # fmt: skip
 
 
-def _compare(label: str, ours: Transfer, others: dict[str, Transfer], times: int) -> list[str]:
-    """Measure all ways, each round in another order: a large file is faster where none was written before."""
+def _compare(
+    label: str, ours: Transfer, others: dict[str, Transfer], times: int, targets: list[Path]
+) -> list[str]:
+    """Measure all ways, each round in another order, and each into folders `targets` that are empty."""
     ways, ratios, fastest = {"ours": ours, **others}, [], ""
     for turn in range(times):
         names = list(ways)[turn % len(ways) :] + list(ways)[: turn % len(ways)]
-        seconds = {name: _seconds(ways[name]) for name in names}
+        seconds = {name: _seconds(ways[name], targets) for name in names}
         fastest = min(others, key=lambda name: seconds[name])
         ratios.append(seconds[fastest] / seconds["ours"])
         print(f"{label}: { {name: round(value, 2) for name, value in seconds.items()} }")
@@ -120,7 +125,10 @@ def _compare(label: str, ours: Transfer, others: dict[str, Transfer], times: int
     return [] if median >= LEAST_RATIO else [f"{label}: {median:.2f} is less than {LEAST_RATIO}"]
 
 
-def _seconds(transfer: Transfer) -> float:
+def _seconds(transfer: Transfer, targets: list[Path]) -> float:
+    for target in targets:
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir()
     started = time.perf_counter()
     transfer()
     return time.perf_counter() - started

@@ -229,14 +229,16 @@ def _temporary(path: Path, data: bytes) -> Iterator[Path]:
 @contextmanager
 def _beside(path: Path) -> Iterator[Path]:
     """Yield a name for a file beside `path`; what is there after the block is removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.parent.is_dir():
+        path.parent.mkdir(parents=True, exist_ok=True)
     # Not tempfile.mkstemp: its files are readable by nobody else, and so would the final file be.
     temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.tmp")
     try:
         yield temporary
     finally:
-        with suppress(OSError):
-            temporary.unlink()
+        if temporary.exists():
+            with suppress(OSError):
+                temporary.unlink()
 
 
 def _write_and_sync(file: BinaryIO, data: bytes) -> None:

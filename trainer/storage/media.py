@@ -16,6 +16,7 @@ from google.api_core import exceptions as api
 from google.cloud.storage.exceptions import DataCorruption
 
 from trainer.storage.checksums import as_text
+from trainer.storage.local import write_all
 
 _CHUNK_BYTES = 1 << 20
 _CHECKSUM = re.compile(r"crc32c=([A-Za-z0-9+/=]+)")
@@ -36,10 +37,10 @@ def fetch_media(session: Any, url: str, path: Path, timeout_seconds: float) -> b
         if expected is None or reply.headers.get("Content-Encoding"):
             return False
         crc32c = 0
-        with open(path, "wb") as file:
+        with open(path, "wb", buffering=0) as file:
             while chunk := reply.raw.read(_CHUNK_BYTES):
                 crc32c = int(google_crc32c.extend(crc32c, chunk))
-                file.write(chunk)
+                write_all(file, chunk)
     if as_text(crc32c) != expected[1]:
         raise DataCorruption(None, f"its crc32c is {expected[1]}, that of what arrived {as_text(crc32c)}")
     return True
