@@ -34,6 +34,9 @@ class Pixels:
     def take(self, indices: np.ndarray) -> np.ndarray:
         return self.array[indices]
 
+    def hold(self, indices: np.ndarray) -> None:
+        """All are."""
+
 
 class Recorder:
     """An observer that remembers."""
@@ -62,7 +65,7 @@ def split(name: str, count: int, seed: int) -> Split:
         Item(f"{name}/{index}.png", "dark" if label == 0 else "light", name, Path("nowhere"))
         for index, label in enumerate(labels)
     )
-    return Split(name, items, labels, Pixels(images.astype(np.uint8)))
+    return Split(name, items, labels, Pixels(images.astype(np.uint8)), np.arange(count))
 
 
 def dark_and_light() -> Dataset:

@@ -1,34 +1,68 @@
-"""Batches: a pure function of seed, epoch and position."""
+"""Batches: a pure function of seed, epoch and position, and of nothing else."""
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.data.batches import batch_indices, epoch_order, steps_per_epoch
+from trainer.data.batches import Plan, first_owners, steps_per_epoch
 
 
-@settings(deadline=None, max_examples=50)
-@given(st.integers(0, 2**31 - 1), st.integers(0, 300), st.integers(1, 200), st.integers(1, 64))
-def test_every_epoch_holds_every_image_once(seed: int, epoch: int, count: int, batch: int) -> None:
-    steps = steps_per_epoch(count, batch)
-    batches = [batch_indices(seed, epoch * steps + step, count, batch) for step in range(steps)]
-    assert sorted(np.concatenate(batches)) == list(range(count))
-    assert all(len(each) == batch for each in batches[:-1])
-    assert 1 <= len(batches[-1]) <= batch
+def order(seed: int, epoch: int, plan: Plan) -> np.ndarray:
+    return plan.order(seed, epoch, plan.lanes_of_images(np.arange(plan.count)))[0]
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.integers(0, 2**31 - 1), st.integers(0, 300), st.integers(1, 900), st.integers(1, 64), st.booleans())
+def test_every_epoch_holds_every_image_once_and_each_in_its_lane(
+    seed: int, epoch: int, count: int, batch: int, are_pairs: bool
+) -> None:
+    numbers = np.sort(np.random.default_rng(seed).choice(3 * count, count, replace=False))
+    plan = Plan(count, batch, 1 + are_pairs)
+    images = plan.lanes_of_images(numbers)
+    found, lanes = plan.order(seed, epoch, images)
+    assert sorted(found) == list(range(count))
+    np.testing.assert_array_equal(images[found], lanes)
+    assert steps_per_epoch(count, batch) == len(np.unique(np.arange(count) // batch))
+    rows = np.arange(count) % batch
+    pairs = np.flatnonzero((rows[1:] % 2 == 1) & are_pairs)
+    np.testing.assert_array_equal(lanes[pairs], lanes[pairs + 1])
+
+
+def test_only_what_a_lane_has_too_many_of_moves() -> None:
+    numbers = np.flatnonzero(np.random.default_rng(0).random(2500) < 0.8)  # the rest is held out
+    plan = Plan(len(numbers), 20)
+    images = plan.lanes_of_images(numbers)
+    assert np.ptp(np.bincount(images)) <= 1
+    assert np.mean(images != numbers % plan.lane_count) < 0.05
+    np.testing.assert_array_equal(Plan(384, 8).lanes_of_images(np.arange(384)), np.arange(384) % 96)
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 3, 4, 6, 8, 12, 24])
+@pytest.mark.parametrize("together", [1, 2])
+def test_every_process_has_an_even_share_of_every_batch(hosts: int, together: int) -> None:
+    plan = Plan(2400, 48, together)
+    for epoch in range(3):
+        _, lanes = plan.order(0, epoch, plan.lanes_of_images(np.arange(2400)))
+        shares = [np.bincount(each, minlength=hosts) for each in (lanes % hosts).reshape(-1, 48)]
+        assert {tuple(share) for share in shares} == {(48 // hosts,) * hosts}
+    assert np.bincount(first_owners(np.arange(960), hosts)).tolist() == [960 // hosts] * hosts
 
 
 def test_order_differs_between_epochs_and_seeds_and_is_the_same_everywhere() -> None:
-    assert not np.array_equal(epoch_order(0, 0, 100), epoch_order(0, 1, 100))
-    assert not np.array_equal(epoch_order(0, 0, 100), epoch_order(1, 0, 100))
+    plan = Plan(100, 4)
+    assert not np.array_equal(order(0, 0, plan), order(0, 1, plan))
+    assert not np.array_equal(order(0, 0, plan), order(1, 0, plan))
     # The literal numbers: a change of library or of key would change every run.
-    assert epoch_order(0, 0, 5).tolist() == [1, 3, 4, 0, 2]
-    assert epoch_order(7, 3, 8).tolist() == epoch_order(7, 3, 8).tolist()
+    assert order(0, 0, plan)[:6].tolist() == [42, 25, 56, 15, 70, 5]
+    assert order(7, 3, Plan(8, 4)).tolist() == order(7, 3, Plan(8, 4)).tolist()
 
 
-def test_every_place_of_the_order_is_equally_likely() -> None:
-    first = np.array([epoch_order(0, epoch, 10)[0] for epoch in range(3000)])
-    counts = np.bincount(first, minlength=10)
+@pytest.mark.parametrize(("count", "batch"), [(10, 4), (400, 4), (400, 400)])
+def test_every_image_is_equally_likely_at_the_first_place(count: int, batch: int) -> None:
+    first = np.array([order(0, epoch, Plan(count, batch))[0] for epoch in range(300 * 10)])
+    counts = np.bincount(first * 10 // count, minlength=10)
     assert counts.min() > 230
     assert counts.max() < 370

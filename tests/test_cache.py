@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from small_disk import small_disk
 
-from trainer.data.cache import CacheView, PixelCache, Pixels
+from trainer.data.cache import PixelCache, Pixels
 from trainer.exits import TemporaryError, UsageError
 
 SIZE = 16
@@ -43,13 +43,6 @@ def test_images_come_back_in_any_order(tmp_path: Path, budget: int, in_memory: b
     with pytest.raises(IndexError):
         cache.take(np.array([50]))
     cache.close()
-
-
-def test_view_sees_its_own_rows(tmp_path: Path) -> None:
-    pixels = images(10)
-    view = CacheView(filled(pixels, 0, tmp_path), np.array([8, 3, 5]))
-    assert view.shape == (3, SIZE, SIZE, 3)
-    np.testing.assert_array_equal(view.take(np.array([2, 0])), pixels[[5, 8]])
 
 
 def test_file_has_no_name_from_the_start(tmp_path: Path) -> None:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from small_training import Pixels, dark_and_light
 
-from trainer.data.batches import batch_indices
-from trainer.data.dataset import Dataset, Split
+from trainer.data.batches import Plan
+from trainer.data.dataset import Dataset
 from trainer.train.feed import Feed
+
+
+def batch_of(seed: int, step: int, count: int, batch: int) -> np.ndarray:
+    """Return the images of a step, as the pure functions have it."""
+    epoch, position = divmod(step, -(-count // batch))
+    plan = Plan(count, batch)
+    order, _ = plan.order(seed, epoch, plan.lanes_of_images(np.arange(count)))
+    return order[position * batch :][:batch]
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +35,7 @@ def test_blocks_hold_the_batches_of_their_steps_whatever_their_size(dataset: Dat
             np.cumsum([2, *[block.steps for block in blocks[:-1]]])
         )
         labels = [row for block in blocks for row in block.labels]
-        expected = [dataset.train.labels[batch_indices(5, step, 44, 8)] for step in range(2, 15)]
+        expected = [dataset.train.labels[batch_of(5, step, 44, 8)] for step in range(2, 15)]
         assert len(labels) == len(expected)
         for one, two in zip(labels, expected, strict=True):
             np.testing.assert_array_equal(one, two)
@@ -37,8 +47,38 @@ def test_an_error_in_the_feed_reaches_the_loop(dataset: Dataset) -> None:
         def take(self, indices: np.ndarray) -> np.ndarray:
             raise OSError("the disk went away")
 
-    broken = Split(
-        "train", dataset.train.items, dataset.train.labels, Broken(np.zeros((44, 16, 16, 3), np.uint8))
-    )
+    broken = replace(dataset.train, pixels=Broken(np.zeros((44, 16, 16, 3), np.uint8)))
     with pytest.raises(OSError, match="went away"):
         list(Feed(broken, 8, 0).blocks(0, 3))
+
+
+@pytest.mark.parametrize("hosts", [2, 3, 4])
+@pytest.mark.parametrize("together", [1, 2])
+def test_the_shares_of_all_processes_are_the_batches_of_one(
+    dataset: Dataset, hosts: int, together: int
+) -> None:
+    whole = Feed(dataset.train, 9, 5, together)
+    feeds = [Feed(dataset.train, 9, 5, together, index, hosts) for index in range(hosts)]
+    for feed in (whole, *feeds):
+        feed.block_steps = 3
+    shares = [list(feed.blocks(1, 12)) for feed in feeds]
+    assert len({tuple((block.first_step, block.steps) for block in blocks) for blocks in shares}) == 1
+    expected = {
+        block.first_step + index: (block.images[index], block.labels[index])
+        for block in whole.blocks(1, 12)
+        for index in range(block.steps)
+    }
+    for blocks in zip(*shares, strict=True):
+        for index in range(blocks[0].steps):
+            places = np.concatenate([block.places[index] for block in blocks])
+            images, labels = expected.pop(blocks[0].first_step + index)
+            assert sorted(places) == list(range(len(labels))) == list(range(blocks[0].global_rows))
+            np.testing.assert_array_equal(
+                np.concatenate([block.labels[index] for block in blocks]), labels[places]
+            )
+            np.testing.assert_array_equal(
+                np.concatenate([block.images[index] for block in blocks]), images[places]
+            )
+            # Neighbours that may be mixed are in one place.
+            assert together == 1 or all((block.places[index][::2] % 2 == 0).all() for block in blocks)
+    assert not expected

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer.model import build_inference_model, build_model, synchronize_statistics
+from trainer.model import build_inference_model, build_model
 from trainer.optimizer import build_optimizer
 from trainer.spec import OptimizerSpec, PlainSpec, ResidualSpec, load_spec
 
@@ -82,14 +82,6 @@ def test_the_inference_model_has_the_weights_of_the_trained_one_in_its_order() -
 def test_the_residual_family_takes_any_image_size() -> None:
     model = build_model(SMALL, 2, 32)
     assert model(pixels(1, 32)).shape == model(pixels(1, 49)).shape == (1, 2)
-
-
-def test_statistics_are_synchronized_on_every_normalisation() -> None:
-    model = build_model(SMALL, 2, 32)
-    synchronize_statistics(model)
-    layers = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
-    assert layers
-    assert all(layer.synchronized for layer in layers)
 
 
 def test_the_schedule_warms_up_decays_and_can_be_halved() -> None:

@@ -19,6 +19,7 @@ ROOMS = (
     "exits",
     "printable",
     "stop",
+    "hosts",
     "recipes",
     "spec",
     "storage",
@@ -44,7 +45,7 @@ ROOMS = (
 )
 """From the top down: a room may import those above it, and nothing below it."""
 
-LIGHT_ROOMS = ("exits", "printable", "recipes", "spec", "launch", "cli")
+LIGHT_ROOMS = ("exits", "printable", "hosts", "recipes", "spec", "launch", "cli")
 """Start in a blink, on a machine without TensorFlow."""
 
 HEAVY = ("tensorflow", "keras", "google.cloud")

@@ -16,7 +16,6 @@ from small_training import SMALL, dark_and_light, learner_for
 
 from trainer.augment import MIX_DRAWS, draw_numbers
 from trainer.cluster import choose_precision, choose_xla, find_cluster
-from trainer.data.batches import batch_indices
 from trainer.data.dataset import Dataset
 from trainer.mix import mix_images
 from trainer.spec import load_spec
@@ -34,10 +33,8 @@ def test_a_step_is_the_step_that_keras_makes(dataset: Dataset) -> None:
         settings=[*SMALL, "model={family: plain, filters: [4], dense_units: [8]}", "optimizer.name=rmsprop"]
     )
     learner, twin = learner_for(spec, dataset), learner_for(spec, dataset)
-    rows = batch_indices(spec.seed, 0, 44, 8)
-    images, labels = dataset.train.pixels.take(rows), dataset.train.labels[rows]
-    feed = Feed(dataset.train, 8, spec.seed)
-    block = next(feed.blocks(0, 1))
+    block = next(Feed(dataset.train, 8, spec.seed).blocks(0, 1))
+    images, labels = block.images[0], block.labels[0]
     (sums,) = Stepper(learner, spec, np.ones(2, np.float32), find_cluster()).run(block, 16)
 
     twin.model.compile(
@@ -72,7 +69,8 @@ def test_clipping_uses_the_global_norm_and_smoothing_is_keras_own(dataset: Datas
 
 
 def test_each_part_of_a_mixed_image_has_the_loss_and_the_weight_of_its_own_label(dataset: Dataset) -> None:
-    spec = load_spec(settings=[*SMALL, "augment.mixup=1.0", "train.label_smoothing=0.1"])
+    settings = ["augment.mixup=1.0", "train.label_smoothing=0.1", "train.precision=float32"]
+    spec = load_spec(settings=[*SMALL, *settings])
     block = next(Feed(dataset.train, 8, 0).blocks(0, 1))
     weights = np.array([1.0, 3.0], np.float32)
     (sums,) = Stepper(learner_for(spec, dataset), spec, weights, find_cluster()).run(block, 16)

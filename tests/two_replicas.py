@@ -19,8 +19,8 @@ from trainer.train.step import Stepper, Sums
 
 SETTINGS = [
     "data.image_size=16",
-    # The masks of dropout are each replica's own.
-    "model={family: residual, stem_filters: 4, filters: [8], blocks: [1], dropout: 0.0}",
+    "model={family: residual, stem_filters: 4, filters: [8], blocks: [1]}",
+    "model={dropout: 0.3, stochastic_depth: 0.3}",
     "augment={flip: horizontal, crop: {}, mixup: 0.3, cutmix: 0.3, brightness: 0.1, noise: 0.1}",
     "train={global_batch_size: 7, ema_decay: 0.5, label_smoothing: 0.1, precision: float32}",
     "optimizer={name: sgd, momentum: 0.9, learning_rate: 0.05}",
@@ -53,7 +53,8 @@ def trained(spec: RunSpec, cluster: Cluster) -> tuple[list[Sums], list[np.ndarra
     stepper = Stepper(learner, spec, np.array([1.0, 2.0, 0.5], np.float32), cluster)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (4, 7, 16, 16, 3)).astype(np.uint8)
-    sums = stepper.run(Block(5, images, rng.integers(0, 3, (4, 7)).astype(np.int32)), 16)
+    places = np.tile(np.arange(7, dtype=np.int32), (4, 1))
+    sums = stepper.run(Block(5, images, rng.integers(0, 3, (4, 7)).astype(np.int32), places, 7), 16)
     return sums, [weight.numpy() for weight in learner.fill_inference_model().weights]
 
 

@@ -1,19 +1,28 @@
-"""The machine to a strategy and an arithmetic.
+"""The machines to a strategy and an arithmetic.
 
-In: what TensorFlow finds on this host. Out: a `Cluster`: which devices there are, the
-strategy that uses them, and which process this is of how many. One process on one host
-for now; the training loop already asks only what this class answers.
+In: what TensorFlow finds on this host, what the spec asks for, and the other processes of the run. Out: a
+`Cluster`: which devices there are, the strategy that uses them all, and which process this is of how many.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tensorflow as tf
 
+from trainer.exits import AcceleratorError, TrainerError, UsageError
+from trainer.hosts import Peers, Place
+
 _BFLOAT16_FLAGS = ("avx512_bf16", "amx_bf16")
 _BFLOAT16_CAPABILITY = (8, 0)
+_TPU_NAME = "TPU_NAME"
+_ALONE = Peers(Place())
 
 
 @dataclass(frozen=True)
@@ -22,43 +31,60 @@ class Cluster:
 
     strategy: tf.distribute.Strategy
     device_kind: str
-    """'CPU' or 'GPU'."""
+    """'CPU', 'GPU' or 'TPU'."""
     description: str
     """One line for people, such as 'cpu: AMD EPYC, 2 cores'."""
     has_bfloat16: bool
     """Whether the devices compute in bfloat16 faster than in float32."""
-    index: int = 0
-    count: int = 1
+    peers: Peers = _ALONE
+
+    @property
+    def index(self) -> int:
+        """Which process this is, from 0."""
+        return self.peers.place.index
+
+    @property
+    def count(self) -> int:
+        """How many processes there are."""
+        return self.peers.place.count
 
     @property
     def is_chief(self) -> bool:
         """Whether this process writes what the run leaves behind."""
-        return self.index == 0
+        return self.peers.place.is_chief
 
 
-def find_cluster(deterministic: bool = False) -> Cluster:
-    """Return the cluster of this host: its first GPU if it has one, else its CPU.
+def find_cluster(deterministic: bool = False, devices: str = "auto", peers: Peers = _ALONE) -> Cluster:
+    """Return the cluster of this host and its `peers`; call it before TensorFlow has done anything.
 
-    `deterministic` holds TensorFlow to operations that give the same bits each time, for
-    the rest of this process.
+    `devices`: 'auto' is a TPU if there is one, else all GPUs, else the CPU; 'cpu', 'gpu' or 'tpu' is all of
+    that kind; 'gpu:2' the first two, 'cpu:4' four logical devices of the one CPU. `deterministic` holds
+    TensorFlow to operations that give the same bits each time, for the rest of this process. Raises
+    AcceleratorError if they aren't there.
     """
     if deterministic:
         tf.config.experimental.enable_op_determinism()
+    kind, wanted = _parsed(devices)
+    if kind == "tpu" or (kind == "auto" and os.environ.get(_TPU_NAME)):
+        return _tpu_cluster(wanted, peers)
     gpus = tf.config.list_physical_devices("GPU")
-    if not gpus:
-        return _cpu_cluster(Path("/proc/cpuinfo"))
-    for gpu in gpus:
-        # Take memory as it is needed: another process may share the device.
-        tf.config.experimental.set_memory_growth(gpu, True)
-    details = tf.config.experimental.get_device_details(gpus[0])
-    capability = details.get("compute_capability", (0, 0))
-    name = details.get("device_name", "GPU")
-    return Cluster(
-        strategy=tf.distribute.get_strategy(),
-        device_kind="GPU",
-        description=f"gpu: {name}, compute capability {'.'.join(map(str, capability))}",
-        has_bfloat16=tuple(capability) >= _BFLOAT16_CAPABILITY,
-    )
+    if kind == "gpu":
+        gpus = _required(gpus, max(1, wanted))[: wanted or None]
+    if kind == "cpu" or not gpus:
+        tf.config.set_visible_devices([], "GPU")
+        return _cpu_cluster(Path("/proc/cpuinfo"), max(1, wanted), peers)
+    return _gpu_cluster(gpus, peers)
+
+
+def require_accelerator(wanted: str) -> None:
+    """Raise AcceleratorError unless the host has what `wanted` says: 'gpu', 'gpu:4' (at least) or 'tpu'."""
+    kind, count = _parsed(wanted)
+    if kind == "gpu":
+        _required(tf.config.list_physical_devices("GPU"), max(1, count))
+    elif kind == "tpu":
+        _tpu_resolver()
+    else:
+        raise UsageError(f"An accelerator is gpu, gpu:COUNT or tpu. Received: {wanted!r}")
 
 
 def choose_precision(precision: str, cluster: Cluster) -> str:
@@ -73,16 +99,110 @@ def choose_xla(xla: str | bool, cluster: Cluster) -> bool:
     return cluster.device_kind == "GPU" if xla == "auto" else bool(xla)
 
 
-def _cpu_cluster(cpuinfo: Path) -> Cluster:
+def _parsed(devices: str) -> tuple[str, int]:
+    """Return kind and count, 0 for any number."""
+    found = re.fullmatch(r"(auto|cpu|gpu|tpu)(?::([1-9][0-9]{0,3}))?", devices)
+    if found is None or (found[2] and found[1] in ("auto", "tpu")):
+        raise UsageError(f"Devices are auto, cpu, gpu, tpu, cpu:COUNT or gpu:COUNT. Received: {devices!r}")
+    return found[1], int(found[2] or 0)
+
+
+def _required(gpus: Sequence[Any], wanted: int) -> Sequence[Any]:
+    if len(gpus) >= wanted:
+        return gpus
+    given = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    raise AcceleratorError(
+        f"{wanted} GPU{'s' * (wanted > 1)} asked for, and TensorFlow sees {len(gpus) or 'none'}. "
+        f"{_why_no_gpu()} Received: TensorFlow {tf.__version__}, {given} devices /dev/nvidia*"
+    )
+
+
+def _why_no_gpu() -> str:
+    if not tf.test.is_built_with_cuda():
+        return "This TensorFlow is built for CPUs; install the extra gpu."
+    if not Path("/dev/nvidia0").exists():
+        return "The host gives this process no GPU; in a container ask for one (--gpus all, nvidia.com/gpu)."
+    return "Look at nvidia-smi for the driver, which has to be of CUDA 12 (525 or newer)."
+
+
+def _gpu_cluster(gpus: Sequence[Any], peers: Peers) -> Cluster:
+    tf.config.set_visible_devices(list(gpus), "GPU")
+    for gpu in gpus:
+        # Take memory as it is needed: another process may share the device.
+        tf.config.experimental.set_memory_growth(gpu, True)
+    details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
+    capability = min(tuple(each.get("compute_capability", (0, 0))) for each in details)
+    names = sorted({each.get("device_name", "GPU") for each in details})
+    number = f"{len(gpus)} x " if len(gpus) > 1 else ""
+    return Cluster(
+        strategy=_strategy([f"GPU:{index}" for index in range(len(gpus))], peers),
+        device_kind="GPU",
+        description=f"gpu: {number}{', '.join(names)}, compute capability {'.'.join(map(str, capability))}"
+        + _of_hosts(peers),
+        has_bfloat16=capability >= _BFLOAT16_CAPABILITY,
+        peers=peers,
+    )
+
+
+def _cpu_cluster(cpuinfo: Path, logical: int, peers: Peers) -> Cluster:
+    if logical > 1:
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * logical)
     text = cpuinfo.read_text() if cpuinfo.exists() else ""
     names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
     flags = next((line.split() for line in text.splitlines() if line.startswith("flags")), [])
     found = [flag for flag in _BFLOAT16_FLAGS if flag in flags]
     cores = len(names) or 1
     return Cluster(
-        strategy=tf.distribute.get_strategy(),
+        strategy=_strategy([f"CPU:{index}" for index in range(logical)], peers),
         device_kind="CPU",
         description=f"cpu: {names[0] if names else 'unknown'}, {cores} core{'s' * (cores > 1)}"
-        + (f", bfloat16 ({found[0]})" if found else ""),
+        + (f" as {logical} devices" if logical > 1 else "")
+        + (f", bfloat16 ({found[0]})" if found else "")
+        + _of_hosts(peers),
         has_bfloat16=bool(found),
+        peers=peers,
     )
+
+
+def _tpu_resolver() -> Any:
+    try:
+        return tf.distribute.cluster_resolver.TPUClusterResolver.connect(os.environ.get(_TPU_NAME) or "local")
+    except (ValueError, tf.errors.OpError) as error:
+        raise AcceleratorError(
+            f"There is no TPU here that TensorFlow can use; it needs the extra tpu. "
+            f"Received: {str(error).splitlines()[0][:200] if str(error) else type(error).__name__}"
+        ) from None
+
+
+def _tpu_cluster(wanted: int, peers: Peers) -> Cluster:
+    strategy = tf.distribute.TPUStrategy(_tpu_resolver())
+    cores = strategy.num_replicas_in_sync
+    return Cluster(strategy, "TPU", f"tpu: {cores} core{'s' * (cores > 1)}", True, peers)
+
+
+def _of_hosts(peers: Peers) -> str:
+    return f"; worker {peers.place.index} of {peers.place.count}" if peers.place.count > 1 else ""
+
+
+def _strategy(devices: list[str], peers: Peers) -> tf.distribute.Strategy:
+    """Return the strategy for these devices of this host, and as many of each other one."""
+    place = peers.place
+    if place.count == 1:
+        return tf.distribute.get_strategy() if len(devices) == 1 else tf.distribute.MirroredStrategy(devices)
+    kind = devices[0].partition(":")[0]
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec({"worker": list(place.addresses)}), task_type="worker", task_id=place.index,
+        num_accelerators={kind: len(devices)} if kind == "GPU" else {}, rpc_layer="grpc",
+    )  # fmt: skip
+    # It would else say, on a machine without GPUs, that it has none for NCCL.
+    strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
+    peers.on_end(_abort)
+    return strategy
+
+
+def _abort(error: TrainerError) -> None:
+    """Let a sum that waits for a process which is gone fail at once."""
+    from tensorflow.python.eager import context
+
+    context.context().abort_collective_ops(tf.errors.UNAVAILABLE, json.dumps(str(error)))

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from trainer.data.dataset import Dataset, Split
 from trainer.exits import StoppedError
+from trainer.hosts import Peers, Place
 from trainer.metrics import Predictions
 
 _BATCH = 100
@@ -32,8 +33,9 @@ def batches_of(count: int, image_size: int, most: int = _BATCH) -> Iterator[np.n
 class Evaluator:
     """Runs one model on splits; compiled once."""
 
-    def __init__(self, model: keras.Model) -> None:
-        self.model = model
+    def __init__(self, model: keras.Model, peers: Peers | None = None) -> None:
+        """Each of the `peers` computes the answers for its share of the images, and gets all."""
+        self.model, self.peers = model, peers or Peers(Place())
         pixels = tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8)
         self._probabilities = tf.function(self._compute, input_signature=[pixels])
 
@@ -44,18 +46,31 @@ class Evaluator:
 
         Raises StoppedError as soon as `is_stopped` returns True.
         """
-        parts = []
-        for rows in batches_of(len(split.labels), split.pixels.shape[1]):
-            if is_stopped():
+        place = self.peers.place
+        owners = split.owners(place.count)
+        own, parts = np.flatnonzero(owners == place.index), []
+        for rows in batches_of(len(own), split.pixels.shape[1]):
+            # The others wait for these answers, so that nobody stops alone.
+            if place.count == 1 and is_stopped():
                 raise StoppedError("Stopped on request during the evaluation.")
-            parts.append(self._probabilities(tf.constant(split.pixels.take(rows))))
+            parts.append(self._probabilities(tf.constant(split.pixels.take(own[rows]))).numpy())
         return Predictions(
             split=split.name,
             names=tuple(item.name for item in split.items),
             labels=split.labels,
-            probabilities=np.concatenate([part.numpy() for part in parts]),
+            probabilities=self._joined(parts, owners),
             class_names=class_names,
         )
+
+    def _joined(
+        self, parts: list[np.ndarray[Any, Any]], owners: np.ndarray[Any, Any]
+    ) -> np.ndarray[Any, Any]:
+        """Return the answers of all processes, in the order of the images."""
+        classes = self.model.output_shape[-1]
+        joined = np.empty((len(owners), classes), np.float64)
+        for index, data in enumerate(self.peers.exchange(b"".join(part.tobytes() for part in parts))):
+            joined[owners == index] = np.frombuffer(data, np.float64).reshape(-1, classes)
+        return joined
 
     def loss_and_accuracy(
         self, split: Split, is_stopped: Callable[[], bool] = lambda: False

@@ -52,10 +52,12 @@ def build_optimizer(
     """Return the optimizer, built for the weights of `model`, and its schedule.
 
     Clipping is not given to it: the training step clips after the gradients of all
-    replicas are summed, and Keras would clip before.
+    replicas are summed, and Keras would clip before. So what `apply` gets is summed already.
     """
     schedule = Schedule(spec, steps_per_epoch, total_steps)
     optimizer = _optimizer(spec, schedule)
+    # Keras would sum once more, and send all of it a second time.
+    optimizer._all_reduce_sum_gradients = list
     if spec.weight_decay:
         # A bias or a normalisation has one dimension; decaying them helps nobody (He et al. 2019).
         optimizer.exclude_from_weight_decay(

@@ -19,6 +19,7 @@ from trainer.data.progress import Progress
 from trainer.evaluate import Evaluator, predict_splits
 from trainer.exits import DataError, UsageError
 from trainer.export import export_model, make_golden, verify_export
+from trainer.hosts import Peers
 from trainer.metrics import Predictions, compute_metrics, write_predictions
 from trainer.printable import without_secrets
 from trainer.publish import publish
@@ -50,14 +51,16 @@ class Screen(Observer, Progress, Protocol):
         """Hear one thing that is now known, such as the devices or the data."""
 
 
-def run(spec: RunSpec, folder: RunFolder, cache_dir: Path, screen: Screen, stop: Stop) -> Verdict:
-    """Do the run that `spec` describes in its `folder`, from where it was left.
+def run(
+    spec: RunSpec, folder: RunFolder, cache_dir: Path, screen: Screen, stop: Stop, peers: Peers
+) -> Verdict | None:
+    """Do the run that `spec` describes in its `folder`, from where it was left, together with `peers`.
 
-    See `trainer.exits` for what it raises.
+    Returns None if another process is the chief. See `trainer.exits` for what it raises.
     """
-    cluster = find_cluster(spec.train.deterministic)
+    cluster = find_cluster(spec.train.deterministic, spec.train.devices, peers)
     screen.on_fact("devices", cluster.description)
-    dataset = load_dataset(spec.data, cache_dir, screen, lambda found: _note_rejected(folder, found))
+    dataset = load_dataset(spec.data, cache_dir, screen, lambda found: _note_rejected(folder, found), peers)
     # To load may have taken long, and from here on files of the run are written.
     folder.require_lease()
     screen.on_fact("data", format_found(dataset, _FOUND_WIDTH))
@@ -73,14 +76,18 @@ def run(spec: RunSpec, folder: RunFolder, cache_dir: Path, screen: Screen, stop:
     # A checkpoint is of no use to a restart that can't see what it is of.
     folder.keep()
     screen.on_fact("model", _describe(spec, learner))
-    evaluator = Evaluator(learner.inference_model)
+    evaluator = Evaluator(learner.inference_model, peers)
     result = _train(learner, evaluator, dataset, spec, cluster, folder, screen, stop)
     predictions = predict_splits(evaluator, dataset)
+    if not cluster.is_chief:
+        peers.share(b"")  # the rest is the chief's, and it has to end well
+        return None
     metrics = _keep_metrics(predictions, result, folder)
     screen.on_fact("export", _export(learner.inference_model, dataset, spec, folder))
     verdict = _report(spec, environment, dataset, result, predictions, metrics, folder)
     require_complete(folder.path)
     _publish(folder, screen)
+    peers.share(b"published")
     return verdict
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -51,6 +52,7 @@ def train(
     output: str | None,
     run_name: str | None,
     fresh: bool,
+    require_accelerator: str | None,
     settings: tuple[str, ...],
 ) -> None:
     """Train: from images to a model, a report and metrics in one run folder.
@@ -58,8 +60,9 @@ def train(
     With no data, recipe or spec it trains the demo, on pictures that come with the package.
     """
     from trainer.cli.places import absolute_source, local_path, require_apart
-    from trainer.cli.train import train_command
+    from trainer.cli.train import require_devices, train_command
     from trainer.data.progress import SilentProgress
+    from trainer.hosts import read_place
     from trainer.spec import load_spec
     from trainer.stop import Stop
 
@@ -76,7 +79,10 @@ def train(
     # Written down as it is, a relative path would mean something else in another folder.
     data_spec = spec.data.model_copy(update={"source": absolute_source(spec.data.source)})
     require_apart(data_spec.source, spec.output)
-    train_command(spec.model_copy(update={"data": data_spec}), cache_folder(), fresh, stop)
+    spec = spec.model_copy(update={"data": data_spec})
+    if require_accelerator is not None:
+        require_devices(require_accelerator)
+    train_command(spec, cache_folder(), fresh, stop, read_place(os.environ, socket.gethostname()))
 
 
 @cli.command()

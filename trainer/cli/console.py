@@ -141,3 +141,33 @@ def _epoch_line(row: Mapping[str, Any], epochs: int) -> str:
     return "  ".join(
         [start, *pairs, f"{row['images_per_second']:.0f} img/s", f"wait {row['wait_share']:.1%}"]
     )
+
+
+class Quiet:
+    """The `Screen` of a process that is not the chief: what a person should read, and nothing else."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def on_message(self, message: str) -> None:
+        """Print it."""
+        self._console.on_message(message)
+
+    def say(self, message: str) -> None:
+        """Print it."""
+        self._console.say(message)
+
+    def on_fact(self, name: str, text: str) -> None:
+        """Print which devices this host has; the rest is the chief's to say."""
+        if name == "devices":
+            self._console.on_fact(name, text)
+
+    def start(self, label: str, total: int | None, unit: str) -> Task:
+        """Announce work on the data, as the console does: each process does its own."""
+        return self._console.start(label, total, unit)
+
+    def on_call(self, report: Any) -> None:
+        """Say nothing."""
+
+    def on_epoch(self, row: Mapping[str, Any], epochs: int) -> None:
+        """Say nothing."""

@@ -11,11 +11,17 @@ import os
 import platform
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from trainer.exits import OutOfMemoryError, StoppedError, UsageError
+from trainer.exits import OutOfMemoryError, StoppedError, TemporaryError, UsageError
 
+if TYPE_CHECKING:
+    from trainer.hosts import Peers
+
+_NEWS_SECONDS = 5.0
 TENSORFLOW_MODULES = ("tensorflow", "keras", "tensorboard")
 """What an extra brings and plain `pip install .` doesn't."""
 
@@ -58,6 +64,26 @@ def memory_explained(advice: str) -> Iterator[None]:
             raise
         detail = (str(error) or "no more memory").splitlines()[0][:200]
         raise OutOfMemoryError(f"The memory does not suffice; {advice}. Received: {detail}") from None
+
+
+@contextmanager
+def peers_explained(peers: Peers) -> Iterator[None]:
+    """Turn what TensorFlow says of a sum that could not be made into what became of the other process."""
+    try:
+        yield
+    except Exception as error:
+        kinds = {kind.__name__ for kind in type(error).__mro__}
+        if peers.place.count == 1 or "OpError" not in kinds or "ResourceExhaustedError" in kinds:
+            raise
+        # TensorFlow may notice first: what the peers know comes a moment later.
+        until = time.monotonic() + _NEWS_SECONDS
+        while time.monotonic() < until:
+            peers.require()
+            time.sleep(0.1)
+        raise TemporaryError(
+            "The processes of the run lost each other; started again they go on from the last checkpoint. "
+            f"Received: {str(error).splitlines()[0][:300]}"
+        ) from None
 
 
 def _require_temporary_folder() -> None:

@@ -53,6 +53,11 @@ def spec_options(command: Command) -> Command:
             click.option("--run-name", metavar="NAME", help="Name of the run; an unfinished one goes on."),
             click.option("--fresh", is_flag=True, help="Begin an unfinished run anew."),
             click.option(
+                "--require-accelerator",
+                metavar="KIND",
+                help="End with 69 at once unless the host has it: gpu, gpu:4 (at least) or tpu.",
+            ),
+            click.option(
                 "--set",
                 "settings",
                 metavar="KEY=VALUE",

@@ -6,59 +6,109 @@ report and the model are.
 
 from __future__ import annotations
 
+import json
+import os
 import shlex
 import shutil
 import sys
+import threading
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from trainer.cli.console import Console
-from trainer.cli.environment import import_tensorflow, memory_explained, require_tensorflow
+from trainer import __version__
+from trainer.cli.console import Console, Quiet
+from trainer.cli.environment import import_tensorflow, memory_explained, peers_explained, require_tensorflow
 from trainer.exits import DataError, StoppedError, TemporaryError, TrainerError, UsageError
+from trainer.hosts import Peers, Place, meet
 from trainer.publish import move_pointer
-from trainer.run_folder import RunFolder, count_start, forget_start, open_run_folder
-from trainer.spec import RunSpec
+from trainer.run_folder import RunFolder, borrow_run_folder, count_start, forget_start, open_run_folder
+from trainer.spec import RunSpec, spec_digest
 from trainer.stop import Stop
 
+if TYPE_CHECKING:
+    from trainer.report import Verdict
+
+_END_SECONDS = 8.0
 _LESS_MEMORY = (
     "lower train.global_batch_size, data.image_size or the size of the model, with another --run-name"
 )
 
 
-def train_command(spec: RunSpec, cache_dir: Path, fresh: bool, stop: Stop) -> None:
-    """Do the run of `spec`, until it is done or `stop` hears a signal, and say how it went."""
+def train_command(spec: RunSpec, cache_dir: Path, fresh: bool, stop: Stop, place: Place) -> None:
+    """Do the run of `spec`, until it is done or `stop` hears a signal, and say how it went.
+
+    With other processes than this one in `place` all do it together and end alike.
+    """
     stop.grace_seconds, stop.advice = spec.train.grace_seconds, " A longer train.grace_seconds may help."
     require_tensorflow()  # before a run is begun
     with Console(spec.train.log_interval_seconds) as console:
         console.banner()
-        folder = open_run_folder(spec, datetime.now(timezone.utc), cache_dir, fresh, console)
+        common = f"{__version__} {spec_digest(spec)} {spec.run_name}"
+        peers = meet(place, common, spec.train.meet_seconds, console.say)
+        peers.on_end(_end_soon)
         try:
-            console.on_fact("run", folder.at(""))
-            if folder.finished:
-                console.line("This run is finished; there is nothing to do.")
-                move_pointer(folder.output, folder.name)  # a crash may have come before it
+            if place.is_chief:
+                _lead(spec, cache_dir, fresh, stop, console, peers)
             else:
-                _do(spec, folder, cache_dir, console, stop)
-        finally:
-            folder.release()
-        console.line("")
-        console.on_fact("report", folder.at("report.html"))
-        console.on_fact("model", folder.at("model"))
-        console.on_fact("try", f"{_program()} predict {shlex.quote(folder.at(''))} PHOTO.jpg")
+                _follow(spec, cache_dir, stop, console, peers)
+        except BaseException as error:
+            exit_code = error.exit_code if isinstance(error, TrainerError) else TrainerError.exit_code
+            peers.leave(exit_code, str(error) or type(error).__name__)
+            raise
+        peers.leave()
 
 
-def _do(spec: RunSpec, folder: RunFolder, cache_dir: Path, console: Console, stop: Stop) -> None:
+def require_devices(wanted: str) -> None:
+    """Raise AcceleratorError unless this host has what `wanted` says, before anything is begun."""
+    import_tensorflow()
+    from trainer.cluster import require_accelerator
+
+    require_accelerator(wanted)
+
+
+def _lead(spec: RunSpec, cache_dir: Path, fresh: bool, stop: Stop, console: Console, peers: Peers) -> None:
+    folder = open_run_folder(spec, datetime.now(timezone.utc), cache_dir, fresh, console)
+    try:
+        console.on_fact("run", folder.at(""))
+        peers.share(json.dumps({"name": folder.name, "finished": folder.finished}).encode())
+        if folder.finished:
+            console.line("This run is finished; there is nothing to do.")
+            move_pointer(folder.output, folder.name)  # a crash may have come before it
+        else:
+            _do(spec, folder, cache_dir, console, stop, peers)
+    finally:
+        folder.release()
+    console.line("")
+    console.on_fact("report", folder.at("report.html"))
+    console.on_fact("model", folder.at("model"))
+    console.on_fact("try", f"{_program()} predict {shlex.quote(folder.at(''))} PHOTO.jpg")
+
+
+def _follow(spec: RunSpec, cache_dir: Path, stop: Stop, console: Console, peers: Peers) -> None:
+    """Do a worker's part: the chief writes the run, and says how it goes."""
+    run = json.loads(peers.share(b""))
+    place = peers.place
+    console.on_fact("run", f"{run['name']}, as {place.name(place.index)}; the chief tells how it goes")
+    if run["finished"]:
+        console.line("This run is finished; there is nothing to do.")
+        return
+    folder = borrow_run_folder(spec.output, run["name"], cache_dir)
+    try:
+        _work(spec, folder, cache_dir, Quiet(console), stop, peers)
+    finally:
+        folder.release()
+
+
+def _do(
+    spec: RunSpec, folder: RunFolder, cache_dir: Path, console: Console, stop: Stop, peers: Peers
+) -> None:
     before = folder.newest_checkpoint
     count_start(folder.path, before, spec.train.max_stalled_starts)
     folder.keep()
     try:
-        # TensorFlow takes seconds to load: what can be said without it comes first.
-        import_tensorflow()
-        from trainer.run import run
-
-        with memory_explained(_LESS_MEMORY):
-            verdict = run(spec, folder, cache_dir, console, stop)
+        verdict = _work(spec, folder, cache_dir, console, stop, peers)
         stop.end()  # a signal from here on would make a run that is done look like one that was stopped
     except StoppedError as error:
         if stop.by_hand and folder.newest_checkpoint == before:
@@ -69,7 +119,32 @@ def _do(spec: RunSpec, folder: RunFolder, cache_dir: Path, console: Console, sto
         # It ended with a message that says what to do: that isn't a start which got stuck.
         _forget_start(folder)
         raise
-    console.verdict(verdict.headline, verdict.advice)
+    if verdict is not None:
+        console.verdict(verdict.headline, verdict.advice)
+
+
+def _work(
+    spec: RunSpec, folder: RunFolder, cache_dir: Path, screen: Console | Quiet, stop: Stop, peers: Peers
+) -> Verdict | None:
+    # TensorFlow takes seconds to load: what can be said without it comes first.
+    import_tensorflow()
+    from trainer.run import run
+
+    with memory_explained(_LESS_MEMORY), peers_explained(peers):
+        return run(spec, folder, cache_dir, screen, stop, peers)
+
+
+def _end_soon(error: TrainerError) -> None:
+    """End this process, once another one of the run has, even if what it waits for never comes."""
+
+    def end() -> None:
+        with suppress(OSError):
+            os.write(2, f"Error: {error}\n".encode())
+        os._exit(error.exit_code)
+
+    timer = threading.Timer(_END_SECONDS, end)
+    timer.daemon = True
+    timer.start()
 
 
 def _forget_start(folder: RunFolder) -> None:

@@ -82,20 +82,6 @@ class PixelCache:
         self._map = self._file = None
 
 
-class CacheView:
-    """Some of a cache's images, in an order of their own."""
-
-    def __init__(self, cache: PixelCache, rows: NDArray[np.int64]) -> None:
-        """See the images at `rows`, int64 [n], as number 0 to n - 1."""
-        self._cache = cache
-        self._rows = rows
-        self.shape = (len(rows), *cache.shape[1:])
-
-    def take(self, indices: NDArray[np.integer]) -> Pixels:
-        """Return copies of the images at `indices`, integers [n], as uint8 [n, size, size, 3]."""
-        return self._cache.take(self._rows[indices])
-
-
 def _reserved_file(folder: Path, total_bytes: int) -> int:
     """Return a new file of that size, already without a name, whose space is really there."""
     prepare_folder(folder)

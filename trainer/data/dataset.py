@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.cache import CacheView
+from trainer.data.batches import first_owners
 from trainer.data.checks import (
     Duplicates,
     find_duplicates,
@@ -28,11 +28,13 @@ from trainer.data.checks import (
     warnings_of,
 )
 from trainer.data.fetch import buckets_of, fetch_source
+from trainer.data.holding import View
 from trainer.data.ingest import Ingested, ingest
 from trainer.data.items import SPLITS, Item, Rejection
 from trainer.data.layouts import read_layout
 from trainer.data.progress import Progress
 from trainer.data.split import assign_splits
+from trainer.hosts import Peers
 from trainer.printable import without_secrets
 from trainer.spec.schema import DataSpec
 
@@ -45,9 +47,15 @@ class Split:
     items: tuple[Item, ...]
     labels: NDArray[np.int32]
     """The index in the data set's class names, int32 [len(items)]."""
-    pixels: CacheView
+    pixels: View
+    numbers: NDArray[np.int64]
+    """The place of each item among all that was found, before any was left out, int64 [len(items)]."""
     contents: tuple[str, ...] = ()
     """SHA-256 of each item's bytes as they were read; empty if not known."""
+
+    def owners(self, hosts: int) -> NDArray[np.int64]:
+        """Return which of so many processes has read each item first, int64 [len(items)]."""
+        return first_owners(self.numbers, hosts)
 
 
 @dataclass(frozen=True)
@@ -80,9 +88,11 @@ def load_dataset(
     cache_dir: Path,
     progress: Progress,
     on_rejected: Callable[[tuple[Rejection, ...]], None],
+    peers: Peers | None = None,
 ) -> Dataset:
     """Return the data set that `spec` describes, decoded and checked.
 
+    Each of the `peers` decodes its share of it.
     on_rejected is called once with everything that was left out, by name, before anything is made of it.
     Raises DataError for images that can't be trained on, UsageError for a source or a cache folder that
     can't be used, TemporaryError for a network or a disk that failed.
@@ -92,7 +102,7 @@ def load_dataset(
     if not candidates:
         on_rejected(tuple(left_out))
     require_images(candidates, left_out, spec.source)
-    found = ingest(candidates, spec, cache_dir, progress)
+    found = ingest(candidates, spec, cache_dir, progress, peers)
     rejected = tuple(sorted([*left_out, *found.rejections], key=lambda rejection: rejection.name))
     on_rejected(rejected)
     tried = len(candidates) + sum(rejection.damaged for rejection in left_out)
@@ -131,7 +141,8 @@ def _split(name: str, items: Sequence[Item], found: Ingested, class_names: tuple
         name=name,
         items=tuple(items[index] for index in indices),
         labels=np.asarray([number[items[index].label] for index in indices], np.int32),
-        pixels=CacheView(found.cache, found.rows[np.asarray(indices, np.int64)]),
+        pixels=View(found.pixels, found.rows[np.asarray(indices, np.int64)]),
+        numbers=found.rows[np.asarray(indices, np.int64)],
         contents=tuple(found.contents[index] for index in indices),
     )
 

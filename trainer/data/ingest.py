@@ -1,13 +1,14 @@
-"""Every image read, hashed and decoded once.
+"""Every image read, hashed and decoded once, by one process of a run.
 
 In: items, how large the pixels are to be, and a cache folder. Out: the items that could be decoded
-with the hash of each one's bytes and its place in a `PixelCache`, and a rejection for each other
-one. The bytes are not kept.
+with the hash of each one's bytes, the pixels of those that are this process's share, and a rejection for
+each other one. The bytes are not kept.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -20,11 +21,15 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from trainer.data.cache import PixelCache, Pixels
+from trainer.data.batches import first_owners
+from trainer.data.cache import Pixels
 from trainer.data.decode import decode_and_resize, resize_image
 from trainer.data.header import declared_size, reason_not_to_decode, reason_of_failure
+from trainer.data.holding import Holding, Write
 from trainer.data.items import Item, Rejection
-from trainer.data.progress import Progress
+from trainer.data.progress import Progress, SilentProgress
+from trainer.exits import DataError
+from trainer.hosts import Peers, Place
 from trainer.spec.schema import DataSpec
 
 _CIFAR_SIDE = 32
@@ -42,22 +47,27 @@ class Ingested:
     contents: tuple[str, ...]
     """SHA-256 of each item's bytes, 64 hex digits."""
     rows: NDArray[np.int64]
-    """Where in `cache` each item's pixels are, int64 [len(items)]."""
-    cache: PixelCache
+    """The number of each item in `pixels`, int64 [len(items)]."""
+    pixels: Holding
     rejections: tuple[Rejection, ...]
 
 
-def ingest(items: Sequence[Item], spec: DataSpec, cache_dir: Path, progress: Progress) -> Ingested:
+def ingest(
+    items: Sequence[Item], spec: DataSpec, cache_dir: Path, progress: Progress, peers: Peers | None = None
+) -> Ingested:
     """Decode `items` with all cores to pixels of `spec.image_size`; those that can't be are rejections.
 
-    Raises TemporaryError (full disk), UsageError (a cache folder that can't be written).
+    Each of the `peers` reads its share, and they tell each other what became of it. Raises TemporaryError
+    (full disk, a peer that is gone), UsageError (a cache folder that can't be written).
     """
-    cache = PixelCache(len(items), spec.image_size, spec.cache_mib << 20, cache_dir / "pixels")
-    try:
-        outcomes = _read_all(items, spec, cache, progress)
-    except BaseException:
-        cache.close()
-        raise
+    peers = peers or Peers(Place())
+    reader = _Reader(items, spec, progress)
+    folder = cache_dir / "pixels"
+    pixels = Holding(len(items), spec.image_size, spec.cache_mib << 20, folder, reader.decode)
+    owners = first_owners(np.arange(len(items)), peers.place.count)
+    pixels.hold(np.flatnonzero(owners == peers.place.index))
+    outcomes = _exchanged(reader.outcomes, items, peers)
+    reader.is_known = True
     kept = [row for row, outcome in enumerate(outcomes) if outcome.reason is None]
     rejections = [
         Rejection(item.name, outcome.reason)
@@ -68,7 +78,7 @@ def ingest(items: Sequence[Item], spec: DataSpec, cache_dir: Path, progress: Pro
         items=tuple(items[row] for row in kept),
         contents=tuple(outcomes[row].content for row in kept),
         rows=np.asarray(kept, np.int64),
-        cache=cache,
+        pixels=pixels,
         rejections=tuple(rejections),
     )
 
@@ -81,50 +91,77 @@ class _Outcome:
     reason: str | None
 
 
-def _read_all(items: Sequence[Item], spec: DataSpec, cache: PixelCache, progress: Progress) -> list[_Outcome]:
-    reader = _Reader(items, spec, cache)
-    chunks = [
-        range(start, min(start + _CHUNK_ITEMS, len(items))) for start in range(0, len(items), _CHUNK_ITEMS)
-    ]
-    outcomes: list[_Outcome] = []
-    task = progress.start("Decoding", len(items), "images")
-    # Twice the cores, so that some decode while others wait for the disk.
-    executor = ThreadPoolExecutor(2 * len(os.sched_getaffinity(0)), thread_name_prefix="decode")
-    try:
-        for chunk in executor.map(reader.read_chunk, chunks):
-            outcomes += chunk
-            task.advance(len(chunk))
-    finally:
-        # If one failed, or the user gave up, the rest is not begun.
-        executor.shutdown(wait=True, cancel_futures=True)
-        task.finish()
-    return outcomes
+def _exchanged(outcomes: dict[int, _Outcome], items: Sequence[Item], peers: Peers) -> list[_Outcome]:
+    """Return what became of every item, from those who read them. Raises DataError if they see others."""
+    if peers.place.count > 1:
+        names = hashlib.sha256("\0".join(item.name for item in items).encode()).hexdigest()
+        if len(set(peers.exchange(names.encode()))) > 1:
+            raise DataError(
+                "The processes of the run see different files in the source; give all the same one. "
+                f"Received: {len(items)} files on {peers.place.name(peers.place.index)}"
+            )
+        own = {number: [outcome.content, outcome.reason] for number, outcome in outcomes.items()}
+        for said in peers.exchange(json.dumps(own).encode()):
+            outcomes |= {int(number): _Outcome(*outcome) for number, outcome in json.loads(said).items()}
+    return [outcomes[number] for number in range(len(items))]
 
 
 class _Reader:
     """Reads and decodes items, a chunk at a time, in any thread."""
 
-    def __init__(self, items: Sequence[Item], spec: DataSpec, cache: PixelCache) -> None:
-        self._items, self._cache, self._max_pixels = items, cache, spec.max_image_pixels
+    def __init__(self, items: Sequence[Item], spec: DataSpec, progress: Progress) -> None:
+        self._items, self._progress, self._max_pixels = items, progress, spec.max_image_pixels
         self._to_pixels = _build_to_pixels(spec)
         self._one_large = threading.Lock()
+        self.outcomes: dict[int, _Outcome] = {}
+        """By number, of those that were read here."""
+        self.is_known = False
+        """Whether it is known which items are good: then one that can't be decoded any more is an error."""
 
-    def read_chunk(self, rows: range) -> list[_Outcome]:
-        """Put the pixels of the items at `rows` into the cache; return what became of each."""
+    def decode(self, numbers: NDArray[np.int64], write: Write) -> None:
+        """Decode the items of these `numbers` and `write` their pixels; note what became of each.
+
+        Raises what `write` raises, DataError for one that was good and is no more.
+        """
+        chunks = [numbers[start : start + _CHUNK_ITEMS] for start in range(0, len(numbers), _CHUNK_ITEMS)]
+        progress = SilentProgress() if self.is_known else self._progress
+        task = progress.start("Decoding", len(numbers), "images")
+        # Twice the cores, so that some decode while others wait for the disk.
+        executor = ThreadPoolExecutor(2 * len(os.sched_getaffinity(0)), thread_name_prefix="decode")
+        try:
+            for outcomes in executor.map(lambda chunk: self._read_chunk(chunk, write), chunks):
+                self.outcomes |= outcomes
+                self._require_good(outcomes)
+                task.advance(len(outcomes))
+        finally:
+            # If one failed, or the user gave up, the rest is not begun.
+            executor.shutdown(wait=True, cancel_futures=True)
+            task.finish()
+
+    def _require_good(self, outcomes: dict[int, _Outcome]) -> None:
+        bad = [number for number, outcome in outcomes.items() if outcome.reason] if self.is_known else []
+        if bad:
+            raise DataError(
+                f"An image that was good can't be read any more: the source has changed since. "
+                f"Received: {self._items[bad[0]].name}, {outcomes[bad[0]].reason}"
+            )
+
+    def _read_chunk(self, numbers: NDArray[np.int64], write: Write) -> dict[int, _Outcome]:
+        """Write the pixels of the items of these numbers; return what became of each."""
         outcomes: dict[int, _Outcome] = {}
         waiting: dict[int, bytes] = {}
-        for row in rows:
-            data, reason = _read(self._items[row], self._max_pixels)
-            outcomes[row] = _Outcome(hashlib.sha256(data).hexdigest(), reason)
+        for number in map(int, numbers):
+            data, reason = _read(self._items[number], self._max_pixels)
+            outcomes[number] = _Outcome(hashlib.sha256(data).hexdigest(), reason)
             if reason is None:
-                waiting[row] = data
+                waiting[number] = data
             if sum(map(len, waiting.values())) >= _CALL_BYTES:
-                self._decode(waiting, outcomes)
+                self._decode(waiting, outcomes, write)
                 waiting = {}
-        self._decode(waiting, outcomes)
-        return list(outcomes.values())
+        self._decode(waiting, outcomes, write)
+        return outcomes
 
-    def _decode(self, waiting: dict[int, bytes], outcomes: dict[int, _Outcome]) -> None:
+    def _decode(self, waiting: dict[int, bytes], outcomes: dict[int, _Outcome], write: Write) -> None:
         """Decode in one call; if that fails, one by one, to find out which of them it is."""
         if not waiting:
             return
@@ -139,10 +176,10 @@ class _Reader:
                 outcomes[row].reason = reason_of_failure(data)
             else:
                 for row, data in waiting.items():
-                    self._decode({row: data}, outcomes)
+                    self._decode({row: data}, outcomes, write)
             return
         for row, image in zip(waiting, pixels, strict=True):
-            self._cache.write(row, image)
+            write(row, image)
 
 
 def _pixels(data: bytes) -> int:

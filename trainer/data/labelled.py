@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.data.cache import CacheView
 from trainer.data.checks import require_few_rejected, require_images
 from trainer.data.dataset import Split
 from trainer.data.fetch import buckets_of, fetch_source
+from trainer.data.holding import View
 from trainer.data.ingest import Ingested, ingest
 from trainer.data.items import Rejection
 from trainer.data.layouts import read_layout
@@ -61,4 +61,5 @@ def _split(name: str, found: Ingested, class_names: Sequence[str]) -> Split:
     indices = [index for index, item in enumerate(found.items) if (item.split or _UNSPLIT) == name]
     items = tuple(found.items[index] for index in indices)
     labels = np.asarray([number[item.label] for item in items], np.int32)
-    return Split(name, items, labels, CacheView(found.cache, found.rows[np.asarray(indices, np.int64)]))
+    numbers = found.rows[np.asarray(indices, np.int64)]
+    return Split(name, items, labels, View(found.pixels, numbers), numbers)

@@ -4,6 +4,6 @@ In: the spec, the number of classes, the image size and a precision. Out: a mode
 pixels [batch, height, width, 3] in 0..255 to logits [batch, classes] in float32.
 """
 
-from trainer.model.build import build_inference_model, build_model, synchronize_statistics
+from trainer.model.build import build_inference_model, build_model
 
-__all__ = ["build_inference_model", "build_model", "synchronize_statistics"]
+__all__ = ["build_inference_model", "build_model"]

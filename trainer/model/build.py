@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import keras
 
+from trainer.model.masks import number_dropouts
 from trainer.model.plain import plain_logits
 from trainer.model.residual import residual_logits
 from trainer.spec import ModelSpec, PlainSpec
@@ -25,15 +26,17 @@ def build_model(
     `seed` fixes the initial weights and the dropout.
     """
     policy = keras.DTypePolicy(PRECISIONS[precision])
-    # Keras draws the seed of each initializer and dropout from its global generator.
+    # Keras draws the seed of each initializer from its global generator.
     keras.utils.set_random_seed(seed)
     if isinstance(spec, PlainSpec):
         pixels = keras.Input((image_size, image_size, 3), name="pixels")
-        logits = plain_logits(spec, pixels, class_count, policy)
+        logits = plain_logits(spec, pixels, class_count, policy, seed)
     else:
         pixels = keras.Input((None, None, 3), name="pixels")
-        logits = residual_logits(spec, pixels, class_count, policy)
-    return keras.Model(pixels, logits, name=spec.family)
+        logits = residual_logits(spec, pixels, class_count, policy, seed)
+    model = keras.Model(pixels, logits, name=spec.family)
+    number_dropouts(model)
+    return model
 
 
 def build_inference_model(spec: ModelSpec, class_count: int, image_size: int) -> keras.Model:
@@ -48,14 +51,3 @@ def build_inference_model(spec: ModelSpec, class_count: int, image_size: int) ->
     mirrored = keras.layers.Lambda(lambda x: keras.ops.flip(x, axis=2), name="mirror")(pixels)
     logits = keras.layers.Average(name="logits")([model(pixels), model(mirrored)])
     return keras.Model(pixels, logits, name=f"{spec.family}_with_mirror")
-
-
-def synchronize_statistics(model: keras.Model) -> None:
-    """Make every batch normalisation of `model` compute its statistics over all replicas.
-
-    Keras leaves each replica its own by default, and saves only the first one's. Call it
-    before the model is traced.
-    """
-    for layer in model.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.synchronized = True

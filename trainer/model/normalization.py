@@ -1,4 +1,4 @@
-"""Batch normalisation in one operation.
+"""Batch normalisation in one operation, over all replicas.
 
 In: features [batch, height, width, channels] of any precision. Out: the same, normalised.
 """
@@ -10,30 +10,66 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+# Each replica assigns the same value: one host need not ask the others for theirs.
+_EQUAL_EVERYWHERE = "only_first_replica"
 
-class FusedBatchNormalization(keras.layers.BatchNormalization):  # type: ignore[misc]
-    """Keras's batch normalisation of the last of four axes, computed by TensorFlow's fused operation.
+
+class FusedBatchNormalization(keras.layers.Layer):  # type: ignore[misc]
+    """Batch normalisation of the last of four axes (Ioffe and Szegedy 2015), by TensorFlow's fused operation.
 
     Keras builds it from a dozen operations in float32, which took a third of a residual network's step
-    on a CPU. Scale, centre and the last axis, Keras's defaults, are what it can do. The weights and the
-    moving statistics are Keras's own: population variances. Statistics over several replicas are left
-    to Keras.
+    on a CPU. The weights are those of Keras's own layer, and so are the moving statistics: population
+    variances. On several replicas the statistics are those of the whole global batch.
     """
 
-    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+    def __init__(self, momentum: float = 0.99, epsilon: float = 1e-3, **options: Any) -> None:
+        super().__init__(**options)
+        self.momentum, self.epsilon = momentum, epsilon
+
+    def build(self, input_shape: Any) -> None:
+        """Make the weights, one a channel."""
+        made = {"shape": (input_shape[-1],), "autocast": False}
+        self.gamma = self.add_weight(name="gamma", initializer="ones", **made)
+        self.beta = self.add_weight(name="beta", initializer="zeros", **made)
+        moving = {**made, "trainable": False, "aggregation": _EQUAL_EVERYWHERE}
+        self.moving_mean = self.add_weight(name="moving_mean", initializer="zeros", **moving)
+        self.moving_variance = self.add_weight(name="moving_variance", initializer="ones", **moving)
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Return `inputs` normalised by the batch's statistics in training, else by the moving ones."""
         if not (training and self.trainable):
             mean, variance = self.moving_mean.value, self.moving_variance.value
             return self._fused(inputs, mean=mean, variance=variance, is_training=False).y
-        if self.synchronized and tf.distribute.get_strategy().num_replicas_in_sync > 1:
-            return super().call(inputs, training=True, mask=mask)
         empty = tf.zeros([0], tf.float32)
         done = self._fused(inputs, mean=empty, variance=empty, is_training=True)
-        self._move(self.moving_mean.value, done.batch_mean)
         # The operation gives the sample variance, of count - 1.
         count = tf.cast(tf.reduce_prod(tf.shape(inputs)[:3]), tf.float32)
-        self._move(self.moving_variance.value, done.batch_variance * (count - 1.0) / count)
-        return done.y
+        mean, variance, answers = done.batch_mean, done.batch_variance * (count - 1.0) / count, done.y
+        if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+            mean, variance, total = self._over_replicas(count, mean, variance)
+            answers = _normalized(
+                inputs, self.gamma.value, self.beta.value, mean, variance, total, self.epsilon
+            )
+        self._move(self.moving_mean.value, mean)
+        self._move(self.moving_variance.value, variance)
+        return answers
+
+    def _over_replicas(
+        self, count: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Return mean and variance, float32 [channels], over the values of all replicas, and their number.
+
+        Moments about the moving mean, which is equal everywhere: about zero, a mean that is large
+        beside the deviation would cost digits.
+        """
+        shift = tf.stop_gradient(tf.convert_to_tensor(self.moving_mean.value))
+        mean, variance = tf.stop_gradient(mean), tf.stop_gradient(variance)
+        # A replica of no rows has no statistics.
+        first = tf.where(count > 0.0, count * (mean - shift), 0.0)
+        second = tf.where(count > 0.0, count * (variance + tf.square(mean - shift)), 0.0)
+        sums = _summed(tf.stack([first, second, tf.fill(tf.shape(mean), count)]))
+        first, second = sums[0] / sums[2], sums[1] / sums[2]
+        return shift + first, tf.maximum(0.0, second - tf.square(first)), sums[2]
 
     def _fused(self, inputs: Any, **statistics: Any) -> Any:
         return tf.raw_ops.FusedBatchNormV3(
@@ -42,3 +78,44 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):  # type: ignore[
 
     def _move(self, moving: tf.Variable, value: tf.Tensor) -> None:
         moving.assign(moving * self.momentum + value * (1.0 - self.momentum))
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """Return `input_shape`."""
+        return input_shape
+
+
+def _summed(values: tf.Tensor) -> tf.Tensor:
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
+
+
+def _normalized(
+    inputs: Any, gamma: Any, beta: Any, mean: tf.Tensor, variance: tf.Tensor, count: tf.Tensor, epsilon: float
+) -> Any:
+    """Return inputs normalised by statistics that are themselves functions of the inputs of all replicas.
+
+    The gradient is that of batch normalisation with its two sums taken over all replicas; those of gamma
+    and beta are this replica's, as all other gradients before they are summed.
+    """
+
+    @tf.custom_gradient
+    def normalize(x: Any, scale: Any, offset: Any) -> Any:
+        done = tf.raw_ops.FusedBatchNormV3(
+            x=x, scale=scale, offset=offset, mean=mean, variance=variance, epsilon=epsilon, is_training=False
+        )
+
+        def gradient(upstream: Any) -> tuple[Any, Any, Any]:
+            local = tf.raw_ops.FusedBatchNormGradV3(
+                y_backprop=upstream, x=x, scale=scale, epsilon=epsilon, is_training=False,
+                reserve_space_1=mean, reserve_space_2=variance, reserve_space_3=done.reserve_space_3,
+            )  # fmt: skip
+            sums = _summed(tf.stack([local.offset_backprop, local.scale_backprop])) / count
+            inverse = tf.math.rsqrt(variance + epsilon)
+            # d x = scale * inverse * (d y - mean(d y) - normalised x * mean(d y * normalised x))
+            slope = scale * inverse * inverse * sums[1]
+            level = scale * inverse * sums[0] - slope * mean
+            through = level + slope * tf.cast(x, tf.float32)
+            return local.x_backprop - tf.cast(through, x.dtype), local.scale_backprop, local.offset_backprop
+
+        return done.y, gradient
+
+    return normalize(inputs, gamma, beta)

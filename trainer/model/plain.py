@@ -11,10 +11,11 @@ import keras
 from keras import layers
 
 from trainer.model.head import class_logits
+from trainer.model.masks import RowDropout
 from trainer.spec import PlainSpec
 
 
-def plain_logits(spec: PlainSpec, pixels: Any, class_count: int, policy: keras.DTypePolicy) -> Any:
+def plain_logits(spec: PlainSpec, pixels: Any, class_count: int, policy: keras.DTypePolicy, seed: int) -> Any:
     """Return the logits [batch, classes] of `pixels`. Weights and padding are Keras's defaults."""
     unseen = pixels.shape[1] - _seen_side(spec, pixels.shape[1])
     x = layers.Cropping2D(((0, unseen), (0, unseen)), dtype=policy)(pixels)
@@ -27,7 +28,7 @@ def plain_logits(spec: PlainSpec, pixels: Any, class_count: int, policy: keras.D
     for units in spec.dense_units:
         x = layers.Dense(units, activation="relu", dtype=policy)(x)
     if spec.dropout:
-        x = layers.Dropout(spec.dropout, dtype=policy)(x)
+        x = RowDropout(spec.dropout, seed, dtype=policy)(x)
     return class_logits(x, class_count, spec.binary_unit)
 
 

@@ -13,6 +13,7 @@ import keras
 from keras import layers
 
 from trainer.model.head import class_logits
+from trainer.model.masks import RowDropout
 from trainer.model.normalization import FusedBatchNormalization
 from trainer.spec import ResidualSpec
 
@@ -20,7 +21,9 @@ from trainer.spec import ResidualSpec
 _MOMENTUM = 0.9
 
 
-def residual_logits(spec: ResidualSpec, pixels: Any, class_count: int, policy: keras.DTypePolicy) -> Any:
+def residual_logits(
+    spec: ResidualSpec, pixels: Any, class_count: int, policy: keras.DTypePolicy, seed: int
+) -> Any:
     """Return the logits [batch, classes] of `pixels`."""
     x = layers.Rescaling(1 / 127.5, offset=-1.0, dtype=policy)(pixels)
     x = _convolution(x, spec.stem_filters, 3, spec.stem_stride, policy)
@@ -30,22 +33,23 @@ def residual_logits(spec: ResidualSpec, pixels: Any, class_count: int, policy: k
         for block in range(blocks):
             index += 1
             skipped = spec.stochastic_depth * index / count
-            x = _block(x, filters, 2 if block == 0 else 1, skipped, policy)
+            depth = RowDropout(skipped, seed, whole_rows=True, dtype=policy) if skipped else None
+            x = _block(x, filters, 2 if block == 0 else 1, depth, policy)
     x = layers.GlobalAveragePooling2D(dtype=policy)(x)
     if spec.dropout:
-        x = layers.Dropout(spec.dropout, dtype=policy)(x)
+        x = RowDropout(spec.dropout, seed, dtype=policy)(x)
     return class_logits(x, class_count)
 
 
-def _block(x: Any, filters: int, stride: int, skipped: float, policy: keras.DTypePolicy) -> Any:
+def _block(x: Any, filters: int, stride: int, depth: RowDropout | None, policy: keras.DTypePolicy) -> Any:
+    """Return the output of a block, whose branch `depth` drops for some pictures (Huang et al. 2016)."""
     shortcut = _shortcut(x, filters, stride, policy)
     x = _convolution(x, filters, 3, stride, policy)
     x = layers.ReLU(dtype=policy)(_normalized(x, policy))
     x = _convolution(x, filters, 3, 1, policy)
     x = _normalized(x, policy)
-    if skipped:
-        # One number a picture: the whole branch is kept or dropped (Huang et al. 2016).
-        x = layers.Dropout(skipped, noise_shape=(None, 1, 1, 1), dtype=policy)(x)
+    if depth is not None:
+        x = depth(x)
     x = layers.Add(dtype=policy)([x, shortcut])
     return layers.ReLU(dtype=policy)(x)
 

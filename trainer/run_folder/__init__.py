@@ -7,11 +7,12 @@ from trainer.run_folder.files import (
     write_environment,
     write_rejected,
 )
-from trainer.run_folder.folder import RunFolder, open_run_folder
+from trainer.run_folder.folder import RunFolder, borrow_run_folder, open_run_folder
 from trainer.run_folder.starts import count_start, forget_start
 
 __all__ = [
     "RunFolder",
+    "borrow_run_folder",
     "count_start",
     "current_command",
     "forget_start",

@@ -46,18 +46,15 @@ class RunFolder:
     mirror: Mirror
     """Brings them to the output."""
     lease: Lease | None
-    """None for a run that is finished."""
+    """None for a run that is finished, and for a process that is not the chief."""
     _leave: ExitStack
+    finished: bool = False
+    """Whether the run was finished when it was opened."""
 
     @property
     def name(self) -> str:
         """The run's name."""
         return self.path.name
-
-    @property
-    def finished(self) -> bool:
-        """Whether the run was finished when it was opened."""
-        return self.lease is None
 
     @property
     def checkpoints(self) -> Path:
@@ -158,7 +155,15 @@ def _finished(output: Store, name: str, spec: RunSpec, fresh: bool) -> RunFolder
             f"Received: {output.at(name)}"
         )
     # Its files are where they are, and nothing is read of them.
-    return RunFolder(output, Path(name), Mirror(Path(name), None), None, ExitStack())
+    return RunFolder(output, Path(name), Mirror(Path(name), None), None, ExitStack(), finished=True)
+
+
+def borrow_run_folder(output: str, name: str, cache_dir: Path) -> RunFolder:
+    """Return a folder for a process that is not the chief: a place of its own, of which nothing is kept."""
+    with ExitStack() as leave:
+        path = leave.enter_context(private_folder(cache_dir / "workers")) / name
+        prepare_folder(path)
+        return RunFolder(open_store(output), path, Mirror(path, None), None, leave.pop_all())
 
 
 def _local(output: Store, name: str, cache_dir: Path, lease: Lease, leave: ExitStack) -> tuple[Path, Mirror]:

@@ -30,6 +30,8 @@ _UNHASHED: dict[str, Any] = {
         "steps_per_call",
         "checkpoint",
         "grace_seconds",
+        "devices",
+        "meet_seconds",
         "max_stalled_starts",
         "log_interval_seconds",
     },

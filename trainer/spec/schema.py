@@ -202,6 +202,11 @@ class TrainSpec(Checked):
 
     epochs: Count = 20
     global_batch_size: Count = 32
+    """Images in a step, whatever the number of devices that share them."""
+    devices: str = Field("auto", pattern=r"^(auto|tpu|(cpu|gpu)(:[1-9][0-9]{0,3})?)$")
+    """auto is all that each host has; gpu:2 the first two, cpu:4 the CPU as four devices."""
+    meet_seconds: Positive = 600.0
+    """How long the processes of a run on several hosts wait for each other at the start."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     xla: Literal["auto"] | bool = "auto"
     steps_per_call: Literal["auto"] | Count = "auto"

@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from trainer.data.batches import epoch_order, steps_per_epoch
+from trainer.data.batches import Plan, steps_per_epoch
 from trainer.data.dataset import Split
+from trainer.exits import UsageError
 
 _BLOCK_BYTES = 64 * 1024 * 1024
 _READY_BLOCKS = 2
+_NO_MORE = 0
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,10 @@ class Block:
     """uint8 [steps, rows, size, size, 3]."""
     labels: np.ndarray[Any, Any]
     """int32 [steps, rows]."""
+    places: np.ndarray[Any, Any]
+    """int32 [steps, rows]: which rows of the global batch these are, from 0, in order."""
+    global_rows: int
+    """How many rows the global batch has."""
 
     @property
     def steps(self) -> int:
@@ -41,33 +47,54 @@ class Block:
 class Feed:
     """Reads ahead of training; batches depend on (seed, step) only.
 
-    `block_steps` may be changed at any time: it says how many batches the next blocks
-    hold, at most, and never what is in them.
+    `block_steps` may be changed while a block is worked on: it says how many batches the next blocks
+    hold, at most, and never what is in them. Where every process changes it alike, their blocks are alike.
     """
 
-    def __init__(self, split: Split, global_batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        split: Split,
+        global_batch_size: int,
+        seed: int,
+        together: int = 1,
+        index: int = 0,
+        hosts: int = 1,
+    ) -> None:
+        """`together`: see `Plan`; this is process `index` of `hosts`, and gets its share."""
         self.split = split
-        self.global_batch_size = min(global_batch_size, len(split.labels))
-        self.seed = seed
         self.count = len(split.labels)
+        self.global_batch_size = min(global_batch_size, self.count)
+        self.seed, self.index, self.hosts = seed, index, hosts
         self.steps_per_epoch = steps_per_epoch(self.count, self.global_batch_size)
         self.block_steps = 1
         self.waited_seconds = 0.0
-        self._order: tuple[int, np.ndarray[Any, Any]] = (-1, np.array([], np.int64))
+        self._plan = Plan(self.count, self.global_batch_size, together)
+        self._images = self._plan.lanes_of_images(split.numbers)
+        if hosts > self._plan.lane_count:
+            raise UsageError(
+                f"So few images can't be shared by so many processes: at most {self._plan.lane_count}. "
+                f"Received: {self.count} images to train on, {hosts} processes"
+            )
+        if hosts > 1:
+            split.pixels.hold(np.flatnonzero(self._images % hosts == index))
+        self._epoch = -1
+        self._order = self._owners = np.array([], np.int64)
 
     def blocks(self, first_step: int, end_step: int) -> Iterator[Block]:
         """Yield the batches of steps `first_step` up to, not including, `end_step`."""
-        ready: queue.Queue[Block | BaseException | None] = queue.Queue(_READY_BLOCKS)
-        stop = threading.Event()
-        worker = threading.Thread(target=self._fill, args=(ready, stop, first_step, end_step), daemon=True)
+        ready: queue.Queue[Block | BaseException | None] = queue.Queue()
+        asked: queue.Queue[int] = queue.Queue()
+        for _ in range(_READY_BLOCKS):
+            asked.put(self.block_steps)
+        worker = threading.Thread(target=self._fill, args=(ready, asked, first_step, end_step), daemon=True)
         worker.start()
         try:
-            yield from self._drain(ready)
+            for block in self._drain(ready):
+                asked.put(self.block_steps)
+                yield block
         finally:
-            stop.set()
-            while worker.is_alive():  # a full queue would hold the worker
-                _discard(ready)
-                worker.join(0.01)
+            asked.put(_NO_MORE)
+            worker.join()
 
     def _drain(self, ready: queue.Queue[Block | BaseException | None]) -> Iterator[Block]:
         while True:
@@ -83,14 +110,14 @@ class Feed:
     def _fill(
         self,
         ready: queue.Queue[Block | BaseException | None],
-        stop: threading.Event,
+        asked: queue.Queue[int],
         first_step: int,
         end_step: int,
     ) -> None:
         try:
             step = first_step
-            while step < end_step and not stop.is_set():
-                block = self._block(step, end_step)
+            while step < end_step and (steps := asked.get()) != _NO_MORE:
+                block = self._block(step, min(step + steps, end_step))
                 ready.put(block)
                 step += block.steps
             ready.put(None)
@@ -98,29 +125,32 @@ class Feed:
             ready.put(error)
 
     def _block(self, step: int, end_step: int) -> Block:
+        """Return the batches from `step` on, as many as have the same shape on every process."""
         epoch, position = divmod(step, self.steps_per_epoch)
-        if self._order[0] != epoch:
-            self._order = (epoch, epoch_order(self.seed, epoch, self.count))
-        steps = min(self._most_steps(), end_step - step, self.steps_per_epoch - position)
+        if self._epoch != epoch:
+            order, lanes = self._plan.order(self.seed, epoch, self._images)
+            self._epoch, self._order, self._owners = epoch, order, lanes % self.hosts
+        most = min(self._most_steps(), end_step - step, self.steps_per_epoch - position)
         start = position * self.global_batch_size
-        rows = self._order[1][start : start + steps * self.global_batch_size]
-        whole = len(rows) // self.global_batch_size
-        # The short batch that ends an epoch can't share an array with whole ones.
-        steps, rows = (whole, rows[: whole * self.global_batch_size]) if whole else (1, rows)
+        owners = self._owners[start : start + most * self.global_batch_size]
+        # How many rows of each batch each process has, [steps, hosts].
+        batches = np.arange(len(owners)) // self.global_batch_size
+        shares = np.bincount(batches * self.hosts + owners, minlength=(batches[-1] + 1) * self.hosts)
+        shares = shares.reshape(-1, self.hosts)
+        differs = np.flatnonzero((shares != shares[0]).any(axis=1))
+        steps = int(differs[0]) if len(differs) else len(shares)
+        # Those of the first `steps` batches; a short last batch has another share than whole ones.
+        places = np.flatnonzero(owners[: steps * self.global_batch_size] == self.index)
+        share, rows = int(shares[0, self.index]), self._order[start + places]
         images = self.split.pixels.take(rows)
         return Block(
-            step,
-            images.reshape(steps, -1, *images.shape[1:]),
-            self.split.labels[rows].reshape(steps, -1),
+            first_step=step,
+            images=images.reshape(steps, share, *images.shape[1:]),
+            labels=self.split.labels[rows].reshape(steps, share),
+            places=(places % self.global_batch_size).astype(np.int32).reshape(steps, share),
+            global_rows=int(shares[0].sum()),
         )
 
     def _most_steps(self) -> int:
         bytes_per_step = self.global_batch_size * int(np.prod(self.split.pixels.shape[1:]))
-        return max(1, min(self.block_steps, _BLOCK_BYTES // bytes_per_step))
-
-
-def _discard(ready: queue.Queue[Block | BaseException | None]) -> None:
-    try:
-        ready.get_nowait()
-    except queue.Empty:
-        return
+        return max(1, _BLOCK_BYTES // bytes_per_step)

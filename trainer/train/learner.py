@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.cluster import Cluster, choose_precision
-from trainer.model import build_inference_model, build_model, synchronize_statistics
+from trainer.model import build_inference_model, build_model
 from trainer.optimizer import Schedule, build_optimizer
 from trainer.spec import RunSpec
 from trainer.train.average import WeightAverage
@@ -49,8 +49,7 @@ class Learner:
     def variables(self) -> dict[str, tf.Variable]:
         """Return every variable that training changes, by a name that is stable.
 
-        Keras's `model.variables` holds the states of the random generators (dropout), which
-        `tf.train.Checkpoint` leaves out without a word.
+        No random generator is among them: all random numbers are functions of the seed and the step.
         """
         named: dict[str, tf.Variable] = {"schedule/scale": self.schedule.scale}
         for index, variable in enumerate(self.model.variables):
@@ -75,8 +74,6 @@ def build_learner(spec: RunSpec, class_count: int, steps_per_epoch: int, cluster
     total_steps = spec.train.epochs * steps_per_epoch
     with cluster.strategy.scope():
         model = build_model(spec.model, class_count, spec.data.image_size, precision, spec.seed)
-        if cluster.strategy.num_replicas_in_sync > 1:
-            synchronize_statistics(model)
         optimizer, schedule = build_optimizer(spec.optimizer, model, steps_per_epoch, total_steps)
         average = WeightAverage(model, spec.train.ema_decay) if spec.train.ema_decay else None
     inference = build_inference_model(spec.model, class_count, spec.data.image_size)

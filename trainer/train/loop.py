@@ -9,21 +9,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
 
 from trainer.augment import crop_side
-from trainer.checkpoint import list_checkpoints, restore_best, restore_newest
 from trainer.cluster import Cluster
 from trainer.data.dataset import Dataset
 from trainer.exits import DivergedError, StoppedError
 from trainer.spec import RunSpec
-from trainer.storage.local import prepare_folder
+from trainer.train.agreement import Agreement, Signs
 from trainer.train.clock import Clock
 from trainer.train.feed import Feed
 from trainer.train.history import History, Row
+from trainer.train.keeper import Keeper
 from trainer.train.learner import Learner
 from trainer.train.observer import CallReport, Observer
 from trainer.train.progress import Standing, out_of_patience, score
@@ -72,16 +72,20 @@ class Loop:
         is_stopped: Callable[[], bool],
     ) -> None:
         self.learner, self.spec, self.observer = learner, spec, observer
-        self.saver, self.folder = saver, saver.folder
         self.validate, self.is_stopped = validate, is_stopped
         self.held_out = dataset.held_out.name
         counts = np.bincount(dataset.train.labels, minlength=len(dataset.class_names))
         weights = class_weights(spec.train.class_weights, dataset.class_names, counts)
         self.stepper = Stepper(learner, spec, weights, cluster)
-        self.feed = Feed(dataset.train, spec.train.global_batch_size, spec.seed)
+        together = 2 if spec.augment.mixup or spec.augment.cutmix else 1
+        self.feed = Feed(
+            dataset.train, spec.train.global_batch_size, spec.seed, together, cluster.index, cluster.count
+        )
         self.standing = Standing()
-        self.history = History(self.folder.parent)
+        self.history = History(saver.folder.parent)
         self.pace = Pace(spec.train.checkpoint, saver)
+        self.agreement = Agreement(cluster.peers)
+        self.keeper = Keeper(learner, saver, self.agreement, observer.on_message)
 
     def run(self) -> TrainResult:
         """Train to the end, from the newest checkpoint if there is one."""
@@ -93,7 +97,7 @@ class Loop:
             else:
                 self._recover()
         self.history.close()
-        if not self.saver.flush():
+        if not self.keeper.flush():
             self._give_up()
         self._keep()
         rows, timings, standing = self.history.rows(), self.history.timings, self.standing
@@ -107,8 +111,8 @@ class Loop:
         return len(self.history)
 
     def _resume(self) -> None:
-        prepare_folder(self.folder)
-        record = restore_newest(self.folder, self.learner.variables(), on_damage=self.observer.on_message)
+        self.keeper.prepare()
+        record = self.keeper.restore()
         if record is None:
             self.history.replay()
             self._save()  # the place to go back to if the first epoch diverges
@@ -131,13 +135,16 @@ class Loop:
             self.pace.make_room(self.standing.step + block.steps)
             started = time.perf_counter()
             self.standing.add(self.stepper.run(block, side))
-            self.feed.block_steps = self._block_steps(block.steps, time.perf_counter() - started)
+            wanted = self._block_steps(block.steps, time.perf_counter() - started)
             if not self.standing.is_finite():
                 return False
             self.observer.on_call(self._report(epoch))
-            if self.is_stopped():
+            is_due = self.pace.is_due(self.standing.step)
+            signs = self.agreement.signs(Signs(self.is_stopped(), is_due, wanted))
+            self.feed.block_steps = signs.block_steps
+            if signs.is_stopped:
                 self._stop()
-            if self.pace.is_due(self.standing.step) and self.standing.step < (epoch + 1) * steps:
+            if signs.is_due and self.standing.step < (epoch + 1) * steps:
                 self._save(within_epoch=True)
         return True
 
@@ -160,7 +167,7 @@ class Loop:
         if not self._is_sound(row):
             self._recover()
             return
-        self.standing.elapsed_seconds += self.clock.seconds()
+        self.standing.elapsed_seconds += self.agreement.value(self.clock.seconds())
         self.history.add(row, timing)
         self._judge(row, epoch)
         self.history.write()
@@ -197,7 +204,7 @@ class Loop:
         least = stopping.min_change if stopping else 0.0
         if value is not None and value > standing.best_score + least:
             standing.best_epoch, standing.best_score = epoch, value
-            self.saver.save_best(epoch, self.learner.answering_variables())
+            self.keeper.save_best(epoch)
         if epoch == self.spec.train.epochs:
             return
         if value is not None and out_of_patience(standing, epoch, stopping):
@@ -225,18 +232,15 @@ class Loop:
         self._save()
 
     def _resume_quietly(self) -> None:
-        self.saver.flush()
-        record = restore_newest(
-            self.folder, self.learner.variables(), whole_epochs=True, on_damage=self.observer.on_message
-        )
+        self.keeper.flush()
+        record = self.keeper.restore(whole_epochs=True)
         if record is None:
             raise DivergedError(
-                f"The loss is not a number, and there is no checkpoint to go back to. Received: {self.folder}"
+                "The loss is not a number, and there is no checkpoint to go back to. "
+                f"Received: {self.keeper.folder}"
             )
         self._go_back_to(record)
-        for path in list_checkpoints(self.folder):
-            if path not in list_checkpoints(self.folder, whole_epochs=True):
-                path.unlink()  # it is of the epoch that went wrong
+        self.keeper.forget_parts()
 
     def _go_back_to(self, record: Mapping[str, Any]) -> None:
         self.standing = Standing.from_record(record["standing"])
@@ -244,12 +248,12 @@ class Loop:
 
     def _stop(self) -> NoReturn:
         self._save(within_epoch=True, is_last=True)
-        if not self.saver.flush():
+        if not self.keeper.flush():
             self._give_up()
         raise StoppedError(f"{self._where()} the checkpoint is safe.")
 
     def _give_up(self) -> NoReturn:
-        step = self.saver.safe_step
+        step = self.keeper.safe_step
         raise StoppedError(
             f"{self._where()} its checkpoint could not be stored in time, "
             f"{'and there is none before it' if step is None else f'that of step {step} is safe'}. "
@@ -260,17 +264,14 @@ class Loop:
         return f"Stopped on request after step {self.standing.step} of {self.learner.total_steps};"
 
     def _save(self, within_epoch: bool = False, is_last: bool = False) -> None:
-        elapsed = self.standing.elapsed_seconds + (self.clock.seconds() if within_epoch else 0.0)
-        standing = replace(self.standing, elapsed_seconds=elapsed)
-        record = {"standing": standing.record(), "history": self.history.record()}
-        whole = self.standing.step == len(self.history) * self.learner.steps_per_epoch
-        self.saver.save(self.standing.step, self.learner.variables(), record, whole, is_last)
+        more = self.clock.seconds() if within_epoch else 0.0
+        self.keeper.save(self.standing, self.history, more, is_last)
         self.pace.saved(self.standing.step)
 
     def _keep(self) -> None:
         """Fill the inference model with the weights that the run is to keep."""
         if self.spec.train.keeps_best and self.standing.best_epoch:
-            restore_best(self.folder, self.standing.best_epoch, self.learner.answering_variables())
+            self.keeper.restore_best(self.standing.best_epoch)
         else:
             self.learner.fill_inference_model()
 

@@ -2,8 +2,8 @@
 
 In: a learner, blocks of batches. Out: changed variables, and the sums of loss, hits and
 images. One step is: augment, forward, loss over the global batch, gradients summed over all
-replicas, then clipped, then applied, then averaged. But for dropout and stochastic depth, whose masks
-each replica draws for itself, that is the same step on any number of replicas.
+replicas, then clipped, then applied, then averaged. All random numbers belong to a row of the global
+batch, and all statistics are of the whole of it: so it is the same step on any number of replicas.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from trainer.augment import MIX_DRAWS, augment_images, draw_numbers
 from trainer.cluster import Cluster, choose_xla
 from trainer.exits import UsageError
 from trainer.mix import mix_images
+from trainer.model.masks import Rows, of_rows
 from trainer.spec import AugmentSpec, RunSpec
 from trainer.train.feed import Block
 from trainer.train.learner import Learner
@@ -61,15 +62,18 @@ class Stepper:
             )
         xla = choose_xla(spec.train.xla, cluster) and alone and not spec.augment.rotate_degrees
         self._step_function = tf.function(self._step, jit_compile=True) if xla else self._step
-        self._compiled: dict[tuple[int, int], Callable[..., tf.Tensor]] = {}
+        self.replicas = replicas
+        self.replicas_here = replicas // cluster.count
+        self._compiled: dict[tuple[int, ...], Callable[..., tf.Tensor]] = {}
 
     def run(self, block: Block, side: int) -> list[Sums]:
         """Do the steps of `block` on images of `side` pixels, and return the sums of each."""
-        rows = block.labels.shape[1]
-        if (side, rows) not in self._compiled:
-            self._compiled[side, rows] = self._compile(side, block)
+        shape = (side, block.labels.shape[1], block.global_rows)
+        if shape not in self._compiled:
+            self._compiled[shape] = self._compile(side, block)
         first_step = tf.constant(block.first_step, tf.int64)
-        sums = self._compiled[side, rows](tf.constant(block.images), tf.constant(block.labels), first_step)
+        given = (tf.constant(block.images), tf.constant(block.labels), tf.constant(block.places))
+        sums = self._compiled[shape](*given, first_step)
         # Added step by step, so that the total is the same however the steps fall into blocks.
         return list(itertools.starmap(Sums, sums.numpy().astype(float).tolist()))
 
@@ -82,16 +86,21 @@ class Stepper:
         signature = [
             tf.TensorSpec([None, *block.images.shape[1:]], tf.uint8),
             tf.TensorSpec([None, *block.labels.shape[1:]], tf.int32),
+            tf.TensorSpec([None, *block.places.shape[1:]], tf.int32),
             tf.TensorSpec([], tf.int64),
         ]
 
-        def run_block(images: tf.Tensor, labels: tf.Tensor, first_step: tf.Tensor) -> tf.Tensor:
+        def run_block(
+            images: tf.Tensor, labels: tf.Tensor, places: tf.Tensor, first_step: tf.Tensor
+        ) -> tf.Tensor:
             steps = tf.shape(labels)[0]
             sums = tf.TensorArray(tf.float32, size=steps, element_shape=[3])
             for index in tf.range(steps):
                 step = first_step + tf.cast(index, tf.int64)
-                done = self.strategy.run(self._replica_step, args=(images, labels, index, step, side))
-                sums = sums.write(index, self.strategy.reduce(tf.distribute.ReduceOp.SUM, done, axis=None))
+                given = (images[index], labels[index], places[index], step)
+                done = self.strategy.run(self._replica_step, args=(*given, block.global_rows, side))
+                # They are equal on all replicas.
+                sums = sums.write(index, self.strategy.experimental_local_results(done)[0])
                 if self.learner.average is not None:
                     self.learner.average.update(step)
             return sums.stack()
@@ -99,34 +108,53 @@ class Stepper:
         return tf.function(run_block, input_signature=signature)
 
     def _replica_step(
-        self, images: tf.Tensor, labels: tf.Tensor, index: tf.Tensor, step: tf.Tensor, side: int
+        self, images: tf.Tensor, labels: tf.Tensor, places: tf.Tensor, step: tf.Tensor, count: int, side: int
     ) -> tf.Tensor:
-        count = tf.shape(labels[index])[0]
-        draws = draw_numbers(self.seed + _AUGMENT_STREAM, step, count)
-        own_images, own_labels, own_draws = _share_of_replica(count, images[index], labels[index], draws)
-        return self._step_function(own_images, own_labels, own_draws, count, side)
+        images, labels, places = self._share_of_replica(images, labels, places)
+        return self._step_function(images, labels, places, step, count, side)
+
+    def _share_of_replica(self, *batches: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        """Return this replica's part of this host's rows; pairs that may be mixed stay together."""
+        if self.replicas_here == 1:
+            return batches
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group % self.replicas_here
+        pairs = (tf.shape(batches[0])[0] + 1) // 2
+        first, end = (2 * ((replica + more) * pairs // self.replicas_here) for more in (0, 1))
+        return tuple(batch[first:end] for batch in batches)
 
     def _step(
-        self, images: tf.Tensor, labels: tf.Tensor, draws: tf.Tensor, global_count: tf.Tensor, side: int
+        self, images: tf.Tensor, labels: tf.Tensor, places: tf.Tensor, step: tf.Tensor, count: int, side: int
     ) -> tf.Tensor:
-        """Do one step on this replica's share of a global batch; return its [loss sum, hits, images]."""
+        """Do one step on this replica's share of a global batch of `count` rows.
+
+        Returns the [loss sum, hits, images] of all replicas.
+        """
+        draws = tf.gather(draw_numbers(self.seed + _AUGMENT_STREAM, step, count), places)
         pixels = augment_images(images, draws, self.augment, side)
         partners = None
         if self.augment.mixup or self.augment.cutmix:
             pixels, partners, shares = mix_images(pixels, draws[:, MIX_DRAWS], self.augment)
         weights = self.learner.model.trainable_weights
-        with tf.GradientTape() as tape:
+        with tf.GradientTape() as tape, of_rows(Rows(step, places, tf.constant(count))):
             logits = self.learner.model(pixels, training=True)
             losses = self._losses(labels, logits)
             if partners is not None:
                 losses *= shares
                 losses += (1.0 - shares) * self._losses(tf.gather(labels, partners), logits)
             # Over the global batch: the gradients of the replicas are summed.
-            loss = tf.reduce_sum(losses) / tf.cast(global_count, tf.float32)
-        self._apply(tape.gradient(loss, [weight.value for weight in weights]))
+            loss = tf.reduce_sum(losses) / count
+        gradients = tape.gradient(loss, [weight.value for weight in weights])
         hits = tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), labels)
         sums = [tf.reduce_sum(losses), tf.reduce_sum(tf.cast(hits, tf.float32))]
-        return tf.stack([*sums, tf.cast(tf.shape(labels)[0], tf.float32)])
+        sums = tf.stack([*sums, tf.cast(tf.shape(labels)[0], tf.float32)])
+        if self.replicas > 1:
+            replica = tf.distribute.get_replica_context()
+            # One message for all of it.
+            *gradients, sums = replica.all_reduce(tf.distribute.ReduceOp.SUM, [*gradients, sums])
+        if self.clip_norm:
+            gradients, _ = tf.clip_by_global_norm(gradients, self.clip_norm)
+        self.learner.optimizer.apply(gradients, weights)
+        return sums
 
     def _losses(self, labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
         """Return the loss of each image if it is of the class that `labels` say, float32 [batch]."""
@@ -134,28 +162,6 @@ class Stepper:
         targets = tf.one_hot(labels, classes) * (1.0 - self.label_smoothing) + self.label_smoothing / classes
         losses = tf.nn.softmax_cross_entropy_with_logits(targets, logits)
         return losses * tf.gather(self.class_weights, labels)
-
-    def _apply(self, gradients: list[tf.Tensor]) -> None:
-        if self.clip_norm:
-            replica = tf.distribute.get_replica_context()
-            replicas = replica.num_replicas_in_sync
-            if replicas > 1:
-                gradients = replica.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
-            gradients, _ = tf.clip_by_global_norm(gradients, self.clip_norm)
-            # Keras's optimizers sum over the replicas themselves, what is equal on all of them too.
-            gradients = [each / replicas for each in gradients] if replicas > 1 else gradients
-        self.learner.optimizer.apply(gradients, self.learner.model.trainable_weights)
-
-
-def _share_of_replica(count: tf.Tensor, *batches: tf.Tensor) -> tuple[tf.Tensor, ...]:
-    """Return this replica's part of tensors of `count` rows; pairs that may be mixed stay together."""
-    replica = tf.distribute.get_replica_context()
-    replicas = replica.num_replicas_in_sync
-    if replicas == 1:
-        return batches
-    pairs = (count + 1) // 2
-    first, end = (2 * ((replica.replica_id_in_sync_group + more) * pairs // replicas) for more in (0, 1))
-    return tuple(batch[first:end] for batch in batches)
 
 
 def class_weights(

@@ -1,0 +1,186 @@
+"""Processes of one run, each a real one, on loopback: how they meet, agree, and end together."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import closing
+
+import pytest
+
+BEGIN = """
+import json, os, signal, sys, threading, time
+from trainer.exits import StoppedError, TrainerError
+from trainer.hosts import Place, meet, peers as room
+index, addresses, seconds = int(sys.argv[1]), tuple(json.loads(sys.argv[2])), float(sys.argv[3])
+place = Place(addresses, index, addresses[0])
+def say(text): print(text, flush=True)
+try:
+    peers = meet(place, os.environ.get("SPEC", "same"), seconds, say)
+    try:
+        exec(os.environ["PART"])
+    except TrainerError as error:
+        peers.leave(error.exit_code, str(error))
+        raise
+    peers.leave()
+except TrainerError as error:
+    print(f"{type(error).__name__}: {error}", flush=True)
+    os._exit(error.exit_code)
+os._exit(0)
+"""
+
+
+def addresses(count: int) -> list[str]:
+    """Return addresses of ports that nobody uses."""
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    found = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
+    for each in sockets:
+        each.close()
+    return found
+
+
+def start(
+    index: int, hosts: list[str], part: str, seconds: float = 20.0, spec: str = "same"
+) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", BEGIN, str(index), json.dumps(hosts), str(seconds)],
+        env={"PART": part, "SPEC": spec}, stdout=subprocess.PIPE, text=True, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def ends(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
+    """Return how each ended, and the last that it said."""
+    said = [process.communicate(timeout=60)[0] for process in processes]
+    return [(process.returncode, text) for process, text in zip(processes, said, strict=True)]
+
+
+def test_all_hear_what_each_says_in_their_order() -> None:
+    part = """
+large = bytes([index]) * 3_000_000
+assert peers.exchange(large) == [bytes([each]) * 3_000_000 for each in range(3)]
+assert peers.exchange(b"") == [b""] * 3
+for turn in range(200):
+    assert peers.exchange(b"%d of %d" % (turn, index)) == [b"%d of %d" % (turn, each) for each in range(3)]
+assert peers.share(b"from %d" % index) == b"from 0"
+say("done")
+"""
+    hosts = addresses(3)
+    processes = [start(index, hosts, part) for index in (2, 0, 1)]
+    assert [(code, text.splitlines()[-1]) for code, text in ends(processes)] == [(0, "done")] * 3
+
+
+def test_a_process_that_starts_late_is_waited_for_and_a_restarted_one_takes_its_place() -> None:
+    hosts = addresses(3)
+    chief, first = (
+        start(0, hosts, "say(peers.exchange(b'%d' % index))"),
+        start(1, hosts, "peers.exchange(b'x')"),
+    )
+    time.sleep(1.0)
+    first.kill()
+    first.communicate()
+    rest = [start(index, hosts, "peers.exchange(b'%d' % index)") for index in (1, 2)]
+    assert ends([chief, *rest])[0] == (0, "[b'0', b'1', b'2']\n")
+
+
+def test_who_does_not_come_is_named() -> None:
+    hosts = addresses(3)
+    (code, told), (other_code, other_told) = ends([start(0, hosts, "", 2.0), start(1, hosts, "", 10.0)])
+    assert (code, other_code) == (75, 75)
+    for text in (told, other_told):
+        assert f"missing are worker 2 ({hosts[2]})" in text
+
+
+def test_a_chief_that_does_not_come_is_named() -> None:
+    hosts = addresses(2)
+    ((code, told),) = ends([start(1, hosts, "", 1.5)])
+    assert code == 75
+    assert f"The chief, {hosts[0]}, did not begin the run within 1.5 s" in told
+
+
+def test_processes_of_different_specs_are_refused() -> None:
+    hosts = addresses(2)
+    found = ends([start(0, hosts, "", 10.0), start(1, hosts, "", 10.0, spec="another")])
+    assert [code for code, _ in found] == [2, 2]
+    assert "different specs" in found[0][1]
+
+
+def test_a_stranger_at_the_door_does_no_harm() -> None:
+    hosts = addresses(2)
+    chief = start(0, hosts, "say(peers.exchange(b'a'))")
+    address = ("127.0.0.1", int(hosts[0].rpartition(":")[2]))
+    for said in (b"GET / HTTP/1.1\r\n\r\n", b"h" + bytes(7) + b"\x02{}", b"h" + b"\xff" * 8, b""):
+        while True:
+            try:
+                stranger = socket.create_connection(address, timeout=5)
+                break
+            except OSError:
+                time.sleep(0.05)
+        with closing(stranger):
+            stranger.sendall(said)
+    assert ends([chief, start(1, hosts, "peers.exchange(b'b')")])[0] == (0, "[b'a', b'b']\n")
+
+
+@pytest.mark.parametrize("killed", [0, 1, 2])
+def test_when_one_is_killed_all_others_end_with_75_and_its_name(killed: int) -> None:
+    hosts = addresses(3)
+    processes = [start(index, hosts, "peers.exchange(b''); say('met'); peers.exchange(b'') if index != "
+                 f"{killed} else time.sleep(60)") for index in range(3)]  # fmt: skip
+    for process in processes:
+        assert process.stdout is not None
+        while process.stdout.readline() != "met\n":
+            pass
+    processes[killed].send_signal(signal.SIGKILL)
+    began = time.monotonic()
+    found = ends(processes)
+    assert time.monotonic() - began < 10
+    for index, (code, text) in enumerate(found):
+        if index != killed:
+            assert code == 75
+            assert f"worker {killed} ({hosts[killed]}) is gone" in text
+
+
+def test_one_that_says_nothing_any_more_is_gone_too() -> None:
+    hosts = addresses(2)
+    chief = start(0, hosts, "peers.exchange(b''); say('met'); peers.exchange(b'')")
+    other = start(1, hosts, "peers.exchange(b''); say('met'); time.sleep(60)")
+    assert other.stdout is not None
+    while other.stdout.readline() != "met\n":
+        pass
+    other.send_signal(signal.SIGSTOP)
+    try:
+        ((code, text),) = ends([chief])
+    finally:
+        other.kill()
+        other.communicate()
+    assert code == 75
+    assert "is gone" in text
+
+
+@pytest.mark.parametrize("who", [0, 1])
+def test_when_one_ends_with_an_error_all_end_with_it(who: int) -> None:
+    hosts = addresses(3)
+    part = f"""
+from trainer.exits import DataError
+if index == {who}:
+    raise DataError("no such images")
+peers.exchange(b"")
+"""
+    found = ends([start(index, hosts, part) for index in range(3)])
+    assert [code for code, _ in found] == [65] * 3
+    for index, (_, text) in enumerate(found):
+        assert "no such images" in text
+        assert index == who or f"worker {who} ({hosts[who]}): no such images" in text
+
+
+def test_who_waits_elsewhere_is_called_when_another_one_ends() -> None:
+    hosts = addresses(2)
+    waiting = "peers.on_end(lambda error: (say('called'), os._exit(error.exit_code))); time.sleep(60)"
+    found = ends([start(0, hosts, waiting), start(1, hosts, "raise StoppedError('asked to')")])
+    assert [code for code, _ in found] == [143, 143]
+    assert "called" in found[0][1]

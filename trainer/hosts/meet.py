@@ -1,0 +1,143 @@
+"""How the processes of a run find each other.
+
+In: a `Place` and what all must have in common. Out: `Peers`. The chief waits for everyone; who does not
+come is named. A process that starts again while the chief still waits takes its own place.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from trainer.exits import TemporaryError, TrainerError, UsageError, error_of
+from trainer.hosts.peers import PING_SECONDS, SILENCE_SECONDS, Peers
+from trainer.hosts.place import Place
+from trainer.hosts.wire import BYE, HELLO, PING, WELCOME, Wire, connect, listen, values_of
+
+_HELLO_SECONDS = 5.0
+_NEWS_SECONDS = 15.0
+_AGAIN_SECONDS = 0.3
+
+Say = Callable[[str], None]
+
+
+def meet(place: Place, common: str, limit_seconds: float, say: Say) -> Peers:
+    """Return the peers of `place` when everyone is there.
+
+    All must say the same `common`, a digest of the spec. `say` hears who is waited for. Raises
+    TemporaryError, which names the missing ones, after `limit_seconds`, and UsageError if one has
+    another spec.
+    """
+    if place.count == 1:
+        return Peers(place)
+    until = time.monotonic() + limit_seconds
+    if place.is_chief:
+        return Peers(place, _Reception(place, common, say).gather(until, limit_seconds))
+    return Peers(place, {0: _join(place, common, until, limit_seconds, say)})
+
+
+class _Reception:
+    """The chief's side."""
+
+    def __init__(self, place: Place, common: str, say: Say) -> None:
+        self.place, self.common, self.say = place, common, say
+        self.wires: dict[int, Wire] = {}
+        self.spoke_at = self.pinged_at = time.monotonic()
+
+    def gather(self, until: float, limit_seconds: float) -> dict[int, Wire]:
+        try:
+            with self._listening() as server:
+                server.settimeout(_AGAIN_SECONDS)
+                while len(self.wires) < self.place.count - 1:
+                    if time.monotonic() > until:
+                        raise TemporaryError(
+                            f"Not all processes of the run came within {limit_seconds:g} s: missing are "
+                            f"{self._missing()}. See why they did not start, or raise train.meet_seconds. "
+                            f"Received: {len(self.wires) + 1} of {self.place.count}"
+                        )
+                    self._look(server)
+            for wire in self.wires.values():
+                with suppress(OSError):  # its end is noticed by whoever listens to it next
+                    wire.send(WELCOME)
+        except TrainerError as error:
+            for wire in self.wires.values():
+                with suppress(OSError):
+                    wire.send_values(BYE, exit_code=error.exit_code, message=str(error))
+            raise
+        return self.wires
+
+    def _listening(self) -> socket.socket:
+        try:
+            return listen(self.place.control, self.place.count)
+        except OSError as error:
+            raise TemporaryError(
+                f"The port for the other processes of the run can't be opened; is another run at work here? "
+                f"Received: {self.place.control}, {error.strerror}"
+            ) from None
+
+    def _look(self, server: socket.socket) -> None:
+        with suppress(TimeoutError):
+            connection, _ = server.accept()
+            self._greet(connection)
+        now = time.monotonic()
+        if now - self.pinged_at > PING_SECONDS:
+            self.pinged_at = now
+            for index, wire in list(self.wires.items()):
+                try:
+                    wire.send(PING)
+                except OSError:
+                    del self.wires[index]
+        if now - self.spoke_at > _NEWS_SECONDS:
+            self.spoke_at = now
+            self.say(f"waiting for {self._missing()}")
+
+    def _greet(self, connection: socket.socket) -> None:
+        """Take in one of the run; whoever else it is, is turned away."""
+        wire = Wire(connection, _HELLO_SECONDS)
+        try:
+            kind, data = wire.receive()
+            values = values_of(data)
+            index = int(values.get("index", 0)) if kind == HELLO else 0
+            if not 0 < index < self.place.count or values.get("count") != self.place.count:
+                wire.close()
+                return
+            wire.silence(SILENCE_SECONDS)
+        except (OSError, TypeError, ValueError):
+            wire.close()
+            return
+        self.wires[index] = wire  # after a restart in the place of the one before
+        if values.get("common") != self.common:
+            raise UsageError(
+                "The processes of the run have different specs or versions of this program; start all with "
+                f"the same command. Received: another one from {self.place.name(index)}"
+            )
+
+    def _missing(self) -> str:
+        names = [self.place.name(index) for index in range(1, self.place.count) if index not in self.wires]
+        return ", ".join(names)
+
+
+def _join(place: Place, common: str, until: float, limit_seconds: float, say: Say) -> Wire:
+    """Return the connection to the chief once it says that everyone is there."""
+    say(f"waiting for the chief, {place.addresses[0]}")
+    while True:
+        try:
+            wire = Wire(connect(place.control, until), SILENCE_SECONDS)
+            wire.send_values(HELLO, index=place.index, count=place.count, common=common)
+            while True:
+                kind, data = wire.receive()
+                if kind == WELCOME:
+                    return wire
+                if kind == BYE:
+                    values = values_of(data)
+                    raise error_of(int(values.get("exit_code", 1)), str(values.get("message", "")))
+        except OSError as error:
+            # The chief may have been started again, and waits anew.
+            if time.monotonic() > until:
+                raise TemporaryError(
+                    f"The chief, {place.addresses[0]}, did not begin the run within {limit_seconds:g} s. See "
+                    f"why it did not start, or raise train.meet_seconds. Received: {place.control}, {error}"
+                ) from None
+        time.sleep(_AGAIN_SECONDS)

@@ -1,0 +1,182 @@
+"""The processes of one run, connected: what one says all hear, and when one is gone all know.
+
+In: a `Place`. Out: `Peers`, once everyone has come. The chief is the middle of a star: each other
+process has one connection, to it. Everybody says something every few seconds; who is silent for
+`SILENCE_SECONDS` or whose connection ends is gone, and then nobody goes on alone.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from itertools import accumulate, pairwise
+
+from trainer.exits import TemporaryError, TrainerError, error_of
+from trainer.hosts.place import Place
+from trainer.hosts.wire import BYE, DATA, PING, Wire, values_of
+
+SILENCE_SECONDS = 15.0
+PING_SECONDS = 3.0
+_LOOK_SECONDS = 0.5
+_LEAVE_SECONDS = 2.0
+
+
+class Peers:
+    """The processes of a run that have met; with none but this one all of it is trivial."""
+
+    def __init__(self, place: Place, wires: dict[int, Wire] | None = None) -> None:
+        """`wires` lead to every other process for the chief, to the chief for the others."""
+        self.place = place
+        self._wires = wires or {}
+        self._inbox: dict[int, deque[bytes]] = {index: deque() for index in self._wires}
+        self._changed = threading.Condition()
+        self._error: TrainerError | None = None
+        self._on_end: list[Callable[[TrainerError], None]] = []
+        self._left: set[int] = set()
+        self._closed = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._listen, args=each, daemon=True, name=f"peer-{each[0]}")
+            for each in self._wires.items()
+        ]
+        for thread in self._threads:
+            thread.start()
+        if self._wires:
+            threading.Thread(target=self._ping, daemon=True, name="ping").start()
+
+    def exchange(self, data: bytes) -> list[bytes]:
+        """Return what each process said, in their order; everyone has to say something.
+
+        Raises the error with which another one ended, TemporaryError if one is gone.
+        """
+        if not self._wires:
+            return [data]
+        if not self.place.is_chief:
+            self._send(0, DATA, data)
+            return _unpacked(self._next(0))
+        said = [data, *(self._next(index) for index in range(1, self.place.count))]
+        packed = _packed(said)
+        for index in self._wires:
+            self._send(index, DATA, packed)
+        return said
+
+    def share(self, data: bytes) -> bytes:
+        """Return what the chief said; what the others say doesn't count."""
+        return self.exchange(data if self.place.is_chief else b"")[0]
+
+    def require(self) -> None:
+        """Raise the error with which another process ended, if one did."""
+        if self._error is not None:
+            raise self._error
+
+    def on_end(self, action: Callable[[TrainerError], None]) -> None:
+        """Let `action` be called, by another thread, when another process fails or is gone."""
+        with self._changed:
+            self._on_end.append(action)
+            error = self._error
+        if error is not None:
+            action(error)
+
+    def leave(self, exit_code: int = 0, message: str = "") -> None:
+        """Tell the others how this process ended; unless it was well they end the same way."""
+        if self._closed.is_set():
+            return
+        self._closed.set()
+        for wire in self._wires.values():
+            with suppress(OSError):
+                wire.send_values(BYE, exit_code=exit_code, message=message)
+                wire.end()
+        for thread in self._threads:
+            thread.join(_LEAVE_SECONDS)
+
+    def _next(self, index: int) -> bytes:
+        with self._changed:
+            while not self._inbox[index]:
+                self.require()
+                if index in self._left:
+                    raise TemporaryError(
+                        f"{self.place.name(index)} has left before the end. Received: nothing"
+                    )
+                self._changed.wait(_LOOK_SECONDS)
+            return self._inbox[index].popleft()
+
+    def _send(self, index: int, kind: bytes, data: bytes) -> None:
+        self.require()
+        try:
+            self._wires[index].send(kind, data)
+        except OSError as error:
+            self._lose(index, error)
+            self.require()
+
+    def _listen(self, index: int, wire: Wire) -> None:
+        try:
+            while True:
+                kind, data = wire.receive()
+                if kind == BYE:
+                    self._hear_end(index, data)
+                    return
+                if kind == DATA:
+                    with self._changed:
+                        self._inbox[index].append(data)
+                        self._changed.notify_all()
+        except OSError as error:
+            self._lose(index, error)
+
+    def _ping(self) -> None:
+        while not self._closed.wait(PING_SECONDS):
+            for index, wire in self._wires.items():
+                try:
+                    wire.send(PING)
+                except OSError as error:
+                    self._lose(index, error)
+
+    def _hear_end(self, index: int, data: bytes) -> None:
+        values = values_of(data)
+        exit_code, message = int(values.get("exit_code", 1)), str(values.get("message", ""))
+        if exit_code == 0:
+            with self._changed:
+                self._left.add(index)
+                self._changed.notify_all()
+            return
+        # What the chief passes on says already who it was.
+        said = (
+            message
+            if index == 0 and message.startswith("worker ")
+            else f"{self.place.name(index)}: {message}"
+        )
+        self._end(error_of(exit_code, said))
+
+    def _lose(self, index: int, error: OSError) -> None:
+        if index not in self._left:
+            self._end(
+                TemporaryError(
+                    f"{self.place.name(index)} is gone, and so all end; started again they go on from the "
+                    f"last checkpoint. Received: {error}"
+                )
+            )
+
+    def _end(self, error: TrainerError) -> None:
+        with self._changed:
+            if self._error is not None or self._closed.is_set():
+                return
+            self._error = error
+            self._changed.notify_all()
+            actions = list(self._on_end)
+        if self.place.is_chief:
+            for wire in self._wires.values():
+                with suppress(OSError):
+                    wire.send_values(BYE, exit_code=error.exit_code, message=str(error))
+        for action in actions:
+            action(error)
+
+
+def _packed(parts: Sequence[bytes]) -> bytes:
+    return b"".join([struct.pack(f">{1 + len(parts)}Q", len(parts), *map(len, parts)), *parts])
+
+
+def _unpacked(data: bytes) -> list[bytes]:
+    (count,) = struct.unpack_from(">Q", data)
+    ends = accumulate(struct.unpack_from(f">{count}Q", data, 8), initial=8 * (count + 1))
+    return [data[start:end] for start, end in pairwise(ends)]

@@ -1,0 +1,102 @@
+"""Messages between two processes, over one connection.
+
+In: a connected socket. Out: a `Wire` that sends a kind and bytes, and hears the other side's.
+A message is its kind (one byte), its length (eight), and its bytes: nothing that arrives is ever
+executed or unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+import threading
+import time
+from typing import Any
+
+_HEAD = struct.Struct(">cQ")
+_MOST_BYTES = 1 << 36
+_CHUNK_BYTES = 1 << 20
+
+HELLO, WELCOME, DATA, PING, BYE = b"h", b"w", b"d", b"p", b"b"
+
+
+class Wire:
+    """One connection. `send` may be called by any thread, `receive` by one."""
+
+    def __init__(self, connection: socket.socket, seconds: float) -> None:
+        """A side that says nothing for so many `seconds` counts as gone."""
+        connection.settimeout(seconds)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._connection = connection
+        self._sending = threading.Lock()
+
+    def send(self, kind: bytes, data: bytes = b"") -> None:
+        """Send one message. Raises OSError."""
+        with self._sending:
+            self._connection.sendall(_HEAD.pack(kind, len(data)))
+            # Part by part: each has the whole time that a silence may last.
+            for start in range(0, len(data), _CHUNK_BYTES):
+                self._connection.sendall(memoryview(data)[start : start + _CHUNK_BYTES])
+
+    def send_values(self, kind: bytes, **values: Any) -> None:
+        """Send a message of JSON values. Raises OSError."""
+        self.send(kind, json.dumps(values).encode())
+
+    def receive(self) -> tuple[bytes, bytes]:
+        """Return the next message's kind and bytes. Raises OSError, also when the other side is gone."""
+        kind, size = _HEAD.unpack(self._read(_HEAD.size))
+        if size > _MOST_BYTES:
+            raise OSError(f"a message of {size} bytes")
+        return kind, self._read(size)
+
+    def silence(self, seconds: float) -> None:
+        """Let the other side be silent for so long."""
+        self._connection.settimeout(seconds)
+
+    def end(self) -> None:
+        """Send nothing more. Raises OSError."""
+        self._connection.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        """End the connection."""
+        self._connection.close()
+
+    def _read(self, size: int) -> bytes:
+        data = bytearray()
+        while len(data) < size:
+            part = self._connection.recv(min(_CHUNK_BYTES, size - len(data)))
+            if not part:
+                raise ConnectionError("the connection was closed")
+            data += part
+        return bytes(data)
+
+
+def values_of(data: bytes) -> dict[str, Any]:
+    """Return the JSON values of a message, none for what is no such message."""
+    try:
+        values = json.loads(data)
+    except ValueError:
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def connect(address: str, until: float) -> socket.socket:
+    """Return a connection to HOST:PORT, trying until the monotonic time `until`. Raises OSError."""
+    host, _, port = address.rpartition(":")
+    while True:
+        try:
+            return socket.create_connection((host.strip("[]"), int(port)), timeout=5.0)
+        except OSError:
+            if time.monotonic() > until:
+                raise
+        time.sleep(0.2)
+
+
+def listen(address: str, count: int) -> socket.socket:
+    """Return a socket that hears connections to the port of HOST:PORT, on all of this host's interfaces."""
+    port = int(address.rpartition(":")[2])
+    family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+    return socket.create_server(
+        ("", port), family=family, backlog=count, reuse_port=False, dualstack_ipv6=socket.has_dualstack_ipv6()
+    )

@@ -1,0 +1,88 @@
+"""The state of a training, kept by the chief and given to all.
+
+In: a learner, where training stands, a saver. Out: checkpoints that only the chief writes, and, when one is
+asked for, its values in the variables of every process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from trainer.checkpoint import list_checkpoints, restore_best, restore_newest
+from trainer.storage.local import prepare_folder
+from trainer.train.agreement import Agreement
+from trainer.train.history import History
+from trainer.train.learner import Learner
+from trainer.train.progress import Standing
+from trainer.train.saver import Saver
+
+
+class Keeper:
+    """Asked by every process at the same points of the training."""
+
+    def __init__(
+        self, learner: Learner, saver: Saver, agreement: Agreement, on_damage: Callable[[str], None]
+    ) -> None:
+        self._learner, self._saver, self._agreement = learner, saver, agreement
+        self._on_damage = on_damage
+
+    @property
+    def folder(self) -> Path:
+        """Where the checkpoints are."""
+        return self._saver.folder
+
+    @property
+    def safe_step(self) -> int | None:
+        """The last step whose checkpoint outlives this machine; None if there is none."""
+        return self._saver.safe_step
+
+    def prepare(self) -> None:
+        """Make the folder, and prove that it can be written. Raises what `prepare_folder` raises."""
+        prepare_folder(self.folder)
+
+    def restore(self, whole_epochs: bool = False) -> Mapping[str, Any] | None:
+        """Put the newest checkpoint's values into the variables; return its record, None without one."""
+        variables, record = self._learner.variables(), None
+        if self._agreement.is_chief:
+            record = restore_newest(self.folder, variables, whole_epochs, self._on_damage)
+        found: Mapping[str, Any] | None = self._agreement.state(variables, record)
+        return found
+
+    def restore_best(self, epoch: int) -> None:
+        """Put the weights of the best epoch into the inference model. Raises UsageError if they are lost."""
+        answering = self._learner.answering_variables()
+        if self._agreement.is_chief:
+            restore_best(self.folder, epoch, answering)
+        self._agreement.state(answering, {})
+
+    def save(
+        self, standing: Standing, history: History, more_seconds: float = 0.0, is_last: bool = False
+    ) -> None:
+        """Save the state as it is now, with `more_seconds` of training that `standing` hasn't counted."""
+        elapsed = standing.elapsed_seconds + more_seconds
+        record = {
+            "standing": replace(standing, elapsed_seconds=elapsed).record(),
+            "history": history.record(),
+        }
+        whole = standing.step == len(history) * self._learner.steps_per_epoch
+        if self._agreement.is_chief:
+            self._saver.save(standing.step, self._learner.variables(), record, whole, is_last)
+
+    def save_best(self, epoch: int) -> None:
+        """Save the weights of the best epoch so far."""
+        if self._agreement.is_chief:
+            self._saver.save_best(epoch, self._learner.answering_variables())
+
+    def flush(self) -> bool:
+        """Wait until all is saved; return False if that takes too long. Raises what a save raised."""
+        return bool(self._agreement.value(self._saver.flush()))
+
+    def forget_parts(self) -> None:
+        """Remove the checkpoints within the epoch that went wrong."""
+        whole = list_checkpoints(self.folder, whole_epochs=True)
+        for path in list_checkpoints(self.folder):
+            if path not in whole:
+                path.unlink()
