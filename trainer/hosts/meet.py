@@ -50,7 +50,7 @@ class _Reception:
         try:
             with self._listening() as server:
                 server.settimeout(_AGAIN_SECONDS)
-                while len(self.wires) < self.place.count - 1:
+                while not self._is_complete():
                     if time.monotonic() > until:
                         raise TemporaryError(
                             f"Not all processes of the run came within {limit_seconds:g} s: missing are "
@@ -67,6 +67,11 @@ class _Reception:
                     wire.send_values(BYE, exit_code=error.exit_code, message=str(error))
             raise
         return self.wires
+
+    def _is_complete(self) -> bool:
+        """Return whether everyone is there; who came and was killed since is not."""
+        self.wires = {index: wire for index, wire in self.wires.items() if wire.is_open()}
+        return len(self.wires) == self.place.count - 1
 
     def _listening(self) -> socket.socket:
         try:

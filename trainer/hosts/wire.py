@@ -8,6 +8,7 @@ executed or unpickled.
 from __future__ import annotations
 
 import json
+import select
 import socket
 import struct
 import threading
@@ -53,6 +54,14 @@ class Wire:
     def silence(self, seconds: float) -> None:
         """Let the other side be silent for so long."""
         self._connection.settimeout(seconds)
+
+    def is_open(self) -> bool:
+        """Return whether the other side is still there, as far as this one has heard; waits for nothing."""
+        try:
+            heard = select.select([self._connection], [], [], 0)[0]
+            return not heard or bool(self._connection.recv(1, socket.MSG_PEEK))
+        except OSError:
+            return False
 
     def end(self) -> None:
         """Send nothing more. Raises OSError."""
