@@ -52,7 +52,7 @@ def _make_images(folder: Path, count: int) -> None:
 
 def _work(folder: Path) -> None:
     """Decode everything, then read three epochs as training does."""
-    from trainer.data.dataset import load_dataset
+    from trainer.data.load import load_dataset
     from trainer.data.progress import SilentProgress
     from trainer.spec import DataSpec
     from trainer.train.feed import Feed

@@ -20,7 +20,8 @@ import tensorflow as tf
 from trainer.cli.app import cache_folder
 from trainer.cluster import find_cluster
 from trainer.data.batches import steps_per_epoch
-from trainer.data.dataset import Dataset, load_dataset
+from trainer.data.dataset import Dataset
+from trainer.data.load import load_dataset
 from trainer.data.progress import SilentProgress
 from trainer.exits import StoppedError
 from trainer.spec import RunSpec, load_spec

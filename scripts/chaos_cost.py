@@ -17,7 +17,7 @@ from chaos_places import make_images
 
 from trainer.cluster import find_cluster
 from trainer.data.batches import steps_per_epoch
-from trainer.data.dataset import load_dataset
+from trainer.data.load import load_dataset
 from trainer.data.progress import SilentProgress
 from trainer.exits import StoppedError
 from trainer.spec import RunSpec, load_spec

@@ -49,6 +49,8 @@ class Kills:
         self.cuts: Counter[str] = Counter()
         """What a kill left: how far the publication was."""
         self.twice: list[int] = []
+        self.said: list[str] = []
+        """Where each attempt of the run under way went on."""
         calm = self.attempt(str(folder / "calm"), "calm")
         if calm.end():
             raise SystemExit(calm.text())
@@ -66,6 +68,7 @@ class Kills:
         number = 0
         while kills > 0:
             name, number, last = f"run-{number}", number + 1, 0
+            self.said = []
             for _ in range(self.rng.randint(1, 6)):
                 attempt = self.attempt(output, name)
                 if kills <= 0 or not self._kill(attempt, open_store(output).below(name)):
@@ -106,6 +109,7 @@ class Kills:
 
     def _count_twice(self, attempt: Attempt, last: int) -> int:
         """Note how many steps this attempt did again; return the last step that it did."""
+        self.said.append(f"{attempt.resumed_step()} to {attempt.last_step()}")
         if last and attempt.when(_STEPS):
             self.twice.append(max(0, last - attempt.resumed_step()))
         return max(last, attempt.last_step())
@@ -114,7 +118,18 @@ class Kills:
         found = result_of(output, name)
         differing = sorted(key for key in self.expected if found.get(key) != self.expected[key])
         if differing or found.keys() != self.expected.keys():
-            self.problems.append(f"{output}/{name} differs in {', '.join(differing[:5])}")
+            rows = zip(
+                *(each["history.jsonl"].decode().splitlines() for each in (self.expected, found)),
+                strict=False,
+            )
+            first = next(
+                (f"{here} {there}" for here, there in rows if here != there), "no row of the history"
+            )
+            self.problems.append(
+                f"{output}/{name} differs in {len(differing)} of {len(self.expected)}: "
+                f"{', '.join(differing[:5])}; first in {first}; "
+                f"its attempts did the steps {', '.join(self.said)}"
+            )
 
     def _check_pointer(self, output: str) -> None:
         store = open_store(output)

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from trainer.data.dataset import Dataset, load_dataset
+from trainer.data.dataset import Dataset
 from trainer.data.items import Item, Rejection
+from trainer.data.load import load_dataset
 from trainer.data.progress import SilentProgress
 from trainer.spec.schema import DataSpec
 

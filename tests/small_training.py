@@ -37,6 +37,9 @@ class Pixels:
     def hold(self, indices: np.ndarray) -> None:
         """All are."""
 
+    def follow(self, *passes: np.ndarray) -> None:
+        """They are all here."""
+
 
 class Recorder:
     """An observer that remembers."""

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.data.batches import Plan, first_owners, steps_per_epoch
+from trainer.data.batches import Plan, Shards, first_owners, steps_per_epoch
 
 
 def order(seed: int, epoch: int, plan: Plan) -> np.ndarray:
@@ -66,3 +66,50 @@ def test_every_image_is_equally_likely_at_the_first_place(count: int, batch: int
     counts = np.bincount(first * 10 // count, minlength=10)
     assert counts.min() > 230
     assert counts.max() < 370
+
+
+def shards_of(*sizes: int, together: int = 2) -> Shards:
+    return Shards(np.cumsum([0, *sizes]), together)
+
+
+@pytest.mark.parametrize("together", [1, 2])
+@pytest.mark.parametrize("sizes", [(50, 50, 50, 50), (7, 300, 1, 92), (400,), (3, 2)])
+def test_shards_are_taken_a_few_at_a_time_each_image_once(sizes: tuple[int, ...], together: int) -> None:
+    shards, count = shards_of(*sizes), sum(sizes)
+    plan = Plan(count, 10, together, shards)
+    images = plan.lanes_of_images(np.arange(count))
+    orders = [plan.order(7, epoch, images)[0] for epoch in range(2)]
+    for order in orders:
+        assert sorted(order) == list(range(count))
+        found = np.searchsorted(shards.starts, order, side="right") - 1
+        windows = [set(found[first:end]) for first, end in windows_of(found, sizes)]
+        assert all(len(window) <= shards.together for window in windows)
+        assert len({shard for window in windows for shard in window}) == sum(map(len, windows))
+    assert count < 10 or list(orders[0]) != list(orders[1])
+    assert list(plan.order(7, 1, images)[0]) == list(orders[1])
+
+
+def windows_of(found: np.ndarray, sizes: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Where the shards of the order `found` change for good: a window ends when all of it was taken."""
+    bounds, taken, start = [], set(), 0
+    left = dict(enumerate(sizes))
+    for place, shard in enumerate(found):
+        taken.add(shard)
+        left[shard] -= 1
+        if all(left[each] == 0 for each in taken) and (len(taken) == 2 or place == len(found) - 1):
+            bounds.append((start, place + 1))
+            start, taken = place + 1, set()
+    return bounds
+
+
+def test_each_of_two_processes_needs_half_of_the_shards_at_a_time() -> None:
+    shards = shards_of(*[960] * 8, together=4)
+    plan = Plan(960 * 8, 96, 1, shards)
+    order, lanes = plan.order(3, 0, plan.lanes_of_images(np.arange(960 * 8)))
+    found = np.searchsorted(shards.starts, order, side="right") - 1
+    for hosts in (2, 4):
+        needed = [set(found[: 960 * 4][lanes[: 960 * 4] % hosts == host]) for host in range(hosts)]
+        assert [len(each) for each in needed] == [4 // hosts] * hosts
+        assert len(set().union(*needed)) == 4
+    # All shards of a window take part in every batch, so that one of them doesn't come after the other.
+    assert all(len(set(found[start : start + 96])) == 4 for start in range(0, 960 * 4, 96))

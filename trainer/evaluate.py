@@ -46,21 +46,26 @@ class Evaluator:
 
         Raises StoppedError as soon as `is_stopped` returns True.
         """
+        return Predictions(
+            split=split.name,
+            names=tuple(item.name for item in split.items),
+            labels=split.labels,
+            probabilities=self._answers(split, is_stopped),
+            class_names=class_names,
+        )
+
+    def _answers(self, split: Split, is_stopped: Callable[[], bool]) -> np.ndarray[Any, Any]:
+        """Return the probabilities of all images of `split`, float64 [images, classes]."""
         place = self.peers.place
         owners = split.owners(place.count)
         own, parts = np.flatnonzero(owners == place.index), []
+        split.pixels.follow(own)
         for rows in batches_of(len(own), split.pixels.shape[1]):
             # The others wait for these answers, so that nobody stops alone.
             if place.count == 1 and is_stopped():
                 raise StoppedError("Stopped on request during the evaluation.")
             parts.append(self._probabilities(tf.constant(split.pixels.take(own[rows]))).numpy())
-        return Predictions(
-            split=split.name,
-            names=tuple(item.name for item in split.items),
-            labels=split.labels,
-            probabilities=self._joined(parts, owners),
-            class_names=class_names,
-        )
+        return self._joined(parts, owners)
 
     def _joined(
         self, parts: list[np.ndarray[Any, Any]], owners: np.ndarray[Any, Any]
@@ -76,7 +81,7 @@ class Evaluator:
         self, split: Split, is_stopped: Callable[[], bool] = lambda: False
     ) -> dict[str, float]:
         """Return the mean cross-entropy and the accuracy on the whole of `split`; stops as `predict` does."""
-        probabilities = self.predict(split, (), is_stopped).probabilities
+        probabilities = self._answers(split, is_stopped)
         chosen = probabilities[np.arange(len(split.labels)), split.labels]
         return {
             "loss": float(-np.mean(np.log(np.maximum(chosen, np.finfo(np.float64).eps)))),

@@ -13,8 +13,9 @@ import keras
 
 from trainer.cluster import Cluster, find_cluster
 from trainer.data.batches import steps_per_epoch
-from trainer.data.dataset import Dataset, format_found, load_dataset
+from trainer.data.dataset import Dataset, format_found
 from trainer.data.items import Rejection
+from trainer.data.load import load_dataset
 from trainer.data.progress import Progress
 from trainer.evaluate import Evaluator, predict_splits
 from trainer.exits import DataError, UsageError

@@ -65,7 +65,7 @@ class Stop:
             self._patient = False
         if self.requested:
             # Heard too late for the block to see it.
-            raise StoppedError("Stopped on request; the checkpoint is safe.")
+            raise StoppedError("Stopped on request; what was finished is kept.")
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if self.requested:

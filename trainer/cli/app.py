@@ -33,6 +33,7 @@ _EMULATOR = "STORAGE_EMULATOR_HOST"
 # The first is this program's own, for manifests to set; the other is Vertex AI's.
 _JOB_NAMES = ("TRAINER_RUN_NAME", "CLOUD_ML_JOB_ID")
 
+_SHARD_SET_HELP = "Change how the data are read or split: --set data.validation_fraction=0.1."
 _LESS_MEMORY = "give fewer or smaller pictures at once, or use a machine with more"
 
 
@@ -133,6 +134,30 @@ def evaluate(model: str, data: str, as_json: bool, settings: tuple[str, ...]) ->
     import_tensorflow()
     with memory_explained(_LESS_MEMORY):
         evaluate_command(model, data, cache_folder(), as_json, settings)
+
+
+@cli.command()
+@click.argument("data", metavar="DATA")
+@click.argument("output", metavar="OUTPUT")
+@click.option(
+    "--shard-mib", type=click.IntRange(1, 65_536), default=128, show_default=True, help="Size of a shard."
+)
+@click.option("--processes", type=click.IntRange(1, 1_024), help="How many work here.  [default: one a core]")
+@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help=_SHARD_SET_HELP)
+def shard(data: str, output: str, shard_mib: int, processes: int | None, settings: tuple[str, ...]) -> None:
+    """Pack pictures into TFRecord shards, to train on more than fits one machine.
+
+    The pods of an Indexed Job share the work. Started again, it goes on where it was.
+    """
+    from trainer.cli.shard import shard_command
+    from trainer.hosts import read_share
+    from trainer.stop import Stop
+
+    stop = Stop()
+    stop.listen()
+    prepare_libraries()
+    share = read_share(os.environ)
+    shard_command(data, output, shard_mib, processes, settings, share, cache_folder(), stop)
 
 
 @cli.command()

@@ -8,6 +8,9 @@ Places and images are divided into lanes, and an image stays in its lane: each e
 of a lane over the places of that lane. A process has the lanes whose number leaves its own when it is
 divided by the number of processes: so it has an even share of every batch, and only ever needs the
 images of its lanes.
+
+Of a data set in shards, each epoch takes the shards in another order, a few at a time, and shuffles among
+those. Then the lanes are stretches of these few shards, so that a process needs few of them at once.
 """
 
 from __future__ import annotations
@@ -45,6 +48,23 @@ def first_owners(numbers: NDArray[np.int64], hosts: int) -> Lanes:
 
 
 @dataclass(frozen=True)
+class Shards:
+    """How the images of a split lie in shards."""
+
+    starts: NDArray[np.int64]
+    """The place of the first image of each shard, and at the end that of all: int64 [shards + 1]."""
+    together: int
+    """Among how many shards the images are shuffled."""
+
+    def order(self, random: np.random.Generator) -> tuple[Lanes, Lanes]:
+        """Return all images, shard by shard in a random order, and the window of each: int64 [count] each."""
+        shards = random.permutation(len(self.starts) - 1)
+        images = np.concatenate([np.arange(self.starts[each], self.starts[each + 1]) for each in shards])
+        windows = np.repeat(np.arange(len(shards)) // self.together, np.diff(self.starts)[shards])
+        return images, windows
+
+
+@dataclass(frozen=True)
 class Plan:
     """The places of an epoch: `count` images in batches of `global_batch_size`, the last perhaps short.
 
@@ -55,6 +75,7 @@ class Plan:
     count: int
     global_batch_size: int
     together: int = 1
+    shards: Shards | None = None
 
     @property
     def lane_count(self) -> int:
@@ -87,8 +108,27 @@ class Plan:
         key = (seed << 64) | (_ORDER_STREAM << 56) | epoch
         random = np.random.Generator(np.random.Philox(key=key))
         order, places = np.empty(self.count, np.int64), self._lanes_of_places(random)
+        if self.shards is not None:
+            # As many places as a window has images, in their lanes: each lane is a stretch of the window.
+            taken, windows = self.shards.order(random)
+            order[np.lexsort((random.random(self.count), self._stretches()[places], windows))] = taken
+            return order, places
         order[np.argsort(places, kind="stable")] = np.lexsort((random.random(self.count), images))
         return order, places
+
+    def _stretches(self) -> Lanes:
+        """Return where each lane lies in a window, int64 [lanes]: those of a process beside each other.
+
+        That holds for any power of two of processes: the lowest digit of a lane becomes the highest.
+        """
+        lanes, rest = self.lane_count, np.arange(self.lane_count)
+        places = np.zeros(lanes, np.int64)
+        for radix in (2, 2, 2, 2, 2, 3):
+            if lanes % radix == 0:
+                lanes //= radix
+                places += rest % radix * lanes
+                rest //= radix
+        return places
 
     def _groups(self) -> Lanes:
         """Return which group each place is in, int64 [count]; those of a group are in one lane."""

@@ -1,8 +1,7 @@
 """Images ready to be trained on.
 
-In: a `DataSpec`. Out: a `Dataset`: for each split its items, labels and pixels, and an account of
-what was found, left out and doubtful. The steps are: fetch, read the layout, decode every file
-once, check, split.
+In: what was found in a source and decoded. Out: a `Dataset`: for each split its items, labels and pixels,
+and an account of what was found, left out and doubtful.
 """
 
 from __future__ import annotations
@@ -11,50 +10,49 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.batches import first_owners
+from trainer.data.batches import Shards, first_owners
 from trainer.data.checks import (
     Duplicates,
     find_duplicates,
     require_classes,
     require_few_rejected,
     require_full_splits,
-    require_images,
     warnings_of,
 )
-from trainer.data.fetch import buckets_of, fetch_source
 from trainer.data.holding import View
-from trainer.data.ingest import Ingested, ingest
-from trainer.data.items import SPLITS, Item, Rejection
-from trainer.data.layouts import read_layout
-from trainer.data.progress import Progress
+from trainer.data.ingest import Ingested
+from trainer.data.items import SPLITS, Item, Rejection, Source
 from trainer.data.split import assign_splits
-from trainer.hosts import Peers
 from trainer.printable import without_secrets
 from trainer.spec.schema import DataSpec
 
 
 @dataclass(frozen=True)
 class Split:
-    """The images of one split, in the order of their names."""
+    """The images of one split, in the order of their names, or as they lie in shards."""
 
     name: str
-    items: tuple[Item, ...]
+    items: Sequence[Source]
     labels: NDArray[np.int32]
     """The index in the data set's class names, int32 [len(items)]."""
     pixels: View
     numbers: NDArray[np.int64]
     """The place of each item among all that was found, before any was left out, int64 [len(items)]."""
-    contents: tuple[str, ...] = ()
+    contents: Sequence[str] = ()
     """SHA-256 of each item's bytes as they were read; empty if not known."""
+    shards: Shards | None = None
+    """Where it lies in shards; None if it doesn't."""
 
     def owners(self, hosts: int) -> NDArray[np.int64]:
-        """Return which of so many processes has read each item first, int64 [len(items)]."""
+        """Return which of so many processes answers for each item, int64 [len(items)]."""
+        if self.shards is not None:
+            # Neighbours lie in one shard, which then only one of them needs.
+            return np.arange(len(self.items)) * hosts // len(self.items)
         return first_owners(self.numbers, hosts)
 
 
@@ -83,26 +81,18 @@ class Dataset:
         return self.splits["validation"] if "validation" in self.splits else self.splits["test"]
 
 
-def load_dataset(
+def assemble(
+    candidates: Sequence[Item],
+    left_out: Sequence[Rejection],
+    found: Ingested,
     spec: DataSpec,
-    cache_dir: Path,
-    progress: Progress,
+    layout: str,
     on_rejected: Callable[[tuple[Rejection, ...]], None],
-    peers: Peers | None = None,
 ) -> Dataset:
-    """Return the data set that `spec` describes, decoded and checked.
+    """Return the data set that was found: checked, and split where the source didn't.
 
-    Each of the `peers` decodes its share of it.
-    on_rejected is called once with everything that was left out, by name, before anything is made of it.
-    Raises DataError for images that can't be trained on, UsageError for a source or a cache folder that
-    can't be used, TemporaryError for a network or a disk that failed.
+    on_rejected is called with all that was left out, before anything is made of it. Raises DataError.
     """
-    root = fetch_source(spec.source, spec.checksum, cache_dir, spec.max_extracted_mib << 20, progress)
-    candidates, left_out, layout = read_layout(root, spec.layout, buckets_of(spec, cache_dir, progress))
-    if not candidates:
-        on_rejected(tuple(left_out))
-    require_images(candidates, left_out, spec.source)
-    found = ingest(candidates, spec, cache_dir, progress, peers)
     rejected = tuple(sorted([*left_out, *found.rejections], key=lambda rejection: rejection.name))
     on_rejected(rejected)
     tried = len(candidates) + sum(rejection.damaged for rejection in left_out)

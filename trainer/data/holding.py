@@ -18,15 +18,25 @@ Write = Callable[[int, Pixels], None]
 """Takes an image's number and its pixels, uint8 [size, size, 3]; may be called by several threads."""
 Decode = Callable[[NDArray[np.int64], Write], None]
 """Decodes images of these numbers."""
+Follow = Callable[..., None]
+"""Hears the numbers of the images that will be decoded next, int64 [n], in one pass after the other."""
 
 
 class Holding:
     """Images of one size, by number: uint8 [count, size, size, 3]."""
 
-    def __init__(self, count: int, size: int, budget_bytes: int, folder: Path, decode: Decode) -> None:
+    def __init__(
+        self,
+        count: int,
+        size: int,
+        budget_bytes: int,
+        folder: Path,
+        decode: Decode,
+        follow: Follow = lambda *passes: None,
+    ) -> None:
         """Hold nothing yet of `count` images; see `PixelCache` for the others."""
         self.shape = (count, size, size, 3)
-        self._budget, self._folder, self._decode = budget_bytes, folder, decode
+        self._budget, self._folder, self._decode, self._follow = budget_bytes, folder, decode, follow
         self._caches: list[PixelCache] = []
         self._cache = np.full(count, -1, np.int16)
         """Which cache each image is in, -1 if none."""
@@ -50,6 +60,10 @@ class Holding:
             raise
         self._caches.append(cache)
         self._cache[missing] = len(self._caches) - 1
+
+    def follow(self, *passes: NDArray[np.int64]) -> None:
+        """Hear which images will be taken next, int64 [n] each: those that aren't held are made ready."""
+        self._follow(*(numbers[self._cache[numbers] < 0] for numbers in passes))
 
     def take(self, numbers: NDArray[np.integer]) -> Pixels:
         """Return copies of the images of `numbers`, integers [n], as uint8 [n, size, size, 3]."""
@@ -83,6 +97,10 @@ class View:
     def hold(self, indices: NDArray[np.integer]) -> None:
         """Keep the images at `indices`, integers [n], where they are quickly taken."""
         self._images.hold(self._numbers[indices])
+
+    def follow(self, *passes: NDArray[np.integer]) -> None:
+        """Hear which images will be taken next, integers [n], in order; in one pass after the other."""
+        self._images.follow(*(self._numbers[indices] for indices in passes))
 
     def take(self, indices: NDArray[np.integer]) -> Pixels:
         """Return copies of the images at `indices`, integers [n], as uint8 [n, size, size, 3]."""

@@ -61,7 +61,7 @@ def ingest(
     (full disk, a peer that is gone), UsageError (a cache folder that can't be written).
     """
     peers = peers or Peers(Place())
-    reader = _Reader(items, spec, progress)
+    reader = Reader(items, spec, progress)
     folder = cache_dir / "pixels"
     pixels = Holding(len(items), spec.image_size, spec.cache_mib << 20, folder, reader.decode)
     owners = first_owners(np.arange(len(items)), peers.place.count)
@@ -84,14 +84,14 @@ def ingest(
 
 
 @dataclass(slots=True)
-class _Outcome:
+class Outcome:
     """What became of one item: the hash of its bytes, and the reason if it was rejected."""
 
     content: str
     reason: str | None
 
 
-def _exchanged(outcomes: dict[int, _Outcome], items: Sequence[Item], peers: Peers) -> list[_Outcome]:
+def _exchanged(outcomes: dict[int, Outcome], items: Sequence[Item], peers: Peers) -> list[Outcome]:
     """Return what became of every item, from those who read them. Raises DataError if they see others."""
     if peers.place.count > 1:
         names = hashlib.sha256("\0".join(item.name for item in items).encode()).hexdigest()
@@ -102,18 +102,18 @@ def _exchanged(outcomes: dict[int, _Outcome], items: Sequence[Item], peers: Peer
             )
         own = {number: [outcome.content, outcome.reason] for number, outcome in outcomes.items()}
         for said in peers.exchange(json.dumps(own).encode()):
-            outcomes |= {int(number): _Outcome(*outcome) for number, outcome in json.loads(said).items()}
+            outcomes |= {int(number): Outcome(*outcome) for number, outcome in json.loads(said).items()}
     return [outcomes[number] for number in range(len(items))]
 
 
-class _Reader:
+class Reader:
     """Reads and decodes items, a chunk at a time, in any thread."""
 
     def __init__(self, items: Sequence[Item], spec: DataSpec, progress: Progress) -> None:
         self._items, self._progress, self._max_pixels = items, progress, spec.max_image_pixels
-        self._to_pixels = _build_to_pixels(spec)
+        self._to_pixels = build_to_pixels(spec)
         self._one_large = threading.Lock()
-        self.outcomes: dict[int, _Outcome] = {}
+        self.outcomes: dict[int, Outcome] = {}
         """By number, of those that were read here."""
         self.is_known = False
         """Whether it is known which items are good: then one that can't be decoded any more is an error."""
@@ -138,7 +138,7 @@ class _Reader:
             executor.shutdown(wait=True, cancel_futures=True)
             task.finish()
 
-    def _require_good(self, outcomes: dict[int, _Outcome]) -> None:
+    def _require_good(self, outcomes: dict[int, Outcome]) -> None:
         bad = [number for number, outcome in outcomes.items() if outcome.reason] if self.is_known else []
         if bad:
             raise DataError(
@@ -146,13 +146,13 @@ class _Reader:
                 f"Received: {self._items[bad[0]].name}, {outcomes[bad[0]].reason}"
             )
 
-    def _read_chunk(self, numbers: NDArray[np.int64], write: Write) -> dict[int, _Outcome]:
+    def _read_chunk(self, numbers: NDArray[np.int64], write: Write) -> dict[int, Outcome]:
         """Write the pixels of the items of these numbers; return what became of each."""
-        outcomes: dict[int, _Outcome] = {}
+        outcomes: dict[int, Outcome] = {}
         waiting: dict[int, bytes] = {}
         for number in map(int, numbers):
             data, reason = _read(self._items[number], self._max_pixels)
-            outcomes[number] = _Outcome(hashlib.sha256(data).hexdigest(), reason)
+            outcomes[number] = Outcome(hashlib.sha256(data).hexdigest(), reason)
             if reason is None:
                 waiting[number] = data
             if sum(map(len, waiting.values())) >= _CALL_BYTES:
@@ -161,7 +161,7 @@ class _Reader:
         self._decode(waiting, outcomes, write)
         return outcomes
 
-    def _decode(self, waiting: dict[int, bytes], outcomes: dict[int, _Outcome], write: Write) -> None:
+    def _decode(self, waiting: dict[int, bytes], outcomes: dict[int, Outcome], write: Write) -> None:
         """Decode in one call; if that fails, one by one, to find out which of them it is."""
         if not waiting:
             return
@@ -169,7 +169,8 @@ class _Reader:
         is_large = any(_pixels(data) > _LARGE_PIXELS for data in waiting.values())
         try:
             with self._one_large if is_large else nullcontext():
-                pixels = self._to_pixels(self._items[next(iter(waiting))], list(waiting.values()))
+                first = self._items[next(iter(waiting))]
+                pixels = self._to_pixels(first.encoding, list(waiting.values()))
         except tf.errors.InvalidArgumentError:
             if len(waiting) == 1:
                 ((row, data),) = waiting.items()
@@ -199,8 +200,8 @@ def _read(item: Item, max_pixels: int) -> tuple[bytes, str | None]:
     return data, None if item.encoding == "cifar" else reason_not_to_decode(data, max_pixels)
 
 
-def _build_to_pixels(spec: DataSpec) -> Callable[[Item, list[bytes]], Pixels]:
-    """Return a function of several items' bytes, of the first one's encoding, to uint8 [n, size, size, 3]."""
+def build_to_pixels(spec: DataSpec) -> Callable[[str, list[bytes]], Pixels]:
+    """Return a function of an encoding and several items' bytes of it to uint8 [n, size, size, 3]."""
     size, resize, interpolation = spec.image_size, spec.resize, spec.interpolation
     small = tf.TensorSpec([size, size, 3], tf.uint8)
 
@@ -224,8 +225,8 @@ def _build_to_pixels(spec: DataSpec) -> Callable[[Item, list[bytes]], Pixels]:
     decode_all = over_all(decode_one, tf.TensorSpec([None], tf.string))
     resize_all = over_all(resize_one, tf.TensorSpec([None, _CIFAR_SIDE, _CIFAR_SIDE, 3], tf.uint8))
 
-    def to_pixels(first: Item, files: list[bytes]) -> Pixels:
-        if first.encoding == "image":
+    def to_pixels(encoding: str, files: list[bytes]) -> Pixels:
+        if encoding == "image":
             return np.asarray(decode_all(tf.constant(files)))
         planes = np.frombuffer(b"".join(files), np.uint8).reshape(-1, 3, _CIFAR_SIDE, _CIFAR_SIDE)
         images = planes.transpose(0, 2, 3, 1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 SPLITS = ("train", "validation", "test")
 
@@ -34,6 +34,21 @@ class Item:
         with open(self.path, "rb") as file:
             file.seek(self.offset)
             return file.read() if self.length is None else file.read(self.length)
+
+
+class Source(Protocol):
+    """One image of a split, wherever its bytes are."""
+
+    @property
+    def name(self) -> str:
+        """Unique and stable."""
+
+    @property
+    def encoding(self) -> str:
+        """'image' or 'cifar', as of an `Item`."""
+
+    def read(self) -> bytes:
+        """Return the image's bytes, encoded as `encoding` says. Raises OSError."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ for measuring, not for training.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,9 @@ from trainer.data.ingest import Ingested, ingest
 from trainer.data.items import Rejection
 from trainer.data.layouts import read_layout
 from trainer.data.progress import Progress
+from trainer.data.shards.source import find_shards, load_shards
 from trainer.exits import DataError
+from trainer.hosts import Peers, Place
 from trainer.spec.schema import DataSpec
 
 _UNSPLIT = "all"
@@ -34,6 +37,14 @@ def load_labelled(
     Labels are indices of `class_names`. Raises DataError for a class that is not among them,
     and what `load_dataset` raises for a source that can't be read.
     """
+    if (packed := find_shards(spec)) is not None:
+        dataset = load_shards(*packed, spec, cache_dir, Peers(Place()))
+        _require_known(set(dataset.class_names), class_names)
+        numbers = np.asarray([class_names.index(name) for name in dataset.class_names], np.int32)
+        splits = {
+            name: replace(split, labels=numbers[split.labels]) for name, split in dataset.splits.items()
+        }
+        return splits, dataset.rejected
     root = fetch_source(spec.source, spec.checksum, cache_dir, spec.max_extracted_mib << 20, progress)
     candidates, left_out, _ = read_layout(root, spec.layout, buckets_of(spec, cache_dir, progress))
     require_images(candidates, left_out, spec.source)

@@ -22,6 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.data.dataset import Split
+from trainer.data.encode import as_file
 from trainer.exits import TrainerError
 
 TOLERANCE = 1e-5
@@ -100,12 +101,8 @@ def _encoded(split: Split, row: int) -> bytes | None:
     item = split.items[row]
     try:
         data = item.read()
-    except OSError:
+    except (OSError, TrainerError):
         return None
     if split.contents and hashlib.sha256(data).hexdigest() != split.contents[row]:
         return None
-    if item.encoding == "image":
-        return data
-    # A raw record was never a file: make it one, without loss.
-    planes = np.frombuffer(data, np.uint8).reshape(3, 32, 32)
-    return bytes(tf.io.encode_png(planes.transpose(1, 2, 0)).numpy())
+    return as_file(data, item.encoding)

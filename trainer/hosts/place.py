@@ -66,6 +66,25 @@ def read_place(environment: Mapping[str, str], host_name: str) -> Place:
     return Place()
 
 
+def read_share(environment: Mapping[str, str]) -> tuple[int, int]:
+    """Return which part of a work that can be divided is this process's, and of how many parts.
+
+    Of an Indexed Job's variables or TF_CONFIG; (0, 1) without either. Raises UsageError.
+    """
+    if environment.get(TF_CONFIG, "").strip():
+        place = read_place(environment, "")
+        return place.index, place.count
+    count, index = (environment.get(name, "").strip() for name in (WORKERS, _JOB_INDEX))
+    if not count:
+        return 0, 1
+    if not count.isdigit() or not index.isdigit() or int(index) >= int(count):
+        raise UsageError(
+            f"{WORKERS} is the number of pods of an Indexed Job, which sets {_JOB_INDEX} to 0 and up. "
+            f"Received: {WORKERS}={count!r}, {_JOB_INDEX}={index!r}"
+        )
+    return int(index), int(count)
+
+
 def _from_tf_config(text: str, cluster_spec: str) -> Place:
     config = _mapping(text, TF_CONFIG)
     cluster, task = (config.get(key) or {} for key in ("cluster", "task"))

@@ -25,7 +25,7 @@ _UNHASHED: dict[str, Any] = {
     "recipe": True,
     "output": True,
     "run_name": True,
-    "data": {"cache_mib", "max_extracted_mib"},
+    "data": {"cache_mib", "max_extracted_mib", "staged_mib"},
     "train": {
         "steps_per_call",
         "checkpoint",

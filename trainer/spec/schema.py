@@ -31,7 +31,7 @@ class DataSpec(Checked):
     """A folder, an archive, a file:// or https:// URL, or embedded:digits."""
     checksum: str | None = Field(None, pattern=r"^(md5:[0-9a-f]{32}|sha256:[0-9a-f]{64})$")
     """What a downloaded or local archive must hash to."""
-    layout: Literal["auto", "folders", "import", "tfrecord", "cifar"] = "auto"
+    layout: Literal["auto", "folders", "import", "tfrecord", "cifar", "shards"] = "auto"
     validation_fraction: float = Field(0.2, gt=0.0, lt=1.0)
     """The share held out of a source that has no split of its own."""
     image_size: int = Field(128, ge=8, le=2048)
@@ -44,6 +44,10 @@ class DataSpec(Checked):
     """The share of damaged files above which the run stops."""
     cache_mib: int = Field(4096, ge=0)
     """Decoded images above this budget go to a memory-mapped file on local disk."""
+    shuffle_shards: Count = 8
+    """Of data in shards: among the images of how many shards each epoch shuffles."""
+    staged_mib: Count = 65_536
+    """Local disk that shards of a bucket may take."""
     max_image_pixels: Count = 100_000_000
     """Images that declare more pixels than this are rejected before they are decoded."""
     max_extracted_mib: Count = 65_536

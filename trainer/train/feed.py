@@ -68,14 +68,14 @@ class Feed:
         self.steps_per_epoch = steps_per_epoch(self.count, self.global_batch_size)
         self.block_steps = 1
         self.waited_seconds = 0.0
-        self._plan = Plan(self.count, self.global_batch_size, together)
+        self._plan = Plan(self.count, self.global_batch_size, together, split.shards)
         self._images = self._plan.lanes_of_images(split.numbers)
         if hosts > self._plan.lane_count:
             raise UsageError(
                 f"So few images can't be shared by so many processes: at most {self._plan.lane_count}. "
                 f"Received: {self.count} images to train on, {hosts} processes"
             )
-        if hosts > 1:
+        if hosts > 1 and split.shards is None:
             split.pixels.hold(np.flatnonzero(self._images % hosts == index))
         self._epoch = -1
         self._order = self._owners = np.array([], np.int64)
@@ -128,8 +128,7 @@ class Feed:
         """Return the batches from `step` on, as many as have the same shape on every process."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if self._epoch != epoch:
-            order, lanes = self._plan.order(self.seed, epoch, self._images)
-            self._epoch, self._order, self._owners = epoch, order, lanes % self.hosts
+            self._begin(epoch, position)
         most = min(self._most_steps(), end_step - step, self.steps_per_epoch - position)
         start = position * self.global_batch_size
         owners = self._owners[start : start + most * self.global_batch_size]
@@ -150,6 +149,17 @@ class Feed:
             places=(places % self.global_batch_size).astype(np.int32).reshape(steps, share),
             global_rows=int(shares[0].sum()),
         )
+
+    def _begin(self, epoch: int, position: int) -> None:
+        """Look up the order of `epoch`, and say what will be taken from step `position` of it on."""
+        self._epoch = epoch
+        self._order, lanes = self._plan.order(self.seed, epoch, self._images)
+        self._owners = lanes % self.hosts
+        if self.split.shards is not None:
+            following, lanes = self._plan.order(self.seed, epoch + 1, self._images)
+            start = position * self.global_batch_size
+            own = self._order[start:][self._owners[start:] == self.index]
+            self.split.pixels.follow(own, following[lanes % self.hosts == self.index])
 
     def _most_steps(self) -> int:
         bytes_per_step = self.global_batch_size * int(np.prod(self.split.pixels.shape[1:]))

@@ -120,7 +120,7 @@ def _next_record(file: BinaryIO, path: Path, index: int, size: int) -> _Record:
     header = file.read(_HEADER_BYTES)
     length = int.from_bytes(header[:8], "little")
     complete = len(header) == _HEADER_BYTES
-    sound = complete and _masked_crc(header[:8]) == struct.unpack_from("<I", header, 8)[0]
+    sound = complete and masked_crc(header[:8]) == struct.unpack_from("<I", header, 8)[0]
     # Without a sound length there is no way to the next record.
     if not sound or start + length + _FOOTER_BYTES > size:
         what = "truncated" if sound or not complete else "damaged or not a TFRecord file"
@@ -129,10 +129,10 @@ def _next_record(file: BinaryIO, path: Path, index: int, size: int) -> _Record:
             f"Received: {printable(str(path))}, record {index}, byte {start - _HEADER_BYTES} of {size}"
         )
     data, footer = file.read(length), file.read(_FOOTER_BYTES)
-    return _Record(index, start, data if _masked_crc(data) == int.from_bytes(footer, "little") else None)
+    return _Record(index, start, data if masked_crc(data) == int.from_bytes(footer, "little") else None)
 
 
-def _masked_crc(data: bytes) -> int:
+def masked_crc(data: bytes) -> int:
     """CRC-32C, rotated and moved so that a checksum of checksums isn't weak (TensorFlow's crc32c.h)."""
     crc = int(google_crc32c.value(data))
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF

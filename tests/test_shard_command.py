@@ -1,0 +1,109 @@
+"""`trainer shard` as people run it: to the end, killed, stopped, and started again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from small_data import png, put, two_splits
+from trainer_process import command, refused, trainer
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("images")
+    two_splits(root, train=9, validation=4)
+    put(root / "train" / "cats" / "odd.bmp", b"not an image")
+    put(root / "train" / "dogs" / "ä ö.png", png(777, side=20))
+    return root
+
+
+def test_the_commands_pack_train_and_evaluate(images: Path, tmp_path: Path) -> None:
+    done = trainer("shard", images, tmp_path / "shards", "--set", "data.max_rejected=0.5", cache=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "27 images in 2 shards" in done.stdout
+    assert "oneDNN" not in done.stderr
+    quick = [
+        "data.image_size=16",
+        "model={family: plain, filters: [8]}",
+        "train.epochs=2",
+        "data.cache_mib=0",
+    ]
+    settings = [word for setting in quick for word in ("--set", setting)]
+    done = trainer(
+        "train",
+        "--data",
+        tmp_path / "shards",
+        "--output",
+        tmp_path / "runs",
+        "--run-name",
+        "a",
+        *settings,
+        cache=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    about = json.loads((tmp_path / "runs" / "a" / "dataset.json").read_text())
+    assert about["layout"] == "shards"
+    assert about["packed_from"]["layout"] == "folders"
+    rows = (tmp_path / "runs" / "a" / "predictions.csv").read_text("utf-8").splitlines()
+    assert len(rows) == 28
+    assert any("ä ö.png" in row for row in rows)
+    done = trainer(
+        "evaluate", tmp_path / "runs" / "a", "--data", tmp_path / "shards", "--json", cache=tmp_path
+    )
+    found = json.loads(done.stdout)
+    metrics = json.loads((tmp_path / "runs" / "a" / "metrics.json").read_text())
+    assert found["validation/accuracy"] == metrics["validation/accuracy"]
+    refused(trainer("shard", images, images / "x", cache=tmp_path), 2, "inside the folder of images")
+
+
+def test_packing_that_is_killed_leaves_nobody_and_goes_on(images: Path, tmp_path: Path) -> None:
+    output = tmp_path / "shards"
+    process = subprocess.Popen(
+        command("shard", images, output, "--processes", "1", "--set", "data.max_rejected=0.5"),
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    while not list(output.glob("packing-scan-*.json")):
+        time.sleep(0.005)
+        assert process.poll() is None
+    process.kill()
+    process.wait()
+    until = time.monotonic() + 30
+    while alive_in_session(process.pid):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    done = trainer("shard", images, output, "--set", "data.max_rejected=0.5", cache=tmp_path / "cache")
+    assert "27 images" in done.stdout, done.stderr
+
+
+def alive_in_session(session: int) -> bool:
+    """Whether a process of that session is alive."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            words = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(words[3]) == session and words[0] != "Z":
+            return True
+    return False
+
+
+def test_a_stop_while_packing_says_how_to_go_on(images: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        command("shard", images, tmp_path / "shards", "--set", "data.max_rejected=0.5"),
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not (tmp_path / "shards" / "packing-recipe.txt").exists():
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 143, said
+    assert "Traceback" not in said
+    assert "same command" in said

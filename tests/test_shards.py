@@ -1,0 +1,218 @@
+"""Shards: any source in, the same images out, whoever packs them and however often it is interrupted."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from bucket_server import BUCKET, bucket_server
+from small_data import SIZE, load, png, put, two_splits
+
+from trainer.data.dataset import Dataset
+from trainer.data.progress import SilentProgress
+from trainer.data.shards.index import read_catalogue
+from trainer.data.shards.make import make_shards
+from trainer.data.shards.staging import Staging
+from trainer.data.shards.work import Crew
+from trainer.exits import DataError, TemporaryError, UsageError
+from trainer.spec.schema import DataSpec
+from trainer.storage.store import open_store
+
+SMALL = 1500
+"""Bytes: a few images."""
+
+
+def nothing() -> None:
+    """Prepare nothing."""
+
+
+def pack(
+    root: Path, output: str, cache: Path, machine: int = 0, machines: int = 1, wait: float = 60.0
+) -> None:
+    spec = DataSpec(source=str(root), image_size=SIZE)
+    with Crew(1, cache, nothing, machine, machines, wait) as crew:
+        make_shards(spec, open_store(output), SMALL, crew, SilentProgress())
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The folder of images, and that of their shards."""
+    root = tmp_path_factory.mktemp("packed")
+    two_splits(root / "images", train=9, validation=4)
+    put(root / "images" / "train" / "cats" / "odd.bmp", b"not an image")
+    put(root / "images" / "train" / "dogs" / "ä ö.png", png(777, side=20))
+    spec = DataSpec(source=str(root / "images"), max_rejected=0.5)
+    with Crew(1, root / "cache", nothing) as crew:
+        make_shards(spec, open_store(str(root / "shards")), SMALL, crew, SilentProgress())
+    return root / "images", root / "shards"
+
+
+def pixels_by_name(dataset: Dataset) -> dict[tuple[str, str, str], bytes]:
+    return {
+        (name, item.name, dataset.class_names[label]): split.pixels.take(np.asarray([row]))[0].tobytes()
+        for name, split in dataset.splits.items()
+        for row, (item, label) in enumerate(zip(split.items, split.labels, strict=True))
+    }
+
+
+def test_shards_hold_the_images_of_their_source(packed: tuple[Path, Path], tmp_path: Path) -> None:
+    images, shards = packed
+    before = load(images, tmp_path, max_rejected=0.5)
+    for cache_mib in (0, 64):  # decoded each time, and decoded once
+        after = load(shards, tmp_path, cache_mib=cache_mib)
+        assert pixels_by_name(after) == pixels_by_name(before)
+        assert after.class_names == before.class_names
+        assert after.rejected == before.rejected
+        assert after.summary["splits"] == before.summary["splits"]
+    item = after.splits["train"].items[3]
+    assert item.read() == (images / item.name).read_bytes()
+
+
+def test_tensorflow_reads_the_shards(packed: tuple[Path, Path]) -> None:
+    paths = sorted(map(str, packed[1].glob("train-*.tfrecord")))
+    assert len(paths) > 2
+    examples = [tf.train.Example.FromString(each.numpy()) for each in tf.data.TFRecordDataset(paths)]
+    found = {
+        each.features.feature["image/filename"].bytes_list.value[0].decode(): each.features.feature
+        for each in examples
+    }
+    assert len(found) == 19
+    odd = found["train/dogs/ä ö.png"]
+    assert odd["image/encoded"].bytes_list.value[0] == png(777, side=20)
+    assert odd["image/class/text"].bytes_list.value[0] == b"dogs"
+    assert odd["image/class/label"].int64_list.value[0] == 1
+
+
+def test_neighbours_of_the_source_are_not_neighbours_in_a_shard(
+    packed: tuple[Path, Path], tmp_path: Path
+) -> None:
+    names = [item.name for item in load(packed[1], tmp_path).splits["train"].items]
+    assert names != sorted(names)
+    assert len({name.split("/")[1] for name in names[:6]}) == 2
+
+
+def test_two_machines_pack_the_same_bytes_as_one(packed: tuple[Path, Path], tmp_path: Path) -> None:
+    root = two_splits(tmp_path / "images", train=9, validation=4)
+    pack(root, str(tmp_path / "one"), tmp_path / "cache")
+    both = [
+        threading.Thread(
+            target=pack, args=(root, str(tmp_path / "two"), tmp_path / f"cache{index}", index, 2)
+        )
+        for index in range(2)
+    ]
+    for each in both:
+        each.start()
+    for each in both:
+        each.join()
+    assert files_of(tmp_path / "two") == files_of(tmp_path / "one")
+    assert not [name for name in files_of(tmp_path / "one") if name.startswith("packing-")]
+
+
+def test_a_machine_that_stays_away_is_missed_and_what_was_done_is_kept(tmp_path: Path) -> None:
+    root, output = two_splits(tmp_path / "images", train=9), str(tmp_path / "shards")
+    # One piece to scan: machine 0 does it; of the shards it does every second one.
+    with pytest.raises(TemporaryError, match="start those that are missing"):
+        pack(root, output, tmp_path / "cache", 0, 2, wait=0.5)
+    there = files_of(tmp_path / "shards")
+    written = [name for name in there if name.endswith(".tfrecord")]
+    assert written
+    assert not (tmp_path / "shards" / "shards.json").exists()
+    times = {name: (tmp_path / "shards" / name).stat().st_mtime_ns for name in written}
+    with pytest.raises(DataError, match=r"shards\.json"):
+        load(tmp_path / "shards", tmp_path, layout="shards")
+    pack(root, output, tmp_path / "cache")
+    assert times == {name: (tmp_path / "shards" / name).stat().st_mtime_ns for name in written}
+    assert len(load(tmp_path / "shards", tmp_path).train.items) == 18
+
+
+def test_a_shard_that_was_lost_before_the_end_is_packed_anew(tmp_path: Path) -> None:
+    root, output = two_splits(tmp_path / "images", train=9), str(tmp_path / "shards")
+    with pytest.raises(TemporaryError):
+        pack(root, output, tmp_path / "cache", 0, 2, wait=0.5)
+    next((tmp_path / "shards").glob("*.tfrecord")).write_bytes(b"short")
+    with pytest.raises(TemporaryError, match="packed anew"):
+        pack(root, output, tmp_path / "cache")
+    pack(root, output, tmp_path / "cache")
+    assert len(pixels_by_name(load(tmp_path / "shards", tmp_path))) == 24
+
+
+def test_other_images_are_not_packed_into_the_same_place(packed: tuple[Path, Path], tmp_path: Path) -> None:
+    before = files_of(packed[1])
+    with pytest.raises(UsageError, match="Shards of other images"):
+        pack(two_splits(tmp_path / "images"), str(packed[1]), tmp_path)
+    assert files_of(packed[1]) == before
+
+
+def test_damage_is_found_when_an_image_is_read(packed: tuple[Path, Path], tmp_path: Path) -> None:
+    for name, data in files_of(packed[1]).items():
+        put(tmp_path / "shards" / name, data)
+    path = next((tmp_path / "shards").glob("train-00001-*.tfrecord"))
+    data = bytearray(path.read_bytes())
+    data[data.index(b"IDAT") + 20] ^= 1
+    path.write_bytes(data)
+    dataset = load(tmp_path / "shards", tmp_path, cache_mib=0)
+    with pytest.raises(DataError, match="does not match its checksum"):
+        dataset.train.pixels.take(np.arange(len(dataset.train.items)))
+    path.unlink()
+    with pytest.raises(DataError, match="A shard is gone"):
+        dataset.train.pixels.take(np.arange(len(dataset.train.items)))
+    index = tmp_path / "shards" / "index.npys"
+    index.write_bytes(index.read_bytes()[:-1])
+    with pytest.raises(DataError, match="index of the shards"):
+        load(tmp_path / "shards", tmp_path)
+    put(tmp_path / "shards" / "shards.json", b'{"format": 2}')
+    with pytest.raises(DataError, match="another version"):
+        load(tmp_path / "shards", tmp_path)
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch, packed: tuple[Path, Path]) -> Iterator[str]:
+    """The shards in a bucket."""
+    with bucket_server() as server:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.address)
+        store = open_store(f"gs://{BUCKET}/shards")
+        for path in packed[1].iterdir():
+            store.upload(path, path.name)
+        yield store.uri
+
+
+def test_shards_of_a_bucket_come_ahead_and_make_room(
+    bucket: str, packed: tuple[Path, Path], tmp_path: Path
+) -> None:
+    store = open_store(bucket)
+    catalogue = read_catalogue(store)
+    assert catalogue is not None
+    folder, sizes = tmp_path / "shards" / "set", [shard.size for shard in catalogue.shards]
+    staging = Staging(store, catalogue.shards, folder, budget_bytes=sum(sizes[:4]), ahead=1)
+    order = [3, 1, 4, 0, 2]
+    staging.follow([3, 1, 3, 1, 4, 0, 0, 2])
+    for shard in order:
+        data = (packed[1] / catalogue.shards[shard].name).read_bytes()
+        assert staging.read(shard, 5, 40) == data[5:45]
+        following = order[order.index(shard) + 1 :][:1]
+        until = time.monotonic() + 20
+        while not all((folder / catalogue.shards[each].name).exists() for each in following):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        assert sum(path.stat().st_size for path in folder.glob("*.tfrecord")) <= sum(sizes[:4])
+    for path in folder.glob("*.tfrecord"):
+        path.unlink()  # as another process does that needs the room
+    assert staging.read(2, 0, 8) == (packed[1] / catalogue.shards[2].name).read_bytes()[:8]
+    staging.close()
+    assert pixels_by_name(load_from(bucket, tmp_path)) == pixels_by_name(load(packed[1], tmp_path))
+
+
+def load_from(uri: str, cache: Path) -> Dataset:
+    from trainer.data.load import load_dataset
+
+    spec = DataSpec(source=uri, image_size=SIZE, cache_mib=0)
+    return load_dataset(spec, cache, SilentProgress(), lambda rejected: None)

@@ -1,0 +1,60 @@
+"""`trainer shard`: a source into shards, with a screen around it.
+
+In: a source, a place and settings. Out: the lines that a person or a log reads, ending with what to type
+next.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from trainer.cli.console import Console
+from trainer.cli.environment import import_tensorflow, memory_explained, require_tensorflow
+from trainer.cli.places import absolute_source, require_apart
+from trainer.spec import load_spec
+from trainer.stop import Stop
+
+_LOG_SECONDS = 30.0
+_FEWER = "try fewer --processes"
+
+
+def shard_command(
+    data: str,
+    output: str,
+    shard_mib: int,
+    processes: int | None,
+    settings: Sequence[str],
+    share: tuple[int, int],
+    cache_dir: Path,
+    stop: Stop,
+) -> None:
+    """Pack `data` into shards in `output`, or its share: (index, count) of the machines."""
+    require_tensorflow()
+    spec = load_spec(None, None, settings, {"data.source": absolute_source(data), "output": output}).data
+    require_apart(spec.source, output)
+    with Console(_LOG_SECONDS) as console, memory_explained(_FEWER):
+        console.banner()
+        import_tensorflow()
+        from trainer.data.shards.make import make_shards
+        from trainer.data.shards.work import Crew
+        from trainer.storage.store import open_store
+
+        store = open_store(output)
+        console.on_fact("shards", store.uri)
+        count = processes or len(os.sched_getaffinity(0))
+        with Crew(count, cache_dir, import_tensorflow, *share, stop=stop) as crew:
+            made = make_shards(spec, store, shard_mib << 20, crew, console)
+        if made is None:
+            console.on_fact("done", f"the share of machine {share[0]} of {share[1]}; machine 0 ends it")
+            return
+        size = sum(shard.size for shard in made.shards)
+        images = sum(shard.images for shard in made.shards)
+        console.on_fact("done", f"{images:,} images in {len(made.shards)} shards, {size / 2**20:,.0f} MiB")
+        for warning in made.warnings:
+            console.on_message(warning)
+        if made.rejected:
+            console.on_message(f"{len(made.rejected)} files left out; shards.json lists them")
+        console.on_fact("try", f"trainer train --data {shlex.quote(store.uri)}")

@@ -1,0 +1,46 @@
+"""A `DataSpec` to a data set.
+
+In: where the images are said to be. Out: a `Dataset`. The steps are: fetch, read the layout, decode every
+file once, check, split; shards were checked and split when they were packed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from trainer.data.checks import require_images
+from trainer.data.dataset import Dataset, assemble
+from trainer.data.fetch import buckets_of, fetch_source
+from trainer.data.ingest import ingest
+from trainer.data.items import Rejection
+from trainer.data.layouts import read_layout
+from trainer.data.progress import Progress
+from trainer.data.shards.source import find_shards, load_shards
+from trainer.hosts import Peers, Place
+from trainer.spec.schema import DataSpec
+
+
+def load_dataset(
+    spec: DataSpec,
+    cache_dir: Path,
+    progress: Progress,
+    on_rejected: Callable[[tuple[Rejection, ...]], None],
+    peers: Peers | None = None,
+) -> Dataset:
+    """Return the data set that `spec` describes, decoded and checked.
+
+    Each of the `peers` decodes its share of it.
+    on_rejected is called once with everything that was left out, by name, before anything is made of it.
+    Raises DataError for images that can't be trained on, UsageError for a source or a cache folder that
+    can't be used, TemporaryError for a network or a disk that failed.
+    """
+    if (packed := find_shards(spec)) is not None:
+        return load_shards(*packed, spec, cache_dir, peers or Peers(Place()))
+    root = fetch_source(spec.source, spec.checksum, cache_dir, spec.max_extracted_mib << 20, progress)
+    candidates, left_out, layout = read_layout(root, spec.layout, buckets_of(spec, cache_dir, progress))
+    if not candidates:
+        on_rejected(tuple(left_out))
+    require_images(candidates, left_out, spec.source)
+    found = ingest(candidates, spec, cache_dir, progress, peers)
+    return assemble(candidates, left_out, found, spec, layout, on_rejected)

@@ -1,0 +1,157 @@
+"""What is written beside the shards: where each image lies, and what is said of it.
+
+In: a folder or a bucket. Out: an `Index`, one column for each property of an image, and a `Catalogue`,
+what is to be known of the whole. `shards.json` comes last: without it there are no shards yet.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.data.items import Rejection
+from trainer.exits import DataError
+from trainer.storage import hash_file
+from trainer.storage.store import Store
+
+CATALOGUE = "shards.json"
+INDEX = "index.npys"
+"""Arrays in NumPy's .npy format, one after the other."""
+LABELS = "labels.txt"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of images, all of one split."""
+
+    name: str
+    split: str
+    images: int
+    size: int
+    """Bytes."""
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The whole of a sharded data set."""
+
+    shards: tuple[Shard, ...]
+    class_names: tuple[str, ...]
+    summary: dict[str, Any]
+    """As in dataset.json."""
+    warnings: tuple[str, ...]
+    rejected: tuple[Rejection, ...]
+    recipe: str
+    """Of what and how it was made: equal for equal sources and settings, 64 hex digits."""
+    index_sha256: str
+
+    def as_json(self) -> bytes:
+        """Return the bytes of shards.json."""
+        values = {"format": _FORMAT} | asdict(self)
+        return json.dumps(values, indent=1, ensure_ascii=False).encode("utf-8", "surrogateescape") + b"\n"
+
+
+def read_catalogue(store: Store) -> Catalogue | None:
+    """Return what shards.json in `store` says, None if there is none. Raises DataError."""
+    found = store.read(CATALOGUE)
+    if found is None:
+        return None
+    try:
+        values = json.loads(found.data.decode("utf-8", "surrogateescape"))
+        if values.pop("format") != _FORMAT:
+            raise ValueError("it is of another version of this program")
+        return Catalogue(
+            shards=tuple(Shard(**each) for each in values.pop("shards")),
+            rejected=tuple(Rejection(**each) for each in values.pop("rejected")),
+            class_names=tuple(values.pop("class_names")),
+            warnings=tuple(values.pop("warnings")),
+            **values,
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"The list of the shards can't be used: {error}. Pack them again with `trainer shard`. "
+            f"Received: {store.at(CATALOGUE)}"
+        ) from None
+
+
+@dataclass(frozen=True)
+class Columns:
+    """One row an image, in the order of the shards."""
+
+    starts: NDArray[np.int64]
+    """The number of the first image of each shard, and at the end that of all: [shards + 1]."""
+    labels: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    """Where in the shard the encoded image begins, in bytes."""
+    lengths: NDArray[np.int32]
+    """Bytes of the encoded image."""
+    checksums: NDArray[np.uint32]
+    """CRC-32C of the encoded image."""
+    contents: NDArray[np.uint8]
+    """SHA-256 of the image as the source had it: [images, 32]."""
+    names: Sequence[str]
+
+    def write(self, path: Path) -> None:
+        """Write the columns to the file `path`. Raises OSError."""
+        encoded = [name.encode("utf-8", "surrogateescape") for name in self.names]
+        ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+        text = np.frombuffer(b"".join(encoded), np.uint8)
+        with open(path, "wb") as file:
+            for column in (*self._numbers(), self.contents, ends, text):
+                np.save(file, column, allow_pickle=False)
+
+    def _numbers(self) -> tuple[NDArray[Any], ...]:
+        return self.starts, self.labels, self.offsets, self.lengths, self.checksums
+
+
+class Index:
+    """The columns of a file, of which those that are seldom used stay there."""
+
+    def __init__(self, path: Path, catalogue: Catalogue) -> None:
+        """Read and check the file `path`. Raises DataError if it isn't the one of `catalogue`."""
+        self._path = path
+        try:
+            if hash_file(path)["sha256"] != catalogue.index_sha256:
+                raise ValueError("it is not the one that was written with them")
+            with open(path, "rb") as file:
+                self.starts, self.labels, self.offsets, self.lengths, self.checksums = (
+                    np.load(file, allow_pickle=False) for _ in range(5)
+                )
+                self._rest = file.tell()
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(
+                f"The index of the shards can't be used: {error}. Pack them again with `trainer shard`. "
+                f"Received: {path}"
+            ) from None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def shards_of(self, numbers: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Return the shard that each image of `numbers` lies in, int64 [n]."""
+        return np.searchsorted(self.starts, numbers, side="right") - 1
+
+    def names(self, first: int, end: int) -> tuple[str, ...]:
+        """Return the names of the images from `first` up to, not including, `end`."""
+        with open(self._path, "rb") as file:
+            file.seek(self._rest)
+            np.load(file)
+            ends, text = np.load(file), np.load(file).tobytes()
+        bounds = np.concatenate([[0], ends])
+        return tuple(
+            text[bounds[number] : bounds[number + 1]].decode("utf-8", "surrogateescape")
+            for number in range(first, end)
+        )
+
+
+def recipe_of(values: Mapping[str, Any]) -> str:
+    """Return the SHA-256, in hex, of plain `values`."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode("utf-8", "surrogateescape")).hexdigest()

@@ -1,0 +1,194 @@
+"""Any source to shards.
+
+In: a `DataSpec`, a place, the size of a shard and who does the work. Out: the shards in that place, then
+their index, then `shards.json`, by which others know that all is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from trainer.data.checks import require_images
+from trainer.data.dataset import Dataset, assemble, format_found
+from trainer.data.fetch import buckets_of, fetch_source
+from trainer.data.holding import Holding
+from trainer.data.ingest import Ingested
+from trainer.data.items import Item, Rejection
+from trainer.data.layouts import read_layout
+from trainer.data.progress import Progress
+from trainer.data.shards.index import (
+    CATALOGUE,
+    INDEX,
+    LABELS,
+    Catalogue,
+    Columns,
+    Shard,
+    read_catalogue,
+    recipe_of,
+)
+from trainer.data.shards.pack import Pack, PackedItem, PackedShard, Scan, parts_of, read_scan, read_shard
+from trainer.data.shards.plan import PlannedShard, plan_shards
+from trainer.data.shards.work import NOTES, Crew
+from trainer.exits import TemporaryError, UsageError
+from trainer.spec.schema import DataSpec
+from trainer.storage import hash_file, private_folder
+from trainer.storage.store import Store
+
+_TOGETHER = 512
+# What decides which image comes where; the rest is of training.
+_SETTINGS = ("checksum", "layout", "validation_fraction", "max_rejected", "max_image_pixels")
+_JOURNAL = "packing-recipe.txt"
+
+
+def make_shards(
+    spec: DataSpec, store: Store, shard_bytes: int, crew: Crew, progress: Progress
+) -> Catalogue | None:
+    """Pack the source of `spec` into `store`; return what is there then, None where another machine ends it.
+
+    What an interrupted call has done isn't done again. Raises UsageError for a place that holds something
+    else, DataError as `load_dataset` does, TemporaryError.
+    """
+    root = fetch_source(spec.source, spec.checksum, crew.cache_dir, spec.max_extracted_mib << 20, progress)
+    items, left_out, layout = read_layout(root, spec.layout, buckets_of(spec, crew.cache_dir, progress))
+    require_images(items, left_out, spec.source)
+    recipe = _recipe(spec, items, shard_bytes)
+    if (found := read_catalogue(store)) is not None:
+        _require_same(found.recipe, recipe, store)
+        return found
+    store.require_writable()
+    _begin(store, recipe)
+    ranges = parts_of("scan", items, _TOGETHER)
+    scans = [Scan(part, tuple(items[range.start : range.stop]), spec) for part, range in ranges]
+    crew.do(scans, store, "Reading", progress)
+    seen = [each for scan in scans for each in read_scan(_part(store, scan.part))]
+    dataset = _assembled(items, left_out, seen, spec, layout)
+    progress.say(format_found(dataset))
+    planned = plan_shards(dataset, [size for _, _, size in seen], shard_bytes)
+    packs = [_pack(each, dataset, items, number) for number, each in enumerate(planned)]
+    crew.do(packs, store, "Packing", progress, waits=not crew.index)
+    if crew.index:
+        return None
+    return _finish(planned, packs, dataset, recipe, store, crew.cache_dir)
+
+
+def _recipe(spec: DataSpec, items: Sequence[Item], shard_bytes: int) -> str:
+    settings = spec.model_dump(mode="json", include=set(_SETTINGS))
+    listed = [[item.name, item.label, item.split, item.length] for item in items]
+    return recipe_of({"settings": settings, "shard_bytes": shard_bytes, "items": listed})
+
+
+def _begin(store: Store, recipe: str) -> None:
+    """Note what is packed here, so that nothing else is packed between."""
+    if not store.create(_JOURNAL, recipe.encode()):
+        found = store.read(_JOURNAL)
+        _require_same(recipe if found is None else found.data.decode(), recipe, store)
+
+
+def _require_same(found: str, recipe: str, store: Store) -> None:
+    if found != recipe:
+        raise UsageError(
+            "Shards of other images, or made with other settings, are there; pack these into another folder, "
+            f"or remove those. Received: {store.uri}"
+        )
+
+
+def _assembled(
+    items: Sequence[Item],
+    left_out: Sequence[Rejection],
+    seen: Sequence[tuple[str, str | None, int]],
+    spec: DataSpec,
+    layout: str,
+) -> Dataset:
+    kept = [number for number, (_, reason, _) in enumerate(seen) if reason is None]
+    found = Ingested(
+        items=tuple(items[number] for number in kept),
+        contents=tuple(seen[number][0] for number in kept),
+        rows=np.asarray(kept, np.int64),
+        pixels=Holding(len(items), spec.image_size, 0, Path(), lambda numbers, write: None),
+        rejections=tuple(
+            Rejection(item.name, reason)
+            for item, (_, reason, _) in zip(items, seen, strict=True)
+            if reason is not None
+        ),
+    )
+    return assemble(items, left_out, found, spec, layout, lambda rejected: None)
+
+
+def _pack(planned: PlannedShard, dataset: Dataset, items: Sequence[Item], number: int) -> Pack:
+    split = dataset.splits[planned.split]
+    packed = tuple(
+        PackedItem(items[split.numbers[row]], split.contents[row], int(split.labels[row]))
+        for row in planned.rows
+    )
+    return Pack(f"packing-pack-{number:06d}.json", planned.name, packed)
+
+
+def _part(store: Store, name: str) -> bytes:
+    found = store.read(name)
+    if found is None:
+        raise TemporaryError(
+            "The notes of what was packed are gone: another machine has finished the shards, or someone "
+            f"removed them; start again. Received: {store.at(name)}"
+        )
+    return found.data
+
+
+def _finish(
+    planned: Sequence[PlannedShard],
+    packs: Sequence[Pack],
+    dataset: Dataset,
+    recipe: str,
+    store: Store,
+    cache_dir: Path,
+) -> Catalogue:
+    """Write index, labels and list; then the notes are of no more use."""
+    written = [read_shard(_part(store, pack.part)) for pack in packs]
+    _require_there(packs, written, store)
+    with private_folder(cache_dir / "packing") as folder:
+        path = folder / INDEX
+        _columns(packs, written).write(path)
+        digest = hash_file(path)["sha256"]
+        store.upload(path, INDEX)
+    store.write(
+        LABELS, "".join(f"{name}\n" for name in dataset.class_names).encode("utf-8", "surrogateescape")
+    )
+    shards = tuple(
+        Shard(each.name, each.split, len(each.rows), found.size)
+        for each, found in zip(planned, written, strict=True)
+    )
+    catalogue = Catalogue(
+        shards, dataset.class_names, dataset.summary, dataset.warnings, dataset.rejected, recipe, digest
+    )
+    store.create(CATALOGUE, catalogue.as_json())
+    for entry in store.entries(NOTES):
+        store.remove(entry.name)
+    return catalogue
+
+
+def _require_there(packs: Sequence[Pack], written: Sequence[PackedShard], store: Store) -> None:
+    sizes = {entry.name: entry.size for entry in store.entries()}
+    for pack, found in zip(packs, written, strict=True):
+        if sizes.get(pack.name) != found.size:
+            store.remove(pack.part)  # so that it is done again
+            raise TemporaryError(
+                "A shard is not as it was written any more; start again, it is then packed anew. "
+                f"Received: {store.at(pack.name)}, {sizes.get(pack.name, 'no')} bytes instead of {found.size}"
+            )
+
+
+def _columns(packs: Sequence[Pack], written: Sequence[PackedShard]) -> Columns:
+    items = [each for pack in packs for each in pack.items]
+    return Columns(
+        starts=np.cumsum([0, *(len(pack.items) for pack in packs)], dtype=np.int64),
+        labels=np.asarray([each.number for each in items], np.int32),
+        offsets=np.asarray([value for each in written for value in each.offsets], np.int64),
+        lengths=np.asarray([value for each in written for value in each.lengths], np.int32),
+        checksums=np.asarray([value for each in written for value in each.checksums], np.uint32),
+        contents=np.frombuffer(bytes.fromhex("".join(each.content for each in items)), np.uint8).reshape(
+            -1, 32
+        ),
+        names=[each.item.name for each in items],
+    )

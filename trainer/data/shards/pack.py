@@ -1,0 +1,154 @@
+"""The two pieces of work of packing, each done by any process.
+
+In: some items. Out: a file in the store that says what became of them, written last: what is there
+was done, and is not done again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+
+from trainer.data.encode import as_file
+from trainer.data.ingest import Reader
+from trainer.data.items import Item
+from trainer.data.progress import SilentProgress
+from trainer.data.shards.records import make_record
+from trainer.exits import DataError
+from trainer.spec.schema import DataSpec
+from trainer.storage import explained, private_folder, write_all
+from trainer.storage.store import open_store
+
+_SMALLEST_SIDE = 8
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Items to look at."""
+
+    part: str
+    """The name of the file that holds what was found."""
+    items: tuple[Item, ...]
+    spec: DataSpec
+
+    def run(self, uri: str, cache_dir: Path) -> int:
+        """Read and decode all items, and write down what became of each; return how many there were."""
+        # Decoded for the sake of knowing that it can be: the smallest size costs least.
+        reader = Reader(
+            self.items, self.spec.model_copy(update={"image_size": _SMALLEST_SIDE}), SilentProgress()
+        )
+        reader.decode(np.arange(len(self.items)), lambda number, pixels: None)
+        found = [
+            {
+                "content": reader.outcomes[number].content,
+                "reason": reader.outcomes[number].reason,
+                "size": size,
+            }
+            for number, size in enumerate(map(_size, self.items))
+        ]
+        open_store(uri).write(self.part, json.dumps(found).encode())
+        return len(self.items)
+
+
+@dataclass(frozen=True)
+class PackedItem:
+    """An item of a shard, and what is known of it."""
+
+    item: Item
+    content: str
+    """SHA-256 of its bytes."""
+    number: int
+    """Its label's place among the classes."""
+
+
+@dataclass(frozen=True)
+class PackedShard:
+    """A shard that was written, as its part file says."""
+
+    size: int
+    offsets: list[int]
+    lengths: list[int]
+    checksums: list[int]
+
+
+@dataclass(frozen=True)
+class Pack:
+    """A shard to write."""
+
+    part: str
+    name: str
+    items: tuple[PackedItem, ...]
+
+    def run(self, uri: str, cache_dir: Path) -> int:
+        """Write the shard, then the part file; return how many images it has.
+
+        Raises DataError if an item is no longer what was scanned.
+        """
+        store = open_store(uri)
+        with private_folder(cache_dir / "packing") as folder:
+            path = folder / self.name
+            packed = self._write(path)
+            store.upload(path, self.name)
+        store.write(self.part, json.dumps(asdict(packed)).encode())
+        return len(self.items)
+
+    def _write(self, path: Path) -> PackedShard:
+        packed = PackedShard(0, [], [], [])
+        end = 0
+        with explained(path), open(path, "wb", buffering=0) as file:
+            for each in self.items:
+                image = as_file(_unchanged(each), each.item.encoding)
+                record, start = make_record(image, each.item.label, each.number, each.item.name)
+                packed.offsets.append(end + start)
+                packed.lengths.append(len(image))
+                packed.checksums.append(int(google_crc32c.value(image)))
+                write_all(file, record)
+                end += len(record)
+        return PackedShard(end, packed.offsets, packed.lengths, packed.checksums)
+
+
+def read_scan(data: bytes) -> list[tuple[str, str | None, int]]:
+    """Return content, reason and size of each item of a scan's part file. Raises ValueError, KeyError."""
+    return [(each["content"], each["reason"], int(each["size"])) for each in json.loads(data)]
+
+
+def read_shard(data: bytes) -> PackedShard:
+    """Return what a shard's part file says. Raises ValueError, TypeError."""
+    return PackedShard(**json.loads(data))
+
+
+def _size(item: Item) -> int:
+    try:
+        return item.path.stat().st_size if item.length is None else item.length
+    except OSError:
+        return 0
+
+
+def _unchanged(each: PackedItem) -> bytes:
+    try:
+        data = each.item.read()
+    except OSError as error:
+        data, reason = b"", f"can't be read: {error.strerror}"
+    else:
+        reason = "other bytes than before"
+    if hashlib.sha256(data).hexdigest() != each.content:
+        raise DataError(
+            f"An image changed while the shards were packed; pack them again into another folder. "
+            f"Received: {each.item.name}, {reason}"
+        )
+    return data
+
+
+def parts_of(kind: str, items: Sequence[object], together: int) -> list[tuple[str, range]]:
+    """Return the name of the part file and the range of items of each piece of work."""
+    starts = range(0, len(items), together)
+    return [
+        (f"packing-{kind}-{index:06d}.json", range(start, min(start + together, len(items))))
+        for index, start in enumerate(starts)
+    ]

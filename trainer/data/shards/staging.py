@@ -1,0 +1,140 @@
+"""Shards of a bucket on local disk, a few at a time.
+
+In: a store, its shards, a folder and how many bytes may lie there. Out: any part of any shard. Which
+shards come next is told beforehand: they are fetched while those before them are read, and those that
+were read longest ago make room. Shards in a folder are read where they are.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+from trainer.data.shards.index import Shard
+from trainer.exits import DataError
+from trainer.storage import prepare_folder
+from trainer.storage.store import Store, is_bucket
+
+_AT_A_TIME = 4
+_TRIES = 3
+
+
+class Staging:
+    """The shards of one data set; its methods may be called by several threads."""
+
+    def __init__(
+        self, store: Store, shards: Sequence[Shard], folder: Path, budget_bytes: int, ahead: int
+    ) -> None:
+        """Fetch up to `ahead` shards before they are needed, and keep as many behind.
+
+        Other processes may use the same `folder`.
+        """
+        self._store, self._shards, self._ahead = store, shards, ahead
+        self._is_remote = is_bucket(store.uri)
+        self._folder = folder if self._is_remote else Path(store.uri)
+        self._budget_bytes = budget_bytes
+        self._lock = threading.Lock()
+        self._fetches: dict[int, Future[Path]] = {}
+        self._upcoming: list[int] = []
+        """Which shards will be needed, in order."""
+        self._at = 0
+        """The last of them that was needed."""
+        self._pool = ThreadPoolExecutor(_AT_A_TIME, thread_name_prefix="shards")
+
+    def follow(self, *passes: Sequence[int]) -> None:
+        """Hear which shards are needed next, in order, in one pass over them after the other."""
+        if not self._is_remote:
+            return
+        with self._lock:
+            self._upcoming = [shard for each in passes for shard in dict.fromkeys(each)]
+            self._at = 0
+            self._prefetch()
+
+    def read(self, shard: int, offset: int, length: int) -> bytes:
+        """Return `length` bytes of a shard from `offset`. Raises DataError, TemporaryError, UsageError."""
+        for _ in range(_TRIES):
+            path = self._path(shard)
+            try:
+                with open(path, "rb", buffering=0) as file:
+                    data = os.pread(file.fileno(), length, offset)
+            except FileNotFoundError:
+                if not self._is_remote:
+                    break
+                with self._lock:  # another process needed the room
+                    self._fetches.pop(shard, None)
+                continue
+            except OSError as error:
+                raise DataError(f"A shard can't be read: {error.strerror}. Received: {path}") from None
+            return data
+        raise DataError(f"A shard is gone; pack the data again. Received: {self.at(shard)}")
+
+    def at(self, shard: int) -> str:
+        """Return the path or URI of a shard."""
+        return self._store.at(self._shards[shard].name)
+
+    def close(self) -> None:
+        """Begin nothing more."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _path(self, shard: int) -> Path:
+        if not self._is_remote:
+            return self._folder / self._shards[shard].name
+        with self._lock:
+            fetch = self._begin(shard)
+            near = self._near()
+            if shard in near[self._ahead :]:
+                self._at += near.index(shard, self._ahead) - self._ahead
+                self._prefetch()
+        return fetch.result()
+
+    def _near(self) -> list[int | None]:
+        """Return the shards around the last that was needed, which is number `ahead` of them."""
+        before: list[int | None] = [None] * max(0, self._ahead - self._at)
+        return before + self._upcoming[max(0, self._at - self._ahead) : self._at + self._ahead + 1]
+
+    def _prefetch(self) -> None:
+        for shard in self._upcoming[self._at : self._at + self._ahead + 1]:
+            self._begin(shard)
+
+    def _begin(self, shard: int) -> Future[Path]:
+        if shard not in self._fetches or (
+            self._fetches[shard].done() and self._fetches[shard].exception() is not None
+        ):
+            self._fetches[shard] = self._pool.submit(self._fetch, shard)
+        return self._fetches[shard]
+
+    def _fetch(self, shard: int) -> Path:
+        entry = self._shards[shard]
+        path = self._folder / entry.name
+        if not (path.is_file() and path.stat().st_size == entry.size):
+            prepare_folder(self._folder)
+            self._make_room(entry.size)
+            self._store.download(entry.name, path)
+            if (size := path.stat().st_size) != entry.size:
+                raise DataError(
+                    "A shard was changed after it was written; pack the data again. "
+                    f"Received: {self._store.at(entry.name)}, {size} bytes instead of {entry.size}"
+                )
+        os.utime(path)
+        return path
+
+    def _make_room(self, size: int) -> None:
+        """Remove what was fetched longest ago, but for what is needed now or next."""
+        with self._lock:
+            needed = {self._shards[each].name for each in self._near() if each is not None}
+            files = []
+            for path in self._folder.parent.glob("*/*.tfrecord"):
+                with suppress(OSError):
+                    files.append((path.stat().st_mtime, path.stat().st_size, path))
+            total = size + sum(each for _, each, _ in files)
+            for _, each, path in sorted(files):
+                if total <= self._budget_bytes:
+                    return
+                if path.parent != self._folder or path.name not in needed:
+                    with suppress(OSError):
+                        path.unlink()
+                        total -= each

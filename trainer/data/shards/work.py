@@ -1,0 +1,179 @@
+"""Packing, by the processes of one machine and of many.
+
+In: what a source has, a store that all of them reach, and which machine this is of how many. Out: the
+shards, their index and, last, their list. Everyone looks at a share of the images; when all were looked
+at, everyone knows which image goes where and writes a share of the shards. What is done is in the
+store: whoever is started again goes on from there.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Protocol
+
+from trainer.data.progress import Progress, Task
+from trainer.exits import OutOfMemoryError, StoppedError, TemporaryError
+from trainer.stop import Stop
+from trainer.storage.store import Store
+
+_LOOK_SECONDS = 0.5
+
+WAIT_SECONDS = 600.0
+NOTES = "packing-"
+"""How the names of the files begin that say what was done."""
+
+
+class Work(Protocol):
+    """A piece of work that any process can do."""
+
+    @property
+    def part(self) -> str:
+        """The name of the file that says that it was done."""
+
+    @property
+    def items(self) -> Sequence[object]:
+        """What it is about."""
+
+    def run(self, uri: str, cache_dir: Path) -> int:
+        """Do it, write the file, and return how many items there were."""
+
+
+class Crew:
+    """Who does the work: some processes of this machine, beside as many others."""
+
+    def __init__(
+        self,
+        processes: int,
+        cache_dir: Path,
+        prepare: Callable[[], None],
+        index: int = 0,
+        machines: int = 1,
+        wait_seconds: float = WAIT_SECONDS,
+        stop: Stop | None = None,
+    ) -> None:
+        """This is machine `index` of `machines`; nothing may come from the others for `wait_seconds`.
+
+        `prepare` is called first in each process.
+        """
+        self.processes, self.cache_dir = processes, cache_dir
+        self.index, self.machines, self.wait_seconds = index, machines, wait_seconds
+        self._stop = stop or Stop()
+        # A fresh interpreter each: a fork of one that has threads may hang.
+        context = multiprocessing.get_context("spawn")
+        self._executor = ProcessPoolExecutor(processes, context, _begin, (prepare,))
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        """Wait for nothing: what is half done is done again when it is needed."""
+        for child in multiprocessing.active_children():
+            child.kill()
+        self._executor.shutdown(cancel_futures=True)
+
+    def do(
+        self, work: Sequence[Work], store: Store, label: str, progress: Progress, waits: bool = True
+    ) -> None:
+        """Do this machine's share of `work`, and if it `waits`, until the others have done theirs.
+
+        Raises what the work raises, TemporaryError if the others stay away.
+        """
+        with self._stop.patience():  # an exception amid the start of a process would leave half of one
+            self._do(
+                work, store, progress.start(label, sum(len(each.items) for each in work), "images"), waits
+            )
+
+    def _do(self, work: Sequence[Work], store: Store, task: Task, waits: bool) -> None:
+        done = self._done(work, store)
+        try:
+            task.advance(sum(len(each.items) for each in work if each.part in done))
+            own = [each for each in work[self.index :: self.machines] if each.part not in done]
+            for count in self._results(own, store.uri):
+                task.advance(count)
+            others = [each for number, each in enumerate(work) if number % self.machines != self.index]
+            if waits:
+                self._wait(others, store, done, task.advance)
+        finally:
+            task.finish()
+
+    def _done(self, work: Sequence[Work], store: Store) -> set[str]:
+        names = {entry.name for entry in store.entries(NOTES)}
+        return {each.part for each in work} & names
+
+    def _results(self, work: Sequence[Work], uri: str) -> Iterator[int]:
+        """Do `work`, and yield how many images each piece had, as they are done."""
+        running: set[Future[int]] = set()
+        try:
+            for each in work:
+                running.add(self._executor.submit(each.run, uri, self.cache_dir))
+                # Few at a time: what waits for a process is in memory twice.
+                while len(running) > self.processes:
+                    finished, running = self._finished(running)
+                    yield from finished
+            while running:
+                finished, running = self._finished(running)
+                yield from finished
+        except BrokenProcessPool:
+            raise OutOfMemoryError(
+                "A process ended by itself, perhaps for want of memory; try fewer --processes. "
+                f"Received: {self.processes} processes"
+            ) from None
+
+    def _finished(self, running: set[Future[int]]) -> tuple[list[int], set[Future[int]]]:
+        """Wait a moment; return what is done, and what isn't. Raises StoppedError."""
+        self._require_going()
+        finished, unfinished = wait(running, _LOOK_SECONDS, FIRST_COMPLETED)
+        return [future.result() for future in finished], unfinished
+
+    def _require_going(self) -> None:
+        if self._stop.is_requested():
+            raise StoppedError(
+                "Stopped on request; what is packed is kept, the same command goes on from there."
+            )
+
+    def _wait(
+        self, others: Sequence[Work], store: Store, done: set[str], on_images: Callable[[int], None]
+    ) -> None:
+        heard = time.monotonic()
+        while missing := [each for each in others if each.part not in done]:
+            self._require_going()
+            found = self._done(missing, store)
+            if found:
+                heard = time.monotonic()
+                done |= found
+                on_images(sum(len(each.items) for each in missing if each.part in found))
+            elif time.monotonic() - heard > self.wait_seconds:
+                raise TemporaryError(
+                    f"The other machines have not done their share; start those that are missing, and this "
+                    f"one again. Received: {len(missing)} pieces not done after {self.wait_seconds:g} s"
+                )
+            else:
+                time.sleep(_LOOK_SECONDS)
+
+
+def _begin(prepare: Callable[[], None]) -> None:
+    """Make a fresh process one that ends with the one that started it."""
+    # Ctrl-C reaches every process of a terminal: the one that started this says what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def end() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
+    prepare()
+    import tensorflow as tf
+
+    # As many processes as cores already.
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
