@@ -1,0 +1,155 @@
+"""Training from shards: memory that does not grow with the data, and a bucket that is not waited for.
+
+`memory`: 250,000 images and 2,500, packed and trained on as any others, for as many steps; the resident
+memory of the process, and the images a second. `bucket`: the paper's network on shards that come from an
+emulated bucket while it trains.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from chaos_places import Attempt, bucket_place
+from PIL import Image
+
+IMAGES, FEW = 250_000, 2_500
+_FLAT = 1.05
+_WAIT_SHARE = 0.05
+_RECORD_BYTES = 3073
+_SETTINGS = [
+    "data.cache_mib=0", "data.shuffle_shards=4", "data.image_size=32", "train.global_batch_size=100",
+    "train.validate_every_epochs=1000", "train.log_interval_seconds=1", "train.precision=float32",
+    "model={family: plain, filters: [16, 32]}",
+]  # fmt: skip
+
+
+def memory(times: int, seed: int) -> list[str]:
+    """Train on both, `times` times in turn; return what is not flat."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        shards = {count: _packed(folder / str(count), count, folder / "cache") for count in (FEW, IMAGES)}
+        seen: dict[int, list[tuple[float, float]]] = {FEW: [], IMAGES: []}
+        for turn in range(times):
+            for count, place in shards.items():
+                seen[count].append(_train(place, folder, f"{count}-{turn}", IMAGES // count))
+                print(
+                    f"{count:>8,} images: {seen[count][-1][0]:,.0f} MiB, {seen[count][-1][1]:,.0f} images/s",
+                    flush=True,
+                )
+    mib, rate = (
+        statistics.median(many[each] / few[each] for few, many in zip(seen[FEW], seen[IMAGES], strict=True))
+        for each in (0, 1)
+    )
+    print(
+        f"{IMAGES:,} / {FEW:,} images: memory {mib:.3f} (at most {_FLAT}), images/s {rate:.3f} (0.95 to 1.05)"
+    )
+    missed = [] if mib <= _FLAT else [f"memory grows by {mib - 1:.1%}"]
+    return missed + ([] if abs(rate - 1) <= 0.05 else [f"images/s change by {rate - 1:.1%}"])
+
+
+def bucket(times: int, seed: int) -> list[str]:
+    """Train the paper's network on shards of a bucket; return whether it waits."""
+    with tempfile.TemporaryDirectory() as temporary, bucket_place("sets") as place:
+        folder = Path(temporary)
+        _write_photos(folder / "images")
+        _run("shard", str(folder / "images"), f"{place}/shards", "--shard-mib", "4", cache=folder / "cache")
+        settings = [
+            "data.cache_mib=0",
+            "data.shuffle_shards=2",
+            f"train.epochs={times}",
+            "data.staged_mib=24",
+        ]
+        given = [
+            "--recipe",
+            "cats-vs-dogs",
+            "--data",
+            f"{place}/shards",
+            "--output",
+            str(folder),
+            "--run-name",
+            "run",
+        ]
+        _run(
+            "train", *given, *(word for each in settings for word in ("--set", each)), cache=folder / "cache"
+        )
+        epochs = json.loads((folder / "run" / "timings.json").read_text())["epochs"]
+        staged = sum(path.stat().st_size for path in (folder / "cache").rglob("*.tfrecord")) / 2**20
+    for number, each in enumerate(epochs, 1):
+        print(f"epoch {number}: {each['images_per_second']:.0f} images/s, {each['wait_share']:.1%} waiting")
+    share = statistics.median(each["wait_share"] for each in epochs)
+    print(f"median {share:.2%} (at most {_WAIT_SHARE:.0%}); {staged:.0f} MiB of shards on disk at the end")
+    return [] if share <= _WAIT_SHARE else [f"{share:.1%} of the time goes into waiting for data"]
+
+
+def _packed(folder: Path, count: int, cache: Path) -> str:
+    """Pack `count` generated images as CIFAR has them; each becomes a PNG."""
+    folder.mkdir()
+    rng = np.random.default_rng(count)
+    for name, images in (("data_batch_1.bin", count), ("test_batch.bin", 500)):
+        with open(folder / name, "wb") as file:
+            for start in range(0, images, FEW):
+                records = rng.integers(60, 120, (min(FEW, images - start), _RECORD_BYTES), np.uint8)
+                records[:, 0] = np.arange(len(records)) % 10
+                records[:, 1:] += (records[:, :1] * 10).astype(np.uint8)
+                file.write(records.tobytes())
+    began = time.monotonic()
+    shards = folder.with_name(f"{folder.name}-shards")
+    _run("shard", str(folder), str(shards), "--shard-mib", "8", cache=cache)
+    print(f"{count:>8,} images packed in {time.monotonic() - began:.0f} s", flush=True)
+    for path in folder.glob("*.bin"):
+        path.unlink()
+    return str(shards)
+
+
+def _train(data: str, folder: Path, name: str, epochs: int) -> tuple[float, float]:
+    """Train for `epochs`; return the most resident memory while it trains, MiB, and the images a second."""
+    settings = [*_SETTINGS, f"train.epochs={epochs}"]
+    given = ["--data", data, "--output", str(folder / "runs"), "--run-name", name]
+    attempt = Attempt([*given, *(word for each in settings for word in ("--set", each))], folder / "cache")
+    resident: list[float] = []
+    last = IMAGES // 100
+    if not attempt.wait_for('"event": "progress"'):
+        raise SystemExit(attempt.text())
+    while attempt.process.poll() is None and attempt.last_step() < 0.95 * last:
+        resident.append(_resident_mib(attempt.process.pid))
+        time.sleep(0.2)
+    if attempt.end():
+        raise SystemExit(attempt.text())
+    timings = json.loads((folder / "runs" / name / "timings.json").read_text())["epochs"]
+    seconds = sum(each["seconds"] for each in timings)
+    return max(resident), IMAGES / seconds
+
+
+def _resident_mib(process: int) -> float:
+    words = Path(f"/proc/{process}/statm").read_text().split()
+    return int(words[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def _write_photos(folder: Path, count: int = 1200, side: int = 200) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        label = number % 2
+        small = rng.integers(0, 200, (25, 25, 3)) + 55 * label
+        path = folder / ("cats", "dogs")[label] / f"{number:04d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(small.astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
+        noisy = np.asarray(image) + rng.normal(0, 12, (side, side, 3))
+        Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(path, quality=90)
+
+
+def _run(*arguments: str, cache: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "trainer.cli", *arguments],
+        env={**os.environ, "XDG_CACHE_HOME": str(cache)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(f"{' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
