@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from trainer.hosts import Peers, Place
 _BFLOAT16_FLAGS = ("avx512_bf16", "amx_bf16")
 _BFLOAT16_CAPABILITY = (8, 0)
 _TPU_NAME = "TPU_NAME"
+_OLDEST_DRIVER = 525  # of CUDA 12: https://docs.nvidia.com/deploy/cuda-compatibility
+_DRIVER_SECONDS = 10.0
 _ALONE = Peers(Place())
 
 
@@ -37,6 +40,8 @@ class Cluster:
     has_bfloat16: bool
     """Whether the devices compute in bfloat16 faster than in float32."""
     peers: Peers = _ALONE
+    memory_bytes: int | None = None
+    """Of the smallest accelerator; None if not known."""
 
     @property
     def index(self) -> int:
@@ -122,7 +127,41 @@ def _why_no_gpu() -> str:
         return "This TensorFlow is built for CPUs; install the extra gpu."
     if not Path("/dev/nvidia0").exists():
         return "The host gives this process no GPU; in a container ask for one (--gpus all, nvidia.com/gpu)."
-    return "Look at nvidia-smi for the driver, which has to be of CUDA 12 (525 or newer)."
+    return driver_problem(ask_driver()) or "Look at nvidia-smi for what the driver says."
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What the driver says of one GPU."""
+
+    memory_mib: int
+    driver: str
+
+
+def ask_driver() -> list[Gpu]:
+    """Return what nvidia-smi says of the GPUs of this host; nothing if there is none that answers."""
+    query = ["nvidia-smi", "--query-gpu=memory.total,driver_version", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(
+            query, capture_output=True, text=True, timeout=_DRIVER_SECONDS, check=True
+        ).stdout
+        rows = [line.split(",") for line in said.splitlines() if line.strip()]
+        return [Gpu(int(memory), driver.strip()) for memory, driver in rows]
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return []
+
+
+def driver_problem(gpus: Sequence[Gpu]) -> str | None:
+    """Return a sentence for a driver that is too old for CUDA 12, None for any other."""
+    majors = {gpu.driver: gpu.driver.partition(".")[0] for gpu in gpus}
+    old = next(
+        (each for each, major in majors.items() if major.isdigit() and int(major) < _OLDEST_DRIVER), None
+    )
+    if old is None:
+        return None
+    return (
+        f"The driver {old} is too old for CUDA 12, which needs {_OLDEST_DRIVER} or newer; update the host's."
+    )
 
 
 def _gpu_cluster(gpus: Sequence[Any], peers: Peers) -> Cluster:
@@ -134,13 +173,19 @@ def _gpu_cluster(gpus: Sequence[Any], peers: Peers) -> Cluster:
     capability = min(tuple(each.get("compute_capability", (0, 0))) for each in details)
     names = sorted({each.get("device_name", "GPU") for each in details})
     number = f"{len(gpus)} x " if len(gpus) > 1 else ""
+    said = ask_driver()
+    memory_mib = min((each.memory_mib for each in said), default=0)
     return Cluster(
         strategy=_strategy([f"GPU:{index}" for index in range(len(gpus))], peers),
         device_kind="GPU",
-        description=f"gpu: {number}{', '.join(names)}, compute capability {'.'.join(map(str, capability))}"
+        description=f"gpu: {number}{', '.join(names)}, "
+        + (f"{memory_mib:,} MiB, " if memory_mib else "")
+        + f"compute capability {'.'.join(map(str, capability))}"
+        + (f", driver {said[0].driver}" if said else "")
         + _of_hosts(peers),
         has_bfloat16=capability >= _BFLOAT16_CAPABILITY,
         peers=peers,
+        memory_bytes=memory_mib << 20 or None,
     )
 
 

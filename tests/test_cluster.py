@@ -1,0 +1,75 @@
+"""The devices of a host, and what is said where they are not there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from small_data import put
+
+from trainer.cluster import (
+    Gpu,
+    ask_driver,
+    choose_precision,
+    driver_problem,
+    find_cluster,
+    require_accelerator,
+)
+from trainer.exits import AcceleratorError, UsageError
+
+
+@pytest.fixture
+def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program that stands where a driver's nvidia-smi stands."""
+    program = put(tmp_path / "bin" / "nvidia-smi", b"")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    return program
+
+
+def test_the_driver_says_how_much_memory_there_is(driver: Path) -> None:
+    driver.write_text(
+        "#!/bin/sh\n"
+        '[ "$2" = --format=csv,noheader,nounits ] && printf "23034, 550.54.15\\n81559, 550.54.15\\n"'
+    )
+    assert ask_driver() == [Gpu(23034, "550.54.15"), Gpu(81559, "550.54.15")]
+
+
+@pytest.mark.parametrize(
+    "said", ["exit 9", "echo 'No devices were found'", "echo '[N/A], 550'", "exec sleep 0"]
+)
+def test_a_driver_that_can_not_answer_is_none(driver: Path, said: str) -> None:
+    driver.write_text(f"#!/bin/sh\n{said}\n")
+    assert ask_driver() == []
+
+
+def test_without_its_program_there_is_no_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert ask_driver() == []
+
+
+@pytest.mark.parametrize(("version", "is_old"), [("470.256.02", True), ("525.60.13", False), ("N/A", False)])
+def test_a_driver_too_old_for_cuda_12_is_named(version: str, is_old: bool) -> None:
+    problem = driver_problem([Gpu(23034, "550.54.15"), Gpu(23034, version)])
+    assert (problem is not None and version in problem and "525" in problem) == is_old
+
+
+def test_gpus_that_are_asked_for_and_not_there_are_an_error() -> None:
+    for wanted in ("gpu", "gpu:4"):
+        with pytest.raises(AcceleratorError, match=f"{wanted[4:] or 1} GPU"):
+            require_accelerator(wanted)
+    with pytest.raises(AcceleratorError, match="There is no TPU"):
+        require_accelerator("tpu")
+    with pytest.raises(UsageError, match="gpu:COUNT"):
+        require_accelerator("cpu")
+    with pytest.raises(UsageError, match="Devices are"):
+        find_cluster(devices="tpu:8")
+
+
+def test_auto_precision_follows_the_devices() -> None:
+    cluster = find_cluster(devices="cpu")
+    assert choose_precision("auto", cluster) == ("bfloat16" if cluster.has_bfloat16 else "float32")
+    assert choose_precision("float32", cluster) == "float32"
+    assert "core" in cluster.description
+    assert cluster.strategy.num_replicas_in_sync == 1
