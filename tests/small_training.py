@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.cluster import find_cluster
+from trainer.cluster import Cluster, find_cluster
 from trainer.data.batches import steps_per_epoch
 from trainer.data.dataset import Dataset, Split
 from trainer.data.items import Item
@@ -89,6 +89,7 @@ def do_train(
     recorder: Recorder | None = None,
     stop_at: int | None = None,
     learner: Learner | None = None,
+    cluster: Cluster | None = None,
 ) -> tuple[Learner, TrainResult]:
     recorder = recorder or Recorder()
     learner = learner or learner_for(spec, dataset)
@@ -99,7 +100,7 @@ def do_train(
 
     with Saver(folder / "checkpoints") as saver:
         result = train(
-            learner, dataset, spec, find_cluster(), saver, recorder,
+            learner, dataset, spec, cluster or find_cluster(), saver, recorder,
             lambda: evaluator.loss_and_accuracy(dataset.held_out), is_stopped,
         )  # fmt: skip
     return learner, result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,11 @@ import pytest
 from small_training import SMALL, Recorder, dark_and_light, do_train, untimed
 
 from trainer.checkpoint import list_checkpoints
+from trainer.cluster import find_cluster
 from trainer.data.dataset import Dataset
 from trainer.evaluate import Evaluator, predict_splits
 from trainer.spec import load_spec
+from trainer.train.resident import fits
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +42,19 @@ def test_training_learns_and_leaves_its_history(dataset: Dataset, tmp_path: Path
     hits = predictions["validation"].probabilities.argmax(axis=1) == dataset.held_out.labels
     assert rows[-1]["validation/accuracy"] == pytest.approx(hits.mean())
     assert len(list_checkpoints(tmp_path / "checkpoints")) == 2
+
+
+def test_images_that_fit_an_accelerator_live_on_it_and_train_to_the_same_bits(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    spec = load_spec(settings=[*SMALL, "train.epochs=2", "train.xla=false", "augment.mixup=0.5"])
+    like_a_gpu = replace(find_cluster(), device_kind="GPU", memory_bytes=1 << 20)
+    assert fits(dataset.train, like_a_gpu)
+    assert not fits(dataset.train, replace(like_a_gpu, memory_bytes=1 << 16))
+    assert not fits(dataset.train, find_cluster())
+    _, expected = do_train(spec, dataset, tmp_path / "host")
+    _, found = do_train(spec, dataset, tmp_path / "resident", cluster=like_a_gpu)
+    assert untimed(found.history) == untimed(expected.history)
 
 
 def test_patience_is_judged_in_validated_epochs_only(dataset: Dataset, tmp_path: Path) -> None:

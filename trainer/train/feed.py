@@ -30,7 +30,7 @@ class Block:
 
     first_step: int
     images: np.ndarray[Any, Any]
-    """uint8 [steps, rows, size, size, 3]."""
+    """uint8 [steps, rows, size, size, 3]; or, where they are resident, their numbers, int32 [steps, rows]."""
     labels: np.ndarray[Any, Any]
     """int32 [steps, rows]."""
     places: np.ndarray[Any, Any]
@@ -59,8 +59,13 @@ class Feed:
         together: int = 1,
         index: int = 0,
         hosts: int = 1,
+        resident: bool = False,
     ) -> None:
-        """`together`: see `Plan`; this is process `index` of `hosts`, and gets its share."""
+        """`together`: see `Plan`; this is process `index` of `hosts`, and gets its share.
+
+        `resident`: the images are where they are needed, so that blocks hold their numbers only.
+        """
+        self._resident = resident
         self.split = split
         self.count = len(split.labels)
         self.global_batch_size = min(global_batch_size, self.count)
@@ -141,7 +146,7 @@ class Feed:
         # Those of the first `steps` batches; a short last batch has another share than whole ones.
         places = np.flatnonzero(owners[: steps * self.global_batch_size] == self.index)
         share, rows = int(shares[0, self.index]), self._order[start + places]
-        images = self.split.pixels.take(rows)
+        images = rows.astype(np.int32) if self._resident else self.split.pixels.take(rows)
         return Block(
             first_step=step,
             images=images.reshape(steps, share, *images.shape[1:]),

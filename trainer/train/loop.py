@@ -27,6 +27,7 @@ from trainer.train.keeper import Keeper
 from trainer.train.learner import Learner
 from trainer.train.observer import CallReport, Observer
 from trainer.train.progress import Standing, out_of_patience, score
+from trainer.train.resident import resident_images
 from trainer.train.saver import Pace, Saver
 from trainer.train.step import Stepper, class_weights
 
@@ -76,11 +77,13 @@ class Loop:
         self.held_out = dataset.held_out.name
         counts = np.bincount(dataset.train.labels, minlength=len(dataset.class_names))
         weights = class_weights(spec.train.class_weights, dataset.class_names, counts)
-        self.stepper = Stepper(learner, spec, weights, cluster)
+        images = resident_images(dataset.train, cluster)
+        self.stepper = Stepper(learner, spec, weights, cluster, images)
         together = 2 if spec.augment.mixup or spec.augment.cutmix else 1
         self.feed = Feed(
-            dataset.train, spec.train.global_batch_size, spec.seed, together, cluster.index, cluster.count
-        )
+            dataset.train, spec.train.global_batch_size, spec.seed, together, cluster.index, cluster.count,
+            resident=images is not None,
+        )  # fmt: skip
         self.standing = Standing()
         self.history = History(saver.folder.parent)
         self.pace = Pace(spec.train.checkpoint, saver)

@@ -42,9 +42,15 @@ class Stepper:
     """Runs blocks of steps on a learner."""
 
     def __init__(
-        self, learner: Learner, spec: RunSpec, class_weights: np.ndarray[Any, Any], cluster: Cluster
+        self,
+        learner: Learner,
+        spec: RunSpec,
+        class_weights: np.ndarray[Any, Any],
+        cluster: Cluster,
+        images: tf.Variable | None = None,
     ) -> None:
-        self.learner = learner
+        """`images`: all that blocks give the numbers of, uint8; None if blocks hold the images themselves."""
+        self.learner, self.images = learner, images
         self.augment: AugmentSpec = spec.augment
         self.clip_norm = spec.optimizer.clip_norm
         self.label_smoothing = spec.train.label_smoothing
@@ -84,7 +90,7 @@ class Stepper:
         epoch's short last batch it is compiled once more.
         """
         signature = [
-            tf.TensorSpec([None, *block.images.shape[1:]], tf.uint8),
+            tf.TensorSpec([None, *block.images.shape[1:]], tf.uint8 if self.images is None else tf.int32),
             tf.TensorSpec([None, *block.labels.shape[1:]], tf.int32),
             tf.TensorSpec([None, *block.places.shape[1:]], tf.int32),
             tf.TensorSpec([], tf.int64),
@@ -111,6 +117,8 @@ class Stepper:
         self, images: tf.Tensor, labels: tf.Tensor, places: tf.Tensor, step: tf.Tensor, count: int, side: int
     ) -> tf.Tensor:
         images, labels, places = self._share_of_replica(images, labels, places)
+        if self.images is not None:
+            images = tf.gather(self.images, images)
         return self._step_function(images, labels, places, step, count, side)
 
     def _share_of_replica(self, *batches: tf.Tensor) -> tuple[tf.Tensor, ...]:
