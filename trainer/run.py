@@ -60,6 +60,8 @@ def run(
     Returns None if another process is the chief. See `trainer.exits` for what it raises.
     """
     cluster = find_cluster(spec.train.deterministic, spec.train.devices, peers)
+    # With several processes TensorFlow hears SIGTERM from here on, and nobody else (its SigtermNotifier).
+    stop.listen_on()
     screen.on_fact("devices", cluster.description)
     dataset = load_dataset(spec.data, cache_dir, screen, lambda found: _note_rejected(folder, found), peers)
     # To load may have taken long, and from here on files of the run are written.

@@ -34,7 +34,7 @@ class Stop:
         self.requested = False
         self.by_hand = False
         """Whether a person asked, by Ctrl-C."""
-        self._patient = False
+        self._patient = self._listens = False
         self._heard = 0.0
 
     def is_requested(self) -> bool:
@@ -47,11 +47,18 @@ class Stop:
 
     def listen(self) -> None:
         """Take over SIGTERM and SIGINT; only a process's main thread can."""
+        self._listens = True
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._hear)
 
+    def listen_on(self) -> None:
+        """Take them over once more, if this process listened: a library may have taken one for itself."""
+        if self._listens:
+            self.listen()
+
     def end(self) -> None:
         """Hear nothing more: what was to be done is done, and the process is about to end by itself."""
+        self._listens = False
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
 

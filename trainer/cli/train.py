@@ -23,7 +23,14 @@ from trainer.cli.environment import import_tensorflow, memory_explained, peers_e
 from trainer.exits import DataError, StoppedError, TemporaryError, TrainerError, UsageError
 from trainer.hosts import Peers, Place, meet
 from trainer.publish import move_pointer
-from trainer.run_folder import RunFolder, borrow_run_folder, count_start, forget_start, open_run_folder
+from trainer.run_folder import (
+    RunFolder,
+    borrow_run_folder,
+    count_start,
+    find_finished_run,
+    forget_start,
+    open_run_folder,
+)
 from trainer.spec import RunSpec, spec_digest
 from trainer.stop import Stop
 
@@ -45,6 +52,11 @@ def train_command(spec: RunSpec, cache_dir: Path, fresh: bool, stop: Stop, place
     require_tensorflow()  # before a run is begun
     with Console(spec.train.log_interval_seconds) as console:
         console.banner()
+        # Where only some are started again the others don't come, and nobody has to wait for them.
+        finished = find_finished_run(spec, fresh) if place.count > 1 else None
+        if finished is not None:
+            _tell_finished(finished, console)
+            return
         common = f"{__version__} {spec_digest(spec)} {spec.run_name}"
         peers = meet(place, common, spec.train.meet_seconds, console.say)
         peers.on_end(_end_soon)
@@ -71,15 +83,27 @@ def require_devices(wanted: str) -> None:
 def _lead(spec: RunSpec, cache_dir: Path, fresh: bool, stop: Stop, console: Console, peers: Peers) -> None:
     folder = open_run_folder(spec, datetime.now(timezone.utc), cache_dir, fresh, console)
     try:
-        console.on_fact("run", folder.at(""))
+        if not folder.finished:
+            console.on_fact("run", folder.at(""))
         peers.share(json.dumps({"name": folder.name, "finished": folder.finished}).encode())
-        if folder.finished:
-            console.line("This run is finished; there is nothing to do.")
-            move_pointer(folder.output, folder.name)  # a crash may have come before it
-        else:
+        if not folder.finished:
             _do(spec, folder, cache_dir, console, stop, peers)
     finally:
         folder.release()
+    if folder.finished:
+        _tell_finished(folder, console)
+    else:
+        _tell_places(folder, console)
+
+
+def _tell_finished(folder: RunFolder, console: Console) -> None:
+    console.on_fact("run", folder.at(""))
+    console.line("This run is finished; there is nothing to do.")
+    move_pointer(folder.output, folder.name)  # a crash may have come before it
+    _tell_places(folder, console)
+
+
+def _tell_places(folder: RunFolder, console: Console) -> None:
     console.line("")
     console.on_fact("report", folder.at("report.html"))
     console.on_fact("model", folder.at("model"))

@@ -30,6 +30,8 @@ class Rows:
     """int32 [rows], from 0."""
     count: tf.Tensor
     """int32 scalar: the rows of the global batch."""
+    weight: float | tf.Tensor = 1.0
+    """1, or 0 where they only stand in for rows that a replica has none of."""
 
 
 _ROWS: ContextVar[Rows | None] = ContextVar("rows", default=None)
@@ -43,6 +45,12 @@ def of_rows(rows: Rows) -> Iterator[None]:
         yield
     finally:
         _ROWS.reset(token)
+
+
+def weight_of_rows() -> float | tf.Tensor:
+    """Return how much the rows count that a model is given, 1 outside of `of_rows`."""
+    rows = _ROWS.get()
+    return 1.0 if rows is None else rows.weight
 
 
 class RowDropout(keras.layers.Layer):  # type: ignore[misc]

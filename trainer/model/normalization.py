@@ -10,6 +10,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from trainer.model.masks import weight_of_rows
+
 # Each replica assigns the same value: one host need not ask the others for theirs.
 _EQUAL_EVERYWHERE = "only_first_replica"
 
@@ -46,7 +48,7 @@ class FusedBatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         count = tf.cast(tf.reduce_prod(tf.shape(inputs)[:3]), tf.float32)
         mean, variance, answers = done.batch_mean, done.batch_variance * (count - 1.0) / count, done.y
         if tf.distribute.get_strategy().num_replicas_in_sync > 1:
-            mean, variance, total = self._over_replicas(count, mean, variance)
+            mean, variance, total = self._over_replicas(weight_of_rows() * count, mean, variance)
             answers = _normalized(
                 inputs, self.gamma.value, self.beta.value, mean, variance, total, self.epsilon
             )
@@ -64,7 +66,7 @@ class FusedBatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         """
         shift = tf.stop_gradient(tf.convert_to_tensor(self.moving_mean.value))
         mean, variance = tf.stop_gradient(mean), tf.stop_gradient(variance)
-        # A replica of no rows has no statistics.
+        # Rows that only stand in for others have no part in them.
         first = tf.where(count > 0.0, count * (mean - shift), 0.0)
         second = tf.where(count > 0.0, count * (variance + tf.square(mean - shift)), 0.0)
         sums = _summed(tf.stack([first, second, tf.fill(tf.shape(mean), count)]))
@@ -97,6 +99,8 @@ def _normalized(
     and beta are this replica's, as all other gradients before they are summed.
     """
 
+    weight = weight_of_rows()  # asked here: the gradient is made when nobody knows of the rows any more
+
     @tf.custom_gradient
     def normalize(x: Any, scale: Any, offset: Any) -> Any:
         done = tf.raw_ops.FusedBatchNormV3(
@@ -113,7 +117,7 @@ def _normalized(
             # d x = scale * inverse * (d y - mean(d y) - normalised x * mean(d y * normalised x))
             slope = scale * inverse * inverse * sums[1]
             level = scale * inverse * sums[0] - slope * mean
-            through = level + slope * tf.cast(x, tf.float32)
+            through = weight * (level + slope * tf.cast(x, tf.float32))
             return local.x_backprop - tf.cast(through, x.dtype), local.scale_backprop, local.offset_backprop
 
         return done.y, gradient

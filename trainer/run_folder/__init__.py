@@ -7,7 +7,7 @@ from trainer.run_folder.files import (
     write_environment,
     write_rejected,
 )
-from trainer.run_folder.folder import RunFolder, borrow_run_folder, open_run_folder
+from trainer.run_folder.folder import RunFolder, borrow_run_folder, find_finished_run, open_run_folder
 from trainer.run_folder.starts import count_start, forget_start
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "borrow_run_folder",
     "count_start",
     "current_command",
+    "find_finished_run",
     "forget_start",
     "open_run_folder",
     "require_complete",

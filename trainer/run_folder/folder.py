@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 
 from trainer.data.progress import Progress, SilentProgress
-from trainer.exits import UsageError
+from trainer.exits import TemporaryError, UsageError
 from trainer.publish import MANIFEST, MARKER, POINTER, is_finished, require_unchanged
 from trainer.run_folder.starts import STARTS
 from trainer.spec import RunSpec, dump_spec, parse_spec, spec_changes, spec_digest
@@ -144,6 +144,23 @@ def open_run_folder(
         folder.release()
         raise
     return folder
+
+
+def find_finished_run(spec: RunSpec, fresh: bool = False) -> RunFolder | None:
+    """Return the folder of the run that `spec` names if that is finished already; changes nothing.
+
+    None too where the run has no name yet, or where this process can't look: on a host's own disk only
+    the chief can. Raises UsageError for a finished run of another spec, or one to begin anew.
+    """
+    if spec.run_name is None:
+        return None
+    try:
+        output = open_store(spec.output)
+        if not is_finished(output.below(spec.run_name)):
+            return None
+    except (UsageError, TemporaryError):
+        return None  # whoever has to write there says what is wrong with it
+    return _finished(output, spec.run_name, spec, fresh)
 
 
 def _finished(output: Store, name: str, spec: RunSpec, fresh: bool) -> RunFolder:

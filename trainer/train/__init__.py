@@ -5,8 +5,9 @@ weights in the learner's inference model, and the history.
 """
 
 from trainer.train.learner import Learner, build_learner
-from trainer.train.loop import TrainResult, train
+from trainer.train.loop import train
 from trainer.train.observer import CallReport, Observer
+from trainer.train.result import TrainResult
 from trainer.train.saver import Saver
 
 __all__ = ["CallReport", "Learner", "Observer", "Saver", "TrainResult", "build_learner", "train"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,7 +85,7 @@ class Feed:
         self._epoch = -1
         self._order = self._owners = np.array([], np.int64)
 
-    def blocks(self, first_step: int, end_step: int) -> Iterator[Block]:
+    def blocks(self, first_step: int, end_step: int) -> Generator[Block, None, None]:
         """Yield the batches of steps `first_step` up to, not including, `end_step`."""
         ready: queue.Queue[Block | BaseException | None] = queue.Queue()
         asked: queue.Queue[int] = queue.Queue()

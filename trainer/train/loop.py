@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
@@ -28,28 +27,13 @@ from trainer.train.learner import Learner
 from trainer.train.observer import CallReport, Observer
 from trainer.train.progress import Standing, out_of_patience, score
 from trainer.train.resident import resident_images
+from trainer.train.result import TrainResult
 from trainer.train.saver import Pace, Saver
 from trainer.train.step import Stepper, class_weights
 
 _MOST_RECOVERIES = 3
 # Long enough that Python costs nothing, short enough that a stop is heard at once.
 _CALL_SECONDS = 0.5
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What training came to."""
-
-    history: list[Row]
-    """One row an epoch, times included."""
-    timings: list[Row]
-    """One row an epoch: seconds, images a second, the share of them spent waiting for data."""
-    best_epoch: int
-    """From 1; 0 if no epoch was validated."""
-    seconds: float
-    """Training time of all attempts, without evaluation after the last epoch."""
-    ended: str
-    """Why it ended early, in words; empty if it didn't."""
 
 
 Validate = Callable[[], dict[str, float]]
@@ -84,6 +68,7 @@ class Loop:
             dataset.train, spec.train.global_batch_size, spec.seed, together, cluster.index, cluster.count,
             resident=images is not None,
         )  # fmt: skip
+        self._blocks = self.feed.blocks(0, 0)
         self.standing = Standing()
         self.history = History(saver.folder.parent)
         self.pace = Pace(spec.train.checkpoint, saver)
@@ -99,6 +84,7 @@ class Loop:
                 self._end_epoch()
             else:
                 self._recover()
+        self._blocks.close()
         self.history.close()
         if not self.keeper.flush():
             self._give_up()
@@ -117,6 +103,7 @@ class Loop:
         self.keeper.prepare()
         record = self.keeper.restore()
         if record is None:
+            self._read_on()
             self.history.replay()
             self._save()  # the place to go back to if the first epoch diverges
             return
@@ -134,7 +121,8 @@ class Loop:
             self.standing.begin_epoch()
         side = crop_side(self.spec.augment, self.spec.data.image_size, epoch, self.spec.train.epochs)
         self.clock = Clock(self.feed, self.standing)
-        for block in self.feed.blocks(self.standing.step, (epoch + 1) * steps):
+        while self.standing.step < (epoch + 1) * steps:
+            block = next(self._blocks)  # none of them reaches into the next epoch
             self.pace.make_room(self.standing.step + block.steps)
             started = time.perf_counter()
             self.standing.add(self.stepper.run(block, side))
@@ -248,6 +236,12 @@ class Loop:
     def _go_back_to(self, record: Mapping[str, Any]) -> None:
         self.standing = Standing.from_record(record["standing"])
         self.history.restore(record["history"])
+        self._read_on()
+
+    def _read_on(self) -> None:
+        """Begin to read the batches from here to the end, ahead of training and while it validates."""
+        self._blocks.close()
+        self._blocks = self.feed.blocks(self.standing.step, self.learner.total_steps)
 
     def _stop(self) -> NoReturn:
         self._save(within_epoch=True, is_last=True)

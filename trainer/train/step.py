@@ -116,10 +116,14 @@ class Stepper:
     def _replica_step(
         self, images: tf.Tensor, labels: tf.Tensor, places: tf.Tensor, step: tf.Tensor, count: int, side: int
     ) -> tf.Tensor:
+        some = (images.shape[0] + 1) // 2 >= self.replicas_here
         images, labels, places = self._share_of_replica(images, labels, places)
+        weight: float | tf.Tensor = 1.0
+        if not some:
+            images, labels, places, weight = _some_rows(images, labels, places)
         if self.images is not None:
             images = tf.gather(self.images, images)
-        return self._step_function(images, labels, places, step, count, side)
+        return self._step_function(images, labels, places, step, count, side, weight)
 
     def _share_of_replica(self, *batches: tf.Tensor) -> tuple[tf.Tensor, ...]:
         """Return this replica's part of this host's rows; pairs that may be mixed stay together."""
@@ -131,11 +135,18 @@ class Stepper:
         return tuple(batch[first:end] for batch in batches)
 
     def _step(
-        self, images: tf.Tensor, labels: tf.Tensor, places: tf.Tensor, step: tf.Tensor, count: int, side: int
+        self,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        places: tf.Tensor,
+        step: tf.Tensor,
+        count: int,
+        side: int,
+        weight: float | tf.Tensor = 1.0,
     ) -> tf.Tensor:
         """Do one step on this replica's share of a global batch of `count` rows.
 
-        Returns the [loss sum, hits, images] of all replicas.
+        `weight`: 0 if its rows stand in for none. Returns [loss sum, hits, images] of all replicas.
         """
         draws = tf.gather(draw_numbers(self.seed + _AUGMENT_STREAM, step, count), places)
         pixels = augment_images(images, draws, self.augment, side)
@@ -143,18 +154,18 @@ class Stepper:
         if self.augment.mixup or self.augment.cutmix:
             pixels, partners, shares = mix_images(pixels, draws[:, MIX_DRAWS], self.augment)
         weights = self.learner.model.trainable_weights
-        with tf.GradientTape() as tape, of_rows(Rows(step, places, tf.constant(count))):
+        with tf.GradientTape() as tape, of_rows(Rows(step, places, tf.constant(count), weight)):
             logits = self.learner.model(pixels, training=True)
             losses = self._losses(labels, logits)
             if partners is not None:
                 losses *= shares
                 losses += (1.0 - shares) * self._losses(tf.gather(labels, partners), logits)
             # Over the global batch: the gradients of the replicas are summed.
-            loss = tf.reduce_sum(losses) / count
-        gradients = tape.gradient(loss, [weight.value for weight in weights])
+            loss = weight * tf.reduce_sum(losses) / count
+        gradients = tape.gradient(loss, [each.value for each in weights])
         hits = tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), labels)
         sums = [tf.reduce_sum(losses), tf.reduce_sum(tf.cast(hits, tf.float32))]
-        sums = tf.stack([*sums, tf.cast(tf.shape(labels)[0], tf.float32)])
+        sums = weight * tf.stack([*sums, tf.cast(tf.shape(labels)[0], tf.float32)])
         if self.replicas > 1:
             replica = tf.distribute.get_replica_context()
             # One message for all of it.
@@ -170,6 +181,21 @@ class Stepper:
         targets = tf.one_hot(labels, classes) * (1.0 - self.label_smoothing) + self.label_smoothing / classes
         losses = tf.nn.softmax_cross_entropy_with_logits(targets, logits)
         return losses * tf.gather(self.class_weights, labels)
+
+
+def _some_rows(
+    images: tf.Tensor, labels: tf.Tensor, places: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Return at least one row, and what the rows count: 0 for one that stands in for none.
+
+    A short last batch may have fewer rows than there are replicas, and a convolution of no rows answers
+    in the shape of its input (oneDNN's, tensorflow 2.21).
+    """
+    missing = tf.cast(tf.equal(tf.shape(labels)[0], 0), tf.int32)
+    padded = [
+        tf.pad(each, [[0, missing], *([[0, 0]] * (each.shape.rank - 1))]) for each in (images, labels, places)
+    ]
+    return *padded, 1.0 - tf.cast(missing, tf.float32)
 
 
 def class_weights(

@@ -23,6 +23,29 @@ _AT_A_TIME = 4
 _TRIES = 3
 
 
+class _Stream:
+    """Shards that will be needed, in order, and how far that is."""
+
+    def __init__(self, upcoming: Sequence[int], ahead: int) -> None:
+        self._upcoming, self._ahead, self._at = upcoming, ahead, 0
+
+    def reach(self, shard: int) -> bool:
+        """Note that `shard` is needed; return whether it is one that was not reached before."""
+        following = self.next()[1:]
+        if shard not in following:
+            return False
+        self._at += 1 + following.index(shard)
+        return True
+
+    def next(self) -> Sequence[int]:
+        """Return the shard that was reached last, and some after it."""
+        return self._upcoming[self._at : self._at + self._ahead + 1]
+
+    def near(self) -> Sequence[int]:
+        """Return the same, and as many before it: not all of them are read to their end."""
+        return self._upcoming[max(0, self._at - self._ahead) : self._at + self._ahead + 1]
+
+
 class Staging:
     """The shards of one data set; its methods may be called by several threads."""
 
@@ -39,20 +62,19 @@ class Staging:
         self._budget_bytes = budget_bytes
         self._lock = threading.Lock()
         self._fetches: dict[int, Future[Path]] = {}
-        self._upcoming: list[int] = []
-        """Which shards will be needed, in order."""
-        self._at = 0
-        """The last of them that was needed."""
+        self._arriving: set[Shard] = set()
+        self._streams: dict[str, _Stream] = {}
+        """By split: validation is read while training reads ahead."""
         self._pool = ThreadPoolExecutor(_AT_A_TIME, thread_name_prefix="shards")
 
     def follow(self, *passes: Sequence[int]) -> None:
         """Hear which shards are needed next, in order, in one pass over them after the other."""
-        if not self._is_remote:
+        upcoming = [shard for each in passes for shard in dict.fromkeys(each)]
+        if not self._is_remote or not upcoming:
             return
         with self._lock:
-            self._upcoming = [shard for each in passes for shard in dict.fromkeys(each)]
-            self._at = 0
-            self._prefetch()
+            stream = self._streams[self._shards[upcoming[0]].split] = _Stream(upcoming, self._ahead)
+            self._prefetch(stream)
 
     def read(self, shard: int, offset: int, length: int) -> bytes:
         """Return `length` bytes of a shard from `offset`. Raises DataError, TemporaryError, UsageError."""
@@ -85,19 +107,13 @@ class Staging:
             return self._folder / self._shards[shard].name
         with self._lock:
             fetch = self._begin(shard)
-            near = self._near()
-            if shard in near[self._ahead :]:
-                self._at += near.index(shard, self._ahead) - self._ahead
-                self._prefetch()
+            stream = self._streams.get(self._shards[shard].split)
+            if stream is not None and stream.reach(shard):
+                self._prefetch(stream)
         return fetch.result()
 
-    def _near(self) -> list[int | None]:
-        """Return the shards around the last that was needed, which is number `ahead` of them."""
-        before: list[int | None] = [None] * max(0, self._ahead - self._at)
-        return before + self._upcoming[max(0, self._at - self._ahead) : self._at + self._ahead + 1]
-
-    def _prefetch(self) -> None:
-        for shard in self._upcoming[self._at : self._at + self._ahead + 1]:
+    def _prefetch(self, stream: _Stream) -> None:
+        for shard in stream.next():
             self._begin(shard)
 
     def _begin(self, shard: int) -> Future[Path]:
@@ -112,8 +128,11 @@ class Staging:
         path = self._folder / entry.name
         if not (path.is_file() and path.stat().st_size == entry.size):
             prepare_folder(self._folder)
-            self._make_room(entry.size)
-            self._store.download(entry.name, path)
+            self._make_room(entry)
+            try:
+                self._store.download(entry.name, path)
+            finally:
+                self._arriving.discard(entry)
             if (size := path.stat().st_size) != entry.size:
                 raise DataError(
                     "A shard was changed after it was written; pack the data again. "
@@ -122,15 +141,17 @@ class Staging:
         os.utime(path)
         return path
 
-    def _make_room(self, size: int) -> None:
+    def _make_room(self, arriving: Shard) -> None:
         """Remove what was fetched longest ago, but for what is needed now or next."""
         with self._lock:
-            needed = {self._shards[each].name for each in self._near() if each is not None}
+            self._arriving.add(arriving)
+            near = {shard for stream in self._streams.values() for shard in stream.near()}
+            needed = {self._shards[each].name for each in near}
             files = []
             for path in self._folder.parent.glob("*/*.tfrecord"):
                 with suppress(OSError):
                     files.append((path.stat().st_mtime, path.stat().st_size, path))
-            total = size + sum(each for _, each, _ in files)
+            total = sum(shard.size for shard in self._arriving) + sum(each for _, each, _ in files)
             for _, each, path in sorted(files):
                 if total <= self._budget_bytes:
                     return

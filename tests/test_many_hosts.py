@@ -1,0 +1,174 @@
+"""Whole runs of two processes on loopback: they wait, stop, fail and finish together."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_peers import addresses
+
+from trainer.checkpoint import list_checkpoints
+from trainer.publish import verify
+from trainer.storage.store import open_store
+
+pytestmark = pytest.mark.engine
+
+SETTINGS = [
+    "data.image_size=16", "train.epochs=30", "train.global_batch_size=5", "train.deterministic=true",
+    "train.precision=float32", "train.steps_per_call=1", "train.log_interval_seconds=0.0001",
+    "train.checkpoint.every_steps=4", "train.meet_seconds=120",
+    "model={family: residual, stem_filters: 4, filters: [8], blocks: [1], dropout: 0.3}",
+]  # fmt: skip
+STOPPED = re.compile(r"Stopped on request after step (\d+) of \d+; the checkpoint is safe")
+STEP = re.compile(r'"event": "progress".* "step": (\d+)')
+
+
+class Worker:
+    """One process of a run; what it says goes to a file, so that nobody has to read while it works."""
+
+    def __init__(self, index: int, hosts: Sequence[str], log: Path, *flags: str) -> None:
+        self.log = log
+        task = {"cluster": {"worker": list(hosts)}, "task": {"type": "worker", "index": index}}
+        cache = str(log.parent / f"cache-{index}")
+        environment = {**os.environ, "TF_CONFIG": json.dumps(task), "XDG_CACHE_HOME": cache, "NO_COLOR": "1"}
+        with log.open("w") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "trainer.task", *flags],
+                env=environment, stdout=file, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+
+    def text(self) -> str:
+        return self.log.read_text()
+
+    def end(self) -> int:
+        return self.process.wait(timeout=240)
+
+
+class Pair:
+    """Where the runs of two workers are."""
+
+    def __init__(self, folder: Path, photos: Path) -> None:
+        self.folder, self.photos, self.starts = folder, photos, 0
+
+    def start(self, name: str, index: int, hosts: Sequence[str], *settings: str) -> Worker:
+        self.starts += 1
+        given = [each for setting in [*SETTINGS, *settings] for each in ("--set", setting)]
+        place = ["--data", str(self.photos), "--output", str(self.folder / "runs"), "--run-name", name]
+        return Worker(index, hosts, self.folder / f"{self.starts}-{name}-{index}.log", *place, *given)
+
+    def both(self, name: str) -> list[Worker]:
+        hosts = addresses(2)
+        return [self.start(name, index, hosts) for index in (0, 1)]
+
+    def checkpoints(self, name: str) -> list[Path]:
+        return list_checkpoints(self.folder / "runs" / name / "checkpoints")
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Iterator[Pair]:
+    return Pair(tmp_path_factory.mktemp("pair"), photos)
+
+
+@pytest.fixture(scope="module")
+def calm(pair: Pair) -> Path:
+    """The folder of an undisturbed run, whose second process came late."""
+    hosts = addresses(2)
+    chief = pair.start("calm", 0, hosts)
+    time.sleep(4.0)
+    assert chief.process.poll() is None
+    assert "calm" not in chief.text()  # it begins nothing alone
+    late = pair.start("calm", 1, hosts)
+    assert [chief.end(), late.end()] == [0, 0], chief.text() + late.text()
+    return pair.folder / "runs" / "calm"
+
+
+def wait_for_step(worker: Worker, step: int) -> None:
+    """Wait until the chief speaks of a step beyond `step`."""
+    until = time.monotonic() + 120
+    while max((int(found[1]) for found in STEP.finditer(worker.text())), default=0) <= step:
+        assert worker.process.poll() is None, worker.text()
+        assert time.monotonic() < until, worker.text()
+        time.sleep(0.01)
+
+
+def step_of(path: Path) -> int:
+    return int(path.stem.split("-")[1])
+
+
+def test_two_are_stopped_and_killed_together_and_end_where_an_undisturbed_run_does(
+    pair: Pair, calm: Path
+) -> None:
+    workers = pair.both("disturbed")
+    wait_for_step(workers[0], 3)
+    workers[1].process.send_signal(signal.SIGTERM)
+    assert [each.end() for each in workers] == [143, 143], workers[0].text() + workers[1].text()
+    stopped = {int(found[1]) for each in workers for found in STOPPED.finditer(each.text())}
+    assert len(stopped) == 1
+    (step,) = stopped
+    assert [step_of(path) for path in pair.checkpoints("disturbed")].count(step) == 1
+    assert step_of(pair.checkpoints("disturbed")[-1]) == step
+
+    workers = pair.both("disturbed")
+    wait_for_step(workers[0], step + 5)
+    workers[1].process.kill()
+    began = time.monotonic()
+    assert workers[0].end() == 75, workers[0].text()
+    assert workers[1].end() == -signal.SIGKILL
+    print(f"the other noticed within {time.monotonic() - began:.1f} s")
+    assert "worker 1 (" in workers[0].text()
+    assert "is gone, and so all end" in workers[0].text()
+    assert "Traceback" not in workers[0].text()
+    assert f"continuing after step {step} of" in workers[0].text()
+    last = step_of(pair.checkpoints("disturbed")[-1])
+    assert last > step
+
+    workers = pair.both("disturbed")
+    assert [each.end() for each in workers] == [0, 0], workers[0].text() + workers[1].text()
+    assert f"continuing after step {last} of" in workers[0].text()
+    run = pair.folder / "runs" / "disturbed"
+    assert verify(open_store(str(run))) == []
+    for name in ("history.jsonl", "metrics.json", "predictions.csv"):
+        assert (run / name).read_bytes() == (calm / name).read_bytes(), name
+    newest, expected = (list_checkpoints(each / "checkpoints")[-1] for each in (run, calm))
+    with np.load(newest) as found, np.load(expected) as wanted:
+        names = [name for name in wanted.files if name != "record.json"]
+        assert [name for name in names if not np.array_equal(found[name], wanted[name])] == []
+
+
+@pytest.mark.parametrize("started", [(0, 1), (0,), (1,)], ids=["both", "the chief", "a worker"])
+def test_a_finished_run_is_reported_by_each_process_that_is_started_again(
+    pair: Pair, calm: Path, started: tuple[int, ...]
+) -> None:
+    before = (calm / "MANIFEST.json").read_bytes()
+    hosts = addresses(2)
+    workers = [pair.start("calm", index, hosts) for index in started]
+    began = time.monotonic()
+    assert [each.end() for each in workers] == [0] * len(started)
+    for each in workers:
+        assert "This run is finished; there is nothing to do." in each.text()
+    assert time.monotonic() - began < 100  # of the 120 that one would be waited for
+    assert (calm / "MANIFEST.json").read_bytes() == before
+
+
+def test_a_finished_run_of_another_spec_is_refused_before_anyone_waits(pair: Pair, calm: Path) -> None:
+    alone = pair.start(calm.name, 1, addresses(2), "train.epochs=3")
+    assert alone.end() == 2
+    assert "train.epochs" in alone.text()
+
+
+def test_one_that_never_comes_is_named(pair: Pair) -> None:
+    hosts = addresses(3)
+    workers = [pair.start("never", index, hosts, "train.meet_seconds=4") for index in (0, 1)]
+    assert [each.end() for each in workers] == [75, 75]
+    for each in workers:
+        assert f"missing are worker 2 ({hosts[2]})" in each.text()
+    assert not (pair.folder / "runs" / "never").exists()
