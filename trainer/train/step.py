@@ -138,8 +138,7 @@ class Stepper:
     ) -> tf.Tensor:
         """Do one step on this replica's share of a global batch of `count` rows.
 
-        `weight` is 0 for rows that only stand in for a share of none. Returns the [loss sum, hits, images]
-        of all replicas.
+        `weight` is 0 for rows that stand in for none. Returns the [loss sum, hits, images] of all replicas.
         """
         draws = tf.gather(draw_numbers(self.seed + _AUGMENT_STREAM, step, count), places)
         pixels = augment_images(images, draws, self.augment, side)
