@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -73,12 +73,18 @@ def make_images(folder: Path, per_class: int = 60, side: int = 24) -> Path:
 class Attempt:
     """One process of a run, and what it said."""
 
-    def __init__(self, arguments: list[str], cache: Path) -> None:
+    def __init__(
+        self,
+        arguments: list[str],
+        cache: Path,
+        program: Sequence[str] = ("-m", "trainer.task"),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.lines: list[tuple[float, str]] = []
         self.started = time.monotonic()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "trainer.task", *arguments],
-            env={**os.environ, "XDG_CACHE_HOME": str(cache)},
+            [sys.executable, *program, *arguments],
+            env={**os.environ, "XDG_CACHE_HOME": str(cache), **(environment or {})},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
         self._reader = threading.Thread(target=self._read, daemon=True)

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +74,7 @@ class Pair:
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Iterator[Pair]:
+def pair(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Pair:
     return Pair(tmp_path_factory.mktemp("pair"), photos)
 
 

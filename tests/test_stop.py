@@ -79,6 +79,16 @@ time.sleep(1)
     assert (code, words) == (0, "")
 
 
+def test_a_signal_that_a_library_took_for_itself_is_heard_again() -> None:
+    code = """
+import signal
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+stop.listen_on()
+with stop.patience(): work()
+"""
+    assert stopped(code)[0] == 143
+
+
 def test_nothing_is_overdue_before_anyone_asked() -> None:
     stop = Stop()
     assert not stop.is_requested()

@@ -54,7 +54,7 @@ def main() -> None:
 def trained(
     spec: RunSpec, cluster: Cluster, is_resident: bool = False
 ) -> tuple[list[Sums], list[np.ndarray]]:
-    """Return the sums of four steps, and the averaged weights after them."""
+    """Return the sums of five steps, and the averaged weights after them; the last has a single image."""
     learner = build_learner(spec, 3, 10, cluster)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (4, 7, 16, 16, 3)).astype(np.uint8)
@@ -65,7 +65,9 @@ def trained(
         images = np.arange(28, dtype=np.int32).reshape(4, 7)
     stepper = Stepper(learner, spec, np.array([1.0, 2.0, 0.5], np.float32), cluster, resident)
     places = np.tile(np.arange(7, dtype=np.int32), (4, 1))
-    sums = stepper.run(Block(5, images, rng.integers(0, 3, (4, 7)).astype(np.int32), places, 7), 16)
+    labels = rng.integers(0, 3, (4, 7)).astype(np.int32)
+    sums = stepper.run(Block(5, images, labels, places, 7), 16)
+    sums += stepper.run(Block(9, images[:1, :1], labels[:1, :1], places[:1, :1], 1), 16)
     return sums, [weight.numpy() for weight in learner.fill_inference_model().weights]
 
 

@@ -1,0 +1,53 @@
+"""What more devices and more processes change: the speed, and nothing else.
+
+    python scripts/scale.py equal               one spec on 1, 2 and 4 replicas: the same curves and variables
+    python scripts/scale.py move --times 10     a run moved between them by SIGTERM and SIGKILL: the same end
+    python scripts/scale.py overhead            2 processes on 2 cores / 1 process with 2 threads
+    python scripts/scale.py model               a written model, checked here; what it says of 8, 64 and 512
+
+Needs what the tests need, two cores and the loopback network. Logical CPU devices stand for the
+GPUs of a host, processes for hosts. Ends with 1 if a figure is not what was asked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import platform
+import sys
+import time
+from datetime import date
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+TIMES = {"equal": 1, "move": 10, "overhead": 12, "model": 4}
+
+
+def main() -> None:
+    """Do one of them and print its figures."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=list(TIMES))
+    parser.add_argument("--times", type=int, help="moves, or pairs of measurements")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    arguments = parser.parse_args()
+    # Processes and their words are read as in chaos.py, whose bucket is that of the tests.
+    sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+    from trainer.cli.environment import prepare_libraries
+
+    prepare_libraries()
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {date.today()}")
+    began = time.monotonic()
+    chosen = importlib.import_module(f"scale_{arguments.what}")
+    problems = chosen.main(arguments.times or TIMES[arguments.what], arguments.seed)
+    for problem in problems:
+        print(f"MISSED: {problem}")
+    print(f"{arguments.what}: {'missed' if problems else 'as asked'}, in {time.monotonic() - began:.0f} s")
+    sys.exit(1 if problems else 0)
+
+
+if __name__ == "__main__":
+    main()

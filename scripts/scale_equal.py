@@ -1,0 +1,47 @@
+"""One spec on 1, 2 and 4 replicas, as devices and as processes: the same curve, answers and variables."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+from scale_places import RATE, SETUPS, TOLERANCE, Setup, Team, copies, make_overlapping, outcome
+
+
+def main(times: int, seed: int) -> list[str]:
+    """Train on each setup and compare with one device; return what is not as asked."""
+    print(
+        f"one spec in float32: batch normalisation, dropout, stochastic depth, clipping, label smoothing, an "
+        f"average of the weights, short last batches; sgd with momentum, rate {RATE}. Asked, relative to one "
+        f"device: losses of each step and metrics to {TOLERANCE:g}, the same classes, equal copies."
+    )
+    problems: list[str] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        data = make_overlapping(folder / "images")
+        expected = None
+        for setup in SETUPS:
+            began = time.monotonic()
+            team = _trained(setup, folder, data)
+            found = outcome(folder, _name(setup), team.notes[0])
+            expected = expected or found
+            count, differing = copies(team.notes)
+            text, missed = found.compare(expected)
+            kept = f"{count} copies of {len(found.variables)} variables, {len(differing)} not equal"
+            print(f"{setup!s:<24} {text}; {kept} ({time.monotonic() - began:.0f} s)", flush=True)
+            missed += [f"{len(differing)} variables are not equal on every replica"] * bool(differing)
+            missed += [f"{count} copies, not {setup.replicas}"] * (count != setup.replicas)
+            problems += [f"{setup}: {each}" for each in missed]
+    return problems
+
+
+def _trained(setup: Setup, folder: Path, data: Path) -> Team:
+    team = Team(setup, folder, data, _name(setup))
+    if any(team.end()):
+        raise SystemExit(team.text())
+    return team
+
+
+def _name(setup: Setup) -> str:
+    return f"p{setup.processes}-d{setup.devices}"

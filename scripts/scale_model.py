@@ -1,0 +1,125 @@
+"""A written model of a step on many accelerators, checked on two processes here, and what it says of more.
+
+A step is the computation on a replica's share and then one sum of all gradients, of which nothing is
+hidden behind the computation: the training reduces once, when all gradients are there. The sum is a ring
+all-reduce: of n replicas each sends and receives 2 (n - 1) messages of 1/n of the bytes, which is the
+least that any all-reduce needs (Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce algorithms for
+clusters of workstations", J. Parallel Distrib. Comput. 69(2), theorem 1 and section 3):
+
+    seconds = 2 (n - 1) (latency + bytes / (n bandwidth))
+
+The efficiency of n replicas, each with a batch of its own size, is computation / (computation + sum).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+from scale_overhead import Measured, measure
+
+MOST_ERROR = 0.1
+"""Of the predicted step of two processes here, against the measured one."""
+COUNTS = (8, 64, 512)
+UTILISATION = 0.3
+"""Assumed: the share of an accelerator's peak that small convolutions reach. Not measured."""
+PEAKS = {"L4": 121e12, "A100": 312e12, "H100 SXM": 989e12}
+"""FLOP/s in bfloat16 without sparsity, by NVIDIA's data sheets (L4: half of the 242 with sparsity)."""
+BATCHES = (20, 256)
+"""Images of each accelerator: the paper's whole batch, and one that an accelerator is used for."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """What a message between two neighbours of the ring takes."""
+
+    latency_seconds: float
+    bytes_per_second: float
+
+    def sum_seconds(self, size: int, count: int) -> float:
+        """Return the seconds of a ring all-reduce of `size` bytes over `count` replicas."""
+        return 2 * (count - 1) * (self.latency_seconds + size / (count * self.bytes_per_second))
+
+
+LINKS = {
+    "10 GB/s, 20 us": Link(20e-6, 10e9),
+    "100 GB/s, 5 us": Link(5e-6, 100e9),
+}
+"""Assumed: a network of 100 Gbit/s with kernel and NIC, and one of NVLink's or InfiniBand's kind."""
+
+
+def main(times: int, seed: int) -> list[str]:
+    """Check the model against `times` pairs of turns and the sums here, then predict."""
+    found = measure(times)
+    link = fit(found.link)
+    step = found.bare + link.sum_seconds(found.gradient_bytes, 2)
+    error = step / found.whole - 1.0
+    alone = link.sum_seconds(found.gradient_bytes, 2)
+    print(
+        f"measured here, 2 processes, loopback: latency {1e6 * link.latency_seconds:.0f} us, bandwidth "
+        f"{link.bytes_per_second / 1e9:.2f} GB/s (a ring of two fitted to sums of "
+        f"{min(found.link)} to {max(found.link):,} bytes)"
+    )
+    print(
+        f"predicted: the sum of {found.gradient_bytes / 1e6:.2f} MB {1e3 * alone:.1f} ms (measured alone "
+        f"{1e3 * found.alone:.1f}), the step {1e3 * step:.1f} ms (measured {1e3 * found.whole:.1f}, "
+        f"{error:+.1%}; asked within {MOST_ERROR:.0%}), its efficiency {found.bare / step:.3f}"
+    )
+    _check_throughput(found)
+    _predict(found.gradient_bytes)
+    return [] if abs(error) <= MOST_ERROR else [f"the predicted step is {error:+.1%} off the measured one"]
+
+
+def fit(seconds: dict[int, float]) -> Link:
+    """Return the link whose ring of two comes nearest to the measured sums, relative to each."""
+    sizes, taken = np.array(list(seconds)), np.array(list(seconds.values()))
+    # Of two replicas: 2 latency + bytes / bandwidth.
+    terms = np.stack([np.full(len(sizes), 2.0), sizes], axis=1) / taken[:, None]
+    (latency, per_byte), *_ = np.linalg.lstsq(terms, np.ones(len(sizes)), rcond=None)
+    return Link(max(0.0, float(latency)), 1.0 / max(float(per_byte), 1e-15))
+
+
+def _check_throughput(found: Measured) -> None:
+    print(
+        f"two processes beside one with two threads: {found.ratio:.3f} of its throughput, of which the sum "
+        f"explains {found.bare / found.whole:.3f} and the rest is that of two computations against one "
+        f"({1e3 * median(found.one):.1f} ms in one, {1e3 * found.bare:.1f} ms bare in two)"
+    )
+
+
+def _predict(gradient_bytes: int) -> None:
+    flops = step_flops_of_an_image()
+    print(
+        f"predicted for the paper's network, {flops / 1e9:.2f} GFLOP an image and step, "
+        f"{gradient_bytes / 1e6:.2f} MB of gradients, one ring over all. ASSUMED, not measured: "
+        f"{UTILISATION:.0%} of the peak in bfloat16, the links, no stragglers, data always ready, nothing "
+        f"overlapped; the global batch grows with the number of accelerators."
+    )
+    counts = "".join(f"{n:>8}" for n in COUNTS)
+    print(f"{'accelerator':<12}{'batch each':>11}  {'step':>9}  {'link':<16}{counts}")
+    for name, peak in PEAKS.items():
+        for batch in BATCHES:
+            compute = batch * flops / (UTILISATION * peak)
+            for words, link in LINKS.items():
+                shares = [compute / (compute + link.sum_seconds(gradient_bytes, n)) for n in COUNTS]
+                print(
+                    f"{name:<12}{batch:>11}  {1e3 * compute:>6.2f} ms  {words:<16}"
+                    + "".join(f"{share:>8.3f}" for share in shares)
+                )
+
+
+def step_flops_of_an_image() -> float:
+    """Return the floating-point operations of a training step, an image: forward, and twice that backward.
+
+    A convolution or dense layer has 2 operations for each weight of its kernel at each place of its output.
+    """
+    from trainer.model import build_model
+    from trainer.spec import load_spec
+
+    spec = load_spec(recipe="cats-vs-dogs")
+    model = build_model(spec.model, 2, spec.data.image_size)
+    kernels = [layer for layer in model.layers if hasattr(layer, "kernel")]
+    return 3.0 * sum(
+        2.0 * np.prod(layer.kernel.shape) * np.prod(layer.output.shape[1:-1] or (1,)) for layer in kernels
+    )

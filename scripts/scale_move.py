@@ -1,0 +1,137 @@
+"""One run, moved between 1, 2 and 4 replicas by signals: it ends where an undisturbed one does."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import signal
+import tempfile
+import time
+from pathlib import Path
+
+from scale_places import EPOCHS, SETUPS, STEPS_PER_EPOCH, TOLERANCE, Setup, Team, make_overlapping, outcome
+
+MOST_SECONDS = 30.0
+"""From the end of one process to that of the others."""
+EVERY_STEPS = 10
+_MORE = (f"train.checkpoint.every_steps={EVERY_STEPS}", "train.steps_per_call=1", "train.grace_seconds=20")
+_STOPPED = re.compile(r"Stopped on request after step (\d+) of \d+; the checkpoint is safe")
+_LOADING_SHARE = 0.2
+"""Of the moments: in the seconds after the processes have met, before they train."""
+_LOADING_SECONDS = 5.0
+
+
+class Moves:
+    """Moves a run, and knows what went wrong."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.folder, self.rng = folder, random.Random(seed)
+        self.data = make_overlapping(folder / "images")
+        self.problems: list[str] = []
+        self.seconds: list[float] = []
+        """How long the others went on after one was killed."""
+
+    def start(self, setup: Setup, name: str) -> Team:
+        return Team(setup, self.folder, self.data, name, *_MORE)
+
+    def other(self, setup: Setup | None) -> Setup:
+        """Return a setup of another number of replicas."""
+        return self.rng.choice([each for each in SETUPS if setup is None or each.replicas != setup.replicas])
+
+    def move(self, setup: Setup, number: signal.Signals, until_step: int) -> bool:
+        """Let the run go on in `setup` until about a step, then send `number` to one process of it.
+
+        Returns False if the run came to its end before.
+        """
+        team, begun = self.start(setup, "moved"), len(_lines(self.folder))
+        if not team.processes[0].wait_for("run   "):
+            raise SystemExit(team.text())
+        if self.rng.random() < _LOADING_SHARE:
+            time.sleep(self.rng.uniform(0.0, _LOADING_SECONDS))
+        else:
+            while _last_step(self.folder) < until_step and team.processes[0].process.poll() is None:
+                time.sleep(0.005)
+            time.sleep(self.rng.uniform(0.0, 0.1))
+        index, trained = self.rng.randrange(len(team.processes)), len(_lines(self.folder)) > begun
+        moment = f"at step {_last_step(self.folder) + 1}" if trained else "while loading"
+        seconds = team.signal(number, index)
+        codes = team.end()
+        times = ", ".join(f"{each:.1f}" for each in seconds)
+        told = f"{number.name} to process {index} {moment}"
+        print(f"{setup!s:<24} {told}: exit codes {codes}, after {times} s", flush=True)
+        if not any(codes):
+            return False
+        self._check(team, number, index, codes, seconds, trained)
+        return True
+
+    def _check(
+        self,
+        team: Team,
+        number: signal.Signals,
+        index: int,
+        codes: list[int],
+        seconds: list[float],
+        trained: bool,
+    ) -> None:
+        problems = []
+        if number == signal.SIGKILL:
+            expected = [-signal.SIGKILL if each == index else 75 for each in range(len(codes))]
+            others = [value for each, value in enumerate(seconds) if each != index]
+            self.seconds += others
+            if max(others, default=0.0) > MOST_SECONDS:
+                problems.append(f"the others went on for {max(others):.1f} s")
+        else:
+            expected = [143] * len(codes)
+            steps = [sorted(set(_STOPPED.findall(each.text()))) for each in team.processes]
+            if trained and (steps != [steps[0]] * len(steps) or len(steps[0]) != 1):
+                problems.append(f"they stopped after the steps {steps}")
+        if codes != expected:
+            problems.append(f"exit codes {codes} instead of {expected}\n{team.text()[-3000:]}")
+        self.problems += [f"{team.setup}, {number.name}: {each}" for each in problems]
+
+
+def main(times: int, seed: int) -> list[str]:
+    """Move a run `times` times; return what went wrong."""
+    with tempfile.TemporaryDirectory() as temporary:
+        moves = Moves(Path(temporary), seed)
+        calm = moves.start(Setup(1, 1), "calm")
+        if any(calm.end()):
+            raise SystemExit(calm.text())
+        expected = outcome(moves.folder, "calm", calm.notes[0])
+        total, setup = STEPS_PER_EPOCH * EPOCHS, moves.other(None)
+        for turn in range(times):
+            # Spread over what is left, so that the run isn't over before its last move.
+            left = total - _last_step(moves.folder)
+            until = _last_step(moves.folder) + moves.rng.randint(1, max(1, 2 * left // (times - turn + 2)))
+            number = signal.SIGKILL if turn % 2 else signal.SIGTERM
+            if not moves.move(setup, number, until):
+                return [*moves.problems, f"the run was over after {turn} of {times} moves"]
+            setup = moves.other(setup)
+        last = moves.start(setup, "moved")
+        if any(last.end()):
+            raise SystemExit(last.text())
+        text, missed = outcome(moves.folder, "moved", _notes(moves.folder)).compare(expected)
+        print(
+            f"{setup!s:<24} to the end; asked of the difference to the undisturbed run: {TOLERANCE:g}\n{text}"
+        )
+        if moves.seconds:
+            late = max(moves.seconds)
+            print(f"after a SIGKILL the others ended within {late:.1f} s, asked {MOST_SECONDS:g} s")
+        return moves.problems + missed
+
+
+def _notes(folder: Path) -> Path:
+    """Return what the chief noted, in all starts."""
+    return folder / "moved-0.jsonl"
+
+
+def _lines(folder: Path) -> list[str]:
+    notes = _notes(folder)
+    return notes.read_text().splitlines() if notes.exists() else []
+
+
+def _last_step(folder: Path) -> int:
+    """Return the last step, from 0, that the moved run has done, -1 before the first."""
+    whole = [line for line in _lines(folder)[-2:] if line.endswith("}") and '"step"' in line]
+    return int(json.loads(whole[-1])["step"]) if whole else -1

@@ -1,0 +1,137 @@
+"""Two processes on two cores against one process with two threads, on the paper's network."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from scale_places import environments
+from scale_turns import BATCH, CALLS, STEPS, write
+
+HERE = Path(__file__).resolve().parent
+LEAST_RATIO = 0.85
+IMAGES = 2000
+"""As many as the paper has to train on."""
+_PATIENCE_SECONDS = 240.0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What two processes came to beside one."""
+
+    one: list[float]
+    """Seconds of a step of one process with two threads, a turn each."""
+    two: list[float]
+    """The same of two processes of one thread each, measured in between."""
+    pairs: list[tuple[float, float]]
+    """Seconds of a step of the two with its sum over the processes, and without."""
+    alone: float
+    """Seconds of such a sum by itself."""
+    gradient_bytes: int
+    link: dict[int, float]
+    """Bytes to the seconds of a sum of so many."""
+
+    @property
+    def ratio(self) -> float:
+        """Throughput of the two / that of the one."""
+        return statistics.median(one / two for one, two in zip(self.one, self.two, strict=True))
+
+    @property
+    def bare(self) -> float:
+        """Seconds of a step without its sum."""
+        return statistics.median(bare for _, bare in self.pairs)
+
+    @property
+    def whole(self) -> float:
+        """Seconds of a step with its sum."""
+        return statistics.median(whole for whole, _ in self.pairs)
+
+
+def main(times: int, seed: int) -> list[str]:
+    """Measure `times` pairs of turns; return what is not as asked."""
+    found = measure(times)
+    ratios = [one / two for one, two in zip(found.one, found.two, strict=True)]
+    rates = [BATCH / statistics.median(each) for each in (found.one, found.two)]
+    print(
+        f"the paper's network, batch {BATCH}, 150 px, float32: 2 processes {rates[1]:.1f} images/s, 1 "
+        f"process with 2 threads {rates[0]:.1f}; ratio {found.ratio:.3f} (median of {len(ratios)} pairs of "
+        f"{CALLS * STEPS} steps, {min(ratios):.2f} to {max(ratios):.2f}); asked at least {LEAST_RATIO}"
+    )
+    share = statistics.median(1.0 - bare / whole for whole, bare in found.pairs)
+    print(
+        f"communication: {share:.1%} of a step by leaving its sum out ({1e3 * found.whole:.1f} against "
+        f"{1e3 * found.bare:.1f} ms), {found.alone / found.whole:.1%} by the sum alone "
+        f"({1e3 * found.alone:.1f} ms for {found.gradient_bytes / 1e6:.2f} MB)"
+    )
+    return [] if found.ratio >= LEAST_RATIO else [f"{found.ratio:.3f} is less than {LEAST_RATIO}"]
+
+
+def measure(times: int) -> Measured:
+    """Start both side by side, and let them train in turns."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        data = _make_images(folder / "images")
+        starts = {"one": ["0,1"], "two": ["0", "1"]}
+        processes: list[subprocess.Popen[bytes]] = []
+        try:
+            for name, cores in starts.items():
+                for core, environment in zip(cores, environments(len(cores)), strict=True):
+                    command = [
+                        sys.executable,
+                        str(HERE / "scale_turns.py"),
+                        str(folder),
+                        name,
+                        core,
+                        str(data),
+                    ]
+                    processes.append(subprocess.Popen(command, env={**os.environ, **environment}))
+            for name in starts:
+                _wait(folder / f"{name}-0.json", processes)
+            seconds: dict[str, list[float]] = {name: [] for name in starts}
+            for turn in range(1, times + 1):
+                for name in sorted(starts, reverse=bool(turn % 2)):
+                    (folder / f"{name}-{turn}.go").touch()
+                    found = _wait(folder / f"{name}-{turn}.json", processes)
+                    seconds[name].append(found / (CALLS * STEPS))
+            for name in starts:
+                write(folder / f"{name}.end", True)
+            sums = _wait(folder / "two.json", processes)
+        finally:
+            for each in processes:
+                each.kill()
+                each.wait()
+    link = {int(size): value for size, value in sums["link"].items()}
+    pairs = [(whole, bare) for whole, bare in sums["pairs"]]
+    return Measured(seconds["one"], seconds["two"], pairs, sums["alone"], sums["gradient_bytes"], link)
+
+
+def _make_images(folder: Path) -> Path:
+    """Write as many images of two classes as the paper has, as JPEG of 150 pixels; return the folder."""
+    rng = np.random.default_rng(0)
+    for number in range(IMAGES + 40):
+        split = "train" if number < IMAGES else "validation"
+        path = folder / split / ("cats", "dogs")[number % 2] / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        small = rng.integers(0, 256, (10, 10, 3)).astype(np.uint8)
+        Image.fromarray(small).resize((150, 150)).save(path)
+    return folder
+
+
+def _wait(path: Path, processes: list[subprocess.Popen[bytes]]) -> Any:
+    """Return what the JSON file at `path` holds, once it is there."""
+    until = time.monotonic() + _PATIENCE_SECONDS
+    while not path.exists():
+        if time.monotonic() > until or any(each.poll() for each in processes):
+            raise SystemExit(f"no {path.name} came: {[each.poll() for each in processes]}")
+        time.sleep(0.005)
+    return json.loads(path.read_text())

@@ -1,0 +1,181 @@
+"""Where a run is computed: so many processes of so many devices; and what two such runs have in common."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from chaos_places import Attempt
+from PIL import Image
+
+HERE = Path(__file__).resolve().parent
+STEPS_PER_EPOCH = 9
+TRAIN_IMAGES = (STEPS_PER_EPOCH - 1) * 40 + 3
+"""The last batch has three images: one of four replicas has none of them."""
+EPOCHS = 23
+TOLERANCE = 1e-4
+"""Relative; of losses, metrics and what else is compared."""
+RATE = 0.0005
+"""So low that what is compared is arithmetic. Now and then a rounding opens a ReLU on one number of replicas
+and not on another: that changes the loss by 1e-6 at first, and at a rate of 0.01 by 3e-3 after 200 steps."""
+SETTINGS = [
+    "data.image_size=48", "train.global_batch_size=40", "train.precision=float32", "train.ema_decay=0.9",
+    "train.label_smoothing=0.1", "train.log_interval_seconds=0.1", "train.max_stalled_starts=1000",
+    "train.meet_seconds=120", f"train.epochs={EPOCHS}",
+    "model={family: residual, stem_filters: 16, filters: [16, 32], blocks: [1, 1]}",
+    "model={dropout: 0.3, stochastic_depth: 0.2}",
+    f"optimizer={{name: sgd, learning_rate: {RATE}, momentum: 0.9, clip_norm: 1.0}}",
+]  # fmt: skip
+CLASSES = ("red", "green", "blue")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """So many processes, each of so many devices."""
+
+    processes: int
+    devices: int
+
+    @property
+    def replicas(self) -> int:
+        return self.processes * self.devices
+
+    def __str__(self) -> str:
+        of = f" x {self.devices} devices" if self.devices > 1 else ""
+        if self.processes == 1:
+            return f"{self.devices} device{'s' * (self.devices > 1)}"
+        return f"{self.processes} processes{of}"
+
+
+SETUPS = (Setup(1, 1), Setup(1, 2), Setup(1, 4), Setup(2, 1), Setup(4, 1), Setup(2, 2))
+
+
+def make_overlapping(folder: Path) -> Path:
+    """Write images of three classes that can't be told apart for sure, so that no loss comes near zero."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", TRAIN_IMAGES), ("validation", 120)):
+        for number in range(count):
+            label = number % len(CLASSES)
+            shade = rng.normal(110, 20, 3) + 30 * (np.arange(3) == label)
+            pixels = np.clip(rng.normal(shade, 40, (48, 48, 3)), 0, 255)
+            path = folder / split / CLASSES[label] / f"{number:03d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return folder
+
+
+class Team:
+    """The processes of one start of a run."""
+
+    def __init__(self, setup: Setup, folder: Path, data: Path, name: str, *settings: str) -> None:
+        """The run is `folder`/runs/`name`; what its processes note is `folder`/`name`-INDEX.jsonl."""
+        given = [*SETTINGS, *settings, f"train.devices=cpu:{setup.devices}"]
+        flags = ["--data", str(data), "--output", str(folder / "runs"), "--run-name", name]
+        flags += [each for setting in given for each in ("--set", setting)]
+        self.setup = setup
+        self.notes = [folder / f"{name}-{index}.jsonl" for index in range(setup.processes)]
+        self.processes = [
+            Attempt(flags, folder / f"cache-{index}", [str(HERE / "scale_worker.py"), str(note)], environment)
+            for index, (note, environment) in enumerate(
+                zip(self.notes, environments(setup.processes), strict=True)
+            )
+        ]
+
+    def end(self) -> list[int]:
+        """Wait for the end of all; return their exit codes."""
+        return [each.end() for each in self.processes]
+
+    def signal(self, number: signal.Signals, index: int) -> list[float]:
+        """Send `number` to one of them; return how many seconds each took to end."""
+        began, seconds = time.monotonic(), [-1.0] * len(self.processes)
+        self.processes[index].process.send_signal(number)
+        while min(seconds) < 0:
+            for each, attempt in enumerate(self.processes):
+                if seconds[each] < 0 and attempt.process.poll() is not None:
+                    seconds[each] = time.monotonic() - began
+            time.sleep(0.01)
+        return seconds
+
+    def text(self) -> str:
+        """Return all that they said."""
+        return "\n".join(f"--- {index}\n{each.text()}" for index, each in enumerate(self.processes))
+
+
+def environments(count: int) -> list[dict[str, str]]:
+    """Return what the environment of each of `count` processes on this machine says of the others."""
+    if count == 1:
+        return [{}]
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
+    for each in sockets:
+        each.close()
+    tasks = [{"type": "worker", "index": index} for index in range(count)]
+    return [{"TF_CONFIG": json.dumps({"cluster": {"worker": addresses}, "task": task})} for task in tasks]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to."""
+
+    losses: dict[int, float]
+    """By step, from 0: the mean over the global batch. Of a step done twice the last."""
+    metrics: dict[str, float]
+    predicted: list[str]
+    variables: dict[str, np.ndarray]
+
+    def compare(self, expected: Outcome) -> tuple[str, list[str]]:
+        """Return in words how far it is from `expected`, and what is further than it may be."""
+        losses, step = max(
+            (_relative(self.losses.get(each, np.nan), value), each) for each, value in expected.losses.items()
+        )
+        metrics, metric = max(
+            (_relative(self.metrics.get(name, np.nan), value), name)
+            for name, value in expected.metrics.items()
+        )
+        classes = sum(a != b for a, b in zip(self.predicted, expected.predicted, strict=True))
+        variables = max(
+            float(np.abs(self.variables[name] - value).max() / max(np.abs(value).max(), 1e-30))
+            for name, value in expected.variables.items()
+        )
+        text = (
+            f"loss {losses:.1e} at step {step + 1} of {len(expected.losses)}, metrics {metrics:.1e} "
+            f"({metric}), {classes} other classes of {len(self.predicted)}, variables {variables:.1e}"
+        )
+        found = {"loss curve": losses, "metrics": metrics}
+        missed = [f"{name} {value:.1e}" for name, value in found.items() if not value <= TOLERANCE]
+        return text, missed + [f"{classes} other classes"] * bool(classes)
+
+
+def outcome(folder: Path, name: str, notes: Path) -> Outcome:
+    """Return what the finished run `folder`/runs/`name` came to; `notes` are its chief's."""
+    run = folder / "runs" / name
+    rows = [json.loads(line) for line in notes.read_text().splitlines()]
+    losses = {row["step"]: row["loss"] / row["images"] for row in rows if "step" in row}
+    with (run / "predictions.csv").open(newline="") as file:
+        predicted = [row["predicted"] for row in csv.DictReader(file)]
+    metrics = json.loads((run / "metrics.json").read_text())
+    with np.load(max((run / "checkpoints").glob("step-*.npz"))) as file:
+        variables = {each: file[each].astype(np.float64) for each in file.files if each != "record.json"}
+    return Outcome(losses, metrics, predicted, variables)
+
+
+def copies(notes: list[Path]) -> tuple[int, list[str]]:
+    """Return how many copies of each variable the processes hold, and the variables that differ in any."""
+    ends = [json.loads(each.read_text().splitlines()[-1])["digests"] for each in notes]
+    held = {name: [digest for end in ends for digest in end[name]] for name in ends[0]}
+    counts = {len(each) for each in held.values()}
+    differing = [name for name, digests in held.items() if len(set(digests)) > 1]
+    return max(counts), differing + ["not as many copies of each"] * (len(counts) > 1)
+
+
+def _relative(found: float, expected: float) -> float:
+    difference = abs(found - expected) / max(abs(expected), 1e-9)
+    return float("inf") if np.isnan(difference) and not np.isnan(expected) else float(difference)

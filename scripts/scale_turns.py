@@ -1,0 +1,163 @@
+"""One process of a training that goes on only when it is told, and is timed; started by scale_overhead.py.
+
+    python scale_turns.py FOLDER NAME CORES DATA
+
+Trains the paper's network as `trainer train` does, on the CORES alone (0 or 0,1). Before each turn it
+waits for the file FOLDER/NAME-TURN.go; the chief then writes FOLDER/NAME-TURN.json with the seconds. Once
+FOLDER/NAME.end is there, several processes measure what their sums cost, into FOLDER/NAME.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+CALLS, STEPS = 5, 5
+"""A turn has so many calls of so many steps."""
+BATCH = 20
+SIZES = (1, 1 << 12, 1 << 16, 1 << 18, 1 << 20, 1 << 22)
+"""In floats, of the sums whose time shows how fast the link is."""
+_REPEATS = 9
+_PAIRS = 6
+
+
+class Turns:
+    """The observer of a training: lets it go on, a turn at a time, until the end."""
+
+    def __init__(self, folder: Path, name: str, is_chief: bool) -> None:
+        self.folder, self.name, self.is_chief = folder, name, is_chief
+        self.calls, self.turn, self.began, self.ended = 0, 0, 0.0, False
+
+    def on_call(self, report: Any) -> None:
+        """Hear of a call of the steps; the first turn, which compiles, isn't waited for."""
+        self.calls += 1
+        if self.calls % CALLS:
+            return
+        seconds = time.perf_counter() - self.began
+        if self.is_chief:
+            write(self.folder / f"{self.name}-{self.turn}.json", seconds)
+        self.turn += 1
+        while not (self.folder / f"{self.name}-{self.turn}.go").exists():
+            if (self.folder / f"{self.name}.end").exists():
+                self.ended = True
+                return
+            time.sleep(0.005)
+        self.began = time.perf_counter()
+
+    def on_epoch(self, row: object, epochs: int) -> None: ...
+
+    def on_message(self, message: str) -> None: ...
+
+
+def write(path: Path, value: object) -> None:
+    """Write a JSON file that appears whole."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value))
+    temporary.rename(path)
+
+
+def main(folder: Path, name: str, data: str) -> None:
+    """Train turn by turn, then measure the sums."""
+    from trainer.cli.environment import import_tensorflow
+
+    import_tensorflow()
+    from trainer.cluster import find_cluster
+    from trainer.data.batches import steps_per_epoch
+    from trainer.data.dataset import load_dataset
+    from trainer.data.progress import SilentProgress
+    from trainer.exits import StoppedError
+    from trainer.hosts import meet, read_place
+    from trainer.spec import load_spec
+    from trainer.train import Saver, build_learner, train
+
+    # As a run of the paper's network, without its validations.
+    settings = ["train.epochs=1000", "train.validate_every_epochs=1000", f"train.steps_per_call={STEPS}"]
+    spec = load_spec(recipe="cats-vs-dogs", settings=settings, overrides={"data.source": data})
+    peers = meet(read_place(os.environ, ""), name, 120.0, print)
+    dataset = load_dataset(spec.data, folder / "cache", SilentProgress(), lambda found: None, peers)
+    cluster = find_cluster(devices="cpu", peers=peers)
+    steps = steps_per_epoch(len(dataset.train.labels), spec.train.global_batch_size)
+    learner = build_learner(spec, len(dataset.class_names), steps, cluster)
+    turns = Turns(folder, name, cluster.is_chief)
+    checkpoints = folder / f"{name}-{cluster.index}" / "checkpoints"
+    with Saver(checkpoints) as saver, suppress(StoppedError):
+        train(learner, dataset, spec, cluster, saver, turns, dict, lambda: turns.ended)
+    if cluster.count > 1:
+        found = measure_sums(learner, dataset, spec, cluster)
+        if cluster.is_chief:
+            write(folder / f"{name}.json", found)
+    peers.exchange(b"")
+    peers.leave()
+    os._exit(0)
+
+
+def measure_sums(learner: Any, dataset: Any, spec: Any, cluster: Any) -> dict[str, Any]:
+    """Return the seconds of a step with its sum over the processes and without, and of sums alone."""
+    import numpy as np
+
+    from trainer.train.feed import Feed
+    from trainer.train.step import Stepper
+
+    feed = Feed(dataset.train, BATCH, spec.seed, 1, cluster.index, cluster.count)
+    feed.block_steps = 3 * STEPS
+    block, side = next(feed.blocks(0, 3 * STEPS)), spec.data.image_size
+    whole, bare = (Stepper(learner, spec, np.ones(2, np.float32), cluster) for _ in range(2))
+    bare.replicas = 1  # then it sums nothing; each process goes its own way, which costs the same
+    for each in (whole, bare):
+        each.run(block, side)
+    pairs = []
+    for turn in range(_PAIRS):
+        order = (whole, bare) if turn % 2 else (bare, whole)
+        taken = {each: _seconds(lambda each=each: each.run(block, side)) / block.steps for each in order}
+        pairs.append((taken[whole], taken[bare]))
+    shapes = [tuple(weight.shape) for weight in learner.model.trainable_weights] + [(3,)]
+    alone = _sum_seconds(cluster, shapes, 10)
+    link = {size: _sum_seconds(cluster, [(size,)], max(2, min(50, (1 << 22) // size))) for size in SIZES}
+    return {
+        "pairs": pairs,
+        "gradient_bytes": 4 * int(sum(np.prod(shape) for shape in shapes)),
+        "tensors": len(shapes),
+        "alone": alone,
+        "link": {4 * size: seconds for size, seconds in link.items()},
+    }
+
+
+def _sum_seconds(cluster: Any, shapes: list[tuple[int, ...]], times: int) -> float:
+    """Return the median seconds of one sum, over the processes, of tensors of these shapes."""
+    import tensorflow as tf
+
+    def on_replica() -> tf.Tensor:
+        tensors = [tf.ones(shape) for shape in shapes]
+        for _ in tf.range(times):
+            replica = tf.distribute.get_replica_context()
+            # Each sum waits for the one before.
+            sums = replica.all_reduce(tf.distribute.ReduceOp.SUM, tensors)
+            tensors = [each / cluster.count for each in sums]
+        return tf.add_n([tf.reduce_sum(each) for each in tensors])
+
+    @tf.function
+    def run() -> tf.Tensor:
+        done = cluster.strategy.run(on_replica)
+        return cluster.strategy.experimental_local_results(done)[0]
+
+    run().numpy()
+    return statistics.median(_seconds(lambda: run().numpy()) for _ in range(_REPEATS)) / times
+
+
+def _seconds(action: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    action()
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    # Before TensorFlow is loaded: it makes as many threads as there are cores for it.
+    os.sched_setaffinity(0, {int(core) for core in sys.argv[3].split(",")})
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[4])
