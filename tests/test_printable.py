@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from trainer.printable import printable, without_secrets
-from trainer.run_folder import write_environment
+from trainer.run_folder import Start, write_environment
 from trainer.spec import load_spec
 
 
@@ -29,7 +29,7 @@ def test_an_address_is_shown_without_what_opens_it(text: str, shown: str) -> Non
 
 def test_the_command_that_is_kept_holds_no_password(tmp_path: Path) -> None:
     command = ["trainer", "train", "--data", "https://ann:secret@host/x.zip?sig=token"]
-    write_environment(tmp_path, load_spec(), "cpu", "float32", command)
+    write_environment(tmp_path, load_spec(), "cpu", Start("aa", "float32", 20), command)
     kept = json.loads((tmp_path / "environment.json").read_text())["command"]
     assert kept == [*command[:3], "https://host/x.zip?..."]
 

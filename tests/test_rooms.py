@@ -29,6 +29,7 @@ ROOMS = (
     "model",
     "optimizer",
     "cluster",
+    "scaling",
     "checkpoint",
     "train",
     "metrics",

@@ -11,7 +11,14 @@ import pytest
 from trainer.data.progress import SilentProgress
 from trainer.exits import DivergedError, TemporaryError, UsageError
 from trainer.publish import publish
-from trainer.run_folder import RunFolder, count_start, forget_start, open_run_folder, require_same_start
+from trainer.run_folder import (
+    RunFolder,
+    Start,
+    count_start,
+    forget_start,
+    open_run_folder,
+    require_same_start,
+)
 from trainer.spec import RunSpec, load_spec, parse_spec, read_spec
 from trainer.storage.local import write_json, write_text
 from trainer.storage.store import Store
@@ -187,16 +194,18 @@ def test_a_folder_with_nothing_but_a_crashs_leftover_is_free(tmp_path: Path, cac
     run.release()
 
 
-def test_changed_data_or_precision_stop_a_begun_run(tmp_path: Path) -> None:
+def test_changed_data_precision_or_batch_stop_a_begun_run(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="can't be read any more"):
-        require_same_start(tmp_path, "aa", "float32")
+        require_same_start(tmp_path, Start("aa", "float32", 20))
     write_json(tmp_path / "dataset.json", {"digest": "sha256:aa"})
-    write_json(tmp_path / "environment.json", {"precision": "float32"})
-    require_same_start(tmp_path, "aa", "float32")
+    write_json(tmp_path / "environment.json", {"precision": "float32", "global_batch_size": 20})
+    require_same_start(tmp_path, Start("aa", "float32", 20))
     with pytest.raises(UsageError, match="data changed"):
-        require_same_start(tmp_path, "bb", "float32")
+        require_same_start(tmp_path, Start("bb", "float32", 20))
     with pytest.raises(UsageError, match="precision changed"):
-        require_same_start(tmp_path, "aa", "bfloat16")
+        require_same_start(tmp_path, Start("aa", "bfloat16", 20))
+    with pytest.raises(UsageError, match=r"global batch size changed.*Received: 40, it was 20"):
+        require_same_start(tmp_path, Start("aa", "float32", 40))
 
 
 def test_starts_without_a_new_checkpoint_end_the_run_and_new_ones_begin_the_count_anew(

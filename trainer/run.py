@@ -27,12 +27,14 @@ from trainer.publish import publish
 from trainer.report import ReportInputs, Verdict, write_report
 from trainer.run_folder import (
     RunFolder,
+    Start,
     current_command,
     require_complete,
     require_same_start,
     write_environment,
     write_rejected,
 )
+from trainer.scaling import describe_scaling, scaled_spec
 from trainer.spec import RunSpec, dump_spec
 from trainer.stop import Stop
 from trainer.storage.folders import discard_folder, replace_folder
@@ -68,19 +70,19 @@ def run(
     folder.require_lease()
     screen.on_fact("data", format_found(dataset, _FOUND_WIDTH))
     _require_classes(spec, dataset)
-    steps = steps_per_epoch(len(dataset.train.labels), spec.train.global_batch_size)
-    learner = build_learner(spec, len(dataset.class_names), steps, cluster)
+    scaled = _scaled(spec, cluster, screen)
+    steps = steps_per_epoch(len(dataset.train.labels), scaled.train.global_batch_size)
+    learner = build_learner(scaled, len(dataset.class_names), steps, cluster)
+    start = Start(dataset.digest, learner.precision, scaled.train.global_batch_size)
     if folder.newest_checkpoint:
-        require_same_start(folder.path, dataset.digest, learner.precision)
+        require_same_start(folder.path, start)
     _keep_dataset(dataset, folder, screen)
-    environment = write_environment(
-        folder.path, spec, cluster.description, learner.precision, current_command()
-    )
+    environment = write_environment(folder.path, spec, cluster.description, start, current_command())
     # A checkpoint is of no use to a restart that can't see what it is of.
     folder.keep()
     screen.on_fact("model", _describe(spec, learner))
     evaluator = Evaluator(learner.inference_model, peers)
-    result = _train(learner, evaluator, dataset, spec, cluster, folder, screen, stop)
+    result = _train(learner, evaluator, dataset, scaled, cluster, folder, screen, stop)
     predictions = predict_splits(evaluator, dataset)
     if not cluster.is_chief:
         peers.share(b"")  # the rest is the chief's, and it has to end well
@@ -92,6 +94,13 @@ def run(
     _publish(folder, screen)
     peers.share(b"published")
     return verdict
+
+
+def _scaled(spec: RunSpec, cluster: Cluster, screen: Screen) -> RunSpec:
+    replicas = cluster.strategy.num_replicas_in_sync
+    if (said := describe_scaling(spec, replicas)) is not None:
+        screen.on_fact("batch", said)
+    return scaled_spec(spec, replicas)
 
 
 def _train(

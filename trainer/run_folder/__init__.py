@@ -1,6 +1,7 @@
 """What a run leaves behind: where it is kept, who may work on it, and its small files."""
 
 from trainer.run_folder.files import (
+    Start,
     current_command,
     require_complete,
     require_same_start,
@@ -12,6 +13,7 @@ from trainer.run_folder.starts import count_start, forget_start
 
 __all__ = [
     "RunFolder",
+    "Start",
     "borrow_run_folder",
     "count_start",
     "current_command",

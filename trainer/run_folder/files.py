@@ -13,6 +13,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -34,17 +35,27 @@ _PROMISED = (
 _PACKAGES = ("tensorflow", "tensorflow-cpu", "tensorflow-tpu", "keras", "numpy", "scikit-learn", "pydantic")
 
 
-def require_same_start(path: Path, data_digest: str, precision: str) -> None:
-    """Raise UsageError if the run at `path` began with other data or another precision.
+@dataclass(frozen=True)
+class Start:
+    """What a run has to begin with again, each time that it goes on."""
+
+    data_digest: str
+    """SHA-256 of the data set, 64 hex digits."""
+    precision: str
+    global_batch_size: int
+    """That of the steps: with train.scale_batch it follows from the machines."""
+
+
+def require_same_start(path: Path, start: Start) -> None:
+    """Raise UsageError if the run at `path` began with other data, another precision or another batch.
 
     Reads what the earlier start wrote to dataset.json and environment.json; writes nothing.
     """
-    before = (
-        _read_json(path / "dataset.json").get("digest"),
-        _read_json(path / "environment.json").get("precision"),
-    )
-    for what, old, new in zip(
-        ("data", "precision"), before, (f"sha256:{data_digest}", precision), strict=True
+    environment = _read_json(path / "environment.json")
+    for what, old, new in (
+        ("data", _read_json(path / "dataset.json").get("digest"), f"sha256:{start.data_digest}"),
+        ("precision", environment.get("precision"), start.precision),
+        ("global batch size", environment.get("global_batch_size"), start.global_batch_size),
     ):
         if old is None:
             raise UsageError(
@@ -81,7 +92,7 @@ def write_rejected(path: Path, rejections: Iterable[Rejection]) -> None:
 
 
 def write_environment(
-    path: Path, spec: RunSpec, devices: str, precision: str, command: Sequence[str]
+    path: Path, spec: RunSpec, devices: str, start: Start, command: Sequence[str]
 ) -> dict[str, Any]:
     """Write environment.json: what ran, of which version, where; return it."""
     environment = {
@@ -93,7 +104,8 @@ def write_environment(
         "host": platform.node(),
         "system": platform.platform(),
         "devices": devices,
-        "precision": precision,
+        "precision": start.precision,
+        "global_batch_size": start.global_batch_size,
         "seed": spec.seed,
         "spec_digest": spec_digest(spec),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -207,6 +207,8 @@ class TrainSpec(Checked):
     epochs: Count = 20
     global_batch_size: Count = 32
     """Images in a step, whatever the number of devices that share them."""
+    scale_batch: bool = False
+    """With it global_batch_size is of each device, and the learning rate grows by the optimizer's rule."""
     devices: str = Field("auto", pattern=r"^(auto|tpu|(cpu|gpu)(:[1-9][0-9]{0,3})?)$")
     """auto is all that each host has; gpu:2 the first two, cpu:4 the CPU as four devices."""
     meet_seconds: Positive = 600.0

@@ -1,0 +1,45 @@
+"""A batch that grows with the number of devices, and the learning rate that goes with it.
+
+In: a spec and how many replicas there are. Out: the spec that is trained, and a sentence on what changed.
+Without `train.scale_batch` nothing does: the global batch is the spec's, however many share it.
+"""
+
+from __future__ import annotations
+
+import math
+
+from trainer.spec import RunSpec
+
+_LINEAR = ("sgd",)
+
+
+def scaled_spec(spec: RunSpec, replicas: int) -> RunSpec:
+    """Return `spec` with its batch as that of each replica, and the learning rate by the optimizer's rule.
+
+    Linear in the size of the batch for stochastic gradient descent (Goyal et al. 2017, section 2.1), its
+    square root for the optimizers that divide by the gradient's size (Malladi et al. 2022, definitions 1
+    and 2: RMSprop and Adam).
+    """
+    if not spec.train.scale_batch:
+        return spec
+    train = spec.train.model_copy(update={"global_batch_size": replicas * spec.train.global_batch_size})
+    rate = spec.optimizer.learning_rate * _factor(spec, replicas)
+    optimizer = spec.optimizer.model_copy(update={"learning_rate": rate})
+    return spec.model_copy(update={"train": train, "optimizer": optimizer})
+
+
+def describe_scaling(spec: RunSpec, replicas: int) -> str | None:
+    """Return in words what `scaled_spec` does; None if the spec doesn't ask for it."""
+    if not spec.train.scale_batch:
+        return None
+    name, rate = spec.optimizer.name, spec.optimizer.learning_rate
+    rule = "linear" if name in _LINEAR else "square root"
+    return (
+        f"global batch {spec.train.global_batch_size} x {replicas} "
+        f"replica{'s' * (replicas > 1)} = {replicas * spec.train.global_batch_size}, learning rate "
+        f"{rate:g} x {_factor(spec, replicas):.4g} (the {rule} rule of {name})"
+    )
+
+
+def _factor(spec: RunSpec, replicas: int) -> float:
+    return float(replicas) if spec.optimizer.name in _LINEAR else math.sqrt(replicas)
