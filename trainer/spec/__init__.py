@@ -5,11 +5,10 @@ resolved spec, which read again is the same run; `spec_digest` names it; `spec_c
 lists the keys in which two specs differ.
 """
 
+from trainer.spec.augment import AugmentSpec, CropSpec
 from trainer.spec.load import dump_spec, load_spec, parse_spec, read_spec, spec_changes, spec_digest
 from trainer.spec.schema import (
-    AugmentSpec,
     CheckpointSpec,
-    CropSpec,
     DataSpec,
     EarlyStoppingSpec,
     ModelSpec,

@@ -34,6 +34,7 @@ _UNHASHED: dict[str, Any] = {
         "meet_seconds",
         "max_stalled_starts",
         "log_interval_seconds",
+        "profile",
     },
 }
 

@@ -8,20 +8,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-NonNegative = Annotated[float, Field(ge=0.0)]
-Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
-Blocks = Annotated[int, Field(ge=1, le=1_000)]
-Filters = Annotated[int, Field(ge=1, le=65_536)]
-
-
-class Checked(BaseModel):
-    """Frozen, strict, and closed: an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+from trainer.spec.augment import AugmentSpec
+from trainer.spec.checked import Blocks, Checked, Count, Filters, Fraction, NonNegative, Positive
 
 
 class DataSpec(Checked):
@@ -57,53 +47,6 @@ class DataSpec(Checked):
     @classmethod
     def _in_lower_case(cls, value: Any) -> Any:
         return value.lower() if isinstance(value, str) else value
-
-
-class CropSpec(Checked):
-    """A random part of each image, resized: scale is its area, ratio its width over its height."""
-
-    scale: tuple[Fraction, Fraction] = Field((0.35, 1.0), strict=False)
-    ratio: tuple[Positive, Positive] = Field((0.75, 1.3333), strict=False)
-    size: int | None = Field(None, ge=8, le=2048)
-    """The side of the crop after resizing, in pixels; the image size if not given."""
-    first_size: int | None = Field(None, ge=8, le=2048)
-    """Training starts with crops of this side and grows to `size`; needs the residual family."""
-
-    @model_validator(mode="after")
-    def _ordered(self) -> CropSpec:
-        if self.scale[0] > self.scale[1] or self.scale[1] == 0 or self.ratio[0] > self.ratio[1]:
-            raise ValueError("scale and ratio are [smallest, largest], and the largest scale is above 0")
-        return self
-
-
-class AugmentSpec(Checked):
-    """Random changes to training images; all off by default."""
-
-    flip: Literal["none", "horizontal", "both"] = "none"
-    crop: CropSpec | None = None
-    rotate_degrees: float = Field(0.0, ge=0.0, le=180.0)
-    brightness: Fraction = 0.0
-    """Added to all pixels: uniform in plus or minus this, 1 being white."""
-    contrast: Fraction = 0.0
-    saturation: Fraction = 0.0
-    hue: float = Field(0.0, ge=0.0, le=0.5)
-    """Turned by up to this share of the colour circle."""
-    noise: Fraction = 0.0
-    """Standard deviation of Gaussian noise is uniform in 0 to this, 1 being white."""
-    erase: Fraction = 0.0
-    """The probability that a random rectangle is blanked."""
-    mixup: Fraction = 0.0
-    """The probability that an image is blended with its neighbour, labels too (Zhang et al. 2017)."""
-    cutmix: Fraction = 0.0
-    """The probability that a square of an image is its neighbour's, labels too (Yun et al. 2019)."""
-
-    @model_validator(mode="after")
-    def _one_mixture(self) -> AugmentSpec:
-        if self.mixup + self.cutmix > 1.0:
-            raise ValueError(
-                "an image is mixed in one way at most: mixup and cutmix together can't be above 1"
-            )
-        return self
 
 
 class PlainSpec(Checked):
@@ -233,6 +176,22 @@ class TrainSpec(Checked):
     max_stalled_starts: Count = 5
     """How often a run may be started again without a new checkpoint before it is given up."""
     log_interval_seconds: Positive = 30.0
+    profile: str | None = Field(None, pattern=r"^[1-9][0-9]{0,8}-[1-9][0-9]{0,8}$")
+    """FIRST-LAST: of these steps, counted from 1, a profile for TensorBoard is written."""
+
+    @model_validator(mode="after")
+    def _profile_ordered(self) -> TrainSpec:
+        if self.profiled_steps is not None and self.profiled_steps[0] > self.profiled_steps[1]:
+            raise ValueError("profile is FIRST-LAST, as 10-20")
+        return self
+
+    @property
+    def profiled_steps(self) -> tuple[int, int] | None:
+        """The first and the last step of `profile`, from 1; None without one."""
+        if self.profile is None:
+            return None
+        first, _, last = self.profile.partition("-")
+        return int(first), int(last)
 
     @property
     def keeps_best(self) -> bool:

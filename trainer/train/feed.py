@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,12 +60,14 @@ class Feed:
         index: int = 0,
         hosts: int = 1,
         resident: bool = False,
+        borders: Sequence[int] = (),
     ) -> None:
         """`together`: see `Plan`; this is process `index` of `hosts`, and gets its share.
 
-        `resident`: the images are where they are needed, so that blocks hold their numbers only.
+        `resident`: the images are where they are needed, so that blocks hold their numbers only. `borders`:
+        before which steps a block has to end.
         """
-        self._resident = resident
+        self._resident, self._borders = resident, borders
         self.split = split
         self.count = len(split.labels)
         self.global_batch_size = min(global_batch_size, self.count)
@@ -134,6 +136,7 @@ class Feed:
         epoch, position = divmod(step, self.steps_per_epoch)
         if self._epoch != epoch:
             self._begin(epoch, position)
+        end_step = min([end_step, *(border for border in self._borders if border > step)])
         most = min(self._most_steps(), end_step - step, self.steps_per_epoch - position)
         start = position * self.global_batch_size
         owners = self._owners[start : start + most * self.global_batch_size]

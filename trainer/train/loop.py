@@ -25,6 +25,7 @@ from trainer.train.history import History, Row
 from trainer.train.keeper import Keeper
 from trainer.train.learner import Learner
 from trainer.train.observer import CallReport, Observer
+from trainer.train.profile import Profile
 from trainer.train.progress import Standing, out_of_patience, score
 from trainer.train.resident import resident_images
 from trainer.train.result import TrainResult
@@ -61,12 +62,14 @@ class Loop:
         self.held_out = dataset.held_out.name
         counts = np.bincount(dataset.train.labels, minlength=len(dataset.class_names))
         weights = class_weights(spec.train.class_weights, dataset.class_names, counts)
+        place = saver.folder.parent / "profile" if cluster.is_chief else None
+        self.profile = Profile(spec.train.profiled_steps, place, observer.on_message)
         images = resident_images(dataset.train, cluster)
         self.stepper = Stepper(learner, spec, weights, cluster, images)
         together = 2 if spec.augment.mixup or spec.augment.cutmix else 1
         self.feed = Feed(
             dataset.train, spec.train.global_batch_size, spec.seed, together, cluster.index, cluster.count,
-            resident=images is not None,
+            resident=images is not None, borders=self.profile.borders,
         )  # fmt: skip
         self._blocks = self.feed.blocks(0, 0)
         self.standing = Standing()
@@ -78,13 +81,17 @@ class Loop:
     def run(self) -> TrainResult:
         """Train to the end, from the newest checkpoint if there is one."""
         self._resume()
+        self.profile.begin_run(self.standing.step, self.learner.total_steps)
         epochs = self.spec.train.epochs
-        while self._epoch() < epochs and not self.standing.ended:
-            if self._train_epoch():
-                self._end_epoch()
-            else:
-                self._recover()
-        self._blocks.close()
+        try:
+            while self._epoch() < epochs and not self.standing.ended:
+                if self._train_epoch():
+                    self._end_epoch()
+                else:
+                    self._recover()
+        finally:
+            self._blocks.close()
+            self.profile.end()
         self.history.close()
         if not self.keeper.flush():
             self._give_up()
@@ -124,9 +131,11 @@ class Loop:
         while self.standing.step < (epoch + 1) * steps:
             block = next(self._blocks)  # none of them reaches into the next epoch
             self.pace.make_room(self.standing.step + block.steps)
+            self.profile.before(self.standing.step)
             started = time.perf_counter()
             self.standing.add(self.stepper.run(block, side))
             wanted = self._block_steps(block.steps, time.perf_counter() - started)
+            self.profile.after(self.standing.step)
             if not self.standing.is_finite():
                 return False
             self.observer.on_call(self._report(epoch))
