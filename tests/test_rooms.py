@@ -32,6 +32,7 @@ ROOMS = (
     "scaling",
     "checkpoint",
     "train",
+    "bench",
     "metrics",
     "evaluate",
     "report",

@@ -23,7 +23,7 @@ from trainer.cli.environment import (
     memory_explained,
     prepare_libraries,
 )
-from trainer.cli.options import DATA_HELP, SpecCommand, spec_options
+from trainer.cli.options import DATA_HELP, SpecCommand, run_options, spec_options
 from trainer.exits import TrainerError, UsageError
 from trainer.printable import printable_lines
 
@@ -45,7 +45,7 @@ def cli() -> None:
 
 
 @cli.command(cls=SpecCommand)
-@spec_options
+@run_options
 def train(
     spec_path: str | None,
     recipe: str | None,
@@ -60,30 +60,55 @@ def train(
 
     With no data, recipe or spec it trains the demo, on pictures that come with the package.
     """
-    from trainer.cli.places import absolute_source, local_path, require_apart
+    from trainer.cli.given import given_spec
     from trainer.cli.train import require_devices, train_command
-    from trainer.data.progress import SilentProgress
     from trainer.hosts import read_place
-    from trainer.spec import load_spec
     from trainer.stop import Stop
 
     stop = Stop()
     stop.listen()
-    if spec_path is None and recipe is None and data is None:
-        recipe = "demo"
     prepare_libraries()
     overrides = {"data.source": data, "output": output, "run_name": run_name}
-    path = local_path(spec_path, cache_folder(), SilentProgress()) if spec_path is not None else None
-    spec = load_spec(path, recipe, settings, overrides)
-    if spec.run_name is None and (name := _name_of_job()) is not None:
-        spec = load_spec(path, recipe, settings, overrides | {"run_name": name})
-    # Written down as it is, a relative path would mean something else in another folder.
-    data_spec = spec.data.model_copy(update={"source": absolute_source(spec.data.source)})
-    require_apart(data_spec.source, spec.output)
-    spec = spec.model_copy(update={"data": data_spec})
+    spec = given_spec(spec_path, recipe, settings, overrides, _name_of_job(), cache_folder())
     if require_accelerator is not None:
         require_devices(require_accelerator)
     train_command(spec, cache_folder(), fresh, stop, read_place(os.environ, socket.gethostname()))
+
+
+@cli.command(cls=SpecCommand)
+@spec_options
+@click.option(
+    "--seconds", type=click.FloatRange(1, 3600), default=20.0, show_default=True, help="How long to measure."
+)
+@click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object.")
+def bench(
+    spec_path: str | None,
+    recipe: str | None,
+    data: str | None,
+    require_accelerator: str | None,
+    settings: tuple[str, ...],
+    seconds: float,
+    as_json: bool,
+) -> None:
+    """Measure how fast a spec trains here, and what holds it back."""
+    from trainer.cli.bench import bench_command
+    from trainer.cli.given import given_spec
+    from trainer.cli.train import require_devices
+    from trainer.hosts import read_share
+    from trainer.stop import Stop
+
+    stop = Stop()
+    stop.listen()
+    prepare_libraries()
+    if (processes := read_share(os.environ)[1]) > 1:
+        raise UsageError(
+            "One process alone is measured, and the environment says that there are others; unset TF_CONFIG "
+            f"and TRAINER_WORKERS. Received: {processes} processes"
+        )
+    spec = given_spec(spec_path, recipe, settings, {"data.source": data}, None, cache_folder())
+    if require_accelerator is not None:
+        require_devices(require_accelerator)
+    bench_command(spec, seconds, as_json, cache_folder(), stop)
 
 
 @cli.command()

@@ -7,7 +7,7 @@ nearest one, or with the setting that was meant.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -38,33 +38,43 @@ class SpecCommand(click.Command):
         return f" Did you mean {meant[nearest[0]]}?" if nearest else " --help lists them."
 
 
+_WHAT = (
+    click.argument("spec_path", metavar="[SPEC.yaml]", required=False),
+    click.option("--recipe", metavar="NAME", help="Start from a recipe; `trainer recipes` lists them."),
+    click.option("--data", metavar="URI", help=DATA_HELP),
+)
+_WHERE = (
+    click.option("--output", metavar="DIR", help="Where runs go, a folder or gs://.  [default: runs]"),
+    click.option("--run-name", metavar="NAME", help="Name of the run; an unfinished one goes on."),
+    click.option("--fresh", is_flag=True, help="Begin an unfinished run anew."),
+)
+_HOW = (
+    click.option(
+        "--require-accelerator",
+        metavar="KIND",
+        help="End with 69 at once unless the host has it: gpu, gpu:4 (at least) or tpu.",
+    ),
+    click.option(
+        "--set",
+        "settings",
+        metavar="KEY=VALUE",
+        multiple=True,
+        help="Change a setting: --set train.epochs=3.",
+    ),
+)
+
+
 def spec_options(command: Command) -> Command:
-    """Add the options that describe a run."""
-    for option in reversed(
-        [
-            click.argument("spec_path", metavar="[SPEC.yaml]", required=False),
-            click.option(
-                "--recipe", metavar="NAME", help="Start from a recipe; `trainer recipes` lists them."
-            ),
-            click.option("--data", metavar="URI", help=DATA_HELP),
-            click.option(
-                "--output", metavar="DIR", help="Where runs go, a folder or gs://.  [default: runs]"
-            ),
-            click.option("--run-name", metavar="NAME", help="Name of the run; an unfinished one goes on."),
-            click.option("--fresh", is_flag=True, help="Begin an unfinished run anew."),
-            click.option(
-                "--require-accelerator",
-                metavar="KIND",
-                help="End with 69 at once unless the host has it: gpu, gpu:4 (at least) or tpu.",
-            ),
-            click.option(
-                "--set",
-                "settings",
-                metavar="KEY=VALUE",
-                multiple=True,
-                help="Change a setting: --set train.epochs=3.",
-            ),
-        ]
-    ):
+    """Add the options that describe a spec."""
+    return _with(command, (*_WHAT, *_HOW))
+
+
+def run_options(command: Command) -> Command:
+    """Add the options that describe a spec, and where its run is kept."""
+    return _with(command, (*_WHAT, *_WHERE, *_HOW))
+
+
+def _with(command: Command, options: Sequence[Callable[[Command], Command]]) -> Command:
+    for option in reversed(options):
         command = option(command)
     return command

@@ -1,0 +1,181 @@
+"""How fast a spec trains on this machine, and what holds it back.
+
+In: a spec, its data and a cluster. Out: `Speeds`: of the compiled step alone, of the data alone, and of both
+together as training does it; and which of them is the limit. Nothing is saved, and nothing is left behind.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from trainer.augment import crop_side
+from trainer.cluster import Cluster, choose_xla
+from trainer.data.batches import steps_per_epoch
+from trainer.data.dataset import Dataset
+from trainer.exits import StoppedError
+from trainer.scaling import scaled_spec
+from trainer.spec import RunSpec
+from trainer.train import build_learner
+from trainer.train.feed import Block, Feed
+from trainer.train.resident import resident_images
+from trainer.train.step import Stepper, class_weights
+
+_ROUNDS = 3
+_PARTS = 3
+_MUCH = 0.9
+"""Of the slower part alone: what training reaches if nothing else holds it back."""
+_ALIKE = 5.0
+"""A part that is so much faster than the other takes nothing from it that matters."""
+_CALL_SECONDS = 0.25
+
+Limit = Literal["step", "data", "processor"]
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """Images a second, each the median of some turns, and what was chosen."""
+
+    step: float
+    """Of the compiled step, augmentation included, on batches that stay in memory."""
+    pipeline: float
+    """Of the batches being made, with nothing that takes time to use them."""
+    together: float
+    compile_seconds: float
+    steps_per_call: int
+    precision: str
+    xla: bool
+    devices: str
+    replicas: int
+    global_batch_size: int
+
+    @property
+    def limit(self) -> Limit:
+        """What holds training back: one of the two, or the processor that both of them need."""
+        slower, faster = sorted((self.step, self.pipeline))
+        if self.together < _MUCH * slower and faster < _ALIKE * slower:
+            return "processor"
+        return "step" if self.step <= self.pipeline else "data"
+
+    def sentence(self) -> str:
+        """Return the limit in words."""
+        ratio = self.pipeline / self.step
+        if self.limit == "step":
+            return f"the step: the data come {ratio:.1f} times as fast as it takes them"
+        if self.limit == "data":
+            return f"the data: the step could take {1 / ratio:.1f} times as many"
+        share = self.together / min(self.step, self.pipeline)
+        return f"the processor, which step and data share: together they reach {share:.0%} of the slower one"
+
+    def advice(self) -> str:
+        """Return what may make it faster."""
+        if self.limit == "step":
+            if self.precision == "float32":
+                return "train.precision=bfloat16 where the devices have it, a smaller model, or more devices"
+            return "a smaller model or data.image_size, or more devices"
+        if self.limit == "data":
+            return "a larger data.cache_mib, so that pictures are decoded once; a faster disk; more cores"
+        return "more cores, or a larger data.cache_mib, so that pictures are decoded once"
+
+
+def measure_speeds(
+    spec: RunSpec, dataset: Dataset, cluster: Cluster, seconds: float, is_stopped: Callable[[], bool]
+) -> Speeds:
+    """Measure for about `seconds` after compiling. Raises StoppedError once `is_stopped` returns True."""
+    spec = scaled_spec(spec, cluster.strategy.num_replicas_in_sync)
+    bench = _Bench(spec, dataset, cluster, is_stopped)
+    compile_seconds = bench.warm_up()
+    turn = seconds / (_ROUNDS * _PARTS)
+    parts = (bench.step, bench.pipeline, bench.together)
+    rates = [[part(turn) for part in parts] for _ in range(_ROUNDS)]
+    step, pipeline, together = (statistics.median(part) for part in zip(*rates, strict=True))
+    return Speeds(
+        step=step,
+        pipeline=pipeline,
+        together=together,
+        compile_seconds=compile_seconds,
+        steps_per_call=bench.block_steps,
+        precision=bench.learner.precision,
+        xla=choose_xla(spec.train.xla, cluster),
+        devices=cluster.description,
+        replicas=cluster.strategy.num_replicas_in_sync,
+        global_batch_size=spec.train.global_batch_size,
+    )
+
+
+class _Bench:
+    """A learner, its data, and the three ways to run them."""
+
+    def __init__(
+        self, spec: RunSpec, dataset: Dataset, cluster: Cluster, is_stopped: Callable[[], bool]
+    ) -> None:
+        self.is_stopped = is_stopped
+        steps = steps_per_epoch(len(dataset.train.labels), spec.train.global_batch_size)
+        self.learner = build_learner(spec, len(dataset.class_names), steps, cluster)
+        counts = np.bincount(dataset.train.labels, minlength=len(dataset.class_names))
+        weights = class_weights(spec.train.class_weights, dataset.class_names, counts)
+        images = resident_images(dataset.train, cluster)
+        self.stepper = Stepper(self.learner, spec, weights, cluster, images)
+        together = 2 if spec.augment.mixup or spec.augment.cutmix else 1
+        self.feed = Feed(
+            dataset.train, spec.train.global_batch_size, spec.seed, together, resident=images is not None
+        )
+        self.side = crop_side(spec.augment, spec.data.image_size, spec.train.epochs - 1, spec.train.epochs)
+        self.block_steps = 1 if spec.train.steps_per_call == "auto" else spec.train.steps_per_call
+        self.is_auto = spec.train.steps_per_call == "auto"
+
+    def warm_up(self) -> float:
+        """Compile for the batches of an epoch, and find how many steps a call takes; return the seconds."""
+        started = time.perf_counter()
+        steps = self.learner.steps_per_epoch
+        for first in {0, steps - 1}:  # the last batch may be short
+            self.stepper.run(next(self.feed.blocks(first, first + 1)), self.side)
+        seconds = time.perf_counter() - started
+        block = next(self.feed.blocks(0, 1))
+        single = min(self._seconds_of(block) for _ in range(3))
+        if self.is_auto:
+            self.block_steps = max(1, min(steps, round(_CALL_SECONDS / single)))
+        self.feed.block_steps = self.block_steps
+        return seconds
+
+    def step(self, seconds: float) -> float:
+        """Return the images a second of one block, over and over."""
+        block = next(self._blocks())
+        return self._rate(itertools.repeat(block), seconds, self._run)
+
+    def pipeline(self, seconds: float) -> float:
+        """Return the images a second of blocks that nobody uses."""
+        return self._rate(self._blocks(), seconds, lambda block: None)
+
+    def together(self, seconds: float) -> float:
+        """Return the images a second of blocks that are trained on, read ahead as in training."""
+        return self._rate(self._blocks(), seconds, self._run)
+
+    def _blocks(self) -> Iterator[Block]:
+        return self.feed.blocks(0, 1 << 40)
+
+    def _run(self, block: Block) -> None:
+        self.stepper.run(block, self.side)
+
+    def _seconds_of(self, block: Block) -> float:
+        started = time.perf_counter()
+        self._run(block)
+        return time.perf_counter() - started
+
+    def _rate(self, blocks: Iterator[Block], seconds: float, use: Callable[[Block], None]) -> float:
+        next(blocks)  # made before anyone waits for it
+        images, started = 0, time.perf_counter()
+        for block in blocks:
+            use(block)
+            images += block.steps * block.global_rows
+            if self.is_stopped():
+                raise StoppedError("Stopped on request; nothing is kept of a measurement.")
+            if time.perf_counter() - started >= seconds:
+                break
+        return images / (time.perf_counter() - started)

@@ -1,0 +1,50 @@
+"""`trainer bench`: how fast a spec trains here, as lines or as JSON.
+
+In: a resolved spec. Out: three speeds, the limit in words, and what to try. No run folder is made.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from trainer.cli.console import Console
+from trainer.cli.environment import import_tensorflow, memory_explained, require_tensorflow
+from trainer.spec import RunSpec
+from trainer.stop import Stop
+
+_LOG_SECONDS = 30.0
+_LESS_MEMORY = "lower train.global_batch_size, data.image_size or the size of the model"
+
+
+def bench_command(spec: RunSpec, seconds: float, as_json: bool, cache_dir: Path, stop: Stop) -> None:
+    """Measure for about `seconds`, and say what holds training back."""
+    require_tensorflow()
+    with Console(_LOG_SECONDS, stderr=as_json) as console, memory_explained(_LESS_MEMORY):
+        console.banner()
+        import_tensorflow()
+        from trainer.bench import measure_speeds
+        from trainer.cluster import find_cluster
+        from trainer.data.dataset import format_found
+        from trainer.data.load import load_dataset
+
+        cluster = find_cluster(spec.train.deterministic, spec.train.devices)
+        console.on_fact("devices", cluster.description)
+        dataset = load_dataset(spec.data, cache_dir, console, lambda rejected: None)
+        console.on_fact("data", format_found(dataset))
+        speeds = measure_speeds(spec, dataset, cluster, seconds, stop.is_requested)
+        if as_json:
+            values = asdict(speeds) | {"limit": speeds.limit}
+            click.echo(json.dumps(values, indent=2))
+            return
+        chosen = f"{speeds.precision}, {'' if speeds.xla else 'no '}XLA, {speeds.steps_per_call} steps a call"
+        console.on_fact("chosen", f"{chosen}, batches of {speeds.global_batch_size}")
+        console.on_fact("compiled", f"in {speeds.compile_seconds:.1f} s")
+        console.on_fact("step", f"{speeds.step:10,.0f} images/s alone")
+        console.on_fact("pipeline", f"{speeds.pipeline:10,.0f} images/s alone")
+        console.on_fact("training", f"{speeds.together:10,.0f} images/s, both together")
+        console.on_fact("limit", speeds.sentence())
+        console.on_fact("try", speeds.advice())

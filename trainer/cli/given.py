@@ -1,0 +1,40 @@
+"""What the command line says of a run, as a spec.
+
+In: a file, a recipe, settings and single values. Out: a resolved spec, whose local paths mean the same in
+every folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from trainer.cli.places import absolute_source, local_path, require_apart
+from trainer.data.progress import SilentProgress
+from trainer.spec import RunSpec, load_spec
+
+_DEMO = "demo"
+
+
+def given_spec(
+    spec_path: str | None,
+    recipe: str | None,
+    settings: Sequence[str],
+    overrides: Mapping[str, str | None],
+    job_name: str | None,
+    cache_dir: Path,
+) -> RunSpec:
+    """Return the spec; the demo's if nothing says what to train on. `job_name` is for a run that has no name.
+
+    Raises UsageError, and what bringing a file from a bucket raises.
+    """
+    if spec_path is None and recipe is None and overrides.get("data.source") is None:
+        recipe = _DEMO
+    path = local_path(spec_path, cache_dir, SilentProgress()) if spec_path is not None else None
+    spec = load_spec(path, recipe, settings, overrides)
+    if spec.run_name is None and job_name is not None:
+        spec = load_spec(path, recipe, settings, {**overrides, "run_name": job_name})
+    # Written down as it is, a relative path would mean something else in another folder.
+    data_spec = spec.data.model_copy(update={"source": absolute_source(spec.data.source)})
+    require_apart(data_spec.source, spec.output)
+    return spec.model_copy(update={"data": data_spec})
