@@ -207,3 +207,53 @@ def test_decode_and_resize_turns_before_it_crops() -> None:
     data = ORIENTED["png"](tiff(6))
     expected = resize_image(tf.constant(reference(data)), 8, "crop", "bilinear")
     np.testing.assert_array_equal(decode_and_resize(tf.constant(data), 8, "crop", "bilinear"), expected)
+
+
+def large(width: int = 803, height: int = 605, mode: str = "RGB", **options: object) -> bytes:
+    """A photo far larger than what is made of it, of smooth shapes as photos are."""
+    small = Image.fromarray(np.random.default_rng(3).integers(0, 256, (6, 8, 3), np.uint8))
+    return encoded(small.resize((width, height), Image.Resampling.BICUBIC).convert(mode), "JPEG", **options)
+
+
+def fully(data: bytes, size: int, resize: str) -> Pixels:
+    return resize_image(decode_image(tf.constant(data)), size, resize, "bilinear").numpy()
+
+
+def reduced(data: bytes, size: int, resize: str, interpolation: str = "bilinear") -> Pixels:
+    return decode_and_resize(tf.constant(data), size, resize, interpolation).numpy()
+
+
+@pytest.mark.parametrize("resize", ["stretch", "crop", "pad"])
+@pytest.mark.parametrize(
+    "kind", [{}, {"mode": "L"}, {"mode": "CMYK"}, {"progressive": True}, {"quality": 60, "subsampling": 0}]
+)
+def test_a_far_larger_jpeg_is_nearly_the_same_when_it_is_reduced_while_it_is_decoded(
+    kind: dict[str, object], resize: str
+) -> None:
+    data = large(**kind)  # type: ignore[arg-type]
+    for size in (75, 37, 18, 9):  # by a half, a quarter, an eighth, and by that at most
+        found, expected = reduced(data, size, resize).astype(int), fully(data, size, resize).astype(int)
+        assert (found != expected).any(), "it is not reduced"
+        assert np.abs(found - expected).mean() < 2.0
+
+
+def test_a_jpeg_of_less_than_eight_times_the_size_keeps_its_pixels() -> None:
+    data = large()
+    for resize, size in (("crop", 76), ("stretch", 76), ("pad", 101)):
+        np.testing.assert_array_equal(reduced(data, size, resize), fully(data, size, resize))
+    # What takes single pixels takes those of the whole image.
+    nearest = resize_image(decode_image(tf.constant(data)), 16, "crop", "nearest")
+    np.testing.assert_array_equal(reduced(data, 16, "crop", "nearest"), nearest)
+
+
+def test_a_reduced_jpeg_is_turned_and_a_damaged_one_is_an_error() -> None:
+    upright = Image.open(io.BytesIO(large(400, 800)))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = encoded(upright.rotate(90, expand=True), "JPEG", quality=95, exif=exif)
+    straight = encoded(upright, "JPEG", quality=95)
+    difference = reduced(turned, 16, "crop").astype(int) - reduced(straight, 16, "crop").astype(int)
+    assert np.abs(difference).mean() < 2.0
+    for damaged in (straight[: len(straight) // 2], straight[:30], b"\xff\xd8\xff" + b"x" * 50):
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            reduced(damaged, 16, "crop")

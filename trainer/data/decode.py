@@ -18,9 +18,19 @@ from trainer.data.peek import contains, equals, peek
 
 Decoder = Callable[[tf.Tensor], tf.Tensor]
 
+_RATIOS = (1, 2, 4, 8)
+"""By which libjpeg reduces an image while it decodes it, at a fraction of the time."""
+_LEFT_TO_RESIZE = 4
+"""By how much at least the antialiased resizing reduces it after that.
 
-def decode_image(image_bytes: tf.Tensor) -> tf.Tensor:
+With 4 the pixels of photos differ by 1.3 of 255 in the mean at most, with 2 by 3.0; both take as long.
+"""
+
+
+def decode_image(image_bytes: tf.Tensor, jpeg: Decoder | None = None) -> tf.Tensor:
     """Return the pixels of one encoded image as RGB uint8 [H, W, 3], turned as its EXIF says.
+
+    `jpeg` decodes those of that kind, to their full size if it isn't given.
 
     image_bytes: string scalar. Grey and CMYK become RGB, 16 bits become 8 (the upper ones), alpha is
     laid over white; of a GIF it is the first frame, where transparent pixels show their palette's colour.
@@ -37,7 +47,8 @@ def decode_image(image_bytes: tf.Tensor) -> tf.Tensor:
             True,
         ]
     )
-    decoders: list[Decoder] = [_decode_jpeg, _decode_png, _decode_gif, decode_bmp, _decode_webp, _refuse]
+    jpeg = jpeg or _decode_jpeg
+    decoders: list[Decoder] = [jpeg, _decode_png, _decode_gif, decode_bmp, _decode_webp, _refuse]
     index = tf.argmax(tf.cast(kinds, tf.int32), output_type=tf.int32)
     image = tf.switch_case(index, [_deferred(decoder, image_bytes) for decoder in decoders])
     return tf.ensure_shape(image, [None, None, 3])
@@ -65,18 +76,43 @@ def resize_image(image: tf.Tensor, size: int, resize: str, interpolation: str) -
 
 
 def decode_and_resize(image_bytes: tf.Tensor, size: int, resize: str, interpolation: str) -> tf.Tensor:
-    """Return one encoded image (string scalar) as uint8 [size, size, 3]; see the two functions above."""
-    return resize_image(decode_image(image_bytes), size, resize, interpolation)
+    """Return one encoded image (string scalar) as uint8 [size, size, 3]; see the two functions above.
+
+    A JPEG that is far larger than that is decoded at half, a quarter or an eighth of its size, unless single
+    pixels are taken: the resizing after it still makes it four times smaller at least, which hides what the decoder rounded.
+    """
+    if interpolation == "nearest":
+        return resize_image(decode_image(image_bytes), size, resize, interpolation)
+    image = decode_image(image_bytes, lambda data: _decode_reduced_jpeg(data, size, resize))
+    return resize_image(image, size, resize, interpolation)
 
 
 def _deferred(decoder: Decoder, image_bytes: tf.Tensor) -> Callable[[], tf.Tensor]:
     return lambda: decoder(image_bytes)
 
 
-def _decode_jpeg(data: tf.Tensor) -> tf.Tensor:
+def _decode_jpeg(data: tf.Tensor, ratio: int = 1) -> tf.Tensor:
     # The accurate transform gives the pixels that other decoders give, at 5% of the time.
-    image = tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE")
+    image = tf.io.decode_jpeg(data, channels=3, ratio=ratio, dct_method="INTEGER_ACCURATE")
+    if ratio > 1:
+        # The last row and column may be of what the file pads its blocks with: where they are so for the
+        # most part they go, as the image would else seem larger than it is.
+        sides = tf.cast(tf.round(tf.io.extract_jpeg_shape(data)[:2] / ratio), tf.int32)
+        image = image[: sides[0], : sides[1]]
     return orient(image, jpeg_orientation(data))
+
+
+def _decode_reduced_jpeg(data: tf.Tensor, size: int, resize: str) -> tf.Tensor:
+    sides = tf.io.extract_jpeg_shape(data)[:2]
+    # Which side becomes `size`: padded to a square it is the longer one, else the shorter one at least.
+    side = tf.reduce_max(sides) if resize == "pad" else tf.reduce_min(sides)
+    enough = [side >= _LEFT_TO_RESIZE * ratio * size for ratio in _RATIOS[1:]]
+    index = tf.reduce_sum(tf.cast(tf.stack(enough), tf.int32))
+    return tf.switch_case(index, [_at_ratio(data, ratio) for ratio in _RATIOS])
+
+
+def _at_ratio(data: tf.Tensor, ratio: int) -> Callable[[], tf.Tensor]:
+    return lambda: _decode_jpeg(data, ratio)
 
 
 def _decode_png(data: tf.Tensor) -> tf.Tensor:
