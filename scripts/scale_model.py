@@ -83,10 +83,11 @@ def fit(seconds: dict[int, float]) -> Link:
 
 
 def _explain_throughput(found: Measured, step: float) -> None:
+    halves = median(found.one) / found.bare
     print(
         f"two processes beside one with two threads: {found.ratio:.3f} of its throughput; "
-        f"{found.bare / step:.3f} by sum and waiting, times {median(found.one) / found.bare:.3f} by half a "
-        f"batch on one core against a whole one on two ({1e3 * found.bare:.1f} and {1e3 * median(found.one):.1f} ms)"
+        f"{found.bare / step:.3f} by sum and waiting, times {halves:.3f} by half a batch on one core "
+        f"({1e3 * found.bare:.1f} ms) against a whole one on two ({1e3 * median(found.one):.1f} ms)"
     )
 
 

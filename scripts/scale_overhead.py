@@ -65,8 +65,8 @@ def main(times: int, seed: int) -> list[str]:
     print(
         f"communication: {found.alone / found.whole:.1%} of a step is the sum by itself "
         f"({1e3 * found.alone:.1f} ms for {found.gradient_bytes / 1e6:.2f} MB); without it a step takes "
-        f"{1e3 * found.bare:.1f} ms instead of {1e3 * found.whole:.1f}, {less:.1%} less; waiting for the slower "
-        f"process, step by step, would explain {waiting:.1%}"
+        f"{1e3 * found.bare:.1f} ms instead of {1e3 * found.whole:.1f}, {less:.1%} less; waiting for "
+        f"the slower process, step by step, would explain {waiting:.1%}"
     )
     return [] if found.ratio >= LEAST_RATIO else [f"{found.ratio:.3f} is less than {LEAST_RATIO}"]
 
