@@ -8,7 +8,8 @@ clusters of workstations", J. Parallel Distrib. Comput. 69(2), theorem 1 and sec
 
     seconds = 2 (n - 1) (latency + bytes / (n bandwidth))
 
-The efficiency of n replicas, each with a batch of its own size, is computation / (computation + sum).
+The computation is that of the slowest replica, step by step. The efficiency of n replicas, each with a
+batch of its own size, is computation / (computation + sum).
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def main(times: int, seed: int) -> list[str]:
     """Check the model against `times` pairs of turns and the sums here, then predict."""
     found = measure(times)
     link = fit(found.link)
-    step = found.bare + link.sum_seconds(found.gradient_bytes, 2)
+    step = found.slowest + link.sum_seconds(found.gradient_bytes, 2)
     error = step / found.whole - 1.0
     alone = link.sum_seconds(found.gradient_bytes, 2)
     print(
@@ -64,9 +65,10 @@ def main(times: int, seed: int) -> list[str]:
     print(
         f"predicted: the sum of {found.gradient_bytes / 1e6:.2f} MB {1e3 * alone:.1f} ms (measured alone "
         f"{1e3 * found.alone:.1f}), the step {1e3 * step:.1f} ms (measured {1e3 * found.whole:.1f}, "
-        f"{error:+.1%}; asked within {MOST_ERROR:.0%}), its efficiency {found.bare / step:.3f}"
+        f"{error:+.1%}; asked within {MOST_ERROR:.0%}), of which {1e3 * found.slowest:.1f} is the slower "
+        f"process's computation; efficiency {found.bare / step:.3f}"
     )
-    _check_throughput(found)
+    _explain_throughput(found, step)
     _predict(found.gradient_bytes)
     return [] if abs(error) <= MOST_ERROR else [f"the predicted step is {error:+.1%} off the measured one"]
 
@@ -80,11 +82,12 @@ def fit(seconds: dict[int, float]) -> Link:
     return Link(max(0.0, float(latency)), 1.0 / max(float(per_byte), 1e-15))
 
 
-def _check_throughput(found: Measured) -> None:
+def _explain_throughput(found: Measured, step: float) -> None:
+    halves = median(found.one) / found.bare
     print(
-        f"two processes beside one with two threads: {found.ratio:.3f} of its throughput, of which the sum "
-        f"explains {found.bare / found.whole:.3f} and the rest is that of two computations against one "
-        f"({1e3 * median(found.one):.1f} ms in one, {1e3 * found.bare:.1f} ms bare in two)"
+        f"two processes beside one with two threads: {found.ratio:.3f} of its throughput; "
+        f"{found.bare / step:.3f} by sum and waiting, times {halves:.3f} by half a batch on one core "
+        f"({1e3 * found.bare:.1f} ms) against a whole one on two ({1e3 * median(found.one):.1f} ms)"
     )
 
 

@@ -8,6 +8,7 @@ import re
 import signal
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 from scale_places import EPOCHS, SETUPS, STEPS_PER_EPOCH, TOLERANCE, Setup, Team, make_overlapping, outcome
@@ -29,6 +30,7 @@ class Moves:
         self.folder, self.rng = folder, random.Random(seed)
         self.data = make_overlapping(folder / "images")
         self.problems: list[str] = []
+        self.uses: Counter[Setup] = Counter()
         self.seconds: list[float] = []
         """How long the others went on after one was killed."""
 
@@ -36,8 +38,12 @@ class Moves:
         return Team(setup, self.folder, self.data, name, *_MORE)
 
     def other(self, setup: Setup | None) -> Setup:
-        """Return a setup of another number of replicas."""
-        return self.rng.choice([each for each in SETUPS if setup is None or each.replicas != setup.replicas])
+        """Return a setup of another number of replicas, of those that came least often."""
+        others = [each for each in SETUPS if setup is None or each.replicas != setup.replicas]
+        least = min(self.uses[each] for each in others)
+        chosen = self.rng.choice([each for each in others if self.uses[each] == least])
+        self.uses[chosen] += 1
+        return chosen
 
     def move(self, setup: Setup, number: signal.Signals, until_step: int) -> bool:
         """Let the run go on in `setup` until about a step, then send `number` to one process of it.

@@ -33,8 +33,12 @@ class Measured:
     """Seconds of a step of one process with two threads, a turn each."""
     two: list[float]
     """The same of two processes of one thread each, measured in between."""
-    pairs: list[tuple[float, float]]
-    """Seconds of a step of the two with its sum over the processes, and without."""
+    whole: float
+    """Mean seconds of a step of the two, with its sum over the processes."""
+    bare: float
+    """The same without the sum, of the chief."""
+    slowest: float
+    """The same of whichever of the two took longer, step by step: a sum waits for it."""
     alone: float
     """Seconds of such a sum by itself."""
     gradient_bytes: int
@@ -45,16 +49,6 @@ class Measured:
     def ratio(self) -> float:
         """Throughput of the two / that of the one."""
         return statistics.median(one / two for one, two in zip(self.one, self.two, strict=True))
-
-    @property
-    def bare(self) -> float:
-        """Seconds of a step without its sum."""
-        return statistics.median(bare for _, bare in self.pairs)
-
-    @property
-    def whole(self) -> float:
-        """Seconds of a step with its sum."""
-        return statistics.median(whole for whole, _ in self.pairs)
 
 
 def main(times: int, seed: int) -> list[str]:
@@ -67,11 +61,12 @@ def main(times: int, seed: int) -> list[str]:
         f"process with 2 threads {rates[0]:.1f}; ratio {found.ratio:.3f} (median of {len(ratios)} pairs of "
         f"{CALLS * STEPS} steps, {min(ratios):.2f} to {max(ratios):.2f}); asked at least {LEAST_RATIO}"
     )
-    share = statistics.median(1.0 - bare / whole for whole, bare in found.pairs)
+    less, waiting = 1 - found.bare / found.whole, 1 - found.bare / found.slowest
     print(
-        f"communication: {share:.1%} of a step by leaving its sum out ({1e3 * found.whole:.1f} against "
-        f"{1e3 * found.bare:.1f} ms), {found.alone / found.whole:.1%} by the sum alone "
-        f"({1e3 * found.alone:.1f} ms for {found.gradient_bytes / 1e6:.2f} MB)"
+        f"communication: {found.alone / found.whole:.1%} of a step is the sum by itself "
+        f"({1e3 * found.alone:.1f} ms for {found.gradient_bytes / 1e6:.2f} MB); without it a step takes "
+        f"{1e3 * found.bare:.1f} ms instead of {1e3 * found.whole:.1f}, {less:.1%} less; waiting for "
+        f"the slower process, step by step, would explain {waiting:.1%}"
     )
     return [] if found.ratio >= LEAST_RATIO else [f"{found.ratio:.3f} is less than {LEAST_RATIO}"]
 
@@ -111,8 +106,7 @@ def measure(times: int) -> Measured:
                 each.kill()
                 each.wait()
     link = {int(size): value for size, value in sums["link"].items()}
-    pairs = [(whole, bare) for whole, bare in sums["pairs"]]
-    return Measured(seconds["one"], seconds["two"], pairs, sums["alone"], sums["gradient_bytes"], link)
+    return Measured(**{**sums, "link": link}, **seconds)
 
 
 def _make_images(folder: Path) -> Path:

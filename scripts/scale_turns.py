@@ -26,6 +26,7 @@ SIZES = (1, 1 << 12, 1 << 16, 1 << 18, 1 << 20, 1 << 22)
 """In floats, of the sums whose time shows how fast the link is."""
 _REPEATS = 9
 _PAIRS = 6
+_STEPS_ALONE = 15
 
 
 class Turns:
@@ -80,9 +81,9 @@ def main(folder: Path, name: str, data: str) -> None:
     # As a run of the paper's network, without its validations.
     settings = ["train.epochs=1000", "train.validate_every_epochs=1000", f"train.steps_per_call={STEPS}"]
     spec = load_spec(recipe="cats-vs-dogs", settings=settings, overrides={"data.source": data})
-    peers = meet(read_place(os.environ, ""), name, 120.0, print)
-    dataset = load_dataset(spec.data, folder / "cache", SilentProgress(), lambda found: None, peers)
+    peers = meet(read_place(os.environ, ""), name, 120.0, lambda said: None)
     cluster = find_cluster(devices="cpu", peers=peers)
+    dataset = load_dataset(spec.data, folder / "cache", SilentProgress(), lambda found: None, peers)
     steps = steps_per_epoch(len(dataset.train.labels), spec.train.global_batch_size)
     learner = build_learner(spec, len(dataset.class_names), steps, cluster)
     turns = Turns(folder, name, cluster.is_chief)
@@ -106,24 +107,26 @@ def measure_sums(learner: Any, dataset: Any, spec: Any, cluster: Any) -> dict[st
     from trainer.train.step import Stepper
 
     feed = Feed(dataset.train, BATCH, spec.seed, 1, cluster.index, cluster.count)
-    feed.block_steps = 3 * STEPS
-    block, side = next(feed.blocks(0, 3 * STEPS)), spec.data.image_size
+    blocks, side = list(feed.blocks(0, _STEPS_ALONE)), spec.data.image_size
     whole, bare = (Stepper(learner, spec, np.ones(2, np.float32), cluster) for _ in range(2))
     bare.replicas = 1  # then it sums nothing; each process goes its own way, which costs the same
     for each in (whole, bare):
-        each.run(block, side)
-    pairs = []
+        each.run(blocks[0], side)
+    taken: dict[Any, list[float]] = {whole: [], bare: []}
     for turn in range(_PAIRS):
-        order = (whole, bare) if turn % 2 else (bare, whole)
-        taken = {each: _seconds(lambda each=each: each.run(block, side)) / block.steps for each in order}
-        pairs.append((taken[whole], taken[bare]))
+        for each in (whole, bare) if turn % 2 else (bare, whole):
+            taken[each] += [
+                _seconds(lambda each=each, block=block: each.run(block, side)) for block in blocks
+            ]
+    all_bare = [json.loads(each) for each in cluster.peers.exchange(json.dumps(taken[bare]).encode())]
     shapes = [tuple(weight.shape) for weight in learner.model.trainable_weights] + [(3,)]
     alone = _sum_seconds(cluster, shapes, 10)
     link = {size: _sum_seconds(cluster, [(size,)], max(2, min(50, (1 << 22) // size))) for size in SIZES}
     return {
-        "pairs": pairs,
+        "whole": statistics.mean(taken[whole]),
+        "bare": statistics.mean(taken[bare]),
+        "slowest": statistics.mean(map(max, zip(*all_bare, strict=True))),
         "gradient_bytes": 4 * int(sum(np.prod(shape) for shape in shapes)),
-        "tensors": len(shapes),
         "alone": alone,
         "link": {4 * size: seconds for size, seconds in link.items()},
     }
@@ -133,19 +136,18 @@ def _sum_seconds(cluster: Any, shapes: list[tuple[int, ...]], times: int) -> flo
     """Return the median seconds of one sum, over the processes, of tensors of these shapes."""
     import tensorflow as tf
 
-    def on_replica() -> tf.Tensor:
-        tensors = [tf.ones(shape) for shape in shapes]
-        for _ in tf.range(times):
-            replica = tf.distribute.get_replica_context()
-            # Each sum waits for the one before.
-            sums = replica.all_reduce(tf.distribute.ReduceOp.SUM, tensors)
-            tensors = [each / cluster.count for each in sums]
-        return tf.add_n([tf.reduce_sum(each) for each in tensors])
+    def on_replica(*tensors: tf.Tensor) -> list[tf.Tensor]:
+        # Computed here, so that each has the device of this replica.
+        own = [each / cluster.count for each in tensors]
+        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, own)
 
     @tf.function
     def run() -> tf.Tensor:
-        done = cluster.strategy.run(on_replica)
-        return cluster.strategy.experimental_local_results(done)[0]
+        tensors = [tf.ones(shape) for shape in shapes]
+        for _ in tf.range(times):  # each sum waits for the one before
+            done = cluster.strategy.run(on_replica, args=tensors)
+            tensors = [cluster.strategy.experimental_local_results(each)[0] for each in done]
+        return tf.add_n([tf.reduce_sum(each) for each in tensors])
 
     run().numpy()
     return statistics.median(_seconds(lambda: run().numpy()) for _ in range(_REPEATS)) / times

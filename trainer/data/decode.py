@@ -79,7 +79,7 @@ def decode_and_resize(image_bytes: tf.Tensor, size: int, resize: str, interpolat
     """Return one encoded image (string scalar) as uint8 [size, size, 3]; see the two functions above.
 
     A JPEG that is far larger than that is decoded at half, a quarter or an eighth of its size, unless single
-    pixels are taken: the resizing after it still makes it four times smaller at least, which hides what the decoder rounded.
+    pixels are taken: the resizing after it still makes it four times smaller at least.
     """
     if interpolation == "nearest":
         return resize_image(decode_image(image_bytes), size, resize, interpolation)
