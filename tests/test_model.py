@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import keras
 import numpy as np
 import pytest
@@ -63,6 +65,23 @@ def test_a_seed_fixes_the_initial_weights() -> None:
     for one, two in zip(first.weights, again.weights, strict=True):
         np.testing.assert_array_equal(one, two)
     assert any(not np.array_equal(one, two) for one, two in zip(first.weights, other.weights, strict=True))
+
+
+@pytest.mark.parametrize(
+    "spec", [PlainSpec(filters=(4,), dense_units=(8,)), ResidualSpec(filters=(4,), blocks=(1,))]
+)
+def test_initial_weights_do_not_depend_on_what_other_threads_draw(spec: PlainSpec | ResidualSpec) -> None:
+    before = build_model(spec, 3, 16, seed=5).get_weights()
+    random.seed(1)
+    state = random.getstate()
+    after = build_model(spec, 3, 16, seed=5).get_weights()
+    # It neither looks at the generator that all threads share nor turns it back.
+    assert random.getstate() == state
+    random.seed(2)
+    later = build_model(spec, 3, 16, seed=5).get_weights()
+    for one, two, three in zip(before, after, later, strict=True):
+        np.testing.assert_array_equal(one, two)
+        np.testing.assert_array_equal(one, three)
 
 
 def test_the_inference_model_has_the_weights_of_the_trained_one_in_its_order() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import keras
 
+from trainer.model.kernels import Kernels
 from trainer.model.masks import number_dropouts
 from trainer.model.plain import plain_logits
 from trainer.model.residual import residual_logits
@@ -26,14 +27,13 @@ def build_model(
     `seed` fixes the initial weights and the dropout.
     """
     policy = keras.DTypePolicy(PRECISIONS[precision])
-    # Keras draws the seed of each initializer from its global generator.
-    keras.utils.set_random_seed(seed)
+    kernels = Kernels(seed)
     if isinstance(spec, PlainSpec):
         pixels = keras.Input((image_size, image_size, 3), name="pixels")
-        logits = plain_logits(spec, pixels, class_count, policy, seed)
+        logits = plain_logits(spec, pixels, class_count, policy, kernels)
     else:
         pixels = keras.Input((None, None, 3), name="pixels")
-        logits = residual_logits(spec, pixels, class_count, policy, seed)
+        logits = residual_logits(spec, pixels, class_count, policy, kernels)
     model = keras.Model(pixels, logits, name=spec.family)
     number_dropouts(model)
     return model

@@ -9,8 +9,10 @@ from typing import Any
 
 import keras
 
+from trainer.model.kernels import Kernels
 
-def class_logits(features: Any, class_count: int, binary_unit: bool = False) -> Any:
+
+def class_logits(features: Any, class_count: int, kernels: Kernels, binary_unit: bool = False) -> Any:
     """Return logits [batch, classes] in float32 of features [batch, features].
 
     With `binary_unit` and two classes a single unit z stands for the second class, and the
@@ -18,7 +20,11 @@ def class_logits(features: Any, class_count: int, binary_unit: bool = False) -> 
     binary one, so a one-unit network needs no loss or metric of its own.
     """
     if not (binary_unit and class_count == 2):
-        return keras.layers.Dense(class_count, dtype="float32", name="logits")(features)
-    unit = keras.layers.Dense(1, dtype="float32", name="unit")(features)
+        return _dense(class_count, kernels, "logits")(features)
+    unit = _dense(1, kernels, "unit")(features)
     zero = keras.layers.Rescaling(0.0, dtype="float32", name="zero")(unit)
     return keras.layers.Concatenate(dtype="float32", name="logits")([zero, unit])
+
+
+def _dense(units: int, kernels: Kernels, name: str) -> keras.layers.Dense:
+    return keras.layers.Dense(units, kernel_initializer=kernels.glorot(), dtype="float32", name=name)

@@ -11,25 +11,28 @@ import keras
 from keras import layers
 
 from trainer.model.head import class_logits
+from trainer.model.kernels import Kernels
 from trainer.model.masks import RowDropout
 from trainer.spec import PlainSpec
 
 
-def plain_logits(spec: PlainSpec, pixels: Any, class_count: int, policy: keras.DTypePolicy, seed: int) -> Any:
+def plain_logits(
+    spec: PlainSpec, pixels: Any, class_count: int, policy: keras.DTypePolicy, kernels: Kernels
+) -> Any:
     """Return the logits [batch, classes] of `pixels`. Weights and padding are Keras's defaults."""
     unseen = pixels.shape[1] - _seen_side(spec, pixels.shape[1])
     x = layers.Cropping2D(((0, unseen), (0, unseen)), dtype=policy)(pixels)
     x = layers.Rescaling(1 / 255, dtype=policy)(x)
     for filters, is_pooled in zip(spec.filters, spec.pools, strict=True):
-        x = layers.Conv2D(filters, 3, activation="relu", dtype=policy)(x)
+        x = layers.Conv2D(filters, 3, activation="relu", kernel_initializer=kernels.glorot(), dtype=policy)(x)
         if is_pooled:
             x = layers.MaxPooling2D(2, dtype=policy)(x)
     x = layers.Flatten(dtype=policy)(x)
     for units in spec.dense_units:
-        x = layers.Dense(units, activation="relu", dtype=policy)(x)
+        x = layers.Dense(units, activation="relu", kernel_initializer=kernels.glorot(), dtype=policy)(x)
     if spec.dropout:
-        x = RowDropout(spec.dropout, seed, dtype=policy)(x)
-    return class_logits(x, class_count, spec.binary_unit)
+        x = RowDropout(spec.dropout, kernels.seed, dtype=policy)(x)
+    return class_logits(x, class_count, kernels, spec.binary_unit)
 
 
 def _seen_side(spec: PlainSpec, side: int) -> int:

@@ -13,6 +13,7 @@ import keras
 from keras import layers
 
 from trainer.model.head import class_logits
+from trainer.model.kernels import Kernels
 from trainer.model.masks import RowDropout
 from trainer.model.normalization import FusedBatchNormalization
 from trainer.spec import ResidualSpec
@@ -22,31 +23,33 @@ _MOMENTUM = 0.9
 
 
 def residual_logits(
-    spec: ResidualSpec, pixels: Any, class_count: int, policy: keras.DTypePolicy, seed: int
+    spec: ResidualSpec, pixels: Any, class_count: int, policy: keras.DTypePolicy, kernels: Kernels
 ) -> Any:
     """Return the logits [batch, classes] of `pixels`."""
     x = layers.Rescaling(1 / 127.5, offset=-1.0, dtype=policy)(pixels)
-    x = _convolution(x, spec.stem_filters, 3, spec.stem_stride, policy)
+    x = _convolution(x, spec.stem_filters, 3, spec.stem_stride, policy, kernels)
     x = layers.ReLU(dtype=policy)(_normalized(x, policy))
     count, index = sum(spec.blocks), 0
     for filters, blocks in zip(spec.filters, spec.blocks, strict=True):
         for block in range(blocks):
             index += 1
             skipped = spec.stochastic_depth * index / count
-            depth = RowDropout(skipped, seed, whole_rows=True, dtype=policy) if skipped else None
-            x = _block(x, filters, 2 if block == 0 else 1, depth, policy)
+            depth = RowDropout(skipped, kernels.seed, whole_rows=True, dtype=policy) if skipped else None
+            x = _block(x, filters, 2 if block == 0 else 1, depth, policy, kernels)
     x = layers.GlobalAveragePooling2D(dtype=policy)(x)
     if spec.dropout:
-        x = RowDropout(spec.dropout, seed, dtype=policy)(x)
-    return class_logits(x, class_count)
+        x = RowDropout(spec.dropout, kernels.seed, dtype=policy)(x)
+    return class_logits(x, class_count, kernels)
 
 
-def _block(x: Any, filters: int, stride: int, depth: RowDropout | None, policy: keras.DTypePolicy) -> Any:
+def _block(
+    x: Any, filters: int, stride: int, depth: RowDropout | None, policy: keras.DTypePolicy, kernels: Kernels
+) -> Any:
     """Return the output of a block, whose branch `depth` drops for some pictures (Huang et al. 2016)."""
-    shortcut = _shortcut(x, filters, stride, policy)
-    x = _convolution(x, filters, 3, stride, policy)
+    shortcut = _shortcut(x, filters, stride, policy, kernels)
+    x = _convolution(x, filters, 3, stride, policy, kernels)
     x = layers.ReLU(dtype=policy)(_normalized(x, policy))
-    x = _convolution(x, filters, 3, 1, policy)
+    x = _convolution(x, filters, 3, 1, policy, kernels)
     x = _normalized(x, policy)
     if depth is not None:
         x = depth(x)
@@ -54,22 +57,24 @@ def _block(x: Any, filters: int, stride: int, depth: RowDropout | None, policy: 
     return layers.ReLU(dtype=policy)(x)
 
 
-def _shortcut(x: Any, filters: int, stride: int, policy: keras.DTypePolicy) -> Any:
+def _shortcut(x: Any, filters: int, stride: int, policy: keras.DTypePolicy, kernels: Kernels) -> Any:
     if stride == 1 and x.shape[-1] == filters:
         return x
     if stride > 1:
         x = layers.AveragePooling2D(stride, padding="same", dtype=policy)(x)
-    return _normalized(_convolution(x, filters, 1, 1, policy), policy)
+    return _normalized(_convolution(x, filters, 1, 1, policy, kernels), policy)
 
 
-def _convolution(x: Any, filters: int, size: int, stride: int, policy: keras.DTypePolicy) -> Any:
+def _convolution(
+    x: Any, filters: int, size: int, stride: int, policy: keras.DTypePolicy, kernels: Kernels
+) -> Any:
     return layers.Conv2D(
         filters,
         size,
         strides=stride,
         padding="same",
         use_bias=False,
-        kernel_initializer=keras.initializers.HeNormal(),
+        kernel_initializer=kernels.he(),
         dtype=policy,
     )(x)
 
