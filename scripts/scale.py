@@ -4,6 +4,8 @@
     python scripts/scale.py move --times 10     a run moved between them by SIGTERM and SIGKILL: the same end
     python scripts/scale.py overhead            2 processes on 2 cores / 1 process with 2 threads
     python scripts/scale.py model               a written model, checked here; what it says of 8, 64 and 512
+    python scripts/scale.py memory              250,000 images from shards / 2,500: memory and images/s
+    python scripts/scale.py bucket              shards of an emulated bucket: how long training waits for them
 
 Needs what the tests need, two cores and the loopback network. Logical CPU devices stand for the
 GPUs of a host, processes for hosts. Ends with 1 if a figure is not what was asked.
@@ -21,7 +23,8 @@ from datetime import date
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-TIMES = {"equal": 1, "move": 10, "overhead": 12, "model": 4}
+TIMES = {"equal": 1, "move": 10, "overhead": 12, "model": 4, "memory": 1, "bucket": 3}
+OF_SHARDS = ("memory", "bucket")
 
 
 def main() -> None:
@@ -30,7 +33,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=list(TIMES))
-    parser.add_argument("--times", type=int, help="moves, or pairs of measurements")
+    parser.add_argument("--times", type=int, help="moves, pairs of measurements, or epochs")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     arguments = parser.parse_args()
     # Processes and their words are read as in chaos.py, whose bucket is that of the tests.
@@ -41,8 +44,11 @@ def main() -> None:
     prepare_libraries()
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {date.today()}")
     began = time.monotonic()
-    chosen = importlib.import_module(f"scale_{arguments.what}")
-    problems = chosen.main(arguments.times or TIMES[arguments.what], arguments.seed)
+    if arguments.what in OF_SHARDS:
+        chosen = getattr(importlib.import_module("scale_shards"), arguments.what)
+    else:
+        chosen = importlib.import_module(f"scale_{arguments.what}").main
+    problems = chosen(arguments.times or TIMES[arguments.what], arguments.seed)
     for problem in problems:
         print(f"MISSED: {problem}")
     print(f"{arguments.what}: {'missed' if problems else 'as asked'}, in {time.monotonic() - began:.0f} s")

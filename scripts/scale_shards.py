@@ -24,7 +24,9 @@ IMAGES, FEW = 250_000, 2_500
 _FLAT = 1.05
 _WAIT_SHARE = 0.05
 _RECORD_BYTES = 3073
+# Blocks of as many steps for both: an epoch of few images would else have smaller ones.
 _SETTINGS = [
+    "train.steps_per_call=5",
     "data.cache_mib=0", "data.shuffle_shards=4", "data.image_size=32", "train.global_batch_size=100",
     "train.validate_every_epochs=1000", "train.log_interval_seconds=1", "train.precision=float32",
     "model={family: plain, filters: [16, 32]}",
