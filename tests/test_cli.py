@@ -153,6 +153,11 @@ def test_runs_are_not_put_where_they_would_be_a_class(tmp_path: Path) -> None:
     for apart in (str(tmp_path), str(tmp_path / "photos-runs"), "gs://bucket/photos"):
         require_apart(photos, apart)
     require_apart(str(tmp_path / "photos.zip"), str(tmp_path / "photos.zip" / "runs"))
+    for output in ("gs://b/pets", "gs://b/pets/runs/"):
+        with pytest.raises(UsageError, match="inside the folder of images"):
+            require_apart("gs://b/pets/", output)
+    for output in ("gs://b/pets-runs", "gs://b/", "gs://other/pets"):
+        require_apart("gs://b/pets", output)
 
 
 def test_a_model_beside_a_spec_is_no_unfinished_run(tmp_path: Path) -> None:

@@ -97,11 +97,20 @@ def test_a_begun_run_goes_on_and_refuses_another_spec_with_the_keys(output: Stor
     with pytest.raises(UsageError, match=r"train\.epochs: 15 -> 3"):
         open_run_folder(spec_in(output, "train.epochs=3"), NOW, cache)
     assert written_spec(output).train.epochs == 15
-    # What can't change the result may change.
-    run = open_run_folder(spec_in(output, "data.cache_mib=1", "train.checkpoint.every_steps=5"), NOW, cache)
+    # What can't change the result may change; the data may have moved, their contents are compared later.
+    moved = ("data.cache_mib=1", "train.checkpoint.every_steps=5", "data.source=/elsewhere")
+    run = open_run_folder(spec_in(output, *moved), NOW, cache)
     assert run.newest_checkpoint == "step-00000007.npz"
     assert (run.checkpoints / "step-00000007.npz").read_text() == "state"
     run.release()
+
+
+def test_a_run_that_lost_its_spec_is_refused_in_words(output: Store, cache: Path) -> None:
+    begun(output, cache)
+    output.remove("one/spec.yaml")
+    with pytest.raises(UsageError, match=r"spec\.yaml is gone.*--run-name"):
+        open_run_folder(spec_in(output), NOW, cache)
+    assert output.find("one/checkpoints/step-00000007.npz") is not None
 
 
 def test_a_start_removes_the_manifest_that_one_before_left(output: Store, cache: Path) -> None:

@@ -147,3 +147,26 @@ def race(act: object) -> list[tuple[bool, bool]]:
     for thread in threads:
         thread.join()
     return results
+
+
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("gs:/bucket/runs", "two slashes"),
+        ("S3:bucket/runs", "two slashes"),
+        ("file:/tmp/runs", "two slashes"),
+        ("file://tmp/runs", "three slashes"),
+        ("s3://bucket/runs", "gs://BUCKET/PREFIX"),
+    ],
+)
+def test_a_uri_that_would_be_a_folder_of_that_name_is_refused(uri: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        open_store(uri)
+
+
+def test_a_file_url_is_the_path_that_it_names(tmp_path: Path) -> None:
+    (tmp_path / "a b").mkdir()
+    for host in ("", "localhost"):
+        store = open_store(f"file://{host}{tmp_path}/a%20b")
+        store.write("c", b"d")
+        assert (tmp_path / "a b" / "c").read_bytes() == b"d"

@@ -109,12 +109,14 @@ def restore_newest(
     and passed over for the one before it; `on_damage` hears of it. Raises TemporaryError for a
     disk that fails, UsageError for a checkpoint of another model.
     """
-    for path in reversed(list_checkpoints(folder, whole_epochs)):
+    paths = list_checkpoints(folder, whole_epochs)
+    for path in reversed(paths):
         try:
             return restore_checkpoint(path, variables)
         except DamagedError as error:
             path.replace(path.with_name(_DAMAGED + path.name))
-            on_damage(f"{path.name} is damaged ({str(error)[:100]}): going back to the checkpoint before it")
+            then = "there is none before it" if path == paths[0] else "going back to the checkpoint before it"
+            on_damage(f"{path.name} is damaged ({str(error)[:100]}): {then}")
     return None
 
 
@@ -153,5 +155,6 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]]:
             raise DamagedError(str(error)) from error
         raise TemporaryError(f"{path} could not be read; try again. Received: {error.strerror}") from error
     except (*DAMAGE, KeyError, TypeError, AttributeError) as error:
-        # No record; no archive at all, which Python 3.10 calls an AttributeError.
-        raise DamagedError(str(error) or type(error).__name__) from error
+        # No record; or no archive at all: an AttributeError on Python 3.10, and a pickle as NumPy sees it.
+        said = "it is not an archive of arrays" if "pickle" in str(error) else str(error)
+        raise DamagedError(said or type(error).__name__) from error

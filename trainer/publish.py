@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -28,6 +29,8 @@ MARKER = "_SUCCESS"
 POINTER = "latest"
 SCHEMA = 1
 """Of the manifest; a reader refuses what it doesn't know."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+"""Of a run."""
 _AT_A_TIME = 8
 
 
@@ -239,8 +242,8 @@ def _published_at(run: Store) -> float:
 def _named(pointer: Content | None) -> str:
     """Return the run that the pointer names; empty if it names none."""
     name = pointer.data.decode("utf-8", "replace").strip() if pointer else ""
-    is_plain = name not in ("", ".", "..") and Path(name).name == name
-    return name if is_plain else ""
+    # What a crash of the machine leaves of a file may be anything, such as zeros.
+    return name if _NAME.fullmatch(name) else ""
 
 
 def _is_of(marker: Content, manifest: Content) -> bool:

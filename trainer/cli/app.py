@@ -211,6 +211,8 @@ def cache_folder() -> Path:
 
 def _announce_emulator() -> None:
     address = os.environ.get(_EMULATOR)
+    if address and not address.lower().startswith(("http://", "https://")):
+        raise UsageError(f"{_EMULATOR} is a URL, as http://localhost:9023. Received: {address!r}")
     if address:
         click.echo(f"note       {_EMULATOR} is set: gs:// goes to {address}, not to Google", err=True)
 

@@ -11,9 +11,17 @@ from pathlib import Path
 
 from trainer.cli.places import absolute_source, local_path, require_apart
 from trainer.data.progress import SilentProgress
+from trainer.exits import DataError, UsageError
 from trainer.spec import RunSpec, load_spec
 
 _DEMO = "demo"
+
+
+def _local_spec(uri: str, cache_dir: Path) -> Path:
+    try:
+        return local_path(uri, cache_dir, SilentProgress())
+    except DataError as error:  # it is no data
+        raise UsageError(str(error)) from None
 
 
 def given_spec(
@@ -30,10 +38,13 @@ def given_spec(
     """
     if spec_path is None and recipe is None and overrides.get("data.source") is None:
         recipe = _DEMO
-    path = local_path(spec_path, cache_dir, SilentProgress()) if spec_path is not None else None
+    path = _local_spec(spec_path, cache_dir) if spec_path is not None else None
     spec = load_spec(path, recipe, settings, overrides)
     if spec.run_name is None and job_name is not None:
-        spec = load_spec(path, recipe, settings, {**overrides, "run_name": job_name})
+        try:
+            spec = load_spec(path, recipe, settings, {**overrides, "run_name": job_name})
+        except UsageError as error:
+            raise UsageError(f"{error} The environment gives this name; --run-name gives another.") from None
     # Written down as it is, a relative path would mean something else in another folder.
     data_spec = spec.data.model_copy(update={"source": absolute_source(spec.data.source)})
     require_apart(data_spec.source, spec.output)

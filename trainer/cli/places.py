@@ -14,7 +14,7 @@ from trainer.data.progress import Progress
 from trainer.exits import UsageError
 from trainer.publish import POINTER, is_finished, latest_run
 from trainer.run_folder.starts import STARTS
-from trainer.storage.store import Store, is_bucket, open_store, without_scheme
+from trainer.storage.store import Store, is_bucket, open_store, split_uri, without_scheme
 
 _MOST_BYTES = 1 << 40
 
@@ -31,13 +31,16 @@ def absolute_source(source: str) -> str:
 
 def require_apart(source: str, output: str) -> None:
     """Raise UsageError if the output folder is in the folder of images `source`, as if it were a class."""
-    if is_bucket(source) or is_bucket(output) or not os.path.isdir(source):
+    if is_bucket(source) and is_bucket(output):
+        images, runs = (Path("/", *split_uri(each)) for each in (source, output))
+    elif is_bucket(source) or is_bucket(output) or not os.path.isdir(source):
         return
-    images, runs = Path(source).resolve(), Path(without_scheme(output)).expanduser().resolve()
+    else:
+        images, runs = Path(source).resolve(), Path(without_scheme(output)).expanduser().resolve()
     if images in (runs, *runs.parents):
         raise UsageError(
             "The output folder lies inside the folder of images, where its runs would count as a class; "
-            f"choose an --output elsewhere, such as ../runs. Received: {runs} in {images}"
+            f"choose an --output elsewhere, such as ../runs. Received: {output} in {source}"
         )
 
 

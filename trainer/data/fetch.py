@@ -11,7 +11,6 @@ import re
 import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from urllib.parse import unquote
 
 from trainer.data.archive import archive_kind, extract_archive
 from trainer.data.bucket import fetch_bucket, fetch_objects
@@ -26,7 +25,7 @@ from trainer.exits import DataError, UsageError
 from trainer.printable import without_secrets
 from trainer.spec import DataSpec
 from trainer.storage import prepare_folder
-from trainer.storage.store import is_bucket
+from trainer.storage.store import is_bucket, without_scheme
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _PATIENCE = Patience()
@@ -61,7 +60,7 @@ def fetch_source(
             return _downloaded(source, checksum, cache_dir, max_extracted_bytes, progress, patience)
         path = fetch_bucket(source, cache_dir, max_extracted_bytes, progress)
     else:
-        path = _file_url_path(source) if scheme else Path(os.path.expanduser(source))
+        path = Path(without_scheme(source) if scheme else os.path.expanduser(source))
     if _is_folder(path, source):
         _refuse_checksum(source, checksum)
         return path
@@ -101,14 +100,6 @@ def _require_remote(scheme: str, source: str) -> None:
         raise UsageError(
             f"Images come from a folder, an archive, a file://, https:// or gs:// URL. Received: {source!r}"
         )
-
-
-def _file_url_path(source: str) -> Path:
-    """Return the path that a file:// URL names, its %XX decoded."""
-    host, slash, path = source[len("file://") :].partition("/")
-    if host.lower() not in ("", "localhost") or not slash:
-        raise UsageError(f"A file URL has three slashes: file:///folder/images.zip. Received: {source!r}")
-    return Path(unquote(f"/{path}", errors="surrogateescape"))
 
 
 def _is_folder(path: Path, source: str) -> bool:

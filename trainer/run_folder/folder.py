@@ -201,7 +201,7 @@ def _fill(folder: RunFolder, spec: RunSpec, fresh: bool, progress: Progress) -> 
     if not isinstance(folder.output, FolderStore):
         _fetch(folder, progress)
     if folder.newest_checkpoint:
-        _require_same_spec(folder.name, (path / _SPEC).read_bytes(), spec)
+        _require_same_spec(folder.name, _written_spec(path), spec, any_source=True)
     # A marker that an earlier process sent, and that arrives only now, must find no manifest that it fits.
     for name in (MANIFEST, MARKER):
         run.remove(name)
@@ -213,6 +213,16 @@ def _fill(folder: RunFolder, spec: RunSpec, fresh: bool, progress: Progress) -> 
         write_text(path / _SPEC, dump_spec(spec.model_copy(update=settled)))
         # Before anything else is there: what has no spec is no run.
         folder.keep()
+
+
+def _written_spec(path: Path) -> bytes:
+    try:
+        return (path / _SPEC).read_bytes()
+    except OSError:
+        raise UsageError(
+            f"The run has checkpoints, but its {_SPEC} is gone, so nobody knows what they are of. Put it "
+            f"back, or choose another --run-name. Received: {path}"
+        ) from None
 
 
 def _fetch(folder: RunFolder, progress: Progress) -> None:
@@ -271,8 +281,17 @@ def _require_pointer(output: Store) -> None:
         )
 
 
-def _require_same_spec(name: str, written: bytes, spec: RunSpec) -> None:
-    changes = spec_changes(_parse(written, name), spec)
+def _require_same_spec(name: str, written: bytes, spec: RunSpec, any_source: bool = False) -> None:
+    """Raise UsageError if the run began with another spec.
+
+    With `any_source` the data may have moved: of a run that goes on their contents are compared later on.
+    """
+    before = _parse(written, name)
+    if any_source:
+        before = before.model_copy(
+            update={"data": before.data.model_copy(update={"source": spec.data.source})}
+        )
+    changes = spec_changes(before, spec)
     if changes:
         raise UsageError(
             f"The run {name} exists with another spec; choose another --run-name, or begin it anew with "

@@ -6,9 +6,11 @@ and in a bucket. Names in it are relative, with '/' between their parts.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import unquote
 
 from trainer.exits import UsageError
 
@@ -113,6 +115,8 @@ def open_store(uri: str) -> Store:
         from trainer.storage.bucket import BucketStore
 
         return BucketStore(*split_uri(uri))
+    if re.match(r"(gs|s3|https?|file):(?!//)", uri.lower()):
+        raise UsageError(f"A URI has two slashes after its scheme: gs://BUCKET/PREFIX. Received: {uri!r}")
     if "://" in uri and not uri.lower().startswith(FILE):
         raise UsageError(f"A place is a folder or gs://BUCKET/PREFIX. Received: {uri!r}")
     from trainer.storage.folder import FolderStore
@@ -124,8 +128,16 @@ def open_store(uri: str) -> Store:
 
 
 def without_scheme(uri: str) -> str:
-    """Return the path in a URI file://PATH, and any other text as it is."""
-    return uri[len(FILE) :] if uri.lower().startswith(FILE) else uri
+    """Return the path that a file:// URL names, its %XX decoded, and any other text as it is.
+
+    Raises UsageError for a URL of another host.
+    """
+    if not uri.lower().startswith(FILE):
+        return uri
+    host, slash, path = uri[len(FILE) :].partition("/")
+    if host.lower() not in ("", "localhost") or not slash:
+        raise UsageError(f"A file URL has three slashes: file:///folder/images.zip. Received: {uri!r}")
+    return unquote(f"/{path}", errors="surrogateescape")
 
 
 def split_uri(uri: str) -> tuple[str, str]:
