@@ -198,7 +198,7 @@ def test_verify_says_that_a_manifest_cannot_be_read(run: Path, text: str) -> Non
     assert problems[0].startswith("MANIFEST.json can't be read")
 
 
-@pytest.mark.parametrize("text", ["", "gone\n", "../elsewhere\n", "/\n", "..\n", "\0\0\0"])
+@pytest.mark.parametrize("text", ["", "gone\n", "../elsewhere\n", "/\n", "..\n", "\0\0\0", "x" * 300])
 def test_pointer_that_names_no_run_is_no_run(run: Path, text: str) -> None:
     (run.parent / "latest").write_text(text)
     assert latest_run(FolderStore(run.parent)) is None

@@ -29,7 +29,7 @@ MARKER = "_SUCCESS"
 POINTER = "latest"
 SCHEMA = 1
 """Of the manifest; a reader refuses what it doesn't know."""
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 """Of a run."""
 _AT_A_TIME = 8
 

@@ -221,7 +221,7 @@ def _written_spec(path: Path) -> bytes:
     except OSError:
         raise UsageError(
             f"The run has checkpoints, but its {_SPEC} is gone, so nobody knows what they are of. Put it "
-            f"back, or choose another --run-name. Received: {path}"
+            f"back, choose another --run-name, or begin anew with --fresh. Received: {path}"
         ) from None
 
 
