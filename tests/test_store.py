@@ -11,6 +11,7 @@ import pytest
 from bucket_server import BUCKET, BucketServer, OtherServer, bucket_server
 
 from trainer.exits import TrainerError, UsageError
+from trainer.storage.bucket import make_client
 from trainer.storage.store import Store, open_store, split_uri
 
 
@@ -170,3 +171,16 @@ def test_a_file_url_is_the_path_that_it_names(tmp_path: Path) -> None:
         store = open_store(f"file://{host}{tmp_path}/a%20b")
         store.write("c", b"d")
         assert (tmp_path / "a b" / "c").read_bytes() == b"d"
+
+
+@pytest.mark.parametrize("content", [None, "{bad"])
+def test_credentials_that_are_named_and_can_not_be_read_are_not_taken_for_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
+) -> None:
+    key = tmp_path / "key.json"
+    if content is not None:
+        key.write_text(content)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(key))
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
+    with pytest.raises(UsageError, match="GOOGLE_APPLICATION_CREDENTIALS"):
+        make_client()

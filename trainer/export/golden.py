@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,7 @@ import tensorflow as tf
 
 from trainer.data.dataset import Split
 from trainer.data.encode import as_file
-from trainer.exits import TrainerError
+from trainer.exits import OutOfMemoryError, TrainerError
 
 TOLERANCE = 1e-5
 _COUNT = 20
@@ -82,6 +83,11 @@ def verify_export(path: Path, golden: Golden) -> float:
             capture_output=True,
             text=True,
             check=False,
+        )
+    if done.returncode == -signal.SIGKILL:
+        raise OutOfMemoryError(
+            "The process that loads the exported model was killed, as the system does where the memory ends; "
+            f"with more of it the same command goes on. Received: signal {int(signal.SIGKILL)}"
         )
     if done.returncode != 0:
         raise TrainerError(

@@ -38,6 +38,8 @@ CONNECTIONS = 64
 _WRITER = "trainer-writer"
 _UPLOAD_CHUNK_BYTES = 32 << 20
 _SMALL_BYTES = 1 << 20
+_NO_CREDENTIALS = "default credentials were not found"
+"""What google.auth says where there are none at all."""
 # Connecting, and then sending one chunk: a line of 1 MB/s gets it through, and several at once a line of 5.
 _SEND_SECONDS = 40.0
 
@@ -50,7 +52,12 @@ def make_client() -> storage.Client:
     try:
         # Objects need no project, and a person's own credentials often name none.
         client = storage.Client(project="none")
-    except auth.DefaultCredentialsError:
+    except auth.DefaultCredentialsError as error:
+        if _NO_CREDENTIALS not in str(error):
+            raise UsageError(
+                "The credentials that GOOGLE_APPLICATION_CREDENTIALS names can't be used; mend or unset it "
+                f"for a public bucket. Received: {str(error)[:200]}"
+            ) from None
         # A public bucket needs no credentials.
         client = storage.Client.create_anonymous_client()
     # What the environment says of proxies and certificates is the same for each request: to look there every
@@ -120,7 +127,8 @@ class BucketStore:
 
     def write(self, name: str, data: bytes) -> None:
         """Write `data` to `name`."""
-        self._put(name, data)
+        with self._unconditional(name):
+            self._put(name, data)
 
     def create(self, name: str, data: bytes) -> bool:
         """Write `data` only if there is no `name`."""
@@ -174,7 +182,7 @@ class BucketStore:
 
     def upload(self, path: Path, name: str) -> None:
         """Copy `path` to `name`; the bucket refuses bytes that differ from their crc32c."""
-        with self._explained(name, "written"):
+        with self._unconditional(name), self._explained(name, "written"):
             blob = self._blob(name)
             blob.chunk_size = _UPLOAD_CHUNK_BYTES
             how = self._how | {"timeout": _send_timeout()}
@@ -250,6 +258,17 @@ class BucketStore:
 
     def _name(self, name: str) -> str:
         return f"{self.prefix}/{name}" if self.prefix else name
+
+    @contextmanager
+    def _unconditional(self, name: str) -> Iterator[None]:
+        """Explain a failed precondition where none was asked for: it is a rule of the bucket's own."""
+        try:
+            yield
+        except api.PreconditionFailed as error:
+            raise UsageError(
+                f"A rule of the bucket forbids this write; ask who keeps it, or choose another place. "
+                f"Received: {self.at(name)}, {str(error)[:200]}"
+            ) from None
 
     @contextmanager
     def _explained(self, name: str, done: str) -> Iterator[None]:
