@@ -51,8 +51,8 @@ def require_whole_batch(spec: RunSpec, replicas: int, images: int) -> None:
     """Raise UsageError if the data have fewer `images` than a scaled batch: its rate would be too high."""
     if spec.train.scale_batch and (batch := replicas * spec.train.global_batch_size) > images:
         raise UsageError(
-            f"With train.scale_batch the global batch is {batch}, for {replicas} devices, and there are fewer "
-            f"images to train on; lower train.global_batch_size. Received: {images} images"
+            f"With train.scale_batch the global batch is {batch}, for {replicas} devices, and there are "
+            f"fewer images to train on; lower train.global_batch_size. Received: {images} images"
         )
 
 
