@@ -65,7 +65,8 @@ class Profile:
             except tf.errors.OpError as error:
                 self._on_message(f"the profile could not be written: {error.message[:200]}")
             else:
-                self._on_message(f"a profile is in {self._folder}; tensorboard --logdir shows it")
+                # Not its path: that of a run in a bucket is of this process alone.
+                self._on_message("a profile is in the run's profile/; tensorboard --logdir shows it")
 
     def _begin(self, step: int) -> None:
         """Start before `step`, counted from 0, if it is the first to be seen by this process."""
