@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,11 @@ def test_the_limit_is_the_slower_part_or_what_both_need(
     assert found.advice()
 
 
+def test_a_device_of_its_own_shares_no_processor_with_the_data() -> None:
+    found = replace(speeds(100.0, 120.0, 60.0), devices="gpu: NVIDIA L4")
+    assert "copies to the device: together they reach 60%" in found.sentence()
+
+
 def test_bench_measures_and_leaves_nothing(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
     done = subprocess.run(
@@ -48,8 +54,13 @@ def test_bench_measures_and_leaves_nothing(photos: Path, tmp_path: Path) -> None
     assert min(found["step"], found["pipeline"], found["together"]) > 0
     assert found["limit"] in ("step", "data", "processor")
     assert found["global_batch_size"] == 8
+    assert found["steps_per_call"] == 2  # no call holds more than the two whole batches of an epoch
+    assert found["sentence"]
+    assert found["advice"]
     assert list((tmp_path / "here").iterdir()) == []
-    done = trainer("bench", "--data", photos, *QUICK, "--seconds", "1", cache=tmp_path)
+    fixed = ["--set", "train.precision=float32", "--set", "train.steps_per_call=1"]
+    done = trainer("bench", "--data", photos, *QUICK, *fixed, "--seconds", "1", cache=tmp_path)
+    assert "float32 (set), no XLA, 1 step a call (set), batches of 8" in done.stdout
     assert "limit" in done.stdout
     assert "images/s, both together" in done.stdout
 

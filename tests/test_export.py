@@ -24,10 +24,11 @@ CLASS_NAMES = ("cats", "ação", "дом")
 DATA = load_spec(settings=[f"data.image_size={SIDE}"]).data
 
 
-def encoded(kind: str, mode: str = "RGB", **options: Any) -> bytes:
-    """Return a picture of 40 x 30 with a bright corner, so that it matters which way is up."""
+def encoded(kind: str, mode: str = "RGB", times: int = 1, **options: Any) -> bytes:
+    """Return a picture of 40 x 30, or larger, with a bright corner, so that it matters which way is up."""
     pixels = np.full((30, 40, 3), 90, np.uint8)
     pixels[:12, :20] = (250, 200, 10)
+    pixels = pixels.repeat(times, axis=0).repeat(times, axis=1)
     file = io.BytesIO()
     # An adaptive palette holds both colours as they are.
     Image.fromarray(pixels).convert(mode, palette=Image.Palette.ADAPTIVE).save(file, kind, **options)
@@ -46,6 +47,8 @@ PICTURES = {
     "cmyk jpeg": encoded("JPEG", "CMYK"),
     "progressive jpeg": encoded("JPEG", progressive=True),
     "turned jpeg": encoded("JPEG", exif=turned()),
+    "large jpeg": encoded("JPEG", times=11),
+    "large turned jpeg": encoded("JPEG", times=11, exif=turned()),
     "png": encoded("PNG"),
     "palette png": encoded("PNG", "P"),
     "png with alpha": encoded("PNG", "RGBA"),
@@ -84,6 +87,7 @@ def test_every_kind_of_picture_is_served_as_it_was_trained_on(exported: Path, go
     np.testing.assert_allclose(together["probabilities"], golden.probabilities, atol=1e-5)
     by_name = dict(zip(PICTURES, golden.pixels, strict=True))
     assert np.abs(by_name["turned jpeg"] - by_name["jpeg"]).max() > 50  # it was turned before it was asked
+    assert np.abs(by_name["large turned jpeg"] - by_name["turned jpeg"]).mean() < 8
     for name in ("webp", "bmp", "palette png", "png with alpha", "gif"):
         assert np.abs(by_name[name] - by_name["png"]).max() <= 8, name
 

@@ -172,3 +172,22 @@ def test_one_that_never_comes_is_named(pair: Pair) -> None:
     for each in workers:
         assert f"missing are worker 2 ({hosts[2]})" in each.text()
     assert not (pair.folder / "runs" / "never").exists()
+
+
+def test_a_profile_that_only_the_chief_is_asked_for_keeps_the_steps_of_both_together(pair: Pair) -> None:
+    hosts = addresses(2)
+    # Batches that both have an even share of, as the calls would else be short anyway.
+    settings = [
+        "train.epochs=3", "train.steps_per_call=4", "train.checkpoint.every_steps=100",
+        "train.global_batch_size=4",
+    ]  # fmt: skip
+    workers = [
+        pair.start("profiled", 0, hosts, *settings, "train.profile=3-6"),
+        pair.start("profiled", 1, hosts, *settings),
+    ]
+    assert [each.end() for each in workers] == [0, 0], workers[0].text() + workers[1].text()
+    run = pair.folder / "runs" / "profiled"
+    (found,) = run.glob("profile/plugins/profile/*/*.xplane.pb")
+    assert verify(open_store(str(run))) == []
+    manifest = json.loads((run / "MANIFEST.json").read_text())
+    assert found.relative_to(run).as_posix() in json.dumps(manifest)

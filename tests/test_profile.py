@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
 from small_training import SMALL, Recorder, dark_and_light, do_train, untimed
 
 from trainer.data.dataset import Dataset
@@ -22,6 +23,23 @@ def dataset() -> Dataset:
 
 def profiles(folder: Path) -> list[Path]:
     return sorted((folder / "profile" / "plugins" / "profile").glob("*/*.xplane.pb"))
+
+
+def seen(path: Path) -> list[int]:
+    """Return the first step of each call that a profile has seen."""
+    from tensorflow.tsl.profiler.protobuf import xplane_pb2
+
+    found = []
+    for plane in xplane_pb2.XSpace.FromString(path.read_bytes()).planes:
+        names = {number: each.name for number, each in plane.event_metadata.items()}
+        numbers = {each.name: number for number, each in plane.stat_metadata.items()}
+        events = [event for line in plane.lines for event in line.events]
+        found += [
+            stat.int64_value
+            for event in events if names[event.metadata_id] == "train"
+            for stat in event.stats if stat.metadata_id == numbers["step_num"]
+        ]  # fmt: skip
+    return found
 
 
 def test_blocks_end_at_the_borders_of_a_profile_and_hold_the_same_batches(dataset: Dataset) -> None:
@@ -42,7 +60,10 @@ def test_a_profile_changes_nothing_of_what_is_trained(dataset: Dataset, tmp_path
     assert spec_digest(spec) == spec_digest(load_spec(settings=TWO_EPOCHS))
     _, found = do_train(spec, dataset, tmp_path / "found", recorder)
     assert untimed(found.history) == untimed(plain.history)
-    assert len(profiles(tmp_path / "found")) == 1
+    (profile,) = profiles(tmp_path / "found")
+    # The second of these calls did two steps, the last of which was the fifth.
+    assert seen(profile) == [3, 4]
+    assert [call.step for call in recorder.calls][:4] == [1, 2, 3, 5]
     assert not profiles(tmp_path / "plain")
     assert any("tensorboard" in message for message in recorder.messages)
 
@@ -52,8 +73,36 @@ def test_a_run_that_goes_on_profiles_what_is_still_to_come(dataset: Dataset, tmp
         do_train(load_spec(settings=TWO_EPOCHS), dataset, tmp_path, stop_at=4)
     recorder = Recorder()
     do_train(load_spec(settings=[*TWO_EPOCHS, "train.profile=9-99"]), dataset, tmp_path, recorder)
-    assert len(profiles(tmp_path)) == 1
+    (profile,) = profiles(tmp_path)
+    assert seen(profile)[0] == 9
     assert "train.profile asks for steps up to 99; there are 12" in recorder.messages
+
+
+def test_a_run_that_was_stopped_amid_the_steps_profiles_the_rest_of_them(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    settings = [*TWO_EPOCHS, "train.steps_per_call=1", "train.profile=2-6"]
+    with pytest.raises(StoppedError):
+        do_train(load_spec(settings=settings), dataset, tmp_path, stop_at=4)
+    (before,) = profiles(tmp_path)
+    assert seen(before) == [2, 3, 4]
+    before.rename(tmp_path / "before")  # the names are of seconds
+    recorder = Recorder()
+    do_train(load_spec(settings=settings), dataset, tmp_path, recorder)
+    assert [seen(each) for each in profiles(tmp_path)] == [[5, 6]]
+    assert "train.profile asks for steps from 2 on; 4 are done already" in recorder.messages
+
+
+def test_a_profiler_that_is_taken_costs_no_training(dataset: Dataset, tmp_path: Path) -> None:
+    recorder = Recorder()
+    spec = load_spec(settings=[*TWO_EPOCHS, "train.profile=2-3"])
+    tf.profiler.experimental.start(str(tmp_path / "other"))
+    try:
+        _, result = do_train(spec, dataset, tmp_path / "run", recorder)
+    finally:
+        tf.profiler.experimental.stop()
+    assert len(result.history) == 2
+    assert "there is no profile: Another profiler is running." in recorder.messages
 
 
 def test_steps_that_are_done_already_are_told(dataset: Dataset, tmp_path: Path) -> None:

@@ -213,7 +213,9 @@ def test_changed_data_precision_or_batch_stop_a_begun_run(tmp_path: Path) -> Non
         require_same_start(tmp_path, Start("bb", "float32", 20))
     with pytest.raises(UsageError, match="precision changed"):
         require_same_start(tmp_path, Start("aa", "bfloat16", 20))
-    with pytest.raises(UsageError, match=r"global batch size changed.*Received: 40, it was 20"):
+    with pytest.raises(
+        UsageError, match=r"global batch size .*all devices\) changed.*Received: 40, it was 20"
+    ):
         require_same_start(tmp_path, Start("aa", "float32", 40))
 
 

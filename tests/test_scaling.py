@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from trainer_process import QUICK, trainer
+from trainer_process import QUICK, refused, trainer
 
-from trainer.scaling import describe_scaling, scaled_spec
+from trainer.exits import UsageError
+from trainer.scaling import describe_scaling, require_whole_batch, scaled_spec
 from trainer.spec import load_spec
 
 SCALED = "train={scale_batch: true, global_batch_size: 20}"
@@ -35,6 +36,23 @@ def test_the_rate_follows_the_rule_of_the_optimizer(optimizer: str, rate: float,
     assert scaled_spec(spec, 1) == spec
 
 
+def test_the_average_of_the_weights_is_of_as_many_images_as_before() -> None:
+    spec = load_spec(settings=[SCALED, "train.ema_decay=0.99"])
+    scaled = scaled_spec(spec, 4)
+    # Four steps of 20 images are one of 80.
+    assert scaled.train.ema_decay == pytest.approx(0.99 * 0.99 * 0.99 * 0.99)
+    assert "average's decay 0.99 to the power of 4" in str(describe_scaling(spec, 4))
+    assert "average" not in str(describe_scaling(load_spec(settings=[SCALED]), 4))
+
+
+def test_a_batch_of_more_than_all_images_is_refused() -> None:
+    spec = load_spec(settings=[SCALED])
+    require_whole_batch(spec, 4, 80)
+    with pytest.raises(UsageError, match=r"is 80, for 4 devices.*Received: 79 images"):
+        require_whole_batch(spec, 4, 79)
+    require_whole_batch(load_spec(settings=["train.global_batch_size=20"]), 4, 3)
+
+
 def test_nothing_grows_unasked() -> None:
     spec = load_spec(settings=["train.global_batch_size=20"])
     assert scaled_spec(spec, 8) is spec
@@ -49,7 +67,20 @@ def test_a_run_on_two_devices_has_half_the_steps_and_says_so(photos: Path, tmp_p
     assert done.returncode == 0, done.stderr
     assert "global batch 8 x 2 replicas = 16" in done.stdout
     run = tmp_path / "runs" / "two"
-    assert json.loads((run / "environment.json").read_text())["global_batch_size"] == 16
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["global_batch_size"] == 16
+    assert environment["learning_rate"] == pytest.approx(0.001 * 2**0.5)
+    report = (run / "report.html").read_text()
+    assert "batches of 16" in report
+    assert "learning rate 0.00141421" in report
     images = json.loads((run / "dataset.json").read_text())["splits"]["train"]["images"]
     last = json.loads((run / "history.jsonl").read_text().splitlines()[-1])
     assert last["step"] == 2 * -(-images // 16)
+    # As if it had been killed just before its end: it goes on with as many devices only.
+    for name in ("_SUCCESS", "MANIFEST.json"):
+        (run / name).unlink()
+    alone = trainer(
+        "train", "--data", photos, "--output", tmp_path / "runs", "--run-name", "two", *QUICK,
+        "--set", "train.devices=cpu:1", "--set", "train.scale_batch=true", cache=tmp_path,
+    )  # fmt: skip
+    refused(alone, 2, "all devices) changed since this run began", "Received: 8, it was 16")

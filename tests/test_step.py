@@ -142,6 +142,7 @@ def test_a_step_compiled_by_xla_or_in_bfloat16_is_close_to_the_plain_one(dataset
     turned = load_spec(settings=[*SMALL, "augment.rotate_degrees=10.0"])
     as_on_gpu = replace(find_cluster(), device_kind="GPU")  # where XLA is chosen
     stepper = Stepper(learner_for(turned, dataset), turned, np.ones(2, np.float32), as_on_gpu)
+    assert not stepper.uses_xla
     assert np.isfinite(stepper.run(block, 16)[0].loss)  # XLA has no kernel for rotation
     assert losses["xla"] == pytest.approx(losses["plain"], rel=1e-4)
     assert losses["bf16"] == pytest.approx(losses["plain"], rel=5e-2)

@@ -10,19 +10,21 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+import tensorflow as tf
 
 from trainer.augment import crop_side
-from trainer.cluster import Cluster, choose_xla
+from trainer.cluster import Cluster
 from trainer.data.batches import steps_per_epoch
 from trainer.data.dataset import Dataset
 from trainer.exits import StoppedError
-from trainer.scaling import scaled_spec
+from trainer.scaling import require_whole_batch, scaled_spec
 from trainer.spec import RunSpec
 from trainer.train import build_learner
+from trainer.train.clock import fitting_steps
 from trainer.train.feed import Block, Feed
 from trainer.train.resident import resident_images
 from trainer.train.step import Stepper, class_weights
@@ -33,7 +35,6 @@ _MUCH = 0.9
 """Of the slower part alone: what training reaches if nothing else holds it back."""
 _ALIKE = 5.0
 """A part that is so much faster than the other takes nothing from it that matters."""
-_CALL_SECONDS = 0.25
 
 Limit = Literal["step", "data", "processor"]
 
@@ -43,12 +44,13 @@ class Speeds:
     """Images a second, each the median of some turns, and what was chosen."""
 
     step: float
-    """Of the compiled step, augmentation included, on batches that stay in memory."""
+    """Of the compiled step, augmentation included, on batches that stay on the device."""
     pipeline: float
     """Of the batches being made, with nothing that takes time to use them."""
     together: float
     compile_seconds: float
     steps_per_call: int
+    """Fewer than the spec may say, where an epoch or a block of the feed holds no more."""
     precision: str
     xla: bool
     devices: str
@@ -71,7 +73,12 @@ class Speeds:
         if self.limit == "data":
             return f"the data: the step could take {1 / ratio:.1f} times as many"
         share = self.together / min(self.step, self.pipeline)
-        return f"the processor, which step and data share: together they reach {share:.0%} of the slower one"
+        between = (
+            "the processor, which step and data share"
+            if self.devices.startswith("cpu")
+            else "what lies between them, such as copies to the device"
+        )
+        return f"{between}: together they reach {share:.0%} of the slower one"
 
     def advice(self) -> str:
         """Return what may make it faster."""
@@ -88,6 +95,7 @@ def measure_speeds(
     spec: RunSpec, dataset: Dataset, cluster: Cluster, seconds: float, is_stopped: Callable[[], bool]
 ) -> Speeds:
     """Measure for about `seconds` after compiling. Raises StoppedError once `is_stopped` returns True."""
+    require_whole_batch(spec, cluster.strategy.num_replicas_in_sync, len(dataset.train.labels))
     spec = scaled_spec(spec, cluster.strategy.num_replicas_in_sync)
     bench = _Bench(spec, dataset, cluster, is_stopped)
     compile_seconds = bench.warm_up()
@@ -100,9 +108,9 @@ def measure_speeds(
         pipeline=pipeline,
         together=together,
         compile_seconds=compile_seconds,
-        steps_per_call=bench.block_steps,
+        steps_per_call=bench.steps_per_call,
         precision=bench.learner.precision,
-        xla=choose_xla(spec.train.xla, cluster),
+        xla=bench.stepper.uses_xla,
         devices=cluster.description,
         replicas=cluster.strategy.num_replicas_in_sync,
         global_batch_size=spec.train.global_batch_size,
@@ -127,27 +135,33 @@ class _Bench:
             dataset.train, spec.train.global_batch_size, spec.seed, together, resident=images is not None
         )
         self.side = crop_side(spec.augment, spec.data.image_size, spec.train.epochs - 1, spec.train.epochs)
-        self.block_steps = 1 if spec.train.steps_per_call == "auto" else spec.train.steps_per_call
-        self.is_auto = spec.train.steps_per_call == "auto"
+        chosen = spec.train.steps_per_call
+        self.is_auto = chosen == "auto"
+        self.feed.block_steps = 1 if chosen == "auto" else chosen
+        self.steps_per_call = 0
 
     def warm_up(self) -> float:
-        """Compile for the batches of an epoch, and find how many steps a call takes; return the seconds."""
+        """Compile for the batches of an epoch, and find how many steps a call does; return the seconds."""
         started = time.perf_counter()
         steps = self.learner.steps_per_epoch
         for first in {0, steps - 1}:  # the last batch may be short
-            self.stepper.run(next(self.feed.blocks(first, first + 1)), self.side)
+            self._run(next(self.feed.blocks(first, first + 1)))
         seconds = time.perf_counter() - started
-        block = next(self.feed.blocks(0, 1))
-        single = min(self._seconds_of(block) for _ in range(3))
-        if self.is_auto:
-            self.block_steps = max(1, min(steps, round(_CALL_SECONDS / single)))
-        self.feed.block_steps = self.block_steps
+        # As training does: more and more, until a call takes long enough or a block holds no more.
+        while (block := next(self._blocks())).steps > self.steps_per_call:
+            self.steps_per_call = block.steps
+            started = time.perf_counter()
+            self._run(block)
+            if self.is_auto:
+                self.feed.block_steps = fitting_steps(block.steps, time.perf_counter() - started)
+        self.steps_per_call = block.steps
         return seconds
 
     def step(self, seconds: float) -> float:
         """Return the images a second of one block, over and over."""
         block = next(self._blocks())
-        return self._rate(itertools.repeat(block), seconds, self._run)
+        resident = replace(block, images=tf.identity(block.images))
+        return self._rate(itertools.repeat(resident), seconds, self._run)
 
     def pipeline(self, seconds: float) -> float:
         """Return the images a second of blocks that nobody uses."""
@@ -162,11 +176,6 @@ class _Bench:
 
     def _run(self, block: Block) -> None:
         self.stepper.run(block, self.side)
-
-    def _seconds_of(self, block: Block) -> float:
-        started = time.perf_counter()
-        self._run(block)
-        return time.perf_counter() - started
 
     def _rate(self, blocks: Iterator[Block], seconds: float, use: Callable[[Block], None]) -> float:
         next(blocks)  # made before anyone waits for it

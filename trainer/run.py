@@ -34,7 +34,7 @@ from trainer.run_folder import (
     write_environment,
     write_rejected,
 )
-from trainer.scaling import describe_scaling, scaled_spec
+from trainer.scaling import describe_scaling, require_whole_batch, scaled_spec
 from trainer.spec import RunSpec, dump_spec
 from trainer.stop import Stop
 from trainer.storage.folders import discard_folder, replace_folder
@@ -70,10 +70,10 @@ def run(
     folder.require_lease()
     screen.on_fact("data", format_found(dataset, _FOUND_WIDTH))
     _require_classes(spec, dataset)
-    scaled = _scaled(spec, cluster, screen)
+    scaled = _scaled(spec, cluster, dataset, screen)
     steps = steps_per_epoch(len(dataset.train.labels), scaled.train.global_batch_size)
     learner = build_learner(scaled, len(dataset.class_names), steps, cluster)
-    start = Start(dataset.digest, learner.precision, scaled.train.global_batch_size)
+    start = _start(dataset, learner, scaled)
     if folder.newest_checkpoint:
         require_same_start(folder.path, start)
     _keep_dataset(dataset, folder, screen)
@@ -96,11 +96,17 @@ def run(
     return verdict
 
 
-def _scaled(spec: RunSpec, cluster: Cluster, screen: Screen) -> RunSpec:
+def _scaled(spec: RunSpec, cluster: Cluster, dataset: Dataset, screen: Screen) -> RunSpec:
     replicas = cluster.strategy.num_replicas_in_sync
+    require_whole_batch(spec, replicas, len(dataset.train.labels))
     if (said := describe_scaling(spec, replicas)) is not None:
         screen.on_fact("batch", said)
     return scaled_spec(spec, replicas)
+
+
+def _start(dataset: Dataset, learner: Learner, scaled: RunSpec) -> Start:
+    batch, rate = scaled.train.global_batch_size, scaled.optimizer.learning_rate
+    return Start(dataset.digest, learner.precision, batch, rate)
 
 
 def _train(

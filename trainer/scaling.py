@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+from trainer.exits import UsageError
 from trainer.spec import RunSpec
 
 _LINEAR = ("sgd",)
@@ -18,27 +19,41 @@ def scaled_spec(spec: RunSpec, replicas: int) -> RunSpec:
 
     Linear in the size of the batch for stochastic gradient descent (Goyal et al. 2017, section 2.1), its
     square root for the optimizers that divide by the gradient's size (Malladi et al. 2022, definitions 1
-    and 2: RMSprop and Adam).
+    and 2: RMSprop and Adam, whose other constants stay as they are). The weights' average is
+    of as many images as before: its decay is taken to the power of the factor (Busbridge et al. 2023, the
+    EMA scaling rule). Epochs and shares of them, such as the warm-up, have fewer steps by themselves.
     """
     if not spec.train.scale_batch:
         return spec
-    train = spec.train.model_copy(update={"global_batch_size": replicas * spec.train.global_batch_size})
+    changes = {
+        "global_batch_size": replicas * spec.train.global_batch_size,
+        "ema_decay": spec.train.ema_decay**replicas,
+    }
     rate = spec.optimizer.learning_rate * _factor(spec, replicas)
     optimizer = spec.optimizer.model_copy(update={"learning_rate": rate})
-    return spec.model_copy(update={"train": train, "optimizer": optimizer})
+    return spec.model_copy(update={"train": spec.train.model_copy(update=changes), "optimizer": optimizer})
 
 
 def describe_scaling(spec: RunSpec, replicas: int) -> str | None:
     """Return in words what `scaled_spec` does; None if the spec doesn't ask for it."""
     if not spec.train.scale_batch:
         return None
-    name, rate = spec.optimizer.name, spec.optimizer.learning_rate
+    name, rate, decay = spec.optimizer.name, spec.optimizer.learning_rate, spec.train.ema_decay
     rule = "linear" if name in _LINEAR else "square root"
     return (
         f"global batch {spec.train.global_batch_size} x {replicas} "
         f"replica{'s' * (replicas > 1)} = {replicas * spec.train.global_batch_size}, learning rate "
         f"{rate:g} x {_factor(spec, replicas):.4g} (the {rule} rule of {name})"
-    )
+    ) + (f", average's decay {decay:g} to the power of {replicas}" if decay else "")
+
+
+def require_whole_batch(spec: RunSpec, replicas: int, images: int) -> None:
+    """Raise UsageError if the data have fewer `images` than a scaled batch: its rate would be too high."""
+    if spec.train.scale_batch and (batch := replicas * spec.train.global_batch_size) > images:
+        raise UsageError(
+            f"With train.scale_batch the global batch is {batch}, for {replicas} devices, and there are "
+            f"fewer images to train on; lower train.global_batch_size. Received: {images} images"
+        )
 
 
 def _factor(spec: RunSpec, replicas: int) -> float:

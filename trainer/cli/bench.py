@@ -8,13 +8,17 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from trainer.cli.console import Console
 from trainer.cli.environment import import_tensorflow, memory_explained, require_tensorflow
-from trainer.spec import RunSpec
+from trainer.spec import RunSpec, TrainSpec
 from trainer.stop import Stop
+
+if TYPE_CHECKING:
+    from trainer.bench import Speeds
 
 _LOG_SECONDS = 30.0
 _LESS_MEMORY = "lower train.global_batch_size, data.image_size or the size of the model"
@@ -37,14 +41,24 @@ def bench_command(spec: RunSpec, seconds: float, as_json: bool, cache_dir: Path,
         console.on_fact("data", format_found(dataset))
         speeds = measure_speeds(spec, dataset, cluster, seconds, stop.is_requested)
         if as_json:
-            values = asdict(speeds) | {"limit": speeds.limit}
-            click.echo(json.dumps(values, indent=2))
+            words = {"limit": speeds.limit, "sentence": speeds.sentence(), "advice": speeds.advice()}
+            click.echo(json.dumps(asdict(speeds) | words, indent=2))
             return
-        chosen = f"{speeds.precision}, {'' if speeds.xla else 'no '}XLA, {speeds.steps_per_call} steps a call"
-        console.on_fact("chosen", f"{chosen}, batches of {speeds.global_batch_size}")
+        console.on_fact("chosen", _chosen(speeds, spec.train))
         console.on_fact("compiled", f"in {speeds.compile_seconds:.1f} s")
         console.on_fact("step", f"{speeds.step:10,.0f} images/s alone")
         console.on_fact("pipeline", f"{speeds.pipeline:10,.0f} images/s alone")
         console.on_fact("training", f"{speeds.together:10,.0f} images/s, both together")
         console.on_fact("limit", speeds.sentence())
         console.on_fact("try", speeds.advice())
+
+
+def _chosen(speeds: Speeds, train: TrainSpec) -> str:
+    """Return how it is trained; what isn't left at auto is marked."""
+    parts = [
+        (speeds.precision, train.precision),
+        (f"{'' if speeds.xla else 'no '}XLA", train.xla),
+        (f"{speeds.steps_per_call} step{'s' * (speeds.steps_per_call > 1)} a call", train.steps_per_call),
+    ]
+    texts = [text if value == "auto" else f"{text} (set)" for text, value in parts]
+    return f"{', '.join(texts)}, batches of {speeds.global_batch_size}"

@@ -9,28 +9,23 @@ is an InvalidArgumentError.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import tensorflow as tf
 
 from trainer.data.bmp import decode_bmp
 from trainer.data.exif import jpeg_orientation, orient, png_orientation, webp_orientation
 from trainer.data.peek import contains, equals, peek
+from trainer.data.reduced import RATIOS, decode_reduced, find_reduction
+from trainer.data.window import fill, find_window, to_bytes
 
 Decoder = Callable[[tf.Tensor], tf.Tensor]
 
-_RATIOS = (1, 2, 4, 8)
-"""By which libjpeg reduces an image while it decodes it, at a fraction of the time."""
-_LEFT_TO_RESIZE = 4
-"""By how much at least the antialiased resizing reduces it after that.
-
-With 4 the pixels of photos differ by 1.3 of 255 in the mean at most, with 2 by 3.0; both take as long.
-"""
+_JPEG = b"\xff\xd8\xff"
 
 
-def decode_image(image_bytes: tf.Tensor, jpeg: Decoder | None = None) -> tf.Tensor:
+def decode_image(image_bytes: tf.Tensor) -> tf.Tensor:
     """Return the pixels of one encoded image as RGB uint8 [H, W, 3], turned as its EXIF says.
-
-    `jpeg` decodes those of that kind, to their full size if it isn't given.
 
     image_bytes: string scalar. Grey and CMYK become RGB, 16 bits become 8 (the upper ones), alpha is
     laid over white; of a GIF it is the first frame, where transparent pixels show their palette's colour.
@@ -39,7 +34,7 @@ def decode_image(image_bytes: tf.Tensor, jpeg: Decoder | None = None) -> tf.Tens
     magic = peek(image_bytes, 0, 12)
     kinds = tf.stack(
         [
-            equals(magic[:3], b"\xff\xd8\xff"),
+            equals(magic[:3], _JPEG),
             equals(magic[:8], b"\x89PNG\r\n\x1a\n"),
             equals(magic[:4], b"GIF8"),
             equals(magic[:2], b"BM"),
@@ -47,8 +42,7 @@ def decode_image(image_bytes: tf.Tensor, jpeg: Decoder | None = None) -> tf.Tens
             True,
         ]
     )
-    jpeg = jpeg or _decode_jpeg
-    decoders: list[Decoder] = [jpeg, _decode_png, _decode_gif, decode_bmp, _decode_webp, _refuse]
+    decoders: list[Decoder] = [_decode_jpeg, _decode_png, _decode_gif, decode_bmp, _decode_webp, _refuse]
     index = tf.argmax(tf.cast(kinds, tf.int32), output_type=tf.int32)
     image = tf.switch_case(index, [_deferred(decoder, image_bytes) for decoder in decoders])
     return tf.ensure_shape(image, [None, None, 3])
@@ -61,58 +55,37 @@ def resize_image(image: tf.Tensor, size: int, resize: str, interpolation: str) -
     whole image in the middle of a black square. interpolation: 'bilinear' is antialiased (a triangle
     filter as wide as the reduction), rounded to the nearest value; 'nearest' takes single pixels.
     """
-    shape = tf.shape(image)
-    height, width = shape[0], shape[1]
+    window = find_window(tf.shape(image)[:2], size, resize)
     if resize == "crop":
-        side = tf.minimum(height, width)
-        image = tf.slice(image, tf.stack([(height - side) // 2, (width - side) // 2, 0]), [side, side, 3])
-    if resize != "pad":
-        return tf.ensure_shape(_scaled(image, tf.constant([size, size]), interpolation), [size, size, 3])
-    inner = tf.cast(tf.round(size * shape[:2] / tf.reduce_max(shape[:2])), tf.int32)
-    inner = tf.clip_by_value(inner, 1, size)
-    before = (size - inner) // 2
-    margins = tf.concat([tf.stack([before, size - inner - before], axis=1), [[0, 0]]], axis=0)
-    return tf.ensure_shape(tf.pad(_scaled(image, inner, interpolation), margins), [size, size, 3])
+        image = tf.slice(image, tf.concat([window.start, [0]], 0), tf.concat([window.extent, [3]], 0))
+    return fill(_scaled(image, window.inner, interpolation), window, size)
 
 
 def decode_and_resize(image_bytes: tf.Tensor, size: int, resize: str, interpolation: str) -> tf.Tensor:
     """Return one encoded image (string scalar) as uint8 [size, size, 3]; see the two functions above.
 
-    A JPEG that is far larger than that is decoded at half, a quarter or an eighth of its size, unless single
-    pixels are taken: the resizing after it still makes it four times smaller at least.
+    A JPEG that is far larger than that is decoded at a part of its size, unless single pixels are taken.
     """
-    if interpolation == "nearest":
+
+    def from_all() -> tf.Tensor:
         return resize_image(decode_image(image_bytes), size, resize, interpolation)
-    image = decode_image(image_bytes, lambda data: _decode_reduced_jpeg(data, size, resize))
-    return resize_image(image, size, resize, interpolation)
+
+    if interpolation == "nearest":
+        return from_all()
+    is_jpeg = equals(peek(image_bytes, 0, 3), _JPEG)
+    index = tf.cond(is_jpeg, lambda: find_reduction(image_bytes, size, resize), lambda: tf.constant(0))
+    reduced = [partial(decode_reduced, image_bytes, ratio, size, resize) for ratio in RATIOS]
+    return tf.switch_case(index, [from_all, *reduced])
 
 
 def _deferred(decoder: Decoder, image_bytes: tf.Tensor) -> Callable[[], tf.Tensor]:
     return lambda: decoder(image_bytes)
 
 
-def _decode_jpeg(data: tf.Tensor, ratio: int = 1) -> tf.Tensor:
+def _decode_jpeg(data: tf.Tensor) -> tf.Tensor:
     # The accurate transform gives the pixels that other decoders give, at 5% of the time.
-    image = tf.io.decode_jpeg(data, channels=3, ratio=ratio, dct_method="INTEGER_ACCURATE")
-    if ratio > 1:
-        # The last row and column may be of what the file pads its blocks with: where they are so for the
-        # most part they go, as the image would else seem larger than it is.
-        sides = tf.cast(tf.round(tf.io.extract_jpeg_shape(data)[:2] / ratio), tf.int32)
-        image = image[: sides[0], : sides[1]]
+    image = tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE")
     return orient(image, jpeg_orientation(data))
-
-
-def _decode_reduced_jpeg(data: tf.Tensor, size: int, resize: str) -> tf.Tensor:
-    sides = tf.io.extract_jpeg_shape(data)[:2]
-    # Which side becomes `size`: padded to a square it is the longer one, else the shorter one at least.
-    side = tf.reduce_max(sides) if resize == "pad" else tf.reduce_min(sides)
-    enough = [side >= _LEFT_TO_RESIZE * ratio * size for ratio in _RATIOS[1:]]
-    index = tf.reduce_sum(tf.cast(tf.stack(enough), tf.int32))
-    return tf.switch_case(index, [_at_ratio(data, ratio) for ratio in _RATIOS])
-
-
-def _at_ratio(data: tf.Tensor, ratio: int) -> Callable[[], tf.Tensor]:
-    return lambda: _decode_jpeg(data, ratio)
 
 
 def _decode_png(data: tf.Tensor) -> tf.Tensor:
@@ -168,4 +141,4 @@ def _scaled(image: tf.Tensor, sides: tf.Tensor, interpolation: str) -> tf.Tensor
     if interpolation == "nearest":
         return tf.image.resize(image, sides, method="nearest")
     scaled = tf.image.resize(image, sides, method="bilinear", antialias=True)
-    return tf.cast(tf.clip_by_value(tf.round(scaled), 0.0, 255.0), tf.uint8)
+    return to_bytes(scaled)

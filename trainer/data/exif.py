@@ -52,14 +52,18 @@ def orient(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
     return tf.cond(orientation == 1, lambda: image, lambda: _turned(image, orientation))
 
 
-def _turned(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
-    def among(*values: int) -> tf.Tensor:
-        return tf.reduce_any(orientation == tf.constant(values))
+def mirrored(orientation: tf.Tensor) -> tf.Tensor:
+    """Return whether turning upright ends with mirroring the rows, and the columns: bool [2]."""
+    among = [tf.reduce_any(orientation == tf.constant(values)) for values in ((3, 4, 7, 8), (2, 3, 6, 7))]
+    return tf.stack(among)
 
+
+def _turned(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
     # Each of the eight is a transposition or none, then a mirror in none, one or both directions.
+    rows, columns = tf.unstack(mirrored(orientation))
     image = tf.cond(orientation >= 5, lambda: _transposed(image), lambda: image)
-    image = tf.cond(among(2, 3, 6, 7), lambda: tf.reverse(image, [1]), lambda: image)
-    return tf.cond(among(3, 4, 7, 8), lambda: tf.reverse(image, [0]), lambda: image)
+    image = tf.cond(columns, lambda: tf.reverse(image, [1]), lambda: image)
+    return tf.cond(rows, lambda: tf.reverse(image, [0]), lambda: image)
 
 
 def _transposed(image: tf.Tensor) -> tf.Tensor:

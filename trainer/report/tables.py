@@ -114,7 +114,7 @@ def facts(inputs: ReportInputs, settings: Mapping[str, Any]) -> list[tuple[str, 
         ("Data", _data_text(inputs)),
         ("Model", model_text(settings)),
         ("Training", _training_text(inputs, settings)),
-        ("Optimizer", _optimizer_text(settings)),
+        ("Optimizer", _optimizer_text(settings, environment)),
         ("Augmentation", augment_text(settings)),
         ("Devices", str(environment.get("devices") or "")),
         ("Precision", str(environment.get("precision") or "")),
@@ -152,7 +152,8 @@ def _data_text(inputs: ReportInputs) -> str:
 
 
 def _training_text(inputs: ReportInputs, settings: Mapping[str, Any]) -> str:
-    epochs, batch = len(inputs.history), settings.get("train", {}).get("global_batch_size")
+    epochs, batch = len(inputs.history), inputs.environment.get("global_batch_size")
+    batch = batch or settings.get("train", {}).get("global_batch_size")
     planned = settings.get("train", {}).get("epochs", epochs)
     parts = [format_count(epochs, "epoch") if epochs >= planned else f"{epochs:,} of {planned:,} epochs"]
     parts += [f"batches of {batch}"] if batch else []
@@ -166,8 +167,10 @@ def _training_text(inputs: ReportInputs, settings: Mapping[str, Any]) -> str:
     return ", ".join(parts) + (f"; ended early: {inputs.ended}" if inputs.ended else "")
 
 
-def _optimizer_text(settings: Mapping[str, Any]) -> str:
-    optimizer = settings.get("optimizer", {})
+def _optimizer_text(settings: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
+    optimizer = dict(settings.get("optimizer", {}))
+    if environment.get("learning_rate"):
+        optimizer["learning_rate"] = environment["learning_rate"]  # with train.scale_batch not the spec's
     numbers = ("learning_rate", "weight_decay", "momentum", "clip_norm", "warmup_epochs")
     parts = [f"{key.replace('_', ' ')} {optimizer[key]:g}" for key in numbers if optimizer.get(key)]
     named = [str(optimizer[key]) for key in ("name", "schedule") if optimizer.get(key)]

@@ -44,6 +44,8 @@ class Start:
     precision: str
     global_batch_size: int
     """That of the steps: with train.scale_batch it follows from the machines."""
+    learning_rate: float | None = None
+    """Before its schedule; it follows from the batch, and so is written down and not compared."""
 
 
 def require_same_start(path: Path, start: Start) -> None:
@@ -55,7 +57,11 @@ def require_same_start(path: Path, start: Start) -> None:
     for what, old, new in (
         ("data", _read_json(path / "dataset.json").get("digest"), f"sha256:{start.data_digest}"),
         ("precision", environment.get("precision"), start.precision),
-        ("global batch size", environment.get("global_batch_size"), start.global_batch_size),
+        (
+            "global batch size (of train.scale_batch: that of all devices)",
+            environment.get("global_batch_size"),
+            start.global_batch_size,
+        ),
     ):
         if old is None:
             raise UsageError(
@@ -106,6 +112,7 @@ def write_environment(
         "devices": devices,
         "precision": start.precision,
         "global_batch_size": start.global_batch_size,
+        "learning_rate": start.learning_rate,
         "seed": spec.seed,
         "spec_digest": spec_digest(spec),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -11,6 +11,9 @@ import time
 from trainer.train.feed import Feed
 from trainer.train.progress import Standing
 
+# Long enough that Python costs nothing, short enough that a stop is heard at once.
+_CALL_SECONDS = 0.5
+
 
 class Clock:
     """Times one epoch: how long, how many images, how much of it waiting for data."""
@@ -28,3 +31,8 @@ class Clock:
         """Return images per second, and the share of time spent waiting, in 0..1."""
         seconds = max(1e-9, self.seconds())
         return (standing.images - self.images) / seconds, (self.feed.waited_seconds - self.waited) / seconds
+
+
+def fitting_steps(steps: int, seconds: float) -> int:
+    """Return how many steps a call should do after one of `steps` took `seconds`: at most twice as many."""
+    return max(1, min(2 * steps, round(steps * _CALL_SECONDS / max(seconds, 1e-6))))

@@ -19,7 +19,7 @@ from trainer.data.dataset import Dataset
 from trainer.exits import DivergedError, StoppedError
 from trainer.spec import RunSpec
 from trainer.train.agreement import Agreement, Signs
-from trainer.train.clock import Clock
+from trainer.train.clock import Clock, fitting_steps
 from trainer.train.feed import Feed
 from trainer.train.history import History, Row
 from trainer.train.keeper import Keeper
@@ -33,9 +33,6 @@ from trainer.train.saver import Pace, Saver
 from trainer.train.step import Stepper, class_weights
 
 _MOST_RECOVERIES = 3
-# Long enough that Python costs nothing, short enough that a stop is heard at once.
-_CALL_SECONDS = 0.5
-
 
 Validate = Callable[[], dict[str, float]]
 """Evaluates the learner's inference model on the held-out split: {'loss': .., 'accuracy': ..}.
@@ -63,7 +60,10 @@ class Loop:
         counts = np.bincount(dataset.train.labels, minlength=len(dataset.class_names))
         weights = class_weights(spec.train.class_weights, dataset.class_names, counts)
         place = saver.folder.parent / "profile" if cluster.is_chief else None
-        self.profile = Profile(spec.train.profiled_steps, place, observer.on_message)
+        self.agreement = Agreement(cluster.peers)
+        # The chief's: where blocks end must be the same for all.
+        steps = self.agreement.value(spec.train.profiled_steps)
+        self.profile = Profile(steps, place, observer.on_message)
         images = resident_images(dataset.train, cluster)
         self.stepper = Stepper(learner, spec, weights, cluster, images)
         together = 2 if spec.augment.mixup or spec.augment.cutmix else 1
@@ -75,7 +75,6 @@ class Loop:
         self.standing = Standing()
         self.history = History(saver.folder.parent)
         self.pace = Pace(spec.train.checkpoint, saver)
-        self.agreement = Agreement(cluster.peers)
         self.keeper = Keeper(learner, saver, self.agreement, observer.on_message)
 
     def run(self) -> TrainResult:
@@ -131,11 +130,10 @@ class Loop:
         while self.standing.step < (epoch + 1) * steps:
             block = next(self._blocks)  # none of them reaches into the next epoch
             self.pace.make_room(self.standing.step + block.steps)
-            self.profile.before(self.standing.step)
-            started = time.perf_counter()
-            self.standing.add(self.stepper.run(block, side))
-            wanted = self._block_steps(block.steps, time.perf_counter() - started)
-            self.profile.after(self.standing.step)
+            with self.profile.around(block):
+                started = time.perf_counter()
+                self.standing.add(self.stepper.run(block, side))
+                wanted = self._block_steps(block.steps, time.perf_counter() - started)
             if not self.standing.is_finite():
                 return False
             self.observer.on_call(self._report(epoch))
@@ -150,8 +148,7 @@ class Loop:
 
     def _block_steps(self, steps: int, seconds: float) -> int:
         chosen = self.spec.train.steps_per_call
-        fitting = max(1, min(2 * steps, round(steps * _CALL_SECONDS / max(seconds, 1e-6))))
-        wanted = fitting if chosen == "auto" else chosen
+        wanted = fitting_steps(steps, seconds) if chosen == "auto" else chosen
         return min(wanted, self.pace.most_steps or wanted)
 
     def _report(self, epoch: int) -> CallReport:

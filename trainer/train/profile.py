@@ -6,14 +6,17 @@ In: which steps, and a folder. Out: in that folder, what the machine did in exac
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import tensorflow as tf
 
+from trainer.train.feed import Block
+
 
 class Profile:
-    """Told of every block of steps, before it and after."""
+    """Put around every block of steps."""
 
     def __init__(
         self, steps: tuple[int, int] | None, folder: Path | None, on_message: Callable[[str], None]
@@ -37,25 +40,44 @@ class Profile:
         first, last = self._steps
         if last > total_steps:
             self._on_message(f"train.profile asks for steps up to {last}; there are {total_steps}")
-        if step >= first and not (self._folder / "plugins").exists():
+        if step >= first and (step < last or not (self._folder / "plugins").exists()):
             self._on_message(f"train.profile asks for steps from {first} on; {step} are done already")
 
-    def before(self, first_step: int) -> None:
-        """Start if this block, which begins with `first_step` from 0, is the first to be seen."""
-        if self._steps is None or self._folder is None or self._is_on:
+    @contextmanager
+    def around(self, block: Block) -> Iterator[None]:
+        """Watch what is done meanwhile, if the steps of `block` are among those to be seen."""
+        self._begin(block.first_step)
+        if not self._is_on or self._steps is None:
+            yield
             return
-        if first_step == self._steps[0] - 1:
-            tf.profiler.experimental.start(str(self._folder))
-            self._is_on = True
-
-    def after(self, step: int) -> None:
-        """Stop and write if that was the last; `step` are done."""
-        if self._steps is not None and self._is_on and step >= self._steps[1]:
+        # What TensorBoard's tables call a step is a call of the compiled steps.
+        with tf.profiler.experimental.Trace("train", step_num=block.first_step + 1, _r=1):
+            yield
+        if block.first_step + block.steps >= self._steps[1]:
             self.end()
 
     def end(self) -> None:
         """Write what was seen so far."""
         if self._is_on:
             self._is_on = False
-            tf.profiler.experimental.stop()
-            self._on_message(f"a profile is in {self._folder}; tensorboard --logdir shows it")
+            try:
+                tf.profiler.experimental.stop()
+            except tf.errors.OpError as error:
+                self._on_message(f"the profile could not be written: {error.message[:200]}")
+            else:
+                # Not its path: that of a run in a bucket is of this process alone.
+                self._on_message("a profile is in the run's profile/; tensorboard --logdir shows it")
+
+    def _begin(self, step: int) -> None:
+        """Start before `step`, counted from 0, if it is the first to be seen by this process."""
+        if self._steps is None or self._folder is None or self._is_on:
+            return
+        if self._steps[0] - 1 <= step < self._steps[1]:
+            try:
+                tf.profiler.experimental.start(str(self._folder))
+            except tf.errors.OpError as error:
+                # As where another one is running in this process: no reason not to train.
+                self._on_message(f"there is no profile: {error.message[:200]}")
+                self._folder = None
+            else:
+                self._is_on = True

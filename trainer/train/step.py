@@ -66,8 +66,10 @@ class Stepper:
                 f"train.xla true has no kernel for sums over several devices; leave it at auto. "
                 f"Received: {replicas} devices"
             )
-        xla = choose_xla(spec.train.xla, cluster) and alone and not spec.augment.rotate_degrees
-        self._step_function = tf.function(self._step, jit_compile=True) if xla else self._step
+        self.uses_xla = bool(
+            choose_xla(spec.train.xla, cluster) and alone and not spec.augment.rotate_degrees
+        )
+        self._step_function = tf.function(self._step, jit_compile=True) if self.uses_xla else self._step
         self.replicas = replicas
         self.replicas_here = replicas // cluster.count
         self._compiled: dict[tuple[int, ...], Callable[..., tf.Tensor]] = {}
