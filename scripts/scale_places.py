@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import signal
-import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from chaos_places import Attempt
+from free_ports import addresses
 from PIL import Image
 
 HERE = Path(__file__).resolve().parent
@@ -111,14 +111,9 @@ def environments(count: int) -> list[dict[str, str]]:
     """Return what the environment of each of `count` processes on this machine says of the others."""
     if count == 1:
         return [{}]
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
-    for each in sockets:
-        each.close()
+    hosts = addresses(count)
     tasks = [{"type": "worker", "index": index} for index in range(count)]
-    return [{"TF_CONFIG": json.dumps({"cluster": {"worker": addresses}, "task": task})} for task in tasks]
+    return [{"TF_CONFIG": json.dumps({"cluster": {"worker": hosts}, "task": task})} for task in tasks]
 
 
 @dataclass(frozen=True)

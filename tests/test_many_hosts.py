@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_peers import addresses
+from free_ports import addresses
 
 from trainer.checkpoint import list_checkpoints
 from trainer.publish import verify

@@ -11,6 +11,7 @@ import time
 from contextlib import closing
 
 import pytest
+from free_ports import addresses
 
 BEGIN = """
 import json, os, signal, sys, threading, time
@@ -32,17 +33,6 @@ except TrainerError as error:
     os._exit(error.exit_code)
 os._exit(0)
 """
-
-
-def addresses(count: int) -> list[str]:
-    """Return addresses of ports that nobody uses."""
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    found = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
-    for each in sockets:
-        each.close()
-    return found
 
 
 def start(

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import numpy as np
 import tensorflow as tf
 
 from trainer.augment import crop_side
@@ -25,9 +24,8 @@ from trainer.scaling import require_whole_batch, scaled_spec
 from trainer.spec import RunSpec
 from trainer.train import build_learner
 from trainer.train.clock import fitting_steps
-from trainer.train.feed import Block, Feed
-from trainer.train.resident import resident_images
-from trainer.train.step import Stepper, class_weights
+from trainer.train.feed import Block
+from trainer.train.parts import build_parts
 
 _ROUNDS = 3
 _PARTS = 3
@@ -126,14 +124,7 @@ class _Bench:
         self.is_stopped = is_stopped
         steps = steps_per_epoch(len(dataset.train.labels), spec.train.global_batch_size)
         self.learner = build_learner(spec, len(dataset.class_names), steps, cluster)
-        counts = np.bincount(dataset.train.labels, minlength=len(dataset.class_names))
-        weights = class_weights(spec.train.class_weights, dataset.class_names, counts)
-        images = resident_images(dataset.train, cluster)
-        self.stepper = Stepper(self.learner, spec, weights, cluster, images)
-        together = 2 if spec.augment.mixup or spec.augment.cutmix else 1
-        self.feed = Feed(
-            dataset.train, spec.train.global_batch_size, spec.seed, together, resident=images is not None
-        )
+        self.stepper, self.feed = build_parts(self.learner, dataset, spec, cluster)
         self.side = crop_side(spec.augment, spec.data.image_size, spec.train.epochs - 1, spec.train.epochs)
         chosen = spec.train.steps_per_call
         self.is_auto = chosen == "auto"

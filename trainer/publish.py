@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.exits import TemporaryError, TrainerError, UsageError
+from trainer.spec.schema import RUN_NAME
 from trainer.storage.checksums import as_text, file_crc32c
 from trainer.storage.local import explained, hash_file, is_temporary, sync_file
 from trainer.storage.store import Content, Entry, Store
@@ -29,8 +30,6 @@ MARKER = "_SUCCESS"
 POINTER = "latest"
 SCHEMA = 1
 """Of the manifest; a reader refuses what it doesn't know."""
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-"""Of a run."""
 _AT_A_TIME = 8
 
 
@@ -243,7 +242,7 @@ def _named(pointer: Content | None) -> str:
     """Return the run that the pointer names; empty if it names none."""
     name = pointer.data.decode("utf-8", "replace").strip() if pointer else ""
     # What a crash of the machine leaves of a file may be anything, such as zeros.
-    return name if _NAME.fullmatch(name) else ""
+    return name if re.fullmatch(RUN_NAME, name) else ""
 
 
 def _is_of(marker: Content, manifest: Content) -> bool:

@@ -17,8 +17,8 @@ RATIOS = (2, 4, 8)
 _LEFT_TO_RESIZE = 4
 """By how much at least the resizing reduces it after that.
 
-With 4 the pixels of 60 photos, made to 32, 16 and 8 pixels a side, differ by 0.1 (a half) to 0.4 (an eighth) of
-255 in the mean from those of the whole image, and by 1.5 in the worst photo.
+With 4 the pixels of 60 photos, made to 32, 16 and 8 pixels a side, differ by 0.1 (a half) to 0.4 (an
+eighth) of 255 in the mean from those of the whole image, and by 1.5 in the worst photo.
 """
 
 

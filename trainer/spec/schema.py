@@ -13,6 +13,9 @@ from pydantic import Field, field_validator, model_validator
 from trainer.spec.augment import AugmentSpec
 from trainer.spec.checked import Blocks, Checked, Count, Filters, Fraction, NonNegative, Positive
 
+RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
+"""What a run may be called."""
+
 
 class DataSpec(Checked):
     """Where the images come from and how they become pixels."""
@@ -205,7 +208,7 @@ class RunSpec(Checked):
     recipe: str | None = None
     """The recipe that this started from; a label."""
     output: str = Field("runs", min_length=1)
-    run_name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+    run_name: str | None = Field(None, pattern=f"^{RUN_NAME}$")
     seed: int = Field(0, ge=0, lt=2**31)
     data: DataSpec = DataSpec()
     augment: AugmentSpec = AugmentSpec()

@@ -11,8 +11,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-import numpy as np
-
 from trainer.augment import crop_side
 from trainer.cluster import Cluster
 from trainer.data.dataset import Dataset
@@ -20,17 +18,15 @@ from trainer.exits import DivergedError, StoppedError
 from trainer.spec import RunSpec
 from trainer.train.agreement import Agreement, Signs
 from trainer.train.clock import Clock, fitting_steps
-from trainer.train.feed import Feed
 from trainer.train.history import History, Row
 from trainer.train.keeper import Keeper
 from trainer.train.learner import Learner
 from trainer.train.observer import CallReport, Observer
+from trainer.train.parts import build_parts
 from trainer.train.profile import Profile
 from trainer.train.progress import Standing, out_of_patience, score
-from trainer.train.resident import resident_images
 from trainer.train.result import TrainResult
 from trainer.train.saver import Pace, Saver
-from trainer.train.step import Stepper, class_weights
 
 _MOST_RECOVERIES = 3
 
@@ -57,20 +53,12 @@ class Loop:
         self.learner, self.spec, self.observer = learner, spec, observer
         self.validate, self.is_stopped = validate, is_stopped
         self.held_out = dataset.held_out.name
-        counts = np.bincount(dataset.train.labels, minlength=len(dataset.class_names))
-        weights = class_weights(spec.train.class_weights, dataset.class_names, counts)
         place = saver.folder.parent / "profile" if cluster.is_chief else None
         self.agreement = Agreement(cluster.peers)
         # The chief's: where blocks end must be the same for all.
         steps = self.agreement.value(spec.train.profiled_steps)
         self.profile = Profile(steps, place, observer.on_message)
-        images = resident_images(dataset.train, cluster)
-        self.stepper = Stepper(learner, spec, weights, cluster, images)
-        together = 2 if spec.augment.mixup or spec.augment.cutmix else 1
-        self.feed = Feed(
-            dataset.train, spec.train.global_batch_size, spec.seed, together, cluster.index, cluster.count,
-            resident=images is not None, borders=self.profile.borders,
-        )  # fmt: skip
+        self.stepper, self.feed = build_parts(learner, dataset, spec, cluster, self.profile.borders)
         self._blocks = self.feed.blocks(0, 0)
         self.standing = Standing()
         self.history = History(saver.folder.parent)
