@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 from small_training import SMALL, dark_and_light, do_train, learner_for
 
-from trainer.checkpoint import list_checkpoints, restore_newest, save_checkpoint, take_snapshot
+from trainer.checkpoint import (
+    list_checkpoints,
+    restore_best,
+    restore_newest,
+    save_best,
+    save_checkpoint,
+    take_snapshot,
+)
 from trainer.data.dataset import Dataset
 from trainer.exits import TemporaryError
 from trainer.spec import load_spec
@@ -41,6 +48,21 @@ def test_every_kind_of_damaged_checkpoint_is_passed_over(
     # It is set aside: what is saved from here on is newer than all that counts.
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000001.npz"]
     assert (tmp_path / "damaged-step-00000002.npz").exists()
+
+
+def test_bests_of_a_training_that_was_left_behind_push_out_none(dataset: Dataset, tmp_path: Path) -> None:
+    learner = learner_for(load_spec(settings=SMALL), dataset)
+    arrays = take_snapshot(learner.answering_variables())
+    for epoch in (24, 25, 26, 27):
+        save_best(tmp_path, epoch, arrays)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [
+        "best-000025.npz", "best-000026.npz", "best-000027.npz",
+    ]  # fmt: skip
+    # It began anew, its checkpoints being damaged.
+    for epoch in (1, 2):
+        save_best(tmp_path, epoch, arrays)
+        restore_best(tmp_path, epoch, learner.answering_variables())
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["best-000001.npz", "best-000002.npz"]
 
 
 def test_a_disk_that_fails_does_not_make_a_checkpoint_a_damaged_one(

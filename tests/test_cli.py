@@ -16,10 +16,11 @@ from click.testing import CliRunner
 from trainer_process import trainer
 
 from trainer.cli.app import cache_folder, cli
-from trainer.cli.places import local_model, require_apart
+from trainer.cli.places import local_model, require_apart, require_unmoved
 from trainer.data.progress import SilentProgress
 from trainer.exits import UsageError
 from trainer.recipes import recipe_names
+from trainer.spec import load_spec
 
 SHOW = """
 from trainer.cli.console import Console
@@ -168,6 +169,31 @@ def test_a_model_beside_a_spec_is_no_unfinished_run(tmp_path: Path) -> None:
     (tmp_path / "starts.jsonl").write_text("{}\n")
     with pytest.raises(UsageError, match="not finished"):
         local_model(place, tmp_path, SilentProgress())
+
+
+def test_the_spec_of_a_run_that_was_moved_says_how_to_go_on(tmp_path: Path) -> None:
+    old, new = tmp_path / "runs", tmp_path / "my runs"
+    (new / "one").mkdir(parents=True)
+    path = str(new / "one" / "spec.yaml")
+    spec = load_spec(overrides={"output": str(old), "run_name": "one", "data.source": "photos"})
+    require_unmoved(path, spec)  # a copy of the file alone is a spec like any other
+    (new / "one" / "starts.jsonl").write_text("{}\n")
+    with pytest.raises(UsageError, match=f"--output '{new}' --run-name one;"):
+        require_unmoved(path, spec)
+    require_unmoved(path, spec.model_copy(update={"output": f"{new}/../my runs/"}))
+    with pytest.raises(UsageError, match="--run-name one"):
+        require_unmoved(path, spec.model_copy(update={"output": "gs://bucket/runs"}))
+
+
+def test_a_stop_that_comes_before_the_command_listens_ends_as_one() -> None:
+    code = (
+        "import os, signal; from trainer.cli import app\n"
+        "@app.cli.command()\ndef early(): os.kill(os.getpid(), signal.SIGINT)\n"
+        "app.main(['early'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 143
+    assert done.stderr == "Error: Stopped on request. What was finished is kept.\n"
 
 
 def test_a_folder_that_is_gone_ends_in_words(tmp_path: Path) -> None:

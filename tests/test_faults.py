@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from bucket_server import BUCKET, bucket_server
 from fault_proxy import FAULTS, fault_proxy, only
+from unpublished_run import make_run
 
 from trainer.exits import TemporaryError
+from trainer.publish import publish, verify
 from trainer.storage import bucket
 from trainer.storage.store import Store, open_store
 
@@ -147,3 +149,20 @@ def test_a_server_that_stays_away_is_an_error_that_says_to_try_again(
         with pytest.raises(TemporaryError, match="retries are used up"):
             store.write("new", b"data")
     assert len(proxy.done) > 3
+
+
+def test_what_cannot_be_read_is_not_called_changed(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bucket, "RETRY_SECONDS", 1.0)
+    run = make_run(tmp_path)
+    output = through(address, tmp_path.name, monkeypatch)
+    for path in (path for path in run.rglob("*") if path.is_file() and ".tmp" not in str(path)):
+        output.below(run.name).write(path.relative_to(run).as_posix(), path.read_bytes())
+    publish(output, run.name, run)
+    assert verify(output.below(run.name)) == []
+    fails = lambda number, method, path: "unavailable" if "report.html" in path else None  # noqa: E731
+    with fault_proxy(address, fails) as proxy:
+        store = through(proxy.address, tmp_path.name, monkeypatch)
+        with pytest.raises(TemporaryError, match=r"report\.html.*retries are used up"):
+            verify(store.below(run.name))

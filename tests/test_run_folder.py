@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import datetime
 from pathlib import Path
 
@@ -58,6 +59,15 @@ def begun(output: Store, cache: Path) -> None:
     run.release()
 
 
+def finish(output: Store, cache: Path) -> None:
+    """Leave a finished run."""
+    begun(output, cache)
+    run = open_run_folder(spec_in(output), NOW, cache)
+    run.keep()
+    publish(output, "one", run.path)
+    run.release()
+
+
 def written_spec(output: Store) -> RunSpec:
     found = output.read("one/spec.yaml")
     assert found is not None
@@ -105,12 +115,41 @@ def test_a_begun_run_goes_on_and_refuses_another_spec_with_the_keys(output: Stor
     run.release()
 
 
-def test_a_run_that_lost_its_spec_is_refused_in_words(output: Store, cache: Path) -> None:
-    begun(output, cache)
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_run_that_lost_its_spec_is_refused_in_words(output: Store, cache: Path, finished: bool) -> None:
+    finish(output, cache) if finished else begun(output, cache)
     output.remove("one/spec.yaml")
-    with pytest.raises(UsageError, match=r"spec\.yaml is gone.*--run-name"):
-        open_run_folder(spec_in(output), NOW, cache)
+    for damage, words in ((None, "is gone"), (b"", "is empty"), (b"a: [", "one/spec.yaml")):
+        if damage is not None:
+            output.write("one/spec.yaml", damage)
+        with pytest.raises(UsageError, match=words) as caught:
+            open_run_folder(spec_in(output), NOW, cache)
+        assert f"{output.uri}/one/spec.yaml" in str(caught.value)
+        assert ("--fresh" in str(caught.value)) == (not finished and damage != b"a: [")
     assert output.find("one/checkpoints/step-00000007.npz") is not None
+
+
+def test_a_process_that_lost_its_run_writes_nothing_there(tmp_path: Path, cache: Path) -> None:
+    run = open_run_folder(spec_in(tmp_path), NOW, cache)
+    before = (run.path / "spec.yaml").read_text()
+    (tmp_path / ".one.lease").write_text('{"host": "elsewhere", "pid": 7}')
+    assert run.lease is not None
+    run.lease._beat_at -= 3600.0  # as after a pause
+    with pytest.raises(TemporaryError, match="took this run over"):
+        write_text(run.path / "spec.yaml", "mine")
+    assert (run.path / "spec.yaml").read_text() == before
+    run.release()
+
+
+@pytest.mark.parametrize("below", ["", "/plots/more"])
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_run_is_never_put_into_another_one(output: Store, cache: Path, finished: bool, below: str) -> None:
+    finish(output, cache) if finished else begun(output, cache)
+    before = {entry.name: entry for entry in output.entries()}
+    inside = spec_in(output).model_copy(update={"output": f"{output.uri}/one{below}"})
+    with pytest.raises(UsageError, match="lies within a run"):
+        open_run_folder(inside, NOW, cache)
+    assert {entry.name: entry for entry in output.entries()} == before
 
 
 def test_a_start_removes_the_manifest_that_one_before_left(output: Store, cache: Path) -> None:
@@ -132,15 +171,12 @@ def test_a_fresh_start_forgets_what_was_begun(output: Store, cache: Path) -> Non
 
 
 def test_a_finished_run_is_found_finished_and_never_begun_anew(output: Store, cache: Path) -> None:
-    begun(output, cache)
-    run = open_run_folder(spec_in(output), NOW, cache)
-    run.keep()
-    publish(output, "one", run.path)
-    run.release()
+    finish(output, cache)
     before = {entry.name: entry for entry in output.entries()}
     assert open_run_folder(spec_in(output), NOW, cache).finished
-    with pytest.raises(UsageError, match=r"train\.epochs"):
+    with pytest.raises(UsageError, match=r"train\.epochs") as caught:
         open_run_folder(spec_in(output, "train.epochs=3"), NOW, cache)
+    assert "--fresh" not in str(caught.value)  # it would be refused
     with pytest.raises(UsageError, match="not begun anew"):
         open_run_folder(spec_in(output), NOW, cache, fresh=True)
     assert {entry.name: entry for entry in output.entries()} == before
@@ -189,7 +225,9 @@ def test_what_has_the_pointers_name_and_is_none_is_found_before_any_work(tmp_pat
     (tmp_path / "file").mkdir()
     (tmp_path / "file" / "latest").write_text("my notes\nline 2\n")
     (tmp_path / "folder" / "latest").mkdir(parents=True)
-    for name in ("file", "folder"):
+    (tmp_path / "pipe").mkdir()
+    os.mkfifo(tmp_path / "pipe" / "latest")  # to read it would take for ever
+    for name in ("file", "folder", "pipe"):
         with pytest.raises(UsageError, match="name of the pointer"):
             open_run_folder(spec_in(tmp_path / name), NOW, cache)
         assert [path.name for path in (tmp_path / name).iterdir()] == ["latest"]

@@ -61,11 +61,16 @@ def save_checkpoint(
 def save_best(folder: Path, epoch: int, arrays: Arrays) -> None:
     """Write the weights of the best epoch so far; those of the two bests before it stay too.
 
-    A restart may have to go back to a checkpoint that is older than the newest two.
+    A restart may have to go back to a checkpoint that is older than the newest two. Bests of later
+    epochs are of a training that was left behind, and go.
     """
-    write_arrays(_best(folder, epoch), arrays, {"epoch": epoch})
-    for old in sorted(folder.glob("best-*.npz"))[: -_KEPT - 1]:
-        old.unlink(missing_ok=True)
+    path = _best(folder, epoch)
+    write_arrays(path, arrays, {"epoch": epoch})
+    found = sorted(folder.glob("best-*.npz"))
+    kept = [each for each in found if each <= path][-_KEPT - 1 :]
+    for other in found:
+        if other not in kept:
+            other.unlink(missing_ok=True)
 
 
 def restore_best(folder: Path, epoch: int, variables: Mapping[str, tf.Variable]) -> None:
@@ -115,7 +120,8 @@ def restore_newest(
             return restore_checkpoint(path, variables)
         except DamagedError as error:
             path.replace(path.with_name(_DAMAGED + path.name))
-            then = "there is none before it" if path == paths[0] else "going back to the checkpoint before it"
+            none = "there is none before it" if whole_epochs else "there is none before it, so it begins anew"
+            then = none if path == paths[0] else "going back to the checkpoint before it"
             on_damage(f"{path.name} is damaged ({str(error)[:100]}): {then}")
     return None
 

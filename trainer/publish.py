@@ -91,7 +91,8 @@ def latest_run(output: Store) -> str | None:
 def verify(run: Store) -> list[str]:
     """Return what is wrong with a published run, one sentence each; none when all is well.
 
-    Missing and extra files, other sizes, other digests, a marker that isn't the manifest's.
+    Missing and extra files, other sizes, other digests, a marker that isn't the manifest's. Raises
+    TemporaryError if a file can't be read at this time.
     """
     manifest = run.read(MANIFEST)
     if manifest is None:
@@ -107,9 +108,12 @@ def verify(run: Store) -> list[str]:
     problems += [f"{name} is missing" for name in sorted(listed.keys() - present.keys())]
     problems += [f"{name} is not in {MANIFEST}" for name in sorted(present.keys() - listed.keys())]
     both = sorted(present.keys() & listed.keys())
-    with ThreadPoolExecutor(_AT_A_TIME) as pool:
+    pool = ThreadPoolExecutor(_AT_A_TIME)
+    try:
         found = pool.map(lambda name: _difference(run, listed[name], present[name]), both)
         return problems + [each for each in found if each]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # after one that can't be read no others are tried
 
 
 def require_unchanged(run: Store) -> None:
@@ -225,6 +229,8 @@ def _difference(run: Store, listed: FileRecord, found: Entry) -> str:
         return f"{listed.path} has {found.size:,} bytes instead of {listed.size:,}"
     try:
         digest = run.sha256(listed.path)
+    except TemporaryError:
+        raise  # says nothing of the file
     except TrainerError as error:
         return str(error)
     return "" if digest == listed.sha256 else f"{listed.path} has other contents than were published"

@@ -6,6 +6,7 @@ each step is handed its own part and returns what the next one takes.
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,7 +38,7 @@ from trainer.run_folder import (
 from trainer.scaling import describe_scaling, require_whole_batch, scaled_spec
 from trainer.spec import RunSpec, dump_spec
 from trainer.stop import Stop
-from trainer.storage.folders import discard_folder, replace_folder
+from trainer.storage.folders import replace_folder
 from trainer.storage.local import write_json
 from trainer.train import Learner, Observer, Saver, TrainResult, build_learner, train
 
@@ -187,7 +188,6 @@ def _keep_metrics(
     predictions: dict[str, Predictions], result: TrainResult, folder: RunFolder
 ) -> dict[str, float]:
     """Write predictions.csv and metrics.json; return the metrics, named split/metric."""
-    folder.require_lease()  # on disk what another process published would be overwritten
     write_predictions(folder.path / "predictions.csv", list(predictions.values()))
     metrics = {
         f"{split}/{name}": value
@@ -202,13 +202,12 @@ def _keep_metrics(
 
 def _export(model: keras.Model, dataset: Dataset, spec: RunSpec, folder: RunFolder) -> str:
     """Export, reload in a fresh process, compare, and only then give the model its name."""
-    temporary = folder.path / ".model.tmp"
+    # A name of its own: a process that was paused here may go on while another one exports.
+    temporary = folder.path / f".model.{secrets.token_hex(6)}.tmp"
     folder.require_lease()
-    discard_folder(temporary)
     export_model(temporary, model, dataset.class_names, spec.data)
     golden = make_golden(model, dataset.held_out)
     difference = verify_export(temporary, golden)
-    folder.require_lease()
     replace_folder(temporary, folder.model)
     agreement = f"to {difference:.0e}" if difference else "exactly"
     lost = f" ({golden.lost} from the cache: the source has changed since)" if golden.lost else ""
@@ -240,5 +239,4 @@ def _report(
         keeps_best=spec.train.keeps_best,
         best_epoch=result.best_epoch,
     )
-    folder.require_lease()
     return write_report(folder.path, inputs)

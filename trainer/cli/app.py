@@ -26,6 +26,7 @@ from trainer.cli.environment import (
 from trainer.cli.options import DATA_HELP, SpecCommand, run_options, spec_options
 from trainer.exits import TrainerError, UsageError
 from trainer.printable import printable_lines
+from trainer.stop import Stop
 
 _UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
@@ -61,15 +62,17 @@ def train(
     With no data, recipe or spec it trains the demo, on pictures that come with the package.
     """
     from trainer.cli.given import given_spec
+    from trainer.cli.places import require_unmoved
     from trainer.cli.train import require_devices, train_command
     from trainer.hosts import read_place
-    from trainer.stop import Stop
 
     stop = Stop()
     stop.listen()
     prepare_libraries()
     overrides = {"data.source": data, "output": output, "run_name": run_name}
     spec = given_spec(spec_path, recipe, settings, overrides, _name_of_job(), cache_folder())
+    if spec_path is not None and output is None and run_name is None:
+        require_unmoved(spec_path, spec)
     if require_accelerator is not None:
         require_devices(require_accelerator)
     train_command(spec, cache_folder(), fresh, stop, read_place(os.environ, socket.gethostname()))
@@ -95,7 +98,6 @@ def bench(
     from trainer.cli.given import given_spec
     from trainer.cli.train import require_devices
     from trainer.hosts import read_share
-    from trainer.stop import Stop
 
     stop = Stop()
     stop.listen()
@@ -131,7 +133,6 @@ def recipes(name: str | None) -> None:
 def predict(model: str, images: tuple[str, ...], as_json: bool) -> None:
     """Say what is on pictures, with a trained model."""
     from trainer.cli.answers import predict_command
-    from trainer.stop import Stop
 
     Stop().listen()
     import_tensorflow()
@@ -153,7 +154,6 @@ def predict(model: str, images: tuple[str, ...], as_json: bool) -> None:
 def evaluate(model: str, data: str, as_json: bool, settings: tuple[str, ...]) -> None:
     """Measure a trained model on labelled pictures."""
     from trainer.cli.answers import evaluate_command
-    from trainer.stop import Stop
 
     Stop().listen()
     import_tensorflow()
@@ -176,7 +176,6 @@ def shard(data: str, output: str, shard_mib: int, processes: int | None, setting
     """
     from trainer.cli.shard import shard_command
     from trainer.hosts import read_share
-    from trainer.stop import Stop
 
     stop = Stop()
     stop.listen()
@@ -219,6 +218,8 @@ def _announce_emulator() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with the code of the table in `trainer.exits`."""
+    # Each command listens for itself; until then a stop is to end as one, too.
+    Stop().listen()
     try:
         cli.main(args=list(arguments) if arguments is not None else None, prog_name="trainer")
     except TrainerError as error:

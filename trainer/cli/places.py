@@ -7,6 +7,7 @@ cache. `.../latest` is the run that the pointer names.
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 from trainer.data.bucket import fetch_bucket
@@ -14,6 +15,7 @@ from trainer.data.progress import Progress
 from trainer.exits import UsageError
 from trainer.publish import POINTER, is_finished, latest_run
 from trainer.run_folder.starts import STARTS
+from trainer.spec import RunSpec
 from trainer.storage.store import Store, is_bucket, open_store, split_uri, without_scheme
 
 _MOST_BYTES = 1 << 40
@@ -63,6 +65,29 @@ def local_model(uri: str, cache_dir: Path, progress: Progress) -> Path:
     raise UsageError(
         f"There is no model. Give the URI of a finished run or its model/ folder. Received: {run.uri}"
     )
+
+
+def require_unmoved(spec_uri: str, spec: RunSpec) -> None:
+    """Raise UsageError for the spec of a run that was moved, which would begin anew where it was before."""
+    parent, _ = _split(spec_uri)
+    here = open_store(parent)
+    if spec.run_name is None or here.find(STARTS) is None:
+        return
+    meant = open_store(spec.output).below(spec.run_name)
+    if _is_same_place(here.uri, meant.uri):
+        return
+    output, name = _split(here.uri if is_bucket(here.uri) else os.path.abspath(here.uri))
+    raise UsageError(
+        f"The run of this spec was moved or copied: its spec says {meant.uri}. To go on where it is now, add "
+        f"--output {shlex.quote(output)} --run-name {shlex.quote(name)}; to begin another one, --run-name "
+        f"with another name. Received: {spec_uri}"
+    )
+
+
+def _is_same_place(one: str, other: str) -> bool:
+    if is_bucket(one) or is_bucket(other):
+        return one == other
+    return Path(one).resolve() == Path(other).resolve()
 
 
 def _require_whole(place: Store) -> None:

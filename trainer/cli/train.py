@@ -88,6 +88,11 @@ def _lead(spec: RunSpec, cache_dir: Path, fresh: bool, stop: Stop, console: Cons
         peers.share(json.dumps({"name": folder.name, "finished": folder.finished}).encode())
         if not folder.finished:
             _do(spec, folder, cache_dir, console, stop, peers)
+    except StoppedError:
+        raise
+    except Exception:
+        folder.require_lease()  # an error may be what another process did, which took the run over
+        raise
     finally:
         folder.release()
     if folder.finished:

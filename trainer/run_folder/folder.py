@@ -14,11 +14,13 @@ from pathlib import Path
 
 from trainer.data.progress import Progress, SilentProgress
 from trainer.exits import TemporaryError, UsageError
-from trainer.publish import MANIFEST, MARKER, POINTER, is_finished, require_unchanged
+from trainer.publish import MANIFEST, MARKER, is_finished, require_unchanged
+from trainer.run_folder.refusals import SPEC, require_place, require_run, require_same_spec
 from trainer.run_folder.starts import STARTS
-from trainer.spec import RunSpec, dump_spec, parse_spec, spec_changes, spec_digest
+from trainer.spec import RunSpec, dump_spec, spec_digest
 from trainer.storage.folder import FolderStore
 from trainer.storage.folders import remove_leftovers
+from trainer.storage.guard import guarded
 from trainer.storage.lease import Lease, take_lease
 from trainer.storage.local import prepare_folder, write_text
 from trainer.storage.mirror import Mirror
@@ -26,7 +28,6 @@ from trainer.storage.shared import private_folder
 from trainer.storage.store import Store, open_store
 from trainer.storage.transfers import OnBytes
 
-_SPEC = "spec.yaml"
 _SILENT = SilentProgress()
 _REMADE = {
     "model", "plots", "events", "report.html", "predictions.csv", "metrics.json", "history.jsonl",
@@ -121,11 +122,7 @@ def open_run_folder(
     output = open_store(spec.output)
     name = spec.run_name or f"{spec.recipe or 'run'}-{now:%Y%m%d-%H%M%S}-{spec_digest(spec)[:6]}"
     run = output.below(name)
-    if isinstance(output, FolderStore) and (output.root / name).is_file():
-        raise UsageError(
-            f"The run folder is a file; choose another --output or --run-name. Received: {run.uri}"
-        )
-    _require_pointer(output)
+    require_place(output, name)
     require_unchanged(run)
     if is_finished(run):
         return _finished(output, name, spec, fresh)
@@ -164,8 +161,7 @@ def find_finished_run(spec: RunSpec, fresh: bool = False) -> RunFolder | None:
 
 
 def _finished(output: Store, name: str, spec: RunSpec, fresh: bool) -> RunFolder:
-    written = output.below(name).read(_SPEC)
-    _require_same_spec(name, written.data if written else b"", spec)
+    require_same_spec(output.below(name), name, spec, finished=True)
     if fresh:
         raise UsageError(
             f"The run is finished and published, so it is not begun anew; choose another --run-name. "
@@ -186,7 +182,9 @@ def borrow_run_folder(output: str, name: str, cache_dir: Path) -> RunFolder:
 def _local(output: Store, name: str, cache_dir: Path, lease: Lease, leave: ExitStack) -> tuple[Path, Mirror]:
     """Return where the files of the run are until `leave`, and what brings them to the output."""
     if isinstance(output, FolderStore):
-        return output.root / name, Mirror(output.root / name, None)
+        path = output.root / name
+        leave.enter_context(guarded(path, lease.require))
+        return path, Mirror(path, None)
     # A folder of this process alone: one that was paused for long may not be the only one at this run.
     local = leave.enter_context(private_folder(cache_dir / "runs")) / name
     return local, Mirror(local, output.below(name), (MANIFEST, MARKER), lease.require)
@@ -195,13 +193,13 @@ def _local(output: Store, name: str, cache_dir: Path, lease: Lease, leave: ExitS
 def _fill(folder: RunFolder, spec: RunSpec, fresh: bool, progress: Progress) -> None:
     """Bring the folder to where the run was left, or to its beginning."""
     run, path = folder.output.below(folder.name), folder.path
-    _require_run(run, folder.name)
+    require_run(run, folder.name)
     if fresh:
         _discard(run)
     if not isinstance(folder.output, FolderStore):
         _fetch(folder, progress)
     if folder.newest_checkpoint:
-        _require_same_spec(folder.name, _written_spec(path), spec, any_source=True)
+        require_same_spec(run, folder.name, spec)
     # A marker that an earlier process sent, and that arrives only now, must find no manifest that it fits.
     for name in (MANIFEST, MARKER):
         run.remove(name)
@@ -210,19 +208,9 @@ def _fill(folder: RunFolder, spec: RunSpec, fresh: bool, progress: Progress) -> 
     if not folder.newest_checkpoint:
         # Name and place are settled: written down, the same file continues the same run from anywhere.
         settled = {"run_name": folder.name, "output": _absolute(folder.output)}
-        write_text(path / _SPEC, dump_spec(spec.model_copy(update=settled)))
+        write_text(path / SPEC, dump_spec(spec.model_copy(update=settled)))
         # Before anything else is there: what has no spec is no run.
         folder.keep()
-
-
-def _written_spec(path: Path) -> bytes:
-    try:
-        return (path / _SPEC).read_bytes()
-    except OSError:
-        raise UsageError(
-            f"The run has checkpoints, but its {_SPEC} is gone, so nobody knows what they are of. Put it "
-            f"back, choose another --run-name, or begin anew with --fresh. Received: {path}"
-        ) from None
 
 
 def _fetch(folder: RunFolder, progress: Progress) -> None:
@@ -238,62 +226,10 @@ def _discard(run: Store) -> None:
     names = [entry.name for entry in run.entries()]
     # First what could make it finished, then the steps, which speak of the best weights; the spec last,
     # after what shows that this is a run.
-    ranks = {MANIFEST: 0, MARKER: 1, STARTS: 4, _SPEC: 5}
+    ranks = {MANIFEST: 0, MARKER: 1, STARTS: 4, SPEC: 5}
     for name in sorted(names, key=lambda name: ranks.get(name, 3 - name.startswith("checkpoints/step-"))):
         run.remove(name)
 
 
 def _absolute(output: Store) -> str:
     return str(output.root.absolute()) if isinstance(output, FolderStore) else output.uri
-
-
-def _require_run(run: Store, name: str) -> None:
-    """Raise UsageError if there is something that no start made, a person's files beside their spec.yaml."""
-    names = {entry.name for entry in run.entries()}
-    if names and STARTS not in names and not (names == {_SPEC} and _is_settled(run, name)):
-        raise UsageError(
-            "The folder holds something that is not a run; choose another --output or --run-name. "
-            f"Received: {run.uri}"
-        )
-
-
-def _is_settled(run: Store, name: str) -> bool:
-    """Return whether the spec is one that a start wrote, which was killed before it wrote more."""
-    written = run.read(_SPEC)
-    try:
-        return written is not None and _parse(written.data, name).run_name == name
-    except UsageError:
-        return False
-
-
-def _parse(written: bytes, name: str) -> RunSpec:
-    return parse_spec(written.decode("utf-8", "replace"), f"the spec of the run {name}")
-
-
-def _require_pointer(output: Store) -> None:
-    """Raise UsageError if what is called like the pointer is something else, which it would overwrite."""
-    is_folder = isinstance(output, FolderStore) and (output.root / POINTER).is_dir()
-    found = None if is_folder else output.read(POINTER)
-    if is_folder or (found is not None and b"\n" in found.data.strip()):
-        raise UsageError(
-            f"{POINTER} is the name of the pointer to the newest run, and here something else has it; rename "
-            f"that, or choose another --output. Received: {output.at(POINTER)}"
-        )
-
-
-def _require_same_spec(name: str, written: bytes, spec: RunSpec, any_source: bool = False) -> None:
-    """Raise UsageError if the run began with another spec.
-
-    With `any_source` the data may have moved: of a run that goes on their contents are compared later on.
-    """
-    before = _parse(written, name)
-    if any_source:
-        before = before.model_copy(
-            update={"data": before.data.model_copy(update={"source": spec.data.source})}
-        )
-    changes = spec_changes(before, spec)
-    if changes:
-        raise UsageError(
-            f"The run {name} exists with another spec; choose another --run-name, or begin it anew with "
-            f"--fresh. What differs: {'; '.join(changes)}"
-        )

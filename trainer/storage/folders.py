@@ -9,13 +9,15 @@ import os
 import shutil
 from pathlib import Path
 
+from trainer.storage.guard import require_right
 from trainer.storage.local import explained, is_temporary, sync_folder
 
 
-def discard_folder(path: Path) -> None:
+def _discard(path: Path) -> None:
     """Remove what a crash may have left at `path`. Raises TemporaryError, UsageError."""
     with explained(path, "removed"):
         if path.exists():
+            require_right(path)
             shutil.rmtree(path)
 
 
@@ -25,13 +27,14 @@ def replace_folder(temporary: Path, final: Path) -> None:
     Nobody sees the old one in parts: it is put aside first.
     """
     old = final.with_name(f".{final.name}.old.tmp")
-    discard_folder(old)
+    _discard(old)
     with explained(final):
+        require_right(final)
         if final.exists():
             final.rename(old)
         temporary.rename(final)
         sync_folder(final.parent)
-    discard_folder(old)
+    _discard(old)
 
 
 def remove_leftovers(folder: Path) -> None:

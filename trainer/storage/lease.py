@@ -100,9 +100,10 @@ class Lease:
         if version is not None:
             self._version, self._beat_at = version, began
             return
+        took = "Another process took this run over, since this one seemed dead"
         self._lost = (
-            "Another process took this run over, since this one seemed dead; it goes on there. "
-            f"Received: {self._store.at(self._name)}"
+            f"{took if found else took + ', and is done, or its lease was removed'}; start the same command "
+            f"again to see how it stands. Received: {self._store.at(self._name)}"
         )
 
 

@@ -21,6 +21,7 @@ from pathlib import Path, PurePath
 from typing import BinaryIO
 
 from trainer.exits import TemporaryError, TrainerError, UsageError
+from trainer.storage.guard import require_right
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _UNUSABLE = {
@@ -79,6 +80,7 @@ def write_bytes(path: Path, data: bytes, read_back: bool = False) -> None:
     with explained(path), _temporary(path, data) as temporary:
         if read_back and hash_file(temporary)["sha256"] != hashlib.sha256(data).hexdigest():
             raise OSError("what was written is not what is read")
+        require_right(path)
         os.replace(temporary, path)
         sync_folder(path.parent)
 
@@ -103,6 +105,7 @@ def create_bytes(path: Path, data: bytes) -> bool:
     Raises TemporaryError, UsageError.
     """
     with explained(path), _temporary(path, data) as temporary:
+        require_right(path)
         try:
             # A link is atomic and create-only, and what it names is already whole.
             os.link(temporary, path)
@@ -128,6 +131,7 @@ def append_line(path: Path, line: str) -> None:
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         is_new = not path.exists()
+        require_right(path)
         with open(path, "a+b", buffering=0) as file:
             _append(file, line.encode("utf-8") + b"\n")
         if is_new:
@@ -212,6 +216,7 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
         if durable:
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
+        require_right(path)
         os.replace(temporary, path)
         if durable:
             sync_folder(path.parent)

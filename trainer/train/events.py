@@ -13,6 +13,7 @@ from typing import Any
 import tensorflow as tf
 
 from trainer.exits import TemporaryError
+from trainer.storage.guard import require_right
 
 
 class EventLog:
@@ -25,6 +26,7 @@ class EventLog:
     def replay(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Start again from `rows`: what a crash wrote beyond them, or lost, is set right."""
         self.close()
+        require_right(self.folder)
         for old in self.folder.glob("events.out.tfevents.*"):
             old.unlink()
         for row in rows:
@@ -32,6 +34,7 @@ class EventLog:
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Write one row and make it visible. Raises TemporaryError if the disk fails."""
+        require_right(self.folder)
         try:
             self._write(row)
         except tf.errors.OpError as error:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
+from trainer.storage.guard import require_right
 from trainer.train.feed import Block
 
 
@@ -58,8 +59,9 @@ class Profile:
 
     def end(self) -> None:
         """Write what was seen so far."""
-        if self._is_on:
+        if self._is_on and self._folder is not None:
             self._is_on = False
+            require_right(self._folder)
             try:
                 tf.profiler.experimental.stop()
             except tf.errors.OpError as error:

@@ -1,0 +1,112 @@
+"""What a run is refused for, before anything of it is written.
+
+In: the output and the run as they are found. Out: nothing, or a UsageError that says what is there and
+what to do: another run's folder, a person's files, another spec.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+from trainer.exits import UsageError
+from trainer.publish import POINTER
+from trainer.run_folder.starts import STARTS
+from trainer.spec import RunSpec, parse_spec, spec_changes
+from trainer.storage.folder import FolderStore
+from trainer.storage.store import GS, Store, is_bucket, open_store, split_uri
+
+SPEC = "spec.yaml"
+_NEITHER = "choose another --run-name"
+_OR_ANEW = "choose another --run-name, or begin it anew with --fresh"
+
+
+def require_place(output: Store, name: str) -> None:
+    """Raise UsageError if the run can't be where it is to be: within a run, or where a file is."""
+    if isinstance(output, FolderStore) and (output.root / name).is_file():
+        raise UsageError(
+            f"The run folder is a file; choose another --output or --run-name. Received: {output.at(name)}"
+        )
+    for place in _and_above(output):
+        if place.find(STARTS) is not None:
+            raise UsageError(
+                "The output lies within a run, whose files are to stay as they are; choose an --output "
+                f"elsewhere. Received: {output.uri}, and {place.uri} is a run"
+            )
+    _require_pointer(output)
+
+
+def require_run(run: Store, name: str) -> None:
+    """Raise UsageError if there is something that no start made, a person's files beside their spec.yaml."""
+    names = {entry.name for entry in run.entries()}
+    if names and STARTS not in names and not (names == {SPEC} and _is_settled(run, name)):
+        raise UsageError(
+            "The folder holds something that is not a run; choose another --output or --run-name. "
+            f"Received: {run.uri}"
+        )
+
+
+def require_same_spec(run: Store, name: str, spec: RunSpec, finished: bool = False) -> None:
+    """Raise UsageError if the run began with another spec, or if nobody can know any more.
+
+    Of one that is not `finished` the data may have moved: their contents are compared later on.
+    """
+    remedy = _NEITHER if finished else _OR_ANEW
+    before = _written_spec(run, remedy)
+    if not finished:
+        data = before.data.model_copy(update={"source": spec.data.source})
+        before = before.model_copy(update={"data": data})
+    changes = spec_changes(before, spec)
+    if changes:
+        raise UsageError(
+            f"The run {name} exists with another spec; {remedy}. What differs: {'; '.join(changes)}"
+        )
+
+
+def _written_spec(run: Store, remedy: str) -> RunSpec:
+    written = run.read(SPEC)
+    if written is None or not written.data.strip():
+        gone = "gone" if written is None else "empty"
+        raise UsageError(
+            f"The run's {SPEC} is {gone}, so nobody knows what it was made with. Put it back, or {remedy}. "
+            f"Received: {run.at(SPEC)}"
+        )
+    return _parse(written.data, run)
+
+
+def _is_settled(run: Store, name: str) -> bool:
+    """Return whether the spec is one that a start wrote, which was killed before it wrote more."""
+    written = run.read(SPEC)
+    try:
+        return written is not None and _parse(written.data, run).run_name == name
+    except UsageError:
+        return False
+
+
+def _parse(written: bytes, run: Store) -> RunSpec:
+    return parse_spec(written.decode("utf-8", "replace"), f"the run's {run.at(SPEC)}")
+
+
+def _require_pointer(output: Store) -> None:
+    """Raise UsageError if what is called like the pointer is something else, which it would overwrite."""
+    path = output.root / POINTER if isinstance(output, FolderStore) else None
+    # A folder, or what never ends to be read.
+    is_no_file = path is not None and path.exists() and not path.is_file()
+    found = None if is_no_file else output.read(POINTER)
+    if is_no_file or (found is not None and b"\n" in found.data.strip()):
+        raise UsageError(
+            f"{POINTER} is the name of the pointer to the newest run, and here something else has it; rename "
+            f"that, or choose another --output. Received: {output.at(POINTER)}"
+        )
+
+
+def _and_above(output: Store) -> Iterator[Store]:
+    """Yield the output and all that it lies in."""
+    if isinstance(output, FolderStore):
+        root = output.root.resolve()
+        yield from map(FolderStore, (root, *root.parents))
+    elif is_bucket(output.uri):
+        bucket, prefix = split_uri(output.uri)
+        path = PurePosixPath(prefix)
+        yield from (open_store(f"{GS}{bucket}/{each}") for each in (path, *path.parents) if each.name)
+        yield open_store(f"{GS}{bucket}")
