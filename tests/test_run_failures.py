@@ -53,6 +53,33 @@ def test_a_run_stopped_by_a_signal_goes_on_to_the_same_bits(photos: Path, tmp_pa
 
 
 @pytest.mark.engine
+def test_a_paused_process_leaves_alone_the_run_that_another_one_published(
+    photos: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "one"
+    arguments = ["train", "--data", photos, "--output", tmp_path, "--run-name", "one", *QUICK]
+    paused = subprocess.Popen(
+        command(*arguments), env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        while not list(run.glob("plots/*.png")) and paused.poll() is None:
+            time.sleep(0.01)
+        paused.send_signal(signal.SIGSTOP)  # most of its report is still to be written
+        assert not is_finished(FolderStore(run))
+        second = trainer(*arguments, cache=tmp_path / "cache")
+        assert second.returncode == 0, second.stderr
+        assert "watching whether it is alive" in second.stdout
+        paused.send_signal(signal.SIGCONT)
+        words = paused.communicate(timeout=120)[1]
+    finally:
+        paused.kill()
+        paused.communicate()
+    assert (paused.returncode, "took this run over" in words) == (75, True), words
+    assert verify(FolderStore(run)) == []
+
+
+@pytest.mark.engine
 def test_a_source_that_vanishes_while_it_trains_costs_nothing(photos: Path, tmp_path: Path) -> None:
     data = shutil.copytree(photos, tmp_path / "photos")
     settings = [*QUICK, "--set", "train.epochs=60", "--set", "train.steps_per_call=1"]
