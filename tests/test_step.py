@@ -117,6 +117,7 @@ def test_two_replicas_do_the_steps_of_one() -> None:
         assert found["loss"] < 1e-4
         assert found["weights"] < 1e-5
         assert found["resident"] == 0.0
+        assert found["answers"] < 1e-6
 
 
 def test_precision_and_xla_follow_the_machine() -> None:

@@ -10,8 +10,10 @@ from dataclasses import replace
 
 import numpy as np
 import tensorflow as tf
+from small_training import split
 
 from trainer.cluster import Cluster, find_cluster
+from trainer.evaluate import Evaluator
 from trainer.spec import RunSpec, load_spec
 from trainer.train import build_learner
 from trainer.train.feed import Block
@@ -47,6 +49,7 @@ def main() -> None:
             ),
             "loss": max(abs(a.loss - b.loss) for a, b in zip(sums, other_sums, strict=True)),
             "images": [each.images for each in other_sums],
+            "answers": answers_differ(spec, two),
         }
     print(json.dumps(found))
 
@@ -69,6 +72,18 @@ def trained(
     sums = stepper.run(Block(5, images, labels, places, 7), 16)
     sums += stepper.run(Block(9, images[:1, :1], labels[:1, :1], places[:1, :1], 1), 16)
     return sums, [weight.numpy() for weight in learner.fill_inference_model().weights]
+
+
+def answers_differ(spec: RunSpec, cluster: Cluster) -> float:
+    """Return by how much the answers of all devices differ from those of the first; the images are uneven."""
+    model = build_learner(spec, 2, 10, cluster).fill_inference_model()
+    images = split("test", 2 * 100 + 37, 0)
+    alone, together = (
+        Evaluator(model, each).predict(images, ("dark", "light")).probabilities for each in (None, cluster)
+    )
+    assert alone.shape == (237, 2)
+    assert len(np.unique(alone, axis=0)) > 200
+    return float(np.abs(alone - together).max())
 
 
 if __name__ == "__main__":

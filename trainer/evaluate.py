@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from trainer.cluster import Cluster
 from trainer.data.dataset import Dataset, Split
 from trainer.exits import StoppedError
 from trainer.hosts import Peers, Place
@@ -23,9 +24,11 @@ _BATCH_BYTES = 64 << 20
 """Of float32 pixels; large images go through in smaller batches."""
 
 
-def batches_of(count: int, image_size: int, most: int = _BATCH) -> Iterator[np.ndarray[Any, Any]]:
-    """Yield the indices of `count` images of `image_size` pixels a side, at most so many at a time."""
-    batch = max(1, min(most, _BATCH_BYTES // (4 * 3 * image_size**2)))
+def batches_of(
+    count: int, image_size: int, most: int = _BATCH, devices: int = 1
+) -> Iterator[np.ndarray[Any, Any]]:
+    """Yield the indices of `count` images of `image_size` pixels a side, `most` a device at a time."""
+    batch = devices * max(1, min(most, _BATCH_BYTES // (4 * 3 * image_size**2)))
     for start in range(0, count, batch):
         yield np.arange(start, min(start + batch, count))
 
@@ -33,9 +36,14 @@ def batches_of(count: int, image_size: int, most: int = _BATCH) -> Iterator[np.n
 class Evaluator:
     """Runs one model on splits; compiled once."""
 
-    def __init__(self, model: keras.Model, peers: Peers | None = None) -> None:
-        """Each of the `peers` computes the answers for its share of the images, and gets all."""
-        self.model, self.peers = model, peers or Peers(Place())
+    def __init__(self, model: keras.Model, cluster: Cluster | None = None) -> None:
+        """Each process of the `cluster` answers for its share, on all its devices, and gets all answers.
+
+        Without one it is the first device of this process alone.
+        """
+        self.model, self.peers = model, cluster.peers if cluster else Peers(Place())
+        self.strategy = cluster.strategy if cluster else tf.distribute.get_strategy()
+        self._replicas = self.strategy.num_replicas_in_sync // self.peers.place.count
         pixels = tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8)
         self._probabilities = tf.function(self._compute, input_signature=[pixels])
 
@@ -60,11 +68,14 @@ class Evaluator:
         owners = split.owners(place.count)
         own, parts = np.flatnonzero(owners == place.index), []
         split.pixels.follow(own)
-        for rows in batches_of(len(own), split.pixels.shape[1]):
+        for rows in batches_of(len(own), split.pixels.shape[1], devices=self._replicas):
             # The others wait for these answers, so that nobody stops alone.
             if place.count == 1 and is_stopped():
                 raise StoppedError("Stopped on request during the evaluation.")
-            parts.append(self._probabilities(tf.constant(split.pixels.take(own[rows]))).numpy())
+            # Each device has as many rows as the others; the last image fills up what is missing.
+            filled = np.append(rows, np.repeat(rows[-1:], -len(rows) % self._replicas))
+            answers = self._probabilities(tf.constant(split.pixels.take(own[filled]))).numpy()
+            parts.append(answers[: len(rows)])
         return self._joined(parts, owners)
 
     def _joined(
@@ -89,9 +100,22 @@ class Evaluator:
         }
 
     def _compute(self, pixels: tf.Tensor) -> tf.Tensor:
-        logits = self.model(tf.cast(pixels, tf.float32), training=False)
+        """Return the answers to all rows, which all devices of this process share."""
+        if self._replicas == 1 and not isinstance(self.strategy, tf.distribute.TPUStrategy):
+            logits = self._logits(pixels)
+        else:
+            done = self.strategy.run(self._share_of_replica, args=(pixels,))
+            logits = tf.concat(self.strategy.experimental_local_results(done), axis=0)
         # float64, so that rows sum to one and a sure answer is not rounded to 0 or 1.
         return tf.nn.softmax(tf.cast(logits, tf.float64))
+
+    def _share_of_replica(self, pixels: tf.Tensor) -> tf.Tensor:
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group % self._replicas
+        shares = tf.reshape(pixels, tf.concat([[self._replicas, -1], tf.shape(pixels)[1:]], axis=0))
+        return self._logits(tf.ensure_shape(tf.gather(shares, replica), pixels.shape))
+
+    def _logits(self, pixels: tf.Tensor) -> tf.Tensor:
+        return self.model(tf.cast(pixels, tf.float32), training=False)
 
 
 def predict_splits(evaluator: Evaluator, dataset: Dataset) -> dict[str, Predictions]:

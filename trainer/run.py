@@ -82,7 +82,7 @@ def run(
     # A checkpoint is of no use to a restart that can't see what it is of.
     folder.keep()
     screen.on_fact("model", _describe(spec, learner))
-    evaluator = Evaluator(learner.inference_model, peers)
+    evaluator = Evaluator(learner.inference_model, cluster)
     result = _train(learner, evaluator, dataset, scaled, cluster, folder, screen, stop)
     predictions = predict_splits(evaluator, dataset)
     if not cluster.is_chief:
