@@ -10,8 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
+from bucket_server import BUCKET, bucket_server
 from small_data import png, put, two_splits
 from trainer_process import command, refused, trainer
+
+from trainer.storage import hash_file
+from trainer.storage.store import open_store
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +111,46 @@ def test_a_stop_while_packing_says_how_to_go_on(images: Path, tmp_path: Path) ->
     assert process.returncode == 143, said
     assert "Traceback" not in said
     assert "same command" in said
+
+
+@pytest.mark.engine
+def test_machines_bring_only_their_share_of_a_buckets_images(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = ["--set", "data.max_rejected=0.5", "--processes", "1"]
+    whole = trainer("shard", images, tmp_path / "whole", *quick, cache=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    with bucket_server() as server:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.address)
+        source, output = (open_store(f"gs://{BUCKET}/{name}") for name in ("photos", "shards"))
+        files = [path for path in images.rglob("*") if path.is_file()]
+        for path in files:
+            source.write(path.relative_to(images).as_posix(), path.read_bytes())
+        machines = [
+            subprocess.Popen(
+                command("shard", source.uri, output.uri, *quick),
+                env={
+                    **os.environ,
+                    "TRAINER_WORKERS": "2",
+                    "JOB_COMPLETION_INDEX": str(index),
+                    "XDG_CACHE_HOME": str(tmp_path / f"cache-{index}"),
+                },
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for index in range(2)
+        ]
+        for machine in machines:
+            said = machine.communicate(timeout=120)
+            assert machine.returncode == 0, said
+        packed = {entry.name: output.sha256(entry.name) for entry in output.entries()}
+    there = {path.name: hash_file(path)["sha256"] for path in (tmp_path / "whole").iterdir()}
+    assert {name: digest for name, digest in packed.items() if name != "shards.json"} == {
+        name: digest for name, digest in there.items() if name != "shards.json"
+    }
+    for index in range(2):
+        cached = (tmp_path / f"cache-{index}").rglob("*")
+        outlined = [path for path in cached if path.suffix in (".png", ".bmp")]
+        assert len(outlined) == len(files)
+        assert {path.stat().st_blocks for path in outlined} == {0}  # nothing of them is on disk

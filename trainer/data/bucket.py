@@ -13,6 +13,8 @@ import posixpath
 from collections.abc import Sequence
 from pathlib import Path
 
+from trainer.data.outline import FOLDER as OUTLINES
+from trainer.data.outline import is_outlined, write_outline
 from trainer.data.progress import Progress
 from trainer.exits import DataError
 from trainer.storage import build_once
@@ -20,8 +22,10 @@ from trainer.storage.store import Entry, Store, open_store, split_uri
 from trainer.storage.transfers import download_files
 
 
-def fetch_bucket(source: str, cache_dir: Path, max_bytes: int, progress: Progress) -> Path:
-    """Return the local copy of the object or of the folder at `source`.
+def fetch_bucket(
+    source: str, cache_dir: Path, max_bytes: int, progress: Progress, outline: bool = False
+) -> Path:
+    """Return the local copy of the object or of the folder at `source`; an `outline` is one without images.
 
     Raises DataError (nothing there, unsafe names, more than `max_bytes`), UsageError (no such
     bucket, no right to it), TemporaryError (network, full disk).
@@ -39,11 +43,11 @@ def fetch_bucket(source: str, cache_dir: Path, max_bytes: int, progress: Progres
         raise DataError(
             f"There is no such object or folder in the bucket. Check its name. Received: {source!r}"
         )
-    return _copy(store, entries, cache_dir, max_bytes, progress)
+    return _copy(store, entries, cache_dir, max_bytes, progress, outline)
 
 
 def fetch_objects(
-    uris: Sequence[str], cache_dir: Path, max_bytes: int, progress: Progress
+    uris: Sequence[str], cache_dir: Path, max_bytes: int, progress: Progress, outline: bool = False
 ) -> dict[str, Path]:
     """Return the local copies of single objects by their gs:// URIs; those that aren't there are left out.
 
@@ -58,27 +62,41 @@ def fetch_objects(
         wanted = {name[start:]: uri for name, uri in names.items()}
         entries = [entry for entry in store.entries() if entry.name in wanted]
         if entries:
-            folder = _copy(store, entries, cache_dir, max_bytes, progress)
+            folder = _copy(store, entries, cache_dir, max_bytes, progress, outline)
             found |= {wanted[entry.name]: folder / entry.name for entry in entries}
     return found
 
 
 def _copy(
-    store: Store, entries: Sequence[Entry], cache_dir: Path, max_bytes: int, progress: Progress
+    store: Store,
+    entries: Sequence[Entry],
+    cache_dir: Path,
+    max_bytes: int,
+    progress: Progress,
+    outline: bool = False,
 ) -> Path:
     for entry in entries:
         require_safe(entry.name, store)
-    size = sum(entry.size for entry in entries)
+    images = [entry for entry in entries if outline and is_outlined(entry.name)]
+    others = [entry for entry in entries if not (outline and is_outlined(entry.name))]
+    size = sum(entry.size for entry in others)
     if size > max_bytes:
         raise DataError(
             f"{store.uri} holds more than data.max_extracted_mib allows; name a smaller folder or raise it. "
             f"Received: {size >> 20:,} MiB"
         )
     identity = json.dumps([store.uri, [[entry.name, entry.version] for entry in entries]])
-    folder = cache_dir / "buckets" / hashlib.sha256(identity.encode()).hexdigest()
+    parent = cache_dir / (OUTLINES if outline else "buckets")
+
+    def build(partial: Path) -> None:
+        if others:
+            _download(store, others, partial, progress)
+        if outline:
+            write_outline(store, images, partial)
+
     return build_once(
-        folder,
-        lambda partial: _download(store, entries, partial, progress),
+        parent / hashlib.sha256(identity.encode()).hexdigest(),
+        build,
         lambda: progress.say(f"another process is fetching {store.uri}: waiting for it"),
     )
 

@@ -38,14 +38,15 @@ def fetch_source(
     max_extracted_bytes: int,
     progress: Progress,
     patience: Patience = _PATIENCE,
+    outline: bool = False,
 ) -> Path:
     """Return the local folder or file to read a layout from.
 
-    A folder is itself; an archive is the folder it was extracted to; any other file is
-    itself, downloaded if need be. `checksum` ("md5:..." or "sha256:...", hex digits) is that
-    of the file or archive. Raises DataError (missing, damaged, unsafe, wrong checksum,
-    untrusted server), UsageError (a source of a kind that isn't read, a cache that can't be
-    written), TemporaryError (network, full disk).
+    A folder is itself, an archive the folder it was extracted to, any other file itself, downloaded
+    if need be. `checksum` ("md5:..." or "sha256:...", hex digits) is that of the file or archive. With
+    `outline` the images of a bucket's folder stay there, see `trainer.data.outline`. Raises DataError
+    (missing, damaged, unsafe, wrong checksum, untrusted server), UsageError (a source of a kind that
+    isn't read, a cache that can't be written), TemporaryError (network, full disk).
     """
     _require_checksum(checksum)
     if source.startswith("embedded:"):
@@ -58,7 +59,7 @@ def fetch_source(
         prepare_folder(cache_dir)
         if scheme[1].lower() != "gs":
             return _downloaded(source, checksum, cache_dir, max_extracted_bytes, progress, patience)
-        path = fetch_bucket(source, cache_dir, max_extracted_bytes, progress)
+        path = fetch_bucket(source, cache_dir, max_extracted_bytes, progress, outline)
     else:
         path = Path(without_scheme(source) if scheme else os.path.expanduser(source))
     if _is_folder(path, source):
@@ -83,12 +84,12 @@ def _downloaded(
         raise DataError(f"{error} (downloaded from {without_secrets(url)})") from error
 
 
-def buckets_of(spec: DataSpec, cache_dir: Path, progress: Progress) -> Buckets:
+def buckets_of(spec: DataSpec, cache_dir: Path, progress: Progress, outline: bool = False) -> Buckets:
     """Return what brings the images here that import files name in buckets; see `fetch_objects`."""
 
     def fetch(uris: Sequence[str]) -> Mapping[str, Path]:
         prepare_folder(cache_dir)
-        return fetch_objects(uris, cache_dir, spec.max_extracted_mib << 20, progress)
+        return fetch_objects(uris, cache_dir, spec.max_extracted_mib << 20, progress, outline)
 
     is_import_file = is_bucket(spec.source) and spec.source.lower().endswith(IMPORT_SUFFIXES)
     return Buckets(fetch, spec.source.rpartition("/")[0] if is_import_file else "")

@@ -142,8 +142,8 @@ class Feed:
         owners = self._owners[start : start + most * self.global_batch_size]
         # How many rows of each batch each process has, [steps, hosts].
         batches = np.arange(len(owners)) // self.global_batch_size
-        shares = np.bincount(batches * self.hosts + owners, minlength=(batches[-1] + 1) * self.hosts)
-        shares = shares.reshape(-1, self.hosts)
+        counts = np.bincount(batches * self.hosts + owners, minlength=(batches[-1] + 1) * self.hosts)
+        shares = counts.reshape(-1, self.hosts)
         differs = np.flatnonzero((shares != shares[0]).any(axis=1))
         steps = int(differs[0]) if len(differs) else len(shares)
         # Those of the first `steps` batches; a short last batch has another share than whole ones.

@@ -51,8 +51,11 @@ def make_shards(
     What an interrupted call has done isn't done again. Raises UsageError for a place that holds something
     else, DataError as `load_dataset` does, TemporaryError.
     """
-    root = fetch_source(spec.source, spec.checksum, crew.cache_dir, spec.max_extracted_mib << 20, progress)
-    items, left_out, layout = read_layout(root, spec.layout, buckets_of(spec, crew.cache_dir, progress))
+    # Of a bucket's images each process brings those that it works on.
+    most_bytes = spec.max_extracted_mib << 20
+    root = fetch_source(spec.source, spec.checksum, crew.cache_dir, most_bytes, progress, outline=True)
+    buckets = buckets_of(spec, crew.cache_dir, progress, outline=True)
+    items, left_out, layout = read_layout(root, spec.layout, buckets)
     require_images(items, left_out, spec.source)
     recipe = _recipe(spec, items, shard_bytes)
     if (found := read_catalogue(store)) is not None:

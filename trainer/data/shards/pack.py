@@ -18,6 +18,7 @@ import numpy as np
 from trainer.data.encode import as_file
 from trainer.data.ingest import Reader
 from trainer.data.items import Item
+from trainer.data.outline import bring
 from trainer.data.progress import SilentProgress
 from trainer.data.shards.records import make_record
 from trainer.exits import DataError
@@ -39,21 +40,21 @@ class Scan:
 
     def run(self, uri: str, cache_dir: Path) -> int:
         """Read and decode all items, and write down what became of each; return how many there were."""
-        # Decoded for the sake of knowing that it can be: the smallest size costs least.
-        reader = Reader(
-            self.items, self.spec.model_copy(update={"image_size": _SMALLEST_SIDE}), SilentProgress()
-        )
-        reader.decode(np.arange(len(self.items)), lambda number, pixels: None)
-        found = [
-            {
-                "content": reader.outcomes[number].content,
-                "reason": reader.outcomes[number].reason,
-                "size": size,
-            }
-            for number, size in enumerate(map(_size, self.items))
-        ]
+        with private_folder(cache_dir / "packing") as folder:
+            found = self._look(bring(self.items, cache_dir, folder))
         open_store(uri).write(self.part, json.dumps(found).encode())
         return len(self.items)
+
+    def _look(self, items: tuple[Item, ...]) -> list[dict[str, object]]:
+        # Decoded for the sake of knowing that it can be: the smallest size costs least.
+        spec = self.spec.model_copy(update={"image_size": _SMALLEST_SIDE})
+        reader = Reader(items, spec, SilentProgress())
+        reader.decode(np.arange(len(items)), lambda number, pixels: None)
+        outcomes = [reader.outcomes[number] for number in range(len(items))]
+        return [
+            {"content": outcome.content, "reason": outcome.reason, "size": _size(item)}
+            for item, outcome in zip(items, outcomes, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -93,18 +94,19 @@ class Pack:
         store = open_store(uri)
         with private_folder(cache_dir / "packing") as folder:
             path = folder / self.name
-            packed = self._write(path)
+            items = bring([each.item for each in self.items], cache_dir, folder)
+            packed = self._write(path, items)
             store.upload(path, self.name)
         store.write(self.part, json.dumps(asdict(packed)).encode())
         return len(self.items)
 
-    def _write(self, path: Path) -> PackedShard:
+    def _write(self, path: Path, items: Sequence[Item]) -> PackedShard:
         packed = PackedShard(0, [], [], [])
         end = 0
         with explained(path), open(path, "wb", buffering=0) as file:
-            for each in self.items:
-                image = as_file(_unchanged(each), each.item.encoding)
-                record, start = make_record(image, each.item.label, each.number, each.item.name)
+            for each, item in zip(self.items, items, strict=True):
+                image = as_file(_unchanged(item, each.content), item.encoding)
+                record, start = make_record(image, item.label, each.number, item.name)
                 packed.offsets.append(end + start)
                 packed.lengths.append(len(image))
                 packed.checksums.append(int(google_crc32c.value(image)))
@@ -130,17 +132,17 @@ def _size(item: Item) -> int:
         return 0
 
 
-def _unchanged(each: PackedItem) -> bytes:
+def _unchanged(item: Item, content: str) -> bytes:
     try:
-        data = each.item.read()
+        data = item.read()
     except OSError as error:
         data, reason = b"", f"can't be read: {error.strerror}"
     else:
         reason = "other bytes than before"
-    if hashlib.sha256(data).hexdigest() != each.content:
+    if hashlib.sha256(data).hexdigest() != content:
         raise DataError(
             f"An image changed while the shards were packed; pack them again into another folder. "
-            f"Received: {each.item.name}, {reason}"
+            f"Received: {item.name}, {reason}"
         )
     return data
 

@@ -43,9 +43,10 @@ def _shards_of(split: Split, sizes: NDArray[np.int64], shard_bytes: int) -> list
     keys = [_key(item.name, content) for item, content in zip(split.items, split.contents, strict=True)]
     order = np.asarray(sorted(range(len(keys)), key=keys.__getitem__), np.int64)
     middles = np.cumsum(sizes[split.numbers[order]]) - sizes[split.numbers[order]] / 2
-    count = max(1, round(float(sizes[split.numbers].sum()) / shard_bytes))
+    total = int(sizes[split.numbers].sum())
+    count = max(1, round(total / shard_bytes))
     # Of equal size rather than full ones and a rest.
-    parts = np.minimum(middles * count // max(1, sizes[split.numbers].sum()), count - 1).astype(np.int64)
+    parts = np.minimum(middles * count // max(1, total), count - 1).astype(np.int64)
     groups = [order[parts == part] for part in range(count) if (parts == part).any()]
     return [
         PlannedShard(f"{split.name}-{index:05d}-of-{len(groups):05d}.tfrecord", split.name, rows)

@@ -130,7 +130,7 @@ class _Packed:
 
     def read(self) -> bytes:
         """Return its bytes. Raises DataError if they are damaged."""
-        shard = int(self.index.shards_of(np.asarray([self.number]))[0])
+        shard = int(self.index.shards_of(np.asarray([self.number], np.int64))[0])
         return _read(self.index, self.staging, shard, self.number)
 
 

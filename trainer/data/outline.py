@@ -1,0 +1,81 @@
+"""Images of a bucket that are only named here, and are brought when they are needed.
+
+In: what a bucket holds. Out: a folder like a copy of it, in which the images are empty files of the right
+size, so that its layout can be read; and, for some items of it, the images themselves. For data that are
+too large for the disk of one machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+from trainer.data.items import Item
+from trainer.data.layouts.found import IMAGE_SUFFIXES
+from trainer.exits import TemporaryError, UsageError
+from trainer.storage import explained, write_json
+from trainer.storage.store import Entry, Store, open_store
+from trainer.storage.transfers import each
+
+FOLDER = "outlines"
+"""In the cache; each folder in it is an outline."""
+_ORIGIN = ".origin.json"
+
+
+def is_outlined(name: str) -> bool:
+    """Return whether a file of this name is an image by its ending; without one only its bytes tell."""
+    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def write_outline(store: Store, entries: Sequence[Entry], folder: Path) -> None:
+    """Make an empty file of the right size in `folder` for each of `entries`, which are images of `store`.
+
+    Raises TemporaryError, UsageError.
+    """
+    for entry in entries:
+        path = folder / entry.name
+        with explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "xb") as file:
+                os.truncate(file.fileno(), entry.size)
+    write_json(folder / _ORIGIN, {"uri": store.uri})
+
+
+def bring(items: Sequence[Item], cache_dir: Path, folder: Path) -> tuple[Item, ...]:
+    """Return `items` with their files in the empty `folder`, where they are only outlined.
+
+    Raises TemporaryError, also for an image that is gone by now, and UsageError.
+    """
+    outlines = cache_dir / FOLDER
+    outlined = {item.path for item in items if outlines in item.path.parents and is_outlined(item.path.name)}
+    places = {path: folder / f"{number}{path.suffix}" for number, path in enumerate(sorted(outlined))}
+    roots = {path: outlines / path.relative_to(outlines).parts[0] for path in places}
+    stores = {root: _origin(root) for root in set(roots.values())}
+
+    def fetch(path: Path) -> int:
+        root = roots[path]
+        name = path.relative_to(root).as_posix()
+        try:
+            stores[root].download(name, places[path])
+        except UsageError as error:
+            if stores[root].find(name) is not None:
+                raise
+            raise TemporaryError(
+                f"An image is gone since the bucket was listed; start again. {error}"
+            ) from None
+        return 0
+
+    each(fetch, places, lambda size: None)
+    return tuple(replace(item, path=places.get(item.path, item.path)) for item in items)
+
+
+def _origin(root: Path) -> Store:
+    try:
+        return open_store(json.loads((root / _ORIGIN).read_bytes())["uri"])
+    except (OSError, ValueError, KeyError) as error:
+        raise TemporaryError(
+            f"The cache was changed meanwhile; start again. Received: {root} ({error})"
+        ) from None
