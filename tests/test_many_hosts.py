@@ -191,3 +191,25 @@ def test_a_profile_that_only_the_chief_is_asked_for_keeps_the_steps_of_both_toge
     assert verify(open_store(str(run))) == []
     manifest = json.loads((run / "MANIFEST.json").read_text())
     assert found.relative_to(run).as_posix() in json.dumps(manifest)
+
+
+def test_each_process_has_its_share_of_the_images_on_its_devices(tmp_path: Path) -> None:
+    hosts = addresses(2)
+    script = Path(__file__).with_name("resident_hosts.py")
+    processes = []
+    for index in range(2):
+        task = {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": index}}
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, str(script), str(tmp_path / str(index))],
+                env={**os.environ, "TF_CONFIG": json.dumps(task)},
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )
+        )  # fmt: skip
+    histories = []
+    for process in processes:
+        out, err = process.communicate(timeout=240)
+        assert process.returncode == 0, err
+        histories += json.loads(out.splitlines()[-1])
+    assert [len(each) for each in histories] == [2] * 4
+    assert all(each == histories[0] for each in histories)

@@ -17,6 +17,7 @@ from trainer.evaluate import Evaluator
 from trainer.spec import RunSpec, load_spec
 from trainer.train import build_learner
 from trainer.train.feed import Block
+from trainer.train.resident import put_on_devices
 from trainer.train.step import Stepper, Sums
 
 SETTINGS = [
@@ -63,8 +64,7 @@ def trained(
     images = rng.integers(0, 256, (4, 7, 16, 16, 3)).astype(np.uint8)
     resident = None
     if is_resident:
-        with cluster.strategy.scope():
-            resident = tf.Variable(images.reshape(-1, *images.shape[2:]), trainable=False)
+        resident = put_on_devices(images.reshape(-1, *images.shape[2:]), cluster.strategy)
         images = np.arange(28, dtype=np.int32).reshape(4, 7)
     stepper = Stepper(learner, spec, np.array([1.0, 2.0, 0.5], np.float32), cluster, resident)
     places = np.tile(np.arange(7, dtype=np.int32), (4, 1))

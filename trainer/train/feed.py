@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trainer.data.batches import Plan, steps_per_epoch
 from trainer.data.dataset import Split
@@ -30,7 +31,7 @@ class Block:
 
     first_step: int
     images: np.ndarray[Any, Any]
-    """uint8 [steps, rows, size, size, 3]; or, where they are resident, their numbers, int32 [steps, rows]."""
+    """uint8 [steps, rows, size, size, 3]; or, where they are resident, their places, int32 [steps, rows]."""
     labels: np.ndarray[Any, Any]
     """int32 [steps, rows]."""
     places: np.ndarray[Any, Any]
@@ -64,8 +65,8 @@ class Feed:
     ) -> None:
         """`together`: see `Plan`; this is process `index` of `hosts`, and gets its share.
 
-        `resident`: the images are where they are needed, so that blocks hold their numbers only. `borders`:
-        before which steps a block has to end.
+        `resident`: the `own` images are where they are needed, and blocks hold their places among them.
+        `borders`: before which steps a block has to end.
         """
         self._resident, self._borders = resident, borders
         self.split = split
@@ -82,8 +83,10 @@ class Feed:
                 f"So few images can't be shared by so many processes: at most {self._plan.lane_count}. "
                 f"Received: {self.count} images to train on, {hosts} processes"
             )
+        self.own = np.flatnonzero(self._images % hosts == index)
+        """The rows of the split that this process takes its share of the batches from."""
         if hosts > 1 and split.shards is None:
-            split.pixels.hold(np.flatnonzero(self._images % hosts == index))
+            split.pixels.hold(self.own)
         self._epoch = -1
         self._order = self._owners = np.array([], np.int64)
 
@@ -149,7 +152,7 @@ class Feed:
         # Those of the first `steps` batches; a short last batch has another share than whole ones.
         places = np.flatnonzero(owners[: steps * self.global_batch_size] == self.index)
         share, rows = int(shares[0, self.index]), self._order[start + places]
-        images = rows.astype(np.int32) if self._resident else self.split.pixels.take(rows)
+        images = self._places(rows) if self._resident else self.split.pixels.take(rows)
         return Block(
             first_step=step,
             images=images.reshape(steps, share, *images.shape[1:]),
@@ -168,6 +171,9 @@ class Feed:
             start = position * self.global_batch_size
             own = self._order[start:][self._owners[start:] == self.index]
             self.split.pixels.follow(own, following[lanes % self.hosts == self.index])
+
+    def _places(self, rows: NDArray[np.int64]) -> NDArray[np.int32]:
+        return np.searchsorted(self.own, rows).astype(np.int32)
 
     def _most_steps(self) -> int:
         bytes_per_step = self.global_batch_size * int(np.prod(self.split.pixels.shape[1:]))

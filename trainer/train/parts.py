@@ -15,7 +15,7 @@ from trainer.data.dataset import Dataset
 from trainer.spec import RunSpec
 from trainer.train.feed import Feed
 from trainer.train.learner import Learner
-from trainer.train.resident import resident_images
+from trainer.train.resident import fits, put_on_devices
 from trainer.train.step import Stepper, class_weights
 
 
@@ -25,7 +25,7 @@ def build_parts(
     """Return both, for this process's share; `borders` are before which steps a block has to end."""
     counts = np.bincount(dataset.train.labels, minlength=len(dataset.class_names))
     weights = class_weights(spec.train.class_weights, dataset.class_names, counts)
-    images = resident_images(dataset.train, cluster)
+    is_resident = fits(dataset.train, cluster)
     feed = Feed(
         dataset.train,
         spec.train.global_batch_size,
@@ -33,7 +33,8 @@ def build_parts(
         together=2 if spec.augment.mixup or spec.augment.cutmix else 1,
         index=cluster.index,
         hosts=cluster.count,
-        resident=images is not None,
+        resident=is_resident,
         borders=borders,
     )
+    images = put_on_devices(dataset.train.pixels.take(feed.own), cluster.strategy) if is_resident else None
     return Stepper(learner, spec, weights, cluster, images), feed

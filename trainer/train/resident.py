@@ -1,16 +1,18 @@
-"""The training images on the accelerator, where they fit.
+"""The training images on the accelerators, where they fit.
 
-In: a split and a cluster. Out: its pixels as a variable on every device of the host, or None. With it a
-block carries the numbers of its images and not the images, so that neither the processor nor the bus
-stands between an accelerator and its data.
+In: a split, which of its images this host has, and a cluster. Out: their pixels on every device of the host,
+or None. With them a block carries the places of its images and not the images, so that neither the processor
+nor the bus stands between an accelerator and its data.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from trainer.cluster import Cluster
 from trainer.data.dataset import Split
@@ -20,18 +22,25 @@ _SHARE = 0.25
 
 
 def fits(split: Split, cluster: Cluster) -> bool:
-    """Return whether the images of `split` are to live on the devices of `cluster`."""
-    # Several hosts have a share each, and a variable of theirs would be made equal on all of them.
+    """Return whether the images of `split`, or this host's share of them, are to live on its devices."""
     # Shards are for what is larger than memory, and are read as they come.
-    if cluster.device_kind != "GPU" or cluster.count > 1 or split.shards is not None:
+    if cluster.device_kind != "GPU" or split.shards is not None:
         return False
-    return math.prod(split.pixels.shape) <= _SHARE * (cluster.memory_bytes or 0)
+    return math.prod(split.pixels.shape) <= _SHARE * (cluster.memory_bytes or 0) * cluster.count
 
 
-def resident_images(split: Split, cluster: Cluster) -> tf.Variable | None:
-    """Return all images of `split` on each device, uint8 [images, size, size, 3]; None if they don't fit."""
-    if not fits(split, cluster):
-        return None
-    pixels = split.pixels.take(np.arange(len(split.labels)))
-    with cluster.strategy.scope():
-        return tf.Variable(pixels, trainable=False, name="images")
+def put_on_devices(pixels: NDArray[np.uint8], strategy: tf.distribute.Strategy) -> Any:
+    """Return uint8 [images, size, size, 3] as one value for each device of this host, all alike.
+
+    Not a variable: it would be made equal on all hosts, and each has other images. What a strategy runs
+    gets the value of its device; without replicas it is a plain tensor.
+    """
+    if strategy.num_replicas_in_sync == 1:
+        return tf.constant(pixels)
+    devices = strategy.extended.worker_devices
+
+    def put(context: tf.distribute.experimental.ValueContext) -> tf.Tensor:
+        with tf.device(devices[context.replica_id_in_sync_group % len(devices)]):
+            return tf.constant(pixels)
+
+    return strategy.experimental_distribute_values_from_function(put)

@@ -47,9 +47,9 @@ class Stepper:
         spec: RunSpec,
         class_weights: np.ndarray[Any, Any],
         cluster: Cluster,
-        images: tf.Variable | None = None,
+        images: Any = None,
     ) -> None:
-        """`images`: all that blocks give the numbers of, uint8; None if blocks hold the images themselves."""
+        """`images`: what blocks give the places in, see `put_on_devices`; None if they hold the images."""
         self.learner, self.images = learner, images
         self.augment: AugmentSpec = spec.augment
         self.clip_norm = spec.optimizer.clip_norm
@@ -105,7 +105,7 @@ class Stepper:
             sums = tf.TensorArray(tf.float32, size=steps, element_shape=[3])
             for index in tf.range(steps):
                 step = first_step + tf.cast(index, tf.int64)
-                given = (images[index], labels[index], places[index], step)
+                given = (images[index], labels[index], places[index], step, self.images)
                 done = self.strategy.run(self._replica_step, args=(*given, block.global_rows, side))
                 # They are equal on all replicas.
                 sums = sums.write(index, self.strategy.experimental_local_results(done)[0])
@@ -116,15 +116,22 @@ class Stepper:
         return tf.function(run_block, input_signature=signature)
 
     def _replica_step(
-        self, images: tf.Tensor, labels: tf.Tensor, places: tf.Tensor, step: tf.Tensor, count: int, side: int
+        self,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        places: tf.Tensor,
+        step: tf.Tensor,
+        resident: tf.Tensor | None,
+        count: int,
+        side: int,
     ) -> tf.Tensor:
         some = (images.shape[0] + 1) // 2 >= self.replicas_here
         images, labels, places = self._share_of_replica(images, labels, places)
         weight: float | tf.Tensor = 1.0
         if not some:
             images, labels, places, weight = _some_rows(images, labels, places)
-        if self.images is not None:
-            images = tf.gather(self.images, images)
+        if resident is not None:
+            images = tf.gather(resident, images)
         return self._step_function(images, labels, places, step, count, side, weight)
 
     def _share_of_replica(self, *batches: tf.Tensor) -> tuple[tf.Tensor, ...]:
