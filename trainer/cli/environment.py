@@ -14,14 +14,11 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from trainer.exits import OutOfMemoryError, StoppedError, TemporaryError, UsageError
+from trainer.hosts import Peers
+from trainer.hosts.peers import PING_SECONDS, SILENCE_SECONDS
 
-if TYPE_CHECKING:
-    from trainer.hosts import Peers
-
-_NEWS_SECONDS = 5.0
 TENSORFLOW_MODULES = ("tensorflow", "keras", "tensorboard")
 """What an extra brings and plain `pip install .` doesn't."""
 
@@ -75,8 +72,8 @@ def peers_explained(peers: Peers) -> Iterator[None]:
         kinds = {kind.__name__ for kind in type(error).__mro__}
         if peers.place.count == 1 or "OpError" not in kinds or "ResourceExhaustedError" in kinds:
             raise
-        # TensorFlow may notice first: what the peers know comes a moment later.
-        until = time.monotonic() + _NEWS_SECONDS
+        # TensorFlow may notice first; the peers know who it is once that one was silent for long enough.
+        until = time.monotonic() + SILENCE_SECONDS + PING_SECONDS
         while time.monotonic() < until:
             peers.require()
             time.sleep(0.1)
