@@ -71,7 +71,7 @@ def main(folder: Path, name: str, data: str) -> None:
     import_tensorflow()
     from trainer.cluster import find_cluster
     from trainer.data.batches import steps_per_epoch
-    from trainer.data.dataset import load_dataset
+    from trainer.data.load import load_dataset
     from trainer.data.progress import SilentProgress
     from trainer.exits import StoppedError
     from trainer.hosts import meet, read_place

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import pkgutil
 import re
 import shutil
 import signal
@@ -172,3 +174,16 @@ def test_an_unknown_variant_is_an_error(project: Project) -> None:
     code, _, errors = project.train(TRAINER_VARIANT="cuda")
     assert (code, errors) == (2, "Error: TRAINER_VARIANT must be cpu, gpu or tpu. Received: cuda\n")
     assert not project.venv.exists()
+
+
+def test_what_scripts_import_of_the_package_is_there() -> None:
+    names = [
+        f"{node.module}.{alias.name}"
+        for path in (Path(__file__).parents[1] / "scripts").glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("trainer")
+        for alias in node.names
+    ]
+    assert len(names) > 20
+    for name in names:
+        pkgutil.resolve_name(name)
