@@ -23,7 +23,7 @@ from datetime import date
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-TIMES = {"equal": 1, "move": 10, "overhead": 12, "model": 4, "memory": 1, "bucket": 3}
+TIMES = {"equal": 1, "move": 10, "overhead": 12, "model": 4, "memory": 1, "bucket": 15}
 OF_SHARDS = ("memory", "bucket")
 
 
