@@ -64,13 +64,13 @@ def bucket(times: int, seed: int) -> list[str]:
     with tempfile.TemporaryDirectory() as temporary, bucket_place("sets") as place:
         folder = Path(temporary)
         _write_photos(folder / "images")
-        _run("shard", str(folder / "images"), f"{place}/shards", "--shard-mib", "2", cache=folder / "cache")
+        _run("shard", str(folder / "images"), f"{place}/shards", "--shard-mib", "1", cache=folder / "cache")
         packed = sum(entry.size for entry in open_store(f"{place}/shards").entries()) / 2**20
         settings = [
             "data.cache_mib=0",
             "data.shuffle_shards=2",
             f"train.epochs={times}",
-            "data.staged_mib=8",
+            "data.staged_mib=12",
         ]
         given = [
             "--recipe",

@@ -194,7 +194,7 @@ def test_shards_of_a_bucket_come_ahead_and_make_room(
     folder, sizes = tmp_path / "shards" / "set", [shard.size for shard in catalogue.shards]
     assert [shard.split for shard in catalogue.shards[:5]] == ["train"] * 4 + ["validation"]
     budget = sum(sizes[:5]) - min(sizes[:4])  # all but one
-    staging = Staging(store, catalogue.shards, folder, budget, ahead=1)
+    staging = Staging(store, catalogue.shards, folder, budget, shuffled=1)
     order = [3, 1, 0, 2]
     staging.follow([3, 1, 3, 1, 0, 0, 2], [1, 0])
     staging.follow([4])  # validation, while training reads on
@@ -212,6 +212,20 @@ def test_shards_of_a_bucket_come_ahead_and_make_room(
     assert staging.read(2, 0, 8) == (packed[1] / catalogue.shards[2].name).read_bytes()[:8]
     staging.close()
     assert pixels_by_name(load_from(bucket, tmp_path)) == pixels_by_name(load(packed[1], tmp_path))
+
+
+def test_a_disk_that_holds_less_than_is_shuffled_is_refused_in_words(bucket: str, tmp_path: Path) -> None:
+    catalogue = read_catalogue(store := open_store(bucket))
+    assert catalogue is not None
+    sizes = sorted(shard.size for shard in catalogue.shards if shard.split == "train")
+    others = sum(shard.size for shard in catalogue.shards if shard.split != "train")
+    least = sum(sizes[-3:]) + others
+    Staging(store, catalogue.shards, tmp_path, least, shuffled=1).close()
+    with pytest.raises(UsageError, match=r"data\.staged_mib.*data\.shuffle_shards.*for 1 shards"):
+        Staging(store, catalogue.shards, tmp_path, least - 1, shuffled=1)
+    Staging(
+        open_store(str(tmp_path)), catalogue.shards, tmp_path, 0, shuffled=8
+    ).close()  # read where they are
 
 
 def load_from(uri: str, cache: Path) -> Dataset:

@@ -33,8 +33,6 @@ from trainer.spec.schema import DataSpec
 from trainer.storage import prepare_folder
 from trainer.storage.store import Store, is_bucket, open_store, without_scheme
 
-_AHEAD = 2
-"""Times as many shards as are shuffled among each other."""
 _LARGEST_CHUNK = 32
 
 
@@ -67,8 +65,7 @@ def load_shards(store: Store, catalogue: Catalogue, spec: DataSpec, cache_dir: P
         raise DataError(
             f"The index of the shards does not fit their list; pack them again. Received: {store.uri}"
         )
-    ahead = _AHEAD * spec.shuffle_shards
-    staging = Staging(store, catalogue.shards, folder, spec.staged_mib << 20, ahead)
+    staging = Staging(store, catalogue.shards, folder, spec.staged_mib << 20, spec.shuffle_shards)
     reader = _Reader(index, staging, spec)
     budget_bytes = spec.cache_mib << 20
     pixels = Holding(

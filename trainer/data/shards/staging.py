@@ -15,12 +15,16 @@ from contextlib import suppress
 from pathlib import Path
 
 from trainer.data.shards.index import Shard
-from trainer.exits import DataError
+from trainer.exits import DataError, UsageError
 from trainer.storage import prepare_folder
 from trainer.storage.store import Store, is_bucket
 
 _AT_A_TIME = 4
 _TRIES = 3
+_AHEAD = 2
+"""Times as many shards as are shuffled among each other are fetched ahead, where there is room."""
+_IN_ORDER = 1
+"""How many are of a split that is read in order."""
 
 
 class _Stream:
@@ -50,14 +54,16 @@ class Staging:
     """The shards of one data set; its methods may be called by several threads."""
 
     def __init__(
-        self, store: Store, shards: Sequence[Shard], folder: Path, budget_bytes: int, ahead: int
+        self, store: Store, shards: Sequence[Shard], folder: Path, budget_bytes: int, shuffled: int
     ) -> None:
-        """Fetch up to `ahead` shards before they are needed, and keep as many behind.
+        """Keep at most `budget_bytes` in `folder`, which other processes may use too.
 
-        Other processes may use the same `folder`.
+        `shuffled`: of how many shards at a time training takes its images. Raises UsageError if these, and
+        those that come next, don't fit.
         """
-        self._store, self._shards, self._ahead = store, shards, ahead
+        self._store, self._shards = store, shards
         self._is_remote = is_bucket(store.uri)
+        self._ahead = _ahead_within(budget_bytes, shards, shuffled, store) if self._is_remote else 0
         self._folder = folder if self._is_remote else Path(store.uri)
         self._budget_bytes = budget_bytes
         self._lock = threading.Lock()
@@ -73,7 +79,9 @@ class Staging:
         if not self._is_remote or not upcoming:
             return
         with self._lock:
-            stream = self._streams[self._shards[upcoming[0]].split] = _Stream(upcoming, self._ahead)
+            split = self._shards[upcoming[0]].split
+            ahead = self._ahead if split == "train" else _IN_ORDER
+            stream = self._streams[split] = _Stream(upcoming, ahead)
             self._prefetch(stream)
 
     def read(self, shard: int, offset: int, length: int) -> bytes:
@@ -159,3 +167,20 @@ class Staging:
                     with suppress(OSError):
                         path.unlink()
                         total -= each
+
+
+def _ahead_within(budget_bytes: int, shards: Sequence[Shard], shuffled: int, store: Store) -> int:
+    """Return how many shards to fetch ahead, so that they and as many behind fit. Raises UsageError."""
+    sizes: dict[bool, list[int]] = {True: [], False: []}
+    for size, split in sorted((shard.size, shard.split) for shard in shards):
+        sizes[split == "train"].append(size)
+    needed = 0
+    for ahead in range(_AHEAD * shuffled, shuffled - 1, -1):
+        needed = sum(sizes[True][-2 * ahead - 1 :]) + sum(sizes[False][-2 * _IN_ORDER - 1 :])
+        if needed <= budget_bytes:
+            return ahead
+    raise UsageError(
+        f"data.staged_mib is less than what is read at a time of these shards; give it {-(-needed >> 20)} at "
+        f"least, lower data.shuffle_shards, or pack smaller shards. Received: {budget_bytes >> 20} for "
+        f"{shuffled} shards of up to {max(sizes[True], default=0) / 2**20:,.1f} MiB in {store.uri}"
+    )
