@@ -23,7 +23,7 @@ from trainer.cli.environment import (
     memory_explained,
     prepare_libraries,
 )
-from trainer.cli.options import DATA_HELP, SpecCommand, run_options, spec_options
+from trainer.cli.options import DATA_HELP, SpecCommand, image_options, run_options, spec_options
 from trainer.exits import TrainerError, UsageError
 from trainer.printable import printable_lines
 from trainer.stop import Stop
@@ -192,6 +192,30 @@ def verify(run: str) -> None:
 
     prepare_libraries()
     verify_command(run)
+
+
+@cli.group()
+def image() -> None:
+    """Build and push the image that runs anywhere."""
+
+
+@image.command("build")
+@image_options
+@click.option("--network", metavar="MODE", help="Of the build, such as host.  [default: the engine's]")
+def image_build(variant: str, base: str, name: str, network: str | None) -> None:
+    """Build it from this project's source, on the engine of DOCKER_HOST or of this host."""
+    from trainer.cli.image import build_command
+
+    build_command(variant, base, name, network)
+
+
+@image.command("push")
+@image_options
+def image_push(variant: str, base: str, name: str) -> None:
+    """Push what was built of this source, if git knows all of it."""
+    from trainer.cli.image import push_command
+
+    push_command(variant, base, name)
 
 
 def cache_folder() -> Path:

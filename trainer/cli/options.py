@@ -64,6 +64,27 @@ _HOW = (
 )
 
 
+_IMAGE = (
+    click.option(
+        "--variant", type=click.Choice(["cpu", "gpu", "tpu"]), default="gpu", show_default=True,
+        help="What it is to run on.",
+    ),
+    click.option(
+        "--base", metavar="IMAGE", default="python:3.12-slim", show_default=True,
+        help="A Debian, with a Python of 3.10 to 3.13 or none.",
+    ),
+    click.option(
+        "--name", metavar="NAME", default="trainer", show_default=True,
+        help="Registry, project and name, as the registry wants them.",
+    ),
+)  # fmt: skip
+
+
+def image_options(command: Command) -> Command:
+    """Add the options that say which image."""
+    return _with(command, _IMAGE)
+
+
 def spec_options(command: Command) -> Command:
     """Add the options that describe a spec."""
     return _with(command, (*_WHAT, *_HOW))

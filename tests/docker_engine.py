@@ -1,0 +1,75 @@
+"""A Docker engine of the tests' own, and a base image that needs no registry."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from docker import APIClient, DockerClient
+
+BASE = "base:of-tests"
+_CERTIFICATES = "etc/ssl/certs/ca-certificates.crt"
+
+
+@contextmanager
+def docker_engine(folder: Path) -> Iterator[DockerClient]:
+    """Start an engine that keeps everything below `folder`, and yield a client. Skips where that can't be."""
+    if os.geteuid() != 0 or not shutil.which("dockerd"):
+        pytest.skip("a Docker engine of one's own needs root and the program dockerd, of Debian's docker.io")
+    address = f"unix://{folder}/socket"
+    options = {"data-root": "data", "exec-root": "exec", "pidfile": "pid"}
+    places = [f"--{name}={folder / place}" for name, place in options.items()]
+    command = ["dockerd", "--host", address, *places]
+    log = folder / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+    try:
+        _wait_for(address, process, log)
+        client = DockerClient(base_url=address, timeout=300)
+        yield client
+        client.close()
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def make_base(client: DockerClient, folder: Path) -> None:
+    """Import a Debian with Python as the image `BASE`. Skips where none can be made."""
+    if not shutil.which("debootstrap"):
+        pytest.skip("a base image without a registry needs the program debootstrap")
+    root = folder / "debian"
+    packages = "--include=python3,python3-venv,ca-certificates"
+    command = ["debootstrap", "--variant=minbase", packages, "bookworm", str(root)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"no Debian could be had: {done.stdout[-300:]}")
+    # As in the slim images; and what this machine trusts, its package index may have an authority of its own.
+    for name in ("var/lib/apt/lists", "var/cache/apt", "usr/share/doc", "usr/share/man", "usr/share/locale"):
+        shutil.rmtree(root / name)
+        (root / name).mkdir()
+    shutil.copy(f"/{_CERTIFICATES}", root / _CERTIFICATES)
+    index = os.environ.get("PIP_INDEX_URL")
+    lines = [f"cert = /{_CERTIFICATES}", *([f"index-url = {index}"] if index else [])]
+    (root / "etc" / "pip.conf").write_text("[global]\n" + "".join(f"{line}\n" for line in lines))
+    archive = folder / "base.tar"
+    subprocess.run(["tar", "-C", root, "-cf", archive, "."], check=True)
+    client.api.import_image_from_file(str(archive), *BASE.split(":"))
+    archive.unlink()
+    shutil.rmtree(root)
+
+
+def _wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    until = time.monotonic() + 60
+    while time.monotonic() < until and process.poll() is None:
+        with suppress(Exception), closing(APIClient(base_url=address)) as client:
+            client.ping()
+            return
+        time.sleep(0.2)
+    pytest.skip(f"the engine does not start here: {log.read_text()[-300:]}")

@@ -1,0 +1,182 @@
+"""The project's source to an image, on any Docker engine.
+
+In: the project's top folder, a variant, a client of an engine. Out: an image, tagged by what is in it and by
+the git commit; pushed only if the commit says all of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from docker.errors import APIError, DockerException, ImageNotFound
+from docker.utils import kwargs_from_env
+from docker.utils.build import exclude_paths
+
+from docker import APIClient
+from trainer import __version__
+from trainer.exits import TemporaryError, TrainerError, UsageError
+
+Engine = Any
+"""A docker.APIClient; its types are known in part only."""
+DOCKERFILE = "docker/Dockerfile"
+VARIANTS = ("cpu", "gpu", "tpu")
+_DIGITS = 12
+_LAST_LINES = 12
+
+
+@dataclass(frozen=True)
+class Source:
+    """What an image is built from."""
+
+    root: Path
+    """The project's top folder."""
+    digest: str
+    """Of all files that go into the image and of how it is built, 12 hex digits."""
+    commit: str | None
+    """The git commit, 12 hex digits; None outside git."""
+    is_dirty: bool
+    """Whether files differ from the commit."""
+
+    @property
+    def revision(self) -> str:
+        """The commit, with '-dirty' if files differ from it; 'unknown' outside git."""
+        return "unknown" if self.commit is None else self.commit + ("-dirty" if self.is_dirty else "")
+
+
+def find_source(start: Path, variant: str, base: str) -> Source:
+    """Return the source in `start` or the nearest folder above. Raises UsageError if there is none."""
+    for root in (start, *start.parents):
+        if (root / DOCKERFILE).is_file():
+            commit = _git(root, "rev-parse", f"--short={_DIGITS}", "HEAD")
+            is_dirty = bool(_git(root, "status", "--porcelain"))
+            return Source(root, _digest(root, f"{variant} {base}"), commit or None, is_dirty)
+    raise UsageError(
+        f"An image is built from the project's source, and there is no {DOCKERFILE} here or above; change to "
+        f"the project's folder. Received: {start}"
+    )
+
+
+def tags_of(source: Source, repository: str, variant: str) -> list[str]:
+    """Return the names of the image: by its content, by its commit if that says all of it, and the newest."""
+    names = [source.digest, *([source.commit] if source.commit and not source.is_dirty else [])]
+    return [f"{repository}:{variant}-{name}" for name in names] + [f"{repository}:{variant}"]
+
+
+def open_engine() -> Engine:
+    """Return a client of the engine that DOCKER_HOST names, else of this host's. Raises UsageError."""
+    try:
+        client: Engine = APIClient(version="auto", **kwargs_from_env())
+        client.ping()
+    except (DockerException, OSError) as error:
+        raise UsageError(
+            "No Docker engine answers; start Docker, or let DOCKER_HOST name one that you have the right to "
+            f"use. Received: {str(error)[:200]}"
+        ) from None
+    return client
+
+
+def build_image(
+    client: Engine,
+    source: Source,
+    variant: str,
+    base: str,
+    tags: list[str],
+    on_line: Callable[[str], None],
+    network: str | None = None,
+) -> str:
+    """Build the image, name it with all of `tags`, and return its id; `on_line` hears what the engine says.
+
+    Raises TrainerError with the engine's last lines if it can't be built.
+    """
+    arguments = {
+        "VARIANT": variant, "BASE_IMAGE": base, "VERSION": __version__, "REVISION": source.revision,
+    }  # fmt: skip
+    said: list[str] = []
+    try:
+        stream = client.build(
+            path=str(source.root), dockerfile=DOCKERFILE, tag=tags[0], buildargs=arguments, rm=True,
+            decode=True, network_mode=network,
+        )  # fmt: skip
+        for line in _lines(stream, "The image could not be built", said):
+            on_line(line)
+        for tag in tags[1:]:
+            client.tag(tags[0], *tag.rsplit(":", 1))
+        return str(client.inspect_image(tags[0])["Id"])
+    except APIError as error:
+        raise TrainerError(_failure("The image could not be built", said, str(error))) from None
+
+
+def push_image(client: Engine, source: Source, tags: list[str], on_line: Callable[[str], None]) -> None:
+    """Send the image to its registry.
+
+    Raises UsageError for a dirty tree or an image that isn't built, TemporaryError if it doesn't get there.
+    """
+    if source.is_dirty or source.commit is None:
+        raise UsageError(
+            "Only what a commit says is pushed, so that everyone can see what an image holds; commit the "
+            f"changes first. Received: {source.revision} in {source.root}"
+        )
+    try:
+        client.inspect_image(tags[0])
+    except ImageNotFound:
+        raise UsageError(
+            f"This source isn't built yet; `trainer image build` with the same options does it. "
+            f"Received: no image {tags[0]}"
+        ) from None
+    for tag in tags:
+        said: list[str] = []
+        try:
+            stream = client.push(*tag.rsplit(":", 1), stream=True, decode=True)
+            for line in _lines(stream, f"{tag} could not be pushed", said):
+                on_line(line)
+        except (TrainerError, APIError) as error:
+            raise TemporaryError(
+                f"{error} Check the registry's name, that you are logged in to it, and try again."
+            ) from None
+
+
+def _lines(stream: Iterator[Mapping[str, Any]], what: str, said: list[str]) -> Iterator[str]:
+    """Yield the engine's words, line by line. Raises TrainerError for an error that it tells."""
+    for each in stream:
+        if "error" in each:
+            raise TrainerError(_failure(what, said, str(each["error"])))
+        text = str(each.get("stream") or each.get("status") or "")
+        for line in filter(None, map(str.rstrip, text.splitlines())):
+            said.append(line)
+            yield line
+
+
+def _failure(what: str, said: list[str], error: str) -> str:
+    last = "".join(f"  {line}\n" for line in said[-_LAST_LINES:])
+    return f"{what}; the engine's last words:\n{last}Received: {error.strip()[:500]}"
+
+
+def _digest(root: Path, how: str) -> str:
+    """Return the digest of the files that the engine gets, by name and content."""
+    patterns = [
+        line.strip()
+        for line in (root / ".dockerignore").read_text("utf-8").splitlines()
+        if line.strip() and not line.startswith("#")
+    ]
+    found = hashlib.sha256(how.encode())
+    for name in sorted(exclude_paths(str(root), patterns, dockerfile=DOCKERFILE)):
+        path = root / name
+        if path.is_file():
+            found.update(f"\0{name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return found.hexdigest()[:_DIGITS]
+
+
+def _git(root: Path, *arguments: str) -> str:
+    """Return what git says, nothing where it isn't there or this is no repository."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
