@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -127,7 +129,7 @@ def test_a_machine_that_stays_away_is_missed_and_what_was_done_is_kept(tmp_path:
     assert written
     assert not (tmp_path / "shards" / "shards.json").exists()
     times = {name: (tmp_path / "shards" / name).stat().st_mtime_ns for name in written}
-    with pytest.raises(DataError, match=r"shards\.json"):
+    with pytest.raises(DataError, match="not all packed yet"):
         load(tmp_path / "shards", tmp_path, layout="shards")
     pack(root, output, tmp_path / "cache")
     assert times == {name: (tmp_path / "shards" / name).stat().st_mtime_ns for name in written}
@@ -233,3 +235,46 @@ def load_from(uri: str, cache: Path) -> Dataset:
 
     spec = DataSpec(source=uri, image_size=SIZE, cache_mib=0)
     return load_dataset(spec, cache, SilentProgress(), lambda rejected: None)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("name", "../../out.tfrecord"),
+        ("name", "/tmp/out.tfrecord"),
+        ("split", "banana"),
+        ("recipe", "../../out"),
+    ],
+)
+def test_a_list_that_leads_out_of_its_folder_is_refused(
+    packed: tuple[Path, Path], tmp_path: Path, key: str, value: str
+) -> None:
+    place = shutil.copytree(packed[1], tmp_path / "shards")
+    values = json.loads((place / "shards.json").read_text())
+    (values if key == "recipe" else values["shards"][0])[key] = value
+    (place / "shards.json").write_text(json.dumps(values))
+    with pytest.raises(DataError, match=r"list of the shards can't be used.*out|banana"):
+        load(place, tmp_path / "cache")
+
+
+def test_shards_that_are_not_all_packed_yet_are_not_read_as_something_else(
+    packed: tuple[Path, Path], tmp_path: Path
+) -> None:
+    place = shutil.copytree(packed[1], tmp_path / "shards")
+    (place / "shards.json").unlink()
+    (place / "packing-recipe.txt").write_text("aa")
+    with pytest.raises(DataError, match="not all packed yet"):
+        load(place, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("kind", ["scan", "pack"])
+@pytest.mark.parametrize("garbage", ["{", "[]", ""])
+def test_notes_that_are_garbage_cost_one_more_start(tmp_path: Path, kind: str, garbage: str) -> None:
+    root, output = two_splits(tmp_path / "images", train=9), str(tmp_path / "shards")
+    with pytest.raises(TemporaryError, match="start those that are missing"):
+        pack(root, output, tmp_path / "cache", 0, 2, wait=0.5)
+    (tmp_path / "shards" / f"packing-{kind}-000000.json").write_text(garbage)
+    with pytest.raises(TemporaryError, match="done anew"):
+        pack(root, output, tmp_path / "cache")
+    pack(root, output, tmp_path / "cache")
+    assert (tmp_path / "shards" / "shards.json").exists()

@@ -109,7 +109,7 @@ class _Reception:
                 wire.close()
                 return
             wire.silence(SILENCE_SECONDS)
-        except (OSError, TypeError, ValueError):
+        except (OSError, TypeError, ValueError, OverflowError, RecursionError):  # a stranger
             wire.close()
             return
         self.wires[index] = wire  # after a restart in the place of the one before

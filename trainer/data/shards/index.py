@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.items import Rejection
+from trainer.data.items import SPLITS, Rejection
 from trainer.exits import DataError
 from trainer.storage import hash_file
 from trainer.storage.store import Store
@@ -25,6 +26,8 @@ CATALOGUE = "shards.json"
 INDEX = "index.npys"
 """Arrays in NumPy's .npy format, one after the other."""
 LABELS = "labels.txt"
+JOURNAL = "packing-recipe.txt"
+"""There while shards are packed: what they are of."""
 _FORMAT = 1
 
 
@@ -68,18 +71,31 @@ def read_catalogue(store: Store) -> Catalogue | None:
         values = json.loads(found.data.decode("utf-8", "surrogateescape"))
         if values.pop("format") != _FORMAT:
             raise ValueError("it is of another version of this program")
-        return Catalogue(
+        catalogue = Catalogue(
             shards=tuple(Shard(**each) for each in values.pop("shards")),
             rejected=tuple(Rejection(**each) for each in values.pop("rejected")),
             class_names=tuple(values.pop("class_names")),
             warnings=tuple(values.pop("warnings")),
             **values,
         )
+        _require_plain(catalogue)
+        return catalogue
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"The list of the shards can't be used: {error}. Pack them again with `trainer shard`. "
             f"Received: {store.at(CATALOGUE)}"
         ) from None
+
+
+def _require_plain(catalogue: Catalogue) -> None:
+    """Raise ValueError for what `trainer shard` never writes, such as a name that leads out of the folder."""
+    if not re.fullmatch(r"[0-9a-f]{16,}", catalogue.recipe):
+        raise ValueError(f"{catalogue.recipe!r} is no digest")
+    for shard in catalogue.shards:
+        if shard.split not in SPLITS or not re.fullmatch(r"[a-z]+-\d+-of-\d+\.tfrecord", shard.name):
+            raise ValueError(f"{shard.name!r} of {shard.split!r} is no shard")
+    if "train" not in {shard.split for shard in catalogue.shards}:
+        raise ValueError("there are none to train on")
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ their index, then `shards.json`, by which others know that all is there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from trainer.data.progress import Progress
 from trainer.data.shards.index import (
     CATALOGUE,
     INDEX,
+    JOURNAL,
     LABELS,
     Catalogue,
     Columns,
@@ -37,10 +39,11 @@ from trainer.spec.schema import DataSpec
 from trainer.storage import hash_file, private_folder
 from trainer.storage.store import Store
 
+Noted = TypeVar("Noted")
+
 _TOGETHER = 512
 # What decides which image comes where; the rest is of training.
 _SETTINGS = ("checksum", "layout", "validation_fraction", "max_rejected", "max_image_pixels")
-_JOURNAL = "packing-recipe.txt"
 
 
 def make_shards(
@@ -66,7 +69,7 @@ def make_shards(
     ranges = parts_of("scan", items, _TOGETHER)
     scans = [Scan(part, tuple(items[range.start : range.stop]), spec) for part, range in ranges]
     crew.do(scans, store, "Reading", progress)
-    seen = [each for scan in scans for each in read_scan(_part(store, scan.part))]
+    seen = [each for scan in scans for each in _part(store, scan, read_scan, len)]
     dataset = _assembled(items, left_out, seen, spec, layout)
     progress.say(format_found(dataset))
     planned = plan_shards(dataset, [size for _, _, size in seen], shard_bytes)
@@ -85,8 +88,8 @@ def _recipe(spec: DataSpec, items: Sequence[Item], shard_bytes: int) -> str:
 
 def _begin(store: Store, recipe: str) -> None:
     """Note what is packed here, so that nothing else is packed between."""
-    if not store.create(_JOURNAL, recipe.encode()):
-        found = store.read(_JOURNAL)
+    if not store.create(JOURNAL, recipe.encode()):
+        found = store.read(JOURNAL)
         _require_same(recipe if found is None else found.data.decode(), recipe, store)
 
 
@@ -129,14 +132,28 @@ def _pack(planned: PlannedShard, dataset: Dataset, items: Sequence[Item], number
     return Pack(f"packing-pack-{number:06d}.json", planned.name, packed)
 
 
-def _part(store: Store, name: str) -> bytes:
+def _part(
+    store: Store, work: Scan | Pack, read: Callable[[bytes], Noted], count: Callable[[Noted], int]
+) -> Noted:
+    """Return what was noted of `work`. Raises TemporaryError if it isn't there or not whole."""
+    name = work.part
     found = store.read(name)
     if found is None:
         raise TemporaryError(
             "The notes of what was packed are gone: another machine has finished the shards, or someone "
             f"removed them; start again. Received: {store.at(name)}"
         )
-    return found.data
+    try:
+        noted = read(found.data)
+        if count(noted) != len(work.items):
+            raise ValueError("it is of other images")
+        return noted
+    except (ValueError, KeyError, TypeError):
+        store.remove(name)  # so that it is done again
+        raise TemporaryError(
+            "The notes of what was packed can't be read; start again, that piece is then done anew. "
+            f"Received: {store.at(name)}"
+        ) from None
 
 
 def _finish(
@@ -148,7 +165,7 @@ def _finish(
     cache_dir: Path,
 ) -> Catalogue:
     """Write index, labels and list; then the notes are of no more use."""
-    written = [read_shard(_part(store, pack.part)) for pack in packs]
+    written = [_part(store, pack, read_shard, lambda found: len(found.offsets)) for pack in packs]
     _require_there(packs, written, store)
     with private_folder(cache_dir / "packing") as folder:
         path = folder / INDEX

@@ -24,7 +24,7 @@ from trainer.data.dataset import Dataset, Split
 from trainer.data.holding import Holding, View, Write
 from trainer.data.ingest import build_to_pixels
 from trainer.data.items import SPLITS, Source
-from trainer.data.shards.index import INDEX, Catalogue, Index, read_catalogue
+from trainer.data.shards.index import INDEX, JOURNAL, Catalogue, Index, read_catalogue
 from trainer.data.shards.staging import Staging
 from trainer.exits import DataError
 from trainer.hosts import Peers
@@ -47,6 +47,11 @@ def find_shards(spec: DataSpec) -> tuple[Store, Catalogue] | None:
     else:
         store = open_store(place)
         catalogue = read_catalogue(store)
+        if catalogue is None and store.find(JOURNAL) is not None:
+            raise DataError(
+                "The shards are not all packed yet; let `trainer shard` finish, the same command goes on "
+                f"where it stopped. Received: {without_secrets(spec.source)!r}"
+            )
     if catalogue is not None:
         return store, catalogue
     if spec.layout == "shards":
@@ -58,7 +63,12 @@ def find_shards(spec: DataSpec) -> tuple[Store, Catalogue] | None:
 
 
 def load_shards(store: Store, catalogue: Catalogue, spec: DataSpec, cache_dir: Path, peers: Peers) -> Dataset:
-    """Return the data set of the shards in `store`. Raises DataError, TemporaryError."""
+    """Return the data set of the shards in `store`. Raises DataError, TemporaryError, UsageError."""
+    if len(set(peers.exchange(catalogue.index_sha256.encode()))) > 1:
+        raise DataError(
+            "The processes of the run see different shards in the source; give all the same ones. "
+            f"Received: {store.uri} on {peers.place.name(peers.place.index)}"
+        )
     folder = cache_dir / "shards" / catalogue.recipe[:16]
     index = Index(_local_index(store, folder), catalogue)
     if len(index.starts) != len(catalogue.shards) + 1 or index.starts[-1] != len(index):

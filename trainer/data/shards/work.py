@@ -122,6 +122,7 @@ class Crew:
                 finished, running = self._finished(running)
                 yield from finished
         except BrokenProcessPool:
+            self._require_going()  # the signal may have gone to all of them
             raise OutOfMemoryError(
                 "A process ended by itself, perhaps for want of memory; try fewer --processes. "
                 f"Received: {self.processes} processes"
@@ -161,8 +162,10 @@ class Crew:
 
 def _begin(prepare: Callable[[], None]) -> None:
     """Make a fresh process one that ends with the one that started it."""
-    # Ctrl-C reaches every process of a terminal: the one that started this says what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C reaches every process of a terminal, and a supervisor's SIGTERM a whole group: the one that
+    # started this says what it means.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
     def end() -> None:
