@@ -11,7 +11,6 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
-
 from docker import APIClient, DockerClient
 
 BASE = "base:of-tests"

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 from bucket_server import BUCKET, bucket_server
+from docker import DockerClient
 from docker.models.containers import Container
 from docker_engine import BASE, docker_engine, make_base
 from trainer_process import command
 
-from docker import DockerClient
 from trainer.exits import UsageError
 from trainer.launch.image import find_source, push_image, tags_of
 from trainer.publish import latest_run, verify

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import pytest
 from free_ports import addresses
@@ -102,20 +102,40 @@ def test_processes_of_different_specs_are_refused() -> None:
     assert "different specs" in found[0][1]
 
 
+def connected(address: tuple[str, int]) -> socket.socket:
+    """Return a connection to a process that may not listen yet."""
+    until = time.monotonic() + 20
+    while True:
+        try:
+            return socket.create_connection(address, timeout=5)
+        except OSError:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+
+
 def test_a_stranger_at_the_door_does_no_harm() -> None:
     hosts = addresses(2)
     chief = start(0, hosts, "say(peers.exchange(b'a'))")
     address = ("127.0.0.1", int(hosts[0].rpartition(":")[2]))
-    for said in (b"GET / HTTP/1.1\r\n\r\n", b"h" + bytes(7) + b"\x02{}", b"h" + b"\xff" * 8, b""):
-        while True:
-            try:
-                stranger = socket.create_connection(address, timeout=5)
-                break
-            except OSError:
-                time.sleep(0.05)
-        with closing(stranger):
+    deep, endless = b"[" * 200_000, b'{"index": Infinity, "count": 2}'
+    hellos = [b"h" + len(each).to_bytes(8, "big") + each for each in (b"{}", deep, endless, b"7" * 9**5)]
+    for said in (b"GET / HTTP/1.1\r\n\r\n", *hellos, b"h" + b"\xff" * 8, b""):
+        with closing(connected(address)) as stranger:
             stranger.sendall(said)
     assert ends([chief, start(1, hosts, "peers.exchange(b'b')")])[0] == (0, "[b'a', b'b']\n")
+
+
+def test_those_who_say_nothing_or_trickle_hold_nobody_up() -> None:
+    """300 connections that stay open: one after the other, each waited for, would outlast the limit."""
+    hosts = addresses(2)
+    chief = start(0, hosts, "say(peers.exchange(b'a'))", seconds=20.0)
+    address = ("127.0.0.1", int(hosts[0].rpartition(":")[2]))
+    with ExitStack() as strangers:
+        for _ in range(300):
+            stranger = strangers.enter_context(closing(connected(address)))
+            stranger.sendall(b"h\0\0")
+        worker = start(1, hosts, "peers.exchange(b'b')")
+        assert ends([chief, worker])[0] == (0, "[b'a', b'b']\n")
 
 
 @pytest.mark.parametrize("killed", [0, 1, 2])

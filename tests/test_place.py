@@ -61,6 +61,9 @@ def test_a_cluster_of_one_is_no_cluster() -> None:
         (TWO, {"type": "worker", "index": None}, "a task that is one of its cluster"),
         (TWO, {}, "chief and worker only"),
         ({"worker": ["a:1", "a:1"]}, {"type": "worker", "index": 0}, "another address for each"),
+        (TWO, {"type": "worker", "index": "\u00b2"}, "a task that is one of its cluster"),
+        ({"worker": ["a:\u00b2", "b:1"]}, {"type": "worker", "index": 0}, "a list of HOST:PORT"),
+        ({"worker": ["a:" + "9" * 5000, "b:1"]}, {"type": "worker", "index": 0}, "a list of HOST:PORT"),
         ({"worker": "a:1"}, {"type": "worker", "index": 0}, "a list of HOST:PORT"),
         ({"worker": ["a"]}, {"type": "worker", "index": 0}, "a list of HOST:PORT"),
         ({"worker": ["a:99999", "b:1"]}, {"type": "worker", "index": 0}, "a list of HOST:PORT"),
@@ -77,7 +80,7 @@ def test_what_has_no_part_or_makes_no_sense_is_refused_with_a_reason(
     assert "Received: " in str(raised.value)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "null", "7"])
+@pytest.mark.parametrize("text", ["{", "[]", "null", "7", "[" * 200_000], ids=len)
 def test_what_is_no_json_object_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match=r"TF_CONFIG is .*JSON"):
         read_place({"TF_CONFIG": text}, "host")
@@ -98,6 +101,8 @@ def test_the_pods_of_an_indexed_job_find_each_other_by_their_names() -> None:
     [
         ({"TRAINER_WORKERS": "many"}, "flowers-2"),
         ({"TRAINER_WORKERS": "0"}, "flowers-2"),
+        ({"TRAINER_WORKERS": "\u00b2"}, "flowers-2"),
+        ({"JOB_COMPLETION_INDEX": "\u00b2"}, "flowers-2"),
         ({"TRAINER_SERVICE": ""}, "flowers-2"),
         ({"JOB_COMPLETION_INDEX": ""}, "flowers-2"),
         ({"JOB_COMPLETION_INDEX": "3"}, "flowers-3"),

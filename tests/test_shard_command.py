@@ -98,15 +98,18 @@ def alive_in_session(session: int) -> bool:
     return False
 
 
-def test_a_stop_while_packing_says_how_to_go_on(images: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("who", ["process", "group"])
+def test_a_stop_while_packing_says_how_to_go_on(images: Path, tmp_path: Path, who: str) -> None:
     process = subprocess.Popen(
         command("shard", images, tmp_path / "shards", "--set", "data.max_rejected=0.5"),
         env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
-    while not (tmp_path / "shards" / "packing-recipe.txt").exists():
+    # By then a process of the pool is at work, which a signal to the group reaches too.
+    begun = "packing-recipe.txt" if who == "process" else "packing-scan-000000.json"
+    while not (tmp_path / "shards" / begun).exists():
         time.sleep(0.005)
-    process.send_signal(signal.SIGTERM)
+    os.kill(process.pid if who == "process" else -process.pid, signal.SIGTERM)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 143, said
     assert "Traceback" not in said

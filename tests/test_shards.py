@@ -13,15 +13,18 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from bucket_server import BUCKET, bucket_server
+from free_ports import addresses
 from small_data import SIZE, load, png, put, two_splits
 
 from trainer.data.dataset import Dataset
 from trainer.data.progress import SilentProgress
 from trainer.data.shards.index import read_catalogue
 from trainer.data.shards.make import make_shards
+from trainer.data.shards.source import load_shards
 from trainer.data.shards.staging import Staging
 from trainer.data.shards.work import Crew
 from trainer.exits import DataError, TemporaryError, UsageError
+from trainer.hosts import Place, meet
 from trainer.spec.schema import DataSpec
 from trainer.storage.store import open_store
 
@@ -278,3 +281,35 @@ def test_notes_that_are_garbage_cost_one_more_start(tmp_path: Path, kind: str, g
         pack(root, output, tmp_path / "cache")
     pack(root, output, tmp_path / "cache")
     assert (tmp_path / "shards" / "shards.json").exists()
+
+
+def test_a_picture_that_was_replaced_under_its_name_is_not_taken_for_packed(tmp_path: Path) -> None:
+    root, output = two_splits(tmp_path / "images", train=9), str(tmp_path / "shards")
+    pack(root, output, tmp_path / "cache")
+    pack(root, output, tmp_path / "cache")  # the same once more is nothing to do
+    next(root.rglob("*.png")).write_bytes(png(778, side=21))
+    with pytest.raises(UsageError, match="other images"):
+        pack(root, output, tmp_path / "cache")
+
+
+def test_hosts_that_see_different_shards_are_refused(packed: tuple[Path, Path], tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    pack(two_splits(tmp_path / "images", train=5), str(other), tmp_path / "cache")
+    hosts = tuple(addresses(2))
+    refused: dict[int, str] = {}
+
+    def work(index: int, shards: Path) -> None:
+        peers = meet(Place(hosts, index, hosts[0]), "same", 30.0, lambda text: None)
+        store = open_store(str(shards))
+        with pytest.raises(DataError, match="different shards") as caught:
+            load_shards(store, read_catalogue(store), DataSpec(), tmp_path / str(index), peers)  # type: ignore[arg-type]
+        refused[index] = str(caught.value)
+        peers.leave()
+
+    both = [threading.Thread(target=work, args=each) for each in enumerate((packed[1], other))]
+    for each in both:
+        each.start()
+    for each in both:
+        each.join(60)
+    assert sorted(refused) == [0, 1]
+    assert str(other) in refused[1]

@@ -134,7 +134,6 @@ def predict(model: str, images: tuple[str, ...], as_json: bool) -> None:
     """Say what is on pictures, with a trained model."""
     from trainer.cli.answers import predict_command
 
-    Stop().listen()
     import_tensorflow()
     with memory_explained(_LESS_MEMORY):
         predict_command(model, images, cache_folder(), as_json)
@@ -155,7 +154,6 @@ def evaluate(model: str, data: str, as_json: bool, settings: tuple[str, ...]) ->
     """Measure a trained model on labelled pictures."""
     from trainer.cli.answers import evaluate_command
 
-    Stop().listen()
     import_tensorflow()
     with memory_explained(_LESS_MEMORY):
         evaluate_command(model, data, cache_folder(), as_json, settings)
@@ -242,7 +240,7 @@ def _announce_emulator() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with the code of the table in `trainer.exits`."""
-    # Each command listens for itself; until then a stop is to end as one, too.
+    # Commands that save first listen anew, for themselves.
     Stop().listen()
     try:
         cli.main(args=list(arguments) if arguments is not None else None, prog_name="trainer")

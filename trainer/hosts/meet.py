@@ -7,9 +7,12 @@ come is named. A process that starts again while the chief still waits takes its
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from queue import SimpleQueue
+from typing import Any
 
 from trainer.exits import TemporaryError, TrainerError, UsageError, error_of
 from trainer.hosts.peers import PING_SECONDS, SILENCE_SECONDS, Peers
@@ -17,6 +20,8 @@ from trainer.hosts.place import Place
 from trainer.hosts.wire import BYE, HELLO, PING, WELCOME, Wire, connect, listen, values_of
 
 _HELLO_SECONDS = 5.0
+_HELLO_BYTES = 4096
+_MOST_AT_THE_DOOR = 256
 _NEWS_SECONDS = 15.0
 _AGAIN_SECONDS = 0.3
 
@@ -44,6 +49,8 @@ class _Reception:
     def __init__(self, place: Place, common: str, say: Say) -> None:
         self.place, self.common, self.say = place, common, say
         self.wires: dict[int, Wire] = {}
+        self.heard: SimpleQueue[tuple[int, Wire, dict[str, Any]]] = SimpleQueue()
+        self.door = threading.BoundedSemaphore(_MOST_AT_THE_DOOR)
         self.spoke_at = self.pinged_at = time.monotonic()
 
     def gather(self, until: float, limit_seconds: float) -> dict[int, Wire]:
@@ -85,7 +92,10 @@ class _Reception:
     def _look(self, server: socket.socket) -> None:
         with suppress(TimeoutError):
             connection, _ = server.accept()
-            self._greet(connection)
+            # Each by a thread of its own: who connects and says nothing holds nobody else up.
+            threading.Thread(target=self._hear, args=(connection,), daemon=True, name="hello").start()
+        while not self.heard.empty():
+            self._greet(*self.heard.get())
         now = time.monotonic()
         if now - self.pinged_at > PING_SECONDS:
             self.pinged_at = now
@@ -98,22 +108,29 @@ class _Reception:
             self.spoke_at = now
             self.say(f"waiting for {self._missing()}")
 
-    def _greet(self, connection: socket.socket) -> None:
-        """Take in one of the run; whoever else it is, is turned away."""
-        wire = Wire(connection, _HELLO_SECONDS)
-        try:
-            kind, data = wire.receive()
-            values = values_of(data)
-            index = int(values.get("index", 0)) if kind == HELLO else 0
-            if not 0 < index < self.place.count or values.get("count") != self.place.count:
-                wire.close()
-                return
-            wire.silence(SILENCE_SECONDS)
-        except (OSError, TypeError, ValueError, OverflowError, RecursionError):  # a stranger
-            wire.close()
+    def _hear(self, connection: socket.socket) -> None:
+        """Hear who it is; a stranger is turned away."""
+        if not self.door.acquire(blocking=False):
+            connection.close()
             return
-        self.wires[index] = wire  # after a restart in the place of the one before
-        if values.get("common") != self.common:
+        try:
+            wire = Wire(connection, _HELLO_SECONDS)
+            kind, data = wire.receive(_HELLO_BYTES, time.monotonic() + _HELLO_SECONDS)
+            values = values_of(data) if kind == HELLO else {}
+            index, count = values.get("index"), values.get("count")
+            if type(index) is not int or not 0 < index < self.place.count or count != self.place.count:
+                raise OSError("a stranger")
+            wire.silence(SILENCE_SECONDS)
+            self.heard.put((index, wire, values))
+        except OSError:
+            connection.close()
+        finally:
+            self.door.release()
+
+    def _greet(self, index: int, wire: Wire, said: dict[str, Any]) -> None:
+        """Take in one of the run, after a restart in the place of the one before."""
+        self.wires[index] = wire
+        if said.get("common") != self.common:
             raise UsageError(
                 "The processes of the run have different specs or versions of this program; start all with "
                 f"the same command. Received: another one from {self.place.name(index)}"

@@ -90,6 +90,8 @@ class Peers:
                 wire.end()
         for thread in self._threads:
             thread.join(_LEAVE_SECONDS)
+        for wire in self._wires.values():
+            wire.close()
 
     def _next(self, index: int) -> bytes:
         with self._changed:

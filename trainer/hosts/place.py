@@ -7,6 +7,7 @@ In: environment variables, as Vertex AI, Kubeflow or an Indexed Job of Kubernete
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -77,7 +78,7 @@ def read_share(environment: Mapping[str, str]) -> tuple[int, int]:
     count, index = (environment.get(name, "").strip() for name in (WORKERS, _JOB_INDEX))
     if not count:
         return 0, 1
-    if not count.isdigit() or not index.isdigit() or int(index) >= int(count):
+    if not _is_number(count) or not _is_number(index) or int(index) >= int(count):
         raise UsageError(
             f"{WORKERS} is the number of pods of an Indexed Job, which sets {_JOB_INDEX} to 0 and up. "
             f"Received: {WORKERS}={count!r}, {_JOB_INDEX}={index!r}"
@@ -105,7 +106,7 @@ def _from_tf_config(text: str, cluster_spec: str) -> Place:
         raise _refused("has another address for each process", text)
     kind, index = str(task.get("type", "")), task.get("index", 0)
     _require_used(kind, text)
-    if kind not in jobs or not str(index).isdigit() or int(index) >= len(jobs[kind]):
+    if kind not in jobs or not _is_number(str(index)) or int(index) >= len(jobs[kind]):
         raise _refused("has a task that is one of its cluster", text)
     before = sum(len(jobs[name]) for name in names[: names.index(kind)])
     return _place(addresses, before + int(index), _open_port(cluster_spec))
@@ -115,12 +116,12 @@ def _from_indexed_job(environment: Mapping[str, str], host_name: str) -> Place:
     given = {name: environment.get(name, "").strip() for name in (WORKERS, SERVICE, _JOB_INDEX)}
     described = ", ".join(f"{name}={value!r}" for name, value in given.items())
     count, index = given[WORKERS], given[_JOB_INDEX]
-    if not count.isdigit() or int(count) < 1:
+    if not _is_number(count) or int(count) < 1:
         raise UsageError(f"{WORKERS} is a number of processes. Received: {described}")
     if int(count) == 1:
         return Place()
     job, _, ending = host_name.rpartition("-")
-    if not index.isdigit() or int(index) >= int(count) or not given[SERVICE] or not job or ending != index:
+    if not _is_number(index) or int(index) >= int(count) or not given[SERVICE] or not job or ending != index:
         raise UsageError(
             f"{WORKERS} is for the pods of an Indexed Job, which are called JOB-INDEX, with {SERVICE} as "
             f"their subdomain and as many completions. Received: {described} on the host {host_name}"
@@ -143,7 +144,8 @@ def _open_port(cluster_spec: str) -> int | None:
     if not cluster_spec.strip():
         return None
     ports = _mapping(cluster_spec, _CLUSTER_SPEC).get("open_ports") or []
-    return int(ports[0]) if isinstance(ports, list) and ports and str(ports[0]).isdigit() else None
+    first = str(ports[0]) if isinstance(ports, list) and ports else ""
+    return int(first) if _is_port(first) else None
 
 
 def _require_used(kind: str, text: str) -> None:
@@ -159,13 +161,22 @@ def _require_used(kind: str, text: str) -> None:
 
 def _is_address(value: object) -> bool:
     host, _, port = str(value).rpartition(":")
-    return isinstance(value, str) and bool(host) and port.isdigit() and 0 < int(port) <= _HIGHEST_PORT
+    return isinstance(value, str) and bool(host) and _is_port(port)
+
+
+def _is_port(text: str) -> bool:
+    return _is_number(text) and 0 < int(text) <= _HIGHEST_PORT
+
+
+def _is_number(text: str) -> bool:
+    """Return whether `text` is a number as machines write it; isdigit() is true of a superscript two."""
+    return re.fullmatch(r"[0-9]{1,9}", text) is not None
 
 
 def _mapping(text: str, name: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{name} is not JSON: {error}. Received: {text[:200]}") from None
     if not isinstance(value, dict):
         raise UsageError(f"{name} is a JSON object. Received: {text[:200]}")

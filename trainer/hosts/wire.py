@@ -18,6 +18,7 @@ from typing import Any
 _HEAD = struct.Struct(">cQ")
 _MOST_BYTES = 1 << 36
 _CHUNK_BYTES = 1 << 20
+_BACKLOG = 128  # strangers may knock, too
 
 HELLO, WELCOME, DATA, PING, BYE = b"h", b"w", b"d", b"p", b"b"
 
@@ -44,12 +45,16 @@ class Wire:
         """Send a message of JSON values. Raises OSError."""
         self.send(kind, json.dumps(values).encode())
 
-    def receive(self) -> tuple[bytes, bytes]:
-        """Return the next message's kind and bytes. Raises OSError, also when the other side is gone."""
-        kind, size = _HEAD.unpack(self._read(_HEAD.size))
-        if size > _MOST_BYTES:
+    def receive(self, most_bytes: int = _MOST_BYTES, until: float | None = None) -> tuple[bytes, bytes]:
+        """Return the next message's kind and bytes.
+
+        Raises OSError, also when the other side is gone, when it announces more than `most_bytes`, and when
+        not all has come by the monotonic time `until`, however it trickles.
+        """
+        kind, size = _HEAD.unpack(self._read(_HEAD.size, until))
+        if size > most_bytes:
             raise OSError(f"a message of {size} bytes")
-        return kind, self._read(size)
+        return kind, self._read(size, until)
 
     def silence(self, seconds: float) -> None:
         """Let the other side be silent for so long."""
@@ -71,9 +76,11 @@ class Wire:
         """End the connection."""
         self._connection.close()
 
-    def _read(self, size: int) -> bytes:
+    def _read(self, size: int, until: float | None) -> bytes:
         data = bytearray()
         while len(data) < size:
+            if until is not None:
+                self._connection.settimeout(max(0.001, until - time.monotonic()))
             part = self._connection.recv(min(_CHUNK_BYTES, size - len(data)))
             if not part:
                 raise ConnectionError("the connection was closed")
@@ -85,7 +92,7 @@ def values_of(data: bytes) -> dict[str, Any]:
     """Return the JSON values of a message, none for what is no such message."""
     try:
         values = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}
 
@@ -107,5 +114,5 @@ def listen(address: str, count: int) -> socket.socket:
     port = int(address.rpartition(":")[2])
     family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
     return socket.create_server(
-        ("", port), family=family, backlog=count, reuse_port=False, dualstack_ipv6=socket.has_dualstack_ipv6()
+        ("", port), family=family, backlog=count + _BACKLOG, dualstack_ipv6=socket.has_dualstack_ipv6()
     )

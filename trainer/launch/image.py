@@ -13,18 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from docker import APIClient
 from docker.errors import APIError, DockerException, ImageNotFound
 from docker.utils import kwargs_from_env
 from docker.utils.build import exclude_paths
 
-from docker import APIClient
 from trainer import __version__
 from trainer.exits import TemporaryError, TrainerError, UsageError
 
 Engine = Any
 """A docker.APIClient; its types are known in part only."""
 DOCKERFILE = "docker/Dockerfile"
-VARIANTS = ("cpu", "gpu", "tpu")
 _DIGITS = 12
 _LAST_LINES = 12
 

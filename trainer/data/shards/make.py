@@ -31,7 +31,16 @@ from trainer.data.shards.index import (
     read_catalogue,
     recipe_of,
 )
-from trainer.data.shards.pack import Pack, PackedItem, PackedShard, Scan, parts_of, read_scan, read_shard
+from trainer.data.shards.pack import (
+    Pack,
+    PackedItem,
+    PackedShard,
+    Scan,
+    parts_of,
+    read_scan,
+    read_shard,
+    size_of,
+)
 from trainer.data.shards.plan import PlannedShard, plan_shards
 from trainer.data.shards.work import NOTES, Crew
 from trainer.exits import TemporaryError, UsageError
@@ -82,7 +91,8 @@ def make_shards(
 
 def _recipe(spec: DataSpec, items: Sequence[Item], shard_bytes: int) -> str:
     settings = spec.model_dump(mode="json", include=set(_SETTINGS))
-    listed = [[item.name, item.label, item.split, item.length] for item in items]
+    # The size is that of a picture which was replaced under its name, too.
+    listed = [[item.name, item.label, item.split, size_of(item)] for item in items]
     return recipe_of({"settings": settings, "shard_bytes": shard_bytes, "items": listed})
 
 

@@ -52,7 +52,7 @@ class Scan:
         reader.decode(np.arange(len(items)), lambda number, pixels: None)
         outcomes = [reader.outcomes[number] for number in range(len(items))]
         return [
-            {"content": outcome.content, "reason": outcome.reason, "size": _size(item)}
+            {"content": outcome.content, "reason": outcome.reason, "size": size_of(item)}
             for item, outcome in zip(items, outcomes, strict=True)
         ]
 
@@ -125,7 +125,8 @@ def read_shard(data: bytes) -> PackedShard:
     return PackedShard(**json.loads(data))
 
 
-def _size(item: Item) -> int:
+def size_of(item: Item) -> int:
+    """Return the bytes of an image, 0 if it can't be looked at."""
     try:
         return item.path.stat().st_size if item.length is None else item.length
     except OSError:
