@@ -8,7 +8,8 @@
     python scripts/scale.py bucket              shards of an emulated bucket: how long training waits for them
 
 Needs what the tests need, two cores and the loopback network. Logical CPU devices stand for the
-GPUs of a host, processes for hosts. Ends with 1 if a figure is not what was asked.
+GPUs of a host, processes for hosts; `equal` and `move` take `--gpus 4` on a host that has them, and
+compare 1, 2 and 4 of them with its CPU. Ends with 1 if a figure is not what was asked.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 TIMES = {"equal": 1, "move": 10, "overhead": 12, "model": 4, "memory": 1, "bucket": 15}
+ON_GPUS = ("equal", "move")
 OF_SHARDS = ("memory", "bucket")
 
 
@@ -35,7 +37,10 @@ def main() -> None:
     parser.add_argument("what", choices=list(TIMES))
     parser.add_argument("--times", type=int, help="moves, pairs of measurements, or epochs")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--gpus", type=int, default=0, help="of this host, for equal and move")
     arguments = parser.parse_args()
+    if arguments.gpus and arguments.what not in ON_GPUS:
+        parser.error(f"--gpus is for {' and '.join(ON_GPUS)}")
     # Processes and their words are read as in chaos.py, whose bucket is that of the tests.
     sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
     os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
@@ -48,7 +53,8 @@ def main() -> None:
         chosen = getattr(importlib.import_module("scale_shards"), arguments.what)
     else:
         chosen = importlib.import_module(f"scale_{arguments.what}").main
-    problems = chosen(arguments.times or TIMES[arguments.what], arguments.seed)
+    more = {"gpus": arguments.gpus} if arguments.gpus else {}
+    problems = chosen(arguments.times or TIMES[arguments.what], arguments.seed, **more)
     for problem in problems:
         print(f"MISSED: {problem}")
     print(f"{arguments.what}: {'missed' if problems else 'as asked'}, in {time.monotonic() - began:.0f} s")

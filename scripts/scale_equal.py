@@ -6,10 +6,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from scale_places import RATE, SETUPS, TOLERANCE, Setup, Team, copies, make_overlapping, outcome
+from scale_places import RATE, TOLERANCE, Setup, Team, copies, make_overlapping, outcome, setups_of
 
 
-def main(times: int, seed: int) -> list[str]:
+def main(times: int, seed: int, gpus: int = 0) -> list[str]:
     """Train on each setup and compare with one device; return what is not as asked."""
     print(
         f"one spec in float32: batch normalisation, dropout, stochastic depth, clipping, label smoothing, an "
@@ -21,7 +21,7 @@ def main(times: int, seed: int) -> list[str]:
         folder = Path(temporary)
         data = make_overlapping(folder / "images")
         expected = None
-        for setup in SETUPS:
+        for setup in setups_of(gpus):
             began = time.monotonic()
             team = _trained(setup, folder, data)
             found = outcome(folder, _name(setup), team.notes[0])
@@ -44,4 +44,4 @@ def _trained(setup: Setup, folder: Path, data: Path) -> Team:
 
 
 def _name(setup: Setup) -> str:
-    return f"p{setup.processes}-d{setup.devices}"
+    return f"p{setup.processes}-{setup.kind}{setup.devices}"

@@ -11,7 +11,16 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from scale_places import EPOCHS, SETUPS, STEPS_PER_EPOCH, TOLERANCE, Setup, Team, make_overlapping, outcome
+from scale_places import (
+    EPOCHS,
+    STEPS_PER_EPOCH,
+    TOLERANCE,
+    Setup,
+    Team,
+    make_overlapping,
+    outcome,
+    setups_of,
+)
 
 MOST_SECONDS = 30.0
 """From the end of one process to that of the others."""
@@ -26,8 +35,8 @@ _LOADING_SECONDS = 5.0
 class Moves:
     """Moves a run, and knows what went wrong."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
-        self.folder, self.rng = folder, random.Random(seed)
+    def __init__(self, folder: Path, seed: int, setups: tuple[Setup, ...]) -> None:
+        self.folder, self.rng, self.setups = folder, random.Random(seed), setups
         self.data = make_overlapping(folder / "images")
         self.problems: list[str] = []
         self.uses: Counter[Setup] = Counter()
@@ -38,8 +47,12 @@ class Moves:
         return Team(setup, self.folder, self.data, name, *_MORE)
 
     def other(self, setup: Setup | None) -> Setup:
-        """Return a setup of another number of replicas, of those that came least often."""
-        others = [each for each in SETUPS if setup is None or each.replicas != setup.replicas]
+        """Return a setup of another kind or number of replicas, of those that came least often."""
+        others = [
+            each
+            for each in self.setups
+            if setup is None or (each.kind, each.replicas) != (setup.kind, setup.replicas)
+        ]
         least = min(self.uses[each] for each in others)
         chosen = self.rng.choice([each for each in others if self.uses[each] == least])
         self.uses[chosen] += 1
@@ -97,10 +110,10 @@ class Moves:
         self.problems += [f"{team.setup}, {number.name}: {each}" for each in problems]
 
 
-def main(times: int, seed: int) -> list[str]:
+def main(times: int, seed: int, gpus: int = 0) -> list[str]:
     """Move a run `times` times; return what went wrong."""
     with tempfile.TemporaryDirectory() as temporary:
-        moves = Moves(Path(temporary), seed)
+        moves = Moves(Path(temporary), seed, setups_of(gpus))
         calm = moves.start(Setup(1, 1), "calm")
         if any(calm.end()):
             raise SystemExit(calm.text())

@@ -41,19 +41,29 @@ class Setup:
 
     processes: int
     devices: int
+    kind: str = "cpu"
 
     @property
     def replicas(self) -> int:
         return self.processes * self.devices
 
     def __str__(self) -> str:
-        of = f" x {self.devices} devices" if self.devices > 1 else ""
+        called = "GPU" if self.kind == "gpu" else "device"
+        of = f" x {self.devices} {called}s" if self.devices > 1 else ""
         if self.processes == 1:
-            return f"{self.devices} device{'s' * (self.devices > 1)}"
+            return f"{self.devices} {called}{'s' * (self.devices > 1)}"
         return f"{self.processes} processes{of}"
 
 
 SETUPS = (Setup(1, 1), Setup(1, 2), Setup(1, 4), Setup(2, 1), Setup(4, 1), Setup(2, 2))
+
+
+def setups_of(gpus: int) -> tuple[Setup, ...]:
+    """Return what is compared: CPUs and processes; of a host with GPUs one CPU, and 1, 2, 4... of them."""
+    if not gpus:
+        return SETUPS
+    counts = [count for count in (1, 2, 4, 8, 16) if count <= gpus]
+    return (Setup(1, 1), *(Setup(1, count, "gpu") for count in counts))
 
 
 def make_overlapping(folder: Path) -> Path:
@@ -75,7 +85,7 @@ class Team:
 
     def __init__(self, setup: Setup, folder: Path, data: Path, name: str, *settings: str) -> None:
         """The run is `folder`/runs/`name`; what its processes note is `folder`/`name`-INDEX.jsonl."""
-        given = [*SETTINGS, *settings, f"train.devices=cpu:{setup.devices}"]
+        given = [*SETTINGS, *settings, f"train.devices={setup.kind}:{setup.devices}"]
         flags = ["--data", str(data), "--output", str(folder / "runs"), "--run-name", name]
         flags += [each for setting in given for each in ("--set", setting)]
         self.setup = setup

@@ -220,7 +220,10 @@ def build_to_pixels(spec: DataSpec) -> Callable[[str, list[bytes]], Pixels]:
             with tf.device("CPU:0"):
                 return tf.map_fn(function, values, fn_output_signature=small, parallel_iterations=1)
 
-        return tf.function(mapped, input_signature=[taken], autograph=False)
+        # Traced here, once: the threads that call it would all begin to, and TensorFlow warn of it.
+        traced = tf.function(mapped, input_signature=[taken], autograph=False)
+        concrete: Callable[..., tf.Tensor] = traced.get_concrete_function()
+        return concrete
 
     decode_all = over_all(decode_one, tf.TensorSpec([None], tf.string))
     resize_all = over_all(resize_one, tf.TensorSpec([None, _CIFAR_SIDE, _CIFAR_SIDE, 3], tf.uint8))
@@ -230,6 +233,6 @@ def build_to_pixels(spec: DataSpec) -> Callable[[str, list[bytes]], Pixels]:
             return np.asarray(decode_all(tf.constant(files)))
         planes = np.frombuffer(b"".join(files), np.uint8).reshape(-1, 3, _CIFAR_SIDE, _CIFAR_SIDE)
         images = planes.transpose(0, 2, 3, 1)
-        return images if size == _CIFAR_SIDE else np.asarray(resize_all(images))
+        return images if size == _CIFAR_SIDE else np.asarray(resize_all(tf.constant(images)))
 
     return to_pixels

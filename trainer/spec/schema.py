@@ -160,6 +160,7 @@ class TrainSpec(Checked):
     meet_seconds: Positive = 600.0
     """How long the processes of a run on several hosts wait for each other at the start."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """float32 is that in products too, without TF32 on GPUs; auto is bfloat16 where it is faster."""
     xla: Literal["auto"] | bool = "auto"
     steps_per_call: Literal["auto"] | Count = "auto"
     deterministic: bool = False
