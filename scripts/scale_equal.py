@@ -44,4 +44,4 @@ def _trained(setup: Setup, folder: Path, data: Path) -> Team:
 
 
 def _name(setup: Setup) -> str:
-    return f"p{setup.processes}-{setup.kind}{setup.devices}"
+    return f"p{setup.processes}-{setup.kind}{setup.devices}{'-xla' * setup.xla}"

@@ -42,6 +42,7 @@ class Setup:
     processes: int
     devices: int
     kind: str = "cpu"
+    xla: bool = False
 
     @property
     def replicas(self) -> int:
@@ -51,11 +52,11 @@ class Setup:
         called = "GPU" if self.kind == "gpu" else "device"
         of = f" x {self.devices} {called}s" if self.devices > 1 else ""
         if self.processes == 1:
-            return f"{self.devices} {called}{'s' * (self.devices > 1)}"
+            return f"{self.devices} {called}{'s' * (self.devices > 1)}{' with XLA' * self.xla}"
         return f"{self.processes} processes{of}"
 
 
-SETUPS = (Setup(1, 1), Setup(1, 2), Setup(1, 4), Setup(2, 1), Setup(4, 1), Setup(2, 2))
+SETUPS = (Setup(1, 1), Setup(1, 1, xla=True), Setup(1, 2), Setup(1, 4), Setup(2, 1), Setup(4, 1), Setup(2, 2))
 
 
 def setups_of(gpus: int) -> tuple[Setup, ...]:
@@ -63,7 +64,7 @@ def setups_of(gpus: int) -> tuple[Setup, ...]:
     if not gpus:
         return SETUPS
     counts = [count for count in (1, 2, 4, 8, 16) if count <= gpus]
-    return (Setup(1, 1), *(Setup(1, count, "gpu") for count in counts))
+    return (Setup(1, 1), Setup(1, 1, "gpu", xla=True), *(Setup(1, count, "gpu") for count in counts))
 
 
 def make_overlapping(folder: Path) -> Path:
@@ -85,7 +86,8 @@ class Team:
 
     def __init__(self, setup: Setup, folder: Path, data: Path, name: str, *settings: str) -> None:
         """The run is `folder`/runs/`name`; what its processes note is `folder`/`name`-INDEX.jsonl."""
-        given = [*SETTINGS, *settings, f"train.devices={setup.kind}:{setup.devices}"]
+        devices = [f"train.devices={setup.kind}:{setup.devices}", f"train.xla={setup.xla}".lower()]
+        given = [*SETTINGS, *settings, *devices]
         flags = ["--data", str(data), "--output", str(folder / "runs"), "--run-name", name]
         flags += [each for setting in given for each in ("--set", setting)]
         self.setup = setup

@@ -6,8 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
 from small_data import put
 
+from trainer.cli.environment import memory_explained
 from trainer.cluster import (
     Gpu,
     ask_driver,
@@ -16,7 +18,7 @@ from trainer.cluster import (
     find_cluster,
     require_accelerator,
 )
-from trainer.exits import AcceleratorError, UsageError
+from trainer.exits import AcceleratorError, OutOfMemoryError, UsageError
 
 
 @pytest.fixture
@@ -73,3 +75,17 @@ def test_auto_precision_follows_the_devices() -> None:
     assert choose_precision("float32", cluster) == "float32"
     assert "core" in cluster.description
     assert cluster.strategy.num_replicas_in_sync == 1
+
+
+def test_more_logical_devices_than_anyone_needs_are_refused() -> None:
+    with pytest.raises(UsageError, match="64 devices of the one CPU at most"):
+        find_cluster(devices="cpu:65")
+
+
+def test_what_did_not_fit_is_named() -> None:
+    said = "Graph execution error:\n\nDetected at node conv\n\nOOM when allocating tensor with shape[9]"
+    with (
+        pytest.raises(OutOfMemoryError, match=r"try less\. Received: OOM when allocating"),
+        memory_explained("try less"),
+    ):
+        raise tf.errors.ResourceExhaustedError(None, None, said)

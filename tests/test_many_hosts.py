@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -102,6 +103,18 @@ def wait_for_step(worker: Worker, step: int) -> None:
 
 def step_of(path: Path) -> int:
     return int(path.stem.split("-")[1])
+
+
+def test_a_port_that_another_program_holds_ends_both_with_its_number(pair: Pair) -> None:
+    hosts = addresses(2)
+    with socket.create_server(("", int(hosts[1].rpartition(":")[2]))):
+        workers = [pair.start("held", index, hosts) for index in (0, 1)]
+        assert [worker.end() for worker in workers] == [75, 75]
+    for worker in workers:
+        assert "TensorFlow can't open its port for the other processes of the run; end what holds it" in (
+            worker.text()
+        )
+        assert f"Received: {hosts[1]}" in worker.text()
 
 
 def test_two_are_stopped_and_killed_together_and_end_where_an_undisturbed_run_does(

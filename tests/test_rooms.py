@@ -24,6 +24,7 @@ ROOMS = (
     "spec",
     "storage",
     "data",
+    "draws",
     "augment",
     "mix",
     "model",

@@ -157,3 +157,17 @@ def test_machines_bring_only_their_share_of_a_buckets_images(
         outlined = [path for path in cached if path.suffix in (".png", ".bmp")]
         assert len(outlined) == len(files)
         assert {path.stat().st_blocks for path in outlined} == {0}  # nothing of them is on disk
+
+
+def test_two_at_the_same_work_both_end_well(images: Path, tmp_path: Path) -> None:
+    both = [
+        subprocess.Popen(
+            command("shard", images, tmp_path / "shards", "--set", "data.max_rejected=0.5"),
+            env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / f"cache-{name}")},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for name in "ab"
+    ]  # fmt: skip
+    said = [each.communicate(timeout=120)[0] for each in both]
+    assert [each.returncode for each in both] == [0, 0], said
+    assert not list((tmp_path / "shards").glob("packing-*"))

@@ -1,4 +1,4 @@
-"""Shards: any source in, the same images out, whoever packs them and however often it is interrupted."""
+"""Shards: the images of their source come out of them, from a disk, a bucket, and on several hosts."""
 
 from __future__ import annotations
 
@@ -15,58 +15,23 @@ import tensorflow as tf
 from bucket_server import BUCKET, bucket_server
 from free_ports import addresses
 from small_data import SIZE, load, png, put, two_splits
+from small_shards import files_of, make_packed, pack, pixels_by_name
 
 from trainer.data.dataset import Dataset
 from trainer.data.progress import SilentProgress
 from trainer.data.shards.index import read_catalogue
-from trainer.data.shards.make import make_shards
 from trainer.data.shards.source import load_shards
 from trainer.data.shards.staging import Staging
-from trainer.data.shards.work import Crew
-from trainer.exits import DataError, TemporaryError, UsageError
+from trainer.exits import DataError, UsageError
 from trainer.hosts import Place, meet
 from trainer.spec.schema import DataSpec
 from trainer.storage.store import open_store
-
-SMALL = 1500
-"""Bytes: a few images."""
-
-
-def nothing() -> None:
-    """Prepare nothing."""
-
-
-def pack(
-    root: Path, output: str, cache: Path, machine: int = 0, machines: int = 1, wait: float = 60.0
-) -> None:
-    spec = DataSpec(source=str(root), image_size=SIZE)
-    with Crew(1, cache, nothing, machine, machines, wait) as crew:
-        make_shards(spec, open_store(output), SMALL, crew, SilentProgress())
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The folder of images, and that of their shards."""
-    root = tmp_path_factory.mktemp("packed")
-    two_splits(root / "images", train=9, validation=4)
-    put(root / "images" / "train" / "cats" / "odd.bmp", b"not an image")
-    put(root / "images" / "train" / "dogs" / "ä ö.png", png(777, side=20))
-    spec = DataSpec(source=str(root / "images"), max_rejected=0.5)
-    with Crew(1, root / "cache", nothing) as crew:
-        make_shards(spec, open_store(str(root / "shards")), SMALL, crew, SilentProgress())
-    return root / "images", root / "shards"
-
-
-def pixels_by_name(dataset: Dataset) -> dict[tuple[str, str, str], bytes]:
-    return {
-        (name, item.name, dataset.class_names[label]): split.pixels.take(np.asarray([row]))[0].tobytes()
-        for name, split in dataset.splits.items()
-        for row, (item, label) in enumerate(zip(split.items, split.labels, strict=True))
-    }
+    return make_packed(tmp_path_factory.mktemp("packed"))
 
 
 def test_shards_hold_the_images_of_their_source(packed: tuple[Path, Path], tmp_path: Path) -> None:
@@ -95,66 +60,6 @@ def test_tensorflow_reads_the_shards(packed: tuple[Path, Path]) -> None:
     assert odd["image/encoded"].bytes_list.value[0] == png(777, side=20)
     assert odd["image/class/text"].bytes_list.value[0] == b"dogs"
     assert odd["image/class/label"].int64_list.value[0] == 1
-
-
-def test_neighbours_of_the_source_are_not_neighbours_in_a_shard(
-    packed: tuple[Path, Path], tmp_path: Path
-) -> None:
-    names = [item.name for item in load(packed[1], tmp_path).splits["train"].items]
-    assert names != sorted(names)
-    assert len({name.split("/")[1] for name in names[:6]}) == 2
-
-
-def test_two_machines_pack_the_same_bytes_as_one(packed: tuple[Path, Path], tmp_path: Path) -> None:
-    root = two_splits(tmp_path / "images", train=9, validation=4)
-    pack(root, str(tmp_path / "one"), tmp_path / "cache")
-    both = [
-        threading.Thread(
-            target=pack, args=(root, str(tmp_path / "two"), tmp_path / f"cache{index}", index, 2)
-        )
-        for index in range(2)
-    ]
-    for each in both:
-        each.start()
-    for each in both:
-        each.join()
-    assert files_of(tmp_path / "two") == files_of(tmp_path / "one")
-    assert not [name for name in files_of(tmp_path / "one") if name.startswith("packing-")]
-
-
-def test_a_machine_that_stays_away_is_missed_and_what_was_done_is_kept(tmp_path: Path) -> None:
-    root, output = two_splits(tmp_path / "images", train=9), str(tmp_path / "shards")
-    # One piece to scan: machine 0 does it; of the shards it does every second one.
-    with pytest.raises(TemporaryError, match="start those that are missing"):
-        pack(root, output, tmp_path / "cache", 0, 2, wait=0.5)
-    there = files_of(tmp_path / "shards")
-    written = [name for name in there if name.endswith(".tfrecord")]
-    assert written
-    assert not (tmp_path / "shards" / "shards.json").exists()
-    times = {name: (tmp_path / "shards" / name).stat().st_mtime_ns for name in written}
-    with pytest.raises(DataError, match="not all packed yet"):
-        load(tmp_path / "shards", tmp_path, layout="shards")
-    pack(root, output, tmp_path / "cache")
-    assert times == {name: (tmp_path / "shards" / name).stat().st_mtime_ns for name in written}
-    assert len(load(tmp_path / "shards", tmp_path).train.items) == 18
-
-
-def test_a_shard_that_was_lost_before_the_end_is_packed_anew(tmp_path: Path) -> None:
-    root, output = two_splits(tmp_path / "images", train=9), str(tmp_path / "shards")
-    with pytest.raises(TemporaryError):
-        pack(root, output, tmp_path / "cache", 0, 2, wait=0.5)
-    next((tmp_path / "shards").glob("*.tfrecord")).write_bytes(b"short")
-    with pytest.raises(TemporaryError, match="packed anew"):
-        pack(root, output, tmp_path / "cache")
-    pack(root, output, tmp_path / "cache")
-    assert len(pixels_by_name(load(tmp_path / "shards", tmp_path))) == 24
-
-
-def test_other_images_are_not_packed_into_the_same_place(packed: tuple[Path, Path], tmp_path: Path) -> None:
-    before = files_of(packed[1])
-    with pytest.raises(UsageError, match="Shards of other images"):
-        pack(two_splits(tmp_path / "images"), str(packed[1]), tmp_path)
-    assert files_of(packed[1]) == before
 
 
 def test_damage_is_found_when_an_image_is_read(packed: tuple[Path, Path], tmp_path: Path) -> None:
@@ -260,6 +165,15 @@ def test_a_list_that_leads_out_of_its_folder_is_refused(
         load(place, tmp_path / "cache")
 
 
+def test_a_list_without_the_name_of_a_class_is_refused(packed: tuple[Path, Path], tmp_path: Path) -> None:
+    place = shutil.copytree(packed[1], tmp_path / "shards")
+    values = json.loads((place / "shards.json").read_text())
+    values["class_names"] = ["cats"]
+    (place / "shards.json").write_text(json.dumps(values))
+    with pytest.raises(DataError, match=r"index of the shards can't be used.*does not name"):
+        load(place, tmp_path / "cache")
+
+
 def test_shards_that_are_not_all_packed_yet_are_not_read_as_something_else(
     packed: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -268,28 +182,6 @@ def test_shards_that_are_not_all_packed_yet_are_not_read_as_something_else(
     (place / "packing-recipe.txt").write_text("aa")
     with pytest.raises(DataError, match="not all packed yet"):
         load(place, tmp_path / "cache")
-
-
-@pytest.mark.parametrize("kind", ["scan", "pack"])
-@pytest.mark.parametrize("garbage", ["{", "[]", ""])
-def test_notes_that_are_garbage_cost_one_more_start(tmp_path: Path, kind: str, garbage: str) -> None:
-    root, output = two_splits(tmp_path / "images", train=9), str(tmp_path / "shards")
-    with pytest.raises(TemporaryError, match="start those that are missing"):
-        pack(root, output, tmp_path / "cache", 0, 2, wait=0.5)
-    (tmp_path / "shards" / f"packing-{kind}-000000.json").write_text(garbage)
-    with pytest.raises(TemporaryError, match="done anew"):
-        pack(root, output, tmp_path / "cache")
-    pack(root, output, tmp_path / "cache")
-    assert (tmp_path / "shards" / "shards.json").exists()
-
-
-def test_a_picture_that_was_replaced_under_its_name_is_not_taken_for_packed(tmp_path: Path) -> None:
-    root, output = two_splits(tmp_path / "images", train=9), str(tmp_path / "shards")
-    pack(root, output, tmp_path / "cache")
-    pack(root, output, tmp_path / "cache")  # the same once more is nothing to do
-    next(root.rglob("*.png")).write_bytes(png(778, side=21))
-    with pytest.raises(UsageError, match="other images"):
-        pack(root, output, tmp_path / "cache")
 
 
 def test_hosts_that_see_different_shards_are_refused(packed: tuple[Path, Path], tmp_path: Path) -> None:

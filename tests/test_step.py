@@ -129,17 +129,40 @@ def test_precision_and_xla_follow_the_machine() -> None:
     assert choose_xla("auto", cluster) == (cluster.device_kind == "GPU")
 
 
+def losses_of(dataset: Dataset, *settings: str) -> list[float]:
+    spec = load_spec(settings=[*SMALL, *settings])
+    stepper = Stepper(learner_for(spec, dataset), spec, np.ones(2, np.float32), find_cluster())
+    return [sums.loss for sums in stepper.run(next(Feed(dataset.train, 8, 0).blocks(0, 3)), 16)]
+
+
+@pytest.mark.parametrize(
+    "random",
+    [
+        ["augment={crop: {scale: [0.3, 1.0]}, flip: both, brightness: 0.2, saturation: 0.3, hue: 0.1}"],
+        ["augment={erase: 0.5, mixup: 0.5, cutmix: 0.5, noise: 0.1}"],
+        ["model={family: residual, stem_filters: 4, filters: [4], blocks: [2], stochastic_depth: 0.5}"],
+        ["model={family: plain, filters: [4], dense_units: [32], dropout: 0.5}"],
+    ],
+    ids=["augmentation", "mixing", "stochastic depth", "dropout"],
+)
+def test_what_is_random_is_the_same_when_xla_compiles_it(dataset: Dataset, random: list[str]) -> None:
+    random = [*random, "train.precision=float32"]
+    plain, compiled = (losses_of(dataset, *random, f"train.xla={on}") for on in ("false", "true"))
+    assert compiled == pytest.approx(plain, rel=1e-5)
+    assert losses_of(dataset, *random, "seed=1") != pytest.approx(plain, rel=1e-3)  # it is random
+
+
 def test_a_step_compiled_by_xla_or_in_bfloat16_is_close_to_the_plain_one(dataset: Dataset) -> None:
     block = next(Feed(dataset.train, 8, 0).blocks(0, 1))
-    losses = {}
-    for name, setting in {
-        "plain": "train.xla=false",
-        "xla": "train.xla=true",
-        "bf16": "train.precision=bfloat16",
-    }.items():
-        spec = load_spec(settings=[*SMALL, "model={family: plain, filters: [4]}", setting])
-        stepper = Stepper(learner_for(spec, dataset), spec, np.ones(2, np.float32), find_cluster())
-        losses[name] = stepper.run(block, 16)[0].loss
+    model = "model={family: plain, filters: [4]}"
+    losses = {
+        name: losses_of(dataset, model, setting)[0]
+        for name, setting in {
+            "plain": "train.xla=false",
+            "xla": "train.xla=true",
+            "bf16": "train.precision=bfloat16",
+        }.items()
+    }
     turned = load_spec(settings=[*SMALL, "augment.rotate_degrees=10.0"])
     as_on_gpu = replace(find_cluster(), device_kind="GPU")  # where XLA is chosen
     stepper = Stepper(learner_for(turned, dataset), turned, np.ones(2, np.float32), as_on_gpu)

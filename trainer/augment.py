@@ -15,6 +15,7 @@ import math
 
 import tensorflow as tf
 
+from trainer.draws import normal, uniform
 from trainer.spec import AugmentSpec, CropSpec
 
 DRAWS = 24
@@ -30,7 +31,7 @@ _TO_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 
 
 def draw_numbers(seed: int, step: tf.Tensor, global_batch_size: int | tf.Tensor) -> tf.Tensor:
     """Return uniform numbers in [0, 1), float32 [global batch, DRAWS], a pure function of its arguments."""
-    return tf.random.stateless_uniform([global_batch_size, DRAWS], tf.stack([tf.cast(seed, tf.int64), step]))
+    return uniform([global_batch_size, DRAWS], tf.stack([tf.cast(seed, tf.int64), step]))
 
 
 def augment_images(images: tf.Tensor, draws: tf.Tensor, spec: AugmentSpec, side: int) -> tf.Tensor:
@@ -126,7 +127,7 @@ def add_noise(images: tf.Tensor, stddev: tf.Tensor, draws: tf.Tensor) -> tf.Tens
     seeds = tf.cast(draws * 2.0**31, tf.int32)
 
     def noise(seed: tf.Tensor) -> tf.Tensor:
-        return tf.random.stateless_normal(tf.shape(images)[1:], seed)
+        return normal(tf.shape(images)[1:], seed)
 
     noises = tf.map_fn(noise, seeds, fn_output_signature=tf.float32)
     return tf.clip_by_value(images + 255.0 * stddev[:, None, None, None] * noises, 0.0, 255.0)

@@ -17,14 +17,15 @@ from typing import Any
 
 import tensorflow as tf
 
-from trainer.exits import AcceleratorError, TrainerError, UsageError
-from trainer.hosts import Peers, Place
+from trainer.exits import AcceleratorError, TemporaryError, TrainerError, UsageError
+from trainer.hosts import Peers, Place, is_free
 
 _BFLOAT16_FLAGS = ("avx512_bf16", "amx_bf16")
 _BFLOAT16_CAPABILITY = (8, 0)
 _TPU_NAME = "TPU_NAME"
 _OLDEST_DRIVER = 525  # of CUDA 12: https://docs.nvidia.com/deploy/cuda-compatibility
 _DRIVER_SECONDS = 10.0
+_MOST_LOGICAL = 64
 _ALONE = Peers(Place())
 
 
@@ -75,6 +76,8 @@ def find_cluster(deterministic: bool = False, devices: str = "auto", peers: Peer
     gpus = tf.config.list_physical_devices("GPU")
     if kind == "gpu":
         gpus = _required(gpus, max(1, wanted))[: wanted or None]
+    if kind == "cpu" and wanted > _MOST_LOGICAL:
+        raise UsageError(f"cpu:COUNT is {_MOST_LOGICAL} devices of the one CPU at most. Received: {devices}")
     if kind == "cpu" or not gpus:
         tf.config.set_visible_devices([], "GPU")
         return _cpu_cluster(Path("/proc/cpuinfo"), max(1, wanted), peers)
@@ -235,6 +238,7 @@ def _strategy(devices: list[str], peers: Peers) -> tf.distribute.Strategy:
     place = peers.place
     if place.count == 1:
         return tf.distribute.get_strategy() if len(devices) == 1 else tf.distribute.MirroredStrategy(devices)
+    _require_ports(peers)
     kind = devices[0].partition(":")[0]
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec({"worker": list(place.addresses)}), task_type="worker", task_id=place.index,
@@ -244,6 +248,17 @@ def _strategy(devices: list[str], peers: Peers) -> tf.distribute.Strategy:
     strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
     peers.on_end(_abort)
     return strategy
+
+
+def _require_ports(peers: Peers) -> None:
+    """Raise TemporaryError on all processes if one can't open its port: TensorFlow would wait for ever."""
+    own = peers.place.addresses[peers.place.index]
+    if not is_free(own):
+        raise TemporaryError(
+            "TensorFlow can't open its port for the other processes of the run; end what holds "
+            f"it, or give another one in TF_CONFIG. Received: {own}"
+        )
+    peers.exchange(b"")
 
 
 def _abort(error: TrainerError) -> None:

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from trainer.exits import OutOfMemoryError, StoppedError, TemporaryError, UsageError
 from trainer.hosts import Peers
@@ -21,6 +21,10 @@ from trainer.hosts.peers import PING_SECONDS, SILENCE_SECONDS
 
 TENSORFLOW_MODULES = ("tensorflow", "keras", "tensorboard")
 """What an extra brings and plain `pip install .` doesn't."""
+
+_STDERR = 2
+_stderr = _STDERR
+"""Where the terminal or the log is; while TensorFlow is imported it isn't at 2."""
 
 _DEFAULTS = {
     # TensorFlow's C++ side logs dozens of lines at import unless it is told before.
@@ -59,8 +63,15 @@ def memory_explained(advice: str) -> Iterator[None]:
         is_tensorflow = type(error).__name__ == "ResourceExhaustedError"
         if not (is_tensorflow or isinstance(error, MemoryError)):
             raise
-        detail = (str(error) or "no more memory").splitlines()[0][:200]
-        raise OutOfMemoryError(f"The memory does not suffice; {advice}. Received: {detail}") from None
+        raise OutOfMemoryError(
+            f"The memory does not suffice; {advice}. Received: {_shortage(error)}"
+        ) from None
+
+
+def _shortage(error: Exception) -> str:
+    """Return the line that says what didn't fit; TensorFlow's first one may only say where."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no more memory"]
+    return next((line for line in lines if "OOM" in line or "memory" in line.lower()), lines[0])[:200]
 
 
 @contextmanager
@@ -98,12 +109,14 @@ def import_tensorflow() -> None:
 
     When the import fails, what it said is shown. Raises ModuleNotFoundError, UsageError.
     """
+    global _stderr
     prepare_libraries()
     _require_temporary_folder()
     sys.stderr.flush()
-    kept = os.dup(2)
+    kept = os.dup(_STDERR)
     with tempfile.TemporaryFile() as said:
-        os.dup2(said.fileno(), 2)
+        os.dup2(said.fileno(), _STDERR)
+        _stderr = kept
         try:
             importlib.import_module("tensorflow")
         except StoppedError:
@@ -113,5 +126,12 @@ def import_tensorflow() -> None:
             os.write(kept, said.read())
             raise
         finally:
-            os.dup2(kept, 2)
+            os.dup2(kept, _STDERR)
+            _stderr = _STDERR
             os.close(kept)
+
+
+def write_last_words(text: str) -> None:
+    """Write to standard error from another thread than the main one, at any time; fails in silence."""
+    with suppress(OSError):
+        os.write(_stderr, text.encode())

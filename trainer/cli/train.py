@@ -19,7 +19,13 @@ from typing import TYPE_CHECKING
 
 from trainer import __version__
 from trainer.cli.console import Console, Quiet
-from trainer.cli.environment import import_tensorflow, memory_explained, peers_explained, require_tensorflow
+from trainer.cli.environment import (
+    import_tensorflow,
+    memory_explained,
+    peers_explained,
+    require_tensorflow,
+    write_last_words,
+)
 from trainer.exits import DataError, StoppedError, TemporaryError, TrainerError, UsageError
 from trainer.hosts import Peers, Place, meet
 from trainer.publish import move_pointer
@@ -167,8 +173,7 @@ def _end_soon(error: TrainerError) -> None:
     """End this process, once another one of the run has, even if what it waits for never comes."""
 
     def end() -> None:
-        with suppress(OSError):
-            os.write(2, f"Error: {error}\n".encode())
+        write_last_words(f"Error: {error}\n")
         os._exit(error.exit_code)
 
     timer = threading.Timer(_END_SECONDS, end)

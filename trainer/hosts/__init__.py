@@ -7,5 +7,6 @@ carries the gradients; here go the few bytes on which all have to agree, and the
 from trainer.hosts.meet import meet
 from trainer.hosts.peers import Peers
 from trainer.hosts.place import Place, read_place, read_share
+from trainer.hosts.wire import is_free
 
-__all__ = ["Peers", "Place", "meet", "read_place", "read_share"]
+__all__ = ["Peers", "Place", "is_free", "meet", "read_place", "read_share"]

@@ -27,6 +27,8 @@ _PORTS_APART = 1000
 """Where nothing says which other port is open, the processes talk that much above the chief's."""
 _HIGHEST_PORT = 65535
 _CHIEFS = ("chief", "master")
+_HOST = r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.%]+\]|[0-9A-Fa-f:.]+"
+"""A name, an IPv4 address, or an IPv6 address with brackets or without."""
 
 
 @dataclass(frozen=True)
@@ -98,14 +100,15 @@ def _from_tf_config(text: str, cluster_spec: str) -> Place:
             raise _refused(f"gives {name} as a list of HOST:PORT", text)
     if sum(len(jobs.get(name, ())) for name in _CHIEFS) > 1:
         raise _refused("has one chief at most", text)
+    kind, index = str(task.get("type", "")), task.get("index", 0)
+    if kind or jobs:
+        _require_used(kind, text)
     if not jobs:
         return Place()
     names = [name for name in (*_CHIEFS, "worker") if name in jobs]
     addresses = tuple(address for name in names for address in jobs[name])
     if len(set(addresses)) < len(addresses):
         raise _refused("has another address for each process", text)
-    kind, index = str(task.get("type", "")), task.get("index", 0)
-    _require_used(kind, text)
     if kind not in jobs or not _is_number(str(index)) or int(index) >= len(jobs[kind]):
         raise _refused("has a task that is one of its cluster", text)
     before = sum(len(jobs[name]) for name in names[: names.index(kind)])
@@ -161,7 +164,7 @@ def _require_used(kind: str, text: str) -> None:
 
 def _is_address(value: object) -> bool:
     host, _, port = str(value).rpartition(":")
-    return isinstance(value, str) and bool(host) and _is_port(port)
+    return isinstance(value, str) and bool(re.fullmatch(_HOST, host)) and _is_port(port)
 
 
 def _is_port(text: str) -> bool:

@@ -109,6 +109,15 @@ def connect(address: str, until: float) -> socket.socket:
         time.sleep(0.2)
 
 
+def is_free(address: str) -> bool:
+    """Return whether the port of HOST:PORT can be opened on this host now."""
+    try:
+        listen(address, 0).close()
+        return True
+    except OSError:
+        return False
+
+
 def listen(address: str, count: int) -> socket.socket:
     """Return a socket that hears connections to the port of HOST:PORT, on all of this host's interfaces."""
     port = int(address.rpartition(":")[2])

@@ -16,6 +16,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from trainer.draws import uniform
+
 # Keeps the draws of each layer apart from each other, and from those of augmentation.
 _FIRST_STREAM = 1 << 41
 
@@ -73,7 +75,7 @@ class RowDropout(keras.layers.Layer):  # type: ignore[misc]
         shape = tf.shape(inputs)
         rows = _ROWS.get() or Rows(tf.constant(0, tf.int64), tf.range(shape[0]), shape[0])
         ones = tf.ones([inputs.shape.rank - 1], tf.int32)
-        numbers = tf.random.stateless_uniform(
+        numbers = uniform(
             tf.concat([[rows.count], ones if self.whole_rows else shape[1:]], axis=0),
             tf.stack([tf.constant(_FIRST_STREAM * (1 + self.stream) + self.seed, tf.int64), rows.step]),
         )

@@ -70,6 +70,8 @@ class Loop:
         self._resume()
         self.profile.begin_run(self.standing.step, self.learner.total_steps)
         epochs = self.spec.train.epochs
+        if self.stepper.uses_xla:
+            self.observer.on_message("XLA compiles the step first, which may take two minutes")
         try:
             while self._epoch() < epochs and not self.standing.ended:
                 if self._train_epoch():

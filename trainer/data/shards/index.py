@@ -142,6 +142,10 @@ class Index:
                     np.load(file, allow_pickle=False) for _ in range(5)
                 )
                 self._rest = file.tell()
+            if self.labels.size and not 0 <= self.labels.min() <= self.labels.max() < len(
+                catalogue.class_names
+            ):
+                raise ValueError("it has labels of classes that shards.json does not name")
         except (OSError, ValueError, EOFError) as error:
             raise DataError(
                 f"The index of the shards can't be used: {error}. Pack them again with `trainer shard`. "

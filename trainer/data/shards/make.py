@@ -75,6 +75,28 @@ def make_shards(
         return found
     store.require_writable()
     _begin(store, recipe)
+    try:
+        return _packed(items, left_out, layout, spec, recipe, store, shard_bytes, crew, progress)
+    except TemporaryError:
+        # Another one at the same work may have ended it, and taken the notes away.
+        found = read_catalogue(store)
+        if found is None or found.recipe != recipe:
+            raise
+        _remove_notes(store)
+        return found
+
+
+def _packed(
+    items: Sequence[Item],
+    left_out: Sequence[Rejection],
+    layout: str,
+    spec: DataSpec,
+    recipe: str,
+    store: Store,
+    shard_bytes: int,
+    crew: Crew,
+    progress: Progress,
+) -> Catalogue | None:
     ranges = parts_of("scan", items, _TOGETHER)
     scans = [Scan(part, tuple(items[range.start : range.stop]), spec) for part, range in ranges]
     crew.do(scans, store, "Reading", progress)
@@ -193,9 +215,13 @@ def _finish(
         shards, dataset.class_names, dataset.summary, dataset.warnings, dataset.rejected, recipe, digest
     )
     store.create(CATALOGUE, catalogue.as_json())
+    _remove_notes(store)
+    return catalogue
+
+
+def _remove_notes(store: Store) -> None:
     for entry in store.entries(NOTES):
         store.remove(entry.name)
-    return catalogue
 
 
 def _require_there(packs: Sequence[Pack], written: Sequence[PackedShard], store: Store) -> None:

@@ -1,0 +1,53 @@
+"""Small shards, packed as `trainer shard` packs them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from small_data import SIZE, png, put, two_splits
+
+from trainer.data.dataset import Dataset
+from trainer.data.progress import SilentProgress
+from trainer.data.shards.make import make_shards
+from trainer.data.shards.work import Crew
+from trainer.spec.schema import DataSpec
+from trainer.storage.store import open_store
+
+SMALL = 1500
+"""Bytes: a few images."""
+
+
+def nothing() -> None:
+    """Prepare nothing."""
+
+
+def pack(
+    root: Path, output: str, cache: Path, machine: int = 0, machines: int = 1, wait: float = 60.0
+) -> None:
+    spec = DataSpec(source=str(root), image_size=SIZE)
+    with Crew(1, cache, nothing, machine, machines, wait) as crew:
+        make_shards(spec, open_store(output), SMALL, crew, SilentProgress())
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def make_packed(root: Path) -> tuple[Path, Path]:
+    """Return a folder of images, and that of their shards."""
+    two_splits(root / "images", train=9, validation=4)
+    put(root / "images" / "train" / "cats" / "odd.bmp", b"not an image")
+    put(root / "images" / "train" / "dogs" / "ä ö.png", png(777, side=20))
+    spec = DataSpec(source=str(root / "images"), max_rejected=0.5)
+    with Crew(1, root / "cache", nothing) as crew:
+        make_shards(spec, open_store(str(root / "shards")), SMALL, crew, SilentProgress())
+    return root / "images", root / "shards"
+
+
+def pixels_by_name(dataset: Dataset) -> dict[tuple[str, str, str], bytes]:
+    return {
+        (name, item.name, dataset.class_names[label]): split.pixels.take(np.asarray([row]))[0].tobytes()
+        for name, split in dataset.splits.items()
+        for row, (item, label) in enumerate(zip(split.items, split.labels, strict=True))
+    }
