@@ -14,6 +14,7 @@ from pathlib import Path
 from trainer.cli.console import Console
 from trainer.cli.environment import import_tensorflow, memory_explained, require_tensorflow
 from trainer.cli.places import absolute_source, require_apart
+from trainer.exits import StoppedError
 from trainer.spec import load_spec
 from trainer.stop import Stop
 
@@ -39,14 +40,17 @@ def shard_command(
         console.banner()
         import_tensorflow()
         from trainer.data.shards.make import make_shards
-        from trainer.data.shards.work import Crew
+        from trainer.data.shards.work import STOPPED, Crew
         from trainer.storage.store import open_store
 
         store = open_store(output)
         console.on_fact("shards", store.uri)
         count = processes or len(os.sched_getaffinity(0))
-        with Crew(count, cache_dir, import_tensorflow, *share, stop=stop) as crew:
-            made = make_shards(spec, store, shard_mib << 20, crew, console)
+        try:
+            with Crew(count, cache_dir, import_tensorflow, *share, stop=stop) as crew:
+                made = make_shards(spec, store, shard_mib << 20, crew, console)
+        except StoppedError:
+            raise StoppedError(STOPPED) from None
         if made is None:
             console.on_fact("done", f"the share of machine {share[0]} of {share[1]}; machine 0 ends it")
             return

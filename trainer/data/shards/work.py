@@ -27,6 +27,7 @@ from trainer.storage.store import Store
 _LOOK_SECONDS = 0.5
 
 WAIT_SECONDS = 600.0
+STOPPED = "Stopped on request; what is packed is kept, the same command goes on from there."
 NOTES = "packing-"
 """How the names of the files begin that say what was done."""
 
@@ -136,9 +137,7 @@ class Crew:
 
     def _require_going(self) -> None:
         if self._stop.is_requested():
-            raise StoppedError(
-                "Stopped on request; what is packed is kept, the same command goes on from there."
-            )
+            raise StoppedError(STOPPED)
 
     def _wait(
         self, others: Sequence[Work], store: Store, done: set[str], on_images: Callable[[int], None]
