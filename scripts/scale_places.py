@@ -19,6 +19,8 @@ STEPS_PER_EPOCH = 9
 TRAIN_IMAGES = (STEPS_PER_EPOCH - 1) * 40 + 3
 """The last batch has three images: one of four replicas has none of them."""
 EPOCHS = 23
+_LONGEST_SECONDS = 120.0
+"""After a signal; then all are killed, and the time tells of it."""
 TOLERANCE = 1e-4
 """Relative; of losses, metrics and what else is compared."""
 RATE = 0.0005
@@ -108,6 +110,9 @@ class Team:
         began, seconds = time.monotonic(), [-1.0] * len(self.processes)
         self.processes[index].process.send_signal(number)
         while min(seconds) < 0:
+            if time.monotonic() - began > _LONGEST_SECONDS:
+                for attempt in self.processes:
+                    attempt.process.kill()
             for each, attempt in enumerate(self.processes):
                 if seconds[each] < 0 and attempt.process.poll() is not None:
                     seconds[each] = time.monotonic() - began

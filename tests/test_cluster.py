@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import tensorflow as tf
+from free_ports import addresses
 from small_data import put
 
 from trainer.cli.environment import memory_explained
@@ -18,7 +21,9 @@ from trainer.cluster import (
     find_cluster,
     require_accelerator,
 )
+from trainer.cluster.host import Host, agreed_on
 from trainer.exits import AcceleratorError, OutOfMemoryError, UsageError
+from trainer.hosts import Peers, Place, meet
 
 
 @pytest.fixture
@@ -89,3 +94,32 @@ def test_what_did_not_fit_is_named() -> None:
         memory_explained("try less"),
     ):
         raise tf.errors.ResourceExhaustedError(None, None, said)
+
+
+def test_hosts_with_other_devices_are_named() -> None:
+    hosts = tuple(addresses(2))
+    said: dict[int, str] = {}
+
+    def work(index: int, devices: int) -> None:
+        peers = meet(Place(hosts, index, hosts[0]), "same", 30.0, lambda text: None)
+        # Of its first address the port is in use: there they have met.
+        peers.place = replace(peers.place, addresses=("localhost:0", "localhost:0"))
+        try:
+            agreed_on(Host("GPU", devices, devices > 1, 24_000 * devices), peers)
+        except AcceleratorError as error:
+            said[index] = str(error)
+        peers.leave()
+
+    both = [threading.Thread(target=work, args=each) for each in ((0, 2), (1, 1))]
+    for each in both:
+        each.start()
+    for each in both:
+        each.join(60)
+    assert sorted(said) == [0, 1]
+    assert "worker 1" in said[0]
+    assert "Received: 1 GPU there, 2 GPU on the first" in said[0]
+
+
+def test_one_process_needs_to_agree_with_nobody() -> None:
+    mine = Host("CPU", 1, True, 0)
+    assert agreed_on(mine, Peers(Place())) is mine

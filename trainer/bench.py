@@ -20,7 +20,7 @@ from trainer.cluster import Cluster
 from trainer.data.batches import steps_per_epoch
 from trainer.data.dataset import Dataset
 from trainer.exits import StoppedError
-from trainer.scaling import require_whole_batch, scaled_spec
+from trainer.scaling import require_equal_shares, require_whole_batch, scaled_spec
 from trainer.spec import RunSpec
 from trainer.train import build_learner
 from trainer.train.clock import fitting_steps
@@ -95,6 +95,8 @@ def measure_speeds(
     """Measure for about `seconds` after compiling. Raises StoppedError once `is_stopped` returns True."""
     require_whole_batch(spec, cluster.strategy.num_replicas_in_sync, len(dataset.train.labels))
     spec = scaled_spec(spec, cluster.strategy.num_replicas_in_sync)
+    if cluster.device_kind == "TPU":
+        require_equal_shares(spec, cluster.strategy.num_replicas_in_sync, len(dataset.train.labels))
     bench = _Bench(spec, dataset, cluster, is_stopped)
     compile_seconds = bench.warm_up()
     turn = seconds / (_ROUNDS * _PARTS)

@@ -22,6 +22,9 @@ from trainer.metrics import Predictions
 _BATCH = 100
 _BATCH_BYTES = 64 << 20
 """Of float32 pixels; large images go through in smaller batches."""
+_TURNS_APART = 8
+"""Of the processes' questions whether anyone has to stop."""
+_STOP = b"stop"
 
 
 def batches_of(
@@ -68,15 +71,30 @@ class Evaluator:
         owners = split.owners(place.count)
         own, parts = np.flatnonzero(owners == place.index), []
         split.pixels.follow(own)
-        for rows in batches_of(len(own), split.pixels.shape[1], devices=self._replicas):
-            # The others wait for these answers, so that nobody stops alone.
-            if place.count == 1 and is_stopped():
-                raise StoppedError("Stopped on request during the evaluation.")
-            # Each device has as many rows as the others; the last image fills up what is missing.
-            filled = np.append(rows, np.repeat(rows[-1:], -len(rows) % self._replicas))
-            answers = self._probabilities(tf.constant(split.pixels.take(own[filled]))).numpy()
-            parts.append(answers[: len(rows)])
+        side, counts = split.pixels.shape[1], np.bincount(owners, minlength=place.count)
+        # As many turns on all processes, so that all can say in each whether they have to stop.
+        turns = max(len(list(batches_of(int(each), side, devices=self._replicas))) for each in counts)
+        mine = [*batches_of(len(own), side, devices=self._replicas)]
+        for turn in range(turns):
+            self._require_going(turn, is_stopped())
+            if turn < len(mine):
+                parts.append(self._answers_to(split, own[mine[turn]]))
         return self._joined(parts, owners)
+
+    def _answers_to(self, split: Split, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        # Each device has as many rows as the others; the last image fills up what is missing.
+        filled = np.append(rows, np.repeat(rows[-1:], -len(rows) % self._replicas))
+        answers: np.ndarray[Any, Any] = self._probabilities(tf.constant(split.pixels.take(filled))).numpy()
+        return answers[: len(rows)]
+
+    def _require_going(self, turn: int, is_stopped: bool) -> None:
+        """Raise StoppedError if this process has to stop or, asked every few turns, another one."""
+        if self.peers.place.count > 1:
+            if turn % _TURNS_APART:
+                return
+            is_stopped = any(each == _STOP for each in self.peers.exchange(_STOP if is_stopped else b""))
+        if is_stopped:
+            raise StoppedError("Stopped on request during the evaluation.")
 
     def _joined(
         self, parts: list[np.ndarray[Any, Any]], owners: np.ndarray[Any, Any]

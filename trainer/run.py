@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import keras
 
-from trainer.cluster import Cluster, find_cluster
+from trainer.cluster import Cluster, choose_precision, find_cluster
 from trainer.data.batches import steps_per_epoch
 from trainer.data.dataset import Dataset, format_found
 from trainer.data.items import Rejection
@@ -30,12 +30,13 @@ from trainer.run_folder import (
     RunFolder,
     Start,
     current_command,
+    read_precision,
     require_complete,
     require_same_start,
     write_environment,
     write_rejected,
 )
-from trainer.scaling import describe_scaling, require_whole_batch, scaled_spec
+from trainer.scaling import describe_scaling, require_equal_shares, require_whole_batch, scaled_spec
 from trainer.spec import RunSpec, dump_spec
 from trainer.stop import Stop
 from trainer.storage.folders import replace_folder
@@ -71,7 +72,7 @@ def run(
     folder.require_lease()
     screen.on_fact("data", format_found(dataset, _FOUND_WIDTH))
     _require_classes(spec, dataset)
-    scaled = _scaled(spec, cluster, dataset, screen)
+    scaled = _settled(_scaled(spec, cluster, dataset, screen), cluster, folder)
     steps = steps_per_epoch(len(dataset.train.labels), scaled.train.global_batch_size)
     learner = build_learner(scaled, len(dataset.class_names), steps, cluster)
     start = _start(dataset, learner, scaled)
@@ -102,7 +103,19 @@ def _scaled(spec: RunSpec, cluster: Cluster, dataset: Dataset, screen: Screen) -
     require_whole_batch(spec, replicas, len(dataset.train.labels))
     if (said := describe_scaling(spec, replicas)) is not None:
         screen.on_fact("batch", said)
-    return scaled_spec(spec, replicas)
+    scaled = scaled_spec(spec, replicas)
+    if cluster.device_kind == "TPU":
+        require_equal_shares(scaled, replicas, len(dataset.train.labels))
+    return scaled
+
+
+def _settled(spec: RunSpec, cluster: Cluster, folder: RunFolder) -> RunSpec:
+    """Return `spec` with one precision for all where it says auto: the one that the run began with."""
+    if spec.train.precision != "auto":
+        return spec
+    began = read_precision(folder.path) if folder.newest_checkpoint else None
+    chosen = cluster.peers.share((began or choose_precision("auto", cluster)).encode()).decode()
+    return spec.model_copy(update={"train": spec.train.model_copy(update={"precision": chosen})})
 
 
 def _start(dataset: Dataset, learner: Learner, scaled: RunSpec) -> Start:

@@ -56,5 +56,19 @@ def require_whole_batch(spec: RunSpec, replicas: int, images: int) -> None:
         )
 
 
+def require_equal_shares(spec: RunSpec, cores: int, images: int) -> None:
+    """Raise UsageError unless each of the `cores` of a TPU has as many pairs of every batch as the others.
+
+    XLA compiles for one number of rows on all of them. `spec` is what is trained, after `scaled_spec`.
+    """
+    batch = spec.train.global_batch_size
+    if cores > 1 and (batch % (2 * cores) or images % batch % (2 * cores)):
+        raise UsageError(
+            f"On a TPU of {cores} cores every batch, an epoch's last one too, has a multiple of {2 * cores} "
+            f"images; choose train.global_batch_size so, or leave out some images. Received: batches of "
+            f"{batch} of {images} images"
+        )
+
+
 def _factor(spec: RunSpec, replicas: int) -> float:
     return float(replicas) if spec.optimizer.name in _LINEAR else math.sqrt(replicas)

@@ -16,7 +16,7 @@ from itertools import accumulate, pairwise
 
 from trainer.exits import TemporaryError, TrainerError, error_of
 from trainer.hosts.place import Place
-from trainer.hosts.wire import BYE, DATA, PING, Wire, values_of
+from trainer.hosts.wire import BYE, DATA, Wire, values_of
 
 SILENCE_SECONDS = 15.0
 PING_SECONDS = 3.0
@@ -130,7 +130,8 @@ class Peers:
         while not self._closed.wait(PING_SECONDS):
             for index, wire in self._wires.items():
                 try:
-                    wire.send(PING)
+                    # A long message to one of them must not keep the others from hearing anything.
+                    wire.ping()
                 except OSError as error:
                     self._lose(index, error)
 

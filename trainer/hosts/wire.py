@@ -41,6 +41,14 @@ class Wire:
             for start in range(0, len(data), _CHUNK_BYTES):
                 self._connection.sendall(memoryview(data)[start : start + _CHUNK_BYTES])
 
+    def ping(self) -> None:
+        """Say that this side is there, unless something is being said already. Raises OSError."""
+        if self._sending.acquire(blocking=False):
+            try:
+                self._connection.sendall(_HEAD.pack(PING, 0))
+            finally:
+                self._sending.release()
+
     def send_values(self, kind: bytes, **values: Any) -> None:
         """Send a message of JSON values. Raises OSError."""
         self.send(kind, json.dumps(values).encode())

@@ -3,6 +3,7 @@
 from trainer.run_folder.files import (
     Start,
     current_command,
+    read_precision,
     require_complete,
     require_same_start,
     write_environment,
@@ -20,6 +21,7 @@ __all__ = [
     "find_finished_run",
     "forget_start",
     "open_run_folder",
+    "read_precision",
     "require_complete",
     "require_same_start",
     "write_environment",

@@ -75,6 +75,12 @@ def require_same_start(path: Path, start: Start) -> None:
             )
 
 
+def read_precision(path: Path) -> str | None:
+    """Return 'float32' or 'bfloat16', which the run at `path` began with; None if it doesn't say."""
+    precision = _read_json(path / "environment.json").get("precision")
+    return precision if precision in ("float32", "bfloat16") else None
+
+
 def require_complete(path: Path) -> None:
     """Raise TemporaryError if something that the run wrote has been removed since."""
     missing = [name for name in _PROMISED if not (path / name).exists()]

@@ -20,6 +20,8 @@ from trainer.data.batches import Plan, steps_per_epoch
 from trainer.data.dataset import Split
 from trainer.exits import UsageError
 
+_PLACE_BYTES = 12
+"""Of an image that lives on the device: its row, its label, and its place in the batch."""
 _BLOCK_BYTES = 64 * 1024 * 1024
 _READY_BLOCKS = 2
 _NO_MORE = 0
@@ -176,5 +178,6 @@ class Feed:
         return np.searchsorted(self.own, rows).astype(np.int32)
 
     def _most_steps(self) -> int:
-        bytes_per_step = self.global_batch_size * int(np.prod(self.split.pixels.shape[1:]))
+        row_bytes = _PLACE_BYTES if self._resident else int(np.prod(self.split.pixels.shape[1:]))
+        bytes_per_step = self.global_batch_size * row_bytes
         return max(1, _BLOCK_BYTES // bytes_per_step)

@@ -208,7 +208,7 @@ class Loop:
                 f"The loss stopped being a number in epoch {epoch}, {_MOST_RECOVERIES} times with half the "
                 f"rate each; lower optimizer.learning_rate. Received: {self.spec.optimizer.learning_rate}"
             )
-        elapsed = self.standing.elapsed_seconds + self.clock.seconds()
+        elapsed = self.standing.elapsed_seconds + self.agreement.value(self.clock.seconds())
         self._resume_quietly()
         self.standing.recoveries, self.standing.elapsed_seconds = recoveries, elapsed
         self.learner.schedule.scale.assign(0.5**recoveries)

@@ -139,7 +139,12 @@ class Stepper:
         if self.replicas_here == 1:
             return batches
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group % self.replicas_here
-        pairs = (tf.shape(batches[0])[0] + 1) // 2
+        rows = batches[0].shape[0]
+        if rows % (2 * self.replicas_here) == 0:
+            # Parts of one known size, which XLA needs on a TPU.
+            parts = [self.replicas_here, rows // self.replicas_here]
+            return tuple(tf.gather(tf.reshape(each, [*parts, *each.shape[1:]]), replica) for each in batches)
+        pairs = (rows + 1) // 2
         first, end = (2 * ((replica + more) * pairs // self.replicas_here) for more in (0, 1))
         return tuple(batch[first:end] for batch in batches)
 

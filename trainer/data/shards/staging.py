@@ -106,6 +106,14 @@ class Staging:
         """Return the path or URI of a shard."""
         return self._store.at(self._shards[shard].name)
 
+    def forget(self, shard: int) -> bool:
+        """Drop the copy of a shard that came from a bucket, so that it is fetched anew; False for others."""
+        if self._is_remote:
+            with self._lock:
+                self._fetches.pop(shard, None)
+            (self._folder / self._shards[shard].name).unlink(missing_ok=True)
+        return self._is_remote
+
     def close(self) -> None:
         """Begin nothing more."""
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -140,7 +148,8 @@ class Staging:
             try:
                 self._store.download(entry.name, path)
             finally:
-                self._arriving.discard(entry)
+                with self._lock:
+                    self._arriving.discard(entry)
             if (size := path.stat().st_size) != entry.size:
                 raise DataError(
                     "A shard was changed after it was written; pack the data again. "

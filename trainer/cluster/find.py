@@ -1,15 +1,11 @@
-"""The machines to a strategy and an arithmetic.
-
-In: what TensorFlow finds on this host, what the spec asks for, and the other processes of the run. Out: a
-`Cluster`: which devices there are, the strategy that uses them all, and which process this is of how many.
-"""
+"""Finding the devices of this host, and making the strategy that uses them with those of the others."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +13,14 @@ from typing import Any
 
 import tensorflow as tf
 
-from trainer.exits import AcceleratorError, TemporaryError, TrainerError, UsageError
-from trainer.hosts import Peers, Place, is_free
+from trainer.cluster.driver import ask_driver, driver_problem
+from trainer.cluster.host import Host, agreed_on
+from trainer.exits import AcceleratorError, TrainerError, UsageError
+from trainer.hosts import Peers, Place
 
 _BFLOAT16_FLAGS = ("avx512_bf16", "amx_bf16")
 _BFLOAT16_CAPABILITY = (8, 0)
-_TPU_NAME = "TPU_NAME"
-_OLDEST_DRIVER = 525  # of CUDA 12: https://docs.nvidia.com/deploy/cuda-compatibility
-_DRIVER_SECONDS = 10.0
+_TPU_NAME, _LOCAL = "TPU_NAME", "local"
 _MOST_LOGICAL = 64
 _ALONE = Peers(Place())
 
@@ -71,8 +67,8 @@ def find_cluster(deterministic: bool = False, devices: str = "auto", peers: Peer
     if deterministic:
         tf.config.experimental.enable_op_determinism()
     kind, wanted = _parsed(devices)
-    if kind == "tpu" or (kind == "auto" and os.environ.get(_TPU_NAME)):
-        return _tpu_cluster(wanted, peers)
+    if kind == "tpu" or (kind == "auto" and _has_tpu()):
+        return _tpu_cluster(peers)
     gpus = tf.config.list_physical_devices("GPU")
     if kind == "gpu":
         gpus = _required(gpus, max(1, wanted))[: wanted or None]
@@ -91,6 +87,7 @@ def require_accelerator(wanted: str) -> None:
         _required(tf.config.list_physical_devices("GPU"), max(1, count))
     elif kind == "tpu":
         _tpu_resolver()
+        os.environ.setdefault(_TPU_NAME, _LOCAL)  # so that auto takes it, too
     else:
         raise UsageError(f"An accelerator is gpu, gpu:COUNT or tpu. Received: {wanted!r}")
 
@@ -133,40 +130,6 @@ def _why_no_gpu() -> str:
     return driver_problem(ask_driver()) or "Look at nvidia-smi for what the driver says."
 
 
-@dataclass(frozen=True)
-class Gpu:
-    """What the driver says of one GPU."""
-
-    memory_mib: int
-    driver: str
-
-
-def ask_driver() -> list[Gpu]:
-    """Return what nvidia-smi says of the GPUs of this host; nothing if there is none that answers."""
-    query = ["nvidia-smi", "--query-gpu=memory.total,driver_version", "--format=csv,noheader,nounits"]
-    try:
-        said = subprocess.run(
-            query, capture_output=True, text=True, timeout=_DRIVER_SECONDS, check=True
-        ).stdout
-        rows = [line.split(",") for line in said.splitlines() if line.strip()]
-        return [Gpu(int(memory), driver.strip()) for memory, driver in rows]
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return []
-
-
-def driver_problem(gpus: Sequence[Gpu]) -> str | None:
-    """Return a sentence for a driver that is too old for CUDA 12, None for any other."""
-    majors = {gpu.driver: gpu.driver.partition(".")[0] for gpu in gpus}
-    old = next(
-        (each for each, major in majors.items() if major.isdigit() and int(major) < _OLDEST_DRIVER), None
-    )
-    if old is None:
-        return None
-    return (
-        f"The driver {old} is too old for CUDA 12, which needs {_OLDEST_DRIVER} or newer; update the host's."
-    )
-
-
 def _gpu_cluster(gpus: Sequence[Any], peers: Peers) -> Cluster:
     tf.config.set_visible_devices(list(gpus), "GPU")
     for gpu in gpus:
@@ -178,6 +141,7 @@ def _gpu_cluster(gpus: Sequence[Any], peers: Peers) -> Cluster:
     number = f"{len(gpus)} x " if len(gpus) > 1 else ""
     said = ask_driver()
     memory_mib = min((each.memory_mib for each in said), default=0)
+    agreed = agreed_on(Host("GPU", len(gpus), capability >= _BFLOAT16_CAPABILITY, memory_mib), peers)
     return Cluster(
         strategy=_strategy([f"GPU:{index}" for index in range(len(gpus))], peers),
         device_kind="GPU",
@@ -186,9 +150,9 @@ def _gpu_cluster(gpus: Sequence[Any], peers: Peers) -> Cluster:
         + f"compute capability {'.'.join(map(str, capability))}"
         + (f", driver {said[0].driver}" if said else "")
         + _of_hosts(peers),
-        has_bfloat16=capability >= _BFLOAT16_CAPABILITY,
+        has_bfloat16=agreed.has_bfloat16,
         peers=peers,
-        memory_bytes=memory_mib << 20 or None,
+        memory_bytes=agreed.memory_mib << 20 or None,
     )
 
 
@@ -201,6 +165,7 @@ def _cpu_cluster(cpuinfo: Path, logical: int, peers: Peers) -> Cluster:
     flags = next((line.split() for line in text.splitlines() if line.startswith("flags")), [])
     found = [flag for flag in _BFLOAT16_FLAGS if flag in flags]
     cores = len(names) or 1
+    agreed = agreed_on(Host("CPU", logical, bool(found), 0), peers)
     return Cluster(
         strategy=_strategy([f"CPU:{index}" for index in range(logical)], peers),
         device_kind="CPU",
@@ -208,22 +173,33 @@ def _cpu_cluster(cpuinfo: Path, logical: int, peers: Peers) -> Cluster:
         + (f" as {logical} devices" if logical > 1 else "")
         + (f", bfloat16 ({found[0]})" if found else "")
         + _of_hosts(peers),
-        has_bfloat16=bool(found),
+        has_bfloat16=agreed.has_bfloat16,
         peers=peers,
     )
 
 
+def _has_tpu() -> bool:
+    """Return whether a TPU is named, or one is in this host and the library that drives it is installed."""
+    nodes = [*Path("/dev").glob("accel*"), *Path("/dev/vfio").glob("[0-9]*")]
+    return bool(os.environ.get(_TPU_NAME) or (nodes and importlib.util.find_spec("libtpu")))
+
+
 def _tpu_resolver() -> Any:
     try:
-        return tf.distribute.cluster_resolver.TPUClusterResolver.connect(os.environ.get(_TPU_NAME) or "local")
-    except (ValueError, tf.errors.OpError) as error:
+        return tf.distribute.cluster_resolver.TPUClusterResolver.connect(os.environ.get(_TPU_NAME) or _LOCAL)
+    except (ValueError, OSError, RuntimeError, ImportError, tf.errors.OpError) as error:
         raise AcceleratorError(
             f"There is no TPU here that TensorFlow can use; it needs the extra tpu. "
             f"Received: {str(error).splitlines()[0][:200] if str(error) else type(error).__name__}"
         ) from None
 
 
-def _tpu_cluster(wanted: int, peers: Peers) -> Cluster:
+def _tpu_cluster(peers: Peers) -> Cluster:
+    if peers.place.count > 1:
+        raise UsageError(
+            "A TPU is trained on by one process, which reaches all its cores; leave TF_CONFIG and "
+            f"TRAINER_WORKERS out. Received: {peers.place.count} processes"
+        )
     strategy = tf.distribute.TPUStrategy(_tpu_resolver())
     cores = strategy.num_replicas_in_sync
     return Cluster(strategy, "TPU", f"tpu: {cores} core{'s' * (cores > 1)}", True, peers)
@@ -238,27 +214,19 @@ def _strategy(devices: list[str], peers: Peers) -> tf.distribute.Strategy:
     place = peers.place
     if place.count == 1:
         return tf.distribute.get_strategy() if len(devices) == 1 else tf.distribute.MirroredStrategy(devices)
-    _require_ports(peers)
     kind = devices[0].partition(":")[0]
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec({"worker": list(place.addresses)}), task_type="worker", task_id=place.index,
         num_accelerators={kind: len(devices)} if kind == "GPU" else {}, rpc_layer="grpc",
     )  # fmt: skip
-    # It would else say, on a machine without GPUs, that it has none for NCCL.
     strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
     peers.on_end(_abort)
-    return strategy
-
-
-def _require_ports(peers: Peers) -> None:
-    """Raise TemporaryError on all processes if one can't open its port: TensorFlow would wait for ever."""
-    own = peers.place.addresses[peers.place.index]
-    if not is_free(own):
-        raise TemporaryError(
-            "TensorFlow can't open its port for the other processes of the run; end what holds "
-            f"it, or give another one in TF_CONFIG. Received: {own}"
+    if strategy.num_replicas_in_sync != len(devices) * place.count:
+        raise UsageError(
+            "With several processes TensorFlow takes one CPU device of each; start more processes instead. "
+            f"Received: {len(devices)} devices in each of {place.count}"
         )
-    peers.exchange(b"")
+    return strategy
 
 
 def _abort(error: TrainerError) -> None:
