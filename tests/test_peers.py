@@ -7,11 +7,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import ExitStack, closing
 
 import pytest
 from free_ports import addresses
+
+from trainer.hosts.wire import DATA, PING, Wire
 
 BEGIN = """
 import json, os, signal, sys, threading, time
@@ -136,6 +139,29 @@ def test_those_who_say_nothing_or_trickle_hold_nobody_up() -> None:
             stranger.sendall(b"h\0\0")
         worker = start(1, hosts, "peers.exchange(b'b')")
         assert ends([chief, worker])[0] == (0, "[b'a', b'b']\n")
+
+
+def test_a_long_message_to_one_keeps_no_other_waiting_for_a_sign_of_life() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        here, there = socket.create_connection(server.getsockname()), server.accept()[0]
+    with closing(here), closing(there):
+        wire = Wire(here, 20.0)
+        sender = threading.Thread(target=wire.send, args=(DATA, bytes(50_000_000)))
+        sender.start()
+        while not there.recv(1, socket.MSG_PEEK):
+            pass
+        before = threading.active_count()
+        pinging = threading.Thread(target=wire.ping)
+        pinging.start()
+        pinging.join(5)
+        assert not pinging.is_alive()
+        assert threading.active_count() == before  # the message is still on its way
+        heard = 0
+        while heard < 50_000_000 + 9:
+            heard += len(there.recv(1 << 20))
+        sender.join()
+        wire.ping()
+        assert there.recv(100)[:1] == PING
 
 
 @pytest.mark.parametrize("killed", [0, 1, 2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -143,3 +144,39 @@ def test_a_full_disk_ends_in_words_and_the_same_command_finishes_when_there_is_r
         assert "continuing after step" in again.stdout
         assert is_finished(FolderStore(run))
         assert verify(FolderStore(run)) == []
+
+
+def test_a_run_goes_on_in_the_precision_that_it_began_with_on_a_machine_that_would_choose_another(
+    photos: Path, tmp_path: Path
+) -> None:
+    arguments = ["train", "--data", photos, "--output", tmp_path, "--run-name", "moved", *QUICK]
+    precision = "train.precision=auto"
+    stopped = subprocess.Popen(
+        command(*arguments, "--set", precision, "--set", "train.epochs=400"),
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not (tmp_path / "moved" / "history.jsonl").exists() and stopped.poll() is None:
+        time.sleep(0.05)
+    stopped.send_signal(signal.SIGTERM)
+    assert "checkpoint is safe" in stopped.communicate(timeout=120)[1]
+    about = tmp_path / "moved" / "environment.json"
+    began = json.loads(about.read_text())["precision"]
+    other = {"float32": "bfloat16", "bfloat16": "float32"}[began]
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"precision": other}))
+    spec = (tmp_path / "moved" / "spec.yaml").read_text()
+    assert "precision: auto" in spec
+    again = subprocess.Popen(
+        command("train", tmp_path / "moved" / "spec.yaml"),
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert again.stdout is not None
+    said = ""
+    while "continuing after step" not in said:
+        line = again.stdout.readline()
+        assert line, again.communicate()
+        said += line
+    again.send_signal(signal.SIGTERM)
+    again.communicate(timeout=120)
+    assert f", {other};" in said

@@ -9,7 +9,7 @@ import pytest
 from trainer_process import QUICK, refused, trainer
 
 from trainer.exits import UsageError
-from trainer.scaling import describe_scaling, require_whole_batch, scaled_spec
+from trainer.scaling import describe_scaling, require_equal_shares, require_whole_batch, scaled_spec
 from trainer.spec import load_spec
 
 SCALED = "train={scale_batch: true, global_batch_size: 20}"
@@ -84,3 +84,16 @@ def test_a_run_on_two_devices_has_half_the_steps_and_says_so(photos: Path, tmp_p
         "--set", "train.devices=cpu:1", "--set", "train.scale_batch=true", cache=tmp_path,
     )  # fmt: skip
     refused(alone, 2, "all devices) changed since this run began", "Received: 8, it was 16")
+
+
+@pytest.mark.parametrize(
+    ("batch", "images", "fits"), [(32, 320, True), (32, 336, True), (20, 320, False), (32, 330, False)]
+)
+def test_the_cores_of_a_tpu_have_equal_shares_of_every_batch(batch: int, images: int, fits: bool) -> None:
+    spec = load_spec(settings=[f"train.global_batch_size={batch}"])
+    require_equal_shares(spec, 1, images)
+    if fits:
+        require_equal_shares(spec, 8, images)
+        return
+    with pytest.raises(UsageError, match="a multiple of 16 images"):
+        require_equal_shares(spec, 8, images)

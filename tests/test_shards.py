@@ -124,6 +124,16 @@ def test_shards_of_a_bucket_come_ahead_and_make_room(
     assert pixels_by_name(load_from(bucket, tmp_path)) == pixels_by_name(load(packed[1], tmp_path))
 
 
+def test_a_copy_that_was_damaged_here_is_fetched_once_more(bucket: str, tmp_path: Path) -> None:
+    expected = pixels_by_name(load_from(bucket, tmp_path))
+    copies = list((tmp_path / "shards").glob("*/*.tfrecord"))
+    assert copies
+    for path in copies:
+        path.write_bytes(bytes(path.stat().st_size))  # as long as before
+    shutil.rmtree(tmp_path / "pixels", ignore_errors=True)
+    assert pixels_by_name(load_from(bucket, tmp_path)) == expected
+
+
 def test_a_disk_that_holds_less_than_is_shuffled_is_refused_in_words(bucket: str, tmp_path: Path) -> None:
     catalogue = read_catalogue(store := open_store(bucket))
     assert catalogue is not None

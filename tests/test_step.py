@@ -17,10 +17,11 @@ from small_training import SMALL, dark_and_light, learner_for
 from trainer.augment import MIX_DRAWS, draw_numbers
 from trainer.cluster import choose_precision, choose_xla, find_cluster
 from trainer.data.dataset import Dataset
+from trainer.exits import UsageError
 from trainer.mix import mix_images
 from trainer.spec import load_spec
 from trainer.train.feed import Feed
-from trainer.train.step import Stepper, class_weights
+from trainer.train.step import Stepper, class_weights, share_of
 
 
 @pytest.fixture(scope="module")
@@ -170,3 +171,25 @@ def test_a_step_compiled_by_xla_or_in_bfloat16_is_close_to_the_plain_one(dataset
     assert np.isfinite(stepper.run(block, 16)[0].loss)  # XLA has no kernel for rotation
     assert losses["xla"] == pytest.approx(losses["plain"], rel=1e-4)
     assert losses["bf16"] == pytest.approx(losses["plain"], rel=5e-2)
+
+
+def test_the_share_of_a_core_has_a_size_that_xla_knows() -> None:
+    """A TPU's cores know their number at run time alone."""
+    rows = tf.reshape(tf.range(32), [16, 2])
+
+    @tf.function(jit_compile=True)
+    def share(replica: tf.Tensor) -> tf.Tensor:
+        return share_of(replica, 4, [rows])[0]
+
+    found = [share(tf.constant(each)).numpy().tolist() for each in range(4)]
+    assert [row for part in found for row in part] == rows.numpy().tolist()
+    uneven = [share_of(each, 4, [rows[:13]])[0].numpy().tolist() for each in range(4)]
+    assert [row for part in uneven for row in part] == rows[:13].numpy().tolist()
+    assert [len(part) % 2 for part in uneven] == [0, 0, 0, 1]  # pairs stay together
+
+
+def test_rotation_is_refused_on_a_tpu(dataset: Dataset) -> None:
+    spec = load_spec(settings=[*SMALL, "augment.rotate_degrees=5.0"])
+    like_a_tpu = replace(find_cluster(), device_kind="TPU")
+    with pytest.raises(UsageError, match="no kernel for rotation"):
+        Stepper(learner_for(spec, dataset), spec, np.ones(2, np.float32), like_a_tpu)

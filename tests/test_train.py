@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from small_training import SMALL, Recorder, dark_and_light, do_train, untimed
+from free_ports import addresses
+from small_training import SMALL, Recorder, dark_and_light, do_train, learner_for, untimed
 
 from trainer.checkpoint import list_checkpoints
 from trainer.cluster import find_cluster
 from trainer.data.dataset import Dataset
 from trainer.evaluate import Evaluator, predict_splits
+from trainer.exits import StoppedError
+from trainer.hosts import Place, meet
 from trainer.spec import load_spec
 from trainer.train.resident import fits
 
@@ -92,3 +96,28 @@ def test_a_time_budget_ends_training_after_an_epoch(dataset: Dataset, tmp_path: 
     # An end that comes with the last epoch is no early one.
     spec = load_spec(settings=[*SMALL, "train.epochs=1", "train.time_budget_seconds=0.000001"])
     assert do_train(spec, dataset, tmp_path / "one")[1].ended == ""
+
+
+def test_a_stop_that_one_of_two_hears_while_they_evaluate_stops_both() -> None:
+    dataset, hosts = dark_and_light(), tuple(addresses(2))
+    learner = learner_for(load_spec(settings=SMALL), dataset)
+    ended: dict[int, str] = {}
+
+    def work(index: int) -> None:
+        peers = meet(Place(hosts, index, hosts[0]), "same", 30.0, lambda text: None)
+        evaluator = Evaluator(learner.inference_model)
+        evaluator.peers = peers
+        whole = evaluator.loss_and_accuracy(dataset.held_out)
+        try:
+            evaluator.loss_and_accuracy(dataset.held_out, lambda: index == 1)
+        except StoppedError as error:
+            ended[index] = f"{error} {whole['accuracy']:.3f}"
+        peers.leave()
+
+    both = [threading.Thread(target=work, args=(index,)) for index in (0, 1)]
+    for each in both:
+        each.start()
+    for each in both:
+        each.join(60)
+    assert sorted(ended) == [0, 1]
+    assert ended[0] == ended[1]

@@ -9,7 +9,7 @@ batch, and all statistics are of the whole of it: so it is the same step on any 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,11 @@ class Stepper:
             raise UsageError(
                 f"train.xla true has no kernel for sums over several devices; leave it at auto. "
                 f"Received: {replicas} devices"
+            )
+        if cluster.device_kind == "TPU" and spec.augment.rotate_degrees:
+            raise UsageError(
+                "A TPU has no kernel for rotation; leave augment.rotate_degrees at 0. "
+                f"Received: {spec.augment.rotate_degrees:g}"
             )
         self.uses_xla = bool(
             choose_xla(spec.train.xla, cluster) and alone and not spec.augment.rotate_degrees
@@ -135,18 +140,10 @@ class Stepper:
         return self._step_function(images, labels, places, step, count, side, weight)
 
     def _share_of_replica(self, *batches: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        """Return this replica's part of this host's rows; pairs that may be mixed stay together."""
         if self.replicas_here == 1:
             return batches
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group % self.replicas_here
-        rows = batches[0].shape[0]
-        if rows % (2 * self.replicas_here) == 0:
-            # Parts of one known size, which XLA needs on a TPU.
-            parts = [self.replicas_here, rows // self.replicas_here]
-            return tuple(tf.gather(tf.reshape(each, [*parts, *each.shape[1:]]), replica) for each in batches)
-        pairs = (rows + 1) // 2
-        first, end = (2 * ((replica + more) * pairs // self.replicas_here) for more in (0, 1))
-        return tuple(batch[first:end] for batch in batches)
+        return share_of(replica, self.replicas_here, batches)
 
     def _step(
         self,
@@ -195,6 +192,18 @@ class Stepper:
         targets = tf.one_hot(labels, classes) * (1.0 - self.label_smoothing) + self.label_smoothing / classes
         losses = tf.nn.softmax_cross_entropy_with_logits(targets, logits)
         return losses * tf.gather(self.class_weights, labels)
+
+
+def share_of(replica: int | tf.Tensor, replicas: int, batches: Sequence[tf.Tensor]) -> tuple[tf.Tensor, ...]:
+    """Return a replica's part of this host's rows of each batch; pairs that may be mixed stay together."""
+    rows = batches[0].shape[0]
+    if rows % (2 * replicas) == 0:
+        # Parts of one known size, which XLA needs on a TPU.
+        parts = [replicas, rows // replicas]
+        return tuple(tf.gather(tf.reshape(each, [*parts, *each.shape[1:]]), replica) for each in batches)
+    pairs = (rows + 1) // 2
+    first, end = (2 * ((replica + more) * pairs // replicas) for more in (0, 1))
+    return tuple(each[first:end] for each in batches)
 
 
 def _some_rows(
