@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent
 # a prebuilt image brings is left alone, and the command line works without one.
 REQUIRES = [
     "click>=8.1.7",  # the command line
+    "cronsim>=2.6",  # checks the schedule of a job
     "docker>=7.1",  # starts the training container on a Docker host
     "google-crc32c>=1.6",  # the checksums of TFRecord files
     "google-cloud-storage>=3.1",  # reads and writes gs:// with preconditions and checksums
@@ -45,6 +46,7 @@ EXTRAS = {
     # those of its own time, for a much newer one may have dropped the interface that it speaks.
     "tpu": ["tensorflow-tpu==2.20.*", "libtpu<0.0.22", *KERAS, TENSORBOARD],
     "test": [
+        "kubernetes-validate>=1.32",  # the schemas of Kubernetes, offline
         # A bucket on loopback. The tests patch it at private places: exactly this version.
         "gcp-storage-emulator==2026.7.19",
         "hypothesis>=6.100",  # finds the inputs that nobody thought of

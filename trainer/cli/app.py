@@ -24,6 +24,7 @@ from trainer.cli.environment import (
     prepare_libraries,
 )
 from trainer.cli.options import DATA_HELP, SpecCommand, image_options, run_options, spec_options
+from trainer.cli.submit import submit
 from trainer.exits import TrainerError, UsageError
 from trainer.printable import printable_lines
 from trainer.stop import Stop
@@ -33,6 +34,8 @@ _UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMET
 _EMULATOR = "STORAGE_EMULATOR_HOST"
 # The first is this program's own, for manifests to set; the other is Vertex AI's.
 _JOB_NAMES = ("TRAINER_RUN_NAME", "CLOUD_ML_JOB_ID")
+
+_SPEC_OF_JOB = "TRAINER_SPEC"
 
 _SHARD_SET_HELP = "Change how the data are read or split: --set data.validation_fraction=0.1."
 _LESS_MEMORY = "give fewer or smaller pictures at once, or use a machine with more"
@@ -70,7 +73,8 @@ def train(
     stop.listen()
     prepare_libraries()
     overrides = {"data.source": data, "output": output, "run_name": run_name}
-    spec = given_spec(spec_path, recipe, settings, overrides, _name_of_job(), cache_folder())
+    sent = None if spec_path or recipe else os.environ.get(_SPEC_OF_JOB)
+    spec = given_spec(spec_path, recipe, settings, overrides, _name_of_job(), cache_folder(), sent)
     if spec_path is not None and output is None and run_name is None:
         require_unmoved(spec_path, spec)
     if require_accelerator is not None:
@@ -236,6 +240,9 @@ def _announce_emulator() -> None:
         raise UsageError(f"{_EMULATOR} is a URL, as http://localhost:9023. Received: {address!r}")
     if address:
         click.echo(f"note       {_EMULATOR} is set: gs:// goes to {address}, not to Google", err=True)
+
+
+cli.add_command(submit)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

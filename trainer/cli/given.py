@@ -31,18 +31,21 @@ def given_spec(
     overrides: Mapping[str, str | None],
     job_name: str | None,
     cache_dir: Path,
+    sent: str | None = None,
 ) -> RunSpec:
     """Return the spec; the demo's if nothing says what to train on. `job_name` is for a run that has no name.
 
+    `sent`: the YAML that a job brought along, in the place of a file.
+
     Raises UsageError, and what bringing a file from a bucket raises.
     """
-    if spec_path is None and recipe is None and overrides.get("data.source") is None:
+    if sent is None and spec_path is None and recipe is None and overrides.get("data.source") is None:
         recipe = _DEMO
     path = _local_spec(spec_path, cache_dir) if spec_path is not None else None
-    spec = load_spec(path, recipe, settings, overrides)
+    spec = load_spec(path, recipe, settings, overrides, sent)
     if spec.run_name is None and job_name is not None:
         try:
-            spec = load_spec(path, recipe, settings, {**overrides, "run_name": job_name})
+            spec = load_spec(path, recipe, settings, {**overrides, "run_name": job_name}, sent)
         except UsageError as error:
             raise UsageError(f"{error} The environment gives this name; --run-name gives another.") from None
     # Written down as it is, a relative path would mean something else in another folder.

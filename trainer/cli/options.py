@@ -80,6 +80,39 @@ _IMAGE = (
 )  # fmt: skip
 
 
+_JOB = (
+    click.option(
+        "--accelerator", metavar="NAME[:COUNT]", default="nvidia-l4", show_default=True,
+        help="Of each worker: nvidia-l4:2, tpu-v5e:2x4, cpu.",
+    ),
+    click.option(
+        "--workers", type=click.IntRange(1, 1000), default=1, show_default=True,
+        help="Machines that train together.",
+    ),
+    click.option("--spot", is_flag=True, help="Machines that may be taken away, for less."),
+    click.option("--schedule", metavar="CRON", help="Again and again, as '0 3 * * 1'; each time a new run."),
+    click.option(
+        "--time-zone", metavar="NAME", default="Etc/UTC", show_default=True, help="Of the schedule."
+    ),
+    click.option(
+        "--deadline-hours", type=click.FloatRange(0.1, 24 * 28), default=24.0, show_default=True,
+        help="After which the job is ended.",
+    ),
+    click.option(
+        "--image", metavar="NAME", envvar="TRAINER_IMAGE", default="trainer:gpu", show_default=True,
+        help="As `trainer image push` names it; TRAINER_IMAGE is the default.",
+    ),
+    click.option("--prices", metavar="FILE", help="Prices that count instead of the list's."),
+    click.option("--dry-run", is_flag=True, help="Print what would be sent, and send nothing."),
+    click.option("--yes", is_flag=True, help="Don't ask."),
+)  # fmt: skip
+
+
+def submit_options(command: Command) -> Command:
+    """Add the options that describe a spec, where its run is kept, and the job that does it."""
+    return _with(command, (*_WHAT, *_WHERE[:2], _HOW[1], *_JOB))
+
+
 def image_options(command: Command) -> Command:
     """Add the options that say which image."""
     return _with(command, _IMAGE)

@@ -19,6 +19,8 @@ from pydantic import BaseModel, NonNegativeFloat, TypeAdapter, ValidationError
 from trainer.exits import UsageError
 
 _TABLE = "accelerators.yaml"
+PRICE_DATE = "2026-11-27"
+"""When the table's prices were read."""
 
 
 @dataclass(frozen=True)

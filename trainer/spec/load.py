@@ -44,14 +44,17 @@ def load_spec(
     recipe: str | None = None,
     settings: Iterable[str] = (),
     overrides: Mapping[str, Any] | None = None,
+    text: str | None = None,
 ) -> RunSpec:
     """Return the spec that these describe together; later ones win.
 
     First the recipe (`recipe`, else the file's own `recipe:` key), then the file at
-    `path`, then `overrides` (dotted key to value, None left out), then `settings`
-    (`key.path=value` texts, the value being YAML). Raises UsageError.
+    `path`, or its `text` without a file, then `overrides` (dotted key to value, None left
+    out), then `settings` (`key.path=value` texts, the value being YAML). Raises UsageError.
     """
     file_values = parse_mapping(_read(path), str(path)) if path else {}
+    if text is not None:
+        file_values = parse_mapping(text, "the spec that was sent along")
     # What an option replaces should still have been right.
     sections = {key: value for key, value in file_values.items() if is_section(key)}
     if any(not isinstance(value, dict) for value in sections.values()):

@@ -1,0 +1,216 @@
+"""The objects for Kubernetes: valid for its schemas, right where schemas see nothing, and in k8s/."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from trainer.exits import EXIT_CODES, UsageError
+from trainer.launch.accelerators import find_accelerator
+from trainer.launch.kubernetes import Cluster, failure_policy, objects_of
+from trainer.launch.plan import Plan, check_plan, describe_plan, make_name
+from trainer.spec import RunSpec, load_spec, parse_spec
+
+ROOT = Path(__file__).resolve().parent.parent
+VERSIONS = ("1.31", "1.37")
+"""The oldest that has all fields that are used, and the newest that there is."""
+PARTS = {
+    "one": {},
+    "gpus": {"accelerator": "nvidia-l4:8"},
+    "hosts": {"workers": 4, "is_spot": True},
+    "tpu": {"accelerator": "tpu-v5e:2x4"},
+    "cpu": {"accelerator": "cpu"},
+    "queued": {"queue": "team"},
+    "cron": {"schedule": "0 3 * * 1", "time_zone": "America/Sao_Paulo", "queue": "team"},
+    "cron of hosts": {"schedule": "0 3 * * 1", "workers": 2},
+}
+
+
+def spec_of(*settings: str, **overrides: Any) -> RunSpec:
+    return load_spec(None, "demo", settings, {"output": "gs://bucket/runs", **overrides})
+
+
+def plan_of(**changes: Any) -> Plan:
+    accelerator = find_accelerator(changes.pop("accelerator", "nvidia-l4:1"))
+    values = {"place": "gke", "name": "pets-1", "spec": spec_of(), "image": "registry/trainer:gpu"}
+    return check_plan(Plan(**(values | {"accelerator": accelerator} | changes)))
+
+
+def script() -> Any:
+    found = importlib.util.spec_from_file_location("render", ROOT / "scripts" / "render_manifests.py")
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+def all_objects() -> dict[str, list[dict[str, Any]]]:
+    rendered = {name: objects_of(plan_of(**parts), Cluster()) for name, parts in PARTS.items()}
+    rendered["any cluster"] = objects_of(plan_of(), Cluster(has_gke_labels=False))
+    rendered["by hand"] = list(yaml.safe_load_all((ROOT / "k8s" / script().NAMESPACE).read_text()))
+    return rendered
+
+
+OBJECTS = all_objects()
+
+
+def pods() -> dict[str, dict[str, Any]]:
+    found = {}
+    for name, objects in OBJECTS.items():
+        for each in objects:
+            spec = each.get("spec", {})
+            job = spec.get("jobTemplate", {}).get("spec", spec)
+            if "template" in job:
+                found[name] = {
+                    "job": job,
+                    "pod": job["template"]["spec"],
+                    "meta": job["template"]["metadata"],
+                }
+    return found
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("name", OBJECTS)
+def test_the_schemas_of_kubernetes_take_every_object(name: str, version: str) -> None:
+    for each in OBJECTS[name]:
+        kubernetes_validate.validate(each, version, strict=True)
+
+
+@pytest.mark.parametrize("name", pods())
+def test_what_schemas_miss(name: str) -> None:
+    found = pods()[name]
+    job, pod = found["job"], found["pod"]
+    container = pod["containers"][0]
+    assert pod["restartPolicy"] == "Never"  # podFailurePolicy wants it
+    assert job["podReplacementPolicy"] == "Failed"  # the only one beside a podFailurePolicy
+    assert not pod["automountServiceAccountToken"]
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert container["securityContext"]["readOnlyRootFilesystem"]
+    assert not container["securityContext"]["allowPrivilegeEscalation"]
+    assert {each["name"] for each in container["volumeMounts"]} == {each["name"] for each in pod["volumes"]}
+    for kind, value in container["resources"]["limits"].items():
+        assert container["resources"]["requests"][kind] == value  # devices and memory can't be overcommitted
+    for rule in job["podFailurePolicy"]["rules"]:
+        if "onExitCodes" in rule:
+            assert rule["onExitCodes"]["containerName"] == container["name"]
+            assert rule["onExitCodes"]["values"] == sorted(set(rule["onExitCodes"]["values"]))
+            assert 0 not in rule["onExitCodes"]["values"]
+    if "completions" in job:
+        assert job["completions"] == job["parallelism"] > 1
+        assert job["completionMode"] == "Indexed"
+        assert pod["subdomain"] in {
+            each["metadata"]["name"] for each in OBJECTS[name] if each["kind"] == "Service"
+        }
+    assert "suspend" not in job
+
+
+def test_a_service_finds_the_pods_of_its_job() -> None:
+    for name in ("hosts", "cron of hosts"):
+        service = OBJECTS[name][0]
+        labels = pods()[name]["meta"]["labels"]
+        assert service["spec"]["selector"].items() <= labels.items()
+        assert service["spec"]["clusterIP"] == "None"
+        ports = {each["port"] for each in service["spec"]["ports"]}
+        assert ports == {each["containerPort"] for each in pods()[name]["pod"]["containers"][0]["ports"]}
+
+
+def test_every_exit_code_has_the_policy_of_the_table() -> None:
+    told = {
+        code: rule["action"]
+        for rule in failure_policy()["rules"]
+        for code in rule.get("onExitCodes", {"values": []})["values"]
+    }
+    for code, (_, policy) in EXIT_CODES.items():
+        assert told.get(code, "Count" if code else "-") == policy, code
+    first = failure_policy()["rules"][0]  # a machine that is taken away ends a pod with any code
+    assert first["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
+
+
+def test_a_queue_takes_the_job_and_not_what_makes_jobs() -> None:
+    label = "kueue.x-k8s.io/queue-name"
+    assert OBJECTS["queued"][0]["metadata"]["labels"][label] == "team"
+    cron = OBJECTS["cron"][0]
+    assert label not in cron["metadata"]["labels"]
+    assert cron["spec"]["jobTemplate"]["metadata"]["labels"][label] == "team"
+
+
+def test_the_spec_arrives_as_it_was_sent_and_the_job_names_the_run() -> None:
+    spec = spec_of("train.epochs=3", run_name="pets-1")
+    container = objects_of(plan_of(spec=spec), Cluster())[0]["spec"]["template"]["spec"]["containers"][0]
+    given = {each["name"]: each for each in container["env"]}
+    assert parse_spec(given["TRAINER_SPEC"]["value"], "here") == spec.model_copy(update={"run_name": None})
+    field = given["TRAINER_RUN_NAME"]["valueFrom"]["fieldRef"]["fieldPath"]
+    assert field == "metadata.labels['batch.kubernetes.io/job-name']"
+    assert container["args"] == ["train", "--require-accelerator", "gpu:1"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"name": "Pets"}, "small letters"),
+        ({"name": "1pets"}, "begins with a letter"),
+        ({"name": "a" * 64}, "at most 63"),
+        ({"name": "a" * 62, "workers": 11}, "at most 60"),
+        ({"name": "a" * 53, "schedule": "0 3 * * 1"}, "at most 52"),
+        ({"schedule": "0 3 * *"}, "five fields"),
+        ({"schedule": "0 3 * * 1 2"}, "five fields"),
+        ({"schedule": "61 3 * * 1"}, "five fields"),
+        ({"schedule": "0 0 30 2 *"}, "five fields"),
+        ({"schedule": "@daily"}, "five fields"),
+        ({"schedule": "0 3 * * 1", "time_zone": "Mars/Olympus"}, "no such time zone"),
+        ({"schedule": "0 3 * * 1", "time_zone": "../etc/passwd"}, "no such time zone"),
+        ({"accelerator": "tpu-v5e:2x4", "workers": 2}, "one process"),
+        ({"spec": load_spec(None, "demo")}, "is lost when it ends"),
+        ({"spec": spec_of(**{"data.source": "/home/me/photos"})}, "can't see the folders"),
+        ({"image": "trainer:gpu"}, "can't see the images"),
+        ({"is_spot": True, "spec": spec_of("train.grace_seconds=40")}, "15 s before it is taken away"),
+        ({"place": "docker", "workers": 2}, "one worker"),
+    ],
+)
+def test_what_its_place_would_refuse_is_refused_before(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        plan_of(**changes)
+    assert words in str(raised.value)
+    assert "Received: " in str(raised.value)
+
+
+def test_the_plan_says_what_where_and_what_it_costs() -> None:
+    plan = plan_of(workers=4, is_spot=True, deadline_seconds=6 * 3600)
+    said = "\n".join(describe_plan(plan, "acme, namespace trainer", "2026-10-01"))
+    assert "job pets-1, 4 workers, nvidia-l4:1 each (g2-standard-8, spot)" in said
+    assert "gs://bucket/runs/pets-1" in said
+    cost = plan.cost_per_hour()
+    assert cost == pytest.approx(4 * 0.341)
+    assert f"about {cost:.2f} USD an hour (spot list price of 2026-10-01, us-central1)" in said
+    assert f"at most {6 * cost:.2f} at its 6 h deadline" in said
+    unknown = "\n".join(describe_plan(plan_of(accelerator="tpu-v5e"), "acme", "2026-10-01"))
+    assert "not known: no price of tpu-v5e:1x1" in unknown
+
+
+def test_a_job_without_a_name_gets_one_that_kubernetes_takes() -> None:
+    names = {make_name(spec_of()) for _ in range(20)}
+    assert len(names) == 20
+    for name in names:
+        assert re.fullmatch(r"demo-[0-9a-f]{6}", name)
+    assert make_name(spec_of(run_name="mine")) == "mine"
+
+
+def test_the_manifests_are_what_is_rendered() -> None:
+    render = script()
+    subprocess.run([sys.executable, ROOT / "scripts" / "render_manifests.py", "--check"], check=True)
+    there = {path.name for path in (ROOT / "k8s").iterdir()}
+    assert there == {*render.MANIFESTS, render.NAMESPACE}
+    for path in (ROOT / "k8s").iterdir():
+        for each in yaml.safe_load_all(path.read_text()):
+            kubernetes_validate.validate(each, VERSIONS[-1], strict=True)

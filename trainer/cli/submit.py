@@ -1,0 +1,114 @@
+"""`trainer submit`: the plan on the screen, a question, and the job where it was sent.
+
+In: a spec and a place. Out: a job there; with --dry-run the objects that would be sent, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from trainer.cli.options import SpecCommand, submit_options
+from trainer.exits import UsageError
+
+if TYPE_CHECKING:
+    from trainer.launch.plan import Plan
+
+_HOUR_SECONDS = 3600
+
+
+@click.group()
+def submit() -> None:
+    """Send a run to a cluster; what will be done is shown first."""
+
+
+@submit.command("gke", cls=SpecCommand)
+@submit_options
+@click.option("--namespace", default="trainer", show_default=True, help="Of the cluster.")
+@click.option("--service-account", default="trainer", show_default=True, help="Of the namespace.")
+@click.option("--context", metavar="NAME", help="Of kubectl.  [default: the current one]")
+@click.option("--queue", metavar="NAME", help="A local queue of Kueue, which decides when it starts.")
+@click.option(
+    "--no-gke-labels", is_flag=True, help="For other clusters than GKE: any node with GPUs will do."
+)
+def submit_gke(
+    namespace: str,
+    service_account: str,
+    context: str | None,
+    queue: str | None,
+    no_gke_labels: bool,
+    **given: Any,
+) -> None:
+    """Send it to a Kubernetes cluster, through kubectl."""
+    from trainer.launch.kubectl import Kubectl
+    from trainer.launch.kubernetes import Cluster, objects_of
+
+    plan = _plan("gke", given, queue)
+    objects = objects_of(plan, Cluster(namespace, service_account, not no_gke_labels))
+    if given["dry_run"]:
+        click.echo(_as_yaml(objects), nl=False)
+        return
+    kubectl = Kubectl(namespace, context)
+    _ask(plan, kubectl.where(), given["yes"])
+    kubectl.create(objects)
+    kind = objects[-1]["kind"].lower()
+    click.echo(f"created    {kind}/{plan.name}")
+    click.echo(f"follow     kubectl --namespace {namespace} logs -f job/{plan.name}")
+
+
+def _plan(place: Any, given: dict[str, Any], queue: str | None = None) -> Plan:
+    from trainer.cli.app import cache_folder
+    from trainer.cli.given import given_spec
+    from trainer.launch.accelerators import find_accelerator
+    from trainer.launch.plan import Plan, check_plan, make_name
+
+    overrides = {"data.source": given["data"], "output": given["output"], "run_name": given["run_name"]}
+    spec = given_spec(given["spec_path"], given["recipe"], given["settings"], overrides, None, cache_folder())
+    prices = Path(given["prices"]) if given["prices"] else None
+    return check_plan(
+        Plan(
+            place=place,
+            name=make_name(spec),
+            spec=spec,
+            image=given["image"],
+            accelerator=find_accelerator(given["accelerator"], prices),
+            workers=given["workers"],
+            is_spot=given["spot"],
+            schedule=given["schedule"],
+            time_zone=given["time_zone"],
+            queue=queue,
+            deadline_seconds=round(given["deadline_hours"] * _HOUR_SECONDS),
+        )
+    )
+
+
+def _ask(plan: Plan, where: str, is_sure: bool, ask: Callable[..., bool] = click.confirm) -> None:
+    from trainer.launch.accelerators import PRICE_DATE
+    from trainer.launch.plan import describe_plan
+
+    for line in describe_plan(plan, where, PRICE_DATE):
+        click.echo(line)
+    if is_sure:
+        return
+    try:
+        if ask("go ahead?"):
+            return
+    except click.Abort:
+        click.echo()
+    raise UsageError("Nothing was sent; --yes sends it without asking. Received: no")
+
+
+def _as_yaml(objects: list[dict[str, Any]]) -> str:
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        """With the spec as people write it: line by line."""
+
+    def text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
+
+    Dumper.add_representer(str, text)
+    return "---\n".join(yaml.dump(each, Dumper=Dumper, sort_keys=False, width=1000) for each in objects)

@@ -1,0 +1,86 @@
+"""kubectl, which knows how to reach the cluster and who we are there.
+
+In: objects. Out: the same, created; or none of them, and what kubectl said.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from trainer.exits import TemporaryError, UsageError
+
+_PROGRAM = "kubectl"
+_SECONDS = 60.0
+_UNREACHABLE = ("was refused", "no route to host", "i/o timeout", "connection refused", "timeout", "EOF")
+
+
+@dataclass(frozen=True)
+class Kubectl:
+    """Calls it for one namespace of one cluster."""
+
+    namespace: str
+    context: str | None = None
+    """Of its configuration; None is the current one."""
+
+    def where(self) -> str:
+        """Return the cluster's name in kubectl's configuration. Raises UsageError if there is none."""
+        context = self.context or self._run("config", "current-context").strip()
+        return f"{context}, namespace {self.namespace}"
+
+    def create(self, objects: Sequence[dict[str, Any]]) -> None:
+        """Create all of `objects`, or none: the cluster is asked first whether it would take each of them.
+
+        Raises UsageError for what it refuses, TemporaryError if it can't be reached.
+        """
+        for each in objects:
+            self._run("create", "--dry-run=server", "-f", "-", given=each)
+        created: list[dict[str, Any]] = []
+        try:
+            for each in objects:
+                self._run("create", "-f", "-", given=each)
+                created.append(each)
+        except BaseException:
+            for each in reversed(created):
+                with suppress(UsageError, TemporaryError):
+                    self._run("delete", each["kind"].lower(), each["metadata"]["name"], "--wait=false")
+            raise
+
+    def _run(self, *arguments: str, given: dict[str, Any] | None = None) -> str:
+        if shutil.which(_PROGRAM) is None:
+            raise UsageError(
+                "kubectl, which talks to the cluster, isn't installed; "
+                "https://kubernetes.io/docs/tasks/tools tells how. Received: no kubectl on the PATH"
+            )
+        context = [] if self.context is None else ["--context", self.context]
+        try:
+            done = subprocess.run(
+                [_PROGRAM, *context, "--namespace", self.namespace, *arguments],
+                input=None if given is None else json.dumps(given),
+                capture_output=True, text=True, timeout=_SECONDS, check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            raise TemporaryError(
+                "The cluster doesn't answer; see whether kubectl reaches it. "
+                f"Received: nothing for {_SECONDS:g} s"
+            ) from None
+        if done.returncode == 0:
+            return done.stdout
+        raise _failure(arguments[0], done.stderr.strip() or done.stdout.strip())
+
+
+def _failure(verb: str, said: str) -> UsageError | TemporaryError:
+    line = next((line for line in reversed(said.splitlines()) if line.strip()), "nothing")
+    if "current-context is not set" in said or ("does not exist" in said and "context" in said):
+        return UsageError(
+            "kubectl knows no such cluster; `gcloud container clusters get-credentials CLUSTER` makes it "
+            f"known, --context names another. Received: {line}"
+        )
+    if any(each in said for each in _UNREACHABLE):
+        return TemporaryError(f"The cluster can't be reached. Received: {line}")
+    return UsageError(f"The cluster refuses it (kubectl {verb}). Received: {line}")

@@ -1,0 +1,206 @@
+"""A plan to the objects of Kubernetes.
+
+In: a `Plan` and what is to be known of the cluster. Out: the objects as plain values, in the order in which
+they are created: a Job, an Indexed Job behind its headless Service for several workers, or a CronJob.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from trainer import __version__
+from trainer.exits import EXIT_CODES
+from trainer.hosts.place import PORT, SERVICE, WORKERS
+from trainer.launch.plan import RUN_NAME, SPEC, SPOT_GRACE_SECONDS, Plan
+
+CONTAINER = "trainer"
+_USER = 65532
+_JOB_LABEL = "batch.kubernetes.io/job-name"
+_RETRIES = 3
+"""Of what the table of exit codes counts; what it ignores, as a machine that was taken away, is no retry."""
+_KEEP_SECONDS = 7 * 24 * 3600
+_LATE_SECONDS = 600
+"""A schedule that could not be kept for so long waits for the next time."""
+_CPUS, _MEMORY_GIB = 2, 8
+"""Of each accelerator; the machines that they come with have more."""
+_DISK = "20Gi"
+_CONTROL_PORT = PORT + 1000
+_DISRUPTED = {
+    "action": "Ignore",
+    "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
+}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What is to be known of the cluster."""
+
+    namespace: str = "trainer"
+    service_account: str = "trainer"
+    has_gke_labels: bool = True
+    """Whether its nodes have GKE's labels for their accelerators; else any node with GPUs will do."""
+
+
+def objects_of(plan: Plan, cluster: Cluster) -> list[dict[str, Any]]:
+    """Return the objects of `plan`."""
+    job = _job_spec(plan, cluster)
+    if plan.schedule is None:
+        main = {"apiVersion": "batch/v1", "kind": "Job", "metadata": _metadata(plan, cluster), "spec": job}
+    else:
+        main = {
+            "apiVersion": "batch/v1",
+            "kind": "CronJob",
+            "metadata": _metadata(plan, cluster, is_queued=False),
+            "spec": {
+                "schedule": plan.schedule,
+                "timeZone": plan.time_zone,
+                "concurrencyPolicy": "Forbid",
+                "startingDeadlineSeconds": _LATE_SECONDS,
+                "successfulJobsHistoryLimit": 3,
+                "failedJobsHistoryLimit": 3,
+                "jobTemplate": {"metadata": {"labels": _labels(plan)}, "spec": job},
+            },
+        }
+    return [*([_service(plan, cluster)] if plan.workers > 1 else []), main]
+
+
+def failure_policy() -> dict[str, Any]:
+    """Return the podFailurePolicy that the table of exit codes says; the first rule that fits counts."""
+    rules: list[dict[str, Any]] = [_DISRUPTED]
+    for action in ("FailJob", "Ignore"):
+        codes = sorted(code for code, (_, policy) in EXIT_CODES.items() if policy == action)
+        on_codes = {"containerName": CONTAINER, "operator": "In", "values": codes}
+        rules.append({"action": action, "onExitCodes": on_codes})
+    return {"rules": rules}
+
+
+def _labels(plan: Plan, is_queued: bool = True) -> dict[str, str]:
+    labels = {
+        "app.kubernetes.io/name": "trainer",
+        "app.kubernetes.io/version": __version__,
+        "app.kubernetes.io/managed-by": "trainer",
+    }
+    return labels | ({"kueue.x-k8s.io/queue-name": plan.queue} if plan.queue and is_queued else {})
+
+
+def _metadata(plan: Plan, cluster: Cluster, is_queued: bool = True) -> dict[str, Any]:
+    return {"name": plan.name, "namespace": cluster.namespace, "labels": _labels(plan, is_queued)}
+
+
+def _service(plan: Plan, cluster: Cluster) -> dict[str, Any]:
+    """Return what gives the pods of several workers their names."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": _metadata(plan, cluster, is_queued=False),
+        "spec": {
+            "clusterIP": "None",
+            "publishNotReadyAddresses": True,  # they have to find each other before any of them is ready
+            "selector": {"trainer/group": plan.name},
+            "ports": [{"name": "tensorflow", "port": PORT}, {"name": "control", "port": _CONTROL_PORT}],
+        },
+    }
+
+
+def _job_spec(plan: Plan, cluster: Cluster) -> dict[str, Any]:
+    several = {"completionMode": "Indexed", "completions": plan.workers, "parallelism": plan.workers}
+    return {
+        **(several if plan.workers > 1 else {}),
+        # When one of several workers fails, all do.
+        "backoffLimit": _RETRIES * plan.workers,
+        "activeDeadlineSeconds": plan.deadline_seconds,
+        "ttlSecondsAfterFinished": _KEEP_SECONDS,
+        "podReplacementPolicy": "Failed",
+        "podFailurePolicy": failure_policy(),
+        "template": {
+            "metadata": {"labels": _labels(plan, is_queued=False) | {"trainer/group": plan.name}},
+            "spec": _pod(plan, cluster),
+        },
+    }
+
+
+def _pod(plan: Plan, cluster: Cluster) -> dict[str, Any]:
+    grace = SPOT_GRACE_SECONDS if plan.is_spot else int(plan.spec.train.grace_seconds) + 20
+    return {
+        "restartPolicy": "Never",
+        "serviceAccountName": cluster.service_account,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": grace,
+        **({"subdomain": plan.name} if plan.workers > 1 else {}),
+        **_placement(plan, cluster),
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": _USER,
+            "runAsGroup": _USER,
+            "fsGroup": _USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [_container(plan)],
+        "volumes": [
+            {"name": "tmp", "emptyDir": {}},
+            # TensorFlow and NCCL share memory between processes and devices.
+            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}},
+        ],
+    }
+
+
+def _placement(plan: Plan, cluster: Cluster) -> dict[str, Any]:
+    """Return which nodes will do, and which of their taints."""
+    accelerator, selector, tolerations = plan.accelerator, {}, []
+    if accelerator.kind == "gpu":
+        tolerations.append({"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"})
+        if cluster.has_gke_labels:
+            selector["cloud.google.com/gke-accelerator"] = accelerator.gke
+    if accelerator.kind == "tpu":
+        tolerations.append({"key": "google.com/tpu", "operator": "Exists", "effect": "NoSchedule"})
+        selector["cloud.google.com/gke-tpu-accelerator"] = accelerator.gke
+        selector["cloud.google.com/gke-tpu-topology"] = accelerator.topology
+    if plan.is_spot and cluster.has_gke_labels:
+        selector["cloud.google.com/gke-spot"] = "true"
+        tolerations.append(
+            {"key": "cloud.google.com/gke-spot", "operator": "Equal", "value": "true", "effect": "NoSchedule"}
+        )
+    return ({"nodeSelector": selector} if selector else {}) | (
+        {"tolerations": tolerations} if tolerations else {}
+    )
+
+
+def _container(plan: Plan) -> dict[str, Any]:
+    return {
+        "name": CONTAINER,
+        "image": plan.image,
+        "args": plan.arguments,
+        "env": _environment(plan),
+        "resources": _resources(plan),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}, {"name": "shm", "mountPath": "/dev/shm"}],
+        **(
+            {"ports": [{"containerPort": PORT}, {"containerPort": _CONTROL_PORT}]} if plan.workers > 1 else {}
+        ),
+    }
+
+
+def _environment(plan: Plan) -> list[dict[str, Any]]:
+    # The job's name is the run's: each job of a schedule is a new run, and each restart goes on with it.
+    name = {"fieldRef": {"fieldPath": f"metadata.labels['{_JOB_LABEL}']"}}
+    several = {WORKERS: str(plan.workers), SERVICE: plan.name} if plan.workers > 1 else {}
+    given = {SPEC: plan.spec_text, **several}
+    return [
+        {"name": RUN_NAME, "valueFrom": name},
+        *({"name": key, "value": value} for key, value in given.items()),
+    ]
+
+
+def _resources(plan: Plan) -> dict[str, Any]:
+    resource = {"cpu": None, "gpu": "nvidia.com/gpu", "tpu": "google.com/tpu"}[plan.accelerator.kind]
+    devices = {resource: str(plan.accelerator.count)} if resource else {}
+    many = max(1, plan.accelerator.count)
+    memory = f"{_MEMORY_GIB * many}Gi"
+    needs = {"cpu": str(_CPUS * many), "memory": memory, "ephemeral-storage": _DISK}
+    return {"requests": needs | devices, "limits": {"memory": memory} | devices}

@@ -1,0 +1,196 @@
+"""What will be sent where, and what that costs: checked before anything is built or created.
+
+In: a resolved spec and what the command line says of the place. Out: a `Plan`, from which each place makes
+its objects, and the lines that a person reads before saying yes.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from dataclasses import dataclass
+from typing import Literal
+
+from cronsim import CronSim, CronSimError
+
+from trainer.exits import UsageError
+from trainer.launch.accelerators import Accelerator
+from trainer.spec import RunSpec, dump_spec
+
+Place = Literal["docker", "gke", "vertex"]
+
+SPEC = "TRAINER_SPEC"
+"""The environment variable that carries the spec into the container, as YAML."""
+RUN_NAME = "TRAINER_RUN_NAME"
+_LONGEST_SPEC_BYTES = 100_000
+"""Of one variable: Linux takes 128 KiB, Vertex AI less."""
+_LONGEST_NAME = 63
+_LONGEST_CRON_JOB = 52
+"""Kubernetes appends a number to it."""
+_HOUR_SECONDS = 3600
+SPOT_GRACE_SECONDS = 15
+"""What GKE gives the pods of a spot machine."""
+_WIDTH = 11
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One job, or one that comes again and again."""
+
+    place: Place
+    name: str
+    """Of the job, and so of the run: with a schedule each run's name is made when it begins."""
+    spec: RunSpec
+    image: str
+    accelerator: Accelerator
+    """Of each worker."""
+    workers: int = 1
+    is_spot: bool = False
+    schedule: str | None = None
+    """Cron's five fields."""
+    time_zone: str = "Etc/UTC"
+    queue: str | None = None
+    """A local queue of Kueue."""
+    deadline_seconds: int = 24 * _HOUR_SECONDS
+
+    @property
+    def arguments(self) -> list[str]:
+        """What the container's entry point is given."""
+        wanted = self.accelerator
+        many = f":{wanted.count}" if wanted.kind == "gpu" else ""
+        require = ["--require-accelerator", f"{wanted.kind}{many}"] if wanted.count else []
+        return ["train", *require]
+
+    @property
+    def spec_text(self) -> str:
+        """The spec as the container gets it: without a name, which is the job's."""
+        return dump_spec(self.spec.model_copy(update={"run_name": None}))
+
+    def cost_per_hour(self) -> float | None:
+        """Return the list price of all machines in US dollars an hour, None if it isn't known."""
+        price = self.accelerator.price
+        each = None if price is None else price.spot if self.is_spot else price.on_demand
+        return None if each is None else each * self.workers
+
+
+def check_plan(plan: Plan) -> Plan:
+    """Return `plan`. Raises UsageError for what its place would refuse, or what could not work there."""
+    _check_name(plan)
+    if plan.schedule is not None:
+        _check_schedule(plan.schedule, plan.time_zone)
+    if plan.workers > 1 and plan.accelerator.kind == "tpu":
+        raise UsageError(
+            "A TPU is trained on by one process, which reaches all its chips; leave --workers at 1. "
+            f"Received: {plan.workers} workers"
+        )
+    if plan.workers > 1 and plan.place == "docker":
+        raise UsageError(
+            f"One engine runs one worker; --workers is for gke and vertex. Received: {plan.workers} workers"
+        )
+    if plan.place != "docker":
+        _check_reachable(plan)
+    if plan.place == "gke" and plan.is_spot and plan.spec.train.grace_seconds > SPOT_GRACE_SECONDS:
+        raise UsageError(
+            f"A spot machine gives a pod {SPOT_GRACE_SECONDS} s before it is taken away; lower "
+            f"train.grace_seconds. Received: {plan.spec.train.grace_seconds:g} s"
+        )
+    if len(plan.spec_text.encode()) > _LONGEST_SPEC_BYTES:
+        raise UsageError(
+            f"The spec is too long to be sent along; shorten its lists. Received: {len(plan.spec_text):,} "
+            f"characters, {_LONGEST_SPEC_BYTES:,} at most"
+        )
+    return plan
+
+
+def make_name(spec: RunSpec) -> str:
+    """Return the run's name if the spec gives one, else one of its recipe and six random digits."""
+    if spec.run_name is not None:
+        return spec.run_name
+    base = re.sub(r"[^a-z0-9]+", "-", (spec.recipe or "trainer").lower()).strip("-") or "trainer"
+    return f"{base[:30].rstrip('-')}-{secrets.token_hex(3)}"
+
+
+def describe_plan(plan: Plan, where: str, price_date: str) -> list[str]:
+    """Return the lines that are shown before anything is sent; `where` names a cluster or an engine."""
+    many = f"{plan.workers} workers, " if plan.workers > 1 else ""
+    each = " each" if plan.workers > 1 else ""
+    spot = ", spot" if plan.is_spot else ""
+    kind = "CronJob" if plan.schedule and plan.place == "gke" else "job"
+    when = f", at {plan.schedule} ({plan.time_zone})" if plan.schedule else ""
+    queue = f", queue {plan.queue}" if plan.queue else ""
+    accelerator = f"{plan.accelerator}{each} ({plan.accelerator.machine}{spot})"
+    run = f"{plan.spec.output.rstrip('/')}/{'<name of each job>' if plan.schedule else plan.name}"
+    facts = {
+        "plan": f"{kind} {plan.name}, {many}{accelerator}{when}{queue}",
+        "where": where,
+        "image": plan.image,
+        "output": run,
+        "cost": _cost(plan, price_date),
+    }
+    return [f"{name:<{_WIDTH}}{text}" for name, text in facts.items() if text]
+
+
+def _cost(plan: Plan, price_date: str) -> str:
+    if plan.place == "docker":
+        return ""
+    cost, hours = plan.cost_per_hour(), plan.deadline_seconds / _HOUR_SECONDS
+    if cost is None or plan.accelerator.price is None:
+        return f"not known: no price of {plan.accelerator}; --prices FILE gives one"
+    kind = "spot " if plan.is_spot else ""
+    return (
+        f"about {cost:,.2f} USD an hour ({kind}list price of {price_date}, {plan.accelerator.price.region}); "
+        f"at most {cost * hours:,.2f} at its {hours:g} h deadline{' each time' if plan.schedule else ''}"
+    )
+
+
+def _check_name(plan: Plan) -> None:
+    longest = _LONGEST_CRON_JOB if plan.schedule else _LONGEST_NAME
+    if plan.workers > 1:
+        longest -= len(f"-{plan.workers - 1}")
+    if not re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", plan.name) or len(plan.name) > longest:
+        raise UsageError(
+            f"A job's name has small letters, digits and -, begins with a letter, and is at most {longest} "
+            f"characters long here; --run-name gives another. Received: {plan.name!r}"
+        )
+
+
+def _check_schedule(schedule: str, time_zone: str) -> None:
+    from datetime import datetime
+    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+    try:
+        zone = ZoneInfo(time_zone)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise UsageError(
+            "There is no such time zone; they are called Etc/UTC or America/Sao_Paulo. "
+            f"Received: {time_zone!r}"
+        ) from None
+    try:
+        if len(schedule.split()) != len(["m", "h", "d", "M", "w"]):
+            raise CronSimError("it has another number of fields")
+        next(CronSim(schedule, datetime.now(zone)))
+    except (CronSimError, StopIteration) as error:
+        raise UsageError(
+            f"A schedule has cron's five fields: minute, hour, day, month and day of the week, as 0 3 * * 1. "
+            f"Received: {schedule!r}{f', {error}' if str(error) else ', which never comes'}"
+        ) from None
+
+
+def _check_reachable(plan: Plan) -> None:
+    """Raise UsageError for places that are on this machine and not where the job will run."""
+    source = plan.spec.data.source
+    if not plan.spec.output.startswith("gs://"):
+        raise UsageError(
+            "What the job writes to a folder of its machine is lost when it ends; --output gs://BUCKET/RUNS "
+            f"keeps it. Received: {plan.spec.output}"
+        )
+    if not source.startswith(("gs://", "https://", "embedded:")):
+        raise UsageError(
+            "The job can't see the folders of this machine; put the data in a bucket and give its gs:// "
+            f"address with --data. Received: {source}"
+        )
+    if "/" not in plan.image:
+        raise UsageError(
+            "The job can't see the images of this machine; push it, and give its name in the registry with "
+            f"--image. Received: {plan.image}"
+        )
