@@ -23,6 +23,7 @@ from trainer.cli.environment import (
     memory_explained,
     prepare_libraries,
 )
+from trainer.cli.jobs import cancel, list_jobs, logs, status
 from trainer.cli.options import DATA_HELP, SpecCommand, image_options, run_options, spec_options
 from trainer.cli.submit import submit
 from trainer.exits import TrainerError, UsageError
@@ -242,7 +243,8 @@ def _announce_emulator() -> None:
         click.echo(f"note       {_EMULATOR} is set: gs:// goes to {address}, not to Google", err=True)
 
 
-cli.add_command(submit)
+for _command in (submit, status, logs, cancel, list_jobs):
+    cli.add_command(_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

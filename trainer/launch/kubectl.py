@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.exits import TemporaryError, UsageError
+from trainer.launch.state import JOB_LABEL, index_of
 
 _PROGRAM = "kubectl"
 _SECONDS = 60.0
@@ -51,16 +52,43 @@ class Kubectl:
                     self._run("delete", each["kind"].lower(), each["metadata"]["name"], "--wait=false")
             raise
 
-    def _run(self, *arguments: str, given: dict[str, Any] | None = None) -> str:
+    def get(self, kind: str, name: str) -> dict[str, Any]:
+        """Return an object. Raises UsageError if there is none, TemporaryError."""
+        return dict(json.loads(self._run("get", kind, name, "-o", "json")))
+
+    def find(self, kind: str, selector: str) -> list[dict[str, Any]]:
+        """Return the objects whose labels fit `selector`."""
+        return list(json.loads(self._run("get", kind, "-l", selector, "-o", "json"))["items"])
+
+    def delete(self, kind: str, name: str) -> None:
+        """Begin to remove an object and what it made."""
+        self._run("delete", kind, name, "--wait=false", "--cascade=background")
+
+    def logs(self, job: str, worker: int, is_following: bool) -> int:
+        """Let kubectl print what a worker of `job` said; return its exit code."""
+        chosen = self.find("pods", f"{JOB_LABEL}={job}")
+        names = [pod["metadata"]["name"] for pod in chosen if index_of(pod) == worker]
+        if not names:
+            raise UsageError(
+                f"There is no such worker yet; `trainer status gke {job}` tells why. "
+                f"Received: worker {worker} of {len(chosen)} pods"
+            )
+        follow = ["-f"] if is_following else []
+        return subprocess.run(self._command("logs", names[-1], *follow), check=False).returncode
+
+    def _command(self, *arguments: str) -> list[str]:
         if shutil.which(_PROGRAM) is None:
             raise UsageError(
                 "kubectl, which talks to the cluster, isn't installed; "
                 "https://kubernetes.io/docs/tasks/tools tells how. Received: no kubectl on the PATH"
             )
         context = [] if self.context is None else ["--context", self.context]
+        return [_PROGRAM, *context, "--namespace", self.namespace, *arguments]
+
+    def _run(self, *arguments: str, given: dict[str, Any] | None = None) -> str:
         try:
             done = subprocess.run(
-                [_PROGRAM, *context, "--namespace", self.namespace, *arguments],
+                self._command(*arguments),
                 input=None if given is None else json.dumps(given),
                 capture_output=True, text=True, timeout=_SECONDS, check=False,
             )  # fmt: skip

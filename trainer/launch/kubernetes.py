@@ -13,10 +13,10 @@ from trainer import __version__
 from trainer.exits import EXIT_CODES
 from trainer.hosts.place import PORT, SERVICE, WORKERS
 from trainer.launch.plan import RUN_NAME, SPEC, SPOT_GRACE_SECONDS, Plan
+from trainer.launch.state import JOB_LABEL
 
 CONTAINER = "trainer"
 _USER = 65532
-_JOB_LABEL = "batch.kubernetes.io/job-name"
 _RETRIES = 3
 """Of what the table of exit codes counts; what it ignores, as a machine that was taken away, is no retry."""
 _KEEP_SECONDS = 7 * 24 * 3600
@@ -188,7 +188,7 @@ def _container(plan: Plan) -> dict[str, Any]:
 
 def _environment(plan: Plan) -> list[dict[str, Any]]:
     # The job's name is the run's: each job of a schedule is a new run, and each restart goes on with it.
-    name = {"fieldRef": {"fieldPath": f"metadata.labels['{_JOB_LABEL}']"}}
+    name = {"fieldRef": {"fieldPath": f"metadata.labels['{JOB_LABEL}']"}}
     several = {WORKERS: str(plan.workers), SERVICE: plan.name} if plan.workers > 1 else {}
     given = {SPEC: plan.spec_text, **several}
     return [

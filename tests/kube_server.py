@@ -1,0 +1,208 @@
+"""An API server of Kubernetes as far as kubectl needs one here: objects in memory, over real HTTP."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import yaml
+
+_KINDS = {
+    "v1": {"services": "Service", "pods": "Pod", "events": "Event", "namespaces": "Namespace"},
+    "batch/v1": {"jobs": "Job", "cronjobs": "CronJob"},
+}
+_VERBS = ["create", "delete", "get", "list", "watch", "patch"]
+_PATH = re.compile(
+    r"/(?:api/(?P<core>v1)|apis/(?P<group>batch/v1))/namespaces/(?P<namespace>[^/]+)"
+    r"(?:/(?P<kind>[a-z]+)(?:/(?P<name>[^/]+)(?:/(?P<part>log))?)?)?$"
+)
+
+
+class Kube:
+    """What the server holds, and what it is to refuse."""
+
+    def __init__(self) -> None:
+        self.namespaces = {"trainer"}
+        self.objects: dict[tuple[str, str, str], dict[str, Any]] = {}
+        """By namespace, kind as jobs, and name."""
+        self.logs: dict[str, str] = {}
+        """By pod."""
+        self.refused: dict[str, tuple[int, str]] = {}
+        """By kind: status and message of what can't be created; for a dry run too unless it says 'late '."""
+        self.requests: list[str] = []
+
+    def names(self, kind: str) -> list[str]:
+        return [name for _, each, name in self.objects if each == kind]
+
+    def put(self, kind: str, namespace: str, value: dict[str, Any]) -> None:
+        value["metadata"]["namespace"] = namespace
+        self.objects[namespace, kind, value["metadata"]["name"]] = value
+
+
+@contextmanager
+def kube_server(folder: Path) -> Iterator[tuple[Kube, Path]]:
+    """Yield what the server holds, and a configuration by which kubectl finds it."""
+    kube = Kube()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(kube))
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    config = folder / "kubeconfig.yaml"
+    cluster = {"server": f"http://127.0.0.1:{server.server_port}"}
+    config.write_text(
+        yaml.safe_dump(
+            {
+                "apiVersion": "v1", "kind": "Config", "current-context": "here",
+                "clusters": [{"name": "small", "cluster": cluster}],
+                "contexts": [{"name": "here", "context": {"cluster": "small", "user": "me"}}],
+                "users": [{"name": "me", "user": {}}],
+            }
+        )
+    )  # fmt: skip
+    try:
+        yield kube, config
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def _handler(kube: Kube) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            url = urlsplit(self.path)
+            kube.requests.append(f"GET {url.path}")
+            if (found := _discovery(url.path)) is not None:
+                self._answer(200, found)
+                return
+            asked = _PATH.match(url.path)
+            if asked is None:
+                self._status(404, "NotFound", "the server could not find the requested resource")
+                return
+            namespace, kind, name = asked["namespace"], asked["kind"], asked["name"]
+            if name is None:
+                self._list(namespace, kind, parse_qs(url.query).get("labelSelector", [""])[0])
+            elif asked["part"] == "log":
+                self._send(200, kube.logs.get(name, "").encode(), "text/plain")
+            elif (value := kube.objects.get((namespace, kind, name))) is not None:
+                self._answer(200, value)
+            else:
+                self._status(404, "NotFound", f'{kind} "{name}" not found')
+
+        def do_POST(self) -> None:
+            url = urlsplit(self.path)
+            asked = _PATH.match(url.path)
+            value = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            is_dry = "dryRun" in url.query
+            kube.requests.append(f"POST {url.path}{' dry' * is_dry}")
+            assert asked is not None
+            namespace, kind, name = asked["namespace"], asked["kind"], value["metadata"]["name"]
+            status, message = kube.refused.get(kind, (0, ""))
+            if namespace not in kube.namespaces:
+                self._status(404, "NotFound", f'namespaces "{namespace}" not found')
+            elif status and not (is_dry and message.startswith("late ")):
+                self._status(status, {403: "Forbidden"}.get(status, "Invalid"), message)
+            elif (namespace, kind, name) in kube.objects:
+                self._status(409, "AlreadyExists", f'{kind}.batch "{name}" already exists')
+            else:
+                value["metadata"]["uid"] = f"uid-{name}"
+                if not is_dry:
+                    kube.put(kind, namespace, value)
+                self._answer(201, value)
+
+        def do_DELETE(self) -> None:
+            asked = _PATH.match(urlsplit(self.path).path)
+            kube.requests.append(f"DELETE {self.path}")
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            assert asked is not None
+            key = (asked["namespace"], asked["kind"], asked["name"])
+            if kube.objects.pop(key, None) is None:
+                self._status(404, "NotFound", f'{asked["kind"]} "{asked["name"]}" not found')
+            else:
+                self._answer(200, {"kind": "Status", "apiVersion": "v1", "status": "Success"})
+
+        def _list(self, namespace: str, kind: str, selector: str) -> None:
+            wanted = dict(each.split("=") for each in selector.split(",") if each)
+            items = [
+                value for (where, each, _), value in kube.objects.items()
+                if (where, each) == (namespace, kind)
+                and wanted.items() <= value["metadata"].get("labels", {}).items()
+            ]  # fmt: skip
+            version = next(version for version, kinds in _KINDS.items() if kind in kinds)
+            self._answer(
+                200,
+                {
+                    "kind": f"{_KINDS[version][kind]}List",
+                    "apiVersion": version,
+                    "metadata": {},
+                    "items": items,
+                },
+            )
+
+        def _status(self, code: int, reason: str, message: str) -> None:
+            told = {"status": "Failure", "reason": reason, "message": message, "code": code}
+            self._answer(code, {"kind": "Status", "apiVersion": "v1"} | told)
+
+        def _answer(self, code: int, value: Any) -> None:
+            self._send(code, json.dumps(value).encode(), "application/json")
+
+        def _send(self, code: int, data: bytes, kind: str) -> None:
+            self.send_response(code)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Say nothing."""
+
+    return Handler
+
+
+def _discovery(path: str) -> Any:
+    if path == "/version":
+        return {"major": "1", "minor": "32", "gitVersion": "v1.32.0"}
+    if path == "/api":
+        return {"kind": "APIVersions", "versions": ["v1"]}
+    if path == "/apis":
+        version = {"groupVersion": "batch/v1", "version": "v1"}
+        group = {"name": "batch", "versions": [version], "preferredVersion": version}
+        return {"kind": "APIGroupList", "apiVersion": "v1", "groups": [group]}
+    if path.startswith("/openapi/v3"):
+        return _openapi(path)
+    for version, kinds in _KINDS.items():
+        if path == ("/api/v1" if version == "v1" else f"/apis/{version}"):
+            resources = [
+                {"name": name, "singularName": kind.lower(), "kind": kind, "verbs": _VERBS,
+                 "namespaced": name != "namespaces"}
+                for name, kind in kinds.items()
+            ]  # fmt: skip
+            return {"kind": "APIResourceList", "groupVersion": version, "resources": resources}
+    return None
+
+
+def _openapi(path: str) -> Any:
+    """Return what says that the server itself looks at every field, and knows of dry runs."""
+    places = {version: "api/v1" if version == "v1" else f"apis/{version}" for version in _KINDS}
+    if path == "/openapi/v3":
+        return {
+            "paths": {each: {"serverRelativeURL": f"/openapi/v3/{each}?hash=1"} for each in places.values()}
+        }
+    version = next(version for version, place in places.items() if path == f"/openapi/v3/{place}")
+    group, _, number = version.rpartition("/")
+    asked = [
+        {"name": name, "in": "query", "schema": {"type": "string"}} for name in ("dryRun", "fieldValidation")
+    ]
+    paths = {}
+    for name, kind in _KINDS[version].items():
+        gvk = {"group": group, "version": number, "kind": kind}
+        patch = {"x-kubernetes-group-version-kind": gvk, "x-kubernetes-action": "patch", "parameters": asked}
+        answers = {"responses": {"200": {"description": "OK"}}}
+        paths[f"/{places[version]}/namespaces/{{namespace}}/{name}/{{name}}"] = {"patch": patch | answers}
+    return {"openapi": "3.0.0", "info": {"title": "Kubernetes", "version": "v1.32.0"}, "paths": paths}

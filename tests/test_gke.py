@@ -1,0 +1,238 @@
+"""`trainer submit gke` and what follows it, by the real kubectl against a server in memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bucket_server import BUCKET, bucket_server
+from kube_server import Kube, kube_server
+
+from trainer.launch.state import State, state_of
+from trainer.storage.store import open_store
+
+SUBMIT = ["submit", "gke", "--recipe", "demo", "--run-name", "pets", "--image", "registry/trainer:gpu"]
+OUTPUT = ["--output", "gs://bucket/runs"]
+BEGAN = "2026-11-27T11:00:00Z"
+NOW = datetime(2026, 11, 27, 12, 0, tzinfo=timezone.utc)
+
+pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="there is no kubectl here")
+
+
+class Cluster:
+    """A server, and the command line that talks to it."""
+
+    def __init__(self, kube: Kube, config: Path) -> None:
+        self.kube = kube
+        self.environment = {**os.environ, "KUBECONFIG": str(config), "HOME": str(config.parent)}
+
+    def trainer(self, *arguments: str, answer: str = "") -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "trainer.cli", *arguments],
+            env=self.environment, input=answer, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+
+    def refused(self, *arguments: str, code: int = 2, **more: Any) -> str:
+        done = self.trainer(*arguments, **more)
+        assert done.returncode == code, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        (line,) = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+        assert "Received: " in line
+        return line
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    with kube_server(tmp_path) as (kube, config):
+        yield Cluster(kube, config)
+
+
+def test_the_plan_is_shown_and_the_job_is_what_the_dry_run_said(cluster: Cluster) -> None:
+    dry = cluster.trainer(*SUBMIT, *OUTPUT, "--workers", "2", "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    assert not cluster.kube.requests  # nobody was asked anything
+    done = cluster.trainer(*SUBMIT, *OUTPUT, "--workers", "2", answer="y\n")
+    assert done.returncode == 0, done.stderr
+    for words in ("plan       job pets, 2 workers, nvidia-l4:1 each", "where      here, namespace trainer",
+                  "output     gs://bucket/runs/pets", "cost       about", "created    job/pets"):  # fmt: skip
+        assert words in done.stdout
+    import yaml
+
+    expected = list(yaml.safe_load_all(dry.stdout))
+    created = [cluster.kube.objects["trainer", kind, "pets"] for kind in ("services", "jobs")]
+    for each in created:
+        each["metadata"].pop("uid")
+    assert created == expected
+
+
+def test_nothing_is_sent_without_a_yes(cluster: Cluster) -> None:
+    for answer in ("n\n", "\n", ""):
+        assert "Nothing was sent" in cluster.refused(*SUBMIT, *OUTPUT, answer=answer)
+    assert not [each for each in cluster.kube.requests if each.startswith("POST")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "refusal", "words"),
+    [
+        ("jobs", (403, 'jobs.batch is forbidden: User "me" cannot create resource'), "forbidden"),
+        ("jobs", (422, "late quota exceeded"), "late quota exceeded"),
+        ("services", (403, "services is forbidden"), "forbidden"),
+    ],
+)
+def test_what_the_cluster_refuses_leaves_nothing_behind(
+    cluster: Cluster, kind: str, refusal: tuple[int, str], words: str
+) -> None:
+    cluster.kube.refused[kind] = refusal
+    assert words in cluster.refused(*SUBMIT, *OUTPUT, "--workers", "2", "--yes")
+    assert not cluster.kube.objects
+    assert (len([each for each in cluster.kube.requests if each.startswith("DELETE")]) > 0) == (
+        "late" in refusal[1]
+    )
+
+
+def test_a_place_that_is_not_there_is_named(cluster: Cluster, tmp_path: Path) -> None:
+    assert '"nowhere" not found' in cluster.refused(*SUBMIT, *OUTPUT, "--namespace", "nowhere", "--yes")
+    assert "knows no such cluster" in cluster.refused(*SUBMIT, *OUTPUT, "--context", "other", "--yes")
+    (tmp_path / "empty").write_text("")
+    cluster.environment["KUBECONFIG"] = str(tmp_path / "empty")
+    assert "knows no such cluster" in cluster.refused(*SUBMIT, *OUTPUT, "--yes")
+    cluster.environment["PATH"] = str(tmp_path)
+    assert "kubectl, which talks to the cluster, isn't installed" in cluster.refused(
+        *SUBMIT, *OUTPUT, "--yes"
+    )
+
+
+def test_a_cluster_that_does_not_answer_may_later(cluster: Cluster, tmp_path: Path) -> None:
+    with kube_server(tmp_path) as (_, config):
+        text = config.read_text()
+    config.write_text(text)  # of a server that has ended
+    assert "can't be reached" in cluster.refused(*SUBMIT, *OUTPUT, "--yes", code=75)
+
+
+def test_a_job_of_that_name_is_left_alone(cluster: Cluster) -> None:
+    assert cluster.trainer(*SUBMIT, *OUTPUT, "--yes").returncode == 0
+    before = dict(cluster.kube.objects)
+    assert "already exists" in cluster.refused(*SUBMIT, *OUTPUT, "--yes")
+    assert cluster.kube.objects == before
+
+
+def test_bad_input_is_refused_before_anyone_is_asked(cluster: Cluster) -> None:
+    for options in (
+        [*OUTPUT, "--accelerator", "nvidia-l5"], [*OUTPUT, "--schedule", "daily"], ["--output", "runs"],
+        [*OUTPUT, "--data", "photos"], [*OUTPUT, "--prices", "nowhere.yaml"], [*OUTPUT, "--run-name", "A_B"],
+        [*OUTPUT, "--set", "train.epoks=3"],
+    ):  # fmt: skip
+        cluster.refused(*SUBMIT, *options, "--yes")
+    assert not cluster.kube.requests
+
+
+def pod(
+    name: str, index: int, status: dict[str, Any], created: str = "2026-11-27T11:00:00Z"
+) -> dict[str, Any]:
+    return {
+        "kind": "Pod", "apiVersion": "v1",
+        "metadata": {
+            "name": name, "creationTimestamp": created, "labels": {"batch.kubernetes.io/job-name": "pets"},
+            "annotations": {"batch.kubernetes.io/job-completion-index": str(index)},
+        },
+        "spec": {"containers": [{"name": "trainer"}]},
+        "status": status,
+    }  # fmt: skip
+
+
+def ended(code: int, reason: str = "Error") -> dict[str, Any]:
+    return {"containerStatuses": [{"state": {"terminated": {"exitCode": code, "reason": reason}}}]}
+
+
+def waiting(reason: str, message: str = "") -> dict[str, Any]:
+    return {"containerStatuses": [{"state": {"waiting": {"reason": reason, "message": message}}}]}
+
+
+def test_a_job_is_followed_to_its_end(cluster: Cluster, tmp_path: Path) -> None:
+    with bucket_server() as bucket:
+        cluster.environment["STORAGE_EMULATOR_HOST"] = bucket.address
+        output = f"gs://{BUCKET}/runs"
+        assert cluster.trainer(*SUBMIT, "--output", output, "--yes").returncode == 0
+        job = cluster.kube.objects["trainer", "jobs", "pets"]
+        said = cluster.trainer("status", "gke", "pets").stdout
+        assert said.startswith("pets  waiting, not started yet")
+        assert "no epoch yet" in said
+        assert "no such worker yet" in cluster.refused("logs", "gke", "pets")
+        job["status"] = {"ready": 1, "startTime": "2026-11-27T11:00:00Z"}
+        cluster.kube.put("pods", "trainer", pod("pets-0", 0, {}))
+        cluster.kube.logs["pets-0"] = "trainer 0.1.0\n"
+        os.environ["STORAGE_EMULATOR_HOST"] = bucket.address
+        try:
+            row = {"epoch": 3, "train/accuracy": 0.9, "validation/accuracy": 0.8125}
+            open_store(f"{output}/pets").write("history.jsonl", json.dumps(row).encode() + b"\n")
+        finally:
+            del os.environ["STORAGE_EMULATOR_HOST"]
+        said = cluster.trainer("status", "gke", "pets").stdout
+        assert said.startswith("pets  running, for ")
+        assert "epoch 3 of 15, train/accuracy 0.900, validation/accuracy 0.812" in said
+    cluster.environment.pop("STORAGE_EMULATOR_HOST")
+    assert cluster.trainer("logs", "gke", "pets").stdout == "trainer 0.1.0\n"
+    assert cluster.trainer("list", "gke").stdout.startswith("pets  running")
+    done = cluster.trainer("cancel", "gke", "pets")
+    assert done.returncode == 0, done.stderr
+    assert "ended      pets (job)" in done.stdout
+    assert not cluster.kube.names("jobs")
+    assert "no such job" in cluster.refused("cancel", "gke", "pets")
+    assert "not found" in cluster.refused("status", "gke", "pets")
+    assert cluster.trainer("list", "gke").stdout == "no jobs in namespace trainer\n"
+
+
+def state(job: dict[str, Any], *pods: dict[str, Any]) -> State:
+    return state_of({"metadata": {"name": "pets"}} | job, pods, NOW)
+
+
+def failed(reason: str) -> dict[str, Any]:
+    return {"status": {"conditions": [{"type": "Failed", "status": "True", "reason": reason}]}}
+
+
+@pytest.mark.parametrize(
+    ("job", "status", "word", "words"),
+    [
+        ({}, waiting("ImagePullBackOff", "no such tag"), "waiting", "can't be pulled"),
+        ({}, waiting("ContainerCreating"), "waiting", "is being made"),
+        ({}, waiting("CreateContainerConfigError", "no secret"), "waiting", "ConfigError (no secret)"),
+        ({}, {"conditions": [{"type": "PodScheduled", "reason": "Unschedulable", "message": "0/3 nodes"}]},
+         "waiting", "no machine takes it: 0/3 nodes"),
+        ({}, {"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "Preempted"}]},
+         "waiting", "taken away (Preempted)"),
+        (failed("PodFailurePolicy"), ended(65), "failed", "exit code 65: the data can't be used"),
+        (failed("BackoffLimitExceeded"), ended(137, "OOMKilled"), "failed", "out of memory"),
+        (failed("BackoffLimitExceeded"), ended(139), "failed", "exit code 139, ended by signal 11"),
+        (failed("DeadlineExceeded"), {}, "failed", "longer than its deadline"),
+        ({"spec": {"suspend": True}}, {}, "suspended", "holds it back"),
+        ({"status": {"conditions": [{"type": "Complete", "status": "True"}], "startTime": BEGAN,
+                     "completionTime": "2026-11-27T11:41:00Z"}}, {}, "finished", "took 41 min"),
+    ],
+)  # fmt: skip
+def test_the_reason_is_told(job: dict[str, Any], status: dict[str, Any], word: str, words: str) -> None:
+    found = state(job, pod("pets-0", 0, status))
+    assert found.word == word
+    assert words in "\n".join(found.text())
+
+
+def test_of_several_workers_each_newest_pod_is_told() -> None:
+    found = state(
+        {"spec": {"parallelism": 3}, "status": {"ready": 1, "startTime": "2026-11-27T11:19:00Z"}},
+        pod("pets-0-a", 0, {}),
+        pod("pets-1-a", 1, ended(75), "2026-11-27T11:00:00Z"),
+        pod("pets-1-b", 1, waiting("ContainerCreating"), "2026-11-27T11:40:00Z"),
+        pod("pets-2-a", 2, ended(143)),
+    )
+    assert found.text() == [
+        "pets  running, 1 of 3 workers ready, for 41 min",
+        "  worker 1: the container is being made",
+        "  worker 2: exit code 143: stopped on request, checkpoint safe",
+    ]

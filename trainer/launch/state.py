@@ -1,0 +1,136 @@
+"""How a job on Kubernetes goes, and why, in words.
+
+In: what the cluster says of a job and its pods. Out: a `State`: one word, what it is about, and a line for
+each pod that needs one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+from trainer.exits import EXIT_CODES
+
+_PULLING = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName")
+_REASONS = {
+    "DeadlineExceeded": "it took longer than its deadline",
+    "BackoffLimitExceeded": "it failed too often",
+    "PodFailurePolicy": "it ended in a way that trying again doesn't mend",
+}
+_MINUTE_SECONDS = 60
+JOB_LABEL = "batch.kubernetes.io/job-name"
+"""Of the pods of a job."""
+
+
+@dataclass(frozen=True)
+class State:
+    """Of one job."""
+
+    name: str
+    word: str
+    """waiting, running, finished, failed or suspended."""
+    about: str
+    """What there is to be said of it as a whole."""
+    lines: tuple[str, ...]
+    """What there is to be said of its pods."""
+
+    def text(self) -> list[str]:
+        """Return it as lines for a person."""
+        head = f"{self.name}  {self.word}{f', {self.about}' if self.about else ''}"
+        return [head, *(f"  {line}" for line in self.lines)]
+
+
+def state_of(job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]], now: datetime) -> State:
+    """Return the state of `job`, as Kubernetes has it, with its `pods`."""
+    name, status = job["metadata"]["name"], job.get("status", {})
+    conditions = {each["type"]: each for each in status.get("conditions", []) if each.get("status") == "True"}
+    newest = _newest(pods)
+    lines = tuple(line for pod in newest if (line := _pod_line(pod, len(newest) > 1)))
+    if "Complete" in conditions:
+        return State(name, "finished", _took(status, now), ())
+    if (failed := conditions.get("Failed") or conditions.get("FailureTarget")) is not None:
+        return State(name, "failed", _why(failed), lines)
+    if "Suspended" in conditions or job.get("spec", {}).get("suspend"):
+        return State(name, "suspended", "a queue or a person holds it back", lines)
+    ready, wanted = int(status.get("ready", 0)), int(job.get("spec", {}).get("parallelism", 1))
+    if ready:
+        many = f"{ready} of {wanted} workers ready, " if wanted > 1 else ""
+        return State(name, "running", f"{many}{_took(status, now)}", lines)
+    return State(name, "waiting", _took(status, now), lines)
+
+
+def explain_code(code: int) -> str:
+    """Return what an exit code means, in the words of the one table."""
+    if code in EXIT_CODES:
+        return f"exit code {code}: {EXIT_CODES[code][0]}"
+    signal = f", ended by signal {code - 128}" if 128 < code < 160 else ""
+    return f"exit code {code}{signal}"
+
+
+def _newest(pods: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the last pod of each worker, in their order."""
+    last: dict[int, Mapping[str, Any]] = {}
+    for pod in sorted(pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp", ""))):
+        last[index_of(pod)] = pod
+    return [last[index] for index in sorted(last)]
+
+
+def index_of(pod: Mapping[str, Any]) -> int:
+    """Return which worker a pod is."""
+    return int(pod["metadata"].get("annotations", {}).get("batch.kubernetes.io/job-completion-index", 0))
+
+
+def _pod_line(pod: Mapping[str, Any], is_one_of_many: bool) -> str:
+    """Return what holds a pod up or how it ended; empty if it runs."""
+    said = _of_containers(pod) or _of_conditions(pod)
+    return f"worker {index_of(pod)}: {said}" if said and is_one_of_many else said
+
+
+def _of_containers(pod: Mapping[str, Any]) -> str:
+    for each in pod.get("status", {}).get("containerStatuses", []):
+        state = each.get("state", {})
+        if (waiting := state.get("waiting")) is not None:
+            reason, message = waiting.get("reason", ""), waiting.get("message", "")
+            if reason in _PULLING:
+                return (
+                    f"the image can't be pulled: see its name, and whether the nodes may read it ({message})"
+                )
+            if reason in ("ContainerCreating", "PodInitializing", ""):
+                return "the container is being made"
+            return f"{reason} ({message})"
+        if (ended := state.get("terminated")) is not None:
+            if ended.get("reason") == "OOMKilled":
+                return "out of memory: a smaller batch, or a machine with more"
+            if ended.get("exitCode", 0) != 0:
+                return explain_code(int(ended["exitCode"]))
+    return ""
+
+
+def _of_conditions(pod: Mapping[str, Any]) -> str:
+    for each in pod.get("status", {}).get("conditions", []):
+        if each.get("type") == "DisruptionTarget" and each.get("status") == "True":
+            return (
+                f"its machine was taken away ({each.get('reason', 'preempted')}); it starts again elsewhere"
+            )
+        if each.get("type") == "PodScheduled" and each.get("reason") == "Unschedulable":
+            return f"no machine takes it: {each.get('message', '')}"
+    return ""
+
+
+def _why(condition: Mapping[str, Any]) -> str:
+    reason = condition.get("reason", "")
+    return _REASONS.get(reason, reason or "for no reason that is told")
+
+
+def _took(status: Mapping[str, Any], now: datetime) -> str:
+    if "startTime" not in status:
+        return "not started yet"
+    end = _time(status["completionTime"]) if "completionTime" in status else now
+    minutes = round((end - _time(status["startTime"])).total_seconds() / _MINUTE_SECONDS)
+    return f"{'took' if 'completionTime' in status else 'for'} {minutes} min"
+
+
+def _time(text: str) -> datetime:
+    return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc)
