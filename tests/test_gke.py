@@ -197,7 +197,7 @@ def test_a_job_is_followed_to_its_end(cluster: Cluster, tmp_path: Path) -> None:
     assert not cluster.kube.names("jobs")
     assert "no such job" in cluster.refused("cancel", "gke", "pets")
     assert "not found" in cluster.refused("status", "gke", "pets")
-    assert cluster.trainer("list", "gke").stdout == "no jobs in namespace trainer\n"
+    assert cluster.trainer("list", "gke").stdout == "no jobs\n"
 
 
 def state(job: dict[str, Any], *pods: dict[str, Any]) -> State:

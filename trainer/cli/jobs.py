@@ -6,14 +6,12 @@ In: a place and the name of a job there. Out: its state and the reason for it, w
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import click
-
-if TYPE_CHECKING:
-    from trainer.launch.kubectl import Kubectl
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _OURS = "app.kubernetes.io/managed-by=trainer"
@@ -21,9 +19,9 @@ _OURS = "app.kubernetes.io/managed-by=trainer"
 
 def _place(command: Command) -> Command:
     for option in (
-        click.option("--context", metavar="NAME", help="Of kubectl.  [default: the current one]"),
-        click.option("--namespace", default="trainer", show_default=True, help="Of the cluster."),
-        click.argument("place", type=click.Choice(["gke"])),
+        click.option("--context", metavar="NAME", help="gke: of kubectl.  [default: the current one]"),
+        click.option("--namespace", default="trainer", show_default=True, help="gke: of the cluster."),
+        click.argument("place", type=click.Choice(["docker", "gke"])),
     ):
         command = option(command)
     return command
@@ -34,13 +32,7 @@ def _place(command: Command) -> Command:
 @click.argument("name")
 def status(place: str, namespace: str, context: str | None, name: str) -> None:
     """Say how a job goes, and why."""
-    from trainer.launch.state import JOB_LABEL, state_of
-
-    kubectl = _kubectl(namespace, context)
-    job = kubectl.get("job", name)
-    pods = kubectl.find("pods", f"{JOB_LABEL}={name}")
-    state = state_of(job, pods, datetime.now(timezone.utc))
-    for line in [*state.text(), *_progress(job)]:
+    for line in _jobs(place, namespace, context).status(name):
         click.echo(line)
 
 
@@ -51,7 +43,7 @@ def status(place: str, namespace: str, context: str | None, name: str) -> None:
 @click.option("--worker", type=click.IntRange(0), default=0, show_default=True, help="Which of several.")
 def logs(place: str, namespace: str, context: str | None, name: str, follow: bool, worker: int) -> None:
     """Print what a job says."""
-    raise SystemExit(_kubectl(namespace, context).logs(name, worker, follow))
+    _jobs(place, namespace, context).logs(name, worker, follow)
 
 
 @click.command()
@@ -59,59 +51,122 @@ def logs(place: str, namespace: str, context: str | None, name: str, follow: boo
 @click.argument("name")
 def cancel(place: str, namespace: str, context: str | None, name: str) -> None:
     """End a job; its checkpoint is kept, and the same run can go on."""
-    from trainer.exits import UsageError
-
-    kubectl = _kubectl(namespace, context)
-    removed = []
-    for kind in ("cronjob", "job", "service"):
-        try:
-            kubectl.delete(kind, name)
-            removed.append(kind)
-        except UsageError as error:
-            if "not found" not in str(error):
-                raise
-    if not removed:
-        raise UsageError(f"There is no such job. Received: {name} in namespace {namespace}")
-    click.echo(f"ended      {name} ({', '.join(removed)})")
+    click.echo(f"ended      {name}{_jobs(place, namespace, context).cancel(name)}")
 
 
 @click.command("list")
 @_place
 def list_jobs(place: str, namespace: str, context: str | None) -> None:
     """List the jobs that were sent, and how they go."""
-    from trainer.launch.state import JOB_LABEL, state_of
-
-    kubectl = _kubectl(namespace, context)
-    crons, jobs = kubectl.find("cronjobs", _OURS), kubectl.find("jobs", _OURS)
-    for cron in crons:
-        click.echo(f"{cron['metadata']['name']}  at {cron['spec']['schedule']}")
-    for job in jobs:
-        pods = kubectl.find("pods", f"{JOB_LABEL}={job['metadata']['name']}")
-        click.echo(state_of(job, pods, datetime.now(timezone.utc)).text()[0])
-    if not crons and not jobs:
-        click.echo(f"no jobs in namespace {namespace}")
+    for line in _jobs(place, namespace, context).overview() or ["no jobs"]:
+        click.echo(line)
 
 
-def _kubectl(namespace: str, context: str | None) -> Kubectl:
-    from trainer.launch.kubectl import Kubectl
+class _Jobs(Protocol):
+    def status(self, name: str) -> list[str]:
+        """Return lines."""
 
-    return Kubectl(namespace, context)
+    def logs(self, name: str, worker: int, is_following: bool) -> None:
+        """Print them."""
+
+    def cancel(self, name: str) -> str:
+        """Return what is to be added."""
+
+    def overview(self) -> list[str]:
+        """Return a line a job."""
 
 
-def _progress(job: dict[str, Any]) -> list[str]:
+def _jobs(place: str, namespace: str, context: str | None) -> _Jobs:
+    return _Containers() if place == "docker" else _Cluster(namespace, context)
+
+
+class _Cluster:
+    def __init__(self, namespace: str, context: str | None) -> None:
+        from trainer.launch.kubectl import Kubectl
+
+        self.kubectl = Kubectl(namespace, context)
+
+    def status(self, name: str) -> list[str]:
+        from trainer.launch.plan import SPEC
+
+        job = self.kubectl.get("job", name)
+        given = job["spec"]["template"]["spec"]["containers"][0].get("env", [])
+        text = next((each.get("value") for each in given if each["name"] == SPEC), None)
+        return [*self._state(job), *_progress(text, name)]
+
+    def logs(self, name: str, worker: int, is_following: bool) -> None:
+        raise SystemExit(self.kubectl.logs(name, worker, is_following))
+
+    def cancel(self, name: str) -> str:
+        from trainer.exits import UsageError
+
+        removed = []
+        for kind in ("cronjob", "job", "service"):
+            try:
+                self.kubectl.delete(kind, name)
+                removed.append(kind)
+            except UsageError as error:
+                if "not found" not in str(error):
+                    raise
+        if not removed:
+            raise UsageError(f"There is no such job; `trainer list gke` shows them. Received: {name}")
+        return f" ({', '.join(removed)})"
+
+    def overview(self) -> list[str]:
+        crons, jobs = self.kubectl.find("cronjobs", _OURS), self.kubectl.find("jobs", _OURS)
+        coming = [f"{cron['metadata']['name']}  at {cron['spec']['schedule']}" for cron in crons]
+        return [*coming, *(self._state(job)[0] for job in jobs)]
+
+    def _state(self, job: dict[str, Any]) -> list[str]:
+        from trainer.launch.state import JOB_LABEL, state_of
+
+        pods = self.kubectl.find("pods", f"{JOB_LABEL}={job['metadata']['name']}")
+        return state_of(job, pods, datetime.now(timezone.utc)).text()
+
+
+class _Containers:
+    def __init__(self) -> None:
+        from trainer.launch.image import open_engine
+
+        self.client = open_engine()
+
+    def status(self, name: str) -> list[str]:
+        from trainer.launch.container import container_environment, container_state
+        from trainer.launch.plan import SPEC
+
+        lines = container_state(self.client, name).text()
+        return [*lines, *_progress(container_environment(self.client, name).get(SPEC), name)]
+
+    def logs(self, name: str, worker: int, is_following: bool) -> None:
+        from trainer.launch.container import container_lines
+
+        for data in container_lines(self.client, name, is_following):
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+
+    def cancel(self, name: str) -> str:
+        from trainer.launch.container import stop_container
+
+        stop_container(self.client, name)
+        return ""
+
+    def overview(self) -> list[str]:
+        from trainer.launch.container import container_state, list_containers
+
+        return [container_state(self.client, name).text()[0] for name in list_containers(self.client)]
+
+
+def _progress(spec_text: str | None, name: str) -> list[str]:
     """Return what the run's folder says of how far it is; nothing if it can't be read from here."""
     from trainer.exits import TrainerError
-    from trainer.launch.plan import SPEC
     from trainer.spec import parse_spec
     from trainer.storage.store import open_store
 
-    container = job["spec"]["template"]["spec"]["containers"][0]
-    text = next((each.get("value") for each in container.get("env", []) if each["name"] == SPEC), None)
-    if text is None:
+    if spec_text is None:
         return []
     try:
-        spec = parse_spec(text, "the job")
-        run = open_store(spec.output).below(job["metadata"]["name"])
+        spec = parse_spec(spec_text, "the job")
+        run = open_store(spec.output).below(name)
         found = run.read("history.jsonl")
     except TrainerError as error:
         return [f"  run: {error}"]

@@ -5,6 +5,8 @@ In: a spec and a place. Out: a job there; with --dry-run the objects that would 
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +17,11 @@ from trainer.cli.options import SpecCommand, submit_options
 from trainer.exits import UsageError
 
 if TYPE_CHECKING:
+    from trainer.launch.container import Host
     from trainer.launch.plan import Plan
 
 _HOUR_SECONDS = 3600
+_HANDED_ON = ("STORAGE_EMULATOR_HOST", "NO_COLOR")
 
 
 @click.group()
@@ -59,6 +63,38 @@ def submit_gke(
     click.echo(f"follow     kubectl --namespace {namespace} logs -f job/{plan.name}")
 
 
+@submit.command("docker", cls=SpecCommand)
+@submit_options
+@click.option("--network", metavar="MODE", help="Of the container.  [default: the engine's]")
+def submit_docker(network: str | None, **given: Any) -> None:
+    """Start it on the Docker engine of DOCKER_HOST, or of this host."""
+    from trainer.launch.container import container_of, start_container
+    from trainer.launch.image import open_engine
+
+    plan = _plan("docker", given)
+    body = container_of(plan, _host(network))
+    if given["dry_run"]:
+        click.echo(json.dumps(body, indent=2))
+        return
+    client = open_engine()
+    _ask(plan, os.environ.get("DOCKER_HOST") or "the engine of this host", given["yes"])
+    if "://" not in plan.spec.output:
+        Path(plan.spec.output).mkdir(parents=True, exist_ok=True)
+    start_container(client, plan.name, body)
+    click.echo(f"started    {plan.name}")
+    click.echo(f"follow     trainer logs docker {plan.name} -f")
+
+
+def _host(network: str | None) -> Host:
+    from trainer.launch.container import Host
+
+    said = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
+    usual = Path.home() / ".config" / "gcloud" / "application_default_credentials.json"
+    credentials = Path(said) if said else usual if usual.exists() else None
+    handed_on = tuple((name, os.environ[name]) for name in _HANDED_ON if name in os.environ)
+    return Host(f"{os.getuid()}:{os.getgid()}", credentials, network, handed_on)
+
+
 def _plan(place: Any, given: dict[str, Any], queue: str | None = None) -> Plan:
     from trainer.cli.app import cache_folder
     from trainer.cli.given import given_spec
@@ -67,6 +103,9 @@ def _plan(place: Any, given: dict[str, Any], queue: str | None = None) -> Plan:
 
     overrides = {"data.source": given["data"], "output": given["output"], "run_name": given["run_name"]}
     spec = given_spec(given["spec_path"], given["recipe"], given["settings"], overrides, None, cache_folder())
+    if "://" not in spec.output:
+        # Written down as it is, a relative path would mean something else where the job runs.
+        spec = spec.model_copy(update={"output": os.path.abspath(os.path.expanduser(spec.output))})
     prices = Path(given["prices"]) if given["prices"] else None
     return check_plan(
         Plan(

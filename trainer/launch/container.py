@@ -1,0 +1,171 @@
+"""A plan to a container on a Docker engine, and what becomes of it.
+
+In: a `Plan` and what is to be known of this machine. Out: the body of the request that makes the container,
+the container, and its state in words. Folders of this machine are in the container under the same paths, so
+that the spec means the same there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from docker.errors import APIError, ImageNotFound, NotFound
+
+from trainer.exits import TemporaryError, UsageError
+from trainer.launch.plan import RUN_NAME, SPEC, Plan
+from trainer.launch.state import State, explain_code
+
+Engine = Any
+"""A docker.APIClient; its types are known in part only."""
+LABEL = "trainer.run"
+"""Of every container that was submitted; its value is the run's name."""
+_CREDENTIALS = "/credentials.json"
+_SHARED_MEMORY_BYTES = 2 << 30
+_WORDS = {"created": "waiting", "running": "running", "paused": "suspended", "restarting": "waiting"}
+_CONFLICT = 409
+
+
+@dataclass(frozen=True)
+class Host:
+    """What is to be known of the machine that submits."""
+
+    user: str
+    """UID:GID, whose the run's files are to be."""
+    credentials: Path | None = None
+    """Google's, if the machine has any."""
+    network: str | None = None
+    environment: tuple[tuple[str, str], ...] = ()
+    """What is handed on besides, name and value."""
+
+
+def container_of(plan: Plan, host: Host) -> dict[str, Any]:
+    """Return the body of the request that makes the container of `plan`."""
+    given = {SPEC: plan.spec_text, RUN_NAME: plan.name, **dict(host.environment)}
+    if host.credentials is not None:
+        given["GOOGLE_APPLICATION_CREDENTIALS"] = _CREDENTIALS
+    wanted = plan.accelerator
+    gpus = [{"Driver": "", "Count": wanted.count, "Capabilities": [["gpu"]]}] if wanted.kind == "gpu" else []
+    return {
+        "Image": plan.image,
+        "Cmd": plan.arguments,
+        "User": host.user,
+        "Env": [f"{name}={value}" for name, value in given.items()],
+        "Labels": {LABEL: plan.name},
+        "StopTimeout": round(plan.spec.train.grace_seconds) + 20,
+        "HostConfig": {
+            "Mounts": _mounts(plan, host),
+            "ReadonlyRootfs": True,
+            "Tmpfs": {"/tmp": "rw,exec"},
+            "CapDrop": ["ALL"],
+            "SecurityOpt": ["no-new-privileges"],
+            "ShmSize": _SHARED_MEMORY_BYTES,
+            **({"DeviceRequests": gpus} if gpus else {}),
+            **({"NetworkMode": host.network} if host.network else {}),
+        },
+    }
+
+
+def _mounts(plan: Plan, host: Host) -> list[dict[str, Any]]:
+    source, output = plan.spec.data.source, plan.spec.output
+    mounts = []
+    if source.startswith("/"):
+        mounts.append(_bind(source, source, is_read_only=True))
+    if "://" not in output:
+        mounts.append(_bind(output, output))
+    if host.credentials is not None:
+        mounts.append(_bind(str(host.credentials), _CREDENTIALS, is_read_only=True))
+    return mounts
+
+
+def _bind(source: str, target: str, is_read_only: bool = False) -> dict[str, Any]:
+    return {"Type": "bind", "Source": source, "Target": target, "ReadOnly": is_read_only}
+
+
+def start_container(client: Engine, name: str, body: dict[str, Any]) -> None:
+    """Make and start the container; none is left if it can't start. Raises UsageError, TemporaryError."""
+    try:
+        client.inspect_image(body["Image"])
+    except ImageNotFound:
+        raise UsageError(
+            "The engine doesn't have this image; `trainer image build` makes it, `docker pull` fetches one. "
+            f"Received: {body['Image']}"
+        ) from None
+    try:
+        made = client.create_container_from_config(body, name)["Id"]
+    except APIError as error:
+        raise _refused(error) from None
+    try:
+        client.start(made)
+    except BaseException as error:
+        client.remove_container(made, force=True)
+        if isinstance(error, APIError):
+            raise _refused(error) from None
+        raise
+
+
+def container_state(client: Engine, name: str) -> State:
+    """Return how a container goes. Raises UsageError if there is none of this name."""
+    inspected = _inspected(client, name)
+    found, code = inspected["State"], int(inspected["State"]["ExitCode"])
+    lines = [each for each in (found.get("Error"),) if each]
+    if found.get("OOMKilled"):
+        lines.append("out of memory: a smaller batch, or more memory for the engine")
+    if found["Status"] in _WORDS:
+        return State(name, _WORDS[found["Status"]], f"since {found['StartedAt'][:16]}", tuple(lines))
+    if code:
+        lines.append(explain_code(code))
+    return State(name, "failed" if code else "finished", f"at {found['FinishedAt'][:16]}", tuple(lines))
+
+
+def container_environment(client: Engine, name: str) -> dict[str, str]:
+    """Return the variables that a container was given."""
+    pairs = (each.partition("=") for each in _inspected(client, name)["Config"]["Env"])
+    return {name: value for name, _, value in pairs}
+
+
+def container_lines(client: Engine, name: str, is_following: bool) -> Iterator[bytes]:
+    """Yield what a container says, as it comes."""
+    _inspected(client, name)
+    yield from client.logs(name, stream=True, follow=is_following)
+
+
+def stop_container(client: Engine, name: str) -> None:
+    """End a container as a signal would, and wait until it has saved; what it said is kept."""
+    _inspected(client, name)
+    client.stop(name)
+
+
+def list_containers(client: Engine) -> list[str]:
+    """Return the names of all that were submitted, the newest first."""
+    found = client.containers(all=True, filters={"label": LABEL})
+    return [each["Names"][0].lstrip("/") for each in found]
+
+
+def _inspected(client: Engine, name: str) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = client.inspect_container(name)
+    except NotFound:
+        found = {}
+    if LABEL not in (found.get("Config", {}).get("Labels") or {}):
+        raise UsageError(f"There is no such job; `trainer list docker` shows them. Received: {name}")
+    return found
+
+
+def _refused(error: APIError) -> UsageError | TemporaryError:
+    said = " ".join(str(error.explanation or error).split())[:300]
+    if error.status_code == _CONFLICT:
+        return UsageError(f"There is a container of this name; give another --run-name. Received: {said}")
+    if "could not select device driver" in said or "nvidia" in said.lower():
+        return UsageError(
+            "The engine has no GPU for containers; install NVIDIA's container toolkit there, or take "
+            f"--accelerator cpu. Received: {said}"
+        )
+    if "bind source path does not exist" in said:
+        return UsageError(
+            "A folder of the spec isn't on the engine's machine; make it, or use gs:// addresses. "
+            f"Received: {said}"
+        )
+    return UsageError(f"The engine refuses it. Received: {said}")
