@@ -62,6 +62,10 @@ def test_an_image_is_named_by_its_content_and_by_the_commit_that_says_all_of_it(
         find_source(tmp_path, "cpu", "base")
 
 
+ADDRESS: list[str] = []
+"""Of the engine."""
+
+
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerClient]:
     """An engine that has the image trainer:cpu."""
@@ -74,6 +78,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerClient]:
             cwd=ROOT, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
+        ADDRESS[:] = [f"unix://{folder}/socket"]
         yield client
 
 
@@ -162,3 +167,49 @@ def test_what_a_user_gets_wrong_ends_a_container_with_the_code_of_the_table(
     ):
         code, said = end(start(engine, output, *words))
         assert (code, "Traceback" in said, "Error: " in said) == (expected, False, True), said
+
+
+@pytest.mark.engine
+def test_a_run_is_submitted_followed_cancelled_and_goes_on(engine: DockerClient, tmp_path: Path) -> None:
+    environment = {**os.environ, "DOCKER_HOST": ADDRESS[0]}
+
+    def said(*words: str, code: int = 0) -> str:
+        done = subprocess.run(
+            command(*words), env=environment, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stdout + done.stderr
+
+    (tmp_path / "runs").mkdir()
+    submit = [
+        "submit", "docker", "--run-name", "pets", "--image", "trainer:cpu", "--accelerator", "cpu", "--yes",
+        "--output", str(tmp_path / "runs"), "--set", "train.steps_per_call=1", "--set", "train.epochs=60",
+    ]  # fmt: skip
+    assert "doesn't have this image" in said(*submit, "--image", "trainer:none", code=2)
+    text = said(*submit)
+    assert "plan       job pets, cpu (n1-standard-8)" in text
+    assert "started    pets" in text
+    assert "is a container of this name" in said(*submit, code=2)
+    until = time.monotonic() + 120
+    while "epoch " not in said("status", "docker", "pets").replace("no epoch yet", ""):
+        assert time.monotonic() < until
+    assert said("status", "docker", "pets").startswith("pets  running, since ")
+    assert '"event": "epoch"' in said("logs", "docker", "pets")
+    assert "ended      pets" in said("cancel", "docker", "pets")
+    ended = said("status", "docker", "pets")
+    assert ended.startswith("pets  failed, at ")
+    assert "exit code 143: stopped on request, checkpoint safe" in ended
+    assert "pets  failed" in said("list", "docker")
+    engine.containers.get("pets").remove()
+    assert "started    pets" in said(*submit[:-2], "--set", "train.epochs=60")
+    lines = said("logs", "docker", "pets", "-f")
+    assert "continuing after step" in lines
+    assert said("status", "docker", "pets").startswith("pets  finished")
+    assert verify(open_store(str(tmp_path / "runs" / "pets"))) == []
+    engine.containers.get("pets").remove()
+    assert "no jobs" in said("list", "docker")
+    assert "There is no such job" in said("status", "docker", "pets", code=2)
+    gpu = said(*submit, "--accelerator", "nvidia-l4", code=2)
+    assert "The engine has no GPU for containers" in gpu
+    assert engine.containers.list(all=True) == []  # nothing half-made is left
