@@ -7,32 +7,31 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
 from typing import Any, Protocol, TypeVar
 
 import click
+
+from trainer.cli.options import cluster_options, project_options
+from trainer.printable import printable
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _OURS = "app.kubernetes.io/managed-by=trainer"
 
 
 def _place(command: Command) -> Command:
-    for option in (
-        click.option("--context", metavar="NAME", help="gke: of kubectl.  [default: the current one]"),
-        click.option("--namespace", default="trainer", show_default=True, help="gke: of the cluster."),
-        click.argument("place", type=click.Choice(["docker", "gke"])),
-    ):
-        command = option(command)
-    return command
+    """Add the argument that says where, and the options of each place."""
+    where = click.argument("place", type=click.Choice(["docker", "gke", "vertex"]))
+    return where(cluster_options(project_options(command)))
 
 
 @click.command()
 @_place
 @click.argument("name")
-def status(place: str, namespace: str, context: str | None, name: str) -> None:
+def status(place: str, name: str, **where: Any) -> None:
     """Say how a job goes, and why."""
-    for line in _jobs(place, namespace, context).status(name):
+    for line in _jobs(place, where).status(name):
         click.echo(line)
 
 
@@ -41,30 +40,30 @@ def status(place: str, namespace: str, context: str | None, name: str) -> None:
 @click.argument("name")
 @click.option("-f", "--follow", is_flag=True, help="Go on until it ends.")
 @click.option("--worker", type=click.IntRange(0), default=0, show_default=True, help="Which of several.")
-def logs(place: str, namespace: str, context: str | None, name: str, follow: bool, worker: int) -> None:
+def logs(place: str, name: str, follow: bool, worker: int, **where: Any) -> None:
     """Print what a job says."""
-    _jobs(place, namespace, context).logs(name, worker, follow)
+    _jobs(place, where).logs(name, worker, follow)
 
 
 @click.command()
 @_place
 @click.argument("name")
-def cancel(place: str, namespace: str, context: str | None, name: str) -> None:
+def cancel(place: str, name: str, **where: Any) -> None:
     """End a job; its checkpoint is kept, and the same run can go on."""
-    click.echo(f"ended      {name}{_jobs(place, namespace, context).cancel(name)}")
+    click.echo(f"ended      {name}{_jobs(place, where).cancel(name)}")
 
 
 @click.command("list")
 @_place
-def list_jobs(place: str, namespace: str, context: str | None) -> None:
+def list_jobs(place: str, **where: Any) -> None:
     """List the jobs that were sent, and how they go."""
-    for line in _jobs(place, namespace, context).overview() or ["no jobs"]:
+    for line in _jobs(place, where).overview() or ["no jobs"]:
         click.echo(line)
 
 
 class _Jobs(Protocol):
-    def status(self, name: str) -> list[str]:
-        """Return lines."""
+    def status(self, name: str) -> Iterator[str]:
+        """Yield lines; those that take long come last."""
 
     def logs(self, name: str, worker: int, is_following: bool) -> None:
         """Print them."""
@@ -76,8 +75,12 @@ class _Jobs(Protocol):
         """Return a line a job."""
 
 
-def _jobs(place: str, namespace: str, context: str | None) -> _Jobs:
-    return _Containers() if place == "docker" else _Cluster(namespace, context)
+def _jobs(place: str, where: Mapping[str, Any]) -> _Jobs:
+    if place == "docker":
+        return _Containers()
+    if place == "vertex":
+        return _Vertex(where["project"], where["region"], where["endpoint"])
+    return _Cluster(where["namespace"], where["context"])
 
 
 class _Cluster:
@@ -86,13 +89,14 @@ class _Cluster:
 
         self.kubectl = Kubectl(namespace, context)
 
-    def status(self, name: str) -> list[str]:
+    def status(self, name: str) -> Iterator[str]:
         from trainer.launch.plan import SPEC
 
         job = self.kubectl.get("job", name)
         given = job["spec"]["template"]["spec"]["containers"][0].get("env", [])
         text = next((each.get("value") for each in given if each["name"] == SPEC), None)
-        return [*self._state(job), *_progress(text, name)]
+        yield from self._state(job)
+        yield from _progress(text, name)
 
     def logs(self, name: str, worker: int, is_following: bool) -> None:
         raise SystemExit(self.kubectl.logs(name, worker, is_following))
@@ -130,12 +134,12 @@ class _Containers:
 
         self.client = open_engine()
 
-    def status(self, name: str) -> list[str]:
+    def status(self, name: str) -> Iterator[str]:
         from trainer.launch.container import container_environment, container_state
         from trainer.launch.plan import SPEC
 
-        lines = container_state(self.client, name).text()
-        return [*lines, *_progress(container_environment(self.client, name).get(SPEC), name)]
+        yield from container_state(self.client, name).text()
+        yield from _progress(container_environment(self.client, name).get(SPEC), name)
 
     def logs(self, name: str, worker: int, is_following: bool) -> None:
         from trainer.launch.container import container_lines
@@ -156,6 +160,34 @@ class _Containers:
         return [container_state(self.client, name).text()[0] for name in list_containers(self.client)]
 
 
+class _Vertex:
+    def __init__(self, project: str | None, region: str, endpoint: str | None) -> None:
+        from trainer.exits import UsageError
+        from trainer.launch.google import Google
+        from trainer.launch.vertex import Project
+        from trainer.launch.vertex_jobs import VertexJobs
+
+        if not project:
+            raise UsageError("--project says in which project of Google Cloud. Received: no --project")
+        there = Project(project, region, endpoint=endpoint)
+        self.jobs = VertexJobs(there, Google(there.url))
+
+    def status(self, name: str) -> Iterator[str]:
+        yield from self.jobs.state(name, datetime.now(timezone.utc)).text()
+        yield from _progress(self.jobs.spec_text(name), name)
+
+    def logs(self, name: str, worker: int, is_following: bool) -> None:
+        for line in self.jobs.lines(name, worker, is_following):
+            click.echo(printable(line))
+
+    def cancel(self, name: str) -> str:
+        return f" ({self.jobs.cancel(name)})"
+
+    def overview(self) -> list[str]:
+        now = datetime.now(timezone.utc)
+        return [self.jobs.state(name, now).text()[0] for name in self.jobs.overview()]
+
+
 def _progress(spec_text: str | None, name: str) -> list[str]:
     """Return what the run's folder says of how far it is; nothing if it can't be read from here."""
     from trainer.exits import TrainerError
@@ -170,9 +202,12 @@ def _progress(spec_text: str | None, name: str) -> list[str]:
         found = run.read("history.jsonl")
     except TrainerError as error:
         return [f"  run: {error}"]
-    if found is None:
+    lines = [
+        line for line in (found.data if found else b"").splitlines(keepends=True) if line.endswith(b"\n")
+    ]
+    if not lines:
         return [f"  run: {run.uri}, no epoch yet"]
-    row = json.loads(found.data.splitlines()[-1])
+    row = json.loads(lines[-1])
     told = {key: value for key, value in row.items() if key.endswith("/accuracy")}
     said = ", ".join(f"{name} {value:.3f}" for name, value in told.items())
     return [f"  run: {run.uri}, epoch {row['epoch']} of {spec.train.epochs}, {said}"]

@@ -113,6 +113,30 @@ def submit_options(command: Command) -> Command:
     return _with(command, (*_WHAT, *_WHERE[:2], _HOW[1], *_JOB))
 
 
+_PROJECT = (
+    click.option("--project", metavar="ID", envvar="GOOGLE_CLOUD_PROJECT", help="Of Google Cloud."),
+    click.option(
+        "--region", envvar="GOOGLE_CLOUD_REGION", default="us-central1", show_default=True,
+        help="Of Google Cloud.",
+    ),
+    click.option("--endpoint", metavar="URL", help="In place of Google's own addresses."),
+)  # fmt: skip
+_CLUSTER = (
+    click.option("--namespace", default="trainer", show_default=True, help="Of the cluster."),
+    click.option("--context", metavar="NAME", help="Of kubectl.  [default: the current one]"),
+)
+
+
+def project_options(command: Command) -> Command:
+    """Add the options that say which project of Google Cloud."""
+    return _with(command, _PROJECT)
+
+
+def cluster_options(command: Command) -> Command:
+    """Add the options that say which cluster of Kubernetes."""
+    return _with(command, _CLUSTER)
+
+
 def image_options(command: Command) -> Command:
     """Add the options that say which image."""
     return _with(command, _IMAGE)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from trainer.cli.options import SpecCommand, submit_options
+from trainer.cli.options import SpecCommand, cluster_options, project_options, submit_options
 from trainer.exits import UsageError
 
 if TYPE_CHECKING:
@@ -31,9 +31,8 @@ def submit() -> None:
 
 @submit.command("gke", cls=SpecCommand)
 @submit_options
-@click.option("--namespace", default="trainer", show_default=True, help="Of the cluster.")
+@cluster_options
 @click.option("--service-account", default="trainer", show_default=True, help="Of the namespace.")
-@click.option("--context", metavar="NAME", help="Of kubectl.  [default: the current one]")
 @click.option("--queue", metavar="NAME", help="A local queue of Kueue, which decides when it starts.")
 @click.option(
     "--no-gke-labels", is_flag=True, help="For other clusters than GKE: any node with GPUs will do."
@@ -83,6 +82,40 @@ def submit_docker(network: str | None, **given: Any) -> None:
     start_container(client, plan.name, body)
     click.echo(f"started    {plan.name}")
     click.echo(f"follow     trainer logs docker {plan.name} -f")
+
+
+@submit.command("vertex", cls=SpecCommand)
+@submit_options
+@project_options
+@click.option("--service-account", metavar="EMAIL", help="Of the job; a schedule needs one.")
+@click.option("--flex-start", is_flag=True, help="Wait until there are machines, for less.")
+def submit_vertex(
+    project: str | None,
+    region: str,
+    endpoint: str | None,
+    service_account: str | None,
+    flex_start: bool,
+    **given: Any,
+) -> None:
+    """Send it to Vertex AI, as a CustomJob."""
+    from trainer.launch.google import Google
+    from trainer.launch.vertex import Project, custom_job, scheduler_job
+    from trainer.launch.vertex_jobs import VertexJobs
+
+    plan = _plan("vertex", given)
+    if not project:
+        raise UsageError("--project says in which project of Google Cloud it runs. Received: no --project")
+    if flex_start and given["spot"]:
+        raise UsageError("A job is --spot or --flex-start, not both. Received: --spot --flex-start")
+    there = Project(project, region, service_account, flex_start, endpoint)
+    body = scheduler_job(plan, there) if plan.schedule else custom_job(plan, there)
+    if given["dry_run"]:
+        click.echo(json.dumps(body, indent=2))
+        return
+    jobs = VertexJobs(there, Google(there.url))
+    _ask(plan, f"project {project}, {region}", given["yes"])
+    click.echo(f"created    {jobs.create(plan)}")
+    click.echo(f"follow     trainer logs vertex {plan.name} -f --project {project} --region {region}")
 
 
 def _host(network: str | None) -> Host:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -202,7 +203,12 @@ def _read(item: Item, max_pixels: int) -> tuple[bytes, str | None]:
 
 def build_to_pixels(spec: DataSpec) -> Callable[[str, list[bytes]], Pixels]:
     """Return a function of an encoding and several items' bytes of it to uint8 [n, size, size, 3]."""
-    size, resize, interpolation = spec.image_size, spec.resize, spec.interpolation
+    return _traced_to_pixels(spec.image_size, spec.resize, spec.interpolation)
+
+
+# Once a process and kind of pixels: packing asks for it again for every few hundred images.
+@lru_cache(maxsize=8)
+def _traced_to_pixels(size: int, resize: str, interpolation: str) -> Callable[[str, list[bytes]], Pixels]:
     small = tf.TensorSpec([size, size, 3], tf.uint8)
 
     def decode_one(file: tf.Tensor) -> tf.Tensor:

@@ -1,0 +1,207 @@
+"""`trainer submit vertex` and what follows it, against a server that reads requests as Google does."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from bucket_server import BUCKET, bucket_server
+from google.cloud.aiplatform_v1.types import AcceleratorType, CustomJob
+from google.protobuf.json_format import ParseDict
+from vertex_server import PROJECT, REGION, Vertex, vertex_server
+
+from trainer.exits import UsageError
+from trainer.launch.accelerators import find_accelerator
+from trainer.launch.plan import Plan
+from trainer.launch.vertex import Project, custom_job
+from trainer.spec import load_spec, parse_spec
+
+SUBMIT = [
+    "submit", "vertex", "--recipe", "demo", "--run-name", "pets", "--image", "registry/trainer:gpu",
+    "--output", "gs://bucket/runs",
+]  # fmt: skip
+
+
+class Cloud:
+    """A server, and the command line that talks to it."""
+
+    def __init__(self, vertex: Vertex) -> None:
+        self.vertex = vertex
+        self.where = ["--project", PROJECT, "--region", REGION, "--endpoint", vertex.address]
+
+    def trainer(
+        self, *words: str, where: list[str] | None = None, answer: str = ""
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "trainer.cli", *words, *(self.where if where is None else where)],
+            input=answer, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+
+    def said(self, *words: str) -> str:
+        done = self.trainer(*words)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def refused(self, *words: str, code: int = 2, where: list[str] | None = None) -> str:
+        done = self.trainer(*words, where=where)
+        assert done.returncode == code, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        (line,) = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+        assert "Received: " in line
+        return line
+
+
+@pytest.fixture
+def cloud() -> Iterator[Cloud]:
+    with vertex_server() as vertex:
+        yield Cloud(vertex)
+
+
+def test_the_job_is_what_the_dry_run_said(cloud: Cloud) -> None:
+    dry = cloud.said(*SUBMIT, "--workers", "3", "--spot", "--dry-run")
+    assert not cloud.vertex.requests
+    said = cloud.trainer(*SUBMIT, "--workers", "3", "--spot", answer="y\n").stdout
+    assert "plan       job pets, 3 workers, nvidia-l4:1 each (g2-standard-8, spot)" in said
+    assert f"where      project {PROJECT}, {REGION}" in said
+    assert f"created    projects/123/locations/{REGION}/customJobs/1000" in said
+    sent = json.loads(dry)
+    assert sent.items() <= cloud.vertex.jobs[0].items()
+    first, rest = sent["jobSpec"]["workerPoolSpecs"]
+    assert (first["replicaCount"], rest["replicaCount"]) == ("1", "2")
+    assert sent["jobSpec"]["scheduling"]["strategy"] == "SPOT"
+    given = {each["name"]: each["value"] for each in first["containerSpec"]["env"]}
+    assert given["TRAINER_RUN_NAME"] == "pets"
+    assert parse_spec(given["TRAINER_SPEC"], "here").output == "gs://bucket/runs"
+
+
+def test_a_schedule_posts_the_same_job_each_time_without_a_name(cloud: Cloud) -> None:
+    words = [*SUBMIT, "--schedule", "0 3 * * 1", "--service-account", "me@acme.iam", "--yes"]
+    assert "jobs/pets" in cloud.said(*words)
+    sent = cloud.vertex.schedules["pets"]
+    assert (sent["schedule"], sent["timeZone"]) == ("0 3 * * 1", "Etc/UTC")
+    assert sent["httpTarget"]["oauthToken"]["serviceAccountEmail"] == "me@acme.iam"
+    job = json.loads(base64.b64decode(sent["httpTarget"]["body"]))
+    names = [each["name"] for each in job["jobSpec"]["workerPoolSpecs"][0]["containerSpec"]["env"]]
+    assert names == ["TRAINER_SPEC"]  # Vertex AI names each run by its job
+    assert "already exists" in cloud.refused(*words)
+    assert "ended      pets (schedule)" in cloud.said("cancel", "vertex", "pets")
+    assert not cloud.vertex.schedules
+    assert "needs an account" in cloud.refused(*SUBMIT, "--schedule", "0 3 * * 1", "--yes")
+
+
+@pytest.mark.parametrize(
+    ("refused", "code", "words"),
+    [
+        ((403, "Permission denied"), 2, "lack a right"),
+        ((429, "Quota exceeded for custom_model_training_nvidia_l4_gpus"), 2, "a quota is used up"),
+        ((503, "Backend error"), 75, "try again later"),
+        ((400, "Machine type is not supported"), 2, "Machine type is not supported"),
+    ],
+)
+def test_what_google_refuses_is_told_and_nothing_is_left(
+    cloud: Cloud, refused: tuple[int, str], code: int, words: str
+) -> None:
+    cloud.vertex.refused = refused
+    assert words in cloud.refused(*SUBMIT, "--yes", code=code)
+    assert not cloud.vertex.jobs
+
+
+def test_a_place_that_is_not_there_is_named(cloud: Cloud) -> None:
+    endpoint = ["--endpoint", cloud.vertex.address]
+    elsewhere = ["--project", "other", "--region", REGION, *endpoint]
+    assert "no such project" in cloud.refused(*SUBMIT, "--yes", where=elsewhere)
+    assert "--project says" in cloud.refused(*SUBMIT, "--yes", where=endpoint)
+    nobody = ["--project", PROJECT, "--region", REGION, "--endpoint", "http://127.0.0.1:9"]
+    assert "can't be reached" in cloud.refused(*SUBMIT, "--yes", where=nobody, code=75)
+    assert "doesn't offer this accelerator" in cloud.refused(*SUBMIT, "--accelerator", "tpu-v6e", "--yes")
+    assert "not both" in cloud.refused(*SUBMIT, "--spot", "--flex-start", "--yes")
+    assert "no such job" in cloud.refused("status", "vertex", "cats")
+
+
+def test_without_credentials_it_is_said_how_to_get_some(tmp_path: Any) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "trainer.cli", *SUBMIT, "--project", "p", "--yes"],
+        env={**os.environ, "HOME": str(tmp_path), "GOOGLE_APPLICATION_CREDENTIALS": "/nowhere.json"},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "no credentials for Google Cloud; `gcloud auth application-default login`" in done.stderr
+
+
+def test_a_job_is_followed_to_its_end(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    with bucket_server() as bucket:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", bucket.address)
+        follow_to_the_end(cloud, f"gs://{BUCKET}/runs")
+
+
+def follow_to_the_end(cloud: Cloud, output: str) -> None:
+    cloud.said(*SUBMIT, "--output", output, "--yes")
+    job = cloud.vertex.jobs[0]
+    said = cloud.said("status", "vertex", "pets")
+    assert said.startswith("pets  waiting, not started yet")
+    assert f"run: {output}/pets, no epoch yet" in said
+    job |= {"state": "JOB_STATE_RUNNING", "startTime": "2026-11-27T11:00:00.5Z"}
+    assert cloud.said("list", "vertex").startswith("pets  running, for ")
+    label = {"resource": {"labels": {"task_name": "workerpool0-0"}}}
+    other = {"resource": {"labels": {"task_name": "workerpool1-0"}}}
+    cloud.vertex.entries = [
+        label | {"insertId": "a", "timestamp": "2026-11-27T11:00:01Z", "textPayload": "trainer 0.1.0"},
+        label | {"insertId": "b", "timestamp": "2026-11-27T11:00:02Z", "jsonPayload": {"message": "epoch 1"}},
+        other | {"insertId": "c", "timestamp": "2026-11-27T11:00:03Z", "textPayload": "of another worker"},
+    ]  # fmt: skip
+    assert cloud.said("logs", "vertex", "pets") == "trainer 0.1.0\nepoch 1\n"
+    assert cloud.said("logs", "vertex", "pets", "--worker", "1") == "of another worker\n"
+
+    def end() -> None:
+        time.sleep(2)
+        cloud.vertex.entries.append(
+            label | {"insertId": "d", "timestamp": "2026-11-27T11:00:04Z", "textPayload": "the end"}
+        )
+        message = "The replica workerpool0-0 exited with a non-zero status of 65."
+        job.update(
+            {"state": "JOB_STATE_FAILED", "endTime": "2026-11-27T11:41:00Z", "error": {"message": message}}
+        )
+
+    ending = threading.Thread(target=end)
+    ending.start()
+    assert cloud.said("logs", "vertex", "pets", "-f") == "trainer 0.1.0\nepoch 1\nthe end\n"
+    ending.join()
+    said = cloud.said("status", "vertex", "pets")
+    assert said.startswith("pets  failed, took 41 min")
+    assert "exit code 65: the data can't be used" in said
+    job["state"] = "JOB_STATE_RUNNING"
+    assert "ended      pets (job)" in cloud.said("cancel", "vertex", "pets")
+    assert cloud.said("status", "vertex", "pets").startswith("pets  being ended")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cpu", "nvidia-tesla-t4:2", "nvidia-l4", "nvidia-tesla-a100", "nvidia-a100-80gb",
+        "nvidia-h100-80gb:8", "nvidia-h200-141gb", "tpu-v5e:2x4",
+    ],
+)  # fmt: skip
+def test_every_accelerator_is_one_that_vertex_knows(text: str) -> None:
+    spec = load_spec(None, "demo", (), {"output": "gs://bucket/runs"})
+    plan = Plan("vertex", "pets", spec, "registry/trainer", find_accelerator(text))
+    body = custom_job(plan, Project("p", "r"))
+    job = ParseDict(body, CustomJob.pb(CustomJob()))
+    machine = job.job_spec.worker_pool_specs[0].machine_spec
+    if plan.accelerator.kind == "gpu":
+        assert AcceleratorType(machine.accelerator_type).name == plan.accelerator.vertex
+        assert machine.accelerator_count == plan.accelerator.count
+
+
+def test_what_vertex_does_not_have_is_refused() -> None:
+    spec = load_spec(None, "demo", (), {"output": "gs://bucket/runs"})
+    plan = Plan("vertex", "pets", spec, "registry/trainer", find_accelerator("tpu-v6e"))
+    with pytest.raises(UsageError, match="doesn't offer"):
+        custom_job(plan, Project("p", "r"))

@@ -1,0 +1,155 @@
+"""Vertex AI, Cloud Scheduler and Cloud Logging as far as jobs need them, over real HTTP.
+
+What is sent is read by the message types of Google's own clients: a field that there is not, or of another
+type, is refused as Google refuses it.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from google.cloud.aiplatform_v1.types import CustomJob
+from google.cloud.scheduler_v1.types import Job
+from google.protobuf.json_format import ParseDict, ParseError
+
+PROJECT, REGION = "acme", "europe-west4"
+_PLACE = re.compile(r"/v1/projects/(?P<project>[^/]+)/locations/(?P<region>[^/]+)/(?P<rest>.*)$")
+
+
+class Vertex:
+    """What the server holds, and what it is to refuse."""
+
+    def __init__(self) -> None:
+        self.address = ""
+        self.jobs: list[dict[str, Any]] = []
+        self.schedules: dict[str, dict[str, Any]] = {}
+        self.entries: list[dict[str, Any]] = []
+        self.refused: tuple[int, str] | None = None
+        self.requests: list[str] = []
+
+
+@contextmanager
+def vertex_server() -> Iterator[Vertex]:
+    vertex = Vertex()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(vertex))
+    vertex.address = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        yield vertex
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def _checked(body: dict[str, Any], kind: Any) -> None:
+    ParseDict(body, kind.pb(kind()))
+
+
+def _handler(vertex: Vertex) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            rest = self._place()
+            if rest != "customJobs":
+                return
+            chosen = parse_qs(urlsplit(self.path).query).get("filter", [""])[0]
+            named = re.fullmatch(r'displayName="(.*)"', chosen)
+            found = [job for job in vertex.jobs if named is None or job["displayName"] == named[1]]
+            self._answer(200, {"customJobs": found} if found else {})
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if urlsplit(self.path).path == "/v2/entries:list":
+                vertex.requests.append("POST entries")
+                self._answer(200, {"entries": _chosen(vertex.entries, body["filter"])})
+                return
+            rest = self._place()
+            if rest is None:
+                return
+            try:
+                self._create(rest, body)
+            except ParseError as error:
+                self._refuse(400, f"Invalid JSON payload received. {error}")
+
+        def do_DELETE(self) -> None:
+            rest = self._place()
+            if rest is None:
+                return
+            if vertex.schedules.pop(rest.removeprefix("jobs/"), None) is None:
+                self._refuse(404, "Job not found.")
+            else:
+                self._answer(200, {})
+
+        def _create(self, rest: str, body: dict[str, Any]) -> None:
+            if rest.endswith(":cancel"):
+                job = next(job for job in vertex.jobs if job["name"].endswith(rest.removesuffix(":cancel")))
+                job["state"] = "JOB_STATE_CANCELLING"
+                self._answer(200, {})
+            elif rest == "customJobs":
+                _checked(body, CustomJob)
+                number = 1000 + len(vertex.jobs)
+                name = f"projects/123/locations/{REGION}/customJobs/{number}"
+                made = {
+                    "name": name,
+                    "state": "JOB_STATE_QUEUED",
+                    "createTime": f"2026-11-27T11:00:{number % 60}Z",
+                }
+                vertex.jobs.append(body | made)
+                self._answer(200, vertex.jobs[-1])
+            elif rest == "jobs":
+                _checked(body, Job)
+                _checked(json.loads(base64.b64decode(body["httpTarget"]["body"])), CustomJob)
+                name = body["name"].rpartition("/")[2]
+                if name in vertex.schedules:
+                    self._refuse(409, f"Job {name} already exists.")
+                    return
+                vertex.schedules[name] = body
+                self._answer(200, body | {"state": "ENABLED"})
+
+        def _place(self) -> str | None:
+            """Return what is asked for in the project; None once it was refused."""
+            path = urlsplit(self.path).path
+            vertex.requests.append(f"{self.command} {path}")
+            found = _PLACE.match(path)
+            if found is None or (found["project"], found["region"]) != (PROJECT, REGION):
+                self._refuse(404, "Project or location not found.")
+            elif vertex.refused is not None:
+                self._refuse(*vertex.refused)
+            else:
+                return found["rest"]
+            return None
+
+        def _refuse(self, code: int, message: str) -> None:
+            self._answer(code, {"error": {"code": code, "message": message, "status": "REFUSED"}})
+
+        def _answer(self, code: int, value: Any) -> None:
+            data = json.dumps(value).encode()
+            self.send_response(code)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Say nothing."""
+
+    return Handler
+
+
+def _chosen(entries: list[dict[str, Any]], chosen: str) -> list[dict[str, Any]]:
+    since = re.search(r'timestamp>="([^"]+)"', chosen)
+    task = re.search(r'task_name="([^"]+)"', chosen)
+    return [
+        each for each in entries
+        if (since is None or each["timestamp"] >= since[1])
+        and (task is None or each["resource"]["labels"]["task_name"] == task[1])
+    ]  # fmt: skip

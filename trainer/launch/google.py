@@ -1,0 +1,91 @@
+"""Requests to Google's REST interfaces, with our credentials, and their refusals in words.
+
+In: a method, an address and JSON. Out: JSON; a refusal is an error that says what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import requests
+
+from trainer.exits import TemporaryError, UsageError
+
+_SCOPES = ["https://www.googleapis.com/auth/cloud-platform"]
+_SECONDS = 60.0
+_HINTS = {
+    401: "your credentials are not taken; `gcloud auth application-default login` makes new ones",
+    403: "you or the job's account lack a right, or the interface isn't enabled in the project",
+    404: "there is no such project, region or job",
+    409: "there is one of this name already",
+    429: "a quota is used up; wait, ask for more, or take another region",
+}
+_LATER = (408, 500, 502, 503, 504)
+
+
+class Google:
+    """Sends requests; with an http:// address, as of a test, without credentials."""
+
+    def __init__(self, url: str) -> None:
+        """Raises UsageError if this machine has no credentials."""
+        self._session = requests.Session() if url.startswith("http://") else _authorized()
+
+    def get(self, url: str, **query: str) -> dict[str, Any]:
+        """Return what is at `url`. Raises UsageError, TemporaryError."""
+        return self._ask("GET", url, None, query)
+
+    def post(self, url: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the answer to `body`. Raises UsageError, TemporaryError."""
+        return self._ask("POST", url, body, {})
+
+    def delete(self, url: str) -> None:
+        """Remove what is at `url`. Raises UsageError, TemporaryError."""
+        self._ask("DELETE", url, None, {})
+
+    def close(self) -> None:
+        """End the connections."""
+        self._session.close()
+
+    def _ask(self, method: str, url: str, body: Any, query: Mapping[str, str]) -> dict[str, Any]:
+        from google.auth.exceptions import GoogleAuthError
+
+        try:
+            answer = self._session.request(method, url, json=body, params=dict(query), timeout=_SECONDS)
+        except GoogleAuthError as error:
+            raise UsageError(
+                f"Your credentials are not taken; `gcloud auth application-default login` makes new ones. "
+                f"Received: {str(error)[:200]}"
+            ) from None
+        except requests.RequestException as error:
+            raise TemporaryError(f"Google Cloud can't be reached. Received: {str(error)[:200]}") from None
+        if answer.ok:
+            return dict(answer.json() or {})
+        said = _message(answer)
+        if answer.status_code in _LATER:
+            raise TemporaryError(f"Google Cloud can't answer now; try again later. Received: {said}")
+        hint = _HINTS.get(answer.status_code, "the request isn't taken")
+        raise UsageError(f"Google Cloud refuses it: {hint}. Received: {said}")
+
+
+def _authorized() -> requests.Session:
+    import google.auth
+    from google.auth.exceptions import DefaultCredentialsError
+    from google.auth.transport.requests import AuthorizedSession
+
+    try:
+        credentials, _ = google.auth.default(scopes=_SCOPES)
+    except DefaultCredentialsError as error:
+        raise UsageError(
+            "This machine has no credentials for Google Cloud; `gcloud auth application-default login` makes "
+            f"some. Received: {str(error).splitlines()[0][:200]}"
+        ) from None
+    session: requests.Session = AuthorizedSession(credentials)  # type: ignore[no-untyped-call]
+    return session
+
+
+def _message(answer: requests.Response) -> str:
+    try:
+        return f"{answer.status_code}, {answer.json()['error']['message']}"[:300]
+    except (ValueError, KeyError, TypeError):
+        return f"{answer.status_code} {answer.reason}"
