@@ -116,6 +116,15 @@ def _handler(kube: Kube) -> type[BaseHTTPRequestHandler]:
                     kube.put(kind, namespace, value)
                 self._answer(201, value)
 
+        def do_PATCH(self) -> None:
+            asked = _PATH.match(urlsplit(self.path).path)
+            kube.requests.append(f"PATCH {urlsplit(self.path).path}")
+            patch = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            assert asked is not None
+            value = kube.objects[asked["namespace"], asked["kind"], asked["name"]]
+            value["metadata"] |= patch["metadata"]
+            self._answer(200, value)
+
         def do_DELETE(self) -> None:
             asked = _PATH.match(urlsplit(self.path).path)
             kube.requests.append(f"DELETE {self.path}")

@@ -72,12 +72,15 @@ def test_the_plan_is_shown_and_the_job_is_what_the_dry_run_said(cluster: Cluster
     done = cluster.trainer(*SUBMIT, *OUTPUT, "--workers", "2", answer="y\n")
     assert done.returncode == 0, done.stderr
     for words in ("plan       job pets, 2 workers, nvidia-l4:1 each", "where      here, namespace trainer",
-                  "output     gs://bucket/runs/pets", "cost       about", "created    job/pets"):  # fmt: skip
+                  "output     gs://bucket/runs/pets", "cost       about", "created    job/pets",
+                  "follow     trainer logs gke pets -f"):  # fmt: skip
         assert words in done.stdout
     import yaml
 
     expected = list(yaml.safe_load_all(dry.stdout))
     created = [cluster.kube.objects["trainer", kind, "pets"] for kind in ("services", "jobs")]
+    (owner,) = created[0]["metadata"].pop("ownerReferences")  # the service goes with its job
+    assert owner == {"apiVersion": "batch/v1", "kind": "Job", "name": "pets", "uid": "uid-pets"}
     for each in created:
         each["metadata"].pop("uid")
     assert created == expected

@@ -59,7 +59,9 @@ def submit_gke(
     kubectl.create(objects)
     kind = objects[-1]["kind"].lower()
     click.echo(f"created    {kind}/{plan.name}")
-    click.echo(f"follow     kubectl --namespace {namespace} logs -f job/{plan.name}")
+    there = "" if namespace == "trainer" else f" --namespace {namespace}"
+    words = "list gke" if plan.schedule else f"logs gke {plan.name} -f"
+    click.echo(f"follow     trainer {words}{there}{f' --context {context}' if context else ''}")
 
 
 @submit.command("docker", cls=SpecCommand)

@@ -44,13 +44,26 @@ class Kubectl:
         created: list[dict[str, Any]] = []
         try:
             for each in objects:
-                self._run("create", "-f", "-", given=each)
-                created.append(each)
+                made = self._run("create", "-f", "-", "-o", "json", given=each)
+                created.append(json.loads(made))
+            self._let_own(created[-1], created[:-1])
         except BaseException:
             for each in reversed(created):
                 with suppress(UsageError, TemporaryError):
                     self._run("delete", each["kind"].lower(), each["metadata"]["name"], "--wait=false")
             raise
+
+    def _let_own(self, owner: dict[str, Any], others: Sequence[dict[str, Any]]) -> None:
+        """Let `others` go when `owner` does, as a job does some days after its end."""
+        reference = {
+            "apiVersion": owner["apiVersion"],
+            "kind": owner["kind"],
+            "name": owner["metadata"]["name"],
+            "uid": owner["metadata"]["uid"],
+        }
+        patch = json.dumps({"metadata": {"ownerReferences": [reference]}})
+        for each in others:
+            self._run("patch", each["kind"].lower(), each["metadata"]["name"], "--type=merge", "-p", patch)
 
     def get(self, kind: str, name: str) -> dict[str, Any]:
         """Return an object. Raises UsageError if there is none, TemporaryError."""
