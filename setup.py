@@ -46,8 +46,6 @@ EXTRAS = {
     # those of its own time, for a much newer one may have dropped the interface that it speaks.
     "tpu": ["tensorflow-tpu==2.20.*", "libtpu<0.0.22", *KERAS, TENSORBOARD],
     "test": [
-        "google-cloud-aiplatform>=1.70",  # the message types that Vertex AI reads requests by
-        "google-cloud-scheduler>=2.13",  # and those of Cloud Scheduler
         "kubernetes-validate>=1.32",  # the schemas of Kubernetes, offline
         # A bucket on loopback. The tests patch it at private places: exactly this version.
         "gcp-storage-emulator==2026.7.19",

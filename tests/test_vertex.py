@@ -14,9 +14,7 @@ from typing import Any
 
 import pytest
 from bucket_server import BUCKET, bucket_server
-from google.cloud.aiplatform_v1.types import AcceleratorType, CustomJob
-from google.protobuf.json_format import ParseDict
-from vertex_server import PROJECT, REGION, Vertex, vertex_server
+from vertex_server import CUSTOM_JOB, PROJECT, REGION, Vertex, read, vertex_server
 
 from trainer.exits import UsageError
 from trainer.launch.accelerators import find_accelerator
@@ -193,10 +191,10 @@ def test_every_accelerator_is_one_that_vertex_knows(text: str) -> None:
     spec = load_spec(None, "demo", (), {"output": "gs://bucket/runs"})
     plan = Plan("vertex", "pets", spec, "registry/trainer", find_accelerator(text))
     body = custom_job(plan, Project("p", "r"))
-    job = ParseDict(body, CustomJob.pb(CustomJob()))
-    machine = job.job_spec.worker_pool_specs[0].machine_spec
+    machine = read(body, CUSTOM_JOB).job_spec.worker_pool_specs[0].machine_spec
     if plan.accelerator.kind == "gpu":
-        assert AcceleratorType(machine.accelerator_type).name == plan.accelerator.vertex
+        kinds = machine.DESCRIPTOR.fields_by_name["accelerator_type"].enum_type.values_by_number
+        assert kinds[machine.accelerator_type].name == plan.accelerator.vertex
         assert machine.accelerator_count == plan.accelerator.count
 
 

@@ -1,7 +1,7 @@
 """Vertex AI, Cloud Scheduler and Cloud Logging as far as jobs need them, over real HTTP.
 
-What is sent is read by the message types of Google's own clients: a field that there is not, or of another
-type, is refused as Google refuses it.
+What is sent is read by the message types of Google's own clients (scripts/vertex_descriptors.sh): a field
+that there is not, or of another type, is refused as Google refuses it.
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from google.cloud.aiplatform_v1.types import CustomJob
-from google.cloud.scheduler_v1.types import Job
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.json_format import ParseDict, ParseError
+from google.protobuf.message_factory import GetMessageClass
 
-PROJECT, REGION = "acme", "europe-west4"
+CUSTOM_JOB = "google.cloud.aiplatform.v1.CustomJob"
+PROJECT, NUMBER, REGION = "acme", "123", "europe-west4"
 _PLACE = re.compile(r"/v1/projects/(?P<project>[^/]+)/locations/(?P<region>[^/]+)/(?P<rest>.*)$")
 
 
@@ -51,8 +54,20 @@ def vertex_server() -> Iterator[Vertex]:
         server.server_close()
 
 
-def _checked(body: dict[str, Any], kind: Any) -> None:
-    ParseDict(body, kind.pb(kind()))
+def read(body: dict[str, Any], kind: str) -> Any:
+    """Return the message that `body` is as JSON. Raises ParseError for what is none of `kind`."""
+    return ParseDict(body, GetMessageClass(_POOL.FindMessageTypeByName(kind))())
+
+
+def _described() -> DescriptorPool:
+    pool = DescriptorPool()
+    path = Path(__file__).with_name("vertex_descriptors.binpb")
+    for file in FileDescriptorSet.FromString(path.read_bytes()).file:
+        pool.Add(file)
+    return pool
+
+
+_POOL = _described()
 
 
 def _handler(vertex: Vertex) -> type[BaseHTTPRequestHandler]:
@@ -95,9 +110,9 @@ def _handler(vertex: Vertex) -> type[BaseHTTPRequestHandler]:
                 job["state"] = "JOB_STATE_CANCELLING"
                 self._answer(200, {})
             elif rest == "customJobs":
-                _checked(body, CustomJob)
+                read(body, CUSTOM_JOB)
                 number = 1000 + len(vertex.jobs)
-                name = f"projects/123/locations/{REGION}/customJobs/{number}"
+                name = f"projects/{NUMBER}/locations/{REGION}/customJobs/{number}"
                 made = {
                     "name": name,
                     "state": "JOB_STATE_QUEUED",
@@ -106,8 +121,8 @@ def _handler(vertex: Vertex) -> type[BaseHTTPRequestHandler]:
                 vertex.jobs.append(body | made)
                 self._answer(200, vertex.jobs[-1])
             elif rest == "jobs":
-                _checked(body, Job)
-                _checked(json.loads(base64.b64decode(body["httpTarget"]["body"])), CustomJob)
+                read(body, "google.cloud.scheduler.v1.Job")
+                read(json.loads(base64.b64decode(body["httpTarget"]["body"])), CUSTOM_JOB)
                 name = body["name"].rpartition("/")[2]
                 if name in vertex.schedules:
                     self._refuse(409, f"Job {name} already exists.")
@@ -120,7 +135,7 @@ def _handler(vertex: Vertex) -> type[BaseHTTPRequestHandler]:
             path = urlsplit(self.path).path
             vertex.requests.append(f"{self.command} {path}")
             found = _PLACE.match(path)
-            if found is None or (found["project"], found["region"]) != (PROJECT, REGION):
+            if found is None or found["project"] not in (PROJECT, NUMBER) or found["region"] != REGION:
                 self._refuse(404, "Project or location not found.")
             elif vertex.refused is not None:
                 self._refuse(*vertex.refused)

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Writes tests/vertex_descriptors.binpb: which fields the requests of Vertex AI and Cloud Scheduler have, as
+# Google's own clients know it. The clients themselves bring dozens of packages and stay out of the tests.
+set -euo pipefail
+
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+
+tools=$(mktemp -d)
+trap 'rm -rf -- "$tools"' EXIT
+python3 -m venv "$tools/venv"
+"$tools/venv/bin/python" -m pip --quiet --disable-pip-version-check install \
+    google-cloud-aiplatform==2.7.0 google-cloud-scheduler==2.21.0
+"$tools/venv/bin/python" - tests/vertex_descriptors.binpb <<'PYTHON'
+import sys
+from pathlib import Path
+
+from google.cloud.aiplatform_v1.types import CustomJob
+from google.cloud.scheduler_v1.types import Job
+from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
+
+files = {}
+
+
+def add(file):
+    for each in file.dependencies:
+        add(each)
+    if file.name not in files:
+        files[file.name] = FileDescriptorProto()
+        file.CopyToProto(files[file.name])
+
+
+for kind in (CustomJob, Job):
+    add(kind.pb(kind()).DESCRIPTOR.file)
+Path(sys.argv[1]).write_bytes(FileDescriptorSet(file=files.values()).SerializeToString(deterministic=True))
+print(f"{len(files)} files")
+PYTHON
