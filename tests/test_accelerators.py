@@ -64,6 +64,7 @@ def test_a_file_of_prices_counts_instead(tmp_path: Path) -> None:
     price = find_accelerator("nvidia-l4:1", path).price
     assert price is not None
     assert (price.region, price.on_demand, price.spot) == ("mars-1", 2.0, 1.5)
+    assert price.source == f"price of {path}"  # and not of the list's day
     assert find_accelerator("nvidia-l4:2", path).price == find_accelerator("nvidia-l4:2").price
 
 

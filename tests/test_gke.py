@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from bucket_server import BUCKET, bucket_server
 from kube_server import Kube, kube_server
+from trainer_process import error_line
 
 from trainer.launch.state import State, state_of
 from trainer.storage.store import open_store
@@ -51,12 +52,7 @@ class Cluster:
         )  # fmt: skip
 
     def refused(self, *arguments: str, code: int = 2, **more: Any) -> str:
-        done = self.trainer(*arguments, **more)
-        assert done.returncode == code, done.stdout + done.stderr
-        assert "Traceback" not in done.stderr
-        (line,) = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
-        assert "Received: " in line
-        return line
+        return error_line(self.trainer(*arguments, **more), code)
 
 
 @pytest.fixture

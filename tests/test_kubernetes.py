@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from trainer.exits import EXIT_CODES, UsageError
-from trainer.launch.accelerators import find_accelerator
+from trainer.launch.accelerators import PRICE_DATE, find_accelerator
 from trainer.launch.kubernetes import Cluster, failure_policy, objects_of
 from trainer.launch.plan import Plan, check_plan, describe_plan, make_name
 from trainer.spec import RunSpec, load_spec, parse_spec
@@ -187,14 +187,14 @@ def test_what_its_place_would_refuse_is_refused_before(changes: dict[str, Any], 
 
 def test_the_plan_says_what_where_and_what_it_costs() -> None:
     plan = plan_of(workers=4, is_spot=True, deadline_seconds=6 * 3600)
-    said = "\n".join(describe_plan(plan, "acme, namespace trainer", "2026-10-01"))
+    said = "\n".join(describe_plan(plan, "acme, namespace trainer"))
     assert "job pets-1, 4 workers, nvidia-l4:1 each (g2-standard-8, spot)" in said
     assert "gs://bucket/runs/pets-1" in said
     cost = plan.cost_per_hour()
     assert cost == pytest.approx(4 * 0.341)
-    assert f"about {cost:.2f} USD an hour (spot list price of 2026-10-01, us-central1)" in said
+    assert f"about {cost:.2f} USD an hour (spot list price of {PRICE_DATE}, us-central1)" in said
     assert f"at most {6 * cost:.2f} at its 6 h deadline" in said
-    unknown = "\n".join(describe_plan(plan_of(accelerator="tpu-v5e"), "acme", "2026-10-01"))
+    unknown = "\n".join(describe_plan(plan_of(accelerator="tpu-v5e"), "acme"))
     assert "not known: no price of tpu-v5e:1x1" in unknown
 
 

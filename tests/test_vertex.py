@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from bucket_server import BUCKET, bucket_server
+from trainer_process import error_line
 from vertex_server import CUSTOM_JOB, PROJECT, REGION, Vertex, read, vertex_server
 
 from trainer.exits import UsageError
@@ -49,12 +50,7 @@ class Cloud:
         return done.stdout
 
     def refused(self, *words: str, code: int = 2, where: list[str] | None = None) -> str:
-        done = self.trainer(*words, where=where)
-        assert done.returncode == code, done.stdout + done.stderr
-        assert "Traceback" not in done.stderr
-        (line,) = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
-        assert "Received: " in line
-        return line
+        return error_line(self.trainer(*words, where=where), code)
 
 
 @pytest.fixture

@@ -31,6 +31,14 @@ def trainer(
     )
 
 
+def error_line(done: subprocess.CompletedProcess[str], exit_code: int) -> str:
+    """Return the one line that says what was wrong, after a look at the code and for a traceback."""
+    refused(done, exit_code)
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+    assert "Received: " in line
+    return line
+
+
 def refused(done: subprocess.CompletedProcess[str], exit_code: int, *words: str) -> None:
     """Check the code, the words, and that nobody sees a traceback."""
     assert done.returncode == exit_code, done.stdout + done.stderr

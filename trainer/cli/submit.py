@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -159,16 +158,15 @@ def _plan(place: Any, given: dict[str, Any], queue: str | None = None) -> Plan:
     )
 
 
-def _ask(plan: Plan, where: str, is_sure: bool, ask: Callable[..., bool] = click.confirm) -> None:
-    from trainer.launch.accelerators import PRICE_DATE
+def _ask(plan: Plan, where: str, is_sure: bool) -> None:
     from trainer.launch.plan import describe_plan
 
-    for line in describe_plan(plan, where, PRICE_DATE):
+    for line in describe_plan(plan, where):
         click.echo(line)
     if is_sure:
         return
     try:
-        if ask("go ahead?"):
+        if click.confirm("go ahead?"):
             return
     except click.Abort:
         click.echo()

@@ -30,6 +30,8 @@ class Price:
     region: str
     on_demand: float
     spot: float | None
+    source: str
+    """In words: where it is from, and of when."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,8 @@ def _chips(many: str) -> int:
 def _price(machine: Mapping[str, Any]) -> Price | None:
     if "on_demand" not in machine:
         return None
-    return Price(str(machine.get("region", "")), float(machine["on_demand"]), machine.get("spot"))
+    source = machine.get("source", f"list price of {PRICE_DATE}")
+    return Price(machine.get("region", ""), float(machine["on_demand"]), machine.get("spot"), source)
 
 
 def _table(prices: Path | None) -> dict[str, Any]:
@@ -116,7 +119,7 @@ def _table(prices: Path | None) -> dict[str, Any]:
         for many, machine in entry.machines.items():
             if many not in table.get(name, {"machines": {}})["machines"]:
                 raise _no_prices(prices, f"{name}:{many} is not in the table")
-            table[name]["machines"][many] |= machine.model_dump()
+            table[name]["machines"][many] |= machine.model_dump() | {"source": f"price of {prices}"}
     return table
 
 

@@ -110,7 +110,7 @@ def make_name(spec: RunSpec) -> str:
     return f"{base[:30].rstrip('-')}-{secrets.token_hex(3)}"
 
 
-def describe_plan(plan: Plan, where: str, price_date: str) -> list[str]:
+def describe_plan(plan: Plan, where: str) -> list[str]:
     """Return the lines that are shown before anything is sent; `where` names a cluster or an engine."""
     many = f"{plan.workers} workers, " if plan.workers > 1 else ""
     each = " each" if plan.workers > 1 else ""
@@ -125,20 +125,21 @@ def describe_plan(plan: Plan, where: str, price_date: str) -> list[str]:
         "where": where,
         "image": plan.image,
         "output": run,
-        "cost": _cost(plan, price_date),
+        "cost": _cost(plan),
     }
     return [f"{name:<{_WIDTH}}{text}" for name, text in facts.items() if text]
 
 
-def _cost(plan: Plan, price_date: str) -> str:
+def _cost(plan: Plan) -> str:
     if plan.place == "docker":
         return ""
     cost, hours = plan.cost_per_hour(), plan.deadline_seconds / _HOUR_SECONDS
     if cost is None or plan.accelerator.price is None:
         return f"not known: no price of {plan.accelerator}; --prices FILE gives one"
     kind = "spot " if plan.is_spot else ""
+    of = (plan.accelerator.price.source, plan.accelerator.price.region)
     return (
-        f"about {cost:,.2f} USD an hour ({kind}list price of {price_date}, {plan.accelerator.price.region}); "
+        f"about {cost:,.2f} USD an hour ({kind}{', '.join(filter(None, of))}); "
         f"at most {cost * hours:,.2f} at its {hours:g} h deadline{' each time' if plan.schedule else ''}"
     )
 

@@ -45,11 +45,12 @@ class State:
 def state_of(job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]], now: datetime) -> State:
     """Return the state of `job`, as Kubernetes has it, with its `pods`."""
     name, status = job["metadata"]["name"], job.get("status", {})
+    time = took(status.get("startTime"), status.get("completionTime"), now)
     conditions = {each["type"]: each for each in status.get("conditions", []) if each.get("status") == "True"}
     newest = _newest(pods)
     lines = tuple(line for pod in newest if (line := _pod_line(pod, len(newest) > 1)))
     if "Complete" in conditions:
-        return State(name, "finished", _took(status, now), ())
+        return State(name, "finished", time, ())
     if (failed := conditions.get("Failed") or conditions.get("FailureTarget")) is not None:
         return State(name, "failed", _why(failed), lines)
     if "Suspended" in conditions or job.get("spec", {}).get("suspend"):
@@ -57,8 +58,8 @@ def state_of(job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]], now: dat
     ready, wanted = int(status.get("ready", 0)), int(job.get("spec", {}).get("parallelism", 1))
     if ready:
         many = f"{ready} of {wanted} workers ready, " if wanted > 1 else ""
-        return State(name, "running", f"{many}{_took(status, now)}", lines)
-    return State(name, "waiting", _took(status, now), lines)
+        return State(name, "running", f"{many}{time}", lines)
+    return State(name, "waiting", time, lines)
 
 
 def explain_code(code: int) -> str:
@@ -124,13 +125,14 @@ def _why(condition: Mapping[str, Any]) -> str:
     return _REASONS.get(reason, reason or "for no reason that is told")
 
 
-def _took(status: Mapping[str, Any], now: datetime) -> str:
-    if "startTime" not in status:
+def took(started: str | None, ended: str | None, now: datetime) -> str:
+    """Return how long it has run or ran, of times as Google's interfaces write them."""
+    if started is None:
         return "not started yet"
-    end = _time(status["completionTime"]) if "completionTime" in status else now
-    minutes = round((end - _time(status["startTime"])).total_seconds() / _MINUTE_SECONDS)
-    return f"{'took' if 'completionTime' in status else 'for'} {minutes} min"
+    seconds = ((_time(ended) if ended else now) - _time(started)).total_seconds()
+    return f"{'took' if ended else 'for'} {round(seconds / _MINUTE_SECONDS)} min"
 
 
 def _time(text: str) -> datetime:
-    return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc)
+    """Return a time in UTC, with or without parts of a second."""
+    return datetime.strptime(text[:19], "%Y-%m-%dT%H:%M:%S").replace(tzinfo=timezone.utc)

@@ -8,13 +8,13 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import Any
 
 from trainer.exits import UsageError
 from trainer.launch.google import Google
 from trainer.launch.plan import SPEC, Plan
-from trainer.launch.state import State, explain_code
+from trainer.launch.state import State, explain_code, took
 from trainer.launch.vertex import LABELS, Project, custom_job, scheduler_job
 
 _WORDS = {
@@ -29,7 +29,6 @@ _WORDS = {
     "JOB_STATE_EXPIRED": "failed",
 }
 _LOOK_SECONDS = 5.0
-_MINUTE_SECONDS = 60
 _PAGE = 1000
 
 
@@ -56,7 +55,7 @@ class VertexJobs:
         lines = [line for line in (_reason(job),) if line]
         if state == "JOB_STATE_EXPIRED":
             lines.append("it took longer than its deadline")
-        return State(name, word, _took(job, now), tuple(lines))
+        return State(name, word, took(job.get("startTime"), job.get("endTime"), now), tuple(lines))
 
     def spec_text(self, name: str) -> str | None:
         """Return the spec that the newest job of this name was sent with."""
@@ -139,16 +138,3 @@ def _reason(job: dict[str, Any]) -> str:
     message = str(job.get("error", {}).get("message", ""))
     code = re.search(r"non-zero status of (\d+)", message)
     return f"{explain_code(int(code[1]))} ({message})" if code else message
-
-
-def _took(job: dict[str, Any], now: datetime) -> str:
-    if "startTime" not in job:
-        return "not started yet"
-    end = _time(job["endTime"]) if "endTime" in job else now
-    minutes = round((end - _time(job["startTime"])).total_seconds() / _MINUTE_SECONDS)
-    return f"{'took' if 'endTime' in job else 'for'} {minutes} min"
-
-
-def _time(text: str) -> datetime:
-    """Return a time as the interface writes it, with or without parts of a second."""
-    return datetime.strptime(text[:19], "%Y-%m-%dT%H:%M:%S").replace(tzinfo=timezone.utc)
