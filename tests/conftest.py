@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from bucket_server import BUCKET, bucket_server
+from docker import DockerClient
+from docker_engine import BASE, USER, docker_engine, make_base
 from PIL import Image, ImageDraw
 
 from trainer.cli.environment import prepare_libraries
@@ -34,6 +39,30 @@ def either_store(
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", bucket_address)
     place = str(tmp_path / "runs") if request.param == "folder" else f"gs://{BUCKET}/{tmp_path.name}"
     return open_store(place)
+
+
+@pytest.fixture(scope="session")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerClient]:
+    """A Docker engine that has the image trainer:cpu of this project; skips where none can be had."""
+    folder = tmp_path_factory.mktemp("engine")
+    with docker_engine(folder) as client:
+        make_base(client, folder)
+        done = subprocess.run(
+            [sys.executable, "-m", "trainer.cli", "image", "build", "--variant", "cpu", "--base", BASE,
+             "--network", "host"],
+            env={**os.environ, "DOCKER_HOST": f"unix://{folder}/socket"},
+            cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        yield client
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    """A folder that the image's user may write."""
+    (folder := tmp_path / "out").mkdir()
+    os.chown(folder, USER, USER)
+    return folder
 
 
 @pytest.fixture(scope="session")

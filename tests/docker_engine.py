@@ -6,14 +6,18 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from docker import APIClient, DockerClient
+from docker.models.containers import Container
 
 BASE = "base:of-tests"
+USER = 65532
+"""Of the image."""
 _CERTIFICATES = "etc/ssl/certs/ca-certificates.crt"
 
 
@@ -84,3 +88,38 @@ def _wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None
                 return
         time.sleep(0.2)
     pytest.skip(f"the engine does not start here: {log.read_text()[-300:]}")
+
+
+def engine_address(engine: DockerClient) -> str:
+    """Return what DOCKER_HOST has to say for this engine."""
+    return f"unix://{Path(engine.info()['DockerRootDir']).parent}/socket"
+
+
+def start(
+    engine: DockerClient, output: Path, *words: str, mounted: Mapping[str, str] | None = None, **options: Any
+) -> Container:
+    """Start the image as a restricted pod: nothing to write but what is mounted, no rights, little memory.
+
+    `mounted` are files of this machine to read, with their places in the container.
+    """
+    given: dict[str, Any] = {"mem_limit": "3g"} | options
+    volumes = [f"{output}:/out", *(f"{here}:{there}:ro" for here, there in (mounted or {}).items())]
+    return engine.containers.run(
+        "trainer:cpu", list(words), detach=True, read_only=True, tmpfs={"/tmp": ""}, cap_drop=["ALL"],
+        security_opt=["no-new-privileges"], volumes=volumes, **given,
+    )  # fmt: skip
+
+
+def end(container: Container) -> tuple[int, str]:
+    """Wait until it ends; return its exit code and what it said, and remove it."""
+    code = int(container.wait(timeout=240)["StatusCode"])
+    said = container.logs().decode()
+    container.remove()
+    return code, said
+
+
+def wait_for_line(container: Container, text: str) -> None:
+    """Return once it has said a line with `text`, or has ended."""
+    for line in container.logs(stream=True, follow=True):
+        if text in line.decode():
+            return

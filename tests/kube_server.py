@@ -15,13 +15,19 @@ from urllib.parse import parse_qs, urlsplit
 import yaml
 
 _KINDS = {
-    "v1": {"services": "Service", "pods": "Pod", "events": "Event", "namespaces": "Namespace"},
+    "v1": {
+        "services": "Service", "pods": "Pod", "events": "Event", "namespaces": "Namespace",
+        "serviceaccounts": "ServiceAccount", "nodes": "Node",
+    },
     "batch/v1": {"jobs": "Job", "cronjobs": "CronJob"},
-}
+    "jobset.x-k8s.io/v1alpha2": {"jobsets": "JobSet"},
+    "authorization.k8s.io/v1": {"selfsubjectaccessreviews": "SelfSubjectAccessReview"},
+}  # fmt: skip
+_OF_NO_NAMESPACE = ("namespaces", "nodes", "selfsubjectaccessreviews")
 _VERBS = ["create", "delete", "get", "list", "watch", "patch"]
 _PATH = re.compile(
-    r"/(?:api/(?P<core>v1)|apis/(?P<group>batch/v1))/namespaces/(?P<namespace>[^/]+)"
-    r"(?:/(?P<kind>[a-z]+)(?:/(?P<name>[^/]+)(?:/(?P<part>log))?)?)?$"
+    r"/(?:api/v1|apis/(?P<group>[^/]+/v[0-9a-z]+))(?:/namespaces/(?P<namespace>[^/]+)(?=/[a-z]))?"
+    r"/(?P<kind>[a-z]+)(?:/(?P<name>[^/]+)(?:/(?P<part>log))?)?$"
 )
 
 
@@ -30,6 +36,9 @@ class Kube:
 
     def __init__(self) -> None:
         self.namespaces = {"trainer"}
+        self.has_jobsets = True
+        self.forbidden: set[str] = set()
+        """What `kubectl auth can-i` is told no for, as 'create jobs'."""
         self.objects: dict[tuple[str, str, str], dict[str, Any]] = {}
         """By namespace, kind as jobs, and name."""
         self.logs: dict[str, str] = {}
@@ -78,15 +87,17 @@ def _handler(kube: Kube) -> type[BaseHTTPRequestHandler]:
         def do_GET(self) -> None:
             url = urlsplit(self.path)
             kube.requests.append(f"GET {url.path}")
-            if (found := _discovery(url.path)) is not None:
+            if (found := _discovery(url.path, kube.has_jobsets)) is not None:
                 self._answer(200, found)
                 return
             asked = _PATH.match(url.path)
             if asked is None:
                 self._status(404, "NotFound", "the server could not find the requested resource")
                 return
-            namespace, kind, name = asked["namespace"], asked["kind"], asked["name"]
-            if name is None:
+            namespace, kind, name = asked["namespace"] or "", asked["kind"], asked["name"]
+            if kind == "namespaces" and name in kube.namespaces:
+                self._answer(200, {"kind": "Namespace", "apiVersion": "v1", "metadata": {"name": name}})
+            elif name is None:
                 self._list(namespace, kind, parse_qs(url.query).get("labelSelector", [""])[0])
             elif asked["part"] == "log":
                 self._send(200, kube.logs.get(name, "").encode(), "text/plain")
@@ -102,6 +113,9 @@ def _handler(kube: Kube) -> type[BaseHTTPRequestHandler]:
             is_dry = "dryRun" in url.query
             kube.requests.append(f"POST {url.path}{' dry' * is_dry}")
             assert asked is not None
+            if asked["kind"] == "selfsubjectaccessreviews":
+                self._review(value)
+                return
             namespace, kind, name = asked["namespace"], asked["kind"], value["metadata"]["name"]
             status, message = kube.refused.get(kind, (0, ""))
             if namespace not in kube.namespaces:
@@ -135,6 +149,12 @@ def _handler(kube: Kube) -> type[BaseHTTPRequestHandler]:
                 self._status(404, "NotFound", f'{asked["kind"]} "{asked["name"]}" not found')
             else:
                 self._answer(200, {"kind": "Status", "apiVersion": "v1", "status": "Success"})
+
+        def _review(self, value: dict[str, Any]) -> None:
+            wanted = value["spec"]["resourceAttributes"]
+            what = "/".join(filter(None, (wanted["resource"], wanted.get("subresource"))))
+            allowed = f"{wanted['verb']} {what}" not in kube.forbidden
+            self._answer(201, value | {"status": {"allowed": allowed}})
 
         def _list(self, namespace: str, kind: str, selector: str) -> None:
             wanted = dict(each.split("=") for each in selector.split(",") if each)
@@ -174,26 +194,32 @@ def _handler(kube: Kube) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
-def _discovery(path: str) -> Any:
+def _discovery(path: str, has_jobsets: bool) -> Any:
+    kinds_of = {name: kinds for name, kinds in _KINDS.items() if has_jobsets or "jobset" not in name}
     if path == "/version":
         return {"major": "1", "minor": "32", "gitVersion": "v1.32.0"}
     if path == "/api":
         return {"kind": "APIVersions", "versions": ["v1"]}
     if path == "/apis":
-        version = {"groupVersion": "batch/v1", "version": "v1"}
-        group = {"name": "batch", "versions": [version], "preferredVersion": version}
-        return {"kind": "APIGroupList", "apiVersion": "v1", "groups": [group]}
+        groups = [_group(each) for each in kinds_of if "/" in each]
+        return {"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}
     if path.startswith("/openapi/v3"):
         return _openapi(path)
-    for version, kinds in _KINDS.items():
+    for version, kinds in kinds_of.items():
         if path == ("/api/v1" if version == "v1" else f"/apis/{version}"):
             resources = [
                 {"name": name, "singularName": kind.lower(), "kind": kind, "verbs": _VERBS,
-                 "namespaced": name != "namespaces"}
+                 "namespaced": name not in _OF_NO_NAMESPACE}
                 for name, kind in kinds.items()
             ]  # fmt: skip
             return {"kind": "APIResourceList", "groupVersion": version, "resources": resources}
     return None
+
+
+def _group(version: str) -> dict[str, Any]:
+    name, _, number = version.partition("/")
+    told = {"groupVersion": version, "version": number}
+    return {"name": name, "versions": [told], "preferredVersion": told}
 
 
 def _openapi(path: str) -> Any:

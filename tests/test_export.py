@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import requests
 import tensorflow as tf
 from PIL import Image
+from tensorflow_serving import tensorflow_serving
 
 from trainer.data.decode import decode_and_resize
 from trainer.exits import TrainerError
@@ -107,6 +110,32 @@ def test_the_answers_are_labels_probabilities_and_their_names(exported: Path, go
     labels = (exported / "assets" / "labels.txt").read_text(encoding="utf-8")
     assert labels.splitlines() == list(CLASS_NAMES)
     assert load_model(exported).class_names == CLASS_NAMES
+
+
+def test_it_answers_the_requests_of_tensorflow_serving(
+    exported: Path, golden: Golden, tmp_path: Path
+) -> None:
+    (tmp_path / "models" / "pets").mkdir(parents=True)
+    (tmp_path / "models" / "pets" / "1").symlink_to(exported)
+    rows = [{"b64": base64.b64encode(each).decode()} for each in golden.images]
+    with tensorflow_serving(tmp_path / "models") as address:
+
+        def ask(code: int = 200, model: str = "pets", **body: Any) -> Any:
+            answer = requests.post(f"{address}/v1/models/{model}:predict", json=body, timeout=60)
+            assert answer.status_code == code, answer.text
+            return answer.json()
+
+        told = ask(instances=[{"image_bytes": row} for row in rows])["predictions"]
+        assert told == ask(instances=rows)["predictions"]  # the only input needs no name
+        np.testing.assert_allclose([row["probabilities"] for row in told], golden.probabilities, atol=1e-5)
+        assert {row["label"] for row in told} <= set(CLASS_NAMES)  # text, and not encoded
+        columns = ask(inputs={"image_bytes": rows})["outputs"]
+        assert columns["label"] == [row["label"] for row in told]
+        pixels = ask(signature_name="pixels", instances=golden.pixels[:2].tolist())["predictions"]
+        np.testing.assert_allclose(pixels[1]["probabilities"], golden.probabilities[1], atol=1e-5)
+        assert "error" in ask(400, instances=[{"b64": base64.b64encode(b"no picture").decode()}])
+        assert "error" in ask(400, instances=[{"picture": rows[0]}])
+        assert "error" in ask(400, model="cats", instances=rows)
 
 
 def test_an_export_that_answers_otherwise_is_refused(exported: Path, golden: Golden, tmp_path: Path) -> None:

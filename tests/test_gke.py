@@ -35,7 +35,8 @@ def minor_version() -> int:
 
 
 # Older ones want a description of the server that is longer than the server here.
-pytestmark = pytest.mark.skipif(minor_version() < 27, reason="there is no kubectl of 1.27 or later")
+needs_kubectl = pytest.mark.skipif(minor_version() < 27, reason="there is no kubectl of 1.27 or later")
+pytestmark = needs_kubectl
 
 
 class Cluster:
@@ -43,7 +44,15 @@ class Cluster:
 
     def __init__(self, kube: Kube, config: Path) -> None:
         self.kube = kube
-        self.environment = {**os.environ, "KUBECONFIG": str(config), "HOME": str(config.parent)}
+        # Nobody outside this machine is asked, whoever's it is.
+        self.environment = {
+            **os.environ,
+            "KUBECONFIG": str(config),
+            "HOME": str(config.parent),
+            "NO_GCE_CHECK": "true",
+            "DOCKER_HOST": f"unix://{config.parent}/nowhere",
+        }
+        self.environment.pop("GOOGLE_APPLICATION_CREDENTIALS", None)
 
     def trainer(self, *arguments: str, answer: str = "") -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -141,6 +150,35 @@ def test_bad_input_is_refused_before_anyone_is_asked(cluster: Cluster) -> None:
     ):  # fmt: skip
         cluster.refused(*SUBMIT, *options, "--yes")
     assert not cluster.kube.requests
+
+
+def test_a_jobset_is_followed_by_its_own_name(cluster: Cluster) -> None:
+    words = [*SUBMIT, *OUTPUT, "--workers", "2", "--jobset", "--yes"]
+    done = cluster.trainer(*words)
+    assert done.returncode == 0, done.stderr
+    assert "plan       JobSet pets, 2 workers" in done.stdout
+    assert "created    jobset/pets" in done.stdout
+    made = cluster.kube.objects["trainer", "jobsets", "pets"]
+    assert not cluster.kube.names("services")
+    labels = {"jobset.sigs.k8s.io/jobset-name": "pets"}
+    template = made["spec"]["replicatedJobs"][0]["template"]
+    assert "no such job" not in cluster.refused("status", "gke", "pets")  # its job isn't made yet
+    metadata = {"name": "pets-worker-0", "labels": labels | template["metadata"]["labels"]}
+    job = {"kind": "Job", "apiVersion": "batch/v1", "metadata": metadata, "spec": template["spec"]}
+    cluster.kube.put("jobs", "trainer", job | {"status": {"ready": 1, "startTime": BEGAN}})
+    first = pod("pets-worker-0-1-x", 1, ended(75))
+    first["metadata"]["labels"] = {"batch.kubernetes.io/job-name": "pets-worker-0"}
+    cluster.kube.put("pods", "trainer", first)
+    cluster.kube.logs["pets-worker-0-1-x"] = "of the second\n"
+    said = cluster.trainer("status", "gke", "pets").stdout
+    assert said.startswith("pets  running, 1 of 2 workers ready")
+    assert cluster.trainer("list", "gke").stdout.startswith("pets  running")
+    assert cluster.trainer("logs", "gke", "pets", "--worker", "1").stdout == "of the second\n"
+    assert "ended      pets (jobset)" in cluster.trainer("cancel", "gke", "pets").stdout
+    assert not cluster.kube.names("jobsets")
+    cluster.kube.has_jobsets = False
+    assert "knows no JobSets" in cluster.refused(*words)
+    assert "no such job" in cluster.refused("cancel", "gke", "cats")
 
 
 def pod(

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import shutil
 import subprocess
+import tarfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from bucket_server import BUCKET, bucket_server
 from docker import DockerClient
-from docker.models.containers import Container
-from docker_engine import BASE, docker_engine, make_base
-from trainer_process import command
+from docker_engine import USER, end, engine_address, start, wait_for_line
+from registry_server import registry_server
+from trainer_process import command, error_line
+from vertex_server import PROJECT, REGION, vertex_server
 
 from trainer.exits import UsageError
+from trainer.launch.checks import check_registry_image
 from trainer.launch.image import find_source, push_image, tags_of
 from trainer.publish import latest_run, verify
 from trainer.storage.store import open_store
 
 ROOT = Path(__file__).parents[1]
-USER = 65532
 QUICK = ["--set", "train.epochs=4"]
 SINGLE_FILES = (".dockerignore", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 
@@ -62,47 +65,12 @@ def test_an_image_is_named_by_its_content_and_by_the_commit_that_says_all_of_it(
         find_source(tmp_path, "cpu", "base")
 
 
-ADDRESS: list[str] = []
-"""Of the engine."""
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerClient]:
-    """An engine that has the image trainer:cpu."""
-    folder = tmp_path_factory.mktemp("engine")
-    with docker_engine(folder) as client:
-        make_base(client, folder)
-        done = subprocess.run(
-            command("image", "build", "--variant", "cpu", "--base", BASE, "--network", "host"),
-            env={**os.environ, "DOCKER_HOST": f"unix://{folder}/socket"},
-            cwd=ROOT, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
-        ADDRESS[:] = [f"unix://{folder}/socket"]
-        yield client
-
-
-@pytest.fixture
-def output(tmp_path: Path) -> Path:
-    """A folder that the image's user may write."""
-    (folder := tmp_path / "out").mkdir()
-    os.chown(folder, USER, USER)
-    return folder
-
-
-def start(engine: DockerClient, output: Path, *words: str, **options: object) -> Container:
-    """Start the image as a restricted pod: nothing to write but what is mounted, no rights, little memory."""
-    return engine.containers.run(
-        "trainer:cpu", list(words), detach=True, read_only=True, tmpfs={"/tmp": ""}, cap_drop=["ALL"],
-        security_opt=["no-new-privileges"], mem_limit="3g", volumes=[f"{output}:/out"], **options,
-    )  # fmt: skip
-
-
-def end(container: Container) -> tuple[int, str]:
-    code = int(container.wait(timeout=240)["StatusCode"])
-    said = container.logs().decode()
-    container.remove()
-    return code, said
+def archive() -> bytes:
+    """Return a file system with one file."""
+    with io.BytesIO() as data:
+        with tarfile.open(fileobj=data, mode="w") as tar:
+            tar.addfile(tarfile.TarInfo("nothing"))
+        return data.getvalue()
 
 
 @pytest.mark.engine
@@ -125,10 +93,7 @@ def test_the_image_holds_what_it_needs_and_no_tools(engine: DockerClient) -> Non
 def test_the_demo_is_stopped_and_goes_on_in_another_container(engine: DockerClient, output: Path) -> None:
     words = ["train", "--output", "/out", "--run-name", "demo", "--set", "train.steps_per_call=1"]
     container = start(engine, output, *words)
-    until = time.monotonic() + 120
-    while '"event": "epoch"' not in container.logs().decode():
-        assert time.monotonic() < until
-        time.sleep(0.2)
+    wait_for_line(container, '"event": "epoch"')
     container.kill("SIGTERM")  # to tini, which passes it on
     code, said = end(container)
     assert code == 143, said
@@ -156,22 +121,69 @@ def test_a_bucket_is_written_from_a_container(
 
 
 @pytest.mark.engine
-def test_what_a_user_gets_wrong_ends_a_container_with_the_code_of_the_table(
+def test_a_run_in_a_container_tells_its_commit_and_writes_where_it_may(
     engine: DockerClient, output: Path
 ) -> None:
-    for words, expected in (
-        (["train", "--set", "train.epoks=3"], 2),
-        (["train", "--output", "/elsewhere"], 2),  # a read-only file system
-        (["train", "--data", "/nowhere", "--output", "/out"], 65),
-        (["train", "--output", "/out", "--require-accelerator", "gpu"], 69),
-    ):
-        code, said = end(start(engine, output, *words))
-        assert (code, "Traceback" in said, "Error: " in said) == (expected, False, True), said
+    code, said = end(start(engine, output, "train", "--output", "/elsewhere"))
+    assert (code, "Traceback" in said) == (2, False), said  # a read-only file system
+    code, said = end(start(engine, output, "train", "--output", "/out", "--run-name", "told", *QUICK))
+    assert code == 0, said
+    told = json.loads((output / "told" / "environment.json").read_text())["git_commit"]
+    labels = engine.images.get("trainer:cpu").attrs["Config"]["Labels"]
+    assert told == labels["org.opencontainers.image.revision"]
+
+
+@pytest.mark.engine
+def test_an_image_is_pushed_and_seen_in_its_registry(engine: DockerClient, tmp_path: Path) -> None:
+    project = copied_project(tmp_path / "project")
+    environment = {**os.environ, "DOCKER_HOST": engine_address(engine)}
+    with registry_server() as registry:
+        name = f"{registry.address}/team/trainer"
+
+        def push() -> subprocess.CompletedProcess[str]:
+            return subprocess.run(
+                command("image", "push", "--variant", "cpu", "--name", name),
+                env=environment, cwd=project, capture_output=True, text=True, timeout=120, check=False,
+            )  # fmt: skip
+
+        assert "This source isn't built yet" in error_line(push(), 2)
+        tags = tags_of(find_source(project, "cpu", "python:3.12-slim"), name, "cpu")
+        for tag in tags:  # of a small image: what is pushed is the engine's affair
+            engine.api.import_image_from_data(archive(), *tag.rsplit(":", 1))
+        registry.is_closed = True
+        assert "that you are logged in" in error_line(push(), 75)
+        assert check_registry_image(tags[0], engine.api).state == "unknown"
+        registry.is_closed = False
+        assert check_registry_image(tags[0], engine.api).state == "wrong"
+        done = push()
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines() == [f"pushed     {tag}" for tag in tags]
+        for tag in tags:
+            seen = check_registry_image(tag, engine.api)
+            assert seen.state == "ok", seen
+            assert f"team/trainer:{seen.said}" in registry.manifests
+        the_image_is_looked_for(environment, f"{name}:none", tags[0])
+
+
+def the_image_is_looked_for(environment: dict[str, str], missing: str, there: str) -> None:
+    """Send a job with an image that its registry hasn't, and one with an image that it has."""
+    words = ["submit", "vertex", "--recipe", "demo", "--output", "gs://bucket/runs", "--project", PROJECT]
+    with vertex_server() as vertex:
+        for image, code in ((missing, 2), (there, 0)):
+            where = ["--region", REGION, "--endpoint", vertex.address, "--image", image, "--yes"]
+            done = subprocess.run(
+                command(*words, *where),
+                env=environment, capture_output=True, text=True, timeout=60, check=False,
+            )  # fmt: skip
+            assert done.returncode == code, done.stdout + done.stderr
+            assert ("`trainer image push` sends the image" in done.stderr.lower()) == (code == 2), done.stderr
+        assert "           sha256:" in done.stdout
+        assert len(vertex.jobs) == 1
 
 
 @pytest.mark.engine
 def test_a_run_is_submitted_followed_cancelled_and_goes_on(engine: DockerClient, tmp_path: Path) -> None:
-    environment = {**os.environ, "DOCKER_HOST": ADDRESS[0]}
+    environment = {**os.environ, "DOCKER_HOST": engine_address(engine)}
 
     def said(*words: str, code: int = 0) -> str:
         done = subprocess.run(

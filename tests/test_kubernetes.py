@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
 
 from trainer.exits import EXIT_CODES, UsageError
+from trainer.hosts import read_place
 from trainer.launch.accelerators import PRICE_DATE, find_accelerator
 from trainer.launch.kubernetes import Cluster, failure_policy, objects_of
 from trainer.launch.plan import Plan, check_plan, describe_plan, make_name
 from trainer.spec import RunSpec, load_spec, parse_spec
 
 ROOT = Path(__file__).resolve().parent.parent
+JOBSET_SCHEMA = Path(__file__).with_name("jobset_schema.json")
+"""Of a JobSet's spec (jobset.x-k8s.io/v1alpha2), without the jobs in it."""
 VERSIONS = ("1.31", "1.37")
 """The oldest that has all fields that are used, and the newest that there is."""
 PARTS = {
@@ -29,6 +34,7 @@ PARTS = {
     "tpu": {"accelerator": "tpu-v5e:2x4"},
     "cpu": {"accelerator": "cpu"},
     "queued": {"queue": "team"},
+    "jobset": {"workers": 4, "is_jobset": True, "queue": "team"},
     "cron": {"schedule": "0 3 * * 1", "time_zone": "America/Sao_Paulo", "queue": "team"},
     "cron of hosts": {"schedule": "0 3 * * 1", "workers": 2},
 }
@@ -68,7 +74,8 @@ def pods() -> dict[str, dict[str, Any]]:
     for name, objects in OBJECTS.items():
         for each in objects:
             spec = each.get("spec", {})
-            job = spec.get("jobTemplate", {}).get("spec", spec)
+            template = spec.get("replicatedJobs", [{}])[0].get("template") or spec.get("jobTemplate", {})
+            job = template.get("spec", spec)
             if "template" in job:
                 found[name] = {
                     "job": job,
@@ -82,6 +89,10 @@ def pods() -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("name", OBJECTS)
 def test_the_schemas_of_kubernetes_take_every_object(name: str, version: str) -> None:
     for each in OBJECTS[name]:
+        if each["kind"] == "JobSet":  # Kubernetes itself has no schema of it
+            jsonschema.validate(each["spec"], json.loads(JOBSET_SCHEMA.read_text()))
+            template = each["spec"]["replicatedJobs"][0]["template"]
+            each = {"apiVersion": "batch/v1", "kind": "Job", **template}
         kubernetes_validate.validate(each, version, strict=True)
 
 
@@ -109,10 +120,33 @@ def test_what_schemas_miss(name: str) -> None:
     if "completions" in job:
         assert job["completions"] == job["parallelism"] > 1
         assert job["completionMode"] == "Indexed"
-        assert pod["subdomain"] in {
-            each["metadata"]["name"] for each in OBJECTS[name] if each["kind"] == "Service"
-        }
+        services = {each["metadata"]["name"] for each in OBJECTS[name] if each["kind"] == "Service"}
+        assert pod.get("subdomain") in (services or {None})  # a JobSet sets its own
     assert "suspend" not in job
+
+
+def test_a_jobset_counts_restarts_for_all_its_workers() -> None:
+    (made,) = OBJECTS["jobset"]
+    spec = made["spec"]
+    job = pods()["jobset"]["job"]
+    assert made["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team"
+    # What the table counts ends the job at once, and so starts all again; what it says is final is final.
+    assert job["backoffLimit"] == 0
+    assert job["podFailurePolicy"] == failure_policy()
+    assert spec["failurePolicy"]["maxRestarts"] == 3
+    assert [(each["action"], each["onJobFailureReasons"]) for each in spec["failurePolicy"]["rules"]] == [
+        ("FailJobSet", ["PodFailurePolicy"])
+    ]
+    given = {each["name"]: each for each in pods()["jobset"]["pod"]["containers"][0]["env"]}
+    # Pods are called JOBSET-worker-0-INDEX, in a network called as the service is that they look for.
+    assert given["TRAINER_SERVICE"]["value"] == spec["network"]["subdomain"] == made["metadata"]["name"]
+    field = given["TRAINER_RUN_NAME"]["valueFrom"]["fieldRef"]["fieldPath"]
+    assert field == "metadata.labels['jobset.sigs.k8s.io/jobset-name']"
+    place = read_place(
+        {"TRAINER_WORKERS": "4", "TRAINER_SERVICE": "pets-1", "JOB_COMPLETION_INDEX": "2"},
+        "pets-1-worker-0-2",
+    )
+    assert place.addresses[3].startswith("pets-1-worker-0-3.pets-1:")
 
 
 def test_a_service_finds_the_pods_of_its_job() -> None:
@@ -176,6 +210,8 @@ def test_the_spec_arrives_as_it_was_sent_and_the_job_names_the_run() -> None:
         ({"image": "trainer:gpu"}, "can't see the images"),
         ({"is_spot": True, "spec": spec_of("train.grace_seconds=40")}, "15 s before it is taken away"),
         ({"place": "docker", "workers": 2}, "one worker"),
+        ({"is_jobset": True, "schedule": "0 3 * * 1"}, "makes jobs and no JobSets"),
+        ({"is_jobset": True, "name": "a" * 53}, "at most 52"),
     ],
 )
 def test_what_its_place_would_refuse_is_refused_before(changes: dict[str, Any], words: str) -> None:

@@ -88,6 +88,22 @@ def test_the_same_command_on_a_finished_run_does_nothing_and_succeeds(
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
 
 
+def test_a_model_that_is_not_good_enough_is_kept_and_ends_it_with_4(photos: Path, tmp_path: Path) -> None:
+    words = [
+        "train", "--data", photos, "--output", tmp_path, "--run-name", "poor", *QUICK,
+        "--set", "optimizer.learning_rate=1e-9",
+    ]  # fmt: skip
+    claim = "--assert-accuracy-at-least"
+    done = trainer(*words, claim, "0.99", cache=tmp_path / "cache")
+    refused(done, 4, "less accurate than was asked for", "at least 0.99 asked for")
+    assert verify(FolderStore(tmp_path / "poor")) == []
+    assert (tmp_path / "latest").read_text().strip() == "poor"
+    assert str(tmp_path / "poor" / "report.html") in done.stdout
+    refused(trainer(*words, claim, "0.99", cache=tmp_path / "cache"), 4)  # nothing to do, and no better
+    assert trainer(*words, claim, "0", cache=tmp_path / "cache").returncode == 0
+    refused(trainer(*words, claim, "2", cache=tmp_path / "cache"), 2, "0<=x<=1")
+
+
 def test_a_name_taken_by_another_spec_is_refused_with_the_keys(
     finished: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:

@@ -41,6 +41,7 @@ class Cloud:
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "trainer.cli", *words, *(self.where if where is None else where)],
+            env={**os.environ, "DOCKER_HOST": "unix:///nowhere"},
             input=answer, capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
 
@@ -118,12 +119,30 @@ def test_a_place_that_is_not_there_is_named(cloud: Cloud) -> None:
     assert "doesn't offer this accelerator" in cloud.refused(*SUBMIT, "--accelerator", "tpu-v6e", "--yes")
     assert "not both" in cloud.refused(*SUBMIT, "--spot", "--flex-start", "--yes")
     assert "no such job" in cloud.refused("status", "vertex", "cats")
+    strange = ["--project", PROJECT, "--region", "x.example/?", *endpoint]
+    assert "A region is called as europe-west4" in cloud.refused(*SUBMIT, "--yes", where=strange)
+    strange = ["--project", "acme/../other", "--region", REGION, *endpoint]
+    assert "A project's ID has small letters" in cloud.refused(*SUBMIT, "--yes", where=strange)
+
+
+def test_a_bucket_that_is_not_there_is_named_before_anything_is_sent(cloud: Cloud) -> None:
+    assert "There is no bucket" not in cloud.said(*SUBMIT, "--dry-run")
+    for words in (["--output", "gs://nowhere/runs"], ["--data", "gs://nowhere/photos"]):
+        said = cloud.refused(*SUBMIT, *words, "--yes")
+        assert "`gcloud storage buckets create gs://nowhere` makes the bucket" in said
+    assert not cloud.vertex.jobs
+    cloud.vertex.project.lacking = {"storage.objects.create"}  # the job has rights of its own
+    said = cloud.said(*SUBMIT, "--yes")
+    assert "note       bucket bucket: it is there, and you lack storage.objects.create" in said
+    assert "note       image: not looked for: no Docker engine here to ask with" in said
+    assert cloud.vertex.jobs
 
 
 def test_without_credentials_it_is_said_how_to_get_some(tmp_path: Any) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "trainer.cli", *SUBMIT, "--project", "p", "--yes"],
-        env={**os.environ, "HOME": str(tmp_path), "GOOGLE_APPLICATION_CREDENTIALS": "/nowhere.json"},
+        env={**os.environ, "HOME": str(tmp_path), "GOOGLE_APPLICATION_CREDENTIALS": "/nowhere.json",
+             "NO_GCE_CHECK": "true"},
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
@@ -142,6 +161,12 @@ def follow_to_the_end(cloud: Cloud, output: str) -> None:
     said = cloud.said("status", "vertex", "pets")
     assert said.startswith("pets  waiting, not started yet")
     assert f"run: {output}/pets, no epoch yet" in said
+    service = {"resource": {"labels": {"task_name": "service"}}, "timestamp": "2026-11-27T10:59:00Z"}
+    waits = ["Job is queued.", "Resources are insufficient in region: europe-west4.\x1b[2J"]
+    cloud.vertex.entries = [service | {"insertId": text, "textPayload": text} for text in waits]
+    said = cloud.said("status", "vertex", "pets")
+    assert "  Resources are insufficient in region: europe-west4.\\x1b[2J\n" in said
+    assert "queued" not in said
     job |= {"state": "JOB_STATE_RUNNING", "startTime": "2026-11-27T11:00:00.5Z"}
     assert cloud.said("list", "vertex").startswith("pets  running, for ")
     label = {"resource": {"labels": {"task_name": "workerpool0-0"}}}

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from cloud_project import CloudProject
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.json_format import ParseDict, ParseError
@@ -37,6 +38,7 @@ class Vertex:
         self.entries: list[dict[str, Any]] = []
         self.refused: tuple[int, str] | None = None
         self.requests: list[str] = []
+        self.project = CloudProject(PROJECT, REGION)
 
 
 @contextmanager
@@ -73,6 +75,8 @@ _POOL = _described()
 def _handler(vertex: Vertex) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            if self._is_of_project({}):
+                return
             rest = self._place()
             if rest != "customJobs":
                 return
@@ -86,6 +90,8 @@ def _handler(vertex: Vertex) -> type[BaseHTTPRequestHandler]:
             if urlsplit(self.path).path == "/v2/entries:list":
                 vertex.requests.append("POST entries")
                 self._answer(200, {"entries": _chosen(vertex.entries, body["filter"])})
+                return
+            if self._is_of_project(body):
                 return
             rest = self._place()
             if rest is None:
@@ -129,6 +135,12 @@ def _handler(vertex: Vertex) -> type[BaseHTTPRequestHandler]:
                     return
                 vertex.schedules[name] = body
                 self._answer(200, body | {"state": "ENABLED"})
+
+        def _is_of_project(self, body: dict[str, Any]) -> bool:
+            answer = vertex.project.answer(self.path, body)
+            if answer is not None:
+                self._answer(*answer)
+            return answer is not None
 
         def _place(self) -> str | None:
             """Return what is asked for in the project; None once it was refused."""

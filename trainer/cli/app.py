@@ -17,6 +17,7 @@ from pathlib import Path
 import click
 
 from trainer import __version__
+from trainer.cli.doctor import doctor
 from trainer.cli.environment import (
     TENSORFLOW_MODULES,
     import_tensorflow,
@@ -60,6 +61,7 @@ def train(
     fresh: bool,
     require_accelerator: str | None,
     settings: tuple[str, ...],
+    assert_accuracy_at_least: float | None,
 ) -> None:
     """Train: from images to a model, a report and metrics in one run folder.
 
@@ -80,7 +82,8 @@ def train(
         require_unmoved(spec_path, spec)
     if require_accelerator is not None:
         require_devices(require_accelerator)
-    train_command(spec, cache_folder(), fresh, stop, read_place(os.environ, socket.gethostname()))
+    place = read_place(os.environ, socket.gethostname())
+    train_command(spec, cache_folder(), fresh, stop, place, assert_accuracy_at_least)
 
 
 @cli.command(cls=SpecCommand)
@@ -243,7 +246,7 @@ def _announce_emulator() -> None:
         click.echo(f"note       {_EMULATOR} is set: gs:// goes to {address}, not to Google", err=True)
 
 
-for _command in (submit, status, logs, cancel, list_jobs):
+for _command in (submit, status, logs, cancel, list_jobs, doctor):
     cli.add_command(_command)
 
 

@@ -32,7 +32,7 @@ def _place(command: Command) -> Command:
 def status(place: str, name: str, **where: Any) -> None:
     """Say how a job goes, and why."""
     for line in _jobs(place, where).status(name):
-        click.echo(line)
+        click.echo(printable(line))
 
 
 @click.command()
@@ -58,7 +58,7 @@ def cancel(place: str, name: str, **where: Any) -> None:
 def list_jobs(place: str, **where: Any) -> None:
     """List the jobs that were sent, and how they go."""
     for line in _jobs(place, where).overview() or ["no jobs"]:
-        click.echo(line)
+        click.echo(printable(line))
 
 
 class _Jobs(Protocol):
@@ -92,7 +92,7 @@ class _Cluster:
     def status(self, name: str) -> Iterator[str]:
         from trainer.launch.plan import SPEC
 
-        job = self.kubectl.get("job", name)
+        job = self.kubectl.job(name)
         given = job["spec"]["template"]["spec"]["containers"][0].get("env", [])
         text = next((each.get("value") for each in given if each["name"] == SPEC), None)
         yield from self._state(job)
@@ -104,14 +104,9 @@ class _Cluster:
     def cancel(self, name: str) -> str:
         from trainer.exits import UsageError
 
-        removed = []
-        for kind in ("cronjob", "job", "service"):
-            try:
-                self.kubectl.delete(kind, name)
-                removed.append(kind)
-            except UsageError as error:
-                if "not found" not in str(error):
-                    raise
+        removed = [
+            each for each in ("cronjob", "jobset", "job", "service") if self.kubectl.delete(each, name)
+        ]
         if not removed:
             raise UsageError(f"There is no such job; `trainer list gke` shows them. Received: {name}")
         return f" ({', '.join(removed)})"
@@ -122,10 +117,9 @@ class _Cluster:
         return [*coming, *(self._state(job)[0] for job in jobs)]
 
     def _state(self, job: dict[str, Any]) -> list[str]:
-        from trainer.launch.state import JOB_LABEL, state_of
+        from trainer.launch.state import state_of
 
-        pods = self.kubectl.find("pods", f"{JOB_LABEL}={job['metadata']['name']}")
-        return state_of(job, pods, datetime.now(timezone.utc)).text()
+        return state_of(job, self.kubectl.pods(job), datetime.now(timezone.utc)).text()
 
 
 class _Containers:

@@ -64,6 +64,12 @@ _HOW = (
 )
 
 
+_ACCURACY = click.option(
+    "--assert-accuracy-at-least",
+    metavar="SHARE",
+    type=click.FloatRange(0, 1),
+    help="End with 4 if the published model is less accurate on the held-out images: 0.9.",
+)
 _IMAGE = (
     click.option(
         "--variant", type=click.Choice(["cpu", "gpu", "tpu"]), default="gpu", show_default=True,
@@ -80,16 +86,23 @@ _IMAGE = (
 )  # fmt: skip
 
 
+_ACCELERATOR = click.option(
+    "--accelerator", metavar="NAME[:COUNT]", default="nvidia-l4", show_default=True,
+    help="Of each worker: nvidia-l4:2, tpu-v5e:2x4, cpu.",
+)  # fmt: skip
+_WORKERS = click.option(
+    "--workers", type=click.IntRange(1, 1000), default=1, show_default=True,
+    help="Machines that train together.",
+)  # fmt: skip
+_SPOT = click.option("--spot", is_flag=True, help="Machines that may be taken away, for less.")
+_IMAGE_NAME = click.option(
+    "--image", metavar="NAME", envvar="TRAINER_IMAGE", default="trainer:gpu", show_default=True,
+    help="As `trainer image push` names it; TRAINER_IMAGE is the default.",
+)  # fmt: skip
 _JOB = (
-    click.option(
-        "--accelerator", metavar="NAME[:COUNT]", default="nvidia-l4", show_default=True,
-        help="Of each worker: nvidia-l4:2, tpu-v5e:2x4, cpu.",
-    ),
-    click.option(
-        "--workers", type=click.IntRange(1, 1000), default=1, show_default=True,
-        help="Machines that train together.",
-    ),
-    click.option("--spot", is_flag=True, help="Machines that may be taken away, for less."),
+    _ACCELERATOR,
+    _WORKERS,
+    _SPOT,
     click.option("--schedule", metavar="CRON", help="Again and again, as '0 3 * * 1'; each time a new run."),
     click.option(
         "--time-zone", metavar="NAME", default="Etc/UTC", show_default=True, help="Of the schedule."
@@ -98,19 +111,51 @@ _JOB = (
         "--deadline-hours", type=click.FloatRange(0.1, 24 * 28), default=24.0, show_default=True,
         help="After which the job is ended.",
     ),
-    click.option(
-        "--image", metavar="NAME", envvar="TRAINER_IMAGE", default="trainer:gpu", show_default=True,
-        help="As `trainer image push` names it; TRAINER_IMAGE is the default.",
-    ),
+    _IMAGE_NAME,
     click.option("--prices", metavar="FILE", help="Prices that count instead of the list's."),
     click.option("--dry-run", is_flag=True, help="Print what would be sent, and send nothing."),
     click.option("--yes", is_flag=True, help="Don't ask."),
 )  # fmt: skip
+_QUEUE = click.option("--queue", metavar="NAME", help="A local queue of Kueue, which decides when it starts.")
+_NO_GKE_LABELS = click.option(
+    "--no-gke-labels", is_flag=True, help="For other clusters than GKE: any node with GPUs will do."
+)
+_FLEX_START = click.option("--flex-start", is_flag=True, help="Wait until there are machines, for less.")
+_ON_GKE = (
+    click.option("--service-account", default="trainer", show_default=True, help="Of the namespace."),
+    _QUEUE,
+    click.option("--jobset", is_flag=True, help="As a JobSet, which starts all workers anew when one fails."),
+    _NO_GKE_LABELS,
+)
+_ON_VERTEX = (
+    click.option("--service-account", metavar="EMAIL", help="Of the job; a schedule needs one."),
+    _FLEX_START,
+)
+_DOCTOR = (
+    _ACCELERATOR, _WORKERS, _SPOT, _IMAGE_NAME, _WHERE[0],
+    click.option("--service-account", metavar="NAME", help="Of the namespace, or the email of Vertex AI's."),
+    _QUEUE, _NO_GKE_LABELS, _FLEX_START,
+)  # fmt: skip
+
+
+def doctor_options(command: Command) -> Command:
+    """Add the options that name what a job would use."""
+    return _with(command, _DOCTOR)
+
+
+def on_gke_options(command: Command) -> Command:
+    """Add the options of a job on a cluster."""
+    return _with(command, _ON_GKE)
+
+
+def on_vertex_options(command: Command) -> Command:
+    """Add the options of a job on Vertex AI."""
+    return _with(command, _ON_VERTEX)
 
 
 def submit_options(command: Command) -> Command:
     """Add the options that describe a spec, where its run is kept, and the job that does it."""
-    return _with(command, (*_WHAT, *_WHERE[:2], _HOW[1], *_JOB))
+    return _with(command, (*_WHAT, *_WHERE[:2], _HOW[1], _ACCURACY, *_JOB))
 
 
 _PROJECT = (
@@ -149,7 +194,7 @@ def spec_options(command: Command) -> Command:
 
 def run_options(command: Command) -> Command:
     """Add the options that describe a spec, and where its run is kept."""
-    return _with(command, (*_WHAT, *_WHERE, *_HOW))
+    return _with(command, (*_WHAT, *_WHERE, *_HOW, _ACCURACY))
 
 
 def _with(command: Command, options: Sequence[Callable[[Command], Command]]) -> Command:

@@ -7,17 +7,29 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from trainer.cli.options import SpecCommand, cluster_options, project_options, submit_options
+from trainer.cli.doctor import find_engine, find_google, storage_url
+from trainer.cli.options import (
+    SpecCommand,
+    cluster_options,
+    on_gke_options,
+    on_vertex_options,
+    project_options,
+    submit_options,
+)
 from trainer.exits import UsageError
+from trainer.printable import printable
 
 if TYPE_CHECKING:
+    from trainer.launch.checks import Check
     from trainer.launch.container import Host
     from trainer.launch.plan import Plan
+    from trainer.launch.vertex import Project
 
 _HOUR_SECONDS = 3600
 _HANDED_ON = ("STORAGE_EMULATOR_HOST", "NO_COLOR")
@@ -31,16 +43,13 @@ def submit() -> None:
 @submit.command("gke", cls=SpecCommand)
 @submit_options
 @cluster_options
-@click.option("--service-account", default="trainer", show_default=True, help="Of the namespace.")
-@click.option("--queue", metavar="NAME", help="A local queue of Kueue, which decides when it starts.")
-@click.option(
-    "--no-gke-labels", is_flag=True, help="For other clusters than GKE: any node with GPUs will do."
-)
+@on_gke_options
 def submit_gke(
     namespace: str,
     service_account: str,
     context: str | None,
     queue: str | None,
+    jobset: bool,
     no_gke_labels: bool,
     **given: Any,
 ) -> None:
@@ -48,13 +57,13 @@ def submit_gke(
     from trainer.launch.kubectl import Kubectl
     from trainer.launch.kubernetes import Cluster, objects_of
 
-    plan = _plan("gke", given, queue)
+    plan = _plan("gke", given, queue, jobset)
     objects = objects_of(plan, Cluster(namespace, service_account, not no_gke_labels))
     if given["dry_run"]:
         click.echo(_as_yaml(objects), nl=False)
         return
     kubectl = Kubectl(namespace, context)
-    _ask(plan, kubectl.where(), given["yes"])
+    _ask(plan, kubectl.where(), given["yes"], _found(plan))
     kubectl.create(objects)
     kind = objects[-1]["kind"].lower()
     click.echo(f"created    {kind}/{plan.name}")
@@ -77,7 +86,7 @@ def submit_docker(network: str | None, **given: Any) -> None:
         click.echo(json.dumps(body, indent=2))
         return
     client = open_engine()
-    _ask(plan, os.environ.get("DOCKER_HOST") or "the engine of this host", given["yes"])
+    _ask(plan, os.environ.get("DOCKER_HOST") or "the engine of this host", given["yes"], _found(plan))
     if "://" not in plan.spec.output:
         Path(plan.spec.output).mkdir(parents=True, exist_ok=True)
     start_container(client, plan.name, body)
@@ -88,8 +97,7 @@ def submit_docker(network: str | None, **given: Any) -> None:
 @submit.command("vertex", cls=SpecCommand)
 @submit_options
 @project_options
-@click.option("--service-account", metavar="EMAIL", help="Of the job; a schedule needs one.")
-@click.option("--flex-start", is_flag=True, help="Wait until there are machines, for less.")
+@on_vertex_options
 def submit_vertex(
     project: str | None,
     region: str,
@@ -114,7 +122,7 @@ def submit_vertex(
         click.echo(json.dumps(body, indent=2))
         return
     jobs = VertexJobs(there, Google(there.url))
-    _ask(plan, f"project {project}, {region}", given["yes"])
+    _ask(plan, f"project {project}, {region}", given["yes"], _found(plan, there))
     click.echo(f"created    {jobs.create(plan)}")
     click.echo(f"follow     trainer logs vertex {plan.name} -f --project {project} --region {region}")
 
@@ -129,7 +137,7 @@ def _host(network: str | None) -> Host:
     return Host(f"{os.getuid()}:{os.getgid()}", credentials, network, handed_on)
 
 
-def _plan(place: Any, given: dict[str, Any], queue: str | None = None) -> Plan:
+def _plan(place: Any, given: dict[str, Any], queue: str | None = None, is_jobset: bool = False) -> Plan:
     from trainer.cli.app import cache_folder
     from trainer.cli.given import given_spec
     from trainer.launch.accelerators import find_accelerator
@@ -153,16 +161,40 @@ def _plan(place: Any, given: dict[str, Any], queue: str | None = None) -> Plan:
             schedule=given["schedule"],
             time_zone=given["time_zone"],
             queue=queue,
+            is_jobset=is_jobset,
+            accuracy_at_least=given["assert_accuracy_at_least"],
             deadline_seconds=round(given["deadline_hours"] * _HOUR_SECONDS),
         )
     )
 
 
-def _ask(plan: Plan, where: str, is_sure: bool) -> None:
+def _found(plan: Plan, project: Project | None = None) -> list[Check]:
+    """Return what is found of the places that the job would use. Raises UsageError if one isn't there."""
+    from trainer.launch.checks import READING, WRITING, check_bucket, check_registry_image, require
+
+    url = storage_url(project)
+    buckets = {
+        uri: permissions
+        for uri, permissions in ((plan.spec.data.source, READING), (plan.spec.output, WRITING))
+        if uri.startswith("gs://")
+    }
+    google = find_google(url) if buckets else None
+    found = [require(check_bucket(uri, google, url, asked)) for uri, asked in buckets.items()]
+    if plan.place != "docker":
+        found.append(require(check_registry_image(plan.image, find_engine())))
+    return found
+
+
+def _ask(plan: Plan, where: str, is_sure: bool, found: Sequence[Check]) -> None:
     from trainer.launch.plan import describe_plan
 
     for line in describe_plan(plan, where):
         click.echo(line)
+    for check in found:
+        if check.name == "image" and check.state == "ok":
+            click.echo(f"           {check.said}")
+        elif check.state == "unknown":
+            click.echo(printable(f"note       {check.name}: {check.said}"))
     if is_sure:
         return
     try:

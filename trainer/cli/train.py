@@ -26,7 +26,14 @@ from trainer.cli.environment import (
     require_tensorflow,
     write_last_words,
 )
-from trainer.exits import DataError, StoppedError, TemporaryError, TrainerError, UsageError
+from trainer.exits import (
+    DataError,
+    QualityError,
+    StoppedError,
+    TemporaryError,
+    TrainerError,
+    UsageError,
+)
 from trainer.hosts import Peers, Place, meet
 from trainer.publish import move_pointer
 from trainer.run_folder import (
@@ -49,10 +56,19 @@ _LESS_MEMORY = (
 )
 
 
-def train_command(spec: RunSpec, cache_dir: Path, fresh: bool, stop: Stop, place: Place) -> None:
+def train_command(
+    spec: RunSpec,
+    cache_dir: Path,
+    fresh: bool,
+    stop: Stop,
+    place: Place,
+    accuracy_at_least: float | None = None,
+) -> None:
     """Do the run of `spec`, until it is done or `stop` hears a signal, and say how it went.
 
-    With other processes than this one in `place` all do it together and end alike.
+    With other processes than this one in `place` all do it together and end alike. A model that is less
+    accurate on the held-out images than `accuracy_at_least`, in [0, 1], is published too, and then the chief
+    raises QualityError.
     """
     stop.grace_seconds, stop.advice = spec.train.grace_seconds, " A longer train.grace_seconds may help."
     require_tensorflow()  # before a run is begun
@@ -62,13 +78,15 @@ def train_command(spec: RunSpec, cache_dir: Path, fresh: bool, stop: Stop, place
         finished = find_finished_run(spec, fresh) if place.count > 1 else None
         if finished is not None:
             _tell_finished(finished, console)
+            _require_accuracy(finished, accuracy_at_least)
             return
         common = f"{__version__} {spec_digest(spec)} {spec.run_name}"
         peers = meet(place, common, spec.train.meet_seconds, console.say)
         peers.on_end(_end_soon)
+        led = None
         try:
             if place.is_chief:
-                _lead(spec, cache_dir, fresh, stop, console, peers)
+                led = _lead(spec, cache_dir, fresh, stop, console, peers)
             else:
                 _follow(spec, cache_dir, stop, console, peers)
         except BaseException as error:
@@ -76,6 +94,8 @@ def train_command(spec: RunSpec, cache_dir: Path, fresh: bool, stop: Stop, place
             peers.leave(exit_code, str(error) or type(error).__name__)
             raise
         peers.leave()
+        if led is not None:
+            _require_accuracy(led, accuracy_at_least)
 
 
 def require_devices(wanted: str) -> None:
@@ -86,7 +106,22 @@ def require_devices(wanted: str) -> None:
     require_accelerator(wanted)
 
 
-def _lead(spec: RunSpec, cache_dir: Path, fresh: bool, stop: Stop, console: Console, peers: Peers) -> None:
+def _require_accuracy(folder: RunFolder, at_least: float | None) -> None:
+    """Raise QualityError if the run that is published in `folder` is less accurate than was asked for."""
+    found = None if at_least is None else folder.output.below(folder.name).read("metrics.json")
+    if at_least is None or found is None:
+        return
+    accuracy = json.loads(found.data)["validation/accuracy"]
+    if accuracy < at_least:
+        raise QualityError(
+            "The model is less accurate than was asked for; it is published with its report, which says what "
+            f"to try. Received: validation accuracy {accuracy:.4f}, at least {at_least:g} asked for"
+        )
+
+
+def _lead(
+    spec: RunSpec, cache_dir: Path, fresh: bool, stop: Stop, console: Console, peers: Peers
+) -> RunFolder:
     folder = open_run_folder(spec, datetime.now(timezone.utc), cache_dir, fresh, console)
     try:
         if not folder.finished:
@@ -105,6 +140,7 @@ def _lead(spec: RunSpec, cache_dir: Path, fresh: bool, stop: Stop, console: Cons
         _tell_finished(folder, console)
     else:
         _tell_places(folder, console)
+    return folder
 
 
 def _tell_finished(folder: RunFolder, console: Console) -> None:

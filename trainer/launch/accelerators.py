@@ -54,6 +54,10 @@ class Accelerator:
     """Of each accelerator; 0 for cpu."""
     price: Price | None
     """None if it isn't known."""
+    quota: str = ""
+    """Of Vertex AI, as nvidia_l4_gpus; empty if it isn't known."""
+    compute_quota: str = ""
+    """Of Compute Engine's regions, as NVIDIA_L4_GPUS; empty if it isn't known."""
 
     @property
     def kind(self) -> str:
@@ -96,6 +100,8 @@ def find_accelerator(text: str, prices: Path | None = None) -> Accelerator:
         machine=found["machine"],
         memory_gib=entry["memory_gib"],
         price=_price(found),
+        quota=entry.get("quota", ""),
+        compute_quota=entry.get("compute_quota", ""),
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 
@@ -21,7 +22,12 @@ _HINTS = {
     409: "there is one of this name already",
     429: "a quota is used up; wait, ask for more, or take another region",
 }
+_NOTHING_THERE = 404
 _LATER = (408, 500, 502, 503, 504)
+
+
+class NothingThereError(UsageError):
+    """What was asked for doesn't exist, or may not even be seen."""
 
 
 class Google:
@@ -31,9 +37,16 @@ class Google:
         """Raises UsageError if this machine has no credentials."""
         self._session = requests.Session() if url.startswith("http://") else _authorized()
 
-    def get(self, url: str, **query: str) -> dict[str, Any]:
+    def get(self, url: str, **query: str | list[str]) -> dict[str, Any]:
         """Return what is at `url`. Raises UsageError, TemporaryError."""
         return self._ask("GET", url, None, query)
+
+    def find(self, url: str, **query: str | list[str]) -> dict[str, Any] | None:
+        """Return what is at `url`, None if there is nothing. Raises UsageError, TemporaryError."""
+        try:
+            return self.get(url, **query)
+        except NothingThereError:
+            return None
 
     def post(self, url: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Return the answer to `body`. Raises UsageError, TemporaryError."""
@@ -43,11 +56,18 @@ class Google:
         """Remove what is at `url`. Raises UsageError, TemporaryError."""
         self._ask("DELETE", url, None, {})
 
+    @property
+    def account(self) -> str:
+        """In words: who we are."""
+        credentials = getattr(self._session, "credentials", None)
+        email = getattr(credentials, "service_account_email", None) or getattr(credentials, "account", None)
+        return str(email or ("none needed" if credentials is None else "of a person or a machine"))
+
     def close(self) -> None:
         """End the connections."""
         self._session.close()
 
-    def _ask(self, method: str, url: str, body: Any, query: Mapping[str, str]) -> dict[str, Any]:
+    def _ask(self, method: str, url: str, body: Any, query: Mapping[str, Any]) -> dict[str, Any]:
         from google.auth.exceptions import GoogleAuthError
 
         try:
@@ -58,6 +78,11 @@ class Google:
                 f"Received: {str(error)[:200]}"
             ) from None
         except requests.RequestException as error:
+            if "NameResolutionError" in str(error):
+                raise UsageError(
+                    "There is no such address: see the region's name, and that this machine has a network. "
+                    f"Received: {urlsplit(url).hostname}"
+                ) from None
             raise TemporaryError(f"Google Cloud can't be reached. Received: {str(error)[:200]}") from None
         if answer.ok:
             return dict(answer.json() or {})
@@ -65,7 +90,8 @@ class Google:
         if answer.status_code in _LATER:
             raise TemporaryError(f"Google Cloud can't answer now; try again later. Received: {said}")
         hint = _HINTS.get(answer.status_code, "the request isn't taken")
-        raise UsageError(f"Google Cloud refuses it: {hint}. Received: {said}")
+        kind = NothingThereError if answer.status_code == _NOTHING_THERE else UsageError
+        raise kind(f"Google Cloud refuses it: {hint}. Received: {said}")
 
 
 def _authorized() -> requests.Session:

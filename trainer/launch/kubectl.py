@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.exits import TemporaryError, UsageError
-from trainer.launch.state import JOB_LABEL, index_of
+from trainer.launch.state import JOB_LABEL, JOBSET_LABEL, index_of
 
 _PROGRAM = "kubectl"
 _SECONDS = 60.0
@@ -33,6 +33,18 @@ class Kubectl:
         """Return the cluster's name in kubectl's configuration. Raises UsageError if there is none."""
         context = self.context or self._run("config", "current-context").strip()
         return f"{context}, namespace {self.namespace}"
+
+    def version(self) -> str:
+        """Return which kubectl this is. Raises UsageError if there is none."""
+        told = json.loads(self._run("version", "--client", "-o", "json"))
+        return str(told["clientVersion"]["gitVersion"])
+
+    def may(self, verb: str, what: str) -> bool:
+        """Return whether we have the right to do `verb` to `what` in the namespace."""
+        try:
+            return self._run("auth", "can-i", verb, what).strip() == "yes"
+        except UsageError:
+            return False  # kubectl says no by its exit code
 
     def create(self, objects: Sequence[dict[str, Any]]) -> None:
         """Create all of `objects`, or none: the cluster is asked first whether it would take each of them.
@@ -73,13 +85,33 @@ class Kubectl:
         """Return the objects whose labels fit `selector`."""
         return list(json.loads(self._run("get", kind, "-l", selector, "-o", "json"))["items"])
 
-    def delete(self, kind: str, name: str) -> None:
-        """Begin to remove an object and what it made."""
-        self._run("delete", kind, name, "--wait=false", "--cascade=background")
+    def job(self, name: str) -> dict[str, Any]:
+        """Return the job called `name`, or that of the JobSet. Raises UsageError, TemporaryError."""
+        try:
+            return self.get("job", name)
+        except UsageError:
+            found = self.find("jobs", f"{JOBSET_LABEL}={name}")
+            if not found:
+                raise
+            return found[-1]
+
+    def pods(self, job: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return the pods of `job`, those that have ended too."""
+        return self.find("pods", f"{JOB_LABEL}={job['metadata']['name']}")
+
+    def delete(self, kind: str, name: str) -> bool:
+        """Begin to remove an object and what it made; return whether there was one."""
+        try:
+            self._run("delete", kind, name, "--wait=false", "--cascade=background")
+        except UsageError as error:
+            if "not found" in str(error) or "doesn't have a resource type" in str(error):
+                return False
+            raise
+        return True
 
     def logs(self, job: str, worker: int, is_following: bool) -> int:
         """Let kubectl print what a worker of `job` said; return its exit code."""
-        chosen = self.find("pods", f"{JOB_LABEL}={job}")
+        chosen = self.pods(self.job(job))
         names = [pod["metadata"]["name"] for pod in chosen if index_of(pod) == worker]
         if not names:
             raise UsageError(
@@ -121,6 +153,11 @@ def _failure(verb: str, said: str) -> UsageError | TemporaryError:
         return UsageError(
             "kubectl knows no such cluster; `gcloud container clusters get-credentials CLUSTER` makes it "
             f"known, --context names another. Received: {line}"
+        )
+    if 'no matches for kind "JobSet"' in said:
+        return UsageError(
+            "The cluster knows no JobSets; have them installed there (https://jobset.sigs.k8s.io), or leave "
+            f"--jobset away. Received: {line}"
         )
     if any(each in said for each in _UNREACHABLE):
         return TemporaryError(f"The cluster can't be reached. Received: {line}")

@@ -1,7 +1,7 @@
 """A plan to the objects of Kubernetes.
 
 In: a `Plan` and what is to be known of the cluster. Out: the objects as plain values, in the order in which
-they are created: a Job, an Indexed Job behind its headless Service for several workers, or a CronJob.
+they are created: a Job, an Indexed Job behind its headless Service for several workers, a JobSet, a CronJob.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 from trainer import __version__
 from trainer.exits import EXIT_CODES
 from trainer.hosts.place import PORT, SERVICE, WORKERS
-from trainer.launch.plan import RUN_NAME, SPEC, SPOT_GRACE_SECONDS, Plan
-from trainer.launch.state import JOB_LABEL
+from trainer.launch.plan import REPLICATED_JOB, RUN_NAME, SPEC, SPOT_GRACE_SECONDS, Plan
+from trainer.launch.state import JOB_LABEL, JOBSET_LABEL
 
 CONTAINER = "trainer"
 _USER = 65532
@@ -45,6 +45,8 @@ class Cluster:
 def objects_of(plan: Plan, cluster: Cluster) -> list[dict[str, Any]]:
     """Return the objects of `plan`."""
     job = _job_spec(plan, cluster)
+    if plan.is_jobset:
+        return [_job_set(plan, cluster, job)]
     if plan.schedule is None:
         main = {"apiVersion": "batch/v1", "kind": "Job", "metadata": _metadata(plan, cluster), "spec": job}
     else:
@@ -63,6 +65,37 @@ def objects_of(plan: Plan, cluster: Cluster) -> list[dict[str, Any]]:
             },
         }
     return [*([_service(plan, cluster)] if plan.workers > 1 else []), main]
+
+
+def _job_set(plan: Plan, cluster: Cluster, job: dict[str, Any]) -> dict[str, Any]:
+    """Return the JobSet whose only job is `job`: it names the pods itself, and starts all of them again."""
+    job.pop("ttlSecondsAfterFinished")  # the whole goes, and not what it is made of
+    return {
+        "apiVersion": "jobset.x-k8s.io/v1alpha2",
+        "kind": "JobSet",
+        "metadata": _metadata(plan, cluster),
+        "spec": {
+            "network": {"enableDNSHostnames": True, "subdomain": plan.name, "publishNotReadyAddresses": True},
+            "failurePolicy": {
+                "maxRestarts": _RETRIES,
+                "rules": [
+                    {
+                        "name": "not-mended-by-a-restart",
+                        "action": "FailJobSet",
+                        "onJobFailureReasons": ["PodFailurePolicy"],
+                    }
+                ],
+            },
+            "ttlSecondsAfterFinished": _KEEP_SECONDS,
+            "replicatedJobs": [
+                {
+                    "name": REPLICATED_JOB,
+                    "replicas": 1,
+                    "template": {"metadata": {"labels": _labels(plan, is_queued=False)}, "spec": job},
+                }
+            ],
+        },
+    }
 
 
 def failure_policy() -> dict[str, Any]:
@@ -106,9 +139,9 @@ def _service(plan: Plan, cluster: Cluster) -> dict[str, Any]:
 def _job_spec(plan: Plan, cluster: Cluster) -> dict[str, Any]:
     several = {"completionMode": "Indexed", "completions": plan.workers, "parallelism": plan.workers}
     return {
-        **(several if plan.workers > 1 else {}),
-        # When one of several workers fails, all do.
-        "backoffLimit": _RETRIES * plan.workers,
+        **(several if plan.workers > 1 or plan.is_jobset else {}),
+        # When one of several workers fails, all do. A JobSet counts for itself.
+        "backoffLimit": 0 if plan.is_jobset else _RETRIES * plan.workers,
         "activeDeadlineSeconds": plan.deadline_seconds,
         "ttlSecondsAfterFinished": _KEEP_SECONDS,
         "podReplacementPolicy": "Failed",
@@ -128,7 +161,7 @@ def _pod(plan: Plan, cluster: Cluster) -> dict[str, Any]:
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": grace,
-        **({"subdomain": plan.name} if plan.workers > 1 else {}),
+        **({"subdomain": plan.name} if plan.workers > 1 and not plan.is_jobset else {}),
         **_placement(plan, cluster),
         "securityContext": {
             "runAsNonRoot": True,
@@ -188,7 +221,8 @@ def _container(plan: Plan) -> dict[str, Any]:
 
 def _environment(plan: Plan) -> list[dict[str, Any]]:
     # The job's name is the run's: each job of a schedule is a new run, and each restart goes on with it.
-    name = {"fieldRef": {"fieldPath": f"metadata.labels['{JOB_LABEL}']"}}
+    label = JOBSET_LABEL if plan.is_jobset else JOB_LABEL
+    name = {"fieldRef": {"fieldPath": f"metadata.labels['{label}']"}}
     several = {WORKERS: str(plan.workers), SERVICE: plan.name} if plan.workers > 1 else {}
     given = {SPEC: plan.spec_text, **several}
     return [

@@ -25,6 +25,8 @@ RUN_NAME = "TRAINER_RUN_NAME"
 _LONGEST_SPEC_BYTES = 100_000
 """Of one variable: Linux takes 128 KiB, Vertex AI less."""
 _LONGEST_NAME = 63
+REPLICATED_JOB = "worker"
+"""What the one job of a JobSet is called in it."""
 _LONGEST_CRON_JOB = 52
 """Kubernetes appends a number to it."""
 _HOUR_SECONDS = 3600
@@ -51,7 +53,11 @@ class Plan:
     time_zone: str = "Etc/UTC"
     queue: str | None = None
     """A local queue of Kueue."""
+    is_jobset: bool = False
+    """Whether a JobSet is made of it, which starts all workers again when one fails."""
     deadline_seconds: int = 24 * _HOUR_SECONDS
+    accuracy_at_least: float | None = None
+    """Of the held-out images, in [0, 1]; a model below it ends the job with 4."""
 
     @property
     def arguments(self) -> list[str]:
@@ -59,7 +65,9 @@ class Plan:
         wanted = self.accelerator
         many = f":{wanted.count}" if wanted.kind == "gpu" else ""
         require = ["--require-accelerator", f"{wanted.kind}{many}"] if wanted.count else []
-        return ["train", *require]
+        accuracy = self.accuracy_at_least
+        claim = [] if accuracy is None else ["--assert-accuracy-at-least", f"{accuracy:g}"]
+        return ["train", *require, *claim]
 
     @property
     def spec_text(self) -> str:
@@ -82,6 +90,11 @@ def check_plan(plan: Plan) -> Plan:
         raise UsageError(
             "A TPU is trained on by one process, which reaches all its chips; leave --workers at 1. "
             f"Received: {plan.workers} workers"
+        )
+    if plan.is_jobset and plan.schedule is not None:
+        raise UsageError(
+            "A CronJob makes jobs and no JobSets; leave --jobset away. "
+            f"Received: --jobset --schedule {plan.schedule!r}"
         )
     if plan.workers > 1 and plan.place == "docker":
         raise UsageError(
@@ -115,7 +128,7 @@ def describe_plan(plan: Plan, where: str) -> list[str]:
     many = f"{plan.workers} workers, " if plan.workers > 1 else ""
     each = " each" if plan.workers > 1 else ""
     spot = ", spot" if plan.is_spot else ""
-    kind = "CronJob" if plan.schedule and plan.place == "gke" else "job"
+    kind = "CronJob" if plan.schedule and plan.place == "gke" else "JobSet" if plan.is_jobset else "job"
     when = f", at {plan.schedule} ({plan.time_zone})" if plan.schedule else ""
     queue = f", queue {plan.queue}" if plan.queue else ""
     accelerator = f"{plan.accelerator}{each} ({plan.accelerator.machine}{spot})"
@@ -146,7 +159,9 @@ def _cost(plan: Plan) -> str:
 
 def _check_name(plan: Plan) -> None:
     longest = _LONGEST_CRON_JOB if plan.schedule else _LONGEST_NAME
-    if plan.workers > 1:
+    if plan.is_jobset:
+        longest -= len(f"-{REPLICATED_JOB}-0")
+    if plan.workers > 1 or plan.is_jobset:
         longest -= len(f"-{plan.workers - 1}")
     if not re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", plan.name) or len(plan.name) > longest:
         raise UsageError(

@@ -22,6 +22,8 @@ _REASONS = {
 _MINUTE_SECONDS = 60
 JOB_LABEL = "batch.kubernetes.io/job-name"
 """Of the pods of a job."""
+JOBSET_LABEL = "jobset.sigs.k8s.io/jobset-name"
+"""Of the jobs of a JobSet, and of their pods."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class State:
 
 def state_of(job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]], now: datetime) -> State:
     """Return the state of `job`, as Kubernetes has it, with its `pods`."""
-    name, status = job["metadata"]["name"], job.get("status", {})
+    status = job.get("status", {})
+    name = job["metadata"].get("labels", {}).get(JOBSET_LABEL) or job["metadata"]["name"]
     time = took(status.get("startTime"), status.get("completionTime"), now)
     conditions = {each["type"]: each for each in status.get("conditions", []) if each.get("status") == "True"}
     newest = _newest(pods)

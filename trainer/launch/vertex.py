@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,25 +35,38 @@ class Project:
     endpoint: str | None = None
     """In place of Google's own, for all that is asked."""
 
+    def __post_init__(self) -> None:
+        """Raises UsageError for what can't be a name: both become parts of addresses."""
+        for what, name, pattern in (
+            ("project's ID has small letters, digits and -", self.project, r"[a-z0-9][a-z0-9.:-]*"),
+            ("region is called as europe-west4", self.region, r"[a-z]+-[a-z]+[0-9]+"),
+        ):
+            if not re.fullmatch(pattern, name):
+                raise UsageError(f"A {what}. Received: {name!r}")
+
     @property
     def parent(self) -> str:
         """The resource that jobs are in."""
         return f"projects/{self.project}/locations/{self.region}"
 
+    def at(self, service: str) -> str:
+        """Return the address of one of Google Cloud's interfaces."""
+        return self.endpoint or f"https://{service}.googleapis.com"
+
     @property
     def url(self) -> str:
         """Of Vertex AI's REST interface, with its version."""
-        return f"{self.endpoint or f'https://{self.region}-aiplatform.googleapis.com'}/v1"
+        return f"{self.at(f'{self.region}-aiplatform')}/v1"
 
     @property
     def scheduler_url(self) -> str:
         """Of Cloud Scheduler's."""
-        return f"{self.endpoint or 'https://cloudscheduler.googleapis.com'}/v1"
+        return f"{self.at('cloudscheduler')}/v1"
 
     @property
     def logging_url(self) -> str:
         """Of Cloud Logging's."""
-        return f"{self.endpoint or 'https://logging.googleapis.com'}/v2"
+        return f"{self.at('logging')}/v2"
 
 
 def custom_job(plan: Plan, project: Project) -> dict[str, Any]:

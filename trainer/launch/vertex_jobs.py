@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
-from trainer.exits import UsageError
+from trainer.exits import TemporaryError, UsageError
 from trainer.launch.google import Google
 from trainer.launch.plan import SPEC, Plan
 from trainer.launch.state import State, explain_code, took
@@ -30,6 +30,7 @@ _WORDS = {
 }
 _LOOK_SECONDS = 5.0
 _PAGE = 1000
+_OF_JOB = 'resource.type="ml_job" AND resource.labels.job_id'
 
 
 class VertexJobs:
@@ -53,6 +54,8 @@ class VertexJobs:
         state = str(job.get("state", ""))
         word = _WORDS.get(state, "failed" if "FAIL" in state else state.removeprefix("JOB_STATE_").lower())
         lines = [line for line in (_reason(job),) if line]
+        if word == "waiting" and (said := self._service_word(job)):
+            lines.append(said)
         if state == "JOB_STATE_EXPIRED":
             lines.append("it took longer than its deadline")
         return State(name, word, took(job.get("startTime"), job.get("endTime"), now), tuple(lines))
@@ -89,10 +92,7 @@ class VertexJobs:
         """Yield what a worker of a job says; with `is_following` until the job has ended."""
         number = str(self.find(name)["name"]).rpartition("/")[2]
         task = "workerpool0-0" if worker == 0 else f"workerpool1-{worker - 1}"
-        chosen = (
-            f'resource.type="ml_job" AND resource.labels.job_id="{number}" AND '
-            f'resource.labels.task_name="{task}"'
-        )
+        chosen = f'{_OF_JOB}="{number}" AND resource.labels.task_name="{task}"'
         since, seen = "1970-01-01T00:00:00Z", set[str]()
         while True:
             ended = not is_following or "endTime" in self.find(name)
@@ -100,10 +100,20 @@ class VertexJobs:
                 if entry["insertId"] not in seen:
                     seen.add(entry["insertId"])
                     since = entry["timestamp"]
-                    yield str(entry.get("textPayload") or entry.get("jsonPayload", {}).get("message", ""))
+                    yield _text(entry)
             if ended:
                 return
             time.sleep(_LOOK_SECONDS)
+
+    def _service_word(self, job: dict[str, Any]) -> str:
+        """Return what Vertex AI itself said last of a job, as why it waits; empty if nobody may know."""
+        number = str(job["name"]).rpartition("/")[2]
+        chosen = f'{_OF_JOB}="{number}" AND resource.labels.task_name="service"'
+        try:
+            *_, last = self._entries(chosen)
+        except (UsageError, TemporaryError, ValueError):
+            return ""
+        return _text(last)
 
     def _entries(self, chosen: str) -> Iterator[dict[str, Any]]:
         body: dict[str, Any] = {
@@ -131,6 +141,11 @@ class VertexJobs:
             token = page.get("nextPageToken", "")
             if not token:
                 return found
+
+
+def _text(entry: dict[str, Any]) -> str:
+    """Return what an entry of a log says."""
+    return str(entry.get("textPayload") or entry.get("jsonPayload", {}).get("message", ""))
 
 
 def _reason(job: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from importlib import metadata
+from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ _PROMISED = (
     "model",
 )  # fmt: skip
 """What a finished run holds beside its manifest."""
+_REVISION = "REVISION"
+"""The commit's name, where an image was built of it."""
 _PACKAGES = ("tensorflow", "tensorflow-cpu", "tensorflow-tpu", "keras", "numpy", "scikit-learn", "pydantic")
 
 
@@ -153,8 +155,12 @@ def _versions() -> dict[str, str]:
 
 
 def _git_commit() -> str | None:
-    """Return the commit that this package is run from, with '-dirty' if it is changed; None outside git."""
+    """Return the commit that this package is of, with '-dirty' if it is changed; None where nobody knows."""
     here = str(Path(__file__).parent)
+    built_of = resources.files("trainer") / _REVISION
+    if built_of.is_file():
+        revision = built_of.read_text(encoding="utf-8").strip()
+        return None if revision == "unknown" else revision
     try:
         done = subprocess.run(
             ["git", "-C", here, "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],

@@ -1,0 +1,83 @@
+"""What a project of Google Cloud says of itself: its interfaces, rights, quota and buckets."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+Answer = tuple[int, dict[str, Any]]
+
+
+@dataclass
+class CloudProject:
+    """What there is."""
+
+    name: str
+    region: str
+    disabled: set[str] = field(default_factory=set)
+    """Interfaces, as aiplatform."""
+    lacking: set[str] = field(default_factory=set)
+    """Permissions that the caller has not."""
+    buckets: set[str] = field(default_factory=lambda: {"bucket"})
+    accounts: set[str] = field(default_factory=lambda: {"me@acme.iam"})
+    quotas: dict[str, int] = field(default_factory=dict)
+    """Limits of Vertex AI, by metric."""
+    compute_quotas: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Limits and what is used of them, by metric."""
+
+    def answer(self, url: str, body: dict[str, Any]) -> Answer | None:
+        """Return status and answer; None for what is none of these questions."""
+        path, query = urlsplit(url).path, parse_qs(urlsplit(url).query)
+        for pattern, answer in (
+            (r"/v1/projects/([^/:]+):testIamPermissions", lambda _: self._granted(body["permissions"])),
+            (r"/v1/projects/([^/]+)/services/([a-z]+)\.googleapis\.com", self._service),
+            (r"/v1/projects/([^/]+)/serviceAccounts/([^/:]+):testIamPermissions",
+             lambda found: self._account(found[2], body["permissions"])),
+            (r"/v1beta1/projects/([^/]+)/services/aiplatform.googleapis.com/consumerQuotaMetrics/(.+)",
+             self._quota),
+            (r"/compute/v1/projects/([^/]+)/regions/([^/]+)", lambda _: (200, self._region())),
+        ):  # fmt: skip
+            if (found := re.fullmatch(pattern, path)) is not None:
+                return answer(found) if found[1] == self.name else _nothing("Project not found.")
+        if (found := re.fullmatch(r"/storage/v1/b/([^/]+)(/iam/testPermissions)?", path)) is not None:
+            if found[1] not in self.buckets:
+                return _nothing("The specified bucket does not exist.")
+            return self._granted(query["permissions"]) if found[2] else (200, {"name": found[1]})
+        return None
+
+    def _granted(self, asked: list[str]) -> Answer:
+        granted = [each for each in asked if each not in self.lacking]
+        return 200, {"permissions": granted} if granted else {}
+
+    def _service(self, found: re.Match[str]) -> Answer:
+        return 200, {"state": "DISABLED" if found[2] in self.disabled else "ENABLED"}
+
+    def _account(self, email: str, asked: list[str]) -> Answer:
+        return (
+            self._granted(asked) if unquote(email) in self.accounts else _nothing("Unknown service account")
+        )
+
+    def _quota(self, found: re.Match[str]) -> Answer:
+        metric = unquote(found[2]).partition("/")[2]
+        if metric not in self.quotas:
+            return _nothing("Quota metric not found.")
+        here = {"effectiveLimit": str(self.quotas[metric]), "dimensions": {"region": self.region}}
+        buckets = [
+            {"effectiveLimit": "0"},
+            here,
+            {"effectiveLimit": "99", "dimensions": {"region": "elsewhere"}},
+        ]
+        return 200, {"metric": unquote(found[2]), "consumerQuotaLimits": [{"quotaBuckets": buckets}]}
+
+    def _region(self) -> dict[str, Any]:
+        quotas = [
+            {"metric": metric, "limit": float(limit), "usage": float(usage)}
+            for metric, (limit, usage) in self.compute_quotas.items()
+        ]
+        return {"name": self.region, "quotas": quotas}
+
+
+def _nothing(message: str) -> Answer:
+    return 404, {"error": {"code": 404, "message": message}}

@@ -1,0 +1,162 @@
+"""`trainer doctor`: whether what a job needs is there, line by line, each with its remedy.
+
+In: a place and the names that a job would use. Out: lines; exit code 2 if something is wrong.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from trainer.cli.options import cluster_options, doctor_options, project_options
+from trainer.exits import UsageError
+from trainer.printable import printable
+
+if TYPE_CHECKING:
+    from trainer.launch.checks import Check
+    from trainer.launch.google import Google
+    from trainer.launch.image import Engine
+    from trainer.launch.vertex import Project
+
+_EMULATOR = "STORAGE_EMULATOR_HOST"
+_WIDTH = 11
+_GS = "gs://"
+
+
+@click.command()
+@click.argument("place", type=click.Choice(["docker", "gke", "vertex"]))
+@doctor_options
+@cluster_options
+@project_options
+def doctor(place: str, **given: Any) -> None:
+    """Check whether what a job needs is there: programs, rights, bucket, image, quota."""
+    checks = {"docker": _docker, "gke": _gke, "vertex": _vertex}[place]
+    wrong = 0
+    for check in checks(given):
+        wrong += check.state == "wrong"
+        click.echo(printable(f"{check.state:<{_WIDTH}}{check.name}: {check.said}"))
+        if check.remedy and check.state != "ok":
+            click.echo(f"{'':<{_WIDTH}}{check.remedy}")
+    if wrong:
+        raise UsageError(f"Not ready for {place}; each line says what to do. Received: {wrong} wrong")
+    click.echo(f"ready      for {place}, as far as it can be seen from here")
+
+
+def find_google(url: str) -> Google | None:
+    """Return a client for `url`, None where this machine has no credentials."""
+    from trainer.launch.google import Google
+
+    try:
+        return Google(url)
+    except UsageError:
+        return None
+
+
+def storage_url(project: Project | None = None) -> str:
+    """Return the address of Cloud Storage, or of what stands for it."""
+    endpoint = project.endpoint if project else None
+    return (os.environ.get(_EMULATOR) or endpoint or "https://storage.googleapis.com").rstrip("/")
+
+
+def find_engine() -> Engine | None:
+    """Return a client of the engine, None where there is none."""
+    from trainer.launch.image import open_engine
+
+    try:
+        return open_engine()
+    except UsageError:
+        return None
+
+
+def _docker(given: dict[str, Any]) -> Iterator[Check]:
+    from trainer.launch.accelerators import find_accelerator
+    from trainer.launch.checks import (
+        check_engine,
+        check_engine_accelerator,
+        check_engine_image,
+        check_folder,
+        failed,
+    )
+    from trainer.launch.image import open_engine
+
+    wanted = find_accelerator(given["accelerator"])
+    try:
+        client = open_engine()
+    except UsageError as error:
+        yield failed("engine", error, str(error).partition(" Received: ")[0].rstrip("."))
+    else:
+        yield check_engine(client)
+        yield check_engine_accelerator(wanted, client)
+        yield check_engine_image(given["image"], client)
+    output = given["output"] or "runs"
+    yield from _bucket(output) if output.startswith(_GS) else [check_folder(Path(output).absolute())]
+
+
+def _gke(given: dict[str, Any]) -> Iterator[Check]:
+    from trainer.launch.accelerators import find_accelerator
+    from trainer.launch.cluster_checks import check_cluster
+    from trainer.launch.google_checks import check_compute_quota
+    from trainer.launch.kubectl import Kubectl
+
+    wanted = find_accelerator(given["accelerator"])
+    kubectl = Kubectl(given["namespace"], given["context"])
+    account = given["service_account"] or "trainer"
+    yield from check_cluster(kubectl, account, given["queue"], wanted, not given["no_gke_labels"])
+    yield from _bucket(given["output"])
+    yield from _image(given["image"])
+    there = _project(given)
+    if there is not None and wanted.count and (google := find_google(there.url)) is not None:
+        yield check_compute_quota(there, google, wanted, wanted.count * given["workers"], given["spot"])
+
+
+def _vertex(given: dict[str, Any]) -> Iterator[Check]:
+    from trainer.launch.accelerators import find_accelerator
+    from trainer.launch.checks import Check, failed
+    from trainer.launch.google import Google
+    from trainer.launch.google_checks import check_project, check_vertex_quota
+
+    wanted, there = find_accelerator(given["accelerator"]), _project(given)
+    if there is None:
+        raise UsageError("--project says in which project of Google Cloud. Received: no --project")
+    try:
+        google = Google(there.url)
+    except UsageError as error:
+        yield failed("credentials", error, str(error).partition(" Received: ")[0].rstrip("."))
+        return
+    yield Check("credentials", "ok", google.account)
+    yield from check_project(there, google)
+    yield from _bucket(given["output"], there)
+    yield from _image(given["image"])
+    many = max(1, wanted.count) * given["workers"]
+    yield check_vertex_quota(there, google, wanted, many, given["spot"] or given["flex_start"])
+
+
+def _project(given: dict[str, Any]) -> Project | None:
+    from trainer.launch.vertex import Project
+
+    if not given["project"]:
+        return None
+    return Project(given["project"], given["region"], given["service_account"], endpoint=given["endpoint"])
+
+
+def _bucket(output: str | None, project: Project | None = None) -> Iterator[Check]:
+    from trainer.launch.checks import Check, check_bucket
+
+    if output is None or not output.startswith(_GS):
+        yield Check("bucket", "unknown", "not looked at", "--output gs://BUCKET/RUNS says where runs go")
+        return
+    url = storage_url(project)
+    yield check_bucket(output, find_google(url), url)
+
+
+def _image(image: str) -> Iterator[Check]:
+    from trainer.launch.checks import Check, check_registry_image
+
+    if "/" not in image:
+        yield Check("image", "unknown", "not looked for", "--image names it as `trainer image push` did")
+        return
+    yield check_registry_image(image, find_engine())

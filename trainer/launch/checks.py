@@ -1,0 +1,136 @@
+"""Whether what a job needs is there: its bucket, its image, an engine.
+
+In: names, and clients of what can be asked. Out: a `Check` of each, with what to do where something is wrong.
+What can't be seen from here is unknown, and no error: the job has rights of its own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from docker.errors import APIError, DockerException, ImageNotFound
+
+from trainer.exits import TrainerError, UsageError
+from trainer.launch.accelerators import Accelerator
+from trainer.launch.google import Google
+
+Engine = Any
+"""A docker.APIClient; its types are known in part only."""
+GS = "gs://"
+WRITING = ("storage.objects.create", "storage.objects.delete", "storage.objects.get", "storage.objects.list")
+READING = ("storage.objects.get", "storage.objects.list")
+_SAID = 200
+_NOT_FOUND = 404
+
+
+@dataclass(frozen=True)
+class Check:
+    """Of one thing."""
+
+    name: str
+    """In a word or two."""
+    state: Literal["ok", "wrong", "unknown"]
+    said: str
+    """What was found."""
+    remedy: str = ""
+    """What to do about it; empty where it is well."""
+
+
+def require(check: Check) -> Check:
+    """Return `check`. Raises UsageError if what it is of is wrong."""
+    if check.state == "wrong":
+        raise UsageError(f"{check.remedy[:1].upper()}{check.remedy[1:]}. Received: {check.said}")
+    return check
+
+
+def failed(name: str, error: TrainerError, remedy: str) -> Check:
+    """Return the check of something that could not be asked for, or was refused."""
+    return Check(name, "wrong", str(error).rpartition("Received: ")[2][:_SAID], remedy)
+
+
+def check_bucket(uri: str, google: Google | None, url: str, permissions: Sequence[str] = WRITING) -> Check:
+    """Return whether the bucket of `uri`, a gs:// one, is there, and what we may do in it.
+
+    `url` is that of Cloud Storage, or of what stands for it; without `google` nobody can be asked.
+    """
+    bucket = uri.removeprefix(GS).partition("/")[0]
+    name = f"bucket {bucket}"
+    if google is None:
+        return Check(
+            name, "unknown", "not looked at: no credentials of Google Cloud here",
+            "`gcloud auth application-default login` makes some",
+        )  # fmt: skip
+    there = f"{url}/storage/v1/b/{bucket}"
+    try:
+        found = google.find(f"{there}/iam/testPermissions", permissions=list(permissions))
+        if found is None:
+            if google.find(there) is None:
+                remedy = f"`gcloud storage buckets create {GS}{bucket}` makes the bucket, or name another"
+                return Check(name, "wrong", f"there is no bucket {GS}{bucket}", remedy)
+            return Check(name, "unknown", "it is there; what may be done in it isn't told")
+    except TrainerError as error:
+        return Check(name, "unknown", str(error).rpartition("Received: ")[2][:_SAID])
+    lacking = sorted(set(permissions) - set(found.get("permissions", ())))
+    if lacking:
+        return Check(
+            name, "unknown", f"it is there, and you lack {', '.join(lacking)}",
+            "the job's account needs them: the role roles/storage.objectUser has all",
+        )  # fmt: skip
+    return Check(name, "ok", "it is there, and you may use it")
+
+
+def check_registry_image(image: str, client: Engine | None) -> Check:
+    """Return whether the registry has `image`, as an engine sees it, with its digest."""
+    name = "image"
+    if client is None:
+        return Check(name, "unknown", "not looked for: no Docker engine here to ask with")
+    try:
+        found = client.inspect_distribution(image)
+        return Check(name, "ok", str(found["Descriptor"]["digest"]))
+    except (APIError, DockerException, OSError) as error:
+        said = " ".join(str(getattr(error, "explanation", None) or error).split())[:_SAID]
+        is_missing = getattr(error, "status_code", None) == _NOT_FOUND or "manifest unknown" in said
+    if is_missing:
+        remedy = "`trainer image push` sends the image to its registry; --image names it"
+        return Check(name, "wrong", f"{image}: {said}", remedy)
+    return Check(name, "unknown", said, "`docker login` lets the engine see the registry")
+
+
+def check_engine(client: Engine) -> Check:
+    """Return what the engine is."""
+    version = client.version()
+    return Check("engine", "ok", f"Docker {version['Version']}, {version['Os']}/{version['Arch']}")
+
+
+def check_engine_image(image: str, client: Engine) -> Check:
+    """Return whether the engine has `image`."""
+    try:
+        found = client.inspect_image(image)
+    except ImageNotFound:
+        remedy = "`trainer image build` makes the image, `docker pull` fetches one; --image names it"
+        return Check("image", "wrong", f"the engine has no {image}", remedy)
+    return Check("image", "ok", f"{image}, {found['Size'] / 1e9:.2f} GB")
+
+
+def check_engine_accelerator(wanted: Accelerator, client: Engine) -> Check:
+    """Return whether the engine can give a container what is wanted."""
+    if wanted.kind == "cpu":
+        return Check("accelerator", "ok", "none is asked for")
+    if "nvidia" in client.info().get("Runtimes", {}):
+        return Check("accelerator", "ok", "the engine has NVIDIA's runtime")
+    return Check(
+        "accelerator", "wrong", "the engine has no runtime for GPUs",
+        "install NVIDIA's container toolkit there, or take --accelerator cpu",
+    )  # fmt: skip
+
+
+def check_folder(output: Path) -> Check:
+    """Return whether runs can be written to a folder of this machine, which may not be there yet."""
+    there = next(each for each in (output, *output.parents) if each.exists())
+    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        return Check("output", "ok", str(output))
+    return Check("output", "wrong", f"{there} can't be written", "give another folder with --output")

@@ -1,0 +1,115 @@
+"""Whether a project of Google Cloud takes our jobs: its interfaces, our rights, its quota.
+
+In: a `Project`, a client, and what a job would ask for. Out: a `Check` of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote
+
+from trainer.exits import TrainerError
+from trainer.launch.accelerators import Accelerator
+from trainer.launch.checks import Check, failed
+from trainer.launch.google import Google
+from trainer.launch.vertex import Project
+
+_SERVICES = ("aiplatform", "cloudscheduler", "logging")
+_RIGHTS = (
+    "aiplatform.customJobs.create", "aiplatform.customJobs.get", "aiplatform.customJobs.list",
+    "aiplatform.customJobs.cancel", "logging.logEntries.list",
+)  # fmt: skip
+_ROLES = "whoever owns the project can give you roles/aiplatform.user and roles/logging.viewer"
+_ACT_AS = "iam.serviceAccounts.actAs"
+
+
+def check_project(project: Project, google: Google) -> Iterator[Check]:
+    """Yield what is found of the project; ends where it can't be seen at all."""
+    where = f"projects/{project.project}"
+    try:
+        for service in _SERVICES:
+            url = f"{project.at('serviceusage')}/v1/{where}/services/{service}.googleapis.com"
+            yield _enabled(service, google.get(url), project.project)
+        asked = {"permissions": list(_RIGHTS)}
+        url = f"{project.at('cloudresourcemanager')}/v1/{where}:testIamPermissions"
+        yield _granted("rights", _RIGHTS, google.post(url, asked), _ROLES)
+        google.get(f"{project.url}/{project.parent}/customJobs", pageSize="1")
+        yield Check(f"region {project.region}", "ok", "Vertex AI answers there")
+        if project.service_account is not None:
+            yield _account(project, google)
+    except TrainerError as error:
+        remedy = str(error).partition(" Received: ")[0].rstrip(".")
+        yield failed(f"project {project.project}", error, remedy)
+
+
+def check_vertex_quota(
+    project: Project, google: Google, wanted: Accelerator, many: int, is_spot: bool
+) -> Check:
+    """Return whether the quota of Vertex AI in the region is enough for `many` accelerators."""
+    metric = f"custom_model_training_{'preemptible_' if is_spot else ''}{wanted.quota}"
+    if not wanted.quota:
+        return Check("quota", "unknown", f"it isn't known what Vertex AI calls it for {wanted.name}")
+    name = quote(f"aiplatform.googleapis.com/{metric}", safe="")
+    service = f"projects/{project.project}/services/aiplatform.googleapis.com"
+    url = f"{project.at('serviceusage')}/v1beta1/{service}/consumerQuotaMetrics/{name}"
+    try:
+        found = google.find(url)
+    except TrainerError as error:
+        return Check("quota", "unknown", str(error).rpartition("Received: ")[2])
+    limits = [
+        int(bucket.get("effectiveLimit", 0))
+        for limit in (found or {}).get("consumerQuotaLimits", ())
+        for bucket in limit.get("quotaBuckets", ())
+        if bucket.get("dimensions", {}).get("region", project.region) == project.region
+    ]
+    return _enough(metric, limits[-1] if limits else None, many, project)
+
+
+def check_compute_quota(
+    project: Project, google: Google, wanted: Accelerator, many: int, is_spot: bool
+) -> Check:
+    """Return whether the quota of Compute Engine in the region, where GKE has its nodes, is enough."""
+    metric = f"{'PREEMPTIBLE_' if is_spot else ''}{wanted.compute_quota}"
+    if not wanted.compute_quota:
+        return Check("quota", "unknown", f"Compute Engine's regions tell of none for {wanted.name}")
+    url = f"{project.at('compute')}/compute/v1/projects/{project.project}/regions/{project.region}"
+    try:
+        quotas: list[dict[str, Any]] = google.get(url).get("quotas", [])
+    except TrainerError as error:
+        return Check("quota", "unknown", str(error).rpartition("Received: ")[2])
+    free = [int(each["limit"] - each.get("usage", 0)) for each in quotas if each.get("metric") == metric]
+    return _enough(metric, free[0] if free else None, many, project)
+
+
+def _enough(metric: str, limit: int | None, many: int, project: Project) -> Check:
+    name = f"quota in {project.region}"
+    if limit is None:
+        return Check(name, "unknown", f"none is told for {metric}")
+    if limit < 0 or limit >= many:  # -1 is no limit
+        return Check(name, "ok", f"{metric}: {limit if limit >= 0 else 'no limit'}, {many} asked for")
+    remedy = f"ask for more of {metric} on the console's page of quotas, or take another region"
+    return Check(name, "wrong", f"{limit} of {metric}, {many} asked for", remedy)
+
+
+def _enabled(service: str, found: dict[str, Any], project: str) -> Check:
+    name = f"interface {service}"
+    if found.get("state") == "ENABLED":
+        return Check(name, "ok", "it is enabled")
+    remedy = f"`gcloud services enable {service}.googleapis.com --project {project}` enables it"
+    return Check(name, "wrong", "it is not enabled", remedy)
+
+
+def _granted(name: str, asked: tuple[str, ...], found: dict[str, Any], remedy: str) -> Check:
+    lacking = [each for each in asked if each not in found.get("permissions", ())]
+    if lacking:
+        return Check(name, "wrong", f"you lack {', '.join(lacking)}", remedy)
+    return Check(name, "ok", f"you have {', '.join(asked)}")
+
+
+def _account(project: Project, google: Google) -> Check:
+    email = project.service_account
+    url = f"{project.at('iam')}/v1/projects/{project.project}/serviceAccounts/{email}:testIamPermissions"
+    found = google.post(url, {"permissions": [_ACT_AS]})
+    remedy = f"whoever owns {email} can give you roles/iam.serviceAccountUser on it"
+    return _granted(f"account {email}", (_ACT_AS,), found, remedy)
