@@ -1,8 +1,9 @@
 """TensorFlow Serving's REST interface over a SavedModel, as its documentation describes it.
 
-https://www.tensorflow.org/tfx/serving/api_rest: `POST /v1/models/NAME:predict` with rows in `instances` or
-columns in `inputs`; a value {"b64": ...} is bytes; an input of one tensor may come without its name; outputs whose
-name ends in _bytes go back encoded. The model is loaded as the server does it: from NAME/VERSION, by signature.
+https://www.tensorflow.org/tfx/serving/api_rest: `POST /v1/models/NAME:predict` with rows in
+`instances` or columns in `inputs`; a value {"b64": ...} is bytes; the only input may come without
+its name; outputs whose name ends in _bytes go back encoded. The model is loaded as the server does
+it: from NAME/VERSION, by signature.
 """
 
 from __future__ import annotations

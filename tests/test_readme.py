@@ -1,0 +1,88 @@
+"""What the documents tell people to type: every command is one that there is, with options that it has."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from trainer.cli.app import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = ("README.md", "CONTRIBUTING.md")
+_SPEC = "recipe: demo\nrun_name: pets\n"
+
+
+def lines_to_type() -> Iterator[str]:
+    """Yield every line of the documents' blocks, and every command between backticks."""
+    for name in DOCUMENTS:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        for block in re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+            yield from block.splitlines()
+        yield from re.findall(r"`((?:trainer|scripts/|\./scripts/)[^`]* [^`]*)`", text.replace("\n", " "))
+
+
+def commands_of(program: str) -> list[list[str]]:
+    """Return what is to be typed for `program`, without it and without comments, each once."""
+    found = [shlex.split(line, comments=True) for line in lines_to_type() if line.startswith(program)]
+    return [list(words) for words in dict.fromkeys(tuple(words[1:]) for words in found if len(words) > 1)]
+
+
+def parse(words: list[str]) -> None:
+    """Let click read a command line as it would, and do nothing."""
+    command: click.Command = cli
+    while isinstance(command, click.Group):
+        found = command.commands.get(words[0])
+        assert found is not None, words
+        command, words = found, words[1:]
+    with command.make_context("trainer", list(words)):
+        pass
+
+
+def test_every_command_is_one_that_there_is() -> None:
+    commands = commands_of("trainer ")
+    assert len(commands) > 40
+    for words in commands:
+        try:
+            parse(words)
+        except click.UsageError as error:
+            pytest.fail(f"{shlex.join(words)}: {error.format_message()}")
+
+
+def test_a_command_that_there_is_not_would_be_seen() -> None:
+    with pytest.raises(click.UsageError):
+        parse(["submit", "gke", "--acelerator", "cpu"])
+    with pytest.raises(AssertionError):
+        parse(["sumbit", "gke"])
+
+
+def test_every_job_of_the_readme_would_be_sent(tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text(_SPEC)
+    image = next(line for line in lines_to_type() if line.startswith("export TRAINER_IMAGE=")).partition("=")[
+        2
+    ]
+    environment = {**os.environ, "TRAINER_IMAGE": image, "GOOGLE_CLOUD_PROJECT": "my-project"}
+    jobs = [words for words in commands_of("trainer ") if words[0] == "submit" and len(words) > 2]
+    assert len(jobs) >= 6
+    for words in jobs:
+        done = subprocess.run(
+            [sys.executable, "-m", "trainer.cli", *words, "--dry-run"],
+            env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{shlex.join(words)}: {done.stderr}"
+
+
+def test_the_set_up_of_a_project_is_read_as_it_is_written() -> None:
+    found = commands_of("scripts/setup_gcp.sh ")
+    assert len(found) == 3
+    for words in found:
+        subprocess.run(
+            [ROOT / "scripts" / "setup_gcp.sh", *words, "--dry-run"], check=True, capture_output=True
+        )
