@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from trainer.report import Verdict
 
 _END_SECONDS = 8.0
+_HELD_OUT = ("validation", "test")
+"""The first that there is is what a run is judged by, as in its report."""
 _LESS_MEMORY = (
     "lower train.global_batch_size, data.image_size or the size of the model, with another --run-name"
 )
@@ -111,11 +113,12 @@ def _require_accuracy(folder: RunFolder, at_least: float | None) -> None:
     found = None if at_least is None else folder.output.below(folder.name).read("metrics.json")
     if at_least is None or found is None:
         return
-    accuracy = json.loads(found.data)["validation/accuracy"]
-    if accuracy < at_least:
+    metrics = json.loads(found.data)
+    split = next(split for split in _HELD_OUT if f"{split}/accuracy" in metrics)
+    if (accuracy := metrics[f"{split}/accuracy"]) < at_least:
         raise QualityError(
             "The model is less accurate than was asked for; it is published with its report, which says what "
-            f"to try. Received: validation accuracy {accuracy:.4f}, at least {at_least:g} asked for"
+            f"to try. Received: {split} accuracy {accuracy:.4f}, at least {at_least:g} asked for"
         )
 
 
