@@ -81,7 +81,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["trainer", "trainer.*"]),
-    package_data={"trainer": ["py.typed", "recipes/*.yaml", "report/*.j2", "launch/*.yaml"]},
+    package_data={"trainer": ["py.typed", "recipes/*.yaml", "report/*.j2", "compare/*.j2", "launch/*.yaml"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["trainer = trainer.cli:main"]},

@@ -42,6 +42,7 @@ ROOMS = (
     "publish",
     "run_folder",
     "run",
+    "compare",
     "launch",
     "cli",
     "task",

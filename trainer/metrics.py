@@ -161,19 +161,26 @@ def write_predictions(path: Path, predictions: Sequence[Predictions]) -> None:
 def read_predictions(path: Path) -> list[Predictions]:
     """Return what `write_predictions` wrote to `path`. Raises UsageError if it didn't."""
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = list(csv.reader(file))
+        return parse_predictions(path.read_bytes().decode(), str(path))
+    except OSError as error:
+        raise UsageError(f"The predictions can't be read: {error.strerror}. Received: {path}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"The predictions are not UTF-8: {error}. Received: {path}") from None
+
+
+def parse_predictions(text: str, where: str) -> list[Predictions]:
+    """Return what the `text` of a predictions.csv says; `where` is its name in errors. Raises UsageError."""
+    try:
+        rows = list(csv.reader(io.StringIO(text, newline="")))
         class_names = _read_header(rows[0] if rows else [])
         _require_whole(rows)
         splits = dict.fromkeys(row[0] for row in rows[1:])
         return [
             _read_split(split, [row for row in rows[1:] if row[0] == split], class_names) for split in splits
         ]
-    except OSError as error:
-        raise UsageError(f"The predictions can't be read: {error.strerror}. Received: {path}") from None
     except (ValueError, csv.Error) as error:
         raise UsageError(
-            f"This is not a predictions.csv of this program: {error}. Received: {path}"
+            f"This is not a predictions.csv of this program: {error}. Received: {where}"
         ) from None
 
 

@@ -98,7 +98,7 @@ def verify(run: Store) -> list[str]:
     if manifest is None:
         return [f"{MANIFEST} is missing"]
     try:
-        listed = _read_manifest(manifest.data)
+        listed = read_manifest(manifest.data)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         return [f"{MANIFEST} can't be read: {error}"]
     marker = run.read(MARKER)
@@ -212,7 +212,8 @@ def _record(folder: Path, name: str) -> FileRecord:
         return FileRecord(name, path.stat().st_size, hash_file(path)["sha256"])
 
 
-def _read_manifest(data: bytes) -> dict[str, FileRecord]:
+def read_manifest(data: bytes) -> dict[str, FileRecord]:
+    """Return the files of a manifest, by path. Raises ValueError, KeyError or TypeError for what is none."""
     manifest = json.loads(data)
     if manifest["schema"] != SCHEMA:
         raise ValueError(f"its schema is {manifest['schema']!r}, and this version reads {SCHEMA}")

@@ -17,6 +17,7 @@ from pathlib import Path
 import click
 
 from trainer import __version__
+from trainer.cli.compare import compare
 from trainer.cli.doctor import doctor
 from trainer.cli.environment import (
     TENSORFLOW_MODULES,
@@ -24,8 +25,9 @@ from trainer.cli.environment import (
     memory_explained,
     prepare_libraries,
 )
+from trainer.cli.image import image
 from trainer.cli.jobs import cancel, list_jobs, logs, status
-from trainer.cli.options import DATA_HELP, SpecCommand, image_options, run_options, spec_options
+from trainer.cli.options import DATA_HELP, SpecCommand, run_options, spec_options
 from trainer.cli.submit import submit
 from trainer.exits import TrainerError, UsageError
 from trainer.printable import printable_lines
@@ -200,30 +202,6 @@ def verify(run: str) -> None:
     verify_command(run)
 
 
-@cli.group()
-def image() -> None:
-    """Build and push the image that runs anywhere."""
-
-
-@image.command("build")
-@image_options
-@click.option("--network", metavar="MODE", help="Of the build, such as host.  [default: the engine's]")
-def image_build(variant: str, base: str, name: str, network: str | None) -> None:
-    """Build it from this project's source, on the engine of DOCKER_HOST or of this host."""
-    from trainer.cli.image import build_command
-
-    build_command(variant, base, name, network)
-
-
-@image.command("push")
-@image_options
-def image_push(variant: str, base: str, name: str) -> None:
-    """Push what was built of this source, if git knows all of it."""
-    from trainer.cli.image import push_command
-
-    push_command(variant, base, name)
-
-
 def cache_folder() -> Path:
     """Return where downloads and unpacked archives are kept (the XDG base directory's place)."""
     base = os.environ.get("XDG_CACHE_HOME")
@@ -246,7 +224,7 @@ def _announce_emulator() -> None:
         click.echo(f"note       {_EMULATOR} is set: gs:// goes to {address}, not to Google", err=True)
 
 
-for _command in (submit, status, logs, cancel, list_jobs, doctor):
+for _command in (compare, image, submit, status, logs, cancel, list_jobs, doctor):
     cli.add_command(_command)
 
 

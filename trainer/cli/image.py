@@ -9,17 +9,26 @@ from pathlib import Path
 
 import click
 
+from trainer.cli.options import image_options
 from trainer.printable import printable
 
 _WIDTH = 79
 
 
-def build_command(variant: str, base: str, repository: str, network: str | None) -> None:
-    """Build the image of the project's source here."""
+@click.group()
+def image() -> None:
+    """Build and push the image that runs anywhere."""
+
+
+@image.command()
+@image_options
+@click.option("--network", metavar="MODE", help="Of the build, such as host.  [default: the engine's]")
+def build(variant: str, base: str, name: str, network: str | None) -> None:
+    """Build it from this project's source, on the engine of DOCKER_HOST or of this host."""
     from trainer.launch.image import build_image, find_source, open_engine, tags_of
 
     source = find_source(Path.cwd(), variant, base)
-    tags = tags_of(source, repository, variant)
+    tags = tags_of(source, name, variant)
     click.echo(f"source     {source.root}, commit {source.revision}")
     click.echo(f"image      {variant}, on {base}")
     client = open_engine()
@@ -30,12 +39,14 @@ def build_command(variant: str, base: str, repository: str, network: str | None)
         click.echo(f"           {tag}")
 
 
-def push_command(variant: str, base: str, repository: str) -> None:
-    """Push the image that was built of the project's source here."""
+@image.command()
+@image_options
+def push(variant: str, base: str, name: str) -> None:
+    """Push what was built of this source, if git knows all of it."""
     from trainer.launch.image import find_source, open_engine, push_image, tags_of
 
     source = find_source(Path.cwd(), variant, base)
-    tags = tags_of(source, repository, variant)
+    tags = tags_of(source, name, variant)
     push_image(open_engine(), source, tags, lambda line: None)
     for tag in tags:
         click.echo(f"pushed     {tag}")

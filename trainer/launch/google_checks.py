@@ -104,7 +104,7 @@ def _granted(name: str, asked: tuple[str, ...], found: dict[str, Any], remedy: s
     lacking = [each for each in asked if each not in found.get("permissions", ())]
     if lacking:
         return Check(name, "wrong", f"you lack {', '.join(lacking)}", remedy)
-    return Check(name, "ok", f"you have {', '.join(asked)}")
+    return Check(name, "ok", f"you have what is needed, as {asked[0]}")
 
 
 def _account(project: Project, google: Google) -> Check:

@@ -6,13 +6,11 @@ plots as PNG, and the verdict.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
@@ -31,6 +29,7 @@ from trainer.report.plots import (
     draw_curves,
     draw_distribution,
 )
+from trainer.report.render import render
 from trainer.report.verdict import Verdict, judge
 from trainer.spec.text import parse_mapping
 from trainer.storage.local import write_bytes, write_text
@@ -74,9 +73,8 @@ def write_report(run_folder: Path, inputs: ReportInputs) -> Verdict:
     plots = _draw(inputs, settings)
     for plot in plots:
         write_bytes(run_folder / "plots" / f"{plot.name}.png", to_png(plot.figure))
-    page = _render(_context(inputs, settings, verdict, plots))
-    # A file's name may hold bytes that are not UTF-8: they are spelled out.
-    write_text(run_folder / "report.html", page.encode("utf-8", "backslashreplace").decode("utf-8"))
+    page = render("page.html.j2", _context(inputs, settings, verdict, plots))
+    write_text(run_folder / "report.html", page)
     return verdict
 
 
@@ -146,28 +144,6 @@ def calibration_text(calibration: Calibration) -> str:
     return (
         f"On average an answer has probability {sure:.3f}, and {right:.3f} of the answers are right: {kind}."
     )
-
-
-def _render(context: Mapping[str, Any]) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("trainer.report", ""),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "share": format_share,
-        "duration": format_duration,
-        "shorten": shorten,
-        "broken": _broken,
-    }
-    return environment.get_template("page.html.j2").render(context)
-
-
-def _broken(name: str) -> Markup:
-    """Return `name` for HTML, with places where a line may end after slashes and underscores."""
-    return Markup("<wbr>").join(re.split(r"(?<=[/_])", name))
 
 
 def _context(

@@ -74,9 +74,10 @@ def read_pictures(
 
 def _picture(predictions: Predictions, index: int, image: Pixels) -> Picture:
     label, predicted = int(predictions.labels[index]), int(predictions.predicted[index])
+    uri, is_small = encode_picture(image)
     return Picture(
-        uri=_encode(image),
-        is_small=max(image.shape[:2]) <= _SMALL_SIDE,
+        uri=uri,
+        is_small=is_small,
         name=predictions.names[index],
         label=predictions.class_names[label],
         predicted=predictions.class_names[predicted],
@@ -85,8 +86,11 @@ def _picture(predictions: Predictions, index: int, image: Pixels) -> Picture:
     )
 
 
-def _encode(image: Pixels) -> str:
-    """Return a data URI: PNG of small images, of which every pixel counts; JPEG of others, made smaller."""
+def encode_picture(image: Pixels) -> tuple[str, bool]:
+    """Return a data URI, and whether it is small: PNG of small images, of which every pixel counts.
+
+    Others are JPEG, made smaller. `image` is uint8 [height, width, 3].
+    """
     small = max(image.shape[:2]) <= _SMALL_SIDE
     picture = Image.fromarray(image)
     data = io.BytesIO()
@@ -96,4 +100,4 @@ def _encode(image: Pixels) -> str:
         picture.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE), Image.Resampling.LANCZOS)
         picture.save(data, "JPEG", quality=_JPEG_QUALITY, optimize=True)
     kind = "png" if small else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode('ascii')}"
+    return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode('ascii')}", small

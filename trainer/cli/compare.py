@@ -1,0 +1,91 @@
+"""`trainer compare`: finished runs beside each other.
+
+In: folders or gs:// addresses of runs, or metrics.json files. Out: a table and a judgement in words, JSON, or
+a page.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from trainer.exits import UsageError
+from trainer.printable import printable
+
+if TYPE_CHECKING:
+    from trainer.compare.runs import Run
+
+_METRICS = ".json"
+
+
+@click.command()
+@click.argument("uris", metavar="RUN RUN...", nargs=-1, required=True)
+@click.option("--json", "as_json", is_flag=True, help="All of it as one JSON object.")
+@click.option("--html", metavar="FILE", help="Write a page with curves and pictures, which opens offline.")
+def compare(uris: tuple[str, ...], as_json: bool, html: str | None) -> None:
+    """Say whether finished runs are the same within chance, or which is better and how sure.
+
+    A run is its folder, its gs:// address, or a metrics.json alone. The first is compared with each other.
+    """
+    from trainer.cli.app import cache_folder
+    from trainer.compare.comparison import compare_runs
+    from trainer.compare.text import as_values, lines_of, spread, table
+
+    if len(uris) < 2:
+        raise UsageError(f"Two runs at least are compared. Received: {len(uris)}")
+    runs = read_runs(uris)
+    comparisons = [compare_runs(runs[0], other) for other in runs[1:]]
+    if html is not None:
+        from trainer.compare.page import write_page
+
+        write_page(Path(html), runs, comparisons, cache_folder())
+    if as_json:
+        click.echo(json.dumps(as_values(runs, comparisons), indent=2, ensure_ascii=False))
+        return
+    lines = table(runs)
+    if len(runs) > 2:
+        lines += ["", spread(runs)]
+    for each in comparisons:
+        lines += [
+            "",
+            *([f"{each.first.name} and {each.second.name}"] if len(runs) > 2 else []),
+            *lines_of(each),
+        ]
+    for line in lines:
+        click.echo(printable(line))
+    if html is not None:
+        click.echo(f"page       {html}")
+
+
+def read_runs(uris: Sequence[str]) -> list[Run]:
+    """Return the runs at `uris`, each under another name. Raises UsageError, DataError, TemporaryError."""
+    from trainer.cli.places import find_run
+    from trainer.compare.runs import read_metrics, read_run
+    from trainer.storage.store import open_store
+
+    names = _names(uris)
+    runs = []
+    for uri, name in zip(uris, names, strict=True):
+        if uri.endswith(_METRICS):
+            folder, _, file = uri.rpartition("/")
+            found = open_store(folder or ".").read(file)
+            if found is None:
+                raise UsageError(f"There is no such file. Received: {uri}")
+            runs.append(read_metrics(found.data.decode("utf-8", "replace"), uri, name))
+        else:
+            runs.append(read_run(find_run(uri), name))
+    return runs
+
+
+def _names(uris: Sequence[str]) -> list[str]:
+    """Return the last parts of `uris`, as many as it takes to tell them apart."""
+    parts = [uri.rstrip("/").removesuffix("/metrics.json").split("/") for uri in uris]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(each[-count:]) for each in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{name} ({number})" for number, name in enumerate(names, 1)]

@@ -1,0 +1,82 @@
+"""What is different about two runs: their specs, their data, where and by what they were made.
+
+In: two runs. Out: rows of (what, of the first, of the second), in words.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from trainer.compare.runs import Run
+
+Row = tuple[str, str, str]
+_PLACES = ("output", "run_name")
+"""Of a spec: where a run is kept says nothing of what it is."""
+_ENVIRONMENT = ("trainer_version", "git_commit", "python", "devices", "precision", "host", "system")
+_NOTHING = "-"
+
+
+def spec_differences(first: Run, second: Run) -> list[Row]:
+    """Return the settings that differ, by their keys."""
+    return _differing(
+        *(_flat({k: v for k, v in run.spec.items() if k not in _PLACES}) for run in (first, second))
+    )
+
+
+def data_differences(first: Run, second: Run) -> list[Row]:
+    """Return what differs of the data: the digest, and the images of each class in each split."""
+    return _differing(*(_counts(run.dataset) for run in (first, second)))
+
+
+def environment_differences(first: Run, second: Run) -> list[Row]:
+    """Return what differs of the machines and the versions."""
+    return _differing(*(_versions(run.environment) for run in (first, second)))
+
+
+def _differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Row]:
+    keys = dict.fromkeys([*first, *second])
+    return [
+        (key, _text(first.get(key)), _text(second.get(key)))
+        for key in keys
+        if first.get(key) != second.get(key)
+    ]
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, each in value.items():
+        flat |= _flat(each, f"{prefix}{key}.") if isinstance(each, Mapping) else {f"{prefix}{key}": each}
+    return flat
+
+
+def _counts(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    counts = {
+        f"{split}/{name}": f"{images:,} images"
+        for split, found in dataset.get("splits", {}).items()
+        for name, images in found.get("classes", {}).items()
+    }
+    return {"digest": str(dataset.get("digest", ""))[:19] or None, **counts}
+
+
+def _versions(environment: Mapping[str, Any]) -> dict[str, Any]:
+    packages: Mapping[str, str] = environment.get("packages", {})
+    return {name: environment.get(name) for name in _ENVIRONMENT} | dict(packages)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return _NOTHING
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def all_differences(first: Run, second: Run) -> Iterator[tuple[str, list[Row]]]:
+    """Yield (heading, rows) of each kind that has any."""
+    for heading, find in (
+        ("spec", spec_differences),
+        ("data", data_differences),
+        ("environment", environment_differences),
+    ):
+        if rows := find(first, second):
+            yield heading, rows

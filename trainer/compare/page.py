@@ -1,0 +1,77 @@
+"""A comparison to one HTML file that opens offline.
+
+In: runs and their comparisons. Out: the file, written whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from trainer import __version__
+from trainer.compare.comparison import Comparison
+from trainer.compare.differences import all_differences
+from trainer.compare.pictures import read_disagreements
+from trainer.compare.plots import STYLES, draw_overlaid
+from trainer.compare.runs import Run
+from trainer.compare.text import ROWS, spread
+from trainer.report.figures import to_svg
+from trainer.report.names import shorten
+from trainer.report.render import render
+from trainer.storage.local import write_text
+
+
+def write_page(path: Path, runs: Sequence[Run], comparisons: Sequence[Comparison], cache_dir: Path) -> None:
+    """Write the page to `path`. Raises UsageError for a folder that can't be written, TemporaryError."""
+    cells = [(label, [text(run) for run in runs]) for label, text in ROWS]
+    page = render(
+        "compare.html.j2",
+        {
+            "runs": runs,
+            "rows": [(label, row) for label, row in cells if set(row) != {"-"}],
+            "spread": f"{spread(runs)}." if len(runs) > 2 else "",
+            "svg": _curves(runs),
+            "svg_runs": len(STYLES),
+            "more_runs": len(runs) > len(STYLES),
+            "pairs": [_pair(each, cache_dir) for each in comparisons],
+            "footer": f"Made by trainer {__version__}.",
+        },
+    )
+    write_text(path, page)
+
+
+def _curves(runs: Sequence[Run]) -> list[tuple[str, Markup]]:
+    drawn = [run for run in runs if run.history][: len(STYLES)]
+    if not drawn:
+        return []
+    names = ", ".join(run.name for run in drawn)
+    return [
+        (
+            measure.capitalize(),
+            Markup(to_svg(draw_overlaid(drawn, measure), measure, f"{measure} by epoch of {names}")),
+        )
+        for measure in ("accuracy", "loss")
+    ]
+
+
+def _pair(comparison: Comparison, cache_dir: Path) -> dict[str, Any]:
+    first, second = (shorten(run.name, 60) for run in (comparison.first, comparison.second))
+    pictures, why = read_disagreements(comparison, cache_dir)
+    is_chance = comparison.accuracy.is_chance
+    metrics = {"accuracy": comparison.accuracy, **comparison.others}
+    return {
+        "first": first,
+        "second": second,
+        "title": f"{first} and {second}",
+        "heading": "The same within chance" if is_chance else "More than chance",
+        "mark": "under-trained" if is_chance else "fine",
+        "verdict": comparison.verdict,
+        "metrics": list(metrics.items()) if comparison.others else [],
+        "pictures": pictures,
+        "no_pictures": why,
+        "disagreement_count": len(comparison.disagreements),
+        "differences": list(all_differences(comparison.first, comparison.second)),
+    }

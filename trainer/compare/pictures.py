@@ -1,0 +1,96 @@
+"""The images that two models disagree on, from where their data are.
+
+In: a comparison. Out: pictures with both answers; none, and why, where the data can't be had from here.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from trainer.compare.comparison import Comparison
+from trainer.data.fetch import buckets_of, fetch_source
+from trainer.data.items import Item
+from trainer.data.layouts import read_layout
+from trainer.data.progress import SilentProgress
+from trainer.exits import TrainerError
+from trainer.metrics import Predictions
+from trainer.report.pictures import encode_picture
+from trainer.spec import parse_spec
+from trainer.spec.text import dump_mapping
+
+MOST = 12
+_CIFAR_SIDE = 32
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """One image that one of two models alone got right."""
+
+    uri: str
+    """The image itself, as a data URI; empty if it can't be read."""
+    is_small: bool
+    name: str
+    label: str
+    answers: tuple[tuple[str, float, bool], ...]
+    """Of both: the class, its probability, and whether it is right."""
+
+
+def read_disagreements(comparison: Comparison, cache_dir: Path) -> tuple[list[Disagreement], str]:
+    """Return those on which the two are surest, half of each kind, and what could not be read."""
+    first, second = comparison.first.predictions, comparison.second.predictions
+    if first is None or second is None or not len(comparison.disagreements):
+        return [], ""
+    chosen = _choose(comparison, first, second)
+    try:
+        items = _items(comparison, cache_dir, {first.names[index] for index in chosen})
+        why = ""
+    except (TrainerError, OSError) as error:
+        items, why = {}, f"The images can't be shown: {str(error).splitlines()[0]}"
+    return [_disagreement(first, second, index, items.get(first.names[index])) for index in chosen], why
+
+
+def _choose(comparison: Comparison, first: Predictions, second: Predictions) -> list[int]:
+    indices = comparison.disagreements
+    sure = np.minimum(first.confidence[indices], second.confidence[indices])
+    order = indices[np.argsort(-sure, kind="stable")]
+    is_first = (first.predicted == first.labels)[order]
+    half = MOST // 2
+    kinds = [order[is_first].tolist(), order[~is_first].tolist()]
+    return [*kinds[0][: max(half, MOST - len(kinds[1]))], *kinds[1][: max(half, MOST - len(kinds[0]))]][:MOST]
+
+
+def _items(comparison: Comparison, cache_dir: Path, names: set[str]) -> dict[str, Item]:
+    spec = parse_spec(dump_mapping(comparison.first.spec), comparison.first.uri).data
+    progress = SilentProgress()
+    root = fetch_source(spec.source, spec.checksum, cache_dir, spec.max_extracted_mib << 20, progress)
+    found, _, _ = read_layout(root, spec.layout, buckets_of(spec, cache_dir, progress))
+    return {item.name: item for item in found if item.name in names}
+
+
+def _disagreement(first: Predictions, second: Predictions, index: int, item: Item | None) -> Disagreement:
+    picture = _picture(item) if item is not None else None
+    answers = tuple(_answer(each, index) for each in (first, second))
+    uri, is_small = encode_picture(picture) if picture is not None else ("", False)
+    return Disagreement(uri, is_small, first.names[index], first.class_names[first.labels[index]], answers)
+
+
+def _answer(predictions: Predictions, index: int) -> tuple[str, float, bool]:
+    predicted = int(predictions.predicted[index])
+    share = float(predictions.probabilities[index, predicted])
+    return predictions.class_names[predicted], share, predicted == int(predictions.labels[index])
+
+
+def _picture(item: Item) -> np.ndarray | None:
+    try:
+        data = item.read()
+        if item.encoding == "cifar":
+            return np.frombuffer(data, np.uint8).reshape(3, _CIFAR_SIDE, _CIFAR_SIDE).transpose(1, 2, 0)
+        with Image.open(io.BytesIO(data)) as image:
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,167 @@
+"""Finished runs as they are compared.
+
+In: the store of a run, or the text of a metrics.json alone. Out: a `Run` with whatever is known of it; each
+file that was read is the one that was published.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+from trainer.exits import DataError, UsageError
+from trainer.metrics import Predictions, parse_predictions
+from trainer.publish import MANIFEST, FileRecord, is_finished, read_manifest
+from trainer.spec.text import parse_mapping
+from trainer.storage.store import Store
+
+HELD_OUT = ("validation", "test")
+"""The first that there is is what a run is judged by, as in its report."""
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What is known of one run; of a metrics.json alone nothing but the metrics."""
+
+    name: str
+    uri: str
+    metrics: Mapping[str, float]
+    """By split/metric."""
+    split: str
+    """What it is judged by."""
+    predictions: Predictions | None = None
+    """Of `split`."""
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    dataset: Mapping[str, Any] = field(default_factory=dict)
+    history: Sequence[Mapping[str, Any]] = ()
+    timings: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def correct(self) -> int:
+        """Images of the split that the model got right."""
+        return round(self.metrics[f"{self.split}/correct"])
+
+    @property
+    def count(self) -> int:
+        """All images of the split."""
+        return round(self.metrics[f"{self.split}/count"])
+
+    @property
+    def accuracy(self) -> float:
+        """In 0..1."""
+        return self.correct / self.count
+
+    @property
+    def seconds(self) -> float | None:
+        """Of all epochs, validation and checkpoints too; None if it isn't known."""
+        return sum(float(row["seconds"]) for row in self.timings) if self.timings else None
+
+    @property
+    def images_per_second(self) -> float | None:
+        """The median of its epochs; None if it isn't known."""
+        rates = [float(row["images_per_second"]) for row in self.timings if row.get("images_per_second")]
+        return median(rates) if rates else None
+
+
+def read_run(run: Store, name: str) -> Run:
+    """Return the finished run in `run`, called `name`.
+
+    Raises UsageError for one that isn't there, isn't finished or is of another version, DataError for one
+    that is not as it was published, with the file, and TemporaryError.
+    """
+    if run.read(MANIFEST) is None:
+        raise UsageError(
+            f"There is no finished run; give the folder or the gs:// address of one. Received: {run.uri}"
+        )
+    if not is_finished(run):
+        raise UsageError(
+            "The run is not finished, or was changed after it was published; `trainer verify` tells which. "
+            f"Received: {run.uri}"
+        )
+    listed = _listed(run)
+    texts = {
+        each: _read(run, listed, each)
+        for each in ("spec.yaml", "environment.json", "dataset.json", "metrics.json", "history.jsonl",
+                     "timings.json", "predictions.csv")
+    }  # fmt: skip
+    metrics = _json(run, "metrics.json", texts["metrics.json"])
+    split = judged_by(metrics, run.uri)
+    answers = parse_predictions(texts["predictions.csv"].decode(), run.at("predictions.csv"))
+    return Run(
+        name=name,
+        uri=run.uri,
+        metrics=metrics,
+        split=split,
+        predictions=next(each for each in answers if each.split == split),
+        spec=parse_mapping(texts["spec.yaml"].decode(), run.at("spec.yaml")),
+        environment=_json(run, "environment.json", texts["environment.json"]),
+        dataset=_json(run, "dataset.json", texts["dataset.json"]),
+        history=[json.loads(line) for line in texts["history.jsonl"].splitlines()],
+        timings=_json(run, "timings.json", texts["timings.json"])["epochs"],
+    )
+
+
+def read_metrics(text: str, uri: str, name: str) -> Run:
+    """Return a run of which only the metrics are known: `split/accuracy` and `split/count` suffice.
+
+    Raises UsageError for what is no metrics.json.
+    """
+    try:
+        found = json.loads(text)
+        metrics = {str(key): float(value) for key, value in found.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"A metrics.json is one object of numbers, as a run leaves it: {str(error)[:100]}. "
+            f"Received: {uri}"
+        ) from None
+    split = judged_by(metrics, uri)
+    count = metrics.get(f"{split}/count", 0)
+    correct = metrics.get(f"{split}/correct", metrics[f"{split}/accuracy"] * count)
+    if not (count >= 1 and count == round(count) and 0 <= round(correct) <= count):
+        raise UsageError(
+            f"How sure a share is depends on how many images it is of: {split}/count tells that, from 1 up. "
+            f"Received: {split}/count {count:g} and {correct:g} right in {uri}"
+        )
+    return Run(name, uri, metrics | {f"{split}/correct": round(correct)}, split)
+
+
+def judged_by(metrics: Mapping[str, float], uri: str) -> str:
+    """Return the split that a run is judged by. Raises UsageError if its metrics are of none."""
+    found = next((split for split in HELD_OUT if f"{split}/accuracy" in metrics), None)
+    if found is None:
+        raise UsageError(
+            f"There is no accuracy on held-out images, as {HELD_OUT[0]}/accuracy. Received: {uri}"
+        )
+    return found
+
+
+def _listed(run: Store) -> Mapping[str, FileRecord]:
+    manifest = run.read(MANIFEST)
+    try:
+        return read_manifest(manifest.data if manifest else b"")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UsageError(
+            "The run is of another version of this program, which reads its own. "
+            f"Received: {error} in {run.uri}"
+        ) from None
+
+
+def _read(run: Store, listed: Mapping[str, FileRecord], name: str) -> bytes:
+    found = run.read(name)
+    if found is None or name not in listed:
+        raise DataError(f"A file of the run is missing. Received: {run.at(name)}")
+    if hashlib.sha256(found.data).hexdigest() != listed[name].sha256:
+        raise DataError(f"A file of the run is not as it was published. Received: {run.at(name)}")
+    return found.data
+
+
+def _json(run: Store, name: str, data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise DataError(f"A file of the run can't be read: {error}. Received: {run.at(name)}") from None

@@ -1,0 +1,156 @@
+"""What chance alone would do.
+
+In: counts, or the answers of two models to the same images. Out: p-values and 95% intervals, in 0..1 or as
+differences of the second minus the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from trainer.metrics import Predictions, wilson_interval
+
+Floats = npt.NDArray[np.float64]
+Rows = npt.NDArray[np.int64]
+LEVEL = 0.05
+"""Below this a p-value is no longer chance, here as in most of science (Fisher 1925)."""
+_Z = float(stats.norm.ppf(1 - LEVEL / 2))
+_RESAMPLES = 1000
+_AT_A_TIME = 4_000_000
+"""Indices of resamples that are in memory at once."""
+
+
+@dataclass(frozen=True)
+class Test:
+    """A difference, second minus first, with how sure it is."""
+
+    difference: float
+    low: float
+    high: float
+    """The 95% interval."""
+    p_value: float
+    """The probability of so large a difference, either way, if there were none."""
+
+    @property
+    def is_chance(self) -> bool:
+        """Whether chance alone could have made it."""
+        return self.p_value >= LEVEL
+
+
+def exact_mcnemar(only_first: int, only_second: int) -> float:
+    """Return the two-sided p-value for how many images only one of two models got right.
+
+    Under the null each of them is a coin's toss (McNemar 1947, the exact form); 1.0 where there is none.
+    """
+    count = only_first + only_second
+    return float(stats.binomtest(only_first, count, 0.5).pvalue) if count else 1.0
+
+
+def paired_accuracies(only_first: int, only_second: int, count: int) -> Test:
+    """Return the test of two accuracies on the same `count` images.
+
+    The interval is the adjusted Wald interval of Agresti and Min (2005): half an image is added to each of
+    the four cells.
+    """
+    first, second, total = only_first + 0.5, only_second + 0.5, count + 2
+    middle = (second - first) / total
+    spread = np.sqrt(max(0.0, first + second - (second - first) ** 2 / total)) / total
+    low, high = max(-1.0, middle - _Z * spread), min(1.0, middle + _Z * spread)
+    return Test((only_second - only_first) / count, low, high, exact_mcnemar(only_first, only_second))
+
+
+def unpaired_accuracies(first: tuple[int, int], second: tuple[int, int]) -> Test:
+    """Return the test of two accuracies of (right, all) images each, not the same or not known to be.
+
+    Fisher's exact test, and the interval of Newcombe (1998, method 10), made of the Wilson intervals of both.
+    """
+    right, counts = (first[0], second[0]), (first[1], second[1])
+    table = [[right[0], counts[0] - right[0]], [right[1], counts[1] - right[1]]]
+    shares = [right[0] / counts[0], right[1] / counts[1]]
+    (low_1, high_1), (low_2, high_2) = wilson_interval(*first), wilson_interval(*second)
+    difference = shares[1] - shares[0]
+    low = difference - float(np.hypot(shares[1] - low_2, high_1 - shares[0]))
+    high = difference + float(np.hypot(high_2 - shares[1], shares[0] - low_1))
+    return Test(difference, low, high, float(stats.fisher_exact(table).pvalue))
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return mean, standard deviation (of a sample) and half the 95% interval of the mean (Student 1908).
+
+    The last two are NaN for a single value.
+    """
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, float("nan"), float("nan")
+    deviation = float(np.std(values, ddof=1))
+    quantile = float(stats.t.ppf(1 - LEVEL / 2, len(values) - 1))
+    return mean, deviation, quantile * deviation / float(np.sqrt(len(values)))
+
+
+def bootstrap(first: Predictions, second: Predictions, seed: int = 0) -> dict[str, Test]:
+    """Return the tests of metrics other than accuracy, for answers to the same images in the same order.
+
+    The images are drawn anew with replacement, 1,000 times, for both models alike; the interval is that of
+    the percentiles, the p-value twice the smaller share on one side of zero (Efron and Tibshirani 1993).
+    Names are those of `compute_metrics`.
+    """
+    count, classes = len(first.labels), len(first.class_names)
+    random = np.random.default_rng(seed)
+    whole = np.arange(count)[None]
+    parts = [_measures(each, classes) for each in (first, second)]
+    drawn: dict[str, list[Floats]] = {name: [] for name in parts[0]}
+    step = max(1, _AT_A_TIME // count)
+    for start in range(0, _RESAMPLES, step):
+        rows = random.integers(0, count, (min(step, _RESAMPLES - start), count))
+        for name in drawn:
+            drawn[name].append(parts[1][name](rows) - parts[0][name](rows))
+    return {
+        name: _test(float((parts[1][name](whole) - parts[0][name](whole))[0]), np.concatenate(values))
+        for name, values in drawn.items()
+    }
+
+
+Measure = Callable[[Rows], Floats]
+"""Rows of images, int64 [R, N], to a metric of each, [R]."""
+
+
+def _measures(predictions: Predictions, classes: int) -> dict[str, Measure]:
+    labels, probabilities = predictions.labels.astype(np.int64), predictions.probabilities
+    right = np.clip(probabilities[np.arange(len(labels)), labels], np.finfo(np.float64).eps, None)
+    truth = np.eye(classes)[labels]
+    squares = (probabilities - truth) ** 2
+    brier = squares[:, 1] if classes == 2 else squares.sum(axis=1)
+    cells = labels * classes + predictions.predicted
+    log_loss = -np.log(right)
+    return {
+        "macro_recall": lambda rows: _macro(cells[rows], classes)[0],
+        "macro_f1": lambda rows: _macro(cells[rows], classes)[1],
+        "log_loss": lambda rows: log_loss[rows].mean(axis=1),
+        "brier": lambda rows: brier[rows].mean(axis=1),
+    }
+
+
+def _macro(cells: Rows, classes: int) -> tuple[Floats, Floats]:
+    """Return macro recall and macro F1 of each row of cells of the confusion matrix."""
+    many = len(cells)
+    offsets = np.arange(many)[:, None] * classes**2
+    flat = np.bincount((cells + offsets).ravel(), minlength=many * classes**2)
+    matrix = flat.reshape(many, classes, classes)
+    hits = matrix[:, np.arange(classes), np.arange(classes)]
+    there, said = matrix.sum(axis=2), matrix.sum(axis=1)
+    is_there = there > 0
+    recall = np.divide(hits, there, out=np.zeros(hits.shape), where=is_there)
+    f1 = np.divide(2 * hits, there + said, out=np.zeros(hits.shape), where=(there + said) > 0)
+    used = is_there.sum(axis=1)
+    return recall.sum(axis=1) / used, (f1 * is_there).sum(axis=1) / used
+
+
+def _test(difference: float, drawn: Floats) -> Test:
+    low, high = np.quantile(drawn, [LEVEL / 2, 1 - LEVEL / 2])
+    below, above = np.mean(drawn <= 0), np.mean(drawn >= 0)
+    return Test(difference, float(low), float(high), float(min(1.0, 2 * min(below, above))))

@@ -1,0 +1,158 @@
+"""Runs and their comparisons to lines of 80 columns, and to one JSON object.
+
+In: `Run`s, the first of which the others are compared with. Out: text, or plain values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from trainer.compare.comparison import Comparison
+from trainer.compare.differences import all_differences
+from trainer.compare.runs import Run
+from trainer.compare.statistics import mean_interval
+from trainer.metrics import wilson_interval
+from trainer.report.names import format_duration, shorten
+
+_LABEL, _CELL = 20, 29
+_MOST_COLUMNS = 2
+_MOST_ROWS = 12
+"""Of differences of one kind; --json and the page have all."""
+_NOTHING = "-"
+
+
+def accuracy_text(run: Run) -> str:
+    """Return the accuracy with its interval (Wilson)."""
+    low, high = wilson_interval(run.correct, run.count)
+    return f"{run.accuracy:.3f} ({low:.3f} to {high:.3f})"
+
+
+def _metric(name: str) -> Callable[[Run], str]:
+    def text(run: Run) -> str:
+        value = run.metrics.get(f"{run.split}/{name}")
+        return _NOTHING if value is None else f"{value:.3f}"
+
+    return text
+
+
+def _train(run: Run) -> str:
+    value = run.metrics.get("train/accuracy")
+    return _NOTHING if value is None else f"{value:.3f} (gap {value - run.accuracy:+.3f})"
+
+
+def _versions(run: Run) -> str:
+    packages = run.environment.get("packages", {})
+    found = [
+        f"{name.partition('-')[0]} {packages[name]}" for name in packages if name.startswith("tensorflow")
+    ]
+    return (
+        " ".join([*found, f"trainer {run.environment['trainer_version']}"]) if run.environment else _NOTHING
+    )
+
+
+ROWS: tuple[tuple[str, Callable[[Run], str]], ...] = (
+    ("accuracy", accuracy_text),
+    ("images", lambda run: f"{run.correct:,} of {run.count:,} ({run.split})"),
+    ("train accuracy", _train),
+    ("macro F1", _metric("macro_f1")),
+    ("log loss", _metric("log_loss")),
+    ("calibration error", _metric("calibration_error")),
+    ("time", lambda run: format_duration(run.seconds) if run.seconds else _NOTHING),
+    ("images/s", lambda run: f"{run.images_per_second:,.0f}" if run.images_per_second else _NOTHING),
+    ("devices", lambda run: str(run.environment.get("devices", _NOTHING))),
+    ("versions", _versions),
+)
+
+
+def table(runs: Sequence[Run]) -> list[str]:
+    """Return the runs beside each other; below each other where they are more than two."""
+    if len(runs) > _MOST_COLUMNS:
+        head = f"{'':<{_CELL}}{'accuracy':<24}{'time':<14}images/s"
+        return [head, *(_short_row(run) for run in runs)]
+    lines = [_line("", [run.name for run in runs])]
+    for label, text in ROWS:
+        cells = [text(run) for run in runs]
+        if any(cell != _NOTHING for cell in cells):
+            lines.append(_line(label, cells))
+    return lines
+
+
+def spread(runs: Sequence[Run]) -> str:
+    """Return mean, standard deviation and interval of the accuracies of several runs."""
+    mean, deviation, half = mean_interval([run.accuracy for run in runs])
+    return (
+        f"mean {mean:.3f}, standard deviation {deviation:.3f}, 95% interval of the mean {mean - half:.3f} to "
+        f"{mean + half:.3f} ({len(runs)} runs)"
+    )
+
+
+def lines_of(comparison: Comparison) -> list[str]:
+    """Return what is to be said of a pair."""
+    lines = [comparison.verdict]
+    for name, test in comparison.others.items():
+        word = "" if test.is_chance else "  *"
+        lines.append(
+            f"  {name:<18}{test.difference:+.4f} (95% interval {test.low:+.4f} to {test.high:+.4f}){word}"
+        )
+    for heading, rows in all_differences(comparison.first, comparison.second):
+        lines.append(f"different {heading}")
+        lines += [_line(f"  {what}", [one, other]) for what, one, other in rows[:_MOST_ROWS]]
+        if len(rows) > _MOST_ROWS:
+            lines.append(f"  and {len(rows) - _MOST_ROWS} more; --json and --html have all")
+    return lines
+
+
+def as_values(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> dict[str, Any]:
+    """Return all of it as plain values."""
+    return {
+        "runs": [_values(run) for run in runs],
+        "comparisons": [
+            {
+                "first": each.first.name,
+                "second": each.second.name,
+                "verdict": each.verdict,
+                "is_paired": not each.why_unpaired,
+                "is_chance": each.accuracy.is_chance,
+                "only_first_right": each.only_first,
+                "only_second_right": each.only_second,
+                "accuracy": asdict(each.accuracy),
+                "others": {name: asdict(test) for name, test in each.others.items()},
+                "differences": {
+                    heading: [list(row) for row in rows]
+                    for heading, rows in all_differences(each.first, each.second)
+                },
+            }
+            for each in comparisons
+        ],
+    }
+
+
+def _values(run: Run) -> dict[str, Any]:
+    low, high = wilson_interval(run.correct, run.count)
+    return {
+        "name": run.name,
+        "uri": run.uri,
+        "split": run.split,
+        "correct": run.correct,
+        "count": run.count,
+        "accuracy": run.accuracy,
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "seconds": run.seconds,
+        "images_per_second": run.images_per_second,
+        "devices": run.environment.get("devices"),
+        "packages": run.environment.get("packages", {}),
+    }
+
+
+def _short_row(run: Run) -> str:
+    time = format_duration(run.seconds) if run.seconds else _NOTHING
+    rate = f"{run.images_per_second:,.0f}" if run.images_per_second else _NOTHING
+    return f"{shorten(run.name, _CELL - 2):<{_CELL}}{accuracy_text(run):<24}{time:<14}{rate}"
+
+
+def _line(label: str, cells: Sequence[str]) -> str:
+    texts = "  ".join(f"{shorten(cell, _CELL):<{_CELL}}" for cell in cells)
+    return f"{shorten(label, _LABEL - 1):<{_LABEL}}{texts}".rstrip()

@@ -1,0 +1,41 @@
+"""A template and what it shows to a page of HTML, which needs nothing beside it.
+
+In: a template's name and values. Out: text; everything in it that isn't markup is escaped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from trainer.report.names import format_duration, format_share, shorten
+
+_PACKAGES = ("trainer.report", "trainer.compare")
+
+
+def render(template: str, context: Mapping[str, Any]) -> str:
+    """Return the page; bytes in it that are not UTF-8, as a file's name may hold, are spelled out."""
+    environment = jinja2.Environment(
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(package, "") for package in _PACKAGES]),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "share": format_share,
+        "duration": format_duration,
+        "shorten": shorten,
+        "broken": _broken,
+    }
+    page = environment.get_template(template).render(context)
+    return page.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _broken(name: str) -> Markup:
+    """Return `name` for HTML, with places where a line may end after slashes and underscores."""
+    return Markup("<wbr>").join(re.split(r"(?<=[/_])", name))
