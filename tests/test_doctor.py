@@ -122,7 +122,11 @@ def test_without_an_engine_the_rest_is_looked_at(tmp_path: Path) -> None:
 @pytest.fixture
 def kube(tmp_path: Path) -> Iterator[tuple[Kube, dict[str, str]]]:
     with kube_server(tmp_path) as (kube, config):
-        kube.put("serviceaccounts", "trainer", {"kind": "ServiceAccount", "metadata": {"name": "trainer"}})
+        kube.put(
+            "serviceaccounts",
+            "trainer",
+            {"kind": "ServiceAccount", "apiVersion": "v1", "metadata": {"name": "trainer"}},
+        )
         credentials = {"GOOGLE_APPLICATION_CREDENTIALS": "/nowhere.json"}
         yield kube, {"KUBECONFIG": str(config), "HOME": str(tmp_path), **credentials}
 
@@ -131,7 +135,7 @@ def kube(tmp_path: Path) -> Iterator[tuple[Kube, dict[str, str]]]:
 def test_a_cluster_that_has_all_is_ready(kube: tuple[Kube, dict[str, str]], vertex: Vertex) -> None:
     server, environment = kube
     labels = {"cloud.google.com/gke-accelerator": "nvidia-l4"}
-    server.put("nodes", "", {"kind": "Node", "metadata": {"name": "n", "labels": labels}})
+    server.put("nodes", "", {"kind": "Node", "apiVersion": "v1", "metadata": {"name": "n", "labels": labels}})
     vertex.project.compute_quotas = {"NVIDIA_L4_GPUS": (4, 1)}
     words = ["gke", *OUTPUT, *where(vertex), "--accelerator", "nvidia-l4:1", "--workers", "3"]
     done = doctor(*words, **environment)

@@ -153,7 +153,19 @@ def test_bad_input_is_refused_before_anyone_is_asked(cluster: Cluster) -> None:
 
 
 def test_a_jobset_is_followed_by_its_own_name(cluster: Cluster) -> None:
-    words = [*SUBMIT, *OUTPUT, "--workers", "2", "--jobset", "--yes"]
+    with bucket_server() as bucket:
+        cluster.environment["STORAGE_EMULATOR_HOST"] = bucket.address
+        follow_a_jobset(cluster, f"gs://{BUCKET}/runs")
+
+
+def test_a_cluster_without_jobsets_says_so(cluster: Cluster) -> None:
+    cluster.kube.has_jobsets = False
+    assert "knows no JobSets" in cluster.refused(*SUBMIT, *OUTPUT, "--jobset", "--yes")
+    assert "no such job" in cluster.refused("cancel", "gke", "pets")
+
+
+def follow_a_jobset(cluster: Cluster, output: str) -> None:
+    words = [*SUBMIT, "--output", output, "--workers", "2", "--jobset", "--yes"]
     done = cluster.trainer(*words)
     assert done.returncode == 0, done.stderr
     assert "plan       JobSet pets, 2 workers" in done.stdout
@@ -176,9 +188,6 @@ def test_a_jobset_is_followed_by_its_own_name(cluster: Cluster) -> None:
     assert cluster.trainer("logs", "gke", "pets", "--worker", "1").stdout == "of the second\n"
     assert "ended      pets (jobset)" in cluster.trainer("cancel", "gke", "pets").stdout
     assert not cluster.kube.names("jobsets")
-    cluster.kube.has_jobsets = False
-    assert "knows no JobSets" in cluster.refused(*words)
-    assert "no such job" in cluster.refused("cancel", "gke", "cats")
 
 
 def pod(

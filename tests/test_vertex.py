@@ -211,7 +211,7 @@ def follow_to_the_end(cloud: Cloud, output: str) -> None:
 def test_every_accelerator_is_one_that_vertex_knows(text: str) -> None:
     spec = load_spec(None, "demo", (), {"output": "gs://bucket/runs"})
     plan = Plan("vertex", "pets", spec, "registry/trainer", find_accelerator(text))
-    body = custom_job(plan, Project("p", "r"))
+    body = custom_job(plan, Project("p", "europe-west4"))
     machine = read(body, CUSTOM_JOB).job_spec.worker_pool_specs[0].machine_spec
     if plan.accelerator.kind == "gpu":
         kinds = machine.DESCRIPTOR.fields_by_name["accelerator_type"].enum_type.values_by_number
@@ -223,4 +223,4 @@ def test_what_vertex_does_not_have_is_refused() -> None:
     spec = load_spec(None, "demo", (), {"output": "gs://bucket/runs"})
     plan = Plan("vertex", "pets", spec, "registry/trainer", find_accelerator("tpu-v6e"))
     with pytest.raises(UsageError, match="doesn't offer"):
-        custom_job(plan, Project("p", "r"))
+        custom_job(plan, Project("p", "europe-west4"))

@@ -155,4 +155,4 @@ def _short_row(run: Run) -> str:
 
 def _line(label: str, cells: Sequence[str]) -> str:
     texts = "  ".join(f"{shorten(cell, _CELL):<{_CELL}}" for cell in cells)
-    return f"{shorten(label, _LABEL - 1):<{_LABEL}}{texts}".rstrip()
+    return f"{shorten(label, _LABEL - 1) if label else '':<{_LABEL}}{texts}".rstrip()

@@ -59,7 +59,10 @@ def _one(kubectl: Kubectl, kind: str, name: str, remedy: str) -> Check:
 
 
 def _rights(kubectl: Kubectl) -> Check:
-    lacking = [f"{verb} {what}" for verb, what in _RIGHTS if not kubectl.may(verb, what)]
+    try:
+        lacking = [f"{verb} {what}" for verb, what in _RIGHTS if not kubectl.may(verb, what)]
+    except TrainerError as error:
+        return Check("rights", "unknown", str(error).rpartition("Received: ")[2])
     if not lacking:
         return Check("rights", "ok", "you may send, follow and end jobs")
     remedy = "whoever owns the cluster can give you the role edit in the namespace"

@@ -40,11 +40,26 @@ class Kubectl:
         return str(told["clientVersion"]["gitVersion"])
 
     def may(self, verb: str, what: str) -> bool:
-        """Return whether we have the right to do `verb` to `what` in the namespace."""
-        try:
-            return self._run("auth", "can-i", verb, what).strip() == "yes"
-        except UsageError:
-            return False  # kubectl says no by its exit code
+        """Return whether we have the right to do `verb` to `what`, as jobs.batch or pods/log, there.
+
+        Raises UsageError, TemporaryError.
+        """
+        resource, _, part = what.partition("/")
+        name, _, group = resource.partition(".")
+        asked = {
+            "namespace": self.namespace,
+            "verb": verb,
+            "group": group,
+            "resource": name,
+            "subresource": part,
+        }
+        review = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectAccessReview",
+            "spec": {"resourceAttributes": {key: value for key, value in asked.items() if value}},
+        }
+        answer = json.loads(self._run("create", "-f", "-", "-o", "json", given=review))
+        return bool(answer.get("status", {}).get("allowed"))
 
     def create(self, objects: Sequence[dict[str, Any]]) -> None:
         """Create all of `objects`, or none: the cluster is asked first whether it would take each of them.
