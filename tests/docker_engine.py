@@ -119,7 +119,8 @@ def end(container: Container) -> tuple[int, str]:
 
 
 def wait_for_line(container: Container, text: str) -> None:
-    """Return once it has said a line with `text`, or has ended."""
-    for line in container.logs(stream=True, follow=True):
-        if text in line.decode():
-            return
+    """Return once it has said `text`."""
+    until = time.monotonic() + 120
+    while text not in (said := container.logs().decode()):
+        assert time.monotonic() < until, said
+        time.sleep(0.2)  # to follow its log would leave a socket open

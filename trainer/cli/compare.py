@@ -17,6 +17,7 @@ from trainer.exits import UsageError
 from trainer.printable import printable
 
 if TYPE_CHECKING:
+    from trainer.compare.comparison import Comparison
     from trainer.compare.runs import Run
 
 _METRICS = ".json"
@@ -33,7 +34,6 @@ def compare(uris: tuple[str, ...], as_json: bool, html: str | None) -> None:
     """
     from trainer.cli.app import cache_folder
     from trainer.compare.comparison import compare_runs
-    from trainer.compare.text import as_values, lines_of, spread, table
 
     if len(uris) < 2:
         raise UsageError(f"Two runs at least are compared. Received: {len(uris)}")
@@ -43,22 +43,25 @@ def compare(uris: tuple[str, ...], as_json: bool, html: str | None) -> None:
         from trainer.compare.page import write_page
 
         write_page(Path(html), runs, comparisons, cache_folder())
+    tell(runs, comparisons, as_json)
+    if html is not None:
+        click.echo(f"page       {html}", err=as_json)
+
+
+def tell(runs: Sequence[Run], comparisons: Sequence[Comparison], as_json: bool) -> None:
+    """Print what there is to be said of runs and their comparisons."""
+    from trainer.compare.text import as_values, lines_of, spread, table
+
     if as_json:
         click.echo(json.dumps(as_values(runs, comparisons), indent=2, ensure_ascii=False))
         return
-    lines = table(runs)
-    if len(runs) > 2:
-        lines += ["", spread(runs)]
+    is_many = len(runs) > 2
+    lines = [*table(runs), *(["", spread(runs)] if is_many else [])]
     for each in comparisons:
-        lines += [
-            "",
-            *([f"{each.first.name} and {each.second.name}"] if len(runs) > 2 else []),
-            *lines_of(each),
-        ]
+        title = [f"{each.first.name} and {each.second.name}"] if is_many else []
+        lines += ["", *title, *lines_of(each)]
     for line in lines:
         click.echo(printable(line))
-    if html is not None:
-        click.echo(f"page       {html}")
 
 
 def read_runs(uris: Sequence[str]) -> list[Run]:

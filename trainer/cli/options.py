@@ -192,6 +192,11 @@ def spec_options(command: Command) -> Command:
     return _with(command, (*_WHAT, *_HOW))
 
 
+def repeat_options(command: Command) -> Command:
+    """Add the options that describe a spec, and where its runs are kept."""
+    return _with(command, (*_WHAT, *_WHERE[:2], _HOW[1]))
+
+
 def run_options(command: Command) -> Command:
     """Add the options that describe a spec, and where its run is kept."""
     return _with(command, (*_WHAT, *_WHERE, *_HOW, _ACCURACY))

@@ -151,6 +151,6 @@ def _macro(cells: Rows, classes: int) -> tuple[Floats, Floats]:
 
 
 def _test(difference: float, drawn: Floats) -> Test:
-    low, high = np.quantile(drawn, [LEVEL / 2, 1 - LEVEL / 2])
-    below, above = np.mean(drawn <= 0), np.mean(drawn >= 0)
-    return Test(difference, float(low), float(high), float(min(1.0, 2 * min(below, above))))
+    low, high = (float(np.quantile(drawn, each)) for each in (LEVEL / 2, 1 - LEVEL / 2))
+    below, above = float(np.mean(drawn <= 0)), float(np.mean(drawn >= 0))
+    return Test(difference, low, high, min(1.0, 2 * min(below, above)))

@@ -81,11 +81,15 @@ def table(runs: Sequence[Run]) -> list[str]:
 
 def spread(runs: Sequence[Run]) -> str:
     """Return mean, standard deviation and interval of the accuracies of several runs."""
-    mean, deviation, half = mean_interval([run.accuracy for run in runs])
+    mean, deviation, half = _spread(runs)
     return (
         f"mean {mean:.3f}, standard deviation {deviation:.3f}, 95% interval of the mean {mean - half:.3f} to "
         f"{mean + half:.3f} ({len(runs)} runs)"
     )
+
+
+def _spread(runs: Sequence[Run]) -> tuple[float, float, float]:
+    return mean_interval([run.accuracy for run in runs])
 
 
 def lines_of(comparison: Comparison) -> list[str]:
@@ -126,6 +130,7 @@ def as_values(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> dict[st
             }
             for each in comparisons
         ],
+        "spread": dict(zip(("mean", "standard_deviation", "half_interval"), _spread(runs), strict=True)),
     }
 
 
