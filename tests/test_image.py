@@ -16,7 +16,7 @@ from bucket_server import BUCKET, bucket_server
 from docker import DockerClient
 from docker_engine import USER, end, engine_address, start, wait_for_line
 from registry_server import registry_server
-from trainer_process import command, error_line
+from trainer_process import command, error_line, refused
 from vertex_server import PROJECT, REGION, vertex_server
 
 from trainer.exits import UsageError
@@ -151,7 +151,7 @@ def test_an_image_is_pushed_and_seen_in_its_registry(engine: DockerClient, tmp_p
         for tag in tags:  # of a small image: what is pushed is the engine's affair
             engine.api.import_image_from_data(archive(), *tag.rsplit(":", 1))
         registry.is_closed = True
-        assert "that you are logged in" in error_line(push(), 75)
+        refused(push(), 75, "requested access to the resource is denied", "that you are logged in")
         assert check_registry_image(tags[0], engine.api).state == "unknown"
         registry.is_closed = False
         assert check_registry_image(tags[0], engine.api).state == "wrong"

@@ -1,0 +1,69 @@
+"""`trainer repeat`: a run a seed, stopped and gone on with, and what came of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from trainer_process import QUICK, command, error_line, trainer
+
+from trainer.compare.statistics import mean_interval
+
+
+def repeated(photos: Path, folder: Path, *words: str) -> list[str | Path]:
+    return ["repeat", "--data", photos, "--output", folder / "runs", "--run-name", "pets", *QUICK, *words]
+
+
+def test_each_seed_is_a_run_and_a_second_call_does_none_again(photos: Path, tmp_path: Path) -> None:
+    words = repeated(photos, tmp_path, "--seeds", "3,5", "--json")
+    done = trainer(*words, cache=tmp_path / "cache")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert [run["name"] for run in told["runs"]] == ["pets-seed-3", "pets-seed-5"]
+    for seed in (3, 5):
+        run = tmp_path / "runs" / f"pets-seed-{seed}"
+        assert f"\nseed: {seed}\n" in (run / "spec.yaml").read_text()
+        assert (run / "_SUCCESS").exists()
+    accuracies = [run["accuracy"] for run in told["runs"]]
+    assert told["spread"]["mean"] == pytest.approx(mean_interval(accuracies)[0])
+    assert told["comparisons"][0]["is_paired"]
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*")}
+    again = trainer(*words, cache=tmp_path / "cache")
+    assert json.loads(again.stdout) == told
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*")}
+    assert again.stderr.count("This run is finished") == 2
+
+
+def test_a_stop_reaches_the_run_and_the_same_command_goes_on(photos: Path, tmp_path: Path) -> None:
+    words = repeated(photos, tmp_path, "--times", "2", "--set", "train.epochs=400")
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "NO_COLOR": "1"}
+    process = subprocess.Popen(
+        command(*words), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if '"event": "epoch"' in line:
+            break
+    process.send_signal(signal.SIGTERM)  # to it alone, as a cluster does
+    rest = process.stdout.read()
+    assert process.wait(60) == 143, rest
+    assert "the checkpoint is safe" in rest
+    run = tmp_path / "runs" / "pets-seed-0"
+    assert list((run / "checkpoints").iterdir())
+    assert not (run / "_SUCCESS").exists()
+    assert not (tmp_path / "runs" / "pets-seed-1").exists()
+
+
+def test_what_cannot_be_repeated_is_refused(photos: Path, tmp_path: Path) -> None:
+    for seeds in ("1", "1,1", "a,b", "-1,2", "1,,2"):
+        words = repeated(photos, tmp_path, "--seeds", seeds)
+        assert "--seeds has two or more" in error_line(trainer(*words, cache=tmp_path), 2)
+    assert not (tmp_path / "runs").exists()
+    words = repeated(tmp_path / "nowhere", tmp_path)
+    done = trainer(*words, cache=tmp_path)
+    assert done.returncode == 65, done.stderr
+    assert "the same command goes on with it" in done.stderr
