@@ -48,8 +48,8 @@ def _handler(registry: Registry) -> type[BaseHTTPRequestHandler]:
             path, query = urlsplit(self.path).path, parse_qs(urlsplit(self.path).query)
             body = self._body()
             asked = _PATH.match(path)
-            if registry.is_closed and path != "/v2/":
-                self._refuse(403, "DENIED", "requested access to the resource is denied")
+            if registry.is_closed:
+                self._refuse(401, "UNAUTHORIZED", "authentication required")
             elif asked is None:
                 self._answer(200, b"{}")
             elif asked["kind"] == "manifests":
@@ -109,7 +109,9 @@ def _handler(registry: Registry) -> type[BaseHTTPRequestHandler]:
             return b"".join(parts)
 
         def _refuse(self, status: int, code: str, message: str) -> None:
-            self._answer(status, json.dumps({"errors": [{"code": code, "message": message}]}).encode())
+            asks = {"WWW-Authenticate": 'Basic realm="registry"'} if status == 401 else {}
+            told = {"errors": [{"code": code, "message": message}]}
+            self._answer(status, json.dumps(told).encode(), asks)
 
         def _answer(self, status: int, data: bytes, headers: dict[str, str] | None = None) -> None:
             self.send_response(status)

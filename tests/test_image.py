@@ -151,7 +151,7 @@ def test_an_image_is_pushed_and_seen_in_its_registry(engine: DockerClient, tmp_p
         for tag in tags:  # of a small image: what is pushed is the engine's affair
             engine.api.import_image_from_data(archive(), *tag.rsplit(":", 1))
         registry.is_closed = True
-        refused(push(), 75, "requested access to the resource is denied", "that you are logged in")
+        refused(push(), 75, "no basic auth credentials", "that you are logged in")
         assert check_registry_image(tags[0], engine.api).state == "unknown"
         registry.is_closed = False
         assert check_registry_image(tags[0], engine.api).state == "wrong"

@@ -86,7 +86,7 @@ def evaluate_source(
         settings=settings, overrides={f"data.{name}": value for name, value in about.items()}
     ).data
     splits, rejected = load_labelled(spec, model.class_names, cache_dir, progress)
-    return {name: compute_metrics(_predictions(model, split)) for name, split in splits.items()}, rejected
+    return {name: compute_metrics(predict_split(model, split)) for name, split in splits.items()}, rejected
 
 
 def _classify(contents: Sequence[Answer | bytes], model: LoadedModel) -> list[Answer]:
@@ -117,7 +117,7 @@ def _read(path: Path, max_pixels: int) -> bytes | str:
     return reason_not_to_decode(data, max_pixels) or data
 
 
-def _predictions(model: LoadedModel, split: Split) -> Predictions:
+def predict_split(model: LoadedModel, split: Split) -> Predictions:
     batches = batches_of(len(split.labels), model.image_size)
     probabilities = np.concatenate([model.classify_pixels(split.pixels.take(rows)) for rows in batches])
     # The model answers in float32; metrics want rows that sum to one in float64.

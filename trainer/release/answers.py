@@ -1,0 +1,78 @@
+"""Two finished models' answers to the same images.
+
+In: loaded models and where the images are. Out: `Predictions` of both, in one order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from trainer.data.dataset import Split
+from trainer.data.labelled import load_labelled
+from trainer.data.load import load_dataset
+from trainer.data.progress import Progress
+from trainer.exits import DataError, UsageError
+from trainer.export import LoadedModel
+from trainer.metrics import Predictions
+from trainer.predict import predict_split
+from trainer.spec import DataSpec
+
+_FROZEN = ("test", "validation", "all", "train")
+"""Of the test data the first of these splits that there is."""
+
+
+def answers_of(
+    models: Sequence[LoadedModel], data: DataSpec, test_data: str | None, cache_dir: Path, progress: Progress
+) -> tuple[list[Predictions], str]:
+    """Return the answers of all `models`, and in words to what.
+
+    The images are those of `test_data`, else the held-out split of `data`, which the newest run was chosen by.
+    Raises UsageError for models of other classes, DataError for images that can't be used.
+    """
+    _require_same_classes(models)
+    splits = [_split(model, data, test_data, cache_dir, progress) for model in models]
+    said = f"{splits[0].name} images of {test_data or data.source}"
+    answers = [predict_split(model, split) for model, split in zip(models, splits, strict=True)]
+    return [_in_order(each, answers[0].names) for each in answers], said
+
+
+def _split(
+    model: LoadedModel, data: DataSpec, test_data: str | None, cache_dir: Path, progress: Progress
+) -> Split:
+    about = {
+        "image_size": model.image_size, "resize": model.resize, "interpolation": model.interpolation,
+    }  # fmt: skip
+    own = DataSpec.model_validate(data.model_dump() | about)
+    if test_data is None:
+        return load_dataset(own, cache_dir, progress, lambda rejected: None).held_out
+    frozen = DataSpec.model_validate({"source": test_data, "max_rejected": own.max_rejected} | about)
+    splits, _ = load_labelled(frozen, model.class_names, cache_dir, progress)
+    return next(splits[name] for name in _FROZEN if name in splits)
+
+
+def _in_order(answers: Predictions, names: Sequence[str]) -> Predictions:
+    """Return `answers` in the order of `names`."""
+    place = {name: index for index, name in enumerate(answers.names)}
+    if set(place) != set(names):
+        raise DataError(
+            "The images changed while they were read; start again. "
+            f"Received: {len(set(place) ^ set(names))} other images"
+        )
+    order = np.array([place[name] for name in names], np.int64)
+    return Predictions(
+        answers.split, tuple(names), answers.labels[order], answers.probabilities[order], answers.class_names
+    )
+
+
+def _require_same_classes(models: Sequence[LoadedModel]) -> None:
+    first = models[0].class_names
+    for model in models[1:]:
+        if model.class_names != first:
+            other = sorted(set(first) ^ set(model.class_names))
+            raise UsageError(
+                "Only models of the same classes can take each other's place; `trainer promote --force` does it "
+                f"without a test. Received: {', '.join(other)[:200] or 'another order'}"
+            )

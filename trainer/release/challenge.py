@@ -1,0 +1,113 @@
+"""A finished run challenges the champion.
+
+In: the store of all runs, the challenger's name, and what answers images. Out: what was decided, kept as a record
+whichever way it goes; the pointer, if it won. Of two challengers at once the second one meets the winner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from trainer.exits import UsageError
+from trainer.metrics import Predictions
+from trainer.publish import is_finished
+from trainer.release.champion import keep_record, pointer_version, read_champion, read_records, swap_champion
+from trainer.release.decision import Decision, decide
+from trainer.storage.store import Store
+
+Answers = Callable[[str, str], tuple[Predictions, Predictions, str]]
+"""The names of the champion and the challenger to what both say of the same images, and which those are."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of one challenge."""
+
+    is_champion: bool
+    """Whether the challenger is the champion now."""
+    said: str
+    """In a sentence."""
+    record: str
+    """The name of the record; empty if there was nothing to decide."""
+
+
+def challenge(output: Store, name: str, min_gain: float, max_class_loss: float, answers: Answers) -> Outcome:
+    """Let the finished run `name` take the champion's place, if it is better.
+
+    Raises UsageError for a run that isn't finished or a pointer to one that is gone, and what `answers` raises.
+    """
+    _require_finished(output, name)
+    while True:
+        champion = read_champion(output)
+        if champion.name == name:
+            return Outcome(True, f"{name} is the champion already", "")
+        decision, images = None, ""
+        if champion.name is not None:
+            *both, images = answers(champion.name, name)
+            decision = decide(*both, min_gain, max_class_loss)
+        is_first = decision is None
+        if is_first or (decision is not None and decision.is_released):
+            if not swap_champion(output, name, champion.version):
+                continue  # another one was faster: that one is to be beaten
+        return _told(output, name, champion.name, decision, images)
+
+
+def promote(output: Store, name: str) -> Outcome:
+    """Make the finished run `name` the champion without a test, whatever the pointer says now."""
+    _require_finished(output, name)
+    while True:
+        version = pointer_version(output)
+        before = output.read("champion")
+        replaced = before.data.decode("utf-8", "replace").strip() if before else None
+        if swap_champion(output, name, version):
+            record = keep_record(output, "forced", name, {"replaced": replaced, "is_released": True})
+            return Outcome(True, f"{name} is the champion now, by force", record)
+
+
+def rollback(output: Store) -> Outcome:
+    """Give the pointer back to the champion before this one. Raises UsageError if there is none."""
+    while True:
+        champion = read_champion(output)
+        before = _before(output, champion.name)
+        if before is None or not is_finished(output.below(before)):
+            raise UsageError(
+                "There is no earlier champion to go back to; `trainer promote RUN --force` names another. "
+                f"Received: champion {champion.name or 'none'}, before it {before or 'none'} in {output.uri}"
+            )
+        if swap_champion(output, before, champion.version):
+            values = {"replaced": champion.name, "is_released": True}
+            record = keep_record(output, "rollback", before, values)
+            return Outcome(True, f"{before} is the champion again, in the place of {champion.name}", record)
+
+
+def _before(output: Store, name: str | None) -> str | None:
+    """Return whose place the champion `name` took when it was released; going back leads further back."""
+    for record in reversed(read_records(output)):
+        if record["run"] == name and record.get("is_released") and record["kind"] != "rollback":
+            replaced = record.get("replaced")
+            return str(replaced) if replaced else None
+    return None
+
+
+def _told(output: Store, name: str, champion: str | None, decision: Decision | None, images: str) -> Outcome:
+    values: dict[str, Any] = {"replaced": champion, "champion": champion, "images": images}
+    if decision is None:
+        values |= {"is_released": True, "reason": "there was no champion"}
+        said = f"{name} is the champion: there was none"
+        return Outcome(True, said, keep_record(output, "challenge", name, values))
+    if not decision.is_released:
+        values["replaced"] = None
+    record = keep_record(output, "challenge", name, values | asdict(decision))
+    if decision.is_released:
+        return Outcome(True, f"{name} takes the place of {champion}: {decision.reason}", record)
+    return Outcome(False, f"{champion} stays the champion; of {name}: {decision.reason}", record)
+
+
+def _require_finished(output: Store, name: str) -> None:
+    if not is_finished(output.below(name)):
+        raise UsageError(
+            "Only a finished run can be the champion; `trainer train` finishes it. "
+            f"Received: {output.below(name).uri}"
+        )

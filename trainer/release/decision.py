@@ -1,0 +1,91 @@
+"""Whether a challenger is better than the champion, and no class pays for it.
+
+In: the answers of both to the same images. Out: a `Decision` with its numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from trainer.compare.comparison import format_p
+from trainer.compare.statistics import Test, paired_accuracies
+from trainer.metrics import Predictions
+
+
+@dataclass(frozen=True)
+class Decision:
+    """On one challenger."""
+
+    is_released: bool
+    reason: str
+    """In a sentence."""
+    challenger_accuracy: float
+    champion_accuracy: float
+    only_champion: int
+    only_challenger: int
+    """Images that one of them alone gets right."""
+    images: int
+    accuracy: Test
+    """Challenger minus champion."""
+    worst_class: str
+    worst_class_change: float
+    """The largest loss of recall of any class, as a negative number; 0 if none loses."""
+
+
+def decide(
+    champion: Predictions, challenger: Predictions, min_gain: float, max_class_loss: float
+) -> Decision:
+    """Return whether the challenger takes the champion's place: only if all three hold.
+
+    Its accuracy is higher by at least `min_gain`; McNemar's exact test says that this is more than chance;
+    and no class loses more than `max_class_loss` of its recall. All shares in 0..1. Both have answered the
+    same images in the same order.
+    """
+    right = [each.predicted == each.labels for each in (champion, challenger)]
+    only_champion, only_challenger = int(np.sum(right[0] & ~right[1])), int(np.sum(right[1] & ~right[0]))
+    test = paired_accuracies(only_champion, only_challenger, len(champion.labels))
+    worst, change = _worst_class(champion, right)
+    is_released, reason = _reason(test, min_gain, max_class_loss, worst, change)
+    return Decision(
+        is_released=is_released,
+        reason=reason,
+        challenger_accuracy=float(np.mean(right[1])),
+        champion_accuracy=float(np.mean(right[0])),
+        only_champion=only_champion,
+        only_challenger=only_challenger,
+        images=len(champion.labels),
+        accuracy=test,
+        worst_class=worst,
+        worst_class_change=change,
+    )
+
+
+def _reason(
+    test: Test, min_gain: float, max_class_loss: float, worst: str, change: float
+) -> tuple[bool, str]:
+    gain = f"{test.difference:+.3f} (95% interval {test.low:+.3f} to {test.high:+.3f})"
+    if test.difference <= 0:
+        return False, f"it is not more accurate: {gain}"
+    if test.difference < min_gain:
+        return False, f"it gains less than the {min_gain:g} that publish.min_gain asks for: {gain}"
+    if test.is_chance:
+        return False, f"its gain may be chance: {gain}, exact McNemar p = {format_p(test.p_value)}"
+    if -change > max_class_loss:
+        return False, (
+            f"{worst} loses {-change:.3f} of its recall, more than the {max_class_loss:g} of "
+            f"publish.max_class_loss, though all in all it gains: {gain}"
+        )
+    return True, f"it is more accurate: {gain}, exact McNemar p = {format_p(test.p_value)}"
+
+
+def _worst_class(champion: Predictions, right: list[np.ndarray]) -> tuple[str, float]:
+    """Return the class whose recall changes for the worse most, and by how much."""
+    changes = {
+        champion.class_names[label]: float(np.mean(right[1][of_class]) - np.mean(right[0][of_class]))
+        for label in np.unique(champion.labels)
+        for of_class in [champion.labels == label]
+    }
+    worst = min(changes, key=lambda name: changes[name])
+    return worst, min(0.0, changes[worst])
