@@ -34,6 +34,7 @@ from trainer.hosts import Peers, Place
 from trainer.spec.schema import DataSpec
 
 _CIFAR_SIDE = 32
+_compiling = threading.Lock()
 _CHUNK_ITEMS = 32
 # A call costs half a millisecond, as much as decoding a small image; large ones go one by one.
 _CALL_BYTES = 1 << 20
@@ -203,42 +204,55 @@ def _read(item: Item, max_pixels: int) -> tuple[bytes, str | None]:
 
 def build_to_pixels(spec: DataSpec) -> Callable[[str, list[bytes]], Pixels]:
     """Return a function of an encoding and several items' bytes of it to uint8 [n, size, size, 3]."""
-    return _traced_to_pixels(spec.image_size, spec.resize, spec.interpolation)
+    size, how = spec.image_size, (spec.image_size, spec.resize, spec.interpolation)
+
+    def to_pixels(encoding: str, files: list[bytes]) -> Pixels:
+        if encoding == "image":
+            return np.asarray(_compiled(encoding, *how)(tf.constant(files)))
+        planes = np.frombuffer(b"".join(files), np.uint8).reshape(-1, 3, _CIFAR_SIDE, _CIFAR_SIDE)
+        images = planes.transpose(0, 2, 3, 1)
+        return images if size == _CIFAR_SIDE else np.asarray(_compiled(encoding, *how)(tf.constant(images)))
+
+    return to_pixels
+
+
+def _compiled(encoding: str, size: int, resize: str, interpolation: str) -> Callable[..., tf.Tensor]:
+    """Return what decodes, traced and called once: threads that begin together would each do both."""
+    with _compiling:
+        return _compile(encoding, size, resize, interpolation)
 
 
 # Once a process and kind of pixels: packing asks for it again for every few hundred images.
 @lru_cache(maxsize=8)
-def _traced_to_pixels(size: int, resize: str, interpolation: str) -> Callable[[str, list[bytes]], Pixels]:
-    small = tf.TensorSpec([size, size, 3], tf.uint8)
-
-    def decode_one(file: tf.Tensor) -> tf.Tensor:
+def _compile(encoding: str, size: int, resize: str, interpolation: str) -> Callable[..., tf.Tensor]:
+    def from_file(file: tf.Tensor) -> tf.Tensor:
         return decode_and_resize(file, size, resize, interpolation)
 
-    def resize_one(image: tf.Tensor) -> tf.Tensor:
+    def from_pixels(image: tf.Tensor) -> tf.Tensor:
         return resize_image(image, size, resize, interpolation)
 
-    def over_all(
-        function: Callable[[tf.Tensor], tf.Tensor], taken: tf.TensorSpec
-    ) -> Callable[..., tf.Tensor]:
-        def mapped(values: tf.Tensor) -> tf.Tensor:
-            # On the processor even beside an accelerator, and one after the other: the threads are
-            # parallel enough, and this way only as many large images are in memory as there are threads.
-            with tf.device("CPU:0"):
-                return tf.map_fn(function, values, fn_output_signature=small, parallel_iterations=1)
+    function, taken, example = {
+        "image": (
+            from_file,
+            tf.TensorSpec([None], tf.string),
+            tf.io.encode_png(tf.zeros([1, 1, 3], tf.uint8))[None],
+        ),
+        "cifar": (
+            from_pixels,
+            tf.TensorSpec([None, _CIFAR_SIDE, _CIFAR_SIDE, 3], tf.uint8),
+            tf.zeros([1, _CIFAR_SIDE, _CIFAR_SIDE, 3], tf.uint8),
+        ),
+    }[encoding]
 
-        # Traced here, once: the threads that call it would all begin to, and TensorFlow warn of it.
-        traced = tf.function(mapped, input_signature=[taken], autograph=False)
-        concrete: Callable[..., tf.Tensor] = traced.get_concrete_function()
-        return concrete
+    def mapped(values: tf.Tensor) -> tf.Tensor:
+        # On the processor even beside an accelerator, and one after the other: the threads are
+        # parallel enough, and this way only as many large images are in memory as there are threads.
+        with tf.device("CPU:0"):
+            small = tf.TensorSpec([size, size, 3], tf.uint8)
+            return tf.map_fn(function, values, fn_output_signature=small, parallel_iterations=1)
 
-    decode_all = over_all(decode_one, tf.TensorSpec([None], tf.string))
-    resize_all = over_all(resize_one, tf.TensorSpec([None, _CIFAR_SIDE, _CIFAR_SIDE, 3], tf.uint8))
-
-    def to_pixels(encoding: str, files: list[bytes]) -> Pixels:
-        if encoding == "image":
-            return np.asarray(decode_all(tf.constant(files)))
-        planes = np.frombuffer(b"".join(files), np.uint8).reshape(-1, 3, _CIFAR_SIDE, _CIFAR_SIDE)
-        images = planes.transpose(0, 2, 3, 1)
-        return images if size == _CIFAR_SIDE else np.asarray(resize_all(tf.constant(images)))
-
-    return to_pixels
+    concrete: Callable[..., tf.Tensor] = tf.function(
+        mapped, input_signature=[taken], autograph=False
+    ).get_concrete_function()
+    concrete(example)
+    return concrete
