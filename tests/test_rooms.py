@@ -43,6 +43,7 @@ ROOMS = (
     "run_folder",
     "run",
     "compare",
+    "release",
     "launch",
     "cli",
     "task",

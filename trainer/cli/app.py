@@ -28,6 +28,7 @@ from trainer.cli.environment import (
 from trainer.cli.image import image
 from trainer.cli.jobs import cancel, list_jobs, logs, status
 from trainer.cli.options import DATA_HELP, SpecCommand, run_options, spec_options
+from trainer.cli.release import promote, rollback, runs
 from trainer.cli.repeat import repeat
 from trainer.cli.submit import submit
 from trainer.exits import TrainerError, UsageError
@@ -225,7 +226,20 @@ def _announce_emulator() -> None:
         click.echo(f"note       {_EMULATOR} is set: gs:// goes to {address}, not to Google", err=True)
 
 
-for _command in (compare, repeat, image, submit, status, logs, cancel, list_jobs, doctor):
+for _command in (
+    compare,
+    repeat,
+    promote,
+    rollback,
+    runs,
+    image,
+    submit,
+    status,
+    logs,
+    cancel,
+    list_jobs,
+    doctor,
+):
     cli.add_command(_command)
 
 

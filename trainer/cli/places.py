@@ -114,6 +114,13 @@ def find_run(uri: str) -> Store:
     return output.below(run)
 
 
+def output_of(uri: str) -> tuple[Store, str]:
+    """Return the place of all runs in which the run at `uri` is, and its name there."""
+    run = find_run(uri)
+    parent, name = _split(run.uri if is_bucket(run.uri) else os.path.abspath(run.uri))
+    return open_store(parent), name
+
+
 def _split(uri: str) -> tuple[str, str]:
     """Return the place that holds `uri`, and its name there."""
     parent, _, name = uri.rstrip("/").rpartition("/")

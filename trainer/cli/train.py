@@ -70,7 +70,7 @@ def train_command(
 
     With other processes than this one in `place` all do it together and end alike. A model that is less
     accurate on the held-out images than `accuracy_at_least`, in [0, 1], is published too, and then the chief
-    raises QualityError.
+    raises QualityError. The champion is challenged where the spec says so.
     """
     stop.grace_seconds, stop.advice = spec.train.grace_seconds, " A longer train.grace_seconds may help."
     require_tensorflow()  # before a run is begun
@@ -80,6 +80,8 @@ def train_command(
         finished = find_finished_run(spec, fresh) if place.count > 1 else None
         if finished is not None:
             _tell_finished(finished, console)
+            if place.is_chief:
+                _challenge(finished, spec, cache_dir, console)
             _require_accuracy(finished, accuracy_at_least)
             return
         common = f"{__version__} {spec_digest(spec)} {spec.run_name}"
@@ -97,6 +99,7 @@ def train_command(
             raise
         peers.leave()
         if led is not None:
+            _challenge(led, spec, cache_dir, console)
             _require_accuracy(led, accuracy_at_least)
 
 
@@ -106,6 +109,20 @@ def require_devices(wanted: str) -> None:
     from trainer.cluster import require_accelerator
 
     require_accelerator(wanted)
+
+
+def _challenge(folder: RunFolder, spec: RunSpec, cache_dir: Path, console: Console) -> None:
+    """Let the published run challenge the champion, if its spec says so and it didn't before."""
+    from trainer.cli.release import challenge_champion
+    from trainer.release.champion import read_records
+
+    if not spec.publish.release:
+        return
+    if any(each["run"] == folder.name for each in read_records(folder.output)):
+        console.on_fact("champion", "decided before; `trainer runs` shows which it is")
+        return
+    outcome = challenge_champion(folder.output, folder.name, spec, cache_dir)
+    console.on_fact("champion", f"{outcome.said}; see {folder.output.at(outcome.record)}")
 
 
 def _require_accuracy(folder: RunFolder, at_least: float | None) -> None:

@@ -29,8 +29,8 @@ def answers_of(
 ) -> tuple[list[Predictions], str]:
     """Return the answers of all `models`, and in words to what.
 
-    The images are those of `test_data`, else the held-out split of `data`, which the newest run was chosen by.
-    Raises UsageError for models of other classes, DataError for images that can't be used.
+    The images are those of `test_data`, else the held-out split of `data`, which the newest run was chosen
+    by. Raises UsageError for models of other classes, DataError for images that can't be used.
     """
     _require_same_classes(models)
     splits = [_split(model, data, test_data, cache_dir, progress) for model in models]
@@ -73,6 +73,6 @@ def _require_same_classes(models: Sequence[LoadedModel]) -> None:
         if model.class_names != first:
             other = sorted(set(first) ^ set(model.class_names))
             raise UsageError(
-                "Only models of the same classes can take each other's place; `trainer promote --force` does it "
-                f"without a test. Received: {', '.join(other)[:200] or 'another order'}"
+                "Only models of the same classes can take each other's place; `trainer promote --force` does "
+                f"it without a test. Received: {', '.join(other)[:200] or 'another order'}"
             )

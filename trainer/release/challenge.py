@@ -1,7 +1,8 @@
 """A finished run challenges the champion.
 
-In: the store of all runs, the challenger's name, and what answers images. Out: what was decided, kept as a record
-whichever way it goes; the pointer, if it won. Of two challengers at once the second one meets the winner.
+In: the store of all runs, the challenger's name, and what answers images. Out: what was decided, kept as a
+record whichever way it goes; the pointer, if it won. Of two challengers at once the second one meets the
+winner.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class Outcome:
 def challenge(output: Store, name: str, min_gain: float, max_class_loss: float, answers: Answers) -> Outcome:
     """Let the finished run `name` take the champion's place, if it is better.
 
-    Raises UsageError for a run that isn't finished or a pointer to one that is gone, and what `answers` raises.
+    Raises UsageError for a run that isn't finished or a pointer to one that is gone, and what `answers`
+    raises.
     """
     _require_finished(output, name)
     while True:
@@ -45,12 +47,11 @@ def challenge(output: Store, name: str, min_gain: float, max_class_loss: float, 
             return Outcome(True, f"{name} is the champion already", "")
         decision, images = None, ""
         if champion.name is not None:
-            *both, images = answers(champion.name, name)
-            decision = decide(*both, min_gain, max_class_loss)
-        is_first = decision is None
-        if is_first or (decision is not None and decision.is_released):
-            if not swap_champion(output, name, champion.version):
-                continue  # another one was faster: that one is to be beaten
+            of_champion, of_challenger, images = answers(champion.name, name)
+            decision = decide(of_champion, of_challenger, min_gain, max_class_loss)
+        is_released = decision is None or decision.is_released
+        if is_released and not swap_champion(output, name, champion.version):
+            continue  # another one was faster: that one is to be beaten
         return _told(output, name, champion.name, decision, images)
 
 

@@ -26,7 +26,8 @@ class Decision:
     only_champion: int
     only_challenger: int
     """Images that one of them alone gets right."""
-    images: int
+    count: int
+    """All images."""
     accuracy: Test
     """Challenger minus champion."""
     worst_class: str
@@ -55,7 +56,7 @@ def decide(
         champion_accuracy=float(np.mean(right[0])),
         only_champion=only_champion,
         only_challenger=only_challenger,
-        images=len(champion.labels),
+        count=len(champion.labels),
         accuracy=test,
         worst_class=worst,
         worst_class_change=change,

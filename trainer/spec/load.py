@@ -20,11 +20,13 @@ from trainer.spec.problems import describe_problems, is_section, require_known_k
 from trainer.spec.schema import RunSpec
 from trainer.spec.text import dump_mapping, parse_mapping, parse_value
 
-# Where a run is put, what it is called and how it uses the machine don't change its result.
+# Where a run is put, what it is called, how it uses the machine and what becomes of it don't change its
+# result.
 _UNHASHED: dict[str, Any] = {
     "recipe": True,
     "output": True,
     "run_name": True,
+    "publish": True,
     "data": {"cache_mib", "max_extracted_mib", "staged_mib"},
     "train": {
         "steps_per_call",

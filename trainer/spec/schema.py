@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from trainer.spec.augment import AugmentSpec
 from trainer.spec.checked import Blocks, Checked, Count, Filters, Fraction, NonNegative, Positive
+from trainer.spec.publish import PublishSpec
 
 RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 """What a run may be called."""
@@ -216,6 +217,7 @@ class RunSpec(Checked):
     model: ModelSpec = ResidualSpec()
     optimizer: OptimizerSpec = OptimizerSpec()
     train: TrainSpec = TrainSpec()
+    publish: PublishSpec = PublishSpec()
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> RunSpec:
@@ -239,8 +241,8 @@ class RunSpec(Checked):
     @field_validator("run_name")
     @classmethod
     def _not_the_pointer(cls, value: str | None) -> str | None:
-        if value == "latest":
-            raise ValueError("this is the name of the pointer to the newest run")
+        if value in ("latest", "champion", "releases"):
+            raise ValueError("this is the name of a pointer, or of what is kept beside the runs")
         return value
 
     @field_validator("model", mode="before")

@@ -1,0 +1,250 @@
+"""The champion: who takes its place, who doesn't, and what is kept of it."""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import draw_photo
+from trainer_process import QUICK, trainer
+
+from trainer.exits import UsageError
+from trainer.metrics import Predictions
+from trainer.publish import publish, verify
+from trainer.release.challenge import Answers, Outcome, challenge, promote, rollback
+from trainer.release.champion import CHAMPION, read_champion, read_records
+from trainer.release.decision import Decision, decide
+from trainer.storage.store import Store, open_store
+
+CLASSES = ("cats", "dogs")
+GAIN, LOSS = 0.0, 0.05
+"""The defaults of publish.min_gain and publish.max_class_loss."""
+
+
+def answers(right: np.ndarray, labels: np.ndarray) -> Predictions:
+    """Return answers that are right where `right` says so."""
+    given = np.where(right, labels, 1 - labels)
+    names = tuple(f"{index}.jpg" for index in range(len(labels)))
+    return Predictions("test", names, labels.astype(np.int32), np.eye(2)[given], CLASSES)
+
+
+def pair(random: np.random.Generator, gain: float, count: int = 1000) -> tuple[Predictions, Predictions]:
+    """Return champion and challenger; they agree on nine tenths, and the challenger is better by `gain`."""
+    labels = np.arange(count) % 2
+    kinds = random.choice(4, count, p=[0.05, 0.05 + gain, 0.75, 0.15 - gain])
+    return answers(np.isin(kinds, (0, 2)), labels), answers(np.isin(kinds, (1, 2)), labels)
+
+
+def released(gain: float, count: int = 1000, times: int = 1000) -> float:
+    random = np.random.default_rng(4)
+    return float(np.mean([decide(*pair(random, gain, count), GAIN, LOSS).is_released for _ in range(times)]))
+
+
+def test_of_equally_good_models_few_challengers_are_released_and_of_better_ones_most() -> None:
+    assert released(0.0) <= 0.05
+    assert released(0.05) >= 0.8
+    assert released(0.0, count=200) <= 0.05
+
+
+def test_a_release_needs_all_three() -> None:
+    random = np.random.default_rng(5)
+    champion, challenger = pair(random, 0.05)
+    decision = decide(champion, challenger, GAIN, LOSS)
+    assert decision.is_released
+    assert decision.reason.startswith("it is more accurate: +0.0")
+    assert decision.accuracy.difference == pytest.approx(
+        decision.challenger_accuracy - decision.champion_accuracy
+    )
+    assert "it gains less than the 0.2" in decide(champion, challenger, 0.2, LOSS).reason
+    assert "it is not more accurate" in decide(challenger, champion, GAIN, LOSS).reason
+    assert "it is not more accurate: +0.000" in decide(champion, champion, GAIN, LOSS).reason
+    few = [replace(each, names=each.names[:40], labels=each.labels[:40],
+    probabilities=each.probabilities[:40])
+           for each in (champion, challenger)]  # fmt: skip
+    assert "may be chance" in decide(*few, GAIN, LOSS).reason or not decide(*few, GAIN, LOSS).is_released
+
+
+def test_no_class_pays_for_the_others() -> None:
+    labels = np.arange(1000) % 2
+    champion = answers(np.arange(1000) >= 300, labels)
+    right = np.arange(1000) >= 100
+    right[(labels == 1) & (np.arange(1000) >= 900)] = False  # 50 of 500 dogs that the champion knows
+    decision = decide(champion, answers(right, labels), GAIN, 0.05)
+    assert decision.worst_class_change > 0 or decision.is_released  # dogs gain elsewhere more than they lose
+    right = np.where(labels == 0, True, np.arange(1000) >= 400)
+    decision = decide(champion, answers(right, labels), GAIN, 0.05)
+    assert not decision.is_released
+    assert decision.worst_class == "dogs"
+    assert decision.worst_class_change == pytest.approx(-0.1)
+    assert "dogs loses 0.100 of its recall, more than the 0.05" in decision.reason
+    assert decide(champion, answers(right, labels), GAIN, 0.11).is_released
+
+
+def finished(output: Store, folder: Path, name: str) -> None:
+    """Publish a run with one file."""
+    (run := folder / name).mkdir(parents=True, exist_ok=True)
+    (run / "metrics.json").write_text("{}")
+    output.below(name).write("metrics.json", b"{}")
+    publish(output, name, run)
+
+
+def between(good: dict[str, float]) -> Answers:
+    """Return what answers for models that are as good as `good` says."""
+
+    def ask(champion: str, challenger: str) -> tuple[Predictions, Predictions, str]:
+        labels = np.arange(1000) % 2
+        both = [answers(np.arange(1000) < 1000 * good[name], labels) for name in (champion, challenger)]
+        return both[0], both[1], "test images"
+
+    return ask
+
+
+def test_a_challenge_is_kept_whichever_way_it_goes(either_store: Store, tmp_path: Path) -> None:
+    good = {"one": 0.7, "two": 0.8, "three": 0.75}
+    for name in good:
+        finished(either_store, tmp_path / "local", name)
+    ask = between(good)
+
+    def try_it(name: str) -> Outcome:
+        return challenge(either_store, name, GAIN, LOSS, ask)
+
+    assert try_it("one").said == "one is the champion: there was none"
+    assert try_it("two").said.startswith("two takes the place of one: it is more accurate: +0.100")
+    assert try_it("three").said.startswith("two stays the champion; of three: it is not more accurate")
+    assert try_it("two").said == "two is the champion already"
+    assert read_champion(either_store).name == "two"
+    records = read_records(either_store)
+    assert [(each["run"], each["is_released"]) for each in records] == [
+        ("one", True), ("two", True), ("three", False),
+    ]  # fmt: skip
+    assert records[1]["images"] == "test images"
+    assert records[1]["accuracy"]["difference"] == pytest.approx(0.1)
+    assert rollback(either_store).said == "one is the champion again, in the place of two"
+    assert read_champion(either_store).name == "one"
+    with pytest.raises(UsageError, match="no earlier champion"):
+        rollback(either_store)
+    assert promote(either_store, "three").said == "three is the champion now, by force"
+    assert rollback(either_store).said.startswith("one is the champion again")
+    assert len(read_records(either_store)) == 6
+
+
+def test_of_two_challengers_at_once_one_wins_and_both_decisions_are_kept(
+    either_store: Store, tmp_path: Path
+) -> None:
+    good = {"zero": 0.6, "one": 0.7, "two": 0.8}
+    for name in good:
+        finished(either_store, tmp_path / "local", name)
+    for _ in range(5):
+        promote(either_store, "zero")
+        before = len(read_records(either_store))
+        found = challenge_at_once(either_store, between(good))
+        assert read_champion(either_store).name == "two"  # the better one, whoever came first
+        assert found["two"].is_champion
+        assert len(read_records(either_store)) == before + 2
+
+
+def challenge_at_once(output: Store, ask: Answers) -> dict[str, Outcome]:
+    """Let "one" and "two" challenge the same champion "zero"."""
+    gate = threading.Barrier(2)
+    found: dict[str, Outcome] = {}
+
+    def together(champion: str, challenger: str) -> tuple[Predictions, Predictions, str]:
+        if champion == "zero":
+            gate.wait(20)  # both have seen the same champion
+        return ask(champion, challenger)
+
+    def run(name: str) -> None:
+        found[name] = challenge(open_store(output.uri), name, GAIN, LOSS, together)
+
+    threads = [threading.Thread(target=run, args=(name,)) for name in ("one", "two")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+def test_what_is_no_champion_is_told(either_store: Store, tmp_path: Path) -> None:
+    finished(either_store, tmp_path / "local", "one")
+    for name in ("gone", "../x", ""):
+        either_store.write(CHAMPION, f"{name}\n".encode())
+        with pytest.raises(UsageError, match="names no finished run"):
+            challenge(either_store, "one", GAIN, LOSS, between({}))
+        assert not read_records(either_store)
+    with pytest.raises(UsageError, match="Only a finished run"):
+        promote(either_store, "nothing")
+    assert promote(either_store, "one").is_champion
+
+
+def test_a_decision_says_all_its_numbers() -> None:
+    decision = decide(*pair(np.random.default_rng(1), 0.05), GAIN, LOSS)
+    assert isinstance(decision, Decision)
+    assert json.dumps(decision.__dict__, default=lambda each: each.__dict__)
+    assert decision.only_challenger - decision.only_champion == pytest.approx(
+        1000 * decision.accuracy.difference
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A poor run and a good one, each of which challenged the champion."""
+    folder = tmp_path_factory.mktemp("runs")
+    many = folder / "many"
+    for name in ("discs", "squares"):
+        (many / name).mkdir(parents=True)
+        for number in range(100):
+            draw_photo(name, number % 12).resize((20 + number % 7, 16)).save(many / name / f"{number}.png")
+    common = ["--data", many, "--output", folder / "runs", *QUICK, "--set", "publish.release=true",
+              "--set", "data.validation_fraction=0.5"]  # fmt: skip
+    for name, more in (
+        ("poor", ["--set", "optimizer.learning_rate=1e-9"]),
+        ("good", ["--set", "train.epochs=12", "--set", "optimizer.learning_rate=0.01"]),
+        ("again", ["--set", "optimizer.learning_rate=1e-9", "--set", "seed=1"]),
+    ):
+        done = trainer("train", *common, "--run-name", name, *more, cache=folder / "cache")
+        assert done.returncode == 0, done.stderr
+        (folder / f"{name}.log").write_text(done.stdout)
+    return folder / "runs"
+
+
+def test_finished_runs_challenge_the_champion(runs: Path, tmp_path: Path) -> None:
+    said = {name: (runs.parent / f"{name}.log").read_text() for name in ("poor", "good", "again")}
+    assert "poor is the champion: there was none" in said["poor"]
+    assert "good takes the place of poor: it is more accurate" in said["good"]
+    assert "good stays the champion; of again: it is not more accurate" in said["again"]
+    assert (runs / "champion").read_text() == "good\n"
+    for name in ("poor", "good", "again"):
+        assert verify(open_store(str(runs / name))) == []  # records are beside the runs, not in them
+    done = trainer("train", runs / "good" / "spec.yaml", cache=tmp_path)
+    assert "decided before" in done.stdout
+    assert len(list((runs / "releases").iterdir())) == 3
+
+
+def test_runs_are_listed_promoted_and_rolled_back(runs: Path, tmp_path: Path) -> None:
+    def said(*words: str | Path, code: int = 0) -> str:
+        done = trainer(*words, cache=tmp_path / "cache")
+        assert done.returncode == code, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stdout + done.stderr
+
+    table = said("runs", runs).splitlines()
+    assert [line.split()[0] for line in table] == ["run", "again", "good", "poor"]
+    assert table[1].endswith("latest")
+    assert table[2].endswith("champion")
+    assert json.loads(said("runs", runs, "--json").splitlines()[1])["is_champion"]
+    assert "The champion stays" in said("promote", runs / "poor", code=4)
+    assert (runs / "champion").read_text() == "good\n"
+    assert "poor is the champion now, by force" in said("promote", runs / "poor", "--force")
+    assert "good is the champion again" in said("rollback", runs)
+    frozen = f"publish.test_data={runs.parent / 'many'}"
+    assert "again: it is not more accurate" in said("promote", runs / "again", "--set", frozen, code=4)
+    record = json.loads(sorted((runs / "releases").iterdir())[-1].read_text())
+    assert record["images"] == f"all images of {runs.parent / 'many'}"
+    assert record["count"] == 200
+    assert "Only how it is decided" in said("promote", runs / "poor", "--set", "seed=3", code=2)
+    assert "There is no such run" in said("promote", runs / "nowhere", code=2)
+    assert said("runs", tmp_path / "empty") == "no runs\n"

@@ -1,0 +1,136 @@
+"""`trainer promote`, `rollback` and `runs`: which finished run is the one to use.
+
+In: a run, or the place of all runs. Out: the pointer to the champion, and what was decided.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from trainer.exits import QualityError
+from trainer.printable import printable
+
+if TYPE_CHECKING:
+    from trainer.metrics import Predictions
+    from trainer.release.challenge import Answers, Outcome
+    from trainer.spec import RunSpec
+    from trainer.storage.store import Store
+
+_LOG_SECONDS = 30.0
+_NAME = 34
+
+
+@click.command()
+@click.argument("run", metavar="RUN")
+@click.option("--force", is_flag=True, help="Without a test.")
+@click.option(
+    "--set", "settings", metavar="KEY=VALUE", multiple=True,
+    help="Change how it is decided: --set publish.min_gain=0.01, --set publish.test_data=gs://...",
+)  # fmt: skip
+def promote(run: str, force: bool, settings: tuple[str, ...]) -> None:
+    """Let a finished run take the champion's place, if it is better.
+
+    Both are asked about the same images. It ends with 4 if the champion stays.
+    """
+    from trainer.cli.app import cache_folder
+    from trainer.cli.places import output_of
+    from trainer.release.challenge import promote as promote_run
+
+    output, name = output_of(run)
+    if force:
+        _tell(promote_run(output, name))
+        return
+    outcome = challenge_champion(output, name, _spec(output, name, settings), cache_folder())
+    _tell(outcome)
+    if not outcome.is_champion:
+        raise QualityError(f"The champion stays; --force replaces it all the same. Received: {name}")
+
+
+@click.command()
+@click.argument("output", metavar="OUTPUT")
+def rollback(output: str) -> None:
+    """Give the place back to the champion before this one."""
+    from trainer.release.challenge import rollback as roll_back
+    from trainer.storage.store import open_store
+
+    _tell(roll_back(open_store(output)))
+
+
+@click.command()
+@click.argument("output", metavar="OUTPUT")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a run.")
+def runs(output: str, as_json: bool) -> None:
+    """List the runs of an output folder, with the champion."""
+    from trainer.release.overview import overview
+    from trainer.report.names import shorten
+    from trainer.storage.store import open_store
+
+    rows = list(overview(open_store(output)))
+    if not as_json:
+        click.echo(f"{'run':<{_NAME}}{'state':<12}{'published':<18}accuracy" if rows else "no runs")
+    for row in rows:
+        if as_json:
+            click.echo(json.dumps(asdict(row), ensure_ascii=False))
+            continue
+        accuracy = "-" if row.accuracy is None else f"{row.accuracy:.3f}"
+        marks = " ".join(["champion"] * row.is_champion + ["latest"] * row.is_latest)
+        name = shorten(row.name, _NAME - 2)
+        line = f"{name:<{_NAME}}{row.state:<12}{row.published or '-':<18}{accuracy}  {marks}"
+        click.echo(printable(line.rstrip()))
+
+
+def challenge_champion(output: Store, name: str, spec: RunSpec, cache_dir: Path) -> Outcome:
+    """Let the run `name`, of `spec`, challenge the champion; see `trainer.release.challenge`."""
+    from trainer.release.challenge import challenge
+
+    publish = spec.publish
+    return challenge(
+        output, name, publish.min_gain, publish.max_class_loss, _answers(output, spec, cache_dir)
+    )
+
+
+def _answers(output: Store, spec: RunSpec, cache_dir: Path) -> Answers:
+    def ask(champion: str, challenger: str) -> tuple[Predictions, Predictions, str]:
+        from trainer.cli.console import Console
+        from trainer.cli.environment import import_tensorflow
+        from trainer.cli.places import local_model
+
+        import_tensorflow()
+        from trainer.export import load_model
+        from trainer.release.answers import answers_of
+
+        with Console(_LOG_SECONDS, stderr=True) as console:
+            models = [
+                load_model(local_model(output.below(name).uri, cache_dir, console))
+                for name in (champion, challenger)
+            ]
+            both, said = answers_of(models, spec.data, spec.publish.test_data, cache_dir, console)
+        return both[0], both[1], said
+
+    return ask
+
+
+def _spec(output: Store, name: str, settings: tuple[str, ...]) -> RunSpec:
+    from trainer.exits import UsageError
+    from trainer.spec import load_spec
+
+    found = output.below(name).read("spec.yaml")
+    if found is None:
+        raise UsageError(f"There is no such run; give its folder. Received: {output.below(name).uri}")
+    others = [each for each in settings if not each.startswith("publish.")]
+    if others:
+        raise UsageError(
+            f"Only how it is decided can be set here, such as publish.min_gain. Received: {others[0]}"
+        )
+    return load_spec(None, None, settings, None, found.data.decode("utf-8", "replace"))
+
+
+def _tell(outcome: Outcome) -> None:
+    click.echo(printable(f"{outcome.said}."))
+    if outcome.record:
+        click.echo(printable(f"record     {outcome.record}"))

@@ -1,0 +1,70 @@
+"""All runs of an output, as a table.
+
+In: the store of all runs. Out: a `Row` each: what it is called, how far it is, and how good.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from trainer.compare.runs import HELD_OUT
+from trainer.publish import MANIFEST, is_finished, latest_run
+from trainer.release.champion import CHAMPION
+from trainer.storage.store import Store
+
+_DIGITS = 12
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run."""
+
+    name: str
+    state: str
+    """finished or unfinished."""
+    published: str
+    """In UTC, as 2026-11-27 03:00; empty if it isn't."""
+    data: str
+    """The first digits of its data's digest; empty if it isn't known."""
+    accuracy: float | None
+    """On the held-out images, in 0..1."""
+    is_champion: bool
+    is_latest: bool
+
+
+def overview(output: Store) -> Iterator[Row]:
+    """Yield every run, those published last first, then the unfinished ones."""
+    pointer = output.read(CHAMPION)
+    champion = pointer.data.decode("utf-8", "replace").strip() if pointer else None
+    latest = latest_run(output)
+    names = {entry.name.partition("/")[0] for entry in output.entries() if entry.name.endswith("/spec.yaml")}
+    rows = [_row(output.below(name), name, champion, latest) for name in sorted(names)]
+    yield from sorted(rows, key=lambda row: row.published, reverse=True)
+
+
+def _row(run: Store, name: str, champion: str | None, latest: str | None) -> Row:
+    is_done = is_finished(run)
+    metrics, dataset = _json(run, "metrics.json"), _json(run, "dataset.json")
+    accuracy = next((metrics[key] for split in HELD_OUT if (key := f"{split}/accuracy") in metrics), None)
+    return Row(
+        name=name,
+        state="finished" if is_done else "unfinished",
+        published=str(_json(run, MANIFEST).get("published", ""))[:16].replace("T", " ") if is_done else "",
+        data=str(dataset.get("digest", "")).removeprefix("sha256:")[:_DIGITS],
+        accuracy=float(accuracy) if is_done and accuracy is not None else None,
+        is_champion=name == champion,
+        is_latest=name == latest,
+    )
+
+
+def _json(run: Store, name: str) -> dict[str, Any]:
+    """Return an object of a file; an empty one if there is none yet or it can't be read."""
+    found = run.read(name)
+    try:
+        value = json.loads(found.data) if found else {}
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
