@@ -31,6 +31,12 @@ class TrainerError(Exception):
     exit_code: ClassVar[int] = 1
 
 
+class UnchangedError(TrainerError):
+    """There is nothing to do: another run did it."""
+
+    exit_code = 0
+
+
 class UsageError(TrainerError):
     """A command line, a spec, a recipe or an output folder that can't be used."""
 

@@ -19,7 +19,7 @@ from trainer.data.items import Rejection
 from trainer.data.load import load_dataset
 from trainer.data.progress import Progress
 from trainer.evaluate import Evaluator, predict_splits
-from trainer.exits import DataError, UsageError
+from trainer.exits import DataError, UnchangedError, UsageError
 from trainer.export import export_model, make_golden, verify_export
 from trainer.hosts import Peers
 from trainer.metrics import Predictions, compute_metrics, write_predictions
@@ -30,6 +30,7 @@ from trainer.run_folder import (
     RunFolder,
     Start,
     current_command,
+    find_same_run,
     read_precision,
     require_complete,
     require_same_start,
@@ -72,6 +73,7 @@ def run(
     folder.require_lease()
     screen.on_fact("data", format_found(dataset, _FOUND_WIDTH))
     _require_classes(spec, dataset)
+    _require_changed(spec, dataset, folder, peers)
     scaled = _settled(_scaled(spec, cluster, dataset, screen), cluster, folder)
     steps = steps_per_epoch(len(dataset.train.labels), scaled.train.global_batch_size)
     learner = build_learner(scaled, len(dataset.class_names), steps, cluster)
@@ -96,6 +98,19 @@ def run(
     _publish(folder, screen)
     peers.share(b"published")
     return verdict
+
+
+def _require_changed(spec: RunSpec, dataset: Dataset, folder: RunFolder, peers: Peers) -> None:
+    """Raise UnchangedError if the spec wants no run that another one did; the chief says so for all."""
+    if not spec.publish.skip_unchanged:
+        return
+    is_new = peers.place.is_chief and not folder.newest_checkpoint
+    found = find_same_run(folder.output, spec, dataset.digest) if is_new else ""
+    name = peers.share(found.encode()).decode()
+    if name:
+        raise UnchangedError(
+            f"Neither the data nor the spec changed since the run {name}, so there is nothing to do."
+        )
 
 
 def _scaled(spec: RunSpec, cluster: Cluster, dataset: Dataset, screen: Screen) -> RunSpec:

@@ -144,7 +144,9 @@ def _plan(place: Any, given: dict[str, Any], queue: str | None = None, is_jobset
     from trainer.launch.plan import Plan, check_plan, make_name
 
     overrides = {"data.source": given["data"], "output": given["output"], "run_name": given["run_name"]}
-    spec = given_spec(given["spec_path"], given["recipe"], given["settings"], overrides, None, cache_folder())
+    # A schedule may fire twice, or when nothing is new.
+    settings = (*(("publish.skip_unchanged=true",) if given["schedule"] else ()), *given["settings"])
+    spec = given_spec(given["spec_path"], given["recipe"], settings, overrides, None, cache_folder())
     if "://" not in spec.output:
         # Written down as it is, a relative path would mean something else where the job runs.
         spec = spec.model_copy(update={"output": os.path.abspath(os.path.expanduser(spec.output))})

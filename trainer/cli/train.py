@@ -32,6 +32,7 @@ from trainer.exits import (
     StoppedError,
     TemporaryError,
     TrainerError,
+    UnchangedError,
     UsageError,
 )
 from trainer.hosts import Peers, Place, meet
@@ -141,7 +142,7 @@ def _require_accuracy(folder: RunFolder, at_least: float | None) -> None:
 
 def _lead(
     spec: RunSpec, cache_dir: Path, fresh: bool, stop: Stop, console: Console, peers: Peers
-) -> RunFolder:
+) -> RunFolder | None:
     folder = open_run_folder(spec, datetime.now(timezone.utc), cache_dir, fresh, console)
     try:
         if not folder.finished:
@@ -149,6 +150,10 @@ def _lead(
         peers.share(json.dumps({"name": folder.name, "finished": folder.finished}).encode())
         if not folder.finished:
             _do(spec, folder, cache_dir, console, stop, peers)
+    except UnchangedError as error:
+        folder.discard()
+        console.line(str(error))
+        return None
     except StoppedError:
         raise
     except Exception:
@@ -188,6 +193,8 @@ def _follow(spec: RunSpec, cache_dir: Path, stop: Stop, console: Console, peers:
     folder = borrow_run_folder(spec.output, run["name"], cache_dir)
     try:
         _work(spec, folder, cache_dir, Quiet(console), stop, peers)
+    except UnchangedError as error:
+        console.line(str(error))
     finally:
         folder.release()
 

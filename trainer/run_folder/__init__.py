@@ -11,6 +11,7 @@ from trainer.run_folder.files import (
 )
 from trainer.run_folder.folder import RunFolder, borrow_run_folder, find_finished_run, open_run_folder
 from trainer.run_folder.starts import count_start, forget_start
+from trainer.run_folder.unchanged import find_same_run
 
 __all__ = [
     "RunFolder",
@@ -19,6 +20,7 @@ __all__ = [
     "count_start",
     "current_command",
     "find_finished_run",
+    "find_same_run",
     "forget_start",
     "open_run_folder",
     "read_precision",

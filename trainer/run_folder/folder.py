@@ -7,6 +7,7 @@ what is no run at all are refused and left as they are.
 
 from __future__ import annotations
 
+import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
@@ -99,6 +100,12 @@ class RunFolder:
         """
         self.require_lease()
         self.mirror.sync(on_bytes, is_whole)
+
+    def discard(self) -> None:
+        """Remove a run in which nothing was begun. Raises TemporaryError if it is another process's."""
+        self.require_lease()
+        _discard(self.output.below(self.name))
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def release(self) -> None:
         """Let others work on the run; from now on nothing is sent and nothing removed."""

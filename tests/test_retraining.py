@@ -1,0 +1,52 @@
+"""A run that a schedule starts again: done when something changed, and else left undone."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from bucket_server import BUCKET
+from trainer_process import QUICK, trainer
+
+from trainer.publish import latest_run
+from trainer.storage.store import open_store
+
+
+@pytest.mark.parametrize("place", ["folder", "bucket"])
+def test_a_run_of_the_same_data_and_spec_is_left_undone(
+    place: str, photos: Path, tmp_path: Path, bucket_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", bucket_address)
+    output = str(tmp_path / "runs") if place == "folder" else f"gs://{BUCKET}/{tmp_path.name}"
+    data = shutil.copytree(photos, tmp_path / "photos")
+    store = open_store(output)
+
+    def run(name: str, *more: str) -> subprocess.CompletedProcess[str]:
+        done = trainer(
+            "train", "--data", data, "--output", output, "--run-name", name, *QUICK,
+            "--set", "train.epochs=1", "--set", "publish.skip_unchanged=true", *more, cache=tmp_path / "cache",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    run("monday")
+    assert latest_run(store) == "monday"
+    before = [entry.name for entry in store.entries()]
+    said = run("tuesday").stdout
+    assert "Neither the data nor the spec changed since the run monday" in said
+    assert "report " not in said
+    assert [entry.name for entry in store.entries()] == before
+    assert place == "bucket" or not (tmp_path / "runs" / "tuesday").exists()
+    shutil.copy(data / "discs" / "0.png", data / "discs" / "0 again.png")
+    assert "nothing to do" not in run("wednesday").stdout
+    assert latest_run(store) == "wednesday"
+    assert "nothing to do" not in run("thursday", "--set", "seed=5").stdout
+    assert (
+        "since the run thursday" in run("friday", "--set", "seed=5", "--set", "publish.release=true").stdout
+    )
+    assert (
+        "nothing to do"
+        not in run("saturday", "--set", "seed=5", "--set", "publish.skip_unchanged=false").stdout
+    )
