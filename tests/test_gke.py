@@ -8,22 +8,19 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
 from bucket_server import BUCKET, bucket_server
+from kube_pods import BEGAN, ended, pod
 from kube_server import Kube, kube_server
 from trainer_process import error_line
 
-from trainer.launch.state import State, state_of
 from trainer.storage.store import open_store
 
 SUBMIT = ["submit", "gke", "--recipe", "demo", "--run-name", "pets", "--image", "registry/trainer:gpu"]
 OUTPUT = ["--output", "gs://bucket/runs"]
-BEGAN = "2026-11-27T11:00:00Z"
-NOW = datetime(2026, 11, 27, 12, 0, tzinfo=timezone.utc)
 
 
 def minor_version() -> int:
@@ -36,7 +33,6 @@ def minor_version() -> int:
 
 # Older ones want a description of the server that is longer than the server here.
 needs_kubectl = pytest.mark.skipif(minor_version() < 27, reason="there is no kubectl of 1.27 or later")
-pytestmark = needs_kubectl
 
 
 class Cluster:
@@ -64,7 +60,7 @@ class Cluster:
         return error_line(self.trainer(*arguments, **more), code)
 
 
-@pytest.fixture
+@pytest.fixture(params=[pytest.param(None, marks=needs_kubectl)])
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
     with kube_server(tmp_path) as (kube, config):
         yield Cluster(kube, config)
@@ -103,6 +99,7 @@ def test_nothing_is_sent_without_a_yes(cluster: Cluster) -> None:
         ("jobs", (403, 'jobs.batch is forbidden: User "me" cannot create resource'), "forbidden"),
         ("jobs", (422, "late quota exceeded"), "late quota exceeded"),
         ("services", (403, "services is forbidden"), "forbidden"),
+        ("services", (422, "late quota exceeded"), "late quota exceeded"),
     ],
 )
 def test_what_the_cluster_refuses_leaves_nothing_behind(
@@ -111,9 +108,9 @@ def test_what_the_cluster_refuses_leaves_nothing_behind(
     cluster.kube.refused[kind] = refusal
     assert words in cluster.refused(*SUBMIT, *OUTPUT, "--workers", "2", "--yes")
     assert not cluster.kube.objects
-    assert (len([each for each in cluster.kube.requests if each.startswith("DELETE")]) > 0) == (
-        "late" in refusal[1]
-    )
+    # The job was there already when its service was refused.
+    removed = any(each.startswith("DELETE") and "/jobs/pets" in each for each in cluster.kube.requests)
+    assert removed == (kind == "services" and "late" in refusal[1])
 
 
 def test_a_place_that_is_not_there_is_named(cluster: Cluster, tmp_path: Path) -> None:
@@ -190,28 +187,6 @@ def follow_a_jobset(cluster: Cluster, output: str) -> None:
     assert not cluster.kube.names("jobsets")
 
 
-def pod(
-    name: str, index: int, status: dict[str, Any], created: str = "2026-11-27T11:00:00Z"
-) -> dict[str, Any]:
-    return {
-        "kind": "Pod", "apiVersion": "v1",
-        "metadata": {
-            "name": name, "creationTimestamp": created, "labels": {"batch.kubernetes.io/job-name": "pets"},
-            "annotations": {"batch.kubernetes.io/job-completion-index": str(index)},
-        },
-        "spec": {"containers": [{"name": "trainer"}]},
-        "status": status,
-    }  # fmt: skip
-
-
-def ended(code: int, reason: str = "Error") -> dict[str, Any]:
-    return {"containerStatuses": [{"state": {"terminated": {"exitCode": code, "reason": reason}}}]}
-
-
-def waiting(reason: str, message: str = "") -> dict[str, Any]:
-    return {"containerStatuses": [{"state": {"waiting": {"reason": reason, "message": message}}}]}
-
-
 def test_a_job_is_followed_to_its_end(cluster: Cluster, tmp_path: Path) -> None:
     with bucket_server() as bucket:
         cluster.environment["STORAGE_EMULATOR_HOST"] = bucket.address
@@ -246,49 +221,56 @@ def test_a_job_is_followed_to_its_end(cluster: Cluster, tmp_path: Path) -> None:
     assert cluster.trainer("list", "gke").stdout == "no jobs\n"
 
 
-def state(job: dict[str, Any], *pods: dict[str, Any]) -> State:
-    return state_of({"metadata": {"name": "pets"}} | job, pods, NOW)
+def test_only_what_is_ours_is_ended(cluster: Cluster) -> None:
+    for kind, name in (("services", "Service"), ("jobs", "Job")):
+        version = "v1" if kind == "services" else "batch/v1"
+        cluster.kube.put(kind, "trainer", {"kind": name, "apiVersion": version, "metadata": {"name": "db"}})
+    assert "no such job" in cluster.refused("cancel", "gke", "db")
+    assert cluster.kube.names("services") == cluster.kube.names("jobs") == ["db"]
 
 
-def failed(reason: str) -> dict[str, Any]:
-    return {"status": {"conditions": [{"type": "Failed", "status": "True", "reason": reason}]}}
+def test_why_a_job_has_no_pods_is_told_by_its_warnings(cluster: Cluster) -> None:
+    assert cluster.trainer(*SUBMIT, *OUTPUT, "--yes").returncode == 0
+    quota = "pods is forbidden: exceeded quota: gpus\x1b[2J"
+    for number, (name, kind, message) in enumerate(
+        (("pets", "Warning", quota), ("pets", "Normal", "fine"), ("cats", "Warning", "of another"))
+    ):
+        event = {
+            "kind": "Event", "apiVersion": "v1", "metadata": {"name": f"e{number}"}, "type": kind,
+            "reason": "FailedCreate", "message": message, "involvedObject": {"name": name},
+            "lastTimestamp": f"2026-11-27T11:00:0{number}Z",
+        }  # fmt: skip
+        cluster.kube.put("events", "trainer", event)
+    cluster.environment["STORAGE_EMULATOR_HOST"] = "http://127.0.0.1:9"  # the rest isn't waited for
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trainer.cli", "status", "gke", "pets"],
+        env=cluster.environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    lines = [process.stdout.readline() for _ in range(2)]
+    process.kill()
+    process.communicate()
+    assert lines[0].startswith("pets  waiting")
+    assert lines[1] == "  FailedCreate: pods is forbidden: exceeded quota: gpus\\x1b[2J\n"
 
 
-@pytest.mark.parametrize(
-    ("job", "status", "word", "words"),
-    [
-        ({}, waiting("ImagePullBackOff", "no such tag"), "waiting", "can't be pulled"),
-        ({}, waiting("ContainerCreating"), "waiting", "is being made"),
-        ({}, waiting("CreateContainerConfigError", "no secret"), "waiting", "ConfigError (no secret)"),
-        ({}, {"conditions": [{"type": "PodScheduled", "reason": "Unschedulable", "message": "0/3 nodes"}]},
-         "waiting", "no machine takes it: 0/3 nodes"),
-        ({}, {"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "Preempted"}]},
-         "waiting", "taken away (Preempted)"),
-        (failed("PodFailurePolicy"), ended(65), "failed", "exit code 65: the data can't be used"),
-        (failed("BackoffLimitExceeded"), ended(137, "OOMKilled"), "failed", "out of memory"),
-        (failed("BackoffLimitExceeded"), ended(139), "failed", "exit code 139, ended by signal 11"),
-        (failed("DeadlineExceeded"), {}, "failed", "longer than its deadline"),
-        ({"spec": {"suspend": True}}, {}, "suspended", "holds it back"),
-        ({"status": {"conditions": [{"type": "Complete", "status": "True"}], "startTime": BEGAN,
-                     "completionTime": "2026-11-27T11:41:00Z"}}, {}, "finished", "took 41 min"),
-    ],
-)  # fmt: skip
-def test_the_reason_is_told(job: dict[str, Any], status: dict[str, Any], word: str, words: str) -> None:
-    found = state(job, pod("pets-0", 0, status))
-    assert found.word == word
-    assert words in "\n".join(found.text())
-
-
-def test_of_several_workers_each_newest_pod_is_told() -> None:
-    found = state(
-        {"spec": {"parallelism": 3}, "status": {"ready": 1, "startTime": "2026-11-27T11:19:00Z"}},
-        pod("pets-0-a", 0, {}),
-        pod("pets-1-a", 1, ended(75), "2026-11-27T11:00:00Z"),
-        pod("pets-1-b", 1, waiting("ContainerCreating"), "2026-11-27T11:40:00Z"),
-        pod("pets-2-a", 2, ended(143)),
-    )
-    assert found.text() == [
-        "pets  running, 1 of 3 workers ready, for 41 min",
-        "  worker 1: the container is being made",
-        "  worker 2: exit code 143: stopped on request, checkpoint safe",
-    ]
+def test_a_cronjob_tells_when_and_how_its_newest_job_goes(cluster: Cluster) -> None:
+    with bucket_server() as bucket:
+        cluster.environment["STORAGE_EMULATOR_HOST"] = bucket.address
+        output = f"gs://{BUCKET}/runs"
+        words = [*SUBMIT, "--output", output, "--schedule", "0 3 * * 1", "--yes"]
+        assert cluster.trainer(*words).returncode == 0
+        assert cluster.trainer("status", "gke", "pets").stdout == "pets  at 0 3 * * 1 (Etc/UTC), no job yet\n"
+        cron = cluster.kube.objects["trainer", "cronjobs", "pets"]
+        template = cron["spec"]["jobTemplate"]
+        for name, hour in (("pets-1", 9), ("pets-2", 10)):
+            metadata = {
+                "name": name, "labels": template["metadata"]["labels"], "ownerReferences": [{"name": "pets"}],
+                "creationTimestamp": f"2026-11-27T{hour:02}:00:00Z",
+            }  # fmt: skip
+            job = {"kind": "Job", "apiVersion": "batch/v1", "metadata": metadata, "spec": template["spec"]}
+            cluster.kube.put("jobs", "trainer", job | {"status": {"ready": 1, "startTime": BEGAN}})
+        said = cluster.trainer("status", "gke", "pets").stdout.splitlines()
+        assert said[0] == "pets  at 0 3 * * 1 (Etc/UTC)"
+        assert said[1].startswith("pets-2  running")
+        assert f"run: {output}/pets-2" in said[2]

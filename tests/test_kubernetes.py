@@ -135,7 +135,7 @@ def test_a_jobset_counts_restarts_for_all_its_workers() -> None:
     assert job["podFailurePolicy"] == failure_policy()
     assert spec["failurePolicy"]["maxRestarts"] == 3
     assert [(each["action"], each["onJobFailureReasons"]) for each in spec["failurePolicy"]["rules"]] == [
-        ("FailJobSet", ["PodFailurePolicy"])
+        ("FailJobSet", ["PodFailurePolicy", "DeadlineExceeded"])
     ]
     given = {each["name"]: each for each in pods()["jobset"]["pod"]["containers"][0]["env"]}
     # Pods are called JOBSET-worker-0-INDEX, in a network called as the service is that they look for.
@@ -209,9 +209,21 @@ def test_the_spec_arrives_as_it_was_sent_and_the_job_names_the_run() -> None:
         ({"spec": spec_of(**{"data.source": "/home/me/photos"})}, "can't see the folders"),
         ({"image": "trainer:gpu"}, "can't see the images"),
         ({"is_spot": True, "spec": spec_of("train.grace_seconds=40")}, "15 s before it is taken away"),
-        ({"place": "docker", "workers": 2}, "one worker"),
+        ({"place": "docker", "workers": 2}, "--workers is for gke and vertex"),
+        ({"place": "docker", "schedule": "0 3 * * 1"}, "--schedule is for gke and vertex"),
+        ({"place": "docker", "is_spot": True}, "--spot is for gke and vertex"),
+        ({"place": "docker", "accelerator": "tpu-v5e"}, "a TPU is for gke and vertex"),
+        ({"accelerator": "nvidia-h100-80gb:1"}, "spot machine or by flex-start only"),
+        ({"spec": spec_of("publish.test_data=/home/me/test")}, "can't see the folders"),
+        (
+            {"spec": spec_of(**{"data.source": "https://me:secret@a.example/b.zip"})},
+            "could be read by everyone",
+        ),
+        ({"schedule": "0 3 * * 7"}, "Sunday is 0"),
+        ({"schedule": "0 3 L * *"}, "Sunday is 0"),
+        ({"schedule": "* * * * 5#2"}, "Sunday is 0"),
         ({"is_jobset": True, "schedule": "0 3 * * 1"}, "makes jobs and no JobSets"),
-        ({"is_jobset": True, "name": "a" * 53}, "at most 52"),
+        ({"is_jobset": True, "name": "a" * 47}, "at most 46"),
     ],
 )
 def test_what_its_place_would_refuse_is_refused_before(changes: dict[str, Any], words: str) -> None:
@@ -219,6 +231,19 @@ def test_what_its_place_would_refuse_is_refused_before(changes: dict[str, Any], 
         plan_of(**changes)
     assert words in str(raised.value)
     assert "Received: " in str(raised.value)
+
+
+def test_schedules_of_both_places_are_taken() -> None:
+    for schedule in ("*/15 0-5 1,15 JAN-MAR MON", "0 3 * * 0", "5 4 * * 1-5"):
+        assert plan_of(schedule=schedule).schedule == schedule
+
+
+def test_a_spec_with_dollars_arrives_as_it_was_sent() -> None:
+    spec = spec_of(**{"data.source": "gs://bucket/$(HOME)/$$/x"})
+    container = objects_of(plan_of(spec=spec), Cluster())[0]["spec"]["template"]["spec"]["containers"][0]
+    value = next(each["value"] for each in container["env"] if each["name"] == "TRAINER_SPEC")
+    assert parse_spec(value.replace("$$", "$"), "here").data.source == spec.data.source
+    assert not re.search(r"(?<!\$)(\$\$)*\$\(", value)  # no variable for Kubernetes to put in
 
 
 def test_the_plan_says_what_where_and_what_it_costs() -> None:

@@ -26,7 +26,8 @@ def test_a_run_of_the_same_data_and_spec_is_left_undone(
     def run(name: str, *more: str) -> subprocess.CompletedProcess[str]:
         done = trainer(
             "train", "--data", data, "--output", output, "--run-name", name, *QUICK,
-            "--set", "train.epochs=1", "--set", "publish.skip_unchanged=true", *more, cache=tmp_path / "cache",
+            "--set", "train.epochs=1", "--set", "publish.skip_unchanged=true", *more,
+            cache=tmp_path / "cache",
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         return done

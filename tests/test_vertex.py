@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from bucket_server import BUCKET, bucket_server
 from trainer_process import error_line
-from vertex_server import CUSTOM_JOB, PROJECT, REGION, Vertex, read, vertex_server
+from vertex_server import CUSTOM_JOB, NUMBER, PROJECT, REGION, Vertex, read, vertex_server
 
 from trainer.exits import UsageError
 from trainer.launch.accelerators import find_accelerator
@@ -87,6 +87,14 @@ def test_a_schedule_posts_the_same_job_each_time_without_a_name(cloud: Cloud) ->
     names = [each["name"] for each in job["jobSpec"]["workerPoolSpecs"][0]["containerSpec"]["env"]]
     assert names == ["TRAINER_SPEC"]  # Vertex AI names each run by its job
     assert "already exists" in cloud.refused(*words)
+    assert cloud.said("list", "vertex") == "pets  at 0 3 * * 1 (Etc/UTC)\n"
+    # What it posts has its name; to end the one is to end the other.
+    made = job | {
+        "name": f"projects/{NUMBER}/locations/{REGION}/customJobs/77",
+        "state": "JOB_STATE_SUCCEEDED",
+    }
+    cloud.vertex.jobs = [made | {"createTime": "2026-11-27T11:00:00Z"}]
+    assert cloud.said("list", "vertex").splitlines()[1].startswith("pets  finished")
     assert "ended      pets (schedule)" in cloud.said("cancel", "vertex", "pets")
     assert not cloud.vertex.schedules
     assert "needs an account" in cloud.refused(*SUBMIT, "--schedule", "0 3 * * 1", "--yes")
@@ -136,6 +144,17 @@ def test_a_bucket_that_is_not_there_is_named_before_anything_is_sent(cloud: Clou
     assert "note       bucket bucket: it is there, and you lack storage.objects.create" in said
     assert "note       image: not looked for: no Docker engine here to ask with" in said
     assert cloud.vertex.jobs
+
+
+def test_a_name_at_work_is_not_sent_again_and_one_that_ended_is(cloud: Cloud) -> None:
+    cloud.said(*SUBMIT, "--yes")
+    assert "A job of this name is at work" in cloud.refused(*SUBMIT, "--yes")
+    assert len(cloud.vertex.jobs) == 1
+    cloud.vertex.jobs[0]["state"] = "JOB_STATE_FAILED"
+    cloud.said(*SUBMIT, "--yes")  # goes on with the same run
+    assert len(cloud.vertex.jobs) == 2
+    assert "ended      pets (job)" in cloud.said("cancel", "vertex", "pets")
+    assert "no such job at work" in cloud.refused("cancel", "vertex", "cats")
 
 
 def test_without_credentials_it_is_said_how_to_get_some(tmp_path: Any) -> None:

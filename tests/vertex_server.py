@@ -78,6 +78,8 @@ def _handler(vertex: Vertex) -> type[BaseHTTPRequestHandler]:
             if self._is_of_project({}):
                 return
             rest = self._place()
+            if rest == "jobs":
+                self._answer(200, {"jobs": list(vertex.schedules.values())})
             if rest != "customJobs":
                 return
             chosen = parse_qs(urlsplit(self.path).query).get("filter", [""])[0]

@@ -72,8 +72,7 @@ def run(
     # To load may have taken long, and from here on files of the run are written.
     folder.require_lease()
     screen.on_fact("data", format_found(dataset, _FOUND_WIDTH))
-    _require_classes(spec, dataset)
-    _require_changed(spec, dataset, folder, peers)
+    _require_wanted(spec, dataset, folder, peers)
     scaled = _settled(_scaled(spec, cluster, dataset, screen), cluster, folder)
     steps = steps_per_epoch(len(dataset.train.labels), scaled.train.global_batch_size)
     learner = build_learner(scaled, len(dataset.class_names), steps, cluster)
@@ -100,8 +99,12 @@ def run(
     return verdict
 
 
-def _require_changed(spec: RunSpec, dataset: Dataset, folder: RunFolder, peers: Peers) -> None:
-    """Raise UnchangedError if the spec wants no run that another one did; the chief says so for all."""
+def _require_wanted(spec: RunSpec, dataset: Dataset, folder: RunFolder, peers: Peers) -> None:
+    """Raise UsageError for classes that the spec has wrong.
+
+    And UnchangedError if the spec wants no run that another one did; the chief says so for all.
+    """
+    _require_classes(spec, dataset)
     if not spec.publish.skip_unchanged:
         return
     is_new = peers.place.is_chief and not folder.newest_checkpoint

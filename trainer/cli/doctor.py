@@ -140,7 +140,7 @@ def _project(given: dict[str, Any]) -> Project | None:
 
     if not given["project"]:
         return None
-    return Project(given["project"], given["region"], given["service_account"], endpoint=given["endpoint"])
+    return Project(given["project"], given["region"], given["service_account"], given["endpoint"])
 
 
 def _bucket(output: str | None, project: Project | None = None) -> Iterator[Check]:

@@ -47,9 +47,15 @@ def push(variant: str, base: str, name: str) -> None:
 
     source = find_source(Path.cwd(), variant, base)
     tags = tags_of(source, name, variant)
-    push_image(open_engine(), source, tags, lambda line: None)
+    push_image(open_engine(), source, tags, _say_layer)
     for tag in tags:
         click.echo(f"pushed     {tag}")
+
+
+def _say_layer(line: str) -> None:
+    """Say what became of each layer, and not each megabyte on its way."""
+    if not line.startswith(("Preparing", "Waiting", "Pushing")):
+        click.echo(printable(f"           {line}")[:_WIDTH])
 
 
 def _say_step(line: str) -> None:

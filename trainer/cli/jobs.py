@@ -92,11 +92,40 @@ class _Cluster:
     def status(self, name: str) -> Iterator[str]:
         from trainer.launch.plan import SPEC
 
-        job = self.kubectl.job(name)
+        job, coming = self._job(name)
+        yield from coming
+        if job is None:
+            return
         given = job["spec"]["template"]["spec"]["containers"][0].get("env", [])
         text = next((each.get("value") for each in given if each["name"] == SPEC), None)
-        yield from self._state(job)
-        yield from _progress(text, name)
+        lines = self._state(job)
+        yield from lines
+        pods = [pod["metadata"]["name"] for pod in self.kubectl.pods(job)]
+        if len(lines) == 1 and "  waiting" in lines[0]:
+            yield from (
+                f"  {said}" for said in [self.kubectl.warning([job["metadata"]["name"], *pods])] if said
+            )
+        run = job["metadata"]["name"] if coming else name
+        yield from _progress(text.replace("$$", "$") if text else None, run)
+
+    def _job(self, name: str) -> tuple[dict[str, Any] | None, list[str]]:
+        """Return the job called `name`; of a CronJob the newest one, with a line of when the next comes."""
+        from trainer.exits import UsageError
+
+        try:
+            return self.kubectl.job(name), []
+        except UsageError as error:
+            try:
+                cron = self.kubectl.get("cronjob", name)
+            except UsageError:
+                raise error from None
+        made = [
+            job for job in self.kubectl.find("jobs", _OURS)
+            if any(each.get("name") == name for each in job["metadata"].get("ownerReferences", []))
+        ]  # fmt: skip
+        made.sort(key=lambda job: str(job["metadata"].get("creationTimestamp", "")))
+        when = f"{name}  at {cron['spec']['schedule']} ({cron['spec'].get('timeZone', 'Etc/UTC')})"
+        return (made[-1] if made else None), [when if made else f"{when}, no job yet"]
 
     def logs(self, name: str, worker: int, is_following: bool) -> None:
         raise SystemExit(self.kubectl.logs(name, worker, is_following))
@@ -168,7 +197,7 @@ class _Vertex:
 
     def status(self, name: str) -> Iterator[str]:
         yield from self.jobs.state(name, datetime.now(timezone.utc)).text()
-        yield from _progress(self.jobs.spec_text(name), name)
+        yield from _progress(self.jobs.spec_text(name), self.jobs.run_name(name))
 
     def logs(self, name: str, worker: int, is_following: bool) -> None:
         for line in self.jobs.lines(name, worker, is_following):
@@ -178,8 +207,7 @@ class _Vertex:
         return f" ({self.jobs.cancel(name)})"
 
     def overview(self) -> list[str]:
-        now = datetime.now(timezone.utc)
-        return [self.jobs.state(name, now).text()[0] for name in self.jobs.overview()]
+        return self.jobs.overview(datetime.now(timezone.utc))
 
 
 def _progress(spec_text: str | None, name: str) -> list[str]:

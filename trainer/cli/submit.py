@@ -57,7 +57,12 @@ def submit_gke(
     from trainer.launch.kubectl import Kubectl
     from trainer.launch.kubernetes import Cluster, objects_of
 
-    plan = _plan("gke", given, queue, jobset)
+    if no_gke_labels and given["spot"]:
+        raise UsageError(
+            "Spot machines are asked for by a label of GKE; leave one of the two away. "
+            "Received: --spot --no-gke-labels"
+        )
+    plan = _plan("gke", given, queue=queue, is_jobset=jobset)
     objects = objects_of(plan, Cluster(namespace, service_account, not no_gke_labels))
     if given["dry_run"]:
         click.echo(_as_yaml(objects), nl=False)
@@ -111,12 +116,12 @@ def submit_vertex(
     from trainer.launch.vertex import Project, custom_job, scheduler_job
     from trainer.launch.vertex_jobs import VertexJobs
 
-    plan = _plan("vertex", given)
+    plan = _plan("vertex", given, is_flexible=flex_start)
     if not project:
         raise UsageError("--project says in which project of Google Cloud it runs. Received: no --project")
     if flex_start and given["spot"]:
         raise UsageError("A job is --spot or --flex-start, not both. Received: --spot --flex-start")
-    there = Project(project, region, service_account, flex_start, endpoint)
+    there = Project(project, region, service_account, endpoint)
     body = scheduler_job(plan, there) if plan.schedule else custom_job(plan, there)
     if given["dry_run"]:
         click.echo(json.dumps(body, indent=2))
@@ -124,7 +129,8 @@ def submit_vertex(
     jobs = VertexJobs(there, Google(there.url))
     _ask(plan, f"project {project}, {region}", given["yes"], _found(plan, there))
     click.echo(f"created    {jobs.create(plan)}")
-    click.echo(f"follow     trainer logs vertex {plan.name} -f --project {project} --region {region}")
+    words = "list vertex" if plan.schedule else f"logs vertex {plan.name} -f"
+    click.echo(f"follow     trainer {words} --project {project} --region {region}")
 
 
 def _host(network: str | None) -> Host:
@@ -132,12 +138,12 @@ def _host(network: str | None) -> Host:
 
     said = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
     usual = Path.home() / ".config" / "gcloud" / "application_default_credentials.json"
-    credentials = Path(said) if said else usual if usual.exists() else None
+    credentials = Path(said).absolute() if said else usual if usual.exists() else None
     handed_on = tuple((name, os.environ[name]) for name in _HANDED_ON if name in os.environ)
     return Host(f"{os.getuid()}:{os.getgid()}", credentials, network, handed_on)
 
 
-def _plan(place: Any, given: dict[str, Any], queue: str | None = None, is_jobset: bool = False) -> Plan:
+def _plan(place: Any, given: dict[str, Any], **more: Any) -> Plan:
     from trainer.cli.app import cache_folder
     from trainer.cli.given import given_spec
     from trainer.launch.accelerators import find_accelerator
@@ -162,9 +168,8 @@ def _plan(place: Any, given: dict[str, Any], queue: str | None = None, is_jobset
             is_spot=given["spot"],
             schedule=given["schedule"],
             time_zone=given["time_zone"],
-            queue=queue,
-            is_jobset=is_jobset,
             accuracy_at_least=given["assert_accuracy_at_least"],
+            **more,
             deadline_seconds=round(given["deadline_hours"] * _HOUR_SECONDS),
         )
     )
@@ -173,11 +178,12 @@ def _plan(place: Any, given: dict[str, Any], queue: str | None = None, is_jobset
 def _found(plan: Plan, project: Project | None = None) -> list[Check]:
     """Return what is found of the places that the job would use. Raises UsageError if one isn't there."""
     from trainer.launch.checks import READING, WRITING, check_bucket, check_registry_image, require
+    from trainer.launch.plan import places_of
 
     url = storage_url(project)
     buckets = {
-        uri: permissions
-        for uri, permissions in ((plan.spec.data.source, READING), (plan.spec.output, WRITING))
+        uri: WRITING if is_written else READING
+        for uri, is_written in places_of(plan.spec).items()
         if uri.startswith("gs://")
     }
     google = find_google(url) if buckets else None

@@ -81,9 +81,7 @@ def train_command(
         finished = find_finished_run(spec, fresh) if place.count > 1 else None
         if finished is not None:
             _tell_finished(finished, console)
-            if place.is_chief:
-                _challenge(finished, spec, cache_dir, console)
-            _require_accuracy(finished, accuracy_at_least)
+            _judge(finished if place.is_chief else None, spec, cache_dir, console, accuracy_at_least)
             return
         common = f"{__version__} {spec_digest(spec)} {spec.run_name}"
         peers = meet(place, common, spec.train.meet_seconds, console.say)
@@ -99,9 +97,7 @@ def train_command(
             peers.leave(exit_code, str(error) or type(error).__name__)
             raise
         peers.leave()
-        if led is not None:
-            _challenge(led, spec, cache_dir, console)
-            _require_accuracy(led, accuracy_at_least)
+        _judge(led, spec, cache_dir, console, accuracy_at_least)
 
 
 def require_devices(wanted: str) -> None:
@@ -110,6 +106,15 @@ def require_devices(wanted: str) -> None:
     from trainer.cluster import require_accelerator
 
     require_accelerator(wanted)
+
+
+def _judge(
+    folder: RunFolder | None, spec: RunSpec, cache_dir: Path, console: Console, at_least: float | None
+) -> None:
+    """Ask what a published run, if there is one, is worth. Raises QualityError."""
+    if folder is not None:
+        _challenge(folder, spec, cache_dir, console)
+        _require_accuracy(folder, at_least)
 
 
 def _challenge(folder: RunFolder, spec: RunSpec, cache_dir: Path, console: Console) -> None:

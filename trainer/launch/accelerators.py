@@ -54,6 +54,8 @@ class Accelerator:
     """Of each accelerator; 0 for cpu."""
     price: Price | None
     """None if it isn't known."""
+    is_spot_only: bool = False
+    """Whether there is none on demand."""
     quota: str = ""
     """Of Vertex AI, as nvidia_l4_gpus; empty if it isn't known."""
     compute_quota: str = ""
@@ -100,6 +102,7 @@ def find_accelerator(text: str, prices: Path | None = None) -> Accelerator:
         machine=found["machine"],
         memory_gib=entry["memory_gib"],
         price=_price(found),
+        is_spot_only=found.get("spot_only", False),
         quota=entry.get("quota", ""),
         compute_quota=entry.get("compute_quota", ""),
     )

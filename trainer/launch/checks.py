@@ -120,11 +120,11 @@ def check_engine_accelerator(wanted: Accelerator, client: Engine) -> Check:
     """Return whether the engine can give a container what is wanted."""
     if wanted.kind == "cpu":
         return Check("accelerator", "ok", "none is asked for")
-    if "nvidia" in client.info().get("Runtimes", {}):
+    if wanted.kind == "gpu" and "nvidia" in client.info().get("Runtimes", {}):
         return Check("accelerator", "ok", "the engine has NVIDIA's runtime")
     return Check(
-        "accelerator", "wrong", "the engine has no runtime for GPUs",
-        "install NVIDIA's container toolkit there, or take --accelerator cpu",
+        "accelerator", "wrong", f"the engine has no runtime for {wanted.name}",
+        "install NVIDIA's container toolkit there for GPUs, or take --accelerator cpu",
     )  # fmt: skip
 
 

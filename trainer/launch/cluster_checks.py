@@ -13,8 +13,9 @@ from trainer.launch.checks import Check, failed
 from trainer.launch.kubectl import Kubectl
 
 _RIGHTS = (
-    ("create", "jobs.batch"), ("delete", "jobs.batch"), ("create", "cronjobs.batch"), ("create", "services"),
-    ("list", "pods"), ("get", "pods/log"),
+    ("create", "jobs.batch"), ("get", "jobs.batch"), ("list", "jobs.batch"), ("delete", "jobs.batch"),
+    ("create", "cronjobs.batch"), ("create", "services"), ("list", "pods"), ("get", "pods/log"),
+    ("list", "events"),
 )  # fmt: skip
 _NAMESPACE = "`kubectl apply -f k8s/namespace.yaml` makes the namespace and its account"
 

@@ -8,14 +8,16 @@ that the spec means the same there.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from docker.errors import APIError, ImageNotFound, NotFound
+import requests
+from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 
 from trainer.exits import TemporaryError, UsageError
-from trainer.launch.plan import RUN_NAME, SPEC, Plan
+from trainer.launch.plan import RUN_NAME, SPEC, Plan, places_of
 from trainer.launch.state import State, explain_code
 
 Engine = Any
@@ -44,7 +46,7 @@ class Host:
 def container_of(plan: Plan, host: Host) -> dict[str, Any]:
     """Return the body of the request that makes the container of `plan`."""
     given = {SPEC: plan.spec_text, RUN_NAME: plan.name, **dict(host.environment)}
-    if host.credentials is not None:
+    if _needs_credentials(plan, host):
         given["GOOGLE_APPLICATION_CREDENTIALS"] = _CREDENTIALS
     wanted = plan.accelerator
     gpus = [{"Driver": "", "Count": wanted.count, "Capabilities": [["gpu"]]}] if wanted.kind == "gpu" else []
@@ -69,15 +71,20 @@ def container_of(plan: Plan, host: Host) -> dict[str, Any]:
 
 
 def _mounts(plan: Plan, host: Host) -> list[dict[str, Any]]:
-    source, output = plan.spec.data.source, plan.spec.output
     mounts = []
-    if source.startswith("/"):
-        mounts.append(_bind(source, source, is_read_only=True))
-    if "://" not in output:
-        mounts.append(_bind(output, output))
-    if host.credentials is not None:
+    for place, is_written in places_of(plan.spec).items():
+        folder = place.removeprefix("file://")
+        if folder.startswith("/"):
+            mounts.append(_bind(folder, folder, is_read_only=not is_written))
+    if _needs_credentials(plan, host):
         mounts.append(_bind(str(host.credentials), _CREDENTIALS, is_read_only=True))
     return mounts
+
+
+def _needs_credentials(plan: Plan, host: Host) -> bool:
+    """Return whether Google's credentials are of use: where all is on this machine nobody gets them."""
+    is_remote = any(place.startswith("gs://") for place in places_of(plan.spec))
+    return is_remote and host.credentials is not None
 
 
 def _bind(source: str, target: str, is_read_only: bool = False) -> dict[str, Any]:
@@ -114,7 +121,9 @@ def container_state(client: Engine, name: str) -> State:
     if found.get("OOMKilled"):
         lines.append("out of memory: a smaller batch, or more memory for the engine")
     if found["Status"] in _WORDS:
-        return State(name, _WORDS[found["Status"]], f"since {found['StartedAt'][:16]}", tuple(lines))
+        began = str(found["StartedAt"])[:16]
+        since = "" if began.startswith("0001") else f"since {began}"
+        return State(name, _WORDS[found["Status"]], since, tuple(lines))
     if code:
         lines.append(explain_code(code))
     return State(name, "failed" if code else "finished", f"at {found['FinishedAt'][:16]}", tuple(lines))
@@ -129,24 +138,40 @@ def container_environment(client: Engine, name: str) -> dict[str, str]:
 def container_lines(client: Engine, name: str, is_following: bool) -> Iterator[bytes]:
     """Yield what a container says, as it comes."""
     _inspected(client, name)
-    yield from client.logs(name, stream=True, follow=is_following)
+    with _answering():
+        yield from client.logs(name, stream=True, follow=is_following)
 
 
 def stop_container(client: Engine, name: str) -> None:
     """End a container as a signal would, and wait until it has saved; what it said is kept."""
-    _inspected(client, name)
-    client.stop(name)
+    seconds = int(_inspected(client, name)["Config"].get("StopTimeout") or 0)
+    with _answering():
+        client.stop(name, timeout=seconds)
 
 
 def list_containers(client: Engine) -> list[str]:
     """Return the names of all that were submitted, the newest first."""
-    found = client.containers(all=True, filters={"label": LABEL})
+    with _answering():
+        found = client.containers(all=True, filters={"label": LABEL})
     return [each["Names"][0].lstrip("/") for each in found]
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    """Turn what an engine says that is in trouble, or says nothing, into an error in words."""
+    try:
+        yield
+    except NotFound:
+        raise
+    except (DockerException, requests.RequestException) as error:
+        said = " ".join(str(getattr(error, "explanation", None) or error).split())[:300]
+        raise TemporaryError(f"The Docker engine doesn't do it; try again. Received: {said}") from None
 
 
 def _inspected(client: Engine, name: str) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = client.inspect_container(name)
+        with _answering():
+            found: dict[str, Any] = client.inspect_container(name)
     except NotFound:
         found = {}
     if LABEL not in (found.get("Config", {}).get("Labels") or {}):

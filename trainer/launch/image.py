@@ -26,6 +26,8 @@ Engine = Any
 DOCKERFILE = "docker/Dockerfile"
 _DIGITS = 12
 _LAST_LINES = 12
+_REVISION_LABEL = "org.opencontainers.image.revision"
+_NOT_LET_IN = ("denied", "unauthorized", "authentication", "no basic auth credentials", "forbidden")
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ def find_source(start: Path, variant: str, base: str) -> Source:
     for root in (start, *start.parents):
         if (root / DOCKERFILE).is_file():
             commit = _git(root, "rev-parse", f"--short={_DIGITS}", "HEAD")
-            is_dirty = bool(_git(root, "status", "--porcelain"))
+            status = _git(root, "status", "--porcelain")
+            is_dirty = status is None or bool(status)  # what git can't tell is not known to be clean
             return Source(root, _digest(root, f"{variant} {base}"), commit or None, is_dirty)
     raise UsageError(
         f"An image is built from the project's source, and there is no {DOCKERFILE} here or above; change to "
@@ -120,13 +123,9 @@ def push_image(client: Engine, source: Source, tags: list[str], on_line: Callabl
             "Only what a commit says is pushed, so that everyone can see what an image holds; commit the "
             f"changes first. Received: {source.revision} in {source.root}"
         )
-    try:
-        client.inspect_image(tags[0])
-    except ImageNotFound:
-        raise UsageError(
-            f"This source isn't built yet; `trainer image build` with the same options does it. "
-            f"Received: no image {tags[0]}"
-        ) from None
+    found = _built(client, source, tags[0])
+    for tag in tags:
+        client.tag(found, *tag.rsplit(":", 1))  # another build may have taken a name
     for tag in tags:
         said: list[str] = []
         try:
@@ -134,9 +133,28 @@ def push_image(client: Engine, source: Source, tags: list[str], on_line: Callabl
             for line in _lines(stream, f"{tag} could not be pushed", said):
                 on_line(line)
         except (TrainerError, APIError) as error:
-            raise TemporaryError(
+            kind = UsageError if any(word in str(error).lower() for word in _NOT_LET_IN) else TemporaryError
+            raise kind(
                 f"{error} Check the registry's name, that you are logged in to it, and try again."
             ) from None
+
+
+def _built(client: Engine, source: Source, tag: str) -> str:
+    """Return the id of the image of this source. Raises UsageError if there is none of this very commit."""
+    try:
+        found = client.inspect_image(tag)
+    except ImageNotFound:
+        raise UsageError(
+            "This source isn't built yet; `trainer image build` with the same options does it. "
+            f"Received: no image {tag}"
+        ) from None
+    revision = (found["Config"].get("Labels") or {}).get(_REVISION_LABEL)
+    if revision != source.revision:
+        raise UsageError(
+            "This source was built of another commit, which the image would tell; `trainer image build` "
+            f"takes seconds now. Received: {tag} of {revision}, and {source.revision} here"
+        )
+    return str(found["Id"])
 
 
 def _lines(stream: Iterator[Mapping[str, Any]], what: str, said: list[str]) -> Iterator[str]:
@@ -170,12 +188,12 @@ def _digest(root: Path, how: str) -> str:
     return found.hexdigest()[:_DIGITS]
 
 
-def _git(root: Path, *arguments: str) -> str:
-    """Return what git says, nothing where it isn't there or this is no repository."""
+def _git(root: Path, *arguments: str) -> str | None:
+    """Return what git says; None where it isn't there, doesn't answer, or this is no repository."""
     try:
         done = subprocess.run(
             ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

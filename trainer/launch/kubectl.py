@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.exits import TemporaryError, UsageError
-from trainer.launch.state import JOB_LABEL, JOBSET_LABEL, index_of
+from trainer.launch.state import JOB_LABEL, JOBSET_LABEL, OURS, index_of, newest_pods
 
 _PROGRAM = "kubectl"
 _SECONDS = 60.0
@@ -64,33 +64,32 @@ class Kubectl:
     def create(self, objects: Sequence[dict[str, Any]]) -> None:
         """Create all of `objects`, or none: the cluster is asked first whether it would take each of them.
 
-        Raises UsageError for what it refuses, TemporaryError if it can't be reached.
+        The last one comes first and owns the others, which go when it does. Raises UsageError for what the
+        cluster refuses, TemporaryError if it can't be reached.
         """
         for each in objects:
             self._run("create", "--dry-run=server", "-f", "-", given=each)
-        created: list[dict[str, Any]] = []
+        *others, main = objects
         try:
-            for each in objects:
-                made = self._run("create", "-f", "-", "-o", "json", given=each)
-                created.append(json.loads(made))
-            self._let_own(created[-1], created[:-1])
-        except BaseException:
-            for each in reversed(created):
-                with suppress(UsageError, TemporaryError):
-                    self._run("delete", each["kind"].lower(), each["metadata"]["name"], "--wait=false")
-            raise
-
-    def _let_own(self, owner: dict[str, Any], others: Sequence[dict[str, Any]]) -> None:
-        """Let `others` go when `owner` does, as a job does some days after its end."""
+            made = json.loads(self._run("create", "-f", "-", "-o", "json", given=main))
+        except TemporaryError as error:
+            raise TemporaryError(
+                f"{error} It may have been created all the same; `trainer list gke` tells."
+            ) from None
         reference = {
-            "apiVersion": owner["apiVersion"],
-            "kind": owner["kind"],
-            "name": owner["metadata"]["name"],
-            "uid": owner["metadata"]["uid"],
+            "apiVersion": made["apiVersion"],
+            "kind": made["kind"],
+            "name": made["metadata"]["name"],
+            "uid": made["metadata"]["uid"],
         }
-        patch = json.dumps({"metadata": {"ownerReferences": [reference]}})
-        for each in others:
-            self._run("patch", each["kind"].lower(), each["metadata"]["name"], "--type=merge", "-p", patch)
+        try:
+            for each in others:
+                owned = each | {"metadata": each["metadata"] | {"ownerReferences": [reference]}}
+                self._run("create", "-f", "-", given=owned)
+        except BaseException:
+            with suppress(UsageError, TemporaryError):
+                self._run("delete", made["kind"].lower(), made["metadata"]["name"], "--wait=false")
+            raise
 
     def get(self, kind: str, name: str) -> dict[str, Any]:
         """Return an object. Raises UsageError if there is none, TemporaryError."""
@@ -98,7 +97,8 @@ class Kubectl:
 
     def find(self, kind: str, selector: str) -> list[dict[str, Any]]:
         """Return the objects whose labels fit `selector`."""
-        return list(json.loads(self._run("get", kind, "-l", selector, "-o", "json"))["items"])
+        chosen = ["-l", selector] if selector else []
+        return list(json.loads(self._run("get", kind, *chosen, "-o", "json"))["items"])
 
     def job(self, name: str) -> dict[str, Any]:
         """Return the job called `name`, or that of the JobSet. Raises UsageError, TemporaryError."""
@@ -115,18 +115,39 @@ class Kubectl:
         return self.find("pods", f"{JOB_LABEL}={job['metadata']['name']}")
 
     def delete(self, kind: str, name: str) -> bool:
-        """Begin to remove an object and what it made; return whether there was one."""
+        """Begin to remove one of our objects and what it made; return whether there was one.
+
+        Raises UsageError, TemporaryError.
+        """
         try:
-            self._run("delete", kind, name, "--wait=false", "--cascade=background")
+            found = self.get(kind, name)
         except UsageError as error:
             if "not found" in str(error) or "doesn't have a resource type" in str(error):
                 return False
             raise
+        if found["metadata"].get("labels", {}).get(OURS[0]) != OURS[1]:
+            return False
+        self._run("delete", kind, name, "--wait=false", "--cascade=background", "--ignore-not-found")
         return True
+
+    def warning(self, names: Sequence[str]) -> str:
+        """Return the newest warning about objects of these names, as why nothing starts; or nothing."""
+        try:
+            found = self.find("events", "")
+        except (UsageError, TemporaryError):
+            return ""
+        warnings = [
+            each for each in found
+            if each.get("type") == "Warning" and each.get("involvedObject", {}).get("name") in names
+        ]  # fmt: skip
+        if not warnings:
+            return ""
+        newest = max(warnings, key=lambda each: str(each.get("lastTimestamp") or each.get("eventTime") or ""))
+        return f"{newest.get('reason', '')}: {newest.get('message', '')}"
 
     def logs(self, job: str, worker: int, is_following: bool) -> int:
         """Let kubectl print what a worker of `job` said; return its exit code."""
-        chosen = self.pods(self.job(job))
+        chosen = newest_pods(self.pods(self.job(job)))
         names = [pod["metadata"]["name"] for pod in chosen if index_of(pod) == worker]
         if not names:
             raise UsageError(

@@ -13,7 +13,7 @@ from trainer import __version__
 from trainer.exits import EXIT_CODES
 from trainer.hosts.place import PORT, SERVICE, WORKERS
 from trainer.launch.plan import REPLICATED_JOB, RUN_NAME, SPEC, SPOT_GRACE_SECONDS, Plan
-from trainer.launch.state import JOB_LABEL, JOBSET_LABEL
+from trainer.launch.state import JOB_LABEL, JOBSET_LABEL, OURS
 
 CONTAINER = "trainer"
 _USER = 65532
@@ -80,9 +80,9 @@ def _job_set(plan: Plan, cluster: Cluster, job: dict[str, Any]) -> dict[str, Any
                 "maxRestarts": _RETRIES,
                 "rules": [
                     {
-                        "name": "not-mended-by-a-restart",
+                        "name": "final",
                         "action": "FailJobSet",
-                        "onJobFailureReasons": ["PodFailurePolicy"],
+                        "onJobFailureReasons": ["PodFailurePolicy", "DeadlineExceeded"],
                     }
                 ],
             },
@@ -112,7 +112,7 @@ def _labels(plan: Plan, is_queued: bool = True) -> dict[str, str]:
     labels = {
         "app.kubernetes.io/name": "trainer",
         "app.kubernetes.io/version": __version__,
-        "app.kubernetes.io/managed-by": "trainer",
+        OURS[0]: OURS[1],
     }
     return labels | ({"kueue.x-k8s.io/queue-name": plan.queue} if plan.queue and is_queued else {})
 
@@ -224,7 +224,8 @@ def _environment(plan: Plan) -> list[dict[str, Any]]:
     label = JOBSET_LABEL if plan.is_jobset else JOB_LABEL
     name = {"fieldRef": {"fieldPath": f"metadata.labels['{label}']"}}
     several = {WORKERS: str(plan.workers), SERVICE: plan.name} if plan.workers > 1 else {}
-    given = {SPEC: plan.spec_text, **several}
+    # Kubernetes would put variables in the place of $(NAME), and one $ in that of two.
+    given = {SPEC: plan.spec_text.replace("$", "$$"), **several}
     return [
         {"name": RUN_NAME, "valueFrom": name},
         *({"name": key, "value": value} for key, value in given.items()),

@@ -15,6 +15,7 @@ from cronsim import CronSim, CronSimError
 
 from trainer.exits import UsageError
 from trainer.launch.accelerators import Accelerator
+from trainer.printable import without_secrets
 from trainer.spec import RunSpec, dump_spec
 
 Place = Literal["docker", "gke", "vertex"]
@@ -48,6 +49,8 @@ class Plan:
     """Of each worker."""
     workers: int = 1
     is_spot: bool = False
+    is_flexible: bool = False
+    """Whether it may wait for machines (Vertex AI's flex-start)."""
     schedule: str | None = None
     """Cron's five fields."""
     time_zone: str = "Etc/UTC"
@@ -96,12 +99,15 @@ def check_plan(plan: Plan) -> Plan:
             "A CronJob makes jobs and no JobSets; leave --jobset away. "
             f"Received: --jobset --schedule {plan.schedule!r}"
         )
-    if plan.workers > 1 and plan.place == "docker":
-        raise UsageError(
-            f"One engine runs one worker; --workers is for gke and vertex. Received: {plan.workers} workers"
-        )
-    if plan.place != "docker":
+    if plan.place == "docker":
+        _check_engine(plan)
+    else:
         _check_reachable(plan)
+    if plan.accelerator.is_spot_only and not (plan.is_spot or plan.is_flexible):
+        raise UsageError(
+            f"{plan.accelerator.machine} comes as a spot machine or by flex-start only; add --spot. "
+            f"Received: {plan.accelerator} on demand"
+        )
     if plan.place == "gke" and plan.is_spot and plan.spec.train.grace_seconds > SPOT_GRACE_SECONDS:
         raise UsageError(
             f"A spot machine gives a pod {SPOT_GRACE_SECONDS} s before it is taken away; lower "
@@ -131,7 +137,10 @@ def describe_plan(plan: Plan, where: str) -> list[str]:
     kind = "CronJob" if plan.schedule and plan.place == "gke" else "JobSet" if plan.is_jobset else "job"
     when = f", at {plan.schedule} ({plan.time_zone})" if plan.schedule else ""
     queue = f", queue {plan.queue}" if plan.queue else ""
-    accelerator = f"{plan.accelerator}{each} ({plan.accelerator.machine}{spot})"
+    # Of what has no accelerator the machine is Vertex AI's to be told, and elsewhere whatever there is.
+    is_chosen = plan.place == "vertex" or (plan.place == "gke" and plan.accelerator.count > 0)
+    machine = f" ({plan.accelerator.machine}{spot})" if is_chosen else spot
+    accelerator = f"{plan.accelerator}{each}{machine}"
     run = f"{plan.spec.output.rstrip('/')}/{'<name of each job>' if plan.schedule else plan.name}"
     facts = {
         "plan": f"{kind} {plan.name}, {many}{accelerator}{when}{queue}",
@@ -149,10 +158,11 @@ def _cost(plan: Plan) -> str:
     cost, hours = plan.cost_per_hour(), plan.deadline_seconds / _HOUR_SECONDS
     if cost is None or plan.accelerator.price is None:
         return f"not known: no price of {plan.accelerator}; --prices FILE gives one"
-    kind = "spot " if plan.is_spot else ""
+    kind = "spot " if plan.is_spot else "on demand, flex-start costs less; " if plan.is_flexible else ""
+    fee = ", and Vertex AI's fee" if plan.place == "vertex" else ""
     of = (plan.accelerator.price.source, plan.accelerator.price.region)
     return (
-        f"about {cost:,.2f} USD an hour ({kind}{', '.join(filter(None, of))}); "
+        f"about {cost:,.2f} USD an hour ({kind}{', '.join(filter(None, of))}{fee}); "
         f"at most {cost * hours:,.2f} at its {hours:g} h deadline{' each time' if plan.schedule else ''}"
     )
 
@@ -160,7 +170,7 @@ def _cost(plan: Plan) -> str:
 def _check_name(plan: Plan) -> None:
     longest = _LONGEST_CRON_JOB if plan.schedule else _LONGEST_NAME
     if plan.is_jobset:
-        longest -= len(f"-{REPLICATED_JOB}-0")
+        longest -= len(f"-{REPLICATED_JOB}-0-abcde")  # as its pods are called
     if plan.workers > 1 or plan.is_jobset:
         longest -= len(f"-{plan.workers - 1}")
     if not re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", plan.name) or len(plan.name) > longest:
@@ -182,8 +192,7 @@ def _check_schedule(schedule: str, time_zone: str) -> None:
             f"Received: {time_zone!r}"
         ) from None
     try:
-        if len(schedule.split()) != len(["m", "h", "d", "M", "w"]):
-            raise CronSimError("it has another number of fields")
+        _check_fields(schedule)
         next(CronSim(schedule, datetime.now(zone)))
     except (CronSimError, StopIteration) as error:
         raise UsageError(
@@ -192,19 +201,55 @@ def _check_schedule(schedule: str, time_zone: str) -> None:
         ) from None
 
 
+def _check_fields(schedule: str) -> None:
+    """Raise CronSimError for what Kubernetes or Cloud Scheduler know otherwise, or not at all."""
+    fields = schedule.split()
+    if len(fields) != len(["minute", "hour", "day", "month", "weekday"]):
+        raise CronSimError("it has another number of fields")
+    names = [r"\d+"] * 3 + [r"(\d+|[A-Za-z]{3})", r"([0-6]|[A-Za-z]{3})"]
+    for field, name in zip(fields, names, strict=True):
+        part = rf"(\*|{name}(-{name})?)(/\d+)?"
+        if not re.fullmatch(rf"{part}(,{part})*", field):
+            raise CronSimError(f"{field} is none of a number, a range, a list or *; Sunday is 0")
+
+
+def _check_engine(plan: Plan) -> None:
+    """Raise UsageError for what an engine doesn't know."""
+    for option, is_given in (
+        ("--workers", plan.workers > 1), ("--schedule", plan.schedule is not None), ("--spot", plan.is_spot),
+        ("a TPU", plan.accelerator.kind == "tpu"),
+    ):  # fmt: skip
+        if is_given:
+            raise UsageError(
+                f"One engine runs one container, now, with its own CPU or GPUs; {option} is for gke and "
+                f"vertex. Received: {option} for docker"
+            )
+
+
+def places_of(spec: RunSpec) -> dict[str, bool]:
+    """Return every place that a run of `spec` uses, with whether it writes there."""
+    test_data = [spec.publish.test_data] if spec.publish.test_data else []
+    return {spec.data.source: False, **dict.fromkeys(test_data, False), spec.output: True}
+
+
 def _check_reachable(plan: Plan) -> None:
     """Raise UsageError for places that are on this machine and not where the job will run."""
-    source = plan.spec.data.source
     if not plan.spec.output.startswith("gs://"):
         raise UsageError(
             "What the job writes to a folder of its machine is lost when it ends; --output gs://BUCKET/RUNS "
             f"keeps it. Received: {plan.spec.output}"
         )
-    if not source.startswith(("gs://", "https://", "embedded:")):
-        raise UsageError(
-            "The job can't see the folders of this machine; put the data in a bucket and give its gs:// "
-            f"address with --data. Received: {source}"
-        )
+    for source in (place for place, is_written in places_of(plan.spec).items() if not is_written):
+        if not source.startswith(("gs://", "https://", "embedded:")):
+            raise UsageError(
+                "The job can't see the folders of this machine; put the data in a bucket and give its gs:// "
+                f"address with --data. Received: {source}"
+            )
+        if without_secrets(source) != source:
+            raise UsageError(
+                "An address with a password or a query could be read by everyone who may look at the job; "
+                f"put the data in a bucket. Received: {without_secrets(source)}"
+            )
     if "/" not in plan.image:
         raise UsageError(
             "The job can't see the images of this machine; push it, and give its name in the registry with "

@@ -22,6 +22,8 @@ _REASONS = {
 _MINUTE_SECONDS = 60
 JOB_LABEL = "batch.kubernetes.io/job-name"
 """Of the pods of a job."""
+OURS = ("app.kubernetes.io/managed-by", "trainer")
+"""The label of all that this program makes in a cluster."""
 JOBSET_LABEL = "jobset.sigs.k8s.io/jobset-name"
 """Of the jobs of a JobSet, and of their pods."""
 
@@ -50,7 +52,7 @@ def state_of(job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]], now: dat
     name = job["metadata"].get("labels", {}).get(JOBSET_LABEL) or job["metadata"]["name"]
     time = took(status.get("startTime"), status.get("completionTime"), now)
     conditions = {each["type"]: each for each in status.get("conditions", []) if each.get("status") == "True"}
-    newest = _newest(pods)
+    newest = newest_pods(pods)
     lines = tuple(line for pod in newest if (line := _pod_line(pod, len(newest) > 1)))
     if "Complete" in conditions:
         return State(name, "finished", time, ())
@@ -73,7 +75,7 @@ def explain_code(code: int) -> str:
     return f"exit code {code}{signal}"
 
 
-def _newest(pods: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def newest_pods(pods: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Return the last pod of each worker, in their order."""
     last: dict[int, Mapping[str, Any]] = {}
     for pod in sorted(pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp", ""))):
@@ -88,7 +90,8 @@ def index_of(pod: Mapping[str, Any]) -> int:
 
 def _pod_line(pod: Mapping[str, Any], is_one_of_many: bool) -> str:
     """Return what holds a pod up or how it ended; empty if it runs."""
-    said = _of_containers(pod) or _of_conditions(pod)
+    # A machine that is taken away, or a pod that is put out, ends a container too: that comes first.
+    said = _of_machine(pod) or _of_containers(pod) or _of_schedule(pod)
     return f"worker {index_of(pod)}: {said}" if said and is_one_of_many else said
 
 
@@ -112,12 +115,19 @@ def _of_containers(pod: Mapping[str, Any]) -> str:
     return ""
 
 
-def _of_conditions(pod: Mapping[str, Any]) -> str:
-    for each in pod.get("status", {}).get("conditions", []):
+def _of_machine(pod: Mapping[str, Any]) -> str:
+    status = pod.get("status", {})
+    for each in status.get("conditions", []):
         if each.get("type") == "DisruptionTarget" and each.get("status") == "True":
-            return (
-                f"its machine was taken away ({each.get('reason', 'preempted')}); it starts again elsewhere"
-            )
+            why = status.get("message") or each.get("reason", "preempted")
+            return f"its machine was taken away ({why}); it starts again elsewhere"
+    if status.get("phase") == "Failed" and status.get("reason"):
+        return f"it was ended from outside: {status['reason']} ({status.get('message', '')})"
+    return ""
+
+
+def _of_schedule(pod: Mapping[str, Any]) -> str:
+    for each in pod.get("status", {}).get("conditions", []):
         if each.get("type") == "PodScheduled" and each.get("reason") == "Unschedulable":
             return f"no machine takes it: {each.get('message', '')}"
     return ""

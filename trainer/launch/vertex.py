@@ -16,8 +16,8 @@ from trainer.exits import UsageError
 from trainer.launch.plan import RUN_NAME, SPEC, Plan
 
 _SCOPE = "https://www.googleapis.com/auth/cloud-platform"
-LABELS = {"app": "trainer", "version": __version__.replace(".", "-")}
-_DISK = {"bootDiskType": "pd-ssd", "bootDiskSizeGb": 100}
+LABELS = {"app": "trainer"}
+_DISK = {"bootDiskSizeGb": 100}
 _RETRIES = {"maxRetryDuration": "0s"}
 """Of the schedule's request: one that is sent twice would be two jobs."""
 
@@ -30,8 +30,6 @@ class Project:
     region: str
     service_account: str | None = None
     """Of the job; Vertex AI's own without one."""
-    is_flexible: bool = False
-    """Whether the job may wait for machines (flex-start)."""
     endpoint: str | None = None
     """In place of Google's own, for all that is asked."""
 
@@ -73,7 +71,7 @@ def custom_job(plan: Plan, project: Project) -> dict[str, Any]:
     """Return the CustomJob of `plan`. Raises UsageError for what Vertex AI doesn't offer."""
     first = _pool(plan, 1)
     rest = [_pool(plan, plan.workers - 1)] if plan.workers > 1 else []
-    strategy = "SPOT" if plan.is_spot else "FLEX_START" if project.is_flexible else "STANDARD"
+    strategy = "SPOT" if plan.is_spot else "FLEX_START" if plan.is_flexible else "STANDARD"
     scheduling = {
         "timeout": f"{plan.deadline_seconds}s",
         # When one of several workers is gone all end, and come back together.
@@ -87,7 +85,8 @@ def custom_job(plan: Plan, project: Project) -> dict[str, Any]:
     }
     if project.service_account is not None:
         job["serviceAccount"] = project.service_account
-    return {"displayName": plan.name, "labels": LABELS, "jobSpec": job}
+    labels = LABELS | {"version": __version__.replace(".", "-")}
+    return {"displayName": plan.name, "labels": labels, "jobSpec": job}
 
 
 def scheduler_job(plan: Plan, project: Project) -> dict[str, Any]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
 from trainer.exits import TemporaryError, UsageError
-from trainer.launch.google import Google
-from trainer.launch.plan import SPEC, Plan
+from trainer.launch.google import Google, NothingThereError
+from trainer.launch.plan import RUN_NAME, SPEC, Plan
 from trainer.launch.state import State, explain_code, took
 from trainer.launch.vertex import LABELS, Project, custom_job, scheduler_job
 
@@ -29,7 +30,12 @@ _WORDS = {
     "JOB_STATE_EXPIRED": "failed",
 }
 _LOOK_SECONDS = 5.0
+_LAST_LOOKS = 3
 _PAGE = 1000
+_ENDED = (
+    "JOB_STATE_SUCCEEDED", "JOB_STATE_FAILED", "JOB_STATE_CANCELLED", "JOB_STATE_EXPIRED",
+    "JOB_STATE_PARTIALLY_SUCCEEDED",
+)  # fmt: skip
 _OF_JOB = 'resource.type="ml_job" AND resource.labels.job_id'
 
 
@@ -40,17 +46,43 @@ class VertexJobs:
         self.project, self._google = project, google
 
     def create(self, plan: Plan) -> str:
-        """Send `plan`, and return the resource's name. Raises UsageError, TemporaryError."""
-        if plan.schedule is None:
-            url = f"{self.project.url}/{self.project.parent}/customJobs"
+        """Send `plan`, and return the resource's name.
+
+        Raises UsageError, for a name that a job at work has too, and TemporaryError.
+        """
+        if plan.schedule is not None:
+            body = scheduler_job(plan, self.project)
+            return str(self._google.post(f"{self._schedules}", body)["name"])
+        if (there := self._at_work(plan.name)) is not None:
+            raise UsageError(
+                "A job of this name is at work, on the same run; end it, or give another --run-name. "
+                f"Received: {there['name']}"
+            )
+        url = f"{self.project.url}/{self.project.parent}/customJobs"
+        try:
             return str(self._google.post(url, custom_job(plan, self.project))["name"])
-        body = scheduler_job(plan, self.project)
-        url = f"{self.project.scheduler_url}/{self.project.parent}/jobs"
-        return str(self._google.post(url, body)["name"])
+        except TemporaryError:
+            # The reply may be what was lost, and sent again it would be a second job.
+            with suppress(UsageError, TemporaryError):
+                if (made := self._at_work(plan.name)) is not None:
+                    return str(made["name"])
+            raise
+
+    @property
+    def _schedules(self) -> str:
+        return f"{self.project.scheduler_url}/{self.project.parent}/jobs"
+
+    def _at_work(self, name: str) -> dict[str, Any] | None:
+        """Return the newest job of this name that has not ended."""
+        live = [job for job in self._list(f'displayName="{name}"') if job.get("state") not in _ENDED]
+        return max(live, key=lambda job: str(job.get("createTime", ""))) if live else None
 
     def state(self, name: str, now: datetime) -> State:
         """Return how the newest job of this name goes."""
-        job = self.find(name)
+        return self._state(self.find(name), now)
+
+    def _state(self, job: dict[str, Any], now: datetime) -> State:
+        name = str(job["displayName"])
         state = str(job.get("state", ""))
         word = _WORDS.get(state, "failed" if "FAIL" in state else state.removeprefix("JOB_STATE_").lower())
         lines = [line for line in (_reason(job),) if line]
@@ -73,20 +105,49 @@ class VertexJobs:
         return max(found, key=lambda job: str(job.get("createTime", "")))
 
     def cancel(self, name: str) -> str:
-        """Let the newest job of this name end, or take its schedule away; return what it was."""
-        try:
-            job = self.find(name)
-        except UsageError:
-            self._google.delete(f"{self.project.scheduler_url}/{self.project.parent}/jobs/{name}")
-            return "schedule"
-        self._google.post(f"{self.project.url}/{job['name']}:cancel", {})
-        return "job"
+        """Take the schedule of this name away, and let its jobs that are at work end; return what there was.
 
-    def overview(self) -> list[str]:
-        """Return the names of all that were sent, the newest first."""
+        Raises UsageError if there is neither.
+        """
+        done = []
+        try:
+            self._google.delete(f"{self._schedules}/{name}")
+            done.append("schedule")
+        except NothingThereError:
+            pass
+        while (job := self._at_work(name)) is not None and job.get("state") != "JOB_STATE_CANCELLING":
+            self._google.post(f"{self.project.url}/{job['name']}:cancel", {})
+            done.append("job")
+        if not done:
+            raise UsageError(
+                f"There is no such job at work; `trainer list vertex` shows them. Received: {name}"
+            )
+        return ", ".join(dict.fromkeys(done))
+
+    def overview(self, now: datetime) -> list[str]:
+        """Return a line of every schedule and every job that was sent, the newest first."""
         jobs = self._list(" AND ".join(f"labels.{key}={value}" for key, value in LABELS.items()))
         jobs.sort(key=lambda job: str(job.get("createTime", "")), reverse=True)
-        return list(dict.fromkeys(str(job["displayName"]) for job in jobs))
+        newest = {str(job["displayName"]): job for job in reversed(jobs)}
+        return [*self._coming(), *(self._state(newest[name], now).text()[0] for name in reversed(newest))]
+
+    def _coming(self) -> Iterator[str]:
+        """Yield a line of every schedule that posts jobs; none where nobody may see them."""
+        try:
+            found = self._google.get(self._schedules).get("jobs", [])
+        except UsageError:
+            return
+        for each in found:
+            if each.get("httpTarget", {}).get("uri", "").endswith("/customJobs"):
+                name, zone = str(each["name"]).rpartition("/")[2], each.get("timeZone", "Etc/UTC")
+                yield f"{name}  at {each['schedule']} ({zone})"
+
+    def run_name(self, name: str) -> str:
+        """Return what the run of the newest job of this name is called; a schedule's has the job's number."""
+        job = self.find(name)
+        given = job["jobSpec"]["workerPoolSpecs"][0]["containerSpec"].get("env", [])
+        own = next((each.get("value") for each in given if each["name"] == RUN_NAME), None)
+        return str(own or str(job["name"]).rpartition("/")[2])
 
     def lines(self, name: str, worker: int, is_following: bool) -> Iterator[str]:
         """Yield what a worker of a job says; with `is_following` until the job has ended."""
@@ -94,8 +155,12 @@ class VertexJobs:
         task = "workerpool0-0" if worker == 0 else f"workerpool1-{worker - 1}"
         chosen = f'{_OF_JOB}="{number}" AND resource.labels.task_name="{task}"'
         since, seen = "1970-01-01T00:00:00Z", set[str]()
+        looks = _LAST_LOOKS  # what it said last comes some time after its end
         while True:
-            ended = not is_following or "endTime" in self.find(name)
+            ended = not is_following
+            if is_following and "endTime" in self.find(name):
+                looks -= 1
+                ended = looks <= 0
             for entry in self._entries(f'{chosen} AND timestamp>="{since}"'):
                 if entry["insertId"] not in seen:
                     seen.add(entry["insertId"])

@@ -1,0 +1,29 @@
+"""Pods as a cluster describes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+BEGAN = "2026-11-27T11:00:00Z"
+
+
+def pod(
+    name: str, index: int, status: dict[str, Any], created: str = "2026-11-27T11:00:00Z"
+) -> dict[str, Any]:
+    return {
+        "kind": "Pod", "apiVersion": "v1",
+        "metadata": {
+            "name": name, "creationTimestamp": created, "labels": {"batch.kubernetes.io/job-name": "pets"},
+            "annotations": {"batch.kubernetes.io/job-completion-index": str(index)},
+        },
+        "spec": {"containers": [{"name": "trainer"}]},
+        "status": status,
+    }  # fmt: skip
+
+
+def ended(code: int, reason: str = "Error") -> dict[str, Any]:
+    return {"containerStatuses": [{"state": {"terminated": {"exitCode": code, "reason": reason}}}]}
+
+
+def waiting(reason: str, message: str = "") -> dict[str, Any]:
+    return {"containerStatuses": [{"state": {"waiting": {"reason": reason, "message": message}}}]}
