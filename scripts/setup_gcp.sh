@@ -21,7 +21,7 @@ fail() {
 while (($#)); do
     case $1 in
         --project | --bucket | --region | --repository | --cluster)
-            [[ ${2:-} ]] || fail "$1 takes a value." "nothing after $1"
+            [[ ${2:-} && $2 != -* ]] || fail "$1 takes a value." "${2:-nothing} after $1"
             printf -v "${1#--}" %s "$2"
             shift 2
             ;;
@@ -30,8 +30,11 @@ while (($#)); do
         *) fail "--project and --bucket are needed, --help lists the rest." "$1" ;;
     esac
 done
-bucket=${bucket#gs://}
+bucket=${bucket#gs://} bucket=${bucket%/}
 [[ $project ]] || fail "--project says in which project of Google Cloud." "no --project"
+for name in "$project" "$repository" ${cluster:+"$cluster"}; do
+    [[ $name =~ ^[a-z][a-z0-9.:-]*[a-z0-9]$ ]] || fail "A name has small letters, digits and -." "${name@Q}"
+done
 [[ $bucket =~ ^[a-z0-9][a-z0-9._-]+$ ]] || fail "--bucket names the bucket for data and runs." "--bucket '$bucket'"
 [[ $region =~ ^[a-z]+-[a-z]+[0-9]+$ ]] || fail "A region is called as europe-west4." "--region '$region'"
 for program in gcloud ${cluster:+kubectl}; do
@@ -99,13 +102,16 @@ grant "$ACCOUNT to run them as itself" gcloud iam service-accounts add-iam-polic
     --member "serviceAccount:$email" --role roles/iam.serviceAccountUser "${where[@]}"
 
 number=NUMBER
-[[ $dry ]] || number=$(gcloud projects describe "$project" --format 'value(projectNumber)' --quiet)
+[[ $dry ]] || number=$(gcloud projects describe "$project" --format 'value(projectNumber)' --quiet) ||
+    fail "The project's number could not be had; see above why." "$project"
 if [[ $cluster ]]; then
     ensure "cluster $cluster" gcloud container clusters describe "$cluster" --region "$region" "${where[@]}" -- \
         gcloud container clusters create-auto "$cluster" --region "$region" "${where[@]}"
     echo "make       namespace and account in the cluster"
-    run gcloud container clusters get-credentials "$cluster" --region "$region" "${where[@]}"
-    run kubectl apply -f k8s/namespace.yaml
+    run gcloud container clusters get-credentials "$cluster" --region "$region" "${where[@]}" ||
+        fail "The cluster's credentials could not be had; see above why." "$cluster"
+    run kubectl apply -f k8s/namespace.yaml ||
+        fail "The namespace could not be made; kubectl needs gke-gcloud-auth-plugin for GKE." "k8s/namespace.yaml"
     pool="projects/$number/locations/global/workloadIdentityPools/$project.svc.id.goog"
     grant "the jobs of namespace $NAMESPACE the bucket" gcloud storage buckets add-iam-policy-binding "gs://$bucket" \
         --member "principal://iam.googleapis.com/$pool/subject/ns/$NAMESPACE/sa/$ACCOUNT" \
@@ -121,7 +127,7 @@ if [[ $dry ]]; then
     echo "dry run    nothing was done"
 else
     registry=$(gcloud artifacts repositories describe "$repository" --location "$region" \
-        --format 'value(registryUri)' "${where[@]}")
+        --format 'value(registryUri)' "${where[@]}") || fail "The registry could not be found." "$repository"
     echo "ready      $project, $region, gs://$bucket"
 fi
 cat <<EOF

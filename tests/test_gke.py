@@ -171,7 +171,7 @@ def follow_a_jobset(cluster: Cluster, output: str) -> None:
     assert not cluster.kube.names("services")
     labels = {"jobset.sigs.k8s.io/jobset-name": "pets"}
     template = made["spec"]["replicatedJobs"][0]["template"]
-    assert "no such job" not in cluster.refused("status", "gke", "pets")  # its job isn't made yet
+    assert "no such job" in cluster.refused("status", "gke", "pets")  # it isn't made yet
     metadata = {"name": "pets-worker-0", "labels": labels | template["metadata"]["labels"]}
     job = {"kind": "Job", "apiVersion": "batch/v1", "metadata": metadata, "spec": template["spec"]}
     cluster.kube.put("jobs", "trainer", job | {"status": {"ready": 1, "startTime": BEGAN}})

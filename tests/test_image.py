@@ -215,10 +215,9 @@ def test_a_run_is_submitted_followed_cancelled_and_goes_on(engine: DockerClient,
     assert '"event": "epoch"' in said("logs", "docker", "pets")
     assert "ended      pets" in said("cancel", "docker", "pets")
     ended = said("status", "docker", "pets")
-    assert ended.startswith("pets  failed, at ")
+    assert ended.startswith("pets  ended on request, at ")
     assert "exit code 143: stopped on request, checkpoint safe" in ended
-    assert "pets  failed" in said("list", "docker")
-    engine.containers.get("pets").remove()
+    assert "pets  ended on request" in said("list", "docker")
     assert "started    pets" in said(*submit[:-2], "--set", "train.epochs=60")
     lines = said("logs", "docker", "pets", "-f")
     assert "continuing after step" in lines
@@ -227,6 +226,11 @@ def test_a_run_is_submitted_followed_cancelled_and_goes_on(engine: DockerClient,
     engine.containers.get("pets").remove()
     assert "no jobs" in said("list", "docker")
     assert "There is no such job" in said("status", "docker", "pets", code=2)
-    gpu = said(*submit, "--accelerator", "nvidia-l4", code=2)
+    new = ["--output", str(tmp_path / "new")]
+    gpu = said(*submit, *new, "--accelerator", "nvidia-l4", code=2)
     assert "The engine has no GPU for containers" in gpu
+    assert "An image is named as" in said(*submit, *new, "--image", "Bad Image", code=2)
+    assert "can't be made" in said(*submit, "--output", "/proc/runs", code=2)
+    assert "is the image's own" in said(*submit, "--output", "/opt", code=2)
+    assert not (tmp_path / "new").exists()
     assert engine.containers.list(all=True) == []  # nothing half-made is left

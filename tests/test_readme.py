@@ -74,7 +74,11 @@ def test_every_job_of_the_readme_would_be_sent(tmp_path: Path) -> None:
         2
     ]
     environment = {**os.environ, "TRAINER_IMAGE": image, "GOOGLE_CLOUD_PROJECT": "my-project"}
-    jobs = [words for words in commands_of("trainer ") if words[0] == "submit" and len(words) > 2]
+    jobs = [
+        words
+        for words in commands_of("trainer ")
+        if words[0] == "submit" and len(words) > 2 and "..." not in words
+    ]
     assert len(jobs) >= 6
     for words in jobs:
         done = subprocess.run(

@@ -66,4 +66,4 @@ def test_what_cannot_be_repeated_is_refused(photos: Path, tmp_path: Path) -> Non
     words = repeated(tmp_path / "nowhere", tmp_path)
     done = trainer(*words, cache=tmp_path)
     assert done.returncode == 65, done.stderr
-    assert "the same command goes on with it" in done.stderr
+    assert "did not finish, see above why" in done.stderr

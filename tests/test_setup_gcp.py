@@ -162,6 +162,9 @@ def test_what_cannot_be_made_ends_it_with_a_word(cloud: Cloud) -> None:
         (["--project", "acme", "--bucket", "a b"], "--bucket names"),
         (["--project", "acme", "--bucket", "b1", "--region", "mars"], "A region is called"),
         (["--projekt", "acme"], "--help lists"),
+        (["--project", "--dry-run", "--bucket", "b1"], "takes a value"),
+        (["--project", "p; rm -rf x", "--bucket", "b1"], "A name has small letters"),
+        (["--project", "acme", "--bucket", "b1", "--cluster", "c\x1b[31m"], "A name has small letters"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_asked(cloud: Cloud, words: list[str], said: str) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from trainer.cli.jobs import understood
 from trainer.cli.options import cluster_options, doctor_options, project_options
 from trainer.exits import UsageError
 from trainer.printable import printable
@@ -36,11 +37,12 @@ def doctor(place: str, **given: Any) -> None:
     """Check whether what a job needs is there: programs, rights, bucket, image, quota."""
     checks = {"docker": _docker, "gke": _gke, "vertex": _vertex}[place]
     wrong = 0
-    for check in checks(given):
-        wrong += check.state == "wrong"
-        click.echo(printable(f"{check.state:<{_WIDTH}}{check.name}: {check.said}"))
-        if check.remedy and check.state != "ok":
-            click.echo(f"{'':<{_WIDTH}}{check.remedy}")
+    with understood(place):
+        for check in checks(given):
+            wrong += check.state == "wrong"
+            click.echo(printable(f"{check.state:<{_WIDTH}}{check.name}: {check.said}"))
+            if check.remedy and check.state != "ok":
+                click.echo(f"{'':<{_WIDTH}}{check.remedy}")
     if wrong:
         raise UsageError(f"Not ready for {place}; each line says what to do. Received: {wrong} wrong")
     click.echo(f"ready      for {place}, as far as it can be seen from here")

@@ -6,14 +6,16 @@ In: a place and the name of a job there. Out: its state and the reason for it, w
 from __future__ import annotations
 
 import json
-import sys
+import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import Any, Protocol, TypeVar
 
 import click
 
 from trainer.cli.options import cluster_options, project_options
+from trainer.exits import TemporaryError, UsageError
 from trainer.printable import printable
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -26,39 +28,62 @@ def _place(command: Command) -> Command:
     return where(cluster_options(project_options(command)))
 
 
+def _no_option(_: click.Context, __: click.Parameter, name: str) -> str:
+    """Return the name of a job. Raises UsageError for what another program would take for an option."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise UsageError(f"A job's name has letters, digits and -. Received: {name!r}")
+    return name
+
+
+@contextmanager
+def understood(place: str) -> Iterator[None]:
+    """Turn what a place answers, and what is not as it documents it, into an error in words."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        raise TemporaryError(
+            f"The answer of {place} is not understood; see what is between, as a proxy, or another version. "
+            f"Received: {type(error).__name__} {str(error)[:100]}"
+        ) from None
+
+
 @click.command()
 @_place
-@click.argument("name")
+@click.argument("name", callback=_no_option)
 def status(place: str, name: str, **where: Any) -> None:
     """Say how a job goes, and why."""
-    for line in _jobs(place, where).status(name):
-        click.echo(printable(line))
+    with understood(place):
+        for line in _jobs(place, where).status(name):
+            click.echo(printable(line))
 
 
 @click.command()
 @_place
-@click.argument("name")
+@click.argument("name", callback=_no_option)
 @click.option("-f", "--follow", is_flag=True, help="Go on until it ends.")
 @click.option("--worker", type=click.IntRange(0), default=0, show_default=True, help="Which of several.")
 def logs(place: str, name: str, follow: bool, worker: int, **where: Any) -> None:
     """Print what a job says."""
-    _jobs(place, where).logs(name, worker, follow)
+    with understood(place):
+        _jobs(place, where).logs(name, worker, follow)
 
 
 @click.command()
 @_place
-@click.argument("name")
+@click.argument("name", callback=_no_option)
 def cancel(place: str, name: str, **where: Any) -> None:
     """End a job; its checkpoint is kept, and the same run can go on."""
-    click.echo(f"ended      {name}{_jobs(place, where).cancel(name)}")
+    with understood(place):
+        click.echo(f"ended      {name}{_jobs(place, where).cancel(name)}")
 
 
 @click.command("list")
 @_place
 def list_jobs(place: str, **where: Any) -> None:
     """List the jobs that were sent, and how they go."""
-    for line in _jobs(place, where).overview() or ["no jobs"]:
-        click.echo(printable(line))
+    with understood(place):
+        for line in _jobs(place, where).overview() or ["no jobs"]:
+            click.echo(printable(line))
 
 
 class _Jobs(Protocol):
@@ -110,8 +135,6 @@ class _Cluster:
 
     def _job(self, name: str) -> tuple[dict[str, Any] | None, list[str]]:
         """Return the job called `name`; of a CronJob the newest one, with a line of when the next comes."""
-        from trainer.exits import UsageError
-
         try:
             return self.kubectl.job(name), []
         except UsageError as error:
@@ -128,11 +151,10 @@ class _Cluster:
         return (made[-1] if made else None), [when if made else f"{when}, no job yet"]
 
     def logs(self, name: str, worker: int, is_following: bool) -> None:
-        raise SystemExit(self.kubectl.logs(name, worker, is_following))
+        for line in self.kubectl.logs(name, worker, is_following):
+            click.echo(printable(line))
 
     def cancel(self, name: str) -> str:
-        from trainer.exits import UsageError
-
         removed = [
             each for each in ("cronjob", "jobset", "job", "service") if self.kubectl.delete(each, name)
         ]
@@ -167,9 +189,13 @@ class _Containers:
     def logs(self, name: str, worker: int, is_following: bool) -> None:
         from trainer.launch.container import container_lines
 
+        rest = b""
         for data in container_lines(self.client, name, is_following):
-            sys.stdout.buffer.write(data)
-            sys.stdout.buffer.flush()
+            *whole, rest = (rest + data).split(b"\n")
+            for line in whole:
+                click.echo(printable(line.decode("utf-8", "replace")))
+        if rest:
+            click.echo(printable(rest.decode("utf-8", "replace")))
 
     def cancel(self, name: str) -> str:
         from trainer.launch.container import stop_container
@@ -229,7 +255,11 @@ def _progress(spec_text: str | None, name: str) -> list[str]:
     ]
     if not lines:
         return [f"  run: {run.uri}, no epoch yet"]
-    row = json.loads(lines[-1])
-    told = {key: value for key, value in row.items() if key.endswith("/accuracy")}
+    try:
+        row = json.loads(lines[-1])
+        told = {key: float(value) for key, value in row.items() if key.endswith("/accuracy")}
+        epoch = int(row["epoch"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return [f"  run: {run.uri}, its history.jsonl is damaged"]
     said = ", ".join(f"{name} {value:.3f}" for name, value in told.items())
-    return [f"  run: {run.uri}, epoch {row['epoch']} of {spec.train.epochs}, {said}"]
+    return [f"  run: {run.uri}, epoch {epoch} of {spec.train.epochs}, {said}"]

@@ -10,7 +10,6 @@ import os
 import shlex
 from pathlib import Path
 
-from trainer.data.bucket import fetch_bucket
 from trainer.data.progress import Progress
 from trainer.exits import UsageError
 from trainer.publish import POINTER, is_finished, latest_run
@@ -48,6 +47,8 @@ def require_apart(source: str, output: str) -> None:
 
 def local_path(uri: str, cache_dir: Path, progress: Progress) -> Path:
     """Return where the file or the folder `uri` is on local disk. Raises what `fetch_bucket` raises."""
+    from trainer.data.bucket import fetch_bucket  # what reads buckets takes its time
+
     return fetch_bucket(uri, cache_dir, _MOST_BYTES, progress) if is_bucket(uri) else Path(uri)
 
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _MOST_SEED = 2**31
 _DIGITS = 6
+_GOES_ON = (1, 75, 137, 143)
+"""Exit codes of what the next start may get over."""
 
 
 @click.command(cls=SpecCommand)
@@ -93,8 +95,8 @@ def _train(spec: RunSpec, quiet: bool) -> None:
         child.wait()
         raise
     if child.returncode:
+        again = "; the same command goes on with it" if child.returncode in _GOES_ON else ", see above why"
         raise error_of(
             child.returncode,
-            f"The run {spec.run_name} ended so; the same command goes on with it. "
-            f"Received: exit code {child.returncode}",
+            f"The run {spec.run_name} did not finish{again}. Received: exit code {child.returncode}",
         )

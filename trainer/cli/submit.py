@@ -6,14 +6,18 @@ In: a spec and a place. Out: a job there; with --dry-run the objects that would 
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from trainer.cli.doctor import find_engine, find_google, storage_url
+from trainer.cli.jobs import understood
 from trainer.cli.options import (
     SpecCommand,
     cluster_options,
@@ -62,6 +66,11 @@ def submit_gke(
             "Spot machines are asked for by a label of GKE; leave one of the two away. "
             "Received: --spot --no-gke-labels"
         )
+    for option, name in (
+        ("--namespace", namespace), ("--service-account", service_account), ("--queue", queue),
+    ):  # fmt: skip
+        if name is not None and not re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?", name):
+            raise UsageError(f"{option} has small letters, digits, . and -. Received: {name!r}")
     plan = _plan("gke", given, queue=queue, is_jobset=jobset)
     objects = objects_of(plan, Cluster(namespace, service_account, not no_gke_labels))
     if given["dry_run"]:
@@ -69,7 +78,8 @@ def submit_gke(
         return
     kubectl = Kubectl(namespace, context)
     _ask(plan, kubectl.where(), given["yes"], _found(plan))
-    kubectl.create(objects)
+    with understood("the cluster"):
+        kubectl.create(objects)
     kind = objects[-1]["kind"].lower()
     click.echo(f"created    {kind}/{plan.name}")
     there = "" if namespace == "trainer" else f" --namespace {namespace}"
@@ -92,9 +102,8 @@ def submit_docker(network: str | None, **given: Any) -> None:
         return
     client = open_engine()
     _ask(plan, os.environ.get("DOCKER_HOST") or "the engine of this host", given["yes"], _found(plan))
-    if "://" not in plan.spec.output:
-        Path(plan.spec.output).mkdir(parents=True, exist_ok=True)
-    start_container(client, plan.name, body)
+    with _folder_for(plan.spec.output):
+        start_container(client, plan.name, body)
     click.echo(f"started    {plan.name}")
     click.echo(f"follow     trainer logs docker {plan.name} -f")
 
@@ -128,9 +137,32 @@ def submit_vertex(
         return
     jobs = VertexJobs(there, Google(there.url))
     _ask(plan, f"project {project}, {region}", given["yes"], _found(plan, there))
-    click.echo(f"created    {jobs.create(plan)}")
+    with understood("Vertex AI"):
+        click.echo(f"created    {jobs.create(plan)}")
     words = "list vertex" if plan.schedule else f"logs vertex {plan.name} -f"
     click.echo(f"follow     trainer {words} --project {project} --region {region}")
+
+
+@contextmanager
+def _folder_for(output: str) -> Iterator[None]:
+    """Make the folder that runs go to; if nothing comes of it, it goes again. Raises UsageError."""
+    folder = Path(output)
+    if "://" in output or folder.is_dir():
+        yield
+        return
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise UsageError(
+            f"The folder for the runs can't be made ({error.strerror}); give another --output. "
+            f"Received: {output}"
+        ) from None
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            folder.rmdir()
+        raise
 
 
 def _host(network: str | None) -> Host:
@@ -156,6 +188,8 @@ def _plan(place: Any, given: dict[str, Any], **more: Any) -> Plan:
     if "://" not in spec.output:
         # Written down as it is, a relative path would mean something else where the job runs.
         spec = spec.model_copy(update={"output": os.path.abspath(os.path.expanduser(spec.output))})
+    if not math.isfinite(given["deadline_hours"]):
+        raise UsageError(f"--deadline-hours is a number of hours. Received: {given['deadline_hours']}")
     prices = Path(given["prices"]) if given["prices"] else None
     return check_plan(
         Plan(
@@ -197,7 +231,7 @@ def _ask(plan: Plan, where: str, is_sure: bool, found: Sequence[Check]) -> None:
     from trainer.launch.plan import describe_plan
 
     for line in describe_plan(plan, where):
-        click.echo(line)
+        click.echo(printable(line))
     for check in found:
         if check.name == "image" and check.state == "ok":
             click.echo(f"           {check.said}")

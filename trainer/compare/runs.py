@@ -19,6 +19,7 @@ from trainer.publish import MANIFEST, FileRecord, is_finished, read_manifest
 from trainer.spec.text import parse_mapping
 from trainer.storage.store import Store
 
+_MOST_IMAGES = 10**12
 HELD_OUT = ("validation", "test")
 """The first that there is is what a run is judged by, as in its report."""
 
@@ -114,7 +115,7 @@ def read_metrics(text: str, uri: str, name: str) -> Run:
     try:
         found = json.loads(text)
         metrics = {str(key): float(value) for key, value in found.items()}
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(
             f"A metrics.json is one object of numbers, as a run leaves it: {str(error)[:100]}. "
             f"Received: {uri}"
@@ -122,7 +123,7 @@ def read_metrics(text: str, uri: str, name: str) -> Run:
     split = judged_by(metrics, uri)
     count = metrics.get(f"{split}/count", 0)
     correct = metrics.get(f"{split}/correct", metrics[f"{split}/accuracy"] * count)
-    if not (count >= 1 and count == round(count) and 0 <= round(correct) <= count):
+    if not (1 <= count <= _MOST_IMAGES and count == round(count) and 0 <= round(correct) <= count):
         raise UsageError(
             f"How sure a share is depends on how many images it is of: {split}/count tells that, from 1 up. "
             f"Received: {split}/count {count:g} and {correct:g} right in {uri}"

@@ -132,7 +132,7 @@ def _table(prices: Path | None) -> dict[str, Any]:
     return table
 
 
-class _Machine(BaseModel, extra="forbid"):
+class _Machine(BaseModel, extra="forbid", allow_inf_nan=False):
     on_demand: NonNegativeFloat
     spot: NonNegativeFloat | None = None
     region: str = ""
@@ -146,7 +146,7 @@ def _given(prices: Path) -> dict[str, _Entry]:
     try:
         given = yaml.safe_load(prices.read_text(encoding="utf-8"))
         return TypeAdapter(dict[str, _Entry]).validate_python(given)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise _no_prices(prices, " ".join(str(error).split())[:200]) from None
     except ValidationError as error:
         first = error.errors()[0]

@@ -7,6 +7,7 @@ What can't be seen from here is unknown, and no error: the job has rights of its
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ Engine = Any
 GS = "gs://"
 WRITING = ("storage.objects.create", "storage.objects.delete", "storage.objects.get", "storage.objects.list")
 READING = ("storage.objects.get", "storage.objects.list")
+_BUCKET = r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]"
 _SAID = 200
 _NOT_FOUND = 404
 
@@ -59,6 +61,8 @@ def check_bucket(uri: str, google: Google | None, url: str, permissions: Sequenc
     """
     bucket = uri.removeprefix(GS).partition("/")[0]
     name = f"bucket {bucket}"
+    if not re.fullmatch(_BUCKET, bucket):
+        return Check(name, "wrong", uri, "a bucket's name has small letters, digits, -, _ and .")
     if google is None:
         return Check(
             name, "unknown", "not looked at: no credentials of Google Cloud here",

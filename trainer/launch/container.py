@@ -16,7 +16,7 @@ from typing import Any
 import requests
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 
-from trainer.exits import TemporaryError, UsageError
+from trainer.exits import StoppedError, TemporaryError, UsageError
 from trainer.launch.plan import RUN_NAME, SPEC, Plan, places_of
 from trainer.launch.state import State, explain_code
 
@@ -28,6 +28,7 @@ _CREDENTIALS = "/credentials.json"
 _SHARED_MEMORY_BYTES = 2 << 30
 _WORDS = {"created": "waiting", "running": "running", "paused": "suspended", "restarting": "waiting"}
 _CONFLICT = 409
+_SERVER_ERROR = 500
 
 
 @dataclass(frozen=True)
@@ -94,12 +95,14 @@ def _bind(source: str, target: str, is_read_only: bool = False) -> dict[str, Any
 def start_container(client: Engine, name: str, body: dict[str, Any]) -> None:
     """Make and start the container; none is left if it can't start. Raises UsageError, TemporaryError."""
     try:
-        client.inspect_image(body["Image"])
+        with _answering():
+            client.inspect_image(body["Image"])
     except ImageNotFound:
         raise UsageError(
             "The engine doesn't have this image; `trainer image build` makes it, `docker pull` fetches one. "
             f"Received: {body['Image']}"
         ) from None
+    _make_room(client, name)
     try:
         made = client.create_container_from_config(body, name)["Id"]
     except APIError as error:
@@ -111,6 +114,17 @@ def start_container(client: Engine, name: str, body: dict[str, Any]) -> None:
         if isinstance(error, APIError):
             raise _refused(error) from None
         raise
+
+
+def _make_room(client: Engine, name: str) -> None:
+    """Remove a container of ours that has ended: its run goes on in the next one."""
+    try:
+        found = _inspected(client, name)
+    except UsageError:
+        return
+    if found["State"]["Status"] in ("exited", "dead"):
+        with _answering():
+            client.remove_container(found["Id"])
 
 
 def container_state(client: Engine, name: str) -> State:
@@ -126,6 +140,8 @@ def container_state(client: Engine, name: str) -> State:
         return State(name, _WORDS[found["Status"]], since, tuple(lines))
     if code:
         lines.append(explain_code(code))
+    if code == StoppedError.exit_code:
+        return State(name, "ended on request", f"at {found['FinishedAt'][:16]}", tuple(lines))
     return State(name, "failed" if code else "finished", f"at {found['FinishedAt'][:16]}", tuple(lines))
 
 
@@ -163,6 +179,10 @@ def _answering() -> Iterator[None]:
         yield
     except NotFound:
         raise
+    except APIError as error:
+        if error.status_code is not None and error.status_code < _SERVER_ERROR:
+            raise _refused(error) from None
+        raise TemporaryError(f"The Docker engine can't do it now. Received: {str(error)[:300]}") from None
     except (DockerException, requests.RequestException) as error:
         said = " ".join(str(getattr(error, "explanation", None) or error).split())[:300]
         raise TemporaryError(f"The Docker engine doesn't do it; try again. Received: {said}") from None

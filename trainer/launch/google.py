@@ -85,13 +85,26 @@ class Google:
                 ) from None
             raise TemporaryError(f"Google Cloud can't be reached. Received: {str(error)[:200]}") from None
         if answer.ok:
-            return dict(answer.json() or {})
+            return _object(answer)
         said = _message(answer)
         if answer.status_code in _LATER:
             raise TemporaryError(f"Google Cloud can't answer now; try again later. Received: {said}")
         hint = _HINTS.get(answer.status_code, "the request isn't taken")
         kind = NothingThereError if answer.status_code == _NOTHING_THERE else UsageError
         raise kind(f"Google Cloud refuses it: {hint}. Received: {said}")
+
+
+def _object(answer: requests.Response) -> dict[str, Any]:
+    try:
+        value = answer.json()
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise TemporaryError(
+            "What came is no answer of Google Cloud, as where a proxy wants a login; see what is between. "
+            f"Received: {answer.status_code}, {answer.text[:80]!r}"
+        )
+    return value
 
 
 def _authorized() -> requests.Session:
@@ -101,10 +114,10 @@ def _authorized() -> requests.Session:
 
     try:
         credentials, _ = google.auth.default(scopes=_SCOPES)
-    except DefaultCredentialsError as error:
+    except (DefaultCredentialsError, OSError, ValueError) as error:
         raise UsageError(
             "This machine has no credentials for Google Cloud; `gcloud auth application-default login` makes "
-            f"some. Received: {str(error).splitlines()[0][:200]}"
+            f"some. Received: {(str(error).splitlines() or ['nothing'])[0][:200]}"
         ) from None
     session: requests.Session = AuthorizedSession(credentials)  # type: ignore[no-untyped-call]
     return session

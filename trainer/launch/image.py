@@ -74,7 +74,7 @@ def open_engine() -> Engine:
     try:
         client: Engine = APIClient(version="auto", **kwargs_from_env())
         client.ping()
-    except (DockerException, OSError) as error:
+    except (DockerException, OSError, ValueError) as error:
         raise UsageError(
             "No Docker engine answers; start Docker, or let DOCKER_HOST name one that you have the right to "
             f"use. Received: {str(error)[:200]}"

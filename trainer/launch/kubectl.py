@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -72,10 +72,12 @@ class Kubectl:
         *others, main = objects
         try:
             made = json.loads(self._run("create", "-f", "-", "-o", "json", given=main))
-        except TemporaryError as error:
-            raise TemporaryError(
-                f"{error} It may have been created all the same; `trainer list gke` tells."
-            ) from None
+        except UsageError:
+            raise
+        except BaseException:
+            # Whether it was created nobody knows; before there was nothing of this name.
+            self._remove(main)
+            raise
         reference = {
             "apiVersion": made["apiVersion"],
             "kind": made["kind"],
@@ -87,9 +89,13 @@ class Kubectl:
                 owned = each | {"metadata": each["metadata"] | {"ownerReferences": [reference]}}
                 self._run("create", "-f", "-", given=owned)
         except BaseException:
-            with suppress(UsageError, TemporaryError):
-                self._run("delete", made["kind"].lower(), made["metadata"]["name"], "--wait=false")
+            self._remove(made)
             raise
+
+    def _remove(self, made: dict[str, Any]) -> None:
+        kind, name = made["kind"].lower(), made["metadata"]["name"]
+        with suppress(UsageError, TemporaryError):
+            self._run("delete", kind, name, "--wait=false", "--ignore-not-found")
 
     def get(self, kind: str, name: str) -> dict[str, Any]:
         """Return an object. Raises UsageError if there is none, TemporaryError."""
@@ -107,7 +113,9 @@ class Kubectl:
         except UsageError:
             found = self.find("jobs", f"{JOBSET_LABEL}={name}")
             if not found:
-                raise
+                raise UsageError(
+                    f"There is no such job (not found); `trainer list gke` shows them. Received: {name}"
+                ) from None
             return found[-1]
 
     def pods(self, job: dict[str, Any]) -> list[dict[str, Any]]:
@@ -145,8 +153,8 @@ class Kubectl:
         newest = max(warnings, key=lambda each: str(each.get("lastTimestamp") or each.get("eventTime") or ""))
         return f"{newest.get('reason', '')}: {newest.get('message', '')}"
 
-    def logs(self, job: str, worker: int, is_following: bool) -> int:
-        """Let kubectl print what a worker of `job` said; return its exit code."""
+    def logs(self, job: str, worker: int, is_following: bool) -> Iterator[str]:
+        """Yield the lines that a worker of `job` says. Raises UsageError, TemporaryError."""
         chosen = newest_pods(self.pods(self.job(job)))
         names = [pod["metadata"]["name"] for pod in chosen if index_of(pod) == worker]
         if not names:
@@ -155,7 +163,14 @@ class Kubectl:
                 f"Received: worker {worker} of {len(chosen)} pods"
             )
         follow = ["-f"] if is_following else []
-        return subprocess.run(self._command("logs", names[-1], *follow), check=False).returncode
+        with subprocess.Popen(
+            self._command("logs", names[-1], *follow), stdout=subprocess.PIPE, text=True, errors="replace"
+        ) as process:
+            yield from (line.rstrip("\n") for line in process.stdout or ())
+        if process.returncode:
+            raise UsageError(
+                f"kubectl could not print it; see above why. Received: exit code {process.returncode}"
+            )
 
     def _command(self, *arguments: str) -> list[str]:
         if shutil.which(_PROGRAM) is None:
@@ -171,7 +186,7 @@ class Kubectl:
             done = subprocess.run(
                 self._command(*arguments),
                 input=None if given is None else json.dumps(given),
-                capture_output=True, text=True, timeout=_SECONDS, check=False,
+                capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             raise TemporaryError(
@@ -197,4 +212,9 @@ def _failure(verb: str, said: str) -> UsageError | TemporaryError:
         )
     if any(each in said for each in _UNREACHABLE):
         return TemporaryError(f"The cluster can't be reached. Received: {line}")
+    if "AlreadyExists" in said:
+        return UsageError(
+            "There is a job of this name; `trainer status gke` tells how it goes, and `trainer cancel gke` "
+            f"takes it away, so that the same run can go on. Received: {line}"
+        )
     return UsageError(f"The cluster refuses it (kubectl {verb}). Received: {line}")

@@ -24,7 +24,8 @@ _LATE_SECONDS = 600
 """A schedule that could not be kept for so long waits for the next time."""
 _CPUS, _MEMORY_GIB = 2, 8
 """Of each accelerator; the machines that they come with have more."""
-_DISK = "20Gi"
+_DISK = "10Gi"
+"""What Autopilot clusters give to any pod."""
 _CONTROL_PORT = PORT + 1000
 _DISRUPTED = {
     "action": "Ignore",

@@ -30,6 +30,12 @@ REPLICATED_JOB = "worker"
 """What the one job of a JobSet is called in it."""
 _LONGEST_CRON_JOB = 52
 """Kubernetes appends a number to it."""
+_IMAGE = r"([\w.-]+(:\d+)?/)?[a-z0-9]+([._/-]+[a-z0-9]+)*(:[\w][\w.-]{0,127})?(@sha256:[0-9a-f]{64})?"
+"""As engines and registries take it."""
+_IMAGES_OWN = (
+    "/", "/opt", "/usr", "/etc", "/bin", "/sbin", "/lib", "/lib64", "/proc", "/sys", "/dev", "/tmp",
+)  # fmt: skip
+"""Folders of a container that nothing can be laid over."""
 _HOUR_SECONDS = 3600
 SPOT_GRACE_SECONDS = 15
 """What GKE gives the pods of a spot machine."""
@@ -86,7 +92,7 @@ class Plan:
 
 def check_plan(plan: Plan) -> Plan:
     """Return `plan`. Raises UsageError for what its place would refuse, or what could not work there."""
-    _check_name(plan)
+    _check_names(plan)
     if plan.schedule is not None:
         _check_schedule(plan.schedule, plan.time_zone)
     if plan.workers > 1 and plan.accelerator.kind == "tpu":
@@ -167,7 +173,12 @@ def _cost(plan: Plan) -> str:
     )
 
 
-def _check_name(plan: Plan) -> None:
+def _check_names(plan: Plan) -> None:
+    if not re.fullmatch(_IMAGE, plan.image):
+        raise UsageError(
+            "An image is named as REGISTRY/PROJECT/NAME:TAG, with small letters in all but the tag. "
+            f"Received: {plan.image!r}"
+        )
     longest = _LONGEST_CRON_JOB if plan.schedule else _LONGEST_NAME
     if plan.is_jobset:
         longest -= len(f"-{REPLICATED_JOB}-0-abcde")  # as its pods are called
@@ -182,10 +193,12 @@ def _check_name(plan: Plan) -> None:
 
 def _check_schedule(schedule: str, time_zone: str) -> None:
     from datetime import datetime
-    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
     try:
         zone = ZoneInfo(time_zone)
+        if time_zone not in available_timezones() - {"localtime", "posixrules", "Factory"}:
+            raise ZoneInfoNotFoundError(time_zone)
     except (ZoneInfoNotFoundError, ValueError, OSError):
         raise UsageError(
             "There is no such time zone; they are called Etc/UTC or America/Sao_Paulo. "
@@ -223,6 +236,12 @@ def _check_engine(plan: Plan) -> None:
             raise UsageError(
                 f"One engine runs one container, now, with its own CPU or GPUs; {option} is for gke and "
                 f"vertex. Received: {option} for docker"
+            )
+
+    for place in places_of(plan.spec):
+        if place.removeprefix("file://").rstrip("/") in (each.rstrip("/") for each in _IMAGES_OWN):
+            raise UsageError(
+                f"In the container this folder is the image's own; give one below it. Received: {place}"
             )
 
 
