@@ -241,17 +241,11 @@ def test_why_a_job_has_no_pods_is_told_by_its_warnings(cluster: Cluster) -> None
             "lastTimestamp": f"2026-11-27T11:00:0{number}Z",
         }  # fmt: skip
         cluster.kube.put("events", "trainer", event)
-    cluster.environment["STORAGE_EMULATOR_HOST"] = "http://127.0.0.1:9"  # the rest isn't waited for
-    process = subprocess.Popen(
-        [sys.executable, "-m", "trainer.cli", "status", "gke", "pets"],
-        env=cluster.environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
-    assert process.stdout is not None
-    lines = [process.stdout.readline() for _ in range(2)]
-    process.kill()
-    process.communicate()
+    cluster.environment["STORAGE_EMULATOR_HOST"] = "http://127.0.0.1:9"
+    lines = cluster.trainer("status", "gke", "pets").stdout.splitlines()
     assert lines[0].startswith("pets  waiting")
-    assert lines[1] == "  FailedCreate: pods is forbidden: exceeded quota: gpus\\x1b[2J\n"
+    assert lines[1] == "  FailedCreate: pods is forbidden: exceeded quota: gpus\\x1b[2J"
+    assert lines[2] == "  run: its place doesn't answer"
 
 
 def test_a_cronjob_tells_when_and_how_its_newest_job_goes(cluster: Cluster) -> None:
@@ -274,3 +268,17 @@ def test_a_cronjob_tells_when_and_how_its_newest_job_goes(cluster: Cluster) -> N
         assert said[0] == "pets  at 0 3 * * 1 (Etc/UTC)"
         assert said[1].startswith("pets-2  running")
         assert f"run: {output}/pets-2" in said[2]
+
+
+def test_a_kubectl_that_answers_oddly_is_told(cluster: Cluster, tmp_path: Path) -> None:
+    (programs := tmp_path / "programs").mkdir()
+    for said in ("hi", "[]", '{"items": {"a": 1}}', '{"metadata": null}', "\\377"):
+        (programs / "kubectl").write_text(f"#!/bin/sh\nprintf '{said}'\n")
+        (programs / "kubectl").chmod(0o755)
+        cluster.environment["PATH"] = f"{programs}:{os.environ['PATH']}"
+        for words in (["status", "gke", "pets"], ["list", "gke"], [*SUBMIT, *OUTPUT, "--yes"]):
+            done = cluster.trainer(*words)
+            assert done.returncode in (0, 2, 75), done.stderr
+            assert "Traceback" not in done.stderr
+    for name in ("-A", "--all", "a b", ""):
+        cluster.refused("status", "gke", "--", name)

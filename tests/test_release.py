@@ -211,6 +211,7 @@ def runs(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "runs"
 
 
+@pytest.mark.engine
 def test_finished_runs_challenge_the_champion(runs: Path, tmp_path: Path) -> None:
     said = {name: (runs.parent / f"{name}.log").read_text() for name in ("poor", "good", "again")}
     assert "poor is the champion: there was none" in said["poor"]
@@ -224,6 +225,7 @@ def test_finished_runs_challenge_the_champion(runs: Path, tmp_path: Path) -> Non
     assert len(list((runs / "releases").iterdir())) == 3
 
 
+@pytest.mark.engine
 def test_runs_are_listed_promoted_and_rolled_back(runs: Path, tmp_path: Path) -> None:
     def said(*words: str | Path, code: int = 0) -> str:
         done = trainer(*words, cache=tmp_path / "cache")

@@ -18,6 +18,7 @@ def repeated(photos: Path, folder: Path, *words: str) -> list[str | Path]:
     return ["repeat", "--data", photos, "--output", folder / "runs", "--run-name", "pets", *QUICK, *words]
 
 
+@pytest.mark.engine
 def test_each_seed_is_a_run_and_a_second_call_does_none_again(photos: Path, tmp_path: Path) -> None:
     words = repeated(photos, tmp_path, "--seeds", "3,5", "--json")
     done = trainer(*words, cache=tmp_path / "cache")
@@ -38,6 +39,7 @@ def test_each_seed_is_a_run_and_a_second_call_does_none_again(photos: Path, tmp_
     assert again.stderr.count("This run is finished") == 2
 
 
+@pytest.mark.engine
 def test_a_stop_reaches_the_run_and_the_same_command_goes_on(photos: Path, tmp_path: Path) -> None:
     words = repeated(photos, tmp_path, "--times", "2", "--set", "train.epochs=400")
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "NO_COLOR": "1"}

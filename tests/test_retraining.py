@@ -15,6 +15,7 @@ from trainer.storage.store import open_store
 
 
 @pytest.mark.parametrize("place", ["folder", "bucket"])
+@pytest.mark.engine
 def test_a_run_of_the_same_data_and_spec_is_left_undone(
     place: str, photos: Path, tmp_path: Path, bucket_address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

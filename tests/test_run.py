@@ -88,6 +88,7 @@ def test_the_same_command_on_a_finished_run_does_nothing_and_succeeds(
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
 
 
+@pytest.mark.engine
 def test_a_model_that_is_not_good_enough_is_kept_and_ends_it_with_4(photos: Path, tmp_path: Path) -> None:
     words = [
         "train", "--data", photos, "--output", tmp_path, "--run-name", "poor", *QUICK,

@@ -10,10 +10,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 from bucket_server import BUCKET, bucket_server
+from serving import serving
 from trainer_process import error_line
 from vertex_server import CUSTOM_JOB, NUMBER, PROJECT, REGION, Vertex, read, vertex_server
 
@@ -243,3 +245,36 @@ def test_what_vertex_does_not_have_is_refused() -> None:
     plan = Plan("vertex", "pets", spec, "registry/trainer", find_accelerator("tpu-v6e"))
     with pytest.raises(UsageError, match="doesn't offer"):
         custom_job(plan, Project("p", "europe-west4"))
+
+
+ODD = (
+    b"<html>Log in</html>", b"", b"[1]", b'{"customJobs": [1]}', b'{"customJobs": {"a": 1}}',
+    b'{"customJobs": [{"displayName": "pets", "jobSpec": {}, "startTime": "never"}]}',
+    b'{"customJobs": [{"displayName": "pets", "error": null, "jobSpec": null}]}',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("body", ODD)
+def test_odd_answers_are_told(body: bytes) -> None:
+    class Odd(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_DELETE = do_GET  # noqa: N815
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Say nothing."""
+
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Odd)) as server:
+        where = ["--project", PROJECT, "--region", REGION, "--endpoint"]
+        where.append(f"http://127.0.0.1:{server.server_address[1]}")
+        cloud = Cloud(Vertex())
+        for words in (["status", "vertex", "pets"], ["list", "vertex"], [*SUBMIT, "--yes"]):
+            done = cloud.trainer(*words, where=where)
+            assert done.returncode in (0, 2, 75), done.stderr
+            assert "Traceback" not in done.stderr
+            assert done.returncode == 0 or "Received: " in done.stderr

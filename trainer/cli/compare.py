@@ -7,6 +7,7 @@ a page.
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,7 +57,7 @@ def tell(runs: Sequence[Run], comparisons: Sequence[Comparison], as_json: bool) 
         click.echo(json.dumps(as_values(runs, comparisons), indent=2, ensure_ascii=False))
         return
     is_many = len(runs) > 2
-    lines = [*table(runs), *(["", spread(runs)] if is_many else [])]
+    lines = [*table(runs), *(["", *textwrap.wrap(spread(runs), 79)] if is_many else [])]
     for each in comparisons:
         title = [f"{each.first.name} and {each.second.name}"] if is_many else []
         lines += ["", *title, *lines_of(each)]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -19,6 +20,7 @@ from trainer.exits import TemporaryError, UsageError
 from trainer.printable import printable
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+_PATIENCE_SECONDS = 15.0
 _OURS = "app.kubernetes.io/managed-by=trainer"
 
 
@@ -237,7 +239,16 @@ class _Vertex:
 
 
 def _progress(spec_text: str | None, name: str) -> list[str]:
-    """Return what the run's folder says of how far it is; nothing if it can't be read from here."""
+    """Return what the run's folder says of how far it is; that it doesn't answer, if it doesn't soon."""
+    found: list[str] = []
+    # Retries go on for a minute, and what a job waits for was told already.
+    thread = threading.Thread(target=lambda: found.extend(_read_progress(spec_text, name)), daemon=True)
+    thread.start()
+    thread.join(_PATIENCE_SECONDS)
+    return ["  run: its place doesn't answer"] if thread.is_alive() else found
+
+
+def _read_progress(spec_text: str | None, name: str) -> list[str]:
     from trainer.exits import TrainerError
     from trainer.spec import parse_spec
     from trainer.storage.store import open_store

@@ -5,6 +5,7 @@ In: `Run`s, the first of which the others are compared with. Out: text, or plain
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -16,6 +17,7 @@ from trainer.compare.statistics import mean_interval
 from trainer.metrics import wilson_interval
 from trainer.report.names import format_duration, shorten
 
+_WIDTH = 79
 _LABEL, _CELL = 20, 29
 _MOST_COLUMNS = 2
 _MOST_ROWS = 12
@@ -94,7 +96,7 @@ def _spread(runs: Sequence[Run]) -> tuple[float, float, float]:
 
 def lines_of(comparison: Comparison) -> list[str]:
     """Return what is to be said of a pair."""
-    lines = [comparison.verdict]
+    lines = textwrap.wrap(comparison.verdict, _WIDTH, break_on_hyphens=False)
     for name, test in comparison.others.items():
         word = "" if test.is_chance else "  *"
         lines.append(
@@ -102,7 +104,7 @@ def lines_of(comparison: Comparison) -> list[str]:
         )
     for heading, rows in all_differences(comparison.first, comparison.second):
         lines.append(f"different {heading}")
-        lines += [_line(f"  {what}", [one, other]) for what, one, other in rows[:_MOST_ROWS]]
+        lines += [_line(what, [one, other], "  ") for what, one, other in rows[:_MOST_ROWS]]
         if len(rows) > _MOST_ROWS:
             lines.append(f"  and {len(rows) - _MOST_ROWS} more; --json and --html have all")
     return lines
@@ -158,6 +160,7 @@ def _short_row(run: Run) -> str:
     return f"{shorten(run.name, _CELL - 2):<{_CELL}}{accuracy_text(run):<24}{time:<14}{rate}"
 
 
-def _line(label: str, cells: Sequence[str]) -> str:
+def _line(label: str, cells: Sequence[str], indent: str = "") -> str:
     texts = "  ".join(f"{shorten(cell, _CELL):<{_CELL}}" for cell in cells)
-    return f"{shorten(label, _LABEL - 1) if label else '':<{_LABEL}}{texts}".rstrip()
+    head = f"{indent}{shorten(label, _LABEL - 1 - len(indent))}" if label else ""
+    return f"{head:<{_LABEL}}{texts}".rstrip()
