@@ -43,16 +43,16 @@ def test_each_seed_is_a_run_and_a_second_call_does_none_again(photos: Path, tmp_
 def test_a_stop_reaches_the_run_and_the_same_command_goes_on(photos: Path, tmp_path: Path) -> None:
     words = repeated(photos, tmp_path, "--times", "2", "--set", "train.epochs=400")
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "NO_COLOR": "1"}
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command(*words), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if '"event": "epoch"' in line:
-            break
-    process.send_signal(signal.SIGTERM)  # to it alone, as a cluster does
-    rest = process.stdout.read()
-    assert process.wait(60) == 143, rest
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if '"event": "epoch"' in line:
+                break
+        process.send_signal(signal.SIGTERM)  # to it alone, as a cluster does
+        rest = process.stdout.read()
+        assert process.wait(60) == 143, rest
     assert "the checkpoint is safe" in rest
     run = tmp_path / "runs" / "pets-seed-0"
     assert list((run / "checkpoints").iterdir())

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import sklearn.metrics
 from scipy.stats import binomtest
 
 from trainer.exits import DataError, UsageError
@@ -119,6 +118,8 @@ def wilson_interval(correct: int, count: int) -> tuple[float, float]:
 
 def confusion_matrix(predictions: Predictions) -> Ints:
     """Return how many images of each class (rows) were taken for which (columns), int64 [C, C]."""
+    import sklearn.metrics  # takes a second, and only some need it
+
     classes = np.arange(len(predictions.class_names))
     matrix = sklearn.metrics.confusion_matrix(predictions.labels, predictions.predicted, labels=classes)
     return np.asarray(matrix, dtype=np.int64)
@@ -185,6 +186,8 @@ def parse_predictions(text: str, where: str) -> list[Predictions]:
 
 
 def _log_loss(predictions: Predictions) -> float:
+    import sklearn.metrics  # takes a second, and only some need it
+
     # A model that answers in float32 has rows that sum to 1 to seven digits only.
     rows = predictions.probabilities / predictions.probabilities.sum(axis=1, keepdims=True)
     classes = np.arange(len(predictions.class_names))
@@ -201,6 +204,8 @@ def _brier(predictions: Predictions) -> float:
 
 
 def _roc_auc(predictions: Predictions) -> dict[str, float]:
+    import sklearn.metrics  # takes a second, and only some need it
+
     present = np.unique(predictions.labels)
     if len(present) < 2:
         return {}
@@ -213,6 +218,8 @@ def _roc_auc(predictions: Predictions) -> dict[str, float]:
 
 
 def _per_class(predictions: Predictions) -> dict[str, float]:
+    import sklearn.metrics  # takes a second, and only some need it
+
     support = np.bincount(predictions.labels, minlength=len(predictions.class_names))
     present = np.flatnonzero(support)
     columns = sklearn.metrics.precision_recall_fscore_support(
