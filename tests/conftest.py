@@ -22,6 +22,7 @@ prepare_libraries()
 
 # Its assertions tell what they compared, as those in the tests do.
 pytest.register_assert_rewrite("trainer_process")
+pytest_plugins = ["kube_cluster"]
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import yaml
+from serving import JsonHandler, serving
 
 _KINDS = {
     "v1": {
@@ -45,6 +46,11 @@ class Kube:
         """By pod."""
         self.refused: dict[str, tuple[int, str]] = {}
         """By kind: status and message of what can't be created; for a dry run too unless it says 'late '."""
+        self.hidden: set[str] = set()
+        """Kinds that may not be seen."""
+        self.slow = ""
+        """A kind whose creation is answered only once `go_on` says so; it is made before."""
+        self.is_slow, self.go_on = threading.Event(), threading.Event()
         self.requests: list[str] = []
 
     def names(self, kind: str) -> list[str]:
@@ -59,57 +65,49 @@ class Kube:
 def kube_server(folder: Path) -> Iterator[tuple[Kube, Path]]:
     """Yield what the server holds, and a configuration by which kubectl finds it."""
     kube = Kube()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(kube))
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
     config = folder / "kubeconfig.yaml"
-    cluster = {"server": f"http://127.0.0.1:{server.server_port}"}
-    config.write_text(
-        yaml.safe_dump(
-            {
-                "apiVersion": "v1", "kind": "Config", "current-context": "here",
-                "clusters": [{"name": "small", "cluster": cluster}],
-                "contexts": [{"name": "here", "context": {"cluster": "small", "user": "me"}}],
-                "users": [{"name": "me", "user": {}}],
-            }
-        )
-    )  # fmt: skip
-    try:
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), _handler(kube))) as server:
+        cluster = {"server": f"http://127.0.0.1:{server.server_port}"}
+        told = {
+            "apiVersion": "v1", "kind": "Config", "current-context": "here",
+            "clusters": [{"name": "small", "cluster": cluster}],
+            "contexts": [{"name": "here", "context": {"cluster": "small", "user": "me"}}],
+            "users": [{"name": "me", "user": {}}],
+        }  # fmt: skip
+        config.write_text(yaml.safe_dump(told))
         yield kube, config
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
-def _handler(kube: Kube) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
+def _handler(kube: Kube) -> type[JsonHandler]:
+    class Handler(JsonHandler, BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             url = urlsplit(self.path)
             kube.requests.append(f"GET {url.path}")
             if (found := _discovery(url.path, kube.has_jobsets)) is not None:
-                self._answer(200, found)
+                self.answer(200, found)
                 return
             asked = _PATH.match(url.path)
             if asked is None:
                 self._status(404, "NotFound", "the server could not find the requested resource")
                 return
             namespace, kind, name = asked["namespace"] or "", asked["kind"], asked["name"]
-            if kind == "namespaces" and name in kube.namespaces:
-                self._answer(200, {"kind": "Namespace", "apiVersion": "v1", "metadata": {"name": name}})
+            if kind in kube.hidden:
+                self._status(403, "Forbidden", f"{kind} is forbidden")
+            elif kind == "namespaces" and name in kube.namespaces:
+                self.answer(200, {"kind": "Namespace", "apiVersion": "v1", "metadata": {"name": name}})
             elif name is None:
                 self._list(namespace, kind, parse_qs(url.query).get("labelSelector", [""])[0])
             elif asked["part"] == "log":
-                self._send(200, kube.logs.get(name, "").encode(), "text/plain")
+                self.send(200, kube.logs.get(name, "").encode(), "text/plain")
             elif (value := kube.objects.get((namespace, kind, name))) is not None:
-                self._answer(200, value)
+                self.answer(200, value)
             else:
                 self._status(404, "NotFound", f'{kind} "{name}" not found')
 
         def do_POST(self) -> None:
             url = urlsplit(self.path)
             asked = _PATH.match(url.path)
-            value = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            value = json.loads(self.body())
             is_dry = "dryRun" in url.query
             kube.requests.append(f"POST {url.path}{' dry' * is_dry}")
             assert asked is not None
@@ -128,33 +126,36 @@ def _handler(kube: Kube) -> type[BaseHTTPRequestHandler]:
                 value["metadata"]["uid"] = f"uid-{name}"
                 if not is_dry:
                     kube.put(kind, namespace, value)
-                self._answer(201, value)
+                    if kind == kube.slow:
+                        kube.is_slow.set()
+                        kube.go_on.wait(20)
+                self.answer(201, value)
 
         def do_PATCH(self) -> None:
             asked = _PATH.match(urlsplit(self.path).path)
             kube.requests.append(f"PATCH {urlsplit(self.path).path}")
-            patch = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            patch = json.loads(self.body())
             assert asked is not None
             value = kube.objects[asked["namespace"], asked["kind"], asked["name"]]
             value["metadata"] |= patch["metadata"]
-            self._answer(200, value)
+            self.answer(200, value)
 
         def do_DELETE(self) -> None:
             asked = _PATH.match(urlsplit(self.path).path)
             kube.requests.append(f"DELETE {self.path}")
-            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.body()
             assert asked is not None
             key = (asked["namespace"], asked["kind"], asked["name"])
             if kube.objects.pop(key, None) is None:
                 self._status(404, "NotFound", f'{asked["kind"]} "{asked["name"]}" not found')
             else:
-                self._answer(200, {"kind": "Status", "apiVersion": "v1", "status": "Success"})
+                self.answer(200, {"kind": "Status", "apiVersion": "v1", "status": "Success"})
 
         def _review(self, value: dict[str, Any]) -> None:
             wanted = value["spec"]["resourceAttributes"]
             what = "/".join(filter(None, (wanted["resource"], wanted.get("subresource"))))
             allowed = f"{wanted['verb']} {what}" not in kube.forbidden
-            self._answer(201, value | {"status": {"allowed": allowed}})
+            self.answer(201, value | {"status": {"allowed": allowed}})
 
         def _list(self, namespace: str, kind: str, selector: str) -> None:
             wanted = dict(each.split("=") for each in selector.split(",") if each)
@@ -164,7 +165,7 @@ def _handler(kube: Kube) -> type[BaseHTTPRequestHandler]:
                 and wanted.items() <= value["metadata"].get("labels", {}).items()
             ]  # fmt: skip
             version = next(version for version, kinds in _KINDS.items() if kind in kinds)
-            self._answer(
+            self.answer(
                 200,
                 {
                     "kind": f"{_KINDS[version][kind]}List",
@@ -176,20 +177,7 @@ def _handler(kube: Kube) -> type[BaseHTTPRequestHandler]:
 
         def _status(self, code: int, reason: str, message: str) -> None:
             told = {"status": "Failure", "reason": reason, "message": message, "code": code}
-            self._answer(code, {"kind": "Status", "apiVersion": "v1"} | told)
-
-        def _answer(self, code: int, value: Any) -> None:
-            self._send(code, json.dumps(value).encode(), "application/json")
-
-        def _send(self, code: int, data: bytes, kind: str) -> None:
-            self.send_response(code)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            """Say nothing."""
+            self.answer(code, {"kind": "Status", "apiVersion": "v1"} | told)
 
     return Handler
 

@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler
 from socketserver import BaseServer
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Server = TypeVar("Server", bound=BaseServer)
+
+
+class JsonHandler(BaseHTTPRequestHandler):
+    """Reads and answers JSON, and says nothing of it."""
+
+    def body(self) -> bytes:
+        """Return what came with the request."""
+        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+
+    def answer(self, code: int, value: Any) -> None:
+        """Send `value` as JSON."""
+        self.send(code, json.dumps(value).encode(), "application/json")
+
+    def send(self, code: int, data: bytes, kind: str) -> None:
+        """Send `data`, of the content type `kind`."""
+        self.send_response(code)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing."""
 
 
 @contextmanager

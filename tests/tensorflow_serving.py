@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from serving import serving
+from serving import JsonHandler, serving
 
 
 @contextmanager
@@ -33,28 +33,17 @@ def tensorflow_serving(models: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{server.server_address[1]}"
 
 
-def _handler(models: dict[str, Any]) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
+def _handler(models: dict[str, Any]) -> type[JsonHandler]:
+    class Handler(JsonHandler, BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            asked = json.loads(self.body())
             found = re.fullmatch(r"/v1/models/([^/:]+):predict", self.path)
             try:
                 if found is None or found[1] not in models:
                     raise KeyError("Malformed request, or no such model")
-                self._answer(200, predict(models[found[1]], asked))
+                self.answer(200, predict(models[found[1]], asked))
             except (KeyError, TypeError, ValueError, tf.errors.OpError) as error:
-                self._answer(400, {"error": str(error)[:300]})
-
-        def _answer(self, status: int, value: Any) -> None:
-            data = json.dumps(value).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            """Say nothing."""
+                self.answer(400, {"error": str(error)[:300]})
 
     return Handler
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kube_cluster import needs_kubectl
 from kube_server import Kube, kube_server
-from test_gke import needs_kubectl
 from trainer_process import error_line
 from vertex_server import PROJECT, REGION, Vertex, vertex_server
 

@@ -4,66 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from bucket_server import BUCKET, bucket_server
+from kube_cluster import Cluster
 from kube_pods import BEGAN, ended, pod
-from kube_server import Kube, kube_server
-from trainer_process import error_line
+from kube_server import kube_server
 
 from trainer.storage.store import open_store
 
 SUBMIT = ["submit", "gke", "--recipe", "demo", "--run-name", "pets", "--image", "registry/trainer:gpu"]
 OUTPUT = ["--output", "gs://bucket/runs"]
-
-
-def minor_version() -> int:
-    """Return 32 for a kubectl 1.32, 0 without any."""
-    if shutil.which("kubectl") is None:
-        return 0
-    said = subprocess.run(["kubectl", "version", "--client", "-o", "json"], capture_output=True, check=True)
-    return int(json.loads(said.stdout)["clientVersion"]["minor"].rstrip("+"))
-
-
-# Older ones want a description of the server that is longer than the server here.
-needs_kubectl = pytest.mark.skipif(minor_version() < 27, reason="there is no kubectl of 1.27 or later")
-
-
-class Cluster:
-    """A server, and the command line that talks to it."""
-
-    def __init__(self, kube: Kube, config: Path) -> None:
-        self.kube = kube
-        # Nobody outside this machine is asked, whoever's it is.
-        self.environment = {
-            **os.environ,
-            "KUBECONFIG": str(config),
-            "HOME": str(config.parent),
-            "NO_GCE_CHECK": "true",
-            "DOCKER_HOST": f"unix://{config.parent}/nowhere",
-        }
-        self.environment.pop("GOOGLE_APPLICATION_CREDENTIALS", None)
-
-    def trainer(self, *arguments: str, answer: str = "") -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "trainer.cli", *arguments],
-            env=self.environment, input=answer, capture_output=True, text=True, timeout=60, check=False,
-        )  # fmt: skip
-
-    def refused(self, *arguments: str, code: int = 2, **more: Any) -> str:
-        return error_line(self.trainer(*arguments, **more), code)
-
-
-@pytest.fixture(params=[pytest.param(None, marks=needs_kubectl)])
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    with kube_server(tmp_path) as (kube, config):
-        yield Cluster(kube, config)
 
 
 def test_the_plan_is_shown_and_the_job_is_what_the_dry_run_said(cluster: Cluster) -> None:
@@ -227,6 +183,31 @@ def test_only_what_is_ours_is_ended(cluster: Cluster) -> None:
         cluster.kube.put(kind, "trainer", {"kind": name, "apiVersion": version, "metadata": {"name": "db"}})
     assert "no such job" in cluster.refused("cancel", "gke", "db")
     assert cluster.kube.names("services") == cluster.kube.names("jobs") == ["db"]
+
+
+def test_who_may_not_see_one_kind_may_end_another(cluster: Cluster) -> None:
+    assert cluster.trainer(*SUBMIT, *OUTPUT, "--yes").returncode == 0
+    cluster.kube.hidden = {"cronjobs", "jobsets"}
+    assert "ended      pets (job)" in cluster.trainer("cancel", "gke", "pets").stdout
+    assert "forbidden" in cluster.refused("cancel", "gke", "pets")
+
+
+@pytest.mark.parametrize("kind", ["jobs", "services"])
+def test_a_signal_in_the_middle_of_a_submit_takes_back_what_was_made(cluster: Cluster, kind: str) -> None:
+    cluster.kube.slow = kind
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trainer.cli", *SUBMIT, *OUTPUT, "--workers", "2", "--yes"],
+        env=cluster.environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert cluster.kube.is_slow.wait(30)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, "Traceback" in said) == (143, False), said
+    cluster.kube.go_on.set()
+    until = time.monotonic() + 10
+    while cluster.kube.names("jobs") and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not cluster.kube.names("jobs")
 
 
 def test_why_a_job_has_no_pods_is_told_by_its_warnings(cluster: Cluster) -> None:

@@ -65,16 +65,14 @@ def test_a_release_needs_all_three() -> None:
     few = [replace(each, names=each.names[:40], labels=each.labels[:40],
     probabilities=each.probabilities[:40])
            for each in (champion, challenger)]  # fmt: skip
-    assert "may be chance" in decide(*few, GAIN, LOSS).reason or not decide(*few, GAIN, LOSS).is_released
+    assert not decide(*few, GAIN, LOSS).is_released
+    few = [answers(np.arange(40) < right, np.arange(40) % 2) for right in (30, 33)]
+    assert "may be chance" in decide(*few, GAIN, 1.0).reason
 
 
 def test_no_class_pays_for_the_others() -> None:
     labels = np.arange(1000) % 2
     champion = answers(np.arange(1000) >= 300, labels)
-    right = np.arange(1000) >= 100
-    right[(labels == 1) & (np.arange(1000) >= 900)] = False  # 50 of 500 dogs that the champion knows
-    decision = decide(champion, answers(right, labels), GAIN, 0.05)
-    assert decision.worst_class_change > 0 or decision.is_released  # dogs gain elsewhere more than they lose
     right = np.where(labels == 0, True, np.arange(1000) >= 400)
     decision = decide(champion, answers(right, labels), GAIN, 0.05)
     assert not decision.is_released

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from bucket_server import BUCKET, bucket_server
-from serving import serving
+from serving import JsonHandler, serving
 from trainer_process import error_line
 from vertex_server import CUSTOM_JOB, NUMBER, PROJECT, REGION, Vertex, read, vertex_server
 
@@ -256,18 +256,12 @@ ODD = (
 
 @pytest.mark.parametrize("body", ODD)
 def test_odd_answers_are_told(body: bytes) -> None:
-    class Odd(BaseHTTPRequestHandler):
+    class Odd(JsonHandler, BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            self.body()
+            self.send(200, body, "application/json")
 
         do_POST = do_DELETE = do_GET  # noqa: N815
-
-        def log_message(self, format: str, *args: Any) -> None:
-            """Say nothing."""
 
     with serving(ThreadingHTTPServer(("127.0.0.1", 0), Odd)) as server:
         where = ["--project", PROJECT, "--region", REGION, "--endpoint"]

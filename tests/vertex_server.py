@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,6 +21,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.json_format import ParseDict, ParseError
 from google.protobuf.message_factory import GetMessageClass
+from serving import JsonHandler, serving
 
 CUSTOM_JOB = "google.cloud.aiplatform.v1.CustomJob"
 PROJECT, NUMBER, REGION = "acme", "123", "europe-west4"
@@ -44,16 +44,9 @@ class Vertex:
 @contextmanager
 def vertex_server() -> Iterator[Vertex]:
     vertex = Vertex()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(vertex))
-    vertex.address = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), _handler(vertex))) as server:
+        vertex.address = f"http://127.0.0.1:{server.server_port}"
         yield vertex
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def read(body: dict[str, Any], kind: str) -> Any:
@@ -72,26 +65,26 @@ def _described() -> DescriptorPool:
 _POOL = _described()
 
 
-def _handler(vertex: Vertex) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
+def _handler(vertex: Vertex) -> type[JsonHandler]:
+    class Handler(JsonHandler, BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             if self._is_of_project({}):
                 return
             rest = self._place()
             if rest == "jobs":
-                self._answer(200, {"jobs": list(vertex.schedules.values())})
+                self.answer(200, {"jobs": list(vertex.schedules.values())})
             if rest != "customJobs":
                 return
             chosen = parse_qs(urlsplit(self.path).query).get("filter", [""])[0]
             named = re.fullmatch(r'displayName="(.*)"', chosen)
             found = [job for job in vertex.jobs if named is None or job["displayName"] == named[1]]
-            self._answer(200, {"customJobs": found} if found else {})
+            self.answer(200, {"customJobs": found} if found else {})
 
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            body = json.loads(self.body())
             if urlsplit(self.path).path == "/v2/entries:list":
                 vertex.requests.append("POST entries")
-                self._answer(200, {"entries": _chosen(vertex.entries, body["filter"])})
+                self.answer(200, {"entries": _chosen(vertex.entries, body["filter"])})
                 return
             if self._is_of_project(body):
                 return
@@ -110,13 +103,13 @@ def _handler(vertex: Vertex) -> type[BaseHTTPRequestHandler]:
             if vertex.schedules.pop(rest.removeprefix("jobs/"), None) is None:
                 self._refuse(404, "Job not found.")
             else:
-                self._answer(200, {})
+                self.answer(200, {})
 
         def _create(self, rest: str, body: dict[str, Any]) -> None:
             if rest.endswith(":cancel"):
                 job = next(job for job in vertex.jobs if job["name"].endswith(rest.removesuffix(":cancel")))
                 job["state"] = "JOB_STATE_CANCELLING"
-                self._answer(200, {})
+                self.answer(200, {})
             elif rest == "customJobs":
                 read(body, CUSTOM_JOB)
                 number = 1000 + len(vertex.jobs)
@@ -127,7 +120,7 @@ def _handler(vertex: Vertex) -> type[BaseHTTPRequestHandler]:
                     "createTime": f"2026-11-27T11:00:{number % 60}Z",
                 }
                 vertex.jobs.append(body | made)
-                self._answer(200, vertex.jobs[-1])
+                self.answer(200, vertex.jobs[-1])
             elif rest == "jobs":
                 read(body, "google.cloud.scheduler.v1.Job")
                 read(json.loads(base64.b64decode(body["httpTarget"]["body"])), CUSTOM_JOB)
@@ -136,12 +129,12 @@ def _handler(vertex: Vertex) -> type[BaseHTTPRequestHandler]:
                     self._refuse(409, f"Job {name} already exists.")
                     return
                 vertex.schedules[name] = body
-                self._answer(200, body | {"state": "ENABLED"})
+                self.answer(200, body | {"state": "ENABLED"})
 
         def _is_of_project(self, body: dict[str, Any]) -> bool:
             answer = vertex.project.answer(self.path, body)
             if answer is not None:
-                self._answer(*answer)
+                self.answer(*answer)
             return answer is not None
 
         def _place(self) -> str | None:
@@ -158,18 +151,7 @@ def _handler(vertex: Vertex) -> type[BaseHTTPRequestHandler]:
             return None
 
         def _refuse(self, code: int, message: str) -> None:
-            self._answer(code, {"error": {"code": code, "message": message, "status": "REFUSED"}})
-
-        def _answer(self, code: int, value: Any) -> None:
-            data = json.dumps(value).encode()
-            self.send_response(code)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            """Say nothing."""
+            self.answer(code, {"error": {"code": code, "message": message, "status": "REFUSED"}})
 
     return Handler
 

@@ -73,7 +73,7 @@ def move_pointer(output: Store, name: str) -> None:
     """Let the pointer name the finished run `name`, unless it names one that was published later."""
     while True:
         found = output.read(POINTER)
-        other = _named(found)
+        other = named_run(found)
         if other == name:
             return
         if other and _published_at(output.below(other)) > _published_at(output.below(name)):
@@ -84,7 +84,7 @@ def move_pointer(output: Store, name: str) -> None:
 
 def latest_run(output: Store) -> str | None:
     """Return the name of the finished run that the pointer of `output` names, None if there is none."""
-    name = _named(output.read(POINTER))
+    name = named_run(output.read(POINTER))
     return name if name and is_finished(output.below(name)) else None
 
 
@@ -245,8 +245,8 @@ def _published_at(run: Store) -> float:
     return (run.written_at(MARKER) or 0.0) if is_finished(run) else 0.0
 
 
-def _named(pointer: Content | None) -> str:
-    """Return the run that the pointer names; empty if it names none."""
+def named_run(pointer: Content | None) -> str:
+    """Return the run that a pointer names; empty if it names none."""
     name = pointer.data.decode("utf-8", "replace").strip() if pointer else ""
     # What a crash of the machine leaves of a file may be anything, such as zeros.
     return name if re.fullmatch(RUN_NAME, name) else ""

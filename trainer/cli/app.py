@@ -17,6 +17,7 @@ from pathlib import Path
 import click
 
 from trainer import __version__
+from trainer.cli.clients import EMULATOR
 from trainer.cli.compare import compare
 from trainer.cli.doctor import doctor
 from trainer.cli.environment import (
@@ -37,7 +38,6 @@ from trainer.stop import Stop
 
 _UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
-_EMULATOR = "STORAGE_EMULATOR_HOST"
 # The first is this program's own, for manifests to set; the other is Vertex AI's.
 _JOB_NAMES = ("TRAINER_RUN_NAME", "CLOUD_ML_JOB_ID")
 
@@ -219,11 +219,11 @@ def cache_folder() -> Path:
 
 
 def _announce_emulator() -> None:
-    address = os.environ.get(_EMULATOR)
+    address = os.environ.get(EMULATOR)
     if address and not address.lower().startswith(("http://", "https://")):
-        raise UsageError(f"{_EMULATOR} is a URL, as http://localhost:9023. Received: {address!r}")
+        raise UsageError(f"{EMULATOR} is a URL, as http://localhost:9023. Received: {address!r}")
     if address:
-        click.echo(f"note       {_EMULATOR} is set: gs:// goes to {address}, not to Google", err=True)
+        click.echo(f"note       {EMULATOR} is set: gs:// goes to {address}, not to Google", err=True)
 
 
 for _command in (

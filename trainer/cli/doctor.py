@@ -5,27 +5,22 @@ In: a place and the names that a job would use. Out: lines; exit code 2 if somet
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from trainer.cli.jobs import understood
+from trainer.cli.clients import find_engine, find_google, storage_url, understood
 from trainer.cli.options import cluster_options, doctor_options, project_options
 from trainer.exits import UsageError
 from trainer.printable import printable
 
 if TYPE_CHECKING:
     from trainer.launch.checks import Check
-    from trainer.launch.google import Google
-    from trainer.launch.image import Engine
     from trainer.launch.vertex import Project
 
-_EMULATOR = "STORAGE_EMULATOR_HOST"
 _WIDTH = 11
-_GS = "gs://"
 
 
 @click.command()
@@ -48,32 +43,6 @@ def doctor(place: str, **given: Any) -> None:
     click.echo(f"ready      for {place}, as far as it can be seen from here")
 
 
-def find_google(url: str) -> Google | None:
-    """Return a client for `url`, None where this machine has no credentials."""
-    from trainer.launch.google import Google
-
-    try:
-        return Google(url)
-    except UsageError:
-        return None
-
-
-def storage_url(project: Project | None = None) -> str:
-    """Return the address of Cloud Storage, or of what stands for it."""
-    endpoint = project.endpoint if project else None
-    return (os.environ.get(_EMULATOR) or endpoint or "https://storage.googleapis.com").rstrip("/")
-
-
-def find_engine() -> Engine | None:
-    """Return a client of the engine, None where there is none."""
-    from trainer.launch.image import open_engine
-
-    try:
-        return open_engine()
-    except UsageError:
-        return None
-
-
 def _docker(given: dict[str, Any]) -> Iterator[Check]:
     from trainer.launch.accelerators import find_accelerator
     from trainer.launch.checks import (
@@ -84,18 +53,19 @@ def _docker(given: dict[str, Any]) -> Iterator[Check]:
         failed,
     )
     from trainer.launch.image import open_engine
+    from trainer.storage.store import is_bucket
 
     wanted = find_accelerator(given["accelerator"])
     try:
         client = open_engine()
     except UsageError as error:
-        yield failed("engine", error, str(error).partition(" Received: ")[0].rstrip("."))
+        yield failed("engine", error)
     else:
         yield check_engine(client)
         yield check_engine_accelerator(wanted, client)
         yield check_engine_image(given["image"], client)
     output = given["output"] or "runs"
-    yield from _bucket(output) if output.startswith(_GS) else [check_folder(Path(output).absolute())]
+    yield from _bucket(output) if is_bucket(output) else [check_folder(Path(output).absolute())]
 
 
 def _gke(given: dict[str, Any]) -> Iterator[Check]:
@@ -127,7 +97,7 @@ def _vertex(given: dict[str, Any]) -> Iterator[Check]:
     try:
         google = Google(there.url)
     except UsageError as error:
-        yield failed("credentials", error, str(error).partition(" Received: ")[0].rstrip("."))
+        yield failed("credentials", error)
         return
     yield Check("credentials", "ok", google.account)
     yield from check_project(there, google)
@@ -147,8 +117,9 @@ def _project(given: dict[str, Any]) -> Project | None:
 
 def _bucket(output: str | None, project: Project | None = None) -> Iterator[Check]:
     from trainer.launch.checks import Check, check_bucket
+    from trainer.storage.store import is_bucket
 
-    if output is None or not output.startswith(_GS):
+    if output is None or not is_bucket(output):
         yield Check("bucket", "unknown", "not looked at", "--output gs://BUCKET/RUNS says where runs go")
         return
     url = storage_url(project)

@@ -9,14 +9,14 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import Any, Protocol, TypeVar
 
 import click
 
+from trainer.cli.clients import understood
 from trainer.cli.options import cluster_options, project_options
-from trainer.exits import TemporaryError, UsageError
+from trainer.exits import UsageError
 from trainer.printable import printable
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -35,18 +35,6 @@ def _no_option(_: click.Context, __: click.Parameter, name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise UsageError(f"A job's name has letters, digits and -. Received: {name!r}")
     return name
-
-
-@contextmanager
-def understood(place: str) -> Iterator[None]:
-    """Turn what a place answers, and what is not as it documents it, into an error in words."""
-    try:
-        yield
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
-        raise TemporaryError(
-            f"The answer of {place} is not understood; see what is between, as a proxy, or another version. "
-            f"Received: {type(error).__name__} {str(error)[:100]}"
-        ) from None
 
 
 @click.command()
@@ -157,9 +145,14 @@ class _Cluster:
             click.echo(printable(line))
 
     def cancel(self, name: str) -> str:
-        removed = [
-            each for each in ("cronjob", "jobset", "job", "service") if self.kubectl.delete(each, name)
-        ]
+        removed, refusals = [], []
+        for kind in ("cronjob", "jobset", "job", "service"):
+            try:
+                removed += [kind] * self.kubectl.delete(kind, name)
+            except UsageError as error:
+                refusals.append(error)  # who may not see JobSets may end a job
+        if refusals and not removed:
+            raise refusals[0]
         if not removed:
             raise UsageError(f"There is no such job; `trainer list gke` shows them. Received: {name}")
         return f" ({', '.join(removed)})"
@@ -225,7 +218,7 @@ class _Vertex:
 
     def status(self, name: str) -> Iterator[str]:
         yield from self.jobs.state(name, datetime.now(timezone.utc)).text()
-        yield from _progress(self.jobs.spec_text(name), self.jobs.run_name(name))
+        yield from _progress(*self.jobs.sent(name))
 
     def logs(self, name: str, worker: int, is_following: bool) -> None:
         for line in self.jobs.lines(name, worker, is_following):

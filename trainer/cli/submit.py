@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from trainer.cli.doctor import find_engine, find_google, storage_url
-from trainer.cli.jobs import understood
+from trainer.cli.clients import EMULATOR, find_engine, find_google, storage_url, understood
 from trainer.cli.options import (
     SpecCommand,
     cluster_options,
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
     from trainer.launch.vertex import Project
 
 _HOUR_SECONDS = 3600
-_HANDED_ON = ("STORAGE_EMULATOR_HOST", "NO_COLOR")
+_HANDED_ON = (EMULATOR, "NO_COLOR")
 
 
 @click.group()
@@ -146,8 +145,10 @@ def submit_vertex(
 @contextmanager
 def _folder_for(output: str) -> Iterator[None]:
     """Make the folder that runs go to; if nothing comes of it, it goes again. Raises UsageError."""
-    folder = Path(output)
-    if "://" in output or folder.is_dir():
+    from trainer.storage.store import is_bucket, without_scheme
+
+    folder = Path(without_scheme(output))
+    if is_bucket(output) or folder.is_dir():
         yield
         return
     try:
@@ -213,12 +214,13 @@ def _found(plan: Plan, project: Project | None = None) -> list[Check]:
     """Return what is found of the places that the job would use. Raises UsageError if one isn't there."""
     from trainer.launch.checks import READING, WRITING, check_bucket, check_registry_image, require
     from trainer.launch.plan import places_of
+    from trainer.storage.store import is_bucket
 
     url = storage_url(project)
     buckets = {
         uri: WRITING if is_written else READING
         for uri, is_written in places_of(plan.spec).items()
-        if uri.startswith("gs://")
+        if is_bucket(uri)
     }
     google = find_google(url) if buckets else None
     found = [require(check_bucket(uri, google, url, asked)) for uri, asked in buckets.items()]

@@ -52,8 +52,6 @@ if TYPE_CHECKING:
     from trainer.report import Verdict
 
 _END_SECONDS = 8.0
-_HELD_OUT = ("validation", "test")
-"""The first that there is is what a run is judged by, as in its report."""
 _LESS_MEMORY = (
     "lower train.global_batch_size, data.image_size or the size of the model, with another --run-name"
 )
@@ -133,11 +131,13 @@ def _challenge(folder: RunFolder, spec: RunSpec, cache_dir: Path, console: Conso
 
 def _require_accuracy(folder: RunFolder, at_least: float | None) -> None:
     """Raise QualityError if the run that is published in `folder` is less accurate than was asked for."""
+    from trainer.compare.runs import judged_by
+
     found = None if at_least is None else folder.output.below(folder.name).read("metrics.json")
     if at_least is None or found is None:
         return
     metrics = json.loads(found.data)
-    split = next(split for split in _HELD_OUT if f"{split}/accuracy" in metrics)
+    split = judged_by(metrics, folder.at("metrics.json"))
     if (accuracy := metrics[f"{split}/accuracy"]) < at_least:
         raise QualityError(
             "The model is less accurate than was asked for; it is published with its report, which says what "

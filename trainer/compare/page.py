@@ -39,6 +39,7 @@ def write_page(path: Path, runs: Sequence[Run], comparisons: Sequence[Comparison
             "pairs": [_pair(each, cache_dir) for each in comparisons],
             "footer": f"Made by trainer {__version__}.",
         },
+        "trainer.compare",
     )
     write_text(path, page)
 

@@ -18,7 +18,7 @@ from trainer.metrics import wilson_interval
 from trainer.report.names import format_duration, shorten
 
 _WIDTH = 79
-_LABEL, _CELL = 20, 29
+_LABEL, _CELL = 20, 28
 _MOST_COLUMNS = 2
 _MOST_ROWS = 12
 """Of differences of one kind; --json and the page have all."""

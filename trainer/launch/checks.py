@@ -11,17 +11,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from docker.errors import APIError, DockerException, ImageNotFound
+from docker.errors import APIError, DockerException
 
 from trainer.exits import TrainerError, UsageError
 from trainer.launch.accelerators import Accelerator
 from trainer.launch.google import Google
+from trainer.launch.image import Engine
+from trainer.storage.store import GS
 
-Engine = Any
-"""A docker.APIClient; its types are known in part only."""
-GS = "gs://"
 WRITING = ("storage.objects.create", "storage.objects.delete", "storage.objects.get", "storage.objects.list")
 READING = ("storage.objects.get", "storage.objects.list")
 _BUCKET = r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]"
@@ -49,9 +48,15 @@ def require(check: Check) -> Check:
     return check
 
 
-def failed(name: str, error: TrainerError, remedy: str) -> Check:
-    """Return the check of something that could not be asked for, or was refused."""
-    return Check(name, "wrong", str(error).rpartition("Received: ")[2][:_SAID], remedy)
+def failed(name: str, error: TrainerError, remedy: str = "") -> Check:
+    """Return the check of something that was refused; without a `remedy` it is the error's own advice."""
+    advice, _, said = str(error).rpartition("Received: ")
+    return Check(name, "wrong", said[:_SAID], remedy or advice.strip().rstrip("."))
+
+
+def unknown(name: str, error: TrainerError) -> Check:
+    """Return the check of something that can't be seen from here."""
+    return Check(name, "unknown", str(error).rpartition("Received: ")[2][:_SAID])
 
 
 def check_bucket(uri: str, google: Google | None, url: str, permissions: Sequence[str] = WRITING) -> Check:
@@ -77,7 +82,7 @@ def check_bucket(uri: str, google: Google | None, url: str, permissions: Sequenc
                 return Check(name, "wrong", f"there is no bucket {GS}{bucket}", remedy)
             return Check(name, "unknown", "it is there; what may be done in it isn't told")
     except TrainerError as error:
-        return Check(name, "unknown", str(error).rpartition("Received: ")[2][:_SAID])
+        return unknown(name, error)
     lacking = sorted(set(permissions) - set(found.get("permissions", ())))
     if lacking:
         return Check(
@@ -114,9 +119,9 @@ def check_engine_image(image: str, client: Engine) -> Check:
     """Return whether the engine has `image`."""
     try:
         found = client.inspect_image(image)
-    except ImageNotFound:
+    except APIError as error:
         remedy = "`trainer image build` makes the image, `docker pull` fetches one; --image names it"
-        return Check("image", "wrong", f"the engine has no {image}", remedy)
+        return Check("image", "wrong", f"{image}: {str(error.explanation or error)[:_SAID]}", remedy)
     return Check("image", "ok", f"{image}, {found['Size'] / 1e9:.2f} GB")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from trainer.exits import TrainerError
 from trainer.launch.accelerators import Accelerator
-from trainer.launch.checks import Check, failed
+from trainer.launch.checks import Check, failed, unknown
 from trainer.launch.kubectl import Kubectl
 
 _RIGHTS = (
@@ -28,7 +28,7 @@ def check_cluster(
         yield Check("kubectl", "ok", kubectl.version())
         where = kubectl.where()
     except TrainerError as error:
-        yield failed("kubectl", error, str(error).partition(" Received: ")[0].rstrip("."))
+        yield failed("kubectl", error)
         return
     try:
         kubectl.get("namespace", kubectl.namespace)
@@ -63,7 +63,7 @@ def _rights(kubectl: Kubectl) -> Check:
     try:
         lacking = [f"{verb} {what}" for verb, what in _RIGHTS if not kubectl.may(verb, what)]
     except TrainerError as error:
-        return Check("rights", "unknown", str(error).rpartition("Received: ")[2])
+        return unknown("rights", error)
     if not lacking:
         return Check("rights", "ok", "you may send, follow and end jobs")
     remedy = "whoever owns the cluster can give you the role edit in the namespace"
@@ -75,7 +75,7 @@ def _nodes(kubectl: Kubectl, wanted: Accelerator) -> Check:
     try:
         many = len(kubectl.find("nodes", label))
     except TrainerError as error:
-        return Check("accelerator", "unknown", str(error).rpartition("Received: ")[2])
+        return unknown("accelerator", error)
     if many:
         return Check("accelerator", "ok", f"{many} nodes with {wanted.name}")
     return Check(

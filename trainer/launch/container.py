@@ -19,6 +19,7 @@ from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from trainer.exits import StoppedError, TemporaryError, UsageError
 from trainer.launch.plan import RUN_NAME, SPEC, Plan, places_of
 from trainer.launch.state import State, explain_code
+from trainer.storage.store import is_bucket, without_scheme
 
 Engine = Any
 """A docker.APIClient; its types are known in part only."""
@@ -74,7 +75,7 @@ def container_of(plan: Plan, host: Host) -> dict[str, Any]:
 def _mounts(plan: Plan, host: Host) -> list[dict[str, Any]]:
     mounts = []
     for place, is_written in places_of(plan.spec).items():
-        folder = place.removeprefix("file://")
+        folder = without_scheme(place)
         if folder.startswith("/"):
             mounts.append(_bind(folder, folder, is_read_only=not is_written))
     if _needs_credentials(plan, host):
@@ -84,7 +85,7 @@ def _mounts(plan: Plan, host: Host) -> list[dict[str, Any]]:
 
 def _needs_credentials(plan: Plan, host: Host) -> bool:
     """Return whether Google's credentials are of use: where all is on this machine nobody gets them."""
-    is_remote = any(place.startswith("gs://") for place in places_of(plan.spec))
+    is_remote = any(map(is_bucket, places_of(plan.spec)))
     return is_remote and host.credentials is not None
 
 

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from trainer.exits import TrainerError
 from trainer.launch.accelerators import Accelerator
-from trainer.launch.checks import Check, failed
+from trainer.launch.checks import Check, failed, unknown
 from trainer.launch.google import Google
 from trainer.launch.vertex import Project
 
@@ -39,8 +39,7 @@ def check_project(project: Project, google: Google) -> Iterator[Check]:
         if project.service_account is not None:
             yield _account(project, google)
     except TrainerError as error:
-        remedy = str(error).partition(" Received: ")[0].rstrip(".")
-        yield failed(f"project {project.project}", error, remedy)
+        yield failed(f"project {project.project}", error)
 
 
 def check_vertex_quota(
@@ -56,7 +55,7 @@ def check_vertex_quota(
     try:
         found = google.find(url)
     except TrainerError as error:
-        return Check("quota", "unknown", str(error).rpartition("Received: ")[2])
+        return unknown("quota", error)
     limits = [
         int(bucket.get("effectiveLimit", 0))
         for limit in (found or {}).get("consumerQuotaLimits", ())
@@ -77,7 +76,7 @@ def check_compute_quota(
     try:
         quotas: list[dict[str, Any]] = google.get(url).get("quotas", [])
     except TrainerError as error:
-        return Check("quota", "unknown", str(error).rpartition("Received: ")[2])
+        return unknown("quota", error)
     free = [int(each["limit"] - each.get("usage", 0)) for each in quotas if each.get("metric") == metric]
     return _enough(metric, free[0] if free else None, many, project)
 

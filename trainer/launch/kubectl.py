@@ -103,8 +103,7 @@ class Kubectl:
 
     def find(self, kind: str, selector: str) -> list[dict[str, Any]]:
         """Return the objects whose labels fit `selector`."""
-        chosen = ["-l", selector] if selector else []
-        return list(json.loads(self._run("get", kind, *chosen, "-o", "json"))["items"])
+        return list(json.loads(self._run("get", kind, "-l", selector, "-o", "json"))["items"])
 
     def job(self, name: str) -> dict[str, Any]:
         """Return the job called `name`, or that of the JobSet. Raises UsageError, TemporaryError."""
@@ -141,11 +140,11 @@ class Kubectl:
     def warning(self, names: Sequence[str]) -> str:
         """Return the newest warning about objects of these names, as why nothing starts; or nothing."""
         try:
-            found = self.find("events", "")
+            said = self._run("get", "events", "--field-selector", "type=Warning", "-o", "json")
         except (UsageError, TemporaryError):
             return ""
         warnings = [
-            each for each in found
+            each for each in json.loads(said)["items"]
             if each.get("type") == "Warning" and each.get("involvedObject", {}).get("name") in names
         ]  # fmt: skip
         if not warnings:
@@ -166,7 +165,11 @@ class Kubectl:
         with subprocess.Popen(
             self._command("logs", names[-1], *follow), stdout=subprocess.PIPE, text=True, errors="replace"
         ) as process:
-            yield from (line.rstrip("\n") for line in process.stdout or ())
+            try:
+                yield from (line.rstrip("\n") for line in process.stdout or ())
+            except BaseException:
+                process.terminate()  # it would go on for as long as the job does
+                raise
         if process.returncode:
             raise UsageError(
                 f"kubectl could not print it; see above why. Received: exit code {process.returncode}"

@@ -17,6 +17,7 @@ from trainer.exits import UsageError
 from trainer.launch.accelerators import Accelerator
 from trainer.printable import without_secrets
 from trainer.spec import RunSpec, dump_spec
+from trainer.storage.store import GS, is_bucket, without_scheme
 
 Place = Literal["docker", "gke", "vertex"]
 
@@ -239,7 +240,7 @@ def _check_engine(plan: Plan) -> None:
             )
 
     for place in places_of(plan.spec):
-        if place.removeprefix("file://").rstrip("/") in (each.rstrip("/") for each in _IMAGES_OWN):
+        if without_scheme(place).rstrip("/") in (each.rstrip("/") for each in _IMAGES_OWN):
             raise UsageError(
                 f"In the container this folder is the image's own; give one below it. Received: {place}"
             )
@@ -253,13 +254,13 @@ def places_of(spec: RunSpec) -> dict[str, bool]:
 
 def _check_reachable(plan: Plan) -> None:
     """Raise UsageError for places that are on this machine and not where the job will run."""
-    if not plan.spec.output.startswith("gs://"):
+    if not is_bucket(plan.spec.output):
         raise UsageError(
             "What the job writes to a folder of its machine is lost when it ends; --output gs://BUCKET/RUNS "
             f"keeps it. Received: {plan.spec.output}"
         )
     for source in (place for place, is_written in places_of(plan.spec).items() if not is_written):
-        if not source.startswith(("gs://", "https://", "embedded:")):
+        if not source.startswith((GS, "https://", "embedded:")):
             raise UsageError(
                 "The job can't see the folders of this machine; put the data in a bucket and give its gs:// "
                 f"address with --data. Received: {source}"

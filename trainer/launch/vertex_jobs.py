@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -78,24 +79,30 @@ class VertexJobs:
         return max(live, key=lambda job: str(job.get("createTime", ""))) if live else None
 
     def state(self, name: str, now: datetime) -> State:
-        """Return how the newest job of this name goes."""
-        return self._state(self.find(name), now)
+        """Return how the newest job of this name goes, and why it waits."""
+        job = self.find(name)
+        found = self._state(job, now)
+        said = self._service_word(job) if found.word == "waiting" else ""
+        return replace(found, lines=(*found.lines, said)) if said else found
 
     def _state(self, job: dict[str, Any], now: datetime) -> State:
         name = str(job["displayName"])
         state = str(job.get("state", ""))
         word = _WORDS.get(state, "failed" if "FAIL" in state else state.removeprefix("JOB_STATE_").lower())
         lines = [line for line in (_reason(job),) if line]
-        if word == "waiting" and (said := self._service_word(job)):
-            lines.append(said)
         if state == "JOB_STATE_EXPIRED":
             lines.append("it took longer than its deadline")
         return State(name, word, took(job.get("startTime"), job.get("endTime"), now), tuple(lines))
 
-    def spec_text(self, name: str) -> str | None:
-        """Return the spec that the newest job of this name was sent with."""
-        given = self.find(name)["jobSpec"]["workerPoolSpecs"][0]["containerSpec"].get("env", [])
-        return next((each.get("value") for each in given if each["name"] == SPEC), None)
+    def sent(self, name: str) -> tuple[str | None, str]:
+        """Return the spec that the newest job of this name was sent with, and what its run is called.
+
+        That of a schedule's job is called by the job's number.
+        """
+        job = self.find(name)
+        given = job["jobSpec"]["workerPoolSpecs"][0]["containerSpec"].get("env", [])
+        told = {each["name"]: each.get("value") for each in given}
+        return told.get(SPEC), str(told.get(RUN_NAME) or str(job["name"]).rpartition("/")[2])
 
     def find(self, name: str) -> dict[str, Any]:
         """Return the newest job of this name. Raises UsageError if there is none."""
@@ -141,13 +148,6 @@ class VertexJobs:
             if each.get("httpTarget", {}).get("uri", "").endswith("/customJobs"):
                 name, zone = str(each["name"]).rpartition("/")[2], each.get("timeZone", "Etc/UTC")
                 yield f"{name}  at {each['schedule']} ({zone})"
-
-    def run_name(self, name: str) -> str:
-        """Return what the run of the newest job of this name is called; a schedule's has the job's number."""
-        job = self.find(name)
-        given = job["jobSpec"]["workerPoolSpecs"][0]["containerSpec"].get("env", [])
-        own = next((each.get("value") for each in given if each["name"] == RUN_NAME), None)
-        return str(own or str(job["name"]).rpartition("/")[2])
 
     def lines(self, name: str, worker: int, is_following: bool) -> Iterator[str]:
         """Yield what a worker of a job says; with `is_following` until the job has ended."""

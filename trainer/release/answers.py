@@ -33,18 +33,25 @@ def answers_of(
     by. Raises UsageError for models of other classes, DataError for images that can't be used.
     """
     _require_same_classes(models)
-    splits = [_split(model, data, test_data, cache_dir, progress) for model in models]
+    decoded: dict[tuple[int, str, str], Split] = {}
+    for model in models:
+        if _how(model) not in decoded:
+            decoded[_how(model)] = _split(model, data, test_data, cache_dir, progress)
+    splits = [decoded[_how(model)] for model in models]
     said = f"{splits[0].name} images of {test_data or data.source}"
     answers = [predict_split(model, split) for model, split in zip(models, splits, strict=True)]
     return [_in_order(each, answers[0].names) for each in answers], said
 
 
+def _how(model: LoadedModel) -> tuple[int, str, str]:
+    """Return what of a model decides on the pixels that it is given."""
+    return model.image_size, model.resize, model.interpolation
+
+
 def _split(
     model: LoadedModel, data: DataSpec, test_data: str | None, cache_dir: Path, progress: Progress
 ) -> Split:
-    about = {
-        "image_size": model.image_size, "resize": model.resize, "interpolation": model.interpolation,
-    }  # fmt: skip
+    about = dict(zip(("image_size", "resize", "interpolation"), _how(model), strict=True))
     own = DataSpec.model_validate(data.model_dump() | about)
     if test_data is None:
         return load_dataset(own, cache_dir, progress, lambda rejected: None).held_out

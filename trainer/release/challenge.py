@@ -14,7 +14,7 @@ from typing import Any
 from trainer.exits import UsageError
 from trainer.metrics import Predictions
 from trainer.publish import is_finished
-from trainer.release.champion import keep_record, pointer_version, read_champion, read_records, swap_champion
+from trainer.release.champion import keep_record, read_champion, read_pointer, read_records, swap_champion
 from trainer.release.decision import Decision, decide
 from trainer.storage.store import Store
 
@@ -46,24 +46,23 @@ def challenge(output: Store, name: str, min_gain: float, max_class_loss: float, 
         if champion.name == name:
             return Outcome(True, f"{name} is the champion already", "")
         decision, images = None, ""
-        if champion.name is not None:
+        if champion.name:
             of_champion, of_challenger, images = answers(champion.name, name)
             decision = decide(of_champion, of_challenger, min_gain, max_class_loss)
         is_released = decision is None or decision.is_released
         if is_released and not swap_champion(output, name, champion.version):
             continue  # another one was faster: that one is to be beaten
-        return _told(output, name, champion.name, decision, images)
+        return _told(output, name, champion.name or None, decision, images)
 
 
 def promote(output: Store, name: str) -> Outcome:
     """Make the finished run `name` the champion without a test, whatever the pointer says now."""
     _require_finished(output, name)
     while True:
-        version = pointer_version(output)
-        before = output.read("champion")
-        replaced = before.data.decode("utf-8", "replace").strip() if before else None
-        if swap_champion(output, name, version):
-            record = keep_record(output, "forced", name, {"replaced": replaced, "is_released": True})
+        before = read_pointer(output)
+        if swap_champion(output, name, before.version):
+            values = {"replaced": before.name or None, "is_released": True}
+            record = keep_record(output, "forced", name, values)
             return Outcome(True, f"{name} is the champion now, by force", record)
 
 
@@ -83,7 +82,7 @@ def rollback(output: Store) -> Outcome:
             return Outcome(True, f"{before} is the champion again, in the place of {champion.name}", record)
 
 
-def _before(output: Store, name: str | None) -> str | None:
+def _before(output: Store, name: str) -> str | None:
     """Return whose place the champion `name` took when it was released; going back leads further back."""
     for record in reversed(read_records(output)):
         if record["run"] == name and record.get("is_released") and record["kind"] != "rollback":

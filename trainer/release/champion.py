@@ -7,7 +7,6 @@ below `releases/` a file for each decision, which nothing changes or removes.
 from __future__ import annotations
 
 import json
-import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,8 +14,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from trainer.exits import UsageError
-from trainer.publish import is_finished
-from trainer.spec.schema import RUN_NAME
+from trainer.publish import is_finished, named_run
 from trainer.storage.store import Store
 
 CHAMPION = "champion"
@@ -27,30 +25,28 @@ RECORDS = "releases"
 class Champion:
     """Which run it is, as it was read."""
 
-    name: str | None
-    """None while there is none."""
+    name: str
+    """Empty while there is none."""
     version: str | None
-    """Of the pointer, for the swap."""
+    """Of the pointer, for the swap; None if there is no pointer."""
+
+
+def read_pointer(output: Store) -> Champion:
+    """Return what the pointer says, whether there is such a run or not."""
+    found = output.read(CHAMPION)
+    return Champion(named_run(found), found.version if found else None)
 
 
 def read_champion(output: Store) -> Champion:
     """Return the champion of `output`. Raises UsageError if the pointer names no finished run."""
-    found = output.read(CHAMPION)
-    if found is None:
-        return Champion(None, None)
-    name = found.data.decode("utf-8", "replace").strip()
-    if not re.fullmatch(RUN_NAME, name) or not is_finished(output.below(name)):
+    champion = read_pointer(output)
+    if champion.version is not None and not (champion.name and is_finished(output.below(champion.name))):
         raise UsageError(
             "The pointer to the champion names no finished run, as one that was removed; "
-            f"`trainer promote RUN --force` names another. Received: {name[:100]!r} in {output.at(CHAMPION)}"
+            "`trainer promote RUN --force` names another. "
+            f"Received: {champion.name!r} in {output.at(CHAMPION)}"
         )
-    return Champion(name, found.version)
-
-
-def pointer_version(output: Store) -> str | None:
-    """Return the version of the pointer, whatever it names; None if there is none."""
-    found = output.read(CHAMPION)
-    return found.version if found else None
+    return champion
 
 
 def swap_champion(output: Store, name: str, version: str | None) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 from trainer.compare.runs import HELD_OUT
 from trainer.publish import MANIFEST, is_finished, latest_run
-from trainer.release.champion import CHAMPION
+from trainer.release.champion import read_pointer
 from trainer.storage.store import Store
 
 _DIGITS = 12
@@ -37,15 +37,14 @@ class Row:
 
 def overview(output: Store) -> Iterator[Row]:
     """Yield every run, those published last first, then the unfinished ones."""
-    pointer = output.read(CHAMPION)
-    champion = pointer.data.decode("utf-8", "replace").strip() if pointer else None
+    champion = read_pointer(output).name
     latest = latest_run(output)
     names = {entry.name.partition("/")[0] for entry in output.entries() if entry.name.endswith("/spec.yaml")}
     rows = [_row(output.below(name), name, champion, latest) for name in sorted(names)]
     yield from sorted(rows, key=lambda row: row.published, reverse=True)
 
 
-def _row(run: Store, name: str, champion: str | None, latest: str | None) -> Row:
+def _row(run: Store, name: str, champion: str, latest: str | None) -> Row:
     is_done = is_finished(run)
     metrics, dataset = _json(run, "metrics.json"), _json(run, "dataset.json")
     accuracy = next((metrics[key] for split in HELD_OUT if (key := f"{split}/accuracy") in metrics), None)

@@ -14,13 +14,15 @@ from markupsafe import Markup
 
 from trainer.report.names import format_duration, format_share, shorten
 
-_PACKAGES = ("trainer.report", "trainer.compare")
 
+def render(template: str, context: Mapping[str, Any], *packages: str) -> str:
+    """Return the page of a template in this package or in one of `packages`.
 
-def render(template: str, context: Mapping[str, Any]) -> str:
-    """Return the page; bytes in it that are not UTF-8, as a file's name may hold, are spelled out."""
+    Bytes in it that are not UTF-8, as a file's name may hold, are spelled out.
+    """
+    loaders = [jinja2.PackageLoader(package, "") for package in ("trainer.report", *packages)]
     environment = jinja2.Environment(
-        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(package, "") for package in _PACKAGES]),
+        loader=jinja2.ChoiceLoader(loaders),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

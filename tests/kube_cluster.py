@@ -1,0 +1,60 @@
+"""The real kubectl and the command line, with a cluster of `kube_server`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kube_server import Kube, kube_server
+from trainer_process import error_line
+
+
+def minor_version() -> int:
+    """Return 32 for a kubectl 1.32, 0 without any."""
+    if shutil.which("kubectl") is None:
+        return 0
+    said = subprocess.run(["kubectl", "version", "--client", "-o", "json"], capture_output=True, check=True)
+    return int(json.loads(said.stdout)["clientVersion"]["minor"].rstrip("+"))
+
+
+# Older ones want a description of the server that is longer than the server here.
+needs_kubectl = pytest.mark.skipif(minor_version() < 27, reason="there is no kubectl of 1.27 or later")
+
+
+class Cluster:
+    """A server, and the command line that talks to it."""
+
+    def __init__(self, kube: Kube, config: Path) -> None:
+        self.kube = kube
+        # Nobody outside this machine is asked, whoever's it is.
+        self.environment = {
+            **os.environ,
+            "KUBECONFIG": str(config),
+            "HOME": str(config.parent),
+            "NO_GCE_CHECK": "true",
+            "DOCKER_HOST": f"unix://{config.parent}/nowhere",
+        }
+        self.environment.pop("GOOGLE_APPLICATION_CREDENTIALS", None)
+
+    def trainer(self, *arguments: str, answer: str = "") -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "trainer.cli", *arguments],
+            env=self.environment, input=answer, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+
+    def refused(self, *arguments: str, code: int = 2, **more: Any) -> str:
+        return error_line(self.trainer(*arguments, **more), code)
+
+
+@pytest.fixture(params=[pytest.param(None, marks=needs_kubectl)])
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    """A server of Kubernetes, and the command line that talks to it; skips where there is no kubectl."""
+    with kube_server(tmp_path) as (kube, config):
+        yield Cluster(kube, config)
