@@ -25,7 +25,9 @@ class CloudProject:
     quotas: dict[str, int] = field(default_factory=dict)
     """Limits of Vertex AI, by metric."""
     compute_quotas: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Limits and what is used of them, by metric."""
+    """Limits and what is used of them, by metric, of the region."""
+    global_quotas: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """The same of all regions together."""
 
     def answer(self, url: str, body: dict[str, Any]) -> Answer | None:
         """Return status and answer; None for what is none of these questions."""
@@ -37,7 +39,9 @@ class CloudProject:
              lambda found: self._account(found[2], body["permissions"])),
             (r"/v1beta1/projects/([^/]+)/services/aiplatform.googleapis.com/consumerQuotaMetrics/(.+)",
              self._quota),
-            (r"/compute/v1/projects/([^/]+)/regions/([^/]+)", lambda _: (200, self._region())),
+            (r"/compute/v1/projects/([^/]+)/regions/([^/]+)",
+             lambda _: (200, _quotas(self.region, self.compute_quotas))),
+            (r"/compute/v1/projects/([^/]+)", lambda _: (200, _quotas(self.name, self.global_quotas))),
         ):  # fmt: skip
             if (found := re.fullmatch(pattern, path)) is not None:
                 return answer(found) if found[1] == self.name else _nothing("Project not found.")
@@ -71,13 +75,14 @@ class CloudProject:
         ]
         return 200, {"metric": unquote(found[2]), "consumerQuotaLimits": [{"quotaBuckets": buckets}]}
 
-    def _region(self) -> dict[str, Any]:
-        quotas = [
-            {"metric": metric, "limit": float(limit), "usage": float(usage)}
-            for metric, (limit, usage) in self.compute_quotas.items()
-        ]
-        return {"name": self.region, "quotas": quotas}
-
 
 def _nothing(message: str) -> Answer:
     return 404, {"error": {"code": 404, "message": message}}
+
+
+def _quotas(name: str, quotas: dict[str, tuple[int, int]]) -> dict[str, Any]:
+    told = [
+        {"metric": metric, "limit": float(limit), "usage": float(usage)}
+        for metric, (limit, usage) in quotas.items()
+    ]
+    return {"name": name, "quotas": told}

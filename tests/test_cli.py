@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from trainer_process import trainer
 
 from trainer.cli.app import cache_folder, cli
+from trainer.cli.given import given_spec
 from trainer.cli.places import local_model, require_apart, require_unmoved
 from trainer.data.progress import SilentProgress
 from trainer.exits import UsageError
@@ -124,6 +125,37 @@ def test_a_wrong_command_line_is_a_usage_error(arguments: list[str], words: str)
     done = CliRunner().invoke(cli, arguments)
     assert done.exit_code == 2
     assert words in done.output
+
+
+@pytest.mark.parametrize(
+    ("sent", "words"),
+    [
+        ("", "is there and empty"),
+        ("train: {newer: 1}", "build the image anew"),
+        ("train: [", "Received: 'train: ['"),
+    ],
+)
+def test_a_spec_that_a_job_brought_along_and_is_none_is_told(sent: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=re.escape(words)):
+        given_spec(None, None, (), {}, None, tmp_path, sent)
+
+
+@pytest.mark.parametrize(
+    ("place", "hours", "words"),
+    [("docker", "2", "--deadline-hours is for gke"), ("gke", "nan", "is a number of hours. Received: nan")],
+)
+def test_a_deadline_that_nobody_keeps_is_refused(place: str, hours: str, words: str) -> None:
+    done = CliRunner().invoke(cli, ["submit", place, "--deadline-hours", hours, "--dry-run"])
+    assert isinstance(done.exception, UsageError)
+    assert words in str(done.exception)
+
+
+def test_the_pictures_beside_an_import_file_are_in_the_container(tmp_path: Path) -> None:
+    (tmp_path / "pets.csv").write_text("a.png,cat\n")
+    words = ["submit", "docker", "--data", str(tmp_path / "pets.csv"), "--accelerator", "cpu", "--dry-run"]
+    body = json.loads(CliRunner().invoke(cli, [*words, "--output", str(tmp_path / "runs")]).output)
+    mounts = {each["Source"]: each["ReadOnly"] for each in body["HostConfig"]["Mounts"]}
+    assert mounts == {str(tmp_path): True, str(tmp_path / "runs"): False}
 
 
 def test_without_tensorflow_the_command_says_what_brings_it(tmp_path: Path) -> None:

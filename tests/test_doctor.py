@@ -150,6 +150,11 @@ def test_a_cluster_that_has_all_is_ready(kube: tuple[Kube, dict[str, str]], vert
     ):
         assert state_of(done.stdout, name) == "ok", name
     assert "NVIDIA_L4_GPUS: 3, 3 asked for" in done.stdout
+    assert "all regions" not in done.stdout
+    vertex.project.global_quotas = {"GPUS_ALL_REGIONS": (8, 6)}
+    short = doctor(*words, **environment)
+    assert state_of(short.stdout, "quota in all regions") == "wrong"
+    assert "2 of GPUS_ALL_REGIONS, 3 asked for" in short.stdout
     assert "here, namespace trainer" in done.stdout
     assert "1 nodes with nvidia-l4" in done.stdout
     assert not [each for each in server.requests if each.startswith("POST") and "accessreview" not in each]

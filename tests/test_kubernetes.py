@@ -209,6 +209,7 @@ def test_the_spec_arrives_as_it_was_sent_and_the_job_names_the_run() -> None:
         ({"spec": spec_of(**{"data.source": "/home/me/photos"})}, "can't see the folders"),
         ({"image": "trainer:gpu"}, "can't see the images"),
         ({"is_spot": True, "spec": spec_of("train.grace_seconds=40")}, "15 s before it is taken away"),
+        ({"spec": spec_of("train.grace_seconds=900")}, "GKE gives a pod 580 s"),
         ({"place": "docker", "workers": 2}, "--workers is for gke and vertex"),
         ({"place": "docker", "schedule": "0 3 * * 1"}, "--schedule is for gke and vertex"),
         ({"place": "docker", "is_spot": True}, "--spot is for gke and vertex"),

@@ -196,8 +196,9 @@ def test_an_exponent_without_a_dot_is_a_number() -> None:
 def test_a_bad_file_is_refused_in_words(text: str, words: str, tmp_path: Path) -> None:
     path = tmp_path / "spec.yaml"
     path.write_text(text)
-    with pytest.raises(UsageError, match=words.replace("?", r"\?")):
+    with pytest.raises(UsageError, match=words.replace("?", r"\?")) as raised:
         load_spec(path)
+    assert "Received: " in str(raised.value)
 
 
 def test_what_an_option_replaces_should_have_been_right(tmp_path: Path) -> None:

@@ -247,6 +247,15 @@ def test_what_vertex_does_not_have_is_refused() -> None:
         custom_job(plan, Project("p", "europe-west4"))
 
 
+@pytest.mark.parametrize(
+    "given",
+    [{"service_account": "nobody"}, {"service_account": "a b@c"}, {"endpoint": "ftp://a"}, {"endpoint": "a"}],
+)
+def test_what_can_be_no_address_is_refused(given: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match=next(iter(given.values()))):
+        Project("p", "europe-west4", **given)
+
+
 ODD = (
     b"<html>Log in</html>", b"", b"[1]", b'{"customJobs": [1]}', b'{"customJobs": {"a": 1}}',
     b'{"customJobs": [{"displayName": "pets", "jobSpec": {}, "startTime": "never"}]}',

@@ -80,9 +80,9 @@ def _gke(given: dict[str, Any]) -> Iterator[Check]:
     yield from check_cluster(kubectl, account, given["queue"], wanted, not given["no_gke_labels"])
     yield from _bucket(given["output"])
     yield from _image(given["image"])
-    there = _project(given)
+    there = _project(given | {"service_account": None})  # which is the namespace's here
     if there is not None and wanted.count and (google := find_google(there.url)) is not None:
-        yield check_compute_quota(there, google, wanted, wanted.count * given["workers"], given["spot"])
+        yield from check_compute_quota(there, google, wanted, wanted.count * given["workers"], given["spot"])
 
 
 def _vertex(given: dict[str, Any]) -> Iterator[Check]:

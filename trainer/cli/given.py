@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from trainer import __version__
 from trainer.cli.places import absolute_source, local_path, require_apart
 from trainer.data.progress import SilentProgress
 from trainer.exits import DataError, UsageError
@@ -22,6 +23,22 @@ def _local_spec(uri: str, cache_dir: Path) -> Path:
         return local_path(uri, cache_dir, SilentProgress())
     except DataError as error:  # it is no data
         raise UsageError(str(error)) from None
+
+
+def _require_readable(sent: str) -> None:
+    """Raise UsageError for a spec that was sent along and says nothing, or what only others understand."""
+    if not sent.strip():
+        raise UsageError(
+            "The environment variable TRAINER_SPEC is there and empty; give it a spec, or unset it. "
+            f"Received: {sent!r}"
+        )
+    try:
+        load_spec(text=sent)
+    except UsageError as error:
+        raise UsageError(
+            f"{error} The job brought this spec along in TRAINER_SPEC, and this is trainer {__version__}: if "
+            "another version sent it, build the image anew."
+        ) from None
 
 
 def given_spec(
@@ -42,6 +59,8 @@ def given_spec(
     if sent is None and spec_path is None and recipe is None and overrides.get("data.source") is None:
         recipe = _DEMO
     path = _local_spec(spec_path, cache_dir) if spec_path is not None else None
+    if sent is not None:
+        _require_readable(sent)
     spec = load_spec(path, recipe, settings, overrides, sent)
     if spec.run_name is None and job_name is not None:
         try:

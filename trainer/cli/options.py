@@ -108,8 +108,8 @@ _JOB = (
         "--time-zone", metavar="NAME", default="Etc/UTC", show_default=True, help="Of the schedule."
     ),
     click.option(
-        "--deadline-hours", type=click.FloatRange(0.1, 24 * 28), default=24.0, show_default=True,
-        help="After which the job is ended.",
+        "--deadline-hours", type=click.FloatRange(0.1, 24 * 28),
+        help="After which the job is ended.  [default: 24]",
     ),
     _IMAGE_NAME,
     click.option("--prices", metavar="FILE", help="Prices that count instead of the list's."),

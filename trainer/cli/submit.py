@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from trainer.launch.vertex import Project
 
 _HOUR_SECONDS = 3600
+_USUAL_HOURS = 24.0
 _HANDED_ON = (EMULATOR, "NO_COLOR")
 
 
@@ -189,8 +190,7 @@ def _plan(place: Any, given: dict[str, Any], **more: Any) -> Plan:
     if "://" not in spec.output:
         # Written down as it is, a relative path would mean something else where the job runs.
         spec = spec.model_copy(update={"output": os.path.abspath(os.path.expanduser(spec.output))})
-    if not math.isfinite(given["deadline_hours"]):
-        raise UsageError(f"--deadline-hours is a number of hours. Received: {given['deadline_hours']}")
+    hours = _hours(place, given["deadline_hours"])
     prices = Path(given["prices"]) if given["prices"] else None
     return check_plan(
         Plan(
@@ -205,9 +205,21 @@ def _plan(place: Any, given: dict[str, Any], **more: Any) -> Plan:
             time_zone=given["time_zone"],
             accuracy_at_least=given["assert_accuracy_at_least"],
             **more,
-            deadline_seconds=round(given["deadline_hours"] * _HOUR_SECONDS),
+            deadline_seconds=round(hours * _HOUR_SECONDS),
         )
     )
+
+
+def _hours(place: str, said: float | None) -> float:
+    """Return after how many hours the job is ended. Raises UsageError."""
+    if said is not None and place == "docker":
+        raise UsageError(
+            "An engine ends no container by itself, `trainer cancel docker` does; --deadline-hours is for "
+            f"gke and vertex. Received: --deadline-hours {said:g} for docker"
+        )
+    if said is not None and not math.isfinite(said):
+        raise UsageError(f"--deadline-hours is a number of hours. Received: {said}")
+    return _USUAL_HOURS if said is None else said
 
 
 def _found(plan: Plan, project: Project | None = None) -> list[Check]:

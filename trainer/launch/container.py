@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import requests
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 
+from trainer.data.layouts.import_files import SUFFIXES as IMPORT_SUFFIXES
 from trainer.exits import StoppedError, TemporaryError, UsageError
-from trainer.launch.plan import RUN_NAME, SPEC, Plan, places_of
+from trainer.launch.plan import END_SECONDS, RUN_NAME, SPEC, Plan, places_of
 from trainer.launch.state import State, explain_code
 from trainer.storage.store import is_bucket, without_scheme
 
@@ -58,7 +59,7 @@ def container_of(plan: Plan, host: Host) -> dict[str, Any]:
         "User": host.user,
         "Env": [f"{name}={value}" for name, value in given.items()],
         "Labels": {LABEL: plan.name},
-        "StopTimeout": round(plan.spec.train.grace_seconds) + 20,
+        "StopTimeout": round(plan.spec.train.grace_seconds) + END_SECONDS,
         "HostConfig": {
             "Mounts": _mounts(plan, host),
             "ReadonlyRootfs": True,
@@ -75,8 +76,10 @@ def container_of(plan: Plan, host: Host) -> dict[str, Any]:
 def _mounts(plan: Plan, host: Host) -> list[dict[str, Any]]:
     mounts = []
     for place, is_written in places_of(plan.spec).items():
-        folder = without_scheme(place)
-        if folder.startswith("/"):
+        path = PurePosixPath(without_scheme(place))
+        # The rows of an import file name the pictures beside it.
+        folder = str(path.parent if path.suffix.lower() in IMPORT_SUFFIXES else path)
+        if path.is_absolute():
             mounts.append(_bind(folder, folder, is_read_only=not is_written))
     if _needs_credentials(plan, host):
         mounts.append(_bind(str(host.credentials), _CREDENTIALS, is_read_only=True))

@@ -21,6 +21,7 @@ _RIGHTS = (
     "aiplatform.customJobs.cancel", "logging.logEntries.list",
 )  # fmt: skip
 _ROLES = "whoever owns the project can give you roles/aiplatform.user and roles/logging.viewer"
+_OF_ALL_REGIONS = "GPUS_ALL_REGIONS"
 _ACT_AS = "iam.serviceAccounts.actAs"
 
 
@@ -62,27 +63,40 @@ def check_vertex_quota(
         for bucket in limit.get("quotaBuckets", ())
         if bucket.get("dimensions", {}).get("region", project.region) == project.region
     ]
-    return _enough(metric, limits[-1] if limits else None, many, project)
+    return _enough(metric, limits[-1] if limits else None, many, f"in {project.region}")
 
 
 def check_compute_quota(
     project: Project, google: Google, wanted: Accelerator, many: int, is_spot: bool
-) -> Check:
-    """Return whether the quota of Compute Engine in the region, where GKE has its nodes, is enough."""
+) -> Iterator[Check]:
+    """Yield whether the quotas of Compute Engine, where GKE has its nodes, are enough.
+
+    That of the region, and for GPUs that of all regions together, where a project has one.
+    """
     metric = f"{'PREEMPTIBLE_' if is_spot else ''}{wanted.compute_quota}"
     if not wanted.compute_quota:
-        return Check("quota", "unknown", f"Compute Engine's regions tell of none for {wanted.name}")
-    url = f"{project.at('compute')}/compute/v1/projects/{project.project}/regions/{project.region}"
+        yield Check("quota", "unknown", f"Compute Engine's regions tell of none for {wanted.name}")
+        return
+    whole = f"{project.at('compute')}/compute/v1/projects/{project.project}"
     try:
-        quotas: list[dict[str, Any]] = google.get(url).get("quotas", [])
+        free = _free(google, f"{whole}/regions/{project.region}", metric)
+        yield _enough(metric, free, many, f"in {project.region}")
+        free = _free(google, whole, _OF_ALL_REGIONS) if wanted.kind == "gpu" else None
+        if free is not None:
+            yield _enough(_OF_ALL_REGIONS, free, many, "in all regions")
     except TrainerError as error:
-        return unknown("quota", error)
+        yield unknown("quota", error)
+
+
+def _free(google: Google, url: str, metric: str) -> int | None:
+    """Return what a resource of Compute Engine has left of a quota; None if it tells of none."""
+    quotas: list[dict[str, Any]] = google.get(url).get("quotas", [])
     free = [int(each["limit"] - each.get("usage", 0)) for each in quotas if each.get("metric") == metric]
-    return _enough(metric, free[0] if free else None, many, project)
+    return free[0] if free else None
 
 
-def _enough(metric: str, limit: int | None, many: int, project: Project) -> Check:
-    name = f"quota in {project.region}"
+def _enough(metric: str, limit: int | None, many: int, where: str) -> Check:
+    name = f"quota {where}"
     if limit is None:
         return Check(name, "unknown", f"none is told for {metric}")
     if limit < 0 or limit >= many:  # -1 is no limit

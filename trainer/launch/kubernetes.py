@@ -12,7 +12,7 @@ from typing import Any
 from trainer import __version__
 from trainer.exits import EXIT_CODES
 from trainer.hosts.place import PORT, SERVICE, WORKERS
-from trainer.launch.plan import REPLICATED_JOB, RUN_NAME, SPEC, SPOT_GRACE_SECONDS, Plan
+from trainer.launch.plan import END_SECONDS, REPLICATED_JOB, RUN_NAME, SPEC, SPOT_GRACE_SECONDS, Plan
 from trainer.launch.state import JOB_LABEL, JOBSET_LABEL, OURS
 
 CONTAINER = "trainer"
@@ -155,7 +155,7 @@ def _job_spec(plan: Plan, cluster: Cluster) -> dict[str, Any]:
 
 
 def _pod(plan: Plan, cluster: Cluster) -> dict[str, Any]:
-    grace = SPOT_GRACE_SECONDS if plan.is_spot else int(plan.spec.train.grace_seconds) + 20
+    grace = SPOT_GRACE_SECONDS if plan.is_spot else int(plan.spec.train.grace_seconds) + END_SECONDS
     return {
         "restartPolicy": "Never",
         "serviceAccountName": cluster.service_account,

@@ -40,6 +40,10 @@ _IMAGES_OWN = (
 _HOUR_SECONDS = 3600
 SPOT_GRACE_SECONDS = 15
 """What GKE gives the pods of a spot machine."""
+END_SECONDS = 20
+"""What a process has beyond its grace, to end in."""
+_LONGEST_GRACE_SECONDS = 600 - END_SECONDS
+"""GKE waits ten minutes for the pods of a machine that is needed no more."""
 _WIDTH = 11
 
 
@@ -115,17 +119,23 @@ def check_plan(plan: Plan) -> Plan:
             f"{plan.accelerator.machine} comes as a spot machine or by flex-start only; add --spot. "
             f"Received: {plan.accelerator} on demand"
         )
-    if plan.place == "gke" and plan.is_spot and plan.spec.train.grace_seconds > SPOT_GRACE_SECONDS:
-        raise UsageError(
-            f"A spot machine gives a pod {SPOT_GRACE_SECONDS} s before it is taken away; lower "
-            f"train.grace_seconds. Received: {plan.spec.train.grace_seconds:g} s"
-        )
+    if plan.place == "gke":
+        _check_grace(plan)
     if len(plan.spec_text.encode()) > _LONGEST_SPEC_BYTES:
         raise UsageError(
             f"The spec is too long to be sent along; shorten its lists. Received: {len(plan.spec_text):,} "
             f"characters, {_LONGEST_SPEC_BYTES:,} at most"
         )
     return plan
+
+
+def _check_grace(plan: Plan) -> None:
+    longest = SPOT_GRACE_SECONDS if plan.is_spot else _LONGEST_GRACE_SECONDS
+    if plan.spec.train.grace_seconds > longest:
+        raise UsageError(
+            f"{'A spot machine' if plan.is_spot else 'GKE'} gives a pod {longest} s before it is taken away; "
+            f"lower train.grace_seconds. Received: {plan.spec.train.grace_seconds:g} s"
+        )
 
 
 def make_name(spec: RunSpec) -> str:

@@ -17,6 +17,8 @@ from trainer.launch.plan import RUN_NAME, SPEC, Plan
 
 _SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 LABELS = {"app": "trainer"}
+_EMAIL = r"[a-z0-9][a-z0-9._-]*@[a-z0-9][a-z0-9.-]*"
+_SERVER = r"https?://[^\s/@?#]+(/[^\s?#]*)?"
 _DISK = {"bootDiskSizeGb": 100}
 _RETRIES = {"maxRetryDuration": "0s"}
 """Of the schedule's request: one that is sent twice would be two jobs."""
@@ -38,8 +40,14 @@ class Project:
         for what, name, pattern in (
             ("project's ID has small letters, digits and -", self.project, r"[a-z0-9][a-z0-9.:-]*"),
             ("region is called as europe-west4", self.region, r"[a-z]+-[a-z]+[0-9]+"),
+            (
+                "service account is called as NAME@PROJECT.iam.gserviceaccount.com",
+                self.service_account,
+                _EMAIL,
+            ),
+            ("server for --endpoint is written as https://HOST", self.endpoint, _SERVER),
         ):
-            if not re.fullmatch(pattern, name):
+            if name is not None and not re.fullmatch(pattern, name):
                 raise UsageError(f"A {what}. Received: {name!r}")
 
     @property

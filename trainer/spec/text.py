@@ -79,7 +79,8 @@ def parse_mapping(text: str, where: str) -> dict[str, Any]:
     try:
         value = yaml.load(text, Loader=_Loader)
     except _NOT_YAML as error:
-        raise UsageError(f"{where} is not valid YAML: {_short(error)}") from None
+        said = f"{where} is not valid YAML: {_short(error)}. Received: {_line(text, error)}"
+        raise UsageError(said) from None
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -100,6 +101,13 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_plain(each) for each in value]
     return value
+
+
+def _line(text: str, error: Exception) -> str:
+    """Return the line that `error` is about, shortened; the first one if it doesn't say."""
+    mark = getattr(error, "problem_mark", None)
+    lines = text.splitlines() or [""]
+    return reprlib.repr(lines[min(mark.line, len(lines) - 1) if mark else 0])
 
 
 def _short(error: Exception) -> str:
