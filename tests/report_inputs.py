@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from trainer.data.items import Rejection
 from trainer.metrics import Predictions, compute_metrics
-from trainer.report import ReportInputs
+from trainer.report.inputs import ReportInputs
 from trainer.spec import dump_spec, load_spec
 
 Pixels = npt.NDArray[np.uint8]

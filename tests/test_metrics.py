@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.stats import binomtest
 
 from trainer.exits import DataError, UsageError
 from trainer.metrics import (
@@ -91,13 +92,9 @@ def test_metrics_of_three_classes_are_those_computed_by_hand() -> None:
 
 
 def test_interval_is_wilsons() -> None:
-    # Wilson 1927, with z = 1.959964: (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n).
-    z, share, count = 1.959964, 0.924, 1000
-    middle = share + z**2 / (2 * count)
-    half = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    low, high = wilson_interval(924, count)
-    assert low == pytest.approx((middle - half) / (1 + z**2 / count), abs=1e-6)
-    assert high == pytest.approx((middle + half) / (1 + z**2 / count), abs=1e-6)
+    for correct, count in ((924, 1000), (1, 3), (0, 7), (7, 7), (71_200, 100_000)):
+        expected = binomtest(correct, count).proportion_ci(confidence_level=0.95, method="wilson")
+        assert wilson_interval(correct, count) == pytest.approx((expected.low, expected.high), abs=1e-12)
     # The edges stay inside 0..1, where the simplest interval has no width at all.
     assert wilson_interval(5, 5) == pytest.approx((0.5655, 1.0), abs=1e-4)
     assert wilson_interval(0, 5) == pytest.approx((0.0, 0.4345), abs=1e-4)

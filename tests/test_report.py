@@ -23,7 +23,8 @@ from report_inputs import (
 from trainer.data.items import Rejection
 from trainer.exits import UsageError
 from trainer.metrics import Predictions
-from trainer.report import ReportInputs, write_report
+from trainer.report.inputs import ReportInputs
+from trainer.report.page import write_report
 from trainer.spec import dump_spec, load_spec
 
 

@@ -25,7 +25,9 @@ from trainer.hosts import Peers
 from trainer.metrics import Predictions, compute_metrics, write_predictions
 from trainer.printable import without_secrets
 from trainer.publish import publish
-from trainer.report import ReportInputs, Verdict, write_report
+from trainer.report.inputs import ReportInputs
+from trainer.report.page import write_report
+from trainer.report.verdict import Verdict
 from trainer.run_folder import (
     RunFolder,
     Start,

@@ -49,7 +49,7 @@ from trainer.spec import RunSpec, spec_digest
 from trainer.stop import Stop
 
 if TYPE_CHECKING:
-    from trainer.report import Verdict
+    from trainer.report.verdict import Verdict
 
 _END_SECONDS = 8.0
 _LESS_MEMORY = (

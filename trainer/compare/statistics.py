@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special
 
 from trainer.metrics import Predictions, wilson_interval
 
@@ -19,7 +19,7 @@ Floats = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
 LEVEL = 0.05
 """Below this a p-value is no longer chance, here as in most of science (Fisher 1925)."""
-_Z = float(stats.norm.ppf(1 - LEVEL / 2))
+_Z = float(special.ndtri(1 - LEVEL / 2))
 _RESAMPLES = 1000
 _AT_A_TIME = 4_000_000
 """Indices of resamples that are in memory at once."""
@@ -48,7 +48,7 @@ def exact_mcnemar(only_first: int, only_second: int) -> float:
     Under the null each of them is a coin's toss (McNemar 1947, the exact form); 1.0 where there is none.
     """
     count = only_first + only_second
-    return float(stats.binomtest(only_first, count, 0.5).pvalue) if count else 1.0
+    return min(1.0, 2 * float(special.bdtr(min(only_first, only_second), count, 0.5)))
 
 
 def paired_accuracies(only_first: int, only_second: int, count: int) -> Test:
@@ -69,6 +69,8 @@ def unpaired_accuracies(first: tuple[int, int], second: tuple[int, int]) -> Test
 
     Fisher's exact test, and the interval of Newcombe (1998, method 10), made of the Wilson intervals of both.
     """
+    from scipy import stats  # takes as long to load as a comparison, and pairs need none of it
+
     right, counts = (first[0], second[0]), (first[1], second[1])
     table = [[right[0], counts[0] - right[0]], [right[1], counts[1] - right[1]]]
     shares = [right[0] / counts[0], right[1] / counts[1]]
@@ -88,7 +90,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     if len(values) < 2:
         return mean, float("nan"), float("nan")
     deviation = float(np.std(values, ddof=1))
-    quantile = float(stats.t.ppf(1 - LEVEL / 2, len(values) - 1))
+    quantile = float(special.stdtrit(len(values) - 1, 1 - LEVEL / 2))
     return mean, deviation, quantile * deviation / float(np.sqrt(len(values)))
 
 
