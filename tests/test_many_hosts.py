@@ -18,6 +18,7 @@ import pytest
 from free_ports import addresses
 
 from trainer.checkpoint import list_checkpoints
+from trainer.metrics import read_predictions
 from trainer.publish import verify
 from trainer.storage.store import open_store
 
@@ -176,6 +177,22 @@ def test_a_finished_run_of_another_spec_is_refused_before_anyone_waits(pair: Pai
     alone = pair.start(calm.name, 1, addresses(2), "train.epochs=3")
     assert alone.end() == 2
     assert "train.epochs" in alone.text()
+
+
+def test_all_begin_with_the_weights_that_the_chief_has_read(pair: Pair) -> None:
+    hosts = addresses(1)
+    plain = ["model={family: plain, filters: [8]}", "train.epochs=2"]
+    first = pair.start("first", 0, hosts, *plain)
+    assert first.end() == 0, first.text()
+    # What changes no weight: each process answers for a share of the images.
+    still = [*plain, "optimizer.learning_rate=1e-12", f"train.start_from={pair.folder}/runs/first"]
+    hosts = addresses(2)
+    workers = [pair.start("warm", index, hosts, *still) for index in (0, 1)]
+    assert [each.end() for each in workers] == [0, 0], workers[0].text() + workers[1].text()
+    runs = [pair.folder / "runs" / name for name in ("first", "warm")]
+    before, after = (read_predictions(run / "predictions.csv") for run in runs)
+    for one, other in zip(before, after, strict=True):
+        assert np.abs(one.probabilities - other.probabilities).max() < 1e-5
 
 
 def test_one_that_never_comes_is_named(pair: Pair) -> None:

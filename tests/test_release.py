@@ -12,12 +12,13 @@ import pytest
 from conftest import draw_photo
 from trainer_process import QUICK, trainer
 
+from trainer.champion import CHAMPION, read_champion
 from trainer.exits import UsageError
 from trainer.metrics import Predictions
 from trainer.publish import publish, verify
 from trainer.release.challenge import Answers, Outcome, challenge, promote, rollback
-from trainer.release.champion import CHAMPION, read_champion, read_records
 from trainer.release.decision import Decision, decide
+from trainer.release.records import read_records
 from trainer.storage.store import Store, open_store
 
 CLASSES = ("cats", "dogs")

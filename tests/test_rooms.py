@@ -40,6 +40,8 @@ ROOMS = (
     "export",
     "predict",
     "publish",
+    "champion",
+    "warm_start",
     "run_folder",
     "run",
     "compare",

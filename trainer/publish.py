@@ -23,10 +23,12 @@ from trainer.exits import TemporaryError, TrainerError, UsageError
 from trainer.spec.schema import RUN_NAME
 from trainer.storage.checksums import as_text, file_crc32c
 from trainer.storage.local import explained, hash_file, is_temporary, sync_file
-from trainer.storage.store import Content, Entry, Store
+from trainer.storage.store import Content, Entry, Store, open_store
 
 MANIFEST = "MANIFEST.json"
 MARKER = "_SUCCESS"
+RETIRED = "_RETIRED"
+"""In the place of the marker, with its bytes: the run is withdrawn, and will be removed."""
 POINTER = "latest"
 SCHEMA = 1
 """Of the manifest; a reader refuses what it doesn't know."""
@@ -86,6 +88,27 @@ def latest_run(output: Store) -> str | None:
     """Return the name of the finished run that the pointer of `output` names, None if there is none."""
     name = named_run(output.read(POINTER))
     return name if name and is_finished(output.below(name)) else None
+
+
+def find_run(uri: str) -> Store:
+    """Return the store of the run at `uri`, which may end with the name of the pointer.
+
+    Raises UsageError for a pointer that names none.
+    """
+    parent, name = parent_of(uri)
+    if name != POINTER:
+        return open_store(uri)
+    output = open_store(parent)
+    run = latest_run(output)
+    if run is None:
+        raise UsageError(f"There is no pointer to a run. Received: {uri}")
+    return output.below(run)
+
+
+def parent_of(uri: str) -> tuple[str, str]:
+    """Return the place that holds `uri`, and its name there."""
+    parent, _, name = uri.rstrip("/").rpartition("/")
+    return parent or ("/" if uri.startswith("/") else "."), name
 
 
 def verify(run: Store) -> list[str]:

@@ -33,7 +33,9 @@ from trainer.run_folder import (
     Start,
     current_command,
     find_same_run,
+    find_start,
     read_precision,
+    read_started_from,
     require_complete,
     require_same_start,
     write_environment,
@@ -44,7 +46,8 @@ from trainer.spec import RunSpec, dump_spec
 from trainer.stop import Stop
 from trainer.storage.folders import replace_folder
 from trainer.storage.local import write_json
-from trainer.train import Learner, Observer, Saver, TrainResult, build_learner, train
+from trainer.train import Agreement, Learner, Observer, Saver, TrainResult, build_learner, train
+from trainer.warm_start import begin_with
 
 # 80 columns, less what a screen puts before a fact.
 _FOUND_WIDTH = 69
@@ -78,7 +81,7 @@ def run(
     scaled = _settled(_scaled(spec, cluster, dataset, screen), cluster, folder)
     steps = steps_per_epoch(len(dataset.train.labels), scaled.train.global_batch_size)
     learner = build_learner(scaled, len(dataset.class_names), steps, cluster)
-    start = _start(dataset, learner, scaled)
+    start = _begin(scaled, learner, dataset, cluster, folder, cache_dir, screen)
     if folder.newest_checkpoint:
         require_same_start(folder.path, start)
     _keep_dataset(dataset, folder, screen)
@@ -138,9 +141,24 @@ def _settled(spec: RunSpec, cluster: Cluster, folder: RunFolder) -> RunSpec:
     return spec.model_copy(update={"train": spec.train.model_copy(update={"precision": chosen})})
 
 
-def _start(dataset: Dataset, learner: Learner, scaled: RunSpec) -> Start:
-    batch, rate = scaled.train.global_batch_size, scaled.optimizer.learning_rate
-    return Start(dataset.digest, learner.precision, batch, rate)
+def _begin(
+    spec: RunSpec,
+    learner: Learner,
+    dataset: Dataset,
+    cluster: Cluster,
+    folder: RunFolder,
+    cache_dir: Path,
+    screen: Screen,
+) -> Start:
+    """Return what the run begins with, or began with; another run's weights, where wanted, are put in."""
+    is_new = cluster.is_chief and not folder.newest_checkpoint
+    run = find_start(folder.output, spec.train.start_from) if is_new else None
+    place = begin_with(learner, dataset.class_names, run, Agreement(cluster.peers), cache_dir, screen)
+    if place:
+        screen.on_fact("start", f"with the weights of {place}")
+    started_from = read_started_from(folder.path) if folder.newest_checkpoint else place
+    batch, rate = spec.train.global_batch_size, spec.optimizer.learning_rate
+    return Start(dataset.digest, learner.precision, batch, rate, started_from)
 
 
 def _train(

@@ -67,8 +67,7 @@ def evaluate_command(
 
 def verify_command(uri: str) -> None:
     """Say that a finished run is as it was published; raise DataError with what is wrong otherwise."""
-    from trainer.cli.places import find_run
-    from trainer.publish import verify
+    from trainer.publish import find_run, verify
     from trainer.storage.store import is_bucket
 
     run = find_run(uri)

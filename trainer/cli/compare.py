@@ -67,8 +67,8 @@ def tell(runs: Sequence[Run], comparisons: Sequence[Comparison], as_json: bool) 
 
 def read_runs(uris: Sequence[str]) -> list[Run]:
     """Return the runs at `uris`, each under another name. Raises UsageError, DataError, TemporaryError."""
-    from trainer.cli.places import find_run
     from trainer.compare.runs import read_metrics, read_run
+    from trainer.publish import find_run
     from trainer.storage.store import open_store
 
     names = _names(uris)

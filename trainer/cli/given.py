@@ -14,6 +14,7 @@ from trainer.cli.places import absolute_source, local_path, require_apart
 from trainer.data.progress import SilentProgress
 from trainer.exits import DataError, UsageError
 from trainer.spec import RunSpec, load_spec
+from trainer.spec.schema import CHAMPION, LATEST, SCRATCH
 
 _DEMO = "demo"
 
@@ -70,4 +71,7 @@ def given_spec(
     # Written down as it is, a relative path would mean something else in another folder.
     data_spec = spec.data.model_copy(update={"source": absolute_source(spec.data.source)})
     require_apart(data_spec.source, spec.output)
-    return spec.model_copy(update={"data": data_spec})
+    train_spec = spec.train
+    if train_spec.start_from not in (SCRATCH, LATEST, CHAMPION):
+        train_spec = train_spec.model_copy(update={"start_from": absolute_source(train_spec.start_from)})
+    return spec.model_copy(update={"data": data_spec, "train": train_spec})

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from trainer.data.progress import Progress
 from trainer.exits import UsageError
-from trainer.publish import POINTER, is_finished, latest_run
+from trainer.publish import find_run, is_finished, parent_of
 from trainer.run_folder.starts import STARTS
 from trainer.spec import RunSpec
 from trainer.storage.store import Store, is_bucket, open_store, split_uri, without_scheme
@@ -70,14 +70,14 @@ def local_model(uri: str, cache_dir: Path, progress: Progress) -> Path:
 
 def require_unmoved(spec_uri: str, spec: RunSpec) -> None:
     """Raise UsageError for the spec of a run that was moved, which would begin anew where it was before."""
-    parent, _ = _split(spec_uri)
+    parent, _ = parent_of(spec_uri)
     here = open_store(parent)
     if spec.run_name is None or here.find(STARTS) is None:
         return
     meant = open_store(spec.output).below(spec.run_name)
     if _is_same_place(here.uri, meant.uri):
         return
-    output, name = _split(here.uri if is_bucket(here.uri) else os.path.abspath(here.uri))
+    output, name = parent_of(here.uri if is_bucket(here.uri) else os.path.abspath(here.uri))
     raise UsageError(
         f"The run of this spec was moved or copied: its spec says {meant.uri}. To go on where it is now, add "
         f"--output {shlex.quote(output)} --run-name {shlex.quote(name)}; to begin another one, --run-name "
@@ -93,7 +93,7 @@ def _is_same_place(one: str, other: str) -> bool:
 
 def _require_whole(place: Store) -> None:
     """Raise UsageError for a run, or the model of one, that is at work at this moment or was given up."""
-    parent, name = _split(place.uri)
+    parent, name = parent_of(place.uri)
     run = open_store(parent) if name == "model" else place
     # Each start leaves a row before anything else; a spec beside a model may be anyone's.
     if run.find(STARTS) and not is_finished(run):
@@ -103,26 +103,8 @@ def _require_whole(place: Store) -> None:
         )
 
 
-def find_run(uri: str) -> Store:
-    """Return the store of the run at `uri`, which may end with the name of the pointer."""
-    parent, name = _split(uri)
-    if name != POINTER:
-        return open_store(uri)
-    output = open_store(parent)
-    run = latest_run(output)
-    if run is None:
-        raise UsageError(f"There is no pointer to a run. Received: {uri}")
-    return output.below(run)
-
-
 def output_of(uri: str) -> tuple[Store, str]:
     """Return the place of all runs in which the run at `uri` is, and its name there."""
     run = find_run(uri)
-    parent, name = _split(run.uri if is_bucket(run.uri) else os.path.abspath(run.uri))
+    parent, name = parent_of(run.uri if is_bucket(run.uri) else os.path.abspath(run.uri))
     return open_store(parent), name
-
-
-def _split(uri: str) -> tuple[str, str]:
-    """Return the place that holds `uri`, and its name there."""
-    parent, _, name = uri.rstrip("/").rpartition("/")
-    return parent or ("/" if uri.startswith("/") else "."), name

@@ -181,7 +181,7 @@ def _plan(place: Any, given: dict[str, Any], **more: Any) -> Plan:
     from trainer.cli.app import cache_folder
     from trainer.cli.given import given_spec
     from trainer.launch.accelerators import find_accelerator
-    from trainer.launch.plan import Plan, check_plan, make_name
+    from trainer.launch.plan import Plan, check_plan, make_name, with_price
 
     overrides = {"data.source": given["data"], "output": given["output"], "run_name": given["run_name"]}
     # A schedule may fire twice, or when nothing is new.
@@ -192,7 +192,7 @@ def _plan(place: Any, given: dict[str, Any], **more: Any) -> Plan:
         spec = spec.model_copy(update={"output": os.path.abspath(os.path.expanduser(spec.output))})
     hours = _hours(place, given["deadline_hours"])
     prices = Path(given["prices"]) if given["prices"] else None
-    return check_plan(
+    plan = check_plan(
         Plan(
             place=place,
             name=make_name(spec),
@@ -208,6 +208,7 @@ def _plan(place: Any, given: dict[str, Any], **more: Any) -> Plan:
             deadline_seconds=round(hours * _HOUR_SECONDS),
         )
     )
+    return with_price(plan)
 
 
 def _hours(place: str, said: float | None) -> float:

@@ -42,6 +42,7 @@ from trainer.run_folder import (
     borrow_run_folder,
     count_start,
     find_finished_run,
+    find_start,
     forget_start,
     open_run_folder,
 )
@@ -112,13 +113,14 @@ def _judge(
     """Ask what a published run, if there is one, is worth. Raises QualityError."""
     if folder is not None:
         _challenge(folder, spec, cache_dir, console)
+        _retire(folder, spec, console)
         _require_accuracy(folder, at_least)
 
 
 def _challenge(folder: RunFolder, spec: RunSpec, cache_dir: Path, console: Console) -> None:
     """Let the published run challenge the champion, if its spec says so and it didn't before."""
     from trainer.cli.release import challenge_champion
-    from trainer.release.champion import read_records
+    from trainer.release.records import read_records
 
     if not spec.publish.release:
         return
@@ -127,6 +129,22 @@ def _challenge(folder: RunFolder, spec: RunSpec, cache_dir: Path, console: Conso
         return
     outcome = challenge_champion(folder.output, folder.name, spec, cache_dir)
     console.on_fact("champion", f"{outcome.said}; see {folder.output.at(outcome.record)}")
+
+
+def _retire(folder: RunFolder, spec: RunSpec, console: Console) -> None:
+    """Let the runs go that publish.keep_runs doesn't keep; that this can't be done ends no run."""
+    from trainer.release.retention import keep_newest
+
+    if spec.publish.keep_runs is None:
+        return
+    try:
+        gone = keep_newest(folder.output, spec.publish.keep_runs)
+    except TrainerError as error:
+        console.on_message(f"Old runs could not be removed. {error}")
+        return
+    for what, names in (("retired", gone.retired), ("removed", gone.removed)):
+        if names:
+            console.on_fact(what, f"by publish.keep_runs: {', '.join(names)}")
 
 
 def _require_accuracy(folder: RunFolder, at_least: float | None) -> None:
@@ -152,6 +170,8 @@ def _lead(
     try:
         if not folder.finished:
             console.on_fact("run", folder.at(""))
+            if not folder.newest_checkpoint:
+                find_start(folder.output, spec.train.start_from)  # refused before the data are brought
         peers.share(json.dumps({"name": folder.name, "finished": folder.finished}).encode())
         if not folder.finished:
             _do(spec, folder, cache_dir, console, stop, peers)

@@ -63,6 +63,12 @@ class Run:
         return sum(float(row["seconds"]) for row in self.timings) if self.timings else None
 
     @property
+    def cost(self) -> float | None:
+        """US dollars of its training, where its spec says what its machines cost; None if it doesn't."""
+        price = (self.spec.get("publish") or {}).get("usd_per_hour")
+        return float(price) * self.seconds / 3600 if price and self.seconds else None
+
+    @property
     def images_per_second(self) -> float | None:
         """The median of its epochs; None if it isn't known."""
         rates = [float(row["images_per_second"]) for row in self.timings if row.get("images_per_second")]

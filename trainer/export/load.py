@@ -52,7 +52,7 @@ class LoadedModel:
 def load_model(path: Path) -> LoadedModel:
     """Return the model at `path`, a run folder or a model folder. Raises UsageError."""
     folder = _model_folder(path)
-    about = _read_about(folder)
+    about = read_description(folder)
     try:
         loaded = tf.saved_model.load(str(folder))
         signatures = {name: loaded.signatures[name] for name in ("serving_default", "pixels")}
@@ -104,7 +104,11 @@ def _model_folder(path: Path) -> Path:
     raise UsageError(f"This is not a run or a model of this program. {_NEED} Received: {path}")
 
 
-def _read_about(folder: Path) -> dict[str, Any]:
+def read_description(folder: Path) -> dict[str, Any]:
+    """Return what the SavedModel in `folder` says of itself: class_names, image_size, and so on.
+
+    Raises UsageError for one that this program didn't export, or in a form that it no longer reads.
+    """
     try:
         about: dict[str, Any] = json.loads((folder / "assets" / "model.json").read_text(encoding="utf-8"))
         version = about["format_version"]

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import re
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
-
-from cronsim import CronSim, CronSimError
 
 from trainer.exits import UsageError
 from trainer.launch.accelerators import Accelerator
+from trainer.launch.schedule import check_schedule
 from trainer.printable import without_secrets
 from trainer.spec import RunSpec, dump_spec
+from trainer.spec.schema import CHAMPION, LATEST, SCRATCH
 from trainer.storage.store import GS, is_bucket, without_scheme
 
 Place = Literal["docker", "gke", "vertex"]
@@ -99,7 +99,7 @@ def check_plan(plan: Plan) -> Plan:
     """Return `plan`. Raises UsageError for what its place would refuse, or what could not work there."""
     _check_names(plan)
     if plan.schedule is not None:
-        _check_schedule(plan.schedule, plan.time_zone)
+        check_schedule(plan.schedule, plan.time_zone)
     if plan.workers > 1 and plan.accelerator.kind == "tpu":
         raise UsageError(
             "A TPU is trained on by one process, which reaches all its chips; leave --workers at 1. "
@@ -136,6 +136,15 @@ def _check_grace(plan: Plan) -> None:
             f"{'A spot machine' if plan.is_spot else 'GKE'} gives a pod {longest} s before it is taken away; "
             f"lower train.grace_seconds. Received: {plan.spec.train.grace_seconds:g} s"
         )
+
+
+def with_price(plan: Plan) -> Plan:
+    """Return `plan` with the list price in its spec, for comparisons of what came of it; not over another."""
+    price = None if plan.place == "docker" else plan.cost_per_hour()
+    if price is None or plan.spec.publish.usd_per_hour is not None:
+        return plan
+    publish = plan.spec.publish.model_copy(update={"usd_per_hour": round(price, 4)})
+    return replace(plan, spec=plan.spec.model_copy(update={"publish": publish}))
 
 
 def make_name(spec: RunSpec) -> str:
@@ -202,41 +211,6 @@ def _check_names(plan: Plan) -> None:
         )
 
 
-def _check_schedule(schedule: str, time_zone: str) -> None:
-    from datetime import datetime
-    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
-
-    try:
-        zone = ZoneInfo(time_zone)
-        if time_zone not in available_timezones() - {"localtime", "posixrules", "Factory"}:
-            raise ZoneInfoNotFoundError(time_zone)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise UsageError(
-            "There is no such time zone; they are called Etc/UTC or America/Sao_Paulo. "
-            f"Received: {time_zone!r}"
-        ) from None
-    try:
-        _check_fields(schedule)
-        next(CronSim(schedule, datetime.now(zone)))
-    except (CronSimError, StopIteration) as error:
-        raise UsageError(
-            f"A schedule has cron's five fields: minute, hour, day, month and day of the week, as 0 3 * * 1. "
-            f"Received: {schedule!r}{f', {error}' if str(error) else ', which never comes'}"
-        ) from None
-
-
-def _check_fields(schedule: str) -> None:
-    """Raise CronSimError for what Kubernetes or Cloud Scheduler know otherwise, or not at all."""
-    fields = schedule.split()
-    if len(fields) != len(["minute", "hour", "day", "month", "weekday"]):
-        raise CronSimError("it has another number of fields")
-    names = [r"\d+"] * 3 + [r"(\d+|[A-Za-z]{3})", r"([0-6]|[A-Za-z]{3})"]
-    for field, name in zip(fields, names, strict=True):
-        part = rf"(\*|{name}(-{name})?)(/\d+)?"
-        if not re.fullmatch(rf"{part}(,{part})*", field):
-            raise CronSimError(f"{field} is none of a number, a range, a list or *; Sunday is 0")
-
-
 def _check_engine(plan: Plan) -> None:
     """Raise UsageError for what an engine doesn't know."""
     for option, is_given in (
@@ -258,8 +232,10 @@ def _check_engine(plan: Plan) -> None:
 
 def places_of(spec: RunSpec) -> dict[str, bool]:
     """Return every place that a run of `spec` uses, with whether it writes there."""
-    test_data = [spec.publish.test_data] if spec.publish.test_data else []
-    return {spec.data.source: False, **dict.fromkeys(test_data, False), spec.output: True}
+    read = [spec.data.source, *([spec.publish.test_data] if spec.publish.test_data else [])]
+    if spec.train.start_from not in (SCRATCH, LATEST, CHAMPION):
+        read.append(spec.train.start_from)
+    return dict.fromkeys(read, False) | {spec.output: True}
 
 
 def _check_reachable(plan: Plan) -> None:

@@ -11,11 +11,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from trainer.champion import Champion, read_champion, read_pointer, restore_champion, swap_champion
 from trainer.exits import UsageError
 from trainer.metrics import Predictions
 from trainer.publish import is_finished
-from trainer.release.champion import keep_record, read_champion, read_pointer, read_records, swap_champion
 from trainer.release.decision import Decision, decide
+from trainer.release.records import champion_before, keep_record
 from trainer.storage.store import Store
 
 Answers = Callable[[str, str], tuple[Predictions, Predictions, str]]
@@ -50,7 +51,7 @@ def challenge(output: Store, name: str, min_gain: float, max_class_loss: float, 
             of_champion, of_challenger, images = answers(champion.name, name)
             decision = decide(of_champion, of_challenger, min_gain, max_class_loss)
         is_released = decision is None or decision.is_released
-        if is_released and not swap_champion(output, name, champion.version):
+        if is_released and not _enthrone(output, name, champion):
             continue  # another one was faster: that one is to be beaten
         return _told(output, name, champion.name or None, decision, images)
 
@@ -60,7 +61,7 @@ def promote(output: Store, name: str) -> Outcome:
     _require_finished(output, name)
     while True:
         before = read_pointer(output)
-        if swap_champion(output, name, before.version):
+        if _enthrone(output, name, before):
             values = {"replaced": before.name or None, "is_released": True}
             record = keep_record(output, "forced", name, values)
             return Outcome(True, f"{name} is the champion now, by force", record)
@@ -70,25 +71,29 @@ def rollback(output: Store) -> Outcome:
     """Give the pointer back to the champion before this one. Raises UsageError if there is none."""
     while True:
         champion = read_champion(output)
-        before = _before(output, champion.name)
+        before = champion_before(output, champion.name)
         if before is None or not is_finished(output.below(before)):
             raise UsageError(
                 "There is no earlier champion to go back to; `trainer promote RUN --force` names another. "
                 f"Received: champion {champion.name or 'none'}, before it {before or 'none'} in {output.uri}"
             )
-        if swap_champion(output, before, champion.version):
+        if _enthrone(output, before, champion):
             values = {"replaced": champion.name, "is_released": True}
             record = keep_record(output, "rollback", before, values)
             return Outcome(True, f"{before} is the champion again, in the place of {champion.name}", record)
 
 
-def _before(output: Store, name: str) -> str | None:
-    """Return whose place the champion `name` took when it was released; going back leads further back."""
-    for record in reversed(read_records(output)):
-        if record["run"] == name and record.get("is_released") and record["kind"] != "rollback":
-            replaced = record.get("replaced")
-            return str(replaced) if replaced else None
-    return None
+def _enthrone(output: Store, name: str, before: Champion) -> bool:
+    """Let the pointer name `name` if it is still as it was read `before`; return whether it was.
+
+    Raises UsageError if the run was retired meanwhile, and gives the pointer back: who retires a run looks
+    at the pointer afterwards, and who moves the pointer looks at the run afterwards: one of them sees it.
+    """
+    version = swap_champion(output, name, before.version)
+    if version is not None and not is_finished(output.below(name)):
+        restore_champion(output, before, version)
+        _require_finished(output, name)
+    return version is not None
 
 
 def _told(output: Store, name: str, champion: str | None, decision: Decision | None, images: str) -> Outcome:

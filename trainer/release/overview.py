@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from trainer.champion import read_pointer
 from trainer.compare.runs import HELD_OUT
-from trainer.publish import MANIFEST, is_finished, latest_run
-from trainer.release.champion import read_pointer
+from trainer.publish import MANIFEST, RETIRED, is_finished, latest_run
 from trainer.storage.store import Store
 
 _DIGITS = 12
@@ -24,7 +24,7 @@ class Row:
 
     name: str
     state: str
-    """finished or unfinished."""
+    """finished, unfinished, or retired: withdrawn, and soon removed."""
     published: str
     """In UTC, as 2026-11-27 03:00; empty if it isn't."""
     data: str
@@ -50,7 +50,7 @@ def _row(run: Store, name: str, champion: str, latest: str | None) -> Row:
     accuracy = next((metrics[key] for split in HELD_OUT if (key := f"{split}/accuracy") in metrics), None)
     return Row(
         name=name,
-        state="finished" if is_done else "unfinished",
+        state="finished" if is_done else "retired" if run.find(RETIRED) else "unfinished",
         published=str(_json(run, MANIFEST).get("published", ""))[:16].replace("T", " ") if is_done else "",
         data=str(dataset.get("digest", "")).removeprefix("sha256:")[:_DIGITS],
         accuracy=float(accuracy) if is_done and accuracy is not None else None,

@@ -4,12 +4,14 @@ from trainer.run_folder.files import (
     Start,
     current_command,
     read_precision,
+    read_started_from,
     require_complete,
     require_same_start,
     write_environment,
     write_rejected,
 )
 from trainer.run_folder.folder import RunFolder, borrow_run_folder, find_finished_run, open_run_folder
+from trainer.run_folder.start_from import find_start
 from trainer.run_folder.starts import count_start, forget_start
 from trainer.run_folder.unchanged import find_same_run
 
@@ -21,9 +23,11 @@ __all__ = [
     "current_command",
     "find_finished_run",
     "find_same_run",
+    "find_start",
     "forget_start",
     "open_run_folder",
     "read_precision",
+    "read_started_from",
     "require_complete",
     "require_same_start",
     "write_environment",

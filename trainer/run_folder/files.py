@@ -48,6 +48,8 @@ class Start:
     """That of the steps: with train.scale_batch it follows from the machines."""
     learning_rate: float | None = None
     """Before its schedule; it follows from the batch, and so is written down and not compared."""
+    started_from: str = ""
+    """The run whose weights it began with; empty for fresh ones."""
 
 
 def require_same_start(path: Path, start: Start) -> None:
@@ -81,6 +83,11 @@ def read_precision(path: Path) -> str | None:
     """Return 'float32' or 'bfloat16', which the run at `path` began with; None if it doesn't say."""
     precision = _read_json(path / "environment.json").get("precision")
     return precision if precision in ("float32", "bfloat16") else None
+
+
+def read_started_from(path: Path) -> str:
+    """Return the run whose weights the run at `path` began with; empty for fresh ones."""
+    return str(_read_json(path / "environment.json").get("started_from") or "")
 
 
 def require_complete(path: Path) -> None:
@@ -121,6 +128,7 @@ def write_environment(
         "precision": start.precision,
         "global_batch_size": start.global_batch_size,
         "learning_rate": start.learning_rate,
+        "started_from": start.started_from,
         "seed": spec.seed,
         "spec_digest": spec_digest(spec),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),

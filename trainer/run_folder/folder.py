@@ -16,7 +16,7 @@ from pathlib import Path
 from trainer.data.progress import Progress, SilentProgress
 from trainer.exits import TemporaryError, UsageError
 from trainer.publish import MANIFEST, MARKER, is_finished, require_unchanged
-from trainer.run_folder.refusals import SPEC, require_place, require_run, require_same_spec
+from trainer.run_folder.refusals import SPEC, require_kept, require_place, require_run, require_same_spec
 from trainer.run_folder.starts import STARTS
 from trainer.spec import RunSpec, dump_spec, spec_digest
 from trainer.storage.folder import FolderStore
@@ -131,6 +131,7 @@ def open_run_folder(
     run = output.below(name)
     require_place(output, name)
     require_unchanged(run)
+    require_kept(run)
     if is_finished(run):
         return _finished(output, name, spec, fresh)
     output.require_writable()

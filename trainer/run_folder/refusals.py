@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from trainer.exits import UsageError
-from trainer.publish import POINTER
+from trainer.publish import POINTER, RETIRED, is_finished
 from trainer.run_folder.starts import STARTS
 from trainer.spec import RunSpec, parse_spec, spec_changes
 from trainer.storage.folder import FolderStore
@@ -34,6 +34,15 @@ def require_place(output: Store, name: str) -> None:
                 f"elsewhere. Received: {output.uri}, and {place.uri} is a run"
             )
     _require_pointer(output)
+
+
+def require_kept(run: Store) -> None:
+    """Raise UsageError for a run that was withdrawn, as there are enough newer ones."""
+    if run.find(RETIRED) is not None and not is_finished(run):
+        raise UsageError(
+            "The run was finished, and is withdrawn since publish.keep_runs keeps newer ones; choose another "
+            f"--run-name. Received: {run.uri}"
+        )
 
 
 def require_run(run: Store, name: str) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from trainer.spec.checked import Checked, Fraction
+from trainer.spec.checked import Checked, Count, Fraction, Positive
 
 
 class PublishSpec(Checked):
@@ -23,3 +23,7 @@ class PublishSpec(Checked):
     """What a challenger has to gain in accuracy, besides that it is more than chance."""
     max_class_loss: Fraction = 0.05
     """What a class may lose of its recall at most, for all that the others gain."""
+    keep_runs: Count | None = None
+    """How many of the newest finished runs stay, besides the champion and the one before it; None is all."""
+    usd_per_hour: Positive | None = None
+    """What all its machines cost, for comparisons of runs; `trainer submit` sets the list price."""

@@ -148,10 +148,16 @@ class CheckpointSpec(Checked):
     """The most steps that are done twice; one is begun after half of them, to be safe by then."""
 
 
+SCRATCH, LATEST, CHAMPION = "scratch", "latest", "champion"
+"""What `train.start_from` may say besides a run's place."""
+
+
 class TrainSpec(Checked):
     """How long, how exact and on what."""
 
     epochs: Count = 20
+    start_from: str = Field(SCRATCH, min_length=1)
+    """Whose weights it begins with: fresh ones, those of the latest run or of the champion, or of a run's."""
     global_batch_size: Count = 32
     """Images in a step, whatever the number of devices that share them."""
     scale_batch: bool = False

@@ -42,6 +42,14 @@ class Learner:
             target.assign(source)
         return self.inference_model
 
+    def take_inference_weights(self) -> None:
+        """Copy the weights of the inference model into the one in training, and into their average."""
+        copies = [[each.value for each in self.model.weights]]
+        copies += [self.average.shadows] if self.average else []
+        for targets in copies:
+            for target, source in zip(targets, self.inference_model.weights, strict=True):
+                target.assign(source)
+
     def is_finite(self) -> bool:
         """Return whether all weights are numbers."""
         return all(np.isfinite(weight.numpy()).all() for weight in self.model.weights)

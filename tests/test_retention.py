@@ -1,0 +1,131 @@
+"""Which runs stay, and that none goes that somebody needs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from test_release import between, finished
+
+from trainer.champion import CHAMPION, read_champion
+from trainer.exits import UsageError
+from trainer.metrics import Predictions
+from trainer.publish import MARKER, RETIRED, is_finished, latest_run
+from trainer.release.challenge import challenge, promote, rollback
+from trainer.release.overview import overview
+from trainer.release.retention import keep_newest
+from trainer.run_folder import open_run_folder
+from trainer.spec import load_spec
+from trainer.storage.lease import take_lease
+from trainer.storage.store import Store, open_store
+
+NOW = datetime(2026, 1, 2, 3, 4, 5)
+
+
+@pytest.fixture
+def output(either_store: Store, tmp_path: Path) -> Store:
+    """Five finished runs, the first of which was the champion, the second is, and one that isn't finished."""
+    for name in ("one", "two", "three", "four", "five"):
+        finished(either_store, tmp_path / "local", name)
+        if name in ("one", "two"):
+            promote(either_store, name)
+    either_store.write("six/spec.yaml", b"")
+    return either_store
+
+
+def names_of(output: Store) -> set[str]:
+    return {entry.name.partition("/")[0] for entry in output.entries() if "/" in entry.name} - {"releases"}
+
+
+def test_the_newest_the_champion_and_the_one_before_it_stay(output: Store) -> None:
+    gone = keep_newest(output, 1)
+    assert (gone.retired, gone.removed) == (("four", "three"), ())
+    assert {name for name in names_of(output) if is_finished(output.below(name))} == {"one", "two", "five"}
+    # Who began to read them before still finds every file; nobody begins now.
+    assert output.read("three/metrics.json")
+    output.write("three/spec.yaml", b"")  # by which runs are found
+    states = {row.name: row.state for row in overview(output)}
+    assert states["three"] == "retired"
+    assert rollback(output).is_champion
+
+
+def test_a_retired_run_is_removed_once_its_readers_are_done(output: Store) -> None:
+    keep_newest(output, 2)
+    assert keep_newest(output, 2).removed == ()
+    assert "three" in names_of(output)
+    gone = keep_newest(output, 2, read_seconds=0)
+    assert (gone.retired, gone.removed) == ((), ("three",))
+    assert names_of(output) == {"one", "two", "four", "five", "six"}
+    assert latest_run(output) == "five"
+    assert not (Path(output.uri) / "three").exists()
+
+
+def test_what_another_process_works_on_is_left_alone(output: Store) -> None:
+    lease = take_lease(output, ".three.lease", lambda words: None, expiry_seconds=1.0)
+    try:
+        assert keep_newest(output, 1, read_seconds=0).retired == ("four",)
+    finally:
+        lease.release()
+    assert is_finished(output.below("three"))
+
+
+def test_what_a_crash_left_half_retired_is_seen_to(output: Store) -> None:
+    for name in ("three", "five"):
+        output.write(f"{name}/{RETIRED}", b"")
+    keep_newest(output, 1)
+    assert output.read(f"three/{MARKER}") is None
+    assert is_finished(output.below("five"))
+    assert output.read(f"five/{RETIRED}") is None
+
+
+def test_a_run_that_is_withdrawn_is_not_begun_again_and_is_no_champion(output: Store, tmp_path: Path) -> None:
+    keep_newest(output, 1)
+    spec = load_spec(recipe="demo", overrides={"output": output.uri, "run_name": "three"})
+    with pytest.raises(UsageError, match=r"publish\.keep_runs keeps newer ones"):
+        open_run_folder(spec, NOW, tmp_path / "cache")
+    with pytest.raises(UsageError, match="Only a finished run"):
+        promote(output, "three")
+    assert read_champion(output).name == "two"
+
+
+def test_a_run_is_never_both_champion_and_withdrawn(tmp_path: Path) -> None:
+    output = open_store(str(tmp_path / "runs"))
+    for number in range(20):
+        for name in (f"old-{number}", f"new-{number}"):
+            finished(output, tmp_path / "local", name)
+        at_once(
+            lambda number=number: promote(open_store(output.uri), f"old-{number}"),
+            lambda: keep_newest(open_store(output.uri), 1),
+        )
+        if output.read(CHAMPION) is not None:
+            assert is_finished(output.below(read_champion(output).name))
+
+
+def test_a_challenger_that_is_withdrawn_while_it_is_judged_is_no_champion(output: Store) -> None:
+    def ask(champion: str, challenger: str) -> tuple[Predictions, Predictions, str]:
+        keep_newest(output, 1)
+        return between({"two": 0.6, "three": 0.9})(champion, challenger)
+
+    with pytest.raises(UsageError, match="Only a finished run"):
+        challenge(output, "three", 0.0, 0.05, ask)
+    assert read_champion(output).name == "two"
+
+
+def at_once(*works: Callable[[], object]) -> None:
+    """Do all of them in threads of their own; that a run is refused is no failure."""
+    gate = threading.Barrier(len(works))
+
+    def do(work: Callable[[], object]) -> None:
+        gate.wait(20)
+        with suppress(UsageError):
+            work()
+
+    threads = [threading.Thread(target=do, args=(work,)) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()

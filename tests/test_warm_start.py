@@ -1,0 +1,83 @@
+"""A run that begins with the weights of another one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_release import finished
+from trainer_process import QUICK, error_line, trainer
+
+from trainer.champion import CHAMPION
+from trainer.exits import UsageError
+from trainer.metrics import read_predictions
+from trainer.release.challenge import promote
+from trainer.run_folder import find_start
+from trainer.storage.store import Store
+
+STILL = ["--set", "optimizer.learning_rate=1e-12", "--set", "train.epochs=1"]
+"""What changes no weight."""
+
+
+def test_which_run_is_meant(either_store: Store, tmp_path: Path) -> None:
+    for name in ("latest", "champion", "scratch"):
+        assert find_start(either_store, name) is None  # as for a schedule's first run
+    for name in ("one", "two"):
+        finished(either_store, tmp_path / "local", name)
+    promote(either_store, "one")
+    meant = {"scratch": None, "latest": "two", "champion": "one", either_store.at("one"): "one",
+             either_store.at("latest"): "two"}  # fmt: skip
+    for start_from, name in meant.items():
+        run = find_start(either_store, start_from)
+        assert (run and run.uri) == (name and either_store.below(name).uri), start_from
+    either_store.write("begun/spec.yaml", b"")
+    with pytest.raises(UsageError, match="the folder of a finished run"):
+        find_start(either_store, either_store.at("begun"))
+    either_store.write(CHAMPION, b"gone\n")
+    with pytest.raises(UsageError, match="names no finished run"):
+        find_start(either_store, "champion")
+
+
+@pytest.mark.engine
+def test_a_run_begins_with_the_weights_of_another_one(photos: Path, tmp_path: Path) -> None:
+    output = tmp_path / "runs"
+
+    def words(name: str, *more: str) -> list[str | Path]:
+        return ["train", "--data", photos, "--output", output, "--run-name", name, *QUICK, *more]
+
+    first = trainer(*words("first", "--set", "train.start_from=latest"), cache=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert "with the weights of" not in first.stdout
+    for name, more in (
+        ("average", ["--set", "train.start_from=latest", "--set", "train.ema_decay=0.9"]),
+        ("by-path", ["--set", f"train.start_from={output}/first"]),
+    ):
+        done = trainer(*words(name, *STILL, *more), cache=tmp_path)
+        assert f"with the weights of {output}/" in done.stdout, done.stderr
+        before, after = (read_predictions(output / each / "predictions.csv") for each in ("first", name))
+        for one, other in zip(before, after, strict=True):
+            assert np.abs(one.probabilities - other.probabilities).max() < 1e-6, name
+        environment = json.loads((output / name / "environment.json").read_text())
+        assert environment["started_from"].startswith(f"{output}/")
+        assert "Began with" in (output / name / "report.html").read_text()
+    fresh = trainer(*words("fresh", *STILL), cache=tmp_path)
+    assert "with the weights of" not in fresh.stdout
+    before, after = (read_predictions(output / each / "predictions.csv") for each in ("first", "fresh"))
+    assert np.abs(before[0].probabilities - after[0].probabilities).max() > 1e-3
+
+    def refused(*more: str) -> str:
+        return error_line(trainer(*words("refused", *more), cache=tmp_path), 2)
+
+    assert "of the same network only" in refused(
+        "--set", "train.start_from=latest", "--set", "model.filters=[4]"
+    )
+    (output / CHAMPION).write_text("gone\n")
+    assert "names no finished run" in refused("--set", "train.start_from=champion")
+    shutil.copytree(photos, tmp_path / "other")
+    (tmp_path / "other" / "discs").rename(tmp_path / "other" / "rings")
+    other = ["train", "--data", tmp_path / "other", "--output", output, "--run-name", "other", *QUICK]
+    said = error_line(trainer(*other, "--set", "train.start_from=latest", cache=tmp_path), 2)
+    assert "Received: discs, rings in one of" in said

@@ -1,0 +1,32 @@
+"""Which finished run a new one begins with.
+
+In: the store of all runs, and what train.start_from says. Out: the store of that run, or none.
+"""
+
+from __future__ import annotations
+
+from trainer.champion import read_champion
+from trainer.exits import UsageError
+from trainer.publish import find_run, is_finished, latest_run
+from trainer.spec.schema import CHAMPION, LATEST, SCRATCH
+from trainer.storage.store import Store
+
+
+def find_start(output: Store, start_from: str) -> Store | None:
+    """Return the finished run that a new one of `output` begins with; None for fresh weights.
+
+    Where there is no latest run or no champion yet, weights are fresh: so a schedule's first run begins.
+    Raises UsageError for a run that isn't there or isn't finished.
+    """
+    if start_from == SCRATCH:
+        return None
+    if start_from in (LATEST, CHAMPION):
+        name = latest_run(output) if start_from == LATEST else read_champion(output).name
+        return output.below(name) if name else None
+    run = find_run(start_from)
+    if not is_finished(run):
+        raise UsageError(
+            "train.start_from is scratch, latest, champion, or the folder of a finished run. "
+            f"Received: {run.uri}"
+        )
+    return run

@@ -1,0 +1,71 @@
+"""The weights that a run begins with, where they are those of another run.
+
+In: that run. Out: the weights of its model, as it was exported, in a learner that hasn't begun; optimizer,
+schedule and everything else are new.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+from trainer.data.bucket import fetch_bucket
+from trainer.data.progress import Progress
+from trainer.exits import UsageError
+from trainer.export.load import read_description
+from trainer.storage.store import Store, is_bucket
+from trainer.train import Agreement, Learner
+
+_MOST_BYTES = 1 << 40
+_VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
+
+
+def begin_with(
+    learner: Learner,
+    class_names: tuple[str, ...],
+    run: Store | None,
+    agreement: Agreement,
+    cache_dir: Path,
+    progress: Progress,
+) -> str:
+    """Put the weights of the chief's `run` into the learners of all processes; return its place, "" for none.
+
+    Raises UsageError for a model of other classes or another network.
+    """
+    if run is not None:
+        uri = run.below("model").uri
+        folder = fetch_bucket(uri, cache_dir, _MOST_BYTES, progress) if is_bucket(uri) else Path(uri)
+        _require_same_classes(class_names, folder)
+        _restore(learner.inference_model, folder)
+    place = agreement.state(learner.answering_variables(), None if run is None else run.uri)
+    if place is not None:
+        learner.take_inference_weights()
+    return place or ""
+
+
+def _require_same_classes(class_names: tuple[str, ...], folder: Path) -> None:
+    before = tuple(read_description(folder)["class_names"])
+    if before != class_names:
+        differing = sorted(set(before) ^ set(class_names)) or ["another order"]
+        raise UsageError(
+            "A run can begin with the weights of a model of the same classes only; train.start_from: scratch "
+            f"begins without. Received: {', '.join(differing)[:200]} in one of the data and {folder}"
+        )
+
+
+def _restore(model: keras.Model, folder: Path) -> None:
+    """Put the variables of the SavedModel in `folder` into `model`. Raises UsageError if it is another."""
+    path = str(folder / "variables" / "variables")
+    try:
+        saved = [name for name, _ in tf.train.list_variables(path) if name.endswith(_VALUE)]
+        if len(saved) != len(model.weights):
+            raise ValueError(f"{len(saved)} variables instead of {len(model.weights)}")
+        tf.train.Checkpoint(model=model).read(path).assert_existing_objects_matched()
+    except (ValueError, AssertionError, tf.errors.OpError) as error:
+        raise UsageError(
+            "A run can begin with the weights of the same network only: give model.family and its settings "
+            f"as that run has them, or train.start_from: scratch. Received: {folder} "
+            f"({str(error).splitlines()[0][:120]})"
+        ) from None
