@@ -4,6 +4,7 @@
     python scripts/chaos.py faults --times 100   a network that fails: verified bytes, or nothing visible
     python scripts/chaos.py stops --times 20     SIGTERM: how long until the process has saved and ended
     python scripts/chaos.py races --times 200    eight processes, one pointer or one run: one winner
+    python scripts/chaos.py schedules --times 100  two that fire at once: one run, one decision
     python scripts/chaos.py cost --times 20      what a checkpoint every 30 s costs in throughput
     python scripts/chaos.py transfer --times 3   our transfers / the client library's fastest setting
 
@@ -22,7 +23,7 @@ from datetime import date
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-TIMES = {"kills": 50, "faults": 100, "stops": 20, "races": 200, "cost": 20, "transfer": 3}
+TIMES = {"kills": 50, "faults": 100, "stops": 20, "races": 200, "schedules": 100, "cost": 20, "transfer": 3}
 
 
 def main() -> None:

@@ -1,0 +1,69 @@
+"""Two schedules that fire at once: two processes with one job's name, started as often as a policy would."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from chaos_places import Attempt, bucket_place, make_images
+
+from trainer.exits import TemporaryError
+from trainer.publish import latest_run, verify
+from trainer.release.overview import overview
+from trainer.release.records import RECORDS, read_records
+from trainer.storage.store import open_store
+
+_MOST_STARTS = 6
+_SETTINGS = (
+    "data.image_size=16", "model={family: plain, filters: [4]}", "train.epochs=1",
+    "train.global_batch_size=32", "publish.release=true", "publish.skip_unchanged=true",
+)  # fmt: skip
+
+
+def main(times: int, seed: int) -> list[str]:
+    """Hold `times` races in one bucket; return what is not one run, one decision and all files each time."""
+    with tempfile.TemporaryDirectory() as temporary, bucket_place("schedules") as output:
+        data = make_images(Path(temporary, "data"), per_class=20)
+        problems: list[str] = []
+        for turn in range(times):
+            problems += _race(turn, seed + turn, data, output, Path(temporary))
+        champions = sum(bool(each["is_released"]) for each in read_records(open_store(output)))
+    print(f"{times} races of two processes: {times - len(problems)} with one run, one decision and all files")
+    print(f"the champion changed {champions} times")
+    return problems
+
+
+def _race(turn: int, seed: int, data: Path, output: str, folder: Path) -> list[str]:
+    """Start two at once, again while they end with 75; return what is wrong afterwards."""
+    name = f"run-{turn:03}"
+    settings = [each for setting in (*_SETTINGS, f"seed={seed}") for each in ("--set", setting)]
+    arguments = ["--data", str(data), "--output", output, "--run-name", name, *settings]
+    codes: list[list[int]] = [[], []]
+    for _ in range(_MOST_STARTS):
+        waiting = [each for each in (0, 1) if not codes[each] or codes[each][-1] == TemporaryError.exit_code]
+        both = [(each, Attempt(arguments, folder / f"cache-{each}")) for each in waiting]
+        for each, attempt in both:
+            codes[each].append(attempt.end())
+    problems = _problems(name, turn, output)
+    if [each[-1] for each in codes] != [0, 0]:
+        problems.append(f"exit codes {codes}")
+    print(f"{name}: exit codes {codes[0]} and {codes[1]}", flush=True)
+    return [f"race {turn}: {'; '.join(problems)}"] if problems else []
+
+
+def _problems(name: str, turn: int, output: str) -> list[str]:
+    store = open_store(output)
+    rows = list(overview(store))
+    problems = verify(store.below(name))
+    if len(rows) != turn + 1 or any(row.state != "finished" for row in rows):
+        problems.append(
+            f"{len(rows)} runs, {[row.name for row in rows if row.state != 'finished']} unfinished"
+        )
+    decided = [each["run"] for each in read_records(store)]
+    if decided.count(name) != 1:
+        problems.append(f"{decided.count(name)} decisions about it")
+    if latest_run(store) != name:
+        problems.append(f"the latest is {latest_run(store)}")
+    known = {row.name for row in rows} | {RECORDS, "champion", "latest"}
+    left = {entry.name.partition("/")[0] for entry in store.entries()} - known
+    return problems + ([f"left over: {sorted(left)}"] if left else [])

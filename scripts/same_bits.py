@@ -1,0 +1,57 @@
+"""A recipe twice, with one seed and in deterministic mode: whether both end with equal bits.
+
+    python scripts/same_bits.py cats-vs-dogs --data cats_and_dogs_filtered.zip
+
+Compared are history.jsonl, metrics.json, predictions.csv and every array of the last checkpoint. Ends with 1
+if one of them differs. Runs that are finished are not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
+from chaos_places import result_of  # noqa: E402
+
+
+def main() -> None:
+    """Do both runs and compare them."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recipe")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--output", default="runs/same-bits")
+    parser.add_argument("--set", action="append", default=[], help="as for trainer train")
+    arguments = parser.parse_args()
+    print(f"{platform.machine()}, {os.cpu_count()} cores, {date.today()}, {arguments.recipe} twice")
+    first, second = (train(arguments, f"{arguments.recipe}-{turn}") for turn in ("first", "second"))
+    differing = sorted(name for name in {*first, *second} if first.get(name) != second.get(name))
+    print(
+        f"{len(first)} files and arrays compared, {len(differing)} differ: {', '.join(differing) or 'none'}"
+    )
+    sys.exit(1 if differing else 0)
+
+
+def train(arguments: argparse.Namespace, name: str) -> dict[str, bytes]:
+    """Do the run `name`, or find it done; return what it is compared by."""
+    settings = [each for setting in arguments.set for each in ("--set", setting)]
+    command = [
+        sys.executable, "-m", "trainer.task", "--recipe", arguments.recipe, "--data", arguments.data,
+        "--output", arguments.output, "--run-name", name, "--set", "train.deterministic=true", *settings,
+    ]  # fmt: skip
+    done = subprocess.run(command, check=False, stdout=sys.stderr)
+    if done.returncode:
+        raise SystemExit(f"the run {name} ended with exit code {done.returncode}; see above")
+    return result_of(arguments.output, name)
+
+
+if __name__ == "__main__":
+    main()
