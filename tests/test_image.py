@@ -61,6 +61,9 @@ def test_an_image_is_named_by_its_content_and_by_the_commit_that_says_all_of_it(
     assert len(tags_of(changed, "trainer", "cpu")) == 2
     with pytest.raises(UsageError, match="commit the changes first"):
         push_image(None, changed, ["trainer:cpu"], print)
+    for name in ("Bad Name", "trainer:mine", "-x", ""):
+        with pytest.raises(UsageError, match="An image is named as"):
+            tags_of(source, name, "cpu")
     with pytest.raises(UsageError, match="project's folder"):
         find_source(tmp_path, "cpu", "base")
 

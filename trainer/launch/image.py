@@ -13,13 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import requests
 from docker import APIClient
-from docker.errors import APIError, DockerException, ImageNotFound
+from docker.errors import DockerException, ImageNotFound
 from docker.utils import kwargs_from_env
 from docker.utils.build import exclude_paths
 
 from trainer import __version__
 from trainer.exits import TemporaryError, TrainerError, UsageError
+from trainer.launch.plan import check_image_name
 
 Engine = Any
 """A docker.APIClient; its types are known in part only."""
@@ -64,7 +66,11 @@ def find_source(start: Path, variant: str, base: str) -> Source:
 
 
 def tags_of(source: Source, repository: str, variant: str) -> list[str]:
-    """Return the names of the image: by its content, by its commit if that says all of it, and the newest."""
+    """Return the names of the image: by its content, by its commit if that says all of it, and the newest.
+
+    Raises UsageError for a repository that can't be called so.
+    """
+    check_image_name(f"{repository}:{variant}")
     names = [source.digest, *([source.commit] if source.commit and not source.is_dirty else [])]
     return [f"{repository}:{variant}-{name}" for name in names] + [f"{repository}:{variant}"]
 
@@ -109,7 +115,7 @@ def build_image(
         for tag in tags[1:]:
             client.tag(tags[0], *tag.rsplit(":", 1))
         return str(client.inspect_image(tags[0])["Id"])
-    except APIError as error:
+    except (DockerException, requests.RequestException) as error:
         raise TrainerError(_failure("The image could not be built", said, str(error))) from None
 
 
@@ -132,7 +138,7 @@ def push_image(client: Engine, source: Source, tags: list[str], on_line: Callabl
             stream = client.push(*tag.rsplit(":", 1), stream=True, decode=True)
             for line in _lines(stream, f"{tag} could not be pushed", said):
                 on_line(line)
-        except (TrainerError, APIError) as error:
+        except (TrainerError, DockerException, requests.RequestException) as error:
             kind = UsageError if any(word in str(error).lower() for word in _NOT_LET_IN) else TemporaryError
             raise kind(
                 f"{error} Check the registry's name, that you are logged in to it, and try again."

@@ -193,12 +193,17 @@ def _cost(plan: Plan) -> str:
     )
 
 
-def _check_names(plan: Plan) -> None:
-    if not re.fullmatch(_IMAGE, plan.image):
+def check_image_name(name: str) -> None:
+    """Raise UsageError for what no engine and no registry takes as an image's name."""
+    if not re.fullmatch(_IMAGE, name):
         raise UsageError(
             "An image is named as REGISTRY/PROJECT/NAME:TAG, with small letters in all but the tag. "
-            f"Received: {plan.image!r}"
+            f"Received: {name!r}"
         )
+
+
+def _check_names(plan: Plan) -> None:
+    check_image_name(plan.image)
     longest = _LONGEST_CRON_JOB if plan.schedule else _LONGEST_NAME
     if plan.is_jobset:
         longest -= len(f"-{REPLICATED_JOB}-0-abcde")  # as its pods are called
