@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from serving import serving
 
 FAULTS = ("unavailable", "reset", "stall", "lost reply", "flipped request", "flipped reply", "cut reply")
+_FORBIDDEN = b'{"error": {"code": 403, "message": "me does not have storage.objects access to the bucket."}}'
 _HOP = {"connection", "transfer-encoding", "keep-alive", "content-length"}
 
 Choose = Callable[[int, str, str], "str | None"]
@@ -90,6 +91,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.note(fault)
         if fault == "unavailable":
             self._answer(503, [("Retry-After", "0")], b"try again")
+        elif fault == "forbidden":
+            self._answer(403, [("Content-Type", "application/json")], _FORBIDDEN)
         elif fault == "reset":
             self._reset()
         elif fault == "stall":

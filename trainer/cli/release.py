@@ -66,11 +66,13 @@ def rollback(output: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a run.")
 def runs(output: str, as_json: bool) -> None:
     """List the runs of an output folder, with the champion."""
+    from trainer.champion import read_pointer
     from trainer.release.overview import overview
     from trainer.report.names import shorten
     from trainer.storage.store import open_store
 
-    rows = list(overview(open_store(output)))
+    place = open_store(output)
+    rows = list(overview(place))
     if not as_json:
         click.echo(f"{'run':<{_NAME}}{'state':<12}{'published':<18}accuracy" if rows else "no runs")
     for row in rows:
@@ -82,6 +84,11 @@ def runs(output: str, as_json: bool) -> None:
         name = shorten(row.name, _NAME - 2)
         line = f"{name:<{_NAME}}{row.state:<12}{row.published or '-':<18}{accuracy}  {marks}"
         click.echo(printable(line.rstrip()))
+    champion = read_pointer(place).name
+    if not as_json and champion and not any(row.is_champion and row.published for row in rows):
+        click.echo(
+            printable(f"The champion {champion} is gone; `trainer promote RUN --force` names another.")
+        )
 
 
 def challenge_champion(output: Store, name: str, spec: RunSpec, cache_dir: Path) -> Outcome:
