@@ -16,7 +16,7 @@ import pytest
 from trainer.cli.app import cli
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = ("README.md", "CONTRIBUTING.md")
+DOCUMENTS = ("README.md", "README.pt-BR.md", "CONTRIBUTING.md")
 _SPEC = "recipe: demo\nrun_name: pets\n"
 
 
@@ -70,6 +70,10 @@ def test_a_command_that_there_is_not_would_be_seen() -> None:
 
 def test_every_job_of_the_readme_would_be_sent(tmp_path: Path) -> None:
     (tmp_path / "my.yaml").write_text(_SPEC)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    weekly = re.search(r"`weekly\.yaml`.*?^```yaml\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
+    assert weekly is not None
+    (tmp_path / "weekly.yaml").write_text(weekly[1])
     image = next(line for line in lines_to_type() if line.startswith("export TRAINER_IMAGE=")).partition("=")[
         2
     ]
