@@ -170,8 +170,6 @@ def _lead(
     try:
         if not folder.finished:
             console.on_fact("run", folder.at(""))
-            if not folder.newest_checkpoint:
-                find_start(folder.output, spec.train.start_from)  # refused before the data are brought
         peers.share(json.dumps({"name": folder.name, "finished": folder.finished}).encode())
         if not folder.finished:
             _do(spec, folder, cache_dir, console, stop, peers)
@@ -231,6 +229,8 @@ def _do(
     count_start(folder.path, before, spec.train.max_stalled_starts)
     folder.keep()
     try:
+        if not before:
+            find_start(folder.output, spec.train.start_from)  # refused before the data are brought
         verdict = _work(spec, folder, cache_dir, console, stop, peers)
         stop.end()  # a signal from here on would make a run that is done look like one that was stopped
     except StoppedError as error:
@@ -240,7 +240,10 @@ def _do(
         raise StoppedError(f"{error} Continue with: {again}") from None
     except (UsageError, DataError, TemporaryError):
         # It ended with a message that says what to do: that isn't a start which got stuck.
-        _forget_start(folder)
+        others = _forget_start(folder)
+        if not others and not before and not (folder.path / "rejected.csv").exists():
+            with suppress(TrainerError):
+                folder.discard()  # of a command that came to nothing nothing is left
         raise
     if verdict is not None:
         console.verdict(verdict.headline, verdict.advice)
@@ -269,11 +272,14 @@ def _end_soon(error: TrainerError) -> None:
     timer.start()
 
 
-def _forget_start(folder: RunFolder) -> None:
+def _forget_start(folder: RunFolder) -> int:
+    """Take back that this start counts; return how many others do, 1 where that can't be known."""
     with suppress(TrainerError):
         folder.require_lease()  # else the last row is another process's
-        forget_start(folder.path)
+        others = forget_start(folder.path)
         folder.keep()
+        return others
+    return 1
 
 
 def _program() -> str:

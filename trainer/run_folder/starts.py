@@ -43,9 +43,11 @@ def count_start(folder: Path, newest_checkpoint: str, most_stalled: int) -> None
     append_line(folder / STARTS, json.dumps(row))
 
 
-def forget_start(folder: Path) -> None:
-    """Remove the row of this start: it ended with a message, not because it got stuck."""
-    write_text(folder / STARTS, "".join(json.dumps(row) + "\n" for row in _read(folder)[:-1]))
+def forget_start(folder: Path) -> int:
+    """Remove the row of this start, which ended with a message and didn't get stuck; return how many stay."""
+    rows = _read(folder)[:-1]
+    write_text(folder / STARTS, "".join(json.dumps(row) + "\n" for row in rows))
+    return len(rows)
 
 
 def _read(folder: Path) -> list[dict[str, Any]]:
