@@ -44,6 +44,7 @@ from trainer.run_folder import (
     find_finished_run,
     find_start,
     forget_start,
+    has_rejected,
     open_run_folder,
 )
 from trainer.spec import RunSpec, spec_digest
@@ -241,7 +242,7 @@ def _do(
     except (UsageError, DataError, TemporaryError):
         # It ended with a message that says what to do: that isn't a start which got stuck.
         others = _forget_start(folder)
-        if not others and not before and not (folder.path / "rejected.csv").exists():
+        if not others and not before and not has_rejected(folder.path):
             with suppress(TrainerError):
                 folder.discard()  # of a command that came to nothing nothing is left
         raise

@@ -3,6 +3,7 @@
 from trainer.run_folder.files import (
     Start,
     current_command,
+    has_rejected,
     read_precision,
     read_started_from,
     require_complete,
@@ -25,6 +26,7 @@ __all__ = [
     "find_same_run",
     "find_start",
     "forget_start",
+    "has_rejected",
     "open_run_folder",
     "read_precision",
     "read_started_from",

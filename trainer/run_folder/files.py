@@ -112,6 +112,14 @@ def write_rejected(path: Path, rejections: Iterable[Rejection]) -> None:
     write_text(path / "rejected.csv", text.getvalue())
 
 
+def has_rejected(path: Path) -> bool:
+    """Return whether rejected.csv of the run at `path` names a file."""
+    try:
+        return len((path / "rejected.csv").read_bytes().splitlines()) > 1
+    except OSError:
+        return False
+
+
 def write_environment(
     path: Path, spec: RunSpec, devices: str, start: Start, command: Sequence[str]
 ) -> dict[str, Any]:
