@@ -50,6 +50,7 @@ EXTRAS = {
         # A bucket on loopback. The tests patch it at private places: exactly this version.
         "gcp-storage-emulator==2026.7.19",
         "hypothesis>=6.100",  # finds the inputs that nobody thought of
+        "ipython>=8.18",  # runs the notebook as Colab would
         "mypy>=1.18",  # the types
         "pytest>=8.4",
         "pytest-xdist>=3.8",  # the tests on all cores
