@@ -18,6 +18,7 @@ from trainer.data.dataset import Dataset, format_found
 from trainer.data.items import Rejection
 from trainer.data.load import load_dataset
 from trainer.data.progress import Progress
+from trainer.data.statistics import describe_images
 from trainer.evaluate import Evaluator, predict_splits
 from trainer.exits import DataError, UnchangedError, UsageError
 from trainer.export import export_model, make_golden, verify_export
@@ -25,17 +26,19 @@ from trainer.hosts import Peers
 from trainer.metrics import Predictions, compute_metrics, write_predictions
 from trainer.printable import without_secrets
 from trainer.publish import publish
+from trainer.report.drift import Drift, find_drift
 from trainer.report.inputs import ReportInputs
+from trainer.report.names import shorten
 from trainer.report.page import write_report
 from trainer.report.verdict import Verdict
 from trainer.run_folder import (
+    IMAGES,
     RunFolder,
-    Start,
     current_command,
+    find_earlier,
     find_same_run,
-    find_start,
+    read_images,
     read_precision,
-    read_started_from,
     require_complete,
     require_same_start,
     write_environment,
@@ -46,8 +49,8 @@ from trainer.spec import RunSpec, dump_spec
 from trainer.stop import Stop
 from trainer.storage.folders import replace_folder
 from trainer.storage.local import write_json
-from trainer.train import Agreement, Learner, Observer, Saver, TrainResult, build_learner, train
-from trainer.warm_start import begin_with
+from trainer.train import Learner, Observer, Saver, TrainResult, build_learner, train
+from trainer.warm_start import begin
 
 # 80 columns, less what a screen puts before a fact.
 _FOUND_WIDTH = 69
@@ -81,10 +84,10 @@ def run(
     scaled = _settled(_scaled(spec, cluster, dataset, screen), cluster, folder)
     steps = steps_per_epoch(len(dataset.train.labels), scaled.train.global_batch_size)
     learner = build_learner(scaled, len(dataset.class_names), steps, cluster)
-    start = _begin(scaled, learner, dataset, cluster, folder, cache_dir, screen)
+    start = begin(scaled, learner, dataset, cluster, folder, cache_dir, screen)
     if folder.newest_checkpoint:
         require_same_start(folder.path, start)
-    _keep_dataset(dataset, folder, screen)
+    _keep_dataset(dataset, cluster, folder, screen)
     environment = write_environment(folder.path, spec, cluster.description, start, current_command())
     # A checkpoint is of no use to a restart that can't see what it is of.
     folder.keep()
@@ -97,7 +100,7 @@ def run(
         return None
     metrics = _keep_metrics(predictions, result, folder)
     screen.on_fact("export", _export(learner.inference_model, dataset, spec, folder))
-    verdict = _report(spec, environment, dataset, result, predictions, metrics, folder)
+    verdict = _report(spec, environment, dataset, result, predictions, metrics, folder, screen)
     require_complete(folder.path)
     _publish(folder, screen)
     peers.share(b"published")
@@ -139,26 +142,6 @@ def _settled(spec: RunSpec, cluster: Cluster, folder: RunFolder) -> RunSpec:
     began = read_precision(folder.path) if folder.newest_checkpoint else None
     chosen = cluster.peers.share((began or choose_precision("auto", cluster)).encode()).decode()
     return spec.model_copy(update={"train": spec.train.model_copy(update={"precision": chosen})})
-
-
-def _begin(
-    spec: RunSpec,
-    learner: Learner,
-    dataset: Dataset,
-    cluster: Cluster,
-    folder: RunFolder,
-    cache_dir: Path,
-    screen: Screen,
-) -> Start:
-    """Return what the run begins with, or began with; another run's weights, where wanted, are put in."""
-    is_new = cluster.is_chief and not folder.newest_checkpoint
-    run = find_start(folder.output, spec.train.start_from) if is_new else None
-    place = begin_with(learner, dataset.class_names, run, Agreement(cluster.peers), cache_dir, screen)
-    if place:
-        screen.on_fact("start", f"with the weights of {place}")
-    started_from = read_started_from(folder.path) if folder.newest_checkpoint else place
-    batch, rate = spec.train.global_batch_size, spec.optimizer.learning_rate
-    return Start(dataset.digest, learner.precision, batch, rate, started_from)
 
 
 def _train(
@@ -204,8 +187,10 @@ def _note_rejected(folder: RunFolder, rejected: tuple[Rejection, ...]) -> None:
         write_rejected(folder.path, rejected)
 
 
-def _keep_dataset(dataset: Dataset, folder: RunFolder, screen: Screen) -> None:
+def _keep_dataset(dataset: Dataset, cluster: Cluster, folder: RunFolder, screen: Screen) -> None:
     write_json(folder.path / "dataset.json", dataset.summary)
+    if cluster.is_chief and not (folder.newest_checkpoint and (folder.path / IMAGES).exists()):
+        write_json(folder.path / IMAGES, describe_images(dataset))
     write_rejected(folder.path, dataset.rejected)
     for warning in dataset.warnings:
         screen.on_message(warning)
@@ -265,6 +250,16 @@ def _export(model: keras.Model, dataset: Dataset, spec: RunSpec, folder: RunFold
     return f"saved and verified: {len(golden.images)} golden predictions agree {agreement}{lost}"
 
 
+def _drift(spec: RunSpec, dataset: Dataset, folder: RunFolder, screen: Screen) -> Drift | None:
+    """Return how the data differ from those of the run before, if they are of one source and changed."""
+    earlier = find_earlier(folder.output, spec, dataset.digest)
+    if earlier is None:
+        return None
+    drift = find_drift(earlier, dataset.summary, read_images(folder.path))
+    screen.on_fact("drift", shorten(drift.brief, _FOUND_WIDTH))
+    return drift
+
+
 def _report(
     spec: RunSpec,
     environment: dict[str, Any],
@@ -273,6 +268,7 @@ def _report(
     predictions: dict[str, Predictions],
     metrics: dict[str, float],
     folder: RunFolder,
+    screen: Screen,
 ) -> Verdict:
     inputs = ReportInputs(
         title=folder.name,
@@ -289,5 +285,6 @@ def _report(
         ended=result.ended,
         keeps_best=spec.train.keeps_best,
         best_epoch=result.best_epoch,
+        drift=_drift(spec, dataset, folder, screen),
     )
     return write_report(folder.path, inputs)

@@ -7,14 +7,19 @@ schedule and everything else are new.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol
 
 import keras
 import tensorflow as tf
 
+from trainer.cluster import Cluster
 from trainer.data.bucket import fetch_bucket
+from trainer.data.dataset import Dataset
 from trainer.data.progress import Progress
 from trainer.exits import UsageError
 from trainer.export.load import read_description
+from trainer.run_folder import RunFolder, Start, find_start, read_started_from
+from trainer.spec import RunSpec
 from trainer.storage.store import Store, is_bucket
 from trainer.train import Agreement, Learner
 
@@ -22,7 +27,37 @@ _MOST_BYTES = 1 << 40
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 
 
-def begin_with(
+class Screen(Progress, Protocol):
+    """What hears whose weights they are."""
+
+    def on_fact(self, name: str, text: str) -> None:
+        """Hear one thing that is now known."""
+
+
+def begin(
+    spec: RunSpec,
+    learner: Learner,
+    dataset: Dataset,
+    cluster: Cluster,
+    folder: RunFolder,
+    cache_dir: Path,
+    screen: Screen,
+) -> Start:
+    """Return what the run begins with, or began with; another run's weights, where wanted, are put in.
+
+    Raises UsageError for a run that isn't there, and for a model of other classes or another network.
+    """
+    is_new = cluster.is_chief and not folder.newest_checkpoint
+    run = find_start(folder.output, spec.train.start_from) if is_new else None
+    place = _begin_with(learner, dataset.class_names, run, Agreement(cluster.peers), cache_dir, screen)
+    if place:
+        screen.on_fact("start", f"with the weights of {place}")
+    started_from = read_started_from(folder.path) if folder.newest_checkpoint else place
+    batch, rate = spec.train.global_batch_size, spec.optimizer.learning_rate
+    return Start(dataset.digest, learner.precision, batch, rate, started_from)
+
+
+def _begin_with(
     learner: Learner,
     class_names: tuple[str, ...],
     run: Store | None,

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from trainer.data.items import Rejection
 from trainer.metrics import Predictions
+from trainer.report.drift import Drift
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -46,5 +47,7 @@ class ReportInputs:
     """Why training ended before its last epoch; empty if it didn't."""
     keeps_best: bool = False
     """Whether the model is the best epoch's, not the last one's."""
+    drift: Drift | None = None
+    """How the data differ from those of the run before; None if they don't."""
     best_epoch: int = 0
     """From 1, as training found it; 0 if it looked at no epoch, and then the history tells."""

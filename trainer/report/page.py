@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from trainer.metrics import Calibration, Predictions, compute_calibration, confusion_matrix
 from trainer.report import tables
+from trainer.report.drift_plot import draw_drift
 from trainer.report.figures import to_png, to_svg
 from trainer.report.history import find_best_epoch, read_series
 from trainer.report.inputs import ReportInputs
@@ -40,6 +41,8 @@ _CONFUSIONS = 10
 _REJECTED = 20
 _DUPLICATES = 5
 _WEAKEST = 10
+_CLASSES = 12
+_RUN_NAME = 24
 _NOTABLE = 0.02
 _KINDS = {"fine": "Fits well", "over-fitted": "Over-fitted", "under-trained": "Under-trained"}
 
@@ -97,7 +100,15 @@ def _draw(inputs: ReportInputs, settings: Mapping[str, Any]) -> list[Plot]:
     if counts:
         text = "; ".join(f"{split}: {_spread(of_class)}" for split, of_class in counts.items())
         plots.append(Plot("distribution", "Images per class", draw_distribution(counts), f"{text}."))
-    return plots
+    return plots + _draw_drift(inputs)
+
+
+def _draw_drift(inputs: ReportInputs) -> list[Plot]:
+    drift = inputs.drift
+    if drift is None or not drift.measures:
+        return []
+    figure = draw_drift(drift.measures, shorten(drift.run, _RUN_NAME), "this run")
+    return [Plot("drift", "What changed in the data", figure, " ".join(drift.sentences))]
 
 
 def _draw_history(inputs: ReportInputs, settings: Mapping[str, Any]) -> list[Plot]:
@@ -165,6 +176,8 @@ def _context(
         "facts": tables.facts(inputs, settings),
         "command": tables.command_text(inputs.environment),
         **_answers(inputs, predictions),
+        "drift": inputs.drift,
+        "drift_classes": tables.most_changed(inputs.drift.classes, _CLASSES) if inputs.drift else [],
         **_data(inputs),
     }
 

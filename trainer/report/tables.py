@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from trainer.report.drift import ClassCount
 from trainer.report.history import read_series
 from trainer.report.inputs import ReportInputs
 from trainer.report.names import format_count, format_duration
@@ -104,6 +105,12 @@ def duplicate_names(dataset: Mapping[str, Any], count: int) -> list[list[str]]:
     """Return up to `count` groups of equal images across splits, each as `split: name` texts."""
     groups = dataset.get("duplicates_across_splits", {}).get("images", [])
     return [[f"{item['split']}: {item['name']}" for item in group] for group in groups[:count]]
+
+
+def most_changed(rows: Sequence[ClassCount], count: int) -> list[ClassCount]:
+    """Return the `count` classes whose number of images changed the most, in the order that they came in."""
+    chosen = sorted(rows, key=lambda row: -abs(row.now - row.before))[:count]
+    return [row for row in rows if row in chosen]
 
 
 def facts(inputs: ReportInputs, settings: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -1,9 +1,11 @@
 """What a run leaves behind: where it is kept, who may work on it, and its small files."""
 
 from trainer.run_folder.files import (
+    IMAGES,
     Start,
     current_command,
     has_rejected,
+    read_images,
     read_precision,
     read_started_from,
     require_complete,
@@ -14,20 +16,23 @@ from trainer.run_folder.files import (
 from trainer.run_folder.folder import RunFolder, borrow_run_folder, find_finished_run, open_run_folder
 from trainer.run_folder.start_from import find_start
 from trainer.run_folder.starts import count_start, forget_start
-from trainer.run_folder.unchanged import find_same_run
+from trainer.run_folder.unchanged import find_earlier, find_same_run
 
 __all__ = [
+    "IMAGES",
     "RunFolder",
     "Start",
     "borrow_run_folder",
     "count_start",
     "current_command",
+    "find_earlier",
     "find_finished_run",
     "find_same_run",
     "find_start",
     "forget_start",
     "has_rejected",
     "open_run_folder",
+    "read_images",
     "read_precision",
     "read_started_from",
     "require_complete",

@@ -26,8 +26,10 @@ from trainer.printable import without_secrets
 from trainer.spec import RunSpec, spec_digest
 from trainer.storage.local import write_json, write_text
 
+IMAGES = "images.json"
+"""What the images look like, for the drift of later runs."""
 _PROMISED = (
-    "spec.yaml", "environment.json", "dataset.json", "rejected.csv", "starts.jsonl", "history.jsonl",
+    "spec.yaml", "environment.json", "dataset.json", IMAGES, "rejected.csv", "starts.jsonl", "history.jsonl",
     "timings.json", "events", "checkpoints", "predictions.csv", "metrics.json", "report.html", "plots",
     "model",
 )  # fmt: skip
@@ -88,6 +90,11 @@ def read_precision(path: Path) -> str | None:
 def read_started_from(path: Path) -> str:
     """Return the run whose weights the run at `path` began with; empty for fresh ones."""
     return str(_read_json(path / "environment.json").get("started_from") or "")
+
+
+def read_images(path: Path) -> dict[str, Any]:
+    """Return images.json of the run at `path`; nothing if it can't be read."""
+    return _read_json(path / IMAGES)
 
 
 def require_complete(path: Path) -> None:

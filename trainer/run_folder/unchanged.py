@@ -1,14 +1,18 @@
-"""Whether a run would only do again what the newest finished one did.
+"""The newest finished run beside one that begins: the same again, or of other data.
 
-In: the store of all runs, a spec, and the digest of its data. Out: the name of that run.
+In: the store of all runs, a spec, and the digest of its data. Out: the name of that run, or what is known of
+its data.
 """
 
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from trainer.exits import UsageError
 from trainer.publish import latest_run
+from trainer.report.drift import Earlier
+from trainer.run_folder.files import IMAGES
 from trainer.spec import RunSpec, parse_spec, spec_digest
 from trainer.storage.store import Store
 
@@ -31,3 +35,31 @@ def find_same_run(output: Store, spec: RunSpec, data_digest: str) -> str:
     except (ValueError, KeyError, TypeError, UsageError):
         return ""  # of another version of this program
     return name if is_same_data and spec_digest(before) == spec_digest(spec) else ""
+
+
+def find_earlier(output: Store, spec: RunSpec, data_digest: str) -> Earlier | None:
+    """Return what the newest finished run left of its data, if they are of the same source and other ones.
+
+    What can't be read, as of another version of this program, is none or empty. Raises TemporaryError.
+    """
+    name = latest_run(output)
+    if name is None:
+        return None
+    run = output.below(name)
+    dataset, text = _json(run, "dataset.json"), run.read("spec.yaml")
+    try:
+        source = parse_spec(text.data.decode(), run.at("spec.yaml")).data.source if text else None
+    except (ValueError, UsageError):
+        return None
+    if not dataset or source != spec.data.source or dataset.get("digest") == f"sha256:{data_digest}":
+        return None
+    return Earlier(name, dataset, _json(run, IMAGES))
+
+
+def _json(run: Store, name: str) -> dict[str, Any]:
+    found = run.read(name)
+    try:
+        value = json.loads(found.data) if found else {}
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,150 @@
+"""What the report says of data that changed, and that it says nothing of chance."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance
+from test_release import finished
+from trainer_process import QUICK, trainer
+
+from trainer.data.load import load_dataset
+from trainer.data.progress import SilentProgress
+from trainer.data.statistics import describe_images
+from trainer.report.drift import Drift, Earlier, exchanged, find_drift
+from trainer.run_folder import find_earlier
+from trainer.spec import dump_spec, load_spec
+from trainer.storage.store import Store
+
+MEASURES = ("brightness", "contrast", "colourfulness", "warmth", "width", "height", "kilobytes")
+
+
+def images(random: np.random.Generator, count: int = 500, **shifts: float) -> dict[str, Any]:
+    """Return an images.json whose measures are normal, some of them shifted by so many deviations."""
+    measures = {name: random.normal(shifts.get(name, 0.0), 1.0, count).tolist() for name in MEASURES}
+    return {"images": count, "distinct": count, "contents": [], "measures": measures}
+
+
+def dataset(**classes: int) -> dict[str, Any]:
+    return {"splits": {"train": {"images": sum(classes.values()), "classes": classes}}}
+
+
+def drift_of(before: dict[str, Any], now: dict[str, Any], then: Any = None, after: Any = None) -> Drift:
+    return find_drift(Earlier("monday", then or dataset(a=9), before), after or dataset(a=9), now)
+
+
+def test_what_chance_does_is_not_told() -> None:
+    pairs = [[images(np.random.default_rng([seed, turn])) for turn in (0, 1)] for seed in range(50)]
+    found = [drift_of(*pair) for pair in pairs]
+    assert sum(any(row.has_moved for row in drift.measures) for drift in found) <= 2
+    assert found[0].sentences[0] == "No measure of the images moved more than chance does."
+    # Nor what is more than chance, and too little for anyone to see.
+    one, other = (np.random.default_rng(seed) for seed in (1, 2))
+    many = drift_of(images(one, 20_000), images(other, 20_000, width=0.1))
+    width = next(row for row in many.measures if row.name == "width")
+    assert (width.p_value < 1e-4, width.has_moved) == (True, False)
+
+
+def test_what_moved_is_told_in_words() -> None:
+    random = np.random.default_rng(3)
+    drift = drift_of(images(random), images(random, brightness=-1.0, width=2.0))
+    assert [row.name for row in drift.measures if row.has_moved] == ["brightness", "width"]
+    assert drift.sentences[0].startswith("The images are wider (width ")
+    assert " and darker (brightness -" in drift.sentences[0]
+    assert drift.brief == "brightness, width moved since monday"
+
+
+def test_classes_are_told() -> None:
+    random = np.random.default_rng(4)
+    before, now = images(random), images(random)
+    said = drift_of(before, now, dataset(cats=500, dogs=500), dataset(cats=610, dogs=390)).sentences[0]
+    assert said == "The class cats is 61% of the images, was 50%."
+    said = drift_of(before, now, dataset(cats=500, dogs=500), dataset(cats=510, dogs=490)).sentences[0]
+    assert said.startswith("No measure")
+    said = drift_of(before, now, dataset(cats=500, dogs=9), dataset(cats=500, birds=9)).sentences[0]
+    assert said == "The class birds is new; the class dogs is gone."
+
+
+def sketch(numbers: range, most: int) -> dict[str, Any]:
+    keys = sorted(hashlib.sha256(str(number).encode()).hexdigest()[:16] for number in numbers)
+    return {"images": len(keys), "distinct": len(keys), "contents": keys[:most], "measures": {}}
+
+
+def test_how_many_images_are_new() -> None:
+    assert exchanged(sketch(range(100), 2000), sketch(range(25, 125), 2000)) == (0.25, 0.25)
+    assert exchanged(sketch(range(100), 2000), sketch(range(150), 2000)) == (pytest.approx(1 / 3), 0.0)
+    for before, now in ((range(20_000), range(5_000, 30_000)), (range(3_000), range(2_500, 40_000))):
+        new, gone = exchanged(sketch(before, 2000), sketch(now, 2000))
+        both = len(set(before) & set(now))
+        assert new == pytest.approx(1 - both / len(now), abs=0.03)
+        assert gone == pytest.approx(1 - both / len(before), abs=0.25 if len(before) < 5_000 else 0.03)
+    assert exchanged({}, sketch(range(9), 9)) == (None, None)
+
+
+def test_images_are_measured(photos: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(photos, tmp_path / "photos")
+    shutil.copy(data / "discs" / "0.png", data / "discs" / "copy.png")
+    (data / "squares" / "1.png").unlink()
+    Image.new("RGB", (80, 20), (0, 0, 255)).save(data / "squares" / "blue.png")
+    spec = load_spec(overrides={"data.source": str(data)}, settings=["data.image_size=16"])
+    found = load_dataset(spec.data, tmp_path / "cache", SilentProgress(), lambda rejected: None)
+    said = describe_images(found)
+    assert (said["images"], said["distinct"]) == (25, 24)
+    assert {name: len(values) for name, values in said["measures"].items()} == dict.fromkeys(MEASURES, 24)
+    assert said["measures"]["warmth"][0] == -1.0
+    assert said["measures"]["brightness"][0] == pytest.approx(0.0722, abs=1e-4)
+    assert (max(said["measures"]["width"]), min(said["measures"]["height"])) == (80, 20)
+    few = describe_images(found, most=10)
+    assert few["contents"] == said["contents"][:10]
+    (data / "squares" / "2.png").unlink()  # since it was decoded
+    assert len(describe_images(found)["measures"]["width"]) == 23
+
+
+def test_which_run_is_compared_with(either_store: Store, tmp_path: Path) -> None:
+    spec = load_spec(overrides={"data.source": "photos"})
+    assert find_earlier(either_store, spec, "new") is None
+    finished(either_store, tmp_path / "local", "monday")
+    assert find_earlier(either_store, spec, "new") is None  # it left nothing of its data
+    monday = either_store.below("monday")
+    monday.write("dataset.json", json.dumps({"digest": "sha256:old"}).encode())
+    monday.write("spec.yaml", dump_spec(spec).encode())
+    assert find_earlier(either_store, spec, "old") is None
+    assert find_earlier(either_store, load_spec(overrides={"data.source": "others"}), "new") is None
+    for damaged in (None, b"{", b"[]", b"\xff"):
+        if damaged is not None:
+            monday.write("images.json", damaged)
+        earlier = find_earlier(either_store, spec, "new")
+        assert earlier is not None
+        assert (earlier.name, dict(earlier.images)) == ("monday", {})
+    drift = find_drift(earlier, dataset(a=3), images(np.random.default_rng(0)))
+    assert drift.sentences[1] == "The run monday left no images.json, so only counts can be compared."
+
+
+@pytest.mark.engine
+def test_the_report_tells_how_the_data_changed(photos: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(photos, tmp_path / "photos")
+
+    def report(name: str) -> tuple[str, str]:
+        words = ["--data", data, "--output", tmp_path / "runs", "--run-name", name, "--set", "train.epochs=1"]
+        done = trainer("train", *QUICK, *words, cache=tmp_path / "cache")
+        assert done.returncode == 0, done.stderr
+        return done.stdout, (tmp_path / "runs" / name / "report.html").read_text()
+
+    said, page = report("monday")
+    assert "What changed in the data" not in page
+    for path in data.rglob("*.png"):
+        ImageEnhance.Brightness(Image.open(path)).enhance(0.3).save(path)
+    said, page = report("tuesday")
+    assert "brightness" in next(line for line in said.splitlines() if line.startswith("drift "))
+    assert "Against the run monday. The images are" in page
+    assert "100.0% of the images are new, and 100.0% of the earlier ones are gone." in page
+    assert (tmp_path / "runs" / "tuesday" / "plots" / "drift.png").stat().st_size > 10_000
+    said, page = report("wednesday")  # whose data are tuesday's
+    assert "What changed in the data" not in page
+    assert "drift " not in said

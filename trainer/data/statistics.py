@@ -1,0 +1,133 @@
+"""What the images of a data set look like, in numbers that another data set's can be compared with.
+
+In: a `Dataset`. Out: plain values for images.json, of a sample that stays the same as long as the images do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.data.dataset import Dataset, Split
+from trainer.data.header import declared_size
+from trainer.data.items import Item, Source
+
+SAMPLED = 2_000
+"""Images that are measured at most."""
+_HEX_DIGITS = 16
+_CHUNK = 100
+_HEADER_BYTES = 1 << 16
+_CIFAR_SIDE = 32
+_LUMA = np.array([0.2126, 0.7152, 0.0722])
+"""Of red, green and blue (ITU-R BT.709)."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """One sampled image."""
+
+    key: str
+    """Of its content, hex digits."""
+    split: Split
+    row: int
+
+
+def describe_images(dataset: Dataset, most: int = SAMPLED) -> dict[str, Any]:
+    """Return {"images", "distinct", "contents": [...], "measures": {name: [...]}} of a data set.
+
+    images, distinct: how many there are, and of how many different contents; distinct is None where the
+    contents are not known. contents: the first 16 hex digits of the SHA-256 of the `most` lowest ones, which
+    are a random sample (Broder 1997); empty where they are not known. measures: of the sampled images those
+    of `_look` and, of the files that can be read, width and height in pixels and kilobytes.
+    """
+    places, distinct = _sample(dataset, most)
+    measures: dict[str, list[float]] = {}
+    for split in dataset.splits.values():
+        own = [place.row for place in places if place.split is split]
+        for name, value in _measured(split, own):
+            measures.setdefault(name, []).append(float(f"{value:.4g}"))
+    return {
+        "images": sum(len(split.items) for split in dataset.splits.values()),
+        "distinct": distinct,
+        "contents": [place.key for place in places] if distinct is not None else [],
+        "measures": {name: sorted(values) for name, values in measures.items()},
+    }
+
+
+def _sample(dataset: Dataset, most: int) -> tuple[list[_Place], int | None]:
+    """Return the images to measure, and how many different ones there are, None if that isn't known."""
+    splits = list(dataset.splits.values())
+    if any(split.shards is not None or len(split.contents) != len(split.items) for split in splits):
+        # Shards were shuffled when they were packed, and the first of each split are quickly read.
+        total = sum(len(split.items) for split in splits)
+        shares = [min(len(split.items), -(-most * len(split.items) // total)) for split in splits]
+        return [
+            _Place("", split, row)
+            for split, share in zip(splits, shares, strict=True)
+            for row in range(share)
+        ], None
+    of_content = {
+        content[:_HEX_DIGITS]: _Place(content[:_HEX_DIGITS], split, row)
+        for split in splits
+        for row, content in enumerate(split.contents)
+    }
+    return [of_content[key] for key in sorted(of_content)[:most]], len(of_content)
+
+
+def _measured(split: Split, rows: Sequence[int]) -> Iterator[tuple[str, float]]:
+    for start in range(0, len(rows), _CHUNK):
+        chunk = np.asarray(rows[start : start + _CHUNK], np.int64)
+        looks = _look(split.pixels.take(chunk))
+        for name, values in looks.items():
+            yield from ((name, float(value)) for value in values)
+    for row in rows:
+        yield from _file_of(split.items[row])
+
+
+def _look(pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float64]]:
+    """Return measures of images, uint8 [n, S, S, 3], each float64 [n].
+
+    brightness and contrast: mean and standard deviation of the luma, in 0..1. colourfulness: that of Hasler
+    and Suesstrunk (2003), in 0..1 about. warmth: the mean of red less that of blue, in -1..1.
+    """
+    images = pixels.reshape(len(pixels), -1, 3).astype(np.float32) / 255
+    red, green, blue = images[..., 0], images[..., 1], images[..., 2]
+    luma = images @ _LUMA.astype(np.float32)
+    red_green, yellow_blue = red - green, (red + green) / 2 - blue
+    spread = np.hypot(red_green.std(axis=1), yellow_blue.std(axis=1))
+    middle = np.hypot(red_green.mean(axis=1), yellow_blue.mean(axis=1))
+    return {
+        "brightness": luma.mean(axis=1),
+        "contrast": luma.std(axis=1),
+        "colourfulness": spread + 0.3 * middle,
+        "warmth": red.mean(axis=1) - blue.mean(axis=1),
+    }
+
+
+def _file_of(item: Source) -> Iterator[tuple[str, float]]:
+    """Yield width, height and kilobytes of an image's file; nothing of what can't be read any more."""
+    if item.encoding == "cifar":
+        yield from (("width", _CIFAR_SIDE), ("height", _CIFAR_SIDE))
+        return
+    try:
+        data, size_bytes = _head(item)
+        size = declared_size(data)
+    except (OSError, ValueError, IndexError):
+        return
+    if size is not None:
+        yield from (("width", size[0]), ("height", size[1]), ("kilobytes", size_bytes / 1000))
+
+
+def _head(item: Source) -> tuple[bytes, int]:
+    """Return the first bytes of an image's file, and how many it has. Raises OSError."""
+    if not isinstance(item, Item):
+        data = item.read()
+        return data, len(data)
+    with open(item.path, "rb") as file:
+        end = file.seek(0, 2) if item.length is None else item.offset + item.length
+        file.seek(item.offset)
+        return file.read(min(_HEADER_BYTES, end - item.offset)), end - item.offset

@@ -1,0 +1,216 @@
+"""How a data set differs from that of an earlier run, and whether that is more than chance.
+
+In: dataset.json and images.json of both. Out: a `Drift`: sentences, and the rows of two tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trainer.report.names import shorten
+
+Numbers = Sequence[float]
+
+_WORDS = {
+    "brightness": ("darker", "brighter"),
+    "contrast": ("of less contrast", "of more contrast"),
+    "colourfulness": ("less colourful", "more colourful"),
+    "warmth": ("bluer", "redder"),
+    "width": ("narrower", "wider"),
+    "height": ("lower", "taller"),
+    "kilobytes": ("smaller files", "larger files"),
+}
+"""What images are that have less of a measure, and more of it."""
+_CHANCE = 0.01
+_LEAST_STATISTIC = 0.1
+"""Of Kolmogorov and Smirnov: with thousands of images what nobody can see is still more than chance."""
+_LEAST_SHARE = 0.02
+_NAME = 40
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What is known of the run that the data are compared with."""
+
+    name: str
+    dataset: Mapping[str, Any]
+    """As dataset.json has it."""
+    images: Mapping[str, Any]
+    """As images.json has it; empty if it has none."""
+
+
+@dataclass(frozen=True)
+class ClassCount:
+    """Images of a class in all splits, then and now."""
+
+    name: str
+    before: int
+    now: int
+
+
+@dataclass(frozen=True)
+class MeasureRow:
+    """One measure of the sampled images, then and now."""
+
+    name: str
+    before: Numbers
+    now: Numbers
+    mean_before: float
+    mean_now: float
+    statistic: float
+    """Of Kolmogorov and Smirnov, the largest distance of both distributions, in 0..1."""
+    p_value: float
+    has_moved: bool
+    """Whether it is more than chance, and enough to be seen."""
+
+
+@dataclass(frozen=True)
+class Drift:
+    """All that there is to be said."""
+
+    run: str
+    """The earlier run's name."""
+    sentences: tuple[str, ...]
+    """The first says the most; at least one."""
+    classes: tuple[ClassCount, ...]
+    counts: tuple[tuple[str, str, str], ...]
+    """(what, then, now) of other things that are counted."""
+    measures: tuple[MeasureRow, ...]
+
+    @property
+    def brief(self) -> str:
+        """In a few words: which measures moved, or that none did."""
+        moved = [row.name for row in self.measures if row.has_moved]
+        words = f"{', '.join(moved)} moved" if moved else "no measure moved more than chance does"
+        return f"{words} since {shorten(self.run, _NAME)}"
+
+
+def find_drift(earlier: Earlier, dataset: Mapping[str, Any], images: Mapping[str, Any]) -> Drift:
+    """Return how the data of `dataset` and `images` differ from the `earlier` ones."""
+    classes = _class_rows(earlier.dataset, dataset)
+    measures = _measure_rows(earlier.images, images)
+    new, gone = exchanged(earlier.images, images)
+    parts = [*_look_words(measures), *_class_words(classes)]
+    first = f"{'; '.join(parts)}." if parts else "No measure of the images moved more than chance does."
+    more = [] if new is None or gone is None else [
+        f"{new:.1%} of the images are new, and {gone:.1%} of the earlier ones are gone."
+    ]  # fmt: skip
+    if not earlier.images:
+        more = [
+            f"The run {shorten(earlier.name, _NAME)} left no images.json, so only counts can be compared."
+        ]
+    return Drift(
+        run=earlier.name,
+        sentences=(first[0].upper() + first[1:], *more),
+        classes=classes,
+        counts=_counts(earlier, dataset, images),
+        measures=measures,
+    )
+
+
+def exchanged(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """Return which share of the images now is new, and which of those before is gone; None if not known.
+
+    Exact where all contents are listed; else estimated from the k lowest hashes of the union, of which
+    the share that both have is the Jaccard index J (Broder 1997): J / (1 + J) of the sum of both sizes is
+    common to them.
+    """
+    keys = [set(each.get("contents", ())) for each in (before, now)]
+    sizes = [each.get("distinct") or 0 for each in (before, now)]
+    if not all(keys) or not all(sizes):
+        return None, None
+    if sizes == [len(each) for each in keys]:
+        common = float(len(keys[0] & keys[1]))
+    else:
+        lowest = sorted(keys[0] | keys[1])[: min(map(len, keys))]
+        jaccard = len(keys[0] & keys[1] & set(lowest)) / len(lowest)
+        common = min(jaccard / (1 + jaccard) * sum(sizes), *sizes)
+    return 1 - common / sizes[1], 1 - common / sizes[0]
+
+
+def _class_rows(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[ClassCount, ...]:
+    both = [_of_classes(each) for each in (before, now)]
+    names = sorted({*both[0], *both[1]})
+    return tuple(ClassCount(name, both[0].get(name, 0), both[1].get(name, 0)) for name in names)
+
+
+def _of_classes(dataset: Mapping[str, Any]) -> dict[str, int]:
+    """Return the images of each class in all splits."""
+    counts: dict[str, int] = {}
+    for split in dataset.get("splits", {}).values():
+        for name, count in split.get("classes", {}).items():
+            counts[name] = counts.get(name, 0) + int(count)
+    return counts
+
+
+def _class_words(rows: Sequence[ClassCount]) -> list[str]:
+    """Return what is to be said of the classes: new ones, lost ones, and the share that moved the most."""
+    words = []
+    for what, names in (
+        ("is new", [row.name for row in rows if not row.before]),
+        ("is gone", [row.name for row in rows if not row.now]),
+    ):
+        words += [f"the class {shorten(name, _NAME)} {what}" for name in names[:3]]
+    kept = [row for row in rows if row.before and row.now]
+    if len(kept) < 2 or _shares_are_chance(kept):
+        return words
+    totals = [sum(getattr(row, when) for row in kept) for when in ("before", "now")]
+    moved = max(kept, key=lambda row: abs(row.now / totals[1] - row.before / totals[0]))
+    before, now = moved.before / totals[0], moved.now / totals[1]
+    if abs(now - before) >= _LEAST_SHARE:
+        words.append(f"the class {shorten(moved.name, _NAME)} is {now:.0%} of the images, was {before:.0%}")
+    return words
+
+
+def _shares_are_chance(rows: Sequence[ClassCount]) -> bool:
+    """Return whether both could be drawn from one mixture of classes (Pearson's chi-squared test)."""
+    from scipy.stats import chi2_contingency  # takes half a second to load
+
+    table = [[row.before for row in rows], [row.now for row in rows]]
+    return bool(chi2_contingency(table).pvalue >= _CHANCE)
+
+
+def _measure_rows(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[MeasureRow, ...]:
+    both = [each.get("measures", {}) for each in (before, now)]
+    names = [name for name in _WORDS if both[0].get(name) and both[1].get(name)]
+    return tuple(_measure_row(name, both[0][name], both[1][name], len(names)) for name in names)
+
+
+def _measure_row(name: str, before: Numbers, now: Numbers, tests: int) -> MeasureRow:
+    from scipy.stats import ks_2samp
+
+    found = ks_2samp(before, now)
+    statistic, p_value = float(found.statistic), float(found.pvalue)
+    # As many tests as there are measures (Bonferroni).
+    has_moved = p_value < _CHANCE / tests and statistic >= _LEAST_STATISTIC
+    means = [sum(each) / len(each) for each in (before, now)]
+    return MeasureRow(name, before, now, means[0], means[1], statistic, p_value, has_moved)
+
+
+def _look_words(rows: Sequence[MeasureRow]) -> list[str]:
+    moved = sorted((row for row in rows if row.has_moved), key=lambda row: -row.statistic)
+    parts = [
+        f"{_WORDS[row.name][row.mean_now > row.mean_before]} ({row.name} {row.mean_now:.3g}, was "
+        f"{row.mean_before:.3g})"
+        for row in moved
+    ]
+    *first, last = parts or [""]
+    return [f"the images are {', '.join(first)}{' and ' if first else ''}{last}"] if parts else []
+
+
+def _counts(
+    earlier: Earlier, dataset: Mapping[str, Any], images: Mapping[str, Any]
+) -> tuple[tuple[str, str, str], ...]:
+    rows = []
+    for split in dict.fromkeys([*earlier.dataset.get("splits", {}), *dataset.get("splits", {})]):
+        both = [each.get("splits", {}).get(split, {}).get("images", 0) for each in (earlier.dataset, dataset)]
+        rows.append((f"{split} images", both[0], both[1]))
+    rows.append(
+        ("files left out", *(each.get("rejected", {}).get("count", 0) for each in (earlier.dataset, dataset)))
+    )
+    known = [each for each in (earlier.images, images) if each.get("distinct") is not None]
+    if len(known) == len((earlier, images)):
+        rows.append(("copies of other images", *(each["images"] - each["distinct"] for each in known)))
+    return tuple((what, f"{before:,}", f"{now:,}") for what, before, now in rows)
