@@ -23,7 +23,7 @@ from trainer.storage.folder import FolderStore
 LEFT_BEHIND = {
     "spec.yaml", "environment.json", "dataset.json", "rejected.csv", "starts.jsonl", "history.jsonl",
     "timings.json", "events", "checkpoints", "predictions.csv", "metrics.json", "report.html", "plots",
-    "model", "MANIFEST.json", "_SUCCESS",
+    "images.json", "model", "MANIFEST.json", "_SUCCESS",
 }  # fmt: skip
 
 

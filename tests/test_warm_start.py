@@ -74,6 +74,8 @@ def test_a_run_begins_with_the_weights_of_another_one(photos: Path, tmp_path: Pa
     assert "of the same network only" in refused(
         "--set", "train.start_from=latest", "--set", "model.filters=[4]"
     )
+    (output / "first" / "model" / "variables" / "variables.index").write_text("damaged")
+    assert "can't be read; `trainer verify`" in refused("--set", f"train.start_from={output}/first")
     (output / CHAMPION).write_text("gone\n")
     assert "names no finished run" in refused("--set", "train.start_from=champion")
     shutil.copytree(photos, tmp_path / "other")

@@ -98,7 +98,12 @@ def _restore(model: keras.Model, folder: Path) -> None:
         if len(saved) != len(model.weights):
             raise ValueError(f"{len(saved)} variables instead of {len(model.weights)}")
         tf.train.Checkpoint(model=model).read(path).assert_existing_objects_matched()
-    except (ValueError, AssertionError, tf.errors.OpError) as error:
+    except tf.errors.OpError as error:
+        raise UsageError(
+            "The model whose weights the run is to begin with can't be read; `trainer verify` tells what is "
+            f"wrong with that run. Received: {folder} ({error.message[:120]})"
+        ) from None
+    except (ValueError, AssertionError) as error:
         raise UsageError(
             "A run can begin with the weights of the same network only: give model.family and its settings "
             f"as that run has them, or train.start_from: scratch. Received: {folder} "

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from trainer.exits import QualityError
+from trainer.exits import QualityError, UsageError
 from trainer.printable import printable
 
 if TYPE_CHECKING:
@@ -69,9 +69,12 @@ def runs(output: str, as_json: bool) -> None:
     from trainer.champion import read_pointer
     from trainer.release.overview import overview
     from trainer.report.names import shorten
+    from trainer.storage.folder import FolderStore
     from trainer.storage.store import open_store
 
     place = open_store(output)
+    if isinstance(place, FolderStore) and not place.root.is_dir():
+        raise UsageError(f"There is no such folder; give the one that runs are in. Received: {output}")
     rows = list(overview(place))
     if not as_json:
         click.echo(f"{'run':<{_NAME}}{'state':<12}{'published':<18}accuracy" if rows else "no runs")
@@ -123,7 +126,6 @@ def _answers(output: Store, spec: RunSpec, cache_dir: Path) -> Answers:
 
 
 def _spec(output: Store, name: str, settings: tuple[str, ...]) -> RunSpec:
-    from trainer.exits import UsageError
     from trainer.spec import load_spec
 
     found = output.below(name).read("spec.yaml")
