@@ -6,6 +6,7 @@ schedule and everything else are new.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Protocol
 
@@ -70,11 +71,12 @@ def _begin_with(
     Raises UsageError for a model of other classes or another network.
     """
     if run is not None:
-        uri = run.below("model").uri
-        folder = fetch_bucket(uri, cache_dir, _MOST_BYTES, progress) if is_bucket(uri) else Path(uri)
+        model = run.below("model").uri
+        folder = fetch_bucket(model, cache_dir, _MOST_BYTES, progress) if is_bucket(model) else Path(model)
         _require_same_classes(class_names, folder)
         _restore(learner.inference_model, folder)
-    place = agreement.state(learner.answering_variables(), None if run is None else run.uri)
+    uri = None if run is None else run.uri if is_bucket(run.uri) else os.path.abspath(run.uri)
+    place = agreement.state(learner.answering_variables(), uri)
     if place is not None:
         learner.take_inference_weights()
     return place or ""
