@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _LOG_SECONDS = 30.0
 _NAME = 34
+_MINUTE = len("2026-11-27 03:00")
 
 
 @click.command()
@@ -85,7 +86,7 @@ def runs(output: str, as_json: bool) -> None:
         accuracy = "-" if row.accuracy is None else f"{row.accuracy:.3f}"
         marks = " ".join(["champion"] * row.is_champion + ["latest"] * row.is_latest)
         name = shorten(row.name, _NAME - 2)
-        line = f"{name:<{_NAME}}{row.state:<12}{row.published or '-':<18}{accuracy}  {marks}"
+        line = f"{name:<{_NAME}}{row.state:<12}{row.published[:_MINUTE] or '-':<18}{accuracy}  {marks}"
         click.echo(printable(line.rstrip()))
     champion = read_pointer(place).name
     if not as_json and champion and not any(row.is_champion and row.published for row in rows):

@@ -16,6 +16,7 @@ from trainer.publish import MANIFEST, RETIRED, is_finished, latest_run
 from trainer.storage.store import Store
 
 _DIGITS = 12
+_SECOND = len("2026-11-27 03:00:00")
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Row:
     state: str
     """finished, unfinished, or retired: withdrawn, and soon removed."""
     published: str
-    """In UTC, as 2026-11-27 03:00; empty if it isn't."""
+    """In UTC, as 2026-11-27 03:00:00; empty if it isn't."""
     data: str
     """The first digits of its data's digest; empty if it isn't known."""
     accuracy: float | None
@@ -51,7 +52,9 @@ def _row(run: Store, name: str, champion: str, latest: str | None) -> Row:
     return Row(
         name=name,
         state="finished" if is_done else "retired" if run.find(RETIRED) else "unfinished",
-        published=str(_json(run, MANIFEST).get("published", ""))[:16].replace("T", " ") if is_done else "",
+        published=str(_json(run, MANIFEST).get("published", ""))[:_SECOND].replace("T", " ")
+        if is_done
+        else "",
         data=str(dataset.get("digest", "")).removeprefix("sha256:")[:_DIGITS],
         accuracy=float(accuracy) if is_done and accuracy is not None else None,
         is_champion=name == champion,
