@@ -13,4 +13,4 @@ cd -- "$ROOT"
 "$VENV/bin/ruff" check
 "$VENV/bin/ruff" format --check
 "$VENV/bin/mypy"
-exec "$VENV/bin/python" -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup "$@"
+exec "$VENV/bin/python" -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile "$@"

@@ -25,14 +25,6 @@ pytest.register_assert_rewrite("trainer_process")
 pytest_plugins = ["kube_cluster"]
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests stay in one process, as their runs are made once; so do all of the container engine."""
-    for item in items:
-        is_of_engine = "engine" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("engine" if is_of_engine else item.path.name))
-
-
 @pytest.fixture(scope="session")
 def bucket_address() -> Iterator[str]:
     """The address of an emulated bucket, `BUCKET`."""

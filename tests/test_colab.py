@@ -77,7 +77,7 @@ def test_it_runs_from_the_first_cell_to_the_last(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "IPython", "--colors=NoColor", "colab.ipy"],
         env={**os.environ, "HOME": str(tmp_path), "PATH": path, "MPLBACKEND": "agg", "NO_COLOR": "1"},
-        cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False,
+        cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr, done.stdout + done.stderr

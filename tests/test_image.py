@@ -1,45 +1,55 @@
-"""The image: built on a real engine, and run as a cluster would run it."""
+"""The image: built on a real engine, run as a cluster would, and every exit code of the table from it."""
 
 from __future__ import annotations
 
 import io
 import json
 import os
-import shutil
 import subprocess
 import tarfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bucket_server import BUCKET, bucket_server
+from copied_project import copied_project
 from docker import DockerClient
 from docker_engine import USER, end, engine_address, start, wait_for_line
 from registry_server import registry_server
 from trainer_process import command, error_line, refused
 from vertex_server import PROJECT, REGION, vertex_server
 
-from trainer.exits import UsageError
+from trainer.exits import EXIT_CODES, UsageError
+from trainer.launch.accelerators import find_accelerator
 from trainer.launch.checks import check_registry_image
 from trainer.launch.image import find_source, push_image, tags_of
+from trainer.launch.kubernetes import Cluster, objects_of
+from trainer.launch.plan import Plan
 from trainer.publish import latest_run, verify
+from trainer.spec import load_spec
 from trainer.storage.store import open_store
 
-ROOT = Path(__file__).parents[1]
 QUICK = ["--set", "train.epochs=4"]
-SINGLE_FILES = (".dockerignore", "setup.py", "pyproject.toml", "README.md", "LICENSE")
-
-
-def copied_project(folder: Path) -> Path:
-    """Return a copy of this project, all of it in a commit."""
-    for name in ("docker", "trainer", "tests"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for path in (*ROOT.glob("requirements-*.lock"), *map(ROOT.joinpath, SINGLE_FILES)):
-        shutil.copy(path, folder)
-    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(folder)]
-    for words in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "all"]):
-        subprocess.run([*git, *words], check=True)
-    return folder
+TRAIN = ["train", "--output", "/out", "--run-name"]
+SHORT = ["--set", "train.epochs=2"]
+ALONE = {"TRAINER_WORKERS": "2", "TRAINER_SERVICE": "peers", "JOB_COMPLETION_INDEX": "0"}
+# Words, options of the container, and what is said; nothing is said where there is no time for it.
+CASES: dict[int, tuple[Sequence[str], dict[str, Any], str]] = {
+    0: ([*TRAIN, "fine", *SHORT], {}, "report"),
+    1: ([*TRAIN, "broken", *SHORT], {"is_broken": True}, "of the test"),
+    2: ([*TRAIN, "typo", "--set", "train.epoks=3"], {}, "Did you mean train.epochs?"),
+    4: ([*TRAIN, "poor", *SHORT, "--assert-accuracy-at-least", "1"], {}, "less accurate than was asked for"),
+    65: ([*TRAIN, "nothing", "--data", "/nowhere"], {}, "Error: "),
+    69: ([*TRAIN, "gpu", "--require-accelerator", "gpu"], {}, "Error: "),
+    70: ([*TRAIN, "wild", "--set", "optimizer.learning_rate=1e30", *SHORT], {}, "Error: "),
+    75: ([*TRAIN, "alone", "--set", "train.meet_seconds=2"],
+         {"environment": ALONE, "hostname": "pets-0"}, "Error: "),
+    137: ([*TRAIN, "large"], {"mem_limit": "200m"}, ""),
+    143: ([*TRAIN, "stopped", "--set", "train.epochs=500"], {"is_stopped": True}, "the checkpoint is safe"),
+}  # fmt: skip
+BROKEN = 'raise RuntimeError("of the test")\n'
 
 
 def test_an_image_is_named_by_its_content_and_by_the_commit_that_says_all_of_it(tmp_path: Path) -> None:
@@ -237,3 +247,39 @@ def test_a_run_is_submitted_followed_cancelled_and_goes_on(engine: DockerClient,
     assert "is the image's own" in said(*submit, "--output", "/opt", code=2)
     assert not (tmp_path / "new").exists()
     assert engine.containers.list(all=True) == []  # nothing half-made is left
+
+
+def action_of(code: int) -> str:
+    """Return what Kubernetes does when a container ends with `code`: the first rule that fits counts."""
+    plan = Plan("gke", "pets", load_spec(None, "demo"), "registry/trainer", find_accelerator("cpu"))
+    policy = objects_of(plan, Cluster())[0]["spec"]["podFailurePolicy"]
+    for rule in policy["rules"]:
+        if code in rule.get("onExitCodes", {"values": ()})["values"]:
+            return str(rule["action"])
+    return "Count" if code else "-"
+
+
+def test_there_is_a_case_for_every_code() -> None:
+    assert set(CASES) == set(EXIT_CODES)
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("code", CASES)
+def test_a_container_ends_with_it_and_the_policy_is_the_tables(
+    code: int, engine: DockerClient, output: Path, tmp_path: Path
+) -> None:
+    words, options, said = CASES[code]
+    is_broken, is_stopped = (options.get(name, False) for name in ("is_broken", "is_stopped"))
+    given = {name: value for name, value in options.items() if not name.startswith("is_")}
+    if is_broken:
+        (module := tmp_path / "run.py").write_text(BROKEN)
+        module.chmod(0o644)
+        given["mounted"] = {str(module): "/opt/package/trainer/run.py"}
+    container = start(engine, output, *words, **given)
+    if is_stopped:
+        wait_for_line(container, '"event": "epoch"')
+        container.kill("SIGTERM")
+    ended, text = end(container)
+    assert (ended, said in text) == (code, True), text
+    assert ("Traceback" in text) == (code == 1)
+    assert action_of(ended) == EXIT_CODES[code][1]
