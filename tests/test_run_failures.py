@@ -54,6 +54,26 @@ def test_a_run_stopped_by_a_signal_goes_on_to_the_same_bits(photos: Path, tmp_pa
 
 
 @pytest.mark.engine
+def test_a_first_start_that_fails_after_a_checkpoint_keeps_it(photos: Path, tmp_path: Path) -> None:
+    settings = [*QUICK, "--set", "train.epochs=60", "--set", "train.steps_per_call=1"]
+    arguments = ["--data", photos, "--output", tmp_path, "--run-name", "first", *settings]
+    process = subprocess.Popen(
+        command(*arguments, module="trainer.task"),
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    history = tmp_path / "first" / "history.jsonl"
+    while not history.exists() and process.poll() is None:
+        time.sleep(0.05)
+    (tmp_path / "first" / "dataset.json").unlink()  # which the run promises
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 75, err
+    assert "Files of this run were removed while it ran" in err
+    assert list((tmp_path / "first" / "checkpoints").glob("step-*"))
+    assert (tmp_path / "first" / "spec.yaml").exists()
+
+
+@pytest.mark.engine
 def test_a_paused_process_leaves_alone_the_run_that_another_one_published(
     photos: Path, tmp_path: Path
 ) -> None:

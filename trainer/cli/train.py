@@ -242,9 +242,10 @@ def _do(
     except (UsageError, DataError, TemporaryError):
         # It ended with a message that says what to do: that isn't a start which got stuck.
         others = _forget_start(folder)
-        if not others and not before and not has_rejected(folder.path):
+        # Of a command that came to nothing nothing is left; what has a checkpoint goes on.
+        if not others and not folder.newest_checkpoint and not has_rejected(folder.path):
             with suppress(TrainerError):
-                folder.discard()  # of a command that came to nothing nothing is left
+                folder.discard()
         raise
     if verdict is not None:
         console.verdict(verdict.headline, verdict.advice)
