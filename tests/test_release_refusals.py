@@ -55,11 +55,6 @@ def test_a_bucket_that_may_not_be_read_or_written(
         assert everything(output) == before
 
 
-def test_a_folder_that_is_not_there_has_no_runs(tmp_path: Path) -> None:
-    assert "no such folder" in error_line(trainer("runs", tmp_path / "nowhere", cache=tmp_path), 2)
-    assert trainer("runs", tmp_path, cache=tmp_path).stdout == "no runs\n"
-
-
 def test_a_champion_that_was_deleted(output: Store, tmp_path: Path) -> None:
     for entry in output.entries("two/"):
         output.remove(entry.name)

@@ -70,12 +70,9 @@ def runs(output: str, as_json: bool) -> None:
     from trainer.champion import read_pointer
     from trainer.release.overview import overview
     from trainer.report.names import shorten
-    from trainer.storage.folder import FolderStore
     from trainer.storage.store import open_store
 
     place = open_store(output)
-    if isinstance(place, FolderStore) and not place.root.is_dir():
-        raise UsageError(f"There is no such folder; give the one that runs are in. Received: {output}")
     rows = list(overview(place))
     if not as_json:
         click.echo(f"{'run':<{_NAME}}{'state':<12}{'published':<18}accuracy" if rows else "no runs")
