@@ -130,7 +130,7 @@ def test_pairs_are_judged_in_words() -> None:
     for pair in (compare_runs(run_of(first, "a"), run_of(better, "b")),
                  compare_runs(run_of(better, "b"), run_of(first, "a"))):  # fmt: skip
         assert pair.verdict.startswith("b is better by 0.")
-        assert "p = < 0.0001" in pair.verdict
+        assert "exact McNemar p < 0.0001" in pair.verdict
     assert len(pair.disagreements) == pair.only_first + pair.only_second
 
 

@@ -41,13 +41,13 @@ class Comparison:
         """In a sentence: the same within chance, or which is better and how sure."""
         test = self.accuracy
         if self.why_unpaired:
-            how = f"Fisher's exact p = {format_p(test.p_value)}, {self.why_unpaired}"
+            how = f"Fisher's exact {say_p(test.p_value)}, {self.why_unpaired}"
         elif not self.only_first + self.only_second:
             return f"The same: right and wrong on the same {self.first.count:,} images."
         else:
             how = (
                 f"{self.only_first + self.only_second:,} images differ, {self.only_first:,} to "
-                f"{self.only_second:,} (exact McNemar p = {format_p(test.p_value)})"
+                f"{self.only_second:,} (exact McNemar {say_p(test.p_value)})"
             )
         if test.is_chance:
             return f"The same within chance: {how}."
@@ -76,6 +76,12 @@ def compare_runs(first: Run, second: Run) -> Comparison:
         only_second=only_second,
         why_unpaired="",
     )
+
+
+def say_p(value: float) -> str:
+    """Return `p = 0.24`, or `p < 0.0001`."""
+    text = format_p(value)
+    return f"p {text}" if text.startswith("<") else f"p = {text}"
 
 
 def format_p(value: float) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.compare.comparison import format_p
+from trainer.compare.comparison import say_p
 from trainer.compare.statistics import Test, paired_accuracies
 from trainer.metrics import Predictions
 
@@ -72,13 +72,13 @@ def _reason(
     if test.difference < min_gain:
         return False, f"it gains less than the {min_gain:g} that publish.min_gain asks for: {gain}"
     if test.is_chance:
-        return False, f"its gain may be chance: {gain}, exact McNemar p = {format_p(test.p_value)}"
+        return False, f"its gain may be chance: {gain}, exact McNemar {say_p(test.p_value)}"
     if -change > max_class_loss:
         return False, (
             f"{worst} loses {-change:.3f} of its recall, more than the {max_class_loss:g} of "
             f"publish.max_class_loss, though all in all it gains: {gain}"
         )
-    return True, f"it is more accurate: {gain}, exact McNemar p = {format_p(test.p_value)}"
+    return True, f"it is more accurate: {gain}, exact McNemar {say_p(test.p_value)}"
 
 
 def _worst_class(champion: Predictions, right: list[np.ndarray]) -> tuple[str, float]:
