@@ -158,6 +158,31 @@ def test_the_pictures_beside_an_import_file_are_in_the_container(tmp_path: Path)
     assert mounts == {str(tmp_path): True, str(tmp_path / "runs"): False}
 
 
+@pytest.mark.parametrize(
+    ("start_from", "mounted"),
+    [
+        ("other/one", "other/one"), ("other/latest", "other"), ("other/latest/", "other"), ("runs/one", None),
+        ("runs/latest", None), ("runs-2/one", "runs-2/one"), ("champion", None),
+    ],
+)  # fmt: skip
+def test_the_run_to_begin_with_is_in_the_container(
+    start_from: str, mounted: str | None, tmp_path: Path
+) -> None:
+    place = f"{tmp_path}/{start_from}" if "/" in start_from else start_from
+    words = ["submit", "docker", "--recipe", "demo", "--accelerator", "cpu", "--dry-run",
+             "--set", f"train.start_from={place}", "--output", f"{tmp_path}/runs"]  # fmt: skip
+    body = json.loads(CliRunner().invoke(cli, words).output)
+    mounts = {each["Source"]: each["ReadOnly"] for each in body["HostConfig"]["Mounts"]}
+    read = {} if mounted is None else {f"{tmp_path}/{mounted}": True}
+    assert mounts == {f"{tmp_path}/runs": False, **read}
+
+
+def test_a_run_to_begin_with_is_in_a_folder_or_a_bucket(tmp_path: Path) -> None:
+    settings = ("train.start_from=https://a.example/runs/one",)
+    with pytest.raises(UsageError, match="A place is a folder or gs://BUCKET/PREFIX"):
+        given_spec(None, "demo", settings, {}, None, tmp_path)
+
+
 def test_without_tensorflow_the_command_says_what_brings_it(tmp_path: Path) -> None:
     hidden = "import sys; sys.modules['tensorflow'] = sys.modules['keras'] = None; sys.argv[1:] = ['train']; "
     done = subprocess.run(

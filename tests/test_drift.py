@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,14 @@ def test_what_moved_is_told_in_words() -> None:
     assert drift.brief == "brightness, width moved since monday"
 
 
+def test_what_is_decoded_otherwise_is_compared_by_its_files_only() -> None:
+    before, now = (images(np.random.default_rng(seed), brightness=seed, width=seed) for seed in (0, 9))
+    drift = find_drift(Earlier("monday", dataset(a=9), before, is_decoded_alike=False), dataset(a=9), now)
+    assert [row.name for row in drift.measures] == ["width", "height", "kilobytes"]
+    assert drift.brief == "width moved since monday"
+    assert "another size or in another way" in drift.sentences[1]
+
+
 def test_classes_are_told() -> None:
     random = np.random.default_rng(4)
     before, now = images(random), images(random)
@@ -106,6 +115,24 @@ def test_images_are_measured(photos: Path, tmp_path: Path) -> None:
     assert len(describe_images(found)["measures"]["width"]) == 23
 
 
+def test_large_images_are_measured_a_few_at_a_time(photos: Path, tmp_path: Path) -> None:
+    spec = load_spec(overrides={"data.source": str(photos)}, settings=["data.image_size=1024"])
+    found = load_dataset(spec.data, tmp_path, SilentProgress(), lambda rejected: None)
+    asked = []
+
+    class Watched:
+        shape = found.train.pixels.shape
+
+        def take(self, rows: Any) -> Any:
+            asked.append(len(rows))
+            return found.train.pixels.take(rows)
+
+    watched = replace(found, splits=found.splits | {"train": replace(found.train, pixels=Watched())})
+    assert describe_images(watched) == describe_images(found)
+    assert max(asked) == (16 << 20) // (1024 * 1024 * 3)
+    assert sum(asked) == len(found.train.labels)
+
+
 def test_which_run_is_compared_with(either_store: Store, tmp_path: Path) -> None:
     spec = load_spec(overrides={"data.source": "photos"})
     assert find_earlier(either_store, spec, "new") is None
@@ -122,8 +149,17 @@ def test_which_run_is_compared_with(either_store: Store, tmp_path: Path) -> None
         earlier = find_earlier(either_store, spec, "new")
         assert earlier is not None
         assert (earlier.name, dict(earlier.images)) == ("monday", {})
-    drift = find_drift(earlier, dataset(a=3), images(np.random.default_rng(0)))
-    assert drift.sentences[1] == "The run monday left no images.json, so only counts can be compared."
+    same = replace(earlier, dataset=dataset(a=3))
+    drift = find_drift(same, dataset(a=3), images(np.random.default_rng(0)))
+    left = "Only counts can be compared: the measures of the run monday are missing: it left no images.json."
+    assert drift.sentences == (left,)
+    assert drift.brief == "only counts can be compared with monday"
+    assert find_drift(earlier, dataset(a=3), {}).sentences == ("The class a is new.", left)
+    monday.write("images.json", json.dumps(images(np.random.default_rng(0))).encode())
+    for setting, is_alike in (("seed=3", True), ("data.image_size=16", False), ("data.resize=crop", False)):
+        found = find_earlier(either_store, load_spec(None, None, (setting, "data.source=photos")), "new")
+        assert found is not None
+        assert found.is_decoded_alike == is_alike, setting
 
 
 @pytest.mark.engine

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from trainer.exits import EXIT_CODES, UsageError
 from trainer.hosts import read_place
 from trainer.launch.accelerators import PRICE_DATE, find_accelerator
 from trainer.launch.kubernetes import Cluster, failure_policy, objects_of
-from trainer.launch.plan import Plan, check_plan, describe_plan, make_name
+from trainer.launch.plan import Plan, check_plan, describe_plan, make_name, with_price
 from trainer.spec import RunSpec, load_spec, parse_spec
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -220,6 +221,8 @@ def test_the_spec_arrives_as_it_was_sent_and_the_job_names_the_run() -> None:
             {"spec": spec_of(**{"data.source": "https://me:secret@a.example/b.zip"})},
             "could be read by everyone",
         ),
+        ({"spec": spec_of("train.start_from=/runs/one")}, "gs://BUCKET/RUNS/NAME"),
+        ({"spec": spec_of("train.start_from=https://a.example/one")}, "gs://BUCKET/RUNS/NAME"),
         ({"schedule": "0 3 * * 7"}, "Sunday is 0"),
         ({"schedule": "0 3 L * *"}, "Sunday is 0"),
         ({"schedule": "* * * * 5#2"}, "Sunday is 0"),
@@ -237,6 +240,15 @@ def test_what_its_place_would_refuse_is_refused_before(changes: dict[str, Any], 
 def test_schedules_of_both_places_are_taken() -> None:
     for schedule in ("*/15 0-5 1,15 JAN-MAR MON", "0 3 * * 0", "5 4 * * 1-5"):
         assert plan_of(schedule=schedule).schedule == schedule
+
+
+@pytest.mark.parametrize("price", [0.0, 1e-6, 0.123456789, 98.32])
+def test_a_price_of_any_size_is_one_that_the_job_reads(price: float) -> None:
+    plan = plan_of()
+    assert plan.accelerator.price is not None
+    accelerator = replace(plan.accelerator, price=replace(plan.accelerator.price, on_demand=price))
+    sent = with_price(replace(plan, accelerator=accelerator)).spec_text
+    assert parse_spec(sent, "here").publish.usd_per_hour == pytest.approx(price, rel=1e-5)
 
 
 def test_a_spec_with_dollars_arrives_as_it_was_sent() -> None:

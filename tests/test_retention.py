@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
@@ -12,15 +14,17 @@ import pytest
 from test_release import between, finished
 
 from trainer.champion import CHAMPION, read_champion
-from trainer.exits import UsageError
+from trainer.data.progress import SilentProgress
+from trainer.exits import TemporaryError, UsageError
 from trainer.metrics import Predictions
-from trainer.publish import MARKER, RETIRED, is_finished, latest_run
+from trainer.publish import MANIFEST, MARKER, RETIRED, is_finished, latest_run
 from trainer.release.challenge import challenge, promote, rollback
 from trainer.release.overview import overview
 from trainer.release.retention import keep_newest
 from trainer.run_folder import open_run_folder
 from trainer.spec import load_spec
-from trainer.storage.lease import take_lease
+from trainer.storage.folder import FolderStore
+from trainer.storage.lease import EXPIRY_SECONDS, take_lease
 from trainer.storage.store import Store, open_store
 
 NOW = datetime(2026, 1, 2, 3, 4, 5)
@@ -113,6 +117,73 @@ def test_a_challenger_that_is_withdrawn_while_it_is_judged_is_no_champion(output
     with pytest.raises(UsageError, match="Only a finished run"):
         challenge(output, "three", 0.0, 0.05, ask)
     assert read_champion(output).name == "two"
+
+
+def test_a_withdrawn_run_that_a_rollback_may_lead_to_comes_back(output: Store) -> None:
+    promote(output, "three")
+    assert keep_newest(output, 1).retired == ("four", "one")
+    assert rollback(output).said.startswith("two is the champion again")
+    gone = keep_newest(output, 1, read_seconds=0)
+    assert (gone.retired, gone.removed) == (("three",), ("four",))
+    assert is_finished(output.below("one"))
+    assert output.find(f"one/{RETIRED}") is None
+    assert rollback(output).said.startswith("one is the champion again")
+
+
+def test_the_newest_are_those_published_last_whatever_a_copy_of_them_says(
+    output: Store, tmp_path: Path
+) -> None:
+    if isinstance(output, FolderStore):
+        for age, name in enumerate(("one", "two", "three", "four", "five")):
+            os.utime(output.root / name / MARKER, (1e9 - age, 1e9 - age))
+        assert keep_newest(output, 2).retired == ("three",)
+
+
+class Robbed(FolderStore):
+    """Where, once a file of a run is removed, another process takes the run over."""
+
+    def below(self, prefix: str) -> Robbed:
+        return Robbed(super().below(prefix).root)
+
+    def remove(self, name: str, version: str | None = None) -> None:
+        super().remove(name, version)
+        lease = self.root.parent / f".{self.root.name}.lease"
+        if lease.exists():
+            lease.write_text('{"id": "another"}')
+            time.sleep(1.5 * EXPIRY_SECONDS / 6)  # until the next beat
+
+
+@pytest.mark.engine
+def test_who_lost_the_run_removes_no_more_of_it(tmp_path: Path) -> None:
+    output = Robbed(tmp_path / "runs")
+    finished(output, tmp_path / "local", "one")
+    output.write("one/model", b"")
+    finished(output, tmp_path / "local", "two")
+    keep_newest(output, 1)
+    with pytest.raises(TemporaryError, match="took this run over"):
+        keep_newest(output, 1, read_seconds=0)
+    assert {entry.name for entry in output.below("one").entries()} >= {RETIRED}
+    assert len(output.below("one").entries()) == len(("model", "metrics.json", RETIRED))
+
+
+def test_a_run_that_was_done_and_withdrawn_while_another_waited_for_it_is_not_begun(
+    output: Store, tmp_path: Path
+) -> None:
+    lease = take_lease(output, ".seven.lease", lambda words: None)
+
+    class Screen(SilentProgress):
+        def say(self, message: str) -> None:
+            finished(output, tmp_path / "local", "seven")
+            marker = output.read(f"seven/{MARKER}")
+            assert marker is not None
+            output.write(f"seven/{RETIRED}", marker.data)
+            output.remove(f"seven/{MARKER}")
+            lease.release()
+
+    spec = load_spec(recipe="demo", overrides={"output": output.uri, "run_name": "seven"})
+    with pytest.raises(UsageError, match=r"publish\.keep_runs keeps newer ones"):
+        open_run_folder(spec, NOW, tmp_path / "cache", progress=Screen())
+    assert output.find(f"seven/{MANIFEST}")
 
 
 def at_once(*works: Callable[[], object]) -> None:

@@ -14,6 +14,7 @@ from trainer_process import QUICK, error_line, trainer
 from trainer.champion import CHAMPION
 from trainer.exits import UsageError
 from trainer.metrics import read_predictions
+from trainer.publish import MANIFEST, MARKER
 from trainer.release.challenge import promote
 from trainer.run_folder import find_start
 from trainer.storage.store import Store
@@ -41,6 +42,23 @@ def test_which_run_is_meant(either_store: Store, tmp_path: Path) -> None:
         find_start(either_store, "champion")
 
 
+def require_began_with_first(output: Path, name: str) -> None:
+    """Fail unless the run, which changed no weight, answers as the run "first", and says whence it is."""
+    before, after = (read_predictions(output / each / "predictions.csv") for each in ("first", name))
+    for one, other in zip(before, after, strict=True):
+        assert np.abs(one.probabilities - other.probabilities).max() < 1e-6
+    environment = json.loads((output / name / "environment.json").read_text())
+    assert environment["started_from"] == f"{output}/first"
+
+
+def damage(run: Path) -> None:
+    """Let a finished run be an unfinished one none of whose checkpoints can be read."""
+    for name in (MANIFEST, MARKER):
+        (run / name).unlink()
+    for path in (run / "checkpoints").glob("step-*.npz"):
+        path.write_bytes(b"damaged")
+
+
 @pytest.mark.engine
 def test_a_run_begins_with_the_weights_of_another_one(photos: Path, tmp_path: Path) -> None:
     output = tmp_path / "runs"
@@ -50,15 +68,17 @@ def test_a_run_begins_with_the_weights_of_another_one(photos: Path, tmp_path: Pa
 
     first = trainer(*words("first", "--set", "train.start_from=latest"), cache=tmp_path)
     assert first.returncode == 0, first.stderr
-    assert "with the weights of" not in first.stdout
+    assert "with fresh weights: there is no finished run that is the latest" in first.stdout
     more = ["--set", "train.start_from=latest", "--set", "train.ema_decay=0.9"]
     done = trainer(*words("average", *STILL, *more), cache=tmp_path)
     assert f"with the weights of {output}/first" in done.stdout, done.stderr
-    before, after = (read_predictions(output / each / "predictions.csv") for each in ("first", "average"))
-    for one, other in zip(before, after, strict=True):
-        assert np.abs(one.probabilities - other.probabilities).max() < 1e-6
-    environment = json.loads((output / "average" / "environment.json").read_text())
-    assert environment["started_from"] == f"{output}/first"
+    require_began_with_first(output, "average")
+    # Begun anew, as none of its checkpoints can be read, it begins with them again.
+    damage(output / "average")
+    done = trainer(*words("average", *STILL, *more), cache=tmp_path)
+    assert f"with the weights of {output}/first" in done.stdout, done.stderr
+    assert "there is none before it, so it begins anew" in done.stdout
+    require_began_with_first(output, "average")
     assert "Began with" in (output / "average" / "report.html").read_text()
     fresh = trainer(*words("fresh", *STILL), cache=tmp_path)
     assert "with the weights of" not in fresh.stdout
@@ -71,6 +91,12 @@ def test_a_run_begins_with_the_weights_of_another_one(photos: Path, tmp_path: Pa
     assert "of the same network only" in refused(
         "--set", "train.start_from=latest", "--set", "model.filters=[4]"
     )
+    damage(output / "average")
+    (output / "first").rename(output / "gone")
+    said = error_line(trainer(*words("average", *STILL, *more), cache=tmp_path), 2)
+    assert "is gone; begin it anew with --fresh" in said
+    assert list((output / "average" / "checkpoints").iterdir())
+    (output / "gone").rename(output / "first")
     (output / "first" / "model" / "variables" / "variables.index").write_text("damaged")
     assert "can't be read; `trainer verify`" in refused("--set", f"train.start_from={output}/first")
     (output / CHAMPION).write_text("gone\n")

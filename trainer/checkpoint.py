@@ -102,6 +102,11 @@ def list_checkpoints(folder: Path, whole_epochs: bool = False) -> list[Path]:
     return [path for path in paths if not (whole_epochs and path.stem.endswith(_PART))]
 
 
+def has_readable(folder: Path) -> bool:
+    """Return whether a checkpoint in `folder` can be read. Raises TemporaryError for a disk that fails."""
+    return any(map(_is_readable, reversed(list_checkpoints(folder))))
+
+
 def restore_newest(
     folder: Path,
     variables: Mapping[str, tf.Variable],
@@ -146,6 +151,14 @@ def restore_checkpoint(path: Path, variables: Mapping[str, tf.Variable]) -> dict
     for name, variable in variables.items():
         variable.assign(arrays[name])
     return record
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        _read(path)
+    except DamagedError:
+        return False
+    return True
 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]]:

@@ -13,6 +13,7 @@ from typing import Protocol
 import keras
 import tensorflow as tf
 
+from trainer.checkpoint import has_readable
 from trainer.cluster import Cluster
 from trainer.data.bucket import fetch_bucket
 from trainer.data.dataset import Dataset
@@ -21,10 +22,12 @@ from trainer.exits import UsageError
 from trainer.export.load import read_description
 from trainer.run_folder import RunFolder, Start, find_start, read_started_from
 from trainer.spec import RunSpec
+from trainer.spec.schema import CHAMPION, LATEST
 from trainer.storage.store import Store, is_bucket
 from trainer.train import Agreement, Learner
 
 _MOST_BYTES = 1 << 40
+_NONE_YET = {LATEST: "there is no finished run that is the latest", CHAMPION: "there is no champion"}
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 
 
@@ -48,14 +51,31 @@ def begin(
 
     Raises UsageError for a run that isn't there, and for a model of other classes or another network.
     """
-    is_new = cluster.is_chief and not folder.newest_checkpoint
-    run = find_start(folder.output, spec.train.start_from) if is_new else None
+    run = _find_run(spec.train.start_from, folder) if cluster.is_chief else None
     place = _begin_with(learner, dataset.class_names, run, Agreement(cluster.peers), cache_dir, screen)
     if place:
         screen.on_fact("start", f"with the weights of {place}")
-    started_from = read_started_from(folder.path) if folder.newest_checkpoint else place
+    elif not folder.newest_checkpoint and spec.train.start_from in _NONE_YET:
+        screen.on_fact("start", f"with fresh weights: {_NONE_YET[spec.train.start_from]}")
+    started_from = place or read_started_from(folder.path) if folder.newest_checkpoint else place
     batch, rate = spec.train.global_batch_size, spec.optimizer.learning_rate
     return Start(dataset.digest, learner.precision, batch, rate, started_from)
+
+
+def _find_run(start_from: str, folder: RunFolder) -> Store | None:
+    """Return the run whose weights are to be put in; None for fresh ones, or where a checkpoint has newer."""
+    if not folder.newest_checkpoint:
+        return find_start(folder.output, start_from)
+    before = read_started_from(folder.path)
+    if not before or has_readable(folder.checkpoints):
+        return None
+    try:
+        return find_start(folder.output, before)  # it begins anew, and so as it began
+    except UsageError:
+        raise UsageError(
+            "No checkpoint of this run can be read, and the run whose weights it began with is gone; begin "
+            f"it anew with --fresh, or give another --run-name. Received: {before}"
+        ) from None
 
 
 def _begin_with(

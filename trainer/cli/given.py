@@ -15,6 +15,7 @@ from trainer.data.progress import SilentProgress
 from trainer.exits import DataError, UsageError
 from trainer.spec import RunSpec, load_spec
 from trainer.spec.schema import CHAMPION, LATEST, SCRATCH
+from trainer.storage.store import require_uri
 
 _DEMO = "demo"
 
@@ -73,5 +74,6 @@ def given_spec(
     require_apart(data_spec.source, spec.output)
     train_spec = spec.train
     if train_spec.start_from not in (SCRATCH, LATEST, CHAMPION):
+        require_uri(train_spec.start_from)
         train_spec = train_spec.model_copy(update={"start_from": absolute_source(train_spec.start_from)})
     return spec.model_copy(update={"data": data_spec, "train": train_spec})

@@ -41,12 +41,15 @@ def promote(run: str, force: bool, settings: tuple[str, ...]) -> None:
     from trainer.cli.app import cache_folder
     from trainer.cli.places import output_of
     from trainer.release.challenge import promote as promote_run
+    from trainer.release.held import held
 
     output, name = output_of(run)
     if force:
         _tell(promote_run(output, name))
         return
-    outcome = challenge_champion(output, name, _spec(output, name, settings), cache_folder())
+    spec = _spec(output, name, settings)
+    with held(output, name, lambda words: click.echo(printable(f"{words}..."), err=True)):
+        outcome = challenge_champion(output, name, spec, cache_folder())
     _tell(outcome)
     if not outcome.is_champion:
         raise QualityError(f"The champion stays; --force replaces it all the same. Received: {name}")

@@ -12,7 +12,7 @@ import shlex
 import shutil
 import sys
 import threading
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,9 +26,9 @@ from trainer.cli.environment import (
     require_tensorflow,
     write_last_words,
 )
+from trainer.cli.judge import judge
 from trainer.exits import (
     DataError,
-    QualityError,
     StoppedError,
     TemporaryError,
     TrainerError,
@@ -81,7 +81,7 @@ def train_command(
         finished = find_finished_run(spec, fresh) if place.count > 1 else None
         if finished is not None:
             _tell_finished(finished, console)
-            _judge(finished if place.is_chief else None, spec, cache_dir, console, accuracy_at_least)
+            judge(finished if place.is_chief else None, spec, cache_dir, console, accuracy_at_least)
             return
         common = f"{__version__} {spec_digest(spec)} {spec.run_name}"
         peers = meet(place, common, spec.train.meet_seconds, console.say)
@@ -97,7 +97,7 @@ def train_command(
             peers.leave(exit_code, str(error) or type(error).__name__)
             raise
         peers.leave()
-        _judge(led, spec, cache_dir, console, accuracy_at_least)
+        judge(led, spec, cache_dir, console, accuracy_at_least)
 
 
 def require_devices(wanted: str) -> None:
@@ -108,66 +108,22 @@ def require_devices(wanted: str) -> None:
     require_accelerator(wanted)
 
 
-def _judge(
-    folder: RunFolder | None, spec: RunSpec, cache_dir: Path, console: Console, at_least: float | None
-) -> None:
-    """Ask what a published run, if there is one, is worth. Raises QualityError."""
-    if folder is not None:
-        _challenge(folder, spec, cache_dir, console)
-        _retire(folder, spec, console)
-        _require_accuracy(folder, at_least)
-
-
-def _challenge(folder: RunFolder, spec: RunSpec, cache_dir: Path, console: Console) -> None:
-    """Let the published run challenge the champion, if its spec says so and it didn't before."""
-    from trainer.cli.release import challenge_champion
-    from trainer.release.records import read_records
-
-    if not spec.publish.release:
-        return
-    if any(each["run"] == folder.name for each in read_records(folder.output)):
-        console.on_fact("champion", "decided before; `trainer runs` shows which it is")
-        return
-    outcome = challenge_champion(folder.output, folder.name, spec, cache_dir)
-    console.on_fact("champion", f"{outcome.said}; see {folder.output.at(outcome.record)}")
-
-
-def _retire(folder: RunFolder, spec: RunSpec, console: Console) -> None:
-    """Let the runs go that publish.keep_runs doesn't keep; that this can't be done ends no run."""
-    from trainer.release.retention import keep_newest
-
-    if spec.publish.keep_runs is None:
-        return
-    try:
-        gone = keep_newest(folder.output, spec.publish.keep_runs)
-    except TrainerError as error:
-        console.on_message(f"Old runs could not be removed. {error}")
-        return
-    for what, names in (("retired", gone.retired), ("removed", gone.removed)):
-        if names:
-            console.on_fact(what, f"by publish.keep_runs: {', '.join(names)}")
-
-
-def _require_accuracy(folder: RunFolder, at_least: float | None) -> None:
-    """Raise QualityError if the run that is published in `folder` is less accurate than was asked for."""
-    from trainer.compare.runs import judged_by
-
-    found = None if at_least is None else folder.output.below(folder.name).read("metrics.json")
-    if at_least is None or found is None:
-        return
-    metrics = json.loads(found.data)
-    split = judged_by(metrics, folder.at("metrics.json"))
-    if (accuracy := metrics[f"{split}/accuracy"]) < at_least:
-        raise QualityError(
-            "The model is less accurate than was asked for; it is published with its report, which says what "
-            f"to try. Received: {split} accuracy {accuracy:.4f}, at least {at_least:g} asked for"
-        )
-
-
 def _lead(
     spec: RunSpec, cache_dir: Path, fresh: bool, stop: Stop, console: Console, peers: Peers
 ) -> RunFolder | None:
     folder = open_run_folder(spec, datetime.now(timezone.utc), cache_dir, fresh, console)
+    with ExitStack() as leave:
+        leave.callback(folder.release)
+        if not _led(folder, spec, cache_dir, stop, console, peers):
+            return None
+        leave.pop_all()  # it is this process's until it is judged
+    return folder
+
+
+def _led(
+    folder: RunFolder, spec: RunSpec, cache_dir: Path, stop: Stop, console: Console, peers: Peers
+) -> bool:
+    """Do the run in `folder`; return False if there is nothing that it would change."""
     try:
         if not folder.finished:
             console.on_fact("run", folder.at(""))
@@ -177,19 +133,17 @@ def _lead(
     except UnchangedError as error:
         folder.discard()
         console.line(str(error))
-        return None
+        return False
     except StoppedError:
         raise
     except Exception:
         folder.require_lease()  # an error may be what another process did, which took the run over
         raise
-    finally:
-        folder.release()
     if folder.finished:
         _tell_finished(folder, console)
     else:
         _tell_places(folder, console)
-    return folder
+    return True
 
 
 def _tell_finished(folder: RunFolder, console: Console) -> None:
@@ -243,7 +197,7 @@ def _do(
         # It ended with a message that says what to do: that isn't a start which got stuck.
         others = _forget_start(folder)
         # Of a command that came to nothing nothing is left; what has a checkpoint goes on.
-        if not others and not folder.newest_checkpoint and not has_rejected(folder.path):
+        if not (others or before or folder.newest_checkpoint or has_rejected(folder.path)):
             with suppress(TrainerError):
                 folder.discard()
         raise

@@ -66,7 +66,9 @@ class Run:
     def cost(self) -> float | None:
         """US dollars of its training, where its spec says what its machines cost; None if it doesn't."""
         price = (self.spec.get("publish") or {}).get("usd_per_hour")
-        return float(price) * self.seconds / 3600 if price and self.seconds else None
+        if price is None or self.seconds is None:
+            return None
+        return float(price) * self.seconds / 3600
 
     @property
     def images_per_second(self) -> float | None:

@@ -63,7 +63,7 @@ ROWS: tuple[tuple[str, Callable[[Run], str]], ...] = (
     ("calibration error", _metric("calibration_error")),
     ("time", lambda run: format_duration(run.seconds) if run.seconds else _NOTHING),
     ("images/s", lambda run: f"{run.images_per_second:,.0f}" if run.images_per_second else _NOTHING),
-    ("cost of training", lambda run: f"{run.cost:,.2f} USD" if run.cost else _NOTHING),
+    ("cost of training", lambda run: f"{run.cost:,.2f} USD" if run.cost is not None else _NOTHING),
     ("devices", lambda run: str(run.environment.get("devices", _NOTHING))),
     ("versions", _versions),
 )

@@ -19,7 +19,8 @@ from trainer.data.items import Item, Source
 SAMPLED = 2_000
 """Images that are measured at most."""
 _HEX_DIGITS = 16
-_CHUNK = 100
+_CHUNK_BYTES = 16 << 20
+"""Of pixels that are measured at once; as numbers of four bytes, a few times over, they are many more."""
 _HEADER_BYTES = 1 << 16
 _CIFAR_SIDE = 32
 _LUMA = np.array([0.2126, 0.7152, 0.0722])
@@ -79,8 +80,9 @@ def _sample(dataset: Dataset, most: int) -> tuple[list[_Place], int | None]:
 
 
 def _measured(split: Split, rows: Sequence[int]) -> Iterator[tuple[str, float]]:
-    for start in range(0, len(rows), _CHUNK):
-        chunk = np.asarray(rows[start : start + _CHUNK], np.int64)
+    many = max(1, _CHUNK_BYTES // max(1, int(np.prod(split.pixels.shape[1:]))))
+    for start in range(0, len(rows), many):
+        chunk = np.asarray(rows[start : start + many], np.int64)
         looks = _look(split.pixels.take(chunk))
         for name, values in looks.items():
             yield from ((name, float(value)) for value in values)

@@ -143,7 +143,7 @@ def with_price(plan: Plan) -> Plan:
     price = None if plan.place == "docker" else plan.cost_per_hour()
     if price is None or plan.spec.publish.usd_per_hour is not None:
         return plan
-    publish = plan.spec.publish.model_copy(update={"usd_per_hour": round(price, 4)})
+    publish = plan.spec.publish.model_copy(update={"usd_per_hour": float(f"{price:.6g}")})
     return replace(plan, spec=plan.spec.model_copy(update={"publish": publish}))
 
 
@@ -238,9 +238,16 @@ def _check_engine(plan: Plan) -> None:
 def places_of(spec: RunSpec) -> dict[str, bool]:
     """Return every place that a run of `spec` uses, with whether it writes there."""
     read = [spec.data.source, *([spec.publish.test_data] if spec.publish.test_data else [])]
-    if spec.train.start_from not in (SCRATCH, LATEST, CHAMPION):
-        read.append(spec.train.start_from)
+    start = spec.train.start_from.rstrip("/")
+    # What `latest` names is known only there, and is beside it.
+    start = start.removesuffix(f"/{LATEST}") or "/"
+    if _names_a_run(spec) and not f"{start}/".startswith(f"{spec.output.rstrip('/')}/"):
+        read.append(start)
     return dict.fromkeys(read, False) | {spec.output: True}
+
+
+def _names_a_run(spec: RunSpec) -> bool:
+    return spec.train.start_from not in (SCRATCH, LATEST, CHAMPION)
 
 
 def _check_reachable(plan: Plan) -> None:
@@ -249,6 +256,11 @@ def _check_reachable(plan: Plan) -> None:
         raise UsageError(
             "What the job writes to a folder of its machine is lost when it ends; --output gs://BUCKET/RUNS "
             f"keeps it. Received: {plan.spec.output}"
+        )
+    if _names_a_run(plan.spec) and not is_bucket(plan.spec.train.start_from):
+        raise UsageError(
+            "The job can't see the folders of this machine; train.start_from names a run in a bucket as "
+            f"gs://BUCKET/RUNS/NAME. Received: {plan.spec.train.start_from}"
         )
     for source in (place for place, is_written in places_of(plan.spec).items() if not is_written):
         if not source.startswith((GS, "https://", "embedded:")):

@@ -16,7 +16,7 @@ from trainer.exits import UsageError
 from trainer.metrics import Predictions
 from trainer.publish import is_finished
 from trainer.release.decision import Decision, decide
-from trainer.release.records import champion_before, keep_record
+from trainer.release.records import CHALLENGE, ROLLBACK, champion_before, keep_record
 from trainer.storage.store import Store
 
 Answers = Callable[[str, str], tuple[Predictions, Predictions, str]]
@@ -50,10 +50,15 @@ def challenge(output: Store, name: str, min_gain: float, max_class_loss: float, 
         if champion.name:
             of_champion, of_challenger, images = answers(champion.name, name)
             decision = decide(of_champion, of_challenger, min_gain, max_class_loss)
-        is_released = decision is None or decision.is_released
-        if is_released and not _enthrone(output, name, champion):
-            continue  # another one was faster: that one is to be beaten
-        return _told(output, name, champion.name or None, decision, images)
+        values: dict[str, Any] = {"champion": champion.name or None, "images": images}
+        if decision is not None and not decision.is_released:
+            record = keep_record(output, CHALLENGE, name, values | asdict(decision) | {"replaced": None})
+            return Outcome(False, f"{champion.name} stays the champion; of {name}: {decision.reason}", record)
+        values |= {"reason": "there was no champion"} if decision is None else asdict(decision)
+        released = _enthrone(output, CHALLENGE, name, champion, values)
+        if released is not None:
+            return Outcome(True, _said(name, champion.name, decision), released)
+        # Another one was faster: that one is to be beaten.
 
 
 def promote(output: Store, name: str) -> Outcome:
@@ -61,9 +66,10 @@ def promote(output: Store, name: str) -> Outcome:
     _require_finished(output, name)
     while True:
         before = read_pointer(output)
-        if _enthrone(output, name, before):
-            values = {"replaced": before.name or None, "is_released": True}
-            record = keep_record(output, "forced", name, values)
+        if before.name == name:
+            return Outcome(True, f"{name} is the champion already", "")
+        record = _enthrone(output, "forced", name, before, {})
+        if record is not None:
             return Outcome(True, f"{name} is the champion now, by force", record)
 
 
@@ -77,37 +83,33 @@ def rollback(output: Store) -> Outcome:
                 "There is no earlier champion to go back to; `trainer promote RUN --force` names another. "
                 f"Received: champion {champion.name or 'none'}, before it {before or 'none'} in {output.uri}"
             )
-        if _enthrone(output, before, champion):
-            values = {"replaced": champion.name, "is_released": True}
-            record = keep_record(output, "rollback", before, values)
+        record = _enthrone(output, ROLLBACK, before, champion, {})
+        if record is not None:
             return Outcome(True, f"{before} is the champion again, in the place of {champion.name}", record)
 
 
-def _enthrone(output: Store, name: str, before: Champion) -> bool:
-    """Let the pointer name `name` if it is still as it was read `before`; return whether it was.
+def _enthrone(output: Store, kind: str, name: str, before: Champion, values: dict[str, Any]) -> str | None:
+    """Let the pointer name `name` if it is still as it was read `before`; return the record, None if not.
 
     Raises UsageError if the run was retired meanwhile, and gives the pointer back: who retires a run looks
     at the pointer afterwards, and who moves the pointer looks at the run afterwards: one of them sees it.
     """
+    # Before the pointer moves: else a process that ends between both would leave no trace of who was before.
+    record = keep_record(output, kind, name, values | {"replaced": before.name or None, "is_released": True})
     version = swap_champion(output, name, before.version)
-    if version is not None and not is_finished(output.below(name)):
-        restore_champion(output, before, version)
+    is_done = version is not None and is_finished(output.below(name))
+    if not is_done:
+        if version is not None:
+            restore_champion(output, before, version)
+        output.remove(record)
         _require_finished(output, name)
-    return version is not None
+    return record if is_done else None
 
 
-def _told(output: Store, name: str, champion: str | None, decision: Decision | None, images: str) -> Outcome:
-    values: dict[str, Any] = {"replaced": champion, "champion": champion, "images": images}
+def _said(name: str, champion: str, decision: Decision | None) -> str:
     if decision is None:
-        values |= {"is_released": True, "reason": "there was no champion"}
-        said = f"{name} is the champion: there was none"
-        return Outcome(True, said, keep_record(output, "challenge", name, values))
-    if not decision.is_released:
-        values["replaced"] = None
-    record = keep_record(output, "challenge", name, values | asdict(decision))
-    if decision.is_released:
-        return Outcome(True, f"{name} takes the place of {champion}: {decision.reason}", record)
-    return Outcome(False, f"{champion} stays the champion; of {name}: {decision.reason}", record)
+        return f"{name} is the champion: there was none"
+    return f"{name} takes the place of {champion}: {decision.reason}"
 
 
 def _require_finished(output: Store, name: str) -> None:

@@ -5,14 +5,13 @@ In: the store of all runs. Out: a `Row` each: what it is called, how far it is, 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from trainer.champion import read_pointer
 from trainer.compare.runs import HELD_OUT
 from trainer.publish import MANIFEST, RETIRED, is_finished, latest_run
+from trainer.storage.objects import read_object
 from trainer.storage.store import Store
 
 _DIGITS = 12
@@ -47,12 +46,12 @@ def overview(output: Store) -> Iterator[Row]:
 
 def _row(run: Store, name: str, champion: str, latest: str | None) -> Row:
     is_done = is_finished(run)
-    metrics, dataset = _json(run, "metrics.json"), _json(run, "dataset.json")
+    metrics, dataset = read_object(run, "metrics.json"), read_object(run, "dataset.json")
     accuracy = next((metrics[key] for split in HELD_OUT if (key := f"{split}/accuracy") in metrics), None)
     return Row(
         name=name,
         state="finished" if is_done else "retired" if run.find(RETIRED) else "unfinished",
-        published=str(_json(run, MANIFEST).get("published", ""))[:_SECOND].replace("T", " ")
+        published=str(read_object(run, MANIFEST).get("published", ""))[:_SECOND].replace("T", " ")
         if is_done
         else "",
         data=str(dataset.get("digest", "")).removeprefix("sha256:")[:_DIGITS],
@@ -60,13 +59,3 @@ def _row(run: Store, name: str, champion: str, latest: str | None) -> Row:
         is_champion=name == champion,
         is_latest=name == latest,
     )
-
-
-def _json(run: Store, name: str) -> dict[str, Any]:
-    """Return an object of a file; an empty one if there is none yet or it can't be read."""
-    found = run.read(name)
-    try:
-        value = json.loads(found.data) if found else {}
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}

@@ -23,6 +23,8 @@ _WORDS = {
     "kilobytes": ("smaller files", "larger files"),
 }
 """What images are that have less of a measure, and more of it."""
+_OF_PIXELS = ("brightness", "contrast", "colourfulness", "warmth")
+"""Measured after decoding, so that another size or another way to it changes them."""
 _CHANCE = 0.01
 _LEAST_STATISTIC = 0.1
 """Of Kolmogorov and Smirnov: with thousands of images what nobody can see is still more than chance."""
@@ -39,6 +41,8 @@ class Earlier:
     """As dataset.json has it."""
     images: Mapping[str, Any]
     """As images.json has it; empty if it has none."""
+    is_decoded_alike: bool = True
+    """Whether its spec wanted images of the same size, made in the same way."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,8 @@ class Drift:
     @property
     def brief(self) -> str:
         """In a few words: which measures moved, or that none did."""
+        if not self.measures:
+            return f"only counts can be compared with {shorten(self.run, _NAME)}"
         moved = [row.name for row in self.measures if row.has_moved]
         words = f"{', '.join(moved)} moved" if moved else "no measure moved more than chance does"
         return f"{words} since {shorten(self.run, _NAME)}"
@@ -90,17 +96,20 @@ class Drift:
 def find_drift(earlier: Earlier, dataset: Mapping[str, Any], images: Mapping[str, Any]) -> Drift:
     """Return how the data of `dataset` and `images` differ from the `earlier` ones."""
     classes = _class_rows(earlier.dataset, dataset)
-    measures = _measure_rows(earlier.images, images)
+    measures = _measure_rows(earlier, images)
     new, gone = exchanged(earlier.images, images)
     parts = [*_look_words(measures), *_class_words(classes)]
-    first = f"{'; '.join(parts)}." if parts else "No measure of the images moved more than chance does."
+    first = f"{'; '.join(parts)}." if parts else _nothing_moved(earlier, measures)
     more = [] if new is None or gone is None else [
         f"{new:.1%} of the images are new, and {gone:.1%} of the earlier ones are gone."
     ]  # fmt: skip
-    if not earlier.images:
-        more = [
-            f"The run {shorten(earlier.name, _NAME)} left no images.json, so only counts can be compared."
-        ]
+    if parts and not measures:
+        more.append(_nothing_moved(earlier, measures))
+    if measures and not earlier.is_decoded_alike:
+        more.append(
+            "The images are decoded to another size or in another way than then, so their brightness and "
+            "colours can't be compared."
+        )
     return Drift(
         run=earlier.name,
         sentences=(first[0].upper() + first[1:], *more),
@@ -108,6 +117,13 @@ def find_drift(earlier: Earlier, dataset: Mapping[str, Any], images: Mapping[str
         counts=_counts(earlier, dataset, images),
         measures=measures,
     )
+
+
+def _nothing_moved(earlier: Earlier, measures: Sequence[MeasureRow]) -> str:
+    if measures:
+        return "No measure of the images moved more than chance does."
+    why = "are not the same ones" if earlier.images else "are missing: it left no images.json"
+    return f"Only counts can be compared: the measures of the run {shorten(earlier.name, _NAME)} {why}."
 
 
 def exchanged(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[float | None, float | None]:
@@ -172,9 +188,10 @@ def _shares_are_chance(rows: Sequence[ClassCount]) -> bool:
     return bool(chi2_contingency(table).pvalue >= _CHANCE)
 
 
-def _measure_rows(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[MeasureRow, ...]:
-    both = [each.get("measures", {}) for each in (before, now)]
-    names = [name for name in _WORDS if both[0].get(name) and both[1].get(name)]
+def _measure_rows(earlier: Earlier, now: Mapping[str, Any]) -> tuple[MeasureRow, ...]:
+    both = [each.get("measures", {}) for each in (earlier.images, now)]
+    comparable = [name for name in _WORDS if earlier.is_decoded_alike or name not in _OF_PIXELS]
+    names = [name for name in comparable if both[0].get(name) and both[1].get(name)]
     return tuple(_measure_row(name, both[0][name], both[1][name], len(names)) for name in names)
 
 

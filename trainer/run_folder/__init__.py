@@ -13,7 +13,13 @@ from trainer.run_folder.files import (
     write_environment,
     write_rejected,
 )
-from trainer.run_folder.folder import RunFolder, borrow_run_folder, find_finished_run, open_run_folder
+from trainer.run_folder.folder import (
+    RunFolder,
+    borrow_run_folder,
+    find_finished_run,
+    lease_of,
+    open_run_folder,
+)
 from trainer.run_folder.start_from import find_start
 from trainer.run_folder.starts import count_start, forget_start
 from trainer.run_folder.unchanged import find_earlier, find_same_run
@@ -31,6 +37,7 @@ __all__ = [
     "find_start",
     "forget_start",
     "has_rejected",
+    "lease_of",
     "open_run_folder",
     "read_images",
     "read_precision",

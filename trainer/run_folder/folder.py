@@ -136,8 +136,9 @@ def open_run_folder(
         return _finished(output, name, spec, fresh)
     output.require_writable()
     with ExitStack() as leave:
-        lease = take_lease(output, f".{name}.lease", progress.say)
+        lease = take_lease(output, lease_of(name), progress.say)
         leave.callback(lease.release)
+        require_kept(run)
         if is_finished(run):  # another process has done it meanwhile
             return _finished(output, name, spec, fresh)
         path, mirror = _local(output, name, cache_dir, lease, leave)
@@ -149,6 +150,11 @@ def open_run_folder(
         folder.release()
         raise
     return folder
+
+
+def lease_of(name: str) -> str:
+    """Return what the lease of the run `name` is called, in the store of all runs."""
+    return f".{name}.lease"
 
 
 def find_finished_run(spec: RunSpec, fresh: bool = False) -> RunFolder | None:

@@ -7,14 +7,17 @@ its data.
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from trainer.exits import UsageError
 from trainer.publish import latest_run
 from trainer.report.drift import Earlier
 from trainer.run_folder.files import IMAGES
 from trainer.spec import RunSpec, parse_spec, spec_digest
+from trainer.storage.objects import read_object
 from trainer.storage.store import Store
+
+_DECODED_BY = ("image_size", "resize", "interpolation")
+"""What of a spec's data decides how an image becomes pixels."""
 
 
 def find_same_run(output: Store, spec: RunSpec, data_digest: str) -> str:
@@ -46,20 +49,17 @@ def find_earlier(output: Store, spec: RunSpec, data_digest: str) -> Earlier | No
     if name is None:
         return None
     run = output.below(name)
-    dataset, text = _json(run, "dataset.json"), run.read("spec.yaml")
+    dataset, text = read_object(run, "dataset.json"), run.read("spec.yaml")
     try:
-        source = parse_spec(text.data.decode(), run.at("spec.yaml")).data.source if text else None
+        before = parse_spec(text.data.decode(), run.at("spec.yaml")).data if text else None
     except (ValueError, UsageError):
         return None
-    if not dataset or source != spec.data.source or dataset.get("digest") == f"sha256:{data_digest}":
+    if (
+        not dataset
+        or before is None
+        or before.source != spec.data.source
+        or dataset.get("digest") == f"sha256:{data_digest}"
+    ):
         return None
-    return Earlier(name, dataset, _json(run, IMAGES))
-
-
-def _json(run: Store, name: str) -> dict[str, Any]:
-    found = run.read(name)
-    try:
-        value = json.loads(found.data) if found else {}
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+    is_alike = all(getattr(before, key) == getattr(spec.data, key) for key in _DECODED_BY)
+    return Earlier(name, dataset, read_object(run, IMAGES), is_alike)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from trainer.spec.checked import Checked, Count, Fraction, Positive
+from trainer.spec.checked import Checked, Count, Fraction, NonNegative
 
 
 class PublishSpec(Checked):
@@ -25,5 +25,5 @@ class PublishSpec(Checked):
     """What a class may lose of its recall at most, for all that the others gain."""
     keep_runs: Count | None = None
     """How many of the newest finished runs stay, besides the champion and the one before it; None is all."""
-    usd_per_hour: Positive | None = None
+    usd_per_hour: NonNegative | None = None
     """What all its machines cost, for comparisons of runs; `trainer submit` sets the list price."""

@@ -110,21 +110,26 @@ def open_store(uri: str) -> Store:
 
     Raises UsageError for a URI of another kind.
     """
+    require_uri(uri)
     if is_bucket(uri):
         # Imported here: the client takes a second to load, and most runs have no bucket.
         from trainer.storage.bucket import BucketStore
 
         return BucketStore(*split_uri(uri))
-    if re.match(r"(gs|s3|https?|file):(?!//)", uri.lower()):
-        raise UsageError(f"A URI has two slashes after its scheme: gs://BUCKET/PREFIX. Received: {uri!r}")
-    if "://" in uri and not uri.lower().startswith(FILE):
-        raise UsageError(f"A place is a folder or gs://BUCKET/PREFIX. Received: {uri!r}")
     from trainer.storage.folder import FolderStore
 
     try:
         return FolderStore(Path(without_scheme(uri)).expanduser())
     except RuntimeError:
         raise UsageError(f"There is no such user's home folder. Received: {uri}") from None
+
+
+def require_uri(uri: str) -> None:
+    """Raise UsageError for a URI of another kind than those of a store."""
+    if re.match(r"(gs|s3|https?|file):(?!//)", uri.lower()):
+        raise UsageError(f"A URI has two slashes after its scheme: gs://BUCKET/PREFIX. Received: {uri!r}")
+    if "://" in uri and not is_bucket(uri) and not uri.lower().startswith(FILE):
+        raise UsageError(f"A place is a folder or gs://BUCKET/PREFIX. Received: {uri!r}")
 
 
 def without_scheme(uri: str) -> str:

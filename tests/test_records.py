@@ -1,0 +1,155 @@
+"""What is kept of every decision about the champion, and what a process leaves that ends within one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from test_release import GAIN, LOSS, between, finished
+
+from trainer.champion import CHAMPION, read_champion
+from trainer.cli.console import Console
+from trainer.cli.judge import judge
+from trainer.exits import StoppedError
+from trainer.release.challenge import challenge, promote, rollback
+from trainer.release.records import champion_before, keep_record, read_records, was_decided
+from trainer.run_folder import open_run_folder
+from trainer.spec import load_spec
+from trainer.storage.folder import FolderStore
+from trainer.storage.store import Store
+
+NOW = datetime(2026, 1, 2, 3, 4, 5)
+ASK = between({"one": 0.6, "two": 0.8, "three": 0.9})
+
+
+class Watched(FolderStore):
+    """Where `on_swap` is called when the pointer to the champion is to move."""
+
+    def __init__(self, root: Path, on_swap: Callable[[Callable[[], str | None]], str | None]) -> None:
+        super().__init__(root)
+        self.on_swap = on_swap
+
+    def swap(self, name: str, data: bytes, version: str | None) -> str | None:
+        def do() -> str | None:
+            return FolderStore.swap(self, name, data, version)
+
+        return self.on_swap(do) if name == CHAMPION else do()
+
+
+def stop_before(do: Callable[[], str | None]) -> str | None:
+    raise StoppedError("before")
+
+
+def stop_after(do: Callable[[], str | None]) -> str | None:
+    do()
+    raise StoppedError("after")
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> FolderStore:
+    """Three finished runs, the first of which is the champion."""
+    store = FolderStore(tmp_path / "runs")
+    for name in ("one", "two", "three"):
+        finished(store, tmp_path / "local", name)
+    promote(store, "one")
+    return store
+
+
+def test_who_ends_after_the_pointer_moved_has_left_the_decision(output: FolderStore) -> None:
+    with pytest.raises(StoppedError):
+        challenge(Watched(output.root, stop_after), "two", GAIN, LOSS, ASK)
+    assert read_champion(output).name == "two"
+    assert was_decided(output, "two")
+    assert champion_before(output, "two") == "one"
+    assert read_records(output, "two")[0]["accuracy"]["difference"] > 0.1
+
+
+def test_who_ends_before_the_pointer_moved_has_decided_nothing(output: FolderStore) -> None:
+    with pytest.raises(StoppedError):
+        challenge(Watched(output.root, stop_before), "two", GAIN, LOSS, ASK)
+    assert read_champion(output).name == "one"
+    assert not was_decided(output, "two")
+    challenge(output, "three", GAIN, LOSS, ASK)
+    assert not was_decided(output, "two")
+    assert not challenge(output, "two", GAIN, LOSS, ASK).is_champion
+    assert was_decided(output, "two")
+    assert rollback(output).said == "one is the champion again, in the place of three"
+
+
+def test_going_back_leads_back_once_for_each_release(either_store: Store, tmp_path: Path) -> None:
+    for name in ("one", "two", "three"):
+        finished(either_store, tmp_path / "local", name)
+    for name in ("one", "two", "two", "three", "one"):
+        promote(either_store, name)
+    assert [each["run"] for each in read_records(either_store)] == ["one", "two", "three", "one"]
+    for name in ("three", "two", "one"):
+        assert rollback(either_store).said.startswith(f"{name} is the champion again")
+    assert champion_before(either_store, "one") is None
+
+
+def test_who_loses_the_race_leaves_no_record_of_what_never_was(output: FolderStore) -> None:
+    def be_late(do: Callable[[], str | None]) -> str | None:
+        if read_champion(output).name == "one":
+            promote(output, "three")
+        return do()
+
+    assert not challenge(Watched(output.root, be_late), "two", GAIN, LOSS, ASK).is_champion
+    assert [(each["run"], each["is_released"]) for each in read_records(output)] == [
+        ("one", True), ("three", True), ("two", False),
+    ]  # fmt: skip
+
+
+def test_what_is_no_record_is_left_out(either_store: Store, tmp_path: Path) -> None:
+    finished(either_store, tmp_path / "local", "one")
+    record = promote(either_store, "one").record
+    for name, data in (
+        ("releases/notes.json", b"{}"), ("releases/notes.txt", b"a"),
+        (record.replace("20", "19", 1), b'{"kin'),
+        (record.replace("20", "18", 1), b"[1]"), (record.replace("20", "17", 1), b"[" * 100_000),
+    ):  # fmt: skip
+        either_store.write(name, data)
+    assert [each["run"] for each in read_records(either_store)] == ["one"]
+    assert was_decided(either_store, "one")
+
+
+def test_what_was_decided_about_a_run_that_is_gone_says_nothing_of_another_of_its_name(
+    either_store: Store, tmp_path: Path
+) -> None:
+    keep_record(either_store, "challenge", "one", {"is_released": False})
+    finished(either_store, tmp_path / "local", "one")
+    assert not was_decided(either_store, "one")
+    keep_record(either_store, "challenge", "one-2", {"is_released": False})
+    assert not was_decided(either_store, "one")
+    keep_record(either_store, "challenge", "one", {"is_released": False})
+    assert was_decided(either_store, "one")
+
+
+@pytest.mark.parametrize("is_finished_before", [False, True])
+def test_a_run_is_held_while_it_is_judged(is_finished_before: bool, tmp_path: Path) -> None:
+    """So that no other process withdraws it, or judges it too."""
+    held = []
+
+    def look(do: Callable[[], str | None]) -> str | None:
+        held.append((tmp_path / "runs" / ".one.lease").exists())
+        return do()
+
+    spec = load_spec(
+        recipe="demo",
+        overrides={"output": str(tmp_path / "runs"), "run_name": "one", "publish": {"release": True}},
+    )
+    folder = opened = open_run_folder(spec, NOW, tmp_path / "cache")
+    finished(folder.output, tmp_path / "local", "one")
+    if is_finished_before:
+        folder.release()
+        folder = open_run_folder(spec, NOW, tmp_path / "cache")
+        assert folder.finished
+    folder = replace(folder, output=Watched(tmp_path / "runs", look))
+    with Console(1.0) as console:
+        judge(folder, spec, tmp_path / "cache", console, None)
+    opened.release()
+    assert held == [True]
+    assert read_champion(folder.output).name == "one"
+    assert not (tmp_path / "runs" / ".one.lease").exists()

@@ -1,0 +1,37 @@
+"""A run that nobody else works on, judges or withdraws for a while.
+
+In: the store of all runs and the name of one. Out: its lease, as who trains it would hold it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from trainer.exits import TemporaryError
+from trainer.run_folder import lease_of
+from trainer.storage.lease import Lease, take_lease
+from trainer.storage.store import Store
+
+
+@contextmanager
+def held(output: Store, name: str, on_wait: Callable[[str], None]) -> Iterator[Lease]:
+    """Hold the lease of a run. Raises TemporaryError if another process has it."""
+    lease = take_lease(output, lease_of(name), on_wait)
+    try:
+        yield lease
+    finally:
+        lease.release()
+
+
+@contextmanager
+def held_if_free(output: Store, name: str) -> Iterator[Lease | None]:
+    """Hold the lease of a run; yields None if another process has it."""
+    lease = None
+    with suppress(TemporaryError):
+        lease = take_lease(output, lease_of(name), lambda words: None)
+    try:
+        yield lease
+    finally:
+        if lease is not None:
+            lease.release()
