@@ -14,9 +14,11 @@ from trainer.release.records import RECORDS, read_records
 from trainer.storage.store import open_store
 
 _MOST_STARTS = 6
+_KEPT = 5
 _SETTINGS = (
     "data.image_size=16", "model={family: plain, filters: [4]}", "train.epochs=1",
     "train.global_batch_size=32", "publish.release=true", "publish.skip_unchanged=true",
+    f"publish.keep_runs={_KEPT}",
 )  # fmt: skip
 
 
@@ -55,10 +57,14 @@ def _problems(name: str, turn: int, output: str) -> list[str]:
     store = open_store(output)
     rows = list(overview(store))
     problems = verify(store.below(name))
-    if len(rows) != turn + 1 or any(row.state != "finished" for row in rows):
-        problems.append(
-            f"{len(rows)} runs, {[row.name for row in rows if row.state != 'finished']} unfinished"
-        )
+    states = {row.name: row.state for row in rows}
+    if "unfinished" in states.values():
+        problems.append(f"{[each for each, state in states.items() if state == 'unfinished']} unfinished")
+    champion = [row.name for row in rows if row.is_champion]
+    kept = [f"run-{each:03}" for each in range(max(0, turn - _KEPT + 1), turn + 1)] + champion
+    problems += [f"{each} is lost" for each in kept if states.get(each) != "finished"]
+    if len(champion) != 1:
+        problems.append(f"{len(champion)} champions")
     decided = [each["run"] for each in read_records(store)]
     if decided.count(name) != 1:
         problems.append(f"{decided.count(name)} decisions about it")
