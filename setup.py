@@ -28,6 +28,8 @@ REQUIRES = [
     "rich>=13.9",  # progress bars and tables on a terminal
     "scikit-learn>=1.5",  # the formulas of the metrics, and the embedded digits
     "scipy>=1.13",  # the intervals and tests of the metrics
+    # Not ours but TensorFlow's, which would take any: with an older one it can't save a model there.
+    "wrapt>=2.2; python_version >= '3.12'",
 ]
 
 # Python 3.10 ends at Keras 3.12, which has the fix of CVE-2026-1462 from 3.12.1 on.

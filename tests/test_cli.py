@@ -195,6 +195,20 @@ def test_without_tensorflow_the_command_says_what_brings_it(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []  # no run was begun
 
 
+def test_a_tensorflow_that_is_too_old_is_refused_before_a_run_is_begun(tmp_path: Path) -> None:
+    (found := tmp_path / "site" / "tensorflow-2.19.1.dist-info").mkdir(parents=True)
+    (found / "METADATA").write_text("Metadata-Version: 2.1\nName: tensorflow\nVersion: 2.19.1\n")
+    (work := tmp_path / "work").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "trainer.cli", "train"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(found.parent), *sys.path])},
+        capture_output=True, text=True, check=False, cwd=work,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: TensorFlow 2.20 or newer is needed")
+    assert list(work.iterdir()) == []
+
+
 def test_the_cache_follows_the_xdg_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "trainer"

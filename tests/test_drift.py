@@ -69,6 +69,20 @@ def test_what_is_decoded_otherwise_is_compared_by_its_files_only() -> None:
     assert "another size or in another way" in drift.sentences[1]
 
 
+def test_the_words_fit_the_numbers() -> None:
+    random = np.random.default_rng(6)
+    before, now = (images(random) for _ in range(2))
+    # Half of them darker, half brighter; and larger files.
+    now["measures"]["brightness"] = [each + (6 if index % 2 else -6) for index, each in
+                                     enumerate(before["measures"]["brightness"])]  # fmt: skip
+    now["measures"]["kilobytes"] = [each + 2 for each in now["measures"]["kilobytes"]]
+    classes = (dataset(a=60, b=60), dataset(a=30, b=90, c=480))
+    said = drift_of(before, now, *classes).sentences[0]
+    assert "of a more or less varied brightness (" in said
+    assert "in larger files (kilobytes" in said
+    assert "the class a is 5% of the images, was 50%" in said
+
+
 def test_classes_are_told() -> None:
     random = np.random.default_rng(4)
     before, now = images(random), images(random)

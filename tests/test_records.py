@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
@@ -13,11 +14,12 @@ from test_release import GAIN, LOSS, between, finished
 from trainer.champion import CHAMPION, read_champion
 from trainer.cli.console import Console
 from trainer.cli.judge import judge
-from trainer.exits import StoppedError
+from trainer.exits import StoppedError, TemporaryError
 from trainer.release.challenge import challenge, promote, rollback
 from trainer.release.records import champion_before, keep_record, read_records, was_decided
 from trainer.run_folder import open_run_folder
 from trainer.spec import load_spec
+from trainer.stop import Stop
 from trainer.storage.folder import FolderStore
 from trainer.storage.store import Store
 
@@ -127,6 +129,33 @@ def test_what_was_decided_about_a_run_that_is_gone_says_nothing_of_another_of_it
     assert was_decided(either_store, "one")
 
 
+def test_who_goes_back_at_the_same_moment_as_another_changes_it_is_told(output: FolderStore) -> None:
+    promote(output, "two")
+
+    def be_late(do: Callable[[], str | None]) -> str | None:
+        promote(output, "three")
+        return do()
+
+    with pytest.raises(TemporaryError, match="changed at the same moment"):
+        rollback(Watched(output.root, be_late))
+    assert read_champion(output).name == "three"  # and not the bad one that was to go
+    assert len(read_records(output)) == 3
+
+
+def test_the_order_of_decisions_is_right_where_a_clock_is_ahead(output: FolderStore) -> None:
+    record = promote(output, "two").record
+    ahead = json.loads((output.root / record).read_text()) | {"decided": "2099-01-01T00:00:00.000000+00:00"}
+    (output.root / record).unlink()
+    output.write(
+        f"releases/20990101T000000.000000Z{record[record.index('Z') + 1 :]}", json.dumps(ahead).encode()
+    )
+    promote(output, "three")
+    assert rollback(output).said.startswith("two is the champion again")
+    assert rollback(output).said.startswith("one is the champion again")
+    keep_record(output, "challenge", "two", {"is_released": False})
+    assert was_decided(output, "two")
+
+
 @pytest.mark.parametrize("is_finished_before", [False, True])
 def test_a_run_is_held_while_it_is_judged(is_finished_before: bool, tmp_path: Path) -> None:
     """So that no other process withdraws it, or judges it too."""
@@ -148,7 +177,7 @@ def test_a_run_is_held_while_it_is_judged(is_finished_before: bool, tmp_path: Pa
         assert folder.finished
     folder = replace(folder, output=Watched(tmp_path / "runs", look))
     with Console(1.0) as console:
-        judge(folder, spec, tmp_path / "cache", console, None)
+        judge(folder, spec, tmp_path / "cache", console, Stop(), None)
     opened.release()
     assert held == [True]
     assert read_champion(folder.output).name == "one"

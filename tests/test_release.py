@@ -18,6 +18,7 @@ from trainer.metrics import Predictions
 from trainer.publish import publish, verify
 from trainer.release.challenge import Answers, Outcome, challenge, promote, rollback
 from trainer.release.decision import Decision, decide
+from trainer.release.overview import overview
 from trainer.release.records import read_records
 from trainer.storage.store import Store, open_store
 
@@ -81,6 +82,25 @@ def test_no_class_pays_for_the_others() -> None:
     assert decision.worst_class_change == pytest.approx(-0.1)
     assert "dogs loses 0.100 of its recall, more than the 0.05" in decision.reason
     assert decide(champion, answers(right, labels), GAIN, 0.11).is_released
+
+
+def test_a_class_may_lose_as_much_as_the_limit_says() -> None:
+    labels = np.repeat([0, 1], [20, 1000])
+    champion = answers(np.arange(1020) < 600, labels)
+    challenger = answers((np.arange(1020) > 0) & (np.arange(1020) < 800), labels)
+    decision = decide(champion, challenger, GAIN, 0.05)  # of 20 one
+    assert decision.worst_class_change == pytest.approx(-0.05)
+    assert decision.is_released
+    assert not decide(champion, challenger, GAIN, 0.049).is_released
+
+
+def test_of_a_class_without_images_nobody_can_tell_what_it_loses() -> None:
+    labels = np.zeros(100, int)
+    champion, challenger = (answers(np.arange(100) < right, labels) for right in (50, 90))
+    decision = decide(champion, challenger, GAIN, 0.05)
+    assert not decision.is_released
+    assert "none of the images is of dogs" in decision.reason
+    assert decide(champion, challenger, GAIN, 1.0).is_released
 
 
 def finished(output: Store, folder: Path, name: str) -> None:
@@ -186,6 +206,14 @@ def test_a_decision_says_all_its_numbers() -> None:
     assert decision.only_challenger - decision.only_champion == pytest.approx(
         1000 * decision.accuracy.difference
     )
+
+
+def test_one_damaged_file_does_not_hide_all_runs(either_store: Store, tmp_path: Path) -> None:
+    for number, damaged in enumerate((b'{"test/accuracy": "x"}', b"[" * 100_000, b'{"test/accuracy": NaN}')):
+        finished(either_store, tmp_path / "local", f"run-{number}")
+        either_store.write(f"run-{number}/metrics.json", damaged)
+        either_store.write(f"run-{number}/spec.yaml", b"")
+    assert [row.accuracy for row in overview(either_store)] == [None, None, None]
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from trainer.champion import CHAMPION, read_champion
 from trainer.data.progress import SilentProgress
 from trainer.exits import TemporaryError, UsageError
 from trainer.metrics import Predictions
-from trainer.publish import MANIFEST, MARKER, RETIRED, is_finished, latest_run
+from trainer.publish import MANIFEST, MARKER, POINTER, RETIRED, is_finished, latest_run, move_pointer
 from trainer.release.challenge import challenge, promote, rollback
 from trainer.release.overview import overview
 from trainer.release.retention import keep_newest
@@ -25,7 +25,7 @@ from trainer.run_folder import open_run_folder
 from trainer.spec import load_spec
 from trainer.storage.folder import FolderStore
 from trainer.storage.lease import EXPIRY_SECONDS, take_lease
-from trainer.storage.store import Store, open_store
+from trainer.storage.store import Content, Store, open_store
 
 NOW = datetime(2026, 1, 2, 3, 4, 5)
 
@@ -91,9 +91,12 @@ def test_a_run_that_is_withdrawn_is_not_begun_again_and_is_no_champion(output: S
     spec = load_spec(recipe="demo", overrides={"output": output.uri, "run_name": "three"})
     with pytest.raises(UsageError, match=r"publish\.keep_runs keeps newer ones"):
         open_run_folder(spec, NOW, tmp_path / "cache")
-    with pytest.raises(UsageError, match="Only a finished run"):
-        promote(output, "three")
+    with pytest.raises(UsageError, match="The run is withdrawn"):
+        challenge(output, "three", 0.0, 0.05, between({}))
     assert read_champion(output).name == "two"
+    # By hand it is, as long as its files are there.
+    assert promote(output, "three").is_champion
+    assert is_finished(output.below("three"))
 
 
 def test_a_run_is_never_both_champion_and_withdrawn(tmp_path: Path) -> None:
@@ -114,7 +117,7 @@ def test_a_challenger_that_is_withdrawn_while_it_is_judged_is_no_champion(output
         keep_newest(output, 1)
         return between({"two": 0.6, "three": 0.9})(champion, challenger)
 
-    with pytest.raises(UsageError, match="Only a finished run"):
+    with pytest.raises(UsageError, match="The run is withdrawn"):
         challenge(output, "three", 0.0, 0.05, ask)
     assert read_champion(output).name == "two"
 
@@ -139,6 +142,76 @@ def test_the_newest_are_those_published_last_whatever_a_copy_of_them_says(
         assert keep_newest(output, 2).retired == ("three",)
 
 
+def test_a_second_step_back_brings_back_a_run_that_was_withdrawn(output: Store) -> None:
+    for name in ("three", "four"):
+        promote(output, name)
+    assert keep_newest(output, 1).retired == ("one", "two")
+    assert rollback(output).said.startswith("three is the champion again")
+    assert rollback(output).said.startswith("two is the champion again")
+    assert is_finished(output.below("two"))
+
+
+def test_a_run_that_came_back_is_not_the_latest(output: Store) -> None:
+    promote(output, "three")
+    keep_newest(output, 1)
+    assert promote(output, "one").is_champion
+    move_pointer(output, "one")  # as a restart of it does
+    assert latest_run(output) == "five"
+
+
+class Stubborn(FolderStore):
+    """Where the files of one run can't be touched."""
+
+    def swap(self, name: str, data: bytes, version: str | None) -> str | None:
+        if name == ".three.lease":
+            raise UsageError("It is held back.")
+        return super().swap(name, data, version)
+
+
+class Blind(FolderStore):
+    """Where the pointer to the champion can't be read any more once a run was withdrawn."""
+
+    def read(self, name: str) -> Content | None:
+        if name == CHAMPION and list(self.root.glob(f"*/{RETIRED}")):
+            raise TemporaryError("It can't be read now.")
+        return super().read(name)
+
+
+def test_one_run_that_cannot_be_touched_hinders_no_other(tmp_path: Path) -> None:
+    for name in ("one", "two", "three", "four", "five"):
+        finished(FolderStore(tmp_path / "runs"), tmp_path / "local", name)
+    gone = keep_newest(Stubborn(tmp_path / "runs"), 1)
+    assert gone.retired == ("four", "one", "two")
+    assert gone.problems == ("It is held back.",)
+
+
+def test_a_run_stays_if_nobody_can_tell_whether_it_is_to_be_kept(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        finished(FolderStore(tmp_path / "runs"), tmp_path / "local", name)
+    output = Blind(tmp_path / "runs")
+    assert keep_newest(output, 1).problems == ("It can't be read now.",)
+    assert is_finished(output.below("one"))
+    assert output.find(f"one/{RETIRED}") is None
+
+
+class Slow(FolderStore):
+    """Where another run is published, and the others are withdrawn, after the pointer was read."""
+
+    def read(self, name: str) -> Content | None:
+        found = super().read(name)
+        if name == POINTER and found is not None and found.data == b"five\n":
+            output = FolderStore(self.root)
+            finished(output, self.root.parent / "more", "seven")
+            keep_newest(output, 1)
+        return found
+
+
+def test_the_latest_run_is_found_though_the_pointer_moves(tmp_path: Path) -> None:
+    for name in ("four", "five"):
+        finished(FolderStore(tmp_path / "runs"), tmp_path / "local", name)
+    assert latest_run(Slow(tmp_path / "runs")) == "seven"
+
+
 class Robbed(FolderStore):
     """Where, once a file of a run is removed, another process takes the run over."""
 
@@ -160,8 +233,9 @@ def test_who_lost_the_run_removes_no_more_of_it(tmp_path: Path) -> None:
     output.write("one/model", b"")
     finished(output, tmp_path / "local", "two")
     keep_newest(output, 1)
-    with pytest.raises(TemporaryError, match="took this run over"):
-        keep_newest(output, 1, read_seconds=0)
+    gone = keep_newest(output, 1, read_seconds=0)
+    assert gone.removed == ()
+    assert "took this run over" in gone.problems[0]
     assert {entry.name for entry in output.below("one").entries()} >= {RETIRED}
     assert len(output.below("one").entries()) == len(("model", "metrics.json", RETIRED))
 

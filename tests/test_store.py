@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from bucket_server import BUCKET, BucketServer, OtherServer, bucket_server
 
 from trainer.exits import TrainerError, UsageError
 from trainer.storage.bucket import make_client
+from trainer.storage.folder import FolderStore
 from trainer.storage.store import Store, open_store, split_uri
 
 
@@ -184,3 +186,36 @@ def test_credentials_that_are_named_and_can_not_be_read_are_not_taken_for_none(
     monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
     with pytest.raises(UsageError, match="GOOGLE_APPLICATION_CREDENTIALS"):
         make_client()
+
+
+def test_files_are_listed_while_folders_come_and_go(tmp_path: Path) -> None:
+    """As another run's, whose model gets its name only once it is whole."""
+    store = FolderStore(tmp_path / "runs")
+    store.write("releases/one.json", b"{}")
+    ended = threading.Event()
+
+    def come_and_go() -> None:
+        while not ended.is_set():
+            (made := tmp_path / "runs" / "two" / ".model.tmp" / "variables").mkdir(parents=True)
+            (made / "data").write_bytes(b"")
+            made.parent.rename(tmp_path / "runs" / "two" / "model")
+            shutil.rmtree(tmp_path / "runs" / "two")
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        for _ in range(500):
+            assert "releases/one.json" in [entry.name for entry in store.entries()]
+            assert [entry.name for entry in store.entries("releases/")] == ["releases/one.json"]
+            assert store.find("two/model/variables") is None
+            assert store.written_at("releases/one.json/none") is None
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_a_prefix_ends_anywhere_in_a_name(store: Store) -> None:
+    for name in ("a/b/c", "a/bc", "ab", "b"):
+        store.write(name, b"")
+    for prefix, found in (("a", 3), ("a/", 2), ("a/b", 2), ("a/b/", 1), ("a/b/c", 1), ("c", 0), ("c/d", 0)):
+        assert len(store.entries(prefix)) == found, prefix

@@ -35,7 +35,7 @@ def read_champion(output: Store) -> Champion:
     if champion.version is not None and not (champion.name and is_finished(output.below(champion.name))):
         raise UsageError(
             "The pointer to the champion names no finished run, as one that was removed; "
-            "`trainer promote RUN --force` names another. "
+            "`trainer rollback` goes back to the one before it, `trainer promote RUN --force` names another. "
             f"Received: {champion.name!r} in {output.at(CHAMPION)}"
         )
     return champion

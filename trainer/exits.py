@@ -36,6 +36,11 @@ class UnchangedError(TrainerError):
 
     exit_code = 0
 
+    def __init__(self, message: str, run: str) -> None:
+        super().__init__(message)
+        self.run = run
+        """The name of the other one."""
+
 
 class UsageError(TrainerError):
     """A command line, a spec, a recipe or an output folder that can't be used."""

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from trainer.exits import TemporaryError, TrainerError, UsageError
-from trainer.spec.schema import RUN_NAME
+from trainer.spec.schema import CHAMPION, RUN_NAME
 from trainer.storage.checksums import as_text, file_crc32c
 from trainer.storage.local import explained, hash_file, is_temporary, sync_file
+from trainer.storage.objects import read_object
 from trainer.storage.store import Content, Entry, Store, open_store
 
 MANIFEST = "MANIFEST.json"
@@ -68,7 +69,7 @@ def is_finished(run: Store) -> bool:
     """Return whether the run's marker is there and holds the digest of the manifest that is there."""
     marker = run.read(MARKER)
     manifest = run.read(MANIFEST) if marker else None
-    return marker is not None and manifest is not None and _is_of(marker, manifest)
+    return marker is not None and manifest is not None and is_marker_of(marker, manifest)
 
 
 def move_pointer(output: Store, name: str) -> None:
@@ -78,7 +79,7 @@ def move_pointer(output: Store, name: str) -> None:
         other = named_run(found)
         if other == name:
             return
-        if other and _published_at(output.below(other)) > _published_at(output.below(name)):
+        if other and _finished_at(output.below(other)) > _finished_at(output.below(name)):
             return
         if output.swap(POINTER, f"{name}\n".encode(), found.version if found else None):
             return
@@ -86,21 +87,28 @@ def move_pointer(output: Store, name: str) -> None:
 
 def latest_run(output: Store) -> str | None:
     """Return the name of the finished run that the pointer of `output` names, None if there is none."""
-    name = named_run(output.read(POINTER))
-    return name if name and is_finished(output.below(name)) else None
+    found = output.read(POINTER)
+    while name := named_run(found):
+        if is_finished(output.below(name)):
+            return name
+        before, found = found, output.read(POINTER)
+        if found is None or before is None or found.data == before.data:
+            break
+        # It moved on meanwhile, and the run that it named was withdrawn.
+    return None
 
 
 def find_run(uri: str) -> Store:
-    """Return the store of the run at `uri`, which may end with the name of the pointer.
+    """Return the store of the run at `uri`, which may end with the name of a pointer: latest, champion.
 
     Raises UsageError for a pointer that names none.
     """
     parent, name = parent_of(uri)
-    if name != POINTER:
+    if name not in (POINTER, CHAMPION):
         return open_store(uri)
     output = open_store(parent)
-    run = latest_run(output)
-    if run is None:
+    run = latest_run(output) if name == POINTER else named_run(output.read(CHAMPION))
+    if not run:
         raise UsageError(f"There is no pointer to a run. Received: {uri}")
     return output.below(run)
 
@@ -125,7 +133,7 @@ def verify(run: Store) -> list[str]:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         return [f"{MANIFEST} can't be read: {error}"]
     marker = run.read(MARKER)
-    is_whole = marker is not None and _is_of(marker, manifest)
+    is_whole = marker is not None and is_marker_of(marker, manifest)
     problems = [] if is_whole else [f"{MARKER} is missing or of another manifest"]
     present = {entry.name: entry for entry in run.entries() if entry.name not in (MANIFEST, MARKER)}
     problems += [f"{name} is missing" for name in sorted(listed.keys() - present.keys())]
@@ -260,12 +268,20 @@ def _difference(run: Store, listed: FileRecord, found: Entry) -> str:
     return "" if digest == listed.sha256 else f"{listed.path} has other contents than were published"
 
 
-def _published_at(run: Store) -> float:
-    """Return when the run's marker was made, 0 for a run that isn't finished.
+def _finished_at(run: Store) -> float:
+    """Return when the run's manifest was made, 0 for a run that isn't finished.
 
-    By the clock of the store, which is one for all machines that publish there.
+    By the clock of the store, one for all machines; a run that was withdrawn and came back has a new marker.
     """
-    return (run.written_at(MARKER) or 0.0) if is_finished(run) else 0.0
+    return (run.written_at(MANIFEST) or 0.0) if is_finished(run) else 0.0
+
+
+def published_at(output: Store, name: str) -> str:
+    """Return when a run was published: ISO 8601, UTC, microseconds, so that the later is the greater text.
+
+    By its manifest, as files have other times in a copy; empty for one that has none.
+    """
+    return str(read_object(output, f"{name}/{MANIFEST}").get("published", ""))
 
 
 def named_run(pointer: Content | None) -> str:
@@ -275,7 +291,8 @@ def named_run(pointer: Content | None) -> str:
     return name if re.fullmatch(RUN_NAME, name) else ""
 
 
-def _is_of(marker: Content, manifest: Content) -> bool:
+def is_marker_of(marker: Content, manifest: Content) -> bool:
+    """Return whether a marker, or the mark in its place, holds the digest of the manifest."""
     return marker.data.decode("ascii", "replace").strip() == _digest(manifest.data)
 
 

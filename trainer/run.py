@@ -120,7 +120,7 @@ def _require_wanted(spec: RunSpec, dataset: Dataset, folder: RunFolder, peers: P
     name = peers.share(found.encode()).decode()
     if name:
         raise UnchangedError(
-            f"Neither the data nor the spec changed since the run {name}, so there is nothing to do."
+            f"Neither the data nor the spec changed since the run {name}, so there is nothing to do.", name
         )
 
 

@@ -34,7 +34,7 @@ class Stop:
         self.requested = False
         self.by_hand = False
         """Whether a person asked, by Ctrl-C."""
-        self._patient = self._listens = False
+        self._patient = self._listens = self._ended = False
         self._heard = 0.0
 
     def is_requested(self) -> bool:
@@ -58,9 +58,21 @@ class Stop:
 
     def end(self) -> None:
         """Hear nothing more: what was to be done is done, and the process is about to end by itself."""
-        self._listens = False
+        self._ended, self._listens = self._listens, False
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Within this block hear again what `end` let go, if this process listened before."""
+        if not self._ended:
+            yield
+            return
+        self.listen()
+        try:
+            yield
+        finally:
+            self.end()
 
     @contextmanager
     def patience(self) -> Iterator[None]:

@@ -20,6 +20,7 @@ from trainer.data.dataset import Dataset
 from trainer.data.progress import Progress
 from trainer.exits import UsageError
 from trainer.export.load import read_description
+from trainer.publish import find_run, is_finished
 from trainer.run_folder import RunFolder, Start, find_start, read_started_from
 from trainer.spec import RunSpec
 from trainer.spec.schema import CHAMPION, LATEST
@@ -69,13 +70,13 @@ def _find_run(start_from: str, folder: RunFolder) -> Store | None:
     before = read_started_from(folder.path)
     if not before or has_readable(folder.checkpoints):
         return None
-    try:
-        return find_start(folder.output, before)  # it begins anew, and so as it began
-    except UsageError:
+    run = find_run(before)
+    if not is_finished(run):
         raise UsageError(
             "No checkpoint of this run can be read, and the run whose weights it began with is gone; begin "
             f"it anew with --fresh, or give another --run-name. Received: {before}"
-        ) from None
+        )
+    return run  # it begins anew, and so as it began
 
 
 def _begin_with(

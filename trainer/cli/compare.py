@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -38,26 +37,35 @@ def compare(uris: tuple[str, ...], as_json: bool, html: str | None) -> None:
 
     if len(uris) < 2:
         raise UsageError(f"Two runs at least are compared. Received: {len(uris)}")
+    if html in uris:
+        raise UsageError(f"The page would overwrite what is compared; give another --html. Received: {html}")
     runs = read_runs(uris)
     comparisons = [compare_runs(runs[0], other) for other in runs[1:]]
     if html is not None:
-        from trainer.compare.page import write_page
+        from trainer.compare.page import comparison_page
+        from trainer.publish import parent_of
+        from trainer.storage.store import open_store
 
-        write_page(Path(html), runs, comparisons, cache_folder())
+        folder, name = parent_of(html)
+        open_store(folder).write(name, comparison_page(runs, comparisons, cache_folder()).encode())
     tell(runs, comparisons, as_json)
     if html is not None:
         click.echo(f"page       {html}", err=as_json)
 
 
-def tell(runs: Sequence[Run], comparisons: Sequence[Comparison], as_json: bool) -> None:
-    """Print what there is to be said of runs and their comparisons."""
-    from trainer.compare.text import as_values, lines_of, spread, table
+def tell(
+    runs: Sequence[Run], comparisons: Sequence[Comparison], as_json: bool, is_spread: bool = False
+) -> None:
+    """Print what there is to be said of runs and their comparisons, with the spread of more than two."""
+    from trainer.compare.text import are_repeated, as_values, lines_of, spread, table
 
     if as_json:
         click.echo(json.dumps(as_values(runs, comparisons), indent=2, ensure_ascii=False))
         return
     is_many = len(runs) > 2
-    lines = [*table(runs), *(["", *textwrap.wrap(spread(runs), 79)] if is_many else [])]
+    lines = table(runs)
+    if is_spread or (is_many and are_repeated(runs)):
+        lines += ["", *textwrap.wrap(spread(runs), 79)]
     for each in comparisons:
         title = [f"{each.first.name} and {each.second.name}"] if is_many else []
         lines += ["", *title, *lines_of(each)]
@@ -68,15 +76,15 @@ def tell(runs: Sequence[Run], comparisons: Sequence[Comparison], as_json: bool) 
 def read_runs(uris: Sequence[str]) -> list[Run]:
     """Return the runs at `uris`, each under another name. Raises UsageError, DataError, TemporaryError."""
     from trainer.compare.runs import read_metrics, read_run
-    from trainer.publish import find_run
+    from trainer.publish import find_run, parent_of
     from trainer.storage.store import open_store
 
     names = _names(uris)
     runs = []
     for uri, name in zip(uris, names, strict=True):
-        if uri.endswith(_METRICS):
-            folder, _, file = uri.rpartition("/")
-            found = open_store(folder or ".").read(file)
+        if uri.lower().endswith(_METRICS):
+            folder, file = parent_of(uri)
+            found = open_store(folder).read(file)
             if found is None:
                 raise UsageError(f"There is no such file. Received: {uri}")
             runs.append(read_metrics(found.data.decode("utf-8", "replace"), uri, name))

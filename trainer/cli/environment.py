@@ -6,9 +6,11 @@ In: the process's environment. Out: the same, with our defaults where the user s
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 import sys
 import tempfile
 import time
@@ -21,6 +23,8 @@ from trainer.hosts.peers import PING_SECONDS, SILENCE_SECONDS
 
 TENSORFLOW_MODULES = ("tensorflow", "keras", "tensorboard")
 """What an extra brings and plain `pip install .` doesn't."""
+_DISTRIBUTIONS = ("tensorflow", "tensorflow-cpu", "tensorflow-tpu")
+_OLDEST = (2, 20)
 
 _STDERR = 2
 _stderr = _STDERR
@@ -48,10 +52,21 @@ def prepare_libraries() -> None:
 
 
 def require_tensorflow() -> None:
-    """Raise ModuleNotFoundError if what training needs of an extra isn't installed; imports nothing."""
+    """Raise ModuleNotFoundError if what training needs of an extra isn't installed; imports nothing.
+
+    And UsageError for a TensorFlow, which a notebook or an image brought, that is too old.
+    """
     for name in TENSORFLOW_MODULES:
         if importlib.util.find_spec(name) is None:
             raise ModuleNotFoundError(f"no module {name}", name=name)
+    for name in _DISTRIBUTIONS:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            version = importlib.metadata.version(name)
+            if tuple(map(int, re.findall(r"\d+", version)[:2])) < _OLDEST:
+                raise UsageError(
+                    f"TensorFlow {_OLDEST[0]}.{_OLDEST[1]} or newer is needed, which decodes images alike. "
+                    f"Received: {name} {version}"
+                )
 
 
 @contextmanager

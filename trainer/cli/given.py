@@ -76,4 +76,7 @@ def given_spec(
     if train_spec.start_from not in (SCRATCH, LATEST, CHAMPION):
         require_uri(train_spec.start_from)
         train_spec = train_spec.model_copy(update={"start_from": absolute_source(train_spec.start_from)})
-    return spec.model_copy(update={"data": data_spec, "train": train_spec})
+    publish = spec.publish
+    if publish.test_data is not None:
+        publish = publish.model_copy(update={"test_data": absolute_source(publish.test_data)})
+    return spec.model_copy(update={"data": data_spec, "train": train_spec, "publish": publish})

@@ -38,6 +38,17 @@ class SpecCommand(click.Command):
         return f" Did you mean {meant[nearest[0]]}?" if nearest else " --help lists them."
 
 
+class _Share(click.FloatRange):
+    """A number in a range; what is no number is in none, though no comparison says so."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Convert as click does."""
+        found = super().convert(value, param, ctx)
+        if found != found:
+            self.fail(f"{value!r} is no number.", param, ctx)
+        return found
+
+
 _WHAT = (
     click.argument("spec_path", metavar="[SPEC.yaml]", required=False),
     click.option("--recipe", metavar="NAME", help="Start from a recipe; `trainer recipes` lists them."),
@@ -67,7 +78,7 @@ _HOW = (
 _ACCURACY = click.option(
     "--assert-accuracy-at-least",
     metavar="SHARE",
-    type=click.FloatRange(0, 1),
+    type=_Share(0, 1),
     help="End with 4 if the published model is less accurate on the held-out images: 0.9.",
 )
 _IMAGE = (

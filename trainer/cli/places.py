@@ -7,14 +7,16 @@ cache. `.../latest` is the run that the pointer names.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from pathlib import Path
 
 from trainer.data.progress import Progress
 from trainer.exits import UsageError
-from trainer.publish import find_run, is_finished, parent_of
+from trainer.publish import RETIRED, find_run, is_finished, parent_of
 from trainer.run_folder.starts import STARTS
 from trainer.spec import RunSpec
+from trainer.spec.schema import RUN_NAME
 from trainer.storage.store import Store, is_bucket, open_store, split_uri, without_scheme
 
 _MOST_BYTES = 1 << 40
@@ -95,8 +97,15 @@ def _require_whole(place: Store) -> None:
     """Raise UsageError for a run, or the model of one, that is at work at this moment or was given up."""
     parent, name = parent_of(place.uri)
     run = open_store(parent) if name == "model" else place
+    if is_finished(run):
+        return
+    if run.find(RETIRED):
+        raise UsageError(
+            "The run is withdrawn, since publish.keep_runs keeps newer ones; `trainer promote RUN --force` "
+            f"brings it back as long as its files are there. Received: {run.uri}"
+        )
     # Each start leaves a row before anything else; a spec beside a model may be anyone's.
-    if run.find(STARTS) and not is_finished(run):
+    if run.find(STARTS):
         raise UsageError(
             "The run is not finished, so it has no model yet or one that may not be whole; "
             f"`trainer train {run.at('spec.yaml')}` finishes it. Received: {run.uri}"
@@ -106,5 +115,11 @@ def _require_whole(place: Store) -> None:
 def output_of(uri: str) -> tuple[Store, str]:
     """Return the place of all runs in which the run at `uri` is, and its name there."""
     run = find_run(uri)
-    parent, name = parent_of(run.uri if is_bucket(run.uri) else os.path.abspath(run.uri))
+    # Not where a link to it is: its output is where the others are.
+    parent, name = parent_of(run.uri if is_bucket(run.uri) else os.path.realpath(run.uri))
+    if not re.fullmatch(RUN_NAME, name):
+        raise UsageError(
+            "A run's folder is called as --run-name takes it: letters, digits, dots, hyphens, underscores, "
+            f"a letter or digit first. Rename it. Received: {name!r} in {parent}"
+        )
     return open_store(parent), name

@@ -6,6 +6,8 @@ In: a run, or the place of all runs. Out: the pointer to the champion, and what 
 from __future__ import annotations
 
 import json
+import textwrap
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,11 +20,13 @@ from trainer.printable import printable
 if TYPE_CHECKING:
     from trainer.metrics import Predictions
     from trainer.release.challenge import Answers, Outcome
+    from trainer.release.overview import Row
     from trainer.spec import RunSpec
     from trainer.storage.store import Store
 
 _LOG_SECONDS = 30.0
-_NAME = 34
+_WIDTH = 79
+_NAME = _WIDTH - 11 - 17 - 9
 _MINUTE = len("2026-11-27 03:00")
 
 
@@ -41,6 +45,7 @@ def promote(run: str, force: bool, settings: tuple[str, ...]) -> None:
     from trainer.cli.app import cache_folder
     from trainer.cli.places import output_of
     from trainer.release.challenge import promote as promote_run
+    from trainer.release.challenge import require_finished
     from trainer.release.held import held
 
     output, name = output_of(run)
@@ -48,8 +53,9 @@ def promote(run: str, force: bool, settings: tuple[str, ...]) -> None:
         _tell(promote_run(output, name))
         return
     spec = _spec(output, name, settings)
-    with held(output, name, lambda words: click.echo(printable(f"{words}..."), err=True)):
-        outcome = challenge_champion(output, name, spec, cache_folder())
+    require_finished(output, name)
+    with held(output, name, lambda words: click.echo(printable(f"{words}..."), err=True)) as lease:
+        outcome = challenge_champion(output, name, spec, cache_folder(), lease.require)
     _tell(outcome)
     if not outcome.is_champion:
         raise QualityError(f"The champion stays; --force replaces it all the same. Received: {name}")
@@ -72,36 +78,47 @@ def runs(output: str, as_json: bool) -> None:
     """List the runs of an output folder, with the champion."""
     from trainer.champion import read_pointer
     from trainer.release.overview import overview
-    from trainer.report.names import shorten
+    from trainer.report.names import padded, shorten
     from trainer.storage.store import open_store
 
     place = open_store(output)
     rows = list(overview(place))
+    # Of a line of 80 columns, what is behind the name has the rest.
+    width = _NAME - max((len(_marks(row)) for row in rows), default=0)
     if not as_json:
-        click.echo(f"{'run':<{_NAME}}{'state':<12}{'published':<18}accuracy" if rows else "no runs")
+        head = f"{'run':<{width}}{'state':<11}{'published':<17}accuracy"
+        click.echo(head if rows else "no runs")
     for row in rows:
         if as_json:
             click.echo(json.dumps(asdict(row), ensure_ascii=False))
             continue
         accuracy = "-" if row.accuracy is None else f"{row.accuracy:.3f}"
-        marks = " ".join(["champion"] * row.is_champion + ["latest"] * row.is_latest)
-        name = shorten(row.name, _NAME - 2)
-        line = f"{name:<{_NAME}}{row.state:<12}{row.published[:_MINUTE] or '-':<18}{accuracy}  {marks}"
+        name = padded(shorten(row.name, width - 1), width)
+        line = f"{name}{row.state:<11}{row.published[:_MINUTE] or '-':<17}{accuracy:<9}{_marks(row)}"
         click.echo(printable(line.rstrip()))
     champion = read_pointer(place).name
     if not as_json and champion and not any(row.is_champion and row.published for row in rows):
         click.echo(
-            printable(f"The champion {champion} is gone; `trainer promote RUN --force` names another.")
+            printable(
+                f"The champion {champion} is gone; `trainer rollback` goes back to the one before it, and "
+                "`trainer promote RUN --force` names another."
+            )
         )
 
 
-def challenge_champion(output: Store, name: str, spec: RunSpec, cache_dir: Path) -> Outcome:
+def _marks(row: Row) -> str:
+    return " ".join(["champion"] * row.is_champion + ["latest"] * row.is_latest)
+
+
+def challenge_champion(
+    output: Store, name: str, spec: RunSpec, cache_dir: Path, require: Callable[[], None]
+) -> Outcome:
     """Let the run `name`, of `spec`, challenge the champion; see `trainer.release.challenge`."""
     from trainer.release.challenge import challenge
 
     publish = spec.publish
     return challenge(
-        output, name, publish.min_gain, publish.max_class_loss, _answers(output, spec, cache_dir)
+        output, name, publish.min_gain, publish.max_class_loss, _answers(output, spec, cache_dir), require
     )
 
 
@@ -141,6 +158,7 @@ def _spec(output: Store, name: str, settings: tuple[str, ...]) -> RunSpec:
 
 
 def _tell(outcome: Outcome) -> None:
-    click.echo(printable(f"{outcome.said}."))
+    for line in textwrap.wrap(f"{outcome.said}.", _WIDTH, break_on_hyphens=False):
+        click.echo(printable(line))
     if outcome.record:
         click.echo(printable(f"record     {outcome.record}"))

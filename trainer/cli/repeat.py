@@ -8,24 +8,29 @@ was stopped.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from trainer.cli.compare import read_runs, tell
 from trainer.cli.options import SpecCommand, repeat_options
-from trainer.exits import StoppedError, UsageError, error_of
+from trainer.exits import DataError, StoppedError, UsageError, error_of
 from trainer.stop import Stop
 
 if TYPE_CHECKING:
+    from trainer.compare.runs import Run
     from trainer.spec import RunSpec
 
 _MOST_SEED = 2**31
 _DIGITS = 6
-_GOES_ON = (1, 75, 137, 143)
-"""Exit codes of what the next start may get over."""
+_GOES_ON = "; the same command goes on with it"
+_SAID = dict.fromkeys((1, 137, 143), _GOES_ON) | {75: f"; once what is said above is over,{_GOES_ON[1:]}"}
+"""What to do after an exit code that the next start may get over."""
+_SIGNALLED = 128
 
 
 @click.command(cls=SpecCommand)
@@ -48,12 +53,33 @@ def repeat(times: int, seeds: str | None, as_json: bool, **given: Any) -> None:
     stop.listen()
     numbers = _seeds(seeds, times, spec.seed)
     base = spec.run_name or f"{spec.recipe or 'run'}-{_identity(spec)}"
-    names = [f"{base}-seed-{number}" for number in numbers]
-    for name, number in zip(names, numbers, strict=True):
-        click.echo(f"seed {number}", err=as_json)
-        _train(spec.model_copy(update={"run_name": name, "seed": number}), quiet=as_json)
-    runs = read_runs([f"{spec.output.rstrip('/')}/{name}" for name in names])
-    tell(runs, [compare_runs(*runs)] if len(runs) == 2 else [], as_json)
+    specs = [_with_seed(spec, f"{base}-seed-{number}", number) for number in numbers]
+    for each in specs:
+        click.echo(f"seed {each.seed}", err=as_json)
+        _train(each, quiet=as_json)
+    runs = read_runs([f"{spec.output.rstrip('/')}/{each.run_name}" for each in specs])
+    _require_same_data(runs)
+    tell(runs, [compare_runs(*runs)] if len(runs) == 2 else [], as_json, is_spread=True)
+
+
+def _with_seed(spec: RunSpec, name: str, seed: int) -> RunSpec:
+    """Return the spec of one run, checked before the first one begins. Raises UsageError."""
+    from trainer.spec import dump_spec, load_spec
+
+    # Each is wanted, whether it is new or not, and all of them at the end.
+    publish = spec.publish.model_copy(update={"skip_unchanged": False, "keep_runs": None})
+    text = dump_spec(spec.model_copy(update={"publish": publish}))
+    return load_spec(text=text, overrides={"run_name": name, "seed": seed})
+
+
+def _require_same_data(runs: Sequence[Run]) -> None:
+    digests = [run.dataset.get("digest") for run in runs]
+    other = next((run.name for run, digest in zip(runs, digests, strict=True) if digest != digests[0]), None)
+    if other is not None:
+        raise DataError(
+            "The data changed since the first of these runs, so they differ in more than the seed; with "
+            f"another --run-name all of them begin anew. Received: {runs[0].name} and {other}"
+        )
 
 
 def _identity(spec: RunSpec) -> str:
@@ -66,11 +92,10 @@ def _identity(spec: RunSpec) -> str:
 def _seeds(text: str | None, times: int, first: int) -> list[int]:
     if text is None:
         return list(range(first, first + times))
-    try:
-        seeds = [int(each) for each in text.split(",")]
-    except ValueError:
-        seeds = []
-    if len(set(seeds)) != len(seeds) or len(seeds) < 2 or not all(0 <= each < _MOST_SEED for each in seeds):
+    words = text.split(",")
+    seeds = [int(each) for each in words if re.fullmatch(r" *[0-9]{1,10} *", each)]
+    is_each_once = len(set(seeds)) == len(words) >= 2
+    if not is_each_once or max(seeds) >= _MOST_SEED:
         raise UsageError(
             f"--seeds has two or more numbers from 0 up, each once, as 1,2,3. Received: {text!r}"
         )
@@ -94,9 +119,8 @@ def _train(spec: RunSpec, quiet: bool) -> None:
         child.terminate()
         child.wait()
         raise
-    if child.returncode:
-        again = "; the same command goes on with it" if child.returncode in _GOES_ON else ", see above why"
-        raise error_of(
-            child.returncode,
-            f"The run {spec.run_name} did not finish{again}. Received: exit code {child.returncode}",
-        )
+    # What a signal ended has the code that a shell gives it.
+    code = child.returncode if child.returncode >= 0 else _SIGNALLED - child.returncode
+    if code:
+        again = _SAID.get(code, ", see above why")
+        raise error_of(code, f"The run {spec.run_name} did not finish{again}. Received: exit code {code}")

@@ -43,6 +43,7 @@ from trainer.run_folder import (
     count_start,
     find_finished_run,
     find_start,
+    finished_folder,
     forget_start,
     has_rejected,
     open_run_folder,
@@ -81,7 +82,7 @@ def train_command(
         finished = find_finished_run(spec, fresh) if place.count > 1 else None
         if finished is not None:
             _tell_finished(finished, console)
-            judge(finished if place.is_chief else None, spec, cache_dir, console, accuracy_at_least)
+            judge(finished if place.is_chief else None, spec, cache_dir, console, stop, accuracy_at_least)
             return
         common = f"{__version__} {spec_digest(spec)} {spec.run_name}"
         peers = meet(place, common, spec.train.meet_seconds, console.say)
@@ -97,7 +98,7 @@ def train_command(
             peers.leave(exit_code, str(error) or type(error).__name__)
             raise
         peers.leave()
-        judge(led, spec, cache_dir, console, accuracy_at_least)
+        judge(led, spec, cache_dir, console, stop, accuracy_at_least)
 
 
 def require_devices(wanted: str) -> None:
@@ -110,31 +111,31 @@ def require_devices(wanted: str) -> None:
 
 def _lead(
     spec: RunSpec, cache_dir: Path, fresh: bool, stop: Stop, console: Console, peers: Peers
-) -> RunFolder | None:
+) -> RunFolder:
+    """Do the chief's part; return the run to judge, which is an earlier one where nothing changed."""
     folder = open_run_folder(spec, datetime.now(timezone.utc), cache_dir, fresh, console)
     with ExitStack() as leave:
         leave.callback(folder.release)
-        if not _led(folder, spec, cache_dir, stop, console, peers):
-            return None
+        try:
+            _led(folder, spec, cache_dir, stop, console, peers)
+        except UnchangedError as error:
+            folder.discard()
+            console.line(str(error))
+            return finished_folder(folder.output, error.run)
         leave.pop_all()  # it is this process's until it is judged
     return folder
 
 
 def _led(
     folder: RunFolder, spec: RunSpec, cache_dir: Path, stop: Stop, console: Console, peers: Peers
-) -> bool:
-    """Do the run in `folder`; return False if there is nothing that it would change."""
+) -> None:
     try:
         if not folder.finished:
             console.on_fact("run", folder.at(""))
         peers.share(json.dumps({"name": folder.name, "finished": folder.finished}).encode())
         if not folder.finished:
             _do(spec, folder, cache_dir, console, stop, peers)
-    except UnchangedError as error:
-        folder.discard()
-        console.line(str(error))
-        return False
-    except StoppedError:
+    except (StoppedError, UnchangedError):
         raise
     except Exception:
         folder.require_lease()  # an error may be what another process did, which took the run over
@@ -143,7 +144,6 @@ def _led(
         _tell_finished(folder, console)
     else:
         _tell_places(folder, console)
-    return True
 
 
 def _tell_finished(folder: RunFolder, console: Console) -> None:
@@ -186,6 +186,7 @@ def _do(
     try:
         if not before:
             find_start(folder.output, spec.train.start_from)  # refused before the data are brought
+        _require_test_data(spec)
         verdict = _work(spec, folder, cache_dir, console, stop, peers)
         stop.end()  # a signal from here on would make a run that is done look like one that was stopped
     except StoppedError as error:
@@ -203,6 +204,15 @@ def _do(
         raise
     if verdict is not None:
         console.verdict(verdict.headline, verdict.advice)
+
+
+def _require_test_data(spec: RunSpec) -> None:
+    """Raise UsageError if the images that are to decide aren't there: after the training it is too late."""
+    place = spec.publish.test_data
+    if spec.publish.release and place is not None and os.path.isabs(place) and not os.path.exists(place):
+        raise UsageError(
+            f"The images that decide on a release aren't there; check publish.test_data. Received: {place}"
+        )
 
 
 def _work(

@@ -53,7 +53,7 @@ class Comparison:
             return f"The same within chance: {how}."
         better = self.second if test.difference > 0 else self.first
         low, high = sorted((abs(test.low), abs(test.high)))
-        gain = f"{abs(test.difference):.3f} (95% interval {low:.3f} to {high:.3f})"
+        gain = f"{_share(abs(test.difference))} (95% interval {_share(low)} to {_share(high)})"
         return f"{better.name} is better by {gain}: {how}."
 
 
@@ -78,6 +78,11 @@ def compare_runs(first: Run, second: Run) -> Comparison:
     )
 
 
+def _share(value: float) -> str:
+    """Return a share with three decimals, or with two digits that count where these would be zeros."""
+    return f"{value:.3f}" if value >= 0.0005 or value == 0 else f"{value:.2g}"
+
+
 def say_p(value: float) -> str:
     """Return `p = 0.24`, or `p < 0.0001`."""
     text = format_p(value)
@@ -94,12 +99,21 @@ def format_p(value: float) -> str:
 def _why_unpaired(first: Run, second: Run) -> str:
     if first.predictions is None or second.predictions is None:
         return "from the counts alone"
-    if first.dataset.get("digest") != second.dataset.get("digest"):
+    if not _is_same(first, second):
         return "on different data, so not as pairs"
     same = first.predictions.names == second.predictions.names and np.array_equal(
         first.predictions.labels, second.predictions.labels
     )
     return "" if same and first.split == second.split else "on other images, so not as pairs"
+
+
+def _is_same(first: Run, second: Run) -> bool:
+    """Return whether the images that both are judged by are the same, or else all of them."""
+    both = (first, second)
+    splits = [(run.dataset.get("splits", {}).get(run.split) or {}).get("digest") for run in both]
+    if all(splits):
+        return bool(splits[0] == splits[1])
+    return bool(first.dataset.get("digest") == second.dataset.get("digest"))
 
 
 def _require_same_classes(first: Run, second: Run) -> None:

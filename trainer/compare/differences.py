@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from trainer.compare.runs import Run
+from trainer.printable import without_secrets
 
 Row = tuple[str, str, str]
-_PLACES = ("output", "run_name")
+PLACES = ("output", "run_name")
 """Of a spec: where a run is kept says nothing of what it is."""
 _ENVIRONMENT = ("trainer_version", "git_commit", "python", "devices", "precision", "host", "system")
 _NOTHING = "-"
@@ -21,7 +22,7 @@ _NOTHING = "-"
 def spec_differences(first: Run, second: Run) -> list[Row]:
     """Return the settings that differ, by their keys."""
     return _differing(
-        *(_flat({k: v for k, v in run.spec.items() if k not in _PLACES}) for run in (first, second))
+        *(flat({k: v for k, v in run.spec.items() if k not in PLACES}) for run in (first, second))
     )
 
 
@@ -44,11 +45,12 @@ def _differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Row]
     ]
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return all settings of a spec by their dotted keys."""
+    found: dict[str, Any] = {}
     for key, each in value.items():
-        flat |= _flat(each, f"{prefix}{key}.") if isinstance(each, Mapping) else {f"{prefix}{key}": each}
-    return flat
+        found |= flat(each, f"{prefix}{key}.") if isinstance(each, Mapping) else {f"{prefix}{key}": each}
+    return found
 
 
 def _counts(dataset: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,11 +70,13 @@ def _versions(environment: Mapping[str, Any]) -> dict[str, Any]:
 def _text(value: Any) -> str:
     if value is None:
         return _NOTHING
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return without_secrets(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
 def all_differences(first: Run, second: Run) -> Iterator[tuple[str, list[Row]]]:
-    """Yield (heading, rows) of each kind that has any."""
+    """Yield (heading, rows) of each kind that has any; none where nothing is known of one of them."""
+    if not (first.spec and second.spec):
+        return
     for heading, find in (
         ("spec", spec_differences),
         ("data", data_differences),

@@ -1,6 +1,6 @@
 """A comparison to one HTML file that opens offline.
 
-In: runs and their comparisons. Out: the file, written whole.
+In: runs and their comparisons. Out: its text.
 """
 
 from __future__ import annotations
@@ -17,22 +17,21 @@ from trainer.compare.differences import all_differences
 from trainer.compare.pictures import read_disagreements
 from trainer.compare.plots import STYLES, draw_overlaid
 from trainer.compare.runs import Run
-from trainer.compare.text import ROWS, spread
+from trainer.compare.text import ROWS, are_repeated, spread
 from trainer.report.figures import to_svg
 from trainer.report.names import shorten
 from trainer.report.render import render
-from trainer.storage.local import write_text
 
 
-def write_page(path: Path, runs: Sequence[Run], comparisons: Sequence[Comparison], cache_dir: Path) -> None:
-    """Write the page to `path`. Raises UsageError for a folder that can't be written, TemporaryError."""
+def comparison_page(runs: Sequence[Run], comparisons: Sequence[Comparison], cache_dir: Path) -> str:
+    """Return the page, as HTML."""
     cells = [(label, [text(run) for run in runs]) for label, text in ROWS]
-    page = render(
+    return render(
         "compare.html.j2",
         {
             "runs": runs,
             "rows": [(label, row) for label, row in cells if set(row) != {"-"}],
-            "spread": f"{spread(runs)}." if len(runs) > 2 else "",
+            "spread": f"{spread(runs)}." if len(runs) > 2 and are_repeated(runs) else "",
             "svg": _curves(runs),
             "svg_runs": len(STYLES),
             "more_runs": len(runs) > len(STYLES),
@@ -41,7 +40,6 @@ def write_page(path: Path, runs: Sequence[Run], comparisons: Sequence[Comparison
         },
         "trainer.compare",
     )
-    write_text(path, page)
 
 
 def _curves(runs: Sequence[Run]) -> list[tuple[str, Markup]]:
@@ -74,5 +72,6 @@ def _pair(comparison: Comparison, cache_dir: Path) -> dict[str, Any]:
         "pictures": pictures,
         "no_pictures": why,
         "disagreement_count": len(comparison.disagreements),
+        "is_known": bool(comparison.first.spec and comparison.second.spec),
         "differences": list(all_differences(comparison.first, comparison.second)),
     }

@@ -5,7 +5,9 @@ In: a comparison. Out: pictures with both answers; none, and why, where the data
 
 from __future__ import annotations
 
+import hashlib
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +15,13 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from trainer.compare.comparison import Comparison
+from trainer.compare.runs import Run
+from trainer.data.dataset import split_digest
 from trainer.data.fetch import buckets_of, fetch_source
 from trainer.data.items import Item
 from trainer.data.layouts import read_layout
 from trainer.data.progress import SilentProgress
-from trainer.exits import TrainerError
+from trainer.exits import DataError, TrainerError
 from trainer.metrics import Predictions
 from trainer.report.pictures import encode_picture
 from trainer.spec import parse_spec
@@ -69,7 +73,21 @@ def _items(comparison: Comparison, cache_dir: Path, names: set[str]) -> dict[str
     progress = SilentProgress()
     root = fetch_source(spec.source, spec.checksum, cache_dir, spec.max_extracted_mib << 20, progress)
     found, _, _ = read_layout(root, spec.layout, buckets_of(spec, cache_dir, progress))
+    _require_unchanged(comparison.first, {item.name: item for item in found})
     return {item.name: item for item in found if item.name in names}
+
+
+def _require_unchanged(run: Run, items: Mapping[str, Item]) -> None:
+    """Raise DataError if the images that the run was judged by are other ones by now."""
+    digest = (run.dataset.get("splits", {}).get(run.split) or {}).get("digest")
+    names = run.predictions.names if run.predictions else ()
+    if digest is None:
+        return
+    mine = [items[name] for name in names if name in items]
+    contents = [hashlib.sha256(item.read()).hexdigest() for item in mine]
+    found = split_digest([item.name for item in mine], [item.label for item in mine], contents)
+    if f"sha256:{found}" != digest:
+        raise DataError("They are not those that the runs have seen: they changed since.")
 
 
 def _disagreement(first: Predictions, second: Predictions, index: int, item: Item | None) -> Disagreement:

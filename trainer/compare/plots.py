@@ -32,9 +32,17 @@ def draw_overlaid(runs: Sequence[Run], measure: str) -> Figure:
         axes.plot(train.epochs, train.values, color=colour, linestyle=dashes, linewidth=_THIN, alpha=0.5)
         axes.plot(
             held_out.epochs, held_out.values,
-            color=colour, linestyle=dashes, linewidth=1.8, label=shorten(run.name, _NAME),
+            color=colour, linestyle=dashes, linewidth=1.8, label=_label(run.name),
         )  # fmt: skip
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
     add_legend(axes, 2)
+    for text in legend.get_texts() if (legend := axes.get_legend()) else ():
+        text.set_parse_math(False)  # a dollar is one
     return figure
+
+
+def _label(name: str) -> str:
+    """Return a run's name as the legend shows it, which leaves out what begins with an underscore."""
+    text = shorten(name, _NAME)
+    return f" {text}" if text.startswith("_") else text

@@ -7,19 +7,31 @@ file that was read is the one that was published.
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
+from pydantic import ValidationError
+
+from trainer.compare.files import (
+    problem_of,
+    read_dataset_json,
+    read_environment_json,
+    read_history_jsonl,
+    read_metrics_json,
+    read_timings_json,
+)
 from trainer.exits import DataError, UsageError
 from trainer.metrics import Predictions, parse_predictions
 from trainer.publish import MANIFEST, FileRecord, is_finished, read_manifest
 from trainer.spec.text import parse_mapping
 from trainer.storage.store import Store
 
-_MOST_IMAGES = 10**12
+_Values = TypeVar("_Values")
+_MOST_IMAGES = 10**9
+_ROUNDING = 0.01
+"""By how much a share, rounded by hand, and its counts may differ."""
 HELD_OUT = ("validation", "test")
 """The first that there is is what a run is judged by, as in its report."""
 
@@ -98,20 +110,23 @@ def read_run(run: Store, name: str) -> Run:
         for each in ("spec.yaml", "environment.json", "dataset.json", "metrics.json", "history.jsonl",
                      "timings.json", "predictions.csv")
     }  # fmt: skip
-    metrics = _json(run, "metrics.json", texts["metrics.json"])
+    metrics = _read_as(read_metrics_json, run, "metrics.json", texts)
     split = judged_by(metrics, run.uri)
     answers = parse_predictions(texts["predictions.csv"].decode(), run.at("predictions.csv"))
+    mine = next((each for each in answers if each.split == split), None)
+    if mine is None or not {f"{split}/correct", f"{split}/count"} <= set(metrics):
+        raise _is_of_another_version(run.uri, f"nothing of the {split} images in a file")
     return Run(
         name=name,
         uri=run.uri,
         metrics=metrics,
         split=split,
-        predictions=next(each for each in answers if each.split == split),
+        predictions=mine,
         spec=parse_mapping(texts["spec.yaml"].decode(), run.at("spec.yaml")),
-        environment=_json(run, "environment.json", texts["environment.json"]),
-        dataset=_json(run, "dataset.json", texts["dataset.json"]),
-        history=[json.loads(line) for line in texts["history.jsonl"].splitlines()],
-        timings=_json(run, "timings.json", texts["timings.json"])["epochs"],
+        environment=_read_as(read_environment_json, run, "environment.json", texts),
+        dataset=_read_as(read_dataset_json, run, "dataset.json", texts),
+        history=_read_as(read_history_jsonl, run, "history.jsonl", texts),
+        timings=_read_as(read_timings_json, run, "timings.json", texts),
     )
 
 
@@ -121,16 +136,20 @@ def read_metrics(text: str, uri: str, name: str) -> Run:
     Raises UsageError for what is no metrics.json.
     """
     try:
-        found = json.loads(text)
-        metrics = {str(key): float(value) for key, value in found.items()}
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        metrics = read_metrics_json(text.removeprefix("\ufeff"))
+    except ValidationError as error:
         raise UsageError(
-            f"A metrics.json is one object of numbers, as a run leaves it: {str(error)[:100]}. "
+            f"A metrics.json is one object of numbers, as a run leaves it: {problem_of(error)}. "
             f"Received: {uri}"
         ) from None
     split = judged_by(metrics, uri)
-    count = metrics.get(f"{split}/count", 0)
-    correct = metrics.get(f"{split}/correct", metrics[f"{split}/accuracy"] * count)
+    count, accuracy = metrics.get(f"{split}/count", 0), metrics[f"{split}/accuracy"]
+    correct = metrics.get(f"{split}/correct", accuracy * count)
+    if not 0 <= accuracy <= 1 or (count and abs(accuracy - correct / count) > _ROUNDING):
+        raise UsageError(
+            f"An accuracy is a share in 0..1, and that of the counts beside it. Received: {split}/accuracy "
+            f"{accuracy:g}, {correct:g} right of {count:g} in {uri}"
+        )
     if not (1 <= count <= _MOST_IMAGES and count == round(count) and 0 <= round(correct) <= count):
         raise UsageError(
             f"How sure a share is depends on how many images it is of: {split}/count tells that, from 1 up. "
@@ -154,10 +173,13 @@ def _listed(run: Store) -> Mapping[str, FileRecord]:
     try:
         return read_manifest(manifest.data if manifest else b"")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UsageError(
-            "The run is of another version of this program, which reads its own. "
-            f"Received: {error} in {run.uri}"
-        ) from None
+        raise _is_of_another_version(run.uri, str(error)) from None
+
+
+def _is_of_another_version(uri: str, what: str) -> UsageError:
+    return UsageError(
+        f"The run is of another version of this program, which reads its own. Received: {what} in {uri}"
+    )
 
 
 def _read(run: Store, listed: Mapping[str, FileRecord], name: str) -> bytes:
@@ -169,8 +191,9 @@ def _read(run: Store, listed: Mapping[str, FileRecord], name: str) -> bytes:
     return found.data
 
 
-def _json(run: Store, name: str, data: bytes) -> Any:
+def _read_as(read: Callable[[bytes], _Values], run: Store, name: str, texts: Mapping[str, bytes]) -> _Values:
+    """Return what a file holds. Raises UsageError for what this version didn't write."""
     try:
-        return json.loads(data)
-    except ValueError as error:
-        raise DataError(f"A file of the run can't be read: {error}. Received: {run.at(name)}") from None
+        return read(texts[name])
+    except ValidationError as error:
+        raise _is_of_another_version(run.at(name), problem_of(error)) from None

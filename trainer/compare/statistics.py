@@ -98,7 +98,8 @@ def bootstrap(first: Predictions, second: Predictions, seed: int = 0) -> dict[st
     """Return the tests of metrics other than accuracy, for answers to the same images in the same order.
 
     The images are drawn anew with replacement, 1,000 times, for both models alike; the interval is that of
-    the percentiles, the p-value twice the smaller share on one side of zero (Efron and Tibshirani 1993).
+    the percentiles, the p-value twice the smaller share on one side of zero (Efron and Tibshirani 1993), with
+    the difference itself as one draw more, so that it is never 0 (Davison and Hinkley 1997).
     Names are those of `compute_metrics`.
     """
     count, classes = len(first.labels), len(first.class_names)
@@ -154,5 +155,5 @@ def _macro(cells: Rows, classes: int) -> tuple[Floats, Floats]:
 
 def _test(difference: float, drawn: Floats) -> Test:
     low, high = (float(np.quantile(drawn, each)) for each in (LEVEL / 2, 1 - LEVEL / 2))
-    below, above = float(np.mean(drawn <= 0)), float(np.mean(drawn >= 0))
-    return Test(difference, low, high, min(1.0, 2 * min(below, above)))
+    below, above = int(np.sum(drawn <= 0)), int(np.sum(drawn >= 0))
+    return Test(difference, low, high, min(1.0, 2 * (min(below, above) + 1) / (len(drawn) + 1)))

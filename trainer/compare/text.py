@@ -11,11 +11,11 @@ from dataclasses import asdict
 from typing import Any
 
 from trainer.compare.comparison import Comparison
-from trainer.compare.differences import all_differences
+from trainer.compare.differences import PLACES, all_differences, flat
 from trainer.compare.runs import Run
 from trainer.compare.statistics import mean_interval
 from trainer.metrics import wilson_interval
-from trainer.report.names import format_duration, shorten
+from trainer.report.names import columns, format_duration, padded, shorten
 
 _WIDTH = 79
 _LABEL, _CELL = 20, 28
@@ -23,6 +23,8 @@ _MOST_COLUMNS = 2
 _MOST_ROWS = 12
 """Of differences of one kind; --json and the page have all."""
 _NOTHING = "-"
+_NO_MATTER = (*PLACES, "seed", "publish.", "data.source")
+"""Settings that may differ among runs of one kind, where their data are the same."""
 
 
 def accuracy_text(run: Run) -> str:
@@ -44,14 +46,9 @@ def _train(run: Run) -> str:
     return _NOTHING if value is None else f"{value:.3f} (gap {value - run.accuracy:+.3f})"
 
 
-def _versions(run: Run) -> str:
+def _tensorflow(run: Run) -> str:
     packages = run.environment.get("packages", {})
-    found = [
-        f"{name.partition('-')[0]} {packages[name]}" for name in packages if name.startswith("tensorflow")
-    ]
-    return (
-        " ".join([*found, f"trainer {run.environment['trainer_version']}"]) if run.environment else _NOTHING
-    )
+    return next((packages[name] for name in packages if name.startswith("tensorflow")), _NOTHING)
 
 
 ROWS: tuple[tuple[str, Callable[[Run], str]], ...] = (
@@ -65,7 +62,8 @@ ROWS: tuple[tuple[str, Callable[[Run], str]], ...] = (
     ("images/s", lambda run: f"{run.images_per_second:,.0f}" if run.images_per_second else _NOTHING),
     ("cost of training", lambda run: f"{run.cost:,.2f} USD" if run.cost is not None else _NOTHING),
     ("devices", lambda run: str(run.environment.get("devices", _NOTHING))),
-    ("versions", _versions),
+    ("TensorFlow", _tensorflow),
+    ("trainer", lambda run: run.environment.get("trainer_version") or _NOTHING),
 )
 
 
@@ -85,10 +83,21 @@ def table(runs: Sequence[Run]) -> list[str]:
 def spread(runs: Sequence[Run]) -> str:
     """Return mean, standard deviation and interval of the accuracies of several runs."""
     mean, deviation, half = _spread(runs)
+    low, high = max(0.0, mean - half), min(1.0, mean + half)
     return (
-        f"mean {mean:.3f}, standard deviation {deviation:.3f}, 95% interval of the mean {mean - half:.3f} to "
-        f"{mean + half:.3f} ({len(runs)} runs)"
+        f"mean {mean:.3f}, standard deviation {deviation:.3f}, 95% interval of the mean {low:.3f} to "
+        f"{high:.3f} ({len(runs)} runs)"
     )
+
+
+def are_repeated(runs: Sequence[Run]) -> bool:
+    """Return whether nothing but their seeds differs, as far as is known: else a mean says nothing."""
+    made_of = [
+        {key: value for key, value in flat(run.spec).items() if not key.startswith(_NO_MATTER)}
+        for run in runs
+    ]
+    digests = [run.dataset.get("digest") for run in runs]
+    return all(each == made_of[0] for each in made_of) and len(set(digests)) == 1
 
 
 def _spread(runs: Sequence[Run]) -> tuple[float, float, float]:
@@ -122,8 +131,8 @@ def as_values(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> dict[st
                 "verdict": each.verdict,
                 "is_paired": not each.why_unpaired,
                 "is_chance": each.accuracy.is_chance,
-                "only_first_right": each.only_first,
-                "only_second_right": each.only_second,
+                "only_first_right": None if each.why_unpaired else each.only_first,
+                "only_second_right": None if each.why_unpaired else each.only_second,
                 "accuracy": asdict(each.accuracy),
                 "others": {name: asdict(test) for name, test in each.others.items()},
                 "differences": {
@@ -133,7 +142,9 @@ def as_values(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> dict[st
             }
             for each in comparisons
         ],
-        "spread": dict(zip(("mean", "standard_deviation", "half_interval"), _spread(runs), strict=True)),
+        "spread": dict(zip(("mean", "standard_deviation", "half_interval"), _spread(runs), strict=True))
+        if are_repeated(runs)
+        else None,
     }
 
 
@@ -158,10 +169,15 @@ def _values(run: Run) -> dict[str, Any]:
 def _short_row(run: Run) -> str:
     time = format_duration(run.seconds) if run.seconds else _NOTHING
     rate = f"{run.images_per_second:,.0f}" if run.images_per_second else _NOTHING
-    return f"{shorten(run.name, _CELL - 2):<{_CELL}}{accuracy_text(run):<24}{time:<14}{rate}"
+    return f"{padded(shorten(run.name, _CELL - 2), _CELL)}{accuracy_text(run):<24}{time:<14}{rate}"
 
 
 def _line(label: str, cells: Sequence[str], indent: str = "") -> str:
-    texts = "  ".join(f"{shorten(cell, _CELL):<{_CELL}}" for cell in cells)
-    head = f"{indent}{shorten(label, _LABEL - 1 - len(indent))}" if label else ""
-    return f"{head:<{_LABEL}}{texts}".rstrip()
+    texts = "  ".join(padded(shorten(cell, _CELL), _CELL) for cell in cells)
+    head = f"{indent}{_tail(label, _LABEL - 1 - len(indent))}" if label else ""
+    return f"{padded(head, _LABEL)}{texts}".rstrip()
+
+
+def _tail(label: str, limit: int) -> str:
+    """Return a label, of a setting that is too long the end, which says what it is."""
+    return label if columns(label) <= limit else f"…{label[1 - limit :]}"

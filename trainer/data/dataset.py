@@ -146,6 +146,12 @@ def content_digest(items: Sequence[Item], contents: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+def split_digest(names: Sequence[str], labels: Sequence[str], contents: Sequence[str]) -> str:
+    """Return the SHA-256, in hex, of all (label, name, content) of one split, sorted."""
+    lines = sorted("\0".join(each) for each in zip(labels, names, contents, strict=True))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
 def summarize(
     class_names: tuple[str, ...],
     splits: dict[str, Split],
@@ -155,9 +161,10 @@ def summarize(
 ) -> dict[str, Any]:
     """Return plain values for dataset.json, all but the digest and the warnings.
 
-    {"source", "layout", "class_names": [...], "splits": {split: {"images": n, "classes": {class: n}}},
-    "rejected": {"count", "damaged", "reasons": {reason: n}}, "duplicates_across_splits" and
-    "contradicting_duplicates": {"count", "images": [[{"split", "label", "name"}, ...], ...]}}
+    {"source", "layout", "class_names": [...], "rejected": {"count", "damaged", "reasons": {reason: n}},
+    "splits": {split: {"images": n, "classes": {class: n}, "digest": of its images, if known}},
+    "duplicates_across_splits" and "contradicting_duplicates":
+    {"count", "images": [[{"split", "label", "name"}, ...], ...]}}
     """
     source, layout = origin
     return {
@@ -178,7 +185,12 @@ def summarize(
 
 def _counts(split: Split, class_names: tuple[str, ...]) -> dict[str, Any]:
     counts = np.bincount(split.labels, minlength=len(class_names)).tolist()
-    return {"images": len(split.items), "classes": dict(zip(class_names, counts, strict=True))}
+    found = {"images": len(split.items), "classes": dict(zip(class_names, counts, strict=True))}
+    if not split.contents:
+        return found
+    labels = [class_names[label] for label in split.labels]
+    names = [item.name for item in split.items]
+    return found | {"digest": f"sha256:{split_digest(names, labels, split.contents)}"}
 
 
 def _groups(groups: Sequence[Sequence[Item]]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from trainer.exits import DataError, UsageError
 from trainer.export import LoadedModel
 from trainer.metrics import Predictions
 from trainer.predict import predict_split
+from trainer.printable import without_secrets
 from trainer.spec import DataSpec
 
 _FROZEN = ("test", "validation", "all", "train")
@@ -38,7 +39,7 @@ def answers_of(
         if _how(model) not in decoded:
             decoded[_how(model)] = _split(model, data, test_data, cache_dir, progress)
     splits = [decoded[_how(model)] for model in models]
-    said = f"{splits[0].name} images of {test_data or data.source}"
+    said = f"{splits[0].name} images of {without_secrets(test_data or data.source)}"
     answers = [predict_split(model, split) for model, split in zip(models, splits, strict=True)]
     return [_in_order(each, answers[0].names) for each in answers], said
 
@@ -56,7 +57,10 @@ def _split(
     if test_data is None:
         return load_dataset(own, cache_dir, progress, lambda rejected: None).held_out
     frozen = DataSpec.model_validate({"source": test_data, "max_rejected": own.max_rejected} | about)
-    splits, _ = load_labelled(frozen, model.class_names, cache_dir, progress)
+    try:
+        splits, _ = load_labelled(frozen, model.class_names, cache_dir, progress)
+    except (DataError, UsageError) as error:
+        raise type(error)(f"The images of publish.test_data can't be used. {error}") from None
     return next(splits[name] for name in _FROZEN if name in splits)
 
 

@@ -12,11 +12,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from trainer.champion import Champion, read_champion, read_pointer, restore_champion, swap_champion
-from trainer.exits import UsageError
+from trainer.exits import TemporaryError, UsageError
 from trainer.metrics import Predictions
-from trainer.publish import is_finished
+from trainer.publish import RETIRED, is_finished
 from trainer.release.decision import Decision, decide
 from trainer.release.records import CHALLENGE, ROLLBACK, champion_before, keep_record
+from trainer.release.retention import bring_back
 from trainer.storage.store import Store
 
 Answers = Callable[[str, str], tuple[Predictions, Predictions, str]]
@@ -35,13 +36,21 @@ class Outcome:
     """The name of the record; empty if there was nothing to decide."""
 
 
-def challenge(output: Store, name: str, min_gain: float, max_class_loss: float, answers: Answers) -> Outcome:
+def challenge(
+    output: Store,
+    name: str,
+    min_gain: float,
+    max_class_loss: float,
+    answers: Answers,
+    require: Callable[[], None] = lambda: None,
+) -> Outcome:
     """Let the finished run `name` take the champion's place, if it is better.
 
+    `require` is asked before anything is written, and raises if another process judges it by now.
     Raises UsageError for a run that isn't finished or a pointer to one that is gone, and what `answers`
     raises.
     """
-    _require_finished(output, name)
+    require_finished(output, name)
     while True:
         champion = read_champion(output)
         if champion.name == name:
@@ -50,6 +59,7 @@ def challenge(output: Store, name: str, min_gain: float, max_class_loss: float, 
         if champion.name:
             of_champion, of_challenger, images = answers(champion.name, name)
             decision = decide(of_champion, of_challenger, min_gain, max_class_loss)
+        require()
         values: dict[str, Any] = {"champion": champion.name or None, "images": images}
         if decision is not None and not decision.is_released:
             record = keep_record(output, CHALLENGE, name, values | asdict(decision) | {"replaced": None})
@@ -62,8 +72,12 @@ def challenge(output: Store, name: str, min_gain: float, max_class_loss: float, 
 
 
 def promote(output: Store, name: str) -> Outcome:
-    """Make the finished run `name` the champion without a test, whatever the pointer says now."""
-    _require_finished(output, name)
+    """Make the finished run `name` the champion without a test, whatever the pointer says now.
+
+    A run that was withdrawn comes back, if its files are there. Raises UsageError.
+    """
+    bring_back(output, name)
+    require_finished(output, name)
     while True:
         before = read_pointer(output)
         if before.name == name:
@@ -74,18 +88,25 @@ def promote(output: Store, name: str) -> Outcome:
 
 
 def rollback(output: Store) -> Outcome:
-    """Give the pointer back to the champion before this one. Raises UsageError if there is none."""
-    while True:
-        champion = read_champion(output)
-        before = champion_before(output, champion.name)
-        if before is None or not is_finished(output.below(before)):
-            raise UsageError(
-                "There is no earlier champion to go back to; `trainer promote RUN --force` names another. "
-                f"Received: champion {champion.name or 'none'}, before it {before or 'none'} in {output.uri}"
-            )
-        record = _enthrone(output, ROLLBACK, before, champion, {})
-        if record is not None:
-            return Outcome(True, f"{before} is the champion again, in the place of {champion.name}", record)
+    """Give the pointer back to the champion before this one, whether that is still there or not.
+
+    Raises UsageError if there is none, TemporaryError if the champion changed meanwhile: who went back meant
+    the one that was.
+    """
+    champion = read_pointer(output)
+    before = champion_before(output, champion.name)
+    if before is None or not bring_back(output, before):
+        raise UsageError(
+            "There is no earlier champion to go back to; `trainer promote RUN --force` names another. "
+            f"Received: champion {champion.name or 'none'}, before it {before or 'none'} in {output.uri}"
+        )
+    record = _enthrone(output, ROLLBACK, before, champion, {})
+    if record is None:
+        raise TemporaryError(
+            "The champion changed at the same moment; `trainer runs` shows which it is now. "
+            f"Received: {champion.name} in {output.uri}"
+        )
+    return Outcome(True, f"{before} is the champion again, in the place of {champion.name}", record)
 
 
 def _enthrone(output: Store, kind: str, name: str, before: Champion, values: dict[str, Any]) -> str | None:
@@ -102,7 +123,7 @@ def _enthrone(output: Store, kind: str, name: str, before: Champion, values: dic
         if version is not None:
             restore_champion(output, before, version)
         output.remove(record)
-        _require_finished(output, name)
+        require_finished(output, name)
     return record if is_done else None
 
 
@@ -112,9 +133,16 @@ def _said(name: str, champion: str, decision: Decision | None) -> str:
     return f"{name} takes the place of {champion}: {decision.reason}"
 
 
-def _require_finished(output: Store, name: str) -> None:
-    if not is_finished(output.below(name)):
+def require_finished(output: Store, name: str) -> None:
+    """Raise UsageError for a run that can't be the champion."""
+    if is_finished(output.below(name)):
+        return
+    if output.find(f"{name}/{RETIRED}") is not None:
         raise UsageError(
-            "Only a finished run can be the champion; `trainer train` finishes it. "
-            f"Received: {output.below(name).uri}"
+            "The run is withdrawn, since publish.keep_runs keeps newer ones; `trainer promote RUN --force` "
+            f"brings it back as long as its files are there. Received: {output.below(name).uri}"
         )
+    raise UsageError(
+        "Only a finished run can be the champion; `trainer train` finishes it. "
+        f"Received: {output.below(name).uri}"
+    )

@@ -5,6 +5,7 @@ In: the answers of both to the same images. Out: a `Decision` with its numbers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,9 @@ import numpy as np
 from trainer.compare.comparison import say_p
 from trainer.compare.statistics import Test, paired_accuracies
 from trainer.metrics import Predictions
+
+_ROUNDING = 1e-9
+"""Of a difference of two shares, which may be the limit itself."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,8 @@ def decide(
     only_champion, only_challenger = int(np.sum(right[0] & ~right[1])), int(np.sum(right[1] & ~right[0]))
     test = paired_accuracies(only_champion, only_challenger, len(champion.labels))
     worst, change = _worst_class(champion, right)
-    is_released, reason = _reason(test, min_gain, max_class_loss, worst, change)
+    missing = [name for label, name in enumerate(champion.class_names) if label not in champion.labels]
+    is_released, reason = _reason(test, min_gain, max_class_loss, worst, change, missing)
     return Decision(
         is_released=is_released,
         reason=reason,
@@ -64,7 +69,7 @@ def decide(
 
 
 def _reason(
-    test: Test, min_gain: float, max_class_loss: float, worst: str, change: float
+    test: Test, min_gain: float, max_class_loss: float, worst: str, change: float, missing: Sequence[str]
 ) -> tuple[bool, str]:
     gain = f"{test.difference:+.3f} (95% interval {test.low:+.3f} to {test.high:+.3f})"
     if test.difference <= 0:
@@ -73,7 +78,12 @@ def _reason(
         return False, f"it gains less than the {min_gain:g} that publish.min_gain asks for: {gain}"
     if test.is_chance:
         return False, f"its gain may be chance: {gain}, exact McNemar {say_p(test.p_value)}"
-    if -change > max_class_loss:
+    if missing and max_class_loss < 1:
+        return False, (
+            f"none of the images is of {missing[0]}, so nobody can tell whether it loses more than the "
+            f"{max_class_loss:g} of publish.max_class_loss"
+        )
+    if -change > max_class_loss + _ROUNDING:
         return False, (
             f"{worst} loses {-change:.3f} of its recall, more than the {max_class_loss:g} of "
             f"publish.max_class_loss, though all in all it gains: {gain}"

@@ -25,11 +25,13 @@ def held(output: Store, name: str, on_wait: Callable[[str], None]) -> Iterator[L
 
 
 @contextmanager
-def held_if_free(output: Store, name: str) -> Iterator[Lease | None]:
+def held_if_free(
+    output: Store, name: str, on_wait: Callable[[str], None] = lambda words: None
+) -> Iterator[Lease | None]:
     """Hold the lease of a run; yields None if another process has it."""
     lease = None
     with suppress(TemporaryError):
-        lease = take_lease(output, lease_of(name), lambda words: None)
+        lease = take_lease(output, lease_of(name), on_wait)
     try:
         yield lease
     finally:

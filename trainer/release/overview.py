@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import isfinite
 
 from trainer.champion import read_pointer
 from trainer.compare.runs import HELD_OUT
@@ -48,6 +49,7 @@ def _row(run: Store, name: str, champion: str, latest: str | None) -> Row:
     is_done = is_finished(run)
     metrics, dataset = read_object(run, "metrics.json"), read_object(run, "dataset.json")
     accuracy = next((metrics[key] for split in HELD_OUT if (key := f"{split}/accuracy") in metrics), None)
+    known = accuracy if is_done and isinstance(accuracy, float | int) and isfinite(accuracy) else None
     return Row(
         name=name,
         state="finished" if is_done else "retired" if run.find(RETIRED) else "unfinished",
@@ -55,7 +57,7 @@ def _row(run: Store, name: str, champion: str, latest: str | None) -> Row:
         if is_done
         else "",
         data=str(dataset.get("digest", "")).removeprefix("sha256:")[:_DIGITS],
-        accuracy=float(accuracy) if is_done and accuracy is not None else None,
+        accuracy=known,
         is_champion=name == champion,
         is_latest=name == latest,
     )

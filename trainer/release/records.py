@@ -11,11 +11,12 @@ import json
 import re
 import secrets
 from collections.abc import Iterator, Mapping
-from datetime import datetime, timezone
+from contextlib import suppress
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from trainer.champion import read_pointer
-from trainer.publish import MANIFEST
+from trainer.publish import published_at
 from trainer.storage.objects import read_object
 from trainer.storage.store import Store
 
@@ -23,6 +24,8 @@ RECORDS = "releases"
 CHALLENGE = "challenge"
 ROLLBACK = "rollback"
 """The kind of a record that undoes the one before it."""
+_STAMPED = "%Y%m%dT%H%M%S.%fZ"
+_STAMP = len("20261127T030000.000000Z")
 _NAME = re.compile(rf"{RECORDS}/\d{{8}}T\d{{6}}\.\d{{6}}Z-(.+)-[0-9a-f]{{6}}\.json")
 
 
@@ -31,12 +34,26 @@ def keep_record(output: Store, kind: str, name: str, values: Mapping[str, Any]) 
 
     Raises UsageError, TemporaryError.
     """
-    now = datetime.now(timezone.utc)
+    now = _time_of(output, name)
     # Never the name of another one: no decision is lost, however many are made at once.
-    record = f"{RECORDS}/{now:%Y%m%dT%H%M%S.%f}Z-{name}-{secrets.token_hex(3)}.json"
+    record = f"{RECORDS}/{now.strftime(_STAMPED)}-{name}-{secrets.token_hex(3)}.json"
     told = {"kind": kind, "run": name, "decided": now.isoformat(timespec="microseconds"), **values}
     output.write(record, (json.dumps(told, indent=2, ensure_ascii=False) + "\n").encode())
     return record
+
+
+def _time_of(output: Store, name: str) -> datetime:
+    """Return the time of a decision about the run `name`: now, and later than all that it follows.
+
+    Another machine's clock may be ahead, and the order of the records says whose place each took.
+    """
+    times = [datetime.now(timezone.utc)]
+    for record in _records(output)[-1:]:
+        last = datetime.strptime(record.partition("/")[2][:_STAMP], _STAMPED).replace(tzinfo=timezone.utc)
+        times.append(last + timedelta(microseconds=1))
+    with suppress(ValueError):
+        times.append(datetime.fromisoformat(published_at(output, name)))
+    return max(times)
 
 
 def read_records(output: Store, name: str | None = None) -> list[dict[str, Any]]:
@@ -56,11 +73,6 @@ def was_decided(output: Store, name: str) -> bool:
     return bool(mine) and any(each in mine for each in _in_effect(output, read_pointer(output).name))
 
 
-def published_at(output: Store, name: str) -> str:
-    """Return when a run was published, by its manifest: ISO 8601, UTC, microseconds; empty if it wasn't."""
-    return str(read_object(output, f"{name}/{MANIFEST}").get("published", ""))
-
-
 def champion_before(output: Store, name: str) -> str | None:
     """Return whose place the champion `name` took when it was released; going back leads further back."""
     undone = 0
@@ -75,11 +87,7 @@ def champion_before(output: Store, name: str) -> str | None:
 
 
 def _in_effect(output: Store, champion: str) -> Iterator[dict[str, Any]]:
-    """Yield the records by which `champion` came to be it, the newest first: each took the next one's place.
-
-    They are told apart by their times: two machines whose clocks differ by more than what is between two
-    releases would mix them up.
-    """
+    """Yield the records by which `champion` came to be it, the newest first: each took the next's place."""
     names = _records(output)
     while champion and names:
         record = names.pop()

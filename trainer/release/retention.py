@@ -9,14 +9,27 @@ alone.
 from __future__ import annotations
 
 import shutil
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from trainer.champion import read_pointer
-from trainer.publish import MANIFEST, MARKER, RETIRED, is_finished, latest_run
+from trainer.exits import StoppedError, TrainerError
+from trainer.publish import (
+    MANIFEST,
+    MARKER,
+    POINTER,
+    RETIRED,
+    is_finished,
+    is_marker_of,
+    named_run,
+    published_at,
+)
 from trainer.release.held import held_if_free
-from trainer.release.records import champion_before, published_at
+from trainer.release.records import champion_before
 from trainer.run_folder import lease_of
 from trainer.storage.folder import FolderStore
+from trainer.storage.lease import Lease
 from trainer.storage.store import Store
 
 READ_SECONDS = 3600.0
@@ -29,70 +42,103 @@ class Gone:
 
     retired: tuple[str, ...]
     removed: tuple[str, ...]
+    problems: tuple[str, ...] = ()
+    """What kept others from it, a message each."""
 
 
-def keep_newest(output: Store, count: int, read_seconds: float = READ_SECONDS) -> Gone:
+def keep_newest(
+    output: Store,
+    count: int,
+    read_seconds: float = READ_SECONDS,
+    on_wait: Callable[[str], None] = lambda words: None,
+) -> Gone:
     """Retire all finished runs but the newest `count`, the champion and the one before it; remove old ones.
 
     A withdrawn run that is one of them again, as after a rollback, comes back. A run that another process
     works on, or whose turn it is at the same moment, is passed over: the next one that looks sees to it.
-    Raises UsageError, TemporaryError.
+    `on_wait` hears of another process that has to be watched. Raises UsageError, TemporaryError.
     """
-    names = {name for entry in output.entries() for name, _, file in [entry.name.partition("/")] if file}
-    leaving = [name for name in sorted(names) if output.find(f"{name}/{RETIRED}") is not None]
-    removed = [name for name in leaving if _remove(output, name, read_seconds)]
-    finished = [name for name in names.difference(removed) if is_finished(output.below(name))]
-    newest = sorted(finished, key=lambda name: _published_at(output, name), reverse=True)[:count]
+    files = [entry.name.partition("/") for entry in output.entries()]
+    leaving = sorted(name for name, _, file in files if file == RETIRED)
+    finished = [name for name in {name for name, _, file in files if file} if is_finished(output.below(name))]
+    newest = sorted(finished, key=lambda name: published_at(output, name), reverse=True)[:count]
     kept = {*newest, *_protected(output)}
-    retired = [name for name in sorted(set(finished) - kept) if _retire(output, name)]
-    for name in sorted(kept.intersection(leaving)):
-        _bring_back(output, name)
-    return Gone(tuple(retired), tuple(removed))
+    problems: list[str] = []
+
+    def done(names: Iterable[str], do: Callable[[str], bool]) -> tuple[str, ...]:
+        return tuple(name for name in sorted(names) if _tried(do, name, problems))
+
+    done(kept.intersection(leaving), lambda name: bring_back(output, name, on_wait))
+    retired = done(set(finished) - kept, lambda name: _retire(output, name, on_wait))
+    due = [name for name in leaving if name not in kept and _may_be_due(output, name, read_seconds)]
+    removed = done(due, lambda name: _remove(output, name, read_seconds, on_wait))
+    return Gone(retired, removed, tuple(problems))
+
+
+def bring_back(output: Store, name: str, on_wait: Callable[[str], None] = lambda words: None) -> bool:
+    """Let a run that was withdrawn, or that a crash left half so, be a finished one; return whether it is."""
+    if output.find(f"{name}/{RETIRED}") is not None:
+        with held_if_free(output, name, on_wait) as lease:
+            if lease:
+                _unmark(output, name, lease)
+    return is_finished(output.below(name))
+
+
+def _tried(do: Callable[[str], bool], name: str, problems: list[str]) -> bool:
+    """Do it to one run; what goes wrong with it hinders no other."""
+    try:
+        return do(name)
+    except StoppedError:
+        raise
+    except TrainerError as error:
+        problems.append(str(error))
+        return False
 
 
 def _protected(output: Store) -> set[str]:
     champion = read_pointer(output).name
-    return {name for name in (champion, champion_before(output, champion), latest_run(output)) if name}
+    # Whether it is finished or not: the one that is looked at may just have lost its marker.
+    latest = named_run(output.read(POINTER))
+    return {name for name in (champion, champion_before(output, champion), latest) if name}
 
 
-def _published_at(output: Store, name: str) -> tuple[str, float]:
-    """Return when a run was published, as its manifest says: in a copy of the output all files are new."""
-    return published_at(output, name), output.written_at(f"{name}/{MARKER}") or 0.0
-
-
-def _retire(output: Store, name: str) -> bool:
+def _retire(output: Store, name: str, on_wait: Callable[[str], None]) -> bool:
     """Withdraw a run; return False if it became one to keep meanwhile."""
-    with held_if_free(output, name) as lease:
+    with held_if_free(output, name, on_wait) as lease:
         marker = output.read(f"{name}/{MARKER}") if lease else None
-        if marker is None:
+        if lease is None or marker is None:
             return False
+        lease.require()
         output.write(f"{name}/{RETIRED}", marker.data)
         output.remove(f"{name}/{MARKER}", marker.version)
         # Who moves a pointer looks at the run afterwards, as this does at the pointers: one of both sees it.
-        if name not in _protected(output):
-            return True
-        _unmark(output, name)
-    return False
+        is_kept = True
+        try:
+            is_kept = name in _protected(output)
+        finally:
+            if is_kept:
+                _unmark(output, name, lease)
+        return not is_kept
 
 
-def _bring_back(output: Store, name: str) -> None:
-    """Let a run that was withdrawn, or that a crash left half so, be a finished one."""
-    with held_if_free(output, name) as lease:
-        if lease:
-            _unmark(output, name)
-
-
-def _unmark(output: Store, name: str) -> None:
-    mark = output.read(f"{name}/{RETIRED}")
-    if mark is not None:
+def _unmark(output: Store, name: str, lease: Lease) -> None:
+    lease.require()
+    mark, manifest = (output.read(f"{name}/{each}") for each in (RETIRED, MANIFEST))
+    if mark is not None and manifest is not None and is_marker_of(mark, manifest):
         output.create(f"{name}/{MARKER}", mark.data)
     if is_finished(output.below(name)):
         output.remove(f"{name}/{RETIRED}")
 
 
-def _remove(output: Store, name: str, read_seconds: float) -> bool:
+def _may_be_due(output: Store, name: str, read_seconds: float) -> bool:
+    """Return whether it may be time to remove a run; by this clock, which is not the one that counts."""
+    since = output.written_at(f"{name}/{RETIRED}")
+    return since is not None and time.time() - since >= read_seconds / 2
+
+
+def _remove(output: Store, name: str, read_seconds: float, on_wait: Callable[[str], None]) -> bool:
     """Remove the files of a run that was withdrawn long enough ago; return whether it was."""
-    with held_if_free(output, name) as lease:
+    with held_if_free(output, name, on_wait) as lease:
         run = output.below(name)
         if lease is None or is_finished(run) or name in _protected(output):
             return False

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import pstdev
 from typing import Any
 
 from trainer.report.names import shorten
@@ -20,7 +21,7 @@ _WORDS = {
     "warmth": ("bluer", "redder"),
     "width": ("narrower", "wider"),
     "height": ("lower", "taller"),
-    "kilobytes": ("smaller files", "larger files"),
+    "kilobytes": ("in smaller files", "in larger files"),
 }
 """What images are that have less of a measure, and more of it."""
 _OF_PIXELS = ("brightness", "contrast", "colourfulness", "warmth")
@@ -172,7 +173,7 @@ def _class_words(rows: Sequence[ClassCount]) -> list[str]:
     kept = [row for row in rows if row.before and row.now]
     if len(kept) < 2 or _shares_are_chance(kept):
         return words
-    totals = [sum(getattr(row, when) for row in kept) for when in ("before", "now")]
+    totals = [sum(getattr(row, when) for row in rows) for when in ("before", "now")]
     moved = max(kept, key=lambda row: abs(row.now / totals[1] - row.before / totals[0]))
     before, now = moved.before / totals[0], moved.now / totals[1]
     if abs(now - before) >= _LEAST_SHARE:
@@ -208,13 +209,16 @@ def _measure_row(name: str, before: Numbers, now: Numbers, tests: int) -> Measur
 
 def _look_words(rows: Sequence[MeasureRow]) -> list[str]:
     moved = sorted((row for row in rows if row.has_moved), key=lambda row: -row.statistic)
-    parts = [
-        f"{_WORDS[row.name][row.mean_now > row.mean_before]} ({row.name} {row.mean_now:.3g}, was "
-        f"{row.mean_before:.3g})"
-        for row in moved
-    ]
+    parts = [f"{_word(row)} ({row.name} {row.mean_now:.3g}, was {row.mean_before:.3g})" for row in moved]
     *first, last = parts or [""]
     return [f"the images are {', '.join(first)}{' and ' if first else ''}{last}"] if parts else []
+
+
+def _word(row: MeasureRow) -> str:
+    """Return what the images are more than they were; a mean that stayed doesn't tell."""
+    if abs(row.mean_now - row.mean_before) < _LEAST_STATISTIC * pstdev([*row.before, *row.now]):
+        return f"of a more or less varied {row.name}"
+    return _WORDS[row.name][row.mean_now > row.mean_before]
 
 
 def _counts(

@@ -11,17 +11,44 @@ _UNPRINTABLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
 def shorten(name: str, limit: int) -> str:
-    """Return `name` on one line of at most `limit` characters, its middle left out if it is longer.
+    """Return `name` on one line of at most `limit` columns, its middle left out if it is longer.
 
-    What can't be printed (control characters, marks that turn the direction of writing, odd
-    bytes of a file's name) becomes a space.
+    A letter of Chinese, Japanese or Korean takes two of them (Unicode's standard annex 11).
+    What can't be printed (control characters, marks that turn the direction of writing, odd bytes of a file's
+    name) becomes a space.
     """
     printable = "".join(" " if unicodedata.category(each) in _UNPRINTABLE else each for each in name)
     text = " ".join(printable.split()) or "-"
-    if len(text) <= limit:
+    if columns(text) <= limit:
         return text
     front = limit // 2
-    return f"{text[:front]}…{text[len(text) - (limit - 1 - front) :]}"
+    return f"{_cut(text, front)}…{_cut(text[::-1], limit - 1 - front)[::-1]}"
+
+
+def columns(text: str) -> int:
+    """Return how many columns of a terminal `text` takes."""
+    return sum(map(_columns, text))
+
+
+def padded(text: str, width: int) -> str:
+    """Return `text` with spaces behind it, so that it takes `width` columns."""
+    return text + " " * (width - columns(text))
+
+
+def _cut(text: str, limit: int) -> str:
+    """Return as much of the beginning of `text` as fits into `limit` columns."""
+    taken = 0
+    for index, each in enumerate(text):
+        taken += _columns(each)
+        if taken > limit:
+            return text[:index]
+    return text
+
+
+def _columns(letter: str) -> int:
+    if letter.isascii():
+        return 1
+    return 0 if unicodedata.combining(letter) else 1 + (unicodedata.east_asian_width(letter) in "WF")
 
 
 def format_duration(seconds: float) -> str:

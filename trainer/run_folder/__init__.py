@@ -17,6 +17,7 @@ from trainer.run_folder.folder import (
     RunFolder,
     borrow_run_folder,
     find_finished_run,
+    finished_folder,
     lease_of,
     open_run_folder,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "find_finished_run",
     "find_same_run",
     "find_start",
+    "finished_folder",
     "forget_start",
     "has_rejected",
     "lease_of",

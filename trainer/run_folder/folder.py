@@ -181,7 +181,11 @@ def _finished(output: Store, name: str, spec: RunSpec, fresh: bool) -> RunFolder
             f"The run is finished and published, so it is not begun anew; choose another --run-name. "
             f"Received: {output.at(name)}"
         )
-    # Its files are where they are, and nothing is read of them.
+    return finished_folder(output, name)
+
+
+def finished_folder(output: Store, name: str) -> RunFolder:
+    """Return the folder of a finished run: its files are where they are, and nothing is read of them."""
     return RunFolder(output, Path(name), Mirror(Path(name), None), None, ExitStack(), finished=True)
 
 

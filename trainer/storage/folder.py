@@ -7,7 +7,9 @@ made of a lock that dies with its process, so all who move a pointer must do it 
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 
@@ -60,13 +62,14 @@ class FolderStore:
         """Return size and version of `name`."""
         path = self._path(name)
         with explained(path, "read"):
-            return _entry(path, name) if path.is_file() else None
+            return _entry(path, name)
 
     def written_at(self, name: str) -> float | None:
         """Return when `name` was written, by the clock of the file system."""
         path = self._path(name)
         with explained(path, "read"):
-            return path.stat().st_mtime if path.is_file() else None
+            status = _status(path)
+        return status.st_mtime if status else None
 
     def write(self, name: str, data: bytes) -> None:
         """Write `data` to `name`."""
@@ -125,25 +128,39 @@ class FolderStore:
         source = self._path(name)
         if not source.is_file():
             raise UsageError(f"There is no such file. Received: {source}")
-        if version is not None and _entry(source, name).version != version:
+        found = _entry(source, name)
+        if version is not None and (found is None or found.version != version):
             raise TemporaryError(f"{source} was replaced while it was read; try again. Received: {version}")
         FolderStore(path.parent).upload(source, path.name)
 
     def _entries(self, prefix: str) -> Iterator[Entry]:
-        for path in self.root.rglob("*"):
-            name = path.relative_to(self.root).as_posix()
-            is_meant = name.startswith(prefix) and path.name != _LOCK and not is_temporary(PurePath(name))
-            if not is_meant or not path.is_file():
-                continue
-            yield _entry(path, name)
+        # Below the last whole folder of the prefix; what other processes take away meanwhile is passed over.
+        top = self.root / prefix.rpartition("/")[0]
+        for folder, _, files in os.walk(top):
+            for file in files:
+                path = Path(folder, file)
+                name = path.relative_to(self.root).as_posix()
+                is_meant = name.startswith(prefix) and file != _LOCK and not is_temporary(PurePath(name))
+                found = _entry(path, name) if is_meant else None
+                if found is not None:
+                    yield found
 
     def _path(self, name: str) -> Path:
         return self.root / name
 
 
-def _entry(path: Path, name: str) -> Entry:
-    status = path.stat()
-    return Entry(name, status.st_size, f"{status.st_mtime_ns}-{status.st_ino}")
+def _entry(path: Path, name: str) -> Entry | None:
+    status = _status(path)
+    return Entry(name, status.st_size, f"{status.st_mtime_ns}-{status.st_ino}") if status else None
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """Return what is known of a file; None if there is none."""
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status if stat.S_ISREG(status.st_mode) else None
 
 
 def _digest(data: bytes) -> str:

@@ -1,0 +1,50 @@
+"""What a command is given: checked, and made to mean the same everywhere, before any work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from test_release import finished
+
+from trainer.cli.app import cli
+from trainer.cli.given import given_spec
+from trainer.cli.places import output_of
+from trainer.exits import UsageError
+from trainer.storage.folder import FolderStore
+
+
+def test_a_claim_is_a_number(tmp_path: Path) -> None:
+    words = ["train", "--output", str(tmp_path), "--assert-accuracy-at-least", "nan"]
+    done = CliRunner().invoke(cli, words)
+    assert done.exit_code == 2
+    assert "is no number" in done.output
+
+
+def test_images_that_decide_are_found_from_anywhere_and_before_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    spec = given_spec(None, "demo", ("publish.test_data=test",), {}, None, tmp_path)
+    assert spec.publish.test_data == str(tmp_path / "test")
+    words = ["train", "--recipe", "demo", "--output", str(tmp_path / "runs"), "--run-name", "one"]
+    done = CliRunner().invoke(
+        cli, [*words, "--set", "publish.test_data=test", "--set", "publish.release=true"]
+    )
+    assert isinstance(done.exception, UsageError)
+    assert "check publish.test_data" in str(done.exception)
+    assert not (tmp_path / "runs" / "one").exists()
+
+
+def test_a_folder_that_no_run_is_called_is_not_promoted(tmp_path: Path) -> None:
+    for name in ("second try", "_two"):
+        finished(FolderStore(tmp_path / "runs"), tmp_path / "local", name)
+        with pytest.raises(UsageError, match="Rename it"):
+            output_of(str(tmp_path / "runs" / name))
+    finished(FolderStore(tmp_path / "runs"), tmp_path / "local", "two")
+    (tmp_path / "link").symlink_to(tmp_path / "runs" / "two")
+    output, name = output_of(str(tmp_path / "link"))
+    assert (output.uri, name) == (str(tmp_path / "runs"), "two")
+    (tmp_path / "runs" / "champion").write_text("two\n")
+    assert output_of(str(tmp_path / "runs" / "champion"))[1] == "two"

@@ -1,0 +1,114 @@
+"""What becomes of a run once it is published: as it is asked from the end of a training."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_records import NOW, Watched
+from test_release import finished
+
+from trainer.champion import CHAMPION, read_pointer
+from trainer.cli.console import Console
+from trainer.cli.judge import judge
+from trainer.exits import DataError, QualityError, StoppedError, UsageError
+from trainer.publish import is_finished
+from trainer.release.records import read_records
+from trainer.run_folder import RunFolder, open_run_folder
+from trainer.spec import RunSpec, load_spec
+from trainer.stop import Stop
+from trainer.storage.lease import take_lease
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> RunSpec:
+    publish = {"release": True, "keep_runs": 1}
+    return load_spec(
+        recipe="demo", overrides={"output": str(tmp_path / "runs"), "run_name": "two", "publish": publish}
+    )
+
+
+@pytest.fixture
+def folder(spec: RunSpec, tmp_path: Path) -> Iterator[RunFolder]:
+    """The folder of a run that was just published, after another one."""
+    folder = open_run_folder(spec, NOW, tmp_path / "cache")
+    for name in ("one", "two"):
+        finished(folder.output, tmp_path / "local", name)
+    yield folder
+    folder.release()
+
+
+def judged(folder: RunFolder, spec: RunSpec, at_least: float | None = None, stop: Stop | None = None) -> None:
+    with Console(1.0) as console:
+        judge(folder, spec, folder.path.parent / "cache", console, stop or Stop(), at_least)
+
+
+def test_a_run_that_is_less_accurate_than_was_asked_for_is_no_challenger(
+    folder: RunFolder, spec: RunSpec
+) -> None:
+    folder.output.write("two/metrics.json", json.dumps({"validation/accuracy": 0.7}).encode())
+    with pytest.raises(QualityError, match=r"validation accuracy 0\.7000, at least 0\.9"):
+        judged(folder, spec, 0.9)
+    assert read_pointer(folder.output).name == ""
+    assert not is_finished(folder.output.below("one"))  # old runs go all the same
+    judged(folder, spec, 0.7)
+    assert read_pointer(folder.output).name == "two"
+
+
+@pytest.mark.parametrize(
+    "metrics", [b"{", b"{}", b'{"validation/accuracy": NaN}', b'{"test/accuracy": null}']
+)
+def test_a_claim_that_nobody_can_check_is_not_taken_for_true(
+    metrics: bytes, folder: RunFolder, spec: RunSpec
+) -> None:
+    folder.output.write("two/metrics.json", metrics)
+    with pytest.raises(DataError, match="Nobody can tell"):
+        judged(folder, spec, 0.1)
+    assert read_pointer(folder.output).name == ""
+
+
+def test_old_runs_go_though_the_champion_can_not_be_challenged(folder: RunFolder, spec: RunSpec) -> None:
+    folder.output.write(CHAMPION, b"gone\n")
+    with pytest.raises(UsageError, match="names no finished run"):
+        judged(folder, spec)
+    assert not is_finished(folder.output.below("one"))
+
+
+def test_what_was_decided_is_told_though_another_has_the_run(folder: RunFolder, spec: RunSpec) -> None:
+    judged(folder, spec)
+    lease = take_lease(folder.output, ".two.lease", lambda words: None)
+    try:
+        judged(replace(folder, lease=None), spec)
+    finally:
+        lease.release()
+    assert len(read_records(folder.output)) == 1
+
+
+def test_a_stop_is_heard_while_it_is_judged(folder: RunFolder, spec: RunSpec) -> None:
+    """Which may take as long as it takes to fetch two models and their images."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    stop = Stop(grace_seconds=100_000.0)
+    try:
+        stop.listen()
+        stop.end()  # as at the end of a training
+        os.kill(os.getpid(), signal.SIGTERM)
+
+        def be_stopped(do: object) -> str | None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise AssertionError("It goes on.")
+
+        watched = replace(folder, output=Watched(Path(folder.output.uri), be_stopped))
+        with pytest.raises(StoppedError):
+            judged(watched, spec, stop=stop)
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert is_finished(folder.output.below("one"))  # it ends at once
+    judged(folder, spec)
+    assert read_pointer(folder.output).name == "two"

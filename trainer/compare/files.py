@@ -1,0 +1,79 @@
+"""What the files of a run hold, as far as a comparison needs it.
+
+In: the bytes of a file. Out: plain values, checked; a ValidationError for what this version didn't write.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, FiniteFloat, TypeAdapter, ValidationError
+
+_METRICS = TypeAdapter(dict[str, FiniteFloat | None])
+_HISTORY: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    @classmethod
+    def values(cls, data: bytes) -> dict[str, Any]:
+        return cls.model_validate_json(data).model_dump(exclude_unset=True)
+
+
+class _Environment(_File):
+    packages: dict[str, str] = {}
+    trainer_version: str = ""
+
+
+class _Split(_File):
+    images: int = 0
+    classes: dict[str, int] = {}
+    digest: str | None = None
+
+
+class _Dataset(_File):
+    digest: str = ""
+    splits: dict[str, _Split] = {}
+
+
+class _Epoch(_File):
+    seconds: FiniteFloat
+    images_per_second: FiniteFloat | None = None
+
+
+class _Timings(_File):
+    epochs: list[_Epoch]
+
+
+def read_metrics_json(data: bytes | str) -> dict[str, float]:
+    """Return the metrics that are known, by split/metric: one that isn't finite is none."""
+    return {name: value for name, value in _METRICS.validate_json(data).items() if value is not None}
+
+
+def read_environment_json(data: bytes) -> dict[str, Any]:
+    """Return an environment.json."""
+    return _Environment.values(data)
+
+
+def read_dataset_json(data: bytes) -> dict[str, Any]:
+    """Return a dataset.json."""
+    return _Dataset.values(data)
+
+
+def read_timings_json(data: bytes) -> list[dict[str, Any]]:
+    """Return the epochs of a timings.json."""
+    epochs: list[dict[str, Any]] = _Timings.values(data)["epochs"]
+    return epochs
+
+
+def read_history_jsonl(data: bytes) -> list[dict[str, Any]]:
+    """Return the rows of a history.jsonl."""
+    return [_HISTORY.validate_json(line) for line in data.splitlines()]
+
+
+def problem_of(error: ValidationError) -> str:
+    """Return in words what is wrong, and where in the file."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(map(str, first["loc"]))
+    return f"{place + ': ' if place else ''}{first['msg'][:100]}"
