@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-import subprocess
 from dataclasses import replace
-from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
 from report_inputs import make_predictions
-from trainer_process import QUICK, error_line, refused, trainer
 
 from trainer.compare.comparison import compare_runs, format_p
+from trainer.compare.differences import all_differences
+from trainer.compare.plots import draw_overlaid
 from trainer.compare.runs import Run, read_metrics
 from trainer.compare.statistics import (
     bootstrap,
@@ -26,13 +22,11 @@ from trainer.compare.statistics import (
     paired_accuracies,
     unpaired_accuracies,
 )
+from trainer.compare.text import are_repeated, spread
 from trainer.metrics import Predictions, compute_metrics
+from trainer.report.figures import to_svg
 
 CLASSES = ("cats", "dogs", "birds")
-NO_METRICS = (
-    "[]", "{", '{"validation/accuracy": "x"}', '{"train/accuracy": 1}', '{"validation/accuracy": 0.7}',
-    '{"validation/accuracy": 7, "validation/count": 10}',
-)  # fmt: skip
 
 
 def run_of(predictions: Predictions, name: str, digest: str = "sha256:1") -> Run:
@@ -158,142 +152,48 @@ def test_small_probabilities_are_written_with_two_digits() -> None:
     ]
 
 
-@pytest.fixture(scope="module")
-def runs(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two runs of one spec with other seeds, and two of one epoch: with fewer, and with other images."""
-    folder = tmp_path_factory.mktemp("runs")
-    less, other = (shutil.copytree(photos, folder / name) for name in ("less", "other"))
-    (less / "discs" / "0.png").unlink()
-    for path in other.rglob("*.png"):
-        ImageOps.mirror(Image.open(path)).save(path)
-    for name, data, more in (
-        ("one", photos, ["--set", "seed=1"]),
-        ("two", photos, ["--set", "seed=2"]),
-        ("less", less, ["--set", "train.epochs=1"]),
-        ("other", other, ["--set", "train.epochs=1"]),
-    ):
-        done = trainer(
-            "train", "--data", data, "--output", folder / "runs", "--run-name", name, *QUICK, *more,
-            cache=folder / "cache",
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-    return folder / "runs"
+def test_tiny_differences_are_no_zeros() -> None:
+    papers = [
+        read_metrics(
+            json.dumps({"test/accuracy": right / 1e8, "test/count": 1e8, "test/correct": right}), "x", name
+        )
+        for name, right in (("one", 50_000_000), ("two", 50_030_000))
+    ]
+    assert "two is better by 0.0003 (95% interval 0.00016 to 0.00044)" in compare_runs(*papers).verdict
+    assert bootstrap(*(make_predictions("validation", CLASSES, 200, scale) for scale in (0.5, 4.0)))[
+        "log_loss"
+    ].p_value == pytest.approx(2 / 1001)
 
 
-@pytest.mark.engine
-def test_runs_are_compared_on_the_terminal(runs: Path, tmp_path: Path) -> None:
-    done = trainer("compare", runs / "one", runs / "two", cache=tmp_path)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert lines[0].split() == ["one", "two"]
-    assert all(len(line) < 80 for line in lines)
-    assert "  seed  " in done.stdout
-    assert "different spec" in done.stdout
-    assert any(line.split() == ["seed", "1", "2"] for line in lines)
-    assert "different data" not in done.stdout
-    done = trainer("compare", runs / "one", runs / "one", cache=tmp_path)
-    assert "The same: right and wrong on the same" in done.stdout
-    # As every week: more to learn from, and the same to be asked about.
-    done = trainer("compare", runs / "one", runs / "less", cache=tmp_path)
-    assert "exact McNemar" in done.stdout or "right and wrong on the same" in done.stdout
-    assert "train/discs" in done.stdout
-    done = trainer("compare", runs / "one", runs / "other", cache=tmp_path)
-    assert "on different data, so not as pairs" in " ".join(done.stdout.split())
-    done = trainer("compare", runs / "one", runs / "two", runs / "less", cache=tmp_path)
-    assert "standard deviation" not in done.stdout
-    assert "one and less" in done.stdout
-    done = trainer("compare", runs / "one", runs / "two", runs / "one", cache=tmp_path)
-    assert "standard deviation" in done.stdout
+def test_addresses_are_shown_without_their_secrets() -> None:
+    specs = [{"data": {"source": f"https://ana:S3CRET@a.example/{name}.zip?token=QWERTY"}} for name in "ab"]
+    first, second = (Run(name, name, {}, "test", spec=spec) for name, spec in zip("ab", specs, strict=True))
+    said = str(list(all_differences(first, second)))
+    assert "a.example/a.zip" in said
+    assert "S3CRET" not in said
+    assert "QWERTY" not in said
+    assert not list(all_differences(first, Run("c", "c", {}, "test")))  # of which nothing is known
 
 
-@pytest.mark.engine
-def test_all_of_it_is_told_as_json(runs: Path, tmp_path: Path) -> None:
-    done = trainer("compare", runs / "one", runs / "latest", "--json", cache=tmp_path)
-    told = json.loads(done.stdout)
-    assert [run["name"] for run in told["runs"]] == ["one", "latest"]
-    metrics = json.loads((runs / "one" / "metrics.json").read_text())
-    assert told["runs"][0]["accuracy"] == metrics["validation/accuracy"]
-    assert {"verdict", "is_paired", "accuracy", "differences"} <= set(told["comparisons"][0])
+def test_a_mean_is_of_runs_that_differ_in_their_seeds_only() -> None:
+    def run(**spec: Any) -> Run:
+        return Run("a", "a", {}, "test", spec=spec, dataset={"digest": "sha256:1"})
+
+    data = {"source": "photos", "image_size": 64}
+    same = (
+        run(seed=1, data=data),
+        run(seed=2, data=data | {"source": "elsewhere"}, output="x", publish={"a": 1}),
+    )
+    assert are_repeated(same)
+    assert not are_repeated([*same, run(seed=3, data=data | {"image_size": 32})])
+    assert not are_repeated([*same, replace(same[0], dataset={"digest": "sha256:2"})])
+    sure = [Run("a", "a", {"test/correct": right, "test/count": 100}, "test") for right in (100, 100, 90)]
+    assert "to 1.000 (3 runs)" in spread(sure)
 
 
-class _Page(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.images: list[dict[str, Any]] = []
-        self.links: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = dict(attrs)
-        if tag == "img":
-            self.images.append(given)
-        self.links += [value for name, value in attrs if name in ("src", "href") and value]
-
-
-@pytest.mark.engine
-def test_the_page_shows_curves_and_the_images_that_they_disagree_on(runs: Path, tmp_path: Path) -> None:
-    done = trainer("compare", runs / "one", runs / "two", "--html", tmp_path / "page.html", cache=tmp_path)
-    assert done.returncode == 0, done.stderr
-    text = (tmp_path / "page.html").read_text()
-    page = _Page()
-    page.feed(text)
-    told = json.loads(trainer("compare", runs / "one", runs / "two", "--json", cache=tmp_path).stdout)
-    pair = told["comparisons"][0]
-    assert len(page.images) == pair["only_first_right"] + pair["only_second_right"] > 0
-    assert all(link.startswith("data:image/") for link in page.links)  # opens offline
-    assert text.count("<svg") == 2
-    assert "<script" not in text
-    refused(trainer("compare", runs / "one", runs / "two", "--html", "/proc/x.html", cache=tmp_path), 2)
-
-
-@pytest.mark.engine
-def test_pictures_that_are_gone_are_no_error(runs: Path, tmp_path: Path) -> None:
-    copies = [shutil.copytree(runs / name, tmp_path / name) for name in ("one", "two")]
-    for copy in copies:
-        publish_again(copy, "spec.yaml", lambda text: text.replace("photos", "nowhere"))
-    done = trainer("compare", *copies, "--html", tmp_path / "page.html", cache=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "The images can&#39;t be shown" in (tmp_path / "page.html").read_text()
-
-
-def publish_again(run: Path, name: str, change: Any) -> None:
-    """Change a file of a finished run as if it had been so when it was published."""
-    import hashlib
-
-    (run / name).write_text(change((run / name).read_text()))
-    manifest = json.loads((run / "MANIFEST.json").read_text())
-    for each in manifest["files"]:
-        if each["path"] == name:
-            data = (run / name).read_bytes()
-            each |= {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    text = json.dumps(manifest)
-    (run / "MANIFEST.json").write_text(text)
-    (run / "_SUCCESS").write_text(hashlib.sha256(text.encode()).hexdigest() + "\n")
-
-
-@pytest.mark.engine
-def test_what_cannot_be_compared_is_named(runs: Path, tmp_path: Path) -> None:
-    def said(code: int, *uris: Path | str) -> str:
-        done: subprocess.CompletedProcess[str] = trainer("compare", *uris, cache=tmp_path)
-        return error_line(done, code)
-
-    one = runs / "one"
-    assert "Two runs at least" in said(2, one)
-    assert "There is no finished run" in said(2, one, tmp_path / "nowhere")
-    copy = shutil.copytree(one, tmp_path / "copy")
-    (copy / "_SUCCESS").unlink()
-    assert "not finished" in said(2, one, copy)
-    for name in ("history.jsonl", "predictions.csv"):
-        damaged = shutil.copytree(one, tmp_path / name)
-        (damaged / name).write_text("x")
-        assert f"not as it was published. Received: {damaged / name}" in said(65, one, damaged)
-        (damaged / name).unlink()
-        assert f"is missing. Received: {damaged / name}" in said(65, one, damaged)
-    other = shutil.copytree(one, tmp_path / "other")
-    publish_again(other, "predictions.csv", lambda text: text.replace("discs", "rings"))
-    assert "Only models of the same classes" in said(2, one, other)
-    newer = shutil.copytree(one, tmp_path / "newer")
-    publish_again(newer, "MANIFEST.json", lambda text: text.replace('"schema": 1', '"schema": 2'))
-    assert "another version" in said(2, one, newer)
-    for number, text in enumerate(NO_METRICS):
-        (tmp_path / f"{number}.json").write_text(text)
-        said(2, one, tmp_path / f"{number}.json")
+def test_names_are_drawn_as_they_are() -> None:
+    history = [{"epoch": 1, "test/accuracy": 0.5, "train/accuracy": 0.5}]
+    names = ("a$\\frac$<b>&", "_under")
+    figure = draw_overlaid([Run(name, name, {}, "test", history=history) for name in names], "accuracy")
+    assert [text.get_text().strip() for text in figure.axes[0].get_legend().get_texts()] == list(names)
+    assert "<svg" in to_svg(figure, "a", "b")

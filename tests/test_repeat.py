@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -61,11 +62,48 @@ def test_a_stop_reaches_the_run_and_the_same_command_goes_on(photos: Path, tmp_p
 
 
 def test_what_cannot_be_repeated_is_refused(photos: Path, tmp_path: Path) -> None:
-    for seeds in ("1", "1,1", "a,b", "-1,2", "1,,2"):
+    for seeds in ("1", "1,1", "a,b", "-1,2", "1,,2", "1,2147483648", "\uff11,2", "1_0,2"):
         words = repeated(photos, tmp_path, "--seeds", seeds)
         assert "--seeds has two or more" in error_line(trainer(*words, cache=tmp_path), 2)
+    # The last of them as well, before the first begins.
+    for more, words in (
+        (["--set", "seed=2147483647", "--times", "2"], "seed"),
+        (["--run-name", "a" * 124], "name"),
+    ):
+        assert words in error_line(trainer(*repeated(photos, tmp_path), *more, cache=tmp_path), 2)
     assert not (tmp_path / "runs").exists()
     words = repeated(tmp_path / "nowhere", tmp_path)
     done = trainer(*words, cache=tmp_path)
     assert done.returncode == 65, done.stderr
     assert "did not finish, see above why" in done.stderr
+
+
+@pytest.mark.engine
+def test_all_runs_are_new_and_stay_and_are_of_the_same_data(photos: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(photos, tmp_path / "photos")
+    kept = ["--set", "publish.keep_runs=1", "--set", "publish.skip_unchanged=true", "--set", "train.epochs=1"]
+    words = repeated(data, tmp_path, *kept)
+    done = trainer(*words, "--times", "2", cache=tmp_path / "cache")
+    assert done.returncode == 0, done.stderr
+    assert "standard deviation" in done.stdout
+    (data / "discs" / "0.png").unlink()
+    said = error_line(trainer(*words, "--times", "3", cache=tmp_path / "cache"), 65)
+    assert "Received: pets-seed-0 and pets-seed-2" in said
+
+
+@pytest.mark.engine
+def test_a_run_that_was_killed_is_told_so(photos: Path, tmp_path: Path) -> None:
+    words = repeated(photos, tmp_path, "--times", "2", "--set", "train.epochs=400")
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "NO_COLOR": "1"}
+    with subprocess.Popen(
+        command(*words), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if '"event": "epoch"' in line:
+                break
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(children[0]), signal.SIGKILL)
+        rest = process.stdout.read()
+        assert process.wait(60) == 137, rest
+    assert "did not finish; the same command goes on with it" in rest

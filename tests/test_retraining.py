@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from bucket_server import BUCKET
-from trainer_process import QUICK, trainer
+from trainer_process import QUICK, error_line, trainer
 
 from trainer.publish import latest_run
 from trainer.storage.store import open_store
@@ -47,9 +47,19 @@ def test_a_run_of_the_same_data_and_spec_is_left_undone(
     if place == "bucket":
         return
     assert "nothing to do" not in run("thursday", "--set", "seed=5").stdout
-    assert (
-        "since the run thursday" in run("friday", "--set", "seed=5", "--set", "publish.release=true").stdout
-    )
+    # What was not asked of the run before is asked now, and what it wasn't good enough for it isn't today.
+    released = run("friday", "--set", "seed=5", "--set", "publish.release=true").stdout
+    assert "since the run thursday" in released
+    assert "thursday is the champion: there was none" in released
+    again = run("friday", "--set", "seed=5", "--set", "publish.release=true").stdout
+    assert "decided before" in again
+    claimed = trainer(
+        "train", "--data", data, "--output", output, "--run-name", "friday", *QUICK,
+        "--set", "train.epochs=1", "--set", "publish.skip_unchanged=true", "--set", "seed=5",
+        "--assert-accuracy-at-least", "1", cache=tmp_path / "cache",
+    )  # fmt: skip
+    assert "since the run thursday" in claimed.stdout
+    assert error_line(claimed, 4).startswith("Error: The model is less accurate than was asked for")
     assert (
         "nothing to do"
         not in run("saturday", "--set", "seed=5", "--set", "publish.skip_unchanged=false").stdout
