@@ -111,7 +111,7 @@ class _Page(HTMLParser):
 @pytest.mark.engine
 def test_the_page_shows_curves_and_the_images_that_they_disagree_on(runs: Path, tmp_path: Path) -> None:
     done = trainer("compare", runs / "one", runs / "two", "--html", tmp_path / "page.html", cache=tmp_path)
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
     text = (tmp_path / "page.html").read_text()
     page = _Page()
     page.feed(text)

@@ -14,7 +14,8 @@ from small_data import SIZE, digests, items_of, load, png, put, two_splits
 from small_disk import small_disk
 from tfrecords import example, framed
 
-from trainer.data.dataset import content_digest, format_found
+from trainer.data.contents import content_digest
+from trainer.data.dataset import format_found
 from trainer.data.items import Rejection
 from trainer.data.load import load_dataset
 from trainer.data.progress import SilentProgress, Task

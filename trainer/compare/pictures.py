@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from trainer.compare.comparison import Comparison
 from trainer.compare.runs import Run
-from trainer.data.dataset import split_digest
+from trainer.data.contents import split_digest
 from trainer.data.fetch import buckets_of, fetch_source
 from trainer.data.items import Item
 from trainer.data.layouts import read_layout

@@ -6,7 +6,6 @@ and an account of what was found, left out and doubtful.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from trainer.data.checks import (
     require_full_splits,
     warnings_of,
 )
+from trainer.data.contents import content_digest, split_digest
 from trainer.data.holding import View
 from trainer.data.ingest import Ingested
 from trainer.data.items import SPLITS, Item, Rejection, Source
@@ -135,21 +135,6 @@ def _split(name: str, items: Sequence[Item], found: Ingested, class_names: tuple
         numbers=found.rows[np.asarray(indices, np.int64)],
         contents=tuple(found.contents[index] for index in indices),
     )
-
-
-def content_digest(items: Sequence[Item], contents: Sequence[str]) -> str:
-    """Return the SHA-256, in hex, of all (split, label, name, content), sorted: equal for equal data sets."""
-    lines = sorted(
-        "\0".join((item.split or "", item.label, item.name, content))
-        for item, content in zip(items, contents, strict=True)
-    )
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def split_digest(names: Sequence[str], labels: Sequence[str], contents: Sequence[str]) -> str:
-    """Return the SHA-256, in hex, of all (label, name, content) of one split, sorted."""
-    lines = sorted("\0".join(each) for each in zip(labels, names, contents, strict=True))
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def summarize(
