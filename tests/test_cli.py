@@ -162,6 +162,7 @@ def test_the_pictures_beside_an_import_file_are_in_the_container(tmp_path: Path)
     ("start_from", "mounted"),
     [
         ("other/one", "other/one"), ("other/latest", "other"), ("other/latest/", "other"), ("runs/one", None),
+        ("other/champion", "other"),
         ("runs/latest", None), ("runs-2/one", "runs-2/one"), ("champion", None),
     ],
 )  # fmt: skip

@@ -187,6 +187,7 @@ def test_a_mean_is_of_runs_that_differ_in_their_seeds_only() -> None:
     assert are_repeated(same)
     assert not are_repeated([*same, run(seed=3, data=data | {"image_size": 32})])
     assert not are_repeated([*same, replace(same[0], dataset={"digest": "sha256:2"})])
+    assert not are_repeated([Run("a", "a", {}, "test")] * 3)  # of which nothing is known
     sure = [Run("a", "a", {"test/correct": right, "test/count": 100}, "test") for right in (100, 100, 90)]
     assert "to 1.000 (3 runs)" in spread(sure)
 

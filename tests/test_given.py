@@ -12,6 +12,7 @@ from trainer.cli.app import cli
 from trainer.cli.given import given_spec
 from trainer.cli.places import output_of
 from trainer.exits import UsageError
+from trainer.publish import find_run
 from trainer.storage.folder import FolderStore
 
 
@@ -48,3 +49,21 @@ def test_a_folder_that_no_run_is_called_is_not_promoted(tmp_path: Path) -> None:
     assert (output.uri, name) == (str(tmp_path / "runs"), "two")
     (tmp_path / "runs" / "champion").write_text("two\n")
     assert output_of(str(tmp_path / "runs" / "champion"))[1] == "two"
+    (tmp_path / "champion").mkdir()  # a folder may have any name
+    assert find_run(str(tmp_path / "champion")).uri == str(tmp_path / "champion")
+
+
+def test_a_page_overwrites_nothing_that_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    finished(FolderStore(tmp_path / "runs"), tmp_path / "local", "two")
+    metrics = '{"validation/accuracy": 0.7, "validation/count": 10}'
+    for name in ("a.json", "b.json"):
+        (tmp_path / name).write_text(metrics)
+    for html, words in (
+        ("b.json", "overwrite"), ("./b.json", "overwrite"), ("runs/two/metrics.json", "overwrite"),
+        ("", "is a file"), ("gs://bucket", "is a file"),
+    ):  # fmt: skip
+        done = CliRunner().invoke(cli, ["compare", "a.json", "b.json", "--html", html])
+        assert isinstance(done.exception, UsageError), html
+        assert words in str(done.exception)
+    assert (tmp_path / "b.json").read_text() == metrics

@@ -19,7 +19,7 @@ from trainer.cli.judge import judge
 from trainer.exits import DataError, QualityError, StoppedError, UsageError
 from trainer.publish import is_finished
 from trainer.release.records import read_records
-from trainer.run_folder import RunFolder, open_run_folder
+from trainer.run_folder import RunFolder, finished_folder, open_run_folder
 from trainer.spec import RunSpec, load_spec
 from trainer.stop import Stop
 from trainer.storage.lease import take_lease
@@ -89,6 +89,15 @@ def test_what_was_decided_is_told_though_another_has_the_run(folder: RunFolder, 
     assert len(read_records(folder.output)) == 1
 
 
+def test_the_run_of_the_week_before_is_left_to_who_judges_it(folder: RunFolder, spec: RunSpec) -> None:
+    lease = take_lease(folder.output, ".one.lease", lambda words: None)
+    try:
+        judged(finished_folder(folder.output, "one"), spec)
+    finally:
+        lease.release()
+    assert read_pointer(folder.output).name == ""
+
+
 def test_a_stop_is_heard_while_it_is_judged(folder: RunFolder, spec: RunSpec) -> None:
     """Which may take as long as it takes to fetch two models and their images."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -103,7 +112,7 @@ def test_a_stop_is_heard_while_it_is_judged(folder: RunFolder, spec: RunSpec) ->
             raise AssertionError("It goes on.")
 
         watched = replace(folder, output=Watched(Path(folder.output.uri), be_stopped))
-        with pytest.raises(StoppedError):
+        with pytest.raises(StoppedError, match=r"judge it with: .*trainer train .*two/spec\.yaml"):
             judged(watched, spec, stop=stop)
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
     finally:

@@ -260,10 +260,12 @@ def test_runs_are_listed_promoted_and_rolled_back(runs: Path, tmp_path: Path) ->
         assert "Traceback" not in done.stderr
         return done.stdout + done.stderr
 
-    table = said("runs", runs).splitlines()
-    assert [line.split()[0] for line in table] == ["run", "again", "good", "poor"]
-    assert table[1].endswith("latest")
-    assert table[2].endswith("champion")
+    table = [line.split() for line in said("runs", runs).splitlines()]
+    assert table[0] == ["run", "state", "published", "data", "accuracy"]
+    assert [row[0] for row in table[1:]] == ["again", "good", "poor"]
+    assert [row[1] for row in table[1:]] == ["latest", "champion", "finished"]
+    digest = json.loads((runs / "good" / "dataset.json").read_text())["digest"].removeprefix("sha256:")
+    assert {row[-2] for row in table[1:]} == {digest[:7]}
     assert json.loads(said("runs", runs, "--json").splitlines()[1])["is_champion"]
     assert "The champion stays" in said("promote", runs / "poor", code=4)
     assert (runs / "champion").read_text() == "good\n"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from trainer.metrics import Predictions
-from trainer.report.names import format_duration, format_share, padded, shorten
+from trainer.report.names import columns, format_duration, format_share, padded, shorten
 from trainer.report.pictures import choose_correct, choose_mistakes
 from trainer.report.tables import top_confusions
 
@@ -36,6 +36,9 @@ def test_names_are_shortened_in_the_middle() -> None:
     assert shorten("two\nlines\u202e", 20) == "two lines"
     assert shorten("\0", 5) == "-"
     # As wide as they are on a terminal.
+    assert columns("ก็") == 1
+    assert columns("❤\ufe0f") == 1
+    assert shorten("e\u0301" * 50, 5) == "e\u0301e\u0301…e\u0301e\u0301"
     assert shorten("猫と犬の写真", 12) == "猫と犬の写真"
     assert shorten("猫と犬の写真", 8) == "猫と…真"
     assert padded(shorten("猫と犬の写真", 9), 10) == "猫と…写真 "

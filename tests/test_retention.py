@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
@@ -14,18 +13,21 @@ import pytest
 from test_release import between, finished
 
 from trainer.champion import CHAMPION, read_champion
+from trainer.cli.answers import verify_command
+from trainer.cli.compare import read_runs
+from trainer.cli.places import local_model
 from trainer.data.progress import SilentProgress
 from trainer.exits import TemporaryError, UsageError
 from trainer.metrics import Predictions
-from trainer.publish import MANIFEST, MARKER, POINTER, RETIRED, is_finished, latest_run, move_pointer
+from trainer.publish import MANIFEST, MARKER, RETIRED, is_finished, latest_run, move_pointer
 from trainer.release.challenge import challenge, promote, rollback
 from trainer.release.overview import overview
 from trainer.release.retention import keep_newest
-from trainer.run_folder import open_run_folder
+from trainer.run_folder import find_start, open_run_folder
 from trainer.spec import load_spec
 from trainer.storage.folder import FolderStore
-from trainer.storage.lease import EXPIRY_SECONDS, take_lease
-from trainer.storage.store import Content, Store, open_store
+from trainer.storage.lease import take_lease
+from trainer.storage.store import Store, open_store
 
 NOW = datetime(2026, 1, 2, 3, 4, 5)
 
@@ -159,85 +161,33 @@ def test_a_run_that_came_back_is_not_the_latest(output: Store) -> None:
     assert latest_run(output) == "five"
 
 
-class Stubborn(FolderStore):
-    """Where the files of one run can't be touched."""
-
-    def swap(self, name: str, data: bytes, version: str | None) -> str | None:
-        if name == ".three.lease":
-            raise UsageError("It is held back.")
-        return super().swap(name, data, version)
-
-
-class Blind(FolderStore):
-    """Where the pointer to the champion can't be read any more once a run was withdrawn."""
-
-    def read(self, name: str) -> Content | None:
-        if name == CHAMPION and list(self.root.glob(f"*/{RETIRED}")):
-            raise TemporaryError("It can't be read now.")
-        return super().read(name)
-
-
-def test_one_run_that_cannot_be_touched_hinders_no_other(tmp_path: Path) -> None:
-    for name in ("one", "two", "three", "four", "five"):
-        finished(FolderStore(tmp_path / "runs"), tmp_path / "local", name)
-    gone = keep_newest(Stubborn(tmp_path / "runs"), 1)
-    assert gone.retired == ("four", "one", "two")
-    assert gone.problems == ("It is held back.",)
-
-
-def test_a_run_stays_if_nobody_can_tell_whether_it_is_to_be_kept(tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        finished(FolderStore(tmp_path / "runs"), tmp_path / "local", name)
-    output = Blind(tmp_path / "runs")
-    assert keep_newest(output, 1).problems == ("It can't be read now.",)
-    assert is_finished(output.below("one"))
-    assert output.find(f"one/{RETIRED}") is None
-
-
-class Slow(FolderStore):
-    """Where another run is published, and the others are withdrawn, after the pointer was read."""
-
-    def read(self, name: str) -> Content | None:
-        found = super().read(name)
-        if name == POINTER and found is not None and found.data == b"five\n":
-            output = FolderStore(self.root)
-            finished(output, self.root.parent / "more", "seven")
-            keep_newest(output, 1)
-        return found
-
-
-def test_the_latest_run_is_found_though_the_pointer_moves(tmp_path: Path) -> None:
-    for name in ("four", "five"):
-        finished(FolderStore(tmp_path / "runs"), tmp_path / "local", name)
-    assert latest_run(Slow(tmp_path / "runs")) == "seven"
-
-
-class Robbed(FolderStore):
-    """Where, once a file of a run is removed, another process takes the run over."""
-
-    def below(self, prefix: str) -> Robbed:
-        return Robbed(super().below(prefix).root)
-
-    def remove(self, name: str, version: str | None = None) -> None:
-        super().remove(name, version)
-        lease = self.root.parent / f".{self.root.name}.lease"
-        if lease.exists():
-            lease.write_text('{"id": "another"}')
-            time.sleep(1.5 * EXPIRY_SECONDS / 6)  # until the next beat
-
-
-@pytest.mark.engine
-def test_who_lost_the_run_removes_no_more_of_it(tmp_path: Path) -> None:
-    output = Robbed(tmp_path / "runs")
-    finished(output, tmp_path / "local", "one")
-    output.write("one/model", b"")
-    finished(output, tmp_path / "local", "two")
+def test_a_run_that_another_process_has_does_not_come_back_and_is_not_told_to_be_none(output: Store) -> None:
+    promote(output, "three")
     keep_newest(output, 1)
-    gone = keep_newest(output, 1, read_seconds=0)
-    assert gone.removed == ()
-    assert "took this run over" in gone.problems[0]
-    assert {entry.name for entry in output.below("one").entries()} >= {RETIRED}
-    assert len(output.below("one").entries()) == len(("model", "metrics.json", RETIRED))
+    lease = take_lease(output, ".one.lease", lambda words: None, expiry_seconds=1.0)
+    try:
+        promote(output, "two")
+        keep_newest(output, 1)
+        with pytest.raises(TemporaryError, match="at work on this run"):
+            promote(output, "one")
+    finally:
+        lease.release()
+    assert promote(output, "one").is_champion
+
+
+def test_a_withdrawn_run_is_told_everywhere(output: Store, tmp_path: Path) -> None:
+    keep_newest(output, 1)
+    place = output.at("three")
+    for read in (
+        lambda: read_runs([place, place]), lambda: verify_command(place), lambda: find_start(output, place),
+        lambda: local_model(place, tmp_path, SilentProgress()),
+        lambda: local_model(f"{place}/model", tmp_path, SilentProgress()),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match="The run is withdrawn"):
+            read()
+    output.remove(f"three/{MANIFEST}")
+    with pytest.raises(UsageError, match="its files are being removed"):
+        read_runs([place, place])
 
 
 def test_a_run_that_was_done_and_withdrawn_while_another_waited_for_it_is_not_begun(

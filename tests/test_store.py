@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import threading
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from bucket_server import BUCKET, BucketServer, OtherServer, bucket_server
 
-from trainer.exits import TrainerError, UsageError
+from trainer.exits import TemporaryError, TrainerError, UsageError
 from trainer.storage.bucket import make_client
 from trainer.storage.folder import FolderStore
 from trainer.storage.store import Store, open_store, split_uri
@@ -212,6 +213,25 @@ def test_files_are_listed_while_folders_come_and_go(tmp_path: Path) -> None:
     finally:
         ended.set()
         thread.join()
+
+
+def test_what_cannot_be_listed_is_not_taken_for_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = FolderStore(tmp_path)
+    store.write("releases/one.json", b"{}")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert [entry.name for entry in store.entries()] == ["releases/one.json"]
+    assert store.find("loop") is None
+    scandir = os.scandir
+
+    def fail(path: str) -> object:
+        if str(path).endswith("releases"):
+            raise OSError(errno.EIO, "Input/output error")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", fail)
+    for prefix in ("", "releases/"):
+        with pytest.raises(TemporaryError, match="could not be read; try again"):
+            store.entries(prefix)
 
 
 def test_a_prefix_ends_anywhere_in_a_name(store: Store) -> None:

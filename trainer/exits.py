@@ -92,5 +92,5 @@ class StoppedError(TrainerError):
 
 def error_of(exit_code: int, message: str) -> TrainerError:
     """Return the error of `exit_code`, a TrainerError if no kind has it."""
-    kinds = {kind.exit_code: kind for kind in TrainerError.__subclasses__()}
+    kinds = {kind.exit_code: kind for kind in TrainerError.__subclasses__() if kind.exit_code}
     return kinds.get(exit_code, TrainerError)(message)

@@ -104,7 +104,7 @@ def find_run(uri: str) -> Store:
     Raises UsageError for a pointer that names none.
     """
     parent, name = parent_of(uri)
-    if name not in (POINTER, CHAMPION):
+    if name not in (POINTER, CHAMPION) or os.path.isdir(uri):
         return open_store(uri)
     output = open_store(parent)
     run = latest_run(output) if name == POINTER else named_run(output.read(CHAMPION))

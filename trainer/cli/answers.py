@@ -68,11 +68,13 @@ def evaluate_command(
 def verify_command(uri: str) -> None:
     """Say that a finished run is as it was published; raise DataError with what is wrong otherwise."""
     from trainer.publish import find_run, verify
+    from trainer.run_folder import require_not_withdrawn
     from trainer.storage.store import is_bucket
 
     run = find_run(uri)
     if not is_bucket(uri) and not Path(run.uri).is_dir():
         raise UsageError(f"There is no such run; give the run's folder. Received: {uri!r}")
+    require_not_withdrawn(run)
     problems = verify(run)
     for problem in problems:
         click.echo(printable(problem), err=True)

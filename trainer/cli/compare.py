@@ -7,6 +7,7 @@ a page.
 from __future__ import annotations
 
 import json
+import os
 import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -37,8 +38,8 @@ def compare(uris: tuple[str, ...], as_json: bool, html: str | None) -> None:
 
     if len(uris) < 2:
         raise UsageError(f"Two runs at least are compared. Received: {len(uris)}")
-    if html in uris:
-        raise UsageError(f"The page would overwrite what is compared; give another --html. Received: {html}")
+    if html is not None:
+        _require_new_place(html, uris)
     runs = read_runs(uris)
     comparisons = [compare_runs(runs[0], other) for other in runs[1:]]
     if html is not None:
@@ -51,6 +52,20 @@ def compare(uris: tuple[str, ...], as_json: bool, html: str | None) -> None:
     tell(runs, comparisons, as_json)
     if html is not None:
         click.echo(f"page       {html}", err=as_json)
+
+
+def _require_new_place(html: str, uris: Sequence[str]) -> None:
+    """Raise UsageError for a page that would be no file, or overwrite what is compared."""
+    from trainer.publish import MANIFEST, parent_of
+    from trainer.storage.store import is_bucket, open_store, split_uri
+
+    folder, name = parent_of(html)
+    if not name or (is_bucket(html) and not split_uri(html)[1]):
+        raise UsageError(f"--html is a file, or gs://BUCKET/NAME.html. Received: {html!r}")
+    # What lies in a run is what was published.
+    is_read = any(os.path.realpath(each) == os.path.realpath(html) for each in uris)
+    if is_read or open_store(folder).find(MANIFEST) is not None:
+        raise UsageError(f"The page would overwrite what is compared; give another --html. Received: {html}")
 
 
 def tell(

@@ -61,11 +61,12 @@ def require_tensorflow() -> None:
             raise ModuleNotFoundError(f"no module {name}", name=name)
     for name in _DISTRIBUTIONS:
         with suppress(importlib.metadata.PackageNotFoundError):
-            version = importlib.metadata.version(name)
-            if tuple(map(int, re.findall(r"\d+", version)[:2])) < _OLDEST:
+            version = importlib.metadata.version(name) or ""
+            numbers = tuple(map(int, re.findall(r"\d+", version)[:2]))
+            if numbers and numbers < _OLDEST:
                 raise UsageError(
-                    f"TensorFlow {_OLDEST[0]}.{_OLDEST[1]} or newer is needed, which decodes images alike. "
-                    f"Received: {name} {version}"
+                    f"TensorFlow {_OLDEST[0]}.{_OLDEST[1]} or newer is needed; `pip install '.[cpu]'`, gpu "
+                    f"or tpu, brings it. Received: {name} {version}"
                 )
 
 

@@ -5,10 +5,13 @@ In: its folder and spec. Out: lines for the screen; old runs are let go.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from trainer.cli.console import Console
+from trainer.cli.places import program
 from trainer.exits import DataError, QualityError, StoppedError, TrainerError
 from trainer.run_folder import RunFolder
 from trainer.spec import RunSpec
@@ -30,34 +33,58 @@ def judge(
     """
     if folder is None:
         return
-    with stop.listening():
-        try:
+    missed = None
+    is_asked = at_least is not None or spec.publish.release
+    try:
+        # Where nothing is left to be asked, a signal would make a run that is done look like one that isn't.
+        with _hearing(stop, folder) if is_asked else nullcontext():
             missed = None if at_least is None else _missed(folder, at_least)
-            if missed is None:
-                _challenge(folder, spec, cache_dir, console)
-        finally:
-            folder.release()  # not before: a schedule's next run would withdraw it while it is judged
-            if not stop.is_requested():
-                _retire(folder, spec, console)
+            if spec.publish.release:
+                _challenge(folder, spec, cache_dir, console, missed)
+    finally:
+        folder.release()  # not before: a schedule's next run would withdraw it while it is judged
+        if spec.publish.keep_runs is not None and not stop.is_requested():
+            with _hearing(stop, folder):
+                _retire(folder, spec.publish.keep_runs, console)
     if missed is not None:
         raise QualityError(missed)
 
 
-def _challenge(folder: RunFolder, spec: RunSpec, cache_dir: Path, console: Console) -> None:
-    """Let the published run challenge the champion, if its spec says so and it didn't before."""
+@contextmanager
+def _hearing(stop: Stop, folder: RunFolder) -> Iterator[None]:
+    """Let a stop end the block, which may take long: the same run can be judged again."""
+    try:
+        with stop.listening():
+            yield
+    except StoppedError as error:
+        again = f"{program()} train {shlex.quote(folder.at('spec.yaml'))}"
+        raise StoppedError(f"{error} The run is published; judge it with: {again}") from None
+
+
+def _challenge(
+    folder: RunFolder, spec: RunSpec, cache_dir: Path, console: Console, missed: str | None
+) -> None:
+    """Let the published run challenge the champion, if it is good enough and didn't before."""
     from trainer.cli.release import challenge_champion
-    from trainer.release.held import held
+    from trainer.release.held import held, held_if_free
     from trainer.release.records import was_decided
 
-    if not spec.publish.release:
+    if missed is not None:
+        console.on_fact("champion", "not challenged, as the run is less accurate than was asked for")
         return
     outcome = None
     if not was_decided(folder.output, folder.name):
-        # Of a run that was finished before, another process may be the one that judges it.
-        own = None if folder.lease is None else nullcontext(folder.lease)
-        with own or held(folder.output, folder.name, console.say) as lease:
-            if not was_decided(folder.output, folder.name):
-                outcome = challenge_champion(folder.output, folder.name, spec, cache_dir, lease.require)
+        # Of a run that was finished before, another process may be the one that judges it. This one waits for
+        # its own, and not for that of the week before.
+        place = folder.output, folder.name
+        is_own = spec.run_name == folder.name
+        hold = held(*place, console.say) if is_own else held_if_free(*place, console.say)
+        with hold if folder.lease is None else nullcontext(folder.lease) as lease:
+            if lease is None:
+                console.on_fact("champion", "another process judges this run")
+                return
+            if not was_decided(*place):
+                outcome = challenge_champion(*place, spec, cache_dir, lease.require)
     if outcome is None:
         console.on_fact("champion", "decided before; `trainer runs` shows which it is")
         return
@@ -65,14 +92,12 @@ def _challenge(folder: RunFolder, spec: RunSpec, cache_dir: Path, console: Conso
     console.on_fact("champion", f"{outcome.said}{where}")
 
 
-def _retire(folder: RunFolder, spec: RunSpec, console: Console) -> None:
+def _retire(folder: RunFolder, count: int, console: Console) -> None:
     """Let the runs go that publish.keep_runs doesn't keep; that this can't be done ends no run."""
     from trainer.release.retention import keep_newest
 
-    if spec.publish.keep_runs is None:
-        return
     try:
-        gone = keep_newest(folder.output, spec.publish.keep_runs, on_wait=console.say)
+        gone = keep_newest(folder.output, count, on_wait=console.say)
     except StoppedError:
         raise
     except TrainerError as error:
@@ -81,8 +106,9 @@ def _retire(folder: RunFolder, spec: RunSpec, console: Console) -> None:
     for what, names in (("retired", gone.retired), ("removed", gone.removed)):
         if names:
             console.on_fact(what, f"by publish.keep_runs: {', '.join(names)}")
-    for problem in gone.problems:
-        console.on_message(f"An old run could not be removed. {problem}")
+    if gone.problems:
+        more = f" And so with {len(gone.problems) - 1} more." if len(gone.problems) > 1 else ""
+        console.on_message(f"An old run could not be removed. {gone.problems[0]}{more}")
 
 
 def _missed(folder: RunFolder, at_least: float) -> str | None:

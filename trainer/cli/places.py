@@ -9,11 +9,14 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
+import sys
 from pathlib import Path
 
 from trainer.data.progress import Progress
 from trainer.exits import UsageError
-from trainer.publish import RETIRED, find_run, is_finished, parent_of
+from trainer.publish import find_run, is_finished, parent_of
+from trainer.run_folder import require_not_withdrawn
 from trainer.run_folder.starts import STARTS
 from trainer.spec import RunSpec
 from trainer.spec.schema import RUN_NAME
@@ -65,6 +68,7 @@ def local_model(uri: str, cache_dir: Path, progress: Progress) -> Path:
     if run.find("saved_model.pb"):
         _require_whole(run)
         return local_path(run.uri, cache_dir, progress)
+    _require_whole(run)
     raise UsageError(
         f"There is no model. Give the URI of a finished run or its model/ folder. Received: {run.uri}"
     )
@@ -99,11 +103,7 @@ def _require_whole(place: Store) -> None:
     run = open_store(parent) if name == "model" else place
     if is_finished(run):
         return
-    if run.find(RETIRED):
-        raise UsageError(
-            "The run is withdrawn, since publish.keep_runs keeps newer ones; `trainer promote RUN --force` "
-            f"brings it back as long as its files are there. Received: {run.uri}"
-        )
+    require_not_withdrawn(run)
     # Each start leaves a row before anything else; a spec beside a model may be anyone's.
     if run.find(STARTS):
         raise UsageError(
@@ -123,3 +123,10 @@ def output_of(uri: str) -> tuple[Store, str]:
             f"a letter or digit first. Rename it. Received: {name!r} in {parent}"
         )
     return open_store(parent), name
+
+
+def program() -> str:
+    """Return what to type for this program: its name if the shell finds it, else its path."""
+    program = Path(sys.argv[0])
+    found = shutil.which("trainer") is not None or program.name != "trainer"
+    return "trainer" if found else shlex.quote(str(program))

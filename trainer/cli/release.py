@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 _LOG_SECONDS = 30.0
 _WIDTH = 79
-_NAME = _WIDTH - 11 - 17 - 9
+_NAME = 28
+_WHOLE = 128
+_DIGITS = 7
 _MINUTE = len("2026-11-27 03:00")
 
 
@@ -50,11 +52,11 @@ def promote(run: str, force: bool, settings: tuple[str, ...]) -> None:
 
     output, name = output_of(run)
     if force:
-        _tell(promote_run(output, name))
+        _tell(promote_run(output, name, _say))
         return
     spec = _spec(output, name, settings)
     require_finished(output, name)
-    with held(output, name, lambda words: click.echo(printable(f"{words}..."), err=True)) as lease:
+    with held(output, name, _say) as lease:
         outcome = challenge_champion(output, name, spec, cache_folder(), lease.require)
     _tell(outcome)
     if not outcome.is_champion:
@@ -68,7 +70,7 @@ def rollback(output: str) -> None:
     from trainer.release.challenge import rollback as roll_back
     from trainer.storage.store import open_store
 
-    _tell(roll_back(open_store(output)))
+    _tell(roll_back(open_store(output), _say))
 
 
 @click.command()
@@ -78,24 +80,24 @@ def runs(output: str, as_json: bool) -> None:
     """List the runs of an output folder, with the champion."""
     from trainer.champion import read_pointer
     from trainer.release.overview import overview
-    from trainer.report.names import padded, shorten
+    from trainer.report.names import columns, padded, shorten
     from trainer.storage.store import open_store
 
     place = open_store(output)
     rows = list(overview(place))
-    # Of a line of 80 columns, what is behind the name has the rest.
-    width = _NAME - max((len(_marks(row)) for row in rows), default=0)
+    # Names are there to be typed: whole, though a line may be longer than a terminal is wide.
+    width = max([_NAME, *(columns(shorten(row.name, _WHOLE)) + 1 for row in rows)])
     if not as_json:
-        head = f"{'run':<{width}}{'state':<11}{'published':<17}accuracy"
+        head = f"{'run':<{width}}{'state':<17}{'published':<17}{'data':<8}accuracy"
         click.echo(head if rows else "no runs")
     for row in rows:
         if as_json:
             click.echo(json.dumps(asdict(row), ensure_ascii=False))
             continue
+        name, published = padded(shorten(row.name, _WHOLE), width), row.published[:_MINUTE] or "-"
         accuracy = "-" if row.accuracy is None else f"{row.accuracy:.3f}"
-        name = padded(shorten(row.name, width - 1), width)
-        line = f"{name}{row.state:<11}{row.published[:_MINUTE] or '-':<17}{accuracy:<9}{_marks(row)}"
-        click.echo(printable(line.rstrip()))
+        data = row.data[:_DIGITS] or "-"
+        click.echo(printable(f"{name}{_state(row):<17}{published:<17}{data:<8}{accuracy}"))
     champion = read_pointer(place).name
     if not as_json and champion and not any(row.is_champion and row.published for row in rows):
         click.echo(
@@ -106,8 +108,16 @@ def runs(output: str, as_json: bool) -> None:
         )
 
 
-def _marks(row: Row) -> str:
-    return " ".join(["champion"] * row.is_champion + ["latest"] * row.is_latest)
+def _say(words: str) -> None:
+    click.echo(printable(f"{words}..."), err=True)
+
+
+def _state(row: Row) -> str:
+    words = [row.state, "champion"] if row.is_champion else [row.state]
+    if row.is_latest:
+        words.append("latest")
+    # The champion is a finished run, or there is something to be told.
+    return ", ".join(words).removeprefix("finished, ")
 
 
 def challenge_champion(

@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import shutil
-import sys
 import threading
 from contextlib import ExitStack, suppress
 from datetime import datetime, timezone
@@ -27,6 +25,7 @@ from trainer.cli.environment import (
     write_last_words,
 )
 from trainer.cli.judge import judge
+from trainer.cli.places import program
 from trainer.exits import (
     DataError,
     StoppedError,
@@ -157,7 +156,7 @@ def _tell_places(folder: RunFolder, console: Console) -> None:
     console.line("")
     console.on_fact("report", folder.at("report.html"))
     console.on_fact("model", folder.at("model"))
-    console.on_fact("try", f"{_program()} predict {shlex.quote(folder.at(''))} PHOTO.jpg")
+    console.on_fact("try", f"{program()} predict {shlex.quote(folder.at(''))} PHOTO.jpg")
 
 
 def _follow(spec: RunSpec, cache_dir: Path, stop: Stop, console: Console, peers: Peers) -> None:
@@ -192,7 +191,7 @@ def _do(
     except StoppedError as error:
         if stop.by_hand and folder.newest_checkpoint == before:
             _forget_start(folder)  # a machine that takes it away again and again is what is counted
-        again = f"{_program()} train {shlex.quote(folder.at('spec.yaml'))}"
+        again = f"{program()} train {shlex.quote(folder.at('spec.yaml'))}"
         raise StoppedError(f"{error} Continue with: {again}") from None
     except (UsageError, DataError, TemporaryError):
         # It ended with a message that says what to do: that isn't a start which got stuck.
@@ -246,10 +245,3 @@ def _forget_start(folder: RunFolder) -> int:
         folder.keep()
         return others
     return 1
-
-
-def _program() -> str:
-    """Return what to type for this program: its name if the shell finds it, else its path."""
-    program = Path(sys.argv[0])
-    found = shutil.which("trainer") is not None or program.name != "trainer"
-    return "trainer" if found else shlex.quote(str(program))

@@ -24,7 +24,8 @@ from trainer.compare.files import (
 )
 from trainer.exits import DataError, UsageError
 from trainer.metrics import Predictions, parse_predictions
-from trainer.publish import MANIFEST, FileRecord, is_finished, read_manifest
+from trainer.publish import MANIFEST, RETIRED, FileRecord, is_finished, read_manifest
+from trainer.run_folder import require_not_withdrawn
 from trainer.spec.text import parse_mapping
 from trainer.storage.store import Store
 
@@ -95,10 +96,11 @@ def read_run(run: Store, name: str) -> Run:
     Raises UsageError for one that isn't there, isn't finished or is of another version, DataError for one
     that is not as it was published, with the file, and TemporaryError.
     """
-    if run.read(MANIFEST) is None:
+    if run.read(MANIFEST) is None and run.find(RETIRED) is None:
         raise UsageError(
             f"There is no finished run; give the folder or the gs:// address of one. Received: {run.uri}"
         )
+    require_not_withdrawn(run)
     if not is_finished(run):
         raise UsageError(
             "The run is not finished, or was changed after it was published; `trainer verify` tells which. "

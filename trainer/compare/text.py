@@ -15,7 +15,7 @@ from trainer.compare.differences import PLACES, all_differences, flat
 from trainer.compare.runs import Run
 from trainer.compare.statistics import mean_interval
 from trainer.metrics import wilson_interval
-from trainer.report.names import columns, format_duration, padded, shorten
+from trainer.report.names import columns, cut, format_duration, padded, shorten
 
 _WIDTH = 79
 _LABEL, _CELL = 20, 28
@@ -91,13 +91,14 @@ def spread(runs: Sequence[Run]) -> str:
 
 
 def are_repeated(runs: Sequence[Run]) -> bool:
-    """Return whether nothing but their seeds differs, as far as is known: else a mean says nothing."""
+    """Return whether nothing but their seeds differs: else a mean says nothing."""
     made_of = [
         {key: value for key, value in flat(run.spec).items() if not key.startswith(_NO_MATTER)}
         for run in runs
     ]
     digests = [run.dataset.get("digest") for run in runs]
-    return all(each == made_of[0] for each in made_of) and len(set(digests)) == 1
+    is_known = all(run.spec for run in runs)
+    return is_known and all(each == made_of[0] for each in made_of) and len(set(digests)) == 1
 
 
 def _spread(runs: Sequence[Run]) -> tuple[float, float, float]:
@@ -180,4 +181,4 @@ def _line(label: str, cells: Sequence[str], indent: str = "") -> str:
 
 def _tail(label: str, limit: int) -> str:
     """Return a label, of a setting that is too long the end, which says what it is."""
-    return label if columns(label) <= limit else f"…{label[1 - limit :]}"
+    return label if columns(label) <= limit else f"…{cut(label[::-1], limit - 1)[::-1]}"

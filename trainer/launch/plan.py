@@ -239,8 +239,8 @@ def places_of(spec: RunSpec) -> dict[str, bool]:
     """Return every place that a run of `spec` uses, with whether it writes there."""
     read = [spec.data.source, *([spec.publish.test_data] if spec.publish.test_data else [])]
     start = spec.train.start_from.rstrip("/")
-    # What `latest` names is known only there, and is beside it.
-    start = start.removesuffix(f"/{LATEST}") or "/"
+    # What a pointer names is known only there, and is beside it.
+    start = start.removesuffix(f"/{LATEST}").removesuffix(f"/{CHAMPION}") or "/"
     if _names_a_run(spec) and not f"{start}/".startswith(f"{spec.output.rstrip('/')}/"):
         read.append(start)
     return dict.fromkeys(read, False) | {spec.output: True}

@@ -14,10 +14,11 @@ from typing import Any
 from trainer.champion import Champion, read_champion, read_pointer, restore_champion, swap_champion
 from trainer.exits import TemporaryError, UsageError
 from trainer.metrics import Predictions
-from trainer.publish import RETIRED, is_finished
+from trainer.publish import is_finished
 from trainer.release.decision import Decision, decide
 from trainer.release.records import CHALLENGE, ROLLBACK, champion_before, keep_record
 from trainer.release.retention import bring_back
+from trainer.run_folder import require_not_withdrawn
 from trainer.storage.store import Store
 
 Answers = Callable[[str, str], tuple[Predictions, Predictions, str]]
@@ -71,12 +72,13 @@ def challenge(
         # Another one was faster: that one is to be beaten.
 
 
-def promote(output: Store, name: str) -> Outcome:
+def promote(output: Store, name: str, on_wait: Callable[[str], None] = lambda words: None) -> Outcome:
     """Make the finished run `name` the champion without a test, whatever the pointer says now.
 
-    A run that was withdrawn comes back, if its files are there. Raises UsageError.
+    A run that was withdrawn comes back, if its files are there; `on_wait` hears of another process that has
+    to be watched. Raises UsageError, TemporaryError if that one works on it.
     """
-    bring_back(output, name)
+    bring_back(output, name, on_wait)
     require_finished(output, name)
     while True:
         before = read_pointer(output)
@@ -87,15 +89,16 @@ def promote(output: Store, name: str) -> Outcome:
             return Outcome(True, f"{name} is the champion now, by force", record)
 
 
-def rollback(output: Store) -> Outcome:
+def rollback(output: Store, on_wait: Callable[[str], None] = lambda words: None) -> Outcome:
     """Give the pointer back to the champion before this one, whether that is still there or not.
 
-    Raises UsageError if there is none, TemporaryError if the champion changed meanwhile: who went back meant
-    the one that was.
+    A run that was withdrawn comes back, if its files are there; `on_wait` hears of another process that has
+    to be watched. Raises UsageError if there is none, TemporaryError if the champion changed meanwhile, as
+    who went back meant the one that was, or if another process works on the one before.
     """
     champion = read_pointer(output)
     before = champion_before(output, champion.name)
-    if before is None or not bring_back(output, before):
+    if before is None or not bring_back(output, before, on_wait):
         raise UsageError(
             "There is no earlier champion to go back to; `trainer promote RUN --force` names another. "
             f"Received: champion {champion.name or 'none'}, before it {before or 'none'} in {output.uri}"
@@ -137,11 +140,7 @@ def require_finished(output: Store, name: str) -> None:
     """Raise UsageError for a run that can't be the champion."""
     if is_finished(output.below(name)):
         return
-    if output.find(f"{name}/{RETIRED}") is not None:
-        raise UsageError(
-            "The run is withdrawn, since publish.keep_runs keeps newer ones; `trainer promote RUN --force` "
-            f"brings it back as long as its files are there. Received: {output.below(name).uri}"
-        )
+    require_not_withdrawn(output.below(name))
     raise UsageError(
         "Only a finished run can be the champion; `trainer train` finishes it. "
         f"Received: {output.below(name).uri}"

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from trainer.champion import read_pointer
-from trainer.exits import StoppedError, TrainerError
+from trainer.exits import TemporaryError, UsageError
 from trainer.publish import (
     MANIFEST,
     MARKER,
@@ -25,7 +25,7 @@ from trainer.publish import (
     named_run,
     published_at,
 )
-from trainer.release.held import held_if_free
+from trainer.release.held import held, held_if_free
 from trainer.release.records import champion_before
 from trainer.run_folder import lease_of
 from trainer.storage.folder import FolderStore
@@ -66,9 +66,18 @@ def keep_newest(
     problems: list[str] = []
 
     def done(names: Iterable[str], do: Callable[[str], bool]) -> tuple[str, ...]:
-        return tuple(name for name in sorted(names) if _tried(do, name, problems))
+        found = []
+        for name in sorted(names):
+            try:
+                found += [name] if do(name) else []
+            except UsageError as error:  # hinders no other
+                problems.append(str(error))
+            except TemporaryError as error:
+                problems.append(str(error))
+                break  # each of the others would wait as long
+        return tuple(found)
 
-    done(kept.intersection(leaving), lambda name: bring_back(output, name, on_wait))
+    done(kept.intersection(leaving), lambda name: _bring_back(output, name, on_wait))
     retired = done(set(finished) - kept, lambda name: _retire(output, name, on_wait))
     due = [name for name in leaving if name not in kept and _may_be_due(output, name, read_seconds)]
     removed = done(due, lambda name: _remove(output, name, read_seconds, on_wait))
@@ -76,23 +85,21 @@ def keep_newest(
 
 
 def bring_back(output: Store, name: str, on_wait: Callable[[str], None] = lambda words: None) -> bool:
-    """Let a run that was withdrawn, or that a crash left half so, be a finished one; return whether it is."""
+    """Let a run that was withdrawn, or that a crash left half so, be a finished one; return whether it is.
+
+    Raises TemporaryError if another process works on it.
+    """
     if output.find(f"{name}/{RETIRED}") is not None:
-        with held_if_free(output, name, on_wait) as lease:
-            if lease:
-                _unmark(output, name, lease)
+        with held(output, name, on_wait) as lease:
+            _unmark(output, name, lease)
     return is_finished(output.below(name))
 
 
-def _tried(do: Callable[[str], bool], name: str, problems: list[str]) -> bool:
-    """Do it to one run; what goes wrong with it hinders no other."""
-    try:
-        return do(name)
-    except StoppedError:
-        raise
-    except TrainerError as error:
-        problems.append(str(error))
-        return False
+def _bring_back(output: Store, name: str, on_wait: Callable[[str], None]) -> bool:
+    with held_if_free(output, name, on_wait) as lease:
+        if lease:
+            _unmark(output, name, lease)
+    return lease is not None
 
 
 def _protected(output: Store) -> set[str]:

@@ -22,7 +22,10 @@ def shorten(name: str, limit: int) -> str:
     if columns(text) <= limit:
         return text
     front = limit // 2
-    return f"{_cut(text, front)}…{_cut(text[::-1], limit - 1 - front)[::-1]}"
+    back = cut(text[::-1], limit - 1 - front)[::-1]
+    while back and not _columns(back[0]):
+        back = back[1:]  # a mark whose letter was cut off
+    return f"{cut(text, front)}…{back}"
 
 
 def columns(text: str) -> int:
@@ -35,7 +38,7 @@ def padded(text: str, width: int) -> str:
     return text + " " * (width - columns(text))
 
 
-def _cut(text: str, limit: int) -> str:
+def cut(text: str, limit: int) -> str:
     """Return as much of the beginning of `text` as fits into `limit` columns."""
     taken = 0
     for index, each in enumerate(text):
@@ -48,7 +51,9 @@ def _cut(text: str, limit: int) -> str:
 def _columns(letter: str) -> int:
     if letter.isascii():
         return 1
-    return 0 if unicodedata.combining(letter) else 1 + (unicodedata.east_asian_width(letter) in "WF")
+    if unicodedata.category(letter) in ("Mn", "Me"):
+        return 0
+    return 2 if unicodedata.east_asian_width(letter) in "WF" else 1
 
 
 def format_duration(seconds: float) -> str:

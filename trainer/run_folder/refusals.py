@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from trainer.exits import UsageError
-from trainer.publish import POINTER, RETIRED, is_finished
+from trainer.publish import MANIFEST, POINTER, RETIRED, is_finished
 from trainer.run_folder.starts import STARTS
 from trainer.spec import RunSpec, parse_spec, spec_changes
 from trainer.storage.folder import FolderStore
@@ -43,6 +43,21 @@ def require_kept(run: Store) -> None:
             "The run was finished, and is withdrawn since publish.keep_runs keeps newer ones; choose another "
             f"--run-name. Received: {run.uri}"
         )
+
+
+def require_not_withdrawn(run: Store) -> None:
+    """Raise UsageError for a run that was withdrawn: it is not damaged, and nobody is to begin to read it."""
+    if run.find(RETIRED) is None or is_finished(run):
+        return
+    if run.find(MANIFEST) is None:
+        raise UsageError(
+            "The run was withdrawn, since publish.keep_runs keeps newer ones; its files are being removed. "
+            f"Received: {run.uri}"
+        )
+    raise UsageError(
+        "The run is withdrawn, since publish.keep_runs keeps newer ones; `trainer promote RUN --force` "
+        f"brings it back as long as its files are there. Received: {run.uri}"
+    )
 
 
 def require_run(run: Store, name: str) -> None:

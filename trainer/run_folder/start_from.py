@@ -8,6 +8,7 @@ from __future__ import annotations
 from trainer.champion import read_champion
 from trainer.exits import UsageError
 from trainer.publish import find_run, is_finished, latest_run
+from trainer.run_folder.refusals import require_not_withdrawn
 from trainer.spec.schema import CHAMPION, LATEST, SCRATCH
 from trainer.storage.store import Store
 
@@ -24,6 +25,7 @@ def find_start(output: Store, start_from: str) -> Store | None:
         name = latest_run(output) if start_from == LATEST else read_champion(output).name
         return output.below(name) if name else None
     run = find_run(start_from)
+    require_not_withdrawn(run)
     if not is_finished(run):
         raise UsageError(
             "train.start_from is scratch, latest, champion, or the folder of a finished run. "

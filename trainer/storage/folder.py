@@ -6,6 +6,7 @@ made of a lock that dies with its process, so all who move a pointer must do it 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -136,7 +137,7 @@ class FolderStore:
     def _entries(self, prefix: str) -> Iterator[Entry]:
         # Below the last whole folder of the prefix; what other processes take away meanwhile is passed over.
         top = self.root / prefix.rpartition("/")[0]
-        for folder, _, files in os.walk(top):
+        for folder, _, files in os.walk(top, onerror=_pass_over):
             for file in files:
                 path = Path(folder, file)
                 name = path.relative_to(self.root).as_posix()
@@ -154,12 +155,22 @@ def _entry(path: Path, name: str) -> Entry | None:
     return Entry(name, status.st_size, f"{status.st_mtime_ns}-{status.st_ino}") if status else None
 
 
+def _pass_over(error: OSError) -> None:
+    """Raise what happened to a folder that was to be listed, but that it is gone or not ours to see."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError):
+        raise error
+
+
 def _status(path: Path) -> os.stat_result | None:
     """Return what is known of a file; None if there is none."""
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return None
+        raise
     return status if stat.S_ISREG(status.st_mode) else None
 
 
