@@ -155,6 +155,23 @@ def test_the_order_of_decisions_is_right_where_a_clock_is_ahead(output: FolderSt
     assert was_decided(output, "two")
 
 
+@pytest.mark.parametrize(
+    ("published", "earliest"),
+    [
+        ("", "2026"),
+        ("2026-01-01T00:00:00", "2026"),
+        ("2099-01-01T00:00:00+01:00", "2098"),
+        ("last week", "2026"),
+    ],
+)
+def test_a_decision_is_kept_whatever_a_manifest_says_of_its_time(
+    published: str, earliest: str, output: FolderStore
+) -> None:
+    output.write("two/MANIFEST.json", json.dumps({"published": published}).encode())
+    keep_record(output, "challenge", "two", {"is_released": False})
+    assert read_records(output, "two")[0]["decided"] >= earliest
+
+
 @pytest.mark.parametrize("is_finished_before", [False, True])
 def test_a_run_is_held_while_it_is_judged(is_finished_before: bool, tmp_path: Path) -> None:
     """So that no other process withdraws it, or judges it too."""

@@ -52,7 +52,7 @@ def _time_of(output: Store, name: str) -> datetime:
         last = datetime.strptime(record.partition("/")[2][:_STAMP], _STAMPED).replace(tzinfo=timezone.utc)
         times.append(last + timedelta(microseconds=1))
     with suppress(ValueError):
-        times.append(datetime.fromisoformat(published_at(output, name)))
+        times.append(datetime.fromisoformat(published_at(output, name)).astimezone(timezone.utc))
     return max(times)
 
 
