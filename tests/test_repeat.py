@@ -7,6 +7,8 @@ import os
 import shutil
 import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,19 @@ from trainer.compare.statistics import mean_interval
 
 def repeated(photos: Path, folder: Path, *words: str) -> list[str | Path]:
     return ["repeat", "--data", photos, "--output", folder / "runs", "--run-name", "pets", *QUICK, *words]
+
+
+@contextmanager
+def at_work(photos: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Yield a repetition whose first run is in its second epoch, of so many that it is far from its end."""
+    words = repeated(photos, tmp_path, "--times", "2", "--set", "train.epochs=400")
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "NO_COLOR": "1"}
+    with subprocess.Popen(
+        command(*words), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        next(line for line in process.stdout if '"event": "epoch"' in line)
+        yield process
 
 
 @pytest.mark.engine
@@ -42,15 +57,8 @@ def test_each_seed_is_a_run_and_a_second_call_does_none_again(photos: Path, tmp_
 
 @pytest.mark.engine
 def test_a_stop_reaches_the_run_and_the_same_command_goes_on(photos: Path, tmp_path: Path) -> None:
-    words = repeated(photos, tmp_path, "--times", "2", "--set", "train.epochs=400")
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "NO_COLOR": "1"}
-    with subprocess.Popen(
-        command(*words), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
+    with at_work(photos, tmp_path) as process:
         assert process.stdout is not None
-        for line in process.stdout:
-            if '"event": "epoch"' in line:
-                break
         process.send_signal(signal.SIGTERM)  # to it alone, as a cluster does
         rest = process.stdout.read()
         assert process.wait(60) == 143, rest
@@ -93,15 +101,8 @@ def test_all_runs_are_new_and_stay_and_are_of_the_same_data(photos: Path, tmp_pa
 
 @pytest.mark.engine
 def test_a_run_that_was_killed_is_told_so(photos: Path, tmp_path: Path) -> None:
-    words = repeated(photos, tmp_path, "--times", "2", "--set", "train.epochs=400")
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "NO_COLOR": "1"}
-    with subprocess.Popen(
-        command(*words), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
+    with at_work(photos, tmp_path) as process:
         assert process.stdout is not None
-        for line in process.stdout:
-            if '"event": "epoch"' in line:
-                break
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.kill(int(children[0]), signal.SIGKILL)
         rest = process.stdout.read()

@@ -6,7 +6,7 @@ In: the store of all runs and the name of one. Out: its lease, as who trains it 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 from trainer.exits import TemporaryError
 from trainer.run_folder import lease_of
@@ -29,11 +29,8 @@ def held_if_free(
     output: Store, name: str, on_wait: Callable[[str], None] = lambda words: None
 ) -> Iterator[Lease | None]:
     """Hold the lease of a run; yields None if another process has it."""
-    lease = None
-    with suppress(TemporaryError):
-        lease = take_lease(output, lease_of(name), on_wait)
-    try:
+    with ExitStack() as stack:
+        lease = None
+        with suppress(TemporaryError):
+            lease = stack.enter_context(held(output, name, on_wait))
         yield lease
-    finally:
-        if lease is not None:
-            lease.release()

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import unicodedata
 
+from rich.cells import get_character_cell_size
+
 _UNPRINTABLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
@@ -23,14 +25,14 @@ def shorten(name: str, limit: int) -> str:
         return text
     front = limit // 2
     back = cut(text[::-1], limit - 1 - front)[::-1]
-    while back and not _columns(back[0]):
+    while back and not get_character_cell_size(back[0]):
         back = back[1:]  # a mark whose letter was cut off
     return f"{cut(text, front)}…{back}"
 
 
 def columns(text: str) -> int:
     """Return how many columns of a terminal `text` takes."""
-    return sum(map(_columns, text))
+    return sum(map(get_character_cell_size, text))
 
 
 def padded(text: str, width: int) -> str:
@@ -42,18 +44,10 @@ def cut(text: str, limit: int) -> str:
     """Return as much of the beginning of `text` as fits into `limit` columns."""
     taken = 0
     for index, each in enumerate(text):
-        taken += _columns(each)
+        taken += get_character_cell_size(each)
         if taken > limit:
             return text[:index]
     return text
-
-
-def _columns(letter: str) -> int:
-    if letter.isascii():
-        return 1
-    if unicodedata.category(letter) in ("Mn", "Me"):
-        return 0
-    return 2 if unicodedata.east_asian_width(letter) in "WF" else 1
 
 
 def format_duration(seconds: float) -> str:
