@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -271,11 +272,15 @@ def test_runs_are_listed_promoted_and_rolled_back(runs: Path, tmp_path: Path) ->
     assert (runs / "champion").read_text() == "good\n"
     assert "poor is the champion now, by force" in said("promote", runs / "poor", "--force")
     assert "good is the champion again" in said("rollback", runs)
-    frozen = f"publish.test_data={runs.parent / 'many'}"
-    assert "again: it is not more accurate" in said("promote", runs / "again", "--set", frozen, code=4)
-    record = json.loads(sorted((runs / "releases").iterdir())[-1].read_text())
-    assert record["images"] == f"all images of {runs.parent / 'many'}"
-    assert record["count"] == 200
+    own = runs.parent / "many"
+    frozen = shutil.copytree(own, runs.parent / "frozen")
+    held_out = json.loads((runs / "again" / "dataset.json").read_text())["splits"]["validation"]["images"]
+    for place, images, count in ((frozen, "all", 200), (own, "validation", held_out)):
+        setting = f"publish.test_data={place}"
+        assert "again: it is not more accurate" in said("promote", runs / "again", "--set", setting, code=4)
+        record = json.loads(sorted((runs / "releases").iterdir())[-1].read_text())
+        assert record["images"] == f"{images} images of {place}"
+        assert record["count"] == count
     assert "Only how it is decided" in said("promote", runs / "poor", "--set", "seed=3", code=2)
     assert "There is no such run" in said("promote", runs / "nowhere", code=2)
     assert said("runs", tmp_path / "empty") == "no runs\n"

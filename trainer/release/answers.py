@@ -31,7 +31,8 @@ def answers_of(
     """Return the answers of all `models`, and in words to what.
 
     The images are those of `test_data`, else the held-out split of `data`, which the newest run was chosen
-    by. Raises UsageError for models of other classes, DataError for images that can't be used.
+    by. Where both are one place, never those that were trained on. Raises UsageError for models of other
+    classes, DataError for images that can't be used.
     """
     _require_same_classes(models)
     decoded: dict[tuple[int, str, str], Split] = {}
@@ -54,8 +55,9 @@ def _split(
 ) -> Split:
     about = dict(zip(("image_size", "resize", "interpolation"), _how(model), strict=True))
     own = DataSpec.model_validate(data.model_dump() | about)
-    if test_data is None:
-        return load_dataset(own, cache_dir, progress, lambda rejected: None).held_out
+    if test_data is None or test_data.rstrip("/") == data.source.rstrip("/"):
+        dataset = load_dataset(own, cache_dir, progress, lambda rejected: None)
+        return dataset.held_out if test_data is None else dataset.splits.get("test", dataset.held_out)
     frozen = DataSpec.model_validate({"source": test_data, "max_rejected": own.max_rejected} | about)
     try:
         splits, _ = load_labelled(frozen, model.class_names, cache_dir, progress)

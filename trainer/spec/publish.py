@@ -18,7 +18,9 @@ class PublishSpec(Checked):
     release: bool = False
     """Whether the run challenges the champion once it is finished."""
     test_data: str | None = Field(None, min_length=1)
-    """The images that decide; without any, the held-out ones of the run's own data."""
+    """The images that decide; without any, the held-out ones of the run's own data.
+
+    Where it is the place of the run's own data, the test images in it, else the validation images."""
     min_gain: Fraction = 0.0
     """What a challenger has to gain in accuracy, besides that it is more than chance."""
     max_class_loss: Fraction = 0.05
