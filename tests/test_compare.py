@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
@@ -11,18 +12,21 @@ import numpy as np
 import pytest
 from report_inputs import make_predictions
 
-from trainer.compare.comparison import compare_runs, format_p
+from trainer.cli.repeat import require_alike
+from trainer.compare.comparison import compare_all, compare_runs, format_p
 from trainer.compare.differences import all_differences
 from trainer.compare.plots import draw_overlaid
 from trainer.compare.runs import Run, read_metrics
 from trainer.compare.statistics import (
     bootstrap,
     exact_mcnemar,
+    holm,
     mean_interval,
     paired_accuracies,
     unpaired_accuracies,
 )
-from trainer.compare.text import are_repeated, spread
+from trainer.compare.text import are_repeated, as_values, spread, table
+from trainer.exits import DataError, UsageError
 from trainer.metrics import Predictions, compute_metrics
 from trainer.report.figures import to_svg
 
@@ -106,6 +110,17 @@ def test_a_class_without_images_counts_in_no_mean() -> None:
     assert bootstrap(first, second)["macro_f1"].difference == pytest.approx(expected, abs=1e-9)
 
 
+def test_many_classes_take_little_memory() -> None:
+    answers = [
+        make_predictions("validation", tuple(map(str, range(300))), 2, 1.0, seed=seed) for seed in (1, 2)
+    ]
+    tracemalloc.start()
+    bootstrap(*answers)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100e6  # a matrix of all classes for each draw would be 720 MB
+
+
 def test_a_mean_has_students_interval() -> None:
     mean, deviation, half = mean_interval([0.70, 0.72, 0.74, 0.71, 0.73])
     assert (mean, round(deviation, 6)) == (pytest.approx(0.72), 0.015811)
@@ -129,11 +144,50 @@ def test_pairs_are_judged_in_words() -> None:
     assert len(pair.disagreements) == pair.only_first + pair.only_second
 
 
+def test_of_several_comparisons_all_are_held_to_one_level() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])  # 3 p, 2 p, and no less than that
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    random = np.random.default_rng(5)
+    false = {"together": 0, "each": 0}
+    for _ in range(1000):
+        first, *others = random.random((10, 500)) < 0.8
+        found = [exact_mcnemar(int(np.sum(first & ~each)), int(np.sum(each & ~first))) for each in others]
+        false["together"] += min(holm(found)) < 0.05
+        false["each"] += min(found) < 0.05
+    assert false["together"] <= 50 < 150 < false["each"]
+    counts = (400, 406, 406, 430)
+    runs = [
+        run_of(of_rights(np.arange(500) < count), f"{count}-{number}") for number, count in enumerate(counts)
+    ]
+    small, _, large = compare_all(runs)
+    assert small.verdict == (
+        "The same within chance: 6 images differ, 0 to 6 (exact McNemar p = 0.0312, 0.0625 as one of 3 "
+        "comparisons)."
+    )
+    assert large.verdict.startswith("430-3 is better by 0.060")
+    assert compare_runs(*runs[:2]).verdict.startswith("406-1 is better by 0.012")  # asked for nothing else
+    assert " as one of " not in compare_all(runs[:2])[0].verdict
+
+
+def of_rights(right: Any) -> Predictions:
+    """Return answers that are right where `right` is true, of 500 images of two classes."""
+    labels = np.arange(len(right)) % 2
+    answers = np.where(right, labels, 1 - labels)
+    return Predictions(
+        "validation", tuple(map(str, range(len(right)))), labels.astype(np.int32),
+        np.where(np.eye(2)[answers] > 0, 0.9, 0.1).astype(np.float32), ("cats", "dogs"),
+    )  # fmt: skip
+
+
 def test_other_data_and_counts_alone_are_no_pairs() -> None:
     first = make_predictions("validation", CLASSES, 200, 1.0)
     pair = compare_runs(run_of(first, "a"), run_of(first, "b", digest="sha256:2"))
     assert "on different data, so not as pairs" in pair.verdict
     assert not pair.others
+    easy = run_of(make_predictions("validation", CLASSES, 200, 3.0), "easy", digest="sha256:2")
+    said = compare_runs(run_of(first, "a"), easy).verdict
+    assert said.startswith("easy scored higher by 0.")  # which need not be the model
+    assert ", or its images are easier: Fisher's exact p < 0.0001, on different data" in said
     papers = [
         read_metrics(json.dumps({"validation/accuracy": share, "validation/count": 1000}), "x", name)
         for name, share in (("one", 0.712), ("two", 0.725))
@@ -143,13 +197,18 @@ def test_other_data_and_counts_alone_are_no_pairs() -> None:
     assert "from the counts alone" in pair.verdict
 
 
-def test_small_probabilities_are_written_with_two_digits() -> None:
-    assert [format_p(value) for value in (0.5, 0.0312, 0.00123, 0.00001)] == [
-        "0.50",
-        "0.031",
-        "0.0012",
-        "< 0.0001",
-    ]
+def test_probabilities_tell_on_which_side_of_a_level_they_are() -> None:
+    values = (0.5, 0.0501, 0.0498, 0.00123, 0.00001)
+    assert [format_p(value) for value in values] == ["0.50", "0.0501", "0.0498", "0.00123", "< 0.0001"]
+
+
+def test_a_share_that_no_count_has_is_refused() -> None:
+    for accuracy, count in ((0.9, 4), (0.5, 1)):
+        text = json.dumps({"validation/accuracy": accuracy, "validation/count": count})
+        with pytest.raises(UsageError, match="that of the counts beside it"):
+            read_metrics(text, "x", "x")
+    found = read_metrics('{"validation/accuracy": 0.67, "validation/count": 3}', "x", "x")
+    assert (found.correct, found.count) == (2, 3)
 
 
 def test_tiny_differences_are_no_zeros() -> None:
@@ -176,20 +235,56 @@ def test_addresses_are_shown_without_their_secrets() -> None:
 
 
 def test_a_mean_is_of_runs_that_differ_in_their_seeds_only() -> None:
-    def run(**spec: Any) -> Run:
-        return Run("a", "a", {}, "test", spec=spec, dataset={"digest": "sha256:1"})
+    def run(start: str = "", **spec: Any) -> Run:
+        environment = {"started_from": start}
+        return Run("a", "a", {}, "test", spec=spec, dataset={"digest": "sha256:1"}, environment=environment)
 
     data = {"source": "photos", "image_size": 64}
     same = (
         run(seed=1, data=data),
-        run(seed=2, data=data | {"source": "elsewhere"}, output="x", publish={"a": 1}),
+        run(seed=2, data=data | {"source": "elsewhere"}, output="x", publish={"keep_runs": 1}),
+        run(seed=3, data=data, train={"log_interval_seconds": 5}),
     )
     assert are_repeated(same)
+    require_alike(same)
+    other = run(seed=4, data=data, start="/runs/a")
+    assert not are_repeated([*same, other])
+    with pytest.raises(DataError, match="weights that they begin with changed"):
+        require_alike([*same, other])
+    assert not are_repeated([*same, run(seed=4, data=data, of_another_version=1)])
     assert not are_repeated([*same, run(seed=3, data=data | {"image_size": 32})])
     assert not are_repeated([*same, replace(same[0], dataset={"digest": "sha256:2"})])
     assert not are_repeated([Run("a", "a", {}, "test")] * 3)  # of which nothing is known
     sure = [Run("a", "a", {"test/correct": right, "test/count": 100}, "test") for right in (100, 100, 90)]
     assert "to 1.000 (3 runs)" in spread(sure)
+
+
+def test_all_of_it_is_told() -> None:
+    answers = [make_predictions("validation", CLASSES, 20, 1.0, seed=seed) for seed in (1, 2, 3)]
+    made_by = {"devices": "cpu: 2 cores", "packages": {"tensorflow-cpu": "2.21"}, "trainer_version": "1.0"}
+    timings = [{"seconds": 90.0, "images_per_second": 1234.0}]
+    runs = [
+        replace(run_of(each, str(number) * 40), environment=made_by, timings=timings,
+                spec={"publish": {"usd_per_hour": 2}, "train": {"epochs": number + 1}})
+        for number, each in enumerate(answers)
+    ]  # fmt: skip
+    lines = table(runs)
+    assert max(map(len, lines)) < 80
+    assert lines[0].split() == ["accuracy", "time", "images/s", "USD"]
+    assert lines[1].split()[-2:] == ["1,234", "0.05"]
+    assert [line.split() for line in lines[4:]] == [
+        ["devices", "cpu:", "2", "cores"], ["TensorFlow", "2.21"], ["trainer", "1.0"]
+    ]  # fmt: skip
+    pairs = compare_all(runs)
+    told = json.loads(json.dumps(as_values(runs, pairs)))
+    assert told["runs"][0]["cost_usd"] == pytest.approx(0.05)
+    assert told["runs"][0]["metrics"]["validation/log_loss"] == runs[0].metrics["validation/log_loss"]
+    assert told["spread"] is None
+    assert as_values(runs, pairs, is_spread=True)["spread"] is not None
+    first = told["comparisons"][0]
+    assert first["only_one_right"] == [answers[0].names[index] for index in pairs[0].disagreements]
+    assert first["comparisons_at_once"] == 2
+    assert first["accuracy"]["p_value"] <= first["adjusted_p_value"]
 
 
 def test_names_are_drawn_as_they_are() -> None:

@@ -121,12 +121,16 @@ def test_the_page_shows_curves_and_the_images_that_they_disagree_on(runs: Path, 
     assert all(link.startswith("data:image/") for link in page.links)  # opens offline
     assert text.count("<svg") == 2
     assert "<script" not in text
-    there = runs / "one" / "metrics.json"
-    before = there.read_bytes()
-    assert "overwrite what is compared" in error_line(
-        trainer("compare", there, runs / "two", "--html", there, cache=tmp_path), 2
-    )
-    assert there.read_bytes() == before
+    for place, why in (
+        (runs / "one" / "metrics.json", "--html is a file, as NAME.html"),
+        (runs / "latest", "--html is a file, as NAME.html"),
+        (runs / "one" / "report.html", "The page lies within a run"),
+        (runs / "one" / "model" / "page.html", "The page lies within a run"),
+    ):
+        before = place.read_bytes() if place.exists() else None
+        done = trainer("compare", runs / "one", runs / "two", "--html", place, cache=tmp_path)
+        assert why in error_line(done, 2)
+        assert (place.read_bytes() if place.exists() else None) == before
     refused(trainer("compare", runs / "one", runs / "two", "--html", "/proc/x.html", cache=tmp_path), 2)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -58,14 +59,14 @@ def test_what_moved_is_told_in_words() -> None:
     assert [row.name for row in drift.measures if row.has_moved] == ["brightness", "width"]
     assert drift.sentences[0].startswith("The images are wider (width ")
     assert " and darker (brightness -" in drift.sentences[0]
-    assert drift.brief == "brightness, width moved since monday"
+    assert drift.brief == "since monday: brightness, width moved"
 
 
 def test_what_is_decoded_otherwise_is_compared_by_its_files_only() -> None:
     before, now = (images(np.random.default_rng(seed), brightness=seed, width=seed) for seed in (0, 9))
     drift = find_drift(Earlier("monday", dataset(a=9), before, is_decoded_alike=False), dataset(a=9), now)
     assert [row.name for row in drift.measures] == ["width", "height", "kilobytes"]
-    assert drift.brief == "width moved since monday"
+    assert drift.brief == "since monday: width moved"
     assert "another size or in another way" in drift.sentences[1]
 
 
@@ -92,6 +93,9 @@ def test_classes_are_told() -> None:
     assert said.startswith("No measure")
     said = drift_of(before, now, dataset(cats=500, dogs=9), dataset(cats=500, birds=9)).sentences[0]
     assert said == "The class birds is new; the class dogs is gone."
+    drift = drift_of(before, now, dataset(cats=500, dogs=9), dataset(cats=500, birds=9))
+    assert drift.brief == "since monday: the class birds is new; the class dogs is gone"
+    assert drift_of(before, now).brief == "since monday: no measure moved more than chance does"
 
 
 def sketch(numbers: range, most: int) -> dict[str, Any]:
@@ -106,8 +110,24 @@ def test_how_many_images_are_new() -> None:
         new, gone = exchanged(sketch(before, 2000), sketch(now, 2000))
         both = len(set(before) & set(now))
         assert new == pytest.approx(1 - both / len(now), abs=0.03)
-        assert gone == pytest.approx(1 - both / len(before), abs=0.25 if len(before) < 5_000 else 0.03)
+        assert gone == pytest.approx(1 - both / len(before), abs=0.09 if len(before) < 5_000 else 0.03)
     assert exchanged({}, sketch(range(9), 9)) == (None, None)
+    # What only grew has lost nothing, however little of it is listed.
+    for before, now in ((10_000, 10_500), (1_900, 2_500), (1_000, 10_000), (500, 5_000)):
+        new, gone = exchanged(sketch(range(before), 2000), sketch(range(now), 2000))
+        assert gone == 0.0
+        assert new == pytest.approx(1 - before / now, abs=0.03)
+    assert exchanged(sketch(range(300), 2000), sketch(range(30_000), 2000))[1] is None  # too few to tell
+
+
+def test_what_is_estimated_is_said_to_be_about() -> None:
+    found = [
+        drift_of(sketch(range(before), 2000), sketch(range(now), 2000)).sentences[-1]
+        for before, now in ((1_000, 2_000), (1_500, 3_000), (300, 30_000))
+    ]
+    assert found[0] == "50.0% of the images are new, and 0.0% of the earlier ones are gone."
+    assert re.fullmatch(r"About \d+\.\d% of the images are new, and about 0\.0% of the .* gone\.", found[1])
+    assert re.fullmatch(r"About 9\d\.\d% of the images are new\.", found[2])
 
 
 def test_images_are_measured(photos: Path, tmp_path: Path) -> None:
@@ -157,7 +177,8 @@ def test_which_run_is_compared_with(either_store: Store, tmp_path: Path) -> None
     monday.write("spec.yaml", dump_spec(spec).encode())
     assert find_earlier(either_store, spec, "old") is None
     assert find_earlier(either_store, load_spec(overrides={"data.source": "others"}), "new") is None
-    for damaged in (None, b"{", b"[]", b"\xff"):
+    for damaged in (None, b"{", b"[]", b"\xff", b'{"distinct": 3}', b'{"images": 3, "measures": [1]}',
+                    b'{"images": 3, "measures": {"width": ["a"]}}'):  # fmt: skip
         if damaged is not None:
             monday.write("images.json", damaged)
         earlier = find_earlier(either_store, spec, "new")
@@ -167,9 +188,15 @@ def test_which_run_is_compared_with(either_store: Store, tmp_path: Path) -> None
     drift = find_drift(same, dataset(a=3), images(np.random.default_rng(0)))
     left = "Only counts can be compared: the measures of the run monday are missing: it left no images.json."
     assert drift.sentences == (left,)
-    assert drift.brief == "only counts can be compared with monday"
+    assert drift.brief == "since monday: only counts are known"
     assert find_drift(earlier, dataset(a=3), {}).sentences == ("The class a is new.", left)
     monday.write("images.json", json.dumps(images(np.random.default_rng(0))).encode())
+    written = monday.read("dataset.json")
+    assert written is not None
+    for other in (b'{"splits": []}', b'{"splits": {"train": {"classes": {"a": "x"}}}}', b'{"rejected": 3}'):
+        monday.write("dataset.json", other)
+        assert find_earlier(either_store, spec, "new") is None
+    monday.write("dataset.json", written.data)
     for setting, is_alike in (("seed=3", True), ("data.image_size=16", False), ("data.resize=crop", False)):
         found = find_earlier(either_store, load_spec(None, None, (setting, "data.source=photos")), "new")
         assert found is not None

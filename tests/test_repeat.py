@@ -79,6 +79,8 @@ def test_what_cannot_be_repeated_is_refused(photos: Path, tmp_path: Path) -> Non
         (["--run-name", "a" * 124], "name"),
     ):
         assert words in error_line(trainer(*repeated(photos, tmp_path), *more, cache=tmp_path), 2)
+    words = repeated(photos, tmp_path, "--set", "train.start_from=latest")
+    assert "begin with the weights of the one before" in error_line(trainer(*words, cache=tmp_path), 2)
     assert not (tmp_path / "runs").exists()
     words = repeated(tmp_path / "nowhere", tmp_path)
     done = trainer(*words, cache=tmp_path)
@@ -90,10 +92,11 @@ def test_what_cannot_be_repeated_is_refused(photos: Path, tmp_path: Path) -> Non
 def test_all_runs_are_new_and_stay_and_are_of_the_same_data(photos: Path, tmp_path: Path) -> None:
     data = shutil.copytree(photos, tmp_path / "photos")
     kept = ["--set", "publish.keep_runs=1", "--set", "publish.skip_unchanged=true", "--set", "train.epochs=1"]
-    words = repeated(data, tmp_path, *kept)
+    words = repeated(data, tmp_path, *kept, "--set", "publish.release=true")
     done = trainer(*words, "--times", "2", cache=tmp_path / "cache")
     assert done.returncode == 0, done.stderr
     assert "standard deviation" in done.stdout
+    assert not (tmp_path / "runs" / "champion").exists()  # of several the best would be it by chance
     (data / "discs" / "0.png").unlink()
     said = error_line(trainer(*words, "--times", "3", cache=tmp_path / "cache"), 65)
     assert "Received: pets-seed-0 and pets-seed-2" in said

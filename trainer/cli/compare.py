@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from trainer.compare.runs import Run
 
 _METRICS = ".json"
+_PAGES = (".html", ".htm")
 
 
 @click.command()
@@ -34,14 +35,14 @@ def compare(uris: tuple[str, ...], as_json: bool, html: str | None) -> None:
     A run is its folder, its gs:// address, or a metrics.json alone. The first is compared with each other.
     """
     from trainer.cli.app import cache_folder
-    from trainer.compare.comparison import compare_runs
+    from trainer.compare.comparison import compare_all
 
     if len(uris) < 2:
         raise UsageError(f"Two runs at least are compared. Received: {len(uris)}")
     if html is not None:
         _require_new_place(html, uris)
     runs = read_runs(uris)
-    comparisons = [compare_runs(runs[0], other) for other in runs[1:]]
+    comparisons = compare_all(runs)
     if html is not None:
         from trainer.compare.page import comparison_page
         from trainer.publish import parent_of
@@ -55,17 +56,19 @@ def compare(uris: tuple[str, ...], as_json: bool, html: str | None) -> None:
 
 
 def _require_new_place(html: str, uris: Sequence[str]) -> None:
-    """Raise UsageError for a page that would be no file, or overwrite what is compared."""
-    from trainer.publish import MANIFEST, parent_of
+    """Raise UsageError for a page that would be no page, lie in a run, or overwrite what is compared."""
+    from trainer.publish import parent_of
+    from trainer.run_folder import require_outside_runs
     from trainer.storage.store import is_bucket, open_store, split_uri
 
     folder, name = parent_of(html)
-    if not name or (is_bucket(html) and not split_uri(html)[1]):
-        raise UsageError(f"--html is a file, or gs://BUCKET/NAME.html. Received: {html!r}")
-    # What lies in a run is what was published.
-    is_read = any(os.path.realpath(each) == os.path.realpath(html) for each in uris)
-    if is_read or open_store(folder).find(MANIFEST) is not None:
+    # A word that was left out would make one of the runs, or the pointer to one, the page.
+    is_page = name.lower().endswith(_PAGES) and not (is_bucket(html) and not split_uri(html)[1])
+    if not is_page:
+        raise UsageError(f"--html is a file, as NAME.html or gs://BUCKET/NAME.html. Received: {html!r}")
+    if any(os.path.realpath(each) == os.path.realpath(html) for each in uris):
         raise UsageError(f"The page would overwrite what is compared; give another --html. Received: {html}")
+    require_outside_runs(open_store(folder), "The page")
 
 
 def tell(
@@ -75,7 +78,7 @@ def tell(
     from trainer.compare.text import are_repeated, as_values, lines_of, spread, table
 
     if as_json:
-        click.echo(json.dumps(as_values(runs, comparisons), indent=2, ensure_ascii=False))
+        click.echo(json.dumps(as_values(runs, comparisons, is_spread), indent=2, ensure_ascii=False))
         return
     is_many = len(runs) > 2
     lines = table(runs)

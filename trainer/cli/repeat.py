@@ -41,7 +41,8 @@ _SIGNALLED = 128
 def repeat(times: int, seeds: str | None, as_json: bool, **given: Any) -> None:
     """Train a spec with several seeds, and tell mean, spread and interval.
 
-    Stopped and started again it goes on; runs that are finished are not done again.
+    Stopped and started again it goes on; runs that are finished are not done again. None of them
+    challenges the champion; `trainer promote` lets one.
     """
     from trainer.cli.app import cache_folder
     from trainer.cli.given import given_spec
@@ -51,6 +52,7 @@ def repeat(times: int, seeds: str | None, as_json: bool, **given: Any) -> None:
     spec = given_spec(given["spec_path"], given["recipe"], given["settings"], overrides, None, cache_folder())
     stop = Stop(spec.train.grace_seconds + 5)
     stop.listen()
+    _require_one_start(spec)
     numbers = _seeds(seeds, times, spec.seed)
     base = spec.run_name or f"{spec.recipe or 'run'}-{_identity(spec)}"
     specs = [_with_seed(spec, f"{base}-seed-{number}", number) for number in numbers]
@@ -58,7 +60,7 @@ def repeat(times: int, seeds: str | None, as_json: bool, **given: Any) -> None:
         click.echo(f"seed {each.seed}", err=as_json)
         _train(each, quiet=as_json)
     runs = read_runs([f"{spec.output.rstrip('/')}/{each.run_name}" for each in specs])
-    _require_same_data(runs)
+    require_alike(runs)
     tell(runs, [compare_runs(*runs)] if len(runs) == 2 else [], as_json, is_spread=True)
 
 
@@ -66,20 +68,35 @@ def _with_seed(spec: RunSpec, name: str, seed: int) -> RunSpec:
     """Return the spec of one run, checked before the first one begins. Raises UsageError."""
     from trainer.spec import dump_spec, load_spec
 
-    # Each is wanted, whether it is new or not, and all of them at the end.
-    publish = spec.publish.model_copy(update={"skip_unchanged": False, "keep_runs": None})
+    # Each is wanted, whether it is new or not, and all of them at the end; and the best of several that are
+    # equally good would take the champion's place more often than chance may.
+    publish = spec.publish.model_copy(update={"skip_unchanged": False, "keep_runs": None, "release": False})
     text = dump_spec(spec.model_copy(update={"publish": publish}))
     return load_spec(text=text, overrides={"run_name": name, "seed": seed})
 
 
-def _require_same_data(runs: Sequence[Run]) -> None:
-    digests = [run.dataset.get("digest") for run in runs]
-    other = next((run.name for run, digest in zip(runs, digests, strict=True) if digest != digests[0]), None)
-    if other is not None:
-        raise DataError(
-            "The data changed since the first of these runs, so they differ in more than the seed; with "
-            f"another --run-name all of them begin anew. Received: {runs[0].name} and {other}"
+def _require_one_start(spec: RunSpec) -> None:
+    from trainer.spec.schema import LATEST
+
+    if spec.train.start_from == LATEST:
+        raise UsageError(
+            "Each of these runs would begin with the weights of the one before, and so differ in more than "
+            "the seed; give a run, as train.start_from=champion. Received: train.start_from=latest"
         )
+
+
+def require_alike(runs: Sequence[Run]) -> None:
+    """Raise DataError for runs that are not of one data set, or didn't begin with the same weights."""
+    for what, found in (
+        ("data", [run.dataset.get("digest") for run in runs]),
+        ("weights that they begin with", [run.environment.get("started_from") for run in runs]),
+    ):
+        other = next((run.name for run, each in zip(runs, found, strict=True) if each != found[0]), None)
+        if other is not None:
+            raise DataError(
+                f"The {what} changed since the first of these runs, so they differ in more than the seed; "
+                f"with another --run-name all of them begin anew. Received: {runs[0].name} and {other}"
+            )
 
 
 def _identity(spec: RunSpec) -> str:

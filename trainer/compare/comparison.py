@@ -6,17 +6,18 @@ there are no predictions, by their counts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from trainer.compare.runs import Run
-from trainer.compare.statistics import Test, bootstrap, paired_accuracies, unpaired_accuracies
+from trainer.compare.statistics import LEVEL, Test, bootstrap, holm, paired_accuracies, unpaired_accuracies
 from trainer.exits import UsageError
 
 Indices = npt.NDArray[np.int64]
+_COUNTS = "from the counts alone"
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,26 +36,50 @@ class Comparison:
     """How many of them the one, and the other."""
     why_unpaired: str
     """In words; empty for pairs."""
+    among: int = 1
+    """How many comparisons were made at once."""
+    adjusted_p: float = 1.0
+    """Of the accuracies, with all of them (Holm)."""
+
+    @property
+    def is_chance(self) -> bool:
+        """Whether chance alone could have made the difference of the accuracies."""
+        return (self.accuracy.p_value if self.among == 1 else self.adjusted_p) >= LEVEL
 
     @property
     def verdict(self) -> str:
         """In a sentence: the same within chance, or which is better and how sure."""
         test = self.accuracy
+        p = say_p(test.p_value)
+        if self.among > 1:
+            p += f", {format_p(self.adjusted_p)} as one of {self.among} comparisons"
         if self.why_unpaired:
-            how = f"Fisher's exact {say_p(test.p_value)}, {self.why_unpaired}"
+            how = f"Fisher's exact {p}, {self.why_unpaired}"
         elif not self.only_first + self.only_second:
             return f"The same: right and wrong on the same {self.first.count:,} images."
         else:
             how = (
                 f"{self.only_first + self.only_second:,} images differ, {self.only_first:,} to "
-                f"{self.only_second:,} (exact McNemar {say_p(test.p_value)})"
+                f"{self.only_second:,} (exact McNemar {p})"
             )
-        if test.is_chance:
+        if self.is_chance:
             return f"The same within chance: {how}."
         better = self.second if test.difference > 0 else self.first
         low, high = sorted((abs(test.low), abs(test.high)))
         gain = f"{_share(abs(test.difference))} (95% interval {_share(low)} to {_share(high)})"
+        if self.why_unpaired not in ("", _COUNTS):
+            return f"{better.name} scored higher by {gain}, or its images are easier: {how}."
         return f"{better.name} is better by {gain}: {how}."
+
+
+def compare_all(runs: Sequence[Run]) -> list[Comparison]:
+    """Return the comparisons of the first of `runs` with each other, which hold all of them to one level.
+
+    Raises UsageError for models of other classes.
+    """
+    pairs = [compare_runs(runs[0], other) for other in runs[1:]]
+    adjusted = holm([pair.accuracy.p_value for pair in pairs])
+    return [replace(pair, among=len(pairs), adjusted_p=p) for pair, p in zip(pairs, adjusted, strict=True)]
 
 
 def compare_runs(first: Run, second: Run) -> Comparison:
@@ -90,15 +115,15 @@ def say_p(value: float) -> str:
 
 
 def format_p(value: float) -> str:
-    """Return a p-value with two digits that count: 0.24, 0.0031, or < 0.0001."""
+    """Return a p-value as 0.24, 0.0312 or < 0.0001: three digits tell on which side of a level it is."""
     if value < 1e-4:
         return "< 0.0001"
-    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.3g}"
 
 
 def _why_unpaired(first: Run, second: Run) -> str:
     if first.predictions is None or second.predictions is None:
-        return "from the counts alone"
+        return _COUNTS
     if not _is_same(first, second):
         return "on different data, so not as pairs"
     same = first.predictions.names == second.predictions.names and np.array_equal(

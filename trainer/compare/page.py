@@ -59,16 +59,17 @@ def _curves(runs: Sequence[Run]) -> list[tuple[str, Markup]]:
 def _pair(comparison: Comparison, cache_dir: Path) -> dict[str, Any]:
     first, second = (shorten(run.name, 60) for run in (comparison.first, comparison.second))
     pictures, why = read_disagreements(comparison, cache_dir)
-    is_chance = comparison.accuracy.is_chance
-    metrics = {"accuracy": comparison.accuracy, **comparison.others}
+    is_chance = comparison.is_chance
+    metrics = [("accuracy", comparison.accuracy, is_chance)] if comparison.others else []
     return {
         "first": first,
         "second": second,
         "title": f"{first} and {second}",
         "heading": "The same within chance" if is_chance else "More than chance",
+        "among": comparison.among,
         "mark": "under-trained" if is_chance else "fine",
         "verdict": comparison.verdict,
-        "metrics": list(metrics.items()) if comparison.others else [],
+        "metrics": metrics + [(name, test, test.is_chance) for name, test in comparison.others.items()],
         "pictures": pictures,
         "no_pictures": why,
         "disagreement_count": len(comparison.disagreements),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,17 +18,21 @@ from trainer.compare.comparison import Comparison
 from trainer.compare.runs import Run
 from trainer.data.contents import split_digest
 from trainer.data.fetch import buckets_of, fetch_source
-from trainer.data.items import Item
+from trainer.data.items import Item, Source
 from trainer.data.layouts import read_layout
 from trainer.data.progress import SilentProgress
+from trainer.data.shards.index import Catalogue
+from trainer.data.shards.packed import find_shards, open_shards, packed_items
 from trainer.exits import DataError, TrainerError
 from trainer.metrics import Predictions
 from trainer.report.pictures import encode_picture
-from trainer.spec import parse_spec
+from trainer.spec import DataSpec, parse_spec
 from trainer.spec.text import dump_mapping
+from trainer.storage.store import Store
 
 MOST = 12
 _CIFAR_SIDE = 32
+_CHANGED = "They are not those that the runs have seen: they changed since."
 
 
 @dataclass(frozen=True)
@@ -68,13 +72,28 @@ def _choose(comparison: Comparison, first: Predictions, second: Predictions) -> 
     return [*kinds[0][: max(half, MOST - len(kinds[1]))], *kinds[1][: max(half, MOST - len(kinds[0]))]][:MOST]
 
 
-def _items(comparison: Comparison, cache_dir: Path, names: set[str]) -> dict[str, Item]:
-    spec = parse_spec(dump_mapping(comparison.first.spec), comparison.first.uri).data
+def _items(comparison: Comparison, cache_dir: Path, names: set[str]) -> dict[str, Source]:
+    run = comparison.first
+    spec = parse_spec(dump_mapping(run.spec), run.uri).data
+    packed = find_shards(spec)
+    found = _of_files(run, spec, cache_dir) if packed is None else _of_shards(run, *packed, spec, cache_dir)
+    return {item.name: item for item in found if item.name in names}
+
+
+def _of_files(run: Run, spec: DataSpec, cache_dir: Path) -> Iterable[Source]:
     progress = SilentProgress()
     root = fetch_source(spec.source, spec.checksum, cache_dir, spec.max_extracted_mib << 20, progress)
     found, _, _ = read_layout(root, spec.layout, buckets_of(spec, cache_dir, progress))
-    _require_unchanged(comparison.first, {item.name: item for item in found})
-    return {item.name: item for item in found if item.name in names}
+    _require_unchanged(run, {item.name: item for item in found})
+    return found
+
+
+def _of_shards(
+    run: Run, store: Store, catalogue: Catalogue, spec: DataSpec, cache_dir: Path
+) -> Iterable[Source]:
+    if run.dataset.get("digest") != f"sha256:{catalogue.index_sha256}":
+        raise DataError(_CHANGED)
+    return packed_items(run.split, catalogue, *open_shards(store, catalogue, spec, cache_dir))
 
 
 def _require_unchanged(run: Run, items: Mapping[str, Item]) -> None:
@@ -87,10 +106,10 @@ def _require_unchanged(run: Run, items: Mapping[str, Item]) -> None:
     contents = [hashlib.sha256(item.read()).hexdigest() for item in mine]
     found = split_digest([item.name for item in mine], [item.label for item in mine], contents)
     if f"sha256:{found}" != digest:
-        raise DataError("They are not those that the runs have seen: they changed since.")
+        raise DataError(_CHANGED)
 
 
-def _disagreement(first: Predictions, second: Predictions, index: int, item: Item | None) -> Disagreement:
+def _disagreement(first: Predictions, second: Predictions, index: int, item: Source | None) -> Disagreement:
     picture = _picture(item) if item is not None else None
     answers = tuple(_answer(each, index) for each in (first, second))
     uri, is_small = encode_picture(picture) if picture is not None else ("", False)
@@ -103,12 +122,12 @@ def _answer(predictions: Predictions, index: int) -> tuple[str, float, bool]:
     return predictions.class_names[predicted], share, predicted == int(predictions.labels[index])
 
 
-def _picture(item: Item) -> np.ndarray | None:
+def _picture(item: Source) -> np.ndarray | None:
     try:
         data = item.read()
         if item.encoding == "cifar":
             return np.frombuffer(data, np.uint8).reshape(3, _CIFAR_SIDE, _CIFAR_SIDE).transpose(1, 2, 0)
         with Image.open(io.BytesIO(data)) as image:
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, TrainerError):
         return None

@@ -14,7 +14,11 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from trainer.compare.files import (
+from trainer.exits import DataError, UsageError
+from trainer.metrics import Predictions, parse_predictions
+from trainer.publish import MANIFEST, RETIRED, FileRecord, is_finished, read_manifest
+from trainer.run_folder import require_not_withdrawn
+from trainer.run_folder.parsed import (
     problem_of,
     read_dataset_json,
     read_environment_json,
@@ -22,10 +26,6 @@ from trainer.compare.files import (
     read_metrics_json,
     read_timings_json,
 )
-from trainer.exits import DataError, UsageError
-from trainer.metrics import Predictions, parse_predictions
-from trainer.publish import MANIFEST, RETIRED, FileRecord, is_finished, read_manifest
-from trainer.run_folder import require_not_withdrawn
 from trainer.spec.text import parse_mapping
 from trainer.storage.store import Store
 
@@ -146,18 +146,18 @@ def read_metrics(text: str, uri: str, name: str) -> Run:
         ) from None
     split = judged_by(metrics, uri)
     count, accuracy = metrics.get(f"{split}/count", 0), metrics[f"{split}/accuracy"]
-    correct = metrics.get(f"{split}/correct", accuracy * count)
+    correct = round(metrics.get(f"{split}/correct", accuracy * count))
     if not 0 <= accuracy <= 1 or (count and abs(accuracy - correct / count) > _ROUNDING):
         raise UsageError(
             f"An accuracy is a share in 0..1, and that of the counts beside it. Received: {split}/accuracy "
-            f"{accuracy:g}, {correct:g} right of {count:g} in {uri}"
+            f"{accuracy:g}, {correct} right of {count:g} in {uri}"
         )
-    if not (1 <= count <= _MOST_IMAGES and count == round(count) and 0 <= round(correct) <= count):
+    if not (1 <= count <= _MOST_IMAGES and count == round(count) and 0 <= correct <= count):
         raise UsageError(
             f"How sure a share is depends on how many images it is of: {split}/count tells that, from 1 up. "
-            f"Received: {split}/count {count:g} and {correct:g} right in {uri}"
+            f"Received: {split}/count {count:g} and {correct} right in {uri}"
         )
-    return Run(name, uri, metrics | {f"{split}/correct": round(correct)}, split)
+    return Run(name, uri, metrics | {f"{split}/correct": correct}, split)
 
 
 def judged_by(metrics: Mapping[str, float], uri: str) -> str:

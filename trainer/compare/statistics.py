@@ -51,6 +51,14 @@ def exact_mcnemar(only_first: int, only_second: int) -> float:
     return min(1.0, 2 * float(special.bdtr(min(only_first, only_second), count, 0.5)))
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return the p-values of tests made at once, so that all are held to one level (Holm 1979)."""
+    order = np.argsort(p_values, kind="stable")
+    left = len(p_values) - np.arange(len(p_values))
+    adjusted = np.minimum(1, np.maximum.accumulate(np.asarray(p_values)[order] * left))
+    return [float(each) for each in adjusted[np.argsort(order)]]
+
+
 def paired_accuracies(only_first: int, only_second: int, count: int) -> Test:
     """Return the test of two accuracies on the same `count` images.
 
@@ -104,53 +112,55 @@ def bootstrap(first: Predictions, second: Predictions, seed: int = 0) -> dict[st
     """
     count, classes = len(first.labels), len(first.class_names)
     random = np.random.default_rng(seed)
-    whole = np.arange(count)[None]
-    parts = [_measures(each, classes) for each in (first, second)]
-    drawn: dict[str, list[Floats]] = {name: [] for name in parts[0]}
-    step = max(1, _AT_A_TIME // count)
-    for start in range(0, _RESAMPLES, step):
-        rows = random.integers(0, count, (min(step, _RESAMPLES - start), count))
-        for name in drawn:
-            drawn[name].append(parts[1][name](rows) - parts[0][name](rows))
+    measures = [_measure(each) for each in (first, second)]
+
+    def differences(rows: Rows) -> dict[str, Floats]:
+        before, after = (measure(rows) for measure in measures)
+        return {name: after[name] - before[name] for name in before}
+
+    step = max(1, _AT_A_TIME // max(count, classes))
+    drawn = [
+        differences(random.integers(0, count, (min(step, _RESAMPLES - start), count)))
+        for start in range(0, _RESAMPLES, step)
+    ]
     return {
-        name: _test(float((parts[1][name](whole) - parts[0][name](whole))[0]), np.concatenate(values))
-        for name, values in drawn.items()
+        name: _test(float(whole[0]), np.concatenate([each[name] for each in drawn]))
+        for name, whole in differences(np.arange(count)[None]).items()
     }
 
 
-Measure = Callable[[Rows], Floats]
-"""Rows of images, int64 [R, N], to a metric of each, [R]."""
-
-
-def _measures(predictions: Predictions, classes: int) -> dict[str, Measure]:
+def _measure(predictions: Predictions) -> Callable[[Rows], dict[str, Floats]]:
+    """Return what makes of rows of images, int64 [R, N], each metric of each row, [R]."""
+    classes = len(predictions.class_names)
     labels, probabilities = predictions.labels.astype(np.int64), predictions.probabilities
     right = np.clip(probabilities[np.arange(len(labels)), labels], np.finfo(np.float64).eps, None)
-    truth = np.eye(classes)[labels]
-    squares = (probabilities - truth) ** 2
-    brier = squares[:, 1] if classes == 2 else squares.sum(axis=1)
-    cells = labels * classes + predictions.predicted
-    log_loss = -np.log(right)
-    return {
-        "macro_recall": lambda rows: _macro(cells[rows], classes)[0],
-        "macro_f1": lambda rows: _macro(cells[rows], classes)[1],
-        "log_loss": lambda rows: log_loss[rows].mean(axis=1),
-        "brier": lambda rows: brier[rows].mean(axis=1),
-    }
+    squares = (probabilities - np.eye(classes)[labels]) ** 2
+    of_each = {"log_loss": -np.log(right), "brier": squares[:, 1] if classes == 2 else squares.sum(axis=1)}
+
+    def measure(rows: Rows) -> dict[str, Floats]:
+        recall, f1 = _macro(labels[rows], predictions.predicted[rows], classes)
+        means = {name: values[rows].mean(axis=1) for name, values in of_each.items()}
+        return {"macro_recall": recall, "macro_f1": f1} | means
+
+    return measure
 
 
-def _macro(cells: Rows, classes: int) -> tuple[Floats, Floats]:
-    """Return macro recall and macro F1 of each row of cells of the confusion matrix."""
-    many = len(cells)
-    offsets = np.arange(many)[:, None] * classes**2
-    flat = np.bincount((cells + offsets).ravel(), minlength=many * classes**2)
-    matrix = flat.reshape(many, classes, classes)
-    hits = matrix[:, np.arange(classes), np.arange(classes)]
-    there, said = matrix.sum(axis=2), matrix.sum(axis=1)
+def _macro(labels: Rows, predicted: Rows, classes: int) -> tuple[Floats, Floats]:
+    """Return macro recall and macro F1 of each row of answers."""
+    hits = _counts(np.where(labels == predicted, labels, classes), classes + 1)[:, :classes]
+    there, said = _counts(labels, classes), _counts(predicted, classes)
     is_there = there > 0
     recall = np.divide(hits, there, out=np.zeros(hits.shape), where=is_there)
     f1 = np.divide(2 * hits, there + said, out=np.zeros(hits.shape), where=(there + said) > 0)
     used = is_there.sum(axis=1)
     return recall.sum(axis=1) / used, (f1 * is_there).sum(axis=1) / used
+
+
+def _counts(values: Rows, kinds: int) -> Rows:
+    """Return how often each of 0..kinds-1 is in each row, int64 [R, kinds]."""
+    many = len(values)
+    flat = np.bincount((values + np.arange(many)[:, None] * kinds).ravel(), minlength=many * kinds)
+    return flat.reshape(many, kinds)
 
 
 def _test(difference: float, drawn: Floats) -> Test:

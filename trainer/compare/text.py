@@ -11,20 +11,22 @@ from dataclasses import asdict
 from typing import Any
 
 from trainer.compare.comparison import Comparison
-from trainer.compare.differences import PLACES, all_differences, flat
+from trainer.compare.differences import all_differences
 from trainer.compare.runs import Run
 from trainer.compare.statistics import mean_interval
+from trainer.exits import UsageError
 from trainer.metrics import wilson_interval
 from trainer.report.names import columns, cut, format_duration, padded, shorten
+from trainer.spec import parse_spec, spec_digest
+from trainer.spec.text import dump_mapping
 
 _WIDTH = 79
 _LABEL, _CELL = 20, 28
+_NAME = 26
 _MOST_COLUMNS = 2
 _MOST_ROWS = 12
 """Of differences of one kind; --json and the page have all."""
 _NOTHING = "-"
-_NO_MATTER = (*PLACES, "seed", "publish.", "data.source")
-"""Settings that may differ among runs of one kind, where their data are the same."""
 
 
 def accuracy_text(run: Run) -> str:
@@ -51,6 +53,19 @@ def _tensorflow(run: Run) -> str:
     return next((packages[name] for name in packages if name.startswith("tensorflow")), _NOTHING)
 
 
+def _time(run: Run) -> str:
+    return format_duration(run.seconds) if run.seconds else _NOTHING
+
+
+def _rate(run: Run) -> str:
+    return f"{run.images_per_second:,.0f}" if run.images_per_second else _NOTHING
+
+
+_MADE_BY: tuple[tuple[str, Callable[[Run], str]], ...] = (
+    ("devices", lambda run: str(run.environment.get("devices", _NOTHING))),
+    ("TensorFlow", _tensorflow),
+    ("trainer", lambda run: run.environment.get("trainer_version") or _NOTHING),
+)
 ROWS: tuple[tuple[str, Callable[[Run], str]], ...] = (
     ("accuracy", accuracy_text),
     ("images", lambda run: f"{run.correct:,} of {run.count:,} ({run.split})"),
@@ -58,20 +73,17 @@ ROWS: tuple[tuple[str, Callable[[Run], str]], ...] = (
     ("macro F1", _metric("macro_f1")),
     ("log loss", _metric("log_loss")),
     ("calibration error", _metric("calibration_error")),
-    ("time", lambda run: format_duration(run.seconds) if run.seconds else _NOTHING),
-    ("images/s", lambda run: f"{run.images_per_second:,.0f}" if run.images_per_second else _NOTHING),
+    ("time", _time),
+    ("images/s", _rate),
     ("cost of training", lambda run: f"{run.cost:,.2f} USD" if run.cost is not None else _NOTHING),
-    ("devices", lambda run: str(run.environment.get("devices", _NOTHING))),
-    ("TensorFlow", _tensorflow),
-    ("trainer", lambda run: run.environment.get("trainer_version") or _NOTHING),
+    *_MADE_BY,
 )
 
 
 def table(runs: Sequence[Run]) -> list[str]:
     """Return the runs beside each other; below each other where they are more than two."""
     if len(runs) > _MOST_COLUMNS:
-        head = f"{'':<{_CELL}}{'accuracy':<24}{'time':<14}images/s"
-        return [head, *(_short_row(run) for run in runs)]
+        return _long_table(runs)
     lines = [_line("", [run.name for run in runs])]
     for label, text in ROWS:
         cells = [text(run) for run in runs]
@@ -92,13 +104,18 @@ def spread(runs: Sequence[Run]) -> str:
 
 def are_repeated(runs: Sequence[Run]) -> bool:
     """Return whether nothing but their seeds differs: else a mean says nothing."""
-    made_of = [
-        {key: value for key, value in flat(run.spec).items() if not key.startswith(_NO_MATTER)}
-        for run in runs
-    ]
-    digests = [run.dataset.get("digest") for run in runs]
-    is_known = all(run.spec for run in runs)
-    return is_known and all(each == made_of[0] for each in made_of) and len(set(digests)) == 1
+    try:
+        return all(run.spec for run in runs) and len({_made_of(run) for run in runs}) == 1
+    except UsageError:
+        return False  # of another version
+
+
+def _made_of(run: Run) -> tuple[str, str, str]:
+    """Return what decides on a run's result but its seed: equal for runs of one kind. Raises UsageError."""
+    spec = parse_spec(dump_mapping(run.spec), run.uri)
+    data = spec.data.model_copy(update={"source": ""})  # the digest tells what was there
+    digest = spec_digest(spec.model_copy(update={"seed": 0, "data": data}))
+    return digest, str(run.dataset.get("digest")), str(run.environment.get("started_from") or "")
 
 
 def _spread(runs: Sequence[Run]) -> tuple[float, float, float]:
@@ -121,8 +138,10 @@ def lines_of(comparison: Comparison) -> list[str]:
     return lines
 
 
-def as_values(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> dict[str, Any]:
-    """Return all of it as plain values."""
+def as_values(
+    runs: Sequence[Run], comparisons: Sequence[Comparison], is_spread: bool = False
+) -> dict[str, Any]:
+    """Return all of it as plain values; the spread if asked for, or if nothing but the seeds differs."""
     return {
         "runs": [_values(run) for run in runs],
         "comparisons": [
@@ -131,9 +150,12 @@ def as_values(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> dict[st
                 "second": each.second.name,
                 "verdict": each.verdict,
                 "is_paired": not each.why_unpaired,
-                "is_chance": each.accuracy.is_chance,
+                "is_chance": each.is_chance,
+                "comparisons_at_once": each.among,
+                "adjusted_p_value": each.adjusted_p if each.among > 1 else each.accuracy.p_value,
                 "only_first_right": None if each.why_unpaired else each.only_first,
                 "only_second_right": None if each.why_unpaired else each.only_second,
+                "only_one_right": [] if names is None else [names[index] for index in each.disagreements],
                 "accuracy": asdict(each.accuracy),
                 "others": {name: asdict(test) for name, test in each.others.items()},
                 "differences": {
@@ -142,9 +164,10 @@ def as_values(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> dict[st
                 },
             }
             for each in comparisons
+            for names in [each.first.predictions.names if each.first.predictions else None]
         ],
         "spread": dict(zip(("mean", "standard_deviation", "half_interval"), _spread(runs), strict=True))
-        if are_repeated(runs)
+        if is_spread or are_repeated(runs)
         else None,
     }
 
@@ -162,15 +185,30 @@ def _values(run: Run) -> dict[str, Any]:
         "accuracy_high": high,
         "seconds": run.seconds,
         "images_per_second": run.images_per_second,
+        "cost_usd": run.cost,
+        "metrics": dict(run.metrics),
         "devices": run.environment.get("devices"),
         "packages": run.environment.get("packages", {}),
+        "trainer_version": run.environment.get("trainer_version"),
     }
 
 
+def _long_table(runs: Sequence[Run]) -> list[str]:
+    """Return a line for each run, and what all of them were made by."""
+    has_cost = any(run.cost is not None for run in runs)
+    head = f"{'':<{_NAME}}{'accuracy':<24}{'time':<13}{'images/s':<10}{'USD' if has_cost else ''}"
+    lines = [head.rstrip(), *(_short_row(run) for run in runs)]
+    for label, text in _MADE_BY:
+        found = {text(run) for run in runs}
+        if len(found) == 1 and found != {_NOTHING}:  # where they differ, the comparisons tell
+            lines.append(f"{label:<{_NAME}}{cut(found.pop(), _WIDTH - _NAME)}")
+    return lines
+
+
 def _short_row(run: Run) -> str:
-    time = format_duration(run.seconds) if run.seconds else _NOTHING
-    rate = f"{run.images_per_second:,.0f}" if run.images_per_second else _NOTHING
-    return f"{padded(shorten(run.name, _CELL - 2), _CELL)}{accuracy_text(run):<24}{time:<14}{rate}"
+    cost = f"{run.cost:.2f}" if run.cost is not None else ""
+    name = padded(shorten(run.name, _NAME - 2), _NAME)
+    return f"{name}{accuracy_text(run):<24}{_time(run):<13}{_rate(run):<10}{cost}".rstrip()
 
 
 def _line(label: str, cells: Sequence[str], indent: str = "") -> str:

@@ -21,7 +21,8 @@ from trainer.data.ingest import Ingested, ingest
 from trainer.data.items import Rejection
 from trainer.data.layouts import read_layout
 from trainer.data.progress import Progress
-from trainer.data.shards.source import find_shards, load_shards
+from trainer.data.shards.packed import find_shards
+from trainer.data.shards.source import load_shards
 from trainer.exits import DataError
 from trainer.hosts import Peers, Place
 from trainer.spec.schema import DataSpec

@@ -30,6 +30,8 @@ _CHANCE = 0.01
 _LEAST_STATISTIC = 0.1
 """Of Kolmogorov and Smirnov: with thousands of images what nobody can see is still more than chance."""
 _LEAST_SHARE = 0.02
+_LEAST_SAMPLE = 100
+"""Images that a share is estimated from."""
 _NAME = 40
 
 
@@ -86,24 +88,21 @@ class Drift:
 
     @property
     def brief(self) -> str:
-        """In a few words: which measures moved, or that none did."""
-        if not self.measures:
-            return f"only counts can be compared with {shorten(self.run, _NAME)}"
+        """In a few words: which measures and classes moved, or that none did."""
         moved = [row.name for row in self.measures if row.has_moved]
-        words = f"{', '.join(moved)} moved" if moved else "no measure moved more than chance does"
-        return f"{words} since {shorten(self.run, _NAME)}"
+        words = [*([f"{', '.join(moved)} moved"] if moved else []), *_class_words(self.classes)]
+        if not words:
+            words = ["no measure moved more than chance does" if self.measures else "only counts are known"]
+        return f"since {shorten(self.run, _NAME)}: {'; '.join(words)}"
 
 
 def find_drift(earlier: Earlier, dataset: Mapping[str, Any], images: Mapping[str, Any]) -> Drift:
     """Return how the data of `dataset` and `images` differ from the `earlier` ones."""
     classes = _class_rows(earlier.dataset, dataset)
     measures = _measure_rows(earlier, images)
-    new, gone = exchanged(earlier.images, images)
     parts = [*_look_words(measures), *_class_words(classes)]
     first = f"{'; '.join(parts)}." if parts else _nothing_moved(earlier, measures)
-    more = [] if new is None or gone is None else [
-        f"{new:.1%} of the images are new, and {gone:.1%} of the earlier ones are gone."
-    ]  # fmt: skip
+    more = _exchange_words(earlier.images, images)
     if parts and not measures:
         more.append(_nothing_moved(earlier, measures))
     if measures and not earlier.is_decoded_alike:
@@ -130,21 +129,38 @@ def _nothing_moved(earlier: Earlier, measures: Sequence[MeasureRow]) -> str:
 def exchanged(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[float | None, float | None]:
     """Return which share of the images now is new, and which of those before is gone; None if not known.
 
-    Exact where all contents are listed; else estimated from the k lowest hashes of the union, of which
-    the share that both have is the Jaccard index J (Broder 1997): J / (1 + J) of the sum of both sizes is
-    common to them.
+    Exact where all contents are listed. Else of the contents below the lowest limit of the lists, which are
+    a random sample of both data sets, the same one where they are the same (Broder 1997): what is in both is
+    never taken for new or gone.
     """
     keys = [set(each.get("contents", ())) for each in (before, now)]
-    sizes = [each.get("distinct") or 0 for each in (before, now)]
-    if not all(keys) or not all(sizes):
+    if not all(keys):
         return None, None
-    if sizes == [len(each) for each in keys]:
-        common = float(len(keys[0] & keys[1]))
-    else:
-        lowest = sorted(keys[0] | keys[1])[: min(map(len, keys))]
-        jaccard = len(keys[0] & keys[1] & set(lowest)) / len(lowest)
-        common = min(jaccard / (1 + jaccard) * sum(sizes), *sizes)
-    return 1 - common / sizes[1], 1 - common / sizes[0]
+    limits = [max(of) for of, each in zip(keys, (before, now), strict=True) if not _is_whole(each)]
+    if limits:
+        keys = [{key for key in each if key <= min(limits)} for each in keys]
+    common = len(keys[0] & keys[1])
+    least = _LEAST_SAMPLE if limits else 1
+    shares = [1 - common / len(each) if len(each) >= least else None for each in keys]
+    return shares[1], shares[0]
+
+
+def _is_whole(images: Mapping[str, Any]) -> bool:
+    """Return whether all contents are listed."""
+    return images.get("distinct") == len(images.get("contents", ()))
+
+
+def _exchange_words(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    about = "" if _is_whole(before) and _is_whole(now) else "about "
+    parts = [
+        f"{about}{share:.1%} of the {whose} {what}"
+        for share, whose, what in zip(
+            exchanged(before, now), ("images", "earlier ones"), ("are new", "are gone"), strict=True
+        )
+        if share is not None
+    ]
+    said = ", and ".join(parts)
+    return [f"{said[0].upper()}{said[1:]}."] if said else []
 
 
 def _class_rows(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[ClassCount, ...]:

@@ -21,7 +21,7 @@ from trainer.run_folder.folder import (
     lease_of,
     open_run_folder,
 )
-from trainer.run_folder.refusals import require_not_withdrawn
+from trainer.run_folder.refusals import require_not_withdrawn, require_outside_runs
 from trainer.run_folder.start_from import find_start
 from trainer.run_folder.starts import count_start, forget_start
 from trainer.run_folder.unchanged import find_earlier, find_same_run
@@ -47,6 +47,7 @@ __all__ = [
     "read_started_from",
     "require_complete",
     "require_not_withdrawn",
+    "require_outside_runs",
     "require_same_start",
     "write_environment",
     "write_rejected",

@@ -27,13 +27,18 @@ def require_place(output: Store, name: str) -> None:
         raise UsageError(
             f"The run folder is a file; choose another --output or --run-name. Received: {output.at(name)}"
         )
-    for place in _and_above(output):
+    require_outside_runs(output, "The output")
+    _require_pointer(output)
+
+
+def require_outside_runs(folder: Store, what: str) -> None:
+    """Raise UsageError for a folder within a run, whose files nobody else is to touch."""
+    for place in _and_above(folder):
         if place.find(STARTS) is not None:
             raise UsageError(
-                "The output lies within a run, whose files are to stay as they are; choose an --output "
-                f"elsewhere. Received: {output.uri}, and {place.uri} is a run"
+                f"{what} lies within a run, whose files are to stay as they are; choose a place elsewhere. "
+                f"Received: {folder.uri}, and {place.uri} is a run"
             )
-    _require_pointer(output)
 
 
 def require_kept(run: Store) -> None:

@@ -7,13 +7,17 @@ its data.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import ValidationError
 
 from trainer.exits import UsageError
 from trainer.publish import latest_run
 from trainer.report.drift import Earlier
 from trainer.run_folder.files import IMAGES
+from trainer.run_folder.parsed import read_dataset_json, read_images_json
 from trainer.spec import RunSpec, parse_spec, spec_digest
-from trainer.storage.objects import read_object
 from trainer.storage.store import Store
 
 _DECODED_BY = ("image_size", "resize", "interpolation")
@@ -49,7 +53,7 @@ def find_earlier(output: Store, spec: RunSpec, data_digest: str) -> Earlier | No
     if name is None:
         return None
     run = output.below(name)
-    dataset, text = read_object(run, "dataset.json"), run.read("spec.yaml")
+    dataset, text = _known(run, "dataset.json", read_dataset_json), run.read("spec.yaml")
     try:
         before = parse_spec(text.data.decode(), run.at("spec.yaml")).data if text else None
     except (ValueError, UsageError):
@@ -62,4 +66,13 @@ def find_earlier(output: Store, spec: RunSpec, data_digest: str) -> Earlier | No
     ):
         return None
     is_alike = all(getattr(before, key) == getattr(spec.data, key) for key in _DECODED_BY)
-    return Earlier(name, dataset, read_object(run, IMAGES), is_alike)
+    return Earlier(name, dataset, _known(run, IMAGES, read_images_json), is_alike)
+
+
+def _known(run: Store, name: str, read: Callable[[bytes], dict[str, Any]]) -> dict[str, Any]:
+    """Return what `name` holds, nothing if it isn't there or is not as this version writes it."""
+    found = run.read(name)
+    try:
+        return read(found.data) if found else {}
+    except ValidationError:
+        return {}

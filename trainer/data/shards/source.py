@@ -8,13 +8,9 @@ decoded, fit the cache are they decoded once and kept.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
 
-import google_crc32c
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
@@ -23,43 +19,17 @@ from trainer.data.batches import Shards
 from trainer.data.dataset import Dataset, Split
 from trainer.data.holding import Holding, View, Write
 from trainer.data.ingest import build_to_pixels
-from trainer.data.items import SPLITS, Source
-from trainer.data.shards.index import INDEX, JOURNAL, Catalogue, Index, read_catalogue
+from trainer.data.items import SPLITS
+from trainer.data.shards.index import Catalogue, Index
+from trainer.data.shards.packed import open_shards, packed_items, read_packed, starts_of
 from trainer.data.shards.staging import Staging
 from trainer.exits import DataError
 from trainer.hosts import Peers
 from trainer.printable import without_secrets
 from trainer.spec.schema import DataSpec
-from trainer.storage import prepare_folder
-from trainer.storage.store import Store, is_bucket, open_store, without_scheme
+from trainer.storage.store import Store
 
 _LARGEST_CHUNK = 32
-
-
-def find_shards(spec: DataSpec) -> tuple[Store, Catalogue] | None:
-    """Return the place of the shards that `spec` names, and their list; None if it names something else.
-
-    Raises DataError if the list can't be used, or if the layout is said to be shards and there are none.
-    """
-    place = without_scheme(spec.source)
-    if spec.layout not in ("auto", "shards") or not (is_bucket(place) or os.path.isdir(place)):
-        catalogue = None
-    else:
-        store = open_store(place)
-        catalogue = read_catalogue(store)
-        if catalogue is None and store.find(JOURNAL) is not None:
-            raise DataError(
-                "The shards are not all packed yet; let `trainer shard` finish, the same command goes on "
-                f"where it stopped. Received: {without_secrets(spec.source)!r}"
-            )
-    if catalogue is not None:
-        return store, catalogue
-    if spec.layout == "shards":
-        raise DataError(
-            "data.layout is shards, but the source has no shards.json, which `trainer shard` writes when it "
-            f"is done. Received: {without_secrets(spec.source)!r}"
-        )
-    return None
 
 
 def load_shards(store: Store, catalogue: Catalogue, spec: DataSpec, cache_dir: Path, peers: Peers) -> Dataset:
@@ -69,13 +39,7 @@ def load_shards(store: Store, catalogue: Catalogue, spec: DataSpec, cache_dir: P
             "The processes of the run see different shards in the source; give all the same ones. "
             f"Received: {store.uri} on {peers.place.name(peers.place.index)}"
         )
-    folder = cache_dir / "shards" / catalogue.index_sha256[:16]
-    index = Index(_local_index(store, folder), catalogue)
-    if len(index.starts) != len(catalogue.shards) + 1 or index.starts[-1] != len(index):
-        raise DataError(
-            f"The index of the shards does not fit their list; pack them again. Received: {store.uri}"
-        )
-    staging = Staging(store, catalogue.shards, folder, spec.staged_mib << 20, spec.shuffle_shards)
+    index, staging = open_shards(store, catalogue, spec, cache_dir)
     reader = _Reader(index, staging, spec)
     budget_bytes = spec.cache_mib << 20
     pixels = Holding(
@@ -100,74 +64,20 @@ def load_shards(store: Store, catalogue: Catalogue, spec: DataSpec, cache_dir: P
     )
 
 
-def _local_index(store: Store, folder: Path) -> Path:
-    if not is_bucket(store.uri):
-        return Path(store.uri) / INDEX
-    prepare_folder(folder)
-    store.download(INDEX, folder / INDEX)
-    return folder / INDEX
-
-
 def _split(
     name: str, catalogue: Catalogue, index: Index, staging: Staging, pixels: Holding, spec: DataSpec
 ) -> Split:
-    own = [number for number, shard in enumerate(catalogue.shards) if shard.split == name]
-    starts = index.starts[[*own, own[-1] + 1]]  # the shards of a split follow each other
+    starts = starts_of(name, catalogue, index)
     numbers = np.arange(starts[0], starts[-1])
     return Split(
         name=name,
-        items=_Items(index, staging, int(starts[0]), int(starts[-1])),
+        items=packed_items(name, catalogue, index, staging),
         labels=index.labels[starts[0] : starts[-1]],
         pixels=View(pixels, numbers),
         numbers=numbers,
         contents=(),
         shards=Shards(starts - starts[0], spec.shuffle_shards),
     )
-
-
-@dataclass(frozen=True)
-class _Packed:
-    """One image in a shard."""
-
-    name: str
-    index: Index
-    staging: Staging
-    number: int
-    encoding: str = "image"
-
-    def read(self) -> bytes:
-        """Return its bytes. Raises DataError if they are damaged."""
-        shard = int(self.index.shards_of(np.asarray([self.number], np.int64))[0])
-        return _read(self.index, self.staging, shard, self.number)
-
-
-class _Items(Sequence[Source]):
-    """The images of a split, whose names are read when they are asked for."""
-
-    def __init__(self, index: Index, staging: Staging, first: int, end: int) -> None:
-        self._index, self._staging, self._first, self._end = index, staging, first, end
-
-    def __len__(self) -> int:
-        return self._end - self._first
-
-    @overload
-    def __getitem__(self, place: int) -> Source: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[Source]: ...
-
-    def __getitem__(self, place: int | slice) -> Source | Sequence[Source]:
-        numbers = range(self._first, self._end)[place]
-        if isinstance(numbers, int):
-            return self._packed(numbers, self._index.names(numbers, numbers + 1)[0])
-        return [self._packed(number, self._index.names(number, number + 1)[0]) for number in numbers]
-
-    def __iter__(self):  # type: ignore[no-untyped-def]
-        names = self._index.names(self._first, self._end)
-        return (self._packed(self._first + place, name) for place, name in enumerate(names))
-
-    def _packed(self, number: int, name: str) -> Source:
-        return _Packed(name, self._index, self._staging, number)
 
 
 class _Reader:
@@ -194,7 +104,7 @@ class _Reader:
     def _decode(self, numbers: NDArray[np.int64], write: Write) -> None:
         shards = self._index.shards_of(numbers)
         files = [
-            _read(self._index, self._staging, int(shard), int(number))
+            read_packed(self._index, self._staging, int(shard), int(number))
             for shard, number in zip(shards, numbers, strict=True)
         ]
         try:
@@ -206,16 +116,3 @@ class _Reader:
             ) from None
         for number, image in zip(numbers, pixels, strict=True):
             write(int(number), image)
-
-
-def _read(index: Index, staging: Staging, shard: int, number: int) -> bytes:
-    place = shard, int(index.offsets[number]), int(index.lengths[number])
-    data, expected = staging.read(*place), index.checksums[number]
-    if google_crc32c.value(data) != expected and staging.forget(shard):
-        data = staging.read(*place)  # the copy may be what is damaged
-    if google_crc32c.value(data) != expected:
-        raise DataError(
-            "A shard is damaged: an image does not match its checksum. Get the shard again, or pack the "
-            f"data again. Received: {staging.at(shard)}, byte {index.offsets[number]}"
-        )
-    return data

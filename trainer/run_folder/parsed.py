@@ -1,4 +1,4 @@
-"""What the files of a run hold, as far as a comparison needs it.
+"""What the files of a run hold, as far as another run is compared with it.
 
 In: the bytes of a file. Out: plain values, checked; a ValidationError for what this version didn't write.
 """
@@ -32,9 +32,21 @@ class _Split(_File):
     digest: str | None = None
 
 
+class _Rejected(_File):
+    count: int = 0
+
+
 class _Dataset(_File):
     digest: str = ""
     splits: dict[str, _Split] = {}
+    rejected: _Rejected = _Rejected()
+
+
+class _Images(_File):
+    images: int
+    distinct: int | None = None
+    contents: list[str] = []
+    measures: dict[str, list[FiniteFloat]] = {}
 
 
 class _Epoch(_File):
@@ -59,6 +71,11 @@ def read_environment_json(data: bytes) -> dict[str, Any]:
 def read_dataset_json(data: bytes) -> dict[str, Any]:
     """Return a dataset.json."""
     return _Dataset.values(data)
+
+
+def read_images_json(data: bytes) -> dict[str, Any]:
+    """Return an images.json."""
+    return _Images.values(data)
 
 
 def read_timings_json(data: bytes) -> list[dict[str, Any]]:

@@ -1,0 +1,142 @@
+"""The images that lie in shards, one by one, as they were packed.
+
+In: a place where shards were packed. Out: their index, and of each split its images by their names, which
+are read when they are asked for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import overload
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.data.items import Source
+from trainer.data.shards.index import INDEX, JOURNAL, Catalogue, Index, read_catalogue
+from trainer.data.shards.staging import Staging
+from trainer.exits import DataError
+from trainer.printable import without_secrets
+from trainer.spec.schema import DataSpec
+from trainer.storage import prepare_folder
+from trainer.storage.store import Store, is_bucket, open_store, without_scheme
+
+
+def find_shards(spec: DataSpec) -> tuple[Store, Catalogue] | None:
+    """Return the place of the shards that `spec` names, and their list; None if it names something else.
+
+    Raises DataError if the list can't be used, or if the layout is said to be shards and there are none.
+    """
+    place = without_scheme(spec.source)
+    if spec.layout not in ("auto", "shards") or not (is_bucket(place) or os.path.isdir(place)):
+        catalogue = None
+    else:
+        store = open_store(place)
+        catalogue = read_catalogue(store)
+        if catalogue is None and store.find(JOURNAL) is not None:
+            raise DataError(
+                "The shards are not all packed yet; let `trainer shard` finish, the same command goes on "
+                f"where it stopped. Received: {without_secrets(spec.source)!r}"
+            )
+    if catalogue is not None:
+        return store, catalogue
+    if spec.layout == "shards":
+        raise DataError(
+            "data.layout is shards, but the source has no shards.json, which `trainer shard` writes when it "
+            f"is done. Received: {without_secrets(spec.source)!r}"
+        )
+    return None
+
+
+def open_shards(store: Store, catalogue: Catalogue, spec: DataSpec, cache_dir: Path) -> tuple[Index, Staging]:
+    """Return where each image of the shards in `store` lies, and what reads it. Raises DataError."""
+    folder = cache_dir / "shards" / catalogue.index_sha256[:16]
+    index = Index(_local_index(store, folder), catalogue)
+    if len(index.starts) != len(catalogue.shards) + 1 or index.starts[-1] != len(index):
+        raise DataError(
+            f"The index of the shards does not fit their list; pack them again. Received: {store.uri}"
+        )
+    return index, Staging(store, catalogue.shards, folder, spec.staged_mib << 20, spec.shuffle_shards)
+
+
+def _local_index(store: Store, folder: Path) -> Path:
+    if not is_bucket(store.uri):
+        return Path(store.uri) / INDEX
+    prepare_folder(folder)
+    store.download(INDEX, folder / INDEX)
+    return folder / INDEX
+
+
+def starts_of(split: str, catalogue: Catalogue, index: Index) -> NDArray[np.int64]:
+    """Return the number of the first image of each shard of `split`, and at the end that after the last."""
+    own = [number for number, shard in enumerate(catalogue.shards) if shard.split == split]
+    return index.starts[[*own, own[-1] + 1]]  # the shards of a split follow each other
+
+
+def packed_items(split: str, catalogue: Catalogue, index: Index, staging: Staging) -> PackedItems:
+    """Return the images of `split`, of which there is a shard."""
+    starts = starts_of(split, catalogue, index)
+    return PackedItems(index, staging, int(starts[0]), int(starts[-1]))
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """One image in a shard."""
+
+    name: str
+    index: Index
+    staging: Staging
+    number: int
+    encoding: str = "image"
+
+    def read(self) -> bytes:
+        """Return its bytes. Raises DataError if they are damaged."""
+        shard = int(self.index.shards_of(np.asarray([self.number], np.int64))[0])
+        return read_packed(self.index, self.staging, shard, self.number)
+
+
+class PackedItems(Sequence[Source]):
+    """The images of a split, whose names are read when they are asked for."""
+
+    def __init__(self, index: Index, staging: Staging, first: int, end: int) -> None:
+        self._index, self._staging, self._first, self._end = index, staging, first, end
+
+    def __len__(self) -> int:
+        return self._end - self._first
+
+    @overload
+    def __getitem__(self, place: int) -> Source: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Source]: ...
+
+    def __getitem__(self, place: int | slice) -> Source | Sequence[Source]:
+        numbers = range(self._first, self._end)[place]
+        if isinstance(numbers, int):
+            return self._packed(numbers, self._index.names(numbers, numbers + 1)[0])
+        return [self._packed(number, self._index.names(number, number + 1)[0]) for number in numbers]
+
+    def __iter__(self) -> Iterator[Source]:
+        names = self._index.names(self._first, self._end)
+        return (self._packed(self._first + place, name) for place, name in enumerate(names))
+
+    def _packed(self, number: int, name: str) -> Source:
+        return _Packed(name, self._index, self._staging, number)
+
+
+def read_packed(index: Index, staging: Staging, shard: int, number: int) -> bytes:
+    """Return the bytes of one image, by its shard and its number among all. Raises DataError."""
+    place = shard, int(index.offsets[number]), int(index.lengths[number])
+    data, expected = staging.read(*place), index.checksums[number]
+    if google_crc32c.value(data) != expected and staging.forget(shard):
+        data = staging.read(*place)  # the copy may be what is damaged
+    if google_crc32c.value(data) != expected:
+        raise DataError(
+            "A shard is damaged: an image does not match its checksum. Get the shard again, or pack the "
+            f"data again. Received: {staging.at(shard)}, byte {index.offsets[number]}"
+        )
+    return data
