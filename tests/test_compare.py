@@ -25,7 +25,7 @@ from trainer.compare.statistics import (
     paired_accuracies,
     unpaired_accuracies,
 )
-from trainer.compare.text import are_repeated, as_values, spread, table
+from trainer.compare.text import are_repeated, as_values, lines_of, spread, table
 from trainer.exits import DataError, UsageError
 from trainer.metrics import Predictions, compute_metrics
 from trainer.report.figures import to_svg
@@ -281,6 +281,10 @@ def test_all_of_it_is_told() -> None:
     assert told["runs"][0]["metrics"]["validation/log_loss"] == runs[0].metrics["validation/log_loss"]
     assert told["spread"] is None
     assert as_values(runs, pairs, is_spread=True)["spread"] is not None
+    better = make_predictions("validation", CLASSES, 20, 3.0)
+    starred = [line for line in lines_of(compare_runs(runs[0], run_of(better, "better"))) if "*" in line]
+    assert starred[-1] == "  * more than chance, each by itself"
+    assert not any("*" in line for line in lines_of(compare_runs(runs[0], runs[0])))
     first = told["comparisons"][0]
     assert first["only_one_right"] == [answers[0].names[index] for index in pairs[0].disagreements]
     assert first["comparisons_at_once"] == 2

@@ -22,7 +22,6 @@ from trainer.spec.text import dump_mapping
 
 _WIDTH = 79
 _LABEL, _CELL = 20, 28
-_NAME = 26
 _MOST_COLUMNS = 2
 _MOST_ROWS = 12
 """Of differences of one kind; --json and the page have all."""
@@ -130,6 +129,8 @@ def lines_of(comparison: Comparison) -> list[str]:
         lines.append(
             f"  {name:<18}{test.difference:+.4f} (95% interval {test.low:+.4f} to {test.high:+.4f}){word}"
         )
+    if any(not test.is_chance for test in comparison.others.values()):
+        lines.append("  * more than chance, each by itself")
     for heading, rows in all_differences(comparison.first, comparison.second):
         lines.append(f"different {heading}")
         lines += [_line(what, [one, other], "  ") for what, one, other in rows[:_MOST_ROWS]]
@@ -196,19 +197,19 @@ def _values(run: Run) -> dict[str, Any]:
 def _long_table(runs: Sequence[Run]) -> list[str]:
     """Return a line for each run, and what all of them were made by."""
     has_cost = any(run.cost is not None for run in runs)
-    head = f"{'':<{_NAME}}{'accuracy':<24}{'time':<13}{'images/s':<10}{'USD' if has_cost else ''}"
+    head = f"{'':<{_CELL}}{'accuracy':<24}{'time':<12}{'images/s':<9}{'USD' if has_cost else ''}"
     lines = [head.rstrip(), *(_short_row(run) for run in runs)]
     for label, text in _MADE_BY:
         found = {text(run) for run in runs}
         if len(found) == 1 and found != {_NOTHING}:  # where they differ, the comparisons tell
-            lines.append(f"{label:<{_NAME}}{cut(found.pop(), _WIDTH - _NAME)}")
+            lines.append(f"{label:<{_CELL}}{cut(found.pop(), _WIDTH - _CELL)}")
     return lines
 
 
 def _short_row(run: Run) -> str:
     cost = f"{run.cost:.2f}" if run.cost is not None else ""
-    name = padded(shorten(run.name, _NAME - 2), _NAME)
-    return f"{name}{accuracy_text(run):<24}{_time(run):<13}{_rate(run):<10}{cost}".rstrip()
+    name = padded(shorten(run.name, _CELL - 2), _CELL)
+    return f"{name}{accuracy_text(run):<24}{_time(run):<12}{_rate(run):<9}{cost}".rstrip()
 
 
 def _line(label: str, cells: Sequence[str], indent: str = "") -> str:
