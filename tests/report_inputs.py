@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from trainer.compare.runs import Run
 from trainer.data.items import Rejection
 from trainer.metrics import Predictions, compute_metrics
 from trainer.report.inputs import ReportInputs
@@ -32,6 +33,12 @@ def make_predictions(
         f"{split}/{class_names[label]}/{number:05}.jpg" for number, label in enumerate(labels.tolist())
     )
     return Predictions(split, names, labels, rows, class_names)
+
+
+def run_of(predictions: Predictions, name: str, digest: str = "sha256:1") -> Run:
+    """A run whose held-out answers are `predictions`."""
+    metrics = {f"validation/{key}": value for key, value in compute_metrics(predictions).items()}
+    return Run(name, name, metrics, "validation", predictions, dataset={"digest": digest})
 
 
 def make_history(

@@ -59,14 +59,14 @@ def test_what_moved_is_told_in_words() -> None:
     assert [row.name for row in drift.measures if row.has_moved] == ["brightness", "width"]
     assert drift.sentences[0].startswith("The images are wider (width ")
     assert " and darker (brightness -" in drift.sentences[0]
-    assert drift.brief == "since monday: brightness, width moved"
+    assert drift.brief == "brightness, width moved (since monday)"
 
 
 def test_what_is_decoded_otherwise_is_compared_by_its_files_only() -> None:
     before, now = (images(np.random.default_rng(seed), brightness=seed, width=seed) for seed in (0, 9))
     drift = find_drift(Earlier("monday", dataset(a=9), before, is_decoded_alike=False), dataset(a=9), now)
     assert [row.name for row in drift.measures] == ["width", "height", "kilobytes"]
-    assert drift.brief == "since monday: width moved"
+    assert drift.brief == "width moved (since monday)"
     assert "another size or in another way" in drift.sentences[1]
 
 
@@ -94,8 +94,8 @@ def test_classes_are_told() -> None:
     said = drift_of(before, now, dataset(cats=500, dogs=9), dataset(cats=500, birds=9)).sentences[0]
     assert said == "The class birds is new; the class dogs is gone."
     drift = drift_of(before, now, dataset(cats=500, dogs=9), dataset(cats=500, birds=9))
-    assert drift.brief == "since monday: the class birds is new; the class dogs is gone"
-    assert drift_of(before, now).brief == "since monday: no measure moved more than chance does"
+    assert drift.brief == "the class birds is new; the class dogs is gone (since monday)"
+    assert drift_of(before, now).brief == "no measure moved more than chance does (since monday)"
 
 
 def sketch(numbers: range, most: int) -> dict[str, Any]:
@@ -188,7 +188,7 @@ def test_which_run_is_compared_with(either_store: Store, tmp_path: Path) -> None
     drift = find_drift(same, dataset(a=3), images(np.random.default_rng(0)))
     left = "Only counts can be compared: the measures of the run monday are missing: it left no images.json."
     assert drift.sentences == (left,)
-    assert drift.brief == "since monday: only counts are known"
+    assert drift.brief == "only counts are known (since monday)"
     assert find_drift(earlier, dataset(a=3), {}).sentences == ("The class a is new.", left)
     monday.write("images.json", json.dumps(images(np.random.default_rng(0))).encode())
     written = monday.read("dataset.json")
@@ -196,6 +196,8 @@ def test_which_run_is_compared_with(either_store: Store, tmp_path: Path) -> None
     for other in (b'{"splits": []}', b'{"splits": {"train": {"classes": {"a": "x"}}}}', b'{"rejected": 3}'):
         monday.write("dataset.json", other)
         assert find_earlier(either_store, spec, "new") is None
+    monday.write("dataset.json", b'{"digest": "sha256:old", "images": ["caf\\udce9.png"]}')
+    assert find_earlier(either_store, spec, "new") is not None  # a file's name need not be text
     monday.write("dataset.json", written.data)
     for setting, is_alike in (("seed=3", True), ("data.image_size=16", False), ("data.resize=crop", False)):
         found = find_earlier(either_store, load_spec(None, None, (setting, "data.source=photos")), "new")

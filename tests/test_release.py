@@ -275,12 +275,18 @@ def test_runs_are_listed_promoted_and_rolled_back(runs: Path, tmp_path: Path) ->
     own = runs.parent / "many"
     frozen = shutil.copytree(own, runs.parent / "frozen")
     held_out = json.loads((runs / "again" / "dataset.json").read_text())["splits"]["validation"]["images"]
-    for place, images, count in ((frozen, "all", 200), (own, "validation", held_out)):
+    same = f"file://{own}"  # as it is called otherwise
+    for place, images, count in (
+        (frozen, "all", 200), (own, "validation", held_out), (same, "validation", held_out)
+    ):  # fmt: skip
         setting = f"publish.test_data={place}"
         assert "again: it is not more accurate" in said("promote", runs / "again", "--set", setting, code=4)
         record = json.loads(sorted((runs / "releases").iterdir())[-1].read_text())
         assert record["images"] == f"{images} images of {place}"
         assert record["count"] == count
+    (own / "squares").rename(own / "rings")
+    assert "of other classes by now" in said("promote", runs / "again", code=65)
+    assert (runs / "champion").read_text() == "good\n"
     assert "Only how it is decided" in said("promote", runs / "poor", "--set", "seed=3", code=2)
     assert "There is no such run" in said("promote", runs / "nowhere", code=2)
     assert said("runs", tmp_path / "empty") == "no runs\n"

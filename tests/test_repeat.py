@@ -79,8 +79,9 @@ def test_what_cannot_be_repeated_is_refused(photos: Path, tmp_path: Path) -> Non
         (["--run-name", "a" * 124], "name"),
     ):
         assert words in error_line(trainer(*repeated(photos, tmp_path), *more, cache=tmp_path), 2)
-    words = repeated(photos, tmp_path, "--set", "train.start_from=latest")
-    assert "begin with the weights of the one before" in error_line(trainer(*words, cache=tmp_path), 2)
+    for start in ("latest", str(tmp_path / "runs" / "latest")):
+        words = repeated(photos, tmp_path, "--set", f"train.start_from={start}")
+        assert "begin with the weights of the one before" in error_line(trainer(*words, cache=tmp_path), 2)
     assert not (tmp_path / "runs").exists()
     words = repeated(tmp_path / "nowhere", tmp_path)
     done = trainer(*words, cache=tmp_path)

@@ -28,7 +28,7 @@ from trainer.printable import without_secrets
 from trainer.publish import publish
 from trainer.report.drift import Drift, find_drift
 from trainer.report.inputs import ReportInputs
-from trainer.report.names import shorten
+from trainer.report.names import clip
 from trainer.report.page import write_report
 from trainer.report.verdict import Verdict
 from trainer.run_folder import (
@@ -256,7 +256,7 @@ def _drift(spec: RunSpec, dataset: Dataset, folder: RunFolder, screen: Screen) -
     if earlier is None:
         return None
     drift = find_drift(earlier, dataset.summary, read_images(folder.path))
-    screen.on_fact("drift", shorten(drift.brief, _FOUND_WIDTH))
+    screen.on_fact("drift", clip(drift.brief, _FOUND_WIDTH))
     return drift
 
 

@@ -52,7 +52,7 @@ def repeat(times: int, seeds: str | None, as_json: bool, **given: Any) -> None:
     spec = given_spec(given["spec_path"], given["recipe"], given["settings"], overrides, None, cache_folder())
     stop = Stop(spec.train.grace_seconds + 5)
     stop.listen()
-    _require_one_start(spec)
+    spec = _with_start(spec)
     numbers = _seeds(seeds, times, spec.seed)
     base = spec.run_name or f"{spec.recipe or 'run'}-{_identity(spec)}"
     specs = [_with_seed(spec, f"{base}-seed-{number}", number) for number in numbers]
@@ -75,14 +75,22 @@ def _with_seed(spec: RunSpec, name: str, seed: int) -> RunSpec:
     return load_spec(text=text, overrides={"run_name": name, "seed": seed})
 
 
-def _require_one_start(spec: RunSpec) -> None:
-    from trainer.spec.schema import LATEST
+def _with_start(spec: RunSpec) -> RunSpec:
+    """Return the spec with the run that all begin with, whatever becomes the champion meanwhile."""
+    from trainer.publish import parent_of
+    from trainer.run_folder import find_start
+    from trainer.spec.schema import LATEST, SCRATCH
+    from trainer.storage.store import open_store
 
-    if spec.train.start_from == LATEST:
+    start_from = spec.train.start_from
+    if parent_of(start_from)[1] == LATEST:
         raise UsageError(
             "Each of these runs would begin with the weights of the one before, and so differ in more than "
-            "the seed; give a run, as train.start_from=champion. Received: train.start_from=latest"
+            f"the seed; give a run, or champion. Received: train.start_from={start_from}"
         )
+    start = find_start(open_store(spec.output), start_from)
+    train = spec.train.model_copy(update={"start_from": SCRATCH if start is None else start.uri})
+    return spec.model_copy(update={"train": train})
 
 
 def require_alike(runs: Sequence[Run]) -> None:

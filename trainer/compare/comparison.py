@@ -36,15 +36,15 @@ class Comparison:
     """How many of them the one, and the other."""
     why_unpaired: str
     """In words; empty for pairs."""
+    adjusted_p: float
+    """Of the accuracies, with all comparisons that were made at once (Holm)."""
     among: int = 1
-    """How many comparisons were made at once."""
-    adjusted_p: float = 1.0
-    """Of the accuracies, with all of them (Holm)."""
+    """How many these were."""
 
     @property
     def is_chance(self) -> bool:
         """Whether chance alone could have made the difference of the accuracies."""
-        return (self.accuracy.p_value if self.among == 1 else self.adjusted_p) >= LEVEL
+        return self.adjusted_p >= LEVEL
 
     @property
     def verdict(self) -> str:
@@ -67,8 +67,11 @@ class Comparison:
         better = self.second if test.difference > 0 else self.first
         low, high = sorted((abs(test.low), abs(test.high)))
         gain = f"{_share(abs(test.difference))} (95% interval {_share(low)} to {_share(high)})"
-        if self.why_unpaired not in ("", _COUNTS):
-            return f"{better.name} scored higher by {gain}, or its images are easier: {how}."
+        is_alike = not self.why_unpaired or (
+            self.why_unpaired == _COUNTS and self.first.count == self.second.count
+        )
+        if not is_alike:
+            return f"{better.name} scored higher by {gain}, which easier images may explain: {how}."
         return f"{better.name} is better by {gain}: {how}."
 
 
@@ -88,18 +91,20 @@ def compare_runs(first: Run, second: Run) -> Comparison:
     why = _why_unpaired(first, second)
     if why or first.predictions is None or second.predictions is None:
         test = unpaired_accuracies((first.correct, first.count), (second.correct, second.count))
-        return Comparison(first, second, test, {}, np.zeros(0, np.int64), 0, 0, why)
+        return Comparison(first, second, test, {}, np.zeros(0, np.int64), 0, 0, why, test.p_value)
     right = [each.predicted == each.labels for each in (first.predictions, second.predictions)]
     only_first, only_second = int(np.sum(right[0] & ~right[1])), int(np.sum(right[1] & ~right[0]))
+    test = paired_accuracies(only_first, only_second, first.count)
     return Comparison(
         first=first,
         second=second,
-        accuracy=paired_accuracies(only_first, only_second, first.count),
+        accuracy=test,
         others=bootstrap(first.predictions, second.predictions),
         disagreements=np.flatnonzero(right[0] != right[1]).astype(np.int64),
         only_first=only_first,
         only_second=only_second,
         why_unpaired="",
+        adjusted_p=test.p_value,
     )
 
 

@@ -146,11 +146,13 @@ def read_metrics(text: str, uri: str, name: str) -> Run:
         ) from None
     split = judged_by(metrics, uri)
     count, accuracy = metrics.get(f"{split}/count", 0), metrics[f"{split}/accuracy"]
-    correct = round(metrics.get(f"{split}/correct", accuracy * count))
-    if not 0 <= accuracy <= 1 or (count and abs(accuracy - correct / count) > _ROUNDING):
+    right = metrics.get(f"{split}/correct", accuracy * count)
+    is_share = 0 <= accuracy <= 1
+    correct = round(right) if is_share else 0
+    if not is_share or (count and abs(accuracy - correct / count) > _ROUNDING):
         raise UsageError(
             f"An accuracy is a share in 0..1, and that of the counts beside it. Received: {split}/accuracy "
-            f"{accuracy:g}, {correct} right of {count:g} in {uri}"
+            f"{accuracy:g}, {right:g} right of {count:g} in {uri}"
         )
     if not (1 <= count <= _MOST_IMAGES and count == round(count) and 0 <= correct <= count):
         raise UsageError(

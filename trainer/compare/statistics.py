@@ -132,13 +132,14 @@ def bootstrap(first: Predictions, second: Predictions, seed: int = 0) -> dict[st
 def _measure(predictions: Predictions) -> Callable[[Rows], dict[str, Floats]]:
     """Return what makes of rows of images, int64 [R, N], each metric of each row, [R]."""
     classes = len(predictions.class_names)
-    labels, probabilities = predictions.labels.astype(np.int64), predictions.probabilities
+    labels, predicted = predictions.labels.astype(np.int64), predictions.predicted
+    probabilities = predictions.probabilities
     right = np.clip(probabilities[np.arange(len(labels)), labels], np.finfo(np.float64).eps, None)
     squares = (probabilities - np.eye(classes)[labels]) ** 2
     of_each = {"log_loss": -np.log(right), "brier": squares[:, 1] if classes == 2 else squares.sum(axis=1)}
 
     def measure(rows: Rows) -> dict[str, Floats]:
-        recall, f1 = _macro(labels[rows], predictions.predicted[rows], classes)
+        recall, f1 = _macro(labels[rows], predicted[rows], classes)
         means = {name: values[rows].mean(axis=1) for name, values in of_each.items()}
         return {"macro_recall": recall, "macro_f1": f1} | means
 

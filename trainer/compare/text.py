@@ -153,7 +153,7 @@ def as_values(
                 "is_paired": not each.why_unpaired,
                 "is_chance": each.is_chance,
                 "comparisons_at_once": each.among,
-                "adjusted_p_value": each.adjusted_p if each.among > 1 else each.accuracy.p_value,
+                "adjusted_p_value": each.adjusted_p,
                 "only_first_right": None if each.why_unpaired else each.only_first,
                 "only_second_right": None if each.why_unpaired else each.only_second,
                 "only_one_right": [] if names is None else [names[index] for index in each.disagreements],
@@ -195,21 +195,21 @@ def _values(run: Run) -> dict[str, Any]:
 
 
 def _long_table(runs: Sequence[Run]) -> list[str]:
-    """Return a line for each run, and what all of them were made by."""
+    """Return a line for each run, and what they were made by."""
     has_cost = any(run.cost is not None for run in runs)
-    head = f"{'':<{_CELL}}{'accuracy':<24}{'time':<12}{'images/s':<9}{'USD' if has_cost else ''}"
+    head = f"{'':<{_CELL}}{'accuracy':<24}{'time':<12} {'images/s':<8} {'USD' if has_cost else ''}"
     lines = [head.rstrip(), *(_short_row(run) for run in runs)]
     for label, text in _MADE_BY:
-        found = {text(run) for run in runs}
-        if len(found) == 1 and found != {_NOTHING}:  # where they differ, the comparisons tell
-            lines.append(f"{label:<{_CELL}}{cut(found.pop(), _WIDTH - _CELL)}")
+        found = list(dict.fromkeys(text(run) for run in runs))
+        if found != [_NOTHING]:
+            lines.append(f"{label:<{_CELL}}{shorten(' | '.join(found), _WIDTH - _CELL)}")
     return lines
 
 
 def _short_row(run: Run) -> str:
-    cost = f"{run.cost:.2f}" if run.cost is not None else ""
+    cost = "" if run.cost is None else f"{run.cost:.2f}" if run.cost < 100 else f"{run.cost:.0f}"
     name = padded(shorten(run.name, _CELL - 2), _CELL)
-    return f"{name}{accuracy_text(run):<24}{_time(run):<12}{_rate(run):<9}{cost}".rstrip()
+    return f"{name}{accuracy_text(run):<24}{_time(run):<12} {_rate(run):<8} {cost}".rstrip()
 
 
 def _line(label: str, cells: Sequence[str], indent: str = "") -> str:

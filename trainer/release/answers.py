@@ -5,6 +5,7 @@ In: loaded models and where the images are. Out: `Predictions` of both, in one o
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from trainer.metrics import Predictions
 from trainer.predict import predict_split
 from trainer.printable import without_secrets
 from trainer.spec import DataSpec
+from trainer.storage.store import without_scheme
 
 _FROZEN = ("test", "validation", "all", "train")
 """Of the test data the first of these splits that there is."""
@@ -55,8 +57,9 @@ def _split(
 ) -> Split:
     about = dict(zip(("image_size", "resize", "interpolation"), _how(model), strict=True))
     own = DataSpec.model_validate(data.model_dump() | about)
-    if test_data is None or test_data.rstrip("/") == data.source.rstrip("/"):
+    if test_data is None or _place(test_data) == _place(data.source):
         dataset = load_dataset(own, cache_dir, progress, lambda rejected: None)
+        _require_known(dataset.class_names, model.class_names)
         return dataset.held_out if test_data is None else dataset.splits.get("test", dataset.held_out)
     frozen = DataSpec.model_validate({"source": test_data, "max_rejected": own.max_rejected} | about)
     try:
@@ -64,6 +67,22 @@ def _split(
     except (DataError, UsageError) as error:
         raise type(error)(f"The images of publish.test_data can't be used. {error}") from None
     return next(splits[name] for name in _FROZEN if name in splits)
+
+
+def _place(source: str) -> str:
+    """Return the same for two ways to name one place."""
+    path = without_scheme(source)
+    return path.rstrip("/") if "://" in path else os.path.realpath(path)
+
+
+def _require_known(classes: Sequence[str], known: Sequence[str]) -> None:
+    """Raise DataError if labels of `classes` would mean other ones to the models."""
+    if tuple(classes) != tuple(known):
+        other = sorted(set(classes) ^ set(known))
+        raise DataError(
+            "The images are of other classes by now than the models know, so they can't decide; give "
+            f"publish.test_data. Received: {', '.join(other)[:200] or 'another order'}"
+        )
 
 
 def _in_order(answers: Predictions, names: Sequence[str]) -> Predictions:

@@ -33,6 +33,7 @@ _LEAST_SHARE = 0.02
 _LEAST_SAMPLE = 100
 """Images that a share is estimated from."""
 _NAME = 40
+_SHORT = 20
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Drift:
         words = [*([f"{', '.join(moved)} moved"] if moved else []), *_class_words(self.classes)]
         if not words:
             words = ["no measure moved more than chance does" if self.measures else "only counts are known"]
-        return f"since {shorten(self.run, _NAME)}: {'; '.join(words)}"
+        return f"{'; '.join(words)} (since {shorten(self.run, _SHORT)})"
 
 
 def find_drift(earlier: Earlier, dataset: Mapping[str, Any], images: Mapping[str, Any]) -> Drift:

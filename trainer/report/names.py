@@ -40,6 +40,11 @@ def padded(text: str, width: int) -> str:
     return text + " " * (width - columns(text))
 
 
+def clip(text: str, limit: int) -> str:
+    """Return `text` in at most `limit` columns, its end left out if it is longer."""
+    return text if columns(text) <= limit else f"{cut(text, limit - 1)}…"
+
+
 def cut(text: str, limit: int) -> str:
     """Return as much of the beginning of `text` as fits into `limit` columns."""
     taken = 0

@@ -5,10 +5,13 @@ In: the bytes of a file. Out: plain values, checked; a ValidationError for what 
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat, TypeAdapter, ValidationError
 
+_HALVES = re.compile(rb"(?<!\\)((?:\\\\)*)\\ud[89a-f][0-9a-f]{2}")
+"""What stands in JSON for the odd bytes of a file's name, and is no letter."""
 _METRICS = TypeAdapter(dict[str, FiniteFloat | None])
 _HISTORY: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
 
@@ -18,7 +21,7 @@ class _File(BaseModel):
 
     @classmethod
     def values(cls, data: bytes) -> dict[str, Any]:
-        return cls.model_validate_json(data).model_dump(exclude_unset=True)
+        return cls.model_validate_json(_HALVES.sub(rb"\1?", data)).model_dump(exclude_unset=True)
 
 
 class _Environment(_File):
