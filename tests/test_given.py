@@ -53,14 +53,16 @@ def test_a_folder_that_no_run_is_called_is_not_promoted(tmp_path: Path) -> None:
     assert find_run(str(tmp_path / "champion")).uri == str(tmp_path / "champion")
 
 
-def test_a_page_overwrites_nothing_that_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_is_no_pointer_and_lies_in_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     finished(FolderStore(tmp_path / "runs"), tmp_path / "local", "two")
+    (tmp_path / "runs" / "two" / "starts.jsonl").write_text("")
     metrics = '{"validation/accuracy": 0.7, "validation/count": 10}'
     for name in ("a.json", "b.json"):
         (tmp_path / name).write_text(metrics)
     for html, words in (
-        ("b.json", "overwrite"), ("./b.json", "overwrite"), ("runs/two/metrics.json", "overwrite"),
+        ("b.json", "is a file"), ("runs/champion", "is a file"), ("runs/two/report.html", "within a run"),
+        ("runs/two/plots/a.HTML", "within a run"),
         ("", "is a file"), ("gs://bucket", "is a file"),
     ):  # fmt: skip
         done = CliRunner().invoke(cli, ["compare", "a.json", "b.json", "--html", html])

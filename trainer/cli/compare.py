@@ -7,7 +7,6 @@ a page.
 from __future__ import annotations
 
 import json
-import os
 import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -40,7 +39,7 @@ def compare(uris: tuple[str, ...], as_json: bool, html: str | None) -> None:
     if len(uris) < 2:
         raise UsageError(f"Two runs at least are compared. Received: {len(uris)}")
     if html is not None:
-        _require_new_place(html, uris)
+        _require_page(html)
     runs = read_runs(uris)
     comparisons = compare_all(runs)
     if html is not None:
@@ -55,8 +54,8 @@ def compare(uris: tuple[str, ...], as_json: bool, html: str | None) -> None:
         click.echo(f"page       {html}", err=as_json)
 
 
-def _require_new_place(html: str, uris: Sequence[str]) -> None:
-    """Raise UsageError for a page that would be no page, lie in a run, or overwrite what is compared."""
+def _require_page(html: str) -> None:
+    """Raise UsageError for a page that would not be called like one, or lie in a run."""
     from trainer.publish import parent_of
     from trainer.run_folder import require_outside_runs
     from trainer.storage.store import is_bucket, open_store, split_uri
@@ -66,8 +65,6 @@ def _require_new_place(html: str, uris: Sequence[str]) -> None:
     is_page = name.lower().endswith(_PAGES) and not (is_bucket(html) and not split_uri(html)[1])
     if not is_page:
         raise UsageError(f"--html is a file, as NAME.html or gs://BUCKET/NAME.html. Received: {html!r}")
-    if any(os.path.realpath(each) == os.path.realpath(html) for each in uris):
-        raise UsageError(f"The page would overwrite what is compared; give another --html. Received: {html}")
     require_outside_runs(open_store(folder), "The page")
 
 
