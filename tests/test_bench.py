@@ -42,6 +42,7 @@ def test_a_device_of_its_own_shares_no_processor_with_the_data() -> None:
     assert "copies to the device: together they reach 60%" in found.sentence()
 
 
+@pytest.mark.engine
 def test_bench_measures_and_leaves_nothing(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
     done = subprocess.run(

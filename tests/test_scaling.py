@@ -59,6 +59,7 @@ def test_nothing_grows_unasked() -> None:
     assert describe_scaling(spec, 8) is None
 
 
+@pytest.mark.engine
 def test_a_run_on_two_devices_has_half_the_steps_and_says_so(photos: Path, tmp_path: Path) -> None:
     done = trainer(
         "train", "--data", photos, "--output", tmp_path / "runs", "--run-name", "two", *QUICK,

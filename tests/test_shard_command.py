@@ -27,6 +27,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.engine
 def test_the_commands_pack_train_and_evaluate(images: Path, tmp_path: Path) -> None:
     done = trainer("shard", images, tmp_path / "shards", "--set", "data.max_rejected=0.5", cache=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -159,6 +160,7 @@ def test_machines_bring_only_their_share_of_a_buckets_images(
         assert {path.stat().st_blocks for path in outlined} == {0}  # nothing of them is on disk
 
 
+@pytest.mark.engine
 def test_two_at_the_same_work_both_end_well(images: Path, tmp_path: Path) -> None:
     both = [
         subprocess.Popen(
