@@ -102,15 +102,21 @@ def test_a_class_without_images_counts_in_no_mean() -> None:
     assert bootstrap(first, second)["macro_f1"].difference == pytest.approx(expected, abs=1e-9)
 
 
-def test_many_classes_take_little_memory() -> None:
-    answers = [
-        make_predictions("validation", tuple(map(str, range(300))), 2, 1.0, seed=seed) for seed in (1, 2)
-    ]
+@pytest.mark.parametrize(
+    ("classes", "of_each", "most"),
+    [
+        (300, 2, 100e6),  # a matrix of all classes for each draw would be 720 MB
+        (2, 10_000, 400e6),  # all draws at once 1 GB
+    ],
+)
+def test_many_classes_or_images_take_little_memory(classes: int, of_each: int, most: float) -> None:
+    names = tuple(map(str, range(classes)))
+    answers = [make_predictions("validation", names, of_each, 1.0, seed=seed) for seed in (1, 2)]
     tracemalloc.start()
     bootstrap(*answers)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 100e6  # a matrix of all classes for each draw would be 720 MB
+    assert peak < most
 
 
 def test_a_mean_has_students_interval() -> None:

@@ -98,6 +98,27 @@ def test_all_runs_are_new_and_stay_and_are_of_the_same_data(photos: Path, tmp_pa
     assert done.returncode == 0, done.stderr
     assert "standard deviation" in done.stdout
     assert not (tmp_path / "runs" / "champion").exists()  # of several the best would be it by chance
+    # All begin with one run, and are the same runs from whatever folder the command is given.
+    runs = tmp_path / "runs"
+    assert trainer("promote", runs / "pets-seed-1", cache=tmp_path).returncode == 0
+    begun = [
+        "repeat",
+        *QUICK,
+        "--times",
+        "2",
+        *("--set", "train.epochs=1", "--set", "train.start_from=champion"),
+    ]
+    for places, cwd, finished in ((("runs", "photos"), tmp_path, 0), ((runs, data), None, 2)):
+        named = ["--output", places[0], "--data", places[1]]
+        done = trainer(*begun, *named, cwd=cwd, cache=tmp_path / "cache")
+        assert done.returncode == 0, done.stderr
+        assert (done.stdout + done.stderr).count("This run is finished") == finished
+    started = [
+        json.loads(path.read_text())["started_from"]
+        for path in runs.glob("*/environment.json")
+        if not path.parent.name.startswith("pets")
+    ]
+    assert started == [str(runs / "pets-seed-1")] * 2
     (data / "discs" / "0.png").unlink()
     said = error_line(trainer(*words, "--times", "3", cache=tmp_path / "cache"), 65)
     assert "Received: pets-seed-0 and pets-seed-2" in said

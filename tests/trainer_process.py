@@ -18,11 +18,12 @@ def command(*arguments: str | Path, module: str = "trainer.cli") -> list[str]:
 
 
 def trainer(
-    *arguments: str | Path, cache: Path, module: str = "trainer.cli"
+    *arguments: str | Path, cache: Path, module: str = "trainer.cli", cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "NO_COLOR": "1"}
     return subprocess.run(
         command(*arguments, module=module),
+        cwd=cwd,
         env=environment,
         capture_output=True,
         text=True,

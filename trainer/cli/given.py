@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from trainer import __version__
-from trainer.cli.places import absolute_source, local_path, require_apart
+from trainer.cli.places import absolute_source, local_path, require_apart, with_absolute_test_data
 from trainer.data.progress import SilentProgress
 from trainer.exits import DataError, UsageError
 from trainer.spec import RunSpec, load_spec
@@ -76,7 +76,4 @@ def given_spec(
     if train_spec.start_from not in (SCRATCH, LATEST, CHAMPION):
         require_uri(train_spec.start_from)
         train_spec = train_spec.model_copy(update={"start_from": absolute_source(train_spec.start_from)})
-    publish = spec.publish
-    if publish.test_data is not None:
-        publish = publish.model_copy(update={"test_data": absolute_source(publish.test_data)})
-    return spec.model_copy(update={"data": data_spec, "train": train_spec, "publish": publish})
+    return with_absolute_test_data(spec.model_copy(update={"data": data_spec, "train": train_spec}))

@@ -35,6 +35,15 @@ def absolute_source(source: str) -> str:
         raise UsageError(f"The current folder is gone; change to another one. Received: {source}") from None
 
 
+def with_absolute_test_data(spec: RunSpec) -> RunSpec:
+    """Return the spec with the images that decide on a release where they are from any folder."""
+    test_data = spec.publish.test_data
+    if test_data is None:
+        return spec
+    publish = spec.publish.model_copy(update={"test_data": absolute_source(test_data)})
+    return spec.model_copy(update={"publish": publish})
+
+
 def require_apart(source: str, output: str) -> None:
     """Raise UsageError if the output folder is in the folder of images `source`, as if it were a class."""
     if is_bucket(source) and is_bucket(output):

@@ -154,7 +154,7 @@ def _answers(output: Store, spec: RunSpec, cache_dir: Path) -> Answers:
 
 
 def _spec(output: Store, name: str, settings: tuple[str, ...]) -> RunSpec:
-    from trainer.cli.places import absolute_source
+    from trainer.cli.places import with_absolute_test_data
     from trainer.spec import load_spec
 
     found = output.below(name).read("spec.yaml")
@@ -165,10 +165,9 @@ def _spec(output: Store, name: str, settings: tuple[str, ...]) -> RunSpec:
         raise UsageError(
             f"Only how it is decided can be set here, such as publish.min_gain. Received: {others[0]}"
         )
-    spec = load_spec(None, None, settings, None, found.data.decode("utf-8", "replace"))
-    test_data = spec.publish.test_data
-    publish = spec.publish.model_copy(update={"test_data": test_data and absolute_source(test_data)})
-    return spec.model_copy(update={"publish": publish})
+    return with_absolute_test_data(
+        load_spec(None, None, settings, None, found.data.decode("utf-8", "replace"))
+    )
 
 
 def _tell(outcome: Outcome) -> None:

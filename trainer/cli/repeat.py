@@ -77,6 +77,7 @@ def _with_seed(spec: RunSpec, name: str, seed: int) -> RunSpec:
 
 def _with_start(spec: RunSpec) -> RunSpec:
     """Return the spec with the run that all begin with, whatever becomes the champion meanwhile."""
+    from trainer.cli.places import absolute_source
     from trainer.publish import parent_of
     from trainer.run_folder import find_start
     from trainer.spec.schema import LATEST, SCRATCH
@@ -89,8 +90,9 @@ def _with_start(spec: RunSpec) -> RunSpec:
             f"the seed; give a run, or champion. Received: train.start_from={start_from}"
         )
     start = find_start(open_store(spec.output), start_from)
-    train = spec.train.model_copy(update={"start_from": SCRATCH if start is None else start.uri})
-    return spec.model_copy(update={"train": train})
+    # The names of the runs follow from it, from whatever folder the command is given.
+    place = SCRATCH if start is None else absolute_source(start.uri)
+    return spec.model_copy(update={"train": spec.train.model_copy(update={"start_from": place})})
 
 
 def require_alike(runs: Sequence[Run]) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 
 from trainer.compare.runs import Run
 from trainer.printable import without_secrets
+from trainer.spec.load import flat
 
 Row = tuple[str, str, str]
-PLACES = ("output", "run_name")
+_PLACES = ("output", "run_name")
 """Of a spec: where a run is kept says nothing of what it is."""
 _ENVIRONMENT = ("trainer_version", "git_commit", "python", "devices", "precision", "host", "system")
 _NOTHING = "-"
@@ -22,7 +23,7 @@ _NOTHING = "-"
 def spec_differences(first: Run, second: Run) -> list[Row]:
     """Return the settings that differ, by their keys."""
     return _differing(
-        *(flat({k: v for k, v in run.spec.items() if k not in PLACES}) for run in (first, second))
+        *(flat({k: v for k, v in run.spec.items() if k not in _PLACES}) for run in (first, second))
     )
 
 
@@ -43,14 +44,6 @@ def _differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Row]
         for key in keys
         if first.get(key) != second.get(key)
     ]
-
-
-def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return all settings of a spec by their dotted keys."""
-    found: dict[str, Any] = {}
-    for key, each in value.items():
-        found |= flat(each, f"{prefix}{key}.") if isinstance(each, Mapping) else {f"{prefix}{key}": each}
-    return found
 
 
 def _counts(dataset: Mapping[str, Any]) -> dict[str, Any]:

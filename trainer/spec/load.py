@@ -100,7 +100,7 @@ def spec_digest(spec: RunSpec) -> str:
 
 def spec_changes(old: RunSpec, new: RunSpec) -> list[str]:
     """Return the dotted keys in which two specs would give another result, as `key: old -> new`."""
-    before, after = (_flat(spec.model_dump(mode="json", exclude=_UNHASHED)) for spec in (old, new))
+    before, after = (flat(spec.model_dump(mode="json", exclude=_UNHASHED)) for spec in (old, new))
     keys = dict.fromkeys([*before, *after])
     return [
         f"{key}: {before.get(key, 'unset')} -> {after.get(key, 'unset')}"
@@ -171,11 +171,9 @@ def _validated(values: dict[str, Any]) -> RunSpec:
         raise UsageError(describe_problems(error)) from None
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return all settings of a spec by their dotted keys."""
+    found: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
