@@ -9,6 +9,7 @@ import tensorflow as tf
 from keras import layers
 
 from trainer.model import build_model
+from trainer.model.convolution import Conv2D
 from trainer.model.normalization import FusedBatchNormalization
 from trainer.spec import PlainSpec
 
@@ -76,3 +77,31 @@ def test_one_pixel_has_no_variance() -> None:
     layer = FusedBatchNormalization()
     assert np.isfinite(layer(tf.ones([1, 1, 1, 2]), training=True)).all()
     np.testing.assert_allclose(layer.moving_variance, 0.99, rtol=1e-6)
+
+
+def fill_freed_memory_with_nan() -> None:
+    """Allocate tensors of many sizes and free them: an operation that doesn't initialise memory finds NaN."""
+    for precision in (tf.bfloat16, tf.float32):
+        filled = [tf.fill([1 << power], tf.constant(float("nan"), precision)) for power in range(6, 21)]
+        del filled
+
+
+@pytest.mark.parametrize(("side", "stride"), [(1, 2), (1, 4), (2, 3), (2, 4)])
+def test_convolution_of_a_map_smaller_than_the_stride_has_keras_values_and_finite_gradients(
+    side: int, stride: int
+) -> None:
+    options = {"filters": 24, "kernel_size": 3, "strides": stride, "padding": "same", "use_bias": False}
+    images = tf.constant(np.random.default_rng(0).normal(size=(2, side, side, 16)), tf.bfloat16)
+    layer = Conv2D(**options, dtype="mixed_bfloat16")
+    theirs = keras.layers.Conv2D(**options)
+    theirs.build(images.shape)
+    answers = layer(images)
+    theirs.set_weights(layer.get_weights())
+    expected = theirs(tf.cast(images, tf.float32))
+    assert answers.shape == expected.shape
+    np.testing.assert_allclose(tf.cast(answers, tf.float32), expected, atol=0.03, rtol=0.03)
+    for _ in range(5):
+        with tf.GradientTape() as tape:
+            total = tf.reduce_sum(tf.cast(layer(images), tf.float32))
+            fill_freed_memory_with_nan()
+        assert np.isfinite(tape.gradient(total, layer.kernel.value)).all()

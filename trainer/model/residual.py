@@ -12,6 +12,7 @@ from typing import Any
 import keras
 from keras import layers
 
+from trainer.model.convolution import Conv2D
 from trainer.model.head import class_logits
 from trainer.model.kernels import Kernels
 from trainer.model.masks import RowDropout
@@ -68,7 +69,7 @@ def _shortcut(x: Any, filters: int, stride: int, policy: keras.DTypePolicy, kern
 def _convolution(
     x: Any, filters: int, size: int, stride: int, policy: keras.DTypePolicy, kernels: Kernels
 ) -> Any:
-    return layers.Conv2D(
+    return Conv2D(
         filters,
         size,
         strides=stride,
