@@ -39,6 +39,8 @@ KERAS = [
 ]
 # TensorFlow no longer brings it, and its summary writer fails without it.
 TENSORBOARD = "tensorboard>=2.20"
+HEIF = "pillow-heif>=1.1"  # converts HEIC pictures when they are read
+PARQUET = "pyarrow>=18.0"  # reads Parquet files with pictures
 
 # Each of these brings a module named `tensorflow`: install exactly one of the three.
 EXTRAS = {
@@ -47,7 +49,13 @@ EXTRAS = {
     # The newest release there is for TPUs. It takes any libtpu from 0.0.14 on; the bound keeps to
     # those of its own time, for a much newer one may have dropped the interface that it speaks.
     "tpu": ["tensorflow-tpu==2.20.*", "libtpu<0.0.22", *KERAS, TENSORBOARD],
+    # Its wheels bundle codecs under the GPL and the LGPL: only whoever has HEIC pictures installs them.
+    "heif": [HEIF],
+    # 150 MB that only data sets in Parquet need.
+    "parquet": [PARQUET],
     "test": [
+        HEIF,
+        PARQUET,
         "kubernetes-validate>=1.32",  # the schemas of Kubernetes, offline
         # A bucket on loopback. The tests patch it at private places: exactly this version.
         "gcp-storage-emulator==2026.7.19",
