@@ -39,7 +39,7 @@ def failed(reason: str) -> dict[str, Any]:
         (failed("BackoffLimitExceeded"), ended(137, "OOMKilled"), "failed", "out of memory"),
         (failed("BackoffLimitExceeded"), ended(139), "failed", "exit code 139, ended by signal 11"),
         (failed("DeadlineExceeded"), {}, "failed", "longer than its deadline"),
-        ({"spec": {"suspend": True}}, {}, "suspended", "holds it back"),
+        ({"spec": {"suspend": True}}, {}, "suspended", "spec.suspend is set"),
         ({"status": {"conditions": [{"type": "Complete", "status": "True"}], "startTime": BEGAN,
                      "completionTime": "2026-11-27T11:41:00Z"}}, {}, "finished", "took 41 min"),
     ],

@@ -136,8 +136,8 @@ class ClusterJobs:
         is_schedule = {kind: kind == CRON_JOBS for kind in ours}
         if choice is None and len(set(is_schedule.values())) > 1:
             raise UsageError(
-                f"A schedule and a job have this name: `trainer cancel gke {name} --schedule` ends the "
-                f"schedule and its jobs, `trainer cancel gke {name} --job` ends the other job. Received: {name}"
+                f"A schedule and a job are called so: `trainer cancel gke {name} --schedule` ends the "
+                f"schedule and its jobs, `trainer cancel gke {name} --job` the other job. Received: {name}"
             )
         chosen = [kind for kind in ours if choice is None or is_schedule[kind] == (choice == "schedule")]
         for kind in chosen:

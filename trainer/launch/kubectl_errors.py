@@ -1,7 +1,7 @@
 """The errors that kubectl prints, as exceptions with the reason that the API server gave.
 
-kubectl prints answers of the API server in fixed forms (`StandardErrorMessage` in k8s.io/kubectl/pkg/cmd/util),
-and the text after them quotes names that users chose: only form and reason are read, no words of the rest.
+kubectl prints answers of the API server in fixed forms (`StandardErrorMessage` in k8s.io/kubectl), and the
+text after them quotes names that users chose: only form and reason are read, no words of the rest.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _FORMS = (
     (re.compile(r"Unable to connect to the server: "), _UNREACHABLE),
     (re.compile(r"The connection to the server \S+ was refused"), _UNREACHABLE),
     # While it looks for the schema of an object from standard input.
-    (re.compile(r'error: (?:error validating|unable to recognize) "STDIN": [^"]*: Get "'), _UNREACHABLE),
+    (re.compile(r'error: (?:error validating|unable to recognize) "STDIN": (?:[^"]*: )?Get "'), _UNREACHABLE),
     (re.compile(r"error: the server doesn't have a resource type "), NO_KIND),
     (re.compile(r'error: resource mapping not found for name: "[^"]*" namespace: "[^"]*" from "STDIN": '),
      NO_KIND),

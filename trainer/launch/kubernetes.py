@@ -73,8 +73,8 @@ def objects_of(plan: Plan, cluster: Cluster) -> list[dict[str, Any]]:
 def _job_set(plan: Plan, cluster: Cluster, job: dict[str, Any]) -> dict[str, Any]:
     """Return the JobSet whose only job is `job`: it names the pods itself, and starts all of them again.
 
-    A pod whose machine is taken away fails the job, so that all start again; this isn't counted. After
-    another temporary failure the other workers lose their peer and end, too. Message patterns need JobSet 0.10.
+    A pod whose machine is taken away fails the job, so that all start again; this isn't counted.
+    After another temporary failure the other workers lose their peer and end, too. Needs JobSet 0.10.
     """
     job.pop("ttlSecondsAfterFinished")  # the whole goes, and not what it is made of
     return {

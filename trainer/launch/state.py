@@ -87,7 +87,7 @@ def _failed_code(failed: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -
     if (found := _FAILED_POD.match(str(failed.get("message", "")))) is not None:
         return int(found["code"])
     ends = [
-        (EXIT_CODES.get(code, ("", "Count"))[1] == "Count", str(ended.get("finishedAt", "")), code)
+        (EXIT_CODES.get(code, ("", "Count"))[1] != "Ignore", str(ended.get("finishedAt", "")), code)
         for pod in pods
         if (ended := container_state(pod).get("terminated")) and (code := code_of(ended))
     ]
