@@ -136,10 +136,10 @@ def _handler(kube: Kube) -> type[JsonHandler]:
             is_dry = "dryRun" in url.query
             kube.requests.append(f"POST {url.path}{' dry' * is_dry}")
             assert asked is not None
-            if asked["kind"] == "selfsubjectaccessreviews":
+            if asked["kind"] == "selfsubjectaccessreviews" and kube.may("create", asked["kind"]):
                 self._review(value)
                 return
-            namespace, kind, name = asked["namespace"], asked["kind"], value["metadata"]["name"]
+            namespace, kind, name = asked["namespace"] or "", asked["kind"], value["metadata"].get("name", "")
             reason, message = kube.refused.get(kind, ("", ""))
             if not kube.may("create", kind):
                 self.answer(*forbidden("create", kind, "", namespace))

@@ -22,8 +22,8 @@ LOG = (
         ('Error from server (AlreadyExists): error when creating "STDIN": jobs.batch "eof" already exists',
          "AlreadyExists"),
         ('error: the server doesn\'t have a resource type "jobsets"', "NoKind"),
-        ('error: resource mapping not found for name: "timeout" namespace: "trainer" from "STDIN": no matches '
-         'for kind "JobSet" in version "jobset.x-k8s.io/v1alpha2"\nensure CRDs are installed first', "NoKind"),
+        ('error: resource mapping not found for name: "eof" namespace: "timeout" from "STDIN": no matches '
+         'for kind "JobSet" in version "v1"\nensure CRDs are installed first', "NoKind"),
         ("error: current-context is not set", "NoContext"),
         ('error: context "timeout" does not exist', "NoContext"),
         ("Error in configuration: context was not found for specified context: timeout", "NoContext"),
