@@ -10,10 +10,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
+from click.testing import CliRunner
 from kube_server import Kube, kube_server
 from trainer_process import error_line
+
+from trainer.cli.app import cli
+from trainer.exits import TrainerError
 
 
 def minor_version() -> int:
@@ -44,10 +49,22 @@ class Cluster:
         self.environment.pop("GOOGLE_APPLICATION_CREDENTIALS", None)
 
     def trainer(self, *arguments: str, answer: str = "") -> subprocess.CompletedProcess[str]:
+        """Call the command line as a process of its own."""
         return subprocess.run(
             [sys.executable, "-m", "trainer.cli", *arguments],
             env=self.environment, input=answer, capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
+
+    def quick(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Call the command line in this process, where it opens no client of Google or Docker."""
+        with patch.dict(os.environ, self.environment, clear=True):
+            result = CliRunner().invoke(cli, arguments)
+        code, error = result.exit_code, result.stderr
+        if isinstance(result.exception, TrainerError):
+            code, error = result.exception.exit_code, f"{error}Error: {result.exception}\n"
+        elif result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return subprocess.CompletedProcess(arguments, code, result.stdout, error)
 
     def refused(self, *arguments: str, code: int = 2, **more: Any) -> str:
         return error_line(self.trainer(*arguments, **more), code)

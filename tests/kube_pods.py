@@ -22,8 +22,23 @@ def pod(
 
 
 def ended(code: int, reason: str = "Error") -> dict[str, Any]:
-    return {"containerStatuses": [{"state": {"terminated": {"exitCode": code, "reason": reason}}}]}
+    return {
+        "containerStatuses": [
+            {"name": "trainer", "state": {"terminated": {"exitCode": code, "reason": reason}}}
+        ]
+    }
+
+
+def running() -> dict[str, Any]:
+    return {
+        "phase": "Running",
+        "containerStatuses": [{"name": "trainer", "state": {"running": {"startedAt": BEGAN}}}],
+    }
 
 
 def waiting(reason: str, message: str = "") -> dict[str, Any]:
-    return {"containerStatuses": [{"state": {"waiting": {"reason": reason, "message": message}}}]}
+    return {
+        "containerStatuses": [
+            {"name": "trainer", "state": {"waiting": {"reason": reason, "message": message}}}
+        ]
+    }

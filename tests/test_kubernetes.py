@@ -133,10 +133,27 @@ def test_a_jobset_counts_restarts_for_all_its_workers() -> None:
     assert made["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team"
     # What the table counts ends the job at once, and so starts all again; what it says is final is final.
     assert job["backoffLimit"] == 0
-    assert job["podFailurePolicy"] == failure_policy()
+    # A machine that is taken away ends the job, too, so that no worker is replaced alone.
+    assert job["podFailurePolicy"] == failure_policy("FailJob")
+    assert job["podFailurePolicy"]["rules"][0]["action"] == "FailJob"
+    assert job["podFailurePolicy"]["rules"][1:] == failure_policy()["rules"][1:]
     assert spec["failurePolicy"]["maxRestarts"] == 3
-    assert [(each["action"], each["onJobFailureReasons"]) for each in spec["failurePolicy"]["rules"]] == [
-        ("FailJobSet", ["PodFailurePolicy", "DeadlineExceeded"])
+    # As the job controller says it, whose message JobSet compares.
+    told = "Pod t/p-2-x has condition DisruptionTarget matching FailJob rule at index 0"
+    code = "Container trainer for pod t/p-2-x failed with exit code 65 matching FailJob rule at index 1"
+    actions = {
+        each["action"]: [
+            message for message in (told, code)
+            if "PodFailurePolicy" in each["onJobFailureReasons"]
+            and all(re.search(pattern, message) for pattern in each.get("onJobFailureMessagePatterns", []))
+        ]
+        for each in spec["failurePolicy"]["rules"]
+    }  # fmt: skip
+    assert actions == {"RestartJobSetAndIgnoreMaxRestarts": [told], "FailJobSet": [told, code]}
+    assert list(actions) == ["RestartJobSetAndIgnoreMaxRestarts", "FailJobSet"]  # the first that fits counts
+    assert spec["failurePolicy"]["rules"][1]["onJobFailureReasons"] == [
+        "PodFailurePolicy",
+        "DeadlineExceeded",
     ]
     given = {each["name"]: each for each in pods()["jobset"]["pod"]["containers"][0]["env"]}
     # Pods are called JOBSET-worker-0-INDEX, in a network called as the service is that they look for.
@@ -268,6 +285,8 @@ def test_the_plan_says_what_where_and_what_it_costs() -> None:
     assert cost == pytest.approx(4 * 0.341)
     assert f"about {cost:.2f} USD an hour (spot list price of {PRICE_DATE}, us-central1)" in said
     assert f"at most {6 * cost:.2f} at its 6 h deadline" in said
+    several = "\n".join(describe_plan(replace(plan, is_jobset=True), "acme"))
+    assert f"at most {4 * 6 * cost:.2f}, as its 6 h deadline begins again with each of 3 restarts" in several
     unknown = "\n".join(describe_plan(plan_of(accelerator="tpu-v5e"), "acme"))
     assert "not known: no price of tpu-v5e:1x1" in unknown
 

@@ -8,7 +8,12 @@ from typing import Any
 import pytest
 from kube_pods import BEGAN, ended, pod, waiting
 
+from trainer.launch.accelerators import find_accelerator
+from trainer.launch.jobset import jobset_state
+from trainer.launch.kubernetes import Cluster, objects_of
+from trainer.launch.plan import Plan
 from trainer.launch.state import State, state_of
+from trainer.spec import load_spec
 
 NOW = datetime(2026, 11, 27, 12, 0, tzinfo=timezone.utc)
 
@@ -39,7 +44,7 @@ def failed(reason: str) -> dict[str, Any]:
         (failed("BackoffLimitExceeded"), ended(137, "OOMKilled"), "failed", "out of memory"),
         (failed("BackoffLimitExceeded"), ended(139), "failed", "exit code 139, ended by signal 11"),
         (failed("DeadlineExceeded"), {}, "failed", "longer than its deadline"),
-        ({"spec": {"suspend": True}}, {}, "suspended", "holds it back"),
+        ({"spec": {"suspend": True}}, {}, "suspended", "spec.suspend is set"),
         ({"status": {"conditions": [{"type": "Complete", "status": "True"}], "startTime": BEGAN,
                      "completionTime": "2026-11-27T11:41:00Z"}}, {}, "finished", "took 41 min"),
     ],
@@ -63,3 +68,83 @@ def test_of_several_workers_each_newest_pod_is_told() -> None:
         "  worker 1: the container is being made",
         "  worker 2: exit code 143: stopped on request, checkpoint safe",
     ]
+
+
+@pytest.mark.parametrize(
+    ("reason", "pods", "code"),
+    [
+        ("PodFailurePolicy", [ended(75), ended(65)], 65),
+        ("PodFailurePolicy", [ended(2), ended(143)], 2),
+        ("BackoffLimitExceeded", [ended(1), ended(137, "OOMKilled")], 137),
+        ("BackoffLimitExceeded", [ended(139)], 139),
+        ("DeadlineExceeded", [], 1),
+    ],
+)
+def test_a_failed_job_has_the_code_of_the_pod_that_failed(
+    reason: str, pods: list[dict[str, Any]], code: int
+) -> None:
+    found = state(failed(reason), *(pod(f"pets-{index}", index, each) for index, each in enumerate(pods)))
+    assert found.exit_code == code
+
+
+def test_of_a_failed_job_of_several_workers_the_one_that_failed_is_named() -> None:
+    several = {"spec": {"parallelism": 3, "completionMode": "Indexed"}}
+    left = pod("pets-2-x", 2, ended(65))  # the pods of the other workers were deleted when it failed
+    assert state(several | failed("PodFailurePolicy"), left).lines == (
+        "worker 2: exit code 65: the data can't be used",
+    )
+    told = several | failed("PodFailurePolicy")
+    told["status"]["conditions"][0]["message"] = (
+        "Container trainer for pod t/pets-1-abcde failed with exit code 70 matching FailJob rule at index 1"
+    )
+    found = state(told)
+    assert found.exit_code == 70
+    assert found.lines[0].startswith("worker 1: exit code 70: diverged")
+
+
+def jobset(conditions: list[dict[str, Any]], restarts: int = 0, **spec: Any) -> dict[str, Any]:
+    (made,) = objects_of(
+        Plan(
+            "gke", "pets", load_spec(None, "demo", (), {"output": "gs://b/r"}), "r/t:gpu",
+            find_accelerator("cpu"), workers=2, is_jobset=True,
+        ),
+        Cluster(),
+    )  # fmt: skip
+    made["spec"] |= spec
+    status = {"conditions": conditions, "restarts": restarts, "restartsCountTowardsMax": restarts}
+    return made | {"status": status}
+
+
+@pytest.mark.parametrize(
+    ("conditions", "restarts", "job", "word", "words", "code"),
+    [
+        ([], 0, None, "waiting", "its job has not been created yet", None),
+        ([], 2, None, "restarting", "created again, after 2 restarts", None),
+        ([], 1, {"spec": {"parallelism": 2}, "status": {"ready": 2, "startTime": BEGAN}}, "running",
+         "2 of 2 workers ready, for 60 min, after 1 restart", None),
+        ([], 1, failed("BackoffLimitExceeded"), "restarting",
+         "failed too often; all workers start again (1 of 3 restarts used)", None),
+        ([], 3, failed("BackoffLimitExceeded"), "failed", "failed too often", None),
+        ([], 0, failed("PodFailurePolicy"), "failed", "trying again doesn't mend", None),
+        ([], 3, {"status": {"conditions": [{
+            "type": "Failed", "status": "True", "reason": "PodFailurePolicy",
+            "message": "Pod trainer/p has condition DisruptionTarget matching FailJob rule at index 0"}]}},
+         "restarting", "all workers start again", None),
+        ([{"type": "Failed", "status": "True", "reason": "ReachedMaxRestarts"}], 3,
+         failed("BackoffLimitExceeded"), "failed", "failed too often, after 3 restarts", 69),
+        ([{"type": "Failed", "status": "True", "reason": "FailJobSetFailurePolicyAction"}], 0, None, "failed",
+         "trying again doesn't mend", 1),
+        ([{"type": "Completed", "status": "True", "reason": "AllJobsCompleted"}], 0, None, "finished", "", 0),
+        ([{"type": "Suspended", "status": "True", "reason": "SuspendedJobs"}], 0, None, "suspended",
+         "spec.suspend is set", None),
+    ],
+)  # fmt: skip
+def test_a_jobset_has_failed_only_once_no_restart_follows(
+    conditions: list[dict[str, Any]], restarts: int, job: dict[str, Any] | None, word: str, words: str,
+    code: int | None,
+) -> None:  # fmt: skip
+    child = None if job is None else {"metadata": {"name": "pets-worker-0"}} | job
+    pods = [pod("pets-worker-0-1-x", 1, ended(69))] if job and "conditions" in job["status"] else []
+    found = jobset_state(jobset(conditions, restarts), child, pods, NOW)
+    assert (found.name, found.word, found.exit_code) == ("pets", word, code)
+    assert words in found.about

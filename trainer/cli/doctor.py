@@ -31,16 +31,20 @@ _WIDTH = 11
 def doctor(place: str, **given: Any) -> None:
     """Check whether what a job needs is there: programs, rights, bucket, image, quota."""
     checks = {"docker": _docker, "gke": _gke, "vertex": _vertex}[place]
-    wrong = 0
+    found = []
     with understood(place):
         for check in checks(given):
-            wrong += check.state == "wrong"
+            found.append(check)
             click.echo(printable(f"{check.state:<{_WIDTH}}{check.name}: {check.said}"))
             if check.remedy and check.state != "ok":
                 click.echo(f"{'':<{_WIDTH}}{check.remedy}")
-    if wrong:
+    if wrong := sum(check.state == "wrong" for check in found):
         raise UsageError(f"Not ready for {place}; each line says what to do. Received: {wrong} wrong")
-    click.echo(f"ready      for {place}, as far as it can be seen from here")
+    if unknown := [check.name for check in found if check.state == "unknown"]:
+        passed = f"{len(found) - len(unknown)} of {len(found)} checks for {place} passed"
+        click.echo(f"unknown    {passed}; not known from here: {', '.join(unknown)}")
+        return
+    click.echo(f"ready      for {place}")
 
 
 def _docker(given: dict[str, Any]) -> Iterator[Check]:
@@ -73,10 +77,14 @@ def _gke(given: dict[str, Any]) -> Iterator[Check]:
     from trainer.launch.cluster_checks import check_cluster
     from trainer.launch.google_checks import check_compute_quota
     from trainer.launch.kubectl import Kubectl
+    from trainer.launch.names import check_queue_name, check_service_account
 
     wanted = find_accelerator(given["accelerator"])
     kubectl = Kubectl(given["namespace"], given["context"])
     account = given["service_account"] or "trainer"
+    check_service_account(account)
+    if given["queue"] is not None:
+        check_queue_name(given["queue"])
     yield from check_cluster(kubectl, account, given["queue"], wanted, not given["no_gke_labels"])
     yield from _bucket(given["output"])
     yield from _image(given["image"])

@@ -10,7 +10,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import click
 
@@ -21,7 +21,7 @@ from trainer.printable import printable
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _PATIENCE_SECONDS = 15.0
-_OURS = "app.kubernetes.io/managed-by=trainer"
+Choice = Literal["schedule", "job"]
 
 
 def _place(command: Command) -> Command:
@@ -61,10 +61,16 @@ def logs(place: str, name: str, follow: bool, worker: int, **where: Any) -> None
 @click.command()
 @_place
 @click.argument("name", callback=_no_option)
-def cancel(place: str, name: str, **where: Any) -> None:
+@click.option(
+    "--schedule", "choice", flag_value="schedule", help="End the schedule of this name, not the job."
+)
+@click.option("--job", "choice", flag_value="job", help="End the job of this name, not the schedule.")
+def cancel(place: str, name: str, choice: Choice | None, **where: Any) -> None:
     """End a job; its checkpoint is kept, and the same run can go on."""
+    if choice is not None and place != "gke":
+        raise UsageError(f"--schedule and --job are for gke. Received: --{choice} for {place}")
     with understood(place):
-        click.echo(f"ended      {name}{_jobs(place, where).cancel(name)}")
+        click.echo(f"ended      {name}{_jobs(place, where).cancel(name, choice)}")
 
 
 @click.command("list")
@@ -83,7 +89,7 @@ class _Jobs(Protocol):
     def logs(self, name: str, worker: int, is_following: bool) -> None:
         """Print them."""
 
-    def cancel(self, name: str) -> str:
+    def cancel(self, name: str, choice: Choice | None) -> str:
         """Return what is to be added."""
 
     def overview(self) -> list[str]:
@@ -100,72 +106,54 @@ def _jobs(place: str, where: Mapping[str, Any]) -> _Jobs:
 
 class _Cluster:
     def __init__(self, namespace: str, context: str | None) -> None:
+        from trainer.launch.cluster_jobs import ClusterJobs
         from trainer.launch.kubectl import Kubectl
 
-        self.kubectl = Kubectl(namespace, context)
+        self.jobs = ClusterJobs(Kubectl(namespace, context))
 
     def status(self, name: str) -> Iterator[str]:
-        from trainer.launch.plan import SPEC
-
-        job, coming = self._job(name)
-        yield from coming
-        if job is None:
+        named = self.jobs.named(name)
+        if named.schedule is not None:
+            spec = named.schedule["spec"]
+            when = f"{name}  at {spec['schedule']} ({spec.get('timeZone', 'Etc/UTC')})"
+            yield when if named.work else f"{when}, no job yet"
+        if named.work is None:
             return
-        given = job["spec"]["template"]["spec"]["containers"][0].get("env", [])
-        text = next((each.get("value") for each in given if each["name"] == SPEC), None)
-        lines = self._state(job)
-        yield from lines
-        pods = [pod["metadata"]["name"] for pod in self.kubectl.pods(job)]
-        if len(lines) == 1 and "  waiting" in lines[0]:
-            yield from (
-                f"  {said}" for said in [self.kubectl.warning([job["metadata"]["name"], *pods])] if said
-            )
-        run = job["metadata"]["name"] if coming else name
-        yield from _progress(text.replace("$$", "$") if text else None, run)
-
-    def _job(self, name: str) -> tuple[dict[str, Any] | None, list[str]]:
-        """Return the job called `name`; of a CronJob the newest one, with a line of when the next comes."""
-        try:
-            return self.kubectl.job(name), []
-        except UsageError as error:
-            try:
-                cron = self.kubectl.get("cronjob", name)
-            except UsageError:
-                raise error from None
-        made = [
-            job for job in self.kubectl.find("jobs", _OURS)
-            if any(each.get("name") == name for each in job["metadata"].get("ownerReferences", []))
-        ]  # fmt: skip
-        made.sort(key=lambda job: str(job["metadata"].get("creationTimestamp", "")))
-        when = f"{name}  at {cron['spec']['schedule']} ({cron['spec'].get('timeZone', 'Etc/UTC')})"
-        return (made[-1] if made else None), [when if made else f"{when}, no job yet"]
+        yield from self.jobs.explain(named.work, datetime.now(timezone.utc)).text()
+        yield from _progress(_spec_text(named.work.main), named.work.main["metadata"]["name"])
 
     def logs(self, name: str, worker: int, is_following: bool) -> None:
-        for line in self.kubectl.logs(name, worker, is_following):
+        from trainer.launch.cluster_logs import LogFollower, current_logs
+
+        if is_following:
+            lines = LogFollower(self.jobs, name, worker, _note).lines()
+        else:
+            lines = current_logs(self.jobs, name, worker, _note)
+        for line in lines:
             click.echo(printable(line))
 
-    def cancel(self, name: str) -> str:
-        removed, refusals = [], []
-        for kind in ("cronjob", "jobset", "job", "service"):
-            try:
-                removed += [kind] * self.kubectl.delete(kind, name)
-            except UsageError as error:
-                refusals.append(error)  # who may not see JobSets may end a job
-        if refusals and not removed:
-            raise refusals[0]
-        if not removed:
-            raise UsageError(f"There is no such job; `trainer list gke` shows them. Received: {name}")
-        return f" ({', '.join(removed)})"
+    def cancel(self, name: str, choice: Choice | None) -> str:
+        return f" ({', '.join(self.jobs.cancel(name, choice))})"
 
     def overview(self) -> list[str]:
-        crons, jobs = self.kubectl.find("cronjobs", _OURS), self.kubectl.find("jobs", _OURS)
-        coming = [f"{cron['metadata']['name']}  at {cron['spec']['schedule']}" for cron in crons]
-        return [*coming, *(self._state(job)[0] for job in jobs)]
+        lines, notes = self.jobs.overview(datetime.now(timezone.utc))
+        for note in notes:
+            _note(note)
+        return lines
 
-    def _state(self, job: dict[str, Any]) -> list[str]:
-        from trainer.launch.state import state_of
 
-        return state_of(job, self.kubectl.pods(job), datetime.now(timezone.utc)).text()
+def _note(text: str) -> None:
+    click.echo(printable(f"note       {text}"), err=True)
+
+
+def _spec_text(main: Mapping[str, Any]) -> str | None:
+    """Return the spec in the environment of a Job's or JobSet's container."""
+    from trainer.launch.plan import SPEC
+
+    job = main["spec"]["replicatedJobs"][0]["template"] if main["kind"] == "JobSet" else main
+    variables = job["spec"]["template"]["spec"]["containers"][0].get("env", [])
+    text = next((each.get("value") for each in variables if each["name"] == SPEC), None)
+    return text.replace("$$", "$") if text else None
 
 
 class _Containers:
@@ -192,7 +180,7 @@ class _Containers:
         if rest:
             click.echo(printable(rest.decode("utf-8", "replace")))
 
-    def cancel(self, name: str) -> str:
+    def cancel(self, name: str, choice: Choice | None) -> str:
         from trainer.launch.container import stop_container
 
         stop_container(self.client, name)
@@ -224,7 +212,7 @@ class _Vertex:
         for line in self.jobs.lines(name, worker, is_following):
             click.echo(printable(line))
 
-    def cancel(self, name: str) -> str:
+    def cancel(self, name: str, choice: Choice | None) -> str:
         return f" ({self.jobs.cancel(name)})"
 
     def overview(self) -> list[str]:

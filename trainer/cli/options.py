@@ -135,7 +135,11 @@ _FLEX_START = click.option("--flex-start", is_flag=True, help="Wait until there 
 _ON_GKE = (
     click.option("--service-account", default="trainer", show_default=True, help="Of the namespace."),
     _QUEUE,
-    click.option("--jobset", is_flag=True, help="As a JobSet, which starts all workers anew when one fails."),
+    click.option(
+        "--jobset",
+        is_flag=True,
+        help="Create a JobSet (0.10 or later): all workers start again when one fails or loses its machine.",
+    ),
     _NO_GKE_LABELS,
 )
 _ON_VERTEX = (

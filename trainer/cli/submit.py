@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,6 +30,7 @@ from trainer.printable import printable
 if TYPE_CHECKING:
     from trainer.launch.checks import Check
     from trainer.launch.container import Host
+    from trainer.launch.kubectl import Kubectl
     from trainer.launch.plan import Plan
     from trainer.launch.vertex import Project
 
@@ -60,24 +60,27 @@ def submit_gke(
     """Send it to a Kubernetes cluster, through kubectl."""
     from trainer.launch.kubectl import Kubectl
     from trainer.launch.kubernetes import Cluster, objects_of
+    from trainer.launch.names import check_namespace, check_queue_name, check_service_account
 
     if no_gke_labels and given["spot"]:
         raise UsageError(
             "Spot machines are asked for by a label of GKE; leave one of the two away. "
             "Received: --spot --no-gke-labels"
         )
-    for option, name in (
-        ("--namespace", namespace), ("--service-account", service_account), ("--queue", queue),
-    ):  # fmt: skip
-        if name is not None and not re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?", name):
-            raise UsageError(f"{option} has small letters, digits, . and -. Received: {name!r}")
+    check_namespace(namespace)
+    check_service_account(service_account)
+    if queue is not None:
+        check_queue_name(queue)
     plan = _plan("gke", given, queue=queue, is_jobset=jobset)
     objects = objects_of(plan, Cluster(namespace, service_account, not no_gke_labels))
     if given["dry_run"]:
         click.echo(_as_yaml(objects), nl=False)
         return
     kubectl = Kubectl(namespace, context)
-    _ask(plan, kubectl.where(), given["yes"], _found(plan))
+    where = kubectl.where()
+    with understood("the cluster"):
+        found = _found_in_cluster(kubectl, plan)
+    _ask(plan, where, given["yes"], [*found, *_found(plan)])
     with understood("the cluster"):
         kubectl.create(objects)
     kind = objects[-1]["kind"].lower()
@@ -240,6 +243,15 @@ def _found(plan: Plan, project: Project | None = None) -> list[Check]:
     if plan.place != "docker":
         found.append(require(check_registry_image(plan.image, find_engine())))
     return found
+
+
+def _found_in_cluster(kubectl: Kubectl, plan: Plan) -> list[Check]:
+    """Return what can't be checked in the cluster. Raises UsageError for a used name or an unknown queue."""
+    from trainer.launch.checks import require
+    from trainer.launch.cluster_checks import check_name, check_queue
+
+    found = list(check_name(kubectl, plan))
+    return [*found, require(check_queue(kubectl, plan.queue))] if plan.queue else found
 
 
 def _ask(plan: Plan, where: str, is_sure: bool, found: Sequence[Check]) -> None:

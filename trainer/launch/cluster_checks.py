@@ -1,23 +1,26 @@
-"""Whether a cluster takes our jobs: it is asked through kubectl.
+"""Checks of a cluster through kubectl: of a namespace, and of one job before it is sent.
 
-In: a `Kubectl` and the names that a job would use. Out: a `Check` of each.
+A check that we have no right to make is unknown, with the right that it needs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from trainer.exits import TrainerError
+from trainer.exits import TrainerError, UsageError
 from trainer.launch.accelerators import Accelerator
 from trainer.launch.checks import Check, failed, unknown
-from trainer.launch.kubectl import Kubectl
+from trainer.launch.kubectl import CRON_JOBS, JOB_SETS, JOBS, NAMESPACE_ADVICE, Kubectl
+from trainer.launch.kubectl_errors import FORBIDDEN, NO_KIND, KubectlError
+from trainer.launch.plan import Plan
+from trainer.launch.suspended import LOCAL_QUEUES
 
 _RIGHTS = (
-    ("create", "jobs.batch"), ("get", "jobs.batch"), ("list", "jobs.batch"), ("delete", "jobs.batch"),
-    ("create", "cronjobs.batch"), ("create", "services"), ("list", "pods"), ("get", "pods/log"),
-    ("list", "events"),
+    *((verb, kind) for kind in (JOBS, CRON_JOBS) for verb in ("create", "get", "list", "delete")),
+    ("create", "services"), ("get", "services"), ("delete", "services"),
+    ("list", "pods"), ("get", "pods/log"), ("list", "events"),
 )  # fmt: skip
-_NAMESPACE = "`kubectl apply -f k8s/namespace.yaml` makes the namespace and its account"
+_NO_KUEUE = "The cluster has no Kueue, and the job would start at once; leave --queue away"
 
 
 def check_cluster(
@@ -31,39 +34,84 @@ def check_cluster(
         yield failed("kubectl", error)
         return
     try:
-        kubectl.get("namespace", kubectl.namespace)
-        yield Check("cluster", "ok", where)
+        namespace = _one(kubectl, "namespaces", kubectl.namespace, NAMESPACE_ADVICE)
     except TrainerError as error:
-        is_there = "not found" in str(error)
-        remedy = (
-            _NAMESPACE if is_there else "see whether `kubectl get namespaces` works, and who you are there"
-        )
-        yield failed(f"namespace {kubectl.namespace}" if is_there else "cluster", error, remedy)
+        yield failed("cluster", error)
         return
-    yield _one(kubectl, "serviceaccount", account, _NAMESPACE + ", --service-account names another")
-    yield _rights(kubectl)
-    if queue is not None:
-        yield _one(
-            kubectl, "localqueue.kueue.x-k8s.io", queue, "--queue names a local queue of the namespace"
-        )
-    if wanted.kind != "cpu" and is_gke:
-        yield _nodes(kubectl, wanted)
-
-
-def _one(kubectl: Kubectl, kind: str, name: str, remedy: str) -> Check:
-    word = kind.partition(".")[0]
+    yield Check("cluster", "ok", where) if namespace.state == "ok" else namespace
+    if namespace.state == "wrong":
+        return
     try:
-        kubectl.get(kind, name)
+        yield _one(
+            kubectl, "serviceaccounts", account, f"{NAMESPACE_ADVICE}; --service-account names another"
+        )
+        yield _rights(kubectl)
+        if queue is not None:
+            yield check_queue(kubectl, queue)
+        if wanted.kind != "cpu" and is_gke:
+            yield _nodes(kubectl, wanted)
     except TrainerError as error:
-        return failed(f"{word} {name}", error, remedy)
-    return Check(f"{word} {name}", "ok", "it is there")
+        yield failed("cluster", error)
+
+
+def check_name(kubectl: Kubectl, plan: Plan) -> Iterator[Check]:
+    """Check that no other kind of object has the job's name; yield what can't be seen.
+
+    Raises UsageError if one has, TemporaryError.
+    """
+    own = CRON_JOBS if plan.schedule else JOB_SETS if plan.is_jobset else JOBS
+    for kind in (CRON_JOBS, JOB_SETS, JOBS):
+        try:
+            if kind == own or kubectl.get(kind, plan.name) is None:
+                continue
+        except KubectlError as error:
+            if error.reason != NO_KIND:
+                yield _unseen(f"name {plan.name}", f"get {kind}", error)
+            continue
+        other = {CRON_JOBS: "schedule", JOB_SETS: "JobSet", JOBS: "job"}[kind]
+        raise UsageError(
+            f"A {other} has this name; --run-name gives another, `trainer cancel gke {plan.name}` ends "
+            f"the {other}. Received: {plan.name}"
+        )
+
+
+def check_queue(kubectl: Kubectl, queue: str) -> Check:
+    """Return whether the namespace has a local queue of Kueue called `queue`. Raises TemporaryError."""
+    advice = (
+        f"--queue names a local queue of the namespace: `kubectl get {LOCAL_QUEUES} -n {kubectl.namespace}` "
+        "lists them"
+    )
+    return _one(kubectl, LOCAL_QUEUES, queue, advice, _NO_KUEUE)
+
+
+def _one(kubectl: Kubectl, kind: str, name: str, advice: str, without_kind: str = "") -> Check:
+    """Return whether an object is there. Raises TemporaryError, and what isn't about this object."""
+    label = f"{kind.partition('.')[0].removesuffix('s')} {name}"
+    try:
+        if kubectl.get(kind, name) is None:
+            return Check(label, "wrong", f"there is no {label}", advice)
+    except KubectlError as error:
+        if error.reason == NO_KIND and without_kind:
+            return Check(label, "wrong", error.line, without_kind)
+        if error.reason != FORBIDDEN:
+            raise
+        return _unseen(label, f"get {kind}", error)
+    return Check(label, "ok", "it is there")
+
+
+def _unseen(name: str, right: str, error: KubectlError) -> Check:
+    """Return the check of something that we have no right to see, or that the cluster doesn't tell."""
+    if error.reason == FORBIDDEN:
+        return Check(name, "unknown", f"can't be checked: it needs the right {right}")
+    return unknown(name, error)
 
 
 def _rights(kubectl: Kubectl) -> Check:
     try:
-        lacking = [f"{verb} {what}" for verb, what in _RIGHTS if not kubectl.may(verb, what)]
-    except TrainerError as error:
-        return unknown("rights", error)
+        allowed = kubectl.allowed(_RIGHTS)
+    except KubectlError as error:
+        return _unseen("rights", "create selfsubjectaccessreviews.authorization.k8s.io", error)
+    lacking = [" ".join(right) for right, is_allowed in zip(_RIGHTS, allowed, strict=True) if not is_allowed]
     if not lacking:
         return Check("rights", "ok", "you may send, follow and end jobs")
     remedy = "whoever owns the cluster can give you the role edit in the namespace"
@@ -73,9 +121,9 @@ def _rights(kubectl: Kubectl) -> Check:
 def _nodes(kubectl: Kubectl, wanted: Accelerator) -> Check:
     label = f"cloud.google.com/gke-{'tpu-' if wanted.kind == 'tpu' else ''}accelerator={wanted.gke}"
     try:
-        many = len(kubectl.find("nodes", label))
-    except TrainerError as error:
-        return unknown("accelerator", error)
+        many = len(kubectl.find("nodes", "-l", label))
+    except KubectlError as error:
+        return _unseen("accelerator", "list nodes", error)
     if many:
         return Check("accelerator", "ok", f"{many} nodes with {wanted.name}")
     return Check(

@@ -6,19 +6,34 @@ In: objects. Out: the same, created; or none of them, and what kubectl said.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from trainer.exits import TemporaryError, UsageError
-from trainer.launch.state import JOB_LABEL, JOBSET_LABEL, OURS, index_of, newest_pods
+from trainer.launch.kubectl_errors import (
+    ALREADY_EXISTS,
+    NO_KIND,
+    NOT_FOUND,
+    KubectlError,
+    parse_failure,
+)
+from trainer.launch.names import check_namespace
 
 _PROGRAM = "kubectl"
 _SECONDS = 60.0
-_UNREACHABLE = ("was refused", "no route to host", "i/o timeout", "connection refused", "timeout", "EOF")
+_TEXT = re.compile(r"\S")
+JOBS, CRON_JOBS, JOB_SETS = "jobs.batch", "cronjobs.batch", "jobsets.jobset.x-k8s.io"
+"""With their groups: other systems have jobs, too."""
+NAMESPACE_ADVICE = (
+    "`kubectl apply -f k8s/namespace.yaml` creates the namespace trainer and its service account; change the "
+    "name in that file for another namespace"
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +43,10 @@ class Kubectl:
     namespace: str
     context: str | None = None
     """Of its configuration; None is the current one."""
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for a namespace that can't exist."""
+        check_namespace(self.namespace)
 
     def where(self) -> str:
         """Return the cluster's name in kubectl's configuration. Raises UsageError if there is none."""
@@ -39,11 +58,20 @@ class Kubectl:
         told = json.loads(self._run("version", "--client", "-o", "json"))
         return str(told["clientVersion"]["gitVersion"])
 
-    def may(self, verb: str, what: str) -> bool:
-        """Return whether we have the right to do `verb` to `what`, as jobs.batch or pods/log, there.
+    def allowed(self, rights: Sequence[tuple[str, str]]) -> list[bool]:
+        """Return whether we have each right in the namespace: (verb, resource), as ("get", "pods/log").
 
         Raises UsageError, TemporaryError.
         """
+        reviews = {"apiVersion": "v1", "kind": "List", "items": [self._review(*right) for right in rights]}
+        # To validate a review, kubectl would list the cluster's CRDs, for which the role edit has no right.
+        text = self._run("create", "--validate=false", "-f", "-", "-o", "json", given=reviews)
+        answers = list(_documents(text))
+        if len(answers) != len(rights):
+            raise ValueError(f"{len(answers)} answers to {len(rights)} reviews")
+        return [bool(answer.get("status", {}).get("allowed")) for answer in answers]
+
+    def _review(self, verb: str, what: str) -> dict[str, Any]:
         resource, _, part = what.partition("/")
         name, _, group = resource.partition(".")
         asked = {
@@ -53,13 +81,11 @@ class Kubectl:
             "resource": name,
             "subresource": part,
         }
-        review = {
+        return {
             "apiVersion": "authorization.k8s.io/v1",
             "kind": "SelfSubjectAccessReview",
             "spec": {"resourceAttributes": {key: value for key, value in asked.items() if value}},
         }
-        answer = json.loads(self._run("create", "-f", "-", "-o", "json", given=review))
-        return bool(answer.get("status", {}).get("allowed"))
 
     def create(self, objects: Sequence[dict[str, Any]]) -> None:
         """Create all of `objects`, or none: the cluster is asked first whether it would take each of them.
@@ -68,10 +94,10 @@ class Kubectl:
         cluster refuses, TemporaryError if it can't be reached.
         """
         for each in objects:
-            self._run("create", "--dry-run=server", "-f", "-", given=each)
+            self._create(each, "--dry-run=server")
         *others, main = objects
         try:
-            made = json.loads(self._run("create", "-f", "-", "-o", "json", given=main))
+            made = json.loads(self._create(main, "-o", "json"))
         except UsageError:
             raise
         except BaseException:
@@ -87,93 +113,65 @@ class Kubectl:
         try:
             for each in others:
                 owned = each | {"metadata": each["metadata"] | {"ownerReferences": [reference]}}
-                self._run("create", "-f", "-", given=owned)
+                self._create(owned)
         except BaseException:
             self._remove(made)
             raise
+
+    def _create(self, value: dict[str, Any], *options: str) -> str:
+        kind, name = value["kind"], value["metadata"]["name"]
+        try:
+            return self._run("create", *options, "-f", "-", given=value)
+        except KubectlError as error:
+            if (advice := _creation_advice(error.reason, kind, name)) is None:
+                raise
+            raise UsageError(f"{advice}. Received: {error.line}") from None
 
     def _remove(self, made: dict[str, Any]) -> None:
         kind, name = made["kind"].lower(), made["metadata"]["name"]
         with suppress(UsageError, TemporaryError):
             self._run("delete", kind, name, "--wait=false", "--ignore-not-found")
 
-    def get(self, kind: str, name: str) -> dict[str, Any]:
-        """Return an object. Raises UsageError if there is none, TemporaryError."""
-        return dict(json.loads(self._run("get", kind, name, "-o", "json")))
+    def get(self, kind: str, name: str, *options: str) -> dict[str, Any] | None:
+        """Return an object, None if there is none. Raises UsageError, TemporaryError."""
+        text = self._run("get", kind, name, "--ignore-not-found", "-o", "json", *options)
+        return dict(json.loads(text)) if text.strip() else None
 
-    def find(self, kind: str, selector: str) -> list[dict[str, Any]]:
-        """Return the objects whose labels fit `selector`."""
-        return list(json.loads(self._run("get", kind, "-l", selector, "-o", "json"))["items"])
-
-    def job(self, name: str) -> dict[str, Any]:
-        """Return the job called `name`, or that of the JobSet. Raises UsageError, TemporaryError."""
-        try:
-            return self.get("job", name)
-        except UsageError:
-            found = self.find("jobs", f"{JOBSET_LABEL}={name}")
-            if not found:
-                raise UsageError(
-                    f"There is no such job (not found); `trainer list gke` shows them. Received: {name}"
-                ) from None
-            return found[-1]
-
-    def pods(self, job: dict[str, Any]) -> list[dict[str, Any]]:
-        """Return the pods of `job`, those that have ended too."""
-        return self.find("pods", f"{JOB_LABEL}={job['metadata']['name']}")
-
-    def delete(self, kind: str, name: str) -> bool:
-        """Begin to remove one of our objects and what it made; return whether there was one.
+    def find(self, kind: str, *options: str) -> list[dict[str, Any]]:
+        """Return the objects of a kind in the namespace that `options` of kubectl choose.
 
         Raises UsageError, TemporaryError.
         """
-        try:
-            found = self.get(kind, name)
-        except UsageError as error:
-            if "not found" in str(error) or "doesn't have a resource type" in str(error):
-                return False
-            raise
-        if found["metadata"].get("labels", {}).get(OURS[0]) != OURS[1]:
-            return False
+        return list(json.loads(self._run("get", kind, *options, "-o", "json"))["items"])
+
+    def delete(self, kind: str, name: str) -> None:
+        """Begin to remove an object and all that it owns. Raises UsageError, TemporaryError."""
         self._run("delete", kind, name, "--wait=false", "--cascade=background", "--ignore-not-found")
-        return True
 
-    def warning(self, names: Sequence[str]) -> str:
-        """Return the newest warning about objects of these names, as why nothing starts; or nothing."""
+    def has_namespace(self) -> bool | None:
+        """Return whether the namespace exists, None if we have no right to see it. Raises TemporaryError."""
         try:
-            said = self._run("get", "events", "--field-selector", "type=Warning", "-o", "json")
-        except (UsageError, TemporaryError):
-            return ""
-        warnings = [
-            each for each in json.loads(said)["items"]
-            if each.get("type") == "Warning" and each.get("involvedObject", {}).get("name") in names
-        ]  # fmt: skip
-        if not warnings:
-            return ""
-        newest = max(warnings, key=lambda each: str(each.get("lastTimestamp") or each.get("eventTime") or ""))
-        return f"{newest.get('reason', '')}: {newest.get('message', '')}"
+            return self.get("namespaces", self.namespace) is not None
+        except KubectlError:
+            return None
 
-    def logs(self, job: str, worker: int, is_following: bool) -> Iterator[str]:
-        """Yield the lines that a worker of `job` says. Raises UsageError, TemporaryError."""
-        chosen = newest_pods(self.pods(self.job(job)))
-        names = [pod["metadata"]["name"] for pod in chosen if index_of(pod) == worker]
-        if not names:
-            raise UsageError(
-                f"There is no such worker yet; `trainer status gke {job}` tells why. "
-                f"Received: worker {worker} of {len(chosen)} pods"
-            )
-        follow = ["-f"] if is_following else []
-        with subprocess.Popen(
-            self._command("logs", names[-1], *follow), stdout=subprocess.PIPE, text=True, errors="replace"
-        ) as process:
+    def logs(self, pod: str, container: str, *options: str) -> Iterator[str]:
+        """Yield the lines of a container's log. Raises UsageError, TemporaryError."""
+        command = self._command("logs", pod, "-c", container, *options)
+        with (
+            tempfile.TemporaryFile("w+", errors="replace") as problems,
+            subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=problems, text=True, errors="replace"
+            ) as process,
+        ):
             try:
                 yield from (line.rstrip("\n") for line in process.stdout or ())
             except BaseException:
-                process.terminate()  # it would go on for as long as the job does
+                process.terminate()  # it would go on for as long as the container does
                 raise
-        if process.returncode:
-            raise UsageError(
-                f"kubectl could not print it; see above why. Received: exit code {process.returncode}"
-            )
+            if process.wait():
+                problems.seek(0)
+                raise parse_failure("logs", problems.read())
 
     def _command(self, *arguments: str) -> list[str]:
         if shutil.which(_PROGRAM) is None:
@@ -198,26 +196,33 @@ class Kubectl:
             ) from None
         if done.returncode == 0:
             return done.stdout
-        raise _failure(arguments[0], done.stderr.strip() or done.stdout.strip())
+        raise parse_failure(arguments[0], done.stderr.strip() or done.stdout.strip())
 
 
-def _failure(verb: str, said: str) -> UsageError | TemporaryError:
-    line = next((line for line in reversed(said.splitlines()) if line.strip()), "nothing")
-    if "current-context is not set" in said or ("does not exist" in said and "context" in said):
-        return UsageError(
-            "kubectl knows no such cluster; `gcloud container clusters get-credentials CLUSTER` makes it "
-            f"known, --context names another. Received: {line}"
+def _creation_advice(reason: str, kind: str, name: str) -> str | None:
+    """Return what to do where an object can't be created; None for a reason that says it itself."""
+    if reason == NOT_FOUND:  # nothing but its namespace can be missing
+        return f"The namespace does not exist. {NAMESPACE_ADVICE}"
+    if reason == NO_KIND and kind == "JobSet":
+        return (
+            "The cluster knows no JobSets; install them (https://jobset.sigs.k8s.io), or leave --jobset away"
         )
-    if 'no matches for kind "JobSet"' in said:
-        return UsageError(
-            "The cluster knows no JobSets; have them installed there (https://jobset.sigs.k8s.io), or leave "
-            f"--jobset away. Received: {line}"
+    if reason != ALREADY_EXISTS:
+        return None
+    if kind == "Service":
+        return (
+            f"The namespace has a Service called {name}, and the workers need one of this name; --run-name "
+            "gives another. That of a job that was just cancelled goes by itself"
         )
-    if any(each in said for each in _UNREACHABLE):
-        return TemporaryError(f"The cluster can't be reached. Received: {line}")
-    if "AlreadyExists" in said:
-        return UsageError(
-            "There is a job of this name; `trainer status gke` tells how it goes, and `trainer cancel gke` "
-            f"takes it away, so that the same run can go on. Received: {line}"
-        )
-    return UsageError(f"The cluster refuses it (kubectl {verb}). Received: {line}")
+    return (
+        f"There is a {kind} of this name; `trainer status gke {name}` tells how it goes, and `trainer cancel "
+        f"gke {name}` takes it away, so that the same run can go on"
+    )
+
+
+def _documents(text: str) -> Iterator[dict[str, Any]]:
+    """Yield the JSON objects of `text`, which kubectl prints one after another."""
+    decoder, position = json.JSONDecoder(), 0
+    while (start := _TEXT.search(text, position)) is not None:
+        value, position = decoder.raw_decode(text, start.start())
+        yield value

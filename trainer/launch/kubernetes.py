@@ -7,18 +7,23 @@ they are created: a Job, an Indexed Job behind its headless Service for several 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from trainer import __version__
 from trainer.exits import EXIT_CODES
 from trainer.hosts.place import PORT, SERVICE, WORKERS
-from trainer.launch.plan import END_SECONDS, REPLICATED_JOB, RUN_NAME, SPEC, SPOT_GRACE_SECONDS, Plan
-from trainer.launch.state import JOB_LABEL, JOBSET_LABEL, OURS
+from trainer.launch.plan import (
+    END_SECONDS,
+    REPLICATED_JOB,
+    RETRIES,
+    RUN_NAME,
+    SPEC,
+    SPOT_GRACE_SECONDS,
+    Plan,
+)
+from trainer.launch.state import CONTAINER, JOB_LABEL, JOBSET_LABEL, OURS
 
-CONTAINER = "trainer"
 _USER = 65532
-_RETRIES = 3
-"""Of what the table of exit codes counts; what it ignores, as a machine that was taken away, is no retry."""
 _KEEP_SECONDS = 7 * 24 * 3600
 _LATE_SECONDS = 600
 """A schedule that could not be kept for so long waits for the next time."""
@@ -27,10 +32,7 @@ _CPUS, _MEMORY_GIB = 2, 8
 _DISK = "10Gi"
 """What Autopilot clusters give to any pod."""
 _CONTROL_PORT = PORT + 1000
-_DISRUPTED = {
-    "action": "Ignore",
-    "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
-}
+_DISRUPTED = {"type": "DisruptionTarget", "status": "True"}
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,11 @@ def objects_of(plan: Plan, cluster: Cluster) -> list[dict[str, Any]]:
 
 
 def _job_set(plan: Plan, cluster: Cluster, job: dict[str, Any]) -> dict[str, Any]:
-    """Return the JobSet whose only job is `job`: it names the pods itself, and starts all of them again."""
+    """Return the JobSet whose only job is `job`: it names the pods itself, and starts all of them again.
+
+    A pod whose machine is taken away fails the job, so that all start again; this isn't counted.
+    After another temporary failure the other workers lose their peer and end, too. Needs JobSet 0.10.
+    """
     job.pop("ttlSecondsAfterFinished")  # the whole goes, and not what it is made of
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
@@ -78,13 +84,19 @@ def _job_set(plan: Plan, cluster: Cluster, job: dict[str, Any]) -> dict[str, Any
         "spec": {
             "network": {"enableDNSHostnames": True, "subdomain": plan.name, "publishNotReadyAddresses": True},
             "failurePolicy": {
-                "maxRestarts": _RETRIES,
+                "maxRestarts": RETRIES,
                 "rules": [
+                    {
+                        "name": "disruption",
+                        "action": "RestartJobSetAndIgnoreMaxRestarts",
+                        "onJobFailureReasons": ["PodFailurePolicy"],
+                        "onJobFailureMessagePatterns": ["matching FailJob rule at index 0$"],
+                    },
                     {
                         "name": "final",
                         "action": "FailJobSet",
                         "onJobFailureReasons": ["PodFailurePolicy", "DeadlineExceeded"],
-                    }
+                    },
                 ],
             },
             "ttlSecondsAfterFinished": _KEEP_SECONDS,
@@ -99,9 +111,9 @@ def _job_set(plan: Plan, cluster: Cluster, job: dict[str, Any]) -> dict[str, Any
     }
 
 
-def failure_policy() -> dict[str, Any]:
+def failure_policy(on_disruption: Literal["Ignore", "FailJob"] = "Ignore") -> dict[str, Any]:
     """Return the podFailurePolicy that the table of exit codes says; the first rule that fits counts."""
-    rules: list[dict[str, Any]] = [_DISRUPTED]
+    rules: list[dict[str, Any]] = [{"action": on_disruption, "onPodConditions": [_DISRUPTED]}]
     for action in ("FailJob", "Ignore"):
         codes = sorted(code for code, (_, policy) in EXIT_CODES.items() if policy == action)
         on_codes = {"containerName": CONTAINER, "operator": "In", "values": codes}
@@ -142,11 +154,11 @@ def _job_spec(plan: Plan, cluster: Cluster) -> dict[str, Any]:
     return {
         **(several if plan.workers > 1 or plan.is_jobset else {}),
         # When one of several workers fails, all do. A JobSet counts for itself.
-        "backoffLimit": 0 if plan.is_jobset else _RETRIES * plan.workers,
+        "backoffLimit": 0 if plan.is_jobset else RETRIES * plan.workers,
         "activeDeadlineSeconds": plan.deadline_seconds,
         "ttlSecondsAfterFinished": _KEEP_SECONDS,
         "podReplacementPolicy": "Failed",
-        "podFailurePolicy": failure_policy(),
+        "podFailurePolicy": failure_policy("FailJob" if plan.is_jobset else "Ignore"),
         "template": {
             "metadata": {"labels": _labels(plan, is_queued=False) | {"trainer/group": plan.name}},
             "spec": _pod(plan, cluster),

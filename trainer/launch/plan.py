@@ -27,6 +27,8 @@ RUN_NAME = "TRAINER_RUN_NAME"
 _LONGEST_SPEC_BYTES = 100_000
 """Of one variable: Linux takes 128 KiB, Vertex AI less."""
 _LONGEST_NAME = 63
+RETRIES = 3
+"""Of what the table of exit codes counts; what it ignores, as a machine that was taken away, is no retry."""
 REPLICATED_JOB = "worker"
 """What the one job of a JobSet is called in it."""
 _LONGEST_CRON_JOB = 52
@@ -68,7 +70,7 @@ class Plan:
     queue: str | None = None
     """A local queue of Kueue."""
     is_jobset: bool = False
-    """Whether a JobSet is made of it, which starts all workers again when one fails."""
+    """Whether a JobSet is made of it, which starts all workers again when one fails or loses its machine."""
     deadline_seconds: int = 24 * _HOUR_SECONDS
     accuracy_at_least: float | None = None
     """Of the held-out images, in [0, 1]; a model below it ends the job with 4."""
@@ -187,10 +189,19 @@ def _cost(plan: Plan) -> str:
     kind = "spot " if plan.is_spot else "on demand, flex-start costs less; " if plan.is_flexible else ""
     fee = ", and Vertex AI's fee" if plan.place == "vertex" else ""
     of = (plan.accelerator.price.source, plan.accelerator.price.region)
-    return (
-        f"about {cost:,.2f} USD an hour ({kind}{', '.join(filter(None, of))}{fee}); "
-        f"at most {cost * hours:,.2f} at its {hours:g} h deadline{' each time' if plan.schedule else ''}"
-    )
+    source = ", ".join(filter(None, of))
+    return f"about {cost:,.2f} USD an hour ({kind}{source}{fee}); {_most(plan, cost * hours)}"
+
+
+def _most(plan: Plan, cost: float) -> str:
+    """Return what a job costs at most, where `cost` is that of one deadline."""
+    deadline = f"its {plan.deadline_seconds / _HOUR_SECONDS:g} h deadline"
+    if plan.is_jobset:
+        return (
+            f"at most {cost * (1 + RETRIES):,.2f}, as {deadline} begins again with each of {RETRIES} "
+            "restarts, and more if machines are taken away"
+        )
+    return f"at most {cost:,.2f} at {deadline}{' each time' if plan.schedule else ''}"
 
 
 def check_image_name(name: str) -> None:

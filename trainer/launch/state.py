@@ -1,11 +1,8 @@
-"""How a job on Kubernetes goes, and why, in words.
-
-In: what the cluster says of a job and its pods. Out: a `State`: one word, what it is about, and a line for
-each pod that needs one.
-"""
+"""State of a Job of Kubernetes: one word, its reason, and a line for each pod that needs one."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -24,8 +21,18 @@ JOB_LABEL = "batch.kubernetes.io/job-name"
 """Of the pods of a job."""
 OURS = ("app.kubernetes.io/managed-by", "trainer")
 """The label of all that this program makes in a cluster."""
+CONTROLLER_LABEL = "batch.kubernetes.io/controller-uid"
+"""Of the pods of a job: its uid."""
 JOBSET_LABEL = "jobset.sigs.k8s.io/jobset-name"
 """Of the jobs of a JobSet, and of their pods."""
+INDEX = "batch.kubernetes.io/job-completion-index"
+"""The annotation of a pod of an Indexed Job."""
+CONTAINER = "trainer"
+_UNKNOWN_CODE, _OUT_OF_MEMORY_CODE = 1, 137
+_FAILED_POD = re.compile(
+    r"Container \S+ for pod [^\s/]+/(?P<pod>\S+) failed with exit code (?P<code>\d+) matching "
+)
+"""The message of the job controller's condition for a pod failure policy."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +41,13 @@ class State:
 
     name: str
     word: str
-    """waiting, running, finished, failed or suspended."""
+    """waiting, running, restarting, finished, failed or suspended."""
     about: str
     """What there is to be said of it as a whole."""
     lines: tuple[str, ...]
     """What there is to be said of its pods."""
+    exit_code: int | None = None
+    """Of a job that has ended: 0, or the code of the pod that failed, 1 if it isn't known."""
 
     def text(self) -> list[str]:
         """Return it as lines for a person."""
@@ -48,23 +57,63 @@ class State:
 
 def state_of(job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]], now: datetime) -> State:
     """Return the state of `job`, as Kubernetes has it, with its `pods`."""
-    status = job.get("status", {})
+    status, spec = job.get("status", {}), job.get("spec", {})
     name = job["metadata"].get("labels", {}).get(JOBSET_LABEL) or job["metadata"]["name"]
     time = took(status.get("startTime"), status.get("completionTime"), now)
-    conditions = {each["type"]: each for each in status.get("conditions", []) if each.get("status") == "True"}
-    newest = newest_pods(pods)
-    lines = tuple(line for pod in newest if (line := _pod_line(pod, len(newest) > 1)))
+    conditions = true_conditions(job)
+    newest, wanted = newest_pods(pods), int(spec.get("parallelism", 1))
+    lines = tuple(line for pod in newest if (line := pod_line(pod, max(wanted, len(newest)) > 1)))
     if "Complete" in conditions:
-        return State(name, "finished", time, ())
+        return State(name, "finished", time, (), 0)
     if (failed := conditions.get("Failed") or conditions.get("FailureTarget")) is not None:
-        return State(name, "failed", _why(failed), lines)
-    if "Suspended" in conditions or job.get("spec", {}).get("suspend"):
-        return State(name, "suspended", "a queue or a person holds it back", lines)
-    ready, wanted = int(status.get("ready", 0)), int(job.get("spec", {}).get("parallelism", 1))
-    if ready:
+        code = _failed_code(failed, pods) if "Failed" in conditions else None
+        return State(name, "failed", _why(failed), lines or _lines_of_lost_pod(job, failed), code)
+    if "Suspended" in conditions or spec.get("suspend"):
+        return State(name, "suspended", "spec.suspend is set", lines)
+    if ready := int(status.get("ready", 0)):
         many = f"{ready} of {wanted} workers ready, " if wanted > 1 else ""
         return State(name, "running", f"{many}{time}", lines)
     return State(name, "waiting", time, lines)
+
+
+def true_conditions(value: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the conditions of an object that are true, by type."""
+    conditions = value.get("status", {}).get("conditions", [])
+    return {each["type"]: each for each in conditions if each.get("status") == "True"}
+
+
+def _failed_code(failed: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> int:
+    """Return the exit code that made a job fail: the policy's, else that of the last pod that failed."""
+    if (found := _FAILED_POD.match(str(failed.get("message", "")))) is not None:
+        return int(found["code"])
+    ends = [
+        (EXIT_CODES.get(code, ("", "Count"))[1] != "Ignore", str(ended.get("finishedAt", "")), code)
+        for pod in pods
+        if (ended := container_state(pod).get("terminated")) and (code := code_of(ended))
+    ]
+    return max(ends)[-1] if ends else _UNKNOWN_CODE
+
+
+def _lines_of_lost_pod(job: Mapping[str, Any], failed: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the line of a failed pod that is no longer there, from what the job's condition says."""
+    found = _FAILED_POD.match(str(failed.get("message", "")))
+    if found is None:
+        return ()
+    index = re.match(rf"{re.escape(job['metadata']['name'])}-(\d+)-", found["pod"])
+    worker = f"worker {index[1]}: " if index and int(job.get("spec", {}).get("parallelism", 1)) > 1 else ""
+    return (f"{worker}{explain_code(int(found['code']))}",)
+
+
+def container_state(pod: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the state of a pod's container: waiting, running or terminated; empty before there is one."""
+    statuses = pod.get("status", {}).get("containerStatuses", [])
+    ours = [each for each in statuses if each.get("name") == CONTAINER] or statuses
+    return dict(ours[0].get("state", {})) if ours else {}
+
+
+def code_of(ended: Mapping[str, Any]) -> int:
+    """Return the exit code of a terminated container, 137 where it was killed for its memory."""
+    return _OUT_OF_MEMORY_CODE if ended.get("reason") == "OOMKilled" else int(ended.get("exitCode", 0))
 
 
 def explain_code(code: int) -> str:
@@ -85,33 +134,28 @@ def newest_pods(pods: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 def index_of(pod: Mapping[str, Any]) -> int:
     """Return which worker a pod is."""
-    return int(pod["metadata"].get("annotations", {}).get("batch.kubernetes.io/job-completion-index", 0))
+    return int(pod["metadata"].get("annotations", {}).get(INDEX, 0))
 
 
-def _pod_line(pod: Mapping[str, Any], is_one_of_many: bool) -> str:
+def pod_line(pod: Mapping[str, Any], is_one_of_many: bool) -> str:
     """Return what holds a pod up or how it ended; empty if it runs."""
     # A machine that is taken away, or a pod that is put out, ends a container too: that comes first.
-    said = _of_machine(pod) or _of_containers(pod) or _of_schedule(pod)
+    said = _of_machine(pod) or _of_container(container_state(pod)) or _of_schedule(pod)
     return f"worker {index_of(pod)}: {said}" if said and is_one_of_many else said
 
 
-def _of_containers(pod: Mapping[str, Any]) -> str:
-    for each in pod.get("status", {}).get("containerStatuses", []):
-        state = each.get("state", {})
-        if (waiting := state.get("waiting")) is not None:
-            reason, message = waiting.get("reason", ""), waiting.get("message", "")
-            if reason in _PULLING:
-                return (
-                    f"the image can't be pulled: see its name, and whether the nodes may read it ({message})"
-                )
-            if reason in ("ContainerCreating", "PodInitializing", ""):
-                return "the container is being made"
-            return f"{reason} ({message})"
-        if (ended := state.get("terminated")) is not None:
-            if ended.get("reason") == "OOMKilled":
-                return "out of memory: a smaller batch, or a machine with more"
-            if ended.get("exitCode", 0) != 0:
-                return explain_code(int(ended["exitCode"]))
+def _of_container(state: Mapping[str, Any]) -> str:
+    if (waiting := state.get("waiting")) is not None:
+        reason, message = waiting.get("reason", ""), waiting.get("message", "")
+        if reason in _PULLING:
+            return f"the image can't be pulled: see its name, and whether the nodes may read it ({message})"
+        if reason in ("ContainerCreating", "PodInitializing", ""):
+            return "the container is being made"
+        return f"{reason} ({message})"
+    if (ended := state.get("terminated")) is not None:
+        if ended.get("reason") == "OOMKilled":
+            return "out of memory: a smaller batch, or a machine with more"
+        return explain_code(code) if (code := code_of(ended)) else ""
     return ""
 
 

@@ -1,0 +1,205 @@
+"""The log of a job's worker in a cluster: what there is now, or all of it until the job ends.
+
+When a pod is replaced, the log continues with the next pod. When the connection breaks, it continues after
+the last line that was printed, by the times of the lines.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from datetime import datetime, timezone
+
+from trainer.exits import StoppedError, TemporaryError, UsageError, error_of
+from trainer.launch.cluster_jobs import ClusterJobs, Object, Work
+from trainer.launch.kubectl_errors import BAD_REQUEST, NOT_FOUND, KubectlError
+from trainer.launch.state import (
+    CONTAINER,
+    State,
+    container_state,
+    index_of,
+    pod_line,
+)
+
+POLL_SECONDS = 2.0
+_TRIES = 60
+"""How often in a row the cluster can fail to answer before following ends."""
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")
+
+
+def current_logs(jobs: ClusterJobs, name: str, worker: int, note: Callable[[str], None]) -> Iterator[str]:
+    """Yield the log of a worker's newest pod that has one; `note` what is waited for, if there is anything.
+
+    Raises UsageError, TemporaryError.
+    """
+    named = jobs.named(name)
+    if named.work is None:
+        note(_no_job(named.schedule))
+        return
+    pods = _pods_of(named.work, worker)
+    with_log = [pod for pod in pods if _has_log(pod)]
+    if with_log:
+        yield from jobs.kubectl.logs(with_log[-1]["metadata"]["name"], CONTAINER)
+    if not pods or pods[-1] not in with_log:
+        note(_waiting(jobs, named.work, pods))
+
+
+class LogFollower:
+    """Follows one worker of a job from pod to pod until the job ends."""
+
+    def __init__(
+        self,
+        jobs: ClusterJobs,
+        name: str,
+        worker: int,
+        note: Callable[[str], None],
+        poll_seconds: float = POLL_SECONDS,
+    ) -> None:
+        self._jobs, self._name, self._worker, self._note = jobs, name, worker, note
+        self._poll_seconds = poll_seconds
+        self._main: Object | None = None
+        """The job that is followed, once there is one."""
+        self._over: set[str] = set()
+        """The uids of the pods that have ended and whose logs were printed."""
+        self._pod, self._time = "", ""
+        """The uid of the pod that was read last, and the time of the last line that was printed of it."""
+        self._noted, self._failures = "", 0
+
+    def lines(self) -> Iterator[str]:
+        """Yield the lines of the log until the job ends.
+
+        Raises the error of the exit code with which it failed; UsageError if there is no such job or worker;
+        StoppedError if it is deleted; TemporaryError if the cluster doesn't answer for long.
+        """
+        ended = None
+        while ended is None:
+            try:
+                ended = yield from self._step()
+                self._failures = 0
+            except TemporaryError as error:
+                self._failures += 1
+                if self._main is None or self._failures > _TRIES:
+                    raise
+                self._say(str(error))
+            if ended is None:
+                time.sleep(self._poll_seconds)
+        if ended.exit_code:
+            reasons = "; ".join((ended.about, *(line for line in ended.lines if line)))
+            raise error_of(
+                ended.exit_code,
+                f"The job {self._name} failed: {reasons}. Received: exit code {ended.exit_code}",
+            )
+
+    def _step(self) -> Generator[str, None, State | None]:
+        """Look once, yield what is new, and return the state if the job has ended."""
+        work = self._look()
+        if work is None:
+            return None
+        left = [pod for pod in _pods_of(work, self._worker) if _uid(pod) not in self._over]
+        state = work.state(_now())
+        if left and _has_log(left[0]):
+            yield from self._read(left[0])
+        elif left and _is_over(left[0]):  # put out before it had a container
+            self._end(left[0])
+        elif state.exit_code is not None:
+            return state
+        else:
+            self._say(_waiting(self._jobs, work, left))
+        return None
+
+    def _look(self) -> Work | None:
+        """Return the job as it is now, None before a schedule's first. Raises StoppedError if it is gone."""
+        if self._main is None:
+            named = self._jobs.named(self._name)
+            if named.work is None:
+                self._say(_no_job(named.schedule))
+                return None
+            self._main = named.work.main
+            self._over |= {_uid(pod) for pod in _pods_of(named.work, self._worker)[:-1]}
+            return named.work
+        kind = f"{self._main['kind'].lower()}s.{self._main['apiVersion'].partition('/')[0]}"
+        found = self._jobs.kubectl.get(kind, self._main["metadata"]["name"])
+        if found is None or _uid(found) != _uid(self._main):
+            raise StoppedError(f"The job was deleted before it ended. Received: {self._name}")
+        return self._jobs.work(found)
+
+    def _read(self, pod: Object) -> Iterator[str]:
+        """Yield the lines of a pod's log that weren't printed yet."""
+        if _uid(pod) != self._pod:
+            self._pod, self._time = _uid(pod), ""
+        resumed = self._time
+        since = [f"--since-time={resumed}"] if resumed else []
+        try:
+            # A pod that ends meanwhile is read again: the connection may have broken before its last line.
+            for line in self._jobs.kubectl.logs(
+                pod["metadata"]["name"], CONTAINER, "-f", "--timestamps", *since
+            ):
+                stamp, _, text = line.partition(" ")
+                if not _TIME.match(stamp):
+                    yield line
+                elif stamp > resumed:
+                    self._time = stamp
+                    yield text
+        except (KubectlError, TemporaryError) as error:
+            if isinstance(error, KubectlError) and error.reason not in (BAD_REQUEST, NOT_FOUND):
+                raise
+            if not _is_over(pod):  # its container starts again, or its node doesn't answer now
+                self._say(str(error))
+                return
+            self._say(f"the log of {pod['metadata']['name']} is lost: {error}")
+        if _is_over(pod):
+            self._end(pod)
+
+    def _end(self, pod: Object) -> None:
+        self._over.add(_uid(pod))
+        if reason := pod_line(pod, False):
+            self._say(f"{pod['metadata']['name']}: {reason}")
+
+    def _say(self, text: str) -> None:
+        """Note `text`, once."""
+        if text != self._noted:
+            self._note(text)
+        self._noted = text
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+def _uid(value: Object) -> str:
+    return str(value["metadata"].get("uid") or value["metadata"]["name"])
+
+
+def _has_log(pod: Object) -> bool:
+    return bool({"running", "terminated"} & set(container_state(pod)))
+
+
+def _is_over(pod: Object) -> bool:
+    is_ended = pod.get("status", {}).get("phase") in ("Failed", "Succeeded")
+    return is_ended or "terminated" in container_state(pod)
+
+
+def _pods_of(work: Work, worker: int) -> list[Object]:
+    """Return the pods of a worker, the oldest first. Raises UsageError if the job has no such worker."""
+    wanted = int(work.job.get("spec", {}).get("parallelism", 1)) if work.job else None
+    if wanted is not None and worker >= wanted:
+        raise UsageError(f"The job has {wanted} workers, counted from 0. Received: --worker {worker}")
+    pods = [pod for pod in work.pods if index_of(pod) == worker]
+    return sorted(pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")))
+
+
+def _waiting(jobs: ClusterJobs, work: Work, pods: Sequence[Object]) -> str:
+    """Return why the newest of `pods` has no log yet, or why there is none of them."""
+    if pods and not _is_over(pods[-1]):
+        return f"{pods[-1]['metadata']['name']} waits: {pod_line(pods[-1], False) or 'it has no machine yet'}"
+    state = jobs.explain(work, _now())
+    reasons = "; ".join(filter(None, (state.about, *state.lines)))
+    return (
+        f"no pod to read: {work.main['metadata']['name']} is {state.word}{f', {reasons}' if reasons else ''}"
+    )
+
+
+def _no_job(schedule: Object | None) -> str:
+    spec = schedule["spec"] if schedule else {}
+    return f"no job yet: the schedule is {spec.get('schedule')} ({spec.get('timeZone', 'Etc/UTC')})"

@@ -1,0 +1,89 @@
+"""The errors that kubectl prints, as exceptions with the reason that the API server gave.
+
+kubectl prints answers of the API server in fixed forms (`StandardErrorMessage` in k8s.io/kubectl), and the
+text after them quotes names that users chose: only form and reason are read, no words of the rest.
+"""
+
+from __future__ import annotations
+
+import re
+
+from trainer.exits import TemporaryError, UsageError
+
+NOT_FOUND = "NotFound"
+ALREADY_EXISTS = "AlreadyExists"
+FORBIDDEN = "Forbidden"
+BAD_REQUEST = "BadRequest"
+NO_KIND = "NoKind"
+"""Not a reason of the API server: it has no such kind of object, as without the CRD of JobSet or Kueue."""
+_NO_CONTEXT = "NoContext"
+_UNAUTHORIZED = "Unauthorized"
+_UNREACHABLE = "Unreachable"
+_TEMPORARY = (
+    _UNREACHABLE,
+    "ServiceUnavailable",
+    "Timeout",
+    "ServerTimeout",
+    "TooManyRequests",
+    "InternalError",
+)
+_LOG = re.compile(r"[IWEF]\d{4} \d\d:\d\d:\d\d\.")
+"""How the lines of kubectl's own log begin."""
+_FORMS = (
+    (re.compile(r"Error from server \((?P<reason>\w+)\): "), ""),
+    (re.compile(r"Error from server: "), _UNREACHABLE),  # as etcd's or a kubelet's time-out: it has no reason
+    (re.compile(r"error: You must be logged in to the server "), _UNAUTHORIZED),
+    (re.compile(r"Unable to connect to the server: (x509|tls|remote error|getting credentials)\b"),
+     _UNAUTHORIZED),
+    (re.compile(r"Unable to connect to the server: "), _UNREACHABLE),
+    (re.compile(r"The connection to the server \S+ was refused"), _UNREACHABLE),
+    # While it looks for the schema of an object from standard input.
+    (re.compile(r'error: (?:error validating|unable to recognize) "STDIN": (?:[^"]*: )?Get "'), _UNREACHABLE),
+    (re.compile(r"error: the server doesn't have a resource type "), NO_KIND),
+    (re.compile(r'error: resource mapping not found for name: "[^"]*" namespace: "[^"]*" from "STDIN": '),
+     NO_KIND),
+    (re.compile(r'error: unable to recognize "STDIN": no matches for kind '), NO_KIND),
+    (re.compile(r"error: current-context is not set"), _NO_CONTEXT),
+    (re.compile(r'error: context "[^"]*" does not exist'), _NO_CONTEXT),
+    (re.compile(r"(error|Error) in configuration: context was not found"), _NO_CONTEXT),
+)  # fmt: skip
+_GET_CREDENTIALS = "`gcloud container clusters get-credentials CLUSTER`"
+_ADVICE = {
+    _NO_CONTEXT: f"kubectl has no such cluster in its configuration; {_GET_CREDENTIALS} adds it, --context "
+    "names another",
+    _UNAUTHORIZED: f"The cluster doesn't accept kubectl's credentials; {_GET_CREDENTIALS} gets new ones",
+    _UNREACHABLE: "The cluster can't be reached",
+    NO_KIND: "The cluster doesn't have this kind of object",
+}
+
+
+class KubectlError(UsageError):
+    """An error that kubectl or the API server reported, with the reason in the server's status."""
+
+    def __init__(self, message: str, reason: str, line: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        """As NotFound or Forbidden; empty where none is known."""
+        self.line = line
+        """The line that kubectl printed."""
+
+
+def parse_failure(verb: str, text: str) -> KubectlError | TemporaryError:
+    """Return the error that kubectl printed as `text` when it was called for `verb`."""
+    reason, line = _read(text)
+    advice = _ADVICE.get(reason)
+    if reason in _TEMPORARY:
+        return TemporaryError(f"{advice or 'The cluster has a temporary problem'}. Received: {line}")
+    return KubectlError(
+        f"{advice or f'The cluster refuses it (kubectl {verb})'}. Received: {line}", reason, line
+    )
+
+
+def _read(text: str) -> tuple[str, str]:
+    """Return the reason in `text`, empty if it has none, and the line that says most."""
+    lines = [line for line in text.splitlines() if line.strip() and not _LOG.match(line)]
+    for line in lines:
+        for form, reason in _FORMS:
+            if found := form.match(line):
+                return found.groupdict().get("reason") or reason, line
+    return "", lines[-1] if lines else "nothing"
