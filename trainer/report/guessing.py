@@ -1,0 +1,53 @@
+"""Whether a model is better than guessing: than always answering the most frequent class.
+
+In: `Predictions`. Out: that class, its share, and yes or no at 95% confidence.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import special, stats
+
+from trainer.metrics import Predictions
+
+_LEVEL = 0.025
+"""One-sided, as the limits of a 95% interval are."""
+_UNEQUAL = 1.2
+"""Classes are unequal if the largest has more than so many times its share of equal classes."""
+
+
+def constant_answer(predictions: Predictions) -> tuple[str, float]:
+    """Return the name of the most frequent class, the first of equals, and its share in 0..1."""
+    counts = np.bincount(predictions.labels, minlength=len(predictions.class_names))
+    label = int(np.argmax(counts))
+    return predictions.class_names[label], float(counts[label] / counts.sum())
+
+
+def has_unequal_classes(predictions: Predictions) -> bool:
+    """Return whether the most frequent class has clearly more images than its share of equal classes."""
+    return constant_answer(predictions)[1] > _UNEQUAL / len(predictions.class_names)
+
+
+def beats_guessing(predictions: Predictions) -> bool:
+    """Return whether the answers are better than the constant one by more than chance.
+
+    Either more are right than the largest class's share explains (exact binomial test), or, where classes are
+    unequal, some class is answered more often for its own images than for others (Fisher's exact test, with
+    Bonferroni's correction): such a model may be less accurate than the constant answer, and still know more.
+    """
+    right = int(np.sum(predictions.predicted == predictions.labels))
+    count, share = len(predictions.labels), constant_answer(predictions)[1]
+    # The probability of so many right answers, or more.
+    if right and float(special.bdtrc(right - 1, count, share)) < _LEVEL:
+        return True
+    if not has_unequal_classes(predictions):
+        return False
+    classes = range(len(predictions.class_names))
+    return min(_p_of_class(predictions, label) for label in classes) < _LEVEL / len(classes)
+
+
+def _p_of_class(predictions: Predictions, label: int) -> float:
+    """Return Fisher's one-sided p-value of how often a class is answered for its own images."""
+    own, answered = predictions.labels == label, predictions.predicted == label
+    hits = int(np.sum(own & answered))
+    return float(stats.hypergeom.sf(hits - 1, len(own), int(np.sum(own)), int(np.sum(answered))))
