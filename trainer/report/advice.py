@@ -25,6 +25,7 @@ _USUAL_RATES = {"sgd": 0.05, "rmsprop": 0.001, "adam": 0.001, "adamw": 0.001}
 _LARGE_LOSS = 2.0
 """Times that of guessing: a train loss above it in the first epoch is a step that was too long."""
 _SMALL_FALL = 0.02
+_LEAST_LOSS = 0.05
 _FEW_COPIES = 0.01
 """Share of the held-out images that changes nothing; the report lists them all the same."""
 _NAME = 40
@@ -164,10 +165,10 @@ def _labels(case: Case) -> Iterator[str]:
 
 
 def _has_fallen(case: Case, best: float) -> bool:
-    """Return whether the held-out accuracy fell from its best by more than two standard errors."""
+    """Return whether the held-out accuracy fell clearly from its best, by more than two standard errors."""
     error = float(np.sqrt(best * (1 - best) / len(case.whole.labels)))
     last = read_series(case.history, f"{case.held.split}/accuracy").values[-1]
-    return bool(best - last > 2 * error)
+    return bool(best - last > max(_LEAST_LOSS, 2 * error))
 
 
 def _balance(case: Case) -> Iterator[str]:
@@ -236,16 +237,14 @@ def _train_on(case: Case) -> Iterator[str]:
 
 def _another_rate(case: Case) -> Iterator[str]:
     """Yield a smaller rate for a loss that leapt or never fell, a larger one for a loss that creeps."""
-    rate, usual = (
-        case.setting("optimizer.learning_rate"),
-        _USUAL_RATES.get(str(case.setting("optimizer.name"))),
-    )
+    rate = case.setting("optimizer.learning_rate")
+    usual = _USUAL_RATES.get(str(case.setting("optimizer.name")))
     if not rate or usual is None or not len(case.losses):
         return
     loss = case.losses
     if rate > 0.1 * usual and loss[0] > _LARGE_LOSS * np.log(len(case.train.class_names)):
         lower = usual if rate > 2 * usual else rate / 10
-        yield f"The train loss leapt at first: take a smaller rate, --set optimizer.learning_rate={lower:.1g}."
+        yield f"The train loss leapt up: take a smaller rate, --set optimizer.learning_rate={lower:.1g}."
     elif _is_creeping(loss) or (rate < usual / 5 and loss[-1] > 0.8 * loss[0]):
         higher = usual if rate < usual / 2 else 3 * rate
         yield f"The train loss hardly fell: take a larger rate, --set optimizer.learning_rate={higher:.1g}."

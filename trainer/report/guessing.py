@@ -5,6 +5,8 @@ In: `Predictions`. Out: that class, its share, and yes or no at 95% confidence.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy import special, stats
 
@@ -12,8 +14,8 @@ from trainer.metrics import Predictions
 
 _LEVEL = 0.025
 """One-sided, as the limits of a 95% interval are."""
-_UNEQUAL = 1.2
-"""Classes are unequal if the largest has more than so many times its share of equal classes."""
+_UNEQUAL, _CHANCE = 1.2, 0.001
+"""Classes are unequal if the largest has so many times its share of equal classes, and not by chance."""
 
 
 def constant_answer(predictions: Predictions) -> tuple[str, float]:
@@ -25,7 +27,14 @@ def constant_answer(predictions: Predictions) -> tuple[str, float]:
 
 def has_unequal_classes(predictions: Predictions) -> bool:
     """Return whether the most frequent class has clearly more images than its share of equal classes."""
-    return constant_answer(predictions)[1] > _UNEQUAL / len(predictions.class_names)
+    return are_unequal(np.bincount(predictions.labels, minlength=len(predictions.class_names)).tolist())
+
+
+def are_unequal(counts: Sequence[int]) -> bool:
+    """Return the same of the images of each class."""
+    largest, total, classes = max(counts), sum(counts), len(counts)
+    by_chance = classes * float(special.bdtrc(largest - 1, total, 1 / classes))
+    return largest > _UNEQUAL * total / classes and by_chance < _CHANCE
 
 
 def beats_guessing(predictions: Predictions) -> bool:

@@ -18,7 +18,7 @@ from trainer.report.history import History, is_rising
 from trainer.report.names import format_count, shorten
 
 Kind = Literal[
-    "guessing", "copied", "early", "neglected", "over-fitted", "under-trained", "contradicted", "fine"
+    "guessing", "copied", "early", "neglected", "contradicted", "over-fitted", "under-trained", "fine"
 ]
 TITLES: dict[Kind, str] = {
     "guessing": "No better than guessing",
@@ -91,9 +91,9 @@ def judge(
     - copied: every held-out image is a copy of a training image.
     - early: there were fewer than `FEWEST_EPOCHS` epochs.
     - neglected: a class has less than half the recall that the accuracy lets expect, by more than chance.
+    - contradicted: the model confidently contradicts the labels of `DOUBTFUL_SHARE` of the training images.
     - over-fitted: the gap is above `LARGEST_GAP`, its 95% interval is above 0, so that it is not the
       chance of few images, and the training images are answered with at least `LEAST_SKILL`.
-    - contradicted: the model confidently contradicts the labels of `DOUBTFUL_SHARE` of the training images.
     - under-trained: the training images are answered with less than `LEAST_SKILL`, or the held-out
       accuracy was still rising at the end (see `is_rising`).
     - fine otherwise.
@@ -145,12 +145,12 @@ def _decide(case: Case) -> tuple[Kind, str]:
 def _decide_on_fit(case: Case) -> tuple[Kind, str]:
     has_learnt = _skill(case.train) >= LEAST_SKILL
     low, high = case.gap_interval
-    if case.gap > LARGEST_GAP and low > 0 and has_learnt:
-        return "over-fitted", f"over-fitted (gap {case.gap:.3f})"
     doubtful = len(case.contradicted)
     if has_learnt and doubtful >= DOUBTFUL_SHARE * len(case.train.labels):
         images = format_count(doubtful, "training image is", "training images are")
         return "contradicted", f"labels are doubtful ({images} confidently contradicted by the model)"
+    if case.gap > LARGEST_GAP and low > 0 and has_learnt:
+        return "over-fitted", f"over-fitted (gap {case.gap:.3f})"
     if not has_learnt:
         return "under-trained", "under-trained (the train accuracy is low)"
     if is_rising(case.history, case.held.split) and not case.copies and case.held_score.share < 1:
