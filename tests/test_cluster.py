@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
+import shlex
+import subprocess
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +14,9 @@ import pytest
 import tensorflow as tf
 from free_ports import addresses
 from small_data import put
+from trainer_process import command, error_line
 
-from trainer.cli.environment import memory_explained
+from trainer.cli.environment import import_tensorflow, memory_explained
 from trainer.cluster import (
     Gpu,
     ask_driver,
@@ -94,6 +98,25 @@ def test_what_did_not_fit_is_named() -> None:
         memory_explained("try less"),
     ):
         raise tf.errors.ResourceExhaustedError(None, None, said)
+
+
+def test_an_address_space_that_is_limited_is_told_before_it_is_used_up(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = shlex.join(command("train", "--recipe", "demo", "--output", tmp_path / "runs"))
+    done = subprocess.run(
+        ["bash", "-c", f"ulimit -v 2000000 && exec {words}"], capture_output=True, text=True, check=False
+    )
+    line = error_line(done, 137)
+    assert "less than the 2 GiB that TensorFlow takes; lift it with `ulimit -v unlimited`" in line
+    assert line.endswith("Received: ulimit -v 2000000")
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (1 << 45, before[1]))
+        import_tensorflow()
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    assert "ends with 134 or 139 and without a message, which means out of memory" in capfd.readouterr().err
 
 
 def test_hosts_with_other_devices_are_named() -> None:

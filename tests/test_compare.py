@@ -142,6 +142,34 @@ def test_pairs_are_judged_in_words() -> None:
     assert len(pair.disagreements) == pair.only_first + pair.only_second
 
 
+def unequal(common: float, rare: float) -> Run:
+    """A run on 1,140 and 60 images of two classes, by its recalls."""
+    labels = np.repeat([0, 1], [1140, 60])
+    right = np.r_[np.arange(1140) < round(1140 * common), np.arange(60) < round(60 * rare)]
+    given = np.where(np.eye(2)[np.where(right, labels, 1 - labels)] > 0, 0.9, 0.1)
+    answers = Predictions(
+        "validation", tuple(map(str, range(1200))), labels.astype(np.int32), given, ("common", "rare")
+    )
+    return run_of(answers, f"{common:g} and {rare:g}")
+
+
+def test_of_unequal_classes_the_mean_recall_counts_beside_the_accuracy() -> None:
+    constant, weighted = unequal(1.0, 0.0), unequal(0.85, 0.9)
+    for pair in (compare_runs(constant, weighted), compare_runs(weighted, constant)):
+        assert pair.is_contested
+        assert pair.verdict.startswith("1 and 0 is right more often by 0.098 (95% interval 0.07")
+        assert (
+            "the mean of their recalls is higher in 0.85 and 0.9, by 0.375 (95% interval 0.3" in pair.verdict
+        )
+        assert pair.verdict.endswith("neither is better in both.")
+    counts = compare_runs(replace(constant, predictions=None), replace(weighted, predictions=None))
+    assert counts.verdict.endswith("higher in 0.85 and 0.9, by 0.375: neither is better in both.")
+    same = compare_runs(unequal(0.95, 0.4), unequal(0.94, 0.6))
+    assert same.verdict.startswith("The same within chance: ")
+    assert "; but the classes are unequal, and the mean of their recalls is higher in 0.94" in same.verdict
+    assert compare_runs(unequal(0.9, 0.8), unequal(0.95, 0.9)).verdict.startswith("0.95 and 0.9 is better by")
+
+
 def test_of_several_comparisons_all_are_held_to_one_level() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])  # 3 p, 2 p, and no less than that
     assert holm([0.9, 0.8]) == [1.0, 1.0]

@@ -18,7 +18,7 @@ from trainer_process import QUICK, trainer
 
 from trainer.data.load import load_dataset
 from trainer.data.progress import SilentProgress
-from trainer.data.statistics import describe_images
+from trainer.data.statistics import count_trained, describe_images
 from trainer.report.drift import Drift, Earlier, exchanged, find_drift
 from trainer.run_folder import find_earlier
 from trainer.spec import dump_spec, load_spec
@@ -145,6 +145,13 @@ def test_images_are_measured(photos: Path, tmp_path: Path) -> None:
     assert (max(said["measures"]["width"]), min(said["measures"]["height"])) == (80, 20)
     few = describe_images(found, most=10)
     assert few["contents"] == said["contents"][:10]
+    everything = [content for split in found.splits.values() for content in split.contents]
+    trained = len(found.train.items)
+    assert count_trained(everything, said) == (trained, 25)
+    assert count_trained(found.held_out.contents, said) == (0, 25 - trained)
+    seen, checked = count_trained(everything, few)
+    assert 10 <= seen <= checked < 25  # those below the last of ten
+    assert count_trained(everything, {"images": 3}) == (0, 0)  # of an earlier version
     (data / "squares" / "2.png").unlink()  # since it was decoded
     assert len(describe_images(found)["measures"]["width"]) == 23
 

@@ -162,7 +162,7 @@ def test_names_with_html_in_them_are_shown_and_not_obeyed(odd: tuple[list[str], 
     assert any('to 30 ("><script>alert(1)</script>)' in label for label in page.values("aria-label"))
     assert "<img src=x onerror=alert(1)>.jpg" in page.text
     # One for each picture's answer, and none from a name.
-    assert page.count("b") == page.count("img") == 3
+    assert page.count("b") == page.count("img") == 6
 
 
 def test_no_mistakes_one_epoch_and_one_image_a_class_are_reported(odd: tuple[list[str], Page]) -> None:
@@ -179,6 +179,7 @@ def test_letters_that_the_font_of_the_png_lacks_warn_nobody(odd: tuple[list[str]
 def test_hundred_classes_stay_legible(tmp_path: Path) -> None:
     names = tuple(f"class {number}" for number in range(100))
     page = written(tmp_path, make_inputs(names, 3, 3.0, "test"))
+    assert "Mistakes on training images" in page.text
     assert "The 10 classes with the lowest recall" in page.text
     assert "All 100 classes" in page.text
     matrix = next(a for t, a in page.tags if t == "svg" and "Confusion" in (a["aria-label"] or ""))
@@ -247,8 +248,11 @@ def test_pictures_are_asked_for_by_split_and_index_of_the_mistakes(tmp_path: Pat
     inputs = make_inputs(skill=1.0, pictures=pictures)
     write_report(tmp_path, inputs)
     held = inputs.predictions["validation"]
-    (split, wrong), (_, right) = asked
-    assert split == "validation"
+    (of_train, trained), (split, wrong), (_, right) = asked
+    assert (of_train, split) == ("train", "validation")
+    train = inputs.predictions["train"]
+    assert len(trained) == 12
+    assert all(train.predicted[index] != train.labels[index] for index in trained)
     assert len(wrong) == 12
     assert all(held.predicted[index] != held.labels[index] for index in wrong)
     assert all(held.predicted[index] == held.labels[index] for index in right)

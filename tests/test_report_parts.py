@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
 from trainer.metrics import Predictions
 from trainer.report.names import columns, format_duration, format_share, padded, shorten
 from trainer.report.pictures import choose_correct, choose_mistakes
+from trainer.report.plots import draw_confusion
 from trainer.report.tables import top_confusions
 
 
@@ -62,3 +65,17 @@ def test_durations_are_read_at_a_glance() -> None:
         "26 min 40 s",
         "3 h 05 min",
     ]
+
+
+@pytest.mark.parametrize("classes", [21, 100, 151, 1000, 4321])
+def test_numbers_beside_a_matrix_of_many_classes_do_not_touch(classes: int) -> None:
+    names = tuple(map(str, range(classes)))
+    figure = draw_confusion(np.eye(classes, dtype=np.int64), names)
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    for labels, side in ((axes.get_xticklabels(), 0), (axes.get_yticklabels(), 1)):
+        spans = sorted(
+            (box.min[side], box.max[side]) for box in (each.get_window_extent() for each in labels)
+        )
+        assert len(spans) > 2
+        assert all(one[1] + 2 < other[0] for one, other in pairwise(spans))

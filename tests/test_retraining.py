@@ -50,7 +50,7 @@ def test_a_run_of_the_same_data_and_spec_is_left_undone(
     # What was not asked of the run before is asked now, and what it wasn't good enough for it isn't today.
     released = run("friday", "--set", "seed=5", "--set", "publish.release=true").stdout
     assert "since the run thursday" in released
-    assert "thursday is the champion: there was none" in released
+    assert "thursday does not become the champion, and there is none: it is no better than" in released
     again = run("friday", "--set", "seed=5", "--set", "publish.release=true").stdout
     assert "decided before" in again
     claimed = trainer(

@@ -242,8 +242,16 @@ def test_evaluate_measures_a_run_on_other_data(
         "evaluate", run, "--data", data, "--json", "--set", "data.max_rejected=0.2", cache=tmp_path
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["all/count"] == len(list(photos.rglob("*.png")))
+    found = json.loads(done.stdout)
+    assert found["all/count"] == found["all/trained_checked"] == len(list(photos.rglob("*.png")))
     assert "broken.jpg" in done.stderr
+    shutil.rmtree(data / "discs")
+    said = trainer("evaluate", run, "--data", data, cache=tmp_path).stdout
+    counts = json.loads((run / "dataset.json").read_text())["splits"]["train"]["classes"]
+    trained = counts["squares"] + counts["stripes"]
+    assert f"  note       {trained} of 16 images are training images: this accuracy is too good" in said
+    assert "  discs                -  no image of it in these data" in said
+    assert "nan" not in said
     for setting in ("data.image_size=64", "train.epochs=3"):  # the model's own, and none of the data's
         wrong = trainer("evaluate", run, "--data", photos, "--set", setting, cache=tmp_path)
         refused(wrong, 2, setting, "data.layout")

@@ -247,13 +247,15 @@ def test_changed_data_precision_or_batch_stop_a_begun_run(tmp_path: Path) -> Non
     write_json(tmp_path / "dataset.json", {"digest": "sha256:aa"})
     write_json(tmp_path / "environment.json", {"precision": "float32", "global_batch_size": 20})
     require_same_start(tmp_path, Start("aa", "float32", 20))
-    with pytest.raises(UsageError, match="data changed"):
+    with pytest.raises(UsageError, match="data changed since this run began, or an earlier version of"):
+        require_same_start(tmp_path, Start("bb", "float32", 20))
+    write_json(tmp_path / "dataset.json", {"digest": "sha256:aa", "split_by": "source"})
+    with pytest.raises(UsageError, match="data changed since this run began; give"):
         require_same_start(tmp_path, Start("bb", "float32", 20))
     with pytest.raises(UsageError, match="precision changed"):
         require_same_start(tmp_path, Start("aa", "bfloat16", 20))
-    with pytest.raises(
-        UsageError, match=r"global batch size .*all devices\) changed.*Received: 40, it was 20"
-    ):
+    words = r"global batch size .*all devices\) changed.*Received: 40, it was 20"
+    with pytest.raises(UsageError, match=words):
         require_same_start(tmp_path, Start("aa", "float32", 40))
 
 

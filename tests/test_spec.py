@@ -137,6 +137,14 @@ def test_a_setting_that_nothing_would_read_is_refused(setting: str, words: str) 
         ("run_name=../x", ["run_name", "letters", "'../x'"]),
         ("seed=-1", ["seed", "-1"]),
         ("train.patience=3", ["early_stopping.patience_epochs"]),
+        *(
+            (f"{key}=0.1", ["Did you mean optimizer.learning_rate?"])
+            for key in ("lr", "optimizer.lr", "train.lr", "optimizer.rate")
+        ),
+        ("train.wd=0.1", ["Did you mean optimizer.weight_decay?"]),
+        ("train.optimizer=adam", ["Did you mean optimizer.name?"]),
+        ("train.class_weights={airplane:3.0}", ["{airplane: 3.0}", "Received: {airplane:3.0}"]),
+        ("model={family:plain}", ["{family: plain}", "Received: {family:plain}"]),
         ("train.class_weights=foo", ["'none' or 'balanced' or a valid dictionary", "'foo'"]),
         ("train.xla=maybe", ["'auto'", "boolean", "'maybe'"]),
         ("run_name=latest", ["run_name", "pointer"]),

@@ -1,12 +1,12 @@
-"""The split: by content, about a fraction of every class, and what the source says is kept."""
+"""The split: by content, a fraction of every class, and what the source says is kept."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from small_data import digests, items_of
 
@@ -23,20 +23,49 @@ def held_out(items: Sequence[Item]) -> set[str]:
     return {item.name for item in items if item.split == "validation"}
 
 
-def test_split_takes_about_the_fraction_of_every_class() -> None:
+def test_split_takes_the_fraction_of_every_class_exactly() -> None:
     items, contents = many(4000)
     split = assign_splits(items, contents, 0.25)
     for label in ("a", "b"):
-        share = np.mean([item.split == "validation" for item in split if item.label == label])
-        assert abs(share - 0.25) < 0.03
+        assert sum(item.split == "validation" for item in split if item.label == label) == 500
     assert [replace(item, split=None) for item in split] == items
 
 
-def test_split_keeps_images_where_they_are_when_others_are_added_or_reordered() -> None:
+@pytest.mark.parametrize(
+    ("sizes", "fraction"),
+    [([40] * 3, 0.15), ([50] * 6, 0.15), ([7] * 10, 0.2), ([1000, 50, 3], 0.1), ([2, 2, 2], 0.2)],
+)
+def test_classes_of_equal_size_have_equal_shares_within_one_image(sizes: list[int], fraction: float) -> None:
+    for seed in range(20):
+        labels = [str(number) for number, size in enumerate(sizes) for _ in range(size)]
+        items = [Item(str(index), label, None, Path("x")) for index, label in enumerate(labels)]
+        split = assign_splits(items, digests(*((seed, index) for index in range(len(items)))), fraction)
+        counts = Counter(item.label for item in split if item.split == "validation")
+        for label, size in zip(map(str, range(len(sizes))), sizes, strict=True):
+            assert abs(counts[label] - max(1.0, fraction * size)) < 1
+        if min(sizes) * fraction >= 1:
+            assert sum(counts.values()) == round(fraction * sum(sizes))
+
+
+def test_split_does_not_depend_on_the_order_of_the_images() -> None:
     items, contents = many(600)
-    before = held_out(assign_splits(items[:200], contents[:200], 0.2))
-    after = held_out(assign_splits(items[::-1], contents[::-1], 0.2))
-    assert before == after & {item.name for item in items[:200]}
+    before = held_out(assign_splits(items, contents, 0.2))
+    assert held_out(assign_splits(items[::-1], contents[::-1], 0.2)) == before
+
+
+def test_few_images_change_sides_when_others_are_added() -> None:
+    items, contents = many(600)
+    before = held_out(assign_splits(items[:400], contents[:400], 0.2))
+    after = held_out(assign_splits(items, contents, 0.2))
+    old = {item.name for item in items[:400]}
+    assert len(before ^ (after & old)) <= 16
+
+
+def test_image_with_two_labels_is_on_one_side() -> None:
+    items, contents = many(40)
+    twice = [*items, *(replace(item, name=f"copy {item.name}", label="c") for item in items[:10])]
+    split = assign_splits(twice, [*contents, *contents[:10]], 0.3)
+    assert [item.split for item in split[:10]] == [item.split for item in split[40:]]
 
 
 @pytest.mark.parametrize("fraction", [0.001, 0.999])

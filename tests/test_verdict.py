@@ -3,77 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
+from verdict_cases import answers, both, copied, flat, rising, ten, unequal, verdict
 
-from trainer.metrics import wilson_interval
 from trainer.report.history import find_best_epoch, is_rising
-from trainer.report.verdict import Verdict, judge
-
-Rows = list[dict[str, Any]]
-
-
-def split_metrics(
-    split: str, correct: int, count: int, classes: dict[str, tuple[int, float]]
-) -> dict[str, float]:
-    """Metrics of a split, `classes` being name to (images, recall)."""
-    low, high = wilson_interval(correct, count)
-    found: dict[str, float] = {
-        f"{split}/accuracy": correct / count,
-        f"{split}/accuracy_low": low,
-        f"{split}/accuracy_high": high,
-        f"{split}/count": count,
-        f"{split}/correct": correct,
-    }
-    for name, (images, recall) in classes.items():
-        found |= {f"{split}/support/{name}": images, f"{split}/recall/{name}": recall}
-    return found
-
-
-def metrics(train: float, held: float, count: int = 1000, held_out: str = "validation") -> dict[str, float]:
-    """Metrics of two balanced classes, the cats being the weaker."""
-    of_train = {"cats": (1000, train), "dogs": (1000, train)}
-    of_held = {
-        "cats": (count // 2, held - 0.01 if held < 1 else 1.0),
-        "dogs": (count // 2, min(1.0, held + 0.01)),
-    }
-    return {
-        **split_metrics("train", round(2000 * train), 2000, of_train),
-        **split_metrics(held_out, round(count * held), count, of_held),
-    }
-
-
-def flat(accuracy: float = 0.92, epochs: int = 20) -> Rows:
-    """A history that has levelled off."""
-    noise = np.random.default_rng(0).normal(size=epochs) * 0.004
-    return [
-        {
-            "epoch": epoch,
-            "learning_rate": 0.001,
-            "train/loss": 0.2,
-            "validation/loss": 0.3,
-            "validation/accuracy": accuracy + float(noise[epoch - 1]),
-        }
-        for epoch in range(1, epochs + 1)
-    ]
-
-
-def rising(step: float = 0.02, epochs: int = 10) -> Rows:
-    """A history that goes up by `step` an epoch to its end."""
-    return [row | {"validation/accuracy": 0.6 + step * row["epoch"]} for row in flat(epochs=epochs)]
-
-
-def verdict(
-    train: float,
-    held: float,
-    history: Rows | None = None,
-    count: int = 1000,
-    settings: dict[str, Any] | None = None,
-) -> Verdict:
-    rows = flat() if history is None else history
-    return judge(metrics(train, held, count), rows, "validation", settings or {})
+from trainer.report.verdict import judge
 
 
 def test_headline_says_it_in_one_line() -> None:
@@ -112,8 +48,8 @@ def test_gap_interval_is_newcombes() -> None:
     # Newcombe 1998, table II, (a): 56/70 - 48/80, method 10: 0.0524 to 0.3339.
     found = judge(
         {
-            **split_metrics("train", 56, 70, {"a": (35, 0.8), "b": (35, 0.8)}),
-            **split_metrics("test", 48, 80, {"a": (40, 0.6), "b": (40, 0.6)}),
+            "train": answers("train", {"a": (35, 0.8), "b": (35, 0.8)}),
+            "test": answers("test", {"a": (40, 0.6), "b": (40, 0.6)}),
         },
         [],
         "test",
@@ -122,22 +58,73 @@ def test_gap_interval_is_newcombes() -> None:
     assert (found.gap_low, found.gap_high) == pytest.approx((0.0524, 0.3339), abs=1e-4)
 
 
-def test_guessing_is_under_trained() -> None:
-    found = verdict(0.52, 0.51)
-    assert found.kind == "under-trained"
-    assert "always answering cats gives 0.500" in found.headline
+def test_guessing_is_called_so_however_well_the_training_images_are_known() -> None:
+    for train in (0.52, 0.99):
+        found = verdict(train, 0.51)
+        assert found.kind == "guessing"
+        assert found.headline.endswith("no better than guessing (always answering cats gives 0.500)")
+    assert "check whether the labels are right" in verdict(0.99, 0.51).advice
+    assert verdict(0.99, 0.56).kind == "over-fitted"
 
 
-def test_naming_the_majority_class_is_not_learning() -> None:
-    rare = {"common": (950, 1.0), "rare": (50, 0.0)}
-    both = {
-        **split_metrics("train", 1900, 2000, {"common": (1900, 1.0), "rare": (100, 0.0)}),
-        **split_metrics("validation", 950, 1000, rare),
+def test_few_images_that_guessing_explains_accuse_no_label() -> None:
+    found = verdict(0.99, 0.6, count=20)
+    assert found.kind == "guessing"
+    assert "labels" not in found.advice
+    assert "Hold out more images: 20 images" in found.advice
+
+
+def test_naming_the_majority_class_is_guessing_and_the_advice_is_weights() -> None:
+    found = judge(unequal(1.0, 0.0), flat(), "validation", {"train": {"class_weights": "none"}})
+    assert found.kind == "guessing"
+    assert (
+        "always answering common gives 0.950); rare is never recognised (recall 0.000 of 50" in found.headline
+    )
+    assert found.advice.startswith("The classes are unequal, and rare is too rare to count")
+    assert "--set train.class_weights=balanced" in found.advice
+    weighted = {"train": {"class_weights": "balanced"}}
+    assert "class_weights" not in judge(unequal(1.0, 0.0), flat(), "validation", weighted).advice
+
+
+def test_knowing_the_rare_class_is_no_guessing_though_the_constant_answer_is_as_often_right() -> None:
+    found = judge(unequal(0.95, 0.9), flat(), "validation", {})
+    assert found.kind == "fine"
+
+
+def test_a_class_that_is_never_recognised_is_named_first() -> None:
+    found = judge(ten(0.0), flat(), "validation", {})
+    assert found.kind == "neglected"
+    assert found.headline.endswith("last is never recognised (recall 0.000 of 20 images)")
+    assert "Add images of last" in found.advice
+    assert judge(ten(0.75), flat(), "validation", {}).kind == "fine"
+    assert judge(ten(0.0, images=2), flat(), "validation", {}).kind != "neglected"  # two images may be chance
+
+
+def test_one_epoch_is_too_early_to_say_and_names_a_class_that_is_never_recognised() -> None:
+    found = verdict(0.95, 0.94, flat(epochs=1))
+    assert found.kind == "early"
+    assert found.headline.endswith("too early to say after 1 epoch")
+    assert found.advice == "Train longer: --set train.epochs=10."
+    assert "after 2 epochs" in verdict(0.95, 0.94, flat(epochs=2)).headline
+    assert verdict(0.95, 0.94, flat(epochs=3)).kind == "fine"
+    found = judge(ten(0.0), flat(epochs=1), "validation", {})
+    assert found.headline.endswith("after 1 epoch; last is never recognised (recall 0.000 of 20 images)")
+
+
+def test_copies_of_training_images_are_left_out_and_both_figures_are_told() -> None:
+    predictions = {
+        "train": answers("train", {"cats": (500, 1.0), "dogs": (500, 1.0)}),
+        "validation": answers("validation", {"cats": (220, 200 / 220), "dogs": (80, 0.625)}),
     }
-    found = judge(both, flat(), "validation", {})
-    assert found.kind == "under-trained"
-    assert "always answering common gives 0.950" in found.headline
-    assert found.weakest_class == "rare"
+    found = judge(predictions, rising(), "validation", {}, copied(140))
+    assert found.kind == "over-fitted"
+    assert found.headline == (
+        "validation accuracy 0.688 without 140 exact copies of training images (95% interval 0.612 to 0.754; "
+        "0.833 with them), train 1.000: over-fitted (gap 0.312)"
+    )
+    assert found.advice.startswith("Remove the 140 copies from validation: dataset.json lists them")
+    assert judge(predictions, flat(), "validation", {}, copied(300)).kind == "copied"
+    assert "Remove" not in judge(predictions, flat(), "validation", {}, copied(2)).advice
 
 
 def test_low_train_accuracy_is_under_trained() -> None:
@@ -152,20 +139,11 @@ def test_a_run_that_has_hardly_begun_is_not_over_fitted() -> None:
     assert "gap" not in found.headline
 
 
-def test_over_fitting_at_the_level_of_guessing_is_over_fitting() -> None:
-    assert verdict(0.99, 0.51).kind == "over-fitted"
-
-
 def test_curve_that_still_rises_is_under_trained() -> None:
     found = verdict(0.82, 0.80, rising())
     assert found.kind == "under-trained"
     assert "still rising" in found.headline
     assert "train.epochs=20" in found.advice
-
-
-def test_time_budget_that_ran_out_is_named() -> None:
-    found = verdict(0.82, 0.80, rising(), settings={"train": {"epochs": 50, "time_budget_seconds": 60.0}})
-    assert "train.time_budget_seconds" in found.advice
 
 
 def test_curve_that_has_levelled_off_is_not_rising() -> None:
@@ -216,44 +194,6 @@ def test_best_epoch_is_the_first_of_equals() -> None:
     assert find_best_epoch([], "test", "loss") is None
 
 
-def test_advice_against_over_fitting_names_what_is_not_used_yet() -> None:
-    off = {"flip": "none", "crop": None, "noise": 0.0}
-    on = {**off, "flip": "horizontal"}
-    assert "augment.crop" in verdict(0.99, 0.72, settings={"augment": off}).advice
-    assert "model.dropout" in verdict(0.99, 0.72, settings={"augment": on}).advice
-    dropout = {"augment": on, "model": {"dropout": 0.3}}
-    assert "optimizer.weight_decay" in verdict(0.99, 0.72, settings=dropout).advice
-    decay = {**dropout, "optimizer": {"weight_decay": 0.05}}
-    assert "Add training images" in verdict(0.99, 0.72, settings=decay).advice
-
-
-def test_advice_names_the_recipe_that_is_the_cure() -> None:
-    found = verdict(0.99, 0.72, settings={"recipe": "cats-vs-dogs"})
-    assert found.advice.startswith("Try the recipe cats-vs-dogs-augmented")
-
-
-def test_advice_says_when_learning_turned_into_memorising() -> None:
-    history = [row | {"validation/loss": 0.3 + 0.02 * abs(row["epoch"] - 6)} for row in flat()]
-    assert "The validation loss was lowest in epoch 6 of 20" in verdict(0.99, 0.72, history).advice
-
-
-def test_falling_loss_of_an_under_trained_run_asks_for_more_epochs() -> None:
-    falling = [row | {"train/loss": 1 / row["epoch"]} for row in flat(0.69, epochs=5)]
-    assert "train.epochs=10" in verdict(0.70, 0.69, falling).advice
-    assert "optimizer.learning_rate" in verdict(0.70, 0.69, flat(0.69)).advice
-
-
-def test_run_without_a_mistake_has_no_weakest_class() -> None:
-    found = verdict(1.0, 1.0)
-    assert found.kind == "fine"
-    assert found.weakest_class is None
-    assert found.advice.startswith("No mistake on 1,000 images.")
-
-
-def test_few_held_out_images_are_said_to_be_few() -> None:
-    assert verdict(0.95, 1.0, count=4).advice.startswith("Hold out more images: 4 images")
-
-
 def test_held_out_split_is_called_by_its_name() -> None:
-    found = judge(metrics(0.957, 0.924, held_out="test"), [], "test", {})
+    found = judge(both(0.957, 0.924, held_out="test"), [], "test", {})
     assert found.headline.startswith("test accuracy 0.924")

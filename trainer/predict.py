@@ -6,7 +6,7 @@ can't be used; metrics for each split.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from trainer.data.items import Rejection
 from trainer.data.labelled import load_labelled
 from trainer.data.layouts.found import files_below, rejection_of
 from trainer.data.progress import Progress
+from trainer.data.statistics import count_trained
 from trainer.evaluate import batches_of
 from trainer.exits import DataError, UsageError
 from trainer.export import LoadedModel
@@ -62,12 +63,19 @@ def classify_files(model: LoadedModel, paths: Sequence[Path]) -> Iterator[tuple[
 
 
 def evaluate_source(
-    model: LoadedModel, source: str, cache_dir: Path, progress: Progress, settings: Sequence[str] = ()
+    model: LoadedModel,
+    source: str,
+    cache_dir: Path,
+    progress: Progress,
+    settings: Sequence[str] = (),
+    images: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, dict[str, float]], tuple[Rejection, ...]]:
     """Return the metrics of `model` by split of `source`, and what was left out; see `load_labelled`.
 
     `settings` are those of a spec's data part, such as data.max_rejected=0.05; what the model
-    was trained with stays as it is. Raises UsageError for a setting that there is not.
+    was trained with stays as it is. images: images.json of the model's run, if there is one; then the metrics
+    have `trained_share`, the share of the images that the run was trained on, and `trained_checked`, of how
+    many images that is. Raises UsageError for a setting that there is not.
     """
     for setting in settings:
         if not setting.startswith("data.") or setting.partition("=")[0].strip() in _ABOUT_MODEL:
@@ -86,7 +94,12 @@ def evaluate_source(
         settings=settings, overrides={f"data.{name}": value for name, value in about.items()}
     ).data
     splits, rejected = load_labelled(spec, model.class_names, cache_dir, progress)
-    return {name: compute_metrics(predict_split(model, split)) for name, split in splits.items()}, rejected
+    metrics = {name: compute_metrics(predict_split(model, split)) for name, split in splits.items()}
+    for name, split in splits.items():
+        trained, checked = count_trained(split.contents, images or {})
+        if checked:
+            metrics[name] |= {"trained_share": trained / checked, "trained_checked": checked}
+    return metrics, rejected
 
 
 def _classify(contents: Sequence[Answer | bytes], model: LoadedModel) -> list[Answer]:

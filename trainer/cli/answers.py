@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -54,7 +55,8 @@ def evaluate_command(
 
     with Console(_LOG_SECONDS, stderr=True) as console:
         model = load_model(local_model(model_uri, cache_dir, console))
-        metrics, rejected = evaluate_source(model, data, cache_dir, console, settings)
+        images = _images_of(model_uri)
+        metrics, rejected = evaluate_source(model, data, cache_dir, console, settings, images)
     for each in rejected:
         click.echo(f"left out: {each.name}: {each.reason}", err=True)
     if as_json:
@@ -63,6 +65,24 @@ def evaluate_command(
         return
     for name, values in metrics.items():
         click.echo(_summary(name, values, model.class_names))
+
+
+def _images_of(model_uri: str) -> dict[str, Any]:
+    """Return images.json of the run whose model this is; nothing if it is no run's, or an older one's."""
+    from pydantic import ValidationError
+
+    from trainer.publish import find_run, parent_of
+    from trainer.run_folder import IMAGES
+    from trainer.run_folder.parsed import read_images_json
+    from trainer.storage.store import open_store
+
+    run = find_run(model_uri)
+    parent, name = parent_of(run.uri)
+    found = (open_store(parent) if name == "model" else run).read(IMAGES)
+    try:
+        return read_images_json(found.data) if found else {}
+    except ValidationError:
+        return {}
 
 
 def verify_command(uri: str) -> None:
@@ -103,7 +123,25 @@ def _summary(name: str, values: Mapping[str, float], class_names: Sequence[str])
         f"  accuracy   {values['accuracy']:.3f} (95% interval {low:.3f} to {high:.3f})",
         f"  log loss   {values['log_loss']:.3f}   calibration error {values['calibration_error']:.3f}",
     ]
+    lines += _trained_lines(values)
     for each in class_names:
-        scores = [values.get(f"{metric}/{each}", float("nan")) for metric in ("precision", "recall", "f1")]
-        lines.append("  {:<20} precision {:.3f}  recall {:.3f}  f1 {:.3f}".format(each[:20], *scores))
+        scores = [
+            values[key] for metric in ("precision", "recall", "f1") if (key := f"{metric}/{each}") in values
+        ]
+        known = (
+            "precision {:.3f}  recall {:.3f}  f1 {:.3f}".format(*scores) if scores else "-  no images of it"
+        )
+        lines.append(f"  {each[:20]:<20} {known}")
     return printable_lines("\n".join(lines))
+
+
+def _trained_lines(values: Mapping[str, float]) -> list[str]:
+    """Return a line if the model was trained on some of the images."""
+    share, checked = values.get("trained_share", 0.0), values.get("trained_checked", 0.0)
+    if not share:
+        return []
+    seen = f"{share * checked:.0f} of {checked:.0f}"
+    looked = "" if checked == values["count"] else " that could be looked up"
+    return [
+        f"  note       the model was trained on {seen} of these images{looked}: this accuracy is too good"
+    ]

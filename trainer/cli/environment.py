@@ -11,6 +11,7 @@ import importlib.util
 import os
 import platform
 import re
+import resource
 import sys
 import tempfile
 import time
@@ -25,6 +26,9 @@ TENSORFLOW_MODULES = ("tensorflow", "keras", "tensorboard")
 """What an extra brings and plain `pip install .` doesn't."""
 _DISTRIBUTIONS = ("tensorflow", "tensorflow-cpu", "tensorflow-tpu")
 _OLDEST = (2, 20)
+
+_LEAST_ADDRESSES = 2 << 30
+"""Bytes of address space; the demo takes more on two cores, and every thread takes some."""
 
 _STDERR = 2
 _stderr = _STDERR
@@ -120,14 +124,35 @@ def _require_temporary_folder() -> None:
         ) from None
 
 
+def _require_address_space() -> None:
+    """Raise OutOfMemoryError for an address space that is too small for TensorFlow; warn of any other limit.
+
+    Past the limit its threads abort (exit code 134) or fault (139), and no handler here runs any more.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return
+    received = f"ulimit -v {limit >> 10}"
+    if limit < _LEAST_ADDRESSES:
+        raise OutOfMemoryError(
+            f"The address space of this process is limited to less than the {_LEAST_ADDRESSES >> 30} GiB "
+            f"that TensorFlow takes; lift it with `ulimit -v unlimited`. Received: {received}"
+        )
+    write_last_words(
+        f"note: the address space of this process is limited ({received}). If it is used up, the process "
+        "ends with 134 or 139 and without a message, which means out of memory.\n"
+    )
+
+
 def import_tensorflow() -> None:
     """Import TensorFlow without what it says when oneDNN is on, which no log level holds back.
 
-    When the import fails, what it said is shown. Raises ModuleNotFoundError, UsageError.
+    When the import fails, what it said is shown. Raises ModuleNotFoundError, UsageError, OutOfMemoryError.
     """
     global _stderr
     prepare_libraries()
     _require_temporary_folder()
+    _require_address_space()
     sys.stderr.flush()
     kept = os.dup(_STDERR)
     with tempfile.TemporaryFile() as said:

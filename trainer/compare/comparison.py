@@ -15,6 +15,7 @@ import numpy.typing as npt
 from trainer.compare.runs import Run
 from trainer.compare.statistics import LEVEL, Test, bootstrap, holm, paired_accuracies, unpaired_accuracies
 from trainer.exits import UsageError
+from trainer.report.guessing import are_unequal
 
 Indices = npt.NDArray[np.int64]
 _COUNTS = "from the counts alone"
@@ -47,32 +48,64 @@ class Comparison:
         return self.adjusted_p >= LEVEL
 
     @property
+    def recall_gain(self) -> float:
+        """Mean recall over the classes, second minus first, where these are of unequal size; else 0."""
+        runs = (self.first, self.second)
+        values = [run.metrics.get(f"{run.split}/macro_recall") for run in runs]
+        if values[0] is None or values[1] is None or not any(map(_has_unequal_classes, runs)):
+            return 0.0
+        return values[1] - values[0]
+
+    @property
+    def is_contested(self) -> bool:
+        """Whether the more accurate one has the lower mean recall over unequal classes."""
+        return not self.is_chance and self.recall_gain * self.accuracy.difference < 0
+
+    @property
     def verdict(self) -> str:
         """In a sentence: the same within chance, or which is better and how sure."""
-        test = self.accuracy
-        p = say_p(test.p_value)
-        if self.among > 1:
-            p += f", {format_p(self.adjusted_p)} as one of {self.among} comparisons"
-        if self.why_unpaired:
-            how = f"Fisher's exact {p}, {self.why_unpaired}"
-        elif not self.only_first + self.only_second:
+        if not self.why_unpaired and not self.only_first + self.only_second:
             return f"The same: right and wrong on the same {self.first.count:,} images."
-        else:
-            how = (
-                f"{self.only_first + self.only_second:,} images differ, {self.only_first:,} to "
-                f"{self.only_second:,} (exact McNemar {p})"
-            )
         if self.is_chance:
-            return f"The same within chance: {how}."
-        better = self.second if test.difference > 0 else self.first
-        low, high = sorted((abs(test.low), abs(test.high)))
-        gain = f"{_share(abs(test.difference))} (95% interval {_share(low)} to {_share(high)})"
+            return f"The same within chance: {self._how}{self._recall_words}."
+        better, gain = self._better(self.accuracy.difference).name, _gain(self.accuracy)
+        if self.is_contested:
+            return f"{better} is right more often by {gain}: {self._how}{self._recall_words}."
         is_alike = not self.why_unpaired or (
             self.why_unpaired == _COUNTS and self.first.count == self.second.count
         )
         if not is_alike:
-            return f"{better.name} scored higher by {gain}, which easier images may explain: {how}."
-        return f"{better.name} is better by {gain}: {how}."
+            return f"{better} scored higher by {gain}, which easier images may explain: {self._how}."
+        return f"{better} is better by {gain}: {self._how}."
+
+    def _better(self, difference: float) -> Run:
+        return self.second if difference > 0 else self.first
+
+    @property
+    def _how(self) -> str:
+        p = say_p(self.accuracy.p_value)
+        if self.among > 1:
+            p += f", {format_p(self.adjusted_p)} as one of {self.among} comparisons"
+        if self.why_unpaired:
+            return f"Fisher's exact {p}, {self.why_unpaired}"
+        return (
+            f"{self.only_first + self.only_second:,} images differ, {self.only_first:,} to "
+            f"{self.only_second:,} (exact McNemar {p})"
+        )
+
+    @property
+    def _recall_words(self) -> str:
+        """What the mean recall says else than the accuracy; empty if it says nothing else."""
+        test = self.others.get("macro_recall")
+        is_more = test is not None and self.among * test.p_value < LEVEL
+        if not self.is_contested and not (self.recall_gain and is_more):
+            return ""
+        higher = self._better(self.recall_gain).name
+        gain = _gain(test) if test else _share(abs(self.recall_gain))
+        words = (
+            f"; but the classes are unequal, and the mean of their recalls is higher in {higher}, by {gain}"
+        )
+        return f"{words}: neither is better in both" if self.is_contested else words
 
 
 def compare_all(runs: Sequence[Run]) -> list[Comparison]:
@@ -106,6 +139,18 @@ def compare_runs(first: Run, second: Run) -> Comparison:
         why_unpaired="",
         adjusted_p=test.p_value,
     )
+
+
+def _has_unequal_classes(run: Run) -> bool:
+    prefix = f"{run.split}/support/"
+    counts = [round(value) for name, value in run.metrics.items() if name.startswith(prefix)]
+    return bool(counts) and are_unequal(counts)
+
+
+def _gain(test: Test) -> str:
+    """Return the size of a difference that is more than chance, with its interval."""
+    low, high = sorted((abs(test.low), abs(test.high)))
+    return f"{_share(abs(test.difference))} (95% interval {_share(low)} to {_share(high)})"
 
 
 def _share(value: float) -> str:

@@ -56,6 +56,12 @@ def _curves(runs: Sequence[Run]) -> list[tuple[str, Markup]]:
     ]
 
 
+def _heading(comparison: Comparison) -> str:
+    if comparison.is_chance:
+        return "The same within chance"
+    return "Accuracy and mean recall disagree" if comparison.is_contested else "More than chance"
+
+
 def _pair(comparison: Comparison, cache_dir: Path) -> dict[str, Any]:
     first, second = (shorten(run.name, 60) for run in (comparison.first, comparison.second))
     pictures, why = read_disagreements(comparison, cache_dir)
@@ -65,9 +71,9 @@ def _pair(comparison: Comparison, cache_dir: Path) -> dict[str, Any]:
         "first": first,
         "second": second,
         "title": f"{first} and {second}",
-        "heading": "The same within chance" if is_chance else "More than chance",
+        "heading": _heading(comparison),
         "among": comparison.among,
-        "mark": "under-trained" if is_chance else "fine",
+        "mark": "under-trained" if is_chance or comparison.is_contested else "fine",
         "verdict": comparison.verdict,
         "metrics": metrics + [(name, test, test.is_chance) for name, test in comparison.others.items()],
         "pictures": pictures,

@@ -152,6 +152,7 @@ def as_values(
                 "verdict": each.verdict,
                 "is_paired": not each.why_unpaired,
                 "is_chance": each.is_chance,
+                "is_contested": each.is_contested,
                 "comparisons_at_once": each.among,
                 "adjusted_p_value": each.adjusted_p,
                 "only_first_right": None if each.why_unpaired else each.only_first,

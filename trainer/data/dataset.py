@@ -27,7 +27,7 @@ from trainer.data.contents import content_digest, split_digest
 from trainer.data.holding import View
 from trainer.data.ingest import Ingested
 from trainer.data.items import SPLITS, Item, Rejection, Source
-from trainer.data.split import assign_splits
+from trainer.data.split import BY_SOURCE, STRATIFIED, assign_splits
 from trainer.printable import without_secrets
 from trainer.spec.schema import DataSpec
 
@@ -100,7 +100,9 @@ def assemble(
     require_classes((item.label for item in candidates), (item.label for item in found.items))
     items = assign_splits(found.items, found.contents, spec.validation_fraction)
     require_full_splits(items)
-    return _assembled(items, found, rejected, find_duplicates(items, found.contents), (spec.source, layout))
+    split_by = BY_SOURCE if items == list(found.items) else STRATIFIED
+    origin = (spec.source, layout, split_by)
+    return _assembled(items, found, rejected, find_duplicates(items, found.contents), origin)
 
 
 def _assembled(
@@ -108,7 +110,7 @@ def _assembled(
     found: Ingested,
     rejected: tuple[Rejection, ...],
     duplicates: Duplicates,
-    origin: tuple[str, str],
+    origin: tuple[str, str, str],
 ) -> Dataset:
     class_names = tuple(sorted({item.label for item in items}, key=_class_order))
     splits = {name: _split(name, items, found, class_names) for name in SPLITS}
@@ -142,19 +144,21 @@ def summarize(
     splits: dict[str, Split],
     rejected: Sequence[Rejection],
     duplicates: Duplicates,
-    origin: tuple[str, str],
+    origin: tuple[str, str, str],
 ) -> dict[str, Any]:
     """Return plain values for dataset.json, all but the digest and the warnings.
 
-    {"source", "layout", "class_names": [...], "rejected": {"count", "damaged", "reasons": {reason: n}},
+    {"source", "layout", "split_by": 'source' or 'stratified', "class_names": [...],
+    "rejected": {"count", "damaged", "reasons": {reason: n}},
     "splits": {split: {"images": n, "classes": {class: n}, "digest": of its images, if known}},
     "duplicates_across_splits" and "contradicting_duplicates":
     {"count", "images": [[{"split", "label", "name"}, ...], ...]}}
     """
-    source, layout = origin
+    source, layout, split_by = origin
     return {
         "source": without_secrets(source),
         "layout": layout,
+        "split_by": split_by,
         "class_names": list(class_names),
         "splits": {name: _counts(split, class_names) for name, split in splits.items()},
         "rejected": {

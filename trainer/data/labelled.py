@@ -74,4 +74,5 @@ def _split(name: str, found: Ingested, class_names: Sequence[str]) -> Split:
     items = tuple(found.items[index] for index in indices)
     labels = np.asarray([number[item.label] for item in items], np.int32)
     numbers = found.rows[np.asarray(indices, np.int64)]
-    return Split(name, items, labels, View(found.pixels, numbers), numbers)
+    contents = tuple(found.contents[index] for index in indices)
+    return Split(name, items, labels, View(found.pixels, numbers), numbers, contents)

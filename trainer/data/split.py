@@ -1,32 +1,32 @@
 """Images without a split, divided into training and validation by their content.
 
-In: items, the hash of each one's content, a fraction. Out: the same items, each with a split. No
-random numbers: an image's side follows from its bytes, so that it stays where it is when others
-are added, and equal images, under whatever name, are always on the same side.
+In: items, the hash of each one's content, a fraction. Out: the same items, each with a split. The split is
+stratified by class and uses no random numbers: an image's rank in its class follows from its bytes, so that
+few change sides when images are added, and equal images, under whatever name, are always on the same side.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from trainer.data.items import Item
 
-_HASH_DIGITS = 16
-_RANGE = float(16**_HASH_DIGITS)
+BY_SOURCE, STRATIFIED = "source", "stratified"
+"""Who chose the validation images, as dataset.json says it: the source, or `assign_splits`."""
 
 
 def assign_splits(items: Sequence[Item], contents: Sequence[str], fraction: float) -> list[Item]:
     """Return `items` with every split that is None set to 'train' or 'validation'.
 
-    contents: the SHA-256 of each item's bytes, 64 hex digits. An image is held out if its hash, seen as a
-    number from 0 to 1, is below `fraction`; so each class's share is about that, not exactly. A source that
-    has only 'train' is divided as well. One thing is done for very small classes: where a class of two
-    different images or more would have all of them on one side, its lowest goes to validation or its
-    highest to train; such an image may move once more when its class grows.
+    contents: the SHA-256 of each item's bytes, 64 hex digits. Of each class the images with the lowest hashes
+    are held out: `fraction` of its different images, rounded so that the total is `fraction` of all (largest
+    remainders), and of two images or more at least one on each side. A source that has only 'train' is
+    divided as well.
     """
-    if {item.split for item in items} <= {"train", None}:
+    if not is_split_by_source(items):
         items = [replace(item, split=None) for item in items]
     held_out = _held_out(items, contents, fraction)
     return [
@@ -35,18 +35,35 @@ def assign_splits(items: Sequence[Item], contents: Sequence[str], fraction: floa
     ]
 
 
+def is_split_by_source(items: Sequence[Item]) -> bool:
+    """Return whether the source itself says which images are held out, of some of them at least."""
+    return not {item.split for item in items} <= {"train", None}
+
+
 def _held_out(items: Sequence[Item], contents: Sequence[str], fraction: float) -> set[str]:
     """Return the contents that go to validation."""
-    free = [(item, content) for item, content in zip(items, contents, strict=True) if item.split is None]
-    held_out = {content for _, content in free if int(content[:_HASH_DIGITS], 16) / _RANGE < fraction}
-    classes: defaultdict[str, set[str]] = defaultdict(set)
-    for item, content in free:
-        classes[item.label].add(content)
-    for _, members in sorted(classes.items()):
-        if len(members) < 2:
-            continue
-        if not members & held_out:
-            held_out.add(min(members))
-        elif members <= held_out:
-            held_out.discard(max(members))
-    return held_out
+    labels: dict[str, str] = {}
+    for item, content in zip(items, contents, strict=True):
+        if item.split is None:
+            # One content under several labels counts in one class.
+            labels[content] = min(item.label, labels.get(content, item.label))
+    classes: defaultdict[str, list[str]] = defaultdict(list)
+    for content, label in labels.items():
+        classes[label].append(content)
+    counts = held_out_counts({label: len(members) for label, members in classes.items()}, fraction)
+    return {content for label, members in classes.items() for content in sorted(members)[: counts[label]]}
+
+
+def held_out_counts(sizes: Mapping[str, int], fraction: float) -> dict[str, int]:
+    """Return how many images of each class are held out, by the sizes of the classes.
+
+    Each is `fraction` of the class, rounded down or up, so that classes of equal size differ by one at most
+    and the total is `fraction` of all, rounded. A class of two images or more has one on each side.
+    """
+    quotas = {label: fraction * size for label, size in sizes.items()}
+    counts = {label: math.floor(quota) for label, quota in quotas.items()}
+    left = round(sum(quotas.values())) - sum(counts.values())
+    by_remainder = sorted(quotas, key=lambda label: (counts[label] - quotas[label], label))
+    for label in by_remainder[:left]:
+        counts[label] += 1
+    return {label: min(max(counts[label], min(1, size - 1)), size - 1) for label, size in sizes.items()}

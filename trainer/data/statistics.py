@@ -5,7 +5,7 @@ In: a `Dataset`. Out: plain values for images.json, of a sample that stays the s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,14 +38,16 @@ class _Place:
 
 
 def describe_images(dataset: Dataset, most: int = SAMPLED) -> dict[str, Any]:
-    """Return {"images", "distinct", "contents": [...], "measures": {name: [...]}} of a data set.
+    """Return {"images", "distinct", "contents", "trained", "trained_distinct", "measures"} of a data set.
 
     images, distinct: how many there are, and of how many different contents; distinct is None where the
     contents are not known. contents: the first 16 hex digits of the SHA-256 of the `most` lowest ones, which
-    are a random sample (Broder 1997); empty where they are not known. measures: of the sampled images those
-    of `_look` and, of the files that can be read, width and height in pixels and kilobytes.
+    are a random sample (Broder 1997); empty where they are not known. trained, trained_distinct: the same of
+    the training images alone. measures: {name: [...]}, of the sampled images those of `_look` and, of the
+    files that can be read, width and height in pixels and kilobytes.
     """
     places, distinct = _sample(dataset, most)
+    trained = sorted({content[:_HEX_DIGITS] for content in dataset.train.contents})
     measures: dict[str, list[float]] = {}
     for split in dataset.splits.values():
         own = [place.row for place in places if place.split is split]
@@ -55,8 +57,24 @@ def describe_images(dataset: Dataset, most: int = SAMPLED) -> dict[str, Any]:
         "images": sum(len(split.items) for split in dataset.splits.values()),
         "distinct": distinct,
         "contents": [place.key for place in places] if distinct is not None else [],
+        "trained": trained[:most],
+        "trained_distinct": len(trained),
         "measures": {name: sorted(values) for name, values in measures.items()},
     }
+
+
+def count_trained(contents: Sequence[str], images: Mapping[str, Any]) -> tuple[int, int]:
+    """Return how many images a run was trained on, and how many could be looked up; (0, 0) if none can be.
+
+    contents: SHA-256 of each image's bytes, hex digits. images: images.json of the run. All can be looked up
+    if the run lists all its training images, else those below the last one that it lists.
+    """
+    trained = set(images.get("trained") or ())
+    if not trained:
+        return 0, 0
+    limit = "g" if len(trained) == images.get("trained_distinct") else max(trained)  # g: above all hex digits
+    keys = [content[:_HEX_DIGITS] for content in contents if content[:_HEX_DIGITS] <= limit]
+    return sum(key in trained for key in keys), len(keys)
 
 
 def _sample(dataset: Dataset, most: int) -> tuple[list[_Place], int | None]:

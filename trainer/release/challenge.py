@@ -12,10 +12,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from trainer.champion import Champion, read_champion, read_pointer, restore_champion, swap_champion
+from trainer.compare.runs import HELD_OUT
 from trainer.exits import TemporaryError, UsageError
-from trainer.metrics import Predictions
+from trainer.metrics import Predictions, parse_predictions
 from trainer.publish import is_finished
-from trainer.release.decision import Decision, decide
+from trainer.release.decision import Decision, decide, why_guessing
 from trainer.release.records import CHALLENGE, ROLLBACK, champion_before, keep_record
 from trainer.release.retention import bring_back
 from trainer.run_folder import require_not_withdrawn
@@ -45,7 +46,7 @@ def challenge(
     answers: Answers,
     require: Callable[[], None] = lambda: None,
 ) -> Outcome:
-    """Let the finished run `name` take the champion's place, if it is better.
+    """Let the finished run `name` take the champion's place, if it is better; the first has to beat guessing.
 
     `require` is asked before anything is written, and raises if another process judges it by now.
     Raises UsageError for a run that isn't finished or a pointer to one that is gone, and what `answers`
@@ -60,16 +61,36 @@ def challenge(
         if champion.name:
             of_champion, of_challenger, images = answers(champion.name, name)
             decision = decide(of_champion, of_challenger, min_gain, max_class_loss)
+        against = "" if champion.name else _why_not_first(output, name)
         require()
         values: dict[str, Any] = {"champion": champion.name or None, "images": images}
         if decision is not None and not decision.is_released:
             record = keep_record(output, CHALLENGE, name, values | asdict(decision) | {"replaced": None})
             return Outcome(False, f"{champion.name} stays the champion; of {name}: {decision.reason}", record)
+        if against:
+            values |= {"reason": against, "is_released": False, "replaced": None}
+            record = keep_record(output, CHALLENGE, name, values)
+            return Outcome(
+                False, f"{name} does not become the champion, and there is none: {against}", record
+            )
         values |= {"reason": "there was no champion"} if decision is None else asdict(decision)
         released = _enthrone(output, CHALLENGE, name, champion, values)
         if released is not None:
             return Outcome(True, _said(name, champion.name, decision), released)
         # Another one was faster: that one is to be beaten.
+
+
+def _why_not_first(output: Store, name: str) -> str:
+    """Return why the run can't be the first champion: its held-out answers are no better than guessing.
+
+    Empty if they are better, or if the run left no answers.
+    """
+    run = output.below(name)
+    found = run.read("predictions.csv")
+    answers = parse_predictions(found.data.decode(), run.at("predictions.csv")) if found else []
+    by_split = {each.split: each for each in answers}
+    held = next((by_split[split] for split in HELD_OUT if split in by_split), None)
+    return why_guessing(held) if held else ""
 
 
 def promote(output: Store, name: str, on_wait: Callable[[str], None] = lambda words: None) -> Outcome:

@@ -1,11 +1,11 @@
-"""Whether a challenger is better than the champion, and no class pays for it.
+"""Whether a challenger is better than guessing and than the champion, and no class pays for it.
 
 In: the answers of both to the same images. Out: a `Decision` with its numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from trainer.compare.comparison import say_p
 from trainer.compare.statistics import Test, paired_accuracies
 from trainer.metrics import Predictions
+from trainer.report.guessing import beats_guessing, constant_answer, has_unequal_classes
 
 _ROUNDING = 1e-9
 """Of a difference of two shares, which may be the limit itself."""
@@ -42,18 +43,23 @@ class Decision:
 def decide(
     champion: Predictions, challenger: Predictions, min_gain: float, max_class_loss: float
 ) -> Decision:
-    """Return whether the challenger takes the champion's place: only if all three hold.
+    """Return whether the challenger takes the champion's place: only if all of these hold.
 
     Its accuracy is higher by at least `min_gain`; McNemar's exact test says that this is more than chance;
-    and no class loses more than `max_class_loss` of its recall. All shares in 0..1. Both have answered the
-    same images in the same order.
+    it is better than guessing; no class loses more than `max_class_loss` of its recall; and where classes are
+    of unequal size, the mean of their recalls does not fall. All shares in 0..1. Both have answered
+    the same images in the same order.
     """
     right = [each.predicted == each.labels for each in (champion, challenger)]
     only_champion, only_challenger = int(np.sum(right[0] & ~right[1])), int(np.sum(right[1] & ~right[0]))
     test = paired_accuracies(only_champion, only_challenger, len(champion.labels))
-    worst, change = _worst_class(champion, right)
+    changes = _recall_changes(champion, right)
+    worst = min(changes, key=lambda name: changes[name])
+    change = min(0.0, changes[worst])
     missing = [name for label, name in enumerate(champion.class_names) if label not in champion.labels]
     is_released, reason = _reason(test, min_gain, max_class_loss, worst, change, missing)
+    against = "" if missing or not is_released else _why_no_gain(challenger, changes, reason)
+    is_released, reason = is_released and not against, against or reason
     return Decision(
         is_released=is_released,
         reason=reason,
@@ -91,12 +97,32 @@ def _reason(
     return True, f"it is more accurate: {gain}, exact McNemar {say_p(test.p_value)}"
 
 
-def _worst_class(champion: Predictions, right: list[np.ndarray]) -> tuple[str, float]:
-    """Return the class whose recall changes for the worse most, and by how much."""
-    changes = {
+def why_guessing(answers: Predictions) -> str:
+    """Return in words that the answers are no better than the constant one; empty if they are better."""
+    if beats_guessing(answers):
+        return ""
+    name, share = constant_answer(answers)
+    accuracy = float(np.mean(answers.predicted == answers.labels))
+    return (
+        f"it is no better than guessing: its accuracy is {accuracy:.3f}, and always answering {name} gives "
+        f"{share:.3f}"
+    )
+
+
+def _why_no_gain(challenger: Predictions, changes: Mapping[str, float], gain: str) -> str:
+    """Return why a gain of accuracy does not count; empty if it does."""
+    if guessing := why_guessing(challenger):
+        return guessing
+    mean = float(np.mean(list(changes.values())))
+    if mean < -_ROUNDING and has_unequal_classes(challenger):
+        return f"the classes are unequal, and the mean of their recalls falls by {-mean:.3f}, though {gain}"
+    return ""
+
+
+def _recall_changes(champion: Predictions, right: list[np.ndarray]) -> dict[str, float]:
+    """Return by how much the recall of each class changes."""
+    return {
         champion.class_names[label]: float(np.mean(right[1][of_class]) - np.mean(right[0][of_class]))
         for label in np.unique(champion.labels)
         for of_class in [champion.labels == label]
     }
-    worst = min(changes, key=lambda name: changes[name])
-    return worst, min(0.0, changes[worst])

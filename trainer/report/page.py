@@ -31,7 +31,7 @@ from trainer.report.plots import (
     draw_distribution,
 )
 from trainer.report.render import render
-from trainer.report.verdict import Verdict, judge
+from trainer.report.verdict import TITLES, Verdict, judge
 from trainer.spec.text import parse_mapping
 from trainer.storage.local import write_bytes, write_text
 
@@ -44,7 +44,6 @@ _WEAKEST = 10
 _CLASSES = 12
 _RUN_NAME = 24
 _NOTABLE = 0.02
-_KINDS = {"fine": "Fits well", "over-fitted": "Over-fitted", "under-trained": "Under-trained"}
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def write_report(run_folder: Path, inputs: ReportInputs) -> Verdict:
     Raises TemporaryError (full disk), UsageError (a folder that can't be written).
     """
     settings = parse_mapping(inputs.spec_yaml, "the spec")
-    verdict = judge(inputs.metrics, inputs.history, inputs.held_out, settings)
+    verdict = judge(inputs.predictions, inputs.history, inputs.held_out, settings, inputs.dataset)
     plots = _draw(inputs, settings)
     for plot in plots:
         write_bytes(run_folder / "plots" / f"{plot.name}.png", to_png(plot.figure))
@@ -164,7 +163,7 @@ def _context(
     return {
         "inputs": inputs,
         "verdict": verdict,
-        "kind": _KINDS[verdict.kind],
+        "kind": TITLES[verdict.kind],
         "cards": _cards(inputs, verdict),
         "plots": {plot.name: plot for plot in plots},
         "svg": {plot.name: Markup(to_svg(plot.figure, plot.name, plot.description)) for plot in plots},
@@ -187,7 +186,7 @@ def _answers(inputs: ReportInputs, predictions: Predictions) -> dict[str, Any]:
     rows = tables.class_rows(inputs.metrics, inputs.held_out, predictions.class_names)
     is_many = len(rows) > MOST_NAMED_CLASSES
     splits = list(inputs.predictions)
-    wrong = int(np.sum(predictions.predicted != predictions.labels))
+    train = inputs.predictions["train"]
     return {
         "class_rows": rows,
         "weakest_rows": tables.weakest_first(rows)[:_WEAKEST] if is_many else [],
@@ -196,10 +195,16 @@ def _answers(inputs: ReportInputs, predictions: Predictions) -> dict[str, Any]:
         ),
         "splits": splits,
         "overall_rows": tables.overall_rows(inputs.metrics, splits),
-        "mistake_count": wrong,
+        "mistake_count": _wrong(predictions),
+        "train_mistake_count": _wrong(train),
+        "train_mistakes": read_pictures(train, choose_mistakes(train, _MISTAKES), inputs.pictures),
         "mistakes": read_pictures(predictions, choose_mistakes(predictions, _MISTAKES), inputs.pictures),
         "correct": read_pictures(predictions, choose_correct(predictions, _CORRECT), inputs.pictures),
     }
+
+
+def _wrong(predictions: Predictions) -> int:
+    return int(np.sum(predictions.predicted != predictions.labels))
 
 
 def _data(inputs: ReportInputs) -> dict[str, Any]:

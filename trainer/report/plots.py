@@ -35,6 +35,9 @@ MOST_NUMBERED_CLASSES = 12
 """A confusion matrix of more classes has no numbers in its cells."""
 MOST_NAMED_CLASSES = 20
 """A plot of more classes has no class names."""
+_MOST_TICKS = 12
+_TICK_STEPS = tuple(each * 10**power for power in range(1, 9) for each in (1, 2, 5))
+"""Between the numbered ticks of a matrix without names."""
 _NAME = 16
 _FEW_POINTS = 25
 _SPLITS = {"train": (BLUE, "--", "o"), "validation": (ORANGE, "-", "s"), "test": (GREEN, "-", "D")}
@@ -133,7 +136,8 @@ def draw_confusion(matrix: npt.NDArray[np.int64], class_names: Sequence[str]) ->
     if is_named:
         _name_cells(axes, class_names)
     else:
-        ticks = [0, *range(9, count, 10 if count <= 150 else 100)]
+        step = next(each for each in _TICK_STEPS if count <= _MOST_TICKS * each)
+        ticks = [0, *range(step - 1, count, step)]
         axes.set_xticks(ticks, [f"{place + 1}" for place in ticks])
         axes.set_yticks(ticks, [f"{place + 1}" for place in ticks])
     if count <= MOST_NUMBERED_CLASSES:

@@ -59,9 +59,9 @@ def require_same_start(path: Path, start: Start) -> None:
 
     Reads what the earlier start wrote to dataset.json and environment.json; writes nothing.
     """
-    environment = _read_json(path / "environment.json")
+    environment, dataset = _read_json(path / "environment.json"), _read_json(path / "dataset.json")
     for what, old, new in (
-        ("data", _read_json(path / "dataset.json").get("digest"), f"sha256:{start.data_digest}"),
+        ("data", dataset.get("digest"), f"sha256:{start.data_digest}"),
         ("precision", environment.get("precision"), start.precision),
         (
             "global batch size (of train.scale_batch: that of all devices)",
@@ -75,8 +75,11 @@ def require_same_start(path: Path, start: Start) -> None:
                 f"another --run-name. Received: {path}"
             )
         if old != new:
+            # Before `split_by` was written, the share of each class that was held out was not exact.
+            is_older = what == "data" and "split_by" not in dataset
+            other = ", or an earlier version of trainer split them differently" if is_older else ""
             raise UsageError(
-                f"The {what} changed since this run began; give the new one another --run-name. "
+                f"The {what} changed since this run began{other}; give the new one another --run-name. "
                 f"Received: {new}, it was {old}"
             )
 

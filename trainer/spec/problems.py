@@ -79,6 +79,9 @@ def _either(one: str, other: str) -> str:
 def _describe(problem: Any) -> str:
     key = _dotted(problem["loc"])
     received = problem["input"]
+    name, colon, value = str(problem["loc"][-1] if problem["loc"] else "").partition(":")
+    if colon and received is None:
+        return f"In YAML a space follows the colon: {{{name}: {value}}}. Received: {{{name}:{value}}}"
     if problem["type"] == "extra_forbidden":
         outer, _, inner = str(problem["loc"][-1]).partition(".")
         if inner:
@@ -125,13 +128,31 @@ def _first_inside(key: str) -> str:
 def _unknown(key: str, value: Any, keys: list[str]) -> str:
     if key in keys:
         return f"{key} is a setting of another model.family than the one chosen. Received: {_brief(value)}"
-    last = key.rpartition(".")[2]
-    nearest = [each for each in keys if len(last) > 3 and each.rpartition(".")[2].startswith(last)]
-    nearest = nearest or difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
-    if not nearest:
-        nearest = [each for each in keys if each.rpartition(".")[2] == last]
-    hint = f"Did you mean {nearest[0]}?" if nearest else "`trainer recipes demo` shows settings that exist."
+    nearest = _nearest(key, keys)
+    hint = f"Did you mean {nearest}?" if nearest else "`trainer recipes demo` shows settings that exist."
     return f"{key} is not a setting. {hint} Received: {_brief(value)}"
+
+
+def _nearest(key: str, keys: list[str]) -> str:
+    """Return the setting that was meant, empty if none is near."""
+    section, _, last = key.rpartition(".")
+    names = {each: each.rpartition(".")[2] for each in keys}
+    inside = [each for each in keys if each.startswith(f"{section}.")]
+    nearest = [
+        *(each for each in keys if len(last) > 3 and names[each].startswith(last)),
+        # lr is learning_rate, and optimizer.rate as well.
+        *(each for each in keys if len(last) > 1 and _initials(names[each]) == last),
+        *(each for each in inside if last in names[each].split("_")),
+        *difflib.get_close_matches(key, keys, n=1, cutoff=0.5),
+        *(each for each in keys if names[each] == last),
+    ]
+    if not nearest:
+        return ""
+    return _first_inside(nearest[0]) if is_section(nearest[0]) else nearest[0]
+
+
+def _initials(name: str) -> str:
+    return "".join(word[:1] for word in name.split("_"))
 
 
 def _brief(value: Any) -> str:

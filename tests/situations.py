@@ -1,0 +1,113 @@
+"""Small data sets with one planted fault each, and a training on them in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from small_training import Recorder
+
+from trainer.cluster import find_cluster
+from trainer.data.batches import steps_per_epoch
+from trainer.data.load import load_dataset
+from trainer.data.progress import SilentProgress
+from trainer.evaluate import Evaluator, predict_splits
+from trainer.metrics import compute_metrics
+from trainer.printable import without_secrets
+from trainer.report.inputs import ReportInputs
+from trainer.spec import dump_spec, load_spec
+from trainer.train import Saver, build_learner, train
+
+SIDE = 12
+CLASSES = ("first", "second", "third", "fourth")
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Situation:
+    """A data set with one fault, and how it is trained."""
+
+    name: str
+    counts: Sequence[int] = (60, 60, 60, 60)
+    """Training images of each class; half as many are held out."""
+    noise: float = 45.0
+    swapped: float = 0.0
+    """The share of images, of both splits, that have another class's label."""
+    copied: float = 0.0
+    """The share of the held-out images that are training images as well."""
+    is_mirrored: bool = False
+    """Whether the copies are mirror images."""
+    has_split: bool = True
+    settings: Sequence[str] = field(default_factory=tuple)
+
+
+def picture(label: int, noise: float, random: np.random.Generator) -> Pixels:
+    """Return uint8 [SIDE, SIDE, 3]: a bright bar, the lower the higher its label, under noise."""
+    image = random.normal(100.0, noise, (SIDE, SIDE, 3))
+    image[3 * label : 3 * label + 3, 3:9] += 90.0
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
+def write_data(root: Path, situation: Situation, seed: int) -> None:
+    """Write the pictures of `situation` below `root`, as class folders in train/ and validation/."""
+    random = np.random.default_rng(seed)
+    trained: list[tuple[int, Pixels]] = []
+    for split, share in (("train", 1.0), ("validation", 0.5))[: 1 + situation.has_split]:
+        for label, count in enumerate(situation.counts):
+            for number in range(round(count * share)):
+                image = picture(label, situation.noise, random)
+                if split == "train":
+                    trained.append((label, image))
+                elif random.random() < situation.copied:
+                    same = [each for of, each in trained if of == label]
+                    image = same[number % len(same)]
+                    image = image[:, ::-1] if situation.is_mirrored else image
+                told = label
+                if random.random() < situation.swapped:
+                    told = int((label + random.integers(1, len(situation.counts))) % len(situation.counts))
+                folder = root / (split if situation.has_split else "") / CLASSES[told]
+                folder.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image).save(folder / f"{split}-{label}-{number}.png")
+
+
+def trained(root: Path, situation: Situation, cache: Path) -> tuple[ReportInputs, Recorder]:
+    """Train on the pictures at `root`, and return what a report is made from."""
+    base = [
+        f"data.source={root}", f"data.image_size={SIDE}",
+        "train.precision=float32", "train.deterministic=true",
+        "model={family: plain, filters: [8, 16], dense_units: [32]}",
+        "train.epochs=20", "optimizer.learning_rate=0.003", "train.global_batch_size=16",
+    ]  # fmt: skip
+    spec = load_spec(settings=[*base, *situation.settings])
+    dataset = load_dataset(spec.data, cache, SilentProgress(), lambda found: None)
+    cluster, recorder = find_cluster(), Recorder()
+    steps = steps_per_epoch(len(dataset.train.labels), spec.train.global_batch_size)
+    learner = build_learner(spec, len(dataset.class_names), steps, cluster)
+    evaluator = Evaluator(learner.inference_model)
+    validate: Callable[[], dict[str, float]] = lambda: evaluator.loss_and_accuracy(dataset.held_out)  # noqa: E731
+    with Saver(cache / "checkpoints") as saver:
+        result = train(learner, dataset, spec, cluster, saver, recorder, validate, lambda: False)
+    predictions = predict_splits(evaluator, dataset)
+    metrics = {
+        f"{split}/{name}": value
+        for split, each in predictions.items()
+        for name, value in compute_metrics(each).items()
+    }
+    return ReportInputs(
+        title=situation.name,
+        spec_yaml=without_secrets(dump_spec(spec)),
+        environment={},
+        dataset=dataset.summary,
+        rejected=(),
+        history=result.history,
+        predictions=predictions,
+        metrics=metrics,
+        held_out=dataset.held_out.name,
+        pictures=lambda split, rows: dataset.splits[split].pixels.take(rows),
+        train_seconds=result.seconds,
+    ), recorder

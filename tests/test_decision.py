@@ -1,0 +1,118 @@
+"""Which challengers are released: those that are better, and not by chance or at the cost of a class."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from trainer.metrics import Predictions
+from trainer.release.decision import Decision, decide
+
+CLASSES = ("cats", "dogs")
+GAIN, LOSS = 0.0, 0.05
+"""The defaults of publish.min_gain and publish.max_class_loss."""
+
+
+def answers(right: np.ndarray, labels: np.ndarray) -> Predictions:
+    """Return answers that are right where `right` says so."""
+    given = np.where(right, labels, 1 - labels)
+    names = tuple(f"{index}.jpg" for index in range(len(labels)))
+    return Predictions("test", names, labels.astype(np.int32), np.eye(2)[given], CLASSES)
+
+
+def pair(random: np.random.Generator, gain: float, count: int = 1000) -> tuple[Predictions, Predictions]:
+    """Return champion and challenger; they agree on nine tenths, and the challenger is better by `gain`."""
+    labels = np.arange(count) % 2
+    kinds = random.choice(4, count, p=[0.05, 0.05 + gain, 0.75, 0.15 - gain])
+    return answers(np.isin(kinds, (0, 2)), labels), answers(np.isin(kinds, (1, 2)), labels)
+
+
+def released(gain: float, count: int = 1000, times: int = 1000) -> float:
+    random = np.random.default_rng(4)
+    return float(np.mean([decide(*pair(random, gain, count), GAIN, LOSS).is_released for _ in range(times)]))
+
+
+def test_of_equally_good_models_few_challengers_are_released_and_of_better_ones_most() -> None:
+    assert released(0.0) <= 0.05
+    assert released(0.05) >= 0.8
+    assert released(0.0, count=200) <= 0.05
+
+
+def test_a_release_needs_all_three() -> None:
+    random = np.random.default_rng(5)
+    champion, challenger = pair(random, 0.05)
+    decision = decide(champion, challenger, GAIN, LOSS)
+    assert decision.is_released
+    assert decision.reason.startswith("it is more accurate: +0.0")
+    assert decision.accuracy.difference == pytest.approx(
+        decision.challenger_accuracy - decision.champion_accuracy
+    )
+    assert "it gains less than the 0.2" in decide(champion, challenger, 0.2, LOSS).reason
+    assert "it is not more accurate" in decide(challenger, champion, GAIN, LOSS).reason
+    assert "it is not more accurate: +0.000" in decide(champion, champion, GAIN, LOSS).reason
+    few = [replace(each, names=each.names[:40], labels=each.labels[:40],
+    probabilities=each.probabilities[:40])
+           for each in (champion, challenger)]  # fmt: skip
+    assert not decide(*few, GAIN, LOSS).is_released
+    few = [answers(np.arange(40) < right, np.arange(40) % 2) for right in (30, 33)]
+    assert "may be chance" in decide(*few, GAIN, 1.0).reason
+
+
+def test_no_class_pays_for_the_others() -> None:
+    labels = np.arange(1000) % 2
+    champion = answers(np.arange(1000) >= 300, labels)
+    right = np.where(labels == 0, True, np.arange(1000) >= 400)
+    decision = decide(champion, answers(right, labels), GAIN, 0.05)
+    assert not decision.is_released
+    assert decision.worst_class == "dogs"
+    assert decision.worst_class_change == pytest.approx(-0.1)
+    assert "dogs loses 0.100 of its recall, more than the 0.05" in decision.reason
+    assert decide(champion, answers(right, labels), GAIN, 0.11).is_released
+
+
+def test_a_class_may_lose_as_much_as_the_limit_says() -> None:
+    labels = np.repeat([0, 1], [20, 1000])
+    champion = answers(np.arange(1020) < 600, labels)
+    challenger = answers((np.arange(1020) > 0) & (np.arange(1020) < 800), labels)
+    decision = decide(champion, challenger, GAIN, 0.05)  # of 20 one
+    assert decision.worst_class_change == pytest.approx(-0.05)
+    assert decision.is_released
+    assert not decide(champion, challenger, GAIN, 0.049).is_released
+
+
+def test_a_challenger_no_better_than_guessing_replaces_no_worse_one() -> None:
+    labels = np.arange(100) % 2
+    decision = decide(answers(np.arange(100) < 20, labels), answers(np.arange(100) < 50, labels), GAIN, 1.0)
+    assert not decision.is_released
+    assert decision.reason.startswith("it is no better than guessing: its accuracy is 0.500")
+
+
+def test_of_unequal_classes_the_mean_recall_may_not_fall() -> None:
+    labels = np.repeat([0, 1], [950, 50])
+    champion = answers(np.arange(1000) >= 60, labels)  # 890 of 950, and all of 50
+    always_the_large = answers(labels == 0, labels)
+    decision = decide(champion, answers(np.arange(1000) < 990, labels), GAIN, 0.3)
+    assert not decision.is_released
+    assert "the mean of their recalls falls by 0.068, though it is more accurate: +0.05" in decision.reason
+    assert not decide(champion, always_the_large, GAIN, 1.0).is_released
+
+
+def test_of_a_class_without_images_nobody_can_tell_what_it_loses() -> None:
+    labels = np.zeros(100, int)
+    champion, challenger = (answers(np.arange(100) < right, labels) for right in (50, 90))
+    decision = decide(champion, challenger, GAIN, 0.05)
+    assert not decision.is_released
+    assert "none of the images is of dogs" in decision.reason
+    assert decide(champion, challenger, GAIN, 1.0).is_released
+
+
+def test_a_decision_says_all_its_numbers() -> None:
+    decision = decide(*pair(np.random.default_rng(1), 0.05), GAIN, LOSS)
+    assert isinstance(decision, Decision)
+    assert json.dumps(decision.__dict__, default=lambda each: each.__dict__)
+    assert decision.only_challenger - decision.only_champion == pytest.approx(
+        1000 * decision.accuracy.difference
+    )

@@ -1,0 +1,279 @@
+"""What to try next, in sentences with settings that can be pasted.
+
+In: the kind of a verdict, and its `Case`. Out: text, the best advice first; none of it is a setting that the
+run had already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from trainer.recipes import recipe_names
+from trainer.report.case import Case, recalls
+from trainer.report.guessing import beats_guessing, has_unequal_classes
+from trainer.report.history import find_best_epoch, is_rising, read_series
+from trainer.report.names import format_count, shorten
+
+UNDER_CONFIDENT = 0.05
+"""Accuracy minus mean probability above which a model is too modest."""
+_MOST_SENTENCES = 3
+_USUAL_RATES = {"sgd": 0.05, "rmsprop": 0.001, "adam": 0.001, "adamw": 0.001}
+_LARGE_LOSS = 2.0
+"""Times that of guessing: a train loss above it in the first epoch is a step that was too long."""
+_SMALL_FALL = 0.02
+_LEAST_LOSS = 0.05
+_FEW_COPIES = 0.01
+"""Share of the held-out images that changes nothing; the report lists them all the same."""
+_NAME = 40
+
+
+def advise(kind: str, case: Case) -> str:
+    """Return one to four sentences on a run that was judged as `kind`."""
+    sentences = list(dict.fromkeys(_BY_KIND[kind](case)))[:_MOST_SENTENCES]
+    if case.has_few_images and kind not in ("copied", "early"):
+        sentences.append(_more_held_out(case))
+    return " ".join(sentences)
+
+
+def _guessing(case: Case) -> Iterator[str]:
+    yield from _without_copies(case)
+    if beats_guessing(case.train):
+        if not case.has_few_images:
+            yield (
+                f"The training images were learnt by heart (accuracy {case.train_score.share:.3f}), and "
+                f"nothing of it holds for others: check whether the labels are right."
+            )
+        yield from _cures(case)
+        return
+    yield from [*_another_rate(case), *_balance(case), *_train_on(case)] or _low(case)
+
+
+def _copied(case: Case) -> Iterator[str]:
+    yield (
+        f"Remove the copies from {case.held.split}, or hold out other images: dataset.json lists them under "
+        f"duplicates_across_splits."
+    )
+
+
+def _early(case: Case) -> Iterator[str]:
+    yield f"Train longer: {_more_epochs(case)}."
+
+
+def _neglected(case: Case) -> Iterator[str]:
+    yield from _without_copies(case)
+    yield from _balance(case)
+    if is_rising(case.history, case.held.split):
+        yield f"The {case.held.split} accuracy was still rising: {_more_epochs(case)}."
+    name = shorten(case.neglected[0][0], _NAME)
+    yield f"Add images of {name}, and look at what they are taken for: the report shows it."
+
+
+def _over_fitted(case: Case) -> Iterator[str]:
+    yield from _without_copies(case)
+    yield from _labels(case)
+    cures = list(_cures(case))
+    best = find_best_epoch(case.history, case.held.split, "accuracy")
+    accuracy = read_series(case.history, f"{case.held.split}/accuracy")
+    if best is not None and not case.copies and _has_fallen(case, float(accuracy.values.max())):
+        yield (
+            f"The {case.held.split} accuracy fell from {accuracy.values.max():.3f} in epoch {best} to "
+            f"{accuracy.values[-1]:.3f}, as it does where wrong labels are learnt by heart: check the labels."
+        )
+    yield cures[0]
+    lowest = find_best_epoch(case.history, case.held.split, "loss")
+    validated = read_series(case.history, f"{case.held.split}/loss").epochs
+    if lowest is not None and lowest <= 0.7 * validated[-1]:
+        yield (
+            f"The {case.held.split} loss was lowest in epoch {lowest} of {validated[-1]:.0f}: "
+            f"what came after was learnt by heart."
+        )
+    yield from cures[1:]
+
+
+def _under_trained(case: Case) -> Iterator[str]:
+    yield from _without_copies(case)
+    if is_rising(case.history, case.held.split):
+        yield f"The {case.held.split} accuracy was still rising: train longer, {_more_epochs(case)}."
+        return
+    yield from [*_train_on(case), *_another_rate(case), *_labels(case)] or _low(case)
+
+
+def _contradicted(case: Case) -> Iterator[str]:
+    yield from _without_copies(case)
+    yield from _labels(case)
+    if not case.setting("train.label_smoothing"):
+        yield "Until they are right, --set train.label_smoothing=0.1 makes them matter less."
+
+
+def _fine(case: Case) -> Iterator[str]:
+    yield from _without_copies(case)
+    yield from _labels(case)
+    if case.has_few_images:
+        return
+    yield from _modest(case)
+    name, recall, _ = min(recalls(case.held), key=lambda row: row[1])
+    if recall == 1:
+        count = format_count(case.held_score.count, "image")
+        yield f"No mistake on {count}. Try it on pictures from elsewhere before you rely on it."
+        return
+    yield (
+        f"To do better still, add images of the weakest class, {shorten(name, _NAME)} "
+        f"(recall {recall:.3f}), and look at the most confident mistakes in the report."
+    )
+
+
+_BY_KIND: Mapping[str, Callable[[Case], Iterator[str]]] = {
+    "guessing": _guessing,
+    "copied": _copied,
+    "early": _early,
+    "neglected": _neglected,
+    "over-fitted": _over_fitted,
+    "under-trained": _under_trained,
+    "contradicted": _contradicted,
+    "fine": _fine,
+}
+
+
+def _more_held_out(case: Case) -> str:
+    low, high = case.held_score.interval
+    count = format_count(case.held_score.count, "image")
+    fraction = case.setting("data.validation_fraction")
+    how = "Hold out more images"
+    if case.is_stratified and isinstance(fraction, float) and fraction <= 0.25:
+        how += f", such as --set data.validation_fraction={2 * fraction:g}"
+    width = high - low
+    return f"{how}: {count} can't tell the accuracy any better than this interval, which is {width:.2f} wide."
+
+
+def _without_copies(case: Case) -> Iterator[str]:
+    if case.copies > _FEW_COPIES * len(case.whole.labels):
+        yield (
+            f"Remove the {format_count(case.copies, 'copy', 'copies')} from {case.held.split}: dataset.json "
+            f"lists them under duplicates_across_splits."
+        )
+
+
+def _labels(case: Case) -> Iterator[str]:
+    count = len(case.contradicted)
+    if count:
+        images = format_count(count, "training image is", "training images are")
+        yield f"{images} confidently contradicted by the model: check their labels, which the report shows."
+
+
+def _has_fallen(case: Case, best: float) -> bool:
+    """Return whether the held-out accuracy fell clearly from its best, by more than two standard errors."""
+    error = float(np.sqrt(best * (1 - best) / len(case.whole.labels)))
+    last = read_series(case.history, f"{case.held.split}/accuracy").values[-1]
+    return bool(best - last > max(_LEAST_LOSS, 2 * error))
+
+
+def _balance(case: Case) -> Iterator[str]:
+    """Yield the remedy for unequal classes, where one is hardly ever recognised and weights are off."""
+    if case.neglected and has_unequal_classes(case.train) and not _is_weighted(case):
+        name = shorten(case.neglected[0][0], _NAME)
+        yield f"The classes are unequal, and {name} is too rare to count: --set train.class_weights=balanced."
+
+
+def _is_weighted(case: Case) -> bool:
+    return case.setting("train.class_weights") not in (None, "none")
+
+
+def _modest(case: Case) -> Iterator[str]:
+    """Yield the remedy for probabilities that are lower than the answers are right."""
+    lacking = case.held_score.share - float(np.mean(case.held.confidence))
+    if lacking <= UNDER_CONFIDENT:
+        return
+    causes = [
+        f"--set {key}=0"
+        for key in ("augment.mixup", "augment.cutmix", "train.label_smoothing")
+        if case.setting(key)
+    ]
+    remedy = causes[0] if causes else _more_epochs(case)
+    yield f"Its probabilities are {lacking:.2f} lower than its answers are right (under-confident): {remedy}."
+
+
+def _cures(case: Case) -> Iterator[str]:
+    """Yield what helps against over-fitting and is not done yet."""
+    better = f"{case.setting('recipe')}-augmented"
+    if better in recipe_names():
+        yield f"Try the recipe {better}, which is made against this."
+        return
+    augment = case.setting("augment")
+    if isinstance(augment, Mapping):
+        if not _is_augmented(augment):
+            yield "Turn on augmentation: --set 'augment.crop={scale: [0.5, 1.0]}'."
+        elif not augment.get("crop"):
+            yield "Augment more strongly: --set 'augment.crop={scale: [0.5, 1.0]}'."
+    if not case.setting("model.dropout"):
+        yield "Try dropout: --set model.dropout=0.3."
+    if not case.setting("optimizer.weight_decay"):
+        yield "Try weight decay: --set optimizer.weight_decay=0.05."
+    yield f"Add training images{_other_filters(case, 0.5, ', or try a smaller network: ')}."
+
+
+def _is_augmented(augment: Mapping[str, object]) -> bool:
+    return any(value not in (None, 0, 0.0, "none") for value in augment.values())
+
+
+def _other_filters(case: Case, factor: float, before: str) -> str:
+    """Return `before` and the setting of a network so many times as wide, empty if its width is not known."""
+    filters = case.setting("model.filters")
+    if not filters:
+        return ""
+    return f"{before}--set 'model.filters={[max(1, round(factor * each)) for each in filters]}'"
+
+
+def _train_on(case: Case) -> Iterator[str]:
+    """Yield longer training, where the train loss was still falling clearly."""
+    loss = case.losses
+    if 0 < len(loss) < 3 or (len(loss) > 1 and loss[-1] < (1 - _SMALL_FALL) * loss[-2]):
+        falling = "The train loss was still falling: train longer, " if len(loss) > 1 else "Train longer: "
+        yield f"{falling}{_more_epochs(case)}."
+
+
+def _another_rate(case: Case) -> Iterator[str]:
+    """Yield a smaller rate for a loss that leapt or never fell, a larger one for a loss that creeps."""
+    rate = case.setting("optimizer.learning_rate")
+    usual = _USUAL_RATES.get(str(case.setting("optimizer.name")))
+    if not rate or usual is None or not len(case.losses):
+        return
+    loss = case.losses
+    if rate > 0.1 * usual and loss[0] > _LARGE_LOSS * np.log(len(case.train.class_names)):
+        lower = usual if rate > 2 * usual else rate / 10
+        yield f"The train loss leapt up: take a smaller rate, --set optimizer.learning_rate={lower:.1g}."
+    elif _is_creeping(loss) or (rate < usual / 5 and loss[-1] > 0.8 * loss[0]):
+        higher = usual if rate < usual / 2 else 3 * rate
+        yield f"The train loss hardly fell: take a larger rate, --set optimizer.learning_rate={higher:.1g}."
+    elif loss[-1] > (1 - _SMALL_FALL) * loss[0]:
+        lower = usual if rate > 2 * usual else rate / 3
+        yield f"The train loss did not fall: take a smaller rate, --set optimizer.learning_rate={lower:.1g}."
+
+
+def _is_creeping(loss: np.ndarray[Any, Any]) -> bool:
+    """Return whether the loss falls steadily, by less than a tenth in all."""
+    if len(loss) < 4 or loss[-1] < 0.9 * loss[0]:
+        return False
+    return bool(spearmanr(np.arange(len(loss)), loss).statistic < -0.9)
+
+
+def _low(case: Case) -> Iterator[str]:
+    """Yield what else helps a network that has not learnt its training images."""
+    for key in ("augment.mixup", "augment.cutmix", "augment.erase"):
+        if case.setting(key):
+            yield f"Weaken the augmentation: --set {key}=0."
+            break
+    wider = _other_filters(case, 2, ", and try a larger network: ")
+    yield f"Look whether the labels are right{wider}; {_more_epochs(case)} may help as well."
+
+
+def _more_epochs(case: Case) -> str:
+    planned = case.setting("train.epochs")
+    if isinstance(planned, int) and len(case.history) < planned and case.setting("train.time_budget_seconds"):
+        seconds = case.setting("train.time_budget_seconds")
+        return f"--set train.time_budget_seconds={2 * seconds:g}"
+    done = len(case.history) or (planned if isinstance(planned, int) else 10)
+    return f"--set train.epochs={max(10, 2 * done)}"

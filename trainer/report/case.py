@@ -1,0 +1,212 @@
+"""What a verdict is made from: the answers to both splits, the curves, the settings and the data.
+
+In: predictions, history, settings, dataset.json. Out: a `Case`, whose held-out images are those that
+are no exact copies of training images.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import special
+
+from trainer.data.split import STRATIFIED
+from trainer.metrics import Predictions, wilson_interval
+from trainer.report.history import History, read_series
+
+Indices = npt.NDArray[np.int64]
+
+WIDEST_INTERVAL = 0.2
+"""A 95% interval of the accuracy that is wider says that there are too few held-out images."""
+_CHANCE = 0.05
+_LEAST_CONTRADICTED = 5
+_CONTRADICTED_SHARE = 0.25
+"""Of the mistakes; where classes merely overlap, one in ten is as sure."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """How many of some images are answered right."""
+
+    correct: int
+    count: int
+
+    @property
+    def share(self) -> float:
+        """In 0..1."""
+        return self.correct / self.count
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95% interval of the share (Wilson)."""
+        return wilson_interval(self.correct, self.count)
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One run, as it is judged; `build_case` makes it."""
+
+    train: Predictions
+    held: Predictions
+    """Of the held-out images without copies of training images; of all if all are copies."""
+    whole: Predictions
+    """Of all held-out images."""
+    copies: int
+    """Held-out images that are exact copies of training images."""
+    history: History
+    settings: Mapping[str, Any]
+    is_stratified: bool
+    """Whether the held-out images are a share of the source, and not the source's own choice."""
+
+    @property
+    def has_only_copies(self) -> bool:
+        """Whether no held-out image is left that the model has not seen."""
+        return self.copies == len(self.whole.labels)
+
+    @cached_property
+    def train_score(self) -> Score:
+        """Of the training images."""
+        return score_of(self.train)
+
+    @cached_property
+    def held_score(self) -> Score:
+        """Of the held-out images without copies."""
+        return score_of(self.held)
+
+    @property
+    def has_few_images(self) -> bool:
+        """Whether the held-out images are too few to tell the accuracy."""
+        low, high = self.held_score.interval
+        return high - low > WIDEST_INTERVAL
+
+    @property
+    def gap(self) -> float:
+        """Train minus held-out accuracy."""
+        return self.train_score.share - self.held_score.share
+
+    @property
+    def gap_interval(self) -> tuple[float, float]:
+        """The 95% interval of the gap.
+
+        Newcombe 1998, "Interval estimation for the difference between independent proportions",
+        method 10: the two Wilson intervals combined.
+        """
+        train, held = self.train_score, self.held_score
+        below = math.hypot(train.share - train.interval[0], held.interval[1] - held.share)
+        above = math.hypot(train.interval[1] - train.share, held.share - held.interval[0])
+        return self.gap - below, self.gap + above
+
+    def setting(self, path: str) -> Any:
+        """Return a setting by its dotted key, None if there is none."""
+        value: Any = self.settings
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return value
+
+    @cached_property
+    def neglected(self) -> list[tuple[str, float, int]]:
+        """Classes that are recognised hardly ever: (name, recall, held-out images), the lowest recall first.
+
+        Those whose recall is less than half the accuracy, by more than chance (binomial test, Bonferroni).
+        """
+        found = [
+            (name, recall, count)
+            for name, recall, count in recalls(self.held)
+            if recall < self.held_score.share / 2
+            and special.bdtr(round(recall * count), count, self.held_score.share)
+            < _CHANCE / len(self.held.class_names)
+        ]
+        return sorted(found, key=lambda row: row[1])
+
+    @cached_property
+    def contradicted(self) -> Indices:
+        """Training images that the model confidently gives another label, as `contradictions` finds them.
+
+        None where few of its mistakes are as sure, as where classes merely overlap.
+        """
+        wrong = int(np.sum(self.train.predicted != self.train.labels))
+        found = contradictions(self.train)
+        is_many = len(found) >= max(_LEAST_CONTRADICTED, _CONTRADICTED_SHARE * wrong)
+        return found if is_many else found[:0]
+
+    @property
+    def losses(self) -> npt.NDArray[np.float64]:
+        """The train loss of each epoch."""
+        return read_series(self.history, "train/loss").values
+
+
+def build_case(
+    predictions: Mapping[str, Predictions],
+    history: History,
+    held_out: str,
+    settings: Mapping[str, Any],
+    dataset: Mapping[str, Any],
+) -> Case:
+    """Return what is judged; `dataset` is dataset.json, which lists the copies, or empty."""
+    whole = predictions[held_out]
+    copies = _copies(dataset, held_out)
+    kept = np.array([name not in copies for name in whole.names], dtype=bool)
+    held = select(whole, np.flatnonzero(kept)) if kept.any() and not kept.all() else whole
+    is_stratified = dataset.get("split_by") == STRATIFIED
+    return Case(predictions["train"], held, whole, int(np.sum(~kept)), history, settings, is_stratified)
+
+
+def score_of(predictions: Predictions) -> Score:
+    """Return how many of the images are answered right."""
+    return Score(int(np.sum(predictions.predicted == predictions.labels)), len(predictions.labels))
+
+
+def recalls(predictions: Predictions) -> list[tuple[str, float, int]]:
+    """Return (name, recall, images) of each class that there are images of."""
+    right = predictions.predicted == predictions.labels
+    counts = np.bincount(predictions.labels, minlength=len(predictions.class_names))
+    hits = np.bincount(predictions.labels[right], minlength=len(counts))
+    return [
+        (name, int(hit) / int(count), int(count))
+        for name, hit, count in zip(predictions.class_names, hits, counts, strict=True)
+        if count
+    ]
+
+
+def select(predictions: Predictions, rows: Indices) -> Predictions:
+    """Return the predictions of the images in `rows`."""
+    return Predictions(
+        predictions.split,
+        tuple(predictions.names[row] for row in rows),
+        predictions.labels[rows],
+        predictions.probabilities[rows],
+        predictions.class_names,
+    )
+
+
+def contradictions(predictions: Predictions) -> Indices:
+    """Return the images that are confidently given another label than theirs, the surest first.
+
+    An answer is confident if its probability is at least the mean probability of the label of the images that
+    have this label (confident learning: Northcutt, Jiang and Chuang 2021).
+    """
+    own = predictions.probabilities[np.arange(len(predictions.labels)), predictions.labels]
+    counts = np.bincount(predictions.labels, minlength=len(predictions.class_names))
+    sums = np.bincount(predictions.labels, weights=own, minlength=len(counts))
+    means = np.divide(sums, counts, out=np.ones(len(counts)), where=counts > 0)
+    sure = predictions.confidence >= means[predictions.predicted]
+    found = np.flatnonzero(sure & (predictions.predicted != predictions.labels))
+    return np.asarray(found[np.argsort(-predictions.confidence[found], kind="stable")], dtype=np.int64)
+
+
+def _copies(dataset: Mapping[str, Any], held_out: str) -> set[str]:
+    """Return the names of the held-out images that are exact copies of training images."""
+    groups = dataset.get("duplicates_across_splits", {}).get("images", [])
+    return {
+        item["name"]
+        for group in groups
+        if any(item["split"] == "train" for item in group)
+        for item in group
+        if item["split"] == held_out
+    }
