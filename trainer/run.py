@@ -16,6 +16,7 @@ from trainer.cluster import Cluster, choose_precision, find_cluster
 from trainer.data.batches import steps_per_epoch
 from trainer.data.dataset import Dataset, format_found
 from trainer.data.items import Rejection
+from trainer.data.labels import all_normalized, normalized
 from trainer.data.load import load_dataset
 from trainer.data.progress import Progress
 from trainer.data.statistics import describe_images
@@ -202,9 +203,8 @@ def _require_classes(spec: RunSpec, dataset: Dataset) -> None:
         if len(name.splitlines()) != 1:
             raise DataError(f"The name of a class can't hold a line break; rename it. Received: {name!r}")
     weights = spec.train.class_weights
-    unknown = (
-        [name for name in weights if name not in dataset.class_names] if isinstance(weights, dict) else []
-    )
+    known = all_normalized(dataset.class_names)
+    unknown = [name for name in weights if normalized(name) not in known] if isinstance(weights, dict) else []
     if unknown:
         raise UsageError(
             f"train.class_weights names a class that the data don't have; there are: "

@@ -17,6 +17,7 @@ from trainer.checkpoint import has_readable
 from trainer.cluster import Cluster
 from trainer.data.bucket import fetch_bucket
 from trainer.data.dataset import Dataset
+from trainer.data.labels import all_normalized
 from trainer.data.progress import Progress
 from trainer.exits import UsageError
 from trainer.export.load import read_description
@@ -104,9 +105,9 @@ def _begin_with(
 
 
 def _require_same_classes(class_names: tuple[str, ...], folder: Path) -> None:
-    before = tuple(read_description(folder)["class_names"])
-    if before != class_names:
-        differing = sorted(set(before) ^ set(class_names)) or ["another order"]
+    before, names = all_normalized(read_description(folder)["class_names"]), all_normalized(class_names)
+    if before != names:
+        differing = sorted(set(before) ^ set(names)) or ["another order"]
         raise UsageError(
             "A run can begin with the weights of a model of the same classes only; train.start_from: scratch "
             f"begins without. Received: {', '.join(differing)[:200]} in one of the data and {folder}"

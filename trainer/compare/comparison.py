@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from trainer.compare.runs import Run
 from trainer.compare.statistics import LEVEL, Test, bootstrap, holm, paired_accuracies, unpaired_accuracies
+from trainer.data.labels import all_normalized
 from trainer.exits import UsageError
 from trainer.report.guessing import are_unequal
 
@@ -194,7 +195,7 @@ def _is_same(first: Run, second: Run) -> bool:
 def _require_same_classes(first: Run, second: Run) -> None:
     if first.predictions is None or second.predictions is None:
         return
-    names = [each.class_names for each in (first.predictions, second.predictions)]
+    names = [all_normalized(each.class_names) for each in (first.predictions, second.predictions)]
     if names[0] != names[1]:
         only = sorted(set(names[0]) ^ set(names[1]))
         raise UsageError(

@@ -83,7 +83,7 @@ def _items(comparison: Comparison, cache_dir: Path, names: set[str]) -> dict[str
 def _of_files(run: Run, spec: DataSpec, cache_dir: Path) -> Iterable[Source]:
     progress = SilentProgress()
     root = fetch_source(spec.source, spec.checksum, cache_dir, spec.max_extracted_mib << 20, progress)
-    found, _, _ = read_layout(root, spec.layout, buckets_of(spec, cache_dir, progress))
+    found = read_layout(root, spec.layout, buckets_of(spec, cache_dir, progress)).items
     _require_unchanged(run, {item.name: item for item in found})
     return found
 

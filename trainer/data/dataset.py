@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -88,10 +88,12 @@ def assemble(
     spec: DataSpec,
     layout: str,
     on_rejected: Callable[[tuple[Rejection, ...]], None],
+    warnings: Sequence[str] = (),
 ) -> Dataset:
     """Return the data set that was found: checked, and split where the source didn't.
 
-    on_rejected is called with all that was left out, before anything is made of it. Raises DataError.
+    on_rejected is called with all that was left out, before anything is made of it. `warnings` are those of
+    the layout. Raises DataError.
     """
     rejected = tuple(sorted([*left_out, *found.rejections], key=lambda rejection: rejection.name))
     on_rejected(rejected)
@@ -101,8 +103,9 @@ def assemble(
     items = assign_splits(found.items, found.contents, spec.validation_fraction)
     require_full_splits(items)
     split_by = BY_SOURCE if items == list(found.items) else STRATIFIED
-    origin = (spec.source, layout, split_by)
-    return _assembled(items, found, rejected, find_duplicates(items, found.contents), origin)
+    duplicates = find_duplicates(items, found.contents)
+    dataset = _assembled(items, found, rejected, duplicates, (spec.source, layout, split_by))
+    return _warned(dataset, (*warnings, *dataset.warnings))
 
 
 def _assembled(
@@ -119,6 +122,11 @@ def _assembled(
     summary = summarize(class_names, splits, rejected, duplicates, origin)
     summary |= {"digest": f"sha256:{digest}", "warnings": list(warnings)}
     return Dataset(class_names, splits, rejected, summary, digest, warnings)
+
+
+def _warned(dataset: Dataset, warnings: tuple[str, ...]) -> Dataset:
+    summary = dataset.summary | {"warnings": list(warnings)}
+    return replace(dataset, summary=summary, warnings=warnings)
 
 
 def _class_order(name: str) -> tuple[int, int, str]:

@@ -19,6 +19,7 @@ from trainer.data.fetch import buckets_of, fetch_source
 from trainer.data.holding import View
 from trainer.data.ingest import Ingested, ingest
 from trainer.data.items import Rejection
+from trainer.data.labels import all_normalized, normalized, numbers_of
 from trainer.data.layouts import read_layout
 from trainer.data.progress import Progress
 from trainer.data.shards.packed import find_shards
@@ -41,15 +42,19 @@ def load_labelled(
     if (packed := find_shards(spec)) is not None:
         dataset = load_shards(*packed, spec, cache_dir, Peers(Place()))
         _require_known(set(dataset.class_names), class_names)
-        numbers = np.asarray([class_names.index(name) for name in dataset.class_names], np.int32)
+        number = numbers_of(class_names)
+        numbers = np.asarray([number[normalized(name)] for name in dataset.class_names], np.int32)
         splits = {
             name: replace(split, labels=numbers[split.labels]) for name, split in dataset.splits.items()
         }
         return splits, dataset.rejected
     root = fetch_source(spec.source, spec.checksum, cache_dir, spec.max_extracted_mib << 20, progress)
-    candidates, left_out, _ = read_layout(root, spec.layout, buckets_of(spec, cache_dir, progress))
+    read = read_layout(root, spec.layout, buckets_of(spec, cache_dir, progress))
+    candidates, left_out = read.items, read.rejections
     require_images(candidates, left_out, spec.source)
     _require_known({item.label for item in candidates}, class_names)
+    for warning in read.warnings:
+        progress.say(warning)
     found = ingest(candidates, spec, cache_dir, progress)
     rejected = (*left_out, *found.rejections)
     tried = len(candidates) + sum(rejection.damaged for rejection in left_out)
@@ -60,7 +65,7 @@ def load_labelled(
 
 
 def _require_known(labels: set[str], class_names: Sequence[str]) -> None:
-    unknown = sorted(labels - set(class_names))
+    unknown = sorted({normalized(label) for label in labels} - set(all_normalized(class_names)))
     if unknown:
         raise DataError(
             f"The model does not know these classes; it knows {', '.join(class_names)[:200]}. "
@@ -69,7 +74,7 @@ def _require_known(labels: set[str], class_names: Sequence[str]) -> None:
 
 
 def _split(name: str, found: Ingested, class_names: Sequence[str]) -> Split:
-    number = {label: index for index, label in enumerate(class_names)}
+    number = numbers_of(class_names)
     indices = [index for index, item in enumerate(found.items) if (item.split or _UNSPLIT) == name]
     items = tuple(found.items[index] for index in indices)
     labels = np.asarray([number[item.label] for item in items], np.int32)

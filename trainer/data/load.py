@@ -39,9 +39,10 @@ def load_dataset(
     if (packed := find_shards(spec)) is not None:
         return load_shards(*packed, spec, cache_dir, peers or Peers(Place()))
     root = fetch_source(spec.source, spec.checksum, cache_dir, spec.max_extracted_mib << 20, progress)
-    candidates, left_out, layout = read_layout(root, spec.layout, buckets_of(spec, cache_dir, progress))
+    read = read_layout(root, spec.layout, buckets_of(spec, cache_dir, progress))
+    candidates, left_out = read.items, read.rejections
     if not candidates:
         on_rejected(tuple(left_out))
     require_images(candidates, left_out, spec.source)
     found = ingest(candidates, spec, cache_dir, progress, peers)
-    return assemble(candidates, left_out, found, spec, layout, on_rejected)
+    return assemble(candidates, left_out, found, spec, read.layout, on_rejected, read.warnings)

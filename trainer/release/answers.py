@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trainer.data.dataset import Split
 from trainer.data.labelled import load_labelled
+from trainer.data.labels import all_normalized, normalized, numbers_of
 from trainer.data.load import load_dataset
 from trainer.data.progress import Progress
 from trainer.exits import DataError, UsageError
@@ -37,30 +40,31 @@ def answers_of(
     classes, DataError for images that can't be used.
     """
     _require_same_classes(models)
-    decoded: dict[tuple[int, str, str], Split] = {}
+    decoded: dict[tuple[int, str, str, tuple[str, ...]], Split] = {}
     for model in models:
         if _how(model) not in decoded:
             decoded[_how(model)] = _split(model, data, test_data, cache_dir, progress)
     splits = [decoded[_how(model)] for model in models]
     said = f"{splits[0].name} images of {without_secrets(test_data or data.source)}"
     answers = [predict_split(model, split) for model, split in zip(models, splits, strict=True)]
-    return [_in_order(each, answers[0].names) for each in answers], said
+    return [_in_order(each, answers[0]) for each in answers], said
 
 
-def _how(model: LoadedModel) -> tuple[int, str, str]:
-    """Return what of a model decides on the pixels that it is given."""
-    return model.image_size, model.resize, model.interpolation
+def _how(model: LoadedModel) -> tuple[int, str, str, tuple[str, ...]]:
+    """Return what of a model decides on the pixels and the labels that it is given."""
+    return model.image_size, model.resize, model.interpolation, all_normalized(model.class_names)
 
 
 def _split(
     model: LoadedModel, data: DataSpec, test_data: str | None, cache_dir: Path, progress: Progress
 ) -> Split:
-    about = dict(zip(("image_size", "resize", "interpolation"), _how(model), strict=True))
+    about = dict(zip(("image_size", "resize", "interpolation"), _how(model)[:3], strict=True))
     own = DataSpec.model_validate(data.model_dump() | about)
     if test_data is None or _place(test_data) == _place(data.source):
         dataset = load_dataset(own, cache_dir, progress, lambda rejected: None)
         _require_known(dataset.class_names, model.class_names)
-        return dataset.held_out if test_data is None else dataset.splits.get("test", dataset.held_out)
+        split = dataset.held_out if test_data is None else dataset.splits.get("test", dataset.held_out)
+        return replace(split, labels=_translated(split.labels, dataset.class_names, model.class_names))
     frozen = DataSpec.model_validate({"source": test_data, "max_rejected": own.max_rejected} | about)
     try:
         splits, _ = load_labelled(frozen, model.class_names, cache_dir, progress)
@@ -77,16 +81,25 @@ def _place(source: str) -> str:
 
 def _require_known(classes: Sequence[str], known: Sequence[str]) -> None:
     """Raise DataError if labels of `classes` would mean other ones to the models."""
-    if tuple(classes) != tuple(known):
-        other = sorted(set(classes) ^ set(known))
+    if sorted(all_normalized(classes)) != sorted(all_normalized(known)):
+        other = sorted(set(all_normalized(classes)) ^ set(all_normalized(known)))
         raise DataError(
             "The images are of other classes by now than the models know, so they can't decide; give "
-            f"publish.test_data. Received: {', '.join(other)[:200] or 'another order'}"
+            f"publish.test_data. Received: {', '.join(other)[:200] or 'names that look the same'}"
         )
 
 
-def _in_order(answers: Predictions, names: Sequence[str]) -> Predictions:
-    """Return `answers` in the order of `names`."""
+def _translated(labels: NDArray[np.int32], names: Sequence[str], known: Sequence[str]) -> NDArray[np.int32]:
+    """Return labels that are indices of `names` as indices of `known`, the same classes."""
+    if all_normalized(names) == all_normalized(known):
+        return labels
+    number = numbers_of(known)
+    return np.array([number[normalized(name)] for name in names], np.int32)[labels]
+
+
+def _in_order(answers: Predictions, first: Predictions) -> Predictions:
+    """Return `answers` with the images and the classes in the order of `first`."""
+    names = first.names
     place = {name: index for index, name in enumerate(answers.names)}
     if set(place) != set(names):
         raise DataError(
@@ -94,17 +107,21 @@ def _in_order(answers: Predictions, names: Sequence[str]) -> Predictions:
             f"Received: {len(set(place) ^ set(names))} other images"
         )
     order = np.array([place[name] for name in names], np.int64)
-    return Predictions(
-        answers.split, tuple(names), answers.labels[order], answers.probabilities[order], answers.class_names
+    labels = _translated(answers.labels, answers.class_names, first.class_names)
+    columns = _translated(
+        np.arange(len(first.class_names), dtype=np.int32), first.class_names, answers.class_names
     )
+    probabilities = answers.probabilities[order][:, columns]
+    return Predictions(answers.split, tuple(names), labels[order], probabilities, first.class_names)
 
 
 def _require_same_classes(models: Sequence[LoadedModel]) -> None:
-    first = models[0].class_names
+    first = all_normalized(models[0].class_names)
     for model in models[1:]:
-        if model.class_names != first:
-            other = sorted(set(first) ^ set(model.class_names))
+        names = all_normalized(model.class_names)
+        if sorted(names) != sorted(first):
+            other = sorted(set(first) ^ set(names))
             raise UsageError(
                 "Only models of the same classes can take each other's place; `trainer promote --force` does "
-                f"it without a test. Received: {', '.join(other)[:200] or 'another order'}"
+                f"it without a test. Received: {', '.join(other)[:200] or 'names that look the same'}"
             )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from statistics import pstdev
 from typing import Any
 
+from trainer.data.labels import normalized
 from trainer.report.names import shorten
 
 Numbers = Sequence[float]
@@ -171,11 +172,12 @@ def _class_rows(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[Clas
 
 
 def _of_classes(dataset: Mapping[str, Any]) -> dict[str, int]:
-    """Return the images of each class in all splits."""
+    """Return the images of each class in all splits; earlier versions did not normalize names."""
     counts: dict[str, int] = {}
     for split in dataset.get("splits", {}).values():
         for name, count in split.get("classes", {}).items():
-            counts[name] = counts.get(name, 0) + int(count)
+            label = normalized(name)
+            counts[label] = counts.get(label, 0) + int(count)
     return counts
 
 

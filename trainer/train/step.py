@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from trainer.augment import MIX_DRAWS, augment_images, draw_numbers
 from trainer.cluster import Cluster, choose_xla
+from trainer.data.labels import by_normalized, normalized
 from trainer.exits import UsageError
 from trainer.mix import mix_images
 from trainer.model.masks import Rows, of_rows
@@ -233,5 +234,5 @@ def class_weights(
         return np.ones(len(class_names), np.float32)
     if choice == "balanced":
         return (counts.sum() / (len(counts) * np.maximum(counts, 1))).astype(np.float32)
-    weights: dict[str, float] = dict(choice)  # type: ignore[arg-type]
-    return np.array([weights.get(name, 1.0) for name in class_names], np.float32)
+    weights: dict[str, float] = by_normalized(dict(choice))  # type: ignore[arg-type]
+    return np.array([weights.get(normalized(name), 1.0) for name in class_names], np.float32)

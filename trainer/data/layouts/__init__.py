@@ -7,11 +7,13 @@ a `Rejection` for each file or row that is none. No image is decoded here.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from trainer.data.items import Item, Rejection
+from trainer.data.labels import normalized
 from trainer.data.layouts.cifar import find_cifar_files, read_cifar_files
 from trainer.data.layouts.folders import read_folders
 from trainer.data.layouts.found import Found, wrapped_folders
@@ -21,7 +23,19 @@ from trainer.data.layouts.tfrecord import find_tfrecord_files, read_tfrecord_fil
 from trainer.exits import DataError
 from trainer.printable import printable
 
-__all__ = ["read_layout"]
+__all__ = ["ReadResult", "read_layout"]
+
+
+class ReadResult(NamedTuple):
+    """What a source holds."""
+
+    items: list[Item]
+    """Unique by name; their labels are in NFC."""
+    rejections: list[Rejection]
+    layout: str
+    """folders, import, tfrecord or cifar."""
+    warnings: list[str]
+    """What a person should read, a sentence each."""
 
 
 class _FileLayout(NamedTuple):
@@ -42,18 +56,25 @@ def _file_layouts(buckets: Buckets) -> tuple[_FileLayout, ...]:
     )
 
 
-def read_layout(root: Path, layout: str, buckets: Buckets) -> tuple[list[Item], list[Rejection], str]:
-    """Return the items and the rejections, both by name, and the layout: folders, import, tfrecord or cifar.
+def read_layout(root: Path, layout: str, buckets: Buckets) -> ReadResult:
+    """Return the items and the rejections, both by name, the layout that was found, and what to say of it.
 
     root: a folder, or a single file of one of the layouts that are made of files. layout: one of the four,
-    or "auto", which takes the first that fits: TFRecord, CIFAR, import files, else class folders.
-    `buckets` brings the images here that import files have there. Items are unique by name; their
-    split is None where the source names none. Raises DataError, and what `buckets` raises.
+    or "auto", which takes the first that fits: TFRecord, CIFAR, import files, else class folders. What may be
+    splits or classes is refused, but with "folders". `buckets` brings the images here that import files have
+    there. The split of an item is None where the source names none. Raises DataError, and what `buckets`
+    raises.
     """
     kinds = _file_layouts(buckets)
     found, name = _read_file(root, layout, kinds) if root.is_file() else _read_folder(root, layout, kinds)
-    items = sorted(found.items, key=lambda item: _natural(item.name))
-    return items, sorted(found.rejections, key=lambda rejection: rejection.name), name
+    items = sorted(map(_normalized, found.items), key=lambda item: _natural(item.name))
+    rejections = sorted(found.rejections, key=lambda rejection: rejection.name)
+    return ReadResult(items, rejections, name, found.warnings)
+
+
+def _normalized(item: Item) -> Item:
+    label = normalized(item.label)
+    return item if label == item.label else replace(item, label=label)
 
 
 def _natural(name: str) -> tuple[str, int]:
@@ -64,7 +85,7 @@ def _natural(name: str) -> tuple[str, int]:
 
 def _read_folder(root: Path, layout: str, kinds: tuple[_FileLayout, ...]) -> tuple[Found, str]:
     if layout == "folders":
-        return read_folders(root), layout
+        return read_folders(root, is_literal=True), layout
     for kind in kinds:
         if layout not in ("auto", kind.name):
             continue

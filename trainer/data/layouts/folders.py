@@ -1,73 +1,66 @@
 """Class folders: the folder's name is the label.
 
-In: a folder of class folders, or one of `train/` with `validation/` or `test/` (or val, valid,
-training, testing, in any case) that hold class folders; either may lie in a wrapper folder. Out:
-one item for each candidate, with its split or None, and a rejection for each other file.
+In: a folder of class folders, or one of `train/` with `validation/` or `test/` (by whatever usual name) that
+hold class folders, or images named `class.number`; each may lie in a wrapper folder. Out: one item for each
+candidate, with its split or None, a rejection for each other file, and a sentence for images that are left
+out. What is read as what is decided in `plan`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.data.items import Item, Rejection
 from trainer.data.layouts.found import (
     Found,
     files_below,
+    hidden_folders,
     identity,
     list_folder,
     name_of,
     rejection_of,
-    split_named,
     wrapped_folders,
 )
+from trainer.data.layouts.plan import Aside, ClassFolder, plan_folders
 from trainer.exits import DataError
 from trainer.printable import printable
 
 
-def read_folders(root: Path) -> Found:
-    """Read `root`; raises DataError for no class folder, an empty one, or a folder that can't be read."""
+def read_folders(root: Path, is_literal: bool = False) -> Found:
+    """Read `root`; with `is_literal` what may mean several things is read as class folders.
+
+    Raises DataError for no class folder, an empty one, one that can't be read, or an ambiguous layout.
+    """
     # The innermost folder that holds folders: what is inside those is up to the classes.
     base = next((folder for folder in reversed(wrapped_folders(root)) if list_folder(folder)[0]), root)
-    folders, files = list_folder(base)
-    found = Found()
-    _set_aside(found, files, root, "outside the class folders")
-    if not _speaks_of_splits(folders, base):
-        _read_classes(found, folders, None, root)
-        return found
-    for folder in folders:
-        split = split_named(folder.name)
-        if split is None:
-            _set_aside(found, files_below(folder), root, "outside the folders of the splits")
-            continue
-        classes, files = list_folder(folder)
-        _set_aside(found, files, root, "outside the class folders")
-        _read_classes(found, classes, split, root)
+    plan = plan_folders(base, is_literal)
+    found = Found(warnings=plan.warnings)
+    for split in dict.fromkeys(each.split for each in plan.classes):
+        _read_classes(found, [each for each in plan.classes if each.split == split], root)
+    for image in plan.images:
+        _add(found, image.path, printable(image.label), image.split, root)
+    for aside in (*plan.aside, *_hidden(plan.listed)):
+        _set_aside(found, aside, root)
     return found
 
 
-def _speaks_of_splits(folders: list[Path], base: Path) -> bool:
-    """Tell splits that hold classes from classes: a set of vehicles may well have a class `train`."""
-    named = [folder for folder in folders if split_named(folder.name)]
-    holding = [folder for folder in named if list_folder(folder)[0]]
-    if named and len(named) == len(folders) and not holding:
-        raise DataError(
-            "The folders of the splits hold no class folders; put the images of each class into a folder "
-            "that has its name. "
-            f"Received: {printable(', '.join(folder.name for folder in named))} in {printable(str(base))}"
-        )
-    has_train = any(split_named(folder.name) == "train" for folder in holding)
-    return has_train or (bool(holding) and len(named) == len(folders))
+def _hidden(listed: Sequence[Path]) -> list[Aside]:
+    advice = "it is hidden; rename it if it is a class"
+    return [Aside(each, "in a hidden folder", advice) for folder in listed for each in hidden_folders(folder)]
 
 
-def _read_classes(found: Found, classes: list[Path], split: str | None, root: Path) -> None:
+def _read_classes(found: Found, classes: Sequence[ClassFolder], root: Path) -> None:
     # A link from one class into another, or above them all, would give images a second label.
-    above = {each for folder in classes for each in folder.parents if each == root or root in each.parents}
-    elsewhere = {identity(each) for each in (*classes, *above)}
-    for folder in classes:
+    above = {
+        each for folder, *_ in classes for each in folder.parents if each == root or root in each.parents
+    }
+    elsewhere = {identity(each) for each in (*(folder for folder, *_ in classes), *above)}
+    for folder, label, split in classes:
         before = len(found.items)
         files = files_below(folder, elsewhere)
         for path in files:
-            _add(found, path, printable(folder.name), split, root)
+            _add(found, path, printable(label), split, root)
         if len(found.items) == before:
             raise DataError(
                 f"A class folder has no images; remove it or fill it. "
@@ -84,8 +77,19 @@ def _add(found: Found, path: Path, label: str, split: str | None, root: Path) ->
         found.items.append(Item(name, label, split, path))
 
 
-def _set_aside(found: Found, paths: list[Path], root: Path, where: str) -> None:
-    """Reject files that lie where no class is, without holding it against the data."""
+def _set_aside(found: Found, aside: Aside, root: Path) -> None:
+    """Reject files that lie where no class is, without holding it against the data, but not in silence."""
+    paths = files_below(aside.place) if isinstance(aside.place, Path) else aside.place
+    pictures = []
     for path in paths:
         name = name_of(path, root)
-        found.rejections.append(rejection_of(path, name) or Rejection(name, where, damaged=False))
+        rejection = rejection_of(path, name)
+        found.rejections.append(rejection or Rejection(name, aside.reason, damaged=False))
+        pictures += [] if rejection else [name]
+    if not pictures:
+        return
+    count = "1 image" if len(pictures) == 1 else f"{len(pictures):,} images"
+    if isinstance(aside.place, Path):
+        found.warnings.append(f"{name_of(aside.place, root)}/ ({count}) is left out: {aside.advice}")
+    else:
+        found.warnings.append(f"{count} {aside.reason} left out, such as {pictures[0]}")

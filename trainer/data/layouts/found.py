@@ -15,21 +15,52 @@ from pathlib import Path
 
 from trainer.data.header import MAGIC_BYTES, image_kind
 from trainer.data.items import Item, Rejection
+from trainer.data.labels import normalized
 from trainer.exits import DataError
 from trainer.printable import printable
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif"})
 _LITTER = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
+_OF_TOOLS = frozenset(
+    {
+        ".git",
+        ".svn",
+        ".hg",
+        ".dvc",
+        ".cache",
+        ".huggingface",
+        ".ipynb_checkpoints",
+        ".idea",
+        ".vscode",
+        ".venv",
+    }
+    | {".thumbnails", ".trash", ".trashes", ".spotlight-v100", ".fseventsd", ".temporaryitems", ".ds_store"}
+)
 _MOST_WRAPPERS = 8
 _SPLIT_WORDS = {
     "train": "train",
     "training": "train",
+    "trainval": "train",
+    "treino": "train",
+    "treinamento": "train",
     "validation": "validation",
     "val": "validation",
     "valid": "validation",
+    "dev": "validation",
+    "eval": "validation",
+    "evaluation": "validation",
+    "validacao": "validation",
+    "validação": "validation",
     "test": "test",
     "testing": "test",
+    "holdout": "test",
+    "heldout": "test",
+    "teste": "test",
 }
+# What names of splits hold beside such a word: training_set, seg_train, train2017, test images.
+_FILLING = frozenset(
+    {"", "set", "data", "dataset", "images", "image", "imgs", "img", "pictures", "photos", "seg", "folder"}
+)
 
 
 @dataclass
@@ -38,6 +69,8 @@ class Found:
 
     items: list[Item] = field(default_factory=list)
     rejections: list[Rejection] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    """What a person should read, a sentence each."""
 
 
 def name_of(path: Path, root: Path) -> str:
@@ -49,8 +82,17 @@ def name_of(path: Path, root: Path) -> str:
 
 
 def split_named(name: str) -> str | None:
-    """Return 'train', 'validation' or 'test' if the whole name says so, in any case; else None."""
-    return _SPLIT_WORDS.get(name.lower())
+    """Return 'train', 'validation' or 'test' if the whole name says so, in any case; else None.
+
+    `seg_train`, `Training Set`, `test1` and `hold-out` do; `train station` doesn't.
+    """
+    return _SPLIT_WORDS.get(bare_name(name).removesuffix("set"))
+
+
+def bare_name(name: str) -> str:
+    """Return the words of `name` that tell something, in lower case and joined."""
+    words = re.split(r"[\W\d_]+", normalized(name).lower())
+    return "".join(word for word in words if word not in _FILLING)
 
 
 def split_among_words(name: str) -> str | None:
@@ -132,6 +174,18 @@ def wrapped_folders(root: Path) -> list[Path]:
             break
         chain.append(folders[0])
     return chain
+
+
+def hidden_folders(folder: Path) -> list[Path]:
+    """Return the folders in `folder` that only their leading dot hides, by name; not those of tools."""
+    with os.scandir(folder) as entries:
+        named = [entry for entry in entries if entry.name.startswith(".") and _leads_to_folder(entry)]
+    return sorted(Path(entry.path) for entry in named if entry.name.lower() not in _OF_TOOLS)
+
+
+def is_picture(path: Path) -> bool:
+    """Return whether the file counts as an image."""
+    return rejection_of(path, "") is None
 
 
 def _is_hidden(name: str) -> bool:

@@ -18,7 +18,7 @@ from trainer.data.fetch import buckets_of, fetch_source
 from trainer.data.holding import Holding
 from trainer.data.ingest import Ingested
 from trainer.data.items import Item, Rejection
-from trainer.data.layouts import read_layout
+from trainer.data.layouts import ReadResult, read_layout
 from trainer.data.progress import Progress
 from trainer.data.shards.index import (
     CATALOGUE,
@@ -67,16 +67,16 @@ def make_shards(
     most_bytes = spec.max_extracted_mib << 20
     root = fetch_source(spec.source, spec.checksum, crew.cache_dir, most_bytes, progress, outline=True)
     buckets = buckets_of(spec, crew.cache_dir, progress, outline=True)
-    items, left_out, layout = read_layout(root, spec.layout, buckets)
-    require_images(items, left_out, spec.source)
-    recipe = _recipe(spec, items, shard_bytes)
+    read = read_layout(root, spec.layout, buckets)
+    require_images(read.items, read.rejections, spec.source)
+    recipe = _recipe(spec, read.items, shard_bytes)
     if (found := read_catalogue(store)) is not None:
         _require_same(found.recipe, recipe, store)
         return found
     store.require_writable()
     _begin(store, recipe)
     try:
-        return _packed(items, left_out, layout, spec, recipe, store, shard_bytes, crew, progress)
+        return _packed(read, spec, recipe, store, shard_bytes, crew, progress)
     except TemporaryError:
         # Another one at the same work may have ended it, and taken the notes away.
         found = read_catalogue(store)
@@ -87,9 +87,7 @@ def make_shards(
 
 
 def _packed(
-    items: Sequence[Item],
-    left_out: Sequence[Rejection],
-    layout: str,
+    read: ReadResult,
     spec: DataSpec,
     recipe: str,
     store: Store,
@@ -97,11 +95,12 @@ def _packed(
     crew: Crew,
     progress: Progress,
 ) -> Catalogue | None:
+    items = read.items
     ranges = parts_of("scan", items, _TOGETHER)
     scans = [Scan(part, tuple(items[range.start : range.stop]), spec) for part, range in ranges]
     crew.do(scans, store, "Reading", progress)
     seen = [each for scan in scans for each in _part(store, scan, read_scan, len)]
-    dataset = _assembled(items, left_out, seen, spec, layout)
+    dataset = _assembled(read, seen, spec)
     progress.say(format_found(dataset))
     planned = plan_shards(dataset, [size for _, _, size in seen], shard_bytes)
     packs = [_pack(each, dataset, items, number) for number, each in enumerate(planned)]
@@ -133,13 +132,8 @@ def _require_same(found: str, recipe: str, store: Store) -> None:
         )
 
 
-def _assembled(
-    items: Sequence[Item],
-    left_out: Sequence[Rejection],
-    seen: Sequence[tuple[str, str | None, int]],
-    spec: DataSpec,
-    layout: str,
-) -> Dataset:
+def _assembled(read: ReadResult, seen: Sequence[tuple[str, str | None, int]], spec: DataSpec) -> Dataset:
+    items = read.items
     kept = [number for number, (_, reason, _) in enumerate(seen) if reason is None]
     found = Ingested(
         items=tuple(items[number] for number in kept),
@@ -152,7 +146,7 @@ def _assembled(
             if reason is not None
         ),
     )
-    return assemble(items, left_out, found, spec, layout, lambda rejected: None)
+    return assemble(items, read.rejections, found, spec, read.layout, lambda rejected: None, read.warnings)
 
 
 def _pack(planned: PlannedShard, dataset: Dataset, items: Sequence[Item], number: int) -> Pack:

@@ -1,0 +1,299 @@
+"""Which folders are classes, which are splits, and which are neither.
+
+In: the folder that holds the topmost folders of a source. Out: a `Plan`, or a DataError where the folders
+may mean several things. The names of the splits decide together with the folders in them: those of
+`train` and `test` are largely the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from trainer.data.layouts.branches import Branch, agree, read_branch
+from trainer.data.layouts.found import is_picture, list_folder, split_named
+from trainer.data.layouts.named_images import labels_of_names
+from trainer.exits import DataError
+from trainer.printable import printable
+
+OUTSIDE_CLASSES = "outside the class folders"
+OUTSIDE_SPLITS = "outside the folders of the splits"
+_RENAME = "name it train, validation or test to use it"
+_NO_LABELS = "it has no class folders, so nothing says what is on them"
+
+
+class ClassFolder(NamedTuple):
+    """A folder whose images have one label."""
+
+    folder: Path
+    label: str
+    split: str | None
+
+
+class LabelledImage(NamedTuple):
+    """An image whose name has its label."""
+
+    path: Path
+    label: str
+    split: str | None
+
+
+class Aside(NamedTuple):
+    """A folder, or files, whose images are left out."""
+
+    place: Path | tuple[Path, ...]
+    reason: str
+    advice: str = ""
+
+
+@dataclass
+class Plan:
+    """How the folders of a source are read."""
+
+    classes: list[ClassFolder] = field(default_factory=list)
+    images: list[LabelledImage] = field(default_factory=list)
+    aside: list[Aside] = field(default_factory=list)
+    listed: list[Path] = field(default_factory=list)
+    """The folders whose folders are classes or splits."""
+    warnings: list[str] = field(default_factory=list)
+
+
+class _Ambiguous(Exception):  # noqa: N818
+    """The folders may mean several things; the text says what was seen, and what to do."""
+
+    def __init__(self, text: str, branches: Sequence[Branch]) -> None:
+        super().__init__(text)
+        self.names = ", ".join(branch.name for branch in branches)
+
+
+def plan_folders(base: Path, is_literal: bool) -> Plan:
+    """Return how the folders in `base` are read.
+
+    is_literal: where they may mean several things, take each for a class. Raises DataError.
+    """
+    try:
+        return _plan(base)
+    except _Ambiguous as error:
+        if is_literal:
+            return _of_classes([read_branch(folder) for folder in list_folder(base)[0]], base)
+        raise DataError(
+            f"{error}, or set data.layout=folders to take each of these folders as a class. "
+            f"Received: {printable(error.names)} in {printable(str(base))}"
+        ) from None
+
+
+def _plan(base: Path) -> Plan:
+    branches = [read_branch(folder) for folder in list_folder(base)[0]]
+    found = (rule(branches, base) for rule in _RULES)
+    return next(plan for plan in found if plan is not None)
+
+
+def _of_classes(branches: Sequence[Branch], base: Path) -> Plan:
+    """Take each folder for a class."""
+    plan = Plan(listed=[base])
+    plan.classes = [ClassFolder(branch.folder, branch.name, None) for branch in branches]
+    plan.aside = [Aside(tuple(list_folder(base)[1]), OUTSIDE_CLASSES)]
+    return plan
+
+
+def _by_splits(branches: Sequence[Branch], base: Path) -> Plan | None:
+    """Read folders that are named like splits and hold class folders, or images named by class."""
+    named = [branch for branch in branches if branch.split]
+    if not named or not any(branch.folders or branch.has_own_pictures for branch in named):
+        return None
+    others = [branch for branch in branches if not branch.split]
+    strangers = [branch for branch in others if not branch.is_unlabelled and branch.has_pictures]
+    if any(branch.folders for branch in named):
+        plan = _with_folders(named, strangers)
+    elif strangers:
+        return _lone_class(named, branches, base)
+    else:
+        plan = _with_names(named)
+    plan.listed.append(base)
+    plan.aside += [
+        Aside(branch.folder, OUTSIDE_SPLITS, _RENAME) for branch in others if not branch.is_unlabelled
+    ]
+    plan.aside += [
+        Aside(branch.folder, OUTSIDE_SPLITS, _NO_LABELS) for branch in others if branch.is_unlabelled
+    ]
+    plan.aside.append(Aside(tuple(list_folder(base)[1]), OUTSIDE_CLASSES))
+    return plan
+
+
+def _with_folders(named: Sequence[Branch], strangers: Sequence[Branch]) -> Plan:
+    holding = [branch for branch in named if branch.folders]
+    if not agree(holding):
+        raise _Ambiguous(
+            "Folders that are named like splits hold different folders, where each should hold those of the "
+            "same classes: rename or move them",
+            holding,
+        )
+    if strangers and (len(named) == 1 or "train" not in {branch.split for branch in holding}):
+        raise _Ambiguous(
+            "Some folders are named like splits and hold folders, and others beside them hold images: name "
+            "all splits train, validation or test, and move the other folders away",
+            [*named, *strangers],
+        )
+    plan = Plan()
+    for branch in holding:
+        plan.listed.append(branch.inside)
+        plan.classes += [ClassFolder(folder, folder.name, branch.split) for folder in branch.folders]
+        plan.aside.append(Aside(branch.files, OUTSIDE_CLASSES))
+    flat = [branch for branch in named if not branch.folders]
+    plan.aside += [Aside(branch.folder, OUTSIDE_CLASSES, _NO_LABELS) for branch in flat]
+    return plan
+
+
+def _lone_class(named: Sequence[Branch], branches: Sequence[Branch], base: Path) -> Plan:
+    """Take `train` for a class among vehicles, and `valid` for one beside `invalid`."""
+    names = {branch.name.lower() for branch in named}
+    if names == {"train"}:
+        plan = _of_classes(branches, base)
+        plan.warnings.append(
+            "train/ is read as a class, as it holds images and other folders beside it do too"
+        )
+        return plan
+    if names == {"valid"} and "invalid" in {branch.name.lower() for branch in branches}:
+        return _of_classes(branches, base)
+    raise _Ambiguous(
+        "Some folders are named like splits but hold images and no class folders, beside folders that could "
+        "be classes: move them away, or put their images into class folders of train/, validation/ or test/",
+        named,
+    )
+
+
+def _with_names(named: Sequence[Branch]) -> Plan:
+    pictures = {branch.name: tuple(filter(is_picture, branch.files)) for branch in named}
+    trained = [branch for branch in named if branch.split == "train"] or list(named)
+    sure = labels_of_names([path for branch in trained for path in pictures[branch.name]])
+    if sure is None:
+        raise _Ambiguous(
+            "The folders of the splits hold no class folders; put the images of each class into a folder "
+            "that has its name",
+            named,
+        )
+    plan = Plan()
+    for branch in named:
+        labels = labels_of_names(pictures[branch.name])
+        if labels is None or not set(labels) <= set(sure):
+            plan.aside.append(Aside(branch.folder, OUTSIDE_CLASSES, "their names don't say what is on them"))
+            continue
+        plan.images += [
+            LabelledImage(path, label, branch.split)
+            for path, label in zip(pictures[branch.name], labels, strict=True)
+        ]
+        plan.aside.append(Aside(tuple(set(branch.files) - set(pictures[branch.name])), OUTSIDE_CLASSES))
+    return plan
+
+
+def _splits_in_classes(branches: Sequence[Branch], base: Path) -> Plan | None:
+    """Read `cats/train`, `cats/test`, `dogs/train`, `dogs/test`."""
+    splits = {split_named(folder.name) for branch in branches for folder in branch.folders}
+    if len(branches) < 2 or None in splits or "train" not in splits or len(splits) < 2:
+        return None
+    inner = {branch: [read_branch(folder) for folder in branch.folders] for branch in branches}
+    if not all(inner[branch] and not branch.has_own_pictures for branch in branches):
+        return None
+    if any(each.folders for found in inner.values() for each in found):
+        return None
+    plan = Plan(listed=[base], aside=[Aside(tuple(list_folder(base)[1]), OUTSIDE_CLASSES)])
+    plan.classes = [
+        ClassFolder(each.folder, branch.name, each.split) for branch in branches for each in inner[branch]
+    ]
+    return plan
+
+
+def _below(branches: Sequence[Branch], base: Path) -> Plan | None:
+    """Read the one folder that is a whole data set, beside folders that are none."""
+    sets = [branch for branch in branches if branch.is_of_splits]
+    if len(sets) > 1:
+        raise _Ambiguous(
+            "There are several data sets, each with splits: give the folder of one of them", sets
+        )
+    if not sets:
+        return None
+    plan = _plan(sets[0].inside)
+    others = [branch for branch in branches if branch is not sets[0]]
+    plan.aside += [Aside(branch.folder, OUTSIDE_SPLITS, f"{sets[0].name}/ is read") for branch in others]
+    plan.aside.append(Aside(tuple(list_folder(base)[1]), OUTSIDE_CLASSES))
+    return plan
+
+
+def _parts(branches: Sequence[Branch], base: Path) -> Plan | None:
+    """Read `part_1` and `part_2`, which hold the same class folders, as one; refuse others that hold the same."""
+    several = [branch for branch in branches if branch.folders and not branch.has_own_pictures]
+    if len(several) < 2 and not any(branch.is_part or branch.is_side for branch in branches):
+        return None
+    full = [branch for branch in branches if branch.has_pictures]
+    if len(several) > 1 and 2 * len(several) > len(full) and agree(several, least=2):
+        if len(several) == len(branches) and all(branch.is_part for branch in several):
+            return _pooled(several, base)
+        shared = ", ".join(sorted(several[0].labels & several[1].labels)[:3])
+        raise _Ambiguous(
+            f"Several folders hold the same folders ({printable(shared)}), so these seem to be the classes: "
+            "name the outer ones train, validation and test, or give one of them",
+            several,
+        )
+    if len(full) > 1 and all(branch.is_part for branch in full):
+        return _named_parts(full, base)
+    if len(full) > 1 and all(branch.is_side for branch in full):
+        raise _Ambiguous(
+            "The folders are named like parts of a set for segmentation or detection, not like classes: put "
+            "the images of each class into a folder that has its name",
+            full,
+        )
+    return None
+
+
+def _pooled(branches: Sequence[Branch], base: Path) -> Plan:
+    plan = Plan(listed=[base], aside=[Aside(tuple(list_folder(base)[1]), OUTSIDE_CLASSES)])
+    for branch in branches:
+        plan.listed.append(branch.inside)
+        plan.classes += [ClassFolder(folder, folder.name, None) for folder in branch.folders]
+    names = printable(", ".join(branch.name for branch in branches))
+    plan.warnings.append(f"{names} hold the same class folders and are read as one")
+    return plan
+
+
+def _named_parts(branches: Sequence[Branch], base: Path) -> Plan:
+    pictures = [path for branch in branches for path in branch.files if is_picture(path)]
+    labels = labels_of_names(pictures)
+    if labels is None:
+        raise _Ambiguous(
+            "The folders are named like parts of one set, not like classes: put the images of each class "
+            "into a folder that has its name, or add a table with the columns path and label",
+            branches,
+        )
+    return Plan(images=[LabelledImage(*each, None) for each in zip(pictures, labels, strict=True)])
+
+
+def _by_names(branches: Sequence[Branch], base: Path) -> Plan | None:
+    """Read images named by class that lie directly in `base`, or in the only folder in it."""
+    if len(branches) > 1 or any(branch.folders for branch in branches):
+        return None
+    files = branches[0].files if branches else list_folder(base)[1]
+    pictures = tuple(filter(is_picture, files))
+    labels = labels_of_names(pictures)
+    if labels is None:
+        return None
+    plan = Plan(images=[LabelledImage(*each, None) for each in zip(pictures, labels, strict=True)])
+    rest = {*files, *list_folder(base)[1]} - set(pictures)
+    plan.aside = [Aside(tuple(sorted(rest)), OUTSIDE_CLASSES)]
+    return plan
+
+
+def _without_unlabelled(branches: Sequence[Branch], base: Path) -> Plan:
+    """Take each folder for a class but those that say that their images have none."""
+    labelled = [branch for branch in branches if not branch.is_unlabelled]
+    plan = _of_classes(labelled if len(labelled) > 1 else branches, base)
+    if len(labelled) > 1:
+        rest = [branch for branch in branches if branch.is_unlabelled]
+        plan.aside += [Aside(branch.folder, OUTSIDE_CLASSES, _NO_LABELS) for branch in rest]
+    return plan
+
+
+_RULES: tuple[Callable[[Sequence[Branch], Path], Plan | None], ...] = (
+    _by_splits, _splits_in_classes, _below, _parts, _by_names, _without_unlabelled,
+)  # fmt: skip
