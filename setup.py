@@ -21,7 +21,7 @@ REQUIRES = [
     "jinja2>=3.1.6",  # the template of report.html, escaping what it is given
     "matplotlib>=3.9",  # the plots of the report
     "numpy>=1.26",  # arrays between the rooms, and the image cache
-    "pillow>=11.0",  # draws the report's thumbnails
+    "pillow>=11.3",  # converts TIFF, AVIF and others when they are read; draws the report's thumbnails
     "pydantic>=2.9",  # validates the spec
     "PyYAML>=6.0.2",  # the spec's file format
     "requests>=2.32.4",  # downloads data sets; talks to Vertex AI
@@ -40,6 +40,9 @@ KERAS = [
 # TensorFlow no longer brings it, and its summary writer fails without it.
 TENSORBOARD = "tensorboard>=2.20"
 
+HEIF = "pillow-heif>=1.1"
+PARQUET = "pyarrow>=18"
+
 # Each of these brings a module named `tensorflow`: install exactly one of the three.
 EXTRAS = {
     "cpu": ["tensorflow-cpu==2.21.*", *KERAS, TENSORBOARD],
@@ -47,7 +50,12 @@ EXTRAS = {
     # The newest release there is for TPUs. It takes any libtpu from 0.0.14 on; the bound keeps to
     # those of its own time, for a much newer one may have dropped the interface that it speaks.
     "tpu": ["tensorflow-tpu==2.20.*", "libtpu<0.0.22", *KERAS, TENSORBOARD],
+    # HEIC, as phones write it. An extra, as its wheels bundle x265 (GPL) and libheif and libde265 (LGPL).
+    "heif": [HEIF],
+    "parquet": [PARQUET],  # Hugging Face's data sets; 40 MB, which no other source needs
     "test": [
+        HEIF,
+        PARQUET,
         "kubernetes-validate>=1.32",  # the schemas of Kubernetes, offline
         # A bucket on loopback. The tests patch it at private places: exactly this version.
         "gcp-storage-emulator==2026.7.19",

@@ -122,7 +122,7 @@ def _opened(data: bytes, name: str) -> Image.Image:
     if name == "HEIC":
         import pillow_heif
 
-        return pillow_heif.HeifImageFile(io.BytesIO(data))
+        return pillow_heif.HeifImageFile(io.BytesIO(data))  # type: ignore[no-untyped-call]
     plugins: dict[str, Callable[[io.BytesIO], Any]] = {
         "AVIF": AvifImagePlugin.AvifImageFile,
         "JPEG 2000": Jpeg2KImagePlugin.Jpeg2KImageFile,
