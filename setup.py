@@ -21,7 +21,7 @@ REQUIRES = [
     "jinja2>=3.1.6",  # the template of report.html, escaping what it is given
     "matplotlib>=3.9",  # the plots of the report
     "numpy>=1.26",  # arrays between the rooms, and the image cache
-    "pillow>=11.0",  # draws the report's thumbnails
+    "pillow>=11.3",  # converts TIFF, AVIF and others when they are read; draws the report's thumbnails
     "pydantic>=2.9",  # validates the spec
     "PyYAML>=6.0.2",  # the spec's file format
     "requests>=2.32.4",  # downloads data sets; talks to Vertex AI
@@ -49,9 +49,9 @@ EXTRAS = {
     # The newest release there is for TPUs. It takes any libtpu from 0.0.14 on; the bound keeps to
     # those of its own time, for a much newer one may have dropped the interface that it speaks.
     "tpu": ["tensorflow-tpu==2.20.*", "libtpu<0.0.22", *KERAS, TENSORBOARD],
-    # Its wheels bundle codecs under the GPL and the LGPL: only whoever has HEIC pictures installs them.
+    # HEIC, as phones write it. An extra, as its wheels bundle x265 (GPL) and libheif and libde265 (LGPL).
     "heif": [HEIF],
-    # 150 MB that only data sets in Parquet need.
+    # Data sets of Hugging Face. An extra, as it takes 150 MB that no other source needs.
     "parquet": [PARQUET],
     "test": [
         HEIF,

@@ -111,7 +111,8 @@ def test_only_images_and_nothing_hidden_count(tmp_path: Path) -> None:
 
 
 def test_empty_class_folder_is_an_error_that_names_it(tmp_path: Path) -> None:
-    put(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "validation/a/1.jpg", "validation/b/readme.txt")
+    put(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "validation/a/1.jpg")
+    put(tmp_path, "validation/b/readme.txt", data=b"no picture")
     with pytest.raises(DataError, match=r"Received: validation/b \(other files in it: 1\)"):
         read_layout(tmp_path, "auto")
 

@@ -6,15 +6,16 @@ can't be used; metrics for each split.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from trainer.data.convert import Prepared, prepare
 from trainer.data.dataset import Split
-from trainer.data.header import reason_not_to_decode, reason_of_failure
+from trainer.data.header import reason_of_failure
 from trainer.data.items import Rejection
 from trainer.data.labelled import load_labelled
 from trainer.data.layouts.found import files_below, rejection_of
@@ -24,6 +25,7 @@ from trainer.evaluate import batches_of
 from trainer.exits import DataError, UsageError
 from trainer.export import LoadedModel
 from trainer.metrics import Predictions, compute_metrics
+from trainer.printable import printable
 from trainer.spec import load_spec
 
 _MOST_FILES = 32
@@ -35,30 +37,43 @@ Answer = np.ndarray[Any, Any] | str
 """Probabilities, float32 [classes], or why there are none."""
 
 
-def find_pictures(paths: Sequence[Path]) -> list[Path]:
+def find_pictures(paths: Sequence[Path]) -> tuple[list[Path], list[Rejection]]:
     """Return the files among `paths` and the images below its folders, sorted within each folder.
 
+    And a rejection, by its path, for each file of the folders that is no image; hidden ones don't count.
     Raises UsageError for a path that isn't there, DataError if there is no picture at all.
     """
     found: list[Path] = []
+    left_out: list[Rejection] = []
     for path in paths:
         if path.is_dir():
-            inside = files_below(path)
-            found += sorted(each for each in inside if rejection_of(each, each.name) is None)
+            rejections = {each: rejection_of(each, printable(str(each))) for each in files_below(path)}
+            found += sorted(each for each, rejection in rejections.items() if rejection is None)
+            left_out += [rejection for rejection in rejections.values() if rejection is not None]
         elif path.exists():
             found.append(path)
         else:
             raise UsageError(f"There is no such picture or folder. Received: {path}")
     if not found:
-        raise DataError(f"There are no pictures here. Received: {', '.join(map(str, paths))}")
-    return found
+        others = f" with {len(left_out)} other files" if left_out else ""
+        raise DataError(f"There are no pictures here. Received: {', '.join(map(str, paths))}{others}")
+    return found, left_out
 
 
-def classify_files(model: LoadedModel, paths: Sequence[Path]) -> Iterator[tuple[Path, Answer]]:
-    """Yield each path with its answer, in order, a batch at a time."""
+def classify_files(
+    model: LoadedModel, paths: Sequence[Path], on_converted: Callable[[str], None] = lambda name: None
+) -> Iterator[tuple[Path, Answer]]:
+    """Yield each path with its answer, in order, a batch at a time.
+
+    Pictures are converted as for training; on_converted is called with the format of each.
+    """
     for rows in batches_of(len(paths), model.image_size, _MOST_FILES):
         batch = [paths[row] for row in rows]
-        contents = [_read(path, model.max_image_pixels) for path in batch]
+        prepared = [_read(path, model.max_image_pixels) for path in batch]
+        for each in prepared:
+            if each.converted:
+                on_converted(each.converted)
+        contents = [each.reason or each.data for each in prepared]
         yield from zip(batch, _classify(contents, model), strict=True)
 
 
@@ -120,14 +135,14 @@ def _classify_one(data: bytes, model: LoadedModel) -> Answer:
         return reason_of_failure(data)
 
 
-def _read(path: Path, max_pixels: int) -> bytes | str:
+def _read(path: Path, max_pixels: int) -> Prepared:
     if not path.is_file():
-        return "not a plain file"
+        return Prepared(b"", "not a plain file")
     try:
         data = path.read_bytes()
     except OSError as error:
-        return f"can't be read: {error.strerror}"
-    return reason_not_to_decode(data, max_pixels) or data
+        return Prepared(b"", f"can't be read: {error.strerror}")
+    return prepare(data, max_pixels)
 
 
 def predict_split(model: LoadedModel, split: Split) -> Predictions:

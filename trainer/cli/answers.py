@@ -7,12 +7,14 @@ error for each picture that can't be used.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from trainer.data.items import Rejection
 from trainer.exits import DataError, UsageError
 from trainer.printable import printable, printable_lines
 
@@ -23,25 +25,29 @@ def predict_command(model_uri: str, images: Sequence[str], cache_dir: Path, as_j
     """Print what the model says of each picture; raise DataError at the end if one was unusable."""
     from trainer.cli.console import Console
     from trainer.cli.places import local_model, local_path
+    from trainer.data.checks import warnings_of_formats
     from trainer.export import load_model
     from trainer.predict import classify_files, find_pictures
 
     with Console(_LOG_SECONDS, stderr=True) as console:
-        paths = find_pictures([local_path(each, cache_dir, console) for each in images])
+        paths, left_out = find_pictures([local_path(each, cache_dir, console) for each in images])
         model = load_model(local_model(model_uri, cache_dir, console))
     names = {path: printable(str(path)) for path in paths}
     width = max(map(len, names.values()))
-    unusable = 0
-    for path, answer in classify_files(model, paths):
+    converted: Counter[str] = Counter()
+    unusable: list[Rejection] = []
+    for path, answer in classify_files(model, paths, lambda name: converted.update([name])):
         name = names[path]
         if isinstance(answer, str):
-            unusable += 1
             click.echo(f"{name}: {answer}", err=True)
+            unusable.append(Rejection(name, answer))
             continue
         shares = dict(zip(model.class_names, map(float, answer), strict=True))
         click.echo(_as_json(name, shares) if as_json else _as_row(name, shares, width))
+    for line in (*warnings_of_formats(converted, unusable), *_left_out(left_out)):
+        click.echo(line, err=True)
     if unusable:
-        raise DataError(f"{unusable} of {len(paths)} pictures can't be used; the lines above say why.")
+        raise DataError(f"{len(unusable)} of {len(paths)} pictures can't be used; the lines above say why.")
 
 
 def evaluate_command(
@@ -103,6 +109,13 @@ def verify_command(uri: str) -> None:
             f"The run is not as it was published; the lines above say what differs. Received: {run.uri}"
         )
     click.echo(f"{run.uri} is as it was published.")
+
+
+def _left_out(rejections: Sequence[Rejection]) -> Iterator[str]:
+    """Yield one line for each reason for which files of a folder were left out, with one of them."""
+    for reason, count in sorted(Counter(each.reason for each in rejections).items()):
+        example = next(each.name for each in rejections if each.reason == reason)
+        yield f"left out: {count} {'file' if count == 1 else 'files'}, {reason}, such as {example}"
 
 
 def _as_row(name: str, shares: Mapping[str, float], width: int) -> str:

@@ -17,7 +17,8 @@ from PIL import Image, ImageOps
 from trainer.compare.comparison import Comparison
 from trainer.compare.runs import Run
 from trainer.data.contents import split_digest
-from trainer.data.fetch import buckets_of, fetch_source
+from trainer.data.convert import prepare
+from trainer.data.fetch import buckets_of, extraction_of, fetch_source
 from trainer.data.items import Item, Source
 from trainer.data.layouts import read_layout
 from trainer.data.progress import SilentProgress
@@ -83,7 +84,9 @@ def _items(comparison: Comparison, cache_dir: Path, names: set[str]) -> dict[str
 def _of_files(run: Run, spec: DataSpec, cache_dir: Path) -> Iterable[Source]:
     progress = SilentProgress()
     root = fetch_source(spec.source, spec.checksum, cache_dir, spec.max_extracted_mib << 20, progress)
-    found = read_layout(root, spec.layout, buckets_of(spec, cache_dir, progress)).items
+    found = read_layout(
+        root, spec.layout, buckets_of(spec, cache_dir, progress), extraction_of(spec, cache_dir, progress)
+    ).items
     _require_unchanged(run, {item.name: item for item in found})
     return found
 
@@ -127,7 +130,8 @@ def _picture(item: Source) -> np.ndarray | None:
         data = item.read()
         if item.encoding == "cifar":
             return np.frombuffer(data, np.uint8).reshape(3, _CIFAR_SIDE, _CIFAR_SIDE).transpose(1, 2, 0)
-        with Image.open(io.BytesIO(data)) as image:
+        # A format that needs a plugin of Pillow is converted, as it was for training.
+        with Image.open(io.BytesIO(prepare(data, DataSpec().max_image_pixels).data)) as image:
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except (OSError, ValueError, TrainerError):
         return None

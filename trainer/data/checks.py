@@ -7,9 +7,11 @@ DataError that names the files or classes and says what to do. Nothing here read
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from trainer.data.convert import UNSUPPORTED
+from trainer.data.formats import REMEDIES
 from trainer.data.items import SPLITS, Item, Rejection
 from trainer.exits import DataError
 from trainer.printable import without_secrets
@@ -47,8 +49,8 @@ def require_few_rejected(candidates: int, rejections: Sequence[Rejection], max_r
     if len(damaged) > max_rejected * candidates:
         raise DataError(
             f"{len(damaged)} of {_counted(candidates, 'image')} can't be used{_examples(damaged, ': ')}. "
-            "That is more than data.max_rejected allows: repair or remove them, or raise it. "
-            f"Received: data.max_rejected={max_rejected:g}"
+            f"{_unsupported_sentence(damaged)}That is more than data.max_rejected allows: repair or remove "
+            f"them, or raise it. Received: data.max_rejected={max_rejected:g}"
         )
 
 
@@ -152,6 +154,44 @@ def warnings_of(duplicates: Duplicates) -> tuple[str, ...]:
             f"{group[0].name} and {group[1].name}; dataset.json lists them"
         )
     return tuple(found)
+
+
+def warnings_of_formats(converted: Mapping[str, int], rejections: Sequence[Rejection]) -> tuple[str, ...]:
+    """Return a sentence on the pictures that were converted, and one on those of formats not read here.
+
+    converted: how many, by format.
+    """
+    found = []
+    if converted:
+        found.append(
+            f"{_of_formats(converted)} converted when read; the exported model itself does not read them, or "
+            "reads them differently, while `trainer predict` converts them too"
+        )
+    if sentence := _unsupported_sentence(rejections):
+        found.append(sentence.removesuffix(". "))
+    return tuple(found)
+
+
+def _unsupported_sentence(rejections: Iterable[Rejection]) -> str:
+    """Return which formats can't be read here, how many files of each, and what to do.
+
+    Empty if there are none; else it ends with a full stop and a space.
+    """
+    reasons = [rejection.reason.partition(": ") for rejection in rejections]
+    counts = Counter(name for kind, _, name in reasons if kind == UNSUPPORTED)
+    if not counts:
+        return ""
+    remedies = [REMEDIES[name] for name in sorted(counts) if name in REMEDIES]
+    others = [name for name in counts if name not in REMEDIES]
+    to_do = [f"install what reads them ({' and '.join(remedies)})"] if remedies else []
+    to_do += ["convert them to JPEG or PNG"] if others or not remedies else []
+    return f"{_of_formats(counts)} can't be read here: {', or '.join(to_do)}. "
+
+
+def _of_formats(counts: Mapping[str, int]) -> str:
+    """Return '3 AVIF files and 1 HEIC file'."""
+    texts = [_counted(count, f"{name} file") for name, count in sorted(counts.items())]
+    return " and ".join([*([", ".join(texts[:-1])] if len(texts) > 1 else []), texts[-1]])
 
 
 def _counted(count: int, noun: str) -> str:

@@ -22,6 +22,7 @@ from trainer.data.checks import (
     require_few_rejected,
     require_full_splits,
     warnings_of,
+    warnings_of_formats,
 )
 from trainer.data.contents import content_digest, split_digest
 from trainer.data.holding import View
@@ -118,8 +119,10 @@ def _assembled(
     class_names = tuple(sorted({item.label for item in items}, key=_class_order))
     splits = {name: _split(name, items, found, class_names) for name in SPLITS}
     splits = {name: split for name, split in splits.items() if split.items}
-    digest, warnings = content_digest(items, found.contents), warnings_of(duplicates)
+    digest = content_digest(items, found.contents)
+    warnings = (*warnings_of_formats(found.converted, rejected), *warnings_of(duplicates))
     summary = summarize(class_names, splits, rejected, duplicates, origin)
+    summary |= {"converted": dict(found.converted)}
     summary |= {"digest": f"sha256:{digest}", "warnings": list(warnings)}
     return Dataset(class_names, splits, rejected, summary, digest, warnings)
 
@@ -154,7 +157,7 @@ def summarize(
     duplicates: Duplicates,
     origin: tuple[str, str, str],
 ) -> dict[str, Any]:
-    """Return plain values for dataset.json, all but the digest and the warnings.
+    """Return plain values for dataset.json, all but the digest, the warnings and what was converted.
 
     {"source", "layout", "split_by": 'source' or 'stratified', "class_names": [...],
     "rejected": {"count", "damaged", "reasons": {reason: n}},

@@ -19,6 +19,8 @@ from trainer.data.download import download, forget_version
 from trainer.data.embedded import embedded_folder
 from trainer.data.layouts.import_files import SUFFIXES as IMPORT_SUFFIXES
 from trainer.data.layouts.import_files import Buckets
+from trainer.data.layouts.parquet import Extraction
+from trainer.data.layouts.webdataset import is_webdataset
 from trainer.data.progress import Progress
 from trainer.data.transfer import Patience
 from trainer.exits import DataError, UsageError
@@ -95,6 +97,11 @@ def buckets_of(spec: DataSpec, cache_dir: Path, progress: Progress, outline: boo
     return Buckets(fetch, spec.source.rpartition("/")[0] if is_import_file else "")
 
 
+def extraction_of(spec: DataSpec, cache_dir: Path, progress: Progress) -> Extraction:
+    """Return where the images of Parquet files are copied to."""
+    return Extraction(cache_dir, spec.max_extracted_mib << 20, progress)
+
+
 def _require_remote(scheme: str, source: str) -> None:
     """Return if `scheme` is one that is downloaded. Raises UsageError."""
     if scheme not in ("http", "https", "gs"):
@@ -117,7 +124,8 @@ def _is_folder(path: Path, source: str) -> bool:
 
 
 def _opened(path: Path, cache_dir: Path, max_bytes: int, progress: Progress) -> Path:
-    if archive_kind(path) is None:
+    # The images of a WebDataset are read where they lie.
+    if archive_kind(path) is None or is_webdataset(path):
         return path
     digest = file_digests(path, ["sha256"], cache_dir, progress)["sha256"]
     return extract_archive(path, digest, cache_dir, max_bytes, progress)

@@ -8,11 +8,11 @@ one warns about large images through state that all threads share.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
+from typing import NamedTuple
 
-MAGIC_BYTES = 12
-"""How many bytes `image_kind` looks at."""
-_NAMES = {"jpeg": "JPEG", "png": "PNG", "gif": "GIF", "bmp": "BMP", "webp": "WebP"}
-_USUAL_MASKS = bytes.fromhex("0000ff00 00ff0000 ff000000")
+KIND_NAMES = {"jpeg": "JPEG", "png": "PNG", "gif": "GIF", "bmp": "BMP", "webp": "WebP"}
+"""What `image_kind` returns, as it is written."""
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_ALONE = frozenset({0x01, *range(0xD0, 0xD8)})
 
@@ -47,19 +47,24 @@ def reason_not_to_decode(data: bytes, max_pixels: int) -> str | None:
     kind = image_kind(data)
     if kind is None:
         return f"not an image: starts with {data[:8]!r}"
-    unsupported = _unsupported(kind, data)
-    if unsupported:
-        return unsupported
     size = declared_size(data)
     if size is None:
         return reason_of_failure(data)
     width, height = size
-    if width * height > max_pixels:
-        return f"too large: declares {width} x {height} pixels, over the limit of {max_pixels} pixels"
-    if kind == "gif" and (frames := _gif_pixels(data)) > max_pixels:
+    if (reason := reason_of_size(width, height, max_pixels)) is not None:
+        return reason
+    frames = sum(frame.width * frame.height for frame in gif_frames(data)) if kind == "gif" else 0
+    if frames > max_pixels:
         # Only the first is used, but the decoder unpacks all of them.
         return f"too large: its frames have {frames} pixels together, over the limit of {max_pixels} pixels"
     return None
+
+
+def reason_of_size(width: int, height: int, max_pixels: int) -> str | None:
+    """Return why an image of this size should not be decoded, None if it may be."""
+    if width * height <= max_pixels:
+        return None
+    return f"too large: declares {width} x {height} pixels, over the limit of {max_pixels} pixels"
 
 
 def reason_of_failure(data: bytes) -> str:
@@ -73,22 +78,8 @@ def reason_of_failure(data: bytes) -> str:
         "webp": len(data) >= int.from_bytes(data[4:8], "little") + 8,
     }
     if ends.get(kind, True):
-        return f"damaged: the {_NAMES.get(kind, 'image')} can't be decoded"
-    return f"truncated: the {_NAMES[kind]} ends early"
-
-
-def _unsupported(kind: str, data: bytes) -> str | None:
-    if kind == "webp" and data[12:16] == b"VP8X" and len(data) > 20 and data[20] & 0x02:
-        return "animated WebP: only still ones are read; save its first frame as an image"
-    if kind == "bmp" and len(data) >= 34:
-        header_bytes, (bits, compression) = (
-            struct.unpack_from("<I", data, 14)[0],
-            struct.unpack_from("<HI", data, 28),
-        )
-        usual = compression == 0 or (compression == 3 and bits == 32 and data[54:66] == _USUAL_MASKS)
-        if header_bytes < 40 or bits not in (1, 4, 8, 24, 32) or not usual:
-            return f"unsupported BMP: {bits} bits, compression {compression}; save it as PNG"
-    return None
+        return f"damaged: the {KIND_NAMES.get(kind, 'image')} can't be decoded"
+    return f"truncated: the {KIND_NAMES[kind]} ends early"
 
 
 def _png_size(data: bytes) -> tuple[int, int]:
@@ -101,23 +92,40 @@ def _gif_size(data: bytes) -> tuple[int, int]:
     return width, height
 
 
-def _gif_pixels(data: bytes) -> int:
-    """Return the pixels of all frames (GIF89a specification, appendix A); what is cut off doesn't count."""
-    pixels, position = 0, 13 + _gif_table_bytes(data[10:11])
-    while position < len(data) and data[position] in (0x21, 0x2C):
+class GifFrame(NamedTuple):
+    """One frame of a GIF: its place on the canvas, and what its pixels mean."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+    is_transparent: bool
+    """Whether one of its colours is transparent."""
+    colours: int
+    """How many its colour table has, or that of the whole image; 0 if there is none."""
+    code_bits: int
+    """Pixels are numbers of at least so many bits."""
+
+
+def gif_frames(data: bytes) -> Iterator[GifFrame]:
+    """Yield the frames of a GIF (GIF89a specification, appendix A); what is cut off is left out."""
+    table, is_transparent = _gif_table_bytes(data[10:11]), False
+    position = 13 + table
+    while position + 9 < len(data) and data[position] in (0x21, 0x2C):
         if data[position] == 0x2C:
-            frame = data[position + 5 : position + 10]
-            if len(frame) < 5:
-                break
-            width, height = struct.unpack("<HH", frame[:4])
-            pixels += width * height
-            position += 11 + _gif_table_bytes(frame[4:])
+            left, top, width, height = struct.unpack_from("<HHHH", data, position + 1)
+            own = _gif_table_bytes(data[position + 9 : position + 10])
+            position += 11 + own
+            code_bits = data[position - 1] if position <= len(data) else 0
+            yield GifFrame(left, top, width, height, is_transparent, (own or table) // 3, code_bits)
+            is_transparent = False
         else:
+            if data[position + 1] == 0xF9:
+                is_transparent = bool(data[position + 3] & 1)
             position += 2
         while position < len(data) and data[position]:
             position += 1 + data[position]
         position += 1
-    return pixels
 
 
 def _gif_table_bytes(flags: bytes) -> int:
@@ -145,19 +153,31 @@ def _webp_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Of the first frame header, before which there are only marker segments (ITU T.81, B.1 and B.2)."""
-    position = 2
-    while data[position] == 0xFF:
+    frame = next((start for marker, start, _ in jpeg_segments(data) if marker in _JPEG_FRAMES), None)
+    if frame is None:
+        return None
+    height, width = struct.unpack_from(">HH", data, frame + 1)
+    return width, height
+
+
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield the marker of each segment up to that of the frame, and where its body begins and ends.
+
+    The frame header has one of the markers of ITU T.81, table B.1; before it there are only segments. Bytes
+    between them are skipped, as libjpeg and Pillow do. Raises struct.error and IndexError for data cut short.
+    """
+    position = data.find(b"\xff", 2)
+    while position >= 0:
         marker = data[position + 1]
-        if marker in _JPEG_FRAMES:
-            height, width = struct.unpack_from(">HH", data, position + 5)
-            return width, height
         if marker in (0xD9, 0xDA):
-            return None
+            return
         if marker == 0xFF:
             position += 1
-        elif marker in _JPEG_ALONE:
-            position += 2
-        else:
-            position += 2 + max(struct.unpack_from(">H", data, position + 2)[0], 2)
-    return None
+            continue
+        end = position + 2
+        if marker and marker not in _JPEG_ALONE:
+            end += max(struct.unpack_from(">H", data, end)[0], 2)
+            yield marker, position + 4, end
+        if marker in _JPEG_FRAMES:
+            return
+        position = data.find(b"\xff", end)

@@ -11,10 +11,11 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -24,8 +25,9 @@ from numpy.typing import NDArray
 
 from trainer.data.batches import first_owners
 from trainer.data.cache import Pixels
+from trainer.data.convert import LARGE_PIXELS, Prepared, prepare
 from trainer.data.decode import decode_and_resize, resize_image
-from trainer.data.header import declared_size, reason_not_to_decode, reason_of_failure
+from trainer.data.header import reason_of_failure
 from trainer.data.holding import Holding, Write
 from trainer.data.items import Item, Rejection
 from trainer.data.progress import Progress, SilentProgress
@@ -38,7 +40,6 @@ _compiling = threading.Lock()
 _CHUNK_ITEMS = 32
 # A call costs half a millisecond, as much as decoding a small image; large ones go one by one.
 _CALL_BYTES = 1 << 20
-_LARGE_PIXELS = 12_000_000
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class Ingested:
     """The number of each item in `pixels`, int64 [len(items)]."""
     pixels: Holding
     rejections: tuple[Rejection, ...]
+    converted: Mapping[str, int]
+    """How many items were converted before they were decoded, by format; see `trainer.data.convert`."""
 
 
 def ingest(
@@ -82,15 +85,26 @@ def ingest(
         rows=np.asarray(kept, np.int64),
         pixels=pixels,
         rejections=tuple(rejections),
+        converted=count_converted(outcomes),
     )
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of one item: the hash of its bytes, and the reason if it was rejected."""
+    """What became of one item."""
 
     content: str
+    """SHA-256 of its bytes, 64 hex digits."""
     reason: str | None
+    """Why it was rejected, None if it wasn't."""
+    converted: str = ""
+    """From which format it was converted; empty if it wasn't."""
+
+
+def count_converted(outcomes: Sequence[Outcome]) -> dict[str, int]:
+    """Return how many images were converted from each format, by name."""
+    formats = Counter(outcome.converted for outcome in outcomes if outcome.converted and not outcome.reason)
+    return dict(sorted(formats.items()))
 
 
 def _exchanged(outcomes: dict[int, Outcome], items: Sequence[Item], peers: Peers) -> list[Outcome]:
@@ -102,7 +116,7 @@ def _exchanged(outcomes: dict[int, Outcome], items: Sequence[Item], peers: Peers
                 "The processes of the run see different files in the source; give all the same one. "
                 f"Received: {len(items)} files on {peers.place.name(peers.place.index)}"
             )
-        own = {number: [outcome.content, outcome.reason] for number, outcome in outcomes.items()}
+        own = {number: astuple(outcome) for number, outcome in outcomes.items()}
         for said in peers.exchange(json.dumps(own).encode()):
             outcomes |= {int(number): Outcome(*outcome) for number, outcome in json.loads(said).items()}
     return [outcomes[number] for number in range(len(items))]
@@ -151,55 +165,53 @@ class Reader:
     def _read_chunk(self, numbers: NDArray[np.int64], write: Write) -> dict[int, Outcome]:
         """Write the pixels of the items of these numbers; return what became of each."""
         outcomes: dict[int, Outcome] = {}
-        waiting: dict[int, bytes] = {}
+        waiting: dict[int, Prepared] = {}
         for number in map(int, numbers):
-            data, reason = _read(self._items[number], self._max_pixels)
-            outcomes[number] = Outcome(hashlib.sha256(data).hexdigest(), reason)
-            if reason is None:
-                waiting[number] = data
-            if sum(map(len, waiting.values())) >= _CALL_BYTES:
+            content, prepared = _read(self._items[number], self._max_pixels)
+            outcomes[number] = Outcome(content, prepared.reason, prepared.converted)
+            if prepared.reason is None:
+                waiting[number] = prepared
+            if sum(len(each.data) for each in waiting.values()) >= _CALL_BYTES:
                 self._decode(waiting, outcomes, write)
                 waiting = {}
         self._decode(waiting, outcomes, write)
         return outcomes
 
-    def _decode(self, waiting: dict[int, bytes], outcomes: dict[int, Outcome], write: Write) -> None:
+    def _decode(self, waiting: dict[int, Prepared], outcomes: dict[int, Outcome], write: Write) -> None:
         """Decode in one call; if that fails, one by one, to find out which of them it is."""
         if not waiting:
             return
         # Unpacked, a large image takes up to 15 bytes a pixel: only one at a time has that much.
-        is_large = any(_pixels(data) > _LARGE_PIXELS for data in waiting.values())
+        is_large = any(prepared.pixels > LARGE_PIXELS for prepared in waiting.values())
         try:
             with self._one_large if is_large else nullcontext():
                 first = self._items[next(iter(waiting))]
-                pixels = self._to_pixels(first.encoding, list(waiting.values()))
+                pixels = self._to_pixels(first.encoding, [prepared.data for prepared in waiting.values()])
         except tf.errors.InvalidArgumentError:
             if len(waiting) == 1:
-                ((row, data),) = waiting.items()
-                outcomes[row].reason = reason_of_failure(data)
+                ((row, prepared),) = waiting.items()
+                outcomes[row].reason = reason_of_failure(prepared.data)
             else:
-                for row, data in waiting.items():
-                    self._decode({row: data}, outcomes, write)
+                for row, prepared in waiting.items():
+                    self._decode({row: prepared}, outcomes, write)
             return
         for row, image in zip(waiting, pixels, strict=True):
             write(row, image)
 
 
-def _pixels(data: bytes) -> int:
-    """Return how many pixels an image declares, 0 if it is none."""
-    width, height = declared_size(data) or (0, 0)
-    return width * height
-
-
-def _read(item: Item, max_pixels: int) -> tuple[bytes, str | None]:
-    """Return an item's bytes, and why they should not be decoded or None."""
+def _read(item: Item, max_pixels: int) -> tuple[str, Prepared]:
+    """Return the hash of an item's bytes, and what is to be decoded of them."""
     try:
         data = item.read()
     except OSError as error:
-        return b"", f"can't be read: {error.strerror}"
-    if item.length is not None and len(data) < item.length:
-        return data, "truncated: the file ends early"
-    return data, None if item.encoding == "cifar" else reason_not_to_decode(data, max_pixels)
+        data, reason = b"", f"can't be read: {error.strerror}"
+    else:
+        is_short = item.length is not None and len(data) < item.length
+        reason = "truncated: the file ends early" if is_short else ""
+    content = hashlib.sha256(data).hexdigest()
+    if reason or item.encoding == "cifar":
+        return content, Prepared(data, reason or None)
+    return content, prepare(data, max_pixels)
 
 
 def build_to_pixels(spec: DataSpec) -> Callable[[str, list[bytes]], Pixels]:

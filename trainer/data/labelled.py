@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.data.checks import require_few_rejected, require_images
+from trainer.data.checks import require_few_rejected, require_images, warnings_of_formats
 from trainer.data.dataset import Split
-from trainer.data.fetch import buckets_of, fetch_source
+from trainer.data.fetch import buckets_of, extraction_of, fetch_source
 from trainer.data.holding import View
 from trainer.data.ingest import Ingested, ingest
 from trainer.data.items import Rejection
@@ -49,7 +49,9 @@ def load_labelled(
         }
         return splits, dataset.rejected
     root = fetch_source(spec.source, spec.checksum, cache_dir, spec.max_extracted_mib << 20, progress)
-    read = read_layout(root, spec.layout, buckets_of(spec, cache_dir, progress))
+    read = read_layout(
+        root, spec.layout, buckets_of(spec, cache_dir, progress), extraction_of(spec, cache_dir, progress)
+    )
     candidates, left_out = read.items, read.rejections
     require_images(candidates, left_out, spec.source)
     _require_known({item.label for item in candidates}, class_names)
@@ -59,6 +61,8 @@ def load_labelled(
     rejected = (*left_out, *found.rejections)
     tried = len(candidates) + sum(rejection.damaged for rejection in left_out)
     require_few_rejected(tried, rejected, spec.max_rejected)
+    for warning in warnings_of_formats(found.converted, rejected):
+        progress.say(warning)
     require_images(found.items, rejected, spec.source)
     names = dict.fromkeys(item.split or _UNSPLIT for item in found.items)
     return {name: _split(name, found, class_names) for name in names}, rejected

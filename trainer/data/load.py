@@ -11,7 +11,7 @@ from pathlib import Path
 
 from trainer.data.checks import require_images
 from trainer.data.dataset import Dataset, assemble
-from trainer.data.fetch import buckets_of, fetch_source
+from trainer.data.fetch import buckets_of, extraction_of, fetch_source
 from trainer.data.ingest import ingest
 from trainer.data.items import Rejection
 from trainer.data.layouts import read_layout
@@ -39,7 +39,9 @@ def load_dataset(
     if (packed := find_shards(spec)) is not None:
         return load_shards(*packed, spec, cache_dir, peers or Peers(Place()))
     root = fetch_source(spec.source, spec.checksum, cache_dir, spec.max_extracted_mib << 20, progress)
-    read = read_layout(root, spec.layout, buckets_of(spec, cache_dir, progress))
+    read = read_layout(
+        root, spec.layout, buckets_of(spec, cache_dir, progress), extraction_of(spec, cache_dir, progress)
+    )
     candidates, left_out = read.items, read.rejections
     if not candidates:
         on_rejected(tuple(left_out))

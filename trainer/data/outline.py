@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
+from trainer.data.formats import names_a_picture
 from trainer.data.items import Item
-from trainer.data.layouts.found import IMAGE_SUFFIXES
 from trainer.exits import TemporaryError, UsageError
 from trainer.storage import explained, write_json
 from trainer.storage.store import Entry, Store, open_store
@@ -26,8 +26,11 @@ _ORIGIN = ".origin.json"
 
 
 def is_outlined(name: str) -> bool:
-    """Return whether a file of this name is an image by its ending; without one only its bytes tell."""
-    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
+    """Return whether a file of this name is an image by its ending.
+
+    Other files are downloaded at once, and their bytes decide: also a picture without any ending is used.
+    """
+    return names_a_picture(PurePosixPath(name).name)
 
 
 def write_outline(store: Store, entries: Sequence[Entry], folder: Path) -> None:

@@ -25,7 +25,9 @@ class DataSpec(Checked):
     """A folder, an archive, a file:// or https:// URL, or embedded:digits."""
     checksum: str | None = Field(None, pattern=r"^(md5:[0-9a-f]{32}|sha256:[0-9a-f]{64})$")
     """What a downloaded or local archive must hash to."""
-    layout: Literal["auto", "folders", "import", "tfrecord", "cifar", "shards"] = "auto"
+    layout: Literal["auto", "folders", "import", "tfrecord", "webdataset", "parquet", "cifar", "shards"] = (
+        "auto"
+    )
     validation_fraction: float = Field(0.2, gt=0.0, lt=1.0)
     """The share held out of a source that has no split of its own."""
     image_size: int = Field(128, ge=8, le=2048)

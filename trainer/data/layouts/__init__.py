@@ -19,7 +19,14 @@ from trainer.data.layouts.folders import read_folders
 from trainer.data.layouts.found import Found, wrapped_folders
 from trainer.data.layouts.import_files import SUFFIXES as IMPORT_SUFFIXES
 from trainer.data.layouts.import_files import Buckets, find_import_files, read_import_files
-from trainer.data.layouts.tfrecord import find_tfrecord_files, read_tfrecord_files
+from trainer.data.layouts.parquet import Extraction, find_parquet_files, read_parquet_files
+from trainer.data.layouts.tfrecord import (
+    find_any_tfrecord_files,
+    find_tfrecord_files,
+    is_tfrecord,
+    read_tfrecord_files,
+)
+from trainer.data.layouts.webdataset import find_webdataset_files, is_webdataset, read_webdataset_files
 from trainer.exits import DataError
 from trainer.printable import printable
 
@@ -45,27 +52,44 @@ class _FileLayout(NamedTuple):
     find: Callable[[Path], list[Path]]
     read: Callable[[list[Path], Path], Found]
     wants: str
+    find_asked: Callable[[Path], list[Path]] | None = None
+    """Instead of `find` where the layout is asked for by name."""
 
 
-def _file_layouts(buckets: Buckets) -> tuple[_FileLayout, ...]:
+def _file_layouts(buckets: Buckets, extraction: Extraction | None) -> tuple[_FileLayout, ...]:
     read_import = partial(read_import_files, buckets=buckets)
+    parquet = []
+    if extraction is not None:
+        read_parquet = partial(read_parquet_files, extraction=extraction)
+        parquet.append(_FileLayout("parquet", find_parquet_files, read_parquet, "*.parquet files"))
     return (
-        _FileLayout("tfrecord", find_tfrecord_files, read_tfrecord_files, "*.tfrecord files"),
+        _FileLayout(
+            "tfrecord", find_tfrecord_files, read_tfrecord_files, "TFRecord files", find_any_tfrecord_files
+        ),
+        _FileLayout(
+            "webdataset",
+            find_webdataset_files,
+            read_webdataset_files,
+            "tars of images that have a label of their name beside them (.cls, or .json with label)",
+        ),
+        *parquet,
         _FileLayout("cifar", find_cifar_files, read_cifar_files, "CIFAR's .bin files"),
         _FileLayout("import", find_import_files, read_import, "a .csv or .jsonl import file"),
     )
 
 
-def read_layout(root: Path, layout: str, buckets: Buckets) -> ReadResult:
+def read_layout(
+    root: Path, layout: str, buckets: Buckets, extraction: Extraction | None = None
+) -> ReadResult:
     """Return the items and the rejections, both by name, the layout that was found, and what to say of it.
 
-    root: a folder, or a single file of one of the layouts that are made of files. layout: one of the four,
-    or "auto", which takes the first that fits: TFRecord, CIFAR, import files, else class folders. What may be
-    splits or classes is refused, but with "folders". `buckets` brings the images here that import files have
-    there. The split of an item is None where the source names none. Raises DataError, and what `buckets`
-    raises.
+    root: a folder, or a single file of one of the layouts that are made of files. layout: one of them, or
+    "auto", which takes the first that fits: TFRecord, WebDataset, Parquet, CIFAR, import files, else class
+    folders; what may be splits or classes is refused, but with "folders". Parquet is read only with an
+    `extraction`. `buckets` brings the images here that import files have there. The split of an item is None
+    where the source names none. Raises DataError, and what `buckets` raises.
     """
-    kinds = _file_layouts(buckets)
+    kinds = _file_layouts(buckets, extraction)
     found, name = _read_file(root, layout, kinds) if root.is_file() else _read_folder(root, layout, kinds)
     items = sorted(map(_normalized, found.items), key=lambda item: _natural(item.name))
     rejections = sorted(found.rejections, key=lambda rejection: rejection.name)
@@ -90,7 +114,8 @@ def _read_folder(root: Path, layout: str, kinds: tuple[_FileLayout, ...]) -> tup
         if layout not in ("auto", kind.name):
             continue
         for folder in wrapped_folders(root):
-            if files := kind.find(folder):
+            find = kind.find_asked if layout == kind.name and kind.find_asked else kind.find
+            if files := find(folder):
                 return kind.read(files, root), kind.name
         if layout == kind.name:
             raise DataError(
@@ -106,8 +131,9 @@ def _read_file(path: Path, layout: str, kinds: tuple[_FileLayout, ...]) -> tuple
         if kind.name == name:
             return kind.read([path], path.parent), kind.name
     raise DataError(
-        "The source is a single file, but neither an archive nor an import file (.csv, .jsonl), a .tfrecord "
-        f"or a CIFAR .bin file; give the folder of class folders. Received: {printable(str(path))}"
+        "The source is a single file, but neither an archive nor an import file (.csv, .jsonl), a TFRecord, "
+        "Parquet or CIFAR .bin file; give the folder of class folders. "
+        f"Received: {printable(str(path))}"
     )
 
 
@@ -116,4 +142,8 @@ def _layout_of_file(path: Path) -> str | None:
         return "import"
     if path.suffix.lower() == ".bin":
         return "cifar"
-    return "tfrecord" if ".tfrecord" in path.name.lower() else None
+    if path.suffix.lower() == ".parquet":
+        return "parquet"
+    if ".tfrecord" in path.name.lower() or is_tfrecord(path):
+        return "tfrecord"
+    return "webdataset" if is_webdataset(path) else None

@@ -13,7 +13,7 @@ from collections.abc import Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trainer.data.header import MAGIC_BYTES, image_kind
+from trainer.data.formats import SNIFF_BYTES, names_a_picture, picture_format
 from trainer.data.items import Item, Rejection
 from trainer.data.labels import normalized
 from trainer.exits import DataError
@@ -193,7 +193,11 @@ def _is_hidden(name: str) -> bool:
 
 
 def rejection_of(path: Path, name: str) -> Rejection | None:
-    """Return the rejection of a file that can't be an image, None if it is a candidate."""
+    """Return the rejection of a file that can't be an image, None if it is a candidate.
+
+    A candidate is a picture of any format by its first bytes, also of one that can't be read here: that
+    counts as damaged when it is read. With one of IMAGE_SUFFIXES a file is a candidate whatever it holds.
+    """
     try:
         mode = path.stat().st_mode
     except OSError as error:
@@ -202,16 +206,20 @@ def rejection_of(path: Path, name: str) -> Rejection | None:
     if not stat.S_ISREG(mode):
         return Rejection(name, "not a plain file", damaged=False)
     suffix = path.suffix.lower()
-    if suffix in IMAGE_SUFFIXES or (not suffix and image_kind(_first_bytes(path))):
+    if suffix in IMAGE_SUFFIXES or _is_picture(path):
         return None
     kind = printable(suffix) if suffix else "no extension"
     return Rejection(name, f"not an image type: {kind}", damaged=False)
 
 
-def _first_bytes(path: Path) -> bytes:
+def _is_picture(path: Path) -> bool:
+    """Return whether the first bytes are a picture's, or the name where there are none.
+
+    The placeholder of a bucket's image is a file of zeros, see `trainer.data.outline`.
+    """
     try:
         with open(path, "rb") as file:
-            return file.read(MAGIC_BYTES)
+            start = file.read(SNIFF_BYTES)
     except OSError:
-        # Unreadable without an extension: nothing says that it was meant as an image.
-        return b""
+        start = b""
+    return picture_format(start) is not None if any(start) else names_a_picture(path.name)

@@ -1,7 +1,8 @@
 """TFRecord files of tf.train.Example, without TensorFlow.
 
 In: files of records with `image/encoded`, `image/class/label` and perhaps `image/class/text`, with
-an optional labels.txt beside them. Out: one item for each record, which says where in the file
+an optional labels.txt beside them, or records of TensorFlow Datasets, with `image` and `label` and the
+features.json and label.labels.txt beside them. Out: one item for each record, which says where in the file
 its encoded image lies. Every record's checksum is compared, once, here.
 Format: https://www.tensorflow.org/tutorials/load_data/tfrecord.
 """
@@ -11,24 +12,37 @@ from __future__ import annotations
 import os
 import re
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
 import google_crc32c
 
 from trainer.data.items import Item, Rejection
-from trainer.data.layouts.found import Found, list_folder, name_of, split_among_words, split_named
+from trainer.data.layouts.found import Found, name_of, split_among_words, split_named
+from trainer.data.layouts.labels import files_of_splits, read_json, read_label_names
 from trainer.data.layouts.protobuf import first_values
 from trainer.exits import DataError
 from trainer.printable import printable
 
 _NAME = re.compile(r".*\.tfrecords?(-\d+-of-\d+)?(\.gz)?", re.IGNORECASE)
-_NUMBERED_LABEL = re.compile(r"(\d+)\s*:\s*(.+)")
-_FEATURES = ("image/encoded", "image/class/text", "image/class/label")
+# Other names for TFRecord files: train-00000-of-00002, train.record. Only if the first record says so, too.
+_LIKELY_NAME = re.compile(r"(.*\.(tf)?records?|.*-\d+-of-\d+)", re.IGNORECASE)
 _HEADER_BYTES, _FOOTER_BYTES = 12, 4
 _GZIP_MAGIC = b"\x1f\x8b"
+_TFDS_IMAGE, _TFDS_LABEL = ".image_feature.Image", ".class_label_feature.ClassLabel"
+
+
+@dataclass(frozen=True)
+class _Schema:
+    """Under which names the records hold what is needed, and the classes' names."""
+
+    image: str = "image/encoded"
+    text: str | None = "image/class/text"
+    number: str = "image/class/label"
+    names: Mapping[int, str] = field(default_factory=dict)
+    names_file: str = "labels.txt"
 
 
 @dataclass(frozen=True)
@@ -41,27 +55,58 @@ class _Record:
 
 
 def find_tfrecord_files(folder: Path) -> list[Path]:
-    """Return the TFRecord files in `folder` and in its folders that are named like splits."""
-    folders, files = list_folder(folder)
-    for below in folders:
-        files += list_folder(below)[1] if split_named(below.name) else []
-    return [path for path in files if _NAME.fullmatch(path.name) and path.is_file()]
+    """Return the TFRecord files in `folder` and in its folders that are named like splits.
+
+    By their names; where those only might be of TFRecord files, by the first record, too.
+    """
+    return [path for path in files_of_splits(folder) if _is_named_so(path) and path.is_file()]
+
+
+def find_any_tfrecord_files(folder: Path) -> list[Path]:
+    """Return those, and every other file there whose first record is one, whatever its name."""
+    files = [path for path in files_of_splits(folder) if path.is_file()]
+    return [path for path in files if _NAME.fullmatch(path.name) or is_tfrecord(path)]
+
+
+def _is_named_so(path: Path) -> bool:
+    if _NAME.fullmatch(path.name):
+        return True
+    return _LIKELY_NAME.fullmatch(path.name) is not None and is_tfrecord(path)
+
+
+def is_tfrecord(path: Path) -> bool:
+    """Return whether the file begins with a whole record whose checksums are right."""
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            header = file.read(_HEADER_BYTES)
+            length = int.from_bytes(header[:8], "little")
+            is_header = len(header) == _HEADER_BYTES and masked_crc(header[:8]) == _number(header[8:])
+            if not is_header or _HEADER_BYTES + length + _FOOTER_BYTES > size:
+                return False
+            return masked_crc(file.read(length)) == _number(file.read(_FOOTER_BYTES))
+    except OSError:
+        return False
+
+
+def _number(data: bytes) -> int:
+    return int.from_bytes(data, "little")
 
 
 def read_tfrecord_files(files: list[Path], root: Path) -> Found:
     """Read all records of `files`; items are named by file and record, from 0, such as `a.tfrecord#7`.
 
     The split is what a word of the file's name says, or its folder's name, or None. The label is the
-    record's text; without one, the number's name in labels.txt; without that, the number.
-    Raises DataError for a file that is unreadable, compressed, truncated, or framed wrongly.
+    record's text; without one, the number's name in labels.txt or that of TensorFlow Datasets; without that,
+    the number. Raises DataError for a file that is unreadable, compressed, truncated, or framed wrongly.
     """
     found = Found()
     for path in files:
-        names = _label_names(path.parent) or _label_names(root if root.is_dir() else root.parent)
+        schema = _schema_of(path.parent, root if root.is_dir() else root.parent)
         split = split_among_words(path.name) or split_named(path.parent.name)
         for record in _records(path):
             name = f"{name_of(path, root)}#{record.index}"
-            item = _item(record, Item(name, "", split, path), names)
+            item = _item(record, Item(name, "", split, path), schema)
             if isinstance(item, str):
                 found.rejections.append(Rejection(name, item))
             else:
@@ -69,7 +114,7 @@ def read_tfrecord_files(files: list[Path], root: Path) -> Found:
     return found
 
 
-def _item(record: _Record, blank: Item, names: dict[int, str]) -> Item | str:
+def _item(record: _Record, blank: Item, schema: _Schema) -> Item | str:
     """Return the item with its label and place, or the reason why the record can't be used."""
     if record.data is None:
         return "damaged: the record does not match its checksum"
@@ -77,19 +122,23 @@ def _item(record: _Record, blank: Item, names: dict[int, str]) -> Item | str:
         values = first_values(record.data)
     except ValueError as error:
         return f"damaged: the record is not a tf.train.Example ({error})"
-    image, text, number = map(values.get, _FEATURES)
+    if schema.image not in values and _TFDS.image in values:
+        # Records of TensorFlow Datasets without the files that came with them.
+        schema = replace(_TFDS, names=schema.names, names_file=schema.names_file)
+    features = (schema.image, schema.text or schema.number, schema.number)
+    image, text, number = map(values.get, features)
     if image is None or image.number is not None:
-        return "the record has no image/encoded"
-    if several := [name for name in _FEATURES if name in values and values[name].several]:
+        return f"the record has no {schema.image}"
+    if several := [name for name in features if name in values and values[name].several]:
         return f"several values of {several[0]}; one image has one class"
     if text is not None and text.end > text.start:
         label = record.data[text.start : text.end].decode("utf-8", "backslashreplace")
     elif number is None or number.number is None:
-        return "the record has no image/class/label"
-    elif names and number.number not in names:
-        return f"unknown label: {number.number} is not in labels.txt"
+        return f"the record has no {schema.number}"
+    elif schema.names and number.number not in schema.names:
+        return f"unknown label: {number.number} is not in {schema.names_file}"
     else:
-        label = names.get(number.number, str(number.number))
+        label = schema.names.get(number.number, str(number.number))
     start = record.start + image.start
     return Item(blank.name, printable(label), blank.split, blank.path, start, image.end - image.start)
 
@@ -138,16 +187,35 @@ def masked_crc(data: bytes) -> int:
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def _label_names(folder: Path) -> dict[int, str]:
-    """Read labels.txt: lines `7:cat`, or plain names, the first being label 0."""
+_TFDS = _Schema("image", None, "label")
+
+
+def _schema_of(folder: Path, root: Path) -> _Schema:
+    """Return what the files beside the records, or in `root`, say of them."""
+    for place in (folder, root):
+        schema = _tfds_schema(place)
+        if schema is not None:
+            return schema
+        if names := read_label_names(place / "labels.txt"):
+            return _Schema(names=names)
+    return _Schema()
+
+
+def _tfds_schema(folder: Path) -> _Schema | None:
+    """Return the features of a data set of TensorFlow Datasets, None if there are no files of one.
+
+    Where features.json names one image or one class label alone, it is that one.
+    """
     try:
-        text = (folder / "labels.txt").read_text("utf-8", "backslashreplace")
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise DataError(f"labels.txt can't be read. Received: {folder} ({error.strerror})") from error
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    numbered = [_NUMBERED_LABEL.fullmatch(line) for line in lines]
-    if lines and all(numbered):
-        return {int(match[1]): match[2] for match in numbered if match}
-    return dict(enumerate(lines))
+        features = read_json(folder / "features.json")["featuresDict"]["features"]
+        kinds = {name: each["pythonClassName"] for name, each in features.items()}
+    except (KeyError, TypeError, AttributeError):
+        kinds = {}
+    images = [name for name, kind in kinds.items() if str(kind).endswith(_TFDS_IMAGE)]
+    labels = [name for name, kind in kinds.items() if str(kind).endswith(_TFDS_LABEL)]
+    label = labels[0] if len(labels) == 1 else _TFDS.number
+    names = read_label_names(folder / f"{label}.labels.txt")
+    if not (images or labels or names):
+        return None
+    image = images[0] if len(images) == 1 else _TFDS.image
+    return _Schema(image, None, label, names, f"{label}.labels.txt")

@@ -14,9 +14,9 @@ import numpy as np
 
 from trainer.data.checks import require_images
 from trainer.data.dataset import Dataset, assemble, format_found
-from trainer.data.fetch import buckets_of, fetch_source
+from trainer.data.fetch import buckets_of, extraction_of, fetch_source
 from trainer.data.holding import Holding
-from trainer.data.ingest import Ingested
+from trainer.data.ingest import Ingested, Outcome, count_converted
 from trainer.data.items import Item, Rejection
 from trainer.data.layouts import ReadResult, read_layout
 from trainer.data.progress import Progress
@@ -67,7 +67,8 @@ def make_shards(
     most_bytes = spec.max_extracted_mib << 20
     root = fetch_source(spec.source, spec.checksum, crew.cache_dir, most_bytes, progress, outline=True)
     buckets = buckets_of(spec, crew.cache_dir, progress, outline=True)
-    read = read_layout(root, spec.layout, buckets)
+    extraction = extraction_of(spec, crew.cache_dir, progress)
+    read = read_layout(root, spec.layout, buckets, extraction)
     require_images(read.items, read.rejections, spec.source)
     recipe = _recipe(spec, read.items, shard_bytes)
     if (found := read_catalogue(store)) is not None:
@@ -100,9 +101,9 @@ def _packed(
     scans = [Scan(part, tuple(items[range.start : range.stop]), spec) for part, range in ranges]
     crew.do(scans, store, "Reading", progress)
     seen = [each for scan in scans for each in _part(store, scan, read_scan, len)]
-    dataset = _assembled(read, seen, spec)
+    dataset = _assembled(read, [outcome for outcome, _ in seen], spec)
     progress.say(format_found(dataset))
-    planned = plan_shards(dataset, [size for _, _, size in seen], shard_bytes)
+    planned = plan_shards(dataset, [size for _, size in seen], shard_bytes)
     packs = [_pack(each, dataset, items, number) for number, each in enumerate(planned)]
     crew.do(packs, store, "Packing", progress, waits=not crew.index)
     if crew.index:
@@ -132,19 +133,20 @@ def _require_same(found: str, recipe: str, store: Store) -> None:
         )
 
 
-def _assembled(read: ReadResult, seen: Sequence[tuple[str, str | None, int]], spec: DataSpec) -> Dataset:
+def _assembled(read: ReadResult, outcomes: Sequence[Outcome], spec: DataSpec) -> Dataset:
     items = read.items
-    kept = [number for number, (_, reason, _) in enumerate(seen) if reason is None]
+    kept = [number for number, outcome in enumerate(outcomes) if outcome.reason is None]
     found = Ingested(
         items=tuple(items[number] for number in kept),
-        contents=tuple(seen[number][0] for number in kept),
+        contents=tuple(outcomes[number].content for number in kept),
         rows=np.asarray(kept, np.int64),
         pixels=Holding(len(items), spec.image_size, 0, Path(), lambda numbers, write: None),
         rejections=tuple(
-            Rejection(item.name, reason)
-            for item, (_, reason, _) in zip(items, seen, strict=True)
-            if reason is not None
+            Rejection(item.name, outcome.reason)
+            for item, outcome in zip(items, outcomes, strict=True)
+            if outcome.reason is not None
         ),
+        converted=count_converted(outcomes),
     )
     return assemble(items, read.rejections, found, spec, read.layout, lambda rejected: None, read.warnings)
 

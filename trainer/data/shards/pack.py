@@ -16,7 +16,7 @@ import google_crc32c
 import numpy as np
 
 from trainer.data.encode import as_file
-from trainer.data.ingest import Reader
+from trainer.data.ingest import Outcome, Reader
 from trainer.data.items import Item
 from trainer.data.outline import bring
 from trainer.data.progress import SilentProgress
@@ -52,8 +52,7 @@ class Scan:
         reader.decode(np.arange(len(items)), lambda number, pixels: None)
         outcomes = [reader.outcomes[number] for number in range(len(items))]
         return [
-            {"content": outcome.content, "reason": outcome.reason, "size": size_of(item)}
-            for item, outcome in zip(items, outcomes, strict=True)
+            asdict(outcome) | {"size": size_of(item)} for item, outcome in zip(items, outcomes, strict=True)
         ]
 
 
@@ -115,9 +114,12 @@ class Pack:
         return PackedShard(end, packed.offsets, packed.lengths, packed.checksums)
 
 
-def read_scan(data: bytes) -> list[tuple[str, str | None, int]]:
-    """Return content, reason and size of each item of a scan's part file. Raises ValueError, KeyError."""
-    return [(each["content"], each["reason"], int(each["size"])) for each in json.loads(data)]
+def read_scan(data: bytes) -> list[tuple[Outcome, int]]:
+    """Return the outcome and the size of each item of a scan's part file. Raises ValueError, KeyError."""
+    return [
+        (Outcome(each["content"], each["reason"], each["converted"]), int(each["size"]))
+        for each in json.loads(data)
+    ]
 
 
 def read_shard(data: bytes) -> PackedShard:

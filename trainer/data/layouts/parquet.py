@@ -1,0 +1,207 @@
+"""Parquet files with the bytes of encoded images, as Hugging Face writes them.
+
+In: files with a column of images (binary, or a struct with `bytes`) and one of labels (numbers, whose names
+may be in the file's metadata, or texts). Out: one item for each row. The pages of a Parquet file are
+compressed, so that no image can be read by itself: the images are copied once to the cache, a few rows at a
+time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trainer.data.items import Item, Rejection
+from trainer.data.layouts.found import Found, name_of, split_among_words, split_named
+from trainer.data.layouts.labels import files_of_splits
+from trainer.data.progress import Progress
+from trainer.exits import DataError, UsageError
+from trainer.printable import printable
+from trainer.storage import build_once, explained, write_all
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_IMAGES, _INDEX, _LABELS = "images.bin", "index.npy", "labels.json"
+_IMAGE_NAMES = ("image", "img", "picture", "photo", "jpg", "png")
+_LABEL_NAMES = ("label", "labels", "class", "fine_label", "target", "category", "cls")
+_BATCH_ROWS = 32
+_BUFFER_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """Where the images of Parquet files are copied to."""
+
+    cache_dir: Path
+    max_bytes: int
+    """The most that the images of one file may come to."""
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class _Columns:
+    image: str
+    label: str
+    names: tuple[str, ...]
+    """Of labels that are numbers; empty if there are none."""
+
+
+def find_parquet_files(folder: Path) -> list[Path]:
+    """Return the Parquet files in `folder` and in its folders that are named like splits."""
+    files = files_of_splits(folder)
+    return [path for path in files if path.name.lower().endswith(".parquet") and path.is_file()]
+
+
+def read_parquet_files(files: list[Path], root: Path, extraction: Extraction) -> Found:
+    """Read all rows of `files`; items are named by file and row, from 0, such as `train.parquet#7`.
+
+    The split is what a word of the file's name says, or its folder's name, or None. Raises DataError for a
+    file that is unreadable or has no such columns, UsageError without pyarrow or for a cache that can't be
+    written, TemporaryError for a full disk.
+    """
+    found = Found()
+    for path in files:
+        split = split_among_words(path.name) or split_named(path.parent.name)
+        folder = _extracted(path, extraction)
+        index = np.load(folder / _INDEX)
+        labels = json.loads((folder / _LABELS).read_text("utf-8"))
+        for row, (start, length, label) in enumerate(index.tolist()):
+            name = f"{name_of(path, root)}#{row}"
+            if length < 0 or label < 0:
+                what = "no label" if length >= 0 else "no bytes of an image"
+                found.rejections.append(Rejection(name, f"the row has {what}"))
+            else:
+                text = printable(labels[label])
+                found.items.append(Item(name, text, split, folder / _IMAGES, start, length))
+    return found
+
+
+def _extracted(path: Path, extraction: Extraction) -> Path:
+    """Return the folder that holds the images of the file, copied once for each version of it."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise DataError(f"A file can't be read: {error.strerror}. Received: {printable(str(path))}") from None
+    identity = f"{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}"
+    digest = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()
+
+    def build(folder: Path) -> None:
+        _extract(path, folder, extraction)
+
+    return build_once(
+        extraction.cache_dir / "parquet" / digest,
+        build,
+        lambda: extraction.progress.say(f"Waiting for another process that reads {printable(path.name)}"),
+    )
+
+
+def _extract(path: Path, folder: Path, extraction: Extraction) -> None:
+    """Write the images of the file one after the other, where each lies, and the labels."""
+    places: list[tuple[int, int, int]] = []
+    numbers: dict[str, int] = {}
+    end = 0
+    with explained(folder / _IMAGES), open(folder / _IMAGES, "wb", buffering=0) as file:
+        for image, label in _rows(path, extraction.progress):
+            number = -1 if label is None else numbers.setdefault(label, len(numbers))
+            places.append((end, -1 if image is None else len(image), number))
+            if image is not None:
+                write_all(file, image)
+                end += len(image)
+            if end > extraction.max_bytes:
+                raise DataError(
+                    "The images of a Parquet file are more than data.max_extracted_mib allows; raise it, or "
+                    f"use fewer. Received: {printable(str(path))}, over {end >> 20:,} MiB"
+                )
+        np.save(folder / _INDEX, np.asarray(places, np.int64).reshape(-1, 3))
+        (folder / _LABELS).write_text(json.dumps(list(numbers)), "utf-8")
+
+
+def _rows(path: Path, progress: Progress) -> Iterator[tuple[bytes | None, str | None]]:
+    """Yield the image and the label of each row, None where it is missing. Raises DataError, UsageError."""
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError:
+        raise UsageError(
+            f"Parquet files need pyarrow; install it with pip install 'trainer[parquet]'. "
+            f"Received: {printable(str(path))}"
+        ) from None
+    try:
+        with parquet.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
+            columns = _columns(file.schema_arrow, path)
+            task = progress.start(f"Reading {printable(path.name)}", file.metadata.num_rows, "images")
+            try:
+                batches = file.iter_batches(_BATCH_ROWS, columns=[columns.image, columns.label])
+                for batch in batches:
+                    yield from _rows_of(batch, columns)
+                    task.advance(batch.num_rows)
+            finally:
+                task.finish()
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            "A Parquet file can't be read: it is damaged or incomplete. Get it again. "
+            f"Received: {printable(str(path))} ({printable(str(error))[:200]})"
+        ) from error
+
+
+def _rows_of(batch: pa.RecordBatch, columns: _Columns) -> Iterator[tuple[bytes | None, str | None]]:
+    images, labels = batch.column(columns.image).to_pylist(), batch.column(columns.label).to_pylist()
+    for image, label in zip(images, labels, strict=True):
+        data = image.get("bytes") if isinstance(image, dict) else image
+        if isinstance(label, int) and columns.names:
+            label = columns.names[label] if 0 <= label < len(columns.names) else None
+        yield data, None if label is None else str(label)
+
+
+def _columns(schema: pa.Schema, path: Path) -> _Columns:
+    """Return which columns hold images and labels. Raises DataError if that isn't clear."""
+    features = _features(schema)
+    images = [field.name for field in schema if _holds_bytes(field.type)]
+    labels = [field.name for field in schema if _holds_labels(field.type) and field.name not in images]
+    classes = [name for name in labels if features.get(name, {}).get("_type") == "ClassLabel"]
+    image = _chosen(images, _IMAGE_NAMES)
+    label = _chosen(classes, _LABEL_NAMES) or next((name for name in _LABEL_NAMES if name in labels), None)
+    if image is None or label is None:
+        raise DataError(
+            "A Parquet file needs a column of encoded images, such as image, and one of labels, such as "
+            f"label. Received: {printable(str(path))}, columns {printable(', '.join(schema.names))[:200]}"
+        )
+    names = features.get(label, {}).get("names")
+    return _Columns(image, label, tuple(map(str, names)) if isinstance(names, list) else ())
+
+
+def _chosen(names: Sequence[str], usual: Sequence[str]) -> str | None:
+    """Return the first usual one of `names`, or the only one."""
+    return next((name for name in usual if name in names), names[0] if len(names) == 1 else None)
+
+
+def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
+    """Return what the metadata of Hugging Face's datasets library says of each column."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {name: each for name, each in features.items() if isinstance(each, dict)}
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
+        return {}
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    from pyarrow import types
+
+    if types.is_struct(kind):
+        return any(field.name == "bytes" and _holds_bytes(field.type) for field in kind)
+    return bool(types.is_binary(kind) or types.is_large_binary(kind))
+
+
+def _holds_labels(kind: pa.DataType) -> bool:
+    from pyarrow import types
+
+    if types.is_dictionary(kind):
+        return _holds_labels(kind.value_type)
+    return bool(types.is_integer(kind) or types.is_string(kind) or types.is_large_string(kind))
