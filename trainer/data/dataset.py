@@ -28,7 +28,7 @@ from trainer.data.holding import View
 from trainer.data.ingest import Ingested
 from trainer.data.items import SPLITS, Item, Rejection, Source
 from trainer.data.split import assign_splits
-from trainer.printable import without_secrets
+from trainer.printable import shown_address
 from trainer.spec.schema import DataSpec
 
 
@@ -153,7 +153,7 @@ def summarize(
     """
     source, layout = origin
     return {
-        "source": without_secrets(source),
+        "source": shown_address(source),
         "layout": layout,
         "class_names": list(class_names),
         "splits": {name: _counts(split, class_names) for name, split in splits.items()},
