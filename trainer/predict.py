@@ -25,7 +25,7 @@ from trainer.evaluate import batches_of
 from trainer.exits import DataError, UsageError
 from trainer.export import LoadedModel
 from trainer.metrics import Predictions, compute_metrics
-from trainer.printable import printable
+from trainer.printable import printable, shown_address
 from trainer.spec import load_spec
 
 _MOST_FILES = 32
@@ -96,7 +96,7 @@ def evaluate_source(
         if not setting.startswith("data.") or setting.partition("=")[0].strip() in _ABOUT_MODEL:
             raise UsageError(
                 "Only how the data are read can be set here, such as data.layout=folders; size and resizing "
-                f"are the model's own. Received: {setting}"
+                f"are the model's own. Received: {shown_address(setting)}"
             )
     about = {
         "source": source,

@@ -25,7 +25,6 @@ from trainer.exits import DataError, UnchangedError, UsageError
 from trainer.export import export_model, make_golden, verify_export
 from trainer.hosts import Peers
 from trainer.metrics import Predictions, compute_metrics, write_predictions
-from trainer.printable import without_secrets
 from trainer.publish import publish
 from trainer.report.drift import Drift, find_drift
 from trainer.report.inputs import ReportInputs
@@ -46,7 +45,7 @@ from trainer.run_folder import (
     write_rejected,
 )
 from trainer.scaling import describe_scaling, require_equal_shares, require_whole_batch, scaled_spec
-from trainer.spec import RunSpec, dump_spec
+from trainer.spec import RunSpec, dump_shown_spec
 from trainer.stop import Stop
 from trainer.storage.folders import replace_folder
 from trainer.storage.local import write_json
@@ -272,7 +271,7 @@ def _report(
 ) -> Verdict:
     inputs = ReportInputs(
         title=folder.name,
-        spec_yaml=without_secrets(dump_spec(spec)),
+        spec_yaml=dump_shown_spec(spec),
         environment=environment,
         dataset=dataset.summary,
         rejected=dataset.rejected,

@@ -16,7 +16,7 @@ import click
 
 from trainer.data.items import Rejection
 from trainer.exits import DataError, UsageError
-from trainer.printable import printable, printable_lines
+from trainer.printable import printable, printable_lines, shown_address, without_secrets
 
 _LOG_SECONDS = 30.0
 
@@ -99,11 +99,11 @@ def verify_command(uri: str) -> None:
 
     run = find_run(uri)
     if not is_bucket(uri) and not Path(run.uri).is_dir():
-        raise UsageError(f"There is no such run; give the run's folder. Received: {uri!r}")
+        raise UsageError(f"There is no such run; give the run's folder. Received: {shown_address(uri)!r}")
     require_not_withdrawn(run)
     problems = verify(run)
     for problem in problems:
-        click.echo(printable(problem), err=True)
+        click.echo(printable(without_secrets(problem)), err=True)
     if problems:
         raise DataError(
             f"The run is not as it was published; the lines above say what differs. Received: {run.uri}"

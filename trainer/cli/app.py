@@ -11,7 +11,6 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -26,6 +25,7 @@ from trainer.cli.environment import (
     memory_explained,
     prepare_libraries,
 )
+from trainer.cli.errors import CleanGroup, clean_tracebacks, fail
 from trainer.cli.image import image
 from trainer.cli.jobs import cancel, list_jobs, logs, status
 from trainer.cli.options import DATA_HELP, SpecCommand, run_options, spec_options
@@ -33,7 +33,7 @@ from trainer.cli.release import promote, rollback, runs
 from trainer.cli.repeat import repeat
 from trainer.cli.submit import submit
 from trainer.exits import TrainerError, UsageError
-from trainer.printable import printable_lines
+from trainer.printable import shown_address
 from trainer.stop import Stop
 
 _UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
@@ -47,7 +47,9 @@ _SHARD_SET_HELP = "Change how the data are read or split: --set data.validation_
 _LESS_MEMORY = "give fewer or smaller pictures at once, or use a machine with more"
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=CleanGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(__version__, message="trainer %(version)s")
 def cli() -> None:
     """Train an image classifier from a folder of pictures, and use it."""
@@ -221,9 +223,13 @@ def cache_folder() -> Path:
 def _announce_emulator() -> None:
     address = os.environ.get(EMULATOR)
     if address and not address.lower().startswith(("http://", "https://")):
-        raise UsageError(f"{EMULATOR} is a URL, as http://localhost:9023. Received: {address!r}")
+        raise UsageError(
+            f"{EMULATOR} is a URL, as http://localhost:9023. Received: {shown_address(address)!r}"
+        )
     if address:
-        click.echo(f"note       {EMULATOR} is set: gs:// goes to {address}, not to Google", err=True)
+        click.echo(
+            f"note       {EMULATOR} is set: gs:// goes to {shown_address(address)}, not to Google", err=True
+        )
 
 
 for _command in (
@@ -245,39 +251,34 @@ for _command in (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with the code of the table in `trainer.exits`."""
+    words = list(arguments) if arguments is not None else sys.argv[1:]
+    clean_tracebacks(words)
     # Commands that save first listen anew, for themselves.
     Stop().listen()
     try:
-        cli.main(args=list(arguments) if arguments is not None else None, prog_name="trainer")
+        cli.main(args=words, prog_name="trainer")
     except TrainerError as error:
-        _fail(str(error), error.exit_code)
+        fail(str(error), error.exit_code, words)
     except ModuleNotFoundError as error:
         if error.name not in TENSORFLOW_MODULES:
             raise
-        _fail(
+        fail(
             "TensorFlow is not installed; `pip install '.[cpu]'` in this project's folder, or gpu or tpu, "
             "brings it. "
             f"Received: no module {error.name}",
             2,
+            words,
         )
     except OSError as error:
         if error.errno in _UNUSABLE:
-            _fail(f"{error.filename} can't be used; choose another path. Received: {error.strerror}", 2)
+            message = f"{error.filename} can't be used; choose another path. Received: {error.strerror}"
+            fail(message, 2, words)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        _fail(f"The disk is full; free some space and run the same command again. Received: {error}", 75)
+        message = f"The disk is full; free some space and run the same command again. Received: {error}"
+        fail(message, 75, words)
 
 
 def _name_of_job() -> str | None:
     """Return the name that the cluster gave this job, so that each restart finds the same run."""
     return next((os.environ[name] for name in _JOB_NAMES if os.environ.get(name)), None)
-
-
-def _fail(message: str, exit_code: int) -> None:
-    # A reader that went away, or a disk that is full, doesn't change how it ended.
-    with suppress(OSError):
-        click.echo(f"Error: {printable_lines(message)}", err=True)
-    with suppress(OSError):
-        sys.stdout.flush()
-    # The interpreter's own end would wait for transfers that were given up.
-    os._exit(exit_code)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from trainer.exits import UsageError
-from trainer.printable import printable
+from trainer.printable import printable, shown_address
 
 if TYPE_CHECKING:
     from trainer.compare.comparison import Comparison
@@ -64,7 +64,9 @@ def _require_page(html: str) -> None:
     # A word that was left out would make one of the runs, or the pointer to one, the page.
     is_page = name.lower().endswith(_PAGES) and not (is_bucket(html) and not split_uri(html)[1])
     if not is_page:
-        raise UsageError(f"--html is a file, as NAME.html or gs://BUCKET/NAME.html. Received: {html!r}")
+        raise UsageError(
+            f"--html is a file, as NAME.html or gs://BUCKET/NAME.html. Received: {shown_address(html)!r}"
+        )
     require_outside_runs(open_store(folder), "The page")
 
 
@@ -101,7 +103,7 @@ def read_runs(uris: Sequence[str]) -> list[Run]:
             folder, file = parent_of(uri)
             found = open_store(folder).read(file)
             if found is None:
-                raise UsageError(f"There is no such file. Received: {uri}")
+                raise UsageError(f"There is no such file. Received: {shown_address(uri)}")
             runs.append(read_metrics(found.data.decode("utf-8", "replace"), uri, name))
         else:
             runs.append(read_run(find_run(uri), name))

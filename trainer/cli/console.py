@@ -19,6 +19,7 @@ from rich.text import Text
 from trainer import __version__
 from trainer.cli.bars import BarTask, LogTask, epoch_bar, work_bar
 from trainer.data.progress import Task
+from trainer.printable import without_secrets
 
 _LABEL_WIDTH = 10
 
@@ -47,12 +48,12 @@ class Console:
 
     def line(self, text: str, style: str = "") -> None:
         """Print one line."""
-        self.rich.print(Text(text, style=style))
+        self.rich.print(Text(without_secrets(text), style=style))
 
     def on_fact(self, name: str, text: str) -> None:
         """Print a labelled line."""
         self._end_bar()
-        self.rich.print(Text.assemble((f"{name:<{_LABEL_WIDTH}} ", "bold"), text))
+        self.rich.print(Text.assemble((f"{name:<{_LABEL_WIDTH}} ", "bold"), without_secrets(text)))
 
     def on_message(self, message: str) -> None:
         """Print a sentence that a person should read."""
@@ -64,6 +65,7 @@ class Console:
 
     def start(self, label: str, total: int | None, unit: str) -> Task:
         """Announce work on the data."""
+        label = without_secrets(label)
         if not self.rich.is_terminal:
             return LogTask(label, total, unit, self.interval, self._log)
         self._end_bar()

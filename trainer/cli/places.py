@@ -15,6 +15,7 @@ from pathlib import Path
 
 from trainer.data.progress import Progress
 from trainer.exits import UsageError
+from trainer.printable import shown_address
 from trainer.publish import find_run, is_finished, parent_of
 from trainer.run_folder import require_not_withdrawn
 from trainer.run_folder.starts import STARTS
@@ -32,7 +33,9 @@ def absolute_source(source: str) -> str:
     try:
         return os.path.abspath(os.path.expanduser(source))
     except FileNotFoundError:
-        raise UsageError(f"The current folder is gone; change to another one. Received: {source}") from None
+        raise UsageError(
+            f"The current folder is gone; change to another one. Received: {shown_address(source)}"
+        ) from None
 
 
 def with_absolute_test_data(spec: RunSpec) -> RunSpec:
@@ -55,7 +58,8 @@ def require_apart(source: str, output: str) -> None:
     if images in (runs, *runs.parents):
         raise UsageError(
             "The output folder lies inside the folder of images, where its runs would count as a class; "
-            f"choose an --output elsewhere, such as ../runs. Received: {output} in {source}"
+            "choose an --output elsewhere, such as ../runs. "
+            f"Received: {shown_address(output)} in {shown_address(source)}"
         )
 
 
@@ -96,7 +100,7 @@ def require_unmoved(spec_uri: str, spec: RunSpec) -> None:
     raise UsageError(
         f"The run of this spec was moved or copied: its spec says {meant.uri}. To go on where it is now, add "
         f"--output {shlex.quote(output)} --run-name {shlex.quote(name)}; to begin another one, --run-name "
-        f"with another name. Received: {spec_uri}"
+        f"with another name. Received: {shown_address(spec_uri)}"
     )
 
 

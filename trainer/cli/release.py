@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from trainer.exits import QualityError, UsageError
-from trainer.printable import printable
+from trainer.printable import printable, shown_address
 
 if TYPE_CHECKING:
     from trainer.metrics import Predictions
@@ -163,7 +163,8 @@ def _spec(output: Store, name: str, settings: tuple[str, ...]) -> RunSpec:
     others = [each for each in settings if not each.startswith("publish.")]
     if others:
         raise UsageError(
-            f"Only how it is decided can be set here, such as publish.min_gain. Received: {others[0]}"
+            "Only how it is decided can be set here, such as publish.min_gain. "
+            f"Received: {shown_address(others[0])}"
         )
     return with_absolute_test_data(
         load_spec(None, None, settings, None, found.data.decode("utf-8", "replace"))

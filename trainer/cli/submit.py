@@ -25,7 +25,7 @@ from trainer.cli.options import (
     submit_options,
 )
 from trainer.exits import UsageError
-from trainer.printable import printable
+from trainer.printable import printable, shown_address
 
 if TYPE_CHECKING:
     from trainer.launch.checks import Check
@@ -160,7 +160,7 @@ def _folder_for(output: str) -> Iterator[None]:
     except OSError as error:
         raise UsageError(
             f"The folder for the runs can't be made ({error.strerror}); give another --output. "
-            f"Received: {output}"
+            f"Received: {shown_address(output)}"
         ) from None
     try:
         yield

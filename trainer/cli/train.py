@@ -35,6 +35,7 @@ from trainer.exits import (
     UsageError,
 )
 from trainer.hosts import Peers, Place, meet
+from trainer.printable import without_secrets
 from trainer.publish import move_pointer
 from trainer.run_folder import (
     RunFolder,
@@ -94,7 +95,7 @@ def train_command(
                 _follow(spec, cache_dir, stop, console, peers)
         except BaseException as error:
             exit_code = error.exit_code if isinstance(error, TrainerError) else TrainerError.exit_code
-            peers.leave(exit_code, str(error) or type(error).__name__)
+            peers.leave(exit_code, without_secrets(str(error)) or type(error).__name__)
             raise
         peers.leave()
         judge(led, spec, cache_dir, console, stop, accuracy_at_least)
@@ -229,7 +230,7 @@ def _end_soon(error: TrainerError) -> None:
     """End this process, once another one of the run has, even if what it waits for never comes."""
 
     def end() -> None:
-        write_last_words(f"Error: {error}\n")
+        write_last_words(f"Error: {without_secrets(str(error))}\n")
         os._exit(error.exit_code)
 
     timer = threading.Timer(_END_SECONDS, end)

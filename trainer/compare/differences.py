@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from trainer.compare.runs import Run
-from trainer.printable import without_secrets
+from trainer.printable import bare_address, shown_values
 from trainer.spec.load import flat
 
 Row = tuple[str, str, str]
@@ -21,10 +21,9 @@ _NOTHING = "-"
 
 
 def spec_differences(first: Run, second: Run) -> list[Row]:
-    """Return the settings that differ, by their keys."""
-    return _differing(
-        *(flat({k: v for k, v in run.spec.items() if k not in _PLACES}) for run in (first, second))
-    )
+    """Return the settings that differ, by their keys; a renewed query of one address is no difference."""
+    kept = ({k: v for k, v in run.spec.items() if k not in _PLACES} for run in (first, second))
+    return _differing(*(flat(shown_values(each, bare_address)) for each in kept))
 
 
 def data_differences(first: Run, second: Run) -> list[Row]:
@@ -63,7 +62,7 @@ def _versions(environment: Mapping[str, Any]) -> dict[str, Any]:
 def _text(value: Any) -> str:
     if value is None:
         return _NOTHING
-    return without_secrets(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def all_differences(first: Run, second: Run) -> Iterator[tuple[str, list[Row]]]:

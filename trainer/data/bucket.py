@@ -17,6 +17,7 @@ from trainer.data.outline import FOLDER as OUTLINES
 from trainer.data.outline import is_outlined, write_outline
 from trainer.data.progress import Progress
 from trainer.exits import DataError
+from trainer.printable import shown_address
 from trainer.storage import build_once
 from trainer.storage.store import Entry, Store, open_store, split_uri
 from trainer.storage.transfers import download_files
@@ -41,7 +42,8 @@ def fetch_bucket(
     entries = store.entries()
     if not entries:
         raise DataError(
-            f"There is no such object or folder in the bucket. Check its name. Received: {source!r}"
+            "There is no such object or folder in the bucket. Check its name. "
+            f"Received: {shown_address(source)!r}"
         )
     return _copy(store, entries, cache_dir, max_bytes, progress, outline)
 

@@ -29,7 +29,7 @@ from trainer.data.holding import View
 from trainer.data.ingest import Ingested
 from trainer.data.items import SPLITS, Item, Rejection, Source
 from trainer.data.split import BY_SOURCE, STRATIFIED, assign_splits
-from trainer.printable import without_secrets
+from trainer.printable import shown_address
 from trainer.spec.schema import DataSpec
 
 
@@ -167,7 +167,7 @@ def summarize(
     """
     source, layout, split_by = origin
     return {
-        "source": without_secrets(source),
+        "source": shown_address(source),
         "layout": layout,
         "split_by": split_by,
         "class_names": list(class_names),

@@ -18,7 +18,7 @@ from trainer.data.http import require_https
 from trainer.data.progress import Progress
 from trainer.data.transfer import Patience, Transfer, UnreachableError, Version
 from trainer.exits import DataError
-from trainer.printable import without_secrets
+from trainer.printable import shown_address
 from trainer.storage import exclusive, explained, sync_folder, write_json
 
 
@@ -48,7 +48,7 @@ def download(
             if checksum or not path.exists():
                 raise
             progress.say(
-                f"Using the copy of {without_secrets(url)} that was downloaded before; it may be old. {error}"
+                f"Using the copy of {shown_address(url)} that was downloaded before; it may be old. {error}"
             )
             return path
         if version is not None:
@@ -69,7 +69,7 @@ def _accept(transfer: Transfer, path: Path, version: Version, checksum: str | No
     digests = hash_reported(transfer.partial, wanted, path.name, transfer.progress)
     if checksum and digests[algorithm] != expected.lower():
         transfer.discard()
-        address = without_secrets(transfer.url)
+        address = shown_address(transfer.url)
         raise DataError(
             f"The download has the wrong checksum and was deleted; check the address and data.checksum: "
             f"{address}. Expected {checksum}. Received: {algorithm}:{digests[algorithm]}"
@@ -83,7 +83,7 @@ def _accept(transfer: Transfer, path: Path, version: Version, checksum: str | No
     remember_digests(path, digests, cache_dir)
     write_json(
         _record(path),
-        {"url": without_secrets(transfer.url), "etag": version.etag, "last_modified": version.last_modified},
+        {"url": shown_address(transfer.url), "etag": version.etag, "last_modified": version.last_modified},
     )
 
 

@@ -24,7 +24,7 @@ from trainer.data.layouts.webdataset import is_webdataset
 from trainer.data.progress import Progress
 from trainer.data.transfer import Patience
 from trainer.exits import DataError, UsageError
-from trainer.printable import without_secrets
+from trainer.printable import shown_address
 from trainer.spec import DataSpec
 from trainer.storage import prepare_folder
 from trainer.storage.store import is_bucket, without_scheme
@@ -83,7 +83,7 @@ def _downloaded(
         return _opened(path, cache_dir, max_bytes, progress)
     except DataError as error:
         forget_version(path)
-        raise DataError(f"{error} (downloaded from {without_secrets(url)})") from error
+        raise DataError(f"{error} (downloaded from {shown_address(url)})") from error
 
 
 def buckets_of(spec: DataSpec, cache_dir: Path, progress: Progress, outline: bool = False) -> Buckets:
@@ -106,7 +106,8 @@ def _require_remote(scheme: str, source: str) -> None:
     """Return if `scheme` is one that is downloaded. Raises UsageError."""
     if scheme not in ("http", "https", "gs"):
         raise UsageError(
-            f"Images come from a folder, an archive, a file://, https:// or gs:// URL. Received: {source!r}"
+            "Images come from a folder, an archive, a file://, https:// or gs:// URL. "
+            f"Received: {shown_address(source)!r}"
         )
 
 
@@ -115,11 +116,17 @@ def _is_folder(path: Path, source: str) -> bool:
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError, ValueError):
-        raise DataError(f"There is no such folder or file. Check data.source. Received: {source!r}") from None
+        raise DataError(
+            f"There is no such folder or file. Check data.source. Received: {shown_address(source)!r}"
+        ) from None
     except OSError as error:
-        raise DataError(f"The source can't be read: {error.strerror}. Received: {source!r}") from error
+        raise DataError(
+            f"The source can't be read: {error.strerror}. Received: {shown_address(source)!r}"
+        ) from error
     if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
-        raise DataError(f"The source is neither a folder nor a plain file. Received: {source!r}")
+        raise DataError(
+            f"The source is neither a folder nor a plain file. Received: {shown_address(source)!r}"
+        )
     return stat.S_ISDIR(mode)
 
 
@@ -140,5 +147,6 @@ def _refuse_checksum(source: str, checksum: str | None) -> None:
     # To ignore it would claim a check that was never made.
     if checksum:
         raise UsageError(
-            f"A checksum is of one file; for a folder set data.checksum to null. Received: {source!r}"
+            "A checksum is of one file; for a folder set data.checksum to null. "
+            f"Received: {shown_address(source)!r}"
         )

@@ -18,7 +18,7 @@ from urllib3.exceptions import HTTPError, LocationValueError
 
 from trainer import __version__
 from trainer.exits import DataError, TrainerError, UsageError
-from trainer.printable import without_secrets
+from trainer.printable import shown_address, without_secrets
 
 _MAX_REDIRECTS = 10
 _MAX_RETRY_AFTER_SECONDS = 60.0
@@ -39,15 +39,17 @@ def require_https(url: str) -> str:
     try:
         parts = urlsplit(url)
         host = parts.hostname
-    except ValueError as error:
-        raise UsageError(f"This isn't a URL: {error}. Received: {url!r}") from None
+    except ValueError:
+        raise UsageError(
+            f"This isn't a URL: its host can't be read. Received: {shown_address(url)}"
+        ) from None
     if parts.scheme.lower() != "https":
         raise UsageError(
             f"Images come over https only, since anyone on the way can change what comes over http. "
-            f"Use an https:// address. Received: {without_secrets(url)}"
+            f"Use an https:// address. Received: {shown_address(url)}"
         )
     if not host:
-        raise UsageError(f"The URL names no host. Received: {url!r}")
+        raise UsageError(f"The URL names no host. Received: {shown_address(url)}")
     return url
 
 
@@ -69,9 +71,7 @@ def get(
             return response
         response.close()
         place = require_https(following)
-    raise DataError(
-        f"The server redirects more than {_MAX_REDIRECTS} times. Received: {without_secrets(url)}"
-    )
+    raise DataError(f"The server redirects more than {_MAX_REDIRECTS} times. Received: {shown_address(url)}")
 
 
 def _opened(session: requests.Session, url: str, **options: Any) -> tuple[requests.Response, str | None]:
@@ -106,7 +106,7 @@ def require_content(response: requests.Response, url: str) -> None:
         problem = "There is nothing at this address; check it"
     else:
         problem = "The server doesn't give the file; check the address"
-    raise DataError(f"{problem} ({what}). Received: {without_secrets(url)}")
+    raise DataError(f"{problem} ({what}). Received: {shown_address(url)}")
 
 
 def read_body(response: requests.Response, url: str) -> Iterator[bytes]:
@@ -124,17 +124,19 @@ def _failures_named(url: str) -> Iterator[None]:
     try:
         yield
     except requests.exceptions.InvalidProxyURL as error:
-        raise UsageError(f"HTTPS_PROXY names no proxy; correct or unset it. Received: {error}") from error
+        raise UsageError(
+            f"HTTPS_PROXY names no proxy; correct or unset it. Received: {without_secrets(str(error))}"
+        ) from error
     except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, LocationValueError) as error:
         raise UsageError(
-            f"This isn't a URL that can be fetched: {error}. Received: {without_secrets(url)}"
+            f"This isn't a URL that can be fetched; check its host and port. Received: {shown_address(url)}"
         ) from error
     except (requests.exceptions.RequestException, HTTPError) as error:
         raise _named(error, url) from error
     except ValueError as error:
         # Neither requests nor urllib has an error of its own for a redirect that can't be read.
         raise DataError(
-            f"The server redirects to what is no address ({error}). Received: {without_secrets(url)}"
+            f"The server redirects to what is no address. Received: {shown_address(url)}"
         ) from error
     except OSError as error:
         # requests' only plain OSError: a bundle of certificates that isn't there.
@@ -151,7 +153,7 @@ def _named(error: Exception, url: str) -> TrainerError | Broken:
         return DataError(
             f"The server's certificate isn't trusted ({getattr(cause, 'verify_message', cause)}). "
             f"Check the address and this machine's clock; for a certificate authority of your own set "
-            f"REQUESTS_CA_BUNDLE to its PEM file. Received: {without_secrets(url)}"
+            f"REQUESTS_CA_BUNDLE to its PEM file. Received: {shown_address(url)}"
         )
     if cause and cause.library in ("X509", "PEM"):
         return _bad_bundle(cause)
@@ -159,7 +161,8 @@ def _named(error: Exception, url: str) -> TrainerError | Broken:
     if isinstance(error, requests.exceptions.Timeout) or "timed out" in str(error):
         return Broken(f"{host} did not answer in time")
     inner = _innermost(error)
-    return Broken(f"the connection to {host} failed ({getattr(inner, 'strerror', None) or inner})")
+    reason = without_secrets(str(getattr(inner, "strerror", None) or inner), [url])
+    return Broken(f"the connection to {host} failed ({reason})")
 
 
 def _tls_failure(error: BaseException) -> ssl.SSLError | None:

@@ -21,7 +21,7 @@ from trainer.data.http import Broken, get, read_body, require_content
 from trainer.data.members import too_large
 from trainer.data.progress import Progress, Task
 from trainer.exits import StoppedError, TemporaryError, TrainerError
-from trainer.printable import without_secrets
+from trainer.printable import shown_address
 from trainer.storage import explained, write_all, write_json
 
 # A try that brought this much further doesn't count as failed: the link is poor, not dead.
@@ -91,7 +91,7 @@ class Transfer:
             raise UnreachableError(
                 f"The download failed {failures + 1} times in a row: {broken}. "
                 f"{'Start again to go on from what has arrived' if resumes else 'Try again later'}. "
-                f"Received: {without_secrets(self.url)}"
+                f"Received: {shown_address(self.url)}"
             ) from broken
         delay = max(delays[failures], broken.retry_after_seconds)
         self.progress.say(f"{broken}; trying again in {delay:g} s")
@@ -129,7 +129,7 @@ class Transfer:
         length = response.headers.get("Content-Length", "")
         total = start + int(length) if length.isdecimal() and len(length) < _LENGTH_DIGITS else None
         if (total or 0) > self.max_bytes:
-            raise too_large(without_secrets(self.url), self.max_bytes)
+            raise too_large(shown_address(self.url), self.max_bytes)
         if start == 0:
             # Before the first byte: bytes of unknown origin are never continued.
             self.discard()
@@ -160,7 +160,7 @@ class Transfer:
             for chunk in read_body(response, self.url):
                 size += len(chunk)
                 if size > self.max_bytes:
-                    raise too_large(without_secrets(self.url), self.max_bytes)
+                    raise too_large(shown_address(self.url), self.max_bytes)
                 with explained(self.partial):
                     write_all(file, chunk)
                 task.advance(len(chunk))

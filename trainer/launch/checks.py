@@ -19,7 +19,7 @@ from trainer.exits import TrainerError, UsageError
 from trainer.launch.accelerators import Accelerator
 from trainer.launch.google import Google
 from trainer.launch.image import Engine
-from trainer.storage.store import GS
+from trainer.storage.store import GS, split_uri
 
 WRITING = ("storage.objects.create", "storage.objects.delete", "storage.objects.get", "storage.objects.list")
 READING = ("storage.objects.get", "storage.objects.list")
@@ -64,7 +64,7 @@ def check_bucket(uri: str, google: Google | None, url: str, permissions: Sequenc
 
     `url` is that of Cloud Storage, or of what stands for it; without `google` nobody can be asked.
     """
-    bucket = uri.removeprefix(GS).partition("/")[0]
+    bucket, _ = split_uri(uri)
     name = f"bucket {bucket}"
     if not re.fullmatch(_BUCKET, bucket):
         return Check(name, "wrong", uri, "a bucket's name has small letters, digits, -, _ and .")

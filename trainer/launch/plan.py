@@ -14,7 +14,7 @@ from typing import Literal
 from trainer.exits import UsageError
 from trainer.launch.accelerators import Accelerator
 from trainer.launch.schedule import check_schedule
-from trainer.printable import without_secrets
+from trainer.printable import shown_address
 from trainer.spec import RunSpec, dump_spec
 from trainer.spec.schema import CHAMPION, LATEST, SCRATCH
 from trainer.storage.store import GS, is_bucket, without_scheme
@@ -174,7 +174,7 @@ def describe_plan(plan: Plan, where: str) -> list[str]:
         "plan": f"{kind} {plan.name}, {many}{accelerator}{when}{queue}",
         "where": where,
         "image": plan.image,
-        "output": run,
+        "output": shown_address(run),
         "cost": _cost(plan),
     }
     return [f"{name:<{_WIDTH}}{text}" for name, text in facts.items() if text]
@@ -266,23 +266,23 @@ def _check_reachable(plan: Plan) -> None:
     if not is_bucket(plan.spec.output):
         raise UsageError(
             "What the job writes to a folder of its machine is lost when it ends; --output gs://BUCKET/RUNS "
-            f"keeps it. Received: {plan.spec.output}"
+            f"keeps it. Received: {shown_address(plan.spec.output)}"
         )
     if _names_a_run(plan.spec) and not is_bucket(plan.spec.train.start_from):
         raise UsageError(
             "The job can't see the folders of this machine; train.start_from names a run in a bucket as "
-            f"gs://BUCKET/RUNS/NAME. Received: {plan.spec.train.start_from}"
+            f"gs://BUCKET/RUNS/NAME. Received: {shown_address(plan.spec.train.start_from)}"
         )
     for source in (place for place, is_written in places_of(plan.spec).items() if not is_written):
         if not source.startswith((GS, "https://", "embedded:")):
             raise UsageError(
                 "The job can't see the folders of this machine; put the data in a bucket and give its gs:// "
-                f"address with --data. Received: {source}"
+                f"address with --data. Received: {shown_address(source)}"
             )
-        if without_secrets(source) != source:
+        if shown_address(source) != source:
             raise UsageError(
                 "An address with a password or a query could be read by everyone who may look at the job; "
-                f"put the data in a bucket. Received: {without_secrets(source)}"
+                f"put the data in a bucket. Received: {shown_address(source)}"
             )
     if "/" not in plan.image:
         raise UsageError(

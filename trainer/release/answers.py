@@ -22,7 +22,7 @@ from trainer.exits import DataError, UsageError
 from trainer.export import LoadedModel
 from trainer.metrics import Predictions
 from trainer.predict import predict_split
-from trainer.printable import without_secrets
+from trainer.printable import shown_address
 from trainer.spec import DataSpec
 from trainer.storage.store import without_scheme
 
@@ -45,7 +45,7 @@ def answers_of(
         if _how(model) not in decoded:
             decoded[_how(model)] = _split(model, data, test_data, cache_dir, progress)
     splits = [decoded[_how(model)] for model in models]
-    said = f"{splits[0].name} images of {without_secrets(test_data or data.source)}"
+    said = f"{splits[0].name} images of {shown_address(test_data or data.source)}"
     answers = [predict_split(model, split) for model, split in zip(models, splits, strict=True)]
     return [_in_order(each, answers[0]) for each in answers], said
 

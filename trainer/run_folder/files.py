@@ -22,7 +22,7 @@ from typing import Any
 from trainer import __version__
 from trainer.data.items import Rejection
 from trainer.exits import TemporaryError, UsageError
-from trainer.printable import without_secrets
+from trainer.printable import shown_address
 from trainer.spec import RunSpec, spec_digest
 from trainer.storage.local import write_json, write_text
 
@@ -135,7 +135,7 @@ def write_environment(
 ) -> dict[str, Any]:
     """Write environment.json: what ran, of which version, where; return it."""
     environment = {
-        "command": [without_secrets(word) for word in command],
+        "command": [shown_address(word) for word in command],
         "trainer_version": __version__,
         "git_commit": _git_commit(),
         "python": platform.python_version(),

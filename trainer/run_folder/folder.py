@@ -18,12 +18,12 @@ from trainer.exits import TemporaryError, UsageError
 from trainer.publish import MANIFEST, MARKER, is_finished, require_unchanged
 from trainer.run_folder.refusals import SPEC, require_kept, require_place, require_run, require_same_spec
 from trainer.run_folder.starts import STARTS
-from trainer.spec import RunSpec, dump_spec, spec_digest
+from trainer.spec import RunSpec, dump_spec, has_secret, read_spec, spec_digest
 from trainer.storage.folder import FolderStore
 from trainer.storage.folders import remove_leftovers
 from trainer.storage.guard import guarded
 from trainer.storage.lease import Lease, take_lease
-from trainer.storage.local import prepare_folder, write_text
+from trainer.storage.local import ANYONE, OWNER, explained, prepare_folder, write_text
 from trainer.storage.mirror import Mirror
 from trainer.storage.shared import private_folder
 from trainer.storage.store import Store, open_store
@@ -226,9 +226,13 @@ def _fill(folder: RunFolder, spec: RunSpec, fresh: bool, progress: Progress) -> 
     if not folder.newest_checkpoint:
         # Name and place are settled: written down, the same file continues the same run from anywhere.
         settled = {"run_name": folder.name, "output": _absolute(folder.output)}
-        write_text(path / SPEC, dump_spec(spec.model_copy(update=settled)))
+        mode = OWNER if has_secret(spec) else ANYONE
+        write_text(path / SPEC, dump_spec(spec.model_copy(update=settled)), mode)
         # Before anything else is there: what has no spec is no run.
         folder.keep()
+    elif has_secret(read_spec(path / SPEC)):
+        with explained(path / SPEC):
+            (path / SPEC).chmod(OWNER)  # an earlier version, or a copy, left it to anyone
 
 
 def _fetch(folder: RunFolder, progress: Progress) -> None:

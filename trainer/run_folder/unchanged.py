@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from trainer.exits import UsageError
+from trainer.printable import bare_address
 from trainer.publish import latest_run
 from trainer.report.drift import Earlier
 from trainer.run_folder.files import IMAGES
@@ -61,7 +62,7 @@ def find_earlier(output: Store, spec: RunSpec, data_digest: str) -> Earlier | No
     if (
         not dataset
         or before is None
-        or before.source != spec.data.source
+        or bare_address(before.source) != bare_address(spec.data.source)
         or dataset.get("digest") == f"sha256:{data_digest}"
     ):
         return None

@@ -6,7 +6,16 @@ lists the keys in which two specs differ.
 """
 
 from trainer.spec.augment import AugmentSpec, CropSpec
-from trainer.spec.load import dump_spec, load_spec, parse_spec, read_spec, spec_changes, spec_digest
+from trainer.spec.load import (
+    dump_shown_spec,
+    dump_spec,
+    has_secret,
+    load_spec,
+    parse_spec,
+    read_spec,
+    spec_changes,
+    spec_digest,
+)
 from trainer.spec.schema import (
     CheckpointSpec,
     DataSpec,
@@ -31,7 +40,9 @@ __all__ = [
     "ResidualSpec",
     "RunSpec",
     "TrainSpec",
+    "dump_shown_spec",
     "dump_spec",
+    "has_secret",
     "load_spec",
     "parse_spec",
     "read_spec",

@@ -16,9 +16,11 @@ from pydantic import ValidationError
 
 from trainer import recipes
 from trainer.exits import UsageError
+from trainer.printable import bare_address, is_address, shown_values
+from trainer.spec.addresses import unsigned
 from trainer.spec.problems import describe_problems, is_section, require_known_key
 from trainer.spec.schema import RunSpec
-from trainer.spec.text import dump_mapping, parse_mapping, parse_value
+from trainer.spec.text import dump_mapping, parse_mapping, parse_value, shown_repr
 
 # Where a run is put, what it is called, how it uses the machine and what becomes of it don't change its
 # result.
@@ -92,21 +94,39 @@ def dump_spec(spec: RunSpec) -> str:
     return dump_mapping(spec.model_dump(mode="json"))
 
 
+def dump_shown_spec(spec: RunSpec) -> str:
+    """Return the whole spec as YAML to be shown: its addresses without passwords and queries."""
+    return dump_mapping(shown_values(spec.model_dump(mode="json")))
+
+
+def has_secret(spec: RunSpec) -> bool:
+    """Return whether an address of the spec has a part that isn't shown, such as a password or a query."""
+    return dump_shown_spec(spec) != dump_spec(spec)
+
+
 def spec_digest(spec: RunSpec) -> str:
-    """Return the sha256, 64 hex digits, of everything in `spec` that can change the result."""
-    values = spec.model_dump(mode="json", exclude=_UNHASHED)
+    """Return the sha256, 64 hex digits, of everything in `spec` that can change the result.
+
+    Addresses count without passwords and queries: a URL that was signed anew is of the same data, and what
+    other data it may bring shows in their own digest.
+    """
+    values = shown_values(spec.model_dump(mode="json", exclude=_UNHASHED), bare_address)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def spec_changes(old: RunSpec, new: RunSpec) -> list[str]:
-    """Return the dotted keys in which two specs would give another result, as `key: old -> new`."""
+    """Return the dotted keys in which two specs would give another result, as `key: old -> new`.
+
+    Addresses are compared, as long as nobody knows what is there, without their signatures alone.
+    """
     before, after = (flat(spec.model_dump(mode="json", exclude=_UNHASHED)) for spec in (old, new))
-    keys = dict.fromkeys([*before, *after])
-    return [
-        f"{key}: {before.get(key, 'unset')} -> {after.get(key, 'unset')}"
-        for key in keys
-        if before.get(key, "unset") != after.get(key, "unset")
-    ]
+    pairs = {key: (before.get(key, "unset"), after.get(key, "unset")) for key in [*before, *after]}
+    return [_change(key, *pair) for key, pair in pairs.items() if unsigned(pair[0]) != unsigned(pair[1])]
+
+
+def _change(key: str, old: Any, new: Any) -> str:
+    before, after = shown_values(old), shown_values(new)
+    return f"{key}: {before} -> {'another query of the same' if before == after else after}"
 
 
 def _read(path: Path) -> str:
@@ -119,16 +139,19 @@ def _read(path: Path) -> str:
 
 def _split_setting(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
-    if not equals or not key.strip():
+    if not equals or not key.strip() or is_address(text):
         raise UsageError(
-            f"A setting is written key.path=value, for example train.epochs=3. Received: {text!r}"
+            f"A setting is written key.path=value, for example train.epochs=3. Received: {shown_repr(text)}"
         )
-    return key.strip(), parse_value(value)
+    # An address is text, whatever YAML would make of a blank or a # in it.
+    return key.strip(), value if is_address(value) else parse_value(value)
 
 
 def _with_setting(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
     if key == "recipe":
-        raise UsageError(f"A recipe is chosen by --recipe or in the spec's file. Received: recipe={value!r}")
+        raise UsageError(
+            f"A recipe is chosen by --recipe or in the spec's file. Received: recipe={shown_repr(value)}"
+        )
     require_known_key(key, value)
     for part in reversed(key.split(".")):
         value = {part: value}

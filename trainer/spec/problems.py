@@ -7,13 +7,14 @@ what was received, and the nearest key that exists.
 from __future__ import annotations
 
 import difflib
-import reprlib
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from trainer.exits import UsageError
+from trainer.printable import shown_address
 from trainer.spec.schema import RunSpec
+from trainer.spec.text import shown_repr
 
 _SHOWN_PROBLEMS = 5
 _PATTERNS = {
@@ -77,11 +78,13 @@ def _either(one: str, other: str) -> str:
 
 
 def _describe(problem: Any) -> str:
-    key = _dotted(problem["loc"])
+    key = shown_address(_dotted(problem["loc"]))
     received = problem["input"]
     name, colon, value = str(problem["loc"][-1] if problem["loc"] else "").partition(":")
     if colon and received is None:
-        return f"In YAML a space follows the colon: {{{name}: {value}}}. Received: {{{name}:{value}}}"
+        return shown_address(
+            f"In YAML a space follows the colon: {{{name}: {value}}}. Received: {{{name}:{value}}}"
+        )
     if problem["type"] == "extra_forbidden":
         outer, _, inner = str(problem["loc"][-1]).partition(".")
         if inner:
@@ -92,7 +95,7 @@ def _describe(problem: Any) -> str:
         return _unknown(key, received, known_keys())
     if problem["type"] == "union_tag_invalid":
         expected, received = problem["ctx"]["expected_tags"], problem["ctx"]["tag"]
-        return f"{key}.family must be one of {expected}. Received: {received!r}"
+        return f"{key}.family must be one of {expected}. Received: {_brief(received)}"
     if problem["type"] in ("model_type", "model_attributes_type"):
         return f"{key} must hold settings, such as {_first_inside(key)}. Received: {_brief(received)}"
     message = problem["msg"].removeprefix("Value error, ")
@@ -130,7 +133,7 @@ def _unknown(key: str, value: Any, keys: list[str]) -> str:
         return f"{key} is a setting of another model.family than the one chosen. Received: {_brief(value)}"
     nearest = _nearest(key, keys)
     hint = f"Did you mean {nearest}?" if nearest else "`trainer recipes demo` shows settings that exist."
-    return f"{key} is not a setting. {hint} Received: {_brief(value)}"
+    return f"{shown_address(key)} is not a setting. {hint} Received: {_brief(value)}"
 
 
 def _nearest(key: str, keys: list[str]) -> str:
@@ -158,7 +161,7 @@ def _initials(name: str) -> str:
 def _brief(value: Any) -> str:
     # Not repr: a few lines of YAML can describe a value of gigabytes.
     try:
-        text = reprlib.repr(value)
+        text = shown_repr(value)
     except ValueError:
         return "a number of thousands of digits"
     return text if len(text) <= 80 else text[:77] + "..."

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from trainer.exits import UsageError
+from trainer.printable import shown_address
 
 
 class _Loader(yaml.SafeLoader):
@@ -63,12 +64,25 @@ _Dumper.add_representer(
 _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError, IndexError, KeyError, AttributeError, TypeError)
 
 
+class _Repr(reprlib.Repr):
+    """The short repr of a value, its addresses without passwords and queries."""
+
+    def repr_str(self, x: str, level: int) -> str:
+        """Cut an address to what may be shown first: to shorten it would take away its beginning."""
+        return super().repr_str(shown_address(x), level)
+
+
+def shown_repr(value: object) -> str:
+    """Return the repr of a value as it may be shown, short however large the value is. Raises ValueError."""
+    return _Repr().repr(value)
+
+
 def parse_value(text: str) -> Any:
     """Return the YAML value that `text` spells: 3, 1e-3, true, [1, 2] or plain words."""
     try:
         return yaml.load(text, Loader=_Loader)
     except _NOT_YAML as error:
-        raise UsageError(f"This value is not YAML: {_short(error)}. Received: {reprlib.repr(text)}") from None
+        raise UsageError(f"This value is not YAML: {_short(error)}. Received: {shown_repr(text)}") from None
 
 
 def parse_mapping(text: str, where: str) -> dict[str, Any]:
@@ -107,10 +121,11 @@ def _line(text: str, error: Exception) -> str:
     """Return the line that `error` is about, shortened; the first one if it doesn't say."""
     mark = getattr(error, "problem_mark", None)
     lines = text.splitlines() or [""]
-    return reprlib.repr(lines[min(mark.line, len(lines) - 1) if mark else 0])
+    return shown_repr(lines[min(mark.line, len(lines) - 1) if mark else 0])
 
 
 def _short(error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or (str(error) or type(error).__name__).splitlines()[0]
+    problem = shown_address(problem)
     return f"{problem}, line {mark.line + 1}, column {mark.column + 1}" if mark else problem

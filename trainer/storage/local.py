@@ -38,6 +38,8 @@ _UNUSABLE = {
     errno.ENOTEMPTY,
 }
 _CHUNK_BYTES = 1 << 20
+ANYONE, OWNER = 0o666, 0o600
+"""Modes of files: the usual one, and that of a file with a secret."""
 
 
 @contextmanager
@@ -71,13 +73,14 @@ def _explanation(error: OSError, path: Path, done: str) -> TrainerError:
     return TemporaryError(f"{path} could not be {done}; try again. Received: {reason}")
 
 
-def write_bytes(path: Path, data: bytes, read_back: bool = False) -> None:
+def write_bytes(path: Path, data: bytes, read_back: bool = False, mode: int = ANYONE) -> None:
     """Write `data` to `path`, whole or not at all, making its folder if needed.
 
     A crash at any moment leaves either the old file or the new one. With `read_back` it is
-    read and compared before it gets its name. Raises TemporaryError, UsageError.
+    read and compared before it gets its name. `mode` is that of the file, less what the process's umask
+    takes away. Raises TemporaryError, UsageError.
     """
-    with explained(path), _temporary(path, data) as temporary:
+    with explained(path), _temporary(path, data, mode) as temporary:
         if read_back and hash_file(temporary)["sha256"] != hashlib.sha256(data).hexdigest():
             raise OSError("what was written is not what is read")
         require_right(path)
@@ -85,9 +88,9 @@ def write_bytes(path: Path, data: bytes, read_back: bool = False) -> None:
         sync_folder(path.parent)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, mode: int = ANYONE) -> None:
     """Write `text` to `path` as UTF-8, as `write_bytes` does; what UTF-8 lacks is spelled out."""
-    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+    write_bytes(path, text.encode("utf-8", "backslashreplace"), mode=mode)
 
 
 def write_json(path: Path, value: object) -> None:
@@ -223,10 +226,10 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
 
 
 @contextmanager
-def _temporary(path: Path, data: bytes) -> Iterator[Path]:
+def _temporary(path: Path, data: bytes, mode: int = ANYONE) -> Iterator[Path]:
     """Yield a file beside `path` that holds `data`, on disk; it is gone afterwards, moved or not."""
     with _beside(path) as temporary:
-        with open(temporary, "xb") as file:
+        with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             _write_and_sync(file, data)
         yield temporary
 

@@ -13,6 +13,7 @@ from typing import Protocol
 from urllib.parse import unquote
 
 from trainer.exits import UsageError
+from trainer.printable import shown_address
 
 GS = "gs://"
 FILE = "file://"
@@ -121,15 +122,17 @@ def open_store(uri: str) -> Store:
     try:
         return FolderStore(Path(without_scheme(uri)).expanduser())
     except RuntimeError:
-        raise UsageError(f"There is no such user's home folder. Received: {uri}") from None
+        raise UsageError(f"There is no such user's home folder. Received: {shown_address(uri)}") from None
 
 
 def require_uri(uri: str) -> None:
     """Raise UsageError for a URI of another kind than those of a store."""
     if re.match(r"(gs|s3|https?|file):(?!//)", uri.lower()):
-        raise UsageError(f"A URI has two slashes after its scheme: gs://BUCKET/PREFIX. Received: {uri!r}")
+        raise UsageError(
+            f"A URI has two slashes after its scheme: gs://BUCKET/PREFIX. Received: {shown_address(uri)!r}"
+        )
     if "://" in uri and not is_bucket(uri) and not uri.lower().startswith(FILE):
-        raise UsageError(f"A place is a folder or gs://BUCKET/PREFIX. Received: {uri!r}")
+        raise UsageError(f"A place is a folder or gs://BUCKET/PREFIX. Received: {shown_address(uri)!r}")
 
 
 def without_scheme(uri: str) -> str:
@@ -141,7 +144,9 @@ def without_scheme(uri: str) -> str:
         return uri
     host, slash, path = uri[len(FILE) :].partition("/")
     if host.lower() not in ("", "localhost") or not slash:
-        raise UsageError(f"A file URL has three slashes: file:///folder/images.zip. Received: {uri!r}")
+        raise UsageError(
+            f"A file URL has three slashes: file:///folder/images.zip. Received: {shown_address(uri)!r}"
+        )
     return unquote(f"/{path}", errors="surrogateescape")
 
 
@@ -149,5 +154,10 @@ def split_uri(uri: str) -> tuple[str, str]:
     """Return bucket and prefix, without slashes at its ends, of gs://BUCKET/PREFIX. Raises UsageError."""
     bucket, _, prefix = uri[len(GS) :].partition("/")
     if not bucket:
-        raise UsageError(f"A bucket's URI is gs://BUCKET/PREFIX. Received: {uri!r}")
+        raise UsageError(f"A bucket's URI is gs://BUCKET/PREFIX. Received: {shown_address(uri)!r}")
+    if "@" in bucket or ":" in bucket:
+        raise UsageError(
+            "A bucket's URI holds no key; `gcloud auth application-default login` gets credentials, and "
+            f"GOOGLE_APPLICATION_CREDENTIALS names those of a file. Received: {shown_address(uri)!r}"
+        )
     return bucket, prefix.strip("/")

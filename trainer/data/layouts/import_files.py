@@ -22,7 +22,7 @@ from urllib.parse import unquote
 from trainer.data.items import Item, Rejection
 from trainer.data.layouts.found import Found, list_folder, name_of, split_named
 from trainer.exits import DataError
-from trainer.printable import printable
+from trainer.printable import printable, shown_address, without_secrets
 from trainer.storage.store import is_bucket
 
 SUFFIXES = (".csv", ".jsonl")
@@ -74,7 +74,7 @@ def read_import_files(files: list[Path], root: Path, buckets: Buckets) -> Found:
     for file, where, row in rows:
         item = row if isinstance(row, str) else _item(row, file, where, root, fetched)
         if isinstance(item, str):
-            found.rejections.append(Rejection(where, printable(item)))
+            found.rejections.append(Rejection(where, printable(without_secrets(item))))
             continue
         # A file that is listed again keeps its own row, so that a contradiction comes to light.
         found.items.append(replace(item, name=f"{item.name}#{where}") if item.name in seen else item)
@@ -198,7 +198,7 @@ def _item(row: _Row, file: Path, where: str, root: Path, fetched: Mapping[str, P
     if _is_remote(row.uri):
         raise DataError(
             "An import file names images by path or by gs:// URI; copy those of a server to one of them. "
-            f"Received: {where}: {printable(row.uri)}"
+            f"Received: {where}: {printable(shown_address(row.uri))}"
         )
     if not _is_file(row.uri, file):
         return f"no such file: {row.uri}"

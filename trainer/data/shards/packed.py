@@ -20,7 +20,7 @@ from trainer.data.items import Source
 from trainer.data.shards.index import INDEX, JOURNAL, Catalogue, Index, read_catalogue
 from trainer.data.shards.staging import Staging
 from trainer.exits import DataError
-from trainer.printable import without_secrets
+from trainer.printable import shown_address
 from trainer.spec.schema import DataSpec
 from trainer.storage import prepare_folder
 from trainer.storage.store import Store, is_bucket, open_store, without_scheme
@@ -40,14 +40,14 @@ def find_shards(spec: DataSpec) -> tuple[Store, Catalogue] | None:
         if catalogue is None and store.find(JOURNAL) is not None:
             raise DataError(
                 "The shards are not all packed yet; let `trainer shard` finish, the same command goes on "
-                f"where it stopped. Received: {without_secrets(spec.source)!r}"
+                f"where it stopped. Received: {shown_address(spec.source)!r}"
             )
     if catalogue is not None:
         return store, catalogue
     if spec.layout == "shards":
         raise DataError(
             "data.layout is shards, but the source has no shards.json, which `trainer shard` writes when it "
-            f"is done. Received: {without_secrets(spec.source)!r}"
+            f"is done. Received: {shown_address(spec.source)!r}"
         )
     return None
 

@@ -25,7 +25,7 @@ from trainer.data.shards.packed import open_shards, packed_items, read_packed, s
 from trainer.data.shards.staging import Staging
 from trainer.exits import DataError
 from trainer.hosts import Peers
-from trainer.printable import without_secrets
+from trainer.printable import shown_address
 from trainer.spec.schema import DataSpec
 from trainer.storage.store import Store
 
@@ -53,7 +53,7 @@ def load_shards(store: Store, catalogue: Catalogue, spec: DataSpec, cache_dir: P
         if any(shard.split == name for shard in catalogue.shards)
     }
     summary = catalogue.summary | {
-        "source": without_secrets(spec.source),
+        "source": shown_address(spec.source),
         "layout": "shards",
         "packed_from": {key: catalogue.summary.get(key) for key in ("source", "layout")},
         # In another order than its source, it is another data set to go on with.
