@@ -6,13 +6,14 @@ import hashlib
 import json
 import os
 import shutil
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
 from unpublished_run import make_run, publish_at
 
 from trainer.exits import UsageError
-from trainer.publish import is_finished, latest_run, move_pointer, publish, verify
+from trainer.publish import is_finished, latest_run, move_pointer, publication_order, publish, verify
 from trainer.storage.folder import FolderStore
 
 
@@ -204,14 +205,32 @@ def test_pointer_that_names_no_run_is_no_run(run: Path, text: str) -> None:
     assert latest_run(FolderStore(run.parent)) is None
 
 
-def test_a_machine_whose_clock_is_ahead_does_not_keep_the_pointer(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def rewrite_manifest(run: Path, **changes: object) -> None:
+    """Change the manifest of a finished run, and its marker to match; None removes a key."""
+    manifest = json.loads((run / "MANIFEST.json").read_text()) | changes
+    text = json.dumps({key: value for key, value in manifest.items() if value is not None})
+    (run / "MANIFEST.json").write_text(text)
+    (run / "_SUCCESS").write_text(hashlib.sha256(text.encode()).hexdigest())
+
+
+@pytest.mark.parametrize("has_sequence", [True, False], ids=["of this version", "of an older version"])
+def test_a_run_dated_in_the_future_does_not_keep_the_pointer(run: Path, has_sequence: bool) -> None:
+    output = FolderStore(run.parent)
     ahead = shutil.copytree(run, run.with_name("pets-2"))
     publish_at(ahead)
-    manifest = json.loads((ahead / "MANIFEST.json").read_text()) | {"published": "2099-01-01T00:00:00+00:00"}
-    text = json.dumps(manifest)
-    (ahead / "MANIFEST.json").write_text(text)
-    (ahead / "_SUCCESS").write_text(hashlib.sha256(text.encode()).hexdigest())
+    future = datetime(2099, 1, 1, tzinfo=timezone.utc)
+    sequence = {} if has_sequence else {"sequence": None}
+    rewrite_manifest(ahead, published=future.isoformat(), **sequence)
+    os.utime(ahead / "MANIFEST.json", (future.timestamp(),) * 2)
     publish_at(run)
-    assert latest_run(FolderStore(run.parent)) == run.name
+    assert latest_run(output) == run.name
+    third = shutil.copytree(run, run.with_name("pets-3"))
+    for name in ("MANIFEST.json", "_SUCCESS"):
+        (third / name).unlink()
+    assert publish(output, third.name, third) == third.name
+    assert latest_run(output) == third.name
+    order = sorted((ahead.name, run.name, third.name), key=lambda name: publication_order(output, name))
+    assert order == [ahead.name, run.name, third.name]
+    # Neither moves it back, and the caller learns which run it names.
+    assert [move_pointer(output, name) for name in (run.name, ahead.name)] == [third.name] * 2
+    assert latest_run(output) == third.name

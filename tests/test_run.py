@@ -17,7 +17,7 @@ from trainer_process import QUICK, command, refused, trainer
 from trainer.exits import UsageError
 from trainer.export import load_model
 from trainer.metrics import compute_metrics, read_predictions
-from trainer.publish import is_finished, verify
+from trainer.publish import is_finished, publish, verify
 from trainer.storage.folder import FolderStore
 
 LEFT_BEHIND = {
@@ -85,6 +85,13 @@ def test_the_same_command_on_a_finished_run_does_nothing_and_succeeds(
     done = trainer("train", run / "spec.yaml", cache=run.parent / "cache")
     assert done.returncode == 0
     assert "finished" in done.stdout
+    assert "latest " not in done.stdout
+    later = run.with_name("later")
+    later.mkdir()
+    (later / "metrics.json").write_text("{}")
+    publish(FolderStore(run.parent), later.name, later)
+    done = trainer("train", run / "spec.yaml", cache=run.parent / "cache")
+    assert "latest     later, which was published after this run" in done.stdout
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
 
 

@@ -14,12 +14,13 @@ import os
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from trainer.exits import TemporaryError, TrainerError, UsageError
+from trainer.exits import TemporaryError, UsageError
+from trainer.manifest import SCHEMA, FileRecord, difference, next_sequence, read_manifest, sequence_of
 from trainer.spec.schema import CHAMPION, RUN_NAME
 from trainer.storage.checksums import as_text, file_crc32c
 from trainer.storage.local import explained, hash_file, is_temporary, sync_file
@@ -31,24 +32,13 @@ MARKER = "_SUCCESS"
 RETIRED = "_RETIRED"
 """In the place of the marker, with its bytes: the run is withdrawn, and will be removed."""
 POINTER = "latest"
-SCHEMA = 1
-"""Of the manifest; a reader refuses what it doesn't know."""
 _AT_A_TIME = 8
 
 
-@dataclass(frozen=True)
-class FileRecord:
-    """One file of a run."""
-
-    path: str
-    """Below the run, with '/'."""
-    size: int
-    """Bytes."""
-    sha256: str
-
-
-def publish(output: Store, name: str, folder: Path, require: Callable[[], None] = lambda: None) -> None:
+def publish(output: Store, name: str, folder: Path, require: Callable[[], None] = lambda: None) -> str:
     """Make the run `name` of `output`, whose files are those of the local `folder`, finished and the latest.
+
+    Returns the run that the pointer names now: another one only if that was published at the same time.
 
     A run that is already finished keeps its manifest and marker, and only the pointer moves:
     so a publication that a crash cut short can be repeated. Nothing may write to the run
@@ -62,7 +52,7 @@ def publish(output: Store, name: str, folder: Path, require: Callable[[], None] 
     if not is_finished(run):
         _finish(output, name, folder, require)
     require()
-    move_pointer(output, name)
+    return move_pointer(output, name)
 
 
 def is_finished(run: Store) -> bool:
@@ -72,17 +62,18 @@ def is_finished(run: Store) -> bool:
     return marker is not None and manifest is not None and is_marker_of(marker, manifest)
 
 
-def move_pointer(output: Store, name: str) -> None:
-    """Let the pointer name the finished run `name`, unless it names one that was published later."""
+def move_pointer(output: Store, name: str) -> str:
+    """Let the pointer name the finished run `name`, unless it names one that was published later.
+
+    Returns the run that it names now.
+    """
     while True:
         found = output.read(POINTER)
         other = named_run(found)
-        if other == name:
-            return
-        if other and _finished_at(output.below(other)) > _finished_at(output.below(name)):
-            return
+        if other == name or (other and _sequence(output, other) > _sequence(output, name)):
+            return other
         if output.swap(POINTER, f"{name}\n".encode(), found.version if found else None):
-            return
+            return name
 
 
 def latest_run(output: Store) -> str | None:
@@ -141,7 +132,7 @@ def verify(run: Store) -> list[str]:
     both = sorted(present.keys() & listed.keys())
     pool = ThreadPoolExecutor(_AT_A_TIME)
     try:
-        found = pool.map(lambda name: _difference(run, listed[name], present[name]), both)
+        found = pool.map(lambda name: difference(run, listed[name], present[name]), both)
         return problems + [each for each in found if each]
     finally:
         pool.shutdown(wait=False, cancel_futures=True)  # after one that can't be read no others are tried
@@ -175,6 +166,7 @@ def _finish(output: Store, name: str, folder: Path, require: Callable[[], None])
     manifest: dict[str, Any] = {
         "schema": SCHEMA,
         "run": name,
+        "sequence": next_sequence(_latest_manifest(output)),
         "published": datetime.now(timezone.utc).isoformat(timespec="microseconds"),
         "files": [asdict(record) for record in records],
     }
@@ -243,37 +235,20 @@ def _record(folder: Path, name: str) -> FileRecord:
         return FileRecord(name, path.stat().st_size, hash_file(path)["sha256"])
 
 
-def read_manifest(data: bytes) -> dict[str, FileRecord]:
-    """Return the files of a manifest, by path. Raises ValueError, KeyError or TypeError for what is none."""
-    manifest = json.loads(data)
-    if manifest["schema"] != SCHEMA:
-        raise ValueError(f"its schema is {manifest['schema']!r}, and this version reads {SCHEMA}")
-    records = [FileRecord(**record) for record in manifest["files"]]
-    for each in records:
-        if (type(each.path), type(each.size), type(each.sha256)) != (str, int, str):
-            raise ValueError(f"a row of it is not a path, a size and a digest: {each.path!r}")
-    return {record.path: record for record in records}
+def publication_order(output: Store, name: str) -> int:
+    """Return a number that is higher for a run that was published later; see `sequence_of`."""
+    return sequence_of(read_object(output, f"{name}/{MANIFEST}"))
 
 
-def _difference(run: Store, listed: FileRecord, found: Entry) -> str:
-    """Return in words how a file differs from what was published; empty if it doesn't."""
-    if found.size != listed.size:
-        return f"{listed.path} has {found.size:,} bytes instead of {listed.size:,}"
-    try:
-        digest = run.sha256(listed.path)
-    except TemporaryError:
-        raise  # says nothing of the file
-    except TrainerError as error:
-        return str(error)
-    return "" if digest == listed.sha256 else f"{listed.path} has other contents than were published"
+def _sequence(output: Store, name: str) -> int:
+    """Return the place of a finished run in their order; -1 for a run that isn't finished."""
+    return publication_order(output, name) if is_finished(output.below(name)) else -1
 
 
-def _finished_at(run: Store) -> float:
-    """Return when the run's manifest was made, 0 for a run that isn't finished.
-
-    By the clock of the store, one for all machines; a run that was withdrawn and came back has a new marker.
-    """
-    return (run.written_at(MANIFEST) or 0.0) if is_finished(run) else 0.0
+def _latest_manifest(output: Store) -> dict[str, Any]:
+    """Return the manifest of the run that the pointer names; an empty one if there is none."""
+    name = named_run(output.read(POINTER))
+    return read_object(output, f"{name}/{MANIFEST}") if name else {}
 
 
 def published_at(output: Store, name: str) -> str:

@@ -178,7 +178,9 @@ def _publish(folder: RunFolder, screen: Screen) -> None:
         finally:
             task.finish()
     folder.keep(is_whole=True)
-    publish(folder.output, folder.name, folder.path, folder.require_lease)
+    latest = publish(folder.output, folder.name, folder.path, folder.require_lease)
+    if latest != folder.name:
+        screen.on_fact("latest", f"still {latest}, which was published after this run")
 
 
 def _note_rejected(folder: RunFolder, rejected: tuple[Rejection, ...]) -> None:

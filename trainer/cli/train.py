@@ -149,7 +149,9 @@ def _led(
 def _tell_finished(folder: RunFolder, console: Console) -> None:
     console.on_fact("run", folder.at(""))
     console.line("This run is finished; there is nothing to do.")
-    move_pointer(folder.output, folder.name)  # a crash may have come before it
+    latest = move_pointer(folder.output, folder.name)  # a crash may have come before it
+    if latest != folder.name:
+        console.on_fact("latest", f"{latest}, which was published after this run")
     _tell_places(folder, console)
 
 

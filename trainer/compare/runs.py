@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from trainer.exits import DataError, UsageError
+from trainer.manifest import FileRecord, read_manifest
 from trainer.metrics import Predictions, parse_predictions
-from trainer.publish import MANIFEST, RETIRED, FileRecord, is_finished, read_manifest
+from trainer.publish import MANIFEST, RETIRED, is_finished
 from trainer.run_folder import require_not_withdrawn
 from trainer.run_folder.parsed import (
     problem_of,

@@ -23,7 +23,7 @@ from trainer.publish import (
     is_finished,
     is_marker_of,
     named_run,
-    published_at,
+    publication_order,
 )
 from trainer.release.held import held, held_if_free
 from trainer.release.records import champion_before
@@ -61,7 +61,7 @@ def keep_newest(
     files = [entry.name.partition("/") for entry in output.entries()]
     leaving = sorted(name for name, _, file in files if file == RETIRED)
     finished = [name for name in {name for name, _, file in files if file} if is_finished(output.below(name))]
-    newest = sorted(finished, key=lambda name: published_at(output, name), reverse=True)[:count]
+    newest = sorted(finished, key=lambda name: publication_order(output, name), reverse=True)[:count]
     kept = {*newest, *_protected(output)}
     problems: list[str] = []
 
