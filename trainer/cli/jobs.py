@@ -9,6 +9,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from datetime import datetime, timezone
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -129,8 +130,9 @@ class _Cluster:
             lines = LogFollower(self.jobs, name, worker, _note).lines()
         else:
             lines = current_logs(self.jobs, name, worker, _note)
-        for line in lines:
-            click.echo(printable(line))
+        with closing(lines):  # a signal may come between two lines, and kubectl would go on
+            for line in lines:
+                click.echo(printable(line))
 
     def cancel(self, name: str, choice: Choice | None) -> str:
         return f" ({', '.join(self.jobs.cancel(name, choice))})"

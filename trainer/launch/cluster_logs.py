@@ -28,7 +28,9 @@ _TRIES = 60
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")
 
 
-def current_logs(jobs: ClusterJobs, name: str, worker: int, note: Callable[[str], None]) -> Iterator[str]:
+def current_logs(
+    jobs: ClusterJobs, name: str, worker: int, note: Callable[[str], None]
+) -> Generator[str, None, None]:
     """Yield the log of a worker's newest pod that has one; `note` what is waited for, if there is anything.
 
     Raises UsageError, TemporaryError.
@@ -66,7 +68,7 @@ class LogFollower:
         """The uid of the pod that was read last, and the time of the last line that was printed of it."""
         self._noted, self._failures = "", 0
 
-    def lines(self) -> Iterator[str]:
+    def lines(self) -> Generator[str, None, None]:
         """Yield the lines of the log until the job ends.
 
         Raises the error of the exit code with which it failed; UsageError if there is no such job or worker;

@@ -27,6 +27,7 @@ from trainer.launch.names import check_namespace
 
 _PROGRAM = "kubectl"
 _SECONDS = 60.0
+_NO_NAMESPACE = re.compile(r'namespaces "[^"]*" not found$')
 _TEXT = re.compile(r"\S")
 JOBS, CRON_JOBS, JOB_SETS = "jobs.batch", "cronjobs.batch", "jobsets.jobset.x-k8s.io"
 """With their groups: other systems have jobs, too."""
@@ -123,7 +124,7 @@ class Kubectl:
         try:
             return self._run("create", *options, "-f", "-", given=value)
         except KubectlError as error:
-            if (advice := _creation_advice(error.reason, kind, name)) is None:
+            if (advice := _creation_advice(error, kind, name)) is None:
                 raise
             raise UsageError(f"{advice}. Received: {error.line}") from None
 
@@ -199,9 +200,10 @@ class Kubectl:
         raise parse_failure(arguments[0], done.stderr.strip() or done.stdout.strip())
 
 
-def _creation_advice(reason: str, kind: str, name: str) -> str | None:
-    """Return what to do where an object can't be created; None for a reason that says it itself."""
-    if reason == NOT_FOUND:  # nothing but its namespace can be missing
+def _creation_advice(error: KubectlError, kind: str, name: str) -> str | None:
+    """Return what to do where an object can't be created; None for an error that says it itself."""
+    reason = error.reason
+    if reason == NOT_FOUND and _NO_NAMESPACE.search(error.line):
         return f"The namespace does not exist. {NAMESPACE_ADVICE}"
     if reason == NO_KIND and kind == "JobSet":
         return (
