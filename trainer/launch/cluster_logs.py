@@ -149,7 +149,7 @@ class LogFollower:
             if not _is_over(pod):  # its container starts again, or its node doesn't answer now
                 self._say(str(error))
                 return
-            self._say(f"the log of {pod['metadata']['name']} is lost: {error}")
+            self._say(f"the log of {pod['metadata']['name']} can't be read: {error}")
         if _is_over(pod):
             self._end(pod)
 
@@ -194,12 +194,13 @@ def _pods_of(work: Work, worker: int) -> list[Object]:
 def _waiting(jobs: ClusterJobs, work: Work, pods: Sequence[Object]) -> str:
     """Return why the newest of `pods` has no log yet, or why there is none of them."""
     if pods and not _is_over(pods[-1]):
-        return f"{pods[-1]['metadata']['name']} waits: {pod_line(pods[-1], False) or 'it has no machine yet'}"
+        return (
+            f"waiting for {pods[-1]['metadata']['name']}: {pod_line(pods[-1], False) or 'not scheduled yet'}"
+        )
     state = jobs.explain(work, _now())
     reasons = "; ".join(filter(None, (state.about, *state.lines)))
-    return (
-        f"no pod to read: {work.main['metadata']['name']} is {state.word}{f', {reasons}' if reasons else ''}"
-    )
+    name = work.main["metadata"]["name"]
+    return f"no pod with a log: {name} is {state.word}{f', {reasons}' if reasons else ''}"
 
 
 def _no_job(schedule: Object | None) -> str:

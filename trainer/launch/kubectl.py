@@ -217,8 +217,8 @@ def _creation_advice(error: KubectlError, kind: str, name: str) -> str | None:
             "gives another. That of a job that was just cancelled goes by itself"
         )
     return (
-        f"There is a {kind} of this name; `trainer status gke {name}` tells how it goes, and `trainer cancel "
-        f"gke {name}` takes it away, so that the same run can go on"
+        f"There is a {kind} of this name; `trainer status gke {name}` shows its state, and `trainer cancel "
+        f"gke {name}` deletes it, so that the same run can be resumed"
     )
 
 

@@ -28,7 +28,8 @@ def explain_suspension(kubectl: Kubectl, main: Mapping[str, Any]) -> str:
         if error.reason == NO_KIND:
             return f"queue {queue}: the cluster has no Kueue, and so nothing starts it"
         return f"the reason can't be read: {error.line}"
-    return f"queue {queue}: {'Kueue has not taken it up yet' if is_there else 'there is no such local queue'}"
+    reason = "Kueue has not created a workload for it yet" if is_there else "there is no such local queue"
+    return f"queue {queue}: {reason}"
 
 
 def _of_workload(workload: Mapping[str, Any]) -> str:
@@ -40,7 +41,7 @@ def _of_workload(workload: Mapping[str, Any]) -> str:
         found = conditions.get(kind, {})
         if found.get("status") == state:
             return str(found.get("message") or found.get("reason") or kind)
-    return "it waits for its turn"
+    return "waiting in the queue"
 
 
 def _who_suspended(kubectl: Kubectl, main: Mapping[str, Any]) -> str:
