@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from datetime import datetime, timezone
-from typing import Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import click
 
@@ -20,9 +20,11 @@ from trainer.cli.options import cluster_options, project_options
 from trainer.exits import UsageError
 from trainer.printable import printable
 
+if TYPE_CHECKING:
+    from trainer.launch.cluster_jobs import Choice
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 _PATIENCE_SECONDS = 15.0
-Choice = Literal["schedule", "job"]
 
 
 def _place(command: Command) -> Command:
@@ -51,7 +53,7 @@ def status(place: str, name: str, **where: Any) -> None:
 @click.command()
 @_place
 @click.argument("name", callback=_no_option)
-@click.option("-f", "--follow", is_flag=True, help="Go on until it ends.")
+@click.option("-f", "--follow", is_flag=True, help="Follow the log until the job ends.")
 @click.option("--worker", type=click.IntRange(0), default=0, show_default=True, help="Which of several.")
 def logs(place: str, name: str, follow: bool, worker: int, **where: Any) -> None:
     """Print what a job says."""

@@ -13,6 +13,7 @@ from datetime import datetime, timezone
 
 from trainer.exits import StoppedError, TemporaryError, UsageError, error_of
 from trainer.launch.cluster_jobs import ClusterJobs, Object, Work
+from trainer.launch.kubectl import resource_of
 from trainer.launch.kubectl_errors import BAD_REQUEST, NOT_FOUND, KubectlError
 from trainer.launch.state import (
     CONTAINER,
@@ -120,8 +121,7 @@ class LogFollower:
             self._main = named.work.main
             self._over |= {_uid(pod) for pod in _pods_of(named.work, self._worker)[:-1]}
             return named.work
-        kind = f"{self._main['kind'].lower()}s.{self._main['apiVersion'].partition('/')[0]}"
-        found = self._jobs.kubectl.get(kind, self._main["metadata"]["name"])
+        found = self._jobs.kubectl.get(resource_of(self._main), self._main["metadata"]["name"])
         if found is None or _uid(found) != _uid(self._main):
             raise StoppedError(f"The job was deleted before it ended. Received: {self._name}")
         return self._jobs.work(found)

@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -198,6 +198,11 @@ class Kubectl:
         if done.returncode == 0:
             return done.stdout
         raise parse_failure(arguments[0], done.stderr.strip() or done.stdout.strip())
+
+
+def resource_of(value: Mapping[str, Any]) -> str:
+    """Return the resource of a Job, JobSet or CronJob with its group, as jobs.batch."""
+    return f"{value['kind'].lower()}s.{value['apiVersion'].partition('/')[0]}"
 
 
 def _creation_advice(error: KubectlError, kind: str, name: str) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from trainer.launch.kubectl import Kubectl
+from trainer.launch.kubectl import Kubectl, resource_of
 from trainer.launch.kubectl_errors import NO_KIND, KubectlError
 
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
@@ -47,8 +47,7 @@ def _of_workload(workload: Mapping[str, Any]) -> str:
 def _who_suspended(kubectl: Kubectl, main: Mapping[str, Any]) -> str:
     """Return which program set `spec.suspend`, and when: the server notes it in `managedFields`."""
     kind, name = main["kind"].lower(), main["metadata"]["name"]
-    resource = f"{kind}s.{main['apiVersion'].partition('/')[0]}"
-    found = kubectl.get(resource, name, "--show-managed-fields") or {}
+    found = kubectl.get(resource_of(main), name, "--show-managed-fields") or {}
     fields = [
         each for each in found.get("metadata", {}).get("managedFields", [])
         if "f:suspend" in each.get("fieldsV1", {}).get("f:spec", {})
