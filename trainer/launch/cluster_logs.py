@@ -24,8 +24,8 @@ from trainer.launch.state import (
 )
 
 POLL_SECONDS = 2.0
-_TRIES = 60
-"""How often in a row the cluster can fail to answer before following ends."""
+_TRIES = 300
+"""How often in a row the cluster can fail to answer: for longer than it waits for a lost node (5 minutes)."""
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")
 
 
@@ -101,7 +101,8 @@ class LogFollower:
             return None
         left = [pod for pod in _pods_of(work, self._worker) if _uid(pod) not in self._over]
         state = work.state(_now())
-        if left and _has_log(left[0]):
+        is_lost = state.exit_code is not None and self._failures > 0  # on a node that doesn't answer
+        if left and _has_log(left[0]) and not is_lost:
             yield from self._read(left[0])
         elif left and _is_over(left[0]):  # put out before it had a container
             self._end(left[0])
@@ -146,7 +147,9 @@ class LogFollower:
         except (KubectlError, TemporaryError) as error:
             if isinstance(error, KubectlError) and error.reason not in (BAD_REQUEST, NOT_FOUND):
                 raise
-            if not _is_over(pod):  # its container starts again, or its node doesn't answer now
+            if not _is_over(pod):
+                if isinstance(error, TemporaryError):  # its node doesn't answer now
+                    raise
                 self._say(str(error))
                 return
             self._say(f"the log of {pod['metadata']['name']} can't be read: {error}")

@@ -129,9 +129,9 @@ class Kubectl:
             raise UsageError(f"{advice}. Received: {error.line}") from None
 
     def _remove(self, made: dict[str, Any]) -> None:
-        kind, name = made["kind"].lower(), made["metadata"]["name"]
         with suppress(UsageError, TemporaryError):
-            self._run("delete", kind, name, "--wait=false", "--ignore-not-found")
+            name = made["metadata"]["name"]
+            self._run("delete", resource_of(made), name, "--wait=false", "--ignore-not-found")
 
     def get(self, kind: str, name: str, *options: str) -> dict[str, Any] | None:
         """Return an object, None if there is none. Raises UsageError, TemporaryError."""
