@@ -30,7 +30,7 @@ def minor_version() -> int:
 
 
 # Older ones want a description of the server that is longer than the server here.
-needs_kubectl = pytest.mark.skipif(minor_version() < 27, reason="there is no kubectl of 1.27 or later")
+needs_kubectl = pytest.mark.skipif(minor_version() < 29, reason="there is no kubectl of 1.29 or later")
 
 
 class Cluster:

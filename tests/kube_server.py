@@ -46,6 +46,8 @@ class Kube:
         """By namespace, kind as jobs, and name."""
         self.logs: dict[str, str] = {}
         """By pod."""
+        self.outages = 0
+        """How many questions for jobs are answered with 503."""
         self.drops = 0
         """How many logs that are followed break off, although the container runs."""
         self.refused: dict[str, tuple[str, str]] = {}
@@ -116,7 +118,10 @@ def _handler(kube: Kube) -> type[JsonHandler]:
         def _get(self, asked: re.Match[str], query: dict[str, list[str]]) -> None:
             namespace, kind, name = asked["namespace"] or "", asked["kind"], asked["name"] or ""
             verb = "get" if name else "list"
-            if not kube.may(verb, kind, asked["part"]):
+            if kind == "jobs" and kube.outages:
+                kube.outages -= 1
+                self.answer(*status_of("ServiceUnavailable", "the server is currently unable to handle it"))
+            elif not kube.may(verb, kind, asked["part"]):
                 self.answer(*forbidden(verb, kind, name, namespace))
             elif kind == "namespaces" and name in kube.namespaces:
                 self.answer(200, {"kind": "Namespace", "apiVersion": "v1", "metadata": {"name": name}})

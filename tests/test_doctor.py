@@ -55,7 +55,7 @@ def test_a_project_that_has_all_is_ready(vertex: Vertex) -> None:
         assert state_of(done.stdout, name) == "ok", name
     assert "custom_model_training_nvidia_l4_gpus: 8, 8 asked for" in done.stdout
     last = done.stdout.splitlines()[-1]  # there is no Docker engine to ask for the image
-    assert last == "unknown    9 of 10 checks for vertex passed; not known from here: image"
+    assert last == "unknown    9 of 10 checks for vertex passed; not checked: image"
     assert not vertex.jobs
 
 
@@ -198,7 +198,7 @@ def test_with_the_role_edit_the_rights_are_checked_and_what_is_not_is_named(
     assert state_of(done.stdout, "rights") == "ok"
     assert "unknown    accelerator: can't be checked: it needs the right list nodes" in done.stdout
     assert "ready" not in done.stdout
-    assert "not known from here: accelerator, bucket, image" in done.stdout.splitlines()[-1]
+    assert "not checked: accelerator, bucket, image" in done.stdout.splitlines()[-1]
     server.denied |= {"create selfsubjectaccessreviews", "get serviceaccounts", "get localqueues"}
     server.absent.clear()
     done = doctor("gke", "--accelerator", "cpu", "--queue", "team", **environment)

@@ -159,7 +159,7 @@ def test_a_job_is_followed_to_its_end(cluster: Cluster, tmp_path: Path) -> None:
         said = cluster.trainer("status", "gke", "pets").stdout
         assert said.startswith("pets  waiting, not started yet")
         assert "no epoch yet" in said
-        assert "no pod to read: pets is waiting" in cluster.quick("logs", "gke", "pets").stderr
+        assert "no pod with a log: pets is waiting" in cluster.quick("logs", "gke", "pets").stderr
         job["status"] = {"ready": 1, "startTime": "2026-11-27T11:00:00Z"}
         cluster.kube.put("pods", "trainer", pod("pets-0", 0, running()))
         cluster.kube.logs["pets-0"] = "trainer 0.1.0\n"

@@ -68,9 +68,9 @@ class Following:
         """Let a pod be in this state."""
         self.kube.put("pods", "trainer", pod(name, more.pop("index", 0), status, **more))
 
-    def end(self, kind: str = "Complete", **condition: str) -> int:
+    def end(self, kind: str = "Complete", resource: str = "jobs", **condition: str) -> int:
         """Let the job end, and return with which code the follower did."""
-        job = self.kube.objects["trainer", "jobs", "pets"]
+        job = self.kube.objects["trainer", resource, "pets"]
         job["status"] = {"conditions": [{"type": kind, "status": "True", **condition}]}
         self.thread.join(PATIENCE_SECONDS)
         assert not self.thread.is_alive()
@@ -94,13 +94,13 @@ def following(cluster: Cluster, job: dict[str, Any], monkeypatch: pytest.MonkeyP
 def test_it_waits_with_the_reason_and_goes_over_to_the_next_pod_until_the_job_ends(
     following: Following,
 ) -> None:
-    following.until("no pod to read: pets is waiting")
+    following.until("no pod with a log: pets is waiting")
     following.set("pets-a", UNSCHEDULED)
     following.until(
-        "pets-a waits: no machine takes it: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+        "waiting for pets-a: no machine takes it: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
     )
     following.set("pets-a", waiting("ContainerCreating"))
-    following.until("pets-a waits: the container is being made")
+    following.until("waiting for pets-a: the container is being made")
     following.set("pets-a", waiting("ImagePullBackOff", "no such tag"))
     following.until("the image can't be pulled")
     following.kube.logs["pets-a"] = "epoch 1\nepoch 2\n"
@@ -111,7 +111,7 @@ def test_it_waits_with_the_reason_and_goes_over_to_the_next_pod_until_the_job_en
     following.set("pets-a", ended(75))
     following.until("exit code 75")
     following.set("pets-b", waiting("ContainerCreating"), created="2026-11-27T12:00:00Z")
-    following.until("pets-b waits")
+    following.until("waiting for pets-b")
     following.kube.logs["pets-b"] = "epoch 3 again\n"
     following.set("pets-b", {"phase": "Succeeded"} | ended(0), created="2026-11-27T12:00:00Z")
     following.until("epoch 3 again")
@@ -139,8 +139,55 @@ def test_a_pod_that_was_put_out_before_it_began_is_passed_over(following: Follow
     assert following.end("Failed", reason="BackoffLimitExceeded") == 137
 
 
+def test_the_workers_of_a_jobset_are_followed_through_its_restarts(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = {"jobset.sigs.k8s.io/jobset-name": "pets"}
+    owner = {"kind": "JobSet", "name": "pets", "uid": "uid-pets"}
+    policy = {"maxRestarts": 3}
+    made = cluster.kube.put(
+        "jobsets", "trainer", {"metadata": {"name": "pets"}, "spec": {"failurePolicy": policy}}
+    )
+
+    def child(attempt: str, code: int | None) -> None:
+        metadata = {"name": "pets-worker-0", "labels": labels, "ownerReferences": [owner], "uid": attempt}
+        condition = {"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded"}
+        status = {"conditions": [condition] if code else []}
+        value = {"metadata": metadata, "spec": {"parallelism": 2}, "status": status}
+        cluster.kube.put("jobs", "trainer", value)
+        name = f"pets-worker-0-1-{attempt}"
+        worker = pod(name, 1, ended(code) if code else running(), f"2026-11-27T1{attempt}:00:00Z")
+        worker["metadata"]["labels"] = {
+            "batch.kubernetes.io/job-name": "pets-worker-0", "batch.kubernetes.io/controller-uid": attempt
+        }  # fmt: skip
+        cluster.kube.logs[name] = f"attempt {attempt}\n"
+        cluster.kube.put("pods", "trainer", worker)
+
+    following = Following(cluster, monkeypatch, worker=1)
+    following.until("pets is waiting, its job has not been created yet")
+    child("1", 69)
+    following.until("pets is restarting, it failed too often; all workers start again (0 of 3 restarts used)")
+    made["status"] = {"restarts": 1, "restartsCountTowardsMax": 1}
+    child("2", None)
+    following.until("attempt 2")
+    child("2", 70)
+    assert following.end("Failed", "jobsets", reason="FailJobSetFailurePolicyAction") == 70
+    assert following.lines == ["attempt 1", "attempt 2"]
+
+
+def test_an_api_server_that_fails_for_a_while_ends_nothing(following: Following) -> None:
+    following.until("no pod with a log")
+    following.kube.outages = 3
+    following.until("The cluster has a temporary problem. Received: Error from server (ServiceUnavailable)")
+    following.set("pets-a", running())
+    following.kube.logs["pets-a"] = "epoch 1\n"
+    following.until("epoch 1")
+    following.set("pets-a", ended(0))
+    assert following.end() == 0
+
+
 def test_a_job_that_is_deleted_ends_it(following: Following) -> None:
-    following.until("no pod to read")
+    following.until("no pod with a log")
     del following.kube.objects["trainer", "jobs", "pets"]
     following.thread.join(PATIENCE_SECONDS)
     assert isinstance(following.error, StoppedError)
@@ -158,7 +205,7 @@ def test_without_follow_it_prints_what_there_is_and_what_it_waits_for(
     cluster.kube.put("pods", "trainer", pod("pets-b", 0, UNSCHEDULED, "2026-11-27T12:00:00Z"))
     code, said, notes = logs()
     assert (code, said) == (0, "lost a peer\n")
-    assert "pets-b waits: no machine takes it" in notes
+    assert "waiting for pets-b: no machine takes it" in notes
     assert "counted from 0. Received: --worker 1" in logs("--worker", "1")[2]
     cluster.kube.put("pods", "trainer", pod("pets-b", 0, ended(2), "2026-11-27T12:00:00Z"))
     job["status"] = {"conditions": [{"type": "Failed", "status": "True", "reason": "PodFailurePolicy"}]}

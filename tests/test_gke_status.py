@@ -62,7 +62,7 @@ def test_a_suspended_job_names_its_queue_or_who_suspended_it(cluster: Cluster) -
     cluster.kube.absent.clear()
     assert status(cluster)[1] == "  queue team: there is no such local queue"
     put(cluster, "localqueues", "team")
-    assert status(cluster)[1] == "  queue team: Kueue has not taken it up yet"
+    assert status(cluster)[1] == "  queue team: Kueue has not created a workload for it yet"
     workload = put(cluster, "workloads", "job-pets-1")
     workload["metadata"]["labels"]["kueue.x-k8s.io/job-uid"] = "uid-pets"
     message = "couldn't assign flavors to pod set main: insufficient unused quota for nvidia.com/gpu"

@@ -97,9 +97,10 @@ def test_of_a_failed_job_of_several_workers_the_one_that_failed_is_named() -> No
     told["status"]["conditions"][0]["message"] = (
         "Container trainer for pod t/pets-1-abcde failed with exit code 70 matching FailJob rule at index 1"
     )
-    found = state(told)
+    found = state(told, pod("pets-0-x", 0, ended(143)))  # that pod is gone, and another one is still there
     assert found.exit_code == 70
     assert found.lines[0].startswith("worker 1: exit code 70: diverged")
+    assert found.lines[1].startswith("worker 0: exit code 143")
 
 
 def jobset(conditions: list[dict[str, Any]], restarts: int = 0, **spec: Any) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def doctor(place: str, **given: Any) -> None:
         raise UsageError(f"Not ready for {place}; each line says what to do. Received: {wrong} wrong")
     if unknown := [check.name for check in found if check.state == "unknown"]:
         passed = f"{len(found) - len(unknown)} of {len(found)} checks for {place} passed"
-        click.echo(f"unknown    {passed}; not known from here: {', '.join(unknown)}")
+        click.echo(f"unknown    {passed}; not checked: {', '.join(unknown)}")
         return
     click.echo(f"ready      for {place}")
 

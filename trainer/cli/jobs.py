@@ -9,8 +9,9 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from datetime import datetime, timezone
-from typing import Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import click
 
@@ -19,9 +20,11 @@ from trainer.cli.options import cluster_options, project_options
 from trainer.exits import UsageError
 from trainer.printable import printable
 
+if TYPE_CHECKING:
+    from trainer.launch.cluster_jobs import Choice
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 _PATIENCE_SECONDS = 15.0
-Choice = Literal["schedule", "job"]
 
 
 def _place(command: Command) -> Command:
@@ -50,7 +53,7 @@ def status(place: str, name: str, **where: Any) -> None:
 @click.command()
 @_place
 @click.argument("name", callback=_no_option)
-@click.option("-f", "--follow", is_flag=True, help="Go on until it ends.")
+@click.option("-f", "--follow", is_flag=True, help="Follow the log until the job ends.")
 @click.option("--worker", type=click.IntRange(0), default=0, show_default=True, help="Which of several.")
 def logs(place: str, name: str, follow: bool, worker: int, **where: Any) -> None:
     """Print what a job says."""
@@ -129,8 +132,9 @@ class _Cluster:
             lines = LogFollower(self.jobs, name, worker, _note).lines()
         else:
             lines = current_logs(self.jobs, name, worker, _note)
-        for line in lines:
-            click.echo(printable(line))
+        with closing(lines):  # a signal may come between two lines, and kubectl would go on
+            for line in lines:
+                click.echo(printable(line))
 
     def cancel(self, name: str, choice: Choice | None) -> str:
         return f" ({', '.join(self.jobs.cancel(name, choice))})"

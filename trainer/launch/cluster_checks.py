@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from trainer.exits import TrainerError, UsageError
+from trainer.exits import TemporaryError, UsageError
 from trainer.launch.accelerators import Accelerator
 from trainer.launch.checks import Check, failed, unknown
 from trainer.launch.kubectl import CRON_JOBS, JOB_SETS, JOBS, NAMESPACE_ADVICE, Kubectl
@@ -30,12 +30,12 @@ def check_cluster(
     try:
         yield Check("kubectl", "ok", kubectl.version())
         where = kubectl.where()
-    except TrainerError as error:
+    except (UsageError, TemporaryError) as error:
         yield failed("kubectl", error)
         return
     try:
         namespace = _one(kubectl, "namespaces", kubectl.namespace, NAMESPACE_ADVICE)
-    except TrainerError as error:
+    except (UsageError, TemporaryError) as error:
         yield failed("cluster", error)
         return
     yield Check("cluster", "ok", where) if namespace.state == "ok" else namespace
@@ -50,7 +50,7 @@ def check_cluster(
             yield check_queue(kubectl, queue)
         if wanted.kind != "cpu" and is_gke:
             yield _nodes(kubectl, wanted)
-    except TrainerError as error:
+    except (UsageError, TemporaryError) as error:
         yield failed("cluster", error)
 
 

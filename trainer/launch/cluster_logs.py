@@ -13,6 +13,7 @@ from datetime import datetime, timezone
 
 from trainer.exits import StoppedError, TemporaryError, UsageError, error_of
 from trainer.launch.cluster_jobs import ClusterJobs, Object, Work
+from trainer.launch.kubectl import resource_of
 from trainer.launch.kubectl_errors import BAD_REQUEST, NOT_FOUND, KubectlError
 from trainer.launch.state import (
     CONTAINER,
@@ -23,12 +24,14 @@ from trainer.launch.state import (
 )
 
 POLL_SECONDS = 2.0
-_TRIES = 60
-"""How often in a row the cluster can fail to answer before following ends."""
+_TRIES = 300
+"""How often in a row the cluster can fail to answer: for longer than it waits for a lost node (5 minutes)."""
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")
 
 
-def current_logs(jobs: ClusterJobs, name: str, worker: int, note: Callable[[str], None]) -> Iterator[str]:
+def current_logs(
+    jobs: ClusterJobs, name: str, worker: int, note: Callable[[str], None]
+) -> Generator[str, None, None]:
     """Yield the log of a worker's newest pod that has one; `note` what is waited for, if there is anything.
 
     Raises UsageError, TemporaryError.
@@ -66,7 +69,7 @@ class LogFollower:
         """The uid of the pod that was read last, and the time of the last line that was printed of it."""
         self._noted, self._failures = "", 0
 
-    def lines(self) -> Iterator[str]:
+    def lines(self) -> Generator[str, None, None]:
         """Yield the lines of the log until the job ends.
 
         Raises the error of the exit code with which it failed; UsageError if there is no such job or worker;
@@ -98,7 +101,8 @@ class LogFollower:
             return None
         left = [pod for pod in _pods_of(work, self._worker) if _uid(pod) not in self._over]
         state = work.state(_now())
-        if left and _has_log(left[0]):
+        is_lost = state.exit_code is not None and self._failures > 0  # on a node that doesn't answer
+        if left and _has_log(left[0]) and not is_lost:
             yield from self._read(left[0])
         elif left and _is_over(left[0]):  # put out before it had a container
             self._end(left[0])
@@ -118,8 +122,7 @@ class LogFollower:
             self._main = named.work.main
             self._over |= {_uid(pod) for pod in _pods_of(named.work, self._worker)[:-1]}
             return named.work
-        kind = f"{self._main['kind'].lower()}s.{self._main['apiVersion'].partition('/')[0]}"
-        found = self._jobs.kubectl.get(kind, self._main["metadata"]["name"])
+        found = self._jobs.kubectl.get(resource_of(self._main), self._main["metadata"]["name"])
         if found is None or _uid(found) != _uid(self._main):
             raise StoppedError(f"The job was deleted before it ended. Received: {self._name}")
         return self._jobs.work(found)
@@ -144,10 +147,12 @@ class LogFollower:
         except (KubectlError, TemporaryError) as error:
             if isinstance(error, KubectlError) and error.reason not in (BAD_REQUEST, NOT_FOUND):
                 raise
-            if not _is_over(pod):  # its container starts again, or its node doesn't answer now
+            if not _is_over(pod):
+                if isinstance(error, TemporaryError):  # its node doesn't answer now
+                    raise
                 self._say(str(error))
                 return
-            self._say(f"the log of {pod['metadata']['name']} is lost: {error}")
+            self._say(f"the log of {pod['metadata']['name']} can't be read: {error}")
         if _is_over(pod):
             self._end(pod)
 
@@ -192,12 +197,13 @@ def _pods_of(work: Work, worker: int) -> list[Object]:
 def _waiting(jobs: ClusterJobs, work: Work, pods: Sequence[Object]) -> str:
     """Return why the newest of `pods` has no log yet, or why there is none of them."""
     if pods and not _is_over(pods[-1]):
-        return f"{pods[-1]['metadata']['name']} waits: {pod_line(pods[-1], False) or 'it has no machine yet'}"
+        return (
+            f"waiting for {pods[-1]['metadata']['name']}: {pod_line(pods[-1], False) or 'not scheduled yet'}"
+        )
     state = jobs.explain(work, _now())
     reasons = "; ".join(filter(None, (state.about, *state.lines)))
-    return (
-        f"no pod to read: {work.main['metadata']['name']} is {state.word}{f', {reasons}' if reasons else ''}"
-    )
+    name = work.main["metadata"]["name"]
+    return f"no pod with a log: {name} is {state.word}{f', {reasons}' if reasons else ''}"
 
 
 def _no_job(schedule: Object | None) -> str:

@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +27,7 @@ from trainer.launch.names import check_namespace
 
 _PROGRAM = "kubectl"
 _SECONDS = 60.0
+_NO_NAMESPACE = re.compile(r'namespaces "[^"]*" not found$')
 _TEXT = re.compile(r"\S")
 JOBS, CRON_JOBS, JOB_SETS = "jobs.batch", "cronjobs.batch", "jobsets.jobset.x-k8s.io"
 """With their groups: other systems have jobs, too."""
@@ -123,14 +124,14 @@ class Kubectl:
         try:
             return self._run("create", *options, "-f", "-", given=value)
         except KubectlError as error:
-            if (advice := _creation_advice(error.reason, kind, name)) is None:
+            if (advice := _creation_advice(error, kind, name)) is None:
                 raise
             raise UsageError(f"{advice}. Received: {error.line}") from None
 
     def _remove(self, made: dict[str, Any]) -> None:
-        kind, name = made["kind"].lower(), made["metadata"]["name"]
         with suppress(UsageError, TemporaryError):
-            self._run("delete", kind, name, "--wait=false", "--ignore-not-found")
+            name = made["metadata"]["name"]
+            self._run("delete", resource_of(made), name, "--wait=false", "--ignore-not-found")
 
     def get(self, kind: str, name: str, *options: str) -> dict[str, Any] | None:
         """Return an object, None if there is none. Raises UsageError, TemporaryError."""
@@ -199,9 +200,15 @@ class Kubectl:
         raise parse_failure(arguments[0], done.stderr.strip() or done.stdout.strip())
 
 
-def _creation_advice(reason: str, kind: str, name: str) -> str | None:
-    """Return what to do where an object can't be created; None for a reason that says it itself."""
-    if reason == NOT_FOUND:  # nothing but its namespace can be missing
+def resource_of(value: Mapping[str, Any]) -> str:
+    """Return the resource of a Job, JobSet or CronJob with its group, as jobs.batch."""
+    return f"{value['kind'].lower()}s.{value['apiVersion'].partition('/')[0]}"
+
+
+def _creation_advice(error: KubectlError, kind: str, name: str) -> str | None:
+    """Return what to do where an object can't be created; None for an error that says it itself."""
+    reason = error.reason
+    if reason == NOT_FOUND and _NO_NAMESPACE.search(error.line):
         return f"The namespace does not exist. {NAMESPACE_ADVICE}"
     if reason == NO_KIND and kind == "JobSet":
         return (
@@ -215,8 +222,8 @@ def _creation_advice(reason: str, kind: str, name: str) -> str | None:
             "gives another. That of a job that was just cancelled goes by itself"
         )
     return (
-        f"There is a {kind} of this name; `trainer status gke {name}` tells how it goes, and `trainer cancel "
-        f"gke {name}` takes it away, so that the same run can go on"
+        f"There is a {kind} of this name; `trainer status gke {name}` shows its state, and `trainer cancel "
+        f"gke {name}` deletes it, so that the same run can be resumed"
     )
 
 

@@ -67,7 +67,7 @@ def state_of(job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]], now: dat
         return State(name, "finished", time, (), 0)
     if (failed := conditions.get("Failed") or conditions.get("FailureTarget")) is not None:
         code = _failed_code(failed, pods) if "Failed" in conditions else None
-        return State(name, "failed", _why(failed), lines or _lines_of_lost_pod(job, failed), code)
+        return State(name, "failed", _why(failed), (*_line_of_lost_pod(job, failed, pods), *lines), code)
     if "Suspended" in conditions or spec.get("suspend"):
         return State(name, "suspended", "spec.suspend is set", lines)
     if ready := int(status.get("ready", 0)):
@@ -94,10 +94,12 @@ def _failed_code(failed: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -
     return max(ends)[-1] if ends else _UNKNOWN_CODE
 
 
-def _lines_of_lost_pod(job: Mapping[str, Any], failed: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the line of a failed pod that is no longer there, from what the job's condition says."""
+def _line_of_lost_pod(
+    job: Mapping[str, Any], failed: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]
+) -> tuple[str, ...]:
+    """Return the line of the pod that the job's condition names, if it is no longer among `pods`."""
     found = _FAILED_POD.match(str(failed.get("message", "")))
-    if found is None:
+    if found is None or found["pod"] in (pod["metadata"]["name"] for pod in pods):
         return ()
     index = re.match(rf"{re.escape(job['metadata']['name'])}-(\d+)-", found["pod"])
     worker = f"worker {index[1]}: " if index and int(job.get("spec", {}).get("parallelism", 1)) > 1 else ""

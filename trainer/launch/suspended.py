@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from trainer.launch.kubectl import Kubectl
+from trainer.launch.kubectl import Kubectl, resource_of
 from trainer.launch.kubectl_errors import NO_KIND, KubectlError
 
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
@@ -28,7 +28,8 @@ def explain_suspension(kubectl: Kubectl, main: Mapping[str, Any]) -> str:
         if error.reason == NO_KIND:
             return f"queue {queue}: the cluster has no Kueue, and so nothing starts it"
         return f"the reason can't be read: {error.line}"
-    return f"queue {queue}: {'Kueue has not taken it up yet' if is_there else 'there is no such local queue'}"
+    reason = "Kueue has not created a workload for it yet" if is_there else "there is no such local queue"
+    return f"queue {queue}: {reason}"
 
 
 def _of_workload(workload: Mapping[str, Any]) -> str:
@@ -40,14 +41,13 @@ def _of_workload(workload: Mapping[str, Any]) -> str:
         found = conditions.get(kind, {})
         if found.get("status") == state:
             return str(found.get("message") or found.get("reason") or kind)
-    return "it waits for its turn"
+    return "waiting in the queue"
 
 
 def _who_suspended(kubectl: Kubectl, main: Mapping[str, Any]) -> str:
     """Return which program set `spec.suspend`, and when: the server notes it in `managedFields`."""
     kind, name = main["kind"].lower(), main["metadata"]["name"]
-    resource = f"{kind}s.{main['apiVersion'].partition('/')[0]}"
-    found = kubectl.get(resource, name, "--show-managed-fields") or {}
+    found = kubectl.get(resource_of(main), name, "--show-managed-fields") or {}
     fields = [
         each for each in found.get("metadata", {}).get("managedFields", [])
         if "f:suspend" in each.get("fieldsV1", {}).get("f:spec", {})
