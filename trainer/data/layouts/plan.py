@@ -222,7 +222,7 @@ def _below(branches: Sequence[Branch], base: Path) -> Plan | None:
 
 
 def _parts(branches: Sequence[Branch], base: Path) -> Plan | None:
-    """Read `part_1` and `part_2`, which hold the same class folders, as one; refuse others that hold the same."""
+    """Read `part_1` and `part_2`, which hold the same class folders, as one; refuse others that do."""
     several = [branch for branch in branches if branch.folders and not branch.has_own_pictures]
     if len(several) < 2 and not any(branch.is_part or branch.is_side for branch in branches):
         return None
