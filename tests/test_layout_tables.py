@@ -76,7 +76,7 @@ READ: dict[str, tuple[dict[str, str | bytes], list[str], dict[tuple[str | None, 
     ),
     "a column of splits": (
         {"a.csv": "image,label,split\n" + "".join(
-            f"{path},{LABELS[number % 6]},{path.partition('/')[0]}\n" for number, path in enumerate(SPLIT_NAMES))},
+            f"{path},{LABELS[n % 6]},{path.partition('/')[0]}\n" for n, path in enumerate(SPLIT_NAMES))},
         SPLIT_NAMES, PARTED,
     ),
     "a column of folds": (
@@ -130,7 +130,8 @@ READ: dict[str, tuple[dict[str, str | bytes], list[str], dict[tuple[str | None, 
         NAMES, CATS_DOGS,
     ),
     "Vertex AI's": (
-        {"import.csv": rows("", "training,{path},{label}")}, NAMES, {("train", "cat"): 3, ("train", "dog"): 3}),
+        {"import.csv": rows("", "training,{path},{label}")}, NAMES,
+        {("train", "cat"): 3, ("train", "dog"): 3}),
     "class folders with a table of little": (
         {"notes.csv": "file,label\ncat/0.png,fluffy\n"},
         [f"{label}/{number}.png" for label in ("cat", "dog") for number in range(3)], CATS_DOGS,
@@ -145,7 +146,8 @@ REFUSED: dict[str, tuple[dict[str, str], list[str], str]] = {
         {"list.csv": rows("image,species,breed", "{name},{label},{number}")}, NAMES,
         r"several of its columns could be the label \(species, breed\)"),
     "two tables that disagree": (
-        {"a.csv": rows("path,species", "{path},{label}"), "b.csv": rows("path,breed", "{path},b{number}")}, NAMES,
+        {"a.csv": rows("path,species", "{path},{label}"), "b.csv": rows("path,breed", "{path},b{number}")},
+        NAMES,
         r"Two tables say different things.*a\.csv \(cat\) and b\.csv:2 \(b0\)"),
     "images that are not there": (
         {"a.csv": rows("path,label", "other/{name}x,{label}")}, NAMES, r"column path names no image that is here"),
@@ -209,16 +211,18 @@ def test_row_that_can_not_be_used_names_its_line(tmp_path: Path) -> None:
 
 NAMED: dict[str, tuple[dict[str, str], list[str], list[str]]] = {
     "a table of something else": (
-        {"scores.csv": "id,score\n1,0.5\n"}, [f"{label}/{number}.png" for label in "ab" for number in range(3)],
+        {"scores.csv": "id,score\n1,0.5\n"}, [f"{label}/{n}.png" for label in "ab" for n in range(3)],
         [r"scores\.csv is not used: none of its columns is named like a label \(id, score\)"]),
     "a form for answers": (
-        {"train.csv": rows("id,label", "{id},{label}"), "sample_submission.csv": rows("id,label", "{id},cat")}, NAMES,
+        {"train.csv": rows("id,label", "{id},{label}"), "sample_submission.csv": rows("id,label", "{id},cat")},
+        NAMES,
         [r"sample_submission\.csv is not used: it is a form"]),
     "images that no row lists": (
         {"a.csv": rows("path,label", "{path},{label}")}, [*NAMES, "images/x.png", "images/y.png"],
         [r"2 images not listed in a\.csv left out, such as images/x\.png"]),
     "few rows beside class folders": (
-        {"notes.csv": "file,label\ncat/0.png,fluffy\n"}, [f"{label}/{n}.png" for label in ("cat", "dog") for n in "012"],
+        {"notes.csv": "file,label\ncat/0.png,fluffy\n"},
+        [f"{label}/{n}.png" for label in ("cat", "dog") for n in "012"],
         [r"notes\.csv is not used: it lists only 1 of 6 images"]),
     "a table that is used": ({"a.csv": rows("path,label", "{path},{label}")}, NAMES, []),
 }  # fmt: skip
