@@ -150,7 +150,8 @@ REFUSED: dict[str, tuple[dict[str, str], list[str], str]] = {
         NAMES,
         r"Two tables say different things.*a\.csv \(cat\) and b\.csv:2 \(b0\)"),
     "images that are not there": (
-        {"a.csv": rows("path,label", "other/{name}x,{label}")}, NAMES, r"column path names no image that is here"),
+        {"a.csv": rows("path,label", "other/{name}x,{label}")}, NAMES,
+        r"column path names no image that is here"),
     "several ones a row": ({"a.csv": rows("image,cat,dog", "{id},1,1")}, NAMES, "not used: none of its"),
     "parts beside a table": (
         {"metadata.csv": rows("image,site", "{name},arm")},
@@ -214,7 +215,7 @@ NAMED: dict[str, tuple[dict[str, str], list[str], list[str]]] = {
         {"scores.csv": "id,score\n1,0.5\n"}, [f"{label}/{n}.png" for label in "ab" for n in range(3)],
         [r"scores\.csv is not used: none of its columns is named like a label \(id, score\)"]),
     "a form for answers": (
-        {"train.csv": rows("id,label", "{id},{label}"), "sample_submission.csv": rows("id,label", "{id},cat")},
+        {"a.csv": rows("id,label", "{id},{label}"), "sample_submission.csv": rows("id,label", "{id},cat")},
         NAMES,
         [r"sample_submission\.csv is not used: it is a form"]),
     "images that no row lists": (

@@ -137,13 +137,13 @@ class _Gathered:
         self._first: dict[str, tuple[Item, Table]] = {}
 
     def kept(self, item: Item, table: Table, where: str) -> Item | None:
-        """Return `item` under a name of its own, None if another table has it already. Raises DataError."""
+        """Return `item` under a name of its own, None if it is listed already. Raises DataError."""
         earlier, other = self._first.setdefault(item.name, (item, table))
         if earlier is item:
             return item
-        if table is not other and table.header and other.header:
-            if earlier.label == item.label:
-                return None
+        if table.header and other.header and (earlier.label, earlier.split) == (item.label, item.split):
+            return None
+        if table.header and other.header and table is not other:
             raise DataError(
                 "Two tables say different things of one image; give one of them as data. Received: "
                 f"{printable(other.path.name)} ({earlier.label}) and {where} ({item.label}) for {item.name}"
