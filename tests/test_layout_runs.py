@@ -44,7 +44,7 @@ def test_training_names_the_classes_and_what_is_left_out_and_a_table_measures_th
     rows = "".join(f"{('discs', 'squares')[number % 2]},{number}\n" for number in range(4))
     (tmp_path / "more" / "labels.csv").write_text(f"dx,image_id\n{rows}")
     (tmp_path / "more" / "notes.csv").write_text("id,age\n1,2\n")
-    done = trainer("evaluate", tmp_path / "run", tmp_path / "more", cache=cache)
+    done = trainer("evaluate", tmp_path / "run", "--data", tmp_path / "more", cache=cache)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "all: 4 images" in done.stdout
     assert "notes.csv is not used" in done.stderr
@@ -57,4 +57,4 @@ def test_folders_that_may_mean_several_things_end_with_65_and_leave_no_run(tmp_p
         "train", "--data", tmp_path / "data", "--output", tmp_path / "runs", cache=tmp_path / "cache"
     )
     refused(done, 65, "named like splits", "data.layout=folders", "Received: val")
-    assert not list((tmp_path / "runs").glob("*"))
+    assert not list((tmp_path / "runs").glob("[!.]*"))
