@@ -11,7 +11,7 @@ rejection that names the line for each row that can't be used, which counts as d
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -93,11 +93,9 @@ def _problem(path: Path, lookup: Lookup) -> str | None:
     columns = _columns(table, lookup)
     if isinstance(columns, str):
         return columns
-    return (
-        None
-        if columns.is_resolved
-        else f"its column {table.header[columns.path]} names no image that is here"
-    )
+    if not columns.is_resolved:
+        return f"its column {table.header[columns.path]} names no image that is here"
+    return None
 
 
 def read_import_files(files: list[Path], root: Path, buckets: Buckets) -> Found:
@@ -206,16 +204,18 @@ def _rows(table: Table, lookup: Lookup, split: str, beside: str) -> Iterator[tup
             raise DataError(f"A table can't be used: {columns}. Received: {printable(str(table.path))}")
         rows = [(line, _named_row(table, columns, each, split)) for line, each in table.rows]
     column = {row.label for _, row in rows if isinstance(row, Row)}
+    labels = {label: labels_in(label, column) for label in column}
+    # A displayName of Vertex AI's JSON is one label, whatever it holds.
+    is_cell = bool(table.header) or table.path.suffix.lower() != ".jsonl"
     for line, row in rows:
-        if isinstance(row, Row):
-            row = _with_one_label(row, column)
+        if isinstance(row, Row) and is_cell:
+            row = _with_one_label(row, labels[row.label])
         if isinstance(row, Row) and table.header and not beside:
             row = _looked_up(row, table.path, lookup)
         yield line, row
 
 
-def _with_one_label(row: Row, column: Collection[str]) -> Row | str:
-    labels = labels_in(row.label, column)
+def _with_one_label(row: Row, labels: Sequence[str]) -> Row | str:
     if len(labels) > 1:
         return f"several labels in one cell: {row.label}; one image has one class"
     return replace(row, label=labels[0] if labels else "")

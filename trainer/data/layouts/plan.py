@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from trainer.data.layouts.branches import Branch, agree, read_branch
-from trainer.data.layouts.found import is_picture, list_folder, split_and_label, split_named
+from trainer.data.layouts.found import bare_name, is_picture, list_folder, split_and_label, split_named
 from trainer.data.layouts.named_images import labels_of_names
 from trainer.data.layouts.planned import (
     OUTSIDE_CLASSES,
@@ -111,13 +111,13 @@ def _lone_class(named: Sequence[Branch], branches: Sequence[Branch], base: Path)
     """Take `train` for a class among vehicles, and `valid` for one beside `invalid`."""
     names = {branch.name.lower() for branch in named}
     if names == {"train"}:
-        plan = _of_classes(branches, base)
+        plan = _without_unlabelled(branches, base)
         plan.warnings.append(
             "train/ is read as a class, as it holds images and other folders beside it do too"
         )
         return plan
     if names == {"valid"} and "invalid" in {branch.name.lower() for branch in branches}:
-        return _of_classes(branches, base)
+        return _without_unlabelled(branches, base)
     raise Ambiguous(
         "Some folders are named like splits but hold images and no class folders, beside folders that could "
         "be classes: move them away, or put their images into class folders of train/, validation/ or test/",
@@ -186,8 +186,8 @@ def _splits_in_names(branches: Sequence[Branch], base: Path) -> Plan | None:
 
 
 def _below(branches: Sequence[Branch], base: Path) -> Plan | None:
-    """Read the one folder that is a whole data set, beside folders that are none."""
-    sets = [branch for branch in branches if branch.is_of_splits]
+    """Read the one folder that is a whole data set, beside folders that are none: docs, annotations."""
+    sets = [branch for branch in branches if branch.is_of_splits] or _only_images(branches)
     if len(sets) > 1:
         raise Ambiguous("There are several data sets, each with splits: give the folder of one of them", sets)
     if not sets:
@@ -199,9 +199,18 @@ def _below(branches: Sequence[Branch], base: Path) -> Plan | None:
     return plan
 
 
+def _only_images(branches: Sequence[Branch]) -> list[Branch]:
+    """Return the folder called `images` if it holds folders and nothing beside it holds images."""
+    general = [branch for branch in branches if branch.folders and not bare_name(branch.name)]
+    is_alone = len(general) == 1 < len(branches) and not any(map(str.isdigit, general[0].name))
+    others = [branch for branch in branches if branch not in general]
+    return general if is_alone and not any(branch.has_pictures for branch in others) else []
+
+
 def _parts(branches: Sequence[Branch], base: Path) -> Plan | None:
     """Read `part_1` and `part_2`, which hold the same class folders, as one; refuse others that do."""
     several = [branch for branch in branches if branch.folders and not branch.has_own_pictures]
+    several = [branch for branch in several if branch.has_pictures] if len(several) > 1 else several
     if len(several) < 2 and not any(branch.is_part or branch.is_side for branch in branches):
         return None
     full = [branch for branch in branches if branch.has_pictures]
