@@ -21,10 +21,14 @@ class Started(SilentProgress):
 
     def __init__(self) -> None:
         self.any = False
+        self.said: list[str] = []
 
     def start(self, label: str, total: int | None, unit: str) -> Task:
         self.any = True
         return SilentTask()
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
 
 
 def extract(archive: Path, cache: Path, max_bytes: int = 200 * MIB, progress: Progress | None = None) -> Path:
@@ -46,6 +50,17 @@ def make_zip(path: Path, files: dict[str, bytes]) -> Path:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in files.items():
             archive.writestr(name, data)
+    return path
+
+
+def unstated_zip(path: Path, files: dict[str, bytes], encoding: str) -> Path:
+    """Write the zip of a tool that names files in the encoding of its system, and doesn't say so."""
+    names = {chr(65 + number) * len(name.encode(encoding)): name for number, name in enumerate(files)}
+    make_zip(path, {plain: files[name] for plain, name in names.items()})
+    data = path.read_bytes()
+    for plain, name in names.items():
+        data = data.replace(plain.encode(), name.encode(encoding))
+    path.write_bytes(data)
     return path
 
 

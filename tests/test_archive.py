@@ -43,7 +43,9 @@ def test_other_files_are_not_archives(tmp_path: Path, name: str, data: bytes) ->
 @pytest.mark.parametrize(
     ("name", "data", "says"),
     [
-        ("a.zip", b"<!DOCTYPE html>", "isn't one: it starts with b'<!DOCTYPE html>'"),
+        ("a.zip", b"GIF89a, no zip", "isn't one: it starts with b'GIF89a, no zip'"),
+        ("a.zip", b"\xef\xbb\xbf\n<!DOCTYPE html>", "isn't one: it is a web page"),
+        ("a.tgz", b"<html><head>", "isn't one: it is a web page"),
         ("a.tar", b"", "isn't one: it is empty"),
         ("a.tar.bz2", b"BZh91AY", "A bzip2 archive isn't read"),
         ("a", b"7z\xbc\xaf\x27\x1c", "A 7z archive isn't read"),

@@ -155,7 +155,13 @@ def test_found_line_fits_and_numbered_classes_are_in_the_order_of_numbers(tmp_pa
             put(tmp_path / "data" / split / str(label) / "1.png", png(3 * label + seed))
     dataset = load(tmp_path / "data", tmp_path / "cache")
     assert dataset.class_names == tuple(str(label) for label in range(12))
-    start = "Found 12 train, 12 validation and 12 test images in 12 classes: "
-    assert format_found(dataset) == start + "0, 1 and 10 more"
-    assert format_found(dataset, 100) == start + "0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11"
-    assert format_found(dataset, 65) == start.removesuffix(": ")
+    start = "Found 12 train, 12 validation and 12 test images in 12 classes:"
+    assert format_found(dataset) == start + "\n  0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11"
+    assert format_found(dataset, 100) == start + " 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11"
+    assert format_found(dataset, 25) == start + "\n  0, 1, 2, 3, 4, 5, 6, 7,\n  8, 9, 10, 11"
+    many = replace(dataset, class_names=tuple(f"species {number}" for number in range(200)))
+    lines = format_found(many).splitlines()
+    assert len(lines) == 7
+    assert lines[1].startswith("  species 0, species 1, ")
+    assert lines[-1] == "  and 165 more"
+    assert max(map(len, lines)) <= 80

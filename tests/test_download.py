@@ -151,6 +151,23 @@ def test_copy_without_a_checksum_is_used_when_the_server_says_it_is_current(
     assert first.read_bytes() == DATA
 
 
+@pytest.mark.parametrize("path", ["/pets.zip", "/uc?id=1"])
+@pytest.mark.parametrize("checksum", [None, MD5])
+def test_web_page_in_the_place_of_a_file_is_refused_with_the_address_and_a_copy_stays(
+    server: HttpsServer, tmp_path: Path, path: str, checksum: str | None
+) -> None:
+    server.files[path] = Served(make_zip(tmp_path / "a.zip", FILES).read_bytes(), etag='"v1"')
+    assert tree(fetch(server, tmp_path / "cache", path=path)) == FILES
+    server.files[path] = Served(b"\n<!DOCTYPE html><title>Sign in</title>", etag='"v2"')
+    with pytest.raises(DataError, match=r"answered with a web page .* give the address of the file") as error:
+        fetch(server, tmp_path / "cache", checksum, path=path)
+    assert server.url(path).partition("?")[0] in str(error.value)
+    assert "id=1" not in str(error.value)
+    server.shutdown()
+    server.server_close()
+    assert tree(fetch(server, tmp_path / "cache", path=path)) == FILES
+
+
 def test_archive_that_is_damaged_is_downloaded_anew_though_the_server_says_it_is_current(
     server: HttpsServer, tmp_path: Path
 ) -> None:

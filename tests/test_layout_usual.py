@@ -52,7 +52,23 @@ READ = {
     "foreign folder beside": (two("train", "test") + images("notebook_figures"), PARTED),
     "copy of itself beside": (two("train", "test", "chest/train", "chest/test"), PARTED),
     "set below a folder with others": ([*two("data/train", "data/test"), "docs/figure.png"], PARTED),
+    "images beside annotations": (
+        [*images("Images/cats", "Images/dogs"), "Annotation/cats/0.xml", "Annotation/dogs/0.xml"],
+        CATS_DOGS,
+    ),
+    "a class called train and unlabelled images": (
+        images("train", "car", "unlabelled"),
+        {(None, "train"): 3, (None, "car"): 3},
+    ),
     "splits inside the classes": (images("cats/train", "cats/test", "dogs/train", "dogs/test"), PARTED),
+    "splits in the names of the folders": (
+        images("train_cats", "train_dogs", "test_cats", "test_dogs"),
+        PARTED,
+    ),
+    "splits at the end of the names": (
+        images("cats-train", "dogs-train", "cats-test", "dogs-test"),
+        PARTED,
+    ),
     "numbered parts of one set": (
         two("part_1", "part_2"),
         {(None, "cats"): 6, (None, "dogs"): 6},

@@ -20,6 +20,7 @@ from trainer.data.contents import split_digest
 from trainer.data.convert import prepare
 from trainer.data.fetch import buckets_of, extraction_of, fetch_source
 from trainer.data.items import Item, Source
+from trainer.data.labels import normalized
 from trainer.data.layouts import read_layout
 from trainer.data.progress import SilentProgress
 from trainer.data.shards.index import Catalogue
@@ -107,7 +108,10 @@ def _require_unchanged(run: Run, items: Mapping[str, Item]) -> None:
         return
     mine = [items[name] for name in names if name in items]
     contents = [hashlib.sha256(item.read()).hexdigest() for item in mine]
-    found = split_digest([item.name for item in mine], [item.label for item in mine], contents)
+    # As the run spells them: earlier versions did not normalize the names of classes.
+    spelled = {normalized(name): name for name in run.predictions.class_names} if run.predictions else {}
+    labels = [spelled.get(item.label, item.label) for item in mine]
+    found = split_digest([item.name for item in mine], labels, contents)
     if f"sha256:{found}" != digest:
         raise DataError(_CHANGED)
 

@@ -2,8 +2,9 @@
 
 In: a local zip, tar or gzipped tar, recognised by its first bytes and not by its name.
 Out: a folder in the cache, named by the archive's sha256, that is there whole or not at
-all. Regular files only: a link, a device, an unsafe name, a bomb, a password or a damaged
-member refuses the whole archive. Archives inside an archive are not opened.
+all. Regular files only: a symbolic link, a device, an unsafe name, a bomb, a password or a damaged
+member refuses the whole archive; a hard link to an earlier member becomes a copy of it. Archives
+inside an archive are not opened.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from trainer.data.damage import DAMAGE
 from trainer.data.members import Unpacker
 from trainer.data.progress import Progress
 from trainer.data.unpack_tar import unpack_tar
-from trainer.data.unpack_zip import unpack_zip
+from trainer.data.unpack_zip import unpack_zip, zip_encoding
+from trainer.data.web_page import is_web_page
+from trainer.data.zip_names import STANDARD
 from trainer.exits import DataError
 from trainer.storage import build_once
 
@@ -64,6 +67,8 @@ def archive_kind(path: Path) -> Kind | None:
     if _is_tar_header(start):
         return "tar"
     what = f"it starts with {start[:16]!r}" if start else "it is empty"
+    if is_web_page(path):
+        what = "it is a web page, such as a sign-in page that was saved in its place"
     raise DataError(
         f"The file is named like an archive but isn't one: {what}. Get it again. Received: {path}"
     )
@@ -76,8 +81,17 @@ def extract_archive(path: Path, sha256: str, cache_dir: Path, max_bytes: int, pr
     most that the members may come to. Raises DataError (unsafe, damaged, encrypted, too
     large), TemporaryError (full disk), UsageError (a cache that can't be written).
     """
-    folder = cache_dir / "extracted" / sha256
-    build = partial(_unpack, path, archive_kind(path), max_bytes, progress)
+    kind = archive_kind(path)
+    encoding = zip_encoding(path) if kind == "zip" else None
+    # Earlier versions took every name for the format's own encoding, and their folders may be in the cache.
+    name = sha256 if encoding in (None, STANDARD) else f"{sha256}-{encoding}"
+    if encoding is not None:
+        progress.say(
+            f"{path.name} does not say how its names are encoded; they are read as {encoding}. If they look "
+            "wrong, unpack it and give the folder."
+        )
+    folder = cache_dir / "extracted" / name
+    build = partial(_unpack, path, kind, max_bytes, progress)
     return build_once(
         folder, build, lambda: progress.say(f"Waiting for another process that extracts {path.name}")
     )

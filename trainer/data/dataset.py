@@ -32,6 +32,9 @@ from trainer.data.split import BY_SOURCE, STRATIFIED, assign_splits
 from trainer.printable import shown_address
 from trainer.spec.schema import DataSpec
 
+_MOST_LINES = 5
+"""Of class names."""
+
 
 @dataclass(frozen=True)
 class Split:
@@ -203,15 +206,26 @@ def _groups(groups: Sequence[Sequence[Item]]) -> dict[str, Any]:
 def format_found(dataset: Dataset, width: int = 80) -> str:
     """Return `Found 2000 train and 1000 validation images in 2 classes: cats, dogs`.
 
-    Class names are left out from the end, and counted, where the line would pass `width` characters.
+    Class names that would pass `width` characters follow on lines of their own; of very many the last ones
+    are counted.
     """
     counts = [f"{len(split.items)} {name}" for name, split in dataset.splits.items()]
     counted = f"{', '.join(counts[:-1])} and {counts[-1]}"
     names = dataset.class_names
-    start = f"Found {counted} images in {len(names)} classes: "
-    for shown in range(len(names), 0, -1):
-        more = f" and {len(names) - shown} more" if shown < len(names) else ""
-        line = f"{start}{', '.join(names[:shown])}{more}"
-        if len(line) <= width:
-            return line
-    return start.removesuffix(": ")
+    start = f"Found {counted} images in {len(names)} classes:"
+    line = f"{start} {', '.join(names)}"
+    return line if len(line) <= width else "\n  ".join([start, *_lines_of(names, width - 2)])
+
+
+def _lines_of(names: Sequence[str], width: int) -> list[str]:
+    """Return lines of at most `width` characters, unless a single name is longer."""
+    lines: list[str] = []
+    for number, name in enumerate(names):
+        if lines and len(lines[-1]) + len(name) + 3 <= width:
+            lines[-1] += f", {name}"
+        elif len(lines) < _MOST_LINES:
+            lines.append(name)
+        else:
+            lines.append(f"and {len(names) - number} more")
+            break
+    return [f"{line}," for line in lines[:-1]] + lines[-1:]

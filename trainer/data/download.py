@@ -17,6 +17,7 @@ from trainer.data.digests import checksum_problem, hash_reported, remember_diges
 from trainer.data.http import require_https
 from trainer.data.progress import Progress
 from trainer.data.transfer import Patience, Transfer, UnreachableError, Version
+from trainer.data.web_page import is_web_page
 from trainer.exits import DataError
 from trainer.printable import shown_address
 from trainer.storage import exclusive, explained, sync_folder, write_json
@@ -64,6 +65,13 @@ def forget_version(path: Path) -> None:
 
 def _accept(transfer: Transfer, path: Path, version: Version, checksum: str | None, cache_dir: Path) -> None:
     """Verify what arrived, and only then let it take its place."""
+    if is_web_page(transfer.partial):
+        transfer.discard()
+        raise DataError(
+            "The server answered with a web page in the place of the file, such as one to sign in or to "
+            "confirm; give the address of the file itself, or download it in a browser and give its path. "
+            f"Received: {without_secrets(transfer.url)}"
+        )
     algorithm, _, expected = (checksum or "").partition(":")
     wanted = {"sha256", algorithm} - {""}
     digests = hash_reported(transfer.partial, wanted, path.name, transfer.progress)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from trainer.data.damage import CHUNK_BYTES
 from trainer.exits import DataError, UsageError
 from trainer.storage import explained, write_all
 
@@ -129,6 +130,20 @@ class Unpacker:
                     )
                 with explained(path):
                     write_all(file, chunk)
+
+    def copy(self, name: str, target: str, archive_bytes: int) -> None:
+        """Write the file `target`, a member that was written before, to the file `name` too.
+
+        `archive_bytes` is the size of the whole archive. Raises DataError, TemporaryError.
+        """
+        source = self._place(target)
+        # Nothing below the root is a link, so that a file there is one of the archive's own.
+        if not source.is_file() or source == self._place(name):
+            raise refused(self.archive, name, "it holds a hard link to what is no file before it")
+        size = source.stat().st_size
+        require_archive_ratio(self.archive, self._bytes + size, archive_bytes)
+        with open(source, "rb") as file:
+            self.file(name, iter(lambda: file.read(CHUNK_BYTES), b""), lambda: size)
 
     def _count(self, size: int) -> None:
         self._bytes += size

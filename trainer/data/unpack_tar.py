@@ -100,11 +100,14 @@ def _unpack_tar_member(
     if member.isdir():
         unpacker.folder(member.name)
         return
+    if member.type == tarfile.LNKTYPE:
+        unpacker.copy(member.name, member.linkname, path.stat().st_size)
+        return
     if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE) or member.issparse():
         raise refused(
             str(path),
             member.name,
-            "it holds a link, a device or a sparse file, and only plain files are safe",
+            "it holds a symbolic link, a device or a sparse file, and only plain files are safe",
         )
     file = archive.extractfile(member)
     if file is not None:

@@ -12,6 +12,13 @@ from pathlib import Path
 from trainer.data.damage import chunks, reading
 from trainer.data.members import Unpacker, refused, require_archive_ratio, too_large
 from trainer.data.progress import Progress
+from trainer.data.zip_names import encoding_of, name_of
+
+
+def zip_encoding(path: Path) -> str | None:
+    """Return the encoding of the names in the zip at `path`, see `encoding_of`. Raises DataError."""
+    with reading(path), zipfile.ZipFile(path) as archive:
+        return encoding_of(archive.infolist())
 
 
 def unpack_zip(path: Path, unpacker: Unpacker, progress: Progress) -> None:
@@ -20,6 +27,7 @@ def unpack_zip(path: Path, unpacker: Unpacker, progress: Progress) -> None:
         archive = zipfile.ZipFile(path)
     with archive:
         members = archive.infolist()
+        encoding = encoding_of(members)
         total = sum(member.file_size for member in members)
         # No member gives more than it declares, so bombs are known before a byte is written.
         require_archive_ratio(str(path), total, path.stat().st_size)
@@ -28,16 +36,15 @@ def unpack_zip(path: Path, unpacker: Unpacker, progress: Progress) -> None:
         task = progress.start(f"Extracting {path.name}", total, "B")
         try:
             for member in members:
-                _unpack_zip_member(archive, member, path, unpacker)
+                _unpack_zip_member(archive, member, name_of(member, encoding), path, unpacker)
                 task.advance(member.file_size)
         finally:
             task.finish()
 
 
 def _unpack_zip_member(
-    archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path, unpacker: Unpacker
+    archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, path: Path, unpacker: Unpacker
 ) -> None:
-    name = _zip_name(member)
     file_type = (member.external_attr >> 16) & 0o170000
     if file_type not in (0, 0o100000, 0o040000):
         raise refused(str(path), name, "it holds a link or a device, and only plain files are safe")
@@ -50,18 +57,3 @@ def _unpack_zip_member(
         file = archive.open(member)
     with file:
         unpacker.file(name, chunks(file, path, name), lambda: member.compress_size)
-
-
-def _zip_name(member: zipfile.ZipInfo) -> str:
-    """Return the member's name as it was meant.
-
-    `orig_filename`, because `filename` is cut at a NUL. Some tools write UTF-8 without the flag
-    that says so, which then reads as the code page 437 that the format started with.
-    """
-    name = member.orig_filename
-    if member.flag_bits & 0x800:
-        return name
-    try:
-        return name.encode("cp437").decode("utf-8")
-    except UnicodeError:
-        return name

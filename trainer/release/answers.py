@@ -47,7 +47,7 @@ def answers_of(
     splits = [decoded[_how(model)] for model in models]
     said = f"{splits[0].name} images of {shown_address(test_data or data.source)}"
     answers = [predict_split(model, split) for model, split in zip(models, splits, strict=True)]
-    return [_in_order(each, answers[0]) for each in answers], said
+    return [in_order(each, answers[0]) for each in answers], said
 
 
 def _how(model: LoadedModel) -> tuple[int, str, str, tuple[str, ...]]:
@@ -64,7 +64,7 @@ def _split(
         dataset = load_dataset(own, cache_dir, progress, lambda rejected: None)
         _require_known(dataset.class_names, model.class_names)
         split = dataset.held_out if test_data is None else dataset.splits.get("test", dataset.held_out)
-        return replace(split, labels=_translated(split.labels, dataset.class_names, model.class_names))
+        return replace(split, labels=translated(split.labels, dataset.class_names, model.class_names))
     frozen = DataSpec.model_validate({"source": test_data, "max_rejected": own.max_rejected} | about)
     try:
         splits, _ = load_labelled(frozen, model.class_names, cache_dir, progress)
@@ -89,7 +89,7 @@ def _require_known(classes: Sequence[str], known: Sequence[str]) -> None:
         )
 
 
-def _translated(labels: NDArray[np.int32], names: Sequence[str], known: Sequence[str]) -> NDArray[np.int32]:
+def translated(labels: NDArray[np.int32], names: Sequence[str], known: Sequence[str]) -> NDArray[np.int32]:
     """Return labels that are indices of `names` as indices of `known`, the same classes."""
     if all_normalized(names) == all_normalized(known):
         return labels
@@ -97,8 +97,8 @@ def _translated(labels: NDArray[np.int32], names: Sequence[str], known: Sequence
     return np.array([number[normalized(name)] for name in names], np.int32)[labels]
 
 
-def _in_order(answers: Predictions, first: Predictions) -> Predictions:
-    """Return `answers` with the images and the classes in the order of `first`."""
+def in_order(answers: Predictions, first: Predictions) -> Predictions:
+    """Return `answers` with the images and the classes in the order of `first`. Raises DataError."""
     names = first.names
     place = {name: index for index, name in enumerate(answers.names)}
     if set(place) != set(names):
@@ -107,8 +107,8 @@ def _in_order(answers: Predictions, first: Predictions) -> Predictions:
             f"Received: {len(set(place) ^ set(names))} other images"
         )
     order = np.array([place[name] for name in names], np.int64)
-    labels = _translated(answers.labels, answers.class_names, first.class_names)
-    columns = _translated(
+    labels = translated(answers.labels, answers.class_names, first.class_names)
+    columns = translated(
         np.arange(len(first.class_names), dtype=np.int32), first.class_names, answers.class_names
     )
     probabilities = answers.probabilities[order][:, columns]

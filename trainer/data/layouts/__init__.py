@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from trainer.data.items import Item, Rejection
 from trainer.data.labels import normalized
+from trainer.data.layouts.choice import folders_beside_tables, tables_beside_folders, unused_below
 from trainer.data.layouts.cifar import find_cifar_files, read_cifar_files
 from trainer.data.layouts.folders import read_folders
 from trainer.data.layouts.found import Found, wrapped_folders
@@ -74,7 +75,7 @@ def _file_layouts(buckets: Buckets, extraction: Extraction | None) -> tuple[_Fil
         ),
         *parquet,
         _FileLayout("cifar", find_cifar_files, read_cifar_files, "CIFAR's .bin files"),
-        _FileLayout("import", find_import_files, read_import, "a .csv or .jsonl import file"),
+        _FileLayout("import", find_import_files, read_import, "a .csv, .tsv or .jsonl table of its images"),
     )
 
 
@@ -116,13 +117,17 @@ def _read_folder(root: Path, layout: str, kinds: tuple[_FileLayout, ...]) -> tup
         for folder in wrapped_folders(root):
             find = kind.find_asked if layout == kind.name and kind.find_asked else kind.find
             if files := find(folder):
-                return kind.read(files, root), kind.name
+                found = kind.read(files, root)
+                if kind.name == "import":
+                    return tables_beside_folders(found, files, root, is_chosen=layout == "import")
+                return found, kind.name
         if layout == kind.name:
+            why = "".join(f": {sentence}" for sentence in unused_below(root)) if layout == "import" else ""
             raise DataError(
-                f"data.layout is {layout}, but the source has not {kind.wants}. "
+                f"data.layout is {layout}, but the source has not {kind.wants}{why}. "
                 f"Received: {printable(str(root))}"
             )
-    return read_folders(root), "folders"
+    return folders_beside_tables(root), "folders"
 
 
 def _read_file(path: Path, layout: str, kinds: tuple[_FileLayout, ...]) -> tuple[Found, str]:
@@ -131,8 +136,8 @@ def _read_file(path: Path, layout: str, kinds: tuple[_FileLayout, ...]) -> tuple
         if kind.name == name:
             return kind.read([path], path.parent), kind.name
     raise DataError(
-        "The source is a single file, but neither an archive nor an import file (.csv, .jsonl), a TFRecord, "
-        "Parquet or CIFAR .bin file; give the folder of class folders. "
+        "The source is a single file, but neither an archive nor a table of images (.csv, .tsv, .jsonl), a "
+        "TFRecord, Parquet or CIFAR .bin file; give the folder of class folders. "
         f"Received: {printable(str(path))}"
     )
 

@@ -22,7 +22,8 @@ from trainer.data.layouts.found import (
     rejection_of,
     wrapped_folders,
 )
-from trainer.data.layouts.plan import Aside, ClassFolder, plan_folders
+from trainer.data.layouts.plan import plan_folders
+from trainer.data.layouts.planned import Aside, ClassFolder
 from trainer.exits import DataError
 from trainer.printable import printable
 

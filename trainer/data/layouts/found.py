@@ -89,6 +89,15 @@ def split_named(name: str) -> str | None:
     return _SPLIT_WORDS.get(bare_name(name).removesuffix("set"))
 
 
+def split_and_label(name: str) -> tuple[str, str] | None:
+    """Return the split and the label in `train_cats` or `cats-test`; None if there aren't both."""
+    words = [word for word in re.split(r"[\s_.-]+", normalized(name)) if word]
+    for split, rest in ((words[:1], words[1:]), (words[-1:], words[:-1])):
+        if rest and split[0].lower() in _SPLIT_WORDS:
+            return _SPLIT_WORDS[split[0].lower()], " ".join(rest)
+    return None
+
+
 def bare_name(name: str) -> str:
     """Return the words of `name` that tell something, in lower case and joined."""
     words = re.split(r"[\W\d_]+", normalized(name).lower())

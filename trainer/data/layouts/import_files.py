@@ -1,35 +1,42 @@
-"""Vertex AI's import files: one row for each image.
+"""Tables that list images: Vertex AI's import files, and those of other tools.
 
-In: CSV files with rows of `[ML_USE,]URI,label`, as Vertex AI wants them or as a spreadsheet saves them
-(with a header, semicolons or tabs, UTF-16); or JSONL files with `imageGcsUri`,
-`classificationAnnotation.displayName` and the resource label `aiplatform.googleapis.com/ml_use`.
-URIs are paths relative to the import file, here or in its bucket, absolute paths, file:// URLs,
-or gs:// URIs. Out: an item for each row; a rejection that names the line for each row that can't
-be used, which counts as damaged.
+In: CSV files with rows of `[ML_USE,]URI,label` and JSONL files with `imageGcsUri`,
+`classificationAnnotation.displayName` and the resource label `aiplatform.googleapis.com/ml_use`, as Vertex
+AI wants them; or CSV, TSV and JSONL files whose columns have names, in any order, as Kaggle and Hugging Face
+have them. URIs are paths relative to the table, here or in its bucket, absolute paths, file:// URLs, or gs://
+URIs; where columns have names, also file names without folder or ending. Out: an item for each row; a
+rejection that names the line for each row that can't be used, which counts as damaged.
 """
 
 from __future__ import annotations
 
-import codecs
-import csv
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TextIO
-from urllib.parse import unquote
+from typing import Any
 
 from trainer.data.items import Item, Rejection
-from trainer.data.layouts.found import Found, list_folder, name_of, split_named
+from trainer.data.layouts.columns import Columns, choose_columns, is_use
+from trainer.data.layouts.found import Found, list_folder, name_of, split_among_words, split_named
+from trainer.data.layouts.labels_in_cells import labels_in
+from trainer.data.layouts.lookup import Lookup, is_file, located
+from trainer.data.layouts.tables import (
+    Table,
+    encoding_of,
+    is_remote,
+    read_csv,
+    table_of_objects,
+    unreadable,
+)
+from trainer.data.layouts.vertex_rows import ANNOTATIONS, Row, read_row
 from trainer.exits import DataError
 from trainer.printable import printable, shown_address, without_secrets
 from trainer.storage.store import is_bucket
 
-SUFFIXES = (".csv", ".jsonl")
-_USE_LABEL = "aiplatform.googleapis.com/ml_use"
-_HEADS = frozenset({"label", "labels", "class", "class_name", "category", "species"})
-_LOOK_BYTES, _LOOK_LINES = 65_536, 5
-_REMOTE_SCHEMES = ("gs://", "http://", "https://")
+SUFFIXES = (".csv", ".tsv", ".jsonl")
+_SAMPLE_ROWS = 200
+_LOOK_ROWS = 5
 
 
 @dataclass(frozen=True)
@@ -42,150 +49,208 @@ class Buckets:
     """The gs:// folder of an import file that came alone: relative paths of its rows mean images there."""
 
 
-@dataclass(frozen=True)
-class _Row:
-    """What one line says, before anything is looked for on disk."""
-
-    use: str
-    uri: str
-    label: str
-
-
 def find_import_files(folder: Path) -> list[Path]:
-    """Return the files in `folder` that look like import files: their first row names an image."""
-    files = [path for path in list_folder(folder)[1] if path.suffix.lower() in SUFFIXES and path.is_file()]
-    return [path for path in files if _looks_like_one(path)]
+    """Return the tables in `folder`, and in its folders that are named like splits, which list images."""
+    lookup = Lookup(folder)
+    return [path for path in _tables_in(folder) if _problem(path, lookup) is None]
+
+
+def unused_tables(folder: Path) -> list[str]:
+    """Return a sentence for each table in `folder` that isn't used, with the reason."""
+    lookup = Lookup(folder)
+    problems = {path: _problem(path, lookup) for path in _tables_in(folder)}
+    return [
+        f"{name_of(path, folder)} is not used: {problem}" for path, problem in problems.items() if problem
+    ]
+
+
+def has_columns(path: Path) -> bool:
+    """Return whether the columns of a table have names, so that it isn't one of Vertex AI's."""
+    return bool(_read(path).header)
+
+
+def _tables_in(folder: Path) -> list[Path]:
+    folders, files = list_folder(folder)
+    for below in folders:
+        inner, beside = list_folder(below)
+        is_of_tables = not inner and all(path.suffix.lower() in SUFFIXES for path in beside)
+        files += beside if is_of_tables or split_named(below.name) else []
+    return [path for path in files if path.suffix.lower() in SUFFIXES and path.is_file()]
+
+
+def _problem(path: Path, lookup: Lookup) -> str | None:
+    """Return why a table can't be used; None if it can."""
+    try:
+        table = _read(path)
+    except DataError:
+        return "it can't be read as UTF-8 text"
+    if not table.header:
+        rows = [read_row(table.path, cells) for _, cells in table.rows[:_LOOK_ROWS]]
+        uris = [row.uri for row in rows if isinstance(row, Row)]
+        return None if any(is_remote(uri) or is_file(uri, path) for uri in uris) else "it lists no image"
+    if "submission" in path.stem.lower():
+        return "it is a form for answers, and its labels mean nothing"
+    columns = _columns(table, lookup)
+    if isinstance(columns, str):
+        return columns
+    if not columns.is_resolved:
+        return f"its column {table.header[columns.path]} names no image that is here"
+    return None
 
 
 def read_import_files(files: list[Path], root: Path, buckets: Buckets) -> Found:
-    """Read import files; items are named by their paths below `root`, those of a bucket by their URIs.
+    """Read tables; items are named by their paths below `root`, those of a bucket by their URIs.
 
-    The images of buckets come all at once. Raises DataError for a file that isn't text and
-    for a row that points to a server, and what `buckets.fetch` raises.
+    The images of buckets come all at once. Raises DataError for a file that isn't text, for columns that mean
+    nothing, for tables that disagree, for a row that points to a server, and what `buckets.fetch` raises.
     """
+    lookup = Lookup(root)
+    tables = [_read(file) for file in files]
+    splits = _splits_of(tables)
     rows = [
-        (file, f"{name_of(file, root)}:{line}", row if isinstance(row, str) else _placed(row, buckets.beside))
-        for file in files
-        for line, row in _rows(file)
+        (
+            table,
+            f"{name_of(table.path, root)}:{line}",
+            row if isinstance(row, str) else _placed(row, buckets.beside),
+        )
+        for table in tables
+        for line, row in _rows(table, lookup, splits.get(table.path, ""), buckets.beside)
     ]
     uris = [row.uri for _, _, row in rows if not isinstance(row, str) and _is_object(row.uri)]
     fetched = buckets.fetch(uris) if uris else {}
-    found, seen = Found(), set[str]()
-    for file, where, row in rows:
-        item = row if isinstance(row, str) else _item(row, file, where, root, fetched)
+    found, gathered = Found(), _Gathered()
+    for table, where, row in rows:
+        item = row if isinstance(row, str) else _item(row, table.path, where, root, fetched)
         if isinstance(item, str):
             found.rejections.append(Rejection(where, printable(without_secrets(item))))
-            continue
+        elif (kept := gathered.kept(item, table, where)) is not None:
+            found.items.append(kept)
+    return _with_splits_of_folders(found, tables, lookup)
+
+
+class _Gathered:
+    """The images that were listed so far."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, tuple[Item, Table]] = {}
+
+    def kept(self, item: Item, table: Table, where: str) -> Item | None:
+        """Return `item` under a name of its own, None if it is listed already. Raises DataError."""
+        earlier, other = self._first.setdefault(item.name, (item, table))
+        if earlier is item:
+            return item
+        if table.header and other.header and (earlier.label, earlier.split) == (item.label, item.split):
+            return None
+        if table.header and other.header and table is not other:
+            raise DataError(
+                "Two tables say different things of one image; give one of them as data. Received: "
+                f"{printable(other.path.name)} ({earlier.label}) and {where} ({item.label}) for {item.name}"
+            )
         # A file that is listed again keeps its own row, so that a contradiction comes to light.
-        found.items.append(replace(item, name=f"{item.name}#{where}") if item.name in seen else item)
-        seen.add(item.name)
+        return replace(item, name=f"{item.name}#{where}")
+
+
+def _splits_of(tables: Sequence[Table]) -> dict[Path, str]:
+    """Return the split of each table with named columns, by its folder's name or, if they differ, its own."""
+    folders = {table.path: split_named(table.path.parent.name) for table in tables if table.header}
+    names = {table.path: split_among_words(table.path.stem) for table in tables if table.header}
+    found = folders if any(folders.values()) else names if len(set(names.values()) - {None}) > 1 else {}
+    return {path: split for path, split in found.items() if split}
+
+
+def _with_splits_of_folders(found: Found, tables: Sequence[Table], lookup: Lookup) -> Found:
+    """Take the splits from the folders of the images where no table names any and all folders do."""
+    splits = [lookup.split_of(item.path) for item in found.items]
+    is_free = all(table.header for table in tables) and not any(item.split for item in found.items)
+    if is_free and None not in splits and len(set(splits)) > 1:
+        found.items = [replace(item, split=split) for item, split in zip(found.items, splits, strict=True)]
     return found
 
 
-def _placed(row: _Row, beside: str) -> _Row:
-    is_relative = row.uri and not _is_remote(row.uri) and not row.uri.lower().startswith(("/", "file://"))
+def _placed(row: Row, beside: str) -> Row:
+    is_relative = row.uri and not is_remote(row.uri) and not row.uri.lower().startswith(("/", "file://"))
     return replace(row, uri=f"{beside}/{row.uri}") if beside and is_relative else row
 
 
-def _looks_like_one(path: Path) -> bool:
-    """Look at a few lines: the first may be a header, and an image may be missing."""
+def _read(path: Path) -> Table:
+    if path.suffix.lower() != ".jsonl":
+        return read_csv(path, lambda cell: bool(cell) and is_file(cell, path))
     try:
-        with open(path, "rb") as file:
-            text = file.read(_LOOK_BYTES).decode(_encoding(path), "replace")
-    except OSError:
-        return False
-    lines = [line for line in text.splitlines() if line.strip()][:_LOOK_LINES]
+        with open(path, encoding=encoding_of(path), newline="") as file:
+            lines = [(number, text) for number, text in enumerate(file, start=1) if text.strip()]
+    except (UnicodeError, OSError) as error:
+        raise unreadable(path, error) from error
+    objects = [(number, value) for number, text in lines if isinstance(value := _parsed(text), dict)]
+    is_plain = len(objects) == len(lines) and not any(set(each) & ANNOTATIONS for _, each in objects)
+    if is_plain:
+        return table_of_objects(path, objects)
+    return Table(path, (), [(number, [text]) for number, text in lines])
+
+
+def _parsed(text: str) -> Any:
     try:
-        is_json = path.suffix.lower() == ".jsonl"
-        rows = (
-            [_json_row(line) for line in lines]
-            if is_json
-            else [_csv_row(cells) for cells in csv.reader(lines, delimiter=_delimiter(lines))]
-        )
-    except csv.Error:
-        return False
-    return any(not isinstance(row, str) and (_is_remote(row.uri) or _is_file(row.uri, path)) for row in rows)
-
-
-def _rows(path: Path) -> Iterator[tuple[int, _Row | str]]:
-    """Yield each line that isn't blank, from 1, as a row or as the reason why it is none."""
-    try:
-        with open(path, encoding=_encoding(path), newline="") as file:
-            if path.suffix.lower() == ".jsonl":
-                yield from (
-                    (line, _json_row(text)) for line, text in enumerate(file, start=1) if text.strip()
-                )
-            else:
-                yield from _csv_rows(file, path)
-    except (UnicodeError, csv.Error, OSError) as error:
-        raise DataError(
-            "An import file can't be read; it should be UTF-8 text. "
-            f"Received: {printable(str(path))} ({error})"
-        ) from error
-
-
-def _csv_rows(file: TextIO, path: Path) -> Iterator[tuple[int, _Row | str]]:
-    delimiter = _delimiter([next(filter(str.strip, file), "")])
-    file.seek(0)
-    reader = csv.reader(file, delimiter=delimiter)
-    for count, cells in enumerate(filter(any, reader)):
-        if count or not _is_header(cells, path):
-            yield reader.line_num, _csv_row(cells)
-
-
-def _is_header(cells: list[str], path: Path) -> bool:
-    """Return whether the first row names columns: a label called "label", and no image at all."""
-    return cells[-1].strip().lower() in _HEADS and not any(_is_file(cell.strip(), path) for cell in cells)
-
-
-def _encoding(path: Path) -> str:
-    """UTF-16 where the file says so, as spreadsheets save it, else UTF-8. Raises OSError."""
-    with open(path, "rb") as file:
-        start = file.read(2)
-    return "utf-16" if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
-
-
-def _delimiter(lines: list[str]) -> str:
-    """Return what separates the cells: where the comma is for decimals, spreadsheets write semicolons."""
-    first = lines[0] if lines else ""
-    return next((each for each in ",;\t" if each in first), ",")
-
-
-def _csv_row(cells: list[str]) -> _Row | str:
-    cells = [cell.strip() for cell in cells]
-    if len(cells) == 2:
-        return _Row("", *cells)
-    if len(cells) == 3 and _is_use(cells[0]):
-        return _Row(*cells)
-    uses = "ML_USE is training, validation, test or unassigned"
-    return f"not [ML_USE,]URI,label with one label, where {uses}: {', '.join(cells)}"
-
-
-def _json_row(text: str) -> _Row | str:
-    try:
-        value = json.loads(text)
+        return json.loads(text)
     except (ValueError, RecursionError):
-        return "not JSON"
-    if not isinstance(value, dict):
-        return "not a JSON object"
-    if "classificationAnnotations" in value:
-        return "several labels (classificationAnnotations); one image has one class"
-    annotation, resource = value.get("classificationAnnotation"), value.get("dataItemResourceLabels")
-    label = annotation.get("displayName") if isinstance(annotation, dict) else None
-    use = resource.get(_USE_LABEL, "") if isinstance(resource, dict) else ""
-    uri = value.get("imageGcsUri")
-    if not isinstance(uri, str) or not isinstance(label, str) or not isinstance(use, str):
-        return "no imageGcsUri or no classificationAnnotation.displayName"
-    return _Row(use.strip(), uri.strip(), label.strip())
+        return None
 
 
-def _is_use(cell: str) -> bool:
-    return cell.lower() in ("", "unassigned") or split_named(cell) is not None
+def _rows(table: Table, lookup: Lookup, split: str, beside: str) -> Iterator[tuple[int, Row | str]]:
+    """Yield each line as a row or as the reason why it is none."""
+    if not table.header:
+        rows = [(line, read_row(table.path, each)) for line, each in table.rows]
+    else:
+        columns = _columns(table, lookup)
+        if isinstance(columns, str):
+            raise DataError(f"A table can't be used: {columns}. Received: {printable(str(table.path))}")
+        rows = [(line, _named_row(table, columns, each, split)) for line, each in table.rows]
+    column = {row.label for _, row in rows if isinstance(row, Row)}
+    labels = {label: labels_in(label, column) for label in column}
+    # A displayName of Vertex AI's JSON is one label, whatever it holds.
+    is_cell = bool(table.header) or table.path.suffix.lower() != ".jsonl"
+    for line, row in rows:
+        if isinstance(row, Row) and is_cell:
+            row = _with_one_label(row, labels[row.label])
+        if isinstance(row, Row) and table.header and not beside:
+            row = _looked_up(row, table.path, lookup)
+        yield line, row
 
 
-def _item(row: _Row, file: Path, where: str, root: Path, fetched: Mapping[str, Path]) -> Item | str:
+def _with_one_label(row: Row, labels: Sequence[str]) -> Row | str:
+    if len(labels) > 1:
+        return f"several labels in one cell: {row.label}; one image has one class"
+    return replace(row, label=labels[0] if labels else "")
+
+
+def _columns(table: Table, lookup: Lookup) -> Columns | str:
+    def is_image(cell: str, use: str) -> bool:
+        return bool(cell) and (is_bucket(cell) or lookup.find(cell, table.path, split_named(use)) is not None)
+
+    return choose_columns(table.header, table.sample(_SAMPLE_ROWS), is_image)
+
+
+def _named_row(table: Table, columns: Columns, cells: Sequence[str], split: str) -> Row | str:
+    if len(cells) != len(table.header):
+        return f"it has {len(cells)} cells, and there are {len(table.header)} columns"
+    label = cells[columns.labels[0]]
+    if len(columns.labels) > 1:
+        chosen = [table.header[column] for column in columns.labels if cells[column] in ("1", "1.0")]
+        if len(chosen) != 1:
+            return f"{len(chosen)} classes have a 1; one image has one class"
+        (label,) = chosen
+    use = cells[columns.split] if columns.split is not None else ""
+    return Row(use or split, cells[columns.path], label)
+
+
+def _looked_up(row: Row, table: Path, lookup: Lookup) -> Row | str:
+    if is_remote(row.uri) or not row.uri:
+        return row
+    path = lookup.find(row.uri, table, split_named(row.use) or split_among_words(table.stem))
+    return replace(row, path=path) if isinstance(path, Path) else path or f"no such file: {row.uri}"
+
+
+def _item(row: Row, file: Path, where: str, root: Path, fetched: Mapping[str, Path]) -> Item | str:
     """Find the row's image on disk; return the reason if it can't be used."""
-    if not _is_use(row.use):
+    if not is_use(row.use):
         return f"the use is not training, validation, test or unassigned: {row.use}"
     if not row.label or not row.uri:
         return "no label" if row.uri else "no URI"
@@ -195,36 +260,17 @@ def _item(row: _Row, file: Path, where: str, root: Path, fetched: Mapping[str, P
         if row.uri not in fetched:
             return f"no such object: {row.uri}"
         return Item(printable(row.uri), printable(row.label), split_named(row.use), fetched[row.uri])
-    if _is_remote(row.uri):
+    if is_remote(row.uri):
         raise DataError(
             "An import file names images by path or by gs:// URI; copy those of a server to one of them. "
             f"Received: {where}: {printable(shown_address(row.uri))}"
         )
-    if not _is_file(row.uri, file):
+    if row.path is None and not is_file(row.uri, file):
         return f"no such file: {row.uri}"
-    path = _located(row.uri, file)
+    path = row.path or located(row.uri, file)
     return Item(name_of(path, root), printable(row.label), split_named(row.use), path)
 
 
 def _is_object(uri: str) -> bool:
     bucket, _, name = uri.partition("://")[2].partition("/")
     return is_bucket(uri) and bool(bucket and name)
-
-
-def _is_remote(uri: str) -> bool:
-    return uri.lower().startswith(_REMOTE_SCHEMES)
-
-
-def _located(uri: str, file: Path) -> Path:
-    """Return the path that a URI means, seen from the import file."""
-    if uri.lower().startswith("file://"):
-        return Path(unquote("/" + uri[len("file://") :].partition("/")[2]))
-    return file.parent / uri
-
-
-def _is_file(uri: str, file: Path) -> bool:
-    try:
-        return _located(uri, file).is_file()
-    except (OSError, ValueError):
-        # Too long, or with characters that no path has.
-        return False

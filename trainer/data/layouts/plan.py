@@ -8,64 +8,25 @@ may mean several things. The names of the splits decide together with the folder
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 from trainer.data.layouts.branches import Branch, agree, read_branch
-from trainer.data.layouts.found import is_picture, list_folder, split_named
+from trainer.data.layouts.found import bare_name, is_picture, list_folder, split_and_label, split_named
 from trainer.data.layouts.named_images import labels_of_names
+from trainer.data.layouts.planned import (
+    OUTSIDE_CLASSES,
+    OUTSIDE_SPLITS,
+    Ambiguous,
+    Aside,
+    ClassFolder,
+    LabelledImage,
+    Plan,
+)
 from trainer.exits import DataError
 from trainer.printable import printable
 
-OUTSIDE_CLASSES = "outside the class folders"
-OUTSIDE_SPLITS = "outside the folders of the splits"
 _RENAME = "name it train, validation or test to use it"
 _NO_LABELS = "it has no class folders, so nothing says what is on them"
-
-
-class ClassFolder(NamedTuple):
-    """A folder whose images have one label."""
-
-    folder: Path
-    label: str
-    split: str | None
-
-
-class LabelledImage(NamedTuple):
-    """An image whose name has its label."""
-
-    path: Path
-    label: str
-    split: str | None
-
-
-class Aside(NamedTuple):
-    """A folder, or files, whose images are left out."""
-
-    place: Path | tuple[Path, ...]
-    reason: str
-    advice: str = ""
-
-
-@dataclass
-class Plan:
-    """How the folders of a source are read."""
-
-    classes: list[ClassFolder] = field(default_factory=list)
-    images: list[LabelledImage] = field(default_factory=list)
-    aside: list[Aside] = field(default_factory=list)
-    listed: list[Path] = field(default_factory=list)
-    """The folders whose folders are classes or splits."""
-    warnings: list[str] = field(default_factory=list)
-
-
-class _Ambiguous(Exception):  # noqa: N818
-    """The folders may mean several things; the text says what was seen, and what to do."""
-
-    def __init__(self, text: str, branches: Sequence[Branch]) -> None:
-        super().__init__(text)
-        self.names = ", ".join(branch.name for branch in branches)
 
 
 def plan_folders(base: Path, is_literal: bool) -> Plan:
@@ -75,7 +36,7 @@ def plan_folders(base: Path, is_literal: bool) -> Plan:
     """
     try:
         return _plan(base)
-    except _Ambiguous as error:
+    except Ambiguous as error:
         if is_literal:
             return _of_classes([read_branch(folder) for folder in list_folder(base)[0]], base)
         raise DataError(
@@ -125,13 +86,13 @@ def _by_splits(branches: Sequence[Branch], base: Path) -> Plan | None:
 def _with_folders(named: Sequence[Branch], strangers: Sequence[Branch]) -> Plan:
     holding = [branch for branch in named if branch.folders]
     if not agree(holding):
-        raise _Ambiguous(
+        raise Ambiguous(
             "Folders that are named like splits hold different folders, where each should hold those of the "
             "same classes: rename or move them",
             holding,
         )
     if strangers and (len(named) == 1 or "train" not in {branch.split for branch in holding}):
-        raise _Ambiguous(
+        raise Ambiguous(
             "Some folders are named like splits and hold folders, and others beside them hold images: name "
             "all splits train, validation or test, and move the other folders away",
             [*named, *strangers],
@@ -150,14 +111,14 @@ def _lone_class(named: Sequence[Branch], branches: Sequence[Branch], base: Path)
     """Take `train` for a class among vehicles, and `valid` for one beside `invalid`."""
     names = {branch.name.lower() for branch in named}
     if names == {"train"}:
-        plan = _of_classes(branches, base)
+        plan = _without_unlabelled(branches, base)
         plan.warnings.append(
             "train/ is read as a class, as it holds images and other folders beside it do too"
         )
         return plan
     if names == {"valid"} and "invalid" in {branch.name.lower() for branch in branches}:
-        return _of_classes(branches, base)
-    raise _Ambiguous(
+        return _without_unlabelled(branches, base)
+    raise Ambiguous(
         "Some folders are named like splits but hold images and no class folders, beside folders that could "
         "be classes: move them away, or put their images into class folders of train/, validation/ or test/",
         named,
@@ -169,7 +130,7 @@ def _with_names(named: Sequence[Branch]) -> Plan:
     trained = [branch for branch in named if branch.split == "train"] or list(named)
     sure = labels_of_names([path for branch in trained for path in pictures[branch.name]])
     if sure is None:
-        raise _Ambiguous(
+        raise Ambiguous(
             "The folders of the splits hold no class folders; put the images of each class into a folder "
             "that has its name",
             named,
@@ -205,13 +166,30 @@ def _splits_in_classes(branches: Sequence[Branch], base: Path) -> Plan | None:
     return plan
 
 
+def _splits_in_names(branches: Sequence[Branch], base: Path) -> Plan | None:
+    """Read `train_cats`, `train_dogs`, `test_cats` and `test_dogs`."""
+    parts = [split_and_label(branch.name) for branch in branches if not branch.folders]
+    pairs = {part for part in parts if part is not None}
+    splits, labels = {split for split, _ in pairs}, {label for _, label in pairs}
+    if "train" not in splits or len(splits) < 2 or len(labels) < 2 or len(pairs) != len(branches):
+        return None
+    if pairs != {(split, label) for split in splits for label in labels}:
+        return None
+    plan = Plan(listed=[base], aside=[Aside(tuple(list_folder(base)[1]), OUTSIDE_CLASSES)])
+    plan.classes = [
+        ClassFolder(branch.folder, label, split)
+        for branch, part in zip(branches, parts, strict=True)
+        if part is not None
+        for split, label in [part]
+    ]
+    return plan
+
+
 def _below(branches: Sequence[Branch], base: Path) -> Plan | None:
-    """Read the one folder that is a whole data set, beside folders that are none."""
-    sets = [branch for branch in branches if branch.is_of_splits]
+    """Read the one folder that is a whole data set, beside folders that are none: docs, annotations."""
+    sets = [branch for branch in branches if branch.is_of_splits] or _only_images(branches)
     if len(sets) > 1:
-        raise _Ambiguous(
-            "There are several data sets, each with splits: give the folder of one of them", sets
-        )
+        raise Ambiguous("There are several data sets, each with splits: give the folder of one of them", sets)
     if not sets:
         return None
     plan = _plan(sets[0].inside)
@@ -221,9 +199,18 @@ def _below(branches: Sequence[Branch], base: Path) -> Plan | None:
     return plan
 
 
+def _only_images(branches: Sequence[Branch]) -> list[Branch]:
+    """Return the folder called `images` if it holds folders and nothing beside it holds images."""
+    general = [branch for branch in branches if branch.folders and not bare_name(branch.name)]
+    is_alone = len(general) == 1 < len(branches) and not any(map(str.isdigit, general[0].name))
+    others = [branch for branch in branches if branch not in general]
+    return general if is_alone and not any(branch.has_pictures for branch in others) else []
+
+
 def _parts(branches: Sequence[Branch], base: Path) -> Plan | None:
-    """Read `part_1` and `part_2`, which hold the same class folders, as one; refuse others that hold the same."""
+    """Read `part_1` and `part_2`, which hold the same class folders, as one; refuse others that do."""
     several = [branch for branch in branches if branch.folders and not branch.has_own_pictures]
+    several = [branch for branch in several if branch.has_pictures] if len(several) > 1 else several
     if len(several) < 2 and not any(branch.is_part or branch.is_side for branch in branches):
         return None
     full = [branch for branch in branches if branch.has_pictures]
@@ -231,7 +218,7 @@ def _parts(branches: Sequence[Branch], base: Path) -> Plan | None:
         if len(several) == len(branches) and all(branch.is_part for branch in several):
             return _pooled(several, base)
         shared = ", ".join(sorted(several[0].labels & several[1].labels)[:3])
-        raise _Ambiguous(
+        raise Ambiguous(
             f"Several folders hold the same folders ({printable(shared)}), so these seem to be the classes: "
             "name the outer ones train, validation and test, or give one of them",
             several,
@@ -239,7 +226,7 @@ def _parts(branches: Sequence[Branch], base: Path) -> Plan | None:
     if len(full) > 1 and all(branch.is_part for branch in full):
         return _named_parts(full, base)
     if len(full) > 1 and all(branch.is_side for branch in full):
-        raise _Ambiguous(
+        raise Ambiguous(
             "The folders are named like parts of a set for segmentation or detection, not like classes: put "
             "the images of each class into a folder that has its name",
             full,
@@ -261,7 +248,7 @@ def _named_parts(branches: Sequence[Branch], base: Path) -> Plan:
     pictures = [path for branch in branches for path in branch.files if is_picture(path)]
     labels = labels_of_names(pictures)
     if labels is None:
-        raise _Ambiguous(
+        raise Ambiguous(
             "The folders are named like parts of one set, not like classes: put the images of each class "
             "into a folder that has its name, or add a table with the columns path and label",
             branches,
@@ -295,5 +282,5 @@ def _without_unlabelled(branches: Sequence[Branch], base: Path) -> Plan:
 
 
 _RULES: tuple[Callable[[Sequence[Branch], Path], Plan | None], ...] = (
-    _by_splits, _splits_in_classes, _below, _parts, _by_names, _without_unlabelled,
+    _by_splits, _splits_in_classes, _splits_in_names, _below, _parts, _by_names, _without_unlabelled,
 )  # fmt: skip

@@ -1,0 +1,150 @@
+"""Which columns of a table hold the image, the label and the split.
+
+In: the names of the columns and some rows. Out: `Columns`, or why the table can't be used. The image is the
+column whose cells are images; the label is told by its column's name, since anything else could be one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from trainer.data.layouts.found import split_named
+
+_PATHS = (
+    "path", "filepath", "imagepath", "imgpath", "filename", "imagefilename", "imagename", "imgname",
+    "imagefile", "file", "image", "img", "uri", "gcsuri", "imageuri", "imagegcsuri", "imageid", "imgid", "id",
+    "name", "key", "picture", "photo", "caminho", "arquivo", "imagem", "url", "imageurl",
+)  # fmt: skip
+_LABELS = frozenset(
+    {
+        "label",
+        "labels",
+        "class",
+        "classes",
+        "cls",
+        "target",
+        "category",
+        "dx",
+        "diagnosis",
+        "diagnostic",
+        "breed",
+    }
+    | {"species", "truth", "gt", "disease", "emotion", "classe", "rotulo", "categoria", "especie"}
+)
+_WEAK_LABELS = frozenset({"tag", "tags", "y", "type"})
+_SPLITS = frozenset(
+    {"split", "set", "mluse", "use", "usage", "subset", "partition", "phase", "dataset", "fold"}
+)
+_NO_MEANING = frozenset({"name", "id", "text", "idx", "index", "str"})
+_ONE, _ZERO = frozenset({"1", "1.0"}), frozenset({"0", "0.0"})
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The places of the columns that are used."""
+
+    path: int
+    labels: tuple[int, ...]
+    """One column, or several of which one holds a 1."""
+    split: int | None
+    is_resolved: bool
+    """Whether the images of some rows are there."""
+
+
+def is_header(cells: Sequence[str]) -> bool:
+    """Return whether a row names columns."""
+    return any(_joined(cell) in _PATHS or _is_label(cell) for cell in cells)
+
+
+def is_use(cell: str) -> bool:
+    """Return whether a cell says of which split a row is, or that it is of none."""
+    return cell.lower() in ("", "unassigned") or split_named(cell) is not None
+
+
+def choose_columns(
+    header: Sequence[str], rows: Sequence[Sequence[str]], is_image: Callable[[str, str], bool]
+) -> Columns | str:
+    """Return the columns to use, or the reason why there are none.
+
+    rows: of as many cells as the header. is_image: whether a cell of a row with this split is an image.
+    """
+    split = _split_column(header, rows)
+    uses = ["" if split is None else row[split] for row in rows]
+    counts = [
+        0 if column == split else sum(is_image(row[column], use) for row, use in zip(rows, uses, strict=True))
+        for column in range(len(header))
+    ]
+    path = _path_column(header, counts)
+    if path is None:
+        return f"none of its columns names images ({_listed(header)})"
+    labels = _label_columns(header, rows, {path, split})
+    if isinstance(labels, str):
+        return labels
+    return Columns(path, labels, split, counts[path] > 0)
+
+
+def _path_column(header: Sequence[str], counts: Sequence[int]) -> int | None:
+    def rank(column: int) -> tuple[int, int]:
+        name = _joined(header[column])
+        return _PATHS.index(name) if name in _PATHS else len(_PATHS), -counts[column]
+
+    most = max(counts)
+    columns = [column for column, count in enumerate(counts) if most and 2 * count >= most]
+    columns = [column for column in columns if not _is_label(header[column])] or columns
+    return min(
+        columns or [c for c, name in enumerate(header) if _joined(name) in _PATHS], key=rank, default=None
+    )
+
+
+def _split_column(header: Sequence[str], rows: Sequence[Sequence[str]]) -> int | None:
+    for column, name in enumerate(header):
+        cells = [row[column] for row in rows if row[column]]
+        if _joined(name) in _SPLITS and cells and 2 * sum(map(is_use, cells)) > len(cells):
+            return column
+    return None
+
+
+def _label_columns(
+    header: Sequence[str], rows: Sequence[Sequence[str]], taken: set[int | None]
+) -> tuple[int, ...] | str:
+    free = [column for column in range(len(header)) if column not in taken]
+    named = [column for column in free if _is_label(header[column])]
+    named = named or [column for column in free if _joined(header[column]) in _WEAK_LABELS]
+    if not named:
+        one_hot = [column for column in free if {row[column] for row in rows} <= _ONE | _ZERO]
+        sums = [sum(row[column] in _ONE for column in one_hot) for row in rows]
+        if len(one_hot) > 1 and 10 * sums.count(1) >= 9 * len(rows):
+            return tuple(one_hot)
+        return f"none of its columns is named like a label ({_listed(header)}); name the right one label"
+    best = min(named, key=lambda column: all(_is_number(row[column]) for row in rows))
+    for column in named:
+        pairs = {(row[best], row[column]) for row in rows}
+        if not len(pairs) == len({pair[0] for pair in pairs}) == len({pair[1] for pair in pairs}):
+            names = _listed([header[each] for each in named])
+            return f"several of its columns could be the label ({names}); keep one of them"
+    return (best,)
+
+
+def _is_label(name: str) -> bool:
+    words = [word for word in _words(name) if word not in _NO_MEANING]
+    return bool(words) and words[-1] in _LABELS
+
+
+def _words(name: str) -> list[str]:
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    return [word for word in re.split(r"[\W_]+", spaced.lower()) if word]
+
+
+def _joined(name: str) -> str:
+    return "".join(_words(name))
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"-?\d+(\.\d+)?|", text) is not None
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(name or "one without a name" for name in names[:8])
+    return f"{shown}, ..." if len(names) > 8 else shown

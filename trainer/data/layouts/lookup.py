@@ -1,0 +1,82 @@
+"""Images by what a table calls them.
+
+In: a folder and the cells of a table: paths, file names, or names without an ending (`ISIC_0027419`). Out:
+the image's path. The files are listed once, when the first cell is no path as it stands.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
+
+from trainer.data.labels import normalized
+from trainer.data.layouts.found import files_below, is_picture, split_named
+
+_EXAMPLES = 2
+
+
+class Lookup:
+    """The files below one folder, by name."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def find(self, uri: str, table: Path, split: str | None) -> Path | str | None:
+        """Return the image that `uri` means in `table`; the reason if there are several, None if none.
+
+        Of several the one in a folder of the row's `split` is meant.
+        """
+        if is_file(uri, table):
+            return located(uri, table)
+        parts = tuple(normalized(part) for part in PurePosixPath(uri.replace("\\", "/")).parts)
+        if not parts or parts[0] == "/" or ".." in parts:
+            return None
+        fitting = [
+            path for path in self._by_name.get(parts[-1], ()) if self._ends(path, parts) and is_picture(path)
+        ]
+        if len(fitting) > 1 and split is not None:
+            fitting = [path for path in fitting if self.split_of(path) == split] or fitting
+        if len(fitting) > 1:
+            names = ", ".join(str(path.relative_to(self._root)) for path in fitting[:_EXAMPLES])
+            return f"several images are called {uri}: {names}"
+        return fitting[0] if fitting else None
+
+    def split_of(self, path: Path) -> str | None:
+        """Return the split that a folder above `path` names, None if none does."""
+        try:
+            folders = path.relative_to(self._root).parts[:-1]
+        except ValueError:
+            return None
+        return next((split for split in map(split_named, folders) if split), None)
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[Path]]:
+        """The files by their names, with and without the ending."""
+        found: defaultdict[str, list[Path]] = defaultdict(list)
+        for path in files_below(self._root):
+            for name in {normalized(path.name), normalized(path.stem)}:
+                found[name].append(path)
+        return found
+
+    def _ends(self, path: Path, parts: tuple[str, ...]) -> bool:
+        above = tuple(map(normalized, path.relative_to(self._root).parts[:-1]))
+        wanted = parts[:-1]
+        return not wanted or above[-len(wanted) :] == wanted
+
+
+def located(uri: str, table: Path) -> Path:
+    """Return the path that `uri` means, seen from the folder of `table`."""
+    if uri.lower().startswith("file://"):
+        return Path(unquote("/" + uri[len("file://") :].partition("/")[2]))
+    return table.parent / uri
+
+
+def is_file(uri: str, table: Path) -> bool:
+    """Return whether `uri` is the path of a file, seen from the folder of `table`."""
+    try:
+        return located(uri, table).is_file()
+    except (OSError, ValueError):
+        # Too long, or with characters that no path has.
+        return False
