@@ -70,7 +70,7 @@ def _accept(transfer: Transfer, path: Path, version: Version, checksum: str | No
         raise DataError(
             "The server answered with a web page in the place of the file, such as one to sign in or to "
             "confirm; give the address of the file itself, or download it in a browser and give its path. "
-            f"Received: {without_secrets(transfer.url)}"
+            f"Received: {shown_address(transfer.url)}"
         )
     algorithm, _, expected = (checksum or "").partition(":")
     wanted = {"sha256", algorithm} - {""}
