@@ -60,6 +60,14 @@ def test_a_converted_picture_has_the_pixels_that_pillow_gives(
     assert_close(decoded(prepared.data), reference(make()), tolerance)
 
 
+@pytest.mark.parametrize("kind", [kind for kind, (_, name, _) in CONVERTED.items() if "turned" not in name])
+def test_what_has_to_be_converted_is_refused_by_the_model_itself(
+    kind: str, decoded: Callable[[bytes], Pixels]
+) -> None:
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        decoded(CONVERTED[kind][0]())
+
+
 def test_heic_is_converted_where_its_plugin_is_installed(
     decoded: Callable[[bytes], Pixels], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,7 +64,8 @@ def test_any_file_that_is_one_is_read_if_tfrecord_is_asked_for(tmp_path: Path) -
 
 
 FEATURES = b"""{"pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
-"featuresDict": {"features": {"KIND": {"pythonClassName": "tensorflow_datasets.core.features.class_label_feature.ClassLabel",
+"featuresDict": {"features": {"KIND": {"pythonClassName":
+"tensorflow_datasets.core.features.class_label_feature.ClassLabel",
 "classLabel": {"numClasses": "2"}}, "photo": {"pythonClassName":
 "tensorflow_datasets.core.features.image_feature.Image"},
 "id": {"pythonClassName": "tensorflow_datasets.core.features.text_feature.Text"}}}}"""
