@@ -17,6 +17,9 @@ from small_shards import nothing, pixels_by_name
 
 from trainer.data.items import Rejection
 from trainer.data.labelled import load_labelled
+from trainer.data.layouts import read_layout
+from trainer.data.layouts.import_files import Buckets
+from trainer.data.outline import FOLDER, bring, is_outlined, write_outline
 from trainer.data.progress import SilentProgress
 from trainer.data.shards.index import read_catalogue
 from trainer.data.shards.make import make_shards
@@ -103,6 +106,21 @@ def test_a_source_to_evaluate_says_what_was_converted(tmp_path: Path) -> None:
     load_labelled(spec, ["a", "b"], tmp_path / "cache", Recorder())
     assert heard[0].startswith("1 HEIC file and 2 TIFF files converted when read; ")
     assert heard[1].startswith("1 Photoshop file can't be read here")
+
+
+def test_placeholders_of_a_bucket_are_found_by_their_names_alone(tmp_path: Path) -> None:
+    data = encoded(picture(1), "JPEG")
+    names = [f"{label}/{number}{ending}" for label in "ab" for number, ending in enumerate(ENDINGS)]
+    for name in names:
+        put(tmp_path / "bucket" / name, data)
+    store, folder = open_store(str(tmp_path / "bucket")), tmp_path / "cache" / FOLDER / "one"
+    entries = [entry for entry in store.entries() if is_outlined(entry.name)]
+    assert {entry.name for entry in entries} == {name for name in names if not name.endswith((".txt", "6"))}
+    write_outline(store, entries, folder)
+    items, rejections, _ = read_layout(folder, "folders", Buckets(lambda uris: {}))
+    assert (len(items), rejections) == (len(entries), [])
+    (brought := tmp_path / "brought").mkdir()
+    assert {item.read() for item in bring(items, tmp_path / "cache", brought)} == {data}
 
 
 @pytest.mark.engine
