@@ -100,6 +100,11 @@ def gif(
     return screen + palette.tobytes() + control + frame + pixels[start:]
 
 
+def gif_without_colours() -> bytes:
+    data = gif(FULL)
+    return data[:10] + bytes([data[10] & 0x7F]) + data[11:13] + data[13 + 48 :]
+
+
 def bmp(
     bits: int, masks: tuple[int, ...] = (), header_bytes: int = 40, compression: int | None = None,
     rows: bytes | None = None,
@@ -188,6 +193,7 @@ CONVERTED: dict[str, tuple[Callable[[], bytes], str, int]] = {
     "gif with a clear colour": (lambda: gif(FULL, clear=3), "GIF with transparency", 0),
     "gif of a part of its canvas": (lambda: gif(PARTIAL), "GIF with a partial frame", 0),
     "gif of a clear part": (lambda: gif(PARTIAL, clear=3), "GIF with a partial frame", 0),
+    "gif without colours": (gif_without_colours, "GIF of an unusual form", 0),
     "gif beyond its canvas": (lambda: gif((5, 4, WIDTH, HEIGHT)), "GIF with a partial frame", 0),
     "bmp 16 bits": (lambda: bmp(16), "16-bit BMP", 0),
     "bmp 565": (lambda: bmp(16, (0xF800, 0x7E0, 0x1F)), "16-bit BMP", 0),

@@ -40,6 +40,55 @@ def test_tfrecord_gives_the_place_of_every_image(tmp_path: Path) -> None:
     assert [items[2].read(), items[3].read()] == [image, PNG]
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["train-00000-of-00002", "pets-00001-of-00010", "pets.record-00000-of-00001", "a.record", "b.RECORDS"],
+)
+def test_files_of_other_names_are_recognised_by_their_first_record(tmp_path: Path, name: str) -> None:
+    put(tmp_path, name, data=framed(example(image_encoded=PNG, image_class_label=1)))
+    items, _, layout = read_layout(tmp_path, "auto")
+    assert (layout, triples(items)[0][:2]) == ("tfrecord", (f"{name}#0", "1"))
+    flipped = bytearray((tmp_path / name).read_bytes())
+    for at in (9, 40):
+        flipped[at] ^= 1
+        put(tmp_path / "other", f"a/{name}", "b/1.jpg", data=bytes(flipped))
+        assert read_layout(tmp_path / "other" / "a", "auto")[2] == "folders"
+
+
+def test_any_file_that_is_one_is_read_if_tfrecord_is_asked_for(tmp_path: Path) -> None:
+    put(tmp_path, "shard-7", data=framed(example(image_encoded=PNG, image_class_label=1)))
+    put(tmp_path, "notes.txt", data=b"no record")
+    for source in (tmp_path, tmp_path / "shard-7"):
+        assert [item.name for item in read_layout(source, "tfrecord")[0]] == ["shard-7#0"]
+    assert read_layout(tmp_path / "shard-7", "auto")[2] == "tfrecord"
+
+
+FEATURES = b"""{"pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
+"featuresDict": {"features": {"KIND": {"pythonClassName":
+"tensorflow_datasets.core.features.class_label_feature.ClassLabel",
+"classLabel": {"numClasses": "2"}}, "photo": {"pythonClassName":
+"tensorflow_datasets.core.features.image_feature.Image"},
+"id": {"pythonClassName": "tensorflow_datasets.core.features.text_feature.Text"}}}}"""
+
+
+@pytest.mark.parametrize("described", [FEATURES, None, b"[1]", b'{"featuresDict": {"features": [3]}}'])
+def test_records_of_tensorflow_datasets_are_read_with_their_class_names(
+    tmp_path: Path, described: bytes | None
+) -> None:
+    image, label = ("photo", "KIND") if described == FEATURES else ("image", "label")
+    record = example(**{image: PNG, label: 1})
+    put(
+        tmp_path, "1.0.0/pets-train.tfrecord-00000-of-00001", data=framed(record) + framed(example(image=PNG))
+    )
+    put(tmp_path, f"1.0.0/{label}.labels.txt", data=b"cat\ndog\n")
+    if described is not None:
+        put(tmp_path, "1.0.0/features.json", data=described)
+    items, rejections, _ = read_layout(tmp_path, "auto")
+    name = "1.0.0/pets-train.tfrecord-00000-of-00001"
+    assert (triples(items), items[0].read()) == ([(f"{name}#0", "dog", "train")], PNG)
+    assert [each.name for each in rejections] == [f"{name}#1"]
+
+
 def test_tfrecord_that_tensorflow_wrote_is_read(tmp_path: Path) -> None:
     tf = pytest.importorskip("tensorflow")
 

@@ -125,10 +125,17 @@ def test_the_model_answers_for_files_folders_and_json(
 ) -> None:
     run, _ = finished
     pictures = sorted(photos.rglob("*.png"))[:3]
-    done = trainer("predict", run, *pictures, "--json", cache=tmp_path)
+    # The same picture in a format that only the package reads, beside what is no picture.
+    (mixed := tmp_path / "mixed").mkdir()
+    Image.open(pictures[0]).save(mixed / "a.tiff")
+    (mixed / "notes.txt").write_text("none")
+    done = trainer("predict", run, *pictures, mixed, "--json", cache=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [row["path"] for row in rows] == [str(path) for path in pictures]
+    assert [row["path"] for row in rows] == [*map(str, pictures), str(mixed / "a.tiff")]
+    assert rows[3]["probabilities"] == pytest.approx(rows[0]["probabilities"], abs=1e-6)
+    assert "1 TIFF file converted when read; the exported model itself does not" in done.stderr
+    assert f"left out: 1 file, not an image type: .txt, such as {mixed / 'notes.txt'}" in done.stderr
     for row in rows:
         assert row["probability"] == max(row["probabilities"].values())
         assert sum(row["probabilities"].values()) == pytest.approx(1.0, abs=1e-5)

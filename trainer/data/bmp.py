@@ -20,10 +20,10 @@ _USUAL_MASKS = (0x00FF0000, 0x0000FF00, 0x000000FF)
 def decode_bmp(data: tf.Tensor) -> tf.Tensor:
     """Return the pixels of a bitmap (string scalar) as RGB uint8 [H, W, 3].
 
-    The fourth byte of 32-bit pixels is ignored: few writers mean it as alpha. The layout is that of
+    The fourth byte of 32-bit pixels is ignored where no mask declares it as alpha. The layout is that of
     BITMAPFILEHEADER and BITMAPINFOHEADER and their successors. Raises InvalidArgumentError.
     """
-    head = peek(data, 0, 66)
+    head = peek(data, 0, 70)
     bits, height = little(head[28:30]), _signed(little(head[22:26]))
     row_bytes = (little(head[18:22]) * bits + 31) // 32 * 4
     with tf.control_dependencies(_checks(data, head, row_bytes)):
@@ -62,8 +62,10 @@ def _checks(data: tf.Tensor, head: tf.Tensor, row_bytes: tf.Tensor) -> list[tf.O
 def _is_uncompressed(head: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
     masks = little(tf.reshape(head[54:66], [3, 4]))
     usual = tf.reduce_all(masks == tf.constant(_USUAL_MASKS, tf.int64))
+    # A header of 56 bytes and more declares a mask of alpha as well.
+    has_alpha = (little(head[14:18]) >= 56) & (little(head[66:70]) > 0)
     compression = little(head[30:34])
-    return (compression == _PLAIN) | ((compression == _BITFIELDS) & (bits == 32) & usual)
+    return (compression == _PLAIN) | ((compression == _BITFIELDS) & (bits == 32) & usual & ~has_alpha)
 
 
 def _from_colours(rows: tf.Tensor, width: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from trainer.data.bmp import decode_bmp
 from trainer.data.exif import jpeg_orientation, orient, png_orientation, webp_orientation
+from trainer.data.gif import decode_gif
 from trainer.data.peek import contains, equals, peek
 from trainer.data.reduced import RATIOS, decode_reduced, find_reduction
 from trainer.data.window import fill, find_window, to_bytes
@@ -28,8 +29,9 @@ def decode_image(image_bytes: tf.Tensor) -> tf.Tensor:
     """Return the pixels of one encoded image as RGB uint8 [H, W, 3], turned as its EXIF says.
 
     image_bytes: string scalar. Grey and CMYK become RGB, 16 bits become 8 (the upper ones), alpha is
-    laid over white; of a GIF it is the first frame, where transparent pixels show their palette's colour.
-    Raises InvalidArgumentError for anything that isn't a whole image of these five kinds.
+    laid over white; of a GIF it is the first frame, which has to be opaque and as large as the canvas.
+    Raises InvalidArgumentError for anything that isn't a whole image of these five kinds; what else can be
+    converted to one of them is listed in `trainer.data.reading`.
     """
     magic = peek(image_bytes, 0, 12)
     kinds = tf.stack(
@@ -42,7 +44,7 @@ def decode_image(image_bytes: tf.Tensor) -> tf.Tensor:
             True,
         ]
     )
-    decoders: list[Decoder] = [_decode_jpeg, _decode_png, _decode_gif, decode_bmp, _decode_webp, _refuse]
+    decoders: list[Decoder] = [_decode_jpeg, _decode_png, decode_gif, decode_bmp, _decode_webp, _refuse]
     index = tf.argmax(tf.cast(kinds, tf.int32), output_type=tf.int32)
     image = tf.switch_case(index, [_deferred(decoder, image_bytes) for decoder in decoders])
     return tf.ensure_shape(image, [None, None, 3])
@@ -100,11 +102,6 @@ def _decode_png(data: tf.Tensor) -> tf.Tensor:
         lambda: tf.io.decode_png(data, channels=3),
     )
     return orient(image, png_orientation(data))
-
-
-def _decode_gif(data: tf.Tensor) -> tf.Tensor:
-    image = tf.io.decode_image(data, channels=3, expand_animations=False)
-    return tf.ensure_shape(image, [None, None, 3])
 
 
 def _decode_webp(data: tf.Tensor) -> tf.Tensor:

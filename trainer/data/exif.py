@@ -104,8 +104,11 @@ def _jpeg_segment(data: tf.Tensor, position: tf.Tensor) -> tuple[tf.Tensor, tf.T
     following = position + choose(marker == 0xFF, 1, 2 + length)
     alone = ((marker >= 0xD0) & (marker <= 0xD7)) | (marker == 0x01)
     following = choose(alone, position + 2, following)
-    ended = (head[0] != 0xFF) | (marker == 0xDA) | (marker == 0xD9)
-    return choose(is_exif, position + 10, -1), length - 8, choose(ended, -1, following)
+    # Bytes between two segments are skipped, as libjpeg does.
+    is_stray = (head[0] != 0xFF) | (marker == 0)
+    ended = ~is_stray & ((marker == 0xDA) | (marker == 0xD9))
+    following = choose(is_stray, position + 1, following)
+    return choose(is_exif & ~is_stray, position + 10, -1), length - 8, choose(ended, -1, following)
 
 
 def _png_chunk(data: tf.Tensor, position: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:

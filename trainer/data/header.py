@@ -101,10 +101,8 @@ class GifFrame(NamedTuple):
     height: int
     is_transparent: bool
     """Whether one of its colours is transparent."""
-    colours: int
-    """How many its colour table has, or that of the whole image; 0 if there is none."""
-    code_bits: int
-    """Pixels are numbers of at least so many bits."""
+    has_colours: bool
+    """Whether there is a colour table, its own or that of the whole image."""
 
 
 def gif_frames(data: bytes) -> Iterator[GifFrame]:
@@ -116,8 +114,7 @@ def gif_frames(data: bytes) -> Iterator[GifFrame]:
             left, top, width, height = struct.unpack_from("<HHHH", data, position + 1)
             own = _gif_table_bytes(data[position + 9 : position + 10])
             position += 11 + own
-            code_bits = data[position - 1] if position <= len(data) else 0
-            yield GifFrame(left, top, width, height, is_transparent, (own or table) // 3, code_bits)
+            yield GifFrame(left, top, width, height, is_transparent, bool(own or table))
             is_transparent = False
         else:
             if data[position + 1] == 0xF9:

@@ -109,9 +109,9 @@ def _gif_route(data: bytes) -> Route:
         return Route("convert", "GIF with a partial frame")
     if first.is_transparent:
         return Route("convert", "GIF with transparency")
-    # It makes room for the largest frame, and refuses a colour that the table has not.
+    # It makes room for the largest frame, and wants a colour table.
     is_larger = any(frame.width > first.width or frame.height > first.height for frame in frames)
-    if is_larger or first.colours < 1 << first.code_bits > 4 or not first.colours:
+    if is_larger or not first.has_colours:
         return Route("convert", "GIF of an unusual form")
     return DIRECT
 

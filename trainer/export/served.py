@@ -35,7 +35,11 @@ class ServedModel(tf.Module):  # type: ignore[misc]
         self.assets = [tf.saved_model.Asset(str(path)) for path in _write_assets(assets, class_names, data)]
 
     def classify_images(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Classify encoded images, string [batch]: JPEG, PNG, GIF, BMP or WebP of any size."""
+        """Classify encoded images, string [batch]: JPEG, PNG, GIF, BMP or WebP of any size.
+
+        Formats that are converted for training and by `trainer predict` are errors here, see `decode_image`.
+        Only an orientation that a JPEG, PNG or WebP has in XMP or in texts alone is ignored.
+        """
         size, resize, interpolation = self.data.image_size, self.data.resize, self.data.interpolation
         # Decoders are CPU kernels; pinned, no picture travels to an accelerator and back.
         with tf.device("/CPU:0"):

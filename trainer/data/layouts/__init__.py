@@ -27,7 +27,12 @@ from trainer.data.layouts.tfrecord import (
     is_tfrecord,
     read_tfrecord_files,
 )
-from trainer.data.layouts.webdataset import find_webdataset_files, is_webdataset, read_webdataset_files
+from trainer.data.layouts.webdataset import (
+    find_tars,
+    find_webdataset_files,
+    is_webdataset,
+    read_webdataset_files,
+)
 from trainer.exits import DataError
 from trainer.printable import printable
 
@@ -72,6 +77,7 @@ def _file_layouts(buckets: Buckets, extraction: Extraction | None) -> tuple[_Fil
             find_webdataset_files,
             read_webdataset_files,
             "tars of images that have a label of their name beside them (.cls, or .json with label)",
+            find_tars,
         ),
         *parquet,
         _FileLayout("cifar", find_cifar_files, read_cifar_files, "CIFAR's .bin files"),

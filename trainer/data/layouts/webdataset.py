@@ -58,8 +58,13 @@ def find_webdataset_files(folder: Path) -> list[Path]:
 
     Raises DataError for one that is compressed.
     """
-    files = [path for path in files_of_splits(folder) if path.name.lower().endswith(_ENDINGS)]
-    return [path for path in files if path.is_file() and is_webdataset(path)]
+    return [path for path in find_tars(folder) if is_webdataset(path)]
+
+
+def find_tars(folder: Path) -> list[Path]:
+    """Return all tars there."""
+    files = files_of_splits(folder)
+    return [path for path in files if path.name.lower().endswith(_ENDINGS) and path.is_file()]
 
 
 def is_webdataset(path: Path) -> bool:
@@ -73,12 +78,17 @@ def is_webdataset(path: Path) -> bool:
         return False  # whoever unpacks it says what is wrong
     labelled = [sample.label() is not None for sample in samples if sample.pictures]
     is_one = bool(labelled) and all(labelled)
-    if is_one and _is_compressed(path):
+    if is_one:
+        _require_plain(path)
+    return is_one
+
+
+def _require_plain(path: Path) -> None:
+    if _is_compressed(path):
         raise DataError(
             "A WebDataset is compressed, so that its images can't be read one by one; decompress it with "
             f"gunzip. Received: {printable(str(path))}"
         )
-    return is_one
 
 
 def read_webdataset_files(files: list[Path], root: Path) -> Found:
@@ -89,6 +99,7 @@ def read_webdataset_files(files: list[Path], root: Path) -> Found:
     """
     found = Found()
     for path in files:
+        _require_plain(path)
         split = split_among_words(path.name) or split_named(path.parent.name)
         names = _label_names(path.parent, root if root.is_dir() else root.parent)
         seen: set[str] = set()

@@ -16,7 +16,9 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from trainer.data.batches import Shards
+from trainer.data.cache import Pixels
 from trainer.data.dataset import Dataset, Split
+from trainer.data.encode import as_file
 from trainer.data.holding import Holding, View, Write
 from trainer.data.ingest import build_to_pixels
 from trainer.data.items import SPLITS
@@ -109,10 +111,17 @@ class _Reader:
         ]
         try:
             pixels = self._to_pixels("image", files)
+        except tf.errors.InvalidArgumentError:
+            pixels = self._converted(files)
+        for number, image in zip(numbers, pixels, strict=True):
+            write(int(number), image)
+
+    def _converted(self, files: list[bytes]) -> Pixels:
+        """Decode images that an earlier version packed unconverted. Raises DataError."""
+        try:
+            return self._to_pixels("image", [as_file(each, "image") for each in files])
         except tf.errors.InvalidArgumentError as error:
             raise DataError(
                 "An image that could be decoded when it was packed can't be any more; pack the data again. "
                 f"Received: {str(error)[:200]}"
             ) from None
-        for number, image in zip(numbers, pixels, strict=True):
-            write(int(number), image)
