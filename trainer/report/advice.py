@@ -25,6 +25,8 @@ _USUAL_RATES = {"sgd": 0.05, "rmsprop": 0.001, "adam": 0.001, "adamw": 0.001}
 _LARGE_LOSS = 2.0
 """Times that of guessing: a train loss above it in the first epoch is a step that was too long."""
 _SMALL_FALL = 0.02
+_LEARNT = 0.9
+"""Accuracy on the training images from which more epochs bring nothing."""
 _LEAST_LOSS = 0.05
 _FEW_COPIES = 0.01
 """Share of the held-out images that changes nothing; the report lists them all the same."""
@@ -42,7 +44,9 @@ def advise(kind: str, case: Case) -> str:
 def _guessing(case: Case) -> Iterator[str]:
     yield from _without_copies(case)
     if beats_guessing(case.train):
-        if not case.has_few_images:
+        if case.has_few_images:
+            yield from _train_on(case) if case.train_score.share < _LEARNT else ()
+        else:
             yield (
                 f"The training images were learnt by heart (accuracy {case.train_score.share:.3f}), and "
                 f"nothing of it holds for others: check whether the labels are right."

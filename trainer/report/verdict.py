@@ -71,6 +71,8 @@ class Verdict:
     weakest_class: str | None
     """The class of the lowest recall on the held-out split; None if no image is mistaken."""
     weakest_recall: float | None
+    copies: int
+    """Held-out images that are exact copies of training images."""
 
 
 def judge(
@@ -111,6 +113,7 @@ def judge(
         gap_high=high,
         weakest_class=weakest[0] if weakest else None,
         weakest_recall=weakest[1] if weakest else None,
+        copies=case.copies,
     )
 
 
