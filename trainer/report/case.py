@@ -160,7 +160,8 @@ def build_case(
     copies = _copies(dataset, held_out)
     kept = np.array([name not in copies for name in whole.names], dtype=bool)
     held = select(whole, np.flatnonzero(kept)) if kept.any() and not kept.all() else whole
-    is_stratified = dataset.get("split_by") == STRATIFIED
+    # Shards were split when they were packed.
+    is_stratified = dataset.get("split_by") == STRATIFIED and dataset.get("layout") != "shards"
     return Case(predictions["train"], held, whole, int(np.sum(~kept)), history, settings, is_stratified)
 
 
