@@ -24,10 +24,11 @@ Indices = npt.NDArray[np.int64]
 
 WIDEST_INTERVAL = 0.2
 """A 95% interval of the accuracy that is wider says that there are too few held-out images."""
-_CHANCE = 0.05
+_NEGLECTED, _CHANCE = 1 / 3, 0.01
+"""Recall over accuracy below which a class is neglected, and the probability that this is chance."""
 _LEAST_CONTRADICTED = 3
-_CONTRADICTED_SHARE = 0.2
-"""Of the mistakes; where classes merely overlap, one in ten is as sure."""
+_CONTRADICTED_SHARE, _CONTRADICTED_SHARE_OF_FEW = 0.2, 0.1
+"""Of the mistakes; of few mistakes less is enough."""
 _WELL_KNOWN = 0.9
 """Accuracy on the training images from which sure mistakes are rare but for wrong labels."""
 _SURE_MISTAKES = 0.6
@@ -118,12 +119,13 @@ class Case:
     def neglected(self) -> list[tuple[str, float, int]]:
         """Classes that are recognised hardly ever: (name, recall, held-out images), the lowest recall first.
 
-        Those whose recall is less than half the accuracy, by more than chance (binomial test, Bonferroni).
+        Those whose recall is less than a third of the accuracy, by more than chance (binomial test with
+        Bonferroni's correction).
         """
         found = [
             (name, recall, count)
             for name, recall, count in recalls(self.held)
-            if recall < self.held_score.share / 2
+            if recall < _NEGLECTED * self.held_score.share
             and special.bdtr(round(recall * count), count, self.held_score.share)
             < _CHANCE / len(self.held.class_names)
         ]
@@ -136,11 +138,11 @@ class Case:
         None where few of its mistakes are as sure, or where a model that makes many errs less the surer it
         is, as with classes that merely overlap.
         """
-        wrong = int(np.sum(self.train.predicted != self.train.labels))
-        found = contradictions(self.train)
-        is_many = len(found) >= max(_LEAST_CONTRADICTED, _CONTRADICTED_SHARE * wrong)
-        is_told = self.train_score.share >= _WELL_KNOWN or _errs_when_sure(self.held)
-        return found if is_many and is_told else found[:0]
+        score, found = self.train_score, contradictions(self.train)
+        is_well_known = score.share >= _WELL_KNOWN
+        share = _CONTRADICTED_SHARE_OF_FEW if is_well_known else _CONTRADICTED_SHARE
+        is_many = len(found) >= max(_LEAST_CONTRADICTED, share * (score.count - score.correct))
+        return found if is_many and (is_well_known or _errs_when_sure(self.held)) else found[:0]
 
     @property
     def losses(self) -> npt.NDArray[np.float64]:

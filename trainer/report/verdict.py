@@ -92,7 +92,7 @@ def judge(
       than chance (see `beats_guessing`).
     - copied: every held-out image is a copy of a training image.
     - early: there were fewer than `FEWEST_EPOCHS` epochs.
-    - neglected: a class has less than half the recall that the accuracy lets expect, by more than chance.
+    - neglected: the recall of a class is less than a third of the accuracy, by more than chance.
     - contradicted: the model confidently contradicts the labels of `DOUBTFUL_SHARE` of the training images.
     - over-fitted: the gap is above `LARGEST_GAP`, its 95% interval is above 0, so that it is not the
       chance of few images, and the training images are answered with at least `LEAST_SKILL`.
