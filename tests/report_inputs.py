@@ -129,8 +129,8 @@ def make_dataset(predictions: dict[str, Predictions]) -> dict[str, Any]:
             "classes": dict(zip(each.class_names, counts, strict=True)),
         }
     pair = [
-        {"split": "train", "label": "cats", "name": "train/cats/cat.1.jpg"},
-        {"split": "validation", "label": "cats", "name": "validation/cats/cat.2001.jpg"},
+        {"split": "train", "label": "cats", "name": "train/cats/00001.jpg"},
+        {"split": "validation", "label": "cats", "name": "validation/cats/00002.jpg"},
     ]
     return {
         "source": "cats_and_dogs_filtered.zip",

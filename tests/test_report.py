@@ -54,7 +54,8 @@ def test_page_shows_what_ran_and_how_it_went(usual: tuple[Path, Page]) -> None:
         "tensorflow-cpu 2.21.0",
         "trainer train --recipe cats-vs-dogs-augmented --data 'my pictures.zip'",
         "1 image appears in train and validation",
-        "train: train/cats/cat.1.jpg, validation: validation/cats/cat.2001.jpg",
+        "without 1 copy of training images",
+        "train: train/cats/00001.jpg, validation: validation/cats/00002.jpg",
         "truncated: ends after 1,024 bytes",
         "validate_every_epochs: 1",
     ):

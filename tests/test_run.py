@@ -211,7 +211,7 @@ def test_without_any_flags_of_its_own_it_trains_the_demo(tmp_path: Path) -> None
         cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "Found 1422 train and 375 validation images in 10 classes" in done.stdout
+    assert "Found 1438 train and 359 validation images in 10 classes" in done.stdout
     run = tmp_path / "runs" / (tmp_path / "runs" / "latest").read_text().strip()
     assert run.name.startswith("demo-")
     assert json.loads((run / "metrics.json").read_text())["validation/accuracy"] > 0.5

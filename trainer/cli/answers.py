@@ -137,15 +137,15 @@ def _summary(name: str, values: Mapping[str, float], class_names: Sequence[str])
         f"  log loss   {values['log_loss']:.3f}   calibration error {values['calibration_error']:.3f}",
     ]
     lines += _trained_lines(values)
-    for each in class_names:
-        scores = [
-            values[key] for metric in ("precision", "recall", "f1") if (key := f"{metric}/{each}") in values
-        ]
-        known = (
-            "precision {:.3f}  recall {:.3f}  f1 {:.3f}".format(*scores) if scores else "-  no images of it"
-        )
-        lines.append(f"  {each[:20]:<20} {known}")
+    lines += [f"  {each[:20]:<20} {_scores(each, values)}" for each in class_names]
     return printable_lines("\n".join(lines))
+
+
+def _scores(name: str, values: Mapping[str, float]) -> str:
+    if f"recall/{name}" not in values:
+        return "-  no image of it in these data"
+    scores = [values[f"{metric}/{name}"] for metric in ("precision", "recall", "f1")]
+    return "precision {:.3f}  recall {:.3f}  f1 {:.3f}".format(*scores)
 
 
 def _trained_lines(values: Mapping[str, float]) -> list[str]:
@@ -153,8 +153,6 @@ def _trained_lines(values: Mapping[str, float]) -> list[str]:
     share, checked = values.get("trained_share", 0.0), values.get("trained_checked", 0.0)
     if not share:
         return []
-    seen = f"{share * checked:.0f} of {checked:.0f}"
     looked = "" if checked == values["count"] else " that could be looked up"
-    return [
-        f"  note       the model was trained on {seen} of these images{looked}: this accuracy is too good"
-    ]
+    seen = f"{share * checked:.0f} of {checked:.0f} images{looked}"
+    return [f"  note       {seen} are training images: this accuracy is too good"]

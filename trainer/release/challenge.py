@@ -87,7 +87,9 @@ def _why_not_first(output: Store, name: str) -> str:
     """
     run = output.below(name)
     found = run.read("predictions.csv")
-    answers = parse_predictions(found.data.decode(), run.at("predictions.csv")) if found else []
+    answers = (
+        parse_predictions(found.data.decode("utf-8", "replace"), run.at("predictions.csv")) if found else []
+    )
     by_split = {each.split: each for each in answers}
     held = next((by_split[split] for split in HELD_OUT if split in by_split), None)
     return why_guessing(held) if held else ""

@@ -25,14 +25,18 @@ _USUAL_RATES = {"sgd": 0.05, "rmsprop": 0.001, "adam": 0.001, "adamw": 0.001}
 _LARGE_LOSS = 2.0
 """Times that of guessing: a train loss above it in the first epoch is a step that was too long."""
 _SMALL_FALL = 0.02
-_LEAST_LOSS = 0.05
+"""Share of the train loss; one that falls less in a quarter of the epochs has come to rest."""
+_LEARNT = 0.9
+"""Accuracy on the training images from which more epochs bring nothing."""
+_LEAST_FALL = 0.05
+"""Of the held-out accuracy since its best epoch; less is noise."""
 _FEW_COPIES = 0.01
 """Share of the held-out images that changes nothing; the report lists them all the same."""
 _NAME = 40
 
 
 def advise(kind: str, case: Case) -> str:
-    """Return one to four sentences on a run that was judged as `kind`."""
+    """Return one to four sentences on a run that was judged as `kind`, the best advice first."""
     sentences = list(dict.fromkeys(_BY_KIND[kind](case)))[:_MOST_SENTENCES]
     if case.has_few_images and kind not in ("copied", "early"):
         sentences.append(_more_held_out(case))
@@ -42,7 +46,9 @@ def advise(kind: str, case: Case) -> str:
 def _guessing(case: Case) -> Iterator[str]:
     yield from _without_copies(case)
     if beats_guessing(case.train):
-        if not case.has_few_images:
+        if case.has_few_images:
+            yield from _train_on(case) if case.train_score.share < _LEARNT else ()
+        else:
             yield (
                 f"The training images were learnt by heart (accuracy {case.train_score.share:.3f}), and "
                 f"nothing of it holds for others: check whether the labels are right."
@@ -168,7 +174,7 @@ def _has_fallen(case: Case, best: float) -> bool:
     """Return whether the held-out accuracy fell clearly from its best, by more than two standard errors."""
     error = float(np.sqrt(best * (1 - best) / len(case.whole.labels)))
     last = read_series(case.history, f"{case.held.split}/accuracy").values[-1]
-    return bool(best - last > max(_LEAST_LOSS, 2 * error))
+    return bool(best - last > max(_LEAST_FALL, 2 * error))
 
 
 def _balance(case: Case) -> Iterator[str]:
@@ -230,7 +236,8 @@ def _other_filters(case: Case, factor: float, before: str) -> str:
 def _train_on(case: Case) -> Iterator[str]:
     """Yield longer training, where the train loss was still falling clearly."""
     loss = case.losses
-    if 0 < len(loss) < 3 or (len(loss) > 1 and loss[-1] < (1 - _SMALL_FALL) * loss[-2]):
+    lately = max(1, len(loss) // 4)
+    if 0 < len(loss) < 3 or (len(loss) and loss[-1] < (1 - _SMALL_FALL) * loss[-1 - lately]):
         falling = "The train loss was still falling: train longer, " if len(loss) > 1 else "Train longer: "
         yield f"{falling}{_more_epochs(case)}."
 
@@ -266,8 +273,8 @@ def _low(case: Case) -> Iterator[str]:
         if case.setting(key):
             yield f"Weaken the augmentation: --set {key}=0."
             break
-    wider = _other_filters(case, 2, ", and try a larger network: ")
-    yield f"Look whether the labels are right{wider}; {_more_epochs(case)} may help as well."
+    wider = _other_filters(case, 2, ", or try a larger network: ")
+    yield f"Train longer: {_more_epochs(case)}{wider}. Look whether the labels are right."
 
 
 def _more_epochs(case: Case) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 from trainer.metrics import Predictions
 
@@ -57,6 +57,8 @@ def beats_guessing(predictions: Predictions) -> bool:
 
 def _p_of_class(predictions: Predictions, label: int) -> float:
     """Return Fisher's one-sided p-value of how often a class is answered for its own images."""
+    from scipy import stats  # takes as long to load as a comparison of two runs, which needs none of it
+
     own, answered = predictions.labels == label, predictions.predicted == label
     hits = int(np.sum(own & answered))
     return float(stats.hypergeom.sf(hits - 1, len(own), int(np.sum(own)), int(np.sum(answered))))

@@ -223,6 +223,9 @@ def _cards(inputs: ReportInputs, verdict: Verdict) -> list[Card]:
     held, metrics = inputs.held_out, inputs.metrics
     count, correct = int(metrics[f"{held}/count"]), int(metrics[f"{held}/correct"])
     interval = f"95%: {metrics[f'{held}/accuracy_low']:.3f} to {metrics[f'{held}/accuracy_high']:.3f}"
+    if verdict.copies:
+        clean = metrics["train/accuracy"] - verdict.gap
+        interval = f"{clean:.3f} without {format_count(verdict.copies, 'copy', 'copies')} of training images"
     cards = [
         Card(f"{held.capitalize()} accuracy", format_share(metrics[f"{held}/accuracy"]), interval),
         Card(

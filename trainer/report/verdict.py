@@ -71,6 +71,8 @@ class Verdict:
     weakest_class: str | None
     """The class of the lowest recall on the held-out split; None if no image is mistaken."""
     weakest_recall: float | None
+    copies: int
+    """Held-out images that are exact copies of training images."""
 
 
 def judge(
@@ -90,7 +92,7 @@ def judge(
       than chance (see `beats_guessing`).
     - copied: every held-out image is a copy of a training image.
     - early: there were fewer than `FEWEST_EPOCHS` epochs.
-    - neglected: a class has less than half the recall that the accuracy lets expect, by more than chance.
+    - neglected: the recall of a class is less than a third of the accuracy, by more than chance.
     - contradicted: the model confidently contradicts the labels of `DOUBTFUL_SHARE` of the training images.
     - over-fitted: the gap is above `LARGEST_GAP`, its 95% interval is above 0, so that it is not the
       chance of few images, and the training images are answered with at least `LEAST_SKILL`.
@@ -111,6 +113,7 @@ def judge(
         gap_high=high,
         weakest_class=weakest[0] if weakest else None,
         weakest_recall=weakest[1] if weakest else None,
+        copies=case.copies,
     )
 
 

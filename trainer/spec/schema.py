@@ -29,7 +29,7 @@ class DataSpec(Checked):
         "auto"
     )
     validation_fraction: float = Field(0.2, gt=0.0, lt=1.0)
-    """The share held out of a source that has no split of its own."""
+    """The share of each class held out of a source that has no split of its own."""
     image_size: int = Field(128, ge=8, le=2048)
     """Height and width, in pixels, of every image that the network sees outside training crops."""
     resize: Literal["stretch", "crop", "pad"] = "stretch"
@@ -174,6 +174,7 @@ class TrainSpec(Checked):
     steps_per_call: Literal["auto"] | Count = "auto"
     deterministic: bool = False
     class_weights: Literal["none", "balanced"] | dict[str, Positive] = "none"
+    """balanced weighs all classes alike, however many images each has; {name: 3.0} weighs single ones."""
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
     ema_decay: float = Field(0.0, ge=0.0, lt=1.0)
     """The weights that are evaluated and exported are a moving average; 0 is off."""
