@@ -104,11 +104,11 @@ def test_of_a_class_without_images_nobody_can_tell_what_it_loses() -> None:
     assert decide(champion, challenger, GAIN, 1.0).is_released
 
 
-def finished(output: Store, folder: Path, name: str) -> None:
+def finished(output: Store, folder: Path, name: str, metrics: str = "{}") -> None:
     """Publish a run with one file."""
     (run := folder / name).mkdir(parents=True, exist_ok=True)
-    (run / "metrics.json").write_text("{}")
-    output.below(name).write("metrics.json", b"{}")
+    (run / "metrics.json").write_text(metrics)
+    output.below(name).write("metrics.json", metrics.encode())
     publish(output, name, run)
 
 
