@@ -7,6 +7,7 @@ where the same server answers with those faults, and as slowly as a limit says.
 from __future__ import annotations
 
 import http.client
+import json
 import random
 import socket
 import struct
@@ -21,7 +22,12 @@ from urllib.parse import urlsplit
 from serving import serving
 
 FAULTS = ("unavailable", "reset", "stall", "lost reply", "flipped request", "flipped reply", "cut reply")
-_FORBIDDEN = b'{"error": {"code": 403, "message": "me does not have storage.objects access to the bucket."}}'
+_REFUSALS = {
+    "unauthorized": (401, "Invalid Credentials"),
+    "forbidden": (403, "me does not have storage.objects access to the bucket."),
+    "precondition": (412, "a rule of the bucket"),
+    "checksum": (412, "crc32c validation failed. Expected = AAAAAA== vs Actual = BBBBBB==."),
+}
 _HOP = {"connection", "transfer-encoding", "keep-alive", "content-length"}
 
 Choose = Callable[[int, str, str], "str | None"]
@@ -91,8 +97,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.note(fault)
         if fault == "unavailable":
             self._answer(503, [("Retry-After", "0")], b"try again")
-        elif fault == "forbidden":
-            self._answer(403, [("Content-Type", "application/json")], _FORBIDDEN)
+        elif fault in _REFUSALS:
+            code, message = _REFUSALS[fault]
+            said = json.dumps({"error": {"code": code, "message": message}}).encode()
+            self._answer(code, [("Content-Type", "application/json")], said)
         elif fault == "reset":
             self._reset()
         elif fault == "stall":

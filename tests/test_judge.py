@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from trainer.champion import CHAMPION, read_pointer
 from trainer.cli.console import Console
 from trainer.cli.judge import judge
 from trainer.exits import DataError, QualityError, StoppedError, UsageError
-from trainer.publish import is_finished
+from trainer.publish import MANIFEST, MARKER, is_finished
 from trainer.release.records import read_records
 from trainer.run_folder import RunFolder, finished_folder, open_run_folder
 from trainer.spec import RunSpec, load_spec
@@ -49,9 +48,11 @@ def judged(folder: RunFolder, spec: RunSpec, at_least: float | None = None, stop
 
 
 def test_a_run_that_is_less_accurate_than_was_asked_for_is_no_challenger(
-    folder: RunFolder, spec: RunSpec
+    folder: RunFolder, spec: RunSpec, tmp_path: Path
 ) -> None:
-    folder.output.write("two/metrics.json", json.dumps({"validation/accuracy": 0.7}).encode())
+    for name in (MANIFEST, MARKER):
+        folder.output.remove(f"two/{name}")
+    finished(folder.output, tmp_path / "local", "two", '{"validation/accuracy": 0.7}')
     with pytest.raises(QualityError, match=r"validation accuracy 0\.7000, at least 0\.9"):
         judged(folder, spec, 0.9)
     assert read_pointer(folder.output).name == ""

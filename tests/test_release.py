@@ -45,11 +45,11 @@ def test_the_first_champion_has_to_beat_guessing(either_store: Store, tmp_path: 
     assert [each["is_released"] for each in read_records(either_store)] == [False, False, True]
 
 
-def finished(output: Store, folder: Path, name: str) -> None:
+def finished(output: Store, folder: Path, name: str, metrics: str = "{}") -> None:
     """Publish a run with one file."""
     (run := folder / name).mkdir(parents=True, exist_ok=True)
-    (run / "metrics.json").write_text("{}")
-    output.below(name).write("metrics.json", b"{}")
+    (run / "metrics.json").write_text(metrics)
+    output.below(name).write("metrics.json", metrics.encode())
     publish(output, name, run)
 
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from trainer_process import QUICK, command, refused, trainer
 
-from trainer.exits import UsageError
+from trainer.exits import DataError, UsageError
 from trainer.export import load_model
 from trainer.metrics import compute_metrics, read_predictions
 from trainer.publish import is_finished, publish, verify
@@ -170,7 +170,7 @@ def test_what_is_no_model_is_refused(
     subprocess.run(["cp", "-r", run / "model", copy], check=True)
     weights = next((copy / "variables").glob("*.data-*"))
     weights.write_bytes(weights.read_bytes()[:-100])
-    refused(trainer("predict", copy, picture, cache=tmp_path), 2, "damaged")
+    refused(trainer("predict", copy, picture, cache=tmp_path), 65, "damaged")
     refused(trainer("predict", tmp_path, picture, cache=tmp_path), 2, "not a run or a model")
 
 
@@ -196,7 +196,7 @@ def test_a_model_whose_description_does_not_fit_is_refused(
         ("not exported by this program", {}),
     ):
         description.write_text(json.dumps(changed))
-        with pytest.raises(UsageError, match=words):
+        with pytest.raises(DataError if words == "damaged" else UsageError, match=words):
             load_model(copy)
     description.unlink()
     with pytest.raises(UsageError, match="not exported by this program"):

@@ -13,7 +13,7 @@ import pytest
 from bucket_server import BUCKET, BucketServer, OtherServer, bucket_server
 
 from trainer.exits import TemporaryError, TrainerError, UsageError
-from trainer.storage.bucket import make_client
+from trainer.storage.client import make_client
 from trainer.storage.folder import FolderStore
 from trainer.storage.store import Store, open_store, split_uri
 

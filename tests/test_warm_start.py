@@ -85,8 +85,8 @@ def test_a_run_begins_with_the_weights_of_another_one(photos: Path, tmp_path: Pa
     before, after = (read_predictions(output / each / "predictions.csv") for each in ("first", "fresh"))
     assert np.abs(before[0].probabilities - after[0].probabilities).max() > 1e-3
 
-    def refused(*more: str) -> str:
-        return error_line(trainer(*words("refused", *more), cache=tmp_path), 2)
+    def refused(*more: str, code: int = 2) -> str:
+        return error_line(trainer(*words("refused", *more), cache=tmp_path), code)
 
     assert "of the same network only" in refused(
         "--set", "train.start_from=latest", "--set", "model.filters=[4]"
@@ -97,8 +97,12 @@ def test_a_run_begins_with_the_weights_of_another_one(photos: Path, tmp_path: Pa
     assert "is gone; begin it anew with --fresh" in said
     assert list((output / "average" / "checkpoints").iterdir())
     (output / "gone").rename(output / "first")
-    (output / "first" / "model" / "variables" / "variables.index").write_text("damaged")
-    assert "can't be read; `trainer verify`" in refused("--set", f"train.start_from={output}/first")
+    index = output / "first" / "model" / "variables" / "variables.index"
+    for damaged in ("damaged", "x" * index.stat().st_size):
+        index.write_text(damaged)
+        said = refused("--set", f"train.start_from={output}/first", code=65)
+        assert "not as it was published" in said
+        assert "model/variables/variables.index has " in said
     (output / CHAMPION).write_text("gone\n")
     assert "names no finished run" in refused("--set", "train.start_from=champion")
     shutil.copytree(photos, tmp_path / "other")

@@ -21,6 +21,7 @@ from trainer.data.labels import all_normalized
 from trainer.data.progress import Progress
 from trainer.exits import UsageError
 from trainer.export.load import read_description
+from trainer.integrity import MODEL, require_published_model
 from trainer.publish import find_run, is_finished
 from trainer.run_folder import RunFolder, Start, find_start, read_started_from
 from trainer.spec import RunSpec
@@ -90,11 +91,13 @@ def _begin_with(
 ) -> str:
     """Put the weights of the chief's `run` into the learners of all processes; return its place, "" for none.
 
-    Raises UsageError for a model of other classes or another network.
+    Raises UsageError for a model of other classes or another network, DataError for one that is not as it was
+    published.
     """
     if run is not None:
-        model = run.below("model").uri
+        model = run.below(MODEL).uri
         folder = fetch_bucket(model, cache_dir, _MOST_BYTES, progress) if is_bucket(model) else Path(model)
+        require_published_model(run, folder)
         _require_same_classes(class_names, folder)
         _restore(learner.inference_model, folder)
     uri = None if run is None else run.uri if is_bucket(run.uri) else os.path.abspath(run.uri)

@@ -21,7 +21,9 @@ from trainer.printable import printable, printable_lines, shown_address, without
 _LOG_SECONDS = 30.0
 
 
-def predict_command(model_uri: str, images: Sequence[str], cache_dir: Path, as_json: bool) -> None:
+def predict_command(
+    model_uri: str, images: Sequence[str], cache_dir: Path, as_json: bool, trust: bool = False
+) -> None:
     """Print what the model says of each picture; raise DataError at the end if one was unusable."""
     from trainer.cli.console import Console
     from trainer.cli.places import local_model, local_path
@@ -31,7 +33,7 @@ def predict_command(model_uri: str, images: Sequence[str], cache_dir: Path, as_j
 
     with Console(_LOG_SECONDS, stderr=True) as console:
         paths, left_out = find_pictures([local_path(each, cache_dir, console) for each in images])
-        model = load_model(local_model(model_uri, cache_dir, console))
+        model = load_model(local_model(model_uri, cache_dir, console), trust)
     names = {path: printable(str(path)) for path in paths}
     width = max(map(len, names.values()))
     converted: Counter[str] = Counter()
@@ -51,7 +53,7 @@ def predict_command(model_uri: str, images: Sequence[str], cache_dir: Path, as_j
 
 
 def evaluate_command(
-    model_uri: str, data: str, cache_dir: Path, as_json: bool, settings: Sequence[str]
+    model_uri: str, data: str, cache_dir: Path, as_json: bool, settings: Sequence[str], trust: bool = False
 ) -> None:
     """Print how good the model is on every split of `data`; progress goes to standard error."""
     from trainer.cli.console import Console
@@ -60,7 +62,7 @@ def evaluate_command(
     from trainer.predict import evaluate_source
 
     with Console(_LOG_SECONDS, stderr=True) as console:
-        model = load_model(local_model(model_uri, cache_dir, console))
+        model = load_model(local_model(model_uri, cache_dir, console), trust)
         images = _images_of(model_uri)
         metrics, rejected = evaluate_source(model, data, cache_dir, console, settings, images)
     for each in rejected:

@@ -44,6 +44,7 @@ _JOB_NAMES = ("TRAINER_RUN_NAME", "CLOUD_ML_JOB_ID")
 _SPEC_OF_JOB = "TRAINER_SPEC"
 
 _SHARD_SET_HELP = "Change how the data are read or split: --set data.validation_fraction=0.1."
+_TRUST_HELP = "Run a model whose operations may read and write files. Only if you know who made it."
 _LESS_MEMORY = "give fewer or smaller pictures at once, or use a machine with more"
 
 
@@ -144,13 +145,14 @@ def recipes(name: str | None) -> None:
 @click.argument("model", metavar="RUN_OR_MODEL")
 @click.argument("images", metavar="IMAGE_OR_FOLDER...", nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a picture instead of a table.")
-def predict(model: str, images: tuple[str, ...], as_json: bool) -> None:
+@click.option("--trust", is_flag=True, help=_TRUST_HELP)
+def predict(model: str, images: tuple[str, ...], as_json: bool, trust: bool) -> None:
     """Say what is on pictures, with a trained model."""
     from trainer.cli.answers import predict_command
 
     import_tensorflow()
     with memory_explained(_LESS_MEMORY):
-        predict_command(model, images, cache_folder(), as_json)
+        predict_command(model, images, cache_folder(), as_json, trust)
 
 
 @cli.command()
@@ -164,13 +166,14 @@ def predict(model: str, images: tuple[str, ...], as_json: bool) -> None:
     multiple=True,
     help="Change how the data are read: --set data.max_rejected=0.05.",
 )
-def evaluate(model: str, data: str, as_json: bool, settings: tuple[str, ...]) -> None:
+@click.option("--trust", is_flag=True, help=_TRUST_HELP)
+def evaluate(model: str, data: str, as_json: bool, settings: tuple[str, ...], trust: bool) -> None:
     """Measure a trained model on labelled pictures."""
     from trainer.cli.answers import evaluate_command
 
     import_tensorflow()
     with memory_explained(_LESS_MEMORY):
-        evaluate_command(model, data, cache_folder(), as_json, settings)
+        evaluate_command(model, data, cache_folder(), as_json, settings, trust)
 
 
 @cli.command()

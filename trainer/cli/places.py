@@ -15,6 +15,7 @@ from pathlib import Path
 
 from trainer.data.progress import Progress
 from trainer.exits import UsageError
+from trainer.integrity import MODEL, published_files, require_published_model
 from trainer.printable import shown_address
 from trainer.publish import find_run, is_finished, parent_of
 from trainer.run_folder import require_not_withdrawn
@@ -71,20 +72,24 @@ def local_path(uri: str, cache_dir: Path, progress: Progress) -> Path:
 
 
 def local_model(uri: str, cache_dir: Path, progress: Progress) -> Path:
-    """Return where the model of the run `uri`, or the model `uri`, is on local disk."""
-    run = find_run(uri)
-    if not is_bucket(uri):
-        _require_whole(run)
-        return Path(run.uri)
-    if is_finished(run):
-        return local_path(run.below("model").uri, cache_dir, progress)
-    if run.find("saved_model.pb"):
-        _require_whole(run)
-        return local_path(run.uri, cache_dir, progress)
-    _require_whole(run)
-    raise UsageError(
-        f"There is no model. Give the URI of a finished run or its model/ folder. Received: {run.uri}"
-    )
+    """Return where the model of the run `uri`, or the model `uri`, is on local disk.
+
+    Raises DataError if it is not the one that its run published, UsageError for an unfinished run.
+    """
+    place = find_run(uri)
+    run = _run_of(place)
+    require_not_withdrawn(run)
+    if published_files(run) is not None:
+        model = run.below(MODEL).uri
+        folder = local_path(model, cache_dir, progress)
+        require_published_model(run, folder)
+        return folder
+    _require_no_run(run)
+    if is_bucket(uri) and not place.find("saved_model.pb"):
+        raise UsageError(
+            f"There is no model. Give the URI of a finished run or its model/ folder. Received: {place.uri}"
+        )
+    return local_path(place.uri, cache_dir, progress)
 
 
 def require_unmoved(spec_uri: str, spec: RunSpec) -> None:
@@ -110,13 +115,14 @@ def _is_same_place(one: str, other: str) -> bool:
     return Path(one).resolve() == Path(other).resolve()
 
 
-def _require_whole(place: Store) -> None:
-    """Raise UsageError for a run, or the model of one, that is at work at this moment or was given up."""
-    parent, name = parent_of(place.uri)
-    run = open_store(parent) if name == "model" else place
-    if is_finished(run):
-        return
-    require_not_withdrawn(run)
+def _run_of(place: Store) -> Store:
+    """Return the run at `place`, or the one whose model/ folder it is; a link is followed."""
+    parent, name = parent_of(place.uri if is_bucket(place.uri) else os.path.realpath(place.uri))
+    return open_store(parent) if name == MODEL else place
+
+
+def _require_no_run(run: Store) -> None:
+    """Raise UsageError for a run that is at work at this moment or was given up."""
     # Each start leaves a row before anything else; a spec beside a model may be anyone's.
     if run.find(STARTS):
         raise UsageError(

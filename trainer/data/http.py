@@ -19,6 +19,7 @@ from urllib3.exceptions import HTTPError, LocationValueError
 from trainer import __version__
 from trainer.exits import DataError, TrainerError, UsageError
 from trainer.printable import shown_address, without_secrets
+from trainer.storage.proxies import require_proxy
 
 _MAX_REDIRECTS = 10
 _MAX_RETRY_AFTER_SECONDS = 60.0
@@ -64,6 +65,7 @@ def get(
     sent = {"User-Agent": f"trainer/{__version__}", "Accept-Encoding": "identity", **headers}
     place = url
     for _ in range(_MAX_REDIRECTS + 1):
+        require_proxy(session, place)
         with _failures_named(place):
             response, target = _opened(session, place, headers=sent, timeout=timeouts)
             following = urljoin(place, target or "")

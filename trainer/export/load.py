@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from trainer.exits import UsageError
+from trainer.exits import DataError, UsageError
+from trainer.export.program import require_computing
 from trainer.export.served import FORMAT_VERSION
 from trainer.spec import DataSpec
 
@@ -49,16 +50,24 @@ class LoadedModel:
         return np.asarray(answer["probabilities"])
 
 
-def load_model(path: Path) -> LoadedModel:
-    """Return the model at `path`, a run folder or a model folder. Raises UsageError."""
+def load_model(path: Path, trust: bool = False) -> LoadedModel:
+    """Return the model at `path`, a run folder or a model folder.
+
+    Without `trust` only one whose operations are known to do nothing but compute. Raises UsageError for what
+    is no model or an untrusted one, DataError for a damaged one.
+    """
     folder = _model_folder(path)
     about = read_description(folder)
+    if not trust:
+        require_computing(folder)
     try:
         loaded = tf.saved_model.load(str(folder))
         signatures = {name: loaded.signatures[name] for name in ("serving_default", "pixels")}
         _require_consistent(signatures, about)
-    except (OSError, KeyError, IndexError, TypeError, ValueError, tf.errors.OpError) as error:
-        raise UsageError(
+    except (MemoryError, tf.errors.ResourceExhaustedError):
+        raise  # says nothing of the model
+    except Exception as error:  # TensorFlow has no error of its own for a damaged file
+        raise DataError(
             f"The model can't be loaded; it is damaged. Train again, or copy it again. Received: {folder} "
             f"({(str(error) or type(error).__name__).splitlines()[0][:200]})"
         ) from None

@@ -14,6 +14,7 @@ from typing import Any
 from trainer.champion import Champion, read_champion, read_pointer, restore_champion, swap_champion
 from trainer.compare.runs import HELD_OUT
 from trainer.exits import TemporaryError, UsageError
+from trainer.integrity import published_files, require_as_published
 from trainer.metrics import Predictions, parse_predictions
 from trainer.publish import is_finished
 from trainer.release.decision import Decision, decide, why_guessing
@@ -49,10 +50,11 @@ def challenge(
     """Let the finished run `name` take the champion's place, if it is better; the first has to beat guessing.
 
     `require` is asked before anything is written, and raises if another process judges it by now.
-    Raises UsageError for a run that isn't finished or a pointer to one that is gone, and what `answers`
-    raises.
+    Raises UsageError for a run that isn't finished or a pointer to one that is gone, DataError for one that
+    is not as it was published, and what `answers` raises.
     """
     require_finished(output, name)
+    require_as_published(output.below(name))
     while True:
         champion = read_champion(output)
         if champion.name == name:
@@ -99,8 +101,10 @@ def promote(output: Store, name: str, on_wait: Callable[[str], None] = lambda wo
     """Make the finished run `name` the champion without a test, whatever the pointer says now.
 
     A run that was withdrawn comes back, if its files are there; `on_wait` hears of another process that has
-    to be watched. Raises UsageError, TemporaryError if that one works on it.
+    to be watched. Raises UsageError, DataError for a run that is not as it was published, TemporaryError if
+    that other process works on it.
     """
+    require_as_published(output.below(name))
     bring_back(output, name, on_wait)
     require_finished(output, name)
     while True:
@@ -116,11 +120,14 @@ def rollback(output: Store, on_wait: Callable[[str], None] = lambda words: None)
     """Give the pointer back to the champion before this one, whether that is still there or not.
 
     A run that was withdrawn comes back, if its files are there; `on_wait` hears of another process that has
-    to be watched. Raises UsageError if there is none, TemporaryError if the champion changed meanwhile, as
-    who went back meant the one that was, or if another process works on the one before.
+    to be watched. Raises UsageError if there is none, DataError if it is not as it was published,
+    TemporaryError if the champion changed meanwhile, as who went back meant the one that was, or if another
+    process works on the one before.
     """
     champion = read_pointer(output)
     before = champion_before(output, champion.name)
+    if before is not None:
+        require_as_published(output.below(before))
     if before is None or not bring_back(output, before, on_wait):
         raise UsageError(
             "There is no earlier champion to go back to; `trainer promote RUN --force` names another. "
@@ -160,10 +167,11 @@ def _said(name: str, champion: str, decision: Decision | None) -> str:
 
 
 def require_finished(output: Store, name: str) -> None:
-    """Raise UsageError for a run that can't be the champion."""
+    """Raise UsageError for a run that can't be the champion, DataError for one with a changed manifest."""
     if is_finished(output.below(name)):
         return
     require_not_withdrawn(output.below(name))
+    published_files(output.below(name))
     raise UsageError(
         "Only a finished run can be the champion; `trainer train` finishes it. "
         f"Received: {output.below(name).uri}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from trainer.champion import read_champion
 from trainer.exits import UsageError
+from trainer.integrity import require_as_published
 from trainer.publish import find_run, is_finished, latest_run
 from trainer.run_folder.refusals import require_not_withdrawn
 from trainer.spec.schema import CHAMPION, LATEST, SCRATCH
@@ -17,8 +18,16 @@ def find_start(output: Store, start_from: str) -> Store | None:
     """Return the finished run that a new one of `output` begins with; None for fresh weights.
 
     Where there is no latest run or no champion yet, weights are fresh: so a schedule's first run begins.
-    Raises UsageError for a run that isn't there or isn't finished.
+    Raises UsageError for a run that isn't there or isn't finished, DataError for one with other files than
+    were published.
     """
+    run = _find(output, start_from)
+    if run is not None:
+        require_as_published(run, digests=False)
+    return run
+
+
+def _find(output: Store, start_from: str) -> Store | None:
     if start_from == SCRATCH:
         return None
     if start_from in (LATEST, CHAMPION):

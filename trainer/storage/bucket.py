@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import google_crc32c
 import requests
@@ -24,58 +24,35 @@ from google.cloud.storage.retry import DEFAULT_RETRY
 
 from trainer.exits import TemporaryError, UsageError
 from trainer.storage.checksums import as_text, file_crc32c
+from trainer.storage.client import make_client
 from trainer.storage.local import explained, hash_file, replacing
 from trainer.storage.media import fetch_media
-from trainer.storage.retries import explanation, is_lost_session, repeated
+from trainer.storage.retries import explanation, is_lost_session, is_refusal, repeated
 from trainer.storage.store import GS, Content, Entry
 
 TIMEOUT_SECONDS = 20.0
 """Without a byte for this long a request counts as broken and is repeated."""
 RETRY_SECONDS = 60.0
 """How long one operation is repeated. The client's own 120 s outlast a spot machine's grace."""
-CONNECTIONS = 64
 
 _WRITER = "trainer-writer"
+_MOST_REFUSED = 2
 _UPLOAD_CHUNK_BYTES = 32 << 20
 _SMALL_BYTES = 1 << 20
-_NO_CREDENTIALS = "default credentials were not found"
-"""What google.auth says where there are none at all."""
+_Result = TypeVar("_Result")
 # Connecting, and then sending one chunk: a line of 1 MB/s gets it through, and several at once a line of 5.
 _SEND_SECONDS = 40.0
-
-
-def make_client() -> storage.Client:
-    """Return a client with the application default credentials, or without any where there are none.
-
-    The client library itself honours STORAGE_EMULATOR_HOST.
-    """
-    try:
-        # Objects need no project, and a person's own credentials often name none.
-        client = storage.Client(project="none")
-    except auth.DefaultCredentialsError as error:
-        if _NO_CREDENTIALS not in str(error):
-            raise UsageError(
-                "The credentials that GOOGLE_APPLICATION_CREDENTIALS names can't be used; mend or unset it "
-                f"for a public bucket. Received: {str(error)[:200]}"
-            ) from None
-        # A public bucket needs no credentials.
-        client = storage.Client.create_anonymous_client()
-    # What the environment says of proxies and certificates is the same for each request: to look there every
-    # time took a sixth of a small one.
-    session = client._http
-    settings = session.merge_environment_settings(client._connection.API_BASE_URL, {}, None, None, None)
-    session.proxies, session.verify, session.trust_env = settings["proxies"], settings["verify"], False
-    adapter = requests.adapters.HTTPAdapter(pool_connections=CONNECTIONS, pool_maxsize=CONNECTIONS)
-    for scheme in ("https://", "http://"):
-        session.mount(scheme, adapter)
-    return client
 
 
 class BucketStore:
     """The objects of `bucket` below `prefix`."""
 
-    def __init__(self, bucket: str, prefix: str, client: storage.Client | None = None) -> None:
+    def __init__(
+        self, bucket: str, prefix: str, client: storage.Client | None = None, allowed: set[str] | None = None
+    ) -> None:
         self.bucket, self.prefix = bucket, prefix
+        self._allowed = set() if allowed is None else allowed
+        """What the bucket let this process do here: a refusal after that may pass."""
         self.client = client or make_client()
         try:
             self._bucket = self.client.bucket(bucket)
@@ -95,7 +72,7 @@ class BucketStore:
 
     def below(self, prefix: str) -> BucketStore:
         """Return the store of `prefix` below this one's, with the same client."""
-        return BucketStore(self.bucket, self._name(prefix).strip("/"), self.client)
+        return BucketStore(self.bucket, self._name(prefix).strip("/"), self.client, self._allowed)
 
     def at(self, name: str) -> str:
         """Return the URI of `name`."""
@@ -106,7 +83,7 @@ class BucketStore:
         blob = self._blob(name)
         with self._explained(name, "read"):
             try:
-                data = repeated(lambda: blob.download_as_bytes(**self._whole), RETRY_SECONDS)
+                data = self._repeated("read", lambda: blob.download_as_bytes(**self._whole))
             except api.NotFound:
                 self._require_bucket()
                 return None
@@ -127,8 +104,7 @@ class BucketStore:
 
     def write(self, name: str, data: bytes) -> None:
         """Write `data` to `name`."""
-        with self._unconditional(name):
-            self._put(name, data)
+        self._put(name, data)
 
     def create(self, name: str, data: bytes) -> bool:
         """Write `data` only if there is no `name`."""
@@ -137,34 +113,47 @@ class BucketStore:
     def swap(self, name: str, data: bytes, version: str | None) -> str | None:
         """Write `data` only if `name` is of the generation `version`; return the new one."""
         writer = secrets.token_hex(16)
-        try:
-            return self._put(name, data, writer, if_generation_match=int(version or 0))
-        except api.PreconditionFailed:
+        for _ in range(_MOST_REFUSED):
+            try:
+                return self._put(name, data, writer, if_generation_match=int(version or 0))
+            except api.PreconditionFailed as error:
+                refusal = error
             # 412 comes also when this very write landed and its reply was lost.
             blob = self._reloaded(name)
-            if blob is None or (blob.metadata or {}).get(_WRITER) != writer:
+            if blob is not None and (blob.metadata or {}).get(_WRITER) == writer:
+                return str(blob.generation)
+            if _generation(blob) != version:
                 return None
-            return str(blob.generation)
+            # What was asked for holds: the bucket refused the write for another reason.
+        raise explanation(refusal, self.at(name), "written")
 
     def remove(self, name: str, version: str | None = None) -> None:
         """Remove `name`, if it is of the generation `version` where that is given."""
         condition = {} if version is None else {"if_generation_match": int(version)}
-        with self._explained(name, "removed"), suppress(api.NotFound, api.PreconditionFailed):
-            self._blob(name).delete(**condition, **self._how)
+        with self._explained(name, "removed"), suppress(api.NotFound):
+            try:
+                self._repeated("removed", lambda: self._blob(name).delete(**condition, **self._how))
+            except api.PreconditionFailed:
+                if version is None or _generation(self._reloaded(name)) == version:
+                    raise  # not for the version
 
     def entries(self, prefix: str = "") -> list[Entry]:
         """Return the objects whose names start with `prefix`, but for those that stand for folders."""
         start = len(self._name(""))
-        with self._explained(prefix, "listed"):
+
+        def collect() -> list[Entry]:
             blobs = self.client.list_blobs(
                 self._bucket,
                 prefix=self._name(prefix),
                 fields="items(name,size,generation,crc32c),nextPageToken",
                 **self._how,
             )
-            found = [
+            return [
                 Entry(blob.name[start:], blob.size, str(blob.generation), blob.crc32c or "") for blob in blobs
             ]
+
+        with self._explained(prefix, "listed"):
+            found = self._repeated("listed", collect)
         return sorted((each for each in found if not each.name.endswith("/")), key=lambda entry: entry.name)
 
     def sha256(self, name: str) -> str:
@@ -182,7 +171,7 @@ class BucketStore:
 
     def upload(self, path: Path, name: str) -> None:
         """Copy `path` to `name`; the bucket refuses bytes that differ from their crc32c."""
-        with self._unconditional(name), self._explained(name, "written"):
+        with self._explained(name, "written"):
             blob = self._blob(name)
             blob.chunk_size = _UPLOAD_CHUNK_BYTES
             how = self._how | {"timeout": _send_timeout()}
@@ -193,7 +182,7 @@ class BucketStore:
                 blob.upload_from_filename(str(path), checksum=None, **how)
                 _require_arrived(blob, crc32c)
 
-            repeated(send, RETRY_SECONDS, is_lost_session)
+            self._repeated("written", send, is_lost_session)
 
     def download(self, name: str, path: Path, version: str | None = None) -> None:
         """Copy `name` to `path`, of the generation `version` where that is given."""
@@ -208,7 +197,7 @@ class BucketStore:
                     blob.download_to_filename(str(temporary), **condition, **self._whole)
 
             try:
-                repeated(fetch, RETRY_SECONDS)
+                self._repeated("read", fetch)
             except (api.PreconditionFailed, api.NotFound):
                 if version is None:
                     raise
@@ -223,7 +212,7 @@ class BucketStore:
             blob.metadata = {_WRITER: writer}
         # The whole is repeated, and so the client needn't repeat its parts.
         how = {"retry": None, "timeout": _send_timeout() if len(data) > _SMALL_BYTES else TIMEOUT_SECONDS}
-        with self._explained(name, "written"):
+        with self._explained(name, "written", is_conditional=bool(conditions)):
 
             def send() -> None:
                 blob.upload_from_string(
@@ -231,7 +220,7 @@ class BucketStore:
                 )
                 _require_arrived(blob, int(google_crc32c.value(data)))
 
-            repeated(send, RETRY_SECONDS)
+            self._repeated("written", send)
         return str(blob.generation)
 
     def _reloaded(self, name: str) -> storage.Blob | None:
@@ -239,7 +228,7 @@ class BucketStore:
         blob = self._blob(name)
         with self._explained(name, "read"):
             try:
-                blob.reload(**self._how)
+                self._repeated("read", lambda: blob.reload(**self._how))
             except api.NotFound:
                 return None
         return blob
@@ -259,24 +248,23 @@ class BucketStore:
     def _name(self, name: str) -> str:
         return f"{self.prefix}/{name}" if self.prefix else name
 
-    @contextmanager
-    def _unconditional(self, name: str) -> Iterator[None]:
-        """Explain a failed precondition where none was asked for: it is a rule of the bucket's own."""
-        try:
-            yield
-        except api.PreconditionFailed as error:
-            raise UsageError(
-                f"A rule of the bucket forbids this write; ask who keeps it, or choose another place. "
-                f"Received: {self.at(name)}, {str(error)[:200]}"
-            ) from None
+    def _repeated(
+        self,
+        done: str,
+        action: Callable[[], _Result],
+        begins_anew: Callable[[Exception], bool] = lambda error: False,
+    ) -> _Result:
+        """Return what `action` returns, by which something is `done`; see `repeated`."""
+        is_allowed = done in self._allowed
+        result = repeated(action, RETRY_SECONDS, begins_anew, lambda error: is_allowed and is_refusal(error))
+        self._allowed.add(done)
+        return result
 
     @contextmanager
-    def _explained(self, name: str, done: str) -> Iterator[None]:
-        """Turn the client's errors into those of this package; PreconditionFailed passes."""
+    def _explained(self, name: str, done: str, is_conditional: bool = False) -> Iterator[None]:
+        """Turn the client's errors into those of this package; where a condition was sent, 412 passes."""
         try:
             yield
-        except api.PreconditionFailed:
-            raise
         except (
             api.GoogleAPIError,
             auth.GoogleAuthError,
@@ -284,7 +272,13 @@ class BucketStore:
             InvalidResponse,
             requests.RequestException,
         ) as error:
+            if is_conditional and isinstance(error, api.PreconditionFailed):
+                raise
             raise explanation(error, self.at(name), done) from error
+
+
+def _generation(blob: storage.Blob | None) -> str | None:
+    return None if blob is None else str(blob.generation)
 
 
 def _send_timeout() -> tuple[float, float]:

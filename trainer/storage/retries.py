@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from google.api_core import exceptions as api
 from google.auth import exceptions as auth
-from google.cloud.storage.exceptions import DataCorruption
+from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 from google.cloud.storage.retry import _should_retry
 
 from trainer.exits import TemporaryError, TrainerError, UsageError
@@ -29,13 +29,14 @@ def repeated(
     action: Callable[[], Result],
     seconds: float,
     begins_anew: Callable[[Exception], bool] = lambda error: False,
+    may_pass: Callable[[Exception], bool] = lambda error: False,
 ) -> Result:
     """Return what `action` returns, repeating the whole of it.
 
     Three times when its bytes were damaged on the way, or when the error `begins_anew`; when the
-    network or the service failed, for `seconds` from the first time on, and three times at least: the
-    client's own retries count from the beginning, so that what takes longer would get none. Raises
-    what `action` raised last.
+    network or the service failed, or the error `may_pass`, for `seconds` from the first time on, and three
+    times at least: the client's own retries count from the beginning, so that what takes longer would get
+    none. Raises what `action` raised last, as the cause of a RetryError where the time is used up.
     """
     failed_at: list[float] = []
     damaged, wait = 0, 0.2
@@ -47,7 +48,7 @@ def repeated(
                 damaged += 1
                 if damaged > _MOST_DAMAGED:
                     raise
-            elif not (_should_retry(error) or _is_unreachable(error)):
+            elif not (_should_retry(error) or _is_unreachable(error) or may_pass(error)):
                 raise
             else:
                 failed_at.append(time.monotonic())
@@ -76,19 +77,38 @@ def is_lost_session(error: Exception) -> bool:
     return isinstance(error, api.GoogleAPICallError) and error.code in (404, 410)
 
 
+def is_refusal(error: Exception) -> bool:
+    """Return whether the bucket, or who gives out credentials, refused the request."""
+    if isinstance(error, InvalidResponse):
+        return error.response.status_code in (401, 403)
+    refused = (api.Unauthorized, api.Forbidden, auth.RefreshError, auth.DefaultCredentialsError)
+    return isinstance(error, refused)
+
+
 def is_damage(error: Exception) -> bool:
     """Return whether bytes arrived that don't match their checksum, here or at the bucket."""
-    return isinstance(error, DataCorruption) or "doesn't match calculated" in str(error)
+    words = ("doesn't match calculated", "crc32c validation failed")  # the service's, and its testbench's
+    return isinstance(error, DataCorruption) or any(each in str(error) for each in words)
 
 
 def explanation(error: Exception, uri: str, done: str) -> TrainerError:
     """Return what to tell the user of a request that failed, its retries included."""
-    if isinstance(error, api.RetryError) and error.cause is not None:
-        error = error.cause
-    reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+    if is_used_up := isinstance(error, api.RetryError):
+        error = error.cause or error
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
     if is_damage(error):
         return TemporaryError(
             f"{uri} arrived damaged, which its checksum shows; try again. Received: {reason}"
+        )
+    if is_used_up and is_refusal(error):
+        return TemporaryError(
+            f"{uri} could not be {done}: the bucket refuses what it allowed before. Were credentials or rights "
+            f"changed? Start the same command again when they are right. Received: {reason}"
+        )
+    if isinstance(error, api.PreconditionFailed):
+        return UsageError(
+            f"{uri} can't be {done}: a rule of the bucket forbids it. Ask who keeps the bucket, or choose "
+            f"another place. Received: {reason}"
         )
     if isinstance(error, api.NotFound):
         return UsageError(f"There is no such bucket or object as {uri}; check the name. Received: {reason}")

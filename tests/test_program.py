@@ -1,0 +1,95 @@
+"""A SavedModel is a program: which ones are loaded without being trusted, and what damage to one leads to."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import tensorflow as tf
+from published_model import CLASSES, export, export_writer
+
+from trainer.exits import DataError, UsageError
+from trainer.export import load_model
+from trainer.export.operations import COMPUTING
+from trainer.export.program import require_computing
+
+RESIDUAL = "model={family: residual, stem_filters: 4, filters: [8], blocks: [1], average_mirror: true}"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(tmp_path_factory.mktemp("exported") / "model")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["data.resize=crop", "train.precision=bfloat16"],
+        ["data.resize=pad", "data.interpolation=nearest", RESIDUAL],
+        ["model={family: plain, filters: [4], binary_unit: true, average_mirror: true}"],
+    ],
+    ids=["crop", "residual", "binary"],
+)
+def test_every_model_that_this_program_exports_only_computes(settings: list[str], tmp_path: Path) -> None:
+    require_computing(export(tmp_path / "model", *settings))
+
+
+def test_a_model_that_writes_files_is_run_only_if_it_is_trusted(model: Path, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    writer = export_writer(tmp_path / "writer", model, victim)
+    with pytest.raises(UsageError, match=r"add --trust\. Received: WriteFile in"):
+        load_model(writer)
+    assert not victim.exists()
+    trusted = load_model(writer, trust=True)
+    assert trusted.class_names == CLASSES
+    trusted.classify([b"any"])
+    assert victim.exists()
+    assert load_model(model).class_names == CLASSES  # a bare one of this program needs no trust
+
+
+class Reader(tf.Module):  # type: ignore[misc]
+    """Does by itself what TensorFlow does to save and restore variables."""
+
+    @tf.function(input_signature=[])  # type: ignore[misc]
+    def read(self) -> tf.Tensor:
+        """Read a checkpoint of somebody else's."""
+        return tf.raw_ops.RestoreV2(
+            prefix="/elsewhere", tensor_names=["secret"], shape_and_slices=[""], dtypes=[tf.float32]
+        )
+
+
+def test_the_operations_of_the_saver_are_allowed_to_the_saver_alone(tmp_path: Path) -> None:
+    reader = Reader()
+    reader.variable = tf.Variable(1.0)
+    tf.saved_model.save(reader, str(tmp_path / "plain"))
+    with pytest.raises(UsageError, match="Received: RestoreV2 in"):
+        require_computing(tmp_path / "plain")
+
+
+def test_no_operation_of_files_networks_or_python_counts_as_computing() -> None:
+    words = ("File", "Dataset", "Iterator", "PyFunc", "Rpc", "Send", "Recv", "Print", "Save", "Restore", "Io")
+    named = {name for name in COMPUTING if any(word in name for word in words)}
+    assert named == {"StringSplit", "StringSplitV2"} & named
+    assert "XlaCallModule" not in COMPUTING
+
+
+def test_one_flipped_bit_ends_in_words(model: Path, tmp_path: Path) -> None:
+    damaged = shutil.copytree(model, tmp_path / "damaged")
+    path, whole = damaged / "saved_model.pb", (model / "saved_model.pb").read_bytes()
+    of_an_operation = whole.index(b"ReadVariableOp") + 7
+    for place in (1, of_an_operation, len(whole) // 2):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+        with suppress(DataError):  # harmless where it is a name that nobody reads
+            load_model(damaged, trust=True)
+    for text in (b"", b"no model at all", whole[: len(whole) // 2]):
+        path.write_bytes(text)
+        for trust in (False, True):
+            with pytest.raises(DataError, match="it is damaged"):
+                load_model(damaged, trust)
+    path.write_bytes(whole.replace(b"ReadVariableOp", b"ReadVaviableOp"))
+    with pytest.raises(DataError, match="Op type not registered 'ReadVaviableOp'"):
+        load_model(damaged, trust=True)
+    with pytest.raises(UsageError, match="Received: ReadVaviableOp in"):
+        load_model(damaged)

@@ -1,0 +1,93 @@
+"""The program in a SavedModel: which operations it holds.
+
+In: the folder of a SavedModel. Out: nothing, or an error for operations that do more than compute. The
+file is only parsed: nothing in it is executed, and TensorFlow does not load it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.message import DecodeError
+from tensorflow.core.protobuf import saved_model_pb2
+
+from trainer.exits import DataError, UsageError
+from trainer.export.operations import COMPUTING, SAVING
+
+_MOST_NAMED = 5
+
+
+def require_computing(folder: Path) -> None:
+    """Raise UsageError if the SavedModel in `folder` may do more than compute, DataError if it is damaged.
+
+    A SavedModel is a program: TensorFlow also has operations that read and write files, open connections and
+    call Python. All of its functions are looked at, called or not.
+    """
+    found: set[str] = set()
+    for graph in _parse(folder).meta_graphs:
+        if not graph.object_graph_def.nodes:
+            raise UsageError(
+                "The model is a SavedModel of TensorFlow 1, whose operations run while it is loaded; if you "
+                f"know who made it, add --trust. Received: {folder}"
+            )
+        found |= _operations(graph)
+    if found:
+        raise UsageError(
+            "The model is a program that may do more than compute, such as read and write files. If you know "
+            f"who made it, add --trust. Received: {', '.join(sorted(found)[:_MOST_NAMED])} in {folder}"
+        )
+
+
+def _parse(folder: Path) -> Any:
+    path, model = folder / "saved_model.pb", saved_model_pb2.SavedModel()
+    try:
+        model.ParseFromString(path.read_bytes())
+    except (OSError, DecodeError) as error:
+        raise DataError(
+            f"The model can't be read; it is damaged. Copy it again. Received: {path} ({str(error)[:100]})"
+        ) from None
+    if not model.meta_graphs:
+        raise DataError(f"The model is empty; it is damaged. Copy it again. Received: {path}")
+    return model
+
+
+def _operations(graph: Any) -> set[str]:
+    """Return the operations that are neither known to compute nor those of TensorFlow's own saver."""
+    functions = {each.signature.name: each.node_def for each in graph.graph_def.library.function}
+    nodes = graph.graph_def.node
+    saver = {graph.saver_def.save_tensor_name.partition(":")[0], graph.saver_def.restore_op_name}
+    # Loading in TensorFlow 2 runs neither of the saver's two nodes; whatever else there is may be run.
+    saving = _reachable(functions, [node for node in nodes if node.name in saver])
+    others = [node for node in nodes if node.name not in saver]
+    named = _named(graph.object_graph_def) | (functions.keys() - saving)
+    others += [node for name in named & functions.keys() for node in functions[name]]
+    saving -= _reachable(functions, others) | named
+    inside = {node.op for name in saving for node in functions[name]}
+    outside = {node.op for name in functions.keys() - saving for node in functions[name]}
+    outside |= {node.op for node in nodes}
+    return (outside - COMPUTING - functions.keys()) | (inside - COMPUTING - SAVING - functions.keys())
+
+
+def _named(objects: Any) -> set[str]:
+    """Return the names of the functions that belong to an object of the SavedModel."""
+    names = set(objects.concrete_functions)
+    for node in objects.nodes:
+        names |= {*node.function.concrete_functions, node.bare_concrete_function.concrete_function_name}
+    return names
+
+
+def _reachable(functions: Mapping[str, Any], nodes: Iterable[Any]) -> set[str]:
+    """Return the names of the functions that `nodes` call, and those that these call."""
+    waiting = list(nodes)
+    reached: set[str] = set()
+    while waiting:
+        node = waiting.pop()
+        values = node.attr.values()
+        named = {node.op, *(value.func.name for value in values)}
+        named |= {each.name for value in values for each in value.list.func}
+        for name in (named & functions.keys()) - reached:
+            reached.add(name)
+            waiting += functions[name]
+    return reached

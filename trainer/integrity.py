@@ -1,0 +1,93 @@
+"""The check of a published run against its manifest, before its model is loaded or becomes the champion.
+
+In: the store of a run, or a local copy of its model. Out: nothing, or a DataError that names the first file
+that differs. `trainer.publish.verify` lists all that differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from trainer.exits import DataError
+from trainer.manifest import FileRecord, difference, read_manifest
+from trainer.publish import MANIFEST, MARKER, RETIRED, is_marker_of
+from trainer.storage.folder import FolderStore
+from trainer.storage.store import Entry, Store
+
+MODEL = "model"
+"""The folder of a run's SavedModel."""
+
+
+def published_files(run: Store) -> dict[str, FileRecord] | None:
+    """Return what the manifest of a finished or withdrawn run lists, by path; None for what is neither.
+
+    Raises DataError if the manifest is gone, can't be read, or is not the one that was published.
+    """
+    marker, manifest = run.read(MARKER), run.read(MANIFEST)
+    mark = marker if marker is not None and marker.data.strip() else run.read(RETIRED)
+    if mark is None or (manifest is None and marker is None):
+        return None  # not finished, or about to be removed
+    if manifest is None:
+        raise _changed(run, f"{MANIFEST} is missing")
+    if not is_marker_of(mark, manifest):
+        raise _changed(run, f"{MANIFEST} is not the one that was published")
+    try:
+        return read_manifest(manifest.data)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _changed(run, f"{MANIFEST} can't be read: {str(error)[:200]}") from None
+
+
+def require_as_published(run: Store, digests: bool = True) -> None:
+    """Raise DataError if a file of a published run is missing, or has another size than the manifest says.
+
+    With `digests` the files of the model have to have their published contents too; to read all of a run, its
+    checkpoints say, takes too long each time. What is not published passes.
+    """
+    listed = published_files(run)
+    if listed is not None:
+        _require_equal(run, run, "", listed, lambda name: digests and name.startswith(f"{MODEL}/"))
+
+
+def require_published_model(run: Store, folder: Path) -> None:
+    """Raise DataError unless the local `folder` holds the model of `run`, byte for byte, and nothing else."""
+    listed, prefix = published_files(run) or {}, f"{MODEL}/"
+    model = {
+        name.removeprefix(prefix): replace(record, path=name.removeprefix(prefix))
+        for name, record in listed.items()
+        if name.startswith(prefix)
+    }
+    _require_equal(run, FolderStore(folder), prefix, model, lambda name: True)
+
+
+def _require_equal(
+    run: Store,
+    store: Store,
+    prefix: str,
+    listed: Mapping[str, FileRecord],
+    is_digested: Callable[[str], bool],
+) -> None:
+    """Raise DataError if `store`, the files of `run` below `prefix`, is not what is `listed`."""
+    present = {entry.name: entry for entry in store.entries()}
+    for name, record in sorted(listed.items()):
+        if problem := _problem(store, record, present.get(name), is_digested(name)):
+            raise _changed(run, f"{prefix}{problem}")
+    for name in sorted(present.keys() - listed.keys()):
+        if is_digested(name):
+            raise _changed(run, f"{prefix}{name} is not in {MANIFEST}")
+
+
+def _problem(store: Store, record: FileRecord, found: Entry | None, is_digested: bool) -> str:
+    if found is None:
+        return f"{record.path} is missing"
+    if is_digested or found.size != record.size:
+        return difference(store, record, found)
+    return ""
+
+
+def _changed(run: Store, problem: str) -> DataError:
+    return DataError(
+        "The run is not as it was published, so it is not used. `trainer verify` lists what differs; restore "
+        f"these files or train again. Received: {problem} in {run.uri}"
+    )
