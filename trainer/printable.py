@@ -103,8 +103,9 @@ def _shown_rest(rest: str, is_object: bool) -> str | None:
         return None
     host = parts.netloc.rpartition("@")[2]
     port = host.rpartition("]")[2].partition(":")[2]
-    # A slash in a password, which should be %2F, ends the host: what follows looks like a path.
+    # A slash, ? or # in a password, which should be escaped, ends the host: what follows looks like a path.
     is_cut = "@" in parts.path and ":" in f"{parts.netloc}{parts.path.rpartition('@')[0]}"
+    is_cut |= "@" in parts.netloc and "@" in f"{parts.path}{parts.query}{parts.fragment}"
     if is_cut or port.strip("0123456789"):
         return None
     query, fragment = f"?{_HIDDEN}" if parts.query else "", f"#{_HIDDEN}" if parts.fragment else ""
