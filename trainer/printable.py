@@ -16,7 +16,8 @@ from urllib.parse import urlsplit
 _CONTROLS = re.compile("[\0-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 # With one slash or none too, as people mistype them and as a path shortens them.
 _SCHEME = re.compile(
-    r"([a-z][a-z0-9+.-]+:)//+|((?:https?|ftps?):)/?(?=\S)|(?<![a-z0-9])((?:gs|s3):)/?(?=\S)", re.IGNORECASE
+    r"([a-z][a-z0-9+.-]+:)//+|((?:https?|ftps?):)(?:/|(?=\S))|(?<![a-z0-9])((?:gs|s3):)(?:/|(?=\S))",
+    re.IGNORECASE,
 )
 _OBJECTS = ("gs:", "file:")
 """Schemes whose names may hold ? and #."""

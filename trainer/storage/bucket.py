@@ -118,7 +118,7 @@ class BucketStore:
         if blob is None:
             self._require_bucket()
             return None
-        return Entry(name, blob.size, str(blob.generation), blob.crc32c or "")
+        return Entry(name, blob.size or 0, str(blob.generation), blob.crc32c or "")
 
     def written_at(self, name: str) -> float | None:
         """Return when this generation of `name` was made, by the bucket's clock."""
@@ -163,7 +163,8 @@ class BucketStore:
                 **self._how,
             )
             found = [
-                Entry(blob.name[start:], blob.size, str(blob.generation), blob.crc32c or "") for blob in blobs
+                Entry(blob.name[start:], blob.size or 0, str(blob.generation), blob.crc32c or "")
+                for blob in blobs
             ]
         return sorted((each for each in found if not each.name.endswith("/")), key=lambda entry: entry.name)
 
