@@ -39,6 +39,7 @@ ROOMS = (
     "report",
     "export",
     "predict",
+    "marker",
     "publish",
     "champion",
     "run_folder",
