@@ -208,11 +208,14 @@ def _page(handler: _Handler, response: Response) -> None:
         return
     query = _query(handler.path)
     listing = json.loads(response._content)
-    items = sorted(listing.get("items") or [], key=lambda item: item["name"])
-    items = [item for item in items if item["name"] > query.get("pageToken", "")]
-    listing["items"] = items[: handler.server.page_size]
-    if len(items) > handler.server.page_size:
-        listing["nextPageToken"] = listing["items"][-1]["name"]
+    found = {item["name"]: item for item in listing.get("items") or []}
+    found |= dict.fromkeys(listing.get("prefixes") or [])  # a folder takes the room of an object
+    names = [name for name in sorted(found) if name > query.get("pageToken", "")]
+    page = names[: handler.server.page_size]
+    listing["items"] = [found[name] for name in page if found[name] is not None]
+    listing["prefixes"] = [name for name in page if found[name] is None]
+    if len(names) > len(page):
+        listing["nextPageToken"] = page[-1]
     response.json(listing)
 
 

@@ -25,6 +25,17 @@ pytest.register_assert_rewrite("trainer_process")
 pytest_plugins = ["kube_cluster"]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_endpoint_but_that_of_a_test() -> Iterator[None]:
+    """Take the endpoint that the suite was given from the environment: what needs a bucket names it itself.
+
+    Commands print a note where it is set, and so would those of tests that have nothing to do with buckets.
+    """
+    with pytest.MonkeyPatch.context() as patched:
+        patched.delenv("STORAGE_EMULATOR_HOST", raising=False)
+        yield
+
+
 @pytest.fixture(scope="session")
 def bucket_address() -> Iterator[str]:
     """The address of an emulated bucket, `BUCKET`."""

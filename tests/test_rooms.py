@@ -40,6 +40,7 @@ ROOMS = (
     "export",
     "predict",
     "manifest",
+    "marker",
     "publish",
     "integrity",
     "champion",

@@ -99,7 +99,8 @@ def command_texts(url: str) -> list[str]:
         [url], [f"--{url}"], ["train", "a.yaml", url], ["train", f"--epochs={url}"], ["runs", url, url],
         ["bench", "--seconds", url], ["submit", url], ["verify", url], ["runs", url],
         ["train", url], ["evaluate"], ["recipes", url], ["compare", url, url, "--html", url],
-        ["rollback", url],
+        ["rollback", url], ["submit", "docker", "--data", url, "--output", "/runs", "--dry-run"],
+        ["submit", "gke", "--data", url, "--output", "gs://b/runs", "--image", "a/b", "--dry-run"],
     ):  # fmt: skip
         result = CliRunner().invoke(cli, words)
         texts += [result.output, without_secrets(str(result.exception or ""), words)]

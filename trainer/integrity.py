@@ -12,7 +12,8 @@ from pathlib import Path
 
 from trainer.exits import DataError
 from trainer.manifest import FileRecord, difference, read_manifest
-from trainer.publish import MANIFEST, MARKER, RETIRED, is_marker_of
+from trainer.marker import is_marker_of
+from trainer.publish import MANIFEST, MARKER, RETIRED
 from trainer.storage.folder import FolderStore
 from trainer.storage.store import Entry, Store
 

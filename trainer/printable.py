@@ -16,7 +16,8 @@ from urllib.parse import urlsplit
 _CONTROLS = re.compile("[\0-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 # With one slash or none too, as people mistype them and as a path shortens them.
 _SCHEME = re.compile(
-    r"([a-z][a-z0-9+.-]+:)//+|((?:https?|ftps?):)/?(?=\S)|(?<![a-z0-9])((?:gs|s3):)/?(?=\S)", re.IGNORECASE
+    r"([a-z][a-z0-9+.-]+:)//+|((?:https?|ftps?):)(?:/|(?=\S))|(?<![a-z0-9])((?:gs|s3):)(?:/|(?=\S))",
+    re.IGNORECASE,
 )
 _OBJECTS = ("gs:", "file:")
 """Schemes whose names may hold ? and #."""
@@ -103,8 +104,9 @@ def _shown_rest(rest: str, is_object: bool) -> str | None:
         return None
     host = parts.netloc.rpartition("@")[2]
     port = host.rpartition("]")[2].partition(":")[2]
-    # A slash in a password, which should be %2F, ends the host: what follows looks like a path.
+    # A slash, ? or # in a password, which should be escaped, ends the host: what follows looks like a path.
     is_cut = "@" in parts.path and ":" in f"{parts.netloc}{parts.path.rpartition('@')[0]}"
+    is_cut |= "@" in parts.netloc and "@" in f"{parts.path}{parts.query}{parts.fragment}"
     if is_cut or port.strip("0123456789"):
         return None
     query, fragment = f"?{_HIDDEN}" if parts.query else "", f"#{_HIDDEN}" if parts.fragment else ""

@@ -8,7 +8,6 @@ them leaves a run that isn't finished, or a pointer to the run before, never a l
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -21,6 +20,7 @@ from typing import Any
 
 from trainer.exits import TemporaryError, UsageError
 from trainer.manifest import SCHEMA, FileRecord, difference, next_sequence, read_manifest, sequence_of
+from trainer.marker import is_marker_of, marker_of
 from trainer.spec.schema import CHAMPION, RUN_NAME
 from trainer.storage.checksums import as_text, file_crc32c
 from trainer.storage.local import explained, hash_file, is_temporary, sync_file
@@ -177,7 +177,7 @@ def _finish(output: Store, name: str, folder: Path, require: Callable[[], None])
             f"Received: {run.uri}"
         )
     require()
-    if not run.create(MARKER, f"{_digest(data)}\n".encode()) and not is_finished(run):
+    if not run.create(MARKER, marker_of(data, folder)) and not is_finished(run):
         # One that was on its way from a process that lost the run: away with it, or the run stays refused.
         _remove_stray_marker(output, name)
         raise TemporaryError(
@@ -264,12 +264,3 @@ def named_run(pointer: Content | None) -> str:
     name = pointer.data.decode("utf-8", "replace").strip() if pointer else ""
     # What a crash of the machine leaves of a file may be anything, such as zeros.
     return name if re.fullmatch(RUN_NAME, name) else ""
-
-
-def is_marker_of(marker: Content, manifest: Content) -> bool:
-    """Return whether a marker, or the mark in its place, holds the digest of the manifest."""
-    return marker.data.decode("ascii", "replace").strip() == _digest(manifest.data)
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

@@ -124,7 +124,9 @@ _JOB = (
     ),
     _IMAGE_NAME,
     click.option("--prices", metavar="FILE", help="Prices that count instead of the list's."),
-    click.option("--dry-run", is_flag=True, help="Print what would be sent, and send nothing."),
+    click.option(
+        "--dry-run", is_flag=True, help="Print what would be sent, without passwords, and send nothing."
+    ),
     click.option("--yes", is_flag=True, help="Don't ask."),
 )  # fmt: skip
 _QUEUE = click.option("--queue", metavar="NAME", help="A local queue of Kueue, which decides when it starts.")

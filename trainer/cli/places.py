@@ -17,7 +17,7 @@ from trainer.data.progress import Progress
 from trainer.exits import UsageError
 from trainer.integrity import MODEL, published_files, require_published_model
 from trainer.printable import shown_address
-from trainer.publish import find_run, is_finished, parent_of
+from trainer.publish import find_run, parent_of
 from trainer.run_folder import require_not_withdrawn
 from trainer.run_folder.starts import STARTS
 from trainer.spec import RunSpec

@@ -79,12 +79,14 @@ def rollback(output: str) -> None:
 def runs(output: str, as_json: bool) -> None:
     """List the runs of an output folder, with the champion."""
     from trainer.champion import read_pointer
+    from trainer.cli.console import Console
     from trainer.release.overview import overview
     from trainer.report.names import columns, padded, shorten
     from trainer.storage.store import open_store
 
     place = open_store(output)
-    rows = list(overview(place))
+    with Console(_LOG_SECONDS, stderr=True) as console:
+        rows = overview(place, console)
     # Names are there to be typed: whole, though a line may be longer than a terminal is wide.
     width = max([_NAME, *(columns(shorten(row.name, _WHOLE)) + 1 for row in rows)])
     if not as_json:

@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,12 +98,15 @@ def submit_docker(network: str | None, **given: Any) -> None:
     """Start it on the Docker engine of DOCKER_HOST, or of this host."""
     from trainer.launch.container import container_of, start_container
     from trainer.launch.image import open_engine
+    from trainer.spec import dump_shown_spec, parse_spec
 
     plan = _plan("docker", given)
-    body = container_of(plan, _host(network))
     if given["dry_run"]:
-        click.echo(json.dumps(body, indent=2))
+        # What is printed may be passed on; the engine alone gets an address with its password.
+        shown = replace(plan, spec=parse_spec(dump_shown_spec(plan.spec), "the spec"))
+        click.echo(json.dumps(container_of(shown, _host(network)), indent=2))
         return
+    body = container_of(plan, _host(network))
     client = open_engine()
     _ask(plan, os.environ.get("DOCKER_HOST") or "the engine of this host", given["yes"], _found(plan))
     with _folder_for(plan.spec.output):

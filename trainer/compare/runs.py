@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from trainer.exits import DataError, UsageError
 from trainer.manifest import FileRecord, read_manifest
+from trainer.marker import HELD_OUT as HELD_OUT
 from trainer.metrics import Predictions, parse_predictions
 from trainer.publish import MANIFEST, RETIRED, is_finished
 from trainer.run_folder import require_not_withdrawn
@@ -34,8 +35,6 @@ _Values = TypeVar("_Values")
 _MOST_IMAGES = 10**9
 _ROUNDING = 0.01
 """By how much a share, rounded by hand, and its counts may differ."""
-HELD_OUT = ("validation", "test")
-"""The first that there is is what a run is judged by, as in its report."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,22 +1,30 @@
 """All runs of an output, as a table.
 
-In: the store of all runs. Out: a `Row` each: what it is called, how far it is, and how good.
+In: the store of all runs. Out: a `Row` each: what it is called, how far it is, and how good. One listing of
+the folders, and one small object of each finished run, many at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import isfinite
+from typing import Any
 
 from trainer.champion import read_pointer
-from trainer.compare.runs import HELD_OUT
-from trainer.publish import MANIFEST, RETIRED, is_finished, latest_run
+from trainer.data.progress import Progress, SilentProgress
+from trainer.marker import held_out_accuracy, read_marker
+from trainer.publish import MANIFEST, MARKER, POINTER, RETIRED, is_finished, named_run
+from trainer.spec.schema import RUN_NAME
 from trainer.storage.objects import read_object
 from trainer.storage.store import Store
+from trainer.storage.transfers import AT_A_TIME
 
 _DIGITS = 12
 _SECOND = len("2026-11-27 03:00:00")
+_SILENT = SilentProgress()
 
 
 @dataclass(frozen=True)
@@ -36,28 +44,54 @@ class Row:
     is_latest: bool
 
 
-def overview(output: Store) -> Iterator[Row]:
-    """Yield every run, those published last first, then the unfinished ones."""
+def overview(output: Store, progress: Progress = _SILENT) -> list[Row]:
+    """Return every run, those published last first, then the unfinished ones."""
     champion = read_pointer(output).name
-    latest = latest_run(output)
-    names = {entry.name.partition("/")[0] for entry in output.entries() if entry.name.endswith("/spec.yaml")}
-    rows = [_row(output.below(name), name, champion, latest) for name in sorted(names)]
-    yield from sorted(rows, key=lambda row: row.published, reverse=True)
+    latest = named_run(output.read(POINTER))
+    names = [name for name in output.folders() if re.fullmatch(RUN_NAME, name)]
+    task = progress.start(f"Reading {output.uri}", len(names), "runs")
+    rows = []
+    pool = ThreadPoolExecutor(AT_A_TIME)
+    try:
+        for row in pool.map(lambda name: _row(output.below(name), name, champion, latest), names):
+            task.advance(1)
+            rows += [row] if row else []
+    finally:
+        task.finish()
+        pool.shutdown(wait=False, cancel_futures=True)  # after one that can't be read no others are tried
+    return sorted(rows, key=lambda row: row.published, reverse=True)
 
 
-def _row(run: Store, name: str, champion: str, latest: str | None) -> Row:
-    is_done = is_finished(run)
-    metrics, dataset = read_object(run, "metrics.json"), read_object(run, "dataset.json")
-    accuracy = next((metrics[key] for split in HELD_OUT if (key := f"{split}/accuracy") in metrics), None)
-    known = accuracy if is_done and isinstance(accuracy, float | int) and isfinite(accuracy) else None
+def _row(run: Store, name: str, champion: str, latest: str) -> Row | None:
+    """Return what is known of a run; None for a folder that is none."""
+    state, about = _state(run)
+    if not state:
+        return None
+    accuracy = about.get("accuracy")
+    is_known = isinstance(accuracy, float | int) and isfinite(accuracy)
     return Row(
         name=name,
-        state="finished" if is_done else "retired" if run.find(RETIRED) else "unfinished",
-        published=str(read_object(run, MANIFEST).get("published", ""))[:_SECOND].replace("T", " ")
-        if is_done
-        else "",
-        data=str(dataset.get("digest", "")).removeprefix("sha256:")[:_DIGITS],
-        accuracy=known,
+        state=state,
+        published=str(about.get("published", ""))[:_SECOND].replace("T", " "),
+        data=str(about.get("data", "")).removeprefix("sha256:")[:_DIGITS],
+        accuracy=accuracy if is_known else None,
         is_champion=name == champion,
-        is_latest=name == latest,
+        is_latest=name == latest and state == "finished",
     )
+
+
+def _state(run: Store) -> tuple[str, Mapping[str, Any]]:
+    """Return how far a run is, and what its marker says of it, or would say; no state if it is no run."""
+    marker = run.read(MARKER)
+    about = read_marker(marker.data) if marker else None
+    if about is not None:
+        return "finished", about
+    if run.find("spec.yaml") is None:
+        return "", {}
+    about = {"data": read_object(run, "dataset.json").get("digest", "")}
+    if marker is None or not is_finished(run):
+        return "retired" if run.find(RETIRED) else "unfinished", about
+    # An earlier version published it.
+    accuracy = held_out_accuracy(read_object(run, "metrics.json"))
+    published = read_object(run, MANIFEST).get("published", "")
+    return "finished", about | {"accuracy": accuracy, "published": published}

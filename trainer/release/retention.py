@@ -15,13 +15,13 @@ from dataclasses import dataclass
 
 from trainer.champion import read_pointer
 from trainer.exits import TemporaryError, UsageError
+from trainer.marker import is_marker_of
 from trainer.publish import (
     MANIFEST,
     MARKER,
     POINTER,
     RETIRED,
     is_finished,
-    is_marker_of,
     named_run,
     publication_order,
 )

@@ -25,6 +25,7 @@ from google.cloud.storage.retry import DEFAULT_RETRY
 from trainer.exits import TemporaryError, UsageError
 from trainer.storage.checksums import as_text, file_crc32c
 from trainer.storage.client import make_client
+from trainer.storage.listing import list_entries, list_folders
 from trainer.storage.local import explained, hash_file, replacing
 from trainer.storage.media import fetch_media
 from trainer.storage.retries import explanation, is_lost_session, is_refusal, repeated
@@ -95,7 +96,7 @@ class BucketStore:
         if blob is None:
             self._require_bucket()
             return None
-        return Entry(name, blob.size, str(blob.generation), blob.crc32c or "")
+        return Entry(name, blob.size or 0, str(blob.generation), blob.crc32c or "")
 
     def written_at(self, name: str) -> float | None:
         """Return when this generation of `name` was made, by the bucket's clock."""
@@ -140,21 +141,15 @@ class BucketStore:
     def entries(self, prefix: str = "") -> list[Entry]:
         """Return the objects whose names start with `prefix`, but for those that stand for folders."""
         start = len(self._name(""))
-
-        def collect() -> list[Entry]:
-            blobs = self.client.list_blobs(
-                self._bucket,
-                prefix=self._name(prefix),
-                fields="items(name,size,generation,crc32c),nextPageToken",
-                **self._how,
-            )
-            return [
-                Entry(blob.name[start:], blob.size, str(blob.generation), blob.crc32c or "") for blob in blobs
-            ]
-
         with self._explained(prefix, "listed"):
-            found = self._repeated("listed", collect)
-        return sorted((each for each in found if not each.name.endswith("/")), key=lambda entry: entry.name)
+            return self._repeated(
+                "listed", lambda: list_entries(self._bucket, self._name(prefix), start, self._how)
+            )
+
+    def folders(self) -> list[str]:
+        """Return the names that stand before a slash."""
+        with self._explained("", "listed"):
+            return self._repeated("listed", lambda: list_folders(self._bucket, self._name(""), self._how))
 
     def sha256(self, name: str) -> str:
         """Return the digest of the object `name`, which is downloaded for it."""

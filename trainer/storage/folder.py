@@ -106,6 +106,14 @@ class FolderStore:
         with explained(self.root, "read"):
             return sorted(self._entries(prefix), key=lambda entry: entry.name)
 
+    def folders(self) -> list[str]:
+        """Return the names of the folders directly below."""
+        with explained(self.root, "read"):
+            try:
+                return sorted(each.name for each in os.scandir(self.root) if each.is_dir())
+            except FileNotFoundError:
+                return []
+
     def sha256(self, name: str) -> str:
         """Return the digest of the file `name`."""
         path = self._path(name)

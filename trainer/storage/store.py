@@ -85,6 +85,9 @@ class Store(Protocol):
     def entries(self, prefix: str = "") -> list[Entry]:
         """Return the files whose names start with `prefix`, sorted by name."""
 
+    def folders(self) -> list[str]:
+        """Return the names of the folders directly below, sorted."""
+
     def sha256(self, name: str) -> str:
         """Return the sha256, 64 hex digits, of what `name` holds; UsageError if it isn't there."""
 

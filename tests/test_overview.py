@@ -1,0 +1,84 @@
+"""The table of all runs: what it costs to make, and what it shows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from bucket_server import BUCKET, BucketServer, bucket_server
+
+from trainer.data.progress import SilentProgress, Task
+from trainer.publish import MARKER, is_finished, publish, verify
+from trainer.release.overview import overview
+from trainer.storage.store import Store, open_store
+
+
+class Counted(SilentProgress):
+    """Notes how far the work was said to be."""
+
+    total: int | None = None
+    done = 0
+
+    def start(self, label: str, total: int | None, unit: str) -> Task:
+        self.total = total
+        return self
+
+    def advance(self, amount: int) -> None:
+        self.done += amount
+
+    def finish(self) -> None:
+        """Note nothing."""
+
+
+def publish_run(output: Store, folder: Path, name: str, accuracy: float) -> None:
+    """Publish a run of the small files that a list of runs is made of."""
+    (run := folder / name).mkdir(parents=True)
+    for file, values in (
+        ("dataset.json", {"digest": f"sha256:{name:0>64}"}),
+        ("metrics.json", {"train/accuracy": 1.0, "validation/accuracy": accuracy}),
+        ("spec.yaml", {"seed": 0}),
+    ):
+        (run / file).write_text(json.dumps(values))
+        output.below(name).write(file, (run / file).read_bytes())
+    publish(output, name, run)
+
+
+def test_a_list_of_runs_costs_a_request_a_run_and_few_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with bucket_server(page_size=20) as server:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.address)
+        output = open_store(f"gs://{BUCKET}/{tmp_path.name}")
+        for number in range(40):
+            publish_run(output, tmp_path, f"run-{number:02}", number / 100)
+        output.write("releases/one.json", b"{}")
+        asked, seen = server.asked, Counted()
+        rows = overview(output, seen)
+        if isinstance(server, BucketServer):
+            assert server.asked - asked <= 50
+    rows.sort(key=lambda row: row.name, reverse=True)
+    assert [row.name for row in rows] == [f"run-{number:02}" for number in reversed(range(40))]
+    assert (seen.total, seen.done) == (41, 41)
+    assert (rows[0].state, rows[0].accuracy, rows[0].data) == ("finished", 0.39, "000000000000")
+    assert [row.name for row in rows if row.is_latest] == ["run-39"]
+
+
+def test_the_table_is_the_same_of_runs_that_an_earlier_version_published(
+    either_store: Store, tmp_path: Path
+) -> None:
+    publish_run(either_store, tmp_path, "new", 0.5)
+    publish_run(either_store, tmp_path, "old", 0.25)
+    either_store.write("begun/spec.yaml", b"{}")
+    either_store.write("photos/cats/1.png", b"no run")
+    rows = overview(either_store)
+    marker = either_store.read(f"old/{MARKER}")
+    assert marker is not None
+    either_store.write(f"old/{MARKER}", marker.data.splitlines(keepends=True)[0])
+    assert overview(either_store) == rows
+    assert {(row.name, row.state, row.accuracy) for row in rows} == {
+        ("old", "finished", 0.25), ("new", "finished", 0.5), ("begun", "unfinished", None),
+    }  # fmt: skip
+    assert all(is_finished(either_store.below(name)) for name in ("old", "new"))
+    assert verify(either_store.below("new")) == []
+    assert overview(either_store.below("nothing")) == []
