@@ -106,7 +106,11 @@ def test_a_file_that_can_not_be_read_is_an_error_and_leaves_nothing(
         read(good, max_bytes=1000)
     other = write(tmp_path / "other" / "a.parquet", text=["a"], coarse_label=[1])
     with pytest.raises(DataError, match=r"needs a column of encoded images.*columns text, coarse_label"):
-        read(other)
+        read(other, "parquet")
+    # A table beside class folders is no data set of its own.
+    beside = put(tmp_path / "beside", "a/1.jpg", "b/1.jpg")
+    other.rename(beside / "a.parquet")
+    assert read(beside)[2] == "folders"
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UsageError, match=r"pip install 'trainer\[parquet\]'"):
         read(good)

@@ -20,7 +20,12 @@ from trainer.data.layouts.folders import read_folders
 from trainer.data.layouts.found import Found, wrapped_folders
 from trainer.data.layouts.import_files import SUFFIXES as IMPORT_SUFFIXES
 from trainer.data.layouts.import_files import Buckets, find_import_files, read_import_files
-from trainer.data.layouts.parquet import Extraction, find_parquet_files, read_parquet_files
+from trainer.data.layouts.parquet import (
+    Extraction,
+    find_all_parquet_files,
+    find_parquet_files,
+    read_parquet_files,
+)
 from trainer.data.layouts.tfrecord import (
     find_any_tfrecord_files,
     find_tfrecord_files,
@@ -67,7 +72,11 @@ def _file_layouts(buckets: Buckets, extraction: Extraction | None) -> tuple[_Fil
     parquet = []
     if extraction is not None:
         read_parquet = partial(read_parquet_files, extraction=extraction)
-        parquet.append(_FileLayout("parquet", find_parquet_files, read_parquet, "*.parquet files"))
+        parquet.append(
+            _FileLayout(
+                "parquet", find_parquet_files, read_parquet, "*.parquet files", find_all_parquet_files
+            )
+        )
     return (
         _FileLayout(
             "tfrecord", find_tfrecord_files, read_tfrecord_files, "TFRecord files", find_any_tfrecord_files

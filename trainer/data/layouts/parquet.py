@@ -54,9 +54,30 @@ class _Columns:
 
 
 def find_parquet_files(folder: Path) -> list[Path]:
-    """Return the Parquet files in `folder` and in its folders that are named like splits."""
+    """Return the Parquet files in `folder` and in its folders that are named like splits.
+
+    Without those that are known to have no column of images: a table of labels beside pictures is one.
+    """
+    return [path for path in find_all_parquet_files(folder) if _may_hold_images(path)]
+
+
+def find_all_parquet_files(folder: Path) -> list[Path]:
+    """Return all Parquet files there."""
     files = files_of_splits(folder)
     return [path for path in files if path.name.lower().endswith(".parquet") and path.is_file()]
+
+
+def _may_hold_images(path: Path) -> bool:
+    """Return whether a column may hold images; True for what can't be read: reading it says why."""
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError:
+        return True
+    try:
+        return any(_holds_bytes(field.type) for field in parquet.read_schema(path))
+    except (pa.ArrowException, OSError):
+        return True
 
 
 def read_parquet_files(files: list[Path], root: Path, extraction: Extraction) -> Found:
