@@ -16,9 +16,9 @@ from trainer.storage.store import open_store
 _MOST_STARTS = 6
 _KEPT = 5
 _SETTINGS = (
-    "data.image_size=16", "model={family: plain, filters: [4]}", "train.epochs=1",
-    "train.global_batch_size=32", "publish.release=true", "publish.skip_unchanged=true",
-    f"publish.keep_runs={_KEPT}",
+    "data.image_size=16", "model={family: plain, filters: [4]}", "train.epochs=8",
+    "optimizer.learning_rate=0.01", "train.global_batch_size=8", "publish.release=true",
+    "publish.skip_unchanged=true", f"publish.keep_runs={_KEPT}",
 )  # fmt: skip
 
 
