@@ -16,16 +16,16 @@ from trainer.storage.store import open_store
 _MOST_STARTS = 6
 _KEPT = 5
 _SETTINGS = (
-    "data.image_size=16", "model={family: plain, filters: [4]}", "train.epochs=1",
-    "train.global_batch_size=32", "publish.release=true", "publish.skip_unchanged=true",
-    f"publish.keep_runs={_KEPT}",
+    "data.image_size=16", "model={family: plain, filters: [8]}", "train.epochs=10",
+    "optimizer.learning_rate=0.01", "train.global_batch_size=8", "publish.release=true",
+    "publish.skip_unchanged=true", f"publish.keep_runs={_KEPT}",
 )  # fmt: skip
 
 
 def main(times: int, seed: int) -> list[str]:
     """Hold `times` races in one bucket; return what is not one run, one decision and all files each time."""
     with tempfile.TemporaryDirectory() as temporary, bucket_place("schedules") as output:
-        data = make_images(Path(temporary, "data"), per_class=20)
+        data = make_images(Path(temporary, "data"), per_class=40)
         problems: list[str] = []
         for turn in range(times):
             problems += _race(turn, seed + turn, data, output, Path(temporary))
