@@ -102,8 +102,8 @@ def explanation(error: Exception, uri: str, done: str) -> TrainerError:
         )
     if is_used_up and is_refusal(error):
         return TemporaryError(
-            f"{uri} could not be {done}: the bucket refuses what it allowed before. Were credentials or rights "
-            f"changed? Start the same command again when they are right. Received: {reason}"
+            f"{uri} could not be {done}: the bucket refuses what it allowed before. Check the credentials "
+            f"and rights, and start the same command again. Received: {reason}"
         )
     if isinstance(error, api.PreconditionFailed):
         return UsageError(
