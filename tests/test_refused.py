@@ -20,6 +20,7 @@ from trainer.run_folder import open_run_folder
 from trainer.spec import load_spec
 from trainer.storage import bucket
 from trainer.storage.client import make_client
+from trainer.storage.local import write_text
 from trainer.storage.store import Store, open_store
 
 
@@ -161,3 +162,27 @@ def test_a_proxy_that_is_no_address_is_told_without_its_password(
             with pytest.raises(UsageError, match=r"HTTPS_PROXY or ALL_PROXY to http://HOST:PORT") as raised:
                 use()
             assert "user" not in str(raised.value)
+
+
+def test_a_run_that_was_removed_from_its_bucket_is_not_sent_again(
+    bucket_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", bucket_address)
+    output = open_store(f"gs://{BUCKET}/{tmp_path.name}")
+    spec = load_spec(recipe="demo", overrides={"output": output.uri, "run_name": "one"})
+    for remove_local in (False, True):
+        folder = open_run_folder(spec, datetime(2026, 1, 2), tmp_path / "cache")
+        folder.keep()
+        if remove_local:
+            (folder.path / "spec.yaml").unlink()
+        for entry in [] if remove_local else output.entries("one/"):
+            output.remove(entry.name)
+        before = output.entries("one/")
+        for _ in range(2):
+            with pytest.raises(TemporaryError, match="The run was removed while it was trained"):
+                folder.keep()
+        if remove_local:
+            with pytest.raises(TemporaryError, match="The run was removed while it was trained"):
+                write_text(folder.path / "history.jsonl", "{}")
+        assert output.entries("one/") == before
+        folder.release()

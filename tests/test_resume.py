@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +15,9 @@ from trainer.checkpoint import list_checkpoints
 from trainer.cluster import find_cluster
 from trainer.data.dataset import Dataset
 from trainer.evaluate import Evaluator
-from trainer.exits import StoppedError, UsageError
+from trainer.exits import StoppedError
 from trainer.spec import load_spec
-from trainer.train import CallReport, Saver, train
+from trainer.train import CallReport, Learner, Saver, TrainResult, train
 
 EXACT = [
     *SMALL,
@@ -128,15 +131,86 @@ def test_leaving_the_optimizers_moments_out_of_a_checkpoint_would_be_seen(
     assert set(changed) - set(names)
 
 
-def test_lost_best_weights_are_told_before_the_training_goes_on(dataset: Dataset, tmp_path: Path) -> None:
+BEST = [
+    *SMALL,
+    "train.keep=best",
+    "train.epochs=4",
+    "train.early_stopping={monitor: loss, patience_epochs: 9}",
+]
+"""By the loss, which falls for some epochs."""
+
+
+def lose(path: Path, how: str) -> None:
+    """Damage a file."""
+    data = path.read_bytes()
+    if how == "missing":
+        path.unlink()
+    elif how == "cut":
+        path.write_bytes(data[: len(data) // 2])
+    else:
+        place = data.index(b"NUMPY") + len(data) // 2
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Learner, TrainResult]:
+    return do_train(load_spec(settings=BEST), dataset, tmp_path_factory.mktemp("undisturbed"))
+
+
+@pytest.mark.parametrize("how", ["missing", "cut", "flipped"])
+def test_lost_best_weights_are_made_again_from_a_checkpoint_before_them(
+    how: str, dataset: Dataset, undisturbed: tuple[Learner, TrainResult], tmp_path: Path
+) -> None:
+    whole, result = undisturbed
+    with pytest.raises(StoppedError):
+        do_train(load_spec(settings=BEST), dataset, tmp_path, stop_at=20)  # in the fourth epoch
+    best = int(max((tmp_path / "checkpoints").glob("best-*.npz")).stem.partition("-")[2])
+    assert best == 3
+    lose(tmp_path / "checkpoints" / f"best-{best:06d}.npz", how)
+    recorder = Recorder()
+    learner, again = do_train(load_spec(settings=BEST), dataset, tmp_path, recorder)
+    said = "missing" if how == "missing" else "damaged"
+    assert any(f"best-{best:06d}.npz is {said}" in message for message in recorder.messages)
+    assert any(f"epoch {best}, the best so far, are lost: going back to step" in m for m in recorder.messages)
+    assert untimed(again.history) == untimed(result.history)
+    assert again.best_epoch == result.best_epoch
+    for name, variable in whole.answering_variables().items():
+        np.testing.assert_array_equal(variable, learner.answering_variables()[name], err_msg=name)
+
+
+def test_weights_lost_amid_the_training_are_noticed_at_its_end(
+    dataset: Dataset, undisturbed: tuple[Learner, TrainResult], tmp_path: Path
+) -> None:
+    class Remove(Recorder):
+        """Removes the best weights as soon as the last epoch has its row."""
+
+        def on_epoch(self, row: Mapping[str, Any], epochs: int) -> None:
+            super().on_epoch(row, epochs)
+            if row["epoch"] == epochs and not self.messages:
+                while not (tmp_path / "checkpoints" / f"step-{row['step']:08d}.npz").exists():
+                    time.sleep(0.01)  # until all is saved
+                for path in (tmp_path / "checkpoints").glob("best-*.npz"):
+                    path.write_bytes(b"zz")
+
+    recorder = Remove()
+    _, again = do_train(load_spec(settings=BEST), dataset, tmp_path, recorder)
+    assert any("are lost: epoch" in message for message in recorder.messages)
+    assert untimed(again.history) == untimed(undisturbed[1].history)
+    assert again.best_epoch == 4  # the only one whose weights were at hand
+
+
+def test_without_a_checkpoint_before_them_the_best_that_is_left_takes_their_place(
+    dataset: Dataset, tmp_path: Path
+) -> None:
     settings = [*SMALL, "train.keep=best", "train.epochs=8"]
     with pytest.raises(StoppedError):
         do_train(load_spec(settings=settings), dataset, tmp_path, stop_at=20)
     bests = sorted((tmp_path / "checkpoints").glob("best-*.npz"))
-    assert 1 <= len(bests) <= 2
     for best in bests:
         best.write_bytes(b"zz")
     recorder = Recorder()
-    with pytest.raises(UsageError, match="best epoch"):
-        do_train(load_spec(settings=settings), dataset, tmp_path, recorder)
-    assert recorder.calls == []
+    _, result = do_train(load_spec(settings=settings), dataset, tmp_path, recorder)
+    assert any("is damaged" in message for message in recorder.messages)
+    assert len(result.history) == 8
+    assert result.best_epoch
+    assert (tmp_path / "checkpoints" / f"damaged-{bests[-1].name}").exists()

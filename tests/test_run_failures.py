@@ -74,6 +74,31 @@ def test_a_first_start_that_fails_after_a_checkpoint_keeps_it(photos: Path, tmp_
 
 
 @pytest.mark.engine
+@pytest.mark.parametrize("what", ["run", "output"])
+def test_a_run_that_was_removed_stops_and_the_same_command_begins_it_again(
+    what: str, photos: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "runs"
+    words = ["train", "--data", photos, "--output", output, "--run-name", "gone", *QUICK]
+    process = subprocess.Popen(
+        command(*words, "--set", "train.epochs=4000", "--set", "train.steps_per_call=1"),
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not (output / "gone" / "history.jsonl").exists() and process.poll() is None:
+        time.sleep(0.05)
+    subprocess.run(["mv", output / "gone" if what == "run" else output, tmp_path / "moved"], check=True)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 75, out + err
+    assert err.count("Error: ") == 1
+    assert "The run was removed while it was trained" in err
+    assert "Traceback" not in err
+    again = trainer(*words, cache=tmp_path / "cache")
+    assert again.returncode == 0, again.stderr
+    assert verify(FolderStore(output / "gone")) == []
+
+
+@pytest.mark.engine
 def test_a_paused_process_leaves_alone_the_run_that_another_one_published(
     photos: Path, tmp_path: Path
 ) -> None:

@@ -73,15 +73,31 @@ def save_best(folder: Path, epoch: int, arrays: Arrays) -> None:
             other.unlink(missing_ok=True)
 
 
-def restore_best(folder: Path, epoch: int, variables: Mapping[str, tf.Variable]) -> None:
-    """Put what `save_best` wrote for `epoch` into `variables`. Raises UsageError if it can't be read."""
+def restore_best(
+    folder: Path,
+    epoch: int,
+    variables: Mapping[str, tf.Variable],
+    on_damage: Callable[[str], None] = lambda message: None,
+) -> bool:
+    """Put what `save_best` wrote for `epoch` into `variables`; return whether it could be read.
+
+    A damaged file is set aside under another name; `on_damage` is called with what is wrong. Raises
+    TemporaryError for a disk that fails, UsageError for the weights of another model.
+    """
+    path = _best(folder, epoch)
     try:
-        restore_checkpoint(_best(folder, epoch), variables)
+        restore_checkpoint(path, variables)
     except DamagedError as error:
-        raise UsageError(
-            f"The weights of the best epoch are lost: {_best(folder, epoch)} is missing or damaged. "
-            f"Start again with another --run-name. Received: {str(error)[:200]}"
-        ) from None
+        on_damage(f"{path.name} is {f'damaged ({str(error)[:100]})' if path.exists() else 'missing'}")
+        _set_aside(path)
+        return False
+    return True
+
+
+def list_bests(folder: Path) -> list[int]:
+    """Return the epochs whose weights `save_best` wrote to `folder` and that can be read, oldest first."""
+    paths = [path for path in sorted(folder.glob("best-*.npz")) if _is_readable(path)]
+    return [int(path.stem.partition("-")[2]) for path in paths]
 
 
 def write_arrays(path: Path, arrays: Arrays, record: Mapping[str, Any]) -> None:
@@ -112,23 +128,35 @@ def restore_newest(
     variables: Mapping[str, tf.Variable],
     whole_epochs: bool = False,
     on_damage: Callable[[str], None] = lambda message: None,
+    is_wanted: Callable[[Mapping[str, Any]], bool] = lambda record: True,
 ) -> dict[str, Any] | None:
     """Put the newest readable checkpoint's values into `variables`; return its record, or None.
 
-    A damaged file is set aside under another name, so that it never counts as the newest again,
-    and passed over for the one before it; `on_damage` hears of it. Raises TemporaryError for a
-    disk that fails, UsageError for a checkpoint of another model.
+    Only of those whose record `is_wanted`. A damaged file is set aside under another name, so that it never
+    counts as the newest again, and passed over for the one before it; `on_damage` hears of it. Raises
+    TemporaryError for a disk that fails, UsageError for a checkpoint of another model.
     """
     paths = list_checkpoints(folder, whole_epochs)
     for path in reversed(paths):
         try:
-            return restore_checkpoint(path, variables)
+            arrays, record = _read(path)
         except DamagedError as error:
-            path.replace(path.with_name(_DAMAGED + path.name))
+            _set_aside(path)
             none = "there is none before it" if whole_epochs else "there is none before it, so it begins anew"
             then = none if path == paths[0] else "going back to the checkpoint before it"
             on_damage(f"{path.name} is damaged ({str(error)[:100]}): {then}")
+            continue
+        if is_wanted(record):
+            _assign(path, arrays, variables)
+            return record
     return None
+
+
+def forget_newer(folder: Path, step: int) -> None:
+    """Remove the checkpoints of later steps than `step`, which a training that went back makes again."""
+    for path in list_checkpoints(folder):
+        if int(path.stem.split("-")[1]) > step:
+            path.unlink()
 
 
 def restore_checkpoint(path: Path, variables: Mapping[str, tf.Variable]) -> dict[str, Any]:
@@ -138,6 +166,11 @@ def restore_checkpoint(path: Path, variables: Mapping[str, tf.Variable]) -> dict
     UsageError for a checkpoint of another model, TemporaryError for a disk that fails, and DamagedError.
     """
     arrays, record = _read(path)
+    _assign(path, arrays, variables)
+    return record
+
+
+def _assign(path: Path, arrays: Arrays, variables: Mapping[str, tf.Variable]) -> None:
     differing = sorted(
         name
         for name in {*arrays, *variables}
@@ -150,7 +183,12 @@ def restore_checkpoint(path: Path, variables: Mapping[str, tf.Variable]) -> dict
         )
     for name, variable in variables.items():
         variable.assign(arrays[name])
-    return record
+
+
+def _set_aside(path: Path) -> None:
+    """Give a damaged file a name under which it counts for nothing."""
+    if path.exists():
+        path.replace(path.with_name(_DAMAGED + path.name))
 
 
 def _is_readable(path: Path) -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 from trainer.data.progress import Progress, SilentProgress
 from trainer.exits import TemporaryError, UsageError
 from trainer.publish import MANIFEST, MARKER, is_finished, require_unchanged
+from trainer.run_folder.presence import Presence
 from trainer.run_folder.refusals import SPEC, require_kept, require_place, require_run, require_same_spec
 from trainer.run_folder.starts import STARTS
 from trainer.spec import RunSpec, dump_spec, has_secret, read_spec, spec_digest
@@ -50,6 +51,8 @@ class RunFolder:
     lease: Lease | None
     """None for a run that is finished, and for a process that is not the chief."""
     _leave: ExitStack
+    presence: Presence | None = None
+    """None for a run that is finished, and for a process that is not the chief."""
     finished: bool = False
     """Whether the run was finished when it was opened."""
 
@@ -82,6 +85,8 @@ class RunFolder:
 
         In a bucket if that is known already; on disk, where what is written is the other one's, asks.
         """
+        if self.presence is not None:
+            self.presence.require()
         if self.lease is not None:
             if isinstance(self.output, FolderStore):
                 self.lease.require()
@@ -89,7 +94,12 @@ class RunFolder:
                 self.lease.check()
 
     def require_lease(self) -> None:
-        """Raise TemporaryError if another process took the run over; asks the output if that may be."""
+        """Raise TemporaryError if the run was removed, or another process took it over.
+
+        Asks the output if that may be.
+        """
+        if self.presence is not None:
+            self.presence.require()
         if self.lease is not None:
             self.lease.require()
 
@@ -99,11 +109,15 @@ class RunFolder:
         What an earlier start left there, and this one has not made anew, goes only once it `is_whole`.
         """
         self.require_lease()
+        if self.presence is not None:
+            self.presence.require_stored()
         self.mirror.sync(on_bytes, is_whole)
 
     def discard(self) -> None:
         """Remove a run in which nothing was begun. Raises TemporaryError if it is another process's."""
         self.require_lease()
+        if self.presence is not None:
+            self.presence.forget()
         _discard(self.output.below(self.name))
         shutil.rmtree(self.path, ignore_errors=True)
 
@@ -141,9 +155,9 @@ def open_run_folder(
         require_kept(run)
         if is_finished(run):  # another process has done it meanwhile
             return _finished(output, name, spec, fresh)
-        path, mirror = _local(output, name, cache_dir, lease, leave)
+        path, mirror, presence = _local(output, name, cache_dir, lease, leave)
         leave.callback(mirror.close)
-        folder = RunFolder(output, path, mirror, lease, leave.pop_all())
+        folder = RunFolder(output, path, mirror, lease, leave.pop_all(), presence)
     try:
         _fill(folder, spec, fresh, progress)
     except BaseException:
@@ -197,15 +211,25 @@ def borrow_run_folder(output: str, name: str, cache_dir: Path) -> RunFolder:
         return RunFolder(open_store(output), path, Mirror(path, None), None, leave.pop_all())
 
 
-def _local(output: Store, name: str, cache_dir: Path, lease: Lease, leave: ExitStack) -> tuple[Path, Mirror]:
+def _local(
+    output: Store, name: str, cache_dir: Path, lease: Lease, leave: ExitStack
+) -> tuple[Path, Mirror, Presence]:
     """Return where the files of the run are until `leave`, and what brings them to the output."""
     if isinstance(output, FolderStore):
         path = output.root / name
-        leave.enter_context(guarded(path, lease.require))
-        return path, Mirror(path, None)
+        presence = Presence(path, None)
+
+        def require() -> None:
+            presence.require()
+            lease.require()
+
+        leave.enter_context(guarded(path, require))
+        return path, Mirror(path, None), presence
     # A folder of this process alone: one that was paused for long may not be the only one at this run.
     local = leave.enter_context(private_folder(cache_dir / "runs")) / name
-    return local, Mirror(local, output.below(name), (MANIFEST, MARKER), lease.require)
+    presence = Presence(local, output.below(name))
+    leave.enter_context(guarded(local, presence.require))
+    return local, Mirror(local, output.below(name), (MANIFEST, MARKER), lease.require), presence
 
 
 def _fill(folder: RunFolder, spec: RunSpec, fresh: bool, progress: Progress) -> None:

@@ -238,6 +238,7 @@ def _temporary(path: Path, data: bytes, mode: int = ANYONE) -> Iterator[Path]:
 def _beside(path: Path) -> Iterator[Path]:
     """Yield a name for a file beside `path`; what is there after the block is removed."""
     if not path.parent.is_dir():
+        require_right(path)
         path.parent.mkdir(parents=True, exist_ok=True)
     # Not tempfile.mkstemp: its files are readable by nobody else, and so would the final file be.
     temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.tmp")

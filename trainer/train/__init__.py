@@ -6,9 +6,9 @@ weights in the learner's inference model, and the history.
 
 from trainer.train.agreement import Agreement
 from trainer.train.learner import Learner, build_learner
-from trainer.train.loop import train
 from trainer.train.observer import CallReport, Observer
 from trainer.train.result import TrainResult
 from trainer.train.saver import Saver
+from trainer.train.training import train
 
 __all__ = ["Agreement", "CallReport", "Learner", "Observer", "Saver", "TrainResult", "build_learner", "train"]

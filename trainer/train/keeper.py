@@ -11,7 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoint import list_checkpoints, restore_best, restore_newest
+from trainer.checkpoint import (
+    forget_newer,
+    list_bests,
+    list_checkpoints,
+    restore_best,
+    restore_newest,
+)
 from trainer.storage.local import prepare_folder
 from trainer.train.agreement import Agreement
 from trainer.train.history import History
@@ -51,12 +57,33 @@ class Keeper:
         found: Mapping[str, Any] | None = self._agreement.state(variables, record)
         return found
 
-    def restore_best(self, epoch: int) -> None:
-        """Put the weights of the best epoch into the inference model. Raises UsageError if they are lost."""
-        answering = self._learner.answering_variables()
+    def restore_best(self, epoch: int) -> bool:
+        """Put the weights of the best epoch into the inference model; return False if they are lost."""
+        answering, record = self._learner.answering_variables(), None
+        if self._agreement.is_chief and restore_best(self.folder, epoch, answering, self._on_damage):
+            record = {"epoch": epoch}
+        return self._agreement.state(answering, record) is not None
+
+    def restore_with_best(self) -> Mapping[str, Any] | None:
+        """Restore the newest checkpoint whose best weights, if it has any, can be read; later ones go.
+
+        Returns its record, None if there is no such checkpoint.
+        """
+        variables, record = self._learner.variables(), None
         if self._agreement.is_chief:
-            restore_best(self.folder, epoch, answering)
-        self._agreement.state(answering, {})
+            usable = {0, *list_bests(self.folder)}
+            record = restore_newest(
+                self.folder, variables, is_wanted=lambda each: each["standing"]["best_epoch"] in usable
+            )
+            if record is not None:
+                forget_newer(self.folder, record["standing"]["step"])
+        found: Mapping[str, Any] | None = self._agreement.state(variables, record)
+        return found
+
+    def bests(self) -> list[int]:
+        """Return the epochs whose weights were saved as the best and can be read, oldest first."""
+        mine = list_bests(self.folder) if self._agreement.is_chief else []
+        return list(self._agreement.value(mine))
 
     def save(
         self, standing: Standing, history: History, more_seconds: float = 0.0, is_last: bool = False

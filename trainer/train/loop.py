@@ -24,7 +24,7 @@ from trainer.train.learner import Learner
 from trainer.train.observer import CallReport, Observer
 from trainer.train.parts import build_parts
 from trainer.train.profile import Profile
-from trainer.train.progress import Standing, out_of_patience, score
+from trainer.train.progress import Standing, best_of, out_of_patience, score
 from trainer.train.result import TrainResult
 from trainer.train.saver import Pace, Saver
 
@@ -69,24 +69,28 @@ class Loop:
         """Train to the end, from the newest checkpoint if there is one."""
         self._resume()
         self.profile.begin_run(self.standing.step, self.learner.total_steps)
-        epochs = self.spec.train.epochs
         if self.stepper.uses_xla:
             self.observer.on_message("XLA compiles the step first, which may take two minutes")
         try:
-            while self._epoch() < epochs and not self.standing.ended:
-                if self._train_epoch():
-                    self._end_epoch()
-                else:
-                    self._recover()
+            self._train_epochs()
+            while not self._keep():
+                self._train_epochs()
         finally:
             self._blocks.close()
             self.profile.end()
         self.history.close()
-        if not self.keeper.flush():
-            self._give_up()
-        self._keep()
         rows, timings, standing = self.history.rows(), self.history.timings, self.standing
         return TrainResult(rows, timings, standing.best_epoch, standing.elapsed_seconds, standing.ended)
+
+    def _train_epochs(self) -> None:
+        """Do the epochs that are left, and wait until all is saved."""
+        while self._epoch() < self.spec.train.epochs and not self.standing.ended:
+            if self._train_epoch():
+                self._end_epoch()
+            else:
+                self._recover()
+        if not self.keeper.flush():
+            self._give_up()
 
     def _epoch(self) -> int:
         """Return the epoch under way, from 0: the one after the last that has its row.
@@ -106,7 +110,8 @@ class Loop:
         self._go_back_to(record)
         self.pace.resumed(self.standing.step)
         if self.spec.train.keeps_best:
-            self._keep()  # now rather than after hours: it raises if the best weights are lost
+            while not self._keep():  # now rather than after hours: the best weights may be lost
+                self.pace.resumed(self.standing.step)
         self.history.replay()
         self.observer.on_message(f"continuing after step {self.standing.step} of {self.learner.total_steps}")
 
@@ -261,27 +266,35 @@ class Loop:
         self.keeper.save(self.standing, self.history, more, is_last)
         self.pace.saved(self.standing.step)
 
-    def _keep(self) -> None:
-        """Fill the inference model with the weights that the run is to keep."""
-        if self.spec.train.keeps_best and self.standing.best_epoch:
-            self.keeper.restore_best(self.standing.best_epoch)
-        else:
+    def _keep(self) -> bool:
+        """Fill the inference model with the weights that the run is to keep.
+
+        Returns False if those of the best epoch are lost, and training went back to before that epoch.
+        """
+        lost = self.standing.best_epoch
+        if not (self.spec.train.keeps_best and lost):
             self.learner.fill_inference_model()
+            return True
+        if self.keeper.restore_best(lost):
+            return True
+        said = f"the weights of epoch {lost}, the best so far, are lost"
+        record = self.keeper.restore_with_best()
+        if record is not None:
+            self._go_back_to(record)
+            self.history.replay()
+            self.observer.on_message(f"{said}: going back to step {self.standing.step}, which is before it")
+            return False
+        self._choose_best()
+        self.observer.on_message(f"{said}: epoch {self.standing.best_epoch or 'none'} takes its place")
+        return self._keep()
 
-
-def train(
-    learner: Learner,
-    dataset: Dataset,
-    spec: RunSpec,
-    cluster: Cluster,
-    saver: Saver,
-    observer: Observer,
-    validate: Validate,
-    is_stopped: Callable[[], bool] = lambda: False,
-) -> TrainResult:
-    """Train `learner` on `dataset`, checkpointing with `saver`; see `Loop`.
-
-    Raises DivergedError, what a save raised, and StoppedError once `is_stopped` returns True
-    and the checkpoint is safe.
-    """
-    return Loop(learner, dataset, spec, cluster, saver, observer, validate, is_stopped).run()
+    def _choose_best(self) -> None:
+        """Mark as the best epoch one whose weights are at hand: saved as the best once, or those of now."""
+        now = self._epoch() if self.standing.step == self._epoch() * self.learner.steps_per_epoch else 0
+        stopping, at_hand = self.spec.train.early_stopping, {now, *self.keeper.bests()}
+        best = best_of(self.history.results, at_hand, self.held_out, stopping)
+        self.standing.best_epoch, self.standing.best_score = best
+        if now and best[0] == now:
+            self.learner.fill_inference_model()
+            self.keeper.save_best(now)
+            self.keeper.flush()

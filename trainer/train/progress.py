@@ -7,7 +7,7 @@ knows the epoch's sums, the best epoch, the patience that is left and the recove
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -73,6 +73,16 @@ def score(row: Mapping[str, Any], held_out: str, spec: EarlyStoppingSpec | None)
     if value is None:
         return None
     return -float(value) if monitor == "loss" else float(value)
+
+
+def best_of(
+    rows: Iterable[Mapping[str, Any]], epochs: Collection[int], held_out: str, spec: EarlyStoppingSpec | None
+) -> tuple[int, float]:
+    """Return the best of `epochs` by the rows of the history, and its score; 0 and -inf if there is none."""
+    scores = {row["epoch"]: score(row, held_out, spec) for row in rows if row["epoch"] in epochs}
+    known = [(value, -epoch) for epoch, value in scores.items() if value is not None]
+    value, epoch = max(known, default=(-math.inf, 0))
+    return -epoch, value
 
 
 def out_of_patience(standing: Standing, epoch: int, spec: EarlyStoppingSpec | None) -> bool:

@@ -1,0 +1,35 @@
+"""One training, as the other rooms ask for it.
+
+In: what a `Loop` takes. Out: a `TrainResult`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from trainer.cluster import Cluster
+from trainer.data.dataset import Dataset
+from trainer.spec import RunSpec
+from trainer.train.learner import Learner
+from trainer.train.loop import Loop, Validate
+from trainer.train.observer import Observer
+from trainer.train.result import TrainResult
+from trainer.train.saver import Saver
+
+
+def train(
+    learner: Learner,
+    dataset: Dataset,
+    spec: RunSpec,
+    cluster: Cluster,
+    saver: Saver,
+    observer: Observer,
+    validate: Validate,
+    is_stopped: Callable[[], bool] = lambda: False,
+) -> TrainResult:
+    """Train `learner` on `dataset`, checkpointing with `saver`; see `Loop`.
+
+    Raises DivergedError, what a save raised, and StoppedError once `is_stopped` returns True
+    and the checkpoint is safe.
+    """
+    return Loop(learner, dataset, spec, cluster, saver, observer, validate, is_stopped).run()
