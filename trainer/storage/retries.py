@@ -7,6 +7,7 @@ one of this package's errors.
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -78,7 +79,9 @@ def is_lost_session(error: Exception) -> bool:
 
 def is_damage(error: Exception) -> bool:
     """Return whether bytes arrived that don't match their checksum, here or at the bucket."""
-    return isinstance(error, DataCorruption) or "doesn't match calculated" in str(error)
+    # Some services answer 412 for a wrong checksum too, which says nothing of a condition.
+    is_refused = isinstance(error, api.PreconditionFailed) and re.search("crc32c|checksum", str(error), re.I)
+    return isinstance(error, DataCorruption) or bool(is_refused) or "doesn't match calculated" in str(error)
 
 
 def explanation(error: Exception, uri: str, done: str) -> TrainerError:
