@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from trainer.printable import printable, without_secrets
-from trainer.run_folder import Start, write_environment
+from trainer.data.items import Rejection
+from trainer.metrics import Predictions, read_predictions, write_predictions
+from trainer.printable import printable, spreadsheet_cell, text_of_cell, without_secrets
+from trainer.run_folder import Start, write_environment, write_rejected
 from trainer.spec import load_spec
 
 
@@ -37,3 +40,25 @@ def test_the_command_that_is_kept_holds_no_password(tmp_path: Path) -> None:
 def test_letters_of_any_language_stay_and_what_turns_their_direction_does_not() -> None:
     assert printable("gato é дом شجرة") == "gato é дом شجرة"
     assert printable("a\u202egnp.exe\x1b\udcff") == "a\\u202egnp.exe\\x1b\\udcff"
+
+
+_NAMES = ("=1+1|'cmd'!A1", "+x", "-0.5", "@sum", "\tx", "\rx", "'=x", "''+x", "'plain", "plain", "")
+
+
+def test_no_cell_of_a_csv_is_a_formula_and_each_text_comes_back(tmp_path: Path) -> None:
+    for name in _NAMES:
+        assert not spreadsheet_cell(name).startswith(("=", "+", "-", "@", "\t", "\r"))
+        assert text_of_cell(spreadsheet_cell(name)) == name
+    assert len(set(map(spreadsheet_cell, _NAMES))) == len(_NAMES)
+    probabilities = np.full((len(_NAMES), 2), 0.5)
+    answers = Predictions("test", _NAMES, np.zeros(len(_NAMES), np.int32), probabilities, ("=cats", "-dogs"))
+    write_predictions(path := tmp_path / "predictions.csv", [answers])
+    (read,) = read_predictions(path)
+    assert (read.names, read.class_names) == (_NAMES, ("=cats", "-dogs"))
+    assert np.array_equal(read.probabilities, probabilities)  # numbers stay numbers
+    lines = path.read_text().splitlines()
+    assert lines[1].startswith('"test","\'=1+1')
+    path.write_text(path.read_text().replace("\"'=", '"='))  # as an earlier version wrote it
+    assert read_predictions(path)[0].names[0] == _NAMES[0]
+    write_rejected(tmp_path, [Rejection("=x.png", "-")])
+    assert (tmp_path / "rejected.csv").read_text() == "path,reason\n'=x.png,'-\n"

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,10 @@ import pytest
 from small_disk import small_disk
 from trainer_process import QUICK, command, refused, trainer
 
+from trainer.exits import UsageError
 from trainer.publish import is_finished, verify
+from trainer.run_folder import open_run_folder
+from trainer.spec import load_spec
 from trainer.storage.folder import FolderStore
 
 
@@ -227,3 +231,14 @@ def test_a_run_goes_on_in_the_precision_that_it_began_with_on_a_machine_that_wou
     again.send_signal(signal.SIGTERM)
     again.communicate(timeout=120)
     assert f", {other};" in said
+
+
+def test_a_run_whose_starts_are_gone_is_refused_by_the_name_of_the_file(tmp_path: Path) -> None:
+    spec = load_spec(overrides={"output": str(tmp_path / "runs"), "run_name": "one"})
+    folder = open_run_folder(spec, datetime(2026, 11, 30, tzinfo=timezone.utc), tmp_path / "cache")
+    (folder.path / "environment.json").write_text("{}")
+    folder.release()
+    with pytest.raises(UsageError, match=r"starts\.jsonl is gone.*Received: .*one/starts\.jsonl"):
+        open_run_folder(spec, datetime(2026, 11, 30, tzinfo=timezone.utc), tmp_path / "cache")
+    (folder.path / "starts.jsonl").write_text("")
+    open_run_folder(spec, datetime(2026, 11, 30, tzinfo=timezone.utc), tmp_path / "cache").release()

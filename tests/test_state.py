@@ -66,7 +66,8 @@ def test_of_several_workers_each_newest_pod_is_told() -> None:
     assert found.text() == [
         "pets  running, 1 of 3 workers ready, for 41 min",
         "  worker 1: the container is being made",
-        "  worker 2: exit code 143: stopped on request, checkpoint safe",
+        "  worker 2: exit code 143: stopped on request, checkpoint safe; where the last save did not finish, "
+        "the one before it",
     ]
 
 

@@ -20,7 +20,10 @@ EXIT_CODES: dict[int, tuple[str, str]] = {
     70: ("diverged beyond recovery, or restarted again and again without progress", "FailJob"),
     75: ("a temporary failure outlived its retries", "Ignore"),
     137: ("out of memory", "Count"),
-    143: ("stopped on request, checkpoint safe", "Ignore"),
+    143: (
+        "stopped on request, checkpoint safe; where the last save did not finish, the one before it",
+        "Ignore",
+    ),
 }
 """Exit code to (meaning, what a Kubernetes podFailurePolicy does with it)."""
 

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.exits import DataError, UsageError
+from trainer.printable import spreadsheet_cell, text_of_cell
 from trainer.storage.local import write_text
 
 Floats = npt.NDArray[np.float64]
@@ -152,7 +153,8 @@ def write_predictions(path: Path, predictions: Sequence[Predictions]) -> None:
     """Write one CSV row an image, all splits below each other; they have the same classes.
 
     Columns: split, path, label, predicted, and `probability:<class>` for each class, with
-    every digit that a float has. Raises TemporaryError, UsageError.
+    every digit that a float has; a text that a spreadsheet would take for a formula follows an apostrophe,
+    which `read_predictions` takes away again. Raises TemporaryError, UsageError.
     """
     class_names = predictions[0].class_names if predictions else ()
     text = io.StringIO(newline="")
@@ -177,7 +179,10 @@ def read_predictions(path: Path) -> list[Predictions]:
 def parse_predictions(text: str, where: str) -> list[Predictions]:
     """Return what the `text` of a predictions.csv says; `where` is its name in errors. Raises UsageError."""
     try:
-        rows = list(csv.reader(io.StringIO(text, newline="")))
+        rows = [
+            [*map(text_of_cell, row[: len(_COLUMNS)]), *row[len(_COLUMNS) :]]
+            for row in csv.reader(io.StringIO(text, newline=""))
+        ]
         class_names = _read_header(rows[0] if rows else [])
         _require_whole(rows)
         splits = dict.fromkeys(row[0] for row in rows[1:])
@@ -251,7 +256,7 @@ def _rows(predictions: Predictions) -> Iterator[list[str | float]]:
     ):
         # The csv module writes floats with repr: as many digits as it takes to read the same one back.
         texts = [predictions.split, _storable(name), class_names[label], class_names[predicted]]
-        yield [*texts, *probabilities]
+        yield [*map(spreadsheet_cell, texts), *probabilities]
 
 
 def _storable(text: str) -> str:

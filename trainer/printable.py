@@ -21,6 +21,8 @@ _SCHEME = re.compile(
 )
 _OBJECTS = ("gs:", "file:")
 """Schemes whose names may hold ? and #."""
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+"""How a formula begins; after apostrophes too, so that each text has a cell of its own."""
 _HIDDEN = "..."
 _MARKS = re.compile(r"(\?\.\.\.)?(#\.\.\.)?$")
 _CLOSING = dict(zip("'\"`(<[{", "'\"`)>]}", strict=True))
@@ -38,6 +40,16 @@ def printable(text: str) -> str:
 def printable_lines(text: str) -> str:
     """Return `text` with each of its lines printable."""
     return "\n".join(map(printable, text.split("\n")))
+
+
+def spreadsheet_cell(text: str) -> str:
+    """Return `text` so that no spreadsheet takes it for a formula: after an apostrophe, as OWASP advises."""
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+def text_of_cell(cell: str) -> str:
+    """Return the text that `spreadsheet_cell` was given."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
 def without_secrets(text: str, known: Iterable[str] = ()) -> str:

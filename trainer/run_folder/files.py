@@ -22,7 +22,7 @@ from typing import Any
 from trainer import __version__
 from trainer.data.items import Rejection
 from trainer.exits import TemporaryError, UsageError
-from trainer.printable import shown_address
+from trainer.printable import shown_address, spreadsheet_cell
 from trainer.spec import RunSpec, spec_digest
 from trainer.storage.local import write_json, write_text
 
@@ -118,7 +118,7 @@ def write_rejected(path: Path, rejections: Iterable[Rejection]) -> None:
     for each in rejections:
         # A name that isn't UTF-8 is shown with its odd bytes spelled out.
         name = each.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        writer.writerow([name, each.reason])
+        writer.writerow([spreadsheet_cell(name), spreadsheet_cell(each.reason)])
     write_text(path / "rejected.csv", text.getvalue())
 
 

@@ -68,6 +68,11 @@ def require_not_withdrawn(run: Store) -> None:
 def require_run(run: Store, name: str) -> None:
     """Raise UsageError if there is something that no start made, a person's files beside their spec.yaml."""
     names = {entry.name for entry in run.entries()}
+    if names and STARTS not in names and {SPEC, "environment.json"} <= names and _is_settled(run, name):
+        raise UsageError(
+            f"The run's {STARTS} is gone, which says how often it was started; put it back, an empty file "
+            f"does, or {_NEITHER}. Received: {run.at(STARTS)}"
+        )
     if names and STARTS not in names and not (names == {SPEC} and _is_settled(run, name)):
         raise UsageError(
             "The folder holds something that is not a run; choose another --output or --run-name. "
