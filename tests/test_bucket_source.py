@@ -103,7 +103,7 @@ def test_an_import_file_names_images_in_buckets(server: BucketServer | OtherServ
         f"test,gs://{BUCKET}/sets/pets/dogs/9.png,dog\n"
     )
     fetch_rows = buckets_of(DataSpec(), tmp_path / "cache", SilentProgress())
-    items, rejections, layout = read_layout(tmp_path / "import.csv", "auto", fetch_rows)
+    items, rejections, layout, _ = read_layout(tmp_path / "import.csv", "auto", fetch_rows)
     assert layout == "import"
     assert [(item.name, item.label, item.split, item.read()) for item in items] == [
         (f"gs://{BUCKET}/sets/pets/cats/1.png", "cat", "train", b"cats/1.png"),
@@ -128,7 +128,7 @@ def test_an_import_file_in_a_bucket_names_what_lies_beside_it(
     store.write("pets.csv", b"path,label\ncats/1.png,cat\ndogs/1.png,dog\ndogs/2.png,dog\n")
     source = f"gs://{BUCKET}/lists/pets.csv"
     buckets = buckets_of(DataSpec(source=source), tmp_path / "cache", SilentProgress())
-    items, rejections, _ = read_layout(fetch(source, tmp_path / "cache"), "auto", buckets)
+    items, rejections, *_ = read_layout(fetch(source, tmp_path / "cache"), "auto", buckets)
     assert [(item.name, item.label, item.read()) for item in items] == [
         (f"gs://{BUCKET}/lists/cats/1.png", "cat", b"cats/1.png"),
         (f"gs://{BUCKET}/lists/dogs/1.png", "dog", b"dogs/1.png"),

@@ -163,5 +163,5 @@ def test_found_line_fits_and_numbered_classes_are_in_the_order_of_numbers(tmp_pa
     lines = format_found(many).splitlines()
     assert len(lines) == 7
     assert lines[1].startswith("  species 0, species 1, ")
-    assert lines[-1] == "  and 165 more"
+    assert lines[-1] == "  and 169 more"
     assert max(map(len, lines)) <= 80

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -108,8 +108,7 @@ def assemble(
     require_full_splits(items)
     split_by = BY_SOURCE if items == list(found.items) else STRATIFIED
     duplicates = find_duplicates(items, found.contents)
-    dataset = _assembled(items, found, rejected, duplicates, (spec.source, layout, split_by))
-    return _warned(dataset, (*warnings, *dataset.warnings))
+    return _assembled(items, found, rejected, duplicates, (spec.source, layout, split_by), warnings)
 
 
 def _assembled(
@@ -118,21 +117,17 @@ def _assembled(
     rejected: tuple[Rejection, ...],
     duplicates: Duplicates,
     origin: tuple[str, str, str],
+    warnings: Sequence[str],
 ) -> Dataset:
     class_names = tuple(sorted({item.label for item in items}, key=_class_order))
     splits = {name: _split(name, items, found, class_names) for name in SPLITS}
     splits = {name: split for name, split in splits.items() if split.items}
     digest = content_digest(items, found.contents)
-    warnings = (*warnings_of_formats(found.converted, rejected), *warnings_of(duplicates))
+    warnings = (*warnings, *warnings_of_formats(found.converted, rejected), *warnings_of(duplicates))
     summary = summarize(class_names, splits, rejected, duplicates, origin)
     summary |= {"converted": dict(found.converted)}
     summary |= {"digest": f"sha256:{digest}", "warnings": list(warnings)}
     return Dataset(class_names, splits, rejected, summary, digest, warnings)
-
-
-def _warned(dataset: Dataset, warnings: tuple[str, ...]) -> Dataset:
-    summary = dataset.summary | {"warnings": list(warnings)}
-    return replace(dataset, summary=summary, warnings=warnings)
 
 
 def _class_order(name: str) -> tuple[int, int, str]:
