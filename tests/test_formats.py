@@ -117,10 +117,10 @@ def test_placeholders_of_a_bucket_are_found_by_their_names_alone(tmp_path: Path)
     entries = [entry for entry in store.entries() if is_outlined(entry.name)]
     assert {entry.name for entry in entries} == {name for name in names if not name.endswith((".txt", "6"))}
     write_outline(store, entries, folder)
-    items, rejections, _ = read_layout(folder, "folders", Buckets(lambda uris: {}))
-    assert (len(items), rejections) == (len(entries), [])
+    read = read_layout(folder, "folders", Buckets(lambda uris: {}))
+    assert (len(read.items), read.rejections) == (len(entries), [])
     (brought := tmp_path / "brought").mkdir()
-    assert {item.read() for item in bring(items, tmp_path / "cache", brought)} == {data}
+    assert {item.read() for item in bring(read.items, tmp_path / "cache", brought)} == {data}
 
 
 @pytest.mark.engine

@@ -24,7 +24,7 @@ def read(
     root: Path, layout: str = "auto", max_bytes: int = 1 << 20
 ) -> tuple[list[Item], list[Rejection], str]:
     extraction = Extraction(root.parent / "cache", max_bytes, SilentProgress())
-    return read_layout(root, layout, Buckets(lambda uris: {}), extraction)
+    return read_layout(root, layout, Buckets(lambda uris: {}), extraction)[:3]
 
 
 def write(path: Path, features: dict[str, Any] | None = None, **columns: Any) -> Path:

@@ -51,9 +51,10 @@ class Console:
         self.rich.print(Text(without_secrets(text), style=style))
 
     def on_fact(self, name: str, text: str) -> None:
-        """Print a labelled line."""
+        """Print a labelled line; further lines of `text` are aligned with its first."""
         self._end_bar()
-        self.rich.print(Text.assemble((f"{name:<{_LABEL_WIDTH}} ", "bold"), without_secrets(text)))
+        aligned = without_secrets(text).replace("\n", "\n" + " " * (_LABEL_WIDTH + 1))
+        self.rich.print(Text.assemble((f"{name:<{_LABEL_WIDTH}} ", "bold"), aligned))
 
     def on_message(self, message: str) -> None:
         """Print a sentence that a person should read."""
