@@ -52,7 +52,7 @@ def test_a_run_leaves_what_it_promises(finished: tuple[Path, subprocess.Complete
     assert verify(FolderStore(run)) == []
     assert (run.parent / "latest").read_text().strip() == "first"
     assert "Found " in done.stdout
-    assert f"in 10 classes:\n{'':13}0, 1," in done.stdout
+    assert f"in 3 classes:\n{'':13}discs, squares, stripes\n" in done.stdout
     assert str(run / "report.html") in done.stdout
     assert "golden predictions agree" in done.stdout
     assert "\x1b" not in done.stdout
