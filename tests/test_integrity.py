@@ -144,4 +144,4 @@ def test_a_run_that_lost_its_marker_is_no_model_that_was_published(
         with pytest.raises(UsageError, match="The run is not finished"):
             local_model(place, tmp_path, SilentProgress())
     run.remove("MANIFEST.json")  # a bare model, as somebody may send one
-    local_model(run.uri, tmp_path, SilentProgress())
+    local_model(run.at("model"), tmp_path, SilentProgress())
