@@ -8,7 +8,6 @@ byte that is read is compared with the object's crc32c.
 from __future__ import annotations
 
 import secrets
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,6 +29,7 @@ from trainer.storage.local import explained, hash_file, replacing
 from trainer.storage.media import fetch_media
 from trainer.storage.retries import explanation, is_lost_session, is_refusal, repeated
 from trainer.storage.store import GS, Content, Entry
+from trainer.storage.temporary import temporary_folder
 
 TIMEOUT_SECONDS = 20.0
 """Without a byte for this long a request counts as broken and is repeated."""
@@ -158,8 +158,8 @@ class BucketStore:
 
     def sha256(self, name: str) -> str:
         """Return the digest of the object `name`, which is downloaded for it."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "object"
+        with temporary_folder() as folder:
+            path = folder / "object"
             self.download(name, path)
             return hash_file(path)["sha256"]
 

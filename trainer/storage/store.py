@@ -32,7 +32,7 @@ class Entry:
     """Another one for each time that the name was written; what `download` takes."""
     crc32c: str = ""
     """Base64, of all its bytes; empty where the store doesn't know it."""
-    labels: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict, compare=False)
     """The custom metadata that it was created with, from `Store.find`; empty where the store keeps none."""
 
 
