@@ -248,18 +248,16 @@ class Loop:
         self._save(within_epoch=True, is_last=True)
         if not self.keeper.flush():
             self._give_up()
-        raise StoppedError(f"{self._where()} the checkpoint is safe.")
+        raise StoppedError(f"{self._where()}; the checkpoint is safe.")
 
     def _give_up(self) -> NoReturn:
-        step = self.keeper.safe_step
         raise StoppedError(
-            f"{self._where()} its checkpoint could not be stored in time, "
-            f"{'and there is none before it' if step is None else f'that of step {step} is safe'}. "
+            f"{self._where()}, before its checkpoint was complete. {self.keeper.resume_advice()} "
             f"A longer train.grace_seconds may help. Received: {self.spec.train.grace_seconds:g} s"
         )
 
     def _where(self) -> str:
-        return f"Stopped on request after step {self.standing.step} of {self.learner.total_steps};"
+        return f"Stopped on request after step {self.standing.step} of {self.learner.total_steps}"
 
     def _save(self, within_epoch: bool = False, is_last: bool = False) -> None:
         more = self.clock.seconds() if within_epoch else 0.0
