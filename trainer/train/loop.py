@@ -24,7 +24,7 @@ from trainer.train.learner import Learner
 from trainer.train.observer import CallReport, Observer
 from trainer.train.parts import build_parts
 from trainer.train.profile import Profile
-from trainer.train.progress import Standing, best_of, out_of_patience, score
+from trainer.train.progress import Standing, best_of, diverged, out_of_patience, score
 from trainer.train.result import TrainResult
 from trainer.train.saver import Pace, Saver
 
@@ -209,10 +209,7 @@ class Loop:
         """Go back to the last good epoch with half the rate; give up after three times."""
         epoch, recoveries = self._epoch() + 1, self.standing.recoveries + 1
         if recoveries > _MOST_RECOVERIES:
-            raise DivergedError(
-                f"The loss stopped being a number in epoch {epoch}, {_MOST_RECOVERIES} times with half the "
-                f"rate each; lower optimizer.learning_rate. Received: {self.spec.optimizer.learning_rate}"
-            )
+            raise diverged(epoch, _MOST_RECOVERIES, self.spec.optimizer)
         elapsed = self.standing.elapsed_seconds + self.agreement.value(self.clock.seconds())
         self._resume_quietly()
         self.standing.recoveries, self.standing.elapsed_seconds = recoveries, elapsed
