@@ -145,3 +145,17 @@ def test_a_run_that_lost_its_marker_is_no_model_that_was_published(
             local_model(place, tmp_path, SilentProgress())
     run.remove("MANIFEST.json")  # a bare model, as somebody may send one
     local_model(run.at("model"), tmp_path, SilentProgress())
+
+
+def test_a_run_whose_figures_were_changed_does_not_become_the_champion(
+    model: Path, either_store: Store
+) -> None:
+    run = publish_run(either_store, "one", model)
+    run.write("metrics.json", b'{"validation/accuracy": 0.9}')
+    for use in (
+        lambda: promote(either_store, "one"),
+        lambda: challenge(either_store, "one", 0.0, 0.05, never),
+    ):
+        with pytest.raises(DataError, match=r"metrics\.json has other contents"):
+            use()
+    assert not read_champion(either_store).name

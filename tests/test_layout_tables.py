@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from layout_files import put, read_all, reasons
 
+from trainer.data.layouts.labels_in_cells import labels_in
 from trainer.exits import DataError
 
 CATS_DOGS = {(None, "cat"): 3, (None, "dog"): 3}
@@ -235,3 +236,8 @@ def test_table_beside_images_that_is_not_used_is_named_with_the_reason(tmp_path:
     warnings = read_all(build(tmp_path, (dict(tables), names)), "auto").warnings
     assert len(warnings) == len(says)
     assert all(re.search(pattern, warning) for pattern, warning in zip(says, warnings, strict=True)), warnings
+
+
+def test_a_cell_that_is_a_list_as_deep_as_can_be_is_one_label() -> None:
+    deep = "[" * 100_000 + "]" * 100_000
+    assert labels_in(deep, [deep]) == [deep]

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from trainer_process import QUICK, command, refused, trainer
 
+from trainer.cli.answers import predict_command
 from trainer.exits import DataError, UsageError
 from trainer.export import load_model
 from trainer.metrics import compute_metrics, read_predictions
@@ -200,9 +201,28 @@ def test_a_model_whose_description_does_not_fit_is_refused(
         description.write_text(json.dumps(changed))
         with pytest.raises(DataError if words == "damaged" else UsageError, match=words):
             load_model(copy)
+    description.write_text("[" * 100_000)
+    with pytest.raises(UsageError, match="not exported by this program"):
+        load_model(copy)
     description.unlink()
     with pytest.raises(UsageError, match="not exported by this program"):
         load_model(copy)
+
+
+def test_a_class_name_of_a_foreign_model_does_not_control_the_terminal(
+    finished: tuple[Path, subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    copy = shutil.copytree(finished[0] / "model", tmp_path / "copy")
+    description = copy / "assets" / "model.json"
+    about = json.loads(description.read_text())
+    about["class_names"] = [f"{name}\a\n" for name in about["class_names"]]
+    description.write_text(json.dumps(about))
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "a.png")
+    predict_command(str(copy), [str(tmp_path / "a.png")], tmp_path, as_json=False)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert r"\x07\n" in line
 
 
 @pytest.mark.engine

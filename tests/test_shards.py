@@ -182,6 +182,9 @@ def test_a_list_without_the_name_of_a_class_is_refused(packed: tuple[Path, Path]
     (place / "shards.json").write_text(json.dumps(values))
     with pytest.raises(DataError, match=r"index of the shards can't be used.*does not name"):
         load(place, tmp_path / "cache")
+    (place / "shards.json").write_text("[" * 100_000)
+    with pytest.raises(DataError, match="list of the shards can't be used"):
+        load(place, tmp_path / "cache")
 
 
 def test_shards_that_are_not_all_packed_yet_are_not_read_as_something_else(

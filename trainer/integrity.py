@@ -19,6 +19,8 @@ from trainer.storage.store import Entry, Store
 
 MODEL = "model"
 """The folder of a run's SavedModel."""
+_DECIDING = frozenset({"predictions.csv", "metrics.json", "spec.yaml"})
+"""What a release is decided by."""
 
 
 def published_files(run: Store) -> dict[str, FileRecord] | None:
@@ -43,12 +45,17 @@ def published_files(run: Store) -> dict[str, FileRecord] | None:
 def require_as_published(run: Store, digests: bool = True) -> None:
     """Raise DataError if a file of a published run is missing, or has another size than the manifest says.
 
-    With `digests` the files of the model have to have their published contents too; to read all of a run, its
-    checkpoints say, takes too long each time. What is not published passes.
+    With `digests` the files of the model and those that a release is decided by have to have their published
+    contents too; to read all of a run, its checkpoints say, takes too long each time. What is not published
+    passes.
     """
     listed = published_files(run)
     if listed is not None:
-        _require_equal(run, run, "", listed, lambda name: digests and name.startswith(f"{MODEL}/"))
+        _require_equal(run, run, "", listed, lambda name: digests and _is_digested(name))
+
+
+def _is_digested(name: str) -> bool:
+    return name.startswith(f"{MODEL}/") or name in _DECIDING
 
 
 def require_published_model(run: Store, folder: Path) -> None:

@@ -125,7 +125,7 @@ def _left_out(rejections: Sequence[Rejection]) -> Iterator[str]:
 
 def _as_row(name: str, shares: Mapping[str, float], width: int) -> str:
     best = max(shares, key=lambda name: shares[name])
-    return f"{name:<{width}}  {best:<16} {shares[best]:.3f}"
+    return f"{name:<{width}}  {printable(best):<16} {shares[best]:.3f}"
 
 
 def _as_json(name: str, shares: Mapping[str, float]) -> str:

@@ -255,7 +255,7 @@ def _read_progress(spec_text: str | None, name: str) -> list[str]:
         row = json.loads(lines[-1])
         told = {key: float(value) for key, value in row.items() if key.endswith("/accuracy")}
         epoch = int(row["epoch"])
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return [f"  run: {run.uri}, its history.jsonl is damaged"]
     said = ", ".join(f"{name} {value:.3f}" for name, value in told.items())
     return [f"  run: {run.uri}, epoch {epoch} of {spec.train.epochs}, {said}"]

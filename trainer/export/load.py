@@ -121,7 +121,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     try:
         about: dict[str, Any] = json.loads((folder / "assets" / "model.json").read_text(encoding="utf-8"))
         version = about["format_version"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise UsageError(
             f"This SavedModel was not exported by this program, so its inputs aren't known. "
             f"{_NEED} Received: {folder}"

@@ -61,6 +61,6 @@ def _read(folder: Path) -> list[dict[str, Any]]:
 def _row(line: str) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None  # a crash tore it
     return row if isinstance(row, dict) else None

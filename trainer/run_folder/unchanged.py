@@ -40,7 +40,7 @@ def find_same_run(output: Store, spec: RunSpec, data_digest: str) -> str:
     try:
         is_same_data = json.loads(dataset.data)["digest"] == f"sha256:{data_digest}"
         before = parse_spec(text.data.decode(), run.at("spec.yaml"))
-    except (ValueError, KeyError, TypeError, UsageError):
+    except (ValueError, KeyError, TypeError, RecursionError, UsageError):
         return ""  # of another version of this program
     return name if is_same_data and spec_digest(before) == spec_digest(spec) else ""
 

@@ -216,6 +216,6 @@ def _encoded(holder: dict[str, Any]) -> bytes:
 def _decoded(content: Content) -> dict[str, Any]:
     try:
         holder = json.loads(content.data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return holder if isinstance(holder, dict) else {}

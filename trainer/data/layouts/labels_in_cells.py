@@ -33,6 +33,6 @@ def _listed(cell: str) -> list[str] | None:
         return None
     try:
         values = json.loads(cell.replace("'", '"'))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return [str(value) for value in values]

@@ -80,7 +80,7 @@ def read_catalogue(store: Store) -> Catalogue | None:
         )
         _require_plain(catalogue)
         return catalogue
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
             f"The list of the shards can't be used: {error}. Pack them again with `trainer shard`. "
             f"Received: {store.at(CATALOGUE)}"
