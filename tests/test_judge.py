@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from test_records import NOW, Watched
-from test_release import finished
+from test_release import measured
 
 from trainer.champion import CHAMPION, read_pointer
 from trainer.cli.console import Console
@@ -37,7 +37,7 @@ def folder(spec: RunSpec, tmp_path: Path) -> Iterator[RunFolder]:
     """The folder of a run that was just published, after another one."""
     folder = open_run_folder(spec, NOW, tmp_path / "cache")
     for name in ("one", "two"):
-        finished(folder.output, tmp_path / "local", name)
+        measured(folder.output, tmp_path / "local", name, 18)
     yield folder
     folder.release()
 
@@ -52,7 +52,7 @@ def test_a_run_that_is_less_accurate_than_was_asked_for_is_no_challenger(
 ) -> None:
     for name in (MANIFEST, MARKER):
         folder.output.remove(f"two/{name}")
-    finished(folder.output, tmp_path / "local", "two", '{"validation/accuracy": 0.7}')
+    measured(folder.output, tmp_path / "local", "two", 18, '{"validation/accuracy": 0.7}')
     with pytest.raises(QualityError, match=r"validation accuracy 0\.7000, at least 0\.9"):
         judged(folder, spec, 0.9)
     assert read_pointer(folder.output).name == ""

@@ -53,7 +53,7 @@ def challenge(
     """Let the finished run `name` take the champion's place, if it is better; the first has to beat guessing.
 
     has_test_data: whether `answers` are to other images than the held-out ones of the run; the first
-    champion has to beat guessing on these as well. `require` is asked before anything is written, and raises
+    champion has to beat guessing on these instead. `require` is asked before anything is written, and raises
     if another process judges it by now.
     Raises UsageError for a run that isn't finished or a pointer to one that is gone, DataError for one that
     is not as it was published, and what `answers` raises.
