@@ -79,9 +79,11 @@ def spec_texts(url: str) -> list[str]:
 
 def place_texts(url: str) -> list[str]:
     """Return what is said of the address as a source, an output, a run, or the path that it looks like."""
-    sources = [url, url.replace("https", "ftp", 1), absolute_source(url.replace("://", ":/"))]
+    one_slash = url.replace("://", ":/")
+    sources = [url, url.replace("https", "ftp", 1), one_slash, os.path.abspath(one_slash)]
     return [
         error_of(lambda: require_https(url)),
+        error_of(lambda: absolute_source(one_slash)),
         *(
             error_of(lambda each=each: fetch_source(each, None, Path("/none"), 1, SilentProgress()))
             for each in sources
