@@ -112,6 +112,8 @@ def command_texts(url: str) -> list[str]:
 @settings(max_examples=60, deadline=None)
 @given(addresses())
 @example(NASTY)
+@example("https://:/S3CR3T?@host.invalid")
+@example("https://ann:0/S3CR3T#@host.invalid")
 def test_no_text_of_the_program_holds_the_secret_of_an_address(url: str) -> None:
     if SECRET not in url:
         return
