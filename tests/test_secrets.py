@@ -46,7 +46,8 @@ def addresses(draw: st.DrawFn) -> str:
     path = draw(st.sampled_from(["", "/", "/a.zip", "/a b/%20.zip", "/~x/a@b.zip"]))
     query, fragment = (draw(st.none() | _HIDDEN) for _ in range(2))
     rest = "".join(f"{mark}{part}" for mark, part in (("?", query), ("#", fragment)) if part)
-    return f"{scheme}{user}{draw(_HOSTS)}{path}{rest}"
+    # A blank right after a colon makes prose of it: "over https: or gs:".
+    return f"{scheme}{f'{user}{draw(_HOSTS)}{path}{rest}'.lstrip()}"
 
 
 def error_of(action: Callable[[], object]) -> str:
