@@ -85,8 +85,16 @@ def test_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     ("source", "says"),
     [
         ("http://example.org/a.zip", "over https only"),
-        ("ftp://example.org/a.zip", r"https:// or gs:// URL\. Received: 'ftp://"),
-        ("s3://bucket/a.zip", r"https:// or gs:// URL\. Received: 's3://"),
+        (
+            "ftp://ann:pw@example.org/a",
+            r"^ftp:// is not supported\. .* gs:// URL\. Received: 'ftp://example.org",
+        ),
+        ("s3://KEY:pw@bucket/a", r"^s3:// is not supported; `aws s3 presign` .*Received: 's3://bucket/a'"),
+        (
+            "https:/example.org/a?t=pw",
+            r"two slashes .*https://host/.*Received: 'https:/example.org/a\?\.\.\.'",
+        ),
+        ("FTP:a.zip", "two slashes"),
         ("gs:///a.zip", "gs://BUCKET/PREFIX"),
         ("https:///a.zip", "names no host"),
         ("https://[::1/a.zip", "isn't a URL"),

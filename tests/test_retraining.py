@@ -4,33 +4,57 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trustme
 from bucket_server import BUCKET
+from downloads import trusted_server
+from https_server import HttpsServer, Served
 from trainer_process import QUICK, error_line, trainer
 
 from trainer.publish import latest_run
 from trainer.storage.store import open_store
 
 
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HttpsServer]:
+    with trusted_server(trustme.CA(), tmp_path, monkeypatch) as server:
+        yield server
+
+
 @pytest.mark.parametrize("place", ["folder", "bucket"])
 @pytest.mark.engine
 def test_a_run_of_the_same_data_and_spec_is_left_undone(
-    place: str, photos: Path, tmp_path: Path, bucket_address: str, monkeypatch: pytest.MonkeyPatch
+    place: str,
+    photos: Path,
+    tmp_path: Path,
+    bucket_address: str,
+    server: HttpsServer,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", bucket_address)
     output = str(tmp_path / "runs") if place == "folder" else f"gs://{BUCKET}/{tmp_path.name}"
     data = shutil.copytree(photos, tmp_path / "photos")
     store = open_store(output)
 
+    def source(name: str) -> str:
+        """Return the folder, or a URL of it that is signed anew for each run."""
+        if place == "folder":
+            return str(data)
+        archive = Path(shutil.make_archive(str(tmp_path / name), "zip", data))
+        server.files[address := f"/photos.zip?sig=of-{name}"] = Served(archive.read_bytes(), etag=f'"{name}"')
+        return server.url(address)
+
     def run(name: str, *more: str) -> subprocess.CompletedProcess[str]:
         done = trainer(
-            "train", "--data", data, "--output", output, "--run-name", name, *QUICK,
+            "train", "--data", source(name), "--output", output, "--run-name", name, *QUICK,
             "--set", "train.epochs=1", "--set", "publish.skip_unchanged=true", *more,
             cache=tmp_path / "cache",
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
+        assert "sig=" not in done.stdout + done.stderr
         return done
 
     run("monday")

@@ -46,7 +46,8 @@ def addresses(draw: st.DrawFn) -> str:
     path = draw(st.sampled_from(["", "/", "/a.zip", "/a b/%20.zip", "/~x/a@b.zip"]))
     query, fragment = (draw(st.none() | _HIDDEN) for _ in range(2))
     rest = "".join(f"{mark}{part}" for mark, part in (("?", query), ("#", fragment)) if part)
-    return f"{scheme}{user}{draw(_HOSTS)}{path}{rest}"
+    # A blank right after a colon makes prose of it: "over https: or gs:".
+    return f"{scheme}{f'{user}{draw(_HOSTS)}{path}{rest}'.lstrip()}"
 
 
 def error_of(action: Callable[[], object]) -> str:
@@ -79,9 +80,11 @@ def spec_texts(url: str) -> list[str]:
 
 def place_texts(url: str) -> list[str]:
     """Return what is said of the address as a source, an output, a run, or the path that it looks like."""
-    sources = [url, url.replace("https", "ftp", 1), absolute_source(url.replace("://", ":/"))]
+    one_slash = url.replace("://", ":/")
+    sources = [url, url.replace("https", "ftp", 1), one_slash, os.path.abspath(one_slash)]
     return [
         error_of(lambda: require_https(url)),
+        error_of(lambda: absolute_source(one_slash)),
         *(
             error_of(lambda each=each: fetch_source(each, None, Path("/none"), 1, SilentProgress()))
             for each in sources
@@ -115,6 +118,8 @@ def command_texts(url: str) -> list[str]:
 @settings(max_examples=60, deadline=None)
 @given(addresses())
 @example(NASTY)
+@example("https://:/S3CR3T?@host.invalid")
+@example("https://ann:0/S3CR3T#@host.invalid")
 def test_no_text_of_the_program_holds_the_secret_of_an_address(url: str) -> None:
     if SECRET not in url:
         return

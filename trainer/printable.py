@@ -115,10 +115,11 @@ def _shown_rest(rest: str, is_object: bool) -> str | None:
     except ValueError:
         return None
     host = parts.netloc.rpartition("@")[2]
-    port = host.rpartition("]")[2].partition(":")[2]
+    _, colon, port = host.rpartition("]")[2].partition(":")
     # A slash, ? or # in a password, which should be escaped, ends the host: what follows looks like a path.
     is_cut = "@" in parts.path and ":" in f"{parts.netloc}{parts.path.rpartition('@')[0]}"
     is_cut |= "@" in parts.netloc and "@" in f"{parts.path}{parts.query}{parts.fragment}"
+    is_cut |= bool(colon) and "@" in f"{parts.query}{parts.fragment}"
     if is_cut or port.strip("0123456789"):
         return None
     query, fragment = f"?{_HIDDEN}" if parts.query else "", f"#{_HIDDEN}" if parts.fragment else ""

@@ -22,7 +22,14 @@ from trainer.run_folder import require_not_withdrawn
 from trainer.run_folder.starts import STARTS
 from trainer.spec import RunSpec
 from trainer.spec.schema import RUN_NAME
-from trainer.storage.store import Store, is_bucket, open_store, split_uri, without_scheme
+from trainer.storage.store import (
+    Store,
+    is_bucket,
+    open_store,
+    require_two_slashes,
+    split_uri,
+    without_scheme,
+)
 
 _MOST_BYTES = 1 << 40
 
@@ -31,6 +38,8 @@ def absolute_source(source: str) -> str:
     """Return the data source with a local path made absolute; URLs and embedded data stay as they are."""
     if "://" in source or source.startswith("embedded:"):
         return source
+    if not os.path.exists(source):
+        require_two_slashes(source, "https://host/images.zip")
     try:
         return os.path.abspath(os.path.expanduser(source))
     except FileNotFoundError:

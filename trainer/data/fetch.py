@@ -27,7 +27,7 @@ from trainer.exits import DataError, UsageError
 from trainer.printable import shown_address
 from trainer.spec import DataSpec
 from trainer.storage import prepare_folder
-from trainer.storage.store import is_bucket, without_scheme
+from trainer.storage.store import is_bucket, require_two_slashes, without_scheme
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _PATIENCE = Patience()
@@ -63,7 +63,7 @@ def fetch_source(
             return _downloaded(source, checksum, cache_dir, max_extracted_bytes, progress, patience)
         path = fetch_bucket(source, cache_dir, max_extracted_bytes, progress, outline)
     else:
-        path = Path(without_scheme(source) if scheme else os.path.expanduser(source))
+        path = _local_path(source)
     if _is_folder(path, source):
         _refuse_checksum(source, checksum)
         return path
@@ -105,10 +105,18 @@ def extraction_of(spec: DataSpec, cache_dir: Path, progress: Progress) -> Extrac
 def _require_remote(scheme: str, source: str) -> None:
     """Return if `scheme` is one that is downloaded. Raises UsageError."""
     if scheme not in ("http", "https", "gs"):
+        remedy = "; `aws s3 presign` makes an https:// URL of a file" if scheme == "s3" else ""
         raise UsageError(
-            "Images come from a folder, an archive, a file://, https:// or gs:// URL. "
-            f"Received: {shown_address(source)!r}"
+            f"{scheme}:// is not supported{remedy}. Images come from a folder, an archive, a file://, "
+            f"https:// or gs:// URL. Received: {shown_address(source)!r}"
         )
+
+
+def _local_path(source: str) -> Path:
+    """Return the path of a source on this machine, a path or file:// URL. Raises UsageError."""
+    if not _SCHEME.match(source) and not os.path.exists(source):
+        require_two_slashes(source, "https://host/images.zip")
+    return Path(os.path.expanduser(without_scheme(source)))
 
 
 def _is_folder(path: Path, source: str) -> bool:

@@ -28,7 +28,7 @@ from trainer.storage.listing import list_entries, list_folders
 from trainer.storage.local import explained, hash_file, replacing
 from trainer.storage.media import fetch_media
 from trainer.storage.retries import explanation, is_lost_session, is_refusal, repeated
-from trainer.storage.store import GS, Content, Entry
+from trainer.storage.store import GS, NO_LABELS, Content, Entry
 from trainer.storage.temporary import temporary_folder
 
 TIMEOUT_SECONDS = 20.0
@@ -37,7 +37,6 @@ RETRY_SECONDS = 60.0
 """How long one operation is repeated. The client's own 120 s outlast a spot machine's grace."""
 
 _WRITER = "trainer-writer"
-_NO_LABELS: Mapping[str, str] = {}
 _MOST_REFUSED = 2
 _UPLOAD_CHUNK_BYTES = 32 << 20
 _SMALL_BYTES = 1 << 20
@@ -108,19 +107,19 @@ class BucketStore:
         """Write `data` to `name`."""
         self._put(name, data)
 
-    def create(self, name: str, data: bytes, labels: Mapping[str, str] = _NO_LABELS) -> bool:
+    def create(self, name: str, data: bytes, labels: Mapping[str, str] = NO_LABELS) -> bool:
         """Write `data` only if there is no `name`, with `labels` as custom metadata."""
         return self._swap(name, data, None, labels) is not None
 
     def swap(self, name: str, data: bytes, version: str | None) -> str | None:
         """Write `data` only if `name` is of the generation `version`; return the new one."""
-        return self._swap(name, data, version, _NO_LABELS)
+        return self._swap(name, data, version, NO_LABELS)
 
     def _swap(self, name: str, data: bytes, version: str | None, labels: Mapping[str, str]) -> str | None:
         writer = secrets.token_hex(16)
+        labels = {**labels, _WRITER: writer}
         for _ in range(_MOST_REFUSED):
             try:
-                labels = {**labels, _WRITER: writer}
                 return self._put(name, data, labels, if_generation_match=int(version or 0))
             except api.PreconditionFailed as error:
                 refusal = error
@@ -206,7 +205,7 @@ class BucketStore:
                     f"Received: not {version}"
                 ) from None
 
-    def _put(self, name: str, data: bytes, labels: Mapping[str, str] = _NO_LABELS, **conditions: int) -> str:
+    def _put(self, name: str, data: bytes, labels: Mapping[str, str] = NO_LABELS, **conditions: int) -> str:
         blob = self._blob(name)
         if labels:
             blob.metadata = labels

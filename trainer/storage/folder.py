@@ -25,7 +25,7 @@ from trainer.storage.local import (
     write_bytes,
 )
 from trainer.storage.shared import exclusive
-from trainer.storage.store import Content, Entry
+from trainer.storage.store import NO_LABELS, Content, Entry
 
 _LOCK = ".swap.lock"
 
@@ -76,7 +76,7 @@ class FolderStore:
         """Write `data` to `name`."""
         write_bytes(self._path(name), data)
 
-    def create(self, name: str, data: bytes, labels: Mapping[str, str] | None = None) -> bool:
+    def create(self, name: str, data: bytes, labels: Mapping[str, str] = NO_LABELS) -> bool:
         """Write `data` only if there is no `name`; a file has no custom metadata."""
         return create_bytes(self._path(name), data)
 

@@ -23,7 +23,7 @@ from typing import BinaryIO
 from trainer.exits import TemporaryError, TrainerError, UsageError
 from trainer.storage.guard import require_right
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
+FULL = {errno.ENOSPC, errno.EDQUOT}
 _UNUSABLE = {
     errno.EACCES,
     errno.EPERM,
@@ -61,7 +61,7 @@ def explained(path: Path, done: str = "written") -> Iterator[None]:
 
 def _explanation(error: OSError, path: Path, done: str) -> TrainerError:
     reason = error.strerror or str(error)
-    if error.errno in _FULL:
+    if error.errno in FULL:
         return TemporaryError(
             f"The disk is full: {path} could not be {done}; what was there before is unchanged. "
             f"Free some space or choose another folder. Received: {reason}"

@@ -18,7 +18,7 @@ from trainer.printable import shown_address
 
 GS = "gs://"
 FILE = "file://"
-_NO_LABELS: Mapping[str, str] = {}
+NO_LABELS: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Store(Protocol):
     def write(self, name: str, data: bytes) -> None:
         """Write `data` to `name`, whole or not at all."""
 
-    def create(self, name: str, data: bytes, labels: Mapping[str, str] = _NO_LABELS) -> bool:
+    def create(self, name: str, data: bytes, labels: Mapping[str, str] = NO_LABELS) -> bool:
         """Write `data` only if there is no `name`; of several processes exactly one gets True.
 
         `labels` are stored as custom metadata where the store has that, and else dropped.
@@ -137,12 +137,17 @@ def open_store(uri: str) -> Store:
 
 def require_uri(uri: str) -> None:
     """Raise UsageError for a URI of another kind than those of a store."""
-    if re.match(r"(gs|s3|https?|file):(?!//)", uri.lower()):
-        raise UsageError(
-            f"A URI has two slashes after its scheme: gs://BUCKET/PREFIX. Received: {shown_address(uri)!r}"
-        )
+    require_two_slashes(uri, "gs://BUCKET/PREFIX")
     if "://" in uri and not is_bucket(uri) and not uri.lower().startswith(FILE):
         raise UsageError(f"A place is a folder or gs://BUCKET/PREFIX. Received: {shown_address(uri)!r}")
+
+
+def require_two_slashes(uri: str, example: str) -> None:
+    """Raise UsageError for a URI such as https:/host, which would be taken for a path."""
+    if re.match(r"(gs|s3|https?|ftp|file):(?!//)", uri.lower()):
+        raise UsageError(
+            f"A URI has two slashes after its scheme: {example}. Received: {shown_address(uri)!r}"
+        )
 
 
 def without_scheme(uri: str) -> str:

@@ -15,8 +15,7 @@ from pathlib import Path
 
 from trainer.exits import TemporaryError, UsageError
 from trainer.printable import printable
-
-_FULL = {errno.ENOSPC, errno.EDQUOT}
+from trainer.storage.local import FULL
 
 
 @contextmanager
@@ -33,7 +32,7 @@ def temporary_folder() -> Iterator[Path]:
             yield folder
     except (OSError, TemporaryError) as error:
         cause = error if isinstance(error, OSError) else error.__cause__
-        if not isinstance(cause, OSError) or cause.errno not in _FULL or not _is_below(error, folder):
+        if not isinstance(cause, OSError) or cause.errno not in FULL or not _is_below(error, folder):
             raise
         raise _full(str(parent), cause.strerror) from error
 
