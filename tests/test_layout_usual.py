@@ -126,6 +126,10 @@ READ = {
         [*two("Data/CLS/train"), *images("Data/CLS/val"), "Notes/CLS/train/cats/0.xml"],
         {("train", "cats"): 3, ("train", "dogs"): 3},
     ),
+    "words of splits in the names of a few classes": (
+        images("train station", "test tube", "cat", "dog", "sea"),
+        {(None, label): 3 for label in ("train station", "test tube", "cat", "dog", "sea")},
+    ),
     "a vehicle called train": (
         images("train", "car", "bus"),
         {(None, "train"): 3, (None, "car"): 3, (None, "bus"): 3},
