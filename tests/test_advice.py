@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import shlex
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from verdict_cases import Rows, answers, both, creeping, flat, rising, verdict
+from scipy import special
+from verdict_cases import Rows, answers, both, copied, creeping, flat, rising, verdict
 
+from trainer.metrics import Predictions
 from trainer.report.verdict import Verdict, judge
 from trainer.spec import load_spec
 
@@ -38,17 +41,115 @@ def test_accuracy_that_fell_while_training_went_on_accuses_the_labels() -> None:
     assert verdict(0.99, 0.6, fallen).advice.startswith(
         "The validation accuracy fell from 0.790 in epoch 1 to"
     )
+    assert pasted(verdict(0.99, 0.6, fallen).advice)[0] == "train.keep=best"
+    kept = verdict(0.99, 0.79, fallen, settings={"train": {"keep": "best"}})
+    assert "train.keep" not in kept.advice
     assert "labels" not in verdict(0.99, 0.72, flat(0.72)).advice
 
 
-def test_time_budget_that_ran_out_is_named() -> None:
-    found = verdict(0.82, 0.80, rising(), settings={"train": {"epochs": 50, "time_budget_seconds": 60.0}})
-    assert "train.time_budget_seconds" in found.advice
+@pytest.mark.parametrize(("classes", "signal"), [(2, 0.5), (4, 0.5), (10, 1.0), (100, 1.5), (1000, 2.0)])
+def test_a_model_that_has_learnt_little_accuses_no_label(classes: int, signal: float) -> None:
+    random = np.random.default_rng(0)
+
+    def calibrated(split: str, count: int) -> Predictions:
+        labels = random.integers(0, classes, count).astype(np.int32)
+        logits = random.normal(size=(count, classes))
+        logits[np.arange(count), labels] += signal * random.uniform(0.2, 1.8, count)
+        rows = special.softmax(signal * logits, axis=1)
+        return Predictions(
+            split, tuple(map(str, range(count))), labels, rows, tuple(map(str, range(classes)))
+        )
+
+    predictions = {"train": calibrated("train", 3000), "validation": calibrated("validation", 1000)}
+    found = judge(predictions, flat(), "validation", {})
+    assert found.kind == "under-trained"
+    assert "contradicted" not in found.advice
+
+
+def chosen(settings: Sequence[str]) -> dict[str, Any]:
+    """Return the whole spec, as a run has it."""
+    return load_spec(settings=settings).model_dump(mode="json")
+
+
+@pytest.mark.parametrize(
+    ("settings", "advised"),
+    [
+        (["train.epochs=10"], "train.epochs=20"),
+        (
+            ["train.epochs=50", "train.early_stopping={monitor: accuracy}"],
+            "train.early_stopping.patience_epochs=10",
+        ),
+        (["train.epochs=50", "train.time_budget_seconds=60.0"], "train.time_budget_seconds=120"),
+        (
+            ["train.epochs=50", "train.time_budget_seconds=60.0", "train.early_stopping={monitor: accuracy}"],
+            "train.time_budget_seconds=120",
+        ),
+        (
+            [
+                "train.epochs=50",
+                "train.time_budget_seconds=60.0",
+                "train.early_stopping={patience_epochs: 3}",
+            ],
+            "train.early_stopping.patience_epochs=6",
+        ),
+    ],
+)
+def test_longer_training_changes_what_ended_this_one(settings: list[str], advised: str) -> None:
+    # The accuracy is best in the last epoch, the loss in the first.
+    found = verdict(0.82, 0.80, rising(), settings=chosen(settings))
+    assert pasted(found.advice)[0] == advised
+
+
+WAYS = (
+    [], ["model.family=plain", "model.filters=[1]", "model.dropout=0.3"], ["model.filters=[65536, 1, 1]"],
+    ["train.epochs=200", "train.early_stopping={}"], ["optimizer.learning_rate=1e-9", "train.keep=best"],
+    ["optimizer.learning_rate=1000.0", "train.time_budget_seconds=5.0"],
+    ["optimizer={name: sgd, momentum: 0.9}"], ["augment={mixup: 0.2, crop: {scale: [0.5, 1.0]}}"],
+    ["train={label_smoothing: 0.1, class_weights: balanced}"],
+)  # fmt: skip
+
+
+def drawn(random: np.random.Generator) -> tuple[dict[str, Predictions], Rows, dict[str, Any]]:
+    """Return answers, curves and dataset.json of any run."""
+    classes, held = random.choice([2, 3, 12]), random.choice([1, 4, 20, 300])
+    recalls = random.choice([0.0, 0.2, 0.6, 0.8, 0.95, 1.0], (2, classes))
+    sizes = np.full(classes, 40), random.multinomial(held, random.dirichlet(np.ones(classes)))
+    predictions = {
+        split: answers(split, {str(label): (int(images[label]), shares[label]) for label in range(classes)})
+        for split, images, shares in zip(("train", "validation"), sizes, recalls, strict=True)
+    }
+    first, last = random.choice([9.0, 0.7, 0.69, 0.1, 0.0], 2)
+    copies = copied(int(random.choice([0, 0, held // 2])))
+    return (
+        predictions,
+        creeping(first, last, int(random.integers(0, 13))),
+        {"split_by": "stratified"} | copies,
+    )
+
+
+@pytest.mark.filterwarnings("error")
+def test_any_advice_can_be_pasted_and_is_not_so_already() -> None:
+    random, kinds = np.random.default_rng(3), set()
+    for settings in WAYS * 25:
+        spec = load_spec(settings=settings)
+        predictions, history, dataset = drawn(random)
+        found = judge(predictions, history, "validation", spec.model_dump(mode="json"), dataset)
+        kinds.add(found.kind)
+        assert "nan" not in found.headline + found.advice
+        for each in advised_settings(found.advice):
+            assert load_spec(settings=[*settings, each]) != spec, (found.advice, each)
+    assert len(kinds) >= 7, kinds
+
+
+def advised_settings(advice: str) -> list[str]:
+    """Return the settings in an advice."""
+    found = re.findall(r"--set (?:'([^']*)'|(\S+?)[.,;:]*(?= |$))", advice)
+    return [quoted or plain for quoted, plain in found]
 
 
 def pasted(advice: str) -> list[str]:
     """Return the settings in an advice, which a spec takes."""
-    settings = [shlex.split(part)[0].rstrip(".,;") for part in advice.split("--set ")[1:]]
+    settings = advised_settings(advice)
     load_spec(settings=settings)
     return settings
 

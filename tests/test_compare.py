@@ -163,7 +163,15 @@ def test_of_unequal_classes_the_mean_recall_counts_beside_the_accuracy() -> None
         )
         assert pair.verdict.endswith("neither is better in both.")
     counts = compare_runs(replace(constant, predictions=None), replace(weighted, predictions=None))
-    assert counts.verdict.endswith("higher in 0.85 and 0.9, by 0.375: neither is better in both.")
+    assert counts.verdict.endswith("by 0.375 (95% interval 0.331 to 0.419): neither is better in both.")
+    alike = [replace(unequal(*recalls), predictions=None) for recalls in ((1.0, 0.0), (0.955, 0.8))]
+    found = compare_runs(*alike)
+    assert found.verdict.startswith("The same within chance: Fisher's exact p = 0.")
+    assert (
+        "but the classes are unequal, and the mean of their recalls is higher in 0.955 and 0.8, by 0.3"
+        in found.verdict
+    )
+    assert not compare_runs(replace(alike[1], name="again"), alike[1]).is_recall_other
     same = compare_runs(unequal(0.95, 0.4), unequal(0.94, 0.6))
     assert same.verdict.startswith("The same within chance: ")
     assert "; but the classes are unequal, and the mean of their recalls is higher in 0.94" in same.verdict

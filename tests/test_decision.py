@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from trainer.metrics import Predictions
-from trainer.release.decision import Decision, decide
+from trainer.release.decision import Decision, decide, why_guessing
 
 CLASSES = ("cats", "dogs")
 GAIN, LOSS = 0.0, 0.05
@@ -106,7 +106,31 @@ def test_of_a_class_without_images_nobody_can_tell_what_it_loses() -> None:
     decision = decide(champion, challenger, GAIN, 0.05)
     assert not decision.is_released
     assert "none of the images is of dogs" in decision.reason
-    assert decide(champion, challenger, GAIN, 1.0).is_released
+    # Where no class can lose too much, they show no more than that it may answer cats always.
+    decision = decide(champion, challenger, GAIN, 1.0)
+    assert not decision.is_released
+    assert (
+        decision.reason == "nothing shows that it is better than guessing: all of its 100 images are of cats"
+    )
+
+
+def test_always_answering_the_largest_class_replaces_nothing_where_a_class_has_no_images() -> None:
+    labels = np.repeat([0, 1], [60, 40])
+    names, classes = tuple(map(str, range(100))), ("cats", "dogs", "birds")
+    poor, constant = (
+        Predictions("test", names, labels.astype(np.int32), np.eye(3)[given], classes)
+        for given in (np.full(100, 2), np.zeros(100, int))
+    )
+    decision = decide(poor, constant, GAIN, 1.0)
+    assert not decision.is_released
+    assert decision.reason.startswith("it is no better than guessing: its accuracy is 0.600")
+
+
+def test_few_images_without_a_mistake_are_not_called_guessing() -> None:
+    assert why_guessing(answers(np.ones(4, bool), np.arange(4) % 2)) == (
+        "4 images can't tell it from guessing: its accuracy is 1.000, and always answering cats gives 0.500"
+    )
+    assert why_guessing(answers(np.ones(6, bool), np.arange(6) % 2)) == ""
 
 
 def test_a_decision_says_all_its_numbers() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ import pytest
 import requests
 import tensorflow as tf
 from PIL import Image
+from small_disk import small_disk
 from tensorflow_serving import tensorflow_serving
 
 from trainer.data.decode import decode_and_resize
-from trainer.exits import TrainerError
+from trainer.exits import TemporaryError, TrainerError
 from trainer.export import Golden, export_model, load_model, verify_export
 from trainer.model import build_inference_model
 from trainer.spec import load_spec
@@ -146,3 +148,19 @@ def test_an_export_that_answers_otherwise_is_refused(exported: Path, golden: Gol
         verify_export(exported, replace(golden, probabilities=wrong))
     with pytest.raises(TrainerError, match="can't be loaded in a fresh process"):
         verify_export(tmp_path, golden)
+
+
+def test_a_full_disk_of_temporary_files_is_named_and_the_export_left_as_it_was(
+    model: keras.Model, golden: Golden, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = sorted(exported.rglob("*"))
+    with small_disk(tmp_path / "disk", "size=64k") as disk:
+        monkeypatch.setattr(tempfile, "tempdir", str(disk))
+        named = rf"folder for temporary files is full: {disk}\. .*TMPDIR.*Received: No space left"
+        with pytest.raises(TemporaryError, match=named):
+            verify_export(exported, replace(golden, images=golden.images * 9))
+        with pytest.raises(TemporaryError, match=named):
+            export_model(tmp_path / "model", model, CLASS_NAMES * 9999, DATA)
+        assert list(disk.iterdir()) == []
+    assert sorted(exported.rglob("*")) == before
+    assert not (tmp_path / "model").exists()

@@ -13,7 +13,7 @@ from trainer.champion import read_champion
 from trainer.cli.answers import evaluate_command, predict_command
 from trainer.cli.places import local_model
 from trainer.data.progress import SilentProgress
-from trainer.exits import DataError
+from trainer.exits import DataError, UsageError
 from trainer.metrics import Predictions
 from trainer.publish import verify
 from trainer.release.challenge import challenge, promote, rollback
@@ -132,3 +132,16 @@ def test_a_link_to_a_model_is_a_way_to_its_run(model: Path, tmp_path: Path, eith
     swap_classes(run)
     with pytest.raises(DataError, match=r"model/assets/model\.json has other contents"):
         local_model(place, tmp_path, SilentProgress())
+
+
+def test_a_run_that_lost_its_marker_is_no_model_that_was_published(
+    model: Path, tmp_path: Path, either_store: Store
+) -> None:
+    run = publish_run(either_store, "one", model)
+    swap_classes(run)
+    run.remove("_SUCCESS")
+    for place in (run.uri, run.at("model")):
+        with pytest.raises(UsageError, match="The run is not finished"):
+            local_model(place, tmp_path, SilentProgress())
+    run.remove("MANIFEST.json")  # a bare model, as somebody may send one
+    local_model(run.at("model"), tmp_path, SilentProgress())

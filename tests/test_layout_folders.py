@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from layout_files import PNG, put, read_layout, reasons, triples
+from layout_files import PNG, put, read_all, read_layout, reasons, triples
 
 from trainer.exits import DataError
 
@@ -125,3 +125,36 @@ def test_names_that_are_not_utf8_can_be_printed(tmp_path: Path) -> None:
     assert items[0].name == "a/caf\\udce9.jpg"
     assert items[0].name.encode("utf-8")
     assert items[0].read() == PNG
+
+
+def test_links_that_lead_out_of_the_source_are_followed_and_named(tmp_path: Path) -> None:
+    put(tmp_path / "disk", "cats/1.png", "cats/2.png", "one.png", "labels.csv")
+    put(tmp_path / "photos", "dogs/1.png", "dogs/2.png")
+    (tmp_path / "source").symlink_to("photos")
+    (tmp_path / "photos" / "dogs" / "3.png").symlink_to("2.png")
+    source = tmp_path / "source"
+    (source / "mice").symlink_to("dogs")  # within the source
+    assert read_all(source, "folders").warnings == []
+    (source / "mice").unlink()
+    (source / "cats").symlink_to(tmp_path / "disk" / "cats")
+    read = read_all(source, "auto")
+    assert [item.name for item in read.items if item.label == "cats"] == ["cats/1.png", "cats/2.png"]
+    assert read.warnings == [
+        "a symbolic link leads out of the source and is followed: "
+        f"cats -> {tmp_path}/disk/cats (2 files read)"
+    ]
+    (source / "dogs" / "4.png").symlink_to("../../disk/one.png")
+    assert len((read := read_all(source, "auto")).items) == 6
+    assert read.warnings == [
+        "2 symbolic links lead out of the source and are followed, such as "
+        f"cats -> {tmp_path}/disk/cats (3 files read)"
+    ]
+
+
+def test_a_table_that_is_a_link_out_of_the_source_is_named(tmp_path: Path) -> None:
+    put(tmp_path / "source", "1.png", "2.png")
+    (tmp_path / "labels.csv").write_text("path,label\n1.png,cat\n2.png,dog\n")
+    (tmp_path / "source" / "labels.csv").symlink_to("../labels.csv")
+    read = read_all(tmp_path / "source", "auto")
+    assert read.layout == "import"
+    assert any(f"labels.csv -> {tmp_path}/labels.csv (1 file read)" in each for each in read.warnings)

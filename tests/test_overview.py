@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from bucket_server import BUCKET, BucketServer, bucket_server
 
 from trainer.data.progress import SilentProgress, Task
-from trainer.publish import MARKER, is_finished, publish, verify
+from trainer.publish import MANIFEST, MARKER, is_finished, publish, verify
 from trainer.release.overview import overview
 from trainer.storage.store import Store, open_store
 
@@ -64,6 +65,18 @@ def test_a_list_of_runs_costs_a_request_a_run_and_few_more(
     assert [row.name for row in rows if row.is_latest] == ["run-39"]
 
 
+def test_an_earlier_version_takes_a_new_run_for_finished_and_a_run_without_its_marker_is_not(
+    either_store: Store, tmp_path: Path
+) -> None:
+    publish_run(either_store, tmp_path, "new", 0.5)
+    marker, manifest = (either_store.read(f"new/{name}") for name in (MARKER, MANIFEST))
+    assert marker is not None
+    assert manifest is not None
+    assert marker.data.decode() == f"{hashlib.sha256(manifest.data).hexdigest()}\n"
+    either_store.remove(f"new/{MARKER}")
+    assert [(row.state, row.accuracy) for row in overview(either_store)] == [("unfinished", None)]
+
+
 def test_the_table_is_the_same_of_runs_that_an_earlier_version_published(
     either_store: Store, tmp_path: Path
 ) -> None:
@@ -74,7 +87,7 @@ def test_the_table_is_the_same_of_runs_that_an_earlier_version_published(
     rows = overview(either_store)
     marker = either_store.read(f"old/{MARKER}")
     assert marker is not None
-    either_store.write(f"old/{MARKER}", marker.data.splitlines(keepends=True)[0])
+    either_store.write(f"old/{MARKER}", marker.data)  # without the metadata of this version
     assert overview(either_store) == rows
     assert {(row.name, row.state, row.accuracy) for row in rows} == {
         ("old", "finished", 0.25), ("new", "finished", 0.5), ("begun", "unfinished", None),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tensorflow as tf
 from published_model import CLASSES, export, export_writer
+from tensorflow.core.protobuf import saved_model_pb2
 
 from trainer.exits import DataError, UsageError
 from trainer.export import load_model
@@ -66,6 +69,48 @@ def test_the_operations_of_the_saver_are_allowed_to_the_saver_alone(tmp_path: Pa
     tf.saved_model.save(reader, str(tmp_path / "plain"))
     with pytest.raises(UsageError, match="Received: RestoreV2 in"):
         require_computing(tmp_path / "plain")
+
+
+def change_saver(folder: Path, change: Callable[[Any, Any], None]) -> Path:
+    """Change the library of the SavedModel in `folder`, and the function that restores its variables."""
+    path, model = folder / "saved_model.pb", saved_model_pb2.SavedModel()
+    model.ParseFromString(path.read_bytes())
+    library = model.meta_graphs[0].graph_def.library
+    change(library, next(each for each in library.function if "traced_restore" in each.signature.name))
+    path.write_bytes(model.SerializeToString())
+    return folder
+
+
+def replace_others(library: Any, restore: Any) -> None:
+    """Let TensorFlow choose it, or one that calls it, for another function: it does so by this attribute."""
+    caller = library.function.add()
+    caller.signature.name = "caller"
+    caller.attr["api_implements"].s = b"classify"
+    caller.node_def.add(name="call", op=restore.signature.name)
+    restore.node_def.add(name="back", op="caller")
+
+
+def be_gradient(library: Any, restore: Any) -> None:
+    library.gradient.add(function_name="any", gradient_func=restore.signature.name)
+
+
+def be_registered_gradient(library: Any, restore: Any) -> None:
+    library.registered_gradients.add(gradient_func=restore.signature.name, registered_op_type="any")
+
+
+def be_named_in_text(library: Any, restore: Any) -> None:
+    other = next(each for each in library.function if "classify" in each.signature.name)
+    other.node_def[0].attr["function"].s = restore.signature.name.encode()
+
+
+@pytest.mark.parametrize("change", [replace_others, be_gradient, be_registered_gradient, be_named_in_text])
+def test_functions_of_the_saver_that_may_run_without_it_are_not_its_own(
+    change: Callable[[Any, Any], None], model: Path, tmp_path: Path
+) -> None:
+    require_computing(change_saver(shutil.copytree(model, tmp_path / "same"), lambda library, restore: None))
+    changed = change_saver(shutil.copytree(model, tmp_path / "changed"), change)
+    with pytest.raises(UsageError, match="Received: RestoreV2 in"):
+        require_computing(changed)
 
 
 def test_no_operation_of_files_networks_or_python_counts_as_computing() -> None:

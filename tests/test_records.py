@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from test_release import GAIN, LOSS, between, finished
+from test_release import GAIN, LOSS, between, finished, measured
 
 from trainer.champion import CHAMPION, read_champion
 from trainer.cli.console import Console
@@ -186,7 +186,7 @@ def test_a_run_is_held_while_it_is_judged(is_finished_before: bool, tmp_path: Pa
         overrides={"output": str(tmp_path / "runs"), "run_name": "one", "publish": {"release": True}},
     )
     folder = opened = open_run_folder(spec, NOW, tmp_path / "cache")
-    finished(folder.output, tmp_path / "local", "one")
+    measured(folder.output, tmp_path / "local", "one", 18)
     if is_finished_before:
         folder.release()
         folder = open_run_folder(spec, NOW, tmp_path / "cache")

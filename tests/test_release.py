@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import draw_photo
 from test_decision import GAIN, LOSS, answers
-from trainer_process import QUICK, trainer
+from trainer_process import QUICK, error_line, trainer
 
 from trainer.champion import CHAMPION, read_champion
 from trainer.exits import UsageError
@@ -24,15 +24,20 @@ from trainer.release.records import read_records
 from trainer.storage.store import Store, open_store
 
 
-def test_the_first_champion_has_to_beat_guessing(either_store: Store, tmp_path: Path) -> None:
+def measured(output: Store, folder: Path, name: str, right: int) -> None:
+    """Publish a run with held-out answers to 18 images of three classes, so many of them right."""
     labels = np.arange(18) % 3
+    given = np.where(np.arange(18) < right, labels, (labels + 1) % 3)
+    names = tuple(map(str, range(18)))
+    held = Predictions("validation", names, labels.astype(np.int32), np.eye(3)[given], ("a", "b", "c"))
+    finished(output, folder, name)
+    write_predictions(folder / f"{name}.csv", [replace(held, split="train"), held])
+    output.write(f"{name}/predictions.csv", (folder / f"{name}.csv").read_bytes())
+
+
+def test_the_first_champion_has_to_beat_guessing(either_store: Store, tmp_path: Path) -> None:
     for name, right in (("one", 1), ("two", 6), ("three", 14)):
-        given = np.where(np.arange(18) < right, labels, (labels + 1) % 3)
-        names = tuple(map(str, range(18)))
-        held = Predictions("validation", names, labels.astype(np.int32), np.eye(3)[given], ("a", "b", "c"))
-        write_predictions(tmp_path / f"{name}.csv", [replace(held, split="train"), held])
-        finished(either_store, tmp_path / "local", name)
-        either_store.write(f"{name}/predictions.csv", (tmp_path / f"{name}.csv").read_bytes())
+        measured(either_store, tmp_path / "local", name, right)
     for name, accuracy in (("one", "0.056"), ("two", "0.333")):
         outcome = challenge(either_store, name, GAIN, LOSS, between({}))
         assert not outcome.is_champion
@@ -43,6 +48,29 @@ def test_the_first_champion_has_to_beat_guessing(either_store: Store, tmp_path: 
         assert read_champion(either_store).name == ""
     assert challenge(either_store, "three", GAIN, LOSS, between({})).said.endswith("there was none")
     assert [each["is_released"] for each in read_records(either_store)] == [False, False, True]
+
+
+def test_the_first_champion_is_asked_where_its_own_answers_are_not_what_counts(
+    either_store: Store, tmp_path: Path
+) -> None:
+    finished(either_store, tmp_path / "local", "unmeasured")
+    measured(either_store, tmp_path / "local", "measured", 18)
+    for name, has_test_data in (("unmeasured", False), ("measured", True)):
+        outcome = challenge(either_store, name, GAIN, LOSS, between({name: 0.5}), has_test_data=has_test_data)
+        assert not outcome.is_champion
+        assert "its accuracy is 0.500, and always answering cats gives 0.500" in outcome.said
+        assert read_records(either_store, name)[0]["images"] == "test images"
+        assert read_champion(either_store).name == ""
+    assert challenge(either_store, "unmeasured", GAIN, LOSS, between({"unmeasured": 0.6})).is_champion
+
+
+def test_a_refused_first_run_is_not_told_of_a_champion(tmp_path: Path) -> None:
+    output = open_store(str(tmp_path / "runs"))
+    measured(output, tmp_path / "local", "poor", 6)
+    output.write("poor/spec.yaml", b"recipe: demo\n")
+    line = error_line(trainer("promote", output.at("poor"), cache=tmp_path), 4)
+    assert "There is still no champion; --force makes this run the champion all the same." in line
+    assert "stays" not in line
 
 
 def finished(output: Store, folder: Path, name: str, metrics: str = "{}") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,6 +53,38 @@ def test_a_stop_during_validation_waits_for_no_more_images(dataset: Dataset, tmp
     assert untimed(resumed.history) == untimed(result.history)
     for name, value in values(whole).items():
         np.testing.assert_array_equal(value, values(again)[name], err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("stored", "says"),
+    [
+        (1, "Restart to resume from step 0."),
+        (0, "No checkpoint is complete; a restart begins with the first step."),
+    ],
+)
+def test_a_stop_that_cannot_finish_its_save_names_the_step_that_a_restart_resumes_from(
+    dataset: Dataset, tmp_path: Path, stored: int, says: str
+) -> None:
+    spec = load_spec(settings=[*SMALL, "train.steps_per_call=1", "train.grace_seconds=3"])
+    learner, recorder, release = learner_for(spec, dataset), Recorder(), threading.Event()
+
+    def store() -> None:
+        if len(list_checkpoints(tmp_path)) > stored:
+            release.wait(60)
+
+    saver = Saver(tmp_path, store, is_overdue=lambda: bool(recorder.calls))
+    try:
+        with saver, pytest.raises(StoppedError) as stopped:
+            train(
+                learner, dataset, spec, find_cluster(), saver, recorder,
+                dict, lambda: bool(recorder.calls) and saver.safe_step == (0 if stored else None),
+            )  # fmt: skip
+    finally:
+        release.set()
+    words = str(stopped.value)
+    assert "before its checkpoint was complete" in words
+    assert says in words
+    assert words.endswith("A longer train.grace_seconds may help. Received: 3 s")
 
 
 def test_a_stopped_run_ends_with_the_bits_of_an_undisturbed_one(dataset: Dataset, tmp_path: Path) -> None:

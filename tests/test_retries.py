@@ -81,10 +81,14 @@ def test_damage_is_asked_again_three_times_and_what_is_final_not_at_all() -> Non
     assert repeated(Failing(*[damage] * 3), 0.0) == "done"
     with pytest.raises(DataCorruption):
         repeated(Failing(*[damage] * 4), 0.0)
-    missing = Failing(api.NotFound("no such object"))
-    with pytest.raises(api.NotFound):
-        repeated(missing, 5.0)
-    assert missing.calls == 1
+    for name in ("x", "crc32c validation failed", "a doesn't match calculated b"):
+        missing = Failing(api.NotFound(f"no such object: {name}"))
+        with pytest.raises(api.NotFound):
+            repeated(missing, 5.0)
+        assert missing.calls == 1
+        assert isinstance(
+            explanation(api.NotFound(f"no such object: {name}"), "gs://b/x", "read"), UsageError
+        )
     for status in (404, 410):
         lost = api.from_http_status(status, "no such session")  # type: ignore[no-untyped-call]
         assert repeated(Failing(lost), 5.0, is_lost_session) == "done"

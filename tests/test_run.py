@@ -129,13 +129,15 @@ def test_the_model_answers_for_files_folders_and_json(
     (mixed := tmp_path / "mixed").mkdir()
     Image.open(pictures[0]).save(mixed / "a.tiff")
     (mixed / "notes.txt").write_text("none")
+    (mixed / "b.png").symlink_to(pictures[0])
     done = trainer("predict", run, *pictures, mixed, "--json", cache=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [row["path"] for row in rows] == [*map(str, pictures), str(mixed / "a.tiff")]
+    assert [row["path"] for row in rows] == [*map(str, pictures), str(mixed / "a.tiff"), str(mixed / "b.png")]
     assert rows[3]["probabilities"] == pytest.approx(rows[0]["probabilities"], abs=1e-6)
     assert "1 TIFF file converted when read; the exported model itself does not" in done.stderr
     assert f"left out: 1 file, not an image type: .txt, such as {mixed / 'notes.txt'}" in done.stderr
+    assert "link leads out of the source and is followed: b.png -> " in done.stderr
     for row in rows:
         assert row["probability"] == max(row["probabilities"].values())
         assert sum(row["probabilities"].values()) == pytest.approx(1.0, abs=1e-5)

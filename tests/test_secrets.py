@@ -101,6 +101,11 @@ def command_texts(url: str) -> list[str]:
         ["train", url], ["evaluate"], ["recipes", url], ["compare", url, url, "--html", url],
         ["rollback", url], ["submit", "docker", "--data", url, "--output", "/runs", "--dry-run"],
         ["submit", "gke", "--data", url, "--output", "gs://b/runs", "--image", "a/b", "--dry-run"],
+        *(
+            ["submit", place, "--recipe", "demo", "--output", f"gs://KEY:{SECRET}@b/x", *more, "--dry-run"]
+            for place, more in (("docker", []), ("gke", ["--image", "a/b"]), ("vertex", ["--image", "a/b"]))
+        ),
+        ["doctor", "docker", "--output", url],
     ):  # fmt: skip
         result = CliRunner().invoke(cli, words)
         texts += [result.output, without_secrets(str(result.exception or ""), words)]

@@ -102,7 +102,7 @@ def test_planted_faults_are_found(situation: Situation, kind: str, advice: str, 
 
 
 @pytest.mark.engine
-def test_a_loss_that_is_no_number_ends_with_what_to_lower(tmp_path: Path) -> None:
+def test_a_loss_that_is_no_number_ends_with_the_rate_to_take(tmp_path: Path) -> None:
     diverging = ["optimizer.name=sgd", "optimizer.learning_rate=1e30"]
-    with pytest.raises(DivergedError, match=r"stopped being a number.*lower optimizer\.learning_rate"):
+    with pytest.raises(DivergedError, match=r"stopped being a number.*--set optimizer\.learning_rate=0\.05"):
         judged(Situation("nan", settings=diverging), tmp_path)

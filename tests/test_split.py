@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +12,7 @@ import pytest
 from small_data import digests, items_of
 
 from trainer.data.items import Item
-from trainer.data.split import assign_splits
+from trainer.data.split import assign_splits, held_out_counts
 
 
 def many(count: int, labels: Sequence[str] = ("a", "b")) -> tuple[list[Item], list[str]]:
@@ -51,6 +52,14 @@ def test_split_does_not_depend_on_the_order_of_the_images() -> None:
     items, contents = many(600)
     before = held_out(assign_splits(items, contents, 0.2))
     assert held_out(assign_splits(items[::-1], contents[::-1], 0.2)) == before
+
+
+def test_split_does_not_depend_on_the_order_of_the_classes_where_the_total_is_half_an_image() -> None:
+    sizes = [9, 20, 36]  # a tenth is 6.5 or, added up in another order, 6.500000000000001
+    counts = [
+        held_out_counts({str(size): size for size in order}, 0.1) for order in itertools.permutations(sizes)
+    ]
+    assert all(each == counts[0] for each in counts)
 
 
 def test_few_images_change_sides_when_others_are_added() -> None:

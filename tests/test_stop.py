@@ -56,8 +56,16 @@ def test_when_the_grace_is_over_the_process_ends_wherever_it_is(code: str) -> No
 
 
 def test_a_second_signal_ends_it_at_once() -> None:
-    code, _, _ = stopped("stop.grace_seconds = 1e308\nwith stop.patience(): work()", signals=2)
+    code, _, words = stopped(
+        "stop.grace_seconds = 1e308\nstop.outcome = lambda: 'Restart to resume from step 7.'\n"
+        "with stop.patience(): work()",
+        signals=2,
+    )
     assert code == 143
+    assert words == (
+        "Error: Stopped at once on a second request; what was finished is kept. "
+        "Restart to resume from step 7. Received: a second signal\n"
+    )
 
 
 @pytest.mark.parametrize(("number", "by_hand"), [(signal.SIGINT, True), (signal.SIGTERM, False)])

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from trainer.storage import (
     write_json,
     write_text,
 )
+from trainer.storage.temporary import temporary_folder, temporary_parent
 
 
 @contextmanager
@@ -108,6 +110,30 @@ def test_full_disk_stops_the_preparation_of_a_folder(tmp_path: Path) -> None:
         with pytest.raises(TemporaryError, match="full"):
             prepare_folder(disk / "a" / "b")
         assert names(disk) == ["filler"]
+
+
+def test_a_full_disk_of_temporary_files_is_temporary_and_another_full_disk_is_not_taken_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = tempfile.gettempdir()
+    with small_disk(tmp_path / "disk", "size=16k") as disk:
+        monkeypatch.setattr(tempfile, "tempdir", str(disk))
+        (disk / "filler").write_bytes(b"x" * 12_000)
+        named = rf"{disk}\. Free some space there, or set TMPDIR"
+        with pytest.raises(TemporaryError, match=named), temporary_folder() as folder:
+            write_bytes(folder / "large", b"x" * 20_000)
+        monkeypatch.setattr(tempfile, "tempdir", usual)
+        with pytest.raises(TemporaryError, match="large could not be written"), temporary_folder():
+            write_bytes(disk / "large", b"x" * 20_000)
+        (disk / "more").write_bytes(b"x" * 4096)
+        assert list(tmp_path.iterdir()) == [disk]
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(disk), "/nowhere"])
+        with pytest.raises(TemporaryError, match=rf"full: {disk}\. "):
+            temporary_parent()
+        monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nowhere"])
+        with pytest.raises(UsageError, match=r"set TMPDIR to one\. Received: /nowhere"):
+            temporary_parent()
 
 
 def test_read_only_disk_is_a_usage_error(tmp_path: Path) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from bucket_server import BUCKET, BucketServer, OtherServer, bucket_server
+from small_disk import small_disk
 
 from trainer.exits import TemporaryError, TrainerError, UsageError
 from trainer.storage.client import make_client
@@ -239,3 +241,17 @@ def test_a_prefix_ends_anywhere_in_a_name(store: Store) -> None:
         store.write(name, b"")
     for prefix, found in (("a", 3), ("a/", 2), ("a/b", 2), ("a/b/", 1), ("a/b/c", 1), ("c", 0), ("c/d", 0)):
         assert len(store.entries(prefix)) == found, prefix
+
+
+def test_a_digest_needs_no_room_for_temporary_files_or_names_their_disk(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.write("large", b"x" * 100_000)
+    expected = store.sha256("large")
+    with small_disk(tmp_path / "disk", "size=64k") as disk:
+        monkeypatch.setattr(tempfile, "tempdir", str(disk))
+        if isinstance(store, FolderStore):
+            assert store.sha256("large") == expected
+            return
+        with pytest.raises(TemporaryError, match=f"temporary files is full: {disk}. .* set TMPDIR"):
+            store.sha256("large")

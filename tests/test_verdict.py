@@ -68,10 +68,48 @@ def test_guessing_is_called_so_however_well_the_training_images_are_known() -> N
 
 
 def test_few_images_that_guessing_explains_accuse_no_label() -> None:
-    found = verdict(0.99, 0.6, count=20)
-    assert found.kind == "guessing"
-    assert "labels" not in found.advice
-    assert "Hold out more images: 20 images" in found.advice
+    for held, kind in ((0.6, "unproven"), (0.5, "guessing")):
+        found = verdict(0.99, held, count=20)
+        assert found.kind == kind
+        assert "labels" not in found.advice
+        assert "Hold out more images: 20 images" in found.advice
+
+
+@pytest.mark.parametrize(
+    ("held", "words", "advice"),
+    [
+        ((2, 2, 0), "4 images can't tell it from guessing (always answering a gives 0.500)",
+         "Hold out images of c too: validation has none. Hold out more images"),
+        ((1, 0, 0), "all of these images are of a, which says nothing of others",
+         "Hold out images of b and 1 more too: validation has none. Hold out more images"),
+        ((80, 0, 0), "all of these images are of a, which says nothing of others",
+         "Hold out images of b and 1 more too: validation has none."),
+    ],
+)  # fmt: skip
+def test_images_without_a_mistake_that_can_not_tell_are_not_called_guessing(
+    held: tuple[int, ...], words: str, advice: str
+) -> None:
+    predictions = {
+        "train": answers("train", dict.fromkeys("abc", (40, 1.0))),
+        "validation": answers("validation", {name: (n, 1.0) for name, n in zip("abc", held, strict=True)}),
+    }
+    found = judge(predictions, flat(), "validation", {})
+    assert found.kind == "unproven"
+    assert found.headline.endswith(words)
+    assert found.advice.startswith(advice)
+
+
+def test_a_class_without_a_held_out_image_is_named() -> None:
+    held = answers("validation", {"a": (50, 0.96), "b": (50, 1.0), "c": (0, 0.0)})
+    train = answers("train", dict.fromkeys("abc", (100, 0.97)))
+    found = judge({"train": train, "validation": held}, flat(), "validation", {})
+    assert found.advice.endswith("Hold out images of c too: validation has none.")
+
+
+def test_images_that_were_hardly_learnt_were_not_learnt_by_heart() -> None:
+    for predictions in (both(0.56, 0.51), unequal(0.5, 0.9)):
+        advice = judge(predictions, flat(), "validation", {}).advice
+        assert "by heart" not in advice
 
 
 def test_naming_the_majority_class_is_guessing_and_the_advice_is_weights() -> None:
@@ -107,6 +145,9 @@ def test_one_epoch_is_too_early_to_say_and_names_a_class_that_is_never_recognise
     assert found.advice == "Train longer: --set train.epochs=10."
     assert "after 2 epochs" in verdict(0.95, 0.94, flat(epochs=2)).headline
     assert verdict(0.95, 0.94, flat(epochs=3)).kind == "fine"
+    # From the weights of a run that was trained before.
+    assert verdict(0.95, 0.94, flat(epochs=1), settings={"train": {"start_from": "latest"}}).kind == "fine"
+    assert "Hold out more images: 20 images" in verdict(0.95, 0.94, flat(epochs=1), count=20).advice
     found = judge(ten(0.0), flat(epochs=1), "validation", {})
     assert found.headline.endswith("after 1 epoch; last is never recognised (recall 0.000 of 20 images)")
 

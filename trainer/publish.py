@@ -20,7 +20,7 @@ from typing import Any
 
 from trainer.exits import TemporaryError, UsageError
 from trainer.manifest import SCHEMA, FileRecord, difference, next_sequence, read_manifest, sequence_of
-from trainer.marker import is_marker_of, marker_of
+from trainer.marker import is_marker_of, marker_of, summary_labels
 from trainer.spec.schema import CHAMPION, RUN_NAME
 from trainer.storage.checksums import as_text, file_crc32c
 from trainer.storage.local import explained, hash_file, is_temporary, sync_file
@@ -177,7 +177,8 @@ def _finish(output: Store, name: str, folder: Path, require: Callable[[], None])
             f"Received: {run.uri}"
         )
     require()
-    if not run.create(MARKER, marker_of(data, folder)) and not is_finished(run):
+    labels = summary_labels(manifest["published"], folder)
+    if not run.create(MARKER, marker_of(data), labels) and not is_finished(run):
         # One that was on its way from a process that lost the run: away with it, or the run stays refused.
         _remove_stray_marker(output, name)
         raise TemporaryError(

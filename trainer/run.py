@@ -162,6 +162,8 @@ def _train(
         return stop.is_overdue(_GRACE_SHARE * spec.train.grace_seconds)
 
     with stop.patience(), Saver(folder.checkpoints, folder.keep, is_overdue, folder.require_lease) as saver:
+        if cluster.is_chief:  # only the chief's saver knows of what is saved
+            stop.outcome = saver.resume_advice
         return train(
             learner, dataset, spec, cluster, saver, screen,
             lambda: evaluator.loss_and_accuracy(dataset.held_out, is_stopped), is_stopped,

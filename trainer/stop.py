@@ -8,18 +8,21 @@ grace is over the process ends wherever it is: what it writes is whole or not th
 from __future__ import annotations
 
 import os
+import select
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import NoReturn
 
 from trainer.exits import StoppedError
 
 _ONE_WISH_SECONDS = 1.0
 _WORDS_SECONDS = 0.5
-_OVERDUE = "Error: Stopped on request, amid something that did not end in time; what was finished is kept."
+_OVERDUE = "Stopped on request, before the work in progress ended; what was finished is kept."
+_TWICE = "Stopped at once on a second request; what was finished is kept."
 GRACE_SECONDS = 10.0
 """Where no spec says how long."""
 
@@ -31,6 +34,8 @@ class Stop:
         self.grace_seconds = grace_seconds
         self.advice = ""
         """A sentence on what to do where the grace was too short."""
+        self.outcome: Callable[[], str] = str
+        """Returns a sentence on what a restart does, without waiting for anything."""
         self.requested = False
         self.by_hand = False
         """Whether a person asked, by Ctrl-C."""
@@ -90,7 +95,7 @@ class Stop:
         if self.requested:
             # A sender that signals the process and its group is one wish, not two.
             if time.monotonic() - self._heard > _ONE_WISH_SECONDS:
-                os._exit(StoppedError.exit_code)
+                self._exit_at_once()
             return
         self.requested, self._heard = True, time.monotonic()
         self.by_hand = number == signal.SIGINT
@@ -103,8 +108,19 @@ class Stop:
     def _end(self) -> None:
         """Say that the grace is over, and end the process."""
         # Past Python's own buffers, whose locks the rest may hold; no one may be reading.
-        text = f"{_OVERDUE}{self.advice} Received: {self.grace_seconds:g} s\n"
-        words = threading.Thread(target=os.write, args=(2, text.encode()), daemon=True)
+        text = self._text(_OVERDUE, self.advice, f"{self.grace_seconds:g} s")
+        words = threading.Thread(target=os.write, args=(2, text), daemon=True)
         words.start()
         words.join(_WORDS_SECONDS)
         os._exit(StoppedError.exit_code)
+
+    def _exit_at_once(self) -> NoReturn:
+        """End the process, with a sentence if standard error takes it without a wait."""
+        with suppress(OSError, ValueError):
+            if select.select([], [2], [], 0)[1]:
+                os.write(2, self._text(_TWICE, "", "a second signal"))
+        os._exit(StoppedError.exit_code)
+
+    def _text(self, what: str, advice: str, received: str) -> bytes:
+        sentences = filter(None, (what, self.outcome(), advice, f"Received: {received}"))
+        return f"Error: {' '.join(sentences)}\n".encode()

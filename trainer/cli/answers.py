@@ -28,11 +28,13 @@ def predict_command(
     from trainer.cli.console import Console
     from trainer.cli.places import local_model, local_path
     from trainer.data.checks import warnings_of_formats
+    from trainer.data.layouts.links import links_sentence
     from trainer.export import load_model
     from trainer.predict import classify_files, find_pictures
 
     with Console(_LOG_SECONDS, stderr=True) as console:
-        paths, left_out = find_pictures([local_path(each, cache_dir, console) for each in images])
+        places = [local_path(each, cache_dir, console) for each in images]
+        paths, left_out = find_pictures(places)
         model = load_model(local_model(model_uri, cache_dir, console), trust)
     names = {path: printable(str(path)) for path in paths}
     width = max(map(len, names.values()))
@@ -46,7 +48,8 @@ def predict_command(
             continue
         shares = dict(zip(model.class_names, map(float, answer), strict=True))
         click.echo(_as_json(name, shares) if as_json else _as_row(name, shares, width))
-    for line in (*warnings_of_formats(converted, unusable), *_left_out(left_out)):
+    links = filter(None, (links_sentence(paths, place) for place in places if place.is_dir()))
+    for line in (*warnings_of_formats(converted, unusable), *_left_out(left_out), *links):
         click.echo(line, err=True)
     if unusable:
         raise DataError(f"{len(unusable)} of {len(paths)} pictures can't be used; the lines above say why.")

@@ -57,9 +57,12 @@ def _docker(given: dict[str, Any]) -> Iterator[Check]:
         failed,
     )
     from trainer.launch.image import open_engine
-    from trainer.storage.store import is_bucket
+    from trainer.storage.store import is_bucket, require_uri, without_scheme
 
     wanted = find_accelerator(given["accelerator"])
+    output = given["output"] or "runs"
+    require_uri(output)
+    folder = Path(without_scheme(output)).absolute()
     try:
         client = open_engine()
     except UsageError as error:
@@ -68,8 +71,7 @@ def _docker(given: dict[str, Any]) -> Iterator[Check]:
         yield check_engine(client)
         yield check_engine_accelerator(wanted, client)
         yield check_engine_image(given["image"], client)
-    output = given["output"] or "runs"
-    yield from _bucket(output) if is_bucket(output) else [check_folder(Path(output).absolute())]
+    yield from _bucket(output) if is_bucket(output) else [check_folder(folder)]
 
 
 def _gke(given: dict[str, Any]) -> Iterator[Check]:

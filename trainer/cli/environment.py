@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from trainer.exits import OutOfMemoryError, StoppedError, TemporaryError, UsageError
 from trainer.hosts import Peers
 from trainer.hosts.peers import PING_SECONDS, SILENCE_SECONDS
+from trainer.storage.temporary import temporary_parent
 
 TENSORFLOW_MODULES = ("tensorflow", "keras", "tensorboard")
 """What an extra brings and plain `pip install .` doesn't."""
@@ -114,16 +115,6 @@ def peers_explained(peers: Peers) -> Iterator[None]:
         ) from None
 
 
-def _require_temporary_folder() -> None:
-    try:
-        tempfile.gettempdir()
-    except FileNotFoundError:
-        raise UsageError(
-            "There is no folder for temporary files, or it is full or can't be written; set TMPDIR to one. "
-            f"Received: TMPDIR={os.environ.get('TMPDIR', '')!r}"
-        ) from None
-
-
 def _require_address_space() -> None:
     """Raise OutOfMemoryError for an address space that is too small for TensorFlow; warn of any other limit.
 
@@ -147,15 +138,16 @@ def _require_address_space() -> None:
 def import_tensorflow() -> None:
     """Import TensorFlow without what it says when oneDNN is on, which no log level holds back.
 
-    When the import fails, what it said is shown. Raises ModuleNotFoundError, UsageError, OutOfMemoryError.
+    When the import fails, what it said is shown. Raises ModuleNotFoundError, UsageError, OutOfMemoryError,
+    TemporaryError.
     """
     global _stderr
     prepare_libraries()
-    _require_temporary_folder()
+    parent = temporary_parent()
     _require_address_space()
     sys.stderr.flush()
     kept = os.dup(_STDERR)
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile(dir=parent) as said:
         os.dup2(said.fileno(), _STDERR)
         _stderr = kept
         try:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from trainer.launch.cluster_jobs import Choice
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-_PATIENCE_SECONDS = 15.0
+_PATIENCE_SECONDS = 8.0
 
 
 def _place(command: Command) -> Command:

@@ -17,7 +17,7 @@ from trainer.data.progress import Progress
 from trainer.exits import UsageError
 from trainer.integrity import MODEL, published_files, require_published_model
 from trainer.printable import shown_address
-from trainer.publish import find_run, parent_of
+from trainer.publish import MANIFEST, find_run, parent_of
 from trainer.run_folder import require_not_withdrawn
 from trainer.run_folder.starts import STARTS
 from trainer.spec import RunSpec
@@ -123,8 +123,9 @@ def _run_of(place: Store) -> Store:
 
 def _require_no_run(run: Store) -> None:
     """Raise UsageError for a run that is at work at this moment or was given up."""
-    # Each start leaves a row before anything else; a spec beside a model may be anyone's.
-    if run.find(STARTS):
+    # Each start leaves a row before anything else; a spec beside a model may be anyone's. A manifest without
+    # a marker is that of a run that was not published yet, or is no longer as it was.
+    if run.find(STARTS) or run.find(MANIFEST):
         raise UsageError(
             "The run is not finished, so it has no model yet or one that may not be whole; "
             f"`trainer train {run.at('spec.yaml')}` finishes it. Received: {run.uri}"

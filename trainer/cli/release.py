@@ -60,7 +60,8 @@ def promote(run: str, force: bool, settings: tuple[str, ...]) -> None:
         outcome = challenge_champion(output, name, spec, cache_folder(), lease.require)
     _tell(outcome)
     if not outcome.is_champion:
-        raise QualityError(f"The champion stays; --force replaces it all the same. Received: {name}")
+        refused = "The champion stays" if outcome.stays else "There is still no champion"
+        raise QualityError(f"{refused}; --force makes this run the champion all the same. Received: {name}")
 
 
 @click.command()
@@ -130,7 +131,13 @@ def challenge_champion(
 
     publish = spec.publish
     return challenge(
-        output, name, publish.min_gain, publish.max_class_loss, _answers(output, spec, cache_dir), require
+        output,
+        name,
+        publish.min_gain,
+        publish.max_class_loss,
+        _answers(output, spec, cache_dir),
+        require,
+        has_test_data=publish.test_data is not None,
     )
 
 

@@ -74,7 +74,7 @@ def train_command(
     accurate on the held-out images than `accuracy_at_least`, in [0, 1], is published too, and then the chief
     raises QualityError. The champion is challenged where the spec says so.
     """
-    stop.grace_seconds, stop.advice = spec.train.grace_seconds, " A longer train.grace_seconds may help."
+    stop.grace_seconds, stop.advice = spec.train.grace_seconds, "A longer train.grace_seconds may help."
     require_tensorflow()  # before a run is begun
     with Console(spec.train.log_interval_seconds) as console:
         console.banner()

@@ -13,7 +13,15 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.compare.runs import Run
-from trainer.compare.statistics import LEVEL, Test, bootstrap, holm, paired_accuracies, unpaired_accuracies
+from trainer.compare.statistics import (
+    LEVEL,
+    Test,
+    bootstrap,
+    holm,
+    paired_accuracies,
+    unpaired_accuracies,
+    unpaired_recalls,
+)
 from trainer.data.labels import all_normalized
 from trainer.exits import UsageError
 from trainer.report.guessing import are_unequal
@@ -63,6 +71,19 @@ class Comparison:
         return not self.is_chance and self.recall_gain * self.accuracy.difference < 0
 
     @property
+    def is_recall_other(self) -> bool:
+        """Whether the mean recall over unequal classes differs by more than chance."""
+        test = self._recall_test
+        return bool(self.recall_gain and test and self.among * test.p_value < LEVEL)
+
+    @property
+    def _recall_test(self) -> Test | None:
+        if not self.why_unpaired:
+            return self.others.get("macro_recall")
+        first, second = _class_counts(self.first), _class_counts(self.second)
+        return unpaired_recalls(first, second) if first and second else None
+
+    @property
     def verdict(self) -> str:
         """In a sentence: the same within chance, or which is better and how sure."""
         if not self.why_unpaired and not self.only_first + self.only_second:
@@ -97,10 +118,9 @@ class Comparison:
     @property
     def _recall_words(self) -> str:
         """What the mean recall says else than the accuracy; empty if it says nothing else."""
-        test = self.others.get("macro_recall")
-        is_more = test is not None and self.among * test.p_value < LEVEL
-        if not self.is_contested and not (self.recall_gain and is_more):
+        if not self.is_contested and not self.is_recall_other:
             return ""
+        test = self._recall_test
         higher = self._better(self.recall_gain).name
         gain = _gain(test) if test else _share(abs(self.recall_gain))
         words = (
@@ -143,9 +163,28 @@ def compare_runs(first: Run, second: Run) -> Comparison:
 
 
 def _has_unequal_classes(run: Run) -> bool:
+    counts = list(_supports(run).values())
+    return any(counts) and are_unequal(counts)
+
+
+def _supports(run: Run) -> dict[str, int]:
+    """Return how many images of each class the split has; nothing if the metrics lack it."""
     prefix = f"{run.split}/support/"
-    counts = [round(value) for name, value in run.metrics.items() if name.startswith(prefix)]
-    return bool(counts) and are_unequal(counts)
+    return {
+        name.removeprefix(prefix): round(value)
+        for name, value in run.metrics.items()
+        if name.startswith(prefix)
+    }
+
+
+def _class_counts(run: Run) -> list[tuple[int, int]]:
+    """Return (right, all) images of each class that there are images of."""
+    return [
+        (round(run.metrics[key] * count), count)
+        for name, count in _supports(run).items()
+        for key in [f"{run.split}/recall/{name}"]
+        if count and key in run.metrics
+    ]
 
 
 def _gain(test: Test) -> str:

@@ -58,7 +58,7 @@ def _curves(runs: Sequence[Run]) -> list[tuple[str, Markup]]:
 
 def _heading(comparison: Comparison) -> str:
     if comparison.is_chance:
-        return "The same within chance"
+        return "Same accuracy, other mean recall" if comparison.is_recall_other else "The same within chance"
     return "Accuracy and mean recall disagree" if comparison.is_contested else "More than chance"
 
 

@@ -89,6 +89,21 @@ def unpaired_accuracies(first: tuple[int, int], second: tuple[int, int]) -> Test
     return Test(difference, low, high, float(stats.fisher_exact(table).pvalue))
 
 
+def unpaired_recalls(first: Sequence[tuple[int, int]], second: Sequence[tuple[int, int]]) -> Test:
+    """Return the test of two means of recalls, of (right, all) images of each class, not the same images.
+
+    The normal approximation, with one right and one wrong image more in each class (Agresti and Caffo 2000).
+    """
+    means, variance = [], 0.0
+    for classes in (first, second):
+        means.append(float(np.mean([right / count for right, count in classes])))
+        shares = [((right + 1) / (count + 2), count + 2) for right, count in classes]
+        variance += sum(share * (1 - share) / count for share, count in shares) / len(classes) ** 2
+    difference, error = means[1] - means[0], float(np.sqrt(variance))
+    p_value = 2 * float(special.ndtr(-abs(difference) / error))
+    return Test(difference, max(-1.0, difference - _Z * error), min(1.0, difference + _Z * error), p_value)
+
+
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Return mean, standard deviation (of a sample) and half the 95% interval of the mean (Student 1908).
 

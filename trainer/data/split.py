@@ -62,7 +62,8 @@ def held_out_counts(sizes: Mapping[str, int], fraction: float) -> dict[str, int]
     """
     quotas = {label: fraction * size for label, size in sizes.items()}
     counts = {label: math.floor(quota) for label, quota in quotas.items()}
-    left = round(sum(quotas.values())) - sum(counts.values())
+    # Of the sum of the sizes: a sum of fractions depends on the order of the classes.
+    left = round(fraction * sum(sizes.values())) - sum(counts.values())
     by_remainder = sorted(quotas, key=lambda label: (counts[label] - quotas[label], label))
     for label in by_remainder[:left]:
         counts[label] += 1

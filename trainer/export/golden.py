@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ import tensorflow as tf
 from trainer.data.dataset import Split
 from trainer.data.encode import as_file
 from trainer.exits import OutOfMemoryError, TrainerError
+from trainer.storage.temporary import temporary_folder
 
 TOLERANCE = 1e-5
 _COUNT = 20
@@ -66,10 +66,11 @@ def make_golden(model: keras.Model, split: Split) -> Golden:
 def verify_export(path: Path, golden: Golden) -> float:
     """Load the SavedModel at `path` in a fresh process; return the largest difference of a probability.
 
-    Raises TrainerError if the process fails or differs by more than TOLERANCE.
+    Raises TrainerError if the process fails or differs by more than TOLERANCE, TemporaryError for a full
+    disk.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        asked, script = Path(folder) / "golden.npz", Path(folder) / _SCRIPT.name
+    with temporary_folder() as folder:
+        asked, script = folder / "golden.npz", folder / _SCRIPT.name
         shutil.copyfile(_SCRIPT, script)
         np.savez(
             asked,

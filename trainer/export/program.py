@@ -17,6 +17,8 @@ from trainer.exits import DataError, UsageError
 from trainer.export.operations import COMPUTING, SAVING
 
 _MOST_NAMED = 5
+_ATTRIBUTES_OF_SAVER = {"_construction_context", "_input_shapes"}
+"""Of the functions that TensorFlow makes to save and restore variables."""
 
 
 def require_computing(folder: Path) -> None:
@@ -55,13 +57,14 @@ def _parse(folder: Path) -> Any:
 
 def _operations(graph: Any) -> set[str]:
     """Return the operations that are neither known to compute nor those of TensorFlow's own saver."""
-    functions = {each.signature.name: each.node_def for each in graph.graph_def.library.function}
+    library = graph.graph_def.library
+    functions = {each.signature.name: each.node_def for each in library.function}
     nodes = graph.graph_def.node
     saver = {graph.saver_def.save_tensor_name.partition(":")[0], graph.saver_def.restore_op_name}
     # Loading in TensorFlow 2 runs neither of the saver's two nodes; whatever else there is may be run.
     saving = _reachable(functions, [node for node in nodes if node.name in saver])
     others = [node for node in nodes if node.name not in saver]
-    named = _named(graph.object_graph_def) | (functions.keys() - saving)
+    named = _named(graph.object_graph_def) | _called_implicitly(library) | (functions.keys() - saving)
     others += [node for name in named & functions.keys() for node in functions[name]]
     saving -= _reachable(functions, others) | named
     inside = {node.op for name in saving for node in functions[name]}
@@ -78,6 +81,18 @@ def _named(objects: Any) -> set[str]:
     return names
 
 
+def _called_implicitly(library: Any) -> set[str]:
+    """Return the names of the functions that may run although no node calls them.
+
+    Gradients, and functions with attributes: by api_implements TensorFlow replaces a call to one function
+    with a call to another one.
+    """
+    names = {each.gradient_func for each in (*library.gradient, *library.registered_gradients)}
+    return names | {
+        each.signature.name for each in library.function if each.attr.keys() - _ATTRIBUTES_OF_SAVER
+    }
+
+
 def _reachable(functions: Mapping[str, Any], nodes: Iterable[Any]) -> set[str]:
     """Return the names of the functions that `nodes` call, and those that these call."""
     waiting = list(nodes)
@@ -87,6 +102,7 @@ def _reachable(functions: Mapping[str, Any], nodes: Iterable[Any]) -> set[str]:
         values = node.attr.values()
         named = {node.op, *(value.func.name for value in values)}
         named |= {each.name for value in values for each in value.list.func}
+        named |= {each.decode("utf-8", "replace") for value in values for each in (value.s, *value.list.s)}
         for name in (named & functions.keys()) - reached:
             reached.add(name)
             waiting += functions[name]

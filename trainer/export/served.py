@@ -8,7 +8,6 @@ labels.txt, one class a line, and model.json, which says what made the model.
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 
 import keras
@@ -18,6 +17,7 @@ from trainer import __version__
 from trainer.data.decode import decode_and_resize
 from trainer.exits import TemporaryError
 from trainer.spec import DataSpec
+from trainer.storage.temporary import temporary_folder
 
 FORMAT_VERSION = 1
 
@@ -83,8 +83,8 @@ def export_model(path: Path, model: keras.Model, class_names: tuple[str, ...], d
 
     Raises TemporaryError if the disk fails.
     """
-    with tempfile.TemporaryDirectory() as assets:
-        served = ServedModel(model, class_names, data, Path(assets))
+    with temporary_folder() as assets:
+        served = ServedModel(model, class_names, data, assets)
         try:
             tf.saved_model.save(served, str(path), signatures=served.signatures())
         except tf.errors.OpError as error:

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from docker.errors import APIError, DockerException
+from docker.errors import APIError, DockerException, NotFound
 
 from trainer.exits import TrainerError, UsageError
 from trainer.launch.accelerators import Accelerator
+from trainer.launch.engine_errors import engine_message
 from trainer.launch.google import Google
 from trainer.launch.image import Engine
 from trainer.storage.store import GS, split_uri
@@ -25,7 +26,6 @@ WRITING = ("storage.objects.create", "storage.objects.delete", "storage.objects.
 READING = ("storage.objects.get", "storage.objects.list")
 _BUCKET = r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]"
 _SAID = 200
-_NOT_FOUND = 404
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,9 @@ def check_registry_image(image: str, client: Engine | None) -> Check:
         found = client.inspect_distribution(image)
         return Check(name, "ok", str(found["Descriptor"]["digest"]))
     except (APIError, DockerException, OSError) as error:
-        said = " ".join(str(getattr(error, "explanation", None) or error).split())[:_SAID]
-        is_missing = getattr(error, "status_code", None) == _NOT_FOUND or "manifest unknown" in said
+        said = engine_message(error)[:_SAID]
+        # An older engine has no status code of its own for it; a name holds no blank.
+        is_missing = isinstance(error, NotFound) or "manifest unknown" in said
     if is_missing:
         remedy = "`trainer image push` sends the image to its registry; --image names it"
         return Check(name, "wrong", f"{image}: {said}", remedy)
@@ -119,9 +120,11 @@ def check_engine_image(image: str, client: Engine) -> Check:
     """Return whether the engine has `image`."""
     try:
         found = client.inspect_image(image)
-    except APIError as error:
+    except NotFound as error:
         remedy = "`trainer image build` makes the image, `docker pull` fetches one; --image names it"
-        return Check("image", "wrong", f"{image}: {str(error.explanation or error)[:_SAID]}", remedy)
+        return Check("image", "wrong", f"{image}: {engine_message(error)[:_SAID]}", remedy)
+    except APIError as error:
+        return Check("image", "unknown", engine_message(error)[:_SAID])
     return Check("image", "ok", f"{image}, {found['Size'] / 1e9:.2f} GB")
 
 

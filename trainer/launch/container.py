@@ -7,17 +7,18 @@ that the spec means the same there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import requests
-from docker.errors import APIError, DockerException, ImageNotFound, NotFound
+from docker.errors import APIError, DockerException, NotFound
 
 from trainer.data.layouts.import_files import SUFFIXES as IMPORT_SUFFIXES
 from trainer.exits import StoppedError, TemporaryError, UsageError
+from trainer.launch.engine_errors import engine_message, is_folder_missing, is_gpu_missing
 from trainer.launch.plan import END_SECONDS, RUN_NAME, SPEC, Plan, places_of
 from trainer.launch.state import State, explain_code
 from trainer.storage.store import is_bucket, without_scheme
@@ -101,7 +102,7 @@ def start_container(client: Engine, name: str, body: dict[str, Any]) -> None:
     try:
         with _answering():
             client.inspect_image(body["Image"])
-    except ImageNotFound:
+    except NotFound:
         raise UsageError(
             "The engine doesn't have this image; `trainer image build` makes it, `docker pull` fetches one. "
             f"Received: {body['Image']}"
@@ -110,13 +111,13 @@ def start_container(client: Engine, name: str, body: dict[str, Any]) -> None:
     try:
         made = client.create_container_from_config(body, name)["Id"]
     except APIError as error:
-        raise _refused(error) from None
+        raise _not_started(error, body) from None
     try:
         client.start(made)
     except BaseException as error:
         client.remove_container(made, force=True)
         if isinstance(error, APIError):
-            raise _refused(error) from None
+            raise _not_started(error, body) from None
         raise
 
 
@@ -186,10 +187,13 @@ def _answering() -> Iterator[None]:
     except APIError as error:
         if error.status_code is not None and error.status_code < _SERVER_ERROR:
             raise _refused(error) from None
-        raise TemporaryError(f"The Docker engine can't do it now. Received: {str(error)[:300]}") from None
+        raise TemporaryError(
+            f"The Docker engine can't do it now. Received: {engine_message(error)}"
+        ) from None
     except (DockerException, requests.RequestException) as error:
-        said = " ".join(str(getattr(error, "explanation", None) or error).split())[:300]
-        raise TemporaryError(f"The Docker engine doesn't do it; try again. Received: {said}") from None
+        raise TemporaryError(
+            f"The Docker engine doesn't do it; try again. Received: {engine_message(error)}"
+        ) from None
 
 
 def _inspected(client: Engine, name: str) -> dict[str, Any]:
@@ -203,18 +207,23 @@ def _inspected(client: Engine, name: str) -> dict[str, Any]:
     return found
 
 
-def _refused(error: APIError) -> UsageError | TemporaryError:
-    said = " ".join(str(error.explanation or error).split())[:300]
+def _not_started(error: APIError, body: Mapping[str, Any]) -> UsageError:
+    """Return the error of a container of `body` that could not be made or started."""
+    message = engine_message(error)
     if error.status_code == _CONFLICT:
-        return UsageError(f"There is a container of this name; give another --run-name. Received: {said}")
-    if "could not select device driver" in said or "nvidia" in said.lower():
-        return UsageError(
-            "The engine has no GPU for containers; install NVIDIA's container toolkit there, or take "
-            f"--accelerator cpu. Received: {said}"
-        )
-    if "bind source path does not exist" in said:
+        return UsageError(f"There is a container of this name; give another --run-name. Received: {message}")
+    if is_folder_missing(message):
         return UsageError(
             "A folder of the spec isn't on the engine's machine; make it, or use gs:// addresses. "
-            f"Received: {said}"
+            f"Received: {message}"
         )
-    return UsageError(f"The engine refuses it. Received: {said}")
+    if "DeviceRequests" in body["HostConfig"] and is_gpu_missing(message):
+        return UsageError(
+            "The engine has no GPU for containers; install NVIDIA's container toolkit there, or take "
+            f"--accelerator cpu. Received: {message}"
+        )
+    return _refused(error)
+
+
+def _refused(error: APIError) -> UsageError:
+    return UsageError(f"The engine refuses it. Received: {engine_message(error)}")

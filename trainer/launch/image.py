@@ -15,12 +15,13 @@ from typing import Any
 
 import requests
 from docker import APIClient
-from docker.errors import DockerException, ImageNotFound
+from docker.errors import DockerException, NotFound
 from docker.utils import kwargs_from_env
 from docker.utils.build import exclude_paths
 
 from trainer import __version__
 from trainer.exits import TemporaryError, TrainerError, UsageError
+from trainer.launch.engine_errors import is_access_refused
 from trainer.launch.plan import check_image_name
 
 Engine = Any
@@ -29,7 +30,6 @@ DOCKERFILE = "docker/Dockerfile"
 _DIGITS = 12
 _LAST_LINES = 12
 _REVISION_LABEL = "org.opencontainers.image.revision"
-_NOT_LET_IN = ("denied", "unauthorized", "authentication", "no basic auth credentials", "forbidden")
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,8 @@ def push_image(client: Engine, source: Source, tags: list[str], on_line: Callabl
             for line in _lines(stream, f"{tag} could not be pushed", said):
                 on_line(line)
         except (TrainerError, DockerException, requests.RequestException) as error:
-            kind = UsageError if any(word in str(error).lower() for word in _NOT_LET_IN) else TemporaryError
+            last = str(error).rpartition("Received: ")[2]
+            kind = UsageError if is_access_refused(last, tag) else TemporaryError
             raise kind(
                 f"{error} Check the registry's name, that you are logged in to it, and try again."
             ) from None
@@ -149,7 +150,7 @@ def _built(client: Engine, source: Source, tag: str) -> str:
     """Return the id of the image of this source. Raises UsageError if there is none of this very commit."""
     try:
         found = client.inspect_image(tag)
-    except ImageNotFound:
+    except NotFound:
         raise UsageError(
             "This source isn't built yet; `trainer image build` with the same options does it. "
             f"Received: no image {tag}"

@@ -24,6 +24,7 @@ from trainer.launch.kubectl_errors import (
     parse_failure,
 )
 from trainer.launch.names import check_namespace
+from trainer.storage.temporary import temporary_parent
 
 _PROGRAM = "kubectl"
 _SECONDS = 60.0
@@ -160,7 +161,7 @@ class Kubectl:
         """Yield the lines of a container's log. Raises UsageError, TemporaryError."""
         command = self._command("logs", pod, "-c", container, *options)
         with (
-            tempfile.TemporaryFile("w+", errors="replace") as problems,
+            tempfile.TemporaryFile("w+", errors="replace", dir=temporary_parent()) as problems,
             subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=problems, text=True, errors="replace"
             ) as process,

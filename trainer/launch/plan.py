@@ -17,7 +17,7 @@ from trainer.launch.schedule import check_schedule
 from trainer.printable import shown_address
 from trainer.spec import RunSpec, dump_spec
 from trainer.spec.schema import CHAMPION, LATEST, SCRATCH
-from trainer.storage.store import GS, is_bucket, without_scheme
+from trainer.storage.store import GS, is_bucket, split_uri, without_scheme
 
 Place = Literal["docker", "gke", "vertex"]
 
@@ -112,6 +112,8 @@ def check_plan(plan: Plan) -> Plan:
             "A CronJob makes jobs and no JobSets; leave --jobset away. "
             f"Received: --jobset --schedule {plan.schedule!r}"
         )
+    for place in filter(is_bucket, places_of(plan.spec)):
+        split_uri(place)
     if plan.place == "docker":
         _check_engine(plan)
     else:

@@ -37,6 +37,8 @@ class Outcome:
     """In a sentence."""
     record: str
     """The name of the record; empty if there was nothing to decide."""
+    stays: str = ""
+    """The champion that the challenger did not replace; empty if there is none."""
 
 
 def challenge(
@@ -46,10 +48,13 @@ def challenge(
     max_class_loss: float,
     answers: Answers,
     require: Callable[[], None] = lambda: None,
+    has_test_data: bool = False,
 ) -> Outcome:
     """Let the finished run `name` take the champion's place, if it is better; the first has to beat guessing.
 
-    `require` is asked before anything is written, and raises if another process judges it by now.
+    has_test_data: whether `answers` are to other images than the held-out ones of the run; the first
+    champion has to beat guessing on these as well. `require` is asked before anything is written, and raises
+    if another process judges it by now.
     Raises UsageError for a run that isn't finished or a pointer to one that is gone, DataError for one that
     is not as it was published, and what `answers` raises.
     """
@@ -59,42 +64,46 @@ def challenge(
         champion = read_champion(output)
         if champion.name == name:
             return Outcome(True, f"{name} is the champion already", "")
-        decision, images = None, ""
+        decision = None
         if champion.name:
             of_champion, of_challenger, images = answers(champion.name, name)
             decision = decide(of_champion, of_challenger, min_gain, max_class_loss)
-        against = "" if champion.name else _why_not_first(output, name)
+            against = "" if decision.is_released else decision.reason
+        else:
+            against, images = _why_not_first(output, name, answers, has_test_data)
         require()
         values: dict[str, Any] = {"champion": champion.name or None, "images": images}
-        if decision is not None and not decision.is_released:
-            record = keep_record(output, CHALLENGE, name, values | asdict(decision) | {"replaced": None})
-            return Outcome(False, f"{champion.name} stays the champion; of {name}: {decision.reason}", record)
+        values |= asdict(decision) if decision else {"reason": against or "there was no champion"}
         if against:
-            values |= {"reason": against, "is_released": False, "replaced": None}
+            values |= {"is_released": False, "replaced": None}
             record = keep_record(output, CHALLENGE, name, values)
-            return Outcome(
-                False, f"{name} does not become the champion, and there is none: {against}", record
-            )
-        values |= {"reason": "there was no champion"} if decision is None else asdict(decision)
+            return Outcome(False, _refused(name, champion.name, against), record, champion.name)
         released = _enthrone(output, CHALLENGE, name, champion, values)
         if released is not None:
             return Outcome(True, _said(name, champion.name, decision), released)
         # Another one was faster: that one is to be beaten.
 
 
-def _why_not_first(output: Store, name: str) -> str:
-    """Return why the run can't be the first champion: its held-out answers are no better than guessing.
+def _why_not_first(output: Store, name: str, answers: Answers, has_test_data: bool) -> tuple[str, str]:
+    """Return why the run can't be the first champion, empty if it can; and which images say so.
 
-    Empty if they are better, or if the run left no answers.
+    Those are its own held-out ones, by the answers that it left, or those of `answers`.
     """
+    own, images = None if has_test_data else _own_answers(output, name), ""
+    if own is None:
+        _, own, images = answers(name, name)
+    return why_guessing(own), images
+
+
+def _own_answers(output: Store, name: str) -> Predictions | None:
+    """Return the held-out answers that the run left, None if it left none."""
     run = output.below(name)
     found = run.read("predictions.csv")
     answers = (
         parse_predictions(found.data.decode("utf-8", "replace"), run.at("predictions.csv")) if found else []
     )
     by_split = {each.split: each for each in answers}
-    held = next((by_split[split] for split in HELD_OUT if split in by_split), None)
-    return why_guessing(held) if held else ""
+    return next((by_split[split] for split in HELD_OUT if split in by_split), None)
 
 
 def promote(output: Store, name: str, on_wait: Callable[[str], None] = lambda words: None) -> Outcome:
@@ -158,6 +167,12 @@ def _enthrone(output: Store, kind: str, name: str, before: Champion, values: dic
         output.remove(record)
         require_finished(output, name)
     return record if is_done else None
+
+
+def _refused(name: str, champion: str, against: str) -> str:
+    if not champion:
+        return f"{name} does not become the champion, and there is none: {against}"
+    return f"{champion} stays the champion; of {name}: {against}"
 
 
 def _said(name: str, champion: str, decision: Decision | None) -> str:

@@ -14,6 +14,7 @@ from trainer.compare.comparison import say_p
 from trainer.compare.statistics import Test, paired_accuracies
 from trainer.metrics import Predictions
 from trainer.report.guessing import beats_guessing, constant_answer, has_unequal_classes
+from trainer.report.names import format_count
 
 _ROUNDING = 1e-9
 """Of a difference of two shares, which may be the limit itself."""
@@ -58,7 +59,7 @@ def decide(
     change = min(0.0, changes[worst])
     missing = [name for label, name in enumerate(champion.class_names) if label not in champion.labels]
     is_released, reason = _reason(test, min_gain, max_class_loss, worst, change, missing)
-    against = "" if missing or not is_released else _why_no_gain(challenger, changes, reason)
+    against = _why_no_gain(challenger, changes, reason) if is_released else ""
     is_released, reason = is_released and not against, against or reason
     return Decision(
         is_released=is_released,
@@ -98,15 +99,19 @@ def _reason(
 
 
 def why_guessing(answers: Predictions) -> str:
-    """Return in words that the answers are no better than the constant one; empty if they are better."""
+    """Return why the answers may be those of guessing; empty if they are better by more than chance."""
     if beats_guessing(answers):
         return ""
     name, share = constant_answer(answers)
     accuracy = float(np.mean(answers.predicted == answers.labels))
-    return (
-        f"it is no better than guessing: its accuracy is {accuracy:.3f}, and always answering {name} gives "
-        f"{share:.3f}"
-    )
+    count = format_count(len(answers.labels), "image")
+    if share == 1:
+        return f"nothing shows that it is better than guessing: all of its {count} are of {name}"
+    if accuracy > share:
+        beginning = f"{count} can't tell it from guessing: its accuracy is {accuracy:.3f}"
+    else:
+        beginning = f"it is no better than guessing: its accuracy is {accuracy:.3f}"
+    return f"{beginning}, and always answering {name} gives {share:.3f}"
 
 
 def _why_no_gain(challenger: Predictions, changes: Mapping[str, float], gain: str) -> str:

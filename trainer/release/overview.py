@@ -1,7 +1,7 @@
 """All runs of an output, as a table.
 
 In: the store of all runs. Out: a `Row` each: what it is called, how far it is, and how good. One listing of
-the folders, and one small object of each finished run, many at a time.
+the folders, and the metadata of one small object of each finished run, many at a time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from trainer.champion import read_pointer
 from trainer.data.progress import Progress, SilentProgress
-from trainer.marker import held_out_accuracy, read_marker
+from trainer.marker import held_out_accuracy, read_summary
 from trainer.publish import MANIFEST, MARKER, POINTER, RETIRED, is_finished, named_run
 from trainer.spec.schema import RUN_NAME
 from trainer.storage.objects import read_object
@@ -81,9 +81,9 @@ def _row(run: Store, name: str, champion: str, latest: str) -> Row | None:
 
 
 def _state(run: Store) -> tuple[str, Mapping[str, Any]]:
-    """Return how far a run is, and what its marker says of it, or would say; no state if it is no run."""
-    marker = run.read(MARKER)
-    about = read_marker(marker.data) if marker else None
+    """Return how far a run is, and its summary; no state if it is no run."""
+    marker = run.find(MARKER)
+    about = read_summary(marker.labels) if marker else None
     if about is not None:
         return "finished", about
     if run.find("spec.yaml") is None:
@@ -91,7 +91,7 @@ def _state(run: Store) -> tuple[str, Mapping[str, Any]]:
     about = {"data": read_object(run, "dataset.json").get("digest", "")}
     if marker is None or not is_finished(run):
         return "retired" if run.find(RETIRED) else "unfinished", about
-    # An earlier version published it.
+    # It lies on disk, was copied without its metadata, or an earlier version published it.
     accuracy = held_out_accuracy(read_object(run, "metrics.json"))
     published = read_object(run, MANIFEST).get("published", "")
     return "finished", about | {"accuracy": accuracy, "published": published}

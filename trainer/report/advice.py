@@ -7,47 +7,43 @@ run had already.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from trainer.recipes import recipe_names
-from trainer.report.case import Case, recalls
-from trainer.report.guessing import beats_guessing, has_unequal_classes
+from trainer.report.case import LARGEST_GAP, LEAST_SKILL, Case, recalls, skill
+from trainer.report.duration import another_rate, keeps_best, more_epochs, train_on
+from trainer.report.guessing import has_unequal_classes
 from trainer.report.history import find_best_epoch, is_rising, read_series
 from trainer.report.names import format_count, shorten
 
 UNDER_CONFIDENT = 0.05
 """Accuracy minus mean probability above which a model is too modest."""
 _MOST_SENTENCES = 3
-_USUAL_RATES = {"sgd": 0.05, "rmsprop": 0.001, "adam": 0.001, "adamw": 0.001}
-_LARGE_LOSS = 2.0
-"""Times that of guessing: a train loss above it in the first epoch is a step that was too long."""
-_SMALL_FALL = 0.02
-"""Share of the train loss; one that falls less in a quarter of the epochs has come to rest."""
 _LEARNT = 0.9
 """Accuracy on the training images from which more epochs bring nothing."""
 _LEAST_FALL = 0.05
 """Of the held-out accuracy since its best epoch; less is noise."""
 _FEW_COPIES = 0.01
 """Share of the held-out images that changes nothing; the report lists them all the same."""
+_WIDEST = 65_536
+"""Filters that a spec takes in a layer."""
 _NAME = 40
 
 
 def advise(kind: str, case: Case) -> str:
-    """Return one to four sentences on a run that was judged as `kind`, the best advice first."""
+    """Return one to five sentences on a run that was judged as `kind`, the best advice first."""
     sentences = list(dict.fromkeys(_BY_KIND[kind](case)))[:_MOST_SENTENCES]
-    if case.has_few_images and kind not in ("copied", "early"):
-        sentences.append(_more_held_out(case))
+    if kind != "copied":
+        sentences += [*_absent(case), *_more_held_out(case)]
     return " ".join(sentences)
 
 
 def _guessing(case: Case) -> Iterator[str]:
     yield from _without_copies(case)
-    if beats_guessing(case.train):
+    if case.gap > LARGEST_GAP and skill(case.train) >= LEAST_SKILL:
         if case.has_few_images:
-            yield from _train_on(case) if case.train_score.share < _LEARNT else ()
+            yield from train_on(case) if case.train_score.share < _LEARNT else ()
         else:
             yield (
                 f"The training images were learnt by heart (accuracy {case.train_score.share:.3f}), and "
@@ -55,7 +51,13 @@ def _guessing(case: Case) -> Iterator[str]:
             )
         yield from _cures(case)
         return
-    yield from [*_another_rate(case), *_balance(case), *_train_on(case)] or _low(case)
+    yield from [*another_rate(case), *_balance(case), *train_on(case)] or _low(case)
+
+
+def _unproven(case: Case) -> Iterator[str]:
+    yield from _without_copies(case)
+    yield from train_on(case) if case.train_score.share < _LEARNT else ()
+    yield from _cures(case) if case.gap > LARGEST_GAP else ()
 
 
 def _copied(case: Case) -> Iterator[str]:
@@ -66,14 +68,14 @@ def _copied(case: Case) -> Iterator[str]:
 
 
 def _early(case: Case) -> Iterator[str]:
-    yield f"Train longer: {_more_epochs(case)}."
+    yield f"Train longer: {more_epochs(case)}."
 
 
 def _neglected(case: Case) -> Iterator[str]:
     yield from _without_copies(case)
     yield from _balance(case)
     if is_rising(case.history, case.held.split):
-        yield f"The {case.held.split} accuracy was still rising: {_more_epochs(case)}."
+        yield f"The {case.held.split} accuracy was still rising: {more_epochs(case)}."
     name = shorten(case.neglected[0][0], _NAME)
     yield f"Add images of {name}, and look at what they are taken for: the report shows it."
 
@@ -87,12 +89,13 @@ def _over_fitted(case: Case) -> Iterator[str]:
     if best is not None and not case.copies and _has_fallen(case, float(accuracy.values.max())):
         yield (
             f"The {case.held.split} accuracy fell from {accuracy.values.max():.3f} in epoch {best} to "
-            f"{accuracy.values[-1]:.3f}, as it does where wrong labels are learnt by heart: check the labels."
+            f"{accuracy.values[-1]:.3f}, as it does where wrong labels are learnt by heart: check the labels"
+            f"{'' if keeps_best(case) else ', and keep the best epoch with --set train.keep=best'}."
         )
     yield cures[0]
     lowest = find_best_epoch(case.history, case.held.split, "loss")
     validated = read_series(case.history, f"{case.held.split}/loss").epochs
-    if lowest is not None and lowest <= 0.7 * validated[-1]:
+    if lowest is not None and lowest <= 0.7 * validated[-1] and not keeps_best(case):
         yield (
             f"The {case.held.split} loss was lowest in epoch {lowest} of {validated[-1]:.0f}: "
             f"what came after was learnt by heart."
@@ -103,9 +106,9 @@ def _over_fitted(case: Case) -> Iterator[str]:
 def _under_trained(case: Case) -> Iterator[str]:
     yield from _without_copies(case)
     if is_rising(case.history, case.held.split):
-        yield f"The {case.held.split} accuracy was still rising: train longer, {_more_epochs(case)}."
+        yield f"The {case.held.split} accuracy was still rising: train longer, {more_epochs(case)}."
         return
-    yield from [*_train_on(case), *_another_rate(case), *_labels(case)] or _low(case)
+    yield from [*train_on(case), *another_rate(case), *_labels(case)] or _low(case)
 
 
 def _contradicted(case: Case) -> Iterator[str]:
@@ -134,6 +137,7 @@ def _fine(case: Case) -> Iterator[str]:
 
 _BY_KIND: Mapping[str, Callable[[Case], Iterator[str]]] = {
     "guessing": _guessing,
+    "unproven": _unproven,
     "copied": _copied,
     "early": _early,
     "neglected": _neglected,
@@ -144,7 +148,17 @@ _BY_KIND: Mapping[str, Callable[[Case], Iterator[str]]] = {
 }
 
 
-def _more_held_out(case: Case) -> str:
+def _absent(case: Case) -> Iterator[str]:
+    """Yield that nothing is known of the classes without a held-out image."""
+    absent = [name for label, name in enumerate(case.held.class_names) if label not in case.held.labels]
+    if absent:
+        more = f" and {len(absent) - 1:,} more" if len(absent) > 1 else ""
+        yield f"Hold out images of {shorten(absent[0], _NAME)}{more} too: {case.held.split} has none."
+
+
+def _more_held_out(case: Case) -> Iterator[str]:
+    if not case.has_few_images:
+        return
     low, high = case.held_score.interval
     count = format_count(case.held_score.count, "image")
     fraction = case.setting("data.validation_fraction")
@@ -152,7 +166,7 @@ def _more_held_out(case: Case) -> str:
     if case.is_stratified and isinstance(fraction, float) and fraction <= 0.25:
         how += f", such as --set data.validation_fraction={2 * fraction:g}"
     width = high - low
-    return f"{how}: {count} can't tell the accuracy any better than this interval, which is {width:.2f} wide."
+    yield f"{how}: {count} can't tell the accuracy any better than this interval, which is {width:.2f} wide."
 
 
 def _without_copies(case: Case) -> Iterator[str]:
@@ -198,7 +212,7 @@ def _modest(case: Case) -> Iterator[str]:
         for key in ("augment.mixup", "augment.cutmix", "train.label_smoothing")
         if case.setting(key)
     ]
-    remedy = causes[0] if causes else _more_epochs(case)
+    remedy = causes[0] if causes else more_epochs(case)
     yield f"Its probabilities are {lacking:.2f} lower than its answers are right (under-confident): {remedy}."
 
 
@@ -226,45 +240,12 @@ def _is_augmented(augment: Mapping[str, object]) -> bool:
 
 
 def _other_filters(case: Case, factor: float, before: str) -> str:
-    """Return `before` and the setting of a network so many times as wide, empty if its width is not known."""
-    filters = case.setting("model.filters")
-    if not filters:
+    """Return `before` and the setting of a network so many times as wide, empty if there is none."""
+    filters = list(case.setting("model.filters") or [])
+    others = [max(1, round(factor * each)) for each in filters]
+    if others == filters or max(others) > _WIDEST:
         return ""
-    return f"{before}--set 'model.filters={[max(1, round(factor * each)) for each in filters]}'"
-
-
-def _train_on(case: Case) -> Iterator[str]:
-    """Yield longer training, where the train loss was still falling clearly."""
-    loss = case.losses
-    lately = max(1, len(loss) // 4)
-    if 0 < len(loss) < 3 or (len(loss) and loss[-1] < (1 - _SMALL_FALL) * loss[-1 - lately]):
-        falling = "The train loss was still falling: train longer, " if len(loss) > 1 else "Train longer: "
-        yield f"{falling}{_more_epochs(case)}."
-
-
-def _another_rate(case: Case) -> Iterator[str]:
-    """Yield a smaller rate for a loss that leapt or never fell, a larger one for a loss that creeps."""
-    rate = case.setting("optimizer.learning_rate")
-    usual = _USUAL_RATES.get(str(case.setting("optimizer.name")))
-    if not rate or usual is None or not len(case.losses):
-        return
-    loss = case.losses
-    if rate > 0.1 * usual and loss[0] > _LARGE_LOSS * np.log(len(case.train.class_names)):
-        lower = usual if rate > 2 * usual else rate / 10
-        yield f"The train loss leapt up: take a smaller rate, --set optimizer.learning_rate={lower:.1g}."
-    elif _is_creeping(loss) or (rate < usual / 5 and loss[-1] > 0.8 * loss[0]):
-        higher = usual if rate < usual / 2 else 3 * rate
-        yield f"The train loss hardly fell: take a larger rate, --set optimizer.learning_rate={higher:.1g}."
-    elif loss[-1] > (1 - _SMALL_FALL) * loss[0]:
-        lower = usual if rate > 2 * usual else rate / 3
-        yield f"The train loss did not fall: take a smaller rate, --set optimizer.learning_rate={lower:.1g}."
-
-
-def _is_creeping(loss: np.ndarray[Any, Any]) -> bool:
-    """Return whether the loss falls steadily, by less than a tenth in all."""
-    if len(loss) < 4 or loss[-1] < 0.9 * loss[0]:
-        return False
-    return bool(spearmanr(np.arange(len(loss)), loss).statistic < -0.9)
+    return f"{before}--set 'model.filters={others}'"
 
 
 def _low(case: Case) -> Iterator[str]:
@@ -274,13 +255,4 @@ def _low(case: Case) -> Iterator[str]:
             yield f"Weaken the augmentation: --set {key}=0."
             break
     wider = _other_filters(case, 2, ", or try a larger network: ")
-    yield f"Train longer: {_more_epochs(case)}{wider}. Look whether the labels are right."
-
-
-def _more_epochs(case: Case) -> str:
-    planned = case.setting("train.epochs")
-    if isinstance(planned, int) and len(case.history) < planned and case.setting("train.time_budget_seconds"):
-        seconds = case.setting("train.time_budget_seconds")
-        return f"--set train.time_budget_seconds={2 * seconds:g}"
-    done = len(case.history) or (planned if isinstance(planned, int) else 10)
-    return f"--set train.epochs={max(10, 2 * done)}"
+    yield f"Train longer: {more_epochs(case)}{wider}. Look whether the labels are right."

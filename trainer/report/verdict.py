@@ -12,16 +12,26 @@ from typing import Any, Literal
 
 from trainer.metrics import Predictions
 from trainer.report.advice import advise
-from trainer.report.case import Case, build_case, recalls, score_of
+from trainer.report.case import LARGEST_GAP, LEAST_SKILL, Case, build_case, recalls, score_of, skill
 from trainer.report.guessing import beats_guessing, constant_answer, has_unequal_classes
 from trainer.report.history import History, is_rising
 from trainer.report.names import format_count, shorten
+from trainer.spec import SCRATCH
 
 Kind = Literal[
-    "guessing", "copied", "early", "neglected", "contradicted", "over-fitted", "under-trained", "fine"
+    "guessing",
+    "unproven",
+    "copied",
+    "early",
+    "neglected",
+    "contradicted",
+    "over-fitted",
+    "under-trained",
+    "fine",
 ]
 TITLES: dict[Kind, str] = {
     "guessing": "No better than guessing",
+    "unproven": "Not shown to beat guessing",
     "copied": "Not measured",
     "early": "Too early to say",
     "neglected": "A class is not recognised",
@@ -32,18 +42,6 @@ TITLES: dict[Kind, str] = {
 }
 """What each kind is called in a report."""
 
-LARGEST_GAP = 0.08
-"""Train minus held-out accuracy above which a run counts as over-fitted.
-
-Networks that learn their pictures by heart show 0.2 and more (0.94 against 0.74 for the plain
-network on 2,000 cats and dogs); regularised ones 0.02 to 0.07, which more regularisation rarely lowers
-without lowering the held-out accuracy as well. 0.08 lies above the second kind and far below the first.
-"""
-LEAST_SKILL = 0.5
-"""Skill is the share that is learnt of what always naming the most frequent class leaves: 0 is
-guessing, 1 is no mistake. A network that does not get half of it on its own training images has
-not learnt them yet, whatever the number of classes: 0.75 of two balanced ones, 0.55 of ten.
-"""
 FEWEST_EPOCHS = 3
 """Of fewer epochs the curves tell nothing."""
 DOUBTFUL_SHARE = 0.05
@@ -88,10 +86,10 @@ def judge(
     advice depends on it. dataset: dataset.json; held-out images that it lists as copies of training images
     are left out. The first of these that holds:
 
-    - guessing: the held-out answers are not better than always answering the most frequent class, by more
-      than chance (see `beats_guessing`).
     - copied: every held-out image is a copy of a training image.
-    - early: there were fewer than `FEWEST_EPOCHS` epochs.
+    - unproven, guessing: the held-out answers are not better than always answering the most frequent class,
+      by more than chance (see `beats_guessing`); unproven if the images are too few to tell, or of one class.
+    - early: there were fewer than `FEWEST_EPOCHS` epochs, from fresh weights.
     - neglected: the recall of a class is less than a third of the accuracy, by more than chance.
     - contradicted: the model confidently contradicts the labels of `DOUBTFUL_SHARE` of the training images.
     - over-fitted: the gap is above `LARGEST_GAP`, its 95% interval is above 0, so that it is not the
@@ -132,12 +130,8 @@ def _decide(case: Case) -> tuple[Kind, str]:
     if case.has_only_copies:
         return "copied", "all of these images are exact copies of training images, so this says nothing"
     if not beats_guessing(case.held):
-        name, share = constant_answer(case.held)
-        guess = f"always answering {shorten(name, _NAME)} gives {share:.3f}"
-        # Of equal classes the one that is not answered is chance.
-        rare = _neglected_words(case) if has_unequal_classes(case.held) else ""
-        return "guessing", f"no better than guessing ({guess}){rare}"
-    if 0 < len(case.history) < FEWEST_EPOCHS:
+        return _decide_on_guessing(case)
+    if 0 < len(case.history) < FEWEST_EPOCHS and case.setting("train.start_from") in (None, SCRATCH):
         epochs = format_count(len(case.history), "epoch")
         return "early", f"too early to say after {epochs}{_neglected_words(case)}"
     if case.neglected:
@@ -145,8 +139,21 @@ def _decide(case: Case) -> tuple[Kind, str]:
     return _decide_on_fit(case)
 
 
+def _decide_on_guessing(case: Case) -> tuple[Kind, str]:
+    name, share = constant_answer(case.held)
+    if share == 1:
+        return "unproven", f"all of these images are of {shorten(name, _NAME)}, which says nothing of others"
+    images = format_count(case.held_score.count, "image")
+    guess = f"always answering {shorten(name, _NAME)} gives {share:.3f}"
+    if case.has_few_images and case.held_score.share > share and beats_guessing(case.train):
+        return "unproven", f"{images} can't tell it from guessing ({guess})"
+    # Of equal classes the one that is not answered is chance.
+    rare = _neglected_words(case) if has_unequal_classes(case.held) else ""
+    return "guessing", f"no better than guessing ({guess}){rare}"
+
+
 def _decide_on_fit(case: Case) -> tuple[Kind, str]:
-    has_learnt = _skill(case.train) >= LEAST_SKILL
+    has_learnt = skill(case.train) >= LEAST_SKILL
     low, high = case.gap_interval
     doubtful = len(case.contradicted)
     if has_learnt and doubtful >= DOUBTFUL_SHARE * len(case.train.labels):
@@ -174,16 +181,6 @@ def _neglected_words(case: Case) -> str:
     others = f", nor are {len(case.neglected) - 1} more" if len(case.neglected) > 1 else ""
     how = "never" if recall == 0 else "hardly ever"
     return f"; {shorten(name, _NAME)} is {how} recognised ({of}){others}"
-
-
-def _skill(predictions: Predictions) -> float:
-    """Return the share that is learnt of what guessing leaves, of the accuracy or of the mean recall."""
-    known = [recall for _, recall, _ in recalls(predictions)]
-    pairs = (
-        (score_of(predictions).share, constant_answer(predictions)[1]),
-        (sum(known) / len(known), 1 / len(known)),
-    )
-    return max((value - guess) / (1 - guess) if guess < 1 else 1.0 for value, guess in pairs)
 
 
 def _weakest(case: Case) -> tuple[str, float] | None:

@@ -17,6 +17,8 @@ from trainer.spec.load import (
     spec_digest,
 )
 from trainer.spec.schema import (
+    SCRATCH,
+    USUAL_RATES,
     CheckpointSpec,
     DataSpec,
     EarlyStoppingSpec,
@@ -29,6 +31,8 @@ from trainer.spec.schema import (
 )
 
 __all__ = [
+    "SCRATCH",
+    "USUAL_RATES",
     "AugmentSpec",
     "CheckpointSpec",
     "CropSpec",

@@ -134,6 +134,10 @@ class OptimizerSpec(Checked):
         return self
 
 
+USUAL_RATES = {"sgd": 0.05, "rmsprop": 0.001, "adam": 0.001, "adamw": 0.001}
+"""The learning rate that a network of this program usually trains well with, by optimizer."""
+
+
 class EarlyStoppingSpec(Checked):
     """Stop when the held-out loss or accuracy has not improved for a while."""
 

@@ -8,8 +8,7 @@ byte that is read is compared with the object's crc32c.
 from __future__ import annotations
 
 import secrets
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,6 +29,7 @@ from trainer.storage.local import explained, hash_file, replacing
 from trainer.storage.media import fetch_media
 from trainer.storage.retries import explanation, is_lost_session, is_refusal, repeated
 from trainer.storage.store import GS, Content, Entry
+from trainer.storage.temporary import temporary_folder
 
 TIMEOUT_SECONDS = 20.0
 """Without a byte for this long a request counts as broken and is repeated."""
@@ -37,6 +37,7 @@ RETRY_SECONDS = 60.0
 """How long one operation is repeated. The client's own 120 s outlast a spot machine's grace."""
 
 _WRITER = "trainer-writer"
+_NO_LABELS: Mapping[str, str] = {}
 _MOST_REFUSED = 2
 _UPLOAD_CHUNK_BYTES = 32 << 20
 _SMALL_BYTES = 1 << 20
@@ -91,12 +92,12 @@ class BucketStore:
         return Content(data, str(blob.generation))
 
     def find(self, name: str) -> Entry | None:
-        """Return size and generation of `name`."""
+        """Return size, generation and custom metadata of `name`."""
         blob = self._reloaded(name)
         if blob is None:
             self._require_bucket()
             return None
-        return Entry(name, blob.size or 0, str(blob.generation), blob.crc32c or "")
+        return Entry(name, blob.size or 0, str(blob.generation), blob.crc32c or "", dict(blob.metadata or {}))
 
     def written_at(self, name: str) -> float | None:
         """Return when this generation of `name` was made, by the bucket's clock."""
@@ -107,16 +108,20 @@ class BucketStore:
         """Write `data` to `name`."""
         self._put(name, data)
 
-    def create(self, name: str, data: bytes) -> bool:
-        """Write `data` only if there is no `name`."""
-        return self.swap(name, data, None) is not None
+    def create(self, name: str, data: bytes, labels: Mapping[str, str] = _NO_LABELS) -> bool:
+        """Write `data` only if there is no `name`, with `labels` as custom metadata."""
+        return self._swap(name, data, None, labels) is not None
 
     def swap(self, name: str, data: bytes, version: str | None) -> str | None:
         """Write `data` only if `name` is of the generation `version`; return the new one."""
+        return self._swap(name, data, version, _NO_LABELS)
+
+    def _swap(self, name: str, data: bytes, version: str | None, labels: Mapping[str, str]) -> str | None:
         writer = secrets.token_hex(16)
         for _ in range(_MOST_REFUSED):
             try:
-                return self._put(name, data, writer, if_generation_match=int(version or 0))
+                labels = {**labels, _WRITER: writer}
+                return self._put(name, data, labels, if_generation_match=int(version or 0))
             except api.PreconditionFailed as error:
                 refusal = error
             # 412 comes also when this very write landed and its reply was lost.
@@ -153,8 +158,8 @@ class BucketStore:
 
     def sha256(self, name: str) -> str:
         """Return the digest of the object `name`, which is downloaded for it."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "object"
+        with temporary_folder() as folder:
+            path = folder / "object"
             self.download(name, path)
             return hash_file(path)["sha256"]
 
@@ -201,10 +206,10 @@ class BucketStore:
                     f"Received: not {version}"
                 ) from None
 
-    def _put(self, name: str, data: bytes, writer: str = "", **conditions: int) -> str:
+    def _put(self, name: str, data: bytes, labels: Mapping[str, str] = _NO_LABELS, **conditions: int) -> str:
         blob = self._blob(name)
-        if writer:
-            blob.metadata = {_WRITER: writer}
+        if labels:
+            blob.metadata = labels
         # The whole is repeated, and so the client needn't repeat its parts.
         how = {"retry": None, "timeout": _send_timeout() if len(data) > _SMALL_BYTES else TIMEOUT_SECONDS}
         with self._explained(name, "written", is_conditional=bool(conditions)):

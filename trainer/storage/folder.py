@@ -11,7 +11,7 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 
 from trainer.exits import TemporaryError, UsageError
@@ -76,8 +76,8 @@ class FolderStore:
         """Write `data` to `name`."""
         write_bytes(self._path(name), data)
 
-    def create(self, name: str, data: bytes) -> bool:
-        """Write `data` only if there is no `name`."""
+    def create(self, name: str, data: bytes, labels: Mapping[str, str] | None = None) -> bool:
+        """Write `data` only if there is no `name`; a file has no custom metadata."""
         return create_bytes(self._path(name), data)
 
     def swap(self, name: str, data: bytes, version: str | None) -> str | None:

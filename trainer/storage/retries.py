@@ -21,6 +21,8 @@ from trainer.exits import TemporaryError, TrainerError, UsageError
 _MOST_DAMAGED = 3
 _LEAST_RETRIES = 3
 _MOST_WAIT_SECONDS = 10.0
+_DAMAGED = ("doesn't match calculated", "crc32c validation failed")
+"""In the answer of the service, and of its testbench, to bytes with another checksum."""
 
 Result = TypeVar("Result")
 
@@ -87,8 +89,9 @@ def is_refusal(error: Exception) -> bool:
 
 def is_damage(error: Exception) -> bool:
     """Return whether bytes arrived that don't match their checksum, here or at the bucket."""
-    words = ("doesn't match calculated", "crc32c validation failed")  # the service's, and its testbench's
-    return isinstance(error, DataCorruption) or any(each in str(error) for each in words)
+    # The messages of other errors, such as 404, quote the names of objects.
+    is_checked = isinstance(error, (api.BadRequest, api.PreconditionFailed))
+    return isinstance(error, DataCorruption) or (is_checked and any(each in str(error) for each in _DAMAGED))
 
 
 def explanation(error: Exception, uri: str, done: str) -> TrainerError:

@@ -7,7 +7,8 @@ and in a bucket. Names in it are relative, with '/' between their parts.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote
@@ -17,6 +18,7 @@ from trainer.printable import shown_address
 
 GS = "gs://"
 FILE = "file://"
+_NO_LABELS: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Entry:
     """Another one for each time that the name was written; what `download` takes."""
     crc32c: str = ""
     """Base64, of all its bytes; empty where the store doesn't know it."""
+    labels: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """The custom metadata that it was created with, from `Store.find`; empty where the store keeps none."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +74,11 @@ class Store(Protocol):
     def write(self, name: str, data: bytes) -> None:
         """Write `data` to `name`, whole or not at all."""
 
-    def create(self, name: str, data: bytes) -> bool:
-        """Write `data` only if there is no `name`; of several processes exactly one gets True."""
+    def create(self, name: str, data: bytes, labels: Mapping[str, str] = _NO_LABELS) -> bool:
+        """Write `data` only if there is no `name`; of several processes exactly one gets True.
+
+        `labels` are stored as custom metadata where the store has that, and else dropped.
+        """
 
     def swap(self, name: str, data: bytes, version: str | None) -> str | None:
         """Write `data` only if `name` is still of `version` (None: isn't there).

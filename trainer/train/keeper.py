@@ -40,10 +40,9 @@ class Keeper:
         """Where the checkpoints are."""
         return self._saver.folder
 
-    @property
-    def safe_step(self) -> int | None:
-        """The last step whose checkpoint outlives this machine; None if there is none."""
-        return self._saver.safe_step
+    def resume_advice(self) -> str:
+        """Return a sentence on where a restart begins; see `Saver.resume_advice`."""
+        return self._saver.resume_advice()
 
     def prepare(self) -> None:
         """Make the folder, and prove that it can be written. Raises what `prepare_folder` raises."""

@@ -24,7 +24,7 @@ from trainer.train.learner import Learner
 from trainer.train.observer import CallReport, Observer
 from trainer.train.parts import build_parts
 from trainer.train.profile import Profile
-from trainer.train.progress import Standing, best_of, out_of_patience, score
+from trainer.train.progress import Standing, best_of, diverged, out_of_patience, score
 from trainer.train.result import TrainResult
 from trainer.train.saver import Pace, Saver
 
@@ -209,10 +209,7 @@ class Loop:
         """Go back to the last good epoch with half the rate; give up after three times."""
         epoch, recoveries = self._epoch() + 1, self.standing.recoveries + 1
         if recoveries > _MOST_RECOVERIES:
-            raise DivergedError(
-                f"The loss stopped being a number in epoch {epoch}, {_MOST_RECOVERIES} times with half the "
-                f"rate each; lower optimizer.learning_rate. Received: {self.spec.optimizer.learning_rate}"
-            )
+            raise diverged(epoch, _MOST_RECOVERIES, self.spec.optimizer)
         elapsed = self.standing.elapsed_seconds + self.agreement.value(self.clock.seconds())
         self._resume_quietly()
         self.standing.recoveries, self.standing.elapsed_seconds = recoveries, elapsed
@@ -248,18 +245,16 @@ class Loop:
         self._save(within_epoch=True, is_last=True)
         if not self.keeper.flush():
             self._give_up()
-        raise StoppedError(f"{self._where()} the checkpoint is safe.")
+        raise StoppedError(f"{self._where()}; the checkpoint is safe.")
 
     def _give_up(self) -> NoReturn:
-        step = self.keeper.safe_step
         raise StoppedError(
-            f"{self._where()} its checkpoint could not be stored in time, "
-            f"{'and there is none before it' if step is None else f'that of step {step} is safe'}. "
+            f"{self._where()}, before its checkpoint was complete. {self.keeper.resume_advice()} "
             f"A longer train.grace_seconds may help. Received: {self.spec.train.grace_seconds:g} s"
         )
 
     def _where(self) -> str:
-        return f"Stopped on request after step {self.standing.step} of {self.learner.total_steps};"
+        return f"Stopped on request after step {self.standing.step} of {self.learner.total_steps}"
 
     def _save(self, within_epoch: bool = False, is_last: bool = False) -> None:
         more = self.clock.seconds() if within_epoch else 0.0

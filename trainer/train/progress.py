@@ -11,7 +11,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from trainer.spec import EarlyStoppingSpec
+from trainer.exits import DivergedError
+from trainer.spec import USUAL_RATES, EarlyStoppingSpec, OptimizerSpec
 from trainer.train.step import Sums
 
 
@@ -88,3 +89,13 @@ def best_of(
 def out_of_patience(standing: Standing, epoch: int, spec: EarlyStoppingSpec | None) -> bool:
     """Return whether the best epoch lies `patience_epochs` or more back."""
     return spec is not None and 0 < standing.best_epoch <= epoch - spec.patience_epochs
+
+
+def diverged(epoch: int, recoveries: int, optimizer: OptimizerSpec) -> DivergedError:
+    """Return the error of a loss that is no number however often the rate was halved."""
+    rate = optimizer.learning_rate
+    lower = min(rate / 10, USUAL_RATES[optimizer.name])
+    return DivergedError(
+        f"The loss stopped being a number in epoch {epoch}, {recoveries} times with half the rate each; take "
+        f"a smaller one, --set optimizer.learning_rate={lower:.1g}. Received: {rate:g}"
+    )

@@ -88,6 +88,12 @@ class Saver:
 
         self._put(job, is_superseded=False)
 
+    def resume_advice(self) -> str:
+        """Return a sentence on where a restart begins, by the checkpoints that are complete."""
+        if self.safe_step is None:
+            return "No checkpoint is complete; a restart begins with the first step."
+        return f"Restart to resume from step {self.safe_step}."
+
     def flush(self) -> bool:
         """Wait until all is saved; return False if that takes too long. Raises what a save raised."""
         with self._changed:

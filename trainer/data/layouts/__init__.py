@@ -20,6 +20,7 @@ from trainer.data.layouts.folders import read_folders
 from trainer.data.layouts.found import Found, wrapped_folders
 from trainer.data.layouts.import_files import SUFFIXES as IMPORT_SUFFIXES
 from trainer.data.layouts.import_files import Buckets, find_import_files, read_import_files
+from trainer.data.layouts.links import links_sentence
 from trainer.data.layouts.parquet import (
     Extraction,
     find_all_parquet_files,
@@ -67,6 +68,13 @@ class _FileLayout(NamedTuple):
     """Instead of `find` where the layout is asked for by name."""
 
 
+class _Read(NamedTuple):
+    found: Found
+    layout: str
+    files: list[Path]
+    """Those in a folder that list the images or hold them."""
+
+
 def _file_layouts(buckets: Buckets, extraction: Extraction | None) -> tuple[_FileLayout, ...]:
     read_import = partial(read_import_files, buckets=buckets)
     parquet = []
@@ -106,10 +114,13 @@ def read_layout(
     where the source names none. Raises DataError, and what `buckets` raises.
     """
     kinds = _file_layouts(buckets, extraction)
-    found, name = _read_file(root, layout, kinds) if root.is_file() else _read_folder(root, layout, kinds)
+    read = _read_file if root.is_file() else _read_folder
+    found, name, files = read(root, layout, kinds)
+    used = dict.fromkeys([*files, *(item.path for item in found.items)])
+    links = links_sentence(used, root.parent if root.is_file() else root)
     items = sorted(map(_normalized, found.items), key=lambda item: _natural(item.name))
     rejections = sorted(found.rejections, key=lambda rejection: rejection.name)
-    return ReadResult(items, rejections, name, found.warnings)
+    return ReadResult(items, rejections, name, [*found.warnings, *([links] if links else [])])
 
 
 def _normalized(item: Item) -> Item:
@@ -123,9 +134,9 @@ def _natural(name: str) -> tuple[str, int]:
     return (file, int(record)) if file and record.isdecimal() else (name, -1)
 
 
-def _read_folder(root: Path, layout: str, kinds: tuple[_FileLayout, ...]) -> tuple[Found, str]:
+def _read_folder(root: Path, layout: str, kinds: tuple[_FileLayout, ...]) -> _Read:
     if layout == "folders":
-        return read_folders(root, is_literal=True), layout
+        return _Read(read_folders(root, is_literal=True), layout, [])
     for kind in kinds:
         if layout not in ("auto", kind.name):
             continue
@@ -134,22 +145,22 @@ def _read_folder(root: Path, layout: str, kinds: tuple[_FileLayout, ...]) -> tup
             if files := find(folder):
                 found = kind.read(files, root)
                 if kind.name == "import":
-                    return tables_beside_folders(found, files, root, is_chosen=layout == "import")
-                return found, kind.name
+                    return _Read(*tables_beside_folders(found, files, root, layout == "import"), files)
+                return _Read(found, kind.name, files)
         if layout == kind.name:
             why = "".join(f": {sentence}" for sentence in unused_below(root)) if layout == "import" else ""
             raise DataError(
                 f"data.layout is {layout}, but the source has not {kind.wants}{why}. "
                 f"Received: {printable(str(root))}"
             )
-    return folders_beside_tables(root), "folders"
+    return _Read(folders_beside_tables(root), "folders", [])
 
 
-def _read_file(path: Path, layout: str, kinds: tuple[_FileLayout, ...]) -> tuple[Found, str]:
+def _read_file(path: Path, layout: str, kinds: tuple[_FileLayout, ...]) -> _Read:
     name = layout if layout != "auto" else _layout_of_file(path)
     for kind in kinds:
         if kind.name == name:
-            return kind.read([path], path.parent), kind.name
+            return _Read(kind.read([path], path.parent), kind.name, [])
     raise DataError(
         "The source is a single file, but neither an archive nor a table of images (.csv, .tsv, .jsonl), a "
         "TFRecord, Parquet or CIFAR .bin file; give the folder of class folders. "
