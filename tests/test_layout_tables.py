@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from layout_files import put, read_all, reasons
+from layout_files import PNG, put, read_all, reasons
 
 from trainer.data.layouts.labels_in_cells import labels_in
 from trainer.exits import DataError
@@ -41,6 +41,7 @@ def objects(row: dict[str, object], names: list[str] | None = None) -> str:
 
 
 SPLIT_NAMES = [f"{split}/{number}.png" for split in ("train", "test") for number in range(6)]
+CLASS_NAMES = [f"{s}/{c}/{n}.png" for s in ("train", "test") for n in "012" for c in ("cat", "dog")]
 HAM = [f"HAM10000_images_part_{1 + number % 2}/ISIC_002741{number}.jpg" for number in range(6)]
 
 READ: dict[str, tuple[dict[str, str | bytes], list[str], dict[tuple[str | None, str], int]]] = {
@@ -130,6 +131,23 @@ READ: dict[str, tuple[dict[str, str | bytes], list[str], dict[tuple[str | None, 
         {"a.csv": rows("path,label", "{path},{label}"), "b.csv": rows("id,label", "{id},{label}")},
         NAMES, CATS_DOGS,
     ),
+    "images that are there twice": (
+        {"m.csv": rows("image_id,dx", "{id},{label}", HAM)},
+        [*HAM, *(f"copy/{name}" for name in HAM)], CATS_DOGS),
+    "bars between the cells": ({"a.csv": rows("path|label", "{path}|{label}")}, NAMES, CATS_DOGS),
+    "a table of something else beside those of the splits": (
+        {"Train.csv": rows("path,class", "{path},{label}", SPLIT_NAMES[:6]),
+         "Test.csv": rows("path,class", "{path},{label}", SPLIT_NAMES[6:]),
+         "Meta.csv": rows("path,class", "{path},{label}", ["meta/0.png", "meta/1.png"])},
+        [*SPLIT_NAMES, "meta/0.png", "meta/1.png"], PARTED,
+    ),
+    "class folders of which a table lists some": (
+        {"train.csv": rows("path,label", "{path},{label}", CLASS_NAMES[:6])}, CLASS_NAMES, PARTED,
+    ),
+    "class folders with what a model said": (
+        {"predictions.csv": rows("path,label", "{path},dog", ["cat/0.png", "cat/1.png", "cat/2.png"])},
+        [f"{label}/{number}.png" for label in ("cat", "dog") for number in range(3)], CATS_DOGS,
+    ),
     "Vertex AI's": (
         {"import.csv": rows("", "training,{path},{label}")}, NAMES,
         {("train", "cat"): 3, ("train", "dog"): 3}),
@@ -152,7 +170,7 @@ REFUSED: dict[str, tuple[dict[str, str], list[str], str]] = {
         r"Two tables say different things.*a\.csv \(cat\) and b\.csv:2 \(b0\)"),
     "images that are not there": (
         {"a.csv": rows("path,label", "other/{name}x,{label}")}, NAMES,
-        r"column path names no image that is here"),
+        r"column path names no image that is here \(first other/0\.pngx\); write paths"),
     "several ones a row": ({"a.csv": rows("image,cat,dog", "{id},1,1")}, NAMES, "not used: none of its"),
     "parts beside a table": (
         {"metadata.csv": rows("image,site", "{name},arm")},
@@ -198,7 +216,8 @@ def test_two_labels_in_one_cell_are_no_class(tmp_path: Path, cell: str) -> None:
 
 
 def test_row_that_can_not_be_used_names_its_line(tmp_path: Path) -> None:
-    put(tmp_path, *NAMES, "a/twice.png", "b/twice.png")
+    put(tmp_path, *NAMES, "a/twice.png")
+    put(tmp_path, "b/twice.png", data=PNG + b"other")
     text = rows("id,label", "{id},{label}") + "\ngone,cat\ntwice,cat\n5\n3,\n"
     (tmp_path / "labels.csv").write_text(text)
     read = read_all(tmp_path, "auto")
@@ -226,6 +245,20 @@ NAMED: dict[str, tuple[dict[str, str], list[str], list[str]]] = {
         {"notes.csv": "file,label\ncat/0.png,fluffy\n"},
         [f"{label}/{n}.png" for label in ("cat", "dog") for n in "012"],
         [r"notes\.csv is not used: it lists only 1 of 6 images"]),
+    "a table that contradicts the folders": (
+        {"a.csv": "file,label\n" + "".join(f"{c}/{n}.png,{n}\n" for c in ("cat", "dog") for n in "012")},
+        [f"{label}/{n}.png" for label in ("cat", "dog") for n in "012"],
+        [r"the classes are the labels in a\.csv, not the folders"]),
+    "a column of splits in other words": (
+        {"a.csv": rows("path,label,is_valid", "{path},{label},{number}")}, NAMES,
+        [r"a\.csv: column is_valid sets no split"]),
+    "a table of no split": (
+        {"train.csv": rows("path,label", "{path},{label}", SPLIT_NAMES[:6]),
+         "test.csv": rows("path,label", "{path},{label}", SPLIT_NAMES[6:]),
+         "all.csv": rows("path,label", "{path},{label}", SPLIT_NAMES)},
+        SPLIT_NAMES,
+        [r"all\.csv is not used: it is of no split, as test\.csv, train\.csv are"]),
+    "paths that go up": ({"lists/a.csv": rows("path,label", "../{path},{label}")}, NAMES, []),
     "a table that is used": ({"a.csv": rows("path,label", "{path},{label}")}, NAMES, []),
 }  # fmt: skip
 

@@ -95,6 +95,41 @@ READ = {
         images("cat ({}).png", "dog ({}).png"),
         {(None, "cat"): 3, (None, "dog"): 3},
     ),
+    "splits as one word of the names": (
+        images(*(f"alphabet_{s}/alphabet_{s}/{c}" for s in ("train", "test") for c in "AB")),
+        {("train", "A"): 3, ("train", "B"): 3, ("test", "A"): 3, ("test", "B"): 3},
+    ),
+    "splits as one word, the test unlabelled": (
+        images("Final_Training/Images/0", "Final_Training/Images/1", "Final_Test/Images"),
+        {("train", "0"): 3, ("train", "1"): 3},
+    ),
+    "splits in words joined by capitals": (two("trainData", "testData"), PARTED),
+    "splits and classes joined by capitals": (
+        images("trainA", "trainB", "testA", "testB"),
+        {("train", "A"): 3, ("train", "B"): 3, ("test", "A"): 3, ("test", "B"): 3},
+    ),
+    "splits in a folder called train": (two("train/train", "train/test"), PARTED),
+    "copy of the classes among them": (images("cats", "dogs", "pets/cats", "pets/dogs"), CATS_DOGS),
+    "copy of all in a folder of its name": (
+        images("pets/cats", "pets/dogs", "pets/pets/cats", "pets/pets/dogs"),
+        CATS_DOGS,
+    ),
+    "splits nested twice beside a copy without": (
+        [*two("pets/pets/train", "pets/pets/test"), *images("small/small/cats", "small/small/dogs")],
+        PARTED,
+    ),
+    "labels in names beside annotations": (
+        [*images("images/Abyssinian_{}.jpg", "images/pug_{}.jpg"), "annotations/list.txt"],
+        {(None, "Abyssinian"): 3, (None, "pug"): 3},
+    ),
+    "splits of images beside those of annotations": (
+        [*two("Data/CLS/train"), *images("Data/CLS/val"), "Notes/CLS/train/cats/0.xml"],
+        {("train", "cats"): 3, ("train", "dogs"): 3},
+    ),
+    "words of splits in the names of a few classes": (
+        images("train station", "test tube", "cat", "dog", "sea"),
+        {(None, label): 3 for label in ("train station", "test tube", "cat", "dog", "sea")},
+    ),
     "a vehicle called train": (
         images("train", "car", "bus"),
         {(None, "train"): 3, (None, "car"): 3, (None, "bus"): 3},
@@ -140,6 +175,17 @@ REFUSED = {
         two("pets/train", "pets/test") + images("cars/train/vw", "cars/train/bmw", "cars/test/vw"),
         "several data sets.*cars, pets",
     ),
+    "wrapped in other names": (
+        two("pets_100x100/pets/train", "pets_100x100/pets/test", "full/train", "full/test"),
+        "several data sets.*full, pets_100x100",
+    ),
+    "spelled twice, nested twice": (two("Pets/Pets", "pets/Pets"), "the same folders"),
+    "splits as one word without classes": (
+        images("cars_train/cars_train", "cars_test/cars_test"),
+        "no class folders",
+    ),
+    "names that mention splits": (images("rps-x", "rps-test-x-set", "rps-validation-set"), "mention splits"),
+    "names of two phones": (images("train/FB_IMG_{}.jpg", "train/received_{}.jpg"), "no class folders"),
     "names of a camera": (images("train/IMG_{}.jpg", "train/DSC_{}.jpg"), "no class folders"),
     "names of a day": (images("train/IMG_20200101_{}.jpg", "train/IMG_20200102_{}.jpg"), "no class folders"),
     "names that only some follow": (images("train/cat.{}.jpg", "train/dog.{}.jpg", "train/{}.jpg"), "no c"),
@@ -181,6 +227,9 @@ LEFT_OUT = {
     "hidden in a split": (two("train", "val") + images("train/.net"), r"train/\.net/ \(3 images\).*hidden"),
     "unlabelled": (images("cats", "dogs", "unlabeled"), r"unlabeled/ \(3 images\)"),
     "at the top": (images("cats", "dogs", "{}.png"), r"3 images outside the class folders.*0\.png"),
+    "copy of the classes": (
+        [*images("cats", "dogs"), *(f"pets/{name}" for name in ("cats/0.png", "cats/1.png", "dogs/0.png"))],
+        r"pets/ \(3 images\).*same names"),
     "beside the classes of a split": (two("train", "val") + images("train/{}.png"), r"3 images.*n/0\.png"),
 }  # fmt: skip
 
@@ -198,3 +247,15 @@ def test_images_that_are_left_out_are_named_aloud_and_each_in_its_row(tmp_path: 
 def test_ordinary_folders_need_no_word(tmp_path: Path) -> None:
     put(tmp_path, *two("train", "val", "test"), "train/readme.txt", ".git/x.png", "__MACOSX/train/cats/0.png")
     assert read_all(tmp_path, "auto").warnings == []
+
+
+def test_folders_in_a_class_that_may_be_classes_are_named(tmp_path: Path) -> None:
+    put(tmp_path, *images("animals/cats", "animals/dogs", "site/logos", "tiny/images"))
+    (warning,) = read_all(tmp_path, "auto").warnings
+    assert "read as one class: animals/ (cats, dogs);" in warning
+
+
+def test_archives_in_a_folder_are_not_taken_for_an_empty_source(tmp_path: Path) -> None:
+    put(tmp_path, "train.zip", "test1.zip", data=b"PK")
+    with pytest.raises(DataError, match=r"not unpacked.*Received: test1\.zip, train\.zip"):
+        read_all(tmp_path, "auto")

@@ -1,7 +1,7 @@
 """The folders at the top of a source, and what they hold.
 
 In: a folder. Out: a `Branch`: the split that its name says, the folders in it and whether images lie
-directly in it. A folder that only repeats a split's name (`seg_train/seg_train`) or is called `images`
+directly in it. A folder that only repeats the name (`seg_train/seg_train`, `pets/pets`) or is called `images`
 is passed.
 """
 
@@ -14,7 +14,14 @@ from functools import cached_property
 from pathlib import Path
 
 from trainer.data.labels import normalized
-from trainer.data.layouts.found import bare_name, files_below, is_picture, list_folder, split_named
+from trainer.data.layouts.found import (
+    bare_name,
+    files_below,
+    is_picture,
+    list_folder,
+    split_named,
+    wrapped_folders,
+)
 
 _MOST_NESTED = 4
 _UNLABELLED = frozenset(
@@ -60,10 +67,17 @@ class Branch:
         """Whether an image lies anywhere in it."""
         return self.has_own_pictures or any(map(is_picture, files_below(self.folder)))
 
+    @property
+    def core(self) -> Path:
+        """`inside`, or the innermost of the folders that wrap what it holds."""
+        return wrapped_folders(self.inside)[-1] if len(self.folders) == 1 else self.inside
+
     @cached_property
     def is_of_splits(self) -> bool:
         """Whether it is a whole data set: its folders are splits that hold folders."""
-        named = [folder for folder in self.folders if split_named(folder.name)]
+        if not self.folders:
+            return False
+        named = [folder for folder in list_folder(self.core)[0] if split_named(folder.name)]
         splits = {split_named(folder.name) for folder in named if list_folder(_inside(folder))[0]}
         return "train" in splits or len(splits) > 1
 
@@ -113,7 +127,8 @@ def _inside(folder: Path) -> Path:
         if len(folders) != 1 or any(map(is_picture, files)):
             break
         name = folders[0].name
-        if not (split and split_named(name) == split) and bare_name(name):
+        is_same = split_named(name) == split if split else name.lower() == folder.name.lower()
+        if not is_same and bare_name(name):
             break
         folder = folders[0]
     return folder

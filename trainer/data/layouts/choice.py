@@ -6,14 +6,25 @@ the images that are left out.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.data.items import Rejection
+from trainer.data.labels import normalized
 from trainer.data.layouts.folders import read_folders
-from trainer.data.layouts.found import Found, files_below, is_picture, name_of, wrapped_folders
+from trainer.data.layouts.found import (
+    Found,
+    files_below,
+    is_picture,
+    list_folder,
+    name_of,
+    wrapped_folders,
+)
 from trainer.data.layouts.import_files import has_columns, unused_tables
 from trainer.exits import DataError
 from trainer.printable import printable
+
+_ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 
 
 def folders_beside_tables(root: Path) -> Found:
@@ -23,6 +34,8 @@ def folders_beside_tables(root: Path) -> Found:
         found = read_folders(root)
     except DataError as error:
         raise DataError(f"{'. '.join([*unused, str(error)])}") from None
+    if not found.items:
+        _require_no_archives(root)
     if unused and len({item.label for item in found.items}) < 2:
         raise DataError(
             f"There are not two class folders, and {'; '.join(unused)}. Correct the table, or set "
@@ -32,34 +45,57 @@ def folders_beside_tables(root: Path) -> Found:
     return found
 
 
+def _require_no_archives(root: Path) -> None:
+    files = [path for folder in wrapped_folders(root) for path in list_folder(folder)[1]]
+    archives = [name_of(path, root) for path in files if path.name.lower().endswith(_ARCHIVES)]
+    if archives:
+        raise DataError(
+            "The source holds archives and no images; archives in a folder or in another archive are not "
+            "unpacked: unpack them, or give one of them as data.source. "
+            f"Received: {', '.join(archives)} in {printable(str(root))}"
+        )
+
+
 def tables_beside_folders(listed: Found, files: list[Path], root: Path, is_chosen: bool) -> tuple[Found, str]:
     """Return what the tables in `files` list, and the name of the layout.
 
     Unless the tables were chosen, class folders are read where most images are in no table whose columns have
-    names. Raises DataError.
+    names, or where tables give the same labels to fewer images. Raises DataError.
     """
     if not any(map(has_columns, files)):
         return listed, "import"
     known = {item.path for item in listed.items}
     rest = [path for path in files_below(root) if path not in known and is_picture(path)]
     names = ", ".join(name_of(file, root) for file in files)
-    if len(rest) > len(known) and not is_chosen and (found := _class_folders(root)) is not None:
+    found = None if is_chosen else _class_folders(root)
+    in_folders = {} if found is None else {item.path: item.label for item in found.items}
+    shared = [item for item in listed.items if item.path in in_folders]
+    is_agreed = all(normalized(item.label) == in_folders[item.path] for item in shared)
+    is_part = is_agreed and len(shared) == len(listed.items) and len(known) < len(in_folders)
+    if found is not None and (len(rest) > len(known) or is_part):
         count = len(known) + len(rest)
         found.warnings.append(f"{names} is not used: it lists only {len(known):,} of {count:,} images")
         return found, "folders"
-    if rest:
-        listed.rejections += [
-            Rejection(name_of(path, root), "not in the table of images", damaged=False) for path in rest
-        ]
-        counted = "1 image" if len(rest) == 1 else f"{len(rest):,} images"
-        listed.warnings.append(f"{counted} not listed in {names} left out, such as {name_of(rest[0], root)}")
-    listed.warnings += unused_below(root)
+    if not is_agreed:
+        listed.warnings.append(
+            f"the classes are the labels in {names}, not the folders of the images; set data.layout=folders "
+            "to take the folders"
+        )
+    listed.warnings += [*_set_aside(rest, listed, names, root), *unused_below(root, files)]
     return listed, "import"
 
 
-def unused_below(root: Path) -> list[str]:
-    """Return a sentence for each table in `root`, or in the folders that wrap its data, which isn't used."""
-    return [sentence for folder in wrapped_folders(root) for sentence in unused_tables(folder)]
+def _set_aside(rest: list[Path], listed: Found, names: str, root: Path) -> list[str]:
+    listed.rejections += [
+        Rejection(name_of(path, root), "not in the table of images", damaged=False) for path in rest
+    ]
+    counted = "1 image" if len(rest) == 1 else f"{len(rest):,} images"
+    return [f"{counted} not listed in {names} left out, such as {name_of(rest[0], root)}"] if rest else []
+
+
+def unused_below(root: Path, used: Sequence[Path] = ()) -> list[str]:
+    """Return a sentence for each table in `root`, or in folders that wrap its data, that can't be used."""
+    return [sentence for folder in wrapped_folders(root) for sentence in unused_tables(folder, used)]
 
 
 def _class_folders(root: Path) -> Found | None:

@@ -37,6 +37,9 @@ _WEAK_LABELS = frozenset({"tag", "tags", "y", "type"})
 _SPLITS = frozenset(
     {"split", "set", "mluse", "use", "usage", "subset", "partition", "phase", "dataset", "fold"}
 )
+_OTHER_SPLITS = frozenset({"isvalid", "isvalidation", "isval", "istest", "istrain"})
+# Their values are often what else they may mean: the data set that a row comes from.
+_OF_ANYTHING = frozenset({"set", "use", "usage", "dataset"})
 _NO_MEANING = frozenset({"name", "id", "text", "idx", "index", "str"})
 _ONE, _ZERO = frozenset({"1", "1.0"}), frozenset({"0", "0.0"})
 
@@ -51,6 +54,8 @@ class Columns:
     split: int | None
     is_resolved: bool
     """Whether the images of some rows are there."""
+    unused_split: str = ""
+    """The name of a column that seems to say the split, but not in words that are known."""
 
 
 def is_header(cells: Sequence[str]) -> bool:
@@ -82,7 +87,8 @@ def choose_columns(
     labels = _label_columns(header, rows, {path, split})
     if isinstance(labels, str):
         return labels
-    return Columns(path, labels, split, counts[path] > 0)
+    unused = _unused_split(header, rows) if split is None else ""
+    return Columns(path, labels, split, counts[path] > 0, unused)
 
 
 def _path_column(header: Sequence[str], counts: Sequence[int]) -> int | None:
@@ -104,6 +110,12 @@ def _split_column(header: Sequence[str], rows: Sequence[Sequence[str]]) -> int |
         if _joined(name) in _SPLITS and cells and 2 * sum(map(is_use, cells)) > len(cells):
             return column
     return None
+
+
+def _unused_split(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    meant = (_SPLITS | _OTHER_SPLITS) - _OF_ANYTHING
+    named = [column for column, name in enumerate(header) if _joined(name) in meant]
+    return next((header[column] for column in named if len({row[column] for row in rows}) > 1), "")
 
 
 def _label_columns(

@@ -57,6 +57,7 @@ def _read_classes(found: Found, classes: Sequence[ClassFolder], root: Path) -> N
         each for folder, *_ in classes for each in folder.parents if each == root or root in each.parents
     }
     elsewhere = {identity(each) for each in (*(folder for folder, *_ in classes), *above)}
+    nested = []
     for folder, label, split in classes:
         before = len(found.items)
         files = files_below(folder, elsewhere)
@@ -67,6 +68,17 @@ def _read_classes(found: Found, classes: Sequence[ClassFolder], root: Path) -> N
                 f"A class folder has no images; remove it or fill it. "
                 f"Received: {name_of(folder, root)} (other files in it: {len(files)})"
             )
+        inner = sorted({item.path.parent for item in found.items[before:]})
+        if len(inner) > 1 and folder not in inner:
+            nested.append(
+                f"{name_of(folder, root)}/ ({', '.join(printable(each.name) for each in inner[:2])})"
+            )
+    if nested:
+        more = f" and {len(nested) - 1:,} more" if len(nested) > 1 else ""
+        found.warnings.append(
+            f"several folders of images are read as one class: {nested[0]}{more}; if these are the classes, "
+            "give the folder above them as data.source"
+        )
 
 
 def _add(found: Found, path: Path, label: str, split: str | None, root: Path) -> None:

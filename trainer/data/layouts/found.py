@@ -47,6 +47,7 @@ _SPLIT_WORDS = {
     "val": "validation",
     "valid": "validation",
     "dev": "validation",
+    "development": "validation",
     "eval": "validation",
     "evaluation": "validation",
     "validacao": "validation",
@@ -91,7 +92,7 @@ def split_named(name: str) -> str | None:
 
 def split_and_label(name: str) -> tuple[str, str] | None:
     """Return the split and the label in `train_cats` or `cats-test`; None if there aren't both."""
-    words = [word for word in re.split(r"[\s_.-]+", normalized(name)) if word]
+    words = [word for word in re.split(r"[\s_.-]+", _spaced(name)) if word]
     for split, rest in ((words[:1], words[1:]), (words[-1:], words[:-1])):
         if rest and split[0].lower() in _SPLIT_WORDS:
             return _SPLIT_WORDS[split[0].lower()], " ".join(rest)
@@ -100,13 +101,18 @@ def split_and_label(name: str) -> tuple[str, str] | None:
 
 def bare_name(name: str) -> str:
     """Return the words of `name` that tell something, in lower case and joined."""
-    words = re.split(r"[\W\d_]+", normalized(name).lower())
+    words = re.split(r"[\W\d_]+", _spaced(name).lower())
     return "".join(word for word in words if word not in _FILLING)
+
+
+def _spaced(name: str) -> str:
+    """Return `name` with a space between the words of `trainData` and `testA`."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", normalized(name))
 
 
 def split_among_words(name: str) -> str | None:
     """Return the split that the first telling word of a file's name says; None if none does."""
-    words = re.split(r"[^a-z]+", name.lower())
+    words = re.split(r"[\W\d_]+", _spaced(name).lower())
     return next((_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS), None)
 
 

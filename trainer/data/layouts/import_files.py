@@ -21,6 +21,7 @@ from trainer.data.layouts.columns import Columns, choose_columns, is_use
 from trainer.data.layouts.found import Found, list_folder, name_of, split_among_words, split_named
 from trainer.data.layouts.labels_in_cells import labels_in
 from trainer.data.layouts.lookup import Lookup, is_file, located
+from trainer.data.layouts.table_splits import splits_of, with_splits_of_folders, without_strangers
 from trainer.data.layouts.tables import (
     Table,
     encoding_of,
@@ -55,10 +56,10 @@ def find_import_files(folder: Path) -> list[Path]:
     return [path for path in _tables_in(folder) if _problem(path, lookup) is None]
 
 
-def unused_tables(folder: Path) -> list[str]:
-    """Return a sentence for each table in `folder` that isn't used, with the reason."""
+def unused_tables(folder: Path, used: Sequence[Path] = ()) -> list[str]:
+    """Return a sentence for each table in `folder` that isn't `used` and can't be, with the reason."""
     lookup = Lookup(folder)
-    problems = {path: _problem(path, lookup) for path in _tables_in(folder)}
+    problems = {path: _problem(path, lookup) for path in _tables_in(folder) if path not in used}
     return [
         f"{name_of(path, folder)} is not used: {problem}" for path, problem in problems.items() if problem
     ]
@@ -90,11 +91,17 @@ def _problem(path: Path, lookup: Lookup) -> str | None:
         return None if any(is_remote(uri) or is_file(uri, path) for uri in uris) else "it lists no image"
     if "submission" in path.stem.lower():
         return "it is a form for answers, and its labels mean nothing"
+    if path.stem.lower().endswith(("prediction", "predictions")):
+        return "it is named like answers of a model, which are no labels"
     columns = _columns(table, lookup)
     if isinstance(columns, str):
         return columns
     if not columns.is_resolved:
-        return f"its column {table.header[columns.path]} names no image that is here"
+        example = next((cells[columns.path] for cells in table.sample(1)), "")
+        return (
+            f"its column {table.header[columns.path]} names no image that is here (first "
+            f"{printable(example)}); write paths as seen from the table, or names of files"
+        )
     return None
 
 
@@ -105,8 +112,9 @@ def read_import_files(files: list[Path], root: Path, buckets: Buckets) -> Found:
     nothing, for tables that disagree, for a row that points to a server, and what `buckets.fetch` raises.
     """
     lookup = Lookup(root)
-    tables = [_read(file) for file in files]
-    splits = _splits_of(tables)
+    found, gathered = Found(), _Gathered()
+    tables = without_strangers([_read(file) for file in files], found)
+    splits = splits_of(tables)
     rows = [
         (
             table,
@@ -116,16 +124,16 @@ def read_import_files(files: list[Path], root: Path, buckets: Buckets) -> Found:
         for table in tables
         for line, row in _rows(table, lookup, splits.get(table.path, ""), buckets.beside)
     ]
+    found.warnings += [warning for table in tables for warning in _unused_splits(table, lookup)]
     uris = [row.uri for _, _, row in rows if not isinstance(row, str) and _is_object(row.uri)]
     fetched = buckets.fetch(uris) if uris else {}
-    found, gathered = Found(), _Gathered()
     for table, where, row in rows:
         item = row if isinstance(row, str) else _item(row, table.path, where, root, fetched)
         if isinstance(item, str):
             found.rejections.append(Rejection(where, printable(without_secrets(item))))
         elif (kept := gathered.kept(item, table, where)) is not None:
             found.items.append(kept)
-    return _with_splits_of_folders(found, tables, lookup)
+    return with_splits_of_folders(found, tables, lookup)
 
 
 class _Gathered:
@@ -148,23 +156,6 @@ class _Gathered:
             )
         # A file that is listed again keeps its own row, so that a contradiction comes to light.
         return replace(item, name=f"{item.name}#{where}")
-
-
-def _splits_of(tables: Sequence[Table]) -> dict[Path, str]:
-    """Return the split of each table with named columns, by its folder's name or, if they differ, its own."""
-    folders = {table.path: split_named(table.path.parent.name) for table in tables if table.header}
-    names = {table.path: split_among_words(table.path.stem) for table in tables if table.header}
-    found = folders if any(folders.values()) else names if len(set(names.values()) - {None}) > 1 else {}
-    return {path: split for path, split in found.items() if split}
-
-
-def _with_splits_of_folders(found: Found, tables: Sequence[Table], lookup: Lookup) -> Found:
-    """Take the splits from the folders of the images where no table names any and all folders do."""
-    splits = [lookup.split_of(item.path) for item in found.items]
-    is_free = all(table.header for table in tables) and not any(item.split for item in found.items)
-    if is_free and None not in splits and len(set(splits)) > 1:
-        found.items = [replace(item, split=split) for item, split in zip(found.items, splits, strict=True)]
-    return found
 
 
 def _placed(row: Row, beside: str) -> Row:
@@ -226,6 +217,14 @@ def _columns(table: Table, lookup: Lookup) -> Columns | str:
         return bool(cell) and (is_bucket(cell) or lookup.find(cell, table.path, split_named(use)) is not None)
 
     return choose_columns(table.header, table.sample(_SAMPLE_ROWS), is_image)
+
+
+def _unused_splits(table: Table, lookup: Lookup) -> list[str]:
+    columns = _columns(table, lookup) if table.header else ""
+    if isinstance(columns, str) or not columns.unused_split:
+        return []
+    name = f"{printable(table.path.name)}: column {printable(columns.unused_split)}"
+    return [f"{name} sets no split, as its values are not train, validation or test"]
 
 
 def _named_row(table: Table, columns: Columns, cells: Sequence[str], split: str) -> Row | str:

@@ -6,11 +6,15 @@ the image's path. The files are listed once, when the first cell is no path as i
 
 from __future__ import annotations
 
+import filecmp
+import os
 from collections import defaultdict
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
+from trainer.data.formats import SNIFF_BYTES
 from trainer.data.labels import normalized
 from trainer.data.layouts.found import files_below, is_picture, split_named
 
@@ -38,6 +42,8 @@ class Lookup:
         ]
         if len(fitting) > 1 and split is not None:
             fitting = [path for path in fitting if self.split_of(path) == split] or fitting
+        if len(fitting) > 1 and _are_copies(fitting):
+            return fitting[0]
         if len(fitting) > 1:
             names = ", ".join(str(path.relative_to(self._root)) for path in fitting[:_EXAMPLES])
             return f"several images are called {uri}: {names}"
@@ -70,7 +76,18 @@ def located(uri: str, table: Path) -> Path:
     """Return the path that `uri` means, seen from the folder of `table`."""
     if uri.lower().startswith("file://"):
         return Path(unquote("/" + uri[len("file://") :].partition("/")[2]))
-    return table.parent / uri
+    path = table.parent / uri
+    return Path(os.path.normpath(path)) if ".." in path.parts else path
+
+
+def _are_copies(paths: Sequence[Path]) -> bool:
+    """Return whether all files have the same bytes; not for the placeholders of a bucket's images."""
+    try:
+        with open(paths[0], "rb") as file:
+            is_there = any(file.read(SNIFF_BYTES))
+        return is_there and all(filecmp.cmp(paths[0], path, shallow=False) for path in paths[1:])
+    except OSError:
+        return False
 
 
 def is_file(uri: str, table: Path) -> bool:

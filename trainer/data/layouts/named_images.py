@@ -47,6 +47,7 @@ _NO_CLASSES = frozenset(
         "camera",
     }
     | {"foto", "imagem", "copy", "copia", "whatsapp", "object", "item", "part", "batch", "fold", "none"}
+    | {"fb", "received", "signal", "snapchat"}
 )
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from trainer.data.labels import normalized
 from trainer.data.layouts.branches import Branch, agree, read_branch
-from trainer.data.layouts.found import bare_name, is_picture, list_folder, split_and_label, split_named
+from trainer.data.layouts.found import bare_name, is_picture, list_folder, split_named
 from trainer.data.layouts.named_images import labels_of_names
 from trainer.data.layouts.planned import (
     OUTSIDE_CLASSES,
@@ -22,6 +23,7 @@ from trainer.data.layouts.planned import (
     LabelledImage,
     Plan,
 )
+from trainer.data.layouts.split_names import require_no_mentions, splits_in_names, with_splits_of_pairs
 from trainer.exits import DataError
 from trainer.printable import printable
 
@@ -47,6 +49,10 @@ def plan_folders(base: Path, is_literal: bool) -> Plan:
 
 def _plan(base: Path) -> Plan:
     branches = [read_branch(folder) for folder in list_folder(base)[0]]
+    return _first_plan(with_splits_of_pairs(branches), base)
+
+
+def _first_plan(branches: Sequence[Branch], base: Path) -> Plan:
     found = (rule(branches, base) for rule in _RULES)
     return next(plan for plan in found if plan is not None)
 
@@ -64,6 +70,8 @@ def _by_splits(branches: Sequence[Branch], base: Path) -> Plan | None:
     named = [branch for branch in branches if branch.split]
     if not named or not any(branch.folders or branch.has_own_pictures for branch in named):
         return None
+    if any(branch.is_of_splits for branch in named):
+        return None  # what is in it are the splits, see `_below`
     others = [branch for branch in branches if not branch.split]
     strangers = [branch for branch in others if not branch.is_unlabelled and branch.has_pictures]
     if any(branch.folders for branch in named):
@@ -166,33 +174,16 @@ def _splits_in_classes(branches: Sequence[Branch], base: Path) -> Plan | None:
     return plan
 
 
-def _splits_in_names(branches: Sequence[Branch], base: Path) -> Plan | None:
-    """Read `train_cats`, `train_dogs`, `test_cats` and `test_dogs`."""
-    parts = [split_and_label(branch.name) for branch in branches if not branch.folders]
-    pairs = {part for part in parts if part is not None}
-    splits, labels = {split for split, _ in pairs}, {label for _, label in pairs}
-    if "train" not in splits or len(splits) < 2 or len(labels) < 2 or len(pairs) != len(branches):
-        return None
-    if pairs != {(split, label) for split in splits for label in labels}:
-        return None
-    plan = Plan(listed=[base], aside=[Aside(tuple(list_folder(base)[1]), OUTSIDE_CLASSES)])
-    plan.classes = [
-        ClassFolder(branch.folder, label, split)
-        for branch, part in zip(branches, parts, strict=True)
-        if part is not None
-        for split, label in [part]
-    ]
-    return plan
-
-
 def _below(branches: Sequence[Branch], base: Path) -> Plan | None:
     """Read the one folder that is a whole data set, beside folders that are none: docs, annotations."""
-    sets = [branch for branch in branches if branch.is_of_splits] or _only_images(branches)
+    sets = [branch for branch in branches if branch.is_of_splits and branch.has_pictures] or _only_images(
+        branches
+    )
     if len(sets) > 1:
         raise Ambiguous("There are several data sets, each with splits: give the folder of one of them", sets)
     if not sets:
         return None
-    plan = _plan(sets[0].inside)
+    plan = _plan(sets[0].core)
     others = [branch for branch in branches if branch is not sets[0]]
     plan.aside += [Aside(branch.folder, OUTSIDE_SPLITS, f"{sets[0].name}/ is read") for branch in others]
     plan.aside.append(Aside(tuple(list_folder(base)[1]), OUTSIDE_CLASSES))
@@ -200,11 +191,28 @@ def _below(branches: Sequence[Branch], base: Path) -> Plan | None:
 
 
 def _only_images(branches: Sequence[Branch]) -> list[Branch]:
-    """Return the folder called `images` if it holds folders and nothing beside it holds images."""
-    general = [branch for branch in branches if branch.folders and not bare_name(branch.name)]
+    """Return the folder called `images` if nothing beside it holds images."""
+    general = [branch for branch in branches if branch.has_pictures and not bare_name(branch.name)]
     is_alone = len(general) == 1 < len(branches) and not any(map(str.isdigit, general[0].name))
     others = [branch for branch in branches if branch not in general]
     return general if is_alone and not any(branch.has_pictures for branch in others) else []
+
+
+def _beside_copy(branches: Sequence[Branch], base: Path) -> Plan | None:
+    """Pass a folder among the class folders that holds folders of the same names as those beside it."""
+    names = {normalized(branch.name) for branch in branches}
+    copies = [
+        branch
+        for branch in branches
+        if len(branch.labels & names) > 1 and 2 * len(branch.labels & names) >= len(branch.labels)
+    ]
+    rest = [branch for branch in branches if branch not in copies]
+    if not copies or len(rest) < 2:
+        return None
+    plan = _first_plan(rest, base)
+    advice = "it holds folders of the same names as those beside it"
+    plan.aside += [Aside(branch.folder, OUTSIDE_CLASSES, advice) for branch in copies]
+    return plan
 
 
 def _parts(branches: Sequence[Branch], base: Path) -> Plan | None:
@@ -282,5 +290,6 @@ def _without_unlabelled(branches: Sequence[Branch], base: Path) -> Plan:
 
 
 _RULES: tuple[Callable[[Sequence[Branch], Path], Plan | None], ...] = (
-    _by_splits, _splits_in_classes, _splits_in_names, _below, _parts, _by_names, _without_unlabelled,
+    _by_splits, _splits_in_classes, splits_in_names, _below, _beside_copy, _parts, _by_names,
+    require_no_mentions, _without_unlabelled,
 )  # fmt: skip

@@ -21,7 +21,7 @@ from trainer.data.layouts.found import IMAGE_SUFFIXES
 from trainer.exits import DataError
 from trainer.printable import printable
 
-_DELIMITERS = ",;\t"
+_DELIMITERS = ",;\t|"
 _LOOK_LINES = 20
 _SEPARATOR = re.compile(r"\s*\"?sep=(.)\"?\s*", re.IGNORECASE)
 _REMOTE_SCHEMES = ("gs://", "http://", "https://")

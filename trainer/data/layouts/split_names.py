@@ -1,0 +1,61 @@
+"""Splits as a part of the names of folders: `asl_alphabet_train`, `trainA`, `test_cats`.
+
+In: the folders at the top of a source. Out: the same ones with the splits that their names have in common,
+or a `Plan` where each name is a split and a class, or `Ambiguous` where names only mention splits.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from trainer.data.layouts.branches import Branch
+from trainer.data.layouts.found import list_folder, split_among_words, split_and_label
+from trainer.data.layouts.planned import OUTSIDE_CLASSES, Ambiguous, Aside, ClassFolder, Plan
+
+
+def with_splits_of_pairs(branches: Sequence[Branch]) -> list[Branch]:
+    """Return `branches`, with splits for those that differ in them alone: `my_train` and `my_test`."""
+    splits: defaultdict[str, dict[str, Branch]] = defaultdict(dict)
+    for branch in branches:
+        if branch.split is None and (part := split_and_label(branch.name)):
+            splits[part[1].lower()][part[0]] = branch
+    pairs = [found for found in splits.values() if len(found) > 1]
+    # Of several pairs each is a class, see `splits_in_names`.
+    found = {branch.folder: split for split, branch in pairs[0].items()} if len(pairs) == 1 else {}
+    return [replace(branch, split=found.get(branch.folder, branch.split)) for branch in branches]
+
+
+def splits_in_names(branches: Sequence[Branch], base: Path) -> Plan | None:
+    """Read `train_cats`, `train_dogs`, `test_cats` and `test_dogs`."""
+    parts = [split_and_label(branch.name) for branch in branches if not branch.folders]
+    pairs = {part for part in parts if part is not None}
+    splits, labels = {split for split, _ in pairs}, {label for _, label in pairs}
+    if "train" not in splits or len(splits) < 2 or len(labels) < 2 or len(pairs) != len(branches):
+        return None
+    if pairs != {(split, label) for split in splits for label in labels}:
+        return None
+    plan = Plan(listed=[base], aside=[Aside(tuple(list_folder(base)[1]), OUTSIDE_CLASSES)])
+    plan.classes = [
+        ClassFolder(branch.folder, label, split)
+        for branch, part in zip(branches, parts, strict=True)
+        if part is not None
+        for split, label in [part]
+    ]
+    return plan
+
+
+def require_no_mentions(branches: Sequence[Branch], base: Path) -> Plan | None:
+    """Return None. Raises Ambiguous where the names of most folders mention splits, and not the same."""
+    mentions = {branch: split_among_words(branch.name) for branch in branches if branch.has_pictures}
+    mentioning = [branch for branch, split in mentions.items() if split]
+    # Among many classes there may well be a train station and a test tube.
+    if len(set(mentions.values()) - {None}) > 1 and 2 * len(mentioning) >= len(mentions):
+        raise Ambiguous(
+            "The names of several folders mention splits: if they are splits, name them train, validation "
+            "and test, with the same class folders in each",
+            mentioning,
+        )
+    return None

@@ -1,0 +1,46 @@
+"""Splits that stand in no column of a table: in its name, in its folder's, or in those of the images.
+
+In: tables and what they list. Out: the split of each table, the tables that are of none beside those that
+are, and the items with the splits of their folders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from trainer.data.layouts.found import Found, split_among_words, split_named
+from trainer.data.layouts.lookup import Lookup
+from trainer.data.layouts.tables import Table
+from trainer.printable import printable
+
+
+def without_strangers(tables: list[Table], found: Found) -> list[Table]:
+    """Pass a table that is of no split beside `train.csv` and `test.csv`; `found` gets the warnings."""
+    splits = splits_of(tables)
+    kept = [table for table in tables if not splits or not table.header or table.path in splits]
+    names = printable(", ".join(table.path.name for table in kept))
+    found.warnings += [
+        f"{printable(table.path.name)} is not used: it is of no split, as {names} are"
+        for table in tables
+        if table not in kept
+    ]
+    return kept
+
+
+def splits_of(tables: Sequence[Table]) -> dict[Path, str]:
+    """Return the split of each table with named columns, by its folder's name or, if they differ, its own."""
+    folders = {table.path: split_named(table.path.parent.name) for table in tables if table.header}
+    names = {table.path: split_among_words(table.path.stem) for table in tables if table.header}
+    found = folders if any(folders.values()) else names if len(set(names.values()) - {None}) > 1 else {}
+    return {path: split for path, split in found.items() if split}
+
+
+def with_splits_of_folders(found: Found, tables: Sequence[Table], lookup: Lookup) -> Found:
+    """Take the splits from the folders of the images where no table names any and all folders do."""
+    splits = [lookup.split_of(item.path) for item in found.items]
+    is_free = all(table.header for table in tables) and not any(item.split for item in found.items)
+    if is_free and None not in splits and len(set(splits)) > 1:
+        found.items = [replace(item, split=split) for item, split in zip(found.items, splits, strict=True)]
+    return found
