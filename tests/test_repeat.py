@@ -100,7 +100,7 @@ def test_all_runs_are_new_and_stay_and_are_of_the_same_data(photos: Path, tmp_pa
     assert not (tmp_path / "runs" / "champion").exists()  # of several the best would be it by chance
     # All begin with one run, and are the same runs from whatever folder the command is given.
     runs = tmp_path / "runs"
-    assert trainer("promote", runs / "pets-seed-1", cache=tmp_path).returncode == 0
+    assert trainer("promote", runs / "pets-seed-1", "--force", cache=tmp_path).returncode == 0
     begun = [
         "repeat",
         *QUICK,
