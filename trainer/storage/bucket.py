@@ -255,7 +255,13 @@ class BucketStore:
     ) -> _Result:
         """Return what `action` returns, by which something is `done`; see `repeated`."""
         is_allowed = done in self._allowed
-        result = repeated(action, RETRY_SECONDS, begins_anew, lambda error: is_allowed and is_refusal(error))
+        try:
+            result = repeated(
+                action, RETRY_SECONDS, begins_anew, lambda error: is_allowed and is_refusal(error)
+            )
+        except (api.NotFound, api.PreconditionFailed):
+            self._allowed.add(done)  # it looked: who has no right gets 403
+            raise
         self._allowed.add(done)
         return result
 
