@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +42,9 @@ PHASES = (
 class Kills:
     """Disturbs runs of one data set and compares each with an undisturbed one."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
+    def __init__(self, folder: Path, seed: int, settings: Sequence[str] = ()) -> None:
         self.folder, self.rng = folder, random.Random(seed)
+        self.settings = [each for setting in (*SETTINGS, *settings) for each in ("--set", setting)]
         self.data = make_images(folder / "images")
         self.problems: list[str] = []
         self.phases: Counter[str] = Counter()
@@ -59,9 +61,8 @@ class Kills:
         print("an undisturbed run, s:", {name: round(value, 2) for name, value in self.seconds.items()})
 
     def attempt(self, output: str, name: str) -> Attempt:
-        settings = [each for setting in SETTINGS for each in ("--set", setting)]
         place = ["--data", str(self.data), "--output", output, "--run-name", name]
-        return Attempt([*place, *settings], self.folder / "cache")
+        return Attempt([*place, *self.settings], self.folder / "cache")
 
     def disturb(self, output: str, kills: int) -> None:
         """Kill runs of `output` that many times, and let each come to its end."""
@@ -177,10 +178,13 @@ def _between(attempt: Attempt, begin: str, end: str) -> float:
     return last - first
 
 
-def main(times: int, seed: int) -> list[str]:
-    """Kill `times` times, half on disk, half on the emulator; return what was lost."""
+def main(times: int, seed: int, *settings: str) -> list[str]:
+    """Kill `times` times, half on disk, half on the emulator; return what was lost.
+
+    `settings` are KEY=VALUE, as behind --set.
+    """
     with tempfile.TemporaryDirectory() as temporary:
-        kills = Kills(Path(temporary), seed)
+        kills = Kills(Path(temporary), seed, settings)
         kills.disturb(str(Path(temporary, "disk")), times - times // 2)
         with bucket_place("chaos") as output:
             kills.disturb(output, times // 2)
