@@ -127,7 +127,7 @@ def jobset(conditions: list[dict[str, Any]], restarts: int = 0, **spec: Any) -> 
         ([], 1, failed("BackoffLimitExceeded"), "restarting",
          "failed too often; all workers start again (1 of 3 restarts used)", None),
         ([], 3, failed("BackoffLimitExceeded"), "failed", "failed too often", None),
-        ([], 0, failed("PodFailurePolicy"), "failed", "trying again doesn't mend", None),
+        ([], 0, failed("PodFailurePolicy"), "failed", "a retry does not fix", None),
         ([], 3, {"status": {"conditions": [{
             "type": "Failed", "status": "True", "reason": "PodFailurePolicy",
             "message": "Pod trainer/p has condition DisruptionTarget matching FailJob rule at index 0"}]}},
@@ -135,7 +135,7 @@ def jobset(conditions: list[dict[str, Any]], restarts: int = 0, **spec: Any) -> 
         ([{"type": "Failed", "status": "True", "reason": "ReachedMaxRestarts"}], 3,
          failed("BackoffLimitExceeded"), "failed", "failed too often, after 3 restarts", 69),
         ([{"type": "Failed", "status": "True", "reason": "FailJobSetFailurePolicyAction"}], 0, None, "failed",
-         "trying again doesn't mend", 1),
+         "a retry does not fix", 1),
         ([{"type": "Completed", "status": "True", "reason": "AllJobsCompleted"}], 0, None, "finished", "", 0),
         ([{"type": "Suspended", "status": "True", "reason": "SuspendedJobs"}], 0, None, "suspended",
          "spec.suspend is set", None),

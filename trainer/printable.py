@@ -48,7 +48,7 @@ def spreadsheet_cell(text: str) -> str:
 
 
 def text_of_cell(cell: str) -> str:
-    """Return the text that `spreadsheet_cell` was given."""
+    """Return the original text of a `spreadsheet_cell`."""
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 

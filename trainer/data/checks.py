@@ -34,7 +34,7 @@ def require_images(items: Sequence[Item], rejections: Sequence[Rejection], sourc
     if not items:
         raise DataError(
             "The source has no images: put those of each class into a folder that has its name, "
-            f"or mend the rows of the import file. Received: {shown_address(source)!r} with "
+            f"or correct the rows of the import file. Received: {shown_address(source)!r} with "
             f"{_counted(len(rejections), 'other file')}"
             f"{_examples(rejections, ', such as ')}"
         )

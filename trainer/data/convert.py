@@ -33,7 +33,7 @@ _one_large = threading.Lock()
 
 
 class Prepared(NamedTuple):
-    """What the decoder is given of a file."""
+    """Bytes passed to the decoder."""
 
     data: bytes
     reason: str | None

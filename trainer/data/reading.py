@@ -33,7 +33,7 @@ class Route(NamedTuple):
     way: Literal["direct", "convert", "turn", "refuse"]
     """'turn' is to give them an EXIF orientation; they are else read as they are."""
     format: str = ""
-    """As a user is told of it; empty for 'direct'."""
+    """Shown to the user; empty for 'direct'."""
     orientation: int = 1
     """Of 'turn', 2 to 8."""
 

@@ -74,7 +74,7 @@ def _fits(encoded: Sequence[bytes], encoding: str) -> bool:
         return False
     if encoding == "euc_kr" and len({text[place] for place in foreign}) < _LEAST_HANGUL:
         return False
-    # Accented letters stand amid others; signs for words and syllables seldom do.
+    # Accented letters stand among others; signs for words and syllables seldom do.
     mixed = sum(
         _is_letter(text[place - 1 : place]) or _is_letter(text[place + 1 : place + 2]) for place in foreign
     )

@@ -13,7 +13,7 @@ from trainer.launch.state import State, state_of, true_conditions
 _FAILED_JOB_SET = "FailJobSet"
 _IGNORES_MAX = "IgnoreMaxRestarts"
 _REASONS = {
-    "FailJobSetFailurePolicyAction": "it ended in a way that trying again doesn't mend",
+    "FailJobSetFailurePolicyAction": "it ended in a way that a retry does not fix",
     "ReachedMaxRestarts": "it failed too often",
     "DeadlineExceeded": "it took longer than its deadline",
 }

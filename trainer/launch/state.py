@@ -14,7 +14,7 @@ _PULLING = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName")
 _REASONS = {
     "DeadlineExceeded": "it took longer than its deadline",
     "BackoffLimitExceeded": "it failed too often",
-    "PodFailurePolicy": "it ended in a way that trying again doesn't mend",
+    "PodFailurePolicy": "it ended in a way that a retry does not fix",
 }
 _MINUTE_SECONDS = 60
 JOB_LABEL = "batch.kubernetes.io/job-name"

@@ -1,4 +1,4 @@
-"""Why a suspended Job or JobSet doesn't start: its queue of Kueue, or whoever set `spec.suspend`."""
+"""Why a suspended Job or JobSet doesn't start: its queue of Kueue, or the client that set `spec.suspend`."""
 
 from __future__ import annotations
 

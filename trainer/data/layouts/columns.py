@@ -1,7 +1,7 @@
 """Which columns of a table hold the image, the label and the split.
 
 In: the names of the columns and some rows. Out: `Columns`, or why the table can't be used. The image is the
-column whose cells are images; the label is told by its column's name, since anything else could be one.
+column whose cells are images; the label is found by its column's name, since any column could hold it.
 """
 
 from __future__ import annotations

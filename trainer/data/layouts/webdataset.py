@@ -75,7 +75,7 @@ def is_webdataset(path: Path) -> bool:
     try:
         samples = list(islice(_samples(path), _LOOKED_AT))
     except DataError:
-        return False  # whoever unpacks it says what is wrong
+        return False  # unpacking it reports what is wrong
     labelled = [sample.label() is not None for sample in samples if sample.pictures]
     is_one = bool(labelled) and all(labelled)
     if is_one:
