@@ -61,6 +61,21 @@ def test_a_run_that_is_less_accurate_than_was_asked_for_is_no_challenger(
     assert read_pointer(folder.output).name == "two"
 
 
+def test_copies_of_training_images_count_for_no_claim(
+    folder: RunFolder, spec: RunSpec, tmp_path: Path
+) -> None:
+    for copies, message in (
+        (9, r"accuracy 0\.3333 without 9 exact copies"),
+        (18, "all its held-out images are"),
+    ):
+        for name in (MANIFEST, MARKER):
+            folder.output.remove(f"two/{name}")
+        measured(folder.output, tmp_path / "local", "two", 12, '{"validation/accuracy": 0.6667}', copies)
+        with pytest.raises(QualityError if copies == 9 else DataError, match=message):
+            judged(folder, spec, 0.6)
+    assert read_pointer(folder.output).name == ""
+
+
 @pytest.mark.parametrize(
     "metrics", [b"{", b"{}", b'{"validation/accuracy": NaN}', b'{"test/accuracy": null}']
 )

@@ -24,8 +24,13 @@ from trainer.release.records import read_records
 from trainer.storage.store import Store, open_store
 
 
-def measured(output: Store, folder: Path, name: str, right: int, metrics: str = "{}") -> None:
-    """Publish a run with held-out answers to 18 images of three classes, so many of them right."""
+def measured(
+    output: Store, folder: Path, name: str, right: int, metrics: str = "{}", copies: int = 0
+) -> None:
+    """Publish a run with held-out answers to 18 images of three classes, so many of them right.
+
+    The first `copies` of them are copies of training images.
+    """
     labels = np.arange(18) % 3
     given = np.where(np.arange(18) < right, labels, (labels + 1) % 3)
     names = tuple(map(str, range(18)))
@@ -33,6 +38,12 @@ def measured(output: Store, folder: Path, name: str, right: int, metrics: str = 
     finished(output, folder, name, metrics)
     write_predictions(folder / f"{name}.csv", [replace(held, split="train"), held])
     output.write(f"{name}/predictions.csv", (folder / f"{name}.csv").read_bytes())
+    pairs = [
+        [{"split": split, "label": "a", "name": names[row]} for split in ("train", "validation")]
+        for row in range(copies)
+    ]
+    leak = {"duplicates_across_splits": {"count": copies, "images": pairs}}
+    output.write(f"{name}/dataset.json", json.dumps(leak).encode())
 
 
 def test_the_first_champion_has_to_beat_guessing(either_store: Store, tmp_path: Path) -> None:
@@ -48,6 +59,19 @@ def test_the_first_champion_has_to_beat_guessing(either_store: Store, tmp_path: 
         assert read_champion(either_store).name == ""
     assert challenge(either_store, "three", GAIN, LOSS, between({})).said.endswith("there was none")
     assert [each["is_released"] for each in read_records(either_store)] == [False, False, True]
+
+
+def test_copies_of_training_images_make_no_champion(either_store: Store, tmp_path: Path) -> None:
+    for name, right, copies in (("leak", 18, 18), ("half", 12, 9), ("good", 18, 6)):
+        measured(either_store, tmp_path / "local", name, right, copies=copies)
+    said = {
+        name: challenge(either_store, name, GAIN, LOSS, between({})).said for name in ("leak", "half", "good")
+    }
+    assert said["leak"].endswith(
+        "all of its held-out images are exact copies of training images, which shows nothing"
+    )
+    assert "its accuracy is 0.333, and always answering a gives 0.333, without 9 exact copies" in said["half"]
+    assert said["good"].endswith("there was none")
 
 
 def test_the_first_champion_is_asked_where_its_own_answers_are_not_what_counts(
@@ -238,14 +262,17 @@ def test_runs_are_listed_promoted_and_rolled_back(runs: Path, tmp_path: Path) ->
     frozen = shutil.copytree(own, runs.parent / "frozen")
     held_out = json.loads((runs / "again" / "dataset.json").read_text())["splits"]["validation"]["images"]
     same = f"file://{own}"  # as it is called otherwise
-    for place, images, count in (
-        (frozen, "all", 200), (own, "validation", held_out), (same, "validation", held_out)
-    ):  # fmt: skip
+    without = f", without {200 - held_out} images that a model was trained on"
+    for place, images, left_out in (
+        (frozen, "all", without),
+        (own, "validation", ""),
+        (same, "validation", ""),
+    ):
         setting = f"publish.test_data={place}"
         assert "again: it is not more accurate" in said("promote", runs / "again", "--set", setting, code=4)
         record = json.loads(sorted((runs / "releases").iterdir())[-1].read_text())
-        assert record["images"] == f"{images} images of {place}"
-        assert record["count"] == count
+        assert record["images"] == f"{images} images of {place}{left_out}"
+        assert record["count"] == held_out
     (own / "squares").rename(own / "rings")
     assert "of other classes by now" in said("promote", runs / "again", code=65)
     assert (runs / "champion").read_text() == "good\n"

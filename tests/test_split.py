@@ -13,6 +13,7 @@ from small_data import digests, items_of
 
 from trainer.data.items import Item
 from trainer.data.split import assign_splits, held_out_counts
+from trainer.data.statistics import was_trained_on
 
 
 def many(count: int, labels: Sequence[str] = ("a", "b")) -> tuple[list[Item], list[str]]:
@@ -46,6 +47,24 @@ def test_classes_of_equal_size_have_equal_shares_within_one_image(sizes: list[in
             assert abs(counts[label] - max(1.0, fraction * size)) < 1
         if min(sizes) * fraction >= 1:
             assert sum(counts.values()) == round(fraction * sum(sizes))
+
+
+def test_what_a_run_trained_on_and_a_later_one_holds_out_is_in_its_list() -> None:
+    moved = 0
+    for seed in range(5):
+        items, _ = many(6000, ("a", "a", "b"))
+        contents = digests(*((seed, index) for index in range(6000)))
+        first, later = (
+            {contents[int(name)] for name in held_out(assign_splits(items[:count], contents[:count], 0.2))}
+            for count in (5000, 6000)
+        )
+        trained = {content[:16] for content in contents[:5000] if content not in first}
+        listed = {"trained": sorted(trained)[:200]}
+        both = sorted(content for content in later if content[:16] in trained)
+        assert was_trained_on(both, listed).all()
+        assert not was_trained_on(sorted(first) + contents[5000:], listed).any()
+        moved += len(both)
+    assert moved
 
 
 def test_split_does_not_depend_on_the_order_of_the_images() -> None:

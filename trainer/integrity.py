@@ -19,7 +19,7 @@ from trainer.storage.store import Entry, Store
 
 MODEL = "model"
 """The folder of a run's SavedModel."""
-_DECIDING = frozenset({"predictions.csv", "metrics.json", "spec.yaml"})
+_DECIDING = frozenset({"predictions.csv", "metrics.json", "spec.yaml", "dataset.json", "images.json"})
 """What a release is decided by."""
 
 

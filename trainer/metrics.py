@@ -160,7 +160,7 @@ def write_predictions(path: Path, predictions: Sequence[Predictions]) -> None:
     text = io.StringIO(newline="")
     # Every text is quoted: only so does a lone carriage return survive in Python 3.10.
     writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-    writer.writerow([*_COLUMNS, *(_CLASS_COLUMN + _storable(name) for name in class_names)])
+    writer.writerow([*_COLUMNS, *(_CLASS_COLUMN + storable(name) for name in class_names)])
     for each in predictions:
         writer.writerows(_rows(each))
     write_text(path, text.getvalue())
@@ -246,7 +246,7 @@ def _per_class(predictions: Predictions) -> dict[str, float]:
 
 
 def _rows(predictions: Predictions) -> Iterator[list[str | float]]:
-    class_names = [_storable(name) for name in predictions.class_names]
+    class_names = [storable(name) for name in predictions.class_names]
     for name, label, predicted, probabilities in zip(
         predictions.names,
         predictions.labels.tolist(),
@@ -255,11 +255,11 @@ def _rows(predictions: Predictions) -> Iterator[list[str | float]]:
         strict=True,
     ):
         # The csv module writes floats with repr: as many digits as it takes to read the same one back.
-        texts = [predictions.split, _storable(name), class_names[label], class_names[predicted]]
+        texts = [predictions.split, storable(name), class_names[label], class_names[predicted]]
         yield [*map(spreadsheet_cell, texts), *probabilities]
 
 
-def _storable(text: str) -> str:
+def storable(text: str) -> str:
     """Return `text` with what UTF-8 can't hold, such as odd bytes of a file's name, spelled out."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 

@@ -80,20 +80,13 @@ def evaluate_command(
 
 def _images_of(model_uri: str) -> dict[str, Any]:
     """Return images.json of the run whose model this is; nothing if it is no run's, or an older one's."""
-    from pydantic import ValidationError
-
     from trainer.publish import find_run, parent_of
-    from trainer.run_folder import IMAGES
-    from trainer.run_folder.parsed import read_images_json
+    from trainer.run_folder.parsed import read_published_images
     from trainer.storage.store import open_store
 
     run = find_run(model_uri)
     parent, name = parent_of(run.uri)
-    found = (open_store(parent) if name == "model" else run).read(IMAGES)
-    try:
-        return read_images_json(found.data) if found else {}
-    except ValidationError:
-        return {}
+    return read_published_images(open_store(parent) if name == "model" else run)
 
 
 def verify_command(uri: str) -> None:

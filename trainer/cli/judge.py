@@ -114,11 +114,24 @@ def _retire(folder: RunFolder, count: int, console: Console) -> None:
 def _missed(folder: RunFolder, at_least: float) -> str | None:
     """Say by what the published run is less accurate than was asked for; None if it isn't.
 
-    Raises DataError if nobody can tell.
+    Exact copies of training images count for nothing. Raises DataError if nobody can tell.
     """
-    from trainer.compare.runs import HELD_OUT
+    split, accuracy, copies = _accuracy(folder)
+    if accuracy >= at_least:
+        return None
+    without = f" without {copies} exact copies of training images" if copies else ""
+    return (
+        "The model is less accurate than was asked for; it is published with its report, which says what to "
+        f"try. Received: {split} accuracy {accuracy:.4f}{without}, at least {at_least:g} asked for"
+    )
 
-    metrics = read_object(folder.output.below(folder.name), "metrics.json")
+
+def _accuracy(folder: RunFolder) -> tuple[str, float, int]:
+    """Return the held-out split, its accuracy, and how many copies were left out. Raises DataError."""
+    from trainer.marker import HELD_OUT
+
+    run = folder.output.below(folder.name)
+    metrics = read_object(run, "metrics.json")
     split = next((each for each in HELD_OUT if f"{each}/accuracy" in metrics), HELD_OUT[0])
     accuracy = metrics.get(f"{split}/accuracy")
     if not isinstance(accuracy, float | int) or not 0 <= accuracy <= 1:
@@ -126,9 +139,17 @@ def _missed(folder: RunFolder, at_least: float) -> str | None:
             "Nobody can tell whether the model is as good as was asked for, as its metrics can't be read; "
             f"`trainer verify` tells what is wrong with the run. Received: {folder.at('metrics.json')}"
         )
-    if accuracy >= at_least:
-        return None
-    return (
-        "The model is less accurate than was asked for; it is published with its report, which says what to "
-        f"try. Received: {split} accuracy {accuracy:.4f}, at least {at_least:g} asked for"
-    )
+    if not read_object(run, "dataset.json").get("duplicates_across_splits", {}).get("count"):
+        return split, float(accuracy), 0
+    from trainer.release.own_answers import own_answers
+    from trainer.report.case import score_of
+
+    own = own_answers(run)
+    if own is None or not own[1]:
+        return split, float(accuracy), 0
+    if not len(own[0].labels):
+        raise DataError(
+            "Nobody can tell whether the model is as good as was asked for, as all its held-out images are "
+            f"exact copies of training images; hold out others. Received: {folder.at('dataset.json')}"
+        )
+    return split, score_of(own[0]).share, own[1]

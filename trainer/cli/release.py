@@ -150,13 +150,13 @@ def _answers(output: Store, spec: RunSpec, cache_dir: Path) -> Answers:
         import_tensorflow()
         from trainer.export import load_model
         from trainer.release.answers import answers_of
+        from trainer.run_folder.parsed import read_published_images
 
         with Console(_LOG_SECONDS, stderr=True) as console:
-            models = [
-                load_model(local_model(output.below(name).uri, cache_dir, console))
-                for name in (champion, challenger)
-            ]
-            both, said = answers_of(models, spec.data, spec.publish.test_data, cache_dir, console)
+            names = (champion, challenger)
+            models = [load_model(local_model(output.below(name).uri, cache_dir, console)) for name in names]
+            trained = [read_published_images(output.below(name)) for name in names]
+            both, said = answers_of(models, spec.data, spec.publish.test_data, cache_dir, console, trained)
         return both[0], both[1], said
 
     return ask

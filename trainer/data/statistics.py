@@ -73,8 +73,18 @@ def count_trained(contents: Sequence[str], images: Mapping[str, Any]) -> tuple[i
     if not trained:
         return 0, 0
     limit = "g" if len(trained) == images.get("trained_distinct") else max(trained)  # g: above all hex digits
-    keys = [content[:_HEX_DIGITS] for content in contents if content[:_HEX_DIGITS] <= limit]
-    return sum(key in trained for key in keys), len(keys)
+    checked = sum(content[:_HEX_DIGITS] <= limit for content in contents)
+    return int(was_trained_on(contents, images).sum()), checked
+
+
+def was_trained_on(contents: Sequence[str], images: Mapping[str, Any]) -> NDArray[np.bool_]:
+    """Return of each image whether the run lists it among its training images, bool [len(contents)].
+
+    The list has the lowest hashes. So has a stratified hold-out: an image that one run trained on and a later
+    run of more data holds out is in the list, though the list may not be complete.
+    """
+    trained = set(images.get("trained") or ())
+    return np.fromiter((content[:_HEX_DIGITS] in trained for content in contents), bool, len(contents))
 
 
 def _sample(dataset: Dataset, most: int) -> tuple[list[_Place], int | None]:

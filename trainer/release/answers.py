@@ -6,9 +6,10 @@ In: loaded models and where the images are. Out: `Predictions` of both, in one o
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +19,14 @@ from trainer.data.labelled import load_labelled
 from trainer.data.labels import all_normalized, normalized, numbers_of
 from trainer.data.load import load_dataset
 from trainer.data.progress import Progress
+from trainer.data.statistics import was_trained_on
 from trainer.exits import DataError, UsageError
 from trainer.export import LoadedModel
 from trainer.metrics import Predictions
 from trainer.predict import predict_split
 from trainer.printable import shown_address
+from trainer.report.case import select
+from trainer.report.names import format_count
 from trainer.spec import DataSpec
 from trainer.storage.store import without_scheme
 
@@ -31,13 +35,18 @@ _FROZEN = ("test", "validation", "all", "train")
 
 
 def answers_of(
-    models: Sequence[LoadedModel], data: DataSpec, test_data: str | None, cache_dir: Path, progress: Progress
+    models: Sequence[LoadedModel],
+    data: DataSpec,
+    test_data: str | None,
+    cache_dir: Path,
+    progress: Progress,
+    trained: Sequence[Mapping[str, Any]] = (),
 ) -> tuple[list[Predictions], str]:
     """Return the answers of all `models`, and in words to what.
 
     The images are those of `test_data`, else the held-out split of `data`, which the newest run was chosen
-    by. Where both are one place, never those that were trained on. Raises UsageError for models of other
-    classes, DataError for images that can't be used.
+    by; without those that a model was trained on, as far as `trained`, images.json of each one's run, lists
+    them. Raises UsageError for models of other classes, DataError for images that can't be used.
     """
     _require_same_classes(models)
     decoded: dict[tuple[int, str, str, tuple[str, ...]], Split] = {}
@@ -46,8 +55,26 @@ def answers_of(
             decoded[_how(model)] = _split(model, data, test_data, cache_dir, progress)
     splits = [decoded[_how(model)] for model in models]
     said = f"{splits[0].name} images of {shown_address(test_data or data.source)}"
+    kept, without = _unseen(splits[0], trained, said)
     answers = [predict_split(model, split) for model, split in zip(models, splits, strict=True)]
-    return [in_order(each, answers[0]) for each in answers], said
+    return [select(in_order(each, answers[0]), kept) for each in answers], f"{said}{without}"
+
+
+def _unseen(split: Split, trained: Sequence[Mapping[str, Any]], said: str) -> tuple[NDArray[np.int64], str]:
+    """Return the images that no model was trained on, and in words how many were. Raises DataError."""
+    # Data that grow move a few images from training to validation, and test data may hold copies.
+    seen = [was_trained_on(split.contents, images) for images in trained]
+    if not seen or len(split.contents) != len(split.items):
+        return np.arange(len(split.items)), ""
+    is_seen = np.any(seen, axis=0)
+    if is_seen.all():
+        raise DataError(
+            "All images that are to decide were trained on, so they can't; give others with "
+            f"publish.test_data. Received: {said}"
+        )
+    count = int(is_seen.sum())
+    without = f", without {format_count(count, 'image')} that a model was trained on" if count else ""
+    return np.flatnonzero(~is_seen), without
 
 
 def _how(model: LoadedModel) -> tuple[int, str, str, tuple[str, ...]]:

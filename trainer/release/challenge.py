@@ -12,14 +12,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from trainer.champion import Champion, read_champion, read_pointer, restore_champion, swap_champion
-from trainer.compare.runs import HELD_OUT
 from trainer.exits import TemporaryError, UsageError
 from trainer.integrity import published_files, require_as_published
-from trainer.metrics import Predictions, parse_predictions
+from trainer.metrics import Predictions
 from trainer.publish import is_finished
 from trainer.release.decision import Decision, decide, why_guessing
+from trainer.release.own_answers import own_answers
 from trainer.release.records import CHALLENGE, ROLLBACK, champion_before, keep_record
 from trainer.release.retention import bring_back
+from trainer.report.names import format_count
 from trainer.run_folder import require_not_withdrawn
 from trainer.storage.store import Store
 
@@ -89,21 +90,16 @@ def _why_not_first(output: Store, name: str, answers: Answers, has_test_data: bo
 
     Those are its own held-out ones, by the answers that it left, or those of `answers`.
     """
-    own, images = None if has_test_data else _own_answers(output, name), ""
+    own = None if has_test_data else own_answers(output.below(name))
     if own is None:
-        _, own, images = answers(name, name)
-    return why_guessing(own), images
-
-
-def _own_answers(output: Store, name: str) -> Predictions | None:
-    """Return the held-out answers that the run left, None if it left none."""
-    run = output.below(name)
-    found = run.read("predictions.csv")
-    answers = (
-        parse_predictions(found.data.decode("utf-8", "replace"), run.at("predictions.csv")) if found else []
-    )
-    by_split = {each.split: each for each in answers}
-    return next((by_split[split] for split in HELD_OUT if split in by_split), None)
+        _, given, images = answers(name, name)
+        return why_guessing(given), images
+    given, copies = own
+    if not len(given.labels):
+        return "all of its held-out images are exact copies of training images, which shows nothing", ""
+    without = f", without {format_count(copies, 'exact copy', 'exact copies')} of training images"
+    against = why_guessing(given)
+    return f"{against}{without}" if against and copies else against, ""
 
 
 def promote(output: Store, name: str, on_wait: Callable[[str], None] = lambda words: None) -> Outcome:

@@ -175,7 +175,7 @@ def build_case(
 ) -> Case:
     """Return what is judged; `dataset` is dataset.json, which lists the copies, or empty."""
     whole = predictions[held_out]
-    copies = _copies(dataset, held_out)
+    copies = copied_names(dataset, held_out)
     kept = np.array([name not in copies for name in whole.names], dtype=bool)
     held = select(whole, np.flatnonzero(kept)) if kept.any() and not kept.all() else whole
     # Shards were split when they were packed.
@@ -246,7 +246,7 @@ def _errs_when_sure(predictions: Predictions) -> bool:
     return bool(wrong.any() and wrong[sure].mean() >= _SURE_MISTAKES * wrong.mean())
 
 
-def _copies(dataset: Mapping[str, Any], held_out: str) -> set[str]:
+def copied_names(dataset: Mapping[str, Any], held_out: str) -> set[str]:
     """Return the names of the held-out images that are exact copies of training images."""
     groups = dataset.get("duplicates_across_splits", {}).get("images", [])
     return {

@@ -1,6 +1,7 @@
 """What the files of a run hold, as far as another run is compared with it.
 
-In: the bytes of a file. Out: plain values, checked; a ValidationError for what this version didn't write.
+In: the bytes of a file, or a run. Out: plain values, checked; a ValidationError for what this version did not
+write.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ import re
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat, TypeAdapter, ValidationError
+
+from trainer.run_folder.files import IMAGES
+from trainer.storage.store import Store
 
 _HALVES = re.compile(rb"(?<!\\)((?:\\\\)*)\\ud[89a-f][0-9a-f]{2}")
 """What stands in JSON for the odd bytes of a file's name, and is no letter."""
@@ -49,6 +53,8 @@ class _Images(_File):
     images: int
     distinct: int | None = None
     contents: list[str] = []
+    trained: list[str] = []
+    trained_distinct: int | None = None
     measures: dict[str, list[FiniteFloat]] = {}
 
 
@@ -79,6 +85,15 @@ def read_dataset_json(data: bytes) -> dict[str, Any]:
 def read_images_json(data: bytes) -> dict[str, Any]:
     """Return an images.json."""
     return _Images.values(data)
+
+
+def read_published_images(run: Store) -> dict[str, Any]:
+    """Return images.json of a run; an empty one if it has none that can be read."""
+    found = run.read(IMAGES)
+    try:
+        return read_images_json(found.data) if found else {}
+    except ValidationError:
+        return {}
 
 
 def read_timings_json(data: bytes) -> list[dict[str, Any]]:

@@ -107,7 +107,7 @@ def has_secret(spec: RunSpec) -> bool:
 def spec_digest(spec: RunSpec) -> str:
     """Return the sha256, 64 hex digits, of everything in `spec` that can change the result.
 
-    Addresses count without passwords and queries: a URL that was signed anew is of the same data, and what
+    Addresses count without passwords and queries: a URL with a new signature is of the same data, and what
     other data it may bring shows in their own digest.
     """
     values = shown_values(spec.model_dump(mode="json", exclude=_UNHASHED), bare_address)
