@@ -21,7 +21,7 @@ from trainer.data.labelled import load_labelled
 from trainer.data.layouts.found import files_below, rejection_of
 from trainer.data.progress import Progress
 from trainer.data.statistics import count_trained
-from trainer.evaluate import batches_of
+from trainer.train.inference import batches_of
 from trainer.exits import DataError, UsageError
 from trainer.export import LoadedModel
 from trainer.metrics import Predictions, compute_metrics

@@ -50,6 +50,7 @@ from trainer.stop import Stop
 from trainer.storage.folders import replace_folder
 from trainer.storage.local import write_json
 from trainer.train import Learner, Observer, Saver, TrainResult, build_learner, train
+from trainer.train.features import Features, build_features
 from trainer.warm_start import begin
 
 # 80 columns, less what a screen puts before a fact.
@@ -92,8 +93,9 @@ def run(
     # A checkpoint is of no use to a restart that can't see what it is of.
     folder.keep()
     screen.on_fact("model", _describe(spec, learner))
-    evaluator = Evaluator(learner.inference_model, cluster)
-    result = _train(learner, evaluator, dataset, scaled, cluster, folder, screen, stop)
+    features = build_features(scaled, learner.inference_model, dataset, cluster, cache_dir, screen)
+    evaluator = Evaluator(learner.inference_model, cluster, None if spec.model.average_mirror else features)
+    result = _train(learner, evaluator, dataset, scaled, cluster, folder, screen, stop, features)
     predictions = predict_splits(evaluator, dataset)
     if not cluster.is_chief:
         peers.share(b"")  # the rest is the chief's, and it has to end well
@@ -153,6 +155,7 @@ def _train(
     folder: RunFolder,
     screen: Screen,
     stop: Stop,
+    features: Features | None,
 ) -> TrainResult:
     def is_stopped() -> bool:
         folder.check_lease()
@@ -166,7 +169,7 @@ def _train(
             stop.outcome = saver.resume_advice
         return train(
             learner, dataset, spec, cluster, saver, screen,
-            lambda: evaluator.loss_and_accuracy(dataset.held_out, is_stopped), is_stopped,
+            lambda: evaluator.loss_and_accuracy(dataset.held_out, is_stopped), is_stopped, features,
         )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,22 @@ Decode = Callable[[NDArray[np.int64], Write], None]
 """Decodes images of these numbers."""
 Follow = Callable[..., None]
 """Hears the numbers of the images that will be decoded next, int64 [n], in one pass after the other."""
+
+
+class Rows(Protocol):
+    """What a model is given, one row an image: pixels, or features in their place."""
+
+    shape: tuple[int, ...]
+    """[images, ...]."""
+
+    def hold(self, indices: NDArray[np.integer]) -> None:
+        """Keep the rows at `indices`, integers [n], where they are quickly taken."""
+
+    def follow(self, *passes: NDArray[np.integer]) -> None:
+        """Prepare for the rows at these indices, integers [n], in order; in one pass after the other."""
+
+    def take(self, indices: NDArray[np.integer]) -> NDArray[Any]:
+        """Return copies of the rows at `indices`, integers [n]."""
 
 
 class Holding:
@@ -92,7 +109,7 @@ class View:
     def __init__(self, images: Holding, numbers: NDArray[np.int64]) -> None:
         """See the images of `numbers`, int64 [n], as 0 to n - 1."""
         self._images, self._numbers = images, numbers
-        self.shape = (len(numbers), *images.shape[1:])
+        self.shape: tuple[int, ...] = (len(numbers), *images.shape[1:])
 
     def hold(self, indices: NDArray[np.integer]) -> None:
         """Keep the images at `indices`, integers [n], where they are quickly taken."""

@@ -12,6 +12,8 @@ from pydantic import Field, field_validator, model_validator
 
 from trainer.spec.augment import AugmentSpec
 from trainer.spec.checked import Blocks, Checked, Count, Filters, Fraction, NonNegative, Positive
+from trainer.spec.finetune import FinetuneSpec
+from trainer.spec.pretrained import NO_WEIGHTS, PretrainedSpec
 from trainer.spec.publish import PublishSpec
 
 RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
@@ -103,7 +105,7 @@ class ResidualSpec(Checked):
         return self
 
 
-ModelSpec = Annotated[PlainSpec | ResidualSpec, Field(discriminator="family")]
+ModelSpec = Annotated[PlainSpec | ResidualSpec | PretrainedSpec, Field(discriminator="family")]
 
 
 class OptimizerSpec(Checked):
@@ -164,6 +166,8 @@ class TrainSpec(Checked):
     epochs: Count = 20
     start_from: str = Field(SCRATCH, min_length=1)
     """Whose weights it begins with: fresh ones, those of the latest run or of the champion, or of a run's."""
+    finetune: FinetuneSpec | None = None
+    """How a pretrained backbone is trained; of model.family pretrained alone."""
     global_batch_size: Count = 32
     """Images in a step, whatever the number of devices that share them."""
     scale_batch: bool = False
@@ -231,6 +235,25 @@ class RunSpec(Checked):
     optimizer: OptimizerSpec = OptimizerSpec()
     train: TrainSpec = TrainSpec()
     publish: PublishSpec = PublishSpec()
+
+    @property
+    def finetune(self) -> FinetuneSpec | None:
+        """How the pretrained backbone is trained; None for a network from scratch."""
+        if not isinstance(self.model, PretrainedSpec) or self.model.weights == NO_WEIGHTS:
+            return None
+        return self.train.finetune or FinetuneSpec()
+
+    @model_validator(mode="after")
+    def _phases_fit(self) -> RunSpec:
+        if self.train.finetune is not None and not isinstance(self.model, PretrainedSpec):
+            raise ValueError("train.finetune is of model.family pretrained")
+        if (finetune := self.finetune) is None:
+            return self
+        if finetune.first_epochs > self.train.epochs:
+            raise ValueError(
+                "train.finetune: the frozen epochs and those of the last stage can't be more than train.epochs"
+            )
+        return self
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> RunSpec:
