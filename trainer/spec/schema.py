@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from trainer.spec.augment import AugmentSpec
 from trainer.spec.checked import Blocks, Checked, Count, Filters, Fraction, NonNegative, Positive
+from trainer.spec.pretrained import PretrainedSpec
 from trainer.spec.publish import PublishSpec
 
 RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
@@ -103,7 +104,7 @@ class ResidualSpec(Checked):
         return self
 
 
-ModelSpec = Annotated[PlainSpec | ResidualSpec, Field(discriminator="family")]
+ModelSpec = Annotated[PlainSpec | ResidualSpec | PretrainedSpec, Field(discriminator="family")]
 
 
 class OptimizerSpec(Checked):
