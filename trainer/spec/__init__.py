@@ -16,6 +16,7 @@ from trainer.spec.load import (
     spec_changes,
     spec_digest,
 )
+from trainer.spec.pretrained import PretrainedSpec
 from trainer.spec.schema import (
     SCRATCH,
     USUAL_RATES,
@@ -41,6 +42,7 @@ __all__ = [
     "ModelSpec",
     "OptimizerSpec",
     "PlainSpec",
+    "PretrainedSpec",
     "ResidualSpec",
     "RunSpec",
     "TrainSpec",
