@@ -16,6 +16,7 @@ from trainer.spec.load import (
     spec_changes,
     spec_digest,
 )
+from trainer.spec.pixels import PIXEL_SETTINGS, PixelFormat
 from trainer.spec.schema import (
     SCRATCH,
     USUAL_RATES,
@@ -31,6 +32,7 @@ from trainer.spec.schema import (
 )
 
 __all__ = [
+    "PIXEL_SETTINGS",
     "SCRATCH",
     "USUAL_RATES",
     "AugmentSpec",
@@ -40,6 +42,7 @@ __all__ = [
     "EarlyStoppingSpec",
     "ModelSpec",
     "OptimizerSpec",
+    "PixelFormat",
     "PlainSpec",
     "ResidualSpec",
     "RunSpec",
