@@ -26,7 +26,9 @@ from trainer.spec import load_spec
 
 SIDE = 24
 CLASS_NAMES = ("cats", "ação", "дом")
-DATA = load_spec(settings=[f"data.image_size={SIDE}"]).data
+DATA = load_spec(
+    settings=[f"data={{image_size: {SIDE}, resize: crop, crop_fraction: 0.9, interpolation: bicubic}}"]
+).data
 
 
 def encoded(kind: str, mode: str = "RGB", times: int = 1, **options: Any) -> bytes:
@@ -72,9 +74,7 @@ def model() -> keras.Model:
 @pytest.fixture(scope="module")
 def golden(model: keras.Model) -> Golden:
     images = tuple(PICTURES.values())
-    pixels = np.stack(
-        [decode_and_resize(tf.constant(each), SIDE, DATA.resize, DATA.interpolation) for each in images]
-    )
+    pixels = np.stack([decode_and_resize(tf.constant(each), DATA.pixel_format) for each in images])
     answers = tf.nn.softmax(model(pixels.astype(np.float32), training=False)).numpy()
     return Golden(images, pixels.astype(np.float32), answers)
 

@@ -19,6 +19,7 @@ from trainer.exits import DataError, UsageError
 from trainer.export import load_model
 from trainer.metrics import compute_metrics, read_predictions
 from trainer.publish import is_finished, publish, verify
+from trainer.spec import read_spec
 from trainer.storage.folder import FolderStore
 
 LEFT_BEHIND = {
@@ -187,8 +188,14 @@ def test_a_model_whose_description_does_not_fit_is_refused(
     subprocess.run(["cp", "-r", run / "model", copy], check=True)
     description = copy / "assets" / "model.json"
     about = json.loads(description.read_text())
-    assert load_model(copy).class_names == tuple(about["class_names"])
+    earlier = {key: value for key, value in about.items() if key not in ("crop_fraction", "max_image_pixels")}
+    description.write_text(json.dumps(earlier))
+    loaded = load_model(copy)
+    assert loaded.class_names == tuple(about["class_names"])
+    assert loaded.data.pixel_format == read_spec(run / "spec.yaml").data.pixel_format
     for words, changed in (
+        ("damaged", {**about, "crop_fraction": 0.5}),  # its images are not cropped
+        ("damaged", {**about, "interpolation": "best"}),
         ("format 99", {**about, "format_version": 99}),
         ("damaged", {**about, "class_names": ["one"]}),
         ("damaged", {**about, "image_size": 64}),
@@ -288,7 +295,11 @@ def test_evaluate_measures_a_run_on_other_data(
     assert f"  note       {trained} of 16 images are training images: this accuracy is too good" in said
     assert "  discs                -  no image of it in these data" in said
     assert "nan" not in said
-    for setting in ("data.image_size=64", "train.epochs=3"):  # the model's own, and none of the data's
+    for setting in (
+        "data.image_size=64",
+        "data.crop_fraction=0.5",
+        "train.epochs=3",
+    ):  # the model's own, and none of the data's
         wrong = trainer("evaluate", run, "--data", photos, "--set", setting, cache=tmp_path)
         refused(wrong, 2, setting, "data.layout")
     refused(trainer("evaluate", run, "--data", "", cache=tmp_path), 2, "data.source")

@@ -67,7 +67,8 @@ def build_optimizer(
     scale: tf.Variable | None = None,
     factor: float = 1.0,
 ) -> tuple[keras.Optimizer, Schedule]:
-    """Return the optimizer, built for `weights`, and its schedule, `factor` times the learning rate of `spec`.
+    """Return the optimizer, built for `weights`, and its schedule, `factor` times the learning rate of
+    `spec`.
 
     Clipping is not given to it: the training step clips after the gradients of all
     replicas are summed, and Keras would clip before. So what `apply` gets is summed already.

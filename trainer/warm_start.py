@@ -1,7 +1,7 @@
 """The weights that a run begins with, where they are those of another run or pretrained ones.
 
-In: that run, or a file of weights. Out: the weights of its model, as it was exported, or those of the backbone, in a
-learner that hasn't begun; optimizer, schedule and everything else are new.
+In: that run, or a file of weights. Out: the weights of its model, as it was exported, or those of the
+backbone, in a learner that hasn't begun; optimizer, schedule and everything else are new.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def begin(
     cache_dir: Path,
     screen: Screen,
 ) -> Start:
-    """Return what the run begins with, or began with; another run's or pretrained weights, where wanted, are put in.
+    """Return what the run begins with, or began with; another run's or pretrained weights, where wanted, are
+    put in.
 
     Raises UsageError for a run or a file of weights that isn't there, and for weights of another network.
     """
@@ -76,7 +77,8 @@ def _pretrain(
 ) -> dict[str, str | None]:
     """Put pretrained weights into the backbones of all processes, unless the chief `has_newer` ones.
 
-    Returns what environment.json says of them, nothing for fresh ones. Raises what finding and reading them raises.
+    Returns what environment.json says of them, nothing for fresh ones. Raises what finding and reading them
+    raises.
     """
     if not isinstance(spec.model, PretrainedSpec):
         return {}

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from trainer.data.cache import PixelCache, Pixels
 
 Write = Callable[[int, Pixels], None]
-"""Takes an image's number and its pixels, uint8 [size, size, 3]; may be called by several threads."""
+"""Takes an image's number and its pixels, uint8 [height, width, channels]; several threads may call it."""
 Decode = Callable[[NDArray[np.int64], Write], None]
 """Decodes images of these numbers."""
 Follow = Callable[..., None]
@@ -40,19 +40,19 @@ class Rows(Protocol):
 
 
 class Holding:
-    """Images of one size, by number: uint8 [count, size, size, 3]."""
+    """Images of one shape, by number: uint8 [count, height, width, channels]."""
 
     def __init__(
         self,
         count: int,
-        size: int,
+        shape: tuple[int, int, int],
         budget_bytes: int,
         folder: Path,
         decode: Decode,
         follow: Follow = lambda *passes: None,
     ) -> None:
         """Hold nothing yet of `count` images; see `PixelCache` for the others."""
-        self.shape = (count, size, size, 3)
+        self.shape = (count, *shape)
         self._budget, self._folder, self._decode, self._follow = budget_bytes, folder, decode, follow
         self._caches: list[PixelCache] = []
         self._cache = np.full(count, -1, np.int16)
@@ -68,7 +68,7 @@ class Holding:
         missing = np.unique(numbers[self._cache[numbers] < 0])
         if not len(missing):
             return
-        cache = PixelCache(len(missing), self.shape[1], self._budget, self._folder)
+        cache = PixelCache(len(missing), self.shape[1:], self._budget, self._folder)
         self._row[missing] = np.arange(len(missing))
         try:
             self._decode(missing, lambda number, pixels: cache.write(int(self._row[number]), pixels))
@@ -83,7 +83,7 @@ class Holding:
         self._follow(*(numbers[self._cache[numbers] < 0] for numbers in passes))
 
     def take(self, numbers: NDArray[np.integer]) -> Pixels:
-        """Return copies of the images of `numbers`, integers [n], as uint8 [n, size, size, 3]."""
+        """Return copies of the images of `numbers`, integers [n], as uint8 [n, height, width, channels]."""
         places = self._cache[numbers]
         if len(self._caches) == 1 and (places == 0).all():
             return self._caches[0].take(self._row[numbers])
@@ -120,5 +120,5 @@ class View:
         self._images.follow(*(self._numbers[indices] for indices in passes))
 
     def take(self, indices: NDArray[np.integer]) -> Pixels:
-        """Return copies of the images at `indices`, integers [n], as uint8 [n, size, size, 3]."""
+        """Return copies of the images at `indices`, integers [n], as uint8 [n, height, width, channels]."""
         return self._images.take(self._numbers[indices])

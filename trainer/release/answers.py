@@ -27,7 +27,7 @@ from trainer.predict import predict_split
 from trainer.printable import shown_address
 from trainer.report.case import select
 from trainer.report.names import format_count
-from trainer.spec import DataSpec
+from trainer.spec import PIXEL_SETTINGS, DataSpec, PixelFormat
 from trainer.storage.store import without_scheme
 
 _FROZEN = ("test", "validation", "all", "train")
@@ -49,7 +49,7 @@ def answers_of(
     them. Raises UsageError for models of other classes, DataError for images that can't be used.
     """
     _require_same_classes(models)
-    decoded: dict[tuple[int, str, str, tuple[str, ...]], Split] = {}
+    decoded: dict[tuple[PixelFormat, tuple[str, ...]], Split] = {}
     for model in models:
         if _how(model) not in decoded:
             decoded[_how(model)] = _split(model, data, test_data, cache_dir, progress)
@@ -77,15 +77,15 @@ def _unseen(split: Split, trained: Sequence[Mapping[str, Any]], said: str) -> tu
     return np.flatnonzero(~is_seen), without
 
 
-def _how(model: LoadedModel) -> tuple[int, str, str, tuple[str, ...]]:
+def _how(model: LoadedModel) -> tuple[PixelFormat, tuple[str, ...]]:
     """Return what of a model decides on the pixels and the labels that it is given."""
-    return model.image_size, model.resize, model.interpolation, all_normalized(model.class_names)
+    return model.data.pixel_format, all_normalized(model.class_names)
 
 
 def _split(
     model: LoadedModel, data: DataSpec, test_data: str | None, cache_dir: Path, progress: Progress
 ) -> Split:
-    about = dict(zip(("image_size", "resize", "interpolation"), _how(model)[:3], strict=True))
+    about = {key: getattr(model.data, key) for key in PIXEL_SETTINGS}
     own = DataSpec.model_validate(data.model_dump() | about)
     if test_data is None or _place(test_data) == _place(data.source):
         dataset = load_dataset(own, cache_dir, progress, lambda rejected: None)

@@ -16,6 +16,7 @@ from trainer.spec.load import (
     spec_changes,
     spec_digest,
 )
+from trainer.spec.pixels import PIXEL_SETTINGS, PixelFormat
 from trainer.spec.pretrained import PretrainedSpec
 from trainer.spec.schema import (
     SCRATCH,
@@ -32,6 +33,7 @@ from trainer.spec.schema import (
 )
 
 __all__ = [
+    "PIXEL_SETTINGS",
     "SCRATCH",
     "USUAL_RATES",
     "AugmentSpec",
@@ -41,6 +43,7 @@ __all__ = [
     "EarlyStoppingSpec",
     "ModelSpec",
     "OptimizerSpec",
+    "PixelFormat",
     "PlainSpec",
     "PretrainedSpec",
     "ResidualSpec",

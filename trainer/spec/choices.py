@@ -1,7 +1,7 @@
 """Settings chosen from the data and the machine, for the recipes `auto`, `fast` and `best`.
 
-Pure functions of a few facts: the same data on the same kind of machine give the same settings. Whatever the user
-sets takes precedence over them.
+Pure functions of a few facts: the same data on the same kind of machine give the same settings. Whatever the
+user sets takes precedence over them.
 """
 
 from __future__ import annotations
@@ -99,7 +99,8 @@ def _finetuned(goal: Goal, facts: Facts) -> tuple[dict[str, Any], tuple[tuple[st
     settings = _pretrained(facts, train, {"image_size": _SMALL_SIZE, "interpolation": "bicubic"})
     settings["augment"] = {"flip": "horizontal"}
     settings["optimizer"] = {
-        "name": "adamw", "learning_rate": 0.0003, "weight_decay": 0.01, "schedule": "cosine", "warmup_epochs": 0.5,
+        "name": "adamw", "learning_rate": 0.0003, "weight_decay": 0.01, "schedule": "cosine",
+        "warmup_epochs": 0.5,
     }  # fmt: skip
     return settings, (
         ("model", f"{facts.backbone} with pretrained weights, fine-tuned at {_SMALL_SIZE} px"),

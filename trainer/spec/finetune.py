@@ -19,7 +19,8 @@ class FinetuneSpec(Checked):
     """
 
     probe: Literal["logistic", "steps"] = "logistic"
-    """How the head is trained while the backbone is frozen: logistic regression on cached features, or steps."""
+    """How the head is trained while the backbone is frozen: logistic regression on cached features, or
+    steps."""
     frozen_epochs: int = Field(1, ge=0)
     """Epochs with a frozen backbone; logistic regression is one epoch, whatever this says above 0."""
     last_stage_epochs: int = Field(0, ge=0)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from trainer.spec.augment import AugmentSpec
 from trainer.spec.checked import Blocks, Checked, Count, Filters, Fraction, NonNegative, Positive
 from trainer.spec.finetune import FinetuneSpec
+from trainer.spec.pixels import PixelFormat
 from trainer.spec.pretrained import NO_WEIGHTS, PretrainedSpec
 from trainer.spec.publish import PublishSpec
 
@@ -36,8 +37,12 @@ class DataSpec(Checked):
     """Height and width, in pixels, of every image that the network sees outside training crops."""
     resize: Literal["stretch", "crop", "pad"] = "stretch"
     """How an image that is not square becomes square."""
-    interpolation: Literal["bilinear", "nearest"] = "bilinear"
-    """bilinear is antialiased; nearest is what ImageDataGenerator does."""
+    interpolation: Literal["bilinear", "nearest", "bicubic"] = "bilinear"
+    """bilinear and bicubic are antialiased; bicubic has a = -0.5 as in Pillow and PyTorch (with
+    antialias=True), and is what most pretrained networks expect. nearest is what ImageDataGenerator does."""
+    crop_fraction: float = Field(1.0, ge=0.1, le=1.0)
+    """With resize crop: which share of the height and width of the largest crop is kept. 0.875 with
+    image_size 224 is the usual "resize to 256, keep the middle 224"."""
     max_rejected: Fraction = 0.01
     """The share of damaged files above which the run stops."""
     cache_mib: int = Field(4096, ge=0)
@@ -55,6 +60,19 @@ class DataSpec(Checked):
     @classmethod
     def _in_lower_case(cls, value: Any) -> Any:
         return value.lower() if isinstance(value, str) else value
+
+    @field_validator("crop_fraction")
+    @classmethod
+    def _crops(cls, value: float, others: ValidationInfo) -> float:
+        if value != 1.0 and others.data.get("resize") in ("stretch", "pad"):
+            raise ValueError("a part of an image is kept with data.resize crop only")
+        return value
+
+    @property
+    def pixel_format(self) -> PixelFormat:
+        """How an image becomes pixels."""
+        size = self.image_size
+        return PixelFormat(size, size, self.resize, self.interpolation, self.crop_fraction)
 
 
 class PlainSpec(Checked):
@@ -250,9 +268,7 @@ class RunSpec(Checked):
         if (finetune := self.finetune) is None:
             return self
         if finetune.first_epochs > self.train.epochs:
-            raise ValueError(
-                "train.finetune: the frozen epochs and those of the last stage can't be more than train.epochs"
-            )
+            raise ValueError("train.finetune has more frozen and last-stage epochs than train.epochs")
         return self
 
     @model_validator(mode="after")

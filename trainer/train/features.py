@@ -1,7 +1,8 @@
 """Features of a frozen backbone, computed once per image and cached on local disk.
 
-A feature is the pooled output of the backbone, float32 [width]. The cache is keyed by the images, the weights of
-the backbone and what else changes the numbers, so that a restart, or a second run on the same data, reads them.
+A feature is the pooled output of the backbone, float32 [width]. The cache is keyed by the images, the
+weights of the backbone and what else changes the numbers, so that a restart, or a second run on the same
+data, reads them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from trainer.cluster import Cluster
 from trainer.data.dataset import Dataset, Split
 from trainer.data.progress import Progress, Task
 from trainer.model.pretrained import backbone_of, head_of
-from trainer.spec import DataSpec, RunSpec
+from trainer.spec import PIXEL_SETTINGS, DataSpec, RunSpec
 from trainer.storage.local import prepare_folder, write_bytes
 from trainer.train.inference import Inference, Rows
 
@@ -29,8 +30,6 @@ Array = NDArray[np.float32]
 _FLOAT_BYTES = 4
 _PART_ROWS = 1000
 """Rows of a file of the cache; about as much is computed again after a kill."""
-_PIXEL_SETTINGS = {"image_size", "resize", "interpolation", "max_image_pixels"}
-"""What decides on the pixels of an image."""
 
 
 class FeatureView:
@@ -68,8 +67,8 @@ class Features:
         self._backbone, self._head, self._progress = backbone, head, progress
         self._inference = Inference(backbone, cluster)
         self._about = [
-            dataset.digest, spec.model_dump_json(include=_PIXEL_SETTINGS), tf.__version__, cluster.device_kind,
-            f"{cluster.strategy.num_replicas_in_sync} {cluster.index} {cluster.count}",
+            dataset.digest, spec.model_dump_json(include={*PIXEL_SETTINGS}), tf.__version__,
+            cluster.device_kind, f"{cluster.strategy.num_replicas_in_sync} {cluster.index} {cluster.count}",
         ]  # fmt: skip
         self._place = cache_dir / "features"
         self._weights = ""
@@ -86,8 +85,8 @@ class Features:
     def of(self, split: Split, is_stopped: Callable[[], bool] = lambda: False) -> Array:
         """Return the features of all images of `split`, float32 [images, width], on every process.
 
-        They are of the weights that the backbone has now. Raises StoppedError once `is_stopped` returns True on
-        any process; what is computed until then stays in the cache.
+        They are of the weights that the backbone has now. Raises StoppedError once `is_stopped` returns True
+        on any process; what is computed until then stays in the cache.
         """
         if not self.are_current():
             self._weights, self._known = _digest_of(self._backbone), {}

@@ -6,6 +6,7 @@ No image is padded, dropped or counted twice.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -34,10 +35,10 @@ def _never() -> bool:
 
 
 def batches_of(
-    count: int, image_size: int, most: int = _BATCH, devices: int = 1
+    count: int, shape: tuple[int, ...], most: int = _BATCH, devices: int = 1
 ) -> Iterator[np.ndarray[Any, Any]]:
-    """Yield the indices of `count` images of `image_size` pixels a side, `most` a device at a time."""
-    batch = devices * max(1, min(most, _BATCH_BYTES // (4 * 3 * image_size**2)))
+    """Yield the indices of `count` images of `shape`, `most` a device at a time."""
+    batch = devices * max(1, min(most, _BATCH_BYTES // (4 * math.prod(shape))))
     for start in range(0, count, batch):
         yield np.arange(start, min(start + batch, count))
 
@@ -78,10 +79,10 @@ class Inference:
         owners = split.owners(place.count)
         own, parts = np.flatnonzero(owners == place.index), []
         split.pixels.follow(own)
-        side, counts = split.pixels.shape[1], np.bincount(owners, minlength=place.count)
+        shape, counts = split.pixels.shape[1:], np.bincount(owners, minlength=place.count)
         # As many turns on all processes, so that all can say in each whether they have to stop.
-        turns = max(len(list(batches_of(int(each), side, devices=self._replicas))) for each in counts)
-        mine = [*batches_of(len(own), side, devices=self._replicas)]
+        turns = max(len(list(batches_of(int(each), shape, devices=self._replicas))) for each in counts)
+        mine = [*batches_of(len(own), shape, devices=self._replicas)]
         for turn in range(turns):
             self._require_going(turn, is_stopped())
             if turn < len(mine):

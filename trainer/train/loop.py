@@ -18,9 +18,9 @@ from trainer.exits import DivergedError, StoppedError
 from trainer.spec import RunSpec
 from trainer.train.agreement import Agreement, Signs
 from trainer.train.clock import Clock, fitting_steps
+from trainer.train.features import Features
 from trainer.train.history import History, Row
 from trainer.train.keeper import Keeper
-from trainer.train.features import Features
 from trainer.train.learner import Learner
 from trainer.train.observer import CallReport, Observer
 from trainer.train.phase_work import PhaseWork
@@ -137,7 +137,8 @@ class Loop:
         return self.standing.is_finite()
 
     def _begin(self, phase: Phase) -> list[Sums]:
-        """Build the step and the pipeline of a new phase; return the sums of an epoch that is fitted instead."""
+        """Build the step and the pipeline of a new phase; return the sums of an epoch that is fitted
+        instead."""
         if self.work.enter(phase, self.is_stopped) and self.work.uses_xla:
             self.observer.on_message("XLA compiles the step first, which may take two minutes")
         self.clock, self._of_fit = Clock(self.work.feed, self.standing), {}

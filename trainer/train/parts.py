@@ -34,8 +34,8 @@ def build_parts(
 ) -> tuple[Stepper, Feed]:
     """Return both, for this process's share; `borders` are before which steps a block has to end.
 
-    phase: by default the first one. features: those of the training images, [images, width], which take the place of
-    the images in a phase whose backbone is frozen.
+    phase: by default the first one. features: those of the training images, [images, width], which take the
+    place of the images in a phase whose backbone is frozen.
     """
     counts = np.bincount(dataset.train.labels, minlength=len(dataset.class_names))
     weights = class_weights(spec.train.class_weights, dataset.class_names, counts)

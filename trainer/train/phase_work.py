@@ -63,7 +63,8 @@ class PhaseWork:
         return True
 
     def blocks(self, step: int) -> Generator[Block, None, None]:
-        """Return the batches from `step` to the end of the phase, read ahead of training and while it validates."""
+        """Return the batches from `step` to the end of the phase, read ahead of training and while it
+        validates."""
         if self._blocks is None and self.feed is not None and self._phase is not None:
             self._blocks = self.feed.blocks(step, self._phase.end_epoch * self._learner.steps_per_epoch)
         if self._blocks is None:

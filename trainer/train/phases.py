@@ -1,7 +1,7 @@
 """Phases of a training: which weights are trained in which epochs, and by which optimizers.
 
-A network from scratch has one phase. A pretrained backbone is first frozen, then its last stage is trained, then all
-of it; each phase has optimizers of its own, which begin with it.
+A network from scratch has one phase. A pretrained backbone is first frozen, then its last stage is trained,
+then all of it; each phase has optimizers of its own, which begin with it.
 """
 
 from __future__ import annotations

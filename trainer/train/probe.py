@@ -1,7 +1,7 @@
 """Logistic regression on cached features: the head of a pretrained backbone that is frozen.
 
-The strength of the L2 penalty is chosen by the log loss of a stratified cross-validation on the training images
-alone. Features are standardised first, and the result is folded back into the weights of the head.
+The strength of the L2 penalty is chosen by the log loss of a stratified cross-validation on the training
+images alone. Features are standardised first, and the result is folded back into the weights of the head.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Probe:
     penalty: float
     """C of scikit-learn's LogisticRegression, on standardised features."""
     held_out: Floats | None
-    """Probabilities of each training image by the model of the folds without it, [images, classes]; None if a class
-    has too few images for folds."""
+    """Probabilities of each training image by the model of the folds without it, [images, classes]; None if
+    a class has too few images for folds."""
 
 
 def fit_probe(
@@ -47,8 +47,9 @@ def fit_probe(
 ) -> Probe:
     """Return the head that is fitted to `features` [images, width] and `labels` [images].
 
-    weights: of each class in the loss, [classes]. folds: of the cross-validation that chooses the penalty; fewer if a
-    class has fewer images. Raises UsageError for more images than logistic regression is made for.
+    weights: of each class in the loss, [classes]. folds: of the cross-validation that chooses the penalty;
+    fewer if a class has fewer images. Raises UsageError for more images than logistic regression is made
+    for.
     """
     if features.size * len(weights) * folds > _MOST_WORK:
         raise UsageError(

@@ -56,8 +56,8 @@ class Stepper:
     ) -> None:
         """`images`: what blocks give the places in, see `put_on_devices`; None if they hold the images.
 
-        phase: which weights are trained, by default those of the first phase. has_features: whether blocks hold
-        features of the frozen backbone in the place of images.
+        phase: which weights are trained, by default those of the first phase. has_features: whether blocks
+        hold features of the frozen backbone in the place of images.
         """
         self.phase, self.has_features = phase or learner.phases[0], has_features
         self.learner, self.images = learner, images
