@@ -142,7 +142,8 @@ def _settled(spec: RunSpec, cluster: Cluster, folder: RunFolder) -> RunSpec:
     if spec.train.precision != "auto":
         return spec
     began = read_precision(folder.path) if folder.newest_checkpoint else None
-    chosen = cluster.peers.share((began or choose_precision("auto", cluster)).encode()).decode()
+    chosen = began or choose_precision("auto", cluster, spec.has_depthwise)
+    chosen = cluster.peers.share(chosen.encode()).decode()
     return spec.model_copy(update={"train": spec.train.model_copy(update={"precision": chosen})})
 
 

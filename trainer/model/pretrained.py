@@ -38,6 +38,13 @@ def head_of(model: keras.Model) -> keras.Model:
     return model.get_layer(HEAD)
 
 
+def has_backbone(model: keras.Model) -> bool:
+    """Return whether the model is a pretrained one, or the backbone of one."""
+    return model.name == BACKBONE or any(
+        has_backbone(layer) for layer in model.layers if isinstance(layer, keras.Model)
+    )
+
+
 def stages_of(backbone: keras.Model) -> list[list[keras.Variable]]:
     """Return the trainable variables of a backbone by depth, those next to the pixels first."""
     stages: dict[str, list[keras.Variable]] = {}

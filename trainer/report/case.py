@@ -23,6 +23,9 @@ from trainer.report.history import History, read_series
 
 Indices = npt.NDArray[np.int64]
 
+PENALTY, CROSS_VALIDATED = "probe/penalty", "probe/cross_validated_accuracy"
+"""What the history says of a head that was fitted by logistic regression."""
+
 WIDEST_INTERVAL = 0.2
 """A 95% interval of the accuracy that is wider says that there are too few held-out images."""
 LARGEST_GAP = 0.08
@@ -98,6 +101,23 @@ class Case:
     def held_score(self) -> Score:
         """Of the held-out images without copies."""
         return score_of(self.held)
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether the network began with published weights."""
+        return bool(self.setting("model.family") == "pretrained" and self.setting("model.weights") != "none")
+
+    @property
+    def is_probe(self) -> bool:
+        """Whether all that was trained is the head, fitted by logistic regression."""
+        return len(self.history) == 1 and PENALTY in self.history[0]
+
+    @property
+    def cross_validated(self) -> float | None:
+        """The accuracy of logistic regression on training images that each fold left out; None if there is
+        none."""
+        value = self.history[0].get(CROSS_VALIDATED) if self.history else None
+        return float(value) if isinstance(value, int | float) else None
 
     @property
     def has_few_images(self) -> bool:

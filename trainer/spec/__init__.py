@@ -15,6 +15,7 @@ from trainer.spec.load import (
     read_spec,
     spec_changes,
     spec_digest,
+    with_choices,
 )
 from trainer.spec.pixels import PIXEL_SETTINGS, PixelFormat
 from trainer.spec.pretrained import PretrainedSpec
@@ -57,4 +58,5 @@ __all__ = [
     "read_spec",
     "spec_changes",
     "spec_digest",
+    "with_choices",
 ]

@@ -40,6 +40,8 @@ class Facts:
     """The best backbone whose weights are at hand; None if there is none."""
     why_none: str = ""
     """Why there is none, in words."""
+    is_model_given: bool = False
+    """Whether the user chose the model, or a setting of it."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,11 @@ class Choice:
 def choose(goal: Goal, facts: Facts) -> Choice:
     """Return the settings for `goal`: a probe for 'fast', everything that helps for 'best'."""
     is_small = facts.side is not None and facts.side < _SMALL_SIDE
-    if facts.backbone is None:
+    settings: dict[str, Any]
+    reasons: tuple[tuple[str, str], ...]
+    if facts.is_model_given:
+        settings, reasons = {}, (("model", "as it was given, and so all other settings keep their defaults"),)
+    elif facts.backbone is None:
         settings, reasons = _from_scratch(goal, facts, is_small)
     elif is_small and goal != "fast":
         settings, reasons = _finetuned(goal, facts)
@@ -63,7 +69,7 @@ def choose(goal: Goal, facts: Facts) -> Choice:
         settings, reasons = _probed(goal, facts, is_small)
     weighted = _weighted(facts)
     if weighted:
-        settings["train"]["class_weights"] = "balanced"
+        settings.setdefault("train", {})["class_weights"] = "balanced"
     size = f"about {facts.side} px" if facts.side is not None else "of unknown size"
     found = f"{facts.images:,} images in {len(facts.classes)} classes, {size}"
     return Choice(settings, (("data", found), *reasons, ("classes", _of_classes(facts, weighted))))

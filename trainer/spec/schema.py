@@ -244,6 +244,8 @@ class RunSpec(Checked):
 
     recipe: str | None = None
     """The recipe that this started from; a label."""
+    choose: Literal["none", "auto", "fast", "best"] = "none"
+    """For which goal the settings that are not given are chosen from the data, when the run begins."""
     output: str = Field("runs", min_length=1)
     run_name: str | None = Field(None, pattern=f"^{RUN_NAME}$")
     seed: int = Field(0, ge=0, lt=2**31)
@@ -260,6 +262,11 @@ class RunSpec(Checked):
         if not isinstance(self.model, PretrainedSpec) or self.model.weights == NO_WEIGHTS:
             return None
         return self.train.finetune or FinetuneSpec()
+
+    @property
+    def has_depthwise(self) -> bool:
+        """Whether the network has depthwise convolutions."""
+        return isinstance(self.model, PretrainedSpec) and self.model.backbone != "resnet50v2"
 
     @model_validator(mode="after")
     def _phases_fit(self) -> RunSpec:

@@ -88,7 +88,7 @@ class Learner:
 
 def build_learner(spec: RunSpec, class_count: int, steps_per_epoch: int, cluster: Cluster) -> Learner:
     """Return a learner with fresh weights, made from `spec.seed`, in the cluster's strategy."""
-    precision = choose_precision(spec.train.precision, cluster)
+    precision = choose_precision(spec.train.precision, cluster, spec.has_depthwise)
     # Else GPUs round the factors of products to ten bits, and their curves are not those of a CPU.
     tf.config.experimental.enable_tensor_float_32_execution(precision != "float32")
     total_steps = spec.train.epochs * steps_per_epoch
