@@ -40,7 +40,6 @@ from trainer.run_folder import (
     read_images,
     read_precision,
     require_complete,
-    require_same_start,
     write_environment,
     write_rejected,
 )
@@ -86,22 +85,21 @@ def run(
     steps = steps_per_epoch(len(dataset.train.labels), scaled.train.global_batch_size)
     learner = build_learner(scaled, len(dataset.class_names), steps, cluster)
     start = begin(scaled, learner, dataset, cluster, folder, cache_dir, screen)
-    if folder.newest_checkpoint:
-        require_same_start(folder.path, start)
     _keep_dataset(dataset, cluster, folder, screen)
     environment = write_environment(folder.path, spec, cluster.description, start, current_command())
     # A checkpoint is of no use to a restart that can't see what it is of.
     folder.keep()
     screen.on_fact("model", _describe(spec, learner))
-    features = build_features(scaled, learner.inference_model, dataset, cluster, cache_dir, screen)
-    evaluator = Evaluator(learner.inference_model, cluster, None if spec.model.average_mirror else features)
+    model = learner.inference_model
+    features = build_features(scaled, model, dataset, cluster, cache_dir, screen)
+    evaluator = Evaluator(model, cluster, None if spec.model.average_mirror else features)
     result = _train(learner, evaluator, dataset, scaled, cluster, folder, screen, stop, features)
     predictions = predict_splits(evaluator, dataset)
     if not cluster.is_chief:
         peers.share(b"")  # the rest is the chief's, and it has to end well
         return None
     metrics = _keep_metrics(predictions, result, folder)
-    screen.on_fact("export", _export(learner.inference_model, dataset, spec, folder))
+    screen.on_fact("export", _export(model, dataset, spec, folder))
     verdict = _report(spec, environment, dataset, result, predictions, metrics, folder, screen)
     require_complete(folder.path)
     _publish(folder, screen)

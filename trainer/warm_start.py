@@ -25,7 +25,7 @@ from trainer.integrity import MODEL, require_published_model
 from trainer.model.pretrained import backbone_of
 from trainer.model.weights import find_weights, load_weights
 from trainer.publish import find_run, is_finished
-from trainer.run_folder import RunFolder, Start, find_start, read_started_from
+from trainer.run_folder import RunFolder, Start, find_start, read_started_from, require_same_start
 from trainer.spec import PretrainedSpec, RunSpec
 from trainer.spec.schema import CHAMPION, LATEST
 from trainer.storage.store import Store, is_bucket
@@ -69,7 +69,10 @@ def begin(
         screen.on_fact("start", f"with fresh weights: {_NONE_YET[spec.train.start_from]}")
     started_from = place or read_started_from(folder.path) if folder.newest_checkpoint else place
     batch, rate = spec.train.global_batch_size, spec.optimizer.learning_rate
-    return Start(dataset.digest, learner.precision, batch, rate, started_from, weights)
+    start = Start(dataset.digest, learner.precision, batch, rate, started_from, weights)
+    if folder.newest_checkpoint:
+        require_same_start(folder.path, start)
+    return start
 
 
 def _pretrain(

@@ -93,13 +93,10 @@ def judge(
     - copied: every held-out image is a copy of a training image.
     - unproven, guessing: the held-out answers are not better than always answering the most frequent class,
       by more than chance (see `beats_guessing`); unproven if the images are too few to tell, or of one class.
-    - early: there were fewer than `FEWEST_EPOCHS` epochs, from fresh weights; logistic regression is one
-    epoch
-      and always done.
+    - early: there were fewer than `FEWEST_EPOCHS` epochs of steps, from fresh weights.
     - neglected: the recall of a class is less than a third of the accuracy, by more than chance.
     - contradicted: the model confidently contradicts the labels of `DOUBTFUL_SHARE` of the training images.
-    - limited: the same gap as for over-fitted, of logistic regression on frozen features: its penalty is
-      chosen by cross-validation already.
+    - limited: the same gap, of logistic regression, whose penalty cross-validation chose.
     - over-fitted: the gap is above `LARGEST_GAP`, its 95% interval is above 0, so that it is not the
       chance of few images, and the training images are answered with at least `LEAST_SKILL`.
     - under-trained: the training images are answered with less than `LEAST_SKILL`, or the held-out

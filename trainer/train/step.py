@@ -67,26 +67,11 @@ class Stepper:
         self.seed = spec.seed
         self.class_weights = tf.constant(class_weights, tf.float32)
         self.strategy = cluster.strategy
+        self.replicas = cluster.strategy.num_replicas_in_sync
         # XLA compiles for fixed shapes, so it gets the single step and not the open-ended loop.
-        # It has no kernel for rotation, nor for sums over several replicas.
-        replicas = cluster.strategy.num_replicas_in_sync
-        alone = replicas == 1
-        if spec.train.xla is True and not alone:
-            raise UsageError(
-                f"train.xla true has no kernel for sums over several devices; leave it at auto. "
-                f"Received: {replicas} devices"
-            )
-        if cluster.device_kind == "TPU" and spec.augment.rotate_degrees:
-            raise UsageError(
-                "A TPU has no kernel for rotation; leave augment.rotate_degrees at 0. "
-                f"Received: {spec.augment.rotate_degrees:g}"
-            )
-        self.uses_xla = bool(
-            choose_xla(spec.train.xla, cluster) and alone and not spec.augment.rotate_degrees
-        )
+        self.uses_xla = _uses_xla(spec, cluster)
         self._step_function = tf.function(self._step, jit_compile=True) if self.uses_xla else self._step
-        self.replicas = replicas
-        self.replicas_here = replicas // cluster.count
+        self.replicas_here = self.replicas // cluster.count
         self._compiled: dict[tuple[int, ...], Callable[..., tf.Tensor]] = {}
 
     def run(self, block: Block, side: int) -> list[Sums]:
@@ -218,6 +203,25 @@ class Stepper:
         targets = tf.one_hot(labels, classes) * (1.0 - self.label_smoothing) + self.label_smoothing / classes
         losses = tf.nn.softmax_cross_entropy_with_logits(targets, logits)
         return losses * tf.gather(self.class_weights, labels)
+
+
+def _uses_xla(spec: RunSpec, cluster: Cluster) -> bool:
+    """Return whether XLA compiles the step, which has no kernel for rotation, nor for sums over replicas.
+
+    Raises UsageError for a spec or a device that needs what it hasn't.
+    """
+    replicas = cluster.strategy.num_replicas_in_sync
+    if spec.train.xla is True and replicas > 1:
+        raise UsageError(
+            f"train.xla true has no kernel for sums over several devices; leave it at auto. "
+            f"Received: {replicas} devices"
+        )
+    if cluster.device_kind == "TPU" and spec.augment.rotate_degrees:
+        raise UsageError(
+            "A TPU has no kernel for rotation; leave augment.rotate_degrees at 0. "
+            f"Received: {spec.augment.rotate_degrees:g}"
+        )
+    return choose_xla(spec.train.xla, cluster) and replicas == 1 and not spec.augment.rotate_degrees
 
 
 def share_of(replica: int | tf.Tensor, replicas: int, batches: Sequence[tf.Tensor]) -> tuple[tf.Tensor, ...]:
