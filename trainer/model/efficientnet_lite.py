@@ -1,7 +1,7 @@
 """EfficientNet-Lite0 without its last layer (Liu 2020): inverted bottlenecks without squeeze-and-excitation.
 
-In: pixels [batch, height, width, channels] in 0..255. Out: features [batch, 1280], float32. Padding, epsilon,
-activation and pixel range are those that the published weights were trained with.
+In: preprocessed pixels [batch, height, width, channels]. Out: features [batch, 1280], float32. Padding,
+epsilon and activation are those that the published weights were trained with.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from trainer.model.convolution import Conv2D
 from trainer.model.kernels import Kernels
 from trainer.model.normalization import FusedBatchNormalization
 
-# Blocks, kernel size, stride, expansion, filters: of each stage.
-_STAGES = (
+STAGES = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
     (2, 5, 2, 6, 40),
@@ -25,6 +24,7 @@ _STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
+"""Blocks, kernel size, stride, expansion, filters: of each stage."""
 _STEM_FILTERS, _TOP_FILTERS = 32, 1280
 _EPSILON = 1e-3
 _MOMENTUM = 0.9
@@ -65,11 +65,10 @@ class _Builder:
 
 
 def lite0_features(pixels: Any, policy: keras.DTypePolicy, kernels: Kernels) -> Any:
-    """Return the pooled features, float32 [batch, 1280], of `pixels`."""
+    """Return the pooled features, float32 [batch, 1280], of `pixels` that are preprocessed for Lite0."""
     builder = _Builder(policy, kernels)
-    x = layers.Rescaling(1 / 128, offset=-127 / 128, dtype=policy, name="rescaling")(pixels)
-    x = builder.activate(builder.convolve(x, _STEM_FILTERS, 3, 2, "stem"), "stem")
-    for stage, (blocks, size, stride, expansion, filters) in enumerate(_STAGES, 1):
+    x = builder.activate(builder.convolve(pixels, _STEM_FILTERS, 3, 2, "stem"), "stem")
+    for stage, (blocks, size, stride, expansion, filters) in enumerate(STAGES, 1):
         for block in range(blocks):
             name = f"stage{stage}_block{block + 1}"
             x = _block(builder, x, size, stride if block == 0 else 1, expansion, filters, name)

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from trainer.model.efficientnet_lite import STAGES
+
 Arrays = dict[str, np.ndarray[Any, Any]]
-_BLOCKS = (1, 2, 2, 3, 3, 4, 1)
 _PARTS = {"expand": ("_expand_conv", "_bn0"), "depthwise": ("_depthwise_conv", "_bn1")}
 _PARTS |= {"project": ("_project_conv", "_bn2")}
 _NORM = ("weight", "bias", "running_mean", "running_var")
@@ -20,7 +21,7 @@ def lite0_arrays(arrays: Arrays) -> dict[str, list[np.ndarray[Any, Any]]]:
     """Return the arrays of each layer of `lite0_features`, in the order of its variables."""
     found = _pair(arrays, "stem", "_conv_stem", "_bn0") | _pair(arrays, "top", "_conv_head", "_bn1")
     index = 0
-    for stage, blocks in enumerate(_BLOCKS, 1):
+    for stage, (blocks, *_) in enumerate(STAGES, 1):
         for block in range(1, blocks + 1):
             for part, (convolution, norm) in _PARTS.items():
                 name, before = f"stage{stage}_block{block}_{part}", f"_blocks.{index}."
