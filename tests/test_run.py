@@ -15,11 +15,8 @@ from PIL import Image
 from trainer_process import QUICK, command, refused, trainer
 
 from trainer.cli.answers import predict_command
-from trainer.exits import DataError, UsageError
-from trainer.export import load_model
 from trainer.metrics import compute_metrics, read_predictions
 from trainer.publish import is_finished, publish, verify
-from trainer.spec import read_spec
 from trainer.storage.folder import FolderStore
 
 LEFT_BEHIND = {
@@ -176,44 +173,6 @@ def test_what_is_no_model_is_refused(
     weights.write_bytes(weights.read_bytes()[:-100])
     refused(trainer("predict", copy, picture, cache=tmp_path), 65, "damaged")
     refused(trainer("predict", tmp_path, picture, cache=tmp_path), 2, "not a run or a model")
-
-
-def test_a_model_whose_description_does_not_fit_is_refused(
-    finished: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
-) -> None:
-    run, _ = finished
-    with pytest.raises(UsageError, match="no such folder"):
-        load_model(tmp_path / "none")
-    copy = tmp_path / "copy"
-    subprocess.run(["cp", "-r", run / "model", copy], check=True)
-    description = copy / "assets" / "model.json"
-    about = json.loads(description.read_text())
-    earlier = {key: value for key, value in about.items() if key not in ("crop_fraction", "max_image_pixels")}
-    description.write_text(json.dumps(earlier))
-    loaded = load_model(copy)
-    assert loaded.class_names == tuple(about["class_names"])
-    assert loaded.data.pixel_format == read_spec(run / "spec.yaml").data.pixel_format
-    for words, changed in (
-        ("damaged", {**about, "crop_fraction": 0.5}),  # its images are not cropped
-        ("damaged", {**about, "interpolation": "best"}),
-        ("format 99", {**about, "format_version": 99}),
-        ("damaged", {**about, "class_names": ["one"]}),
-        ("damaged", {**about, "image_size": 64}),
-        ("damaged", {**about, "class_names": ["a", "b", "b"]}),
-        ("damaged", {**about, "max_image_pixels": "many"}),
-        ("damaged", {**about, "image_size": "wide"}),
-        ("damaged", {"format_version": about["format_version"]}),
-        ("not exported by this program", {}),
-    ):
-        description.write_text(json.dumps(changed))
-        with pytest.raises(DataError if words == "damaged" else UsageError, match=words):
-            load_model(copy)
-    description.write_text("[" * 100_000)
-    with pytest.raises(UsageError, match="not exported by this program"):
-        load_model(copy)
-    description.unlink()
-    with pytest.raises(UsageError, match="not exported by this program"):
-        load_model(copy)
 
 
 def test_a_class_name_of_a_foreign_model_does_not_control_the_terminal(
