@@ -17,6 +17,7 @@ from trainer.spec.load import (
     spec_digest,
     with_choices,
 )
+from trainer.spec.networks import PlainSpec, ResidualSpec
 from trainer.spec.pixels import PIXEL_SETTINGS, PixelFormat
 from trainer.spec.pretrained import PretrainedSpec
 from trainer.spec.schema import (
@@ -27,8 +28,6 @@ from trainer.spec.schema import (
     EarlyStoppingSpec,
     ModelSpec,
     OptimizerSpec,
-    PlainSpec,
-    ResidualSpec,
     RunSpec,
     TrainSpec,
 )
