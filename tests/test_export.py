@@ -141,7 +141,6 @@ def test_it_answers_the_requests_of_tensorflow_serving(
 
 
 def test_an_export_that_answers_otherwise_is_refused(exported: Path, golden: Golden, tmp_path: Path) -> None:
-    assert verify_export(exported, golden) <= 1e-5
     wrong = golden.probabilities.copy()
     wrong[3, 0] += 2e-5
     with pytest.raises(TrainerError, match=r"differs by 2(\.\d+)?e-05, at most 1e-05"):
