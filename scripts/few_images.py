@@ -40,8 +40,8 @@ def main() -> None:
         accuracies = [accuracy_of_draw(train, held_out, count, seed) for seed in range(arguments.draws)]
         mean, spread = statistics.fmean(accuracies), statistics.pstdev(accuracies)
         print(
-            f"{count:>5} a class: accuracy {mean:.4f}, standard deviation {spread:.4f}, worst {min(accuracies):.4f}, "
-            f"{arguments.draws} draws",
+            f"{count:>5} a class: accuracy {mean:.4f}, standard deviation {spread:.4f}, "
+            f"worst {min(accuracies):.4f}, {arguments.draws} draws",
             flush=True,
         )
 

@@ -15,6 +15,7 @@ from PIL import Image
 from trainer_process import QUICK, command, refused, trainer
 
 from trainer.cli.answers import predict_command
+from trainer.exits import DataError, UsageError
 from trainer.metrics import compute_metrics, read_predictions
 from trainer.publish import is_finished, publish, verify
 from trainer.storage.folder import FolderStore

@@ -1,7 +1,8 @@
 """Logistic regression on cached features: the head of a pretrained backbone that is frozen.
 
 The strength of the L2 penalty is chosen by the log loss of a stratified cross-validation on the training
-images alone. Features are centred and scaled first, and the result is folded back into the weights of the head.
+images alone. Features are centred and scaled first, and the result is folded back into the weights of the
+head.
 """
 
 from __future__ import annotations
