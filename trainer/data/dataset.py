@@ -116,9 +116,12 @@ def assemble(
 def _training_part(found: Ingested, fraction: float) -> Ingested:
     """Return what was decoded without the images that a run on all of it would hold out."""
     kept = training_items(found.items, found.contents, fraction)
-    items, contents = ([each[index] for index in kept] for each in (found.items, found.contents))
-    rows = found.rows[np.asarray(kept, np.int64)]
-    return replace(found, items=tuple(items), contents=tuple(contents), rows=rows)
+    return replace(
+        found,
+        items=tuple(found.items[index] for index in kept),
+        contents=tuple(found.contents[index] for index in kept),
+        rows=found.rows[np.asarray(kept, np.int64)],
+    )
 
 
 def _assembled(

@@ -217,7 +217,7 @@ def _container(plan: Plan) -> dict[str, Any]:
     return {
         "name": CONTAINER,
         "image": plan.image,
-        "args": plan.arguments,
+        "args": [_literal(word) for word in plan.arguments],
         "env": _environment(plan),
         "resources": _resources(plan),
         "securityContext": {
@@ -240,12 +240,16 @@ def _environment(plan: Plan) -> list[dict[str, Any]]:
     name = {"fieldRef": {"fieldPath": f"metadata.labels['{label}']"}}
     several = {WORKERS: str(plan.workers)} if plan.workers > 1 else {}
     several |= {SERVICE: plan.name} if plan.is_connected else {}
-    # Kubernetes would put variables in the place of $(NAME), and one $ in that of two.
-    given = {SPEC: plan.spec_text.replace("$", "$$"), **several}
+    given = {SPEC: _literal(plan.spec_text), **several}
     return [
         {"name": RUN_NAME, "valueFrom": name},
         *({"name": key, "value": value} for key, value in given.items()),
     ]
+
+
+def _literal(text: str) -> str:
+    """Return `text` without references: Kubernetes replaces $(NAME) by a variable, and $$ by $."""
+    return text.replace("$", "$$")
 
 
 def _resources(plan: Plan) -> dict[str, Any]:

@@ -73,7 +73,7 @@ class Plan:
     """Whether a JobSet is made of it, which starts all workers again when one fails or loses its machine."""
     deadline_seconds: int = 24 * _HOUR_SECONDS
     search: tuple[str, ...] = ()
-    """The options of `trainer tune`, where each worker trains its share of the trials instead of one run."""
+    """The options of `trainer tune`; each worker trains its share of the trials."""
     accuracy_at_least: float | None = None
     """Of the held-out images, in [0, 1]; a model below it ends the job with 4."""
 
@@ -169,8 +169,7 @@ def make_name(spec: RunSpec) -> str:
 def describe_plan(plan: Plan, where: str) -> list[str]:
     """Return the lines that are shown before anything is sent; `where` names a cluster or an engine."""
     many = f"{plan.workers} workers, " if plan.workers > 1 else ""
-    search = "search, " if plan.search else ""
-    each = " each" if plan.workers > 1 else ""
+    search, each = "search, " * bool(plan.search), " each" * (plan.workers > 1)
     spot = ", spot" if plan.is_spot else ""
     kind = "CronJob" if plan.schedule and plan.place == "gke" else "JobSet" if plan.is_jobset else "job"
     when = f", at {plan.schedule} ({plan.time_zone})" if plan.schedule else ""

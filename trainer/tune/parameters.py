@@ -134,7 +134,7 @@ def _parse(text: str, base: RunSpec) -> Parameter:
         why = _FIXED_KEYS.get(key, "it does not change what is trained")
         raise UsageError(f"{key} can't be searched: {why}. Received: {shown_repr(text)}")
     if (numbers := _RANGE.fullmatch(values)) is not None:
-        return _range(key, values, *numbers.groups(), base)
+        return _range(key, values, numbers, base)
     choices = tuple(each.strip() for each in values.split("|"))
     if len(choices) < 2 or not all(choices) or len(set(choices)) < len(choices):
         raise UsageError(
@@ -146,8 +146,9 @@ def _parse(text: str, base: RunSpec) -> Parameter:
     return Parameter(key, values, choices)
 
 
-def _range(key: str, text: str, low_text: str, high_text: str, kind: str | None, base: RunSpec) -> Parameter:
-    low, high = parse_value(_with_digits(low_text)), parse_value(_with_digits(high_text))
+def _range(key: str, text: str, numbers: re.Match[str], base: RunSpec) -> Parameter:
+    low, high = (parse_value(_with_digits(numbers[number])) for number in (1, 2))
+    kind = numbers[3]
     received = f"Received: {key}={text}"
     if not low < high < float("inf"):
         raise UsageError(f"The range is empty: the first number must be below the second. {received}")
@@ -163,7 +164,8 @@ def _range(key: str, text: str, low_text: str, high_text: str, kind: str | None,
                 "After the range comes :log, or a step above 0 that fits into it"
                 f"{', a whole number here' if is_whole else ''}. {received}"
             )
-        high = low + int((high - low) / step + _GRID) * step  # the last value on the grid
+        # The last value on the grid; 3 x 0.1 is 0.3 here.
+        high = float(f"{low + int((high - low) / step + _GRID) * step:.12g}")
     return Parameter(key, text, (), low, high, step, is_log, is_whole)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from trainer.exits import UsageError
 from trainer.tune.parameters import Parameter, Value
@@ -86,7 +86,7 @@ class Search:
                 n_startup_trials=_STARTUP_TRIALS, seed=seed, constant_liar=True
             )
         pruner = optuna.pruners.MedianPruner(_TRIALS_BEFORE_PRUNING, self.warmup_epochs)
-        direction = "maximize" if self.is_maximized else "minimize"
+        direction: Literal["maximize", "minimize"] = "maximize" if self.is_maximized else "minimize"
         study = optuna.create_study(
             sampler=sampler,
             pruner=pruner if self.is_pruning else optuna.pruners.NopPruner(),
