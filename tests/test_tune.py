@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shlex
-import shutil
-import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trainer_process import QUICK, command, error_line, refused, trainer
+from trainer_process import QUICK, error_line, refused, trainer
 
-from trainer.cli.trials import train_trial
-from trainer.cli.tune import Job
 from trainer.exits import UsageError
-from trainer.spec import RunSpec, load_spec
+from trainer.spec import load_spec
 from trainer.storage.store import Store
 from trainer.tune.parameters import Parameter, base_settings, parse_parameters, with_settings
 from trainer.tune.search import Search, best_trial, ranking
@@ -140,21 +134,21 @@ def test_settings_near_good_trials_are_proposed_more_often_than_those_that_faile
     assert sum(float((each or {})["optimizer.learning_rate"]) < 0.4 for each in rates) >= 8
 
 
-def test_a_trial_below_the_median_is_hopeless_and_one_above_is_not() -> None:
+def test_a_trial_below_the_median_is_pruned_and_one_above_is_not() -> None:
     trials = [complete(number, 0.01 + number / 100, {1: 0.3, 2: 0.5 + number / 100}) for number in range(4)]
     search = search_of(RATE)
-    for last, is_pruning, is_hopeless in ((0.4, True, True), (0.6, True, False), (0.4, False, False)):
+    for last, is_pruning, is_pruned in ((0.4, True, True), (0.6, True, False), (0.4, False, False)):
         watch = replace(search, is_pruning=is_pruning).watch(
             Trial(9, {"optimizer.learning_rate": 0.05}), trials
         )
         watch.note(1, 0.2 if last == 0.4 else 0.4)
         watch.note(2, last)
         watch.note(2, 0.0)  # a replay of an epoch changes nothing
-        assert watch.is_hopeless() == is_hopeless
+        assert watch.should_prune() == is_pruned
     early = replace(search, warmup_epochs=3).watch(Trial(9, {"optimizer.learning_rate": 0.05}), trials)
     early.note(1, 0.1)
-    assert not early.is_hopeless()
-    assert not search.watch(Trial(9, {"optimizer.learning_rate": 0.05}), trials[:3]).is_hopeless()
+    assert not early.should_prune()
+    assert not search.watch(Trial(9, {"optimizer.learning_rate": 0.05}), trials[:3]).should_prune()
 
 
 def test_a_loss_is_minimized() -> None:
@@ -219,88 +213,3 @@ def test_what_cannot_be_searched_is_refused_and_nothing_is_written(photos: Path,
     )  # fmt: skip
     refused(done, 2, "pip install 'trainer[tune]'")
     assert not (tmp_path / "runs").exists()
-
-
-def tuned(data: Path, folder: Path) -> list[str | Path]:
-    return [
-        "tune", "--data", data, "--output", folder / "runs", "--run-name", "study", *QUICK, "--trials", "2",
-        "--set", "optimizer.name=sgd", "--parameter", RATE,
-    ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def with_test_images(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The photos, with a split that is called test and none that is called validation."""
-    root = tmp_path_factory.mktemp("split")
-    shutil.copytree(photos, root / "train")
-    for path in sorted((root / "train").glob("*/[67].png")):
-        (root / "test" / path.parent.name).mkdir(parents=True, exist_ok=True)
-        path.rename(root / "test" / path.parent.name / path.name)
-    return root
-
-
-@pytest.mark.engine
-def test_a_stopped_search_continues_without_training_a_finished_trial_again(
-    with_test_images: Path, tmp_path: Path
-) -> None:
-    words = tuned(with_test_images, tmp_path)
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "NO_COLOR": "1"}
-    with subprocess.Popen(command(*words), env=environment, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        next(line for line in process.stderr if line.startswith("trial-001  optimizer"))
-        process.send_signal(signal.SIGTERM)  # to it alone, as a cluster does
-        rest = process.stderr.read()
-        assert process.wait(60) == 143, rest
-    assert "The same command continues the study" in rest
-    study = tmp_path / "runs" / "study"
-    settings = json.loads((study / "trials" / "001.json").read_text())["settings"]
-    before = {path: path.stat().st_mtime_ns for path in (study / "trial-000").rglob("*")}
-    done = trainer(*words, cache=tmp_path / "cache")
-    assert done.returncode == 0, done.stderr
-    assert before == {path: path.stat().st_mtime_ns for path in (study / "trial-000").rglob("*")}
-    summary = json.loads((study / "summary.json").read_text())
-    assert {trial["name"]: trial["state"] for trial in summary["trials"]} == {
-        "trial-000": "complete", "trial-001": "complete",
-    }  # fmt: skip
-    (second,) = [trial for trial in summary["trials"] if trial["name"] == "trial-001"]
-    assert second["settings"] == settings
-    for run in ("trial-000", "trial-001"):
-        splits = json.loads((study / run / "dataset.json").read_text())["splits"]
-        assert {name: each["images"] for name, each in splits.items()} == {"train": 14, "validation": 4}
-        assert "test/" not in (study / run / "metrics.json").read_text()
-    best = shlex.split(summary["command"])
-    assert best[1:] == [
-        "train", *map(str, words[1:5]), *QUICK, "--set", "optimizer.name=sgd", "--set",
-        f"optimizer.learning_rate={summary['trials'][0]['settings']['optimizer.learning_rate']}",
-    ]  # fmt: skip
-    assert (study / "summary.txt").read_text() == done.stdout[: done.stdout.index("summary  ")]
-
-
-@pytest.mark.engine
-def test_a_hopeless_trial_is_stopped_with_a_checkpoint(
-    with_test_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    job = job_of(with_test_images, tmp_path)
-    records = Records(job.store)
-    for number in range(4):
-        records.write(complete(number, 0.01 + number / 100, dict.fromkeys(range(1, 41), 1.0)))
-    records.write(Trial(4, {"optimizer.learning_rate": 1e-4}))
-    assert train_trial(job, 4)
-    trial = Records(job.store).read(4)
-    assert trial is not None
-    assert trial.state == "pruned"
-    assert len(trial.values) == 1
-    assert list((tmp_path / "study" / "trial-004" / "checkpoints").glob("step-*.npz"))
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    assert train_trial(job, 4)  # it has its result
-    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-
-
-def job_of(data: Path, folder: Path) -> Job:
-    from trainer.storage.store import open_store
-
-    settings = [*QUICK[1::2], "optimizer.name=sgd", "train.epochs=40", "data.held_out=validation"]
-    base: RunSpec = load_spec(settings=settings, overrides={"data.source": str(data), "output": str(folder)})
-    store = open_store(str(folder / "study"))
-    return Job(base, store, search_of(RATE), "accuracy", 5, (0, 1), (), ("trainer", "train"))

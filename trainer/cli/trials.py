@@ -20,7 +20,7 @@ from trainer.cli.several import end_of, error_of_run, require_alike, start_train
 from trainer.exits import DivergedError, OutOfMemoryError, UsageError
 from trainer.printable import printable, shown_address
 from trainer.tune.parameters import base_settings, settings_of, with_settings
-from trainer.tune.search import Watch, best_trial
+from trainer.tune.search import METRICS, Watch, best_trial
 from trainer.tune.study import SUMMARY, TABLE, Records, Trial
 from trainer.tune.summary import as_values, lines_of
 
@@ -82,7 +82,7 @@ def _trained(job: Job, trial: Trial, others: list[Trial], records: Records) -> T
     if code:
         training.show_lines()
         if code == UsageError.exit_code or not _has_begun(job, trial):
-            records.forget(trial)
+            records.forget(trial, is_alone=job.share[1] == 1)
         raise error_of_run(trial.run_name, code)
     return _result(job, trial, others)
 
@@ -123,7 +123,7 @@ class _Training:
         if value is None:
             return
         click.echo(f"{self.trial.run_name}  epoch {epoch}/{epochs}  {self.job.metric} {value:.3f}", err=True)
-        if epoch < epochs and self.watch.is_hopeless():
+        if epoch < epochs and self.watch.should_prune():
             # Recorded before the process ends: whatever happens now, the trial stays pruned at this epoch.
             self.pruned = replace(self.trial, state="pruned", value=value, values=dict(self.watch.values))
             self.records.write(self.pruned)
@@ -140,8 +140,6 @@ def _event(line: str) -> dict[str, Any] | None:
 
 def _note(watch: Watch, epoch: int, row: Mapping[str, Any], metric: str) -> float | None:
     """Note the metric of an epoch's row; return it, None for an epoch that was not validated."""
-    from trainer.cli.tune import METRICS
-
     value = row.get(f"validation/{METRICS[metric][0]}")
     if value is None:
         return None
@@ -171,8 +169,6 @@ def _has_begun(job: Job, trial: Trial) -> bool:
 
 def _result(job: Job, trial: Trial, others: list[Trial]) -> Trial:
     """Return the trial with the result of its finished run. Raises DataError if its images are other ones."""
-    from trainer.cli.tune import METRICS
-
     (run,) = _runs(job, [trial])
     first = next((each for each in others if each.state == "complete"), None)
     if first is not None and first.data != run.dataset.get("digest"):

@@ -26,8 +26,6 @@ _SPEC_OF_JOB = "TRAINER_SPEC"
 _DIGITS = 6
 _HELD_OUT = "validation"
 _WARMUP_SHARE = 4
-METRICS = {"accuracy": ("accuracy", "accuracy"), "loss": ("loss", "log_loss")}
-"""By the option: the name in an epoch's row, and that in metrics.json."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +136,7 @@ def _job(
     from trainer.spec import dump_shown_spec, spec_digest
     from trainer.storage.store import open_store
     from trainer.tune.parameters import parse_parameters
-    from trainer.tune.search import Search, require_optuna
+    from trainer.tune.search import METRICS, Search, require_optuna
     from trainer.tune.study import BASE, open_study
 
     require_optuna()

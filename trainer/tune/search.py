@@ -19,6 +19,8 @@ from trainer.tune.study import Trial
 if TYPE_CHECKING:
     import optuna
 
+METRICS = {"accuracy": ("accuracy", "accuracy"), "loss": ("loss", "log_loss")}
+"""By the option: the name in an epoch's row, and that in metrics.json."""
 _TPE_ATTEMPTS, _ATTEMPTS = 8, 200
 _STARTUP_TRIALS = 10
 """Random ones, before TPE has enough to learn from."""
@@ -111,7 +113,7 @@ class Watch:
             self.values[epoch] = value
             self._trial.report(value, epoch)
 
-    def is_hopeless(self) -> bool:
+    def should_prune(self) -> bool:
         """Return whether its best value so far is worse than the median of the others at this epoch."""
         return self._trial.should_prune()
 

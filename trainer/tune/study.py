@@ -86,10 +86,10 @@ class Records:
         )
         return [trial for number in numbers if (trial := self.read(number)) is not None]
 
-    def forget(self, trial: Trial) -> None:
-        """Remove a trial that could not begin, and the study if it has no other trial."""
+    def forget(self, trial: Trial, is_alone: bool) -> None:
+        """Remove a trial that could not begin; if nobody else works on the study and it has no other, all."""
         self.store.remove(_name(trial.number))
-        if not self.all():
+        if is_alone and not self.all():
             for name in (BASE, STUDY):
                 self.store.remove(name)
 
@@ -101,14 +101,14 @@ def open_study(store: Store, about: Mapping[str, Any], base: str) -> dict[str, A
     Raises UsageError if another study, or something else, is there.
     """
     if store.read(STUDY) is None:
-        if store.entries():
+        # Another machine may begin the study at this moment; study.json is the first file of each.
+        if store.entries() and store.read(STUDY) is None:
             raise UsageError(
                 "The folder of the study holds something else; choose another --run-name or --output. "
                 f"Received: {store.uri}"
             )
-        store.require_writable()
-        store.write(BASE, base.encode())
         store.create(STUDY, json.dumps({"format": _FORMAT, **about}, indent=2).encode())
+        store.create(BASE, base.encode())
     found = store.read(STUDY)
     known = _mapping(found.data if found else b"", store.at(STUDY))
     changed = [key for key, value in about.items() if key != "start_from" and known.get(key) != value]
