@@ -112,6 +112,7 @@ def test_proposals_depend_on_the_seed_and_the_trials_alone_and_fit_the_schema() 
         with_settings(base, settings)
         assert settings["train.global_batch_size"] in range(8, 65, 8)
         trials.append(Trial(number, settings, "complete", 1 / (1 + number), {1: 0.5}))
+    assert search.propose(0, []) != search.propose(1, [])
     assert search_of(*texts, seed=8).propose(3, trials[:3]) != search.propose(3, trials[:3])
     assert len({json.dumps(dict(each.settings)) for each in trials}) == 14
 
@@ -121,7 +122,7 @@ def test_a_search_ends_when_all_combinations_were_tried() -> None:
     trials: list[Trial] = []
     while (settings := search.propose(len(trials), trials)) is not None:
         trials.append(Trial(len(trials), settings, "failed"))
-    assert len(trials) == 4
+    assert len({json.dumps(dict(trial.settings)) for trial in trials}) == len(trials) == 4
 
 
 def test_settings_near_good_trials_are_proposed_more_often_than_those_that_failed() -> None:
