@@ -243,7 +243,10 @@ def repeat_options(command: Command) -> Command:
 
 def tune_options(command: Command) -> Command:
     """Add the options that describe a spec, where its runs are kept, and the accelerator that each needs."""
-    return _with(command, (*_WHAT, *_WHERE[:2], *_HOW))
+    name = click.option(
+        "--run-name", metavar="NAME", help="Name of the study; an unfinished one is continued."
+    )
+    return _with(command, (*_WHAT, _WHERE[0], name, *_HOW))
 
 
 def run_options(command: Command) -> Command:

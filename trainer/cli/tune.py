@@ -132,6 +132,7 @@ def _job(
 ) -> Job:
     from trainer.cli.places import program
     from trainer.cli.several import find_common_start, with_start
+    from trainer.data.fetch import require_source
     from trainer.hosts import read_share
     from trainer.spec import dump_shown_spec, spec_digest
     from trainer.storage.store import open_store
@@ -140,6 +141,7 @@ def _job(
     from trainer.tune.study import BASE, open_study
 
     require_optuna()
+    require_source(spec.data.source)
     base = _base(spec)
     parameters = parse_parameters(texts, base)
     about = {
