@@ -8,6 +8,9 @@ import shlex
 import shutil
 import signal
 import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -42,6 +45,27 @@ def with_test_images(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return root
 
 
+def is_alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@contextmanager
+def begun(
+    words: list[str | Path], environment: dict[str, str]
+) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """Yield a search whose first trial has begun, and the process of that trial."""
+    with subprocess.Popen(command(*words), env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        next(line for line in process.stderr if line.startswith("trial-000  optimizer"))
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while not children.read_text():
+            time.sleep(0.1)
+        yield process, int(children.read_text().split()[0])
+
+
 @pytest.mark.engine
 def test_a_stopped_search_continues_without_training_a_finished_trial_again(
     with_test_images: Path, tmp_path: Path
@@ -52,6 +76,15 @@ def test_a_stopped_search_continues_without_training_a_finished_trial_again(
     done = subprocess.run(command(*words), env=worker, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "1 of 2 trials are finished" in done.stdout
+    for victim in ("trial", "search"):
+        with begun(words, environment) as (process, child):
+            os.kill(child if victim == "trial" else process.pid, signal.SIGKILL)
+            assert process.wait(60) == (137 if victim == "trial" else -signal.SIGKILL)
+            while is_alive(child):  # without its parent it ends by itself
+                time.sleep(0.1)
+    assert Records(open_store(str(tmp_path / "runs" / "study"))).read(0) == Trial(
+        0, {"optimizer.learning_rate": 0.001}
+    )
     with subprocess.Popen(command(*words), env=environment, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         next(line for line in process.stderr if line.startswith("trial-000  epoch 1/2"))

@@ -114,15 +114,16 @@ def start_training(
 
 
 def end_of(child: subprocess.Popen[str], work: Callable[[], object]) -> int:
-    """Return the exit code of `child` after `work`, which waits for it; a stop is passed on to it."""
+    """Return the exit code of `child` after `work`, which follows it; a stop is passed on to it."""
     try:
         work()
+        child.wait()
     except StoppedError:
         child.terminate()
         child.communicate()
         raise
     # What a signal ended has the code that a shell gives it.
-    code = child.wait()
+    code = child.returncode
     return code if code >= 0 else _SIGNALLED - code
 
 

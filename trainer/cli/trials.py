@@ -17,7 +17,7 @@ import click
 
 from trainer.cli.compare import read_runs
 from trainer.cli.several import end_of, error_of_run, require_alike, start_training
-from trainer.exits import DivergedError, OutOfMemoryError, UsageError
+from trainer.exits import AcceleratorError, DataError, DivergedError, OutOfMemoryError, UsageError
 from trainer.printable import printable, shown_address
 from trainer.tune.parameters import base_settings, settings_of, with_settings
 from trainer.tune.search import METRICS, Watch, best_trial
@@ -37,6 +37,8 @@ _FAILURES = {
     UsageError.exit_code: "the settings do not fit the data",
 }
 """How a trial may end without the whole study: with its own settings as the cause."""
+_UNUSABLE = (DataError.exit_code, AcceleratorError.exit_code)
+"""Of what all trials have in common."""
 
 
 def train_trial(job: Job, number: int) -> bool:
@@ -75,16 +77,21 @@ def _trained(job: Job, trial: Trial, others: list[Trial], records: Records) -> T
     code = training.run()
     if training.pruned is not None:
         return training.pruned
-    if code in _FAILURES and (
-        code != UsageError.exit_code or any(each.state == "complete" for each in others)
-    ):
+    if _is_failure(code, others) and not training.was_killed:
         return replace(trial, state="failed", why=_FAILURES[code])
     if code:
         training.show_lines()
-        if code == UsageError.exit_code or not _has_begun(job, trial):
+        if code == UsageError.exit_code or (code in _UNUSABLE and not _has_begun(job, trial)):
             records.forget(trial, is_alone=job.share[1] == 1)
         raise error_of_run(trial.run_name, code)
     return _result(job, trial, others)
+
+
+def _is_failure(code: int, others: list[Trial]) -> bool:
+    """Return whether a trial ended because of its own settings, so that the search goes on without it."""
+    if code == UsageError.exit_code:  # of the spec itself, if no trial was ever trained
+        return any(each.state == "complete" for each in others)
+    return code in _FAILURES
 
 
 class _Training:
@@ -93,6 +100,7 @@ class _Training:
     def __init__(self, job: Job, trial: Trial, spec: RunSpec, watch: Watch, records: Records) -> None:
         self.job, self.trial, self.spec, self.watch, self.records = job, trial, spec, watch, records
         self.pruned: Trial | None = None
+        self.was_killed = False
         self._lines: deque[str] = deque(maxlen=_LAST_LINES)
 
     def run(self) -> int:
@@ -100,7 +108,9 @@ class _Training:
         child = start_training(
             self.spec, self.job.words, is_alone=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
-        return end_of(child, lambda: self._follow(child))
+        code = end_of(child, lambda: self._follow(child))
+        self.was_killed = child.returncode < 0
+        return code
 
     def show_lines(self) -> None:
         """Print the error of the process, or else its last lines."""
