@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import IO, TYPE_CHECKING
 
-from trainer.exits import DataError, StoppedError, TrainerError, UsageError, error_of
+from trainer.exits import DataError, TrainerError, UsageError, error_of
 from trainer.hosts.place import PROCESS_VARIABLES
 
 if TYPE_CHECKING:
@@ -114,11 +114,11 @@ def start_training(
 
 
 def end_of(child: subprocess.Popen[str], work: Callable[[], object]) -> int:
-    """Return the exit code of `child` after `work`, which follows it; a stop is passed on to it."""
+    """Return the exit code of `child` after `work`, which follows it; an error or a stop ends it, too."""
     try:
         work()
         child.wait()
-    except StoppedError:
+    except BaseException:
         child.terminate()
         child.communicate()
         raise

@@ -105,10 +105,10 @@ class _Training:
 
     def run(self) -> int:
         """Train; return the exit code. Raises StoppedError once the process has saved and ended."""
-        child = start_training(
+        with start_training(
             self.spec, self.job.words, is_alone=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        code = end_of(child, lambda: self._follow(child))
+        ) as child:
+            code = end_of(child, lambda: self._follow(child))
         self.was_killed = child.returncode < 0
         return code
 
