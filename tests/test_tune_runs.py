@@ -82,6 +82,7 @@ def test_a_stopped_search_continues_without_training_a_finished_trial_again(
             assert process.wait(60) == (137 if victim == "trial" else -signal.SIGKILL)
             while is_alive(child):  # without its parent it ends by itself
                 time.sleep(0.1)
+    assert not (tmp_path / "runs" / "study" / "trial-000" / "_SUCCESS").exists()
     assert Records(open_store(str(tmp_path / "runs" / "study"))).read(0) == Trial(
         0, {"optimizer.learning_rate": 0.001}
     )

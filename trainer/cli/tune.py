@@ -161,9 +161,11 @@ def _job(
     )
     words = ("--require-accelerator", given["require_accelerator"]) if given["require_accelerator"] else ()
     own = _own_words(given)
+    # The best settings are for a model of all training images.
+    whole = ["--set", "data.held_out=auto"] if spec.data.held_out != "auto" else []
     return Job(
         base, store, search, metric, trials, share, words,
-        (program(), "train", *(own or [store.at(BASE)])),
+        (program(), "train", *(own or [store.at(BASE)]), *whole),
     )  # fmt: skip
 
 
