@@ -49,6 +49,7 @@ ROOMS = (
     "run",
     "compare",
     "release",
+    "tune",
     "launch",
     "cli",
     "task",

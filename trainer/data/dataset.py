@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from trainer.data.contents import content_digest, split_digest
 from trainer.data.holding import Rows, View
 from trainer.data.ingest import Ingested
 from trainer.data.items import SPLITS, Item, Rejection, Source
-from trainer.data.split import BY_SOURCE, STRATIFIED, assign_splits
+from trainer.data.split import BY_SOURCE, STRATIFIED, assign_splits, training_items
 from trainer.printable import shown_address
 from trainer.spec.schema import DataSpec
 
@@ -104,11 +104,24 @@ def assemble(
     tried = len(candidates) + sum(rejection.damaged for rejection in left_out)
     require_few_rejected(tried, rejected, spec.max_rejected)
     require_classes((item.label for item in candidates), (item.label for item in found.items))
+    if spec.held_out == "train" and all(item.split is None for item in found.items):
+        found = _training_part(found, spec.validation_fraction)
     items = assign_splits(found.items, found.contents, spec.validation_fraction)
     require_full_splits(items)
     split_by = BY_SOURCE if items == list(found.items) else STRATIFIED
     duplicates = find_duplicates(items, found.contents)
     return _assembled(items, found, rejected, duplicates, (spec.source, layout, split_by), warnings)
+
+
+def _training_part(found: Ingested, fraction: float) -> Ingested:
+    """Return what was decoded without the images that a run on all of it would hold out."""
+    kept = training_items(found.items, found.contents, fraction)
+    return replace(
+        found,
+        items=tuple(found.items[index] for index in kept),
+        contents=tuple(found.contents[index] for index in kept),
+        rows=found.rows[np.asarray(kept, np.int64)],
+    )
 
 
 def _assembled(
