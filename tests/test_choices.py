@@ -91,13 +91,8 @@ def test_every_setting_that_is_given_wins() -> None:
 def test_a_spec_with_open_choices_is_written_without_defaults_and_one_without_is_whole() -> None:
     spec = load_spec(recipe="auto", overrides={"data.source": "photos"}, settings=["seed=3"])
     assert parse_spec(dump_spec(spec), "spec") == spec
-    assert dump_spec(spec).splitlines() == [
-        "choose: auto",
-        "data:",
-        "  source: photos",
-        "recipe: auto",
-        "seed: 3",
-    ]
+    written = {"choose: auto", "data:", "  source: photos", "recipe: auto", "seed: 3"}
+    assert set(dump_spec(spec).splitlines()) == written
     whole = with_choices(spec, choose("auto", PHOTOS).settings)
     assert load_spec(text=dump_spec(whole)) == whole
 

@@ -19,15 +19,16 @@ from trainer.data.progress import SilentProgress
 from trainer.evaluate import Evaluator
 from trainer.exits import StoppedError, UsageError
 from trainer.model.pretrained import backbone_of, head_of, stages_of
-from trainer.spec import load_spec
+from trainer.model.weights import find_weights, load_weights
+from trainer.spec import PretrainedSpec, load_spec
 from trainer.spec.finetune import FinetuneSpec
-from trainer.train import Learner
+from trainer.train import Learner, TrainResult
 from trainer.train.features import Features, build_features
 from trainer.train.phases import epochs_of_phases
 from trainer.train.probe import fit_probe, fold_of
 
 BACKBONE = [
-    "data.image_size=16", "model={family: pretrained, dropout: 0.2}", "train.global_batch_size=16",
+    "data.image_size=16", "model={family: pretrained, dropout: 0.2}", "train.global_batch_size=22",
     "train.deterministic=true", "train.precision=float32", "optimizer.learning_rate=0.01",
 ]  # fmt: skip
 PHASES = [
@@ -76,9 +77,11 @@ def weights_by_part(learner: Learner) -> list[list[np.ndarray]]:
     return [[weight.numpy() for weight in part] for part in parts]
 
 
-def test_each_phase_changes_its_weights_alone_and_statistics_stay_equal_to_the_bit(
-    dataset: Dataset, tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def whole(
+    dataset: Dataset, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Learner, TrainResult, list[list[list[np.ndarray]]]]:
+    """A training through all phases, its result, and the weights before it and after each epoch."""
     spec = load_spec(settings=PHASES)
     learner = learner_for(spec, dataset)
     weights = [weights_by_part(learner)]
@@ -87,7 +90,12 @@ def test_each_phase_changes_its_weights_alone_and_statistics_stay_equal_to_the_b
         def on_epoch(self, row: Mapping[str, Any], epochs: int) -> None:
             weights.append(weights_by_part(learner))
 
-    do_train(spec, dataset, tmp_path, Watching(), learner=learner)
+    _, result = do_train(spec, dataset, tmp_path_factory.mktemp("whole"), Watching(), learner=learner)
+    return learner, result, weights
+
+
+def test_each_phase_changes_its_weights_alone_and_statistics_stay_equal_to_the_bit(whole: Any) -> None:
+    _, _, weights = whole
     changed = [
         [
             any((one != other).any() for one, other in zip(*parts, strict=True))
@@ -102,22 +110,18 @@ def test_each_phase_changes_its_weights_alone_and_statistics_stay_equal_to_the_b
 
 
 @pytest.mark.engine
-def test_a_run_stopped_in_any_phase_goes_on_to_the_same_bits(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_run_stopped_between_phases_goes_on_to_the_same_bits(
+    whole: Any, dataset: Dataset, tmp_path: Path
+) -> None:
+    learner, result, _ = whole
     spec = load_spec(settings=[*PHASES, "train.steps_per_call=1"])
-    whole, result = do_train(spec, dataset, tmp_path / "whole")
-    for stop_at in (
-        3,
-        4,
-        6,
-        8,
-    ):  # after the fit, within the last stage's epoch, at its end, within that of all
-        with pytest.raises(StoppedError):
-            do_train(spec, dataset, tmp_path / str(stop_at), stop_at=stop_at)
-        shutil.rmtree(tmp_path / str(stop_at) / "cache")  # as on another machine
-        again, resumed = do_train(spec, dataset, tmp_path / str(stop_at))
-        assert untimed(resumed.history) == untimed(result.history)
-        for name, value in values(whole).items():
-            np.testing.assert_array_equal(value, values(again)[name], err_msg=name)
+    with pytest.raises(StoppedError):
+        do_train(spec, dataset, tmp_path, stop_at=3)  # within the epoch of the last stage
+    shutil.rmtree(tmp_path / "cache")  # as on another machine
+    again, resumed = do_train(spec, dataset, tmp_path)
+    assert untimed(resumed.history) == untimed(result.history)
+    for name, value in values(learner).items():
+        np.testing.assert_array_equal(value, values(again)[name], err_msg=name)
 
 
 def test_cached_features_answer_as_the_whole_model_and_are_computed_once(
@@ -227,7 +231,15 @@ def test_a_head_is_trained_in_steps_on_cached_features_where_nothing_is_augmente
     dataset: Dataset, tmp_path: Path
 ) -> None:
     steps = [*BACKBONE, "train.epochs=4", "train.finetune={probe: steps, frozen_epochs: 4}"]
-    learner, result = do_train(load_spec(settings=steps), dataset, tmp_path / "cached")
+    spec = load_spec(settings=steps)
+    learner = learner_for(spec, dataset)
+    if not isinstance(spec.model, PretrainedSpec):
+        raise AssertionError("The model is pretrained.")
+    weights = find_weights(spec.model, tmp_path, SilentProgress())
+    assert weights is not None
+    load_weights(backbone_of(learner.inference_model), weights)
+    learner.take_inference_weights()
+    _, result = do_train(spec, dataset, tmp_path / "cached", learner=learner)
     assert result.history[-1]["train/loss"] < result.history[0]["train/loss"]
     assert list((tmp_path / "cached" / "cache").rglob("*.npy"))
     backbone = [each.numpy() for each in backbone_of(learner.model).weights]
