@@ -242,11 +242,11 @@ def test_a_head_is_trained_in_steps_on_cached_features_where_nothing_is_augmente
     _, result = do_train(spec, dataset, tmp_path / "cached", learner=learner)
     assert result.history[-1]["train/loss"] < result.history[0]["train/loss"]
     assert list((tmp_path / "cached" / "cache").rglob("*.npy"))
-    backbone = [each.numpy() for each in backbone_of(learner.model).weights]
-    spec = load_spec(
-        settings=[*steps, "augment.flip=horizontal", "train.epochs=1", "train.finetune.frozen_epochs=1"]
-    )
-    again, _ = do_train(spec, dataset, tmp_path / "augmented")
+    shorter = ["augment.flip=horizontal", "train.epochs=1", "train.finetune.frozen_epochs=1"]
+    spec = load_spec(settings=[*steps, *shorter])
+    learner = learner_for(spec, dataset)
+    before = [each.numpy() for each in backbone_of(learner.model).weights]
+    do_train(spec, dataset, tmp_path / "augmented", learner=learner)
     assert not list((tmp_path / "augmented" / "cache").rglob("*.npy"))
-    for before, after in zip(backbone, backbone_of(again.model).weights, strict=True):
-        np.testing.assert_array_equal(before, after.numpy())
+    for one, other in zip(before, backbone_of(learner.model).weights, strict=True):
+        np.testing.assert_array_equal(one, other.numpy())
