@@ -20,7 +20,6 @@ REQUIRES = [
     "google-cloud-storage>=3.1",  # reads and writes gs:// with preconditions and checksums
     "jinja2>=3.1.6",  # the template of report.html, escaping what it is given
     "matplotlib>=3.9",  # the plots of the report
-    "h5py>=3.11",  # reads files of pretrained weights
     "numpy>=1.26",  # arrays between the rooms, and the image cache
     "pillow>=11.3",  # converts TIFF, AVIF and others when they are read; draws the report's thumbnails
     "pydantic>=2.9",  # validates the spec
@@ -37,6 +36,7 @@ REQUIRES = [
 KERAS = [
     "keras>=3.13.2; python_version >= '3.11'",
     "keras>=3.12.1,<3.13; python_version < '3.11'",
+    "h5py>=3.11",  # Keras's own; reads files of pretrained weights
 ]
 # TensorFlow no longer brings it, and its summary writer fails without it.
 TENSORBOARD = "tensorboard>=2.20"

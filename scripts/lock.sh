@@ -25,8 +25,8 @@ compile() {
 }
 
 # Everything else follows cpu, so that one package has one version wherever it can.
-compile requirements-cpu.lock --extra cpu "$@"
-compile requirements-gpu.lock --extra gpu --constraint requirements-cpu.lock "$@"
-compile requirements-tpu.lock --extra tpu "$@"
+compile requirements-cpu.lock --extra cpu --extra pretrained "$@"
+compile requirements-gpu.lock --extra gpu --extra pretrained --constraint requirements-cpu.lock "$@"
+compile requirements-tpu.lock --extra tpu --extra pretrained "$@"
 compile requirements-test.lock --extra test --constraint requirements-cpu.lock "$@"
 rm -rf -- trainer.egg-info

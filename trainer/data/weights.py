@@ -154,8 +154,8 @@ def _given(weights: str, cache_dir: Path, progress: Progress, patience: Patience
         path = Path(without_scheme(weights)).expanduser()
     if not path.is_file():
         raise DataError(
-            "There is no such file of weights; model.weights is default, none, a path, or an https:// or gs:// "
-            f"URI. Received: {shown_address(weights)}"
+            "There is no such file of weights; model.weights is default, none, a path, or an https:// or "
+            f"gs:// URI. Received: {shown_address(weights)}"
         )
     return _described(path, bare_address(weights), None, cache_dir, progress)
 

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from trainer.spec.augment import AugmentSpec
 from trainer.spec.checked import Blocks, Checked, Count, Filters, Fraction, NonNegative, Positive
-from trainer.spec.pretrained import PretrainedSpec
+from trainer.spec.pretrained import LEAST_SIDE, PretrainedSpec
 from trainer.spec.publish import PublishSpec
 
 RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
@@ -244,6 +244,11 @@ class RunSpec(Checked):
                 raise ValueError("crops of another size than data.image_size need model.family residual")
             if self.model.last_side(size) < 1:
                 raise ValueError("data.image_size is too small for so many layers in model.filters")
+        if isinstance(self.model, PretrainedSpec) and min(sides) < LEAST_SIDE:
+            raise ValueError(
+                f"model.family pretrained takes pictures of at least {LEAST_SIDE} pixels a side; set "
+                f"data.image_size, and augment.crop where it is used. Received: {min(sides)}"
+            )
         return self
 
     @model_validator(mode="after")
