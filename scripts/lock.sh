@@ -25,9 +25,9 @@ compile() {
 }
 
 # Everything else follows cpu, so that one package has one version wherever it can. The images can search
-# settings: jobs of a cluster do.
-compile requirements-cpu.lock --extra cpu --extra tune "$@"
-compile requirements-gpu.lock --extra gpu --extra tune --constraint requirements-cpu.lock "$@"
-compile requirements-tpu.lock --extra tpu --extra tune "$@"
+# settings, as jobs of a cluster do, and train from pretrained weights without a network.
+compile requirements-cpu.lock --extra cpu --extra tune --extra pretrained "$@"
+compile requirements-gpu.lock --extra gpu --extra tune --extra pretrained --constraint requirements-cpu.lock "$@"
+compile requirements-tpu.lock --extra tpu --extra tune --extra pretrained "$@"
 compile requirements-test.lock --extra test --constraint requirements-cpu.lock "$@"
 rm -rf -- trainer.egg-info

@@ -28,7 +28,7 @@ from trainer.train.phases import epochs_of_phases
 from trainer.train.probe import fit_probe, fold_of
 
 BACKBONE = [
-    "data.image_size=16", "model={family: pretrained, dropout: 0.2}", "train.global_batch_size=22",
+    "data.image_size=32", "model={family: pretrained, dropout: 0.2}", "train.global_batch_size=22",
     "train.deterministic=true", "train.precision=float32", "optimizer.learning_rate=0.01",
 ]  # fmt: skip
 PHASES = [

@@ -7,6 +7,7 @@ backbone, in a learner that hasn't begun; optimizer, schedule and everything els
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -52,17 +53,14 @@ def begin(
     cache_dir: Path,
     screen: Screen,
 ) -> Start:
-    """Return what the run begins with, or began with; another run's or pretrained weights, where wanted, are
-    put in.
+    """Return what the run begins with, or began with; another run's or pretrained weights are put in.
 
     Raises UsageError for a run or a file of weights that isn't there, and for weights of another network.
     """
     agreement = Agreement(cluster.peers)
     run = _find_run(spec.train.start_from, folder) if cluster.is_chief else None
     place = _begin_with(learner, dataset.class_names, run, agreement, cache_dir, screen)
-    weights = _pretrain(
-        spec, learner, agreement, cache_dir, screen, has_readable(folder.checkpoints) or bool(place)
-    )
+    weights = _pretrain(spec, learner, agreement, cache_dir, screen, folder.checkpoints, bool(place))
     if place:
         screen.on_fact("start", f"with the weights of {place}")
     elif not folder.newest_checkpoint and spec.train.start_from in _NONE_YET:
@@ -76,28 +74,34 @@ def begin(
 
 
 def _pretrain(
-    spec: RunSpec, learner: Learner, agreement: Agreement, cache_dir: Path, screen: Screen, has_newer: bool
-) -> dict[str, str | None]:
-    """Put pretrained weights into the backbones of all processes, unless the chief `has_newer` ones.
+    spec: RunSpec,
+    learner: Learner,
+    agreement: Agreement,
+    cache_dir: Path,
+    screen: Screen,
+    checkpoints: Path,
+    is_started: bool,
+) -> Mapping[str, str | None] | None:
+    """Put pretrained weights into the backbones of all processes, unless the chief has newer ones.
 
-    Returns what environment.json says of them, nothing for fresh ones. Raises what finding and reading them
-    raises.
+    Those are of another run (`is_started`) or of a checkpoint.
+
+    Returns what environment.json has of them, None for fresh ones. Raises what finding and reading raises.
     """
     if not isinstance(spec.model, PretrainedSpec):
-        return {}
-    record = None
-    if agreement.is_chief and (file := find_weights(spec.model, cache_dir, screen)) is not None:
-        record = {"origin": file.origin, "sha256": file.sha256, "licence": file.licence}
-        if not has_newer:
-            load_weights(backbone_of(learner.fill_inference_model()), file)
+        return None
+    file = find_weights(spec.model, cache_dir, screen) if agreement.is_chief else None
+    record = None if file is None else file.record()
+    if file is not None:
         screen.on_fact("weights", f"{file.origin}, licence {file.licence or 'not known'}")
-    has_newer = agreement.value(has_newer)
-    if has_newer:
-        return agreement.value(record) or {}
-    record = agreement.state(learner.answering_variables(), record)
-    if record is not None:
+    has_newer = agreement.value(is_started or has_readable(checkpoints))
+    if file is not None and not has_newer:
+        load_weights(backbone_of(learner.fill_inference_model()), file)
+    variables = {} if has_newer else learner.answering_variables()
+    shared: Mapping[str, str | None] | None = agreement.state(variables, record)
+    if shared is not None and not has_newer:
         learner.take_inference_weights()
-    return record or {}
+    return shared
 
 
 def _find_run(start_from: str, folder: RunFolder) -> Store | None:

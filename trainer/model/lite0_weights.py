@@ -24,18 +24,20 @@ def lite0_arrays(arrays: Arrays) -> dict[str, list[np.ndarray[Any, Any]]]:
     for stage, (blocks, *_) in enumerate(STAGES, 1):
         for block in range(1, blocks + 1):
             for part, (convolution, norm) in _PARTS.items():
-                name, before = f"stage{stage}_block{block}_{part}", f"_blocks.{index}."
-                if f"{before}{convolution}.weight" in arrays:
-                    found |= _pair(arrays, name, before + convolution, before + norm)
+                before = f"_blocks.{index}."
+                found |= _pair(
+                    arrays, f"stage{stage}_block{block}_{part}", before + convolution, before + norm
+                )
             index += 1
-    return found
+    return {name: values for name, values in found.items() if values}
 
 
 def _pair(arrays: Arrays, name: str, convolution: str, norm: str) -> dict[str, list[np.ndarray[Any, Any]]]:
-    kernel = arrays[f"{convolution}.weight"]
+    """Return the arrays of a convolution and of the normalisation after it."""
+    kernels = [arrays[key] for key in (f"{convolution}.weight",) if key in arrays]
     # [out, in, height, width]; of a depthwise one in is 1, and out is what we have as in.
     axes = (2, 3, 0, 1) if name.endswith("depthwise") else (2, 3, 1, 0)
     return {
-        f"{name}_conv": [kernel.transpose(axes)],
-        f"{name}_norm": [arrays[f"{norm}.{each}"] for each in _NORM],
+        f"{name}_conv": [each.transpose(axes) for each in kernels if each.ndim == len(axes)],
+        f"{name}_norm": [arrays[f"{norm}.{each}"] for each in _NORM if f"{norm}.{each}" in arrays],
     }

@@ -86,7 +86,7 @@ def read_torch_file(path: Path) -> Arrays:
         ) from None
     except _DAMAGE as error:
         raise DataError(
-            "This is no file of PyTorch weights, or it is damaged; get it again. "
+            "This is no file of weights (.weights.h5, .h5, .keras), or it is damaged; get it again. "
             f"Received: {path} ({str(error)[:100] or type(error).__name__})"
         ) from None
 

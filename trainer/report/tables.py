@@ -124,6 +124,7 @@ def facts(inputs: ReportInputs, settings: Mapping[str, Any]) -> list[tuple[str, 
         ("Optimizer", _optimizer_text(settings, environment)),
         ("Augmentation", augment_text(settings)),
         ("Began with", str(environment.get("started_from") or "")),
+        ("Weights", _weights_text(environment)),
         ("Devices", str(environment.get("devices") or "")),
         ("Precision", str(environment.get("precision") or "")),
         ("Seed", str(settings.get("seed", environment.get("seed", "")))),
@@ -133,6 +134,14 @@ def facts(inputs: ReportInputs, settings: Mapping[str, Any]) -> list[tuple[str, 
         ("Host", ", ".join(str(environment[key]) for key in ("host", "system") if environment.get(key))),
     ]
     return [(name, text) for name, text in found if text]
+
+
+def _weights_text(environment: Mapping[str, Any]) -> str:
+    weights = environment.get("weights") or {}
+    if not weights:
+        return ""
+    licence = weights.get("licence") or "licence unknown"
+    return f"{weights.get('origin')}, {licence}, sha256 {weights.get('sha256')}"
 
 
 def command_text(environment: Mapping[str, Any]) -> str:

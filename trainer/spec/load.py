@@ -116,13 +116,16 @@ def has_secret(spec: RunSpec) -> bool:
     return dump_shown_spec(spec) != dump_spec(spec)
 
 
-def spec_digest(spec: RunSpec) -> str:
+def spec_digest(spec: RunSpec, weights_sha256: str = "") -> str:
     """Return the sha256, 64 hex digits, of everything in `spec` that can change the result.
 
     Addresses count without passwords and queries: a URL with a new signature is of the same data, and what
-    other data it may bring shows in their own digest.
+    other data it may bring shows in their own digest. With `weights_sha256`, of a pretrained model's file,
+    the weights count by that and not by where they are.
     """
     values = shown_values(spec.model_dump(mode="json", exclude=_UNHASHED), bare_address)
+    if weights_sha256:
+        values["model"]["weights"] = f"sha256:{weights_sha256}"
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

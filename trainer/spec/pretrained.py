@@ -13,6 +13,8 @@ from trainer.spec.checked import Checked
 
 DEFAULT_WEIGHTS, NO_WEIGHTS = "default", "none"
 """What `model.weights` may be besides a path or URI."""
+LEAST_SIDE = 32
+"""Every backbone halves its input five times."""
 
 
 class PretrainedSpec(Checked):

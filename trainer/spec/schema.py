@@ -15,7 +15,7 @@ from trainer.spec.checked import Checked, Count, Fraction, NonNegative, Positive
 from trainer.spec.finetune import FinetuneSpec
 from trainer.spec.networks import PlainSpec, ResidualSpec
 from trainer.spec.pixels import PixelFormat
-from trainer.spec.pretrained import NO_WEIGHTS, PretrainedSpec
+from trainer.spec.pretrained import LEAST_SIDE, NO_WEIGHTS, PretrainedSpec
 from trainer.spec.publish import PublishSpec
 
 RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
@@ -246,6 +246,11 @@ class RunSpec(Checked):
                 raise ValueError("crops of another size than data.image_size need model.family residual")
             if self.model.last_side(size) < 1:
                 raise ValueError("data.image_size is too small for so many layers in model.filters")
+        if isinstance(self.model, PretrainedSpec) and min(sides) < LEAST_SIDE:
+            raise ValueError(
+                f"model.family pretrained takes pictures of at least {LEAST_SIDE} pixels a side; set "
+                f"data.image_size, and augment.crop where it is used. Received: {min(sides)}"
+            )
         return self
 
     @model_validator(mode="after")
