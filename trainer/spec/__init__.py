@@ -16,7 +16,7 @@ from trainer.spec.load import (
     spec_changes,
     spec_digest,
 )
-from trainer.spec.pixels import PIXEL_SETTINGS, PixelFormat
+from trainer.spec.pixels import PIXEL_SETTINGS, PixelFormat, format_size, sides_of
 from trainer.spec.schema import (
     SCRATCH,
     USUAL_RATES,
@@ -49,10 +49,12 @@ __all__ = [
     "TrainSpec",
     "dump_shown_spec",
     "dump_spec",
+    "format_size",
     "has_secret",
     "load_spec",
     "parse_spec",
     "read_spec",
+    "sides_of",
     "spec_changes",
     "spec_digest",
 ]

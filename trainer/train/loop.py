@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from trainer.augment import crop_side
+from trainer.augment import find_view
 from trainer.cluster import Cluster
 from trainer.data.dataset import Dataset
 from trainer.exits import DivergedError, StoppedError
@@ -120,14 +120,14 @@ class Loop:
         epoch, steps = self._epoch(), self.learner.steps_per_epoch
         if self.standing.step == epoch * steps:
             self.standing.begin_epoch()
-        side = crop_side(self.spec.augment, self.spec.data.image_size, epoch, self.spec.train.epochs)
+        view = find_view(self.spec.augment, self.spec.data.image_size, epoch, self.spec.train.epochs)
         self.clock = Clock(self.feed, self.standing)
         while self.standing.step < (epoch + 1) * steps:
             block = next(self._blocks)  # none of them reaches into the next epoch
             self.pace.make_room(self.standing.step + block.steps)
             with self.profile.around(block):
                 started = time.perf_counter()
-                self.standing.add(self.stepper.run(block, side))
+                self.standing.add(self.stepper.run(block, view))
                 wanted = self._block_steps(block.steps, time.perf_counter() - started)
             if not self.standing.is_finite():
                 return False
