@@ -26,10 +26,10 @@ from trainer.export import Golden, export_model, load_model, verify_export
 from trainer.model import build_inference_model
 from trainer.spec import load_spec
 
-SIDE = 24
+SIDES = (24, 20)
 CLASS_NAMES = ("cats", "ação", "дом")
 DATA = load_spec(
-    settings=[f"data={{image_size: {SIDE}, resize: crop, crop_fraction: 0.9, interpolation: bicubic}}"]
+    settings=[f"data={{image_size: {list(SIDES)}, resize: crop, crop_fraction: 0.9, interpolation: bicubic}}"]
 ).data
 
 
@@ -70,7 +70,7 @@ PICTURES = {
 @pytest.fixture(scope="module")
 def model() -> keras.Model:
     spec = load_spec(settings=["model={family: residual, stem_filters: 4, filters: [8], blocks: [1]}"])
-    return build_inference_model(spec.model, len(CLASS_NAMES), SIDE)
+    return build_inference_model(spec.model, len(CLASS_NAMES), SIDES)
 
 
 @pytest.fixture(scope="module")

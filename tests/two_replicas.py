@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 from small_training import split
 
+from trainer.augment import EpochView
 from trainer.cluster import Cluster, find_cluster
 from trainer.evaluate import Evaluator
 from trainer.spec import RunSpec, load_spec
@@ -75,8 +76,8 @@ def trained(
     stepper = Stepper(learner, spec, np.array([1.0, 2.0, 0.5], np.float32), cluster, resident)
     places = np.tile(np.arange(7, dtype=np.int32), (4, 1))
     labels = rng.integers(0, 3, (4, 7)).astype(np.int32)
-    sums = stepper.run(Block(5, images, labels, places, 7), 16)
-    sums += stepper.run(Block(9, images[:1, :1], labels[:1, :1], places[:1, :1], 1), 16)
+    sums = stepper.run(Block(5, images, labels, places, 7), EpochView(16, 16))
+    sums += stepper.run(Block(9, images[:1, :1], labels[:1, :1], places[:1, :1], 1), EpochView(16, 16))
     return sums, [weight.numpy() for weight in learner.fill_inference_model().weights]
 
 

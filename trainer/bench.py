@@ -15,7 +15,7 @@ from typing import Literal
 
 import tensorflow as tf
 
-from trainer.augment import crop_side
+from trainer.augment import find_view
 from trainer.cluster import Cluster
 from trainer.data.batches import steps_per_epoch
 from trainer.data.dataset import Dataset
@@ -133,7 +133,7 @@ class _Bench:
                 "try --set train.finetune.probe=steps, or more epochs. Received: finetune.probe=logistic"
             )
         self.stepper, self.feed = build_parts(self.learner, dataset, spec, cluster, phase=phase)
-        self.side = crop_side(spec.augment, spec.data.image_size, spec.train.epochs - 1, spec.train.epochs)
+        self.view = find_view(spec.augment, spec.data.image_size, spec.train.epochs - 1, spec.train.epochs)
         chosen = spec.train.steps_per_call
         self.is_auto = chosen == "auto"
         self.feed.block_steps = 1 if chosen == "auto" else chosen
@@ -174,7 +174,7 @@ class _Bench:
         return self.feed.blocks(0, 1 << 40)
 
     def _run(self, block: Block) -> None:
-        self.stepper.run(block, self.side)
+        self.stepper.run(block, self.view)
 
     def _rate(self, blocks: Iterator[Block], seconds: float, use: Callable[[Block], None]) -> float:
         next(blocks)  # made before anyone waits for it

@@ -44,7 +44,7 @@ from trainer.run_folder import (
     write_rejected,
 )
 from trainer.scaling import describe_scaling, require_equal_shares, require_whole_batch, scaled_spec
-from trainer.spec import RunSpec
+from trainer.spec import RunSpec, format_size
 from trainer.stop import Stop
 from trainer.storage.folders import replace_folder
 from trainer.storage.local import write_json
@@ -220,8 +220,8 @@ def _require_classes(spec: RunSpec, dataset: Dataset) -> None:
 def _describe(spec: RunSpec, learner: Learner) -> str:
     weights = learner.model.count_params()
     return (
-        f"{spec.model.family}, {weights:,} weights, {spec.data.image_size} px, {learner.precision}; "
-        f"{spec.train.epochs} epochs of {learner.steps_per_epoch} steps"
+        f"{spec.model.family}, {weights:,} weights, {format_size(spec.data.image_size)}, "
+        f"{learner.precision}; {spec.train.epochs} epochs of {learner.steps_per_epoch} steps"
     )
 
 

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from trainer.data.batches import first_owners
 from trainer.data.cache import Pixels
+from trainer.data.colours import from_rgb
 from trainer.data.convert import LARGE_PIXELS, Prepared, prepare
 from trainer.data.decode import decode_and_resize, resize_image
 from trainer.data.header import reason_of_failure
@@ -245,7 +246,7 @@ def _compile(encoding: str, form: PixelFormat) -> Callable[..., tf.Tensor]:
             tf.io.encode_png(tf.zeros([1, 1, 3], tf.uint8))[None],
         ),
         "cifar": (
-            partial(resize_image, form=form),
+            lambda image: resize_image(from_rgb(image, form.channels), form),
             tf.TensorSpec([None, _CIFAR_SIDE, _CIFAR_SIDE, 3], tf.uint8),
             tf.zeros([1, _CIFAR_SIDE, _CIFAR_SIDE, 3], tf.uint8),
         ),

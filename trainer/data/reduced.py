@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from trainer.data.colours import from_rgb
 from trainer.data.exif import jpeg_orientation, mirrored, orient
 from trainer.data.window import fill, find_window, to_bytes
 from trainer.spec import PixelFormat
@@ -49,9 +50,8 @@ def decode_reduced(data: tf.Tensor, ratio: int, form: PixelFormat) -> tf.Tensor:
     which reach beyond it unless the sides divide: so the resizing is told where the image lies.
     """
     orientation = jpeg_orientation(data)
-    image = orient(
-        tf.io.decode_jpeg(data, channels=3, ratio=ratio, dct_method="INTEGER_ACCURATE"), orientation
-    )
+    image = tf.io.decode_jpeg(data, channels=3, ratio=ratio, dct_method="INTEGER_ACCURATE")
+    image = orient(from_rgb(image, form.channels), orientation)
     sides = _upright(tf.io.extract_jpeg_shape(data)[:2], orientation)
     window = find_window(sides, form)
     # Mirrored, what reaches beyond it comes first.

@@ -37,7 +37,7 @@ class Golden:
 
     images: tuple[bytes, ...]
     pixels: np.ndarray[Any, Any]
-    """float32 [count, size, size, 3] in 0..255."""
+    """float32 [count, height, width, channels] in 0..255."""
     probabilities: np.ndarray[Any, Any]
     """float32 [count, classes]."""
     lost: int = 0

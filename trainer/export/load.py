@@ -42,7 +42,10 @@ class LoadedModel:
         return np.asarray(answer["probabilities"])
 
     def classify_pixels(self, pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Return probabilities, float32 [images, classes], of pixels [images, height, width, 3] in 0..255."""
+        """Return probabilities, float32 [images, classes].
+
+        pixels: [images, height, width, channels] in 0..255.
+        """
         answer = self.signatures["pixels"](pixels=tf.constant(pixels, tf.float32))
         return np.asarray(answer["probabilities"])
 

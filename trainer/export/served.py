@@ -51,7 +51,7 @@ class ServedModel(tf.Module):  # type: ignore[misc]
         return self.classify_pixels(tf.cast(pixels, tf.float32))
 
     def classify_pixels(self, pixels: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Classify pixels, float32 [batch, height, width, 3] in 0..255, RGB.
+        """Classify pixels, float32 [batch, height, width, channels] in 0..255: grey, RGB or RGBA.
 
         Returns `label`, string [batch]; `probability` of that label, float32 [batch]; and
         `probabilities`, float32 [batch, classes], in the order of labels.txt.

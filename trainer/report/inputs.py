@@ -46,7 +46,7 @@ class ReportInputs:
     held_out: str
     """The split that the verdict is about: 'validation' or 'test'."""
     pictures: Callable[[str, npt.NDArray[np.int64]], Pixels]
-    """(split, indices [n]) to the images as the network sees them, uint8 [n, S, S, 3]."""
+    """(split, indices [n]) to the images as the network sees them, uint8 [n, height, width, channels]."""
     train_seconds: float
     ended: str = ""
     """Why training ended before its last epoch; empty if it didn't."""

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from trainer.data.shown import as_rgb
 from trainer.metrics import Predictions
 
 Pixels = npt.NDArray[np.uint8]
@@ -64,7 +65,7 @@ def read_pictures(
 ) -> list[Picture]:
     """Return the images at `indices` with their answers.
 
-    pixels: (split, indices [n]) to uint8 [n, S, S, 3].
+    pixels: (split, indices [n]) to uint8 [n, height, width, channels].
     """
     if not len(indices):
         return []
@@ -89,10 +90,10 @@ def _picture(predictions: Predictions, index: int, image: Pixels) -> Picture:
 def encode_picture(image: Pixels) -> tuple[str, bool]:
     """Return a data URI, and whether it is small: PNG of small images, of which every pixel counts.
 
-    Others are JPEG, made smaller. `image` is uint8 [height, width, 3].
+    Others are JPEG, made smaller. `image` is uint8 [height, width, channels].
     """
     small = max(image.shape[:2]) <= _SMALL_SIDE
-    picture = Image.fromarray(image)
+    picture = Image.fromarray(as_rgb(image))
     data = io.BytesIO()
     if small:
         picture.save(data, "PNG", optimize=True)

@@ -18,6 +18,7 @@ from trainer.report.drift import ClassCount
 from trainer.report.history import read_series
 from trainer.report.inputs import ReportInputs
 from trainer.report.names import format_count, format_duration
+from trainer.spec import sides_of
 
 _OVERALL = (
     ("accuracy", "accuracy"),
@@ -158,8 +159,16 @@ def model_text(settings: Mapping[str, Any]) -> str:
     parts += [f"{key.replace('_', ' ')} {', '.join(map(str, value))}" for key, value in lists if value]
     if model.get("dropout"):
         parts.append(f"dropout {model['dropout']:g}")
-    size = settings.get("data", {}).get("image_size")
-    return "; ".join([part for part in parts if part] + ([f"{size} x {size} pixels"] if size else []))
+    return "; ".join(part for part in [*parts, _pixels_text(settings.get("data", {}))] if part)
+
+
+def _pixels_text(data: Mapping[str, Any]) -> str:
+    """Return `150 x 150 pixels`, and whether they are grey or RGBA; empty if not known."""
+    if not data.get("image_size"):
+        return ""
+    height, width = sides_of(data["image_size"])
+    kind = {1: " of grey", 4: " of RGBA"}.get(data.get("channels", 3), "")
+    return f"{height} x {width} pixels{kind}"
 
 
 def _data_text(inputs: ReportInputs) -> str:

@@ -18,7 +18,7 @@ from trainer.spec.load import (
     with_choices,
 )
 from trainer.spec.networks import PlainSpec, ResidualSpec
-from trainer.spec.pixels import PIXEL_SETTINGS, PixelFormat
+from trainer.spec.pixels import PIXEL_SETTINGS, PixelFormat, format_size, sides_of
 from trainer.spec.pretrained import PretrainedSpec
 from trainer.spec.schema import (
     SCRATCH,
@@ -51,10 +51,12 @@ __all__ = [
     "TrainSpec",
     "dump_shown_spec",
     "dump_spec",
+    "format_size",
     "has_secret",
     "load_spec",
     "parse_spec",
     "read_spec",
+    "sides_of",
     "spec_changes",
     "spec_digest",
     "with_choices",

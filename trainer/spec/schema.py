@@ -14,7 +14,7 @@ from trainer.spec.augment import AugmentSpec
 from trainer.spec.checked import Checked, Count, Fraction, NonNegative, Positive
 from trainer.spec.finetune import FinetuneSpec
 from trainer.spec.networks import PlainSpec, ResidualSpec
-from trainer.spec.pixels import PixelFormat
+from trainer.spec.pixels import ImageSize, PixelFormat, sides_of
 from trainer.spec.pretrained import LEAST_SIDE, NO_WEIGHTS, PretrainedSpec
 from trainer.spec.publish import PublishSpec
 
@@ -38,10 +38,13 @@ class DataSpec(Checked):
     """Which images measure the model: auto takes validation images, or else test images. validation never
     reads test images; without validation images, a part of the training images is held out. train reads
     training images only, and holds out a part of them."""
-    image_size: int = Field(128, ge=8, le=2048)
-    """Height and width, in pixels, of every image that the network sees outside training crops."""
+    image_size: ImageSize = 128
+    """Height and width, in pixels, of every image that the network sees outside training crops: one number,
+    or [height, width]."""
+    channels: Literal[1, 3, 4] = 3
+    """1 is grey, 3 is RGB with alpha laid over white, 4 is RGBA. 16-bit images keep their upper 8 bits."""
     resize: Literal["stretch", "crop", "pad"] = "stretch"
-    """How an image that is not square becomes square."""
+    """How an image of other proportions than image_size gets these."""
     interpolation: Literal["bilinear", "nearest", "bicubic"] = "bilinear"
     """bilinear and bicubic are antialiased; bicubic has a = -0.5 as in Pillow and PyTorch (with
     antialias=True), and is what most pretrained networks expect. nearest is what ImageDataGenerator does."""
@@ -76,8 +79,8 @@ class DataSpec(Checked):
     @property
     def pixel_format(self) -> PixelFormat:
         """How an image becomes pixels."""
-        size = self.image_size
-        return PixelFormat(size, size, self.resize, self.interpolation, self.crop_fraction)
+        height, width = sides_of(self.image_size)
+        return PixelFormat(height, width, self.resize, self.interpolation, self.crop_fraction, self.channels)
 
 
 ModelSpec = Annotated[PlainSpec | ResidualSpec | PretrainedSpec, Field(discriminator="family")]
@@ -237,7 +240,7 @@ class RunSpec(Checked):
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> RunSpec:
-        crop, size = self.augment.crop, self.data.image_size
+        crop, size = self.augment.crop, min(sides_of(self.data.image_size))
         sides = {size} if crop is None else {size, crop.size or size, crop.first_size or crop.size or size}
         if crop is not None and (crop.first_size or 0) > (crop.size or size):
             raise ValueError("augment.crop: crops grow: first_size can't be above size")

@@ -33,7 +33,7 @@ class Block:
 
     first_step: int
     images: np.ndarray[Any, Any]
-    """uint8 [steps, rows, size, size, 3]; or, where they are resident, their places, int32 [steps, rows]."""
+    """uint8 [steps, rows, height, width, channels]; of resident ones their places, int32 [steps, rows]."""
     labels: np.ndarray[Any, Any]
     """int32 [steps, rows]."""
     places: np.ndarray[Any, Any]

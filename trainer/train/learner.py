@@ -93,9 +93,10 @@ def build_learner(spec: RunSpec, class_count: int, steps_per_epoch: int, cluster
     tf.config.experimental.enable_tensor_float_32_execution(precision != "float32")
     total_steps = spec.train.epochs * steps_per_epoch
     with cluster.strategy.scope():
-        model = build_model(spec.model, class_count, spec.data.image_size, precision, spec.seed)
+        size, channels = spec.data.image_size, spec.data.channels
+        model = build_model(spec.model, class_count, size, precision, spec.seed, channels)
         scale = build_scale()
         phases = build_phases(spec, model, steps_per_epoch, scale)
         average = WeightAverage(model, spec.train.ema_decay) if spec.train.ema_decay else None
-    inference = build_inference_model(spec.model, class_count, spec.data.image_size)
+    inference = build_inference_model(spec.model, class_count, size, channels)
     return Learner(model, inference, phases, scale, average, precision, steps_per_epoch, total_steps)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from trainer.augment import crop_side
+from trainer.augment import find_view
 from trainer.cluster import Cluster
 from trainer.data.dataset import Dataset
 from trainer.exits import StoppedError
@@ -156,14 +156,14 @@ class Loop:
 
     def _do_steps(self, epoch: int) -> bool:
         steps = self.learner.steps_per_epoch
-        side = crop_side(self.spec.augment, self.spec.data.image_size, epoch, self.spec.train.epochs)
+        view = find_view(self.spec.augment, self.spec.data.image_size, epoch, self.spec.train.epochs)
         blocks = self.work.blocks(self.standing.step)
         while self.standing.step < (epoch + 1) * steps:
             block = next(blocks)  # none of them reaches into the next epoch
             self.pace.make_room(self.standing.step + block.steps)
             with self.profile.around(block):
                 started = time.perf_counter()
-                self.standing.add(self.work.stepper.run(block, side))
+                self.standing.add(self.work.stepper.run(block, view))
                 wanted = self._block_steps(block.steps, time.perf_counter() - started)
             if not self.standing.is_finite():
                 return False

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from trainer.augment import MIX_DRAWS, augment_images, draw_numbers
+from trainer.augment import MIX_DRAWS, EpochView, augment_images, draw_numbers
 from trainer.cluster import Cluster, choose_xla
 from trainer.data.labels import by_normalized, normalized
 from trainer.exits import UsageError
@@ -74,11 +74,11 @@ class Stepper:
         self.replicas_here = self.replicas // cluster.count
         self._compiled: dict[tuple[int, ...], Callable[..., tf.Tensor]] = {}
 
-    def run(self, block: Block, side: int) -> list[Sums]:
-        """Do the steps of `block` on images of `side` pixels, and return the sums of each."""
-        shape = (side, block.labels.shape[1], block.global_rows)
+    def run(self, block: Block, view: EpochView) -> list[Sums]:
+        """Do the steps of `block` on images as `view` says, and return the sums of each."""
+        shape = (*view, block.labels.shape[1], block.global_rows)
         if shape not in self._compiled:
-            self._compiled[shape] = self._compile(side, block)
+            self._compiled[shape] = self._compile(view, block)
         first_step = tf.constant(block.first_step, tf.int64)
         given = (tf.constant(block.images), tf.constant(block.labels), tf.constant(block.places))
         sums = self._compiled[shape](*given, first_step)
@@ -88,7 +88,7 @@ class Stepper:
     def _compile_step(self) -> Callable[..., tf.Tensor]:
         return tf.function(self._step, jit_compile=True, autograph=False)
 
-    def _compile(self, side: int, block: Block) -> Callable[..., tf.Tensor]:
+    def _compile(self, view: EpochView, block: Block) -> Callable[..., tf.Tensor]:
         """Return the steps as one graph, of which only the number of steps stays open.
 
         The number of rows is fixed: with an open one a step on a CPU took 5% longer, for an
@@ -107,7 +107,7 @@ class Stepper:
             def do_step(index: tf.Tensor, sums: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
                 step = first_step + tf.cast(index, tf.int64)
                 given = (images[index], labels[index], places[index], step, self.images)
-                done = self.strategy.run(self._replica_step, args=(*given, block.global_rows, side))
+                done = self.strategy.run(self._replica_step, args=(*given, block.global_rows, view))
                 # They are equal on all replicas.
                 sums = sums.write(index, self.strategy.experimental_local_results(done)[0])
                 if self.learner.average is not None:
@@ -130,7 +130,7 @@ class Stepper:
         step: tf.Tensor,
         resident: tf.Tensor | None,
         count: int,
-        side: int,
+        view: EpochView,
     ) -> tf.Tensor:
         some = (images.shape[0] + 1) // 2 >= self.replicas_here
         images, labels, places = self._share_of_replica(images, labels, places)
@@ -139,7 +139,7 @@ class Stepper:
             images, labels, places, weight = _some_rows(images, labels, places)
         if resident is not None:
             images = tf.gather(resident, images)
-        return self._step_function(images, labels, places, step, count, side, weight)
+        return self._step_function(images, labels, places, step, count, view, weight)
 
     def _share_of_replica(self, *batches: tf.Tensor) -> tuple[tf.Tensor, ...]:
         if self.replicas_here == 1:
@@ -154,14 +154,14 @@ class Stepper:
         places: tf.Tensor,
         step: tf.Tensor,
         count: int,
-        side: int,
+        view: EpochView,
         weight: float | tf.Tensor = 1.0,
     ) -> tf.Tensor:
         """Do one step on this replica's share of a global batch of `count` rows.
 
         `weight`: 0 if its rows stand in for none. Returns [loss sum, hits, images] of all replicas.
         """
-        inputs, partners, shares = self._augmented(images, places, step, count, side)
+        inputs, partners, shares = self._augmented(images, places, step, count, view)
         weights = self.phase.weights
         with tf.GradientTape() as tape, of_rows(Rows(step, places, tf.constant(count), weight)):
             logits = self._logits(inputs)
@@ -185,13 +185,13 @@ class Stepper:
         return sums
 
     def _augmented(
-        self, images: tf.Tensor, places: tf.Tensor, step: tf.Tensor, count: int, side: int
+        self, images: tf.Tensor, places: tf.Tensor, step: tf.Tensor, count: int, view: EpochView
     ) -> tuple[tf.Tensor, tf.Tensor | None, tf.Tensor | None]:
         """Return the network's inputs; with mixup and cutmix each row's partner, too, and its own share."""
         if self.has_features:
             return images, None, None
         draws = tf.gather(draw_numbers(self.seed + _AUGMENT_STREAM, step, count), places)
-        pixels = augment_images(images, draws, self.augment, side)
+        pixels = augment_images(images, draws, self.augment, view)
         if not (self.augment.mixup or self.augment.cutmix):
             return pixels, None, None
         mixed: tuple[tf.Tensor, tf.Tensor, tf.Tensor] = mix_images(pixels, draws[:, MIX_DRAWS], self.augment)
