@@ -6,7 +6,7 @@ image, from which every metric is computed. No image is padded, dropped or count
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -15,9 +15,13 @@ import tensorflow as tf
 
 from trainer.cluster import Cluster
 from trainer.data.dataset import Dataset, Split
+from trainer.data.items import THRESHOLDS
 from trainer.exits import StoppedError
 from trainer.hosts import Peers, Place
-from trainer.metrics import Predictions
+from trainer.metrics import AnyPredictions, predictions_of
+from trainer.multilabel.predictions import MultiLabelPredictions
+from trainer.multilabel.thresholds import choose_thresholds
+from trainer.objective import SINGLE, Objective
 
 _BATCH = 100
 _BATCH_BYTES = 64 << 20
@@ -39,12 +43,15 @@ def batches_of(
 class Evaluator:
     """Runs one model on splits; compiled once."""
 
-    def __init__(self, model: keras.Model, cluster: Cluster | None = None) -> None:
+    def __init__(
+        self, model: keras.Model, cluster: Cluster | None = None, objective: Objective = SINGLE
+    ) -> None:
         """Each process of the `cluster` answers for its share, on all its devices, and gets all answers.
 
         Without one it is the first device of this process alone.
         """
         self.model, self.peers = model, cluster.peers if cluster else Peers(Place())
+        self.objective = objective
         self.strategy = cluster.strategy if cluster else tf.distribute.get_strategy()
         self._replicas = self.strategy.num_replicas_in_sync // self.peers.place.count
         pixels = tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8)
@@ -52,12 +59,12 @@ class Evaluator:
 
     def predict(
         self, split: Split, class_names: tuple[str, ...], is_stopped: Callable[[], bool] = lambda: False
-    ) -> Predictions:
+    ) -> AnyPredictions:
         """Return the predictions for every image of `split`, in its order.
 
         Raises StoppedError as soon as `is_stopped` returns True.
         """
-        return Predictions(
+        return predictions_of(
             split=split.name,
             names=tuple(item.name for item in split.items),
             labels=split.labels,
@@ -109,13 +116,11 @@ class Evaluator:
     def loss_and_accuracy(
         self, split: Split, is_stopped: Callable[[], bool] = lambda: False
     ) -> dict[str, float]:
-        """Return the mean cross-entropy and the accuracy on the whole of `split`; stops as `predict` does."""
-        probabilities = self._answers(split, is_stopped)
-        chosen = probabilities[np.arange(len(split.labels)), split.labels]
-        return {
-            "loss": float(-np.mean(np.log(np.maximum(chosen, np.finfo(np.float64).eps)))),
-            "accuracy": float(np.mean(np.argmax(probabilities, axis=1) == split.labels)),
-        }
+        """Return the mean cross-entropy and the accuracy on the whole of `split`; stops as `predict` does.
+
+        And what else the objective measures.
+        """
+        return self.objective.validate(split.labels, self._answers(split, is_stopped))
 
     def _compute(self, pixels: tf.Tensor) -> tf.Tensor:
         """Return the answers to all rows, which all devices of this process share."""
@@ -125,7 +130,7 @@ class Evaluator:
             done = self.strategy.run(self._share_of_replica, args=(pixels,))
             logits = tf.concat(self.strategy.experimental_local_results(done), axis=0)
         # float64, so that rows sum to one and a sure answer is not rounded to 0 or 1.
-        return tf.nn.softmax(tf.cast(logits, tf.float64))
+        return self.objective.probabilities(tf.cast(logits, tf.float64))
 
     def _share_of_replica(self, pixels: tf.Tensor) -> tf.Tensor:
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group % self._replicas
@@ -136,6 +141,26 @@ class Evaluator:
         return self.model(tf.cast(pixels, tf.float32), training=False)
 
 
-def predict_splits(evaluator: Evaluator, dataset: Dataset) -> dict[str, Predictions]:
-    """Return the predictions for every split of `dataset`, by split name."""
-    return {name: evaluator.predict(split, dataset.class_names) for name, split in dataset.splits.items()}
+def predict_splits(evaluator: Evaluator, dataset: Dataset) -> dict[str, AnyPredictions]:
+    """Return the predictions for every split of `dataset`, by split name.
+
+    Where images have several labels, the split `thresholds` chooses the thresholds of all; the training
+    images do where there is none.
+    """
+    found = {name: evaluator.predict(split, dataset.class_names) for name, split in dataset.splits.items()}
+    chooser = found.get(THRESHOLDS, found["train"])
+    if not isinstance(chooser, MultiLabelPredictions):
+        return found
+    thresholds = choose_thresholds(chooser.truth, chooser.probabilities)
+    return {
+        name: each.with_thresholds(thresholds) if isinstance(each, MultiLabelPredictions) else each
+        for name, each in found.items()
+    }
+
+
+def thresholds_of(predictions: Mapping[str, AnyPredictions]) -> list[float]:
+    """Return the threshold of each label in the predictions of a model; none where images have one label."""
+    first = next(iter(predictions.values()))
+    if not isinstance(first, MultiLabelPredictions) or first.thresholds is None:
+        return []
+    return [float(each) for each in first.thresholds]

@@ -24,13 +24,13 @@ from trainer.data.statistics import count_trained
 from trainer.evaluate import batches_of
 from trainer.exits import DataError, UsageError
 from trainer.export import LoadedModel
-from trainer.metrics import Predictions, compute_metrics
+from trainer.metrics import AnyPredictions, compute_metrics, predictions_of
 from trainer.printable import printable, shown_address
 from trainer.spec import load_spec
 
 _MOST_FILES = 32
 """Whose bytes are in memory at once."""
-_ABOUT_MODEL = ("data.image_size", "data.resize", "data.interpolation")
+_ABOUT_MODEL = ("data.image_size", "data.resize", "data.interpolation", "data.labels")
 """Settings that the model was trained with."""
 
 Answer = np.ndarray[Any, Any] | str
@@ -104,6 +104,7 @@ def evaluate_source(
         "resize": model.resize,
         "interpolation": model.interpolation,
         "max_image_pixels": model.max_image_pixels,
+        "labels": model.labels,
     }
     spec = load_spec(
         settings=settings, overrides={f"data.{name}": value for name, value in about.items()}
@@ -145,15 +146,18 @@ def _read(path: Path, max_pixels: int) -> Prepared:
     return prepare(data, max_pixels)
 
 
-def predict_split(model: LoadedModel, split: Split) -> Predictions:
+def predict_split(model: LoadedModel, split: Split) -> AnyPredictions:
+    """Return the answers of `model` to the images of `split`, in its order."""
     batches = batches_of(len(split.labels), model.image_size)
     probabilities = np.concatenate([model.classify_pixels(split.pixels.take(rows)) for rows in batches])
     # The model answers in float32; metrics want rows that sum to one in float64.
     wide = probabilities.astype(np.float64)
-    return Predictions(
+    is_multi = model.labels == "multi"
+    return predictions_of(
         split.name,
         tuple(item.name for item in split.items),
         split.labels,
-        wide / wide.sum(axis=1, keepdims=True),
+        wide if is_multi else wide / wide.sum(axis=1, keepdims=True),
         model.class_names,
+        np.array(model.thresholds) if is_multi else None,
     )

@@ -86,8 +86,9 @@ def _of_files(run: Run, spec: DataSpec, cache_dir: Path) -> Iterable[Source]:
     progress = SilentProgress()
     root = fetch_source(spec.source, spec.checksum, cache_dir, spec.max_extracted_mib << 20, progress)
     found = read_layout(
-        root, spec.layout, buckets_of(spec, cache_dir, progress), extraction_of(spec, cache_dir, progress)
-    ).items
+        root, spec.layout, buckets_of(spec, cache_dir, progress), extraction_of(spec, cache_dir, progress),
+        spec.labels,
+    ).items  # fmt: skip
     _require_unchanged(run, {item.name: item for item in found})
     return found
 

@@ -10,14 +10,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
 
 from trainer.exits import DataError, UsageError
 from trainer.export.program import require_computing
-from trainer.export.served import FORMAT_VERSION
+from trainer.export.served import FORMAT_VERSION, MULTI_LABEL_VERSION
 from trainer.spec import DataSpec
 
 _NEED = "Give the folder of a finished run or its model/ folder."
@@ -35,6 +35,10 @@ class LoadedModel:
     max_image_pixels: int
     """Larger images were not decoded for its training."""
     signatures: Any
+    labels: Literal["single", "multi"] = "single"
+    """As data.labels: whether an image has one class or any number of labels."""
+    thresholds: tuple[float, ...] = ()
+    """Of labels multi: the probability from which on each label is said."""
 
     def classify(self, images: Sequence[bytes]) -> np.ndarray[Any, Any]:
         """Return probabilities, float32 [images, classes], of encoded images.
@@ -74,6 +78,7 @@ def load_model(path: Path, trust: bool = False) -> LoadedModel:
     return LoadedModel(
         folder, tuple(about["class_names"]), about["image_size"], about["resize"], about["interpolation"],
         about.get("max_image_pixels", DataSpec().max_image_pixels), _Kept(signatures, loaded),
+        about.get("labels", "single"), _thresholds(about),
     )  # fmt: skip
 
 
@@ -85,15 +90,24 @@ def _require_consistent(signatures: dict[str, Any], about: dict[str, Any]) -> No
     DataSpec(
         image_size=size, resize=about["resize"], interpolation=about["interpolation"],
         max_image_pixels=about.get("max_image_pixels", DataSpec().max_image_pixels),
+        labels=about.get("labels", "single"),
     )  # fmt: skip
     names = about["class_names"]
     if not isinstance(names, list) or len({name for name in names if isinstance(name, str)}) < len(names):
         raise ValueError("class_names in assets/model.json are not a list of different names")
+    if len(_thresholds(about)) != (len(names) if about.get("labels") == "multi" else 0):
+        raise ValueError("thresholds in assets/model.json are not those of its labels")
     if not shape.is_compatible_with([None, size, size, 3]) or classes not in (
         None,
         len(about["class_names"]),
     ):
         raise ValueError("assets/model.json is of another model")
+
+
+def _thresholds(about: dict[str, Any]) -> tuple[float, ...]:
+    """Return the threshold of each label, in their order; none for a model of one label an image."""
+    thresholds = about.get("thresholds", {})
+    return tuple(float(thresholds[name]) for name in about["class_names"] if thresholds)
 
 
 class _Kept(dict[str, Any]):
@@ -126,9 +140,9 @@ def read_description(folder: Path) -> dict[str, Any]:
             f"This SavedModel was not exported by this program, so its inputs aren't known. "
             f"{_NEED} Received: {folder}"
         ) from None
-    if version != FORMAT_VERSION:
+    if version not in (FORMAT_VERSION, MULTI_LABEL_VERSION):
         raise UsageError(
-            f"The model's format is not the one that this version reads ({FORMAT_VERSION}); use the trainer "
+            f"The model's format is not the one that this version reads ({FORMAT_VERSION}, {MULTI_LABEL_VERSION}); use the trainer "
             f"that made it ({about.get('trainer_version')}), or train again. Received: format {version}"
         )
     return about

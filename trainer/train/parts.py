@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from trainer.cluster import Cluster
 from trainer.data.dataset import Dataset
+from trainer.data.label_arrays import label_counts
+from trainer.objective import objective_of
 from trainer.spec import RunSpec
 from trainer.train.feed import Feed
 from trainer.train.learner import Learner
@@ -23,8 +23,9 @@ def build_parts(
     learner: Learner, dataset: Dataset, spec: RunSpec, cluster: Cluster, borders: Sequence[int] = ()
 ) -> tuple[Stepper, Feed]:
     """Return both, for this process's share; `borders` are before which steps a block has to end."""
-    counts = np.bincount(dataset.train.labels, minlength=len(dataset.class_names))
-    weights = class_weights(spec.train.class_weights, dataset.class_names, counts)
+    counts = label_counts(dataset.train.labels, len(dataset.class_names))
+    objective, images = objective_of(spec.data.labels), len(dataset.train.labels)
+    weights = class_weights(spec.train.class_weights, dataset.class_names, counts, objective, images)
     is_resident = fits(dataset.train, cluster)
     feed = Feed(
         dataset.train,

@@ -22,6 +22,7 @@ from trainer.data.labels import by_normalized, normalized
 from trainer.exits import UsageError
 from trainer.mix import mix_images
 from trainer.model.masks import Rows, of_rows
+from trainer.objective import SINGLE, Objective, objective_of
 from trainer.spec import AugmentSpec, RunSpec
 from trainer.train.feed import Block
 from trainer.train.learner import Learner
@@ -52,6 +53,7 @@ class Stepper:
     ) -> None:
         """`images`: what blocks give the places in, see `put_on_devices`; None if they hold the images."""
         self.learner, self.images = learner, images
+        self.objective = objective_of(spec.data.labels)
         self.augment: AugmentSpec = spec.augment
         self.clip_norm = spec.optimizer.clip_norm
         self.label_smoothing = spec.train.label_smoothing
@@ -175,7 +177,7 @@ class Stepper:
             # Over the global batch: the gradients of the replicas are summed.
             loss = weight * tf.reduce_sum(losses) / count
         gradients = tape.gradient(loss, [each.value for each in weights])
-        hits = tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), labels)
+        hits = self.objective.hits(labels, logits)
         sums = [tf.reduce_sum(losses), tf.reduce_sum(tf.cast(hits, tf.float32))]
         sums = weight * tf.stack([*sums, tf.cast(tf.shape(labels)[0], tf.float32)])
         if self.replicas > 1:
@@ -188,11 +190,8 @@ class Stepper:
         return sums
 
     def _losses(self, labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-        """Return the loss of each image if it is of the class that `labels` say, float32 [batch]."""
-        classes = len(self.class_weights)
-        targets = tf.one_hot(labels, classes) * (1.0 - self.label_smoothing) + self.label_smoothing / classes
-        losses = tf.nn.softmax_cross_entropy_with_logits(targets, logits)
-        return losses * tf.gather(self.class_weights, labels)
+        """Return the loss of each image if `labels` are those of it, float32 [batch]."""
+        return self.objective.losses(labels, logits, self.class_weights, self.label_smoothing)
 
 
 def share_of(replica: int | tf.Tensor, replicas: int, batches: Sequence[tf.Tensor]) -> tuple[tf.Tensor, ...]:
@@ -223,16 +222,20 @@ def _some_rows(
 
 
 def class_weights(
-    choice: str | dict[str, float], class_names: tuple[str, ...], counts: np.ndarray[Any, Any]
+    choice: str | dict[str, float],
+    class_names: tuple[str, ...],
+    counts: np.ndarray[Any, Any],
+    objective: Objective = SINGLE,
+    images: int | None = None,
 ) -> np.ndarray[Any, Any]:
     """Return the weight of each class in the loss, float32 [classes].
 
-    'balanced' is images / (classes * images of the class), as scikit-learn has it; a
-    mapping gives weights by name, 1 where it gives none.
+    counts: int64 [classes], the training images of each, of `images` in all; None for their sum. 'balanced'
+    is what the `objective` makes of them; a mapping gives weights by name, 1 where it gives none.
     """
     if choice == "none":
         return np.ones(len(class_names), np.float32)
     if choice == "balanced":
-        return (counts.sum() / (len(counts) * np.maximum(counts, 1))).astype(np.float32)
+        return objective.balance(counts, int(counts.sum()) if images is None else images).astype(np.float32)
     weights: dict[str, float] = by_normalized(dict(choice))  # type: ignore[arg-type]
     return np.array([weights.get(normalized(name), 1.0) for name in class_names], np.float32)
