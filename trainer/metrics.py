@@ -60,11 +60,11 @@ class Predictions:
 
     def truth_text(self, image: int) -> str:
         """Return the name of an image's class."""
-        return self.class_names[self.labels[image]]
+        return self.class_names[int(self.labels[image])]
 
     def answer_text(self, image: int) -> str:
         """Return the name of the class that is predicted of an image."""
-        return self.class_names[self.predicted[image]]
+        return self.class_names[int(self.predicted[image])]
 
     def select(self, rows: Ints) -> Predictions:
         """Return the predictions of the images in `rows`."""

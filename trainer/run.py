@@ -30,6 +30,7 @@ from trainer.prediction_files import write_predictions
 from trainer.publish import publish
 from trainer.report.drift import Drift, find_drift
 from trainer.report.inputs import ReportInputs
+from trainer.report.label_page import write_label_report
 from trainer.report.names import clip
 from trainer.report.page import write_report
 from trainer.report.verdict import Verdict
@@ -295,4 +296,5 @@ def _report(
         best_epoch=result.best_epoch,
         drift=_drift(spec, dataset, folder, screen),
     )
-    return write_report(folder.path, inputs)
+    write = write_label_report if spec.data.labels == "multi" else write_report
+    return write(folder.path, inputs)

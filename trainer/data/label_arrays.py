@@ -36,7 +36,7 @@ def label_counts(labels: Labels, classes: int) -> NDArray[np.int64]:
 def label_texts(labels: Labels, class_names: Sequence[str]) -> list[str]:
     """Return the label of each image as `Item.label` has it."""
     if labels.ndim == 2:
-        return [joined(class_names[label] for label in np.flatnonzero(row)) for row in labels]
+        return [joined(class_names[label] for label in np.flatnonzero(row).tolist()) for row in labels]
     return [class_names[label] for label in labels]
 
 

@@ -142,7 +142,8 @@ def read_description(folder: Path) -> dict[str, Any]:
         ) from None
     if version not in (FORMAT_VERSION, MULTI_LABEL_VERSION):
         raise UsageError(
-            f"The model's format is not the one that this version reads ({FORMAT_VERSION}, {MULTI_LABEL_VERSION}); use the trainer "
+            "The model's format is none of those that this version reads "
+            f"({FORMAT_VERSION}, {MULTI_LABEL_VERSION}); use the trainer "
             f"that made it ({about.get('trainer_version')}), or train again. Received: format {version}"
         )
     return about

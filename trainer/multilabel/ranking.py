@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +33,7 @@ class _Order:
     ends: Ints
     """The last place of each group of equal scores."""
 
-    def precision(self, hits: npt.NDArray[np.number], counts: npt.NDArray[np.number]) -> Floats:
+    def precision(self, hits: npt.NDArray[Any], counts: npt.NDArray[Any]) -> Floats:
         """Return the average precision of each row; NaN for a row without a hit.
 
         hits, counts: [R, N] in the order of the images, how often each image counts as a hit, and at all.
@@ -91,7 +92,7 @@ class Ranking:
             int(np.sum(self._permuted_means(permutations) >= observed - 1e-12))
             for permutations in _permutations(random, count, images)
         )
-        return (as_high + 1) / (count + 1)
+        return float(as_high + 1) / (count + 1)
 
     def _permuted_means(self, permutations: Ints) -> Floats:
         ones = np.ones((1, len(self.truth)))
@@ -112,7 +113,7 @@ def _means(found: Floats) -> Floats:
     """Return the mean of each row, [R, C], over what is a number; NaN where nothing is."""
     is_known = ~np.isnan(found)
     sums, counts = np.where(is_known, found, 0.0).sum(axis=1), is_known.sum(axis=1)
-    return np.divide(sums, counts, out=np.full(len(found), np.nan), where=counts > 0)
+    return np.asarray(np.divide(sums, counts, out=np.full(len(found), np.nan), where=counts > 0))
 
 
 def _permutations(random: np.random.Generator, count: int, images: int) -> Iterator[Ints]:

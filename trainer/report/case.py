@@ -10,14 +10,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from scipy import special
 
 from trainer.data.split import STRATIFIED
-from trainer.metrics import Predictions, wilson_interval
+from trainer.metrics import AnyPredictions, Predictions, wilson_interval
 from trainer.report.guessing import constant_answer
 from trainer.report.history import History, read_series
 
@@ -66,6 +66,25 @@ class Score:
     def interval(self) -> tuple[float, float]:
         """The 95% interval of the share (Wilson)."""
         return wilson_interval(self.correct, self.count)
+
+
+class Judged(Protocol):
+    """What advice needs of a run, however many labels an image has."""
+
+    @property
+    def held(self) -> AnyPredictions:
+        """Of the held-out images."""
+
+    @property
+    def history(self) -> History:
+        """A row an epoch."""
+
+    @property
+    def losses(self) -> npt.NDArray[np.float64]:
+        """The train loss of each epoch."""
+
+    def setting(self, path: str) -> Any:
+        """Return a setting by its dotted key, None if there is none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,10 +143,7 @@ class Case:
 
     def setting(self, path: str) -> Any:
         """Return a setting by its dotted key, None if there is none."""
-        value: Any = self.settings
-        for key in path.split("."):
-            value = value.get(key) if isinstance(value, Mapping) else None
-        return value
+        return setting_in(self.settings, path)
 
     @cached_property
     def neglected(self) -> list[tuple[str, float, int]]:
@@ -166,6 +182,14 @@ class Case:
         return read_series(self.history, "train/loss").values
 
 
+def setting_in(settings: Mapping[str, Any], path: str) -> Any:
+    """Return a setting by its dotted key, None if there is none."""
+    value: Any = settings
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
 def build_case(
     predictions: Mapping[str, Predictions],
     history: History,
@@ -177,15 +201,15 @@ def build_case(
     whole = predictions[held_out]
     copies = copied_names(dataset, held_out)
     kept = np.array([name not in copies for name in whole.names], dtype=bool)
-    held = select(whole, np.flatnonzero(kept)) if kept.any() and not kept.all() else whole
+    held = whole.select(np.flatnonzero(kept)) if kept.any() and not kept.all() else whole
     # Shards were split when they were packed.
     is_stratified = dataset.get("split_by") == STRATIFIED and dataset.get("layout") != "shards"
     return Case(predictions["train"], held, whole, int(np.sum(~kept)), history, settings, is_stratified)
 
 
-def score_of(predictions: Predictions) -> Score:
+def score_of(predictions: AnyPredictions) -> Score:
     """Return how many of the images are answered right."""
-    return Score(int(np.sum(predictions.predicted == predictions.labels)), len(predictions.labels))
+    return Score(int(np.sum(predictions.right)), len(predictions.labels))
 
 
 def recalls(predictions: Predictions) -> list[tuple[str, float, int]]:
@@ -211,17 +235,6 @@ def skill(predictions: Predictions) -> float:
         (sum(known) / len(known), 1 / len(known)),
     )
     return max((value - guess) / (1 - guess) if guess < 1 else 1.0 for value, guess in pairs)
-
-
-def select(predictions: Predictions, rows: Indices) -> Predictions:
-    """Return the predictions of the images in `rows`."""
-    return Predictions(
-        predictions.split,
-        tuple(predictions.names[row] for row in rows),
-        predictions.labels[rows],
-        predictions.probabilities[rows],
-        predictions.class_names,
-    )
 
 
 def contradictions(predictions: Predictions) -> Indices:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.data.items import Rejection
-from trainer.metrics import Predictions
+from trainer.metrics import AnyPredictions
 from trainer.report.drift import Drift
 
 Pixels = npt.NDArray[np.uint8]
@@ -34,7 +34,7 @@ class ReportInputs:
     rejected: Sequence[Rejection]
     history: Sequence[Mapping[str, Any]]
     """As history.jsonl has it; held-out values may be missing from some rows."""
-    predictions: Mapping[str, Predictions]
+    predictions: Mapping[str, AnyPredictions]
     """By split: 'train' and the held-out ones."""
     metrics: Mapping[str, float]
     """By split/metric."""

@@ -24,8 +24,8 @@ def build_parts(
 ) -> tuple[Stepper, Feed]:
     """Return both, for this process's share; `borders` are before which steps a block has to end."""
     counts = label_counts(dataset.train.labels, len(dataset.class_names))
-    objective, images = objective_of(spec.data.labels), len(dataset.train.labels)
-    weights = class_weights(spec.train.class_weights, dataset.class_names, counts, objective, images)
+    objective, count = objective_of(spec.data.labels), len(dataset.train.labels)
+    weights = class_weights(spec.train.class_weights, dataset.class_names, counts, objective, count)
     is_resident = fits(dataset.train, cluster)
     feed = Feed(
         dataset.train,
