@@ -92,7 +92,7 @@ class Ranking:
             int(np.sum(self._permuted_means(permutations) >= observed - 1e-12))
             for permutations in _permutations(random, count, images)
         )
-        return float(as_high + 1) / (count + 1)
+        return float((as_high + 1) / (count + 1))
 
     def _permuted_means(self, permutations: Ints) -> Floats:
         ones = np.ones((1, len(self.truth)))
