@@ -196,10 +196,8 @@ def test_the_verdict_is_in_words_beside_the_constant_answer() -> None:
     ):
         assert verdict.kind == kind, verdict.headline
         assert words in verdict.headline
-        assert (
-            f"a constant answer has {constant_precision(answers(0, 300 if kind != 'unproven' else 12, 8)):.3f}"
-            in verdict.headline
-        )
+        guess = constant_precision(answers(0, 12 if kind == "unproven" else 300, 8))
+        assert f"a constant answer has {guess:.3f}" in verdict.headline
         assert verdict.advice
     missed = answers(6.0, 300, 8)
     never = missed.with_thresholds(np.array([0.5, 1.1, 0.5]))
