@@ -15,8 +15,6 @@ from PIL import Image
 from trainer_process import QUICK, command, refused, trainer
 
 from trainer.cli.answers import predict_command
-from trainer.exits import DataError, UsageError
-from trainer.export import load_model
 from trainer.metrics import compute_metrics
 from trainer.prediction_files import read_predictions
 from trainer.publish import is_finished, publish, verify
@@ -178,38 +176,6 @@ def test_what_is_no_model_is_refused(
     refused(trainer("predict", tmp_path, picture, cache=tmp_path), 2, "not a run or a model")
 
 
-def test_a_model_whose_description_does_not_fit_is_refused(
-    finished: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
-) -> None:
-    run, _ = finished
-    with pytest.raises(UsageError, match="no such folder"):
-        load_model(tmp_path / "none")
-    copy = tmp_path / "copy"
-    subprocess.run(["cp", "-r", run / "model", copy], check=True)
-    description = copy / "assets" / "model.json"
-    about = json.loads(description.read_text())
-    assert load_model(copy).class_names == tuple(about["class_names"])
-    for words, changed in (
-        ("format 99", {**about, "format_version": 99}),
-        ("damaged", {**about, "class_names": ["one"]}),
-        ("damaged", {**about, "image_size": 64}),
-        ("damaged", {**about, "class_names": ["a", "b", "b"]}),
-        ("damaged", {**about, "max_image_pixels": "many"}),
-        ("damaged", {**about, "image_size": "wide"}),
-        ("damaged", {"format_version": about["format_version"]}),
-        ("not exported by this program", {}),
-    ):
-        description.write_text(json.dumps(changed))
-        with pytest.raises(DataError if words == "damaged" else UsageError, match=words):
-            load_model(copy)
-    description.write_text("[" * 100_000)
-    with pytest.raises(UsageError, match="not exported by this program"):
-        load_model(copy)
-    description.unlink()
-    with pytest.raises(UsageError, match="not exported by this program"):
-        load_model(copy)
-
-
 def test_a_class_name_of_a_foreign_model_does_not_control_the_terminal(
     finished: tuple[Path, subprocess.CompletedProcess[str]],
     tmp_path: Path,
@@ -289,7 +255,11 @@ def test_evaluate_measures_a_run_on_other_data(
     assert f"  note       {trained} of 16 images are training images: this accuracy is too good" in said
     assert "  discs                -  no image of it in these data" in said
     assert "nan" not in said
-    for setting in ("data.image_size=64", "train.epochs=3"):  # the model's own, and none of the data's
+    for setting in (
+        "data.image_size=64",
+        "data.crop_fraction=0.5",
+        "train.epochs=3",
+    ):  # the model's own, and none of the data's
         wrong = trainer("evaluate", run, "--data", photos, "--set", setting, cache=tmp_path)
         refused(wrong, 2, setting, "data.layout")
     refused(trainer("evaluate", run, "--data", "", cache=tmp_path), 2, "data.source")

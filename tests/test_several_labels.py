@@ -192,7 +192,7 @@ def test_the_verdict_is_in_words_beside_the_constant_answer() -> None:
         (judged(9.0, 1.5), "over-fitted", "over-fitted (gap 0."),
         (judged(1.0, 1.0), "under-trained", "the train precision is low"),
         (judged(6.0, 5.8, epochs=2), "early", "too early to say after 2 epochs"),
-        (judged(3.0, 0.5, count=12), "unproven", "12 images can't tell it from guessing"),
+        (judged(3.0, 0.3, count=12), "unproven", "12 images can't tell it from guessing"),
     ):
         assert verdict.kind == kind, verdict.headline
         assert words in verdict.headline

@@ -148,6 +148,12 @@ def test_a_setting_that_nothing_would_read_is_refused(setting: str, words: str) 
         ("train.class_weights=foo", ["'none' or 'balanced' or a valid dictionary", "'foo'"]),
         ("train.xla=maybe", ["'auto'", "boolean", "'maybe'"]),
         ("run_name=latest", ["run_name", "pointer"]),
+        (
+            "data={resize: stretch, crop_fraction: 0.875}",
+            ["data.crop_fraction", "data.resize crop", ": 0.875"],
+        ),
+        ("data={resize: crop, crop_fraction: 0}", ["data.crop_fraction", "0.1", ": 0"]),
+        ("data.interpolation=lanczos", ["data.interpolation", "'bicubic'", "'lanczos'"]),
         ("model={family: plain, filters: [8, 8, 8, 8, 8, 8]}", ["data.image_size", "too small"]),
     ],
 )

@@ -19,7 +19,7 @@ from trainer.augment import crop_side
 from trainer.cluster import Cluster
 from trainer.data.batches import steps_per_epoch
 from trainer.data.dataset import Dataset
-from trainer.exits import StoppedError
+from trainer.exits import StoppedError, UsageError
 from trainer.scaling import require_equal_shares, require_whole_batch, scaled_spec
 from trainer.spec import RunSpec
 from trainer.train import build_learner
@@ -126,7 +126,13 @@ class _Bench:
         self.is_stopped = is_stopped
         steps = steps_per_epoch(len(dataset.train.labels), spec.train.global_batch_size)
         self.learner = build_learner(spec, len(dataset.class_names), steps, cluster)
-        self.stepper, self.feed = build_parts(self.learner, dataset, spec, cluster)
+        phase = self.learner.phases[-1]
+        if phase.is_logistic:
+            raise UsageError(
+                "The head of this spec is fitted by logistic regression: there are no steps to measure; "
+                "try --set train.finetune.probe=steps, or more epochs. Received: finetune.probe=logistic"
+            )
+        self.stepper, self.feed = build_parts(self.learner, dataset, spec, cluster, phase=phase)
         self.side = crop_side(spec.augment, spec.data.image_size, spec.train.epochs - 1, spec.train.epochs)
         chosen = spec.train.steps_per_call
         self.is_auto = chosen == "auto"

@@ -43,7 +43,6 @@ from trainer.run_folder import (
     read_images,
     read_precision,
     require_complete,
-    require_same_start,
     write_environment,
     write_rejected,
 )
@@ -53,6 +52,7 @@ from trainer.stop import Stop
 from trainer.storage.folders import replace_folder
 from trainer.storage.local import write_json
 from trainer.train import Learner, Observer, Saver, TrainResult, build_learner, train
+from trainer.train.features import Features, build_features
 from trainer.warm_start import begin
 
 # 80 columns, less what a screen puts before a fact.
@@ -88,22 +88,21 @@ def run(
     steps = steps_per_epoch(len(dataset.train.labels), scaled.train.global_batch_size)
     learner = build_learner(scaled, len(dataset.class_names), steps, cluster)
     start = begin(scaled, learner, dataset, cluster, folder, cache_dir, screen)
-    if folder.newest_checkpoint:
-        require_same_start(folder.path, start)
     _keep_dataset(dataset, cluster, folder, screen)
     environment = write_environment(folder.path, spec, cluster.description, start, current_command())
     # A checkpoint is of no use to a restart that can't see what it is of.
     folder.keep()
     screen.on_fact("model", _describe(spec, learner))
-    evaluator = Evaluator(learner.inference_model, cluster, objective_of(spec.data.labels))
-    result = _train(learner, evaluator, dataset, scaled, cluster, folder, screen, stop)
+    model, objective = learner.inference_model, objective_of(spec.data.labels)
+    features = build_features(scaled, model, dataset, cluster, cache_dir, screen)
+    evaluator = Evaluator(model, cluster, None if spec.model.average_mirror else features, objective)
+    result = _train(learner, evaluator, dataset, scaled, cluster, folder, screen, stop, features)
     predictions = predict_splits(evaluator, dataset)
     if not cluster.is_chief:
         peers.share(b"")  # the rest is the chief's, and it has to end well
         return None
     metrics = _keep_metrics(predictions, result, folder)
-    thresholds = thresholds_of(predictions)
-    screen.on_fact("export", _export(learner.inference_model, dataset, spec, folder, thresholds))
+    screen.on_fact("export", _export(model, dataset, spec, folder, thresholds_of(predictions)))
     verdict = _report(spec, environment, dataset, result, predictions, metrics, folder, screen)
     require_complete(folder.path)
     _publish(folder, screen)
@@ -144,7 +143,8 @@ def _settled(spec: RunSpec, cluster: Cluster, folder: RunFolder) -> RunSpec:
     if spec.train.precision != "auto":
         return spec
     began = read_precision(folder.path) if folder.newest_checkpoint else None
-    chosen = cluster.peers.share((began or choose_precision("auto", cluster)).encode()).decode()
+    chosen = began or choose_precision("auto", cluster, spec.has_depthwise)
+    chosen = cluster.peers.share(chosen.encode()).decode()
     return spec.model_copy(update={"train": spec.train.model_copy(update={"precision": chosen})})
 
 
@@ -157,6 +157,7 @@ def _train(
     folder: RunFolder,
     screen: Screen,
     stop: Stop,
+    features: Features | None,
 ) -> TrainResult:
     def is_stopped() -> bool:
         folder.check_lease()
@@ -170,7 +171,7 @@ def _train(
             stop.outcome = saver.resume_advice
         return train(
             learner, dataset, spec, cluster, saver, screen,
-            lambda: evaluator.loss_and_accuracy(dataset.held_out, is_stopped), is_stopped,
+            lambda: evaluator.loss_and_accuracy(dataset.held_out, is_stopped), is_stopped, features,
         )  # fmt: skip
 
 
@@ -296,5 +297,4 @@ def _report(
         best_epoch=result.best_epoch,
         drift=_drift(spec, dataset, folder, screen),
     )
-    write = write_label_report if spec.data.labels == "multi" else write_report
-    return write(folder.path, inputs)
+    return (write_label_report if spec.data.labels == "multi" else write_report)(folder.path, inputs)

@@ -1,7 +1,7 @@
-"""The weights that a run begins with, where they are those of another run.
+"""The weights that a run begins with, where they are those of another run or pretrained ones.
 
-In: that run. Out: the weights of its model, as it was exported, in a learner that hasn't begun; optimizer,
-schedule and everything else are new.
+In: that run, or a file of weights. Out: the weights of its model, as it was exported, or those of the
+backbone, in a learner that hasn't begun; optimizer, schedule and everything else are new.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from trainer.data.progress import Progress
 from trainer.exits import UsageError
 from trainer.export.load import read_description
 from trainer.integrity import MODEL, require_published_model
+from trainer.model.pretrained import backbone_of
+from trainer.model.weights import find_weights, load_weights
 from trainer.publish import find_run, is_finished
-from trainer.run_folder import RunFolder, Start, find_start, read_started_from
-from trainer.spec import RunSpec
+from trainer.run_folder import RunFolder, Start, find_start, read_started_from, require_same_start
+from trainer.spec import PretrainedSpec, RunSpec
 from trainer.spec.schema import CHAMPION, LATEST
 from trainer.storage.store import Store, is_bucket
 from trainer.train import Agreement, Learner
@@ -50,19 +52,52 @@ def begin(
     cache_dir: Path,
     screen: Screen,
 ) -> Start:
-    """Return what the run begins with, or began with; another run's weights, where wanted, are put in.
+    """Return what the run begins with, or began with; another run's or pretrained weights, where wanted, are
+    put in.
 
-    Raises UsageError for a run that isn't there, and for a model of other classes or another network.
+    Raises UsageError for a run or a file of weights that isn't there, and for weights of another network.
     """
+    agreement = Agreement(cluster.peers)
     run = _find_run(spec.train.start_from, folder) if cluster.is_chief else None
-    place = _begin_with(learner, dataset.class_names, run, Agreement(cluster.peers), cache_dir, screen)
+    place = _begin_with(learner, dataset.class_names, run, agreement, cache_dir, screen)
+    weights = _pretrain(
+        spec, learner, agreement, cache_dir, screen, has_readable(folder.checkpoints) or bool(place)
+    )
     if place:
         screen.on_fact("start", f"with the weights of {place}")
     elif not folder.newest_checkpoint and spec.train.start_from in _NONE_YET:
         screen.on_fact("start", f"with fresh weights: {_NONE_YET[spec.train.start_from]}")
     started_from = place or read_started_from(folder.path) if folder.newest_checkpoint else place
     batch, rate = spec.train.global_batch_size, spec.optimizer.learning_rate
-    return Start(dataset.digest, learner.precision, batch, rate, started_from)
+    start = Start(dataset.digest, learner.precision, batch, rate, started_from, weights)
+    if folder.newest_checkpoint:
+        require_same_start(folder.path, start)
+    return start
+
+
+def _pretrain(
+    spec: RunSpec, learner: Learner, agreement: Agreement, cache_dir: Path, screen: Screen, has_newer: bool
+) -> dict[str, str | None]:
+    """Put pretrained weights into the backbones of all processes, unless the chief `has_newer` ones.
+
+    Returns what environment.json says of them, nothing for fresh ones. Raises what finding and reading them
+    raises.
+    """
+    if not isinstance(spec.model, PretrainedSpec):
+        return {}
+    record = None
+    if agreement.is_chief and (file := find_weights(spec.model, cache_dir, screen)) is not None:
+        record = {"origin": file.origin, "sha256": file.sha256, "licence": file.licence}
+        if not has_newer:
+            load_weights(backbone_of(learner.fill_inference_model()), file)
+        screen.on_fact("weights", f"{file.origin}, licence {file.licence or 'not known'}")
+    has_newer = agreement.value(has_newer)
+    if has_newer:
+        return agreement.value(record) or {}
+    record = agreement.state(learner.answering_variables(), record)
+    if record is not None:
+        learner.take_inference_weights()
+    return record or {}
 
 
 def _find_run(start_from: str, folder: RunFolder) -> Store | None:

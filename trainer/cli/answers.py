@@ -47,7 +47,7 @@ def predict_command(
             unusable.append(Rejection(name, answer))
             continue
         shares = dict(zip(model.class_names, map(float, answer), strict=True))
-        if model.labels == "multi":
+        if model.data.labels == "multi":
             chosen = chosen_labels(shares, dict(zip(model.class_names, model.thresholds, strict=True)))
             click.echo(
                 _labels_as_json(name, chosen, shares) if as_json else _labels_as_row(name, chosen, width)

@@ -25,7 +25,7 @@ from trainer.data.checks import (
     warnings_of_formats,
 )
 from trainer.data.contents import content_digest, split_digest
-from trainer.data.holding import View
+from trainer.data.holding import Rows, View
 from trainer.data.ingest import Ingested
 from trainer.data.items import SPLITS, Item, Rejection, Source
 from trainer.data.label_arrays import label_array, label_counts, label_texts
@@ -47,7 +47,7 @@ class Split:
     labels: NDArray[np.int32]
     """The index in the data set's class names, int32 [len(items)]; with data.labels multi int32 [len(items),
     classes], 1 for each label that an image has."""
-    pixels: View
+    pixels: Rows
     numbers: NDArray[np.int64]
     """The place of each item among all that was found, before any was left out, int64 [len(items)]."""
     contents: Sequence[str] = ()

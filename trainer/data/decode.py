@@ -19,6 +19,7 @@ from trainer.data.gif import decode_gif
 from trainer.data.peek import contains, equals, peek
 from trainer.data.reduced import RATIOS, decode_reduced, find_reduction
 from trainer.data.window import fill, find_window, to_bytes
+from trainer.spec import PixelFormat
 
 Decoder = Callable[[tf.Tensor], tf.Tensor]
 
@@ -50,33 +51,34 @@ def decode_image(image_bytes: tf.Tensor) -> tf.Tensor:
     return tf.ensure_shape(image, [None, None, 3])
 
 
-def resize_image(image: tf.Tensor, size: int, resize: str, interpolation: str) -> tf.Tensor:
-    """Return `image`, uint8 [H, W, 3], as uint8 [size, size, 3].
+def resize_image(image: tf.Tensor, form: PixelFormat) -> tf.Tensor:
+    """Return `image`, uint8 [H, W, 3], as uint8 of `form.shape`.
 
-    resize: 'stretch' ignores the shape; 'crop' takes the largest square in the middle; 'pad' keeps the
-    whole image in the middle of a black square. interpolation: 'bilinear' is antialiased (a triangle
-    filter as wide as the reduction), rounded to the nearest value; 'nearest' takes single pixels.
+    resize: 'stretch' ignores the proportions; 'crop' takes the largest part in the middle that has those of
+    the result, or `crop_fraction` of its sides; 'pad' keeps the whole image in the middle of black.
+    interpolation: 'bilinear' and 'bicubic' are antialiased (a triangle filter, or that of Keys 1981 with
+    a = -0.5, as wide as the reduction), rounded to the nearest value; 'nearest' takes single pixels.
     """
-    window = find_window(tf.shape(image)[:2], size, resize)
-    if resize == "crop":
+    window = find_window(tf.shape(image)[:2], form)
+    if form.resize == "crop":
         image = tf.slice(image, tf.concat([window.start, [0]], 0), tf.concat([window.extent, [3]], 0))
-    return fill(_scaled(image, window.inner, interpolation), window, size)
+    return fill(_scaled(image, window.inner, form.interpolation), window, form)
 
 
-def decode_and_resize(image_bytes: tf.Tensor, size: int, resize: str, interpolation: str) -> tf.Tensor:
-    """Return one encoded image (string scalar) as uint8 [size, size, 3]; see the two functions above.
+def decode_and_resize(image_bytes: tf.Tensor, form: PixelFormat) -> tf.Tensor:
+    """Return one encoded image (string scalar) as uint8 of `form.shape`; see the two functions above.
 
     A JPEG that is far larger than that is decoded at a part of its size, unless single pixels are taken.
     """
 
     def from_all() -> tf.Tensor:
-        return resize_image(decode_image(image_bytes), size, resize, interpolation)
+        return resize_image(decode_image(image_bytes), form)
 
-    if interpolation == "nearest":
+    if form.interpolation == "nearest":
         return from_all()
     is_jpeg = equals(peek(image_bytes, 0, 3), _JPEG)
-    index = tf.cond(is_jpeg, lambda: find_reduction(image_bytes, size, resize), lambda: tf.constant(0))
-    reduced = [partial(decode_reduced, image_bytes, ratio, size, resize) for ratio in RATIOS]
+    index = tf.cond(is_jpeg, lambda: find_reduction(image_bytes, form), lambda: tf.constant(0))
+    reduced = [partial(decode_reduced, image_bytes, ratio, form) for ratio in RATIOS]
     return tf.switch_case(index, [from_all, *reduced])
 
 
@@ -137,5 +139,5 @@ def _blended(colours: tf.Tensor, alpha: tf.Tensor) -> tf.Tensor:
 def _scaled(image: tf.Tensor, sides: tf.Tensor, interpolation: str) -> tf.Tensor:
     if interpolation == "nearest":
         return tf.image.resize(image, sides, method="nearest")
-    scaled = tf.image.resize(image, sides, method="bilinear", antialias=True)
+    scaled = tf.image.resize(image, sides, method=interpolation, antialias=True)
     return to_bytes(scaled)

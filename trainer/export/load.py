@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -18,7 +18,7 @@ import tensorflow as tf
 from trainer.exits import DataError, UsageError
 from trainer.export.program import require_computing
 from trainer.export.served import FORMAT_VERSION, MULTI_LABEL_VERSION
-from trainer.spec import DataSpec
+from trainer.spec import PIXEL_SETTINGS, DataSpec
 
 _NEED = "Give the folder of a finished run or its model/ folder."
 
@@ -29,16 +29,11 @@ class LoadedModel:
 
     path: Path
     class_names: tuple[str, ...]
-    image_size: int
-    resize: str
-    interpolation: str
-    max_image_pixels: int
-    """Larger images were not decoded for its training."""
+    data: DataSpec
+    """How it was trained to see images; of a `DataSpec` these settings alone."""
     signatures: Any
-    labels: Literal["single", "multi"] = "single"
-    """As data.labels: whether an image has one class or any number of labels."""
     thresholds: tuple[float, ...] = ()
-    """Of labels multi: the probability from which on each label is said."""
+    """Of data.labels multi: the probability from which on each label is said."""
 
     def classify(self, images: Sequence[bytes]) -> np.ndarray[Any, Any]:
         """Return probabilities, float32 [images, classes], of encoded images.
@@ -49,7 +44,7 @@ class LoadedModel:
         return np.asarray(answer["probabilities"])
 
     def classify_pixels(self, pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Return probabilities, float32 [images, classes], of pixels [images, size, size, 3] in 0..255."""
+        """Return probabilities, float32 [images, classes], of pixels [images, height, width, 3] in 0..255."""
         answer = self.signatures["pixels"](pixels=tf.constant(pixels, tf.float32))
         return np.asarray(answer["probabilities"])
 
@@ -67,7 +62,8 @@ def load_model(path: Path, trust: bool = False) -> LoadedModel:
     try:
         loaded = tf.saved_model.load(str(folder))
         signatures = {name: loaded.signatures[name] for name in ("serving_default", "pixels")}
-        _require_consistent(signatures, about)
+        data = _described_data(about)
+        _require_consistent(signatures, about, data)
     except (MemoryError, tf.errors.ResourceExhaustedError):
         raise  # says nothing of the model
     except Exception as error:  # TensorFlow has no error of its own for a damaged file
@@ -75,29 +71,28 @@ def load_model(path: Path, trust: bool = False) -> LoadedModel:
             f"The model can't be loaded; it is damaged. Train again, or copy it again. Received: {folder} "
             f"({(str(error) or type(error).__name__).splitlines()[0][:200]})"
         ) from None
-    return LoadedModel(
-        folder, tuple(about["class_names"]), about["image_size"], about["resize"], about["interpolation"],
-        about.get("max_image_pixels", DataSpec().max_image_pixels), _Kept(signatures, loaded),
-        about.get("labels", "single"), _thresholds(about),
-    )  # fmt: skip
+    kept = _Kept(signatures, loaded)
+    return LoadedModel(folder, tuple(about["class_names"]), data, kept, _thresholds(about))
 
 
-def _require_consistent(signatures: dict[str, Any], about: dict[str, Any]) -> None:
+def _described_data(about: dict[str, Any]) -> DataSpec:
+    """Return how the model sees images. Raises ValueError, KeyError."""
+    first = ("image_size", "resize", "interpolation")
+    # Earlier versions did not have the others.
+    later = {*PIXEL_SETTINGS, "max_image_pixels", "labels"} & about.keys()
+    return DataSpec(**{key: about[key] for key in (*first, *later)})
+
+
+def _require_consistent(signatures: dict[str, Any], about: dict[str, Any], data: DataSpec) -> None:
     """Raise ValueError if the model's assets speak of another model."""
-    size = about["image_size"]
     shape = signatures["pixels"].structured_input_signature[1]["pixels"].shape
     classes = signatures["pixels"].structured_outputs["probabilities"].shape[-1]
-    DataSpec(
-        image_size=size, resize=about["resize"], interpolation=about["interpolation"],
-        max_image_pixels=about.get("max_image_pixels", DataSpec().max_image_pixels),
-        labels=about.get("labels", "single"),
-    )  # fmt: skip
     names = about["class_names"]
     if not isinstance(names, list) or len({name for name in names if isinstance(name, str)}) < len(names):
         raise ValueError("class_names in assets/model.json are not a list of different names")
-    if len(_thresholds(about)) != (len(names) if about.get("labels") == "multi" else 0):
+    if len(_thresholds(about)) != (len(names) if data.labels == "multi" else 0):
         raise ValueError("thresholds in assets/model.json are not those of its labels")
-    if not shape.is_compatible_with([None, size, size, 3]) or classes not in (
+    if not shape.is_compatible_with([None, *data.pixel_format.shape]) or classes not in (
         None,
         len(about["class_names"]),
     ):

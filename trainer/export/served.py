@@ -20,7 +20,7 @@ from trainer import __version__
 from trainer.data.decode import decode_and_resize
 from trainer.exits import TemporaryError
 from trainer.objective import objective_of
-from trainer.spec import DataSpec
+from trainer.spec import PIXEL_SETTINGS, DataSpec
 from trainer.storage.temporary import temporary_folder
 
 FORMAT_VERSION, MULTI_LABEL_VERSION = 1, 2
@@ -54,18 +54,18 @@ class ServedModel(tf.Module):  # type: ignore[misc]
         Formats that are converted for training and by `trainer predict` are errors here, see `decode_image`.
         Only an orientation that a JPEG, PNG or WebP has in XMP or in texts alone is ignored.
         """
-        size, resize, interpolation = self.data.image_size, self.data.resize, self.data.interpolation
+        form = self.data.pixel_format
         # Decoders are CPU kernels; pinned, no picture travels to an accelerator and back.
         with tf.device("/CPU:0"):
             pixels = tf.map_fn(
-                lambda encoded: decode_and_resize(encoded, size, resize, interpolation),
+                lambda encoded: decode_and_resize(encoded, form),
                 image_bytes,
-                fn_output_signature=tf.TensorSpec([size, size, 3], tf.uint8),
+                fn_output_signature=tf.TensorSpec(form.shape, tf.uint8),
             )
         return self.classify_pixels(tf.cast(pixels, tf.float32))
 
     def classify_pixels(self, pixels: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Classify pixels, float32 [batch, size, size, 3] in 0..255, RGB.
+        """Classify pixels, float32 [batch, height, width, 3] in 0..255, RGB.
 
         Returns `label`, string [batch]; `probability` of that label, float32 [batch]; and
         `probabilities`, float32 [batch, classes], in the order of labels.txt. With data.labels multi
@@ -84,9 +84,8 @@ class ServedModel(tf.Module):  # type: ignore[misc]
 
     def signatures(self) -> dict[str, tf.types.experimental.ConcreteFunction]:
         """Return the two endpoints as traced functions."""
-        size = self.data.image_size
         encoded = tf.TensorSpec([None], tf.string, name="image_bytes")
-        pixels = tf.TensorSpec([None, size, size, 3], tf.float32, name="pixels")
+        pixels = tf.TensorSpec([None, *self.data.pixel_format.shape], tf.float32, name="pixels")
         # Not attributes, which would be traced and saved once more. To translate code that needs no
         # translation took half of the export's time.
         from_bytes = tf.function(self.classify_images, input_signature=[encoded], autograph=False)
@@ -132,10 +131,7 @@ def _write_assets(
         "trainer_version": __version__,
         "tensorflow_version": tf.__version__,
         "class_names": list(class_names),
-        "image_size": data.image_size,
-        "resize": data.resize,
-        "interpolation": data.interpolation,
-        "max_image_pixels": data.max_image_pixels,
+        **data.model_dump(mode="json", include={*PIXEL_SETTINGS, "max_image_pixels"}),
     }
     if data.labels == "multi":
         about |= {

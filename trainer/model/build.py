@@ -11,8 +11,9 @@ import keras
 from trainer.model.kernels import Kernels
 from trainer.model.masks import number_dropouts
 from trainer.model.plain import plain_logits
+from trainer.model.pretrained import pretrained_logits
 from trainer.model.residual import residual_logits
-from trainer.spec import ModelSpec, PlainSpec
+from trainer.spec import ModelSpec, PlainSpec, PretrainedSpec
 
 PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 
@@ -23,7 +24,7 @@ def build_model(
     """Return an untrained model: [batch, size, size, 3] pixels in 0..255 to [batch, classes] logits.
 
     `precision` is 'float32' or 'bfloat16': the type of the arithmetic, the variables are
-    float32 either way. The residual family takes any image size after it is built.
+    float32 either way. All families but plain take any image size after the model is built.
     `seed` fixes the initial weights and the dropout.
     """
     policy = keras.DTypePolicy(PRECISIONS[precision])
@@ -31,6 +32,9 @@ def build_model(
     if isinstance(spec, PlainSpec):
         pixels = keras.Input((image_size, image_size, 3), name="pixels")
         logits = plain_logits(spec, pixels, class_count, policy, kernels)
+    elif isinstance(spec, PretrainedSpec):
+        pixels = keras.Input((None, None, 3), name="pixels")
+        logits = pretrained_logits(spec, pixels, class_count, policy, kernels)
     else:
         pixels = keras.Input((None, None, 3), name="pixels")
         logits = residual_logits(spec, pixels, class_count, policy, kernels)

@@ -8,6 +8,7 @@ a random time before it asks a bucket again would change the weights.
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import keras
 
@@ -30,3 +31,9 @@ class Kernels:
     def he(self) -> keras.Initializer:
         """Return the one for a layer before ReLU (He et al. 2015, normal)."""
         return keras.initializers.HeNormal(seed=self._random.randint(1, _MOST))
+
+    def seeded(self, config: Any) -> Any:
+        """Return the config of an initializer, as Keras serializes it, with a seed if it draws numbers."""
+        if not isinstance(config, dict) or "seed" not in config.get("config", {}):
+            return config
+        return {**config, "config": {**config["config"], "seed": self._random.randint(1, _MOST)}}

@@ -28,7 +28,7 @@ from trainer.multilabel.predictions import MultiLabelPredictions
 from trainer.predict import predict_split
 from trainer.printable import shown_address
 from trainer.report.names import format_count
-from trainer.spec import DataSpec
+from trainer.spec import PIXEL_SETTINGS, DataSpec, PixelFormat
 from trainer.storage.store import without_scheme
 
 _FROZEN = ("test", "validation", "all", "train")
@@ -50,7 +50,7 @@ def answers_of(
     them. Raises UsageError for models of other classes, DataError for images that can't be used.
     """
     _require_same_classes(models)
-    decoded: dict[tuple[int, str, str, tuple[str, ...]], Split] = {}
+    decoded: dict[tuple[PixelFormat, tuple[str, ...]], Split] = {}
     for model in models:
         if _how(model) not in decoded:
             decoded[_how(model)] = _split(model, data, test_data, cache_dir, progress)
@@ -78,16 +78,15 @@ def _unseen(split: Split, trained: Sequence[Mapping[str, Any]], said: str) -> tu
     return np.flatnonzero(~is_seen), without
 
 
-def _how(model: LoadedModel) -> tuple[int, str, str, tuple[str, ...]]:
+def _how(model: LoadedModel) -> tuple[PixelFormat, tuple[str, ...]]:
     """Return what of a model decides on the pixels and the labels that it is given."""
-    return model.image_size, model.resize, model.interpolation, all_normalized(model.class_names)
+    return model.data.pixel_format, all_normalized(model.class_names)
 
 
 def _split(
     model: LoadedModel, data: DataSpec, test_data: str | None, cache_dir: Path, progress: Progress
 ) -> Split:
-    about = dict(zip(("image_size", "resize", "interpolation"), _how(model)[:3], strict=True))
-    about |= {"labels": model.labels}
+    about = {key: getattr(model.data, key) for key in (*PIXEL_SETTINGS, "labels")}
     own = DataSpec.model_validate(data.model_dump() | about)
     if test_data is None or _place(test_data) == _place(data.source):
         dataset = load_dataset(own, cache_dir, progress, lambda rejected: None)
@@ -150,11 +149,11 @@ def _columns(answers: AnyPredictions, first: AnyPredictions) -> NDArray[np.int32
 
 
 def _require_same_classes(models: Sequence[LoadedModel]) -> None:
-    if len({model.labels for model in models}) > 1:
+    if len({model.data.labels for model in models}) > 1:
         raise UsageError(
             "A model of one label an image and one of several can't take each other's place; `trainer "
             "promote --force` does it without a test. "
-            f"Received: data.labels {' and '.join(model.labels for model in models)}"
+            f"Received: data.labels {' and '.join(model.data.labels for model in models)}"
         )
     first = all_normalized(models[0].class_names)
     for model in models[1:]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from trainer.recipes import recipe_names
 from trainer.report.case import LARGEST_GAP, LEAST_SKILL, Case, Judged, recalls, skill
-from trainer.report.duration import another_rate, keeps_best, more_epochs, train_on
+from trainer.report.duration import another_rate, fine_tuning, keeps_best, more_epochs, train_on
 from trainer.report.guessing import has_unequal_classes
 from trainer.report.history import find_best_epoch, is_rising, read_series
 from trainer.report.names import format_count, shorten
@@ -118,6 +118,13 @@ def _contradicted(case: Case) -> Iterator[str]:
         yield "Until they are right, --set train.label_smoothing=0.1 makes them matter less."
 
 
+def _limited(case: Case) -> Iterator[str]:
+    yield from _without_copies(case)
+    yield from _labels(case)
+    yield fine_tuning(case)
+    yield "Add training images."
+
+
 def _fine(case: Case) -> Iterator[str]:
     yield from _without_copies(case)
     yield from _labels(case)
@@ -144,6 +151,7 @@ _BY_KIND: Mapping[str, Callable[[Case], Iterator[str]]] = {
     "over-fitted": _over_fitted,
     "under-trained": _under_trained,
     "contradicted": _contradicted,
+    "limited": _limited,
     "fine": _fine,
 }
 
@@ -222,6 +230,12 @@ def cures(case: Judged) -> Iterator[str]:
     if better in recipe_names():
         yield f"Try the recipe {better}, which is made against this."
         return
+    if case.is_probe:
+        yield fine_tuning(case)
+        yield "Add training images."
+        return
+    if not case.is_pretrained:
+        yield "Begin with pretrained weights: --recipe auto."
     augment = case.setting("augment")
     if isinstance(augment, Mapping):
         if not _is_augmented(augment):

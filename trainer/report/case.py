@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,9 @@ from trainer.report.guessing import constant_answer
 from trainer.report.history import History, read_series
 
 Indices = npt.NDArray[np.int64]
+
+PENALTY, CROSS_VALIDATED = "probe/penalty", "probe/cross_validated_accuracy"
+"""What the history says of a head that was fitted by logistic regression."""
 
 WIDEST_INTERVAL = 0.2
 """A 95% interval of the accuracy that is wider says that there are too few held-out images."""
@@ -68,27 +71,38 @@ class Score:
         return wilson_interval(self.correct, self.count)
 
 
-class Judged(Protocol):
-    """What advice needs of a run, however many labels an image has."""
+class Judged:
+    """What is known of a run beside how its answers are judged, however many labels an image has."""
 
-    @property
-    def held(self) -> AnyPredictions:
-        """Of the held-out images."""
+    held: AnyPredictions
+    history: History
+    settings: Mapping[str, Any]
 
-    @property
-    def history(self) -> History:
-        """A row an epoch."""
+    def setting(self, path: str) -> Any:
+        """Return a setting by its dotted key, None if there is none."""
+        value: Any = self.settings
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return value
 
     @property
     def losses(self) -> npt.NDArray[np.float64]:
         """The train loss of each epoch."""
+        return read_series(self.history, "train/loss").values
 
-    def setting(self, path: str) -> Any:
-        """Return a setting by its dotted key, None if there is none."""
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether the network began with published weights."""
+        return bool(self.setting("model.family") == "pretrained" and self.setting("model.weights") != "none")
+
+    @property
+    def is_probe(self) -> bool:
+        """Whether all that was trained is the head, fitted by logistic regression."""
+        return len(self.history) == 1 and PENALTY in self.history[0]
 
 
 @dataclass(frozen=True, eq=False)
-class Case:
+class Case(Judged):
     """One run, as it is judged; `build_case` makes it."""
 
     train: Predictions
@@ -119,6 +133,13 @@ class Case:
         return score_of(self.held)
 
     @property
+    def cross_validated(self) -> float | None:
+        """The accuracy of logistic regression on training images that each fold left out; None if there is
+        none."""
+        value = self.history[0].get(CROSS_VALIDATED) if self.history else None
+        return float(value) if isinstance(value, int | float) else None
+
+    @property
     def has_few_images(self) -> bool:
         """Whether the held-out images are too few to tell the accuracy."""
         low, high = self.held_score.interval
@@ -140,10 +161,6 @@ class Case:
         below = math.hypot(train.share - train.interval[0], held.interval[1] - held.share)
         above = math.hypot(train.interval[1] - train.share, held.share - held.interval[0])
         return self.gap - below, self.gap + above
-
-    def setting(self, path: str) -> Any:
-        """Return a setting by its dotted key, None if there is none."""
-        return setting_in(self.settings, path)
 
     @cached_property
     def neglected(self) -> list[tuple[str, float, int]]:
@@ -175,19 +192,6 @@ class Case:
         share = _CONTRADICTED_SHARE_OF_FEW if is_well_known else _CONTRADICTED_SHARE
         is_many = len(found) >= max(_LEAST_CONTRADICTED, share * (score.count - score.correct))
         return found if is_many and (is_well_known or _errs_when_sure(self.held)) else found[:0]
-
-    @property
-    def losses(self) -> npt.NDArray[np.float64]:
-        """The train loss of each epoch."""
-        return read_series(self.history, "train/loss").values
-
-
-def setting_in(settings: Mapping[str, Any], path: str) -> Any:
-    """Return a setting by its dotted key, None if there is none."""
-    value: Any = settings
-    for key in path.split("."):
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
 
 
 def build_case(

@@ -23,11 +23,19 @@ _SMALL_FALL = 0.02
 
 def train_on(case: Judged) -> Iterator[str]:
     """Yield longer training, where the train loss was still falling clearly."""
+    if case.is_probe:
+        yield fine_tuning(case)
+        return
     loss = case.losses
     lately = max(1, len(loss) // 4)
     if 0 < len(loss) < 3 or (len(loss) and loss[-1] < (1 - _SMALL_FALL) * loss[-1 - lately]):
         falling = "The train loss was still falling: train longer, " if len(loss) > 1 else "Train longer: "
         yield f"{falling}{more_epochs(case)}."
+
+
+def fine_tuning(case: Judged) -> str:
+    """Return how a frozen backbone is fine-tuned after logistic regression."""
+    return "Fine-tune the backbone: --set train.epochs=10 --set optimizer.learning_rate=0.0003."
 
 
 def more_epochs(case: Judged) -> str:

@@ -13,15 +13,14 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy import special
 
 from trainer.multilabel.predictions import MultiLabelPredictions
 from trainer.multilabel.ranking import Ranking, draws
 from trainer.report.advice import cures
-from trainer.report.case import LARGEST_GAP, LEAST_SKILL, WIDEST_INTERVAL, copied_names, setting_in
+from trainer.report.case import LARGEST_GAP, LEAST_SKILL, WIDEST_INTERVAL, Judged, copied_names
 from trainer.report.duration import more_epochs, train_on
-from trainer.report.history import History, is_rising, read_series
+from trainer.report.history import History, is_rising
 from trainer.report.names import format_count, shorten
 from trainer.report.verdict import FEWEST_EPOCHS, Kind, Verdict
 from trainer.spec import SCRATCH
@@ -36,7 +35,7 @@ _MOST_SENTENCES = 3
 
 
 @dataclass(frozen=True, eq=False)
-class LabelCase:
+class LabelCase(Judged):
     """One run, as it is judged."""
 
     train: MultiLabelPredictions
@@ -123,15 +122,6 @@ class LabelCase:
             and special.bdtr(round(row[1] * row[2]), row[2], whole) < _CHANCE / len(self.recalls)
         ]
 
-    @property
-    def losses(self) -> npt.NDArray[np.float64]:
-        """The train loss of each epoch."""
-        return read_series(self.history, "train/loss").values
-
-    def setting(self, path: str) -> Any:
-        """Return a setting by its dotted key, None if there is none."""
-        return setting_in(self.settings, path)
-
 
 def constant_precision(predictions: MultiLabelPredictions) -> float:
     """Return the mean average precision of the same answer to all images: the labels' mean share of them."""
@@ -191,7 +181,8 @@ def _decide(case: LabelCase) -> tuple[Kind, str]:
             if is_unproven
             else ("guessing", "no better than guessing")
         )
-    if 0 < len(case.history) < FEWEST_EPOCHS and case.setting("train.start_from") in (None, SCRATCH):
+    is_short = 0 < len(case.history) < FEWEST_EPOCHS and not case.is_probe
+    if is_short and case.setting("train.start_from") in (None, SCRATCH):
         return "early", f"too early to say after {format_count(len(case.history), 'epoch')}"
     if case.neglected:
         return "neglected", _neglected_words(case)

@@ -12,8 +12,8 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata, resources
 from pathlib import Path
@@ -52,6 +52,8 @@ class Start:
     """Before its schedule; it follows from the batch, and so is written down and not compared."""
     started_from: str = ""
     """The run whose weights it began with; empty for fresh ones."""
+    weights: Mapping[str, str | None] = field(default_factory=dict)
+    """Origin, SHA-256 and licence of pretrained weights; empty for none."""
 
 
 def require_same_start(path: Path, start: Start) -> None:
@@ -147,6 +149,7 @@ def write_environment(
         "global_batch_size": start.global_batch_size,
         "learning_rate": start.learning_rate,
         "started_from": start.started_from,
+        "weights": dict(start.weights) or None,
         "seed": spec.seed,
         "spec_digest": spec_digest(spec),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -21,9 +21,6 @@ from trainer.run_folder.parsed import read_dataset_json, read_images_json
 from trainer.spec import RunSpec, parse_spec, spec_digest
 from trainer.storage.store import Store
 
-_DECODED_BY = ("image_size", "resize", "interpolation")
-"""What of a spec's data decides how an image becomes pixels."""
-
 
 def find_same_run(output: Store, spec: RunSpec, data_digest: str) -> str:
     """Return the newest finished run if it is of an equal spec and equal data; else nothing.
@@ -66,7 +63,7 @@ def find_earlier(output: Store, spec: RunSpec, data_digest: str) -> Earlier | No
         or dataset.get("digest") == f"sha256:{data_digest}"
     ):
         return None
-    is_alike = all(getattr(before, key) == getattr(spec.data, key) for key in _DECODED_BY)
+    is_alike = before.pixel_format == spec.data.pixel_format
     return Earlier(name, dataset, _known(run, IMAGES, read_images_json), is_alike)
 
 

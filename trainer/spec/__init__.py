@@ -15,7 +15,11 @@ from trainer.spec.load import (
     read_spec,
     spec_changes,
     spec_digest,
+    with_choices,
 )
+from trainer.spec.networks import PlainSpec, ResidualSpec
+from trainer.spec.pixels import PIXEL_SETTINGS, PixelFormat
+from trainer.spec.pretrained import PretrainedSpec
 from trainer.spec.schema import (
     SCRATCH,
     USUAL_RATES,
@@ -24,13 +28,12 @@ from trainer.spec.schema import (
     EarlyStoppingSpec,
     ModelSpec,
     OptimizerSpec,
-    PlainSpec,
-    ResidualSpec,
     RunSpec,
     TrainSpec,
 )
 
 __all__ = [
+    "PIXEL_SETTINGS",
     "SCRATCH",
     "USUAL_RATES",
     "AugmentSpec",
@@ -40,7 +43,9 @@ __all__ = [
     "EarlyStoppingSpec",
     "ModelSpec",
     "OptimizerSpec",
+    "PixelFormat",
     "PlainSpec",
+    "PretrainedSpec",
     "ResidualSpec",
     "RunSpec",
     "TrainSpec",
@@ -52,4 +57,5 @@ __all__ = [
     "read_spec",
     "spec_changes",
     "spec_digest",
+    "with_choices",
 ]

@@ -50,6 +50,11 @@ class AugmentSpec(Checked):
     cutmix: Fraction = 0.0
     """The probability that a square of an image is its neighbour's, labels too (Yun et al. 2019)."""
 
+    @property
+    def changes_images(self) -> bool:
+        """Whether any of the changes is on."""
+        return self != AugmentSpec()
+
     @model_validator(mode="after")
     def _one_mixture(self) -> AugmentSpec:
         if self.mixup + self.cutmix > 1.0:

@@ -89,9 +89,21 @@ def parse_spec(text: str, where: str) -> RunSpec:
     return _validated(parse_mapping(text, where))
 
 
+def with_choices(spec: RunSpec, settings: Mapping[str, Any]) -> RunSpec:
+    """Return `spec` with `settings` for all that was not set in it, and nothing left to choose.
+
+    settings: nested, as in a spec. Raises UsageError for those that don't fit what was set.
+    """
+    values = spec.model_dump(mode="json", exclude_unset=True)
+    return _validated({**_laid_over(dict(settings), values), "choose": "none"})
+
+
 def dump_spec(spec: RunSpec) -> str:
-    """Return the whole spec as YAML; `load_spec` on it gives an equal spec."""
-    return dump_mapping(spec.model_dump(mode="json"))
+    """Return the whole spec as YAML; `load_spec` on it gives an equal spec.
+
+    Of one whose settings are still to be chosen only what was set, so that the rest can be chosen.
+    """
+    return dump_mapping(spec.model_dump(mode="json", exclude_unset=spec.choose != "none"))
 
 
 def dump_shown_spec(spec: RunSpec) -> str:

@@ -118,7 +118,7 @@ def _dotted(location: tuple[Any, ...]) -> str:
 
 def _is_branch(key: str, part: Any) -> bool:
     if key == "model":
-        return part in ("plain", "residual")
+        return part in ("plain", "residual", "pretrained")
     return isinstance(part, str) and (
         "[" in part or part in ("int", "float", "bool", "str", "literal", "constrained-int")
     )

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from trainer.spec.augment import AugmentSpec
-from trainer.spec.checked import Blocks, Checked, Count, Filters, Fraction, NonNegative, Positive
+from trainer.spec.checked import Checked, Count, Fraction, NonNegative, Positive
+from trainer.spec.finetune import FinetuneSpec
+from trainer.spec.networks import PlainSpec, ResidualSpec
+from trainer.spec.pixels import PixelFormat
+from trainer.spec.pretrained import NO_WEIGHTS, PretrainedSpec
 from trainer.spec.publish import PublishSpec
 
 RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
@@ -39,8 +43,12 @@ class DataSpec(Checked):
     """Height and width, in pixels, of every image that the network sees outside training crops."""
     resize: Literal["stretch", "crop", "pad"] = "stretch"
     """How an image that is not square becomes square."""
-    interpolation: Literal["bilinear", "nearest"] = "bilinear"
-    """bilinear is antialiased; nearest is what ImageDataGenerator does."""
+    interpolation: Literal["bilinear", "nearest", "bicubic"] = "bilinear"
+    """bilinear and bicubic are antialiased; bicubic has a = -0.5 as in Pillow and PyTorch (with
+    antialias=True), and is what most pretrained networks expect. nearest is what ImageDataGenerator does."""
+    crop_fraction: float = Field(1.0, ge=0.1, le=1.0)
+    """With resize crop: which share of the height and width of the largest crop is kept. 0.875 with
+    image_size 224 is the usual "resize to 256, keep the middle 224"."""
     max_rejected: Fraction = 0.01
     """The share of damaged files above which the run stops."""
     cache_mib: int = Field(4096, ge=0)
@@ -59,56 +67,21 @@ class DataSpec(Checked):
     def _in_lower_case(cls, value: Any) -> Any:
         return value.lower() if isinstance(value, str) else value
 
-
-class PlainSpec(Checked):
-    """3 x 3 convolutions with ReLU and 2 x 2 max pooling, then dense layers."""
-
-    family: Literal["plain"] = "plain"
-    filters: tuple[Filters, ...] = Field((16, 32, 64), strict=False, min_length=1)
-    pool_last: bool = True
-    """Whether the last convolution is pooled as well."""
-    dense_units: tuple[Count, ...] = Field((), strict=False)
-    dropout: float = Field(0.0, ge=0.0, lt=1.0)
-    binary_unit: bool = False
-    """With two classes: one sigmoid unit instead of two softmax units (same loss, same gradients)."""
-    average_mirror: bool = False
-    """Answer with the mean over the picture and its mirror image, at twice the cost of an answer."""
+    @field_validator("crop_fraction")
+    @classmethod
+    def _crops(cls, value: float, others: ValidationInfo) -> float:
+        if value != 1.0 and others.data.get("resize") in ("stretch", "pad"):
+            raise ValueError("a part of an image is kept with data.resize crop only")
+        return value
 
     @property
-    def pools(self) -> tuple[bool, ...]:
-        """Whether each convolution is pooled."""
-        return (True,) * (len(self.filters) - 1) + (self.pool_last,)
-
-    def last_side(self, side: int) -> int:
-        """Return the side of the last feature map for images of `side` pixels; there is none if below 1."""
-        for is_pooled in self.pools:
-            side = (side - 2) // 2 if is_pooled else side - 2
-        return side
+    def pixel_format(self) -> PixelFormat:
+        """How an image becomes pixels."""
+        size = self.image_size
+        return PixelFormat(size, size, self.resize, self.interpolation, self.crop_fraction)
 
 
-class ResidualSpec(Checked):
-    """A residual network with batch normalisation and global average pooling."""
-
-    family: Literal["residual"] = "residual"
-    stem_filters: Filters = 32
-    stem_stride: int = Field(2, ge=1, le=4)
-    filters: tuple[Filters, ...] = Field((64, 128, 256), strict=False, min_length=1)
-    """One number a stage; each stage halves height and width."""
-    blocks: tuple[Blocks, ...] = Field((2, 2, 2), strict=False, min_length=1)
-    dropout: float = Field(0.2, ge=0.0, lt=1.0)
-    stochastic_depth: float = Field(0.0, ge=0.0, lt=1.0)
-    """The probability that the last block is skipped; earlier ones less, linearly."""
-    average_mirror: bool = False
-    """Answer with the mean over the picture and its mirror image, at twice the cost of an answer."""
-
-    @model_validator(mode="after")
-    def _stages(self) -> ResidualSpec:
-        if len(self.filters) != len(self.blocks):
-            raise ValueError("filters and blocks need one number for each stage")
-        return self
-
-
-ModelSpec = Annotated[PlainSpec | ResidualSpec, Field(discriminator="family")]
+ModelSpec = Annotated[PlainSpec | ResidualSpec | PretrainedSpec, Field(discriminator="family")]
 
 
 class OptimizerSpec(Checked):
@@ -170,6 +143,8 @@ class TrainSpec(Checked):
     epochs: Count = 20
     start_from: str = Field(SCRATCH, min_length=1)
     """Whose weights it begins with: fresh ones, those of the latest run or of the champion, or of a run's."""
+    finetune: FinetuneSpec | None = None
+    """How a pretrained backbone is trained; of model.family pretrained alone."""
     global_batch_size: Count = 32
     """Images in a step, whatever the number of devices that share them."""
     scale_batch: bool = False
@@ -228,6 +203,8 @@ class RunSpec(Checked):
 
     recipe: str | None = None
     """The recipe that this started from; a label."""
+    choose: Literal["none", "auto", "fast", "best"] = "none"
+    """For which goal the settings that are not given are chosen from the data, when the run begins."""
     output: str = Field("runs", min_length=1)
     run_name: str | None = Field(None, pattern=f"^{RUN_NAME}$")
     seed: int = Field(0, ge=0, lt=2**31)
@@ -237,6 +214,28 @@ class RunSpec(Checked):
     optimizer: OptimizerSpec = OptimizerSpec()
     train: TrainSpec = TrainSpec()
     publish: PublishSpec = PublishSpec()
+
+    @property
+    def finetune(self) -> FinetuneSpec | None:
+        """How the pretrained backbone is trained; None for a network from scratch."""
+        if not isinstance(self.model, PretrainedSpec) or self.model.weights == NO_WEIGHTS:
+            return None
+        return self.train.finetune or FinetuneSpec()
+
+    @property
+    def has_depthwise(self) -> bool:
+        """Whether the network has depthwise convolutions."""
+        return isinstance(self.model, PretrainedSpec) and self.model.backbone != "resnet50v2"
+
+    @model_validator(mode="after")
+    def _phases_fit(self) -> RunSpec:
+        if self.train.finetune is not None and not isinstance(self.model, PretrainedSpec):
+            raise ValueError("train.finetune is of model.family pretrained")
+        if (finetune := self.finetune) is None:
+            return self
+        if finetune.first_epochs > self.train.epochs:
+            raise ValueError("train.finetune has more frozen and last-stage epochs than train.epochs")
+        return self
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> RunSpec:

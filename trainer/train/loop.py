@@ -18,15 +18,18 @@ from trainer.exits import DivergedError, StoppedError
 from trainer.spec import RunSpec
 from trainer.train.agreement import Agreement, Signs
 from trainer.train.clock import Clock, fitting_steps
+from trainer.train.features import Features
 from trainer.train.history import History, Row
 from trainer.train.keeper import Keeper
 from trainer.train.learner import Learner
 from trainer.train.observer import CallReport, Observer
-from trainer.train.parts import build_parts
+from trainer.train.phase_work import PhaseWork
+from trainer.train.phases import Phase
 from trainer.train.profile import Profile
 from trainer.train.progress import Standing, best_of, diverged, out_of_patience, score
 from trainer.train.result import TrainResult
 from trainer.train.saver import Pace, Saver
+from trainer.train.step import Sums
 
 _MOST_RECOVERIES = 3
 
@@ -49,6 +52,7 @@ class Loop:
         observer: Observer,
         validate: Validate,
         is_stopped: Callable[[], bool],
+        features: Features | None = None,
     ) -> None:
         self.learner, self.spec, self.observer = learner, spec, observer
         self.validate, self.is_stopped = validate, is_stopped
@@ -58,8 +62,8 @@ class Loop:
         # The chief's: where blocks end must be the same for all.
         steps = self.agreement.value(spec.train.profiled_steps)
         self.profile = Profile(steps, place, observer.on_message)
-        self.stepper, self.feed = build_parts(learner, dataset, spec, cluster, self.profile.borders)
-        self._blocks = self.feed.blocks(0, 0)
+        self.work = PhaseWork(learner, dataset, spec, cluster, features, self.profile.borders)
+        self._of_fit: Row = {}
         self.standing = Standing()
         self.history = History(saver.folder.parent)
         self.pace = Pace(spec.train.checkpoint, saver)
@@ -69,14 +73,12 @@ class Loop:
         """Train to the end, from the newest checkpoint if there is one."""
         self._resume()
         self.profile.begin_run(self.standing.step, self.learner.total_steps)
-        if self.stepper.uses_xla:
-            self.observer.on_message("XLA compiles the step first, which may take two minutes")
         try:
             self._train_epochs()
             while not self._keep():
                 self._train_epochs()
         finally:
-            self._blocks.close()
+            self.work.stop_reading()
             self.profile.end()
         self.history.close()
         rows, timings, standing = self.history.rows(), self.history.timings, self.standing
@@ -103,7 +105,6 @@ class Loop:
         self.keeper.prepare()
         record = self.keeper.restore()
         if record is None:
-            self._read_on()
             self.history.replay()
             self._save()  # the place to go back to if the first epoch diverges
             return
@@ -117,24 +118,52 @@ class Loop:
 
     def _train_epoch(self) -> bool:
         """Do the rest of the current epoch; return False if the loss stopped being a number."""
-        epoch, steps = self._epoch(), self.learner.steps_per_epoch
-        if self.standing.step == epoch * steps:
+        epoch = self._epoch()
+        phase = self.learner.phase_of(epoch)
+        if phase.is_logistic:
+            self.standing.step = (
+                epoch * self.learner.steps_per_epoch
+            )  # a fit that was interrupted begins again
+        if self.standing.step == epoch * self.learner.steps_per_epoch:
             self.standing.begin_epoch()
+        try:
+            sums = self._begin(phase)
+        except StoppedError:
+            self._stop()  # while features were computed
+        if not phase.is_logistic:
+            return self._do_steps(epoch)
+        self.standing.add(sums)
+        self.observer.on_call(self._report(epoch))
+        return self.standing.is_finite()
+
+    def _begin(self, phase: Phase) -> list[Sums]:
+        """Build the step and the pipeline of a new phase; return the sums of an epoch that is fitted
+        instead."""
+        if self.work.enter(phase, self.is_stopped) and self.work.uses_xla:
+            self.observer.on_message("XLA compiles the step first, which may take two minutes")
+        self.clock, self._of_fit = Clock(self.work.feed, self.standing), {}
+        if not phase.is_logistic:
+            return []
+        sums, self._of_fit = self.work.fit(self.agreement, self.is_stopped)
+        return sums
+
+    def _do_steps(self, epoch: int) -> bool:
+        steps = self.learner.steps_per_epoch
         side = crop_side(self.spec.augment, self.spec.data.image_size, epoch, self.spec.train.epochs)
-        self.clock = Clock(self.feed, self.standing)
+        blocks = self.work.blocks(self.standing.step)
         while self.standing.step < (epoch + 1) * steps:
-            block = next(self._blocks)  # none of them reaches into the next epoch
+            block = next(blocks)  # none of them reaches into the next epoch
             self.pace.make_room(self.standing.step + block.steps)
             with self.profile.around(block):
                 started = time.perf_counter()
-                self.standing.add(self.stepper.run(block, side))
+                self.standing.add(self.work.stepper.run(block, side))
                 wanted = self._block_steps(block.steps, time.perf_counter() - started)
             if not self.standing.is_finite():
                 return False
             self.observer.on_call(self._report(epoch))
             is_due = self.pace.is_due(self.standing.step)
             signs = self.agreement.signs(Signs(self.is_stopped(), is_due, wanted))
-            self.feed.block_steps = signs.block_steps
+            self.work.set_block_steps(signs.block_steps)
             if signs.is_stopped:
                 self._stop()
             if signs.is_due and self.standing.step < (epoch + 1) * steps:
@@ -175,10 +204,10 @@ class Loop:
         row: Row = {
             "epoch": epoch,
             "step": self.standing.step,
-            "learning_rate": float(self.learner.optimizer.learning_rate),
+            "learning_rate": self.learner.phase_of(epoch - 1).learning_rate(),
             "train/loss": loss,
             "train/accuracy": accuracy,
-        }
+        } | self._of_fit
         every, last = self.spec.train.validate_every_epochs, self.spec.train.epochs
         if epoch % every == 0 or epoch == last:
             self.learner.fill_inference_model()
@@ -213,7 +242,7 @@ class Loop:
         elapsed = self.standing.elapsed_seconds + self.agreement.value(self.clock.seconds())
         self._resume_quietly()
         self.standing.recoveries, self.standing.elapsed_seconds = recoveries, elapsed
-        self.learner.schedule.scale.assign(0.5**recoveries)
+        self.learner.rate_scale.assign(0.5**recoveries)
         self.observer.on_message(
             f"the loss is not a number in epoch {epoch}: back to the end of epoch {self._epoch()} "
             f"with half the learning rate ({recoveries} of {_MOST_RECOVERIES})"
@@ -234,12 +263,7 @@ class Loop:
     def _go_back_to(self, record: Mapping[str, Any]) -> None:
         self.standing = Standing.from_record(record["standing"])
         self.history.restore(record["history"])
-        self._read_on()
-
-    def _read_on(self) -> None:
-        """Begin to read the batches from here to the end, ahead of training and while it validates."""
-        self._blocks.close()
-        self._blocks = self.feed.blocks(self.standing.step, self.learner.total_steps)
+        self.work.stop_reading()
 
     def _stop(self) -> NoReturn:
         self._save(within_epoch=True, is_last=True)

@@ -22,10 +22,12 @@ from trainer.data.labels import by_normalized, normalized
 from trainer.exits import UsageError
 from trainer.mix import mix_images
 from trainer.model.masks import Rows, of_rows
+from trainer.model.pretrained import head_of
 from trainer.objective import SINGLE, Objective, objective_of
 from trainer.spec import AugmentSpec, RunSpec
 from trainer.train.feed import Block
 from trainer.train.learner import Learner
+from trainer.train.phases import Phase
 
 # Keeps the draws of augmentation apart from other uses of the same seed.
 _AUGMENT_STREAM = 1 << 40
@@ -50,8 +52,15 @@ class Stepper:
         class_weights: np.ndarray[Any, Any],
         cluster: Cluster,
         images: Any = None,
+        phase: Phase | None = None,
+        has_features: bool = False,
     ) -> None:
-        """`images`: what blocks give the places in, see `put_on_devices`; None if they hold the images."""
+        """`images`: what blocks give the places in, see `put_on_devices`; None if they hold the images.
+
+        phase: which weights are trained, by default those of the first phase. has_features: whether blocks
+        hold features of the frozen backbone in the place of images.
+        """
+        self.phase, self.has_features = phase or learner.phases[0], has_features
         self.learner, self.images = learner, images
         self.objective = objective_of(spec.data.labels)
         self.augment: AugmentSpec = spec.augment
@@ -60,26 +69,11 @@ class Stepper:
         self.seed = spec.seed
         self.class_weights = tf.constant(class_weights, tf.float32)
         self.strategy = cluster.strategy
+        self.replicas = cluster.strategy.num_replicas_in_sync
         # XLA compiles for fixed shapes, so it gets the single step and not the open-ended loop.
-        # It has no kernel for rotation, nor for sums over several replicas.
-        replicas = cluster.strategy.num_replicas_in_sync
-        alone = replicas == 1
-        if spec.train.xla is True and not alone:
-            raise UsageError(
-                f"train.xla true has no kernel for sums over several devices; leave it at auto. "
-                f"Received: {replicas} devices"
-            )
-        if cluster.device_kind == "TPU" and spec.augment.rotate_degrees:
-            raise UsageError(
-                "A TPU has no kernel for rotation; leave augment.rotate_degrees at 0. "
-                f"Received: {spec.augment.rotate_degrees:g}"
-            )
-        self.uses_xla = bool(
-            choose_xla(spec.train.xla, cluster) and alone and not spec.augment.rotate_degrees
-        )
+        self.uses_xla = _uses_xla(spec, cluster)
         self._step_function = tf.function(self._step, jit_compile=True) if self.uses_xla else self._step
-        self.replicas = replicas
-        self.replicas_here = replicas // cluster.count
+        self.replicas_here = self.replicas // cluster.count
         self._compiled: dict[tuple[int, ...], Callable[..., tf.Tensor]] = {}
 
     def run(self, block: Block, side: int) -> list[Sums]:
@@ -100,7 +94,7 @@ class Stepper:
         epoch's short last batch it is compiled once more.
         """
         signature = [
-            tf.TensorSpec([None, *block.images.shape[1:]], tf.uint8 if self.images is None else tf.int32),
+            tf.TensorSpec([None, *block.images.shape[1:]], block.images.dtype),
             tf.TensorSpec([None, *block.labels.shape[1:]], tf.int32),
             tf.TensorSpec([None, *block.places.shape[1:]], tf.int32),
             tf.TensorSpec([], tf.int64),
@@ -118,7 +112,7 @@ class Stepper:
                 # They are equal on all replicas.
                 sums = sums.write(index, self.strategy.experimental_local_results(done)[0])
                 if self.learner.average is not None:
-                    self.learner.average.update(step)
+                    self.learner.average.update(step - self.phase.first_step, self.phase.changing)
             return sums.stack()
 
         return tf.function(run_block, input_signature=signature)
@@ -162,16 +156,12 @@ class Stepper:
 
         `weight`: 0 if its rows stand in for none. Returns [loss sum, hits, images] of all replicas.
         """
-        draws = tf.gather(draw_numbers(self.seed + _AUGMENT_STREAM, step, count), places)
-        pixels = augment_images(images, draws, self.augment, side)
-        partners = None
-        if self.augment.mixup or self.augment.cutmix:
-            pixels, partners, shares = mix_images(pixels, draws[:, MIX_DRAWS], self.augment)
-        weights = self.learner.model.trainable_weights
+        inputs, partners, shares = self._augmented(images, places, step, count, side)
+        weights = self.phase.weights
         with tf.GradientTape() as tape, of_rows(Rows(step, places, tf.constant(count), weight)):
-            logits = self.learner.model(pixels, training=True)
+            logits = self._logits(inputs)
             losses = self._losses(labels, logits)
-            if partners is not None:
+            if partners is not None and shares is not None:
                 losses *= shares
                 losses += (1.0 - shares) * self._losses(tf.gather(labels, partners), logits)
             # Over the global batch: the gradients of the replicas are summed.
@@ -186,12 +176,51 @@ class Stepper:
             *gradients, sums = replica.all_reduce(tf.distribute.ReduceOp.SUM, [*gradients, sums])
         if self.clip_norm:
             gradients, _ = tf.clip_by_global_norm(gradients, self.clip_norm)
-        self.learner.optimizer.apply(gradients, weights)
+        self.phase.apply(gradients)
         return sums
+
+    def _augmented(
+        self, images: tf.Tensor, places: tf.Tensor, step: tf.Tensor, count: int, side: int
+    ) -> tuple[tf.Tensor, tf.Tensor | None, tf.Tensor | None]:
+        """Return the network's inputs; with mixup and cutmix each row's partner, too, and its own share."""
+        if self.has_features:
+            return images, None, None
+        draws = tf.gather(draw_numbers(self.seed + _AUGMENT_STREAM, step, count), places)
+        pixels = augment_images(images, draws, self.augment, side)
+        if not (self.augment.mixup or self.augment.cutmix):
+            return pixels, None, None
+        mixed: tuple[tf.Tensor, tf.Tensor, tf.Tensor] = mix_images(pixels, draws[:, MIX_DRAWS], self.augment)
+        return mixed
+
+    def _logits(self, inputs: tf.Tensor) -> tf.Tensor:
+        return (
+            head_of(self.learner.model)(inputs, training=True)
+            if self.has_features
+            else self.phase.forward(inputs)
+        )
 
     def _losses(self, labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
         """Return the loss of each image if `labels` are those of it, float32 [batch]."""
         return self.objective.losses(labels, logits, self.class_weights, self.label_smoothing)
+
+
+def _uses_xla(spec: RunSpec, cluster: Cluster) -> bool:
+    """Return whether XLA compiles the step, which has no kernel for rotation, nor for sums over replicas.
+
+    Raises UsageError for a spec or a device that needs what it hasn't.
+    """
+    replicas = cluster.strategy.num_replicas_in_sync
+    if spec.train.xla is True and replicas > 1:
+        raise UsageError(
+            f"train.xla true has no kernel for sums over several devices; leave it at auto. "
+            f"Received: {replicas} devices"
+        )
+    if cluster.device_kind == "TPU" and spec.augment.rotate_degrees:
+        raise UsageError(
+            "A TPU has no kernel for rotation; leave augment.rotate_degrees at 0. "
+            f"Received: {spec.augment.rotate_degrees:g}"
+        )
+    return choose_xla(spec.train.xla, cluster) and replicas == 1 and not spec.augment.rotate_degrees
 
 
 def share_of(replica: int | tf.Tensor, replicas: int, batches: Sequence[tf.Tensor]) -> tuple[tf.Tensor, ...]:

@@ -142,7 +142,7 @@ def _assembled(read: ReadResult, outcomes: Sequence[Outcome], spec: DataSpec) ->
         items=tuple(items[number] for number in kept),
         contents=tuple(outcomes[number].content for number in kept),
         rows=np.asarray(kept, np.int64),
-        pixels=Holding(len(items), spec.image_size, 0, Path(), lambda numbers, write: None),
+        pixels=Holding(len(items), spec.pixel_format.shape, 0, Path(), lambda numbers, write: None),
         rejections=tuple(
             Rejection(item.name, outcome.reason)
             for item, outcome in zip(items, outcomes, strict=True)

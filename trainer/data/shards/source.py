@@ -45,7 +45,7 @@ def load_shards(store: Store, catalogue: Catalogue, spec: DataSpec, cache_dir: P
     reader = _Reader(index, staging, spec)
     budget_bytes = spec.cache_mib << 20
     pixels = Holding(
-        len(index), spec.image_size, budget_bytes, cache_dir / "pixels", reader.decode, reader.follow
+        len(index), spec.pixel_format.shape, budget_bytes, cache_dir / "pixels", reader.decode, reader.follow
     )
     if peers.place.count == 1 and int(np.prod(pixels.shape)) <= budget_bytes:
         pixels.hold(np.arange(len(index)))
@@ -87,7 +87,7 @@ class _Reader:
 
     def __init__(self, index: Index, staging: Staging, spec: DataSpec) -> None:
         self._index, self._staging = index, staging
-        self._to_pixels = build_to_pixels(spec)
+        self._to_pixels = build_to_pixels(spec.pixel_format)
         # Twice the cores, so that some decode while others wait for the disk.
         self._threads = 2 * len(os.sched_getaffinity(0))
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
