@@ -29,6 +29,8 @@ from trainer.report.label_page import label_rows
 from trainer.report.label_verdict import constant_precision, judge_labels
 from trainer.report.pictures import choose_correct, choose_mistakes, read_pictures
 from trainer.report.verdict import Verdict
+from trainer.train.label_probe import fit_label_probe, judge_label_logits
+from trainer.train.probe import accuracy_of
 from trainer.train.progress import score
 from trainer.train.step import class_weights
 
@@ -161,6 +163,25 @@ def test_the_loss_is_the_binary_cross_entropy_of_keras_with_smoothing_weights_an
     assert class_weights("balanced", NAMES, np.array([50, 25, 25]), SINGLE).tolist() == pytest.approx(
         [100 / 150, 100 / 75, 100 / 75]
     )
+
+
+def test_a_logistic_probe_is_fitted_for_each_label_by_itself() -> None:
+    random = np.random.default_rng(1)
+    features = random.normal(size=(120, 6)).astype(np.float32)
+    labels = (features @ random.normal(size=(6, 3)) + random.normal(size=(120, 3)) > 0.5).astype(np.int32)
+    labels[:, 2] = 1
+    probe = fit_label_probe(features, labels, np.ones(3), folds=3)
+    logits = features @ probe.kernel + probe.bias
+    losses, hits = judge_label_logits(logits, labels)
+    assert ((logits[:, :2] > 0) == labels[:, :2]).mean() > 0.8
+    assert (logits[:, 2] == 10).all()
+    expected = MULTI.losses(labels, tf.constant(logits, tf.float32), tf.ones(3), 0.0)
+    np.testing.assert_allclose(losses, expected, rtol=1e-4, atol=1e-6)
+    assert hits.tolist() == MULTI.hits(labels, tf.constant(logits)).numpy().tolist()
+    assert probe.held_out is None  # of a label that all images have
+    halves = fit_label_probe(features, labels[:, :2], np.ones(2), folds=3)
+    assert halves.held_out is not None
+    assert 0.5 < accuracy_of(halves.held_out, labels[:, :2]) <= 1
 
 
 def test_the_best_epoch_is_that_of_the_best_ranking() -> None:
