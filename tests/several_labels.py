@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw
 
 SHAPES = ("disc", "square", "stripe")
 FAST = [
-    "data.labels=multi", "data.image_size=16", "train.epochs=6", "train.global_batch_size=16",
+    "data.labels=multi", "data.threshold_fraction=0.25", "data.image_size=16",
+    "train.epochs=6", "train.global_batch_size=16",
     "model={family: residual, stem_filters: 8, stem_stride: 1, filters: [16], blocks: [1], dropout: 0.0}",
     "optimizer.learning_rate=0.01", "train.deterministic=true",
 ]  # fmt: skip

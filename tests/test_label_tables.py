@@ -18,7 +18,7 @@ from trainer.data.layouts import ReadResult, read_layout
 from trainer.data.layouts.import_files import Buckets
 from trainer.data.load import load_dataset
 from trainer.data.progress import SilentProgress
-from trainer.data.split import assign_splits, with_thresholds
+from trainer.data.split import with_thresholds
 from trainer.data.stratify import hold_out
 from trainer.exits import DataError, TrainerError, UsageError
 from trainer.spec import load_spec
@@ -157,7 +157,7 @@ def test_settings_and_shards_that_hold_one_label_say_so(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return load(put_data(tmp_path_factory.mktemp("drawn") / "data", 120))
+    return load(put_data(tmp_path_factory.mktemp("drawn") / "data", 120), threshold_fraction=0.25)
 
 
 def test_the_labels_of_a_data_set_are_a_matrix_with_a_part_for_the_thresholds(drawn: Dataset) -> None:
@@ -169,7 +169,7 @@ def test_the_labels_of_a_data_set_are_a_matrix_with_a_part_for_the_thresholds(dr
             assert tuple(np.array(SHAPES)[row == 1]) == sets[int(item.name.removesuffix(".png"))]
     assert drawn.summary["labels"] == "multi"
     counts = {name: each["images"] for name, each in drawn.summary["splits"].items()}
-    assert counts == {"train": 86, "thresholds": 10, "validation": 24}
+    assert counts == {"train": 72, "thresholds": 24, "validation": 24}
     total = sum(each["unlabelled"] for each in drawn.summary["splits"].values())
     assert total == sum(not labels for labels in sets.values())
 
@@ -217,12 +217,13 @@ def test_rare_labels_that_hang_together_stay_in_training() -> None:
 def test_the_thresholds_get_images_of_training_alone_and_equal_ones_stay_together() -> None:
     sets = [("a",) if number % 2 else ("a", "b") for number in range(50)]
     items = [
-        Item(str(number), "", "test" if number % 5 == 0 else None, Path("x"), labels=labels)
+        Item(str(number), "", "test" if number % 5 == 0 else "train", Path("x"), labels=labels)
         for number, labels in enumerate(sets)
     ]
     contents = [digest(n // 2) for n in range(50)]
-    split = with_thresholds(assign_splits(items, contents, 0.2, is_multi=True), contents, 0.2)
-    assert Counter(item.split for item in split) == {"train": 32, "test": 10, "thresholds": 8}
+    assert with_thresholds(items, contents, 0.2) == items  # too few of every label
+    split = with_thresholds(items, contents, 0.4)
+    assert Counter(item.split for item in split) == {"train": 25, "test": 10, "thresholds": 15}
     sides = {
         (content, item.split) for content, item in zip(contents, split, strict=True) if item.split != "test"
     }

@@ -8,7 +8,7 @@ few change sides when images are added, and equal images, under whatever name, a
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -17,6 +17,8 @@ from trainer.data.stratify import hold_out
 
 BY_SOURCE, STRATIFIED = "source", "stratified"
 """Who chose the validation images, as dataset.json says it: the source, or `assign_splits`."""
+FEWEST_FOR_THRESHOLD = 10
+"""Images with a label, and without it, of which fewer would choose its threshold at random."""
 
 
 def assign_splits(
@@ -39,9 +41,20 @@ def assign_splits(
 
 
 def with_thresholds(items: Sequence[Item], contents: Sequence[str], fraction: float) -> list[Item]:
-    """Return `items` with `fraction` of the training images in a split of their own, see `THRESHOLDS`."""
+    """Return `items` with `fraction` of the training images in a split of their own, see `THRESHOLDS`.
+
+    Unless it has too few images of every label to choose a threshold.
+    """
     train = [replace(item, split=None) if item.split == "train" else item for item in items]
-    held_out = _held_out_of_several(train, contents, fraction) if fraction else set()
+    held_out = _held_out_of_several(train, contents, fraction, least=0) if fraction else set()
+    counts = Counter(
+        label
+        for item, content in zip(train, contents, strict=True)
+        if item.split is None and content in held_out
+        for label in item.classes
+    )
+    if max(counts.values(), default=0) < FEWEST_FOR_THRESHOLD:
+        return list(items)
     return [
         replace(item, split=THRESHOLDS) if item.split == "train" and content in held_out else item
         for item, content in zip(items, contents, strict=True)
@@ -67,13 +80,15 @@ def _held_out(items: Sequence[Item], contents: Sequence[str], fraction: float) -
     return {content for label, members in classes.items() for content in sorted(members)[: counts[label]]}
 
 
-def _held_out_of_several(items: Sequence[Item], contents: Sequence[str], fraction: float) -> set[str]:
+def _held_out_of_several(
+    items: Sequence[Item], contents: Sequence[str], fraction: float, least: int = 1
+) -> set[str]:
     """Return the same where images have any number of labels; one content has those of all its items."""
     labels: defaultdict[str, set[str]] = defaultdict(set)
     for item, content in zip(items, contents, strict=True):
         if item.split is None:
             labels[content].update(item.classes)
-    return hold_out(labels, fraction)
+    return hold_out(labels, fraction, least)
 
 
 def held_out_counts(sizes: Mapping[str, int], fraction: float) -> dict[str, int]:

@@ -13,12 +13,12 @@ from collections import Counter
 from collections.abc import Mapping, Set
 
 
-def hold_out(labels: Mapping[str, Set[str]], fraction: float) -> set[str]:
+def hold_out(labels: Mapping[str, Set[str]], fraction: float, least: int = 1) -> set[str]:
     """Return the contents to hold out, `fraction` of those of each label as nearly as they fit together.
 
     labels: of each content, by its hash. Of a label with two contents or more at least one is left, and at
-    least one is held out unless another label's turn came first. Contents without a label make up what is
-    missing of the whole.
+    least `least` are held out unless another label's turn came first. Contents without a label make up what
+    is missing of the whole.
     """
     totals = Counter(label for each in labels.values() for label in each)
     held: set[str] = set()
@@ -27,7 +27,7 @@ def hold_out(labels: Mapping[str, Set[str]], fraction: float) -> set[str]:
     while left := Counter(label for content in waiting for label in labels[content]):
         label = min(left, key=lambda name: (left[name], name))
         group = sorted(content for content in waiting if label in labels[content])
-        wanted = max(_rounded(fraction * totals[label]), min(1, totals[label] - 1)) - counts[label]
+        wanted = max(_rounded(fraction * totals[label]), min(least, totals[label] - 1)) - counts[label]
         for content in group:
             if wanted > 0 and all(counts[each] + 1 < totals[each] for each in labels[content]):
                 held.add(content)

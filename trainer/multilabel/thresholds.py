@@ -9,11 +9,11 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from trainer.data.split import FEWEST_FOR_THRESHOLD
+
 Floats = npt.NDArray[np.float64]
 
 USUAL = 0.5
-FEWEST = 10
-"""Images with a label, and without it, of which fewer leave its threshold at `USUAL`."""
 
 
 def choose_thresholds(truth: npt.NDArray[np.bool_], probabilities: Floats) -> Floats:
@@ -21,7 +21,7 @@ def choose_thresholds(truth: npt.NDArray[np.bool_], probabilities: Floats) -> Fl
 
     truth: bool [N, C]; probabilities: float [N, C]. Candidates lie half-way between neighbouring
     probabilities; 0.5 is kept where none is better, and of equals the one nearest to it is taken. A label
-    that fewer than `FEWEST` of the images have, or lack, keeps 0.5: so few would choose at random.
+    that fewer than `FEWEST_FOR_THRESHOLD` of the images have, or lack, keeps 0.5.
     """
     return np.array(
         [_best(truth[:, label], probabilities[:, label]) for label in range(truth.shape[1])], np.float64
@@ -30,7 +30,7 @@ def choose_thresholds(truth: npt.NDArray[np.bool_], probabilities: Floats) -> Fl
 
 def _best(truth: npt.NDArray[np.bool_], scores: Floats) -> float:
     positives = int(truth.sum())
-    if min(positives, len(truth) - positives) < FEWEST:
+    if min(positives, len(truth) - positives) < FEWEST_FOR_THRESHOLD:
         return USUAL
     order = np.argsort(-scores, kind="stable")
     ordered = scores[order]

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from trainer.data.split import FEWEST_FOR_THRESHOLD
 from trainer.multilabel.predictions import MultiLabelPredictions
-from trainer.multilabel.thresholds import FEWEST, USUAL
+from trainer.multilabel.thresholds import USUAL
 from trainer.report import tables
 from trainer.report.inputs import ReportInputs
 from trainer.report.label_verdict import MEASURE, judge_labels
@@ -107,7 +108,7 @@ def _answers(inputs: ReportInputs) -> dict[str, Any]:
         "label_rows": rows,
         "worst_rows": worst[:_WORST] if len(rows) > _WORST else [],
         "overall_rows": tables.overall_rows(inputs.metrics, list(inputs.predictions), _OVERALL),
-        "fewest": FEWEST,
+        "fewest": FEWEST_FOR_THRESHOLD,
         "usual": USUAL,
     }
 
