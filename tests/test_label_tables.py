@@ -26,9 +26,11 @@ from trainer.spec.schema import DataSpec
 
 Labels = dict[str, tuple[str, ...]]
 
+NO_BUCKETS = Buckets(lambda uris: {})
+
 
 def read(root: Path, layout: str = "auto") -> ReadResult:
-    return read_layout(root, layout, Buckets(lambda uris: {}), None, "multi")
+    return read_layout(root, layout, NO_BUCKETS, None, "multi")
 
 
 def labels_of(found: ReadResult) -> Labels:
@@ -93,11 +95,14 @@ def test_the_json_lines_of_vertex_ai_hold_several_labels(tmp_path: Path) -> None
 def test_where_an_image_has_one_class_several_labels_are_refused_with_the_setting(tmp_path: Path) -> None:
     put_table(put(tmp_path, "1.png", "2.png", "3.png") / "labels.csv",
               [("path", "label"), ("1.png", "a"), ("2.png", "a;b"), ("3.png", "b")])  # fmt: skip
-    (only,) = read_layout(tmp_path, "auto", Buckets(lambda uris: {})).rejections
-    assert only.reason == "several labels in one cell: a;b; one image has one class, unless data.labels=multi"
+    reasons = {each.name: each.reason for each in read_layout(tmp_path, "auto", NO_BUCKETS).rejections}
+    assert (
+        reasons["labels.csv:3"]
+        == "several labels in one cell: a;b; one image has one class, unless data.labels=multi"
+    )
     (tmp_path / "labels.csv").write_text("path,a,b\n1.png,1,1\n2.png,0,0\n3.png,1,0\n")
     with pytest.raises(DataError, match="for one label a 0/1 column"):
-        read_layout(tmp_path, "import", Buckets(lambda uris: {}))
+        read_layout(tmp_path, "import", NO_BUCKETS)
 
 
 def columns(*cells: str) -> list[tuple[str, ...]]:

@@ -147,12 +147,14 @@ def compute_metrics(predictions: AnyPredictions) -> dict[str, float]:
         "accuracy_high": high,
         "count": count,
         "correct": correct,
-        **(
-            label_metrics(predictions)
-            if isinstance(predictions, MultiLabelPredictions)
-            else _class_metrics(predictions)
-        ),
+        **_other_metrics(predictions),
     }
+
+
+def _other_metrics(predictions: AnyPredictions) -> dict[str, float]:
+    if isinstance(predictions, MultiLabelPredictions):
+        return label_metrics(predictions)
+    return _class_metrics(predictions)
 
 
 def _class_metrics(predictions: Predictions) -> dict[str, float]:

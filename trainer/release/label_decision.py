@@ -40,9 +40,9 @@ def decide_labels(
 ) -> LabelDecision:
     """Return whether the challenger takes the champion's place: only if all of these hold.
 
-    Its mean average precision is higher by at least `min_gain`; the paired bootstrap says that this is more
-    than chance; it is better than guessing; and no label loses more than `max_class_loss` of its average
-    precision. Both have answered the same images in the same order.
+    Its mean average precision is higher by at least `min_gain`, by the paired bootstrap more than chance; it
+    is better than guessing; no label loses more than `max_class_loss` of its average precision. Both have
+    answered the same images in the same order.
     """
     test = bootstrap_labels(champion, challenger)[MEASURE]
     averages = [
@@ -111,6 +111,10 @@ def _interval(test: Test) -> str:
 
 def _gain(test: Test) -> str:
     return f"{_interval(test)}, paired bootstrap {say_p(test.p_value)}"
+
+
+def _averages(answers: MultiLabelPredictions) -> Floats:
+    return Ranking(answers.truth, answers.probabilities).average_precisions()
 
 
 def _mean(averages: Floats) -> float:
