@@ -41,6 +41,7 @@ KERAS = [
 TENSORBOARD = "tensorboard>=2.20"
 HEIF = "pillow-heif>=1.1"  # converts HEIC pictures when they are read
 PARQUET = "pyarrow>=18.0"  # reads Parquet files with pictures
+OPTUNA = "optuna>=5.0"  # chooses the settings of trials, and ends those that are not worth more time
 
 # Each of these brings a module named `tensorflow`: install exactly one of the three.
 EXTRAS = {
@@ -53,8 +54,11 @@ EXTRAS = {
     "heif": [HEIF],
     # Data sets of Hugging Face. An extra, as it takes 150 MB that no other source needs.
     "parquet": [PARQUET],
+    # Searching settings. An extra, as it brings SQLAlchemy and others, 39 MB that no other command needs.
+    "tune": [OPTUNA],
     "test": [
         HEIF,
+        OPTUNA,
         PARQUET,
         "kubernetes-validate>=1.32",  # the schemas of Kubernetes, offline
         # A bucket on loopback. The tests patch it at private places: exactly this version.

@@ -176,7 +176,6 @@ def test_a_model_whose_description_does_not_fit_is_refused(exported: Path, tmp_p
 
 
 def test_an_export_that_answers_otherwise_is_refused(exported: Path, golden: Golden, tmp_path: Path) -> None:
-    assert verify_export(exported, golden) <= 1e-5
     wrong = golden.probabilities.copy()
     wrong[3, 0] += 2e-5
     with pytest.raises(TrainerError, match=r"differs by 2(\.\d+)?e-05, at most 1e-05"):

@@ -16,7 +16,7 @@ import pytest
 from trainer.cli.app import cli
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = ("README.md", "README.pt-BR.md", "CONTRIBUTING.md", "docs/models-of-others.md")
+DOCUMENTS = ("README.md", "README.pt-BR.md", "CONTRIBUTING.md", "docs/models-of-others.md", "docs/tune.md")
 _SPEC = "recipe: demo\nrun_name: pets\n"
 
 

@@ -52,6 +52,7 @@ ROOMS = (
     "run",
     "compare",
     "release",
+    "tune",
     "launch",
     "cli",
     "task",

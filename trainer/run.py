@@ -29,7 +29,7 @@ from trainer.objective import objective_of
 from trainer.prediction_files import write_predictions
 from trainer.publish import publish
 from trainer.report.drift import Drift, find_drift
-from trainer.report.inputs import ReportInputs
+from trainer.report.inputs import report_inputs
 from trainer.report.label_page import write_label_report
 from trainer.report.names import clip
 from trainer.report.page import write_report
@@ -47,7 +47,7 @@ from trainer.run_folder import (
     write_rejected,
 )
 from trainer.scaling import describe_scaling, require_equal_shares, require_whole_batch, scaled_spec
-from trainer.spec import RunSpec, dump_shown_spec
+from trainer.spec import RunSpec
 from trainer.stop import Stop
 from trainer.storage.folders import replace_folder
 from trainer.storage.local import write_json
@@ -280,21 +280,7 @@ def _report(
     folder: RunFolder,
     screen: Screen,
 ) -> Verdict:
-    inputs = ReportInputs(
-        title=folder.name,
-        spec_yaml=dump_shown_spec(spec),
-        environment=environment,
-        dataset=dataset.summary,
-        rejected=dataset.rejected,
-        history=result.history,
-        predictions=predictions,
-        metrics=metrics,
-        held_out=dataset.held_out.name,
-        pictures=lambda split, rows: dataset.splits[split].pixels.take(rows),
-        train_seconds=result.seconds,
-        ended=result.ended,
-        keeps_best=spec.train.keeps_best,
-        best_epoch=result.best_epoch,
-        drift=_drift(spec, dataset, folder, screen),
-    )
-    return (write_label_report if spec.data.labels == "multi" else write_report)(folder.path, inputs)
+    drift = _drift(spec, dataset, folder, screen)
+    inputs = report_inputs(folder.name, spec, environment, dataset, result, predictions, metrics, drift)
+    write = write_label_report if spec.data.labels == "multi" else write_report
+    return write(folder.path, inputs)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ from trainer.data.ingest import Ingested
 from trainer.data.items import SPLITS, Item, Rejection, Source
 from trainer.data.label_arrays import label_array, label_counts, label_texts
 from trainer.data.label_checks import require_labels, require_trained_labels, warnings_of_labels
-from trainer.data.split import BY_SOURCE, STRATIFIED, assign_splits, with_thresholds
+from trainer.data.split import BY_SOURCE, STRATIFIED, assign_splits, training_items, with_thresholds
 from trainer.printable import shown_address
 from trainer.spec.schema import DataSpec
 
@@ -108,6 +108,8 @@ def assemble(
     tried = len(candidates) + sum(rejection.damaged for rejection in left_out)
     require_few_rejected(tried, rejected, spec.max_rejected)
     is_multi = spec.labels == "multi"
+    if spec.held_out == "train" and all(item.split is None for item in found.items):
+        found = _training_part(found, spec.validation_fraction, is_multi)
     items, split_by = (_arranged_several if is_multi else _arranged)(candidates, found, spec)
     warnings = (*warnings, *warnings_of_labels(items)) if is_multi else warnings
     duplicates = find_duplicates(items, found.contents)
@@ -129,6 +131,17 @@ def _arranged_several(candidates: Sequence[Item], found: Ingested, spec: DataSpe
     require_trained_labels(items)
     split_by = BY_SOURCE if items == list(found.items) else STRATIFIED
     return with_thresholds(items, found.contents, spec.threshold_fraction), split_by
+
+
+def _training_part(found: Ingested, fraction: float, is_multi: bool) -> Ingested:
+    """Return what was decoded without the images that a run on all of it would hold out."""
+    kept = training_items(found.items, found.contents, fraction, is_multi)
+    return replace(
+        found,
+        items=tuple(found.items[index] for index in kept),
+        contents=tuple(found.contents[index] for index in kept),
+        rows=found.rows[np.asarray(kept, np.int64)],
+    )
 
 
 def _assembled(

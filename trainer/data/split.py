@@ -61,6 +61,27 @@ def with_thresholds(items: Sequence[Item], contents: Sequence[str], fraction: fl
     ]
 
 
+def usable_items(items: Sequence[Item], held_out: str) -> list[Item]:
+    """Return the items that `data.held_out` allows to read, before anything is decoded.
+
+    'auto' is all of them, 'validation' all but test images, 'train' the training images of a source that has
+    a split. Of a source without one, 'train' returns all items with split None; see `training_items`.
+    """
+    if held_out == "validation":
+        return [item for item in items if item.split != "test"]
+    if held_out == "train" and is_split_by_source(items):
+        return [replace(item, split="train") for item in items if item.split in ("train", None)]
+    return [replace(item, split=None) for item in items] if held_out == "train" else list(items)
+
+
+def training_items(
+    items: Sequence[Item], contents: Sequence[str], fraction: float, is_multi: bool = False
+) -> list[int]:
+    """Return the indices of the items without a split that `assign_splits` gives to training."""
+    split = assign_splits(items, contents, fraction, is_multi)
+    return [index for index, item in enumerate(split) if item.split == "train"]
+
+
 def is_split_by_source(items: Sequence[Item]) -> bool:
     """Return whether the source itself says which images are held out, of some of them at least."""
     return not {item.split for item in items} <= {"train", None}

@@ -86,7 +86,9 @@ def _how(model: LoadedModel) -> tuple[PixelFormat, tuple[str, ...]]:
 def _split(
     model: LoadedModel, data: DataSpec, test_data: str | None, cache_dir: Path, progress: Progress
 ) -> Split:
-    about = {key: getattr(model.data, key) for key in (*PIXEL_SETTINGS, "labels")}
+    about: dict[str, Any] = {key: getattr(model.data, key) for key in (*PIXEL_SETTINGS, "labels")}
+    if test_data is not None:
+        about |= {"held_out": "auto"}  # test images decide, also on a model that was chosen without them
     own = DataSpec.model_validate(data.model_dump() | about)
     if test_data is None or _place(test_data) == _place(data.source):
         dataset = load_dataset(own, cache_dir, progress, lambda rejected: None)

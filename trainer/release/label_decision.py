@@ -45,9 +45,7 @@ def decide_labels(
     answered the same images in the same order.
     """
     test = bootstrap_labels(champion, challenger)[MEASURE]
-    averages = [
-        Ranking(each.truth, each.probabilities).average_precisions() for each in (champion, challenger)
-    ]
+    averages = [_averages(each) for each in (champion, challenger)]
     changes = averages[1] - averages[0]
     is_known = not np.isnan(changes).all()
     worst = int(np.nanargmin(changes)) if is_known else 0

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from trainer.report.case import Case, Judged
 from trainer.report.history import find_best_epoch
@@ -92,4 +91,6 @@ def _is_creeping(loss: np.ndarray[Any, Any]) -> bool:
     """Return whether the loss falls steadily, by less than a tenth in all."""
     if len(loss) < 4 or loss[-1] < 0.9 * loss[0] or loss.min() == loss.max():
         return False
+    from scipy.stats import spearmanr  # takes a second to load, and short trainings do without
+
     return bool(spearmanr(np.arange(len(loss)), loss).statistic < -0.9)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import linregress
 
 Floats = npt.NDArray[np.float64]
 History = Sequence[Mapping[str, object]]
@@ -75,6 +74,8 @@ def is_rising(history: History, held_out: str, measure: str = "accuracy") -> boo
             and series.values[-1] == series.values.max()
             and series.values[-1] - series.values[0] > 2 * _LEAST_RISE
         )
+    from scipy.stats import linregress  # takes a second to load, and short trainings do without
+
     last = max(4, math.ceil(count / 5))
     epochs, values = series.epochs[-last:], series.values[-last:]
     line = linregress(epochs, values, alternative="greater")

@@ -39,6 +39,10 @@ class DataSpec(Checked):
     )
     validation_fraction: float = Field(0.2, gt=0.0, lt=1.0)
     """The share of each class held out of a source that has no split of its own."""
+    held_out: Literal["auto", "validation", "train"] = "auto"
+    """Which images measure the model: auto takes validation images, or else test images. validation never
+    reads test images; without validation images, a part of the training images is held out. train reads
+    training images only, and holds out a part of them."""
     image_size: int = Field(128, ge=8, le=2048)
     """Height and width, in pixels, of every image that the network sees outside training crops."""
     resize: Literal["stretch", "crop", "pad"] = "stretch"

@@ -68,7 +68,7 @@ class Inference:
         self._most = _BACKBONE_BATCH if is_slow else _BATCH
         self._replicas = self.strategy.num_replicas_in_sync // self.peers.place.count
         pixels = tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8)
-        self._outputs = tf.function(self._compute, input_signature=[pixels])
+        self._outputs = tf.function(self._compute, input_signature=[pixels], autograph=False)
 
     def outputs(
         self,

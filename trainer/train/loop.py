@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from trainer.augment import crop_side
 from trainer.cluster import Cluster
 from trainer.data.dataset import Dataset
-from trainer.exits import DivergedError, StoppedError
+from trainer.exits import StoppedError
 from trainer.spec import RunSpec
 from trainer.train.agreement import Agreement, Signs
 from trainer.train.clock import Clock, fitting_steps
@@ -26,7 +26,14 @@ from trainer.train.observer import CallReport, Observer
 from trainer.train.phase_work import PhaseWork
 from trainer.train.phases import Phase
 from trainer.train.profile import Profile
-from trainer.train.progress import Standing, best_of, diverged, out_of_patience, score
+from trainer.train.progress import (
+    Standing,
+    best_of,
+    diverged,
+    diverged_without_checkpoint,
+    out_of_patience,
+    score,
+)
 from trainer.train.result import TrainResult
 from trainer.train.saver import Pace, Saver
 from trainer.train.step import Sums
@@ -253,10 +260,7 @@ class Loop:
         self.keeper.flush()
         record = self.keeper.restore(whole_epochs=True)
         if record is None:
-            raise DivergedError(
-                "The loss is not a number, and there is no checkpoint to go back to. "
-                f"Received: {self.keeper.folder}"
-            )
+            raise diverged_without_checkpoint(self.keeper.folder, self.spec.optimizer)
         self._go_back_to(record)
         self.keeper.forget_parts()
 

@@ -1,7 +1,8 @@
 """Logistic regression on cached features: the head of a pretrained backbone that is frozen.
 
 The strength of the L2 penalty is chosen by the log loss of a stratified cross-validation on the training
-images alone. Features are standardised first, and the result is folded back into the weights of the head.
+images alone. Features are centred and scaled first, and the result is folded back into the weights of the
+head.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from trainer.exits import UsageError
 Floats = NDArray[np.float64]
 Labels = NDArray[np.integer]
 
-_PENALTIES = tuple(10.0**power for power in np.arange(-5.0, 1.01, 0.5))
+_PENALTIES = tuple(10.0**power for power in np.arange(-5.0, 2.01, 0.5))
 """Values of C, the inverse strength of the penalty, from strong to weak."""
 _MOST_ITERATIONS = 1000
 _MOST_WORK = 2e11
@@ -36,7 +37,7 @@ class Probe:
     bias: Floats
     """[classes]."""
     penalty: float
-    """C of scikit-learn's LogisticRegression, on standardised features."""
+    """C of scikit-learn's LogisticRegression, on scaled features."""
     held_out: Floats | None
     """Probabilities of each training image by the model of the folds without it, [images, classes]; None if
     a class has too few images for folds."""
@@ -56,13 +57,14 @@ def fit_probe(
             "Logistic regression takes too long for so many images and classes; train the head in steps with "
             f"--set train.finetune.probe=steps. Received: {len(features)} images of {len(weights)} classes"
         )
-    mean, deviation = features.mean(axis=0, dtype=np.float64), features.std(axis=0, dtype=np.float64)
-    deviation[deviation < 1e-6 * max(1e-12, float(deviation.max()))] = 1.0
-    scaled = ((features - mean) / deviation).astype(np.float64)
+    mean = features.mean(axis=0, dtype=np.float64)
+    # One scale for all: that of each feature can't be told from a few images.
+    scale = float(np.sqrt(features.var(axis=0, dtype=np.float64).mean())) or 1.0
+    scaled = (features - mean) / scale
     sample_weights = np.asarray(weights, np.float64)[labels]
     penalty, held_out = _chosen(scaled, labels, sample_weights, len(weights), folds)
     kernel, bias = _fit(scaled, labels, sample_weights, len(weights), penalty)
-    kernel = kernel / deviation[:, None]
+    kernel = kernel / scale
     return Probe(kernel, bias - mean @ kernel, penalty, held_out)
 
 

@@ -72,7 +72,7 @@ class Stepper:
         self.replicas = cluster.strategy.num_replicas_in_sync
         # XLA compiles for fixed shapes, so it gets the single step and not the open-ended loop.
         self.uses_xla = _uses_xla(spec, cluster)
-        self._step_function = tf.function(self._step, jit_compile=True) if self.uses_xla else self._step
+        self._step_function = self._compile_step() if self.uses_xla else self._step
         self.replicas_here = self.replicas // cluster.count
         self._compiled: dict[tuple[int, ...], Callable[..., tf.Tensor]] = {}
 
@@ -86,6 +86,9 @@ class Stepper:
         sums = self._compiled[shape](*given, first_step)
         # Added step by step, so that the total is the same however the steps fall into blocks.
         return list(itertools.starmap(Sums, sums.numpy().astype(float).tolist()))
+
+    def _compile_step(self) -> Callable[..., tf.Tensor]:
+        return tf.function(self._step, jit_compile=True, autograph=False)
 
     def _compile(self, side: int, block: Block) -> Callable[..., tf.Tensor]:
         """Return the steps as one graph, of which only the number of steps stays open.
@@ -103,9 +106,7 @@ class Stepper:
         def run_block(
             images: tf.Tensor, labels: tf.Tensor, places: tf.Tensor, first_step: tf.Tensor
         ) -> tf.Tensor:
-            steps = tf.shape(labels)[0]
-            sums = tf.TensorArray(tf.float32, size=steps, element_shape=[3])
-            for index in tf.range(steps):
+            def do_step(index: tf.Tensor, sums: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
                 step = first_step + tf.cast(index, tf.int64)
                 given = (images[index], labels[index], places[index], step, self.images)
                 done = self.strategy.run(self._replica_step, args=(*given, block.global_rows, side))
@@ -113,9 +114,15 @@ class Stepper:
                 sums = sums.write(index, self.strategy.experimental_local_results(done)[0])
                 if self.learner.average is not None:
                     self.learner.average.update(step - self.phase.first_step, self.phase.changing)
+                return index + 1, sums
+
+            steps = tf.shape(labels)[0]
+            sums = tf.TensorArray(tf.float32, size=steps, element_shape=[3])
+            _, sums = tf.while_loop(lambda index, _: index < steps, do_step, (tf.constant(0), sums))
             return sums.stack()
 
-        return tf.function(run_block, input_signature=signature)
+        # Autograph would take half of the time to trace it, and there is nothing in it to translate.
+        return tf.function(run_block, input_signature=signature, autograph=False)
 
     def _replica_step(
         self,

@@ -44,6 +44,7 @@ from trainer.data.shards.pack import (
 from trainer.data.shards.packed import require_single
 from trainer.data.shards.plan import PlannedShard, plan_shards
 from trainer.data.shards.work import NOTES, Crew
+from trainer.data.split import usable_items
 from trainer.exits import TemporaryError, UsageError
 from trainer.spec.schema import DataSpec
 from trainer.storage import hash_file, private_folder
@@ -71,6 +72,7 @@ def make_shards(
     buckets = buckets_of(spec, crew.cache_dir, progress, outline=True)
     extraction = extraction_of(spec, crew.cache_dir, progress)
     read = read_layout(root, spec.layout, buckets, extraction)
+    read = read._replace(items=usable_items(read.items, spec.held_out))
     require_images(read.items, read.rejections, spec.source)
     recipe = _recipe(spec, read.items, shard_bytes)
     if (found := read_catalogue(store)) is not None:
@@ -115,6 +117,8 @@ def _packed(
 
 def _recipe(spec: DataSpec, items: Sequence[Item], shard_bytes: int) -> str:
     settings = spec.model_dump(mode="json", include=set(_SETTINGS))
+    # Left out at its default: shards that an earlier version packed are the same.
+    settings |= {"held_out": spec.held_out} if spec.held_out != "auto" else {}
     # The size is that of a picture which was replaced under its name, too.
     listed = [[item.name, item.label, item.split, size_of(item)] for item in items]
     return recipe_of({"settings": settings, "shard_bytes": shard_bytes, "items": listed})
