@@ -18,7 +18,7 @@ import pytest
 from free_ports import addresses
 
 from trainer.checkpoint import list_checkpoints
-from trainer.metrics import read_predictions
+from trainer.prediction_files import read_predictions
 from trainer.publish import verify
 from trainer.storage.store import open_store
 

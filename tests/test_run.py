@@ -16,7 +16,8 @@ from trainer_process import QUICK, command, refused, trainer
 
 from trainer.cli.answers import predict_command
 from trainer.exits import DataError, UsageError
-from trainer.metrics import compute_metrics, read_predictions
+from trainer.metrics import compute_metrics
+from trainer.prediction_files import read_predictions
 from trainer.publish import is_finished, publish, verify
 from trainer.storage.folder import FolderStore
 

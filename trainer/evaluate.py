@@ -6,7 +6,8 @@ image, from which every metric is computed. No image is padded, dropped or count
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import keras
@@ -15,7 +16,11 @@ import tensorflow as tf
 
 from trainer.cluster import Cluster
 from trainer.data.dataset import Dataset, Split
-from trainer.metrics import Predictions
+from trainer.data.items import THRESHOLDS
+from trainer.metrics import AnyPredictions, predictions_of
+from trainer.multilabel.predictions import MultiLabelPredictions
+from trainer.multilabel.thresholds import choose_thresholds
+from trainer.objective import SINGLE, Objective
 from trainer.train.features import Features
 from trainer.train.inference import Inference
 
@@ -24,7 +29,11 @@ class Evaluator:
     """Runs one model on splits; compiled once."""
 
     def __init__(
-        self, model: keras.Model, cluster: Cluster | None = None, features: Features | None = None
+        self,
+        model: keras.Model,
+        cluster: Cluster | None = None,
+        features: Features | None = None,
+        objective: Objective = SINGLE,
     ) -> None:
         """Each process of the `cluster` answers for its share, on all its devices, and gets all answers.
 
@@ -32,17 +41,18 @@ class Evaluator:
         long as its weights are those that they were computed with.
         """
         # float64, so that rows sum to one and a sure answer is not rounded to 0 or 1.
-        self._inference = Inference(model, cluster, _probabilities, np.float64)
-        self._features = features
+        self._probabilities = partial(_probabilities, objective)
+        self._inference = Inference(model, cluster, self._probabilities, np.float64)
+        self._features, self._objective = features, objective
 
     def predict(
         self, split: Split, class_names: tuple[str, ...], is_stopped: Callable[[], bool] = lambda: False
-    ) -> Predictions:
+    ) -> AnyPredictions:
         """Return the predictions for every image of `split`, in its order.
 
         Raises StoppedError as soon as `is_stopped` returns True.
         """
-        return Predictions(
+        return predictions_of(
             split=split.name,
             names=tuple(item.name for item in split.items),
             labels=split.labels,
@@ -55,25 +65,43 @@ class Evaluator:
         if self._features is None or not self._features.are_current():
             return self._inference.outputs(split, is_stopped)
         logits = self._features.logits(self._features.of(split, is_stopped))
-        answers: np.ndarray[Any, Any] = _probabilities(logits).numpy()
+        answers: np.ndarray[Any, Any] = self._probabilities(logits).numpy()
         return answers
 
     def loss_and_accuracy(
         self, split: Split, is_stopped: Callable[[], bool] = lambda: False
     ) -> dict[str, float]:
-        """Return the mean cross-entropy and the accuracy on the whole of `split`; stops as `predict` does."""
-        probabilities = self._answers(split, is_stopped)
-        chosen = probabilities[np.arange(len(split.labels)), split.labels]
-        return {
-            "loss": float(-np.mean(np.log(np.maximum(chosen, np.finfo(np.float64).eps)))),
-            "accuracy": float(np.mean(np.argmax(probabilities, axis=1) == split.labels)),
-        }
+        """Return the mean cross-entropy and the accuracy on the whole of `split`; stops as `predict` does.
+
+        And what else the objective measures.
+        """
+        return self._objective.validate(split.labels, self._answers(split, is_stopped))
 
 
-def _probabilities(logits: tf.Tensor) -> tf.Tensor:
-    return tf.nn.softmax(tf.cast(logits, tf.float64))
+def _probabilities(objective: Objective, logits: tf.Tensor) -> tf.Tensor:
+    return objective.probabilities(tf.cast(logits, tf.float64))
 
 
-def predict_splits(evaluator: Evaluator, dataset: Dataset) -> dict[str, Predictions]:
-    """Return the predictions for every split of `dataset`, by split name."""
-    return {name: evaluator.predict(split, dataset.class_names) for name, split in dataset.splits.items()}
+def predict_splits(evaluator: Evaluator, dataset: Dataset) -> dict[str, AnyPredictions]:
+    """Return the predictions for every split of `dataset`, by split name.
+
+    Where images have several labels, the split `thresholds` chooses the thresholds of all; the training
+    images do where there is none.
+    """
+    found = {name: evaluator.predict(split, dataset.class_names) for name, split in dataset.splits.items()}
+    chooser = found.get(THRESHOLDS, found["train"])
+    if not isinstance(chooser, MultiLabelPredictions):
+        return found
+    thresholds = choose_thresholds(chooser.truth, chooser.probabilities)
+    return {
+        name: each.with_thresholds(thresholds) if isinstance(each, MultiLabelPredictions) else each
+        for name, each in found.items()
+    }
+
+
+def thresholds_of(predictions: Mapping[str, AnyPredictions]) -> list[float]:
+    """Return the threshold of each label in the predictions of a model; none where images have one label."""
+    first = next(iter(predictions.values()))
+    if not isinstance(first, MultiLabelPredictions) or first.thresholds is None:
+        return []
+    return [float(each) for each in first.thresholds]

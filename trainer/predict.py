@@ -23,14 +23,14 @@ from trainer.data.progress import Progress
 from trainer.data.statistics import count_trained
 from trainer.exits import DataError, UsageError
 from trainer.export import LoadedModel
-from trainer.metrics import Predictions, compute_metrics
+from trainer.metrics import AnyPredictions, compute_metrics, predictions_of
 from trainer.printable import printable, shown_address
 from trainer.spec import PIXEL_SETTINGS, load_spec
 from trainer.train.inference import batches_of
 
 _MOST_FILES = 32
 """Whose bytes are in memory at once."""
-_ABOUT_MODEL = tuple(f"data.{name}" for name in PIXEL_SETTINGS)
+_ABOUT_MODEL = ("data.labels", *(f"data.{name}" for name in PIXEL_SETTINGS))
 """Settings that the model was trained with."""
 
 Answer = np.ndarray[Any, Any] | str
@@ -139,15 +139,18 @@ def _read(path: Path, max_pixels: int) -> Prepared:
     return prepare(data, max_pixels)
 
 
-def predict_split(model: LoadedModel, split: Split) -> Predictions:
+def predict_split(model: LoadedModel, split: Split) -> AnyPredictions:
+    """Return the answers of `model` to the images of `split`, in its order."""
     batches = batches_of(len(split.labels), model.data.pixel_format.shape)
     probabilities = np.concatenate([model.classify_pixels(split.pixels.take(rows)) for rows in batches])
     # The model answers in float32; metrics want rows that sum to one in float64.
     wide = probabilities.astype(np.float64)
-    return Predictions(
+    is_multi = model.data.labels == "multi"
+    return predictions_of(
         split.name,
         tuple(item.name for item in split.items),
         split.labels,
-        wide / wide.sum(axis=1, keepdims=True),
+        wide if is_multi else wide / wide.sum(axis=1, keepdims=True),
         model.class_names,
+        np.array(model.thresholds) if is_multi else None,
     )

@@ -20,14 +20,17 @@ from trainer.data.labels import all_normalized, normalized
 from trainer.data.load import load_dataset
 from trainer.data.progress import Progress
 from trainer.data.statistics import describe_images
-from trainer.evaluate import Evaluator, predict_splits
+from trainer.evaluate import Evaluator, predict_splits, thresholds_of
 from trainer.exits import DataError, UnchangedError, UsageError
 from trainer.export import export_model, make_golden, verify_export
 from trainer.hosts import Peers
-from trainer.metrics import Predictions, compute_metrics, write_predictions
+from trainer.metrics import AnyPredictions, compute_metrics
+from trainer.objective import objective_of
+from trainer.prediction_files import write_predictions
 from trainer.publish import publish
 from trainer.report.drift import Drift, find_drift
 from trainer.report.inputs import report_inputs
+from trainer.report.label_page import write_label_report
 from trainer.report.names import clip
 from trainer.report.page import write_report
 from trainer.report.verdict import Verdict
@@ -90,16 +93,16 @@ def run(
     # A checkpoint is of no use to a restart that can't see what it is of.
     folder.keep()
     screen.on_fact("model", _describe(spec, learner))
-    model = learner.inference_model
+    model, objective = learner.inference_model, objective_of(spec.data.labels)
     features = build_features(scaled, model, dataset, cluster, cache_dir, screen)
-    evaluator = Evaluator(model, cluster, None if spec.model.average_mirror else features)
+    evaluator = Evaluator(model, cluster, None if spec.model.average_mirror else features, objective)
     result = _train(learner, evaluator, dataset, scaled, cluster, folder, screen, stop, features)
     predictions = predict_splits(evaluator, dataset)
     if not cluster.is_chief:
         peers.share(b"")  # the rest is the chief's, and it has to end well
         return None
     metrics = _keep_metrics(predictions, result, folder)
-    screen.on_fact("export", _export(model, dataset, spec, folder))
+    screen.on_fact("export", _export(model, dataset, spec, folder, thresholds_of(predictions)))
     verdict = _report(spec, environment, dataset, result, predictions, metrics, folder, screen)
     require_complete(folder.path)
     _publish(folder, screen)
@@ -226,7 +229,7 @@ def _describe(spec: RunSpec, learner: Learner) -> str:
 
 
 def _keep_metrics(
-    predictions: dict[str, Predictions], result: TrainResult, folder: RunFolder
+    predictions: dict[str, AnyPredictions], result: TrainResult, folder: RunFolder
 ) -> dict[str, float]:
     """Write predictions.csv and metrics.json; return the metrics, named split/metric."""
     write_predictions(folder.path / "predictions.csv", list(predictions.values()))
@@ -241,13 +244,15 @@ def _keep_metrics(
     return metrics
 
 
-def _export(model: keras.Model, dataset: Dataset, spec: RunSpec, folder: RunFolder) -> str:
+def _export(
+    model: keras.Model, dataset: Dataset, spec: RunSpec, folder: RunFolder, thresholds: list[float]
+) -> str:
     """Export, reload in a fresh process, compare, and only then give the model its name."""
     # A name of its own: a process that was paused here may go on while another one exports.
     temporary = folder.path / f".model.{secrets.token_hex(6)}.tmp"
     folder.require_lease()
-    export_model(temporary, model, dataset.class_names, spec.data)
-    golden = make_golden(model, dataset.held_out)
+    export_model(temporary, model, dataset.class_names, spec.data, thresholds)
+    golden = make_golden(model, dataset.held_out, objective_of(spec.data.labels))
     difference = verify_export(temporary, golden)
     replace_folder(temporary, folder.model)
     agreement = f"to {difference:.0e}" if difference else "exactly"
@@ -270,11 +275,12 @@ def _report(
     environment: dict[str, Any],
     dataset: Dataset,
     result: TrainResult,
-    predictions: dict[str, Predictions],
+    predictions: dict[str, AnyPredictions],
     metrics: dict[str, float],
     folder: RunFolder,
     screen: Screen,
 ) -> Verdict:
     drift = _drift(spec, dataset, folder, screen)
     inputs = report_inputs(folder.name, spec, environment, dataset, result, predictions, metrics, drift)
-    return write_report(folder.path, inputs)
+    write = write_label_report if spec.data.labels == "multi" else write_report
+    return write(folder.path, inputs)

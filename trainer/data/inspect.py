@@ -29,6 +29,7 @@ _CIFAR_SIDE = 32
 class Outlook:
     """What a source holds."""
 
+    images: int
     classes: dict[str, int]
     """Images by class, of all splits together."""
     side: int | None
@@ -44,10 +45,12 @@ def inspect_source(spec: DataSpec, cache_dir: Path, progress: Progress) -> Outlo
         return None
     root = fetch_source(spec.source, spec.checksum, cache_dir, spec.max_extracted_mib << 20, progress)
     read = read_layout(
-        root, spec.layout, buckets_of(spec, cache_dir, progress), extraction_of(spec, cache_dir, progress)
-    )
+        root, spec.layout, buckets_of(spec, cache_dir, progress), extraction_of(spec, cache_dir, progress),
+        spec.labels,
+    )  # fmt: skip
     require_images(read.items, read.rejections, spec.source)
-    return Outlook(dict(Counter(item.label for item in read.items)), _median_side(read.items))
+    classes = Counter(label for item in read.items for label in item.classes)
+    return Outlook(len(read.items), dict(classes), _median_side(read.items))
 
 
 def _median_side(items: Sequence[Item]) -> int | None:

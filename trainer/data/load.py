@@ -41,8 +41,9 @@ def load_dataset(
         return load_shards(*packed, spec, cache_dir, peers or Peers(Place()))
     root = fetch_source(spec.source, spec.checksum, cache_dir, spec.max_extracted_mib << 20, progress)
     read = read_layout(
-        root, spec.layout, buckets_of(spec, cache_dir, progress), extraction_of(spec, cache_dir, progress)
-    )
+        root, spec.layout, buckets_of(spec, cache_dir, progress), extraction_of(spec, cache_dir, progress),
+        spec.labels,
+    )  # fmt: skip
     candidates, left_out = usable_items(read.items, spec.held_out), read.rejections
     if not candidates:
         on_rejected(tuple(left_out))

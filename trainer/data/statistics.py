@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from trainer.data.dataset import Dataset, Split
 from trainer.data.header import declared_size
-from trainer.data.items import Item, Source
+from trainer.data.items import THRESHOLDS, Item, Source
 from trainer.data.shown import as_rgb
 
 SAMPLED = 2_000
@@ -48,7 +48,8 @@ def describe_images(dataset: Dataset, most: int = SAMPLED) -> dict[str, Any]:
     files that can be read, width and height in pixels and kilobytes.
     """
     places, distinct = _sample(dataset, most)
-    trained = sorted({content[:_HEX_DIGITS] for content in dataset.train.contents})
+    fitted = [split for name, split in dataset.splits.items() if name in ("train", THRESHOLDS)]
+    trained = sorted({content[:_HEX_DIGITS] for split in fitted for content in split.contents})
     measures: dict[str, list[float]] = {}
     for split in dataset.splits.values():
         own = [place.row for place in places if place.split is split]

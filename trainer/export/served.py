@@ -2,13 +2,16 @@
 
 In: the inference model and what surrounds it. Out: a folder with two signatures,
 `serving_default` for encoded images and `pixels` for decoded ones, and two assets:
-labels.txt, one class a line, and model.json, which says what made the model.
+labels.txt, one class a line, and model.json, which says what made the model and, with several labels an
+image, the threshold of each.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -16,23 +19,34 @@ import tensorflow as tf
 from trainer import __version__
 from trainer.data.decode import decode_and_resize
 from trainer.exits import TemporaryError
+from trainer.objective import objective_of
 from trainer.spec import PIXEL_SETTINGS, DataSpec
 from trainer.storage.temporary import temporary_folder
 
-FORMAT_VERSION = 1
+FORMAT_VERSION, MULTI_LABEL_VERSION = 1, 2
+"""Of model.json: what reads 1 alone must not take a model of several labels an image for one of one."""
 
 
 class ServedModel(tf.Module):  # type: ignore[misc]
     """The inference model with decoding before it and labels after it."""
 
     def __init__(
-        self, model: keras.Model, class_names: tuple[str, ...], data: DataSpec, assets: Path
+        self,
+        model: keras.Model,
+        class_names: tuple[str, ...],
+        data: DataSpec,
+        assets: Path,
+        thresholds: Sequence[float] = (),
     ) -> None:
+        """`thresholds`: with data.labels multi that of each label."""
         super().__init__()
+        self.objective = objective_of(data.labels)
+        self.thresholds = tf.constant(thresholds, tf.float32)
         self.model = model
         self.data = data
         self.labels = tf.constant(class_names)
-        self.assets = [tf.saved_model.Asset(str(path)) for path in _write_assets(assets, class_names, data)]
+        written = _write_assets(assets, class_names, data, thresholds)
+        self.assets = [tf.saved_model.Asset(str(path)) for path in written]
 
     def classify_images(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         """Classify encoded images, string [batch]: JPEG, PNG, GIF, BMP or WebP of any size.
@@ -54,9 +68,14 @@ class ServedModel(tf.Module):  # type: ignore[misc]
         """Classify pixels, float32 [batch, height, width, channels] in 0..255: grey, RGB or RGBA.
 
         Returns `label`, string [batch]; `probability` of that label, float32 [batch]; and
-        `probabilities`, float32 [batch, classes], in the order of labels.txt.
+        `probabilities`, float32 [batch, classes], in the order of labels.txt. With data.labels multi
+        `labels`, string [batch, classes], instead of the first two: the name of each label whose probability
+        reaches its threshold, and "" in the place of others.
         """
-        probabilities = tf.nn.softmax(self.model(pixels, training=False))
+        probabilities = self.objective.probabilities(self.model(pixels, training=False))
+        if self.data.labels == "multi":
+            labels = tf.where(probabilities >= self.thresholds, self.labels, "")
+            return {"labels": labels, "probabilities": probabilities}
         return {
             "label": tf.gather(self.labels, tf.argmax(probabilities, axis=1)),
             "probability": tf.reduce_max(probabilities, axis=1),
@@ -77,13 +96,21 @@ class ServedModel(tf.Module):  # type: ignore[misc]
         }
 
 
-def export_model(path: Path, model: keras.Model, class_names: tuple[str, ...], data: DataSpec) -> None:
+def export_model(
+    path: Path,
+    model: keras.Model,
+    class_names: tuple[str, ...],
+    data: DataSpec,
+    thresholds: Sequence[float] = (),
+) -> None:
     """Write the SavedModel of `model` to the folder `path`, which must not exist.
+
+    thresholds: with data.labels multi the probability of each label from which on it is said.
 
     Raises TemporaryError if the disk fails.
     """
     with temporary_folder() as assets:
-        served = ServedModel(model, class_names, data, assets)
+        served = ServedModel(model, class_names, data, assets, thresholds)
         try:
             tf.saved_model.save(served, str(path), signatures=served.signatures())
         except tf.errors.OpError as error:
@@ -93,10 +120,12 @@ def export_model(path: Path, model: keras.Model, class_names: tuple[str, ...], d
             ) from None
 
 
-def _write_assets(folder: Path, class_names: tuple[str, ...], data: DataSpec) -> tuple[Path, Path]:
+def _write_assets(
+    folder: Path, class_names: tuple[str, ...], data: DataSpec, thresholds: Sequence[float]
+) -> tuple[Path, Path]:
     labels, description = folder / "labels.txt", folder / "model.json"
     labels.write_text("".join(f"{name}\n" for name in class_names), encoding="utf-8")
-    about = {
+    about: dict[str, Any] = {
         "format": "trainer image classifier",
         "format_version": FORMAT_VERSION,
         "trainer_version": __version__,
@@ -104,5 +133,11 @@ def _write_assets(folder: Path, class_names: tuple[str, ...], data: DataSpec) ->
         "class_names": list(class_names),
         **data.model_dump(mode="json", include={*PIXEL_SETTINGS, "max_image_pixels"}),
     }
+    if data.labels == "multi":
+        about |= {
+            "format_version": MULTI_LABEL_VERSION,
+            "labels": data.labels,
+            "thresholds": dict(zip(class_names, thresholds, strict=True)),
+        }
     description.write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return labels, description

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.report.case import Case
+from trainer.report.case import Case, Judged
 from trainer.report.history import find_best_epoch
 from trainer.spec import USUAL_RATES, EarlyStoppingSpec
 
@@ -20,7 +20,7 @@ _SMALL_FALL = 0.02
 """Share of the train loss; one that falls less in a quarter of the epochs has come to rest."""
 
 
-def train_on(case: Case) -> Iterator[str]:
+def train_on(case: Judged) -> Iterator[str]:
     """Yield longer training, where the train loss was still falling clearly."""
     if case.is_probe:
         yield fine_tuning(case)
@@ -32,12 +32,12 @@ def train_on(case: Case) -> Iterator[str]:
         yield f"{falling}{more_epochs(case)}."
 
 
-def fine_tuning(case: Case) -> str:
+def fine_tuning(case: Judged) -> str:
     """Return how a frozen backbone is fine-tuned after logistic regression."""
     return "Fine-tune the backbone: --set train.epochs=10 --set optimizer.learning_rate=0.0003."
 
 
-def more_epochs(case: Case) -> str:
+def more_epochs(case: Judged) -> str:
     """Return the setting that lets it train longer: that of what ended this training."""
     planned, done = case.setting("train.epochs"), len(case.history)
     planned = planned if isinstance(planned, int) else done or 10
@@ -50,11 +50,11 @@ def more_epochs(case: Case) -> str:
     return f"--set train.epochs={max(10, 2 * planned)}"
 
 
-def _patience(case: Case) -> int:
+def _patience(case: Judged) -> int:
     return int(case.setting("train.early_stopping.patience_epochs") or EarlyStoppingSpec().patience_epochs)
 
 
-def _ran_out_of_patience(case: Case) -> bool:
+def _ran_out_of_patience(case: Judged) -> bool:
     """Return whether the best epoch is so far back that early stopping ended the training."""
     if not case.setting("train.early_stopping"):
         return False
@@ -63,7 +63,7 @@ def _ran_out_of_patience(case: Case) -> bool:
     return best is not None and best <= len(case.history) - _patience(case)
 
 
-def keeps_best(case: Case) -> bool:
+def keeps_best(case: Judged) -> bool:
     """Return whether the answers are those of the best epoch, not of the last one."""
     keep, stopping = case.setting("train.keep"), case.setting("train.early_stopping")
     return keep == "best" or (keep in (None, "auto") and stopping is not None)

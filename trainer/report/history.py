@@ -45,7 +45,7 @@ def read_series(history: History, key: str) -> Series:
 def find_best_epoch(history: History, held_out: str, measure: str) -> int | None:
     """Return the epoch, from 1, with the best held-out `measure`; None if none was validated.
 
-    measure: 'accuracy', the highest being best, or 'loss', the lowest; of equals the first.
+    measure: 'loss', the lowest being best, or another one, the highest; of equals the first.
     """
     series = read_series(history, f"{held_out}/{measure}")
     if not len(series.values):
@@ -54,8 +54,8 @@ def find_best_epoch(history: History, held_out: str, measure: str) -> int | None
     return int(series.epochs[index])
 
 
-def is_rising(history: History, held_out: str) -> bool:
-    """Return whether the held-out accuracy was still rising when training ended.
+def is_rising(history: History, held_out: str, measure: str = "accuracy") -> bool:
+    """Return whether the held-out `measure` was still rising when training ended.
 
     It was if a line through the last fifth of the points (four at least) gains 0.01 or more
     there, and no line as steep would come of chance more often than once in 20 times (t-test
@@ -66,7 +66,7 @@ def is_rising(history: History, held_out: str) -> bool:
     rates = read_series(history, "learning_rate").values
     if len(rates) and rates[-1] < _ANNEALED * rates.max():
         return False
-    series = read_series(history, f"{held_out}/accuracy")
+    series = read_series(history, f"{held_out}/{measure}")
     count = len(series.values)
     if count < 5:
         return bool(

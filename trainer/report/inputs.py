@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.data.items import Rejection
-from trainer.metrics import Predictions
+from trainer.metrics import AnyPredictions
 from trainer.report.drift import Drift
 from trainer.spec import RunSpec, dump_shown_spec
 
@@ -39,7 +39,7 @@ class ReportInputs:
     rejected: Sequence[Rejection]
     history: Sequence[Mapping[str, Any]]
     """As history.jsonl has it; held-out values may be missing from some rows."""
-    predictions: Mapping[str, Predictions]
+    predictions: Mapping[str, AnyPredictions]
     """By split: 'train' and the held-out ones."""
     metrics: Mapping[str, float]
     """By split/metric."""
@@ -64,7 +64,7 @@ def report_inputs(
     environment: dict[str, Any],
     dataset: Dataset,
     result: TrainResult,
-    predictions: dict[str, Predictions],
+    predictions: dict[str, AnyPredictions],
     metrics: dict[str, float],
     drift: Drift | None = None,
 ) -> ReportInputs:

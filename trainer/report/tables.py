@@ -91,9 +91,14 @@ def top_confusions(matrix: npt.NDArray[np.int64], class_names: Sequence[str], co
     ]
 
 
-def overall_rows(metrics: Mapping[str, float], splits: Sequence[str]) -> list[tuple[str, list[float | None]]]:
-    """Return (what it is, its value for each split) for each metric that some split has."""
-    rows = [(label, [metrics.get(f"{split}/{name}") for split in splits]) for name, label in _OVERALL]
+def overall_rows(
+    metrics: Mapping[str, float], splits: Sequence[str], names: Sequence[tuple[str, str]] = _OVERALL
+) -> list[tuple[str, list[float | None]]]:
+    """Return (what it is, its value for each split) for each metric that some split has.
+
+    names: (metric, what it is).
+    """
+    rows = [(label, [metrics.get(f"{split}/{name}") for split in splits]) for name, label in names]
     return [(label, values) for label, values in rows if any(value is not None for value in values)]
 
 

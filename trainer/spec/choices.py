@@ -42,6 +42,9 @@ class Facts:
     """Why there is none, in words."""
     is_model_given: bool = False
     """Whether the user chose the model, or a setting of it."""
+    has_several_labels: bool = False
+    """Whether an image may have any number of labels; rare ones are then not weighted, as their thresholds do
+    better and probabilities stay what they say."""
 
 
 @dataclass(frozen=True)
@@ -153,11 +156,14 @@ def _photo_data() -> dict[str, Any]:
 
 def _weighted(facts: Facts) -> bool:
     counts = [count for count in facts.classes.values() if count]
-    return bool(counts) and max(counts) > _UNEQUAL * min(counts)
+    is_unequal = bool(counts) and max(counts) > _UNEQUAL * min(counts)
+    return is_unequal and not facts.has_several_labels
 
 
 def _of_classes(facts: Facts, weighted: bool) -> str:
     counts = sorted(facts.classes.items(), key=lambda pair: pair[1])
+    if facts.has_several_labels:
+        return "any number an image, not weighted: each label gets a threshold of its own"
     if not weighted:
         return "about equal in size, so they are not weighted"
     (small, fewest), (large, most) = counts[0], counts[-1]

@@ -29,6 +29,11 @@ class DataSpec(Checked):
     """A folder, an archive, a file:// or https:// URL, or embedded:digits."""
     checksum: str | None = Field(None, pattern=r"^(md5:[0-9a-f]{32}|sha256:[0-9a-f]{64})$")
     """What a downloaded or local archive must hash to."""
+    labels: Literal["single", "multi"] = "single"
+    """multi: any number of labels an image, which a table lists; see docs/several-labels.md."""
+    threshold_fraction: float = Field(0.1, ge=0.0, lt=1.0)
+    """Of data.labels multi: the share of the training images that choose the threshold of each label and are
+    not trained on; 0 chooses them on the training images themselves."""
     layout: Literal["auto", "folders", "import", "tfrecord", "webdataset", "parquet", "cifar", "shards"] = (
         "auto"
     )
@@ -121,7 +126,8 @@ USUAL_RATES = {"sgd": 0.05, "rmsprop": 0.001, "adam": 0.001, "adamw": 0.001}
 class EarlyStoppingSpec(Checked):
     """Stop when the held-out loss or accuracy has not improved for a while."""
 
-    monitor: Literal["loss", "accuracy"] = "loss"
+    monitor: Literal["loss", "accuracy", "mean_average_precision"] = "loss"
+    """mean_average_precision is of data.labels multi, where accuracy counts images without a mistake."""
     patience_epochs: Count = 5
     min_change: NonNegative = 0.0
 
@@ -254,6 +260,15 @@ class RunSpec(Checked):
                 f"model.family pretrained takes pictures of at least {LEAST_SIDE} pixels a side; set "
                 f"data.image_size, and augment.crop where it is used. Received: {min(sides)}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _labels_fit(self) -> RunSpec:
+        stopping, is_multi = self.train.early_stopping, self.data.labels == "multi"
+        if is_multi and isinstance(self.model, PlainSpec) and self.model.binary_unit:
+            raise ValueError("model.binary_unit is of data.labels single; multi has a unit a label")
+        if not is_multi and stopping is not None and stopping.monitor == "mean_average_precision":
+            raise ValueError("train.early_stopping.monitor mean_average_precision needs data.labels multi")
         return self
 
     @model_validator(mode="after")

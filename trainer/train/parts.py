@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from trainer.cluster import Cluster
 from trainer.data.dataset import Dataset
+from trainer.data.label_arrays import label_counts
+from trainer.objective import objective_of
 from trainer.spec import RunSpec
 from trainer.train.features import FeatureView
 from trainer.train.feed import Feed
@@ -37,8 +39,9 @@ def build_parts(
     phase: by default the first one. features: those of the training images, [images, width], which take the
     place of the images in a phase whose backbone is frozen.
     """
-    counts = np.bincount(dataset.train.labels, minlength=len(dataset.class_names))
-    weights = class_weights(spec.train.class_weights, dataset.class_names, counts)
+    counts = label_counts(dataset.train.labels, len(dataset.class_names))
+    objective, count = objective_of(spec.data.labels), len(dataset.train.labels)
+    weights = class_weights(spec.train.class_weights, dataset.class_names, counts, objective, count)
     split = dataset.train if features is None else replace(dataset.train, pixels=FeatureView(features))
     is_resident = features is None and fits(split, cluster)
     feed = Feed(

@@ -10,16 +10,19 @@ from numpy.typing import NDArray
 
 from trainer.cluster import Cluster
 from trainer.data.dataset import Dataset
+from trainer.data.label_arrays import label_counts
 from trainer.model.pretrained import head_of
+from trainer.objective import objective_of
 from trainer.spec import RunSpec
 from trainer.train.agreement import Agreement
 from trainer.train.features import Features
 from trainer.train.feed import Block, Feed
 from trainer.train.history import Row
+from trainer.train.label_probe import fit_label_probe, judge_label_logits
 from trainer.train.learner import Learner
 from trainer.train.parts import build_parts
 from trainer.train.phases import Phase
-from trainer.train.probe import accuracy_of, fit_probe
+from trainer.train.probe import accuracy_of, fit_probe, judge_logits
 from trainer.train.step import Stepper, Sums, class_weights
 
 
@@ -108,10 +111,11 @@ class PhaseWork:
     def _fit_head(self, features: NDArray[np.float32], weights: Any) -> Row:
         """Assign the fitted kernel and bias; return what the history says of the fit."""
         labels, names = self._dataset.train.labels, self._dataset.class_names
-        counts = np.bincount(labels, minlength=len(names))
+        counts, objective = label_counts(labels, len(names)), objective_of(self._spec.data.labels)
         finetune, choice = self._spec.finetune, self._spec.train.class_weights
         folds = finetune.folds if finetune else 2
-        probe = fit_probe(features, labels, class_weights(choice, names, counts), folds)
+        in_loss = class_weights(choice, names, counts, objective, len(labels))
+        probe = (fit_label_probe if labels.ndim == 2 else fit_probe)(features, labels, in_loss, folds)
         weights[0].assign(probe.kernel)
         weights[1].assign(probe.bias)
         row: Row = {"probe/penalty": probe.penalty}
@@ -120,11 +124,9 @@ class PhaseWork:
         return row
 
     def _sums(self, logits: NDArray[np.float64], labels: NDArray[np.int32]) -> list[Sums]:
-        shifted = logits - logits.max(axis=1, keepdims=True)
-        losses = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]
-        hits = float(np.sum(logits.argmax(axis=1) == labels))
+        losses, hits = (judge_label_logits if labels.ndim == 2 else judge_logits)(logits, labels)
         empty = [Sums(0.0, 0.0, 0.0)] * (self._learner.steps_per_epoch - 1)
-        return [Sums(float(losses.sum()), hits, float(len(labels))), *empty]
+        return [Sums(float(losses.sum()), float(np.sum(hits)), float(len(labels))), *empty]
 
     def _features_of_training(
         self, phase: Phase, is_stopped: Callable[[], bool]

@@ -128,6 +128,19 @@ def _log_loss(probabilities: Floats, labels: Labels, sample_weights: Floats) -> 
     return float(np.average(-np.log(np.maximum(chosen, np.finfo(np.float64).tiny)), weights=sample_weights))
 
 
+def judge_logits(logits: Floats, labels: Labels) -> tuple[Floats, NDArray[np.bool_]]:
+    """Return the cross-entropy of each image, and whether its highest logit is right."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    losses = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]
+    return losses, logits.argmax(axis=1) == labels
+
+
 def accuracy_of(probabilities: Floats, labels: Sequence[int] | Labels) -> float:
-    """Return the share of the images whose most probable class is theirs."""
+    """Return the share of the images whose most probable class is theirs.
+
+    With labels [images, classes], 1 for each label that an image has: whose labels are all on the right side
+    of 1/2.
+    """
+    if np.ndim(labels) == 2:
+        return float(np.mean(((probabilities >= 0.5) == (np.asarray(labels) > 0)).all(axis=1)))
     return float(np.mean(np.argmax(probabilities, axis=1) == np.asarray(labels)))

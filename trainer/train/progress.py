@@ -70,8 +70,10 @@ class Standing:
 
 def score(row: Mapping[str, Any], held_out: str, spec: EarlyStoppingSpec | None) -> float | None:
     """Return how good an epoch's row is, higher being better; None if it wasn't validated."""
+    # Where images have several labels, the ranking tells more than the share of faultless images.
+    ranking = f"{held_out}/mean_average_precision"
     monitor = spec.monitor if spec else "accuracy"
-    value = row.get(f"{held_out}/{monitor}")
+    value = row.get(ranking if spec is None and ranking in row else f"{held_out}/{monitor}")
     if value is None:
         return None
     return -float(value) if monitor == "loss" else float(value)

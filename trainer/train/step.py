@@ -23,6 +23,7 @@ from trainer.exits import UsageError
 from trainer.mix import mix_images
 from trainer.model.masks import Rows, of_rows
 from trainer.model.pretrained import head_of
+from trainer.objective import SINGLE, Objective, objective_of
 from trainer.spec import AugmentSpec, RunSpec
 from trainer.train.feed import Block
 from trainer.train.learner import Learner
@@ -61,6 +62,7 @@ class Stepper:
         """
         self.phase, self.has_features = phase or learner.phases[0], has_features
         self.learner, self.images = learner, images
+        self.objective = objective_of(spec.data.labels)
         self.augment: AugmentSpec = spec.augment
         self.clip_norm = spec.optimizer.clip_norm
         self.label_smoothing = spec.train.label_smoothing
@@ -172,7 +174,7 @@ class Stepper:
             # Over the global batch: the gradients of the replicas are summed.
             loss = weight * tf.reduce_sum(losses) / count
         gradients = tape.gradient(loss, [each.value for each in weights])
-        hits = tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), labels)
+        hits = self.objective.hits(labels, logits)
         sums = [tf.reduce_sum(losses), tf.reduce_sum(tf.cast(hits, tf.float32))]
         sums = weight * tf.stack([*sums, tf.cast(tf.shape(labels)[0], tf.float32)])
         if self.replicas > 1:
@@ -205,11 +207,8 @@ class Stepper:
         )
 
     def _losses(self, labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-        """Return the loss of each image if it is of the class that `labels` say, float32 [batch]."""
-        classes = len(self.class_weights)
-        targets = tf.one_hot(labels, classes) * (1.0 - self.label_smoothing) + self.label_smoothing / classes
-        losses = tf.nn.softmax_cross_entropy_with_logits(targets, logits)
-        return losses * tf.gather(self.class_weights, labels)
+        """Return the loss of each image if `labels` are those of it, float32 [batch]."""
+        return self.objective.losses(labels, logits, self.class_weights, self.label_smoothing)
 
 
 def _uses_xla(spec: RunSpec, cluster: Cluster) -> bool:
@@ -259,16 +258,20 @@ def _some_rows(
 
 
 def class_weights(
-    choice: str | dict[str, float], class_names: tuple[str, ...], counts: np.ndarray[Any, Any]
+    choice: str | dict[str, float],
+    class_names: tuple[str, ...],
+    counts: np.ndarray[Any, Any],
+    objective: Objective = SINGLE,
+    images: int | None = None,
 ) -> np.ndarray[Any, Any]:
     """Return the weight of each class in the loss, float32 [classes].
 
-    'balanced' is images / (classes * images of the class), as scikit-learn has it; a
-    mapping gives weights by name, 1 where it gives none.
+    counts: int64 [classes], the training images of each, of `images` in all; None for their sum. 'balanced'
+    is what the `objective` makes of them; a mapping gives weights by name, 1 where it gives none.
     """
     if choice == "none":
         return np.ones(len(class_names), np.float32)
     if choice == "balanced":
-        return (counts.sum() / (len(counts) * np.maximum(counts, 1))).astype(np.float32)
+        return objective.balance(counts, int(counts.sum()) if images is None else images).astype(np.float32)
     weights: dict[str, float] = by_normalized(dict(choice))  # type: ignore[arg-type]
     return np.array([weights.get(normalized(name), 1.0) for name in class_names], np.float32)

@@ -41,6 +41,7 @@ from trainer.data.shards.pack import (
     read_shard,
     size_of,
 )
+from trainer.data.shards.packed import require_single
 from trainer.data.shards.plan import PlannedShard, plan_shards
 from trainer.data.shards.work import NOTES, Crew
 from trainer.data.split import usable_items
@@ -64,6 +65,7 @@ def make_shards(
     What an interrupted call has done isn't done again. Raises UsageError for a place that holds something
     else, DataError as `load_dataset` does, TemporaryError.
     """
+    require_single(spec)
     # Of a bucket's images each process brings those that it works on.
     most_bytes = spec.max_extracted_mib << 20
     root = fetch_source(spec.source, spec.checksum, crew.cache_dir, most_bytes, progress, outline=True)
