@@ -22,6 +22,7 @@ _UNEQUAL = 1.5
 """Times the images of the smallest class that the largest one has, above which classes are weighted."""
 _FINETUNE_IMAGES = 60_000
 """Images that all epochs of fine-tuning take together on a CPU."""
+_STEP_EPOCHS = 20
 _FEWEST_EPOCHS, _MOST_EPOCHS = 3, 30
 
 
@@ -40,6 +41,8 @@ class Facts:
     """The best backbone whose weights are at hand; None if there is none."""
     why_none: str = ""
     """Why there is none, in words."""
+    is_multi: bool = False
+    """Whether an image may have several labels."""
     is_model_given: bool = False
     """Whether the user chose the model, or a setting of it."""
     has_several_labels: bool = False
@@ -79,12 +82,13 @@ def choose(goal: Goal, facts: Facts) -> Choice:
 
 
 def _probed(goal: Goal, facts: Facts, is_small: bool) -> tuple[dict[str, Any], tuple[tuple[str, str], ...]]:
-    is_fitted = facts.images * len(facts.classes) <= _MOST_FITTED
+    is_fitted = facts.images * len(facts.classes) <= _MOST_FITTED and not facts.is_multi
     train: dict[str, Any] = {"epochs": 1, "finetune": {"probe": "logistic", "frozen_epochs": 1}}
-    how = "logistic regression on its features, the penalty chosen by cross-validation on the training images"
+    how = "logistic regression on its features, its penalty chosen by cross-validation on training images"
     if not is_fitted:
-        train = {"epochs": 20, "finetune": {"probe": "steps", "frozen_epochs": 20}}
-        how = "20 epochs on its cached features, as there are too many images for logistic regression"
+        train = {"epochs": _STEP_EPOCHS, "finetune": {"probe": "steps", "frozen_epochs": _STEP_EPOCHS}}
+        cause = "images have several labels" if facts.is_multi else "there are many images"
+        how = f"{_STEP_EPOCHS} epochs on its cached features, and not logistic regression, as {cause}"
     why = (
         "the images are small, and fine-tuning would be more accurate"
         if is_small
@@ -103,7 +107,11 @@ def _finetuned(goal: Goal, facts: Facts) -> tuple[dict[str, Any], tuple[tuple[st
         "epochs": 1 + epochs,
         "global_batch_size": 32,
         "label_smoothing": 0.1,
-        "finetune": {"probe": "logistic", "frozen_epochs": 1, "backbone_rate": 1.0},
+        "finetune": {
+            "probe": "steps" if facts.is_multi else "logistic",
+            "frozen_epochs": 1,
+            "backbone_rate": 1.0,
+        },
     }
     settings = _pretrained(facts, train, {"image_size": _SMALL_SIZE, "interpolation": "bicubic"})
     settings["augment"] = {"flip": "horizontal"}

@@ -17,6 +17,7 @@ from trainer.data.dataset import Dataset
 from trainer.exits import StoppedError
 from trainer.spec import RunSpec
 from trainer.train.agreement import Agreement, Signs
+from trainer.train.best import BestEpoch
 from trainer.train.clock import Clock, fitting_steps
 from trainer.train.features import Features
 from trainer.train.history import History, Row
@@ -28,7 +29,6 @@ from trainer.train.phases import Phase
 from trainer.train.profile import Profile
 from trainer.train.progress import (
     Standing,
-    best_of,
     diverged,
     diverged_without_checkpoint,
     out_of_patience,
@@ -75,6 +75,7 @@ class Loop:
         self.history = History(saver.folder.parent)
         self.pace = Pace(spec.train.checkpoint, saver)
         self.keeper = Keeper(learner, saver, self.agreement, observer.on_message)
+        self.best = BestEpoch(learner, self.keeper, self.history, spec, self.held_out, observer.on_message)
 
     def run(self) -> TrainResult:
         """Train to the end, from the newest checkpoint if there is one."""
@@ -128,9 +129,8 @@ class Loop:
         epoch = self._epoch()
         phase = self.learner.phase_of(epoch)
         if phase.is_logistic:
-            self.standing.step = (
-                epoch * self.learner.steps_per_epoch
-            )  # a fit that was interrupted begins again
+            # A fit that was interrupted begins again.
+            self.standing.step = epoch * self.learner.steps_per_epoch
         if self.standing.step == epoch * self.learner.steps_per_epoch:
             self.standing.begin_epoch()
         try:
@@ -144,14 +144,13 @@ class Loop:
         return self.standing.is_finite()
 
     def _begin(self, phase: Phase) -> list[Sums]:
-        """Build the step and the pipeline of a new phase; return the sums of an epoch that is fitted
-        instead."""
+        """Build the step and the pipeline of a new phase; return the sums of an epoch that is fitted."""
         if self.work.enter(phase, self.is_stopped) and self.work.uses_xla:
             self.observer.on_message("XLA compiles the step first, which may take two minutes")
         self.clock, self._of_fit = Clock(self.work.feed, self.standing), {}
-        if not phase.is_logistic:
-            return []
-        sums, self._of_fit = self.work.fit(self.agreement, self.is_stopped)
+        sums: list[Sums] = []
+        if phase.is_logistic:
+            sums, self._of_fit = self.work.fit(self.agreement, self.is_stopped)
         return sums
 
     def _do_steps(self, epoch: int) -> bool:
@@ -290,34 +289,10 @@ class Loop:
         self.pace.saved(self.standing.step)
 
     def _keep(self) -> bool:
-        """Fill the inference model with the weights that the run is to keep.
-
-        Returns False if those of the best epoch are lost, and training went back to before that epoch.
-        """
-        lost = self.standing.best_epoch
-        if not (self.spec.train.keeps_best and lost):
-            self.learner.fill_inference_model()
+        """Fill the inference model with the weights to keep; return False if training went back for them."""
+        record = self.best.fill(self.standing)
+        if record is None:
             return True
-        if self.keeper.restore_best(lost):
-            return True
-        said = f"the weights of epoch {lost}, the best so far, are lost"
-        record = self.keeper.restore_with_best()
-        if record is not None:
-            self._go_back_to(record)
-            self.history.replay()
-            self.observer.on_message(f"{said}: going back to step {self.standing.step}, which is before it")
-            return False
-        self._choose_best()
-        self.observer.on_message(f"{said}: epoch {self.standing.best_epoch or 'none'} takes its place")
-        return self._keep()
-
-    def _choose_best(self) -> None:
-        """Mark as the best epoch one whose weights are at hand: saved as the best once, or those of now."""
-        now = self._epoch() if self.standing.step == self._epoch() * self.learner.steps_per_epoch else 0
-        stopping, at_hand = self.spec.train.early_stopping, {now, *self.keeper.bests()}
-        best = best_of(self.history.results, at_hand, self.held_out, stopping)
-        self.standing.best_epoch, self.standing.best_score = best
-        if now and best[0] == now:
-            self.learner.fill_inference_model()
-            self.keeper.save_best(now)
-            self.keeper.flush()
+        self._go_back_to(record)
+        self.history.replay()
+        return False
