@@ -106,7 +106,7 @@ def _describe(problem: Any) -> str:
     if problem["type"] == "string_pattern_mismatch":
         message = f"input should be {_PATTERNS.get(key, 'of another form')}"
     if not key:
-        return f"{message}."
+        return message if "Received: " in message else f"{message}."
     return f"{key}: {message[0].lower()}{message[1:]}. Received: {_brief(received)}"
 
 
@@ -114,7 +114,7 @@ def _hint_of_choice(expected: str, received: str) -> str:
     """Return which of many choices was meant; nothing where they are few or none is near."""
     choices = re.findall(r"'([^']*)'", expected)
     nearest = difflib.get_close_matches(received, choices, n=1) if len(choices) >= _MANY_CHOICES else []
-    return f". Did you mean {nearest[0]}?" if nearest else ""
+    return f" (did you mean {nearest[0]}?)" if nearest else ""
 
 
 def _dotted(location: tuple[Any, ...]) -> str:
