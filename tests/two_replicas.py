@@ -29,6 +29,12 @@ SETTINGS = [
     "optimizer={name: sgd, momentum: 0.9, learning_rate: 0.05}",
 ]
 
+AIRBENCH = [
+    "model={family: airbench, filters: [8], dropout: 0.3}",
+    "augment.flip=alternating",
+    "optimizer={name: muon, momentum: 0.6, unit_kernels: true}",
+]
+
 
 def main() -> None:
     """Compare whole steps, with and without clipping, of batches that don't divide evenly."""
@@ -38,8 +44,8 @@ def main() -> None:
     one = find_cluster()
     two = replace(one, strategy=tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
     found = {}
-    for clip in ("null", "0.5"):
-        spec = load_spec(settings=[*SETTINGS, f"optimizer.clip_norm={clip}"])
+    for clip, others in (("null", []), ("0.5", AIRBENCH)):
+        spec = load_spec(settings=[*SETTINGS, *others, f"optimizer.clip_norm={clip}"])
         (sums, weights), (other_sums, other_weights) = trained(spec, one), trained(spec, two)
         _, resident_weights = trained(spec, two, is_resident=True)
         differences = [np.abs(a - b).max() for a, b in zip(weights, other_weights, strict=True)]
@@ -69,8 +75,10 @@ def trained(
     stepper = Stepper(learner, spec, np.array([1.0, 2.0, 0.5], np.float32), cluster, resident)
     places = np.tile(np.arange(7, dtype=np.int32), (4, 1))
     labels = rng.integers(0, 3, (4, 7)).astype(np.int32)
-    sums = stepper.run(Block(5, images, labels, places, 7), 16)
-    sums += stepper.run(Block(9, images[:1, :1], labels[:1, :1], places[:1, :1], 1), 16)
+    mirrored = labels == 1
+    sums = stepper.run(Block(5, images, labels, places, 7, mirrored), 16)
+    last = (images[:1, :1], labels[:1, :1], places[:1, :1], 1, mirrored[:1, :1])
+    sums += stepper.run(Block(9, *last), 16)
     return sums, [weight.numpy() for weight in learner.fill_inference_model().weights]
 
 

@@ -34,16 +34,19 @@ def draw_numbers(seed: int, step: tf.Tensor, global_batch_size: int | tf.Tensor)
     return uniform([global_batch_size, DRAWS], tf.stack([tf.cast(seed, tf.int64), step]))
 
 
-def augment_images(images: tf.Tensor, draws: tf.Tensor, spec: AugmentSpec, side: int) -> tf.Tensor:
+def augment_images(
+    images: tf.Tensor, draws: tf.Tensor, spec: AugmentSpec, side: int, is_mirrored: tf.Tensor | None = None
+) -> tf.Tensor:
     """Return changed images, float32 [batch, side, side, 3] in 0..255.
 
     `images` are [batch, size, size, 3] in 0..255 and `draws` [batch, DRAWS] in [0, 1).
-    Without a crop, `side` must be the size of the images.
+    Without a crop, `side` must be the size of the images. `is_mirrored`, bool [batch], says which images
+    flip: alternating mirrors in this epoch; see `trainer.train.feed`.
     """
     images = tf.cast(images, tf.float32)
     if spec.rotate_degrees:
         images = rotate(images, _spread(draws[:, 0], spec.rotate_degrees))
-    images = _crop_and_flip(images, draws[:, 1:7], spec, side)
+    images = _crop_and_flip(images, draws[:, 1:7], spec, side, is_mirrored)
     if spec.brightness or spec.contrast or spec.saturation or spec.hue:
         images = _jitter(images, draws[:, 7:11], spec)
     if spec.noise:
@@ -101,6 +104,25 @@ def rotate(images: tf.Tensor, angles: tf.Tensor) -> tf.Tensor:
         interpolation="BILINEAR",
         fill_mode="REFLECT",
     )
+
+
+def translate(images: tf.Tensor, draws: tf.Tensor, pixels: int) -> tf.Tensor:
+    """Return images moved by up to `pixels` whole pixels down and right, or up and left, by reflection.
+
+    `images` are float32 [batch, height, width, 3] and larger than `pixels`; `draws` is [batch, 2] in [0, 1).
+    """
+    shifts = tf.cast(tf.floor(draws * (2 * pixels + 1)), tf.int32) - pixels
+    rows = _reflected(shifts[:, 0], tf.shape(images)[1])
+    columns = _reflected(shifts[:, 1], tf.shape(images)[2])
+    images = tf.gather(images, rows, axis=1, batch_dims=1)
+    return tf.gather(images, columns, axis=2, batch_dims=1)
+
+
+def _reflected(shifts: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+    """Return where each place of a moved axis comes from, int32 [batch, size]; its ends are not repeated."""
+    source = tf.abs(tf.range(size)[None, :] - shifts[:, None])
+    last = size - 1
+    return last - tf.abs(last - source)
 
 
 def change_colors(images: tf.Tensor, brightness: tf.Tensor, contrast: tf.Tensor, saturation: tf.Tensor,
@@ -173,11 +195,16 @@ def band(start: tf.Tensor, length: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
     return tf.cast(is_inside, tf.float32)
 
 
-def _crop_and_flip(images: tf.Tensor, draws: tf.Tensor, spec: AugmentSpec, side: int) -> tf.Tensor:
+def _crop_and_flip(
+    images: tf.Tensor, draws: tf.Tensor, spec: AugmentSpec, side: int, is_mirrored: tf.Tensor | None
+) -> tf.Tensor:
     mirrored = (draws[:, 0] < 0.5) & (spec.flip != "none")
+    if spec.flip == "alternating" and is_mirrored is not None:
+        mirrored = is_mirrored
     flipped = (draws[:, 1] < 0.5) & (spec.flip == "both")
     if spec.crop is None:
-        return _flip(images, mirrored, flipped)
+        images = _flip(images, mirrored, flipped)
+        return translate(images, draws[:, 4:6], spec.translate_pixels) if spec.translate_pixels else images
     size = tf.cast(tf.shape(images)[1], tf.float32)
     height, width = _crop_sides(draws[:, 2], draws[:, 3], spec.crop, size)
     top, left = draws[:, 4] * (size - height), draws[:, 5] * (size - width)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import keras
 
+from trainer.model.airbench import airbench_logits
 from trainer.model.kernels import Kernels
 from trainer.model.masks import number_dropouts
 from trainer.model.plain import plain_logits
 from trainer.model.residual import residual_logits
-from trainer.spec import ModelSpec, PlainSpec
+from trainer.spec import AirbenchSpec, ModelSpec, PlainSpec
 
 PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 
@@ -23,7 +24,7 @@ def build_model(
     """Return an untrained model: [batch, size, size, 3] pixels in 0..255 to [batch, classes] logits.
 
     `precision` is 'float32' or 'bfloat16': the type of the arithmetic, the variables are
-    float32 either way. The residual family takes any image size after it is built.
+    float32 either way. Only the plain family is for `image_size` alone; others take any after they are built.
     `seed` fixes the initial weights and the dropout.
     """
     policy = keras.DTypePolicy(PRECISIONS[precision])
@@ -33,7 +34,10 @@ def build_model(
         logits = plain_logits(spec, pixels, class_count, policy, kernels)
     else:
         pixels = keras.Input((None, None, 3), name="pixels")
-        logits = residual_logits(spec, pixels, class_count, policy, kernels)
+        if isinstance(spec, AirbenchSpec):
+            logits = airbench_logits(spec, pixels, class_count, policy, kernels)
+        else:
+            logits = residual_logits(spec, pixels, class_count, policy, kernels)
     model = keras.Model(pixels, logits, name=spec.family)
     number_dropouts(model)
     return model

@@ -5,6 +5,7 @@ resolved spec, which read again is the same run; `spec_digest` names it; `spec_c
 lists the keys in which two specs differ.
 """
 
+from trainer.spec.airbench import AirbenchSpec
 from trainer.spec.augment import AugmentSpec, CropSpec
 from trainer.spec.load import (
     dump_shown_spec,
@@ -33,6 +34,7 @@ from trainer.spec.schema import (
 __all__ = [
     "SCRATCH",
     "USUAL_RATES",
+    "AirbenchSpec",
     "AugmentSpec",
     "CheckpointSpec",
     "CropSpec",

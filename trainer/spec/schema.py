@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from trainer.spec.airbench import AirbenchSpec
 from trainer.spec.augment import AugmentSpec
 from trainer.spec.checked import Blocks, Checked, Count, Filters, Fraction, NonNegative, Positive
 from trainer.spec.publish import PublishSpec
@@ -103,38 +104,52 @@ class ResidualSpec(Checked):
         return self
 
 
-ModelSpec = Annotated[PlainSpec | ResidualSpec, Field(discriminator="family")]
+ModelSpec = Annotated[PlainSpec | ResidualSpec | AirbenchSpec, Field(discriminator="family")]
 
 
 class OptimizerSpec(Checked):
     """The optimizer and its learning-rate schedule."""
 
-    name: Literal["sgd", "rmsprop", "adam", "adamw"] = "adamw"
+    name: Literal["sgd", "rmsprop", "adam", "adamw", "muon"] = "adamw"
+    """muon orthogonalises the updates of hidden kernels (Jordan 2024); AdamW trains all other weights."""
     learning_rate: Positive = 0.001
     momentum: float = Field(0.0, ge=0.0, lt=1.0)
-    """Of sgd and rmsprop."""
+    """Of sgd, rmsprop and muon, whose default is 0.95."""
     nesterov: bool = False
+    """Of sgd and muon, whose default is true."""
+    rest_rate: Positive | None = None
+    """Of muon: the learning rate of biases, normalisation and the last layer; learning_rate if not given."""
+    unit_kernels: bool = False
+    """Of muon: kernels keep the norm of one unit per filter, and a step is learning_rate of that norm."""
     weight_decay: NonNegative = 0.0
     """Decoupled; kernels only, never biases or normalisation."""
     clip_norm: Positive | None = None
     """The largest global norm of the gradient, after it is summed over all replicas."""
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_epochs: NonNegative = 0.0
     final_fraction: Fraction = 0.0
-    """The share of the learning rate at which cosine ends."""
+    """The share of the learning rate at which linear and cosine end."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _momentum_of_muon(cls, value: Any) -> Any:
+        is_muon = isinstance(value, dict) and value.get("name") == "muon"
+        return {"momentum": 0.95, "nesterov": True, **value} if is_muon else value
 
     @model_validator(mode="after")
     def _used(self) -> OptimizerSpec:
-        if (self.momentum or self.nesterov) and self.name not in ("sgd", "rmsprop"):
-            raise ValueError(f"momentum and nesterov are of sgd and rmsprop, not of {self.name}")
-        if self.nesterov and self.name != "sgd":
-            raise ValueError("nesterov is of sgd only")
+        if (self.momentum or self.nesterov) and self.name not in ("sgd", "rmsprop", "muon"):
+            raise ValueError(f"momentum and nesterov are of sgd, rmsprop and muon, not of {self.name}")
+        if self.nesterov and self.name == "rmsprop":
+            raise ValueError("nesterov is of sgd and muon, not of rmsprop")
+        if (self.rest_rate or self.unit_kernels) and self.name != "muon":
+            raise ValueError(f"rest_rate and unit_kernels are of muon, not of {self.name}")
         if self.final_fraction and self.schedule == "constant":
-            raise ValueError("final_fraction is where the cosine schedule ends; a constant one has no end")
+            raise ValueError("final_fraction is where a linear or cosine schedule ends; constant has no end")
         return self
 
 
-USUAL_RATES = {"sgd": 0.05, "rmsprop": 0.001, "adam": 0.001, "adamw": 0.001}
+USUAL_RATES = {"sgd": 0.05, "rmsprop": 0.001, "adam": 0.001, "adamw": 0.001, "muon": 0.001}
 """The learning rate that a network of this program usually trains well with, by optimizer."""
 
 
@@ -243,6 +258,10 @@ class RunSpec(Checked):
                 raise ValueError("crops of another size than data.image_size need model.family residual")
             if self.model.last_side(size) < 1:
                 raise ValueError("data.image_size is too small for so many layers in model.filters")
+        if isinstance(self.model, AirbenchSpec) and min(sides) < self.model.least_side:
+            raise ValueError(
+                f"images and crops need {self.model.least_side} pixels for so many groups in model.filters"
+            )
         return self
 
     @model_validator(mode="after")

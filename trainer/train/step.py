@@ -86,7 +86,8 @@ class Stepper:
         if shape not in self._compiled:
             self._compiled[shape] = self._compile(side, block)
         first_step = tf.constant(block.first_step, tf.int64)
-        given = (tf.constant(block.images), tf.constant(block.labels), tf.constant(block.places))
+        mirrored = np.zeros(block.labels.shape, bool) if block.is_mirrored is None else block.is_mirrored
+        given = [tf.constant(each) for each in (block.images, block.labels, block.places, mirrored)]
         sums = self._compiled[shape](*given, first_step)
         # Added step by step, so that the total is the same however the steps fall into blocks.
         return list(itertools.starmap(Sums, sums.numpy().astype(float).tolist()))
@@ -101,17 +102,22 @@ class Stepper:
             tf.TensorSpec([None, *block.images.shape[1:]], tf.uint8 if self.images is None else tf.int32),
             tf.TensorSpec([None, *block.labels.shape[1:]], tf.int32),
             tf.TensorSpec([None, *block.places.shape[1:]], tf.int32),
+            tf.TensorSpec([None, *block.labels.shape[1:]], tf.bool),
             tf.TensorSpec([], tf.int64),
         ]
 
         def run_block(
-            images: tf.Tensor, labels: tf.Tensor, places: tf.Tensor, first_step: tf.Tensor
+            images: tf.Tensor,
+            labels: tf.Tensor,
+            places: tf.Tensor,
+            mirrored: tf.Tensor,
+            first_step: tf.Tensor,
         ) -> tf.Tensor:
             steps = tf.shape(labels)[0]
             sums = tf.TensorArray(tf.float32, size=steps, element_shape=[3])
             for index in tf.range(steps):
                 step = first_step + tf.cast(index, tf.int64)
-                given = (images[index], labels[index], places[index], step, self.images)
+                given = (images[index], labels[index], places[index], mirrored[index], step, self.images)
                 done = self.strategy.run(self._replica_step, args=(*given, block.global_rows, side))
                 # They are equal on all replicas.
                 sums = sums.write(index, self.strategy.experimental_local_results(done)[0])
@@ -126,19 +132,21 @@ class Stepper:
         images: tf.Tensor,
         labels: tf.Tensor,
         places: tf.Tensor,
+        mirrored: tf.Tensor,
         step: tf.Tensor,
         resident: tf.Tensor | None,
         count: int,
         side: int,
     ) -> tf.Tensor:
         some = (images.shape[0] + 1) // 2 >= self.replicas_here
-        images, labels, places = self._share_of_replica(images, labels, places)
+        images, labels, places, mirrored = self._share_of_replica(images, labels, places, mirrored)
         weight: float | tf.Tensor = 1.0
         if not some:
-            images, labels, places, weight = _some_rows(images, labels, places)
+            *rows, weight = _some_rows(images, labels, places, mirrored)
+            images, labels, places, mirrored = rows
         if resident is not None:
             images = tf.gather(resident, images)
-        return self._step_function(images, labels, places, step, count, side, weight)
+        return self._step_function(images, labels, places, mirrored, step, count, side, weight)
 
     def _share_of_replica(self, *batches: tf.Tensor) -> tuple[tf.Tensor, ...]:
         if self.replicas_here == 1:
@@ -151,6 +159,7 @@ class Stepper:
         images: tf.Tensor,
         labels: tf.Tensor,
         places: tf.Tensor,
+        mirrored: tf.Tensor,
         step: tf.Tensor,
         count: int,
         side: int,
@@ -161,7 +170,7 @@ class Stepper:
         `weight`: 0 if its rows stand in for none. Returns [loss sum, hits, images] of all replicas.
         """
         draws = tf.gather(draw_numbers(self.seed + _AUGMENT_STREAM, step, count), places)
-        pixels = augment_images(images, draws, self.augment, side)
+        pixels = augment_images(images, draws, self.augment, side, mirrored)
         partners = None
         if self.augment.mixup or self.augment.cutmix:
             pixels, partners, shares = mix_images(pixels, draws[:, MIX_DRAWS], self.augment)
@@ -207,18 +216,14 @@ def share_of(replica: int | tf.Tensor, replicas: int, batches: Sequence[tf.Tenso
     return tuple(each[first:end] for each in batches)
 
 
-def _some_rows(
-    images: tf.Tensor, labels: tf.Tensor, places: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Return at least one row, and what the rows count: 0 for one that stands in for none.
+def _some_rows(*batches: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    """Return at least one row of `batches`, and what the rows count: 0 for one that stands in for none.
 
     A short last batch may have fewer rows than there are replicas, and a convolution of no rows answers
     in the shape of its input (oneDNN's, tensorflow 2.21).
     """
-    missing = tf.cast(tf.equal(tf.shape(labels)[0], 0), tf.int32)
-    padded = [
-        tf.pad(each, [[0, missing], *([[0, 0]] * (each.shape.rank - 1))]) for each in (images, labels, places)
-    ]
+    missing = tf.cast(tf.equal(tf.shape(batches[0])[0], 0), tf.int32)
+    padded = [tf.pad(each, [[0, missing], *([[0, 0]] * (each.shape.rank - 1))]) for each in batches]
     return *padded, 1.0 - tf.cast(missing, tf.float32)
 
 
