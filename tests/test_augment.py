@@ -18,6 +18,7 @@ from trainer.augment import (
     find_view,
     resample,
     rotate,
+    translate,
 )
 from trainer.spec import AugmentSpec, CropSpec
 
@@ -82,6 +83,31 @@ def test_mirrored_and_flipped_resampling_reverse_the_axes(images: tf.Tensor) -> 
     floats = tf.cast(images, tf.float32)
     np.testing.assert_allclose(whole(images, 32, mirrored=True), floats[:, :, ::-1], atol=1e-3)
     np.testing.assert_allclose(whole(images, 32, flipped=True), floats[:, ::-1], atol=1e-3)
+
+
+def test_translation_moves_by_whole_pixels_and_reflects_the_border(images: tf.Tensor) -> None:
+    floats = tf.cast(images, tf.float32)
+    padded = np.pad(floats, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="reflect")
+    shares = tf.constant([[0.0, 0.0], [0.1, 0.9], [0.5, 0.5], [0.3, 0.7], [0.99, 0.0], [0.99, 0.99]])
+    moved = translate(floats, shares, 2)
+    corners = [(4, 4), (4, 0), (2, 2), (3, 1), (0, 4), (0, 0)]
+    for (top, left), source, image in zip(corners, padded, moved, strict=True):
+        np.testing.assert_array_equal(image, source[top : top + 32, left : left + 32])
+    spec = AugmentSpec(translate_pixels=2)
+    np.testing.assert_array_equal(
+        augment_images(images, numbers := draws(), spec, 32), translate(floats, numbers[:, 5:7], 2)
+    )
+
+
+@pytest.mark.parametrize("crop", [None, CropSpec(scale=(1.0, 1.0), ratio=(1.0, 1.0))])
+def test_an_alternating_flip_mirrors_the_images_whose_turn_it_is(
+    images: tf.Tensor, crop: CropSpec | None
+) -> None:
+    turn = np.array([True, False, True, True, False, False])
+    spec = AugmentSpec(flip="alternating", crop=crop)
+    changed = augment_images(images, draws(), spec, 32, tf.constant(turn))
+    np.testing.assert_allclose(changed[turn], images.numpy()[turn][:, :, ::-1], atol=1e-3)
+    np.testing.assert_allclose(changed[~turn], images.numpy()[~turn], atol=1e-3)
 
 
 def test_rotation_by_a_quarter_turn_is_a_quarter_turn(images: tf.Tensor) -> None:

@@ -10,6 +10,7 @@ from small_training import Pixels, dark_and_light
 
 from trainer.data.batches import Plan
 from trainer.data.dataset import Dataset
+from trainer.draws import coins
 from trainer.train.feed import Feed
 
 
@@ -50,6 +51,32 @@ def test_an_error_in_the_feed_reaches_the_loop(dataset: Dataset) -> None:
     broken = replace(dataset.train, pixels=Broken(np.zeros((44, 16, 16, 3), np.uint8)))
     with pytest.raises(OSError, match="went away"):
         list(Feed(broken, 8, 0).blocks(0, 3))
+
+
+@pytest.mark.parametrize("hosts", [1, 3])
+def test_alternating_shows_both_sides_of_every_image_in_two_epochs(dataset: Dataset, hosts: int) -> None:
+    # Pixels that say which image they are of.
+    pixels = np.arange(44, dtype=np.uint8)[:, None, None, None] + np.zeros((44, 2, 2, 3), np.uint8)
+    split = replace(dataset.train, pixels=Pixels(pixels))
+    mirrored = np.zeros((3, 44), bool)
+    for index in range(hosts):
+        for block in Feed(split, 8, 5, index=index, hosts=hosts, alternating=True).blocks(0, 18):
+            images = block.images[..., 0, 0, 0]
+            assert block.is_mirrored is not None
+            assert block.is_mirrored.shape == images.shape
+            mirrored[block.first_step // 6, images] = block.is_mirrored
+    assert 11 < mirrored[0].sum() < 33
+    np.testing.assert_array_equal(mirrored[1], ~mirrored[0])
+    np.testing.assert_array_equal(mirrored[2], mirrored[0])
+    np.testing.assert_array_equal(mirrored[0], coins(np.arange(44), 5))
+    assert next(Feed(split, 8, 5).blocks(0, 1)).is_mirrored is None
+
+
+def test_coins_are_fair_and_independent_for_every_seed() -> None:
+    tosses = np.stack([coins(np.arange(10_000), seed) for seed in (0, 1, 2**31 - 1)]).astype(float)
+    np.testing.assert_allclose(tosses.mean(axis=1), 0.5, atol=0.02)
+    np.testing.assert_allclose(np.corrcoef(tosses), np.eye(3), atol=0.04)
+    np.testing.assert_allclose(np.mean(tosses[:, 1:] != tosses[:, :-1], axis=1), 0.5, atol=0.02)
 
 
 @pytest.mark.parametrize("hosts", [2, 3, 4])

@@ -16,8 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from free_ports import addresses
+from small_training import dark_and_light
 
 from trainer.checkpoint import list_checkpoints
+from trainer.model.whitening import sum_patches, whitening_weights
 from trainer.prediction_files import read_predictions
 from trainer.publish import verify
 from trainer.storage.store import open_store
@@ -223,7 +225,7 @@ def test_a_profile_that_only_the_chief_is_asked_for_keeps_the_steps_of_both_toge
     assert found.relative_to(run).as_posix() in json.dumps(manifest)
 
 
-def test_each_process_has_its_share_of_the_images_on_its_devices(tmp_path: Path) -> None:
+def test_each_process_has_its_share_of_the_images_on_its_devices_and_all_whiten_alike(tmp_path: Path) -> None:
     hosts = addresses(2)
     script = Path(__file__).with_name("resident_hosts.py")
     processes = []
@@ -236,10 +238,13 @@ def test_each_process_has_its_share_of_the_images_on_its_devices(tmp_path: Path)
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             )
         )  # fmt: skip
-    histories = []
+    found = []
     for process in processes:
         out, err = process.communicate(timeout=240)
         assert process.returncode == 0, err
-        histories += json.loads(out.splitlines()[-1])
-    assert [len(each) for each in histories] == [2] * 4
-    assert all(each == histories[0] for each in histories)
+        found += json.loads(out.splitlines()[-1])
+    assert [len(each["history"]) for each in found] == [2] * 4
+    assert all(each == found[0] for each in found)
+    # Each has read half of the images, and both have the kernel of all of them.
+    whole, _ = whitening_weights(sum_patches(dark_and_light().train.pixels.take(np.arange(44))))
+    np.testing.assert_array_equal(np.array(found[0]["kernel"], np.float32), whole)

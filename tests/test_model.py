@@ -11,9 +11,10 @@ import tensorflow as tf
 
 from trainer.model import build_inference_model, build_model
 from trainer.optimizer import build_optimizer
-from trainer.spec import OptimizerSpec, PlainSpec, ResidualSpec, load_spec
+from trainer.spec import AirbenchSpec, ModelSpec, OptimizerSpec, PlainSpec, ResidualSpec, load_spec
 
 SMALL = ResidualSpec(stem_filters=8, filters=(8, 16), blocks=(1, 1), stochastic_depth=0.3)
+AIRBENCH = AirbenchSpec(filters=(8, 16), convolutions=3, dropout=0.2)
 
 
 def pixels(count: int = 4, size: int = 32) -> tf.Tensor:
@@ -48,11 +49,9 @@ def test_one_sigmoid_unit_is_two_softmax_logits_with_the_same_loss() -> None:
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
-@pytest.mark.parametrize("spec", [SMALL, PlainSpec(filters=(4, 8), dense_units=(8,), dropout=0.2)])
+@pytest.mark.parametrize("spec", [SMALL, AIRBENCH, PlainSpec(filters=(4, 8), dense_units=(8,), dropout=0.2)])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_logits_and_weights_are_float32_in_any_precision(
-    spec: ResidualSpec | PlainSpec, precision: str
-) -> None:
+def test_logits_and_weights_are_float32_in_any_precision(spec: ModelSpec, precision: str) -> None:
     model = build_model(spec, 3, 32, precision)
     logits = model(pixels(), training=True)
     assert logits.shape == (4, 3)
@@ -68,9 +67,9 @@ def test_a_seed_fixes_the_initial_weights() -> None:
 
 
 @pytest.mark.parametrize(
-    "spec", [PlainSpec(filters=(4,), dense_units=(8,)), ResidualSpec(filters=(4,), blocks=(1,))]
+    "spec", [PlainSpec(filters=(4,), dense_units=(8,)), ResidualSpec(filters=(4,), blocks=(1,)), AIRBENCH]
 )
-def test_initial_weights_do_not_depend_on_what_other_threads_draw(spec: PlainSpec | ResidualSpec) -> None:
+def test_initial_weights_do_not_depend_on_what_other_threads_draw(spec: ModelSpec) -> None:
     before = build_model(spec, 3, 16, seed=5).get_weights()
     random.seed(1)
     state = random.getstate()
@@ -98,9 +97,16 @@ def test_the_inference_model_has_the_weights_of_the_trained_one_in_its_order() -
     np.testing.assert_allclose(inference(pixels()), both, atol=1e-5)
 
 
-def test_the_residual_family_takes_any_image_size() -> None:
-    model = build_model(SMALL, 2, 32)
+@pytest.mark.parametrize("spec", [SMALL, AIRBENCH])
+def test_families_with_global_pooling_take_any_image_size(spec: ModelSpec) -> None:
+    model = build_model(spec, 2, 32)
     assert model(pixels(1, 32)).shape == model(pixels(1, 49)).shape == (1, 2)
+
+
+def test_a_linear_schedule_falls_evenly_to_its_end() -> None:
+    spec = OptimizerSpec(learning_rate=0.1, schedule="linear", final_fraction=0.1)
+    _, schedule = build_optimizer(spec, build_model(SMALL, 2, 32), steps_per_epoch=10, total_steps=100)
+    assert [float(schedule(step)) for step in (0, 50, 100)] == pytest.approx([0.1, 0.055, 0.01])
 
 
 def test_the_schedule_warms_up_decays_and_can_be_halved() -> None:
@@ -118,7 +124,7 @@ def test_the_schedule_warms_up_decays_and_can_be_halved() -> None:
     assert float(schedule(20)) == pytest.approx(0.05)
 
 
-@pytest.mark.parametrize("name", ["sgd", "rmsprop", "adam", "adamw"])
+@pytest.mark.parametrize("name", ["sgd", "rmsprop", "adam", "adamw", "muon"])
 def test_weight_decay_touches_kernels_only(name: str) -> None:
     model = build_model(SMALL, 2, 32)
     optimizer, _ = build_optimizer(OptimizerSpec(name=name, learning_rate=0.1, weight_decay=0.5), model, 1, 1)

@@ -32,8 +32,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["data={resize: crop, interpolation: bicubic, crop_fraction: 0.8}", "train.precision=bfloat16"],
         ["data.resize=pad", "data.interpolation=nearest", RESIDUAL],
         ["model={family: plain, filters: [4], binary_unit: true, average_mirror: true}"],
+        ["model={family: airbench, filters: [8], average_mirror: true}"],
     ],
-    ids=["crop", "residual", "binary"],
+    ids=["crop", "residual", "binary", "airbench"],
 )
 def test_every_model_that_this_program_exports_only_computes(settings: list[str], tmp_path: Path) -> None:
     require_computing(export(tmp_path / "model", *settings))

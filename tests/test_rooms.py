@@ -28,6 +28,7 @@ ROOMS = (
     "augment",
     "mix",
     "model",
+    "muon",
     "optimizer",
     "cluster",
     "scaling",

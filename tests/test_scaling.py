@@ -22,6 +22,7 @@ SCALED = "train={scale_batch: true, global_batch_size: 20}"
         ("rmsprop", 0.2, "learning rate 0.1 x 2 (the square root rule of rmsprop)"),
         ("adam", 0.2, "square root"),
         ("adamw", 0.2, "square root"),
+        ("muon", 0.2, "square root"),
     ],
 )
 def test_the_rate_follows_the_rule_of_the_optimizer(optimizer: str, rate: float, said: str) -> None:
@@ -29,11 +30,18 @@ def test_the_rate_follows_the_rule_of_the_optimizer(optimizer: str, rate: float,
     scaled = scaled_spec(spec, 4)
     assert scaled.optimizer.learning_rate == pytest.approx(rate)
     assert scaled.train.global_batch_size == 80
+    assert scaled.optimizer.rest_rate is None
     described = describe_scaling(spec, 4)
     assert described is not None
     assert "20 x 4 replicas = 80" in described
     assert said in described
     assert scaled_spec(spec, 1) == spec
+
+
+def test_both_rates_of_muon_grow_alike() -> None:
+    spec = load_spec(settings=[SCALED, "optimizer={name: muon, learning_rate: 0.1, rest_rate: 0.01}"])
+    scaled = scaled_spec(spec, 4).optimizer
+    assert (scaled.learning_rate, scaled.rest_rate) == pytest.approx((0.2, 0.02))
 
 
 def test_the_average_of_the_weights_is_of_as_many_images_as_before() -> None:

@@ -116,6 +116,9 @@ def test_settings_count_in_any_order(order: int) -> None:
         ("optimizer={name: adam, momentum: 0.9}", "momentum"),
         ("optimizer={name: rmsprop, nesterov: true}", "nesterov"),
         ("optimizer={schedule: constant, final_fraction: 0.1}", "final_fraction"),
+        ("optimizer={name: sgd, rest_rate: 0.1}", "rest_rate"),
+        ("optimizer={name: adamw, unit_kernels: true}", "unit_kernels"),
+        ("augment={crop: {}, translate_pixels: 2}", "translate_pixels"),
     ],
 )
 def test_a_setting_that_nothing_would_read_is_refused(setting: str, words: str) -> None:
@@ -134,7 +137,7 @@ def test_a_setting_that_nothing_would_read_is_refused(setting: str, words: str) 
         ("train.epochs", ["key.path=value", "'train.epochs'"]),
         ("train.epochs=[", ["not YAML", "'['"]),
         ("optimizer.learning_rate=.nan", ["optimizer.learning_rate", "finite"]),
-        ("model.family=vgg", ["model.family", "'plain', 'residual'", "'vgg'"]),
+        ("model.family=vgg", ["model.family", "'plain', 'residual', 'airbench'", "'vgg'"]),
         ("model.pool_last=true", ["model.pool_last", "another model.family"]),
         ("model.filters=[1, a]", ["model.filters.1", "integer", "'a'"]),
         ("train.steps_per_call=0", ["train.steps_per_call", "0"]),
@@ -168,6 +171,7 @@ def test_a_setting_that_nothing_would_read_is_refused(setting: str, words: str) 
         ("data.channels=2", ["data.channels", "1, 3 or 4", ": 2"]),
         ("data.interpolation=lanczos", ["data.interpolation", "'bicubic'", "'lanczos'"]),
         ("model={family: plain, filters: [8, 8, 8, 8, 8, 8]}", ["data.image_size", "too small"]),
+        ("model={family: airbench, filters: [8, 8, 8, 8, 8, 8, 8]}", ["129 pixels", "model.filters"]),
     ],
 )
 def test_a_bad_setting_is_named_with_what_was_received(setting: str, words: list[str]) -> None:
@@ -177,6 +181,13 @@ def test_a_bad_setting_is_named_with_what_was_received(setting: str, words: list
     for word in words:
         assert word in message
     assert len(message.splitlines()) == 1
+
+
+def test_muon_has_momentum_unless_it_is_set() -> None:
+    muon = load_spec(settings=["optimizer.name=muon"]).optimizer
+    assert (muon.momentum, muon.nesterov) == (0.95, True)
+    other = load_spec(settings=["optimizer={name: muon, momentum: 0.6, nesterov: false}"]).optimizer
+    assert (other.momentum, other.nesterov) == (0.6, False)
 
 
 def test_xla_is_not_asked_for_what_it_has_no_kernel_for() -> None:

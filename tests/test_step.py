@@ -114,7 +114,7 @@ def test_two_replicas_do_the_steps_of_one() -> None:
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    for name in ("plain", "augmented"):
+    for name in ("plain", "augmented", "airbench"):
         assert found[name]["images"] == [7.0] * 4 + [1.0]
         assert found[name]["loss"] < 1e-4
         assert found[name]["weights"] < 1e-5

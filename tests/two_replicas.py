@@ -34,6 +34,12 @@ AUGMENTED = [
     "optimizer.clip_norm=0.5",
 ]
 
+AIRBENCH = [
+    "model={family: airbench, filters: [8], dropout: 0.3}",
+    "augment.flip=alternating",
+    "optimizer={name: muon, momentum: 0.6, unit_kernels: true}",
+]
+
 
 def main() -> None:
     """Compare whole steps of batches that don't divide evenly: plain ones, and augmented and clipped ones."""
@@ -42,10 +48,12 @@ def main() -> None:
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     one = find_cluster()
     two = replace(one, strategy=tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
-    plain, augmented = load_spec(settings=SETTINGS), load_spec(settings=[*SETTINGS, *AUGMENTED])
+    plain, augmented, airbench = (
+        load_spec(settings=[*SETTINGS, *more]) for more in ([], AUGMENTED, AIRBENCH)
+    )
     found: dict[str, Any] = {}
     others: dict[str, list[np.ndarray]] = {}
-    for name, spec in (("plain", plain), ("augmented", augmented)):
+    for name, spec in (("plain", plain), ("augmented", augmented), ("airbench", airbench)):
         (sums, weights), (other_sums, others[name]) = trained(spec, one), trained(spec, two)
         found[name] = {
             "weights": difference(weights, others[name]),
@@ -76,8 +84,10 @@ def trained(
     stepper = Stepper(learner, spec, np.array([1.0, 2.0, 0.5], np.float32), cluster, resident)
     places = np.tile(np.arange(7, dtype=np.int32), (4, 1))
     labels = rng.integers(0, 3, (4, 7)).astype(np.int32)
-    sums = stepper.run(Block(5, images, labels, places, 7), EpochView(16, 16))
-    sums += stepper.run(Block(9, images[:1, :1], labels[:1, :1], places[:1, :1], 1), EpochView(16, 16))
+    mirrored, view = labels == 1, EpochView(16, 16)
+    sums = stepper.run(Block(5, images, labels, places, 7, mirrored), view)
+    last = (images[:1, :1], labels[:1, :1], places[:1, :1], 1, mirrored[:1, :1])
+    sums += stepper.run(Block(9, *last), view)
     return sums, [weight.numpy() for weight in learner.fill_inference_model().weights]
 
 

@@ -46,16 +46,23 @@ def draw_numbers(seed: int, step: tf.Tensor, global_batch_size: int | tf.Tensor)
     return uniform([global_batch_size, DRAWS], tf.stack([tf.cast(seed, tf.int64), step]))
 
 
-def augment_images(images: tf.Tensor, draws: tf.Tensor, spec: AugmentSpec, view: EpochView) -> tf.Tensor:
+def augment_images(
+    images: tf.Tensor,
+    draws: tf.Tensor,
+    spec: AugmentSpec,
+    view: EpochView,
+    is_mirrored: tf.Tensor | None = None,
+) -> tf.Tensor:
     """Return changed images, float32 [batch, height and width of `view`, channels] in 0..255.
 
     `images` are [batch, height, width, channels] in 0..255 and `draws` [batch, DRAWS] in [0, 1).
-    Without a crop, the view must have the size of the images.
+    Without a crop, the view must have the size of the images. `is_mirrored`, bool [batch], is which images
+    flip: alternating mirrors in this epoch; see `trainer.train.feed`.
     """
     images = tf.cast(images, tf.float32)
     if spec.rotate_degrees:
         images = rotate(images, _spread(draws[:, 0], spec.rotate_degrees))
-    images = _crop_and_flip(images, draws[:, 1:7], spec, view)
+    images = _crop_and_flip(images, draws[:, 1:7], spec, view, is_mirrored)
     if spec.brightness or spec.contrast or spec.saturation or spec.hue:
         images = _of_colours(images, lambda colours: _jitter(colours, draws[:, 7:11], spec))
     if spec.noise:
@@ -119,6 +126,20 @@ def rotate(images: tf.Tensor, angles: tf.Tensor) -> tf.Tensor:
         interpolation="BILINEAR",
         fill_mode="REFLECT",
     )
+
+
+def translate(images: tf.Tensor, draws: tf.Tensor, pixels: int) -> tf.Tensor:
+    """Return images moved by up to `pixels` whole pixels down and right, or up and left, by reflection.
+
+    `images` are float32 [batch, height, width, 3] and larger than `pixels`; `draws` is [batch, 2] in [0, 1).
+    """
+    shifts = tf.cast(tf.floor(draws * (2 * pixels + 1)), tf.int32) - pixels
+    for axis in (1, 2):
+        last = tf.shape(images)[axis] - 1
+        source = tf.abs(tf.range(last + 1)[None, :] - shifts[:, axis - 1, None])
+        # Reflected at both ends, which are not repeated.
+        images = tf.gather(images, last - tf.abs(last - source), axis=axis, batch_dims=1)
+    return images
 
 
 def change_colors(images: tf.Tensor, brightness: tf.Tensor, contrast: tf.Tensor, saturation: tf.Tensor,
@@ -206,11 +227,16 @@ def _of_colours(images: tf.Tensor, change: Callable[[tf.Tensor], tf.Tensor]) -> 
     return tf.concat([change(images[..., :3]), images[..., 3:]], axis=-1)
 
 
-def _crop_and_flip(images: tf.Tensor, draws: tf.Tensor, spec: AugmentSpec, view: EpochView) -> tf.Tensor:
+def _crop_and_flip(
+    images: tf.Tensor, draws: tf.Tensor, spec: AugmentSpec, view: EpochView, is_mirrored: tf.Tensor | None
+) -> tf.Tensor:
     mirrored = (draws[:, 0] < 0.5) & (spec.flip != "none")
+    if spec.flip == "alternating" and is_mirrored is not None:
+        mirrored = is_mirrored
     flipped = (draws[:, 1] < 0.5) & (spec.flip == "both")
     if spec.crop is None or not view.is_cropped:
-        return _flip(images, mirrored, flipped)
+        images = _flip(images, mirrored, flipped)
+        return translate(images, draws[:, 4:6], spec.translate_pixels) if spec.translate_pixels else images
     whole = tf.unstack(tf.cast(tf.shape(images)[1:3], tf.float32))
     height, width = _cropped_sides(draws[:, 2], draws[:, 3], spec.crop, whole)
     top, left = draws[:, 4] * (whole[0] - height), draws[:, 5] * (whole[1] - width)

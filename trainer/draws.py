@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 _BITS = 23
 """Of the mantissa of a float32."""
@@ -33,3 +35,15 @@ def normal(shape: Any, seed: tf.Tensor) -> tf.Tensor:
     """
     radii, angles = tf.unstack(uniform(tf.concat([[2], shape], axis=0), seed))
     return tf.sqrt(-2.0 * tf.math.log(1.0 - radii)) * tf.cos(2.0 * math.pi * angles)
+
+
+def coins(numbers: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
+    """Return a coin toss for each of `numbers`, bool of its shape: a pure function of number and seed.
+
+    The finaliser of SplitMix64 (Steele et al. 2014), whose highest bit is taken.
+    """
+    start = (seed + 1) * 0x9E3779B97F4A7C15 % (1 << 64)
+    x = numbers.astype(np.uint64) + np.uint64(start)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
+    return ((x ^ (x >> np.uint64(31))) >> np.uint64(63)).astype(np.bool_)

@@ -13,11 +13,12 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from trainer.muon import Muon
 from trainer.spec import OptimizerSpec
 
 
 class Schedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
-    """Linear warm-up, then constant or cosine (Loshchilov and Hutter 2016), times `scale`.
+    """Linear warm-up, then constant, linear or cosine (Loshchilov and Hutter 2016), times `scale`.
 
     `scale` is a variable, 1 at first, which recovery from divergence halves; `factor` is a constant.
     """
@@ -46,8 +47,9 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore
         if self.spec.schedule == "constant":
             return tf.constant(1.0)
         progress = tf.clip_by_value((step - self.warmup_steps) / self.decay_steps, 0.0, 1.0)
-        cosine = 0.5 * (1.0 + tf.cos(math.pi * progress))
-        return self.spec.final_fraction + (1.0 - self.spec.final_fraction) * cosine
+        is_linear = self.spec.schedule == "linear"
+        left = 1.0 - progress if is_linear else 0.5 * (1.0 + tf.cos(math.pi * progress))
+        return self.spec.final_fraction + (1.0 - self.spec.final_fraction) * left
 
     def get_config(self) -> dict[str, Any]:
         """Return the spec's values; asked for by Keras."""
@@ -66,25 +68,27 @@ def build_optimizer(
     total_steps: int,
     scale: tf.Variable | None = None,
     factor: float = 1.0,
+    precision: str = "float32",
 ) -> tuple[keras.Optimizer, Schedule]:
     """Return the optimizer, built for `weights`, and its schedule, `factor` times the learning rate of
     `spec`.
 
     Clipping is not given to it: the training step clips after the gradients of all
     replicas are summed, and Keras would clip before. So what `apply` gets is summed already.
+    `precision` is the model's, see `build_model`: that of Muon's products too.
     """
     schedule = Schedule(spec, steps_per_epoch, total_steps, scale, factor)
-    optimizer = _optimizer(spec, schedule)
+    optimizer = _optimizer(spec, schedule, precision)
     # Keras would sum once more, and send all of it a second time.
     optimizer._all_reduce_sum_gradients = list
-    if spec.weight_decay:
+    if spec.weight_decay and spec.name != "muon":
         # A bias or a normalisation has one dimension; decaying them helps nobody (He et al. 2019).
         optimizer.exclude_from_weight_decay([weight for weight in weights if len(weight.shape) < 2])
     optimizer.build(weights)
     return optimizer, schedule
 
 
-def _optimizer(spec: OptimizerSpec, schedule: Schedule) -> keras.Optimizer:
+def _optimizer(spec: OptimizerSpec, schedule: Schedule, precision: str) -> keras.Optimizer:
     common: dict[str, Any] = {"learning_rate": schedule, "weight_decay": spec.weight_decay or None}
     if spec.name == "sgd":
         return keras.optimizers.SGD(momentum=spec.momentum, nesterov=spec.nesterov, **common)
@@ -92,5 +96,15 @@ def _optimizer(spec: OptimizerSpec, schedule: Schedule) -> keras.Optimizer:
         return keras.optimizers.RMSprop(momentum=spec.momentum, **common)
     if spec.name == "adam":
         return keras.optimizers.Adam(**common)
+    if spec.name == "muon":
+        return Muon(
+            schedule,
+            momentum=spec.momentum,
+            nesterov=spec.nesterov,
+            decay=spec.weight_decay,
+            rest_ratio=(spec.rest_rate or spec.learning_rate) / spec.learning_rate,
+            unit_kernels=spec.unit_kernels,
+            compute_dtype=precision,
+        )
     # Keras's AdamW has a decay of 0.004 unless it is told otherwise.
     return keras.optimizers.AdamW(**{**common, "weight_decay": spec.weight_decay})

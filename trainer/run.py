@@ -53,6 +53,7 @@ from trainer.storage.folders import replace_folder
 from trainer.storage.local import write_json
 from trainer.train import Learner, Observer, Saver, TrainResult, build_learner, train
 from trainer.train.features import Features, build_features
+from trainer.train.whiten import whiten_first_layer
 from trainer.warm_start import begin
 
 # 80 columns, less what a screen puts before a fact.
@@ -87,6 +88,7 @@ def run(
     scaled = _settled(_scaled(spec, cluster, dataset, screen), cluster, folder)
     steps = steps_per_epoch(len(dataset.train.labels), scaled.train.global_batch_size)
     learner = build_learner(scaled, len(dataset.class_names), steps, cluster)
+    whiten_first_layer(learner, dataset.train, cluster)
     start = begin(scaled, learner, dataset, cluster, folder, cache_dir, screen)
     _keep_dataset(dataset, cluster, folder, screen)
     environment = write_environment(folder.path, spec, cluster.description, start, current_command())

@@ -19,7 +19,7 @@ def scaled_spec(spec: RunSpec, replicas: int) -> RunSpec:
 
     Linear in the size of the batch for stochastic gradient descent (Goyal et al. 2017, section 2.1), its
     square root for the optimizers that divide by the gradient's size (Malladi et al. 2022, definitions 1
-    and 2: RMSprop and Adam, whose other constants stay as they are). The weights' average is
+    and 2: RMSprop and Adam, whose other constants stay as they are; and Muon). The weights' average is
     of as many images as before: its decay is taken to the power of the factor (Busbridge et al. 2023, the
     EMA scaling rule). Epochs and shares of them, such as the warm-up, have fewer steps by themselves.
     """
@@ -29,8 +29,9 @@ def scaled_spec(spec: RunSpec, replicas: int) -> RunSpec:
         "global_batch_size": replicas * spec.train.global_batch_size,
         "ema_decay": spec.train.ema_decay**replicas,
     }
-    rate = spec.optimizer.learning_rate * _factor(spec, replicas)
-    optimizer = spec.optimizer.model_copy(update={"learning_rate": rate})
+    rates = {key: getattr(spec.optimizer, key) for key in ("learning_rate", "rest_rate")}
+    scaled = {key: rate and rate * _factor(spec, replicas) for key, rate in rates.items()}
+    optimizer = spec.optimizer.model_copy(update=scaled)
     return spec.model_copy(update={"train": spec.train.model_copy(update=changes), "optimizer": optimizer})
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import keras
 
+from trainer.model.airbench import airbench_logits
 from trainer.model.kernels import Kernels
 from trainer.model.masks import number_dropouts
 from trainer.model.plain import plain_logits
 from trainer.model.pretrained import pretrained_logits
 from trainer.model.residual import residual_logits
-from trainer.spec import ModelSpec, PlainSpec, PretrainedSpec, sides_of
+from trainer.spec import AirbenchSpec, ModelSpec, PlainSpec, PretrainedSpec, sides_of
 
 PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 
@@ -44,7 +45,10 @@ def build_model(
         logits = pretrained_logits(spec, pixels, class_count, policy, kernels)
     else:
         pixels = keras.Input((None, None, channels), name="pixels")
-        logits = residual_logits(spec, pixels, class_count, policy, kernels)
+        if isinstance(spec, AirbenchSpec):
+            logits = airbench_logits(spec, pixels, class_count, policy, kernels)
+        else:
+            logits = residual_logits(spec, pixels, class_count, policy, kernels)
     model = keras.Model(pixels, logits, name=spec.family)
     number_dropouts(model)
     return model

@@ -11,6 +11,7 @@ import random
 from typing import Any
 
 import keras
+import numpy as np
 
 _MOST = 10**9
 """As Keras has it."""
@@ -37,3 +38,31 @@ class Kernels:
         if not isinstance(config, dict) or "seed" not in config.get("config", {}):
             return config
         return {**config, "config": {**config["config"], "seed": self._random.randint(1, _MOST)}}
+
+    def normal(self, deviation: float) -> keras.Initializer:
+        """Return a normal one with this standard deviation."""
+        return keras.initializers.RandomNormal(stddev=deviation, seed=self._random.randint(1, _MOST))
+
+    def dirac(self) -> keras.Initializer:
+        """Return one for a convolution that passes its inputs on, beside random filters."""
+        return Dirac(seed=self._random.randint(1, _MOST))
+
+
+class Dirac(keras.initializers.Initializer):  # type: ignore[misc]
+    """The identity in as many filters as there are inputs (Zagoruyko and Komodakis 2017), then uniform."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def __call__(self, shape: Any, dtype: Any = None) -> Any:
+        """Return a kernel of `shape`, [height, width, in, out]."""
+        uniform = keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform", seed=self.seed)
+        kernel = np.array(uniform(shape, dtype="float32"))
+        passed = min(shape[2:])
+        kernel[..., :passed] = 0.0
+        kernel[shape[0] // 2, shape[1] // 2, :passed, :passed] = np.eye(passed)
+        return keras.ops.convert_to_tensor(kernel, dtype=dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the seed."""
+        return {"seed": self.seed}

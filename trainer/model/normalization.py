@@ -24,16 +24,19 @@ class FusedBatchNormalization(keras.layers.Layer):  # type: ignore[misc]
     variances. On several replicas the statistics are those of the whole global batch.
     """
 
-    def __init__(self, momentum: float = 0.99, epsilon: float = 1e-3, **options: Any) -> None:
+    def __init__(
+        self, momentum: float = 0.99, epsilon: float = 1e-3, scale: bool = True, **options: Any
+    ) -> None:
+        """Without `scale` gamma stays 1."""
         super().__init__(**options)
-        self.momentum, self.epsilon = momentum, epsilon
+        self.momentum, self.epsilon, self.scale = momentum, epsilon, scale
 
     def build(self, input_shape: Any) -> None:
         """Make the weights, one a channel."""
         made = {"shape": (input_shape[-1],), "autocast": False}
-        self.gamma = self.add_weight(name="gamma", initializer="ones", **made)
-        self.beta = self.add_weight(name="beta", initializer="zeros", **made)
         moving = {**made, "trainable": False, "aggregation": _EQUAL_EVERYWHERE}
+        self.gamma = self.add_weight(name="gamma", initializer="ones", **(made if self.scale else moving))
+        self.beta = self.add_weight(name="beta", initializer="zeros", **made)
         self.moving_mean = self.add_weight(name="moving_mean", initializer="zeros", **moving)
         self.moving_variance = self.add_weight(name="moving_variance", initializer="ones", **moving)
 

@@ -5,6 +5,7 @@ resolved spec, which read again is the same run; `spec_digest` names it; `spec_c
 lists the keys in which two specs differ.
 """
 
+from trainer.spec.airbench import AirbenchSpec
 from trainer.spec.augment import AugmentSpec, CropSpec
 from trainer.spec.load import (
     dump_shown_spec,
@@ -18,16 +19,15 @@ from trainer.spec.load import (
     with_choices,
 )
 from trainer.spec.networks import PlainSpec, ResidualSpec
+from trainer.spec.optimizer import USUAL_RATES, OptimizerSpec
 from trainer.spec.pixels import PIXEL_SETTINGS, PixelFormat, format_size, sides_of
 from trainer.spec.pretrained import PretrainedSpec
 from trainer.spec.schema import (
     SCRATCH,
-    USUAL_RATES,
     CheckpointSpec,
     DataSpec,
     EarlyStoppingSpec,
     ModelSpec,
-    OptimizerSpec,
     RunSpec,
     TrainSpec,
 )
@@ -36,6 +36,7 @@ __all__ = [
     "PIXEL_SETTINGS",
     "SCRATCH",
     "USUAL_RATES",
+    "AirbenchSpec",
     "AugmentSpec",
     "CheckpointSpec",
     "CropSpec",

@@ -37,8 +37,11 @@ class CropSpec(Checked):
 class AugmentSpec(Checked):
     """Random changes to training images; all off by default."""
 
-    flip: Literal["none", "horizontal", "both"] = "none"
+    flip: Literal["none", "horizontal", "alternating", "both"] = "none"
+    """alternating mirrors every image in each second epoch, half of them in the first (Jordan 2024)."""
     crop: CropSpec | None = None
+    translate_pixels: int = Field(0, ge=0, le=256)
+    """Moved by up to this many pixels up or down and left or right, the border reflected; not with crop."""
     rotate_degrees: float = Field(0.0, ge=0.0, le=180.0)
     brightness: Fraction = 0.0
     """Added to all pixels: uniform in plus or minus this, 1 being white."""
@@ -59,6 +62,12 @@ class AugmentSpec(Checked):
     def changes_images(self) -> bool:
         """Whether any of the changes is on."""
         return self != AugmentSpec()
+
+    @model_validator(mode="after")
+    def _one_position(self) -> AugmentSpec:
+        if self.translate_pixels and self.crop is not None:
+            raise ValueError("a crop already moves the image: leave translate_pixels at 0 or crop out")
+        return self
 
     @model_validator(mode="after")
     def _one_mixture(self) -> AugmentSpec:

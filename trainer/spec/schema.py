@@ -10,10 +10,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from trainer.spec.airbench import AirbenchSpec
 from trainer.spec.augment import AugmentSpec
 from trainer.spec.checked import Checked, Count, Fraction, NonNegative, Positive
 from trainer.spec.finetune import FinetuneSpec
 from trainer.spec.networks import PlainSpec, ResidualSpec
+from trainer.spec.optimizer import OptimizerSpec
 from trainer.spec.pixels import ImageSize, PixelFormat, sides_of
 from trainer.spec.pretrained import LEAST_SIDE, NO_WEIGHTS, PretrainedSpec
 from trainer.spec.publish import PublishSpec
@@ -88,39 +90,7 @@ class DataSpec(Checked):
         return PixelFormat(height, width, self.resize, self.interpolation, self.crop_fraction, self.channels)
 
 
-ModelSpec = Annotated[PlainSpec | ResidualSpec | PretrainedSpec, Field(discriminator="family")]
-
-
-class OptimizerSpec(Checked):
-    """The optimizer and its learning-rate schedule."""
-
-    name: Literal["sgd", "rmsprop", "adam", "adamw"] = "adamw"
-    learning_rate: Positive = 0.001
-    momentum: float = Field(0.0, ge=0.0, lt=1.0)
-    """Of sgd and rmsprop."""
-    nesterov: bool = False
-    weight_decay: NonNegative = 0.0
-    """Decoupled; kernels only, never biases or normalisation."""
-    clip_norm: Positive | None = None
-    """The largest global norm of the gradient, after it is summed over all replicas."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    warmup_epochs: NonNegative = 0.0
-    final_fraction: Fraction = 0.0
-    """The share of the learning rate at which cosine ends."""
-
-    @model_validator(mode="after")
-    def _used(self) -> OptimizerSpec:
-        if (self.momentum or self.nesterov) and self.name not in ("sgd", "rmsprop"):
-            raise ValueError(f"momentum and nesterov are of sgd and rmsprop, not of {self.name}")
-        if self.nesterov and self.name != "sgd":
-            raise ValueError("nesterov is of sgd only")
-        if self.final_fraction and self.schedule == "constant":
-            raise ValueError("final_fraction is where the cosine schedule ends; a constant one has no end")
-        return self
-
-
-USUAL_RATES = {"sgd": 0.05, "rmsprop": 0.001, "adam": 0.001, "adamw": 0.001}
-"""The learning rate that a network of this program usually trains well with, by optimizer."""
+ModelSpec = Annotated[PlainSpec | ResidualSpec | AirbenchSpec | PretrainedSpec, Field(discriminator="family")]
 
 
 class EarlyStoppingSpec(Checked):
@@ -260,6 +230,10 @@ class RunSpec(Checked):
             raise ValueError(
                 f"model.family pretrained takes pictures of at least {LEAST_SIDE} pixels a side; set "
                 f"data.image_size, and augment.crop where it is used. Received: {min(sides)}"
+            )
+        if isinstance(self.model, AirbenchSpec) and min(sides) < self.model.least_side:
+            raise ValueError(
+                f"images and crops need {self.model.least_side} pixels for so many groups in model.filters"
             )
         return self
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from trainer.data.batches import Plan, steps_per_epoch
 from trainer.data.dataset import Split
+from trainer.draws import coins
 from trainer.exits import UsageError
 
 _PLACE_BYTES = 12
@@ -40,6 +41,8 @@ class Block:
     """int32 [steps, rows]: which rows of the global batch these are, from 0, in order."""
     global_rows: int
     """How many rows the global batch has."""
+    is_mirrored: np.ndarray[Any, Any] | None = None
+    """bool [steps, rows]: which images flip: alternating mirrors; None if it is not asked for."""
 
     @property
     def steps(self) -> int:
@@ -64,11 +67,13 @@ class Feed:
         hosts: int = 1,
         resident: bool = False,
         borders: Sequence[int] = (),
+        alternating: bool = False,
     ) -> None:
         """`together`: see `Plan`; this is process `index` of `hosts`, and gets its share.
 
         `resident`: the `own` images are where they are needed, and blocks hold their places among them.
-        `borders`: before which steps a block has to end.
+        `borders`: before which steps a block has to end. `alternating`: mirror each image in every second
+        epoch, a random half of them in the first; so two epochs in a row show both sides of all images.
         """
         self._resident, self._borders = resident, borders
         self.split = split
@@ -78,6 +83,7 @@ class Feed:
         self.steps_per_epoch = steps_per_epoch(self.count, self.global_batch_size)
         self.block_steps = 1
         self.waited_seconds = 0.0
+        self._first_mirrored = coins(split.numbers, seed) if alternating else None
         self._plan = Plan(self.count, self.global_batch_size, together, split.shards)
         self._images = self._plan.lanes_of_images(split.numbers)
         if hosts > self._plan.lane_count:
@@ -161,7 +167,13 @@ class Feed:
             labels=self.split.labels[rows].reshape(steps, share, *self.split.labels.shape[1:]),
             places=(places % self.global_batch_size).astype(np.int32).reshape(steps, share),
             global_rows=int(shares[0].sum()),
+            is_mirrored=self._mirrored(rows, epoch, steps),
         )
+
+    def _mirrored(self, rows: NDArray[np.int64], epoch: int, steps: int) -> NDArray[np.bool_] | None:
+        if self._first_mirrored is None:
+            return None
+        return (self._first_mirrored[rows] ^ (epoch % 2 == 1)).reshape(steps, -1)
 
     def _begin(self, epoch: int, position: int) -> None:
         """Look up the order of `epoch`, and say what will be taken from step `position` of it on."""

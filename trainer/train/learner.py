@@ -8,6 +8,7 @@ the model that answers, the phases with their optimizers, the average. Everythin
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
@@ -57,6 +58,13 @@ class Learner:
             for target, source in zip(targets, self.inference_model.weights, strict=True):
                 target.assign(source)
 
+    def assign(self, weight: keras.Variable, value: Any) -> None:
+        """Give a weight of the model in training a `value` before the first step, and its average too."""
+        weight.assign(value)
+        if self.average is not None:
+            index = next(i for i, each in enumerate(self.model.weights) if each is weight)
+            self.average.shadows[index].assign(value)
+
     def is_finite(self) -> bool:
         """Return whether all weights are numbers."""
         return all(np.isfinite(weight.numpy()).all() for weight in self.model.weights)
@@ -96,7 +104,7 @@ def build_learner(spec: RunSpec, class_count: int, steps_per_epoch: int, cluster
         size, channels = spec.data.image_size, spec.data.channels
         model = build_model(spec.model, class_count, size, precision, spec.seed, channels)
         scale = build_scale()
-        phases = build_phases(spec, model, steps_per_epoch, scale)
+        phases = build_phases(spec, model, steps_per_epoch, scale, precision)
         average = WeightAverage(model, spec.train.ema_decay) if spec.train.ema_decay else None
     inference = build_inference_model(spec.model, class_count, size, channels)
     return Learner(model, inference, phases, scale, average, precision, steps_per_epoch, total_steps)

@@ -53,6 +53,7 @@ def build_parts(
         hosts=cluster.count,
         resident=is_resident,
         borders=borders,
+        alternating=spec.augment.flip == "alternating",
     )
     images = put_on_devices(dataset.train.pixels.take(feed.own), cluster.strategy) if is_resident else None
     return Stepper(learner, spec, weights, cluster, images, phase, features is not None), feed

@@ -73,7 +73,11 @@ class Phase:
 
 
 def build_phases(
-    spec: RunSpec, model: keras.Model, steps_per_epoch: int, scale: tf.Variable
+    spec: RunSpec,
+    model: keras.Model,
+    steps_per_epoch: int,
+    scale: tf.Variable,
+    precision: str = "float32",
 ) -> tuple[Phase, ...]:
     """Return the phases of a training, in order; each epoch is in one of them.
 
@@ -82,15 +86,25 @@ def build_phases(
     epochs = spec.train.epochs
     if (finetune := spec.finetune) is None:
         optimizer, schedule = build_optimizer(
-            spec.optimizer, model.trainable_variables, steps_per_epoch, epochs * steps_per_epoch, scale
+            spec.optimizer,
+            model.trainable_variables,
+            steps_per_epoch,
+            epochs * steps_per_epoch,
+            scale,
+            precision=precision,
         )
         group = Group(model.trainable_variables, optimizer, schedule)
         return (Phase("", 0, epochs, 0, (group,), lambda x: model(x, training=True), model.weights),)
-    return tuple(_phases(spec, finetune, model, steps_per_epoch, scale))
+    return tuple(_phases(spec, finetune, model, steps_per_epoch, scale, precision))
 
 
 def _phases(
-    spec: RunSpec, finetune: FinetuneSpec, model: keras.Model, steps_per_epoch: int, scale: tf.Variable
+    spec: RunSpec,
+    finetune: FinetuneSpec,
+    model: keras.Model,
+    steps_per_epoch: int,
+    scale: tf.Variable,
+    precision: str,
 ) -> Iterator[Phase]:
     backbone, head = backbone_of(model), head_of(model)
     stages = stages_of(backbone)
@@ -106,7 +120,9 @@ def _phases(
             first_epoch=first,
             end_epoch=first + count,
             first_step=first * steps_per_epoch,
-            groups=() if is_logistic else tuple(_grouped(groups, spec, steps_per_epoch, count, scale)),
+            groups=()
+            if is_logistic
+            else tuple(_grouped(groups, spec, steps_per_epoch, count, scale, precision)),
             forward=_forward(backbone, head, updates),
             changing=model.weights if updates else changing,
             is_frozen=trained == 0,
@@ -136,6 +152,7 @@ def _grouped(
     steps_per_epoch: int,
     epochs: int,
     scale: tf.Variable,
+    precision: str,
 ) -> Iterator[Group]:
     """Yield a group for each multiplier that there is."""
     by_factor: dict[float, list[keras.Variable]] = {}
@@ -143,7 +160,7 @@ def _grouped(
         by_factor.setdefault(factor, []).extend(weights)
     for factor, weights in by_factor.items():
         optimizer, schedule = build_optimizer(
-            spec.optimizer, weights, steps_per_epoch, epochs * steps_per_epoch, scale, factor
+            spec.optimizer, weights, steps_per_epoch, epochs * steps_per_epoch, scale, factor, precision
         )
         yield Group(weights, optimizer, schedule)
 

@@ -82,7 +82,8 @@ class Stepper:
         if shape not in self._compiled:
             self._compiled[shape] = self._compile(view, block)
         first_step = tf.constant(block.first_step, tf.int64)
-        given = (tf.constant(block.images), tf.constant(block.labels), tf.constant(block.places))
+        mirrored = np.zeros(block.places.shape, bool) if block.is_mirrored is None else block.is_mirrored
+        given = [tf.constant(each) for each in (block.images, block.labels, block.places, mirrored)]
         sums = self._compiled[shape](*given, first_step)
         # Added step by step, so that the total is the same however the steps fall into blocks.
         return list(itertools.starmap(Sums, sums.numpy().astype(float).tolist()))
@@ -100,15 +101,20 @@ class Stepper:
             tf.TensorSpec([None, *block.images.shape[1:]], block.images.dtype),
             tf.TensorSpec([None, *block.labels.shape[1:]], tf.int32),
             tf.TensorSpec([None, *block.places.shape[1:]], tf.int32),
+            tf.TensorSpec([None, *block.places.shape[1:]], tf.bool),
             tf.TensorSpec([], tf.int64),
         ]
 
         def run_block(
-            images: tf.Tensor, labels: tf.Tensor, places: tf.Tensor, first_step: tf.Tensor
+            images: tf.Tensor,
+            labels: tf.Tensor,
+            places: tf.Tensor,
+            mirrored: tf.Tensor,
+            first_step: tf.Tensor,
         ) -> tf.Tensor:
             def do_step(index: tf.Tensor, sums: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
                 step = first_step + tf.cast(index, tf.int64)
-                given = (images[index], labels[index], places[index], step, self.images)
+                given = (images[index], labels[index], places[index], mirrored[index], step, self.images)
                 done = self.strategy.run(self._replica_step, args=(*given, block.global_rows, view))
                 # They are equal on all replicas.
                 sums = sums.write(index, self.strategy.experimental_local_results(done)[0])
@@ -129,19 +135,21 @@ class Stepper:
         images: tf.Tensor,
         labels: tf.Tensor,
         places: tf.Tensor,
+        mirrored: tf.Tensor,
         step: tf.Tensor,
         resident: tf.Tensor | None,
         count: int,
         view: EpochView,
     ) -> tf.Tensor:
         some = (images.shape[0] + 1) // 2 >= self.replicas_here
-        images, labels, places = self._share_of_replica(images, labels, places)
+        images, labels, places, mirrored = self._share_of_replica(images, labels, places, mirrored)
         weight: float | tf.Tensor = 1.0
         if not some:
-            images, labels, places, weight = _some_rows(images, labels, places)
+            *rows, weight = _some_rows(images, labels, places, mirrored)
+            images, labels, places, mirrored = rows
         if resident is not None:
             images = tf.gather(resident, images)
-        return self._step_function(images, labels, places, step, count, view, weight)
+        return self._step_function(images, labels, places, mirrored, step, count, view, weight)
 
     def _share_of_replica(self, *batches: tf.Tensor) -> tuple[tf.Tensor, ...]:
         if self.replicas_here == 1:
@@ -154,6 +162,7 @@ class Stepper:
         images: tf.Tensor,
         labels: tf.Tensor,
         places: tf.Tensor,
+        mirrored: tf.Tensor,
         step: tf.Tensor,
         count: int,
         view: EpochView,
@@ -163,7 +172,7 @@ class Stepper:
 
         `weight`: 0 if its rows stand in for none. Returns [loss sum, hits, images] of all replicas.
         """
-        inputs, partners, shares = self._augmented(images, places, step, count, view)
+        inputs, partners, shares = self._augmented(images, places, mirrored, step, count, view)
         weights = self.phase.weights
         with tf.GradientTape() as tape, of_rows(Rows(step, places, tf.constant(count), weight)):
             logits = self._logits(inputs)
@@ -187,13 +196,19 @@ class Stepper:
         return sums
 
     def _augmented(
-        self, images: tf.Tensor, places: tf.Tensor, step: tf.Tensor, count: int, view: EpochView
+        self,
+        images: tf.Tensor,
+        places: tf.Tensor,
+        mirrored: tf.Tensor,
+        step: tf.Tensor,
+        count: int,
+        view: EpochView,
     ) -> tuple[tf.Tensor, tf.Tensor | None, tf.Tensor | None]:
         """Return the network's inputs; with mixup and cutmix each row's partner, too, and its own share."""
         if self.has_features:
             return images, None, None
         draws = tf.gather(draw_numbers(self.seed + _AUGMENT_STREAM, step, count), places)
-        pixels = augment_images(images, draws, self.augment, view)
+        pixels = augment_images(images, draws, self.augment, view, mirrored)
         if not (self.augment.mixup or self.augment.cutmix):
             return pixels, None, None
         mixed: tuple[tf.Tensor, tf.Tensor, tf.Tensor] = mix_images(pixels, draws[:, MIX_DRAWS], self.augment)
@@ -242,18 +257,14 @@ def share_of(replica: int | tf.Tensor, replicas: int, batches: Sequence[tf.Tenso
     return tuple(each[first:end] for each in batches)
 
 
-def _some_rows(
-    images: tf.Tensor, labels: tf.Tensor, places: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Return at least one row, and what the rows count: 0 for one that stands in for none.
+def _some_rows(*batches: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    """Return at least one row of `batches`, and what the rows count: 0 for one that stands in for none.
 
     A short last batch may have fewer rows than there are replicas, and a convolution of no rows answers
     in the shape of its input (oneDNN's, tensorflow 2.21).
     """
-    missing = tf.cast(tf.equal(tf.shape(labels)[0], 0), tf.int32)
-    padded = [
-        tf.pad(each, [[0, missing], *([[0, 0]] * (each.shape.rank - 1))]) for each in (images, labels, places)
-    ]
+    missing = tf.cast(tf.equal(tf.shape(batches[0])[0], 0), tf.int32)
+    padded = [tf.pad(each, [[0, missing], *([[0, 0]] * (each.shape.rank - 1))]) for each in batches]
     return *padded, 1.0 - tf.cast(missing, tf.float32)
 
 

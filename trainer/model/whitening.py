@@ -1,0 +1,107 @@
+"""A first convolution that whitens small patches of the images.
+
+In: uint8 images. Out: a fixed kernel whose outputs are uncorrelated and of unit variance on them, each
+beside its negative (tysam-code 2023, hlb-CIFAR10; Jordan 2024). It is computed from sums of integers, which
+are exact: they are the same however the images are divided among processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+_SIDE = 2
+"""Of a patch, in pixels."""
+# Added to the variances, as a share of the mean variance of a pixel: directions without any are not blown up.
+_EPSILON = 5e-4
+_CHUNK_BYTES = 64 * 1024 * 1024
+
+
+class WhiteningConv2D(keras.layers.Layer):  # type: ignore[misc]
+    """Convolution of 2 x 2 pixels without padding; its kernel is fixed, its bias is trained.
+
+    In: pixels [batch, height, width, channels] in -1..1. Out: [batch, height - 1, width - 1, 8 * channels].
+    """
+
+    def __init__(self, initial: Any = "glorot_uniform", **options: Any) -> None:
+        """`initial`: the kernel until `whitening_weights` are assigned."""
+        super().__init__(**options)
+        self.initial = initial
+
+    def build(self, input_shape: Any) -> None:
+        """Make kernel and bias."""
+        channels = input_shape[-1]
+        filters = 2 * _SIDE * _SIDE * channels
+        self.kernel = self.add_weight(
+            name="kernel",
+            shape=(_SIDE, _SIDE, channels, filters),
+            initializer=self.initial,
+            trainable=False,
+            aggregation="only_first_replica",
+        )
+        self.bias = self.add_weight(name="bias", shape=(filters,), initializer="zeros")
+
+    def call(self, inputs: Any) -> Any:
+        """Return the whitened patches of `inputs`."""
+        return keras.ops.conv(inputs, self.kernel, padding="valid") + self.bias
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """Return the shape of the outputs for inputs of `input_shape`."""
+        batch, height, width, channels = input_shape
+        sides = (side and side - _SIDE + 1 for side in (height, width))
+        return (batch, *sides, 2 * _SIDE * _SIDE * channels)
+
+
+@dataclass(frozen=True)
+class PatchSums:
+    """Sums over patches of integer pixels."""
+
+    count: NDArray[np.int64]
+    """How many patches there are, int64 []."""
+    first: NDArray[np.int64]
+    """Of the patches, int64 [values]."""
+    second: NDArray[np.int64]
+    """Of the products of their values, int64 [values, values]."""
+
+
+def sum_patches(images: NDArray[np.uint8]) -> PatchSums:
+    """Return the sums over all patches of `images`, uint8 [count, height, width, channels]."""
+    size = max(1, _CHUNK_BYTES // (8 * _SIDE * _SIDE * int(np.prod(images.shape[1:]))))
+    starts = range(0, max(1, len(images)), size)
+    return total_of([_sum_of_chunk(images[start : start + size]) for start in starts])
+
+
+def total_of(parts: Sequence[PatchSums]) -> PatchSums:
+    """Return the sums over the patches of all `parts`, of which there is at least one."""
+    columns = zip(*(vars(part).values() for part in parts), strict=True)
+    return PatchSums(*(np.sum(column, axis=0) for column in columns))
+
+
+def _sum_of_chunk(images: NDArray[np.uint8]) -> PatchSums:
+    windows = np.lib.stride_tricks.sliding_window_view(images, (_SIDE, _SIDE), axis=(1, 2))
+    patches = windows.transpose(0, 1, 2, 4, 5, 3).reshape(-1, _SIDE * _SIDE * images.shape[3])
+    # Products of doubles are fast, and exact for integers of this size.
+    doubles = patches.astype(np.float64)
+    sums = (len(doubles), doubles.sum(axis=0), doubles.T @ doubles)
+    return PatchSums(*(np.asarray(each).astype(np.int64) for each in sums))
+
+
+def whitening_weights(sums: PatchSums) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return kernel, float32 [2, 2, channels, filters], and bias, float32 [filters], for pixels in -1..1.
+
+    The bias subtracts the mean patch. Half of the filters are the negatives of the others.
+    """
+    mean = sums.first / sums.count
+    covariance = (sums.second / sums.count - np.outer(mean, mean)) / 127.5**2
+    variances, directions = np.linalg.eigh(covariance)
+    epsilon = max(_EPSILON * float(np.diag(covariance).mean()), 1e-6)
+    half = directions / np.sqrt(np.maximum(variances, 0.0) + epsilon)
+    matrix = np.concatenate([half, -half], axis=1)
+    bias = -(mean / 127.5 - 1.0) @ matrix
+    kernel = matrix.reshape(_SIDE, _SIDE, -1, matrix.shape[1])
+    return kernel.astype(np.float32), bias.astype(np.float32)

@@ -1,0 +1,122 @@
+"""Muon: momentum whose update is orthogonalised, for the kernels of hidden layers.
+
+In: the gradients of a step, summed over all replicas. Out: changed weights. Sources: Jordan et al. 2024,
+"Muon: An optimizer for hidden layers in neural networks"; for the length of a step Liu et al. 2025, "Muon is
+Scalable for LLM Training", so that AdamW's learning rates fit. Keras's own Muon leaves convolutions to AdamW.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+_A, _B, _C = 3.4445, -4.7750, 2.0315
+"""Of the quintic Newton-Schulz iteration: the steepest at zero that keeps singular values around 1."""
+_ITERATIONS = 5
+_UPDATE_RMS = 0.2
+"""The root mean square of AdamW's usual updates, as a share of the learning rate."""
+_BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-7
+
+
+class Muon(keras.optimizers.Optimizer):  # type: ignore[misc]
+    """Muon for hidden kernels of two and more dimensions, AdamW for all other weights.
+
+    A convolution kernel [height, width, in, out] is the matrix [height * width * in, out]. The last kernel is
+    that of the output layer, which AdamW trains, as it does kernels whose matrix has one row or column.
+    """
+
+    def __init__(
+        self,
+        learning_rate: Any,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        decay: float = 0.0,
+        rest_ratio: float = 1.0,
+        unit_kernels: bool = False,
+        compute_dtype: str = "float32",
+    ) -> None:
+        """Make an optimizer; `build` chooses the weights that are orthogonalised.
+
+        `decay` is decoupled and for kernels only. AdamW's learning rate is `rest_ratio` times Muon's. With
+        `unit_kernels` a kernel has the norm sqrt(out) before each step, and learning_rate is a share of it.
+        `compute_dtype` is the type of the iteration's products.
+        """
+        super().__init__(learning_rate=learning_rate)
+        self.momentum, self.nesterov, self.decay = momentum, nesterov, decay
+        self.rest_ratio, self.unit_kernels, self.compute_dtype = rest_ratio, unit_kernels, compute_dtype
+
+    def build(self, variables: list[keras.Variable]) -> None:
+        """Make the moments of `variables`, which stand in the order of their layers."""
+        if self.built:
+            return
+        super().build(variables)
+        kernels = [variable for variable in variables if len(variable.shape) > 1]
+        hidden = {id(variable) for variable in kernels[:-1] if min(_matrix_shape(variable.shape)) > 1}
+        self.first_moments, self.second_moments = [], []
+        for variable in variables:
+            is_hidden = id(variable) in hidden
+            self.first_moments.append(self.add_variable_from_reference(variable, name="momentum"))
+            self.second_moments.append(
+                None if is_hidden else self.add_variable_from_reference(variable, name="velocity")
+            )
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """Update `variable` by its gradient, which is summed over all replicas."""
+        index = self._get_variable_index(variable)
+        first, second = self.first_moments[index], self.second_moments[index]
+        rate = tf.cast(learning_rate, tf.float32) * (1.0 if second is None else self.rest_ratio)
+        if self.decay and len(variable.shape) > 1:
+            self.assign(variable, variable * (1.0 - rate * self.decay))
+        if second is None:
+            self._orthogonal_step(gradient, variable, rate, first)
+        else:
+            self._adam_step(gradient, variable, rate, first, second)
+
+    def _orthogonal_step(self, gradient: Any, variable: Any, rate: tf.Tensor, moment: Any) -> None:
+        average = self.momentum * moment + gradient
+        self.assign(moment, average)
+        direction = gradient + self.momentum * average if self.nesterov else average
+        rows, columns = _matrix_shape(variable.shape)
+        matrix = orthogonalize(tf.reshape(direction, [rows, columns]), self.compute_dtype)
+        update = tf.reshape(matrix, variable.shape)
+        if self.unit_kernels:
+            values = tf.convert_to_tensor(variable)
+            norm = tf.maximum(tf.norm(values), 1e-12)
+            self.assign(variable, values * (math.sqrt(columns) / norm) - rate * update)
+        else:
+            self.assign_sub(variable, rate * (_UPDATE_RMS * math.sqrt(max(rows, columns))) * update)
+
+    def _adam_step(self, gradient: Any, variable: Any, rate: tf.Tensor, first: Any, second: Any) -> None:
+        step = tf.cast(self.iterations + 1, tf.float32)
+        mean = _BETA_1 * first + (1.0 - _BETA_1) * gradient
+        square = _BETA_2 * second + (1.0 - _BETA_2) * tf.square(gradient)
+        self.assign(first, mean)
+        self.assign(second, square)
+        mean, square = mean / (1.0 - _BETA_1**step), square / (1.0 - _BETA_2**step)
+        self.assign_sub(variable, rate * mean / (tf.sqrt(square) + _EPSILON))
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the values that it is made from, beside those of Keras."""
+        own = ("momentum", "nesterov", "decay", "rest_ratio", "unit_kernels", "compute_dtype")
+        return {**super().get_config(), **{name: getattr(self, name) for name in own}}
+
+
+def orthogonalize(matrix: tf.Tensor, compute_dtype: str = "float32") -> tf.Tensor:
+    """Return about the nearest matrix with orthogonal rows or columns, float32 of the shape of `matrix`.
+
+    With matrix = U S V', it is close to U V': singular values far from 0 come to lie around 1, in 0.7 to 1.2.
+    """
+    rows, columns = matrix.shape
+    x = tf.cast(matrix / (tf.norm(matrix) + 1e-7), compute_dtype)
+    x = x if rows <= columns else tf.transpose(x)
+    for _ in range(_ITERATIONS):
+        gram = tf.matmul(x, x, transpose_b=True)
+        x = _A * x + tf.matmul(_B * gram + _C * tf.matmul(gram, gram), x)
+    return tf.cast(x if rows <= columns else tf.transpose(x), tf.float32)
+
+
+def _matrix_shape(shape: Any) -> tuple[int, int]:
+    return math.prod(shape[:-1]), int(shape[-1])

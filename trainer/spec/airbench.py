@@ -1,0 +1,33 @@
+"""The airbench family as frozen, validated values.
+
+In: a plain mapping. Out: an `AirbenchSpec`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from trainer.spec.checked import Checked, Filters
+
+
+class AirbenchSpec(Checked):
+    """A network for fast training from scratch on small images (Jordan 2024, airbench94).
+
+    A whitening layer, then groups of convolution, max pooling, batch normalisation and GELU.
+    """
+
+    family: Literal["airbench"] = "airbench"
+    filters: tuple[Filters, ...] = Field((64, 256, 256), strict=False, min_length=1)
+    """One number a group; each group halves height and width."""
+    convolutions: int = Field(2, ge=2, le=3)
+    """In each group; the third one has an identity shortcut."""
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    average_mirror: bool = False
+    """Answer with the mean over the picture and its mirror image, at twice the cost of an answer."""
+
+    @property
+    def least_side(self) -> int:
+        """The smallest side of an image, in pixels: each group still has something to pool."""
+        return int(2 ** len(self.filters)) + 1

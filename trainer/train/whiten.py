@@ -1,0 +1,47 @@
+"""The weights of a whitening layer, from the training images.
+
+In: a learner that has not begun, and the training split. Out: the same learner, with its whitening layer
+fitted to a fixed sample of the images. Each process reads its part of it, and all get the same weights.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+
+from trainer.cluster import Cluster
+from trainer.data.dataset import Split
+from trainer.model.whitening import PatchSums, WhiteningConv2D, sum_patches, total_of, whitening_weights
+from trainer.train.agreement import Agreement
+from trainer.train.learner import Learner
+
+_MOST_IMAGES = 1_000
+"""Evenly spread over the split: enough for the statistics of a dozen values."""
+
+
+def whiten_first_layer(learner: Learner, split: Split, cluster: Cluster) -> None:
+    """Fit the whitening layer of `learner`, if it has one, to images of `split`; all processes call this."""
+    layers = [layer for layer in learner.model.layers if isinstance(layer, WhiteningConv2D)]
+    if not layers:
+        return
+    kernel, bias = whitening_weights(_sums_of_all(split, cluster))
+    for layer in layers:
+        learner.assign(layer.kernel, kernel)
+        learner.assign(layer.bias, bias)
+    # Processors may differ in the last digit of an eigenvector: those of the chief are for all.
+    Agreement(cluster.peers).state(learner.variables(), "whitened")
+
+
+def _sums_of_all(split: Split, cluster: Cluster) -> PatchSums:
+    """Return the sums over the sample, of which each process reads what it owns."""
+    count = len(split.labels)
+    sample = np.unique(np.linspace(0, count - 1, min(count, _MOST_IMAGES)).astype(np.int64))
+    own = sample[split.owners(cluster.count)[sample] == cluster.index]
+    sums = sum_patches(split.pixels.take(own))
+    if cluster.count == 1:
+        return sums
+    values = {name: value.tolist() for name, value in asdict(sums).items()}
+    parts = [json.loads(each) for each in cluster.peers.exchange(json.dumps(values).encode())]
+    return total_of([PatchSums(*(np.array(part[name]) for name in values)) for part in parts])
