@@ -152,7 +152,7 @@ def write_environment(
     path: Path, spec: RunSpec, devices: str, start: Start, command: Sequence[str]
 ) -> dict[str, Any]:
     """Write environment.json: what ran, of which version, where; return it."""
-    environment = {
+    environment: dict[str, Any] = {
         "command": [shown_address(word) for word in command],
         "trainer_version": __version__,
         "git_commit": _git_commit(),
