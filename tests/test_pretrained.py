@@ -30,6 +30,11 @@ DAISY = 985
 """Of the 1,000 classes of ImageNet the nearest to the dahlia on the photo."""
 POLICY = keras.DTypePolicy("float32")
 
+# Keras's own, where it saves weights.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
+)
+
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> WeightsFile:

@@ -27,6 +27,11 @@ from trainer.exits import DataError, TemporaryError, UsageError
 from trainer.model.weights import load_weights
 from trainer.spec import PretrainedSpec, load_spec, spec_digest
 
+# Keras's own, where it saves weights.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
+)
+
 
 @pytest.fixture(scope="module")
 def ca() -> trustme.CA:
