@@ -89,7 +89,7 @@ def test_layers_that_do_not_fit_are_named_and_nothing_changes(tmp_path: Path) ->
     file = saved(network(filters=5), tmp_path / "other.weights.h5")
     with pytest.raises(DataError, match="stem_conv has 3x3x3x5, 5 instead of 3x3x3x4, 4") as raised:
         load_weights(target, file)
-    assert "3 of its 4 layers" in str(raised.value)
+    assert "4 of its 4 layers" in str(raised.value)
     assert all(np.array_equal(one, two.numpy()) for one, two in zip(before, target.weights, strict=True))
 
 
