@@ -146,7 +146,7 @@ def _is_of_colours(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
 def _values(pairs: _Pairs) -> Iterator[tuple[keras.Variable, np.ndarray[Any, Any]]]:
     for layer, stored in pairs:
         for variable, array in zip(layer.variables, stored.arrays if stored else (), strict=True):
-            value = np.asarray(array, np.float32)
+            value = np.asarray(array[()], np.float32)
             if value.shape != tuple(variable.shape):
                 value = _for_channels(value, variable.shape[2])
             yield variable, value
