@@ -41,12 +41,7 @@ def test_a_run_on_other_channels_and_sizes_answers_as_it_was_evaluated(
     assert "16 x 24 px" in done.stdout + done.stderr
     kind = {1: "grey", 4: "RGBA"}[channels]
     assert f"16 x 24 pixels of {kind}" in (run / "report.html").read_text()
-    rows = list(csv.DictReader((run / "predictions.csv").open()))
-    row = next(row for row in rows if row["split"] == "validation")
-    asked = trainer("predict", run, data / row["path"], "--json", cache=tmp_path)
-    assert asked.returncode == 0, asked.stderr
-    answer = json.loads(asked.stdout)
-    print(answer, row)
+    rows = list(csv.DictReader((run / "predictions.csv").read_text().splitlines()))
     found = trainer("evaluate", run, "--data", data, "--json", cache=tmp_path)
     accuracy = np.mean([row["label"] == row["predicted"] for row in rows])
     assert json.loads(found.stdout)["all/accuracy"] == pytest.approx(accuracy)
