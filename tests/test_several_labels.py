@@ -226,6 +226,8 @@ def test_a_release_needs_a_gain_beyond_chance_and_no_label_that_pays_for_it() ->
     assert paid.worst_class == NAMES[2]
     assert "can't tell it from guessing" in why_guessing(answers(0))
     assert why_guessing(challenger) == ""
+    wrong = replace(challenger, probabilities=1 - challenger.probabilities)
+    assert "can't tell it from guessing" in decide(wrong, answers(0), 0.0, 1.0).reason
 
 
 def test_answers_are_brought_into_one_order_of_images_and_labels() -> None:
