@@ -50,7 +50,6 @@ from trainer.stop import Stop
 from trainer.storage.folders import replace_folder
 from trainer.storage.local import write_json
 from trainer.train import Learner, Observer, Saver, TrainResult, build_learner, train
-from trainer.train.whiten import whiten_first_layer
 from trainer.warm_start import begin
 
 # 80 columns, less what a screen puts before a fact.
@@ -85,7 +84,6 @@ def run(
     scaled = _settled(_scaled(spec, cluster, dataset, screen), cluster, folder)
     steps = steps_per_epoch(len(dataset.train.labels), scaled.train.global_batch_size)
     learner = build_learner(scaled, len(dataset.class_names), steps, cluster)
-    whiten_first_layer(learner, dataset.train, cluster)
     start = begin(scaled, learner, dataset, cluster, folder, cache_dir, screen)
     if folder.newest_checkpoint:
         require_same_start(folder.path, start)

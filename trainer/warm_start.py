@@ -1,6 +1,7 @@
-"""The weights that a run begins with, where they are those of another run.
+"""The weights that a run begins with: fresh ones, or those of another run.
 
-In: that run. Out: the weights of its model, as it was exported, in a learner that hasn't begun; optimizer,
+In: a learner that has not begun, the training images, and perhaps that run. Out: the learner with a first
+layer that is fitted to the images, or with the weights of that run's model as it was exported; optimizer,
 schedule and everything else are new.
 """
 
@@ -28,6 +29,7 @@ from trainer.spec import RunSpec
 from trainer.spec.schema import CHAMPION, LATEST
 from trainer.storage.store import Store, is_bucket
 from trainer.train import Agreement, Learner
+from trainer.train.whiten import whiten_first_layer
 
 _MOST_BYTES = 1 << 40
 _NONE_YET = {LATEST: "there is no finished run that is the latest", CHAMPION: "there is no champion"}
@@ -52,8 +54,10 @@ def begin(
 ) -> Start:
     """Return what the run begins with, or began with; another run's weights, where wanted, are put in.
 
+    Of fresh weights a whitening layer is fitted to the training images.
     Raises UsageError for a run that isn't there, and for a model of other classes or another network.
     """
+    whiten_first_layer(learner, dataset.train, cluster)
     run = _find_run(spec.train.start_from, folder) if cluster.is_chief else None
     place = _begin_with(learner, dataset.class_names, run, Agreement(cluster.peers), cache_dir, screen)
     if place:

@@ -155,16 +155,9 @@ class Stepper:
         return share_of(replica, self.replicas_here, batches)
 
     def _step(
-        self,
-        images: tf.Tensor,
-        labels: tf.Tensor,
-        places: tf.Tensor,
-        mirrored: tf.Tensor,
-        step: tf.Tensor,
-        count: int,
-        side: int,
-        weight: float | tf.Tensor = 1.0,
-    ) -> tf.Tensor:
+        self, images: tf.Tensor, labels: tf.Tensor, places: tf.Tensor, mirrored: tf.Tensor,
+        step: tf.Tensor, count: int, side: int, weight: float | tf.Tensor = 1.0,
+    ) -> tf.Tensor:  # fmt: skip
         """Do one step on this replica's share of a global batch of `count` rows.
 
         `weight`: 0 if its rows stand in for none. Returns [loss sum, hits, images] of all replicas.
