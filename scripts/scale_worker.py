@@ -25,8 +25,8 @@ def _note_steps(notes: Path) -> None:
 
     run = Stepper.run
 
-    def noted(self: Stepper, block: Any, side: int) -> Any:
-        sums = run(self, block, side)
+    def noted(self: Stepper, block: Any, view: Any) -> Any:
+        sums = run(self, block, view)
         rows = [{"step": block.first_step + index, **vars(each)} for index, each in enumerate(sums)]
         _append(notes, rows)
         return sums

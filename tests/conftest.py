@@ -25,6 +25,22 @@ pytest.register_assert_rewrite("trainer_process")
 pytest_plugins = ["kube_cluster"]
 
 
+SLOWEST = [
+    "image", "faults", "many_hosts", "retraining", "release", "repeat", "run_failures", "bucket_run",
+    "situations", "compare_command", "run", "step", "resume", "packing", "drift", "warm_start",
+    "shard_command", "export", "layout_runs", "train", "vertex", "scaling", "cut_off", "bench", "colab",
+    "formats", "lease", "shards", "decode", "program", "integrity", "retention_faults", "peers", "gke",
+    "packaging",
+]  # fmt: skip
+"""The files that take longest, the longest first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the slowest files: at the end of the suite one of them would be left to one process."""
+    places = {f"test_{name}.py": place for place, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _no_endpoint_but_that_of_a_test() -> Iterator[None]:
     """Take the endpoint that the suite was given from the environment: what needs a bucket names it itself.

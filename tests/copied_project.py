@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-SINGLE_FILES = (".dockerignore", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+SINGLE_FILES = (".dockerignore", ".gitignore", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 
 
 def copied_project(folder: Path) -> Path:

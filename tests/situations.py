@@ -17,9 +17,8 @@ from trainer.data.load import load_dataset
 from trainer.data.progress import SilentProgress
 from trainer.evaluate import Evaluator, predict_splits
 from trainer.metrics import compute_metrics
-from trainer.printable import without_secrets
-from trainer.report.inputs import ReportInputs
-from trainer.spec import dump_spec, load_spec
+from trainer.report.inputs import ReportInputs, report_inputs
+from trainer.spec import load_spec
 from trainer.train import Saver, build_learner, train
 
 SIDE = 12
@@ -98,16 +97,5 @@ def trained(root: Path, situation: Situation, cache: Path) -> tuple[ReportInputs
         for split, each in predictions.items()
         for name, value in compute_metrics(each).items()
     }
-    return ReportInputs(
-        title=situation.name,
-        spec_yaml=without_secrets(dump_spec(spec)),
-        environment={},
-        dataset=dataset.summary,
-        rejected=(),
-        history=result.history,
-        predictions=predictions,
-        metrics=metrics,
-        held_out=dataset.held_out.name,
-        pictures=lambda split, rows: dataset.splits[split].pixels.take(rows),
-        train_seconds=result.seconds,
-    ), recorder
+    inputs = report_inputs(situation.name, spec, {}, dataset, result, predictions, metrics)
+    return inputs, recorder

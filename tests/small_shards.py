@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from small_data import SIZE, png, put, two_splits
 
+from trainer.cli.environment import import_tensorflow
 from trainer.data.dataset import Dataset
 from trainer.data.progress import SilentProgress
 from trainer.data.shards.make import make_shards
-from trainer.data.shards.work import Crew
+from trainer.data.shards.work import Crew, start_processes
 from trainer.spec.schema import DataSpec
 from trainer.storage.store import open_store
 
@@ -18,15 +22,22 @@ SMALL = 1500
 """Bytes: a few images."""
 
 
-def nothing() -> None:
-    """Prepare nothing."""
+@cache
+def process_of(machine: int) -> ProcessPoolExecutor:
+    """Return the process of a machine: one for all tests, as importing TensorFlow takes seconds."""
+    return start_processes(1, import_tensorflow)
+
+
+def loaded(names: set[str]) -> set[str]:
+    """Return those of `names` that this process has imported, or can't import."""
+    return names & set(sys.modules)
 
 
 def pack(
     root: Path, output: str, cache: Path, machine: int = 0, machines: int = 1, wait: float = 60.0
 ) -> None:
     spec = DataSpec(source=str(root), image_size=SIZE)
-    with Crew(1, cache, nothing, machine, machines, wait) as crew:
+    with Crew(1, cache, import_tensorflow, machine, machines, wait, executor=process_of(machine)) as crew:
         make_shards(spec, open_store(output), SMALL, crew, SilentProgress())
 
 
@@ -40,7 +51,7 @@ def make_packed(root: Path) -> tuple[Path, Path]:
     put(root / "images" / "train" / "cats" / "odd.bmp", b"not an image")
     put(root / "images" / "train" / "dogs" / "ä ö.png", png(777, side=20))
     spec = DataSpec(source=str(root / "images"), max_rejected=0.5)
-    with Crew(1, root / "cache", nothing) as crew:
+    with Crew(1, root / "cache", import_tensorflow, executor=process_of(0)) as crew:
         make_shards(spec, open_store(str(root / "shards")), SMALL, crew, SilentProgress())
     return root / "images", root / "shards"
 

@@ -12,9 +12,11 @@ from trainer.cluster import Cluster, find_cluster
 from trainer.data.batches import steps_per_epoch
 from trainer.data.dataset import Dataset, Split
 from trainer.data.items import Item
+from trainer.data.progress import SilentProgress
 from trainer.evaluate import Evaluator
 from trainer.spec import RunSpec
 from trainer.train import CallReport, Learner, Saver, TrainResult, build_learner, train
+from trainer.train.features import build_features
 
 SMALL = [
     "data.image_size=16",
@@ -93,15 +95,18 @@ def do_train(
 ) -> tuple[Learner, TrainResult]:
     recorder = recorder or Recorder()
     learner = learner or learner_for(spec, dataset)
-    evaluator = Evaluator(learner.inference_model)
+    cluster = cluster or find_cluster()
+    model, progress = learner.inference_model, SilentProgress()
+    features = build_features(spec, model, dataset, cluster, folder / "cache", progress)
+    evaluator = Evaluator(model, features=features)
 
     def is_stopped() -> bool:
-        return stop_at is not None and recorder.calls[-1].step >= stop_at
+        return stop_at is not None and bool(recorder.calls) and recorder.calls[-1].step >= stop_at
 
     with Saver(folder / "checkpoints") as saver:
         result = train(
-            learner, dataset, spec, cluster or find_cluster(), saver, recorder,
-            lambda: evaluator.loss_and_accuracy(dataset.held_out), is_stopped,
+            learner, dataset, spec, cluster, saver, recorder,
+            lambda: evaluator.loss_and_accuracy(dataset.held_out), is_stopped, features,
         )  # fmt: skip
     return learner, result
 

@@ -9,12 +9,13 @@ from PIL import Image
 
 from trainer.augment import (
     DRAWS,
+    EpochView,
     add_noise,
     augment_images,
     change_colors,
-    crop_side,
     draw_numbers,
     erase,
+    find_view,
     resample,
     rotate,
     translate,
@@ -32,6 +33,8 @@ EVERYTHING = AugmentSpec(
     noise=0.1,
     erase=0.5,
 )
+
+VIEW = EpochView(24, 24)
 
 
 @pytest.fixture
@@ -54,7 +57,7 @@ def whole(images: tf.Tensor, side: int, mirrored: bool = False, flipped: bool = 
         full,
         tf.fill([count], mirrored),
         tf.fill([count], flipped),
-        side,
+        (side, side),
     )
 
 
@@ -68,7 +71,7 @@ def test_resampling_a_rectangle_is_pillows_resize_of_the_box(images: tf.Tensor) 
     box = (3.0, 5.0, 23.0, 29.0)
     left, top, right, bottom = (tf.fill([6], each) for each in box)
     no = tf.fill([6], False)
-    ours = resample(tf.cast(images, tf.float32), top, left, bottom - top, right - left, no, no, 12)
+    ours = resample(tf.cast(images, tf.float32), top, left, bottom - top, right - left, no, no, (12, 12))
     for image, mine in zip(images.numpy(), ours.numpy(), strict=True):
         cropped = image[5:29, 3:23]
         theirs = Image.fromarray(cropped).resize((12, 12), Image.Resampling.BILINEAR)
@@ -153,8 +156,8 @@ def test_erasing_blanks_a_rectangle_of_a_sane_area_or_nothing() -> None:
 
 
 def test_the_same_draws_give_the_same_images_eagerly_and_in_a_graph(images: tf.Tensor) -> None:
-    eager = augment_images(images, draws(), EVERYTHING, 24)
-    graph = tf.function(lambda x, numbers: augment_images(x, numbers, EVERYTHING, 24))(images, draws())
+    eager = augment_images(images, draws(), EVERYTHING, VIEW)
+    graph = tf.function(lambda x, numbers: augment_images(x, numbers, EVERYTHING, VIEW))(images, draws())
     assert eager.shape == (6, 24, 24, 3)
     assert eager.dtype == tf.float32
     np.testing.assert_allclose(eager, graph, atol=1e-2)
@@ -164,8 +167,8 @@ def test_the_same_draws_give_the_same_images_eagerly_and_in_a_graph(images: tf.T
 
 def test_an_image_is_changed_alike_whatever_part_of_the_batch_a_replica_holds(images: tf.Tensor) -> None:
     numbers = draws()
-    together = augment_images(images, numbers, EVERYTHING, 24)
-    parts = [augment_images(images[start::2], numbers[start::2], EVERYTHING, 24) for start in (0, 1)]
+    together = augment_images(images, numbers, EVERYTHING, VIEW)
+    parts = [augment_images(images[start::2], numbers[start::2], EVERYTHING, VIEW) for start in (0, 1)]
     np.testing.assert_allclose(together[0::2], parts[0], atol=1e-2)
     np.testing.assert_allclose(together[1::2], parts[1], atol=1e-2)
 
@@ -185,16 +188,59 @@ def test_draws_depend_on_seed_and_step_and_are_uniform() -> None:
 
 def test_no_augmentation_changes_no_pixel(images: tf.Tensor) -> None:
     np.testing.assert_array_equal(
-        augment_images(images, draws(), AugmentSpec(), 32), tf.cast(images, tf.float32)
+        augment_images(images, draws(), AugmentSpec(), EpochView(32, 32)), tf.cast(images, tf.float32)
     )
 
 
 def test_crops_grow_from_the_first_size_to_the_last() -> None:
     spec = AugmentSpec(crop=CropSpec(size=112, first_size=64))
-    sides = [crop_side(spec, 128, epoch, 80) for epoch in range(80)]
+    views = [find_view(spec, 128, epoch, 80) for epoch in range(80)]
+    sides = [view.height for view in views]
     assert sides[0] == 64
     assert sides == sorted(sides)
     assert set(sides[60:]) == {112}
     assert {side % 16 for side in sides} == {0}
-    assert crop_side(AugmentSpec(), 128, 0, 10) == 128
-    assert crop_side(AugmentSpec(crop=CropSpec()), 128, 0, 10) == 128
+    assert views == [EpochView(side, side) for side in sides]
+    assert find_view(AugmentSpec(), 128, 0, 10) == EpochView(128, 128, is_cropped=False)
+    assert find_view(AugmentSpec(crop=CropSpec()), 128, 0, 10) == EpochView(128, 128)
+    # Of images that are not square the size is that of the shorter side.
+    assert find_view(spec, (256, 128), 0, 80) == EpochView(128, 64)
+    assert find_view(AugmentSpec(crop=CropSpec()), (96, 160), 0, 80) == EpochView(96, 160)
+
+
+def test_the_last_epochs_may_see_whole_images_as_evaluation_does(images: tf.Tensor) -> None:
+    spec = AugmentSpec(crop=CropSpec(size=16, whole_epochs=2))
+    views = [find_view(spec, 32, epoch, 5) for epoch in range(5)]
+    assert views == [EpochView(16, 16)] * 3 + [EpochView(32, 32, is_cropped=False)] * 2
+    assert augment_images(images, draws(), spec, views[0]).shape == (6, 16, 16, 3)
+    np.testing.assert_array_equal(augment_images(images, draws(), spec, views[-1]), images)
+
+
+def test_images_that_are_not_square_are_changed_as_square_ones_are() -> None:
+    square = np.random.default_rng(4).integers(0, 256, (6, 32, 32, 3)).astype(np.uint8)
+    tall = tf.constant(square.repeat(2, axis=1))
+    spec = EVERYTHING.model_copy(update={"rotate_degrees": 0.0, "noise": 0.0})
+    ours = augment_images(tall, draws(), spec, EpochView(48, 24)).numpy()
+    theirs = augment_images(tf.constant(square), draws(), spec, EpochView(24, 24)).numpy()
+    assert ours.shape == (6, 48, 24, 3)
+    # The same crop, flip, colours and rectangle, but for how finely rows are mixed.
+    assert np.abs(ours.reshape(6, 24, 2, 24, 3).mean(axis=2) - theirs).mean() < 6
+
+
+def test_grey_images_have_no_hue_and_alpha_keeps_its_values(images: tf.Tensor) -> None:
+    grey = images[..., :1]
+    colours = AugmentSpec(brightness=0.2, contrast=0.3)
+    vivid = AugmentSpec(brightness=0.2, contrast=0.3, saturation=0.9, hue=0.5)
+    view = EpochView(32, 32)
+    changed = augment_images(grey, draws(), vivid, view)
+    np.testing.assert_array_equal(changed, augment_images(grey, draws(), colours, view))
+    in_rgb = augment_images(tf.repeat(grey, 3, axis=-1), draws(), colours, view)
+    np.testing.assert_allclose(changed, in_rgb[..., :1], atol=1e-3)
+    noisy = vivid.model_copy(update={"noise": 0.3})
+    rgba = tf.concat([images, grey], axis=-1)
+    both = augment_images(rgba, draws(), noisy, view)
+    np.testing.assert_array_equal(both[..., 3], rgba[..., 3])
+    np.testing.assert_array_equal(both[..., :3], augment_images(images, draws(), noisy, view))
+    for channels in (1, 4):
+        everything = augment_images(rgba[..., :channels], draws(), EVERYTHING, VIEW)
+        assert everything.shape == (6, 24, 24, channels)

@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 from small_training import SMALL, dark_and_light, do_train, learner_for
 
+from trainer.augment import EpochView
 from trainer.cluster import find_cluster
 from trainer.data.dataset import Dataset
 from trainer.spec import load_spec
@@ -55,6 +56,6 @@ def test_a_step_moves_the_average(dataset: Dataset) -> None:
     assert learner.average is not None
     before = [shadow.numpy() for shadow in learner.average.shadows]
     stepper = Stepper(learner, spec, np.ones(2, np.float32), find_cluster())
-    stepper.run(next(Feed(dataset.train, 8, 0).blocks(0, 1)), 16)
+    stepper.run(next(Feed(dataset.train, 8, 0).blocks(0, 1)), EpochView(16, 16))
     for old, shadow, weight in zip(before, learner.average.shadows, learner.model.weights, strict=True):
         np.testing.assert_allclose(shadow, old + 0.9 * (weight.numpy() - old), rtol=1e-5, atol=1e-6)

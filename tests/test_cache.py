@@ -14,6 +14,7 @@ from trainer.data.cache import PixelCache, Pixels
 from trainer.exits import TemporaryError, UsageError
 
 SIZE = 16
+SHAPE = (SIZE, SIZE, 3)
 IMAGE_BYTES = SIZE * SIZE * 3
 
 
@@ -22,7 +23,7 @@ def images(count: int) -> Pixels:
 
 
 def filled(pixels: Pixels, budget_bytes: int, folder: Path) -> PixelCache:
-    cache = PixelCache(len(pixels), SIZE, budget_bytes, folder)
+    cache = PixelCache(len(pixels), SHAPE, budget_bytes, folder)
     for index, image in enumerate(pixels):
         cache.write(index, image)
     return cache
@@ -54,7 +55,7 @@ def test_file_has_no_name_from_the_start(tmp_path: Path) -> None:
 
 
 def test_data_set_without_images_needs_no_file(tmp_path: Path) -> None:
-    assert PixelCache(0, SIZE, 0, tmp_path).take(np.array([], np.int64)).shape == (0, SIZE, SIZE, 3)
+    assert PixelCache(0, SHAPE, 0, tmp_path).take(np.array([], np.int64)).shape == (0, SIZE, SIZE, 3)
 
 
 def resident_bytes() -> int:
@@ -64,7 +65,7 @@ def resident_bytes() -> int:
 
 def test_resident_memory_stays_flat_when_the_file_is_written_and_read(tmp_path: Path) -> None:
     count, size = 400, 256
-    cache = PixelCache(count, size, 1 << 20, tmp_path)
+    cache = PixelCache(count, (size, size, 3), 1 << 20, tmp_path)
     image = np.full((size, size, 3), 7, np.uint8)
     cache.write(0, image)
     before = resident_bytes()
@@ -78,7 +79,7 @@ def test_resident_memory_stays_flat_when_the_file_is_written_and_read(tmp_path: 
 
 def test_several_threads_may_write_and_read_at_once(tmp_path: Path) -> None:
     pixels = images(200)
-    cache = PixelCache(200, SIZE, 0, tmp_path)
+    cache = PixelCache(200, SHAPE, 0, tmp_path)
 
     def write_then_read(index: int) -> bool:
         cache.write(index, pixels[index])
@@ -91,13 +92,13 @@ def test_several_threads_may_write_and_read_at_once(tmp_path: Path) -> None:
 def test_disk_without_room_is_a_temporary_error_before_anything_is_decoded(tmp_path: Path) -> None:
     with small_disk(tmp_path / "small", "size=64k") as folder:
         with pytest.raises(TemporaryError, match="no room"):
-            PixelCache(1000, SIZE, 0, folder)
+            PixelCache(1000, SHAPE, 0, folder)
         assert list(folder.iterdir()) == []
     with pytest.raises(TemporaryError, match="no room"):
-        PixelCache(1 << 40, 2048, 0, tmp_path)
+        PixelCache(1 << 40, (2048, 2048, 3), 0, tmp_path)
 
 
 def test_folder_that_cannot_be_made_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError):
-        PixelCache(10, SIZE, 0, tmp_path / "file" / "pixels")
+        PixelCache(10, SHAPE, 0, tmp_path / "file" / "pixels")

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from report_inputs import make_predictions, run_of
 
-from trainer.compare.comparison import compare_all, compare_runs, format_p
+from trainer.compare.comparison import compare_all, compare_runs
 from trainer.compare.differences import all_differences
+from trainer.compare.pair import format_p
 from trainer.compare.plots import draw_overlaid
 from trainer.compare.runs import Run, read_metrics
 from trainer.compare.statistics import (

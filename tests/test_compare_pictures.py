@@ -12,7 +12,8 @@ import pytest
 from small_data import SIZE, load
 from small_shards import files_of, make_packed
 
-from trainer.compare.comparison import Comparison, compare_runs
+from trainer.compare.comparison import compare_runs
+from trainer.compare.pair import Comparison
 from trainer.compare.pictures import read_disagreements
 from trainer.compare.runs import Run
 from trainer.metrics import Predictions

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from trainer.metrics import Predictions
-from trainer.release.decision import Decision, decide, why_guessing
+from trainer.release.decided import Decision
+from trainer.release.decision import decide, why_guessing
 
 CLASSES = ("cats", "dogs")
 GAIN, LOSS = 0.0, 0.05

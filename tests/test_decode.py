@@ -16,6 +16,7 @@ from image_kinds import HEIGHT, KINDS, ORIENTED, WIDTH, Pixels, animated, bitmap
 from PIL import Image, ImageOps
 
 from trainer.data.decode import decode_and_resize, decode_image, resize_image
+from trainer.spec import PixelFormat
 
 ROOT = Path(__file__).parent.parent
 
@@ -161,14 +162,15 @@ def test_damaged_images_never_end_the_process() -> None:
     assert ended.stdout.strip() == "survived", ended.stderr[-2000:]
 
 
-def resized(image: Pixels, size: int, resize: str, interpolation: str) -> Pixels:
-    function = tf.function(lambda pixels: resize_image(pixels, size, resize, interpolation))
-    eager = resize_image(tf.constant(image), size, resize, interpolation).numpy()
+def resized(image: Pixels, size: int, resize: str, interpolation: str, crop_fraction: float = 1.0) -> Pixels:
+    form = PixelFormat(size, size, resize, interpolation, crop_fraction)
+    function = tf.function(lambda pixels: resize_image(pixels, form))
+    eager = resize_image(tf.constant(image), form).numpy()
     np.testing.assert_array_equal(function(image), eager)
     return np.asarray(eager)
 
 
-@pytest.mark.parametrize(("interpolation", "tolerance"), [("bilinear", 1), ("nearest", 0)])
+@pytest.mark.parametrize(("interpolation", "tolerance"), [("bilinear", 1), ("bicubic", 1), ("nearest", 0)])
 @pytest.mark.parametrize("size", [8, 13, 40])
 def test_stretched_image_is_what_pillow_makes(interpolation: str, tolerance: int, size: int) -> None:
     image = photo()
@@ -188,6 +190,16 @@ def test_cropped_image_is_the_middle_square() -> None:
     np.testing.assert_array_equal(resized(turned, HEIGHT, "crop", "bilinear"), turned[4 : 4 + HEIGHT])
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_a_crop_fraction_is_the_usual_resize_and_centre_crop(interpolation: str) -> None:
+    small = Image.fromarray(photo()).resize((320, 256), Image.Resampling.BICUBIC)
+    usual = small.resize((80, 64), Image.Resampling[interpolation.upper()]).crop((12, 4, 68, 60))
+    actual = resized(np.asarray(small), 56, "crop", interpolation, 0.875).astype(int)
+    # At the border the usual way sees beyond it.
+    assert np.abs(actual - np.asarray(usual))[2:-2, 2:-2].max() <= 1
+    assert np.abs(actual - np.asarray(usual)).mean() < 1
+
+
 def test_padded_image_is_whole_in_the_middle_of_black() -> None:
     image = np.maximum(photo(), 1)
     padded = resized(image, WIDTH, "pad", "nearest")
@@ -205,8 +217,9 @@ def test_image_of_the_right_size_is_unchanged() -> None:
 
 def test_decode_and_resize_turns_before_it_crops() -> None:
     data = ORIENTED["png"](tiff(6))
-    expected = resize_image(tf.constant(reference(data)), 8, "crop", "bilinear")
-    np.testing.assert_array_equal(decode_and_resize(tf.constant(data), 8, "crop", "bilinear"), expected)
+    form = PixelFormat(8, 8, "crop")
+    expected = resize_image(tf.constant(reference(data)), form)
+    np.testing.assert_array_equal(decode_and_resize(tf.constant(data), form), expected)
 
 
 def large(width: int = 803, height: int = 605, mode: str = "RGB", **options: object) -> bytes:
@@ -215,12 +228,12 @@ def large(width: int = 803, height: int = 605, mode: str = "RGB", **options: obj
     return encoded(small.resize((width, height), Image.Resampling.BICUBIC).convert(mode), "JPEG", **options)
 
 
-def fully(data: bytes, size: int, resize: str) -> Pixels:
-    return resize_image(decode_image(tf.constant(data)), size, resize, "bilinear").numpy()
+def fully(data: bytes, size: int, *how: object) -> Pixels:
+    return resize_image(decode_image(tf.constant(data)), PixelFormat(size, size, *how)).numpy()  # type: ignore[arg-type]
 
 
-def reduced(data: bytes, size: int, resize: str, interpolation: str = "bilinear") -> Pixels:
-    return decode_and_resize(tf.constant(data), size, resize, interpolation).numpy()
+def reduced(data: bytes, size: int, *how: object) -> Pixels:
+    return decode_and_resize(tf.constant(data), PixelFormat(size, size, *how)).numpy()  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("resize", ["stretch", "crop", "pad"])
@@ -235,6 +248,18 @@ def test_a_far_larger_jpeg_is_nearly_the_same_when_it_is_reduced_while_it_is_dec
         found, expected = reduced(data, size, resize).astype(int), fully(data, size, resize).astype(int)
         assert (found != expected).any(), "it is not reduced"
         assert np.abs(found - expected).mean() < 0.5
+
+
+@pytest.mark.parametrize("how", [("stretch", "bicubic"), ("crop", "bicubic", 0.8), ("crop", "bilinear", 0.8)])
+def test_a_jpeg_is_reduced_for_every_filter_and_crop(how: tuple[object, ...]) -> None:
+    data = large()
+    for size in (60, 30, 15, 9):
+        found, expected = reduced(data, size, *how).astype(int), fully(data, size, *how).astype(int)
+        assert (found != expected).any(), "it is not reduced"
+        assert np.abs(found - expected).mean() < 0.5
+    # A crop of 0.8 has 484 of the 605 rows, which is less than eight times 61.
+    if how[0] == "crop":
+        np.testing.assert_array_equal(reduced(data, 61, *how), fully(data, 61, *how))
 
 
 @pytest.mark.parametrize("resize", ["stretch", "crop", "pad"])
@@ -263,7 +288,7 @@ def test_a_jpeg_of_less_than_eight_times_the_size_keeps_its_pixels() -> None:
     for resize, size in (("crop", 76), ("stretch", 76), ("pad", 101)):
         np.testing.assert_array_equal(reduced(data, size, resize), fully(data, size, resize))
     # What takes single pixels takes those of the whole image.
-    nearest = resize_image(decode_image(tf.constant(data)), 16, "crop", "nearest")
+    nearest = fully(data, 16, "crop", "nearest")
     np.testing.assert_array_equal(reduced(data, 16, "crop", "nearest"), nearest)
 
 

@@ -206,7 +206,8 @@ def test_which_run_is_compared_with(either_store: Store, tmp_path: Path) -> None
     monday.write("dataset.json", b'{"digest": "sha256:old", "images": ["caf\\udce9.png"]}')
     assert find_earlier(either_store, spec, "new") is not None  # a file's name need not be text
     monday.write("dataset.json", written.data)
-    for setting, is_alike in (("seed=3", True), ("data.image_size=16", False), ("data.resize=crop", False)):
+    others = ("data.image_size=16", "data.resize=crop", "data.interpolation=bicubic")
+    for setting, is_alike in (("seed=3", True), *((other, False) for other in others)):
         found = find_earlier(either_store, load_spec(None, None, (setting, "data.source=photos")), "new")
         assert found is not None
         assert found.is_decoded_alike == is_alike, setting

@@ -13,8 +13,9 @@ import pytest
 from image_kinds import encoded
 from PIL import Image
 from small_data import SIZE, load, png, put
-from small_shards import nothing, pixels_by_name
+from small_shards import pixels_by_name, process_of
 
+from trainer.cli.environment import import_tensorflow
 from trainer.data.items import Rejection
 from trainer.data.labelled import load_labelled
 from trainer.data.layouts import read_layout
@@ -128,7 +129,7 @@ def test_packed_pictures_are_ones_that_the_model_reads(tmp_path: Path) -> None:
     root, cache = of_a_phone(tmp_path / "data"), tmp_path / "cache"
     spec = DataSpec(source=str(root), image_size=SIZE, max_rejected=0.1)
     store = open_store(str(tmp_path / "shards"))
-    with Crew(1, cache, nothing) as crew:
+    with Crew(1, cache, import_tensorflow, executor=process_of(0)) as crew:
         made = make_shards(spec, store, 1 << 20, crew, SilentProgress())
     assert made is not None
     assert made == read_catalogue(store)

@@ -10,7 +10,8 @@ import pytest
 from trainer.data.holding import Holding, View, Write
 
 SIZE = 8
-PIXELS = np.random.default_rng(0).integers(0, 256, (12, SIZE, SIZE, 3)).astype(np.uint8)
+SHAPE = (SIZE, SIZE, 3)
+PIXELS = np.random.default_rng(0).integers(0, 256, (12, *SHAPE)).astype(np.uint8)
 
 
 class Decoder:
@@ -28,7 +29,7 @@ class Decoder:
 @pytest.mark.parametrize("budget", [0, 1 << 20])
 def test_what_is_held_is_decoded_once_and_the_rest_when_it_is_asked_for(tmp_path: Path, budget: int) -> None:
     decoder = Decoder()
-    holding = Holding(12, SIZE, budget, tmp_path, decoder)
+    holding = Holding(12, SHAPE, budget, tmp_path, decoder)
     holding.hold(np.array([3, 1, 7]))
     assert sorted(decoder.decoded) == [1, 3, 7]
     np.testing.assert_array_equal(holding.take(np.array([7, 1, 7])), PIXELS[[7, 1, 7]])
@@ -42,7 +43,7 @@ def test_what_is_held_is_decoded_once_and_the_rest_when_it_is_asked_for(tmp_path
 
 def test_a_view_sees_its_own_rows(tmp_path: Path) -> None:
     decoder = Decoder()
-    view = View(Holding(12, SIZE, 1 << 20, tmp_path, decoder), np.array([8, 3, 5]))
+    view = View(Holding(12, SHAPE, 1 << 20, tmp_path, decoder), np.array([8, 3, 5]))
     view.hold(np.array([2]))
     assert decoder.decoded == [5]
     assert view.shape == (3, SIZE, SIZE, 3)
@@ -53,7 +54,7 @@ def test_a_decoding_that_fails_leaves_nothing_held(tmp_path: Path) -> None:
     def fail(numbers: np.ndarray, write: Write) -> None:
         raise OSError("the source went away")
 
-    holding = Holding(12, SIZE, 0, tmp_path, fail)
+    holding = Holding(12, SHAPE, 0, tmp_path, fail)
     with pytest.raises(OSError, match="went away"):
         holding.hold(np.array([1]))
     assert list(tmp_path.iterdir()) == []

@@ -106,7 +106,7 @@ def test_what_was_decided_is_told_though_another_has_the_run(folder: RunFolder, 
 
 
 def test_the_run_of_the_week_before_is_left_to_who_judges_it(folder: RunFolder, spec: RunSpec) -> None:
-    lease = take_lease(folder.output, ".one.lease", lambda words: None)
+    lease = take_lease(folder.output, ".one.lease", lambda words: None, expiry_seconds=1.0)
     try:
         judged(finished_folder(folder.output, "one"), spec)
     finally:

@@ -86,12 +86,15 @@ def fill_freed_memory_with_nan() -> None:
         del filled
 
 
-@pytest.mark.parametrize(("side", "stride"), [(1, 2), (1, 4), (2, 3), (2, 4)])
+@pytest.mark.parametrize(
+    ("sides", "stride"),
+    [((1, 1), 2), ((1, 1), 4), ((2, 2), 3), ((2, 2), 4), ((1, 3), 2), ((5, 1), 2), ((2, 7), 3), ((3, 1), 2)],
+)
 def test_convolution_of_a_map_smaller_than_the_stride_has_keras_values_and_finite_gradients(
-    side: int, stride: int
+    sides: tuple[int, int], stride: int
 ) -> None:
     options = {"filters": 24, "kernel_size": 3, "strides": stride, "padding": "same", "use_bias": False}
-    images = tf.constant(np.random.default_rng(0).normal(size=(2, side, side, 16)), tf.bfloat16)
+    images = tf.constant(np.random.default_rng(0).normal(size=(2, *sides, 16)), tf.bfloat16)
     layer = Conv2D(**options, dtype="mixed_bfloat16")
     theirs = keras.layers.Conv2D(**options)
     theirs.build(images.shape)

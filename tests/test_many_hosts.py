@@ -19,8 +19,8 @@ from free_ports import addresses
 from small_training import dark_and_light
 
 from trainer.checkpoint import list_checkpoints
-from trainer.metrics import read_predictions
 from trainer.model.whitening import sum_patches, whitening_weights
+from trainer.prediction_files import read_predictions
 from trainer.publish import verify
 from trainer.storage.store import open_store
 

@@ -18,10 +18,9 @@ from trainer.metrics import (
     compute_calibration,
     compute_metrics,
     confusion_matrix,
-    read_predictions,
     wilson_interval,
-    write_predictions,
 )
+from trainer.prediction_files import read_predictions, write_predictions
 
 
 def predictions(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from small_data import load, png, two_splits
-from small_shards import files_of, make_packed, pack, pixels_by_name
+from small_shards import files_of, loaded, make_packed, pack, pixels_by_name, process_of
 
 from trainer.exits import DataError, TemporaryError, UsageError
 
@@ -24,6 +24,11 @@ def test_neighbours_of_the_source_are_not_neighbours_in_a_shard(
     names = [item.name for item in load(packed[1], tmp_path).splits["train"].items]
     assert names != sorted(names)
     assert len({name.split("/")[1] for name in names[:6]}) == 2
+
+
+def test_a_process_that_imports_tensorflow_leaves_out_what_only_unused_parts_of_keras_need() -> None:
+    names = {"tensorflow", "keras", "sklearn", "matplotlib", "IPython"}
+    assert process_of(0).submit(loaded, names).result() == {"tensorflow", "keras"}
 
 
 def test_two_machines_pack_the_same_bytes_as_one(packed: tuple[Path, Path], tmp_path: Path) -> None:

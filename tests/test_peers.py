@@ -14,6 +14,7 @@ from contextlib import ExitStack, closing
 import pytest
 from free_ports import addresses
 
+from trainer.hosts.peers import SILENCE_SECONDS
 from trainer.hosts.wire import DATA, PING, Wire
 
 BEGIN = """
@@ -24,7 +25,8 @@ index, addresses, seconds = int(sys.argv[1]), tuple(json.loads(sys.argv[2])), fl
 place = Place(addresses, index, addresses[0])
 def say(text): print(text, flush=True)
 try:
-    peers = meet(place, os.environ.get("SPEC", "same"), seconds, say)
+    silence = float(os.environ["SILENCE"])
+    peers = meet(place, os.environ.get("SPEC", "same"), seconds, say, silence)
     try:
         exec(os.environ["PART"])
     except TrainerError as error:
@@ -39,11 +41,17 @@ os._exit(0)
 
 
 def start(
-    index: int, hosts: list[str], part: str, seconds: float = 20.0, spec: str = "same"
+    index: int,
+    hosts: list[str],
+    part: str,
+    seconds: float = 20.0,
+    spec: str = "same",
+    silence: float = SILENCE_SECONDS,
 ) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", BEGIN, str(index), json.dumps(hosts), str(seconds)],
-        env={"PART": part, "SPEC": spec}, stdout=subprocess.PIPE, text=True, stderr=subprocess.STDOUT,
+        env={"PART": part, "SPEC": spec, "SILENCE": str(silence)},
+        stdout=subprocess.PIPE, text=True, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
 
@@ -185,7 +193,7 @@ def test_when_one_is_killed_all_others_end_with_75_and_its_name(killed: int) -> 
 
 def test_one_that_says_nothing_any_more_is_gone_too() -> None:
     hosts = addresses(2)
-    chief = start(0, hosts, "peers.exchange(b''); say('met'); peers.exchange(b'')")
+    chief = start(0, hosts, "peers.exchange(b''); say('met'); peers.exchange(b'')", silence=4.0)
     other = start(1, hosts, "peers.exchange(b''); say('met'); time.sleep(60)")
     assert other.stdout is not None
     while other.stdout.readline() != "met\n":

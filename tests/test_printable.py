@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from trainer.data.items import Rejection
-from trainer.metrics import Predictions, read_predictions, write_predictions
+from trainer.metrics import Predictions
+from trainer.prediction_files import read_predictions, write_predictions
 from trainer.printable import printable, spreadsheet_cell, text_of_cell, without_secrets
 from trainer.run_folder import Start, write_environment, write_rejected
 from trainer.spec import load_spec

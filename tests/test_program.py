@@ -29,7 +29,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "settings",
     [
-        ["data.resize=crop", "train.precision=bfloat16"],
+        ["data={resize: crop, interpolation: bicubic, crop_fraction: 0.8}", "train.precision=bfloat16"],
         ["data.resize=pad", "data.interpolation=nearest", RESIDUAL],
         ["model={family: plain, filters: [4], binary_unit: true, average_mirror: true}"],
         ["model={family: airbench, filters: [8], average_mirror: true}"],

@@ -16,7 +16,10 @@ import pytest
 from trainer.cli.app import cli
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = ("README.md", "README.pt-BR.md", "CONTRIBUTING.md", "docs/models-of-others.md")
+DOCUMENTS = (
+    "README.md", "README.pt-BR.md", "CONTRIBUTING.md", "docs/images.md", "docs/models-of-others.md",
+    "docs/tune.md",
+)  # fmt: skip
 _SPEC = "recipe: demo\nrun_name: pets\n"
 
 

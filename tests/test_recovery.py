@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,7 @@ def test_training_goes_back_to_the_last_good_epoch_with_half_the_rate(
         def on_call(self, report: CallReport) -> None:
             super().on_call(report)
             if report.epoch == 2 and not self.messages:
-                learner.schedule.scale.assign(1e38)
+                learner.rate_scale.assign(1e38)
 
     recorder = Poison()
     _, result = do_train(spec, dataset, tmp_path, recorder, learner=learner)
@@ -50,6 +51,28 @@ def test_training_goes_back_to_the_last_good_epoch_with_half_the_rate(
     assert result.history[0]["learning_rate"] == pytest.approx(0.01)
     assert result.history[1]["learning_rate"] == pytest.approx(0.005)
     assert all(np.isfinite(value).all() for value in values(learner).values())
+
+
+def test_a_loss_that_is_no_number_ends_with_the_rate_to_take_if_the_checkpoints_are_gone(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    spec = load_spec(
+        settings=[*SMALL, "train.steps_per_call=1", "optimizer={name: sgd, learning_rate: 1e30}"]
+    )
+
+    class Remove(Recorder):
+        """Removes the checkpoint that a training begins with, after the first step."""
+
+        def on_call(self, report: CallReport) -> None:
+            super().on_call(report)
+            while not (found := list_checkpoints(tmp_path / "checkpoints")) and len(self.calls) == 1:
+                time.sleep(0.01)  # until it is saved
+            for path in found:
+                path.unlink()
+
+    said = r"no complete checkpoint.*--set optimizer\.learning_rate=0\.05\. Received: 1e\+30"
+    with pytest.raises(DivergedError, match=said):
+        do_train(spec, dataset, tmp_path, Remove())
 
 
 def test_recovery_goes_back_beyond_the_checkpoints_of_a_broken_epoch(
@@ -70,7 +93,7 @@ def test_recovery_goes_back_beyond_the_checkpoints_of_a_broken_epoch(
         def on_call(self, report: CallReport) -> None:
             super().on_call(report)
             if len(self.messages) == 1:  # it has only heard that the run continues
-                learner.schedule.scale.assign(1e38)
+                learner.rate_scale.assign(1e38)
 
     recorder = Poison()
     _, result = do_train(spec, dataset, tmp_path, recorder, learner=learner)

@@ -16,7 +16,8 @@ from trainer_process import QUICK, error_line, trainer
 
 from trainer.champion import CHAMPION, read_champion
 from trainer.exits import UsageError
-from trainer.metrics import Predictions, write_predictions
+from trainer.metrics import Predictions
+from trainer.prediction_files import write_predictions
 from trainer.publish import publish, verify
 from trainer.release.challenge import Answers, Outcome, challenge, promote, rollback
 from trainer.release.overview import overview

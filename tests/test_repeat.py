@@ -12,9 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from trainer_process import QUICK, command, error_line, trainer
 
+from trainer.cli.app import cli
 from trainer.compare.statistics import mean_interval
+from trainer.exits import UsageError
 
 
 def repeated(photos: Path, folder: Path, *words: str) -> list[str | Path]:
@@ -69,19 +72,28 @@ def test_a_stop_reaches_the_run_and_the_same_command_goes_on(photos: Path, tmp_p
     assert not (tmp_path / "runs" / "pets-seed-1").exists()
 
 
+def refusal(*words: str | Path) -> str:
+    """Return what a command is refused with, without a process of its own."""
+    with pytest.raises(UsageError) as refused:
+        CliRunner().invoke(cli, list(map(str, words)), catch_exceptions=False)
+    return str(refused.value)
+
+
 def test_what_cannot_be_repeated_is_refused(photos: Path, tmp_path: Path) -> None:
-    for seeds in ("1", "1,1", "a,b", "-1,2", "1,,2", "1,2147483648", "\uff11,2", "1_0,2"):
+    words = repeated(photos, tmp_path, "--seeds", "1")
+    assert "--seeds has two or more" in error_line(trainer(*words, cache=tmp_path), 2)
+    for seeds in ("1,1", "a,b", "-1,2", "1,,2", "1,2147483648", "\uff11,2", "1_0,2"):
         words = repeated(photos, tmp_path, "--seeds", seeds)
-        assert "--seeds has two or more" in error_line(trainer(*words, cache=tmp_path), 2)
+        assert "--seeds has two or more" in refusal(*words)
     # The last of them as well, before the first begins.
     for more, words in (
         (["--set", "seed=2147483647", "--times", "2"], "seed"),
         (["--run-name", "a" * 124], "name"),
     ):
-        assert words in error_line(trainer(*repeated(photos, tmp_path), *more, cache=tmp_path), 2)
+        assert words in refusal(*repeated(photos, tmp_path), *more)
     for start in ("latest", str(tmp_path / "runs" / "latest")):
         words = repeated(photos, tmp_path, "--set", f"train.start_from={start}")
-        assert "begin with the weights of the one before" in error_line(trainer(*words, cache=tmp_path), 2)
+        assert "begin with the weights of the one before" in refusal(*words)
     assert not (tmp_path / "runs").exists()
     words = repeated(tmp_path / "nowhere", tmp_path)
     done = trainer(*words, cache=tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Mapping
@@ -37,6 +38,19 @@ EXACT = [
 @pytest.fixture(scope="module")
 def dataset() -> Dataset:
     return dark_and_light()
+
+
+@pytest.fixture(scope="module")
+def whole(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Learner, TrainResult]:
+    """An undisturbed training."""
+    return do_train(load_spec(settings=EXACT), dataset, tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(scope="module")
+def step_by_step(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Learner, TrainResult]:
+    """An undisturbed training, one step a call."""
+    spec = load_spec(settings=[*EXACT, "train.steps_per_call=1"])
+    return do_train(spec, dataset, tmp_path_factory.mktemp("singly"))
 
 
 def test_a_stop_during_validation_waits_for_no_more_images(dataset: Dataset, tmp_path: Path) -> None:
@@ -87,16 +101,17 @@ def test_a_stop_that_cannot_finish_its_save_names_the_step_that_a_restart_resume
     assert words.endswith("A longer train.grace_seconds may help. Received: 3 s")
 
 
-def test_a_stopped_run_ends_with_the_bits_of_an_undisturbed_one(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_stopped_run_ends_with_the_bits_of_an_undisturbed_one(
+    dataset: Dataset, whole: tuple[Learner, TrainResult], tmp_path: Path
+) -> None:
     spec = load_spec(settings=EXACT)
-    whole, result = do_train(spec, dataset, tmp_path / "whole")
     for stop_at in (4, 6, 13):  # within an epoch, at the end of one, within another
         with pytest.raises(StoppedError):
             do_train(spec, dataset, tmp_path / "stopped", stop_at=stop_at)
     stopped, again = do_train(spec, dataset, tmp_path / "stopped")
-    for name, value in values(whole).items():
+    for name, value in values(whole[0]).items():
         np.testing.assert_array_equal(value, values(stopped)[name], err_msg=name)
-    assert untimed(again.history) == untimed(result.history)
+    assert untimed(again.history) == untimed(whole[1].history)
 
 
 class Crash(Recorder):
@@ -112,11 +127,10 @@ class Crash(Recorder):
 
 
 def test_a_crash_costs_the_steps_since_the_last_checkpoint_and_nothing_else(
-    dataset: Dataset, tmp_path: Path
+    dataset: Dataset, step_by_step: tuple[Learner, TrainResult], tmp_path: Path
 ) -> None:
-    spec = load_spec(settings=[*EXACT, "train.steps_per_call=1"])
+    whole, result = step_by_step
     often = load_spec(settings=[*EXACT, "train.steps_per_call=1", "train.checkpoint.every_steps=4"])
-    whole, result = do_train(spec, dataset, tmp_path / "whole")
     for crash_at, resumed in ((5, 0), (11, 4)):
         recorder = Crash(crash_at)
         with pytest.raises(KeyboardInterrupt):
@@ -128,22 +142,18 @@ def test_a_crash_costs_the_steps_since_the_last_checkpoint_and_nothing_else(
         np.testing.assert_array_equal(value, values(crashed)[name], err_msg=name)
 
 
-def test_the_number_of_steps_a_call_changes_nothing(dataset: Dataset, tmp_path: Path) -> None:
-    learners = [
-        do_train(
-            load_spec(settings=[*EXACT, f"train.steps_per_call={steps}"]), dataset, tmp_path / str(steps)
-        )[0]
-        for steps in (1, 5)
-    ]
-    for name, value in values(learners[0]).items():
-        np.testing.assert_array_equal(value, values(learners[1])[name], err_msg=name)
+def test_the_number_of_steps_a_call_changes_nothing(
+    dataset: Dataset, step_by_step: tuple[Learner, TrainResult], tmp_path: Path
+) -> None:
+    by_five, _ = do_train(load_spec(settings=[*EXACT, "train.steps_per_call=5"]), dataset, tmp_path)
+    for name, value in values(step_by_step[0]).items():
+        np.testing.assert_array_equal(value, values(by_five)[name], err_msg=name)
 
 
 def test_leaving_the_optimizers_moments_out_of_a_checkpoint_would_be_seen(
-    dataset: Dataset, tmp_path: Path
+    dataset: Dataset, whole: tuple[Learner, TrainResult], tmp_path: Path
 ) -> None:
     spec = load_spec(settings=EXACT)
-    whole, _ = do_train(spec, dataset, tmp_path / "whole")
     with pytest.raises(StoppedError):
         do_train(spec, dataset, tmp_path / "stopped", stop_at=4)
     learner = learner_for(spec, dataset)
@@ -158,7 +168,7 @@ def test_leaving_the_optimizers_moments_out_of_a_checkpoint_would_be_seen(
     np.savez(path, **arrays)
     do_train(spec, dataset, tmp_path / "stopped", learner=learner)
     changed = [
-        name for name, value in values(whole).items() if not np.array_equal(value, values(learner)[name])
+        name for name, value in values(whole[0]).items() if not np.array_equal(value, values(learner)[name])
     ]
     # The moments themselves differ in any case.
     assert set(changed) - set(names)
@@ -190,13 +200,25 @@ def undisturbed(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> t
     return do_train(load_spec(settings=BEST), dataset, tmp_path_factory.mktemp("undisturbed"))
 
 
+@pytest.fixture(scope="module")
+def stopped_in_the_fourth_epoch(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For copying only: what a training leaves that is stopped after its best epoch, the third."""
+    folder = tmp_path_factory.mktemp("fourth")
+    with pytest.raises(StoppedError):
+        do_train(load_spec(settings=BEST), dataset, folder, stop_at=20)
+    return folder
+
+
 @pytest.mark.parametrize("how", ["missing", "cut", "flipped"])
 def test_lost_best_weights_are_made_again_from_a_checkpoint_before_them(
-    how: str, dataset: Dataset, undisturbed: tuple[Learner, TrainResult], tmp_path: Path
+    how: str,
+    dataset: Dataset,
+    undisturbed: tuple[Learner, TrainResult],
+    stopped_in_the_fourth_epoch: Path,
+    tmp_path: Path,
 ) -> None:
     whole, result = undisturbed
-    with pytest.raises(StoppedError):
-        do_train(load_spec(settings=BEST), dataset, tmp_path, stop_at=20)  # in the fourth epoch
+    shutil.copytree(stopped_in_the_fourth_epoch, tmp_path, dirs_exist_ok=True)
     best = int(max((tmp_path / "checkpoints").glob("best-*.npz")).stem.partition("-")[2])
     assert best == 3
     lose(tmp_path / "checkpoints" / f"best-{best:06d}.npz", how)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import urllib3
 from google.api_core import exceptions as api
@@ -9,7 +11,10 @@ from google.auth import exceptions as auth
 from google.cloud.storage.exceptions import DataCorruption
 
 from trainer.exits import TemporaryError, UsageError
-from trainer.storage.retries import explanation, is_lost_session, repeated
+from trainer.storage.retries import explanation, is_lost_session
+from trainer.storage.retries import repeated as repeated_slowly
+
+repeated = partial(repeated_slowly, first_wait_seconds=0.001)
 
 
 class Failing:

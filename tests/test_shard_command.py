@@ -83,7 +83,8 @@ def test_packing_that_is_killed_leaves_nobody_and_goes_on(images: Path, tmp_path
     while alive_in_session(process.pid):
         assert time.monotonic() < until
         time.sleep(0.05)
-    done = trainer("shard", images, output, "--set", "data.max_rejected=0.5", cache=tmp_path / "cache")
+    quick = ["--processes", "1", "--set", "data.max_rejected=0.5"]
+    done = trainer("shard", images, output, *quick, cache=tmp_path / "cache")
     assert "27 images" in done.stdout, done.stderr
 
 
@@ -102,7 +103,7 @@ def alive_in_session(session: int) -> bool:
 @pytest.mark.parametrize("who", ["process", "group"])
 def test_a_stop_while_packing_says_how_to_go_on(images: Path, tmp_path: Path, who: str) -> None:
     process = subprocess.Popen(
-        command("shard", images, tmp_path / "shards", "--set", "data.max_rejected=0.5"),
+        command("shard", images, tmp_path / "shards", "--processes", "1", "--set", "data.max_rejected=0.5"),
         env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip

@@ -45,6 +45,11 @@ def test_shards_hold_the_images_of_their_source(packed: tuple[Path, Path], tmp_p
         assert after.summary["splits"] == before.summary["splits"]
     item = after.splits["train"].items[3]
     assert item.read() == (images / item.name).read_bytes()
+    # They are whole files: one packing serves all sizes and channels.
+    form = {"image_size": [SIZE, 2 * SIZE], "channels": 4}
+    wide = load(shards, tmp_path, **form)
+    assert wide.train.pixels.shape[1:] == (SIZE, 2 * SIZE, 4)
+    assert pixels_by_name(wide) == pixels_by_name(load(images, tmp_path, max_rejected=0.5, **form))
 
 
 def test_tensorflow_reads_the_shards(packed: tuple[Path, Path]) -> None:

@@ -8,7 +8,15 @@ import pytest
 
 from trainer.exits import EXIT_CODES, TrainerError, UsageError
 from trainer.recipes import read_recipe, recipe_names, recipe_summary
-from trainer.spec import dump_spec, load_spec, read_spec, spec_changes, spec_digest
+from trainer.spec import (
+    dump_spec,
+    format_size,
+    load_spec,
+    parse_spec,
+    read_spec,
+    spec_changes,
+    spec_digest,
+)
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -151,6 +159,17 @@ def test_a_setting_that_nothing_would_read_is_refused(setting: str, words: str) 
         ("train.class_weights=foo", ["'none' or 'balanced' or a valid dictionary", "'foo'"]),
         ("train.xla=maybe", ["'auto'", "boolean", "'maybe'"]),
         ("run_name=latest", ["run_name", "pointer"]),
+        (
+            "data={resize: stretch, crop_fraction: 0.875}",
+            ["data.crop_fraction", "data.resize crop", ": 0.875"],
+        ),
+        ("data={resize: crop, crop_fraction: 0}", ["data.crop_fraction", "0.1", ": 0"]),
+        ("data.image_size=[0, 5]", ["data.image_size", "[height, width], each from 8 to 2048", "[0, 5]"]),
+        ("data.image_size=[32, 32, 3]", ["data.image_size", "one number or [height, width]"]),
+        ("data.image_size=4096", ["data.image_size", "from 8 to 2048", ": 4096"]),
+        ("data.image_size=true", ["data.image_size", ": True"]),
+        ("data.channels=2", ["data.channels", "1, 3 or 4", ": 2"]),
+        ("data.interpolation=lanczos", ["data.interpolation", "'bicubic'", "'lanczos'"]),
         ("model={family: plain, filters: [8, 8, 8, 8, 8, 8]}", ["data.image_size", "too small"]),
         ("model={family: airbench, filters: [8, 8, 8, 8, 8, 8, 8]}", ["129 pixels", "model.filters"]),
     ],
@@ -183,6 +202,22 @@ def test_the_smallest_images_that_a_plain_network_takes_are_taken() -> None:
     assert load_spec(settings=[*settings, "data.image_size=10"]).data.image_size == 10
     with pytest.raises(UsageError, match="too small"):
         load_spec(settings=[*settings, "data.image_size=9"])
+
+
+def test_an_image_size_is_one_number_or_height_and_width() -> None:
+    square, wide = (load_spec(settings=[f"data.image_size={size}"]) for size in ("[64, 64]", "[64, 96]"))
+    assert square == load_spec(settings=["data.image_size=64"])
+    assert wide.data.pixel_format.shape == (64, 96, 3)
+    assert wide.data.image_size == (64, 96)
+    assert parse_spec(dump_spec(wide), "here") == wide
+    assert format_size(64) == "64 px"
+    assert format_size(wide.data.image_size) == "64 x 96 px"
+    plain = "model={family: plain, filters: [8, 8]}"
+    with pytest.raises(UsageError, match="too small"):
+        load_spec(settings=[plain, "data.image_size=[64, 9]"])
+    with pytest.raises(UsageError, match="residual"):
+        load_spec(settings=[plain, "data.image_size=[64, 96]", "augment.crop={size: 96}"])
+    assert load_spec(settings=[plain, "data.image_size=[64, 96]", "augment.crop={size: 64}"]).augment.crop
 
 
 def test_crops_of_another_size_need_a_network_that_takes_any() -> None:

@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 from small_training import SMALL, dark_and_light, learner_for
 
-from trainer.augment import MIX_DRAWS, draw_numbers
+from trainer.augment import MIX_DRAWS, EpochView, draw_numbers
 from trainer.cluster import choose_precision, choose_xla, find_cluster
 from trainer.data.dataset import Dataset
 from trainer.exits import UsageError
@@ -36,7 +36,7 @@ def test_a_step_is_the_step_that_keras_makes(dataset: Dataset) -> None:
     learner, twin = learner_for(spec, dataset), learner_for(spec, dataset)
     block = next(Feed(dataset.train, 8, spec.seed).blocks(0, 1))
     images, labels = block.images[0], block.labels[0]
-    (sums,) = Stepper(learner, spec, np.ones(2, np.float32), find_cluster()).run(block, 16)
+    (sums,) = Stepper(learner, spec, np.ones(2, np.float32), find_cluster()).run(block, EpochView(16, 16))
 
     twin.model.compile(
         keras.optimizers.RMSprop(0.001), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -63,7 +63,7 @@ def test_clipping_uses_the_global_norm_and_smoothing_is_keras_own(dataset: Datas
     expected = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.2)(
         tf.one_hot(block.labels[0], 2), logits
     )
-    (sums,) = Stepper(learner, spec, np.ones(2, np.float32), find_cluster()).run(block, 16)
+    (sums,) = Stepper(learner, spec, np.ones(2, np.float32), find_cluster()).run(block, EpochView(16, 16))
     assert sums.loss / sums.images == pytest.approx(float(expected), rel=1e-5)
     moved = [weight.numpy() - old for weight, old in zip(learner.model.weights, before, strict=True)]
     assert np.sqrt(sum(np.sum(np.square(each)) for each in moved)) == pytest.approx(0.01, rel=1e-3)
@@ -74,7 +74,7 @@ def test_each_part_of_a_mixed_image_has_the_loss_and_the_weight_of_its_own_label
     spec = load_spec(settings=[*SMALL, *settings])
     block = next(Feed(dataset.train, 8, 0).blocks(0, 1))
     weights = np.array([1.0, 3.0], np.float32)
-    (sums,) = Stepper(learner_for(spec, dataset), spec, weights, find_cluster()).run(block, 16)
+    (sums,) = Stepper(learner_for(spec, dataset), spec, weights, find_cluster()).run(block, EpochView(16, 16))
     images, labels = tf.cast(block.images[0], tf.float32), block.labels[0]
     draws = draw_numbers(spec.seed + (1 << 40), tf.constant(0, tf.int64), len(labels))
     mixed, partners, shares = mix_images(images, draws[:, MIX_DRAWS], spec.augment)
@@ -99,7 +99,7 @@ def test_class_weights_multiply_the_loss_of_their_class(dataset: Dataset) -> Non
     block = next(Feed(dataset.train, 8, 0).blocks(0, 1))
     of_all, of_dark, of_light = (
         Stepper(learner_for(spec, dataset), spec, np.array(weights, np.float32), find_cluster())
-        .run(block, 16)[0]
+        .run(block, EpochView(16, 16))[0]
         .loss
         for weights in ([1.0, 1.0], [1.0, 0.0], [0.0, 1.0])
     )
@@ -113,12 +113,13 @@ def test_two_replicas_do_the_steps_of_one() -> None:
     script = Path(__file__).with_name("two_replicas.py")
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for found in json.loads(done.stdout.splitlines()[-1]).values():
-        assert found["images"] == [7.0] * 4 + [1.0]
-        assert found["loss"] < 1e-4
-        assert found["weights"] < 1e-5
-        assert found["resident"] == 0.0
-        assert found["answers"] < 1e-6
+    found = json.loads(done.stdout.splitlines()[-1])
+    for name in ("plain", "augmented", "airbench"):
+        assert found[name]["images"] == [7.0] * 4 + [1.0]
+        assert found[name]["loss"] < 1e-4
+        assert found[name]["weights"] < 1e-5
+    assert found["resident"] == 0.0
+    assert found["answers"] < 1e-6
 
 
 def test_precision_and_xla_follow_the_machine() -> None:
@@ -133,14 +134,18 @@ def test_precision_and_xla_follow_the_machine() -> None:
 def losses_of(dataset: Dataset, *settings: str) -> list[float]:
     spec = load_spec(settings=[*SMALL, *settings])
     stepper = Stepper(learner_for(spec, dataset), spec, np.ones(2, np.float32), find_cluster())
-    return [sums.loss for sums in stepper.run(next(Feed(dataset.train, 8, 0).blocks(0, 3)), 16)]
+    block = next(Feed(dataset.train, 8, 0).blocks(0, 3))
+    return [sums.loss for sums in stepper.run(block, EpochView(16, 16))]
 
 
 @pytest.mark.parametrize(
     "random",
     [
-        ["augment={crop: {scale: [0.3, 1.0]}, flip: both, brightness: 0.2, saturation: 0.3, hue: 0.1}"],
-        ["augment={erase: 0.5, mixup: 0.5, cutmix: 0.5, noise: 0.1}"],
+        [
+            "augment={crop: {scale: [0.3, 1.0]}, flip: both, brightness: 0.2, saturation: 0.3, hue: 0.1}",
+            "model={family: plain, filters: [4]}",
+        ],
+        ["augment={erase: 0.5, mixup: 0.5, cutmix: 0.5, noise: 0.1}", "model={family: plain, filters: [4]}"],
         ["model={family: residual, stem_filters: 4, filters: [4], blocks: [2], stochastic_depth: 0.5}"],
         ["model={family: plain, filters: [4], dense_units: [32], dropout: 0.5}"],
     ],
@@ -168,7 +173,7 @@ def test_a_step_compiled_by_xla_or_in_bfloat16_is_close_to_the_plain_one(dataset
     as_on_gpu = replace(find_cluster(), device_kind="GPU")  # where XLA is chosen
     stepper = Stepper(learner_for(turned, dataset), turned, np.ones(2, np.float32), as_on_gpu)
     assert not stepper.uses_xla
-    assert np.isfinite(stepper.run(block, 16)[0].loss)  # XLA has no kernel for rotation
+    assert np.isfinite(stepper.run(block, EpochView(16, 16))[0].loss)  # XLA has no kernel for rotation
     assert losses["xla"] == pytest.approx(losses["plain"], rel=1e-4)
     assert losses["bf16"] == pytest.approx(losses["plain"], rel=5e-2)
 

@@ -106,7 +106,7 @@ def test_a_stop_that_one_of_two_hears_while_they_evaluate_stops_both() -> None:
     def work(index: int) -> None:
         peers = meet(Place(hosts, index, hosts[0]), "same", 30.0, lambda text: None)
         evaluator = Evaluator(learner.inference_model)
-        evaluator.peers = peers
+        evaluator._inference.peers = peers
         whole = evaluator.loss_and_accuracy(dataset.held_out)
         try:
             evaluator.loss_and_accuracy(dataset.held_out, lambda: index == 1)

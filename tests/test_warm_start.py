@@ -13,7 +13,7 @@ from trainer_process import QUICK, error_line, trainer
 
 from trainer.champion import CHAMPION
 from trainer.exits import UsageError
-from trainer.metrics import read_predictions
+from trainer.prediction_files import read_predictions
 from trainer.publish import MANIFEST, MARKER
 from trainer.release.challenge import promote
 from trainer.run_folder import find_start

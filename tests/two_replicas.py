@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from small_training import split
 
+from trainer.augment import EpochView
 from trainer.cluster import Cluster, find_cluster
 from trainer.evaluate import Evaluator
 from trainer.spec import RunSpec, load_spec
@@ -24,9 +26,12 @@ SETTINGS = [
     "data.image_size=16",
     "model={family: residual, stem_filters: 4, filters: [8], blocks: [1]}",
     "model={dropout: 0.3, stochastic_depth: 0.3}",
-    "augment={flip: horizontal, crop: {}, mixup: 0.3, cutmix: 0.3, brightness: 0.1, noise: 0.1}",
     "train={global_batch_size: 7, ema_decay: 0.5, label_smoothing: 0.1, precision: float32}",
     "optimizer={name: sgd, momentum: 0.9, learning_rate: 0.05}",
+]
+AUGMENTED = [
+    "augment={flip: horizontal, crop: {}, mixup: 0.3, cutmix: 0.3, brightness: 0.1, noise: 0.1}",
+    "optimizer.clip_norm=0.5",
 ]
 
 AIRBENCH = [
@@ -37,28 +42,32 @@ AIRBENCH = [
 
 
 def main() -> None:
-    """Compare whole steps, with and without clipping, of batches that don't divide evenly."""
+    """Compare whole steps of batches that don't divide evenly: plain ones, and augmented and clipped ones."""
     tf.config.set_visible_devices([], "GPU")
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     one = find_cluster()
     two = replace(one, strategy=tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
-    found = {}
-    for clip, others in (("null", []), ("0.5", AIRBENCH)):
-        spec = load_spec(settings=[*SETTINGS, *others, f"optimizer.clip_norm={clip}"])
-        (sums, weights), (other_sums, other_weights) = trained(spec, one), trained(spec, two)
-        _, resident_weights = trained(spec, two, is_resident=True)
-        differences = [np.abs(a - b).max() for a, b in zip(weights, other_weights, strict=True)]
-        found[clip] = {
-            "weights": float(max(differences)),
-            "resident": max(
-                float(np.abs(a - b).max()) for a, b in zip(other_weights, resident_weights, strict=True)
-            ),
+    plain, augmented, airbench = (
+        load_spec(settings=[*SETTINGS, *more]) for more in ([], AUGMENTED, AIRBENCH)
+    )
+    found: dict[str, Any] = {}
+    others: dict[str, list[np.ndarray]] = {}
+    for name, spec in (("plain", plain), ("augmented", augmented), ("airbench", airbench)):
+        (sums, weights), (other_sums, others[name]) = trained(spec, one), trained(spec, two)
+        found[name] = {
+            "weights": difference(weights, others[name]),
             "loss": max(abs(a.loss - b.loss) for a, b in zip(sums, other_sums, strict=True)),
             "images": [each.images for each in other_sums],
-            "answers": answers_differ(spec, two),
         }
+    found["resident"] = difference(others["plain"], trained(plain, two, is_resident=True)[1])
+    found["answers"] = answers_differ(plain, two)
     print(json.dumps(found))
+
+
+def difference(ones: list[np.ndarray], others: list[np.ndarray]) -> float:
+    """Return the largest difference of any two values."""
+    return max(float(np.abs(a - b).max()) for a, b in zip(ones, others, strict=True))
 
 
 def trained(
@@ -75,10 +84,10 @@ def trained(
     stepper = Stepper(learner, spec, np.array([1.0, 2.0, 0.5], np.float32), cluster, resident)
     places = np.tile(np.arange(7, dtype=np.int32), (4, 1))
     labels = rng.integers(0, 3, (4, 7)).astype(np.int32)
-    mirrored = labels == 1
-    sums = stepper.run(Block(5, images, labels, places, 7, mirrored), 16)
+    mirrored, view = labels == 1, EpochView(16, 16)
+    sums = stepper.run(Block(5, images, labels, places, 7, mirrored), view)
     last = (images[:1, :1], labels[:1, :1], places[:1, :1], 1, mirrored[:1, :1])
-    sums += stepper.run(Block(9, *last), 16)
+    sums += stepper.run(Block(9, *last), view)
     return sums, [weight.numpy() for weight in learner.fill_inference_model().weights]
 
 

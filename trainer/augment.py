@@ -1,7 +1,8 @@
 """Random changes to a batch of images: tensor to tensor, stateless, seeded by position.
 
-In: images [batch, size, size, 3], uint8 or float, in 0..255, and one row of uniform
-numbers for each image. Out: float32 images [batch, side, side, 3] in 0..255.
+In: images [batch, height, width, channels], uint8 or float, in 0..255, and one row of uniform
+numbers for each image. Out: float32 images of the same or another size in 0..255. Grey images have
+no saturation and no hue to change, and the alpha of RGBA keeps its values: it is only moved and erased.
 
 The numbers of a step are drawn for the whole global batch, whatever part of it a replica
 holds, so that an image is changed in the same way on any number of replicas. All
@@ -12,11 +13,13 @@ needs a kernel that XLA lacks.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import tensorflow as tf
 
 from trainer.draws import normal, uniform
-from trainer.spec import AugmentSpec, CropSpec
+from trainer.spec import AugmentSpec, CropSpec, sides_of
 
 DRAWS = 24
 """How many uniform numbers an image gets in a step, used or not."""
@@ -29,59 +32,78 @@ _LUMA = (0.299, 0.587, 0.114)
 _TO_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
 
 
+class EpochView(NamedTuple):
+    """How training images are seen in one epoch."""
+
+    height: int
+    width: int
+    is_cropped: bool = True
+    """Whether `augment.crop` takes random parts of them; else they are whole."""
+
+
 def draw_numbers(seed: int, step: tf.Tensor, global_batch_size: int | tf.Tensor) -> tf.Tensor:
     """Return uniform numbers in [0, 1), float32 [global batch, DRAWS], a pure function of its arguments."""
     return uniform([global_batch_size, DRAWS], tf.stack([tf.cast(seed, tf.int64), step]))
 
 
 def augment_images(
-    images: tf.Tensor, draws: tf.Tensor, spec: AugmentSpec, side: int, is_mirrored: tf.Tensor | None = None
+    images: tf.Tensor,
+    draws: tf.Tensor,
+    spec: AugmentSpec,
+    view: EpochView,
+    is_mirrored: tf.Tensor | None = None,
 ) -> tf.Tensor:
-    """Return changed images, float32 [batch, side, side, 3] in 0..255.
+    """Return changed images, float32 [batch, height and width of `view`, channels] in 0..255.
 
-    `images` are [batch, size, size, 3] in 0..255 and `draws` [batch, DRAWS] in [0, 1).
-    Without a crop, `side` must be the size of the images. `is_mirrored`, bool [batch], says which images
+    `images` are [batch, height, width, channels] in 0..255 and `draws` [batch, DRAWS] in [0, 1).
+    Without a crop, the view must have the size of the images. `is_mirrored`, bool [batch], is which images
     flip: alternating mirrors in this epoch; see `trainer.train.feed`.
     """
     images = tf.cast(images, tf.float32)
     if spec.rotate_degrees:
         images = rotate(images, _spread(draws[:, 0], spec.rotate_degrees))
-    images = _crop_and_flip(images, draws[:, 1:7], spec, side, is_mirrored)
+    images = _crop_and_flip(images, draws[:, 1:7], spec, view, is_mirrored)
     if spec.brightness or spec.contrast or spec.saturation or spec.hue:
-        images = _jitter(images, draws[:, 7:11], spec)
+        images = _of_colours(images, lambda colours: _jitter(colours, draws[:, 7:11], spec))
     if spec.noise:
-        images = add_noise(images, draws[:, 11] * spec.noise, draws[:, 12:14])
+        stddev = draws[:, 11] * spec.noise
+        images = _of_colours(images, lambda colours: add_noise(colours, stddev, draws[:, 12:14]))
     if spec.erase:
         images = erase(images, draws[:, 14:19], spec.erase)
     return images
 
 
-def crop_side(spec: AugmentSpec, image_size: int, epoch: int, epochs: int) -> int:
-    """Return the side, in pixels, of training images in `epoch`, counted from 0.
+def find_view(spec: AugmentSpec, image_size: int | tuple[int, int], epoch: int, epochs: int) -> EpochView:
+    """Return how training images are seen in `epoch`, counted from 0.
 
     With `crop.first_size` it grows in steps of 16 pixels over the first three quarters of the
     training: small images teach the coarse features for a fraction of the cost (Howard
-    2018; Tan and Le 2021, "EfficientNetV2").
+    2018; Tan and Le 2021, "EfficientNetV2"). The last `crop.whole_epochs` see images as evaluation does:
+    objects are larger in random crops, to which a network gets used (Touvron et al. 2019, "Fixing the
+    train-test resolution discrepancy").
     """
-    if spec.crop is None:
-        return image_size
-    last = spec.crop.size or image_size
+    sides = sides_of(image_size)
+    shorter = min(sides)
+    if spec.crop is None or epoch >= epochs - spec.crop.whole_epochs:
+        return EpochView(*sides, is_cropped=False)
+    last = spec.crop.size or shorter
     first = spec.crop.first_size or last
     progress = min(1.0, epoch / max(1.0, 0.75 * epochs))
     grown = first + (last - first) * progress
-    return last if progress >= 1.0 else min(last, max(first, 16 * round(grown / 16)))
+    side = last if progress >= 1.0 else min(last, max(first, 16 * round(grown / 16)))
+    return EpochView(round(side * sides[0] / shorter), round(side * sides[1] / shorter))
 
 
 def resample(images: tf.Tensor, top: tf.Tensor, left: tf.Tensor, height: tf.Tensor, width: tf.Tensor,
-             mirrored: tf.Tensor, flipped: tf.Tensor, side: int) -> tf.Tensor:  # fmt: skip
-    """Return a rectangle of each image, resized to [batch, side, side, 3] with antialiasing.
+             mirrored: tf.Tensor, flipped: tf.Tensor, sides: tuple[int, int]) -> tf.Tensor:  # fmt: skip
+    """Return a rectangle of each image, resized to [batch, *sides, channels] with antialiasing.
 
     `top`, `left`, `height` and `width` are float32 [batch], in pixels; `mirrored` and
     `flipped` are bool [batch]. Resizing by a triangle filter is separable, so it is two
     matrix products, as in `tf.image.resize(antialias=True)` but with a rectangle an image.
     """
-    rows = _resize_weights(top, height, flipped, images.shape[1] or tf.shape(images)[1], side)
-    columns = _resize_weights(left, width, mirrored, images.shape[2] or tf.shape(images)[2], side)
+    rows = _resize_weights(top, height, flipped, images.shape[1] or tf.shape(images)[1], sides[0])
+    columns = _resize_weights(left, width, mirrored, images.shape[2] or tf.shape(images)[2], sides[1])
     images = tf.einsum("bij,bjkc->bikc", rows, images)
     return tf.einsum("bxk,bikc->bixc", columns, images)
 
@@ -112,30 +134,28 @@ def translate(images: tf.Tensor, draws: tf.Tensor, pixels: int) -> tf.Tensor:
     `images` are float32 [batch, height, width, 3] and larger than `pixels`; `draws` is [batch, 2] in [0, 1).
     """
     shifts = tf.cast(tf.floor(draws * (2 * pixels + 1)), tf.int32) - pixels
-    rows = _reflected(shifts[:, 0], tf.shape(images)[1])
-    columns = _reflected(shifts[:, 1], tf.shape(images)[2])
-    images = tf.gather(images, rows, axis=1, batch_dims=1)
-    return tf.gather(images, columns, axis=2, batch_dims=1)
-
-
-def _reflected(shifts: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
-    """Return where each place of a moved axis comes from, int32 [batch, size]; its ends are not repeated."""
-    source = tf.abs(tf.range(size)[None, :] - shifts[:, None])
-    last = size - 1
-    return last - tf.abs(last - source)
+    for axis in (1, 2):
+        last = tf.shape(images)[axis] - 1
+        source = tf.abs(tf.range(last + 1)[None, :] - shifts[:, axis - 1, None])
+        # Reflected at both ends, which are not repeated.
+        images = tf.gather(images, last - tf.abs(last - source), axis=axis, batch_dims=1)
+    return images
 
 
 def change_colors(images: tf.Tensor, brightness: tf.Tensor, contrast: tf.Tensor, saturation: tf.Tensor,
                   hue: tf.Tensor) -> tf.Tensor:  # fmt: skip
-    """Return images with changed colours, float32 [batch, height, width, 3] in 0..255.
+    """Return images with changed colours, float32 [batch, height, width, 3 or 1] in 0..255.
 
     All arguments are float32 [batch]: `brightness` is added (1 is white), `contrast` and
     `saturation` multiply the distance to the image's mean grey and to the pixel's own grey,
     and `hue` turns the I-Q plane of YIQ (1 is a full turn). All of it is one 3 x 3 matrix
-    and one offset an image.
+    and one offset an image. Saturation and hue of grey images are not changed.
     """
-    matrix = contrast[:, None, None] * tf.matmul(_saturation_matrix(saturation), _hue_matrix(hue))
-    grey = tf.reduce_mean(tf.tensordot(images, tf.constant(_LUMA), 1), axis=[1, 2])
+    matrix, luma = contrast[:, None, None], tf.constant((1.0,))
+    if images.shape[-1] == 3:
+        matrix *= tf.matmul(_saturation_matrix(saturation), _hue_matrix(hue))
+        luma = tf.constant(_LUMA)
+    grey = tf.reduce_mean(tf.tensordot(images, luma, 1), axis=[1, 2])
     offset = (1.0 - contrast) * grey + 255.0 * brightness
     changed = tf.einsum("bij,bhwj->bhwi", matrix, images) + offset[:, None, None, None]
     return tf.clip_by_value(changed, 0.0, 255.0)
@@ -161,12 +181,17 @@ def erase(images: tf.Tensor, draws: tf.Tensor, probability: float) -> tf.Tensor:
     `draws` is [batch, 5] in [0, 1): whether, area (2% to 33%), log of the ratio (0.3 to 3.3),
     and place.
     """
-    size = tf.cast(tf.shape(images)[1], tf.float32)
+    sides = tf.unstack(tf.cast(tf.shape(images)[1:3], tf.float32))
     area = 0.02 + 0.31 * draws[:, 1]
     root = tf.exp(0.5 * math.log(3.3) * (2.0 * draws[:, 2] - 1.0))
-    height, width = (tf.minimum(size, size * tf.sqrt(area) * each) for each in (root, 1.0 / root))
-    rows = band(draws[:, 3] * (size - height), height, size)
-    columns = band(draws[:, 4] * (size - width), width, size)
+    lengths = [
+        tf.minimum(side, side * tf.sqrt(area) * each)
+        for side, each in zip(sides, (root, 1.0 / root), strict=True)
+    ]
+    rows, columns = (
+        band(draws[:, 3 + axis] * (side - length), length, side)
+        for axis, (side, length) in enumerate(zip(sides, lengths, strict=True))
+    )
     is_erased = tf.cast(draws[:, 0] < probability, tf.float32)
     return paint_rectangle(images, rows * is_erased[:, None], columns, 127.5)
 
@@ -176,11 +201,11 @@ def paint_rectangle(
 ) -> tf.Tensor:
     """Return `images` with `paint` where both `rows` and `columns` are 1, and a part of it in between.
 
-    Images and paint are float32 [batch, height, width, 3], `rows` [batch, height] and `columns`
+    Images and paint are float32 [batch, height, width, channels], `rows` [batch, height] and `columns`
     [batch, width] in 0..1. A product, as `tf.where` with a mask that is broadcast took five times as long.
     """
     shape = tf.shape(images)
-    mask = rows[:, :, None] * tf.repeat(columns, 3, axis=1)[:, None, :]
+    mask = rows[:, :, None] * tf.repeat(columns, images.shape[-1], axis=1)[:, None, :]
     mask = tf.reshape(mask, shape)
     return images * (1.0 - mask) + paint * mask
 
@@ -195,20 +220,27 @@ def band(start: tf.Tensor, length: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
     return tf.cast(is_inside, tf.float32)
 
 
+def _of_colours(images: tf.Tensor, change: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
+    """Return images whose colours, all but the alpha of RGBA, are changed."""
+    if images.shape[-1] != 4:
+        return change(images)
+    return tf.concat([change(images[..., :3]), images[..., 3:]], axis=-1)
+
+
 def _crop_and_flip(
-    images: tf.Tensor, draws: tf.Tensor, spec: AugmentSpec, side: int, is_mirrored: tf.Tensor | None
+    images: tf.Tensor, draws: tf.Tensor, spec: AugmentSpec, view: EpochView, is_mirrored: tf.Tensor | None
 ) -> tf.Tensor:
     mirrored = (draws[:, 0] < 0.5) & (spec.flip != "none")
     if spec.flip == "alternating" and is_mirrored is not None:
         mirrored = is_mirrored
     flipped = (draws[:, 1] < 0.5) & (spec.flip == "both")
-    if spec.crop is None:
+    if spec.crop is None or not view.is_cropped:
         images = _flip(images, mirrored, flipped)
         return translate(images, draws[:, 4:6], spec.translate_pixels) if spec.translate_pixels else images
-    size = tf.cast(tf.shape(images)[1], tf.float32)
-    height, width = _crop_sides(draws[:, 2], draws[:, 3], spec.crop, size)
-    top, left = draws[:, 4] * (size - height), draws[:, 5] * (size - width)
-    return resample(images, top, left, height, width, mirrored, flipped, side)
+    whole = tf.unstack(tf.cast(tf.shape(images)[1:3], tf.float32))
+    height, width = _cropped_sides(draws[:, 2], draws[:, 3], spec.crop, whole)
+    top, left = draws[:, 4] * (whole[0] - height), draws[:, 5] * (whole[1] - width)
+    return resample(images, top, left, height, width, mirrored, flipped, view[:2])
 
 
 def _flip(images: tf.Tensor, mirrored: tf.Tensor, flipped: tf.Tensor) -> tf.Tensor:
@@ -216,14 +248,15 @@ def _flip(images: tf.Tensor, mirrored: tf.Tensor, flipped: tf.Tensor) -> tf.Tens
     return tf.where(flipped[:, None, None, None], tf.reverse(images, [1]), images)
 
 
-def _crop_sides(
-    area: tf.Tensor, ratio: tf.Tensor, spec: CropSpec, size: tf.Tensor
+def _cropped_sides(
+    area: tf.Tensor, ratio: tf.Tensor, spec: CropSpec, whole: Sequence[tf.Tensor]
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Return height and width in pixels; a side that would leave the image is cut to it."""
     area = spec.scale[0] + (spec.scale[1] - spec.scale[0]) * area
     low, high = math.log(spec.ratio[0]), math.log(spec.ratio[1])
     root = tf.exp(0.5 * (low + (high - low) * ratio))
-    return tf.minimum(size, size * tf.sqrt(area) / root), tf.minimum(size, size * tf.sqrt(area) * root)
+    height, width = whole[0] * tf.sqrt(area) / root, whole[1] * tf.sqrt(area) * root
+    return tf.minimum(whole[0], height), tf.minimum(whole[1], width)
 
 
 def _resize_weights(

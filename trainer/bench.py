@@ -15,11 +15,11 @@ from typing import Literal
 
 import tensorflow as tf
 
-from trainer.augment import crop_side
+from trainer.augment import find_view
 from trainer.cluster import Cluster
 from trainer.data.batches import steps_per_epoch
 from trainer.data.dataset import Dataset
-from trainer.exits import StoppedError
+from trainer.exits import StoppedError, UsageError
 from trainer.scaling import require_equal_shares, require_whole_batch, scaled_spec
 from trainer.spec import RunSpec
 from trainer.train import build_learner
@@ -126,8 +126,14 @@ class _Bench:
         self.is_stopped = is_stopped
         steps = steps_per_epoch(len(dataset.train.labels), spec.train.global_batch_size)
         self.learner = build_learner(spec, len(dataset.class_names), steps, cluster)
-        self.stepper, self.feed = build_parts(self.learner, dataset, spec, cluster)
-        self.side = crop_side(spec.augment, spec.data.image_size, spec.train.epochs - 1, spec.train.epochs)
+        phase = self.learner.phases[-1]
+        if phase.is_logistic:
+            raise UsageError(
+                "The head of this spec is fitted by logistic regression: there are no steps to measure; "
+                "try --set train.finetune.probe=steps, or more epochs. Received: finetune.probe=logistic"
+            )
+        self.stepper, self.feed = build_parts(self.learner, dataset, spec, cluster, phase=phase)
+        self.view = find_view(spec.augment, spec.data.image_size, spec.train.epochs - 1, spec.train.epochs)
         chosen = spec.train.steps_per_call
         self.is_auto = chosen == "auto"
         self.feed.block_steps = 1 if chosen == "auto" else chosen
@@ -168,7 +174,7 @@ class _Bench:
         return self.feed.blocks(0, 1 << 40)
 
     def _run(self, block: Block) -> None:
-        self.stepper.run(block, self.side)
+        self.stepper.run(block, self.view)
 
     def _rate(self, blocks: Iterator[Block], seconds: float, use: Callable[[Block], None]) -> float:
         next(blocks)  # made before anyone waits for it

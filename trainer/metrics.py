@@ -1,33 +1,26 @@
 """Predictions to metrics.
 
-In: `Predictions`, one row an image. Out: flat numbers, a confusion matrix, calibration
-bins, and `predictions.csv`, from which every one of them can be computed again to the last
-digit. Nothing here knows of a model or of TensorFlow.
+In: `Predictions`, one row an image, or those of any number of labels an image. Out: flat numbers, a confusion
+matrix, calibration bins. Nothing here knows of a model or of TensorFlow.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
 
-from trainer.exits import DataError, UsageError
-from trainer.printable import spreadsheet_cell, text_of_cell
-from trainer.storage.local import write_text
+from trainer.exits import DataError
+from trainer.multilabel.metrics import label_metrics
+from trainer.multilabel.predictions import MultiLabelPredictions, multilabel_predictions
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 _Z = NormalDist().inv_cdf(0.975)
-_COLUMNS = ("split", "path", "label", "predicted")
-_CLASS_COLUMN = "probability:"
 CALIBRATION_BINS = 15
 """As Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, have it."""
 
@@ -55,6 +48,52 @@ class Predictions:
         """[N], the probabilities of the predicted classes."""
         return np.asarray(np.max(self.probabilities, axis=1), dtype=np.float64)
 
+    @property
+    def right(self) -> npt.NDArray[np.bool_]:
+        """[N], whether the predicted class is the true one."""
+        return np.asarray(self.predicted == self.labels)
+
+    @property
+    def confidence_in_truth(self) -> Floats:
+        """[N], the probabilities of the true classes."""
+        return np.asarray(self.probabilities[np.arange(len(self.labels)), self.labels])
+
+    def truth_text(self, image: int) -> str:
+        """Return the name of an image's class."""
+        return self.class_names[int(self.labels[image])]
+
+    def answer_text(self, image: int) -> str:
+        """Return the name of the class that is predicted of an image."""
+        return self.class_names[int(self.predicted[image])]
+
+    def select(self, rows: Ints) -> Predictions:
+        """Return the predictions of the images in `rows`."""
+        return Predictions(
+            self.split,
+            tuple(self.names[row] for row in rows),
+            self.labels[rows],
+            self.probabilities[rows],
+            self.class_names,
+        )
+
+
+AnyPredictions = Predictions | MultiLabelPredictions
+"""Of one label an image, or of any number of them."""
+
+
+def predictions_of(
+    split: str,
+    names: tuple[str, ...],
+    labels: npt.NDArray[np.int32],
+    probabilities: Floats,
+    class_names: tuple[str, ...],
+    thresholds: Floats | None = None,
+) -> AnyPredictions:
+    """Return the predictions of labels [N], or of a label matrix [N, C], which may have `thresholds`, [C]."""
+    if labels.ndim == 2:
+        return multilabel_predictions(split, names, labels, probabilities, class_names, thresholds)
+    return Predictions(split, names, labels, probabilities, class_names)
+
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
@@ -73,8 +112,11 @@ class Calibration:
         return float(np.average(np.abs(self.accuracy - self.confidence), weights=self.count))
 
 
-def compute_metrics(predictions: Predictions) -> dict[str, float]:
+def compute_metrics(predictions: AnyPredictions) -> dict[str, float]:
     """Return all metrics by flat name, all in 0..1 but the counts, `log_loss` and `brier`.
+
+    With any number of labels an image `accuracy` counts the images whose labels are all right and complete;
+    `trainer.multilabel.metrics.label_metrics` has the others. With one label they are:
 
     - `accuracy`, with `accuracy_low` and `accuracy_high`, its 95% interval (Wilson 1927);
       `count` and `correct` images.
@@ -97,7 +139,7 @@ def compute_metrics(predictions: Predictions) -> dict[str, float]:
             f"Nothing can be measured without images; look at where the data come from. "
             f"Received: 0 images in the {predictions.split} split"
         )
-    correct = int(np.sum(predictions.predicted == predictions.labels))
+    correct = int(np.sum(predictions.right))
     low, high = wilson_interval(correct, count)
     return {
         "accuracy": correct / count,
@@ -105,6 +147,18 @@ def compute_metrics(predictions: Predictions) -> dict[str, float]:
         "accuracy_high": high,
         "count": count,
         "correct": correct,
+        **_other_metrics(predictions),
+    }
+
+
+def _other_metrics(predictions: AnyPredictions) -> dict[str, float]:
+    if isinstance(predictions, MultiLabelPredictions):
+        return label_metrics(predictions)
+    return _class_metrics(predictions)
+
+
+def _class_metrics(predictions: Predictions) -> dict[str, float]:
+    return {
         "log_loss": _log_loss(predictions),
         "brier": _brier(predictions),
         "calibration_error": compute_calibration(predictions).error,
@@ -147,52 +201,6 @@ def compute_calibration(predictions: Predictions) -> Calibration:
         accuracy=np.bincount(bins, weights=right, minlength=CALIBRATION_BINS)[used] / count,
         count=count,
     )
-
-
-def write_predictions(path: Path, predictions: Sequence[Predictions]) -> None:
-    """Write one CSV row an image, all splits below each other; they have the same classes.
-
-    Columns: split, path, label, predicted, and `probability:<class>` for each class, with
-    every digit that a float has; a text that a spreadsheet would take for a formula follows an apostrophe,
-    which `read_predictions` takes away again. Raises TemporaryError, UsageError.
-    """
-    class_names = predictions[0].class_names if predictions else ()
-    text = io.StringIO(newline="")
-    # Every text is quoted: only so does a lone carriage return survive in Python 3.10.
-    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-    writer.writerow([*_COLUMNS, *(_CLASS_COLUMN + storable(name) for name in class_names)])
-    for each in predictions:
-        writer.writerows(_rows(each))
-    write_text(path, text.getvalue())
-
-
-def read_predictions(path: Path) -> list[Predictions]:
-    """Return what `write_predictions` wrote to `path`. Raises UsageError if it didn't."""
-    try:
-        return parse_predictions(path.read_bytes().decode(), str(path))
-    except OSError as error:
-        raise UsageError(f"The predictions can't be read: {error.strerror}. Received: {path}") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"The predictions are not UTF-8: {error}. Received: {path}") from None
-
-
-def parse_predictions(text: str, where: str) -> list[Predictions]:
-    """Return what the `text` of a predictions.csv says; `where` is its name in errors. Raises UsageError."""
-    try:
-        rows = [
-            [*map(text_of_cell, row[: len(_COLUMNS)]), *row[len(_COLUMNS) :]]
-            for row in csv.reader(io.StringIO(text, newline=""))
-        ]
-        class_names = _read_header(rows[0] if rows else [])
-        _require_whole(rows)
-        splits = dict.fromkeys(row[0] for row in rows[1:])
-        return [
-            _read_split(split, [row for row in rows[1:] if row[0] == split], class_names) for split in splits
-        ]
-    except (ValueError, csv.Error) as error:
-        raise UsageError(
-            f"This is not a predictions.csv of this program: {error}. Received: {where}"
-        ) from None
 
 
 def _log_loss(predictions: Predictions) -> float:
@@ -243,49 +251,3 @@ def _per_class(predictions: Predictions) -> dict[str, float]:
     for class_name, images in zip(predictions.class_names, support, strict=True):
         found[f"support/{class_name}"] = int(images)
     return found
-
-
-def _rows(predictions: Predictions) -> Iterator[list[str | float]]:
-    class_names = [storable(name) for name in predictions.class_names]
-    for name, label, predicted, probabilities in zip(
-        predictions.names,
-        predictions.labels.tolist(),
-        predictions.predicted.tolist(),
-        predictions.probabilities.astype(np.float64).tolist(),
-        strict=True,
-    ):
-        # The csv module writes floats with repr: as many digits as it takes to read the same one back.
-        texts = [predictions.split, storable(name), class_names[label], class_names[predicted]]
-        yield [*map(spreadsheet_cell, texts), *probabilities]
-
-
-def storable(text: str) -> str:
-    """Return `text` with what UTF-8 can't hold, such as odd bytes of a file's name, spelled out."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def _read_header(header: Sequence[str]) -> tuple[str, ...]:
-    texts, classes = header[: len(_COLUMNS)], header[len(_COLUMNS) :]
-    if tuple(texts) != _COLUMNS or not all(name.startswith(_CLASS_COLUMN) for name in classes):
-        raise ValueError(f"its columns should be {', '.join(_COLUMNS)}, {_CLASS_COLUMN}<class>, ...")
-    return tuple(name[len(_CLASS_COLUMN) :] for name in classes)
-
-
-def _require_whole(rows: Sequence[Sequence[str]]) -> None:
-    for number, row in enumerate(rows, start=1):
-        if len(row) != len(rows[0]):
-            raise ValueError(f"row {number} has {len(row)} cells, and there are {len(rows[0])} columns")
-
-
-def _read_split(split: str, rows: Sequence[Sequence[str]], class_names: tuple[str, ...]) -> Predictions:
-    index = {name: number for number, name in enumerate(class_names)}
-    unknown = [row[2] for row in rows if row[2] not in index]
-    if unknown:
-        raise ValueError(f"the label {unknown[0]!r} has no column")
-    return Predictions(
-        split=split,
-        names=tuple(row[1] for row in rows),
-        labels=np.array([index[row[2]] for row in rows], dtype=np.int32),
-        probabilities=np.array([[float(cell) for cell in row[len(_COLUMNS) :]] for row in rows]),
-        class_names=class_names,
-    )

@@ -1,6 +1,6 @@
 """Pairs of training images made into one: mixup and CutMix.
 
-In: augmented images, float32 [batch, side, side, 3], and uniform numbers for each. Out: mixed
+In: augmented images, float32 [batch, height, width, channels], and uniform numbers for each. Out: mixed
 images, the partner of each, and the share of the loss that its own label keeps. Partners are
 neighbours in the batch (0 and 1, 2 and 3, ...), so that any number of replicas makes the same pairs.
 """
@@ -21,14 +21,17 @@ def mix_images(
     `draws` is [batch, 4] in [0, 1): which mixture if any, the share, and the rectangle's place.
     An image is cut with the probability `spec.cutmix`, blended with `spec.mixup`, else left alone.
     """
-    count, side = tf.shape(images)[0], tf.cast(tf.shape(images)[1], tf.float32)
+    count, sides = tf.shape(images)[0], tf.unstack(tf.cast(tf.shape(images)[1:3], tf.float32))
     # The last image of an odd batch has only itself.
     partners = tf.minimum(tf.bitwise.bitwise_xor(tf.range(count), 1), count - 1)
     is_cut = draws[:, 0] < spec.cutmix
     is_blended = ~is_cut & (draws[:, 0] < spec.cutmix + spec.mixup)
-    # Of a square with the area 1 - share what hangs over the border is cut off (Yun et al. 2019, "CutMix").
-    length = side * tf.sqrt(1.0 - draws[:, 1])
-    rows, columns = (band(side * draws[:, axis] - 0.5 * length, length, side) for axis in (2, 3))
+    # Of a part with the area 1 - share what hangs over the border is cut off (Yun et al. 2019, "CutMix").
+    lengths = [side * tf.sqrt(1.0 - draws[:, 1]) for side in sides]
+    rows, columns = (
+        band(side * draws[:, 2 + axis] - 0.5 * length, length, side)
+        for axis, (side, length) in enumerate(zip(sides, lengths, strict=True))
+    )
     # A blend is a square as large as the image, of which the other one gets a part.
     blend = tf.where(is_blended, 1.0 - draws[:, 1], 0.0)[:, None]
     rows = tf.where(is_cut[:, None], rows, blend)

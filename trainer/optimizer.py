@@ -7,6 +7,7 @@ function of its own step, so that it continues exactly wherever it is restored.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -19,21 +20,28 @@ from trainer.spec import OptimizerSpec
 class Schedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
     """Linear warm-up, then constant, linear or cosine (Loshchilov and Hutter 2016), times `scale`.
 
-    `scale` is a variable, 1 at first; recovery from divergence halves it.
+    `scale` is a variable, 1 at first, which recovery from divergence halves; `factor` is a constant.
     """
 
-    def __init__(self, spec: OptimizerSpec, steps_per_epoch: int, total_steps: int) -> None:
+    def __init__(
+        self,
+        spec: OptimizerSpec,
+        steps_per_epoch: int,
+        total_steps: int,
+        scale: tf.Variable | None = None,
+        factor: float = 1.0,
+    ) -> None:
         super().__init__()
-        self.spec = spec
+        self.spec, self.peak = spec, factor * spec.learning_rate
         self.warmup_steps = round(spec.warmup_epochs * steps_per_epoch)
         self.decay_steps = max(1, total_steps - self.warmup_steps)
-        self.scale = tf.Variable(1.0, trainable=False, dtype=tf.float32, name="learning_rate_scale")
+        self.scale = build_scale() if scale is None else scale
 
     def __call__(self, step: Any) -> tf.Tensor:
         """Return the learning rate of `step`, counted from 0, as a float32 scalar."""
         step = tf.cast(step, tf.float32)
         warmup = tf.minimum(1.0, (step + 1.0) / (self.warmup_steps + 1.0))
-        return self.spec.learning_rate * self.scale * warmup * self._decay(step)
+        return self.peak * self.scale * warmup * self._decay(step)
 
     def _decay(self, step: tf.Tensor) -> tf.Tensor:
         if self.spec.schedule == "constant":
@@ -48,29 +56,35 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore
         return self.spec.model_dump()
 
 
+def build_scale() -> tf.Variable:
+    """Return the variable by which all learning rates are multiplied, 1 at first."""
+    return tf.Variable(1.0, trainable=False, dtype=tf.float32, name="learning_rate_scale")
+
+
 def build_optimizer(
     spec: OptimizerSpec,
-    model: keras.Model,
+    weights: Sequence[keras.Variable],
     steps_per_epoch: int,
     total_steps: int,
+    scale: tf.Variable | None = None,
+    factor: float = 1.0,
     precision: str = "float32",
 ) -> tuple[keras.Optimizer, Schedule]:
-    """Return the optimizer, built for the weights of `model`, and its schedule.
+    """Return the optimizer, built for `weights`, and its schedule, `factor` times the learning rate of
+    `spec`.
 
     Clipping is not given to it: the training step clips after the gradients of all
     replicas are summed, and Keras would clip before. So what `apply` gets is summed already.
     `precision` is the model's, see `build_model`: that of Muon's products too.
     """
-    schedule = Schedule(spec, steps_per_epoch, total_steps)
+    schedule = Schedule(spec, steps_per_epoch, total_steps, scale, factor)
     optimizer = _optimizer(spec, schedule, precision)
     # Keras would sum once more, and send all of it a second time.
     optimizer._all_reduce_sum_gradients = list
     if spec.weight_decay and spec.name != "muon":
         # A bias or a normalisation has one dimension; decaying them helps nobody (He et al. 2019).
-        optimizer.exclude_from_weight_decay(
-            [weight for weight in model.trainable_variables if len(weight.shape) < 2]
-        )
-    optimizer.build(model.trainable_variables)
+        optimizer.exclude_from_weight_decay([weight for weight in weights if len(weight.shape) < 2])
+    optimizer.build(weights)
     return optimizer, schedule
 
 

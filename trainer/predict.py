@@ -21,16 +21,16 @@ from trainer.data.labelled import load_labelled
 from trainer.data.layouts.found import files_below, rejection_of
 from trainer.data.progress import Progress
 from trainer.data.statistics import count_trained
-from trainer.evaluate import batches_of
 from trainer.exits import DataError, UsageError
 from trainer.export import LoadedModel
-from trainer.metrics import Predictions, compute_metrics
+from trainer.metrics import AnyPredictions, compute_metrics, predictions_of
 from trainer.printable import printable, shown_address
-from trainer.spec import load_spec
+from trainer.spec import PIXEL_SETTINGS, load_spec
+from trainer.train.inference import batches_of
 
 _MOST_FILES = 32
 """Whose bytes are in memory at once."""
-_ABOUT_MODEL = ("data.image_size", "data.resize", "data.interpolation")
+_ABOUT_MODEL = ("data.labels", *(f"data.{name}" for name in PIXEL_SETTINGS))
 """Settings that the model was trained with."""
 
 Answer = np.ndarray[Any, Any] | str
@@ -67,9 +67,9 @@ def classify_files(
 
     Pictures are converted as for training; on_converted is called with the format of each.
     """
-    for rows in batches_of(len(paths), model.image_size, _MOST_FILES):
+    for rows in batches_of(len(paths), model.data.pixel_format.shape, _MOST_FILES):
         batch = [paths[row] for row in rows]
-        prepared = [_read(path, model.max_image_pixels) for path in batch]
+        prepared = [_read(path, model.data.max_image_pixels) for path in batch]
         for each in prepared:
             if each.converted:
                 on_converted(each.converted)
@@ -98,13 +98,7 @@ def evaluate_source(
                 "Only how the data are read can be set here, such as data.layout=folders; size and resizing "
                 f"are the model's own. Received: {shown_address(setting)}"
             )
-    about = {
-        "source": source,
-        "image_size": model.image_size,
-        "resize": model.resize,
-        "interpolation": model.interpolation,
-        "max_image_pixels": model.max_image_pixels,
-    }
+    about = {"source": source, **model.data.model_dump(exclude_unset=True)}
     spec = load_spec(
         settings=settings, overrides={f"data.{name}": value for name, value in about.items()}
     ).data
@@ -145,15 +139,18 @@ def _read(path: Path, max_pixels: int) -> Prepared:
     return prepare(data, max_pixels)
 
 
-def predict_split(model: LoadedModel, split: Split) -> Predictions:
-    batches = batches_of(len(split.labels), model.image_size)
+def predict_split(model: LoadedModel, split: Split) -> AnyPredictions:
+    """Return the answers of `model` to the images of `split`, in its order."""
+    batches = batches_of(len(split.labels), model.data.pixel_format.shape)
     probabilities = np.concatenate([model.classify_pixels(split.pixels.take(rows)) for rows in batches])
     # The model answers in float32; metrics want rows that sum to one in float64.
     wide = probabilities.astype(np.float64)
-    return Predictions(
+    is_multi = model.data.labels == "multi"
+    return predictions_of(
         split.name,
         tuple(item.name for item in split.items),
         split.labels,
-        wide / wide.sum(axis=1, keepdims=True),
+        wide if is_multi else wide / wide.sum(axis=1, keepdims=True),
         model.class_names,
+        np.array(model.thresholds) if is_multi else None,
     )

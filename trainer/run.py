@@ -20,14 +20,17 @@ from trainer.data.labels import all_normalized, normalized
 from trainer.data.load import load_dataset
 from trainer.data.progress import Progress
 from trainer.data.statistics import describe_images
-from trainer.evaluate import Evaluator, predict_splits
+from trainer.evaluate import Evaluator, predict_splits, thresholds_of
 from trainer.exits import DataError, UnchangedError, UsageError
 from trainer.export import export_model, make_golden, verify_export
 from trainer.hosts import Peers
-from trainer.metrics import Predictions, compute_metrics, write_predictions
+from trainer.metrics import AnyPredictions, compute_metrics
+from trainer.objective import objective_of
+from trainer.prediction_files import write_predictions
 from trainer.publish import publish
 from trainer.report.drift import Drift, find_drift
-from trainer.report.inputs import ReportInputs
+from trainer.report.inputs import report_inputs
+from trainer.report.label_page import write_label_report
 from trainer.report.names import clip
 from trainer.report.page import write_report
 from trainer.report.verdict import Verdict
@@ -40,16 +43,17 @@ from trainer.run_folder import (
     read_images,
     read_precision,
     require_complete,
-    require_same_start,
     write_environment,
     write_rejected,
 )
 from trainer.scaling import describe_scaling, require_equal_shares, require_whole_batch, scaled_spec
-from trainer.spec import RunSpec, dump_shown_spec
+from trainer.spec import RunSpec, format_size
 from trainer.stop import Stop
 from trainer.storage.folders import replace_folder
 from trainer.storage.local import write_json
 from trainer.train import Learner, Observer, Saver, TrainResult, build_learner, train
+from trainer.train.features import Features, build_features
+from trainer.train.whiten import whiten_first_layer
 from trainer.warm_start import begin
 
 # 80 columns, less what a screen puts before a fact.
@@ -84,22 +88,23 @@ def run(
     scaled = _settled(_scaled(spec, cluster, dataset, screen), cluster, folder)
     steps = steps_per_epoch(len(dataset.train.labels), scaled.train.global_batch_size)
     learner = build_learner(scaled, len(dataset.class_names), steps, cluster)
+    whiten_first_layer(learner, dataset.train, cluster)
     start = begin(scaled, learner, dataset, cluster, folder, cache_dir, screen)
-    if folder.newest_checkpoint:
-        require_same_start(folder.path, start)
     _keep_dataset(dataset, cluster, folder, screen)
     environment = write_environment(folder.path, spec, cluster.description, start, current_command())
     # A checkpoint is of no use to a restart that can't see what it is of.
     folder.keep()
     screen.on_fact("model", _describe(spec, learner))
-    evaluator = Evaluator(learner.inference_model, cluster)
-    result = _train(learner, evaluator, dataset, scaled, cluster, folder, screen, stop)
+    model, objective = learner.inference_model, objective_of(spec.data.labels)
+    features = build_features(scaled, model, dataset, cluster, cache_dir, screen)
+    evaluator = Evaluator(model, cluster, None if spec.model.average_mirror else features, objective)
+    result = _train(learner, evaluator, dataset, scaled, cluster, folder, screen, stop, features)
     predictions = predict_splits(evaluator, dataset)
     if not cluster.is_chief:
         peers.share(b"")  # the rest is the chief's, and it has to end well
         return None
     metrics = _keep_metrics(predictions, result, folder)
-    screen.on_fact("export", _export(learner.inference_model, dataset, spec, folder))
+    screen.on_fact("export", _export(model, dataset, spec, folder, thresholds_of(predictions)))
     verdict = _report(spec, environment, dataset, result, predictions, metrics, folder, screen)
     require_complete(folder.path)
     _publish(folder, screen)
@@ -140,7 +145,8 @@ def _settled(spec: RunSpec, cluster: Cluster, folder: RunFolder) -> RunSpec:
     if spec.train.precision != "auto":
         return spec
     began = read_precision(folder.path) if folder.newest_checkpoint else None
-    chosen = cluster.peers.share((began or choose_precision("auto", cluster)).encode()).decode()
+    chosen = began or choose_precision("auto", cluster, spec.has_depthwise)
+    chosen = cluster.peers.share(chosen.encode()).decode()
     return spec.model_copy(update={"train": spec.train.model_copy(update={"precision": chosen})})
 
 
@@ -153,6 +159,7 @@ def _train(
     folder: RunFolder,
     screen: Screen,
     stop: Stop,
+    features: Features | None,
 ) -> TrainResult:
     def is_stopped() -> bool:
         folder.check_lease()
@@ -166,7 +173,7 @@ def _train(
             stop.outcome = saver.resume_advice
         return train(
             learner, dataset, spec, cluster, saver, screen,
-            lambda: evaluator.loss_and_accuracy(dataset.held_out, is_stopped), is_stopped,
+            lambda: evaluator.loss_and_accuracy(dataset.held_out, is_stopped), is_stopped, features,
         )  # fmt: skip
 
 
@@ -218,13 +225,13 @@ def _require_classes(spec: RunSpec, dataset: Dataset) -> None:
 def _describe(spec: RunSpec, learner: Learner) -> str:
     weights = learner.model.count_params()
     return (
-        f"{spec.model.family}, {weights:,} weights, {spec.data.image_size} px, {learner.precision}; "
-        f"{spec.train.epochs} epochs of {learner.steps_per_epoch} steps"
+        f"{spec.model.family}, {weights:,} weights, {format_size(spec.data.image_size)}, "
+        f"{learner.precision}; {spec.train.epochs} epochs of {learner.steps_per_epoch} steps"
     )
 
 
 def _keep_metrics(
-    predictions: dict[str, Predictions], result: TrainResult, folder: RunFolder
+    predictions: dict[str, AnyPredictions], result: TrainResult, folder: RunFolder
 ) -> dict[str, float]:
     """Write predictions.csv and metrics.json; return the metrics, named split/metric."""
     write_predictions(folder.path / "predictions.csv", list(predictions.values()))
@@ -239,13 +246,15 @@ def _keep_metrics(
     return metrics
 
 
-def _export(model: keras.Model, dataset: Dataset, spec: RunSpec, folder: RunFolder) -> str:
+def _export(
+    model: keras.Model, dataset: Dataset, spec: RunSpec, folder: RunFolder, thresholds: list[float]
+) -> str:
     """Export, reload in a fresh process, compare, and only then give the model its name."""
     # A name of its own: a process that was paused here may go on while another one exports.
     temporary = folder.path / f".model.{secrets.token_hex(6)}.tmp"
     folder.require_lease()
-    export_model(temporary, model, dataset.class_names, spec.data)
-    golden = make_golden(model, dataset.held_out)
+    export_model(temporary, model, dataset.class_names, spec.data, thresholds)
+    golden = make_golden(model, dataset.held_out, objective_of(spec.data.labels))
     difference = verify_export(temporary, golden)
     replace_folder(temporary, folder.model)
     agreement = f"to {difference:.0e}" if difference else "exactly"
@@ -268,26 +277,12 @@ def _report(
     environment: dict[str, Any],
     dataset: Dataset,
     result: TrainResult,
-    predictions: dict[str, Predictions],
+    predictions: dict[str, AnyPredictions],
     metrics: dict[str, float],
     folder: RunFolder,
     screen: Screen,
 ) -> Verdict:
-    inputs = ReportInputs(
-        title=folder.name,
-        spec_yaml=dump_shown_spec(spec),
-        environment=environment,
-        dataset=dataset.summary,
-        rejected=dataset.rejected,
-        history=result.history,
-        predictions=predictions,
-        metrics=metrics,
-        held_out=dataset.held_out.name,
-        pictures=lambda split, rows: dataset.splits[split].pixels.take(rows),
-        train_seconds=result.seconds,
-        ended=result.ended,
-        keeps_best=spec.train.keeps_best,
-        best_epoch=result.best_epoch,
-        drift=_drift(spec, dataset, folder, screen),
-    )
-    return write_report(folder.path, inputs)
+    drift = _drift(spec, dataset, folder, screen)
+    inputs = report_inputs(folder.name, spec, environment, dataset, result, predictions, metrics, drift)
+    write = write_label_report if spec.data.labels == "multi" else write_report
+    return write(folder.path, inputs)

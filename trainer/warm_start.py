@@ -1,13 +1,13 @@
-"""The weights that a run begins with: fresh ones, or those of another run.
+"""The weights that a run begins with, where they are those of another run or pretrained ones.
 
-In: a learner that has not begun, the training images, and perhaps that run. Out: the learner with a first
-layer that is fitted to the images, or with the weights of that run's model as it was exported; optimizer,
-schedule and everything else are new.
+In: that run, or a file of weights. Out: the weights of its model, as it was exported, or those of the
+backbone, in a learner that hasn't begun; optimizer, schedule and everything else are new.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -23,13 +23,14 @@ from trainer.data.progress import Progress
 from trainer.exits import UsageError
 from trainer.export.load import read_description
 from trainer.integrity import MODEL, require_published_model
+from trainer.model.pretrained import backbone_of
+from trainer.model.weights import find_weights, load_weights
 from trainer.publish import find_run, is_finished
-from trainer.run_folder import RunFolder, Start, find_start, read_started_from
-from trainer.spec import RunSpec
+from trainer.run_folder import RunFolder, Start, find_start, read_started_from, require_same_start
+from trainer.spec import PretrainedSpec, RunSpec
 from trainer.spec.schema import CHAMPION, LATEST
 from trainer.storage.store import Store, is_bucket
 from trainer.train import Agreement, Learner
-from trainer.train.whiten import whiten_first_layer
 
 _MOST_BYTES = 1 << 40
 _NONE_YET = {LATEST: "there is no finished run that is the latest", CHAMPION: "there is no champion"}
@@ -52,21 +53,55 @@ def begin(
     cache_dir: Path,
     screen: Screen,
 ) -> Start:
-    """Return what the run begins with, or began with; another run's weights, where wanted, are put in.
+    """Return what the run begins with, or began with; another run's or pretrained weights are put in.
 
-    Of fresh weights a whitening layer is fitted to the training images.
-    Raises UsageError for a run that isn't there, and for a model of other classes or another network.
+    Raises UsageError for a run or a file of weights that isn't there, and for weights of another network.
     """
-    whiten_first_layer(learner, dataset.train, cluster)
+    agreement = Agreement(cluster.peers)
     run = _find_run(spec.train.start_from, folder) if cluster.is_chief else None
-    place = _begin_with(learner, dataset.class_names, run, Agreement(cluster.peers), cache_dir, screen)
+    place = _begin_with(learner, dataset.class_names, run, agreement, cache_dir, screen)
+    weights = _pretrain(spec, learner, agreement, cache_dir, screen, folder.checkpoints, bool(place))
     if place:
         screen.on_fact("start", f"with the weights of {place}")
     elif not folder.newest_checkpoint and spec.train.start_from in _NONE_YET:
         screen.on_fact("start", f"with fresh weights: {_NONE_YET[spec.train.start_from]}")
     started_from = place or read_started_from(folder.path) if folder.newest_checkpoint else place
     batch, rate = spec.train.global_batch_size, spec.optimizer.learning_rate
-    return Start(dataset.digest, learner.precision, batch, rate, started_from)
+    start = Start(dataset.digest, learner.precision, batch, rate, started_from, weights)
+    if folder.newest_checkpoint:
+        require_same_start(folder.path, start)
+    return start
+
+
+def _pretrain(
+    spec: RunSpec,
+    learner: Learner,
+    agreement: Agreement,
+    cache_dir: Path,
+    screen: Screen,
+    checkpoints: Path,
+    is_started: bool,
+) -> Mapping[str, str | None] | None:
+    """Put pretrained weights into the backbones of all processes, unless the chief has newer ones.
+
+    Those are of another run (`is_started`) or of a checkpoint.
+
+    Returns what environment.json has of them, None for fresh ones. Raises what finding and reading raises.
+    """
+    if not isinstance(spec.model, PretrainedSpec):
+        return None
+    file = find_weights(spec.model, cache_dir, screen) if agreement.is_chief else None
+    record = None if file is None else file.record()
+    if file is not None:
+        screen.on_fact("weights", f"{file.origin}, licence {file.licence or 'not known'}")
+    has_newer = agreement.value(is_started or has_readable(checkpoints))
+    if file is not None and not has_newer:
+        load_weights(backbone_of(learner.fill_inference_model()), file)
+    variables = {} if has_newer else learner.answering_variables()
+    shared: Mapping[str, str | None] | None = agreement.state(variables, record)
+    if shared is not None and not has_newer:
+        learner.take_inference_weights()
+    return shared
 
 
 def _find_run(start_from: str, folder: RunFolder) -> Store | None:

@@ -47,6 +47,12 @@ def predict_command(
             unusable.append(Rejection(name, answer))
             continue
         shares = dict(zip(model.class_names, map(float, answer), strict=True))
+        if model.data.labels == "multi":
+            chosen = chosen_labels(shares, dict(zip(model.class_names, model.thresholds, strict=True)))
+            click.echo(
+                _labels_as_json(name, chosen, shares) if as_json else _labels_as_row(name, chosen, width)
+            )
+            continue
         click.echo(_as_json(name, shares) if as_json else _as_row(name, shares, width))
     links = filter(None, (links_sentence(paths, place) for place in places if place.is_dir()))
     for line in (*warnings_of_formats(converted, unusable), *_left_out(left_out), *links):
@@ -127,7 +133,24 @@ def _as_json(name: str, shares: Mapping[str, float]) -> str:
     return json.dumps(row, ensure_ascii=False)
 
 
+def chosen_labels(shares: Mapping[str, float], thresholds: Mapping[str, float]) -> dict[str, float]:
+    """Return the labels whose probability reaches their threshold, the highest first, with it."""
+    chosen = [label for label, share in shares.items() if share >= thresholds[label]]
+    return {label: shares[label] for label in sorted(chosen, key=lambda label: -shares[label])}
+
+
+def _labels_as_row(name: str, chosen: Mapping[str, float], width: int) -> str:
+    texts = [f"{printable(label)} {share:.3f}" for label, share in chosen.items()]
+    return f"{name:<{width}}  {', '.join(texts) or 'no label'}"
+
+
+def _labels_as_json(name: str, chosen: Mapping[str, float], shares: Mapping[str, float]) -> str:
+    return json.dumps({"path": name, "labels": chosen, "probabilities": shares}, ensure_ascii=False)
+
+
 def _summary(name: str, values: Mapping[str, float], class_names: Sequence[str]) -> str:
+    if "hamming_loss" in values:
+        return _summary_of_labels(name, values, class_names)
     low, high = values["accuracy_low"], values["accuracy_high"]
     lines = [
         f"{name}: {values['count']:.0f} images",
@@ -139,11 +162,27 @@ def _summary(name: str, values: Mapping[str, float], class_names: Sequence[str])
     return printable_lines("\n".join(lines))
 
 
+def _summary_of_labels(name: str, values: Mapping[str, float], class_names: Sequence[str]) -> str:
+    low, high = values["accuracy_low"], values["accuracy_high"]
+    average = values.get("mean_average_precision")
+    lines = [
+        f"{name}: {values['count']:.0f} images",
+        f"  mean average precision {'-' if average is None else f'{average:.3f}'}",
+        f"  exact      {values['accuracy']:.3f} of the images (95% interval {low:.3f} to {high:.3f})",
+        f"  F1         {values['micro_f1']:.3f} micro   Hamming loss {values['hamming_loss']:.3f}",
+    ]
+    lines += _trained_lines(values)
+    lines += [f"  {each[:20]:<20} {_scores(each, values)}" for each in class_names]
+    return printable_lines("\n".join(lines))
+
+
 def _scores(name: str, values: Mapping[str, float]) -> str:
     if f"recall/{name}" not in values:
         return "-  no image of it in these data"
     scores = [values[f"{metric}/{name}"] for metric in ("precision", "recall", "f1")]
-    return "precision {:.3f}  recall {:.3f}  f1 {:.3f}".format(*scores)
+    average = values.get(f"average_precision/{name}")
+    start = "" if average is None else f"average precision {average:.3f}  "
+    return start + "precision {:.3f}  recall {:.3f}  f1 {:.3f}".format(*scores)
 
 
 def _trained_lines(values: Mapping[str, float]) -> list[str]:

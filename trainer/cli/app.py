@@ -32,6 +32,7 @@ from trainer.cli.options import DATA_HELP, SpecCommand, run_options, spec_option
 from trainer.cli.release import promote, rollback, runs
 from trainer.cli.repeat import repeat
 from trainer.cli.submit import submit
+from trainer.cli.tune import tune
 from trainer.exits import TrainerError, UsageError
 from trainer.printable import shown_address
 from trainer.stop import Stop
@@ -84,7 +85,7 @@ def train(
     prepare_libraries()
     overrides = {"data.source": data, "output": output, "run_name": run_name}
     sent = None if spec_path or recipe else os.environ.get(_SPEC_OF_JOB)
-    spec = given_spec(spec_path, recipe, settings, overrides, _name_of_job(), cache_folder(), sent)
+    spec = given_spec(spec_path, recipe, settings, overrides, name_of_job(), cache_folder(), sent)
     if spec_path is not None and output is None and run_name is None:
         require_unmoved(spec_path, spec)
     if require_accelerator is not None:
@@ -238,6 +239,7 @@ def _announce_emulator() -> None:
 for _command in (
     compare,
     repeat,
+    tune,
     promote,
     rollback,
     runs,
@@ -282,6 +284,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fail(message, 75, words)
 
 
-def _name_of_job() -> str | None:
+def name_of_job() -> str | None:
     """Return the name that the cluster gave this job, so that each restart finds the same run."""
     return next((os.environ[name] for name in _JOB_NAMES if os.environ.get(name)), None)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from trainer.cli.choose import chosen_spec
 from trainer.cli.console import Console
 from trainer.cli.environment import import_tensorflow, memory_explained, require_tensorflow
 from trainer.spec import RunSpec, TrainSpec
@@ -35,6 +36,7 @@ def bench_command(spec: RunSpec, seconds: float, as_json: bool, cache_dir: Path,
         from trainer.data.dataset import format_found
         from trainer.data.load import load_dataset
 
+        spec = chosen_spec(spec, cache_dir, console)
         cluster = find_cluster(spec.train.deterministic, spec.train.devices)
         console.on_fact("devices", cluster.description)
         dataset = load_dataset(spec.data, cache_dir, console, lambda rejected: None)

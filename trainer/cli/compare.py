@@ -17,7 +17,7 @@ from trainer.exits import UsageError
 from trainer.printable import printable, shown_address
 
 if TYPE_CHECKING:
-    from trainer.compare.comparison import Comparison
+    from trainer.compare.pair import Comparison
     from trainer.compare.runs import Run
 
 _METRICS = ".json"

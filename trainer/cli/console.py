@@ -140,6 +140,8 @@ def _epoch_line(row: Mapping[str, Any], epochs: int) -> str:
         f"{short} {row[f'train/{name}']:.3f}" + (f" / {row[f'{other}/{name}']:.3f}" if other else "")
         for short, name in (("loss", "loss"), ("acc", "accuracy"))
     ]
+    ranking = row.get(f"{other}/mean_average_precision")
+    pairs += [] if ranking is None else [f"mAP {ranking:.3f}"]
     start = f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}"
     return "  ".join(
         [start, *pairs, f"{row['images_per_second']:.0f} img/s", f"wait {row['wait_share']:.1%}"]

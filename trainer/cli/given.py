@@ -17,7 +17,7 @@ from trainer.spec import RunSpec, load_spec
 from trainer.spec.schema import CHAMPION, LATEST, SCRATCH
 from trainer.storage.store import require_uri
 
-_DEMO = "demo"
+_DEMO, _AUTO = "demo", "auto"
 
 
 def _local_spec(uri: str, cache_dir: Path) -> Path:
@@ -52,7 +52,9 @@ def given_spec(
     cache_dir: Path,
     sent: str | None = None,
 ) -> RunSpec:
-    """Return the spec; the demo's if nothing says what to train on. `job_name` is for a run that has no name.
+    """Return the spec; the demo's if nothing says what to train on, and that of `auto` for data alone.
+
+    `job_name` is for a run that has no name.
 
     `sent`: the YAML that a job brought along, in the place of a file.
 
@@ -60,6 +62,8 @@ def given_spec(
     """
     if sent is None and spec_path is None and recipe is None and overrides.get("data.source") is None:
         recipe = _DEMO
+    elif sent is None and spec_path is None and recipe is None:
+        recipe = _AUTO
     path = _local_spec(spec_path, cache_dir) if spec_path is not None else None
     if sent is not None:
         _require_readable(sent)

@@ -13,6 +13,7 @@ from trainer.cli.options import image_options
 from trainer.printable import printable
 
 _WIDTH = 79
+_LOG_SECONDS = 10.0
 
 
 @click.group()
@@ -23,10 +24,23 @@ def image() -> None:
 @image.command()
 @image_options
 @click.option("--network", metavar="MODE", help="Of the build, such as host.  [default: the engine's]")
-def build(variant: str, base: str, name: str, network: str | None) -> None:
+@click.option(
+    "--weights",
+    metavar="NAME",
+    multiple=True,
+    help="Pretrained weights to include, such as efficientnetv2-b0, for clusters without a network.",
+)
+def build(variant: str, base: str, name: str, network: str | None, weights: tuple[str, ...]) -> None:
     """Build it from this project's source, on the engine of DOCKER_HOST or of this host."""
-    from trainer.launch.image import build_image, find_source, open_engine, tags_of
+    from trainer.cli.app import cache_folder
+    from trainer.cli.console import Console
+    from trainer.launch.image import build_image, find_root, find_source, open_engine, tags_of
+    from trainer.launch.weights import stage_weights
 
+    with Console(_LOG_SECONDS) as console:
+        staged = stage_weights(find_root(Path.cwd()), weights, cache_folder(), console)
+    for path in staged:
+        click.echo(f"weights    {path.name}")
     source = find_source(Path.cwd(), variant, base)
     tags = tags_of(source, name, variant)
     click.echo(f"source     {source.root}, commit {source.revision}")

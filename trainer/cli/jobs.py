@@ -237,6 +237,7 @@ def _read_progress(spec_text: str | None, name: str) -> list[str]:
     from trainer.exits import TrainerError
     from trainer.spec import parse_spec
     from trainer.storage.store import open_store
+    from trainer.tune.study import count_trials
 
     if spec_text is None:
         return []
@@ -244,6 +245,8 @@ def _read_progress(spec_text: str | None, name: str) -> list[str]:
         spec = parse_spec(spec_text, "the job")
         run = open_store(spec.output).below(name)
         found = run.read("history.jsonl")
+        if study := count_trials(run):
+            return [f"  study: {run.uri}, {study}"]
     except TrainerError as error:
         return [f"  run: {error}"]
     lines = [

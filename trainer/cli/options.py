@@ -81,6 +81,33 @@ _ACCURACY = click.option(
     type=_Share(0, 1),
     help="End with 4 if the published model is less accurate on the held-out images: 0.9.",
 )
+_PARAMETER_HELP = (
+    "Search a setting: KEY=LOW..HIGH, with :log or :STEP after it, or KEY=A|B|C. Can be repeated."
+)
+
+
+def search_options(is_required: bool) -> Callable[[Command], Command]:
+    """Return what adds the options of a search; `is_required` where the command does nothing else."""
+    trials = (
+        "Number of trials." if is_required else "Search settings with so many trials, instead of one run."
+    )
+    return lambda command: _with(
+        command,
+        (
+            click.option("--trials", type=click.IntRange(1, 1000), required=is_required, help=trials),
+            click.option(
+                "--parameter", "parameters", metavar="KEY=RANGE", multiple=True, required=is_required,
+                help=_PARAMETER_HELP,
+            ),
+            click.option(
+                "--metric", type=click.Choice(["accuracy", "loss"]), default="accuracy", show_default=True,
+                help="Figure of the held-out images that the best trial is chosen by.",
+            ),
+            click.option("--no-pruning", is_flag=True, help="Train every trial to its end."),
+        ),
+    )  # fmt: skip
+
+
 _IMAGE = (
     click.option(
         "--variant", type=click.Choice(["cpu", "gpu", "tpu"]), default="gpu", show_default=True,
@@ -172,7 +199,7 @@ def on_vertex_options(command: Command) -> Command:
 
 def submit_options(command: Command) -> Command:
     """Add the options that describe a spec, where its run is kept, and the job that does it."""
-    return _with(command, (*_WHAT, *_WHERE[:2], _HOW[1], _ACCURACY, *_JOB))
+    return _with(command, (*_WHAT, *_WHERE[:2], _HOW[1], _ACCURACY, *_JOB, search_options(is_required=False)))
 
 
 _PROJECT = (
@@ -212,6 +239,14 @@ def spec_options(command: Command) -> Command:
 def repeat_options(command: Command) -> Command:
     """Add the options that describe a spec, and where its runs are kept."""
     return _with(command, (*_WHAT, *_WHERE[:2], _HOW[1]))
+
+
+def tune_options(command: Command) -> Command:
+    """Add the options that describe a spec, where its runs are kept, and the accelerator that each needs."""
+    name = click.option(
+        "--run-name", metavar="NAME", help="Name of the study; an unfinished one is continued."
+    )
+    return _with(command, (*_WHAT, _WHERE[0], name, *_HOW))
 
 
 def run_options(command: Command) -> Command:

@@ -18,7 +18,7 @@ from trainer.exits import QualityError, UsageError
 from trainer.printable import printable, shown_address
 
 if TYPE_CHECKING:
-    from trainer.metrics import Predictions
+    from trainer.metrics import AnyPredictions
     from trainer.release.challenge import Answers, Outcome
     from trainer.release.overview import Row
     from trainer.spec import RunSpec
@@ -142,7 +142,7 @@ def challenge_champion(
 
 
 def _answers(output: Store, spec: RunSpec, cache_dir: Path) -> Answers:
-    def ask(champion: str, challenger: str) -> tuple[Predictions, Predictions, str]:
+    def ask(champion: str, challenger: str) -> tuple[AnyPredictions, AnyPredictions, str]:
         from trainer.cli.console import Console
         from trainer.cli.environment import import_tensorflow
         from trainer.cli.places import local_model

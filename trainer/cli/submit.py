@@ -187,6 +187,7 @@ def _host(network: str | None) -> Host:
 def _plan(place: Any, given: dict[str, Any], **more: Any) -> Plan:
     from trainer.cli.app import cache_folder
     from trainer.cli.given import given_spec
+    from trainer.cli.tune import search_words
     from trainer.launch.accelerators import find_accelerator
     from trainer.launch.plan import Plan, check_plan, make_name, with_price
 
@@ -210,6 +211,7 @@ def _plan(place: Any, given: dict[str, Any], **more: Any) -> Plan:
             is_spot=given["spot"],
             schedule=given["schedule"],
             time_zone=given["time_zone"],
+            search=search_words(spec, given | more),
             accuracy_at_least=given["assert_accuracy_at_least"],
             **more,
             deadline_seconds=round(hours * _HOUR_SECONDS),

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer import __version__
+from trainer.cli.choose import chosen_spec
 from trainer.cli.console import Console, Quiet
 from trainer.cli.environment import (
     import_tensorflow,
@@ -78,6 +79,7 @@ def train_command(
     require_tensorflow()  # before a run is begun
     with Console(spec.train.log_interval_seconds) as console:
         console.banner()
+        spec = chosen_spec(spec, cache_dir, console)
         # Where only some are started again the others don't come, and nobody has to wait for them.
         finished = find_finished_run(spec, fresh) if place.count > 1 else None
         if finished is not None:

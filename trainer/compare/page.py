@@ -12,8 +12,8 @@ from typing import Any
 from markupsafe import Markup
 
 from trainer import __version__
-from trainer.compare.comparison import Comparison
 from trainer.compare.differences import all_differences
+from trainer.compare.pair import Comparison
 from trainer.compare.pictures import read_disagreements
 from trainer.compare.plots import STYLES, draw_overlaid
 from trainer.compare.runs import Run
@@ -66,13 +66,14 @@ def _pair(comparison: Comparison, cache_dir: Path) -> dict[str, Any]:
     first, second = (shorten(run.name, 60) for run in (comparison.first, comparison.second))
     pictures, why = read_disagreements(comparison, cache_dir)
     is_chance = comparison.is_chance
-    metrics = [("accuracy", comparison.accuracy, is_chance)] if comparison.others else []
+    metrics = [(comparison.measure, comparison.accuracy, is_chance)] if comparison.others else []
     return {
         "first": first,
         "second": second,
         "title": f"{first} and {second}",
         "heading": _heading(comparison),
         "among": comparison.among,
+        "method": comparison.method,
         "mark": "under-trained" if is_chance or comparison.is_contested else "fine",
         "verdict": comparison.verdict,
         "metrics": metrics + [(name, test, test.is_chance) for name, test in comparison.others.items()],

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from trainer.compare.comparison import Comparison
+from trainer.compare.pair import Comparison
 from trainer.compare.runs import Run
 from trainer.data.contents import split_digest
 from trainer.data.convert import prepare
@@ -26,7 +26,7 @@ from trainer.data.progress import SilentProgress
 from trainer.data.shards.index import Catalogue
 from trainer.data.shards.packed import find_shards, open_shards, packed_items
 from trainer.exits import DataError, TrainerError
-from trainer.metrics import Predictions
+from trainer.metrics import AnyPredictions
 from trainer.report.pictures import encode_picture
 from trainer.spec import DataSpec, parse_spec
 from trainer.spec.text import dump_mapping
@@ -47,7 +47,7 @@ class Disagreement:
     name: str
     label: str
     answers: tuple[tuple[str, float, bool], ...]
-    """Of both: the class, its probability, and whether it is right."""
+    """Of both: the class or the labels, their probability, and whether they are right."""
 
 
 def read_disagreements(comparison: Comparison, cache_dir: Path) -> tuple[list[Disagreement], str]:
@@ -64,11 +64,11 @@ def read_disagreements(comparison: Comparison, cache_dir: Path) -> tuple[list[Di
     return [_disagreement(first, second, index, items.get(first.names[index])) for index in chosen], why
 
 
-def _choose(comparison: Comparison, first: Predictions, second: Predictions) -> list[int]:
+def _choose(comparison: Comparison, first: AnyPredictions, second: AnyPredictions) -> list[int]:
     indices = comparison.disagreements
     sure = np.minimum(first.confidence[indices], second.confidence[indices])
     order = indices[np.argsort(-sure, kind="stable")]
-    is_first = (first.predicted == first.labels)[order]
+    is_first = first.right[order]
     half = MOST // 2
     kinds = [order[is_first].tolist(), order[~is_first].tolist()]
     return [*kinds[0][: max(half, MOST - len(kinds[1]))], *kinds[1][: max(half, MOST - len(kinds[0]))]][:MOST]
@@ -86,8 +86,9 @@ def _of_files(run: Run, spec: DataSpec, cache_dir: Path) -> Iterable[Source]:
     progress = SilentProgress()
     root = fetch_source(spec.source, spec.checksum, cache_dir, spec.max_extracted_mib << 20, progress)
     found = read_layout(
-        root, spec.layout, buckets_of(spec, cache_dir, progress), extraction_of(spec, cache_dir, progress)
-    ).items
+        root, spec.layout, buckets_of(spec, cache_dir, progress), extraction_of(spec, cache_dir, progress),
+        spec.labels,
+    ).items  # fmt: skip
     _require_unchanged(run, {item.name: item for item in found})
     return found
 
@@ -116,17 +117,18 @@ def _require_unchanged(run: Run, items: Mapping[str, Item]) -> None:
         raise DataError(_CHANGED)
 
 
-def _disagreement(first: Predictions, second: Predictions, index: int, item: Source | None) -> Disagreement:
+def _disagreement(
+    first: AnyPredictions, second: AnyPredictions, index: int, item: Source | None
+) -> Disagreement:
     picture = _picture(item) if item is not None else None
     answers = tuple(_answer(each, index) for each in (first, second))
     uri, is_small = encode_picture(picture) if picture is not None else ("", False)
-    return Disagreement(uri, is_small, first.names[index], first.class_names[first.labels[index]], answers)
+    return Disagreement(uri, is_small, first.names[index], first.truth_text(index), answers)
 
 
-def _answer(predictions: Predictions, index: int) -> tuple[str, float, bool]:
-    predicted = int(predictions.predicted[index])
-    share = float(predictions.probabilities[index, predicted])
-    return predictions.class_names[predicted], share, predicted == int(predictions.labels[index])
+def _answer(predictions: AnyPredictions, index: int) -> tuple[str, float, bool]:
+    share, is_right = float(predictions.confidence[index]), bool(predictions.right[index])
+    return predictions.answer_text(index), share, is_right
 
 
 def _picture(item: Source) -> np.ndarray | None:

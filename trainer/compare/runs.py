@@ -17,7 +17,8 @@ from pydantic import ValidationError
 from trainer.exits import DataError, UsageError
 from trainer.manifest import FileRecord, read_manifest
 from trainer.marker import HELD_OUT as HELD_OUT
-from trainer.metrics import Predictions, parse_predictions
+from trainer.metrics import AnyPredictions
+from trainer.prediction_files import parse_predictions
 from trainer.publish import MANIFEST, RETIRED, is_finished
 from trainer.run_folder import require_not_withdrawn
 from trainer.run_folder.parsed import (
@@ -47,7 +48,7 @@ class Run:
     """By split/metric."""
     split: str
     """What it is judged by."""
-    predictions: Predictions | None = None
+    predictions: AnyPredictions | None = None
     """Of `split`."""
     spec: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)

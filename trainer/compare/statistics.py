@@ -20,7 +20,7 @@ Rows = npt.NDArray[np.int64]
 LEVEL = 0.05
 """Below this a p-value is no longer chance, here as in most of science (Fisher 1925)."""
 _Z = float(special.ndtri(1 - LEVEL / 2))
-_RESAMPLES = 1000
+RESAMPLES = 1000
 _AT_A_TIME = 4_000_000
 """Indices of resamples that are in memory at once."""
 
@@ -135,11 +135,11 @@ def bootstrap(first: Predictions, second: Predictions, seed: int = 0) -> dict[st
 
     step = max(1, _AT_A_TIME // max(count, classes))
     drawn = [
-        differences(random.integers(0, count, (min(step, _RESAMPLES - start), count)))
-        for start in range(0, _RESAMPLES, step)
+        differences(random.integers(0, count, (min(step, RESAMPLES - start), count)))
+        for start in range(0, RESAMPLES, step)
     ]
     return {
-        name: _test(float(whole[0]), np.concatenate([each[name] for each in drawn]))
+        name: test_of(float(whole[0]), np.concatenate([each[name] for each in drawn]))
         for name, whole in differences(np.arange(count)[None]).items()
     }
 
@@ -179,7 +179,8 @@ def _counts(values: Rows, kinds: int) -> Rows:
     return flat.reshape(many, kinds)
 
 
-def _test(difference: float, drawn: Floats) -> Test:
+def test_of(difference: float, drawn: Floats) -> Test:
+    """Return the test of a difference by those of its resamples, `drawn`; see `bootstrap`."""
     low, high = (float(np.quantile(drawn, each)) for each in (LEVEL / 2, 1 - LEVEL / 2))
     below, above = int(np.sum(drawn <= 0)), int(np.sum(drawn >= 0))
     return Test(difference, low, high, min(1.0, 2 * (min(below, above) + 1) / (len(drawn) + 1)))

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from trainer.compare.comparison import Comparison
 from trainer.compare.differences import all_differences
+from trainer.compare.pair import Comparison
 from trainer.compare.runs import Run
 from trainer.compare.statistics import mean_interval
 from trainer.exits import UsageError
@@ -69,7 +69,10 @@ ROWS: tuple[tuple[str, Callable[[Run], str]], ...] = (
     ("accuracy", accuracy_text),
     ("images", lambda run: f"{run.correct:,} of {run.count:,} ({run.split})"),
     ("train accuracy", _train),
+    ("mean avg. precision", _metric("mean_average_precision")),
     ("macro F1", _metric("macro_f1")),
+    ("micro F1", _metric("micro_f1")),
+    ("Hamming loss", _metric("hamming_loss")),
     ("log loss", _metric("log_loss")),
     ("calibration error", _metric("calibration_error")),
     ("time", _time),
@@ -158,6 +161,7 @@ def as_values(
                 "only_first_right": None if each.why_unpaired else each.only_first,
                 "only_second_right": None if each.why_unpaired else each.only_second,
                 "only_one_right": [] if names is None else [names[index] for index in each.disagreements],
+                **({} if each.measure == "accuracy" else {"measure": each.measure}),
                 "accuracy": asdict(each.accuracy),
                 "others": {name: asdict(test) for name, test in each.others.items()},
                 "differences": {

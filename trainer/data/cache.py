@@ -8,6 +8,7 @@ a read, and which vanishes with the process, however that ends.
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import tempfile
@@ -24,15 +25,15 @@ Pixels = NDArray[np.uint8]
 
 
 class PixelCache:
-    """Images of one size: uint8 [count, size, size, 3]. Its methods may be called by several threads."""
+    """Images of one shape: uint8 [count, height, width, channels]. Several threads may call its methods."""
 
-    def __init__(self, count: int, size: int, budget_bytes: int, folder: Path) -> None:
-        """Make room for `count` images of `size` x `size`, in a file in `folder` if above `budget_bytes`.
+    def __init__(self, count: int, shape: tuple[int, int, int], budget_bytes: int, folder: Path) -> None:
+        """Make room for `count` images of `shape`, in a file in `folder` if above `budget_bytes`.
 
         Raises TemporaryError if the disk has no room for them, UsageError if `folder` can't be written.
         """
-        self.shape = (count, size, size, 3)
-        self._row_bytes = size * size * 3
+        self.shape = (count, *shape)
+        self._row_bytes = math.prod(shape)
         self._file: int | None = None
         self._map: mmap.mmap | None = None
         self._folder = folder
@@ -51,7 +52,7 @@ class PixelCache:
         return self._file is None
 
     def write(self, index: int, pixels: Pixels) -> None:
-        """Keep image `index`, uint8 [size, size, 3]. Raises TemporaryError if the disk fails."""
+        """Keep image `index`, uint8 [height, width, channels]. Raises TemporaryError if the disk fails."""
         if self._file is None:
             self._pixels[index] = pixels
             return
@@ -64,7 +65,7 @@ class PixelCache:
                 rest, offset = rest[written:], offset + written
 
     def take(self, indices: NDArray[np.integer]) -> Pixels:
-        """Return copies of the images at `indices`, integers [n], as uint8 [n, size, size, 3]."""
+        """Return copies of the images at `indices`, integers [n], as uint8 [n, height, width, channels]."""
         taken: Pixels = np.take(self._pixels, indices, axis=0)
         if self._map is not None:
             # The pages stay in the system's cache, which it may drop, but no longer count as this process's.

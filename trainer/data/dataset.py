@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,10 +25,12 @@ from trainer.data.checks import (
     warnings_of_formats,
 )
 from trainer.data.contents import content_digest, split_digest
-from trainer.data.holding import View
+from trainer.data.holding import Rows, View
 from trainer.data.ingest import Ingested
 from trainer.data.items import SPLITS, Item, Rejection, Source
-from trainer.data.split import BY_SOURCE, STRATIFIED, assign_splits
+from trainer.data.label_arrays import label_array, label_counts, label_texts
+from trainer.data.label_checks import require_labels, require_trained_labels, warnings_of_labels
+from trainer.data.split import BY_SOURCE, STRATIFIED, assign_splits, training_items, with_thresholds
 from trainer.printable import shown_address
 from trainer.spec.schema import DataSpec
 
@@ -43,8 +45,9 @@ class Split:
     name: str
     items: Sequence[Source]
     labels: NDArray[np.int32]
-    """The index in the data set's class names, int32 [len(items)]."""
-    pixels: View
+    """The index in the data set's class names, int32 [len(items)]; with data.labels multi int32 [len(items),
+    classes], 1 for each label that an image has."""
+    pixels: Rows
     numbers: NDArray[np.int64]
     """The place of each item among all that was found, before any was left out, int64 [len(items)]."""
     contents: Sequence[str] = ()
@@ -66,7 +69,8 @@ class Dataset:
 
     class_names: tuple[str, ...]
     splits: dict[str, Split]
-    """'train', and at least one of 'validation' and 'test', in this order."""
+    """'train', and at least one of 'validation' and 'test', in this order; with data.labels multi also
+    'thresholds', after 'train'."""
     rejected: tuple[Rejection, ...]
     summary: dict[str, Any]
     """What goes to dataset.json; see `summarize`."""
@@ -103,12 +107,41 @@ def assemble(
     on_rejected(rejected)
     tried = len(candidates) + sum(rejection.damaged for rejection in left_out)
     require_few_rejected(tried, rejected, spec.max_rejected)
+    is_multi = spec.labels == "multi"
+    if spec.held_out == "train" and all(item.split is None for item in found.items):
+        found = _training_part(found, spec.validation_fraction, is_multi)
+    items, split_by = (_arranged_several if is_multi else _arranged)(candidates, found, spec)
+    warnings = (*warnings, *warnings_of_labels(items)) if is_multi else warnings
+    duplicates = find_duplicates(items, found.contents)
+    return _assembled(items, found, rejected, duplicates, (spec.source, layout, split_by), warnings, is_multi)
+
+
+def _arranged(candidates: Sequence[Item], found: Ingested, spec: DataSpec) -> tuple[list[Item], str]:
+    """Return the items, each in a split, and who split them. Raises DataError."""
     require_classes((item.label for item in candidates), (item.label for item in found.items))
     items = assign_splits(found.items, found.contents, spec.validation_fraction)
     require_full_splits(items)
+    return items, BY_SOURCE if items == list(found.items) else STRATIFIED
+
+
+def _arranged_several(candidates: Sequence[Item], found: Ingested, spec: DataSpec) -> tuple[list[Item], str]:
+    """Return the same where images have any number of labels."""
+    require_labels(candidates, found.items)
+    items = assign_splits(found.items, found.contents, spec.validation_fraction, is_multi=True)
+    require_trained_labels(items)
     split_by = BY_SOURCE if items == list(found.items) else STRATIFIED
-    duplicates = find_duplicates(items, found.contents)
-    return _assembled(items, found, rejected, duplicates, (spec.source, layout, split_by), warnings)
+    return with_thresholds(items, found.contents, spec.threshold_fraction), split_by
+
+
+def _training_part(found: Ingested, fraction: float, is_multi: bool) -> Ingested:
+    """Return what was decoded without the images that a run on all of it would hold out."""
+    kept = training_items(found.items, found.contents, fraction, is_multi)
+    return replace(
+        found,
+        items=tuple(found.items[index] for index in kept),
+        contents=tuple(found.contents[index] for index in kept),
+        rows=found.rows[np.asarray(kept, np.int64)],
+    )
 
 
 def _assembled(
@@ -118,15 +151,17 @@ def _assembled(
     duplicates: Duplicates,
     origin: tuple[str, str, str],
     warnings: Sequence[str],
+    is_multi: bool,
 ) -> Dataset:
-    class_names = tuple(sorted({item.label for item in items}, key=_class_order))
-    splits = {name: _split(name, items, found, class_names) for name in SPLITS}
+    class_names = tuple(sorted({label for item in items for label in item.classes}, key=_class_order))
+    splits = {name: _split(name, items, found, class_names, is_multi) for name in SPLITS}
     splits = {name: split for name, split in splits.items() if split.items}
     digest = content_digest(items, found.contents)
     warnings = (*warnings, *warnings_of_formats(found.converted, rejected), *warnings_of(duplicates))
     summary = summarize(class_names, splits, rejected, duplicates, origin)
     summary |= {"converted": dict(found.converted)}
     summary |= {"digest": f"sha256:{digest}", "warnings": list(warnings)}
+    summary |= {"labels": "multi"} if is_multi else {}
     return Dataset(class_names, splits, rejected, summary, digest, warnings)
 
 
@@ -135,13 +170,15 @@ def _class_order(name: str) -> tuple[int, int, str]:
     return (0, int(name), name) if name.isascii() and name.isdecimal() and len(name) < 19 else (1, 0, name)
 
 
-def _split(name: str, items: Sequence[Item], found: Ingested, class_names: tuple[str, ...]) -> Split:
+def _split(
+    name: str, items: Sequence[Item], found: Ingested, class_names: tuple[str, ...], is_multi: bool
+) -> Split:
     indices = [index for index, item in enumerate(items) if item.split == name]
     number = {label: value for value, label in enumerate(class_names)}
     return Split(
         name=name,
         items=tuple(items[index] for index in indices),
-        labels=np.asarray([number[items[index].label] for index in indices], np.int32),
+        labels=label_array([items[index] for index in indices], number, is_multi),
         pixels=View(found.pixels, found.rows[np.asarray(indices, np.int64)]),
         numbers=found.rows[np.asarray(indices, np.int64)],
         contents=tuple(found.contents[index] for index in indices),
@@ -182,11 +219,14 @@ def summarize(
 
 
 def _counts(split: Split, class_names: tuple[str, ...]) -> dict[str, Any]:
-    counts = np.bincount(split.labels, minlength=len(class_names)).tolist()
-    found = {"images": len(split.items), "classes": dict(zip(class_names, counts, strict=True))}
+    counts = label_counts(split.labels, len(class_names)).tolist()
+    found: dict[str, Any] = {"images": len(split.items)}
+    found["classes"] = dict(zip(class_names, counts, strict=True))
+    if split.labels.ndim == 2:
+        found["unlabelled"] = int(np.sum(~split.labels.any(axis=1)))
     if not split.contents:
         return found
-    labels = [class_names[label] for label in split.labels]
+    labels = label_texts(split.labels, class_names)
     names = [item.name for item in split.items]
     return found | {"digest": f"sha256:{split_digest(names, labels, split.contents)}"}
 
@@ -207,7 +247,8 @@ def format_found(dataset: Dataset, width: int = 80) -> str:
     counts = [f"{len(split.items)} {name}" for name, split in dataset.splits.items()]
     counted = f"{', '.join(counts[:-1])} and {counts[-1]}"
     names = dataset.class_names
-    start = f"Found {counted} images in {len(names)} classes:"
+    kind = "with {} labels" if dataset.train.labels.ndim == 2 else "in {} classes"
+    start = f"Found {counted} images {kind.format(len(names))}:"
     line = f"{start} {', '.join(names)}"
     return line if len(line) <= width else "\n  ".join([start, *_lines_of(names, width - 2)])
 

@@ -1,7 +1,7 @@
 """Encoded images to pixels, in graph operations.
 
-In: the bytes of a JPEG, PNG, GIF, BMP or WebP file as a scalar string tensor. Out: RGB pixels,
-upright, uint8. The same functions run when a data set is read and inside an exported model,
+In: the bytes of a JPEG, PNG, GIF, BMP or WebP file as a scalar string tensor. Out: grey, RGB or RGBA
+pixels, upright, uint8. The same functions run when a data set is read and inside an exported model,
 which is loaded without this package: so there is no Python at run time. What can't be decoded
 is an InvalidArgumentError.
 """
@@ -14,22 +14,25 @@ from functools import partial
 import tensorflow as tf
 
 from trainer.data.bmp import decode_bmp
+from trainer.data.colours import from_rgb, from_rgba, premultiplied, unpremultiplied
 from trainer.data.exif import jpeg_orientation, orient, png_orientation, webp_orientation
 from trainer.data.gif import decode_gif
 from trainer.data.peek import contains, equals, peek
 from trainer.data.reduced import RATIOS, decode_reduced, find_reduction
 from trainer.data.window import fill, find_window, to_bytes
+from trainer.spec import PixelFormat
 
-Decoder = Callable[[tf.Tensor], tf.Tensor]
+Decoder = Callable[[tf.Tensor, int], tf.Tensor]
 
 _JPEG = b"\xff\xd8\xff"
 
 
-def decode_image(image_bytes: tf.Tensor) -> tf.Tensor:
-    """Return the pixels of one encoded image as RGB uint8 [H, W, 3], turned as its EXIF says.
+def decode_image(image_bytes: tf.Tensor, channels: int = 3) -> tf.Tensor:
+    """Return the pixels of one encoded image as uint8 [H, W, channels], turned as its EXIF says.
 
-    image_bytes: string scalar. Grey and CMYK become RGB, 16 bits become 8 (the upper ones), alpha is
-    laid over white; of a GIF it is the first frame, which has to be opaque and as large as the canvas.
+    image_bytes: string scalar. channels: 1 is grey, 3 RGB, 4 RGBA. CMYK becomes RGB, 16 bits become 8 (the
+    upper ones), alpha is laid over white but for RGBA; of a GIF it is the first frame, which has to be
+    opaque and as large as the canvas.
     Raises InvalidArgumentError for anything that isn't a whole image of these five kinds; what else can be
     converted to one of them is listed in `trainer.data.reading`.
     """
@@ -44,53 +47,61 @@ def decode_image(image_bytes: tf.Tensor) -> tf.Tensor:
             True,
         ]
     )
-    decoders: list[Decoder] = [_decode_jpeg, _decode_png, decode_gif, decode_bmp, _decode_webp, _refuse]
+    decoders: list[Decoder] = [_decode_jpeg, _decode_png, _decode_gif, _decode_bmp, _decode_webp, _refuse]
     index = tf.argmax(tf.cast(kinds, tf.int32), output_type=tf.int32)
-    image = tf.switch_case(index, [_deferred(decoder, image_bytes) for decoder in decoders])
-    return tf.ensure_shape(image, [None, None, 3])
+    image = tf.switch_case(index, [partial(decoder, image_bytes, channels) for decoder in decoders])
+    return tf.ensure_shape(image, [None, None, channels])
 
 
-def resize_image(image: tf.Tensor, size: int, resize: str, interpolation: str) -> tf.Tensor:
-    """Return `image`, uint8 [H, W, 3], as uint8 [size, size, 3].
+def resize_image(image: tf.Tensor, form: PixelFormat) -> tf.Tensor:
+    """Return `image`, uint8 [H, W, channels], as uint8 of `form.shape`.
 
-    resize: 'stretch' ignores the shape; 'crop' takes the largest square in the middle; 'pad' keeps the
-    whole image in the middle of a black square. interpolation: 'bilinear' is antialiased (a triangle
-    filter as wide as the reduction), rounded to the nearest value; 'nearest' takes single pixels.
+    resize: 'stretch' ignores the proportions; 'crop' takes the largest part in the middle that has those of
+    the result, or `crop_fraction` of its sides; 'pad' keeps the whole image in the middle of black, which of
+    RGBA is transparent.
+    interpolation: 'bilinear' and 'bicubic' are antialiased (a triangle filter, or that of Keys 1981 with
+    a = -0.5, as wide as the reduction), rounded to the nearest value; 'nearest' takes single pixels.
     """
-    window = find_window(tf.shape(image)[:2], size, resize)
-    if resize == "crop":
-        image = tf.slice(image, tf.concat([window.start, [0]], 0), tf.concat([window.extent, [3]], 0))
-    return fill(_scaled(image, window.inner, interpolation), window, size)
+    window = find_window(tf.shape(image)[:2], form)
+    if form.resize == "crop":
+        image = tf.slice(
+            image, tf.concat([window.start, [0]], 0), tf.concat([window.extent, [form.channels]], 0)
+        )
+    return fill(_scaled(image, window.inner, form.interpolation), window, form)
 
 
-def decode_and_resize(image_bytes: tf.Tensor, size: int, resize: str, interpolation: str) -> tf.Tensor:
-    """Return one encoded image (string scalar) as uint8 [size, size, 3]; see the two functions above.
+def decode_and_resize(image_bytes: tf.Tensor, form: PixelFormat) -> tf.Tensor:
+    """Return one encoded image (string scalar) as uint8 of `form.shape`; see the two functions above.
 
     A JPEG that is far larger than that is decoded at a part of its size, unless single pixels are taken.
     """
 
     def from_all() -> tf.Tensor:
-        return resize_image(decode_image(image_bytes), size, resize, interpolation)
+        return resize_image(decode_image(image_bytes, form.channels), form)
 
-    if interpolation == "nearest":
+    if form.interpolation == "nearest":
         return from_all()
     is_jpeg = equals(peek(image_bytes, 0, 3), _JPEG)
-    index = tf.cond(is_jpeg, lambda: find_reduction(image_bytes, size, resize), lambda: tf.constant(0))
-    reduced = [partial(decode_reduced, image_bytes, ratio, size, resize) for ratio in RATIOS]
+    index = tf.cond(is_jpeg, lambda: find_reduction(image_bytes, form), lambda: tf.constant(0))
+    reduced = [partial(decode_reduced, image_bytes, ratio, form) for ratio in RATIOS]
     return tf.switch_case(index, [from_all, *reduced])
 
 
-def _deferred(decoder: Decoder, image_bytes: tf.Tensor) -> Callable[[], tf.Tensor]:
-    return lambda: decoder(image_bytes)
-
-
-def _decode_jpeg(data: tf.Tensor) -> tf.Tensor:
+def _decode_jpeg(data: tf.Tensor, channels: int) -> tf.Tensor:
     # The accurate transform gives the pixels that other decoders give, at 5% of the time.
     image = tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE")
-    return orient(image, jpeg_orientation(data))
+    return orient(from_rgb(image, channels), jpeg_orientation(data))
 
 
-def _decode_png(data: tf.Tensor) -> tf.Tensor:
+def _decode_gif(data: tf.Tensor, channels: int) -> tf.Tensor:
+    return from_rgb(decode_gif(data), channels)
+
+
+def _decode_bmp(data: tf.Tensor, channels: int) -> tf.Tensor:
+    return from_rgb(decode_bmp(data), channels)
+
+
+def _decode_png(data: tf.Tensor, channels: int) -> tf.Tensor:
     # With three channels alpha would be dropped, and colours hidden below it would show. With four, an
     # opaque image of less than 8 bits would get an alpha of 1 to 15: so four only where there is alpha.
     colour_type = peek(data, 25, 1)[0]
@@ -98,44 +109,34 @@ def _decode_png(data: tf.Tensor) -> tf.Tensor:
     has_alpha = (colour_type == 4) | (colour_type == 6) | contains(before_pixels, b"tRNS")
     image = tf.cond(
         has_alpha,
-        lambda: _over_white(tf.io.decode_png(data, channels=4)),
-        lambda: tf.io.decode_png(data, channels=3),
+        lambda: from_rgba(tf.io.decode_png(data, channels=4), channels),
+        lambda: from_rgb(tf.io.decode_png(data, channels=3), channels),
     )
     return orient(image, png_orientation(data))
 
 
-def _decode_webp(data: tf.Tensor) -> tf.Tensor:
+def _decode_webp(data: tf.Tensor, channels: int) -> tf.Tensor:
     head = peek(data, 12, 9)
     animated = equals(head[:4], b"VP8X") & (head[8] & 0x02 > 0)
     # With an animation the operation writes past its buffer and ends the process, so this comes first.
     with tf.control_dependencies([tf.debugging.Assert(~animated, ["animated WebP is not supported"])]):
         still = tf.identity(data)
     image = tf.squeeze(tf.io.decode_webp(still, channels=0), axis=0)
-    image = tf.cond(tf.shape(image)[2] == 4, lambda: _over_white(image), lambda: image)
+    has_alpha = tf.shape(image)[2] == 4
+    image = tf.cond(has_alpha, lambda: from_rgba(image, channels), lambda: from_rgb(image[..., :3], channels))
     return orient(image, webp_orientation(data))
 
 
-def _refuse(data: tf.Tensor) -> tf.Tensor:
+def _refuse(data: tf.Tensor, channels: int) -> tf.Tensor:
     refusal = tf.debugging.Assert(False, ["not a JPEG, PNG, GIF, BMP or WebP image"])
     with tf.control_dependencies([refusal]):
-        return tf.zeros([1, 1, 3], tf.uint8)
-
-
-def _over_white(image: tf.Tensor) -> tf.Tensor:
-    """Lay RGBA uint8 [H, W, 4] over white: RGB uint8 [H, W, 3], rounded to the nearest value."""
-    colours, alpha = image[..., :3], image[..., 3:]
-    opaque = tf.reduce_all(alpha == 255)
-    return tf.cond(opaque, lambda: colours, lambda: _blended(colours, alpha))
-
-
-def _blended(colours: tf.Tensor, alpha: tf.Tensor) -> tf.Tensor:
-    alpha = tf.cast(alpha, tf.int32)
-    weighted = tf.cast(colours, tf.int32) * alpha + 255 * (255 - alpha)
-    return tf.cast((weighted + 127) // 255, tf.uint8)
+        return tf.zeros([1, 1, channels], tf.uint8)
 
 
 def _scaled(image: tf.Tensor, sides: tf.Tensor, interpolation: str) -> tf.Tensor:
     if interpolation == "nearest":
         return tf.image.resize(image, sides, method="nearest")
-    scaled = tf.image.resize(image, sides, method="bilinear", antialias=True)
-    return to_bytes(scaled)
+    resized = partial(tf.image.resize, size=sides, method=interpolation, antialias=True)
+    if image.shape[-1] == 4:
+        return to_bytes(unpremultiplied(resized(premultiplied(image))))
+    return to_bytes(resized(image))

@@ -79,7 +79,7 @@ def _accept(transfer: Transfer, path: Path, version: Version, checksum: str | No
         transfer.discard()
         address = shown_address(transfer.url)
         raise DataError(
-            f"The download has the wrong checksum and was deleted; check the address and data.checksum: "
+            f"The download has the wrong checksum and was deleted; check the address and the checksum: "
             f"{address}. Expected {checksum}. Received: {algorithm}:{digests[algorithm]}"
         )
     with explained(path):

@@ -86,6 +86,18 @@ def _downloaded(
         raise DataError(f"{error} (downloaded from {shown_address(url)})") from error
 
 
+def require_source(source: str) -> None:
+    """Raise DataError or UsageError, as `fetch_source` does, for a local or an unsupported source.
+
+    A remote source isn't looked for.
+    """
+    scheme = _SCHEME.match(source)
+    if scheme and scheme[1].lower() != "file":
+        _require_remote(scheme[1].lower(), source)
+    elif not source.startswith("embedded:"):
+        _is_folder(_local_path(source), source)
+
+
 def buckets_of(spec: DataSpec, cache_dir: Path, progress: Progress, outline: bool = False) -> Buckets:
     """Return what brings the images here that import files name in buckets; see `fetch_objects`."""
 

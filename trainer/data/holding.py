@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,27 +16,43 @@ from numpy.typing import NDArray
 from trainer.data.cache import PixelCache, Pixels
 
 Write = Callable[[int, Pixels], None]
-"""Takes an image's number and its pixels, uint8 [size, size, 3]; may be called by several threads."""
+"""Takes an image's number and its pixels, uint8 [height, width, channels]; several threads may call it."""
 Decode = Callable[[NDArray[np.int64], Write], None]
 """Decodes images of these numbers."""
 Follow = Callable[..., None]
 """Hears the numbers of the images that will be decoded next, int64 [n], in one pass after the other."""
 
 
+class Rows(Protocol):
+    """What a model is given, one row an image: pixels, or features in their place."""
+
+    shape: tuple[int, ...]
+    """[images, ...]."""
+
+    def hold(self, indices: NDArray[np.integer]) -> None:
+        """Keep the rows at `indices`, integers [n], where they are quickly taken."""
+
+    def follow(self, *passes: NDArray[np.integer]) -> None:
+        """Prepare for the rows at these indices, integers [n], in order; in one pass after the other."""
+
+    def take(self, indices: NDArray[np.integer]) -> NDArray[Any]:
+        """Return copies of the rows at `indices`, integers [n]."""
+
+
 class Holding:
-    """Images of one size, by number: uint8 [count, size, size, 3]."""
+    """Images of one shape, by number: uint8 [count, height, width, channels]."""
 
     def __init__(
         self,
         count: int,
-        size: int,
+        shape: tuple[int, int, int],
         budget_bytes: int,
         folder: Path,
         decode: Decode,
         follow: Follow = lambda *passes: None,
     ) -> None:
         """Hold nothing yet of `count` images; see `PixelCache` for the others."""
-        self.shape = (count, size, size, 3)
+        self.shape = (count, *shape)
         self._budget, self._folder, self._decode, self._follow = budget_bytes, folder, decode, follow
         self._caches: list[PixelCache] = []
         self._cache = np.full(count, -1, np.int16)
@@ -51,7 +68,7 @@ class Holding:
         missing = np.unique(numbers[self._cache[numbers] < 0])
         if not len(missing):
             return
-        cache = PixelCache(len(missing), self.shape[1], self._budget, self._folder)
+        cache = PixelCache(len(missing), self.shape[1:], self._budget, self._folder)
         self._row[missing] = np.arange(len(missing))
         try:
             self._decode(missing, lambda number, pixels: cache.write(int(self._row[number]), pixels))
@@ -66,7 +83,7 @@ class Holding:
         self._follow(*(numbers[self._cache[numbers] < 0] for numbers in passes))
 
     def take(self, numbers: NDArray[np.integer]) -> Pixels:
-        """Return copies of the images of `numbers`, integers [n], as uint8 [n, size, size, 3]."""
+        """Return copies of the images of `numbers`, integers [n], as uint8 [n, height, width, channels]."""
         places = self._cache[numbers]
         if len(self._caches) == 1 and (places == 0).all():
             return self._caches[0].take(self._row[numbers])
@@ -92,7 +109,7 @@ class View:
     def __init__(self, images: Holding, numbers: NDArray[np.int64]) -> None:
         """See the images of `numbers`, int64 [n], as 0 to n - 1."""
         self._images, self._numbers = images, numbers
-        self.shape = (len(numbers), *images.shape[1:])
+        self.shape: tuple[int, ...] = (len(numbers), *images.shape[1:])
 
     def hold(self, indices: NDArray[np.integer]) -> None:
         """Keep the images at `indices`, integers [n], where they are quickly taken."""
@@ -103,5 +120,5 @@ class View:
         self._images.follow(*(self._numbers[indices] for indices in passes))
 
     def take(self, indices: NDArray[np.integer]) -> Pixels:
-        """Return copies of the images at `indices`, integers [n], as uint8 [n, size, size, 3]."""
+        """Return copies of the images at `indices`, integers [n], as uint8 [n, height, width, channels]."""
         return self._images.take(self._numbers[indices])

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import astuple, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from trainer.data.batches import first_owners
 from trainer.data.cache import Pixels
+from trainer.data.colours import from_rgb
 from trainer.data.convert import LARGE_PIXELS, Prepared, prepare
 from trainer.data.decode import decode_and_resize, resize_image
 from trainer.data.header import reason_of_failure
@@ -33,6 +34,7 @@ from trainer.data.items import Item, Rejection
 from trainer.data.progress import Progress, SilentProgress
 from trainer.exits import DataError
 from trainer.hosts import Peers, Place
+from trainer.spec import PixelFormat
 from trainer.spec.schema import DataSpec
 
 _CIFAR_SIDE = 32
@@ -60,7 +62,7 @@ class Ingested:
 def ingest(
     items: Sequence[Item], spec: DataSpec, cache_dir: Path, progress: Progress, peers: Peers | None = None
 ) -> Ingested:
-    """Decode `items` with all cores to pixels of `spec.image_size`; those that can't be are rejections.
+    """Decode `items` with all cores to pixels of `spec.pixel_format`; those that can't be are rejections.
 
     Each of the `peers` reads its share, and they tell each other what became of it. Raises TemporaryError
     (full disk, a peer that is gone), UsageError (a cache folder that can't be written).
@@ -68,7 +70,7 @@ def ingest(
     peers = peers or Peers(Place())
     reader = Reader(items, spec, progress)
     folder = cache_dir / "pixels"
-    pixels = Holding(len(items), spec.image_size, spec.cache_mib << 20, folder, reader.decode)
+    pixels = Holding(len(items), spec.pixel_format.shape, spec.cache_mib << 20, folder, reader.decode)
     owners = first_owners(np.arange(len(items)), peers.place.count)
     pixels.hold(np.flatnonzero(owners == peers.place.index))
     outcomes = _exchanged(reader.outcomes, items, peers)
@@ -127,7 +129,7 @@ class Reader:
 
     def __init__(self, items: Sequence[Item], spec: DataSpec, progress: Progress) -> None:
         self._items, self._progress, self._max_pixels = items, progress, spec.max_image_pixels
-        self._to_pixels = build_to_pixels(spec)
+        self._to_pixels = build_to_pixels(spec.pixel_format)
         self._one_large = threading.Lock()
         self.outcomes: dict[int, Outcome] = {}
         """By number, of those that were read here."""
@@ -214,43 +216,37 @@ def _read(item: Item, max_pixels: int) -> tuple[str, Prepared]:
     return content, prepare(data, max_pixels)
 
 
-def build_to_pixels(spec: DataSpec) -> Callable[[str, list[bytes]], Pixels]:
-    """Return a function of an encoding and several items' bytes of it to uint8 [n, size, size, 3]."""
-    size, how = spec.image_size, (spec.image_size, spec.resize, spec.interpolation)
+def build_to_pixels(form: PixelFormat) -> Callable[[str, list[bytes]], Pixels]:
+    """Return a function of an encoding and several items' bytes of it to uint8 [n, *form.shape]."""
+    is_as_stored = form == PixelFormat(_CIFAR_SIDE, _CIFAR_SIDE, form.resize, form.interpolation)
 
     def to_pixels(encoding: str, files: list[bytes]) -> Pixels:
         if encoding == "image":
-            return np.asarray(_compiled(encoding, *how)(tf.constant(files)))
+            return np.asarray(_compiled(encoding, form)(tf.constant(files)))
         planes = np.frombuffer(b"".join(files), np.uint8).reshape(-1, 3, _CIFAR_SIDE, _CIFAR_SIDE)
         images = planes.transpose(0, 2, 3, 1)
-        return images if size == _CIFAR_SIDE else np.asarray(_compiled(encoding, *how)(tf.constant(images)))
+        return images if is_as_stored else np.asarray(_compiled(encoding, form)(tf.constant(images)))
 
     return to_pixels
 
 
-def _compiled(encoding: str, size: int, resize: str, interpolation: str) -> Callable[..., tf.Tensor]:
+def _compiled(encoding: str, form: PixelFormat) -> Callable[..., tf.Tensor]:
     """Return what decodes, traced and called once: threads that begin together would each do both."""
     with _compiling:
-        return _compile(encoding, size, resize, interpolation)
+        return _compile(encoding, form)
 
 
 # Once a process and kind of pixels: packing asks for it again for every few hundred images.
 @lru_cache(maxsize=8)
-def _compile(encoding: str, size: int, resize: str, interpolation: str) -> Callable[..., tf.Tensor]:
-    def from_file(file: tf.Tensor) -> tf.Tensor:
-        return decode_and_resize(file, size, resize, interpolation)
-
-    def from_pixels(image: tf.Tensor) -> tf.Tensor:
-        return resize_image(image, size, resize, interpolation)
-
+def _compile(encoding: str, form: PixelFormat) -> Callable[..., tf.Tensor]:
     function, taken, example = {
         "image": (
-            from_file,
+            partial(decode_and_resize, form=form),
             tf.TensorSpec([None], tf.string),
             tf.io.encode_png(tf.zeros([1, 1, 3], tf.uint8))[None],
         ),
         "cifar": (
-            from_pixels,
+            lambda image: resize_image(from_rgb(image, form.channels), form),
             tf.TensorSpec([None, _CIFAR_SIDE, _CIFAR_SIDE, 3], tf.uint8),
             tf.zeros([1, _CIFAR_SIDE, _CIFAR_SIDE, 3], tf.uint8),
         ),
@@ -260,7 +256,7 @@ def _compile(encoding: str, size: int, resize: str, interpolation: str) -> Calla
         # On the processor even beside an accelerator, and one after the other: the threads are
         # parallel enough, and this way only as many large images are in memory as there are threads.
         with tf.device("CPU:0"):
-            small = tf.TensorSpec([size, size, 3], tf.uint8)
+            small = tf.TensorSpec(form.shape, tf.uint8)
             return tf.map_fn(function, values, fn_output_signature=small, parallel_iterations=1)
 
     concrete: Callable[..., tf.Tensor] = tf.function(

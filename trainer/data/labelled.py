@@ -19,6 +19,7 @@ from trainer.data.fetch import buckets_of, extraction_of, fetch_source
 from trainer.data.holding import View
 from trainer.data.ingest import Ingested, ingest
 from trainer.data.items import Rejection
+from trainer.data.label_arrays import label_array
 from trainer.data.labels import all_normalized, normalized, numbers_of
 from trainer.data.layouts import read_layout
 from trainer.data.progress import Progress
@@ -50,11 +51,12 @@ def load_labelled(
         return splits, dataset.rejected
     root = fetch_source(spec.source, spec.checksum, cache_dir, spec.max_extracted_mib << 20, progress)
     read = read_layout(
-        root, spec.layout, buckets_of(spec, cache_dir, progress), extraction_of(spec, cache_dir, progress)
-    )
+        root, spec.layout, buckets_of(spec, cache_dir, progress), extraction_of(spec, cache_dir, progress),
+        spec.labels,
+    )  # fmt: skip
     candidates, left_out = read.items, read.rejections
     require_images(candidates, left_out, spec.source)
-    _require_known({item.label for item in candidates}, class_names)
+    _require_known({label for item in candidates for label in item.classes}, class_names)
     for warning in read.warnings:
         progress.say(warning)
     found = ingest(candidates, spec, cache_dir, progress)
@@ -65,7 +67,7 @@ def load_labelled(
         progress.say(warning)
     require_images(found.items, rejected, spec.source)
     names = dict.fromkeys(item.split or _UNSPLIT for item in found.items)
-    return {name: _split(name, found, class_names) for name in names}, rejected
+    return {name: _split(name, found, class_names, spec.labels == "multi") for name in names}, rejected
 
 
 def _require_known(labels: set[str], class_names: Sequence[str]) -> None:
@@ -77,11 +79,11 @@ def _require_known(labels: set[str], class_names: Sequence[str]) -> None:
         )
 
 
-def _split(name: str, found: Ingested, class_names: Sequence[str]) -> Split:
+def _split(name: str, found: Ingested, class_names: Sequence[str], is_multi: bool) -> Split:
     number = numbers_of(class_names)
     indices = [index for index, item in enumerate(found.items) if (item.split or _UNSPLIT) == name]
     items = tuple(found.items[index] for index in indices)
-    labels = np.asarray([number[item.label] for item in items], np.int32)
+    labels = label_array(items, number, is_multi)
     numbers = found.rows[np.asarray(indices, np.int64)]
     contents = tuple(found.contents[index] for index in indices)
     return Split(name, items, labels, View(found.pixels, numbers), numbers, contents)

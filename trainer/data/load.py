@@ -18,6 +18,7 @@ from trainer.data.layouts import read_layout
 from trainer.data.progress import Progress
 from trainer.data.shards.packed import find_shards
 from trainer.data.shards.source import load_shards
+from trainer.data.split import usable_items
 from trainer.hosts import Peers, Place
 from trainer.spec.schema import DataSpec
 
@@ -40,9 +41,10 @@ def load_dataset(
         return load_shards(*packed, spec, cache_dir, peers or Peers(Place()))
     root = fetch_source(spec.source, spec.checksum, cache_dir, spec.max_extracted_mib << 20, progress)
     read = read_layout(
-        root, spec.layout, buckets_of(spec, cache_dir, progress), extraction_of(spec, cache_dir, progress)
-    )
-    candidates, left_out = read.items, read.rejections
+        root, spec.layout, buckets_of(spec, cache_dir, progress), extraction_of(spec, cache_dir, progress),
+        spec.labels,
+    )  # fmt: skip
+    candidates, left_out = usable_items(read.items, spec.held_out), read.rejections
     if not candidates:
         on_rejected(tuple(left_out))
     require_images(candidates, left_out, spec.source)

@@ -8,31 +8,78 @@ few change sides when images are added, and equal images, under whatever name, a
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from trainer.data.items import Item
+from trainer.data.items import THRESHOLDS, Item
+from trainer.data.stratify import hold_out
 
 BY_SOURCE, STRATIFIED = "source", "stratified"
 """Who chose the validation images, as dataset.json says it: the source, or `assign_splits`."""
+FEWEST_FOR_THRESHOLD = 10
+"""Images with a label, and without it, of which fewer would choose its threshold at random."""
 
 
-def assign_splits(items: Sequence[Item], contents: Sequence[str], fraction: float) -> list[Item]:
+def assign_splits(
+    items: Sequence[Item], contents: Sequence[str], fraction: float, is_multi: bool = False
+) -> list[Item]:
     """Return `items` with every split that is None set to 'train' or 'validation'.
 
     contents: the SHA-256 of each item's bytes, 64 hex digits. Of each class the images with the lowest hashes
     are held out: `fraction` of its different images, rounded so that the total is `fraction` of all (largest
     remainders), and of two images or more at least one on each side. A source that has only 'train' is
-    divided as well.
+    divided as well. is_multi: whether images have any number of labels; then `hold_out` chooses.
     """
     if not is_split_by_source(items):
         items = [replace(item, split=None) for item in items]
-    held_out = _held_out(items, contents, fraction)
+    held_out = (_held_out_of_several if is_multi else _held_out)(items, contents, fraction)
     return [
         item if item.split else replace(item, split="validation" if content in held_out else "train")
         for item, content in zip(items, contents, strict=True)
     ]
+
+
+def with_thresholds(items: Sequence[Item], contents: Sequence[str], fraction: float) -> list[Item]:
+    """Return `items` with `fraction` of the training images in a split of their own, see `THRESHOLDS`.
+
+    Unless it has too few images of every label to choose a threshold.
+    """
+    train = [replace(item, split=None) if item.split == "train" else item for item in items]
+    held_out = _held_out_of_several(train, contents, fraction, least=0) if fraction else set()
+    counts = Counter(
+        label
+        for item, content in zip(train, contents, strict=True)
+        if item.split is None and content in held_out
+        for label in item.classes
+    )
+    if max(counts.values(), default=0) < FEWEST_FOR_THRESHOLD:
+        return list(items)
+    return [
+        replace(item, split=THRESHOLDS) if item.split == "train" and content in held_out else item
+        for item, content in zip(items, contents, strict=True)
+    ]
+
+
+def usable_items(items: Sequence[Item], held_out: str) -> list[Item]:
+    """Return the items that `data.held_out` allows to read, before anything is decoded.
+
+    'auto' is all of them, 'validation' all but test images, 'train' the training images of a source that has
+    a split. Of a source without one, 'train' returns all items with split None; see `training_items`.
+    """
+    if held_out == "validation":
+        return [item for item in items if item.split != "test"]
+    if held_out == "train" and is_split_by_source(items):
+        return [replace(item, split="train") for item in items if item.split in ("train", None)]
+    return [replace(item, split=None) for item in items] if held_out == "train" else list(items)
+
+
+def training_items(
+    items: Sequence[Item], contents: Sequence[str], fraction: float, is_multi: bool = False
+) -> list[int]:
+    """Return the indices of the items without a split that `assign_splits` gives to training."""
+    split = assign_splits(items, contents, fraction, is_multi)
+    return [index for index, item in enumerate(split) if item.split == "train"]
 
 
 def is_split_by_source(items: Sequence[Item]) -> bool:
@@ -52,6 +99,17 @@ def _held_out(items: Sequence[Item], contents: Sequence[str], fraction: float) -
         classes[label].append(content)
     counts = held_out_counts({label: len(members) for label, members in classes.items()}, fraction)
     return {content for label, members in classes.items() for content in sorted(members)[: counts[label]]}
+
+
+def _held_out_of_several(
+    items: Sequence[Item], contents: Sequence[str], fraction: float, least: int = 1
+) -> set[str]:
+    """Return the same where images have any number of labels; one content has those of all its items."""
+    labels: defaultdict[str, set[str]] = defaultdict(set)
+    for item, content in zip(items, contents, strict=True):
+        if item.split is None:
+            labels[content].update(item.classes)
+    return hold_out(labels, fraction, least)
 
 
 def held_out_counts(sizes: Mapping[str, int], fraction: float) -> dict[str, int]:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from trainer.data.dataset import Dataset, Split
 from trainer.data.header import declared_size
-from trainer.data.items import Item, Source
+from trainer.data.items import THRESHOLDS, Item, Source
+from trainer.data.shown import as_rgb
 
 SAMPLED = 2_000
 """Images that are measured at most."""
@@ -47,7 +48,8 @@ def describe_images(dataset: Dataset, most: int = SAMPLED) -> dict[str, Any]:
     files that can be read, width and height in pixels and kilobytes.
     """
     places, distinct = _sample(dataset, most)
-    trained = sorted({content[:_HEX_DIGITS] for content in dataset.train.contents})
+    fitted = [split for name, split in dataset.splits.items() if name in ("train", THRESHOLDS)]
+    trained = sorted({content[:_HEX_DIGITS] for split in fitted for content in split.contents})
     measures: dict[str, list[float]] = {}
     for split in dataset.splits.values():
         own = [place.row for place in places if place.split is split]
@@ -108,10 +110,10 @@ def _sample(dataset: Dataset, most: int) -> tuple[list[_Place], int | None]:
 
 
 def _measured(split: Split, rows: Sequence[int]) -> Iterator[tuple[str, float]]:
-    many = max(1, _CHUNK_BYTES // max(1, int(np.prod(split.pixels.shape[1:]))))
+    many = max(1, _CHUNK_BYTES // max(1, 3 * int(np.prod(split.pixels.shape[1:3]))))
     for start in range(0, len(rows), many):
         chunk = np.asarray(rows[start : start + many], np.int64)
-        looks = _look(split.pixels.take(chunk))
+        looks = _look(as_rgb(split.pixels.take(chunk)))
         for name, values in looks.items():
             yield from ((name, float(value)) for value in values)
     for row in rows:
@@ -119,7 +121,7 @@ def _measured(split: Split, rows: Sequence[int]) -> Iterator[tuple[str, float]]:
 
 
 def _look(pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float64]]:
-    """Return measures of images, uint8 [n, S, S, 3], each float64 [n].
+    """Return measures of images, uint8 [n, height, width, 3], each float64 [n].
 
     brightness and contrast: mean and standard deviation of the luma, in 0..1. colourfulness: that of Hasler
     and Suesstrunk (2003), in 0..1 about. warmth: the mean of red less that of blue, in -1..1.

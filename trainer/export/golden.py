@@ -24,6 +24,7 @@ import tensorflow as tf
 from trainer.data.dataset import Split
 from trainer.data.encode import as_file
 from trainer.exits import OutOfMemoryError, TrainerError
+from trainer.objective import SINGLE, Objective
 from trainer.storage.temporary import temporary_folder
 
 TOLERANCE = 1e-5
@@ -37,14 +38,14 @@ class Golden:
 
     images: tuple[bytes, ...]
     pixels: np.ndarray[Any, Any]
-    """float32 [count, size, size, 3] in 0..255."""
+    """float32 [count, height, width, channels] in 0..255."""
     probabilities: np.ndarray[Any, Any]
     """float32 [count, classes]."""
     lost: int = 0
     """How many of the images the source no longer holds as they were; their pixels stand for them."""
 
 
-def make_golden(model: keras.Model, split: Split) -> Golden:
+def make_golden(model: keras.Model, split: Split, objective: Objective = SINGLE) -> Golden:
     """Return some images spread evenly over `split`, and the answers of `model` to their cached pixels.
 
     Computed on the CPU, as the check is: on a GPU float32 products are rounded to TF32. One at a time:
@@ -53,7 +54,7 @@ def make_golden(model: keras.Model, split: Split) -> Golden:
     rows = np.unique(np.linspace(0, len(split.labels) - 1, _COUNT).round().astype(np.int64))
     pixels = split.pixels.take(rows).astype(np.float32)
     with tf.device("/CPU:0"):
-        answers = [tf.nn.softmax(model(each[None], training=False)).numpy() for each in pixels]
+        answers = [objective.probabilities(model(each[None], training=False)).numpy() for each in pixels]
     found = [_encoded(split, int(row)) for row in rows]
     # A source may be gone by the time that training ends: that must not cost the training.
     images = tuple(

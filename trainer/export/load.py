@@ -17,8 +17,8 @@ import tensorflow as tf
 
 from trainer.exits import DataError, UsageError
 from trainer.export.program import require_computing
-from trainer.export.served import FORMAT_VERSION
-from trainer.spec import DataSpec
+from trainer.export.served import FORMAT_VERSION, MULTI_LABEL_VERSION
+from trainer.spec import PIXEL_SETTINGS, DataSpec
 
 _NEED = "Give the folder of a finished run or its model/ folder."
 
@@ -29,12 +29,11 @@ class LoadedModel:
 
     path: Path
     class_names: tuple[str, ...]
-    image_size: int
-    resize: str
-    interpolation: str
-    max_image_pixels: int
-    """Larger images were not decoded for its training."""
+    data: DataSpec
+    """How it was trained to see images; of a `DataSpec` these settings alone."""
     signatures: Any
+    thresholds: tuple[float, ...] = ()
+    """Of data.labels multi: the probability from which on each label is said."""
 
     def classify(self, images: Sequence[bytes]) -> np.ndarray[Any, Any]:
         """Return probabilities, float32 [images, classes], of encoded images.
@@ -45,7 +44,10 @@ class LoadedModel:
         return np.asarray(answer["probabilities"])
 
     def classify_pixels(self, pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Return probabilities, float32 [images, classes], of pixels [images, size, size, 3] in 0..255."""
+        """Return probabilities, float32 [images, classes].
+
+        pixels: [images, height, width, channels] in 0..255.
+        """
         answer = self.signatures["pixels"](pixels=tf.constant(pixels, tf.float32))
         return np.asarray(answer["probabilities"])
 
@@ -63,7 +65,8 @@ def load_model(path: Path, trust: bool = False) -> LoadedModel:
     try:
         loaded = tf.saved_model.load(str(folder))
         signatures = {name: loaded.signatures[name] for name in ("serving_default", "pixels")}
-        _require_consistent(signatures, about)
+        data = _described_data(about)
+        _require_consistent(signatures, about, data)
     except (MemoryError, tf.errors.ResourceExhaustedError):
         raise  # says nothing of the model
     except Exception as error:  # TensorFlow has no error of its own for a damaged file
@@ -71,29 +74,38 @@ def load_model(path: Path, trust: bool = False) -> LoadedModel:
             f"The model can't be loaded; it is damaged. Train again, or copy it again. Received: {folder} "
             f"({(str(error) or type(error).__name__).splitlines()[0][:200]})"
         ) from None
-    return LoadedModel(
-        folder, tuple(about["class_names"]), about["image_size"], about["resize"], about["interpolation"],
-        about.get("max_image_pixels", DataSpec().max_image_pixels), _Kept(signatures, loaded),
-    )  # fmt: skip
+    kept = _Kept(signatures, loaded)
+    return LoadedModel(folder, tuple(about["class_names"]), data, kept, _thresholds(about))
 
 
-def _require_consistent(signatures: dict[str, Any], about: dict[str, Any]) -> None:
+def _described_data(about: dict[str, Any]) -> DataSpec:
+    """Return how the model sees images. Raises ValueError, KeyError."""
+    first = ("image_size", "resize", "interpolation")
+    # Earlier versions did not have the others.
+    later = {*PIXEL_SETTINGS, "max_image_pixels", "labels"} & about.keys()
+    return DataSpec(**{key: about[key] for key in (*first, *later)})
+
+
+def _require_consistent(signatures: dict[str, Any], about: dict[str, Any], data: DataSpec) -> None:
     """Raise ValueError if the model's assets speak of another model."""
-    size = about["image_size"]
     shape = signatures["pixels"].structured_input_signature[1]["pixels"].shape
     classes = signatures["pixels"].structured_outputs["probabilities"].shape[-1]
-    DataSpec(
-        image_size=size, resize=about["resize"], interpolation=about["interpolation"],
-        max_image_pixels=about.get("max_image_pixels", DataSpec().max_image_pixels),
-    )  # fmt: skip
     names = about["class_names"]
     if not isinstance(names, list) or len({name for name in names if isinstance(name, str)}) < len(names):
         raise ValueError("class_names in assets/model.json are not a list of different names")
-    if not shape.is_compatible_with([None, size, size, 3]) or classes not in (
+    if len(_thresholds(about)) != (len(names) if data.labels == "multi" else 0):
+        raise ValueError("thresholds in assets/model.json are not those of its labels")
+    if not shape.is_compatible_with([None, *data.pixel_format.shape]) or classes not in (
         None,
         len(about["class_names"]),
     ):
         raise ValueError("assets/model.json is of another model")
+
+
+def _thresholds(about: dict[str, Any]) -> tuple[float, ...]:
+    """Return the threshold of each label, in their order; none for a model of one label an image."""
+    thresholds = about.get("thresholds", {})
+    return tuple(float(thresholds[name]) for name in about["class_names"] if thresholds)
 
 
 class _Kept(dict[str, Any]):
@@ -126,9 +138,10 @@ def read_description(folder: Path) -> dict[str, Any]:
             f"This SavedModel was not exported by this program, so its inputs aren't known. "
             f"{_NEED} Received: {folder}"
         ) from None
-    if version != FORMAT_VERSION:
+    if version not in (FORMAT_VERSION, MULTI_LABEL_VERSION):
         raise UsageError(
-            f"The model's format is not the one that this version reads ({FORMAT_VERSION}); use the trainer "
+            "The model's format is none of those that this version reads "
+            f"({FORMAT_VERSION}, {MULTI_LABEL_VERSION}); use the trainer "
             f"that made it ({about.get('trainer_version')}), or train again. Received: format {version}"
         )
     return about

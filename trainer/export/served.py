@@ -2,13 +2,16 @@
 
 In: the inference model and what surrounds it. Out: a folder with two signatures,
 `serving_default` for encoded images and `pixels` for decoded ones, and two assets:
-labels.txt, one class a line, and model.json, which says what made the model.
+labels.txt, one class a line, and model.json, which says what made the model and, with several labels an
+image, the threshold of each.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -16,23 +19,34 @@ import tensorflow as tf
 from trainer import __version__
 from trainer.data.decode import decode_and_resize
 from trainer.exits import TemporaryError
-from trainer.spec import DataSpec
+from trainer.objective import objective_of
+from trainer.spec import PIXEL_SETTINGS, DataSpec
 from trainer.storage.temporary import temporary_folder
 
-FORMAT_VERSION = 1
+FORMAT_VERSION, MULTI_LABEL_VERSION = 1, 2
+"""Of model.json: what reads 1 alone must not take a model of several labels an image for one of one."""
 
 
 class ServedModel(tf.Module):  # type: ignore[misc]
     """The inference model with decoding before it and labels after it."""
 
     def __init__(
-        self, model: keras.Model, class_names: tuple[str, ...], data: DataSpec, assets: Path
+        self,
+        model: keras.Model,
+        class_names: tuple[str, ...],
+        data: DataSpec,
+        assets: Path,
+        thresholds: Sequence[float] = (),
     ) -> None:
+        """`thresholds`: with data.labels multi that of each label."""
         super().__init__()
+        self.objective = objective_of(data.labels)
+        self.thresholds = tf.constant(thresholds, tf.float32)
         self.model = model
         self.data = data
         self.labels = tf.constant(class_names)
-        self.assets = [tf.saved_model.Asset(str(path)) for path in _write_assets(assets, class_names, data)]
+        written = _write_assets(assets, class_names, data, thresholds)
+        self.assets = [tf.saved_model.Asset(str(path)) for path in written]
 
     def classify_images(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         """Classify encoded images, string [batch]: JPEG, PNG, GIF, BMP or WebP of any size.
@@ -40,23 +54,28 @@ class ServedModel(tf.Module):  # type: ignore[misc]
         Formats that are converted for training and by `trainer predict` are errors here, see `decode_image`.
         Only an orientation that a JPEG, PNG or WebP has in XMP or in texts alone is ignored.
         """
-        size, resize, interpolation = self.data.image_size, self.data.resize, self.data.interpolation
+        form = self.data.pixel_format
         # Decoders are CPU kernels; pinned, no picture travels to an accelerator and back.
         with tf.device("/CPU:0"):
             pixels = tf.map_fn(
-                lambda encoded: decode_and_resize(encoded, size, resize, interpolation),
+                lambda encoded: decode_and_resize(encoded, form),
                 image_bytes,
-                fn_output_signature=tf.TensorSpec([size, size, 3], tf.uint8),
+                fn_output_signature=tf.TensorSpec(form.shape, tf.uint8),
             )
         return self.classify_pixels(tf.cast(pixels, tf.float32))
 
     def classify_pixels(self, pixels: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Classify pixels, float32 [batch, size, size, 3] in 0..255, RGB.
+        """Classify pixels, float32 [batch, height, width, channels] in 0..255: grey, RGB or RGBA.
 
         Returns `label`, string [batch]; `probability` of that label, float32 [batch]; and
-        `probabilities`, float32 [batch, classes], in the order of labels.txt.
+        `probabilities`, float32 [batch, classes], in the order of labels.txt. With data.labels multi
+        `labels`, string [batch, classes], instead of the first two: the name of each label whose probability
+        reaches its threshold, and "" in the place of others.
         """
-        probabilities = tf.nn.softmax(self.model(pixels, training=False))
+        probabilities = self.objective.probabilities(self.model(pixels, training=False))
+        if self.data.labels == "multi":
+            labels = tf.where(probabilities >= self.thresholds, self.labels, "")
+            return {"labels": labels, "probabilities": probabilities}
         return {
             "label": tf.gather(self.labels, tf.argmax(probabilities, axis=1)),
             "probability": tf.reduce_max(probabilities, axis=1),
@@ -65,9 +84,8 @@ class ServedModel(tf.Module):  # type: ignore[misc]
 
     def signatures(self) -> dict[str, tf.types.experimental.ConcreteFunction]:
         """Return the two endpoints as traced functions."""
-        size = self.data.image_size
         encoded = tf.TensorSpec([None], tf.string, name="image_bytes")
-        pixels = tf.TensorSpec([None, size, size, 3], tf.float32, name="pixels")
+        pixels = tf.TensorSpec([None, *self.data.pixel_format.shape], tf.float32, name="pixels")
         # Not attributes, which would be traced and saved once more. To translate code that needs no
         # translation took half of the export's time.
         from_bytes = tf.function(self.classify_images, input_signature=[encoded], autograph=False)
@@ -78,13 +96,21 @@ class ServedModel(tf.Module):  # type: ignore[misc]
         }
 
 
-def export_model(path: Path, model: keras.Model, class_names: tuple[str, ...], data: DataSpec) -> None:
+def export_model(
+    path: Path,
+    model: keras.Model,
+    class_names: tuple[str, ...],
+    data: DataSpec,
+    thresholds: Sequence[float] = (),
+) -> None:
     """Write the SavedModel of `model` to the folder `path`, which must not exist.
+
+    thresholds: with data.labels multi the probability of each label from which on it is said.
 
     Raises TemporaryError if the disk fails.
     """
     with temporary_folder() as assets:
-        served = ServedModel(model, class_names, data, assets)
+        served = ServedModel(model, class_names, data, assets, thresholds)
         try:
             tf.saved_model.save(served, str(path), signatures=served.signatures())
         except tf.errors.OpError as error:
@@ -94,19 +120,24 @@ def export_model(path: Path, model: keras.Model, class_names: tuple[str, ...], d
             ) from None
 
 
-def _write_assets(folder: Path, class_names: tuple[str, ...], data: DataSpec) -> tuple[Path, Path]:
+def _write_assets(
+    folder: Path, class_names: tuple[str, ...], data: DataSpec, thresholds: Sequence[float]
+) -> tuple[Path, Path]:
     labels, description = folder / "labels.txt", folder / "model.json"
     labels.write_text("".join(f"{name}\n" for name in class_names), encoding="utf-8")
-    about = {
+    about: dict[str, Any] = {
         "format": "trainer image classifier",
         "format_version": FORMAT_VERSION,
         "trainer_version": __version__,
         "tensorflow_version": tf.__version__,
         "class_names": list(class_names),
-        "image_size": data.image_size,
-        "resize": data.resize,
-        "interpolation": data.interpolation,
-        "max_image_pixels": data.max_image_pixels,
+        **data.model_dump(mode="json", include={*PIXEL_SETTINGS, "max_image_pixels"}),
     }
+    if data.labels == "multi":
+        about |= {
+            "format_version": MULTI_LABEL_VERSION,
+            "labels": data.labels,
+            "thresholds": dict(zip(class_names, thresholds, strict=True)),
+        }
     description.write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return labels, description

@@ -28,10 +28,13 @@ _AGAIN_SECONDS = 0.3
 Say = Callable[[str], None]
 
 
-def meet(place: Place, common: str, limit_seconds: float, say: Say) -> Peers:
+def meet(
+    place: Place, common: str, limit_seconds: float, say: Say, silence_seconds: float = SILENCE_SECONDS
+) -> Peers:
     """Return the peers of `place` when everyone is there.
 
-    All must say the same `common`, a digest of the spec. `say` hears who is waited for. Raises
+    All must say the same `common`, a digest of the spec. `say` hears who is waited for. A process that is
+    silent for `silence_seconds`, which has to be more than PING_SECONDS, counts as gone. Raises
     TemporaryError, which names the missing ones, after `limit_seconds`, and UsageError if one has
     another spec.
     """
@@ -39,15 +42,15 @@ def meet(place: Place, common: str, limit_seconds: float, say: Say) -> Peers:
         return Peers(place)
     until = time.monotonic() + limit_seconds
     if place.is_chief:
-        return Peers(place, _Reception(place, common, say).gather(until, limit_seconds))
-    return Peers(place, {0: _join(place, common, until, limit_seconds, say)})
+        return Peers(place, _Reception(place, common, say, silence_seconds).gather(until, limit_seconds))
+    return Peers(place, {0: _join(place, common, until, limit_seconds, say, silence_seconds)})
 
 
 class _Reception:
     """The chief's side."""
 
-    def __init__(self, place: Place, common: str, say: Say) -> None:
-        self.place, self.common, self.say = place, common, say
+    def __init__(self, place: Place, common: str, say: Say, silence_seconds: float) -> None:
+        self.place, self.common, self.say, self.silence_seconds = place, common, say, silence_seconds
         self.wires: dict[int, Wire] = {}
         self.heard: SimpleQueue[tuple[int, Wire, dict[str, Any]]] = SimpleQueue()
         self.door = threading.BoundedSemaphore(_MOST_AT_THE_DOOR)
@@ -120,7 +123,7 @@ class _Reception:
             index, count = values.get("index"), values.get("count")
             if type(index) is not int or not 0 < index < self.place.count or count != self.place.count:
                 raise OSError("a stranger")
-            wire.silence(SILENCE_SECONDS)
+            wire.silence(self.silence_seconds)
             self.heard.put((index, wire, values))
         except OSError:
             connection.close()
@@ -141,12 +144,14 @@ class _Reception:
         return ", ".join(names)
 
 
-def _join(place: Place, common: str, until: float, limit_seconds: float, say: Say) -> Wire:
+def _join(
+    place: Place, common: str, until: float, limit_seconds: float, say: Say, silence_seconds: float
+) -> Wire:
     """Return the connection to the chief once it says that everyone is there."""
     say(f"waiting for the chief, {place.addresses[0]}")
     while True:
         try:
-            wire = Wire(connect(place.control, until), SILENCE_SECONDS)
+            wire = Wire(connect(place.control, until), silence_seconds)
             wire.send_values(HELLO, index=place.index, count=place.count, common=common)
             while True:
                 kind, data = wire.receive()

@@ -21,6 +21,8 @@ WORKERS = "TRAINER_WORKERS"
 """How many pods an Indexed Job has; the manifest sets it."""
 SERVICE = "TRAINER_SERVICE"
 """The headless service that gives the pods of an Indexed Job their names."""
+PROCESS_VARIABLES = (TF_CONFIG, _CLUSTER_SPEC, _JOB_INDEX, WORKERS, SERVICE)
+"""All environment variables that make a process one of several."""
 PORT = 2222
 """Of TensorFlow, where an Indexed Job's pods find each other."""
 _PORTS_APART = 1000

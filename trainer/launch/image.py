@@ -53,12 +53,18 @@ class Source:
 
 def find_source(start: Path, variant: str, base: str) -> Source:
     """Return the source in `start` or the nearest folder above. Raises UsageError if there is none."""
+    root = find_root(start)
+    commit = _git(root, "rev-parse", f"--short={_DIGITS}", "HEAD")
+    status = _git(root, "status", "--porcelain")
+    is_dirty = status is None or bool(status)  # what git can't tell is not known to be clean
+    return Source(root, _digest(root, f"{variant} {base}"), commit or None, is_dirty)
+
+
+def find_root(start: Path) -> Path:
+    """Return the project's folder, `start` or the nearest above. Raises UsageError if there is none."""
     for root in (start, *start.parents):
         if (root / DOCKERFILE).is_file():
-            commit = _git(root, "rev-parse", f"--short={_DIGITS}", "HEAD")
-            status = _git(root, "status", "--porcelain")
-            is_dirty = status is None or bool(status)  # what git can't tell is not known to be clean
-            return Source(root, _digest(root, f"{variant} {base}"), commit or None, is_dirty)
+            return root
     raise UsageError(
         f"An image is built from the project's source, and there is no {DOCKERFILE} here or above; change to "
         f"the project's folder. Received: {start}"

@@ -67,7 +67,7 @@ def objects_of(plan: Plan, cluster: Cluster) -> list[dict[str, Any]]:
                 "jobTemplate": {"metadata": {"labels": _labels(plan)}, "spec": job},
             },
         }
-    return [*([_service(plan, cluster)] if plan.workers > 1 else []), main]
+    return [*([_service(plan, cluster)] if plan.is_connected else []), main]
 
 
 def _job_set(plan: Plan, cluster: Cluster, job: dict[str, Any]) -> dict[str, Any]:
@@ -174,7 +174,7 @@ def _pod(plan: Plan, cluster: Cluster) -> dict[str, Any]:
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": grace,
-        **({"subdomain": plan.name} if plan.workers > 1 and not plan.is_jobset else {}),
+        **({"subdomain": plan.name} if plan.is_connected and not plan.is_jobset else {}),
         **_placement(plan, cluster),
         "securityContext": {
             "runAsNonRoot": True,
@@ -217,7 +217,7 @@ def _container(plan: Plan) -> dict[str, Any]:
     return {
         "name": CONTAINER,
         "image": plan.image,
-        "args": plan.arguments,
+        "args": [_literal(word) for word in plan.arguments],
         "env": _environment(plan),
         "resources": _resources(plan),
         "securityContext": {
@@ -227,7 +227,9 @@ def _container(plan: Plan) -> dict[str, Any]:
         },
         "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}, {"name": "shm", "mountPath": "/dev/shm"}],
         **(
-            {"ports": [{"containerPort": PORT}, {"containerPort": _CONTROL_PORT}]} if plan.workers > 1 else {}
+            {"ports": [{"containerPort": PORT}, {"containerPort": _CONTROL_PORT}]}
+            if plan.is_connected
+            else {}
         ),
     }
 
@@ -236,13 +238,18 @@ def _environment(plan: Plan) -> list[dict[str, Any]]:
     # The job's name is the run's: each job of a schedule is a new run, and each restart goes on with it.
     label = JOBSET_LABEL if plan.is_jobset else JOB_LABEL
     name = {"fieldRef": {"fieldPath": f"metadata.labels['{label}']"}}
-    several = {WORKERS: str(plan.workers), SERVICE: plan.name} if plan.workers > 1 else {}
-    # Kubernetes would put variables in the place of $(NAME), and one $ in that of two.
-    given = {SPEC: plan.spec_text.replace("$", "$$"), **several}
+    several = {WORKERS: str(plan.workers)} if plan.workers > 1 else {}
+    several |= {SERVICE: plan.name} if plan.is_connected else {}
+    given = {SPEC: _literal(plan.spec_text), **several}
     return [
         {"name": RUN_NAME, "valueFrom": name},
         *({"name": key, "value": value} for key, value in given.items()),
     ]
+
+
+def _literal(text: str) -> str:
+    """Return `text` without references: Kubernetes replaces $(NAME) by a variable, and $$ by $."""
+    return text.replace("$", "$$")
 
 
 def _resources(plan: Plan) -> dict[str, Any]:

@@ -72,6 +72,8 @@ class Plan:
     is_jobset: bool = False
     """Whether a JobSet is made of it, which starts all workers again when one fails or loses its machine."""
     deadline_seconds: int = 24 * _HOUR_SECONDS
+    search: tuple[str, ...] = ()
+    """The options of `trainer tune`; each worker trains its share of the trials."""
     accuracy_at_least: float | None = None
     """Of the held-out images, in [0, 1]; a model below it ends the job with 4."""
 
@@ -83,7 +85,12 @@ class Plan:
         require = ["--require-accelerator", f"{wanted.kind}{many}"] if wanted.count else []
         accuracy = self.accuracy_at_least
         claim = [] if accuracy is None else ["--assert-accuracy-at-least", f"{accuracy:g}"]
-        return ["train", *require, *claim]
+        return ["tune", *self.search, *require] if self.search else ["train", *require, *claim]
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether its workers train one model together, and have to find each other."""
+        return self.workers > 1 and not self.search
 
     @property
     def spec_text(self) -> str:
@@ -102,7 +109,7 @@ def check_plan(plan: Plan) -> Plan:
     _check_names(plan)
     if plan.schedule is not None:
         check_schedule(plan.schedule, plan.time_zone)
-    if plan.workers > 1 and plan.accelerator.kind == "tpu":
+    if plan.is_connected and plan.accelerator.kind == "tpu":
         raise UsageError(
             "A TPU is trained on by one process, which reaches all its chips; leave --workers at 1. "
             f"Received: {plan.workers} workers"
@@ -162,7 +169,7 @@ def make_name(spec: RunSpec) -> str:
 def describe_plan(plan: Plan, where: str) -> list[str]:
     """Return the lines that are shown before anything is sent; `where` names a cluster or an engine."""
     many = f"{plan.workers} workers, " if plan.workers > 1 else ""
-    each = " each" if plan.workers > 1 else ""
+    search, each = "search, " * bool(plan.search), " each" * (plan.workers > 1)
     spot = ", spot" if plan.is_spot else ""
     kind = "CronJob" if plan.schedule and plan.place == "gke" else "JobSet" if plan.is_jobset else "job"
     when = f", at {plan.schedule} ({plan.time_zone})" if plan.schedule else ""
@@ -173,7 +180,7 @@ def describe_plan(plan: Plan, where: str) -> list[str]:
     accelerator = f"{plan.accelerator}{each}{machine}"
     run = f"{plan.spec.output.rstrip('/')}/{'<name of each job>' if plan.schedule else plan.name}"
     facts = {
-        "plan": f"{kind} {plan.name}, {many}{accelerator}{when}{queue}",
+        "plan": f"{kind} {plan.name}, {search}{many}{accelerator}{when}{queue}",
         "where": where,
         "image": plan.image,
         "output": shown_address(run),

@@ -83,7 +83,7 @@ def custom_job(plan: Plan, project: Project) -> dict[str, Any]:
     scheduling = {
         "timeout": f"{plan.deadline_seconds}s",
         # When one of several workers is gone all end, and come back together.
-        "restartJobOnWorkerRestart": plan.workers > 1,
+        "restartJobOnWorkerRestart": plan.is_connected,
         "strategy": strategy,
     }
     job: dict[str, Any] = {

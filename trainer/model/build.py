@@ -12,28 +12,39 @@ from trainer.model.airbench import airbench_logits
 from trainer.model.kernels import Kernels
 from trainer.model.masks import number_dropouts
 from trainer.model.plain import plain_logits
+from trainer.model.pretrained import pretrained_logits
 from trainer.model.residual import residual_logits
-from trainer.spec import AirbenchSpec, ModelSpec, PlainSpec
+from trainer.spec import AirbenchSpec, ModelSpec, PlainSpec, PretrainedSpec, sides_of
 
 PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 
 
 def build_model(
-    spec: ModelSpec, class_count: int, image_size: int, precision: str = "float32", seed: int = 0
+    spec: ModelSpec,
+    class_count: int,
+    image_size: int | tuple[int, int],
+    precision: str = "float32",
+    seed: int = 0,
+    channels: int = 3,
 ) -> keras.Model:
-    """Return an untrained model: [batch, size, size, 3] pixels in 0..255 to [batch, classes] logits.
+    """Return an untrained model: images in 0..255 to logits [batch, classes].
 
+    Images are [batch, height, width, channels], uint8 or float.
+    `image_size` is one number for both sides, or height and width.
     `precision` is 'float32' or 'bfloat16': the type of the arithmetic, the variables are
-    float32 either way. Only the plain family is for `image_size` alone; others take any after they are built.
+    float32 either way. All families but plain take any image size after the model is built.
     `seed` fixes the initial weights and the dropout.
     """
     policy = keras.DTypePolicy(PRECISIONS[precision])
     kernels = Kernels(seed)
     if isinstance(spec, PlainSpec):
-        pixels = keras.Input((image_size, image_size, 3), name="pixels")
+        pixels = keras.Input((*sides_of(image_size), channels), name="pixels")
         logits = plain_logits(spec, pixels, class_count, policy, kernels)
+    elif isinstance(spec, PretrainedSpec):
+        pixels = keras.Input((None, None, channels), name="pixels")
+        logits = pretrained_logits(spec, pixels, class_count, policy, kernels)
     else:
-        pixels = keras.Input((None, None, 3), name="pixels")
+        pixels = keras.Input((None, None, channels), name="pixels")
         if isinstance(spec, AirbenchSpec):
             logits = airbench_logits(spec, pixels, class_count, policy, kernels)
         else:
@@ -43,12 +54,14 @@ def build_model(
     return model
 
 
-def build_inference_model(spec: ModelSpec, class_count: int, image_size: int) -> keras.Model:
+def build_inference_model(
+    spec: ModelSpec, class_count: int, image_size: int | tuple[int, int], channels: int = 3
+) -> keras.Model:
     """Return the float32 model that answers, with the same weights in the same order as `build_model`'s.
 
     With `average_mirror` its logits are the mean of those of the picture and of its mirror image.
     """
-    model = build_model(spec, class_count, image_size)
+    model = build_model(spec, class_count, image_size, channels=channels)
     if not spec.average_mirror:
         return model
     pixels = keras.Input(model.input_shape[1:], name="pixels")

@@ -33,6 +33,12 @@ class Kernels:
         """Return the one for a layer before ReLU (He et al. 2015, normal)."""
         return keras.initializers.HeNormal(seed=self._random.randint(1, _MOST))
 
+    def seeded(self, config: Any) -> Any:
+        """Return the config of an initializer, as Keras serializes it, with a seed if it draws numbers."""
+        if not isinstance(config, dict) or "seed" not in config.get("config", {}):
+            return config
+        return {**config, "config": {**config["config"], "seed": self._random.randint(1, _MOST)}}
+
     def normal(self, deviation: float) -> keras.Initializer:
         """Return a normal one with this standard deviation."""
         return keras.initializers.RandomNormal(stddev=deviation, seed=self._random.randint(1, _MOST))

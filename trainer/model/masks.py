@@ -89,6 +89,13 @@ class RowDropout(keras.layers.Layer):  # type: ignore[misc]
 
 def number_dropouts(model: keras.Model) -> None:
     """Give each dropout of `model` numbers of its own."""
-    dropouts = [layer for layer in model.layers if isinstance(layer, RowDropout)]
-    for index, layer in enumerate(dropouts):
+    for index, layer in enumerate(_dropouts(model)):
         layer.stream = index
+
+
+def _dropouts(model: keras.Model) -> Iterator[RowDropout]:
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from _dropouts(layer)
+        elif isinstance(layer, RowDropout):
+            yield layer

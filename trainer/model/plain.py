@@ -1,6 +1,6 @@
 """The plain family: convolutions with ReLU and max pooling, as the paper and the tutorial have it.
 
-In: pixels [batch, size, size, 3] in 0..255. Out: logits [batch, classes].
+In: pixels [batch, height, width, channels] in 0..255. Out: logits [batch, classes].
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ def plain_logits(
     spec: PlainSpec, pixels: Any, class_count: int, policy: keras.DTypePolicy, kernels: Kernels
 ) -> Any:
     """Return the logits [batch, classes] of `pixels`. Weights and padding are Keras's defaults."""
-    unseen = pixels.shape[1] - _seen_side(spec, pixels.shape[1])
-    x = layers.Cropping2D(((0, unseen), (0, unseen)), dtype=policy)(pixels)
+    unseen = [(0, side - _seen_side(spec, side)) for side in pixels.shape[1:3]]
+    x = layers.Cropping2D(unseen, dtype=policy)(pixels)
     x = layers.Rescaling(1 / 255, dtype=policy)(x)
     for filters, is_pooled in zip(spec.filters, spec.pools, strict=True):
         x = layers.Conv2D(filters, 3, activation="relu", kernel_initializer=kernels.glorot(), dtype=policy)(x)

@@ -1,6 +1,6 @@
 """The residual family: identity shortcuts, batch normalisation, global average pooling.
 
-In: pixels [batch, height, width, 3] in 0..255, of any size. Out: logits [batch, classes].
+In: pixels [batch, height, width, channels] in 0..255, of any size. Out: logits [batch, classes].
 The shortcut of a block that halves the size averages before its 1 x 1 convolution, so that
 no pixel is skipped (He et al. 2019, "Bag of Tricks", ResNet-D).
 """

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.data.dataset import Split
+from trainer.data.label_arrays import label_columns
 from trainer.data.labelled import load_labelled
 from trainer.data.labels import all_normalized, normalized, numbers_of
 from trainer.data.load import load_dataset
@@ -22,12 +23,12 @@ from trainer.data.progress import Progress
 from trainer.data.statistics import was_trained_on
 from trainer.exits import DataError, UsageError
 from trainer.export import LoadedModel
-from trainer.metrics import Predictions
+from trainer.metrics import AnyPredictions, Predictions
+from trainer.multilabel.predictions import MultiLabelPredictions
 from trainer.predict import predict_split
 from trainer.printable import shown_address
-from trainer.report.case import select
 from trainer.report.names import format_count
-from trainer.spec import DataSpec
+from trainer.spec import PIXEL_SETTINGS, DataSpec, PixelFormat
 from trainer.storage.store import without_scheme
 
 _FROZEN = ("test", "validation", "all", "train")
@@ -41,7 +42,7 @@ def answers_of(
     cache_dir: Path,
     progress: Progress,
     trained: Sequence[Mapping[str, Any]] = (),
-) -> tuple[list[Predictions], str]:
+) -> tuple[list[AnyPredictions], str]:
     """Return the answers of all `models`, and in words to what.
 
     The images are those of `test_data`, else the held-out split of `data`, which the newest run was chosen
@@ -49,7 +50,7 @@ def answers_of(
     them. Raises UsageError for models of other classes, DataError for images that can't be used.
     """
     _require_same_classes(models)
-    decoded: dict[tuple[int, str, str, tuple[str, ...]], Split] = {}
+    decoded: dict[tuple[PixelFormat, tuple[str, ...]], Split] = {}
     for model in models:
         if _how(model) not in decoded:
             decoded[_how(model)] = _split(model, data, test_data, cache_dir, progress)
@@ -57,7 +58,7 @@ def answers_of(
     said = f"{splits[0].name} images of {shown_address(test_data or data.source)}"
     kept, without = _unseen(splits[0], trained, said)
     answers = [predict_split(model, split) for model, split in zip(models, splits, strict=True)]
-    return [select(in_order(each, answers[0]), kept) for each in answers], f"{said}{without}"
+    return [in_order(each, answers[0]).select(kept) for each in answers], f"{said}{without}"
 
 
 def _unseen(split: Split, trained: Sequence[Mapping[str, Any]], said: str) -> tuple[NDArray[np.int64], str]:
@@ -77,15 +78,17 @@ def _unseen(split: Split, trained: Sequence[Mapping[str, Any]], said: str) -> tu
     return np.flatnonzero(~is_seen), without
 
 
-def _how(model: LoadedModel) -> tuple[int, str, str, tuple[str, ...]]:
+def _how(model: LoadedModel) -> tuple[PixelFormat, tuple[str, ...]]:
     """Return what of a model decides on the pixels and the labels that it is given."""
-    return model.image_size, model.resize, model.interpolation, all_normalized(model.class_names)
+    return model.data.pixel_format, all_normalized(model.class_names)
 
 
 def _split(
     model: LoadedModel, data: DataSpec, test_data: str | None, cache_dir: Path, progress: Progress
 ) -> Split:
-    about = dict(zip(("image_size", "resize", "interpolation"), _how(model)[:3], strict=True))
+    about: dict[str, Any] = {key: getattr(model.data, key) for key in (*PIXEL_SETTINGS, "labels")}
+    if test_data is not None:
+        about |= {"held_out": "auto"}  # test images decide, also on a model that was chosen without them
     own = DataSpec.model_validate(data.model_dump() | about)
     if test_data is None or _place(test_data) == _place(data.source):
         dataset = load_dataset(own, cache_dir, progress, lambda rejected: None)
@@ -121,10 +124,10 @@ def translated(labels: NDArray[np.int32], names: Sequence[str], known: Sequence[
     if all_normalized(names) == all_normalized(known):
         return labels
     number = numbers_of(known)
-    return np.array([number[normalized(name)] for name in names], np.int32)[labels]
+    return label_columns(labels, np.array([number[normalized(name)] for name in names], np.int32))
 
 
-def in_order(answers: Predictions, first: Predictions) -> Predictions:
+def in_order(answers: AnyPredictions, first: AnyPredictions) -> AnyPredictions:
     """Return `answers` with the images and the classes in the order of `first`. Raises DataError."""
     names = first.names
     place = {name: index for index, name in enumerate(answers.names)}
@@ -134,15 +137,26 @@ def in_order(answers: Predictions, first: Predictions) -> Predictions:
             f"Received: {len(set(place) ^ set(names))} other images"
         )
     order = np.array([place[name] for name in names], np.int64)
+    if isinstance(answers, MultiLabelPredictions):
+        return answers.select(order).with_classes(_columns(answers, first), first.class_names)
     labels = translated(answers.labels, answers.class_names, first.class_names)
-    columns = translated(
-        np.arange(len(first.class_names), dtype=np.int32), first.class_names, answers.class_names
-    )
-    probabilities = answers.probabilities[order][:, columns]
+    probabilities = answers.probabilities[order][:, _columns(answers, first)]
     return Predictions(answers.split, tuple(names), labels[order], probabilities, first.class_names)
 
 
+def _columns(answers: AnyPredictions, first: AnyPredictions) -> NDArray[np.int32]:
+    """Return the place of each class of `first` among those of `answers`."""
+    own = np.arange(len(first.class_names), dtype=np.int32)
+    return translated(own, first.class_names, answers.class_names)
+
+
 def _require_same_classes(models: Sequence[LoadedModel]) -> None:
+    if len({model.data.labels for model in models}) > 1:
+        raise UsageError(
+            "A model of one label an image and one of several can't take each other's place; `trainer "
+            "promote --force` does it without a test. "
+            f"Received: data.labels {' and '.join(model.data.labels for model in models)}"
+        )
     first = all_normalized(models[0].class_names)
     for model in models[1:]:
         names = all_normalized(model.class_names)

@@ -14,9 +14,10 @@ from typing import Any
 from trainer.champion import Champion, read_champion, read_pointer, restore_champion, swap_champion
 from trainer.exits import TemporaryError, UsageError
 from trainer.integrity import published_files, require_as_published
-from trainer.metrics import Predictions
+from trainer.metrics import AnyPredictions
 from trainer.publish import is_finished
-from trainer.release.decision import Decision, decide, why_guessing
+from trainer.release.decided import Decision
+from trainer.release.decision import decide, why_guessing
 from trainer.release.own_answers import own_answers
 from trainer.release.records import CHALLENGE, ROLLBACK, champion_before, keep_record
 from trainer.release.retention import bring_back
@@ -24,7 +25,7 @@ from trainer.report.names import format_count
 from trainer.run_folder import require_not_withdrawn
 from trainer.storage.store import Store
 
-Answers = Callable[[str, str], tuple[Predictions, Predictions, str]]
+Answers = Callable[[str, str], tuple[AnyPredictions, AnyPredictions, str]]
 """The names of the champion and the challenger to what both say of the same images, and which those are."""
 
 

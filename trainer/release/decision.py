@@ -6,42 +6,32 @@ In: the answers of both to the same images. Out: a `Decision` with its numbers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
-from trainer.compare.comparison import say_p
+from trainer.compare.pair import say_p
 from trainer.compare.statistics import Test, paired_accuracies
-from trainer.metrics import Predictions
+from trainer.metrics import AnyPredictions, Predictions
+from trainer.multilabel.predictions import MultiLabelPredictions
+from trainer.release.decided import ROUNDING, Decision
+from trainer.release.label_decision import decide_labels, why_guessing_labels
 from trainer.report.guessing import beats_guessing, constant_answer, has_unequal_classes
 from trainer.report.names import format_count
 
-_ROUNDING = 1e-9
-"""Of a difference of two shares, which may be the limit itself."""
-
-
-@dataclass(frozen=True)
-class Decision:
-    """On one challenger."""
-
-    is_released: bool
-    reason: str
-    """In a sentence."""
-    challenger_accuracy: float
-    champion_accuracy: float
-    only_champion: int
-    only_challenger: int
-    """Images that one of them alone gets right."""
-    count: int
-    """All images."""
-    accuracy: Test
-    """Challenger minus champion."""
-    worst_class: str
-    worst_class_change: float
-    """The largest loss of recall of any class, as a negative number; 0 if none loses."""
-
 
 def decide(
+    champion: AnyPredictions, challenger: AnyPredictions, min_gain: float, max_class_loss: float
+) -> Decision:
+    """Return whether the challenger takes the champion's place; see `decide_labels` and `_decide_classes`."""
+    if isinstance(champion, MultiLabelPredictions) and isinstance(challenger, MultiLabelPredictions):
+        return decide_labels(champion, challenger, min_gain, max_class_loss)
+    return _decide_classes(
+        cast(Predictions, champion), cast(Predictions, challenger), min_gain, max_class_loss
+    )
+
+
+def _decide_classes(
     champion: Predictions, challenger: Predictions, min_gain: float, max_class_loss: float
 ) -> Decision:
     """Return whether the challenger takes the champion's place: only if all of these hold.
@@ -90,7 +80,7 @@ def _reason(
             f"none of the images is of {missing[0]}, so nobody can tell whether it loses more than the "
             f"{max_class_loss:g} of publish.max_class_loss"
         )
-    if -change > max_class_loss + _ROUNDING:
+    if -change > max_class_loss + ROUNDING:
         return False, (
             f"{worst} loses {-change:.3f} of its recall, more than the {max_class_loss:g} of "
             f"publish.max_class_loss, though all in all it gains: {gain}"
@@ -98,8 +88,10 @@ def _reason(
     return True, f"it is more accurate: {gain}, exact McNemar {say_p(test.p_value)}"
 
 
-def why_guessing(answers: Predictions) -> str:
+def why_guessing(answers: AnyPredictions) -> str:
     """Return why the answers may be those of guessing; empty if they are better by more than chance."""
+    if isinstance(answers, MultiLabelPredictions):
+        return why_guessing_labels(answers)
     if beats_guessing(answers):
         return ""
     name, share = constant_answer(answers)
@@ -119,7 +111,7 @@ def _why_no_gain(challenger: Predictions, changes: Mapping[str, float], gain: st
     if guessing := why_guessing(challenger):
         return guessing
     mean = float(np.mean(list(changes.values())))
-    if mean < -_ROUNDING and has_unequal_classes(challenger):
+    if mean < -ROUNDING and has_unequal_classes(challenger):
         return f"the classes are unequal, and the mean of their recalls falls by {-mean:.3f}, though {gain}"
     return ""
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import numpy as np
 
 from trainer.marker import HELD_OUT
-from trainer.metrics import Predictions, parse_predictions, storable
-from trainer.report.case import copied_names, select
+from trainer.metrics import AnyPredictions
+from trainer.prediction_files import parse_predictions, storable
+from trainer.report.case import copied_names
 from trainer.storage.objects import read_object
 from trainer.storage.store import Store
 
 
-def own_answers(run: Store) -> tuple[Predictions, int] | None:
+def own_answers(run: Store) -> tuple[AnyPredictions, int] | None:
     """Return the run's held-out answers without exact copies of training images, and how many those were.
 
     None if the run left no answers. There may be no image left.
@@ -30,4 +31,4 @@ def own_answers(run: Store) -> tuple[Predictions, int] | None:
     dataset = read_object(run, "dataset.json")
     copies = {storable(name) for name in copied_names(dataset, held_out.split)}
     kept = np.flatnonzero([name not in copies for name in held_out.names])
-    return select(held_out, kept), len(held_out.names) - len(kept)
+    return held_out.select(kept), len(held_out.names) - len(kept)

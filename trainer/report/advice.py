@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 
 from trainer.recipes import recipe_names
-from trainer.report.case import LARGEST_GAP, LEAST_SKILL, Case, recalls, skill
-from trainer.report.duration import another_rate, keeps_best, more_epochs, train_on
+from trainer.report.case import LARGEST_GAP, LEAST_SKILL, Case, Judged, recalls, skill
+from trainer.report.duration import another_rate, fine_tuning, keeps_best, more_epochs, train_on
 from trainer.report.guessing import has_unequal_classes
 from trainer.report.history import find_best_epoch, is_rising, read_series
 from trainer.report.names import format_count, shorten
@@ -49,7 +49,7 @@ def _guessing(case: Case) -> Iterator[str]:
                 f"The training images were learnt by heart (accuracy {case.train_score.share:.3f}), and "
                 f"nothing of it holds for others: check whether the labels are right."
             )
-        yield from _cures(case)
+        yield from cures(case)
         return
     yield from [*another_rate(case), *_balance(case), *train_on(case)] or _low(case)
 
@@ -57,7 +57,7 @@ def _guessing(case: Case) -> Iterator[str]:
 def _unproven(case: Case) -> Iterator[str]:
     yield from _without_copies(case)
     yield from train_on(case) if case.train_score.share < _LEARNT else ()
-    yield from _cures(case) if case.gap > LARGEST_GAP else ()
+    yield from cures(case) if case.gap > LARGEST_GAP else ()
 
 
 def _copied(case: Case) -> Iterator[str]:
@@ -83,7 +83,7 @@ def _neglected(case: Case) -> Iterator[str]:
 def _over_fitted(case: Case) -> Iterator[str]:
     yield from _without_copies(case)
     yield from _labels(case)
-    cures = list(_cures(case))
+    against = list(cures(case))
     best = find_best_epoch(case.history, case.held.split, "accuracy")
     accuracy = read_series(case.history, f"{case.held.split}/accuracy")
     if best is not None and not case.copies and _has_fallen(case, float(accuracy.values.max())):
@@ -92,7 +92,7 @@ def _over_fitted(case: Case) -> Iterator[str]:
             f"{accuracy.values[-1]:.3f}, as it does where wrong labels are learnt by heart: check the labels"
             f"{'' if keeps_best(case) else ', and keep the best epoch with --set train.keep=best'}."
         )
-    yield cures[0]
+    yield against[0]
     lowest = find_best_epoch(case.history, case.held.split, "loss")
     validated = read_series(case.history, f"{case.held.split}/loss").epochs
     if lowest is not None and lowest <= 0.7 * validated[-1] and not keeps_best(case):
@@ -100,7 +100,7 @@ def _over_fitted(case: Case) -> Iterator[str]:
             f"The {case.held.split} loss was lowest in epoch {lowest} of {validated[-1]:.0f}: "
             f"what came after was learnt by heart."
         )
-    yield from cures[1:]
+    yield from against[1:]
 
 
 def _under_trained(case: Case) -> Iterator[str]:
@@ -116,6 +116,13 @@ def _contradicted(case: Case) -> Iterator[str]:
     yield from _labels(case)
     if not case.setting("train.label_smoothing"):
         yield "Until they are right, --set train.label_smoothing=0.1 makes them matter less."
+
+
+def _limited(case: Case) -> Iterator[str]:
+    yield from _without_copies(case)
+    yield from _labels(case)
+    yield fine_tuning(case)
+    yield "Add training images."
 
 
 def _fine(case: Case) -> Iterator[str]:
@@ -144,6 +151,7 @@ _BY_KIND: Mapping[str, Callable[[Case], Iterator[str]]] = {
     "over-fitted": _over_fitted,
     "under-trained": _under_trained,
     "contradicted": _contradicted,
+    "limited": _limited,
     "fine": _fine,
 }
 
@@ -216,12 +224,18 @@ def _modest(case: Case) -> Iterator[str]:
     yield f"Its probabilities are {lacking:.2f} lower than its answers are right (under-confident): {remedy}."
 
 
-def _cures(case: Case) -> Iterator[str]:
+def cures(case: Judged) -> Iterator[str]:
     """Yield what helps against over-fitting and is not done yet."""
     better = f"{case.setting('recipe')}-augmented"
     if better in recipe_names():
         yield f"Try the recipe {better}, which is made against this."
         return
+    if case.is_probe:
+        yield fine_tuning(case)
+        yield "Add training images."
+        return
+    if not case.is_pretrained:
+        yield "Begin with pretrained weights: --recipe auto."
     augment = case.setting("augment")
     if isinstance(augment, Mapping):
         if not _is_augmented(augment):
@@ -239,7 +253,7 @@ def _is_augmented(augment: Mapping[str, object]) -> bool:
     return any(value not in (None, 0, 0.0, "none") for value in augment.values())
 
 
-def _other_filters(case: Case, factor: float, before: str) -> str:
+def _other_filters(case: Judged, factor: float, before: str) -> str:
     """Return `before` and the setting of a network so many times as wide, empty if there is none."""
     filters = list(case.setting("model.filters") or [])
     others = [max(1, round(factor * each)) for each in filters]

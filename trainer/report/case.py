@@ -17,11 +17,14 @@ import numpy.typing as npt
 from scipy import special
 
 from trainer.data.split import STRATIFIED
-from trainer.metrics import Predictions, wilson_interval
+from trainer.metrics import AnyPredictions, Predictions, wilson_interval
 from trainer.report.guessing import constant_answer
 from trainer.report.history import History, read_series
 
 Indices = npt.NDArray[np.int64]
+
+PENALTY, CROSS_VALIDATED = "probe/penalty", "probe/cross_validated_accuracy"
+"""What the history says of a head that was fitted by logistic regression."""
 
 WIDEST_INTERVAL = 0.2
 """A 95% interval of the accuracy that is wider says that there are too few held-out images."""
@@ -68,8 +71,38 @@ class Score:
         return wilson_interval(self.correct, self.count)
 
 
+class Judged:
+    """What is known of a run beside how its answers are judged, however many labels an image has."""
+
+    held: AnyPredictions
+    history: History
+    settings: Mapping[str, Any]
+
+    def setting(self, path: str) -> Any:
+        """Return a setting by its dotted key, None if there is none."""
+        value: Any = self.settings
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return value
+
+    @property
+    def losses(self) -> npt.NDArray[np.float64]:
+        """The train loss of each epoch."""
+        return read_series(self.history, "train/loss").values
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether the network began with published weights."""
+        return bool(self.setting("model.family") == "pretrained" and self.setting("model.weights") != "none")
+
+    @property
+    def is_probe(self) -> bool:
+        """Whether all that was trained is the head, fitted by logistic regression."""
+        return len(self.history) == 1 and PENALTY in self.history[0]
+
+
 @dataclass(frozen=True, eq=False)
-class Case:
+class Case(Judged):
     """One run, as it is judged; `build_case` makes it."""
 
     train: Predictions
@@ -100,6 +133,13 @@ class Case:
         return score_of(self.held)
 
     @property
+    def cross_validated(self) -> float | None:
+        """The accuracy of logistic regression on training images that each fold left out; None if there is
+        none."""
+        value = self.history[0].get(CROSS_VALIDATED) if self.history else None
+        return float(value) if isinstance(value, int | float) else None
+
+    @property
     def has_few_images(self) -> bool:
         """Whether the held-out images are too few to tell the accuracy."""
         low, high = self.held_score.interval
@@ -121,13 +161,6 @@ class Case:
         below = math.hypot(train.share - train.interval[0], held.interval[1] - held.share)
         above = math.hypot(train.interval[1] - train.share, held.share - held.interval[0])
         return self.gap - below, self.gap + above
-
-    def setting(self, path: str) -> Any:
-        """Return a setting by its dotted key, None if there is none."""
-        value: Any = self.settings
-        for key in path.split("."):
-            value = value.get(key) if isinstance(value, Mapping) else None
-        return value
 
     @cached_property
     def neglected(self) -> list[tuple[str, float, int]]:
@@ -160,11 +193,6 @@ class Case:
         is_many = len(found) >= max(_LEAST_CONTRADICTED, share * (score.count - score.correct))
         return found if is_many and (is_well_known or _errs_when_sure(self.held)) else found[:0]
 
-    @property
-    def losses(self) -> npt.NDArray[np.float64]:
-        """The train loss of each epoch."""
-        return read_series(self.history, "train/loss").values
-
 
 def build_case(
     predictions: Mapping[str, Predictions],
@@ -177,15 +205,15 @@ def build_case(
     whole = predictions[held_out]
     copies = copied_names(dataset, held_out)
     kept = np.array([name not in copies for name in whole.names], dtype=bool)
-    held = select(whole, np.flatnonzero(kept)) if kept.any() and not kept.all() else whole
+    held = whole.select(np.flatnonzero(kept)) if kept.any() and not kept.all() else whole
     # Shards were split when they were packed.
     is_stratified = dataset.get("split_by") == STRATIFIED and dataset.get("layout") != "shards"
     return Case(predictions["train"], held, whole, int(np.sum(~kept)), history, settings, is_stratified)
 
 
-def score_of(predictions: Predictions) -> Score:
+def score_of(predictions: AnyPredictions) -> Score:
     """Return how many of the images are answered right."""
-    return Score(int(np.sum(predictions.predicted == predictions.labels)), len(predictions.labels))
+    return Score(int(np.sum(predictions.right)), len(predictions.labels))
 
 
 def recalls(predictions: Predictions) -> list[tuple[str, float, int]]:
@@ -211,17 +239,6 @@ def skill(predictions: Predictions) -> float:
         (sum(known) / len(known), 1 / len(known)),
     )
     return max((value - guess) / (1 - guess) if guess < 1 else 1.0 for value, guess in pairs)
-
-
-def select(predictions: Predictions, rows: Indices) -> Predictions:
-    """Return the predictions of the images in `rows`."""
-    return Predictions(
-        predictions.split,
-        tuple(predictions.names[row] for row in rows),
-        predictions.labels[rows],
-        predictions.probabilities[rows],
-        predictions.class_names,
-    )
 
 
 def contradictions(predictions: Predictions) -> Indices:

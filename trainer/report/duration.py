@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
 
-from trainer.report.case import Case
+from trainer.report.case import Case, Judged
 from trainer.report.history import find_best_epoch
 from trainer.spec import USUAL_RATES, EarlyStoppingSpec
 
@@ -21,8 +20,11 @@ _SMALL_FALL = 0.02
 """Share of the train loss; one that falls less in a quarter of the epochs has come to rest."""
 
 
-def train_on(case: Case) -> Iterator[str]:
+def train_on(case: Judged) -> Iterator[str]:
     """Yield longer training, where the train loss was still falling clearly."""
+    if case.is_probe:
+        yield fine_tuning(case)
+        return
     loss = case.losses
     lately = max(1, len(loss) // 4)
     if 0 < len(loss) < 3 or (len(loss) and loss[-1] < (1 - _SMALL_FALL) * loss[-1 - lately]):
@@ -30,7 +32,12 @@ def train_on(case: Case) -> Iterator[str]:
         yield f"{falling}{more_epochs(case)}."
 
 
-def more_epochs(case: Case) -> str:
+def fine_tuning(case: Judged) -> str:
+    """Return how a frozen backbone is fine-tuned after logistic regression."""
+    return "Fine-tune the backbone: --set train.epochs=10 --set optimizer.learning_rate=0.0003."
+
+
+def more_epochs(case: Judged) -> str:
     """Return the setting that lets it train longer: that of what ended this training."""
     planned, done = case.setting("train.epochs"), len(case.history)
     planned = planned if isinstance(planned, int) else done or 10
@@ -43,11 +50,11 @@ def more_epochs(case: Case) -> str:
     return f"--set train.epochs={max(10, 2 * planned)}"
 
 
-def _patience(case: Case) -> int:
+def _patience(case: Judged) -> int:
     return int(case.setting("train.early_stopping.patience_epochs") or EarlyStoppingSpec().patience_epochs)
 
 
-def _ran_out_of_patience(case: Case) -> bool:
+def _ran_out_of_patience(case: Judged) -> bool:
     """Return whether the best epoch is so far back that early stopping ended the training."""
     if not case.setting("train.early_stopping"):
         return False
@@ -56,7 +63,7 @@ def _ran_out_of_patience(case: Case) -> bool:
     return best is not None and best <= len(case.history) - _patience(case)
 
 
-def keeps_best(case: Case) -> bool:
+def keeps_best(case: Judged) -> bool:
     """Return whether the answers are those of the best epoch, not of the last one."""
     keep, stopping = case.setting("train.keep"), case.setting("train.early_stopping")
     return keep == "best" or (keep in (None, "auto") and stopping is not None)
@@ -84,4 +91,6 @@ def _is_creeping(loss: np.ndarray[Any, Any]) -> bool:
     """Return whether the loss falls steadily, by less than a tenth in all."""
     if len(loss) < 4 or loss[-1] < 0.9 * loss[0] or loss.min() == loss.max():
         return False
+    from scipy.stats import spearmanr  # takes a second to load, and short trainings do without
+
     return bool(spearmanr(np.arange(len(loss)), loss).statistic < -0.9)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import linregress
 
 Floats = npt.NDArray[np.float64]
 History = Sequence[Mapping[str, object]]
@@ -46,7 +45,7 @@ def read_series(history: History, key: str) -> Series:
 def find_best_epoch(history: History, held_out: str, measure: str) -> int | None:
     """Return the epoch, from 1, with the best held-out `measure`; None if none was validated.
 
-    measure: 'accuracy', the highest being best, or 'loss', the lowest; of equals the first.
+    measure: 'loss', the lowest being best, or another one, the highest; of equals the first.
     """
     series = read_series(history, f"{held_out}/{measure}")
     if not len(series.values):
@@ -55,8 +54,8 @@ def find_best_epoch(history: History, held_out: str, measure: str) -> int | None
     return int(series.epochs[index])
 
 
-def is_rising(history: History, held_out: str) -> bool:
-    """Return whether the held-out accuracy was still rising when training ended.
+def is_rising(history: History, held_out: str, measure: str = "accuracy") -> bool:
+    """Return whether the held-out `measure` was still rising when training ended.
 
     It was if a line through the last fifth of the points (four at least) gains 0.01 or more
     there, and no line as steep would come of chance more often than once in 20 times (t-test
@@ -67,7 +66,7 @@ def is_rising(history: History, held_out: str) -> bool:
     rates = read_series(history, "learning_rate").values
     if len(rates) and rates[-1] < _ANNEALED * rates.max():
         return False
-    series = read_series(history, f"{held_out}/accuracy")
+    series = read_series(history, f"{held_out}/{measure}")
     count = len(series.values)
     if count < 5:
         return bool(
@@ -75,6 +74,8 @@ def is_rising(history: History, held_out: str) -> bool:
             and series.values[-1] == series.values.max()
             and series.values[-1] - series.values[0] > 2 * _LEAST_RISE
         )
+    from scipy.stats import linregress  # takes a second to load, and short trainings do without
+
     last = max(4, math.ceil(count / 5))
     epochs, values = series.epochs[-last:], series.values[-last:]
     line = linregress(epochs, values, alternative="greater")

@@ -6,16 +6,16 @@ plots as PNG, and the verdict.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from trainer.metrics import Calibration, Predictions, compute_calibration, confusion_matrix
+from trainer.metrics import AnyPredictions, Calibration, Predictions, compute_calibration, confusion_matrix
 from trainer.report import tables
 from trainer.report.drift_plot import draw_drift
 from trainer.report.figures import to_png, to_svg
@@ -65,27 +65,54 @@ class Card:
     note: str
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What a report shows of the answers."""
+
+    template: str
+    judge: Callable[[ReportInputs, Mapping[str, Any]], Verdict]
+    """Inputs and settings to the verdict."""
+    draw: Callable[[ReportInputs, Mapping[str, Any]], list[Plot]]
+    cards: Callable[[ReportInputs, Verdict], list[Card]]
+    answers: Callable[[ReportInputs], dict[str, Any]]
+    """What the template needs of them."""
+
+
 def write_report(run_folder: Path, inputs: ReportInputs) -> Verdict:
+    """Write report.html and plots/*.png of a run of one label an image; see `write_page`."""
+    return write_page(run_folder, inputs, _ONE_LABEL)
+
+
+def write_page(run_folder: Path, inputs: ReportInputs, contents: Contents) -> Verdict:
     """Write report.html and plots/*.png into `run_folder`; return the verdict.
 
     Raises TemporaryError (full disk), UsageError (a folder that can't be written).
     """
     settings = parse_mapping(inputs.spec_yaml, "the spec")
-    verdict = judge(inputs.predictions, inputs.history, inputs.held_out, settings, inputs.dataset)
-    plots = _draw(inputs, settings)
+    verdict = contents.judge(inputs, settings)
+    plots = [*contents.draw(inputs, settings), *_draw_drift(inputs)]
     for plot in plots:
         write_bytes(run_folder / "plots" / f"{plot.name}.png", to_png(plot.figure))
-    page = render("page.html.j2", _context(inputs, settings, verdict, plots))
-    write_text(run_folder / "report.html", page)
+    context = _context(inputs, settings, verdict, plots)
+    context |= {"cards": contents.cards(inputs, verdict), **contents.answers(inputs)}
+    write_text(run_folder / "report.html", render(contents.template, context))
     return verdict
 
 
+def _one_label(inputs: ReportInputs) -> Mapping[str, Predictions]:
+    return cast(Mapping[str, Predictions], inputs.predictions)
+
+
+def _judge(inputs: ReportInputs, settings: Mapping[str, Any]) -> Verdict:
+    return judge(_one_label(inputs), inputs.history, inputs.held_out, settings, inputs.dataset)
+
+
 def _draw(inputs: ReportInputs, settings: Mapping[str, Any]) -> list[Plot]:
-    predictions = inputs.predictions[inputs.held_out]
+    predictions = _one_label(inputs)[inputs.held_out]
     counts = tables.split_counts(inputs.dataset)
     matrix = confusion_matrix(predictions)
     calibration = compute_calibration(predictions)
-    plots = _draw_history(inputs, settings)
+    plots = draw_history(inputs, settings)
     plots += [
         Plot(
             "confusion",
@@ -99,7 +126,7 @@ def _draw(inputs: ReportInputs, settings: Mapping[str, Any]) -> list[Plot]:
     if counts:
         text = "; ".join(f"{split}: {_spread(of_class)}" for split, of_class in counts.items())
         plots.append(Plot("distribution", "Images per class", draw_distribution(counts), f"{text}."))
-    return plots + _draw_drift(inputs)
+    return plots
 
 
 def _draw_drift(inputs: ReportInputs) -> list[Plot]:
@@ -110,28 +137,35 @@ def _draw_drift(inputs: ReportInputs) -> list[Plot]:
     return [Plot("drift", "What changed in the data", figure, " ".join(drift.sentences))]
 
 
-def _draw_history(inputs: ReportInputs, settings: Mapping[str, Any]) -> list[Plot]:
+def draw_history(
+    inputs: ReportInputs, settings: Mapping[str, Any], measures: Sequence[str] = ("accuracy", "loss")
+) -> list[Plot]:
+    """Return the curves of some measures, by epoch, with the best one marked: that of the first measure.
+
+    Or of what early stopping watches. There are none without a history.
+    """
     if not inputs.history:
         return []
-    monitor = _monitor(settings)
+    monitor = _monitor(settings, measures[0])
     best = inputs.best_epoch or find_best_epoch(inputs.history, inputs.held_out, monitor)
     plots = []
-    for measure in ("accuracy", "loss"):
+    for measure in measures:
         ends = [
             f"{split} {series.values[0]:.3f} at first and {series.values[-1]:.3f} at the end"
             for split in ("train", inputs.held_out)
             if len((series := read_series(inputs.history, f"{split}/{measure}")).values)
         ]
-        text = f"{measure.capitalize()} by epoch: {'; '.join(ends)}."
+        title = measure.replace("_", " ").capitalize()
+        text = f"{title} by epoch: {'; '.join(ends)}."
         figure = draw_curves(inputs.history, inputs.held_out, measure, best, monitor)
-        plots.append(Plot(measure, measure.capitalize(), figure, text))
+        plots.append(Plot(measure, title, figure, text))
     return plots
 
 
-def _monitor(settings: Mapping[str, Any]) -> str:
-    """Return what tells the best epoch: what early stopping watches, else the accuracy."""
+def _monitor(settings: Mapping[str, Any], usual: str) -> str:
+    """Return what tells the best epoch: what early stopping watches, else the `usual` measure."""
     stopping = settings.get("train", {}).get("early_stopping")
-    return str(stopping.get("monitor", "loss")) if isinstance(stopping, Mapping) else "accuracy"
+    return str(stopping.get("monitor", "loss")) if isinstance(stopping, Mapping) else usual
 
 
 def _spread(of_class: Mapping[str, int]) -> str:
@@ -159,12 +193,10 @@ def calibration_text(calibration: Calibration) -> str:
 def _context(
     inputs: ReportInputs, settings: Mapping[str, Any], verdict: Verdict, plots: Sequence[Plot]
 ) -> dict[str, Any]:
-    predictions = inputs.predictions[inputs.held_out]
     return {
         "inputs": inputs,
         "verdict": verdict,
         "kind": TITLES[verdict.kind],
-        "cards": _cards(inputs, verdict),
         "plots": {plot.name: plot for plot in plots},
         "svg": {plot.name: Markup(to_svg(plot.figure, plot.name, plot.description)) for plot in plots},
         "keep": "best" if inputs.keeps_best else "last",
@@ -174,37 +206,44 @@ def _context(
         "is_weighted": settings.get("train", {}).get("class_weights", "none") != "none",
         "facts": tables.facts(inputs, settings),
         "command": tables.command_text(inputs.environment),
-        **_answers(inputs, predictions),
         "drift": inputs.drift,
         "drift_classes": tables.most_changed(inputs.drift.classes, _CLASSES) if inputs.drift else [],
         **_data(inputs),
     }
 
 
-def _answers(inputs: ReportInputs, predictions: Predictions) -> dict[str, Any]:
+def _answers(inputs: ReportInputs) -> dict[str, Any]:
     """Return what the template needs of the held-out answers."""
+    predictions = _one_label(inputs)[inputs.held_out]
     rows = tables.class_rows(inputs.metrics, inputs.held_out, predictions.class_names)
     is_many = len(rows) > MOST_NAMED_CLASSES
-    splits = list(inputs.predictions)
-    train = inputs.predictions["train"]
     return {
         "class_rows": rows,
         "weakest_rows": tables.weakest_first(rows)[:_WEAKEST] if is_many else [],
         "confusions": tables.top_confusions(
             confusion_matrix(predictions), predictions.class_names, _CONFUSIONS
         ),
-        "splits": splits,
-        "overall_rows": tables.overall_rows(inputs.metrics, splits),
-        "mistake_count": _wrong(predictions),
-        "train_mistake_count": _wrong(train),
-        "train_mistakes": read_pictures(train, choose_mistakes(train, _MISTAKES), inputs.pictures),
-        "mistakes": read_pictures(predictions, choose_mistakes(predictions, _MISTAKES), inputs.pictures),
-        "correct": read_pictures(predictions, choose_correct(predictions, _CORRECT), inputs.pictures),
+        **pictured(inputs),
     }
 
 
-def _wrong(predictions: Predictions) -> int:
-    return int(np.sum(predictions.predicted != predictions.labels))
+def pictured(inputs: ReportInputs) -> dict[str, Any]:
+    """Return what the template needs of all metrics, and of pictures that were answered wrong and right."""
+    splits = list(inputs.predictions)
+    held, train = inputs.predictions[inputs.held_out], inputs.predictions["train"]
+    return {
+        "splits": splits,
+        "overall_rows": tables.overall_rows(inputs.metrics, splits),
+        "mistake_count": _wrong(held),
+        "train_mistake_count": _wrong(train),
+        "train_mistakes": read_pictures(train, choose_mistakes(train, _MISTAKES), inputs.pictures),
+        "mistakes": read_pictures(held, choose_mistakes(held, _MISTAKES), inputs.pictures),
+        "correct": read_pictures(held, choose_correct(held, _CORRECT), inputs.pictures),
+    }
+
+
+def _wrong(predictions: AnyPredictions) -> int:
+    return int(np.sum(~predictions.right))
 
 
 def _data(inputs: ReportInputs) -> dict[str, Any]:
@@ -249,3 +288,6 @@ def _weakest_card(verdict: Verdict) -> Card:
     if verdict.weakest_class is None:
         return Card("Weakest recall", "1.000", "no class has a mistake")
     return Card("Weakest recall", format_share(verdict.weakest_recall), shorten(verdict.weakest_class, 28))
+
+
+_ONE_LABEL = Contents("page.html.j2", _judge, _draw, _cards, _answers)

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from trainer.metrics import Predictions
+from trainer.data.shown import as_rgb
+from trainer.metrics import AnyPredictions
 
 Pixels = npt.NDArray[np.uint8]
 Indices = npt.NDArray[np.int64]
@@ -35,23 +36,24 @@ class Picture:
     name: str
     label: str
     predicted: str
+    """A class, or labels with commas between them."""
     probability: float
     """Of `predicted`."""
     label_probability: float
 
 
-def choose_mistakes(predictions: Predictions, count: int) -> Indices:
+def choose_mistakes(predictions: AnyPredictions, count: int) -> Indices:
     """Return the indices of at most `count` wrong answers, those with the highest probability first."""
-    wrong = np.flatnonzero(predictions.predicted != predictions.labels)
+    wrong = np.flatnonzero(~predictions.right)
     order = np.argsort(-predictions.confidence[wrong], kind="stable")
     return np.asarray(wrong[order][:count], dtype=np.int64)
 
 
-def choose_correct(predictions: Predictions, count: int) -> Indices:
+def choose_correct(predictions: AnyPredictions, count: int) -> Indices:
     """Return the indices of at most `count` right answers: the surest of each class in turn."""
-    right = np.flatnonzero(predictions.predicted == predictions.labels)
+    right = np.flatnonzero(predictions.right)
     right = right[np.argsort(-predictions.confidence[right], kind="stable")]
-    labels = predictions.labels[right]
+    labels = _kinds(predictions.labels[right])
     # How many surer ones of its own class stand before each: 0 for the surest of every class.
     turn = np.zeros(len(right), dtype=np.int64)
     for label in np.unique(labels):
@@ -59,40 +61,45 @@ def choose_correct(predictions: Predictions, count: int) -> Indices:
     return np.asarray(right[np.argsort(turn, kind="stable")][:count], dtype=np.int64)
 
 
+def _kinds(labels: npt.NDArray[np.int32]) -> Indices:
+    """Return a number for each image, the same for those of one class or of the same labels."""
+    return np.asarray(np.unique(labels, axis=0, return_inverse=True)[1], np.int64).reshape(len(labels))
+
+
 def read_pictures(
-    predictions: Predictions, indices: Indices, pixels: Callable[[str, Indices], Pixels]
+    predictions: AnyPredictions, indices: Indices, pixels: Callable[[str, Indices], Pixels]
 ) -> list[Picture]:
     """Return the images at `indices` with their answers.
 
-    pixels: (split, indices [n]) to uint8 [n, S, S, 3].
+    pixels: (split, indices [n]) to uint8 [n, height, width, channels].
     """
     if not len(indices):
         return []
     images = pixels(predictions.split, indices)
-    return [_picture(predictions, int(index), image) for index, image in zip(indices, images, strict=True)]
+    shown = predictions.select(indices)
+    return [_picture(shown, number, image) for number, image in enumerate(images)]
 
 
-def _picture(predictions: Predictions, index: int, image: Pixels) -> Picture:
-    label, predicted = int(predictions.labels[index]), int(predictions.predicted[index])
+def _picture(predictions: AnyPredictions, number: int, image: Pixels) -> Picture:
     uri, is_small = encode_picture(image)
     return Picture(
         uri=uri,
         is_small=is_small,
-        name=predictions.names[index],
-        label=predictions.class_names[label],
-        predicted=predictions.class_names[predicted],
-        probability=float(predictions.probabilities[index, predicted]),
-        label_probability=float(predictions.probabilities[index, label]),
+        name=predictions.names[number],
+        label=predictions.truth_text(number),
+        predicted=predictions.answer_text(number),
+        probability=float(predictions.confidence[number]),
+        label_probability=float(predictions.confidence_in_truth[number]),
     )
 
 
 def encode_picture(image: Pixels) -> tuple[str, bool]:
     """Return a data URI, and whether it is small: PNG of small images, of which every pixel counts.
 
-    Others are JPEG, made smaller. `image` is uint8 [height, width, 3].
+    Others are JPEG, made smaller. `image` is uint8 [height, width, channels].
     """
     small = max(image.shape[:2]) <= _SMALL_SIDE
-    picture = Image.fromarray(image)
+    picture = Image.fromarray(as_rgb(image))
     data = io.BytesIO()
     if small:
         picture.save(data, "PNG", optimize=True)

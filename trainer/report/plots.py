@@ -40,7 +40,12 @@ _TICK_STEPS = tuple(each * 10**power for power in range(1, 9) for each in (1, 2,
 """Between the numbered ticks of a matrix without names."""
 _NAME = 16
 _FEW_POINTS = 25
-_SPLITS = {"train": (BLUE, "--", "o"), "validation": (ORANGE, "-", "s"), "test": (GREEN, "-", "D")}
+_SPLITS = {
+    "train": (BLUE, "--", "o"),
+    "thresholds": (MUTED, ":", "^"),
+    "validation": (ORANGE, "-", "s"),
+    "test": (GREEN, "-", "D"),
+}
 # Of one brightness in both schemes, laid over the page with an opacity that grows with the share.
 _RIGHT_RGB = (0.23, 0.56, 0.85)
 _WRONG_RGB = (0.91, 0.48, 0.16)
@@ -51,14 +56,16 @@ _THOUSANDS = StrMethodFormatter("{x:,.0f}")
 def draw_curves(
     history: History, held_out: str, measure: str, best_epoch: int | None, monitor: str = "accuracy"
 ) -> Figure:
-    """Draw the training and the held-out `measure` ('loss' or 'accuracy') over the epochs.
+    """Draw the training and the held-out `measure` (such as 'loss' or 'accuracy') over the epochs.
 
-    best_epoch, from 1, is marked; monitor is the measure that it is the best by.
+    best_epoch, from 1, is marked; monitor is the measure that it is the best by. A measure that is only taken
+    of held-out images has one curve.
     """
     figure = new_figure(2.9)
     axes = figure.add_subplot()
-    style_axes(axes, "epoch", measure)
-    curves = {split: read_series(history, f"{split}/{measure}") for split in ("train", held_out)}
+    style_axes(axes, "epoch", measure.replace("_", " "))
+    splits = ("train", held_out) if measure in ("accuracy", "loss") else (held_out,)
+    curves = {split: read_series(history, f"{split}/{measure}") for split in splits}
     for split, series in curves.items():
         _draw_line(axes, split, series)
     if best_epoch is not None:

@@ -18,6 +18,7 @@ from trainer.report.drift import ClassCount
 from trainer.report.history import read_series
 from trainer.report.inputs import ReportInputs
 from trainer.report.names import format_count, format_duration
+from trainer.spec import sides_of
 
 _OVERALL = (
     ("accuracy", "accuracy"),
@@ -90,9 +91,14 @@ def top_confusions(matrix: npt.NDArray[np.int64], class_names: Sequence[str], co
     ]
 
 
-def overall_rows(metrics: Mapping[str, float], splits: Sequence[str]) -> list[tuple[str, list[float | None]]]:
-    """Return (what it is, its value for each split) for each metric that some split has."""
-    rows = [(label, [metrics.get(f"{split}/{name}") for split in splits]) for name, label in _OVERALL]
+def overall_rows(
+    metrics: Mapping[str, float], splits: Sequence[str], names: Sequence[tuple[str, str]] = _OVERALL
+) -> list[tuple[str, list[float | None]]]:
+    """Return (what it is, its value for each split) for each metric that some split has.
+
+    names: (metric, what it is).
+    """
+    rows = [(label, [metrics.get(f"{split}/{name}") for split in splits]) for name, label in names]
     return [(label, values) for label, values in rows if any(value is not None for value in values)]
 
 
@@ -124,6 +130,7 @@ def facts(inputs: ReportInputs, settings: Mapping[str, Any]) -> list[tuple[str, 
         ("Optimizer", _optimizer_text(settings, environment)),
         ("Augmentation", augment_text(settings)),
         ("Began with", str(environment.get("started_from") or "")),
+        ("Weights", _weights_text(environment)),
         ("Devices", str(environment.get("devices") or "")),
         ("Precision", str(environment.get("precision") or "")),
         ("Seed", str(settings.get("seed", environment.get("seed", "")))),
@@ -133,6 +140,14 @@ def facts(inputs: ReportInputs, settings: Mapping[str, Any]) -> list[tuple[str, 
         ("Host", ", ".join(str(environment[key]) for key in ("host", "system") if environment.get(key))),
     ]
     return [(name, text) for name, text in found if text]
+
+
+def _weights_text(environment: Mapping[str, Any]) -> str:
+    weights = environment.get("weights") or {}
+    if not weights:
+        return ""
+    licence = weights.get("licence") or "licence unknown"
+    return f"{weights.get('origin')}, {licence}, sha256 {weights.get('sha256')}"
 
 
 def command_text(environment: Mapping[str, Any]) -> str:
@@ -149,8 +164,16 @@ def model_text(settings: Mapping[str, Any]) -> str:
     parts += [f"{key.replace('_', ' ')} {', '.join(map(str, value))}" for key, value in lists if value]
     if model.get("dropout"):
         parts.append(f"dropout {model['dropout']:g}")
-    size = settings.get("data", {}).get("image_size")
-    return "; ".join([part for part in parts if part] + ([f"{size} x {size} pixels"] if size else []))
+    return "; ".join(part for part in [*parts, _pixels_text(settings.get("data", {}))] if part)
+
+
+def _pixels_text(data: Mapping[str, Any]) -> str:
+    """Return `150 x 150 pixels`, and whether they are grey or RGBA; empty if not known."""
+    if not data.get("image_size"):
+        return ""
+    height, width = sides_of(data["image_size"])
+    kind = {1: " of grey", 4: " of RGBA"}.get(data.get("channels", 3), "")
+    return f"{height} x {width} pixels{kind}"
 
 
 def _data_text(inputs: ReportInputs) -> str:

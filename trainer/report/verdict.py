@@ -27,6 +27,7 @@ Kind = Literal[
     "contradicted",
     "over-fitted",
     "under-trained",
+    "limited",
     "fine",
 ]
 TITLES: dict[Kind, str] = {
@@ -37,6 +38,7 @@ TITLES: dict[Kind, str] = {
     "neglected": "A class is not recognised",
     "over-fitted": "Over-fitted",
     "under-trained": "Under-trained",
+    "limited": "Limited by the frozen features",
     "contradicted": "Labels are doubtful",
     "fine": "Fits well",
 }
@@ -49,6 +51,8 @@ DOUBTFUL_SHARE = 0.05
 
 Measured on generated data: 0.01 to 0.03 with 5% wrong labels, 0.15 to 0.21 with 30%, below 0.03 with none.
 """
+_WIDE = 0.1
+"""A 95% interval of the accuracy above which the cross-validated accuracy is given as well."""
 _NAME = 40
 
 
@@ -89,9 +93,10 @@ def judge(
     - copied: every held-out image is a copy of a training image.
     - unproven, guessing: the held-out answers are not better than always answering the most frequent class,
       by more than chance (see `beats_guessing`); unproven if the images are too few to tell, or of one class.
-    - early: there were fewer than `FEWEST_EPOCHS` epochs, from fresh weights.
+    - early: there were fewer than `FEWEST_EPOCHS` epochs of steps, from fresh weights.
     - neglected: the recall of a class is less than a third of the accuracy, by more than chance.
     - contradicted: the model confidently contradicts the labels of `DOUBTFUL_SHARE` of the training images.
+    - limited: the same gap, of logistic regression, whose penalty cross-validation chose.
     - over-fitted: the gap is above `LARGEST_GAP`, its 95% interval is above 0, so that it is not the
       chance of few images, and the training images are answered with at least `LEAST_SKILL`.
     - under-trained: the training images are answered with less than `LEAST_SKILL`, or the held-out
@@ -122,7 +127,16 @@ def _accuracies(case: Case) -> str:
     if case.copies and not case.has_only_copies:
         start += f" without {format_count(case.copies, 'exact copy', 'exact copies')} of training images"
         interval += f"; {score_of(case.whole).share:.3f} with them"
-    return f"{start} ({interval}), train {train.share:.3f}"
+    return f"{start} ({interval}), train {train.share:.3f}{_cross_validated(case)}"
+
+
+def _cross_validated(case: Case) -> str:
+    """Return the cross-validated accuracy of logistic regression, where the held-out images are too few."""
+    low, high = case.held_score.interval
+    if case.cross_validated is None or high - low <= _WIDE:
+        return ""
+    images = format_count(len(case.train.labels), "training image")
+    return f", cross-validated {case.cross_validated:.3f} on {images}"
 
 
 def _decide(case: Case) -> tuple[Kind, str]:
@@ -131,7 +145,8 @@ def _decide(case: Case) -> tuple[Kind, str]:
         return "copied", "all of these images are exact copies of training images, so this says nothing"
     if not beats_guessing(case.held):
         return _decide_on_guessing(case)
-    if 0 < len(case.history) < FEWEST_EPOCHS and case.setting("train.start_from") in (None, SCRATCH):
+    is_short = 0 < len(case.history) < FEWEST_EPOCHS and not case.is_probe
+    if is_short and case.setting("train.start_from") in (None, SCRATCH):
         epochs = format_count(len(case.history), "epoch")
         return "early", f"too early to say after {epochs}{_neglected_words(case)}"
     if case.neglected:
@@ -160,6 +175,8 @@ def _decide_on_fit(case: Case) -> tuple[Kind, str]:
         images = format_count(doubtful, "training image is", "training images are")
         return "contradicted", f"labels are doubtful ({images} confidently contradicted by the model)"
     if case.gap > LARGEST_GAP and low > 0 and has_learnt:
+        if case.is_probe:
+            return "limited", f"limited by the frozen features (gap {case.gap:.3f})"
         return "over-fitted", f"over-fitted (gap {case.gap:.3f})"
     if not has_learnt:
         return "under-trained", "under-trained (the train accuracy is low)"

@@ -12,7 +12,7 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata, resources
@@ -52,6 +52,13 @@ class Start:
     """Before its schedule; it follows from the batch, and so is written down and not compared."""
     started_from: str = ""
     """The run whose weights it began with; empty for fresh ones."""
+    weights: Mapping[str, str | None] | None = None
+    """sha256, origin and licence of the file of weights that it began with; None for fresh ones."""
+
+    @property
+    def weights_sha256(self) -> str:
+        """The digest of the file of weights, 64 hex digits; empty without one."""
+        return (self.weights or {}).get("sha256") or ""
 
 
 def require_same_start(path: Path, start: Start) -> None:
@@ -82,6 +89,17 @@ def require_same_start(path: Path, start: Start) -> None:
                 f"The {what} changed since this run began{other}; give the new one another --run-name. "
                 f"Received: {new}, it was {old}"
             )
+    require_same_weights(path, start)
+
+
+def require_same_weights(path: Path, start: Start) -> None:
+    """Raise UsageError if the run at `path` began with another file of weights."""
+    before = _read_json(path / "environment.json").get("weights") or {}
+    if before.get("sha256", "") != start.weights_sha256:
+        raise UsageError(
+            "The file of weights changed since this run began; give the new one another --run-name. "
+            f"Received: sha256 {start.weights_sha256 or 'of none'}, it was {before.get('sha256') or 'none'}"
+        )
 
 
 def read_precision(path: Path) -> str | None:
@@ -134,7 +152,7 @@ def write_environment(
     path: Path, spec: RunSpec, devices: str, start: Start, command: Sequence[str]
 ) -> dict[str, Any]:
     """Write environment.json: what ran, of which version, where; return it."""
-    environment = {
+    environment: dict[str, Any] = {
         "command": [shown_address(word) for word in command],
         "trainer_version": __version__,
         "git_commit": _git_commit(),
@@ -148,9 +166,11 @@ def write_environment(
         "learning_rate": start.learning_rate,
         "started_from": start.started_from,
         "seed": spec.seed,
-        "spec_digest": spec_digest(spec),
+        "spec_digest": spec_digest(spec, start.weights_sha256),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+    if start.weights is not None:
+        environment["weights"] = dict(start.weights)
     write_json(path / "environment.json", environment)
     return environment
 

@@ -21,14 +21,12 @@ from trainer.run_folder.parsed import read_dataset_json, read_images_json
 from trainer.spec import RunSpec, parse_spec, spec_digest
 from trainer.storage.store import Store
 
-_DECODED_BY = ("image_size", "resize", "interpolation")
-"""What of a spec's data decides how an image becomes pixels."""
 
-
-def find_same_run(output: Store, spec: RunSpec, data_digest: str) -> str:
+def find_same_run(output: Store, spec: RunSpec, data_digest: str, weights_sha256: str = "") -> str:
     """Return the newest finished run if it is of an equal spec and equal data; else nothing.
 
-    data_digest: SHA-256 of the data set, 64 hex digits. Raises TemporaryError.
+    data_digest: SHA-256 of the data set, 64 hex digits; `weights_sha256` that of a pretrained model's file.
+    Raises TemporaryError.
     """
     name = latest_run(output)
     if name is None:
@@ -42,7 +40,18 @@ def find_same_run(output: Store, spec: RunSpec, data_digest: str) -> str:
         before = parse_spec(text.data.decode(), run.at("spec.yaml"))
     except (ValueError, KeyError, TypeError, RecursionError, UsageError):
         return ""  # of another version of this program
-    return name if is_same_data and spec_digest(before) == spec_digest(spec) else ""
+    # Equal weights may have been somewhere else, and others in the same place.
+    digests = (spec_digest(before, read_weights_sha256(run)), spec_digest(spec, weights_sha256))
+    return name if is_same_data and digests[0] == digests[1] else ""
+
+
+def read_weights_sha256(run: Store) -> str:
+    """Return the digest of the file of weights that `run` began with; empty for none."""
+    environment = run.read("environment.json")
+    try:
+        return str(json.loads(environment.data)["weights"]["sha256"]) if environment else ""
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ""
 
 
 def find_earlier(output: Store, spec: RunSpec, data_digest: str) -> Earlier | None:
@@ -66,7 +75,7 @@ def find_earlier(output: Store, spec: RunSpec, data_digest: str) -> Earlier | No
         or dataset.get("digest") == f"sha256:{data_digest}"
     ):
         return None
-    is_alike = all(getattr(before, key) == getattr(spec.data, key) for key in _DECODED_BY)
+    is_alike = before.pixel_format == spec.data.pixel_format
     return Earlier(name, dataset, _known(run, IMAGES, read_images_json), is_alike)
 
 

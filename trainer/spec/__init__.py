@@ -16,22 +16,24 @@ from trainer.spec.load import (
     read_spec,
     spec_changes,
     spec_digest,
+    with_choices,
 )
+from trainer.spec.networks import PlainSpec, ResidualSpec
+from trainer.spec.optimizer import USUAL_RATES, OptimizerSpec
+from trainer.spec.pixels import PIXEL_SETTINGS, PixelFormat, format_size, sides_of
+from trainer.spec.pretrained import PretrainedSpec
 from trainer.spec.schema import (
     SCRATCH,
-    USUAL_RATES,
     CheckpointSpec,
     DataSpec,
     EarlyStoppingSpec,
     ModelSpec,
-    OptimizerSpec,
-    PlainSpec,
-    ResidualSpec,
     RunSpec,
     TrainSpec,
 )
 
 __all__ = [
+    "PIXEL_SETTINGS",
     "SCRATCH",
     "USUAL_RATES",
     "AirbenchSpec",
@@ -42,16 +44,21 @@ __all__ = [
     "EarlyStoppingSpec",
     "ModelSpec",
     "OptimizerSpec",
+    "PixelFormat",
     "PlainSpec",
+    "PretrainedSpec",
     "ResidualSpec",
     "RunSpec",
     "TrainSpec",
     "dump_shown_spec",
     "dump_spec",
+    "format_size",
     "has_secret",
     "load_spec",
     "parse_spec",
     "read_spec",
+    "sides_of",
     "spec_changes",
     "spec_digest",
+    "with_choices",
 ]

@@ -13,7 +13,10 @@ from trainer.spec.checked import Checked, Fraction, Positive
 
 
 class CropSpec(Checked):
-    """A random part of each image, resized: scale is its area, ratio its width over its height."""
+    """A random part of each image, resized: scale is its area, ratio its width over its height.
+
+    Both are relative to the image that the network sees, and a side is the shorter one.
+    """
 
     scale: tuple[Fraction, Fraction] = Field((0.35, 1.0), strict=False)
     ratio: tuple[Positive, Positive] = Field((0.75, 1.3333), strict=False)
@@ -21,6 +24,8 @@ class CropSpec(Checked):
     """The side of the crop after resizing, in pixels; the image size if not given."""
     first_size: int | None = Field(None, ge=8, le=2048)
     """Training starts with crops of this side and grows to `size`; needs the residual family."""
+    whole_epochs: int = Field(0, ge=0, le=2**31 - 1)
+    """So many last epochs see whole images of data.image_size, as evaluation does, instead of crops."""
 
     @model_validator(mode="after")
     def _ordered(self) -> CropSpec:
@@ -52,6 +57,11 @@ class AugmentSpec(Checked):
     """The probability that an image is blended with its neighbour, labels too (Zhang et al. 2017)."""
     cutmix: Fraction = 0.0
     """The probability that a square of an image is its neighbour's, labels too (Yun et al. 2019)."""
+
+    @property
+    def changes_images(self) -> bool:
+        """Whether any of the changes is on."""
+        return self != AugmentSpec()
 
     @model_validator(mode="after")
     def _one_position(self) -> AugmentSpec:

@@ -89,9 +89,21 @@ def parse_spec(text: str, where: str) -> RunSpec:
     return _validated(parse_mapping(text, where))
 
 
+def with_choices(spec: RunSpec, settings: Mapping[str, Any]) -> RunSpec:
+    """Return `spec` with `settings` for all that was not set in it, and nothing left to choose.
+
+    settings: nested, as in a spec. Raises UsageError for those that don't fit what was set.
+    """
+    values = spec.model_dump(mode="json", exclude_unset=True)
+    return _validated({**_laid_over(dict(settings), values), "choose": "none"})
+
+
 def dump_spec(spec: RunSpec) -> str:
-    """Return the whole spec as YAML; `load_spec` on it gives an equal spec."""
-    return dump_mapping(spec.model_dump(mode="json"))
+    """Return the whole spec as YAML; `load_spec` on it gives an equal spec.
+
+    Of one whose settings are still to be chosen only what was set, so that the rest can be chosen.
+    """
+    return dump_mapping(spec.model_dump(mode="json", exclude_unset=spec.choose != "none"))
 
 
 def dump_shown_spec(spec: RunSpec) -> str:
@@ -104,13 +116,16 @@ def has_secret(spec: RunSpec) -> bool:
     return dump_shown_spec(spec) != dump_spec(spec)
 
 
-def spec_digest(spec: RunSpec) -> str:
+def spec_digest(spec: RunSpec, weights_sha256: str = "") -> str:
     """Return the sha256, 64 hex digits, of everything in `spec` that can change the result.
 
     Addresses count without passwords and queries: a URL with a new signature is of the same data, and what
-    other data it may bring shows in their own digest.
+    other data it may bring shows in their own digest. With `weights_sha256`, of a pretrained model's file,
+    the weights count by that and not by where they are.
     """
     values = shown_values(spec.model_dump(mode="json", exclude=_UNHASHED), bare_address)
+    if weights_sha256:
+        values["model"]["weights"] = f"sha256:{weights_sha256}"
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

@@ -7,6 +7,7 @@ what was received, and the nearest key that exists.
 from __future__ import annotations
 
 import difflib
+import re
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -17,6 +18,7 @@ from trainer.spec.schema import RunSpec
 from trainer.spec.text import shown_repr
 
 _SHOWN_PROBLEMS = 5
+_MANY_CHOICES = 9
 _PATTERNS = {
     "data.checksum": "md5: and 32 hex digits, or sha256: and 64",
     "run_name": "letters, digits, '.', '_' and '-', 128 at most, a letter or digit first",
@@ -99,11 +101,20 @@ def _describe(problem: Any) -> str:
     if problem["type"] in ("model_type", "model_attributes_type"):
         return f"{key} must hold settings, such as {_first_inside(key)}. Received: {_brief(received)}"
     message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "literal_error" and isinstance(received, str):
+        message += _hint_of_choice(problem["ctx"]["expected"], received)
     if problem["type"] == "string_pattern_mismatch":
         message = f"input should be {_PATTERNS.get(key, 'of another form')}"
     if not key:
-        return f"{message}."
+        return message if "Received: " in message else f"{message}."
     return f"{key}: {message[0].lower()}{message[1:]}. Received: {_brief(received)}"
+
+
+def _hint_of_choice(expected: str, received: str) -> str:
+    """Return which of many choices was meant; nothing where they are few or none is near."""
+    choices = re.findall(r"'([^']*)'", expected)
+    nearest = difflib.get_close_matches(received, choices, n=1) if len(choices) >= _MANY_CHOICES else []
+    return f" (did you mean {nearest[0]}?)" if nearest else ""
 
 
 def _dotted(location: tuple[Any, ...]) -> str:
@@ -118,7 +129,7 @@ def _dotted(location: tuple[Any, ...]) -> str:
 
 def _is_branch(key: str, part: Any) -> bool:
     if key == "model":
-        return part in ("plain", "residual")
+        return part in ("plain", "residual", "pretrained")
     return isinstance(part, str) and (
         "[" in part or part in ("int", "float", "bool", "str", "literal", "constrained-int")
     )

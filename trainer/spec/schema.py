@@ -8,11 +8,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from trainer.spec.airbench import AirbenchSpec
 from trainer.spec.augment import AugmentSpec
-from trainer.spec.checked import Blocks, Checked, Count, Filters, Fraction, NonNegative, Positive
+from trainer.spec.checked import Checked, Count, Fraction, NonNegative, Positive
+from trainer.spec.finetune import FinetuneSpec
+from trainer.spec.networks import PlainSpec, ResidualSpec
+from trainer.spec.optimizer import OptimizerSpec
+from trainer.spec.pixels import ImageSize, PixelFormat, sides_of
+from trainer.spec.pretrained import LEAST_SIDE, NO_WEIGHTS, PretrainedSpec
 from trainer.spec.publish import PublishSpec
 
 RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
@@ -26,17 +31,33 @@ class DataSpec(Checked):
     """A folder, an archive, a file:// or https:// URL, or embedded:digits."""
     checksum: str | None = Field(None, pattern=r"^(md5:[0-9a-f]{32}|sha256:[0-9a-f]{64})$")
     """What a downloaded or local archive must hash to."""
+    labels: Literal["single", "multi"] = "single"
+    """multi: any number of labels an image, which a table lists; see docs/several-labels.md."""
+    threshold_fraction: float = Field(0.1, ge=0.0, lt=1.0)
+    """Of data.labels multi: the share of the training images that choose the threshold of each label and are
+    not trained on; 0 chooses them on the training images themselves."""
     layout: Literal["auto", "folders", "import", "tfrecord", "webdataset", "parquet", "cifar", "shards"] = (
         "auto"
     )
     validation_fraction: float = Field(0.2, gt=0.0, lt=1.0)
     """The share of each class held out of a source that has no split of its own."""
-    image_size: int = Field(128, ge=8, le=2048)
-    """Height and width, in pixels, of every image that the network sees outside training crops."""
+    held_out: Literal["auto", "validation", "train"] = "auto"
+    """Which images measure the model: auto takes validation images, or else test images. validation never
+    reads test images; without validation images, a part of the training images is held out. train reads
+    training images only, and holds out a part of them."""
+    image_size: ImageSize = 128
+    """Height and width, in pixels, of every image that the network sees outside training crops: one number,
+    or [height, width]."""
+    channels: Literal[1, 3, 4] = 3
+    """1 is grey, 3 is RGB with alpha laid over white, 4 is RGBA. 16-bit images keep their upper 8 bits."""
     resize: Literal["stretch", "crop", "pad"] = "stretch"
-    """How an image that is not square becomes square."""
-    interpolation: Literal["bilinear", "nearest"] = "bilinear"
-    """bilinear is antialiased; nearest is what ImageDataGenerator does."""
+    """How an image of other proportions than image_size gets these."""
+    interpolation: Literal["bilinear", "nearest", "bicubic"] = "bilinear"
+    """bilinear and bicubic are antialiased; bicubic has a = -0.5 as in Pillow and PyTorch (with
+    antialias=True), and is what most pretrained networks expect. nearest is what ImageDataGenerator does."""
+    crop_fraction: float = Field(1.0, ge=0.1, le=1.0)
+    """With resize crop: which share of the height and width of the largest crop is kept. 0.875 with
+    image_size 224 is the usual "resize to 256, keep the middle 224"."""
     max_rejected: Fraction = 0.01
     """The share of damaged files above which the run stops."""
     cache_mib: int = Field(4096, ge=0)
@@ -55,108 +76,28 @@ class DataSpec(Checked):
     def _in_lower_case(cls, value: Any) -> Any:
         return value.lower() if isinstance(value, str) else value
 
-
-class PlainSpec(Checked):
-    """3 x 3 convolutions with ReLU and 2 x 2 max pooling, then dense layers."""
-
-    family: Literal["plain"] = "plain"
-    filters: tuple[Filters, ...] = Field((16, 32, 64), strict=False, min_length=1)
-    pool_last: bool = True
-    """Whether the last convolution is pooled as well."""
-    dense_units: tuple[Count, ...] = Field((), strict=False)
-    dropout: float = Field(0.0, ge=0.0, lt=1.0)
-    binary_unit: bool = False
-    """With two classes: one sigmoid unit instead of two softmax units (same loss, same gradients)."""
-    average_mirror: bool = False
-    """Answer with the mean over the picture and its mirror image, at twice the cost of an answer."""
+    @field_validator("crop_fraction")
+    @classmethod
+    def _crops(cls, value: float, others: ValidationInfo) -> float:
+        if value != 1.0 and others.data.get("resize") in ("stretch", "pad"):
+            raise ValueError("a part of an image is kept with data.resize crop only")
+        return value
 
     @property
-    def pools(self) -> tuple[bool, ...]:
-        """Whether each convolution is pooled."""
-        return (True,) * (len(self.filters) - 1) + (self.pool_last,)
-
-    def last_side(self, side: int) -> int:
-        """Return the side of the last feature map for images of `side` pixels; there is none if below 1."""
-        for is_pooled in self.pools:
-            side = (side - 2) // 2 if is_pooled else side - 2
-        return side
+    def pixel_format(self) -> PixelFormat:
+        """How an image becomes pixels."""
+        height, width = sides_of(self.image_size)
+        return PixelFormat(height, width, self.resize, self.interpolation, self.crop_fraction, self.channels)
 
 
-class ResidualSpec(Checked):
-    """A residual network with batch normalisation and global average pooling."""
-
-    family: Literal["residual"] = "residual"
-    stem_filters: Filters = 32
-    stem_stride: int = Field(2, ge=1, le=4)
-    filters: tuple[Filters, ...] = Field((64, 128, 256), strict=False, min_length=1)
-    """One number a stage; each stage halves height and width."""
-    blocks: tuple[Blocks, ...] = Field((2, 2, 2), strict=False, min_length=1)
-    dropout: float = Field(0.2, ge=0.0, lt=1.0)
-    stochastic_depth: float = Field(0.0, ge=0.0, lt=1.0)
-    """The probability that the last block is skipped; earlier ones less, linearly."""
-    average_mirror: bool = False
-    """Answer with the mean over the picture and its mirror image, at twice the cost of an answer."""
-
-    @model_validator(mode="after")
-    def _stages(self) -> ResidualSpec:
-        if len(self.filters) != len(self.blocks):
-            raise ValueError("filters and blocks need one number for each stage")
-        return self
-
-
-ModelSpec = Annotated[PlainSpec | ResidualSpec | AirbenchSpec, Field(discriminator="family")]
-
-
-class OptimizerSpec(Checked):
-    """The optimizer and its learning-rate schedule."""
-
-    name: Literal["sgd", "rmsprop", "adam", "adamw", "muon"] = "adamw"
-    """muon orthogonalises the updates of hidden kernels (Jordan 2024); AdamW trains all other weights."""
-    learning_rate: Positive = 0.001
-    momentum: float = Field(0.0, ge=0.0, lt=1.0)
-    """Of sgd, rmsprop and muon, whose default is 0.95."""
-    nesterov: bool = False
-    """Of sgd and muon, whose default is true."""
-    rest_rate: Positive | None = None
-    """Of muon: the learning rate of biases, normalisation and the last layer; learning_rate if not given."""
-    unit_kernels: bool = False
-    """Of muon: kernels keep the norm of one unit per filter, and a step is learning_rate of that norm."""
-    weight_decay: NonNegative = 0.0
-    """Decoupled; kernels only, never biases or normalisation."""
-    clip_norm: Positive | None = None
-    """The largest global norm of the gradient, after it is summed over all replicas."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_epochs: NonNegative = 0.0
-    final_fraction: Fraction = 0.0
-    """The share of the learning rate at which linear and cosine end."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _momentum_of_muon(cls, value: Any) -> Any:
-        is_muon = isinstance(value, dict) and value.get("name") == "muon"
-        return {"momentum": 0.95, "nesterov": True, **value} if is_muon else value
-
-    @model_validator(mode="after")
-    def _used(self) -> OptimizerSpec:
-        if (self.momentum or self.nesterov) and self.name not in ("sgd", "rmsprop", "muon"):
-            raise ValueError(f"momentum and nesterov are of sgd, rmsprop and muon, not of {self.name}")
-        if self.nesterov and self.name == "rmsprop":
-            raise ValueError("nesterov is of sgd and muon, not of rmsprop")
-        if (self.rest_rate or self.unit_kernels) and self.name != "muon":
-            raise ValueError(f"rest_rate and unit_kernels are of muon, not of {self.name}")
-        if self.final_fraction and self.schedule == "constant":
-            raise ValueError("final_fraction is where a linear or cosine schedule ends; constant has no end")
-        return self
-
-
-USUAL_RATES = {"sgd": 0.05, "rmsprop": 0.001, "adam": 0.001, "adamw": 0.001, "muon": 0.001}
-"""The learning rate that a network of this program usually trains well with, by optimizer."""
+ModelSpec = Annotated[PlainSpec | ResidualSpec | AirbenchSpec | PretrainedSpec, Field(discriminator="family")]
 
 
 class EarlyStoppingSpec(Checked):
     """Stop when the held-out loss or accuracy has not improved for a while."""
 
-    monitor: Literal["loss", "accuracy"] = "loss"
+    monitor: Literal["loss", "accuracy", "mean_average_precision"] = "loss"
+    """mean_average_precision is of data.labels multi, where accuracy counts images without a mistake."""
     patience_epochs: Count = 5
     min_change: NonNegative = 0.0
 
@@ -179,6 +120,8 @@ class TrainSpec(Checked):
     epochs: Count = 20
     start_from: str = Field(SCRATCH, min_length=1)
     """Whose weights it begins with: fresh ones, those of the latest run or of the champion, or of a run's."""
+    finetune: FinetuneSpec | None = None
+    """How a pretrained backbone is trained; of model.family pretrained alone."""
     global_batch_size: Count = 32
     """Images in a step, whatever the number of devices that share them."""
     scale_batch: bool = False
@@ -237,6 +180,8 @@ class RunSpec(Checked):
 
     recipe: str | None = None
     """The recipe that this started from; a label."""
+    choose: Literal["none", "auto", "fast", "best"] = "none"
+    """For which goal the settings that are not given are chosen from the data, when the run begins."""
     output: str = Field("runs", min_length=1)
     run_name: str | None = Field(None, pattern=f"^{RUN_NAME}$")
     seed: int = Field(0, ge=0, lt=2**31)
@@ -247,9 +192,32 @@ class RunSpec(Checked):
     train: TrainSpec = TrainSpec()
     publish: PublishSpec = PublishSpec()
 
+    @property
+    def finetune(self) -> FinetuneSpec | None:
+        """How the pretrained backbone is trained; None for a network from scratch."""
+        if not isinstance(self.model, PretrainedSpec) or self.model.weights == NO_WEIGHTS:
+            return None
+        default = FinetuneSpec(probe="steps" if self.data.labels == "multi" else "logistic")
+        return self.train.finetune or default
+
+    @property
+    def has_depthwise(self) -> bool:
+        """Whether the network has depthwise convolutions."""
+        return isinstance(self.model, PretrainedSpec) and self.model.backbone != "resnet50v2"
+
+    @model_validator(mode="after")
+    def _phases_fit(self) -> RunSpec:
+        if self.train.finetune is not None and not isinstance(self.model, PretrainedSpec):
+            raise ValueError("train.finetune is of model.family pretrained")
+        if (finetune := self.finetune) is None:
+            return self
+        if finetune.first_epochs > self.train.epochs:
+            raise ValueError("train.finetune has more frozen and last-stage epochs than train.epochs")
+        return self
+
     @model_validator(mode="after")
     def _sizes_fit(self) -> RunSpec:
-        crop, size = self.augment.crop, self.data.image_size
+        crop, size = self.augment.crop, min(sides_of(self.data.image_size))
         sides = {size} if crop is None else {size, crop.size or size, crop.first_size or crop.size or size}
         if crop is not None and (crop.first_size or 0) > (crop.size or size):
             raise ValueError("augment.crop: crops grow: first_size can't be above size")
@@ -258,10 +226,26 @@ class RunSpec(Checked):
                 raise ValueError("crops of another size than data.image_size need model.family residual")
             if self.model.last_side(size) < 1:
                 raise ValueError("data.image_size is too small for so many layers in model.filters")
+        if isinstance(self.model, PretrainedSpec) and min(sides) < LEAST_SIDE:
+            raise ValueError(
+                f"model.family pretrained takes pictures of at least {LEAST_SIDE} pixels a side; set "
+                f"data.image_size, and augment.crop where it is used. Received: {min(sides)}"
+            )
         if isinstance(self.model, AirbenchSpec) and min(sides) < self.model.least_side:
             raise ValueError(
                 f"images and crops need {self.model.least_side} pixels for so many groups in model.filters"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _labels_fit(self) -> RunSpec:
+        stopping, is_multi = self.train.early_stopping, self.data.labels == "multi"
+        if is_multi and isinstance(self.model, PlainSpec) and self.model.binary_unit:
+            raise ValueError("model.binary_unit is of data.labels single; multi has a unit a label")
+        if is_multi and self.finetune is not None and self.finetune.probe == "logistic":
+            raise ValueError("train.finetune.probe logistic is of data.labels single; set it to steps")
+        if not is_multi and stopping is not None and stopping.monitor == "mean_average_precision":
+            raise ValueError("train.early_stopping.monitor mean_average_precision needs data.labels multi")
         return self
 
     @model_validator(mode="after")

@@ -20,6 +20,7 @@ from trainer.exits import TemporaryError, TrainerError, UsageError
 
 _MOST_DAMAGED = 3
 _LEAST_RETRIES = 3
+FIRST_WAIT_SECONDS = 0.2
 _MOST_WAIT_SECONDS = 10.0
 _DAMAGED = ("doesn't match calculated", "crc32c validation failed")
 """In the answer of the service, and of its testbench, to bytes with another checksum."""
@@ -32,16 +33,18 @@ def repeated(
     seconds: float,
     begins_anew: Callable[[Exception], bool] = lambda error: False,
     may_pass: Callable[[Exception], bool] = lambda error: False,
+    first_wait_seconds: float = FIRST_WAIT_SECONDS,
 ) -> Result:
     """Return what `action` returns, repeating the whole of it.
 
     Three times when its bytes were damaged on the way, or when the error `begins_anew`; when the
     network or the service failed, or the error `may_pass`, for `seconds` from the first time on, and three
     times at least: the client's own retries count from the beginning, so that what takes longer would get
-    none. Raises what `action` raised last, as the cause of a RetryError where the time is used up.
+    none. It waits for up to `first_wait_seconds` first, then for twice as long each time. Raises what
+    `action` raised last, as the cause of a RetryError where the time is used up.
     """
     failed_at: list[float] = []
-    damaged, wait = 0, 0.2
+    damaged, wait = 0, first_wait_seconds
     while True:
         try:
             return action()

@@ -7,6 +7,8 @@ Juditsky 1992; Tarvainen and Valpola 2017).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import keras
 import tensorflow as tf
 
@@ -22,13 +24,20 @@ class WeightAverage:
             for index, weight in enumerate(self.weights)
         ]
 
-    def update(self, step: tf.Tensor) -> None:
-        """Move the shadows towards the weights, after step `step` (from 0).
+    def reset(self) -> None:
+        """Make the average equal to the weights."""
+        for shadow, weight in zip(self.shadows, self.weights, strict=True):
+            shadow.assign(weight)
 
-        The decay grows from 0.1 to its full value, so that the random initial weights
+    def update(self, step: tf.Tensor, changing: Sequence[keras.Variable]) -> None:
+        """Move the shadows of the `changing` weights towards them, after step `step` of a phase (from 0).
+
+        The decay grows from 0.1 to its full value, so that the weights that the phase began with
         don't linger: min(decay, (1 + step) / (10 + step)).
         """
+        wanted = {id(weight.value) for weight in changing}
         step = tf.cast(step, tf.float32)
         decay = tf.minimum(self.decay, (1.0 + step) / (10.0 + step))
         for shadow, weight in zip(self.shadows, self.weights, strict=True):
-            shadow.assign_sub((1.0 - decay) * (shadow - weight))
+            if id(weight) in wanted:
+                shadow.assign_sub((1.0 - decay) * (shadow - weight))

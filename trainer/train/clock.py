@@ -18,10 +18,11 @@ _CALL_SECONDS = 0.5
 class Clock:
     """Times one epoch: how long, how many images, how much of it waiting for data."""
 
-    def __init__(self, feed: Feed, standing: Standing) -> None:
+    def __init__(self, feed: Feed | None, standing: Standing) -> None:
+        """feed: the input pipeline; None where no batches are read."""
         self.feed = feed
         self.started = time.perf_counter()
-        self.images, self.waited = standing.images, feed.waited_seconds
+        self.images, self.waited = standing.images, self._waited()
 
     def seconds(self) -> float:
         """Return the seconds since the epoch began here."""
@@ -30,7 +31,10 @@ class Clock:
     def rates(self, standing: Standing) -> tuple[float, float]:
         """Return images per second, and the share of time spent waiting, in 0..1."""
         seconds = max(1e-9, self.seconds())
-        return (standing.images - self.images) / seconds, (self.feed.waited_seconds - self.waited) / seconds
+        return (standing.images - self.images) / seconds, (self._waited() - self.waited) / seconds
+
+    def _waited(self) -> float:
+        return self.feed.waited_seconds if self.feed is not None else 0.0
 
 
 def fitting_steps(steps: int, seconds: float) -> int:

@@ -34,9 +34,9 @@ class Block:
 
     first_step: int
     images: np.ndarray[Any, Any]
-    """uint8 [steps, rows, size, size, 3]; or, where they are resident, their places, int32 [steps, rows]."""
+    """uint8 [steps, rows, height, width, channels]; of resident ones their places, int32 [steps, rows]."""
     labels: np.ndarray[Any, Any]
-    """int32 [steps, rows]."""
+    """int32 [steps, rows], or [steps, rows, labels] where an image may have several."""
     places: np.ndarray[Any, Any]
     """int32 [steps, rows]: which rows of the global batch these are, from 0, in order."""
     global_rows: int
@@ -164,7 +164,7 @@ class Feed:
         return Block(
             first_step=step,
             images=images.reshape(steps, share, *images.shape[1:]),
-            labels=self.split.labels[rows].reshape(steps, share),
+            labels=self.split.labels[rows].reshape(steps, share, *self.split.labels.shape[1:]),
             places=(places % self.global_batch_size).astype(np.int32).reshape(steps, share),
             global_rows=int(shares[0].sum()),
             is_mirrored=self._mirrored(rows, epoch, steps),

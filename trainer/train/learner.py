@@ -1,7 +1,7 @@
 """All that training changes, in one place.
 
 In: the spec's parts and the shape of the data. Out: a `Learner`: the model that is trained,
-the model that answers, the optimizer, the average. Everything a restart needs is in
+the model that answers, the phases with their optimizers, the average. Everything a restart needs is in
 `variables` of it.
 """
 
@@ -16,9 +16,10 @@ import tensorflow as tf
 
 from trainer.cluster import Cluster, choose_precision
 from trainer.model import build_inference_model, build_model
-from trainer.optimizer import Schedule, build_optimizer
+from trainer.optimizer import build_scale
 from trainer.spec import RunSpec
 from trainer.train.average import WeightAverage
+from trainer.train.phases import Phase, build_phases
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,18 @@ class Learner:
     """In the precision of training."""
     inference_model: keras.Model
     """In float32, whatever the training's precision; filled by `fill_inference_model`."""
-    optimizer: keras.Optimizer
-    schedule: Schedule
+    phases: tuple[Phase, ...]
+    """Each epoch is in one of them."""
+    rate_scale: tf.Variable
+    """Multiplies all learning rates, float32 scalar."""
     average: WeightAverage | None
     precision: str
     steps_per_epoch: int
     total_steps: int
+
+    def phase_of(self, epoch: int) -> Phase:
+        """Return the phase that has the epoch, counted from 0; the last one after the end."""
+        return next((phase for phase in self.phases if epoch < phase.end_epoch), self.phases[-1])
 
     def fill_inference_model(self) -> keras.Model:
         """Copy the weights, or their average, into the inference model and return it."""
@@ -67,12 +74,15 @@ class Learner:
 
         No random generator is among them: all random numbers are functions of the seed and the step.
         """
-        named: dict[str, tf.Variable] = {"schedule/scale": self.schedule.scale}
+        named: dict[str, tf.Variable] = {"schedule/scale": self.rate_scale}
         for index, variable in enumerate(self.model.variables):
             # Not the path: Keras counts layers through the whole process in it.
             named[f"model/{index:04d}/{variable.name}"] = variable.value
-        for index, variable in enumerate(self.optimizer.variables):
-            named[f"optimizer/{index:04d}"] = variable.value
+        optimizers = [group.optimizer for phase in self.phases for group in phase.groups]
+        for number, optimizer in enumerate(optimizers):
+            folder = f"optimizer/{number}" if len(optimizers) > 1 else "optimizer"
+            for index, variable in enumerate(optimizer.variables):
+                named[f"{folder}/{index:04d}"] = variable.value
         for index, shadow in enumerate(self.average.shadows if self.average else []):
             named[f"average/{index:04d}"] = shadow
         return named
@@ -86,13 +96,15 @@ class Learner:
 
 def build_learner(spec: RunSpec, class_count: int, steps_per_epoch: int, cluster: Cluster) -> Learner:
     """Return a learner with fresh weights, made from `spec.seed`, in the cluster's strategy."""
-    precision = choose_precision(spec.train.precision, cluster)
+    precision = choose_precision(spec.train.precision, cluster, spec.has_depthwise)
     # Else GPUs round the factors of products to ten bits, and their curves are not those of a CPU.
     tf.config.experimental.enable_tensor_float_32_execution(precision != "float32")
     total_steps = spec.train.epochs * steps_per_epoch
     with cluster.strategy.scope():
-        model = build_model(spec.model, class_count, spec.data.image_size, precision, spec.seed)
-        optimizer, schedule = build_optimizer(spec.optimizer, model, steps_per_epoch, total_steps, precision)
+        size, channels = spec.data.image_size, spec.data.channels
+        model = build_model(spec.model, class_count, size, precision, spec.seed, channels)
+        scale = build_scale()
+        phases = build_phases(spec, model, steps_per_epoch, scale, precision)
         average = WeightAverage(model, spec.train.ema_decay) if spec.train.ema_decay else None
-    inference = build_inference_model(spec.model, class_count, spec.data.image_size)
-    return Learner(model, inference, optimizer, schedule, average, precision, steps_per_epoch, total_steps)
+    inference = build_inference_model(spec.model, class_count, size, channels)
+    return Learner(model, inference, phases, scale, average, precision, steps_per_epoch, total_steps)

@@ -11,22 +11,32 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from trainer.augment import crop_side
+from trainer.augment import find_view
 from trainer.cluster import Cluster
 from trainer.data.dataset import Dataset
-from trainer.exits import DivergedError, StoppedError
+from trainer.exits import StoppedError
 from trainer.spec import RunSpec
 from trainer.train.agreement import Agreement, Signs
+from trainer.train.best import BestEpoch
 from trainer.train.clock import Clock, fitting_steps
+from trainer.train.features import Features
 from trainer.train.history import History, Row
 from trainer.train.keeper import Keeper
 from trainer.train.learner import Learner
 from trainer.train.observer import CallReport, Observer
-from trainer.train.parts import build_parts
+from trainer.train.phase_work import PhaseWork
+from trainer.train.phases import Phase
 from trainer.train.profile import Profile
-from trainer.train.progress import Standing, best_of, diverged, out_of_patience, score
+from trainer.train.progress import (
+    Standing,
+    diverged,
+    diverged_without_checkpoint,
+    out_of_patience,
+    score,
+)
 from trainer.train.result import TrainResult
 from trainer.train.saver import Pace, Saver
+from trainer.train.step import Sums
 
 _MOST_RECOVERIES = 3
 
@@ -49,6 +59,7 @@ class Loop:
         observer: Observer,
         validate: Validate,
         is_stopped: Callable[[], bool],
+        features: Features | None = None,
     ) -> None:
         self.learner, self.spec, self.observer = learner, spec, observer
         self.validate, self.is_stopped = validate, is_stopped
@@ -58,25 +69,24 @@ class Loop:
         # The chief's: where blocks end must be the same for all.
         steps = self.agreement.value(spec.train.profiled_steps)
         self.profile = Profile(steps, place, observer.on_message)
-        self.stepper, self.feed = build_parts(learner, dataset, spec, cluster, self.profile.borders)
-        self._blocks = self.feed.blocks(0, 0)
+        self.work = PhaseWork(learner, dataset, spec, cluster, features, self.profile.borders)
+        self._of_fit: Row = {}
         self.standing = Standing()
         self.history = History(saver.folder.parent)
         self.pace = Pace(spec.train.checkpoint, saver)
         self.keeper = Keeper(learner, saver, self.agreement, observer.on_message)
+        self.best = BestEpoch(learner, self.keeper, self.history, spec, self.held_out, observer.on_message)
 
     def run(self) -> TrainResult:
         """Train to the end, from the newest checkpoint if there is one."""
         self._resume()
         self.profile.begin_run(self.standing.step, self.learner.total_steps)
-        if self.stepper.uses_xla:
-            self.observer.on_message("XLA compiles the step first, which may take two minutes")
         try:
             self._train_epochs()
             while not self._keep():
                 self._train_epochs()
         finally:
-            self._blocks.close()
+            self.work.stop_reading()
             self.profile.end()
         self.history.close()
         rows, timings, standing = self.history.rows(), self.history.timings, self.standing
@@ -103,7 +113,6 @@ class Loop:
         self.keeper.prepare()
         record = self.keeper.restore()
         if record is None:
-            self._read_on()
             self.history.replay()
             self._save()  # the place to go back to if the first epoch diverges
             return
@@ -117,24 +126,50 @@ class Loop:
 
     def _train_epoch(self) -> bool:
         """Do the rest of the current epoch; return False if the loss stopped being a number."""
-        epoch, steps = self._epoch(), self.learner.steps_per_epoch
-        if self.standing.step == epoch * steps:
+        epoch = self._epoch()
+        phase = self.learner.phase_of(epoch)
+        if phase.is_logistic:
+            # A fit that was interrupted begins again.
+            self.standing.step = epoch * self.learner.steps_per_epoch
+        if self.standing.step == epoch * self.learner.steps_per_epoch:
             self.standing.begin_epoch()
-        side = crop_side(self.spec.augment, self.spec.data.image_size, epoch, self.spec.train.epochs)
-        self.clock = Clock(self.feed, self.standing)
+        try:
+            sums = self._begin(phase)
+        except StoppedError:
+            self._stop()  # while features were computed
+        if not phase.is_logistic:
+            return self._do_steps(epoch)
+        self.standing.add(sums)
+        self.observer.on_call(self._report(epoch))
+        return self.standing.is_finite()
+
+    def _begin(self, phase: Phase) -> list[Sums]:
+        """Build the step and the pipeline of a new phase; return the sums of an epoch that is fitted."""
+        if self.work.enter(phase, self.is_stopped) and self.work.uses_xla:
+            self.observer.on_message("XLA compiles the step first, which may take two minutes")
+        self.clock, self._of_fit = Clock(self.work.feed, self.standing), {}
+        sums: list[Sums] = []
+        if phase.is_logistic:
+            sums, self._of_fit = self.work.fit(self.agreement, self.is_stopped)
+        return sums
+
+    def _do_steps(self, epoch: int) -> bool:
+        steps = self.learner.steps_per_epoch
+        view = find_view(self.spec.augment, self.spec.data.image_size, epoch, self.spec.train.epochs)
+        blocks = self.work.blocks(self.standing.step)
         while self.standing.step < (epoch + 1) * steps:
-            block = next(self._blocks)  # none of them reaches into the next epoch
+            block = next(blocks)  # none of them reaches into the next epoch
             self.pace.make_room(self.standing.step + block.steps)
             with self.profile.around(block):
                 started = time.perf_counter()
-                self.standing.add(self.stepper.run(block, side))
+                self.standing.add(self.work.stepper.run(block, view))
                 wanted = self._block_steps(block.steps, time.perf_counter() - started)
             if not self.standing.is_finite():
                 return False
             self.observer.on_call(self._report(epoch))
             is_due = self.pace.is_due(self.standing.step)
             signs = self.agreement.signs(Signs(self.is_stopped(), is_due, wanted))
-            self.feed.block_steps = signs.block_steps
+            self.work.set_block_steps(signs.block_steps)
             if signs.is_stopped:
                 self._stop()
             if signs.is_due and self.standing.step < (epoch + 1) * steps:
@@ -175,10 +210,10 @@ class Loop:
         row: Row = {
             "epoch": epoch,
             "step": self.standing.step,
-            "learning_rate": float(self.learner.optimizer.learning_rate),
+            "learning_rate": self.learner.phase_of(epoch - 1).learning_rate(),
             "train/loss": loss,
             "train/accuracy": accuracy,
-        }
+        } | self._of_fit
         every, last = self.spec.train.validate_every_epochs, self.spec.train.epochs
         if epoch % every == 0 or epoch == last:
             self.learner.fill_inference_model()
@@ -213,7 +248,7 @@ class Loop:
         elapsed = self.standing.elapsed_seconds + self.agreement.value(self.clock.seconds())
         self._resume_quietly()
         self.standing.recoveries, self.standing.elapsed_seconds = recoveries, elapsed
-        self.learner.schedule.scale.assign(0.5**recoveries)
+        self.learner.rate_scale.assign(0.5**recoveries)
         self.observer.on_message(
             f"the loss is not a number in epoch {epoch}: back to the end of epoch {self._epoch()} "
             f"with half the learning rate ({recoveries} of {_MOST_RECOVERIES})"
@@ -224,22 +259,14 @@ class Loop:
         self.keeper.flush()
         record = self.keeper.restore(whole_epochs=True)
         if record is None:
-            raise DivergedError(
-                "The loss is not a number, and there is no checkpoint to go back to. "
-                f"Received: {self.keeper.folder}"
-            )
+            raise diverged_without_checkpoint(self.keeper.folder, self.spec.optimizer)
         self._go_back_to(record)
         self.keeper.forget_parts()
 
     def _go_back_to(self, record: Mapping[str, Any]) -> None:
         self.standing = Standing.from_record(record["standing"])
         self.history.restore(record["history"])
-        self._read_on()
-
-    def _read_on(self) -> None:
-        """Begin to read the batches from here to the end, ahead of training and while it validates."""
-        self._blocks.close()
-        self._blocks = self.feed.blocks(self.standing.step, self.learner.total_steps)
+        self.work.stop_reading()
 
     def _stop(self) -> NoReturn:
         self._save(within_epoch=True, is_last=True)
@@ -262,34 +289,10 @@ class Loop:
         self.pace.saved(self.standing.step)
 
     def _keep(self) -> bool:
-        """Fill the inference model with the weights that the run is to keep.
-
-        Returns False if those of the best epoch are lost, and training went back to before that epoch.
-        """
-        lost = self.standing.best_epoch
-        if not (self.spec.train.keeps_best and lost):
-            self.learner.fill_inference_model()
+        """Fill the inference model with the weights to keep; return False if training went back for them."""
+        record = self.best.fill(self.standing)
+        if record is None:
             return True
-        if self.keeper.restore_best(lost):
-            return True
-        said = f"the weights of epoch {lost}, the best so far, are lost"
-        record = self.keeper.restore_with_best()
-        if record is not None:
-            self._go_back_to(record)
-            self.history.replay()
-            self.observer.on_message(f"{said}: going back to step {self.standing.step}, which is before it")
-            return False
-        self._choose_best()
-        self.observer.on_message(f"{said}: epoch {self.standing.best_epoch or 'none'} takes its place")
-        return self._keep()
-
-    def _choose_best(self) -> None:
-        """Mark as the best epoch one whose weights are at hand: saved as the best once, or those of now."""
-        now = self._epoch() if self.standing.step == self._epoch() * self.learner.steps_per_epoch else 0
-        stopping, at_hand = self.spec.train.early_stopping, {now, *self.keeper.bests()}
-        best = best_of(self.history.results, at_hand, self.held_out, stopping)
-        self.standing.best_epoch, self.standing.best_score = best
-        if now and best[0] == now:
-            self.learner.fill_inference_model()
-            self.keeper.save_best(now)
-            self.keeper.flush()
+        self._go_back_to(record)
+        self.history.replay()
+        return False

@@ -7,27 +7,45 @@ training and for measuring it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trainer.cluster import Cluster
 from trainer.data.dataset import Dataset
+from trainer.data.label_arrays import label_counts
+from trainer.objective import objective_of
 from trainer.spec import RunSpec
+from trainer.train.features import FeatureView
 from trainer.train.feed import Feed
 from trainer.train.learner import Learner
+from trainer.train.phases import Phase
 from trainer.train.resident import fits, put_on_devices
 from trainer.train.step import Stepper, class_weights
 
 
 def build_parts(
-    learner: Learner, dataset: Dataset, spec: RunSpec, cluster: Cluster, borders: Sequence[int] = ()
+    learner: Learner,
+    dataset: Dataset,
+    spec: RunSpec,
+    cluster: Cluster,
+    borders: Sequence[int] = (),
+    phase: Phase | None = None,
+    features: NDArray[np.float32] | None = None,
 ) -> tuple[Stepper, Feed]:
-    """Return both, for this process's share; `borders` are before which steps a block has to end."""
-    counts = np.bincount(dataset.train.labels, minlength=len(dataset.class_names))
-    weights = class_weights(spec.train.class_weights, dataset.class_names, counts)
-    is_resident = fits(dataset.train, cluster)
+    """Return both, for this process's share; `borders` are before which steps a block has to end.
+
+    phase: by default the first one. features: those of the training images, [images, width], which take the
+    place of the images in a phase whose backbone is frozen.
+    """
+    counts = label_counts(dataset.train.labels, len(dataset.class_names))
+    objective, count = objective_of(spec.data.labels), len(dataset.train.labels)
+    weights = class_weights(spec.train.class_weights, dataset.class_names, counts, objective, count)
+    split = dataset.train if features is None else replace(dataset.train, pixels=FeatureView(features))
+    is_resident = features is None and fits(split, cluster)
     feed = Feed(
-        dataset.train,
+        split,
         spec.train.global_batch_size,
         spec.seed,
         together=2 if spec.augment.mixup or spec.augment.cutmix else 1,
@@ -38,4 +56,4 @@ def build_parts(
         alternating=spec.augment.flip == "alternating",
     )
     images = put_on_devices(dataset.train.pixels.take(feed.own), cluster.strategy) if is_resident else None
-    return Stepper(learner, spec, weights, cluster, images), feed
+    return Stepper(learner, spec, weights, cluster, images, phase, features is not None), feed

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from trainer.exits import DivergedError
@@ -69,8 +70,10 @@ class Standing:
 
 def score(row: Mapping[str, Any], held_out: str, spec: EarlyStoppingSpec | None) -> float | None:
     """Return how good an epoch's row is, higher being better; None if it wasn't validated."""
+    # Where images have several labels, the ranking tells more than the share of faultless images.
+    ranking = f"{held_out}/mean_average_precision"
     monitor = spec.monitor if spec else "accuracy"
-    value = row.get(f"{held_out}/{monitor}")
+    value = row.get(ranking if spec is None and ranking in row else f"{held_out}/{monitor}")
     if value is None:
         return None
     return -float(value) if monitor == "loss" else float(value)
@@ -93,9 +96,22 @@ def out_of_patience(standing: Standing, epoch: int, spec: EarlyStoppingSpec | No
 
 def diverged(epoch: int, recoveries: int, optimizer: OptimizerSpec) -> DivergedError:
     """Return the error of a loss that is no number however often the rate was halved."""
-    rate = optimizer.learning_rate
-    lower = min(rate / 10, USUAL_RATES[optimizer.name])
     return DivergedError(
         f"The loss stopped being a number in epoch {epoch}, {recoveries} times with half the rate each; take "
-        f"a smaller one, --set optimizer.learning_rate={lower:.1g}. Received: {rate:g}"
+        f"a smaller one, {_smaller_rate(optimizer)}. Received: {optimizer.learning_rate:g}"
     )
+
+
+def diverged_without_checkpoint(folder: Path, optimizer: OptimizerSpec) -> DivergedError:
+    """Return the error of a loss that is no number when `folder` has no checkpoint to go back to."""
+    return DivergedError(
+        f"The loss stopped being a number, and {folder} has no complete checkpoint to go back to. Start the "
+        f"run again under another name with a smaller learning rate, {_smaller_rate(optimizer)}. Received: "
+        f"{optimizer.learning_rate:g}"
+    )
+
+
+def _smaller_rate(optimizer: OptimizerSpec) -> str:
+    """Return the option for a tenth of the rate, or for the usual rate of the optimizer if that is lower."""
+    lower = min(optimizer.learning_rate / 10, USUAL_RATES[optimizer.name])
+    return f"--set optimizer.learning_rate={lower:.1g}"

@@ -30,7 +30,7 @@ def fits(split: Split, cluster: Cluster) -> bool:
 
 
 def put_on_devices(pixels: NDArray[np.uint8], strategy: tf.distribute.Strategy) -> Any:
-    """Return uint8 [images, size, size, 3] as one value for each device of this host, all alike.
+    """Return uint8 [images, height, width, channels] as one value for each device of this host, all alike.
 
     Not a variable: it would be made equal on all hosts, and each has other images. What a strategy runs
     gets the value of its device; without replicas it is a plain tensor.

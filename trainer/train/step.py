@@ -16,15 +16,18 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from trainer.augment import MIX_DRAWS, augment_images, draw_numbers
+from trainer.augment import MIX_DRAWS, EpochView, augment_images, draw_numbers
 from trainer.cluster import Cluster, choose_xla
 from trainer.data.labels import by_normalized, normalized
 from trainer.exits import UsageError
 from trainer.mix import mix_images
 from trainer.model.masks import Rows, of_rows
+from trainer.model.pretrained import head_of
+from trainer.objective import SINGLE, Objective, objective_of
 from trainer.spec import AugmentSpec, RunSpec
 from trainer.train.feed import Block
 from trainer.train.learner import Learner
+from trainer.train.phases import Phase
 
 # Keeps the draws of augmentation apart from other uses of the same seed.
 _AUGMENT_STREAM = 1 << 40
@@ -49,60 +52,56 @@ class Stepper:
         class_weights: np.ndarray[Any, Any],
         cluster: Cluster,
         images: Any = None,
+        phase: Phase | None = None,
+        has_features: bool = False,
     ) -> None:
-        """`images`: what blocks give the places in, see `put_on_devices`; None if they hold the images."""
+        """`images`: what blocks give the places in, see `put_on_devices`; None if they hold the images.
+
+        phase: which weights are trained, by default those of the first phase. has_features: whether blocks
+        hold features of the frozen backbone in the place of images.
+        """
+        self.phase, self.has_features = phase or learner.phases[0], has_features
         self.learner, self.images = learner, images
+        self.objective = objective_of(spec.data.labels)
         self.augment: AugmentSpec = spec.augment
         self.clip_norm = spec.optimizer.clip_norm
         self.label_smoothing = spec.train.label_smoothing
         self.seed = spec.seed
         self.class_weights = tf.constant(class_weights, tf.float32)
         self.strategy = cluster.strategy
+        self.replicas = cluster.strategy.num_replicas_in_sync
         # XLA compiles for fixed shapes, so it gets the single step and not the open-ended loop.
-        # It has no kernel for rotation, nor for sums over several replicas.
-        replicas = cluster.strategy.num_replicas_in_sync
-        alone = replicas == 1
-        if spec.train.xla is True and not alone:
-            raise UsageError(
-                f"train.xla true has no kernel for sums over several devices; leave it at auto. "
-                f"Received: {replicas} devices"
-            )
-        if cluster.device_kind == "TPU" and spec.augment.rotate_degrees:
-            raise UsageError(
-                "A TPU has no kernel for rotation; leave augment.rotate_degrees at 0. "
-                f"Received: {spec.augment.rotate_degrees:g}"
-            )
-        self.uses_xla = bool(
-            choose_xla(spec.train.xla, cluster) and alone and not spec.augment.rotate_degrees
-        )
-        self._step_function = tf.function(self._step, jit_compile=True) if self.uses_xla else self._step
-        self.replicas = replicas
-        self.replicas_here = replicas // cluster.count
+        self.uses_xla = _uses_xla(spec, cluster)
+        self._step_function = self._compile_step() if self.uses_xla else self._step
+        self.replicas_here = self.replicas // cluster.count
         self._compiled: dict[tuple[int, ...], Callable[..., tf.Tensor]] = {}
 
-    def run(self, block: Block, side: int) -> list[Sums]:
-        """Do the steps of `block` on images of `side` pixels, and return the sums of each."""
-        shape = (side, block.labels.shape[1], block.global_rows)
+    def run(self, block: Block, view: EpochView) -> list[Sums]:
+        """Do the steps of `block` on images as `view` says, and return the sums of each."""
+        shape = (*view, block.labels.shape[1], block.global_rows)
         if shape not in self._compiled:
-            self._compiled[shape] = self._compile(side, block)
+            self._compiled[shape] = self._compile(view, block)
         first_step = tf.constant(block.first_step, tf.int64)
-        mirrored = np.zeros(block.labels.shape, bool) if block.is_mirrored is None else block.is_mirrored
+        mirrored = np.zeros(block.places.shape, bool) if block.is_mirrored is None else block.is_mirrored
         given = [tf.constant(each) for each in (block.images, block.labels, block.places, mirrored)]
         sums = self._compiled[shape](*given, first_step)
         # Added step by step, so that the total is the same however the steps fall into blocks.
         return list(itertools.starmap(Sums, sums.numpy().astype(float).tolist()))
 
-    def _compile(self, side: int, block: Block) -> Callable[..., tf.Tensor]:
+    def _compile_step(self) -> Callable[..., tf.Tensor]:
+        return tf.function(self._step, jit_compile=True, autograph=False)
+
+    def _compile(self, view: EpochView, block: Block) -> Callable[..., tf.Tensor]:
         """Return the steps as one graph, of which only the number of steps stays open.
 
         The number of rows is fixed: with an open one a step on a CPU took 5% longer, for an
         epoch's short last batch it is compiled once more.
         """
         signature = [
-            tf.TensorSpec([None, *block.images.shape[1:]], tf.uint8 if self.images is None else tf.int32),
+            tf.TensorSpec([None, *block.images.shape[1:]], block.images.dtype),
             tf.TensorSpec([None, *block.labels.shape[1:]], tf.int32),
             tf.TensorSpec([None, *block.places.shape[1:]], tf.int32),
-            tf.TensorSpec([None, *block.labels.shape[1:]], tf.bool),
+            tf.TensorSpec([None, *block.places.shape[1:]], tf.bool),
             tf.TensorSpec([], tf.int64),
         ]
 
@@ -113,19 +112,23 @@ class Stepper:
             mirrored: tf.Tensor,
             first_step: tf.Tensor,
         ) -> tf.Tensor:
-            steps = tf.shape(labels)[0]
-            sums = tf.TensorArray(tf.float32, size=steps, element_shape=[3])
-            for index in tf.range(steps):
+            def do_step(index: tf.Tensor, sums: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
                 step = first_step + tf.cast(index, tf.int64)
                 given = (images[index], labels[index], places[index], mirrored[index], step, self.images)
-                done = self.strategy.run(self._replica_step, args=(*given, block.global_rows, side))
+                done = self.strategy.run(self._replica_step, args=(*given, block.global_rows, view))
                 # They are equal on all replicas.
                 sums = sums.write(index, self.strategy.experimental_local_results(done)[0])
                 if self.learner.average is not None:
-                    self.learner.average.update(step)
+                    self.learner.average.update(step - self.phase.first_step, self.phase.changing)
+                return index + 1, sums
+
+            steps = tf.shape(labels)[0]
+            sums = tf.TensorArray(tf.float32, size=steps, element_shape=[3])
+            _, sums = tf.while_loop(lambda index, _: index < steps, do_step, (tf.constant(0), sums))
             return sums.stack()
 
-        return tf.function(run_block, input_signature=signature)
+        # Autograph would take half of the time to trace it, and there is nothing in it to translate.
+        return tf.function(run_block, input_signature=signature, autograph=False)
 
     def _replica_step(
         self,
@@ -136,7 +139,7 @@ class Stepper:
         step: tf.Tensor,
         resident: tf.Tensor | None,
         count: int,
-        side: int,
+        view: EpochView,
     ) -> tf.Tensor:
         some = (images.shape[0] + 1) // 2 >= self.replicas_here
         images, labels, places, mirrored = self._share_of_replica(images, labels, places, mirrored)
@@ -146,7 +149,7 @@ class Stepper:
             images, labels, places, mirrored = rows
         if resident is not None:
             images = tf.gather(resident, images)
-        return self._step_function(images, labels, places, mirrored, step, count, side, weight)
+        return self._step_function(images, labels, places, mirrored, step, count, view, weight)
 
     def _share_of_replica(self, *batches: tf.Tensor) -> tuple[tf.Tensor, ...]:
         if self.replicas_here == 1:
@@ -155,29 +158,32 @@ class Stepper:
         return share_of(replica, self.replicas_here, batches)
 
     def _step(
-        self, images: tf.Tensor, labels: tf.Tensor, places: tf.Tensor, mirrored: tf.Tensor,
-        step: tf.Tensor, count: int, side: int, weight: float | tf.Tensor = 1.0,
-    ) -> tf.Tensor:  # fmt: skip
+        self,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        places: tf.Tensor,
+        mirrored: tf.Tensor,
+        step: tf.Tensor,
+        count: int,
+        view: EpochView,
+        weight: float | tf.Tensor = 1.0,
+    ) -> tf.Tensor:
         """Do one step on this replica's share of a global batch of `count` rows.
 
         `weight`: 0 if its rows stand in for none. Returns [loss sum, hits, images] of all replicas.
         """
-        draws = tf.gather(draw_numbers(self.seed + _AUGMENT_STREAM, step, count), places)
-        pixels = augment_images(images, draws, self.augment, side, mirrored)
-        partners = None
-        if self.augment.mixup or self.augment.cutmix:
-            pixels, partners, shares = mix_images(pixels, draws[:, MIX_DRAWS], self.augment)
-        weights = self.learner.model.trainable_weights
+        inputs, partners, shares = self._augmented(images, places, mirrored, step, count, view)
+        weights = self.phase.weights
         with tf.GradientTape() as tape, of_rows(Rows(step, places, tf.constant(count), weight)):
-            logits = self.learner.model(pixels, training=True)
+            logits = self._logits(inputs)
             losses = self._losses(labels, logits)
-            if partners is not None:
+            if partners is not None and shares is not None:
                 losses *= shares
                 losses += (1.0 - shares) * self._losses(tf.gather(labels, partners), logits)
             # Over the global batch: the gradients of the replicas are summed.
             loss = weight * tf.reduce_sum(losses) / count
         gradients = tape.gradient(loss, [each.value for each in weights])
-        hits = tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), labels)
+        hits = self.objective.hits(labels, logits)
         sums = [tf.reduce_sum(losses), tf.reduce_sum(tf.cast(hits, tf.float32))]
         sums = weight * tf.stack([*sums, tf.cast(tf.shape(labels)[0], tf.float32)])
         if self.replicas > 1:
@@ -186,15 +192,57 @@ class Stepper:
             *gradients, sums = replica.all_reduce(tf.distribute.ReduceOp.SUM, [*gradients, sums])
         if self.clip_norm:
             gradients, _ = tf.clip_by_global_norm(gradients, self.clip_norm)
-        self.learner.optimizer.apply(gradients, weights)
+        self.phase.apply(gradients)
         return sums
 
+    def _augmented(
+        self,
+        images: tf.Tensor,
+        places: tf.Tensor,
+        mirrored: tf.Tensor,
+        step: tf.Tensor,
+        count: int,
+        view: EpochView,
+    ) -> tuple[tf.Tensor, tf.Tensor | None, tf.Tensor | None]:
+        """Return the network's inputs; with mixup and cutmix each row's partner, too, and its own share."""
+        if self.has_features:
+            return images, None, None
+        draws = tf.gather(draw_numbers(self.seed + _AUGMENT_STREAM, step, count), places)
+        pixels = augment_images(images, draws, self.augment, view, mirrored)
+        if not (self.augment.mixup or self.augment.cutmix):
+            return pixels, None, None
+        mixed: tuple[tf.Tensor, tf.Tensor, tf.Tensor] = mix_images(pixels, draws[:, MIX_DRAWS], self.augment)
+        return mixed
+
+    def _logits(self, inputs: tf.Tensor) -> tf.Tensor:
+        return (
+            head_of(self.learner.model)(inputs, training=True)
+            if self.has_features
+            else self.phase.forward(inputs)
+        )
+
     def _losses(self, labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-        """Return the loss of each image if it is of the class that `labels` say, float32 [batch]."""
-        classes = len(self.class_weights)
-        targets = tf.one_hot(labels, classes) * (1.0 - self.label_smoothing) + self.label_smoothing / classes
-        losses = tf.nn.softmax_cross_entropy_with_logits(targets, logits)
-        return losses * tf.gather(self.class_weights, labels)
+        """Return the loss of each image if `labels` are those of it, float32 [batch]."""
+        return self.objective.losses(labels, logits, self.class_weights, self.label_smoothing)
+
+
+def _uses_xla(spec: RunSpec, cluster: Cluster) -> bool:
+    """Return whether XLA compiles the step, which has no kernel for rotation, nor for sums over replicas.
+
+    Raises UsageError for a spec or a device that needs what it hasn't.
+    """
+    replicas = cluster.strategy.num_replicas_in_sync
+    if spec.train.xla is True and replicas > 1:
+        raise UsageError(
+            f"train.xla true has no kernel for sums over several devices; leave it at auto. "
+            f"Received: {replicas} devices"
+        )
+    if cluster.device_kind == "TPU" and spec.augment.rotate_degrees:
+        raise UsageError(
+            "A TPU has no kernel for rotation; leave augment.rotate_degrees at 0. "
+            f"Received: {spec.augment.rotate_degrees:g}"
+        )
+    return choose_xla(spec.train.xla, cluster) and replicas == 1 and not spec.augment.rotate_degrees
 
 
 def share_of(replica: int | tf.Tensor, replicas: int, batches: Sequence[tf.Tensor]) -> tuple[tf.Tensor, ...]:
@@ -221,16 +269,20 @@ def _some_rows(*batches: tf.Tensor) -> tuple[tf.Tensor, ...]:
 
 
 def class_weights(
-    choice: str | dict[str, float], class_names: tuple[str, ...], counts: np.ndarray[Any, Any]
+    choice: str | dict[str, float],
+    class_names: tuple[str, ...],
+    counts: np.ndarray[Any, Any],
+    objective: Objective = SINGLE,
+    images: int | None = None,
 ) -> np.ndarray[Any, Any]:
     """Return the weight of each class in the loss, float32 [classes].
 
-    'balanced' is images / (classes * images of the class), as scikit-learn has it; a
-    mapping gives weights by name, 1 where it gives none.
+    counts: int64 [classes], the training images of each, of `images` in all; None for their sum. 'balanced'
+    is what the `objective` makes of them; a mapping gives weights by name, 1 where it gives none.
     """
     if choice == "none":
         return np.ones(len(class_names), np.float32)
     if choice == "balanced":
-        return (counts.sum() / (len(counts) * np.maximum(counts, 1))).astype(np.float32)
+        return objective.balance(counts, int(counts.sum()) if images is None else images).astype(np.float32)
     weights: dict[str, float] = by_normalized(dict(choice))  # type: ignore[arg-type]
     return np.array([weights.get(normalized(name), 1.0) for name in class_names], np.float32)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from trainer.cluster import Cluster
 from trainer.data.dataset import Dataset
 from trainer.spec import RunSpec
+from trainer.train.features import Features
 from trainer.train.learner import Learner
 from trainer.train.loop import Loop, Validate
 from trainer.train.observer import Observer
@@ -26,10 +27,13 @@ def train(
     observer: Observer,
     validate: Validate,
     is_stopped: Callable[[], bool] = lambda: False,
+    features: Features | None = None,
 ) -> TrainResult:
     """Train `learner` on `dataset`, checkpointing with `saver`; see `Loop`.
+
+    features: of a backbone that is frozen at first; None where it has none, or they are not to be cached.
 
     Raises DivergedError, what a save raised, and StoppedError once `is_stopped` returns True
     and the checkpoint is safe.
     """
-    return Loop(learner, dataset, spec, cluster, saver, observer, validate, is_stopped).run()
+    return Loop(learner, dataset, spec, cluster, saver, observer, validate, is_stopped, features).run()

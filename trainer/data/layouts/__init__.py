@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from trainer.data.items import Item, Rejection
 from trainer.data.labels import normalized
@@ -75,8 +75,12 @@ class _Read(NamedTuple):
     """Those in a folder that list the images or hold them."""
 
 
-def _file_layouts(buckets: Buckets, extraction: Extraction | None) -> tuple[_FileLayout, ...]:
-    read_import = partial(read_import_files, buckets=buckets)
+def _file_layouts(buckets: Buckets, extraction: Extraction | None, is_multi: bool) -> tuple[_FileLayout, ...]:
+    find_import = partial(find_import_files, is_multi=is_multi)
+    read_import = partial(read_import_files, buckets=buckets, is_multi=is_multi)
+    tables = _FileLayout("import", find_import, read_import, "a .csv, .tsv or .jsonl table of its images")
+    if is_multi:
+        return (tables,)
     parquet = []
     if extraction is not None:
         read_parquet = partial(read_parquet_files, extraction=extraction)
@@ -98,24 +102,32 @@ def _file_layouts(buckets: Buckets, extraction: Extraction | None) -> tuple[_Fil
         ),
         *parquet,
         _FileLayout("cifar", find_cifar_files, read_cifar_files, "CIFAR's .bin files"),
-        _FileLayout("import", find_import_files, read_import, "a .csv, .tsv or .jsonl table of its images"),
+        tables,
     )
 
 
 def read_layout(
-    root: Path, layout: str, buckets: Buckets, extraction: Extraction | None = None
+    root: Path,
+    layout: str,
+    buckets: Buckets,
+    extraction: Extraction | None = None,
+    labels: Literal["single", "multi"] = "single",
 ) -> ReadResult:
     """Return the items and the rejections, both by name, the layout that was found, and what to say of it.
 
     root: a folder, or a single file of one of the layouts that are made of files. layout: one of them, or
     "auto", which takes the first that fits: TFRecord, WebDataset, Parquet, CIFAR, import files, else class
     folders; what may be splits or classes is refused, but with "folders". Parquet is read only with an
-    `extraction`. `buckets` brings the images here that import files have there. The split of an item is None
+    `extraction`. labels: whether an image has one label, or any number, which only tables can
+    say. `buckets` brings the images here that import files have there. The split of an item is None
     where the source names none. Raises DataError, and what `buckets` raises.
     """
-    kinds = _file_layouts(buckets, extraction)
-    read = _read_file if root.is_file() else _read_folder
-    found, name, files = read(root, layout, kinds)
+    kinds = _file_layouts(buckets, extraction, labels == "multi")
+    if labels == "multi":
+        found, name, files = _read_multi(root, layout, kinds[0])
+    else:
+        read = _read_file if root.is_file() else _read_folder
+        found, name, files = read(root, layout, kinds)
     used = dict.fromkeys([*files, *(item.path for item in found.items)])
     links = links_sentence(used, root.parent if root.is_file() else root)
     items = sorted(map(_normalized, found.items), key=lambda item: _natural(item.name))
@@ -126,6 +138,25 @@ def read_layout(
 def _normalized(item: Item) -> Item:
     label = normalized(item.label)
     return item if label == item.label else replace(item, label=label)
+
+
+def _read_multi(root: Path, layout: str, tables: _FileLayout) -> _Read:
+    """Read the tables of `root`, a folder or one of them. Raises DataError for what is none."""
+    folders = [] if root.is_file() else wrapped_folders(root)
+    is_table = root.is_file() and root.suffix.lower() in IMPORT_SUFFIXES
+    files = [root] if is_table else next(filter(None, map(tables.find, folders)), [])
+    if layout not in ("auto", "import") or not files:
+        why = "".join(f" {sentence}." for sentence in unused_below(root, (), True)) if folders else ""
+        named = "" if layout == "auto" else f"data.layout={layout} and "
+        raise DataError(
+            "With data.labels=multi a table says which labels each image has: a .csv, .tsv or .jsonl file "
+            "with the columns path and labels (several in a cell separated by ;), or with one 0/1 column a "
+            f"label.{why} Other layouts hold one label an image. Received: {named}{printable(str(root))}"
+        )
+    found = tables.read(files, root if folders else root.parent)
+    if folders:
+        found, _ = tables_beside_folders(found, files, root, is_chosen=True, is_multi=True)
+    return _Read(found, tables.name, files)
 
 
 def _natural(name: str) -> tuple[str, int]:

@@ -56,18 +56,21 @@ def _require_no_archives(root: Path) -> None:
         )
 
 
-def tables_beside_folders(listed: Found, files: list[Path], root: Path, is_chosen: bool) -> tuple[Found, str]:
+def tables_beside_folders(
+    listed: Found, files: list[Path], root: Path, is_chosen: bool, is_multi: bool = False
+) -> tuple[Found, str]:
     """Return what the tables in `files` list, and the name of the layout.
 
     Unless the tables were chosen, class folders are read where most images are in no table whose columns have
-    names, or where tables give the same labels to fewer images. Raises DataError.
+    names, or where tables give the same labels to fewer images; folders give no image several labels
+    (is_multi). Raises DataError.
     """
     if not any(map(has_columns, files)):
         return listed, "import"
     known = {item.path for item in listed.items}
     rest = [path for path in files_below(root) if path not in known and is_picture(path)]
     names = ", ".join(name_of(file, root) for file in files)
-    found = None if is_chosen else _class_folders(root)
+    found = None if is_chosen or is_multi else _class_folders(root)
     in_folders = {} if found is None else {item.path: item.label for item in found.items}
     shared = [item for item in listed.items if item.path in in_folders]
     is_agreed = all(normalized(item.label) == in_folders[item.path] for item in shared)
@@ -81,7 +84,7 @@ def tables_beside_folders(listed: Found, files: list[Path], root: Path, is_chose
             f"the classes are the labels in {names}, not the folders of the images; set data.layout=folders "
             "to take the folders"
         )
-    listed.warnings += [*_set_aside(rest, listed, names, root), *unused_below(root, files)]
+    listed.warnings += [*_set_aside(rest, listed, names, root), *unused_below(root, files, is_multi)]
     return listed, "import"
 
 
@@ -93,9 +96,11 @@ def _set_aside(rest: list[Path], listed: Found, names: str, root: Path) -> list[
     return [f"{counted} not listed in {names} left out, such as {name_of(rest[0], root)}"] if rest else []
 
 
-def unused_below(root: Path, used: Sequence[Path] = ()) -> list[str]:
+def unused_below(root: Path, used: Sequence[Path] = (), is_multi: bool = False) -> list[str]:
     """Return a sentence for each table in `root`, or in folders that wrap its data, that can't be used."""
-    return [sentence for folder in wrapped_folders(root) for sentence in unused_tables(folder, used)]
+    return [
+        sentence for folder in wrapped_folders(root) for sentence in unused_tables(folder, used, is_multi)
+    ]
 
 
 def _class_folders(root: Path) -> Found | None:

@@ -7,7 +7,7 @@ column whose cells are images; the label is found by its column's name, since an
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from trainer.data.layouts.found import split_named
@@ -50,12 +50,14 @@ class Columns:
 
     path: int
     labels: tuple[int, ...]
-    """One column, or several of which one holds a 1."""
+    """One column, or several of which one holds a 1; with data.labels multi any number of them does."""
     split: int | None
     is_resolved: bool
     """Whether the images of some rows are there."""
     unused_split: str = ""
     """The name of a column that seems to say the split, but not in words that are known."""
+    are_marks: bool = False
+    """Whether `labels` are columns of zeros and ones, of data.labels multi."""
 
 
 def is_header(cells: Sequence[str]) -> bool:
@@ -69,11 +71,16 @@ def is_use(cell: str) -> bool:
 
 
 def choose_columns(
-    header: Sequence[str], rows: Sequence[Sequence[str]], is_image: Callable[[str, str], bool]
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    is_image: Callable[[str, str], bool],
+    marks: Callable[[Sequence[Sequence[str]], Iterable[int]], tuple[int, ...]] | None = None,
 ) -> Columns | str:
     """Return the columns to use, or the reason why there are none.
 
     rows: of as many cells as the header. is_image: whether a cell of a row with this split is an image.
+    marks: with data.labels multi, which of some columns hold zeros and ones, one column a label; they count
+    where no column is named like a label.
     """
     split = _split_column(header, rows)
     uses = ["" if split is None else row[split] for row in rows]
@@ -84,10 +91,17 @@ def choose_columns(
     path = _path_column(header, counts)
     if path is None:
         return f"none of its columns names images ({_listed(header)})"
+    unused = _unused_split(header, rows) if split is None else ""
+    if marks is not None:
+        free = [column for column in range(len(header)) if column not in (path, split)]
+        if not any(_is_label(header[column]) for column in free):
+            of_splits = _SPLITS | _OTHER_SPLITS
+            found = marks(rows, [column for column in free if _joined(header[column]) not in of_splits])
+            if found:
+                return Columns(path, found, split, counts[path] > 0, unused, are_marks=True)
     labels = _label_columns(header, rows, {path, split})
     if isinstance(labels, str):
         return labels
-    unused = _unused_split(header, rows) if split is None else ""
     return Columns(path, labels, split, counts[path] > 0, unused)
 
 
@@ -129,7 +143,9 @@ def _label_columns(
         sums = [sum(row[column] in _ONE for column in one_hot) for row in rows]
         if len(one_hot) > 1 and 10 * sums.count(1) >= 9 * len(rows):
             return tuple(one_hot)
-        return f"none of its columns is named like a label ({_listed(header)}); name the right one label"
+        several = ", or set data.labels=multi for one label a 0/1 column" if len(one_hot) > 1 else ""
+        names = _listed(header)
+        return f"none of its columns is named like a label ({names}); name the right one label{several}"
     best = min(named, key=lambda column: all(_is_number(row[column]) for row in rows))
     for column in named:
         pairs = {(row[best], row[column]) for row in rows}

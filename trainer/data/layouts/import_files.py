@@ -19,8 +19,16 @@ from typing import Any
 from trainer.data.items import Item, Rejection
 from trainer.data.layouts.columns import Columns, choose_columns, is_use
 from trainer.data.layouts.found import Found, list_folder, name_of, split_among_words, split_named
-from trainer.data.layouts.labels_in_cells import labels_in
 from trainer.data.layouts.lookup import Lookup, is_file, located
+from trainer.data.layouts.named_rows import row_of_one, row_of_several, with_one_label_each
+from trainer.data.layouts.several_labels import (
+    about_empty_columns,
+    about_unlabelled,
+    mark_columns,
+    merged,
+    with_labels,
+    with_labels_of_cells,
+)
 from trainer.data.layouts.table_splits import splits_of, with_splits_of_folders, without_strangers
 from trainer.data.layouts.tables import (
     Table,
@@ -50,16 +58,16 @@ class Buckets:
     """The gs:// folder of an import file that came alone: relative paths of its rows mean images there."""
 
 
-def find_import_files(folder: Path) -> list[Path]:
+def find_import_files(folder: Path, is_multi: bool = False) -> list[Path]:
     """Return the tables in `folder`, and in its folders that are named like splits, which list images."""
     lookup = Lookup(folder)
-    return [path for path in _tables_in(folder) if _problem(path, lookup) is None]
+    return [path for path in _tables_in(folder) if _problem(path, lookup, is_multi) is None]
 
 
-def unused_tables(folder: Path, used: Sequence[Path] = ()) -> list[str]:
+def unused_tables(folder: Path, used: Sequence[Path] = (), is_multi: bool = False) -> list[str]:
     """Return a sentence for each table in `folder` that isn't `used` and can't be, with the reason."""
     lookup = Lookup(folder)
-    problems = {path: _problem(path, lookup) for path in _tables_in(folder) if path not in used}
+    problems = {path: _problem(path, lookup, is_multi) for path in _tables_in(folder) if path not in used}
     return [
         f"{name_of(path, folder)} is not used: {problem}" for path, problem in problems.items() if problem
     ]
@@ -79,21 +87,21 @@ def _tables_in(folder: Path) -> list[Path]:
     return [path for path in files if path.suffix.lower() in SUFFIXES and path.is_file()]
 
 
-def _problem(path: Path, lookup: Lookup) -> str | None:
+def _problem(path: Path, lookup: Lookup, is_multi: bool) -> str | None:
     """Return why a table can't be used; None if it can."""
     try:
         table = _read(path)
     except DataError:
         return "it can't be read as UTF-8 text"
     if not table.header:
-        rows = [read_row(table.path, cells) for _, cells in table.rows[:_LOOK_ROWS]]
+        rows = [read_row(table.path, cells, is_multi) for _, cells in table.rows[:_LOOK_ROWS]]
         uris = [row.uri for row in rows if isinstance(row, Row)]
         return None if any(is_remote(uri) or is_file(uri, path) for uri in uris) else "it lists no image"
     if "submission" in path.stem.lower():
         return "it is a form for answers, and its labels mean nothing"
     if path.stem.lower().endswith(("prediction", "predictions")):
         return "it is named like answers of a model, which are no labels"
-    columns = _columns(table, lookup)
+    columns = _columns(table, lookup, is_multi)
     if isinstance(columns, str):
         return columns
     if not columns.is_resolved:
@@ -105,10 +113,11 @@ def _problem(path: Path, lookup: Lookup) -> str | None:
     return None
 
 
-def read_import_files(files: list[Path], root: Path, buckets: Buckets) -> Found:
+def read_import_files(files: list[Path], root: Path, buckets: Buckets, is_multi: bool = False) -> Found:
     """Read tables; items are named by their paths below `root`, those of a bucket by their URIs.
 
-    The images of buckets come all at once. Raises DataError for a file that isn't text, for columns that mean
+    is_multi: whether an image has any number of labels, of one row or of several, and not one class. The
+    images of buckets come all at once. Raises DataError for a file that isn't text, for columns that mean
     nothing, for tables that disagree, for a row that points to a server, and what `buckets.fetch` raises.
     """
     lookup = Lookup(root)
@@ -122,17 +131,20 @@ def read_import_files(files: list[Path], root: Path, buckets: Buckets) -> Found:
             row if isinstance(row, str) else _placed(row, buckets.beside),
         )
         for table in tables
-        for line, row in _rows(table, lookup, splits.get(table.path, ""), buckets.beside)
+        for line, row in _rows(table, lookup, splits.get(table.path, ""), buckets.beside, is_multi)
     ]
-    found.warnings += [warning for table in tables for warning in _unused_splits(table, lookup)]
+    found.warnings += [warning for table in tables for warning in _unused_splits(table, lookup, is_multi)]
     uris = [row.uri for _, _, row in rows if not isinstance(row, str) and _is_object(row.uri)]
     fetched = buckets.fetch(uris) if uris else {}
     for table, where, row in rows:
         item = row if isinstance(row, str) else _item(row, table.path, where, root, fetched)
         if isinstance(item, str):
             found.rejections.append(Rejection(where, printable(without_secrets(item))))
-        elif (kept := gathered.kept(item, table, where)) is not None:
+        elif (kept := item if is_multi else gathered.kept(item, table, where)) is not None:
             found.items.append(kept)
+    if is_multi:
+        found.items = merged(found.items)
+        found.warnings += [*about_unlabelled(found.items), *about_empty_columns(_marks(tables, lookup))]
     return with_splits_of_folders(found, tables, lookup)
 
 
@@ -185,59 +197,52 @@ def _parsed(text: str) -> Any:
         return None
 
 
-def _rows(table: Table, lookup: Lookup, split: str, beside: str) -> Iterator[tuple[int, Row | str]]:
+def _rows(
+    table: Table, lookup: Lookup, split: str, beside: str, is_multi: bool
+) -> Iterator[tuple[int, Row | str]]:
     """Yield each line as a row or as the reason why it is none."""
+    # A displayName of Vertex AI's JSON is one label, whatever it holds, and so is the name of a column.
+    is_cell = bool(table.header) or table.path.suffix.lower() != ".jsonl"
     if not table.header:
-        rows = [(line, read_row(table.path, each)) for line, each in table.rows]
+        rows = [(line, read_row(table.path, each, is_multi)) for line, each in table.rows]
     else:
-        columns = _columns(table, lookup)
+        columns = _columns(table, lookup, is_multi)
         if isinstance(columns, str):
             raise DataError(f"A table can't be used: {columns}. Received: {printable(str(table.path))}")
-        rows = [(line, _named_row(table, columns, each, split)) for line, each in table.rows]
-    column = {row.label for _, row in rows if isinstance(row, Row)}
-    labels = {label: labels_in(label, column) for label in column}
-    # A displayName of Vertex AI's JSON is one label, whatever it holds.
-    is_cell = bool(table.header) or table.path.suffix.lower() != ".jsonl"
-    for line, row in rows:
-        if isinstance(row, Row) and is_cell:
-            row = _with_one_label(row, labels[row.label])
+        is_cell = not columns.are_marks
+        read = row_of_several if is_multi else row_of_one
+        rows = [(line, read(table, columns, line, each, split)) for line, each in table.rows]
+    separated = with_labels_of_cells if is_multi else with_one_label_each
+    for line, row in separated(rows) if is_cell else rows:
         if isinstance(row, Row) and table.header and not beside:
             row = _looked_up(row, table.path, lookup)
         yield line, row
 
 
-def _with_one_label(row: Row, labels: Sequence[str]) -> Row | str:
-    if len(labels) > 1:
-        return f"several labels in one cell: {row.label}; one image has one class"
-    return replace(row, label=labels[0] if labels else "")
-
-
-def _columns(table: Table, lookup: Lookup) -> Columns | str:
+def _columns(table: Table, lookup: Lookup, is_multi: bool) -> Columns | str:
     def is_image(cell: str, use: str) -> bool:
         return bool(cell) and (is_bucket(cell) or lookup.find(cell, table.path, split_named(use)) is not None)
 
-    return choose_columns(table.header, table.sample(_SAMPLE_ROWS), is_image)
+    marks = mark_columns if is_multi else None
+    return choose_columns(table.header, table.sample(_SAMPLE_ROWS), is_image, marks)
 
 
-def _unused_splits(table: Table, lookup: Lookup) -> list[str]:
-    columns = _columns(table, lookup) if table.header else ""
+def _marks(tables: Sequence[Table], lookup: Lookup) -> dict[Path, tuple[Table, Sequence[int]]]:
+    """Return the tables that have a column a label, with these columns."""
+    found = {table.path: (table, _columns(table, lookup, True)) for table in tables if table.header}
+    return {
+        path: (table, columns.labels)
+        for path, (table, columns) in found.items()
+        if isinstance(columns, Columns) and columns.are_marks
+    }
+
+
+def _unused_splits(table: Table, lookup: Lookup, is_multi: bool) -> list[str]:
+    columns = _columns(table, lookup, is_multi) if table.header else ""
     if isinstance(columns, str) or not columns.unused_split:
         return []
     name = f"{printable(table.path.name)}: column {printable(columns.unused_split)}"
     return [f"{name} sets no split, as its values are not train, validation or test"]
-
-
-def _named_row(table: Table, columns: Columns, cells: Sequence[str], split: str) -> Row | str:
-    if len(cells) != len(table.header):
-        return f"it has {len(cells)} cells, and there are {len(table.header)} columns"
-    label = cells[columns.labels[0]]
-    if len(columns.labels) > 1:
-        chosen = [table.header[column] for column in columns.labels if cells[column] in ("1", "1.0")]
-        if len(chosen) != 1:
-            return f"{len(chosen)} classes have a 1; one image has one class"
-        (label,) = chosen
-    use = cells[columns.split] if columns.split is not None else ""
-    return Row(use or split, cells[columns.path], label)
 
 
 def _looked_up(row: Row, table: Path, lookup: Lookup) -> Row | str:
@@ -251,14 +256,16 @@ def _item(row: Row, file: Path, where: str, root: Path, fetched: Mapping[str, Pa
     """Find the row's image on disk; return the reason if it can't be used."""
     if not is_use(row.use):
         return f"the use is not training, validation, test or unassigned: {row.use}"
-    if not row.label or not row.uri:
-        return "no label" if row.uri else "no URI"
+    if not row.uri:
+        return "no URI"
+    if not row.label and row.labels is None:
+        return "no label"
     if is_bucket(row.uri):
         if not _is_object(row.uri):
             return f"not gs://BUCKET/NAME: {row.uri}"
         if row.uri not in fetched:
             return f"no such object: {row.uri}"
-        return Item(printable(row.uri), printable(row.label), split_named(row.use), fetched[row.uri])
+        return _labelled(row, printable(row.uri), fetched[row.uri])
     if is_remote(row.uri):
         raise DataError(
             "An import file names images by path or by gs:// URI; copy those of a server to one of them. "
@@ -267,7 +274,12 @@ def _item(row: Row, file: Path, where: str, root: Path, fetched: Mapping[str, Pa
     if row.path is None and not is_file(row.uri, file):
         return f"no such file: {row.uri}"
     path = row.path or located(row.uri, file)
-    return Item(name_of(path, root), printable(row.label), split_named(row.use), path)
+    return _labelled(row, name_of(path, root), path)
+
+
+def _labelled(row: Row, name: str, path: Path) -> Item:
+    item = Item(name, printable(row.label), split_named(row.use), path)
+    return item if row.labels is None else with_labels(item, map(printable, row.labels))
 
 
 def _is_object(uri: str) -> bool:

@@ -10,12 +10,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from trainer.data.layouts.columns import is_use
 
 _USE_LABEL = "aiplatform.googleapis.com/ml_use"
 ANNOTATIONS = frozenset({"imageGcsUri", "classificationAnnotation", "classificationAnnotations"})
 """The keys of a line of JSON that is Vertex AI's."""
+
+
+ONE_CLASS = "one image has one class, unless data.labels=multi"
+"""What is to be said of several labels where each image has one."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +32,22 @@ class Row:
     label: str
     path: Path | None = None
     """The image, if it was looked for already."""
+    labels: tuple[str, ...] | None = None
+    """With data.labels multi all of them, or the cells that hold them; else None."""
 
 
-def read_row(path: Path, cells: Sequence[str]) -> Row | str:
+def read_row(path: Path, cells: Sequence[str], is_multi: bool = False) -> Row | str:
     """Return what a row of the file at `path` says, or the reason why it says nothing."""
-    return _json_row(cells[0]) if path.suffix.lower() == ".jsonl" else _csv_row(cells)
+    if path.suffix.lower() == ".jsonl":
+        return _json_row(cells[0], is_multi)
+    return _csv_row_of_several(cells) if is_multi else _csv_row(cells)
+
+
+def _csv_row_of_several(cells: Sequence[str]) -> Row | str:
+    """Read `[ML_USE,]URI[,LABEL...]`."""
+    has_use = len(cells) > 1 and is_use(cells[0])
+    use, uri, *labels = cells if has_use else ["", *cells]
+    return Row(use, uri, "", labels=tuple(filter(None, labels)))
 
 
 def _csv_row(cells: Sequence[str]) -> Row | str:
@@ -43,19 +59,36 @@ def _csv_row(cells: Sequence[str]) -> Row | str:
     return f"not [ML_USE,]URI,label with one label, where {uses}: {', '.join(cells)}"
 
 
-def _json_row(text: str) -> Row | str:
+def _json_row(text: str, is_multi: bool) -> Row | str:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return "not JSON"
     if not isinstance(value, dict):
         return "not a JSON object"
-    if "classificationAnnotations" in value:
-        return "several labels (classificationAnnotations); one image has one class"
-    annotation, resource = value.get("classificationAnnotation"), value.get("dataItemResourceLabels")
-    label = annotation.get("displayName") if isinstance(annotation, dict) else None
+    if "classificationAnnotations" in value and not is_multi:
+        return f"several labels (classificationAnnotations); {ONE_CLASS}"
+    resource, uri = value.get("dataItemResourceLabels"), value.get("imageGcsUri")
     use = resource.get(_USE_LABEL, "") if isinstance(resource, dict) else ""
-    uri = value.get("imageGcsUri")
+    if is_multi:
+        labels = _names(value)
+        if labels is None or not isinstance(uri, str) or not isinstance(use, str):
+            return "no imageGcsUri, or a classificationAnnotations without displayName"
+        return Row(use.strip(), uri.strip(), "", labels=labels)
+    label = _name(value.get("classificationAnnotation"))
     if not isinstance(uri, str) or not isinstance(label, str) or not isinstance(use, str):
         return "no imageGcsUri or no classificationAnnotation.displayName"
     return Row(use.strip(), uri.strip(), label.strip())
+
+
+def _names(value: dict[str, Any]) -> tuple[str, ...] | None:
+    """Return the labels of a line of JSON, None if one has no name."""
+    several, one = value.get("classificationAnnotations") or [], value.get("classificationAnnotation")
+    annotations = [*(several if isinstance(several, list) else [several]), *([one] if one else [])]
+    names = [_name(each) for each in annotations]
+    return None if None in names else tuple(name.strip() for name in names if name)
+
+
+def _name(annotation: Any) -> str | None:
+    name = annotation.get("displayName") if isinstance(annotation, dict) else None
+    return name if isinstance(name, str) else None

@@ -41,8 +41,10 @@ from trainer.data.shards.pack import (
     read_shard,
     size_of,
 )
+from trainer.data.shards.packed import require_single
 from trainer.data.shards.plan import PlannedShard, plan_shards
 from trainer.data.shards.work import NOTES, Crew
+from trainer.data.split import usable_items
 from trainer.exits import TemporaryError, UsageError
 from trainer.spec.schema import DataSpec
 from trainer.storage import hash_file, private_folder
@@ -63,12 +65,14 @@ def make_shards(
     What an interrupted call has done isn't done again. Raises UsageError for a place that holds something
     else, DataError as `load_dataset` does, TemporaryError.
     """
+    require_single(spec)
     # Of a bucket's images each process brings those that it works on.
     most_bytes = spec.max_extracted_mib << 20
     root = fetch_source(spec.source, spec.checksum, crew.cache_dir, most_bytes, progress, outline=True)
     buckets = buckets_of(spec, crew.cache_dir, progress, outline=True)
     extraction = extraction_of(spec, crew.cache_dir, progress)
     read = read_layout(root, spec.layout, buckets, extraction)
+    read = read._replace(items=usable_items(read.items, spec.held_out))
     require_images(read.items, read.rejections, spec.source)
     recipe = _recipe(spec, read.items, shard_bytes)
     if (found := read_catalogue(store)) is not None:
@@ -113,6 +117,8 @@ def _packed(
 
 def _recipe(spec: DataSpec, items: Sequence[Item], shard_bytes: int) -> str:
     settings = spec.model_dump(mode="json", include=set(_SETTINGS))
+    # Left out at its default: shards that an earlier version packed are the same.
+    settings |= {"held_out": spec.held_out} if spec.held_out != "auto" else {}
     # The size is that of a picture which was replaced under its name, too.
     listed = [[item.name, item.label, item.split, size_of(item)] for item in items]
     return recipe_of({"settings": settings, "shard_bytes": shard_bytes, "items": listed})
@@ -140,7 +146,7 @@ def _assembled(read: ReadResult, outcomes: Sequence[Outcome], spec: DataSpec) ->
         items=tuple(items[number] for number in kept),
         contents=tuple(outcomes[number].content for number in kept),
         rows=np.asarray(kept, np.int64),
-        pixels=Holding(len(items), spec.image_size, 0, Path(), lambda numbers, write: None),
+        pixels=Holding(len(items), spec.pixel_format.shape, 0, Path(), lambda numbers, write: None),
         rejections=tuple(
             Rejection(item.name, outcome.reason)
             for item, outcome in zip(items, outcomes, strict=True)

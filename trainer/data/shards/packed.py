@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from trainer.data.items import Source
 from trainer.data.shards.index import INDEX, JOURNAL, Catalogue, Index, read_catalogue
 from trainer.data.shards.staging import Staging
-from trainer.exits import DataError
+from trainer.exits import DataError, UsageError
 from trainer.printable import shown_address
 from trainer.spec.schema import DataSpec
 from trainer.storage import prepare_folder
@@ -43,6 +43,7 @@ def find_shards(spec: DataSpec) -> tuple[Store, Catalogue] | None:
                 f"where it stopped. Received: {shown_address(spec.source)!r}"
             )
     if catalogue is not None:
+        require_single(spec)
         return store, catalogue
     if spec.layout == "shards":
         raise DataError(
@@ -50,6 +51,15 @@ def find_shards(spec: DataSpec) -> tuple[Store, Catalogue] | None:
             f"is done. Received: {shown_address(spec.source)!r}"
         )
     return None
+
+
+def require_single(spec: DataSpec) -> None:
+    """Raise UsageError where images have any number of labels: a shard holds one for each."""
+    if spec.labels == "multi":
+        raise UsageError(
+            "Shards hold one label an image; with data.labels=multi train on the table itself, with --data "
+            f"TABLE.csv and its images beside it. Received: {shown_address(spec.source)!r}"
+        )
 
 
 def open_shards(store: Store, catalogue: Catalogue, spec: DataSpec, cache_dir: Path) -> tuple[Index, Staging]:

@@ -25,7 +25,7 @@ from trainer.data.items import SPLITS
 from trainer.data.shards.index import Catalogue, Index
 from trainer.data.shards.packed import open_shards, packed_items, read_packed, starts_of
 from trainer.data.shards.staging import Staging
-from trainer.exits import DataError
+from trainer.exits import DataError, UsageError
 from trainer.hosts import Peers
 from trainer.printable import shown_address
 from trainer.spec.schema import DataSpec
@@ -41,19 +41,16 @@ def load_shards(store: Store, catalogue: Catalogue, spec: DataSpec, cache_dir: P
             "The processes of the run see different shards in the source; give all the same ones. "
             f"Received: {store.uri} on {peers.place.name(peers.place.index)}"
         )
+    names = _usable_splits(store, catalogue, spec.held_out)
     index, staging = open_shards(store, catalogue, spec, cache_dir)
     reader = _Reader(index, staging, spec)
     budget_bytes = spec.cache_mib << 20
     pixels = Holding(
-        len(index), spec.image_size, budget_bytes, cache_dir / "pixels", reader.decode, reader.follow
+        len(index), spec.pixel_format.shape, budget_bytes, cache_dir / "pixels", reader.decode, reader.follow
     )
     if peers.place.count == 1 and int(np.prod(pixels.shape)) <= budget_bytes:
         pixels.hold(np.arange(len(index)))
-    splits = {
-        name: _split(name, catalogue, index, staging, pixels, spec)
-        for name in SPLITS
-        if any(shard.split == name for shard in catalogue.shards)
-    }
+    splits = {name: _split(name, catalogue, index, staging, pixels, spec) for name in names}
     summary = catalogue.summary | {
         "source": shown_address(spec.source),
         "layout": "shards",
@@ -64,6 +61,20 @@ def load_shards(store: Store, catalogue: Catalogue, spec: DataSpec, cache_dir: P
     return Dataset(
         catalogue.class_names, splits, catalogue.rejected, summary, catalogue.index_sha256, catalogue.warnings
     )
+
+
+def _usable_splits(store: Store, catalogue: Catalogue, held_out: str) -> list[str]:
+    """Return the splits that `data.held_out` allows to read. Raises UsageError if that leaves no others."""
+    names = [name for name in SPLITS if any(shard.split == name for shard in catalogue.shards)]
+    if held_out == "auto":
+        return names
+    if held_out == "train" or "validation" not in names:
+        raise UsageError(
+            "Shards are split when they are packed. Pack them again, into another folder, with "
+            f"`trainer shard --set data.held_out={held_out}`, and train with data.held_out=validation. "
+            f"Received: data.held_out={held_out} for {store.uri} with {', '.join(names)}"
+        )
+    return [name for name in names if name != "test"]
 
 
 def _split(
@@ -87,7 +98,7 @@ class _Reader:
 
     def __init__(self, index: Index, staging: Staging, spec: DataSpec) -> None:
         self._index, self._staging = index, staging
-        self._to_pixels = build_to_pixels(spec)
+        self._to_pixels = build_to_pixels(spec.pixel_format)
         # Twice the cores, so that some decode while others wait for the disk.
         self._threads = 2 * len(os.sched_getaffinity(0))
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")

@@ -59,23 +59,26 @@ class Crew:
         machines: int = 1,
         wait_seconds: float = WAIT_SECONDS,
         stop: Stop | None = None,
+        executor: ProcessPoolExecutor | None = None,
     ) -> None:
         """This is machine `index` of `machines`; nothing may come from the others for `wait_seconds`.
 
-        `prepare` is called first in each process.
+        `prepare` is called first in each process. `executor`, from `start_processes`, is used instead of
+        processes of its own, and stays open.
         """
         self.processes, self.cache_dir = processes, cache_dir
         self.index, self.machines, self.wait_seconds = index, machines, wait_seconds
         self._stop = stop or Stop()
-        # A fresh interpreter each: a fork of one that has threads may hang.
-        context = multiprocessing.get_context("spawn")
-        self._executor = ProcessPoolExecutor(processes, context, _begin, (prepare,))
+        self._owns_executor = executor is None
+        self._executor = executor or start_processes(processes, prepare)
 
     def __enter__(self) -> Crew:
         return self
 
     def __exit__(self, *raised: object) -> None:
         """Wait for nothing: what is half done is done again when it is needed."""
+        if not self._owns_executor:
+            return
         for child in multiprocessing.active_children():
             child.kill()
         self._executor.shutdown(cancel_futures=True)
@@ -157,6 +160,12 @@ class Crew:
                 )
             else:
                 time.sleep(_LOOK_SECONDS)
+
+
+def start_processes(count: int, prepare: Callable[[], None]) -> ProcessPoolExecutor:
+    """Return an executor of `count` processes, each of which calls `prepare` and imports TensorFlow first."""
+    # A fresh interpreter each: a fork of one that has threads may hang.
+    return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _begin, (prepare,))
 
 
 def _begin(prepare: Callable[[], None]) -> None:

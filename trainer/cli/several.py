@@ -1,0 +1,138 @@
+"""Several runs that differ in one respect: their start, their processes, and whether they can be compared.
+
+In: the specs of runs. Out: each trained by a process of its own, which ends with this one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from typing import IO, TYPE_CHECKING
+
+from trainer.exits import DataError, TrainerError, UsageError, error_of
+from trainer.hosts.place import PROCESS_VARIABLES
+
+if TYPE_CHECKING:
+    from trainer.compare.runs import Run
+    from trainer.spec import RunSpec
+
+_GOES_ON = "; the same command goes on with it"
+_SAID = dict.fromkeys((1, 137, 143), _GOES_ON) | {75: f"; once what is said above is over,{_GOES_ON[1:]}"}
+"""What to do after an exit code that the next start may get over."""
+_SIGNALLED = 128
+_PR_SET_PDEATHSIG = 1
+
+
+def unreleased(spec: RunSpec) -> RunSpec:
+    """Return the spec of a run that is always trained, stays, and does not challenge the champion.
+
+    The best of several that are equally good would replace the champion more often than chance may.
+    """
+    changes = {"skip_unchanged": False, "keep_runs": None, "release": False}
+    return spec.model_copy(update={"publish": spec.publish.model_copy(update=changes)})
+
+
+def find_common_start(spec: RunSpec, varied: str) -> str:
+    """Return the run that all begin with, as `train.start_from`, whatever becomes the champion meanwhile.
+
+    `varied` names what the runs differ in. Raises UsageError if each run would begin with the one before.
+    """
+    from trainer.cli.places import absolute_source
+    from trainer.publish import parent_of
+    from trainer.run_folder import find_start
+    from trainer.spec.schema import LATEST, SCRATCH
+    from trainer.storage.store import open_store
+
+    start_from = spec.train.start_from
+    if parent_of(start_from)[1] == LATEST:
+        raise UsageError(
+            "Each of these runs would begin with the weights of the one before, and so differ in more than "
+            f"{varied}; give a run, or champion. Received: train.start_from={start_from}"
+        )
+    start = find_start(open_store(spec.output), start_from)
+    # The names of the runs follow from it, from whatever folder the command is given.
+    return SCRATCH if start is None else absolute_source(start.uri)
+
+
+def with_start(spec: RunSpec, start_from: str) -> RunSpec:
+    """Return `spec` with another `train.start_from`."""
+    return spec.model_copy(update={"train": spec.train.model_copy(update={"start_from": start_from})})
+
+
+def require_alike(runs: Sequence[Run], varied: str = "the seed") -> None:
+    """Raise DataError for runs that are not of one data set, or didn't begin with the same weights."""
+    for what, found in (
+        ("data", [run.dataset.get("digest") for run in runs]),
+        ("weights that they begin with", [run.environment.get("started_from") for run in runs]),
+    ):
+        other = next((run.name for run, each in zip(runs, found, strict=True) if each != found[0]), None)
+        if other is not None:
+            raise DataError(
+                f"The {what} changed since the first of these runs, so they differ in more than {varied}; "
+                f"with another --run-name all of them begin anew. Received: {runs[0].name} and {other}"
+            )
+
+
+def train_apart(spec: RunSpec, quiet: bool) -> None:
+    """Train one run in a process of its own; a stop is passed on. Raises what it ended with."""
+    # Its lines are for a person, and what this program prints then for a program.
+    child = start_training(spec, stdout=sys.stderr if quiet else None)
+    code = end_of(child, child.wait)
+    if code:
+        raise error_of_run(spec.run_name or "", code)
+
+
+def start_training(
+    spec: RunSpec,
+    words: Sequence[str] = (),
+    is_alone: bool = False,
+    stdout: int | IO[str] | None = None,
+    stderr: int | None = None,
+) -> subprocess.Popen[str]:
+    """Start `trainer train` for `spec`, with the options `words`.
+
+    is_alone: whether it trains by itself even where this process is one of several.
+    """
+    from trainer.launch.plan import SPEC
+    from trainer.spec import dump_spec
+
+    hidden = PROCESS_VARIABLES if is_alone else ()
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    return subprocess.Popen(
+        [sys.executable, "-m", "trainer.cli", "train", *words],
+        env={**environment, SPEC: dump_spec(spec)},
+        text=True,
+        errors="replace",
+        preexec_fn=_end_with_parent,
+        stdout=stdout,
+        stderr=stderr,
+    )
+
+
+def end_of(child: subprocess.Popen[str], work: Callable[[], object]) -> int:
+    """Return the exit code of `child` after `work`, which follows it; an error or a stop ends it, too."""
+    try:
+        work()
+        child.wait()
+    except BaseException:
+        child.terminate()
+        child.communicate()
+        raise
+    # What a signal ended has the code that a shell gives it.
+    code = child.returncode
+    return code if code >= 0 else _SIGNALLED - code
+
+
+def error_of_run(name: str, code: int) -> TrainerError:
+    """Return the error for a run that ended with `code`, with what to do next."""
+    again = _SAID.get(code, ", see above why")
+    return error_of(code, f"The run {name} did not finish{again}. Received: exit code {code}")
+
+
+def _end_with_parent() -> None:
+    """Have the kernel send SIGTERM to this process when its parent is gone, so that it saves and ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

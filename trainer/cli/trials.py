@@ -1,0 +1,254 @@
+"""The trials of `trainer tune`: each a training process that is watched, and what they amount to.
+
+In: a `Job`. Out: a record and a run for each trial, and the summary of the study.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from trainer.cli.compare import read_runs
+from trainer.cli.several import end_of, error_of_run, require_alike, start_training
+from trainer.exits import AcceleratorError, DataError, DivergedError, OutOfMemoryError, UsageError
+from trainer.printable import printable, shown_address
+from trainer.tune.parameters import base_settings, settings_of, with_settings
+from trainer.tune.search import METRICS, Watch, best_trial
+from trainer.tune.study import SUMMARY, TABLE, Records, Trial
+from trainer.tune.summary import as_values, lines_of
+
+if TYPE_CHECKING:
+    from trainer.cli.tune import Job
+    from trainer.compare.runs import Run
+    from trainer.spec import RunSpec
+
+_LAST_LINES = 30
+_ERROR = "Error: "
+_FAILURES = {
+    DivergedError.exit_code: "diverged",
+    OutOfMemoryError.exit_code: "out of memory",
+    UsageError.exit_code: "the settings do not fit the data",
+}
+"""How a trial may end without the whole study: with its own settings as the cause."""
+_UNUSABLE = (DataError.exit_code, AcceleratorError.exit_code)
+"""Of what all trials have in common."""
+
+
+def train_trial(job: Job, number: int) -> bool:
+    """Train trial `number` to its result, if it has none yet; return False if all combinations were tried.
+
+    Raises what the training ended with where another trial would end so too, and StoppedError.
+    """
+    records = Records(job.store)
+    trial = records.read(number)
+    others = [each for each in records.all() if each.number != number]
+    if trial is None:
+        settings = base_settings(job.search.parameters, job.base) if number == 0 else None
+        settings = settings or job.search.propose(number, others)
+        if settings is None:
+            click.echo("All combinations of the parameters were tried.", err=True)
+            return False
+        trial = Trial(number, settings)
+        records.write(trial)
+    if trial.is_done:
+        return True
+    click.echo(printable(f"{trial.run_name}  {' '.join(settings_of(trial.settings))}"), err=True)
+    records.write(done := _trained(job, trial, others, records))
+    click.echo(printable(f"{trial.run_name}  {_outcome(done, job.metric)}"), err=True)
+    return True
+
+
+def _trained(job: Job, trial: Trial, others: list[Trial], records: Records) -> Trial:
+    try:
+        spec = with_settings(job.base, trial.settings, run_name=trial.run_name, output=job.store.uri)
+    except UsageError as error:
+        return replace(trial, state="failed", why=str(error))
+    watch = job.search.watch(trial, others)
+    for epoch, row in enumerate(_rows(job, trial), 1):
+        _note(watch, epoch, row, job.metric)
+    training = _Training(job, trial, spec, watch, records)
+    code = training.run()
+    if training.pruned is not None:
+        return training.pruned
+    if _is_failure(code, others) and not training.was_killed:
+        return replace(trial, state="failed", why=_FAILURES[code])
+    if code:
+        training.show_lines()
+        if code == UsageError.exit_code or (code in _UNUSABLE and not _has_begun(job, trial)):
+            records.forget(trial, is_alone=job.share[1] == 1)
+        raise error_of_run(trial.run_name, code)
+    return _result(job, trial, others)
+
+
+def _is_failure(code: int, others: list[Trial]) -> bool:
+    """Return whether a trial ended because of its own settings, so that the search goes on without it."""
+    if code == UsageError.exit_code:  # of the spec itself, if no trial was ever trained
+        return any(each.state == "complete" for each in others)
+    return code in _FAILURES
+
+
+class _Training:
+    """The process that trains one trial."""
+
+    def __init__(self, job: Job, trial: Trial, spec: RunSpec, watch: Watch, records: Records) -> None:
+        self.job, self.trial, self.spec, self.watch, self.records = job, trial, spec, watch, records
+        self.pruned: Trial | None = None
+        self.was_killed = False
+        self._lines: deque[str] = deque(maxlen=_LAST_LINES)
+
+    def run(self) -> int:
+        """Train; return the exit code. Raises StoppedError once the process has saved and ended."""
+        with start_training(
+            self.spec, self.job.words, is_alone=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ) as child:
+            code = end_of(child, lambda: self._follow(child))
+        self.was_killed = child.returncode < 0
+        return code
+
+    def show_lines(self) -> None:
+        """Print the error of the process, or else its last lines."""
+        lines = list(self._lines)
+        first = next((index for index, line in enumerate(lines) if line.startswith(_ERROR)), 0)
+        for line in lines[first:]:
+            click.echo(printable(line), err=True)
+
+    def _follow(self, child: subprocess.Popen[str]) -> None:
+        for line in child.stdout or ():
+            event = _event(line)
+            if event is None:
+                self._lines.append(line.rstrip("\n"))
+            elif event.get("event") == "epoch" and self.pruned is None:
+                self._end_epoch(event, child)
+
+    def _end_epoch(self, event: Mapping[str, Any], child: subprocess.Popen[str]) -> None:
+        epoch, epochs = int(event["epoch"]), int(event["epochs"])
+        value = _note(self.watch, epoch, event, self.job.metric)
+        if value is None:
+            return
+        click.echo(f"{self.trial.run_name}  epoch {epoch}/{epochs}  {self.job.metric} {value:.3f}", err=True)
+        if epoch < epochs and self.watch.should_prune():
+            # Recorded before the process ends: whatever happens now, the trial stays pruned at this epoch.
+            self.pruned = replace(self.trial, state="pruned", value=value, values=dict(self.watch.values))
+            self.records.write(self.pruned)
+            child.terminate()
+
+
+def _event(line: str) -> dict[str, Any] | None:
+    try:
+        event = json.loads(line) if line.startswith('{"event"') else None
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) else None
+
+
+def _note(watch: Watch, epoch: int, row: Mapping[str, Any], metric: str) -> float | None:
+    """Note the metric of an epoch's row; return it, None for an epoch that was not validated."""
+    value = row.get(f"validation/{METRICS[metric][0]}")
+    if value is None:
+        return None
+    watch.note(epoch, float(value))
+    return float(value)
+
+
+def _rows(job: Job, trial: Trial) -> list[dict[str, Any]]:
+    """Return the epochs that an earlier start of the trial has done."""
+    found = job.store.below(trial.run_name).read("history.jsonl")
+    lines = found.data.decode("utf-8", "replace").splitlines() if found else []
+    rows = [_row(line) for line in lines]
+    return rows[: rows.index(None)] if None in rows else rows  # type: ignore[return-value]
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _has_begun(job: Job, trial: Trial) -> bool:
+    return job.store.find(f"{trial.run_name}/spec.yaml") is not None
+
+
+def _result(job: Job, trial: Trial, others: list[Trial]) -> Trial:
+    """Return the trial with the result of its finished run. Raises DataError if its images are other ones."""
+    (run,) = _runs(job, [trial])
+    first = next((each for each in others if each.state == "complete"), None)
+    if first is not None and first.data != run.dataset.get("digest"):
+        require_alike([*_runs(job, [first]), run], "their settings")
+    metric, name = METRICS[job.metric]
+    value = run.metrics.get(f"validation/{name}")
+    if value is None:
+        raise UsageError(
+            f"The runs have no such figure to be compared by; choose another --metric. Received: {job.metric}"
+        )
+    rows = {int(row["epoch"]): row.get(f"validation/{metric}") for row in run.history}
+    return replace(
+        trial,
+        state="complete",
+        value=float(value),
+        values={epoch: float(each) for epoch, each in rows.items() if each is not None},
+        seconds=run.seconds,
+        data=str(run.dataset.get("digest")),
+    )
+
+
+def _runs(job: Job, trials: list[Trial]) -> list[Run]:
+    return read_runs([job.store.below(trial.run_name).uri for trial in trials])
+
+
+def _outcome(trial: Trial, metric: str) -> str:
+    if trial.state == "failed":
+        return f"failed: {trial.why}"
+    pruned = f", pruned after epoch {max(trial.values)}" if trial.state == "pruned" else ""
+    return f"{metric} {trial.value:.4f}{pruned}"
+
+
+def finish(job: Job, as_json: bool) -> None:
+    """Write and print the summary of the study. Raises DivergedError if no trial could be trained."""
+    trials = Records(job.store).all()
+    written = None
+    while written != trials:  # of several machines the last one to write knows all results
+        written, trials = trials, Records(job.store).all()
+        summary = _summary(job, trials)
+        lines = lines_of(summary)
+        job.store.write(SUMMARY, json.dumps(summary, indent=2).encode())
+        job.store.write(TABLE, "".join(f"{line}\n" for line in lines).encode())
+    for line in [json.dumps(summary, indent=2)] if as_json else lines:
+        click.echo(line if as_json else printable(line))
+    click.echo(f"summary    {shown_address(job.store.at(TABLE))}", err=as_json)
+    is_over = all(trial.is_done for trial in trials)
+    if is_over and best_trial(trials, job.search.is_maximized) is None:
+        raise DivergedError(
+            "No trial could be trained to its end, so there are no best settings; choose other ranges. "
+            f"Received: {len(trials)} trials in {job.store.uri}"
+        )
+
+
+def _summary(job: Job, trials: list[Trial]) -> dict[str, Any]:
+    best = best_trial(trials, job.search.is_maximized)
+    values = as_values(job.search, job.metric, job.store.uri, job.trials, trials)
+    if best is None:
+        return values
+    values["held_out_images"], values["comparison"] = _compared(job, trials, best)
+    settings = [word for each in settings_of(best.settings) for word in ("--set", each)]
+    return values | {"command": shlex.join([*job.command, *settings])}
+
+
+def _compared(job: Job, trials: list[Trial], best: Trial) -> tuple[int, str]:
+    """Return the number of held-out images, and how the best trial compares with the first complete one."""
+    from trainer.compare.comparison import compare_runs
+
+    first = next(trial for trial in trials if trial.state == "complete")
+    if first == best:
+        (run,) = _runs(job, [best])
+        return run.count, ""
+    runs = _runs(job, [first, best])
+    return runs[0].count, compare_runs(*runs).verdict

@@ -1,0 +1,132 @@
+"""Two runs whose images have any number of labels.
+
+In: the answers of both to the same images. Out: a `LabelComparison`. What decides is the mean average
+precision, tested by the paired bootstrap: it depends on no threshold and uses every image, while few images
+have all labels right where there are many labels. The exact match of each image (McNemar) stands beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.compare.pair import Comparison, format_p, gain_text, say_p
+from trainer.compare.runs import Run
+from trainer.compare.statistics import RESAMPLES, Test, paired_accuracies, test_of
+from trainer.multilabel.predictions import MultiLabelPredictions
+from trainer.multilabel.ranking import Ranking, draws
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+MEASURE = "mean_average_precision"
+
+
+@dataclass(frozen=True, eq=False)
+class LabelComparison(Comparison):
+    """A comparison whose `accuracy` is the test of the mean average precision."""
+
+    @property
+    def recall_gain(self) -> float:
+        """0: the mean over the labels does not favour those that many images have."""
+        return 0.0
+
+    @property
+    def measure(self) -> str:
+        """What the test of `accuracy` is of."""
+        return MEASURE
+
+    @property
+    def method(self) -> str:
+        """How it is tested, for a page."""
+        return "mean average precision and the others by drawing the same images anew 1,000 times"
+
+    @property
+    def verdict(self) -> str:
+        """In a sentence: the same within chance, or which is better and how sure."""
+        if self.is_chance:
+            return f"The same within chance: {self._how}."
+        better, gain = self._better(self.accuracy.difference).name, gain_text(self.accuracy)
+        return f"{better} is better by {gain} of mean average precision: {self._how}."
+
+    @property
+    def _how(self) -> str:
+        p = say_p(self.accuracy.p_value)
+        if self.among > 1:
+            p += f", {format_p(self.adjusted_p)} as one of {self.among} comparisons"
+        return (
+            f"mean average precision {self.accuracy.difference:+.3f} (paired bootstrap {p}); exactly right "
+            f"are {self.only_first:,} images of the first alone, {self.only_second:,} of the second alone"
+        )
+
+
+def compare_labels(
+    first: Run, second: Run, before: MultiLabelPredictions, after: MultiLabelPredictions
+) -> LabelComparison:
+    """Return the comparison of two runs by their answers to the same images."""
+    only_first = int(np.sum(before.right & ~after.right))
+    only_second = int(np.sum(after.right & ~before.right))
+    tests = bootstrap_labels(before, after)
+    others = {name: test for name, test in tests.items() if name != MEASURE}
+    others["subset_accuracy"] = paired_accuracies(only_first, only_second, len(before.names))
+    return LabelComparison(
+        first=first,
+        second=second,
+        accuracy=tests[MEASURE],
+        others=others,
+        disagreements=np.flatnonzero(before.right != after.right).astype(np.int64),
+        only_first=only_first,
+        only_second=only_second,
+        why_unpaired="",
+        adjusted_p=tests[MEASURE].p_value,
+    )
+
+
+def bootstrap_labels(
+    first: MultiLabelPredictions, second: MultiLabelPredictions, seed: int = 0
+) -> dict[str, Test]:
+    """Return the tests of metrics, for answers to the same images in the same order.
+
+    As `trainer.compare.statistics.bootstrap` does it. Names are those of `compute_metrics`; a resample
+    without any label counts as no difference.
+    """
+    random, (images, labels) = np.random.default_rng(seed), first.truth.shape
+    measures = [_measure(each) for each in (first, second)]
+
+    def differences(counts: Ints) -> dict[str, Floats]:
+        before, after = (measure(counts) for measure in measures)
+        return {name: np.nan_to_num(after[name] - before[name]) for name in before}
+
+    whole = differences(np.ones((1, images), np.int64))
+    drawn = [differences(counts) for counts in draws(random, RESAMPLES, images, labels)]
+    return {
+        name: test_of(float(value[0]), np.concatenate([each[name] for each in drawn]))
+        for name, value in whole.items()
+    }
+
+
+def _measure(predictions: MultiLabelPredictions) -> Callable[[Ints], dict[str, Floats]]:
+    """Return what makes of resamples, int64 [R, N] (how often each image), each metric, [R]."""
+    truth, said = predictions.truth, predictions.predicted
+    ranking = Ranking(truth, predictions.probabilities)
+    hits, wrong = truth & said, (truth != said).mean(axis=1)
+
+    def measure(counts: Ints) -> dict[str, Floats]:
+        of_label, of_truth, of_said = (counts @ each.astype(np.int64) for each in (hits, truth, said))
+        f1 = _divided(2 * of_label, of_truth + of_said)
+        is_there = of_truth > 0
+        micro = _divided(2 * of_label.sum(axis=1), (of_truth + of_said).sum(axis=1))
+        return {
+            MEASURE: ranking.resampled_means(counts),
+            "macro_f1": _divided((f1 * is_there).sum(axis=1), is_there.sum(axis=1)),
+            "micro_f1": micro,
+            "hamming_loss": counts @ wrong / counts.sum(axis=1),
+        }
+
+    return measure
+
+
+def _divided(above: npt.NDArray[np.number], below: npt.NDArray[np.number]) -> Floats:
+    return np.asarray(np.divide(above, below, out=np.zeros(below.shape), where=below > 0))

@@ -1,0 +1,178 @@
+"""What there is to be said of two runs beside each other.
+
+In: two `Run`s and what was tested of them. Out: a `Comparison`: the same within chance, or which is better
+and how sure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.compare.runs import Run
+from trainer.compare.statistics import LEVEL, Test, unpaired_recalls
+from trainer.report.guessing import are_unequal
+
+Indices = npt.NDArray[np.int64]
+COUNTS = "from the counts alone"
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """What there is to be said of a second run beside a first one."""
+
+    first: Run
+    second: Run
+    accuracy: Test
+    others: Mapping[str, Test]
+    """By the names of `compute_metrics`; only for pairs."""
+    disagreements: Indices
+    """The images, of those of the split, that one of them alone got right; empty but for pairs."""
+    only_first: int
+    only_second: int
+    """How many of them the one, and the other."""
+    why_unpaired: str
+    """In words; empty for pairs."""
+    adjusted_p: float
+    """Of the accuracies, with all comparisons that were made at once (Holm)."""
+    among: int = 1
+    """How many these were."""
+
+    @property
+    def is_chance(self) -> bool:
+        """Whether chance alone could have made the difference of the accuracies."""
+        return self.adjusted_p >= LEVEL
+
+    @property
+    def recall_gain(self) -> float:
+        """Mean recall over the classes, second minus first, where these are of unequal size; else 0."""
+        runs = (self.first, self.second)
+        values = [run.metrics.get(f"{run.split}/macro_recall") for run in runs]
+        if values[0] is None or values[1] is None or not any(map(_has_unequal_classes, runs)):
+            return 0.0
+        return values[1] - values[0]
+
+    @property
+    def measure(self) -> str:
+        """What the test of `accuracy` is of, as a name of `compute_metrics`."""
+        return "accuracy"
+
+    @property
+    def method(self) -> str:
+        """How it is tested, for a page."""
+        return "accuracy by McNemar's exact test, which decides where the interval says otherwise"
+
+    @property
+    def is_contested(self) -> bool:
+        """Whether the more accurate one has the lower mean recall over unequal classes."""
+        return not self.is_chance and self.recall_gain * self.accuracy.difference < 0
+
+    @property
+    def is_recall_other(self) -> bool:
+        """Whether the mean recall over unequal classes differs by more than chance."""
+        test = self._recall_test
+        return bool(self.recall_gain and test and self.among * test.p_value < LEVEL)
+
+    @property
+    def _recall_test(self) -> Test | None:
+        if not self.why_unpaired:
+            return self.others.get("macro_recall")
+        first, second = _class_counts(self.first), _class_counts(self.second)
+        return unpaired_recalls(first, second) if first and second else None
+
+    @property
+    def verdict(self) -> str:
+        """In a sentence: the same within chance, or which is better and how sure."""
+        if not self.why_unpaired and not self.only_first + self.only_second:
+            return f"The same: right and wrong on the same {self.first.count:,} images."
+        if self.is_chance:
+            return f"The same within chance: {self._how}{self._recall_words}."
+        better, gain = self._better(self.accuracy.difference).name, gain_text(self.accuracy)
+        if self.is_contested:
+            return f"{better} is right more often by {gain}: {self._how}{self._recall_words}."
+        is_alike = not self.why_unpaired or (
+            self.why_unpaired == COUNTS and self.first.count == self.second.count
+        )
+        if not is_alike:
+            return f"{better} scored higher by {gain}, which easier images may explain: {self._how}."
+        return f"{better} is better by {gain}: {self._how}."
+
+    def _better(self, difference: float) -> Run:
+        return self.second if difference > 0 else self.first
+
+    @property
+    def _how(self) -> str:
+        p = say_p(self.accuracy.p_value)
+        if self.among > 1:
+            p += f", {format_p(self.adjusted_p)} as one of {self.among} comparisons"
+        if self.why_unpaired:
+            return f"Fisher's exact {p}, {self.why_unpaired}"
+        return (
+            f"{self.only_first + self.only_second:,} images differ, {self.only_first:,} to "
+            f"{self.only_second:,} (exact McNemar {p})"
+        )
+
+    @property
+    def _recall_words(self) -> str:
+        """What the mean recall says else than the accuracy; empty if it says nothing else."""
+        if not self.is_contested and not self.is_recall_other:
+            return ""
+        test = self._recall_test
+        higher = self._better(self.recall_gain).name
+        gain = gain_text(test) if test else _share(abs(self.recall_gain))
+        words = (
+            f"; but the classes are unequal, and the mean of their recalls is higher in {higher}, by {gain}"
+        )
+        return f"{words}: neither is better in both" if self.is_contested else words
+
+
+def _has_unequal_classes(run: Run) -> bool:
+    counts = list(_supports(run).values())
+    return any(counts) and are_unequal(counts)
+
+
+def _supports(run: Run) -> dict[str, int]:
+    """Return how many images of each class the split has; nothing if the metrics lack it."""
+    prefix = f"{run.split}/support/"
+    return {
+        name.removeprefix(prefix): round(value)
+        for name, value in run.metrics.items()
+        if name.startswith(prefix)
+    }
+
+
+def _class_counts(run: Run) -> list[tuple[int, int]]:
+    """Return (right, all) images of each class that there are images of."""
+    return [
+        (round(run.metrics[key] * count), count)
+        for name, count in _supports(run).items()
+        for key in [f"{run.split}/recall/{name}"]
+        if count and key in run.metrics
+    ]
+
+
+def gain_text(test: Test) -> str:
+    """Return the size of a difference that is more than chance, with its interval."""
+    low, high = sorted((abs(test.low), abs(test.high)))
+    return f"{_share(abs(test.difference))} (95% interval {_share(low)} to {_share(high)})"
+
+
+def _share(value: float) -> str:
+    """Return a share with three decimals, or with two digits that count where these would be zeros."""
+    return f"{value:.3f}" if value >= 0.0005 or value == 0 else f"{value:.2g}"
+
+
+def say_p(value: float) -> str:
+    """Return `p = 0.24`, or `p < 0.0001`."""
+    text = format_p(value)
+    return f"p {text}" if text.startswith("<") else f"p = {text}"
+
+
+def format_p(value: float) -> str:
+    """Return a p-value as 0.24, 0.0312 or < 0.0001: three digits tell on which side of a level it is."""
+    if value < 1e-4:
+        return "< 0.0001"
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.3g}"

@@ -1,0 +1,47 @@
+"""Files of weights that an image is built with.
+
+In: names of backbones. Out: their published weights, verified, in the folder that the Dockerfile copies.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from trainer.data.progress import Progress
+from trainer.data.published import LITE0_NAME, PUBLISHED
+from trainer.data.weights import find_published
+from trainer.exits import UsageError
+
+FOLDER = Path("docker") / "weights"
+_README = "README.md"
+
+
+def stage_weights(root: Path, names: Sequence[str], cache_dir: Path, progress: Progress) -> list[Path]:
+    """Put the published weights of `names` into the build's folder below `root`, no others; return them.
+
+    Raises UsageError for an unknown name, and what `find_published` raises; then nothing has changed.
+    """
+    unknown = [name for name in names if name != LITE0_NAME and name not in PUBLISHED]
+    if unknown:
+        raise UsageError(
+            f"Weights are published for {', '.join((LITE0_NAME, *PUBLISHED))}. Received: {unknown[0]}"
+        )
+    # Those of the package are in each image.
+    wanted = [name for name in names if name != LITE0_NAME]
+    found = [find_published(name, PUBLISHED[name], cache_dir, progress).path for name in wanted]
+    folder = root / FOLDER
+    folder.mkdir(exist_ok=True)
+    for old in folder.iterdir():
+        if old.name not in (_README, *(path.name for path in found)):
+            old.unlink()
+    return [_copied(path, folder) for path in found]
+
+
+def _copied(path: Path, folder: Path) -> Path:
+    target, partial = folder / path.name, folder / f".{path.name}.partial"
+    shutil.copyfile(path, partial)
+    os.replace(partial, target)
+    return target

@@ -1,0 +1,153 @@
+"""Files of weights that Keras wrote, read as plain arrays.
+
+In: the path of a .weights.h5, .h5 or .keras file. Out: its arrays by layer. Only arrays and their names
+are read: no configuration, and so no code that one could name. No link leads out of the file.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from trainer.exits import DataError
+from trainer.storage.temporary import temporary_folder
+
+_HDF5, _ZIP = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"
+_MEMBER = "model.weights.h5"
+_MOST_BYTES = 4 << 30
+_DEEPEST = 8
+_DAMAGE = (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError, zipfile.BadZipFile)
+
+
+@dataclass(frozen=True)
+class StoredLayer:
+    """The arrays of one layer, in the order of its variables; each is read when it is asked for."""
+
+    name: str
+    """As the model had it that was saved."""
+    key: str
+    """By kind and number, as `conv2d_3` or `sequential/conv2d`; empty in the older format."""
+    arrays: tuple[Any, ...]
+    """h5py datasets."""
+
+
+def is_keras_file(path: Path) -> bool:
+    """Return whether the file at `path` begins as one of Keras does. Raises DataError if it can't be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_HDF5)).startswith((_HDF5, _ZIP))
+    except OSError as error:
+        raise DataError(f"The weights can't be read: {error.strerror}. Received: {path}") from None
+
+
+@contextmanager
+def open_layers(path: Path) -> Iterator[list[StoredLayer]]:
+    """Yield the layers with weights in the file at `path`. Raises DataError for a file without any."""
+    with temporary_folder() as folder, _explained(path), _opened(path, folder) as file:
+        yield _layers(file)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except _DAMAGE as error:
+        raise DataError(
+            "The weights can't be read: this is no .weights.h5, .h5 or .keras file, or it is damaged; get it "
+            f"again. Received: {path} ({(str(error) or type(error).__name__).splitlines()[0][:120]})"
+        ) from None
+
+
+def _opened(path: Path, folder: Path) -> Any:
+    return h5py.File(_unpacked(path, folder) if zipfile.is_zipfile(path) else path, "r")
+
+
+def _unpacked(path: Path, folder: Path) -> Path:
+    with zipfile.ZipFile(path) as archive, archive.open(_MEMBER) as source:
+        if archive.getinfo(_MEMBER).file_size > _MOST_BYTES:
+            raise ValueError(f"{_MEMBER} is larger than {_MOST_BYTES >> 30} GiB")
+        with (folder / _MEMBER).open("wb") as target:
+            shutil.copyfileobj(source, target)
+    return folder / _MEMBER
+
+
+def _layers(file: Any) -> list[StoredLayer]:
+    group = (
+        _inside(file, "model_weights")
+        if "layer_names" not in file.attrs and "model_weights" in file
+        else file
+    )
+    found = _older(group) if "layer_names" in group.attrs or "layer_names0" in group.attrs else _newer(group)
+    if not found:
+        raise ValueError("it holds no weights")
+    return found
+
+
+def _older(group: Any) -> list[StoredLayer]:
+    """Return the layers of the format of Keras 2, in the order of the model."""
+    layers = []
+    for name in _texts(group, "layer_names"):
+        layer = _inside(group, name)
+        arrays = tuple(_inside(layer, each) for each in _texts(layer, "weight_names"))
+        if arrays:
+            layers.append(StoredLayer(name, "", tuple(map(_checked, arrays))))
+    return layers
+
+
+def _newer(group: Any) -> list[StoredLayer]:
+    """Return the layers of the format of Keras 3, which numbers each kind by itself."""
+    return list(_nested(_inside(group, "layers") if "layers" in group else group, "", _DEEPEST))
+
+
+def _nested(group: Any, before: str, depth: int) -> Iterator[StoredLayer]:
+    """Yield the layers in `group` and those inside them."""
+    if not depth:
+        raise ValueError("layers inside layers without end")
+    for key in group:
+        layer = _inside(group, key)
+        if not isinstance(layer, h5py.Group):
+            continue
+        if "vars" in layer and len(values := _inside(layer, "vars")):
+            name = str(values.attrs.get("name", key))
+            arrays = (_checked(_inside(values, each)) for each in sorted(values, key=_number))
+            yield StoredLayer(name, before + key, tuple(arrays))
+        if "layers" in layer:
+            yield from _nested(_inside(layer, "layers"), f"{before}{key}/", depth - 1)
+
+
+def _number(key: str) -> int:
+    match = re.search(r"(\d+)$", key)
+    return int(match[1]) if match else 0
+
+
+def _inside(group: Any, name: str) -> Any:
+    """Return what `group` has under `name`, by hard links only: others may lead to other files."""
+    for part in name.split("/"):
+        if not isinstance(group.get(part, getlink=True), h5py.HardLink):
+            raise ValueError(f"{part} is missing, or only a link")
+        group = group[part]
+    return group
+
+
+def _checked(dataset: Any) -> Any:
+    if not isinstance(dataset, h5py.Dataset) or dataset.is_virtual or dataset.external:
+        raise ValueError(f"{dataset.name} holds no numbers of its own")
+    if dataset.dtype.kind not in "fiu" or math.prod(dataset.shape) * dataset.dtype.itemsize > _MOST_BYTES:
+        raise ValueError(f"{dataset.name} is no array of numbers that could be weights")
+    return dataset
+
+
+def _texts(group: Any, name: str) -> list[str]:
+    """Return an attribute's texts; a long one is in parts that are numbered."""
+    parts = [name] if name in group.attrs else [f"{name}{index}" for index in range(len(group.attrs))]
+    values = [value for part in parts if part in group.attrs for value in group.attrs[part]]
+    return [value.decode() if isinstance(value, bytes) else str(value) for value in values]

@@ -1,0 +1,158 @@
+"""Published weights into the backbone of a pretrained model.
+
+In: a backbone and a `WeightsFile`. Out: the same backbone with the weights of the file. The shapes of all of
+them are compared before the first weight changes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from trainer.data.weights import WeightsFile, find_weights
+from trainer.exits import DataError
+from trainer.model.h5_file import StoredLayer, is_keras_file, open_layers
+from trainer.model.lite0_weights import lite0_arrays
+from trainer.model.normalization import FusedBatchNormalization
+from trainer.model.torch_file import read_torch_file
+
+__all__ = ["WeightsFile", "find_weights", "load_weights"]
+
+_KINDS = {FusedBatchNormalization: "BatchNormalization"}
+"""What Keras calls the layer that ours replaces."""
+_MOST_NAMED = 5
+_COLOURS = 3
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A layer of the backbone that has weights."""
+
+    name: str
+    key: str
+    """As Keras's newer format names it: by kind and number."""
+    variables: Sequence[keras.Variable]
+
+
+def load_weights(backbone: keras.Model, file: WeightsFile) -> None:
+    """Put the weights of `file` into `backbone`; what the file has beyond them is ignored.
+
+    Raises DataError for a file that is no file of weights, is damaged, or is of another network; then nothing
+    has changed.
+    """
+    path = file.path
+    if not is_keras_file(path):
+        arrays = lite0_arrays(read_torch_file(path))
+        stored = [StoredLayer(name, "", tuple(each)) for name, each in arrays.items()]
+        _assign_fitting(backbone, stored, path)
+        return
+    with open_layers(path) as stored:
+        _assign_fitting(backbone, stored, path)
+
+
+def _assign_fitting(backbone: keras.Model, stored: Sequence[StoredLayer], path: Path) -> None:
+    """Assign by the first way to pair the layers by which all of them fit. Raises DataError."""
+    candidates = list(_pairings(backbone, stored))
+    for pairs in candidates:
+        if not _problems(pairs):
+            for variable, value in _values(pairs):
+                variable.assign(value)
+            return
+    problems = min(map(_problems, candidates), key=len)
+    shown = "; ".join(problems[:_MOST_NAMED])
+    more = f"; and {len(problems) - _MOST_NAMED} more" if len(problems) > _MOST_NAMED else ""
+    count = len(candidates[0])
+    raise DataError(
+        f"The weights are of another network than model.backbone says: {len(problems)} of its {count} layers "
+        f"with weights don't fit. Give the weights of this backbone, or the backbone of these weights. "
+        f"Received: {shown}{more} in {path}"
+    )
+
+
+_Pairs = list[tuple[_Layer, "StoredLayer | None"]]
+
+
+def _pairings(backbone: keras.Model, stored: Sequence[StoredLayer]) -> Iterator[_Pairs]:
+    """Yield the ways to pair the layers of the backbone with those of the file."""
+    is_newer = any(each.key for each in stored)
+    layers = list(_layers(backbone.layers, "", is_newer))
+    yield _by(layers, {each.name: each for each in stored}, lambda layer: layer.name)
+    if is_newer:
+        yield _by(layers, {each.key: each for each in stored}, lambda layer: layer.key)
+    else:
+        # The layers of a file with the last layer begin with those of one without.
+        padded = [*stored, *[None] * len(layers)]
+        yield list(zip(layers, padded, strict=False))
+
+
+def _by(layers: list[_Layer], stored: Mapping[str, StoredLayer], name: Callable[[_Layer], str]) -> _Pairs:
+    return [(layer, stored.get(name(layer))) for layer in layers]
+
+
+def _layers(layers: Sequence[Any], before: str, is_nested: bool) -> Iterator[_Layer]:
+    """Yield the layers that have weights; with `is_nested` those inside others by themselves."""
+    counts: dict[str, int] = {}
+    for layer in layers:
+        kind = _snake_case(_KINDS.get(type(layer), type(layer).__name__))
+        number = counts[kind] = counts.get(kind, -1) + 1
+        key = f"{before}{kind}{f'_{number}' if number else ''}"
+        if isinstance(layer, keras.Model) and is_nested:
+            yield from _layers(layer.layers, f"{key}/", is_nested)
+        elif layer.weights:
+            yield _Layer(layer.name, key, layer.weights)
+
+
+def _snake_case(name: str) -> str:
+    """Return a class name as Keras writes it in its files: Conv2D is conv2d."""
+    name = re.sub(r"\W+", "", name)
+    name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", name)
+    return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
+
+
+def _problems(pairs: _Pairs) -> list[str]:
+    """Return what doesn't fit, one text a layer."""
+    found = []
+    for layer, stored in pairs:
+        wanted = [tuple(each.shape) for each in layer.variables]
+        if stored is None:
+            found.append(f"{layer.name} is not in the file")
+            continue
+        shapes = [tuple(each.shape) for each in stored.arrays]
+        if len(shapes) != len(wanted) or not all(map(_fits, shapes, wanted)):
+            found.append(f"{layer.name} has {_shown(shapes)} instead of {_shown(wanted)}")
+    return found
+
+
+def _shown(shapes: Sequence[tuple[int, ...]]) -> str:
+    return ", ".join("x".join(map(str, shape)) for shape in shapes)
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    return shape == wanted or _is_of_colours(shape, wanted)
+
+
+def _is_of_colours(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Return whether a kernel is of red, green and blue, and one of more channels is needed."""
+    is_kernel = len(shape) == len(wanted) == 4 and shape[:2] == wanted[:2] and shape[3] == wanted[3]
+    return is_kernel and shape[2] == _COLOURS < wanted[2]
+
+
+def _values(pairs: _Pairs) -> Iterator[tuple[keras.Variable, np.ndarray[Any, Any]]]:
+    for layer, stored in pairs:
+        for variable, array in zip(layer.variables, stored.arrays if stored else (), strict=True):
+            value = np.asarray(array, np.float32)
+            if value.shape != tuple(variable.shape):
+                value = _for_channels(value, variable.shape[2])
+            yield variable, value
+
+
+def _for_channels(kernel: np.ndarray[Any, Any], channels: int) -> np.ndarray[Any, Any]:
+    """Return a kernel of three colours for more channels, as timm does: repeated, and scaled to its sum."""
+    repeated = np.tile(kernel, (1, 1, -(-channels // _COLOURS), 1))[:, :, :channels]
+    return repeated * np.float32(_COLOURS / channels)

@@ -1,0 +1,134 @@
+"""The report of a run whose images have any number of labels.
+
+In: `ReportInputs`. Out: report.html and plots/*.png, as `trainer.report.page` makes them, with average
+precision and thresholds in the place of the confusion matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from trainer.data.split import FEWEST_FOR_THRESHOLD
+from trainer.multilabel.predictions import MultiLabelPredictions
+from trainer.multilabel.thresholds import USUAL
+from trainer.report import tables
+from trainer.report.inputs import ReportInputs
+from trainer.report.label_verdict import MEASURE, judge_labels
+from trainer.report.names import format_count, format_duration, format_share, shorten
+from trainer.report.page import Card, Contents, Plot, draw_history, pictured, write_page
+from trainer.report.plots import draw_distribution
+from trainer.report.verdict import Verdict
+
+_WORST = 10
+_NAME = 28
+_OVERALL = (
+    (MEASURE, "mean average precision"),
+    ("subset_accuracy", "images without a mistake (subset accuracy)"),
+    ("hamming_loss", "wrong decisions (Hamming loss)"),
+    ("micro_precision", "precision, of all decisions"),
+    ("micro_recall", "recall, of all decisions"),
+    ("micro_f1", "F1, of all decisions"),
+    ("macro_precision", "precision, mean over labels"),
+    ("macro_recall", "recall, mean over labels"),
+    ("macro_f1", "F1, mean over labels"),
+    ("log_loss", "log loss"),
+    ("brier", "Brier score"),
+    ("calibration_error", "calibration error"),
+)
+
+
+@dataclass(frozen=True)
+class LabelRow:
+    """One label on the held-out split; None where it has no images."""
+
+    name: str
+    average_precision: float | None
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    support: int
+    share: float
+    """Of the images: what a constant answer has as average precision."""
+    threshold: float | None
+
+
+def write_label_report(run_folder: Path, inputs: ReportInputs) -> Verdict:
+    """Write report.html and plots/*.png into `run_folder`; see `trainer.report.page.write_page`."""
+    return write_page(run_folder, inputs, _SEVERAL_LABELS)
+
+
+def _predictions(inputs: ReportInputs) -> Mapping[str, MultiLabelPredictions]:
+    return cast(Mapping[str, MultiLabelPredictions], inputs.predictions)
+
+
+def _judge(inputs: ReportInputs, settings: Mapping[str, Any]) -> Verdict:
+    return judge_labels(_predictions(inputs), inputs.history, inputs.held_out, settings, inputs.dataset)
+
+
+def _draw(inputs: ReportInputs, settings: Mapping[str, Any]) -> list[Plot]:
+    plots = draw_history(inputs, settings, (MEASURE, "accuracy", "loss"))
+    counts = tables.split_counts(inputs.dataset)
+    if counts:
+        text = "; ".join(
+            f"{split}: {format_count(each['images'], 'image')}, {each.get('unlabelled', 0):,} without a label"
+            for split, each in inputs.dataset["splits"].items()
+        )
+        plots.append(Plot("distribution", "Images per label", draw_distribution(counts), f"{text}."))
+    return plots
+
+
+def _cards(inputs: ReportInputs, verdict: Verdict) -> list[Card]:
+    held, metrics = inputs.held_out, inputs.metrics
+    count, correct = int(metrics[f"{held}/count"]), int(metrics[f"{held}/correct"])
+    average, train = metrics.get(f"{held}/{MEASURE}"), metrics.get(f"train/{MEASURE}")
+    weakest = "no label is missed" if verdict.weakest_class is None else shorten(verdict.weakest_class, _NAME)
+    recall = 1.0 if verdict.weakest_recall is None else verdict.weakest_recall
+    return [
+        Card("Mean average precision", format_share(average), f"on {held}"),
+        Card(f"Gap, train to {held}", f"{verdict.gap:.3f}", f"train {format_share(train)}"),
+        Card("Images with a mistake", f"{count - correct:,}", f"of {format_count(count, 'image')}"),
+        Card("Weakest recall", format_share(recall), weakest),
+        Card("F1 of all decisions", format_share(metrics[f"{held}/micro_f1"]), "micro average"),
+        Card("Wrong decisions", format_share(metrics[f"{held}/hamming_loss"]), "Hamming loss, 0 is perfect"),
+        Card("Calibration error", format_share(metrics[f"{held}/calibration_error"]), "0 is perfect"),
+        Card(
+            "Training time", format_duration(inputs.train_seconds), format_count(len(inputs.history), "epoch")
+        ),
+    ]
+
+
+def _answers(inputs: ReportInputs) -> dict[str, Any]:
+    rows = label_rows(inputs.metrics, _predictions(inputs)[inputs.held_out])
+    worst = sorted(rows, key=lambda row: 2.0 if row.average_precision is None else row.average_precision)
+    return {
+        **pictured(inputs),
+        "label_rows": rows,
+        "worst_rows": worst[:_WORST] if len(rows) > _WORST else [],
+        "overall_rows": tables.overall_rows(inputs.metrics, list(inputs.predictions), _OVERALL),
+        "fewest": FEWEST_FOR_THRESHOLD,
+        "usual": USUAL,
+    }
+
+
+def label_rows(metrics: Mapping[str, float], predictions: MultiLabelPredictions) -> list[LabelRow]:
+    """Return one row a label, in their order."""
+    thresholds = predictions.thresholds
+    return [
+        LabelRow(
+            name=name,
+            average_precision=metrics.get(f"{predictions.split}/average_precision/{name}"),
+            precision=metrics.get(f"{predictions.split}/precision/{name}"),
+            recall=metrics.get(f"{predictions.split}/recall/{name}"),
+            f1=metrics.get(f"{predictions.split}/f1/{name}"),
+            support=int(metrics[f"{predictions.split}/support/{name}"]),
+            share=metrics[f"{predictions.split}/support/{name}"] / len(predictions.names),
+            threshold=None if thresholds is None else float(thresholds[label]),
+        )
+        for label, name in enumerate(predictions.class_names)
+    ]
+
+
+_SEVERAL_LABELS = Contents("labels.html.j2", _judge, _draw, _cards, _answers)

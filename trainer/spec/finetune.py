@@ -1,0 +1,45 @@
+"""Fine-tuning of a pretrained backbone as frozen, validated values.
+
+In: plain mappings. Out: a `FinetuneSpec`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from trainer.spec.checked import Checked, Count
+
+
+class FinetuneSpec(Checked):
+    """How a pretrained backbone is trained: frozen, then its last stage, then all of it.
+
+    The epochs that are left after the frozen ones and those of the last stage train all weights.
+    """
+
+    probe: Literal["logistic", "steps"] = "logistic"
+    """How the head is trained while the backbone is frozen: logistic regression on cached features, or
+    steps."""
+    frozen_epochs: int = Field(1, ge=0)
+    """Epochs with a frozen backbone; logistic regression is one epoch, whatever this says above 0."""
+    last_stage_epochs: int = Field(0, ge=0)
+    """Epochs in which the head and the backbone's last stage are trained."""
+    backbone_rate: float = Field(0.1, gt=0.0, le=1.0)
+    """Multiplier of the learning rate for the backbone."""
+    layer_decay: float = Field(1.0, gt=0.0, le=1.0)
+    """Multiplier of the learning rate from each stage of the backbone to the one before it."""
+    batch_norm: Literal["frozen", "train"] = "frozen"
+    """Whether batch-norm statistics stay as pretrained, or are updated once all weights are trained."""
+    folds: Count = 5
+    """Folds of the cross-validation that chooses the regularisation of logistic regression."""
+
+    @property
+    def frozen(self) -> int:
+        """Epochs with a frozen backbone: logistic regression is one."""
+        return min(1, self.frozen_epochs) if self.probe == "logistic" else self.frozen_epochs
+
+    @property
+    def first_epochs(self) -> int:
+        """Epochs before all weights are trained."""
+        return self.frozen + self.last_stage_epochs

@@ -1,0 +1,60 @@
+"""Networks that are trained from scratch, as frozen, validated values.
+
+In: plain mappings, as YAML gives them. Out: a `PlainSpec` or a `ResidualSpec`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from trainer.spec.checked import Blocks, Checked, Count, Filters
+
+
+class PlainSpec(Checked):
+    """3 x 3 convolutions with ReLU and 2 x 2 max pooling, then dense layers."""
+
+    family: Literal["plain"] = "plain"
+    filters: tuple[Filters, ...] = Field((16, 32, 64), strict=False, min_length=1)
+    pool_last: bool = True
+    """Whether the last convolution is pooled as well."""
+    dense_units: tuple[Count, ...] = Field((), strict=False)
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    binary_unit: bool = False
+    """With two classes: one sigmoid unit instead of two softmax units (same loss, same gradients)."""
+    average_mirror: bool = False
+    """Answer with the mean over the picture and its mirror image, at twice the cost of an answer."""
+
+    @property
+    def pools(self) -> tuple[bool, ...]:
+        """Whether each convolution is pooled."""
+        return (True,) * (len(self.filters) - 1) + (self.pool_last,)
+
+    def last_side(self, side: int) -> int:
+        """Return the side of the last feature map for images of `side` pixels; there is none if below 1."""
+        for is_pooled in self.pools:
+            side = (side - 2) // 2 if is_pooled else side - 2
+        return side
+
+
+class ResidualSpec(Checked):
+    """A residual network with batch normalisation and global average pooling."""
+
+    family: Literal["residual"] = "residual"
+    stem_filters: Filters = 32
+    stem_stride: int = Field(2, ge=1, le=4)
+    filters: tuple[Filters, ...] = Field((64, 128, 256), strict=False, min_length=1)
+    """One number a stage; each stage halves height and width."""
+    blocks: tuple[Blocks, ...] = Field((2, 2, 2), strict=False, min_length=1)
+    dropout: float = Field(0.2, ge=0.0, lt=1.0)
+    stochastic_depth: float = Field(0.0, ge=0.0, lt=1.0)
+    """The probability that the last block is skipped; earlier ones less, linearly."""
+    average_mirror: bool = False
+    """Answer with the mean over the picture and its mirror image, at twice the cost of an answer."""
+
+    @model_validator(mode="after")
+    def _stages(self) -> ResidualSpec:
+        if len(self.filters) != len(self.blocks):
+            raise ValueError("filters and blocks need one number for each stage")
+        return self

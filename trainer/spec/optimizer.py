@@ -1,0 +1,58 @@
+"""The optimizer as frozen, validated values.
+
+In: plain mappings, as YAML gives them. Out: an `OptimizerSpec`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from trainer.spec.checked import Checked, Fraction, NonNegative, Positive
+
+
+class OptimizerSpec(Checked):
+    """The optimizer and its learning-rate schedule."""
+
+    name: Literal["sgd", "rmsprop", "adam", "adamw", "muon"] = "adamw"
+    """muon orthogonalises the updates of hidden kernels (Jordan 2024); AdamW trains all other weights."""
+    learning_rate: Positive = 0.001
+    momentum: float = Field(0.0, ge=0.0, lt=1.0)
+    """Of sgd, rmsprop and muon, whose default is 0.95."""
+    nesterov: bool = False
+    """Of sgd and muon, whose default is true."""
+    rest_rate: Positive | None = None
+    """Of muon: the learning rate of biases, normalisation and the last layer; learning_rate if not given."""
+    unit_kernels: bool = False
+    """Of muon: kernels keep the norm of one unit per filter, and a step is learning_rate of that norm."""
+    weight_decay: NonNegative = 0.0
+    """Decoupled; kernels only, never biases or normalisation."""
+    clip_norm: Positive | None = None
+    """The largest global norm of the gradient, after it is summed over all replicas."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_epochs: NonNegative = 0.0
+    final_fraction: Fraction = 0.0
+    """The share of the learning rate at which linear and cosine end."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _momentum_of_muon(cls, value: Any) -> Any:
+        is_muon = isinstance(value, dict) and value.get("name") == "muon"
+        return {"momentum": 0.95, "nesterov": True, **value} if is_muon else value
+
+    @model_validator(mode="after")
+    def _used(self) -> OptimizerSpec:
+        if (self.momentum or self.nesterov) and self.name not in ("sgd", "rmsprop", "muon"):
+            raise ValueError(f"momentum and nesterov are of sgd, rmsprop and muon, not of {self.name}")
+        if self.nesterov and self.name == "rmsprop":
+            raise ValueError("nesterov is of sgd and muon, not of rmsprop")
+        if (self.rest_rate or self.unit_kernels) and self.name != "muon":
+            raise ValueError(f"rest_rate and unit_kernels are of muon, not of {self.name}")
+        if self.final_fraction and self.schedule == "constant":
+            raise ValueError("final_fraction is where a linear or cosine schedule ends; constant has no end")
+        return self
+
+
+USUAL_RATES = {"sgd": 0.05, "rmsprop": 0.001, "adam": 0.001, "adamw": 0.001, "muon": 0.001}
+"""The learning rate that a network of this program usually trains well with, by optimizer."""

@@ -1,0 +1,46 @@
+"""The pretrained model family as frozen, validated values.
+
+In: plain mappings, as YAML gives them. Out: a `PretrainedSpec`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from trainer.spec.checked import Checked
+
+DEFAULT_WEIGHTS, NO_WEIGHTS = "default", "none"
+"""What `model.weights` may be besides a path or URI."""
+LEAST_SIDE = 32
+"""Every backbone halves its input five times."""
+
+
+class PretrainedSpec(Checked):
+    """A network with weights of ImageNet, and a new last layer."""
+
+    family: Literal["pretrained"] = "pretrained"
+    backbone: Literal[
+        "efficientnet-lite0",
+        "efficientnetv2-b0",
+        "efficientnetv2-b1",
+        "efficientnetv2-b2",
+        "efficientnetv2-b3",
+        "efficientnetv2-s",
+        "efficientnetv2-m",
+        "efficientnetv2-l",
+        "mobilenetv3-small",
+        "mobilenetv3-large",
+        "resnet50v2",
+        "convnext-tiny",
+        "convnext-small",
+        "convnext-base",
+    ] = "efficientnet-lite0"
+    """The network without its last layer."""
+    weights: str = Field(DEFAULT_WEIGHTS, min_length=1)
+    """default, none, or the path, https:// or gs:// URI of a .weights.h5, .h5 or .keras file."""
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    """Before the last layer."""
+    average_mirror: bool = False
+    """Answer with the mean over the picture and its mirror image, at twice the cost of an answer."""

@@ -1,0 +1,194 @@
+"""Features of a frozen backbone, computed once per image and cached on local disk.
+
+A feature is the pooled output of the backbone, float32 [width]. The cache is keyed by the images, the
+weights of the backbone and what else changes the numbers, so that a restart, or a second run on the same
+data, reads them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from trainer.cluster import Cluster
+from trainer.data.dataset import Dataset, Split
+from trainer.data.progress import Progress, Task
+from trainer.model.pretrained import backbone_of, head_of
+from trainer.spec import PIXEL_SETTINGS, DataSpec, RunSpec
+from trainer.storage.local import prepare_folder, write_bytes
+from trainer.train.inference import Inference, Rows
+
+Array = NDArray[np.float32]
+
+_FLOAT_BYTES = 4
+_PART_ROWS = 1000
+"""Rows of a file of the cache; about as much is computed again after a kill."""
+
+
+class FeatureView:
+    """Features in the place of the pixels of a split; see `trainer.data.holding.View`."""
+
+    def __init__(self, features: Array) -> None:
+        self._features = features
+        self.shape: tuple[int, ...] = features.shape
+
+    def hold(self, indices: Rows) -> None:
+        """Do nothing: all features are in memory."""
+
+    def follow(self, *passes: Rows) -> None:
+        """Do nothing: all features are in memory."""
+
+    def take(self, indices: Rows) -> Array:
+        """Return copies of the features at `indices`, integers [n], as float32 [n, width]."""
+        return self._features[indices]
+
+
+class Features:
+    """The features of every split of a data set, by one backbone."""
+
+    def __init__(
+        self,
+        backbone: keras.Model,
+        head: keras.Model,
+        dataset: Dataset,
+        spec: DataSpec,
+        cluster: Cluster,
+        cache_dir: Path,
+        progress: Progress,
+    ) -> None:
+        """backbone, head: the two parts of the model that answers, in float32."""
+        self._backbone, self._head, self._progress = backbone, head, progress
+        self._inference = Inference(backbone, cluster)
+        self._about = [
+            dataset.digest, spec.model_dump_json(include={*PIXEL_SETTINGS}), tf.__version__,
+            cluster.device_kind, f"{cluster.strategy.num_replicas_in_sync} {cluster.index} {cluster.count}",
+        ]  # fmt: skip
+        self._place = cache_dir / "features"
+        self._weights = ""
+        self._known: dict[str, Array] = {}
+
+    def are_current(self) -> bool:
+        """Return whether there are features of the weights that the backbone has now."""
+        return self._weights == _digest_of(self._backbone)
+
+    def logits(self, features: Array) -> tf.Tensor:
+        """Return what the head makes of `features`, float32 [images, classes]."""
+        return self._head(tf.constant(features), training=False)
+
+    def of(self, split: Split, is_stopped: Callable[[], bool] = lambda: False) -> Array:
+        """Return the features of all images of `split`, float32 [images, width], on every process.
+
+        They are of the weights that the backbone has now. Raises StoppedError once `is_stopped` returns True
+        on any process; what is computed until then stays in the cache.
+        """
+        if not self.are_current():
+            self._weights, self._known = _digest_of(self._backbone), {}
+        if split.name not in self._known:
+            self._known[split.name] = self._read_or_compute(split, is_stopped)
+        return self._known[split.name]
+
+    def _read_or_compute(self, split: Split, is_stopped: Callable[[], bool]) -> Array:
+        key = hashlib.sha256("\n".join([*self._about, self._weights, split.name]).encode()).hexdigest()
+        cache = _Cache(self._place / key)
+        task = self._progress.start(f"Features of {split.name} images", len(split.items), "images")
+        try:
+            compute = _cached(cache, lambda rows: self._inference.batch(split, rows), task)
+            return self._inference.outputs(split, is_stopped, compute)
+        finally:
+            cache.flush()
+            task.finish()
+
+
+def build_features(
+    spec: RunSpec, model: keras.Model, dataset: Dataset, cluster: Cluster, cache_dir: Path, progress: Progress
+) -> Features | None:
+    """Return the features of the frozen backbone of `model`, the one that answers.
+
+    None if it has none that is frozen at first, or if the features don't fit into data.cache_mib.
+    """
+    if spec.finetune is None or not spec.finetune.frozen:
+        return None
+    backbone = backbone_of(model)
+    images = sum(len(split.items) for split in dataset.splits.values())
+    is_small = images * backbone.output_shape[-1] * _FLOAT_BYTES <= spec.data.cache_mib << 20
+    if not (is_small or spec.finetune.probe == "logistic"):
+        return None
+    return Features(backbone, head_of(model), dataset, spec.data, cluster, cache_dir, progress)
+
+
+class _Cache:
+    """Rows of features in files, in the order in which this process computes them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._pending: list[Array] = []
+        self._position = self._stored = 0
+        prepare_folder(folder)
+        parts = []
+        for path in sorted(folder.glob("*.npy")):
+            part = _read(path)
+            if part is None or int(path.stem) != self._stored:
+                break  # from here on they are computed again
+            parts.append(part)
+            self._stored += len(part)
+        self._cached = np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
+
+    def take(self, count: int) -> Array | None:
+        """Return the next `count` rows; None if they are not all here, and then none after them is used."""
+        start, self._position = self._position, self._position + count
+        if self._position <= len(self._cached):
+            return self._cached[start : self._position]
+        if start < len(self._cached):
+            self._cached, self._stored = self._cached[:start], start
+        return None
+
+    def add(self, rows: Array) -> None:
+        """Append rows; every _PART_ROWS of them become a file."""
+        self._pending.append(rows)
+        if sum(map(len, self._pending)) >= _PART_ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the rows that are in no file yet. Raises what `write_bytes` raises."""
+        if not self._pending:
+            return
+        rows, buffer = np.concatenate(self._pending), io.BytesIO()
+        np.save(buffer, rows, allow_pickle=False)
+        write_bytes(self._folder / f"{self._stored:012d}.npy", buffer.getvalue())
+        self._stored += len(rows)
+        self._pending = []
+
+
+def _cached(cache: _Cache, compute: Callable[[Rows], Array], task: Task) -> Callable[[Rows], Array]:
+    def rows_of(rows: Rows) -> Array:
+        found = cache.take(len(rows))
+        if found is None:
+            found = compute(rows)
+            cache.add(found)
+        task.advance(len(rows))
+        return found
+
+    return rows_of
+
+
+def _read(path: Path) -> Array | None:
+    try:
+        part = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return part if part.dtype == np.float32 and part.ndim == 2 and len(part) else None
+
+
+def _digest_of(backbone: keras.Model) -> str:
+    """Return the SHA-256 of all weights, 64 hex digits."""
+    digest = hashlib.sha256()
+    for weight in backbone.weights:
+        digest.update(np.ascontiguousarray(weight.numpy()).data)
+    return digest.hexdigest()

@@ -1,0 +1,146 @@
+"""Logistic regression on cached features: the head of a pretrained backbone that is frozen.
+
+The strength of the L2 penalty is chosen by the log loss of a stratified cross-validation on the training
+images alone. Features are centred and scaled first, and the result is folded back into the weights of the
+head.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.exits import UsageError
+
+Floats = NDArray[np.float64]
+Labels = NDArray[np.integer]
+
+_PENALTIES = tuple(10.0**power for power in np.arange(-5.0, 2.01, 0.5))
+"""Values of C, the inverse strength of the penalty, from strong to weak."""
+_MOST_ITERATIONS = 1000
+_MOST_WORK = 2e11
+"""Images times width times classes times folds that are fitted; more takes hours."""
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """A fitted head."""
+
+    kernel: Floats
+    """[width, classes]."""
+    bias: Floats
+    """[classes]."""
+    penalty: float
+    """C of scikit-learn's LogisticRegression, on scaled features."""
+    held_out: Floats | None
+    """Probabilities of each training image by the model of the folds without it, [images, classes]; None if
+    a class has too few images for folds."""
+
+
+def fit_probe(
+    features: NDArray[np.floating[Any]], labels: Labels, weights: NDArray[np.floating[Any]], folds: int
+) -> Probe:
+    """Return the head that is fitted to `features` [images, width] and `labels` [images].
+
+    weights: of each class in the loss, [classes]. folds: of the cross-validation that chooses the penalty;
+    fewer if a class has fewer images. Raises UsageError for more images than logistic regression is made
+    for.
+    """
+    if features.size * len(weights) * folds > _MOST_WORK:
+        raise UsageError(
+            "Logistic regression takes too long for so many images and classes; train the head in steps with "
+            f"--set train.finetune.probe=steps. Received: {len(features)} images of {len(weights)} classes"
+        )
+    mean = features.mean(axis=0, dtype=np.float64)
+    # One scale for all: that of each feature can't be told from a few images.
+    scale = float(np.sqrt(features.var(axis=0, dtype=np.float64).mean())) or 1.0
+    scaled = (features - mean) / scale
+    sample_weights = np.asarray(weights, np.float64)[labels]
+    penalty, held_out = _chosen(scaled, labels, sample_weights, len(weights), folds)
+    kernel, bias = _fit(scaled, labels, sample_weights, len(weights), penalty)
+    kernel = kernel / scale
+    return Probe(kernel, bias - mean @ kernel, penalty, held_out)
+
+
+def _chosen(
+    features: Floats, labels: Labels, sample_weights: Floats, classes: int, folds: int
+) -> tuple[float, Floats | None]:
+    """Return the penalty with the lowest cross-validated log loss, and the probabilities of its folds."""
+    folds = min(folds, int(np.bincount(labels, minlength=classes).min()))
+    if folds < 2:
+        return _PENALTIES[len(_PENALTIES) // 2], None
+    fold = fold_of(labels, folds)
+    best, penalty, held_out = math.inf, _PENALTIES[0], None
+    for candidate in _PENALTIES:
+        probabilities = np.empty((len(labels), classes))
+        for number in range(folds):
+            test = fold == number
+            head = _fit(features[~test], labels[~test], sample_weights[~test], classes, candidate)
+            probabilities[test] = _softmax(features[test] @ head[0] + head[1])
+        loss = _log_loss(probabilities, labels, sample_weights)
+        if loss >= best:
+            break  # it is convex in practice: weaker penalties are worse still, and slower
+        best, penalty, held_out = loss, candidate, probabilities
+    return penalty, held_out
+
+
+def fold_of(labels: Labels, folds: int) -> NDArray[np.int64]:
+    """Return the fold of each image, from 0: in each class one after the other, in the images' order."""
+    fold = np.empty(len(labels), np.int64)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        fold[members] = np.arange(len(members)) % folds
+    return fold
+
+
+def _fit(
+    features: Floats, labels: Labels, sample_weights: Floats, classes: int, penalty: float
+) -> tuple[Floats, Floats]:
+    """Return kernel [width, classes] and bias [classes]."""
+    from sklearn.linear_model import LogisticRegression  # takes a second, and only this needs it
+
+    model = LogisticRegression(C=penalty, max_iter=_MOST_ITERATIONS, tol=1e-4)
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # that it stopped at the last iteration: the folds judge what it found
+        model.fit(features, labels, sample_weights)
+    kernel, bias = np.asarray(model.coef_.T), np.asarray(model.intercept_)
+    if classes == 2:
+        # One column, of the second class; halved on both sides it is the symmetric solution.
+        return np.concatenate([-kernel / 2, kernel / 2], axis=1), np.concatenate([-bias / 2, bias / 2])
+    return kernel, bias
+
+
+def _softmax(logits: Floats) -> Floats:
+    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(exponents / exponents.sum(axis=1, keepdims=True))
+
+
+def _log_loss(probabilities: Floats, labels: Labels, sample_weights: Floats) -> float:
+    chosen = probabilities[np.arange(len(labels)), labels]
+    return float(np.average(-np.log(np.maximum(chosen, np.finfo(np.float64).tiny)), weights=sample_weights))
+
+
+def judge_logits(logits: Floats, labels: Labels) -> tuple[Floats, NDArray[np.bool_]]:
+    """Return the cross-entropy of each image, and whether its highest logit is right."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    losses = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]
+    return losses, logits.argmax(axis=1) == labels
+
+
+def accuracy_of(probabilities: Floats, labels: Sequence[int] | Labels) -> float:
+    """Return the share of the images whose most probable class is theirs.
+
+    With labels [images, classes], 1 for each label that an image has: whose labels are all on the right side
+    of 1/2.
+    """
+    if np.ndim(labels) == 2:
+        return float(np.mean(((probabilities >= 0.5) == (np.asarray(labels) > 0)).all(axis=1)))
+    return float(np.mean(np.argmax(probabilities, axis=1) == np.asarray(labels)))

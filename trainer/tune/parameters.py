@@ -1,0 +1,205 @@
+"""Search space: texts such as `optimizer.learning_rate=1e-4..1e-2:log` to typed parameters.
+
+In: the texts of `--parameter` and the spec that they change. Out: `Parameter`s, each of which the spec's
+schema accepts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trainer.exits import UsageError
+from trainer.spec import RunSpec, dump_spec, load_spec
+from trainer.spec.load import flat
+from trainer.spec.problems import require_known_key
+from trainer.spec.text import parse_value, shown_repr
+
+Value = float | int | str
+"""Of one parameter in one trial: a number, or the text of a choice."""
+
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+_RANGE = re.compile(rf"({_NUMBER})\.\.({_NUMBER})(?::(.*))?")
+_FORMS = "KEY=LOW..HIGH, KEY=LOW..HIGH:log, KEY=LOW..HIGH:STEP or KEY=A|B|C"
+_GRID = 1e-6
+"""By what share of a step a number may miss the grid: 0.1 + 0.2 is not 0.3."""
+_DIGITS = 4
+_INNER = 0.381966
+_FIXED_KEYS = {
+    "seed": "choosing a seed chooses luck; `trainer repeat` measures what a seed changes",
+    "recipe": "a study has one recipe",
+    "output": "all trials are in the folder of the study",
+    "run_name": "all trials are in the folder of the study",
+    "data.source": "all trials need the same images",
+    "data.checksum": "all trials need the same images",
+    "data.layout": "all trials need the same images",
+    "data.validation_fraction": "all trials need the same held-out images",
+    "data.held_out": "all trials need the same held-out images",
+    "data.max_rejected": "all trials need the same images",
+    "data.max_image_pixels": "all trials need the same images",
+    "train.start_from": "all trials begin with the same weights",
+}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One setting that differs between trials: a range of numbers, or choices."""
+
+    key: str
+    text: str
+    """What follows `KEY=`."""
+    choices: tuple[str, ...] = ()
+    """As YAML texts; empty for a range."""
+    low: float = 0.0
+    high: float = 0.0
+    step: float | None = None
+    is_log: bool = False
+    is_whole: bool = False
+    """Whether the setting takes whole numbers only."""
+
+    @property
+    def extremes(self) -> list[Value]:
+        """The values that the schema is checked with: the ends of a range, or all choices."""
+        return list(self.choices) or [self.number(self.low), self.number(self.high)]
+
+    def number(self, value: float) -> float | int:
+        """Return a number of the range as a trial uses it: whole, or with four significant digits."""
+        if self.is_whole:
+            return round(value)
+        return float(min(max(float(f"{value:.{_DIGITS}g}"), self.low), self.high))
+
+    def value_of(self, setting: Any) -> Value | None:
+        """Return the value of this parameter that equals the setting of a spec; None if there is none."""
+        if self.choices:
+            return next((each for each in self.choices if _same(parse_value(each), setting)), None)
+        if isinstance(setting, bool) or not isinstance(setting, int | float):
+            return None
+        steps = (setting - self.low) / self.step if self.step else 0.0
+        is_inside = self.low <= setting <= self.high and abs(steps - round(steps)) < _GRID
+        return setting if is_inside else None
+
+    def size(self) -> float:
+        """Return how many different values there are."""
+        if self.choices:
+            return len(self.choices)
+        step = self.step or (1 if self.is_whole else 0)
+        return int((self.high - self.low) / step + _GRID) + 1 if step else float("inf")
+
+
+def parse_parameters(texts: Sequence[str], base: RunSpec) -> list[Parameter]:
+    """Return the parameters that `texts` describe, for trials of `base`. Raises UsageError."""
+    if not texts:
+        raise UsageError(f"Give at least one --parameter {_FORMS}. Received: none")
+    parameters = [_parse(text, base) for text in texts]
+    keys = [each.key for each in parameters]
+    if twice := next((key for key in keys if keys.count(key) > 1), None):
+        raise UsageError(f"Give each --parameter once. Received: {twice} {keys.count(twice)} times")
+    for one, other in ((one, other) for one in keys for other in keys if other.startswith(f"{one}.")):
+        raise UsageError(f"One of these parameters is a part of the other. Received: {one} and {other}")
+    for each in parameters:
+        for value in each.extremes:
+            _require_possible(base, each, value, parameters)
+    return parameters
+
+
+def settings_of(settings: Mapping[str, Value]) -> list[str]:
+    """Return `KEY=VALUE` texts, as `--set` takes them."""
+    return [f"{key}={value}" for key, value in settings.items()]
+
+
+def base_settings(parameters: Sequence[Parameter], base: RunSpec) -> dict[str, Value] | None:
+    """Return the parameters as the spec itself sets them; None if a value is outside its range."""
+    values = flat(base.model_dump(mode="json"))
+    found = {each.key: each.value_of(values.get(each.key)) for each in parameters}
+    return (
+        {key: value for key, value in found.items() if value is not None}
+        if None not in found.values()
+        else None
+    )
+
+
+def with_settings(base: RunSpec, settings: Mapping[str, Value], **overrides: Any) -> RunSpec:
+    """Return `base` with the settings of a trial. Raises UsageError, as `--set` does."""
+    return load_spec(text=dump_spec(base), settings=settings_of(settings), overrides=overrides)
+
+
+def _parse(text: str, base: RunSpec) -> Parameter:
+    key, _, values = (part.strip() for part in text.partition("="))
+    if not key or not values:
+        raise UsageError(f"A parameter is written {_FORMS}. Received: {shown_repr(text)}")
+    require_known_key(key, values)
+    if key in _FIXED_KEYS or key.startswith("publish."):
+        why = _FIXED_KEYS.get(key, "it does not change what is trained")
+        raise UsageError(f"{key} can't be searched: {why}. Received: {shown_repr(text)}")
+    if (numbers := _RANGE.fullmatch(values)) is not None:
+        return _range(key, values, numbers, base)
+    choices = tuple(each.strip() for each in values.split("|"))
+    if len(choices) < 2 or not all(choices) or len(set(choices)) < len(choices):
+        raise UsageError(
+            f"A parameter is written {_FORMS}; choices are two or more, all different. "
+            f"Received: {shown_repr(text)}"
+        )
+    for each in choices:
+        parse_value(each)
+    return Parameter(key, values, choices)
+
+
+def _range(key: str, text: str, numbers: re.Match[str], base: RunSpec) -> Parameter:
+    low, high = (parse_value(_with_digits(numbers[number])) for number in (1, 2))
+    kind = numbers[3]
+    received = f"Received: {key}={text}"
+    if not low < high < float("inf"):
+        raise UsageError(f"The range is empty: the first number must be below the second. {received}")
+    is_log = kind == "log"
+    if is_log and low <= 0:
+        raise UsageError(f"A logarithmic range must begin above 0. {received}")
+    is_whole = isinstance(low, int) and isinstance(high, int) and not _takes_fractions(key, low, high, base)
+    step = None
+    if kind is not None and not is_log:
+        step = float(kind) if re.fullmatch(_NUMBER, kind) else 0.0
+        if not 0 < step <= high - low or (is_whole and step != int(step)):
+            raise UsageError(
+                "After the range comes :log, or a step above 0 that fits into it"
+                f"{', a whole number here' if is_whole else ''}. {received}"
+            )
+        # The last value on the grid; 3 x 0.1 is 0.3 here.
+        high = float(f"{low + int((high - low) / step + _GRID) * step:.12g}")
+    return Parameter(key, text, (), low, high, step, is_log, is_whole)
+
+
+def _with_digits(text: str) -> str:
+    """Return a number as YAML reads it, which wants digits before the point."""
+    return re.sub(r"^([-+]?)\.", r"\g<1>0.", text)
+
+
+def _takes_fractions(key: str, low: int, high: int, base: RunSpec) -> bool:
+    """Return whether the setting takes numbers between whole ones."""
+    inner = low + _INNER * (high - low)
+    try:
+        with_settings(base, {key: inner if inner % 1 else inner + _INNER})
+    except UsageError:
+        return False
+    return True
+
+
+def _require_possible(base: RunSpec, parameter: Parameter, value: Value, others: Sequence[Parameter]) -> None:
+    """Raise UsageError unless `value` fits the spec, alone or with a value of one of the other parameters."""
+    try:
+        with_settings(base, {parameter.key: value})
+        return
+    except UsageError as error:
+        refused = error
+    for other in others:
+        for beside in other.extremes if other is not parameter else ():
+            try:
+                with_settings(base, {parameter.key: value, other.key: beside})
+                return
+            except UsageError:
+                continue
+    raise refused
+
+
+def _same(choice: Any, setting: Any) -> bool:
+    return choice == setting and isinstance(choice, bool) == isinstance(setting, bool)

@@ -1,0 +1,159 @@
+"""Records of a study: what is searched, and what became of each trial.
+
+In: the store of a study. Out: `study.json` and one small file a trial, each written whole. They are all that
+a restart needs, on disk as in a bucket: a trial's settings are recorded before it is trained, and its result
+afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from trainer.exits import UsageError
+from trainer.storage.store import Store
+from trainer.tune.parameters import Value
+
+STUDY, BASE, SUMMARY, TABLE = "study.json", "base.yaml", "summary.json", "summary.txt"
+_RECORDS = "trials/"
+_FORMAT = 1
+
+State = Literal["running", "complete", "pruned", "failed"]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One combination of settings, and its result."""
+
+    number: int
+    settings: Mapping[str, Value]
+    state: State = "running"
+    value: float | None = None
+    """Of the metric that is searched, on the held-out images; None unless complete or pruned."""
+    values: Mapping[int, float] = field(default_factory=dict)
+    """The same by epoch, from 1."""
+    why: str = ""
+    """Why it failed."""
+    seconds: float | None = None
+    """Of training."""
+    data: str = ""
+    """The digest of the images."""
+
+    @property
+    def run_name(self) -> str:
+        """The name of its run, below the study."""
+        return f"trial-{self.number:03d}"
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it has its result."""
+        return self.state != "running"
+
+
+class Records:
+    """The trials of one study; finished ones are read once."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._done: dict[int, Trial] = {}
+
+    def read(self, number: int) -> Trial | None:
+        """Return the trial of this number, None if it has not begun. Raises UsageError if it is damaged."""
+        if number in self._done:
+            return self._done[number]
+        name = _name(number)
+        found = self.store.read(name)
+        if found is None:
+            return None
+        trial = _parsed(found.data, self.store.at(name))
+        if trial.is_done:
+            self._done[number] = trial
+        return trial
+
+    def write(self, trial: Trial) -> None:
+        """Write the record of `trial`, over an earlier one."""
+        self.store.write(
+            _name(trial.number), json.dumps({"format": _FORMAT, **asdict(trial)}, indent=2).encode()
+        )
+
+    def all(self) -> list[Trial]:
+        """Return all trials that have begun, by number."""
+        names = [entry.name for entry in self.store.entries(_RECORDS)]
+        numbers = sorted(
+            int(stem) for name in names if (stem := name[len(_RECORDS) : -len(".json")]).isdecimal()
+        )
+        return [trial for number in numbers if (trial := self.read(number)) is not None]
+
+    def forget(self, trial: Trial, is_alone: bool) -> None:
+        """Remove a trial that could not begin; if nobody else works on the study and it has no other, all."""
+        self.store.remove(_name(trial.number))
+        if is_alone and not self.all():
+            for name in (BASE, STUDY):
+                self.store.remove(name)
+
+
+def open_study(store: Store, about: Mapping[str, Any], base: str) -> dict[str, Any]:
+    """Return what `study.json` says of the study in `store`, which is made if it is new.
+
+    `about`: the study as plain values; "start_from" may have changed since. `base`: its spec, as YAML.
+    Raises UsageError if another study, or something else, is there.
+    """
+    if store.read(STUDY) is None:
+        # Another machine may begin the study at this moment; study.json is the first file of each.
+        if store.entries() and store.read(STUDY) is None:
+            raise UsageError(
+                "The folder of the study holds something else; choose another --run-name or --output. "
+                f"Received: {store.uri}"
+            )
+        store.create(STUDY, json.dumps({"format": _FORMAT, **about}, indent=2).encode())
+        store.create(BASE, base.encode())
+    found = store.read(STUDY)
+    known = _mapping(found.data if found else b"", store.at(STUDY))
+    changed = [key for key, value in about.items() if key != "start_from" and known.get(key) != value]
+    if changed:
+        raise UsageError(
+            f"The output holds a study with another {' and '.join(changed)}. Choose another --run-name, "
+            f"or repeat the command that began it. Received: {store.uri}"
+        )
+    return known
+
+
+def count_trials(store: Store) -> str:
+    """Return in words how far the study in `store` is; empty if there is none."""
+    if store.find(STUDY) is None:
+        return ""
+    trials = Records(store).all()
+    done = sum(trial.is_done for trial in trials)
+    return f"{done} trials are finished, {len(trials) - done} unfinished"
+
+
+def _name(number: int) -> str:
+    return f"{_RECORDS}{number:03d}.json"
+
+
+def _mapping(data: bytes, where: str) -> dict[str, Any]:
+    try:
+        values = json.loads(data)
+        if values["format"] != _FORMAT:
+            raise ValueError
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise UsageError(
+            "A file of the study is damaged or of another version; choose another --run-name. "
+            f"Received: {where}"
+        ) from None
+    return dict(values)
+
+
+def _parsed(data: bytes, where: str) -> Trial:
+    values = _mapping(data, where)
+    del values["format"]
+    try:
+        values["values"] = {int(epoch): float(value) for epoch, value in values["values"].items()}
+        return Trial(**values)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UsageError(
+            "The record of a trial is damaged or of another version; choose another --run-name. "
+            f"Received: {where}"
+        ) from None
