@@ -95,7 +95,8 @@ def test_translation_moves_by_whole_pixels_and_reflects_the_border(images: tf.Te
         np.testing.assert_array_equal(image, source[top : top + 32, left : left + 32])
     spec = AugmentSpec(translate_pixels=2)
     np.testing.assert_array_equal(
-        augment_images(images, numbers := draws(), spec, 32), translate(floats, numbers[:, 5:7], 2)
+        augment_images(images, numbers := draws(), spec, EpochView(32, 32)),
+        translate(floats, numbers[:, 5:7], 2),
     )
 
 
@@ -105,7 +106,7 @@ def test_an_alternating_flip_mirrors_the_images_whose_turn_it_is(
 ) -> None:
     turn = np.array([True, False, True, True, False, False])
     spec = AugmentSpec(flip="alternating", crop=crop)
-    changed = augment_images(images, draws(), spec, 32, tf.constant(turn))
+    changed = augment_images(images, draws(), spec, EpochView(32, 32), tf.constant(turn))
     np.testing.assert_allclose(changed[turn], images.numpy()[turn][:, :, ::-1], atol=1e-3)
     np.testing.assert_allclose(changed[~turn], images.numpy()[~turn], atol=1e-3)
 

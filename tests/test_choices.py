@@ -103,3 +103,20 @@ def test_a_source_is_inspected_by_its_headers(photos: Path, tmp_path: Path) -> N
     assert outlook is not None
     assert outlook.classes == {"discs": 8, "squares": 8, "stripes": 8}
     assert outlook.side == 32
+
+
+def test_another_source_does_not_inherit_the_checksum(tmp_path: Path) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_text("recipe: cifar10\ndata: {source: my_photos.zip}\n")
+    checksum = f"sha256:{'0' * 64}"
+    assert load_spec(recipe="cifar10").data.checksum is not None
+    assert load_spec(file).data.checksum is None
+    assert load_spec(recipe="cifar10", overrides={"data.source": "x"}).data.checksum is None
+    assert load_spec(recipe="cifar10", settings=["data.source=x"]).data.checksum is None
+    both = ["data.source=x", f"data.checksum={checksum}"]
+    assert load_spec(recipe="cifar10", settings=both).data.checksum == checksum
+    assert load_spec(recipe="cifar10", settings=["data.max_rejected=0.5"]).data.checksum is not None
+    same = load_spec(recipe="cifar10").data
+    assert load_spec(recipe="cifar10", overrides={"data.source": same.source}).data == same
+    upper = f"data.checksum={checksum.upper().replace('SHA', 'sha')}"
+    assert load_spec(settings=[upper]).data.checksum == checksum

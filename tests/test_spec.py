@@ -292,20 +292,3 @@ def test_the_digest_knows_what_can_change_the_result() -> None:
 def test_every_exception_has_a_code_of_the_table() -> None:
     codes = {each.exit_code for each in TrainerError.__subclasses__()} | {TrainerError.exit_code}
     assert codes | {0, 137} == set(EXIT_CODES)
-
-
-def test_another_source_does_not_inherit_the_checksum(tmp_path: Path) -> None:
-    file = tmp_path / "my.yaml"
-    file.write_text("recipe: cifar10\ndata: {source: my_photos.zip}\n")
-    checksum = f"sha256:{'0' * 64}"
-    assert load_spec(recipe="cifar10").data.checksum is not None
-    assert load_spec(file).data.checksum is None
-    assert load_spec(recipe="cifar10", overrides={"data.source": "x"}).data.checksum is None
-    assert load_spec(recipe="cifar10", settings=["data.source=x"]).data.checksum is None
-    both = ["data.source=x", f"data.checksum={checksum}"]
-    assert load_spec(recipe="cifar10", settings=both).data.checksum == checksum
-    assert load_spec(recipe="cifar10", settings=["data.max_rejected=0.5"]).data.checksum is not None
-    same = load_spec(recipe="cifar10").data
-    assert load_spec(recipe="cifar10", overrides={"data.source": same.source}).data == same
-    upper = f"data.checksum={checksum.upper().replace('SHA', 'sha')}"
-    assert load_spec(settings=[upper]).data.checksum == checksum

@@ -1,13 +1,12 @@
 """Random changes to a batch of images: tensor to tensor, stateless, seeded by position.
 
-In: images [batch, height, width, channels], uint8 or float, in 0..255, and one row of uniform
-numbers for each image. Out: float32 images of the same or another size in 0..255. Grey images have
-no saturation and no hue to change, and the alpha of RGBA keeps its values: it is only moved and erased.
+In: images [batch, height, width, channels], uint8 or float, in 0..255, and one row of uniform numbers for
+each image. Out: float32 images of the same or another size in 0..255. Grey images have no saturation and no
+hue to change, and the alpha of RGBA keeps its values: it is only moved and erased.
 
-The numbers of a step are drawn for the whole global batch, whatever part of it a replica
-holds, so that an image is changed in the same way on any number of replicas. All
-operations are dense arithmetic, which runs on a CPU, a GPU and a TPU alike; only rotation
-needs a kernel that XLA lacks.
+The numbers of a step are drawn for the whole global batch, whatever part of it a replica holds, so that an
+image is changed in the same way on any number of replicas. All operations are dense arithmetic, which runs on
+a CPU, a GPU and a TPU alike; only rotation needs a kernel that XLA lacks.
 """
 
 from __future__ import annotations
@@ -136,8 +135,7 @@ def translate(images: tf.Tensor, draws: tf.Tensor, pixels: int) -> tf.Tensor:
     shifts = tf.cast(tf.floor(draws * (2 * pixels + 1)), tf.int32) - pixels
     for axis in (1, 2):
         last = tf.shape(images)[axis] - 1
-        source = tf.abs(tf.range(last + 1)[None, :] - shifts[:, axis - 1, None])
-        # Reflected at both ends, which are not repeated.
+        source = tf.abs(tf.range(last + 1)[None, :] - shifts[:, axis - 1, None])  # the ends are not repeated
         images = tf.gather(images, last - tf.abs(last - source), axis=axis, batch_dims=1)
     return images
 

@@ -20,6 +20,7 @@ from trainer.data.labels import all_normalized, normalized
 from trainer.data.load import load_dataset
 from trainer.data.progress import Progress
 from trainer.data.statistics import describe_images
+from trainer.data.weights import find_weights
 from trainer.evaluate import Evaluator, predict_splits, thresholds_of
 from trainer.exits import DataError, UnchangedError, UsageError
 from trainer.export import export_model, make_golden, verify_export
@@ -47,7 +48,7 @@ from trainer.run_folder import (
     write_rejected,
 )
 from trainer.scaling import describe_scaling, require_equal_shares, require_whole_batch, scaled_spec
-from trainer.spec import RunSpec, format_size
+from trainer.spec import PretrainedSpec, RunSpec, format_size
 from trainer.stop import Stop
 from trainer.storage.folders import replace_folder
 from trainer.storage.local import write_json
@@ -81,10 +82,9 @@ def run(
     stop.listen_on()
     screen.on_fact("devices", cluster.description)
     dataset = load_dataset(spec.data, cache_dir, screen, lambda found: _note_rejected(folder, found), peers)
-    # To load may have taken long, and from here on files of the run are written.
-    folder.require_lease()
+    folder.require_lease()  # loading takes long, and from here on files of the run are written
     screen.on_fact("data", format_found(dataset, _FOUND_WIDTH))
-    _require_wanted(spec, dataset, folder, peers)
+    _require_wanted(spec, dataset, folder, peers, cache_dir, screen)
     scaled = _settled(_scaled(spec, cluster, dataset, screen), cluster, folder)
     steps = steps_per_epoch(len(dataset.train.labels), scaled.train.global_batch_size)
     learner = build_learner(scaled, len(dataset.class_names), steps, cluster)
@@ -112,7 +112,9 @@ def run(
     return verdict
 
 
-def _require_wanted(spec: RunSpec, dataset: Dataset, folder: RunFolder, peers: Peers) -> None:
+def _require_wanted(
+    spec: RunSpec, dataset: Dataset, folder: RunFolder, peers: Peers, cache_dir: Path, screen: Screen
+) -> None:
     """Raise UsageError for classes that the spec has wrong.
 
     And UnchangedError if the spec wants no run that another one did; the chief says so for all.
@@ -121,7 +123,12 @@ def _require_wanted(spec: RunSpec, dataset: Dataset, folder: RunFolder, peers: P
     if not spec.publish.skip_unchanged:
         return
     is_new = peers.place.is_chief and not folder.newest_checkpoint
-    found = find_same_run(folder.output, spec, dataset.digest) if is_new else ""
+    found = ""
+    if is_new:
+        weights = (
+            find_weights(spec.model, cache_dir, screen) if isinstance(spec.model, PretrainedSpec) else None
+        )
+        found = find_same_run(folder.output, spec, dataset.digest, weights.sha256 if weights else "")
     name = peers.share(found.encode()).decode()
     if name:
         raise UnchangedError(
