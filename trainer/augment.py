@@ -179,7 +179,7 @@ def erase(images: tf.Tensor, draws: tf.Tensor, probability: float) -> tf.Tensor:
     `draws` is [batch, 5] in [0, 1): whether, area (2% to 33%), log of the ratio (0.3 to 3.3),
     and place.
     """
-    sides = tf.unstack(tf.cast(tf.shape(images)[1:3], tf.float32))
+    sides = sides_as_floats(images)
     area = 0.02 + 0.31 * draws[:, 1]
     root = tf.exp(0.5 * math.log(3.3) * (2.0 * draws[:, 2] - 1.0))
     lengths = [
@@ -218,6 +218,17 @@ def band(start: tf.Tensor, length: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
     return tf.cast(is_inside, tf.float32)
 
 
+def sides_as_floats(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return height and width of `images`, float32 scalars: one tensor for both where they are equal.
+
+    TensorFlow then simplifies a graph of square images as it always has, to the last bit.
+    """
+    height = tf.cast(tf.shape(images)[1], tf.float32)
+    if images.shape[1] is not None and images.shape[1] == images.shape[2]:
+        return height, height
+    return height, tf.cast(tf.shape(images)[2], tf.float32)
+
+
 def _of_colours(images: tf.Tensor, change: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
     """Return images whose colours, all but the alpha of RGBA, are changed."""
     if images.shape[-1] != 4:
@@ -235,7 +246,7 @@ def _crop_and_flip(
     if spec.crop is None or not view.is_cropped:
         images = _flip(images, mirrored, flipped)
         return translate(images, draws[:, 4:6], spec.translate_pixels) if spec.translate_pixels else images
-    whole = tf.unstack(tf.cast(tf.shape(images)[1:3], tf.float32))
+    whole = sides_as_floats(images)
     height, width = _cropped_sides(draws[:, 2], draws[:, 3], spec.crop, whole)
     top, left = draws[:, 4] * (whole[0] - height), draws[:, 5] * (whole[1] - width)
     return resample(images, top, left, height, width, mirrored, flipped, view[:2])
@@ -253,8 +264,10 @@ def _cropped_sides(
     area = spec.scale[0] + (spec.scale[1] - spec.scale[0]) * area
     low, high = math.log(spec.ratio[0]), math.log(spec.ratio[1])
     root = tf.exp(0.5 * (low + (high - low) * ratio))
-    height, width = whole[0] * tf.sqrt(area) / root, whole[1] * tf.sqrt(area) * root
-    return tf.minimum(whole[0], height), tf.minimum(whole[1], width)
+    return (
+        tf.minimum(whole[0], whole[0] * tf.sqrt(area) / root),
+        tf.minimum(whole[1], whole[1] * tf.sqrt(area) * root),
+    )
 
 
 def _resize_weights(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from trainer.augment import band, paint_rectangle
+from trainer.augment import band, paint_rectangle, sides_as_floats
 from trainer.spec import AugmentSpec
 
 
@@ -21,7 +21,7 @@ def mix_images(
     `draws` is [batch, 4] in [0, 1): which mixture if any, the share, and the rectangle's place.
     An image is cut with the probability `spec.cutmix`, blended with `spec.mixup`, else left alone.
     """
-    count, sides = tf.shape(images)[0], tf.unstack(tf.cast(tf.shape(images)[1:3], tf.float32))
+    count, sides = tf.shape(images)[0], sides_as_floats(images)
     # The last image of an odd batch has only itself.
     partners = tf.minimum(tf.bitwise.bitwise_xor(tf.range(count), 1), count - 1)
     is_cut = draws[:, 0] < spec.cutmix

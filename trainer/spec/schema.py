@@ -197,8 +197,7 @@ class RunSpec(Checked):
         """How the pretrained backbone is trained; None for a network from scratch."""
         if not isinstance(self.model, PretrainedSpec) or self.model.weights == NO_WEIGHTS:
             return None
-        default = FinetuneSpec(probe="steps" if self.data.labels == "multi" else "logistic")
-        return self.train.finetune or default
+        return self.train.finetune or FinetuneSpec()
 
     @property
     def has_depthwise(self) -> bool:
@@ -242,8 +241,6 @@ class RunSpec(Checked):
         stopping, is_multi = self.train.early_stopping, self.data.labels == "multi"
         if is_multi and isinstance(self.model, PlainSpec) and self.model.binary_unit:
             raise ValueError("model.binary_unit is of data.labels single; multi has a unit a label")
-        if is_multi and self.finetune is not None and self.finetune.probe == "logistic":
-            raise ValueError("train.finetune.probe logistic is of data.labels single; set it to steps")
         if not is_multi and stopping is not None and stopping.monitor == "mean_average_precision":
             raise ValueError("train.early_stopping.monitor mean_average_precision needs data.labels multi")
         return self
