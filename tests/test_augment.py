@@ -12,7 +12,6 @@ from trainer.augment import (
     EpochView,
     add_noise,
     augment_images,
-    change_colors,
     draw_numbers,
     erase,
     find_view,
@@ -20,6 +19,7 @@ from trainer.augment import (
     rotate,
     translate,
 )
+from trainer.color_jitter import change_colors
 from trainer.spec import AugmentSpec, CropSpec
 
 EVERYTHING = AugmentSpec(

@@ -25,6 +25,7 @@ ROOMS = (
     "storage",
     "data",
     "draws",
+    "color_jitter",
     "augment",
     "mix",
     "model",

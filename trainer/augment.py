@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from trainer.color_jitter import change_colors
 from trainer.draws import normal, uniform
 from trainer.spec import AugmentSpec, CropSpec, sides_of
 
@@ -24,11 +25,6 @@ DRAWS = 24
 """How many uniform numbers an image gets in a step, used or not."""
 MIX_DRAWS = slice(20, 24)
 """Those that are for `trainer.mix`."""
-
-# Luma of ITU-R BT.601, which JPEG uses.
-_LUMA = (0.299, 0.587, 0.114)
-# RGB to YIQ (NTSC), whose I-Q plane is the plane of hue; the second is its inverse.
-_TO_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
 
 
 class EpochView(NamedTuple):
@@ -138,25 +134,6 @@ def translate(images: tf.Tensor, draws: tf.Tensor, pixels: int) -> tf.Tensor:
         source = tf.abs(tf.range(last + 1)[None, :] - shifts[:, axis - 1, None])  # the ends are not repeated
         images = tf.gather(images, last - tf.abs(last - source), axis=axis, batch_dims=1)
     return images
-
-
-def change_colors(images: tf.Tensor, brightness: tf.Tensor, contrast: tf.Tensor, saturation: tf.Tensor,
-                  hue: tf.Tensor) -> tf.Tensor:  # fmt: skip
-    """Return images with changed colours, float32 [batch, height, width, 3 or 1] in 0..255.
-
-    All arguments are float32 [batch]: `brightness` is added (1 is white), `contrast` and
-    `saturation` multiply the distance to the image's mean grey and to the pixel's own grey,
-    and `hue` turns the I-Q plane of YIQ (1 is a full turn). All of it is one 3 x 3 matrix
-    and one offset an image. Saturation and hue of grey images are not changed.
-    """
-    matrix, luma = contrast[:, None, None], tf.constant((1.0,))
-    if images.shape[-1] == 3:
-        matrix *= tf.matmul(_saturation_matrix(saturation), _hue_matrix(hue))
-        luma = tf.constant(_LUMA)
-    grey = tf.reduce_mean(tf.tensordot(images, luma, 1), axis=[1, 2])
-    offset = (1.0 - contrast) * grey + 255.0 * brightness
-    changed = tf.einsum("bij,bhwj->bhwi", matrix, images) + offset[:, None, None, None]
-    return tf.clip_by_value(changed, 0.0, 255.0)
 
 
 def add_noise(images: tf.Tensor, stddev: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
@@ -293,20 +270,6 @@ def _jitter(images: tf.Tensor, draws: tf.Tensor, spec: AugmentSpec) -> tf.Tensor
         saturation=1.0 + (2.0 * draws[:, 2] - 1.0) * spec.saturation,
         hue=(2.0 * draws[:, 3] - 1.0) * spec.hue,
     )
-
-
-def _saturation_matrix(saturation: tf.Tensor) -> tf.Tensor:
-    grey = tf.tile(tf.constant(_LUMA)[None, None, :], [1, 3, 1])
-    factor = saturation[:, None, None]
-    return factor * tf.eye(3)[None] + (1.0 - factor) * grey
-
-
-def _hue_matrix(hue: tf.Tensor) -> tf.Tensor:
-    angle = 2.0 * math.pi * hue
-    cos, sin, one, zero = tf.cos(angle), tf.sin(angle), tf.ones_like(hue), tf.zeros_like(hue)
-    turn = tf.reshape(tf.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], axis=1), [-1, 3, 3])
-    to_yiq = tf.constant(_TO_YIQ)
-    return tf.linalg.inv(to_yiq)[None] @ turn @ to_yiq[None]
 
 
 def _spread(draws: tf.Tensor, degrees: float) -> tf.Tensor:

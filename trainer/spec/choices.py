@@ -85,7 +85,7 @@ def _probed(goal: Goal, facts: Facts, is_small: bool) -> tuple[dict[str, Any], t
     how = "logistic regression on its features, its penalty chosen by cross-validation on training images"
     if not is_fitted:
         train = {"epochs": _STEP_EPOCHS, "finetune": {"probe": "steps", "frozen_epochs": _STEP_EPOCHS}}
-        how = f"{_STEP_EPOCHS} epochs on its cached features, and not logistic regression, as there are many images"
+        how = f"{_STEP_EPOCHS} epochs on its cached features: too many images for logistic regression"
     why = (
         "the images are small, and fine-tuning would be more accurate"
         if is_small
