@@ -105,14 +105,16 @@ def test_families_with_global_pooling_take_any_image_size(spec: ModelSpec) -> No
 
 def test_a_linear_schedule_falls_evenly_to_its_end() -> None:
     spec = OptimizerSpec(learning_rate=0.1, schedule="linear", final_fraction=0.1)
-    _, schedule = build_optimizer(spec, build_model(SMALL, 2, 32), steps_per_epoch=10, total_steps=100)
+    _, schedule = build_optimizer(
+        spec, build_model(SMALL, 2, 32).trainable_variables, steps_per_epoch=10, total_steps=100
+    )
     assert [float(schedule(step)) for step in (0, 50, 100)] == pytest.approx([0.1, 0.055, 0.01])
 
 
 def test_the_schedule_warms_up_decays_and_can_be_halved() -> None:
     spec = OptimizerSpec(learning_rate=0.1, schedule="cosine", warmup_epochs=2.0, final_fraction=0.1)
     model = build_model(SMALL, 2, 32)
-    _, schedule = build_optimizer(spec, model, steps_per_epoch=10, total_steps=100)
+    _, schedule = build_optimizer(spec, model.trainable_variables, steps_per_epoch=10, total_steps=100)
     rates = [float(schedule(step)) for step in range(101)]
     assert rates[0] == pytest.approx(0.1 / 21)
     assert rates[20] == pytest.approx(0.1)
@@ -127,7 +129,9 @@ def test_the_schedule_warms_up_decays_and_can_be_halved() -> None:
 @pytest.mark.parametrize("name", ["sgd", "rmsprop", "adam", "adamw", "muon"])
 def test_weight_decay_touches_kernels_only(name: str) -> None:
     model = build_model(SMALL, 2, 32)
-    optimizer, _ = build_optimizer(OptimizerSpec(name=name, learning_rate=0.1, weight_decay=0.5), model, 1, 1)
+    optimizer, _ = build_optimizer(
+        OptimizerSpec(name=name, learning_rate=0.1, weight_decay=0.5), model.trainable_variables, 1, 1
+    )
     before = [weight.numpy() for weight in model.trainable_variables]
     optimizer.apply(
         [tf.zeros(weight.shape) for weight in model.trainable_variables], model.trainable_variables
@@ -139,7 +143,9 @@ def test_weight_decay_touches_kernels_only(name: str) -> None:
 
 def test_without_weight_decay_nothing_decays() -> None:
     model = build_model(SMALL, 2, 32)
-    optimizer, _ = build_optimizer(OptimizerSpec(name="adamw", learning_rate=0.1), model, 1, 1)
+    optimizer, _ = build_optimizer(
+        OptimizerSpec(name="adamw", learning_rate=0.1), model.trainable_variables, 1, 1
+    )
     before = [weight.numpy() for weight in model.trainable_variables]
     optimizer.apply(
         [tf.zeros(weight.shape) for weight in model.trainable_variables], model.trainable_variables

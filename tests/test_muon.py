@@ -28,10 +28,13 @@ def test_the_singular_values_of_an_orthogonalised_matrix_lie_around_one(
 
 
 def variables() -> list[keras.Variable]:
-    """Return a convolution's kernel and bias, a depthwise kernel, and those of the last layer."""
-    shapes = [(3, 3, 2, 5), (5,), (3, 3, 4, 1), (6, 3), (3,)]
-    rng = np.random.default_rng(1)
-    return [keras.Variable(rng.normal(size=shape).astype(np.float32)) for shape in shapes]
+    """Return a convolution's kernel and bias, a depthwise kernel, and those of the output layer."""
+    hidden = [("hidden", (3, 3, 2, 5)), ("hidden", (5,)), ("depthwise", (3, 3, 4, 1))]
+    rng, made = np.random.default_rng(1), []
+    for layer, shape in [*hidden, ("logits", (6, 3)), ("logits", (3,))]:
+        with keras.name_scope(layer):
+            made.append(keras.Variable(rng.normal(size=shape).astype(np.float32), name="weight"))
+    return made
 
 
 def gradients(step: int) -> list[tf.Tensor]:
@@ -88,3 +91,16 @@ def test_all_of_its_state_is_in_its_variables() -> None:
     assert len(state) == 1 + 2 * 4
     optimizer.apply(gradients(0), weights)
     assert all(np.any(variable.numpy()) for variable in state)
+
+
+@pytest.mark.parametrize("is_divided", [False, True])
+def test_of_any_group_of_weights_only_the_output_layers_kernel_is_no_hidden_one(is_divided: bool) -> None:
+    hidden = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(5)])
+    head = keras.Sequential([keras.Input((5,)), keras.layers.Dense(2, name="logits")])
+    parts = [hidden.trainable_variables, head.trainable_variables]
+    found = []
+    for group in parts if is_divided else [[*parts[0], *parts[1]]]:
+        optimizer = Muon(0.1)
+        optimizer.build(group)
+        found += [moment is None for moment in optimizer.second_moments]
+    assert found == [True, False, True, False, False, False]

@@ -13,6 +13,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from trainer.model.head import OUTPUT_LAYERS
+
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 """Of the quintic Newton-Schulz iteration: the steepest at zero that keeps singular values around 1."""
 _ITERATIONS = 5
@@ -24,8 +26,8 @@ _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-7
 class Muon(keras.optimizers.Optimizer):  # type: ignore[misc]
     """Muon for hidden kernels of two and more dimensions, AdamW for all other weights.
 
-    A convolution kernel [height, width, in, out] is the matrix [height * width * in, out]. The last kernel is
-    that of the output layer, which AdamW trains, as it does kernels whose matrix has one row or column.
+    A convolution kernel [height, width, in, out] is the matrix [height * width * in, out]. AdamW trains the
+    kernel of the output layer too, and kernels whose matrix has one row or column, as depthwise ones.
     """
 
     def __init__(
@@ -49,18 +51,15 @@ class Muon(keras.optimizers.Optimizer):  # type: ignore[misc]
         self.rest_ratio, self.unit_kernels, self.compute_dtype = rest_ratio, unit_kernels, compute_dtype
 
     def build(self, variables: list[keras.Variable]) -> None:
-        """Make the moments of `variables`, which stand in the order of their layers."""
+        """Make the moments of `variables`."""
         if self.built:
             return
         super().build(variables)
-        kernels = [variable for variable in variables if len(variable.shape) > 1]
-        hidden = {id(variable) for variable in kernels[:-1] if min(_matrix_shape(variable.shape)) > 1}
         self.first_moments, self.second_moments = [], []
         for variable in variables:
-            is_hidden = id(variable) in hidden
             self.first_moments.append(self.add_variable_from_reference(variable, name="momentum"))
             self.second_moments.append(
-                None if is_hidden else self.add_variable_from_reference(variable, name="velocity")
+                None if _is_hidden(variable) else self.add_variable_from_reference(variable, name="velocity")
             )
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
@@ -116,6 +115,12 @@ def orthogonalize(matrix: tf.Tensor, compute_dtype: str = "float32") -> tf.Tenso
         gram = tf.matmul(x, x, transpose_b=True)
         x = _A * x + tf.matmul(_B * gram + _C * tf.matmul(gram, gram), x)
     return tf.cast(x if rows <= columns else tf.transpose(x), tf.float32)
+
+
+def _is_hidden(variable: Any) -> bool:
+    """Return whether `variable` is a matrix that is not of the output layer."""
+    is_matrix = len(variable.shape) > 1 and min(_matrix_shape(variable.shape)) > 1
+    return is_matrix and OUTPUT_LAYERS.isdisjoint(variable.path.split("/"))
 
 
 def _matrix_shape(shape: Any) -> tuple[int, int]:

@@ -11,6 +11,9 @@ import keras
 
 from trainer.model.kernels import Kernels
 
+OUTPUT_LAYERS = frozenset(("logits", "unit"))
+"""Names of the layers of this module that have weights."""
+
 
 def class_logits(
     features: Any,
