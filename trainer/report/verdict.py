@@ -97,11 +97,9 @@ def judge(
     - neglected: the recall of a class is less than a third of the accuracy, by more than chance.
     - contradicted: the model confidently contradicts the labels of `DOUBTFUL_SHARE` of the training images.
     - limited: the same gap, of logistic regression, whose penalty cross-validation chose.
-    - over-fitted: the gap is above `LARGEST_GAP`, its 95% interval is above 0, so that it is not chance, and
-      the training images are answered with at least `LEAST_SKILL`.
-    - under-trained: the training images are answered with less than `LEAST_SKILL`, or the held-out accuracy
-    was
-      still rising at the end (see `is_rising`).
+    - over-fitted: the gap is above `LARGEST_GAP`, which is not chance (its 95% interval is above 0), and the
+      training images are answered with at least `LEAST_SKILL`.
+    - under-trained: the training images are answered with less, or the curve is still rising (`is_rising`).
     - fine otherwise.
     """
     case = build_case(predictions, history, held_out, settings, dataset or {})
