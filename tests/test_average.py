@@ -44,7 +44,7 @@ def test_the_average_is_that_of_the_formula() -> None:
     expected = 0.0
     for step, value in enumerate((1.0, 3.0, -2.0)):
         weight.assign([[value]])
-        average.update(tf.constant(step, tf.int64))
+        average.update(tf.constant(step, tf.int64), model.weights)
         decay = min(0.15, (1 + step) / (10 + step))  # 0.1, 0.15, 0.15
         expected = decay * expected + (1 - decay) * value
         assert float(average.shadows[0][0, 0]) == pytest.approx(expected, rel=1e-6)

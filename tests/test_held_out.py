@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 from small_data import SIZE, load, png, put, two_splits
-from small_shards import nothing
+from small_shards import process_of
 
+from trainer.cli.environment import import_tensorflow
 from trainer.data.progress import SilentProgress
 from trainer.data.shards.make import make_shards
 from trainer.data.shards.work import Crew
@@ -76,7 +77,7 @@ def test_shards_are_read_without_test_images_and_packed_without_them(tmp_path: P
         root = with_test(tmp_path / f"data-{held_out}", has_validation)
         spec = DataSpec(source=str(root), image_size=SIZE, held_out=held_out)
         shards[held_out] = tmp_path / held_out
-        with Crew(1, tmp_path / "cache", nothing) as crew:
+        with Crew(1, tmp_path / "cache", import_tensorflow, executor=process_of(0)) as crew:
             make_shards(spec, open_store(str(shards[held_out])), 4000, crew, SilentProgress())
     assert counts(shards["auto"], tmp_path, held_out="validation") == {"train": 20, "validation": 6}
     assert counts(shards["validation"], tmp_path, held_out="validation") == {"train": 16, "validation": 4}
