@@ -17,8 +17,8 @@ from trainer.cli.app import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = (
-    "README.md", "README.pt-BR.md", "CONTRIBUTING.md", "docs/images.md", "docs/models-of-others.md",
-    "docs/tune.md",
+    "README.md", "README.pt-BR.md", "CONTRIBUTING.md", "docs/choosing-a-model.md", "docs/images.md",
+    "docs/models-of-others.md", "docs/several-labels.md", "docs/tune.md",
 )  # fmt: skip
 _SPEC = "recipe: demo\nrun_name: pets\n"
 
