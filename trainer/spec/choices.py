@@ -89,7 +89,7 @@ def _probed(goal: Goal, facts: Facts, is_small: bool) -> tuple[dict[str, Any], t
     why = (
         "the images are small, and fine-tuning would be more accurate"
         if is_small
-        else "the images are photos"
+        else "its features suit images of this size"
     )
     return _pretrained(facts, train, _photo_data()), (
         ("model", f"{facts.backbone} with pretrained weights, frozen, at {_PHOTO_SIZE} px: {why}"),
