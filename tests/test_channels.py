@@ -123,6 +123,13 @@ def test_height_and_width_are_those_of_the_picture_turned_upright() -> None:
     form = PixelFormat(20, 8, "crop")
     turned = tf.constant(ORIENTED["jpeg"](tiff(6)))
     np.testing.assert_array_equal(decode_and_resize(turned, form), resize_image(decode_image(turned), form))
+    # Upright it is 605 x 803 pixels, eight times 75 x 100; as it is stored only six times as high.
+    small = Image.fromarray(np.random.default_rng(3).integers(0, 256, (6, 8, 3), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    large = tf.constant(encoded(small.resize((803, 605), 3), "JPEG", exif=exif))
+    form = PixelFormat(100, 75)
+    assert (decode_and_resize(large, form) != resize_image(decode_image(large), form)).numpy().any()
 
 
 def test_the_colours_of_grey_images_are_measured_as_none(tmp_path: Path) -> None:

@@ -3,15 +3,17 @@ choice."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from trainer_process import trainer
 
 from trainer.data.inspect import inspect_source
 from trainer.data.progress import SilentProgress
 from trainer.exits import UsageError
-from trainer.spec import dump_spec, load_spec, parse_spec, with_choices
+from trainer.spec import dump_spec, load_spec, parse_spec, read_spec, with_choices
 from trainer.spec.choices import Choice, Facts, Goal, choose
 
 PHOTOS = Facts(3000, {"cats": 1500, "dogs": 1500}, 360, "CPU", "efficientnet-lite0")
@@ -103,6 +105,36 @@ def test_a_source_is_inspected_by_its_headers(photos: Path, tmp_path: Path) -> N
     assert outlook is not None
     assert outlook.classes == {"discs": 8, "squares": 8, "stripes": 8}
     assert outlook.side == 32
+
+
+@pytest.mark.engine
+def test_a_run_of_drawn_images_is_chosen_trained_and_exported(photos: Path, tmp_path: Path) -> None:
+    arguments = (
+        "train",
+        "--recipe",
+        "fast",
+        "--data",
+        photos,
+        "--output",
+        tmp_path / "runs",
+        "--run-name",
+        "one",
+    )
+    done = trainer(*arguments, cache=tmp_path / "cache")
+    assert done.returncode == 0, done.stderr
+    assert "efficientnet-lite0 with pretrained weights, frozen, at 224 px" in done.stdout
+    assert "golden predictions agree" in done.stdout
+    run = tmp_path / "runs" / "one"
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["validation/accuracy"] > 0.9
+    spec = read_spec(run / "spec.yaml")
+    assert (spec.choose, spec.recipe, spec.data.image_size) == ("none", "fast", 224)
+    weights = json.loads((run / "environment.json").read_text())["weights"]
+    assert weights["licence"] == "Apache-2.0"
+    assert weights["sha256"] in (run / "report.html").read_text()
+    assert "This run is finished" in trainer(*arguments, cache=tmp_path / "cache").stdout
+    answer = trainer("predict", run, photos / "discs" / "0.png", cache=tmp_path / "cache")
+    assert "discs" in answer.stdout
 
 
 def test_another_source_does_not_inherit_the_checksum(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from trainer.data.weights import WeightsFile, find_weights
 from trainer.exits import DataError
+from trainer.model.channels import adapt_channels
 from trainer.model.h5_file import StoredLayer, is_keras_file, open_layers
 from trainer.model.lite0_weights import lite0_arrays
 from trainer.model.normalization import FusedBatchNormalization
@@ -148,11 +149,5 @@ def _values(pairs: _Pairs) -> Iterator[tuple[keras.Variable, np.ndarray[Any, Any
         for variable, array in zip(layer.variables, stored.arrays if stored else (), strict=True):
             value = np.asarray(array[()], np.float32)
             if value.shape != tuple(variable.shape):
-                value = _for_channels(value, variable.shape[2])
+                value = adapt_channels(value, variable.shape[2])
             yield variable, value
-
-
-def _for_channels(kernel: np.ndarray[Any, Any], channels: int) -> np.ndarray[Any, Any]:
-    """Return a kernel of three colours for more channels, as timm does: repeated, and scaled to its sum."""
-    repeated = np.tile(kernel, (1, 1, -(-channels // _COLOURS), 1))[:, :, :channels]
-    return repeated * np.float32(_COLOURS / channels)
