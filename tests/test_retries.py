@@ -62,6 +62,10 @@ def test_credentials_that_nobody_could_be_asked_for_are_asked_for_again_and_refu
         assert isinstance(explanation(error, "gs://b/x", "read"), UsageError)
 
 
+def used_up(error: Exception) -> Exception:
+    return api.RetryError("the retries are used up", cause=error)  # type: ignore[no-untyped-call]
+
+
 @pytest.mark.parametrize(
     ("error", "kind", "words"),
     [
@@ -69,6 +73,7 @@ def test_credentials_that_nobody_could_be_asked_for_are_asked_for_again_and_refu
         (api.Unauthorized("who"), UsageError, "application-default login"),
         (api.TooManyRequests("slow down"), TemporaryError, "retries are used up"),
         (api.BadRequest("name"), UsageError, "check the name"),
+        (used_up(api.NotFound("no such upload session")), TemporaryError, "retries are used up"),
     ],
     ids=lambda value: getattr(value, "__name__", type(value).__name__),
 )

@@ -111,6 +111,8 @@ def explanation(error: Exception, uri: str, done: str) -> TrainerError:
             f"{uri} could not be {done}: the bucket refuses what it allowed before. Check the credentials "
             f"and rights, then run the same command again. Received: {reason}"
         )
+    if is_used_up:  # whatever was tried again may succeed later, a lost upload session too
+        return TemporaryError(f"{uri} could not be {done}; the retries are used up. Received: {reason}")
     if isinstance(error, api.PreconditionFailed):
         return UsageError(
             f"{uri} can't be {done}: a rule of the bucket forbids it. Ask who keeps the bucket, or choose "
