@@ -12,7 +12,7 @@ import numpy as np
 from chaos_places import bucket_place
 from fault_proxy import FAULTS, at_random, fault_proxy
 
-from trainer.exits import TrainerError
+from trainer.exits import TemporaryError, TrainerError
 from trainer.publish import is_finished, latest_run, publish, verify
 from trainer.storage import bucket
 from trainer.storage.mirror import Mirror
@@ -65,6 +65,8 @@ def _one(output: str, number: int, seed: int) -> tuple[str, list[str], list[str]
                 end = "published"
             except TrainerError as error:
                 end = f"exit {error.exit_code}"
+                if error.exit_code != TemporaryError.exit_code:
+                    print(f"{name}: {error}")
             finally:
                 os.environ["STORAGE_EMULATOR_HOST"] = clean
         return end, proxy.done, _lost(output, name, folder, before, end)
