@@ -18,7 +18,7 @@ from trainer.report.verdict import Verdict, judge
 SEED = 7
 HARD = 170.0
 """Noise that leaves something to be learnt by heart."""
-CROP = "Turn on augmentation: --set 'augment.crop="
+CURES = "Begin with pretrained weights: --recipe auto"
 LABELS = r"\d+ training images are confidently contradicted by the model: check their labels"
 
 
@@ -27,7 +27,7 @@ def settings(*texts: str, epochs: int = 40) -> list[str]:
 
 
 TABLE = [
-    (Situation("memorised", (30,) * 4, HARD, settings=settings()), "over-fitted", CROP),
+    (Situation("memorised", (30,) * 4, HARD, settings=settings()), "over-fitted", CURES),
     (Situation("clean"), "fine", "No mistake on 120 images"),
     (
         Situation("two epochs", settings=settings("optimizer.learning_rate=0.001", epochs=2)),
