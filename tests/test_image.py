@@ -94,7 +94,7 @@ def test_the_image_holds_what_it_needs_and_no_tools(engine: DockerClient) -> Non
     labels = about["Config"]["Labels"]
     assert labels["org.opencontainers.image.version"] == "0.1.0"
     assert len(labels["org.opencontainers.image.revision"].removesuffix("-dirty")) == 12
-    assert about["Size"] <= 1.35e9
+    assert about["Size"] <= 1.40e9
     container = engine.containers.run(
         "trainer:cpu", ["-c", "for name in gcc cc pip strip; do command -v $name; done; id -u"],
         entrypoint="sh", detach=True,

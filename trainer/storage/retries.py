@@ -113,6 +113,11 @@ def explanation(error: Exception, uri: str, done: str) -> TrainerError:
         )
     if is_used_up:  # whatever was tried again may succeed later, a lost upload session too
         return TemporaryError(f"{uri} could not be {done}; the retries are used up. Received: {reason}")
+    return _final(error, uri, done, reason)
+
+
+def _final(error: Exception, uri: str, done: str, reason: str) -> TrainerError:
+    """Return what to tell the user of an error that was not tried again."""
     if isinstance(error, api.PreconditionFailed):
         return UsageError(
             f"{uri} can't be {done}: a rule of the bucket forbids it. Ask who keeps the bucket, or choose "
