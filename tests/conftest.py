@@ -9,9 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trustme
 from bucket_server import BUCKET, bucket_server
 from docker import DockerClient
 from docker_engine import BASE, USER, docker_engine, make_base
+from downloads import trusted_server
+from https_server import HttpsServer
 from PIL import Image, ImageDraw
 
 from trainer.cli.environment import prepare_libraries
@@ -83,6 +86,19 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerClient]:
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         yield client
+
+
+@pytest.fixture(scope="session")
+def ca() -> trustme.CA:
+    """A certificate authority of the tests' own HTTPS servers."""
+    return trustme.CA()
+
+
+@pytest.fixture
+def server(ca: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HttpsServer]:
+    """An HTTPS server whose certificate is trusted in this test."""
+    with trusted_server(ca, tmp_path, monkeypatch) as server:
+        yield server
 
 
 @pytest.fixture

@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 from trainer_process import trainer
 
+from trainer.cli.choose import chosen_spec
+from trainer.cli.console import Console
 from trainer.data.inspect import inspect_source
 from trainer.data.progress import SilentProgress
 from trainer.exits import UsageError
 from trainer.spec import dump_spec, load_spec, parse_spec, read_spec, with_choices
 from trainer.spec.choices import Choice, Facts, Goal, choose
 
-PHOTOS = Facts(3000, {"cats": 1500, "dogs": 1500}, 360, "CPU", "efficientnet-lite0")
+PHOTOS = Facts(3000, {"cats": 1500, "dogs": 1500}, 360, "efficientnet-lite0")
 
 
 def chosen(goal: Goal, facts: Facts) -> dict[str, object]:
@@ -76,18 +78,18 @@ def test_every_setting_that_is_given_wins() -> None:
     given = load_spec(recipe="auto", settings=["data.image_size=96", "train.epochs=4"])
     spec = with_choices(given, choose("auto", PHOTOS).settings)
     assert (spec.data.image_size, spec.data.resize, spec.train.epochs) == (96, "crop", 4)
-    given = load_spec(recipe="auto", settings=["model.dropout=0.5"])
-    facts = replace(PHOTOS, is_model_given=True, classes={"cats": 1000, "dogs": 100})
-    spec = with_choices(given, choose("auto", facts).settings)
-    assert (spec.model.family, spec.data.image_size, spec.train.class_weights) == (
-        "residual",
-        128,
-        "balanced",
-    )
     with pytest.raises(UsageError, match=r"train\.finetune is of model\.family pretrained"):
         with_choices(
             load_spec(recipe="auto", settings=["model.family=plain"]), choose("auto", PHOTOS).settings
         )
+
+
+def test_nothing_is_chosen_for_a_model_that_is_set_and_the_source_is_not_read(tmp_path: Path) -> None:
+    settings = ["model.dropout=0.5"]
+    overrides = {"data.source": str(tmp_path / "missing")}
+    with Console(1.0) as console:
+        spec = chosen_spec(load_spec(None, "auto", settings, overrides), tmp_path, console)
+    assert spec == load_spec(None, None, settings, overrides).model_copy(update={"recipe": "auto"})
 
 
 def test_a_spec_with_open_choices_is_written_without_defaults_and_one_without_is_whole() -> None:

@@ -3,28 +3,16 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import trustme
 from archives import FILES, make_zip, tree
-from downloads import AT_ONCE, DATA, LIMIT, MD5, SHA256, Told, fetch, kept_bytes, trusted_server
+from downloads import AT_ONCE, DATA, LIMIT, MD5, SHA256, Told, fetch, kept_bytes
 from https_server import Fault, HttpsServer, Served, https_server, write_ca
 
 from trainer.data.fetch import fetch_source
 from trainer.exits import DataError, TemporaryError, UsageError
-
-
-@pytest.fixture(scope="module")
-def ca() -> trustme.CA:
-    return trustme.CA()
-
-
-@pytest.fixture
-def server(ca: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HttpsServer]:
-    with trusted_server(ca, tmp_path, monkeypatch) as server:
-        yield server
 
 
 def test_file_arrives_whole_under_its_own_name(server: HttpsServer, tmp_path: Path) -> None:

@@ -144,4 +144,4 @@ def test_a_run_that_was_killed_is_told_so(photos: Path, tmp_path: Path) -> None:
         os.kill(int(children[0]), signal.SIGKILL)
         rest = process.stdout.read()
         assert process.wait(60) == 137, rest
-    assert "did not finish; the same command goes on with it" in rest
+    assert "did not finish; run the same command to resume" in rest

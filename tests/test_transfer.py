@@ -1,12 +1,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import trustme
-from downloads import AT_ONCE, DATA, LIMIT, MD5, SHA256, Told, fetch, kept_bytes, trusted_server
+from downloads import AT_ONCE, DATA, LIMIT, MD5, SHA256, Told, fetch, kept_bytes
 from https_server import Fault, HttpsServer, Served
 from small_disk import small_disk
 
@@ -14,17 +12,6 @@ from trainer.data.fetch import fetch_source
 from trainer.data.progress import SilentTask, Task
 from trainer.data.transfer import Patience
 from trainer.exits import DataError, StoppedError, TemporaryError
-
-
-@pytest.fixture(scope="module")
-def ca() -> trustme.CA:
-    return trustme.CA()
-
-
-@pytest.fixture
-def server(ca: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HttpsServer]:
-    with trusted_server(ca, tmp_path, monkeypatch) as server:
-        yield server
 
 
 def test_broken_download_goes_on_where_it_stopped(server: HttpsServer, tmp_path: Path) -> None:

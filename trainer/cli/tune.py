@@ -170,7 +170,7 @@ def _job(
 
 
 def _own_words(given: dict[str, Any]) -> list[str]:
-    """Return what the command was given to describe a spec; nothing of one that a job brought along."""
+    """Return the options of this command that describe a spec, without a spec from TRAINER_SPEC."""
     from trainer.printable import shown_address
 
     options = {"--recipe": given["recipe"], "--data": given["data"], "--output": given["output"]}

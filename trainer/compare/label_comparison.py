@@ -41,7 +41,7 @@ class LabelComparison(Comparison):
     @property
     def method(self) -> str:
         """How it is tested, for a page."""
-        return "mean average precision and the others by drawing the same images anew 1,000 times"
+        return "mean average precision and the others by a paired bootstrap with 1,000 resamples"
 
     @property
     def verdict(self) -> str:

@@ -1,4 +1,4 @@
-"""What there is to be said of two runs beside each other.
+"""Comparison of two runs.
 
 In: two `Run`s and what was tested of them. Out: a `Comparison`: the same within chance, or which is better
 and how sure.
@@ -22,7 +22,7 @@ COUNTS = "from the counts alone"
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """What there is to be said of a second run beside a first one."""
+    """Comparison of a second run with a first one."""
 
     first: Run
     second: Run

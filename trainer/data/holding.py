@@ -24,7 +24,7 @@ Follow = Callable[..., None]
 
 
 class Rows(Protocol):
-    """What a model is given, one row an image: pixels, or features in their place."""
+    """Model inputs, one row per image: pixels or cached features."""
 
     shape: tuple[int, ...]
     """[images, ...]."""

@@ -33,7 +33,7 @@ class LoadedModel:
     """How it was trained to see images; of a `DataSpec` these settings alone."""
     signatures: Any
     thresholds: tuple[float, ...] = ()
-    """Of data.labels multi: the probability from which on each label is said."""
+    """Of data.labels multi: the probability from which each label is predicted."""
 
     def classify(self, images: Sequence[bytes]) -> np.ndarray[Any, Any]:
         """Return probabilities, float32 [images, classes], of encoded images.

@@ -105,7 +105,7 @@ def export_model(
 ) -> None:
     """Write the SavedModel of `model` to the folder `path`, which must not exist.
 
-    thresholds: with data.labels multi the probability of each label from which on it is said.
+    thresholds: with data.labels multi the probability from which each label is predicted.
 
     Raises TemporaryError if the disk fails.
     """

@@ -33,8 +33,8 @@ def meet(
 ) -> Peers:
     """Return the peers of `place` when everyone is there.
 
-    All must say the same `common`, a digest of the spec. `say` hears who is waited for. A process that is
-    silent for `silence_seconds`, which has to be more than PING_SECONDS, counts as gone. Raises
+    All processes must have the same `common`, a digest of the spec. `say` is called with the missing ones. A
+    process that is silent for `silence_seconds`, which must be above PING_SECONDS, has failed. Raises
     TemporaryError, which names the missing ones, after `limit_seconds`, and UsageError if one has
     another spec.
     """

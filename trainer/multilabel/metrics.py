@@ -26,7 +26,7 @@ def label_metrics(predictions: MultiLabelPredictions) -> dict[str, float]:
       `hamming_loss`: the share of wrong decisions, of one decision an image and label.
     - `precision/<label>`, `recall/<label>`, `f1/<label>` at the thresholds of the model, and their plain
       means over the labels that the split has images of: `macro_precision`, `macro_recall`, `macro_f1`.
-      A label that is never said has precision 0.
+      A label that is never predicted has precision 0.
     - `micro_precision`, `micro_recall`, `micro_f1`: those of all decisions together.
     - `support/<label>`: its images. A label without any has no other value here, and counts in no mean.
     - `log_loss`: the mean binary cross-entropy in nats over images and labels (probabilities nearer than

@@ -37,9 +37,9 @@ class MultiLabelPredictions:
     """[N, C], in 0..1, each by itself: rows do not sum to 1."""
     class_names: tuple[str, ...]
     predicted: Bools
-    """[N, C], whether each label is said of each image."""
+    """[N, C], whether each label is predicted for each image."""
     thresholds: Floats | None = None
-    """[C], the probability from which on a label is said; None if it isn't known."""
+    """[C], the probability from which a label is predicted; None if unknown."""
 
     @cached_property
     def truth(self) -> Bools:
@@ -48,7 +48,7 @@ class MultiLabelPredictions:
 
     @property
     def right(self) -> Bools:
-        """[N], whether exactly the labels of the image are said (subset accuracy is the mean of it)."""
+        """[N], whether exactly the labels of the image are predicted (subset accuracy is the mean of it)."""
         return np.asarray((self.predicted == self.truth).all(axis=1))
 
     @property
@@ -69,7 +69,7 @@ class MultiLabelPredictions:
         return self._text(self.truth[image])
 
     def answer_text(self, image: int) -> str:
-        """Return the labels that are said of an image in words."""
+        """Return the predicted labels of an image as text."""
         return self._text(self.predicted[image])
 
     def _text(self, chosen: Bools) -> str:

@@ -78,11 +78,11 @@ class Ranking:
         return _means(np.stack(found, axis=1))
 
     def p_of_chance(self, seed: int = 0) -> float:
-        """Return the p-value of a permutation test: whether the scores know anything of the labels.
+        """Return the p-value of a permutation test of the scores against independence from the labels.
 
-        The label sets are dealt to the images anew, 999 times, fewer for many images; it is the share of
-        times that the mean average precision is as high, with the data themselves as one time more (Phipson
-        and Smyth 2010). A constant score has 1.
+        The label sets are permuted over the images 999 times, fewer for many images. The p-value is the share
+        of permutations whose mean average precision is as high, the data included (Phipson and Smyth 2010);
+        it is 1 for a constant score.
         """
         random, observed = np.random.default_rng(seed), self.mean()
         images, labels = self.truth.shape

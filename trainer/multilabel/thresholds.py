@@ -1,4 +1,4 @@
-"""The threshold of each label, from which on an image is said to have it.
+"""Decision thresholds, one per label.
 
 In: truth and probabilities of images that no weight was fitted to. Out: one threshold a label. The held-out
 images of a run must not choose them: its figures would be those of its own choice.

@@ -163,7 +163,7 @@ def draw_history(
 
 
 def _monitor(settings: Mapping[str, Any], usual: str) -> str:
-    """Return what tells the best epoch: what early stopping watches, else the `usual` measure."""
+    """Return the metric that selects the best epoch: that of early stopping, or `usual` without it."""
     stopping = settings.get("train", {}).get("early_stopping")
     return str(stopping.get("monitor", "loss")) if isinstance(stopping, Mapping) else usual
 

@@ -52,7 +52,7 @@ DOUBTFUL_SHARE = 0.05
 Measured on generated data: 0.01 to 0.03 with 5% wrong labels, 0.15 to 0.21 with 30%, below 0.03 with none.
 """
 _WIDE = 0.1
-"""A 95% interval of the accuracy above which the cross-validated accuracy is given as well."""
+"""Width of the 95% interval of the accuracy above which the cross-validated accuracy is reported, too."""
 _NAME = 40
 
 

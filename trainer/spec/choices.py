@@ -35,14 +35,10 @@ class Facts:
     """Images of each class, those held out included."""
     side: int | None
     """Median of the shorter side in pixels, of a sample; None if no image of the sample says."""
-    device_kind: str
-    """'CPU', 'GPU' or 'TPU'."""
     backbone: str | None
     """The best backbone whose weights are at hand; None if there is none."""
     why_none: str = ""
     """Why there is none, in words."""
-    is_model_given: bool = False
-    """Whether the user chose the model, or a setting of it."""
     has_several_labels: bool = False
     """Whether an image may have any number of labels; rare ones are then not weighted, as their thresholds do
     better and probabilities stay what they say."""
@@ -63,14 +59,12 @@ def choose(goal: Goal, facts: Facts) -> Choice:
     is_small = facts.side is not None and facts.side < _SMALL_SIDE
     settings: dict[str, Any]
     reasons: tuple[tuple[str, str], ...]
-    if facts.is_model_given:
-        settings, reasons = {}, (("model", "as it was given, and so all other settings keep their defaults"),)
-    elif facts.backbone is None:
+    if facts.backbone is None:
         settings, reasons = _from_scratch(goal, facts, is_small)
     elif is_small and goal != "fast":
         settings, reasons = _finetuned(goal, facts)
     else:
-        settings, reasons = _probed(goal, facts, is_small)
+        settings, reasons = _probed(facts, is_small)
     weighted = _weighted(facts)
     if weighted:
         settings.setdefault("train", {})["class_weights"] = "balanced"
@@ -79,7 +73,7 @@ def choose(goal: Goal, facts: Facts) -> Choice:
     return Choice(settings, (("data", found), *reasons, ("classes", _of_classes(facts, weighted))))
 
 
-def _probed(goal: Goal, facts: Facts, is_small: bool) -> tuple[dict[str, Any], tuple[tuple[str, str], ...]]:
+def _probed(facts: Facts, is_small: bool) -> tuple[dict[str, Any], tuple[tuple[str, str], ...]]:
     is_fitted = facts.images * len(facts.classes) <= _MOST_FITTED
     train: dict[str, Any] = {"epochs": 1, "finetune": {"probe": "logistic", "frozen_epochs": 1}}
     how = "logistic regression on its features, its penalty chosen by cross-validation on training images"

@@ -20,7 +20,7 @@ ANNOTATIONS = frozenset({"imageGcsUri", "classificationAnnotation", "classificat
 
 
 ONE_CLASS = "one image has one class, unless data.labels=multi"
-"""What is to be said of several labels where each image has one."""
+"""Refusals of several labels where each image has one."""
 
 
 @dataclass(frozen=True)
