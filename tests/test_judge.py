@@ -132,6 +132,7 @@ def test_a_stop_is_heard_while_it_is_judged(folder: RunFolder, spec: RunSpec) ->
             judged(watched, spec, stop=stop)
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
     finally:
+        signal.set_wakeup_fd(-1)
         for number, handler in handlers.items():
             signal.signal(number, handler)
     assert is_finished(folder.output.below("one"))  # it ends at once

@@ -19,6 +19,7 @@ from typing import NoReturn
 
 from trainer.exits import StoppedError
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _ONE_WISH_SECONDS = 1.0
 _WORDS_SECONDS = 0.5
 _OVERDUE = "Stopped on request, before the work in progress ended; what was finished is kept."
@@ -41,6 +42,7 @@ class Stop:
         """Whether a person asked, by Ctrl-C."""
         self._patient = self._listens = self._ended = False
         self._heard = 0.0
+        self._wakeup = -1
 
     def is_requested(self) -> bool:
         """Return whether a stop was asked for."""
@@ -53,7 +55,12 @@ class Stop:
     def listen(self) -> None:
         """Take over SIGTERM and SIGINT; only a process's main thread can."""
         self._listens = True
-        for number in (signal.SIGTERM, signal.SIGINT):
+        if self._wakeup < 0:
+            received, self._wakeup = os.pipe()
+            os.set_blocking(self._wakeup, False)
+            threading.Thread(target=self._watch, args=(received,), daemon=True).start()
+        signal.set_wakeup_fd(self._wakeup, warn_on_full_buffer=False)
+        for number in _SIGNALS:
             signal.signal(number, self._hear)
 
     def listen_on(self) -> None:
@@ -64,7 +71,7 @@ class Stop:
     def end(self) -> None:
         """Hear nothing more: what was to be done is done, and the process is about to end by itself."""
         self._ended, self._listens = self._listens, False
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in _SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
     @contextmanager
@@ -93,17 +100,30 @@ class Stop:
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
-            # A sender that signals the process and its group is one wish, not two.
-            if time.monotonic() - self._heard > _ONE_WISH_SECONDS:
-                self._exit_at_once()
             return
         self.requested, self._heard = True, time.monotonic()
         self.by_hand = number == signal.SIGINT
-        end = threading.Timer(min(self.grace_seconds, threading.TIMEOUT_MAX), self._end)
-        end.daemon = True
-        end.start()
         if not self._patient:
             raise StoppedError("Stopped on request. What was finished is kept.")
+
+    def _watch(self, received: int) -> None:
+        """End the process after the grace period or a second signal, wherever its main thread is.
+
+        A Python signal handler runs between two instructions of the main thread, so not before a long call of
+        a library returns. The number of each signal is written to a pipe at once, which this thread reads.
+        """
+        first = 0.0
+        while number := os.read(received, 1):
+            if number[0] not in _SIGNALS:
+                continue
+            if not first:
+                first = time.monotonic()
+                end = threading.Timer(min(self.grace_seconds, threading.TIMEOUT_MAX), self._end)
+                end.daemon = True
+                end.start()
+            elif time.monotonic() - first > _ONE_WISH_SECONDS:
+                # A sender that signals the process and its group asks once, not twice.
+                self._exit_at_once()
 
     def _end(self) -> None:
         """Say that the grace is over, and end the process."""
