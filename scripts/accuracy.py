@@ -1,9 +1,12 @@
 """Accuracy of a recipe over several seeds, each a whole run.
 
     python scripts/accuracy.py cats-vs-dogs --data cats_and_dogs_filtered.zip --seeds 3
+    python scripts/accuracy.py auto --data cifar10_images.zip --images 500 --beside cifar10 --beside-epochs 10
 
 Prints each run's figures from its metrics.json and timings.json, then mean and spread, then the
 verdicts of the reports. Runs that are finished are not done again, and an interrupted one goes on.
+`--images` draws that many training images of each class anew for each seed. `--beside` trains another recipe
+on the same data and prints how many times its training the whole process of each run took.
 """
 
 from __future__ import annotations
@@ -11,14 +14,18 @@ from __future__ import annotations
 import argparse
 import html
 import json
+import math
 import os
 import platform
 import re
 import statistics
 import subprocess
 import sys
+import time
 from datetime import date
 from pathlib import Path
+
+from draw_images import draw_images
 
 
 def main() -> None:
@@ -31,11 +38,20 @@ def main() -> None:
     parser.add_argument("--output", default="runs/accuracy", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--set", action="append", default=[], help="as for trainer train")
+    parser.add_argument("--images", type=int, help="training images a class, drawn by the seed")
+    parser.add_argument("--classes", type=int, help="with --images: only the first so many classes")
+    parser.add_argument("--choose", action="store_true", help="with --images: hold out training images")
+    parser.add_argument("--beside", help="a recipe to compare the time with")
+    parser.add_argument("--beside-epochs", type=int, default=1)
     arguments = parser.parse_args()
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {date.today()}"
-    print(f"{machine}, {arguments.recipe}, {arguments.seeds} seeds")
-    folders = [train(arguments, seed) for seed in range(arguments.seeds)]
-    rows = [read_figures(folder) for folder in folders]
+    print(f"{machine}, {arguments.recipe}, {arguments.seeds} seeds", flush=True)
+    rows, folders = [], []
+    for seed in range(arguments.seeds):
+        data = data_of(arguments, seed)
+        folder, seconds = train(arguments, arguments.recipe, data, seed, arguments.set)
+        folders.append(folder)
+        rows.append(read_figures(folder) | times(arguments, data, seed, seconds))
     names = list(rows[0])
     print("seed  " + "  ".join(f"{name:>20}" for name in names))
     for seed, row in enumerate(rows):
@@ -46,18 +62,45 @@ def main() -> None:
         print(f"seed {seed}: {read_verdict(folder)}")
 
 
-def train(arguments: argparse.Namespace, seed: int) -> Path:
-    """Do the run of one seed, or find it done; return its folder."""
-    name = f"{arguments.recipe}-seed-{seed}"
-    settings = [each for setting in arguments.set for each in ("--set", setting)]
+def data_of(arguments: argparse.Namespace, seed: int) -> str:
+    """Return the data of one seed: all of them, or a folder of those drawn."""
+    if arguments.images is None:
+        return str(arguments.data)
+    drawn = (
+        Path(f"{arguments.output}-data") / f"{arguments.images}-{arguments.classes}-{arguments.choose}-{seed}"
+    )
+    if not drawn.exists():
+        draw_images(Path(arguments.data), drawn, arguments.images, arguments.classes, seed, arguments.choose)
+    return str(drawn)
+
+
+def times(arguments: argparse.Namespace, data: str, seed: int, seconds: float) -> dict[str, float]:
+    """Return how long the run of a seed took, also as a multiple of the training of the recipe beside it."""
+    found = {"seconds in all": seconds}
+    if arguments.beside:
+        settings = [f"train.epochs={arguments.beside_epochs}"]
+        beside, _ = train(arguments, arguments.beside, data, seed, settings)
+        trained = json.loads((beside / "timings.json").read_text())["training_seconds"]
+        found |= {"seconds beside": trained, "times": seconds / trained}
+    return found
+
+
+def train(
+    arguments: argparse.Namespace, recipe: str, data: str, seed: int, sets: list[str]
+) -> tuple[Path, float]:
+    """Do the run of one seed, or find it done; return its folder and the seconds of the process."""
+    name = f"{recipe}-seed-{seed}"
+    settings = [each for setting in sets for each in ("--set", setting)]
     command = [
-        sys.executable, "-m", "trainer.task", "--recipe", arguments.recipe, "--data", arguments.data,
+        sys.executable, "-m", "trainer.task", "--recipe", recipe, "--data", data,
         "--output", str(arguments.output), "--run-name", name, "--set", f"seed={seed}", *settings,
     ]  # fmt: skip
+    is_done = (arguments.output / name / "timings.json").exists()
+    began = time.monotonic()
     done = subprocess.run(command, check=False, stdout=sys.stderr)
     if done.returncode:
         raise SystemExit(f"the run {name} ended with exit code {done.returncode}; see above")
-    return Path(arguments.output) / name
+    return arguments.output / name, math.nan if is_done else time.monotonic() - began
 
 
 def read_figures(folder: Path) -> dict[str, float]:
