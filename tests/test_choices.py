@@ -4,6 +4,7 @@ choice."""
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from trainer.data.progress import SilentProgress
 from trainer.exits import UsageError
 from trainer.spec import dump_spec, load_spec, parse_spec, read_spec, with_choices
 from trainer.spec.choices import Choice, Facts, Goal, choose
+from trainer.spec.schema import DataSpec
 
 PHOTOS = Facts(3000, {"cats": 1500, "dogs": 1500}, 360, "efficientnet-lite0")
 
@@ -107,6 +109,16 @@ def test_a_source_is_inspected_by_its_headers(photos: Path, tmp_path: Path) -> N
     assert outlook is not None
     assert outlook.classes == {"discs": 8, "squares": 8, "stripes": 8}
     assert outlook.side == 32
+    for split, share in (("train", range(6)), ("test", range(6, 8))):
+        for name in outlook.classes:
+            (tmp_path / "split" / split / name).mkdir(parents=True)
+            for index in share:
+                shutil.copy(photos / name / f"{index}.png", tmp_path / "split" / split / name)
+    outlook = inspect_source(DataSpec(source=str(tmp_path / "split")), tmp_path, SilentProgress())
+    assert outlook is not None
+    assert (outlook.images, outlook.held_out, outlook.classes["discs"]) == (18, 6, 6)
+    split_facts = replace(PHOTOS, held_out=1000)
+    assert dict(choose("auto", split_facts).reasons)["data"].endswith("360 px, and 1,000 held out")
 
 
 @pytest.mark.engine

@@ -40,6 +40,7 @@ def _choice(goal: Goal, spec: RunSpec, cache_dir: Path, console: Console) -> Cho
         return Choice({}, (("choices", "none, as the images were packed in shards"),))
     facts = Facts(
         images=outlook.images,
+        held_out=outlook.held_out,
         classes=outlook.classes,
         side=outlook.side,
         backbone=_LITE0 if has_weights(_LITE0, cache_dir) else None,

@@ -30,8 +30,10 @@ class Outlook:
     """What a source holds."""
 
     images: int
+    """Those that the source doesn't hold out itself."""
+    held_out: int
     classes: dict[str, int]
-    """Images by class, of all splits together."""
+    """Those `images` by class."""
     side: int | None
     """Median of the shorter side in pixels, of a sample; None if no header of the sample could be read."""
 
@@ -49,8 +51,9 @@ def inspect_source(spec: DataSpec, cache_dir: Path, progress: Progress) -> Outlo
         spec.labels,
     )  # fmt: skip
     require_images(read.items, read.rejections, spec.source)
-    classes = Counter(label for item in read.items for label in item.classes)
-    return Outlook(len(read.items), dict(classes), _median_side(read.items))
+    own = [item for item in read.items if item.split in ("train", None)] or read.items
+    classes = Counter(label for item in own for label in item.classes)
+    return Outlook(len(own), len(read.items) - len(own), dict(classes), _median_side(own))
 
 
 def _median_side(items: Sequence[Item]) -> int | None:

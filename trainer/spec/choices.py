@@ -31,14 +31,17 @@ class Facts:
     """What is known of the data and the machine before anything is decoded."""
 
     images: int
+    """Those that the source doesn't hold out itself."""
     classes: Mapping[str, int]
-    """Images of each class, those held out included."""
+    """Those `images` by class."""
     side: int | None
     """Median of the shorter side in pixels, of a sample; None if no image of the sample says."""
     backbone: str | None
     """The best backbone whose weights are at hand; None if there is none."""
     why_none: str = ""
     """Why there is none, in words."""
+    held_out: int = 0
+    """Images that the source holds out."""
     has_several_labels: bool = False
     """Whether an image may have any number of labels; rare ones are then not weighted, as their thresholds do
     better and probabilities stay what they say."""
@@ -70,6 +73,7 @@ def choose(goal: Goal, facts: Facts) -> Choice:
         settings.setdefault("train", {})["class_weights"] = "balanced"
     size = f"about {facts.side} px" if facts.side is not None else "of unknown size"
     found = f"{facts.images:,} images in {len(facts.classes)} classes, {size}"
+    found += f", and {facts.held_out:,} held out" if facts.held_out else ""
     return Choice(settings, (("data", found), *reasons, ("classes", _of_classes(facts, weighted))))
 
 
