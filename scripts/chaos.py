@@ -2,6 +2,7 @@
 
     python scripts/chaos.py kills --times 50     SIGKILL at random moments: the same bits in the end
     python scripts/chaos.py kills --set train.keep=best    the same, of runs that keep the best epoch
+    python scripts/chaos.py kills --pretrained --during training     the same, of fine-tuning in phases
     python scripts/chaos.py faults --times 100   a network that fails: verified bytes, or nothing visible
     python scripts/chaos.py stops --times 20     SIGTERM: how long until the process has saved and ended
     python scripts/chaos.py races --times 200    eight processes, one pointer or one run: one winner
@@ -36,9 +37,11 @@ def main() -> None:
     parser.add_argument("--times", type=int)
     parser.add_argument("--seed", type=int, default=0, help="of the moments and the faults")
     parser.add_argument("--set", action="append", default=[], help="a setting of the runs that are killed")
+    parser.add_argument("--pretrained", action="store_true", help="kills: of runs that fine-tune a backbone")
+    parser.add_argument("--during", default="", help="kills: start, training, export, publish or manifest")
     arguments = parser.parse_args()
-    if arguments.set and arguments.what != "kills":
-        parser.error(f"--set is for kills. Received: {arguments.what}")
+    if (arguments.set or arguments.pretrained or arguments.during) and arguments.what != "kills":
+        parser.error(f"--set, --pretrained and --during are for kills. Received: {arguments.what}")
     # The bucket and the faults are those of the tests.
     sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
     from trainer.cli.environment import prepare_libraries
@@ -46,7 +49,9 @@ def main() -> None:
     prepare_libraries()
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {date.today()}")
     chosen = importlib.import_module(f"chaos_{arguments.what}")
-    problems = chosen.main(arguments.times or TIMES[arguments.what], arguments.seed, *arguments.set)
+    more = {"pretrained": True} if arguments.pretrained else {}
+    more |= {"during": arguments.during} if arguments.during else {}
+    problems = chosen.main(arguments.times or TIMES[arguments.what], arguments.seed, *arguments.set, **more)
     for problem in problems:
         print(f"LOST: {problem}")
     sys.exit(1 if problems else 0)

@@ -1,6 +1,7 @@
 """What more devices and more processes change: the speed, and nothing else.
 
     python scripts/scale.py equal               one spec on 1, 2 and 4 replicas: the same curves and variables
+    python scripts/scale.py equal --pretrained  the same of fine-tuning a backbone in phases
     python scripts/scale.py move --times 10     a run moved between them by SIGTERM and SIGKILL: the same end
     python scripts/scale.py overhead            2 processes on 2 cores / 1 process with 2 threads
     python scripts/scale.py model               a written model, checked here; what it says of 8, 64 and 512
@@ -38,7 +39,10 @@ def main() -> None:
     parser.add_argument("--times", type=int, help="moves, pairs of measurements, or epochs")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--gpus", type=int, default=0, help="of this host, for equal and move")
+    parser.add_argument("--pretrained", action="store_true", help="for equal: fine-tune a backbone")
     arguments = parser.parse_args()
+    if arguments.pretrained and arguments.what != "equal":
+        parser.error("--pretrained is for equal")
     if arguments.gpus and arguments.what not in ON_GPUS:
         parser.error(f"--gpus is for {' and '.join(ON_GPUS)}")
     # Processes and their words are read as in chaos.py, whose bucket is that of the tests.
@@ -54,6 +58,7 @@ def main() -> None:
     else:
         chosen = importlib.import_module(f"scale_{arguments.what}").main
     more = {"gpus": arguments.gpus} if arguments.gpus else {}
+    more |= {"pretrained": True} if arguments.pretrained else {}
     problems = chosen(arguments.times or TIMES[arguments.what], arguments.seed, **more)
     for problem in problems:
         print(f"MISSED: {problem}")

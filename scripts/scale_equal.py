@@ -6,15 +6,31 @@ import tempfile
 import time
 from pathlib import Path
 
-from scale_places import RATE, TOLERANCE, Setup, Team, copies, make_overlapping, outcome, setups_of
+from scale_places import (
+    FROM_SCRATCH,
+    PRETRAINED,
+    RATE,
+    TOLERANCE,
+    Setup,
+    Team,
+    copies,
+    make_overlapping,
+    outcome,
+    setups_of,
+)
 
 
-def main(times: int, seed: int, gpus: int = 0) -> list[str]:
-    """Train on each setup and compare with one device; return what is not as asked."""
+def main(times: int, seed: int, gpus: int = 0, pretrained: bool = False) -> list[str]:
+    """Train on each setup and compare with one device; return what is not as asked.
+
+    pretrained: fine-tune a backbone in phases.
+    """
+    settings = PRETRAINED if pretrained else FROM_SCRATCH
     print(
-        f"one spec in float32: batch normalisation, dropout, stochastic depth, clipping, label smoothing, an "
-        f"average of the weights, short last batches; sgd with momentum, rate {RATE}. Asked, relative to one "
-        f"device: losses of each step and metrics to {TOLERANCE:g}, the same classes, equal copies."
+        "one spec in float32: batch normalisation, dropout, stochastic depth or phases, clipping, label "
+        "smoothing, an average of the weights, short last batches; sgd with momentum, rate "
+        f"{RATE}. Asked, relative to one device: losses of each step and metrics to {TOLERANCE:g}, the same "
+        "classes, equal copies."
     )
     problems: list[str] = []
     with tempfile.TemporaryDirectory() as temporary:
@@ -23,7 +39,7 @@ def main(times: int, seed: int, gpus: int = 0) -> list[str]:
         expected = None
         for setup in setups_of(gpus):
             began = time.monotonic()
-            team = _trained(setup, folder, data)
+            team = _trained(setup, folder, data, settings)
             found = outcome(folder, _name(setup), team.notes[0])
             expected = expected or found
             count, differing = copies(team.notes)
@@ -36,8 +52,8 @@ def main(times: int, seed: int, gpus: int = 0) -> list[str]:
     return problems
 
 
-def _trained(setup: Setup, folder: Path, data: Path) -> Team:
-    team = Team(setup, folder, data, _name(setup))
+def _trained(setup: Setup, folder: Path, data: Path, settings: list[str]) -> Team:
+    team = Team(setup, folder, data, _name(setup), *settings)
     if any(team.end()):
         raise SystemExit(team.text())
     return team

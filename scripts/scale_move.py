@@ -13,6 +13,7 @@ from pathlib import Path
 
 from scale_places import (
     EPOCHS,
+    FROM_SCRATCH,
     STEPS_PER_EPOCH,
     TOLERANCE,
     Setup,
@@ -44,7 +45,7 @@ class Moves:
         """How long the others went on after one was killed."""
 
     def start(self, setup: Setup, name: str) -> Team:
-        return Team(setup, self.folder, self.data, name, *_MORE)
+        return Team(setup, self.folder, self.data, name, *FROM_SCRATCH, *_MORE)
 
     def other(self, setup: Setup | None) -> Setup:
         """Return a setup of another kind or number of replicas, of those that came least often."""

@@ -27,13 +27,21 @@ RATE = 0.0005
 """So low that what is compared is arithmetic. Now and then a rounding opens a ReLU on one number of replicas
 and not on another: that changes the loss by 1e-6 at first, and at a rate of 0.01 by 3e-3 after 200 steps."""
 SETTINGS = [
-    "data.image_size=48", "train.global_batch_size=40", "train.precision=float32", "train.ema_decay=0.9",
+    "train.global_batch_size=40", "train.precision=float32", "train.ema_decay=0.9",
     "train.label_smoothing=0.1", "train.log_interval_seconds=0.1", "train.max_stalled_starts=1000",
     "train.meet_seconds=120", f"train.epochs={EPOCHS}",
-    "model={family: residual, stem_filters: 16, filters: [16, 32], blocks: [1, 1]}",
-    "model={dropout: 0.3, stochastic_depth: 0.2}",
     f"optimizer={{name: sgd, learning_rate: {RATE}, momentum: 0.9, clip_norm: 1.0}}",
 ]  # fmt: skip
+FROM_SCRATCH = [
+    "data.image_size=48", "model={family: residual, stem_filters: 16, filters: [16, 32], blocks: [1, 1]}",
+    "model={dropout: 0.3, stochastic_depth: 0.2}",
+]  # fmt: skip
+PRETRAINED = [
+    "data.image_size=32", "model={family: pretrained, backbone: efficientnet-lite0, dropout: 0.3}",
+    "train.finetune={probe: steps, frozen_epochs: 3, last_stage_epochs: 3, batch_norm: train}",
+    "train.epochs=9",
+]  # fmt: skip
+"""A head on cached features, then the last stage, then all weights with their batch-norm statistics."""
 CLASSES = ("red", "green", "blue")
 
 
