@@ -82,6 +82,19 @@ def test_biases_depthwise_kernels_and_the_last_layer_are_trained_by_adamw_at_the
     assert not np.allclose(ours[0], theirs[0], atol=1e-3)
 
 
+def test_or_they_are_trained_by_sgd_with_momentum() -> None:
+    ours, theirs = variables(), variables()
+    optimizer = Muon(0.1, rest_ratio=0.1, rest_momentum=0.8)
+    twin = keras.optimizers.SGD(0.01, momentum=0.8, nesterov=True)
+    optimizer.build(ours)
+    twin.build(theirs)
+    for step in range(3):
+        optimizer.apply(gradients(step), ours)
+        twin.apply(gradients(step), theirs)
+    for index in (1, 2, 3, 4):
+        np.testing.assert_allclose(ours[index], theirs[index], atol=1e-5)
+
+
 def test_all_of_its_state_is_in_its_variables() -> None:
     weights = variables()
     optimizer = Muon(0.1)
@@ -102,5 +115,5 @@ def test_of_any_group_of_weights_only_the_output_layers_kernel_is_no_hidden_one(
     for group in parts if is_divided else [[*parts[0], *parts[1]]]:
         optimizer = Muon(0.1)
         optimizer.build(group)
-        found += [moment is None for moment in optimizer.second_moments]
+        found += optimizer.hidden
     assert found == [True, False, True, False, False, False]

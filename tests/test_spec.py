@@ -117,6 +117,8 @@ def test_settings_count_in_any_order(order: int) -> None:
         ("optimizer={name: rmsprop, nesterov: true}", "nesterov"),
         ("optimizer={schedule: constant, final_fraction: 0.1}", "final_fraction"),
         ("optimizer={name: sgd, rest_rate: 0.1}", "rest_rate"),
+        ("optimizer={name: adamw, rest: sgd}", "rest"),
+        ("optimizer={name: muon, rest_momentum: 0.9}", "rest_momentum"),
         ("optimizer={name: adamw, unit_kernels: true}", "unit_kernels"),
         ("augment={crop: {}, translate_pixels: 2}", "translate_pixels"),
     ],

@@ -24,10 +24,10 @@ _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-7
 
 
 class Muon(keras.optimizers.Optimizer):  # type: ignore[misc]
-    """Muon for hidden kernels of two and more dimensions, AdamW for all other weights.
+    """Muon for hidden kernels of two and more dimensions, AdamW or SGD for all other weights.
 
-    A convolution kernel [height, width, in, out] is the matrix [height * width * in, out]. AdamW trains the
-    kernel of the output layer too, and kernels whose matrix has one row or column, as depthwise ones.
+    A convolution kernel [height, width, in, out] is the matrix [height * width * in, out]. The other weights
+    are the kernel of the output layer too, and kernels whose matrix has one row or column, as depthwise ones.
     """
 
     def __init__(
@@ -37,47 +37,53 @@ class Muon(keras.optimizers.Optimizer):  # type: ignore[misc]
         nesterov: bool = True,
         decay: float = 0.0,
         rest_ratio: float = 1.0,
+        rest_momentum: float | None = None,
         unit_kernels: bool = False,
         compute_dtype: str = "float32",
     ) -> None:
         """Make an optimizer; `build` chooses the weights that are orthogonalised.
 
-        `decay` is decoupled and for kernels only. AdamW's learning rate is `rest_ratio` times Muon's. With
+        The other weights' learning rate is `rest_ratio` times Muon's; with `rest_momentum` SGD trains them,
+        AdamW if it is None. `decay` is decoupled, and for kernels only; SGD decays all of the others. With
         `unit_kernels` a kernel has the norm sqrt(out) before each step, and learning_rate is a share of it.
         `compute_dtype` is the type of the iteration's products.
         """
         super().__init__(learning_rate=learning_rate)
         self.momentum, self.nesterov, self.decay = momentum, nesterov, decay
-        self.rest_ratio, self.unit_kernels, self.compute_dtype = rest_ratio, unit_kernels, compute_dtype
+        self.rest_ratio, self.rest_momentum = rest_ratio, rest_momentum
+        self.unit_kernels, self.compute_dtype = unit_kernels, compute_dtype
 
     def build(self, variables: list[keras.Variable]) -> None:
         """Make the moments of `variables`."""
         if self.built:
             return
         super().build(variables)
+        self.hidden = [_is_hidden(variable) for variable in variables]
         self.first_moments, self.second_moments = [], []
-        for variable in variables:
+        for variable, is_hidden in zip(variables, self.hidden, strict=True):
             self.first_moments.append(self.add_variable_from_reference(variable, name="momentum"))
+            has_two = not is_hidden and self.rest_momentum is None
             self.second_moments.append(
-                None if _is_hidden(variable) else self.add_variable_from_reference(variable, name="velocity")
+                self.add_variable_from_reference(variable, name="velocity") if has_two else None
             )
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Update `variable` by its gradient, which is summed over all replicas."""
         index = self._get_variable_index(variable)
         first, second = self.first_moments[index], self.second_moments[index]
-        rate = tf.cast(learning_rate, tf.float32) * (1.0 if second is None else self.rest_ratio)
-        if self.decay and len(variable.shape) > 1:
+        rate = tf.cast(learning_rate, tf.float32) * (1.0 if self.hidden[index] else self.rest_ratio)
+        has_decay = len(variable.shape) > 1 or self.rest_momentum is not None
+        if self.decay and has_decay:
             self.assign(variable, variable * (1.0 - rate * self.decay))
-        if second is None:
+        if self.hidden[index]:
             self._orthogonal_step(gradient, variable, rate, first)
+        elif self.rest_momentum is not None:
+            self.assign_sub(variable, rate * self._direction(gradient, first, self.rest_momentum))
         else:
             self._adam_step(gradient, variable, rate, first, second)
 
     def _orthogonal_step(self, gradient: Any, variable: Any, rate: tf.Tensor, moment: Any) -> None:
-        average = self.momentum * moment + gradient
-        self.assign(moment, average)
-        direction = gradient + self.momentum * average if self.nesterov else average
+        direction = self._direction(gradient, moment, self.momentum)
         rows, columns = _matrix_shape(variable.shape)
         matrix = orthogonalize(tf.reshape(direction, [rows, columns]), self.compute_dtype)
         update = tf.reshape(matrix, variable.shape)
@@ -87,6 +93,12 @@ class Muon(keras.optimizers.Optimizer):  # type: ignore[misc]
             self.assign(variable, values * (math.sqrt(columns) / norm) - rate * update)
         else:
             self.assign_sub(variable, rate * (_UPDATE_RMS * math.sqrt(max(rows, columns))) * update)
+
+    def _direction(self, gradient: Any, moment: Any, momentum: float) -> Any:
+        """Return the gradient with momentum, which is kept in `moment`."""
+        average = momentum * moment + gradient
+        self.assign(moment, average)
+        return gradient + momentum * average if self.nesterov else average
 
     def _adam_step(self, gradient: Any, variable: Any, rate: tf.Tensor, first: Any, second: Any) -> None:
         step = tf.cast(self.iterations + 1, tf.float32)
@@ -99,8 +111,9 @@ class Muon(keras.optimizers.Optimizer):  # type: ignore[misc]
 
     def get_config(self) -> dict[str, Any]:
         """Return the values that it is made from, beside those of Keras."""
-        own = ("momentum", "nesterov", "decay", "rest_ratio", "unit_kernels", "compute_dtype")
-        return {**super().get_config(), **{name: getattr(self, name) for name in own}}
+        own = ("momentum", "nesterov", "decay", "rest_ratio", "rest_momentum", "unit_kernels")
+        values = {name: getattr(self, name) for name in (*own, "compute_dtype")}
+        return {**super().get_config(), **values}
 
 
 def orthogonalize(matrix: tf.Tensor, compute_dtype: str = "float32") -> tf.Tensor:

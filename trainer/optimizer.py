@@ -103,6 +103,7 @@ def _optimizer(spec: OptimizerSpec, schedule: Schedule, precision: str) -> keras
             nesterov=spec.nesterov,
             decay=spec.weight_decay,
             rest_ratio=(spec.rest_rate or spec.learning_rate) / spec.learning_rate,
+            rest_momentum=spec.rest_momentum if spec.rest == "sgd" else None,
             unit_kernels=spec.unit_kernels,
             compute_dtype=precision,
         )

@@ -16,7 +16,7 @@ class OptimizerSpec(Checked):
     """The optimizer and its learning-rate schedule."""
 
     name: Literal["sgd", "rmsprop", "adam", "adamw", "muon"] = "adamw"
-    """muon orthogonalises the updates of hidden kernels (Jordan 2024); AdamW trains all other weights."""
+    """muon orthogonalises the updates of hidden kernels (Jordan 2024); `rest` trains all other weights."""
     learning_rate: Positive = 0.001
     momentum: float = Field(0.0, ge=0.0, lt=1.0)
     """Of sgd, rmsprop and muon, whose default is 0.95."""
@@ -24,10 +24,14 @@ class OptimizerSpec(Checked):
     """Of sgd and muon, whose default is true."""
     rest_rate: Positive | None = None
     """Of muon: the learning rate of biases, normalisation and the last layer; learning_rate if not given."""
+    rest: Literal["adamw", "sgd"] = "adamw"
+    """Of muon: the optimizer of those weights."""
+    rest_momentum: float = Field(0.0, ge=0.0, lt=1.0)
+    """Of muon with rest: sgd."""
     unit_kernels: bool = False
     """Of muon: kernels keep the norm of one unit per filter, and a step is learning_rate of that norm."""
     weight_decay: NonNegative = 0.0
-    """Decoupled; kernels only, never biases or normalisation."""
+    """Decoupled; kernels only, but with rest: sgd also biases and normalisation."""
     clip_norm: Positive | None = None
     """The largest global norm of the gradient, after it is summed over all replicas."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -47,8 +51,10 @@ class OptimizerSpec(Checked):
             raise ValueError(f"momentum and nesterov are of sgd, rmsprop and muon, not of {self.name}")
         if self.nesterov and self.name == "rmsprop":
             raise ValueError("nesterov is of sgd and muon, not of rmsprop")
-        if (self.rest_rate or self.unit_kernels) and self.name != "muon":
-            raise ValueError(f"rest_rate and unit_kernels are of muon, not of {self.name}")
+        if (self.rest_rate or self.rest != "adamw" or self.unit_kernels) and self.name != "muon":
+            raise ValueError(f"rest, rest_rate and unit_kernels are of muon, not of {self.name}")
+        if self.rest_momentum and self.rest != "sgd":
+            raise ValueError("rest_momentum is of muon with rest: sgd")
         if self.final_fraction and self.schedule == "constant":
             raise ValueError("final_fraction is where a linear or cosine schedule ends; constant has no end")
         return self
