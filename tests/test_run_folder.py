@@ -16,13 +16,14 @@ from trainer.run_folder import (
     RunFolder,
     Start,
     count_start,
+    find_same_run,
     forget_start,
     open_run_folder,
     require_same_start,
 )
-from trainer.spec import RunSpec, load_spec, parse_spec, read_spec
+from trainer.spec import RunSpec, dump_spec, load_spec, parse_spec, read_spec
 from trainer.storage.local import write_json, write_text
-from trainer.storage.store import Store
+from trainer.storage.store import Store, open_store
 
 NOW = datetime(2026, 1, 2, 3, 4, 5)
 
@@ -257,6 +258,30 @@ def test_changed_data_precision_or_batch_stop_a_begun_run(tmp_path: Path) -> Non
     words = r"global batch size .*all devices\) changed.*Received: 40, it was 20"
     with pytest.raises(UsageError, match=words):
         require_same_start(tmp_path, Start("aa", "float32", 40))
+    with pytest.raises(UsageError, match=r"file of weights changed .*Received: sha256 cc, it was none"):
+        require_same_start(tmp_path, Start("aa", "float32", 20, weights={"sha256": "cc"}))
+    begun = {"precision": "float32", "global_batch_size": 20, "weights": {"sha256": "cc"}}
+    write_json(tmp_path / "environment.json", begun)
+    require_same_start(tmp_path, Start("aa", "float32", 20, weights={"sha256": "cc", "origin": "moved"}))
+    with pytest.raises(UsageError, match="Received: sha256 of none, it was cc"):
+        require_same_start(tmp_path, Start("aa", "float32", 20))
+
+
+def test_a_run_is_the_same_only_with_an_equal_file_of_weights(tmp_path: Path) -> None:
+    spec = load_spec(overrides={"output": str(tmp_path)}, settings=["model={family: pretrained, weights: a}"])
+    moved = load_spec(
+        overrides={"output": str(tmp_path)}, settings=["model={family: pretrained, weights: b}"]
+    )
+    run = tmp_path / "one"
+    run.mkdir()
+    (run / "spec.yaml").write_text(dump_spec(spec))
+    write_json(run / "dataset.json", {"digest": "sha256:aa"})
+    write_json(run / "environment.json", {"weights": {"sha256": "cc"}})
+    output = open_store(str(tmp_path))
+    publish(output, "one", run)
+    assert find_same_run(output, moved, "aa", "cc") == "one"
+    assert find_same_run(output, spec, "aa", "dd") == ""
+    assert find_same_run(output, spec, "aa") == ""
 
 
 def test_starts_without_a_new_checkpoint_end_the_run_and_new_ones_begin_the_count_anew(

@@ -180,6 +180,13 @@ def test_a_list_that_leads_out_of_its_folder_is_refused(
         load(place, tmp_path / "cache")
 
 
+def test_shards_are_refused_where_images_may_have_several_labels(
+    packed: tuple[Path, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=r"Shards hold one label an image; .*--data TABLE\.csv"):
+        load(packed[1], tmp_path, labels="multi")
+
+
 def test_a_list_without_the_name_of_a_class_is_refused(packed: tuple[Path, Path], tmp_path: Path) -> None:
     place = shutil.copytree(packed[1], tmp_path / "shards")
     values = json.loads((place / "shards.json").read_text())
