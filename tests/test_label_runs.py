@@ -115,3 +115,18 @@ def test_the_run_is_compared_and_released_by_its_ranking(run: Path, tmp_path: Pa
     outcome = challenge_champion(output, "first", read_spec(run / "spec.yaml"), tmp_path, lambda: None)
     assert outcome.is_champion
     assert outcome.said == "first is the champion: there was none"
+
+
+def test_settings_are_searched_by_mean_average_precision(run: Path, tmp_path: Path) -> None:
+    settings = [part for each in FAST for part in ("--set", each)]
+    done = trainer(
+        "tune", "--data", run.parents[1] / "data", "--output", tmp_path / "runs", "--run-name", "study",
+        *settings, "--metric", "mean_average_precision", "--trials", "1", "--parameter", "train.epochs=1..2",
+        cache=tmp_path / "cache",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "runs" / "study" / "summary.json").read_text())
+    assert summary["metric"] == "validation mean_average_precision"
+    assert summary["direction"] == "maximize"
+    metrics = json.loads((tmp_path / "runs" / "study" / "trial-000" / "metrics.json").read_text())
+    assert summary["trials"][0]["value"] == metrics["validation/mean_average_precision"]

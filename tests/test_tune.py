@@ -207,6 +207,8 @@ def test_what_cannot_be_searched_is_refused_and_nothing_is_written(photos: Path,
     words = ["tune", "--data", photos, "--output", tmp_path / "runs", *QUICK, "--trials", "2"]
     said = error_line(trainer(*words, "--parameter", "train.epoch=1..5", cache=tmp_path), 2)
     assert "Did you mean train.epochs?" in said
+    ranked = [*words, "--parameter", RATE, "--metric", "mean_average_precision"]
+    assert "data.labels=multi" in error_line(trainer(*ranked, cache=tmp_path), 2)
     missing = ["tune", "--data", tmp_path / "nowhere", "--output", tmp_path / "runs", "--trials", "2"]
     assert "no such folder" in error_line(trainer(*missing, "--parameter", RATE, cache=tmp_path), 65)
     code = "import sys; sys.modules['optuna'] = None; from trainer.cli import main; main(sys.argv[1:])"

@@ -100,7 +100,8 @@ def search_options(is_required: bool) -> Callable[[Command], Command]:
                 help=_PARAMETER_HELP,
             ),
             click.option(
-                "--metric", type=click.Choice(["accuracy", "loss"]), default="accuracy", show_default=True,
+                "--metric", type=click.Choice(["accuracy", "loss", "mean_average_precision"]),
+                default="accuracy", show_default=True,
                 help="Figure of the held-out images that the best trial is chosen by.",
             ),
             click.option("--no-pruning", is_flag=True, help="Train every trial to its end."),

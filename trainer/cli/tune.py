@@ -142,6 +142,11 @@ def _job(
 
     require_optuna()
     require_source(spec.data.source)
+    if metric == "mean_average_precision" and spec.data.labels != "multi":
+        raise UsageError(
+            "--metric mean_average_precision is of images with several labels, data.labels=multi. "
+            f"Received: data.labels={spec.data.labels}"
+        )
     base = _base(spec)
     parameters = parse_parameters(texts, base)
     about = {
@@ -156,9 +161,7 @@ def _job(
     shown = dump_shown_spec(spec.model_copy(update={"run_name": None}))
     known = open_study(store, about, shown)
     base = with_start(base, str(known["start_from"]))
-    search = Search(
-        parameters, spec.seed, metric == "accuracy", spec.train.epochs // _WARMUP_SHARE, is_pruning
-    )
+    search = Search(parameters, spec.seed, metric != "loss", spec.train.epochs // _WARMUP_SHARE, is_pruning)
     words = ("--require-accelerator", given["require_accelerator"]) if given["require_accelerator"] else ()
     own = _own_words(given)
     # The best settings are for a model of all training images.

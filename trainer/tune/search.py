@@ -19,7 +19,11 @@ from trainer.tune.study import Trial
 if TYPE_CHECKING:
     import optuna
 
-METRICS = {"accuracy": ("accuracy", "accuracy"), "loss": ("loss", "log_loss")}
+METRICS = {
+    "accuracy": ("accuracy", "accuracy"),
+    "loss": ("loss", "log_loss"),
+    "mean_average_precision": ("mean_average_precision", "mean_average_precision"),
+}
 """By the option: the name in an epoch's row, and that in metrics.json."""
 _TPE_ATTEMPTS, _ATTEMPTS = 8, 200
 _STARTUP_TRIALS = 10
