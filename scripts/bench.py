@@ -2,6 +2,9 @@
 
     python scripts/bench.py paper --data PETS    the whole paper run / the paper's own code
     python scripts/bench.py step --data PETS     training / the bare compiled step
+    python scripts/bench.py extraction --data PETS    features of a backbone / the bare forward pass
+    python scripts/bench.py finetuning --data PETS    training of its last stage / the bare step
+    python scripts/bench.py cached --data PETS   a second training on cached features, in seconds
     python scripts/bench.py memory               resident memory, data of ten times the cache
     python scripts/bench.py help                 `trainer --help`
 
@@ -35,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("benchmark", choices=["paper", "step", "memory", "help"])
+    parser.add_argument("benchmark", choices=list(BENCHMARKS))
     parser.add_argument("--data", help="the cats-and-dogs folder or archive")
     parser.add_argument(
         "--recipe", default="cats-vs-dogs", help="what `paper` runs against the paper's own code"
@@ -54,9 +57,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {date.today()}")
-    {"paper": bench_paper, "step": bench_step, "memory": bench_memory, "help": bench_help}[
-        arguments.benchmark
-    ](arguments)
+    BENCHMARKS[arguments.benchmark](arguments)
 
 
 def bench_paper(arguments: argparse.Namespace) -> None:
@@ -96,6 +97,37 @@ def bench_step(arguments: argparse.Namespace) -> None:
 
     trained, bare = measured.prepare(unpacked(arguments.data), arguments.precision or "float32")
     compare("training, images/s", "bare step, images/s", trained, bare, arguments.pairs)
+
+
+def bench_extraction(arguments: argparse.Namespace) -> None:
+    """Compare images/s of the extraction of features with those of a compiled forward pass."""
+    from trainer.cli.environment import prepare_libraries
+
+    prepare_libraries()
+    import bench_pretrained as measured
+
+    ours, bare = measured.prepare_extraction(unpacked(arguments.data))
+    compare("extraction, images/s", "forward pass, images/s", ours, bare, arguments.pairs)
+
+
+def bench_finetuning(arguments: argparse.Namespace) -> None:
+    """Compare images/s of training the last stage with those of the bare step on one resident batch."""
+    from trainer.cli.environment import prepare_libraries
+
+    prepare_libraries()
+    import bench_pretrained as measured
+
+    folder = unpacked(arguments.data)
+    trained, bare = measured.prepare_finetuning(folder, arguments.precision or "auto")
+    compare("fine-tuning, images/s", "bare step, images/s", trained, bare, arguments.pairs)
+
+
+def bench_cached(arguments: argparse.Namespace) -> None:
+    """Print the seconds of a training with the recipe auto, and of a second one on cached features."""
+    import bench_pretrained as measured
+
+    first, second, whole = measured.cached_seconds(arguments.data)
+    print(f"training {first:.1f} s; again with another seed {second:.1f} s, its whole process {whole:.1f} s")
 
 
 def bench_memory(arguments: argparse.Namespace) -> None:
@@ -173,6 +205,16 @@ def unpacked(data: str | None) -> Path:
         raise SystemExit(f"there is no train/ in {data}: give the cats-and-dogs folder or archive")
     return found[0]
 
+
+BENCHMARKS = {
+    "paper": bench_paper,
+    "step": bench_step,
+    "extraction": bench_extraction,
+    "finetuning": bench_finetuning,
+    "cached": bench_cached,
+    "memory": bench_memory,
+    "help": bench_help,
+}
 
 if __name__ == "__main__":
     main()

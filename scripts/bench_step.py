@@ -45,7 +45,7 @@ def prepare(folder: Path, precision: str) -> tuple[Callable[[], float], Callable
         overrides={"data.source": str(folder)},
     )
     dataset = load_dataset(spec.data, cache_folder(), SilentProgress(), lambda found: None)
-    return _training(spec, dataset), _bare_step(spec, dataset)
+    return rate_of_training(spec, dataset), _bare_step(spec, dataset)
 
 
 class _Watch:
@@ -69,7 +69,8 @@ class _Watch:
         return (self.calls[-1][0] - self.calls[0][0]) * batch / self.seconds()
 
 
-def _training(spec: RunSpec, dataset: Dataset) -> Callable[[], float]:
+def rate_of_training(spec: RunSpec, dataset: Dataset) -> Callable[[], float]:
+    """Return how to measure the images/s of training, once it is compiled."""
     cluster = find_cluster()
     steps = steps_per_epoch(len(dataset.train.labels), spec.train.global_batch_size)
     learner = build_learner(spec, len(dataset.class_names), steps, cluster)
@@ -105,6 +106,12 @@ def _bare_step(spec: RunSpec, dataset: Dataset) -> Callable[[], float]:
         optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
         return loss
 
+    return rate_of_steps(step, len(rows))
+
+
+def rate_of_steps(step: Callable[[], tf.Tensor], size: int) -> Callable[[], float]:
+    """Return how to measure the images/s of `step`, which takes `size` images, once it is compiled."""
+
     def measure() -> float:
         steps, started = 0, time.perf_counter()
         while time.perf_counter() - started < _SECONDS:
@@ -112,7 +119,7 @@ def _bare_step(spec: RunSpec, dataset: Dataset) -> Callable[[], float]:
                 loss = step()
             loss.numpy()
             steps += _STEPS_BETWEEN_LOOKS
-        return steps * len(rows) / (time.perf_counter() - started)
+        return steps * size / (time.perf_counter() - started)
 
-    measure()  # compiles
+    measure()
     return measure
