@@ -44,8 +44,8 @@ def test_photos_get_a_probe_and_small_images_are_fine_tuned() -> None:
     probe = {"family": "pretrained", "epochs": 1, "size": 224, "phases": ("logistic", 1), "weights": "none"}
     assert chosen("auto", PHOTOS) == probe
     assert chosen("fast", small) == probe
-    assert chosen("auto", small) == probe | {"epochs": 13, "size": 128}
-    assert chosen("best", small)["epochs"] == 31
+    assert chosen("auto", small) == probe | {"epochs": 10, "size": 128}
+    assert chosen("best", small)["epochs"] == 28
     assert chosen("auto", replace(PHOTOS, side=None)) == probe
 
 

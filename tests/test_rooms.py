@@ -69,7 +69,8 @@ HEAVY = ("tensorflow", "keras", "google.cloud")
 MAY_READ_ENVIRONMENT = ("cli", "task", "cluster")
 
 LONGEST_FUNCTION = 40
-LONGEST_FILE = 300
+LONGEST_FILE = 600
+"""Of one subject; most are far shorter."""
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -127,6 +127,14 @@ def _base(spec: RunSpec) -> RunSpec:
     return unreleased(spec).model_copy(update={"data": spec.data.model_copy(update={"held_out": held_out})})
 
 
+def _require_metric(metric: str, spec: RunSpec) -> None:
+    if metric == "mean_average_precision" and spec.data.labels != "multi":
+        raise UsageError(
+            "--metric mean_average_precision is of images with several labels, data.labels=multi. "
+            f"Received: data.labels={spec.data.labels}"
+        )
+
+
 def _job(
     spec: RunSpec, given: dict[str, Any], trials: int, texts: tuple[str, ...], metric: str, is_pruning: bool
 ) -> Job:
@@ -142,11 +150,7 @@ def _job(
 
     require_optuna()
     require_source(spec.data.source)
-    if metric == "mean_average_precision" and spec.data.labels != "multi":
-        raise UsageError(
-            "--metric mean_average_precision is of images with several labels, data.labels=multi. "
-            f"Received: data.labels={spec.data.labels}"
-        )
+    _require_metric(metric, spec)
     base = _base(spec)
     parameters = parse_parameters(texts, base)
     about = {

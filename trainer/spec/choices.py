@@ -20,7 +20,7 @@ _MOST_FITTED = 50_000_000
 """Images times classes above which the head is trained in steps and not by logistic regression."""
 _UNEQUAL = 1.5
 """Times the images of the smallest class that the largest one has, above which classes are weighted."""
-_FINETUNE_IMAGES = 60_000
+_FINETUNE_IMAGES = 45_000
 """Images that all epochs of fine-tuning take together on a CPU."""
 _STEP_EPOCHS = 20
 _FEWEST_EPOCHS, _MOST_EPOCHS = 3, 30
