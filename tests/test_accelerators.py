@@ -37,6 +37,8 @@ def test_without_a_number_the_smallest_is_meant() -> None:
     assert find_accelerator("cpu").vertex == ""
     assert find_accelerator("tpu-v6e").vertex is None
     assert find_accelerator("tpu-v5e").gke == "tpu-v5-lite-podslice"
+    assert str(find_accelerator("nvidia-rtx-pro-6000")) == "nvidia-rtx-pro-6000:1"
+    assert "no kernels" in find_accelerator("nvidia-rtx-pro-6000").note
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from trainer.cluster import (
     choose_precision,
     driver_problem,
     find_cluster,
+    kernel_problem,
     require_accelerator,
 )
 from trainer.cluster.host import Host, agreed_on
@@ -64,6 +65,23 @@ def test_without_its_program_there_is_no_driver(monkeypatch: pytest.MonkeyPatch,
 def test_a_driver_too_old_for_cuda_12_is_named(version: str, is_old: bool) -> None:
     problem = driver_problem([Gpu(23034, "550.54.15"), Gpu(23034, version)])
     assert (problem is not None and version in problem and "525" in problem) == is_old
+
+
+@pytest.mark.parametrize(
+    ("capability", "built", "is_named"),
+    [
+        ((9, 0), ["sm_80", "sm_89", "compute_90"], False),
+        ((10, 0), ["sm_80", "sm_89", "compute_90"], False),
+        ((12, 0), ["sm_80", "sm_89", "compute_90"], True),
+        ((12, 1), ["sm_90", "sm_120", "compute_120"], False),
+        ((12, 0), [], True),
+    ],
+)
+def test_a_gpu_that_tensorflow_has_no_kernels_for_is_named(
+    capability: tuple[int, int], built: list[str], is_named: bool
+) -> None:
+    problem = kernel_problem(capability, built)
+    assert (problem is not None and "capability 12.0; use another GPU" in problem) == is_named
 
 
 def test_gpus_that_are_asked_for_and_not_there_are_an_error() -> None:

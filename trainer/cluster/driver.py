@@ -5,12 +5,16 @@ In: this host. Out: its GPUs, and what is wrong with the driver.
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 _OLDEST_DRIVER = 525  # of CUDA 12: https://docs.nvidia.com/deploy/cuda-compatibility
 _DRIVER_SECONDS = 10.0
+_WITHOUT_KERNELS = (12, 0)
+"""Blackwell's workstation cards and newer GPUs, on which the wheels fail while compiling:
+https://github.com/tensorflow/tensorflow/issues/89272."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,21 @@ def ask_driver() -> list[Gpu]:
         return [Gpu(int(memory), driver.strip()) for memory, driver in rows]
     except (OSError, subprocess.SubprocessError, ValueError):
         return []
+
+
+def kernel_problem(capability: tuple[int, int], built: Sequence[str]) -> str | None:
+    """Return a sentence for a GPU that TensorFlow has no kernels for, None for any other.
+
+    built: the compute capabilities that TensorFlow was built for, such as sm_89 and compute_90.
+    """
+    newest = max((int(digits[1]) for each in built if (digits := re.search(r"_(\d+)$", each))), default=0)
+    if capability < _WITHOUT_KERNELS or newest >= 10 * capability[0]:
+        return None
+    major, minor = capability
+    return (
+        f"This TensorFlow has no kernels for GPUs of compute capability {major}.{minor}; use another GPU, "
+        "train on the CPU with train.devices=cpu, or use an image with a TensorFlow that was built for it."
+    )
 
 
 def driver_problem(gpus: Sequence[Gpu]) -> str | None:

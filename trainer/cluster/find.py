@@ -13,7 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from trainer.cluster.driver import ask_driver, driver_problem
+from trainer.cluster.driver import ask_driver, driver_problem, kernel_problem
 from trainer.cluster.host import Host, agreed_on
 from trainer.exits import AcceleratorError, TrainerError, UsageError
 from trainer.hosts import Peers, Place
@@ -142,6 +142,9 @@ def _gpu_cluster(gpus: Sequence[Any], peers: Peers) -> Cluster:
     details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
     capability = min(tuple(each.get("compute_capability", (0, 0))) for each in details)
     names = sorted({each.get("device_name", "GPU") for each in details})
+    newest = max(tuple(each.get("compute_capability", (0, 0))) for each in details)
+    if problem := kernel_problem(newest, tf.sysconfig.get_build_info().get("cuda_compute_capabilities", [])):
+        raise AcceleratorError(f"{problem} Received: {', '.join(names)}, TensorFlow {tf.__version__}")
     number = f"{len(gpus)} x " if len(gpus) > 1 else ""
     said = ask_driver()
     memory_mib = min((each.memory_mib for each in said), default=0)

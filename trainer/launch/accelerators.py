@@ -60,6 +60,8 @@ class Accelerator:
     """Of Vertex AI, as nvidia_l4_gpus; empty if it isn't known."""
     compute_quota: str = ""
     """Of Compute Engine's regions, as NVIDIA_L4_GPUS; empty if it isn't known."""
+    note: str = ""
+    """What a user should know before a job is sent; empty for nothing."""
 
     @property
     def kind(self) -> str:
@@ -105,6 +107,7 @@ def find_accelerator(text: str, prices: Path | None = None) -> Accelerator:
         is_spot_only=found.get("spot_only", False),
         quota=entry.get("quota", ""),
         compute_quota=entry.get("compute_quota", ""),
+        note=entry.get("note", ""),
     )
 
 

@@ -185,6 +185,7 @@ def describe_plan(plan: Plan, where: str) -> list[str]:
         "image": plan.image,
         "output": shown_address(run),
         "cost": _cost(plan),
+        "note": plan.accelerator.note,
     }
     return [f"{name:<{_WIDTH}}{text}" for name, text in facts.items() if text]
 
