@@ -44,7 +44,8 @@ def airbench_logits(
     # The features are many, and large after max pooling: logits have to begin small. Which factor is divided
     # between a constant and the weights sets how far a step of SGD moves them.
     x = layers.Rescaling(_HEAD_SCALE / x.shape[-1], dtype=policy)(x)
-    return class_logits(x, class_count, kernels, kernel=kernels.normal(1 / _HEAD_SCALE))
+    # A bias of the logits themselves would diverge at the learning rate of the others.
+    return class_logits(x, class_count, kernels, kernel=kernels.normal(1 / _HEAD_SCALE), use_bias=False)
 
 
 class Gelu(layers.Layer):  # type: ignore[misc]

@@ -21,20 +21,21 @@ def class_logits(
     kernels: Kernels,
     binary_unit: bool = False,
     kernel: keras.Initializer | None = None,
+    use_bias: bool = True,
 ) -> Any:
     """Return logits [batch, classes] in float32 of features [batch, features].
 
     With `binary_unit` and two classes a single unit z stands for the second class, and the
     logits are [0, z]. Their softmax is the sigmoid of z and their cross-entropy is the
     binary one, so a one-unit network needs no loss or metric of its own. `kernel` makes the initial
-    weights; Glorot's if not given.
+    weights; Glorot's if not given. use_bias: whether the last layer has one.
     """
     if not (binary_unit and class_count == 2):
-        return _dense(class_count, kernel or kernels.glorot(), "logits")(features)
-    unit = _dense(1, kernel or kernels.glorot(), "unit")(features)
+        return _dense(class_count, kernel or kernels.glorot(), "logits", use_bias)(features)
+    unit = _dense(1, kernel or kernels.glorot(), "unit", use_bias)(features)
     zero = keras.layers.Rescaling(0.0, dtype="float32", name="zero")(unit)
     return keras.layers.Concatenate(dtype="float32", name="logits")([zero, unit])
 
 
-def _dense(units: int, kernel: keras.Initializer, name: str) -> keras.layers.Dense:
-    return keras.layers.Dense(units, kernel_initializer=kernel, dtype="float32", name=name)
+def _dense(units: int, kernel: keras.Initializer, name: str, use_bias: bool) -> keras.layers.Dense:
+    return keras.layers.Dense(units, use_bias=use_bias, kernel_initializer=kernel, dtype="float32", name=name)
