@@ -20,12 +20,13 @@ from trainer.evaluate import Evaluator
 from trainer.exits import StoppedError, UsageError
 from trainer.model.pretrained import backbone_of, head_of, stages_of
 from trainer.model.weights import find_weights, load_weights
-from trainer.spec import PretrainedSpec, load_spec
+from trainer.spec import EarlyStoppingSpec, PretrainedSpec, load_spec
 from trainer.spec.finetune import FinetuneSpec
 from trainer.train import Learner, TrainResult
 from trainer.train.features import Features, build_features
 from trainer.train.phases import epochs_of_phases
 from trainer.train.probe import fit_probe, fold_of
+from trainer.train.progress import Standing, out_of_patience
 
 BACKBONE = [
     "data.image_size=32", "model={family: pretrained, dropout: 0.2}", "train.global_batch_size=22",
@@ -49,7 +50,6 @@ def dataset() -> Dataset:
     [
         ({}, 1, [("frozen", 1)]),
         ({}, 5, [("frozen", 1), ("all", 4)]),
-        ({"frozen_epochs": 3}, 5, [("frozen", 1), ("all", 4)]),
         ({"frozen_epochs": 3, "probe": "steps"}, 5, [("frozen", 3), ("all", 2)]),
         ({"frozen_epochs": 0, "last_stage_epochs": 2}, 2, [("last stage", 2)]),
         ({"last_stage_epochs": 2}, 4, [("frozen", 1), ("last stage", 2), ("all", 1)]),
@@ -250,3 +250,11 @@ def test_a_head_is_trained_in_steps_on_cached_features_where_nothing_is_augmente
     assert not list((tmp_path / "augmented" / "cache").rglob("*.npy"))
     for one, other in zip(before, backbone_of(learner.model).weights, strict=True):
         np.testing.assert_array_equal(one, other.numpy())
+
+
+def test_only_the_last_phase_may_run_out_of_patience_and_begins_with_all_of_it() -> None:
+    patience, standing = EarlyStoppingSpec(patience_epochs=2), Standing(best_epoch=1, best_score=0.5)
+    ended = [epoch for epoch in range(1, 8) if out_of_patience(standing, epoch, patience, last_phase_from=4)]
+    assert ended == [6, 7]
+    assert out_of_patience(standing, 3, patience)
+    assert not out_of_patience(replace(standing, best_epoch=0), 7, patience)

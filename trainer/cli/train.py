@@ -79,7 +79,7 @@ def train_command(
     require_tensorflow()  # before a run is begun
     with Console(spec.train.log_interval_seconds) as console:
         console.banner()
-        spec = chosen_spec(spec, cache_dir, console)
+        spec = chosen_spec(spec, cache_dir, console, fresh)
         # Where only some are started again the others don't come, and nobody has to wait for them.
         finished = find_finished_run(spec, fresh) if place.count > 1 else None
         if finished is not None:

@@ -134,9 +134,9 @@ class Case(Judged):
 
     @property
     def cross_validated(self) -> float | None:
-        """The accuracy of logistic regression on training images that each fold left out; None if there is
-        none."""
-        value = self.history[0].get(CROSS_VALIDATED) if self.history else None
+        """The accuracy of logistic regression on training images that each fold left out; None if the model
+        that answers has another head."""
+        value = self.history[0].get(CROSS_VALIDATED) if self.is_probe else None
         return float(value) if isinstance(value, int | float) else None
 
     @property

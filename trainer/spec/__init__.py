@@ -10,6 +10,7 @@ from trainer.spec.augment import AugmentSpec, CropSpec
 from trainer.spec.load import (
     dump_shown_spec,
     dump_spec,
+    given_settings,
     has_secret,
     load_spec,
     parse_spec,
@@ -53,6 +54,7 @@ __all__ = [
     "dump_shown_spec",
     "dump_spec",
     "format_size",
+    "given_settings",
     "has_secret",
     "load_spec",
     "parse_spec",

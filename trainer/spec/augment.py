@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from trainer.spec.checked import Checked, Fraction, Positive
+from trainer.spec.checked import Checked, Fraction, Positive, cross_check
 
 
 class CropSpec(Checked):
@@ -27,7 +27,7 @@ class CropSpec(Checked):
     whole_epochs: int = Field(0, ge=0, le=2**31 - 1)
     """So many last epochs see whole images of data.image_size, as evaluation does, instead of crops."""
 
-    @model_validator(mode="after")
+    @cross_check
     def _ordered(self) -> CropSpec:
         if self.scale[0] > self.scale[1] or self.scale[1] == 0 or self.ratio[0] > self.ratio[1]:
             raise ValueError("scale and ratio are [smallest, largest], and the largest scale is above 0")
@@ -63,13 +63,13 @@ class AugmentSpec(Checked):
         """Whether any of the changes is on."""
         return self != AugmentSpec()
 
-    @model_validator(mode="after")
+    @cross_check
     def _one_position(self) -> AugmentSpec:
         if self.translate_pixels and self.crop is not None:
             raise ValueError("a crop already moves the image: leave translate_pixels at 0 or crop out")
         return self
 
-    @model_validator(mode="after")
+    @cross_check
     def _one_mixture(self) -> AugmentSpec:
         if self.mixup + self.cutmix > 1.0:
             raise ValueError(

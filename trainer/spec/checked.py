@@ -5,9 +5,10 @@ In: nothing. Out: the base of all parts, and the ranges that numbers have.
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -21,3 +22,17 @@ class Checked(BaseModel):
     """Frozen, strict, and closed: an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+_Model = TypeVar("_Model", bound=Checked)
+OPEN = {"is_open": True}
+"""The context of a validation after which more settings are chosen: they are not yet checked together."""
+
+
+def cross_check(method: Callable[[_Model], _Model]) -> Any:
+    """Make `method` a check of several settings together; not done while some are still to be chosen."""
+
+    def checked(self: _Model, info: ValidationInfo) -> _Model:
+        return self if info.context == OPEN else method(self)
+
+    return model_validator(mode="after")(checked)

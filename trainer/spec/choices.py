@@ -7,7 +7,7 @@ user sets takes precedence over them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Goal = Literal["auto", "fast", "best"]
@@ -16,7 +16,7 @@ _SMALL_SIDE = 96
 """Images below this many pixels are blown up for a backbone that was trained on photos of 224 pixels."""
 _SMALL_SIZE = 128
 _PHOTO_SIZE, _PHOTO_FRACTION = 224, 0.875
-_MOST_FITTED = 50_000_000
+MOST_FITTED = 15_000_000
 """Images times classes above which the head is trained in steps and not by logistic regression."""
 _UNEQUAL = 1.5
 """Times the images of the smallest class that the largest one has, above which classes are weighted."""
@@ -24,6 +24,10 @@ _FINETUNE_IMAGES = 45_000
 """Images that all epochs of fine-tuning take together on a CPU."""
 _STEP_EPOCHS = 20
 _FEWEST_EPOCHS, _MOST_EPOCHS = 3, 30
+_WIDTH = 1280
+"""Of the features of EfficientNet, float32."""
+_CACHE_MIB = 4096
+"""The default of data.cache_mib."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class Facts:
     has_several_labels: bool = False
     """Whether an image may have any number of labels; rare ones are then not weighted, as their thresholds do
     better and probabilities stay what they say."""
+    given: Mapping[str, Any] = field(default_factory=dict)
+    """The settings that the user made, by their dotted keys."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,10 @@ class Choice:
 
 
 def choose(goal: Goal, facts: Facts) -> Choice:
-    """Return the settings for `goal`: a probe for 'fast', everything that helps for 'best'."""
+    """Return the settings for `goal`: a probe for 'fast', everything that helps for 'best'.
+
+    They fit what the user set, and the reasons say what will be done with both.
+    """
     is_small = facts.side is not None and facts.side < _SMALL_SIDE
     settings: dict[str, Any]
     reasons: tuple[tuple[str, str], ...]
@@ -71,6 +80,7 @@ def choose(goal: Goal, facts: Facts) -> Choice:
     weighted = _weighted(facts)
     if weighted:
         settings.setdefault("train", {})["class_weights"] = "balanced"
+    _drop_conflicts(settings, facts.given)
     size = f"about {facts.side} px" if facts.side is not None else "of unknown size"
     found = f"{facts.images:,} images in {len(facts.classes)} classes, {size}"
     found += f", and {facts.held_out:,} held out" if facts.held_out else ""
@@ -78,28 +88,56 @@ def choose(goal: Goal, facts: Facts) -> Choice:
 
 
 def _probed(facts: Facts, is_small: bool) -> tuple[dict[str, Any], tuple[tuple[str, str], ...]]:
-    is_fitted = facts.images * len(facts.classes) <= _MOST_FITTED
+    epochs = facts.given.get("train.epochs")
+    is_fitted = facts.images * len(facts.classes) <= MOST_FITTED and (epochs or 1) == 1
     train: dict[str, Any] = {"epochs": 1, "finetune": {"probe": "logistic", "frozen_epochs": 1}}
     how = "logistic regression on its features, its penalty chosen by cross-validation on training images"
     if not is_fitted:
-        train = {"epochs": _STEP_EPOCHS, "finetune": {"probe": "steps", "frozen_epochs": _STEP_EPOCHS}}
-        how = f"{_STEP_EPOCHS} epochs on its cached features: too many images for logistic regression"
+        epochs = epochs or _STEP_EPOCHS
+        train = {"epochs": epochs, "finetune": {"probe": "steps", "frozen_epochs": epochs}}
+        how = f"{epochs} epochs of the head {_of_features(facts)}"
+    if any(key.startswith("train.finetune.") for key in facts.given):
+        how = "as train.finetune says"
     why = (
         "the images are small, and fine-tuning would be more accurate"
         if is_small
         else "its features suit images of this size"
     )
     return _pretrained(facts, train, _photo_data()), (
-        ("model", f"{facts.backbone} with pretrained weights, frozen, at {_PHOTO_SIZE} px: {why}"),
+        ("model", f"{facts.backbone} with pretrained weights, frozen, at {_size(facts, _PHOTO_SIZE)}: {why}"),
         ("training", how),
     )
+
+
+def _of_features(facts: Facts) -> str:
+    mib, most = facts.images * _WIDTH * 4 >> 20, facts.given.get("data.cache_mib", _CACHE_MIB)
+    if mib <= most:
+        return "on cached features"
+    return f"on features that are computed in each epoch; to cache them data.cache_mib has to be {mib:,}"
+
+
+def _size(facts: Facts, chosen: int) -> str:
+    size = facts.given.get("data.image_size", chosen)
+    return f"{size} px" if isinstance(size, int) else f"{size[0]} x {size[1]} px"
+
+
+def _drop_conflicts(settings: dict[str, Any], given: Mapping[str, Any]) -> None:
+    """Leave out of `settings` what does not go together with what was set."""
+    if given.get("data.resize", "crop") != "crop":
+        settings["data"].pop("crop_fraction", None)
+    if given.get("augment.translate_pixels"):
+        settings.get("augment", {}).pop("crop", None)
+    optimizer = settings.get("optimizer", {})
+    if given.get("optimizer.name", optimizer.get("name")) != optimizer.get("name"):
+        settings.pop("optimizer", None)  # a learning rate is one of its optimizer
 
 
 def _finetuned(goal: Goal, facts: Facts) -> tuple[dict[str, Any], tuple[tuple[str, str], ...]]:
     images = _FINETUNE_IMAGES * (3 if goal == "best" else 1)
     epochs = max(_FEWEST_EPOCHS, min(_MOST_EPOCHS, round(images / facts.images)))
+    epochs = facts.given.get("train.epochs", 1 + epochs)
     train = {
-        "epochs": 1 + epochs,
+        "epochs": epochs,
         "global_batch_size": 32,
         "label_smoothing": 0.1,
         "finetune": {
@@ -115,10 +153,10 @@ def _finetuned(goal: Goal, facts: Facts) -> tuple[dict[str, Any], tuple[tuple[st
         "warmup_epochs": 0.5,
     }  # fmt: skip
     return settings, (
-        ("model", f"{facts.backbone} with pretrained weights, fine-tuned at {_SMALL_SIZE} px"),
+        ("model", f"{facts.backbone} with pretrained weights, fine-tuned at {_size(facts, _SMALL_SIZE)}"),
         (
             "training",
-            f"{epochs} epochs of all weights: features of a frozen backbone are weak for such small images",
+            f"{epochs - 1} epochs of all weights: frozen features are weak for such small images",
         ),
         ("augmentation", "mirrored at random"),
     )
@@ -128,7 +166,7 @@ def _from_scratch(
     goal: Goal, facts: Facts, is_small: bool
 ) -> tuple[dict[str, Any], tuple[tuple[str, str], ...]]:
     size = 32 if is_small and (facts.side or 0) <= 40 else 64 if is_small else 128
-    epochs = {"fast": 15, "auto": 40, "best": 100}[goal]
+    epochs = facts.given.get("train.epochs", {"fast": 15, "auto": 40, "best": 100}[goal])
     augment: dict[str, Any] = {"flip": "horizontal", "crop": {"scale": [0.5, 1.0]}}
     settings = {
         "model": {"family": "residual", **({"stem_stride": 1} if is_small else {})},
@@ -138,7 +176,7 @@ def _from_scratch(
         "train": {"epochs": epochs, "ema_decay": 0.99},
     }
     return settings, (
-        ("model", f"a residual network from scratch at {size} px: {facts.why_none}"),
+        ("model", f"a residual network from scratch at {_size(facts, size)}: {facts.why_none}"),
         ("training", f"{epochs} epochs"),
         ("augmentation", "mirrored and cropped at random"),
     )

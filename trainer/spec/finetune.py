@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from trainer.spec.checked import Checked, Count
+from trainer.spec.checked import Checked, Count, cross_check
 
 
 class FinetuneSpec(Checked):
@@ -22,7 +22,7 @@ class FinetuneSpec(Checked):
     """How the head is trained while the backbone is frozen: logistic regression on cached features, or
     steps."""
     frozen_epochs: int = Field(1, ge=0)
-    """Epochs with a frozen backbone; logistic regression is one epoch, whatever this says above 0."""
+    """Epochs with a frozen backbone; logistic regression is one epoch, more need probe: steps."""
     last_stage_epochs: int = Field(0, ge=0)
     """Epochs in which the head and the backbone's last stage are trained."""
     backbone_rate: float = Field(0.1, gt=0.0, le=1.0)
@@ -34,10 +34,19 @@ class FinetuneSpec(Checked):
     folds: Count = 5
     """Folds of the cross-validation that chooses the regularisation of logistic regression."""
 
+    @cross_check
+    def _one_fit(self) -> FinetuneSpec:
+        if self.probe == "logistic" and self.frozen_epochs > 1:
+            raise ValueError(
+                "logistic regression is one epoch: set frozen_epochs to 1, or probe to steps. "
+                f"Received: frozen_epochs {self.frozen_epochs}"
+            )
+        return self
+
     @property
     def frozen(self) -> int:
-        """Epochs with a frozen backbone: logistic regression is one."""
-        return min(1, self.frozen_epochs) if self.probe == "logistic" else self.frozen_epochs
+        """Epochs with a frozen backbone."""
+        return self.frozen_epochs
 
     @property
     def first_epochs(self) -> int:

@@ -18,6 +18,7 @@ from trainer import recipes
 from trainer.exits import UsageError
 from trainer.printable import bare_address, is_address, shown_values
 from trainer.spec.addresses import unsigned
+from trainer.spec.checked import OPEN
 from trainer.spec.problems import describe_problems, is_section, require_known_key
 from trainer.spec.schema import RunSpec
 from trainer.spec.text import dump_mapping, parse_mapping, parse_value, shown_repr
@@ -98,17 +99,26 @@ def with_choices(spec: RunSpec, settings: Mapping[str, Any]) -> RunSpec:
     return _validated({**_laid_over(dict(settings), values), "choose": "none"})
 
 
+def given_settings(spec: RunSpec) -> dict[str, Any]:
+    """Return the settings of `spec` that were set, by their dotted keys."""
+    return flat(spec.model_dump(mode="json", exclude_unset=True))
+
+
 def dump_spec(spec: RunSpec) -> str:
     """Return the whole spec as YAML; `load_spec` on it gives an equal spec.
 
     Of one whose settings are still to be chosen only what was set, so that the rest can be chosen.
     """
-    return dump_mapping(spec.model_dump(mode="json", exclude_unset=spec.choose != "none"))
+    return dump_mapping(_values(spec))
 
 
 def dump_shown_spec(spec: RunSpec) -> str:
-    """Return the whole spec as YAML to be shown: its addresses without passwords and queries."""
-    return dump_mapping(shown_values(spec.model_dump(mode="json")))
+    """Return what `dump_spec` does to be shown: its addresses without passwords and queries."""
+    return dump_mapping(shown_values(_values(spec)))
+
+
+def _values(spec: RunSpec) -> dict[str, Any]:
+    return spec.model_dump(mode="json", exclude_unset=spec.choose != "none")
 
 
 def has_secret(spec: RunSpec) -> bool:
@@ -204,7 +214,8 @@ def _another_family(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 
 def _validated(values: dict[str, Any]) -> RunSpec:
     try:
-        return RunSpec.model_validate(values)
+        is_open = values.get("choose", "none") != "none"
+        return RunSpec.model_validate(values, context=OPEN if is_open else None)
     except ValidationError as error:
         raise UsageError(describe_problems(error)) from None
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from trainer.spec.checked import Blocks, Checked, Count, Filters
+from trainer.spec.checked import Blocks, Checked, Count, Filters, cross_check
 
 
 class PlainSpec(Checked):
@@ -53,7 +53,7 @@ class ResidualSpec(Checked):
     average_mirror: bool = False
     """Answer with the mean over the picture and its mirror image, at twice the cost of an answer."""
 
-    @model_validator(mode="after")
+    @cross_check
     def _stages(self) -> ResidualSpec:
         if len(self.filters) != len(self.blocks):
             raise ValueError("filters and blocks need one number for each stage")

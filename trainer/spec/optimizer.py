@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from trainer.spec.checked import Checked, Fraction, NonNegative, Positive
+from trainer.spec.checked import Checked, Fraction, NonNegative, Positive, cross_check
 
 
 class OptimizerSpec(Checked):
@@ -45,7 +45,7 @@ class OptimizerSpec(Checked):
         is_muon = isinstance(value, dict) and value.get("name") == "muon"
         return {"momentum": 0.95, "nesterov": True, **value} if is_muon else value
 
-    @model_validator(mode="after")
+    @cross_check
     def _used(self) -> OptimizerSpec:
         if (self.momentum or self.nesterov) and self.name not in ("sgd", "rmsprop", "muon"):
             raise ValueError(f"momentum and nesterov are of sgd, rmsprop and muon, not of {self.name}")

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from trainer.spec.airbench import AirbenchSpec
 from trainer.spec.augment import AugmentSpec
-from trainer.spec.checked import Checked, Count, Fraction, NonNegative, Positive
+from trainer.spec.checked import OPEN, Checked, Count, Fraction, NonNegative, Positive, cross_check
 from trainer.spec.finetune import FinetuneSpec
 from trainer.spec.networks import PlainSpec, ResidualSpec
 from trainer.spec.optimizer import OptimizerSpec
@@ -79,7 +79,8 @@ class DataSpec(Checked):
     @field_validator("crop_fraction")
     @classmethod
     def _crops(cls, value: float, others: ValidationInfo) -> float:
-        if value != 1.0 and others.data.get("resize") in ("stretch", "pad"):
+        is_cut = value != 1.0 and others.data.get("resize") in ("stretch", "pad")
+        if is_cut and others.context != OPEN:
             raise ValueError("a part of an image is kept with data.resize crop only")
         return value
 
@@ -155,7 +156,7 @@ class TrainSpec(Checked):
     profile: str | None = Field(None, pattern=r"^[1-9][0-9]{0,8}-[1-9][0-9]{0,8}$")
     """FIRST-LAST: of these steps, counted from 1, a profile for TensorBoard is written."""
 
-    @model_validator(mode="after")
+    @cross_check
     def _profile_ordered(self) -> TrainSpec:
         if self.profiled_steps is not None and self.profiled_steps[0] > self.profiled_steps[1]:
             raise ValueError("profile is FIRST-LAST, as 10-20")
@@ -204,7 +205,7 @@ class RunSpec(Checked):
         """Whether the network has depthwise convolutions."""
         return isinstance(self.model, PretrainedSpec) and self.model.backbone != "resnet50v2"
 
-    @model_validator(mode="after")
+    @cross_check
     def _phases_fit(self) -> RunSpec:
         if self.train.finetune is not None and not isinstance(self.model, PretrainedSpec):
             raise ValueError("train.finetune is of model.family pretrained")
@@ -214,7 +215,7 @@ class RunSpec(Checked):
             raise ValueError("train.finetune has more frozen and last-stage epochs than train.epochs")
         return self
 
-    @model_validator(mode="after")
+    @cross_check
     def _sizes_fit(self) -> RunSpec:
         crop, size = self.augment.crop, min(sides_of(self.data.image_size))
         sides = {size} if crop is None else {size, crop.size or size, crop.first_size or crop.size or size}
@@ -236,7 +237,7 @@ class RunSpec(Checked):
             )
         return self
 
-    @model_validator(mode="after")
+    @cross_check
     def _labels_fit(self) -> RunSpec:
         stopping, is_multi = self.train.early_stopping, self.data.labels == "multi"
         if is_multi and isinstance(self.model, PlainSpec) and self.model.binary_unit:
@@ -245,7 +246,7 @@ class RunSpec(Checked):
             raise ValueError("train.early_stopping.monitor mean_average_precision needs data.labels multi")
         return self
 
-    @model_validator(mode="after")
+    @cross_check
     def _xla_can_do_it(self) -> RunSpec:
         if self.train.xla is True and self.augment.rotate_degrees:
             raise ValueError("train.xla true has no kernel for augment.rotate_degrees; leave one of them out")
@@ -262,5 +263,6 @@ class RunSpec(Checked):
     @classmethod
     def _default_family(cls, value: Any) -> Any:
         if isinstance(value, dict) and "family" not in value:
-            return {"family": "residual", **value}
+            is_pretrained = not {"backbone", "weights"}.isdisjoint(value)
+            return {"family": "pretrained" if is_pretrained else "residual", **value}
         return value

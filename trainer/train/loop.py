@@ -234,7 +234,8 @@ class Loop:
             self.keeper.save_best(epoch)
         if epoch == self.spec.train.epochs:
             return
-        if value is not None and out_of_patience(standing, epoch, stopping):
+        last = self.learner.phases[-1].first_epoch
+        if value is not None and out_of_patience(standing, epoch, stopping, last):
             standing.ended = f"no better {self.held_out} result since epoch {standing.best_epoch}"
         budget = self.spec.train.time_budget_seconds
         if budget is not None and standing.elapsed_seconds >= budget:

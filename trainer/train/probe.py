@@ -24,7 +24,7 @@ Labels = NDArray[np.integer]
 _PENALTIES = tuple(10.0**power for power in np.arange(-5.0, 2.01, 0.5))
 """Values of C, the inverse strength of the penalty, from strong to weak."""
 _MOST_ITERATIONS = 1000
-_MOST_WORK = 2e11
+MOST_WORK = 2e11
 """Images times width times classes times folds that are fitted; more takes hours."""
 
 
@@ -52,7 +52,7 @@ def fit_probe(
     fewer if a class has fewer images. Raises UsageError for more images than logistic regression is made
     for.
     """
-    if features.size * len(weights) * folds > _MOST_WORK:
+    if features.size * len(weights) * folds > MOST_WORK:
         raise UsageError(
             "Logistic regression takes too long for so many images and classes; train the head in steps with "
             f"--set train.finetune.probe=steps. Received: {len(features)} images of {len(weights)} classes"

@@ -89,9 +89,17 @@ def best_of(
     return -epoch, value
 
 
-def out_of_patience(standing: Standing, epoch: int, spec: EarlyStoppingSpec | None) -> bool:
-    """Return whether the best epoch lies `patience_epochs` or more back."""
-    return spec is not None and 0 < standing.best_epoch <= epoch - spec.patience_epochs
+def out_of_patience(
+    standing: Standing, epoch: int, spec: EarlyStoppingSpec | None, last_phase_from: int = 0
+) -> bool:
+    """Return whether the best epoch lies `patience_epochs` or more back.
+
+    epoch: from 1. last_phase_from: the epochs before the last phase; it begins with patience of its own, and
+    no phase before it ends the training.
+    """
+    if spec is None or not standing.best_epoch:
+        return False
+    return max(standing.best_epoch, last_phase_from) <= epoch - spec.patience_epochs
 
 
 def diverged(epoch: int, recoveries: int, optimizer: OptimizerSpec) -> DivergedError:
