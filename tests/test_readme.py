@@ -1,4 +1,4 @@
-"""What the documents tell people to type: every command is one that there is, with options that it has."""
+"""The commands of the documentation: every one exists, with the options that it is shown with."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from trainer.cli.app import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = (
-    "README.md", "README.pt-BR.md", "CONTRIBUTING.md", "docs/choosing-a-model.md", "docs/images.md",
-    "docs/models-of-others.md", "docs/several-labels.md", "docs/tune.md",
+    "README.md", "README.pt-BR.md", "CONTRIBUTING.md",
+    *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))),
 )  # fmt: skip
 _SPEC = "recipe: demo\nrun_name: pets\n"
 
@@ -71,10 +71,10 @@ def test_a_command_that_there_is_not_would_be_seen() -> None:
         parse(["sumbit", "gke"])
 
 
-def test_every_job_of_the_readme_would_be_sent(tmp_path: Path) -> None:
+def test_every_job_of_the_documentation_would_be_sent(tmp_path: Path) -> None:
     (tmp_path / "my.yaml").write_text(_SPEC)
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    weekly = re.search(r"`weekly\.yaml`.*?^```yaml\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
+    page = (ROOT / "docs" / "release.md").read_text(encoding="utf-8")
+    weekly = re.search(r"`weekly\.yaml`.*?^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     assert weekly is not None
     (tmp_path / "weekly.yaml").write_text(weekly[1])
     image = next(line for line in lines_to_type() if line.startswith("export TRAINER_IMAGE=")).partition("=")[
