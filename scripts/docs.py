@@ -66,7 +66,7 @@ complete spec to `spec.yaml`; training with that file is the same run.
 COMMANDS = """\
 # Commands
 
-`trainer COMMAND --help` prints the same text. For an unknown option the message names the nearest option or
+`--help` after a command prints the same text. For an unknown option the message names the nearest option or
 setting. Every command ends with one of the [exit codes](exit-codes.md).
 """
 
