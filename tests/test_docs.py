@@ -13,6 +13,7 @@ from types import ModuleType
 
 import pytest
 
+from trainer.exits import EXIT_CODES
 from trainer.spec.problems import known_keys
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -138,3 +139,9 @@ def test_every_setting_that_a_page_names_exists() -> None:
     }
     assert len(named) > 40
     assert {(page, key) for page, key in named if key not in known_keys()} == set()
+
+
+def test_the_portuguese_page_has_every_exit_code() -> None:
+    text = (ROOT / "README.pt-BR.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([\d, ]+) \|", text, re.MULTILINE)
+    assert sorted(int(code) for row in rows for code in row.split(",")) == sorted(EXIT_CODES)

@@ -109,7 +109,7 @@ class CheckpointSpec(Checked):
     """When checkpoints are written, in addition to the end of each epoch and a graceful shutdown."""
 
     every_minutes: Positive | None = 5.0
-    """Minutes between checkpoints; null writes them at the end of each epoch only."""
+    """Minutes between checkpoints; null turns this off."""
     every_steps: Count | None = None
     """Maximum number of steps that are repeated after a failure; a checkpoint starts after half of them."""
 
