@@ -3,7 +3,7 @@
     python scripts/render_manifests.py          writes them
     python scripts/render_manifests.py --check  ends with 1 if one of them says something else
 
-IMAGE and BUCKET stand for what everyone has to put in; see the README.
+IMAGE and BUCKET are placeholders; docs/gke.md shows how to replace them.
 """
 
 from __future__ import annotations

@@ -19,13 +19,15 @@ class AirbenchSpec(Checked):
     """
 
     family: Literal["airbench"] = "airbench"
+    """Network family."""
     filters: tuple[Filters, ...] = Field((64, 256, 256), strict=False, min_length=1)
-    """One number a group; each group halves height and width."""
+    """Filters of each group; each group halves height and width."""
     convolutions: int = Field(2, ge=2, le=3)
-    """In each group; the third one has an identity shortcut."""
+    """Convolutions of each group; the third one has an identity shortcut."""
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    """Dropout rate before the last layer."""
     average_mirror: bool = False
-    """Answer with the mean over the picture and its mirror image, at twice the cost of an answer."""
+    """Average the logits of an image and of its mirror image, at twice the cost of an answer."""
 
     @property
     def least_side(self) -> int:

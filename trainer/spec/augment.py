@@ -13,19 +13,22 @@ from trainer.spec.checked import Checked, Fraction, Positive, cross_check
 
 
 class CropSpec(Checked):
-    """A random part of each image, resized: scale is its area, ratio its width over its height.
+    """A random crop of each image, resized. Off by default.
 
-    Both are relative to the image that the network sees, and a side is the shorter one.
+    Scale and ratio are relative to the input of the network. A side is the shorter one.
     """
 
     scale: tuple[Fraction, Fraction] = Field((0.35, 1.0), strict=False)
+    """Smallest and largest area of the crop, as a fraction of the image."""
     ratio: tuple[Positive, Positive] = Field((0.75, 1.3333), strict=False)
+    """Smallest and largest width over height of the crop."""
     size: int | None = Field(None, ge=8, le=2048)
-    """The side of the crop after resizing, in pixels; the image size if not given."""
+    """Side of the crop after resizing, in pixels; by default data.image_size."""
     first_size: int | None = Field(None, ge=8, le=2048)
-    """Training starts with crops of this side and grows to `size`; needs the residual family."""
+    """Side of the crops at the beginning of training; they grow to size. Needs a network that takes any
+    size."""
     whole_epochs: int = Field(0, ge=0, le=2**31 - 1)
-    """So many last epochs see whole images of data.image_size, as evaluation does, instead of crops."""
+    """Last epochs that see whole images of data.image_size, as evaluation does, instead of crops."""
 
     @cross_check
     def _ordered(self) -> CropSpec:
@@ -35,28 +38,32 @@ class CropSpec(Checked):
 
 
 class AugmentSpec(Checked):
-    """Random changes to training images; all off by default."""
+    """Random changes of training images; all are off by default."""
 
     flip: Literal["none", "horizontal", "alternating", "both"] = "none"
-    """alternating mirrors every image in each second epoch, half of them in the first (Jordan 2024)."""
+    """Mirror images at random. alternating mirrors each image in every second epoch (Jordan 2024)."""
     crop: CropSpec | None = None
+    """Random crops, resized."""
     translate_pixels: int = Field(0, ge=0, le=256)
-    """Moved by up to this many pixels up or down and left or right, the border reflected; not with crop."""
+    """Maximum shift in pixels in both directions, with a reflected border; not together with crop."""
     rotate_degrees: float = Field(0.0, ge=0.0, le=180.0)
+    """Maximum rotation in degrees, in both directions."""
     brightness: Fraction = 0.0
-    """Added to all pixels: uniform in plus or minus this, 1 being white."""
+    """Maximum change of brightness, uniform in plus or minus this value, where 1 is white."""
     contrast: Fraction = 0.0
+    """Maximum change of contrast: a factor that is uniform in 1 plus or minus this value."""
     saturation: Fraction = 0.0
+    """Maximum change of saturation: a factor that is uniform in 1 plus or minus this value."""
     hue: float = Field(0.0, ge=0.0, le=0.5)
-    """Turned by up to this share of the colour circle."""
+    """Maximum rotation of the hue, in both directions, as a fraction of the colour circle."""
     noise: Fraction = 0.0
-    """Standard deviation of Gaussian noise is uniform in 0 to this, 1 being white."""
+    """Maximum standard deviation of Gaussian noise, where 1 is white."""
     erase: Fraction = 0.0
-    """The probability that a random rectangle is blanked."""
+    """Probability of random erasing: a grey rectangle (Zhong et al. 2017)."""
     mixup: Fraction = 0.0
-    """The probability that an image is blended with its neighbour, labels too (Zhang et al. 2017)."""
+    """Probability of mixup with the neighbouring image, labels too (Zhang et al. 2017)."""
     cutmix: Fraction = 0.0
-    """The probability that a square of an image is its neighbour's, labels too (Yun et al. 2019)."""
+    """Probability of CutMix with the neighbouring image, labels too (Yun et al. 2019)."""
 
     @property
     def changes_images(self) -> bool:

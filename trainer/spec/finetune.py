@@ -13,18 +13,18 @@ from trainer.spec.checked import Checked, Count, cross_check
 
 
 class FinetuneSpec(Checked):
-    """How a pretrained backbone is trained: frozen, then its last stage, then all of it.
+    """Fine-tuning phases of a pretrained backbone: frozen, then its last stage, then all weights.
 
-    The epochs that are left after the frozen ones and those of the last stage train all weights.
+    The epochs that remain after the first two phases train all weights.
     """
 
     probe: Literal["logistic", "steps"] = "logistic"
     """How the head is trained while the backbone is frozen: logistic regression on cached features, or
     steps."""
     frozen_epochs: int = Field(1, ge=0)
-    """Epochs with a frozen backbone; logistic regression is one epoch, more need probe: steps."""
+    """Epochs with a frozen backbone. With `probe: logistic` 0 or 1; more need `probe: steps`."""
     last_stage_epochs: int = Field(0, ge=0)
-    """Epochs in which the head and the backbone's last stage are trained."""
+    """Epochs that train the head and the last stage of the backbone."""
     backbone_rate: float = Field(0.1, gt=0.0, le=1.0)
     """Multiplier of the learning rate for the backbone."""
     layer_decay: float = Field(1.0, gt=0.0, le=1.0)

@@ -16,28 +16,32 @@ class OptimizerSpec(Checked):
     """The optimizer and its learning-rate schedule."""
 
     name: Literal["sgd", "rmsprop", "adam", "adamw", "muon"] = "adamw"
-    """muon orthogonalises the updates of hidden kernels (Jordan 2024); `rest` trains all other weights."""
+    """Optimizer. muon orthogonalises the updates of hidden kernels (Jordan 2024); rest trains all other
+    weights."""
     learning_rate: Positive = 0.001
+    """Learning rate at the peak of the schedule."""
     momentum: float = Field(0.0, ge=0.0, lt=1.0)
-    """Of sgd, rmsprop and muon, whose default is 0.95."""
+    """Momentum of sgd, rmsprop and muon; the default of muon is 0.95."""
     nesterov: bool = False
-    """Of sgd and muon, whose default is true."""
+    """Nesterov momentum for sgd and muon; the default of muon is true."""
     rest_rate: Positive | None = None
-    """Of muon: the learning rate of biases, normalisation and the last layer; learning_rate if not given."""
+    """With muon: learning rate of biases, normalisation and the last layer; by default learning_rate."""
     rest: Literal["adamw", "sgd"] = "adamw"
-    """Of muon: the optimizer of those weights."""
+    """With muon: optimizer of biases, normalisation and the last layer."""
     rest_momentum: float = Field(0.0, ge=0.0, lt=1.0)
-    """Of muon with rest: sgd."""
+    """With muon and rest sgd: momentum of that optimizer."""
     unit_kernels: bool = False
-    """Of muon: kernels keep the norm of one unit per filter, and a step is learning_rate of that norm."""
+    """With muon: kernels keep a norm of one unit per filter, and a step is learning_rate of that norm."""
     weight_decay: NonNegative = 0.0
-    """Decoupled; kernels only, but with rest: sgd also biases and normalisation."""
+    """Decoupled weight decay of kernels; with rest sgd also of biases and normalisation."""
     clip_norm: Positive | None = None
-    """The largest global norm of the gradient, after it is summed over all replicas."""
+    """Maximum global norm of the gradient, after it is summed over all replicas."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Learning-rate schedule."""
     warmup_epochs: NonNegative = 0.0
+    """Epochs of linear warm-up, which may be a fraction."""
     final_fraction: Fraction = 0.0
-    """The share of the learning rate at which linear and cosine end."""
+    """Fraction of the learning rate at which linear and cosine end."""
 
     @model_validator(mode="before")
     @classmethod

@@ -18,9 +18,10 @@ LEAST_SIDE = 32
 
 
 class PretrainedSpec(Checked):
-    """A network with weights of ImageNet, and a new last layer."""
+    """A backbone with ImageNet weights and a new last layer."""
 
     family: Literal["pretrained"] = "pretrained"
+    """Network family."""
     backbone: Literal[
         "efficientnet-lite0",
         "efficientnetv2-b0",
@@ -37,10 +38,10 @@ class PretrainedSpec(Checked):
         "convnext-small",
         "convnext-base",
     ] = "efficientnet-lite0"
-    """The network without its last layer."""
+    """Pretrained network without its last layer."""
     weights: str = Field(DEFAULT_WEIGHTS, min_length=1)
     """default, none, or the path, https:// or gs:// URI of a .weights.h5, .h5 or .keras file."""
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
-    """Before the last layer."""
+    """Dropout rate before the last layer."""
     average_mirror: bool = False
-    """Answer with the mean over the picture and its mirror image, at twice the cost of an answer."""
+    """Average the logits of an image and of its mirror image, at twice the cost of an answer."""

@@ -11,21 +11,20 @@ from trainer.spec.checked import Checked, Count, Fraction, NonNegative
 
 
 class PublishSpec(Checked):
-    """Whether a finished run may become the champion, and what is kept of the others."""
+    """Release of a finished run as champion, and retention of older runs."""
 
     skip_unchanged: bool = False
-    """Whether a run whose data and spec are those of the newest finished run is left undone."""
+    """Skip the run when neither its data nor its spec has changed since the newest finished run."""
     release: bool = False
-    """Whether the run challenges the champion once it is finished."""
+    """Challenge the champion once the run is finished."""
     test_data: str | None = Field(None, min_length=1)
-    """The images that decide; without any, the held-out ones of the run's own data.
-
-    Where it is the place of the run's own data, the test images in it, else the validation images."""
+    """Images that decide a release; by default the held-out images of the run. If it is the source of the
+    run's own data, the test images in it decide, or else the validation images."""
     min_gain: Fraction = 0.0
-    """What a challenger has to gain in accuracy, besides that it is more than chance."""
+    """Minimum gain in accuracy of a challenger, in addition to statistical significance."""
     max_class_loss: Fraction = 0.05
-    """What a class may lose of its recall at most, for all that the others gain."""
+    """Maximum loss of recall of any class."""
     keep_runs: Count | None = None
-    """How many of the newest finished runs stay, besides the champion and the one before it; None is all."""
+    """Newest finished runs to keep, besides the champion and the previous champion; null keeps all."""
     usd_per_hour: NonNegative | None = None
-    """What all its machines cost, for comparisons of runs; `trainer submit` sets the list price."""
+    """Price of all machines per hour, for comparisons of runs; `trainer submit` sets the list price."""

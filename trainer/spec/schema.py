@@ -25,51 +25,52 @@ RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 
 
 class DataSpec(Checked):
-    """Where the images come from and how they become pixels."""
+    """Source of the images, and how they become inputs of the network."""
 
     source: str = Field("embedded:digits", min_length=1)
-    """A folder, an archive, a file:// or https:// URL, or embedded:digits."""
+    """Folder, archive, import file, or a file://, https:// or gs:// URL. embedded:digits is the demo data."""
     checksum: str | None = Field(None, pattern=r"^(md5:[0-9a-f]{32}|sha256:[0-9a-f]{64})$")
-    """What a downloaded or local archive must hash to."""
+    """Expected digest of a downloaded or local archive, as md5:HEX or sha256:HEX."""
     labels: Literal["single", "multi"] = "single"
-    """multi: any number of labels an image, which a table lists; see docs/several-labels.md."""
+    """Labels per image: one, or any number of them listed in a table; see docs/several-labels.md."""
     threshold_fraction: float = Field(0.1, ge=0.0, lt=1.0)
-    """Of data.labels multi: the share of the training images that choose the threshold of each label and are
-    not trained on; 0 chooses them on the training images themselves."""
+    """With labels multi: fraction of the training images that is set aside to choose the threshold of each
+    label; 0 chooses the thresholds on the training images."""
     layout: Literal["auto", "folders", "import", "tfrecord", "webdataset", "parquet", "cifar", "shards"] = (
         "auto"
     )
+    """How the source is organised; auto recognises the layout. See docs/data.md."""
     validation_fraction: float = Field(0.2, gt=0.0, lt=1.0)
-    """The share of each class held out of a source that has no split of its own."""
+    """Fraction of each class that is held out of a source without a split of its own."""
     held_out: Literal["auto", "validation", "train"] = "auto"
-    """Which images measure the model: auto takes validation images, or else test images. validation never
-    reads test images; without validation images, a part of the training images is held out. train reads
+    """Images that measure the model. auto uses the validation images, or else the test images. validation
+    never reads test images; without validation images, a part of the training images is held out. train reads
     training images only, and holds out a part of them."""
     image_size: ImageSize = 128
-    """Height and width, in pixels, of every image that the network sees outside training crops: one number,
-    or [height, width]."""
+    """Height and width in pixels of the input of the network, outside training crops: one number, or
+    [height, width]."""
     channels: Literal[1, 3, 4] = 3
-    """1 is grey, 3 is RGB with alpha laid over white, 4 is RGBA. 16-bit images keep their upper 8 bits."""
+    """1 is grey, 3 is RGB with alpha blended over white, 4 is RGBA. 16-bit images keep their upper 8 bits."""
     resize: Literal["stretch", "crop", "pad"] = "stretch"
-    """How an image of other proportions than image_size gets these."""
+    """How an image with another aspect ratio than image_size is resized."""
     interpolation: Literal["bilinear", "nearest", "bicubic"] = "bilinear"
     """bilinear and bicubic are antialiased; bicubic has a = -0.5 as in Pillow and PyTorch (with
-    antialias=True), and is what most pretrained networks expect. nearest is what ImageDataGenerator does."""
+    antialias=True), and is what most pretrained networks expect. ImageDataGenerator uses nearest."""
     crop_fraction: float = Field(1.0, ge=0.1, le=1.0)
-    """With resize crop: which share of the height and width of the largest crop is kept. 0.875 with
-    image_size 224 is the usual "resize to 256, keep the middle 224"."""
+    """With resize crop: fraction of the height and width of the largest crop that is kept. 0.875 with
+    image_size 224 is the usual "resize to 256, center crop 224"."""
     max_rejected: Fraction = 0.01
-    """The share of damaged files above which the run stops."""
+    """Fraction of damaged files above which the run stops."""
     cache_mib: int = Field(4096, ge=0)
-    """Decoded images above this budget go to a memory-mapped file on local disk."""
+    """Memory for decoded images in MiB; above it they go to a memory-mapped file on local disk."""
     shuffle_shards: Count = 8
-    """Of data in shards: among the images of how many shards each epoch shuffles."""
+    """With data in shards: number of shards whose images are shuffled together."""
     staged_mib: Count = 65_536
-    """Local disk that shards of a bucket may take."""
+    """Local disk in MiB for shards fetched from a bucket."""
     max_image_pixels: Count = 100_000_000
-    """Images that declare more pixels than this are rejected before they are decoded."""
+    """Images that declare more pixels are rejected before they are decoded."""
     max_extracted_mib: Count = 65_536
-    """The most that an archive may unpack to."""
+    """Maximum size in MiB of an unpacked archive."""
 
     @field_validator("checksum", mode="before")
     @classmethod
@@ -95,20 +96,23 @@ ModelSpec = Annotated[PlainSpec | ResidualSpec | AirbenchSpec | PretrainedSpec, 
 
 
 class EarlyStoppingSpec(Checked):
-    """Stop when the held-out loss or accuracy has not improved for a while."""
+    """Stop when a held-out metric has not improved for several epochs. Off by default."""
 
     monitor: Literal["loss", "accuracy", "mean_average_precision"] = "loss"
-    """mean_average_precision is of data.labels multi, where accuracy counts images without a mistake."""
+    """Held-out metric. mean_average_precision needs data.labels multi, where accuracy is the exact match."""
     patience_epochs: Count = 5
+    """Epochs without an improvement after which training stops."""
     min_change: NonNegative = 0.0
+    """Smallest change of the metric that counts as an improvement."""
 
 
 class CheckpointSpec(Checked):
-    """When the training state is saved, beside the end of each epoch and a request to stop."""
+    """When checkpoints are written, in addition to the end of each epoch and a graceful shutdown."""
 
     every_minutes: Positive | None = 5.0
+    """Minutes between checkpoints; null turns this off."""
     every_steps: Count | None = None
-    """The most steps that are done twice; one is begun after half of them, to be safe by then."""
+    """Maximum number of steps that are repeated after a failure; a checkpoint starts after half of them."""
 
 
 SCRATCH, LATEST, CHAMPION = "scratch", "latest", "champion"
@@ -116,45 +120,55 @@ SCRATCH, LATEST, CHAMPION = "scratch", "latest", "champion"
 
 
 class TrainSpec(Checked):
-    """How long, how exact and on what."""
+    """Length, numerics and hardware of the training."""
 
     epochs: Count = 20
+    """Passes over the training images."""
     start_from: str = Field(SCRATCH, min_length=1)
-    """Whose weights it begins with: fresh ones, those of the latest run or of the champion, or of a run's."""
+    """Initial weights: scratch, latest, champion (scratch if there is none yet), or the folder of a finished
+    run with the same network and classes."""
     finetune: FinetuneSpec | None = None
-    """How a pretrained backbone is trained; of model.family pretrained alone."""
+    """Fine-tuning phases of a pretrained backbone; for model.family pretrained only."""
     global_batch_size: Count = 32
-    """Images in a step, whatever the number of devices that share them."""
+    """Images per step, over all devices."""
     scale_batch: bool = False
-    """With it global_batch_size is of each device, and the learning rate grows by the optimizer's rule."""
+    """Makes global_batch_size the batch of one device, and scales the learning rate: linearly for SGD, by the
+    square root for the other optimizers."""
     devices: str = Field("auto", pattern=r"^(auto|tpu|(cpu|gpu)(:[1-9][0-9]{0,3})?)$")
-    """auto is all that each host has; gpu:2 the first two, cpu:4 the CPU as four devices."""
+    """auto uses all devices of each host; gpu:2 the first two GPUs, cpu:4 four logical CPU devices."""
     meet_seconds: Positive = 600.0
-    """How long the processes of a run on several hosts wait for each other at the start."""
+    """Rendezvous timeout: how long the processes of a run on several hosts wait for each other."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """float32 is that in products too, without TF32 on GPUs; auto is bfloat16 where it is faster."""
+    """Compute precision. float32 disables TF32 on GPUs; auto uses bfloat16 where the hardware has it."""
     xla: Literal["auto"] | bool = "auto"
+    """Compile the train step with XLA; auto does so on a single GPU."""
     steps_per_call: Literal["auto"] | Count = "auto"
+    """Train steps per call of the compiled function; auto uses as many as take half a second."""
     deterministic: bool = False
+    """Use deterministic operations: the same bits on machines of one kind."""
     class_weights: Literal["none", "balanced"] | dict[str, Positive] = "none"
-    """balanced weighs all classes alike, however many images each has; {name: 3.0} weighs single ones."""
+    """Weights of the classes in the loss. balanced gives all classes the same total weight; {name: 3.0} sets
+    the weight of single classes."""
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
+    """Label smoothing of the training loss."""
     ema_decay: float = Field(0.0, ge=0.0, lt=1.0)
-    """The weights that are evaluated and exported are a moving average; 0 is off."""
+    """Decay of the exponential moving average of the weights, which is evaluated and exported; 0 is off."""
     validate_every_epochs: Count = 1
+    """Epochs between evaluations on the held-out images."""
     keep: Literal["auto", "last", "best"] = "auto"
-    """Which epoch's weights are evaluated and exported; auto is best with early stopping, else last."""
+    """Epoch whose weights are evaluated and exported; auto is best with early stopping, otherwise last."""
     early_stopping: EarlyStoppingSpec | None = None
     time_budget_seconds: Positive | None = None
-    """Training ends after the epoch that passes this; the schedule is not changed."""
+    """Training ends after the epoch that exceeds this time; the schedule is not changed."""
     checkpoint: CheckpointSpec = CheckpointSpec()
     grace_seconds: Positive = 10.0
-    """The time between a request to stop and the end of the process."""
+    """Grace period: the time between SIGTERM and the end of the process."""
     max_stalled_starts: Count = 5
-    """How often a run may be started again without a new checkpoint before it is given up."""
+    """Maximum number of restarts without a new checkpoint; the next one ends with exit code 70."""
     log_interval_seconds: Positive = 30.0
+    """Seconds between lines of progress where the output is not a terminal."""
     profile: str | None = Field(None, pattern=r"^[1-9][0-9]{0,8}-[1-9][0-9]{0,8}$")
-    """FIRST-LAST: of these steps, counted from 1, a profile for TensorBoard is written."""
+    """FIRST-LAST, such as 10-20: steps, counted from 1, for which a TensorBoard profile is written."""
 
     @cross_check
     def _profile_ordered(self) -> TrainSpec:
@@ -177,15 +191,18 @@ class TrainSpec(Checked):
 
 
 class RunSpec(Checked):
-    """One run, whole: what to train on, what to train, and how."""
+    """A complete run: data, model, training and publication."""
 
     recipe: str | None = None
-    """The recipe that this started from; a label."""
+    """Name of the recipe that the other settings override."""
     choose: Literal["none", "auto", "fast", "best"] = "none"
-    """For which goal the settings that are not given are chosen from the data, when the run begins."""
+    """Goal for which unset settings are chosen from the data when the run begins."""
     output: str = Field("runs", min_length=1)
+    """Folder of the runs, local or gs://."""
     run_name: str | None = Field(None, pattern=f"^{RUN_NAME}$")
+    """Name of the run: letters, digits, dots, underscores and hyphens. A name is chosen if it is not set."""
     seed: int = Field(0, ge=0, lt=2**31)
+    """Seed of the initial weights, the order of the images, augmentation and dropout."""
     data: DataSpec = DataSpec()
     augment: AugmentSpec = AugmentSpec()
     model: ModelSpec = ResidualSpec()
