@@ -217,12 +217,24 @@ def test_logistic_regression_chooses_its_penalty_by_the_training_images_and_igno
     assert noise.penalty < probe.penalty  # nothing to learn: the strongest penalties are best
 
 
-def test_a_class_with_one_image_has_no_folds_and_too_many_images_are_refused() -> None:
-    probe = fit_probe(
-        np.random.default_rng(0).normal(size=(9, 4)), np.array([0] * 8 + [1]), np.ones(2), folds=5
-    )
-    assert probe.held_out is None
+def test_a_class_with_one_image_is_in_no_fold_and_all_others_are_still_validated() -> None:
+    random = np.random.default_rng(0)
+    labels = np.array([0] * 20 + [1] * 20 + [2])
+    features = 4 * np.eye(3)[labels] @ random.normal(size=(3, 8)) + random.normal(size=(41, 8))
+    probe = fit_probe(features, labels, np.ones(3), folds=5)
+    assert probe.held_out is not None
+    right = np.argmax(probe.held_out, axis=1) == labels
+    assert right[:40].mean() > 0.8
+    assert not right[40]
+    assert fit_probe(np.eye(3), np.arange(3), np.ones(3), folds=5).held_out is None
     assert np.bincount(fold_of(np.array([0, 1, 0, 1, 0, 1]), 3)).tolist() == [2, 2, 2]
+
+
+def test_a_fit_ends_on_request_and_too_many_images_are_refused() -> None:
+    answers = iter([False, False, True])
+    labels = np.arange(40) % 2
+    with pytest.raises(StoppedError, match="while the head was fitted"):
+        fit_probe(np.eye(40), labels, np.ones(2), 5, lambda: next(answers))
     with pytest.raises(UsageError, match=r"--set train\.finetune\.probe=steps"):
         fit_probe(np.broadcast_to(np.float32(0), (10**6, 1280)), np.zeros(10**6, int), np.ones(1000), folds=5)
 

@@ -5,27 +5,33 @@ In: cached features and a label matrix. Out: a `Probe` whose probabilities are s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.train.probe import Floats, Labels, Probe, fit_probe
+from trainer.train.probe import Floats, Labels, Probe, fit_probe, never
 
 _SURE = 10.0
 """Logit of a label that all training images have, or none."""
 
 
 def fit_label_probe(
-    features: NDArray[np.floating[Any]], labels: Labels, weights: NDArray[np.floating[Any]], folds: int
+    features: NDArray[np.floating[Any]],
+    labels: Labels,
+    weights: NDArray[np.floating[Any]],
+    folds: int,
+    is_stopped: Callable[[], bool] = never,
 ) -> Probe:
     """Return the head that is fitted to `features` [images, width] and `labels` [images, labels].
 
     weights: [labels], of the images that have a label against those that do not. Each label chooses its own
-    penalty; that of the result is their geometric mean. Raises UsageError as `fit_probe` does.
+    penalty; that of the result is their geometric mean. Raises what `fit_probe` raises.
     """
     fits = [
-        _fit_label(features, labels[:, label], float(weight), folds) for label, weight in enumerate(weights)
+        _fit_label(features, labels[:, label], float(weight), folds, is_stopped)
+        for label, weight in enumerate(weights)
     ]
     held_out = [fit.held_out[:, 1] for fit in fits if fit.held_out is not None]
     return Probe(
@@ -36,9 +42,15 @@ def fit_label_probe(
     )
 
 
-def _fit_label(features: NDArray[np.floating[Any]], has_label: Labels, weight: float, folds: int) -> Probe:
+def _fit_label(
+    features: NDArray[np.floating[Any]],
+    has_label: Labels,
+    weight: float,
+    folds: int,
+    is_stopped: Callable[[], bool],
+) -> Probe:
     if len(np.unique(has_label)) == 2:
-        return fit_probe(features, has_label, np.array([1.0, weight]), folds)
+        return fit_probe(features, has_label, np.array([1.0, weight]), folds, is_stopped)
     sure = _SURE if has_label.any() else -_SURE
     return Probe(np.zeros((features.shape[1], 2)), np.array([0.0, sure]), 1.0, None)
 

@@ -100,7 +100,7 @@ class PhaseWork:
         features = self._features_now(is_stopped)
         row = None
         if agreement.is_chief:
-            row = self._fit_head(features, head.trainable_variables)
+            row = self._fit_head(features, head.trainable_variables, is_stopped)
         variables = {str(number): each.value for number, each in enumerate(head.trainable_variables)}
         row = agreement.state(variables, row)
         if self._learner.average is not None:
@@ -108,14 +108,15 @@ class PhaseWork:
         logits = np.asarray(head(features, training=False), np.float64)
         return self._sums(logits, train.labels), row
 
-    def _fit_head(self, features: NDArray[np.float32], weights: Any) -> Row:
+    def _fit_head(self, features: NDArray[np.float32], weights: Any, is_stopped: Callable[[], bool]) -> Row:
         """Assign the fitted kernel and bias; return what the history says of the fit."""
         labels, names = self._dataset.train.labels, self._dataset.class_names
         counts, objective = label_counts(labels, len(names)), objective_of(self._spec.data.labels)
         finetune, choice = self._spec.finetune, self._spec.train.class_weights
         folds = finetune.folds if finetune else 2
         in_loss = class_weights(choice, names, counts, objective, len(labels))
-        probe = (fit_label_probe if labels.ndim == 2 else fit_probe)(features, labels, in_loss, folds)
+        fit = fit_label_probe if labels.ndim == 2 else fit_probe
+        probe = fit(features, labels, in_loss, folds, is_stopped)
         weights[0].assign(probe.kernel)
         weights[1].assign(probe.bias)
         row: Row = {"probe/penalty": probe.penalty}

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.exits import UsageError
+from trainer.exits import StoppedError, UsageError
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.integer]
@@ -43,14 +43,23 @@ class Probe:
     a class has too few images for folds."""
 
 
+def never() -> bool:
+    """Return False."""
+    return False
+
+
 def fit_probe(
-    features: NDArray[np.floating[Any]], labels: Labels, weights: NDArray[np.floating[Any]], folds: int
+    features: NDArray[np.floating[Any]],
+    labels: Labels,
+    weights: NDArray[np.floating[Any]],
+    folds: int,
+    is_stopped: Callable[[], bool] = never,
 ) -> Probe:
     """Return the head that is fitted to `features` [images, width] and `labels` [images].
 
-    weights: of each class in the loss, [classes]. folds: of the cross-validation that chooses the penalty;
-    fewer if a class has fewer images. Raises UsageError for more images than logistic regression is made
-    for.
+    weights: of each class in the loss, [classes]. folds: of the cross-validation that chooses the penalty.
+    Raises UsageError for more images than logistic regression is made for, and StoppedError once `is_stopped`
+    returns True between two fits.
     """
     if features.size * len(weights) * folds > MOST_WORK:
         raise UsageError(
@@ -62,28 +71,35 @@ def fit_probe(
     scale = float(np.sqrt(features.var(axis=0, dtype=np.float64).mean())) or 1.0
     scaled = (features - mean) / scale
     sample_weights = np.asarray(weights, np.float64)[labels]
-    penalty, held_out = _chosen(scaled, labels, sample_weights, len(weights), folds)
+    penalty, held_out = _chosen(scaled, labels, sample_weights, len(weights), folds, is_stopped)
     kernel, bias = _fit(scaled, labels, sample_weights, len(weights), penalty)
     kernel = kernel / scale
     return Probe(kernel, bias - mean @ kernel, penalty, held_out)
 
 
 def _chosen(
-    features: Floats, labels: Labels, sample_weights: Floats, classes: int, folds: int
+    features: Floats,
+    labels: Labels,
+    sample_weights: Floats,
+    classes: int,
+    folds: int,
+    is_stopped: Callable[[], bool],
 ) -> tuple[float, Floats | None]:
     """Return the penalty with the lowest cross-validated log loss, and the probabilities of its folds."""
-    folds = min(folds, int(np.bincount(labels, minlength=classes).min()))
-    if folds < 2:
-        return _PENALTIES[len(_PENALTIES) // 2], None
     fold = fold_of(labels, folds)
+    if not (is_tested := fold >= 0).any():
+        return _PENALTIES[len(_PENALTIES) // 2], None
     best, penalty, held_out = math.inf, _PENALTIES[0], None
     for candidate in _PENALTIES:
-        probabilities = np.empty((len(labels), classes))
-        for number in range(folds):
+        # An image without another one of its class is in no fold, and counts as answered wrong.
+        probabilities = np.where(np.arange(classes) == labels[:, None], 0.0, 1.0 / max(1, classes - 1))
+        for number in range(fold.max() + 1):
+            if is_stopped():
+                raise StoppedError("Stopped on request while the head was fitted.")
             test = fold == number
             head = _fit(features[~test], labels[~test], sample_weights[~test], classes, candidate)
             probabilities[test] = _softmax(features[test] @ head[0] + head[1])
-        loss = _log_loss(probabilities, labels, sample_weights)
+        loss = _log_loss(probabilities[is_tested], labels[is_tested], sample_weights[is_tested])
         if loss >= best:
             break  # it is convex in practice: weaker penalties are worse still, and slower
         best, penalty, held_out = loss, candidate, probabilities
@@ -91,11 +107,15 @@ def _chosen(
 
 
 def fold_of(labels: Labels, folds: int) -> NDArray[np.int64]:
-    """Return the fold of each image, from 0: in each class one after the other, in the images' order."""
-    fold = np.empty(len(labels), np.int64)
+    """Return the fold of each image, from 0: in each class one after the other, in the images' order.
+
+    The only image of a class is in none, -1; classes with fewer images than folds are not in all of them.
+    """
+    fold = np.full(len(labels), -1, np.int64)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
-        fold[members] = np.arange(len(members)) % folds
+        if len(members) > 1:
+            fold[members] = np.arange(len(members)) % folds
     return fold
 
 
