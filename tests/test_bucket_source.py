@@ -14,8 +14,9 @@ from trainer.data.bucket import require_safe
 from trainer.data.fetch import buckets_of, fetch_source
 from trainer.data.layouts import read_layout
 from trainer.data.progress import SilentProgress
+from trainer.data.weights import find_weights
 from trainer.exits import DataError, TrainerError, UsageError
-from trainer.spec import DataSpec
+from trainer.spec import DataSpec, PretrainedSpec
 from trainer.storage.store import open_store
 
 
@@ -144,3 +145,18 @@ def test_an_import_file_of_a_bucket_that_is_not_there_is_told(
     fetch_rows = buckets_of(DataSpec(), tmp_path / "cache", SilentProgress())
     with pytest.raises(UsageError, match="no-such-bucket"):
         read_layout(tmp_path / "import.csv", "auto", fetch_rows)
+
+
+def test_weights_in_a_bucket_come_once_and_what_is_not_there_says_so(
+    server: BucketServer | OtherServer, tmp_path: Path
+) -> None:
+    open_store(f"gs://{BUCKET}/weights").write("a.weights.h5", b"arrays")
+    spec = PretrainedSpec(weights=f"gs://{BUCKET}/weights/a.weights.h5")
+    for _ in range(2):
+        found = find_weights(spec, tmp_path, SilentProgress())
+        assert found is not None
+        assert (found.path.read_bytes(), found.origin) == (b"arrays", spec.weights)
+        assert found.sha256 == hashlib.sha256(b"arrays").hexdigest()
+    missing = PretrainedSpec(weights=f"gs://{BUCKET}/weights/b.weights.h5")
+    with pytest.raises(DataError, match=r"b\.weights\.h5"):
+        find_weights(missing, tmp_path, SilentProgress())
