@@ -6,6 +6,7 @@ image, from which every metric is computed. No image is padded, dropped or count
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -43,7 +44,17 @@ class Evaluator:
         # float64, so that rows sum to one and a sure answer is not rounded to 0 or 1.
         self._probabilities = partial(_probabilities, objective)
         self._inference = Inference(model, cluster, self._probabilities, np.float64)
-        self._features, self._objective = features, objective
+        self._features, self._objective, self._is_frozen = features, objective, False
+
+    def final(self, is_frozen: bool) -> Evaluator:
+        """Return the evaluator of a run's last predictions.
+
+        Whether they come from cached features follows from the spec alone, as both ways differ by rounding:
+        they do if the backbone is frozen to the end (`is_frozen`), wherever the run was interrupted.
+        """
+        last = copy.copy(self)
+        last._features, last._is_frozen = (self._features, True) if is_frozen else (None, False)
+        return last
 
     def predict(
         self, split: Split, class_names: tuple[str, ...], is_stopped: Callable[[], bool] = lambda: False
@@ -62,7 +73,7 @@ class Evaluator:
 
     def _answers(self, split: Split, is_stopped: Callable[[], bool]) -> np.ndarray[Any, Any]:
         """Return the probabilities of all images of `split`, float64 [images, classes]."""
-        if self._features is None or not self._features.are_current():
+        if self._features is None or not (self._is_frozen or self._features.are_current()):
             return self._inference.outputs(split, is_stopped)
         logits = self._features.logits(self._features.of(split, is_stopped))
         answers: np.ndarray[Any, Any] = self._probabilities(logits).numpy()

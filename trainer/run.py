@@ -99,7 +99,7 @@ def run(
     features = build_features(scaled, model, dataset, cluster, cache_dir, screen)
     evaluator = Evaluator(model, cluster, None if spec.model.average_mirror else features, objective)
     result = _train(learner, evaluator, dataset, scaled, cluster, folder, screen, stop, features)
-    predictions = predict_splits(evaluator, dataset)
+    predictions = predict_splits(evaluator.final(spec.is_frozen), dataset)
     if not cluster.is_chief:
         peers.share(b"")  # the rest is the chief's, and it has to end well
         return None

@@ -218,6 +218,11 @@ class RunSpec(Checked):
         return self.train.finetune or FinetuneSpec()
 
     @property
+    def is_frozen(self) -> bool:
+        """Whether a pretrained backbone stays as it is in all epochs."""
+        return self.finetune is not None and self.finetune.frozen >= self.train.epochs
+
+    @property
     def has_depthwise(self) -> bool:
         """Whether the network has depthwise convolutions."""
         return isinstance(self.model, PretrainedSpec) and self.model.backbone != "resnet50v2"
