@@ -6,10 +6,13 @@ are read: no configuration, and so no code that one could name. No link leads ou
 
 from __future__ import annotations
 
+import lzma
 import math
 import re
 import shutil
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +28,10 @@ _HDF5, _ZIP = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"
 _MEMBER = "model.weights.h5"
 _MOST_BYTES = 4 << 30
 _DEEPEST = 8
-_DAMAGE = (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError, zipfile.BadZipFile)
+_DAMAGE = (
+    OSError, ValueError, TypeError, KeyError, IndexError, RuntimeError, AttributeError, OverflowError,
+    EOFError, MemoryError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
