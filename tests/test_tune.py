@@ -77,6 +77,8 @@ def test_a_parameter_is_read_with_its_kind(text: str, wanted: dict[str, Any]) ->
         ((RATE, "optimizer.learning_rate=1..2"), "once"),
         (("seed=1..5",), "chooses luck"),
         (("data.validation_fraction=0.1..0.5",), "same held-out images"),
+        (("model.weights=default|./w.h5",), "file of weights can't be searched"),
+        (("model={family: pretrained}|{family: pretrained, weights: gs://b/w.h5}",), "can't be searched"),
         (("publish.release=true|false",), "does not change what is trained"),
         (("model.dropout=0..0.5", "model={family: plain}|{family: residual}"), "part of the other"),
     ],

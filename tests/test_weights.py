@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -388,3 +389,15 @@ def test_plain_http_is_refused_in_words_that_fit_weights(tmp_path: Path) -> None
     with pytest.raises(UsageError) as raised:
         find_weights(PretrainedSpec(weights="http://host/a.h5"), tmp_path, SilentProgress())
     assert "mages" not in str(raised.value)
+
+
+def test_a_full_disk_for_temporary_files_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(source: Any, target: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    file = saved(network(), tmp_path / "a.keras")
+    monkeypatch.setattr("trainer.model.h5_file.shutil.copyfileobj", full)
+    with pytest.raises(TemporaryError, match="temporary files is full"), open_layers(file.path):
+        pass

@@ -14,6 +14,7 @@ from typing import Any
 from trainer.exits import UsageError
 from trainer.spec import RunSpec, dump_spec, load_spec
 from trainer.spec.load import flat
+from trainer.spec.pretrained import DEFAULT_WEIGHTS, NO_WEIGHTS
 from trainer.spec.problems import require_known_key
 from trainer.spec.text import parse_value, shown_repr
 
@@ -149,8 +150,20 @@ def _parse(text: str, base: RunSpec) -> Parameter:
             f"Received: {shown_repr(text)}"
         )
     for each in choices:
-        parse_value(each)
+        _refuse_file_of_weights(key, parse_value(each), text)
     return Parameter(key, values, choices)
+
+
+def _refuse_file_of_weights(key: str, value: Any, text: str) -> None:
+    """Raise UsageError for a choice that names a file of weights, whose place nothing would check."""
+    weights = value.get("weights") if key == "model" and isinstance(value, dict) else value
+    if key not in ("model", "model.weights") or not isinstance(weights, str):
+        return
+    if weights not in (DEFAULT_WEIGHTS, NO_WEIGHTS):
+        raise UsageError(
+            f"A file of weights can't be searched; set it for the whole study with --set model.weights=, and "
+            f"begin a study for each file. Received: {shown_repr(text)}"
+        )
 
 
 def _range(key: str, text: str, numbers: re.Match[str], base: RunSpec) -> Parameter:
