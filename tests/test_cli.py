@@ -178,6 +178,15 @@ def test_the_run_to_begin_with_is_in_the_container(
     assert mounts == {f"{tmp_path}/runs": False, **read}
 
 
+def test_a_file_of_weights_is_in_the_container(tmp_path: Path) -> None:
+    words = ["submit", "docker", "--recipe", "demo", "--accelerator", "cpu", "--dry-run",
+             "--set", f"model={{family: pretrained, weights: {tmp_path}/w.h5}}",
+             "--set", "data.image_size=32", "--output", f"{tmp_path}/runs"]  # fmt: skip
+    body = json.loads(CliRunner().invoke(cli, words).output)
+    mounts = {each["Source"]: each["ReadOnly"] for each in body["HostConfig"]["Mounts"]}
+    assert mounts == {f"{tmp_path}/w.h5": True, f"{tmp_path}/runs": False}
+
+
 def test_a_run_to_begin_with_is_in_a_folder_or_a_bucket(tmp_path: Path) -> None:
     settings = ("train.start_from=https://a.example/runs/one",)
     with pytest.raises(UsageError, match="A place is a folder or gs://BUCKET/PREFIX"):

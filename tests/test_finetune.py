@@ -9,21 +9,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
+from downloads import Told
 from small_training import Recorder, dark_and_light, do_train, learner_for, untimed, values
 
 from trainer.cluster import find_cluster
 from trainer.data.dataset import Dataset
 from trainer.data.progress import SilentProgress
 from trainer.evaluate import Evaluator
-from trainer.exits import StoppedError, UsageError
+from trainer.exits import DataError, StoppedError, UsageError
 from trainer.model.pretrained import backbone_of, head_of, stages_of
 from trainer.model.weights import find_weights, load_weights
 from trainer.spec import EarlyStoppingSpec, PretrainedSpec, load_spec
 from trainer.spec.finetune import FinetuneSpec
 from trainer.train import Learner, TrainResult
-from trainer.train.features import Features, build_features
+from trainer.train import features as features_module
+from trainer.train.features import Features, _Cache, build_features, describe_features
 from trainer.train.phases import epochs_of_phases
 from trainer.train.probe import fit_probe, fold_of
 from trainer.train.progress import Standing, out_of_patience
@@ -240,6 +243,8 @@ def test_a_fit_ends_on_request_and_too_many_images_are_refused() -> None:
     labels = np.arange(40) % 2
     with pytest.raises(StoppedError, match="while the head was fitted"):
         fit_probe(np.eye(40), labels, np.ones(2), 5, lambda: next(answers))
+    with pytest.raises(DataError, match="are not finite"):
+        fit_probe(np.full((4, 2), np.nan), np.array([0, 1, 0, 1]), np.ones(2), 2)
     with pytest.raises(UsageError, match=r"--set train\.finetune\.probe=steps"):
         fit_probe(np.broadcast_to(np.float32(0), (10**6, 1280)), np.zeros(10**6, int), np.ones(1000), folds=5)
 
@@ -275,3 +280,86 @@ def test_only_the_last_phase_may_run_out_of_patience_and_begins_with_all_of_it()
     assert ended == [6, 7]
     assert out_of_patience(standing, 3, patience)
     assert not out_of_patience(replace(standing, best_epoch=0), 7, patience)
+
+
+ROWS = np.arange(4000, dtype=np.float32).reshape(2000, 2)
+
+
+def write_part(folder: Path, start: int, end: int) -> None:
+    np.save(folder / f"{start:012d}.npy", ROWS[start:end])
+
+
+@pytest.mark.parametrize(
+    ("parts", "stored"),
+    [
+        ([(0, 504), (1000, 2000)], 504),
+        ([(0, 504), (504, 1504), (1000, 2000)], 2000),
+        ([(0, 504), (504, 1504), (1000, 1500), (1504, 1600)], 1600),
+        ([(0, 20), (16, 1016)], 1016),
+        ([(500, 1000)], 0),
+        ([], 0),
+    ],
+)
+def test_parts_of_a_feature_cache_that_overlap_are_read_up_to_the_first_gap(
+    parts: list[tuple[int, int]], stored: int, tmp_path: Path
+) -> None:
+    for start, end in parts:
+        write_part(tmp_path, start, end)
+    (tmp_path / "notes.npy").write_bytes(b"mine")
+    cache = _Cache(tmp_path, SilentProgress())
+    taken = cache.take(stored)
+    assert taken is not None
+    np.testing.assert_array_equal(taken.reshape(-1, 2), ROWS[:stored])
+    assert cache.take(1) is None
+
+
+def test_a_feature_cache_of_two_processes_is_whole_after_the_next_run(tmp_path: Path) -> None:
+    for start, end in ((0, 504), (1000, 2000)):  # one was stopped early
+        write_part(tmp_path, start, end)
+    computed = []
+    for _ in range(2):
+        cache = _Cache(tmp_path, SilentProgress())
+        computed.append(0)
+        for start in range(0, 2000, 8):
+            if cache.take(8) is None:
+                computed[-1] += 8
+                cache.add(ROWS[start : start + 8])
+        cache.flush()
+    assert computed == [1496, 0]
+
+
+def test_a_feature_cache_that_cannot_be_written_is_said_once_and_stops_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for folder in (tmp_path / "file" / "key", tmp_path / "key"):
+        cache = _Cache(folder, progress := Told())
+        if folder.is_dir():  # and then goes away while it is used
+            folder.rmdir()
+            folder.write_bytes(b"")
+        for _ in range(3):
+            assert cache.take(1000) is None
+            cache.add(ROWS[:1000])
+        cache.flush()
+        (said,) = progress.said
+        assert "Features are not cached" in said
+        assert "can't be written" in said
+
+
+def test_features_are_computed_again_after_whatever_may_have_changed_them(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def about(*settings: str, offset: float = 0.0) -> str:
+        rescaling = keras.layers.Rescaling([1.0], [offset], name="rescaling")
+        backbone = keras.Sequential([keras.Input((32, 32, 1)), rescaling])
+        return "|".join(describe_features(load_spec(settings=settings), backbone, dataset, find_cluster()))
+
+    pretrained = ("model={family: pretrained}", "data.image_size=32")
+    found = [about(*pretrained)]
+    assert about(*pretrained, "optimizer.learning_rate=0.5") == found[0]
+    found.append(about(*pretrained, "model.backbone=resnet50v2"))
+    found.append(about(*pretrained, "data.resize=crop"))
+    found.append(about(*pretrained, offset=1.0))
+    monkeypatch.setattr(features_module, "__version__", "9.0")
+    found.append(about(*pretrained))
+    monkeypatch.setattr(keras, "__version__", "9.0")
+    found.append(about(*pretrained))
+    assert len(set(found)) == 6

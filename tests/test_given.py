@@ -13,6 +13,7 @@ from trainer.cli.given import given_spec
 from trainer.cli.places import output_of
 from trainer.exits import UsageError
 from trainer.publish import find_run
+from trainer.spec import PretrainedSpec
 from trainer.storage.folder import FolderStore
 
 
@@ -69,3 +70,27 @@ def test_a_page_is_no_pointer_and_lies_in_no_run(tmp_path: Path, monkeypatch: py
         assert isinstance(done.exception, UsageError), html
         assert words in str(done.exception)
     assert (tmp_path / "b.json").read_text() == metrics
+
+
+def test_a_file_of_weights_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def weights_of(weights: str) -> str:
+        settings = (f"model={{family: pretrained, weights: '{weights}'}}", "data.image_size=32")
+        model = given_spec(None, "demo", settings, {}, None, tmp_path).model
+        assert isinstance(model, PretrainedSpec)
+        return model.weights
+
+    for weights in ("./w.h5", "w.h5", f"{tmp_path}/sub/../w.h5"):
+        assert weights_of(weights) == str(tmp_path / "w.h5")
+    monkeypatch.setenv("HOME", "/home/me")
+    assert weights_of("~/w.h5") == "/home/me/w.h5"
+    for weights in ("default", "none", "https://a.example/w.h5", "gs://bucket/w.h5", "file:///w.h5"):
+        assert weights_of(weights) == weights
+    with pytest.raises(UsageError, match=r"two slashes.*https://host/model\.weights\.h5"):
+        weights_of("https:/a.example/w.h5")
+
+
+def test_settings_to_choose_stay_open_where_no_weights_are_named(tmp_path: Path) -> None:
+    spec = given_spec(None, "fast", (), {"data.source": str(tmp_path)}, None, tmp_path)
+    assert "model" not in spec.model_fields_set

@@ -20,7 +20,7 @@ from trainer.exits import EXIT_CODES, UsageError
 from trainer.hosts import read_place
 from trainer.launch.accelerators import PRICE_DATE, find_accelerator
 from trainer.launch.kubernetes import Cluster, failure_policy, objects_of
-from trainer.launch.plan import Plan, check_plan, describe_plan, make_name, with_price
+from trainer.launch.plan import Plan, check_plan, describe_plan, make_name, places_of, with_price
 from trainer.spec import RunSpec, load_spec, parse_spec
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,6 +39,9 @@ PARTS = {
     "cron": {"schedule": "0 3 * * 1", "time_zone": "America/Sao_Paulo", "queue": "team"},
     "cron of hosts": {"schedule": "0 3 * * 1", "workers": 2},
 }
+
+
+PRETRAINED = ("model={family: pretrained}", "data.image_size=32")
 
 
 def spec_of(*settings: str, **overrides: Any) -> RunSpec:
@@ -229,6 +232,20 @@ def test_the_spec_arrives_as_it_was_sent_and_the_job_names_the_run() -> None:
             {"spec": spec_of(**{"data.source": "https://me:secret@a.example/b.zip"})},
             "could be read by everyone",
         ),
+        *(
+            ({"place": place, "spec": spec_of(*PRETRAINED, f"model.weights={weights}")}, words)
+            for place in ("gke", "vertex")
+            for weights, words in (
+                (
+                    "/home/me/w.h5",
+                    "put the file in a bucket and give its gs:// address with --set model.weights=",
+                ),
+                ("embedded:w.h5", "can't see the folders"),
+                ("https://a.example/w.h5?sig=secret", "Received: model.weights https://a.example/w.h5?..."),
+                ("https://me:secret@a.example/w.h5", "could be read by everyone"),
+            )
+        ),
+        ({"spec": spec_of(*PRETRAINED, "model.weights=gs://me:key@bucket/w.h5")}, "holds no key"),
         ({"spec": spec_of("train.start_from=/runs/one")}, "gs://BUCKET/RUNS/NAME"),
         ({"spec": spec_of("train.start_from=https://a.example/one")}, "gs://BUCKET/RUNS/NAME"),
         ({"schedule": "0 3 * * 7"}, "Sunday is 0"),
@@ -243,6 +260,20 @@ def test_what_its_place_would_refuse_is_refused_before(changes: dict[str, Any], 
         plan_of(**changes)
     assert words in str(raised.value)
     assert "Received: " in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("weights", "places"),
+    [
+        ("default", {}), ("none", {}), ("https://a.example/w.h5", {"https://a.example/w.h5": False}),
+        ("gs://other/w.h5", {"gs://other/w.h5": False}),
+    ],
+)  # fmt: skip
+def test_weights_that_the_job_can_read_are_taken_and_are_a_place_to_check(
+    weights: str, places: dict[str, bool]
+) -> None:
+    plan = plan_of(spec=spec_of(*PRETRAINED, f"model.weights={weights}"))
+    assert places_of(plan.spec) == {"embedded:digits": False, **places, "gs://bucket/runs": True}
 
 
 def test_schedules_of_both_places_are_taken() -> None:

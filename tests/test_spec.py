@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from pydantic import BaseModel
 
 from trainer.exits import EXIT_CODES, TrainerError, UsageError
 from trainer.recipes import read_recipe, recipe_names, recipe_summary
@@ -17,6 +19,7 @@ from trainer.spec import (
     spec_changes,
     spec_digest,
 )
+from trainer.spec.schema import ModelSpec
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -126,6 +129,47 @@ def test_settings_count_in_any_order(order: int) -> None:
 def test_a_setting_that_nothing_would_read_is_refused(setting: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         load_spec(settings=[setting])
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (
+            ("model.weights=none", "train.finetune={}"),
+            "set train.finetune to null.*Received: model.weights none",
+        ),
+        (
+            ("model.weights=none", "train.finetune.frozen_epochs=0"),
+            "train.finetune is for pretrained weights",
+        ),
+        (("optimizer={name: muon, unit_kernels: true}",), "unit_kernels.*Received: unit_kernels true"),
+    ],
+)
+def test_what_makes_no_sense_for_a_pretrained_backbone_is_refused(
+    settings: tuple[str, ...], words: str
+) -> None:
+    pretrained = ("model={family: pretrained}", "data.image_size=32")
+    with pytest.raises(UsageError, match=words) as raised:
+        load_spec(settings=[*pretrained, *settings])
+    assert "\n" not in str(raised.value)
+    for fitting in (
+        ("train.finetune={}",), ("model.weights=none",), ("model.weights=none", "train.finetune=null"),
+        ("optimizer.name=muon",),
+    ):  # fmt: skip
+        load_spec(settings=[*pretrained, *fitting])
+
+
+FAMILIES = get_args(get_args(ModelSpec)[0])
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda each: each.__name__)
+def test_a_wrong_setting_of_any_model_family_is_named_as_it_is_written(family: type[BaseModel]) -> None:
+    name = family.model_fields["family"].default
+    key = next(each for each in family.model_fields if each != "family")
+    with pytest.raises(UsageError) as raised:
+        load_spec(settings=[f"model.family={name}", f"model.{key}={{a: b}}"])
+    assert f"model.{key}" in str(raised.value)
+    assert f"model.{name}" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

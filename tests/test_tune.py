@@ -77,6 +77,8 @@ def test_a_parameter_is_read_with_its_kind(text: str, wanted: dict[str, Any]) ->
         ((RATE, "optimizer.learning_rate=1..2"), "once"),
         (("seed=1..5",), "chooses luck"),
         (("data.validation_fraction=0.1..0.5",), "same held-out images"),
+        (("model.weights=default|./w.h5",), "file of weights can't be searched"),
+        (("model={family: pretrained}|{family: pretrained, weights: gs://b/w.h5}",), "can't be searched"),
         (("publish.release=true|false",), "does not change what is trained"),
         (("model.dropout=0..0.5", "model={family: plain}|{family: residual}"), "part of the other"),
     ],
@@ -218,3 +220,31 @@ def test_what_cannot_be_searched_is_refused_and_nothing_is_written(photos: Path,
     )  # fmt: skip
     refused(done, 2, "pip install 'trainer[tune]'")
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("optimizer.learning_rate", "0.00012345..0.00022345:0.00005"),
+        ("optimizer.learning_rate", "0.3333333333333333..0.4:0.00001"),
+        ("optimizer.learning_rate", "1234.5678..1240:0.25"),
+        ("train.label_smoothing", "0..0.3:0.1"),
+    ],
+)
+def test_proposals_of_a_range_with_a_step_stay_on_its_grid(key: str, values: str) -> None:
+    search = search_of(f"{key}={values}")
+    (parameter,) = search.parameters
+    trials: list[Trial] = []
+    while len(trials) < 12 and (settings := search.propose(len(trials), trials)) is not None:
+        value = settings[key]
+        assert parameter.value_of(value) == value
+        assert len(f"{value}") < 20
+        trials.append(complete(len(trials), 0.0, {1: 0.5}))
+        trials[-1] = replace(trials[-1], settings=settings)
+    assert len(trials) == min(12, parameter.size())
+
+
+def test_a_setting_beside_the_grid_is_no_first_trial() -> None:
+    (parameter,) = parsed("train.label_smoothing=0..0.3:0.1")
+    assert parameter.value_of(0.1 + 0.2 - 0.1) == pytest.approx(0.2)
+    assert parameter.value_of(0.10000005) is None  # Optuna takes 1e-8 of a step

@@ -5,19 +5,28 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from test_release import finished
 from trainer_process import QUICK, error_line, trainer
 
+from trainer import warm_start
 from trainer.champion import CHAMPION
-from trainer.exits import UsageError
+from trainer.data.progress import SilentProgress
+from trainer.exits import DataError, UsageError
+from trainer.hosts import Peers, Place
 from trainer.prediction_files import read_predictions
 from trainer.publish import MANIFEST, MARKER
 from trainer.release.challenge import promote
 from trainer.run_folder import find_start
+from trainer.spec import PretrainedSpec, load_spec
+from trainer.storage.folder import FolderStore
+from trainer.storage.local import write_json
 from trainer.storage.store import Store
+from trainer.train import Agreement
 
 STILL = ["--set", "optimizer.learning_rate=1e-12", "--set", "train.epochs=1"]
 """What changes no weight."""
@@ -110,3 +119,65 @@ def test_a_run_begins_with_the_weights_of_another_one(photos: Path, tmp_path: Pa
     other = ["train", "--data", tmp_path / "other", "--output", output, "--run-name", "other", *QUICK]
     said = error_line(trainer(*other, "--set", "train.start_from=latest", cache=tmp_path), 2)
     assert "Received: discs, rings in one of" in said
+
+
+class Facts(SilentProgress):
+    """A screen that keeps facts."""
+
+    def __init__(self) -> None:
+        self.facts: dict[str, str] = {}
+
+    def on_fact(self, name: str, text: str) -> None:
+        self.facts[name] = text
+
+
+RECORD = {"sha256": "cc", "origin": "gs://gone/w.h5", "licence": None}
+GONE = PretrainedSpec(weights="/nowhere/w.h5")
+
+
+def pretrained(monkeypatch: pytest.MonkeyPatch, run: Path, start: Store | None, is_readable: bool) -> Any:
+    """Return what a start of a run with a file of weights that is gone puts into environment.json."""
+    monkeypatch.setattr(warm_start, "has_readable", lambda folder: is_readable)
+    folder: Any = SimpleNamespace(path=run, checkpoints=run / "checkpoints")
+    learner: Any = None  # no weights are put in
+    agreement = Agreement(Peers(Place()))
+    return warm_start._pretrain(
+        GONE, learner, agreement, run, screen := Facts(), folder, start, bool(start)
+    ), (screen.facts)
+
+
+def test_a_resumed_run_reads_no_file_of_weights_and_keeps_its_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_json(tmp_path / "environment.json", {"weights": RECORD})
+    assert pretrained(monkeypatch, tmp_path, None, True) == (RECORD, {})
+    for damaged in ("", "[]", '{"weights": 3}', '{"weights": {"sha256": null}}', "{}"):
+        (tmp_path / "environment.json").write_text(damaged)
+        assert pretrained(monkeypatch, tmp_path, None, True) == (None, {})
+    with pytest.raises(DataError, match="no such file of weights"):  # it begins anew, and needs them
+        pretrained(monkeypatch, tmp_path, None, False)
+
+
+def test_a_run_that_starts_from_another_one_reads_no_file_and_records_the_weights_of_that_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = FolderStore(tmp_path / "first")
+    for environment, record in (({"weights": RECORD}, RECORD), ({}, None)):
+        start.write("environment.json", json.dumps(environment).encode())
+        assert pretrained(monkeypatch, tmp_path / "second", start, False) == (record, {})
+
+
+def test_whether_a_run_is_unchanged_is_decided_by_the_weights_that_it_would_begin_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = FolderStore(tmp_path / "runs")
+    finished(output, tmp_path / "local", "one")
+    output.write("one/environment.json", json.dumps({"weights": RECORD}).encode())
+    monkeypatch.setattr("trainer.run_folder.start_from.require_as_published", lambda run, digests: None)
+    folder: Any = SimpleNamespace(output=output)
+    settings = [f"model={{family: pretrained, weights: {GONE.weights}}}", "data.image_size=32"]
+    spec = load_spec(settings=[*settings, f"train.start_from={output.at('one')}"])
+    assert warm_start.new_weights_sha256(spec, folder, tmp_path, Facts()) == "cc"
+    with pytest.raises(DataError, match="no such file of weights"):
+        warm_start.new_weights_sha256(load_spec(settings=settings), folder, tmp_path, Facts())
+    assert warm_start.new_weights_sha256(load_spec(), folder, tmp_path, Facts()) == ""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
 import pickle
+import struct
+import sys
+import types
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -17,13 +21,18 @@ import pytest
 from downloads import AT_ONCE, Told
 from https_server import Fault, HttpsServer, Served
 
+from trainer.data import bucket
 from trainer.data import weights as places
 from trainer.data.progress import SilentProgress
 from trainer.data.published import LITE0_FILE, Published
 from trainer.data.weights import WeightsFile, find_published, find_weights
 from trainer.exits import DataError, TemporaryError, UsageError
+from trainer.model.h5_file import open_layers
+from trainer.model.torch_file import read_torch_file
 from trainer.model.weights import load_weights
 from trainer.spec import PretrainedSpec, load_spec, spec_digest
+from trainer.storage.folder import FolderStore
+from trainer.storage.store import Entry
 
 # Keras's own, where it saves weights.
 pytestmark = pytest.mark.filterwarnings(
@@ -238,3 +247,157 @@ def test_unknown_backbones_and_pictures_that_are_too_small_are_refused(
 ) -> None:
     with pytest.raises(UsageError, match=words.replace("?", r"\?")):
         load_spec(settings=["model.family=pretrained", *settings])
+
+
+def archived(path: Path, data: bytes, kind: int, damage: str) -> None:
+    """Write a .keras file whose member is compressed by `kind` and damaged."""
+    with zipfile.ZipFile(path, "w", kind) as archive:
+        archive.writestr("model.weights.h5", data)
+        offset = archive.start_dir
+    packed = bytearray(path.read_bytes())
+    begin = 30 + len("model.weights.h5")
+    if damage == "bytes":
+        packed[begin + 30 : begin + 90] = b"\xff" * 60
+    else:  # the sizes in the central directory
+        packed[offset + 20 : offset + 28] = struct.pack("<II", 10**6, 10**6)
+    path.write_bytes(packed)
+
+
+@pytest.mark.parametrize(
+    ("kind", "damage"),
+    [
+        (zipfile.ZIP_DEFLATED, "bytes"), (zipfile.ZIP_LZMA, "bytes"), (zipfile.ZIP_BZIP2, "bytes"),
+        (zipfile.ZIP_STORED, "sizes"),
+    ],
+)  # fmt: skip
+def test_a_damaged_archive_of_weights_says_so(kind: int, damage: str, tmp_path: Path) -> None:
+    data = saved(network(), tmp_path / "whole.weights.h5").path.read_bytes()
+    archived(path := tmp_path / "damaged.keras", data, kind, damage)
+    with pytest.raises(DataError, match=r"damaged; get it again. Received: ") as raised, open_layers(path):
+        pass
+    assert str(path) in str(raised.value)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_refused_with_their_layer_and_nothing_changes(
+    value: float, tmp_path: Path
+) -> None:
+    source, target = randomized(network()), randomized(network())
+    before = [each.numpy() for each in target.weights]
+    variance = source.get_layer("stem_bn").moving_variance
+    variance.assign(np.full(variance.shape, value))
+    file = saved(source, tmp_path / "diverged.weights.h5")
+    with pytest.raises(DataError, match=r"not finite.*Received: layer stem_bn in ") as raised:
+        load_weights(target, file)
+    assert str(file.path) in str(raised.value)
+    assert all(np.array_equal(one, two.numpy()) for one, two in zip(before, target.weights, strict=True))
+
+
+class Rebuilt:
+    """Pickled as PyTorch does a tensor."""
+
+    def __init__(
+        self, storage: Any, shape: tuple[Any, ...], stride: tuple[Any, ...], state: Any = None
+    ) -> None:
+        self.storage, self.shape, self.stride, self.state = storage, shape, stride, state
+
+    def __reduce__(self) -> Any:
+        parts = (self.storage, 0, self.shape, self.stride, False, None)
+        rebuilt = sys.modules["torch._utils"]._rebuild_tensor_v2, parts
+        return rebuilt if self.state is None else (*rebuilt, self.state)
+
+
+class Kept:
+    """Pickled as a storage of four float32."""
+
+
+class TorchPickler(pickle.Pickler):
+    def persistent_id(self, obj: Any) -> Any:
+        is_kept = isinstance(obj, Kept)
+        return ("storage", sys.modules["torch"].FloatStorage, "0", "cpu", 4) if is_kept else None
+
+
+@pytest.fixture
+def torch_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-ins for the names in PyTorch's files."""
+    for module, name in (("torch", "FloatStorage"), ("torch._utils", "_rebuild_tensor_v2")):
+        stand_in = type(name, (), {"__module__": module})
+        monkeypatch.setitem(sys.modules, module, types.SimpleNamespace(**{name: stand_in}))
+
+
+def torch_file(path: Path, tensors: dict[str, Any]) -> Path:
+    """Write a file as PyTorch before 1.6 does, with one storage: 0, 1, 2 and 3. More follows it."""
+    with path.open("wb") as file:
+        for each in (0x1950A86A20F9469CFC6C, 1001, {}, tensors, ["0"]):
+            TorchPickler(file, 2).dump(each)
+        file.write(struct.pack("<q", 4) + np.arange(8, dtype="<f4").tobytes())
+    return path
+
+
+@pytest.mark.usefixtures("torch_modules")
+def test_a_tensor_of_a_torch_file_is_a_view_of_its_storage(tmp_path: Path) -> None:
+    path = torch_file(
+        tmp_path / "a.pth", {"a": Rebuilt(Kept(), (2, 2), (1, 2)), "b": Rebuilt(Kept(), (4,), (1,))}
+    )
+    found = read_torch_file(path)
+    np.testing.assert_array_equal(found["a"], [[0, 2], [1, 3]])
+    np.testing.assert_array_equal(found["b"], [0, 1, 2, 3])
+    assert np.shares_memory(found["a"], found["b"])  # a thousand tensors take no more memory than one
+
+
+@pytest.mark.usefixtures("torch_modules")
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        Rebuilt(("0", "<f4,<f4"), (2,), (1,)),
+        Rebuilt(("0", "<f4"), (2,), (1,)),
+        Rebuilt(Kept(), (10**6,), (0,)),
+        Rebuilt(Kept(), (5,), (0,)),
+        Rebuilt(Kept(), (10**30, 2), (0, 0)),
+        Rebuilt(Kept(), (2.0,), (1,)),
+        Rebuilt(Kept(), (2,), ("1",)),
+        Rebuilt(Kept(), (2,), (1,), {"storage": ("0", "<f4,<f4")}),
+    ],
+    ids=["dtype", "no-storage", "stride", "few", "many", "fraction", "text", "state"],
+)
+def test_a_crafted_tensor_is_refused(tensor: Rebuilt, tmp_path: Path) -> None:
+    path = torch_file(tmp_path / "crafted.pth", {"_conv_stem.weight": tensor})
+    with pytest.raises(DataError, match=r"damaged; get it again. Received: "):
+        read_torch_file(path)
+
+
+def test_weights_that_are_too_large_name_no_limit_of_the_images(
+    server: HttpsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places, "_MOST_BYTES", 3)
+    server.files["/a.weights.h5"] = Served(b"some")
+    for address, fetch in ((server.url("/a.weights.h5"), None), ("gs://bucket/a.h5", _too_large)):
+        if fetch is not None:
+            monkeypatch.setattr(places, "fetch_bucket", fetch)
+        with pytest.raises(DataError, match=r"GiB at most.*Received: ") as raised:
+            find_weights(PretrainedSpec(weights=address), tmp_path, Told(), AT_ONCE)
+        assert "data.max" not in str(raised.value)
+        assert address in str(raised.value)
+
+
+def _too_large(uri: str, cache_dir: Path, max_bytes: int, progress: Any) -> Path:
+    store = FolderStore(cache_dir)
+    return bucket._copy(store, [Entry("a.h5", 4, "1")], cache_dir, max_bytes, progress)
+
+
+def test_plain_http_is_refused_in_words_that_fit_weights(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as raised:
+        find_weights(PretrainedSpec(weights="http://host/a.h5"), tmp_path, SilentProgress())
+    assert "mages" not in str(raised.value)
+
+
+def test_a_full_disk_for_temporary_files_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(source: Any, target: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    file = saved(network(), tmp_path / "a.keras")
+    monkeypatch.setattr("trainer.model.h5_file.shutil.copyfileobj", full)
+    with pytest.raises(TemporaryError, match="temporary files is full"), open_layers(file.path):
+        pass

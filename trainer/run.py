@@ -20,7 +20,6 @@ from trainer.data.labels import all_normalized, normalized
 from trainer.data.load import load_dataset
 from trainer.data.progress import Progress
 from trainer.data.statistics import describe_images
-from trainer.data.weights import find_weights
 from trainer.evaluate import Evaluator, predict_splits, thresholds_of
 from trainer.exits import DataError, UnchangedError, UsageError
 from trainer.export import export_model, make_golden, verify_export
@@ -48,14 +47,14 @@ from trainer.run_folder import (
     write_rejected,
 )
 from trainer.scaling import describe_scaling, require_equal_shares, require_whole_batch, scaled_spec
-from trainer.spec import PretrainedSpec, RunSpec, format_size
+from trainer.spec import RunSpec, format_size
 from trainer.stop import Stop
 from trainer.storage.folders import replace_folder
 from trainer.storage.local import write_json
 from trainer.train import Learner, Observer, Saver, TrainResult, build_learner, train
 from trainer.train.features import Features, build_features
 from trainer.train.whiten import whiten_first_layer
-from trainer.warm_start import begin
+from trainer.warm_start import begin, new_weights_sha256
 
 # 80 columns, less what a screen puts before a fact.
 _FOUND_WIDTH = 69
@@ -125,10 +124,8 @@ def _require_wanted(
     is_new = peers.place.is_chief and not folder.newest_checkpoint
     found = ""
     if is_new:
-        weights = (
-            find_weights(spec.model, cache_dir, screen) if isinstance(spec.model, PretrainedSpec) else None
-        )
-        found = find_same_run(folder.output, spec, dataset.digest, weights.sha256 if weights else "")
+        weights_sha256 = new_weights_sha256(spec, folder, cache_dir, screen)
+        found = find_same_run(folder.output, spec, dataset.digest, weights_sha256)
     name = peers.share(found.encode()).decode()
     if name:
         raise UnchangedError(

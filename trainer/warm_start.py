@@ -24,17 +24,27 @@ from trainer.exits import UsageError
 from trainer.export.load import read_description
 from trainer.integrity import MODEL, require_published_model
 from trainer.model.pretrained import backbone_of
-from trainer.model.weights import find_weights, load_weights
+from trainer.model.weights import WeightsFile, find_weights, load_weights
 from trainer.publish import find_run, is_finished
-from trainer.run_folder import RunFolder, Start, find_start, read_started_from, require_same_start
+from trainer.run_folder import (
+    RunFolder,
+    Start,
+    find_start,
+    read_start_weights,
+    read_started_from,
+    read_weights,
+    require_same_start,
+)
 from trainer.spec import PretrainedSpec, RunSpec
-from trainer.spec.schema import CHAMPION, LATEST
+from trainer.spec.schema import CHAMPION, LATEST, ModelSpec
 from trainer.storage.store import Store, is_bucket
 from trainer.train import Agreement, Learner
 
 _MOST_BYTES = 1 << 40
 _NONE_YET = {LATEST: "there is no finished run that is the latest", CHAMPION: "there is no champion"}
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
+_Record = Mapping[str, str | None] | None
+"""What environment.json has of a file of weights."""
 
 
 class Screen(Progress, Protocol):
@@ -60,7 +70,7 @@ def begin(
     agreement = Agreement(cluster.peers)
     run = _find_run(spec.train.start_from, folder) if cluster.is_chief else None
     place = _begin_with(learner, dataset.class_names, run, agreement, cache_dir, screen)
-    weights = _pretrain(spec, learner, agreement, cache_dir, screen, folder.checkpoints, bool(place))
+    weights = _pretrain(spec.model, learner, agreement, cache_dir, screen, folder, run, bool(place))
     if place:
         screen.on_fact("start", f"with the weights of {place}")
     elif not folder.newest_checkpoint and spec.train.start_from in _NONE_YET:
@@ -73,32 +83,61 @@ def begin(
     return start
 
 
+def new_weights_sha256(spec: RunSpec, folder: RunFolder, cache_dir: Path, screen: Screen) -> str:
+    """Return the digest of the file of weights that a new run of `spec` begins with; empty for none.
+
+    Raises what finding the file, or the run that it starts from, raises.
+    """
+    if not isinstance(spec.model, PretrainedSpec):
+        return ""
+    record = _new_weights(spec.model, find_start(folder.output, spec.train.start_from), cache_dir, screen)[1]
+    return (record or {}).get("sha256") or ""
+
+
+def _new_weights(
+    spec: PretrainedSpec, run: Store | None, cache_dir: Path, screen: Screen
+) -> tuple[WeightsFile | None, _Record]:
+    """Return the file of weights that a new run begins with, and what environment.json has of it.
+
+    A run that starts from another `run` reads no file: its weights go back to the file of that run, if any.
+    """
+    if run is not None:
+        return None, read_weights(run)
+    file = find_weights(spec, cache_dir, screen)
+    return file, None if file is None else file.record()
+
+
 def _pretrain(
-    spec: RunSpec,
+    spec: ModelSpec,
     learner: Learner,
     agreement: Agreement,
     cache_dir: Path,
     screen: Screen,
-    checkpoints: Path,
+    folder: RunFolder,
+    run: Store | None,
     is_started: bool,
-) -> Mapping[str, str | None] | None:
+) -> _Record:
     """Put pretrained weights into the backbones of all processes, unless the chief has newer ones.
 
-    Those are of another run (`is_started`) or of a checkpoint.
+    Those are of another `run` (`is_started`, on all processes) or of a checkpoint, and then no file is read.
 
     Returns what environment.json has of them, None for fresh ones. Raises what finding and reading raises.
     """
-    if not isinstance(spec.model, PretrainedSpec):
+    if not isinstance(spec, PretrainedSpec):
         return None
-    file = find_weights(spec.model, cache_dir, screen) if agreement.is_chief else None
-    record = None if file is None else file.record()
+    is_resumed = agreement.value(not is_started and has_readable(folder.checkpoints))
+    file: WeightsFile | None = None
+    record: _Record = None
+    if agreement.is_chief and is_resumed:
+        record = read_start_weights(folder.path)
+    elif agreement.is_chief:
+        file, record = _new_weights(spec, run, cache_dir, screen)
     if file is not None:
         screen.on_fact("weights", f"{file.origin}, licence {file.licence or 'not known'}")
-    has_newer = agreement.value(is_started or has_readable(checkpoints))
-    if file is not None and not has_newer:
         load_weights(backbone_of(learner.fill_inference_model()), file)
+    has_newer = is_resumed or is_started
     variables = {} if has_newer else learner.answering_variables()
-    shared: Mapping[str, str | None] | None = agreement.state(variables, record)
+    shared: _Record = agreement.state(variables, record)
     if shared is not None and not has_newer:
         learner.take_inference_weights()
     return shared

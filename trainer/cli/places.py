@@ -20,7 +20,8 @@ from trainer.printable import shown_address
 from trainer.publish import MANIFEST, find_run, parent_of
 from trainer.run_folder import require_not_withdrawn
 from trainer.run_folder.starts import STARTS
-from trainer.spec import RunSpec
+from trainer.spec import PretrainedSpec, RunSpec
+from trainer.spec.pretrained import DEFAULT_WEIGHTS, NO_WEIGHTS
 from trainer.spec.schema import RUN_NAME
 from trainer.storage.store import (
     Store,
@@ -34,12 +35,15 @@ from trainer.storage.store import (
 _MOST_BYTES = 1 << 40
 
 
-def absolute_source(source: str) -> str:
-    """Return the data source with a local path made absolute; URLs and embedded data stay as they are."""
+def absolute_source(source: str, example: str = "https://host/images.zip") -> str:
+    """Return the data source with a local path made absolute; URLs and embedded data stay as they are.
+
+    `example` is a URL for the error that one with a single slash raises.
+    """
     if "://" in source or source.startswith("embedded:"):
         return source
     if not os.path.exists(source):
-        require_two_slashes(source, "https://host/images.zip")
+        require_two_slashes(source, example)
     try:
         return os.path.abspath(os.path.expanduser(source))
     except FileNotFoundError:
@@ -55,6 +59,14 @@ def with_absolute_test_data(spec: RunSpec) -> RunSpec:
         return spec
     publish = spec.publish.model_copy(update={"test_data": absolute_source(test_data)})
     return spec.model_copy(update={"publish": publish})
+
+
+def with_absolute_weights(spec: RunSpec) -> RunSpec:
+    """Return the spec with a local file of weights where it is from any folder."""
+    if not isinstance(spec.model, PretrainedSpec) or spec.model.weights in (DEFAULT_WEIGHTS, NO_WEIGHTS):
+        return spec
+    weights = absolute_source(spec.model.weights, "https://host/model.weights.h5")
+    return spec.model_copy(update={"model": spec.model.model_copy(update={"weights": weights})})
 
 
 def require_apart(source: str, output: str) -> None:

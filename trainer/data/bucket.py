@@ -13,6 +13,7 @@ import posixpath
 from collections.abc import Sequence
 from pathlib import Path
 
+from trainer.data.members import TooLargeError
 from trainer.data.outline import FOLDER as OUTLINES
 from trainer.data.outline import is_outlined, write_outline
 from trainer.data.progress import Progress
@@ -83,7 +84,7 @@ def _copy(
     others = [entry for entry in entries if not (outline and is_outlined(entry.name))]
     size = sum(entry.size for entry in others)
     if size > max_bytes:
-        raise DataError(
+        raise TooLargeError(
             f"{store.uri} holds more than data.max_extracted_mib allows; name a smaller folder or raise it. "
             f"Received: {size >> 20:,} MiB"
         )

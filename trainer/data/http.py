@@ -46,7 +46,7 @@ def require_https(url: str) -> str:
         ) from None
     if parts.scheme.lower() != "https":
         raise UsageError(
-            f"Images come over https only, since anyone on the way can change what comes over http. "
+            "Downloads come over https only, since anyone on the way can change what comes over http. "
             f"Use an https:// address. Received: {shown_address(url)}"
         )
     if not host:

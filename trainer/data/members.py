@@ -75,9 +75,16 @@ def refused(archive: str, member: str, reason: str) -> DataError:
     )
 
 
-def too_large(source: str, max_bytes: int) -> DataError:
+class TooLargeError(DataError):
+    """An archive, a download or a folder of a bucket is larger than allowed; the text names the data's limit.
+
+    Whatever fetches something else than data words it anew.
+    """
+
+
+def too_large(source: str, max_bytes: int) -> TooLargeError:
     """Return the error for an archive or a download of more than `max_bytes`."""
-    return DataError(
+    return TooLargeError(
         f"This is larger than data.max_extracted_mib allows ({max_bytes / 2**20:,.0f} MiB). "
         f"Raise that if you trust it. Received: {source}"
     )

@@ -7,12 +7,15 @@ here, and TensorFlow isn't needed.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.data.bucket import fetch_bucket
 from trainer.data.digests import checksum_problem, file_digests
 from trainer.data.download import download
+from trainer.data.members import TooLargeError
 from trainer.data.progress import Progress
 from trainer.data.published import (
     LITE0,
@@ -96,11 +99,9 @@ def local_published(published: Published, cache_dir: Path) -> Path | None:
     return next((path for path in candidates if path.exists()), None)
 
 
-def has_weights(backbone: str, cache_dir: Path) -> bool:
-    """Return whether the default weights of `backbone` can be had without a network."""
-    if backbone == LITE0_NAME:
-        return _package_folder() is not None
-    return local_published(PUBLISHED[backbone], cache_dir) is not None
+def has_package() -> bool:
+    """Return whether the package with the weights of EfficientNet-Lite0 is installed."""
+    return _package_folder() is not None
 
 
 def _downloaded(
@@ -108,7 +109,8 @@ def _downloaded(
 ) -> Path:
     prepare_folder(cache_dir)
     try:
-        return download(published.url, published.checksum, cache_dir, _MOST_BYTES, progress, patience)
+        with _limited(published.url):
+            return download(published.url, published.checksum, cache_dir, _MOST_BYTES, progress, patience)
     except UnreachableError as error:
         raise TemporaryError(
             f"The weights of {name} could not be downloaded. On a machine that has a network run `curl -LO "
@@ -145,10 +147,12 @@ def _given(weights: str, cache_dir: Path, progress: Progress, patience: Patience
     """Return the file that the user names by a path or an address."""
     if is_bucket(weights):
         prepare_folder(cache_dir)
-        path = fetch_bucket(weights, cache_dir, _MOST_BYTES, progress)
+        with _limited(weights):
+            path = fetch_bucket(weights, cache_dir, _MOST_BYTES, progress)
     elif "://" in weights and not weights.lower().startswith("file://"):
         prepare_folder(cache_dir)
-        path = download(weights, None, cache_dir, _MOST_BYTES, progress, patience)
+        with _limited(weights):
+            path = download(weights, None, cache_dir, _MOST_BYTES, progress, patience)
     else:
         require_two_slashes(weights, "https://host/model.weights.h5")
         path = Path(without_scheme(weights)).expanduser()
@@ -158,6 +162,18 @@ def _given(weights: str, cache_dir: Path, progress: Progress, patience: Patience
             f"gs:// URI. Received: {shown_address(weights)}"
         )
     return _described(path, bare_address(weights), None, cache_dir, progress)
+
+
+@contextmanager
+def _limited(address: str) -> Iterator[None]:
+    """Word the error of a file that is too large for weights, which no setting of the data allows."""
+    try:
+        yield
+    except TooLargeError:
+        raise DataError(
+            f"A file of weights has {_MOST_BYTES >> 30} GiB at most; give the address of the weights alone "
+            f"as model.weights. Received: {shown_address(address)}"
+        ) from None
 
 
 def _described(

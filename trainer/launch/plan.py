@@ -15,7 +15,8 @@ from trainer.exits import UsageError
 from trainer.launch.accelerators import Accelerator
 from trainer.launch.schedule import check_schedule
 from trainer.printable import shown_address
-from trainer.spec import RunSpec, dump_spec
+from trainer.spec import PretrainedSpec, RunSpec, dump_spec
+from trainer.spec.pretrained import DEFAULT_WEIGHTS, NO_WEIGHTS
 from trainer.spec.schema import CHAMPION, LATEST, SCRATCH
 from trainer.storage.store import GS, is_bucket, split_uri, without_scheme
 
@@ -258,13 +259,23 @@ def _check_engine(plan: Plan) -> None:
 
 def places_of(spec: RunSpec) -> dict[str, bool]:
     """Return every place that a run of `spec` uses, with whether it writes there."""
-    read = [spec.data.source, *([spec.publish.test_data] if spec.publish.test_data else [])]
+    read = [uri for uri, _ in _sources_of(spec).values()]
     start = spec.train.start_from.rstrip("/")
     # What a pointer names is known only there, and is beside it.
     start = start.removesuffix(f"/{LATEST}").removesuffix(f"/{CHAMPION}") or "/"
     if _names_a_run(spec) and not f"{start}/".startswith(f"{spec.output.rstrip('/')}/"):
         read.append(start)
     return dict.fromkeys(read, False) | {spec.output: True}
+
+
+def _sources_of(spec: RunSpec) -> dict[str, tuple[str, str]]:
+    """Return the places of images and weights by their settings, with the option that gives another one."""
+    sources = {"data.source": (spec.data.source, "--data")}
+    if spec.publish.test_data:
+        sources["publish.test_data"] = (spec.publish.test_data, "--set publish.test_data=")
+    if isinstance(spec.model, PretrainedSpec) and spec.model.weights not in (DEFAULT_WEIGHTS, NO_WEIGHTS):
+        sources["model.weights"] = (spec.model.weights, "--set model.weights=")
+    return sources
 
 
 def _names_a_run(spec: RunSpec) -> bool:
@@ -283,16 +294,18 @@ def _check_reachable(plan: Plan) -> None:
             "The job can't see the folders of this machine; train.start_from names a run in a bucket as "
             f"gs://BUCKET/RUNS/NAME. Received: {shown_address(plan.spec.train.start_from)}"
         )
-    for source in (place for place, is_written in places_of(plan.spec).items() if not is_written):
-        if not source.startswith((GS, "https://", "embedded:")):
+    for key, (source, option) in _sources_of(plan.spec).items():
+        what = "the file" if key == "model.weights" else "the data"
+        is_embedded = source.startswith("embedded:") and key != "model.weights"
+        if not (source.lower().startswith((GS, "https://")) or is_embedded):
             raise UsageError(
-                "The job can't see the folders of this machine; put the data in a bucket and give its gs:// "
-                f"address with --data. Received: {shown_address(source)}"
+                f"The job can't see the folders of this machine; put {what} in a bucket and give its gs:// "
+                f"address with {option}. Received: {key} {shown_address(source)}"
             )
         if shown_address(source) != source:
             raise UsageError(
                 "An address with a password or a query could be read by everyone who may look at the job; "
-                f"put the data in a bucket. Received: {shown_address(source)}"
+                f"put {what} in a bucket. Received: {key} {shown_address(source)}"
             )
     if "/" not in plan.image:
         raise UsageError(

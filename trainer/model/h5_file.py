@@ -6,10 +6,13 @@ are read: no configuration, and so no code that one could name. No link leads ou
 
 from __future__ import annotations
 
+import lzma
 import math
 import re
 import shutil
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,13 +22,17 @@ from typing import Any
 import h5py
 
 from trainer.exits import DataError
+from trainer.storage.local import FULL
 from trainer.storage.temporary import temporary_folder
 
 _HDF5, _ZIP = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"
 _MEMBER = "model.weights.h5"
 _MOST_BYTES = 4 << 30
 _DEEPEST = 8
-_DAMAGE = (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError, zipfile.BadZipFile)
+_DAMAGE = (
+    OSError, ValueError, TypeError, KeyError, IndexError, RuntimeError, AttributeError, OverflowError,
+    EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,8 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except _DAMAGE as error:
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise  # of the folder for temporary files
         raise DataError(
             "The weights can't be read: this is no .weights.h5, .h5 or .keras file, or it is damaged; get it "
             f"again. Received: {path} ({(str(error) or type(error).__name__).splitlines()[0][:120]})"
@@ -76,7 +85,10 @@ def _unpacked(path: Path, folder: Path) -> Path:
         if archive.getinfo(_MEMBER).file_size > _MOST_BYTES:
             raise ValueError(f"{_MEMBER} is larger than {_MOST_BYTES >> 30} GiB")
         with (folder / _MEMBER).open("wb") as target:
-            shutil.copyfileobj(source, target)
+            try:
+                shutil.copyfileobj(source, target)
+            except MemoryError:  # LZMA states how much it needs
+                raise ValueError(f"{_MEMBER} needs too much memory to be decompressed") from None
     return folder / _MEMBER
 
 

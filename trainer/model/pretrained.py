@@ -12,6 +12,7 @@ from typing import Any
 import keras
 from keras import layers
 
+from trainer.data.published import LITE0_NAME
 from trainer.model.applications import application_features
 from trainer.model.efficientnet_lite import lite0_features
 from trainer.model.head import class_logits
@@ -20,10 +21,13 @@ from trainer.model.masks import RowDropout
 from trainer.model.stages import stages_of
 from trainer.spec import PretrainedSpec
 
-__all__ = ["BACKBONE", "HEAD", "backbone_of", "has_backbone", "head_of", "pretrained_logits", "stages_of"]
+__all__ = [
+    "BACKBONE", "HEAD", "backbone_of", "has_backbone", "head_of", "preprocessing_of", "pretrained_logits",
+    "stages_of",
+]  # fmt: skip
 
 BACKBONE, HEAD = "backbone", "head"
-_LITE0 = "efficientnet-lite0"
+_RESCALING = "rescaling"
 _IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 """Means and standard deviations of red, green and blue in 0..255."""
 
@@ -40,6 +44,12 @@ def pretrained_logits(
 def backbone_of(model: keras.Model) -> keras.Model:
     """Return the part of a pretrained model from pixels to features, float32 [batch, features]."""
     return _part(model, BACKBONE)
+
+
+def preprocessing_of(backbone: keras.Model) -> str:
+    """Return what a backbone does to its pixels first: the scale and the offset of each channel, as text."""
+    rescaling = backbone.get_layer(_RESCALING)
+    return f"{list(rescaling.scale)} {list(rescaling.offset)}"
 
 
 def head_of(model: keras.Model) -> keras.Model:
@@ -66,7 +76,7 @@ def build_backbone(name: str, channels: int, policy: keras.DTypePolicy, kernels:
     """Return the network `name` with fresh weights: [batch, height, width, channels] to pooled features."""
     pixels = keras.Input((None, None, channels), name="pixels")
     prepared = _preprocessed(name, pixels)
-    if name == _LITE0:
+    if name == LITE0_NAME:
         features = lite0_features(prepared, policy, kernels)
     else:
         features = application_features(name, pixels, prepared, policy, kernels)
@@ -94,13 +104,13 @@ def _preprocessed(name: str, pixels: Any) -> Any:
     offset = [-mean / each for mean, each in zip(means * repeats, deviations * repeats, strict=True)][
         :channels
     ]
-    return layers.Rescaling(scale, offset=offset, dtype="float32", name="rescaling")(pixels)
+    return layers.Rescaling(scale, offset=offset, dtype="float32", name=_RESCALING)(pixels)
 
 
 def _statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     if name.startswith(("efficientnetv2-b", "convnext")):
         return _IMAGENET
-    if name == _LITE0:
+    if name == LITE0_NAME:
         return (127.0,) * 3, (128.0,) * 3
     middle = 128.0 if name.startswith("efficientnetv2") else 127.5
     return (middle,) * 3, (middle,) * 3

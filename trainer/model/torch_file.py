@@ -7,11 +7,11 @@ a pickle can call any function; only what builds tensors is known here, and ever
 from __future__ import annotations
 
 import io
+import math
 import pickle
 import struct
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -34,12 +34,20 @@ class _RefusedError(Exception):
     """The file names a function that builds no tensor."""
 
 
-@dataclass(frozen=True)
-class _Tensor:
+class _Storage(NamedTuple):
+    """A block of values of one dtype; only `persistent_load` makes one.
+
+    A tuple, because a pickle can set the attributes of other objects, even of frozen ones.
+    """
+
+    key: str
+    dtype: str
+
+
+class _Tensor(NamedTuple):
     """Where in which storage the values of a tensor are."""
 
-    storage: tuple[str, str]
-    """Key and dtype."""
+    storage: _Storage
     offset: int
     shape: tuple[int, ...]
     stride: tuple[int, ...]
@@ -54,18 +62,28 @@ class _Unpickler(pickle.Unpickler):
         if module == "torch" and name in _DTYPES:
             return _DTYPES[name]
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return lambda storage, offset, shape, stride, *_: _Tensor(storage, offset, shape, stride)
+            # One of its own for each file, as below.
+            return lambda *parts: _tensor(*parts)
         if (module, name) == ("collections", "OrderedDict"):
-            # One of its own for each file: whatever the file sets on it is gone with it.
+            # Whatever the file sets on it is gone with the file.
             return type("OrderedDict", (dict,), {})
         raise _RefusedError(f"{module}.{name}")
 
-    def persistent_load(self, pid: Any) -> tuple[str, str]:
-        """Return key and dtype of a storage."""
+    def persistent_load(self, pid: Any) -> _Storage:
+        """Return a storage. Raises ValueError for anything else, or another dtype than those of `_DTYPES`."""
         kind, dtype, key, *_ = pid
         if kind != "storage" or dtype not in _DTYPES.values():
             raise ValueError(f"a {kind} instead of a storage")
-        return str(key), dtype
+        return _Storage(str(key), dtype)
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> _Tensor:
+    """Return a tensor. Raises ValueError if the file gives anything but a storage and whole numbers."""
+    if not isinstance(storage, _Storage):
+        raise ValueError(f"a {type(storage).__name__} instead of a storage")
+    if not all(isinstance(each, int) for each in (offset, *shape, *stride)):
+        raise ValueError("a tensor whose shape is no whole numbers")
+    return _Tensor(storage, offset, tuple(shape), tuple(stride))
 
 
 def read_torch_file(path: Path) -> Arrays:
@@ -97,9 +115,9 @@ def _read(file: BinaryIO) -> Arrays:
     _Unpickler(file).load()  # of the machine that wrote it
     tensors = _Unpickler(file).load()
     found = {str(name): each for name, each in dict.items(tensors) if isinstance(each, _Tensor)}
-    dtypes = dict(each.storage for each in found.values())
+    dtypes = {each.storage.key: each.storage.dtype for each in found.values()}
     storages = {key: _read_storage(file, dtypes[key]) for key in map(str, _Unpickler(file).load())}
-    return {name: _values(each, storages[each.storage[0]]) for name, each in found.items()}
+    return {name: _values(each, storages[each.storage.key]) for name, each in found.items()}
 
 
 def _read_storage(file: BinaryIO, dtype: str) -> np.ndarray[Any, Any]:
@@ -114,8 +132,9 @@ def _values(tensor: _Tensor, storage: np.ndarray[Any, Any]) -> np.ndarray[Any, A
     if len(tensor.shape) != len(tensor.stride) or min((tensor.offset, *tensor.shape, *tensor.stride)) < 0:
         raise ValueError(f"a tensor of {tensor.shape} with the strides {tensor.stride}")
     last = tensor.offset + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride, strict=True))
-    if last >= len(storage):
+    # A stride of 0 repeats values: a few bytes would become gigabytes.
+    if last >= len(storage) or math.prod(tensor.shape) > len(storage):
         raise ValueError("a tensor of more values than there are")
     steps = [step * storage.itemsize for step in tensor.stride]
-    view = np.lib.stride_tricks.as_strided(storage[tensor.offset :], tensor.shape, steps, writeable=False)
-    return np.array(view)
+    # No copy: any number of tensors may share a storage.
+    return np.lib.stride_tricks.as_strided(storage[tensor.offset :], tensor.shape, steps, writeable=False)

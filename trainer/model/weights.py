@@ -44,8 +44,8 @@ class _Layer:
 def load_weights(backbone: keras.Model, file: WeightsFile) -> None:
     """Put the weights of `file` into `backbone`; what the file has beyond them is ignored.
 
-    Raises DataError for a file that is no file of weights, is damaged, or is of another network; then nothing
-    has changed.
+    Raises DataError for a file that is no file of weights, is damaged, is of another network, or has values
+    that are not finite; then nothing has changed.
     """
     path = file.path
     if not is_keras_file(path):
@@ -62,7 +62,8 @@ def _assign_fitting(backbone: keras.Model, stored: Sequence[StoredLayer], path: 
     candidates = list(_pairings(backbone, stored))
     for pairs in candidates:
         if not _problems(pairs):
-            for variable, value in _values(pairs):
+            # All of them are read before the first one changes.
+            for variable, value in [*_values(pairs, path)]:
                 variable.assign(value)
             return
     problems = min(map(_problems, candidates), key=len)
@@ -144,10 +145,16 @@ def _is_of_colours(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     return is_kernel and shape[2] == _COLOURS < wanted[2]
 
 
-def _values(pairs: _Pairs) -> Iterator[tuple[keras.Variable, np.ndarray[Any, Any]]]:
+def _values(pairs: _Pairs, path: Path) -> Iterator[tuple[keras.Variable, np.ndarray[Any, Any]]]:
     for layer, stored in pairs:
         for variable, array in zip(layer.variables, stored.arrays if stored else (), strict=True):
-            value = np.asarray(array[()], np.float32)
+            with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinity
+                value = np.asarray(array[()], np.float32)
+            if not np.isfinite(value).all():
+                raise DataError(
+                    "The file of weights has values that are not finite (NaN or infinity in float32), as of "
+                    f"a training that diverged; give another file. Received: layer {layer.name} in {path}"
+                )
             if value.shape != tuple(variable.shape):
                 value = adapt_channels(value, variable.shape[2])
             yield variable, value

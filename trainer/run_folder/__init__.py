@@ -7,6 +7,7 @@ from trainer.run_folder.files import (
     has_rejected,
     read_images,
     read_precision,
+    read_start_weights,
     read_started_from,
     require_complete,
     require_same_start,
@@ -24,7 +25,7 @@ from trainer.run_folder.folder import (
 from trainer.run_folder.refusals import require_not_withdrawn, require_outside_runs
 from trainer.run_folder.start_from import find_start
 from trainer.run_folder.starts import count_start, forget_start
-from trainer.run_folder.unchanged import find_earlier, find_same_run
+from trainer.run_folder.unchanged import find_earlier, find_same_run, read_weights
 
 __all__ = [
     "IMAGES",
@@ -44,7 +45,9 @@ __all__ = [
     "open_run_folder",
     "read_images",
     "read_precision",
+    "read_start_weights",
     "read_started_from",
+    "read_weights",
     "require_complete",
     "require_not_withdrawn",
     "require_outside_runs",

@@ -92,6 +92,17 @@ def require_same_start(path: Path, start: Start) -> None:
     require_same_weights(path, start)
 
 
+def read_start_weights(path: Path) -> dict[str, str | None] | None:
+    """Return sha256, origin and licence of the file of weights that the run at `path` began with, or None."""
+    return weights_in(_read_json(path / "environment.json"))
+
+
+def weights_in(environment: Any) -> dict[str, str | None] | None:
+    """Return what environment.json, parsed, has of a file of weights; None for nothing that can be used."""
+    found = environment.get("weights") if isinstance(environment, dict) else None
+    return found if isinstance(found, dict) and isinstance(found.get("sha256"), str) else None
+
+
 def require_same_weights(path: Path, start: Start) -> None:
     """Raise UsageError if the run at `path` began with another file of weights."""
     before = _read_json(path / "environment.json").get("weights") or {}

@@ -16,7 +16,7 @@ from trainer.exits import UsageError
 from trainer.printable import bare_address
 from trainer.publish import latest_run
 from trainer.report.drift import Earlier
-from trainer.run_folder.files import IMAGES
+from trainer.run_folder.files import IMAGES, weights_in
 from trainer.run_folder.parsed import read_dataset_json, read_images_json
 from trainer.spec import RunSpec, parse_spec, spec_digest
 from trainer.storage.store import Store
@@ -47,11 +47,16 @@ def find_same_run(output: Store, spec: RunSpec, data_digest: str, weights_sha256
 
 def read_weights_sha256(run: Store) -> str:
     """Return the digest of the file of weights that `run` began with; empty for none."""
+    return (read_weights(run) or {}).get("sha256") or ""
+
+
+def read_weights(run: Store) -> dict[str, str | None] | None:
+    """Return sha256, origin and licence of the file of weights that `run` began with, or None."""
     environment = run.read("environment.json")
     try:
-        return str(json.loads(environment.data)["weights"]["sha256"]) if environment else ""
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return ""
+        return weights_in(json.loads(environment.data)) if environment else None
+    except (ValueError, RecursionError):
+        return None
 
 
 def find_earlier(output: Store, spec: RunSpec, data_digest: str) -> Earlier | None:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from trainer.exits import UsageError
 from trainer.printable import shown_address
-from trainer.spec.schema import RunSpec
+from trainer.spec.schema import ModelSpec, RunSpec
 from trainer.spec.text import shown_repr
 
 _SHOWN_PROBLEMS = 5
@@ -23,6 +23,8 @@ _PATTERNS = {
     "data.checksum": "md5: and 32 hex digits, or sha256: and 64",
     "run_name": "letters, digits, '.', '_' and '-', 128 at most, a letter or digit first",
 }
+_FAMILIES = tuple(each.model_fields["family"].default for each in get_args(get_args(ModelSpec)[0]))
+"""What pydantic calls the branches of `model`."""
 
 
 def known_keys() -> list[str]:
@@ -129,7 +131,7 @@ def _dotted(location: tuple[Any, ...]) -> str:
 
 def _is_branch(key: str, part: Any) -> bool:
     if key == "model":
-        return part in ("plain", "residual", "pretrained")
+        return part in _FAMILIES
     return isinstance(part, str) and (
         "[" in part or part in ("int", "float", "bool", "str", "literal", "constrained-int")
     )

@@ -231,10 +231,24 @@ class RunSpec(Checked):
     def _phases_fit(self) -> RunSpec:
         if self.train.finetune is not None and not isinstance(self.model, PretrainedSpec):
             raise ValueError("train.finetune is of model.family pretrained")
+        if self.train.finetune is not None and self.finetune is None:
+            raise ValueError(
+                "train.finetune is for pretrained weights: with model.weights none set train.finetune to "
+                f"null, or give other weights. Received: model.weights {NO_WEIGHTS}"
+            )
         if (finetune := self.finetune) is None:
             return self
         if finetune.first_epochs > self.train.epochs:
             raise ValueError("train.finetune has more frozen and last-stage epochs than train.epochs")
+        return self
+
+    @cross_check
+    def _optimizer_fits(self) -> RunSpec:
+        if self.optimizer.unit_kernels and isinstance(self.model, PretrainedSpec):
+            raise ValueError(
+                "optimizer.unit_kernels changes the norms of pretrained kernels, which their normalisation "
+                "does not follow; set it to false with model.family pretrained. Received: unit_kernels true"
+            )
         return self
 
     @cross_check

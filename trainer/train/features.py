@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import keras
@@ -17,11 +18,13 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from trainer import __version__
 from trainer.cluster import Cluster
 from trainer.data.dataset import Dataset, Split
 from trainer.data.progress import Progress, Task
-from trainer.model.pretrained import backbone_of, head_of
-from trainer.spec import PIXEL_SETTINGS, DataSpec, RunSpec
+from trainer.exits import TemporaryError, UsageError
+from trainer.model.pretrained import backbone_of, head_of, preprocessing_of
+from trainer.spec import PIXEL_SETTINGS, PretrainedSpec, RunSpec
 from trainer.storage.local import prepare_folder, write_bytes
 from trainer.train.inference import Inference, Rows
 
@@ -57,19 +60,18 @@ class Features:
         self,
         backbone: keras.Model,
         head: keras.Model,
-        dataset: Dataset,
-        spec: DataSpec,
         cluster: Cluster,
+        about: Sequence[str],
         cache_dir: Path,
         progress: Progress,
     ) -> None:
-        """backbone, head: the two parts of the model that answers, in float32."""
+        """backbone, head: the two parts of the model that answers, in float32.
+
+        about: what changes the features beside the weights; a part of the cache's key.
+        """
         self._backbone, self._head, self._progress = backbone, head, progress
         self._inference = Inference(backbone, cluster)
-        self._about = [
-            dataset.digest, spec.model_dump_json(include={*PIXEL_SETTINGS}), tf.__version__,
-            cluster.device_kind, f"{cluster.strategy.num_replicas_in_sync} {cluster.index} {cluster.count}",
-        ]  # fmt: skip
+        self._about = about
         self._place = cache_dir / "features"
         self._weights = ""
         self._known: dict[str, Array] = {}
@@ -96,7 +98,7 @@ class Features:
 
     def _read_or_compute(self, split: Split, is_stopped: Callable[[], bool]) -> Array:
         key = hashlib.sha256("\n".join([*self._about, self._weights, split.name]).encode()).hexdigest()
-        cache = _Cache(self._place / key)
+        cache = _Cache(self._place / key, self._progress)
         task = self._progress.start(f"Features of {split.name} images", len(split.items), "images")
         try:
             compute = _cached(cache, lambda rows: self._inference.batch(split, rows), task)
@@ -113,32 +115,42 @@ def build_features(
 
     None if it has none that is frozen at first, or if the features don't fit into data.cache_mib.
     """
-    if spec.finetune is None or not spec.finetune.frozen:
+    if not isinstance(spec.model, PretrainedSpec) or spec.finetune is None or not spec.finetune.frozen:
         return None
     backbone = backbone_of(model)
     images = sum(len(split.items) for split in dataset.splits.values())
     is_small = images * backbone.output_shape[-1] * _FLOAT_BYTES <= spec.data.cache_mib << 20
     if not (is_small or spec.finetune.probe == "logistic"):
         return None
-    return Features(backbone, head_of(model), dataset, spec.data, cluster, cache_dir, progress)
+    about = describe_features(spec, backbone, dataset, cluster)
+    return Features(backbone, head_of(model), cluster, about, cache_dir, progress)
+
+
+def describe_features(spec: RunSpec, backbone: keras.Model, dataset: Dataset, cluster: Cluster) -> list[str]:
+    """Return what changes the features beside the weights of the backbone."""
+    name = spec.model.backbone if isinstance(spec.model, PretrainedSpec) else ""
+    return [
+        __version__, tf.__version__, keras.__version__, dataset.digest,
+        spec.data.model_dump_json(include={*PIXEL_SETTINGS}), name, preprocessing_of(backbone),
+        cluster.device_kind, f"{cluster.strategy.num_replicas_in_sync} {cluster.index} {cluster.count}",
+    ]  # fmt: skip
 
 
 class _Cache:
-    """Rows of features in files, in the order in which this process computes them."""
+    """Rows of features in files, in the order in which this process computes them.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    Training goes on without files where none can be written.
+    """
+
+    def __init__(self, folder: Path, progress: Progress) -> None:
+        self._folder, self._progress = folder, progress
         self._pending: list[Array] = []
-        self._position = self._stored = 0
-        prepare_folder(folder)
-        parts = []
-        for path in sorted(folder.glob("*.npy")):
-            part = _read(path)
-            if part is None or int(path.stem) != self._stored:
-                break  # from here on they are computed again
-            parts.append(part)
-            self._stored += len(part)
-        self._cached = np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
+        self._position = 0
+        self._is_writable = True
+        with self._optional():
+            prepare_folder(folder)
+        self._cached = _read_parts(folder)
+        self._stored = len(self._cached)
 
     def take(self, count: int) -> Array | None:
         """Return the next `count` rows; None if they are not all here, and then none after them is used."""
@@ -151,19 +163,31 @@ class _Cache:
 
     def add(self, rows: Array) -> None:
         """Append rows; every _PART_ROWS of them become a file."""
+        if not self._is_writable:
+            return
         self._pending.append(rows)
         if sum(map(len, self._pending)) >= _PART_ROWS:
             self.flush()
 
     def flush(self) -> None:
-        """Write the rows that are in no file yet. Raises what `write_bytes` raises."""
+        """Write the rows that are in no file yet."""
         if not self._pending:
             return
         rows, buffer = np.concatenate(self._pending), io.BytesIO()
         np.save(buffer, rows, allow_pickle=False)
-        write_bytes(self._folder / f"{self._stored:012d}.npy", buffer.getvalue())
-        self._stored += len(rows)
         self._pending = []
+        with self._optional():
+            write_bytes(self._folder / f"{self._stored:012d}.npy", buffer.getvalue())
+        self._stored += len(rows)
+
+    @contextmanager
+    def _optional(self) -> Iterator[None]:
+        """Write nothing more, and print why, if the block can't write."""
+        try:
+            yield
+        except (TemporaryError, UsageError) as error:
+            self._is_writable = False
+            self._progress.say(f"Features are not cached, so that a restart computes them again. {error}")
 
 
 def _cached(cache: _Cache, compute: Callable[[Rows], Array], task: Task) -> Callable[[Rows], Array]:
@@ -176,6 +200,25 @@ def _cached(cache: _Cache, compute: Callable[[Rows], Array], task: Task) -> Call
         return found
 
     return rows_of
+
+
+def _read_parts(folder: Path) -> Array:
+    """Return the first rows that are stored, up to the first one that is missing.
+
+    Parts may overlap: another process on the same cache, or a kill, ends them elsewhere.
+    """
+    parts: list[Array] = []
+    stored = 0
+    for path in sorted(each for each in folder.glob("*.npy") if each.stem.isdecimal()):
+        start = int(path.stem)
+        if start > stored:
+            break
+        part = _read(path)
+        if part is None or start + len(part) <= stored:
+            continue
+        parts.append(part[stored - start :])
+        stored = start + len(part)
+    return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
 
 
 def _read(path: Path) -> Array | None:

@@ -7,7 +7,6 @@ head.
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,13 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.exits import StoppedError, UsageError
+from trainer.exits import DataError, StoppedError, UsageError
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.integer]
 
 _PENALTIES = tuple(10.0**power for power in np.arange(-5.0, 2.01, 0.5))
 """Values of C, the inverse strength of the penalty, from strong to weak."""
+_USUAL = 5
+"""Index of the penalty that the search begins with."""
 _MOST_ITERATIONS = 1000
 MOST_WORK = 2e11
 """Images times width times classes times folds that are fitted; more takes hours."""
@@ -58,13 +59,18 @@ def fit_probe(
     """Return the head that is fitted to `features` [images, width] and `labels` [images].
 
     weights: of each class in the loss, [classes]. folds: of the cross-validation that chooses the penalty.
-    Raises UsageError for more images than logistic regression is made for, and StoppedError once `is_stopped`
-    returns True between two fits.
+    Raises UsageError for more images than logistic regression is made for, DataError for features that are
+    not finite, and StoppedError once `is_stopped` returns True between two fits.
     """
     if features.size * len(weights) * folds > MOST_WORK:
         raise UsageError(
             "Logistic regression takes too long for so many images and classes; train the head in steps with "
             f"--set train.finetune.probe=steps. Received: {len(features)} images of {len(weights)} classes"
+        )
+    if not np.isfinite(features).all():
+        raise DataError(
+            "The features of the backbone are not finite numbers; try other weights, or another backbone. "
+            f"Received: features of {len(features)} images"
         )
     mean = features.mean(axis=0, dtype=np.float64)
     # One scale for all: that of each feature can't be told from a few images.
@@ -89,21 +95,38 @@ def _chosen(
     fold = fold_of(labels, folds)
     if not (is_tested := fold >= 0).any():
         return _PENALTIES[len(_PENALTIES) // 2], None
-    best, penalty, held_out = math.inf, _PENALTIES[0], None
-    for candidate in _PENALTIES:
+
+    def judge(index: int) -> tuple[float, Floats]:
         # An image without another one of its class is in no fold, and counts as answered wrong.
         probabilities = np.where(np.arange(classes) == labels[:, None], 0.0, 1.0 / max(1, classes - 1))
         for number in range(fold.max() + 1):
             if is_stopped():
                 raise StoppedError("Stopped on request while the head was fitted.")
             test = fold == number
-            head = _fit(features[~test], labels[~test], sample_weights[~test], classes, candidate)
-            probabilities[test] = _softmax(features[test] @ head[0] + head[1])
-        loss = _log_loss(probabilities[is_tested], labels[is_tested], sample_weights[is_tested])
-        if loss >= best:
-            break  # it is convex in practice: weaker penalties are worse still, and slower
-        best, penalty, held_out = loss, candidate, probabilities
-    return penalty, held_out
+            train = (features[~test], labels[~test], sample_weights[~test])
+            kernel, bias = _fit(*train, classes, _PENALTIES[index])
+            probabilities[test] = _softmax(features[test] @ kernel + bias)
+        return _log_loss(
+            probabilities[is_tested], labels[is_tested], sample_weights[is_tested]
+        ), probabilities
+
+    best = _lowest(judge)
+    return _PENALTIES[best[0]], best[1]
+
+
+def _lowest(judge: Callable[[int], tuple[float, Floats]]) -> tuple[int, Floats]:
+    """Return the index of the penalty with the lowest loss, and its probabilities.
+
+    The loss is convex in the penalty in practice: it is followed downhill from where it usually is lowest.
+    """
+    index, (loss, probabilities) = _USUAL, judge(_USUAL)
+    for step in (-1, 1):
+        moved = False
+        while 0 <= index + step < len(_PENALTIES) and (found := judge(index + step))[0] < loss:
+            index, (loss, probabilities), moved = index + step, found, True
+        if moved:
+            break
+    return index, probabilities
 
 
 def fold_of(labels: Labels, folds: int) -> NDArray[np.int64]:

@@ -14,6 +14,7 @@ from typing import Any
 from trainer.exits import UsageError
 from trainer.spec import RunSpec, dump_spec, load_spec
 from trainer.spec.load import flat
+from trainer.spec.pretrained import DEFAULT_WEIGHTS, NO_WEIGHTS
 from trainer.spec.problems import require_known_key
 from trainer.spec.text import parse_value, shown_repr
 
@@ -24,7 +25,9 @@ _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _RANGE = re.compile(rf"({_NUMBER})\.\.({_NUMBER})(?::(.*))?")
 _FORMS = "KEY=LOW..HIGH, KEY=LOW..HIGH:log, KEY=LOW..HIGH:STEP or KEY=A|B|C"
 _GRID = 1e-6
-"""By what share of a step a number may miss the grid: 0.1 + 0.2 is not 0.3."""
+"""By what share of a step the end of a range may miss the grid: 0.1 + 0.2 is not 0.3."""
+_ON_GRID = 1e-9
+"""By what share of a step a value may miss the grid; Optuna takes 1e-8."""
 _DIGITS = 4
 _INNER = 0.381966
 _FIXED_KEYS = {
@@ -65,9 +68,14 @@ class Parameter:
         return list(self.choices) or [self.number(self.low), self.number(self.high)]
 
     def number(self, value: float) -> float | int:
-        """Return a number of the range as a trial uses it: whole, or with four significant digits."""
+        """Return a number of the range as a trial uses it.
+
+        It is whole, or on the grid of a step, or has four significant digits.
+        """
         if self.is_whole:
             return round(value)
+        if self.step is not None:
+            return float(min(max(_on_grid(value, self.low, self.step), self.low), self.high))
         return float(min(max(float(f"{value:.{_DIGITS}g}"), self.low), self.high))
 
     def value_of(self, setting: Any) -> Value | None:
@@ -77,7 +85,7 @@ class Parameter:
         if isinstance(setting, bool) or not isinstance(setting, int | float):
             return None
         steps = (setting - self.low) / self.step if self.step else 0.0
-        is_inside = self.low <= setting <= self.high and abs(steps - round(steps)) < _GRID
+        is_inside = self.low <= setting <= self.high and abs(steps - round(steps)) < _ON_GRID
         return setting if is_inside else None
 
     def size(self) -> float:
@@ -142,8 +150,20 @@ def _parse(text: str, base: RunSpec) -> Parameter:
             f"Received: {shown_repr(text)}"
         )
     for each in choices:
-        parse_value(each)
+        _refuse_file_of_weights(key, parse_value(each), text)
     return Parameter(key, values, choices)
+
+
+def _refuse_file_of_weights(key: str, value: Any, text: str) -> None:
+    """Raise UsageError for a choice that names a file of weights, whose place nothing would check."""
+    weights = value.get("weights") if key == "model" and isinstance(value, dict) else value
+    if key not in ("model", "model.weights") or not isinstance(weights, str):
+        return
+    if weights not in (DEFAULT_WEIGHTS, NO_WEIGHTS):
+        raise UsageError(
+            f"A file of weights can't be searched; set it for the whole study with --set model.weights=, and "
+            f"begin a study for each file. Received: {shown_repr(text)}"
+        )
 
 
 def _range(key: str, text: str, numbers: re.Match[str], base: RunSpec) -> Parameter:
@@ -165,8 +185,15 @@ def _range(key: str, text: str, numbers: re.Match[str], base: RunSpec) -> Parame
                 f"{', a whole number here' if is_whole else ''}. {received}"
             )
         # The last value on the grid; 3 x 0.1 is 0.3 here.
-        high = float(f"{low + int((high - low) / step + _GRID) * step:.12g}")
+        high = _on_grid(low + int((high - low) / step + _GRID) * step, low, step)
     return Parameter(key, text, (), low, high, step, is_log, is_whole)
+
+
+def _on_grid(value: float, low: float, step: float) -> float:
+    """Return a value of the grid with twelve significant digits, or as it is if these leave the grid."""
+    rounded = float(f"{value:.12g}")
+    steps = (rounded - low) / step
+    return rounded if abs(steps - round(steps)) < _ON_GRID else value
 
 
 def _with_digits(text: str) -> str:
