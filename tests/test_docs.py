@@ -12,7 +12,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from click.testing import CliRunner
 
+from trainer.cli.app import cli
 from trainer.exits import EXIT_CODES
 from trainer.spec.problems import known_keys
 
@@ -145,3 +147,11 @@ def test_the_portuguese_page_has_every_exit_code() -> None:
     text = (ROOT / "README.pt-BR.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| ([\d, ]+) \|", text, re.MULTILINE)
     assert sorted(int(code) for row in rows for code in row.split(",")) == sorted(EXIT_CODES)
+
+
+@pytest.mark.parametrize("group", [[], ["image"], ["submit"]])
+def test_no_summary_of_a_command_is_cut_off_at_80_columns(group: list[str]) -> None:
+    done = CliRunner().invoke(cli, [*group, "--help"], terminal_width=80)
+    lines = done.output.partition("Commands:")[2].splitlines()
+    assert len(lines) > 2
+    assert [line for line in lines if line.endswith("...")] == []

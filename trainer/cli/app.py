@@ -44,8 +44,10 @@ _JOB_NAMES = ("TRAINER_RUN_NAME", "CLOUD_ML_JOB_ID")
 
 _SPEC_OF_JOB = "TRAINER_SPEC"
 
-_SHARD_SET_HELP = "Change how the data are read or split: --set data.validation_fraction=0.1."
-_TRUST_HELP = "Run a model whose operations may read and write files. Only if you know who made it."
+_SHARD_SET_HELP = "Change a setting of the data: --set data.validation_fraction=0.1."
+_TRUST_HELP = (
+    "Load a model whose operations may read and write files. Use only for models whose author you know."
+)
 _LESS_MEMORY = "give fewer or smaller pictures at once, or use a machine with more"
 
 
@@ -54,7 +56,7 @@ _LESS_MEMORY = "give fewer or smaller pictures at once, or use a machine with mo
 )
 @click.version_option(__version__, message="trainer %(version)s")
 def cli() -> None:
-    """Train an image classifier from a folder of pictures, and use it."""
+    """Train, evaluate and release image classifiers, on this machine or in the cloud."""
     _announce_emulator()
 
 
@@ -71,9 +73,9 @@ def train(
     settings: tuple[str, ...],
     assert_accuracy_at_least: float | None,
 ) -> None:
-    """Train: from images to a model, a report and metrics in one run folder.
+    """Train a model and write it with a report to a run folder.
 
-    With no data, recipe or spec it trains the demo, on pictures that come with the package.
+    Without data, recipe or spec it trains the demo on images that come with the package.
     """
     from trainer.cli.given import given_spec
     from trainer.cli.places import require_unmoved
@@ -97,9 +99,13 @@ def train(
 @cli.command(cls=SpecCommand)
 @spec_options
 @click.option(
-    "--seconds", type=click.FloatRange(1, 3600), default=20.0, show_default=True, help="How long to measure."
+    "--seconds",
+    type=click.FloatRange(1, 3600),
+    default=20.0,
+    show_default=True,
+    help="Seconds to measure for.",
 )
-@click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object.")
 def bench(
     spec_path: str | None,
     recipe: str | None,
@@ -109,7 +115,7 @@ def bench(
     seconds: float,
     as_json: bool,
 ) -> None:
-    """Measure how fast a spec trains here, and what holds it back."""
+    """Measure training speed and name the bottleneck."""
     from trainer.cli.bench import bench_command
     from trainer.cli.given import given_spec
     from trainer.cli.train import require_devices
@@ -132,7 +138,7 @@ def bench(
 @cli.command()
 @click.argument("name", required=False)
 def recipes(name: str | None) -> None:
-    """List the recipes, or print one."""
+    """List recipes, or print one."""
     from trainer.recipes import read_recipe, recipe_names, recipe_summary
 
     if name is not None:
@@ -145,10 +151,10 @@ def recipes(name: str | None) -> None:
 @cli.command()
 @click.argument("model", metavar="RUN_OR_MODEL")
 @click.argument("images", metavar="IMAGE_OR_FOLDER...", nargs=-1, required=True)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a picture instead of a table.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per image instead of a table.")
 @click.option("--trust", is_flag=True, help=_TRUST_HELP)
 def predict(model: str, images: tuple[str, ...], as_json: bool, trust: bool) -> None:
-    """Say what is on pictures, with a trained model."""
+    """Classify images with a trained model."""
     from trainer.cli.answers import predict_command
 
     import_tensorflow()
@@ -159,17 +165,17 @@ def predict(model: str, images: tuple[str, ...], as_json: bool, trust: bool) -> 
 @cli.command()
 @click.argument("model", metavar="RUN_OR_MODEL")
 @click.option("--data", metavar="URI", required=True, help=DATA_HELP)
-@click.option("--json", "as_json", is_flag=True, help="All metrics as one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print all metrics as one JSON object.")
 @click.option(
     "--set",
     "settings",
     metavar="KEY=VALUE",
     multiple=True,
-    help="Change how the data are read: --set data.max_rejected=0.05.",
+    help="Change a setting of the data: --set data.max_rejected=0.05.",
 )
 @click.option("--trust", is_flag=True, help=_TRUST_HELP)
 def evaluate(model: str, data: str, as_json: bool, settings: tuple[str, ...], trust: bool) -> None:
-    """Measure a trained model on labelled pictures."""
+    """Evaluate a trained model on labelled images."""
     from trainer.cli.answers import evaluate_command
 
     import_tensorflow()
@@ -183,12 +189,16 @@ def evaluate(model: str, data: str, as_json: bool, settings: tuple[str, ...], tr
 @click.option(
     "--shard-mib", type=click.IntRange(1, 65_536), default=128, show_default=True, help="Size of a shard."
 )
-@click.option("--processes", type=click.IntRange(1, 1_024), help="How many work here.  [default: one a core]")
+@click.option(
+    "--processes",
+    type=click.IntRange(1, 1_024),
+    help="Number of processes.  [default: one per core]",
+)
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help=_SHARD_SET_HELP)
 def shard(data: str, output: str, shard_mib: int, processes: int | None, settings: tuple[str, ...]) -> None:
-    """Pack pictures into TFRecord shards, to train on more than fits one machine.
+    """Pack images into TFRecord shards, for large data.
 
-    The pods of an Indexed Job share the work. Started again, it goes on where it was.
+    The pods of an Indexed Job share the work. The same command resumes where it was stopped.
     """
     from trainer.cli.shard import shard_command
     from trainer.hosts import read_share

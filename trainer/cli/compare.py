@@ -26,12 +26,12 @@ _PAGES = (".html", ".htm")
 
 @click.command()
 @click.argument("uris", metavar="RUN RUN...", nargs=-1, required=True)
-@click.option("--json", "as_json", is_flag=True, help="All of it as one JSON object.")
-@click.option("--html", metavar="FILE", help="Write a page with curves and pictures, which opens offline.")
+@click.option("--json", "as_json", is_flag=True, help="Print the comparison as one JSON object.")
+@click.option("--html", metavar="FILE", help="Write an HTML page with curves and images that opens offline.")
 def compare(uris: tuple[str, ...], as_json: bool, html: str | None) -> None:
-    """Say whether finished runs are the same within chance, or which is better and how sure.
+    """Compare finished runs with significance tests.
 
-    A run is its folder, its gs:// address, or a metrics.json alone. The first is compared with each other.
+    RUN is a run folder, its gs:// URI, or a metrics.json file. The first run is compared with each other one.
     """
     from trainer.cli.app import cache_folder
     from trainer.compare.comparison import compare_all

@@ -29,7 +29,7 @@ _WIDTH = 11
 @cluster_options
 @project_options
 def doctor(place: str, **given: Any) -> None:
-    """Check whether what a job needs is there: programs, rights, bucket, image, quota."""
+    """Check what a job needs: programs, rights, bucket, image, quota."""
     checks = {"docker": _docker, "gke": _gke, "vertex": _vertex}[place]
     found = []
     with understood(place):

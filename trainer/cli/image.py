@@ -18,12 +18,14 @@ _LOG_SECONDS = 10.0
 
 @click.group()
 def image() -> None:
-    """Build and push the image that runs anywhere."""
+    """Build and push the container image."""
 
 
 @image.command()
 @image_options
-@click.option("--network", metavar="MODE", help="Of the build, such as host.  [default: the engine's]")
+@click.option(
+    "--network", metavar="MODE", help="Network mode of the build, such as host.  [default: the engine's]"
+)
 @click.option(
     "--weights",
     metavar="NAME",
@@ -31,7 +33,9 @@ def image() -> None:
     help="Pretrained weights to include, such as efficientnetv2-b0, for clusters without a network.",
 )
 def build(variant: str, base: str, name: str, network: str | None, weights: tuple[str, ...]) -> None:
-    """Build it from this project's source, on the engine of DOCKER_HOST or of this host."""
+    """Build the image from this project's source.
+
+    The Docker engine is that of DOCKER_HOST, or of this host."""
     from trainer.cli.app import cache_folder
     from trainer.cli.console import Console
     from trainer.launch.image import build_image, find_root, find_source, open_engine, tags_of
@@ -56,7 +60,7 @@ def build(variant: str, base: str, name: str, network: str | None, weights: tupl
 @image.command()
 @image_options
 def push(variant: str, base: str, name: str) -> None:
-    """Push what was built of this source, if git knows all of it."""
+    """Push the image of this source. The work tree has to be committed."""
     from trainer.launch.image import find_source, open_engine, push_image, tags_of
 
     source = find_source(Path.cwd(), variant, base)

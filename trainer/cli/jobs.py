@@ -44,7 +44,7 @@ def _no_option(_: click.Context, __: click.Parameter, name: str) -> str:
 @_place
 @click.argument("name", callback=_no_option)
 def status(place: str, name: str, **where: Any) -> None:
-    """Say how a job goes, and why."""
+    """Show the state of a job and its cause."""
     with understood(place):
         for line in _jobs(place, where).status(name):
             click.echo(printable(line))
@@ -54,9 +54,9 @@ def status(place: str, name: str, **where: Any) -> None:
 @_place
 @click.argument("name", callback=_no_option)
 @click.option("-f", "--follow", is_flag=True, help="Follow the log until the job ends.")
-@click.option("--worker", type=click.IntRange(0), default=0, show_default=True, help="Which of several.")
+@click.option("--worker", type=click.IntRange(0), default=0, show_default=True, help="Index of the worker.")
 def logs(place: str, name: str, follow: bool, worker: int, **where: Any) -> None:
-    """Print what a job says."""
+    """Print the log of a job."""
     with understood(place):
         _jobs(place, where).logs(name, worker, follow)
 
@@ -65,11 +65,11 @@ def logs(place: str, name: str, follow: bool, worker: int, **where: Any) -> None
 @_place
 @click.argument("name", callback=_no_option)
 @click.option(
-    "--schedule", "choice", flag_value="schedule", help="End the schedule of this name, not the job."
+    "--schedule", "choice", flag_value="schedule", help="Cancel the schedule of this name, not the job."
 )
-@click.option("--job", "choice", flag_value="job", help="End the job of this name, not the schedule.")
+@click.option("--job", "choice", flag_value="job", help="Cancel the job of this name, not the schedule.")
 def cancel(place: str, name: str, choice: Choice | None, **where: Any) -> None:
-    """End a job; its checkpoint is kept, and the same run can go on."""
+    """Cancel a job. Its checkpoints are kept, and the same run can be resumed."""
     if choice is not None and place != "gke":
         raise UsageError(f"--schedule and --job are for gke. Received: --{choice} for {place}")
     with understood(place):
@@ -79,7 +79,7 @@ def cancel(place: str, name: str, choice: Choice | None, **where: Any) -> None:
 @click.command("list")
 @_place
 def list_jobs(place: str, **where: Any) -> None:
-    """List the jobs that were sent, and how they go."""
+    """List submitted jobs and their state."""
     with understood(place):
         for line in _jobs(place, where).overview() or ["no jobs"]:
             click.echo(printable(line))

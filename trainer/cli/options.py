@@ -55,15 +55,15 @@ _WHAT = (
     click.option("--data", metavar="URI", help=DATA_HELP),
 )
 _WHERE = (
-    click.option("--output", metavar="DIR", help="Where runs go, a folder or gs://.  [default: runs]"),
-    click.option("--run-name", metavar="NAME", help="Name of the run; an unfinished one goes on."),
-    click.option("--fresh", is_flag=True, help="Begin an unfinished run anew."),
+    click.option("--output", metavar="DIR", help="Folder or gs:// URI for runs.  [default: runs]"),
+    click.option("--run-name", metavar="NAME", help="Name of the run; an unfinished run is resumed."),
+    click.option("--fresh", is_flag=True, help="Discard an unfinished run of this name and start over."),
 )
 _HOW = (
     click.option(
         "--require-accelerator",
         metavar="KIND",
-        help="End with 69 at once unless the host has it: gpu, gpu:4 (at least) or tpu.",
+        help="Exit with code 69 unless the host has this accelerator: gpu, gpu:4 (at least) or tpu.",
     ),
     click.option(
         "--set",
@@ -79,7 +79,7 @@ _ACCURACY = click.option(
     "--assert-accuracy-at-least",
     metavar="SHARE",
     type=_Share(0, 1),
-    help="End with 4 if the published model is less accurate on the held-out images: 0.9.",
+    help="Exit with code 4 if the published model's accuracy on held-out images is lower: 0.9.",
 )
 _PARAMETER_HELP = (
     "Search a setting: KEY=LOW..HIGH, with :log or :STEP after it, or KEY=A|B|C. Can be repeated."
@@ -89,7 +89,9 @@ _PARAMETER_HELP = (
 def search_options(is_required: bool) -> Callable[[Command], Command]:
     """Return what adds the options of a search; `is_required` where the command does nothing else."""
     trials = (
-        "Number of trials." if is_required else "Search settings with so many trials, instead of one run."
+        "Number of trials."
+        if is_required
+        else "Search settings with this number of trials, instead of one run."
     )
     return lambda command: _with(
         command,
@@ -112,58 +114,62 @@ def search_options(is_required: bool) -> Callable[[Command], Command]:
 _IMAGE = (
     click.option(
         "--variant", type=click.Choice(["cpu", "gpu", "tpu"]), default="gpu", show_default=True,
-        help="What it is to run on.",
+        help="Hardware that the image runs on.",
     ),
     click.option(
         "--base", metavar="IMAGE", default="python:3.12-slim", show_default=True,
-        help="A Debian, with a Python of 3.10 to 3.13 or none.",
+        help="Base image: a Debian, with Python 3.10 to 3.13 or without Python.",
     ),
     click.option(
         "--name", metavar="NAME", default="trainer", show_default=True,
-        help="Registry, project and name, as the registry wants them.",
+        help="Image name with registry and project.",
     ),
 )  # fmt: skip
 
 
 _ACCELERATOR = click.option(
     "--accelerator", metavar="NAME[:COUNT]", default="nvidia-l4", show_default=True,
-    help="Of each worker: nvidia-l4:2, tpu-v5e:2x4, cpu.",
+    help="Accelerator of each worker: nvidia-l4:2, tpu-v5e:2x4, cpu.",
 )  # fmt: skip
 _WORKERS = click.option(
     "--workers", type=click.IntRange(1, 1000), default=1, show_default=True,
-    help="Machines that train together.",
+    help="Number of machines that train together.",
 )  # fmt: skip
-_SPOT = click.option("--spot", is_flag=True, help="Machines that may be taken away, for less.")
+_SPOT = click.option("--spot", is_flag=True, help="Use Spot VMs (cheaper, can be preempted).")
 _IMAGE_NAME = click.option(
     "--image", metavar="NAME", envvar="TRAINER_IMAGE", default="trainer:gpu", show_default=True,
-    help="As `trainer image push` names it; TRAINER_IMAGE is the default.",
+    help="Container image; the default is TRAINER_IMAGE.",
 )  # fmt: skip
 _JOB = (
     _ACCELERATOR,
     _WORKERS,
     _SPOT,
-    click.option("--schedule", metavar="CRON", help="Again and again, as '0 3 * * 1'; each time a new run."),
+    click.option("--schedule", metavar="CRON", help="Cron schedule, such as '0 3 * * 1'."),
     click.option(
-        "--time-zone", metavar="NAME", default="Etc/UTC", show_default=True, help="Of the schedule."
+        "--time-zone", metavar="NAME", default="Etc/UTC", show_default=True, help="Time zone of the schedule."
     ),
     click.option(
         "--deadline-hours", type=click.FloatRange(0.1, 24 * 28),
-        help="After which the job is ended.  [default: 24]",
+        help="Hours after which the job is stopped.  [default: 24]",
     ),
     _IMAGE_NAME,
-    click.option("--prices", metavar="FILE", help="Prices that count instead of the list's."),
+    click.option("--prices", metavar="FILE", help="YAML file with prices that replace the list prices."),
     click.option(
         "--dry-run", is_flag=True, help="Print what would be sent, without passwords, and send nothing."
     ),
-    click.option("--yes", is_flag=True, help="Don't ask."),
+    click.option("--yes", is_flag=True, help="Do not ask for confirmation."),
 )  # fmt: skip
-_QUEUE = click.option("--queue", metavar="NAME", help="A local queue of Kueue, which decides when it starts.")
+_QUEUE = click.option("--queue", metavar="NAME", help="Kueue local queue that admits the job.")
 _NO_GKE_LABELS = click.option(
-    "--no-gke-labels", is_flag=True, help="For other clusters than GKE: any node with GPUs will do."
+    "--no-gke-labels", is_flag=True, help="Omit GKE's node labels, for clusters other than GKE."
 )
-_FLEX_START = click.option("--flex-start", is_flag=True, help="Wait until there are machines, for less.")
+_FLEX_START = click.option(
+    "--flex-start", is_flag=True, help="Wait for capacity at a lower price (flex-start)."
+)
 _ON_GKE = (
-    click.option("--service-account", default="trainer", show_default=True, help="Of the namespace."),
+    click.option(
+        "--service-account", default="trainer", show_default=True, help="Kubernetes service account."
+    ),
     _QUEUE,
     click.option(
         "--jobset",
@@ -173,12 +179,14 @@ _ON_GKE = (
     _NO_GKE_LABELS,
 )
 _ON_VERTEX = (
-    click.option("--service-account", metavar="EMAIL", help="Of the job; a schedule needs one."),
+    click.option(
+        "--service-account", metavar="EMAIL", help="Service account of the job; required for a schedule."
+    ),
     _FLEX_START,
 )
 _DOCTOR = (
     _ACCELERATOR, _WORKERS, _SPOT, _IMAGE_NAME, _WHERE[0],
-    click.option("--service-account", metavar="NAME", help="Of the namespace, or the email of Vertex AI's."),
+    click.option("--service-account", metavar="NAME", help="Service account, a name or an email."),
     _QUEUE, _NO_GKE_LABELS, _FLEX_START,
 )  # fmt: skip
 
@@ -204,16 +212,16 @@ def submit_options(command: Command) -> Command:
 
 
 _PROJECT = (
-    click.option("--project", metavar="ID", envvar="GOOGLE_CLOUD_PROJECT", help="Of Google Cloud."),
+    click.option("--project", metavar="ID", envvar="GOOGLE_CLOUD_PROJECT", help="Google Cloud project ID."),
     click.option(
         "--region", envvar="GOOGLE_CLOUD_REGION", default="us-central1", show_default=True,
-        help="Of Google Cloud.",
+        help="Google Cloud region.",
     ),
-    click.option("--endpoint", metavar="URL", help="In place of Google's own addresses."),
+    click.option("--endpoint", metavar="URL", help="Endpoint to use in place of Google's."),
 )  # fmt: skip
 _CLUSTER = (
-    click.option("--namespace", default="trainer", show_default=True, help="Of the cluster."),
-    click.option("--context", metavar="NAME", help="Of kubectl.  [default: the current one]"),
+    click.option("--namespace", default="trainer", show_default=True, help="Kubernetes namespace."),
+    click.option("--context", metavar="NAME", help="kubectl context.  [default: the current one]"),
 )
 
 

@@ -34,15 +34,15 @@ _MINUTE = len("2026-11-27 03:00")
 
 @click.command()
 @click.argument("run", metavar="RUN")
-@click.option("--force", is_flag=True, help="Without a test.")
+@click.option("--force", is_flag=True, help="Promote without a significance test.")
 @click.option(
     "--set", "settings", metavar="KEY=VALUE", multiple=True,
-    help="Change how it is decided: --set publish.min_gain=0.01, --set publish.test_data=gs://...",
+    help="Change a setting of the decision: --set publish.min_gain=0.01, --set publish.test_data=gs://...",
 )  # fmt: skip
 def promote(run: str, force: bool, settings: tuple[str, ...]) -> None:
-    """Let a finished run take the champion's place, if it is better.
+    """Promote a finished run to champion if it is better.
 
-    Both are asked about the same images. It ends with 4 if the champion stays.
+    Both models are evaluated on the same images. Exits with code 4 if the champion stays.
     """
     from trainer.cli.app import cache_folder
     from trainer.cli.places import output_of
@@ -67,7 +67,7 @@ def promote(run: str, force: bool, settings: tuple[str, ...]) -> None:
 @click.command()
 @click.argument("output", metavar="OUTPUT")
 def rollback(output: str) -> None:
-    """Give the place back to the champion before this one."""
+    """Restore the previous champion."""
     from trainer.release.challenge import rollback as roll_back
     from trainer.storage.store import open_store
 
@@ -76,9 +76,9 @@ def rollback(output: str) -> None:
 
 @click.command()
 @click.argument("output", metavar="OUTPUT")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a run.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per run.")
 def runs(output: str, as_json: bool) -> None:
-    """List the runs of an output folder, with the champion."""
+    """List the runs of an output folder and its champion."""
     from trainer.champion import read_pointer
     from trainer.cli.console import Console
     from trainer.release.overview import overview

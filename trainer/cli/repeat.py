@@ -27,14 +27,15 @@ _DIGITS = 6
 
 @click.command(cls=SpecCommand)
 @repeat_options
-@click.option("--times", type=click.IntRange(2, 1000), default=3, show_default=True, help="How many runs.")
-@click.option("--seeds", metavar="N,N,...", help="Their seeds.  [default: from the spec's own on]")
-@click.option("--json", "as_json", is_flag=True, help="What came of it as one JSON object.")
+@click.option("--times", type=click.IntRange(2, 1000), default=3, show_default=True, help="Number of runs.")
+@click.option(
+    "--seeds", metavar="N,N,...", help="Seeds of the runs.  [default: the spec's seed and the next ones]"
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 def repeat(times: int, seeds: str | None, as_json: bool, **given: Any) -> None:
-    """Train a spec with several seeds, and tell mean, spread and interval.
+    """Train a spec with several seeds and report the spread.
 
-    Stopped and started again it goes on; runs that are finished are not done again. None of them
-    challenges the champion; `trainer promote` lets one.
+    The same command resumes where it was stopped. No run challenges the champion; use `trainer promote`.
     """
     from trainer.cli.app import cache_folder
     from trainer.cli.given import given_spec

@@ -42,7 +42,7 @@ _HANDED_ON = (EMULATOR, "NO_COLOR")
 
 @click.group()
 def submit() -> None:
-    """Send a run to a cluster; what will be done is shown first."""
+    """Submit a run to Docker, GKE or Vertex AI."""
 
 
 @submit.command("gke", cls=SpecCommand)
@@ -58,7 +58,7 @@ def submit_gke(
     no_gke_labels: bool,
     **given: Any,
 ) -> None:
-    """Send it to a Kubernetes cluster, through kubectl."""
+    """Submit to a Kubernetes cluster through kubectl."""
     from trainer.launch.kubectl import Kubectl
     from trainer.launch.kubernetes import Cluster, objects_of
     from trainer.launch.names import check_namespace, check_queue_name, check_service_account
@@ -93,9 +93,9 @@ def submit_gke(
 
 @submit.command("docker", cls=SpecCommand)
 @submit_options
-@click.option("--network", metavar="MODE", help="Of the container.  [default: the engine's]")
+@click.option("--network", metavar="MODE", help="Network mode of the container.  [default: the engine's]")
 def submit_docker(network: str | None, **given: Any) -> None:
-    """Start it on the Docker engine of DOCKER_HOST, or of this host."""
+    """Run on the Docker engine of DOCKER_HOST, or of this host."""
     from trainer.launch.container import container_of, start_container
     from trainer.launch.image import open_engine
     from trainer.spec import dump_shown_spec, parse_spec
@@ -127,7 +127,7 @@ def submit_vertex(
     flex_start: bool,
     **given: Any,
 ) -> None:
-    """Send it to Vertex AI, as a CustomJob."""
+    """Submit to Vertex AI as a CustomJob."""
     from trainer.launch.google import Google
     from trainer.launch.vertex import Project, custom_job, scheduler_job
     from trainer.launch.vertex_jobs import VertexJobs

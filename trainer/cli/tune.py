@@ -52,7 +52,7 @@ class Job:
 def tune(
     trials: int, parameters: tuple[str, ...], metric: str, no_pruning: bool, as_json: bool, **given: Any
 ) -> None:
-    """Search settings: train with several, and report which are best on held-out images.
+    """Search for the settings that are best on held-out images.
 
     Test images are never read. Each trial is a run of its own in OUTPUT/NAME. The same command continues a
     study that was stopped, and --trials with a larger number extends it.
