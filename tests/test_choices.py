@@ -59,6 +59,8 @@ def test_photos_get_a_probe_and_small_images_are_fine_tuned() -> None:
     assert chosen("fast", small) == probe
     assert chosen("auto", small) == probe | {"epochs": 10, "size": 128}
     assert chosen("best", small)["epochs"] == 28
+    held_out = choose("auto", replace(small, held_out=10_000)).settings["train"]["validate_every_epochs"]
+    assert held_out == 2  # so that training takes longer than validation
     assert chosen("auto", replace(PHOTOS, side=None)) == probe
 
 

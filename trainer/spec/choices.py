@@ -138,6 +138,7 @@ def _finetuned(goal: Goal, facts: Facts) -> tuple[dict[str, Any], tuple[tuple[st
     epochs = facts.given.get("train.epochs", 1 + epochs)
     train = {
         "epochs": epochs,
+        "validate_every_epochs": max(1, round(facts.held_out / facts.images)),
         "global_batch_size": 32,
         "label_smoothing": 0.1,
         "finetune": {
