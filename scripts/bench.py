@@ -1,4 +1,4 @@
-"""Speed, as ratios within one run.
+"""Speed benchmarks, reported as ratios of paired measurements.
 
     python scripts/bench.py paper --data PETS    the whole paper run / the paper's own code
     python scripts/bench.py step --data PETS     training / the bare compiled step
@@ -8,10 +8,10 @@
     python scripts/bench.py memory               resident memory, data of ten times the cache
     python scripts/bench.py help                 `trainer --help`
 
-PETS is cats_and_dogs_filtered.zip, or the folder that it holds.
+PETS is cats_and_dogs_filtered.zip or the folder in it.
 
-Timings of shared machines are noisy: everything is measured in pairs, and the median of
-the ratios is what counts.
+Timings on shared machines are noisy, so both sides are measured in pairs and the median of the ratios is the
+result.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ENVIRONMENT = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
 
 
 def main() -> None:
-    """Run one benchmark and print its figures."""
+    """Run one benchmark and print its results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -61,10 +61,10 @@ def main() -> None:
 
 
 def bench_paper(arguments: argparse.Namespace) -> None:
-    """Time whole processes: ours, with decoding, export and report, against the paper's own code.
+    """Time whole processes: the trainer, with decoding, export and report, and the paper's own code.
 
-    Each as its user starts it: the trainer turns oneDNN's convolutions on, TensorFlow by itself only on
-    CPUs with AVX-512.
+    Both run with their defaults: the trainer enables oneDNN convolutions, TensorFlow alone only on CPUs with
+    AVX-512.
     """
     folder, seeds = unpacked(arguments.data), itertools.count()
     with tempfile.TemporaryDirectory() as temporary:
@@ -89,7 +89,7 @@ def bench_paper(arguments: argparse.Namespace) -> None:
 
 
 def bench_step(arguments: argparse.Namespace) -> None:
-    """Compare images/s of training with those of the bare step on one resident batch."""
+    """Compare images/s of training with the bare step on one batch in memory."""
     from trainer.cli.environment import prepare_libraries
 
     prepare_libraries()
@@ -100,7 +100,7 @@ def bench_step(arguments: argparse.Namespace) -> None:
 
 
 def bench_extraction(arguments: argparse.Namespace) -> None:
-    """Compare images/s of the extraction of features with those of a compiled forward pass."""
+    """Compare images/s of feature extraction with a compiled forward pass."""
     from trainer.cli.environment import prepare_libraries
 
     prepare_libraries()
@@ -111,7 +111,7 @@ def bench_extraction(arguments: argparse.Namespace) -> None:
 
 
 def bench_finetuning(arguments: argparse.Namespace) -> None:
-    """Compare images/s of training the last stage with those of the bare step on one resident batch."""
+    """Compare images/s of training the last stage with the bare step on one batch in memory."""
     from trainer.cli.environment import prepare_libraries
 
     prepare_libraries()
@@ -131,7 +131,7 @@ def bench_cached(arguments: argparse.Namespace) -> None:
 
 
 def bench_memory(arguments: argparse.Namespace) -> None:
-    """Print peak resident memory of reading data of the cache budget's size, and of ten times that."""
+    """Print the peak resident memory of reading data of the size of the cache budget, and ten times that."""
     import bench_memory as measured
 
     for name, value in measured.peaks().items():
@@ -139,7 +139,7 @@ def bench_memory(arguments: argparse.Namespace) -> None:
 
 
 def bench_help(arguments: argparse.Namespace) -> None:
-    """Time `trainer --help`, and an empty Python beside it."""
+    """Time `trainer --help` and an empty Python process."""
     compare(
         "trainer --help, s",
         "empty Python, s",
@@ -152,7 +152,7 @@ def bench_help(arguments: argparse.Namespace) -> None:
 def compare(
     name: str, other: str, measure: Callable[[], float], measure_other: Callable[[], float], pairs: int
 ) -> None:
-    """Measure both in turn, and print medians, ranges and the ratios pair by pair."""
+    """Measure both alternately; print medians, ranges and the ratios of the pairs."""
     measured = [(measure(), measure_other()) for _ in range(pairs)]
     ratios = [one / two for one, two in measured]
     for label, values in (
@@ -167,7 +167,7 @@ def compare(
 
 
 def timed(action: Callable[[], None]) -> Callable[[], float]:
-    """Return a function that does `action` and returns its seconds."""
+    """Return a function that runs `action` and returns its duration in seconds."""
 
     def measure() -> float:
         started = time.perf_counter()
@@ -178,7 +178,7 @@ def timed(action: Callable[[], None]) -> Callable[[], float]:
 
 
 def run_quietly(*arguments: str) -> None:
-    """Run Python with `arguments`; raise with its output if it fails."""
+    """Run Python with `arguments`; exit with its output if it fails."""
     done = subprocess.run(
         [sys.executable, *arguments],
         env=ENVIRONMENT,
@@ -192,7 +192,7 @@ def run_quietly(*arguments: str) -> None:
 
 
 def unpacked(data: str | None) -> Path:
-    """Return the folder that holds train/ and validation/ of `data`, unpacked if it is an archive."""
+    """Return the folder of `data` that contains train/ and validation/, unpacked if it is an archive."""
     from trainer.cli.app import cache_folder
     from trainer.data.fetch import fetch_source
     from trainer.data.progress import SilentProgress

@@ -1,8 +1,8 @@
-"""The time of `trainer compare` for two runs of 10,000 predictions each, as a person waits for it.
+"""Wall time of `trainer compare` for two runs of 10,000 predictions each.
 
     python scripts/bench_compare.py
 
-The runs are made up: answers of two models to the same images of ten classes, published as any run is.
+The runs are synthetic: predictions of two models for the same images of ten classes, published like any run.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ IMAGES, CLASSES, TIMES, ASKED_SECONDS = 10_000, 10, 5, 3.0
 
 
 def main() -> None:
-    """Make the runs, compare them several times, and say how long it took."""
+    """Create the runs, compare them several times, and print the time."""
     with tempfile.TemporaryDirectory() as folder:
         for seed in (1, 2):
             make_run(Path(folder), f"run-{seed}", seed)
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def make_run(output: Path, name: str, seed: int) -> None:
-    """Publish a run whose model is right for nine images in ten."""
+    """Publish a run whose model classifies about nine out of ten images correctly."""
     random = np.random.default_rng(seed)
     labels = (np.arange(IMAGES) % CLASSES).astype(np.int32)
     logits = random.normal(size=(IMAGES, CLASSES))

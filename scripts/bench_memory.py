@@ -1,8 +1,7 @@
 """Resident memory of decoding and training reads, by size of the data; used by bench.py.
 
-In: nothing. Out: peaks of a fresh process for data that fill the cache budget once, and for
-data of ten times that. What counts is memory that only this process can give back (RssAnon)
-and all of it (VmRSS), sampled while it works.
+Measures peaks in a fresh process, for data of the size of the cache budget and of ten times that: VmRSS, and
+RssAnon, the anonymous memory that only the process itself can free. Both are sampled every 10 ms.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _BUDGET_MIB = 24
 
 
 def peaks() -> dict[str, float]:
-    """Return peak MiB by what was measured."""
+    """Return the peaks in MiB, by data size and kind of memory."""
     found: dict[str, float] = {}
     for times in (1, 10):
         with tempfile.TemporaryDirectory() as folder:
@@ -51,7 +50,7 @@ def _make_images(folder: Path, count: int) -> None:
 
 
 def _work(folder: Path) -> None:
-    """Decode everything, then read three epochs as training does."""
+    """Decode all images, then read three epochs as training does."""
     from trainer.data.load import load_dataset
     from trainer.data.progress import SilentProgress
     from trainer.spec import DataSpec
@@ -75,7 +74,7 @@ def _sample(peak: dict[str, float], stop: threading.Event) -> None:
 
 
 if __name__ == "__main__":
-    import tensorflow as tf  # noqa: F401  its own memory is in both measurements
+    import tensorflow as tf  # noqa: F401  both measurements include its own memory
 
     highest = {"VmRSS": 0.0, "RssAnon": 0.0}
     ended = threading.Event()

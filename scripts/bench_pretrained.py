@@ -1,7 +1,6 @@
-"""A pretrained backbone: extraction and fine-tuning against the least code that does the same.
+"""Extraction and fine-tuning of a pretrained backbone against minimal equivalents; used by bench.py.
 
-Used by bench.py.
-In: the data. Out: pairs of functions that measure images/s, and the seconds of a training on cached features.
+Provides pairs of functions that measure images/s, and the seconds of a training on cached features.
 """
 
 from __future__ import annotations
@@ -30,15 +29,15 @@ from trainer.train import build_learner
 from trainer.train.inference import Inference
 
 _IMAGES = 512
-"""Of one measurement of the extraction."""
+"""Images per measurement of the extraction."""
 _BATCH = 8
-"""Images of a batch of the bare forward pass: on a CPU no other is faster."""
+"""Batch size of the bare forward pass: the fastest one on a CPU."""
 _MODEL = "model={family: pretrained, backbone: efficientnet-lite0, weights: none}"
-"""The speed is that of any weights."""
+"""Without weights, because they do not affect the speed."""
 
 
 def prepare_extraction(folder: Path) -> tuple[Callable[[], float], Callable[[], float]]:
-    """Return how to measure the extraction of features, and a compiled forward pass, in images/s."""
+    """Return functions that measure feature extraction and a compiled forward pass, in images/s."""
     spec, dataset = _loaded(folder, ["data.image_size=224", "train.epochs=1"])
     cluster = find_cluster()
     learner = build_learner(spec, len(dataset.class_names), 1, cluster)
@@ -60,12 +59,12 @@ def prepare_extraction(folder: Path) -> tuple[Callable[[], float], Callable[[], 
         return _IMAGES / (time.perf_counter() - started)
 
     for measure in (ours, bare):
-        measure()  # compiles, and decodes
+        measure()  # compiles, and decodes the images
     return ours, bare
 
 
 def prepare_finetuning(folder: Path, precision: str) -> tuple[Callable[[], float], Callable[[], float]]:
-    """Return how to measure training of the last stage, and the bare step of it, in images/s."""
+    """Return functions that measure training of the last stage and its bare step, in images/s."""
     settings = [
         "data.image_size=128", "optimizer.name=adamw", f"train.precision={precision}", "train.epochs=1000",
         "train.validate_every_epochs=1000", "train.global_batch_size=32",
@@ -98,10 +97,10 @@ def _bare_step(spec: RunSpec, dataset: Dataset) -> Callable[[], float]:
 
 
 def cached_seconds(data: str) -> tuple[float, float, float]:
-    """Return the seconds of training the recipe auto of a first run, of a second with another seed, and of
-    the whole second process.
+    """Return the seconds of a first training, of a second one with another seed, and of the second process.
 
-    Training is all between the description of the model and the end of the last epoch.
+    Both use the recipe auto. The training time runs from the log line that describes the model to the end of
+    the last epoch.
     """
     with tempfile.TemporaryDirectory() as folder:
         first, second = (_timed_run(data, Path(folder), seed) for seed in (0, 1))

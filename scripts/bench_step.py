@@ -1,8 +1,8 @@
 """Training against the bare compiled step; used by bench.py.
 
-In: the data and a precision. Out: two functions that measure images/s, one of the real
-training with its checkpoints, one of the least code that trains the same model: one batch
-that stays in memory, one compiled function, no augmentation, no bookkeeping.
+Provides two functions that measure images/s: one of real training with its checkpoints, one of the minimal
+code that trains the same model, with one batch in memory, one compiled function, no augmentation and no
+bookkeeping.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _STEPS_BETWEEN_LOOKS = 4
 
 
 def prepare(folder: Path, precision: str) -> tuple[Callable[[], float], Callable[[], float]]:
-    """Return how to measure training, and how to measure the bare step, in images/s."""
+    """Return functions that measure training and the bare step, in images/s."""
     spec = load_spec(
         recipe="cats-vs-dogs",
-        # Validation is left out; checkpoints are saved, far more often than a run saves them.
+        # Without validation; checkpoints are saved far more often than in a normal run.
         settings=[
             f"train.precision={precision}",
             "train.epochs=1000",
@@ -49,7 +49,7 @@ def prepare(folder: Path, precision: str) -> tuple[Callable[[], float], Callable
 
 
 class _Watch:
-    """Hears of each call of the steps, and stops the training after a while."""
+    """Training observer that records each call of the train step and stops after a fixed time."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[int, float]] = []
@@ -65,12 +65,12 @@ class _Watch:
         return self.calls[-1][1] - self.calls[0][1]
 
     def rate(self, batch: int) -> float:
-        """Return images/s after the first call, which compiles."""
+        """Return images/s, without the first call, which compiles."""
         return (self.calls[-1][0] - self.calls[0][0]) * batch / self.seconds()
 
 
 def rate_of_training(spec: RunSpec, dataset: Dataset) -> Callable[[], float]:
-    """Return how to measure the images/s of training, once it is compiled."""
+    """Return a function that measures images/s of training, already compiled."""
     cluster = find_cluster()
     steps = steps_per_epoch(len(dataset.train.labels), spec.train.global_batch_size)
     learner = build_learner(spec, len(dataset.class_names), steps, cluster)
@@ -110,7 +110,7 @@ def _bare_step(spec: RunSpec, dataset: Dataset) -> Callable[[], float]:
 
 
 def rate_of_steps(step: Callable[[], tf.Tensor], size: int) -> Callable[[], float]:
-    """Return how to measure the images/s of `step`, which takes `size` images, once it is compiled."""
+    """Return a function that measures images/s of `step`, already compiled, with `size` images per call."""
 
     def measure() -> float:
         steps, started = 0, time.perf_counter()

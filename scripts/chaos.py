@@ -1,17 +1,17 @@
-"""What a run survives, shown by doing it.
+"""Fault-injection tests of whole runs.
 
-    python scripts/chaos.py kills --times 50     SIGKILL at random moments: the same bits in the end
-    python scripts/chaos.py kills --set train.keep=best    the same, of runs that keep the best epoch
-    python scripts/chaos.py kills --pretrained --during training     the same, of fine-tuning in phases
-    python scripts/chaos.py faults --times 100   a network that fails: verified bytes, or nothing visible
-    python scripts/chaos.py stops --times 20     SIGTERM: how long until the process has saved and ended
+    python scripts/chaos.py kills --times 50     SIGKILL at random moments: bit-identical results
+    python scripts/chaos.py kills --set train.keep=best    the same, for runs that keep the best epoch
+    python scripts/chaos.py kills --pretrained --during training     the same, for fine-tuning in phases
+    python scripts/chaos.py faults --times 100   network faults: verified files, or nothing visible
+    python scripts/chaos.py stops --times 20     SIGTERM: time until the process has saved and exited
     python scripts/chaos.py races --times 200    eight processes, one pointer or one run: one winner
-    python scripts/chaos.py schedules --times 100  two that fire at once: one run, one decision
-    python scripts/chaos.py cost --times 20      what a checkpoint every 30 s costs in throughput
+    python scripts/chaos.py schedules --times 100  two schedules at once: one run, one decision
+    python scripts/chaos.py cost --times 20      throughput cost of a checkpoint every 30 s
     python scripts/chaos.py transfer --times 3   our transfers / the client library's fastest setting
 
-Needs what the tests need. The bucket is gcp-storage-emulator in a process of this machine. Ends
-with 1 if anything was lost.
+Needs the test dependencies. The bucket is gcp-storage-emulator in a local process. Exits with code 1 if a
+check fails.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TIMES = {"kills": 50, "faults": 100, "stops": 20, "races": 200, "schedules": 100
 
 
 def main() -> None:
-    """Do one of them and print its figures."""
+    """Run one of the tests and print its results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -42,7 +42,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if (arguments.set or arguments.pretrained or arguments.during) and arguments.what != "kills":
         parser.error(f"--set, --pretrained and --during are for kills. Received: {arguments.what}")
-    # The bucket and the faults are those of the tests.
+    # The emulator and the fault proxy are modules of the tests.
     sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
     from trainer.cli.environment import prepare_libraries
 

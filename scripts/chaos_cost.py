@@ -1,7 +1,7 @@
-"""What a checkpoint costs: the steps after it against the steps on both sides of them, in one training.
+"""Throughput cost of a checkpoint: steps after it against steps before and later, in one training.
 
-Whole runs with and without checkpoints differ by more than the cost: a machine's pace wanders by
-a tenth within a minute.
+Comparing whole runs with and without checkpoints is too noisy: a machine's speed varies by a tenth within a
+minute.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from trainer.train import CallReport, Saver, build_learner, train
 
 PERIOD_SECONDS = 12.0
 AFTER_SECONDS = 4.0
-"""In which a checkpoint is written, and long over."""
+"""Seconds within which a checkpoint is certainly written."""
 INTERVAL_SECONDS = 30.0
 MOST_SHARE = 0.02
 SETTINGS = [
@@ -37,7 +37,7 @@ SETTINGS = [
 
 
 class _Watch:
-    """Knows when each step was done, and ends the training after a while."""
+    """Training observer that records when each step was done and stops after a fixed time."""
 
     def __init__(self, seconds: float) -> None:
         self.times: list[float] = []
@@ -57,7 +57,7 @@ class _Watch:
 
 
 class _Timed(Saver):
-    """Knows when each save began."""
+    """Saver that records when each save began."""
 
     began: list[float]
 
@@ -67,10 +67,10 @@ class _Timed(Saver):
 
 
 def main(times: int, seed: int) -> list[str]:
-    """Measure `times` checkpoints; return what is wrong."""
+    """Measure `times` checkpoints; return the failures."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        # An epoch is longer than the measurement: its end saves as well.
+        # An epoch is longer than the measurement, because its end writes a checkpoint too.
         data = make_images(folder / "images", per_class=8 * 4000, side=96)
         spec = load_spec(settings=SETTINGS, overrides={"data.source": str(data)})
         watch, began, size = _train(spec, folder, (times + 1.5) * PERIOD_SECONDS)
@@ -90,7 +90,7 @@ def main(times: int, seed: int) -> list[str]:
 
 
 def _train(spec: RunSpec, folder: Path, seconds: float) -> tuple[_Watch, list[float], int]:
-    """Train for so long; return when the steps were done, when saves began, and the bytes of one."""
+    """Train for `seconds`; return the step times, the save times and the checkpoint size in bytes."""
     dataset = load_dataset(spec.data, folder / "cache", SilentProgress(), lambda found: None)
     cluster = find_cluster()
     steps = steps_per_epoch(len(dataset.train.labels), spec.train.global_batch_size)
@@ -104,9 +104,10 @@ def _train(spec: RunSpec, folder: Path, seconds: float) -> tuple[_Watch, list[fl
 
 
 def _cost(watch: _Watch, began: float) -> float | None:
-    """Return the seconds that the save which `began` then cost; None too near to an end of the training.
+    """Return the cost in seconds of the save that `began` then; None if it is too close to either end.
 
-    The pace without it is that of as long before, and as long after it is over.
+    The speed without a checkpoint is the mean over `AFTER_SECONDS` before the save and as long after it is
+    over.
     """
     moments = began + AFTER_SECONDS * np.arange(-1, 3)
     if moments[0] < watch.times[0] + AFTER_SECONDS or moments[-1] > watch.times[-1]:

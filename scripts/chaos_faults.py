@@ -1,4 +1,4 @@
-"""A network that fails at random: verified bytes in the end, or an error and nothing visible."""
+"""Uploads through a faulty network: verified files in the end, or an error and nothing visible."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from trainer.train import Saver
 
 
 class _Value:
-    """A variable, as far as a checkpoint needs one."""
+    """Minimal variable for a checkpoint."""
 
     def __init__(self, array: np.ndarray) -> None:
         self.array = array
@@ -31,8 +31,8 @@ class _Value:
 
 
 def main(times: int, seed: int) -> list[str]:
-    """Do `times` runs through the proxy; return what was lost."""
-    # A stalled connection is given up sooner than in earnest, so that 100 runs take minutes.
+    """Execute `times` runs through the proxy; return the failures."""
+    # Shorter timeouts than in production, so that 100 runs take minutes.
     bucket.TIMEOUT_SECONDS, bucket.RETRY_SECONDS = 1.0, 8.0
     problems: list[str] = []
     ends: Counter[str] = Counter()
@@ -51,7 +51,7 @@ def main(times: int, seed: int) -> list[str]:
 
 
 def _one(output: str, number: int, seed: int) -> tuple[str, list[str], list[str]]:
-    """Do one run; return how it ended, the faults that it met, and what was lost."""
+    """Execute one run; return how it ended, the injected faults and the failures."""
     rng = random.Random(f"{seed} {number}")
     name, clean = f"run-{number}", os.environ["STORAGE_EMULATOR_HOST"]
     before = latest_run(open_store(output))
@@ -73,7 +73,7 @@ def _one(output: str, number: int, seed: int) -> tuple[str, list[str], list[str]
 
 
 def _run(output: str, name: str, folder: Path, rng: random.Random) -> None:
-    """Upload, checkpoint twice, publish and read back, with files of all sizes."""
+    """Upload, checkpoint, publish and download, with files of various sizes."""
     store = open_store(output)
     mirror = Mirror(folder, store.below(name))
     for index, size in enumerate((0, 1, 5000, 300_000, 9 << 20)):
@@ -95,7 +95,7 @@ def _run(output: str, name: str, folder: Path, rng: random.Random) -> None:
 
 
 def _lost(output: str, name: str, folder: Path, before: str | None, end: str) -> list[str]:
-    """Return what is wrong with what is visible now, through a network that works."""
+    """Return what is wrong with the visible state, read through a working network."""
     store = open_store(output)
     latest = latest_run(store)
     problems = [] if end in ("published", "exit 75") else [f"{name} ended with {end}"]

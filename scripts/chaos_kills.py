@@ -1,4 +1,4 @@
-"""SIGKILL at random moments of whole runs: the bits of an undisturbed run in the end."""
+"""SIGKILL at random moments of whole runs: results bit-identical to an undisturbed run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PRETRAINED = [
     "data.image_size=32", "model={family: pretrained, backbone: efficientnet-lite0, dropout: 0.3}",
     "train.finetune={probe: steps, frozen_epochs: 4, last_stage_epochs: 4, layer_decay: 0.8}",
 ]  # fmt: skip
-"""A head on cached features, then the last stage, then all weights, each for a third of the epochs."""
+"""Fine-tuning phases: head on cached features, last stage, all weights, a third of the epochs each."""
 
 _PUBLISHING_SECONDS = 0.05
 _STEPS = '"event": "progress"'
@@ -43,11 +43,11 @@ PHASES = (
     ("publish", "export ", "try "),
     ("manifest", "export ", "try "),
 )
-"""Name, the words with which it begins, and those of its end."""
+"""(name, text of the log line that begins the phase, text of the line that ends it)."""
 
 
 class Kills:
-    """Disturbs runs of one data set and compares each with an undisturbed one."""
+    """Kills runs of one data set and compares each with an undisturbed run."""
 
     def __init__(self, folder: Path, seed: int, settings: Sequence[str] = (), during: str = "") -> None:
         self.folder, self.rng = folder, random.Random(seed)
@@ -57,10 +57,10 @@ class Kills:
         self.problems: list[str] = []
         self.phases: Counter[str] = Counter()
         self.cuts: Counter[str] = Counter()
-        """What a kill left: how far the publication was."""
+        """Number of kills by the publication state that they left."""
         self.twice: list[int] = []
         self.said: list[str] = []
-        """Where each attempt of the run under way went on."""
+        """First and last step of each attempt of the current run."""
         calm = self.attempt(str(folder / "calm"), "calm")
         if calm.end():
             raise SystemExit(calm.text())
@@ -73,7 +73,7 @@ class Kills:
         return Attempt([*place, *self.settings], self.folder / "cache")
 
     def disturb(self, output: str, kills: int) -> None:
-        """Kill runs of `output` that many times, and let each come to its end."""
+        """Kill runs in `output` `kills` times in total, and let each run finish."""
         number = 0
         while kills > 0:
             name, number, last = f"run-{number}", number + 1, 0
@@ -96,20 +96,20 @@ class Kills:
             print(f"{output}/{name}: whole; {kills} kills to go", flush=True)
 
     def _kill(self, attempt: Attempt, run: Store) -> bool:
-        """Kill it somewhere in one of its phases; return False if it came to its end before."""
+        """Kill the attempt within a random phase; return False if it finished before."""
         phase, begin, _ = self.rng.choice(self.moments)
         if not attempt.wait_for(begin):
             return False
         latest = self.seconds[phase]
         if phase == "manifest":
-            # Between manifest, marker and pointer there are milliseconds: wait for the first of them.
+            # Manifest, marker and pointer are milliseconds apart: wait for the manifest.
             while run.find(MANIFEST) is None and attempt.process.poll() is None:
                 time.sleep(0.001)
             latest = _PUBLISHING_SECONDS
         try:
             attempt.process.wait(self.rng.uniform(0, latest))
             return False
-        except subprocess.TimeoutExpired:  # it is still at work
+        except subprocess.TimeoutExpired:  # it is still running
             attempt.process.kill()
         attempt.end()
         self.phases[phase] += 1
@@ -117,7 +117,7 @@ class Kills:
         return True
 
     def _count_twice(self, attempt: Attempt, last: int) -> int:
-        """Note how many steps this attempt did again; return the last step that it did."""
+        """Record the number of steps that this attempt repeated; return the last step done so far."""
         self.said.append(f"{attempt.resumed_step()} to {attempt.last_step()}")
         if last and attempt.when(_STEPS):
             self.twice.append(max(0, last - attempt.resumed_step()))
@@ -149,7 +149,7 @@ class Kills:
             self.problems += verify(store.below(name))
 
     def control(self) -> bool:
-        """Leave the optimizer's moments out of a killed run's checkpoints; return whether that is seen."""
+        """Zero the optimizer moments in a checkpoint; return whether the comparison detects it."""
         output = str(self.folder / "control")
         attempt = self.attempt(output, "run")
         attempt.wait_for('"epoch": 4')
@@ -167,7 +167,7 @@ class Kills:
         return any(
             found != self.expected[name]
             for name, found in result_of(output, "run").items()
-            if not name.startswith("optimizer/")  # those were changed; what matters is what they changed
+            if not name.startswith("optimizer/")  # those were changed directly; only their effects count
         )
 
 
@@ -187,10 +187,10 @@ def _between(attempt: Attempt, begin: str, end: str) -> float:
 
 
 def main(times: int, seed: int, *settings: str, pretrained: bool = False, during: str = "") -> list[str]:
-    """Kill `times` times, half on disk, half on the emulator; return what was lost.
+    """Kill runs `times` times, half on disk, half on the emulator; return the failures.
 
-    `settings` are KEY=VALUE, as behind --set. pretrained: of runs that fine-tune a backbone. during: one of
-    `PHASES`, in which all kills fall; '' for all of them.
+    `settings` are KEY=VALUE as for --set. pretrained: the runs fine-tune a backbone. during: the phase in
+    `PHASES` in which all kills happen; '' for any phase.
     """
     settings = (*(PRETRAINED if pretrained else FROM_SCRATCH), *settings)
     with tempfile.TemporaryDirectory() as temporary:

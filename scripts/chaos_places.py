@@ -1,4 +1,4 @@
-"""Where chaos happens: a folder or an emulated bucket, images to train on, and runs to disturb."""
+"""Test fixtures of the chaos scripts: an emulated bucket, training images, and processes of runs."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _STEP = re.compile(r'"event": "progress".*"step": (\d+)')
 
 @contextmanager
 def bucket_place(name: str) -> Iterator[str]:
-    """Yield the URI of an empty place in an emulated bucket, which this process and its children use.
+    """Yield the URI of an empty prefix in an emulated bucket, for this process and its children.
 
-    The emulator is a process of its own: what is measured here doesn't share an interpreter with it.
+    The emulator is a separate process, so it does not share the interpreter with the code that is measured.
     """
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
@@ -39,7 +39,7 @@ def bucket_place(name: str) -> Iterator[str]:
     if not here.poll(60):
         raise SystemExit("the bucket did not come up")
     address = here.recv()
-    OtherServer(address)  # makes the bucket
+    OtherServer(address)  # creates the bucket
     os.environ["STORAGE_EMULATOR_HOST"] = address
     try:
         yield f"gs://{BUCKET}/{name}"
@@ -52,7 +52,7 @@ def bucket_place(name: str) -> Iterator[str]:
 
 
 def _serve(connection: Connection) -> None:
-    # It reports every object that isn't there as an error.
+    # It logs every missing object as an error.
     logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)
     with bucket_server() as server:
         connection.send(server.address)
@@ -60,7 +60,7 @@ def _serve(connection: Connection) -> None:
 
 
 def make_images(folder: Path, per_class: int = 60, side: int = 24) -> Path:
-    """Write two classes of noisy images, bright and dark; return the folder."""
+    """Write two classes of noisy images, dark and bright; return the folder."""
     rng = np.random.default_rng(0)
     for label, name in enumerate(("dark", "light")):
         (folder / name).mkdir(parents=True)
@@ -71,7 +71,7 @@ def make_images(folder: Path, per_class: int = 60, side: int = 24) -> Path:
 
 
 class Attempt:
-    """One process of a run, and what it said."""
+    """One process of a run, and its output lines with their times."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class Attempt:
             self.lines.append((time.monotonic() - self.started, line))
 
     def wait_for(self, words: str) -> bool:
-        """Wait for a line that holds `words`; return False if the process ends without one."""
+        """Wait for a line that contains `words`; return False if the process ends without one."""
         while self.process.poll() is None or self._reader.is_alive():
             if self.when(words) is not None:
                 return True
@@ -103,31 +103,31 @@ class Attempt:
         return self.when(words) is not None
 
     def when(self, words: str) -> float | None:
-        """Return when, in seconds from the start, a line that holds `words` came; None if it didn't."""
+        """Return the time of the first line that contains `words`, in seconds since the start, or None."""
         return next((moment for moment, line in list(self.lines) if words in line), None)
 
     def end(self) -> int:
-        """Wait for the end; return the exit code."""
+        """Wait for the process to exit; return the exit code."""
         code = self.process.wait()
         self._reader.join()
         return code
 
     def resumed_step(self) -> int:
-        """Return the step from which it went on, 0 for a beginning."""
+        """Return the step from which it resumed; 0 if it started from the beginning."""
         return max((int(found[1]) for _, line in self.lines if (found := _RESUMED.search(line))), default=0)
 
     def last_step(self) -> int:
-        """Return the last step that it spoke of."""
+        """Return the last step that it logged."""
         steps = (int(found[1]) for _, line in self.lines if (found := _STEP.search(line)))
         return max(steps, default=self.resumed_step())
 
     def text(self) -> str:
-        """Return all that it said."""
+        """Return its whole output."""
         return "".join(line for _, line in self.lines)
 
 
 def result_of(output: str, name: str) -> dict[str, bytes]:
-    """Return what two equal runs must have in common, by name; weights by their variable."""
+    """Return the contents that two equal runs must share, by file name or variable name."""
     run = open_store(output).below(name)
     kept = {each: _read(run, each) for each in ("history.jsonl", "metrics.json", "predictions.csv")}
     newest = max(entry.name for entry in run.entries("checkpoints/step-"))

@@ -1,4 +1,4 @@
-"""Eight processes that want the same at once: one pointer to move, or one run to take."""
+"""Races of eight processes: one pointer to move, or one run to take over."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from trainer.storage.store import Store, open_store
 RACERS = 8
 _EXPIRY_SECONDS = 5.0
 _PATIENCE_SECONDS = 60.0
-"""A racer that died would be waited for without end."""
+"""Timeout in seconds, in case a process has died."""
 
 
 def main(times: int, seed: int) -> list[str]:
-    """Hold `times` races, a quarter of each kind; return those without exactly one winner."""
+    """Run `times` races, a quarter of each kind; return those without exactly one winner."""
     with tempfile.TemporaryDirectory() as temporary:
         problems = _hold(str(Path(temporary, "runs")), times - times // 2)
         with bucket_place("races") as output:
@@ -43,7 +43,7 @@ def _hold(output: str, times: int) -> list[str]:
 
 
 def _races(output: str, move: Callable[[Store, int, Barrier], bool], times: int) -> list[int]:
-    """Return how many of the processes won each race."""
+    """Return the number of winners of each race."""
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(RACERS, timeout=_PATIENCE_SECONDS), context.Queue()
     racers = [
@@ -75,9 +75,9 @@ def _move_pointer(store: Store, turn: int, barrier: Barrier) -> bool:
 
 
 def _take_run(store: Store, turn: int, barrier: Barrier) -> bool:
-    """Take a lease that nobody holds, or, every other time, one that a dead process left."""
+    """Take a lease that is free or, in every other race, was left by a dead process."""
     if barrier.wait() == 0 and turn % 2:
-        left = leases._me() | {"process_started": "0"}  # the same number, another process
+        left = leases._me() | {"process_started": "0"}  # same process ID, another process
         store.create(f".run-{turn}.lease", json.dumps(left).encode())
     barrier.wait()
     try:
@@ -85,6 +85,6 @@ def _take_run(store: Store, turn: int, barrier: Barrier) -> bool:
     except TemporaryError:
         barrier.wait()
         return False
-    barrier.wait()  # held until all others know
+    barrier.wait()  # hold the lease until all others have tried
     lease.release()
     return True

@@ -1,4 +1,4 @@
-"""Two schedules that fire at once: two processes with one job's name, started as often as a policy would."""
+"""Overlapping schedules: two processes with the same run name, restarted as a retry policy would."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SETTINGS = (
 
 
 def main(times: int, seed: int) -> list[str]:
-    """Hold `times` races in one bucket; return what is not one run, one decision and all files each time."""
+    """Run `times` races in one bucket; return those without exactly one run, one decision and all files."""
     with tempfile.TemporaryDirectory() as temporary, bucket_place("schedules") as output:
         data = make_images(Path(temporary, "data"), per_class=40)
         problems: list[str] = []
@@ -36,7 +36,7 @@ def main(times: int, seed: int) -> list[str]:
 
 
 def _race(turn: int, seed: int, data: Path, output: str, folder: Path) -> list[str]:
-    """Start two at once, again while they end with 75; return what is wrong afterwards."""
+    """Start two processes, and restart those that exit with 75; return the failures."""
     name = f"run-{turn:03}"
     settings = [each for setting in (*_SETTINGS, f"seed={seed}") for each in ("--set", setting)]
     arguments = ["--data", str(data), "--output", output, "--run-name", name, *settings]
@@ -64,7 +64,7 @@ def _problems(name: str, turn: int, output: str) -> list[str]:
     kept = [f"run-{each:03}" for each in range(max(0, turn - _KEPT + 1), turn + 1)] + champion
     problems += [f"{each} is lost" for each in kept if states.get(each) != "finished"]
     records = read_records(store)
-    # None yet where no run was better than guessing.
+    # There is no champion until a run is better than guessing.
     if len(champion) != any(each["is_released"] for each in records):
         problems.append(f"{len(champion)} champions")
     decided = [each["run"] for each in records]

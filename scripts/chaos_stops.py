@@ -1,4 +1,4 @@
-"""SIGTERM to the end of the process: on disk, and through a line of 20 MB/s to a bucket."""
+"""Time from SIGTERM to process exit: on disk, and to a bucket over a 20 MB/s connection."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from trainer.storage.store import open_store
 
 BYTES_PER_SECOND = 20e6
 MOST_SECONDS = {"disk": 5.0, "bucket": 10.0}
-"""The 95th percentile of the times from the signal to the end."""
+"""Limits in seconds for the 95th percentile of the time from the signal to the exit."""
 GRACE_SECONDS = 10.0
-"""What a run has unless it says otherwise."""
+"""Default of train.grace_seconds."""
 _STOPPED = re.compile(r"after step (\d+) of \d+; the checkpoint is safe")
 SETTINGS = [
     "data.image_size=32", "train.epochs=1000", "train.global_batch_size=16", "train.ema_decay=0.99",
@@ -30,7 +30,7 @@ SETTINGS = [
 
 
 def main(times: int, seed: int) -> list[str]:
-    """Stop `times` runs in each place; return those that ended wrongly."""
+    """Stop `times` runs in each location; return the failures."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         data = make_images(folder / "images", side=32)
@@ -45,7 +45,7 @@ def main(times: int, seed: int) -> list[str]:
 
 
 def _stop_anywhere(output: str, data: Path, folder: Path, times: int, seed: int) -> list[str]:
-    """Stop runs of two epochs at moments of their whole life: imports, data, compiling, export, report."""
+    """Stop runs of two epochs at any moment: imports, data loading, compilation, export, report."""
     rng, seconds, problems = random.Random(seed), [], []
     settings = [each for setting in [*SETTINGS, "train.epochs=2"] for each in ("--set", setting)]
     arguments = ["--data", str(data), "--output", output, *settings]
@@ -55,10 +55,10 @@ def _stop_anywhere(output: str, data: Path, folder: Path, times: int, seed: int)
     life = time.monotonic() - whole.started
     for turn in range(times):
         attempt = Attempt([*arguments, "--run-name", f"run-{turn}"], folder / "cache")
-        if not attempt.wait_for("trainer "):  # from here on it listens
+        if not attempt.wait_for("trainer "):  # from here on the signal handler is installed
             raise SystemExit(attempt.text())
         time.sleep(rng.uniform(0.0, 0.95 * life))
-        # 0 is right only for a run that was done when the signal came.
+        # Exit code 0 is right only if the run was finished when the signal was sent.
         is_done = is_finished(open_store(output).below(f"run-{turn}"))
         started = time.monotonic()
         attempt.process.send_signal(signal.SIGTERM)

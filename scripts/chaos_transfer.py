@@ -1,6 +1,6 @@
-"""Our transfers against the fastest setting of the client library alone: many small files, one large.
+"""Our transfers against the client library's fastest setting: many small files, and one large file.
 
-Its upload in concurrent chunks is left out: it speaks the XML interface, which the emulator lacks.
+Its concurrent chunk upload is not measured: it uses the XML API, which the emulator does not implement.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Transfer = Callable[[], None]
 
 
 def main(times: int, seed: int) -> list[str]:
-    """Measure `times` rounds of each; return what did not come back as it went, or too slowly."""
+    """Measure `times` rounds; return the transfers that corrupted a file or were too slow."""
     problems: list[str] = []
     with tempfile.TemporaryDirectory() as temporary, bucket_place("transfer") as output:
         for kind, sizes in (("small", [20_000] * SMALL), ("large", [LARGE_BYTES])):
@@ -66,7 +66,7 @@ def _download(store: Store, back: Path) -> None:
 
 
 def _uploads(folder: Path, names: list[str], kind: str) -> dict[str, Transfer]:
-    """Return the ways in which the client library alone can upload."""
+    """Return the upload variants of the client library."""
     return _ways(
         partial(transfer_manager.upload_many_from_filenames, source_directory=str(folder)), names, kind
     )
@@ -77,7 +77,7 @@ def _alone(back: Path) -> Path:
 
 
 def _downloads(target: Path, names: list[str], kind: str) -> dict[str, Transfer]:
-    """Return the ways in which the client library alone can download to `target`."""
+    """Return the download variants of the client library, to `target`."""
     ways = _ways(
         partial(transfer_manager.download_many_to_path, destination_directory=str(target)), names, kind
     )
@@ -108,7 +108,7 @@ def _ways(transfer: Callable[..., object], names: list[str], kind: str) -> dict[
 def _compare(
     label: str, ours: Transfer, others: dict[str, Transfer], times: int, targets: list[Path]
 ) -> list[str]:
-    """Measure all ways, each round in another order, and each into folders `targets` that are empty."""
+    """Measure all variants, in another order each round, and into empty folders `targets`."""
     ways, ratios, fastest = {"ours": ours, **others}, [], ""
     for turn in range(times):
         names = list(ways)[turn % len(ways) :] + list(ways)[: turn % len(ways)]

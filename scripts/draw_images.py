@@ -1,4 +1,4 @@
-"""A few images a class from an archive of train/CLASS/ and test/CLASS/ folders."""
+"""Random samples per class from an archive with train/CLASS/ and test/CLASS/ folders."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 _HELD_OUT_TO_CHOOSE_BY = 200
-"""Training images a class that are held out while settings are being chosen."""
+"""Training images per class that are held out while settings are being chosen."""
 
 
 def draw_images(
     archive: Path, folder: Path, count: int, classes: int | None, seed: int, to_choose: bool
 ) -> None:
-    """Write `count` training images a class into folder/train, and the test images into folder/test.
+    """Write `count` training images per class into folder/train, and the test images into folder/test.
 
-    classes: only the first so many, by name; None for all. to_choose: the test images are other training
-    images, so that settings can be chosen without a look at the test images.
+    classes: number of classes, the first ones by name; None for all. to_choose: hold out other training
+    images instead of the test images, so that settings are chosen without using the test images.
     """
     with zipfile.ZipFile(archive) as images:
         train, test = _named(images, "train"), _named(images, "test")
@@ -31,7 +31,7 @@ def draw_images(
 
 
 def _named(images: zipfile.ZipFile, split: str) -> dict[str, list[str]]:
-    """Return the images of a split by their class."""
+    """Return the images of a split by class."""
     found = defaultdict(list)
     for name in images.namelist():
         path = PurePosixPath(name)

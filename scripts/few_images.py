@@ -1,10 +1,9 @@
-"""Accuracy of a head on frozen features when there are few training images a class.
+"""Accuracy of a head on frozen features with few training images per class.
 
     python scripts/few_images.py --data cats_and_dogs_filtered.zip --images 10 25 100 --draws 20
 
-The features are those that the recipe auto would use. Each draw takes that many training images of each
-class at random, fits the head as a training does, and answers all held-out images. Prints mean, spread and
-the worst draw.
+The features are those of the recipe auto. Each draw samples that many training images of each class, fits the
+head as training does, and classifies all held-out images. Prints mean, standard deviation and the worst draw.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ def main() -> None:
 
 
 def features_of(data: str, settings: list[str]) -> tuple[Any, Any]:
-    """Return (features, labels) of the training images, and of those held out."""
+    """Return (features, labels) of the training images and of the held-out images."""
     from trainer.cli.app import cache_folder
     from trainer.cli.choose import chosen_spec
     from trainer.cli.console import Console

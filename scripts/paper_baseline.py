@@ -1,7 +1,7 @@
-"""The paper's own code: its six steps, with ImageDataGenerator and `fit`.
+"""Baseline: the paper's own code, its six steps with ImageDataGenerator and `fit`.
 
-In: the unpacked cats-and-dogs folder. Out: the paper's network, trained, and its accuracy.
-This is the yardstick of `bench.py paper`; nothing else uses it.
+Trains the paper's network on the unpacked cats-and-dogs folder and prints its accuracy. Used by
+`bench.py paper` only.
 
     python scripts/paper_baseline.py FOLDER [--epochs 15]
 """
@@ -16,7 +16,7 @@ from keras.src.legacy.preprocessing.image import ImageDataGenerator
 
 
 def network() -> keras.Model:
-    """Return the paper's network: four convolutions, each pooled, and one sigmoid unit."""
+    """Return the paper's network: four convolutions with max pooling, and one sigmoid unit."""
     model = keras.Sequential([keras.Input((150, 150, 3))])
     for filters in (16, 32, 64, 1024):
         model.add(layers.Conv2D(filters, (3, 3), activation="relu"))
@@ -32,7 +32,7 @@ def network() -> keras.Model:
 
 
 def main() -> None:
-    """Train as the paper does: 100 steps of 20 images an epoch, then 50 steps of validation."""
+    """Train as in the paper: 100 steps of 20 images per epoch, then 50 validation steps."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder")
     parser.add_argument("--epochs", type=int, default=15)

@@ -1,7 +1,7 @@
-"""The manifests of k8s/: what `trainer submit gke --dry-run` says for the usual jobs.
+"""Manifests of k8s/, rendered by `trainer submit gke --dry-run` for common jobs.
 
     python scripts/render_manifests.py          writes them
-    python scripts/render_manifests.py --check  ends with 1 if one of them says something else
+    python scripts/render_manifests.py --check  exits with 1 if one of them is out of date
 
 IMAGE and BUCKET are placeholders; docs/gke.md shows how to replace them.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "k8s"
 NAMESPACE = "namespace.yaml"
-"""Written by hand; the others are made of it."""
+"""Written by hand; the other manifests are rendered."""
 _WHERE = "--image IMAGE/trainer:{variant} --output gs://BUCKET/runs"
 MANIFESTS = {
     "job-one-gpu.yaml": "--recipe demo --run-name one-gpu --accelerator nvidia-l4:1",
@@ -32,7 +32,7 @@ MANIFESTS = {
 
 
 def render(name: str) -> str:
-    """Return the text of one of them, with the command that says it."""
+    """Render one manifest, with its command in the first line."""
     options = MANIFESTS[name]
     variant = next((each for each in ("tpu", "cpu") if f"--accelerator {each}" in options), "gpu")
     command = f"trainer submit gke {options} {_WHERE.format(variant=variant)} --dry-run"
@@ -48,7 +48,7 @@ def render(name: str) -> str:
 
 
 def main() -> None:
-    """Write or compare all of them."""
+    """Write all manifests, or compare them."""
     differing = []
     for name in MANIFESTS:
         path, text = FOLDER / name, render(name)

@@ -1,9 +1,9 @@
-"""A recipe twice, with one seed and in deterministic mode: whether both end with equal bits.
+"""Reproducibility check: train a recipe twice in deterministic mode and compare the bits.
 
     python scripts/same_bits.py cats-vs-dogs --data cats_and_dogs_filtered.zip
 
-Compared are history.jsonl, metrics.json, predictions.csv and every array of the last checkpoint. Ends with 1
-if one of them differs. Runs that are finished are not done again.
+Compares history.jsonl, metrics.json, predictions.csv and every array of the last checkpoint. Exits with 1 if
+one of them differs. Finished runs are not repeated.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from chaos_places import result_of  # noqa: E402
 
 
 def main() -> None:
-    """Do both runs and compare them."""
+    """Train both runs and compare them."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def train(arguments: argparse.Namespace, name: str) -> dict[str, bytes]:
-    """Do the run `name`, or find it done; return what it is compared by."""
+    """Train the run `name` unless it is finished; return the contents to compare."""
     settings = [each for setting in arguments.set for each in ("--set", setting)]
     command = [
         sys.executable, "-m", "trainer.task", "--recipe", arguments.recipe, "--data", arguments.data,

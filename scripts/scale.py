@@ -1,16 +1,16 @@
-"""What more devices and more processes change: the speed, and nothing else.
+"""Scaling tests: more devices and more processes change the speed but not the result.
 
     python scripts/scale.py equal               one spec on 1, 2 and 4 replicas: the same curves and variables
-    python scripts/scale.py equal --pretrained  the same of fine-tuning a backbone in phases
+    python scripts/scale.py equal --pretrained  the same, for fine-tuning a backbone in phases
     python scripts/scale.py move --times 10     a run moved between them by SIGTERM and SIGKILL: the same end
     python scripts/scale.py overhead            2 processes on 2 cores / 1 process with 2 threads
-    python scripts/scale.py model               a written model, checked here; what it says of 8, 64 and 512
+    python scripts/scale.py model               a cost model, validated here; predictions for 8, 64 and 512
     python scripts/scale.py memory              250,000 images from shards / 2,500: memory and images/s
-    python scripts/scale.py bucket              shards of an emulated bucket: how long training waits for them
+    python scripts/scale.py bucket              shards in an emulated bucket: time spent waiting for data
 
-Needs what the tests need, two cores and the loopback network. Logical CPU devices stand for the
-GPUs of a host, processes for hosts; `equal` and `move` take `--gpus 4` on a host that has them, and
-compare 1, 2 and 4 of them with its CPU. Ends with 1 if a figure is not what was asked.
+Needs the test dependencies, two cores and the loopback network. Logical CPU devices stand in for the GPUs of
+a host, processes for hosts. `equal` and `move` accept `--gpus 4` on a host with that many GPUs, and compare
+1, 2 and 4 of them with its CPU. Exits with 1 if a requirement is missed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ OF_SHARDS = ("memory", "bucket")
 
 
 def main() -> None:
-    """Do one of them and print its figures."""
+    """Run one of the tests and print its results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -45,7 +45,7 @@ def main() -> None:
         parser.error("--pretrained is for equal")
     if arguments.gpus and arguments.what not in ON_GPUS:
         parser.error(f"--gpus is for {' and '.join(ON_GPUS)}")
-    # Processes and their words are read as in chaos.py, whose bucket is that of the tests.
+    # Modules of the tests and of chaos.py are used for processes and the bucket.
     sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
     os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
     from trainer.cli.environment import prepare_libraries

@@ -1,4 +1,4 @@
-"""One spec on 1, 2 and 4 replicas, as devices and as processes: the same curve, answers and variables."""
+"""One spec on 1, 2 and 4 replicas, as devices and as processes: the same curves and variables."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from scale_places import (
 
 
 def main(times: int, seed: int, gpus: int = 0, pretrained: bool = False) -> list[str]:
-    """Train on each setup and compare with one device; return what is not as asked.
+    """Train on each setup and compare with one device; return the differences that are too large.
 
     pretrained: fine-tune a backbone in phases.
     """

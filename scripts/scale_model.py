@@ -1,15 +1,15 @@
-"""A written model of a step on many accelerators, checked on two processes here, and what it says of more.
+"""Cost model of a train step on many accelerators, validated with two local processes.
 
-A step is the computation on a replica's share and then one sum of all gradients, of which nothing is
-hidden behind the computation: the training reduces once, when all gradients are there. The sum is a ring
-all-reduce: of n replicas each sends and receives 2 (n - 1) messages of 1/n of the bytes, which is the
-least that any all-reduce needs (Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce algorithms for
-clusters of workstations", J. Parallel Distrib. Comput. 69(2), theorem 1 and section 3):
+A step is the computation of a replica's share, followed by one all-reduce of all gradients. The two do not
+overlap: training reduces once, when all gradients are computed. In a ring all-reduce each of n replicas sends
+and receives 2 (n - 1) messages of 1/n of the bytes, which is the minimum for any all-reduce (Patarasuk and
+Yuan 2009, "Bandwidth optimal all-reduce algorithms for clusters of workstations", J. Parallel Distrib.
+Comput. 69(2), theorem 1 and section 3):
 
     seconds = 2 (n - 1) (latency + bytes / (n bandwidth))
 
-The computation is that of the slowest replica, step by step. The efficiency of n replicas, each with a
-batch of its own size, is computation / (computation + sum).
+The computation time is that of the slowest replica in each step. The efficiency of n replicas, each with a
+batch of its own size, is computation / (computation + all-reduce).
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ import numpy as np
 from scale_overhead import Measured, measure
 
 MOST_ERROR = 0.1
-"""Of the predicted step of two processes here, against the measured one."""
+"""Maximum relative error of the predicted step time of two local processes."""
 COUNTS = (8, 64, 512)
 UTILISATION = 0.3
-"""Assumed: the share of an accelerator's peak that small convolutions reach. Not measured."""
+"""Assumed, not measured: share of an accelerator's peak FLOP/s that small convolutions reach."""
 PEAKS = {"L4": 121e12, "A100": 312e12, "H100 SXM": 989e12}
-"""FLOP/s in bfloat16 without sparsity, by NVIDIA's data sheets (L4: half of the 242 with sparsity)."""
+"""FLOP/s in bfloat16 without sparsity, from NVIDIA's data sheets (L4: half of the 242 with sparsity)."""
 BATCHES = (20, 256)
-"""Images of each accelerator: the paper's whole batch, and one that an accelerator is used for."""
+"""Images per accelerator: the paper's whole batch, and a typical batch."""
 
 
 @dataclass(frozen=True)
 class Link:
-    """What a message between two neighbours of the ring takes."""
+    """Latency and bandwidth between two neighbours of the ring."""
 
     latency_seconds: float
     bytes_per_second: float
@@ -47,11 +47,11 @@ LINKS = {
     "10 GB/s, 20 us": Link(20e-6, 10e9),
     "100 GB/s, 5 us": Link(5e-6, 100e9),
 }
-"""Assumed: a network of 100 Gbit/s with kernel and NIC, and one of NVLink's or InfiniBand's kind."""
+"""Assumed: a 100 Gbit/s network through kernel and NIC, and an NVLink or InfiniBand class link."""
 
 
 def main(times: int, seed: int) -> list[str]:
-    """Check the model against `times` pairs of turns and the sums here, then predict."""
+    """Validate the model with `times` pairs of turns and local all-reduces, then print predictions."""
     found = measure(times)
     link = fit(found.link)
     step = found.slowest + link.sum_seconds(found.gradient_bytes, 2)
@@ -74,9 +74,9 @@ def main(times: int, seed: int) -> list[str]:
 
 
 def fit(seconds: dict[int, float]) -> Link:
-    """Return the link whose ring of two comes nearest to the measured sums, relative to each."""
+    """Fit a link to the measured all-reduces of two replicas, by least squares of the relative errors."""
     sizes, taken = np.array(list(seconds)), np.array(list(seconds.values()))
-    # Of two replicas: 2 latency + bytes / bandwidth.
+    # For two replicas: 2 latency + bytes / bandwidth.
     terms = np.stack([np.full(len(sizes), 2.0), sizes], axis=1) / taken[:, None]
     (latency, per_byte), *_ = np.linalg.lstsq(terms, np.ones(len(sizes)), rcond=None)
     return Link(max(0.0, float(latency)), 1.0 / max(float(per_byte), 1e-15))
@@ -113,9 +113,9 @@ def _predict(gradient_bytes: int) -> None:
 
 
 def step_flops_of_an_image() -> float:
-    """Return the floating-point operations of a training step, an image: forward, and twice that backward.
+    """Return the floating-point operations per image of a train step: forward, and twice that backward.
 
-    A convolution or dense layer has 2 operations for each weight of its kernel at each place of its output.
+    A convolution or dense layer has 2 operations per weight of its kernel and position of its output.
     """
     from trainer.model import build_model
     from trainer.spec import load_spec

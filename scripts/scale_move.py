@@ -1,4 +1,4 @@
-"""One run, moved between 1, 2 and 4 replicas by signals: it ends where an undisturbed one does."""
+"""One run, moved between 1, 2 and 4 replicas by signals: the same result as an undisturbed run."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from scale_places import (
 )
 
 MOST_SECONDS = 30.0
-"""From the end of one process to that of the others."""
+"""Maximum seconds from the exit of one process to that of the others."""
 EVERY_STEPS = 10
 _MORE = (f"train.checkpoint.every_steps={EVERY_STEPS}", "train.steps_per_call=1", "train.grace_seconds=20")
 _STOPPED = re.compile(r"Stopped on request after step (\d+) of \d+; the checkpoint is safe")
 _LOADING_SHARE = 0.2
-"""Of the moments: in the seconds after the processes have met, before they train."""
+"""Share of the signals that are sent in the seconds between rendezvous and training."""
 _LOADING_SECONDS = 5.0
 
 
 class Moves:
-    """Moves a run, and knows what went wrong."""
+    """Moves a run between setups and collects the failures."""
 
     def __init__(self, folder: Path, seed: int, setups: tuple[Setup, ...]) -> None:
         self.folder, self.rng, self.setups = folder, random.Random(seed), setups
@@ -42,13 +42,13 @@ class Moves:
         self.problems: list[str] = []
         self.uses: Counter[Setup] = Counter()
         self.seconds: list[float] = []
-        """How long the others went on after one was killed."""
+        """Seconds from each SIGKILL to the exit of the other processes."""
 
     def start(self, setup: Setup, name: str) -> Team:
         return Team(setup, self.folder, self.data, name, *FROM_SCRATCH, *_MORE)
 
     def other(self, setup: Setup | None) -> Setup:
-        """Return a setup of another kind or number of replicas, of those that came least often."""
+        """Return the least used setup with another kind or number of replicas, at random in a tie."""
         others = [
             each
             for each in self.setups
@@ -60,9 +60,9 @@ class Moves:
         return chosen
 
     def move(self, setup: Setup, number: signal.Signals, until_step: int) -> bool:
-        """Let the run go on in `setup` until about a step, then send `number` to one process of it.
+        """Run in `setup` until about step `until_step`, then send `number` to one of its processes.
 
-        Returns False if the run came to its end before.
+        Returns False if the run finished before.
         """
         team, begun = self.start(setup, "moved"), len(_lines(self.folder))
         if not team.processes[0].wait_for("run   "):
@@ -112,9 +112,9 @@ class Moves:
 
 
 def main(times: int, seed: int, gpus: int = 0) -> list[str]:
-    """Move a run `times` times; return what went wrong."""
+    """Move a run `times` times; return the failures."""
     with tempfile.TemporaryDirectory() as temporary:
-        setups = tuple(each for each in setups_of(gpus) if not each.xla)  # one spec for all
+        setups = tuple(each for each in setups_of(gpus) if not each.xla)  # the same spec for all setups
         moves = Moves(Path(temporary), seed, setups)
         calm = moves.start(Setup(1, 1), "calm")
         if any(calm.end()):
@@ -122,7 +122,7 @@ def main(times: int, seed: int, gpus: int = 0) -> list[str]:
         expected = outcome(moves.folder, "calm", calm.notes[0])
         total, setup = STEPS_PER_EPOCH * EPOCHS, moves.other(None)
         for turn in range(times):
-            # Spread over what is left, so that the run isn't over before its last move.
+            # Spread over the remaining steps, so that the run does not finish before its last move.
             left = total - _last_step(moves.folder)
             until = _last_step(moves.folder) + moves.rng.randint(1, max(1, 2 * left // (times - turn + 2)))
             number = signal.SIGKILL if turn % 2 else signal.SIGTERM
@@ -143,7 +143,7 @@ def main(times: int, seed: int, gpus: int = 0) -> list[str]:
 
 
 def _notes(folder: Path) -> Path:
-    """Return what the chief noted, in all starts."""
+    """Return the notes of the chief, from all starts."""
     return folder / "moved-0.jsonl"
 
 
@@ -153,6 +153,6 @@ def _lines(folder: Path) -> list[str]:
 
 
 def _last_step(folder: Path) -> int:
-    """Return the last step, from 0, that the moved run has done, -1 before the first."""
+    """Return the last step that the moved run has done, counted from 0; -1 before the first."""
     whole = [line for line in _lines(folder)[-2:] if line.endswith("}") and '"step"' in line]
     return int(json.loads(whole[-1])["step"]) if whole else -1

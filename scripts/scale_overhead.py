@@ -21,38 +21,38 @@ from scale_turns import BATCH, CALLS, STEPS, write
 HERE = Path(__file__).resolve().parent
 LEAST_RATIO = 0.85
 IMAGES = 2000
-"""As many as the paper has to train on."""
+"""Training images, as many as in the paper."""
 _PATIENCE_SECONDS = 240.0
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What two processes came to beside one."""
+    """Timings of two processes and of one."""
 
     one: list[float]
-    """Seconds of a step of one process with two threads, a turn each."""
+    """Seconds per step of one process with two threads, one value per turn."""
     two: list[float]
-    """The same of two processes of one thread each, measured in between."""
+    """Seconds per step of two processes with one thread each, measured alternately."""
     whole: float
-    """Mean seconds of a step of the two, with its sum over the processes."""
+    """Mean seconds of a step of the two processes, with its all-reduce."""
     bare: float
-    """The same without the sum, of the chief."""
+    """Mean seconds of a step of the chief without the all-reduce."""
     slowest: float
-    """The same of whichever of the two took longer, step by step: a sum waits for it."""
+    """Mean seconds of the slower process in each step without the all-reduce, which would wait for it."""
     alone: float
-    """Seconds of such a sum by itself."""
+    """Seconds of such an all-reduce alone."""
     gradient_bytes: int
     link: dict[int, float]
-    """Bytes to the seconds of a sum of so many."""
+    """Size in bytes -> seconds of an all-reduce."""
 
     @property
     def ratio(self) -> float:
-        """Throughput of the two / that of the one."""
+        """Throughput of two processes / one process."""
         return statistics.median(one / two for one, two in zip(self.one, self.two, strict=True))
 
 
 def main(times: int, seed: int) -> list[str]:
-    """Measure `times` pairs of turns; return what is not as asked."""
+    """Measure `times` pairs of turns; return the failures."""
     found = measure(times)
     ratios = [one / two for one, two in zip(found.one, found.two, strict=True)]
     rates = [BATCH / statistics.median(each) for each in (found.one, found.two)]
@@ -72,7 +72,7 @@ def main(times: int, seed: int) -> list[str]:
 
 
 def measure(times: int) -> Measured:
-    """Start both side by side, and let them train in turns."""
+    """Start both setups side by side, and let them train in turns."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         data = _make_images(folder / "images")
@@ -110,7 +110,7 @@ def measure(times: int) -> Measured:
 
 
 def _make_images(folder: Path) -> Path:
-    """Write as many images of two classes as the paper has, as JPEG of 150 pixels; return the folder."""
+    """Write as many JPEG images of two classes as in the paper, 150 x 150 pixels; return the folder."""
     rng = np.random.default_rng(0)
     for number in range(IMAGES + 40):
         split = "train" if number < IMAGES else "validation"
@@ -122,7 +122,7 @@ def _make_images(folder: Path) -> Path:
 
 
 def _wait(path: Path, processes: list[subprocess.Popen[bytes]]) -> Any:
-    """Return what the JSON file at `path` holds, once it is there."""
+    """Wait for the JSON file at `path`; return its content."""
     until = time.monotonic() + _PATIENCE_SECONDS
     while not path.exists():
         if time.monotonic() > until or any(each.poll() for each in processes):

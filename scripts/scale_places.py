@@ -1,4 +1,4 @@
-"""Where a run is computed: so many processes of so many devices; and what two such runs have in common."""
+"""Setups of the scaling tests (processes and devices), and comparison of their runs."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ from PIL import Image
 HERE = Path(__file__).resolve().parent
 STEPS_PER_EPOCH = 9
 TRAIN_IMAGES = (STEPS_PER_EPOCH - 1) * 40 + 3
-"""The last batch has three images: one of four replicas has none of them."""
+"""The last batch has three images, so one of four replicas has none."""
 EPOCHS = 23
 _LONGEST_SECONDS = 120.0
-"""After a signal; then all are killed, and the time tells of it."""
+"""Timeout in seconds after a signal; then all processes are killed."""
 TOLERANCE = 1e-4
-"""Relative; of losses, metrics and what else is compared."""
+"""Relative tolerance of losses and metrics."""
 RATE = 0.0005
-"""So low that what is compared is arithmetic. Now and then a rounding opens a ReLU on one number of replicas
-and not on another: that changes the loss by 1e-6 at first, and at a rate of 0.01 by 3e-3 after 200 steps."""
+"""Low enough that only arithmetic is compared. Occasionally a rounding error activates a ReLU on one number
+of replicas and not on another. That changes the loss by 1e-6 at first and, at a rate of 0.01, by 3e-3 after
+200 steps.
+"""
 SETTINGS = [
     "train.global_batch_size=40", "train.precision=float32", "train.ema_decay=0.9",
     "train.label_smoothing=0.1", "train.log_interval_seconds=0.1", "train.max_stalled_starts=1000",
@@ -41,13 +43,13 @@ PRETRAINED = [
     "train.finetune={probe: steps, frozen_epochs: 3, last_stage_epochs: 3, batch_norm: train}",
     "train.epochs=9",
 ]  # fmt: skip
-"""A head on cached features, then the last stage, then all weights with their batch-norm statistics."""
+"""Fine-tuning phases: head on cached features, last stage, all weights with their batch-norm statistics."""
 CLASSES = ("red", "green", "blue")
 
 
 @dataclass(frozen=True)
 class Setup:
-    """So many processes, each of so many devices."""
+    """Number of processes, and of devices per process."""
 
     processes: int
     devices: int
@@ -70,7 +72,7 @@ SETUPS = (Setup(1, 1), Setup(1, 1, xla=True), Setup(1, 2), Setup(1, 4), Setup(2,
 
 
 def setups_of(gpus: int) -> tuple[Setup, ...]:
-    """Return what is compared: CPUs and processes; of a host with GPUs one CPU, and 1, 2, 4... of them."""
+    """Return the setups to compare: CPUs and processes, or one CPU and 1, 2, 4... GPUs of a host."""
     if not gpus:
         return SETUPS
     counts = [count for count in (1, 2, 4, 8, 16) if count <= gpus]
@@ -78,7 +80,7 @@ def setups_of(gpus: int) -> tuple[Setup, ...]:
 
 
 def make_overlapping(folder: Path) -> Path:
-    """Write images of three classes that can't be told apart for sure, so that no loss comes near zero."""
+    """Write images of three overlapping classes, so that no loss approaches zero; return the folder."""
     rng = np.random.default_rng(0)
     for split, count in (("train", TRAIN_IMAGES), ("validation", 120)):
         for number in range(count):
@@ -92,10 +94,10 @@ def make_overlapping(folder: Path) -> Path:
 
 
 class Team:
-    """The processes of one start of a run."""
+    """Processes of one start of a run."""
 
     def __init__(self, setup: Setup, folder: Path, data: Path, name: str, *settings: str) -> None:
-        """The run is `folder`/runs/`name`; what its processes note is `folder`/`name`-INDEX.jsonl."""
+        """Start the run `folder`/runs/`name`, whose processes write notes to `folder`/`name`-INDEX.jsonl."""
         devices = [f"train.devices={setup.kind}:{setup.devices}", f"train.xla={setup.xla}".lower()]
         given = [*SETTINGS, *settings, *devices]
         flags = ["--data", str(data), "--output", str(folder / "runs"), "--run-name", name]
@@ -110,11 +112,11 @@ class Team:
         ]
 
     def end(self) -> list[int]:
-        """Wait for the end of all; return their exit codes."""
+        """Wait for all processes to exit; return their exit codes."""
         return [each.end() for each in self.processes]
 
     def signal(self, number: signal.Signals, index: int) -> list[float]:
-        """Send `number` to one of them; return how many seconds each took to end."""
+        """Send `number` to one process; return the seconds until each process exited."""
         began, seconds = time.monotonic(), [-1.0] * len(self.processes)
         self.processes[index].process.send_signal(number)
         while min(seconds) < 0:
@@ -128,12 +130,12 @@ class Team:
         return seconds
 
     def text(self) -> str:
-        """Return all that they said."""
+        """Return the output of all processes."""
         return "\n".join(f"--- {index}\n{each.text()}" for index, each in enumerate(self.processes))
 
 
 def environments(count: int) -> list[dict[str, str]]:
-    """Return what the environment of each of `count` processes on this machine says of the others."""
+    """Return the environment variables (TF_CONFIG) of each of `count` processes on this machine."""
     if count == 1:
         return [{}]
     hosts = addresses(count)
@@ -143,16 +145,16 @@ def environments(count: int) -> list[dict[str, str]]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to."""
+    """Results of a run."""
 
     losses: dict[int, float]
-    """By step, from 0: the mean over the global batch. Of a step done twice the last."""
+    """Mean loss over the global batch by step, from 0. For a repeated step, the last value."""
     metrics: dict[str, float]
     predicted: list[str]
     variables: dict[str, np.ndarray]
 
     def compare(self, expected: Outcome) -> tuple[str, list[str]]:
-        """Return in words how far it is from `expected`, and what is further than it may be."""
+        """Return a description of the difference to `expected`, and what exceeds the tolerance."""
         losses, step = max(
             (_relative(self.losses.get(each, np.nan), value), each) for each, value in expected.losses.items()
         )
@@ -175,7 +177,7 @@ class Outcome:
 
 
 def outcome(folder: Path, name: str, notes: Path) -> Outcome:
-    """Return what the finished run `folder`/runs/`name` came to; `notes` are its chief's."""
+    """Return the results of the finished run `folder`/runs/`name`; `notes` is the file of its chief."""
     run = folder / "runs" / name
     rows = [json.loads(line) for line in notes.read_text().splitlines()]
     losses = {row["step"]: row["loss"] / row["images"] for row in rows if "step" in row}
@@ -188,7 +190,7 @@ def outcome(folder: Path, name: str, notes: Path) -> Outcome:
 
 
 def copies(notes: list[Path]) -> tuple[int, list[str]]:
-    """Return how many copies of each variable the processes hold, and the variables that differ in any."""
+    """Return the number of copies of each variable and the names of variables with differing copies."""
     ends = [json.loads(each.read_text().splitlines()[-1])["digests"] for each in notes]
     held = {name: [digest for end in ends for digest in end[name]] for name in ends[0]}
     counts = {len(each) for each in held.values()}

@@ -1,8 +1,8 @@
-"""Training from shards: memory that does not grow with the data, and a bucket that is not waited for.
+"""Training from shards: memory independent of the data size, and prefetching from a bucket.
 
-`memory`: 250,000 images and 2,500, packed and trained on as any others, for as many steps; the resident
-memory of the process, and the images a second. `bucket`: the paper's network on shards that come from an
-emulated bucket while it trains.
+`memory` packs and trains on 250,000 and on 2,500 images, for the same number of steps, and compares resident
+memory and images/s. `bucket` trains the paper's network on shards that are downloaded from an emulated bucket
+during training.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ IMAGES, FEW = 250_000, 2_500
 _FLAT = 1.05
 _WAIT_SHARE = 0.05
 _RECORD_BYTES = 3073
-# Blocks of as many steps for both: an epoch of few images would else have smaller ones.
+# The same number of steps per block: an epoch of few images would otherwise have smaller blocks.
 _SETTINGS = [
     "train.steps_per_call=5",
     "data.cache_mib=0", "data.shuffle_shards=4", "data.image_size=32", "train.global_batch_size=100",
@@ -36,7 +36,7 @@ _SETTINGS = [
 
 
 def memory(times: int, seed: int) -> list[str]:
-    """Train on both, `times` times in turn; return what is not flat."""
+    """Train on both, alternating `times` times; return the figures that change with the data size."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         shards = {count: _packed(folder / str(count), count, folder / "cache") for count in (FEW, IMAGES)}
@@ -60,7 +60,7 @@ def memory(times: int, seed: int) -> list[str]:
 
 
 def bucket(times: int, seed: int) -> list[str]:
-    """Train the paper's network on shards of a bucket; return whether it waits."""
+    """Train the paper's network on shards in a bucket; return a failure if it waits too long for data."""
     with tempfile.TemporaryDirectory() as temporary, bucket_place("sets") as place:
         folder = Path(temporary)
         _write_photos(folder / "images")
@@ -99,7 +99,7 @@ def bucket(times: int, seed: int) -> list[str]:
 
 
 def _packed(folder: Path, count: int, cache: Path) -> str:
-    """Pack `count` generated images as CIFAR has them; each becomes a PNG."""
+    """Pack `count` generated images in CIFAR format into shards, as PNG; return the folder of the shards."""
     folder.mkdir()
     rng = np.random.default_rng(count)
     for name, images in (("data_batch_1.bin", count), ("test_batch.bin", 500)):
@@ -119,7 +119,7 @@ def _packed(folder: Path, count: int, cache: Path) -> str:
 
 
 def _train(data: str, folder: Path, name: str, epochs: int) -> tuple[float, float]:
-    """Train for `epochs`; return the most resident memory while it trains, MiB, and the images a second."""
+    """Train for `epochs`; return the peak resident memory during training in MiB, and images/s."""
     settings = [*_SETTINGS, f"train.epochs={epochs}"]
     given = ["--data", data, "--output", str(folder / "runs"), "--run-name", name]
     attempt = Attempt([*given, *(word for each in settings for word in ("--set", each))], folder / "cache")

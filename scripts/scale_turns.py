@@ -1,10 +1,10 @@
-"""One process of a training that goes on only when it is told, and is timed; started by scale_overhead.py.
+"""One process of a training that is run in timed turns; started by scale_overhead.py.
 
     python scale_turns.py FOLDER NAME CORES DATA
 
-Trains the paper's network as `trainer train` does, on the CORES alone (0 or 0,1). Before each turn it
-waits for the file FOLDER/NAME-TURN.go; the chief then writes FOLDER/NAME-TURN.json with the seconds. Once
-FOLDER/NAME.end is there, several processes measure what their sums cost, into FOLDER/NAME.json.
+Trains the paper's network as `trainer train` does, pinned to CORES (0 or 0,1). Before each turn it waits for
+the file FOLDER/NAME-TURN.go; the chief then writes the seconds to FOLDER/NAME-TURN.json. Once FOLDER/NAME.end
+exists, several processes measure their all-reduces and write FOLDER/NAME.json.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from pathlib import Path
 from typing import Any
 
 CALLS, STEPS = 5, 5
-"""A turn has so many calls of so many steps."""
+"""Calls per turn, and steps per call."""
 BATCH = 20
 SIZES = (1, 1 << 12, 1 << 16, 1 << 18, 1 << 20, 1 << 22)
-"""In floats, of the sums whose time shows how fast the link is."""
+"""Sizes, in floats, of the all-reduces that measure the link."""
 _REPEATS = 9
 _PAIRS = 6
 _STEPS_ALONE = 15
 
 
 class Turns:
-    """The observer of a training: lets it go on, a turn at a time, until the end."""
+    """Training observer that pauses after each turn, and stops once the end file exists."""
 
     def __init__(self, folder: Path, name: str, is_chief: bool) -> None:
         self.folder, self.name, self.is_chief = folder, name, is_chief
         self.calls, self.turn, self.began, self.ended = 0, 0, 0.0, False
 
     def on_call(self, report: Any) -> None:
-        """Hear of a call of the steps; the first turn, which compiles, isn't waited for."""
+        """Count a call, and pause at the end of a turn; turn 0 compiles and is not timed."""
         self.calls += 1
         if self.calls % CALLS:
             return
@@ -58,14 +58,14 @@ class Turns:
 
 
 def write(path: Path, value: object) -> None:
-    """Write a JSON file that appears whole."""
+    """Write a JSON file atomically."""
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(value))
     temporary.rename(path)
 
 
 def main(folder: Path, name: str, data: str) -> None:
-    """Train turn by turn, then measure the sums."""
+    """Train turn by turn, then measure the all-reduces."""
     from trainer.cli.environment import import_tensorflow
 
     import_tensorflow()
@@ -78,7 +78,7 @@ def main(folder: Path, name: str, data: str) -> None:
     from trainer.spec import load_spec
     from trainer.train import Saver, build_learner, train
 
-    # As a run of the paper's network, without its validations.
+    # Like a run of the paper's network, without its validations.
     settings = ["train.epochs=1000", "train.validate_every_epochs=1000", f"train.steps_per_call={STEPS}"]
     spec = load_spec(recipe="cats-vs-dogs", settings=settings, overrides={"data.source": data})
     peers = meet(read_place(os.environ, ""), name, 120.0, lambda said: None)
@@ -100,7 +100,7 @@ def main(folder: Path, name: str, data: str) -> None:
 
 
 def measure_sums(learner: Any, dataset: Any, spec: Any, cluster: Any) -> dict[str, Any]:
-    """Return the seconds of a step with its sum over the processes and without, and of sums alone."""
+    """Return the seconds of a step with and without its all-reduce, and of all-reduces alone."""
     import numpy as np
 
     from trainer.augment import EpochView
@@ -112,7 +112,7 @@ def measure_sums(learner: Any, dataset: Any, spec: Any, cluster: Any) -> dict[st
     blocks = list(feed.blocks(0, _STEPS_ALONE))
     view = EpochView(*sides_of(spec.data.image_size))
     whole, bare = (Stepper(learner, spec, np.ones(2, np.float32), cluster) for _ in range(2))
-    bare.replicas = 1  # then it sums nothing; each process goes its own way, which costs the same
+    bare.replicas = 1  # skips the all-reduce; processes then diverge, which does not affect the time
     for each in (whole, bare):
         each.run(blocks[0], view)
     taken: dict[Any, list[float]] = {whole: [], bare: []}
@@ -136,18 +136,18 @@ def measure_sums(learner: Any, dataset: Any, spec: Any, cluster: Any) -> dict[st
 
 
 def _sum_seconds(cluster: Any, shapes: list[tuple[int, ...]], times: int) -> float:
-    """Return the median seconds of one sum, over the processes, of tensors of these shapes."""
+    """Return the median seconds of one all-reduce, over the processes, of tensors of these shapes."""
     import tensorflow as tf
 
     def on_replica(*tensors: tf.Tensor) -> list[tf.Tensor]:
-        # Computed here, so that each has the device of this replica.
+        # Computed here, so that each tensor is on the device of this replica.
         own = [each / cluster.count for each in tensors]
         return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, own)
 
     @tf.function
     def run() -> tf.Tensor:
         tensors = [tf.ones(shape) for shape in shapes]
-        for _ in tf.range(times):  # each sum waits for the one before
+        for _ in tf.range(times):  # each all-reduce depends on the previous one
             done = cluster.strategy.run(on_replica, args=tensors)
             tensors = [cluster.strategy.experimental_local_results(each)[0] for each in done]
         return tf.add_n([tf.reduce_sum(each) for each in tensors])
@@ -163,6 +163,6 @@ def _seconds(action: Callable[[], object]) -> float:
 
 
 if __name__ == "__main__":
-    # Before TensorFlow is loaded: it makes as many threads as there are cores for it.
+    # Before TensorFlow is loaded, because the number of its threads depends on the cores available.
     os.sched_setaffinity(0, {int(core) for core in sys.argv[3].split(",")})
     main(Path(sys.argv[1]), sys.argv[2], sys.argv[4])

@@ -1,9 +1,9 @@
-"""One process of a run as `trainer train` starts it, which also notes what a run doesn't write down.
+"""One process of a run, started like `trainer train`, that also logs losses and variables.
 
     python scale_worker.py NOTES FLAGS_OF_TRAINER_TRAIN...
 
-NOTES gets a line of JSON a step, with the loss that this process saw, and when training is over one
-with the digest of every variable, on each of this process's own replicas.
+NOTES gets one line of JSON per step with the loss of this process and, after training, one line with the
+digest of every variable on each of this process's replicas.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from trainer.cli.environment import import_tensorflow
 
 
 def _note_steps(notes: Path) -> None:
-    """Let each call of the compiled steps append what they came to."""
+    """Patch `Stepper.run` to append the results of each call."""
     from trainer.train.step import Stepper
 
     run = Stepper.run
@@ -35,7 +35,7 @@ def _note_steps(notes: Path) -> None:
 
 
 def _note_variables(notes: Path) -> None:
-    """Let the end of training append what this process's variables hold, each replica's by itself."""
+    """Patch `train` to append the digests of this process's variables at the end, one per replica."""
     import trainer.run as room
 
     train: Callable[..., Any] = room.train
@@ -56,11 +56,11 @@ def _note_variables(notes: Path) -> None:
 
 
 def _use_all_logical_cpus() -> None:
-    """Let a process of several have more than one CPU device, as it may have more than one GPU.
+    """Let each process of several use more than one CPU device, as it can use more than one GPU.
 
-    TensorFlow takes one CPU a process, whatever their number (tensorflow 2.21,
-    CollectiveAllReduceExtended._initialize_local_devices); of GPUs it takes all. The number of logical
-    CPUs is set before the strategy is made, so it is known there.
+    TensorFlow uses one CPU per process, regardless of their number (tensorflow 2.21,
+    CollectiveAllReduceExtended._initialize_local_devices), but all GPUs. The number of logical CPUs is set
+    before the strategy is created, so it is known there.
     """
     import tensorflow as tf
     from tensorflow.python.distribute import collective_all_reduce_strategy as room

@@ -1,4 +1,4 @@
-"""Archives of every kind, good and bad, for the tests that open them."""
+"""Valid and damaged archives of every supported format, for tests that extract them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FILES = {"pets/cats/1.png": b"cat" * 1000, "pets/dogs/2.png": b"dog" * 2000, "pe
 
 
 class Started(SilentProgress):
-    """A progress that knows whether anything was started."""
+    """Progress that records whether a task was started, and its messages."""
 
     def __init__(self) -> None:
         self.any = False
@@ -42,7 +42,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def left_behind(cache: Path) -> list[str]:
-    """What is in the cache besides locks."""
+    """Return the files in the cache other than locks."""
     return [str(path) for path in cache.rglob("*") if path.is_file() and not path.name.endswith(".lock")]
 
 
@@ -54,7 +54,7 @@ def make_zip(path: Path, files: dict[str, bytes]) -> Path:
 
 
 def unstated_zip(path: Path, files: dict[str, bytes], encoding: str) -> Path:
-    """Write the zip of a tool that names files in the encoding of its system, and doesn't say so."""
+    """Write a zip whose names are in a legacy encoding, without the UTF-8 flag."""
     names = {chr(65 + number) * len(name.encode(encoding)): name for number, name in enumerate(files)}
     make_zip(path, {plain: files[name] for plain, name in names.items()})
     data = path.read_bytes()
@@ -83,7 +83,7 @@ def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
 
 
 def v7_tar(path: Path, files: dict[str, bytes]) -> Path:
-    """Write the tar that was before "ustar"."""
+    """Write a tar in the V7 format, which predates ustar."""
     blocks = b""
     for name, data in files.items():
         head = bytearray(512)

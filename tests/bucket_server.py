@@ -1,10 +1,10 @@
-"""A bucket on this machine: gcp-storage-emulator, and what it lacks of the real service.
+"""Local Cloud Storage server: gcp-storage-emulator plus the features it lacks.
 
-The emulator ignores preconditions, never pages a listing, and takes one request at a time. The
-layer here checks `ifGenerationMatch` before it lets a request through, pages listings, and
-serves every client in a thread of its own, one request after the other.
+The emulator ignores preconditions, never pages a listing, and handles one request at a time. This layer
+checks `ifGenerationMatch` before it lets a request through, pages listings, and serves each client in its own
+thread, one request after the other.
 
-Where STORAGE_EMULATOR_HOST is set when the tests begin, they use that endpoint instead.
+If STORAGE_EMULATOR_HOST is set when the tests start, they use that endpoint instead.
 """
 
 from __future__ import annotations
@@ -29,41 +29,41 @@ from google.cloud import storage
 from serving import serving
 
 BUCKET = f"photos-{secrets.token_hex(4)}"
-"""Another one each time: an endpoint of somebody else's may keep what is in it."""
+"""Random per session, because an external endpoint may keep objects of earlier runs."""
 OTHER_ENDPOINT = os.environ.get("STORAGE_EMULATOR_HOST", "")
 _CONDITION = "ifGenerationMatch"
 
 
 class _NotMetError(Exception):
-    """The condition of a request isn't met."""
+    """The precondition of a request failed."""
 
 
 class _FinishedError(Exception):
-    """The upload is complete already; the argument is its id."""
+    """The upload is already complete; the argument is its ID."""
 
 
 class _Storage(Storage):
-    """Looks at the condition of the request under way before it changes anything."""
+    """Storage that checks the precondition of the current request before each change."""
 
     condition: int | None = None
-    """The generation that the object must have; 0 if it must not be there."""
+    """Required generation of the object; 0 if it must not exist, None for no precondition."""
 
     def __init__(self, **options: Any) -> None:
         self.finished: dict[str, dict[str, Any]] = {}
-        """Objects that came in several requests, by the id of the upload."""
+        """Objects of completed resumable uploads, by upload ID."""
         self.parts: dict[str, bytearray] = {}
-        """What came so far of others."""
+        """Bytes received so far of pending resumable uploads, by upload ID."""
         super().__init__(**options)
 
     def _write_config_to_file(self) -> None:
-        """Write nothing: all of it is in memory, and it would be written anew with each object."""
+        """Do nothing: all data is in memory, and the file would be rewritten for each object."""
 
     def add_to_resumable_upload(
         self, file_id: str, content: bytes, total_size: int | None = None, expected_start: int | None = None
     ) -> bytes | None:
-        """Take a chunk that came before, and whose reply was lost, as the real service does.
+        """Accept a chunk again after its response was lost, as the real service does.
 
-        And append it in place: the emulator copies all that came before with each chunk.
+        Chunks are appended in place; the emulator copies all previous bytes for each chunk.
         """
         received = self.parts.setdefault(file_id, bytearray())
         start = len(received) if expected_start is None else expected_start
@@ -73,15 +73,15 @@ class _Storage(Storage):
         if total_size is None or len(received) < total_size:
             return None
         whole = bytes(self.parts.pop(file_id)[:total_size])
-        super().add_to_resumable_upload(file_id, whole, total_size, 0)  # what is removed when it is done
+        super().add_to_resumable_upload(file_id, whole, total_size, 0)  # removes its entry after completion
         return whole
 
     def get_resumable_byte_count(self, file_id: str) -> int:
-        """Count what came so far."""
+        """Return the number of bytes received so far."""
         return len(self.parts.get(file_id, b""))
 
     def get_resumable_file_obj(self, file_id: str) -> dict[str, Any]:
-        """Know an upload that is complete, too."""
+        """Return the object of a pending upload; raise `_FinishedError` if the upload is complete."""
         if file_id in self.finished:
             raise _FinishedError(file_id)
         return super().get_resumable_file_obj(file_id)  # type: ignore[no-any-return]
@@ -94,7 +94,7 @@ class _Storage(Storage):
 
     def delete_file(self, bucket: str, name: str) -> None:
         self._check(bucket, name)
-        self._hard_delete_file(bucket, name)  # the other kind is kept in memory for a week
+        self._hard_delete_file(bucket, name)  # a soft delete keeps the object in memory for a week
 
     def _check(self, bucket: str, name: str) -> None:
         try:
@@ -106,7 +106,7 @@ class _Storage(Storage):
 
 
 class BucketServer(ThreadingHTTPServer):
-    """Serves one emulated store; `asked` counts requests."""
+    """HTTP server for one emulated bucket; `asked` counts requests."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -119,21 +119,21 @@ class BucketServer(ThreadingHTTPServer):
         self.asked = 0
         self.lock = threading.Lock()
         self.conditions: dict[str, int] = {}
-        """Of resumable uploads under way, by their id."""
+        """Preconditions of pending resumable uploads, by upload ID."""
 
     @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that was killed is no news."""
+        """Ignore errors of clients that were killed."""
 
 
 class _Handler(RequestHandler):
     server: BucketServer
     protocol_version = "HTTP/1.1"
     timeout = 30
-    # A reply is sent in two parts, of which the second would wait for the client's delayed acknowledgement.
+    # A response is sent in two parts; with Nagle's algorithm the second waits for the client's delayed ACK.
     disable_nagle_algorithm = True
 
     def __init__(self, request: Any, address: Any, server: BucketServer) -> None:
@@ -164,7 +164,7 @@ class _Handler(RequestHandler):
     do_PUT = partialmethod(_handle, "PUT")  # noqa: N815
 
     def _check_condition(self) -> None:
-        """Of a read: the emulator looks at conditions no more there than elsewhere."""
+        """Check the precondition of a read, which the emulator ignores as well."""
         bucket, _, name = urlsplit(self.path).path.split("/b/", 1)[1].partition("/o/")
         self.storage._check(unquote(bucket), unquote(name))
 
@@ -179,9 +179,9 @@ class _Handler(RequestHandler):
 
 @contextmanager
 def _responses_changed(handler: _Handler) -> Iterator[None]:
-    """Page listings, and note the condition of an upload that takes several requests.
+    """Page listings, and record the precondition of a resumable upload.
 
-    The emulator has no place for either, so its class is changed while the lock is held.
+    The emulator has no hook for either, so its class is patched while the lock is held.
     """
     original = Response.close
 
@@ -201,7 +201,7 @@ def _responses_changed(handler: _Handler) -> Iterator[None]:
 
 
 def _page(handler: _Handler, response: Response) -> None:
-    """Cut a listing to one page, with a token for the next."""
+    """Cut a listing to one page and add the token of the next."""
     if not urlsplit(handler.path).path.endswith("/o") or handler.command != "GET":
         return
     if response.status.value != 200:
@@ -209,7 +209,7 @@ def _page(handler: _Handler, response: Response) -> None:
     query = _query(handler.path)
     listing = json.loads(response._content)
     found = {item["name"]: item for item in listing.get("items") or []}
-    found |= dict.fromkeys(listing.get("prefixes") or [])  # a folder takes the room of an object
+    found |= dict.fromkeys(listing.get("prefixes") or [])  # a prefix counts like an object
     names = [name for name in sorted(found) if name > query.get("pageToken", "")]
     page = names[: handler.server.page_size]
     listing["items"] = [found[name] for name in page if found[name] is not None]
@@ -220,7 +220,7 @@ def _page(handler: _Handler, response: Response) -> None:
 
 
 def _name_generation(handler: _Handler, response: Response) -> None:
-    """Say which generation a download is of, as the real service does."""
+    """Set the generation header of a download, as the real service does."""
     path = urlsplit(handler.path).path
     if "/download/" in path and response.status.value in (200, 206):
         bucket, _, name = path.split("/b/", 1)[1].partition("/o/")
@@ -233,7 +233,7 @@ def _query(url: str) -> dict[str, str]:
 
 
 class OtherServer:
-    """An endpoint that is there already; it doesn't tell how many requests it got."""
+    """Existing external endpoint; its requests are not counted."""
 
     asked = None
 
@@ -247,7 +247,7 @@ class OtherServer:
 
 @contextmanager
 def bucket_server(page_size: int = 1000) -> Iterator[BucketServer | OtherServer]:
-    """Serve an empty bucket named `BUCKET` for the time of the block."""
+    """Serve an empty bucket named `BUCKET` within the block."""
     if OTHER_ENDPOINT:
         yield OtherServer(OTHER_ENDPOINT)
         return

@@ -1,4 +1,4 @@
-"""What a project of Google Cloud says of itself: its interfaces, rights, quota and buckets."""
+"""Fake Google Cloud project: its APIs, permissions, quotas and buckets."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ Answer = tuple[int, dict[str, Any]]
 
 @dataclass
 class CloudProject:
-    """What there is."""
+    """State of the project."""
 
     name: str
     region: str
     disabled: set[str] = field(default_factory=set)
-    """Interfaces, as aiplatform."""
+    """Disabled APIs, such as aiplatform."""
     lacking: set[str] = field(default_factory=set)
-    """Permissions that the caller has not."""
+    """Permissions that the caller does not have."""
     buckets: set[str] = field(default_factory=lambda: {"bucket"})
     accounts: set[str] = field(default_factory=lambda: {"me@acme.iam"})
     quotas: dict[str, int] = field(default_factory=dict)
-    """Limits of Vertex AI, by metric."""
+    """Vertex AI limits, by metric."""
     compute_quotas: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Limits and what is used of them, by metric, of the region."""
+    """Limit and usage in the region, by metric."""
     global_quotas: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """The same of all regions together."""
+    """Limit and usage across all regions, by metric."""
 
     def answer(self, url: str, body: dict[str, Any]) -> Answer | None:
-        """Return status and answer; None for what is none of these questions."""
+        """Return status and body of the response, or None if the URL is not one of these APIs."""
         path, query = urlsplit(url).path, parse_qs(urlsplit(url).query)
         for pattern, answer in (
             (r"/v1/projects/([^/:]+):testIamPermissions", lambda _: self._granted(body["permissions"])),

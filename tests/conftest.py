@@ -1,4 +1,4 @@
-"""What all tests share: a quiet TensorFlow and a folder of pictures."""
+"""Shared fixtures: library environment, buckets, a Docker engine, HTTPS servers and images."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from PIL import Image, ImageDraw
 from trainer.cli.environment import prepare_libraries
 from trainer.storage.store import Store, open_store
 
-# As the command line does; TensorFlow, which the tests import later, reads its own once.
+# As the command line does: TensorFlow reads its environment variables once, on import.
 prepare_libraries()
 
-# Its assertions tell what they compared, as those in the tests do.
+# Rewrite its assertions too, so that failures show the compared values.
 pytest.register_assert_rewrite("trainer_process")
 pytest_plugins = ["kube_cluster"]
 
@@ -35,20 +35,20 @@ SLOWEST = [
     "formats", "lease", "shards", "decode", "program", "integrity", "retention_faults", "peers", "gke",
     "packaging",
 ]  # fmt: skip
-"""The files that take longest, the longest first."""
+"""Test files with the longest run time, slowest first."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the slowest files: at the end of the suite one of them would be left to one process."""
+    """Run the slowest files first, so that none of them is left to one process at the end."""
     places = {f"test_{name}.py": place for place, name in enumerate(SLOWEST)}
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_endpoint_but_that_of_a_test() -> Iterator[None]:
-    """Take the endpoint that the suite was given from the environment: what needs a bucket names it itself.
+    """Remove the suite's endpoint from the environment; a test that needs a bucket sets it itself.
 
-    Commands print a note where it is set, and so would those of tests that have nothing to do with buckets.
+    Commands print a note when it is set, which would change the output in unrelated tests.
     """
     with pytest.MonkeyPatch.context() as patched:
         patched.delenv("STORAGE_EMULATOR_HOST", raising=False)
@@ -57,7 +57,7 @@ def _no_endpoint_but_that_of_a_test() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def bucket_address() -> Iterator[str]:
-    """The address of an emulated bucket, `BUCKET`."""
+    """Address of an emulated bucket, `BUCKET`."""
     with bucket_server() as server:
         yield server.address
 
@@ -66,7 +66,7 @@ def bucket_address() -> Iterator[str]:
 def either_store(
     request: pytest.FixtureRequest, bucket_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Store:
-    """An empty place, once on disk and once in a bucket."""
+    """An empty store, once in a local folder and once in a bucket."""
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", bucket_address)
     place = str(tmp_path / "runs") if request.param == "folder" else f"gs://{BUCKET}/{tmp_path.name}"
     return open_store(place)
@@ -74,7 +74,7 @@ def either_store(
 
 @pytest.fixture(scope="session")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerClient]:
-    """A Docker engine that has the image trainer:cpu of this project; skips where none can be had."""
+    """Docker engine with this project's image trainer:cpu; skips if no engine is available."""
     folder = tmp_path_factory.mktemp("engine")
     with docker_engine(folder) as client:
         make_base(client, folder)
@@ -90,7 +90,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerClient]:
 
 @pytest.fixture(scope="session")
 def ca() -> trustme.CA:
-    """A certificate authority of the tests' own HTTPS servers."""
+    """Certificate authority of the HTTPS servers in the tests."""
     return trustme.CA()
 
 
@@ -103,7 +103,7 @@ def server(ca: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
 
 @pytest.fixture
 def output(tmp_path: Path) -> Path:
-    """A folder that the image's user may write."""
+    """A folder writable for the image's user."""
     (folder := tmp_path / "out").mkdir()
     os.chown(folder, USER, USER)
     return folder
@@ -111,9 +111,9 @@ def output(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """For reading only: three class folders of eight 40 x 32 PNG images that a tiny network tells apart.
+    """Read-only folder of three classes with eight 40 x 32 PNG images each, separable by a tiny network.
 
-    discs are red, squares green and stripes blue, each at its own place and in its own shade.
+    Discs are red, squares green and stripes blue; position and shade differ between the images.
     """
     root = tmp_path_factory.mktemp("data") / "photos"
     for name in ("discs", "squares", "stripes"):
@@ -124,7 +124,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def draw_photo(name: str, number: int) -> Image.Image:
-    """Return image `number` of class `name`; another number is another image."""
+    """Draw image `number` of class `name`; each number gives a different image."""
     image = Image.new("RGB", (40, 32), (230, 225, 220 + number))
     draw = ImageDraw.Draw(image)
     shade = 160 + 8 * number

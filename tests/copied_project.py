@@ -1,4 +1,4 @@
-"""A copy of this project, for an image of its own."""
+"""Copy of this project for building an image from it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SINGLE_FILES = (".dockerignore", ".gitignore", "setup.py", "pyproject.toml", "RE
 
 
 def copied_project(folder: Path) -> Path:
-    """Return a copy of this project, all of it in a commit."""
+    """Copy this project to `folder` as a git repository with everything committed, and return it."""
     for name in ("docker", "trainer", "tests"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for path in (*ROOT.glob("requirements-*.lock"), *map(ROOT.joinpath, SINGLE_FILES)):

@@ -1,4 +1,4 @@
-"""A Docker engine of the tests' own, and a base image that needs no registry."""
+"""Private Docker engine, and a base image that needs no registry."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from docker.models.containers import Container
 
 BASE = "base:of-tests"
 USER = 65532
-"""Of the image."""
+"""User ID in the image."""
 _CERTIFICATES = "etc/ssl/certs/ca-certificates.crt"
 
 
 @contextmanager
 def docker_engine(folder: Path) -> Iterator[DockerClient]:
-    """Start an engine that keeps everything below `folder`, and yield a client. Skips where that can't be."""
+    """Start an engine with all its data below `folder` and yield a client; skip if that is impossible."""
     if os.geteuid() != 0 or not shutil.which("dockerd"):
         pytest.skip("a Docker engine of one's own needs root and the program dockerd, of Debian's docker.io")
     address = f"unix://{folder}/socket"
@@ -45,7 +45,7 @@ def docker_engine(folder: Path) -> Iterator[DockerClient]:
 
 
 def make_base(client: DockerClient, folder: Path) -> None:
-    """Import a Debian with Python as the image `BASE`. Skips where none can be made."""
+    """Import a Debian with Python as the image `BASE`; skip if none can be built."""
     if not shutil.which("debootstrap"):
         pytest.skip("a base image without a registry needs the program debootstrap")
     root = folder / "debian"
@@ -54,7 +54,8 @@ def make_base(client: DockerClient, folder: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"no Debian could be had: {done.stdout[-300:]}")
-    # As in the slim images; and what this machine trusts, its package index may have an authority of its own.
+    # Remove what the slim images lack. Copy this machine's CA bundle, because its package index may use a
+    # private CA.
     for name in ("var/lib/apt/lists", "var/cache/apt", "usr/share/doc", "usr/share/man", "usr/share/locale"):
         shutil.rmtree(root / name)
         (root / name).mkdir()
@@ -70,7 +71,7 @@ def make_base(client: DockerClient, folder: Path) -> None:
 
 
 def _clear(folder: Path) -> None:
-    """Remove what the engine leaves: its gigabytes, and mounts that would keep the folder."""
+    """Remove the data of the engine, and unmount what would keep the folder busy."""
     for line in Path("/proc/mounts").read_text().splitlines():
         place = line.split()[1]
         if place.startswith(f"{folder}/"):
@@ -81,7 +82,7 @@ def _clear(folder: Path) -> None:
 def _wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
     until = time.monotonic() + 60
     while time.monotonic() < until and process.poll() is None:
-        # A client that finds no socket leaves its own half open.
+        # A client without a socket leaves its own connection half open.
         if Path(address.removeprefix("unix://")).exists():
             with suppress(Exception), closing(APIClient(base_url=address)) as client:
                 client.ping()
@@ -91,16 +92,16 @@ def _wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None
 
 
 def engine_address(engine: DockerClient) -> str:
-    """Return what DOCKER_HOST has to say for this engine."""
+    """Return the value of DOCKER_HOST for this engine."""
     return f"unix://{Path(engine.info()['DockerRootDir']).parent}/socket"
 
 
 def start(
     engine: DockerClient, output: Path, *words: str, mounted: Mapping[str, str] | None = None, **options: Any
 ) -> Container:
-    """Start the image as a restricted pod: nothing to write but what is mounted, no rights, little memory.
+    """Start the image like a restricted pod: read-only root, no capabilities, limited memory.
 
-    `mounted` are files of this machine to read, with their places in the container.
+    `mounted` maps files of this machine to their read-only paths in the container.
     """
     given: dict[str, Any] = {"mem_limit": "3g"} | options
     volumes = [f"{output}:/out", *(f"{here}:{there}:ro" for here, there in (mounted or {}).items())]
@@ -111,7 +112,7 @@ def start(
 
 
 def end(container: Container) -> tuple[int, str]:
-    """Wait until it ends; return its exit code and what it said, and remove it."""
+    """Wait until the container exits, remove it, and return its exit code and log."""
     code = int(container.wait(timeout=240)["StatusCode"])
     said = container.logs().decode()
     container.remove()
@@ -119,8 +120,8 @@ def end(container: Container) -> tuple[int, str]:
 
 
 def wait_for_line(container: Container, text: str) -> None:
-    """Return once it has said `text`."""
+    """Wait until the container has logged `text`."""
     until = time.monotonic() + 120
     while text not in (said := container.logs().decode()):
         assert time.monotonic() < until, said
-        time.sleep(0.2)  # to follow its log would leave a socket open
+        time.sleep(0.2)  # following the log would leave a socket open

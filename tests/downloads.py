@@ -1,4 +1,4 @@
-"""A file on a server that is trusted, and how to fetch it without waiting."""
+"""File on a trusted HTTPS server, and a download without retry delays."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ AT_ONCE = Patience(delays_seconds=(0.0, 0.0, 0.0, 0.0), connect_seconds=5.0, rea
 
 
 class Told:
-    """A progress that keeps what it is told."""
+    """Progress that records its messages and tasks."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
@@ -49,14 +49,14 @@ def fetch(
 
 
 def kept_bytes(cache: Path) -> list[int]:
-    """The sizes of the downloads and partial downloads in the cache."""
+    """Return the sizes of complete and partial downloads in the cache."""
     files = (path for path in cache.glob("downloads/*/*") if path.suffix not in (".json", ".lock"))
     return [path.stat().st_size for path in files if path.name != ".lock"]
 
 
 @contextmanager
 def trusted_server(ca: trustme.CA, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HttpsServer]:
-    """Run a server that has /digits.bin, and make this process and its children trust it."""
+    """Run a server with /digits.bin, trusted by this process and its children."""
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(write_ca(ca, folder / "ca.pem")))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with https_server(ca) as server:

@@ -1,7 +1,7 @@
-"""A proxy between the bucket's client and its server that does what networks do.
+"""Proxy between the Cloud Storage client and its server that injects network faults.
 
-In: the address of a server, and a function that chooses a fault for each request. Out: an address
-where the same server answers with those faults, and as slowly as a limit says.
+A function chooses the fault of each request. The bodies of requests and responses share an optional bandwidth
+limit.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _REFUSALS = {
 _HOP = {"connection", "transfer-encoding", "keep-alive", "content-length"}
 
 Choose = Callable[[int, str, str], "str | None"]
-"""From the number of a request, its method and its path to a fault, None for none."""
+"""Maps the number of a request, its method and its path to a fault, or None."""
 
 
 class FaultProxy(ThreadingHTTPServer):
-    """Forwards to `upstream`; `done` lists the faults that happened."""
+    """Proxy to `upstream`; `done` lists the faults that were injected."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -56,7 +56,7 @@ class FaultProxy(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that went away is no news."""
+        """Ignore errors of disconnected clients."""
 
     def next_fault(self, method: str, path: str) -> str | None:
         with self._lock:
@@ -64,12 +64,12 @@ class FaultProxy(ThreadingHTTPServer):
             return self.choose(self._requests, method, path)
 
     def note(self, fault: str) -> None:
-        """Count a fault that was done."""
+        """Record an injected fault."""
         with self._lock:
             self.done.append(fault)
 
     def pass_bytes(self, count: int) -> None:
-        """Wait as long as `count` bytes take on the one line that all connections share."""
+        """Sleep as long as `count` bytes take on the bandwidth shared by all connections."""
         if self._rate is None:
             return
         with self._lock:
@@ -92,7 +92,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.pass_bytes(len(body))
         fault = self.server.next_fault(method, self.path)
         if fault == "flipped request" and not body:
-            fault = None  # there is nothing to flip
+            fault = None  # there is no body to change
         if fault and fault != "flipped reply":
             self.server.note(fault)
         if fault == "unavailable":
@@ -139,7 +139,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._reset()
 
     def _reset(self) -> None:
-        # Without lingering, close sends RST at once.
+        # With a linger time of 0, close sends RST immediately.
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.close_connection = True
         self.connection.shutdown(socket.SHUT_RD)
@@ -152,20 +152,20 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _flipped(data: bytes) -> bytes:
-    """Return `data` with one bit in its second half changed; headers of multipart bodies come first."""
+    """Flip one bit in the second half of `data`; multipart bodies begin with headers."""
     changed = bytearray(data)
     changed[len(data) * 3 // 4] ^= 1
     return bytes(changed)
 
 
 def at_random(seed: int, probability: float, faults: tuple[str, ...] = FAULTS) -> Choose:
-    """Return a choice of one of `faults` for each request with `probability`, the same for the same seed."""
+    """Return a choice of one of `faults` per request with `probability`, reproducible by `seed`."""
     rng = random.Random(seed)
     return lambda number, method, path: rng.choice(faults) if rng.random() < probability else None
 
 
 def only(fault: str, number: int) -> Choose:
-    """Return a choice of `fault` for the request `number`, from 1, and none else."""
+    """Return a choice of `fault` for request `number` only, counted from 1."""
     return lambda count, method, path: fault if count == number else None
 
 
@@ -173,6 +173,6 @@ def only(fault: str, number: int) -> Choose:
 def fault_proxy(
     upstream: str, choose: Choose, stall_seconds: float = 3.0, bytes_per_second: float | None = None
 ) -> Iterator[FaultProxy]:
-    """Serve the proxy for the time of the block."""
+    """Run the proxy within the block."""
     with serving(FaultProxy(upstream, choose, stall_seconds, bytes_per_second)) as proxy:
         yield proxy

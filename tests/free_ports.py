@@ -1,4 +1,4 @@
-"""Places on this machine where nobody listens."""
+"""Free local TCP ports."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import socket
 
 
 def addresses(count: int) -> list[str]:
-    """Return addresses of ports that nobody uses."""
+    """Return `count` addresses of unused local ports."""
     sockets = [socket.socket() for _ in range(count)]
     for each in sockets:
         each.bind(("127.0.0.1", 0))

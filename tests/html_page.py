@@ -1,4 +1,4 @@
-"""An HTML page as a test looks at it."""
+"""HTML parser for assertions on generated pages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ REFERENCES = {"src", "href", "xlink:href", "srcset", "poster", "data", "action",
 
 
 class Page(HTMLParser):
-    """The tags and text of a page; fails on a tag that is not closed in its place."""
+    """Tags and text of a page; fails on a tag that is not closed in order."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Page(HTMLParser):
 
 
 def require_self_contained(page: Page, text: str) -> None:
-    """Nothing is loaded, nothing runs, and what the page refers to within itself is there once."""
+    """Assert that the page loads nothing, runs no script, and has each referenced ID exactly once."""
     assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & {tag for tag, _ in page.tags}
     ids = page.values("id")
     assert len(ids) == len(set(ids))

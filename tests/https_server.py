@@ -1,4 +1,4 @@
-"""A real https server on this machine, with its own certificate authority and every bad habit of servers."""
+"""Local HTTPS server with its own certificate authority and configurable faults."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from serving import serving
 
 @dataclass
 class Fault:
-    """What the server does wrong with one request: answers `status`, closes, or falls silent midway."""
+    """Fault of one response: an error status, a truncated body, or a stall."""
 
     status: int = 0
     location: str = ""
@@ -28,7 +28,7 @@ class Fault:
 
 @dataclass
 class Served:
-    """One file on the server."""
+    """A file on the server."""
 
     data: bytes
     etag: str = '"v1"'
@@ -40,7 +40,7 @@ class Served:
 
 @dataclass
 class Asked:
-    """One request that arrived."""
+    """A received request."""
 
     path: str
     headers: dict[str, str]
@@ -48,7 +48,7 @@ class Asked:
 
 
 class HttpsServer(ThreadingHTTPServer):
-    """Serves `files`; `faults` are used up first, one for each request."""
+    """Server for `files`; each request first takes one of `faults`, until they are used up."""
 
     daemon_threads = True
     block_on_close = True
@@ -70,12 +70,12 @@ class HttpsServer(ThreadingHTTPServer):
 
     def get_request(self) -> tuple[Any, Any]:
         connection, address = super().get_request()
-        # The handshake belongs to the thread of the request, not to the one that accepts.
+        # Do the handshake in the thread of the request, not in the accept loop.
         wrapped = self._context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
         return wrapped, address
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: clients that distrust the certificate hang up, and that is the test."""
+        """Ignore errors: clients that reject the certificate disconnect, as the tests expect."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -105,7 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 def _answer(file: Served, asked: dict[str, str]) -> tuple[int, dict[str, str], bytes]:
@@ -129,12 +129,12 @@ def _answer(file: Served, asked: dict[str, str]) -> tuple[int, dict[str, str], b
 
 @contextmanager
 def https_server(ca: trustme.CA, name: str = "127.0.0.1") -> Iterator[HttpsServer]:
-    """Run a server whose certificate is of `name`."""
+    """Run a server with a certificate for `name`."""
     with serving(HttpsServer(ca, name)) as server:
         yield server
 
 
 def write_ca(ca: trustme.CA, path: Path) -> Path:
-    """Write the authority's certificate as PEM."""
+    """Write the CA certificate as PEM."""
     ca.cert_pem.write_to_path(str(path))
     return path

@@ -1,4 +1,4 @@
-"""An image of every kind, small and made here, and with every orientation."""
+"""Small generated images in every supported format and orientation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HEIGHT, WIDTH = 13, 21
 
 
 def photo(channels: int = 3, seed: int = 0) -> Pixels:
-    """Smooth colours with some noise, so that lossy formats keep them nearly as they are."""
+    """Return smooth colours with slight noise, which lossy formats preserve closely."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
     waves = [127 + 100 * np.sin(x / (5 + c) + y / (3 + c) + c) for c in range(channels)]
@@ -47,7 +47,7 @@ def png_of_16_bits() -> bytes:
 
 
 def bitmap(bits: int, top_down: bool = False, tail: bytes = b"", compression: int = 0) -> bytes:
-    """A bitmap written by hand: random pixels, a random palette that ends early, padded rows."""
+    """Return a hand-written BMP: random pixels, a palette of at most 200 colours, padded rows."""
     rng = np.random.default_rng(bits)
     colours = min(1 << bits, 200) if bits <= 8 else 0
     palette = rng.integers(0, 256, (colours, 4)).astype(np.uint8)
@@ -66,7 +66,7 @@ def animated(kind: str) -> bytes:
 
 
 def tiff(orientation: int, order: str = "<") -> bytes:
-    """An EXIF block with a few entries around the orientation, in either byte order."""
+    """Return an EXIF block with a few entries around the orientation, in either byte order."""
     entries = [
         struct.pack(order + "HHII", 0x010F, 2, 6, 62),
         struct.pack(order + "HHIHH", 0x0112, 3, 1, orientation, 0),
@@ -80,7 +80,7 @@ def tiff(orientation: int, order: str = "<") -> bytes:
 
 
 KINDS: dict[str, tuple[Callable[[], bytes], int]] = {
-    # name: (bytes, the largest difference to Pillow's pixels)
+    # name: (function that returns the bytes, largest difference from Pillow's pixels)
     "jpeg": (lambda: encoded(Image.fromarray(photo()), "JPEG"), 0),
     "jpeg 4:4:4": (lambda: encoded(Image.fromarray(photo()), "JPEG", subsampling=0), 0),
     "jpeg grey": (lambda: encoded(Image.fromarray(photo()).convert("L"), "JPEG"), 0),

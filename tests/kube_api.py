@@ -1,4 +1,4 @@
-"""What an API server of Kubernetes tells of itself, and the shapes of its errors, as kubectl reads them.
+"""Kubernetes API discovery and error responses, in the form that kubectl reads.
 
 The messages are those of k8s.io/apimachinery: NewNotFound, NewForbidden, NewAlreadyExists.
 """
@@ -25,7 +25,7 @@ _CODES = {"BadRequest": 400, "Forbidden": 403, "NotFound": 404, "AlreadyExists":
 
 
 def version_of(resource: str) -> str:
-    """Return the group and version of a resource, as batch/v1 of jobs."""
+    """Return the group and version of a resource, such as batch/v1 for jobs."""
     return next(version for version, kinds in KINDS.items() if resource in kinds)
 
 
@@ -34,7 +34,7 @@ def group_of(resource: str) -> str:
 
 
 def qualified(resource: str) -> str:
-    """Return how errors call a resource: jobs.batch, pods."""
+    """Return the name of a resource in error messages, such as jobs.batch or pods."""
     return ".".join(filter(None, (resource, group_of(resource))))
 
 
@@ -73,7 +73,7 @@ def forbidden(verb: str, resource: str, name: str, namespace: str) -> tuple[int,
 
 
 def discovery(path: str, absent: set[str]) -> Any:
-    """Return the answer to a question for the server's kinds, without the groups of `absent`; else None."""
+    """Return the response to a discovery request, without the groups in `absent`, or None."""
     kinds_of = {version: kinds for version, kinds in KINDS.items() if version.partition("/")[0] not in absent}
     if path == "/version":
         return {"major": "1", "minor": "36", "gitVersion": "v1.36.0"}
@@ -102,7 +102,7 @@ def _group(version: str) -> dict[str, Any]:
 
 
 def _openapi(path: str) -> Any:
-    """Return what says that the server itself looks at every field, and knows of dry runs."""
+    """Return an OpenAPI document that declares server-side field validation and dry runs."""
     places = {version: "api/v1" if version == "v1" else f"apis/{version}" for version in KINDS}
     if path == "/openapi/v3":
         return {
@@ -117,7 +117,7 @@ def _openapi(path: str) -> Any:
     for name, kind in KINDS[version].items():
         gvk = {"group": group, "version": number, "kind": kind}
         answers = {"responses": {"200": {"description": "OK"}}, "parameters": asked}
-        # Reviews can only be created: kubectl, which looks for a patch, then asks for the CRDs.
+        # Reviews can only be created. If kubectl finds no patch operation, it requests the CRDs.
         verb = "post" if group == "authorization.k8s.io" else "patch"
         action = {"x-kubernetes-group-version-kind": gvk, "x-kubernetes-action": verb}
         paths[f"/{places[version]}/namespaces/{{namespace}}/{name}/{{name}}"] = {verb: action | answers}

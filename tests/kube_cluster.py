@@ -1,4 +1,4 @@
-"""The real kubectl and the command line, with a cluster of `kube_server`."""
+"""The real kubectl and the command line against a cluster of `kube_server`."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from trainer.exits import TrainerError
 
 
 def minor_version() -> int:
-    """Return 32 for a kubectl 1.32, 0 without any."""
+    """Return the minor version of kubectl, such as 32 for 1.32; 0 if it is not installed."""
     if shutil.which("kubectl") is None:
         return 0
     said = subprocess.run(["kubectl", "version", "--client", "-o", "json"], capture_output=True, check=True)
     return int(json.loads(said.stdout)["clientVersion"]["minor"].rstrip("+"))
 
 
-# Older ones want a description of the server that is longer than the server here.
+# Older versions need a larger OpenAPI document than this server has.
 needs_kubectl = pytest.mark.skipif(minor_version() < 29, reason="there is no kubectl of 1.29 or later")
 
 
 class Cluster:
-    """A server, and the command line that talks to it."""
+    """Server, and the command line configured for it."""
 
     def __init__(self, kube: Kube, config: Path) -> None:
         self.kube = kube
-        # Nobody outside this machine is asked, whoever's it is.
+        # No request leaves this machine, whatever credentials it has.
         self.environment = {
             **os.environ,
             "KUBECONFIG": str(config),
@@ -49,14 +49,14 @@ class Cluster:
         self.environment.pop("GOOGLE_APPLICATION_CREDENTIALS", None)
 
     def trainer(self, *arguments: str, answer: str = "") -> subprocess.CompletedProcess[str]:
-        """Call the command line as a process of its own."""
+        """Run the command line in a separate process."""
         return subprocess.run(
             [sys.executable, "-m", "trainer.cli", *arguments],
             env=self.environment, input=answer, capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
 
     def quick(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Call the command line in this process, where it opens no client of Google or Docker."""
+        """Run the command line in this process, for commands that open no Google or Docker client."""
         with patch.dict(os.environ, self.environment, clear=True):
             result = CliRunner().invoke(cli, arguments)
         code, error = result.exit_code, result.stderr
@@ -72,6 +72,6 @@ class Cluster:
 
 @pytest.fixture(params=[pytest.param(None, marks=needs_kubectl)])
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    """A server of Kubernetes, and the command line that talks to it; skips where there is no kubectl."""
+    """A Kubernetes server and the command line configured for it; skips without kubectl."""
     with kube_server(tmp_path) as (kube, config):
         yield Cluster(kube, config)

@@ -1,4 +1,4 @@
-"""Pods as a cluster describes them."""
+"""Pod objects in the states that a cluster reports."""
 
 from __future__ import annotations
 

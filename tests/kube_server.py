@@ -1,4 +1,4 @@
-"""An API server of Kubernetes as far as kubectl needs one here: objects in memory, over real HTTP."""
+"""In-memory Kubernetes API server over HTTP, with what kubectl needs in these tests."""
 
 from __future__ import annotations
 
@@ -34,26 +34,26 @@ _BRIEF_SECONDS = 0.02
 
 
 class Kube:
-    """What the server holds, and what it is to refuse."""
+    """State of the server, and the requests it rejects."""
 
     def __init__(self) -> None:
         self.namespaces = {"trainer"}
         self.absent = {"kueue.x-k8s.io"}
-        """The groups of APIs that aren't installed."""
+        """API groups that are not installed."""
         self.denied = {"list customresourcedefinitions"}
-        """The rights that the user lacks, as 'create jobs'; by default those that the role edit has not."""
+        """Permissions that the user lacks, such as 'create jobs'; by default those not in the role edit."""
         self.objects: dict[tuple[str, str, str], dict[str, Any]] = {}
-        """By namespace, kind as jobs, and name."""
+        """Objects by namespace, resource (such as jobs) and name."""
         self.logs: dict[str, str] = {}
-        """By pod."""
+        """Logs by pod."""
         self.outages = 0
-        """How many questions for jobs are answered with 503."""
+        """Number of requests for jobs that still get a 503."""
         self.drops = 0
-        """How many logs that are followed break off, although the container runs."""
+        """Number of followed logs that still break off while the container runs."""
         self.refused: dict[str, tuple[str, str]] = {}
-        """By kind: reason and message of what can't be created; for a dry run too unless it says 'late '."""
+        """Reason and message of rejected creations, by resource; with a message 'late ...' dry runs pass."""
         self.slow = ""
-        """A kind whose creation is answered only once `go_on` says so; it is made before."""
+        """Resource whose creation is answered only after `go_on` is set; the object exists before."""
         self.is_slow, self.go_on = threading.Event(), threading.Event()
         self.requests: list[str] = []
         self._made = 0
@@ -62,7 +62,7 @@ class Kube:
         return [name for _, each, name in self.objects if each == kind]
 
     def put(self, kind: str, namespace: str, value: dict[str, Any]) -> dict[str, Any]:
-        """Hold `value`; it gets a uid and a time of creation as the server gives them."""
+        """Store `value` with a UID and a creation timestamp, as a real server does."""
         self._made += 1
         name = value["metadata"]["name"]
         made = {"uid": f"uid-{name}", "creationTimestamp": f"2026-11-27T11:00:{self._made % 60:02}Z"}
@@ -75,7 +75,7 @@ class Kube:
         return f"{verb} {kind}{f'/{part}' if part else ''}" not in self.denied
 
     def remove(self, key: tuple[str, str, str]) -> bool:
-        """Remove an object and what it owns; return whether there was one."""
+        """Remove an object and its dependents; return whether it existed."""
         value = self.objects.pop(key, None)
         if value is None:
             return False
@@ -88,7 +88,7 @@ class Kube:
 
 @contextmanager
 def kube_server(folder: Path) -> Iterator[tuple[Kube, Path]]:
-    """Yield what the server holds, and a configuration by which kubectl finds it."""
+    """Run a server; yield its state and the path of a kubeconfig for it."""
     kube = Kube()
     config = folder / "kubeconfig.yaml"
     with serving(ThreadingHTTPServer(("127.0.0.1", 0), _handler(kube))) as server:
@@ -192,7 +192,7 @@ def _handler(kube: Kube) -> type[JsonHandler]:
             self.answer(200, head | {"items": items})
 
         def _log(self, pod: dict[str, Any], query: dict[str, list[str]]) -> None:
-            """Answer as API server and kubelet do: nothing without a node, an error before it starts."""
+            """Respond like API server and kubelet: an empty log without a state, an error before start."""
             name, container = pod["metadata"]["name"], query.get("container", ["trainer"])[0]
             if (waiting := _state(pod).get("waiting")) is not None:
                 text = f'container "{container}" in pod "{name}" is waiting to start: {waiting["reason"]}'
@@ -221,6 +221,6 @@ def _handler(kube: Kube) -> type[JsonHandler]:
 
 
 def _state(pod: dict[str, Any]) -> dict[str, Any]:
-    """Return the state of a pod's one container."""
+    """Return the state of the pod's only container."""
     statuses = pod.get("status", {}).get("containerStatuses", [{}])
     return dict(statuses[0].get("state", {}))

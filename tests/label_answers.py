@@ -1,4 +1,4 @@
-"""Answers of models that were never trained, to images with any number of labels."""
+"""Synthetic multi-label predictions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SHARES = (0.5, 0.3, 0.1)
 def answers(
     skill: float, count: int = 200, seed: int = 0, split: str = "validation"
 ) -> MultiLabelPredictions:
-    """Answers that are right more often the higher `skill` is; 0 is guessing. Equal seeds: equal images."""
+    """Return predictions that improve with `skill`; 0 is random. Equal seeds give equal labels."""
     truth = np.random.default_rng(seed).random((count, len(NAMES))) < SHARES
     noise = np.random.default_rng([seed, round(100 * skill)]).normal(size=truth.shape)
     logits = skill * (truth - 0.5) + noise

@@ -1,4 +1,4 @@
-"""Files of every layout, and what is read of them."""
+"""Files of every dataset layout, and helpers that read them."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ PNG = b"\x89PNG\r\n\x1a\n" + b"\0\0\0\rIHDR" + struct.pack(">II", 3, 2)
 
 
 def read_all(root: Path, layout: str) -> layouts.ReadResult:
-    """Read as the data room does, with no bucket to be reached."""
+    """Read a layout without access to any bucket."""
     return layouts.read_layout(root, layout, Buckets(lambda uris: {}))
 
 
 def read_layout(root: Path, layout: str) -> tuple[list[Item], list[Rejection], str]:
-    """Read as `read_all`, without what it warns of."""
+    """Read like `read_all`, without its warnings."""
     return read_all(root, layout)[:3]
 
 
 def put(root: Path, *names: str, data: bytes = PNG) -> Path:
-    """Write `data` to each file, but text to those whose name says that they are text."""
+    """Write `data` to each file; .txt and .xml files get text instead of the default PNG."""
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What is in a folder."""
+"""Folder listing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures that TensorFlow reads otherwise than Pillow, or not at all, made here byte by byte."""
+"""Hand-made images that TensorFlow rejects or reads differently from Pillow."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FULL, PARTIAL = (0, 0, WIDTH, HEIGHT), (3, 2, 10, 8)
 
 
 def lossless_jpeg() -> bytes:
-    """A grey lossless JPEG (ITU T.81, annex H): predictor 1, one Huffman code of 4 bits a category."""
+    """Return a grey lossless JPEG (ITU T.81, annex H): predictor 1, one Huffman code of 4 bits a category."""
     grey = photo()[..., 0].astype(int)
     before = np.empty_like(grey)
     before[:, 1:], before[1:, 0], before[0, 0] = grey[:, :-1], grey[:-1, 0], 128
@@ -43,7 +43,7 @@ def lossless_jpeg() -> bytes:
 
 
 def with_segment(jpeg: bytes, body: bytes) -> bytes:
-    """Put an APP1 segment behind JFIF's."""
+    """Insert an APP1 segment after the JFIF segment."""
     return jpeg[:20] + struct.pack(">BBH", 0xFF, 0xE1, len(body) + 2) + body + jpeg[20:]
 
 
@@ -57,7 +57,7 @@ def jpeg_with_xmp(exif: bytes = b"") -> bytes:
 
 
 def png_with(kind: bytes, body: bytes) -> bytes:
-    """A PNG with one more chunk before its pixels."""
+    """Return a PNG with an additional chunk before its pixels."""
     data = encoded(Image.fromarray(photo()), "PNG")
     return data[:33] + struct.pack(">I", len(body)) + kind + body + struct.pack(
         ">I", zlib.crc32(kind + body)
@@ -65,7 +65,7 @@ def png_with(kind: bytes, body: bytes) -> bytes:
 
 
 def raw_profile(name: str, exif: bytes) -> bytes:
-    """EXIF as ImageMagick writes it: as hex digits in lines of 72, after its name and its length."""
+    """Return EXIF as ImageMagick writes it: name, length, then hex digits in lines of 72."""
     digits = exif.hex()
     lines = "\n".join(digits[at : at + 72] for at in range(0, len(digits), 72))
     return f"\n{name}\n{len(exif):8d}\n{lines}\n".encode()
@@ -84,7 +84,7 @@ def png_with_xmp(packed: bool = False) -> bytes:
 def gif(
     box: tuple[int, int, int, int], clear: int | None = None, colours: int = 16, background: int = 5
 ) -> bytes:
-    """A GIF of one frame, at its place on the canvas, by hand but for its compressed pixels."""
+    """Return a hand-written GIF with one frame at `box` on the canvas; Pillow compresses the pixels."""
     rng = np.random.default_rng(5)
     left, top, width, height = box
     palette = rng.integers(0, 256, (colours, 3), np.uint8)
@@ -109,7 +109,7 @@ def bmp(
     bits: int, masks: tuple[int, ...] = (), header_bytes: int = 40, compression: int | None = None,
     rows: bytes | None = None,
 ) -> bytes:  # fmt: skip
-    """A bitmap with random pixels, of any header and any colour masks."""
+    """Return a BMP with random pixels, and any header and colour masks."""
     rng = np.random.default_rng(bits)
     palette = rng.integers(0, 256, (1 << bits if bits <= 8 else 0, 4), np.uint8).tobytes()
     size = (WIDTH * bits + 31) // 32 * 4 * HEIGHT
@@ -123,7 +123,7 @@ def bmp(
 
 
 def run_length() -> bytes:
-    """Rows of an RLE8 bitmap: a run, some single pixels, the end of the line."""
+    """Return the rows of an RLE8 bitmap: a run, some literal pixels, the end of the line."""
     literal = bytes([0, 6, 1, 2, 3, 4, 5, 6])
     rows = [bytes([WIDTH - 6, 7 + row]) + literal + b"\0\0" for row in range(HEIGHT)]
     return b"".join(rows) + b"\0\1"
@@ -153,7 +153,7 @@ def pages() -> bytes:
 
 
 CONVERTED: dict[str, tuple[Callable[[], bytes], str, int]] = {
-    # name: (bytes, the format as it is named, the largest difference to Pillow's pixels)
+    # name: (function that returns the bytes, reported format, largest difference from Pillow's pixels)
     "tiff": (lambda: cat_of("TIFF"), "TIFF", 0),
     "tiff of several pages": (pages, "TIFF", 0),
     "tiff turned": (oriented_tiff, "TIFF", 0),

@@ -1,4 +1,4 @@
-"""A published run with a real model, without a training; and a model that is another kind of program."""
+"""Published run with an untrained model, and a SavedModel that writes a file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def export(folder: Path, *settings: str) -> Path:
 
 
 class Writer(tf.Module):  # type: ignore[misc]
-    """Answers as a model of this program does, and writes a file as soon as it is asked."""
+    """SavedModel with the signatures of an exported model that writes a file when it is called."""
 
     def __init__(self, victim: Path, assets: Path) -> None:
         super().__init__()
@@ -35,18 +35,18 @@ class Writer(tf.Module):  # type: ignore[misc]
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")])  # type: ignore[misc]
     def classify(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Write the file, and prefer the first class."""
+        """Write the file and return probabilities of 0.9 and 0.1."""
         tf.io.write_file(self.victim, "written by a model")
         return {"probabilities": tf.tile([[0.9, 0.1]], [tf.shape(image_bytes)[0], 1])}
 
     @tf.function(input_signature=[tf.TensorSpec([None, SIDE, SIDE, 3], tf.float32, name="pixels")])  # type: ignore[misc]
     def classify_pixels(self, pixels: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Prefer the first class."""
+        """Return probabilities of 0.9 and 0.1."""
         return {"probabilities": tf.tile([[0.9, 0.1]], [tf.shape(pixels)[0], 1])}
 
 
 def export_writer(folder: Path, model: Path, victim: Path) -> Path:
-    """Export to `folder` a model with the description of `model` that writes the file `victim`."""
+    """Export a `Writer` of the file `victim` to `folder`, with the metadata of `model`."""
     writer = Writer(victim, model / "assets")
     signatures = {"serving_default": writer.classify, "pixels": writer.classify_pixels}
     tf.saved_model.save(writer, str(folder), signatures=signatures)
@@ -66,7 +66,7 @@ def publish_run(output: Store, name: str, model: Path) -> Store:
 
 
 def swap_classes(run: Store) -> None:
-    """Swap two names in the description of the run's model, which stays as long as it was."""
+    """Swap the class names in the metadata of the run's model; the file keeps its length."""
     found = run.read("model/assets/model.json")
     about = json.loads(found.data if found else b"{}")
     about["class_names"] = about["class_names"][::-1]

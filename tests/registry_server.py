@@ -1,4 +1,4 @@
-"""A registry of images on this machine, as far as an engine needs one to push and to ask."""
+"""Local image registry with what a Docker engine needs for push and inspect."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _PATH = re.compile(r"/v2/(?P<name>.+)/(?P<kind>blobs/uploads|blobs|manifests)/(?
 
 
 class Registry:
-    """What was pushed."""
+    """Blobs and manifests of the registry."""
 
     def __init__(self) -> None:
         self.address = ""
-        """HOST:PORT; an engine takes http:// for one on loopback."""
+        """HOST:PORT; engines use http:// for a registry on loopback."""
         self.blobs: dict[str, bytes] = {}
         self.manifests: dict[str, tuple[str, bytes]] = {}
-        """Type and content, by NAME:TAG and NAME:DIGEST."""
+        """Media type and content, by NAME:TAG and NAME:DIGEST."""
         self.uploads: dict[str, bytes] = {}
         self.is_closed = False
-        """Whether it lets nobody in."""
+        """Whether every request is rejected with 401."""
 
 
 @contextmanager
@@ -125,6 +125,6 @@ def _handler(registry: Registry) -> type[BaseHTTPRequestHandler]:
                 self.wfile.write(data)
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     return Handler

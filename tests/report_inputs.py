@@ -1,4 +1,4 @@
-"""Runs that never happened, as a report gets them."""
+"""Synthetic runs as inputs of the report."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Pixels = npt.NDArray[np.uint8]
 def make_predictions(
     split: str, class_names: tuple[str, ...], per_class: int, skill: float, seed: int = 0
 ) -> Predictions:
-    """Answers that are right more often the higher `skill` is; 0 is guessing."""
+    """Return predictions that improve with `skill`; 0 is random."""
     rng = np.random.default_rng(seed)
     classes = len(class_names)
     labels = np.repeat(np.arange(classes, dtype=np.int32), per_class)
@@ -36,7 +36,7 @@ def make_predictions(
 
 
 def run_of(predictions: Predictions, name: str, digest: str = "sha256:1") -> Run:
-    """A run whose held-out answers are `predictions`."""
+    """Return a run with `predictions` on its held-out split."""
     metrics = {f"validation/{key}": value for key, value in compute_metrics(predictions).items()}
     return Run(name, name, metrics, "validation", predictions, dataset={"digest": digest})
 
@@ -44,7 +44,7 @@ def run_of(predictions: Predictions, name: str, digest: str = "sha256:1") -> Run
 def make_history(
     epochs: int, held_out: str, last: tuple[float, float], overfit: float = 0.0, every: int = 1, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """Curves that level off at accuracies `last` (train, held-out); `overfit` lifts the held-out loss."""
+    """Return curves that converge to accuracies `last` (train, held-out); `overfit` adds held-out loss."""
     rng = np.random.default_rng(seed)
     rows = []
     for epoch in range(1, epochs + 1):
@@ -73,7 +73,7 @@ def make_inputs(
     held_out: str = "validation",
     **changes: Any,
 ) -> ReportInputs:
-    """Return the inputs of a run that went well; `changes` replace single fields."""
+    """Return the inputs of a successful run; `changes` replace single fields."""
     train = make_predictions("train", class_names, 2 * per_class, skill + 0.5, seed=1)
     held = make_predictions(held_out, class_names, per_class, skill, seed=2)
     predictions = {"train": train, held_out: held}
@@ -103,7 +103,7 @@ def make_metrics(predictions: dict[str, Predictions]) -> dict[str, float]:
 
 
 def make_environment() -> dict[str, Any]:
-    """Return what environment.json holds."""
+    """Return the content of environment.json."""
     return {
         "command": ["trainer", "train", "--recipe", "cats-vs-dogs-augmented", "--data", "my pictures.zip"],
         "trainer_version": "0.1.0",
@@ -120,7 +120,7 @@ def make_environment() -> dict[str, Any]:
 
 
 def make_dataset(predictions: dict[str, Predictions]) -> dict[str, Any]:
-    """Return what dataset.json holds."""
+    """Return the content of dataset.json."""
     splits = {}
     for split, each in predictions.items():
         counts = np.bincount(each.labels, minlength=len(each.class_names)).tolist()
@@ -143,7 +143,7 @@ def make_dataset(predictions: dict[str, Predictions]) -> dict[str, Any]:
 
 
 def make_pixels(split: str, indices: npt.NDArray[np.int64]) -> Pixels:
-    """Return 96 x 96 stripes, others for each index."""
+    """Return 96 x 96 stripes as uint8; the pattern depends on the index modulo 7."""
     ramp = np.arange(96, dtype=np.int64)
     return np.stack(
         [((ramp[:, None, None] * [1, 2, 3] + ramp[None, :, None] * (i % 7)) % 256) for i in indices]

@@ -1,6 +1,7 @@
-"""One of two processes that train with their images on the devices, and without; prints how it went.
+"""One of two processes that train with and without the images in device memory; prints the results.
 
-With a whitening layer, which both fit to the images of both, and flips that belong to the images.
+The model has a whitening layer, which both processes fit to the images of both, and alternating flips per
+image.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ SETTINGS = [
 
 
 def main() -> None:
-    """Train twice; the folder is the only argument."""
+    """Train twice; the output folder is the only argument."""
     peers = meet(read_place(os.environ, ""), "same", 60.0, print)
     cluster = find_cluster(devices="cpu", peers=peers)
     like_a_gpu = replace(cluster, device_kind="GPU", memory_bytes=1 << 20)

@@ -1,4 +1,4 @@
-"""A server of a test, for the time of a block."""
+"""Test servers that run within a block."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Server = TypeVar("Server", bound=BaseServer)
 
 
 class JsonHandler(BaseHTTPRequestHandler):
-    """Reads and answers JSON, and says nothing of it."""
+    """HTTP handler that reads and writes JSON and logs nothing."""
 
     def body(self) -> bytes:
-        """Return what came with the request."""
+        """Return the body of the request."""
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
     def answer(self, code: int, value: Any) -> None:
@@ -25,21 +25,21 @@ class JsonHandler(BaseHTTPRequestHandler):
         self.send(code, json.dumps(value).encode(), "application/json")
 
     def send(self, code: int, data: bytes, kind: str) -> None:
-        """Send `data`, of the content type `kind`."""
+        """Send `data` with the content type `kind`."""
         self.send_response(code)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        with suppress(BrokenPipeError, ConnectionResetError):  # who asked may be gone by a test's own doing
+        with suppress(BrokenPipeError, ConnectionResetError):  # a test may have killed the client
             self.wfile.write(data)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @contextmanager
 def serving(server: Server) -> Iterator[Server]:
-    """Let `server` answer in a thread of its own; its socket is closed afterwards."""
+    """Run `server` in a thread within the block, then close its socket."""
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:

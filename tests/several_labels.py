@@ -1,4 +1,4 @@
-"""Drawn pictures with any number of labels: a square, a disc and a stripe, each there or not."""
+"""Drawn multi-label images: any combination of a square, a disc and a stripe."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FAST = [
 
 
 def draw(shapes: Sequence[str], seed: int, side: int = 16) -> Image.Image:
-    """Return a picture of `shapes`, each of its own colour, on noise."""
+    """Draw `shapes` on noise, each shape in its own colour."""
     random = np.random.default_rng(seed)
     image = Image.fromarray(random.integers(0, 90, (side, side, 3), dtype=np.uint8))
     pen = ImageDraw.Draw(image)
@@ -34,13 +34,13 @@ def draw(shapes: Sequence[str], seed: int, side: int = 16) -> Image.Image:
 
 
 def label_sets(count: int, seed: int = 0) -> list[tuple[str, ...]]:
-    """Return the shapes of so many pictures: a disc in half of them, a square in 0.4, a stripe in 0.3."""
+    """Return the shapes of `count` images: a disc in half of them, a square in 0.4, a stripe in 0.3."""
     drawn = np.random.default_rng(seed).random((count, len(SHAPES))) < (0.5, 0.4, 0.3)
     return [tuple(name for name, is_there in zip(SHAPES, row, strict=True) if is_there) for row in drawn]
 
 
 def put_pictures(folder: Path, sets: Sequence[Sequence[str]], seed: int = 0) -> list[str]:
-    """Draw a picture for each set of shapes in `folder`; return their names."""
+    """Draw an image for each set of shapes in `folder`; return the file names."""
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"{number:04d}.png" for number in range(len(sets))]
     for number, (name, shapes) in enumerate(zip(names, sets, strict=True)):
@@ -49,7 +49,7 @@ def put_pictures(folder: Path, sets: Sequence[Sequence[str]], seed: int = 0) -> 
 
 
 def put_table(path: Path, rows: Sequence[Sequence[object]]) -> Path:
-    """Write a table; the first row is its header."""
+    """Write a CSV table; the first row is its header."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", newline="") as file:
         csv.writer(file).writerows(rows)
@@ -57,7 +57,7 @@ def put_table(path: Path, rows: Sequence[Sequence[object]]) -> Path:
 
 
 def put_data(folder: Path, count: int, seed: int = 0) -> Path:
-    """Draw `count` pictures and the table of them, labels in one cell; return `folder`."""
+    """Draw `count` images and their table with all labels in one cell; return `folder`."""
     sets = label_sets(count, seed)
     names = put_pictures(folder, sets, seed)
     rows = [(name, ";".join(shapes)) for name, shapes in zip(names, sets, strict=True)]

@@ -1,4 +1,4 @@
-"""Small data sets with one planted fault each, and a training on them in this process."""
+"""Small datasets with one planted fault each, and a training run on them in this process."""
 
 from __future__ import annotations
 
@@ -29,31 +29,31 @@ Pixels = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Situation:
-    """A data set with one fault, and how it is trained."""
+    """A dataset with one fault, and the settings of its training run."""
 
     name: str
     counts: Sequence[int] = (60, 60, 60, 60)
-    """Training images of each class; half as many are held out."""
+    """Training images per class; the held-out split has half as many."""
     noise: float = 45.0
     swapped: float = 0.0
-    """The share of images, of both splits, that have another class's label."""
+    """Share of the images, in both splits, with the label of another class."""
     copied: float = 0.0
-    """The share of the held-out images that are training images as well."""
+    """Share of the held-out images that are also training images."""
     is_mirrored: bool = False
-    """Whether the copies are mirror images."""
+    """Whether the copies are mirrored."""
     has_split: bool = True
     settings: Sequence[str] = field(default_factory=tuple)
 
 
 def picture(label: int, noise: float, random: np.random.Generator) -> Pixels:
-    """Return uint8 [SIDE, SIDE, 3]: a bright bar, the lower the higher its label, under noise."""
+    """Return uint8 [SIDE, SIDE, 3]: noise with a bright bar, three rows high, from row 3 * label."""
     image = random.normal(100.0, noise, (SIDE, SIDE, 3))
     image[3 * label : 3 * label + 3, 3:9] += 90.0
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
 def write_data(root: Path, situation: Situation, seed: int) -> None:
-    """Write the pictures of `situation` below `root`, as class folders in train/ and validation/."""
+    """Write the images of `situation` below `root`: class folders, in train/ and validation/ if split."""
     random = np.random.default_rng(seed)
     trained: list[tuple[int, Pixels]] = []
     for split, share in (("train", 1.0), ("validation", 0.5))[: 1 + situation.has_split]:
@@ -75,7 +75,7 @@ def write_data(root: Path, situation: Situation, seed: int) -> None:
 
 
 def trained(root: Path, situation: Situation, cache: Path) -> tuple[ReportInputs, Recorder]:
-    """Train on the pictures at `root`, and return what a report is made from."""
+    """Train on the images at `root`; return the inputs of the report and the recorder."""
     base = [
         f"data.source={root}", f"data.image_size={SIDE}",
         "train.precision=float32", "train.deterministic=true",

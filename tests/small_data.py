@@ -1,4 +1,4 @@
-"""Small data sets, as files and as items without files."""
+"""Small datasets, as files and as items without files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def put(path: Path, data: bytes) -> Path:
 
 
 def two_splits(root: Path, train: int = 6, validation: int = 3) -> Path:
-    """Classes cats and dogs, every image different."""
+    """Write classes cats and dogs in two splits; every image is different."""
     seed = 0
     for split, count in (("train", train), ("validation", validation)):
         for label in ("dogs", "cats"):
@@ -50,7 +50,7 @@ def load(root: Path, cache: Path, rejected: list[Rejection] | None = None, **set
 
 
 def items_of(*triples: tuple[str, str | None, str]) -> list[Item]:
-    """Items named a, b, c, ... of (label, split, content)."""
+    """Return items named a, b, c, ... from triples of (label, split, content)."""
     return [
         Item(chr(ord("a") + index), label, split, Path("x"))
         for index, (label, split, _) in enumerate(triples)

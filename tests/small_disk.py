@@ -1,4 +1,4 @@
-"""A disk that is really full, or really read-only."""
+"""Disk that is really full or really read-only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 @contextmanager
 def small_disk(folder: Path, options: str) -> Iterator[Path]:
-    """Mount a disk with these options ("size=64k", "ro") at the new folder `folder`, or skip the test."""
+    """Mount a tmpfs with `options` ("size=64k", "ro") at the new `folder`, or skip the test."""
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
     try:

@@ -1,4 +1,4 @@
-"""Small shards, packed as `trainer shard` packs them."""
+"""Small shards, written as `trainer shard` writes them."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from trainer.spec.schema import DataSpec
 from trainer.storage.store import open_store
 
 SMALL = 1500
-"""Bytes: a few images."""
+"""Shard size in bytes: a few images."""
 
 
 @cache
 def process_of(machine: int) -> ProcessPoolExecutor:
-    """Return the process of a machine: one for all tests, as importing TensorFlow takes seconds."""
+    """Return the worker process of a machine, shared by all tests because importing TensorFlow is slow."""
     return start_processes(1, import_tensorflow)
 
 
 def loaded(names: set[str]) -> set[str]:
-    """Return those of `names` that this process has imported, or can't import."""
+    """Return those of `names` that are in `sys.modules`: imported, or blocked with None."""
     return names & set(sys.modules)
 
 
@@ -46,7 +46,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def make_packed(root: Path) -> tuple[Path, Path]:
-    """Return a folder of images, and that of their shards."""
+    """Write a folder of images and its shards; return both paths."""
     two_splits(root / "images", train=9, validation=4)
     put(root / "images" / "train" / "cats" / "odd.bmp", b"not an image")
     put(root / "images" / "train" / "dogs" / "ä ö.png", png(777, side=20))

@@ -1,4 +1,4 @@
-"""A training that takes seconds: dark pictures and light ones, and a network that tells them apart."""
+"""Training run of a few seconds: dark and light images, and a small network."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SMALL = [
 
 
 class Pixels:
-    """Pixels in memory, as the cache holds them."""
+    """Pixels in memory with the interface of the cache."""
 
     def __init__(self, array: np.ndarray) -> None:
         self.array, self.shape = array, array.shape
@@ -37,14 +37,14 @@ class Pixels:
         return self.array[indices]
 
     def hold(self, indices: np.ndarray) -> None:
-        """All are."""
+        """Do nothing: all images are in memory."""
 
     def follow(self, *passes: np.ndarray) -> None:
-        """They are all here."""
+        """Do nothing: all images are in memory."""
 
 
 class Recorder:
-    """An observer that remembers."""
+    """Observer that records its calls."""
 
     def __init__(self) -> None:
         self.calls: list[CallReport] = []
@@ -62,7 +62,7 @@ class Recorder:
 
 
 def split(name: str, count: int, seed: int) -> Split:
-    """Bright pictures and dark ones, with noise."""
+    """Return a split of light and dark images with noise."""
     rng = np.random.default_rng(seed)
     labels = (np.arange(count) % 2).astype(np.int32)
     images = rng.integers(0, 100, (count, 16, 16, 3)) + 120 * labels[:, None, None, None]
@@ -74,7 +74,7 @@ def split(name: str, count: int, seed: int) -> Split:
 
 
 def dark_and_light() -> Dataset:
-    """Return 44 pictures to train on and 12 that are held out."""
+    """Return a dataset of 44 training images and 12 held-out images."""
     splits = {"train": split("train", 44, 0), "validation": split("validation", 12, 1)}
     return Dataset(("dark", "light"), splits, rejected=(), summary={}, digest="0", warnings=())
 

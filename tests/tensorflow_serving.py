@@ -1,9 +1,9 @@
 """TensorFlow Serving's REST interface over a SavedModel, as its documentation describes it.
 
-https://www.tensorflow.org/tfx/serving/api_rest: `POST /v1/models/NAME:predict` with rows in
-`instances` or columns in `inputs`; a value {"b64": ...} is bytes; the only input may come without
-its name; outputs whose name ends in _bytes go back encoded. The model is loaded as the server does
-it: from NAME/VERSION, by signature.
+https://www.tensorflow.org/tfx/serving/api_rest: `POST /v1/models/NAME:predict` with rows in `instances` or
+columns in `inputs`. A value {"b64": ...} is bytes. The name of the only input may be omitted. Outputs whose
+name ends in _bytes are base64-encoded. Models are loaded from NAME/VERSION and called by signature, like in
+the real server.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _handler(models: dict[str, Any]) -> type[JsonHandler]:
 
 
 def predict(model: Any, asked: dict[str, Any]) -> dict[str, Any]:
-    """Return what the model answers to one request."""
+    """Return the response of the model to one request."""
     signature = model.signatures[asked.get("signature_name", "serving_default")]
     specs = signature.structured_input_signature[1]
     rows = asked.get("instances")

@@ -1,4 +1,4 @@
-"""The table of accelerators, and the prices that take the place of its own."""
+"""Accelerator table, and price files that override its prices."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_file_of_prices_counts_instead(tmp_path: Path) -> None:
     price = find_accelerator("nvidia-l4:1", path).price
     assert price is not None
     assert (price.region, price.on_demand, price.spot) == ("mars-1", 2.0, 1.5)
-    assert price.source == f"price of {path}"  # and not of the list's day
+    assert price.source == f"price of {path}"  # instead of the date of the built-in list
     assert find_accelerator("nvidia-l4:2", path).price == find_accelerator("nvidia-l4:2").price
 
 

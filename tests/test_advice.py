@@ -1,4 +1,4 @@
-"""Advice is what helps most, can be pasted, and is not so already."""
+"""Advice in the verdict: the most effective change, valid as a setting and not yet in effect."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_labels_that_the_model_confidently_contradicts_are_named() -> None:
     )
     assert found(0.8, 0.975).kind == "contradicted"
     assert "labels are doubtful (200 training images" in found(0.8, 0.975).headline
-    # As sure as the average right answer, but never as sure as the surest: classes that overlap.
+    # Confidence equal to the average of correct answers, but not to the highest: overlapping classes.
     for sure in (0.55, 0.96):
         assert "contradicted" not in found(0.8, sure).headline + found(0.8, sure).advice
 
@@ -67,7 +67,7 @@ def test_a_model_that_has_learnt_little_accuses_no_label(classes: int, signal: f
 
 
 def chosen(settings: Sequence[str]) -> dict[str, Any]:
-    """Return the whole spec, as a run has it."""
+    """Return the complete spec, as stored in a run."""
     return load_spec(settings=settings).model_dump(mode="json")
 
 
@@ -95,7 +95,7 @@ def chosen(settings: Sequence[str]) -> dict[str, Any]:
     ],
 )
 def test_longer_training_changes_what_ended_this_one(settings: list[str], advised: str) -> None:
-    # The accuracy is best in the last epoch, the loss in the first.
+    # The best accuracy is in the last epoch, the best loss in the first.
     found = verdict(0.82, 0.80, rising(), settings=chosen(settings))
     assert pasted(found.advice)[0] == advised
 
@@ -110,7 +110,7 @@ WAYS = (
 
 
 def drawn(random: np.random.Generator) -> tuple[dict[str, Predictions], Rows, dict[str, Any]]:
-    """Return answers, curves and dataset.json of any run."""
+    """Return predictions, curves and dataset.json of a random run."""
     classes, held = random.choice([2, 3, 12]), random.choice([1, 4, 20, 300])
     recalls = random.choice([0.0, 0.2, 0.6, 0.8, 0.95, 1.0], (2, classes))
     sizes = np.full(classes, 40), random.multinomial(held, random.dirichlet(np.ones(classes)))
@@ -142,13 +142,13 @@ def test_any_advice_can_be_pasted_and_is_not_so_already() -> None:
 
 
 def advised_settings(advice: str) -> list[str]:
-    """Return the settings in an advice."""
+    """Return the settings in `advice`."""
     found = re.findall(r"--set (?:'([^']*)'|(\S+?)[.,;:]*(?= |$))", advice)
     return [quoted or plain for quoted, plain in found]
 
 
 def pasted(advice: str) -> list[str]:
-    """Return the settings in an advice, which a spec takes."""
+    """Return the settings in `advice`, after checking that a spec accepts them."""
     settings = advised_settings(advice)
     load_spec(settings=settings)
     return settings

@@ -72,7 +72,7 @@ def test_second_extraction_does_not_read_the_archive_again(tmp_path: Path) -> No
 def test_archive_cut_anywhere_is_refused_or_was_complete(tmp_path: Path, kind: str) -> None:
     archive = MAKERS[kind](tmp_path)
     whole = archive.read_bytes()
-    # The blocks of zeros that end a tar are padding but for the first.
+    # A tar ends with blocks of zeros; all but the first are padding.
     needed = len(whole.rstrip(b"\0")) if "tar" in kind and kind != "tar.gz" else len(whole)
     cuts = [*range(512, needed, 512), needed // 2, needed - 1] if needed > 512 else range(1, needed)
     for cut in cuts:
@@ -120,7 +120,7 @@ def test_gzip_checksum_is_read_although_it_comes_after_the_end_of_the_tar(tmp_pa
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(["zip", "tar", "tar.gz"]), st.integers(0, 2**32))
 def test_any_damage_is_a_data_error_or_harmless(kind: str, seed: int) -> None:
-    """No other error, nothing outside the cache, nothing left of a refused archive."""
+    """Raise only `DataError`, write only to the cache, and leave nothing of a rejected archive."""
     with tempfile.TemporaryDirectory() as name:
         folder, chance = Path(name), random.Random(seed)
         archive = MAKERS[kind](folder)

@@ -1,4 +1,4 @@
-"""Augmentation: each operation against an independent one, eagerly and in a graph."""
+"""Image augmentation: each operation against a reference, eagerly and in a graph."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_resampling_a_rectangle_is_pillows_resize_of_the_box(images: tf.Tensor) 
     for image, mine in zip(images.numpy(), ours.numpy(), strict=True):
         cropped = image[5:29, 3:23]
         theirs = Image.fromarray(cropped).resize((12, 12), Image.Resampling.BILINEAR)
-        # Inside; at the border ours sees the pixels outside the rectangle and Pillow's does not.
+        # Compare the interior: at the border ours reads pixels outside the rectangle, and Pillow does not.
         np.testing.assert_allclose(mine[2:-2, 2:-2], np.asarray(theirs, np.float32)[2:-2, 2:-2], atol=1.0)
 
 
@@ -204,7 +204,7 @@ def test_crops_grow_from_the_first_size_to_the_last() -> None:
     assert views == [EpochView(side, side) for side in sides]
     assert find_view(AugmentSpec(), 128, 0, 10) == EpochView(128, 128, is_cropped=False)
     assert find_view(AugmentSpec(crop=CropSpec()), 128, 0, 10) == EpochView(128, 128)
-    # Of images that are not square the size is that of the shorter side.
+    # The size of a non-square image is that of its shorter side.
     assert find_view(spec, (256, 128), 0, 80) == EpochView(128, 64)
     assert find_view(AugmentSpec(crop=CropSpec()), (96, 160), 0, 80) == EpochView(96, 160)
 
@@ -224,7 +224,7 @@ def test_images_that_are_not_square_are_changed_as_square_ones_are() -> None:
     ours = augment_images(tall, draws(), spec, EpochView(48, 24)).numpy()
     theirs = augment_images(tf.constant(square), draws(), spec, EpochView(24, 24)).numpy()
     assert ours.shape == (6, 48, 24, 3)
-    # The same crop, flip, colours and rectangle, but for how finely rows are mixed.
+    # The same crop, flip, colours and rectangle; only the resampling of rows differs.
     assert np.abs(ours.reshape(6, 24, 2, 24, 3).mean(axis=2) - theirs).mean() < 6
 
 

@@ -1,4 +1,4 @@
-"""The moving average of the weights: its formula, and that it is what is kept."""
+"""Exponential moving average of the weights: its formula, and its use in the final model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches: a pure function of seed, epoch and position, and of nothing else."""
+"""Batch order: a pure function of seed, epoch and position."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_order_differs_between_epochs_and_seeds_and_is_the_same_everywhere() -> 
     plan = Plan(100, 4)
     assert not np.array_equal(order(0, 0, plan), order(0, 1, plan))
     assert not np.array_equal(order(0, 0, plan), order(1, 0, plan))
-    # The literal numbers: a change of library or of key would change every run.
+    # Fixed values, because a different library or key would change every run.
     assert order(0, 0, plan)[:6].tolist() == [42, 25, 56, 15, 70, 5]
     assert order(7, 3, Plan(8, 4)).tolist() == order(7, 3, Plan(8, 4)).tolist()
 
@@ -90,7 +90,7 @@ def test_shards_are_taken_a_few_at_a_time_each_image_once(sizes: tuple[int, ...]
 
 
 def windows_of(found: np.ndarray, sizes: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Where the shards of the order `found` change for good: a window ends when all of it was taken."""
+    """Return the ranges of `found` that read the same shards; a range ends when these are used up."""
     bounds, taken, start = [], set(), 0
     left = dict(enumerate(sizes))
     for place, shard in enumerate(found):
@@ -111,5 +111,5 @@ def test_each_of_two_processes_needs_half_of_the_shards_at_a_time() -> None:
         needed = [set(found[: 960 * 4][lanes[: 960 * 4] % hosts == host]) for host in range(hosts)]
         assert [len(each) for each in needed] == [4 // hosts] * hosts
         assert len(set().union(*needed)) == 4
-    # All shards of a window take part in every batch, so that one of them doesn't come after the other.
+    # Every batch mixes all shards of a window, so that they are not read one after the other.
     assert all(len(set(found[start : start + 96])) == 4 for start in range(0, 960 * 4, 96))

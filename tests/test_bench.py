@@ -1,4 +1,4 @@
-"""What holds training back, measured and in words."""
+"""Training bottleneck: measurement and description."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def speeds(step: float, pipeline: float, together: float) -> Speeds:
         (100.0, 400.0, 98.0, "step", "4.0 times as fast"),
         (100.0, 40.0, 39.0, "data", "could take 2.5 times as many"),
         (100.0, 120.0, 60.0, "processor", "60% of the slower one"),
-        (100.0, 5000.0, 80.0, "step", "50.0 times"),  # a machine that wavers, not one that is shared
+        (100.0, 5000.0, 80.0, "step", "50.0 times"),  # noise of the machine, not contention
     ],
 )
 def test_the_limit_is_the_slower_part_or_what_both_need(
@@ -55,7 +55,7 @@ def test_bench_measures_and_leaves_nothing(photos: Path, tmp_path: Path) -> None
     assert min(found["step"], found["pipeline"], found["together"]) > 0
     assert found["limit"] in ("step", "data", "processor")
     assert found["global_batch_size"] == 8
-    assert found["steps_per_call"] == 2  # no call holds more than the two whole batches of an epoch
+    assert found["steps_per_call"] == 2  # a call has at most the two full batches of an epoch
     assert found["sentence"]
     assert found["advice"]
     assert list((tmp_path / "here").iterdir()) == []

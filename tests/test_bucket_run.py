@@ -1,4 +1,4 @@
-"""Whole runs with everything in a bucket: stopped, moved to another machine, read back."""
+"""Complete runs in a bucket: stopped, resumed on another machine, and read back."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_run_in_a_bucket_moves_to_another_machine_and_ends_with_the_same_bits(
     output = f"{place}/runs"
     arguments = ["train", "--data", f"{place}/photos", "--output", output, *SETTINGS]
 
-    # The name comes from the job, so that the same command finds the run again.
+    # The run name comes from the job, so the same command resumes the run.
     monkeypatch.setenv("TRAINER_RUN_NAME", "job-1")
     process = start(*arguments, address=address, cache=tmp_path / "first machine")
     assert process.stdout is not None

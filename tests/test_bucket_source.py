@@ -1,4 +1,4 @@
-"""Images in a bucket: brought here whole, once, and refused in words."""
+"""Images in a bucket: complete downloads, reuse of the local copy, and errors."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_folder_of_a_bucket_comes_whole_and_only_once(
     before = server.asked
     assert fetch(f"gs://{BUCKET}/pets/", tmp_path) == folder
     if before is not None and server.asked is not None:
-        assert server.asked - before <= 3  # looks, lists, and fetches nothing
+        assert server.asked - before <= 3  # metadata and listings only, no downloads
     changed = next(iter(FILES))
     open_store(f"gs://{BUCKET}/pets").write(changed, b"new")
     assert tree(fetch(f"gs://{BUCKET}/pets", tmp_path)) == {**FILES, changed: b"new"}
@@ -88,7 +88,7 @@ def test_names_that_no_folder_can_hold_are_refused(
 
 @pytest.mark.parametrize("name", ["a/../../out.png", "../out.png", "/etc/out.png", "./a.png", "a\0b.png"])
 def test_names_that_lead_out_of_the_folder_are_refused(tmp_path: Path, name: str) -> None:
-    # The real service takes them; the emulator doesn't.
+    # Cloud Storage accepts these names; the emulator does not.
     with pytest.raises(DataError, match="no folder can hold"):
         require_safe(name, open_store(str(tmp_path)))
 
@@ -117,7 +117,7 @@ def test_an_import_file_names_images_in_buckets(server: BucketServer | OtherServ
     before = server.asked
     read_layout(tmp_path / "import.csv", "auto", fetch_rows)
     if before is not None and server.asked is not None:
-        assert server.asked - before == 1  # the listing
+        assert server.asked - before == 1  # one listing
 
 
 def test_an_import_file_in_a_bucket_names_what_lies_beside_it(

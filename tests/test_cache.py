@@ -1,4 +1,4 @@
-"""Decoded images come back as they were, from memory or from disk, and leave nothing behind."""
+"""Cache of decoded images: exact pixels from memory or disk, and no files left behind."""
 
 from __future__ import annotations
 

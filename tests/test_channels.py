@@ -1,4 +1,4 @@
-"""Grey and RGBA images, 16 bits, and sizes of a height and a width: from the file to the network."""
+"""Grey, RGBA and 16-bit images, and non-square sizes, from the file to the network."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def over_white(image: Image.Image) -> Image.Image:
 
 
 def reference(data: bytes, channels: int) -> Pixels:
-    """What Pillow makes of it: upright, RGBA, or that over white and grey."""
+    """Return Pillow's pixels: upright, as RGBA, or as grey after compositing over white."""
     image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -56,7 +56,7 @@ def test_every_kind_of_image_is_grey_or_has_its_alpha_as_in_pillow(decode: Calla
         found = decode(data)
         expected = reference(data, found.shape[2])
         assert found.shape == expected.shape, kind
-        # Colours below no alpha are whatever the file has.
+        # Fully transparent pixels may have any colour.
         is_seen = expected[..., -1:] > 0 if found.shape[2] == 4 else True
         difference = np.where(is_seen, np.abs(found.astype(int) - expected.astype(int)), 0)
         assert difference.max() <= tolerance + 1, kind
@@ -82,7 +82,7 @@ def test_rgba_is_resized_as_pillow_does_so_that_hidden_colours_stay_hidden(inter
     np.testing.assert_allclose(found[..., 3], expected[..., 3], atol=1)
     is_seen = expected[..., 3] > 32
     assert np.abs(found.astype(int) - expected)[is_seen].max() <= 4
-    assert found[:, :5, 1].max() <= 4  # no green beside the red
+    assert found[:, :5, 1].max() <= 4  # no green next to the red
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -97,7 +97,7 @@ def test_a_size_of_height_and_width_is_what_pillow_makes(channels: int) -> None:
         np.testing.assert_allclose(resized(form).numpy().squeeze(), np.asarray(part).astype(int), atol=1)
 
     expect(PixelFormat(7, 20, channels=channels), (0, 0, WIDTH, HEIGHT))
-    # Of 21 x 13 pixels the largest part twice as wide as high is 21 x 10, twice as high as wide 6 x 13.
+    # Of 21 x 13 pixels, the largest part twice as wide as high is 21 x 10; twice as high as wide, 6 x 13.
     expect(PixelFormat(8, 16, "crop", channels=channels), (0, 1, WIDTH, 11))
     expect(PixelFormat(16, 8, "crop", channels=channels), (7, 0, 13, HEIGHT))
     padded = resized(PixelFormat(20, 10, "pad", channels=channels)).numpy()
@@ -123,7 +123,7 @@ def test_height_and_width_are_those_of_the_picture_turned_upright() -> None:
     form = PixelFormat(20, 8, "crop")
     turned = tf.constant(ORIENTED["jpeg"](tiff(6)))
     np.testing.assert_array_equal(decode_and_resize(turned, form), resize_image(decode_image(turned), form))
-    # Upright it is 605 x 803 pixels, eight times 75 x 100; as it is stored only six times as high.
+    # Upright it is 605 x 803 pixels, eight times 75 x 100; as stored it is only six times as high.
     small = Image.fromarray(np.random.default_rng(3).integers(0, 256, (6, 8, 3), np.uint8))
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -160,7 +160,7 @@ def test_networks_take_images_of_any_channels_height_and_width(
     images = tf.random.stateless_uniform((2, 14, 21, channels), (0, 0), 0.0, 255.0)
     answers = model(images)
     assert answers.shape == (2, 3)
-    # The mean over the picture and its mirror image is that of the mirror image.
+    # The mean over an image and its mirror image is the same for the mirror image.
     np.testing.assert_allclose(answers, model(tf.reverse(images, [2])), atol=1e-5)
     other = build_model(spec, 3, (14, 21), channels=channels)(images)
     assert np.abs(other - answers).max() > 1e-5
@@ -178,6 +178,6 @@ def test_a_kernel_of_rgb_images_is_adapted_as_timm_does() -> None:
     rgba = adapt_channels(kernel, 4)
     assert rgba.dtype == np.float32
     np.testing.assert_allclose(rgba[:, :, :3], 0.75 * kernel, rtol=1e-6)
-    np.testing.assert_array_equal(rgba[:, :, 3], rgba[:, :, 0])  # red again, as it comes after blue
+    np.testing.assert_array_equal(rgba[:, :, 3], rgba[:, :, 0])  # channels repeat: red follows blue
     with pytest.raises(ValueError, match=r"not \(3, 3, 1, 5\)"):
         adapt_channels(kernel[:, :, :1], 4)

@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged are passed over; a disk that fails doesn't make them so."""
+"""Checkpoints: damaged files are skipped on restore, and I/O errors do not mark a file as damaged."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_every_kind_of_damaged_checkpoint_is_passed_over(
     else:
         newest.write_bytes(b"" if damage == "empty" else b"zz")
     assert restore_newest(tmp_path, learner.variables()) == {"at": 1}
-    # It is set aside: what is saved from here on is newer than all that counts.
+    # The damaged file is renamed, so that later checkpoints are newer than all listed ones.
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000001.npz"]
     assert (tmp_path / "damaged-step-00000002.npz").exists()
 
@@ -58,7 +58,7 @@ def test_bests_of_a_training_that_was_left_behind_push_out_none(dataset: Dataset
     assert [path.name for path in sorted(tmp_path.iterdir())] == [
         "best-000025.npz", "best-000026.npz", "best-000027.npz",
     ]  # fmt: skip
-    # It began anew, its checkpoints being damaged.
+    # Training restarts from the beginning because its checkpoints are damaged.
     for epoch in (1, 2):
         save_best(tmp_path, epoch, arrays)
         restore_best(tmp_path, epoch, learner.answering_variables())

@@ -1,4 +1,4 @@
-"""What can't be trained on is left out and counted, or stops the run with its name."""
+"""Checks of a dataset: rejected images, duplicates, missing classes and empty splits."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_duplicates_are_told_from_contradictions() -> None:
         "1 image with several labels within a split, such as c and d; dataset.json lists them",
     )
     assert warnings_of(find_duplicates(items, list("1234567"))) == ()
-    # One image that is there thousands of times is compared in no time.
+    # One image repeated thousands of times takes no noticeable time.
     many = items_of(*[("cats", "train", ""), ("dogs", "test", "")] * 10_000)
     with pytest.raises(DataError, match=r"Received: 1 image: "):
         find_duplicates(many, ["same"] * 20_000)

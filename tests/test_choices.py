@@ -1,5 +1,4 @@
-"""Settings chosen from the data: what is chosen, that what is set wins, and that a restart keeps the
-choice."""
+"""Settings chosen from the data: the choices, explicit settings that override them, and restarts."""
 
 from __future__ import annotations
 
@@ -37,7 +36,7 @@ PHOTOS = Facts(3000, {"cats": 1500, "dogs": 1500}, 360, "efficientnet-lite0")
 
 
 def chosen(goal: Goal, facts: Facts) -> dict[str, object]:
-    """The dotted settings that matter here, once they are part of a valid spec."""
+    """Return the relevant settings after merging the choice into a valid spec."""
     spec = with_choices(
         load_spec(recipe=goal, overrides={"data.source": "photos"}), choose(goal, facts).settings
     )
@@ -60,7 +59,7 @@ def test_photos_get_a_probe_and_small_images_are_fine_tuned() -> None:
     assert chosen("auto", small) == probe | {"epochs": 10, "size": 128}
     assert chosen("best", small)["epochs"] == 28
     held_out = choose("auto", replace(small, held_out=10_000)).settings["train"]["validate_every_epochs"]
-    assert held_out == 2  # so that training takes longer than validation
+    assert held_out == 2  # keeps validation shorter than training
     assert chosen("auto", replace(PHOTOS, side=None)) == probe
 
 
@@ -92,7 +91,7 @@ def test_a_choice_is_explained_in_few_lines() -> None:
 
 
 def resolved(*settings: str, facts: Facts = PHOTOS) -> tuple[RunSpec, dict[str, str]]:
-    """What auto makes of settings, and the reasons that it gives."""
+    """Return the spec that auto makes of `settings`, and its reasons."""
     given = load_spec(recipe="auto", settings=settings)
     choice = choose("auto", replace(facts, given=given_settings(given)))
     return with_choices(given, choice.settings), dict(choice.reasons)

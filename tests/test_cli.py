@@ -1,4 +1,4 @@
-"""The command line: help, a terminal, a log, and what goes wrong before any work."""
+"""Command line: help, terminal and log output, and errors before any work."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ with Console(0.0) as console:
 
 
 def show(terminal: bool) -> str:
-    """Return what the console prints in a process of its own, on a real terminal or into a pipe."""
+    """Return the console output of a separate process, on a pseudo-terminal or into a pipe."""
     command = [sys.executable, "-c", SHOW]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
     if not terminal:
@@ -202,7 +202,7 @@ def test_without_tensorflow_the_command_says_what_brings_it(tmp_path: Path) -> N
     assert done.returncode == 2
     assert "'.[cpu]'" in done.stderr
     assert "Traceback" not in done.stderr
-    assert list(tmp_path.iterdir()) == []  # no run was begun
+    assert list(tmp_path.iterdir()) == []  # no run was started
 
 
 def test_a_tensorflow_that_is_too_old_is_refused_before_a_run_is_begun(tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ def test_the_spec_of_a_run_that_was_moved_says_how_to_go_on(tmp_path: Path) -> N
     (new / "one").mkdir(parents=True)
     path = str(new / "one" / "spec.yaml")
     spec = load_spec(overrides={"output": str(old), "run_name": "one", "data.source": "photos"})
-    require_unmoved(path, spec)  # a copy of the file alone is a spec like any other
+    require_unmoved(path, spec)  # a copy of the file alone is an ordinary spec
     (new / "one" / "starts.jsonl").write_text("{}\n")
     with pytest.raises(UsageError, match=f"--output '{new}' --run-name one;"):
         require_unmoved(path, spec)

@@ -1,4 +1,4 @@
-"""The devices of a host, and what is said where they are not there."""
+"""Devices of a host, and the errors when they are missing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from trainer.hosts import Peers, Place, meet
 
 @pytest.fixture
 def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A program that stands where a driver's nvidia-smi stands."""
+    """Executable found in PATH before the driver's nvidia-smi."""
     program = put(tmp_path / "bin" / "nvidia-smi", b"")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
@@ -143,7 +143,7 @@ def test_hosts_with_other_devices_are_named() -> None:
 
     def work(index: int, devices: int) -> None:
         peers = meet(Place(hosts, index, hosts[0]), "same", 30.0, lambda text: None)
-        # Of its first address the port is in use: there they have met.
+        # The port of the first address is in use by the rendezvous.
         peers.place = replace(peers.place, addresses=("localhost:0", "localhost:0"))
         try:
             agreed_on(Host("GPU", devices, devices > 1, 24_000 * devices), peers)

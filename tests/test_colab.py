@@ -1,4 +1,4 @@
-"""The notebook for Colab: its form, its commands, and all of it once, with Colab's own cell replaced."""
+"""Colab notebook: its structure, its commands, and a complete run with the Colab-only cell replaced."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_it_is_six_steps_without_what_they_said() -> None:
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
     titles = [cell["source"][0] for cell in read()["cells"] if cell["source"][0].startswith("## ")]
     assert [title.split()[1] for title in titles] == [f"{number}." for number in range(1, STEPS + 1)]
-    # What only Colab has is in one cell, and nowhere else.
+    # Only the first cell uses google.colab.
     assert [cell["metadata"].get("tags") for cell in cells] == [["colab"]] + [None] * (STEPS - 1)
     assert not any("google.colab" in line for cell in cells[1:] for line in cell["source"])
 
@@ -55,7 +55,7 @@ def test_its_commands_are_ones_that_there_are() -> None:
 
 
 def make_data(folder: Path) -> Path:
-    """Pack pictures in the shape of the paper's: train and validation, cats and dogs."""
+    """Pack images in the layout of the paper's dataset: train and validation, cats and dogs."""
     for split, numbers in (("train", range(20)), ("validation", range(20, 28))):
         for name, shape in (("cats", "discs"), ("dogs", "squares")):
             (folder / "pets" / split / name).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Runs beside each other: what chance explains, what it doesn't, and what is different."""
+"""Comparison of runs: significance tests, verdicts and differences between specs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CLASSES = ("cats", "dogs", "birds")
 
 
 def binomial_tail(smaller: int, count: int) -> float:
-    """Twice the probability of so few heads or fewer, by its definition."""
+    """Return twice the probability of at most `smaller` heads in `count` tosses, at most 1."""
     return min(1.0, 2 * sum(math.comb(count, k) for k in range(smaller + 1)) / 2**count)
 
 
@@ -44,9 +44,9 @@ def test_mcnemars_test_is_the_toss_of_a_coin_for_each_image_that_differs(first: 
 
 
 def answers_of(random: np.random.Generator, accuracy: float, gain: float, count: int) -> tuple[int, int]:
-    """Return how many images only the first, and only the second of two models gets right.
+    """Return how many images only the first, and only the second, of two models classifies correctly.
 
-    The second is better by `gain`; they differ on a tenth of the images besides.
+    The second model is more accurate by `gain`; they also differ on a tenth of the images.
     """
     kinds = random.multinomial(count, [0.05, 0.05 + gain, accuracy - 0.05, 0.95 - accuracy - gain])
     return int(kinds[0]), int(kinds[1])
@@ -106,8 +106,8 @@ def test_a_class_without_images_counts_in_no_mean() -> None:
 @pytest.mark.parametrize(
     ("classes", "of_each", "most"),
     [
-        (300, 2, 100e6),  # a matrix of all classes for each draw would be 720 MB
-        (2, 10_000, 400e6),  # all draws at once 1 GB
+        (300, 2, 100e6),  # a confusion matrix per draw would need 720 MB
+        (2, 10_000, 400e6),  # all draws at once would need 1 GB
     ],
 )
 def test_many_classes_or_images_take_little_memory(classes: int, of_each: int, most: float) -> None:
@@ -144,7 +144,7 @@ def test_pairs_are_judged_in_words() -> None:
 
 
 def unequal(common: float, rare: float) -> Run:
-    """A run on 1,140 and 60 images of two classes, by its recalls."""
+    """Return a run on 1,140 and 60 images of two classes with these recalls."""
     labels = np.repeat([0, 1], [1140, 60])
     right = np.r_[np.arange(1140) < round(1140 * common), np.arange(60) < round(60 * rare)]
     given = np.where(np.eye(2)[np.where(right, labels, 1 - labels)] > 0, 0.9, 0.1)
@@ -180,7 +180,7 @@ def test_of_unequal_classes_the_mean_recall_counts_beside_the_accuracy() -> None
 
 
 def test_of_several_comparisons_all_are_held_to_one_level() -> None:
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])  # 3 p, 2 p, and no less than that
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])  # 3 p, 2 p, at least the previous
     assert holm([0.9, 0.8]) == [1.0, 1.0]
     random = np.random.default_rng(5)
     false = {"together": 0, "each": 0}
@@ -200,12 +200,12 @@ def test_of_several_comparisons_all_are_held_to_one_level() -> None:
         "comparisons)."
     )
     assert large.verdict.startswith("430-3 is better by 0.060")
-    assert compare_runs(*runs[:2]).verdict.startswith("406-1 is better by 0.012")  # asked for nothing else
+    assert compare_runs(*runs[:2]).verdict.startswith("406-1 is better by 0.012")  # no correction
     assert " as one of " not in compare_all(runs[:2])[0].verdict
 
 
 def of_rights(right: Any) -> Predictions:
-    """Return answers that are right where `right` is true, of 500 images of two classes."""
+    """Return predictions for images of two classes that are correct where `right` is true."""
     labels = np.arange(len(right)) % 2
     answers = np.where(right, labels, 1 - labels)
     return Predictions(
@@ -221,13 +221,13 @@ def test_other_data_and_counts_alone_are_no_pairs() -> None:
     assert not pair.others
     easy = run_of(make_predictions("validation", CLASSES, 200, 3.0), "easy", digest="sha256:2")
     said = compare_runs(run_of(first, "a"), easy).verdict
-    assert said.startswith("easy scored higher by 0.")  # which need not be the model
+    assert said.startswith("easy scored higher by 0.")  # the data may be the cause, not the model
     assert ", which easier images may explain: Fisher's exact p < 0.0001, on different data" in said
     few, many = (
         read_metrics(json.dumps({"test/accuracy": share, "test/count": count}), "x", name)
         for name, share, count in (("few", 0.712, 1000), ("many", 0.8, 50_000))
     )
-    assert "many scored higher by 0.088" in compare_runs(few, many).verdict  # they can't be the same images
+    assert "many scored higher by 0.088" in compare_runs(few, many).verdict  # the images differ too
     papers = [
         read_metrics(json.dumps({"validation/accuracy": share, "validation/count": 1000}), "x", name)
         for name, share in (("one", 0.712), ("two", 0.725))
@@ -262,7 +262,7 @@ def test_addresses_are_shown_without_their_secrets() -> None:
     assert "a.example/a.zip" in said
     assert "S3CRET" not in said
     assert "QWERTY" not in said
-    assert not list(all_differences(first, Run("c", "c", {}, "test")))  # of which nothing is known
+    assert not list(all_differences(first, Run("c", "c", {}, "test")))  # a run without a spec
 
 
 def test_names_are_drawn_as_they_are() -> None:

@@ -1,4 +1,4 @@
-"""`trainer compare`: finished runs on the terminal, as JSON and as a page, and what can't be compared."""
+"""`trainer compare` of finished runs: terminal, JSON and HTML output, and errors."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ OTHERS_FILES = (
     ("dataset.json", "[]"), ("environment.json", '{"packages": null}'),
     ("predictions.csv", ""),
 )  # fmt: skip
-"""What another program may have put into a run."""
+"""Files that another program may have written into a run."""
 
 
 @pytest.fixture(scope="module")
 def runs(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two runs of one spec with other seeds, and two of one epoch: with fewer, and with other images."""
+    """Two runs of one spec with different seeds, then two of one epoch: with fewer and with other images."""
     folder = tmp_path_factory.mktemp("runs")
     less, other = (shutil.copytree(photos, folder / name) for name in ("less", "other"))
-    # The last of its class in the order of the hashes: the same images stay held out.
+    # Removing the last image of its class in hash order keeps the held-out images the same.
     max((less / "stripes").iterdir(), key=lambda path: hash_file(path)["sha256"]).unlink()
     for path in other.rglob("*.png"):
         ImageOps.mirror(Image.open(path)).save(path)
@@ -74,7 +74,7 @@ def test_runs_are_compared_on_the_terminal(runs: Path, tmp_path: Path) -> None:
     assert "different data" not in done.stdout
     done = trainer("compare", runs / "one", runs / "one", cache=tmp_path)
     assert "The same: right and wrong on the same" in done.stdout
-    # As every week: more to learn from, and the same to be asked about.
+    # As in weekly retraining: other training images, the same held-out images.
     done = trainer("compare", runs / "one", runs / "less", cache=tmp_path)
     assert "exact McNemar" in done.stdout or "right and wrong on the same" in done.stdout
     assert "train/stripes" in done.stdout
@@ -120,7 +120,7 @@ def test_the_page_shows_curves_and_the_images_that_they_disagree_on(runs: Path, 
     told = json.loads(trainer("compare", runs / "one", runs / "two", "--json", cache=tmp_path).stdout)
     pair = told["comparisons"][0]
     assert len(page.images) == pair["only_first_right"] + pair["only_second_right"] > 0
-    assert all(link.startswith("data:image/") for link in page.links)  # opens offline
+    assert all(link.startswith("data:image/") for link in page.links)  # works offline
     assert text.count("<svg") == 2
     assert "<script" not in text
     for place, why in (
@@ -186,7 +186,7 @@ def test_the_page_of_counts_alone_claims_nothing_and_goes_to_a_bucket(
 
 
 def publish_again(run: Path, name: str, change: Any) -> None:
-    """Change a file of a finished run as if it had been so when it was published."""
+    """Change a file of a finished run and update its manifest and success marker."""
     import hashlib
 
     (run / name).write_text(change((run / name).read_text()))
@@ -226,7 +226,7 @@ def test_what_cannot_be_compared_is_named(runs: Path, tmp_path: Path) -> None:
     assert "another version" in said(2, one, newer)
     for number, (name, text) in enumerate(OTHERS_FILES):
         changed = shutil.copytree(one, tmp_path / f"changed-{number}")
-        # Without a text it is the file with nothing of the held-out images.
+        # An empty text stands for the file without its validation entries.
         publish_again(changed, name, lambda before, text=text: text or before.replace("validation", "train"))
         with pytest.raises(UsageError, match="another version"):
             read_runs([str(changed)])

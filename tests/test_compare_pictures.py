@@ -1,4 +1,4 @@
-"""The images that two models disagree on, out of shards."""
+"""Images on which two models disagree, read from shards."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from trainer.metrics import Predictions
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Path]:
-    """Two runs on shards, of which the one was right where the other wasn't, and the shards."""
+    """A run that is right on every held-out image, one that is wrong on every one, and their shards."""
     folder = tmp_path_factory.mktemp("compared")
     _, shards = make_packed(folder)
     dataset = load(shards, folder / "cache")
@@ -66,7 +66,7 @@ def test_a_damaged_shard_costs_its_pictures_only(compared: tuple[Comparison, Pat
     copy = tmp_path / "shards"
     copy.mkdir()
     for name, data in files_of(shards).items():
-        # The last bytes are the checksum of a record, which isn't looked at.
+        # Damage an image itself; the checksum of its record is not verified.
         (copy / name).write_bytes(
             data.replace(b"IDAT", b"XXXX", 1) if name.startswith("validation") else data
         )

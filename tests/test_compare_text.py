@@ -1,4 +1,4 @@
-"""Runs beside each other as lines and as JSON, which of them a mean is of, and counts that can be none."""
+"""Comparison of runs as text and JSON, the mean over repeated runs, and implausible counts."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_mean_is_of_runs_that_differ_in_their_seeds_only() -> None:
     assert not are_repeated([*same, run(seed=4, data=data, of_another_version=1)])
     assert not are_repeated([*same, run(seed=3, data=data | {"image_size": 32})])
     assert not are_repeated([*same, replace(same[0], dataset={"digest": "sha256:2"})])
-    assert not are_repeated([Run("a", "a", {}, "test")] * 3)  # of which nothing is known
+    assert not are_repeated([Run("a", "a", {}, "test")] * 3)  # runs without spec and dataset
     sure = [Run("a", "a", {"test/correct": right, "test/count": 100}, "test") for right in (100, 100, 90)]
     assert "to 1.000 (3 runs)" in spread(sure)
 

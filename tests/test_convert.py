@@ -1,4 +1,4 @@
-"""What the exported model misreads is converted before it, and then agrees with Pillow."""
+"""Conversion of images that the exported model misreads, checked against Pillow."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_heic_is_converted_where_its_plugin_is_installed(
 def test_what_the_decoder_reads_rightly_goes_to_it_unchanged() -> None:
     direct = [make() for make, _ in KINDS.values()]
     direct += [make(tiff(6)) for make in ORIENTED.values()]
-    # EXIF decides where both have an orientation, as with Pillow.
+    # If both EXIF and XMP have an orientation, EXIF takes precedence, as in Pillow.
     direct += [jpeg_with_xmp(tiff(1)), gif(FULL), gif(FULL, colours=2)]
     for data in direct:
         prepared = prepare(data, PLENTY)

@@ -1,4 +1,4 @@
-"""A host that is cut off: two network namespaces stand for two hosts, and their cable is pulled."""
+"""Network partition between two hosts, as two network namespaces whose link goes down."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def ip(*words: str) -> None:
 
 
 class Hosts:
-    """Two namespaces with a cable between them."""
+    """Two network namespaces connected by a veth pair."""
 
     def __init__(self) -> None:
         number = os.getpid() % 10_000
@@ -58,7 +58,7 @@ class Hosts:
             ip("-n", name, "link", "set", cable, "up")
 
     def pull(self) -> None:
-        """Pull the cable: nothing goes through, and nobody is told."""
+        """Take the link down: packets are dropped without notification."""
         ip("-n", self.names[1], "link", "set", self.cables[1], "down")
 
     def plug(self) -> None:

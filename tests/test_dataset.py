@@ -1,4 +1,4 @@
-"""A data set is what its files say: images, labels, pixels and digest."""
+"""Loading of datasets: images, labels, splits, pixels and digest."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from trainer.spec.schema import DataSpec
 
 
 class Recorder(SilentProgress):
-    """Remembers what was said of the work."""
+    """Progress that records the total and the increments of its tasks."""
 
     def __init__(self) -> None:
         self.done: list[int] = []

@@ -1,4 +1,4 @@
-"""Which challengers are released: those that are better, and not by chance or at the cost of a class."""
+"""Release decision: a challenger must be significantly better, without a large loss in any class."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from trainer.release.decision import decide, why_guessing
 
 CLASSES = ("cats", "dogs")
 GAIN, LOSS = 0.0, 0.05
-"""The defaults of publish.min_gain and publish.max_class_loss."""
+"""Defaults of publish.min_gain and publish.max_class_loss."""
 
 
 def answers(right: np.ndarray, labels: np.ndarray) -> Predictions:
-    """Return answers that are right where `right` says so."""
+    """Return predictions that are correct where `right` is true."""
     given = np.where(right, labels, 1 - labels)
     names = tuple(f"{index}.jpg" for index in range(len(labels)))
     return Predictions("test", names, labels.astype(np.int32), np.eye(2)[given], CLASSES)
 
 
 def pair(random: np.random.Generator, gain: float, count: int = 1000) -> tuple[Predictions, Predictions]:
-    """Return champion and challenger; they agree on nine tenths, and the challenger is better by `gain`."""
+    """Return champion and challenger; the latter gains `gain`, and they differ on a share of 0.1 + `gain`."""
     labels = np.arange(count) % 2
     kinds = random.choice(4, count, p=[0.05, 0.05 + gain, 0.75, 0.15 - gain])
     return answers(np.isin(kinds, (0, 2)), labels), answers(np.isin(kinds, (1, 2)), labels)
@@ -78,7 +78,7 @@ def test_a_class_may_lose_as_much_as_the_limit_says() -> None:
     labels = np.repeat([0, 1], [20, 1000])
     champion = answers(np.arange(1020) < 600, labels)
     challenger = answers((np.arange(1020) > 0) & (np.arange(1020) < 800), labels)
-    decision = decide(champion, challenger, GAIN, 0.05)  # of 20 one
+    decision = decide(champion, challenger, GAIN, 0.05)  # loses one of 20
     assert decision.worst_class_change == pytest.approx(-0.05)
     assert decision.is_released
     assert not decide(champion, challenger, GAIN, 0.049).is_released
@@ -107,7 +107,7 @@ def test_of_a_class_without_images_nobody_can_tell_what_it_loses() -> None:
     decision = decide(champion, challenger, GAIN, 0.05)
     assert not decision.is_released
     assert "none of the images is of dogs" in decision.reason
-    # Where no class can lose too much, they show no more than that it may answer cats always.
+    # Without a limit per class, the images still can't tell it from a model that always answers cats.
     decision = decide(champion, challenger, GAIN, 1.0)
     assert not decision.is_released
     assert (

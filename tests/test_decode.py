@@ -1,4 +1,4 @@
-"""Decoding in graph operations agrees with Pillow on every kind of image, and damage is an error."""
+"""Image decoding in graph operations: agreement with Pillow, and errors on damaged data."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def reference(data: bytes) -> Pixels:
-    """What Pillow makes of it: upright, alpha over white, RGB."""
+    """Return Pillow's pixels as RGB: upright, alpha composited over white."""
     image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
     if image.mode.startswith("I"):
         return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
@@ -179,7 +179,7 @@ def test_stretched_image_is_what_pillow_makes(interpolation: str, tolerance: int
     )
     actual = resized(image, size, "stretch", interpolation)
     assert_close(actual, expected, tolerance)
-    # Rounded to the nearest, not down: no pull to either side.
+    # Rounded to nearest, not down, so there is no bias.
     assert abs(np.mean(actual.astype(int) - expected)) < 0.1
 
 
@@ -195,7 +195,7 @@ def test_a_crop_fraction_is_the_usual_resize_and_centre_crop(interpolation: str)
     small = Image.fromarray(photo()).resize((320, 256), Image.Resampling.BICUBIC)
     usual = small.resize((80, 64), Image.Resampling[interpolation.upper()]).crop((12, 4, 68, 60))
     actual = resized(np.asarray(small), 56, "crop", interpolation, 0.875).astype(int)
-    # At the border the usual way sees beyond it.
+    # At its border the usual method also reads pixels outside the crop.
     assert np.abs(actual - np.asarray(usual))[2:-2, 2:-2].max() <= 1
     assert np.abs(actual - np.asarray(usual)).mean() < 1
 
@@ -223,7 +223,7 @@ def test_decode_and_resize_turns_before_it_crops() -> None:
 
 
 def large(width: int = 803, height: int = 605, mode: str = "RGB", **options: object) -> bytes:
-    """A photo far larger than what is made of it, of smooth shapes as photos are."""
+    """Return a JPEG of smooth shapes that is much larger than the target sizes."""
     small = Image.fromarray(np.random.default_rng(3).integers(0, 256, (6, 8, 3), np.uint8))
     return encoded(small.resize((width, height), Image.Resampling.BICUBIC).convert(mode), "JPEG", **options)
 
@@ -244,7 +244,7 @@ def test_a_far_larger_jpeg_is_nearly_the_same_when_it_is_reduced_while_it_is_dec
     kind: dict[str, object], resize: str
 ) -> None:
     data = large(**kind)  # type: ignore[arg-type]
-    for size in (75, 37, 18, 9):  # by a half, a quarter, an eighth, and by that at most
+    for size in (75, 37, 18, 9):  # scaled to 1/2, 1/4, 1/8, and again 1/8, the smallest scale
         found, expected = reduced(data, size, resize).astype(int), fully(data, size, resize).astype(int)
         assert (found != expected).any(), "it is not reduced"
         assert np.abs(found - expected).mean() < 0.5
@@ -257,14 +257,14 @@ def test_a_jpeg_is_reduced_for_every_filter_and_crop(how: tuple[object, ...]) ->
         found, expected = reduced(data, size, *how).astype(int), fully(data, size, *how).astype(int)
         assert (found != expected).any(), "it is not reduced"
         assert np.abs(found - expected).mean() < 0.5
-    # A crop of 0.8 has 484 of the 605 rows, which is less than eight times 61.
+    # A crop of 0.8 has 484 of the 605 rows, less than 8 x 61.
     if how[0] == "crop":
         np.testing.assert_array_equal(reduced(data, 61, *how), fully(data, 61, *how))
 
 
 @pytest.mark.parametrize("resize", ["stretch", "crop", "pad"])
 def test_a_reduced_jpeg_lies_where_the_whole_one_does_however_it_is_turned(resize: str) -> None:
-    # No side can be divided by 8: what reaches beyond the image is at its end or, mirrored, at its beginning.
+    # No side is divisible by 8: the excess pixels are at the end, or at the start if mirrored.
     for orientation in range(1, 9):
         exif = Image.Exif()
         exif[0x0112] = orientation
@@ -287,7 +287,7 @@ def test_a_jpeg_of_less_than_eight_times_the_size_keeps_its_pixels() -> None:
     data = large()
     for resize, size in (("crop", 76), ("stretch", 76), ("pad", 101)):
         np.testing.assert_array_equal(reduced(data, size, resize), fully(data, size, resize))
-    # What takes single pixels takes those of the whole image.
+    # Nearest-neighbour sampling reads pixels of the full-size image.
     nearest = fully(data, 16, "crop", "nearest")
     np.testing.assert_array_equal(reduced(data, 16, "crop", "nearest"), nearest)
 

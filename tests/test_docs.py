@@ -1,4 +1,4 @@
-"""Generated pages are current, links resolve, and settings and messages of the docs exist in the code."""
+"""Checks of the documentation: generated pages, links, settings and messages."""
 
 from __future__ import annotations
 

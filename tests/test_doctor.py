@@ -1,4 +1,4 @@
-"""`trainer doctor`: each thing that a job needs, whether it is there, and what to do if not."""
+"""`trainer doctor`: the state of each prerequisite, and its remedy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OUTPUT = ["--output", "gs://bucket/runs"]
 
 
 def doctor(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run it where nobody outside this machine is asked."""
+    """Run the command without network access outside this machine."""
     return subprocess.run(
         [sys.executable, "-m", "trainer.cli", "doctor", *words],
         env={**os.environ, "NO_GCE_CHECK": "true", "DOCKER_HOST": "unix:///nowhere", **environment},
@@ -38,7 +38,7 @@ def where(vertex: Vertex) -> list[str]:
 
 
 def state_of(said: str, name: str) -> str:
-    """Return ok, wrong or unknown, as the line of `name` begins."""
+    """Return the state of the check `name`: ok, wrong or unknown."""
     return next(line.split()[0] for line in said.splitlines() if f" {name}: " in line)
 
 
@@ -54,7 +54,7 @@ def test_a_project_that_has_all_is_ready(vertex: Vertex) -> None:
                  f"quota in {REGION}"):  # fmt: skip
         assert state_of(done.stdout, name) == "ok", name
     assert "custom_model_training_nvidia_l4_gpus: 8, 8 asked for" in done.stdout
-    last = done.stdout.splitlines()[-1]  # there is no Docker engine to ask for the image
+    last = done.stdout.splitlines()[-1]  # without a Docker engine the image can't be checked
     assert last == "unknown    9 of 10 checks for vertex passed; not checked: image"
     assert not vertex.jobs
 
@@ -184,7 +184,7 @@ def test_what_is_wrong_with_a_cluster_is_said(kube: tuple[Kube, dict[str, str]],
 
 
 EDIT_LACKS = {"list customresourcedefinitions", "list nodes"}
-"""Of what a doctor might want: the rights that the role edit, bound in a namespace, hasn't."""
+"""Permissions that doctor uses and the role edit, bound in a namespace, does not include."""
 
 
 @needs_kubectl

@@ -89,7 +89,7 @@ def test_redirect_to_what_is_no_address_is_a_data_error(
     server.faults = [Fault(302, location=location)]
     with pytest.raises(DataError, match="no address"):
         fetch(server, tmp_path)
-    gc.collect()  # a connection that was left open is a warning now, and not in another test
+    gc.collect()  # report an unclosed connection in this test, not in a later one
 
 
 def test_redirects_in_a_circle_are_a_data_error(server: HttpsServer, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the report says of data that changed, and that it says nothing of chance."""
+"""Dataset drift in the report, without reports of random variation."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MEASURES = ("brightness", "contrast", "colourfulness", "warmth", "width", "heigh
 
 
 def images(random: np.random.Generator, count: int = 500, **shifts: float) -> dict[str, Any]:
-    """Return an images.json whose measures are normal, some of them shifted by so many deviations."""
+    """Return an images.json with normal measures, shifted by `shifts` standard deviations."""
     measures = {name: random.normal(shifts.get(name, 0.0), 1.0, count).tolist() for name in MEASURES}
     return {"images": count, "distinct": count, "contents": [], "measures": measures}
 
@@ -46,7 +46,7 @@ def test_what_chance_does_is_not_told() -> None:
     found = [drift_of(*pair) for pair in pairs]
     assert sum(any(row.has_moved for row in drift.measures) for drift in found) <= 2
     assert found[0].sentences[0] == "No measure of the images moved more than chance does."
-    # Nor what is more than chance, and too little for anyone to see.
+    # A significant change is not reported if it is too small to matter.
     one, other = (np.random.default_rng(seed) for seed in (1, 2))
     many = drift_of(images(one, 20_000), images(other, 20_000, width=0.1))
     width = next(row for row in many.measures if row.name == "width")
@@ -73,7 +73,7 @@ def test_what_is_decoded_otherwise_is_compared_by_its_files_only() -> None:
 def test_the_words_fit_the_numbers() -> None:
     random = np.random.default_rng(6)
     before, now = (images(random) for _ in range(2))
-    # Half of them darker, half brighter; and larger files.
+    # Half of the images are darker, half brighter; the files are larger.
     now["measures"]["brightness"] = [each + (6 if index % 2 else -6) for index, each in
                                      enumerate(before["measures"]["brightness"])]  # fmt: skip
     now["measures"]["kilobytes"] = [each + 2 for each in now["measures"]["kilobytes"]]
@@ -112,12 +112,12 @@ def test_how_many_images_are_new() -> None:
         assert new == pytest.approx(1 - both / len(now), abs=0.03)
         assert gone == pytest.approx(1 - both / len(before), abs=0.09 if len(before) < 5_000 else 0.03)
     assert exchanged({}, sketch(range(9), 9)) == (None, None)
-    # What only grew has lost nothing, however little of it is listed.
+    # A dataset that only grew has lost nothing, even if few of its images are listed.
     for before, now in ((10_000, 10_500), (1_900, 2_500), (1_000, 10_000), (500, 5_000)):
         new, gone = exchanged(sketch(range(before), 2000), sketch(range(now), 2000))
         assert gone == 0.0
         assert new == pytest.approx(1 - before / now, abs=0.03)
-    assert exchanged(sketch(range(300), 2000), sketch(range(30_000), 2000))[1] is None  # too few to tell
+    assert exchanged(sketch(range(300), 2000), sketch(range(30_000), 2000))[1] is None  # too few to estimate
 
 
 def test_what_is_estimated_is_said_to_be_about() -> None:
@@ -150,9 +150,9 @@ def test_images_are_measured(photos: Path, tmp_path: Path) -> None:
     assert count_trained(everything, said) == (trained, 25)
     assert count_trained(found.held_out.contents, said) == (0, 25 - trained)
     seen, checked = count_trained(everything, few)
-    assert 10 <= seen <= checked < 25  # those below the last of ten
-    assert count_trained(everything, {"images": 3}) == (0, 0)  # of an earlier version
-    (data / "squares" / "2.png").unlink()  # since it was decoded
+    assert 10 <= seen <= checked < 25  # only hashes up to the last of the ten can be checked
+    assert count_trained(everything, {"images": 3}) == (0, 0)  # written by an earlier version
+    (data / "squares" / "2.png").unlink()  # removed after decoding
     assert len(describe_images(found)["measures"]["width"]) == 23
 
 
@@ -178,7 +178,7 @@ def test_which_run_is_compared_with(either_store: Store, tmp_path: Path) -> None
     spec = load_spec(overrides={"data.source": "photos"})
     assert find_earlier(either_store, spec, "new") is None
     finished(either_store, tmp_path / "local", "monday")
-    assert find_earlier(either_store, spec, "new") is None  # it left nothing of its data
+    assert find_earlier(either_store, spec, "new") is None  # this run has no dataset.json
     monday = either_store.below("monday")
     monday.write("dataset.json", json.dumps({"digest": "sha256:old"}).encode())
     monday.write("spec.yaml", dump_spec(spec).encode())
@@ -204,7 +204,7 @@ def test_which_run_is_compared_with(either_store: Store, tmp_path: Path) -> None
         monday.write("dataset.json", other)
         assert find_earlier(either_store, spec, "new") is None
     monday.write("dataset.json", b'{"digest": "sha256:old", "images": ["caf\\udce9.png"]}')
-    assert find_earlier(either_store, spec, "new") is not None  # a file's name need not be text
+    assert find_earlier(either_store, spec, "new") is not None  # a file name need not be valid UTF-8
     monday.write("dataset.json", written.data)
     others = ("data.image_size=16", "data.resize=crop", "data.interpolation=bicubic")
     for setting, is_alike in (("seed=3", True), *((other, False) for other in others)):
@@ -232,6 +232,6 @@ def test_the_report_tells_how_the_data_changed(photos: Path, tmp_path: Path) -> 
     assert "Against the run monday. The images are" in page
     assert "100.0% of the images are new, and 100.0% of the earlier ones are gone." in page
     assert (tmp_path / "runs" / "tuesday" / "plots" / "drift.png").stat().st_size > 10_000
-    said, page = report("wednesday")  # whose data are tuesday's
+    said, page = report("wednesday")  # with the data of tuesday
     assert "What changed in the data" not in page
     assert "drift " not in said

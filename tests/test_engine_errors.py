@@ -1,4 +1,4 @@
-"""Errors of a Docker engine and a registry: the kind is right, whatever words the names of users hold."""
+"""Errors of a Docker engine and a registry: the kind does not depend on words in user-defined names."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COMMIT = "0123456789ab"
 
 
 class Engine(ThreadingHTTPServer):
-    """Answers as an engine does that has one image; what begins with a key of `answers` fails as it says."""
+    """Engine with one image; requests that begin with a key of `answers` fail with its code and message."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -34,7 +34,7 @@ class Handler(JsonHandler):
     server: Engine
 
     def do_GET(self) -> None:  # noqa: N802
-        """Answer a request."""
+        """Respond to a request."""
         self.body()
         path = f"{self.command} /{self.path.split('/', 2)[2].partition('?')[0]}"
         for begin, (code, message) in self.server.answers.items():

@@ -1,4 +1,4 @@
-"""The SavedModel answers as the trained model does, to every kind of picture, or it is refused."""
+"""SavedModel export: the predictions of the trained model for every image format, or an error."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ DATA = load_spec(
 
 
 def encoded(kind: str, mode: str = "RGB", times: int = 1, **options: Any) -> bytes:
-    """Return a picture of 40 x 30, or larger, with a bright corner, so that it matters which way is up."""
+    """Return an image of 40 x 30, or `times` larger, with a bright corner that shows its orientation."""
     pixels = np.full((30, 40, 3), 90, np.uint8)
     pixels[:12, :20] = (250, 200, 10)
     pixels = pixels.repeat(times, axis=0).repeat(times, axis=1)
     file = io.BytesIO()
-    # An adaptive palette holds both colours as they are.
+    # An adaptive palette preserves both colours.
     Image.fromarray(pixels).convert(mode, palette=Image.Palette.ADAPTIVE).save(file, kind, **options)
     return file.getvalue()
 
@@ -93,7 +93,7 @@ def test_every_kind_of_picture_is_served_as_it_was_trained_on(exported: Path, go
     together = served(image_bytes=tf.constant(list(golden.images)))
     np.testing.assert_allclose(together["probabilities"], golden.probabilities, atol=1e-5)
     by_name = dict(zip(PICTURES, golden.pixels, strict=True))
-    assert np.abs(by_name["turned jpeg"] - by_name["jpeg"]).max() > 50  # it was turned before it was asked
+    assert np.abs(by_name["turned jpeg"] - by_name["jpeg"]).max() > 50  # turned upright before inference
     assert np.abs(by_name["large turned jpeg"] - by_name["turned jpeg"]).mean() < 8
     for name in ("webp", "bmp", "palette png", "png with alpha", "gif"):
         assert np.abs(by_name[name] - by_name["png"]).max() <= 8, name
@@ -130,9 +130,9 @@ def test_it_answers_the_requests_of_tensorflow_serving(
             return answer.json()
 
         told = ask(instances=[{"image_bytes": row} for row in rows])["predictions"]
-        assert told == ask(instances=rows)["predictions"]  # the only input needs no name
+        assert told == ask(instances=rows)["predictions"]  # the name of the only input is optional
         np.testing.assert_allclose([row["probabilities"] for row in told], golden.probabilities, atol=1e-5)
-        assert {row["label"] for row in told} <= set(CLASS_NAMES)  # text, and not encoded
+        assert {row["label"] for row in told} <= set(CLASS_NAMES)  # plain text, not base64
         columns = ask(inputs={"image_bytes": rows})["outputs"]
         assert columns["label"] == [row["label"] for row in told]
         pixels = ask(signature_name="pixels", instances=golden.pixels[:2].tolist())["predictions"]
@@ -149,11 +149,11 @@ def test_a_model_whose_description_does_not_fit_is_refused(exported: Path, tmp_p
     description = copy / "assets" / "model.json"
     about = json.loads(description.read_text())
     assert load_model(copy).data.pixel_format == DATA.pixel_format
-    later = ("crop_fraction", "max_image_pixels")  # which earlier versions did not write
+    later = ("crop_fraction", "max_image_pixels")  # not written by earlier versions
     description.write_text(json.dumps({key: value for key, value in about.items() if key not in later}))
     assert load_model(copy).data.pixel_format == DATA.pixel_format._replace(crop_fraction=1.0)
     for words, changed in (
-        ("damaged", {**about, "resize": "pad"}),  # crop_fraction is of crops
+        ("damaged", {**about, "resize": "pad"}),  # crop_fraction requires resize: crop
         ("damaged", {**about, "interpolation": "best"}),
         ("format 99", {**about, "format_version": 99}),
         ("damaged", {**about, "class_names": ["one"]}),

@@ -1,4 +1,4 @@
-"""What a store does when the network fails: verified bytes, or an error that says to try again."""
+"""Cloud Storage access under network faults: verified bytes, or a temporary error."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_one_fault_costs_nothing(
             store.download("there", target)
         else:
             assert [entry.name for entry in store.entries()] == ["there"]
-        # The first request of a large upload has an answer without a body.
+        # The response to the first request of a large upload has no body.
         empty = {"flipped request": ("read", "download", "list"), "flipped reply": ("large",)}
         assert proxy.done == ([] if operation in empty.get(fault, ()) else [fault])
     found = clean.read("new")
@@ -106,7 +106,7 @@ def test_a_fault_amid_a_large_upload_costs_nothing(
     source.write_bytes(os.urandom(9 << 20))
     with fault_proxy(address, only(fault, number), stall_seconds=2.0) as proxy:
         through(proxy.address, tmp_path.name, monkeypatch).upload(source, "new")
-    # Only the last answer has a body.
+    # Only the last response has a body.
     assert proxy.done == ([] if fault == "flipped reply" and number < 4 else [fault])
     found = through(address, tmp_path.name, monkeypatch).read("new")
     assert found is not None

@@ -1,4 +1,4 @@
-"""The feed: the batches of every step, whatever the size of the blocks, and its errors."""
+"""`Feed`: the batches of every step for any block size, and its errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trainer.train.feed import Feed
 
 
 def batch_of(seed: int, step: int, count: int, batch: int) -> np.ndarray:
-    """Return the images of a step, as the pure functions have it."""
+    """Return the image indices of a step, computed without `Feed`."""
     epoch, position = divmod(step, -(-count // batch))
     plan = Plan(count, batch)
     order, _ = plan.order(seed, epoch, plan.lanes_of_images(np.arange(count)))
@@ -55,7 +55,7 @@ def test_an_error_in_the_feed_reaches_the_loop(dataset: Dataset) -> None:
 
 @pytest.mark.parametrize("hosts", [1, 3])
 def test_alternating_shows_both_sides_of_every_image_in_two_epochs(dataset: Dataset, hosts: int) -> None:
-    # Pixels that say which image they are of.
+    # Each pixel is the index of its image.
     pixels = np.arange(44, dtype=np.uint8)[:, None, None, None] + np.zeros((44, 2, 2, 3), np.uint8)
     split = replace(dataset.train, pixels=Pixels(pixels))
     mirrored = np.zeros((3, 44), bool)
@@ -106,6 +106,6 @@ def test_the_shares_of_all_processes_are_the_batches_of_one(
             np.testing.assert_array_equal(
                 np.concatenate([block.images[index] for block in blocks]), images[places]
             )
-            # Neighbours that may be mixed are in one place.
+            # Neighbours that may be mixed are on the same host.
             assert together == 1 or all((block.places[index][::2] % 2 == 0).all() for block in blocks)
     assert not expected

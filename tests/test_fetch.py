@@ -17,7 +17,7 @@ from trainer.exits import DataError, UsageError
 
 
 class Labels(SilentProgress):
-    """A progress that keeps the labels of what was started."""
+    """Progress that records the first word of each task label."""
 
     def __init__(self) -> None:
         self.labels: list[str] = []
@@ -143,7 +143,7 @@ def test_archive_is_hashed_once_and_again_when_it_changes(tmp_path: Path) -> Non
     times = archive.stat()
     changed = {name: data[::-1] for name, data in FILES.items()}
     make_zip(tmp_path / "pets.zip", changed)
-    # Even a tool that sets the old times leaves a trace.
+    # Restoring the modification time does not hide the change.
     os.utime(archive, ns=(times.st_atime_ns, times.st_mtime_ns))
     progress = Labels()
     assert tree(fetch(archive, tmp_path / "cache", progress=progress)) == changed

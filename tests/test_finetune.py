@@ -74,7 +74,7 @@ def test_finetuning_that_does_not_fit_is_refused() -> None:
 
 
 def weights_by_part(learner: Learner) -> list[list[np.ndarray]]:
-    """Copies of the trainable weights of each stage, the head's weights, and the backbone's statistics."""
+    """Return copies of the trainable weights per stage, the head's weights, and the backbone statistics."""
     backbone = backbone_of(learner.model)
     parts = [*stages_of(backbone), head_of(learner.model).weights, backbone.non_trainable_variables]
     return [[weight.numpy() for weight in part] for part in parts]
@@ -84,7 +84,7 @@ def weights_by_part(learner: Learner) -> list[list[np.ndarray]]:
 def whole(
     dataset: Dataset, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Learner, TrainResult, list[list[list[np.ndarray]]]]:
-    """A training through all phases, its result, and the weights before it and after each epoch."""
+    """A training run through all phases, its result, and the weights before it and after each epoch."""
     spec = load_spec(settings=PHASES)
     learner = learner_for(spec, dataset)
     weights = [weights_by_part(learner)]
@@ -119,7 +119,7 @@ def test_a_run_stopped_between_phases_goes_on_to_the_same_bits(
     learner, result, _ = whole
     spec = load_spec(settings=[*PHASES, "train.steps_per_call=1"])
     with pytest.raises(StoppedError):
-        do_train(spec, dataset, tmp_path, stop_at=3)  # within the epoch of the last stage
+        do_train(spec, dataset, tmp_path, stop_at=3)  # within the last-stage epoch
     shutil.rmtree(tmp_path / "cache")  # as on another machine
     again, resumed = do_train(spec, dataset, tmp_path)
     assert untimed(resumed.history) == untimed(result.history)
@@ -141,7 +141,7 @@ def test_cached_features_answer_as_the_whole_model_and_are_computed_once(
         with_features, rel=1e-4
     )
     (kept,) = {path.parent.parent for path in (tmp_path / "cache").rglob("*.npy")}
-    assert len(list(kept.rglob("*.npy"))) == 2  # of both splits
+    assert len(list(kept.rglob("*.npy"))) == 2  # one for each split
     again = build_features(
         spec,
         learner.inference_model,
@@ -152,7 +152,7 @@ def test_cached_features_answer_as_the_whole_model_and_are_computed_once(
     )
     assert again is not None
     train, names = _without_pixels(dataset).train, dataset.class_names
-    # A run that was interrupted answers from the features, too, and to the same bits.
+    # A resumed run predicts from the features too, with identical bits.
     last = Evaluator(learner.inference_model, features=again).final(is_frozen=spec.is_frozen)
     found = last.predict(train, names).probabilities
     assert again.of(train).shape == (44, 1280)
@@ -165,16 +165,16 @@ def test_cached_features_answer_as_the_whole_model_and_are_computed_once(
 
 
 def _without_pixels(dataset: Dataset) -> Dataset:
-    """The same images, of which none can be read."""
+    """Return the dataset with only a training split, whose images can't be read."""
 
     class Unreadable:
         shape = dataset.train.pixels.shape
 
         def follow(self, *passes: np.ndarray) -> None:
-            """Nothing follows."""
+            """Do nothing."""
 
         def hold(self, indices: np.ndarray) -> None:
-            """Nothing is held."""
+            """Do nothing."""
 
         def take(self, indices: np.ndarray) -> np.ndarray:
             raise AssertionError("The features are computed again.")
@@ -201,7 +201,7 @@ def test_part_of_a_feature_cache_is_used_and_a_damaged_part_is_computed_again(
     for damage in (path.read_bytes()[:1000], b"", None):
         if damage is None:
             with path.open("wb") as file:
-                np.save(file, whole[:20])  # as much as there was before a kill
+                np.save(file, whole[:20])  # what was written before the process was killed
         else:
             path.write_bytes(damage)
         np.testing.assert_allclose(features().of(dataset.train), whole, rtol=1e-5, atol=1e-6)
@@ -212,7 +212,7 @@ def test_logistic_regression_chooses_its_penalty_by_the_training_images_and_igno
     labels = np.arange(300) % 3
     signal = np.eye(3)[labels] @ random.normal(size=(3, 40))
     features = (signal + 2 * random.normal(size=(300, 40))).astype(np.float32)
-    features[:, 7] = 3.0  # says nothing
+    features[:, 7] = 3.0  # no information
     probe = fit_probe(features, labels, np.ones(3), folds=5)
     assert probe.held_out is not None
     accuracy = float(np.mean(np.argmax(features @ probe.kernel + probe.bias, axis=1) == labels))
@@ -222,7 +222,7 @@ def test_logistic_regression_chooses_its_penalty_by_the_training_images_and_igno
     assert scaled.penalty == probe.penalty
     np.testing.assert_allclose(1000 * scaled.kernel, probe.kernel, rtol=0.05, atol=1e-3)
     noise = fit_probe(random.normal(size=(300, 40)), random.permutation(labels), np.ones(3), folds=5)
-    assert noise.penalty < probe.penalty  # nothing to learn: the strongest penalties are best
+    assert noise.penalty < probe.penalty  # C: no signal, so the strongest penalty is best
 
 
 def test_a_class_with_one_image_is_in_no_fold_and_all_others_are_still_validated() -> None:
@@ -314,7 +314,7 @@ def test_parts_of_a_feature_cache_that_overlap_are_read_up_to_the_first_gap(
 
 
 def test_a_feature_cache_of_two_processes_is_whole_after_the_next_run(tmp_path: Path) -> None:
-    for start, end in ((0, 504), (1000, 2000)):  # one was stopped early
+    for start, end in ((0, 504), (1000, 2000)):  # one process was stopped early
         write_part(tmp_path, start, end)
     computed = []
     for _ in range(2):
@@ -332,7 +332,7 @@ def test_a_feature_cache_that_cannot_be_written_is_said_once_and_stops_nothing(t
     (tmp_path / "file").write_bytes(b"")
     for folder in (tmp_path / "file" / "key", tmp_path / "key"):
         cache = _Cache(folder, progress := Told())
-        if folder.is_dir():  # and then goes away while it is used
+        if folder.is_dir():  # replace the folder by a file while it is in use
             folder.rmdir()
             folder.write_bytes(b"")
         for _ in range(3):

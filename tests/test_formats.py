@@ -1,4 +1,4 @@
-"""Pictures of every format in a data set: used, converted or named, whatever their files are called."""
+"""Images of every format in a dataset: used, converted or reported, whatever the file names."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def heic(seed: int) -> bytes:
 
 
 def of_a_phone(root: Path) -> Path:
-    """Two classes of four PNGs, with two TIFFs, one HEIC and one Photoshop file more."""
+    """Write two classes of four PNGs, plus two TIFFs, a HEIC, a Photoshop and a JSON file."""
     for label in range(2):
         for seed in range(4):
             put(root / "ab"[label] / f"{seed}.png", png(10 * label + seed))

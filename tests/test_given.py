@@ -1,4 +1,4 @@
-"""What a command is given: checked, and made to mean the same everywhere, before any work."""
+"""Arguments and settings of a command: validated, and paths made absolute, before any work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`trainer submit gke` and what follows it, by the real kubectl against a server in memory."""
+"""`trainer submit gke` and its follow-up commands, with the real kubectl and an in-memory server."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OUTPUT = ["--output", "gs://bucket/runs"]
 def test_the_plan_is_shown_and_the_job_is_what_the_dry_run_said(cluster: Cluster) -> None:
     dry = cluster.trainer(*SUBMIT, *OUTPUT, "--workers", "2", "--dry-run")
     assert dry.returncode == 0, dry.stderr
-    assert not cluster.kube.requests  # nobody was asked anything
+    assert not cluster.kube.requests  # no request was sent
     done = cluster.trainer(*SUBMIT, *OUTPUT, "--workers", "2", answer="y\n")
     assert done.returncode == 0, done.stderr
     for words in ("plan       job pets, 2 workers, nvidia-l4:1 each", "where      here, namespace trainer",
@@ -36,7 +36,7 @@ def test_the_plan_is_shown_and_the_job_is_what_the_dry_run_said(cluster: Cluster
 
     expected = list(yaml.safe_load_all(dry.stdout))
     created = [cluster.kube.objects["trainer", kind, "pets"] for kind in ("services", "jobs")]
-    (owner,) = created[0]["metadata"].pop("ownerReferences")  # the service goes with its job
+    (owner,) = created[0]["metadata"].pop("ownerReferences")  # the service is deleted with its job
     assert owner == {"apiVersion": "batch/v1", "kind": "Job", "name": "pets", "uid": "uid-pets"}
     for each in created:
         each["metadata"].pop("uid")
@@ -65,7 +65,7 @@ def test_what_the_cluster_refuses_leaves_nothing_behind(
     cluster.kube.refused[kind] = refusal
     assert words in cluster.refused(*SUBMIT, *OUTPUT, "--workers", "2", "--yes")
     assert not cluster.kube.objects
-    # The job was there already when its service was refused.
+    # The job already exists when its service is rejected.
     removed = any(each.startswith("DELETE") and "/jobs/pets" in each for each in cluster.kube.requests)
     assert removed == (kind == "services" and "late" in refusal[1])
 
@@ -85,7 +85,7 @@ def test_a_place_that_is_not_there_is_named(cluster: Cluster, tmp_path: Path) ->
 def test_a_cluster_that_does_not_answer_may_later(cluster: Cluster, tmp_path: Path) -> None:
     with kube_server(tmp_path) as (_, config):
         text = config.read_text()
-    config.write_text(text)  # of a server that has ended
+    config.write_text(text)  # of a server that has stopped
     assert "can't be reached" in cluster.refused(*SUBMIT, *OUTPUT, "--yes", code=75)
 
 

@@ -1,4 +1,4 @@
-"""`trainer logs gke`: it waits and says why, goes from pod to pod, and ends as the job does."""
+"""`trainer logs gke`: reasons for waiting, changes of the pod, and the exit code of the job."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Following:
             self.changed.notify_all()
 
     def until(self, words: str) -> None:
-        """Wait for a note or a line with `words`."""
+        """Wait for a note or a line that contains `words`."""
         with self.changed:
             texts = (self.notes, self.lines)
             is_there = self.changed.wait_for(
@@ -65,11 +65,11 @@ class Following:
         assert is_there, (words, self.notes, self.lines)
 
     def set(self, name: str, status: dict[str, Any], **more: Any) -> None:
-        """Let a pod be in this state."""
+        """Set the status of a pod."""
         self.kube.put("pods", "trainer", pod(name, more.pop("index", 0), status, **more))
 
     def end(self, kind: str = "Complete", resource: str = "jobs", **condition: str) -> int:
-        """Let the job end, and return with which code the follower did."""
+        """Finish the job; return the exit code of the follower."""
         job = self.kube.objects["trainer", resource, "pets"]
         job["status"] = {"conditions": [{"type": kind, "status": "True", **condition}]}
         self.thread.join(PATIENCE_SECONDS)
@@ -104,7 +104,7 @@ def test_it_waits_with_the_reason_and_goes_over_to_the_next_pod_until_the_job_en
     following.set("pets-a", waiting("ImagePullBackOff", "no such tag"))
     following.until("the image can't be pulled")
     following.kube.logs["pets-a"] = "epoch 1\nepoch 2\n"
-    following.kube.drops = 1  # the connection breaks, and nothing is printed twice or lost
+    following.kube.drops = 1  # the connection breaks once; no line is repeated or lost
     following.set("pets-a", running())
     following.until("epoch 2")
     following.kube.logs["pets-a"] += "epoch 3\nlost a peer\n"
@@ -117,7 +117,7 @@ def test_it_waits_with_the_reason_and_goes_over_to_the_next_pod_until_the_job_en
     following.until("epoch 3 again")
     assert following.end() == 0
     assert following.lines == ["epoch 1", "epoch 2", "epoch 3", "lost a peer", "epoch 3 again"]
-    assert len(following.notes) == len(set(following.notes))  # each reason once, and no loop without a pause
+    assert len(following.notes) == len(set(following.notes))  # each reason once, without a busy loop
     assert not any(each.startswith("POST") for each in following.kube.requests)
 
 
@@ -223,7 +223,7 @@ def test_ctrl_c_ends_it_and_its_kubectl(cluster: Cluster, job: dict[str, Any]) -
     )  # fmt: skip
     assert process.stdout is not None
     assert process.stdout.readline() == "epoch 1\n"
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    os.killpg(process.pid, signal.SIGINT)  # a terminal signals the whole process group
     _, said = process.communicate(timeout=PATIENCE_SECONDS)
     assert (process.returncode, "Traceback" in said) == (143, False), said
     with pytest.raises(ProcessLookupError):

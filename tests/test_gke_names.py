@@ -1,4 +1,4 @@
-"""Names of jobs, schedules, namespaces and queues: found, refused or ended, whatever words are in them."""
+"""Names of jobs, schedules, namespaces and queues, including names with words of error messages."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_schedule_and_a_job_have_two_names(cluster: Cluster) -> None:
     assert "A schedule has this name" in cluster.refused(*SUBMIT, "--run-name", "pets")
     weekly = ["--schedule", "0 3 * * 1"]
     assert "A job has this name" in cluster.refused(*SUBMIT, "--run-name", "cats", *weekly)
-    cluster.kube.denied.add("get cronjobs")  # who can't see schedules may send jobs, and is told
+    cluster.kube.denied.add("get cronjobs")  # without this permission jobs can be submitted, with a note
     done = cluster.trainer(*SUBMIT, "--run-name", "dogs")
     assert done.returncode == 0, done.stderr
     assert "note       name dogs: can't be checked: it needs the right get cronjobs.batch" in done.stdout

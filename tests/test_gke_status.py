@@ -1,4 +1,4 @@
-"""`trainer status gke` and `list gke`: the right reason, whatever else has the name, and whoever asks."""
+"""`trainer status gke` and `list gke`: correct reasons despite equal names and missing permissions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who lost the right to write below a folder changes nothing there, by whichever way it writes."""
+"""Write fencing: a process without the lease can't change the run folder, whatever the write method."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_nothing_changes_below_a_folder_that_is_anothers(way: str, tmp_path: Pat
     found = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
     assert found == set(kept)
     assert all((run / name).read_text() == "theirs" for name in kept)
-    WAYS["write"](run / "report.html")  # the guard is gone with its block
+    WAYS["write"](run / "report.html")  # the fence ends with its block
     assert (run / "report.html").read_text() == "mine"
 
 

@@ -1,4 +1,4 @@
-"""The header of an image: which kind it is, and how many pixels it declares."""
+"""Image headers: detection of the format, and the limit on the number of pixels declared."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_all_frames_of_a_gif_count_as_they_are_all_unpacked() -> None:
     pixels = (60 + 70 + 80) * 50
     assert reason_not_to_decode(data, pixels) is None
     assert f"frames have {pixels} pixels" in str(reason_not_to_decode(data, pixels - 1))
-    for length in range(len(data)):  # cut off anywhere, it is no error of ours
+    for length in range(len(data)):  # a truncated header raises no error
         reason_not_to_decode(data[:length], pixels)
 
 

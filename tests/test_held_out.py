@@ -1,4 +1,4 @@
-"""`data.held_out`: which images measure the model, and that test images are not read where it says so."""
+"""`data.held_out`: the split that is held out, and test images that are not read."""
 
 from __future__ import annotations
 

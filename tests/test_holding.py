@@ -1,4 +1,4 @@
-"""The images of one process: those that it holds, and any other when it is asked for."""
+"""The image store of one process: cached images, and other images decoded on demand."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (12, *SHAPE)).astype(np.uint8
 
 
 class Decoder:
-    """Decodes, and remembers what."""
+    """Decoder that records the numbers of the images it decodes."""
 
     def __init__(self) -> None:
         self.decoded: list[int] = []

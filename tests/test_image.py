@@ -1,4 +1,4 @@
-"""The image: built on a real engine, run as a cluster would, and every exit code of the table from it."""
+"""The container image, built and run with a real engine, and every exit code of the table."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ QUICK = ["--set", "train.epochs=4"]
 TRAIN = ["train", "--output", "/out", "--run-name"]
 SHORT = ["--set", "train.epochs=2"]
 ALONE = {"TRAINER_WORKERS": "2", "TRAINER_SERVICE": "peers", "JOB_COMPLETION_INDEX": "0"}
-# Words, options of the container, and what is said; nothing is said where there is no time for it.
+# By exit code: arguments, container options, and expected output (empty where the process gets SIGKILL).
 CASES: dict[int, tuple[Sequence[str], dict[str, Any], str]] = {
     0: ([*TRAIN, "fine", *SHORT], {}, "report"),
     1: ([*TRAIN, "broken", *SHORT], {"is_broken": True}, "of the test"),
@@ -61,7 +61,7 @@ def test_an_image_is_named_by_its_content_and_by_the_commit_that_says_all_of_it(
         f"place:5000/trainer:cpu-{source.commit}",
         "place:5000/trainer:cpu",
     ]
-    (project / "tests" / "conftest.py").write_text("")  # goes into no image
+    (project / "tests" / "conftest.py").write_text("")  # not part of any image
     assert find_source(project, "cpu", "base").digest == source.digest
     (project / "trainer" / "exits.py").write_text("")
     changed = find_source(project, "cpu", "base")
@@ -79,7 +79,7 @@ def test_an_image_is_named_by_its_content_and_by_the_commit_that_says_all_of_it(
 
 
 def archive() -> bytes:
-    """Return a file system with one file."""
+    """Return a tar archive of a file system with one empty file."""
     with io.BytesIO() as data:
         with tarfile.open(fileobj=data, mode="w") as tar:
             tar.addfile(tarfile.TarInfo("nothing"))
@@ -107,7 +107,7 @@ def test_the_demo_is_stopped_and_goes_on_in_another_container(engine: DockerClie
     words = ["train", "--output", "/out", "--run-name", "demo", "--set", "train.steps_per_call=1"]
     container = start(engine, output, *words)
     wait_for_line(container, '"event": "epoch"')
-    container.kill("SIGTERM")  # to tini, which passes it on
+    container.kill("SIGTERM")  # to tini, which forwards it
     code, said = end(container)
     assert code == 143, said
     assert "the checkpoint is safe" in said
@@ -162,7 +162,7 @@ def test_an_image_is_pushed_and_seen_in_its_registry(engine: DockerClient, tmp_p
         assert "This source isn't built yet" in error_line(push(), 2)
         source = find_source(project, "cpu", "python:3.12-slim")
         tags = tags_of(source, name, "cpu")
-        # Of a small image: what is pushed is the engine's affair.
+        # A tiny image suffices: the content is not checked here.
         other = [f'LABEL org.opencontainers.image.revision="{name}"' for name in ("other", source.commit)]
         for tag, change in zip((tags[0], tags[0]), other, strict=True):
             if "other" not in change:
@@ -184,7 +184,7 @@ def test_an_image_is_pushed_and_seen_in_its_registry(engine: DockerClient, tmp_p
 
 
 def the_image_is_looked_for(environment: dict[str, str], missing: str, there: str) -> None:
-    """Send a job with an image that its registry hasn't, and one with an image that it has."""
+    """Submit a job with an image that is missing from its registry, and one with an image that exists."""
     words = ["submit", "vertex", "--recipe", "demo", "--output", "gs://bucket/runs", "--project", PROJECT]
     with vertex_server() as vertex:
         for image, code in ((missing, 2), (there, 0)):
@@ -246,11 +246,11 @@ def test_a_run_is_submitted_followed_cancelled_and_goes_on(engine: DockerClient,
     assert "can't be made" in said(*submit, "--output", "/proc/runs", code=2)
     assert "is the image's own" in said(*submit, "--output", "/opt", code=2)
     assert not (tmp_path / "new").exists()
-    assert engine.containers.list(all=True) == []  # nothing half-made is left
+    assert engine.containers.list(all=True) == []  # no partly created container is left
 
 
 def action_of(code: int) -> str:
-    """Return what Kubernetes does when a container ends with `code`: the first rule that fits counts."""
+    """Return the action of Kubernetes for exit code `code`: that of the first matching rule."""
     plan = Plan("gke", "pets", load_spec(None, "demo"), "registry/trainer", find_accelerator("cpu"))
     policy = objects_of(plan, Cluster())[0]["spec"]["podFailurePolicy"]
     for rule in policy["rules"]:

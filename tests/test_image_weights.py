@@ -1,4 +1,4 @@
-"""Weights that an image is built with."""
+"""Pretrained weights that are built into an image."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_weights_are_put_where_the_image_is_built_from_and_others_are_taken_away
     empty = find_source(project, "cpu", "base")
     (path,) = stage_weights(project, ["one", "efficientnet-lite0"], cache, SilentProgress())
     assert (path, path.read_bytes()) == (project / FOLDER / "one.h5", b"one")
-    assert find_source(project, "cpu", "base").digest != empty.digest  # the engine gets them
+    assert find_source(project, "cpu", "base").digest != empty.digest  # now part of the build context
     assert not find_source(project, "cpu", "base").is_dirty
     stage_weights(project, ["two"], cache, SilentProgress())
     assert {each.name for each in (project / FOLDER).iterdir()} == {"README.md", "two.h5"}

@@ -1,4 +1,4 @@
-"""What was published is checked when it is used: a changed model is neither loaded nor made champion."""
+"""Integrity checks of published runs: a changed model is neither loaded nor made champion."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def writer(model: Path) -> tuple[Path, Path]:
-    """A model that writes a file, and that file."""
+    """Return a model that writes a file when it runs, and the path of that file."""
     victim = model.parent / "victim"
     return export_writer(model.parent / "writer", model, victim), victim
 
@@ -143,7 +143,7 @@ def test_a_run_that_lost_its_marker_is_no_model_that_was_published(
     for place in (run.uri, run.at("model")):
         with pytest.raises(UsageError, match="The run is not finished"):
             local_model(place, tmp_path, SilentProgress())
-    run.remove("MANIFEST.json")  # a bare model, as somebody may send one
+    run.remove("MANIFEST.json")  # a bare model, without a published run, is accepted
     local_model(run.at("model"), tmp_path, SilentProgress())
 
 

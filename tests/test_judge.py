@@ -1,4 +1,4 @@
-"""What becomes of a run once it is published: as it is asked from the end of a training."""
+"""The post-training gates of a published run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def spec(tmp_path: Path) -> RunSpec:
 
 @pytest.fixture
 def folder(spec: RunSpec, tmp_path: Path) -> Iterator[RunFolder]:
-    """The folder of a run that was just published, after another one."""
+    """Yield the folder of a run that was just published, after another run."""
     folder = open_run_folder(spec, NOW, tmp_path / "cache")
     for name in ("one", "two"):
         measured(folder.output, tmp_path / "local", name, 18)
@@ -56,7 +56,7 @@ def test_a_run_that_is_less_accurate_than_was_asked_for_is_no_challenger(
     with pytest.raises(QualityError, match=r"validation accuracy 0\.7000, at least 0\.9"):
         judged(folder, spec, 0.9)
     assert read_pointer(folder.output).name == ""
-    assert not is_finished(folder.output.below("one"))  # old runs go all the same
+    assert not is_finished(folder.output.below("one"))  # old runs are retired nevertheless
     judged(folder, spec, 0.7)
     assert read_pointer(folder.output).name == "two"
 
@@ -115,12 +115,12 @@ def test_the_run_of_the_week_before_is_left_to_who_judges_it(folder: RunFolder, 
 
 
 def test_a_stop_is_heard_while_it_is_judged(folder: RunFolder, spec: RunSpec) -> None:
-    """Which may take as long as it takes to fetch two models and their images."""
+    """The gates may have to download two models and their images."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     stop = Stop(grace_seconds=100_000.0)
     try:
         stop.listen()
-        stop.end()  # as at the end of a training
+        stop.end()  # as at the end of training
         os.kill(os.getpid(), signal.SIGTERM)
 
         def be_stopped(do: object) -> str | None:
@@ -135,6 +135,6 @@ def test_a_stop_is_heard_while_it_is_judged(folder: RunFolder, spec: RunSpec) ->
         signal.set_wakeup_fd(-1)
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    assert is_finished(folder.output.below("one"))  # it ends at once
+    assert is_finished(folder.output.below("one"))  # it stops at once and retires nothing
     judged(folder, spec)
     assert read_pointer(folder.output).name == "two"

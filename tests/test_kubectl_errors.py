@@ -1,4 +1,4 @@
-"""The errors of kubectl: read by their form and reason, never by words that users chose."""
+"""Parsing of kubectl errors by their format and reason, not by names that users choose."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The objects for Kubernetes: valid for its schemas, right where schemas see nothing, and in k8s/."""
+"""Kubernetes manifests: schema validation, properties beyond the schemas, and the files in k8s/."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from trainer.spec import RunSpec, load_spec, parse_spec
 
 ROOT = Path(__file__).resolve().parent.parent
 JOBSET_SCHEMA = Path(__file__).with_name("jobset_schema.json")
-"""Of a JobSet's spec (jobset.x-k8s.io/v1alpha2), without the jobs in it."""
+"""JSON schema of a JobSet's spec (jobset.x-k8s.io/v1alpha2), without its job templates."""
 VERSIONS = ("1.31", "1.37")
-"""The oldest that has all fields that are used, and the newest that there is."""
+"""The oldest Kubernetes version that has all fields in use, and the newest one."""
 PARTS = {
     "one": {},
     "gpus": {"accelerator": "nvidia-l4:8"},
@@ -93,7 +93,7 @@ def pods() -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("name", OBJECTS)
 def test_the_schemas_of_kubernetes_take_every_object(name: str, version: str) -> None:
     for each in OBJECTS[name]:
-        if each["kind"] == "JobSet":  # Kubernetes itself has no schema of it
+        if each["kind"] == "JobSet":  # not part of the Kubernetes schemas
             jsonschema.validate(each["spec"], json.loads(JOBSET_SCHEMA.read_text()))
             template = each["spec"]["replicatedJobs"][0]["template"]
             each = {"apiVersion": "batch/v1", "kind": "Job", **template}
@@ -105,8 +105,8 @@ def test_what_schemas_miss(name: str) -> None:
     found = pods()[name]
     job, pod = found["job"], found["pod"]
     container = pod["containers"][0]
-    assert pod["restartPolicy"] == "Never"  # podFailurePolicy wants it
-    assert job["podReplacementPolicy"] == "Failed"  # the only one beside a podFailurePolicy
+    assert pod["restartPolicy"] == "Never"  # required by podFailurePolicy
+    assert job["podReplacementPolicy"] == "Failed"  # the only value allowed with a podFailurePolicy
     assert not pod["automountServiceAccountToken"]
     assert pod["securityContext"]["runAsNonRoot"]
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -115,7 +115,7 @@ def test_what_schemas_miss(name: str) -> None:
     assert not container["securityContext"]["allowPrivilegeEscalation"]
     assert {each["name"] for each in container["volumeMounts"]} == {each["name"] for each in pod["volumes"]}
     for kind, value in container["resources"]["limits"].items():
-        assert container["resources"]["requests"][kind] == value  # devices and memory can't be overcommitted
+        assert container["resources"]["requests"][kind] == value  # devices and memory cannot be overcommitted
     for rule in job["podFailurePolicy"]["rules"]:
         if "onExitCodes" in rule:
             assert rule["onExitCodes"]["containerName"] == container["name"]
@@ -125,7 +125,7 @@ def test_what_schemas_miss(name: str) -> None:
         assert job["completions"] == job["parallelism"] > 1
         assert job["completionMode"] == "Indexed"
         services = {each["metadata"]["name"] for each in OBJECTS[name] if each["kind"] == "Service"}
-        assert pod.get("subdomain") in (services or {None})  # a JobSet sets its own
+        assert pod.get("subdomain") in (services or {None})  # a JobSet sets its own subdomain
     assert "suspend" not in job
 
 
@@ -134,23 +134,23 @@ def test_a_jobset_counts_restarts_for_all_its_workers() -> None:
     spec = made["spec"]
     job = pods()["jobset"]["job"]
     assert made["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team"
-    # What the table counts ends the job at once, and so starts all again; what it says is final is final.
+    # A retryable exit code fails the job, which restarts all workers; a final code fails the JobSet.
     assert job["backoffLimit"] == 0
-    # A machine that is taken away ends the job, too, so that no worker is replaced alone.
+    # A disruption fails the job too, so that no worker is replaced alone.
     assert job["podFailurePolicy"] == failure_policy("FailJob")
     assert job["podFailurePolicy"]["rules"][0]["action"] == "FailJob"
     assert job["podFailurePolicy"]["rules"][1:] == failure_policy()["rules"][1:]
     assert spec["failurePolicy"]["maxRestarts"] == 3
-    disruption, final = spec["failurePolicy"]["rules"]  # the first that fits counts
+    disruption, final = spec["failurePolicy"]["rules"]  # the first match applies
     assert (disruption["action"], final["action"]) == ("RestartJobSetAndIgnoreMaxRestarts", "FailJobSet")
     assert disruption["onJobFailureReasons"] == ["PodFailurePolicy"]
     assert final["onJobFailureReasons"] == ["PodFailurePolicy", "DeadlineExceeded"]
-    (pattern,) = disruption["onJobFailureMessagePatterns"]  # of the job controller's message
+    (pattern,) = disruption["onJobFailureMessagePatterns"]  # of the job controller's messages
     assert re.search(pattern, "Pod t/p-2-x has condition DisruptionTarget matching FailJob rule at index 0")
     code = "Container trainer for pod t/p-2-x failed with exit code 65 matching FailJob rule at index 1"
     assert not re.search(pattern, code)
     given = {each["name"]: each for each in pods()["jobset"]["pod"]["containers"][0]["env"]}
-    # Pods are called JOBSET-worker-0-INDEX, in a network called as the service is that they look for.
+    # Pods are named JOBSET-worker-0-INDEX; their subdomain is the service that the workers look up.
     assert given["TRAINER_SERVICE"]["value"] == spec["network"]["subdomain"] == made["metadata"]["name"]
     field = given["TRAINER_RUN_NAME"]["valueFrom"]["fieldRef"]["fieldPath"]
     assert field == "metadata.labels['jobset.sigs.k8s.io/jobset-name']"
@@ -179,7 +179,7 @@ def test_every_exit_code_has_the_policy_of_the_table() -> None:
     }
     for code, (_, policy) in EXIT_CODES.items():
         assert told.get(code, "Count" if code else "-") == policy, code
-    first = failure_policy()["rules"][0]  # a machine that is taken away ends a pod with any code
+    first = failure_policy()["rules"][0]  # a disruption, with any exit code
     assert first["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
 
 
@@ -295,7 +295,7 @@ def test_a_spec_with_dollars_arrives_as_it_was_sent() -> None:
     container = objects_of(plan_of(spec=spec), Cluster())[0]["spec"]["template"]["spec"]["containers"][0]
     value = next(each["value"] for each in container["env"] if each["name"] == "TRAINER_SPEC")
     assert parse_spec(value.replace("$$", "$"), "here").data.source == spec.data.source
-    assert not re.search(r"(?<!\$)(\$\$)*\$\(", value)  # no variable for Kubernetes to put in
+    assert not re.search(r"(?<!\$)(\$\$)*\$\(", value)  # no $(VARIABLE) that Kubernetes would expand
 
 
 def test_the_plan_says_what_where_and_what_it_costs() -> None:

@@ -1,4 +1,4 @@
-"""A whole run on images with any number of labels, and what is made of it."""
+"""End-to-end run on images with any number of labels, and the commands that use its results."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.engine
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run on 160 drawn pictures, half of them in a table of columns."""
+    """Return a finished run on 160 drawn images, half of them labelled by a table of columns."""
     folder = tmp_path_factory.mktemp("labels")
     settings = [part for each in FAST for part in ("--set", each)]
     done = trainer(

@@ -1,4 +1,4 @@
-"""Tables whose images have any number of labels, the split of such images, and what is refused."""
+"""Label tables with any number of labels per image, the split of such images, and rejected inputs."""
 
 from __future__ import annotations
 
@@ -226,7 +226,7 @@ def test_the_thresholds_get_images_of_training_alone_and_equal_ones_stay_togethe
         for number, labels in enumerate(sets)
     ]
     contents = [digest(n // 2) for n in range(50)]
-    assert with_thresholds(items, contents, 0.2) == items  # too few of every label
+    assert with_thresholds(items, contents, 0.2) == items  # too few images of every label
     split = with_thresholds(items, contents, 0.4)
     assert Counter(item.split for item in split) == {"train": 25, "test": 10, "thresholds": 15}
     sides = {

@@ -1,4 +1,4 @@
-"""The verdict on images with any number of labels, in words, and the pictures that a report shows."""
+"""Verdict and example pictures of a report on images with any number of labels."""
 
 from __future__ import annotations
 

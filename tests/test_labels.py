@@ -1,4 +1,4 @@
-"""Class names in both spellings of Unicode: one class, wherever it comes from, in old models too."""
+"""Unicode normalization of class names, including the class names of earlier models."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def predictions(names: tuple[str, ...], labels: list[int]) -> Predictions:
 def test_runs_of_either_spelling_can_be_compared_and_challenge_each_other() -> None:
     runs = [run_of(predictions((name, "z"), [0, 1]), name) for name in (COMPOSED, DECOMPOSED)]
     assert compare_runs(*runs).accuracy.difference == 0
-    # "é" comes after "z" and "e" with an accent before it: the order of the classes differs.
+    # "é" sorts after "z", but "e" with a combining accent before it: the class order differs.
     old, new = ("e\u0301", "z"), ("z", "\u00e9")
     labels = translated(np.array([0, 1], np.int32), new, old)
     assert labels.tolist() == [1, 0]

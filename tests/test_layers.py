@@ -1,4 +1,4 @@
-"""The layers that are ours: what is left out or fused changes no answer."""
+"""Custom layers: cropping and fusion do not change the outputs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trainer.spec import PlainSpec
 
 
 def uncropped(spec: PlainSpec, size: int) -> keras.Model:
-    """Return the network as Keras's examples write it, on all pixels."""
+    """Return the network as in the Keras examples, without cropping."""
     x = pixels = keras.Input((size, size, 3))
     x = layers.Rescaling(1 / 255)(x)
     for index, filters in enumerate(spec.filters):
@@ -47,7 +47,7 @@ def test_as_many_pixels_are_left_out_as_can_be(
 
 
 def normalized(layer: layers.Layer, images: tf.Tensor) -> list[np.ndarray]:
-    """Return outputs, gradients and moving statistics of one step, then the outputs in use."""
+    """Return outputs, gradients and moving statistics of one training step, then the inference outputs."""
     with tf.GradientTape() as tape:
         tape.watch(images)
         answers = layer(images, training=True)
@@ -69,7 +69,7 @@ def test_normalisation_in_one_operation_is_that_of_keras(precision: str, toleran
         layer.set_weights([np.linspace(0.5, 2.0, 10), np.linspace(-1.0, 1.0, 10), np.ones(10), np.ones(10)])
     for mine, kerass in zip(normalized(ours, images), normalized(theirs, images), strict=True):
         np.testing.assert_allclose(mine, kerass, atol=tolerance, rtol=tolerance)
-    # With the sample variance it would be off by half a percent.
+    # The sample variance would differ by half a percent.
     np.testing.assert_allclose(ours.moving_variance, theirs.moving_variance, rtol=1e-3)
 
 
@@ -80,7 +80,7 @@ def test_one_pixel_has_no_variance() -> None:
 
 
 def fill_freed_memory_with_nan() -> None:
-    """Allocate tensors of many sizes and free them: an operation that doesn't initialise memory finds NaN."""
+    """Fill and free tensors of many sizes, so that operations that read uninitialised memory return NaN."""
     for precision in (tf.bfloat16, tf.float32):
         filled = [tf.fill([1 << power], tf.constant(float("nan"), precision)) for power in range(6, 21)]
         del filled

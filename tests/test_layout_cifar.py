@@ -1,4 +1,4 @@
-"""CIFAR's binary files: their records, and the names of their classes."""
+"""CIFAR binary files: records and class names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders of classes and of splits: what counts as an image, and what doesn't belong is named."""
+"""Class and split folders: files that count as images, and warnings about other files."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_folders_deeper_than_pythons_stack_are_read(tmp_path: Path) -> None:
     try:
         assert len(read_layout(tmp_path, "auto")[0]) == 2
     finally:
-        # pytest's own cleaning is recursive.
+        # The cleanup of pytest is recursive and would exceed the stack.
         subprocess.run(["rm", "-r", tmp_path / "a"], check=True)
 
 
@@ -133,7 +133,7 @@ def test_links_that_lead_out_of_the_source_are_followed_and_named(tmp_path: Path
     (tmp_path / "source").symlink_to("photos")
     (tmp_path / "photos" / "dogs" / "3.png").symlink_to("2.png")
     source = tmp_path / "source"
-    (source / "mice").symlink_to("dogs")  # within the source
+    (source / "mice").symlink_to("dogs")  # a link within the source
     assert read_all(source, "folders").warnings == []
     (source / "mice").unlink()
     (source / "cats").symlink_to(tmp_path / "disk" / "cats")

@@ -1,4 +1,4 @@
-"""Import files, CSV and JSON lines: each row is an image, or is left out with its reason."""
+"""Import files (CSV and JSON Lines): one image per row, and rejected rows with their reasons."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parquet files: images and labels of every row, copied once, whatever writes the file."""
+"""Parquet files: images and labels per row, copied once, and files of different writers."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_a_file_that_can_not_be_read_is_an_error_and_leaves_nothing(
     other = write(tmp_path / "other" / "a.parquet", text=["a"], coarse_label=[1])
     with pytest.raises(DataError, match=r"needs a column of encoded images.*columns text, coarse_label"):
         read(other, "parquet")
-    # A table beside class folders is no data set of its own.
+    # A Parquet file beside class folders is not read as a data set.
     beside = put(tmp_path / "beside", "a/1.jpg", "b/1.jpg")
     other.rename(beside / "a.parquet")
     assert read(beside)[2] == "folders"

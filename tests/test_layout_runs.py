@@ -1,4 +1,4 @@
-"""Whole commands on folders and tables as people have them: what they say and what they train."""
+"""End-to-end commands on common folder and table layouts: output and trained classes."""
 
 from __future__ import annotations
 

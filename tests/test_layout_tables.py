@@ -1,4 +1,4 @@
-"""Tables of labels as people and other tools write them: which images and classes they give."""
+"""Label tables as written by people and other tools: images and classes read from them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LABELS = ["cat", "dog"] * 3
 
 
 def rows(header: str, row: str, names: list[str] | None = None, **formats: str) -> str:
-    """A table with a row for each name: {path}, {name}, {id}, {label}, {number}."""
+    """Return a table with a row per name, formatted with {path}, {name}, {id}, {label} and {number}."""
     lines = [header] if header else []
     for number, path in enumerate(names or NAMES):
         name = path.rpartition("/")[2]

@@ -1,4 +1,4 @@
-"""TFRecord files: every image has its place, and a wrong record is left out alone."""
+"""TFRecord files: offsets of the images, and rejection of single invalid records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders as people and tools arrange them: what the classes and splits are, or what is refused."""
+"""Common folder layouts: the classes and splits read from them, and ambiguous folders."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VALIDATED = {("train", "cats"): 3, ("train", "dogs"): 3, ("validation", "cats"):
 
 
 def images(*folders: str) -> list[str]:
-    """Three images in each of the folders; "{}" is the place of a number in a name of one's own."""
+    """Return three image names per folder, or per pattern with a "{}" for the number."""
     return [
         name.format(number) if "{}" in name else f"{name}/{number}.png"
         for name in folders

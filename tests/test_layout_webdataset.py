@@ -1,4 +1,4 @@
-"""WebDataset tars: every image is read where it lies in the tar, with the label beside it."""
+"""WebDataset tar files: images read in place, with the labels of their samples."""
 
 from __future__ import annotations
 

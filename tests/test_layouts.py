@@ -1,4 +1,4 @@
-"""What holds for every layout: names that can be shown, and that it is there."""
+"""Behaviour common to all layouts: names safe for display, and errors of missing layouts."""
 
 from __future__ import annotations
 

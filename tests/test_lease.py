@@ -1,4 +1,4 @@
-"""The lease: one process at a time, for real processes and for holders of other machines."""
+"""The run lease: mutual exclusion between local processes and with holders on other machines."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def store(either_store: Store) -> Store:
 
 
 def holder(store: Store, expiry: float = EXPIRY) -> subprocess.Popen[str]:
-    """Return another process that holds the lease."""
+    """Start a process and return it once it holds the lease."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, store.uri, str(expiry)], stdout=subprocess.PIPE, text=True
     )
@@ -48,7 +48,7 @@ def end(process: subprocess.Popen[str]) -> None:
 
 
 def elsewhere(store: Store) -> None:
-    """Leave the lease of a process of another machine."""
+    """Write the lease of a process on another machine."""
     store.write("run.lease", json.dumps({"host": "gone-1", "pid": 7, "boot": "other", "beats": 3}).encode())
 
 
@@ -88,7 +88,7 @@ def test_lease_that_is_given_back_meanwhile_is_taken(store: Store) -> None:
 def test_holder_that_was_paused_too_long_learns_that_it_lost(store: Store) -> None:
     lease = take_lease(store, "run.lease", print, 3600.0)
     elsewhere(store)
-    lease.require()  # it has no reason to ask yet
+    lease.require()  # no store access: the last heartbeat is recent
     lease._beat_at -= 3600.0  # as after a pause
     with pytest.raises(TemporaryError, match="Another process took this run over"):
         lease.require()

@@ -1,4 +1,4 @@
-"""Whole runs of two processes on loopback: they wait, stop, fail and finish together."""
+"""End-to-end runs of two processes on loopback: rendezvous, stopping, failures and completion."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ STEP = re.compile(r'"event": "progress".* "step": (\d+)')
 
 
 class Worker:
-    """One process of a run; what it says goes to a file, so that nobody has to read while it works."""
+    """One process of a run, with its output in a file, so that no pipe has to be drained."""
 
     def __init__(self, index: int, hosts: Sequence[str], log: Path, *flags: str) -> None:
         self.log = log
@@ -58,7 +58,7 @@ class Worker:
 
 
 class Pair:
-    """Where the runs of two workers are."""
+    """Output folder and input images of the runs of two workers."""
 
     def __init__(self, folder: Path, photos: Path) -> None:
         self.folder, self.photos, self.starts = folder, photos, 0
@@ -84,19 +84,19 @@ def pair(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Pair:
 
 @pytest.fixture(scope="module")
 def calm(pair: Pair) -> Path:
-    """The folder of an undisturbed run, whose second process came late."""
+    """Return the folder of an uninterrupted run whose second process started late."""
     hosts = addresses(2)
     chief = pair.start("calm", 0, hosts)
     time.sleep(4.0)
     assert chief.process.poll() is None
-    assert "calm" not in chief.text()  # it begins nothing alone
+    assert "calm" not in chief.text()  # the chief waits for the worker
     late = pair.start("calm", 1, hosts)
     assert [chief.end(), late.end()] == [0, 0], chief.text() + late.text()
     return pair.folder / "runs" / "calm"
 
 
 def wait_for_step(worker: Worker, step: int) -> None:
-    """Wait until the chief speaks of a step beyond `step`."""
+    """Wait until the chief reports a step after `step`."""
     until = time.monotonic() + 120
     while max((int(found[1]) for found in STEP.finditer(worker.text())), default=0) <= step:
         assert worker.process.poll() is None, worker.text()
@@ -171,7 +171,7 @@ def test_a_finished_run_is_reported_by_each_process_that_is_started_again(
     assert [each.end() for each in workers] == [0] * len(started)
     for each in workers:
         assert "This run is finished; there is nothing to do." in each.text()
-    assert time.monotonic() - began < 100  # of the 120 that one would be waited for
+    assert time.monotonic() - began < 100  # less than the 120 s of train.meet_seconds
     assert (calm / "MANIFEST.json").read_bytes() == before
 
 
@@ -186,7 +186,7 @@ def test_all_begin_with_the_weights_that_the_chief_has_read(pair: Pair) -> None:
     plain = ["model={family: plain, filters: [8]}", "train.epochs=2"]
     first = pair.start("first", 0, hosts, *plain)
     assert first.end() == 0, first.text()
-    # What changes no weight: each process answers for a share of the images.
+    # The learning rate changes no weight; each process predicts its share of the images.
     still = [*plain, "optimizer.learning_rate=1e-12", f"train.start_from={pair.folder}/runs/first"]
     hosts = addresses(2)
     workers = [pair.start("warm", index, hosts, *still) for index in (0, 1)]
@@ -208,7 +208,7 @@ def test_one_that_never_comes_is_named(pair: Pair) -> None:
 
 def test_a_profile_that_only_the_chief_is_asked_for_keeps_the_steps_of_both_together(pair: Pair) -> None:
     hosts = addresses(2)
-    # Batches that both have an even share of, as the calls would else be short anyway.
+    # A batch size with equal shares: where shares differ, blocks are short without a profile too.
     settings = [
         "train.epochs=3", "train.steps_per_call=4", "train.checkpoint.every_steps=100",
         "train.global_batch_size=4",
@@ -245,6 +245,6 @@ def test_each_process_has_its_share_of_the_images_on_its_devices_and_all_whiten_
         found += json.loads(out.splitlines()[-1])
     assert [len(each["history"]) for each in found] == [2] * 4
     assert all(each == found[0] for each in found)
-    # Each has read half of the images, and both have the kernel of all of them.
+    # Each process read half of the images; both have the whitening kernel of all images.
     whole, _ = whitening_weights(sum_patches(dark_and_light().train.pixels.take(np.arange(44))))
     np.testing.assert_array_equal(np.array(found[0]["kernel"], np.float32), whole)

@@ -1,4 +1,4 @@
-"""Objects as a bucket sends them, over real HTTP: whole, damaged, cut, compressed, or not at all."""
+"""Downloads of Cloud Storage objects over real HTTP: complete, damaged, truncated, compressed and failed."""
 
 from __future__ import annotations
 

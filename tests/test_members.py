@@ -1,3 +1,5 @@
+"""Archive members: unsafe names, links, devices and encryption, and archive bombs."""
+
 from __future__ import annotations
 
 import hashlib
@@ -27,7 +29,7 @@ from hypothesis import strategies as st
 from trainer.data.members import MAX_PART_BYTES, UnsafeNameError, safe_parts
 from trainer.exits import DataError
 
-# --- names
+# --- names of members
 
 
 BAD_NAMES = ["/etc/x", "../x", "a/../../x", "a/..", "..", "C:/x", "c:x", "a\\b", "..\\x", "\\\\host\\x"]
@@ -36,7 +38,7 @@ BAD_NAMES += ["x" * 256, "é" * 128, "d/" * 120 + "x", "/".join(["y" * 200] * 12
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    # In a zip a backslash is the separator of Windows, and harmless inside the folder.
+    # A zip may use the backslash, the separator of Windows; the name stays inside the folder.
     [
         (kind, name)
         for kind in ("zip", "tar", "tar.gz")
@@ -137,7 +139,7 @@ def test_names_of_a_zip_that_does_not_state_their_encoding_are_read_by_their_scr
         assert tree(folder) == files
     said = f"a.zip does not say how its names are encoded; they are read as {encoding}."
     assert [message.partition(" If ")[0] for message in started.said] == [said] * 2
-    # Where an earlier version unpacked the same archive under other names.
+    # The suffix separates it from an extraction with other names by an earlier version.
     assert folder.name == f"{hashlib.sha256(archive.read_bytes()).hexdigest()}-{encoding}"
 
 
@@ -240,7 +242,7 @@ def test_encrypted_zip_is_refused(tmp_path: Path) -> None:
         extract(archive, tmp_path / "cache")
 
 
-# --- bombs
+# --- archive bombs
 
 
 def test_archive_larger_than_allowed_is_refused_before_anything_is_written(tmp_path: Path) -> None:

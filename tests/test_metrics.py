@@ -1,4 +1,4 @@
-"""Metrics are what a person computes by hand, and predictions.csv gives every one of them again."""
+"""Metrics compared with values computed by hand, and recomputed from predictions.csv."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def predictions(
 
 
 def drawn(count: int, classes: int, seed: int = 0) -> Predictions:
-    """Predictions that are right more often than not."""
+    """Return random predictions that are mostly right."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, count)
     logits = rng.normal(size=(count, classes)) * 2
@@ -59,9 +59,9 @@ def test_binary_metrics_are_those_computed_by_hand() -> None:
     assert found["accuracy"] == 0.75
     assert found["log_loss"] == pytest.approx(-(math.log(0.9 * 0.4 * 0.8 * 0.7)) / 4)
     assert found["brier"] == pytest.approx((0.1**2 + 0.6**2 + 0.2**2 + 0.3**2) / 4)
-    # Each of the two dogs is ranked above each of the two cats: 0.8 and 0.7 against 0.1 and 0.6.
+    # Both dogs rank above both cats: 0.8 and 0.7 against 0.1 and 0.6.
     assert found["roc_auc"] == 1.0
-    # Every answer has a bin of its own: 0.9 right, 0.6 wrong, 0.8 right, 0.7 right.
+    # Each prediction has its own bin: 0.9 right, 0.6 wrong, 0.8 right, 0.7 right.
     assert found["calibration_error"] == pytest.approx((0.1 + 0.6 + 0.2 + 0.3) / 4)
     assert (found["precision/cats"], found["recall/cats"]) == (1.0, 0.5)
     assert (found["precision/dogs"], found["recall/dogs"]) == pytest.approx((2 / 3, 1.0))
@@ -84,7 +84,7 @@ def test_metrics_of_three_classes_are_those_computed_by_hand() -> None:
     assert found["log_loss"] == pytest.approx(-math.log(0.7 * 0.6 * 0.2) / 3)
     squares = (0.09 + 0.04 + 0.01) + (0.01 + 0.16 + 0.09) + (0.25 + 0.09 + 0.64)
     assert found["brier"] == pytest.approx(squares / 3)
-    # One against the rest: a 0.7 over 0.1 and 0.5; b 0.6 over 0.2 and 0.3; c 0.2 over 0.1, under 0.3.
+    # One-vs-rest: a 0.7 above 0.1 and 0.5; b 0.6 above 0.2 and 0.3; c 0.2 above 0.1, below 0.3.
     assert found["roc_auc"] == pytest.approx((1 + 1 + 0.5) / 3)
     assert found["precision/c"] == 0.0
     assert found["recall/c"] == 0.0
@@ -94,13 +94,13 @@ def test_interval_is_wilsons() -> None:
     for correct, count in ((924, 1000), (1, 3), (0, 7), (7, 7), (71_200, 100_000)):
         expected = binomtest(correct, count).proportion_ci(confidence_level=0.95, method="wilson")
         assert wilson_interval(correct, count) == pytest.approx((expected.low, expected.high), abs=1e-12)
-    # The edges stay inside 0..1, where the simplest interval has no width at all.
+    # The bounds stay within [0, 1]; the normal approximation has zero width here.
     assert wilson_interval(5, 5) == pytest.approx((0.5655, 1.0), abs=1e-4)
     assert wilson_interval(0, 5) == pytest.approx((0.0, 0.4345), abs=1e-4)
 
 
 def test_calibration_bins_are_closed_on_the_right() -> None:
-    # 0.6 = 9/15 is the upper edge of bin 8; a hair more belongs to bin 9.
+    # 0.6 = 9/15 is the upper edge of bin 8, counted from 0; any larger value is in bin 9.
     rows = [[0.6, 0.4], [0.58, 0.42], [0.61, 0.39], [1.0, 0.0]]
     found = compute_calibration(predictions([0, 1, 0, 0], rows))
     assert found.count.tolist() == [2, 1, 1]
@@ -194,7 +194,7 @@ def test_csv_has_the_columns_that_people_are_told_of(tmp_path: Path) -> None:
 ODD = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=20)
 
 
-# Each example is a file on disk, synced.
+# Each example writes a file and syncs it.
 FEW = settings(max_examples=25, deadline=None)
 
 

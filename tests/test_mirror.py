@@ -1,4 +1,4 @@
-"""The mirror: a store that follows a folder, and a folder that comes back from it."""
+"""The mirror: syncing a folder to a store, and restoring the folder from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mixtures: which images are mixed, with whom, and what is left of their labels."""
+"""Mixup and CutMix: which images are mixed, their partners, and their label shares."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COUNT, SIDE = 400, 20
 
 
 def mixed(spec: AugmentSpec, count: int = COUNT) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return images of one value each, and what became of them."""
+    """Return images of one constant value each, the mixed images, their partners and label shares."""
     values = np.arange(count, dtype=np.float32)
     images = np.broadcast_to(values[:, None, None, None], (count, SIDE, SIDE, 3)).copy()
     draws = np.random.default_rng(3).random((count, 4), np.float32)

@@ -28,7 +28,7 @@ def test_the_papers_network_has_the_papers_layers_and_weights() -> None:
     assert [layer.filters for layer in convolutions] == [16, 32, 64, 1024]
     assert all(layer.kernel_size == (3, 3) for layer in convolutions)
     assert sum(isinstance(layer, keras.layers.MaxPooling2D) for layer in model.layers) == 4
-    # 3x3 kernels and biases, then 7 x 7 x 1024 features and a bias to one unit.
+    # 3x3 kernels and biases, then one unit with 7 x 7 x 1024 weights and a bias.
     expected = 448 + 4640 + 18496 + 590848 + 7 * 7 * 1024 + 1
     assert model.count_params() == expected
 
@@ -74,7 +74,7 @@ def test_initial_weights_do_not_depend_on_what_other_threads_draw(spec: ModelSpe
     random.seed(1)
     state = random.getstate()
     after = build_model(spec, 3, 16, seed=5).get_weights()
-    # It neither looks at the generator that all threads share nor turns it back.
+    # The global generator, shared by all threads, is neither used nor reset.
     assert random.getstate() == state
     random.seed(2)
     later = build_model(spec, 3, 16, seed=5).get_weights()

@@ -1,4 +1,4 @@
-"""Muon: the orthogonalised update, its length, and which weights it is for."""
+"""Muon: the orthogonalised update, its norm, and the weights that it applies to."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def test_the_singular_values_of_an_orthogonalised_matrix_lie_around_one(
     assert result.dtype == np.float32
     values = np.linalg.svd(result, compute_uv=False)
     assert 0.6 < values.min() < values.max() < 1.25
-    # Towards U V', the nearest orthogonal matrix.
+    # Close to U V', the nearest orthogonal matrix.
     assert np.linalg.norm(result - left @ right) < 0.35 * np.sqrt(7)
     np.testing.assert_array_equal(orthogonalize(tf.zeros(shape), precision), np.zeros(shape))
 
 
 def variables() -> list[keras.Variable]:
-    """Return a convolution's kernel and bias, a depthwise kernel, and those of the output layer."""
+    """Return a convolution kernel and bias, a depthwise kernel, and kernel and bias of the output layer."""
     hidden = [("hidden", (3, 3, 2, 5)), ("hidden", (5,)), ("depthwise", (3, 3, 4, 1))]
     rng, made = np.random.default_rng(1), []
     for layer, shape in [*hidden, ("logits", (6, 3)), ("logits", (3,))]:
@@ -100,7 +100,7 @@ def test_all_of_its_state_is_in_its_variables() -> None:
     optimizer = Muon(0.1)
     optimizer.build(weights)
     state = [variable for variable in optimizer.variables if len(variable.shape)]
-    # Momentum alone for the hidden kernel, two moments for each of the four others.
+    # Only momentum for the hidden kernel, two moments for each of the four others.
     assert len(state) == 1 + 2 * 4
     optimizer.apply(gradients(0), weights)
     assert all(np.any(variable.numpy()) for variable in state)

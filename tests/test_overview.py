@@ -1,4 +1,4 @@
-"""The table of all runs: what it costs to make, and what it shows."""
+"""The table of all runs: number of requests and contents."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainer.storage.store import Store, open_store
 
 
 class Counted(SilentProgress):
-    """Notes how far the work was said to be."""
+    """Progress that records the total and the amount done."""
 
     total: int | None = None
     done = 0
@@ -29,11 +29,11 @@ class Counted(SilentProgress):
         self.done += amount
 
     def finish(self) -> None:
-        """Note nothing."""
+        """Do nothing."""
 
 
 def publish_run(output: Store, folder: Path, name: str, accuracy: float) -> None:
-    """Publish a run of the small files that a list of runs is made of."""
+    """Publish a run with only the small files that the table of runs reads."""
     (run := folder / name).mkdir(parents=True)
     for file, values in (
         ("dataset.json", {"digest": f"sha256:{name:0>64}"}),
@@ -87,7 +87,7 @@ def test_the_table_is_the_same_of_runs_that_an_earlier_version_published(
     rows = overview(either_store)
     marker = either_store.read(f"old/{MARKER}")
     assert marker is not None
-    either_store.write(f"old/{MARKER}", marker.data)  # without the metadata of this version
+    either_store.write(f"old/{MARKER}", marker.data)  # without the metadata that this version adds
     assert overview(either_store) == rows
     assert {(row.name, row.state, row.accuracy) for row in rows} == {
         ("old", "finished", 0.25), ("new", "finished", 0.5), ("begun", "unfinished", None),

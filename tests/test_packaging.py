@@ -1,4 +1,4 @@
-"""The lock files and the wheel: exact and hashed packages, and all of ours."""
+"""Lock files with pinned, hashed packages, and the contents of the wheel."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_package_has_one_version_in_all_locks(name: str) -> None:
 
 
 def pins_of(name: str) -> dict[str, set[str]]:
-    """Return the versions of each package of a lock: more than one where Pythons differ."""
+    """Return the versions of each package in a lock; several if they differ by Python version."""
     text = (ROOT / f"requirements-{name}.lock").read_text()
     pins: dict[str, set[str]] = {}
     for package, version in re.findall(r"^(\S+)==(\S+)", text, re.MULTILINE):

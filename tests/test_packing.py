@@ -1,4 +1,4 @@
-"""Packing shards: the same bytes, whoever does it and however often it is interrupted."""
+"""Shard packing: identical bytes for any number of machines and after interruptions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainer.exits import DataError, TemporaryError, UsageError
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The folder of images, and that of their shards."""
+    """Return the folder of images and the folder of their shards."""
     return make_packed(tmp_path_factory.mktemp("packed"))
 
 
@@ -50,7 +50,7 @@ def test_two_machines_pack_the_same_bytes_as_one(packed: tuple[Path, Path], tmp_
 
 def test_a_machine_that_stays_away_is_missed_and_what_was_done_is_kept(tmp_path: Path) -> None:
     root, output = two_splits(tmp_path / "images", train=9), str(tmp_path / "shards")
-    # One piece to scan: machine 0 does it; of the shards it does every second one.
+    # Machine 0 scans the only piece and packs every second shard.
     with pytest.raises(TemporaryError, match="start those that are missing"):
         pack(root, output, tmp_path / "cache", 0, 2, wait=0.5)
     there = files_of(tmp_path / "shards")
@@ -101,7 +101,7 @@ def test_notes_that_are_garbage_cost_one_more_start(tmp_path: Path, kind: str, g
 def test_a_picture_that_was_replaced_under_its_name_is_not_taken_for_packed(tmp_path: Path) -> None:
     root, output = two_splits(tmp_path / "images", train=9), str(tmp_path / "shards")
     pack(root, output, tmp_path / "cache")
-    pack(root, output, tmp_path / "cache")  # the same once more is nothing to do
+    pack(root, output, tmp_path / "cache")  # a second call has nothing to do
     next(root.rglob("*.png")).write_bytes(png(778, side=21))
     with pytest.raises(UsageError, match="other images"):
         pack(root, output, tmp_path / "cache")

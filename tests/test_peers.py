@@ -1,4 +1,4 @@
-"""Processes of one run, each a real one, on loopback: how they meet, agree, and end together."""
+"""The process group, with real processes on loopback: rendezvous, exchange and failure detection."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def start(
 
 
 def ends(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
-    """Return how each ended, and the last that it said."""
+    """Wait for the processes; return the exit code and output of each."""
     said = [process.communicate(timeout=60)[0] for process in processes]
     return [(process.returncode, text) for process, text in zip(processes, said, strict=True)]
 
@@ -86,7 +86,7 @@ def test_a_process_that_starts_late_is_waited_for_and_a_restarted_one_takes_its_
     first.kill()
     first.communicate()
     last = start(2, hosts, "peers.exchange(b'%d' % index)")
-    time.sleep(2.0)  # now two have come, of whom one is dead
+    time.sleep(2.0)  # two workers have connected, one of which is dead
     again = start(1, hosts, "peers.exchange(b'%d' % index)")
     assert ends([chief, last, again])[0] == (0, "[b'0', b'1', b'2']\n")
 
@@ -114,7 +114,7 @@ def test_processes_of_different_specs_are_refused() -> None:
 
 
 def connected(address: tuple[str, int]) -> socket.socket:
-    """Return a connection to a process that may not listen yet."""
+    """Connect to a process that may not listen yet, with retries for 20 s."""
     until = time.monotonic() + 20
     while True:
         try:
@@ -137,7 +137,7 @@ def test_a_stranger_at_the_door_does_no_harm() -> None:
 
 
 def test_those_who_say_nothing_or_trickle_hold_nobody_up() -> None:
-    """300 connections that stay open: one after the other, each waited for, would outlast the limit."""
+    """300 idle connections would exceed the time limit if they were handled one at a time."""
     hosts = addresses(2)
     chief = start(0, hosts, "say(peers.exchange(b'a'))", seconds=20.0)
     address = ("127.0.0.1", int(hosts[0].rpartition(":")[2]))
@@ -163,7 +163,7 @@ def test_a_long_message_to_one_keeps_no_other_waiting_for_a_sign_of_life() -> No
         pinging.start()
         pinging.join(5)
         assert not pinging.is_alive()
-        assert threading.active_count() == before  # the message is still on its way
+        assert threading.active_count() == before  # the message is still being sent
         heard = 0
         while heard < 50_000_000 + 9:
             heard += len(there.recv(1 << 20))

@@ -1,4 +1,4 @@
-"""The environment of a cluster: what is understood, and what is refused with a reason."""
+"""Process info read from the environment of a cluster, and errors of invalid environments."""
 
 from __future__ import annotations
 

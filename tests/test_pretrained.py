@@ -1,4 +1,4 @@
-"""The pretrained family: its backbones, and EfficientNet-Lite0 against the framework that it comes from."""
+"""The pretrained model family, and EfficientNet-Lite0 compared with its original PyTorch implementation."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from trainer.model.weights import load_weights
 from trainer.spec import DataSpec, PretrainedSpec
 
 GOLDEN = Path(__file__).with_name("lite0_golden.json")
-"""Every sixteenth feature, from the second on, as PyTorch's efficientnet_lite_pytorch 0.1.0 gives them."""
+"""Every 16th feature, starting with the second, as computed by efficientnet_lite_pytorch 0.1.0 (PyTorch)."""
 DAISY = 985
-"""Of the 1,000 classes of ImageNet the nearest to the dahlia on the photo."""
+"""The ImageNet class (of 1,000) closest to the dahlia on the photo."""
 POLICY = keras.DTypePolicy("float32")
 
-# Keras's own, where it saves weights.
+# A warning of Keras itself, raised when it saves weights.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
 )
@@ -51,7 +51,7 @@ def model(weights: WeightsFile) -> keras.Model:
 
 
 def drawn(height: int, width: int) -> np.ndarray[Any, Any]:
-    """Return two pictures of coloured squares with noise, float32 [2, height, width, 3]."""
+    """Return two images of coloured rectangles with noise, float32 [2, height, width, 3] in 0..255."""
     random = np.random.RandomState(0)
     coarse = random.randint(0, 256, (2, 5, 5, 3))
     rows, columns = np.arange(height) * 5 // height, np.arange(width) * 5 // width
@@ -152,4 +152,4 @@ def test_a_network_of_keras_answers_as_keras_has_it(name: str, tmp_path: Path) -
     assert not kinds & {keras.layers.BatchNormalization, keras.layers.Dropout}
     assert (FusedBatchNormalization in kinds) == (name != "convnext-tiny")
     traced = tf.function(lambda x: ours(x, training=False)).get_concrete_function(tf.constant(pixels))
-    assert {each.type for each in traced.graph.get_operations()} <= COMPUTING  # so its export is loaded
+    assert {each.type for each in traced.graph.get_operations()} <= COMPUTING  # loaded without trust

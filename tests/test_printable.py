@@ -1,4 +1,4 @@
-"""What is shown of names and addresses."""
+"""Sanitization of names, URLs and CSV cells for display."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_no_cell_of_a_csv_is_a_formula_and_each_text_comes_back(tmp_path: Path) 
     write_predictions(path := tmp_path / "predictions.csv", [answers])
     (read,) = read_predictions(path)
     assert (read.names, read.class_names) == (_NAMES, ("=cats", "-dogs"))
-    assert np.array_equal(read.probabilities, probabilities)  # numbers stay numbers
+    assert np.array_equal(read.probabilities, probabilities)  # numbers are not escaped
     lines = path.read_text().splitlines()
     assert lines[1].startswith('"test","\'=1+1')
     path.write_text(path.read_text().replace("\"'=", '"='))  # as an earlier version wrote it

@@ -1,4 +1,4 @@
-"""A profile of some steps: of exactly these, and without a trace in what is trained."""
+"""Profiling of chosen steps, which does not change the training result."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def profiles(folder: Path) -> list[Path]:
 
 
 def seen(path: Path) -> list[int]:
-    """Return the first step of each call that a profile has seen."""
+    """Return the first step of each call recorded in a profile."""
     from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
     found = []
@@ -61,7 +61,7 @@ def test_a_profile_changes_nothing_of_what_is_trained(dataset: Dataset, tmp_path
     _, found = do_train(spec, dataset, tmp_path / "found", recorder)
     assert untimed(found.history) == untimed(plain.history)
     (profile,) = profiles(tmp_path / "found")
-    # The second of these calls did two steps, the last of which was the fifth.
+    # The second of these calls ran two steps, 4 and 5.
     assert seen(profile) == [3, 4]
     assert [call.step for call in recorder.calls][:4] == [1, 2, 3, 5]
     assert not profiles(tmp_path / "plain")
@@ -86,7 +86,7 @@ def test_a_run_that_was_stopped_amid_the_steps_profiles_the_rest_of_them(
         do_train(load_spec(settings=settings), dataset, tmp_path, stop_at=4)
     (before,) = profiles(tmp_path)
     assert seen(before) == [2, 3, 4]
-    before.rename(tmp_path / "before")  # the names are of seconds
+    before.rename(tmp_path / "before")  # profile names have a resolution of one second
     recorder = Recorder()
     do_train(load_spec(settings=settings), dataset, tmp_path, recorder)
     assert [seen(each) for each in profiles(tmp_path)] == [[5, 6]]

@@ -1,4 +1,4 @@
-"""A SavedModel is a program: which ones are loaded without being trusted, and what damage to one leads to."""
+"""Checks of SavedModels as programs: models loaded without trust, and damaged files."""
 
 from __future__ import annotations
 
@@ -50,15 +50,15 @@ def test_a_model_that_writes_files_is_run_only_if_it_is_trusted(model: Path, tmp
     assert trusted.class_names == CLASSES
     trusted.classify([b"any"])
     assert victim.exists()
-    assert load_model(model).class_names == CLASSES  # a bare one of this program needs no trust
+    assert load_model(model).class_names == CLASSES  # a model exported by this package needs no trust
 
 
 class Reader(tf.Module):  # type: ignore[misc]
-    """Does by itself what TensorFlow does to save and restore variables."""
+    """Module that reads a checkpoint with the operation TensorFlow uses to restore variables."""
 
     @tf.function(input_signature=[])  # type: ignore[misc]
     def read(self) -> tf.Tensor:
-        """Read a checkpoint of somebody else's."""
+        """Read a tensor from a checkpoint outside the model."""
         return tf.raw_ops.RestoreV2(
             prefix="/elsewhere", tensor_names=["secret"], shape_and_slices=[""], dtypes=[tf.float32]
         )
@@ -73,7 +73,7 @@ def test_the_operations_of_the_saver_are_allowed_to_the_saver_alone(tmp_path: Pa
 
 
 def change_saver(folder: Path, change: Callable[[Any, Any], None]) -> Path:
-    """Change the library of the SavedModel in `folder`, and the function that restores its variables."""
+    """Apply `change` to the SavedModel's function library and its restore function; return `folder`."""
     path, model = folder / "saved_model.pb", saved_model_pb2.SavedModel()
     model.ParseFromString(path.read_bytes())
     library = model.meta_graphs[0].graph_def.library
@@ -83,7 +83,7 @@ def change_saver(folder: Path, change: Callable[[Any, Any], None]) -> Path:
 
 
 def replace_others(library: Any, restore: Any) -> None:
-    """Let TensorFlow choose it, or one that calls it, for another function: it does so by this attribute."""
+    """Let `api_implements` substitute a caller of `restore` for another function in TensorFlow."""
     caller = library.function.add()
     caller.signature.name = "caller"
     caller.attr["api_implements"].s = b"classify"
@@ -127,7 +127,7 @@ def test_one_flipped_bit_ends_in_words(model: Path, tmp_path: Path) -> None:
     of_an_operation = whole.index(b"ReadVariableOp") + 7
     for place in (1, of_an_operation, len(whole) // 2):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
-        with suppress(DataError):  # harmless where it is a name that nobody reads
+        with suppress(DataError):  # harmless if the bit is in an unused name
             load_model(damaged, trust=True)
     for text in (b"", b"no model at all", whole[: len(whole) // 2]):
         path.write_bytes(text)

@@ -1,4 +1,4 @@
-"""Publication: manifest, marker and pointer, in this order, and what tells whether a run is whole."""
+"""Publication of a run: manifest, marker and pointer, in this order, and verification."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_publication_cut_short_before_the_marker_is_made_anew(run: Path) -> None
 
 def test_publication_cut_short_before_the_marker_again_and_again_ends_whole(run: Path) -> None:
     class KilledError(Exception):
-        """Stands for the end of the process."""
+        """Simulated end of the process."""
 
     for _ in range(3):
         asked = []
@@ -92,7 +92,7 @@ def test_publication_cut_short_before_the_marker_again_and_again_ends_whole(run:
 @pytest.mark.parametrize("left", ["", "0" * 64], ids=["empty", "of no manifest"])
 def test_marker_that_belongs_to_nothing_is_replaced(run: Path, left: str) -> None:
     (run / "_SUCCESS").write_text(left)
-    if not left:  # where a file is not made at one blow, a crash leaves it empty, and the manifest is there
+    if not left:  # without atomic creation, a crash leaves an empty marker beside a manifest
         (run / "MANIFEST.json").write_text("of an earlier try")
     publish_at(run)
     assert verify(FolderStore(run)) == []
@@ -130,7 +130,7 @@ def test_pointer_goes_to_the_run_that_was_published_last_and_never_back(run: Pat
     assert latest_run(output) == "pets-2"
     move_pointer(output, "pets-1")
     assert latest_run(output) == "pets-2"
-    # One that a crash left behind, at a run that is gone or never was, moves on.
+    # A pointer that a crash left at an older, deleted or invalid run moves forward.
     for text in ("pets-1\n", "pets-0\n", "../x\n", ""):
         (run.parent / "latest").write_text(text)
         move_pointer(output, "pets-2")
@@ -206,7 +206,7 @@ def test_pointer_that_names_no_run_is_no_run(run: Path, text: str) -> None:
 
 
 def rewrite_manifest(run: Path, **changes: object) -> None:
-    """Change the manifest of a finished run, and its marker to match; None removes a key."""
+    """Change the manifest of a finished run, and update its marker; None removes a key."""
     manifest = json.loads((run / "MANIFEST.json").read_text()) | changes
     text = json.dumps({key: value for key, value in manifest.items() if value is not None})
     (run / "MANIFEST.json").write_text(text)
@@ -231,6 +231,6 @@ def test_a_run_dated_in_the_future_does_not_keep_the_pointer(run: Path, has_sequ
     assert latest_run(output) == third.name
     order = sorted((ahead.name, run.name, third.name), key=lambda name: publication_order(output, name))
     assert order == [ahead.name, run.name, third.name]
-    # Neither moves it back, and the caller learns which run it names.
+    # Neither call moves it back; both return the run that it names.
     assert [move_pointer(output, name) for name in (run.name, ahead.name)] == [third.name] * 2
     assert latest_run(output) == third.name

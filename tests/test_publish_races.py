@@ -1,4 +1,4 @@
-"""Publication while other processes write, pause or publish too."""
+"""Publication while other processes write, pause or publish."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_bytes_that_arrived_otherwise_are_not_published(
     output = open_store(f"gs://{BUCKET}/{tmp_path.name}")
     for name in ("metrics.json", "report.html", "model/saved_model.pb", "model/variables/variables.index"):
         output.write(f"{run.name}/{name}", (run / name).read_bytes())
-    output.write(f"{run.name}/metrics.json", b"[]\n")  # as long as what was sent
+    output.write(f"{run.name}/metrics.json", b"[]\n")  # the same size as the local file
     with pytest.raises(TemporaryError, match=r"metrics\.json"):
         publish(output, run.name, run)
     assert not is_finished(output.below(run.name))
@@ -75,7 +75,7 @@ def test_a_process_that_was_paused_while_another_published_changes_nothing(run: 
 
     def pause() -> None:
         asked.append(1)
-        if len(asked) == 1:  # before its manifest
+        if len(asked) == 1:  # before the manifest is written
             publish_at(run)
 
     shutil.copytree(local, run, dirs_exist_ok=True)

@@ -1,4 +1,4 @@
-"""The commands of the documentation: every one exists, with the options that it is shown with."""
+"""Commands in the documentation: each one exists and accepts the options shown."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SPEC = "recipe: demo\nrun_name: pets\n"
 
 
 def lines_to_type() -> Iterator[str]:
-    """Yield every line of the documents' blocks, and every command between backticks."""
+    """Yield every line of code blocks without a language, and every command between backticks."""
     for name in DOCUMENTS:
         text = (ROOT / name).read_text(encoding="utf-8")
         for language, block in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
@@ -34,20 +34,20 @@ def lines_to_type() -> Iterator[str]:
 
 
 def commands_of(program: str) -> list[list[str]]:
-    """Return what is to be typed for `program`, without it and without comments, each once."""
+    """Return the distinct argument lists for `program` in the documentation, without comments."""
     found = [shlex.split(line, comments=True) for line in lines_to_type() if line.startswith(program)]
     return [list(words) for words in dict.fromkeys(tuple(words[1:]) for words in found if len(words) > 1)]
 
 
 def parse(words: list[str]) -> None:
-    """Let click read a command line as it would, and do nothing."""
+    """Parse a command line with click, without running the command."""
     command: click.Command = cli
     while isinstance(command, click.Group) and words and not words[0].startswith("-"):
         found = command.commands.get(words[0])
         assert found is not None, words
         command, words = found, words[1:]
     if isinstance(command, click.Group) and not words:
-        return  # a group that is named without one of its commands
+        return  # a group without a subcommand
     with command.make_context("trainer", list(words)):
         pass
 
@@ -61,7 +61,7 @@ def test_every_command_is_one_that_there_is() -> None:
         except click.exceptions.Exit:
             pass  # --help
         except click.MissingParameter:
-            assert len(words) == 1, words  # a command that is spoken of
+            assert len(words) == 1, words  # a command mentioned without its arguments
         except click.UsageError as error:
             pytest.fail(f"{shlex.join(words)}: {error.format_message()}")
 

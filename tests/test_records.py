@@ -1,4 +1,4 @@
-"""What is kept of every decision about the champion, and what a process leaves that ends within one."""
+"""Audit records of champion decisions, and processes that end during a decision."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ASK = between({"one": 0.6, "two": 0.8, "three": 0.9})
 
 
 class Watched(FolderStore):
-    """Where `on_swap` is called when the pointer to the champion is to move."""
+    """Store that passes each write of the champion pointer to `on_swap`."""
 
     def __init__(self, root: Path, on_swap: Callable[[Callable[[], str | None]], str | None]) -> None:
         super().__init__(root)
@@ -52,7 +52,7 @@ def stop_after(do: Callable[[], str | None]) -> str | None:
 
 @pytest.fixture
 def output(tmp_path: Path) -> FolderStore:
-    """Three finished runs, the first of which is the champion."""
+    """Return a store of three finished runs, the first of which is the champion."""
     store = FolderStore(tmp_path / "runs")
     for name in ("one", "two", "three"):
         finished(store, tmp_path / "local", name)
@@ -138,7 +138,7 @@ def test_who_goes_back_at_the_same_moment_as_another_changes_it_is_told(output: 
 
     with pytest.raises(TemporaryError, match="changed at the same moment"):
         rollback(Watched(output.root, be_late))
-    assert read_champion(output).name == "three"  # and not the bad one that was to go
+    assert read_champion(output).name == "three"  # and not the run that the rollback would replace
     assert len(read_records(output)) == 3
 
 
@@ -174,7 +174,7 @@ def test_a_decision_is_kept_whatever_a_manifest_says_of_its_time(
 
 @pytest.mark.parametrize("is_finished_before", [False, True])
 def test_a_run_is_held_while_it_is_judged(is_finished_before: bool, tmp_path: Path) -> None:
-    """So that no other process withdraws it, or judges it too."""
+    """The lease keeps other processes from withdrawing or judging the run."""
     held = []
 
     def look(do: Callable[[], str | None]) -> str | None:

@@ -1,4 +1,4 @@
-"""A loss that is no number: training goes back to the last good epoch with half the rate, or ends."""
+"""Recovery from a NaN loss: training resumes from the last good epoch at half the learning rate, or ends."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_training_goes_back_to_the_last_good_epoch_with_half_the_rate(
     recorder, learner = Recorder(), learner_for(spec, dataset)
 
     class Poison(Recorder):
-        """Makes the rate absurd once, in the second epoch."""
+        """Recorder that sets an absurd learning rate once, in the second epoch."""
 
         def on_call(self, report: CallReport) -> None:
             super().on_call(report)
@@ -61,12 +61,12 @@ def test_a_loss_that_is_no_number_ends_with_the_rate_to_take_if_the_checkpoints_
     )
 
     class Remove(Recorder):
-        """Removes the checkpoint that a training begins with, after the first step."""
+        """Recorder that removes the initial checkpoint after the first step."""
 
         def on_call(self, report: CallReport) -> None:
             super().on_call(report)
             while not (found := list_checkpoints(tmp_path / "checkpoints")) and len(self.calls) == 1:
-                time.sleep(0.01)  # until it is saved
+                time.sleep(0.01)  # until the checkpoint is saved
             for path in found:
                 path.unlink()
 
@@ -92,7 +92,7 @@ def test_recovery_goes_back_beyond_the_checkpoints_of_a_broken_epoch(
     class Poison(Recorder):
         def on_call(self, report: CallReport) -> None:
             super().on_call(report)
-            if len(self.messages) == 1:  # it has only heard that the run continues
+            if len(self.messages) == 1:  # the only message so far: the run continues
                 learner.rate_scale.assign(1e38)
 
     recorder = Poison()

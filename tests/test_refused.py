@@ -1,4 +1,4 @@
-"""What a store makes of refusals: at the start, amid a run, and for a rule that nobody sent."""
+"""Store errors of refused requests: at the start, during a run, and 412 without a precondition."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Faults:
-    """Which fault comes next, how often, and to which requests."""
+    """The next fault to inject, how many times, and into which HTTP methods."""
 
     def __init__(self) -> None:
         self.fault, self.times, self.methods = "", 0, ("GET", "POST", "PUT", "DELETE")
@@ -73,11 +73,11 @@ def test_a_refusal_of_what_was_allowed_before_is_repeated_and_then_temporary(
             before = len(proxy.done)
             with pytest.raises(UsageError, match="credentials"):
                 use(store)
-            assert len(proxy.done) - before == 1, method  # at the start: at once
+            assert len(proxy.done) - before == 1, method  # not retried at the start
             faults.come(fault, 0)
             use(store.below(""))
             faults.come(fault, 2)
-            use(store)  # it passes
+            use(store)  # the fault is transient
             assert faults.times == 0
             output.write("a", b"there")
             faults.come(fault)
@@ -124,7 +124,7 @@ def test_a_412_without_a_condition_is_told_and_never_taken_for_done(
             faults.come("precondition")
             with pytest.raises(UsageError, match="a rule of the bucket forbids it"):
                 use()
-        # With a condition that holds it is no lost race either.
+        # With a precondition that holds, a 412 is not a lost race either.
         faults.come("precondition", 1000, "POST", "DELETE")
         for conditional in (lambda: store.swap("a", b"new", version), lambda: store.remove("a", version)):
             with pytest.raises(UsageError, match="a rule of the bucket forbids it"):
@@ -143,7 +143,7 @@ def test_a_checksum_that_did_not_fit_is_no_lost_race(
         faults.come("checksum", 2)
         version = store.swap("a", b"one", None)
         assert version is not None
-        faults.come("precondition", 1, "POST")  # of another reason, which passed
+        faults.come("precondition", 1, "POST")  # a transient 412 for another reason
         assert store.swap("a", b"two", version) is not None
         faults.come("checksum", 1000, "POST")
         with pytest.raises(TemporaryError, match="arrived damaged"):

@@ -1,4 +1,4 @@
-"""The champion: who takes its place, who doesn't, and what is kept of it."""
+"""The champion: promotion, challenges, rollback and their records."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from trainer.storage.store import Store, open_store
 def measured(
     output: Store, folder: Path, name: str, right: int, metrics: str = "{}", copies: int = 0
 ) -> None:
-    """Publish a run with held-out answers to 18 images of three classes, so many of them right.
+    """Publish a run with held-out predictions on 18 images of three classes, the first `right` correct.
 
-    The first `copies` of them are copies of training images.
+    The first `copies` images are copies of training images.
     """
     labels = np.arange(18) % 3
     given = np.where(np.arange(18) < right, labels, (labels + 1) % 3)
@@ -99,7 +99,7 @@ def test_a_refused_first_run_is_not_told_of_a_champion(tmp_path: Path) -> None:
 
 
 def finished(output: Store, folder: Path, name: str, metrics: str = "{}") -> None:
-    """Publish a run with one file."""
+    """Publish a run with one file, metrics.json."""
     (run := folder / name).mkdir(parents=True, exist_ok=True)
     (run / "metrics.json").write_text(metrics)
     output.below(name).write("metrics.json", metrics.encode())
@@ -107,7 +107,7 @@ def finished(output: Store, folder: Path, name: str, metrics: str = "{}") -> Non
 
 
 def between(good: dict[str, float]) -> Answers:
-    """Return what answers for models that are as good as `good` says."""
+    """Return predictions for pairs of models whose accuracies are in `good`, on 1,000 test images."""
 
     def ask(champion: str, challenger: str) -> tuple[Predictions, Predictions, str]:
         labels = np.arange(1000) % 2
@@ -156,13 +156,13 @@ def test_of_two_challengers_at_once_one_wins_and_both_decisions_are_kept(
         promote(either_store, "zero")
         before = len(read_records(either_store))
         found = challenge_at_once(either_store, between(good))
-        assert read_champion(either_store).name == "two"  # the better one, whoever came first
+        assert read_champion(either_store).name == "two"  # the better run wins, in either order
         assert found["two"].is_champion
         assert len(read_records(either_store)) == before + 2
 
 
 def challenge_at_once(output: Store, ask: Answers) -> dict[str, Outcome]:
-    """Let "one" and "two" challenge the same champion "zero"."""
+    """Let runs "one" and "two" challenge the same champion "zero" concurrently."""
     gate = threading.Barrier(2)
     found: dict[str, Outcome] = {}
 
@@ -204,7 +204,7 @@ def test_one_damaged_file_does_not_hide_all_runs(either_store: Store, tmp_path: 
 
 @pytest.fixture(scope="module")
 def runs(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A poor run and a good one, each of which challenged the champion."""
+    """Return the output folder of a poor, a good and another poor run, each after its challenge."""
     folder = tmp_path_factory.mktemp("runs")
     many = folder / "many"
     for name in ("discs", "squares"):
@@ -262,7 +262,7 @@ def test_runs_are_listed_promoted_and_rolled_back(runs: Path, tmp_path: Path) ->
     own = runs.parent / "many"
     frozen = shutil.copytree(own, runs.parent / "frozen")
     held_out = json.loads((runs / "again" / "dataset.json").read_text())["splits"]["validation"]["images"]
-    same = f"file://{own}"  # as it is called otherwise
+    same = f"file://{own}"  # another spelling of the same source
     without = f", without {200 - held_out} images that a model was trained on"
     for place, images, left_out in (
         (frozen, "all", without),

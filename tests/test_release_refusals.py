@@ -1,4 +1,4 @@
-"""What `compare`, `runs`, `promote` and `rollback` can't do: one message each, and nothing is changed."""
+"""Errors of `compare`, `runs`, `promote` and `rollback`: one message each, and no changes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trainer.storage.store import Store, open_store
 
 @pytest.fixture
 def output(bucket_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """Three finished runs in a bucket, of which the second is the champion."""
+    """Return a bucket store of three finished runs, the second of which is the champion."""
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", bucket_address)
     store = open_store(f"gs://{BUCKET}/{tmp_path.name}")
     for name in ("one", "two", "three"):
@@ -69,7 +69,7 @@ def test_a_champion_that_was_deleted(output: Store, tmp_path: Path) -> None:
     assert found is not None
     assert found.data == b"three\n"
     assert "is gone" not in trainer("runs", output.uri, cache=tmp_path).stdout
-    # Going back leads past one that is gone: that is what it is for.
+    # A rollback starts from a deleted champion, but fails if the one before it, two, is deleted too.
     for entry in output.entries("three/"):
         output.remove(entry.name)
     assert "no earlier champion" in error_line(trainer("rollback", output.uri, cache=tmp_path), 2)

@@ -1,4 +1,4 @@
-"""`trainer repeat`: a run a seed, stopped and gone on with, and what came of them."""
+"""`trainer repeat`: one run per seed, resuming, and the summary of the runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def repeated(photos: Path, folder: Path, *words: str) -> list[str | Path]:
 
 @contextmanager
 def at_work(photos: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Yield a repetition whose first run is in its second epoch, of so many that it is far from its end."""
+    """Yield a `repeat` process whose first run has just finished epoch 1 of 400."""
     words = repeated(photos, tmp_path, "--times", "2", "--set", "train.epochs=400")
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "NO_COLOR": "1"}
     with subprocess.Popen(
@@ -62,7 +62,7 @@ def test_each_seed_is_a_run_and_a_second_call_does_none_again(photos: Path, tmp_
 def test_a_stop_reaches_the_run_and_the_same_command_goes_on(photos: Path, tmp_path: Path) -> None:
     with at_work(photos, tmp_path) as process:
         assert process.stdout is not None
-        process.send_signal(signal.SIGTERM)  # to it alone, as a cluster does
+        process.send_signal(signal.SIGTERM)  # to this process only, as a cluster does
         rest = process.stdout.read()
         assert process.wait(60) == 143, rest
     assert "the checkpoint is safe" in rest
@@ -73,7 +73,7 @@ def test_a_stop_reaches_the_run_and_the_same_command_goes_on(photos: Path, tmp_p
 
 
 def refusal(*words: str | Path) -> str:
-    """Return what a command is refused with, without a process of its own."""
+    """Run a command in this process and return the message of its `UsageError`."""
     with pytest.raises(UsageError) as refused:
         CliRunner().invoke(cli, list(map(str, words)), catch_exceptions=False)
     return str(refused.value)
@@ -85,7 +85,7 @@ def test_what_cannot_be_repeated_is_refused(photos: Path, tmp_path: Path) -> Non
     for seeds in ("1,1", "a,b", "-1,2", "1,,2", "1,2147483648", "\uff11,2", "1_0,2"):
         words = repeated(photos, tmp_path, "--seeds", seeds)
         assert "--seeds has two or more" in refusal(*words)
-    # The last of them as well, before the first begins.
+    # The seed and name of the last run are checked before the first run starts.
     for more, words in (
         (["--set", "seed=2147483647", "--times", "2"], "seed"),
         (["--run-name", "a" * 124], "name"),
@@ -109,8 +109,8 @@ def test_all_runs_are_new_and_stay_and_are_of_the_same_data(photos: Path, tmp_pa
     done = trainer(*words, "--times", "2", cache=tmp_path / "cache")
     assert done.returncode == 0, done.stderr
     assert "standard deviation" in done.stdout
-    assert not (tmp_path / "runs" / "champion").exists()  # of several the best would be it by chance
-    # All begin with one run, and are the same runs from whatever folder the command is given.
+    assert not (tmp_path / "runs" / "champion").exists()  # the best of several runs is partly chance
+    # All start from one run, and are the same runs whatever the working directory of the command.
     runs = tmp_path / "runs"
     assert trainer("promote", runs / "pets-seed-1", "--force", cache=tmp_path).returncode == 0
     begun = [

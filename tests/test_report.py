@@ -1,4 +1,4 @@
-"""The page shows what a run was, to anyone, anywhere, and its verdict follows from the numbers."""
+"""The HTML report: contents, accessibility, self-contained page and escaping."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_same_run_gives_the_same_page(usual: tuple[Path, Page], tmp_path: Path) 
 
 
 def luminance(colour: str) -> float:
-    """Relative luminance as WCAG 2 defines it."""
+    """Return the relative luminance as defined by WCAG 2."""
     parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
@@ -134,13 +134,13 @@ ODD_NAMES = (
 
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Page]:
-    """What was warned of, and the page: one held-out image a class, all right, one epoch, odd names."""
+    """Return warnings and page of a run: one held-out image per class, all right, one epoch, odd names."""
     predictions = {
         "train": make_predictions("train", ODD_NAMES, 20, 4.0, 1),
         "validation": make_predictions("validation", ODD_NAMES, 1, 60.0, 2),
     }
     dataset = make_dataset(predictions)
-    # Unequal, so that the plot is read out with the names of the smallest and the largest class.
+    # Unequal counts, so that the aria-label names the smallest and the largest class.
     dataset["splits"]["train"]["classes"][ODD_NAMES[0]] = 30
     inputs = make_inputs(
         title="<b>odd</b>",
@@ -162,7 +162,7 @@ def test_names_with_html_in_them_are_shown_and_not_obeyed(odd: tuple[list[str], 
     assert '"><script>alert(1)</script>' in page.text
     assert any('to 30 ("><script>alert(1)</script>)' in label for label in page.values("aria-label"))
     assert "<img src=x onerror=alert(1)>.jpg" in page.text
-    # One for each picture's answer, and none from a name.
+    # One <b> and one <img> per example picture, and none from a name.
     assert page.count("b") == page.count("img") == 6
 
 
@@ -292,7 +292,7 @@ def test_best_epoch_is_told_by_what_early_stopping_watches(tmp_path: Path) -> No
     by_loss = written(tmp_path, make_inputs(history=history, spec_yaml=spec))
     assert "best: epoch 2, 0.300" in by_loss.text
     assert "that of the last epoch" in by_loss.text
-    # Training knows better: early stopping may ask for a least change.
+    # The best epoch of training takes precedence: early stopping may require a minimum change.
     known = make_inputs(history=history, spec_yaml=spec, best_epoch=1, keeps_best=True)
     by_training = written(tmp_path, known)
     assert "best: epoch 1, 0.500" in by_training.text

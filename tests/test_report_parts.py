@@ -1,4 +1,4 @@
-"""What the report chooses to show, and how it writes names and numbers."""
+"""Selection of examples for the report, and formatting of names and numbers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_names_are_shortened_in_the_middle() -> None:
     assert shorten("abcdefghijk", 10) == "abcde…hijk"
     assert shorten("two\nlines\u202e", 20) == "two lines"
     assert shorten("\0", 5) == "-"
-    # As wide as they are on a terminal.
+    # Widths are those on a terminal.
     assert columns("ก็") == 1
     assert columns("❤\ufe0f") == 1
     assert shorten("e\u0301" * 50, 5) == "e\u0301e\u0301…e\u0301e\u0301"

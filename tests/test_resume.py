@@ -1,4 +1,4 @@
-"""A training that was stopped or crashed goes on to the same bits, or says why it can't."""
+"""Resuming after a stop or crash: bit-identical results, and errors of lost checkpoints."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def dataset() -> Dataset:
 
 @pytest.fixture(scope="module")
 def whole(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Learner, TrainResult]:
-    """An undisturbed training."""
+    """Return an uninterrupted training."""
     return do_train(load_spec(settings=EXACT), dataset, tmp_path_factory.mktemp("whole"))
 
 
 @pytest.fixture(scope="module")
 def step_by_step(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Learner, TrainResult]:
-    """An undisturbed training, one step a call."""
+    """Return an uninterrupted training with one step per call."""
     spec = load_spec(settings=[*EXACT, "train.steps_per_call=1"])
     return do_train(spec, dataset, tmp_path_factory.mktemp("singly"))
 
@@ -105,7 +105,7 @@ def test_a_stopped_run_ends_with_the_bits_of_an_undisturbed_one(
     dataset: Dataset, whole: tuple[Learner, TrainResult], tmp_path: Path
 ) -> None:
     spec = load_spec(settings=EXACT)
-    for stop_at in (4, 6, 13):  # within an epoch, at the end of one, within another
+    for stop_at in (4, 6, 13):  # within an epoch, at the end of one, and within a later one
         with pytest.raises(StoppedError):
             do_train(spec, dataset, tmp_path / "stopped", stop_at=stop_at)
     stopped, again = do_train(spec, dataset, tmp_path / "stopped")
@@ -115,7 +115,7 @@ def test_a_stopped_run_ends_with_the_bits_of_an_undisturbed_one(
 
 
 class Crash(Recorder):
-    """Ends everything at a step, as a crash does: nothing is saved any more."""
+    """Recorder that ends training at a step, as a crash does, without saving a checkpoint."""
 
     def __init__(self, step: int) -> None:
         super().__init__()
@@ -170,7 +170,7 @@ def test_leaving_the_optimizers_moments_out_of_a_checkpoint_would_be_seen(
     changed = [
         name for name, value in values(whole[0]).items() if not np.array_equal(value, values(learner)[name])
     ]
-    # The moments themselves differ in any case.
+    # The moments differ in any case; other variables must differ too.
     assert set(changed) - set(names)
 
 
@@ -180,11 +180,11 @@ BEST = [
     "train.epochs=4",
     "train.early_stopping={monitor: loss, patience_epochs: 9}",
 ]
-"""By the loss, which falls for some epochs."""
+"""Monitors the loss, which falls for some epochs."""
 
 
 def lose(path: Path, how: str) -> None:
-    """Damage a file."""
+    """Remove, truncate or corrupt a file."""
     data = path.read_bytes()
     if how == "missing":
         path.unlink()
@@ -202,7 +202,7 @@ def undisturbed(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> t
 
 @pytest.fixture(scope="module")
 def stopped_in_the_fourth_epoch(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """For copying only: what a training leaves that is stopped after its best epoch, the third."""
+    """Return the folder, for copying only, of a training stopped after its best epoch, the third."""
     folder = tmp_path_factory.mktemp("fourth")
     with pytest.raises(StoppedError):
         do_train(load_spec(settings=BEST), dataset, folder, stop_at=20)
@@ -237,13 +237,13 @@ def test_weights_lost_amid_the_training_are_noticed_at_its_end(
     dataset: Dataset, undisturbed: tuple[Learner, TrainResult], tmp_path: Path
 ) -> None:
     class Remove(Recorder):
-        """Removes the best weights as soon as the last epoch has its row."""
+        """Recorder that corrupts the best weights once the last epoch is complete."""
 
         def on_epoch(self, row: Mapping[str, Any], epochs: int) -> None:
             super().on_epoch(row, epochs)
             if row["epoch"] == epochs and not self.messages:
                 while not (tmp_path / "checkpoints" / f"step-{row['step']:08d}.npz").exists():
-                    time.sleep(0.01)  # until all is saved
+                    time.sleep(0.01)  # until the last checkpoint is saved
                 for path in (tmp_path / "checkpoints").glob("best-*.npz"):
                     path.write_bytes(b"zz")
 
@@ -251,7 +251,7 @@ def test_weights_lost_amid_the_training_are_noticed_at_its_end(
     _, again = do_train(load_spec(settings=BEST), dataset, tmp_path, recorder)
     assert any("are lost: epoch" in message for message in recorder.messages)
     assert untimed(again.history) == untimed(undisturbed[1].history)
-    assert again.best_epoch == 4  # the only one whose weights were at hand
+    assert again.best_epoch == 4  # the only epoch whose weights were available
 
 
 def test_without_a_checkpoint_before_them_the_best_that_is_left_takes_their_place(

@@ -1,4 +1,4 @@
-"""Which runs stay, and that none goes that somebody needs."""
+"""Retention of runs: which are kept, and protection of runs in use."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NOW = datetime(2026, 1, 2, 3, 4, 5)
 
 @pytest.fixture
 def output(either_store: Store, tmp_path: Path) -> Store:
-    """Five finished runs, the first of which was the champion, the second is, and one that isn't finished."""
+    """Return five finished runs (one: former champion, two: champion) and an unfinished one, six."""
     for name in ("one", "two", "three", "four", "five"):
         finished(either_store, tmp_path / "local", name)
         if name in ("one", "two"):
@@ -51,9 +51,9 @@ def test_the_newest_the_champion_and_the_one_before_it_stay(output: Store) -> No
     gone = keep_newest(output, 1)
     assert (gone.retired, gone.removed) == (("four", "three"), ())
     assert {name for name in names_of(output) if is_finished(output.below(name))} == {"one", "two", "five"}
-    # Who began to read them before still finds every file; nobody begins now.
+    # Readers that started earlier still find every file; new readers are refused.
     assert output.read("three/metrics.json")
-    output.write("three/spec.yaml", b"")  # by which runs are found
+    output.write("three/spec.yaml", b"")  # runs are found by this file
     states = {row.name: row.state for row in overview(output)}
     assert states["three"] == "retired"
     assert rollback(output).is_champion
@@ -96,7 +96,7 @@ def test_a_run_that_is_withdrawn_is_not_begun_again_and_is_no_champion(output: S
     with pytest.raises(UsageError, match="The run is withdrawn"):
         challenge(output, "three", 0.0, 0.05, between({}))
     assert read_champion(output).name == "two"
-    # By hand it is, as long as its files are there.
+    # A manual promotion restores the run as long as its files exist.
     assert promote(output, "three").is_champion
     assert is_finished(output.below("three"))
 
@@ -157,7 +157,7 @@ def test_a_run_that_came_back_is_not_the_latest(output: Store) -> None:
     promote(output, "three")
     keep_newest(output, 1)
     assert promote(output, "one").is_champion
-    move_pointer(output, "one")  # as a restart of it does
+    move_pointer(output, "one")  # as a restart of this run does
     assert latest_run(output) == "five"
 
 
@@ -211,7 +211,7 @@ def test_a_run_that_was_done_and_withdrawn_while_another_waited_for_it_is_not_be
 
 
 def at_once(*works: Callable[[], object]) -> None:
-    """Do all of them in threads of their own; that a run is refused is no failure."""
+    """Run all works concurrently in threads, and ignore `UsageError`."""
     gate = threading.Barrier(len(works))
 
     def do(work: Callable[[], object]) -> None:

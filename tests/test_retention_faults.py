@@ -1,4 +1,4 @@
-"""What becomes of old runs where storage fails, another process comes between, or a file can't be touched."""
+"""Retention of old runs under storage failures, concurrent processes and lost leases."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trainer.storage.store import Content
 
 
 class Stubborn(FolderStore):
-    """Where the files of one run can't be touched."""
+    """Store that refuses to write the lease of run `three`."""
 
     def swap(self, name: str, data: bytes, version: str | None) -> str | None:
         if name == ".three.lease":
@@ -27,7 +27,7 @@ class Stubborn(FolderStore):
 
 
 class Blind(FolderStore):
-    """Where the pointer to the champion can't be read any more once a run was withdrawn."""
+    """Store whose champion pointer cannot be read once a run is withdrawn."""
 
     def read(self, name: str) -> Content | None:
         if name == CHAMPION and list(self.root.glob(f"*/{RETIRED}")):
@@ -53,7 +53,7 @@ def test_a_run_stays_if_nobody_can_tell_whether_it_is_to_be_kept(tmp_path: Path)
 
 
 class Slow(FolderStore):
-    """Where another run is published, and the others are withdrawn, after the pointer was read."""
+    """Store in which, after the pointer is read, a run is published and the others are withdrawn."""
 
     def read(self, name: str) -> Content | None:
         found = super().read(name)
@@ -71,7 +71,7 @@ def test_the_latest_run_is_found_though_the_pointer_moves(tmp_path: Path) -> Non
 
 
 class Robbed(FolderStore):
-    """Where, once a file of a run is removed, another process takes the run over."""
+    """Store in which another process takes over a run once one of its files is removed."""
 
     def below(self, prefix: str) -> Robbed:
         return Robbed(super().below(prefix).root)
@@ -81,7 +81,7 @@ class Robbed(FolderStore):
         lease = self.root.parent / f".{self.root.name}.lease"
         if lease.exists():
             lease.write_text('{"id": "another"}')
-            time.sleep(1.5 * EXPIRY_SECONDS / 6)  # until the next beat
+            time.sleep(1.5 * EXPIRY_SECONDS / 6)  # until the next heartbeat
 
 
 @pytest.mark.engine

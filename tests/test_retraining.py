@@ -1,4 +1,4 @@
-"""A run that a schedule starts again: done when something changed, and else left undone."""
+"""Scheduled retraining: a run is skipped when neither its data nor its spec has changed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_run_of_the_same_data_and_spec_is_left_undone(
     store = open_store(output)
 
     def source(name: str) -> str:
-        """Return the folder, or a URL of it that is signed anew for each run."""
+        """Return the folder, or a URL of its archive with a new signature for each run."""
         if place == "folder":
             return str(data)
         archive = Path(shutil.make_archive(str(tmp_path / name), "zip", data))
@@ -71,7 +71,7 @@ def test_a_run_of_the_same_data_and_spec_is_left_undone(
     if place == "bucket":
         return
     assert "nothing to do" not in run("thursday", "--set", "seed=5").stdout
-    # What was not asked of the run before is asked now, and what it wasn't good enough for it isn't today.
+    # A skipped run still applies its own gates (release, minimum accuracy) to the unchanged run.
     released = run("friday", "--set", "seed=5", "--set", "publish.release=true").stdout
     assert "since the run thursday" in released
     assert "thursday does not become the champion, and there is none: it is no better than" in released

@@ -1,4 +1,4 @@
-"""Which failures of a bucket are worth another try, and how a failure that stays is told."""
+"""Retry policy for Cloud Storage, and messages of permanent failures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ repeated = partial(repeated_slowly, first_wait_seconds=0.001)
 
 
 class Failing:
-    """An action that fails with `errors`, one after the other, and then succeeds."""
+    """Action that raises `errors` one after another, and then succeeds."""
 
     def __init__(self, *errors: Exception) -> None:
         self.errors, self.calls = list(errors), 0
@@ -109,6 +109,6 @@ def test_what_takes_longer_than_the_retries_is_asked_again_three_times_all_the_s
     assert repeated(Failing(*[error] * 3), 0.0) == "done"
     with pytest.raises(api.RetryError):
         repeated(Failing(*[error] * 4), 0.0)
-    # What was damaged counts by itself.
+    # Damaged data has its own retry count.
     damage = DataCorruption(None, "other bytes")
     assert repeated(Failing(*[error, damage] * 3), 0.0) == "done"

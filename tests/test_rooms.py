@@ -1,4 +1,4 @@
-"""The layout of the package: which room may know which, how long things are, what loads what."""
+"""Package structure: import order of the top-level modules, sizes, and imports at startup."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ ROOMS = (
     "cli",
     "task",
 )
-"""From the top down: a room may import those above it, and nothing below it."""
+"""Top-level modules in import order: each may import only those above it."""
 
 LIGHT_ROOMS = ("exits", "printable", "hosts", "recipes", "spec", "launch", "cli")
-"""Start in a blink, on a machine without TensorFlow."""
+"""Must import fast, and without TensorFlow installed."""
 
 HEAVY = ("tensorflow", "keras", "google.cloud")
 
@@ -70,30 +70,30 @@ MAY_READ_ENVIRONMENT = ("cli", "task", "cluster")
 
 LONGEST_FUNCTION = 40
 LONGEST_FILE = 600
-"""Of one subject; most are far shorter."""
+"""In lines, for a file on one subject; most are far shorter."""
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
 def dotted(path: Path) -> str:
-    """Return the name that the module at `path` is imported by."""
+    """Return the dotted import name of the module at `path`."""
     parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def room_of(name: str) -> str:
-    """Return the room of the dotted name of a module or of what is in it; "" is the package itself."""
+    """Return the room (top-level module) of a dotted name; "" is the package itself."""
     parts = name.split(".")
     return parts[1] if len(parts) > 1 else ""
 
 
 def imported_rooms(tree: ast.AST) -> Iterator[tuple[str, int]]:
-    """Yield (room, line) of every import of this package, wherever in the module it stands."""
+    """Yield (room, line) of every import from this package, at any level of the module."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module == "trainer":
-            # `from trainer import x` may mean the room x, or a name of the package such as __version__.
+            # In `from trainer import x`, x may be a room, or a name of the package such as __version__.
             names = [f"trainer.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             names = [node.module or ""]
@@ -103,7 +103,7 @@ def imported_rooms(tree: ast.AST) -> Iterator[tuple[str, int]]:
 
 
 def wrong_arrows(tree: ast.AST, module: str) -> list[str]:
-    """Return a sentence for each import of `module` that points down the list."""
+    """Return a message for each import of `module` from a room below its own."""
     own = room_of(module)
     return [
         f"line {line}: {own or 'the package'} imports {room}, which is below it"
@@ -120,7 +120,7 @@ def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]
 
 
 def reads_environment(node: ast.AST) -> bool:
-    """Return whether this node is os.environ or os.getenv, however it was imported."""
+    """Return whether this node accesses os.environ or os.getenv, or imports one of them."""
     names = {"environ", "environb", "getenv", "getenvb"}
     if isinstance(node, ast.Attribute):
         return node.attr in names and isinstance(node.value, ast.Name) and node.value.id == "os"
@@ -130,7 +130,7 @@ def reads_environment(node: ast.AST) -> bool:
 
 
 def run_fresh(code: str) -> str:
-    """Run `code` in a new Python and return what it printed."""
+    """Run `code` in a new Python process and return its output."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -1,4 +1,4 @@
-"""Whole runs, as real processes: what they leave behind, say and end with."""
+"""End-to-end runs in real processes: files, output and exit codes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LEFT_BEHIND = {
 
 @pytest.fixture(scope="module")
 def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """A finished run on the photos, one of which is damaged."""
+    """Return a finished run on the photos, one of which is damaged, and its process."""
     folder = tmp_path_factory.mktemp("runs")
     data = shutil.copytree(photos, folder / "photos")
     (data / "discs" / "broken.jpg").write_text("not a picture")
@@ -46,7 +46,7 @@ def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished
 
 def test_a_run_leaves_what_it_promises(finished: Finished) -> None:
     run, done = finished
-    # Nothing of the libraries' own, such as TensorFlow's notices of oneDNN.
+    # No messages of libraries, such as TensorFlow's about oneDNN.
     assert done.stderr == ""
     assert {path.name for path in run.iterdir()} == LEFT_BEHIND
     assert is_finished(FolderStore(run))
@@ -64,7 +64,7 @@ def test_a_run_leaves_what_it_promises(finished: Finished) -> None:
     assert len((run / "history.jsonl").read_text().splitlines()) == 2
     environment = json.loads((run / "environment.json").read_text())
     assert {"command", "git_commit", "packages", "host", "devices", "seed"} <= set(environment)
-    # It was given as a relative path, which would mean something else in another folder.
+    # The relative path was made absolute, as it depends on the working directory.
     assert f"source: {run.parent / 'photos'}\n" in (run / "spec.yaml").read_text()
 
 
@@ -104,7 +104,7 @@ def test_a_model_that_is_not_good_enough_is_kept_and_ends_it_with_4(photos: Path
     assert verify(FolderStore(tmp_path / "poor")) == []
     assert (tmp_path / "latest").read_text().strip() == "poor"
     assert str(tmp_path / "poor" / "report.html") in done.stdout
-    refused(trainer(*words, claim, "0.99", cache=tmp_path / "cache"), 4)  # nothing to do, and no better
+    refused(trainer(*words, claim, "0.99", cache=tmp_path / "cache"), 4)  # finished, but not more accurate
     assert trainer(*words, claim, "0", cache=tmp_path / "cache").returncode == 0
     refused(trainer(*words, claim, "2", cache=tmp_path / "cache"), 2, "0<=x<=1")
 
@@ -120,7 +120,7 @@ def test_the_model_answers_for_files_folders_and_json(
 ) -> None:
     run, _ = finished
     pictures = sorted(photos.rglob("*.png"))[:3]
-    # The same picture in a format that only the package reads, beside what is no picture.
+    # The same image in a format that only the package decodes, beside a file that is not an image.
     (mixed := tmp_path / "mixed").mkdir()
     Image.open(pictures[0]).save(mixed / "a.tiff")
     (mixed / "notes.txt").write_text("none")
@@ -148,7 +148,7 @@ def test_a_picture_that_cannot_be_used_is_named_and_the_others_are_answered(
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "a.png")
     (tmp_path / "b.jpg").write_text("hello")
     (tmp_path / "c.jpg").write_bytes(b"")
-    # Hidden files are no pictures of the user's, here as in training.
+    # Hidden files are ignored, as in training.
     (tmp_path / "._a.jpg").write_bytes(b"litter")
     os.mkfifo(tmp_path / "pipe")
     done = trainer("predict", run, tmp_path, tmp_path / "pipe", cache=tmp_path / "cache")
@@ -246,7 +246,7 @@ def test_evaluate_measures_a_run_on_other_data(finished: Finished, photos: Path,
         "data.image_size=64",
         "data.crop_fraction=0.5",
         "train.epochs=3",
-    ):  # the model's own, and none of the data's
+    ):  # settings of the model, not of the data
         wrong = trainer("evaluate", run, "--data", photos, "--set", setting, cache=tmp_path)
         refused(wrong, 2, setting, "data.layout")
     refused(trainer("evaluate", run, "--data", "", cache=tmp_path), 2, "data.source")

@@ -1,4 +1,4 @@
-"""Whole runs that are stopped, that lose their source, memory or disk, or that a user got wrong."""
+"""End-to-end runs that are stopped, lose their source, memory or disk, or have invalid arguments."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_first_start_that_fails_after_a_checkpoint_keeps_it(photos: Path, tmp_
     history = tmp_path / "first" / "history.jsonl"
     while not history.exists() and process.poll() is None:
         time.sleep(0.05)
-    (tmp_path / "first" / "dataset.json").unlink()  # which the run promises
+    (tmp_path / "first" / "dataset.json").unlink()  # a required file of a run
     _, err = process.communicate(timeout=120)
     assert process.returncode == 75, err
     assert "Files of this run were removed while it ran" in err
@@ -115,7 +115,7 @@ def test_a_paused_process_leaves_alone_the_run_that_another_one_published(
     try:
         while not list(run.glob("plots/*.png")) and paused.poll() is None:
             time.sleep(0.01)
-        paused.send_signal(signal.SIGSTOP)  # most of its report is still to be written
+        paused.send_signal(signal.SIGSTOP)  # most of the report is not written yet
         assert not is_finished(FolderStore(run))
         second = trainer(*arguments, cache=tmp_path / "cache")
         assert second.returncode == 0, second.stderr
@@ -155,7 +155,7 @@ def test_what_a_user_gets_wrong_is_refused_without_a_traceback(photos: Path, tmp
     refused(trainer(*base, "--data", tmp_path / "missing", cache=tmp_path), 65, "missing")
     (tmp_path / "empty").mkdir()
     refused(trainer(*base, "--data", tmp_path / "empty", cache=tmp_path), 65, "no ")
-    # Of what was not begun nothing is left.
+    # Runs that did not start leave no files.
     assert list((tmp_path / "out").glob("*/")) == []
     refused(trainer(*base, "--data", next(photos.rglob("*.png")).parent, cache=tmp_path), 65, "class")
     refused(trainer("train", "--recipe", "cats", cache=tmp_path), 2, "cats-vs-dogs")
@@ -172,7 +172,7 @@ def test_what_a_user_gets_wrong_is_refused_without_a_traceback(photos: Path, tmp
 
 
 def test_too_little_memory_ends_in_words(photos: Path, tmp_path: Path) -> None:
-    # A dense layer of a billion units asks for hundreds of gigabytes at once.
+    # A dense layer of a billion units allocates hundreds of gigabytes at once.
     units = ["--set", "model={family: plain, filters: [8], dense_units: [1000000000]}"]
     done = trainer("train", "--data", photos, "--output", tmp_path, *QUICK, *units, cache=tmp_path)
     refused(done, 137, "memory", "train.global_batch_size")

@@ -1,4 +1,4 @@
-"""The run folder: which one a spec gets, on disk and in a bucket, and when it is refused."""
+"""The run folder: selection by spec, on disk and in a bucket, and refused folders."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def spec_in(output: Store | Path, *settings: str, name: str | None = "one") -> R
 
 
 def begun(output: Store, cache: Path) -> None:
-    """Leave a run with a checkpoint, and let it go."""
+    """Start a run, write a checkpoint and release the lease."""
     run = open_run_folder(spec_in(output), NOW, cache)
     count_start(run.path, "", 5)
     write_text(run.checkpoints / "step-00000007.npz", "state")
@@ -61,7 +61,7 @@ def begun(output: Store, cache: Path) -> None:
 
 
 def finish(output: Store, cache: Path) -> None:
-    """Leave a finished run."""
+    """Start, publish and release a run."""
     begun(output, cache)
     run = open_run_folder(spec_in(output), NOW, cache)
     run.keep()
@@ -108,7 +108,7 @@ def test_a_begun_run_goes_on_and_refuses_another_spec_with_the_keys(output: Stor
     with pytest.raises(UsageError, match=r"train\.epochs: 15 -> 3"):
         open_run_folder(spec_in(output, "train.epochs=3"), NOW, cache)
     assert written_spec(output).train.epochs == 15
-    # What can't change the result may change; the data may have moved, their contents are compared later.
+    # Settings without effect on the result may change; so may the source, whose contents are compared later.
     moved = ("data.cache_mib=1", "train.checkpoint.every_steps=5", "data.source=/elsewhere")
     run = open_run_folder(spec_in(output, *moved), NOW, cache)
     assert run.newest_checkpoint == "step-00000007.npz"
@@ -177,7 +177,7 @@ def test_a_finished_run_is_found_finished_and_never_begun_anew(output: Store, ca
     assert open_run_folder(spec_in(output), NOW, cache).finished
     with pytest.raises(UsageError, match=r"train\.epochs") as caught:
         open_run_folder(spec_in(output, "train.epochs=3"), NOW, cache)
-    assert "--fresh" not in str(caught.value)  # it would be refused
+    assert "--fresh" not in str(caught.value)  # --fresh would be refused
     with pytest.raises(UsageError, match="not begun anew"):
         open_run_folder(spec_in(output), NOW, cache, fresh=True)
     assert {entry.name: entry for entry in output.entries()} == before
@@ -227,7 +227,7 @@ def test_what_has_the_pointers_name_and_is_none_is_found_before_any_work(tmp_pat
     (tmp_path / "file" / "latest").write_text("my notes\nline 2\n")
     (tmp_path / "folder" / "latest").mkdir(parents=True)
     (tmp_path / "pipe").mkdir()
-    os.mkfifo(tmp_path / "pipe" / "latest")  # to read it would take for ever
+    os.mkfifo(tmp_path / "pipe" / "latest")  # reading it would block forever
     for name in ("file", "folder", "pipe"):
         with pytest.raises(UsageError, match="name of the pointer"):
             open_run_folder(spec_in(tmp_path / name), NOW, cache)

@@ -1,4 +1,4 @@
-"""Checkpoints in the background: in order, of the moment they were asked for, and never in silence."""
+"""The async checkpointer: order, snapshots at the time of the call, and propagated errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_a_checkpoint_is_of_the_moment_it_was_asked_for(tmp_path: Path) -> None:
     assert [path.name for path in list_checkpoints(tmp_path)] == [
         "step-00000002.npz", "step-00000003-part.npz", "step-00000004.npz"
     ]  # fmt: skip
-    # What follows a save finds its file there.
+    # The callback after each save sees its file.
     assert [names[-1][5:13] for names in seen] == ["00000001", "00000002", "00000003", "00000004"]
     assert restore_newest(tmp_path, {"weights": weights}) == {"at": 4}
     np.testing.assert_array_equal(weights.numpy(), [4.0])
@@ -60,7 +60,7 @@ def test_the_last_save_waits_for_no_older_one_that_has_not_begun(tmp_path: Path)
         assert saver.flush()
     assert seen == ["step-00000001.npz", "step-00000003.npz"]
     assert saver.safe_step == 3
-    # The weights of the best epoch are none of the older ones: the last checkpoint names them.
+    # Pending best weights are not dropped: the last checkpoint refers to them.
     begun.clear()
     released.clear()
     with Saver(tmp_path, follow) as saver:
@@ -104,7 +104,7 @@ def test_nothing_is_saved_after_a_save_that_failed(tmp_path: Path) -> None:
     with Saver(tmp_path, fail) as saver:
         saver.save_best(1, {})
         begun.wait(30)
-        saver.save(5, {}, {}, whole_epoch=True)  # it names the best one
+        saver.save(5, {}, {}, whole_epoch=True)  # it refers to the best weights
         released.set()
         with pytest.raises(UsageError, match="no room"):
             saver.flush()
@@ -119,10 +119,10 @@ def test_a_flush_waits_only_as_long_as_it_may(tmp_path: Path) -> None:
         saver.save(2, {}, {}, whole_epoch=True)
         threading.Timer(0.3, overdue.set).start()
         assert not saver.flush()
-        saver.save(3, {}, {}, whole_epoch=True)  # finds no place and doesn't wait for one
+        saver.save(3, {}, {}, whole_epoch=True)  # full and overdue: dropped without waiting
         overdue.clear()
         released.set()
-        assert not saver.flush()  # the third is not there, and that isn't forgotten
+        assert not saver.flush()  # the third save is missing
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000001.npz", "step-00000002.npz"]
 
 
@@ -157,7 +157,7 @@ def test_no_more_steps_than_were_allowed_are_done_without_a_safe_checkpoint(tmp_
         pace = Pace(CheckpointSpec(every_steps=4), saver)
         pace.resumed(10)
         saver.save(12, {}, {}, whole_epoch=False)
-        pace.make_room(14)  # at once: the checkpoint of step 10 is safe
+        pace.make_room(14)  # returns at once: the checkpoint of step 10 is safe
         assert saver.safe_step == 10
         threading.Timer(0.3, released.set).start()
         pace.make_room(15)

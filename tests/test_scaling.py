@@ -1,4 +1,4 @@
-"""A batch that grows with the devices: what changes with it, what does not, and that it is said."""
+"""Batch scaling with the number of devices: scaled settings and their report."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_both_rates_of_muon_grow_alike() -> None:
 def test_the_average_of_the_weights_is_of_as_many_images_as_before() -> None:
     spec = load_spec(settings=[SCALED, "train.ema_decay=0.99"])
     scaled = scaled_spec(spec, 4)
-    # Four steps of 20 images are one of 80.
+    # One step of 80 images replaces four steps of 20.
     assert scaled.train.ema_decay == pytest.approx(0.99 * 0.99 * 0.99 * 0.99)
     assert "average's decay 0.99 to the power of 4" in str(describe_scaling(spec, 4))
     assert "average" not in str(describe_scaling(load_spec(settings=[SCALED]), 4))
@@ -85,7 +85,7 @@ def test_a_run_on_two_devices_has_half_the_steps_and_says_so(photos: Path, tmp_p
     images = json.loads((run / "dataset.json").read_text())["splits"]["train"]["images"]
     last = json.loads((run / "history.jsonl").read_text().splitlines()[-1])
     assert last["step"] == 2 * -(-images // 16)
-    # As if it had been killed just before its end: it goes on with as many devices only.
+    # As if killed just before publication: it resumes only with the same number of devices.
     for name in ("_SUCCESS", "MANIFEST.json"):
         (run / name).unlink()
     alone = trainer(

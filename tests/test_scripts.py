@@ -1,4 +1,4 @@
-"""The scripts: set-up as real bash, pip and venv, on a tiny project without a network."""
+"""Setup scripts, run with real bash, pip and venv on a tiny project without a network."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from tiny_project import Project, write_wheel
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    """A project whose .venv is not made yet."""
+    """Return a project without a .venv."""
     return Project(tmp_path)
 
 
 @pytest.fixture(scope="module")
 def first_call(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, tuple[int, str, str]]:
-    """A project that has been set up once, and how that went: exit code, output and errors."""
+    """Return a project after its first setup, and exit code, stdout and stderr of that setup."""
     project = Project(tmp_path_factory.mktemp("ready"))
     return project, project.train("--recipe", "a b")
 
 
 @pytest.fixture
 def ready(first_call: tuple[Project, tuple[int, str, str]]) -> Project:
-    """The project that has been set up; a test that changes it leaves it complete."""
+    """Return the project that is set up; tests that change it must leave it complete."""
     return first_call[0]
 
 
@@ -41,7 +41,7 @@ def log_of(project: Project) -> str:
 
 
 def commands_without_python(project: Project) -> Mapping[str, str]:
-    """Return an environment whose PATH has what the scripts call, but no Python."""
+    """Return an environment whose PATH has the programs that the scripts call, but no Python."""
     for name in ("bash", "dirname", "flock", "sha256sum", "tee", "tail", "rm", "mkdir", "touch"):
         found = shutil.which(name)
         assert found is not None, name
@@ -154,7 +154,7 @@ def test_without_a_python_it_says_which_to_install(project: Project) -> None:
 def test_another_python_is_taken_where_python3_is_too_old(project: Project) -> None:
     path = commands_without_python(project)
     project.put_on_path("python3", "echo 3.9")
-    # Says that it fits, and makes nothing: only the choice matters here.
+    # It reports a supported version but creates no .venv: only the choice is tested.
     project.put_on_path("python3.12", "echo 3.12")
     _, _, errors = project.train(**path)
     assert errors.startswith("set-up    making .venv from requirements-cpu.lock, 3.12, once\n")

@@ -1,4 +1,4 @@
-"""No password, query or fragment of an address reaches a message or a file that is shown."""
+"""Redaction: no password, query or fragment of a URL appears in messages or displayed files."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _HOSTS = st.sampled_from(["host.invalid", "[::1]:8443", "HOST:99999", "10.0.0.1"
 
 @st.composite
 def addresses(draw: st.DrawFn) -> str:
-    """Return an address with secrets in any of the parts that may hold one."""
+    """Return a URL with secrets in any of the parts that may contain one."""
     scheme = draw(
         st.sampled_from(["https://", "http://", "HTTPS://", "ftp://", "s3://", "https:/", "https:"])
     )
@@ -46,12 +46,12 @@ def addresses(draw: st.DrawFn) -> str:
     path = draw(st.sampled_from(["", "/", "/a.zip", "/a b/%20.zip", "/~x/a@b.zip"]))
     query, fragment = (draw(st.none() | _HIDDEN) for _ in range(2))
     rest = "".join(f"{mark}{part}" for mark, part in (("?", query), ("#", fragment)) if part)
-    # A blank right after a colon makes prose of it: "over https: or gs:".
+    # A blank right after the colon would make it prose: "over https: or gs:".
     return f"{scheme}{f'{user}{draw(_HOSTS)}{path}{rest}'.lstrip()}"
 
 
 def error_of(action: Callable[[], object]) -> str:
-    """Return the message of the error, if there is one."""
+    """Return the message of the `TrainerError` that `action` raises, or ""."""
     try:
         action()
     except TrainerError as error:
@@ -60,7 +60,7 @@ def error_of(action: Callable[[], object]) -> str:
 
 
 def spec_texts(url: str) -> list[str]:
-    """Return what is said and shown of a spec of the address, or of one that is wrong in many ways."""
+    """Return messages and dumps of a valid spec with the URL, and of specs invalid in many ways."""
     data = {"source": url, "layout": url}
     texts = [
         error_of(lambda: load_spec(overrides={"data.source": url, "run_name": url})),
@@ -79,7 +79,7 @@ def spec_texts(url: str) -> list[str]:
 
 
 def place_texts(url: str) -> list[str]:
-    """Return what is said of the address as a source, an output, a run, or the path that it looks like."""
+    """Return the errors for the URL as a source, an output, a run, or the path that it resembles."""
     one_slash = url.replace("://", ":/")
     sources = [url, url.replace("https", "ftp", 1), one_slash, os.path.abspath(one_slash)]
     return [
@@ -96,7 +96,7 @@ def place_texts(url: str) -> list[str]:
 
 
 def command_texts(url: str) -> list[str]:
-    """Return what is printed of a command that has the address at wrong places."""
+    """Return the outputs of commands with the URL in wrong arguments."""
     texts = []
     for words in (
         [url], [f"--{url}"], ["train", "a.yaml", url], ["train", f"--epochs={url}"], ["runs", url, url],
@@ -182,7 +182,7 @@ def test_the_files_of_a_run_hold_the_secret_in_the_spec_alone_which_only_the_own
         holders = [each for each in folder.path.rglob("*") if each.is_file() and SECRET in each.read_text()]
         assert holders == [path]
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
-        path.chmod(0o666)  # as an earlier version left it
+        path.chmod(0o666)  # the mode that an earlier version used
         open_run_folder(spec, NOW, tmp_path / "cache").release()
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         plain = load_spec(overrides={"output": str(tmp_path / "runs"), "run_name": "two"})
@@ -202,7 +202,7 @@ def test_a_url_that_was_signed_anew_is_of_the_same_data() -> None:
         )
     )
     assert spec_changes(first, renewed) == []
-    # Without its data nobody knows that it isn't another file of one server.
+    # Another query may refer to another file, which only the data can show.
     assert spec_changes(first, other) == ["data.source: https://host/a.zip?... -> another query of the same"]
     assert spec_digest(first) == spec_digest(renewed)
     elsewhere = load_spec(overrides={"data.source": "https://host/b.zip?id=3"})

@@ -1,4 +1,4 @@
-"""scripts/setup_gcp.sh, against a gcloud that keeps what was made in a file."""
+"""scripts/setup_gcp.sh, run with a fake gcloud that records resources in a file."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ NEEDED = ("bash", "env", "dirname", "sed", "cat", "sleep")
 
 
 class Cloud:
-    """A gcloud and a kubectl that are not Google's."""
+    """Fake gcloud and kubectl programs."""
 
     def __init__(self, folder: Path) -> None:
         self.state = folder / "state.json"
@@ -65,13 +65,13 @@ class Cloud:
         return done
 
     def calls(self) -> list[str]:
-        """Return what was done, a line each."""
+        """Return the recorded commands, one line each."""
         done = json.loads(self.state.read_text())["done"] if self.state.exists() else []
         return [" ".join(each) for each in done]
 
 
 def path_without_gcloud(folder: Path) -> str:
-    """Return a PATH of what the script needs besides."""
+    """Return a PATH with the other programs that the script needs, without gcloud."""
     (programs := folder / "few").mkdir()
     for name in NEEDED:
         found = shutil.which(name)
@@ -139,7 +139,7 @@ def test_without_a_cluster_there_is_none(cloud: Cloud, tmp_path: Path) -> None:
 def test_a_right_that_comes_late_is_waited_for_and_one_that_never_comes_is_told(cloud: Cloud) -> None:
     role = "roles/storage.objectUser"
     said = cloud.setup(*WORDS, FAILING=role, TIMES="2").stdout
-    assert said.count("not yet") == 4  # for the account and for the pods
+    assert said.count("not yet") == 4  # twice for the account and twice for the pods
     said = cloud.setup(*WORDS, FAILING=role, code=2).stderr
     assert "PERMISSION_DENIED" in said
     assert "Error: A right could not be granted." in said
@@ -148,8 +148,8 @@ def test_a_right_that_comes_late_is_waited_for_and_one_that_never_comes_is_told(
 def test_what_cannot_be_made_ends_it_with_a_word(cloud: Cloud) -> None:
     said = cloud.setup(*WORDS, FAILING="gs://photos", code=2)
     assert "Error: The bucket gs://photos could not be made" in said.stderr
-    assert "service-accounts" not in " ".join(cloud.calls())  # nothing after it
-    cloud.setup(*WORDS)  # goes on where it was
+    assert "service-accounts" not in " ".join(cloud.calls())  # nothing is created after the failure
+    cloud.setup(*WORDS)  # continues at the failed resource
     assert len(creations(cloud)) == 4
 
 
@@ -186,7 +186,7 @@ def test_gcloud_itself_knows_every_command_and_flag(cloud: Cloud, tmp_path: Path
     commands = [shlex.split(line) for line in said.splitlines() if line.strip().startswith("gcloud ")]
     assert len(commands) >= 12
     for command in commands:
-        # It reads the whole line before it asks anybody, and names all that it doesn't know.
+        # gcloud parses the whole line before it sends requests, and lists all unknown arguments.
         done = subprocess.run(
             [*command, "--no-such-flag"], env={**os.environ, "CLOUDSDK_CONFIG": str(tmp_path)},
             capture_output=True, text=True, timeout=60, check=False,

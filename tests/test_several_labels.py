@@ -97,7 +97,7 @@ def test_thresholds_give_the_best_f1_and_few_images_keep_one_half() -> None:
         best = max(sklearn.metrics.f1_score(truth[:, label], scores[:, label] >= t) for t in scores[:, label])
         assert sklearn.metrics.f1_score(truth[:, label], scores[:, label] >= thresholds[label]) == best
     assert 0.2 < thresholds[0] < 0.4
-    assert thresholds[2] == 0.5  # six images
+    assert thresholds[2] == 0.5  # too few (9) images have the label
     clear = np.where(truth, 0.9, 0.1)
     assert choose_thresholds(truth, clear).tolist() == [0.5] * 3
     given = answers(2.0).with_thresholds(np.array([0.0, 1.1, 0.5]))
@@ -133,7 +133,7 @@ def test_the_loss_is_the_binary_cross_entropy_of_keras_with_smoothing_weights_an
     np.testing.assert_allclose(
         MULTI.losses(labels, logits, weights, 0.0), tf.reduce_mean(heavier, axis=1), rtol=1e-5
     )
-    # Two images mixed are one with mixed targets, as the loss is linear in them.
+    # Mixing two losses equals the loss of mixed targets, as it is linear in the targets.
     other = labels[::-1]
     mixed = 0.3 * MULTI.losses(labels, logits, ones, 0.1) + 0.7 * MULTI.losses(other, logits, ones, 0.1)
     targets = tf.constant(0.3 * labels + 0.7 * other, tf.float32)
@@ -161,7 +161,7 @@ def test_a_logistic_probe_is_fitted_for_each_label_by_itself() -> None:
     expected = MULTI.losses(labels, tf.constant(logits, tf.float32), tf.ones(3), 0.0)
     np.testing.assert_allclose(losses, expected, rtol=1e-4, atol=1e-6)
     assert hits.tolist() == MULTI.hits(labels, tf.constant(logits)).numpy().tolist()
-    assert probe.held_out is None  # of a label that all images have
+    assert probe.held_out is None  # no held-out logits for a label of all images
     halves = fit_label_probe(features, labels[:, :2], np.ones(2), folds=2)
     assert halves.held_out is not None
     assert 0.5 < accuracy_of(halves.held_out, labels[:, :2]) <= 1

@@ -1,4 +1,4 @@
-"""`trainer shard` as people run it: to the end, killed, stopped, and started again."""
+"""`trainer shard` end to end: completed, killed, stopped and restarted."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_packing_that_is_killed_leaves_nobody_and_goes_on(images: Path, tmp_path
 
 
 def alive_in_session(session: int) -> bool:
-    """Whether a process of that session is alive."""
+    """Return whether a process of this session is alive."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             words = stat.read_text().rpartition(")")[2].split()
@@ -107,7 +107,7 @@ def test_a_stop_while_packing_says_how_to_go_on(images: Path, tmp_path: Path, wh
         env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
-    # By then a process of the pool is at work, which a signal to the group reaches too.
+    # By then a pool process is running, which a signal to the process group reaches too.
     begun = "packing-recipe.txt" if who == "process" else "packing-scan-000000.json"
     while not (tmp_path / "shards" / begun).exists():
         time.sleep(0.005)
@@ -158,7 +158,7 @@ def test_machines_bring_only_their_share_of_a_buckets_images(
         cached = (tmp_path / f"cache-{index}").rglob("*")
         outlined = [path for path in cached if path.suffix in (".png", ".bmp")]
         assert len(outlined) == len(files)
-        assert {path.stat().st_blocks for path in outlined} == {0}  # nothing of them is on disk
+        assert {path.stat().st_blocks for path in outlined} == {0}  # placeholders without data on disk
 
 
 @pytest.mark.engine

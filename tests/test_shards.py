@@ -1,4 +1,4 @@
-"""Shards: the images of their source come out of them, from a disk, a bucket, and on several hosts."""
+"""Reading of shards from disk, from a bucket and on several hosts."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from trainer.storage.store import open_store
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The folder of images, and that of their shards."""
+    """Return the folder of images and the folder of their shards."""
     return make_packed(tmp_path_factory.mktemp("packed"))
 
 
 def test_shards_hold_the_images_of_their_source(packed: tuple[Path, Path], tmp_path: Path) -> None:
     images, shards = packed
     before = load(images, tmp_path, max_rejected=0.5)
-    for cache_mib in (0, 64):  # decoded each time, and decoded once
+    for cache_mib in (0, 64):  # without and with a cache of decoded images
         after = load(shards, tmp_path, cache_mib=cache_mib)
         assert pixels_by_name(after) == pixels_by_name(before)
         assert after.class_names == before.class_names
@@ -45,7 +45,7 @@ def test_shards_hold_the_images_of_their_source(packed: tuple[Path, Path], tmp_p
         assert after.summary["splits"] == before.summary["splits"]
     item = after.splits["train"].items[3]
     assert item.read() == (images / item.name).read_bytes()
-    # They are whole files: one packing serves all sizes and channels.
+    # Shards contain the original files, so one set serves all image sizes and channels.
     form = {"image_size": [SIZE, 2 * SIZE], "channels": 4}
     wide = load(shards, tmp_path, **form)
     assert wide.train.pixels.shape[1:] == (SIZE, 2 * SIZE, 4)
@@ -91,7 +91,7 @@ def test_damage_is_found_when_an_image_is_read(packed: tuple[Path, Path], tmp_pa
 
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch, packed: tuple[Path, Path]) -> Iterator[str]:
-    """The shards in a bucket."""
+    """Yield the URI of the shards in a bucket."""
     with bucket_server() as server:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.address)
         store = open_store(f"gs://{BUCKET}/shards")
@@ -108,11 +108,11 @@ def test_shards_of_a_bucket_come_ahead_and_make_room(
     assert catalogue is not None
     folder, sizes = tmp_path / "shards" / "set", [shard.size for shard in catalogue.shards]
     assert [shard.split for shard in catalogue.shards[:5]] == ["train"] * 4 + ["validation"]
-    budget = sum(sizes[:5]) - min(sizes[:4])  # all but one
+    budget = sum(sizes[:5]) - min(sizes[:4])  # all five but the smallest training shard
     staging = Staging(store, catalogue.shards, folder, budget, shuffled=1)
     order = [3, 1, 0, 2]
     staging.follow([3, 1, 3, 1, 0, 0, 2], [1, 0])
-    staging.follow([4])  # validation, while training reads on
+    staging.follow([4])  # validation, while training continues to read
     for shard in order:
         data = (packed[1] / catalogue.shards[shard].name).read_bytes()
         assert staging.read(shard, 5, 40) == data[5:45]
@@ -123,7 +123,7 @@ def test_shards_of_a_bucket_come_ahead_and_make_room(
             time.sleep(0.01)
         assert sum(path.stat().st_size for path in folder.glob("*.tfrecord")) <= budget
     for path in folder.glob("*.tfrecord"):
-        path.unlink()  # as another process does that needs the room
+        path.unlink()  # as another process that needs the disk space does
     assert staging.read(2, 0, 8) == (packed[1] / catalogue.shards[2].name).read_bytes()[:8]
     staging.close()
     assert pixels_by_name(load_from(bucket, tmp_path)) == pixels_by_name(load(packed[1], tmp_path))
@@ -134,7 +134,7 @@ def test_a_copy_that_was_damaged_here_is_fetched_once_more(bucket: str, tmp_path
     copies = list((tmp_path / "shards").glob("*/*.tfrecord"))
     assert copies
     for path in copies:
-        path.write_bytes(bytes(path.stat().st_size))  # as long as before
+        path.write_bytes(bytes(path.stat().st_size))  # same size, all zeros
     shutil.rmtree(tmp_path / "pixels", ignore_errors=True)
     assert pixels_by_name(load_from(bucket, tmp_path)) == expected
 
@@ -150,7 +150,7 @@ def test_a_disk_that_holds_less_than_is_shuffled_is_refused_in_words(bucket: str
         Staging(store, catalogue.shards, tmp_path, least - 1, shuffled=1)
     Staging(
         open_store(str(tmp_path)), catalogue.shards, tmp_path, 0, shuffled=8
-    ).close()  # read where they are
+    ).close()  # local shards are read in place
 
 
 def load_from(uri: str, cache: Path) -> Dataset:

@@ -1,4 +1,4 @@
-"""What several processes share: locks, folders that are built once, and private ones."""
+"""Locks, folders built once for several processes, and private folders."""
 
 from __future__ import annotations
 

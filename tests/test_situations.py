@@ -1,6 +1,6 @@
-"""Fourteen trainings with one planted fault each: the verdict and the first advice are right.
+"""Verdict and first advice on fourteen trainings, most with one planted fault.
 
-Its thresholds were chosen on other seeds than the one here.
+The thresholds of the verdict were chosen on seeds other than `SEED`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from trainer.report.verdict import Verdict, judge
 
 SEED = 7
 HARD = 170.0
-"""Noise that leaves something to be learnt by heart."""
+"""Standard deviation of the pixel noise at which the model can overfit."""
 CURES = "Begin with pretrained weights: --recipe auto"
 LABELS = r"\d+ training images are confidently contradicted by the model: check their labels"
 
@@ -60,7 +60,7 @@ TABLE = [
         "over-fitted",
         r"Remove the \d+ copies from validation: dataset.json lists them",
     ),
-    # Not seen yet: mirror images of training images are in validation.
+    # Not detected yet: validation contains mirror images of training images.
     (
         Situation("mirrored leak", (60,) * 4, 180.0, copied=0.75, is_mirrored=True,
                   settings=settings("augment.flip=horizontal")),

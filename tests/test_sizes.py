@@ -1,4 +1,4 @@
-"""Whole runs on grey and RGBA images of a height and a width: trained, exported, and asked."""
+"""End-to-end runs on non-square grey and RGBA images: training, export and prediction."""
 
 from __future__ import annotations
 

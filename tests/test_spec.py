@@ -1,4 +1,4 @@
-"""The spec: what is accepted, what is refused, and in which words."""
+"""The run spec: accepted values, rejected values and error messages."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_value_that_yaml_cannot_make_is_refused_in_words(text: str) -> None:
 
 
 def test_a_value_of_gigabytes_is_refused_at_once(tmp_path: Path) -> None:
-    # Ten lines, each a list of ten of the one before.
+    # Ten lines, each a list of ten aliases of the line before.
     lines = ["a: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
     (tmp_path / "bomb.yaml").write_text("\n".join(lines))
@@ -243,7 +243,7 @@ def test_xla_is_not_asked_for_what_it_has_no_kernel_for() -> None:
 
 
 def test_the_smallest_images_that_a_plain_network_takes_are_taken() -> None:
-    # 10 - 2 = 8, pooled 4; 4 - 2 = 2, pooled 1.
+    # 10 - 2 = 8, pooled to 4; 4 - 2 = 2, pooled to 1.
     settings = ["model={family: plain, filters: [8, 8]}"]
     assert load_spec(settings=[*settings, "data.image_size=10"]).data.image_size == 10
     with pytest.raises(UsageError, match="too small"):

@@ -1,4 +1,4 @@
-"""The split: by content, a fraction of every class, and what the source says is kept."""
+"""The train/validation split: by content, stratified by class, with splits of the source preserved."""
 
 from __future__ import annotations
 

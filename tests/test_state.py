@@ -1,4 +1,4 @@
-"""How a job on Kubernetes goes, and why, in words."""
+"""State and failure reasons of jobs and JobSets on Kubernetes, as text."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_failed_job_has_the_code_of_the_pod_that_failed(
 
 def test_of_a_failed_job_of_several_workers_the_one_that_failed_is_named() -> None:
     several = {"spec": {"parallelism": 3, "completionMode": "Indexed"}}
-    left = pod("pets-2-x", 2, ended(65))  # the pods of the other workers were deleted when it failed
+    left = pod("pets-2-x", 2, ended(65))  # Kubernetes has deleted the pods of the other workers
     assert state(several | failed("PodFailurePolicy"), left).lines == (
         "worker 2: exit code 65: the data can't be used",
     )
@@ -98,7 +98,7 @@ def test_of_a_failed_job_of_several_workers_the_one_that_failed_is_named() -> No
     told["status"]["conditions"][0]["message"] = (
         "Container trainer for pod t/pets-1-abcde failed with exit code 70 matching FailJob rule at index 1"
     )
-    found = state(told, pod("pets-0-x", 0, ended(143)))  # that pod is gone, and another one is still there
+    found = state(told, pod("pets-0-x", 0, ended(143)))  # the failed pod is gone; worker 0's still exists
     assert found.exit_code == 70
     assert found.lines[0].startswith("worker 1: exit code 70: diverged")
     assert found.lines[1].startswith("worker 0: exit code 143")

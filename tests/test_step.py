@@ -1,4 +1,4 @@
-"""A step of the training: what it computes, on one replica and on two, compiled and in bfloat16."""
+"""The train step: its results on one and two replicas, with XLA and in bfloat16."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_what_is_random_is_the_same_when_xla_compiles_it(dataset: Dataset, rando
     random = [*random, "train.precision=float32"]
     plain, compiled = (losses_of(dataset, *random, f"train.xla={on}") for on in ("false", "true"))
     assert compiled == pytest.approx(plain, rel=1e-5)
-    assert losses_of(dataset, *random, "seed=1") != pytest.approx(plain, rel=1e-3)  # it is random
+    assert losses_of(dataset, *random, "seed=1") != pytest.approx(plain, rel=1e-3)  # depends on the seed
 
 
 def test_a_step_compiled_by_xla_or_in_bfloat16_is_close_to_the_plain_one(dataset: Dataset) -> None:
@@ -170,7 +170,7 @@ def test_a_step_compiled_by_xla_or_in_bfloat16_is_close_to_the_plain_one(dataset
         }.items()
     }
     turned = load_spec(settings=[*SMALL, "augment.rotate_degrees=10.0"])
-    as_on_gpu = replace(find_cluster(), device_kind="GPU")  # where XLA is chosen
+    as_on_gpu = replace(find_cluster(), device_kind="GPU")  # where `auto` enables XLA
     stepper = Stepper(learner_for(turned, dataset), turned, np.ones(2, np.float32), as_on_gpu)
     assert not stepper.uses_xla
     assert np.isfinite(stepper.run(block, EpochView(16, 16))[0].loss)  # XLA has no kernel for rotation
@@ -179,7 +179,7 @@ def test_a_step_compiled_by_xla_or_in_bfloat16_is_close_to_the_plain_one(dataset
 
 
 def test_the_share_of_a_core_has_a_size_that_xla_knows() -> None:
-    """A TPU's cores know their number at run time alone."""
+    """A TPU core gets its replica index only at run time, while XLA needs static shapes."""
     rows = tf.reshape(tf.range(32), [16, 2])
 
     @tf.function(jit_compile=True)

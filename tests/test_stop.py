@@ -1,4 +1,4 @@
-"""Signals, in processes of their own."""
+"""Graceful shutdown on signals, tested in subprocesses."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def call():
 
 
 def stopped(code: str, signals: int = 1) -> tuple[int, float, str]:
-    """Run `code` until it is at work and signal it; return its exit code, how long it took, and its words."""
+    """Run `code`, send SIGTERM once it is at work; return exit code, seconds since the signal and stderr."""
     process = subprocess.Popen(
         [sys.executable, "-c", _BEGIN + code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -34,7 +34,7 @@ def stopped(code: str, signals: int = 1) -> tuple[int, float, str]:
     began = time.monotonic()
     for index in range(signals):
         if index:
-            time.sleep(1.2)  # the same wish told twice is one
+            time.sleep(1.2)  # signals in quick succession count as one request
         process.send_signal(signal.SIGTERM)
     words = process.communicate(timeout=30)[1]
     assert "Traceback" not in words

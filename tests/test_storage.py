@@ -1,4 +1,4 @@
-"""Files on disk are whole or not there, and what can't be written is told in words."""
+"""Atomic writes to local disk, and the errors of files that cannot be written."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from trainer.storage.temporary import temporary_folder, temporary_parent
 
 @contextmanager
 def as_nobody() -> Iterator[None]:
-    """Give up root's right to write everywhere, where the tests have it."""
+    """Drop root privileges for the block, if the tests run as root."""
     if os.geteuid() != 0:
         yield
         return
@@ -46,7 +46,7 @@ def as_nobody() -> Iterator[None]:
 
 @pytest.fixture
 def locked_folder(tmp_path: Path) -> Iterator[Path]:
-    """A folder that nobody can write."""
+    """A read-only folder."""
     folder = tmp_path / "locked"
     folder.mkdir()
     folder.chmod(0o555)

@@ -1,4 +1,4 @@
-"""The store: the same promises kept on disk and in a bucket."""
+"""The store interface: the same guarantees on local disk and in a bucket."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_a_uri_has_a_bucket_and_a_prefix() -> None:
 
 
 def race(act: object) -> list[tuple[bool, bool]]:
-    """Return what each of eight threads got that began at once."""
+    """Call `act` in eight threads at the same time and return their results."""
     results: list[tuple[bool, bool]] = [(False, False)] * 8
     barrier = threading.Barrier(8)
 
@@ -192,7 +192,7 @@ def test_credentials_that_are_named_and_can_not_be_read_are_not_taken_for_none(
 
 
 def test_files_are_listed_while_folders_come_and_go(tmp_path: Path) -> None:
-    """As another run's, whose model gets its name only once it is whole."""
+    """Another run creates and renames folders while the listing is in progress."""
     store = FolderStore(tmp_path / "runs")
     store.write("releases/one.json", b"{}")
     ended = threading.Event()

@@ -1,4 +1,4 @@
-"""The training loop: what it learns and writes, and its reasons to end early."""
+"""The training loop: its results, the files that it writes, and early ends of training."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_training_learns_and_leaves_its_history(dataset: Dataset, tmp_path: Path
     results = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
     rows = recorder.rows
     assert result.history == rows
-    # Times are kept apart: the results of two runs can be compared to the bit.
+    # Times are stored separately, so that the results of two runs can be compared bit for bit.
     assert results == untimed(rows)
     assert json.loads((tmp_path / "timings.json").read_text())["epochs"] == result.timings
     assert [row["epoch"] for row in rows] == list(range(1, 9))
@@ -93,7 +93,7 @@ def test_a_time_budget_ends_training_after_an_epoch(dataset: Dataset, tmp_path: 
     _, result = do_train(spec, dataset, tmp_path)
     assert len(result.history) == 1
     assert "time budget" in result.ended
-    # An end that comes with the last epoch is no early one.
+    # A budget that expires with the last epoch does not count as an early end.
     spec = load_spec(settings=[*SMALL, "train.epochs=1", "train.time_budget_seconds=0.000001"])
     assert do_train(spec, dataset, tmp_path / "one")[1].ended == ""
 

@@ -1,4 +1,4 @@
-"""`trainer tune`: parameters, proposals, pruning, and a study that is stopped and continued."""
+"""`trainer tune`: parameters, proposals, pruning, and resuming a study."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_the_first_trial_is_the_spec_where_it_is_within_the_ranges() -> None:
 def test_proposals_depend_on_the_seed_and_the_trials_alone_and_fit_the_schema() -> None:
     texts = (RATE, NAME, "train.global_batch_size=8..64:8", "train.label_smoothing=0..0.3:0.1")
     search, base, trials = search_of(*texts), load_spec(), []
-    for number in range(14):  # ten at random, then by TPE
+    for number in range(14):  # ten random trials, then TPE
         settings = search.propose(number, trials)
         assert settings == search_of(*texts).propose(number, trials)
         assert settings is not None
@@ -146,7 +146,7 @@ def test_a_trial_below_the_median_is_pruned_and_one_above_is_not() -> None:
         )
         watch.note(1, 0.2 if last == 0.4 else 0.4)
         watch.note(2, last)
-        watch.note(2, 0.0)  # a replay of an epoch changes nothing
+        watch.note(2, 0.0)  # repeating an epoch changes nothing
         assert watch.should_prune() == is_pruned
     early = replace(search, warmup_epochs=3).watch(Trial(9, {"optimizer.learning_rate": 0.05}), trials)
     early.note(1, 0.1)
@@ -247,4 +247,4 @@ def test_proposals_of_a_range_with_a_step_stay_on_its_grid(key: str, values: str
 def test_a_setting_beside_the_grid_is_no_first_trial() -> None:
     (parameter,) = parsed("train.label_smoothing=0..0.3:0.1")
     assert parameter.value_of(0.1 + 0.2 - 0.1) == pytest.approx(0.2)
-    assert parameter.value_of(0.10000005) is None  # Optuna takes 1e-8 of a step
+    assert parameter.value_of(0.10000005) is None  # Optuna's tolerance is 1e-8 of a step

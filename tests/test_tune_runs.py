@@ -1,4 +1,4 @@
-"""Whole searches: a study that is stopped, continued and shared, and a trial that is pruned."""
+"""End-to-end searches: stopping, resuming and sharing a study, and pruning a trial."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def tuned(data: Path, folder: Path) -> list[str | Path]:
 
 @pytest.fixture(scope="module")
 def with_test_images(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The photos, with a split that is called test and none that is called validation."""
+    """The photos with a train and a test split, and no validation split."""
     root = tmp_path_factory.mktemp("split")
     shutil.copytree(photos, root / "train")
     for path in sorted((root / "train").glob("*/[67].png")):
@@ -56,7 +56,7 @@ def is_alive(process: int) -> bool:
 def begun(
     words: list[str | Path], environment: dict[str, str]
 ) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """Yield a search whose first trial has begun, and the process of that trial."""
+    """Start a search; yield its process and the process ID of its first trial."""
     with subprocess.Popen(command(*words), env=environment, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         next(line for line in process.stderr if line.startswith("trial-000  optimizer"))
@@ -80,7 +80,7 @@ def test_a_stopped_search_continues_without_training_a_finished_trial_again(
         with begun(words, environment) as (process, child):
             os.kill(child if victim == "trial" else process.pid, signal.SIGKILL)
             assert process.wait(60) == (137 if victim == "trial" else -signal.SIGKILL)
-            while is_alive(child):  # without its parent it ends by itself
+            while is_alive(child):  # it exits by itself when its parent is gone
                 time.sleep(0.1)
     assert not (tmp_path / "runs" / "study" / "trial-000" / "_SUCCESS").exists()
     assert Records(open_store(str(tmp_path / "runs" / "study"))).read(0) == Trial(
@@ -89,13 +89,13 @@ def test_a_stopped_search_continues_without_training_a_finished_trial_again(
     with subprocess.Popen(command(*words), env=environment, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         next(line for line in process.stderr if line.startswith("trial-000  epoch 1/2"))
-        process.send_signal(signal.SIGTERM)  # to it alone, as a cluster does
+        process.send_signal(signal.SIGTERM)  # to this process only, as a cluster does
         rest = process.stderr.read()
         assert process.wait(60) == 143, rest
     assert "The same command continues the study" in rest
     study = tmp_path / "runs" / "study"
     settings = json.loads((study / "trials" / "000.json").read_text())["settings"]
-    assert settings == {"optimizer.learning_rate": 0.001}  # of the spec
+    assert settings == {"optimizer.learning_rate": 0.001}  # the value in the spec
     before = {path: path.stat().st_mtime_ns for path in (study / "trial-001").rglob("*")}
     done = trainer(*words, cache=tmp_path / "cache")
     assert done.returncode == 0, done.stderr
@@ -136,7 +136,7 @@ def test_a_pruned_trial_is_stopped_with_a_checkpoint(
     assert len(trial.values) == 1
     assert list((tmp_path / "study" / "trial-004" / "checkpoints").glob("step-*.npz"))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    assert train_trial(job, 4)  # it has its result
+    assert train_trial(job, 4)  # the trial already has a result
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
 
 

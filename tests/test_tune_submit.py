@@ -1,4 +1,4 @@
-"""A search that is sent to a cluster: an Indexed Job whose workers share the trials."""
+"""A search on a cluster: an Indexed Job whose workers share the trials."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def plan_of(accelerator: str = "nvidia-l4:1", **changes: Any) -> Plan:
 @pytest.mark.parametrize("accelerator", ["nvidia-l4:2", "tpu-v5e:2x4", "cpu"])
 def test_the_workers_of_a_search_share_its_trials_and_do_not_connect(accelerator: str) -> None:
     plan = plan_of(accelerator)
-    (job,) = objects_of(plan, Cluster())  # no service
+    (job,) = objects_of(plan, Cluster())  # a single object: the job has no Service
     for version in ("1.31", "1.37"):
         kubernetes_validate.validate(job, version, strict=True)
     assert (job["kind"], job["spec"]["completionMode"], job["spec"]["completions"]) == ("Job", "Indexed", 4)

@@ -1,4 +1,4 @@
-"""The verdict follows from the numbers, and allows for what chance does to them."""
+"""The verdict of a report, including the effect of chance on its figures."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_one_epoch_is_too_early_to_say_and_names_a_class_that_is_never_recognise
     assert found.advice == "Train longer: --set train.epochs=10."
     assert "after 2 epochs" in verdict(0.95, 0.94, flat(epochs=2)).headline
     assert verdict(0.95, 0.94, flat(epochs=3)).kind == "fine"
-    # From the weights of a run that was trained before.
+    # A warm start from the weights of an earlier run.
     assert verdict(0.95, 0.94, flat(epochs=1), settings={"train": {"start_from": "latest"}}).kind == "fine"
     assert "Hold out more images: 20 images" in verdict(0.95, 0.94, flat(epochs=1), count=20).advice
     found = judge(ten(0.0), flat(epochs=1), "validation", {})

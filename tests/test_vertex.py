@@ -1,4 +1,4 @@
-"""`trainer submit vertex` and what follows it, against a server that reads requests as Google does."""
+"""`trainer submit`, `status`, `logs`, `list` and `cancel vertex`, against a fake Vertex AI."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SUBMIT = [
 
 
 class Cloud:
-    """A server, and the command line that talks to it."""
+    """Fake Vertex AI server, and the command line with this server as its endpoint."""
 
     def __init__(self, vertex: Vertex) -> None:
         self.vertex = vertex
@@ -87,10 +87,10 @@ def test_a_schedule_posts_the_same_job_each_time_without_a_name(cloud: Cloud) ->
     assert sent["httpTarget"]["oauthToken"]["serviceAccountEmail"] == "me@acme.iam"
     job = json.loads(base64.b64decode(sent["httpTarget"]["body"]))
     names = [each["name"] for each in job["jobSpec"]["workerPoolSpecs"][0]["containerSpec"]["env"]]
-    assert names == ["TRAINER_SPEC"]  # Vertex AI names each run by its job
+    assert names == ["TRAINER_SPEC"]  # the run's name comes from the Vertex AI job
     assert "already exists" in cloud.refused(*words)
     assert cloud.said("list", "vertex") == "pets  at 0 3 * * 1 (Etc/UTC)\n"
-    # What it posts has its name; to end the one is to end the other.
+    # The jobs of a schedule have its name; cancelling the name ends both.
     made = job | {
         "name": f"projects/{NUMBER}/locations/{REGION}/customJobs/77",
         "state": "JOB_STATE_SUCCEEDED",
@@ -141,7 +141,7 @@ def test_a_bucket_that_is_not_there_is_named_before_anything_is_sent(cloud: Clou
         said = cloud.refused(*SUBMIT, *words, "--yes")
         assert "`gcloud storage buckets create gs://nowhere` makes the bucket" in said
     assert not cloud.vertex.jobs
-    cloud.vertex.project.lacking = {"storage.objects.create"}  # the job has rights of its own
+    cloud.vertex.project.lacking = {"storage.objects.create"}  # the job runs with permissions of its own
     said = cloud.said(*SUBMIT, "--yes")
     assert "note       bucket bucket: it is there, and you lack storage.objects.create" in said
     assert "note       image: not looked for: no Docker engine here to ask with" in said
@@ -153,7 +153,7 @@ def test_a_name_at_work_is_not_sent_again_and_one_that_ended_is(cloud: Cloud) ->
     assert "A job of this name is at work" in cloud.refused(*SUBMIT, "--yes")
     assert len(cloud.vertex.jobs) == 1
     cloud.vertex.jobs[0]["state"] = "JOB_STATE_FAILED"
-    cloud.said(*SUBMIT, "--yes")  # goes on with the same run
+    cloud.said(*SUBMIT, "--yes")  # continues the same run
     assert len(cloud.vertex.jobs) == 2
     assert "ended      pets (job)" in cloud.said("cancel", "vertex", "pets")
     assert "no such job at work" in cloud.refused("cancel", "vertex", "cats")

@@ -1,4 +1,4 @@
-"""A run that begins with the weights of another one."""
+"""Warm start: a run that starts with the weights of another run."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from trainer.storage.store import Store
 from trainer.train import Agreement
 
 STILL = ["--set", "optimizer.learning_rate=1e-12", "--set", "train.epochs=1"]
-"""What changes no weight."""
+"""Settings with which training leaves the weights unchanged."""
 
 
 def test_which_run_is_meant(either_store: Store, tmp_path: Path) -> None:
     for name in ("latest", "champion", "scratch"):
-        assert find_start(either_store, name) is None  # as for a schedule's first run
+        assert find_start(either_store, name) is None  # as in the first run of a schedule
     for name in ("one", "two"):
         finished(either_store, tmp_path / "local", name)
     promote(either_store, "one")
@@ -52,7 +52,7 @@ def test_which_run_is_meant(either_store: Store, tmp_path: Path) -> None:
 
 
 def require_began_with_first(output: Path, name: str) -> None:
-    """Fail unless the run, which changed no weight, answers as the run "first", and says whence it is."""
+    """Assert that run `name` predicts as run "first" and records it as its origin."""
     before, after = (read_predictions(output / each / "predictions.csv") for each in ("first", name))
     for one, other in zip(before, after, strict=True):
         assert np.abs(one.probabilities - other.probabilities).max() < 1e-6
@@ -61,7 +61,7 @@ def require_began_with_first(output: Path, name: str) -> None:
 
 
 def damage(run: Path) -> None:
-    """Let a finished run be an unfinished one none of whose checkpoints can be read."""
+    """Make a finished run unfinished, with unreadable checkpoints."""
     for name in (MANIFEST, MARKER):
         (run / name).unlink()
     for path in (run / "checkpoints").glob("step-*.npz"):
@@ -82,7 +82,7 @@ def test_a_run_begins_with_the_weights_of_another_one(photos: Path, tmp_path: Pa
     done = trainer(*words("average", *STILL, *more), cache=tmp_path)
     assert f"with the weights of {output}/first" in done.stdout, done.stderr
     require_began_with_first(output, "average")
-    # Begun anew, as none of its checkpoints can be read, it begins with them again.
+    # Without a readable checkpoint the run starts over, again with the weights of `first`.
     damage(output / "average")
     done = trainer(*words("average", *STILL, *more), cache=tmp_path)
     assert f"with the weights of {output}/first" in done.stdout, done.stderr
@@ -122,7 +122,7 @@ def test_a_run_begins_with_the_weights_of_another_one(photos: Path, tmp_path: Pa
 
 
 class Facts(SilentProgress):
-    """A screen that keeps facts."""
+    """Progress that records facts."""
 
     def __init__(self) -> None:
         self.facts: dict[str, str] = {}
@@ -136,10 +136,10 @@ GONE = PretrainedSpec(weights="/nowhere/w.h5")
 
 
 def pretrained(monkeypatch: pytest.MonkeyPatch, run: Path, start: Store | None, is_readable: bool) -> Any:
-    """Return what a start of a run with a file of weights that is gone puts into environment.json."""
+    """Start a run whose weights file is missing; return its weights record and the reported facts."""
     monkeypatch.setattr(warm_start, "has_readable", lambda folder: is_readable)
     folder: Any = SimpleNamespace(path=run, checkpoints=run / "checkpoints")
-    learner: Any = None  # no weights are put in
+    learner: Any = None  # no weights are loaded into it
     agreement = Agreement(Peers(Place()))
     return warm_start._pretrain(
         GONE, learner, agreement, run, screen := Facts(), folder, start, bool(start)
@@ -154,7 +154,7 @@ def test_a_resumed_run_reads_no_file_of_weights_and_keeps_its_record(
     for damaged in ("", "[]", '{"weights": 3}', '{"weights": {"sha256": null}}', "{}"):
         (tmp_path / "environment.json").write_text(damaged)
         assert pretrained(monkeypatch, tmp_path, None, True) == (None, {})
-    with pytest.raises(DataError, match="no such file of weights"):  # it begins anew, and needs them
+    with pytest.raises(DataError, match="no such file of weights"):  # it starts over and needs the weights
         pretrained(monkeypatch, tmp_path, None, False)
 
 

@@ -1,4 +1,4 @@
-"""Files of weights: where they come from, and that nothing in them is trusted."""
+"""Pretrained weights files: formats, sources, and safe reading of untrusted files."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from trainer.spec import PretrainedSpec, load_spec, spec_digest
 from trainer.storage.folder import FolderStore
 from trainer.storage.store import Entry
 
-# Keras's own, where it saves weights.
+# Raised inside Keras when it saves weights.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
 )
 
 
 def network(filters: int = 4, classes: int = 0) -> keras.Model:
-    """Return a network with a name for each layer, and with `classes` a last layer."""
+    """Return a network with named layers; if `classes` is not 0, with a classification layer."""
     pixels = keras.Input((16, 16, 3))
     x = keras.layers.Conv2D(filters, 3, name="stem_conv")(pixels)
     x = keras.layers.BatchNormalization(name="stem_bn")(x)
@@ -68,7 +68,7 @@ def file_at(path: Path) -> WeightsFile:
 
 @pytest.mark.parametrize("name", ["a.weights.h5", "a.h5", "a.keras"])
 @pytest.mark.parametrize("classes", [0, 5])
-# Keras calls its older format old, whenever it writes one.
+# Keras warns about its legacy format whenever it writes one.
 @pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
 def test_weights_are_read_from_any_format_of_keras_with_or_without_the_last_layer(
     name: str, classes: int, tmp_path: Path
@@ -90,7 +90,7 @@ def test_layers_that_do_not_fit_are_named_and_nothing_changes(tmp_path: Path) ->
 
 
 class Evil:
-    """Unpickled by Python's own reader it makes a folder."""
+    """Create a folder when unpickled by `pickle.load`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -100,7 +100,7 @@ class Evil:
 
 
 def evil(folder: Path) -> bytes:
-    """Return a file as PyTorch writes it, with code where the tensors are."""
+    """Return a file in PyTorch's legacy format whose tensor is replaced by code."""
     parts = (0x1950A86A20F9469CFC6C, 1001, {}, {"_conv_stem.weight": Evil(folder)}, [])
     return b"".join(pickle.dumps(each, 2) for each in parts)
 
@@ -111,13 +111,13 @@ def test_a_pickle_with_code_in_it_is_refused_and_nothing_is_executed(tmp_path: P
     with pytest.raises(DataError, match=r"code in it.*Received: posix\.mkdir") as raised:
         load_weights(network(), file_at(path))
     assert (raised.value.exit_code, folder.exists()) == (65, False)
-    with path.open("rb") as file:  # Python's own reader would have
+    with path.open("rb") as file:  # `pickle.load` executes the code
         [pickle.load(file) for _ in range(4)]
     assert folder.exists()
 
 
 def linked(path: Path, secret: Path) -> None:
-    """Write a file whose weights are those of another file on this machine."""
+    """Write an HDF5 file whose kernel is an external link to the file `secret`."""
     with h5py.File(secret, "w") as file:
         file["kernel"] = np.zeros((3, 3, 3, 4), np.float32)
     network().save_weights(path)
@@ -250,7 +250,7 @@ def test_unknown_backbones_and_pictures_that_are_too_small_are_refused(
 
 
 def archived(path: Path, data: bytes, kind: int, damage: str) -> None:
-    """Write a .keras file whose member is compressed by `kind` and damaged."""
+    """Write a damaged .keras file; its member is compressed with the zip method `kind`."""
     with zipfile.ZipFile(path, "w", kind) as archive:
         archive.writestr("model.weights.h5", data)
         offset = archive.start_dir
@@ -258,7 +258,7 @@ def archived(path: Path, data: bytes, kind: int, damage: str) -> None:
     begin = 30 + len("model.weights.h5")
     if damage == "bytes":
         packed[begin + 30 : begin + 90] = b"\xff" * 60
-    else:  # the sizes in the central directory
+    else:  # sizes in the central directory
         packed[offset + 20 : offset + 28] = struct.pack("<II", 10**6, 10**6)
     path.write_bytes(packed)
 
@@ -294,7 +294,7 @@ def test_weights_that_are_not_finite_are_refused_with_their_layer_and_nothing_ch
 
 
 class Rebuilt:
-    """Pickled as PyTorch does a tensor."""
+    """Tensor in the pickle format of PyTorch."""
 
     def __init__(
         self, storage: Any, shape: tuple[Any, ...], stride: tuple[Any, ...], state: Any = None
@@ -308,7 +308,7 @@ class Rebuilt:
 
 
 class Kept:
-    """Pickled as a storage of four float32."""
+    """Storage of four float32 in the pickle format of PyTorch."""
 
 
 class TorchPickler(pickle.Pickler):
@@ -319,14 +319,14 @@ class TorchPickler(pickle.Pickler):
 
 @pytest.fixture
 def torch_modules(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stand-ins for the names in PyTorch's files."""
+    """Stand-ins for the PyTorch classes that a pickle refers to."""
     for module, name in (("torch", "FloatStorage"), ("torch._utils", "_rebuild_tensor_v2")):
         stand_in = type(name, (), {"__module__": module})
         monkeypatch.setitem(sys.modules, module, types.SimpleNamespace(**{name: stand_in}))
 
 
 def torch_file(path: Path, tensors: dict[str, Any]) -> Path:
-    """Write a file as PyTorch before 1.6 does, with one storage: 0, 1, 2 and 3. More follows it."""
+    """Write a PyTorch < 1.6 file with one storage (0, 1, 2, 3), followed by extra bytes."""
     with path.open("wb") as file:
         for each in (0x1950A86A20F9469CFC6C, 1001, {}, tensors, ["0"]):
             TorchPickler(file, 2).dump(each)
@@ -342,7 +342,7 @@ def test_a_tensor_of_a_torch_file_is_a_view_of_its_storage(tmp_path: Path) -> No
     found = read_torch_file(path)
     np.testing.assert_array_equal(found["a"], [[0, 2], [1, 3]])
     np.testing.assert_array_equal(found["b"], [0, 1, 2, 3])
-    assert np.shares_memory(found["a"], found["b"])  # a thousand tensors take no more memory than one
+    assert np.shares_memory(found["a"], found["b"])  # views: memory does not grow with the number of tensors
 
 
 @pytest.mark.usefixtures("torch_modules")

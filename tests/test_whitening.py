@@ -1,4 +1,4 @@
-"""The whitening layer of the airbench family: its weights, and that they are fitted once and stay."""
+"""The whitening layer of the airbench family: its weights are fitted once and then frozen."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def dataset() -> Dataset:
 
 
 def smooth_images() -> np.ndarray:
-    """Return images whose neighbouring pixels and channels resemble each other, uint8 [20, 12, 12, 3]."""
+    """Return images with correlated pixels and channels, uint8 [20, 12, 12, 3]."""
     rng = np.random.default_rng(0)
     coarse = rng.normal(size=(20, 4, 4, 1)).repeat(3, axis=1).repeat(3, axis=2)
     return np.clip(110 + 30 * coarse + rng.normal(size=(20, 12, 12, 3)) * 8, 0, 255).astype(np.uint8)
@@ -54,7 +54,7 @@ def test_whitened_patches_are_uncorrelated_with_mean_zero_and_unit_variance() ->
     assert outputs.shape == (20, 11, 11, 24)
     half = outputs[..., :12].reshape(-1, 12)
     np.testing.assert_allclose(half.mean(axis=0), 0.0, atol=1e-3)
-    # The directions of least variance are held back, not blown up.
+    # Epsilon damps the directions of least variance, so their variance stays below 1.
     np.testing.assert_allclose(np.cov(half.T), np.eye(12), atol=0.05)
     np.testing.assert_allclose(outputs[..., 12:], -outputs[..., :12], atol=1e-4)
 
@@ -101,7 +101,7 @@ def test_muon_and_alternating_flips_go_on_after_a_stop_to_the_same_bits(
     whole, result = do_train(spec, dataset, tmp_path / "whole", learner=whitened(dataset))
     with pytest.raises(StoppedError):
         do_train(spec, dataset, tmp_path / "stopped", stop_at=8, learner=whitened(dataset))
-    # A restart that does not whiten takes the weights of the checkpoint.
+    # A restart without whitening restores the weights from the checkpoint.
     stopped, again = do_train(spec, dataset, tmp_path / "stopped")
     for name, value in values(whole).items():
         np.testing.assert_array_equal(value, values(stopped)[name], err_msg=name)

@@ -1,4 +1,4 @@
-"""TFRecord files written by hand, not by the library that reads them."""
+"""TFRecord files, written independently of the library under test."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import struct
 
 
 def crc32c(data: bytes) -> int:
-    """Bit by bit, as RFC 3720 defines it: not the library that is tested."""
+    """Compute CRC-32C bit by bit (RFC 3720), independently of the library under test."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc ^= byte
@@ -32,7 +32,7 @@ def field(number: int, content: bytes) -> bytes:
 
 
 def example(**features: bytes | int) -> bytes:
-    """A serialized tf.train.Example; '_' stands for '/' in names."""
+    """Return a serialized tf.train.Example; '_' in names becomes '/'."""
     entries = b""
     for name, value in features.items():
         if isinstance(value, bytes):

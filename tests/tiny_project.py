@@ -1,4 +1,4 @@
-"""A tiny project with the real scripts, that installs without a network."""
+"""Tiny project with the real scripts that installs without a network."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# A build backend of one function, so that the tiny project installs without setuptools.
+# A one-function build backend, so that the project installs without setuptools.
 BACKEND = """
 import zipfile
 def build_editable(folder, config_settings=None, metadata_directory=None):
@@ -49,7 +49,7 @@ def write_wheel(folder: Path, version: str) -> str:
 
 
 class Project:
-    """A tiny project with the real scripts, and the wheels that its locks name."""
+    """Tiny project with the real scripts and the wheels of its lock files."""
 
     def __init__(self, folder: Path) -> None:
         self.root = folder / "a project"
@@ -66,7 +66,7 @@ class Project:
         (self.root / "requirements-gpu.lock").write_text(write_wheel(self.wheels, "2"))
 
     def environment(self, **more: str) -> dict[str, str]:
-        """Return an environment in which pip finds this project's wheels and no index."""
+        """Return an environment in which pip uses only this project's wheels, no index."""
         kept = {
             name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "TRAINER_"))
         }
@@ -75,7 +75,7 @@ class Project:
         return {**kept, **pip, "PATH": path, **more}
 
     def start(self, *flags: str, **more: str) -> subprocess.Popen[str]:
-        """Start train.sh from another folder, as the leader of a process group."""
+        """Start train.sh from another folder as the leader of a new session."""
         return subprocess.Popen(
             ["bash", str(self.root / "scripts" / "train.sh"), *flags],
             cwd=self.wheels,
@@ -88,24 +88,24 @@ class Project:
         )
 
     def train(self, *flags: str, **more: str) -> tuple[int, str, str]:
-        """Run train.sh and return its exit code, output and errors."""
+        """Run train.sh and return its exit code, stdout and stderr."""
         process = self.start(*flags, **more)
         output, errors = process.communicate(timeout=120)
         return process.returncode, output, errors
 
     def installed(self) -> str:
-        """Return which version of tiny .venv has."""
+        """Return the version of `tiny` in .venv."""
         python = str(self.venv / "bin" / "python")
         code = "import tiny; print(tiny.VERSION)"
         return subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
     def move(self, name: str) -> None:
-        """Give the project's folder another name."""
+        """Rename the project folder."""
         self.root = self.root.rename(self.root.with_name(name))
         self.venv = self.root / ".venv"
 
     def put_on_path(self, name: str, script: str) -> None:
-        """Make `name` a command that comes before all others."""
+        """Add the command `name` at the front of PATH."""
         path = self.bin / name
         path.write_text(f"#!/bin/sh\n{script}\n")
         path.chmod(0o755)

@@ -1,4 +1,4 @@
-"""The command line as a process of its own, and how it refuses."""
+"""Running the command line as a subprocess, and checking its errors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def trainer(
 
 
 def error_line(done: subprocess.CompletedProcess[str], exit_code: int) -> str:
-    """Return the one line that says what was wrong, after a look at the code and for a traceback."""
+    """Return the error line; check the exit code and that there is no traceback."""
     refused(done, exit_code)
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
     assert "Received: " in line
@@ -41,7 +41,7 @@ def error_line(done: subprocess.CompletedProcess[str], exit_code: int) -> str:
 
 
 def refused(done: subprocess.CompletedProcess[str], exit_code: int, *words: str) -> None:
-    """Check the code, the words, and that nobody sees a traceback."""
+    """Check the exit code, the words in stderr, and that there is no traceback."""
     assert done.returncode == exit_code, done.stdout + done.stderr
     for word in words:
         assert word in done.stderr

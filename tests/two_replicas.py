@@ -1,6 +1,6 @@
-"""Steps on one replica and on two logical CPUs that stand for two GPUs; prints by how much they differ.
+"""Comparison of steps on one replica and on two logical CPUs that stand in for two GPUs; prints JSON.
 
-A process of its own: the devices of a process are fixed once TensorFlow has looked at them.
+Run as a subprocess, because TensorFlow fixes the devices of a process when it first lists them.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ AIRBENCH = [
 
 
 def main() -> None:
-    """Compare whole steps of batches that don't divide evenly: plain ones, and augmented and clipped ones."""
+    """Print the differences for batches that do not divide evenly: plain, augmented and airbench."""
     tf.config.set_visible_devices([], "GPU")
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
@@ -66,14 +66,14 @@ def main() -> None:
 
 
 def difference(ones: list[np.ndarray], others: list[np.ndarray]) -> float:
-    """Return the largest difference of any two values."""
+    """Return the largest absolute difference."""
     return max(float(np.abs(a - b).max()) for a, b in zip(ones, others, strict=True))
 
 
 def trained(
     spec: RunSpec, cluster: Cluster, is_resident: bool = False
 ) -> tuple[list[Sums], list[np.ndarray]]:
-    """Return the sums of five steps, and the averaged weights after them; the last has a single image."""
+    """Run five steps, the last with one image; return their sums and the averaged weights."""
     learner = build_learner(spec, 3, 10, cluster)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (4, 7, 16, 16, 3)).astype(np.uint8)
@@ -92,7 +92,7 @@ def trained(
 
 
 def answers_differ(spec: RunSpec, cluster: Cluster) -> float:
-    """Return by how much the answers of all devices differ from those of the first; the images are uneven."""
+    """Return the largest difference between predictions on all devices and on one, for 237 images."""
     model = build_learner(spec, 2, 10, cluster).fill_inference_model()
     images = split("test", 2 * 100 + 37, 0)
     alone, together = (

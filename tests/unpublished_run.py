@@ -1,4 +1,4 @@
-"""A run folder that is ready to be published."""
+"""Run folder that is ready to be published."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from trainer.storage.folder import FolderStore
 
 
 def make_run(parent: Path) -> Path:
-    """Return a run folder as training leaves it, with temporary files."""
+    """Return a run folder in its state after training, including temporary files."""
     folder = parent / "runs" / "pets-1"
     (folder / "model" / "variables").mkdir(parents=True)
     (folder / "metrics.json").write_text("{}\n")

@@ -1,4 +1,4 @@
-"""Answers and curves of runs that never happened, as a verdict is made from them."""
+"""Synthetic predictions and training histories as inputs of a verdict."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Rows = list[dict[str, Any]]
 
 
 def answers(split: str, classes: dict[str, tuple[int, float]], sure: float = 0.55) -> Predictions:
-    """Answers to the images of a split, `classes` being name to (images, recall).
+    """Return predictions for a split; `classes` maps names to (images, recall).
 
-    Wrong ones name the next class with a probability of `sure`, right ones with 0.97.
+    A wrong prediction is the next class with probability `sure`; a right one has probability 0.97.
     """
     names = tuple(classes)
     labels = np.repeat(np.arange(len(names)), [images for images, _ in classes.values()])
@@ -33,7 +33,7 @@ def answers(split: str, classes: dict[str, tuple[int, float]], sure: float = 0.5
 def both(
     train: float, held: float, count: int = 1000, held_out: str = "validation"
 ) -> dict[str, Predictions]:
-    """Answers to two balanced classes, the cats being the weaker."""
+    """Return predictions for two balanced classes; recall of cats is the lower one."""
     half = count // 2
     right = round(count * held)
     cats = max(0, right // 2 - half // 100) if held < 1 else half
@@ -44,7 +44,7 @@ def both(
 
 
 def flat(accuracy: float = 0.92, epochs: int = 20) -> Rows:
-    """A history that has levelled off."""
+    """Return a history with a flat validation accuracy."""
     noise = np.random.default_rng(0).normal(size=epochs) * 0.004
     return [
         {
@@ -59,7 +59,7 @@ def flat(accuracy: float = 0.92, epochs: int = 20) -> Rows:
 
 
 def rising(step: float = 0.02, epochs: int = 10) -> Rows:
-    """A history that goes up by `step` an epoch to its end."""
+    """Return a history whose validation accuracy rises by `step` per epoch."""
     return [row | {"validation/accuracy": 0.6 + step * row["epoch"]} for row in flat(epochs=epochs)]
 
 
@@ -75,7 +75,7 @@ def verdict(
 
 
 def unequal(common: float, rare: float) -> dict[str, Predictions]:
-    """Answers to 95 images of a class to each 5 of another, by the recall of both."""
+    """Return predictions for two classes at 95:5, given the recall of both."""
     return {
         "train": answers("train", {"common": (1900, common), "rare": (100, rare)}),
         "validation": answers("validation", {"common": (950, common), "rare": (50, rare)}),
@@ -83,7 +83,7 @@ def unequal(common: float, rare: float) -> dict[str, Predictions]:
 
 
 def ten(last: float, held: float = 0.9, images: int = 20) -> dict[str, Predictions]:
-    """Answers to ten equal classes, of which the last has another recall."""
+    """Return predictions for ten classes of equal size; the last has recall `last`."""
     classes = {f"class {number}": (images, held) for number in range(9)}
     return {
         "train": answers("train", dict.fromkeys([*classes, "last"], (100, 0.93))),
@@ -92,7 +92,7 @@ def ten(last: float, held: float = 0.9, images: int = 20) -> dict[str, Predictio
 
 
 def copied(count: int) -> dict[str, Any]:
-    """dataset.json that calls the first `count` validation images copies of training images."""
+    """Return a dataset.json in which the first `count` validation images are copies of training images."""
     pairs = [
         [
             {"split": split, "label": "cats", "name": f"{split}/{number}.jpg"}
@@ -104,7 +104,7 @@ def copied(count: int) -> dict[str, Any]:
 
 
 def creeping(first: float, last: float, epochs: int = 10, rate: float = 0.001) -> Rows:
-    """A train loss that goes from `first` to `last` in equal steps."""
+    """Return a history whose train loss goes from `first` to `last` in equal steps."""
     losses = np.linspace(first, last, epochs)
     return [
         row | {"train/loss": float(loss), "learning_rate": rate}

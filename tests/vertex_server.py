@@ -1,7 +1,7 @@
-"""Vertex AI, Cloud Scheduler and Cloud Logging as far as jobs need them, over real HTTP.
+"""Fake Vertex AI, Cloud Scheduler and Cloud Logging over HTTP, limited to what jobs need.
 
-What is sent is read by the message types of Google's own clients (scripts/vertex_descriptors.sh): a field
-that there is not, or of another type, is refused as Google refuses it.
+Requests are parsed with the message types of Google's clients (scripts/vertex_descriptors.sh), so unknown
+fields and wrong types are rejected as by Google.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PLACE = re.compile(r"/v1/projects/(?P<project>[^/]+)/locations/(?P<region>[^/]+
 
 
 class Vertex:
-    """What the server holds, and what it is to refuse."""
+    """State of the server, and the error that it returns if one is set."""
 
     def __init__(self) -> None:
         self.address = ""
@@ -50,7 +50,7 @@ def vertex_server() -> Iterator[Vertex]:
 
 
 def read(body: dict[str, Any], kind: str) -> Any:
-    """Return the message that `body` is as JSON. Raises ParseError for what is none of `kind`."""
+    """Parse JSON `body` as a message of type `kind`. Raises ParseError if it does not match."""
     return ParseDict(body, GetMessageClass(_POOL.FindMessageTypeByName(kind))())
 
 
@@ -138,7 +138,7 @@ def _handler(vertex: Vertex) -> type[JsonHandler]:
             return answer is not None
 
         def _place(self) -> str | None:
-            """Return what is asked for in the project; None once it was refused."""
+            """Return the path below the location, or None after an error response."""
             path = urlsplit(self.path).path
             vertex.requests.append(f"{self.command} {path}")
             found = _PLACE.match(path)

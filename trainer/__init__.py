@@ -1,3 +1,3 @@
-"""A batch training job for image classifiers: one spec, from images to a served model."""
+"""Batch training job for image classifiers, from a spec and images to a served model."""
 
 __version__ = "0.1.0"

@@ -1,12 +1,12 @@
-"""Random changes to a batch of images: tensor to tensor, stateless, seeded by position.
+"""Random image augmentation: stateless tensor operations, seeded by the position in the global batch.
 
-In: images [batch, height, width, channels], uint8 or float, in 0..255, and one row of uniform numbers for
-each image. Out: float32 images of the same or another size in 0..255. Grey images have no saturation and no
-hue to change, and the alpha of RGBA keeps its values: it is only moved and erased.
+Inputs are images [batch, height, width, channels], uint8 or float, in 0..255, and one row of uniform numbers
+per image. Outputs are float32 images in 0..255, of the same or another size. Saturation and hue do not apply
+to grey images. The alpha channel of RGBA is only moved and erased, its values do not change otherwise.
 
-The numbers of a step are drawn for the whole global batch, whatever part of it a replica holds, so that an
-image is changed in the same way on any number of replicas. All operations are dense arithmetic, which runs on
-a CPU, a GPU and a TPU alike; only rotation needs a kernel that XLA lacks.
+The numbers of a step are drawn for the whole global batch, so an image is changed in the same way on any
+number of replicas. All operations are dense arithmetic, which runs on CPUs, GPUs and TPUs; only rotation
+needs a kernel that XLA lacks.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from trainer.draws import normal, uniform
 from trainer.spec import AugmentSpec, CropSpec, sides_of
 
 DRAWS = 24
-"""How many uniform numbers an image gets in a step, used or not."""
+"""Number of uniform numbers per image and step, used or not."""
 MIX_DRAWS = slice(20, 24)
-"""Those that are for `trainer.mix`."""
+"""The numbers reserved for `trainer.mix`."""
 
 
 class EpochView(NamedTuple):
-    """How training images are seen in one epoch."""
+    """Size and crop mode of the training images in one epoch."""
 
     height: int
     width: int
     is_cropped: bool = True
-    """Whether `augment.crop` takes random parts of them; else they are whole."""
+    """Whether `augment.crop` takes random crops; otherwise images are used whole."""
 
 
 def draw_numbers(seed: int, step: tf.Tensor, global_batch_size: int | tf.Tensor) -> tf.Tensor:
@@ -48,11 +48,11 @@ def augment_images(
     view: EpochView,
     is_mirrored: tf.Tensor | None = None,
 ) -> tf.Tensor:
-    """Return changed images, float32 [batch, height and width of `view`, channels] in 0..255.
+    """Return augmented images, float32 [batch, height and width of `view`, channels] in 0..255.
 
-    `images` are [batch, height, width, channels] in 0..255 and `draws` [batch, DRAWS] in [0, 1).
-    Without a crop, the view must have the size of the images. `is_mirrored`, bool [batch], is which images
-    flip: alternating mirrors in this epoch; see `trainer.train.feed`.
+    `images` are [batch, height, width, channels] in 0..255 and `draws` [batch, DRAWS] in [0, 1). Without a
+    crop, the view must have the size of the images. `is_mirrored`, bool [batch], selects the images that
+    alternating flips mirror in this epoch; see `trainer.train.feed`.
     """
     images = tf.cast(images, tf.float32)
     if spec.rotate_degrees:
@@ -69,13 +69,13 @@ def augment_images(
 
 
 def find_view(spec: AugmentSpec, image_size: int | tuple[int, int], epoch: int, epochs: int) -> EpochView:
-    """Return how training images are seen in `epoch`, counted from 0.
+    """Return the size and crop mode of training images in `epoch`, counted from 0.
 
-    With `crop.first_size` it grows in steps of 16 pixels over the first three quarters of the
-    training: small images teach the coarse features for a fraction of the cost (Howard
-    2018; Tan and Le 2021, "EfficientNetV2"). The last `crop.whole_epochs` see images as evaluation does:
-    objects are larger in random crops, to which a network gets used (Touvron et al. 2019, "Fixing the
-    train-test resolution discrepancy").
+    With `crop.first_size` the size grows in steps of 16 pixels over the first three quarters of the training:
+    small images teach coarse features at a fraction of the cost (Howard 2018; Tan and Le 2021,
+    "EfficientNetV2"). The last `crop.whole_epochs` use whole images, as evaluation does: objects are larger
+    in random crops, to which a network adapts (Touvron et al. 2019, "Fixing the train-test resolution
+    discrepancy").
     """
     sides = sides_of(image_size)
     shorter = min(sides)
@@ -93,9 +93,9 @@ def resample(images: tf.Tensor, top: tf.Tensor, left: tf.Tensor, height: tf.Tens
              mirrored: tf.Tensor, flipped: tf.Tensor, sides: tuple[int, int]) -> tf.Tensor:  # fmt: skip
     """Return a rectangle of each image, resized to [batch, *sides, channels] with antialiasing.
 
-    `top`, `left`, `height` and `width` are float32 [batch], in pixels; `mirrored` and
-    `flipped` are bool [batch]. Resizing by a triangle filter is separable, so it is two
-    matrix products, as in `tf.image.resize(antialias=True)` but with a rectangle an image.
+    `top`, `left`, `height` and `width` are float32 [batch], in pixels; `mirrored` and `flipped` are bool
+    [batch]. Resizing by a triangle filter is separable, so it is two matrix products, as in
+    `tf.image.resize(antialias=True)` but with a separate rectangle per image.
     """
     rows = _resize_weights(top, height, flipped, images.shape[1] or tf.shape(images)[1], sides[0])
     columns = _resize_weights(left, width, mirrored, images.shape[2] or tf.shape(images)[2], sides[1])
@@ -104,9 +104,9 @@ def resample(images: tf.Tensor, top: tf.Tensor, left: tf.Tensor, height: tf.Tens
 
 
 def rotate(images: tf.Tensor, angles: tf.Tensor) -> tf.Tensor:
-    """Return images turned about their centres by `angles`, float32 [batch] in radians.
+    """Return images rotated about their centres by `angles`, float32 [batch] in radians.
 
-    Corners that come from outside are mirrored in.
+    Areas outside of the image are filled by reflection.
     """
     size = tf.cast(tf.shape(images)[1:3], tf.float32)
     cos, sin = tf.cos(angles), tf.sin(angles)
@@ -124,22 +124,23 @@ def rotate(images: tf.Tensor, angles: tf.Tensor) -> tf.Tensor:
 
 
 def translate(images: tf.Tensor, draws: tf.Tensor, pixels: int) -> tf.Tensor:
-    """Return images moved by up to `pixels` whole pixels down and right, or up and left, by reflection.
+    """Return images shifted by up to `pixels` whole pixels along each axis, with reflection padding.
 
-    `images` are float32 [batch, height, width, 3] and larger than `pixels`; `draws` is [batch, 2] in [0, 1).
+    `images` are float32 [batch, height, width, channels] and larger than `pixels`; `draws` is [batch, 2] in
+    [0, 1).
     """
     shifts = tf.cast(tf.floor(draws * (2 * pixels + 1)), tf.int32) - pixels
     for axis in (1, 2):
         last = tf.shape(images)[axis] - 1
-        source = tf.abs(tf.range(last + 1)[None, :] - shifts[:, axis - 1, None])  # the ends are not repeated
+        source = tf.abs(tf.range(last + 1)[None, :] - shifts[:, axis - 1, None])  # the edge is not repeated
         images = tf.gather(images, last - tf.abs(last - source), axis=axis, batch_dims=1)
     return images
 
 
 def add_noise(images: tf.Tensor, stddev: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
-    """Return images with Gaussian noise of `stddev`, float32 [batch], 1 being white.
+    """Return images with Gaussian noise of `stddev`, float32 [batch], where 1 is white.
 
-    `draws`, [batch, 2] in [0, 1), seed the noise of each image by itself.
+    `draws`, [batch, 2] in [0, 1), are the seed of each image's noise.
     """
     seeds = tf.cast(draws * 2.0**31, tf.int32)
 
@@ -153,8 +154,8 @@ def add_noise(images: tf.Tensor, stddev: tf.Tensor, draws: tf.Tensor) -> tf.Tens
 def erase(images: tf.Tensor, draws: tf.Tensor, probability: float) -> tf.Tensor:
     """Return images of which some have a grey rectangle (Zhong et al. 2017, "Random Erasing").
 
-    `draws` is [batch, 5] in [0, 1): whether, area (2% to 33%), log of the ratio (0.3 to 3.3),
-    and place.
+    `draws` is [batch, 5] in [0, 1): whether, area (2% to 33%), log of the aspect ratio (0.3 to 3.3), and
+    position.
     """
     sides = sides_as_floats(images)
     area = 0.02 + 0.31 * draws[:, 1]
@@ -174,10 +175,10 @@ def erase(images: tf.Tensor, draws: tf.Tensor, probability: float) -> tf.Tensor:
 def paint_rectangle(
     images: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor, paint: tf.Tensor | float
 ) -> tf.Tensor:
-    """Return `images` with `paint` where both `rows` and `columns` are 1, and a part of it in between.
+    """Return `images` blended with `paint` by the mask `rows` x `columns`: 1 is paint, 0 the image.
 
     Images and paint are float32 [batch, height, width, channels], `rows` [batch, height] and `columns`
-    [batch, width] in 0..1. A product, as `tf.where` with a mask that is broadcast took five times as long.
+    [batch, width] in 0..1. It is a product because `tf.where` with a broadcast mask took five times as long.
     """
     shape = tf.shape(images)
     mask = rows[:, :, None] * tf.repeat(columns, images.shape[-1], axis=1)[:, None, :]
@@ -186,9 +187,9 @@ def paint_rectangle(
 
 
 def band(start: tf.Tensor, length: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
-    """Return 1 for the pixels whose centre lies from `start` over `length`, float32 [batch, size].
+    """Return 1 for pixels with the centre within `length` from `start`, else 0, float32 [batch, size].
 
-    `start` and `length` are float32 [batch], in pixels; what hangs over the border is cut off.
+    `start` and `length` are float32 [batch], in pixels; parts outside of the image are cut off.
     """
     position = tf.range(size)[None, :] + 0.5
     is_inside = (position >= start[:, None]) & (position < (start + length)[:, None])
@@ -196,9 +197,9 @@ def band(start: tf.Tensor, length: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
 
 
 def sides_as_floats(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return height and width of `images`, float32 scalars: one tensor for both where they are equal.
+    """Return height and width of `images`, float32 scalars: the same tensor for square images.
 
-    TensorFlow then simplifies a graph of square images as it always has, to the last bit.
+    With one tensor, TensorFlow optimizes the graph of square images identically, to the last bit.
     """
     height = tf.cast(tf.shape(images)[1], tf.float32)
     if images.shape[1] is not None and images.shape[1] == images.shape[2]:
@@ -207,7 +208,7 @@ def sides_as_floats(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def _of_colours(images: tf.Tensor, change: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
-    """Return images whose colours, all but the alpha of RGBA, are changed."""
+    """Apply `change` to the colours of `images`, which are all channels but the alpha of RGBA."""
     if images.shape[-1] != 4:
         return change(images)
     return tf.concat([change(images[..., :3]), images[..., 3:]], axis=-1)
@@ -237,7 +238,7 @@ def _flip(images: tf.Tensor, mirrored: tf.Tensor, flipped: tf.Tensor) -> tf.Tens
 def _cropped_sides(
     area: tf.Tensor, ratio: tf.Tensor, spec: CropSpec, whole: Sequence[tf.Tensor]
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return height and width in pixels; a side that would leave the image is cut to it."""
+    """Return height and width in pixels, each limited to the size of the image."""
     area = spec.scale[0] + (spec.scale[1] - spec.scale[0]) * area
     low, high = math.log(spec.ratio[0]), math.log(spec.ratio[1])
     root = tf.exp(0.5 * (low + (high - low) * ratio))
@@ -258,7 +259,7 @@ def _resize_weights(
     source = tf.range(tf.cast(size, tf.float32)) + 0.5
     distance = tf.abs(source[None, None, :] - centre[:, :, None])
     weights = tf.maximum(0.0, 1.0 - distance / tf.maximum(scale, 1.0)[:, None, None])
-    # Close to the border the filter hangs over; what is left of it counts for the whole.
+    # Normalized, because the filter extends beyond the border of the image.
     return weights / tf.maximum(tf.reduce_sum(weights, axis=2, keepdims=True), 1e-6)
 
 

@@ -1,7 +1,7 @@
-"""How fast a spec trains on this machine, and what holds it back.
+"""Benchmark of the training speed of a spec on this machine, with its bottleneck.
 
-In: a spec, its data and a cluster. Out: `Speeds`: of the compiled step alone, of the data alone, and of both
-together as training does it; and which of them is the limit. Nothing is saved, and nothing is left behind.
+It measures the compiled step alone, the input pipeline alone, and both together as in training. It writes no
+files.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ from trainer.train.parts import build_parts
 _ROUNDS = 3
 _PARTS = 3
 _MUCH = 0.9
-"""Of the slower part alone: what training reaches if nothing else holds it back."""
+"""Share of the slower part's speed that training reaches without another bottleneck."""
 _ALIKE = 5.0
-"""A part that is so much faster than the other takes nothing from it that matters."""
+"""Ratio of speeds above which the faster part does not noticeably slow down the other."""
 
 Limit = Literal["step", "data", "processor"]
 
 
 @dataclass(frozen=True)
 class Speeds:
-    """Images a second, each the median of some turns, and what was chosen."""
+    """Images per second, each the median of several rounds, and the settings that were used."""
 
     step: float
-    """Of the compiled step, augmentation included, on batches that stay on the device."""
+    """The compiled step, including augmentation, on batches that stay on the device."""
     pipeline: float
-    """Of the batches being made, with nothing that takes time to use them."""
+    """The input pipeline, with nothing that consumes time to use the batches."""
     together: float
     compile_seconds: float
     steps_per_call: int
-    """Fewer than the spec may say, where an epoch or a block of the feed holds no more."""
+    """Less than the spec's value if an epoch or a block of the feed has fewer steps."""
     precision: str
     xla: bool
     devices: str
@@ -57,14 +57,14 @@ class Speeds:
 
     @property
     def limit(self) -> Limit:
-        """What holds training back: one of the two, or the processor that both of them need."""
+        """The bottleneck: step or data, or 'processor' if they slow down each other."""
         slower, faster = sorted((self.step, self.pipeline))
         if self.together < _MUCH * slower and faster < _ALIKE * slower:
             return "processor"
         return "step" if self.step <= self.pipeline else "data"
 
     def sentence(self) -> str:
-        """Return the limit in words."""
+        """Return a description of the bottleneck."""
         ratio = self.pipeline / self.step
         if self.limit == "step":
             return f"the step: the data come {ratio:.1f} times as fast as it takes them"
@@ -79,7 +79,7 @@ class Speeds:
         return f"{between}: together they reach {share:.0%} of the slower one"
 
     def advice(self) -> str:
-        """Return what may make it faster."""
+        """Return advice on how to speed up training."""
         if self.limit == "step":
             if self.precision == "float32":
                 return "train.precision=bfloat16 where the devices have it, a smaller model, or more devices"
@@ -118,7 +118,7 @@ def measure_speeds(
 
 
 class _Bench:
-    """A learner, its data, and the three ways to run them."""
+    """A learner, its data, and the three measurements."""
 
     def __init__(
         self, spec: RunSpec, dataset: Dataset, cluster: Cluster, is_stopped: Callable[[], bool]
@@ -140,13 +140,16 @@ class _Bench:
         self.steps_per_call = 0
 
     def warm_up(self) -> float:
-        """Compile for the batches of an epoch, and find how many steps a call does; return the seconds."""
+        """Compile for all batch sizes of an epoch, determine the steps per call, and return the seconds.
+
+        The seconds are those of compiling alone.
+        """
         started = time.perf_counter()
         steps = self.learner.steps_per_epoch
         for first in {0, steps - 1}:  # the last batch may be short
             self._run(next(self.feed.blocks(first, first + 1)))
         seconds = time.perf_counter() - started
-        # As training does: more and more, until a call takes long enough or a block holds no more.
+        # As in training, the steps increase until a call takes long enough or a block reaches its maximum.
         while (block := next(self._blocks())).steps > self.steps_per_call:
             self.steps_per_call = block.steps
             started = time.perf_counter()
@@ -157,17 +160,17 @@ class _Bench:
         return seconds
 
     def step(self, seconds: float) -> float:
-        """Return the images a second of one block, over and over."""
+        """Return the images per second of one block, repeated."""
         block = next(self._blocks())
         resident = replace(block, images=tf.identity(block.images))
         return self._rate(itertools.repeat(resident), seconds, self._run)
 
     def pipeline(self, seconds: float) -> float:
-        """Return the images a second of blocks that nobody uses."""
+        """Return the images per second of blocks that are read and discarded."""
         return self._rate(self._blocks(), seconds, lambda block: None)
 
     def together(self, seconds: float) -> float:
-        """Return the images a second of blocks that are trained on, read ahead as in training."""
+        """Return the images per second of training, with prefetch."""
         return self._rate(self._blocks(), seconds, self._run)
 
     def _blocks(self) -> Iterator[Block]:
@@ -177,7 +180,7 @@ class _Bench:
         self.stepper.run(block, self.view)
 
     def _rate(self, blocks: Iterator[Block], seconds: float, use: Callable[[Block], None]) -> float:
-        next(blocks)  # made before anyone waits for it
+        next(blocks)  # not measured: the pipeline has to start first
         images, started = 0, time.perf_counter()
         for block in blocks:
             use(block)

@@ -1,6 +1,6 @@
-"""The pointer to the champion: the one finished run that is released.
+"""Champion pointer: the name of the one finished run that is released.
 
-In: the store of all runs. Out: `champion`, the name of that run, changed by compare-and-swap.
+The file `champion` in the store of all runs, changed by compare-and-swap only.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from trainer.storage.store import Store
 
 @dataclass(frozen=True)
 class Champion:
-    """Which run it is, as it was read."""
+    """State of the champion pointer."""
 
     name: str
-    """Empty while there is none."""
+    """Name of the run; empty if there is no champion."""
     version: str | None
-    """Of the pointer, for the swap; None if there is no pointer."""
+    """Version of the pointer for compare-and-swap; None if there is no pointer."""
 
 
 def read_pointer(output: Store) -> Champion:
-    """Return what the pointer says, whether there is such a run or not."""
+    """Return the state of the pointer, whether or not the run exists."""
     found = output.read(CHAMPION)
     return Champion(named_run(found), found.version if found else None)
 
 
 def read_champion(output: Store) -> Champion:
-    """Return the champion of `output`. Raises UsageError if the pointer names no finished run."""
+    """Return the champion of `output`. Raises UsageError if the pointer does not name a finished run."""
     champion = read_pointer(output)
     if champion.version is not None and not (champion.name and is_finished(output.below(champion.name))):
         raise UsageError(
@@ -42,12 +42,12 @@ def read_champion(output: Store) -> Champion:
 
 
 def swap_champion(output: Store, name: str, version: str | None) -> str | None:
-    """Let the pointer name `name` if it is still of `version`; return its version now, None if it wasn't."""
+    """Compare-and-swap the champion pointer; return the new version, or None if it changed."""
     return output.swap(CHAMPION, f"{name}\n".encode(), version)
 
 
 def restore_champion(output: Store, before: Champion, version: str) -> None:
-    """Let the pointer be what it was `before`, if it is still of `version`."""
+    """Restore the pointer to `before` if it still has this version."""
     if before.version is None:
         output.remove(CHAMPION, version)
     else:

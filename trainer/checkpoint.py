@@ -1,8 +1,7 @@
-"""The whole training state, saved and restored exactly.
+"""Checkpoint files for the exact train state.
 
-In: named variables and a record of where training stands. Out: one file that holds both,
-visible only when it is complete. Plain arrays, no pickles and no code: `numpy.load` reads
-them anywhere.
+A checkpoint is one .npz file with named variables and a JSON record of the training progress. It is visible
+only when it is complete. It contains plain arrays, no pickles and no code, and can be read with `numpy.load`.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ from trainer.exits import TemporaryError, UsageError
 from trainer.storage.local import write_bytes
 
 Arrays = dict[str, np.ndarray[Any, Any]]
-"""By the variables' names."""
+"""Arrays by variable name."""
 
 _RECORD = "record.json"
 _PART = "-part"
 _DAMAGED = "damaged-"
 _KEPT = 2
-# It isn't there, is a folder, or has an offset that leads nowhere; all else is the disk's.
+# Missing file, folder, or invalid offset: errors of the file itself; all others are errors of the disk.
 _OF_THE_FILE = (None, errno.ENOENT, errno.EISDIR, errno.EINVAL)
 
 
@@ -37,7 +36,7 @@ class DamagedError(Exception):
 
 
 def take_snapshot(variables: Mapping[str, tf.Variable]) -> Arrays:
-    """Return copies of the values, which further training leaves alone."""
+    """Return copies of the values, which further training does not change."""
     return {name: np.array(variable.numpy()) for name, variable in variables.items()}
 
 
@@ -46,8 +45,8 @@ def save_checkpoint(
 ) -> Path:
     """Write `arrays` and `record` (JSON values) to folder/step-00001234.npz; return the path.
 
-    One that is not of a whole epoch is called step-00001234-part.npz. The newest two are
-    kept, and the newest two of whole epochs. Raises what `write_bytes` raises.
+    A checkpoint within an epoch is called step-00001234-part.npz. Keeps the newest two checkpoints and the
+    newest two of whole epochs, and deletes the others. Raises what `write_bytes` raises.
     """
     path = folder / f"step-{step:08d}{'' if whole_epoch else _PART}.npz"
     write_arrays(path, arrays, record)
@@ -59,10 +58,10 @@ def save_checkpoint(
 
 
 def save_best(folder: Path, epoch: int, arrays: Arrays) -> None:
-    """Write the weights of the best epoch so far; those of the two bests before it stay too.
+    """Write the weights of the best epoch so far; keep those of the two best epochs before it.
 
-    A restart may have to go back to a checkpoint that is older than the newest two. Bests of later
-    epochs are of a training that was left behind, and go.
+    A restart may have to restore a checkpoint that is older than the newest two. Weights of later epochs
+    belong to abandoned progress and are deleted.
     """
     path = _best(folder, epoch)
     write_arrays(path, arrays, {"epoch": epoch})
@@ -79,10 +78,10 @@ def restore_best(
     variables: Mapping[str, tf.Variable],
     on_damage: Callable[[str], None] = lambda message: None,
 ) -> bool:
-    """Put what `save_best` wrote for `epoch` into `variables`; return whether it could be read.
+    """Restore the weights that `save_best` wrote for `epoch`; return whether they are readable.
 
-    A damaged file is set aside under another name; `on_damage` is called with what is wrong. Raises
-    TemporaryError for a disk that fails, UsageError for the weights of another model.
+    A damaged file is renamed; `on_damage` is called with a description. Raises TemporaryError for a disk
+    error, UsageError for the weights of another model.
     """
     path = _best(folder, epoch)
     try:
@@ -95,13 +94,13 @@ def restore_best(
 
 
 def list_bests(folder: Path) -> list[int]:
-    """Return the epochs whose weights `save_best` wrote to `folder` and that can be read, oldest first."""
+    """Return the epochs whose weights `save_best` wrote to `folder` and that are readable, oldest first."""
     paths = [path for path in sorted(folder.glob("best-*.npz")) if _is_readable(path)]
     return [int(path.stem.partition("-")[2]) for path in paths]
 
 
 def write_arrays(path: Path, arrays: Arrays, record: Mapping[str, Any]) -> None:
-    """Write `arrays` and `record` to `path`, which appears only when it is complete and was read back."""
+    """Write `arrays` and `record` to `path`, which is visible only when it is complete and verified."""
     buffer = io.BytesIO()
     packed: dict[str, Any] = {**arrays, _RECORD: np.frombuffer(json.dumps(record).encode(), np.uint8)}
     np.savez(buffer, **packed)
@@ -113,13 +112,13 @@ def _best(folder: Path, epoch: int) -> Path:
 
 
 def list_checkpoints(folder: Path, whole_epochs: bool = False) -> list[Path]:
-    """Return the checkpoints in `folder`, oldest first; with `whole_epochs` only those of epochs' ends."""
+    """Return the checkpoints in `folder`, oldest first; with `whole_epochs` only those of whole epochs."""
     paths = sorted(folder.glob("step-*.npz"))
     return [path for path in paths if not (whole_epochs and path.stem.endswith(_PART))]
 
 
 def has_readable(folder: Path) -> bool:
-    """Return whether a checkpoint in `folder` can be read. Raises TemporaryError for a disk that fails."""
+    """Return whether any checkpoint in `folder` is readable. Raises TemporaryError for a disk error."""
     return any(map(_is_readable, reversed(list_checkpoints(folder))))
 
 
@@ -130,11 +129,11 @@ def restore_newest(
     on_damage: Callable[[str], None] = lambda message: None,
     is_wanted: Callable[[Mapping[str, Any]], bool] = lambda record: True,
 ) -> dict[str, Any] | None:
-    """Put the newest readable checkpoint's values into `variables`; return its record, or None.
+    """Restore the newest readable checkpoint into `variables`; return its record, or None.
 
-    Only of those whose record `is_wanted`. A damaged file is set aside under another name, so that it never
-    counts as the newest again, and passed over for the one before it; `on_damage` hears of it. Raises
-    TemporaryError for a disk that fails, UsageError for a checkpoint of another model.
+    is_wanted: filter by the record of a checkpoint. A damaged file is renamed, so that it is never the newest
+    again, and the checkpoint before it is tried; `on_damage` is called with a description. Raises
+    TemporaryError for a disk error, UsageError for a checkpoint of another model.
     """
     paths = list_checkpoints(folder, whole_epochs)
     for path in reversed(paths):
@@ -153,17 +152,17 @@ def restore_newest(
 
 
 def forget_newer(folder: Path, step: int) -> None:
-    """Remove the checkpoints of later steps than `step`, which a training that went back makes again."""
+    """Delete the checkpoints of steps after `step`, which a training that went back writes again."""
     for path in list_checkpoints(folder):
         if int(path.stem.split("-")[1]) > step:
             path.unlink()
 
 
 def restore_checkpoint(path: Path, variables: Mapping[str, tf.Variable]) -> dict[str, Any]:
-    """Put the values of the checkpoint at `path` into `variables`; return its record.
+    """Restore the checkpoint at `path` into `variables`; return its record.
 
-    All values are read and compared in shape before the first variable changes. Raises
-    UsageError for a checkpoint of another model, TemporaryError for a disk that fails, and DamagedError.
+    All values are read and their shapes compared before the first variable changes. Raises UsageError for a
+    checkpoint of another model, TemporaryError for a disk error, and DamagedError.
     """
     arrays, record = _read(path)
     _assign(path, arrays, variables)
@@ -186,7 +185,7 @@ def _assign(path: Path, arrays: Arrays, variables: Mapping[str, tf.Variable]) ->
 
 
 def _set_aside(path: Path) -> None:
-    """Give a damaged file a name under which it counts for nothing."""
+    """Rename a damaged file so that no pattern for checkpoints matches it."""
     if path.exists():
         path.replace(path.with_name(_DAMAGED + path.name))
 
@@ -201,17 +200,18 @@ def _is_readable(path: Path) -> bool:
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]]:
     try:
-        # Opened here: `np.load` leaves a damaged file open.
+        # Opened here because `np.load` does not close a damaged file.
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         return arrays, json.loads(arrays.pop(_RECORD).tobytes())
     except MemoryError:
-        raise  # says nothing of the file
+        raise  # not an error of the file
     except OSError as error:
         if error.errno in _OF_THE_FILE:
             raise DamagedError(str(error)) from error
         raise TemporaryError(f"{path} could not be read; try again. Received: {error.strerror}") from error
     except (*DAMAGE, KeyError, TypeError, AttributeError) as error:
-        # No record; or no archive at all: an AttributeError on Python 3.10, and a pickle as NumPy sees it.
+        # The record is missing, or the file is no archive: Python 3.10 raises AttributeError, and NumPy
+        # reports a pickle.
         said = "it is not an archive of arrays" if "pickle" in str(error) else str(error)
         raise DamagedError(said or type(error).__name__) from error

@@ -1,8 +1,4 @@
-"""Changes of brightness, contrast, saturation and hue, as one matrix and one offset an image.
-
-In: images [batch, height, width, channels] in 0..255 and one number of each kind an image. Out: images of the
-same shape.
-"""
+"""Color jitter: brightness, contrast, saturation and hue in one matrix and one offset per image."""
 
 from __future__ import annotations
 
@@ -12,7 +8,7 @@ import tensorflow as tf
 
 # Luma of ITU-R BT.601, which JPEG uses.
 _LUMA = (0.299, 0.587, 0.114)
-# RGB to YIQ (NTSC), whose I-Q plane is the plane of hue; the second is its inverse.
+# RGB to YIQ (NTSC); hue is the angle in the I-Q plane.
 _TO_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
 
 
@@ -20,10 +16,10 @@ def change_colors(images: tf.Tensor, brightness: tf.Tensor, contrast: tf.Tensor,
                   hue: tf.Tensor) -> tf.Tensor:  # fmt: skip
     """Return images with changed colours, float32 [batch, height, width, 3 or 1] in 0..255.
 
-    All arguments are float32 [batch]: `brightness` is added (1 is white), `contrast` and
-    `saturation` multiply the distance to the image's mean grey and to the pixel's own grey,
-    and `hue` turns the I-Q plane of YIQ (1 is a full turn). All of it is one 3 x 3 matrix
-    and one offset an image. Saturation and hue of grey images are not changed.
+    `images` have the same shape and range. All other arguments are float32 [batch]: `brightness` is added (1
+    is white), `contrast` and `saturation` multiply the distance to the image's mean grey and to the pixel's
+    own grey, and `hue` rotates the I-Q plane of YIQ (1 is a full turn). Together they are one 3 x 3 matrix
+    and one offset per image. Saturation and hue of grey images are not changed.
     """
     matrix, luma = contrast[:, None, None], tf.constant((1.0,))
     if images.shape[-1] == 3:

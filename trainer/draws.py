@@ -1,7 +1,7 @@
-"""Random numbers that are a pure function of a seed: the same on any device, with XLA and without.
+"""Random numbers as a pure function of a seed: identical on any device, with and without XLA.
 
-In: a shape and two integers. Out: a tensor. TensorFlow's own numbers are not that: when they are compiled
-by XLA they come from other bits, and of equal bits from others of them (tensorflow 2.21).
+TensorFlow's own generators are not identical: with XLA they generate other random bits, and derive floats
+from other positions of the bits (TensorFlow 2.21).
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 _BITS = 23
-"""Of the mantissa of a float32."""
+"""Bits of the mantissa of a float32."""
 
 
 def uniform(shape: Any, seed: tf.Tensor) -> tf.Tensor:
     """Return uniform numbers in [0, 1), float32 of `shape`; `seed` is int32 or int64 [2].
 
-    Philox (Salmon et al. 2011), named since XLA would else choose another generator; the low 23 bits of each
-    32, as TensorFlow's own kernels for CPUs and GPUs take them.
+    The generator is Philox (Salmon et al. 2011), set explicitly because XLA would choose another one. The
+    numbers use the low 23 of each 32 bits, like TensorFlow's kernels for CPUs and GPUs.
     """
     bits = tf.random.stateless_uniform(shape, seed, minval=None, maxval=None, dtype=tf.uint32, alg="philox")
     low = tf.bitwise.bitwise_and(bits, tf.constant((1 << _BITS) - 1, tf.uint32))
@@ -38,9 +38,10 @@ def normal(shape: Any, seed: tf.Tensor) -> tf.Tensor:
 
 
 def coins(numbers: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
-    """Return a coin toss for each of `numbers`, bool of its shape: a pure function of number and seed.
+    """Return a fair coin toss for each of `numbers`, bool of the same shape.
 
-    The finaliser of SplitMix64 (Steele et al. 2014), whose highest bit is taken.
+    It is a pure function of number and seed: the highest bit of the finalizer of SplitMix64 (Steele et al.
+    2014).
     """
     start = (seed + 1) * 0x9E3779B97F4A7C15 % (1 << 64)
     x = numbers.astype(np.uint64) + np.uint64(start)

@@ -1,7 +1,7 @@
-"""A trained model to predictions.
+"""Predictions of a trained model for whole splits.
 
-In: a model that gives logits, and the pixels of a split. Out: `Predictions`, one row an
-image, from which every metric is computed. No image is padded, dropped or counted twice.
+The model returns logits. Predictions have one row of probabilities per image, from which every metric is
+computed. No image is padded, dropped or counted twice.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from trainer.train.inference import Inference
 
 
 class Evaluator:
-    """Runs one model on splits; compiled once."""
+    """Predicts splits with one model; compiled once."""
 
     def __init__(
         self,
@@ -36,21 +36,22 @@ class Evaluator:
         features: Features | None = None,
         objective: Objective = SINGLE,
     ) -> None:
-        """Each process of the `cluster` answers for its share, on all its devices, and gets all answers.
+        """Set up inference on `cluster`, or on the first device of this process without one.
 
-        Without one it is the first device of this process alone. features: of the model's backbone, used as
-        long as its weights are those that they were computed with.
+        Each process of the cluster predicts its share on all its devices, and receives all predictions.
+        features: outputs of the model's backbone, used as long as its weights are those that they were
+        computed with.
         """
-        # float64, so that rows sum to one and a sure answer is not rounded to 0 or 1.
+        # float64, so that rows sum to 1 and confident predictions are not rounded to 0 or 1.
         self._probabilities = partial(_probabilities, objective)
         self._inference = Inference(model, cluster, self._probabilities, np.float64)
         self._features, self._objective, self._is_frozen = features, objective, False
 
     def final(self, is_frozen: bool) -> Evaluator:
-        """Return the evaluator of a run's last predictions.
+        """Return the evaluator for the final predictions of a run.
 
-        Whether they come from cached features follows from the spec alone, as both ways differ by rounding:
-        they do if the backbone is frozen to the end (`is_frozen`), wherever the run was interrupted.
+        Whether it uses cached features depends on the spec alone, because both ways differ by rounding. It
+        does if the backbone is frozen to the end (`is_frozen`), wherever the run was interrupted.
         """
         last = copy.copy(self)
         last._features, last._is_frozen = (self._features, True) if is_frozen else (None, False)
@@ -82,9 +83,9 @@ class Evaluator:
     def loss_and_accuracy(
         self, split: Split, is_stopped: Callable[[], bool] = lambda: False
     ) -> dict[str, float]:
-        """Return the mean cross-entropy and the accuracy on the whole of `split`; stops as `predict` does.
+        """Return the mean cross-entropy, the accuracy and other metrics of the objective on `split`.
 
-        And what else the objective measures.
+        Raises StoppedError as `predict` does.
         """
         return self._objective.validate(split.labels, self._answers(split, is_stopped))
 
@@ -96,8 +97,8 @@ def _probabilities(objective: Objective, logits: tf.Tensor) -> tf.Tensor:
 def predict_splits(evaluator: Evaluator, dataset: Dataset) -> dict[str, AnyPredictions]:
     """Return the predictions for every split of `dataset`, by split name.
 
-    Where images have several labels, the split `thresholds` chooses the thresholds of all; the training
-    images do where there is none.
+    With several labels per image, the thresholds of all splits are chosen on the split `thresholds`, or on
+    the training images if there is none.
     """
     found = {name: evaluator.predict(split, dataset.class_names) for name, split in dataset.splits.items()}
     chooser = found.get(THRESHOLDS, found["train"])
@@ -111,7 +112,7 @@ def predict_splits(evaluator: Evaluator, dataset: Dataset) -> dict[str, AnyPredi
 
 
 def thresholds_of(predictions: Mapping[str, AnyPredictions]) -> list[float]:
-    """Return the threshold of each label in the predictions of a model; none where images have one label."""
+    """Return the threshold of each label in the predictions of a model; empty with one label per image."""
     first = next(iter(predictions.values()))
     if not isinstance(first, MultiLabelPredictions) or first.thresholds is None:
         return []

@@ -1,9 +1,8 @@
-"""The exit codes, and the exception that carries each.
+"""Exit codes and the exceptions that carry them.
 
-In: nothing. Out: `EXIT_CODES`, the one table that code, manifests and docs are checked
-against, and one exception class per code that a user can cause. Whatever raises one of
-these has already written a message that says what was wrong, where, and what to do; the
-command line prints that message without a traceback and ends with `exit_code`.
+Code, manifests and documentation are checked against the table `EXIT_CODES`. There is one exception class
+per exit code that a user can cause. Its message states what went wrong, where, and what to do; the command
+line prints it without a traceback and exits with `exit_code`.
 """
 
 from __future__ import annotations
@@ -25,34 +24,34 @@ EXIT_CODES: dict[int, tuple[str, str]] = {
         "Ignore",
     ),
 }
-"""Exit code to (meaning, what a Kubernetes podFailurePolicy does with it)."""
+"""Exit code to (meaning, action of the Kubernetes podFailurePolicy)."""
 
 
 class TrainerError(Exception):
-    """An error with a message for the user; subclasses fix the exit code."""
+    """An error with a message for the user; subclasses set the exit code."""
 
     exit_code: ClassVar[int] = 1
 
 
 class UnchangedError(TrainerError):
-    """There is nothing to do: another run did it."""
+    """Nothing to do: a finished run has equal data and spec."""
 
     exit_code = 0
 
     def __init__(self, message: str, run: str) -> None:
         super().__init__(message)
         self.run = run
-        """The name of the other one."""
+        """Name of the finished run."""
 
 
 class UsageError(TrainerError):
-    """A command line, a spec, a recipe or an output folder that can't be used."""
+    """Invalid command line, spec, recipe or output folder."""
 
     exit_code = 2
 
 
 class QualityError(TrainerError):
-    """The run finished, but not as good as it was asked to be."""
+    """The run finished, but missed the required quality."""
 
     exit_code = 4
 
@@ -64,19 +63,19 @@ class DataError(TrainerError):
 
 
 class AcceleratorError(TrainerError):
-    """The accelerator that was asked for isn't there."""
+    """The required accelerator is not available."""
 
     exit_code = 69
 
 
 class DivergedError(TrainerError):
-    """Training diverged beyond recovery."""
+    """Training diverged beyond recovery, or was restarted repeatedly without progress."""
 
     exit_code = 70
 
 
 class TemporaryError(TrainerError):
-    """A network, storage or disk failure that outlived its retries."""
+    """A network, storage or disk failure that persists after all retries."""
 
     exit_code = 75
 
@@ -88,12 +87,12 @@ class OutOfMemoryError(TrainerError):
 
 
 class StoppedError(TrainerError):
-    """Stopped on request by a signal, with the checkpoint safe."""
+    """Stopped by a signal; complete checkpoints are kept."""
 
     exit_code = 143
 
 
 def error_of(exit_code: int, message: str) -> TrainerError:
-    """Return the error of `exit_code`, a TrainerError if no kind has it."""
+    """Return an error with the class of `exit_code`, or a plain TrainerError if no class has it."""
     kinds = {kind.exit_code: kind for kind in TrainerError.__subclasses__() if kind.exit_code}
     return kinds.get(exit_code, TrainerError)(message)

@@ -1,7 +1,7 @@
-"""The check of a published run against its manifest, before its model is loaded or becomes the champion.
+"""Integrity check of a published run against its manifest.
 
-In: the store of a run, or a local copy of its model. Out: nothing, or a DataError that names the first file
-that differs. `trainer.publish.verify` lists all that differs.
+It runs before a model is loaded or becomes the champion, and raises a DataError with the first file that
+differs. `trainer.publish.verify` lists all differences.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from trainer.storage.folder import FolderStore
 from trainer.storage.store import Entry, Store
 
 MODEL = "model"
-"""The folder of a run's SavedModel."""
+"""Folder of a run's SavedModel."""
 _DECIDING = frozenset({"predictions.csv", "metrics.json", "spec.yaml", "dataset.json", "images.json"})
-"""What a release is decided by."""
+"""Files on which a release decision is based."""
 
 
 def published_files(run: Store) -> dict[str, FileRecord] | None:
-    """Return what the manifest of a finished or withdrawn run lists, by path; None for what is neither.
+    """Return the files in the manifest of a finished or withdrawn run, by path; None for any other run.
 
-    Raises DataError if the manifest is gone, can't be read, or is not the one that was published.
+    Raises DataError if the manifest is missing, unreadable, or not the published one.
     """
     marker, manifest = run.read(MARKER), run.read(MANIFEST)
     mark = marker if marker is not None and marker.data.strip() else run.read(RETIRED)
@@ -43,11 +43,11 @@ def published_files(run: Store) -> dict[str, FileRecord] | None:
 
 
 def require_as_published(run: Store, digests: bool = True) -> None:
-    """Raise DataError if a file of a published run is missing, or has another size than the manifest says.
+    """Raise DataError if a file of a published run is missing or its size differs from the manifest.
 
-    With `digests` the files of the model and those that a release is decided by have to have their published
-    contents too; to read all of a run, its checkpoints say, takes too long each time. What is not published
-    passes.
+    With `digests`, the SHA-256 of the model's files and of those that a release decision is based on must
+    match too. Other files, such as checkpoints, are not read, because that takes too long. Unpublished runs
+    pass.
     """
     listed = published_files(run)
     if listed is not None:
@@ -59,7 +59,7 @@ def _is_digested(name: str) -> bool:
 
 
 def require_published_model(run: Store, folder: Path) -> None:
-    """Raise DataError unless the local `folder` holds the model of `run`, byte for byte, and nothing else."""
+    """Raise DataError unless the local `folder` contains exactly the published model of `run`."""
     listed, prefix = published_files(run) or {}, f"{MODEL}/"
     model = {
         name.removeprefix(prefix): replace(record, path=name.removeprefix(prefix))
@@ -76,7 +76,7 @@ def _require_equal(
     listed: Mapping[str, FileRecord],
     is_digested: Callable[[str], bool],
 ) -> None:
-    """Raise DataError if `store`, the files of `run` below `prefix`, is not what is `listed`."""
+    """Raise DataError if `store`, the files of `run` below `prefix`, differs from `listed`."""
     present = {entry.name: entry for entry in store.entries()}
     for name, record in sorted(listed.items()):
         if problem := _problem(store, record, present.get(name), is_digested(name)):

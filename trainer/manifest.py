@@ -1,6 +1,6 @@
-"""The manifest of a published run: its files with sizes and digests, and its place in the order of runs.
+"""Manifest of a published run: its files with sizes and digests, and its sequence number.
 
-In: the bytes of a `MANIFEST.json`. Out: a `FileRecord` for each file of the run, and how a file differs.
+Parses the bytes of a `MANIFEST.json` into `FileRecord`s and compares files with them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from trainer.exits import TemporaryError, TrainerError
 from trainer.storage.store import Entry, Store
 
 SCHEMA = 1
-"""Of the manifest; a reader refuses what it doesn't know."""
+"""Schema version of the manifest; other versions are rejected."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
@@ -24,14 +24,14 @@ class FileRecord:
     """One file of a run."""
 
     path: str
-    """Below the run, with '/'."""
+    """Path relative to the run, with '/'."""
     size: int
-    """Bytes."""
+    """Size in bytes."""
     sha256: str
 
 
 def read_manifest(data: bytes) -> dict[str, FileRecord]:
-    """Return the files of a manifest, by path. Raises ValueError, KeyError or TypeError for what is none."""
+    """Return the files of a manifest, by path. Raises ValueError, KeyError or TypeError if it is invalid."""
     manifest = json.loads(data)
     if manifest["schema"] != SCHEMA:
         raise ValueError(f"its schema is {manifest['schema']!r}, and this version reads {SCHEMA}")
@@ -43,24 +43,24 @@ def read_manifest(data: bytes) -> dict[str, FileRecord]:
 
 
 def difference(run: Store, listed: FileRecord, found: Entry) -> str:
-    """Return in words how a file differs from what was published; empty if it doesn't."""
+    """Describe how a file differs from its published state; empty if it does not."""
     if found.size != listed.size:
         return f"{listed.path} has {found.size:,} bytes instead of {listed.size:,}"
     try:
         digest = run.sha256(listed.path)
     except TemporaryError:
-        raise  # says nothing of the file
+        raise  # a failed read is not a difference
     except TrainerError as error:
         return str(error)
     return "" if digest == listed.sha256 else f"{listed.path} has other contents than were published"
 
 
 def sequence_of(manifest: Mapping[str, Any]) -> int:
-    """Return the sequence number of a run, by which a later publication has a higher one; 0 if it has none.
+    """Return the sequence number of a run; a later publication has a higher one. 0 if there is none.
 
-    A hybrid logical clock: microseconds since 1970, and higher than that of the run that was the latest
-    before, so that neither the clock of another machine nor the time of a file counts. Older versions wrote
-    only the time of publication.
+    A hybrid logical clock: microseconds since 1970, and higher than the sequence number of the previous
+    latest run, so the order does not depend on other machines' clocks or on file times. For manifests of
+    older versions, which have no sequence number, it is the time of publication.
     """
     sequence = manifest.get("sequence")
     if isinstance(sequence, int):
@@ -73,7 +73,7 @@ def sequence_of(manifest: Mapping[str, Any]) -> int:
 
 
 def next_sequence(latest: Mapping[str, Any]) -> int:
-    """Return the sequence number of a run that is published now, after the one with the manifest `latest`."""
+    """Return the sequence number for a publication now, after the run with the manifest `latest`."""
     return max(_microseconds(datetime.now(timezone.utc)), sequence_of(latest) + 1)
 
 

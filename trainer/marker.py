@@ -1,7 +1,7 @@
-"""The marker of a published run, and the summary that a list of runs shows.
+"""Marker of a published run, and the summary shown in a list of runs.
 
-In: the manifest, and the run's files. Out: the bytes of `_SUCCESS` (the manifest's digest), and a summary of
-the run, which a bucket keeps as custom metadata of that object: so one request a run is enough to list them.
+The marker `_SUCCESS` contains the SHA-256 of the manifest. In a bucket the summary is custom metadata of this
+object, so a list of runs needs one request per run.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 from trainer.storage.store import Content
 
 HELD_OUT = ("validation", "test")
-"""The first that there is is what a run is judged by, as in its report."""
+"""Held-out splits in order of preference: a run is judged by the first one that exists, as in its report."""
 _SUMMARY = "trainer-run"
-"""The name of the custom metadata; its value is JSON."""
+"""Key of the custom metadata; its value is JSON."""
 
 
 def marker_of(manifest: bytes) -> bytes:
@@ -26,12 +26,12 @@ def marker_of(manifest: bytes) -> bytes:
 
 
 def is_marker_of(marker: Content, manifest: Content) -> bool:
-    """Return whether a marker, or the mark in its place, holds the digest of the manifest."""
+    """Return whether a marker (or the retired mark that replaces it) contains the digest of the manifest."""
     return marker.data.strip() == marker_of(manifest.data).strip()
 
 
 def summary_labels(published: str, folder: Path) -> dict[str, str]:
-    """Return the custom metadata of a run's marker; `folder` has the run's files."""
+    """Return the custom metadata of a run's marker; `folder` contains the run's files."""
     metrics, dataset = (_read(folder / name) for name in ("metrics.json", "dataset.json"))
     if not dataset:
         return {}
@@ -40,12 +40,12 @@ def summary_labels(published: str, folder: Path) -> dict[str, str]:
 
 
 def read_summary(labels: Mapping[str, str]) -> dict[str, Any] | None:
-    """Return the summary in a marker's metadata: published, data, accuracy; None if there is none."""
+    """Return the summary in a marker's metadata (published, data, accuracy), or None."""
     return _parsed(labels.get(_SUMMARY, "").encode())
 
 
 def held_out_accuracy(metrics: dict[str, Any]) -> Any:
-    """Return the accuracy that a run is judged by, as its metrics.json has it; None if it has none."""
+    """Return the held-out accuracy from the content of a metrics.json, or None."""
     return next((metrics[key] for split in HELD_OUT if (key := f"{split}/accuracy") in metrics), None)
 
 

@@ -1,7 +1,7 @@
-"""Predictions to metrics.
+"""Metrics, confusion matrix and calibration of predictions.
 
-In: `Predictions`, one row an image, or those of any number of labels an image. Out: flat numbers, a confusion
-matrix, calibration bins. Nothing here knows of a model or of TensorFlow.
+The inputs are predictions with one label or any number of labels per image. The module depends neither on a
+model nor on TensorFlow.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ Ints = npt.NDArray[np.int64]
 
 _Z = NormalDist().inv_cdf(0.975)
 CALIBRATION_BINS = 15
-"""As Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, have it."""
+"""As in Guo et al., "On Calibration of Modern Neural Networks", ICML 2017."""
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What a model says of every image of one split."""
+    """Predictions for every image of one split, with one label per image."""
 
     split: str
     names: tuple[str, ...]
-    """One an image, as `Item.name`."""
+    """One per image, as `Item.name`."""
     labels: npt.NDArray[np.int32]
     """[N], the true classes as indices of `class_names`."""
     probabilities: Floats
@@ -40,7 +40,7 @@ class Predictions:
 
     @property
     def predicted(self) -> Ints:
-        """[N], the most probable classes; the first of equals."""
+        """[N], the most probable classes; the first of a tie."""
         return np.asarray(np.argmax(self.probabilities, axis=1), dtype=np.int64)
 
     @property
@@ -59,15 +59,15 @@ class Predictions:
         return np.asarray(self.probabilities[np.arange(len(self.labels)), self.labels])
 
     def truth_text(self, image: int) -> str:
-        """Return the name of an image's class."""
+        """Return the name of the class of an image."""
         return self.class_names[int(self.labels[image])]
 
     def answer_text(self, image: int) -> str:
-        """Return the name of the class that is predicted of an image."""
+        """Return the name of the predicted class of an image."""
         return self.class_names[int(self.predicted[image])]
 
     def select(self, rows: Ints) -> Predictions:
-        """Return the predictions of the images in `rows`."""
+        """Return the predictions for the images in `rows`."""
         return Predictions(
             self.split,
             tuple(self.names[row] for row in rows),
@@ -78,7 +78,7 @@ class Predictions:
 
 
 AnyPredictions = Predictions | MultiLabelPredictions
-"""Of one label an image, or of any number of them."""
+"""Predictions with one label per image, or with any number of labels."""
 
 
 def predictions_of(
@@ -89,7 +89,7 @@ def predictions_of(
     class_names: tuple[str, ...],
     thresholds: Floats | None = None,
 ) -> AnyPredictions:
-    """Return the predictions of labels [N], or of a label matrix [N, C], which may have `thresholds`, [C]."""
+    """Return predictions for labels, [N], or a label matrix, [N, C], with optional `thresholds`, [C]."""
     if labels.ndim == 2:
         return multilabel_predictions(split, names, labels, probabilities, class_names, thresholds)
     return Predictions(split, names, labels, probabilities, class_names)
@@ -97,39 +97,39 @@ def predictions_of(
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """How often answers of about the same probability are right; one entry a bin that holds an image."""
+    """Accuracy of predictions by confidence; one entry per bin that has images."""
 
     confidence: Floats
-    """[B], the mean probability of the answers in the bin."""
+    """[B], the mean probability of the predictions in the bin."""
     accuracy: Floats
-    """[B], the share of them that is right."""
+    """[B], the share of them that is correct."""
     count: Ints
-    """[B], how many they are."""
+    """[B], the number of predictions in the bin."""
 
     @property
     def error(self) -> float:
-        """The expected calibration error, in 0..1: the mean distance of the two, weighted by count."""
+        """Expected calibration error in 0..1: mean |accuracy - confidence|, weighted by count."""
         return float(np.average(np.abs(self.accuracy - self.confidence), weights=self.count))
 
 
 def compute_metrics(predictions: AnyPredictions) -> dict[str, float]:
     """Return all metrics by flat name, all in 0..1 but the counts, `log_loss` and `brier`.
 
-    With any number of labels an image `accuracy` counts the images whose labels are all right and complete;
-    `trainer.multilabel.metrics.label_metrics` has the others. With one label they are:
+    With any number of labels per image, `accuracy` counts the images whose labels are all correct and
+    complete; `trainer.multilabel.metrics.label_metrics` describes the others. With one label they are:
 
-    - `accuracy`, with `accuracy_low` and `accuracy_high`, its 95% interval (Wilson 1927);
-      `count` and `correct` images.
-    - `log_loss` in nats (scikit-learn's; probabilities below 2e-16 count as that), and `brier`
-      (Brier 1950): with two classes the squared error of the second one's probability, in 0..1;
-      with more the sum of squared errors over all classes, in 0..2.
+    - `accuracy`, with its 95% interval `accuracy_low` and `accuracy_high` (Wilson 1927); the numbers of
+      images `count` and `correct`.
+    - `log_loss` in nats (as in scikit-learn; probabilities are clipped to 2e-16), and `brier` (Brier 1950):
+      with two classes the squared error of the probability of the second one, in 0..1; with more classes the
+      sum of squared errors over all classes, in 0..2.
     - `calibration_error` (Guo et al. 2017): see `compute_calibration`.
-    - `roc_auc`: with two classes that of the second one; with more the mean of one against the
-      rest over the classes that the split has images of. Absent if the split has one class only.
-    - `precision/<class>`, `recall/<class>`, `f1/<class>`, and their plain means over the classes
-      `macro_precision`, `macro_recall`, `macro_f1`. A class that is never predicted has precision
-      0. A class that the split has no image of has no such value, and counts in no mean.
-    - `support/<class>`: its images.
+    - `roc_auc`: with two classes that of the second one; with more the one-vs-rest mean over the classes that
+      the split has images of. Absent if the split has one class only.
+    - `precision/<class>`, `recall/<class>`, `f1/<class>`, and their means over the classes `macro_precision`,
+      `macro_recall`, `macro_f1`. A class that is never predicted has precision 0. A class without images in
+      the split has no such value and is excluded from the means.
+    - `support/<class>`: number of images of the class.
 
     Raises DataError if there are no images.
     """
@@ -168,8 +168,8 @@ def _class_metrics(predictions: Predictions) -> dict[str, float]:
 
 
 def wilson_interval(correct: int, count: int) -> tuple[float, float]:
-    """Return the 95% interval of a share, both in 0..1 (Wilson 1927); `count` is at least 1."""
-    # SciPy has it, in a part that takes longer to load than all else that compares two runs.
+    """Return the 95% interval of a share, both limits in 0..1 (Wilson 1927); `count` is at least 1."""
+    # Not from SciPy: importing it takes longer than the rest of a comparison of two runs.
     share, odds = correct / count, _Z**2 / count
     middle = share + odds / 2
     spread = math.sqrt(odds * (share * (1 - share) + odds / 4))
@@ -177,8 +177,8 @@ def wilson_interval(correct: int, count: int) -> tuple[float, float]:
 
 
 def confusion_matrix(predictions: Predictions) -> Ints:
-    """Return how many images of each class (rows) were taken for which (columns), int64 [C, C]."""
-    import sklearn.metrics  # takes a second, and only some need it
+    """Return how many images of each class (rows) are predicted as which (columns), int64 [C, C]."""
+    import sklearn.metrics  # slow import (1 s), not always needed
 
     classes = np.arange(len(predictions.class_names))
     matrix = sklearn.metrics.confusion_matrix(predictions.labels, predictions.predicted, labels=classes)
@@ -186,9 +186,9 @@ def confusion_matrix(predictions: Predictions) -> Ints:
 
 
 def compute_calibration(predictions: Predictions) -> Calibration:
-    """Return the calibration of the most probable answers, in 15 bins of equal width.
+    """Return the calibration of the predicted classes, in 15 bins of equal width.
 
-    Bin m holds the probabilities in (m/15, (m+1)/15], as in Guo et al. 2017, equation 3.
+    Bin m has the probabilities in (m/15, (m+1)/15], as in Guo et al. 2017, equation 3.
     """
     confidence = predictions.confidence
     right = predictions.predicted == predictions.labels
@@ -204,9 +204,9 @@ def compute_calibration(predictions: Predictions) -> Calibration:
 
 
 def _log_loss(predictions: Predictions) -> float:
-    import sklearn.metrics  # takes a second, and only some need it
+    import sklearn.metrics  # slow import (1 s), not always needed
 
-    # A model that answers in float32 has rows that sum to 1 to seven digits only.
+    # Rows of float32 probabilities sum to 1 to seven digits only.
     rows = predictions.probabilities / predictions.probabilities.sum(axis=1, keepdims=True)
     classes = np.arange(len(predictions.class_names))
     return float(sklearn.metrics.log_loss(predictions.labels, rows, labels=classes))
@@ -216,13 +216,13 @@ def _brier(predictions: Predictions) -> float:
     rows, labels = predictions.probabilities, predictions.labels
     if len(predictions.class_names) == 2:
         return float(np.mean((rows[:, 1] - labels) ** 2))
-    # The sum of (p - truth)^2 over the classes, without a table of zeros and ones as large as `rows`.
+    # The sum of (p - truth)^2 over the classes, without a one-hot matrix as large as `rows`.
     of_truth = rows[np.arange(len(labels)), labels]
     return float(np.mean(np.einsum("ij,ij->i", rows, rows) - 2 * of_truth + 1))
 
 
 def _roc_auc(predictions: Predictions) -> dict[str, float]:
-    import sklearn.metrics  # takes a second, and only some need it
+    import sklearn.metrics  # slow import (1 s), not always needed
 
     present = np.unique(predictions.labels)
     if len(present) < 2:
@@ -236,7 +236,7 @@ def _roc_auc(predictions: Predictions) -> dict[str, float]:
 
 
 def _per_class(predictions: Predictions) -> dict[str, float]:
-    import sklearn.metrics  # takes a second, and only some need it
+    import sklearn.metrics  # slow import (1 s), not always needed
 
     support = np.bincount(predictions.labels, minlength=len(predictions.class_names))
     present = np.flatnonzero(support)

@@ -1,8 +1,8 @@
-"""Muon: momentum whose update is orthogonalised, for the kernels of hidden layers.
+"""Muon optimizer: momentum with an orthogonalized update, for the kernels of hidden layers.
 
-In: the gradients of a step, summed over all replicas. Out: changed weights. Sources: Jordan et al. 2024,
-"Muon: An optimizer for hidden layers in neural networks"; for the length of a step Liu et al. 2025, "Muon is
-Scalable for LLM Training", so that AdamW's learning rates fit. Keras's own Muon leaves convolutions to AdamW.
+Gradients must already be summed over all replicas. Sources: Jordan et al. 2024, "Muon: An optimizer for
+hidden layers in neural networks"; for the scale of the update Liu et al. 2025, "Muon is Scalable for LLM
+Training", so that AdamW's learning rates fit. Keras's own Muon trains convolutions with AdamW.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ import tensorflow as tf
 from trainer.model.head import OUTPUT_LAYERS
 
 _A, _B, _C = 3.4445, -4.7750, 2.0315
-"""Of the quintic Newton-Schulz iteration: the steepest at zero that keeps singular values around 1."""
+"""Coefficients of the quintic Newton-Schulz iteration: steepest at zero with singular values kept near 1."""
 _ITERATIONS = 5
 _UPDATE_RMS = 0.2
-"""The root mean square of AdamW's usual updates, as a share of the learning rate."""
+"""Usual root mean square of AdamW's updates, as a share of the learning rate."""
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-7
 
 
 class Muon(keras.optimizers.Optimizer):  # type: ignore[misc]
-    """Muon for hidden kernels of two and more dimensions, AdamW or SGD for all other weights.
+    """Muon for hidden kernels with two or more dimensions, AdamW or SGD for all other weights.
 
     A convolution kernel [height, width, in, out] is the matrix [height * width * in, out]. The other weights
-    are the kernel of the output layer too, and kernels whose matrix has one row or column, as depthwise ones.
+    include the kernel of the output layer, and kernels whose matrix has one row or column, such as depthwise
+    ones.
     """
 
     def __init__(
@@ -41,12 +42,13 @@ class Muon(keras.optimizers.Optimizer):  # type: ignore[misc]
         unit_kernels: bool = False,
         compute_dtype: str = "float32",
     ) -> None:
-        """Make an optimizer; `build` chooses the weights that are orthogonalised.
+        """Create an optimizer; `build` selects the weights with orthogonalized updates.
 
-        The other weights' learning rate is `rest_ratio` times Muon's; with `rest_momentum` SGD trains them,
-        AdamW if it is None. `decay` is decoupled, and for kernels only; SGD decays all of the others. With
-        `unit_kernels` a kernel has the norm sqrt(out) before each step, and learning_rate is a share of it.
-        `compute_dtype` is the type of the iteration's products.
+        The learning rate of the other weights is `rest_ratio` times Muon's. They are trained by SGD with
+        momentum `rest_momentum`, or by AdamW if it is None. `decay` is decoupled and applies to kernels only,
+        except that SGD decays all other weights. With `unit_kernels` a kernel is scaled to the norm sqrt(out)
+        before each step, and learning_rate is a share of it. `compute_dtype` is the dtype of the matrix
+        products of the iteration.
         """
         super().__init__(learning_rate=learning_rate)
         self.momentum, self.nesterov, self.decay = momentum, nesterov, decay
@@ -54,7 +56,7 @@ class Muon(keras.optimizers.Optimizer):  # type: ignore[misc]
         self.unit_kernels, self.compute_dtype = unit_kernels, compute_dtype
 
     def build(self, variables: list[keras.Variable]) -> None:
-        """Make the moments of `variables`."""
+        """Create the moments of `variables`."""
         if self.built:
             return
         super().build(variables)
@@ -95,7 +97,7 @@ class Muon(keras.optimizers.Optimizer):  # type: ignore[misc]
             self.assign_sub(variable, rate * (_UPDATE_RMS * math.sqrt(max(rows, columns))) * update)
 
     def _direction(self, gradient: Any, moment: Any, momentum: float) -> Any:
-        """Return the gradient with momentum, which is kept in `moment`."""
+        """Return the gradient with momentum, which is stored in `moment`."""
         average = momentum * moment + gradient
         self.assign(moment, average)
         return gradient + momentum * average if self.nesterov else average
@@ -110,16 +112,16 @@ class Muon(keras.optimizers.Optimizer):  # type: ignore[misc]
         self.assign_sub(variable, rate * mean / (tf.sqrt(square) + _EPSILON))
 
     def get_config(self) -> dict[str, Any]:
-        """Return the values that it is made from, beside those of Keras."""
+        """Return the constructor arguments, in addition to those of Keras."""
         own = ("momentum", "nesterov", "decay", "rest_ratio", "rest_momentum", "unit_kernels")
         values = {name: getattr(self, name) for name in (*own, "compute_dtype")}
         return {**super().get_config(), **values}
 
 
 def orthogonalize(matrix: tf.Tensor, compute_dtype: str = "float32") -> tf.Tensor:
-    """Return about the nearest matrix with orthogonal rows or columns, float32 of the shape of `matrix`.
+    """Return approximately the nearest matrix with orthogonal rows or columns, float32 of the same shape.
 
-    With matrix = U S V', it is close to U V': singular values far from 0 come to lie around 1, in 0.7 to 1.2.
+    For matrix = U S V', the result is close to U V': singular values far from 0 are mapped to 0.7 to 1.2.
     """
     rows, columns = matrix.shape
     x = tf.cast(matrix / (tf.norm(matrix) + 1e-7), compute_dtype)
@@ -131,7 +133,7 @@ def orthogonalize(matrix: tf.Tensor, compute_dtype: str = "float32") -> tf.Tenso
 
 
 def _is_hidden(variable: Any) -> bool:
-    """Return whether `variable` is a matrix that is not of the output layer."""
+    """Return whether `variable` is a matrix that does not belong to the output layer."""
     is_matrix = len(variable.shape) > 1 and min(_matrix_shape(variable.shape)) > 1
     return is_matrix and OUTPUT_LAYERS.isdisjoint(variable.path.split("/"))
 

@@ -1,8 +1,8 @@
-"""What a network is trained for: one label an image, or any number of them.
+"""Training objectives: one label per image, or multiple labels per image.
 
-In: labels and logits. Out: losses, hits and probabilities. All else of training, evaluation and export is
-alike for both. Labels are the index of the class, int32 [batch], or 1 for each label that an image has,
-int32 [batch, labels]; logits are float32 [batch, classes] either way.
+An objective defines losses, hits and probabilities; the rest of training, evaluation and export is the same
+for both. Labels are the index of the class, int32 [batch], or 1 for each label that an image has, int32
+[batch, labels]. Logits are float32 [batch, classes] in both cases.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Floats = npt.NDArray[np.float64]
 
 
 class Objective(Protocol):
-    """How logits become losses and answers."""
+    """Losses, hits, probabilities and metrics of a type of labels."""
 
     def losses(
         self, labels: tf.Tensor, logits: tf.Tensor, class_weights: tf.Tensor, smoothing: float
@@ -27,15 +27,16 @@ class Objective(Protocol):
         """Return the loss of each image, float32 [batch]; class_weights: float32 [classes]."""
 
     def hits(self, labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-        """Return whether each image is answered right, bool [batch]."""
+        """Return whether each image is classified correctly, bool [batch]."""
 
     def probabilities(self, logits: tf.Tensor) -> tf.Tensor:
-        """Return probabilities, [batch, classes], in the precision of the logits."""
+        """Return probabilities, [batch, classes], in the dtype of the logits."""
 
     def balance(self, counts: npt.NDArray[np.int64], images: int) -> Floats:
-        """Return the weights of train.class_weights balanced, [classes].
+        """Return the weights for train.class_weights balanced, [classes].
 
-        counts: int64 [classes], the training images of each class, of `images` in all.
+        counts: int64 [classes], the number of training images of each class. images: the number of all
+        training images.
         """
 
     def validate(self, labels: npt.NDArray[np.int32], probabilities: Floats) -> dict[str, float]:
@@ -43,7 +44,7 @@ class Objective(Protocol):
 
 
 class SingleLabel:
-    """One class an image: softmax and cross-entropy."""
+    """One class per image: softmax and cross-entropy."""
 
     def losses(
         self, labels: tf.Tensor, logits: tf.Tensor, class_weights: tf.Tensor, smoothing: float
@@ -63,7 +64,7 @@ class SingleLabel:
         return tf.nn.softmax(logits)
 
     def balance(self, counts: npt.NDArray[np.int64], images: int) -> Floats:
-        """See `Objective`; images / (classes * images of the class), as scikit-learn has it."""
+        """See `Objective`; images / (classes * images of the class), as in scikit-learn."""
         return np.asarray(images / (len(counts) * np.maximum(counts, 1)))
 
     def validate(self, labels: npt.NDArray[np.int32], probabilities: Floats) -> dict[str, float]:
@@ -76,14 +77,15 @@ class SingleLabel:
 
 
 class MultiLabel:
-    """Any number of labels an image: a sigmoid and a binary cross-entropy for each."""
+    """Any number of labels per image: a sigmoid and a binary cross-entropy for each label."""
 
     def losses(
         self, labels: tf.Tensor, logits: tf.Tensor, class_weights: tf.Tensor, smoothing: float
     ) -> tf.Tensor:
         """See `Objective`; the mean over the labels, smoothed towards 1/2.
 
-        `class_weights` weigh the images that have a label against those that don't: PyTorch's `pos_weight`.
+        `class_weights` is the weight of images with a label relative to images without, PyTorch's
+        `pos_weight`.
         """
         truth = tf.cast(labels, tf.float32)
         targets = truth * (1.0 - smoothing) + smoothing / 2
@@ -91,15 +93,15 @@ class MultiLabel:
         return tf.reduce_mean(losses * (1.0 + truth * (class_weights - 1.0)), axis=1)
 
     def hits(self, labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-        """See `Objective`; right is an image whose labels are all those above 1/2, and no other."""
+        """See `Objective`; a hit has probabilities of at least 1/2 for exactly the labels of the image."""
         return tf.reduce_all(tf.equal(logits >= 0.0, labels > 0), axis=1)
 
     def probabilities(self, logits: tf.Tensor) -> tf.Tensor:
-        """See `Objective`; each by itself."""
+        """See `Objective`; labels are independent."""
         return tf.nn.sigmoid(logits)
 
     def balance(self, counts: npt.NDArray[np.int64], images: int) -> Floats:
-        """See `Objective`; the images without a label over those with it: both then weigh alike."""
+        """See `Objective`; images without a label / images with it: both get the same total weight."""
         return np.asarray(np.maximum(images - counts, 1) / np.maximum(counts, 1))
 
     def validate(self, labels: npt.NDArray[np.int32], probabilities: Floats) -> dict[str, float]:
@@ -118,5 +120,5 @@ SINGLE, MULTI = SingleLabel(), MultiLabel()
 
 
 def objective_of(labels: Literal["single", "multi"]) -> Objective:
-    """Return the objective of data.labels."""
+    """Return the objective for data.labels."""
     return MULTI if labels == "multi" else SINGLE

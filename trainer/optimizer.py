@@ -1,7 +1,6 @@
-"""The learning-rate schedule and the optimizer, from the spec.
+"""Learning-rate schedule and optimizer.
 
-In: an `OptimizerSpec` and the number of steps. Out: a Keras optimizer whose rate is a pure
-function of its own step, so that it continues exactly wherever it is restored.
+The learning rate is a pure function of the optimizer's own step, so a restored optimizer continues exactly.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from trainer.spec import OptimizerSpec
 
 
 class Schedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
-    """Linear warm-up, then constant, linear or cosine (Loshchilov and Hutter 2016), times `scale`.
+    """Linear warm-up, then constant, linear or cosine decay (Loshchilov and Hutter 2016), times `scale`.
 
-    `scale` is a variable, 1 at first, which recovery from divergence halves; `factor` is a constant.
+    `scale` is a variable, initially 1, which recovery from divergence halves; `factor` is a constant.
     """
 
     def __init__(
@@ -52,12 +51,12 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore
         return self.spec.final_fraction + (1.0 - self.spec.final_fraction) * left
 
     def get_config(self) -> dict[str, Any]:
-        """Return the spec's values; asked for by Keras."""
+        """Return the spec's values, as Keras requires."""
         return self.spec.model_dump()
 
 
 def build_scale() -> tf.Variable:
-    """Return the variable by which all learning rates are multiplied, 1 at first."""
+    """Return the variable that multiplies all learning rates, initially 1."""
     return tf.Variable(1.0, trainable=False, dtype=tf.float32, name="learning_rate_scale")
 
 
@@ -70,19 +69,19 @@ def build_optimizer(
     factor: float = 1.0,
     precision: str = "float32",
 ) -> tuple[keras.Optimizer, Schedule]:
-    """Return the optimizer, built for `weights`, and its schedule, `factor` times the learning rate of
-    `spec`.
+    """Return the optimizer, built for `weights`, and its schedule with `factor` times the learning rate.
 
-    Clipping is not given to it: the training step clips after the gradients of all
-    replicas are summed, and Keras would clip before. So what `apply` gets is summed already.
-    `precision` is the model's, see `build_model`: that of Muon's products too.
+    The optimizer does not clip: the training step clips after the gradients of all replicas are summed, and
+    Keras would clip before. `apply` therefore expects summed gradients. `precision` is the model's, see
+    `build_model`, and also that of Muon's matrix products.
     """
     schedule = Schedule(spec, steps_per_epoch, total_steps, scale, factor)
     optimizer = _optimizer(spec, schedule, precision)
-    # Keras would sum once more, and send all of it a second time.
+    # Otherwise Keras would repeat the all-reduce of the gradients.
     optimizer._all_reduce_sum_gradients = list
     if spec.weight_decay and spec.name != "muon":
-        # A bias or a normalisation has one dimension; decaying them helps nobody (He et al. 2019).
+        # Biases and normalization weights have one dimension; weight decay does not improve them (He et al.
+        # 2019).
         optimizer.exclude_from_weight_decay([weight for weight in weights if len(weight.shape) < 2])
     optimizer.build(weights)
     return optimizer, schedule
@@ -107,5 +106,5 @@ def _optimizer(spec: OptimizerSpec, schedule: Schedule, precision: str) -> keras
             unit_kernels=spec.unit_kernels,
             compute_dtype=precision,
         )
-    # Keras's AdamW has a decay of 0.004 unless it is told otherwise.
+    # Keras's AdamW has a default decay of 0.004.
     return keras.optimizers.AdamW(**{**common, "weight_decay": spec.weight_decay})

@@ -1,7 +1,6 @@
-"""A finished model at work: pictures to answers, labelled pictures to metrics.
+"""Inference and evaluation with a finished model.
 
-In: a loaded model, and paths or a source. Out: probabilities for each picture, or why it
-can't be used; metrics for each split.
+Image files are classified; a labelled source is evaluated to metrics by split.
 """
 
 from __future__ import annotations
@@ -29,19 +28,19 @@ from trainer.spec import PIXEL_SETTINGS, load_spec
 from trainer.train.inference import batches_of
 
 _MOST_FILES = 32
-"""Whose bytes are in memory at once."""
+"""Maximum number of files whose bytes are in memory at once."""
 _ABOUT_MODEL = ("data.labels", *(f"data.{name}" for name in PIXEL_SETTINGS))
-"""Settings that the model was trained with."""
+"""Settings that are fixed by the training of the model."""
 
 Answer = np.ndarray[Any, Any] | str
 """Probabilities, float32 [classes], or why there are none."""
 
 
 def find_pictures(paths: Sequence[Path]) -> tuple[list[Path], list[Rejection]]:
-    """Return the files among `paths` and the images below its folders, sorted within each folder.
+    """Return the files in `paths` and the images below the folders in it, sorted within each folder.
 
-    And a rejection, by its path, for each file of the folders that is no image; hidden ones don't count.
-    Raises UsageError for a path that isn't there, DataError if there is no picture at all.
+    Also return a rejection, by path, for each file in the folders that is not an image; hidden files are
+    ignored. Raises UsageError if a path does not exist, DataError if there is no image at all.
     """
     found: list[Path] = []
     left_out: list[Rejection] = []
@@ -63,9 +62,9 @@ def find_pictures(paths: Sequence[Path]) -> tuple[list[Path], list[Rejection]]:
 def classify_files(
     model: LoadedModel, paths: Sequence[Path], on_converted: Callable[[str], None] = lambda name: None
 ) -> Iterator[tuple[Path, Answer]]:
-    """Yield each path with its answer, in order, a batch at a time.
+    """Yield each path with its probabilities, or why there are none, in order and batch by batch.
 
-    Pictures are converted as for training; on_converted is called with the format of each.
+    Images are converted as for training; `on_converted` is called with the format of each converted image.
     """
     for rows in batches_of(len(paths), model.data.pixel_format.shape, _MOST_FILES):
         batch = [paths[row] for row in rows]
@@ -85,12 +84,13 @@ def evaluate_source(
     settings: Sequence[str] = (),
     images: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, dict[str, float]], tuple[Rejection, ...]]:
-    """Return the metrics of `model` by split of `source`, and what was left out; see `load_labelled`.
+    """Return the metrics of `model` by split of `source`, and the rejections; see `load_labelled`.
 
-    `settings` are those of a spec's data part, such as data.max_rejected=0.05; what the model
-    was trained with stays as it is. images: images.json of the model's run, if there is one; then the metrics
-    have `trained_share`, the share of the images that the run was trained on, and `trained_checked`, of how
-    many images that is. Raises UsageError for a setting that there is not.
+    settings: data settings of a spec, such as data.max_rejected=0.05; those that the model was trained with
+    can't be changed. images: content of images.json of the model's run, if there is one; the metrics then
+    have `trained_checked`, the number of images that could be looked up in it, and `trained_share`, the share
+    of these that the run was trained on. Raises UsageError for a setting that does not exist or can't be
+    changed.
     """
     for setting in settings:
         if not setting.startswith("data.") or setting.partition("=")[0].strip() in _ABOUT_MODEL:
@@ -112,12 +112,12 @@ def evaluate_source(
 
 
 def _classify(contents: Sequence[Answer | bytes], model: LoadedModel) -> list[Answer]:
-    """Return the answer to each picture's bytes; a text stands for a picture that can't be read."""
+    """Return the result of each image; a text in `contents`, the reason of a failed read, is passed on."""
     encoded = [each for each in contents if isinstance(each, bytes)]
     try:
         answers = iter(model.classify(encoded) if encoded else [])
     except tf.errors.InvalidArgumentError:
-        # One damaged picture fails the whole batch: ask for each by itself.
+        # One damaged image fails the whole batch: classify each one separately.
         answers = iter([_classify_one(each, model) for each in encoded])
     return [next(answers) if isinstance(each, bytes) else each for each in contents]
 
@@ -140,10 +140,10 @@ def _read(path: Path, max_pixels: int) -> Prepared:
 
 
 def predict_split(model: LoadedModel, split: Split) -> AnyPredictions:
-    """Return the answers of `model` to the images of `split`, in its order."""
+    """Return the predictions of `model` for the images of `split`, in its order."""
     batches = batches_of(len(split.labels), model.data.pixel_format.shape)
     probabilities = np.concatenate([model.classify_pixels(split.pixels.take(rows)) for rows in batches])
-    # The model answers in float32; metrics want rows that sum to one in float64.
+    # The model returns float32; the metrics need rows that sum to 1 in float64.
     wide = probabilities.astype(np.float64)
     is_multi = model.data.labels == "multi"
     return predictions_of(

@@ -1,8 +1,8 @@
-"""predictions.csv: a row an image, from which every metric can be computed again to the last digit.
+"""Reader and writer of predictions.csv.
 
-In: predictions. Out: text, and predictions again. With one label an image the columns are split, path, label,
-predicted and `probability:<class>`; with any number of them `label:<class>` and `predicted:<class>` hold 0 or
-1.
+The file has one row per image, from which every metric can be recomputed to the last digit. With one label
+per image the columns are split, path, label, predicted and `probability:<class>`. With any number of labels
+they are split, path, `label:<class>` and `predicted:<class>`, which are 0 or 1, and `probability:<class>`.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ _CLASS_COLUMN = "probability:"
 
 
 def write_predictions(path: Path, predictions: Sequence[AnyPredictions]) -> None:
-    """Write one CSV row an image, all splits below each other; they have the same classes.
+    """Write one CSV row per image of all splits, which have the same classes.
 
-    Floats have every digit; a text that a spreadsheet would take for a formula follows an apostrophe, which
-    `read_predictions` takes away again. Raises TemporaryError, UsageError.
+    Floats have every digit. A text that a spreadsheet would take for a formula is prefixed with an
+    apostrophe, which `read_predictions` removes. Raises TemporaryError or UsageError.
     """
     text = io.StringIO(newline="")
-    # Every text is quoted: only so does a lone carriage return survive in Python 3.10.
+    # Every text is quoted: in Python 3.10, a lone carriage return is lost otherwise.
     writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     writer.writerow(_header(predictions))
     for each in predictions:
@@ -47,7 +47,7 @@ def write_predictions(path: Path, predictions: Sequence[AnyPredictions]) -> None
 
 
 def read_predictions(path: Path) -> list[AnyPredictions]:
-    """Return what `write_predictions` wrote to `path`. Raises UsageError if it didn't."""
+    """Return what `write_predictions` wrote to `path`. Raises UsageError for any other content."""
     try:
         return parse_predictions(path.read_bytes().decode(), str(path))
     except OSError as error:
@@ -57,7 +57,7 @@ def read_predictions(path: Path) -> list[AnyPredictions]:
 
 
 def parse_predictions(text: str, where: str) -> list[AnyPredictions]:
-    """Return what the `text` of a predictions.csv says; `where` is its name in errors. Raises UsageError."""
+    """Return the predictions in the `text` of a predictions.csv named `where`. Raises UsageError."""
     try:
         rows = [
             [*map(text_of_cell, row[: len(_COLUMNS)]), *row[len(_COLUMNS) :]]
@@ -96,13 +96,13 @@ def _rows(predictions: AnyPredictions) -> Iterator[list[str | float]]:
         predictions.probabilities.astype(np.float64).tolist(),
         strict=True,
     ):
-        # The csv module writes floats with repr: as many digits as it takes to read the same one back.
+        # The csv module writes floats with repr, which has enough digits to restore the same value.
         texts = [predictions.split, storable(name), class_names[label], class_names[predicted]]
         yield [*map(spreadsheet_cell, texts), *probabilities]
 
 
 def storable(text: str) -> str:
-    """Return `text` with what UTF-8 can't hold, such as odd bytes of a file's name, spelled out."""
+    """Return `text` with what UTF-8 can't encode, such as undecodable bytes of a file name, escaped."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

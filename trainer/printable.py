@@ -1,7 +1,6 @@
-"""Names of files and classes as anything can hold and show them, and addresses without passwords.
+"""Sanitization of text for files, terminals and spreadsheets, and redaction of URLs.
 
-In: any text. Out: text without what a file refuses or a terminal obeys, and without the user, the password,
-the query and the fragment of an address.
+Control characters and invalid UTF-8 are escaped. URLs lose their user, password, query and fragment.
 """
 
 from __future__ import annotations
@@ -12,38 +11,38 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-# The last two are those that turn the direction of a text, and so let one name pass for another.
+# The last two ranges change the direction of text, so that one name can look like another.
 _CONTROLS = re.compile("[\0-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-# With one slash or none too, as people mistype them and as a path shortens them.
+# Also with one slash or none: a typing error, or a URL shortened by pathlib.
 _SCHEME = re.compile(
     r"([a-z][a-z0-9+.-]+:)//+|((?:https?|ftps?):)(?:/|(?=\S))|(?<![a-z0-9])((?:gs|s3):)(?:/|(?=\S))",
     re.IGNORECASE,
 )
 _OBJECTS = ("gs:", "file:")
-"""Schemes whose names may hold ? and #."""
+"""Schemes whose object names may contain ? and #."""
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
-"""How a formula begins; after apostrophes too, so that each text has a cell of its own."""
+"""Start of a spreadsheet formula; leading apostrophes match too, so that escaping is reversible."""
 _HIDDEN = "..."
 _MARKS = re.compile(r"(\?\.\.\.)?(#\.\.\.)?$")
 _CLOSING = dict(zip("'\"`(<[{", "'\"`)>]}", strict=True))
 _CLOSERS = r"'\"`)>\]},.;:!"
-"""What may follow an address in a text, as a set of a regular expression."""
+"""Characters that may follow a URL in a text, for a regular expression character set."""
 _FOLLOWED = re.compile(rf"(.*?(?:[?#/]\.\.\.)?)([{_CLOSERS}]*)", re.DOTALL)
 
 
 def printable(text: str) -> str:
-    """Return `text` with bytes that are not UTF-8 as \\udcXX and control characters as \\xXX or \\uXXXX."""
+    """Return `text` with invalid UTF-8 bytes as \\udcXX and control characters as \\xXX or \\uXXXX."""
     spelled = text.encode("utf-8", "backslashreplace").decode("utf-8")
     return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), spelled)
 
 
 def printable_lines(text: str) -> str:
-    """Return `text` with each of its lines printable."""
+    """Return `text` with each line escaped by `printable`."""
     return "\n".join(map(printable, text.split("\n")))
 
 
 def spreadsheet_cell(text: str) -> str:
-    """Return `text` so that no spreadsheet takes it for a formula: after an apostrophe, as OWASP advises."""
+    """Return `text`, after an apostrophe if it could be a spreadsheet formula, as OWASP recommends."""
     return f"'{text}" if _FORMULA.match(text) else text
 
 
@@ -53,10 +52,10 @@ def text_of_cell(cell: str) -> str:
 
 
 def without_secrets(text: str, known: Iterable[str] = ()) -> str:
-    """Return a message with each address in it as `shown_address` shows it.
+    """Return `text` with each URL redacted by `shown_address`.
 
-    An address ends at a blank, or at the quote or bracket that closes the one before it. Those of `known`,
-    such as the words of a command line, are replaced whatever they hold.
+    A URL ends at whitespace, or at the quote or bracket that closes the one before it. URLs in `known`, such
+    as the words of a command line, are redacted even if they contain such characters.
     """
     for word in known:
         text = _with_known_shown(text, word)
@@ -71,10 +70,10 @@ def without_secrets(text: str, known: Iterable[str] = ()) -> str:
 
 
 def shown_address(address: str) -> str:
-    """Return an address without its user, password, query and fragment; other text as it is.
+    """Return a URL without its user, password, query and fragment; other text is returned unchanged.
 
-    The address goes from its scheme to the end of the text; what stands before it, such as `data.source=`,
-    stays. Of one that can't be parsed only the scheme is left. Never raises.
+    The URL extends from its scheme to the end of the text; a prefix such as `data.source=` is kept. If the
+    URL can't be parsed, only its scheme is kept. Never raises.
     """
     match = _SCHEME.search(address)
     if match is None:
@@ -85,17 +84,17 @@ def shown_address(address: str) -> str:
 
 
 def is_address(text: str) -> bool:
-    """Return whether `text` begins as an address does."""
+    """Return whether `text` starts with a URL scheme."""
     return _SCHEME.match(text) is not None
 
 
 def bare_address(address: str) -> str:
-    """Return what `shown_address` returns, without a sign that there was a query or a fragment."""
+    """Return the result of `shown_address` without the marks of a removed query or fragment."""
     return _MARKS.sub("", shown_address(address))
 
 
 def shown_values(value: Any, show: Callable[[str], str] = shown_address) -> Any:
-    """Return plain values, such as those of a spec, with each text in them as `show` shows it."""
+    """Return plain values, such as those of a spec, with `show` applied to each string."""
     if isinstance(value, str):
         return show(value)
     if isinstance(value, Mapping):
@@ -106,7 +105,7 @@ def shown_values(value: Any, show: Callable[[str], str] = shown_address) -> Any:
 
 
 def _shown_rest(rest: str, is_object: bool) -> str | None:
-    """Return what may be shown of an address after its scheme; None if it can't be told apart."""
+    """Return the redacted part of a URL after its scheme; None if it can't be parsed reliably."""
     bucket = rest.partition("/")[0]
     if is_object and "@" not in bucket and ":" not in bucket:
         return rest
@@ -116,7 +115,7 @@ def _shown_rest(rest: str, is_object: bool) -> str | None:
         return None
     host = parts.netloc.rpartition("@")[2]
     _, colon, port = host.rpartition("]")[2].partition(":")
-    # A slash, ? or # in a password, which should be escaped, ends the host: what follows looks like a path.
+    # An unescaped slash, ? or # in a password ends the host, and the rest looks like a path.
     is_cut = "@" in parts.path and ":" in f"{parts.netloc}{parts.path.rpartition('@')[0]}"
     is_cut |= "@" in parts.netloc and "@" in f"{parts.path}{parts.query}{parts.fragment}"
     is_cut |= bool(colon) and "@" in f"{parts.query}{parts.fragment}"
@@ -127,22 +126,22 @@ def _shown_rest(rest: str, is_object: bool) -> str | None:
 
 
 def _end_of_address(text: str, start: int) -> int:
-    """Return where the address that begins at `start` ends in a text."""
+    """Return the index in `text` at which the URL that starts at `start` ends."""
     blank = re.compile(r"\s|$").search(text, start)
     end = blank.start() if blank else len(text)
     closing = _CLOSING.get(text[start - 1 : start])
     if closing is None:
         return end
-    # As repr writes it: an odd number of backslashes before the quote is part of the text.
+    # In a repr, a quote after an odd number of backslashes is part of the text.
     quote = rf"(?<!\\)(?:\\\\)*{re.escape(closing)}(?=[\s{_CLOSERS}]|$)"
     closed = re.compile(rf"{quote}|\n").search(text, start)
     return max(end, closed.end() - 1) if closed and closed[0] != "\n" else end
 
 
 def _with_known_shown(text: str, word: str) -> str:
-    """Return `text` with the address that `word` holds replaced, as it is, quoted, or as a path.
+    """Return `text` with the URL in `word` redacted: verbatim, as a repr, or as a path.
 
-    And what click takes for the name of an option, the part before an equals sign.
+    The part before an equals sign, which click reports as an option name, is redacted too.
     """
     match = _SCHEME.search(word)
     address = word[match.start() :] if match else ""

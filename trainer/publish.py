@@ -1,9 +1,8 @@
-"""A run to a published run: manifest, marker, pointer, in that order.
+"""Publication of a run: manifest, marker, pointer, in that order.
 
-In: the store of all runs, the name of one that is written, and its files on local disk. Out:
-`MANIFEST.json` (every file, its size and sha256), `_SUCCESS` (the manifest's sha256, made by one
-process only) and, beside the runs, `latest` (the name of the run). A crash between two of
-them leaves a run that isn't finished, or a pointer to the run before, never a lie.
+Writes `MANIFEST.json` (every file with its size and SHA-256), `_SUCCESS` (the SHA-256 of the manifest,
+created by exactly one process) and, beside the runs, `latest` (the name of the run). A crash between two of
+these steps leaves an unfinished run or a pointer to the previous run, never an inconsistent state.
 """
 
 from __future__ import annotations
@@ -30,21 +29,21 @@ from trainer.storage.store import Content, Entry, Store, open_store
 MANIFEST = "MANIFEST.json"
 MARKER = "_SUCCESS"
 RETIRED = "_RETIRED"
-"""In the place of the marker, with its bytes: the run is withdrawn, and will be removed."""
+"""Replaces the marker, with the same content, once the run is withdrawn and will be removed."""
 POINTER = "latest"
 _AT_A_TIME = 8
 
 
 def publish(output: Store, name: str, folder: Path, require: Callable[[], None] = lambda: None) -> str:
-    """Make the run `name` of `output`, whose files are those of the local `folder`, finished and the latest.
+    """Publish the run `name` of `output`, whose files are in the local `folder`, and make it the latest.
 
-    Returns the run that the pointer names now: another one only if that was published at the same time.
+    Returns the run that the pointer names now, which differs only if another run was published at the same
+    time.
 
-    A run that is already finished keeps its manifest and marker, and only the pointer moves:
-    so a publication that a crash cut short can be repeated. Nothing may write to the run
-    afterwards. `require` is asked before each step, and raises if the run is another process's
-    by now. Raises UsageError (another manifest's marker, a place that can't be written),
-    TemporaryError (full disk, retries used up).
+    A run that is already finished keeps its manifest and marker, and only the pointer moves, so an
+    interrupted publication can be repeated. Nothing may write to the run afterwards. `require` is called
+    before each step, and raises if another process took the run over. Raises UsageError (marker of another
+    manifest, output not writable), TemporaryError (full disk, retries exhausted).
     """
     run = output.below(name)
     if name == POINTER:
@@ -56,16 +55,16 @@ def publish(output: Store, name: str, folder: Path, require: Callable[[], None] 
 
 
 def is_finished(run: Store) -> bool:
-    """Return whether the run's marker is there and holds the digest of the manifest that is there."""
+    """Return whether the run has a marker that contains the digest of its manifest."""
     marker = run.read(MARKER)
     manifest = run.read(MANIFEST) if marker else None
     return marker is not None and manifest is not None and is_marker_of(marker, manifest)
 
 
 def move_pointer(output: Store, name: str) -> str:
-    """Let the pointer name the finished run `name`, unless it names one that was published later.
+    """Point to the finished run `name`, unless the pointer names a run that was published later.
 
-    Returns the run that it names now.
+    Returns the run that the pointer names now.
     """
     while True:
         found = output.read(POINTER)
@@ -77,7 +76,7 @@ def move_pointer(output: Store, name: str) -> str:
 
 
 def latest_run(output: Store) -> str | None:
-    """Return the name of the finished run that the pointer of `output` names, None if there is none."""
+    """Return the name of the finished run that the pointer of `output` names, or None."""
     found = output.read(POINTER)
     while name := named_run(found):
         if is_finished(output.below(name)):
@@ -85,14 +84,14 @@ def latest_run(output: Store) -> str | None:
         before, found = found, output.read(POINTER)
         if found is None or before is None or found.data == before.data:
             break
-        # It moved on meanwhile, and the run that it named was withdrawn.
+        # The pointer moved in the meantime, and the run that it named before was withdrawn.
     return None
 
 
 def find_run(uri: str) -> Store:
     """Return the store of the run at `uri`, which may end with the name of a pointer: latest, champion.
 
-    Raises UsageError for a pointer that names none.
+    Raises UsageError if the pointer is missing or names no run.
     """
     parent, name = parent_of(uri)
     if name not in (POINTER, CHAMPION) or os.path.isdir(uri):
@@ -105,16 +104,16 @@ def find_run(uri: str) -> Store:
 
 
 def parent_of(uri: str) -> tuple[str, str]:
-    """Return the place that holds `uri`, and its name there."""
+    """Split a path or URI into its parent and its last component."""
     parent, _, name = uri.rstrip("/").rpartition("/")
     return parent or ("/" if uri.startswith("/") else "."), name
 
 
 def verify(run: Store) -> list[str]:
-    """Return what is wrong with a published run, one sentence each; none when all is well.
+    """Return the differences of a published run from its manifest, one sentence each; empty if it is intact.
 
-    Missing and extra files, other sizes, other digests, a marker that isn't the manifest's. Raises
-    TemporaryError if a file can't be read at this time.
+    Covers missing and extra files, sizes, digests, and a marker of another manifest. Raises TemporaryError if
+    a file is temporarily unreadable.
     """
     manifest = run.read(MANIFEST)
     if manifest is None:
@@ -135,18 +134,18 @@ def verify(run: Store) -> list[str]:
         found = pool.map(lambda name: difference(run, listed[name], present[name]), both)
         return problems + [each for each in found if each]
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)  # after one that can't be read no others are tried
+        pool.shutdown(wait=False, cancel_futures=True)  # after an error the remaining files are not read
 
 
 def require_unchanged(run: Store) -> None:
-    """Raise UsageError for a run that was published and whose manifest is another one now.
+    """Raise UsageError for a published run whose manifest has changed.
 
-    An empty marker is one that a crash left where files can't be made at one blow; one without any
-    manifest is of a process that lost the run while its request was on the way.
+    An empty marker remains after a crash on file systems without atomic creation. A marker without a manifest
+    comes from a process whose upload completed after it had lost the run.
     """
     marker = run.read(MARKER)
     if marker is not None and marker.data and run.read(MANIFEST) is not None and not is_finished(run):
-        # Made by someone who saw another manifest: to replace either would hide that.
+        # Replacing the marker or the manifest would hide the change.
         raise UsageError(
             f"The run has a {MARKER} that doesn't belong to its {MANIFEST}, so something changed it after it "
             f"was published. Choose another run name. Received: {run.uri}"
@@ -154,12 +153,12 @@ def require_unchanged(run: Store) -> None:
 
 
 def _finish(output: Store, name: str, folder: Path, require: Callable[[], None]) -> None:
-    """Write manifest and marker, by way of the output: in the run the lock of a swap would be a file more."""
+    """Write manifest and marker through `output`: a swap in the run's store would leave a lock file there."""
     run = output.below(name)
     require_unchanged(run)
     records = _records(run, folder)
     before = run.read(MANIFEST)
-    if is_finished(run):  # by another process, meanwhile
+    if is_finished(run):  # another process finished it in the meantime
         return
     require()
     _remove_stray_marker(output, name)
@@ -179,7 +178,7 @@ def _finish(output: Store, name: str, folder: Path, require: Callable[[], None])
     require()
     labels = summary_labels(manifest["published"], folder)
     if not run.create(MARKER, marker_of(data), labels) and not is_finished(run):
-        # One that was on its way from a process that lost the run: away with it, or the run stays refused.
+        # Late upload of a process that has lost the run; if it stays, the run is rejected from now on.
         _remove_stray_marker(output, name)
         raise TemporaryError(
             f"Another process sent the marker of this run; start the same command again. Received: {run.uri}"
@@ -187,17 +186,17 @@ def _finish(output: Store, name: str, folder: Path, require: Callable[[], None])
 
 
 def _remove_stray_marker(output: Store, name: str) -> None:
-    """Remove a marker that fits no manifest; in this version only, for a right one may come meanwhile."""
+    """Remove a marker that matches no manifest; only this version, as a valid one may follow."""
     stray = output.below(name).read(MARKER)
     if stray is not None and not is_finished(output.below(name)):
         output.remove(f"{name}/{MARKER}", stray.version)
 
 
 def _records(run: Store, folder: Path) -> list[FileRecord]:
-    """Return what is published: the files of `folder`, and what else lies in the run.
+    """Return the records of all files: those of `folder`, and others that are in the run.
 
-    That may be a checkpoint of a process which lost the run while its upload was on its way.
-    Raises TemporaryError if a file of the folder isn't in the run.
+    Others may be a checkpoint of a process that lost the run while its upload was in progress. Raises
+    TemporaryError if a file of the folder is missing in the run or differs.
     """
     records = {name: _record(folder, name) for name in _names(folder)}
     present = {entry.name: entry for entry in run.entries() if entry.name not in (MANIFEST, MARKER)}
@@ -215,7 +214,7 @@ def _records(run: Store, folder: Path) -> list[FileRecord]:
 
 
 def _is_same(found: Entry, path: Path) -> bool:
-    """Return whether a file of equal size has the checksum that the store knows, if it knows one."""
+    """Return whether a file of equal size has the checksum of the store, if the store has one."""
     return not found.crc32c or found.crc32c == as_text(file_crc32c(path))
 
 
@@ -231,7 +230,7 @@ def _names(folder: Path) -> list[str]:
 def _record(folder: Path, name: str) -> FileRecord:
     path = folder / name
     with explained(path, "read"):
-        # The marker must not outlive, in a power failure, what it speaks of.
+        # After a power failure the marker must not exist without the files that it vouches for.
         sync_file(path)
         return FileRecord(name, path.stat().st_size, hash_file(path)["sha256"])
 
@@ -242,20 +241,20 @@ def publication_order(output: Store, name: str) -> int:
 
 
 def _sequence(output: Store, name: str) -> int:
-    """Return the place of a finished run in their order; -1 for a run that isn't finished."""
+    """Return the sequence number of a finished run; -1 for a run that is not finished."""
     return publication_order(output, name) if is_finished(output.below(name)) else -1
 
 
 def _latest_manifest(output: Store) -> dict[str, Any]:
-    """Return the manifest of the run that the pointer names; an empty one if there is none."""
+    """Return the manifest of the run that the pointer names; empty if there is none."""
     name = named_run(output.read(POINTER))
     return read_object(output, f"{name}/{MANIFEST}") if name else {}
 
 
 def published_at(output: Store, name: str) -> str:
-    """Return when a run was published: ISO 8601, UTC, microseconds, so that the later is the greater text.
+    """Return the publication time of a run, in ISO 8601, UTC, with microseconds, so that texts sort by time.
 
-    By its manifest, as files have other times in a copy; empty for one that has none.
+    Read from its manifest, because a copy has other file times; empty if there is none.
     """
     return str(read_object(output, f"{name}/{MANIFEST}").get("published", ""))
 
@@ -263,5 +262,5 @@ def published_at(output: Store, name: str) -> str:
 def named_run(pointer: Content | None) -> str:
     """Return the run that a pointer names; empty if it names none."""
     name = pointer.data.decode("utf-8", "replace").strip() if pointer else ""
-    # What a crash of the machine leaves of a file may be anything, such as zeros.
+    # After a crash of the machine a file may have arbitrary content, such as zeros.
     return name if re.fullmatch(RUN_NAME, name) else ""

@@ -1,7 +1,7 @@
-"""The one path: spec, data, model, train, evaluate, export, publish.
+"""Training pipeline of one run: data, model, training, evaluation, export, publication.
 
-In: a spec and a place to run it. Out: the run folder, finished. Only the order is here;
-each step is handed its own part and returns what the next one takes.
+`run` only defines the order of the steps, from a spec to a finished run folder. Each step returns the inputs
+of the next one.
 """
 
 from __future__ import annotations
@@ -56,32 +56,32 @@ from trainer.train.features import Features, build_features
 from trainer.train.whiten import whiten_first_layer
 from trainer.warm_start import begin, new_weights_sha256
 
-# 80 columns, less what a screen puts before a fact.
+# 80 columns, less the 11 of the label before a fact.
 _FOUND_WIDTH = 69
-# The rest of it is for the end of the process.
+# Share of the grace period for the last checkpoint; the rest is for process exit.
 _GRACE_SHARE = 0.8
 
 
 class Screen(Observer, Progress, Protocol):
-    """What a run talks to: facts, progress of the data, progress of training."""
+    """Reporting interface of a run: facts, data progress, training progress."""
 
     def on_fact(self, name: str, text: str) -> None:
-        """Hear one thing that is now known, such as the devices or the data."""
+        """Report one fact, such as the devices or the data."""
 
 
 def run(
     spec: RunSpec, folder: RunFolder, cache_dir: Path, screen: Screen, stop: Stop, peers: Peers
 ) -> Verdict | None:
-    """Do the run that `spec` describes in its `folder`, from where it was left, together with `peers`.
+    """Train and publish the run of `spec` in `folder` with `peers`, resuming from its newest checkpoint.
 
-    Returns None if another process is the chief. See `trainer.exits` for what it raises.
+    Returns None if another process is the chief. See `trainer.exits` for the errors it raises.
     """
     cluster = find_cluster(spec.train.deterministic, spec.train.devices, peers)
-    # With several processes TensorFlow hears SIGTERM from here on, and nobody else (its SigtermNotifier).
+    # With several processes TensorFlow's SigtermNotifier has replaced the SIGTERM handler.
     stop.listen_on()
     screen.on_fact("devices", cluster.description)
     dataset = load_dataset(spec.data, cache_dir, screen, lambda found: _note_rejected(folder, found), peers)
-    folder.require_lease()  # loading takes long, and from here on files of the run are written
+    folder.require_lease()  # the lease may expire during loading; files are written from here on
     screen.on_fact("data", format_found(dataset, _FOUND_WIDTH))
     _require_wanted(spec, dataset, folder, peers, cache_dir, screen)
     scaled = _settled(_scaled(spec, cluster, dataset, screen), cluster, folder)
@@ -91,7 +91,7 @@ def run(
     start = begin(scaled, learner, dataset, cluster, folder, cache_dir, screen)
     _keep_dataset(dataset, cluster, folder, screen)
     environment = write_environment(folder.path, spec, cluster.description, start, current_command())
-    # A checkpoint is of no use to a restart that can't see what it is of.
+    # A restart can use a checkpoint only with the files that describe the run.
     folder.keep()
     screen.on_fact("model", _describe(spec, learner))
     model, objective = learner.inference_model, objective_of(spec.data.labels)
@@ -100,7 +100,7 @@ def run(
     result = _train(learner, evaluator, dataset, scaled, cluster, folder, screen, stop, features)
     predictions = predict_splits(evaluator.final(spec.is_frozen), dataset)
     if not cluster.is_chief:
-        peers.share(b"")  # the rest is the chief's, and it has to end well
+        peers.share(b"")  # barrier: the chief exports and publishes
         return None
     metrics = _keep_metrics(predictions, result, folder)
     screen.on_fact("export", _export(model, dataset, spec, folder, thresholds_of(predictions)))
@@ -114,9 +114,10 @@ def run(
 def _require_wanted(
     spec: RunSpec, dataset: Dataset, folder: RunFolder, peers: Peers, cache_dir: Path, screen: Screen
 ) -> None:
-    """Raise UsageError for classes that the spec has wrong.
+    """Check the class names, and skip a run whose data and spec have not changed.
 
-    And UnchangedError if the spec wants no run that another one did; the chief says so for all.
+    Raises UsageError for unknown classes in train.class_weights, DataError for a class name with a line
+    break. Raises UnchangedError on all processes if the chief finds a finished run with equal data and spec.
     """
     _require_classes(spec, dataset)
     if not spec.publish.skip_unchanged:
@@ -145,7 +146,7 @@ def _scaled(spec: RunSpec, cluster: Cluster, dataset: Dataset, screen: Screen) -
 
 
 def _settled(spec: RunSpec, cluster: Cluster, folder: RunFolder) -> RunSpec:
-    """Return `spec` with one precision for all where it says auto: the one that the run began with."""
+    """Return `spec` with the precision "auto" resolved by the chief; a resumed run keeps its precision."""
     if spec.train.precision != "auto":
         return spec
     began = read_precision(folder.path) if folder.newest_checkpoint else None
@@ -173,7 +174,7 @@ def _train(
         return stop.is_overdue(_GRACE_SHARE * spec.train.grace_seconds)
 
     with stop.patience(), Saver(folder.checkpoints, folder.keep, is_overdue, folder.require_lease) as saver:
-        if cluster.is_chief:  # only the chief's saver knows of what is saved
+        if cluster.is_chief:  # only the chief writes checkpoints
             stop.outcome = saver.resume_advice
         return train(
             learner, dataset, spec, cluster, saver, screen,
@@ -182,7 +183,7 @@ def _train(
 
 
 def _publish(folder: RunFolder, screen: Screen) -> None:
-    """Bring the last files to the output, then make the run visible as finished."""
+    """Upload the last files to the output, then publish the run."""
     waiting = folder.mirror.waiting_bytes()
     if waiting:
         task = screen.start(f"Writing {folder.at('')}", waiting, "B")
@@ -197,7 +198,7 @@ def _publish(folder: RunFolder, screen: Screen) -> None:
 
 
 def _note_rejected(folder: RunFolder, rejected: tuple[Rejection, ...]) -> None:
-    """Write what was left out, in case the data can't be used; not over what a start before wrote."""
+    """Write the rejected images before loading can fail; a run with a checkpoint keeps its file."""
     if not folder.newest_checkpoint:
         write_rejected(folder.path, rejected)
 
@@ -213,7 +214,7 @@ def _keep_dataset(dataset: Dataset, cluster: Cluster, folder: RunFolder, screen:
 
 def _require_classes(spec: RunSpec, dataset: Dataset) -> None:
     for name in dataset.class_names:
-        # labels.txt has a line a class.
+        # labels.txt has one line per class.
         if len(name.splitlines()) != 1:
             raise DataError(f"The name of a class can't hold a line break; rename it. Received: {name!r}")
     weights = spec.train.class_weights
@@ -237,7 +238,7 @@ def _describe(spec: RunSpec, learner: Learner) -> str:
 def _keep_metrics(
     predictions: dict[str, AnyPredictions], result: TrainResult, folder: RunFolder
 ) -> dict[str, float]:
-    """Write predictions.csv and metrics.json; return the metrics, named split/metric."""
+    """Write predictions.csv, metrics.json and timings.json; return the metrics, keyed split/metric."""
     write_predictions(folder.path / "predictions.csv", list(predictions.values()))
     metrics = {
         f"{split}/{name}": value
@@ -253,8 +254,8 @@ def _keep_metrics(
 def _export(
     model: keras.Model, dataset: Dataset, spec: RunSpec, folder: RunFolder, thresholds: list[float]
 ) -> str:
-    """Export, reload in a fresh process, compare, and only then give the model its name."""
-    # A name of its own: a process that was paused here may go on while another one exports.
+    """Export the model, verify it in a fresh process, and only then move it to its final path."""
+    # A unique name: a process that was paused here may continue while another one exports.
     temporary = folder.path / f".model.{secrets.token_hex(6)}.tmp"
     folder.require_lease()
     export_model(temporary, model, dataset.class_names, spec.data, thresholds)
@@ -267,7 +268,7 @@ def _export(
 
 
 def _drift(spec: RunSpec, dataset: Dataset, folder: RunFolder, screen: Screen) -> Drift | None:
-    """Return how the data differ from those of the run before, if they are of one source and changed."""
+    """Return the drift since the newest finished run; None unless it has the same source and other data."""
     earlier = find_earlier(folder.output, spec, dataset.digest)
     if earlier is None:
         return None

@@ -1,7 +1,7 @@
-"""A batch that grows with the number of devices, and the learning rate that goes with it.
+"""Scaling of the batch size and the learning rate with the number of replicas.
 
-In: a spec and how many replicas there are. Out: the spec that is trained, and a sentence on what changed.
-Without `train.scale_batch` nothing does: the global batch is the spec's, however many share it.
+Without `train.scale_batch` the spec does not change: the global batch is the spec's on any number of
+replicas.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ _LINEAR = ("sgd",)
 
 
 def scaled_spec(spec: RunSpec, replicas: int) -> RunSpec:
-    """Return `spec` with its batch as that of each replica, and the learning rate by the optimizer's rule.
+    """Return `spec` with its batch size per replica, and the learning rate scaled by the optimizer's rule.
 
-    Linear in the size of the batch for stochastic gradient descent (Goyal et al. 2017, section 2.1), its
-    square root for the optimizers that divide by the gradient's size (Malladi et al. 2022, definitions 1
-    and 2: RMSprop and Adam, whose other constants stay as they are; and Muon). The weights' average is
-    of as many images as before: its decay is taken to the power of the factor (Busbridge et al. 2023, the
-    EMA scaling rule). Epochs and shares of them, such as the warm-up, have fewer steps by themselves.
+    The rule is linear in the batch size for stochastic gradient descent (Goyal et al. 2017, section 2.1), and
+    its square root for optimizers that divide by the size of the gradient (Malladi et al. 2022, definitions 1
+    and 2: RMSprop and Adam, without scaling their other constants; and Muon). The moving average of the
+    weights covers as many images as before: its decay is raised to the power of the factor (Busbridge et al.
+    2023, the EMA scaling rule). Durations in epochs, such as the warm-up, have fewer steps automatically.
     """
     if not spec.train.scale_batch:
         return spec
@@ -36,7 +36,7 @@ def scaled_spec(spec: RunSpec, replicas: int) -> RunSpec:
 
 
 def describe_scaling(spec: RunSpec, replicas: int) -> str | None:
-    """Return in words what `scaled_spec` does; None if the spec doesn't ask for it."""
+    """Return a description of what `scaled_spec` changes; None without `train.scale_batch`."""
     if not spec.train.scale_batch:
         return None
     name, rate, decay = spec.optimizer.name, spec.optimizer.learning_rate, spec.train.ema_decay
@@ -49,7 +49,7 @@ def describe_scaling(spec: RunSpec, replicas: int) -> str | None:
 
 
 def require_whole_batch(spec: RunSpec, replicas: int, images: int) -> None:
-    """Raise UsageError if the data have fewer `images` than a scaled batch: its rate would be too high."""
+    """Raise UsageError if there are fewer `images` than a scaled batch: the rate would be too high."""
     if spec.train.scale_batch and (batch := replicas * spec.train.global_batch_size) > images:
         raise UsageError(
             f"With train.scale_batch the global batch is {batch}, for {replicas} devices, and there are "
@@ -58,9 +58,9 @@ def require_whole_batch(spec: RunSpec, replicas: int, images: int) -> None:
 
 
 def require_equal_shares(spec: RunSpec, cores: int, images: int) -> None:
-    """Raise UsageError unless each of the `cores` of a TPU has as many pairs of every batch as the others.
+    """Raise UsageError unless all `cores` of a TPU have the same number of pairs of every batch.
 
-    XLA compiles for one number of rows on all of them. `spec` is what is trained, after `scaled_spec`.
+    XLA compiles for one number of rows on all cores. `spec` is the result of `scaled_spec`.
     """
     batch = spec.train.global_batch_size
     if cores > 1 and (batch % (2 * cores) or images % batch % (2 * cores)):

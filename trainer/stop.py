@@ -1,8 +1,8 @@
-"""A wish to stop, and how long it may wait.
+"""Graceful shutdown on SIGTERM and SIGINT.
 
-In: SIGTERM and SIGINT. Out: a flag that training reads between two calls, so that it can
-save; everywhere else the wish is granted at once. A second signal always is, and when the
-grace is over the process ends wherever it is: what it writes is whole or not there.
+During training a signal sets a flag, which is read between two calls so that a checkpoint can be saved.
+Everywhere else it raises StoppedError. A second signal, or the end of the grace period, ends the process at
+once; files are written atomically, so that none is incomplete.
 """
 
 from __future__ import annotations
@@ -25,35 +25,35 @@ _WORDS_SECONDS = 0.5
 _OVERDUE = "Stopped on request, before the work in progress ended; what was finished is kept."
 _TWICE = "Stopped at once on a second request; what was finished is kept."
 GRACE_SECONDS = 10.0
-"""Where no spec says how long."""
+"""Default grace period in seconds."""
 
 
 class Stop:
-    """Knows whether someone asked this process to stop."""
+    """Signal handlers and shutdown state of this process."""
 
     def __init__(self, grace_seconds: float = GRACE_SECONDS) -> None:
         self.grace_seconds = grace_seconds
         self.advice = ""
-        """A sentence on what to do where the grace was too short."""
+        """Sentence to print when the grace period was too short."""
         self.outcome: Callable[[], str] = str
-        """Returns a sentence on what a restart does, without waiting for anything."""
+        """Returns a sentence on what a restart does; must not block."""
         self.requested = False
         self.by_hand = False
-        """Whether a person asked, by Ctrl-C."""
+        """Whether the signal was SIGINT, as from Ctrl-C."""
         self._patient = self._listens = self._ended = False
         self._heard = 0.0
         self._wakeup = -1
 
     def is_requested(self) -> bool:
-        """Return whether a stop was asked for."""
+        """Return whether a shutdown was requested."""
         return self.requested
 
     def is_overdue(self, seconds: float) -> bool:
-        """Return whether a stop was asked for longer than that ago."""
+        """Return whether a shutdown was requested more than `seconds` ago."""
         return self.requested and time.monotonic() - self._heard > seconds
 
     def listen(self) -> None:
-        """Take over SIGTERM and SIGINT; only a process's main thread can."""
+        """Install the handlers of SIGTERM and SIGINT; only the main thread can."""
         self._listens = True
         if self._wakeup < 0:
             received, self._wakeup = os.pipe()
@@ -64,19 +64,19 @@ class Stop:
             signal.signal(number, self._hear)
 
     def listen_on(self) -> None:
-        """Take them over once more, if this process listened: a library may have taken one for itself."""
+        """Reinstall the handlers if they were installed, since a library may have replaced one."""
         if self._listens:
             self.listen()
 
     def end(self) -> None:
-        """Hear nothing more: what was to be done is done, and the process is about to end by itself."""
+        """Ignore SIGTERM and SIGINT: the work is done and the process is about to exit."""
         self._ended, self._listens = self._listens, False
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Within this block hear again what `end` let go, if this process listened before."""
+        """Handle signals again within this block if `end` disabled installed handlers."""
         if not self._ended:
             yield
             return
@@ -88,14 +88,14 @@ class Stop:
 
     @contextmanager
     def patience(self) -> Iterator[None]:
-        """Within this block a stop is only noted: the block looks at `is_requested` and ends itself."""
+        """Defer shutdown within this block, which polls `is_requested`; raise StoppedError after it."""
         self._patient = True
         try:
             yield
         finally:
             self._patient = False
         if self.requested:
-            # Heard too late for the block to see it.
+            # The signal may have come after the last poll.
             raise StoppedError("Stopped on request; what was finished is kept.")
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
@@ -107,10 +107,10 @@ class Stop:
             raise StoppedError("Stopped on request. What was finished is kept.")
 
     def _watch(self, received: int) -> None:
-        """End the process after the grace period or a second signal, wherever its main thread is.
+        """End the process after the grace period or a second signal, whatever the main thread does.
 
-        A Python signal handler runs between two instructions of the main thread, so not before a long call of
-        a library returns. The number of each signal is written to a pipe at once, which this thread reads.
+        A Python signal handler runs between two instructions of the main thread, so only after a long library
+        call returns. The number of each signal is written to a pipe at once, which this thread reads.
         """
         first = 0.0
         while number := os.read(received, 1):
@@ -122,12 +122,12 @@ class Stop:
                 end.daemon = True
                 end.start()
             elif time.monotonic() - first > _ONE_WISH_SECONDS:
-                # A sender that signals the process and its group asks once, not twice.
+                # Some senders signal the process and its group at once; that counts as one signal.
                 self._exit_at_once()
 
     def _end(self) -> None:
-        """Say that the grace is over, and end the process."""
-        # Past Python's own buffers, whose locks the rest may hold; no one may be reading.
+        """Print that the grace period is over, and end the process."""
+        # os.write avoids Python's buffers, whose locks may be held; it blocks if nobody reads.
         text = self._text(_OVERDUE, self.advice, f"{self.grace_seconds:g} s")
         words = threading.Thread(target=os.write, args=(2, text), daemon=True)
         words.start()
@@ -135,7 +135,7 @@ class Stop:
         os._exit(StoppedError.exit_code)
 
     def _exit_at_once(self) -> NoReturn:
-        """End the process, with a sentence if standard error takes it without a wait."""
+        """End the process; print a message only if standard error does not block."""
         with suppress(OSError, ValueError):
             if select.select([], [2], [], 0)[1]:
                 os.write(2, self._text(_TWICE, "", "a second signal"))

@@ -1,4 +1,4 @@
-"""`python -m trainer.task`, Vertex AI's conventional entry point, is `trainer train`."""
+"""Vertex AI's conventional entry point: `python -m trainer.task` runs `trainer train`."""
 
 import sys
 

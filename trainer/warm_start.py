@@ -1,7 +1,7 @@
-"""The weights that a run begins with, where they are those of another run or pretrained ones.
+"""Initial weights from another run or from pretrained weights.
 
-In: that run, or a file of weights. Out: the weights of its model, as it was exported, or those of the
-backbone, in a learner that hasn't begun; optimizer, schedule and everything else are new.
+The exported weights of another run, or the published weights of a backbone, are loaded into a new learner.
+Optimizer, schedule and all other state are new.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ _MOST_BYTES = 1 << 40
 _NONE_YET = {LATEST: "there is no finished run that is the latest", CHAMPION: "there is no champion"}
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 _Record = Mapping[str, str | None] | None
-"""What environment.json has of a file of weights."""
+"""The entry for a weights file in environment.json."""
 
 
 class Screen(Progress, Protocol):
-    """What hears whose weights they are."""
+    """Progress output that also reports the source of the weights."""
 
     def on_fact(self, name: str, text: str) -> None:
-        """Hear one thing that is now known."""
+        """Report a named fact."""
 
 
 def begin(
@@ -63,9 +63,10 @@ def begin(
     cache_dir: Path,
     screen: Screen,
 ) -> Start:
-    """Return what the run begins with, or began with; another run's or pretrained weights are put in.
+    """Load the initial weights of another run or of a pretrained backbone; return the start of the run.
 
-    Raises UsageError for a run or a file of weights that isn't there, and for weights of another network.
+    If the run has a checkpoint, the result describes its original start. Raises UsageError if the other run
+    or the weights file does not exist, and for weights of another network.
     """
     agreement = Agreement(cluster.peers)
     run = _find_run(spec.train.start_from, folder) if cluster.is_chief else None
@@ -84,9 +85,9 @@ def begin(
 
 
 def new_weights_sha256(spec: RunSpec, folder: RunFolder, cache_dir: Path, screen: Screen) -> str:
-    """Return the digest of the file of weights that a new run of `spec` begins with; empty for none.
+    """Return the digest of the weights file with which a new run of `spec` begins; empty for none.
 
-    Raises what finding the file, or the run that it starts from, raises.
+    Raises the errors of finding the file, or the run that it starts from.
     """
     if not isinstance(spec.model, PretrainedSpec):
         return ""
@@ -97,9 +98,9 @@ def new_weights_sha256(spec: RunSpec, folder: RunFolder, cache_dir: Path, screen
 def _new_weights(
     spec: PretrainedSpec, run: Store | None, cache_dir: Path, screen: Screen
 ) -> tuple[WeightsFile | None, _Record]:
-    """Return the file of weights that a new run begins with, and what environment.json has of it.
+    """Return the weights file with which a new run begins, and its entry for environment.json.
 
-    A run that starts from another `run` reads no file: its weights go back to the file of that run, if any.
+    A run that starts from another `run` reads no file; its entry is that of the other run, if any.
     """
     if run is not None:
         return None, read_weights(run)
@@ -117,11 +118,12 @@ def _pretrain(
     run: Store | None,
     is_started: bool,
 ) -> _Record:
-    """Put pretrained weights into the backbones of all processes, unless the chief has newer ones.
+    """Load pretrained weights into the backbones of all processes, unless there are newer weights.
 
-    Those are of another `run` (`is_started`, on all processes) or of a checkpoint, and then no file is read.
+    Newer weights are those of another `run` (`is_started`, on all processes) or of a checkpoint; no file is
+    read then.
 
-    Returns what environment.json has of them, None for fresh ones. Raises what finding and reading raises.
+    Returns the entry for environment.json, None for random weights. Raises the errors of finding and reading.
     """
     if not isinstance(spec, PretrainedSpec):
         return None
@@ -144,7 +146,7 @@ def _pretrain(
 
 
 def _find_run(start_from: str, folder: RunFolder) -> Store | None:
-    """Return the run whose weights are to be put in; None for fresh ones, or where a checkpoint has newer."""
+    """Return the run whose weights to load; None for random ones, or if a checkpoint has newer ones."""
     if not folder.newest_checkpoint:
         return find_start(folder.output, start_from)
     before = read_started_from(folder.path)
@@ -156,7 +158,7 @@ def _find_run(start_from: str, folder: RunFolder) -> Store | None:
             "No checkpoint of this run can be read, and the run whose weights it began with is gone; begin "
             f"it anew with --fresh, or give another --run-name. Received: {before}"
         )
-    return run  # it begins anew, and so as it began
+    return run  # the run restarts from step 0 with its original weights
 
 
 def _begin_with(
@@ -167,10 +169,10 @@ def _begin_with(
     cache_dir: Path,
     progress: Progress,
 ) -> str:
-    """Put the weights of the chief's `run` into the learners of all processes; return its place, "" for none.
+    """Load the weights of the chief's `run` into the learners of all processes; return its URI or path.
 
-    Raises UsageError for a model of other classes or another network, DataError for one that is not as it was
-    published.
+    Returns "" for no run. Raises UsageError for a model of other classes or another network, DataError for a
+    model that differs from the published one.
     """
     if run is not None:
         model = run.below(MODEL).uri
@@ -196,7 +198,7 @@ def _require_same_classes(class_names: tuple[str, ...], folder: Path) -> None:
 
 
 def _restore(model: keras.Model, folder: Path) -> None:
-    """Put the variables of the SavedModel in `folder` into `model`. Raises UsageError if it is another."""
+    """Restore the SavedModel in `folder` into `model`. Raises UsageError if it is of another network."""
     path = str(folder / "variables" / "variables")
     try:
         saved = [name for name, _ in tf.train.list_variables(path) if name.endswith(_VALUE)]

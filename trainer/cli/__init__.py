@@ -1,4 +1,4 @@
-"""The command line: thin commands, heavy imports inside them."""
+"""Command-line interface: thin commands with heavy imports inside them."""
 
 from trainer.cli.app import main
 

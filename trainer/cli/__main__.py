@@ -1,4 +1,4 @@
-"""`python -m trainer.cli` is the command `trainer`."""
+"""Entry point of `python -m trainer.cli`, the same as the command `trainer`."""
 
 from trainer.cli import main
 

@@ -1,7 +1,7 @@
-"""`trainer predict` and `trainer evaluate`: answers and metrics on the screen.
+"""Implementation of `trainer predict`, `trainer evaluate` and `trainer verify`.
 
-In: paths and a source. Out: a table or JSON on standard output, and one line on standard
-error for each picture that can't be used.
+Results are printed to standard output, predictions and metrics as a table or JSON. Each image that can't be
+used is one line on standard error.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LOG_SECONDS = 30.0
 def predict_command(
     model_uri: str, images: Sequence[str], cache_dir: Path, as_json: bool, trust: bool = False
 ) -> None:
-    """Print what the model says of each picture; raise DataError at the end if one was unusable."""
+    """Print the prediction for each image; raise DataError at the end if one can't be used."""
     from trainer.cli.console import Console
     from trainer.cli.places import local_model, local_path
     from trainer.data.checks import warnings_of_formats
@@ -64,7 +64,7 @@ def predict_command(
 def evaluate_command(
     model_uri: str, data: str, cache_dir: Path, as_json: bool, settings: Sequence[str], trust: bool = False
 ) -> None:
-    """Print how good the model is on every split of `data`; progress goes to standard error."""
+    """Print the metrics of the model on every split of `data`; progress goes to standard error."""
     from trainer.cli.console import Console
     from trainer.cli.places import local_model
     from trainer.export import load_model
@@ -85,7 +85,7 @@ def evaluate_command(
 
 
 def _images_of(model_uri: str) -> dict[str, Any]:
-    """Return images.json of the run whose model this is; nothing if it is no run's, or an older one's."""
+    """Return images.json of the model's run; empty without a run, or if an older version wrote the run."""
     from trainer.publish import find_run, parent_of
     from trainer.run_folder.parsed import read_published_images
     from trainer.storage.store import open_store
@@ -96,7 +96,7 @@ def _images_of(model_uri: str) -> dict[str, Any]:
 
 
 def verify_command(uri: str) -> None:
-    """Say that a finished run is as it was published; raise DataError with what is wrong otherwise."""
+    """Compare a finished run with its manifest. Raises DataError if it differs, UsageError without a run."""
     from trainer.publish import find_run, verify
     from trainer.run_folder import require_not_withdrawn
     from trainer.storage.store import is_bucket
@@ -116,7 +116,7 @@ def verify_command(uri: str) -> None:
 
 
 def _left_out(rejections: Sequence[Rejection]) -> Iterator[str]:
-    """Yield one line for each reason for which files of a folder were left out, with one of them."""
+    """Yield one line per rejection reason, with the number of files and an example."""
     for reason, count in sorted(Counter(each.reason for each in rejections).items()):
         example = next(each.name for each in rejections if each.reason == reason)
         yield f"left out: {count} {'file' if count == 1 else 'files'}, {reason}, such as {example}"
@@ -134,7 +134,7 @@ def _as_json(name: str, shares: Mapping[str, float]) -> str:
 
 
 def chosen_labels(shares: Mapping[str, float], thresholds: Mapping[str, float]) -> dict[str, float]:
-    """Return the labels whose probability reaches their threshold, the highest first, with it."""
+    """Return label to probability for the labels that reach their threshold, the highest first."""
     chosen = [label for label, share in shares.items() if share >= thresholds[label]]
     return {label: shares[label] for label in sorted(chosen, key=lambda label: -shares[label])}
 
@@ -183,7 +183,7 @@ def _scores(name: str, values: Mapping[str, float]) -> str:
 
 
 def _trained_lines(values: Mapping[str, float]) -> list[str]:
-    """Return a line if the model was trained on some of the images."""
+    """Return a warning line if the model was trained on some of the images."""
     share, checked = values.get("trained_share", 0.0), values.get("trained_checked", 0.0)
     if not share:
         return []

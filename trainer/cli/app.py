@@ -1,7 +1,6 @@
-"""The commands of `trainer`.
+"""Command group and entry point of `trainer`.
 
-In: the command line and the environment. Out: calls into the rooms, and an exit code. Only
-click is imported here, so that help comes at once; each command imports what it needs.
+Only click and light modules are imported here, so that --help is fast; each command imports what it needs.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from trainer.stop import Stop
 
 _UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
-# The first is this program's own, for manifests to set; the other is Vertex AI's.
+# The first is set by the manifests of `trainer submit`, the second by Vertex AI.
 _JOB_NAMES = ("TRAINER_RUN_NAME", "CLOUD_ML_JOB_ID")
 
 _SPEC_OF_JOB = "TRAINER_SPEC"
@@ -221,14 +220,14 @@ def verify(run: str) -> None:
 
 
 def cache_folder() -> Path:
-    """Return where downloads and unpacked archives are kept (the XDG base directory's place)."""
+    """Return the folder for downloads and unpacked archives, below the XDG cache directory."""
     base = os.environ.get("XDG_CACHE_HOME")
     if base:
         return Path(base) / "trainer"
     try:
         return Path.home() / ".cache" / "trainer"
     except RuntimeError:
-        # As in a container whose user has no entry in its passwd file.
+        # For example in a container whose user has no passwd entry.
         raise UsageError(
             "There is no home folder to keep the cache in; set XDG_CACHE_HOME to a folder. Received: no HOME"
         ) from None
@@ -265,10 +264,10 @@ for _command in (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit with the code of the table in `trainer.exits`."""
+    """Run the command line and exit with a code of `trainer.exits.EXIT_CODES`."""
     words = list(arguments) if arguments is not None else sys.argv[1:]
     clean_tracebacks(words)
-    # Commands that save first listen anew, for themselves.
+    # Commands that save before they exit install a `Stop` of their own.
     Stop().listen()
     try:
         cli.main(args=words, prog_name="trainer")
@@ -295,5 +294,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def name_of_job() -> str | None:
-    """Return the name that the cluster gave this job, so that each restart finds the same run."""
+    """Return the job name from the environment, so that each restart finds the same run, or None."""
     return next((os.environ[name] for name in _JOB_NAMES if os.environ.get(name)), None)

@@ -1,7 +1,4 @@
-"""Progress bars for a terminal, and their stand-in for a log.
-
-In: labels, totals and advances. Out: a bar that redraws itself, or one JSON line an interval.
-"""
+"""Progress bars for a terminal, and their replacement for a log: one JSON line per interval."""
 
 from __future__ import annotations
 
@@ -25,22 +22,22 @@ _BAR_WIDTH, _EPOCH_BAR_WIDTH = 18, 8
 
 
 class BarTask:
-    """A `Task` shown as a bar."""
+    """A `Task` with a progress bar."""
 
     def __init__(self, bar: Progress, task: TaskID, end: Callable[[], None]) -> None:
         self._bar, self._task, self._end = bar, task, end
 
     def advance(self, amount: int) -> None:
-        """Move the bar."""
+        """Advance the bar."""
         self._bar.advance(self._task, amount)
 
     def finish(self) -> None:
-        """Take the bar away: the next fact tells the outcome."""
+        """Remove the bar; the next fact reports the result."""
         self._end()
 
 
 class LogTask:
-    """A `Task` that writes a line an interval; short work leaves none."""
+    """A `Task` that logs one line per interval, and none for shorter work."""
 
     def __init__(
         self,
@@ -55,18 +52,18 @@ class LogTask:
         self._next = time.monotonic() + interval_seconds
 
     def advance(self, amount: int) -> None:
-        """Count, and write a line when it is time."""
+        """Add `amount`, and log a line if the interval is over."""
         self._done += amount
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + self._interval
             self._log({**self._event, "done": self._done})
 
     def finish(self) -> None:
-        """Do nothing: the next fact tells the outcome."""
+        """Do nothing; the next fact reports the result."""
 
 
 def work_bar(console: rich.console.Console, unit: str) -> Progress:
-    """Return a bar for work of known or unknown size, bytes or things."""
+    """Return a bar for work of known or unknown size, in bytes or items."""
     amount: ProgressColumn = DownloadColumn() if unit == "B" else MofNCompleteColumn()
     name = "" if unit == "B" else unit
     return Progress(
@@ -81,7 +78,7 @@ def work_bar(console: rich.console.Console, unit: str) -> Progress:
 
 
 def epoch_bar(console: rich.console.Console) -> Progress:
-    """Return the bar of a training; its `now` field is the text on its right."""
+    """Return the bar for training; its field `now` is the text on its right."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(_EPOCH_BAR_WIDTH),

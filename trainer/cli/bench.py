@@ -1,6 +1,6 @@
-"""`trainer bench`: how fast a spec trains here, as lines or as JSON.
+"""Implementation of `trainer bench`: training speed of a spec on this machine.
 
-In: a resolved spec. Out: three speeds, the limit in words, and what to try. No run folder is made.
+Prints three speeds in images/s, the bottleneck and advice, as lines or JSON. No run folder is created.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _LESS_MEMORY = "lower train.global_batch_size, data.image_size or the size of th
 
 
 def bench_command(spec: RunSpec, seconds: float, as_json: bool, cache_dir: Path, stop: Stop) -> None:
-    """Measure for about `seconds`, and say what holds training back."""
+    """Measure for about `seconds`, and print the bottleneck of training."""
     require_tensorflow()
     with Console(_LOG_SECONDS, stderr=as_json) as console, memory_explained(_LESS_MEMORY):
         console.banner()
@@ -56,7 +56,7 @@ def bench_command(spec: RunSpec, seconds: float, as_json: bool, cache_dir: Path,
 
 
 def _chosen(speeds: Speeds, train: TrainSpec) -> str:
-    """Return how it is trained; what isn't left at auto is marked."""
+    """Return the training settings in words; those not left at auto are marked."""
     parts = [
         (speeds.precision, train.precision),
         (f"{'' if speeds.xla else 'no '}XLA", train.xla),

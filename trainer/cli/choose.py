@@ -1,4 +1,4 @@
-"""The settings of the recipes `auto`, `fast` and `best`, chosen before a run begins and printed."""
+"""Automatic settings of the recipes `auto`, `fast` and `best`, chosen and printed before a run starts."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from trainer.storage.store import open_store
 
 
 def chosen_spec(spec: RunSpec, cache_dir: Path, console: Console, is_fresh: bool = False) -> RunSpec:
-    """Return `spec` with all settings, those that it leaves to the program chosen from the data.
+    """Return `spec` with its open settings chosen from the data.
 
-    A run that was begun keeps the choices of its first start, unless it begins again (`is_fresh`). Nothing is
-    chosen if the spec sets a model other than a pretrained one. Raises what reading the source raises.
+    A started run keeps the choices of its first start, unless `is_fresh` restarts it. Nothing is chosen if
+    the spec sets a model without pretrained weights, or if the images are packed in shards. Raises the errors
+    of reading the source.
     """
     if spec.choose == "none":
         return spec
@@ -58,7 +59,7 @@ def _choice(goal: Goal, spec: RunSpec, cache_dir: Path, console: Console) -> Cho
 
 
 def _begun(spec: RunSpec) -> dict[str, object] | None:
-    """Return the settings with which the run began; None if it didn't begin yet."""
+    """Return the settings with which the run started; None if it has not started with this recipe."""
     if spec.run_name is None:
         return None
     try:

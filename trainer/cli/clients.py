@@ -1,7 +1,4 @@
-"""Clients of what is asked beyond this machine, where there are any, and what is said of odd answers.
-
-In: the environment. Out: a client, or None where this machine has no way to ask.
-"""
+"""Clients for Google Cloud and the container engine, and error translation for unexpected responses."""
 
 from __future__ import annotations
 
@@ -18,11 +15,11 @@ if TYPE_CHECKING:
     from trainer.launch.vertex import Project
 
 EMULATOR = "STORAGE_EMULATOR_HOST"
-"""The variable of the bucket client that names what stands for Cloud Storage."""
+"""Environment variable of the Cloud Storage client with the URL of an emulator."""
 
 
 def find_google(url: str) -> Google | None:
-    """Return a client for `url`, None where this machine has no credentials."""
+    """Return a client for `url`, or None if this machine has no credentials."""
     from trainer.launch.google import Google
 
     try:
@@ -32,13 +29,13 @@ def find_google(url: str) -> Google | None:
 
 
 def storage_url(project: Project | None = None) -> str:
-    """Return the address of Cloud Storage, or of what stands for it."""
+    """Return the URL of the emulator, the project's endpoint, or Cloud Storage."""
     endpoint = project.endpoint if project else None
     return (os.environ.get(EMULATOR) or endpoint or "https://storage.googleapis.com").rstrip("/")
 
 
 def find_engine() -> Engine | None:
-    """Return a client of the engine, None where there is none."""
+    """Return a client for the container engine, or None if there is no engine."""
     from trainer.launch.image import open_engine
 
     try:
@@ -49,7 +46,7 @@ def find_engine() -> Engine | None:
 
 @contextmanager
 def understood(place: str) -> Iterator[None]:
-    """Turn what a place answers, and what is not as it documents it, into an error in words."""
+    """Translate the exceptions that a malformed response of `place` causes into TemporaryError."""
     try:
         yield
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:

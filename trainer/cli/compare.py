@@ -1,7 +1,7 @@
-"""`trainer compare`: finished runs beside each other.
+"""Implementation of `trainer compare`: comparison of finished runs.
 
-In: folders or gs:// addresses of runs, or metrics.json files. Out: a table and a judgement in words, JSON, or
-a page.
+Runs are given as folders, gs:// URIs or metrics.json files. The output is a table with a verdict, JSON, or an
+HTML page.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ def compare(uris: tuple[str, ...], as_json: bool, html: str | None) -> None:
 
 
 def _require_page(html: str) -> None:
-    """Raise UsageError for a page that would not be called like one, or lie in a run."""
+    """Raise UsageError unless `html` has the suffix .html or .htm and is outside of all runs."""
     from trainer.publish import parent_of
     from trainer.run_folder import require_outside_runs
     from trainer.storage.store import is_bucket, open_store, split_uri
 
     folder, name = parent_of(html)
-    # A word that was left out would make one of the runs, or the pointer to one, the page.
+    # Without its FILE, --html would take the next argument, a run or a pointer to one.
     is_page = name.lower().endswith(_PAGES) and not (is_bucket(html) and not split_uri(html)[1])
     if not is_page:
         raise UsageError(
@@ -73,7 +73,7 @@ def _require_page(html: str) -> None:
 def tell(
     runs: Sequence[Run], comparisons: Sequence[Comparison], as_json: bool, is_spread: bool = False
 ) -> None:
-    """Print what there is to be said of runs and their comparisons, with the spread of more than two."""
+    """Print runs and comparisons, with the spread if `is_spread` or for more than two repeated runs."""
     from trainer.compare.text import are_repeated, as_values, lines_of, spread, table
 
     if as_json:
@@ -91,7 +91,7 @@ def tell(
 
 
 def read_runs(uris: Sequence[str]) -> list[Run]:
-    """Return the runs at `uris`, each under another name. Raises UsageError, DataError, TemporaryError."""
+    """Return the runs at `uris` with distinct names. Raises UsageError, DataError, TemporaryError."""
     from trainer.compare.runs import read_metrics, read_run
     from trainer.publish import find_run, parent_of
     from trainer.storage.store import open_store
@@ -111,7 +111,7 @@ def read_runs(uris: Sequence[str]) -> list[Run]:
 
 
 def _names(uris: Sequence[str]) -> list[str]:
-    """Return the last parts of `uris`, as many as it takes to tell them apart."""
+    """Return the shortest path suffixes of `uris` that are distinct, or else numbered names."""
     parts = [uri.rstrip("/").removesuffix("/metrics.json").split("/") for uri in uris]
     for count in range(1, max(map(len, parts)) + 1):
         names = ["/".join(each[-count:]) for each in parts]

@@ -1,7 +1,7 @@
-"""What a run looks like while it runs.
+"""Console output of a run.
 
-In: facts, progress and rows. Out: on a terminal, lines and one bar below them; in a log,
-the same lines, one JSON line an interval and one an epoch, and never a bar.
+A terminal shows lines with one progress bar below them. A log has the same lines, one JSON line per interval
+and one per epoch, and no bar.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LABEL_WIDTH = 10
 
 
 class Console:
-    """The `Screen` of a run."""
+    """The `Screen` of a run on a terminal or in a log."""
 
     def __init__(self, log_interval_seconds: float, stderr: bool = False) -> None:
         self.rich = rich.console.Console(highlight=False, soft_wrap=True, stderr=stderr)
@@ -43,7 +43,7 @@ class Console:
         self._end_bar()
 
     def banner(self) -> None:
-        """Say what this is."""
+        """Print the program name and version."""
         self.line(f"trainer {__version__}")
 
     def line(self, text: str, style: str = "") -> None:
@@ -57,15 +57,15 @@ class Console:
         self.rich.print(Text.assemble((f"{name:<{_LABEL_WIDTH}} ", "bold"), aligned))
 
     def on_message(self, message: str) -> None:
-        """Print a sentence that a person should read."""
+        """Print a note for the user."""
         self.line(f"{'note':<{_LABEL_WIDTH}} {message}", style="yellow")
 
     def say(self, message: str) -> None:
-        """Print what the data rooms have to say."""
+        """Print a message of the data modules."""
         self.on_message(message)
 
     def start(self, label: str, total: int | None, unit: str) -> Task:
-        """Announce work on the data."""
+        """Return a task that shows the progress of data work."""
         label = without_secrets(label)
         if not self.rich.is_terminal:
             return LogTask(label, total, unit, self.interval, self._log)
@@ -75,7 +75,7 @@ class Console:
         return BarTask(self._bar, self._bar.add_task(label, total=total), self._end_bar)
 
     def on_call(self, report: Any) -> None:
-        """Show where training stands."""
+        """Show the progress of training."""
         if self.rich.is_terminal:
             self._show_bar(report)
         elif time.monotonic() >= self._next_log:
@@ -83,7 +83,7 @@ class Console:
             self._log({"event": "progress", **_rounded(vars(report))})
 
     def on_epoch(self, row: Mapping[str, Any], epochs: int) -> None:
-        """Print an epoch's line."""
+        """Print the metrics of an epoch."""
         if not self.rich.is_terminal:
             self._log({"event": "epoch", "epochs": epochs, **_rounded(row)})
             return
@@ -94,7 +94,7 @@ class Console:
         self.line(_epoch_line(row, epochs))
 
     def verdict(self, headline: str, advice: str) -> None:
-        """Print how the run came out."""
+        """Print the verdict on the run."""
         self.line("")
         self.line(headline, style="bold")
         self.line(advice)
@@ -130,7 +130,7 @@ def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _held_out(row: Mapping[str, Any]) -> str:
-    """Return the split beside train that `row` speaks of; empty if there is none."""
+    """Return the held-out split with metrics in `row`; empty if there is none."""
     return next((key.partition("/")[0] for key in row if key.endswith("/loss") and key != "train/loss"), "")
 
 
@@ -149,30 +149,30 @@ def _epoch_line(row: Mapping[str, Any], epochs: int) -> str:
 
 
 class Quiet:
-    """The `Screen` of a process that is not the chief: what a person should read, and nothing else."""
+    """The `Screen` of a process that is not the chief: notes, devices and data progress only."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
 
     def on_message(self, message: str) -> None:
-        """Print it."""
+        """Print a note for the user."""
         self._console.on_message(message)
 
     def say(self, message: str) -> None:
-        """Print it."""
+        """Print a message of the data modules."""
         self._console.say(message)
 
     def on_fact(self, name: str, text: str) -> None:
-        """Print which devices this host has; the rest is the chief's to say."""
+        """Print the devices of this host; the chief prints all other facts."""
         if name == "devices":
             self._console.on_fact(name, text)
 
     def start(self, label: str, total: int | None, unit: str) -> Task:
-        """Announce work on the data, as the console does: each process does its own."""
+        """Return a task of the console, since each process prepares its own data."""
         return self._console.start(label, total, unit)
 
     def on_call(self, report: Any) -> None:
-        """Say nothing."""
+        """Do nothing."""
 
     def on_epoch(self, row: Mapping[str, Any], epochs: int) -> None:
-        """Say nothing."""
+        """Do nothing."""

@@ -1,6 +1,6 @@
-"""`trainer doctor`: whether what a job needs is there, line by line, each with its remedy.
+"""Implementation of `trainer doctor`: checks of the requirements of a job.
 
-In: a place and the names that a job would use. Out: lines; exit code 2 if something is wrong.
+Prints one line per check, with a remedy unless it passed. Exits with code 2 if a check failed.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _gke(given: dict[str, Any]) -> Iterator[Check]:
     yield from check_cluster(kubectl, account, given["queue"], wanted, not given["no_gke_labels"])
     yield from _bucket(given["output"])
     yield from _image(given["image"])
-    there = _project(given | {"service_account": None})  # which is the namespace's here
+    there = _project(given | {"service_account": None})  # on GKE it is a Kubernetes account
     if there is not None and wanted.count and (google := find_google(there.url)) is not None:
         yield from check_compute_quota(there, google, wanted, wanted.count * given["workers"], given["spot"])
 

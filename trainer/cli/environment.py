@@ -1,6 +1,6 @@
-"""What the libraries are told by environment variables, before they are imported.
+"""Environment variables that must be set before TensorFlow is imported, and translation of its errors.
 
-In: the process's environment. Out: the same, with our defaults where the user set nothing.
+Variables that the user set are kept, except KERAS_BACKEND.
 """
 
 from __future__ import annotations
@@ -24,45 +24,45 @@ from trainer.hosts.peers import PING_SECONDS, SILENCE_SECONDS
 from trainer.storage.temporary import temporary_parent
 
 TENSORFLOW_MODULES = ("tensorflow", "keras", "tensorboard")
-"""What an extra brings and plain `pip install .` doesn't."""
+"""Modules that the extras install and plain `pip install .` does not."""
 _DISTRIBUTIONS = ("tensorflow", "tensorflow-cpu", "tensorflow-tpu")
 _OLDEST = (2, 20)
 
 _UNUSED_BY_KERAS = ("IPython", "matplotlib", "sklearn")
-"""Packages that Keras imports where they are installed, for features that are not used here."""
+"""Packages that Keras imports if they are installed, for features that are not used here."""
 
 _LEAST_ADDRESSES = 2 << 30
-"""Bytes of address space; the demo takes more on two cores, and every thread takes some."""
+"""Minimum address space in bytes. The demo needs more on two cores, and each thread adds to it."""
 
 _STDERR = 2
 _stderr = _STDERR
-"""Where the terminal or the log is; while TensorFlow is imported it isn't at 2."""
+"""File descriptor of the original standard error; it is not 2 while TensorFlow is imported."""
 
 _DEFAULTS = {
-    # TensorFlow's C++ side logs dozens of lines at import unless it is told before.
+    # Otherwise TensorFlow's C++ code logs dozens of lines at import.
     "TF_CPP_MIN_LOG_LEVEL": "2",
-    # The bucket client asks for each bucket's metadata, in a thread of its own, to label traces that
-    # nobody collects: a request that may need a right which the user doesn't have.
+    # The Cloud Storage client requests each bucket's metadata in a thread, to label traces that are not
+    # collected. The request may need a permission that the user lacks.
     "DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA": "true",
 }
-# TensorFlow uses oneDNN's convolutions by itself only on CPUs with AVX512; with AVX2 alone they were
-# faster too, by 45% for a residual network on an AMD EPYC.
+# TensorFlow enables oneDNN's convolutions by default only on CPUs with AVX512. With AVX2 alone they were
+# also faster, by 45% for a residual network on an AMD EPYC.
 _X86_DEFAULTS = {"TF_ENABLE_ONEDNN_OPTS": "1"}
 
 
 def prepare_libraries() -> None:
-    """Set the defaults; call it before TensorFlow is imported, which reads its own once."""
+    """Set the defaults. Must be called before TensorFlow is imported, which reads them once."""
     defaults = _DEFAULTS | (_X86_DEFAULTS if platform.machine() == "x86_64" else {})
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
-    # Not a default: with another backend, as a notebook or ~/.keras may ask for, nothing here works.
+    # Always overwritten: a notebook or ~/.keras may select a backend that is not supported here.
     os.environ["KERAS_BACKEND"] = "tensorflow"
 
 
 def require_tensorflow() -> None:
-    """Raise ModuleNotFoundError if what training needs of an extra isn't installed; imports nothing.
+    """Raise ModuleNotFoundError if a module of the extras is not installed; imports nothing.
 
-    And UsageError for a TensorFlow, which a notebook or an image brought, that is too old.
+    Raises UsageError for a TensorFlow older than 2.20, such as that of a notebook or a base image.
     """
     for name in TENSORFLOW_MODULES:
         if importlib.util.find_spec(name) is None:
@@ -80,7 +80,7 @@ def require_tensorflow() -> None:
 
 @contextmanager
 def memory_explained(advice: str) -> Iterator[None]:
-    """Turn the end of the memory, as TensorFlow or Python tell it, into an OutOfMemoryError."""
+    """Translate the out-of-memory errors of TensorFlow and Python into OutOfMemoryError."""
     try:
         yield
     except Exception as error:
@@ -93,21 +93,21 @@ def memory_explained(advice: str) -> Iterator[None]:
 
 
 def _shortage(error: Exception) -> str:
-    """Return the line that says what didn't fit; TensorFlow's first one may only say where."""
+    """Return the line that names the shortage; TensorFlow's first line may only name the location."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no more memory"]
     return next((line for line in lines if "OOM" in line or "memory" in line.lower()), lines[0])[:200]
 
 
 @contextmanager
 def peers_explained(peers: Peers) -> Iterator[None]:
-    """Turn what TensorFlow says of a sum that could not be made into what became of the other process."""
+    """Translate a failed collective of TensorFlow into the error of the failed peer, or TemporaryError."""
     try:
         yield
     except Exception as error:
         kinds = {kind.__name__ for kind in type(error).__mro__}
         if peers.place.count == 1 or "OpError" not in kinds or "ResourceExhaustedError" in kinds:
             raise
-        # TensorFlow may notice first; the peers know who it is once that one was silent for long enough.
+        # TensorFlow may fail first; `Peers` detects the failed process only after its silence timeout.
         until = time.monotonic() + SILENCE_SECONDS + PING_SECONDS
         while time.monotonic() < until:
             peers.require()
@@ -121,7 +121,7 @@ def peers_explained(peers: Peers) -> Iterator[None]:
 def _require_address_space() -> None:
     """Raise OutOfMemoryError for an address space that is too small for TensorFlow; warn of any other limit.
 
-    Past the limit its threads abort (exit code 134) or fault (139), and no handler here runs any more.
+    Beyond the limit its threads abort (exit code 134) or fault (139) before a handler can run.
     """
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit == resource.RLIM_INFINITY:
@@ -139,11 +139,10 @@ def _require_address_space() -> None:
 
 
 def import_tensorflow() -> None:
-    """Import TensorFlow without what it says when oneDNN is on, which no log level holds back.
+    """Import TensorFlow without its messages about oneDNN, which no log level suppresses.
 
-    Keras, which it imports, does without the packages that are not used here.
-    When the import fails, what it said is shown. Raises ModuleNotFoundError, UsageError, OutOfMemoryError,
-    TemporaryError.
+    Packages that Keras would import but are not used here are hidden. If the import fails, the messages are
+    printed. Raises ModuleNotFoundError, UsageError, OutOfMemoryError, TemporaryError.
     """
     global _stderr
     prepare_libraries()
@@ -158,7 +157,7 @@ def import_tensorflow() -> None:
             with _hidden(*_UNUSED_BY_KERAS):
                 importlib.import_module("tensorflow")
         except StoppedError:
-            raise  # it did not fail
+            raise  # a signal, not a failed import
         except BaseException:
             said.seek(0)
             os.write(kept, said.read())
@@ -171,7 +170,7 @@ def import_tensorflow() -> None:
 
 @contextmanager
 def _hidden(*names: str) -> Iterator[None]:
-    """Let imports of packages fail that are not imported yet: of Keras' they are a third of its time."""
+    """Make new imports of the packages `names` fail; they take a third of the import time of Keras."""
     names = tuple(name for name in names if name not in sys.modules)
     sys.modules.update(dict.fromkeys(names))  # type: ignore[arg-type]
     try:
@@ -182,6 +181,6 @@ def _hidden(*names: str) -> Iterator[None]:
 
 
 def write_last_words(text: str) -> None:
-    """Write to standard error from another thread than the main one, at any time; fails in silence."""
+    """Write to the original standard error, from any thread and at any time; errors are ignored."""
     with suppress(OSError):
         os.write(_stderr, text.encode())

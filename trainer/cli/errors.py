@@ -1,7 +1,4 @@
-"""Errors on the screen, without the passwords of addresses.
-
-In: an exception. Out: text whose addresses can be shown to anyone, those of the command line above all.
-"""
+"""Error output with redacted URLs, in particular those of the command line."""
 
 from __future__ import annotations
 
@@ -19,24 +16,24 @@ from trainer.printable import printable_lines, without_secrets
 
 
 class CleanGroup(click.Group):
-    """A group of commands whose usage errors, click's own, quote no secret of what was typed."""
+    """A command group that redacts URLs in click's own usage errors."""
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
-        """Parse as click does."""
-        words = list(args)  # click takes them from the list
+        """Parse as `click.Group` does."""
+        words = list(args)  # click empties the list
         with _cleaned(words):
             return super().make_context(info_name, args, parent, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Parse and call the subcommand as click does."""
+        """Parse and invoke the subcommand as `click.Group` does."""
         with _cleaned([*ctx._protected_args, *ctx.args]):
             return super().invoke(ctx)
 
 
 def clean_tracebacks(words: Sequence[str]) -> None:
-    """Have the traceback of an unexpected error printed without the secrets of `words`, the command line."""
+    """Redact URLs in the tracebacks of unexpected errors; `words` is the command line."""
 
     def write(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         text = "".join(traceback.format_exception(kind, error, trace))
@@ -46,13 +43,13 @@ def clean_tracebacks(words: Sequence[str]) -> None:
 
 
 def fail(message: str, exit_code: int, words: Sequence[str]) -> NoReturn:
-    """Print `message` without the secrets of `words`, the command line, and end the process at once."""
-    # A reader that went away, or a disk that is full, doesn't change how it ended.
+    """Print `message` with redacted URLs and end the process at once; `words` is the command line."""
+    # A closed pipe or a full disk must not change the exit code.
     with suppress(OSError):
         click.echo(f"Error: {printable_lines(without_secrets(message, words))}", err=True)
     with suppress(OSError):
         sys.stdout.flush()
-    # The interpreter's own end would wait for transfers that were given up.
+    # A normal interpreter exit would wait for abandoned transfers.
     os._exit(exit_code)
 
 
@@ -61,5 +58,5 @@ def _cleaned(words: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except click.ClickException as error:
-        error.message = without_secrets(error.message, words)  # type: ignore[misc]  # as it is printed from
+        error.message = without_secrets(error.message, words)  # type: ignore[misc]  # click prints this field
         raise

@@ -1,7 +1,6 @@
-"""What the command line says of a run, as a spec.
+"""Resolution of the spec from the command line: file, recipe, settings and single options.
 
-In: a file, a recipe, settings and single values. Out: a resolved spec, whose local paths mean the same in
-every folder.
+Local paths of inputs are absolute in the resolved spec.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ _DEMO, _AUTO = "demo", "auto"
 def _local_spec(uri: str, cache_dir: Path) -> Path:
     try:
         return local_path(uri, cache_dir, SilentProgress())
-    except DataError as error:  # it is no data
+    except DataError as error:  # a spec is not data
         raise UsageError(str(error)) from None
 
 
 def _require_readable(sent: str) -> None:
-    """Raise UsageError for a spec that was sent along and says nothing, or what only others understand."""
+    """Raise UsageError if the spec in TRAINER_SPEC is empty or invalid in this version."""
     if not sent.strip():
         raise UsageError(
             "The environment variable TRAINER_SPEC is there and empty; give it a spec, or unset it. "
@@ -58,13 +57,13 @@ def given_spec(
     cache_dir: Path,
     sent: str | None = None,
 ) -> RunSpec:
-    """Return the spec; the demo's if nothing says what to train on, and that of `auto` for data alone.
+    """Return the resolved spec; the default recipe is `auto` with data, and `demo` without.
 
-    `job_name` is for a run that has no name.
+    `job_name` is the run name for a spec without one.
 
-    `sent`: the YAML that a job brought along, in the place of a file.
+    `sent` is the YAML spec of a submitted job, in place of a file.
 
-    Raises UsageError, and what bringing a file from a bucket raises.
+    Raises UsageError, and the errors of downloading a file from a bucket.
     """
     if sent is None and spec_path is None and recipe is None and overrides.get("data.source") is None:
         recipe = _DEMO
@@ -79,7 +78,7 @@ def given_spec(
             spec = load_spec(path, recipe, settings, {**overrides, "run_name": job_name}, sent)
         except UsageError as error:
             raise UsageError(f"{error} The environment gives this name; --run-name gives another.") from None
-    # Written down as it is, a relative path would mean something else in another folder.
+    # A relative path in the saved spec would depend on the working directory.
     data_spec = spec.data.model_copy(update={"source": absolute_source(spec.data.source)})
     require_apart(data_spec.source, spec.output)
     train_spec = spec.train

@@ -1,6 +1,6 @@
-"""`trainer image build` and `push`: the engine's steps on the screen, and the names of the image at the end.
+"""Implementation of `trainer image build` and `trainer image push`.
 
-In: a variant, a base and a repository's name. Out: an image.
+Prints the steps of the container engine, and the tags of the image at the end.
 """
 
 from __future__ import annotations
@@ -71,12 +71,12 @@ def push(variant: str, base: str, name: str) -> None:
 
 
 def _say_layer(line: str) -> None:
-    """Say what became of each layer, and not each megabyte on its way."""
+    """Print the result of each layer, without its upload progress."""
     if not line.startswith(("Preparing", "Waiting", "Pushing")):
         click.echo(printable(f"           {line}")[:_WIDTH])
 
 
 def _say_step(line: str) -> None:
-    """Say which step the engine is at; what each of them says is too much."""
+    """Print the current build step, without its output."""
     if line.startswith("Step "):
         click.echo(printable(line)[:_WIDTH])

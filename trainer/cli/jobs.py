@@ -1,7 +1,4 @@
-"""`trainer status`, `logs`, `cancel` and `list`: what became of what was sent.
-
-In: a place and the name of a job there. Out: its state and the reason for it, what it says, or its end.
-"""
+"""Implementation of `trainer status`, `logs`, `cancel` and `list` for submitted jobs."""
 
 from __future__ import annotations
 
@@ -28,13 +25,13 @@ _PATIENCE_SECONDS = 8.0
 
 
 def _place(command: Command) -> Command:
-    """Add the argument that says where, and the options of each place."""
+    """Add the argument PLACE (docker, gke or vertex) and the options of each."""
     where = click.argument("place", type=click.Choice(["docker", "gke", "vertex"]))
     return where(cluster_options(project_options(command)))
 
 
 def _no_option(_: click.Context, __: click.Parameter, name: str) -> str:
-    """Return the name of a job. Raises UsageError for what another program would take for an option."""
+    """Return the name of a job. Raises UsageError for one that kubectl could parse as an option."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise UsageError(f"A job's name has letters, digits and -. Received: {name!r}")
     return name
@@ -87,16 +84,16 @@ def list_jobs(place: str, **where: Any) -> None:
 
 class _Jobs(Protocol):
     def status(self, name: str) -> Iterator[str]:
-        """Yield lines; those that take long come last."""
+        """Yield the lines of the state, slow ones last."""
 
     def logs(self, name: str, worker: int, is_following: bool) -> None:
-        """Print them."""
+        """Print the log."""
 
     def cancel(self, name: str, choice: Choice | None) -> str:
-        """Return what is to be added."""
+        """Cancel the job; return a suffix for the message."""
 
     def overview(self) -> list[str]:
-        """Return a line a job."""
+        """Return one line per job."""
 
 
 def _jobs(place: str, where: Mapping[str, Any]) -> _Jobs:
@@ -132,7 +129,7 @@ class _Cluster:
             lines = LogFollower(self.jobs, name, worker, _note).lines()
         else:
             lines = current_logs(self.jobs, name, worker, _note)
-        with closing(lines):  # a signal may come between two lines, and kubectl would go on
+        with closing(lines):  # stops kubectl if a signal arrives between two lines
             for line in lines:
                 click.echo(printable(line))
 
@@ -151,7 +148,7 @@ def _note(text: str) -> None:
 
 
 def _spec_text(main: Mapping[str, Any]) -> str | None:
-    """Return the spec in the environment of a Job's or JobSet's container."""
+    """Return the spec in the container environment of a Job or JobSet, or None."""
     from trainer.launch.plan import SPEC
 
     job = main["spec"]["replicatedJobs"][0]["template"] if main["kind"] == "JobSet" else main
@@ -224,9 +221,9 @@ class _Vertex:
 
 
 def _progress(spec_text: str | None, name: str) -> list[str]:
-    """Return what the run's folder says of how far it is; that it doesn't answer, if it doesn't soon."""
+    """Return the progress of the run, or a notice if its storage does not respond within 8 seconds."""
     found: list[str] = []
-    # Retries go on for a minute, and what a job waits for was told already.
+    # Retries take a minute, and the state of the job is already printed.
     thread = threading.Thread(target=lambda: found.extend(_read_progress(spec_text, name)), daemon=True)
     thread.start()
     thread.join(_PATIENCE_SECONDS)

@@ -1,7 +1,4 @@
-"""What becomes of a run that is published: champion or not, and good enough or not.
-
-In: its folder and spec. Out: lines for the screen; old runs are let go.
-"""
+"""Post-training gates of a published run: minimum accuracy, champion challenge, retention."""
 
 from __future__ import annotations
 
@@ -27,22 +24,22 @@ def judge(
     stop: Stop,
     at_least: float | None,
 ) -> None:
-    """Ask what a published run, if there is one, is worth, and give it back. Raises QualityError.
+    """Run the post-training gates, then release the lease and retire old runs. Raises QualityError.
 
-    One that is not as good as was asked for is no challenger.
+    A run below the accuracy `at_least` does not challenge the champion. `folder` is None on a worker.
     """
     if folder is None:
         return
     missed = None
     is_asked = at_least is not None or spec.publish.release
     try:
-        # Where nothing is left to be asked, a signal would make a run that is done look like one that isn't.
+        # Without a gate, a signal must not make a finished run exit as a stopped one.
         with _hearing(stop, folder) if is_asked else nullcontext():
             missed = None if at_least is None else _missed(folder, at_least)
             if spec.publish.release:
                 _challenge(folder, spec, cache_dir, console, missed)
     finally:
-        folder.release()  # not before: a schedule's next run would withdraw it while it is judged
+        folder.release()  # not before: the next scheduled run could retire this one
         if spec.publish.keep_runs is not None and not stop.is_requested():
             with _hearing(stop, folder):
                 _retire(folder, spec.publish.keep_runs, console)
@@ -52,7 +49,7 @@ def judge(
 
 @contextmanager
 def _hearing(stop: Stop, folder: RunFolder) -> Iterator[None]:
-    """Let a stop end the block, which may take long: the same run can be judged again."""
+    """Let a signal stop the block, which may take long; the gates of the run can be run again."""
     try:
         with stop.listening():
             yield
@@ -64,7 +61,7 @@ def _hearing(stop: Stop, folder: RunFolder) -> Iterator[None]:
 def _challenge(
     folder: RunFolder, spec: RunSpec, cache_dir: Path, console: Console, missed: str | None
 ) -> None:
-    """Let the published run challenge the champion, if it is good enough and didn't before."""
+    """Challenge the champion with the published run, unless it is too inaccurate or already decided."""
     from trainer.cli.release import challenge_champion
     from trainer.release.held import held, held_if_free
     from trainer.release.records import was_decided
@@ -74,8 +71,8 @@ def _challenge(
         return
     outcome = None
     if not was_decided(folder.output, folder.name):
-        # Of a run that was finished before, another process may be the one that judges it. This one waits for
-        # its own, and not for that of the week before.
+        # Another process may be judging a run that was already finished. Wait for its lease only if the spec
+        # names this run, and not for an earlier run with equal data and spec.
         place = folder.output, folder.name
         is_own = spec.run_name == folder.name
         hold = held(*place, console.say) if is_own else held_if_free(*place, console.say)
@@ -93,7 +90,7 @@ def _challenge(
 
 
 def _retire(folder: RunFolder, count: int, console: Console) -> None:
-    """Let the runs go that publish.keep_runs doesn't keep; that this can't be done ends no run."""
+    """Retire the runs beyond publish.keep_runs; a failure is printed and does not fail the run."""
     from trainer.release.retention import keep_newest
 
     try:
@@ -112,9 +109,9 @@ def _retire(folder: RunFolder, count: int, console: Console) -> None:
 
 
 def _missed(folder: RunFolder, at_least: float) -> str | None:
-    """Say by what the published run is less accurate than was asked for; None if it isn't.
+    """Return a message if the published run is less accurate than `at_least`, or else None.
 
-    Exact copies of training images count for nothing. Raises DataError if nobody can tell.
+    Exact copies of training images are excluded. Raises DataError if the accuracy is unknown.
     """
     split, accuracy, copies = _accuracy(folder)
     if accuracy >= at_least:
@@ -127,7 +124,7 @@ def _missed(folder: RunFolder, at_least: float) -> str | None:
 
 
 def _accuracy(folder: RunFolder) -> tuple[str, float, int]:
-    """Return the held-out split, its accuracy, and how many copies were left out. Raises DataError."""
+    """Return the held-out split, its accuracy, and the number of excluded copies. Raises DataError."""
     from trainer.marker import HELD_OUT
 
     run = folder.output.below(folder.name)

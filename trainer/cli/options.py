@@ -1,7 +1,6 @@
-"""The options that describe a run, and what is said of one that doesn't exist.
+"""Option groups of the commands, and suggestions for unknown options.
 
-In: a command's function. Out: the command with the options of a spec; an unknown option is answered with the
-nearest one, or with the setting that was meant.
+The suggestion is the nearest option, or `--set` with the nearest setting.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ DATA_HELP = "A folder, an archive (.zip, .tar, .tar.gz), an import file, or its 
 
 
 class SpecCommand(click.Command):
-    """A command that takes settings: `--epochs 3` is answered with `--set train.epochs=...`."""
+    """A command with settings; the error for `--epochs 3` suggests `--set train.epochs=...`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse as click does, with a better hint for an option that doesn't exist."""
+        """Parse as `click.Command` does, with a suggestion for an unknown option."""
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
@@ -39,10 +38,10 @@ class SpecCommand(click.Command):
 
 
 class _Share(click.FloatRange):
-    """A number in a range; what is no number is in none, though no comparison says so."""
+    """A `click.FloatRange` that rejects NaN, which passes the comparisons with its bounds."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Convert as click does."""
+        """Convert as `click.FloatRange` does."""
         found = super().convert(value, param, ctx)
         if found != found:
             self.fail(f"{value!r} is no number.", param, ctx)
@@ -87,7 +86,7 @@ _PARAMETER_HELP = (
 
 
 def search_options(is_required: bool) -> Callable[[Command], Command]:
-    """Return what adds the options of a search; `is_required` where the command does nothing else."""
+    """Return a decorator that adds the options of a search; `is_required` for a search command."""
     trials = (
         "Number of trials."
         if is_required
@@ -192,12 +191,12 @@ _DOCTOR = (
 
 
 def doctor_options(command: Command) -> Command:
-    """Add the options that name what a job would use."""
+    """Add the options that describe a planned job."""
     return _with(command, _DOCTOR)
 
 
 def on_gke_options(command: Command) -> Command:
-    """Add the options of a job on a cluster."""
+    """Add the options of a job on a Kubernetes cluster."""
     return _with(command, _ON_GKE)
 
 
@@ -207,7 +206,7 @@ def on_vertex_options(command: Command) -> Command:
 
 
 def submit_options(command: Command) -> Command:
-    """Add the options that describe a spec, where its run is kept, and the job that does it."""
+    """Add the options that describe a spec, its output, a job and a search."""
     return _with(command, (*_WHAT, *_WHERE[:2], _HOW[1], _ACCURACY, *_JOB, search_options(is_required=False)))
 
 
@@ -226,32 +225,32 @@ _CLUSTER = (
 
 
 def project_options(command: Command) -> Command:
-    """Add the options that say which project of Google Cloud."""
+    """Add the options that select a Google Cloud project."""
     return _with(command, _PROJECT)
 
 
 def cluster_options(command: Command) -> Command:
-    """Add the options that say which cluster of Kubernetes."""
+    """Add the options that select a Kubernetes cluster and namespace."""
     return _with(command, _CLUSTER)
 
 
 def image_options(command: Command) -> Command:
-    """Add the options that say which image."""
+    """Add the options that describe a container image."""
     return _with(command, _IMAGE)
 
 
 def spec_options(command: Command) -> Command:
-    """Add the options that describe a spec."""
+    """Add the options that describe a spec and its accelerator."""
     return _with(command, (*_WHAT, *_HOW))
 
 
 def repeat_options(command: Command) -> Command:
-    """Add the options that describe a spec, and where its runs are kept."""
+    """Add the options that describe a spec and the output of its runs."""
     return _with(command, (*_WHAT, *_WHERE[:2], _HOW[1]))
 
 
 def tune_options(command: Command) -> Command:
-    """Add the options that describe a spec, where its runs are kept, and the accelerator that each needs."""
+    """Add the options that describe a spec, its study, and the accelerator that each trial needs."""
     name = click.option(
         "--run-name", metavar="NAME", help="Name of the study; an unfinished one is continued."
     )
@@ -259,7 +258,7 @@ def tune_options(command: Command) -> Command:
 
 
 def run_options(command: Command) -> Command:
-    """Add the options that describe a spec, and where its run is kept."""
+    """Add the options that describe a spec, its run and its required accuracy."""
     return _with(command, (*_WHAT, *_WHERE, *_HOW, _ACCURACY))
 
 

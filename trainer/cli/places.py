@@ -1,7 +1,7 @@
-"""What a command is given, a path or a gs:// URI, as a local path.
+"""Local paths for the paths and gs:// URIs of the command line.
 
-In: a word of the command line. Out: a path; what lies in a bucket was fetched, verified, into the
-cache. `.../latest` is the run that the pointer names.
+Objects in a bucket are downloaded into the cache and verified. `.../latest` resolves to the run that the
+pointer names.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ _MOST_BYTES = 1 << 40
 
 
 def absolute_source(source: str, example: str = "https://host/images.zip") -> str:
-    """Return the data source with a local path made absolute; URLs and embedded data stay as they are.
+    """Return the data source with a local path made absolute; URLs and embedded data are unchanged.
 
-    `example` is a URL for the error that one with a single slash raises.
+    `example` is a URL for the message of the UsageError that a URL with a single slash raises.
     """
     if "://" in source or source.startswith("embedded:"):
         return source
@@ -53,7 +53,7 @@ def absolute_source(source: str, example: str = "https://host/images.zip") -> st
 
 
 def with_absolute_test_data(spec: RunSpec) -> RunSpec:
-    """Return the spec with the images that decide on a release where they are from any folder."""
+    """Return the spec with a local path in publish.test_data made absolute."""
     test_data = spec.publish.test_data
     if test_data is None:
         return spec
@@ -62,7 +62,7 @@ def with_absolute_test_data(spec: RunSpec) -> RunSpec:
 
 
 def with_absolute_weights(spec: RunSpec) -> RunSpec:
-    """Return the spec with a local file of weights where it is from any folder."""
+    """Return the spec with a local path in model.weights made absolute."""
     if not isinstance(spec.model, PretrainedSpec) or spec.model.weights in (DEFAULT_WEIGHTS, NO_WEIGHTS):
         return spec
     weights = absolute_source(spec.model.weights, "https://host/model.weights.h5")
@@ -70,7 +70,7 @@ def with_absolute_weights(spec: RunSpec) -> RunSpec:
 
 
 def require_apart(source: str, output: str) -> None:
-    """Raise UsageError if the output folder is in the folder of images `source`, as if it were a class."""
+    """Raise UsageError if `output` is inside the image folder `source`, where it would be a class."""
     if is_bucket(source) and is_bucket(output):
         images, runs = (Path("/", *split_uri(each)) for each in (source, output))
     elif is_bucket(source) or is_bucket(output) or not os.path.isdir(source):
@@ -86,16 +86,16 @@ def require_apart(source: str, output: str) -> None:
 
 
 def local_path(uri: str, cache_dir: Path, progress: Progress) -> Path:
-    """Return where the file or the folder `uri` is on local disk. Raises what `fetch_bucket` raises."""
-    from trainer.data.bucket import fetch_bucket  # what reads buckets takes its time
+    """Return the local path of the file or folder `uri`. Raises the errors of `fetch_bucket`."""
+    from trainer.data.bucket import fetch_bucket  # slow to import
 
     return fetch_bucket(uri, cache_dir, _MOST_BYTES, progress) if is_bucket(uri) else Path(uri)
 
 
 def local_model(uri: str, cache_dir: Path, progress: Progress) -> Path:
-    """Return where the model of the run `uri`, or the model `uri`, is on local disk.
+    """Return the local path of the model of the run `uri`, or of the model `uri`.
 
-    Raises DataError if it is not the one that its run published, UsageError for an unfinished run.
+    Raises DataError if its files are not those that the run published, UsageError for an unfinished run.
     """
     place = find_run(uri)
     run = _run_of(place)
@@ -114,7 +114,7 @@ def local_model(uri: str, cache_dir: Path, progress: Progress) -> Path:
 
 
 def require_unmoved(spec_uri: str, spec: RunSpec) -> None:
-    """Raise UsageError for the spec of a run that was moved, which would begin anew where it was before."""
+    """Raise UsageError for the spec of a moved run, which would start over at its previous location."""
     parent, _ = parent_of(spec_uri)
     here = open_store(parent)
     if spec.run_name is None or here.find(STARTS) is None:
@@ -137,15 +137,15 @@ def _is_same_place(one: str, other: str) -> bool:
 
 
 def _run_of(place: Store) -> Store:
-    """Return the run at `place`, or the one whose model/ folder it is; a link is followed."""
+    """Return the run at `place`, or the run whose model/ folder it is; symbolic links are resolved."""
     parent, name = parent_of(place.uri if is_bucket(place.uri) else os.path.realpath(place.uri))
     return open_store(parent) if name == MODEL else place
 
 
 def _require_no_run(run: Store) -> None:
-    """Raise UsageError for a run that is at work at this moment or was given up."""
-    # Each start leaves a row before anything else; a spec beside a model may be anyone's. A manifest without
-    # a marker is that of a run that was not published yet, or is no longer as it was.
+    """Raise UsageError for an unfinished run, whether in progress or abandoned."""
+    # Each start writes a row first; a spec beside a model does not imply a run. A manifest without a marker
+    # belongs to a run that is not yet published or was changed.
     if run.find(STARTS) or run.find(MANIFEST):
         raise UsageError(
             "The run is not finished, so it has no model yet or one that may not be whole; "
@@ -154,9 +154,9 @@ def _require_no_run(run: Store) -> None:
 
 
 def output_of(uri: str) -> tuple[Store, str]:
-    """Return the place of all runs in which the run at `uri` is, and its name there."""
+    """Return the store of the output folder that contains the run at `uri`, and the name of the run."""
     run = find_run(uri)
-    # Not where a link to it is: its output is where the others are.
+    # Resolve links: the output is the folder that contains the run itself.
     parent, name = parent_of(run.uri if is_bucket(run.uri) else os.path.realpath(run.uri))
     if not re.fullmatch(RUN_NAME, name):
         raise UsageError(
@@ -167,7 +167,7 @@ def output_of(uri: str) -> tuple[Store, str]:
 
 
 def program() -> str:
-    """Return what to type for this program: its name if the shell finds it, else its path."""
+    """Return the shell command of this program: its name if it is on PATH, or else its path."""
     program = Path(sys.argv[0])
     found = shutil.which("trainer") is not None or program.name != "trainer"
     return "trainer" if found else shlex.quote(str(program))

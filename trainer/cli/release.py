@@ -1,7 +1,4 @@
-"""`trainer promote`, `rollback` and `runs`: which finished run is the one to use.
-
-In: a run, or the place of all runs. Out: the pointer to the champion, and what was decided.
-"""
+"""Implementation of `trainer promote`, `trainer rollback` and `trainer runs`."""
 
 from __future__ import annotations
 
@@ -88,7 +85,7 @@ def runs(output: str, as_json: bool) -> None:
     place = open_store(output)
     with Console(_LOG_SECONDS, stderr=True) as console:
         rows = overview(place, console)
-    # Names are there to be typed: whole, though a line may be longer than a terminal is wide.
+    # Names can be copied: they are printed whole, even if a line exceeds the terminal width.
     width = max([_NAME, *(columns(shorten(row.name, _WHOLE)) + 1 for row in rows)])
     if not as_json:
         head = f"{'run':<{width}}{'state':<17}{'published':<17}{'data':<8}accuracy"
@@ -119,14 +116,14 @@ def _state(row: Row) -> str:
     words = [row.state, "champion"] if row.is_champion else [row.state]
     if row.is_latest:
         words.append("latest")
-    # The champion is a finished run, or there is something to be told.
+    # A champion is finished unless another state is printed.
     return ", ".join(words).removeprefix("finished, ")
 
 
 def challenge_champion(
     output: Store, name: str, spec: RunSpec, cache_dir: Path, require: Callable[[], None]
 ) -> Outcome:
-    """Let the run `name`, of `spec`, challenge the champion; see `trainer.release.challenge`."""
+    """Challenge the champion with the run `name` of `spec`; see `trainer.release.challenge`."""
     from trainer.release.challenge import challenge
 
     publish = spec.publish

@@ -1,8 +1,7 @@
-"""`trainer repeat`: the same spec with several seeds, and what came of it.
+"""Implementation of `trainer repeat`: one spec trained with several seeds.
 
-In: a spec and how often. Out: a run a seed, each by a process of its own, and their mean, spread and
-interval. The names of the runs follow from the spec and the seeds, so that the same command goes on where it
-was stopped.
+Each seed is one run, trained in a separate process; their mean, spread and interval are printed. The run
+names are derived from the spec and the seeds, so that the same command resumes where it was stopped.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ def repeat(times: int, seeds: str | None, as_json: bool, **given: Any) -> None:
 
 
 def _with_seed(spec: RunSpec, name: str, seed: int) -> RunSpec:
-    """Return the spec of one run, checked before the first one begins. Raises UsageError."""
+    """Return the spec of one run, validated before the first run starts. Raises UsageError."""
     from trainer.spec import dump_spec, load_spec
 
     text = dump_spec(unreleased(spec))
@@ -66,7 +65,7 @@ def _with_seed(spec: RunSpec, name: str, seed: int) -> RunSpec:
 
 
 def _identity(spec: RunSpec) -> str:
-    """Return some digits that are others for another spec, whatever its seed."""
+    """Return a hash prefix that identifies the spec, independent of its seed and run name."""
     from trainer.spec import spec_digest
 
     return spec_digest(spec.model_copy(update={"seed": 0, "run_name": None}))[:_DIGITS]

@@ -1,6 +1,6 @@
-"""Several runs that differ in one respect: their start, their processes, and whether they can be compared.
+"""Runs that differ in one respect: common start, training processes and comparability.
 
-In: the specs of runs. Out: each trained by a process of its own, which ends with this one.
+Each run is trained in a separate process, which ends with this one.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
 
 _RESUME = "; run the same command to resume"
 _REMEDIES = dict.fromkeys((1, 137, 143), _RESUME) | {75: f"{_RESUME} when the cause above is fixed"}
-"""What to do after an exit code that a restart can recover from."""
+"""Remedy for each exit code from which a restart can recover."""
 _SIGNALLED = 128
 _PR_SET_PDEATHSIG = 1
 
 
 def unreleased(spec: RunSpec) -> RunSpec:
-    """Return the spec of a run that is always trained, stays, and does not challenge the champion.
+    """Return `spec` without skipping, retention and champion challenge.
 
-    The best of several that are equally good would replace the champion more often than chance may.
+    The best of several equally good runs would replace the champion more often than the test allows.
     """
     changes = {"skip_unchanged": False, "keep_runs": None, "release": False}
     return spec.model_copy(update={"publish": spec.publish.model_copy(update=changes)})
 
 
 def find_common_start(spec: RunSpec, varied: str) -> str:
-    """Return the run that all begin with, as `train.start_from`, whatever becomes the champion meanwhile.
+    """Return the run that all runs start from, as `train.start_from`, even if the champion changes later.
 
-    `varied` names what the runs differ in. Raises UsageError if each run would begin with the one before.
+    `varied` names what the runs differ in. Raises UsageError if each run would start from the previous one.
     """
     from trainer.cli.places import absolute_source
     from trainer.publish import parent_of
@@ -64,7 +64,7 @@ def with_start(spec: RunSpec, start_from: str) -> RunSpec:
 
 
 def require_alike(runs: Sequence[Run], varied: str = "the seed") -> None:
-    """Raise DataError for runs that are not of one data set, or didn't begin with the same weights."""
+    """Raise DataError unless all runs have the same data and the same initial weights."""
     for what, found in (
         ("data", [run.dataset.get("digest") for run in runs]),
         ("weights that they begin with", [run.environment.get("started_from") for run in runs]),
@@ -78,8 +78,8 @@ def require_alike(runs: Sequence[Run], varied: str = "the seed") -> None:
 
 
 def train_apart(spec: RunSpec, quiet: bool) -> None:
-    """Train one run in a process of its own; a stop is passed on. Raises what it ended with."""
-    # Its lines are for a person, and what this program prints then for a program.
+    """Train one run in a separate process; a stop is forwarded. Raises the error of its exit code."""
+    # Standard output is then reserved for JSON.
     child = start_training(spec, stdout=sys.stderr if quiet else None)
     code = end_of(child, child.wait)
     if code:
@@ -95,7 +95,7 @@ def start_training(
 ) -> subprocess.Popen[str]:
     """Start `trainer train` for `spec`, with the options `words`.
 
-    is_alone: whether it trains by itself even where this process is one of several.
+    is_alone: whether it trains alone even if this process is one of several.
     """
     from trainer.launch.plan import SPEC
     from trainer.spec import dump_spec
@@ -114,7 +114,7 @@ def start_training(
 
 
 def end_of(child: subprocess.Popen[str], work: Callable[[], object]) -> int:
-    """Return the exit code of `child` after `work`, which follows it; an error or a stop ends it, too."""
+    """Return the exit code of `child` after `work`, which follows it; terminate it on an error or stop."""
     try:
         work()
         child.wait()
@@ -122,17 +122,17 @@ def end_of(child: subprocess.Popen[str], work: Callable[[], object]) -> int:
         child.terminate()
         child.communicate()
         raise
-    # What a signal ended has the code that a shell gives it.
+    # As in a shell: 128 plus the number of the signal.
     code = child.returncode
     return code if code >= 0 else _SIGNALLED - code
 
 
 def error_of_run(name: str, code: int) -> TrainerError:
-    """Return the error for a run that ended with `code`, with what to do next."""
+    """Return the error for a run that ended with `code`, with a remedy."""
     again = _REMEDIES.get(code, ", see above why")
     return error_of(code, f"The run {name} did not finish{again}. Received: exit code {code}")
 
 
 def _end_with_parent() -> None:
-    """Have the kernel send SIGTERM to this process when its parent is gone, so that it saves and ends."""
+    """Have the kernel send SIGTERM to this process when its parent dies, so that it saves and exits."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

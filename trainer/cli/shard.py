@@ -1,7 +1,6 @@
-"""`trainer shard`: a source into shards, with a screen around it.
+"""Implementation of `trainer shard`: data packed into TFRecord shards, with console output.
 
-In: a source, a place and settings. Out: the lines that a person or a log reads, ending with what to type
-next.
+The last line of the output is the command that trains on the shards.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ def shard_command(
     cache_dir: Path,
     stop: Stop,
 ) -> None:
-    """Pack `data` into shards in `output`, or its share: (index, count) of the machines."""
+    """Pack `data` into shards in `output`; `share` is (index, count) of the machines that do the work."""
     require_tensorflow()
     spec = load_spec(None, None, settings, {"data.source": absolute_source(data), "output": output}).data
     require_apart(spec.source, output)

@@ -1,6 +1,6 @@
-"""`trainer submit`: the plan on the screen, a question, and the job where it was sent.
+"""Implementation of `trainer submit`: plan, confirmation and submission of a job.
 
-In: a spec and a place. Out: a job there; with --dry-run the objects that would be sent, and nothing else.
+With --dry-run the objects are printed and nothing is sent.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def submit_docker(network: str | None, **given: Any) -> None:
 
     plan = _plan("docker", given)
     if given["dry_run"]:
-        # What is printed may be passed on; the engine alone gets an address with its password.
+        # Printed output may be shared; only the engine receives URLs with passwords.
         shown = replace(plan, spec=parse_spec(dump_shown_spec(plan.spec), "the spec"))
         click.echo(json.dumps(container_of(shown, _host(network)), indent=2))
         return
@@ -152,7 +152,7 @@ def submit_vertex(
 
 @contextmanager
 def _folder_for(output: str) -> Iterator[None]:
-    """Make the folder that runs go to; if nothing comes of it, it goes again. Raises UsageError."""
+    """Create the output folder, and remove it again if the block fails. Raises UsageError."""
     from trainer.storage.store import is_bucket, without_scheme
 
     folder = Path(without_scheme(output))
@@ -192,11 +192,11 @@ def _plan(place: Any, given: dict[str, Any], **more: Any) -> Plan:
     from trainer.launch.plan import Plan, check_plan, make_name, with_price
 
     overrides = {"data.source": given["data"], "output": given["output"], "run_name": given["run_name"]}
-    # A schedule may fire twice, or when nothing is new.
+    # A schedule may fire twice, or without new data.
     settings = (*(("publish.skip_unchanged=true",) if given["schedule"] else ()), *given["settings"])
     spec = given_spec(given["spec_path"], given["recipe"], settings, overrides, None, cache_folder())
     if "://" not in spec.output:
-        # Written down as it is, a relative path would mean something else where the job runs.
+        # A relative path would be a different one where the job runs.
         spec = spec.model_copy(update={"output": os.path.abspath(os.path.expanduser(spec.output))})
     hours = _hours(place, given["deadline_hours"])
     prices = Path(given["prices"]) if given["prices"] else None
@@ -221,7 +221,7 @@ def _plan(place: Any, given: dict[str, Any], **more: Any) -> Plan:
 
 
 def _hours(place: str, said: float | None) -> float:
-    """Return after how many hours the job is ended. Raises UsageError."""
+    """Return the deadline of the job in hours. Raises UsageError."""
     if said is not None and place == "docker":
         raise UsageError(
             "An engine ends no container by itself, `trainer cancel docker` does; --deadline-hours is for "
@@ -233,7 +233,7 @@ def _hours(place: str, said: float | None) -> float:
 
 
 def _found(plan: Plan, project: Project | None = None) -> list[Check]:
-    """Return what is found of the places that the job would use. Raises UsageError if one isn't there."""
+    """Return the checks of the buckets and the image that the job uses. Raises UsageError if one fails."""
     from trainer.launch.checks import READING, WRITING, check_bucket, check_registry_image, require
     from trainer.launch.plan import places_of
     from trainer.storage.store import is_bucket
@@ -252,7 +252,7 @@ def _found(plan: Plan, project: Project | None = None) -> list[Check]:
 
 
 def _found_in_cluster(kubectl: Kubectl, plan: Plan) -> list[Check]:
-    """Return what can't be checked in the cluster. Raises UsageError for a used name or an unknown queue."""
+    """Return the checks of job name and queue. Raises UsageError for a used name or an unknown queue."""
     from trainer.launch.checks import require
     from trainer.launch.cluster_checks import check_name, check_queue
 
@@ -284,7 +284,7 @@ def _as_yaml(objects: list[dict[str, Any]]) -> str:
     import yaml
 
     class Dumper(yaml.SafeDumper):
-        """With the spec as people write it: line by line."""
+        """YAML dumper that writes multi-line strings, such as the spec, as literal blocks."""
 
     def text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
         return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)

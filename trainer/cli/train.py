@@ -1,7 +1,6 @@
-"""`trainer train`: a run with a screen and signals around it.
+"""Implementation of `trainer train`: a run with console output and signal handling.
 
-In: a resolved spec. Out: the lines that a person or a log reads, ending with where the
-report and the model are.
+The output ends with the locations of the report and the model.
 """
 
 from __future__ import annotations
@@ -69,18 +68,18 @@ def train_command(
     place: Place,
     accuracy_at_least: float | None = None,
 ) -> None:
-    """Do the run of `spec`, until it is done or `stop` hears a signal, and say how it went.
+    """Train the run of `spec` until it is finished or a signal stops it, and print the result.
 
-    With other processes than this one in `place` all do it together and end alike. A model that is less
-    accurate on the held-out images than `accuracy_at_least`, in [0, 1], is published too, and then the chief
-    raises QualityError. The champion is challenged where the spec says so.
+    With several processes in `place`, all train together and end alike. A model that is less accurate on the
+    held-out images than `accuracy_at_least`, in [0, 1], is published too, and then the chief raises
+    QualityError. The champion is challenged if `publish.release` is set.
     """
     stop.grace_seconds, stop.advice = spec.train.grace_seconds, "A longer train.grace_seconds may help."
-    require_tensorflow()  # before a run is begun
+    require_tensorflow()  # before a run starts
     with Console(spec.train.log_interval_seconds) as console:
         console.banner()
         spec = chosen_spec(spec, cache_dir, console, fresh)
-        # Where only some are started again the others don't come, and nobody has to wait for them.
+        # If only some processes restart after the run has finished, they must not wait for the others.
         finished = find_finished_run(spec, fresh) if place.count > 1 else None
         if finished is not None:
             _tell_finished(finished, console)
@@ -104,7 +103,7 @@ def train_command(
 
 
 def require_devices(wanted: str) -> None:
-    """Raise AcceleratorError unless this host has what `wanted` says, before anything is begun."""
+    """Raise AcceleratorError unless this host has the accelerator `wanted`, before a run starts."""
     import_tensorflow()
     from trainer.cluster import require_accelerator
 
@@ -114,7 +113,7 @@ def require_devices(wanted: str) -> None:
 def _lead(
     spec: RunSpec, cache_dir: Path, fresh: bool, stop: Stop, console: Console, peers: Peers
 ) -> RunFolder:
-    """Do the chief's part; return the run to judge, which is an earlier one where nothing changed."""
+    """Run the chief; return the run for the gates, which is an earlier one if nothing changed."""
     folder = open_run_folder(spec, datetime.now(timezone.utc), cache_dir, fresh, console)
     with ExitStack() as leave:
         leave.callback(folder.release)
@@ -124,7 +123,7 @@ def _lead(
             folder.discard()
             console.line(str(error))
             return finished_folder(folder.output, error.run)
-        leave.pop_all()  # it is this process's until it is judged
+        leave.pop_all()  # keep the lease until the gates have run
     return folder
 
 
@@ -140,7 +139,7 @@ def _led(
     except (StoppedError, UnchangedError):
         raise
     except Exception:
-        folder.require_lease()  # an error may be what another process did, which took the run over
+        folder.require_lease()  # a process that took over the run may be the cause
         raise
     if folder.finished:
         _tell_finished(folder, console)
@@ -151,7 +150,7 @@ def _led(
 def _tell_finished(folder: RunFolder, console: Console) -> None:
     console.on_fact("run", folder.at(""))
     console.line("This run is finished; there is nothing to do.")
-    latest = move_pointer(folder.output, folder.name)  # a crash may have come before it
+    latest = move_pointer(folder.output, folder.name)  # a crash may have prevented it
     if latest != folder.name:
         console.on_fact("latest", f"{latest}, which was published after this run")
     _tell_places(folder, console)
@@ -165,7 +164,7 @@ def _tell_places(folder: RunFolder, console: Console) -> None:
 
 
 def _follow(spec: RunSpec, cache_dir: Path, stop: Stop, console: Console, peers: Peers) -> None:
-    """Do a worker's part: the chief writes the run, and says how it goes."""
+    """Run a worker; the chief writes the run folder and prints the progress."""
     run = json.loads(peers.share(b""))
     place = peers.place
     console.on_fact("run", f"{run['name']}, as {place.name(place.index)}; the chief tells how it goes")
@@ -189,19 +188,19 @@ def _do(
     folder.keep()
     try:
         if not before:
-            find_start(folder.output, spec.train.start_from)  # refused before the data are brought
+            find_start(folder.output, spec.train.start_from)  # fail before the data are downloaded
         _require_test_data(spec)
         verdict = _work(spec, folder, cache_dir, console, stop, peers)
-        stop.end()  # a signal from here on would make a run that is done look like one that was stopped
+        stop.end()  # from here on a signal must not make a finished run exit as a stopped one
     except StoppedError as error:
         if stop.by_hand and folder.newest_checkpoint == before:
-            _forget_start(folder)  # a machine that takes it away again and again is what is counted
+            _forget_start(folder)  # unlike a preemption, Ctrl-C does not count
         again = f"{program()} train {shlex.quote(folder.at('spec.yaml'))}"
         raise StoppedError(f"{error} Continue with: {again}") from None
     except (UsageError, DataError, TemporaryError):
-        # It ended with a message that says what to do: that isn't a start which got stuck.
+        # An error with a remedy does not count as a stalled start.
         others = _forget_start(folder)
-        # Of a command that came to nothing nothing is left; what has a checkpoint goes on.
+        # Remove the folder of a failed first start; a run with a checkpoint can be resumed.
         if not (others or before or folder.newest_checkpoint or has_rejected(folder.path)):
             with suppress(TrainerError):
                 folder.discard()
@@ -211,7 +210,7 @@ def _do(
 
 
 def _require_test_data(spec: RunSpec) -> None:
-    """Raise UsageError if the images that are to decide aren't there: after the training it is too late."""
+    """Raise UsageError if the local images of publish.test_data are missing, before training."""
     place = spec.publish.test_data
     if spec.publish.release and place is not None and os.path.isabs(place) and not os.path.exists(place):
         raise UsageError(
@@ -222,7 +221,7 @@ def _require_test_data(spec: RunSpec) -> None:
 def _work(
     spec: RunSpec, folder: RunFolder, cache_dir: Path, screen: Console | Quiet, stop: Stop, peers: Peers
 ) -> Verdict | None:
-    # TensorFlow takes seconds to load: what can be said without it comes first.
+    # TensorFlow takes seconds to import, so the output that does not need it comes first.
     import_tensorflow()
     from trainer.run import run
 
@@ -231,7 +230,7 @@ def _work(
 
 
 def _end_soon(error: TrainerError) -> None:
-    """End this process, once another one of the run has, even if what it waits for never comes."""
+    """End this process 8 s after a peer has failed, even if the main thread is blocked."""
 
     def end() -> None:
         write_last_words(f"Error: {without_secrets(str(error))}\n")
@@ -243,9 +242,9 @@ def _end_soon(error: TrainerError) -> None:
 
 
 def _forget_start(folder: RunFolder) -> int:
-    """Take back that this start counts; return how many others do, 1 where that can't be known."""
+    """Remove this start from the stalled count; return the number of other starts, 1 if unknown."""
     with suppress(TrainerError):
-        folder.require_lease()  # else the last row is another process's
+        folder.require_lease()  # otherwise the last row belongs to another process
         others = forget_start(folder.path)
         folder.keep()
         return others

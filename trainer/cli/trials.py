@@ -1,6 +1,6 @@
-"""The trials of `trainer tune`: each a training process that is watched, and what they amount to.
+"""Trials of `trainer tune`: training processes, pruning, and the summary of the study.
 
-In: a `Job`. Out: a record and a run for each trial, and the summary of the study.
+Each trial has a record and a run.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ _FAILURES = {
     OutOfMemoryError.exit_code: "out of memory",
     UsageError.exit_code: "the settings do not fit the data",
 }
-"""How a trial may end without the whole study: with its own settings as the cause."""
+"""Exit codes that the settings of one trial cause; the study continues."""
 _UNUSABLE = (DataError.exit_code, AcceleratorError.exit_code)
-"""Of what all trials have in common."""
+"""Exit codes whose cause all trials share."""
 
 
 def train_trial(job: Job, number: int) -> bool:
-    """Train trial `number` to its result, if it has none yet; return False if all combinations were tried.
+    """Train trial `number` unless it has a result; return False if all combinations were tried.
 
-    Raises what the training ended with where another trial would end so too, and StoppedError.
+    Raises StoppedError, and the error of the training if other trials would fail in the same way.
     """
     records = Records(job.store)
     trial = records.read(number)
@@ -88,14 +88,14 @@ def _trained(job: Job, trial: Trial, others: list[Trial], records: Records) -> T
 
 
 def _is_failure(code: int, others: list[Trial]) -> bool:
-    """Return whether a trial ended because of its own settings, so that the search goes on without it."""
-    if code == UsageError.exit_code:  # of the spec itself, if no trial was ever trained
+    """Return whether a trial failed because of its own settings, so that the search continues."""
+    if code == UsageError.exit_code:  # the spec itself is the cause if no trial has completed
         return any(each.state == "complete" for each in others)
     return code in _FAILURES
 
 
 class _Training:
-    """The process that trains one trial."""
+    """Training process of one trial."""
 
     def __init__(self, job: Job, trial: Trial, spec: RunSpec, watch: Watch, records: Records) -> None:
         self.job, self.trial, self.spec, self.watch, self.records = job, trial, spec, watch, records
@@ -104,7 +104,7 @@ class _Training:
         self._lines: deque[str] = deque(maxlen=_LAST_LINES)
 
     def run(self) -> int:
-        """Train; return the exit code. Raises StoppedError once the process has saved and ended."""
+        """Train; return the exit code. Raises StoppedError once the process has saved and exited."""
         with start_training(
             self.spec, self.job.words, is_alone=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         ) as child:
@@ -113,7 +113,7 @@ class _Training:
         return code
 
     def show_lines(self) -> None:
-        """Print the error of the process, or else its last lines."""
+        """Print the error of the process, or else its last 30 lines."""
         lines = list(self._lines)
         first = next((index for index, line in enumerate(lines) if line.startswith(_ERROR)), 0)
         for line in lines[first:]:
@@ -134,7 +134,7 @@ class _Training:
             return
         click.echo(f"{self.trial.run_name}  epoch {epoch}/{epochs}  {self.job.metric} {value:.3f}", err=True)
         if epoch < epochs and self.watch.should_prune():
-            # Recorded before the process ends: whatever happens now, the trial stays pruned at this epoch.
+            # Recorded before the process ends, so that the trial stays pruned at this epoch in any case.
             self.pruned = replace(self.trial, state="pruned", value=value, values=dict(self.watch.values))
             self.records.write(self.pruned)
             child.terminate()
@@ -149,7 +149,7 @@ def _event(line: str) -> dict[str, Any] | None:
 
 
 def _note(watch: Watch, epoch: int, row: Mapping[str, Any], metric: str) -> float | None:
-    """Note the metric of an epoch's row; return it, None for an epoch that was not validated."""
+    """Record the metric of an epoch and return it, or None for an epoch without validation."""
     value = row.get(f"validation/{METRICS[metric][0]}")
     if value is None:
         return None
@@ -158,7 +158,7 @@ def _note(watch: Watch, epoch: int, row: Mapping[str, Any], metric: str) -> floa
 
 
 def _rows(job: Job, trial: Trial) -> list[dict[str, Any]]:
-    """Return the epochs that an earlier start of the trial has done."""
+    """Return the rows of the epochs that earlier starts of the trial completed, up to a damaged one."""
     found = job.store.below(trial.run_name).read("history.jsonl")
     lines = found.data.decode("utf-8", "replace").splitlines() if found else []
     rows = [_row(line) for line in lines]
@@ -178,7 +178,7 @@ def _has_begun(job: Job, trial: Trial) -> bool:
 
 
 def _result(job: Job, trial: Trial, others: list[Trial]) -> Trial:
-    """Return the trial with the result of its finished run. Raises DataError if its images are other ones."""
+    """Return the trial with the result of its finished run. Raises DataError if the images changed."""
     (run,) = _runs(job, [trial])
     first = next((each for each in others if each.state == "complete"), None)
     if first is not None and first.data != run.dataset.get("digest"):
@@ -212,10 +212,10 @@ def _outcome(trial: Trial, metric: str) -> str:
 
 
 def finish(job: Job, as_json: bool) -> None:
-    """Write and print the summary of the study. Raises DivergedError if no trial could be trained."""
+    """Write and print the summary of the study. Raises DivergedError if all trials ended incomplete."""
     trials = Records(job.store).all()
     written = None
-    while written != trials:  # of several machines the last one to write knows all results
+    while written != trials:  # with several machines, the last one to write has all results
         written, trials = trials, Records(job.store).all()
         summary = _summary(job, trials)
         lines = lines_of(summary)
@@ -243,7 +243,7 @@ def _summary(job: Job, trials: list[Trial]) -> dict[str, Any]:
 
 
 def _compared(job: Job, trials: list[Trial], best: Trial) -> tuple[int, str]:
-    """Return the number of held-out images, and how the best trial compares with the first complete one."""
+    """Return the number of held-out images, and the best trial compared with the first complete one."""
     from trainer.compare.comparison import compare_runs
 
     first = next(trial for trial in trials if trial.state == "complete")

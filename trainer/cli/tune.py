@@ -1,7 +1,7 @@
-"""`trainer tune`: search settings of a spec with Optuna.
+"""Implementation of `trainer tune`: hyperparameter search with Optuna.
 
-In: a spec, parameters and the number of trials. Out: a study below the output, with a run for each trial, a
-summary, and the command that trains with the best settings. The same command continues a study.
+A study below the output has a run for each trial, a summary, and the command that trains with the best
+settings. The same command resumes a study.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _WARMUP_SHARE = 4
 
 @dataclass(frozen=True)
 class Job:
-    """What all trials of a study have in common."""
+    """Configuration that all trials of a study share."""
 
     base: RunSpec
     store: Store
@@ -38,11 +38,11 @@ class Job:
     metric: str
     trials: int
     share: tuple[int, int]
-    """Which of so many machines this is."""
+    """(index, count) of the machines that share the study."""
     words: tuple[str, ...]
-    """More options of `trainer train`, for each trial."""
+    """Additional options of `trainer train` for each trial."""
     command: tuple[str, ...]
-    """What a person types to train with the settings of the base spec."""
+    """Command that trains with the settings of the base spec."""
 
 
 @click.command(cls=SpecCommand)
@@ -80,9 +80,9 @@ def tune(
 
 
 def search_words(spec: RunSpec, given: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the options of `trainer tune` for a job that `given` describes; none for a run.
+    """Return the options of `trainer tune` for a job with the options `given`; empty for a single run.
 
-    Raises UsageError for a search that can't be done, before anything is sent.
+    Raises UsageError for an invalid search, before anything is sent.
     """
     from trainer.tune.parameters import parse_parameters
 
@@ -120,7 +120,7 @@ def _spec(given: dict[str, Any]) -> RunSpec:
 
 
 def _base(spec: RunSpec) -> RunSpec:
-    """Return the spec of all trials: never released, and without test images."""
+    """Return the base spec of all trials: without champion challenge and without test images."""
     from trainer.cli.several import unreleased
 
     held_out = _HELD_OUT if spec.data.held_out == "auto" else spec.data.held_out
@@ -168,7 +168,7 @@ def _job(
     search = Search(parameters, spec.seed, metric != "loss", spec.train.epochs // _WARMUP_SHARE, is_pruning)
     words = ("--require-accelerator", given["require_accelerator"]) if given["require_accelerator"] else ()
     own = _own_words(given)
-    # The best settings are for a model of all training images.
+    # With the default data.held_out the final model can train on all training images.
     whole = ["--set", "data.held_out=auto"] if spec.data.held_out != "auto" else []
     return Job(
         base, store, search, metric, trials, share, words,
@@ -177,7 +177,7 @@ def _job(
 
 
 def _own_words(given: dict[str, Any]) -> list[str]:
-    """Return the options of this command that describe a spec, without a spec from TRAINER_SPEC."""
+    """Return the options of this command that describe a spec; empty for a spec from TRAINER_SPEC."""
     from trainer.printable import shown_address
 
     options = {"--recipe": given["recipe"], "--data": given["data"], "--output": given["output"]}
@@ -191,7 +191,7 @@ def _own_words(given: dict[str, Any]) -> list[str]:
 
 
 def _identity(about: dict[str, Any]) -> str:
-    """Return some digits that are others for another study, whatever the number of its trials."""
+    """Return a hash prefix that identifies the study, independent of the number of its trials."""
     import hashlib
     import json
 

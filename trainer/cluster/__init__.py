@@ -1,7 +1,7 @@
-"""The machines to a strategy and an arithmetic.
+"""Devices, distribution strategy and arithmetic of a run.
 
-In: what TensorFlow finds on this host, what the spec asks for, and the other processes of the run. Out: a
-`Cluster`: which devices there are, the strategy that uses them all, and which process this is of how many.
+A `Cluster` combines the devices that TensorFlow finds on this host, the strategy that uses them together with
+those of the other processes, and the index and number of processes.
 """
 
 from trainer.cluster.driver import Gpu, ask_driver, driver_problem, kernel_problem

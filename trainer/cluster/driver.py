@@ -1,7 +1,4 @@
-"""What the driver of NVIDIA's GPUs says.
-
-In: this host. Out: its GPUs, and what is wrong with the driver.
-"""
+"""NVIDIA GPUs of this host, and compatibility of their driver and compute capability."""
 
 from __future__ import annotations
 
@@ -10,23 +7,25 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_OLDEST_DRIVER = 525  # of CUDA 12: https://docs.nvidia.com/deploy/cuda-compatibility
+_OLDEST_DRIVER = 525  # for CUDA 12: https://docs.nvidia.com/deploy/cuda-compatibility
 _DRIVER_SECONDS = 10.0
 _WITHOUT_KERNELS = (12, 0)
-"""Blackwell's workstation cards and newer GPUs, on which the wheels fail while compiling:
-https://github.com/tensorflow/tensorflow/issues/89272."""
+"""Compute capability from which on TensorFlow's wheels fail to compile kernels (Blackwell workstation cards).
+
+See https://github.com/tensorflow/tensorflow/issues/89272.
+"""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """What the driver says of one GPU."""
+    """Memory and driver version of one GPU, as reported by nvidia-smi."""
 
     memory_mib: int
     driver: str
 
 
 def ask_driver() -> list[Gpu]:
-    """Return what nvidia-smi says of the GPUs of this host; nothing if there is none that answers."""
+    """Return the GPUs of this host according to nvidia-smi; an empty list if it is missing or fails."""
     query = ["nvidia-smi", "--query-gpu=memory.total,driver_version", "--format=csv,noheader,nounits"]
     try:
         said = subprocess.run(
@@ -39,9 +38,9 @@ def ask_driver() -> list[Gpu]:
 
 
 def kernel_problem(capability: tuple[int, int], built: Sequence[str]) -> str | None:
-    """Return a sentence for a GPU that TensorFlow has no kernels for, None for any other.
+    """Return an error message for a GPU that TensorFlow has no kernels for, None for any other.
 
-    built: the compute capabilities that TensorFlow was built for, such as sm_89 and compute_90.
+    `built` are the compute capabilities that TensorFlow was built for, such as sm_89 and compute_90.
     """
     newest = max((int(digits[1]) for each in built if (digits := re.search(r"_(\d+)$", each))), default=0)
     if capability < _WITHOUT_KERNELS or newest >= 10 * capability[0]:
@@ -54,7 +53,7 @@ def kernel_problem(capability: tuple[int, int], built: Sequence[str]) -> str | N
 
 
 def driver_problem(gpus: Sequence[Gpu]) -> str | None:
-    """Return a sentence for a driver that is too old for CUDA 12, None for any other."""
+    """Return an error message for a driver that is too old for CUDA 12, None for any other."""
     majors = {gpu.driver: gpu.driver.partition(".")[0] for gpu in gpus}
     old = next(
         (each for each, major in majors.items() if major.isdigit() and int(major) < _OLDEST_DRIVER), None

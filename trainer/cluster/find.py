@@ -1,4 +1,4 @@
-"""Finding the devices of this host, and making the strategy that uses them with those of the others."""
+"""Device discovery, and the distribution strategy over the devices of all processes."""
 
 from __future__ import annotations
 
@@ -27,42 +27,42 @@ _ALONE = Peers(Place())
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where a run computes."""
+    """Devices and strategy of a run."""
 
     strategy: tf.distribute.Strategy
     device_kind: str
     """'CPU', 'GPU' or 'TPU'."""
     description: str
-    """One line for people, such as 'cpu: AMD EPYC, 2 cores'."""
+    """One line for messages, such as 'cpu: AMD EPYC, 2 cores'."""
     has_bfloat16: bool
-    """Whether the devices compute in bfloat16 faster than in float32."""
+    """Whether the devices compute faster in bfloat16 than in float32."""
     peers: Peers = _ALONE
     memory_bytes: int | None = None
-    """Of the smallest accelerator; None if not known."""
+    """Memory of the smallest GPU of all hosts in bytes; None if unknown."""
 
     @property
     def index(self) -> int:
-        """Which process this is, from 0."""
+        """Index of this process, from 0."""
         return self.peers.place.index
 
     @property
     def count(self) -> int:
-        """How many processes there are."""
+        """Number of processes."""
         return self.peers.place.count
 
     @property
     def is_chief(self) -> bool:
-        """Whether this process writes what the run leaves behind."""
+        """Whether this process is the chief, which writes the outputs of the run."""
         return self.peers.place.is_chief
 
 
 def find_cluster(deterministic: bool = False, devices: str = "auto", peers: Peers = _ALONE) -> Cluster:
-    """Return the cluster of this host and its `peers`; call it before TensorFlow has done anything.
+    """Return the cluster of this host and its `peers`; must be called before any TensorFlow operation.
 
-    `devices`: 'auto' is a TPU if there is one, else all GPUs, else the CPU; 'cpu', 'gpu' or 'tpu' is all of
-    that kind; 'gpu:2' the first two, 'cpu:4' four logical devices of the one CPU. `deterministic` holds
-    TensorFlow to operations that give the same bits each time, for the rest of this process. Raises
-    AcceleratorError if they aren't there.
+    `devices`: 'auto' is a TPU if there is one, else all GPUs, else the CPU; 'cpu', 'gpu' or 'tpu' is all
+    devices of that kind; 'gpu:2' is the first two GPUs, 'cpu:4' four logical devices of the one CPU.
+    `deterministic` restricts TensorFlow to operations that give bitwise identical results, for the rest of
+    this process. Raises AcceleratorError if the devices are missing, UsageError if `devices` is invalid.
     """
     if deterministic:
         tf.config.experimental.enable_op_determinism()
@@ -81,21 +81,22 @@ def find_cluster(deterministic: bool = False, devices: str = "auto", peers: Peer
 
 
 def require_accelerator(wanted: str) -> None:
-    """Raise AcceleratorError unless the host has what `wanted` says: 'gpu', 'gpu:4' (at least) or 'tpu'."""
+    """Raise AcceleratorError unless the host has `wanted`: 'gpu', 'gpu:4' (at least 4) or 'tpu'."""
     kind, count = _parsed(wanted)
     if kind == "gpu":
         _required(tf.config.list_physical_devices("GPU"), max(1, count))
     elif kind == "tpu":
         _tpu_resolver()
-        os.environ.setdefault(_TPU_NAME, _LOCAL)  # so that auto takes it, too
+        os.environ.setdefault(_TPU_NAME, _LOCAL)  # so that 'auto' selects the TPU
     else:
         raise UsageError(f"An accelerator is gpu, gpu:COUNT or tpu. Received: {wanted!r}")
 
 
 def choose_precision(precision: str, cluster: Cluster, is_depthwise: bool = False) -> str:
-    """Return 'float32' or 'bfloat16': what `precision` says, 'auto' taking what is faster here.
+    """Return `precision`, with 'auto' resolved to the faster of 'float32' and 'bfloat16' on this cluster.
 
-    is_depthwise: whether the network has depthwise convolutions, which are half as fast in bfloat16 on a CPU.
+    `is_depthwise`: whether the network has depthwise convolutions, which run at half the speed in bfloat16 on
+    a CPU.
     """
     if precision != "auto":
         return precision
@@ -104,12 +105,12 @@ def choose_precision(precision: str, cluster: Cluster, is_depthwise: bool = Fals
 
 
 def choose_xla(xla: str | bool, cluster: Cluster) -> bool:
-    """Return whether to compile with XLA; 'auto' does on a GPU only, since on CPUs it was slower."""
+    """Return whether to compile with XLA; 'auto' does so only on a GPU, since it was slower on CPUs."""
     return cluster.device_kind == "GPU" if xla == "auto" else bool(xla)
 
 
 def _parsed(devices: str) -> tuple[str, int]:
-    """Return kind and count, 0 for any number."""
+    """Return the device kind and the count; the count is 0 if not specified."""
     found = re.fullmatch(r"(auto|cpu|gpu|tpu)(?::([1-9][0-9]{0,3}))?", devices)
     if found is None or (found[2] and found[1] in ("auto", "tpu")):
         raise UsageError(f"Devices are auto, cpu, gpu, tpu, cpu:COUNT or gpu:COUNT. Received: {devices!r}")
@@ -137,7 +138,7 @@ def _why_no_gpu() -> str:
 def _gpu_cluster(gpus: Sequence[Any], peers: Peers) -> Cluster:
     tf.config.set_visible_devices(list(gpus), "GPU")
     for gpu in gpus:
-        # Take memory as it is needed: another process may share the device.
+        # Allocate memory on demand, since another process may share the device.
         tf.config.experimental.set_memory_growth(gpu, True)
     details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
     capability = min(tuple(each.get("compute_capability", (0, 0))) for each in details)
@@ -186,7 +187,7 @@ def _cpu_cluster(cpuinfo: Path, logical: int, peers: Peers) -> Cluster:
 
 
 def _has_tpu() -> bool:
-    """Return whether a TPU is named, or one is in this host and the library that drives it is installed."""
+    """Return whether TPU_NAME is set, or this host has a TPU and libtpu is installed."""
     nodes = [*Path("/dev").glob("accel*"), *Path("/dev/vfio").glob("[0-9]*")]
     return bool(os.environ.get(_TPU_NAME) or (nodes and importlib.util.find_spec("libtpu")))
 
@@ -217,7 +218,7 @@ def _of_hosts(peers: Peers) -> str:
 
 
 def _strategy(devices: list[str], peers: Peers) -> tf.distribute.Strategy:
-    """Return the strategy for these devices of this host, and as many of each other one."""
+    """Return the strategy for these devices of this host and as many on every other host."""
     place = peers.place
     if place.count == 1:
         return tf.distribute.get_strategy() if len(devices) == 1 else tf.distribute.MirroredStrategy(devices)
@@ -237,7 +238,7 @@ def _strategy(devices: list[str], peers: Peers) -> tf.distribute.Strategy:
 
 
 def _abort(error: TrainerError) -> None:
-    """Let a sum that waits for a process which is gone fail at once."""
+    """Abort pending collectives when a peer has failed."""
     from tensorflow.python.eager import context
 
     context.context().abort_collective_ops(tf.errors.UNAVAILABLE, json.dumps(str(error)))

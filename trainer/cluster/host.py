@@ -1,7 +1,4 @@
-"""What the hosts of a run have in common.
-
-In: what this process found on its host, and the other processes of the run. Out: what counts for all of them.
-"""
+"""Agreement of all processes of a run on their devices."""
 
 from __future__ import annotations
 
@@ -14,20 +11,20 @@ from trainer.hosts import Peers, is_free
 
 @dataclass(frozen=True)
 class Host:
-    """What a process has."""
+    """Devices of one process."""
 
     kind: str
     devices: int
     has_bfloat16: bool
     memory_mib: int
-    """Of its smallest device; 0 if nobody says."""
+    """Memory of its smallest device; 0 if unknown."""
 
 
 def agreed_on(mine: Host, peers: Peers) -> Host:
-    """Return what all processes of a run have.
+    """Return the devices and capabilities that all processes of the run share.
 
-    Raises AcceleratorError if they have other devices, TemporaryError if one can't open its port: TensorFlow
-    would wait for ever.
+    Raises AcceleratorError if the processes have different devices, and TemporaryError if this process cannot
+    open its TensorFlow port, for which TensorFlow would wait forever.
     """
     place = peers.place
     if place.count == 1:

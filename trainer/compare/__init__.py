@@ -1,1 +1,1 @@
-"""Runs beside each other: which is better and how sure that is, and what is different about them."""
+"""Comparison of finished runs: which is better, how sure that is, and how they differ."""

@@ -1,7 +1,7 @@
-"""Two runs to a judgement: the same within chance, or which is better and how sure.
+"""Statistical comparison of runs.
 
-In: two `Run`s. Out: a `Comparison`. On the same images the two models are tested as pairs; else, or where
-there are no predictions, by their counts.
+Two models are tested as pairs if their predictions are for the same images. Otherwise, or without
+predictions, they are tested by their counts.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from trainer.multilabel.predictions import MultiLabelPredictions
 
 
 def compare_all(runs: Sequence[Run]) -> list[Comparison]:
-    """Return the comparisons of the first of `runs` with each other, which hold all of them to one level.
+    """Return the comparisons of the first of `runs` with each other one, adjusted for multiple testing.
 
-    Raises UsageError for models of other classes.
+    Raises UsageError for models of different classes, or if only one of them has several labels per image.
     """
     pairs = [compare_runs(runs[0], other) for other in runs[1:]]
     adjusted = holm([pair.accuracy.p_value for pair in pairs])
@@ -33,7 +33,7 @@ def compare_all(runs: Sequence[Run]) -> list[Comparison]:
 
 
 def compare_runs(first: Run, second: Run) -> Comparison:
-    """Return the comparison of two runs. Raises UsageError for models of other classes."""
+    """Return the comparison of two runs. Raises UsageError as `compare_all` does."""
     _require_same_classes(first, second)
     why = _why_unpaired(first, second)
     if why or first.predictions is None or second.predictions is None:
@@ -70,7 +70,7 @@ def _why_unpaired(first: Run, second: Run) -> str:
 
 
 def _is_same(first: Run, second: Run) -> bool:
-    """Return whether the images that both are judged by are the same, or else all of them."""
+    """Return whether the splits that the runs are judged by are the same, or else the whole data sets."""
     both = (first, second)
     splits = [(run.dataset.get("splits", {}).get(run.split) or {}).get("digest") for run in both]
     if all(splits):

@@ -1,6 +1,6 @@
-"""What is different about two runs: their specs, their data, where and by what they were made.
+"""Differences between two runs: spec, data and environment.
 
-In: two runs. Out: rows of (what, of the first, of the second), in words.
+The functions return rows of (name, value of the first run, value of the second run), as text.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from trainer.spec.load import flat
 
 Row = tuple[str, str, str]
 _PLACES = ("output", "run_name")
-"""Of a spec: where a run is kept says nothing of what it is."""
+"""Spec keys that are ignored: where a run is stored does not affect its result."""
 _ENVIRONMENT = ("trainer_version", "git_commit", "python", "devices", "precision", "host", "system")
 _NOTHING = "-"
 
 
 def spec_differences(first: Run, second: Run) -> list[Row]:
-    """Return the settings that differ, by their keys; a renewed query of one address is no difference."""
+    """Return the settings that differ, by key; addresses are compared without query and fragment."""
     kept = ({k: v for k, v in run.spec.items() if k not in _PLACES} for run in (first, second))
     return _differing(*(flat(shown_values(each, bare_address)) for each in kept))
 
 
 def data_differences(first: Run, second: Run) -> list[Row]:
-    """Return what differs of the data: the digest, and the images of each class in each split."""
+    """Return the differences in the data: the digest, and the images of each class in each split."""
     return _differing(*(_counts(run.dataset) for run in (first, second)))
 
 
 def environment_differences(first: Run, second: Run) -> list[Row]:
-    """Return what differs of the machines and the versions."""
+    """Return the differences in machines and versions."""
     return _differing(*(_versions(run.environment) for run in (first, second)))
 
 
@@ -66,7 +66,7 @@ def _text(value: Any) -> str:
 
 
 def all_differences(first: Run, second: Run) -> Iterator[tuple[str, list[Row]]]:
-    """Yield (heading, rows) of each kind that has any; none where nothing is known of one of them."""
+    """Yield (heading, rows) for each kind with differences; nothing if the spec of a run is unknown."""
     if not (first.spec and second.spec):
         return
     for heading, find in (

@@ -1,8 +1,8 @@
-"""Two runs whose images have any number of labels.
+"""Comparison of two runs with any number of labels per image.
 
-In: the answers of both to the same images. Out: a `LabelComparison`. What decides is the mean average
-precision, tested by the paired bootstrap: it depends on no threshold and uses every image, while few images
-have all labels right where there are many labels. The exact match of each image (McNemar) stands beside it.
+The mean average precision decides, tested by a paired bootstrap. It does not depend on thresholds and uses
+every image, while with many labels few images have all of them right. The exact match per image (McNemar) is
+reported as well.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ MEASURE = "mean_average_precision"
 
 @dataclass(frozen=True, eq=False)
 class LabelComparison(Comparison):
-    """A comparison whose `accuracy` is the test of the mean average precision."""
+    """Comparison whose `accuracy` is the test of the mean average precision."""
 
     @property
     def recall_gain(self) -> float:
-        """0: the mean over the labels does not favour those that many images have."""
+        """Always 0: the mean over labels does not favour frequent ones."""
         return 0.0
 
     @property
     def measure(self) -> str:
-        """What the test of `accuracy` is of."""
+        """Metric that is tested by `accuracy`."""
         return MEASURE
 
     @property
     def method(self) -> str:
-        """How it is tested, for a page."""
+        """Description of the test, for a page."""
         return "mean average precision and the others by a paired bootstrap with 1,000 resamples"
 
     @property
     def verdict(self) -> str:
-        """In a sentence: the same within chance, or which is better and how sure."""
+        """One sentence: the same within chance, or which run is better and how sure that is."""
         if self.is_chance:
             return f"The same within chance: {self._how}."
         better, gain = self._better(self.accuracy.difference).name, gain_text(self.accuracy)
@@ -65,7 +65,7 @@ class LabelComparison(Comparison):
 def compare_labels(
     first: Run, second: Run, before: MultiLabelPredictions, after: MultiLabelPredictions
 ) -> LabelComparison:
-    """Return the comparison of two runs by their answers to the same images."""
+    """Return the comparison of two runs by their predictions for the same images."""
     only_first = int(np.sum(before.right & ~after.right))
     only_second = int(np.sum(after.right & ~before.right))
     tests = bootstrap_labels(before, after)
@@ -87,10 +87,10 @@ def compare_labels(
 def bootstrap_labels(
     first: MultiLabelPredictions, second: MultiLabelPredictions, seed: int = 0
 ) -> dict[str, Test]:
-    """Return the tests of metrics, for answers to the same images in the same order.
+    """Return tests of metrics, for predictions for the same images in the same order.
 
-    As `trainer.compare.statistics.bootstrap` does it. Names are those of `compute_metrics`; a resample
-    without any label counts as no difference.
+    The method is that of `trainer.compare.statistics.bootstrap`. Keys are names of `compute_metrics`. A
+    resample without any label counts as no difference.
     """
     random, (images, labels) = np.random.default_rng(seed), first.truth.shape
     measures = [_measure(each) for each in (first, second)]
@@ -108,7 +108,7 @@ def bootstrap_labels(
 
 
 def _measure(predictions: MultiLabelPredictions) -> Callable[[Ints], dict[str, Floats]]:
-    """Return what makes of resamples, int64 [R, N] (how often each image), each metric, [R]."""
+    """Return a function from resamples, int64 [R, N] (draws of each image), to metrics, each [R]."""
     truth, said = predictions.truth, predictions.predicted
     ranking = Ranking(truth, predictions.probabilities)
     hits, wrong = truth & said, (truth != said).mean(axis=1)

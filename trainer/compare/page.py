@@ -1,7 +1,4 @@
-"""A comparison to one HTML file that opens offline.
-
-In: runs and their comparisons. Out: its text.
-"""
+"""Comparison page: one HTML file that opens offline."""
 
 from __future__ import annotations
 

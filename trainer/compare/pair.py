@@ -1,8 +1,4 @@
-"""Comparison of two runs.
-
-In: two `Run`s and what was tested of them. Out: a `Comparison`: the same within chance, or which is better
-and how sure.
-"""
+"""Result of comparing two runs: tests and a verdict."""
 
 from __future__ import annotations
 
@@ -28,27 +24,27 @@ class Comparison:
     second: Run
     accuracy: Test
     others: Mapping[str, Test]
-    """By the names of `compute_metrics`; only for pairs."""
+    """By names of `compute_metrics`; only for pairs."""
     disagreements: Indices
-    """The images, of those of the split, that one of them alone got right; empty but for pairs."""
+    """Indices of the images in the split that only one model predicts correctly; empty unless paired."""
     only_first: int
     only_second: int
-    """How many of them the one, and the other."""
+    """Number of images that only the first, and only the second, model predicts correctly."""
     why_unpaired: str
-    """In words; empty for pairs."""
+    """Why the models are not tested as pairs; empty for pairs."""
     adjusted_p: float
-    """Of the accuracies, with all comparisons that were made at once (Holm)."""
+    """p-value of the accuracies, adjusted for all comparisons that were made at once (Holm)."""
     among: int = 1
-    """How many these were."""
+    """Number of comparisons that were made at once."""
 
     @property
     def is_chance(self) -> bool:
-        """Whether chance alone could have made the difference of the accuracies."""
+        """Whether chance alone explains the difference in accuracy."""
         return self.adjusted_p >= LEVEL
 
     @property
     def recall_gain(self) -> float:
-        """Mean recall over the classes, second minus first, where these are of unequal size; else 0."""
+        """Mean recall over the classes, second minus first, if classes are of unequal size; else 0."""
         runs = (self.first, self.second)
         values = [run.metrics.get(f"{run.split}/macro_recall") for run in runs]
         if values[0] is None or values[1] is None or not any(map(_has_unequal_classes, runs)):
@@ -57,17 +53,17 @@ class Comparison:
 
     @property
     def measure(self) -> str:
-        """What the test of `accuracy` is of, as a name of `compute_metrics`."""
+        """Metric that is tested by `accuracy`, as a name of `compute_metrics`."""
         return "accuracy"
 
     @property
     def method(self) -> str:
-        """How it is tested, for a page."""
+        """Description of the test, for a page."""
         return "accuracy by McNemar's exact test, which decides where the interval says otherwise"
 
     @property
     def is_contested(self) -> bool:
-        """Whether the more accurate one has the lower mean recall over unequal classes."""
+        """Whether the more accurate run has the lower mean recall over unequal classes."""
         return not self.is_chance and self.recall_gain * self.accuracy.difference < 0
 
     @property
@@ -85,7 +81,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """In a sentence: the same within chance, or which is better and how sure."""
+        """One sentence: the same within chance, or which run is better and how sure that is."""
         if not self.why_unpaired and not self.only_first + self.only_second:
             return f"The same: right and wrong on the same {self.first.count:,} images."
         if self.is_chance:
@@ -117,7 +113,7 @@ class Comparison:
 
     @property
     def _recall_words(self) -> str:
-        """What the mean recall says else than the accuracy; empty if it says nothing else."""
+        """Words on the mean recall where it contradicts the accuracy; else empty."""
         if not self.is_contested and not self.is_recall_other:
             return ""
         test = self._recall_test
@@ -135,7 +131,7 @@ def _has_unequal_classes(run: Run) -> bool:
 
 
 def _supports(run: Run) -> dict[str, int]:
-    """Return how many images of each class the split has; nothing if the metrics lack it."""
+    """Return the number of images of each class in the split; empty if the metrics lack it."""
     prefix = f"{run.split}/support/"
     return {
         name.removeprefix(prefix): round(value)
@@ -145,7 +141,7 @@ def _supports(run: Run) -> dict[str, int]:
 
 
 def _class_counts(run: Run) -> list[tuple[int, int]]:
-    """Return (right, all) images of each class that there are images of."""
+    """Return (correct, total) images of each class that has images."""
     return [
         (round(run.metrics[key] * count), count)
         for name, count in _supports(run).items()
@@ -155,24 +151,27 @@ def _class_counts(run: Run) -> list[tuple[int, int]]:
 
 
 def gain_text(test: Test) -> str:
-    """Return the size of a difference that is more than chance, with its interval."""
+    """Return the size of a significant difference, with its 95% interval."""
     low, high = sorted((abs(test.low), abs(test.high)))
     return f"{_share(abs(test.difference))} (95% interval {_share(low)} to {_share(high)})"
 
 
 def _share(value: float) -> str:
-    """Return a share with three decimals, or with two digits that count where these would be zeros."""
+    """Return a share with three decimals, or with two significant digits if these would be zeros."""
     return f"{value:.3f}" if value >= 0.0005 or value == 0 else f"{value:.2g}"
 
 
 def say_p(value: float) -> str:
-    """Return `p = 0.24`, or `p < 0.0001`."""
+    """Return `p = 0.24` or `p < 0.0001`."""
     text = format_p(value)
     return f"p {text}" if text.startswith("<") else f"p = {text}"
 
 
 def format_p(value: float) -> str:
-    """Return a p-value as 0.24, 0.0312 or < 0.0001: three digits tell on which side of a level it is."""
+    """Return a p-value as 0.24, 0.0312 or < 0.0001.
+
+    Below 0.1, three significant digits show on which side of a significance level it is.
+    """
     if value < 1e-4:
         return "< 0.0001"
     return f"{value:.2f}" if value >= 0.1 else f"{value:.3g}"

@@ -1,7 +1,4 @@
-"""The images that two models disagree on, from where their data are.
-
-In: a comparison. Out: pictures with both answers; none, and why, where the data can't be had from here.
-"""
+"""Images that two models disagree on, read from their data source."""
 
 from __future__ import annotations
 
@@ -39,19 +36,22 @@ _CHANGED = "They are not those that the runs have seen: they changed since."
 
 @dataclass(frozen=True)
 class Disagreement:
-    """One image that one of two models alone got right."""
+    """One image that only one of two models predicts correctly."""
 
     uri: str
-    """The image itself, as a data URI; empty if it can't be read."""
+    """The image as a data URI; empty if it can't be read."""
     is_small: bool
     name: str
     label: str
     answers: tuple[tuple[str, float, bool], ...]
-    """Of both: the class or the labels, their probability, and whether they are right."""
+    """(class or labels, probability, whether correct) of both models."""
 
 
 def read_disagreements(comparison: Comparison, cache_dir: Path) -> tuple[list[Disagreement], str]:
-    """Return those on which the two are surest, half of each kind, and what could not be read."""
+    """Return the most confident disagreements, half of each kind, and why images can't be shown.
+
+    At most `MOST` are returned. The second value is empty if the data source can be read.
+    """
     first, second = comparison.first.predictions, comparison.second.predictions
     if first is None or second is None or not len(comparison.disagreements):
         return [], ""
@@ -102,14 +102,14 @@ def _of_shards(
 
 
 def _require_unchanged(run: Run, items: Mapping[str, Item]) -> None:
-    """Raise DataError if the images that the run was judged by are other ones by now."""
+    """Raise DataError if the images that the run was evaluated on have changed since."""
     digest = (run.dataset.get("splits", {}).get(run.split) or {}).get("digest")
     names = run.predictions.names if run.predictions else ()
     if digest is None:
         return
     mine = [items[name] for name in names if name in items]
     contents = [hashlib.sha256(item.read()).hexdigest() for item in mine]
-    # As the run spells them: earlier versions did not normalize the names of classes.
+    # Class names as spelled in the run: earlier versions did not normalize them.
     spelled = {normalized(name): name for name in run.predictions.class_names} if run.predictions else {}
     labels = [spelled.get(item.label, item.label) for item in mine]
     found = split_digest([item.name for item in mine], labels, contents)
@@ -136,7 +136,7 @@ def _picture(item: Source) -> np.ndarray | None:
         data = item.read()
         if item.encoding == "cifar":
             return np.frombuffer(data, np.uint8).reshape(3, _CIFAR_SIDE, _CIFAR_SIDE).transpose(1, 2, 0)
-        # A format that needs a plugin of Pillow is converted, as it was for training.
+        # Formats that need a Pillow plugin are converted, as for training.
         with Image.open(io.BytesIO(prepare(data, DataSpec().max_image_pixels).data)) as image:
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except (OSError, ValueError, TrainerError):

@@ -1,7 +1,4 @@
-"""The curves of several runs in one figure.
-
-In: runs, and what is measured. Out: a `Figure`. Runs differ in colour and dashes.
-"""
+"""Training curves of several runs in one figure, which differ in colour and dashes."""
 
 from __future__ import annotations
 
@@ -16,13 +13,13 @@ from trainer.report.history import read_series
 from trainer.report.names import shorten
 
 STYLES = ((BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), (MUTED, ":"))
-"""Of the first four runs; no more are told apart in one figure."""
+"""Colour and dashes of the first four runs; more can't be distinguished in one figure."""
 _NAME = 20
 _THIN = 0.8
 
 
 def draw_overlaid(runs: Sequence[Run], measure: str) -> Figure:
-    """Draw the held-out `measure` ('accuracy' or 'loss') of each run by epoch, and thinly the training's."""
+    """Draw the held-out `measure` ('accuracy' or 'loss') of each run by epoch, and a thin training curve."""
     figure = new_figure(3.1)
     axes = figure.add_subplot()
     style_axes(axes, "epoch", measure)
@@ -38,11 +35,11 @@ def draw_overlaid(runs: Sequence[Run], measure: str) -> Figure:
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
     add_legend(axes, 2)
     for text in legend.get_texts() if (legend := axes.get_legend()) else ():
-        text.set_parse_math(False)  # a dollar is one
+        text.set_parse_math(False)  # a run name may contain dollar signs
     return figure
 
 
 def _label(name: str) -> str:
-    """Return a run's name as the legend shows it, which leaves out what begins with an underscore."""
+    """Return the legend label of a run; Matplotlib omits labels that start with an underscore."""
     text = shorten(name, _NAME)
     return f" {text}" if text.startswith("_") else text

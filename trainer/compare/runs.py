@@ -1,7 +1,7 @@
-"""Finished runs as they are compared.
+"""Finished runs as inputs of a comparison.
 
-In: the store of a run, or the text of a metrics.json alone. Out: a `Run` with whatever is known of it; each
-file that was read is the one that was published.
+`read_run` reads a published run and verifies each file by the manifest. `read_metrics` reads a metrics.json
+alone.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ from trainer.storage.store import Store
 _Values = TypeVar("_Values")
 _MOST_IMAGES = 10**9
 _ROUNDING = 0.01
-"""By how much a share, rounded by hand, and its counts may differ."""
+"""Maximum difference between a share that was rounded by hand and its counts."""
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What is known of one run; of a metrics.json alone nothing but the metrics."""
+    """One finished run; if read from a metrics.json alone, only the metrics are known."""
 
     name: str
     uri: str
     metrics: Mapping[str, float]
     """By split/metric."""
     split: str
-    """What it is judged by."""
+    """Split that the run is judged by."""
     predictions: AnyPredictions | None = None
-    """Of `split`."""
+    """Predictions for `split`."""
     spec: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
     dataset: Mapping[str, Any] = field(default_factory=dict)
@@ -58,27 +58,27 @@ class Run:
 
     @property
     def correct(self) -> int:
-        """Images of the split that the model got right."""
+        """Number of correctly predicted images in the split."""
         return round(self.metrics[f"{self.split}/correct"])
 
     @property
     def count(self) -> int:
-        """All images of the split."""
+        """Number of images in the split."""
         return round(self.metrics[f"{self.split}/count"])
 
     @property
     def accuracy(self) -> float:
-        """In 0..1."""
+        """Accuracy, in 0..1."""
         return self.correct / self.count
 
     @property
     def seconds(self) -> float | None:
-        """Of all epochs, validation and checkpoints too; None if it isn't known."""
+        """Duration of all epochs, including validation and checkpoints; None if unknown."""
         return sum(float(row["seconds"]) for row in self.timings) if self.timings else None
 
     @property
     def cost(self) -> float | None:
-        """US dollars of its training, where its spec says what its machines cost; None if it doesn't."""
+        """Training cost in US dollars by the hourly price in the spec; None without a price or a duration."""
         price = (self.spec.get("publish") or {}).get("usd_per_hour")
         if price is None or self.seconds is None:
             return None
@@ -86,16 +86,16 @@ class Run:
 
     @property
     def images_per_second(self) -> float | None:
-        """The median of its epochs; None if it isn't known."""
+        """Median over the epochs; None if unknown."""
         rates = [float(row["images_per_second"]) for row in self.timings if row.get("images_per_second")]
         return median(rates) if rates else None
 
 
 def read_run(run: Store, name: str) -> Run:
-    """Return the finished run in `run`, called `name`.
+    """Return the finished run in the store `run`, with the display name `name`.
 
-    Raises UsageError for one that isn't there, isn't finished or is of another version, DataError for one
-    that is not as it was published, with the file, and TemporaryError.
+    Raises UsageError for a run that does not exist, is not finished, was withdrawn or is of another version,
+    DataError with the file for a run that differs from what was published, and TemporaryError.
     """
     if run.read(MANIFEST) is None and run.find(RETIRED) is None:
         raise UsageError(
@@ -134,9 +134,9 @@ def read_run(run: Store, name: str) -> Run:
 
 
 def read_metrics(text: str, uri: str, name: str) -> Run:
-    """Return a run of which only the metrics are known: `split/accuracy` and `split/count` suffice.
+    """Return a run with metrics only; `split/accuracy` and `split/count` suffice.
 
-    Raises UsageError for what is no metrics.json.
+    Raises UsageError if `text` is not a metrics.json.
     """
     try:
         metrics = read_metrics_json(text.removeprefix("\ufeff"))
@@ -164,7 +164,7 @@ def read_metrics(text: str, uri: str, name: str) -> Run:
 
 
 def judged_by(metrics: Mapping[str, float], uri: str) -> str:
-    """Return the split that a run is judged by. Raises UsageError if its metrics are of none."""
+    """Return the split that a run is judged by. Raises UsageError without held-out accuracy."""
     found = next((split for split in HELD_OUT if f"{split}/accuracy" in metrics), None)
     if found is None:
         raise UsageError(
@@ -197,7 +197,7 @@ def _read(run: Store, listed: Mapping[str, FileRecord], name: str) -> bytes:
 
 
 def _read_as(read: Callable[[bytes], _Values], run: Store, name: str, texts: Mapping[str, bytes]) -> _Values:
-    """Return what a file holds. Raises UsageError for what this version didn't write."""
+    """Return the parsed content of a file. Raises UsageError if this version didn't write it."""
     try:
         return read(texts[name])
     except ValidationError as error:

@@ -1,7 +1,7 @@
-"""What chance alone would do.
+"""Significance tests for the difference of two models, as p-values and 95% intervals.
 
-In: counts, or the answers of two models to the same images. Out: p-values and 95% intervals, in 0..1 or as
-differences of the second minus the first.
+Inputs are counts, or the predictions of two models for the same images. Values are shares in 0..1 or
+differences, second minus first.
 """
 
 from __future__ import annotations
@@ -18,41 +18,42 @@ from trainer.metrics import Predictions, wilson_interval
 Floats = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
 LEVEL = 0.05
-"""Below this a p-value is no longer chance, here as in most of science (Fisher 1925)."""
+"""Significance level of all tests, the usual one in science (Fisher 1925)."""
 _Z = float(special.ndtri(1 - LEVEL / 2))
 RESAMPLES = 1000
 _AT_A_TIME = 4_000_000
-"""Indices of resamples that are in memory at once."""
+"""Maximum number of resampled indices in memory at once."""
 
 
 @dataclass(frozen=True)
 class Test:
-    """A difference, second minus first, with how sure it is."""
+    """Difference, second minus first, and its significance."""
 
     difference: float
     low: float
     high: float
-    """The 95% interval."""
+    """Limits of the 95% interval."""
     p_value: float
-    """The probability of so large a difference, either way, if there were none."""
+    """Two-sided probability of at least this difference, if there were none."""
 
     @property
     def is_chance(self) -> bool:
-        """Whether chance alone could have made it."""
+        """Whether chance alone explains the difference."""
         return self.p_value >= LEVEL
 
 
 def exact_mcnemar(only_first: int, only_second: int) -> float:
-    """Return the two-sided p-value for how many images only one of two models got right.
+    """Return the two-sided p-value for the numbers of images that only one of two models predicts correctly.
 
-    Under the null each of them is a coin's toss (McNemar 1947, the exact form); 1.0 where there is none.
+    Under the null hypothesis each such image is a coin toss (McNemar 1947, the exact form); 1.0 if there are
+    none.
     """
     count = only_first + only_second
     return min(1.0, 2 * float(special.bdtr(min(only_first, only_second), count, 0.5)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return the p-values of tests made at once, so that all are held to one level (Holm 1979)."""
+    """Return the p-values of simultaneous tests, adjusted to one significance level (Holm 1979)."""
     order = np.argsort(p_values, kind="stable")
     left = len(p_values) - np.arange(len(p_values))
     adjusted = np.minimum(1, np.maximum.accumulate(np.asarray(p_values)[order] * left))
@@ -60,9 +61,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def paired_accuracies(only_first: int, only_second: int, count: int) -> Test:
-    """Return the test of two accuracies on the same `count` images.
+    """Return the test of two accuracies on the same `count` images (exact McNemar).
 
-    The interval is the adjusted Wald interval of Agresti and Min (2005): half an image is added to each of
+    The interval is the adjusted Wald interval of Agresti and Min (2005), which adds half an image to each of
     the four cells.
     """
     first, second, total = only_first + 0.5, only_second + 0.5, count + 2
@@ -73,11 +74,12 @@ def paired_accuracies(only_first: int, only_second: int, count: int) -> Test:
 
 
 def unpaired_accuracies(first: tuple[int, int], second: tuple[int, int]) -> Test:
-    """Return the test of two accuracies of (right, all) images each, not the same or not known to be.
+    """Return the test of two accuracies, each (correct, total), on images that may differ.
 
-    Fisher's exact test, and the interval of Newcombe (1998, method 10), made of the Wilson intervals of both.
+    Fisher's exact test, with the interval of Newcombe (1998, method 10), which combines both Wilson
+    intervals.
     """
-    from scipy import stats  # takes as long to load as a comparison, and pairs need none of it
+    from scipy import stats  # slow import, not needed for pairs
 
     right, counts = (first[0], second[0]), (first[1], second[1])
     table = [[right[0], counts[0] - right[0]], [right[1], counts[1] - right[1]]]
@@ -90,9 +92,9 @@ def unpaired_accuracies(first: tuple[int, int], second: tuple[int, int]) -> Test
 
 
 def unpaired_recalls(first: Sequence[tuple[int, int]], second: Sequence[tuple[int, int]]) -> Test:
-    """Return the test of two means of recalls, of (right, all) images of each class, not the same images.
+    """Return the test of two mean recalls, each from (correct, total) per class, on different images.
 
-    The normal approximation, with one right and one wrong image more in each class (Agresti and Caffo 2000).
+    Normal approximation, with one correct and one wrong image added to each class (Agresti and Caffo 2000).
     """
     means, variance = [], 0.0
     for classes in (first, second):
@@ -105,7 +107,7 @@ def unpaired_recalls(first: Sequence[tuple[int, int]], second: Sequence[tuple[in
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return mean, standard deviation (of a sample) and half the 95% interval of the mean (Student 1908).
+    """Return mean, sample standard deviation and half the 95% interval of the mean (Student 1908).
 
     The last two are NaN for a single value.
     """
@@ -118,12 +120,12 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def bootstrap(first: Predictions, second: Predictions, seed: int = 0) -> dict[str, Test]:
-    """Return the tests of metrics other than accuracy, for answers to the same images in the same order.
+    """Return tests of metrics other than accuracy, for predictions for the same images in the same order.
 
-    The images are drawn anew with replacement, 1,000 times, for both models alike; the interval is that of
-    the percentiles, the p-value twice the smaller share on one side of zero (Efron and Tibshirani 1993), with
-    the difference itself as one draw more, so that it is never 0 (Davison and Hinkley 1997).
-    Names are those of `compute_metrics`.
+    Paired bootstrap: the images are resampled with replacement 1,000 times, identically for both models. The
+    interval is the percentile interval. The p-value is twice the smaller share on one side of zero (Efron and
+    Tibshirani 1993), with the observed difference as one more resample, so that it is never 0 (Davison and
+    Hinkley 1997). Keys are names of `compute_metrics`.
     """
     count, classes = len(first.labels), len(first.class_names)
     random = np.random.default_rng(seed)
@@ -145,7 +147,7 @@ def bootstrap(first: Predictions, second: Predictions, seed: int = 0) -> dict[st
 
 
 def _measure(predictions: Predictions) -> Callable[[Rows], dict[str, Floats]]:
-    """Return what makes of rows of images, int64 [R, N], each metric of each row, [R]."""
+    """Return a function from rows of image indices, int64 [R, N], to metrics, each [R]."""
     classes = len(predictions.class_names)
     labels, predicted = predictions.labels.astype(np.int64), predictions.predicted
     probabilities = predictions.probabilities
@@ -162,7 +164,7 @@ def _measure(predictions: Predictions) -> Callable[[Rows], dict[str, Floats]]:
 
 
 def _macro(labels: Rows, predicted: Rows, classes: int) -> tuple[Floats, Floats]:
-    """Return macro recall and macro F1 of each row of answers."""
+    """Return macro recall and macro F1 of each row of predictions."""
     hits = _counts(np.where(labels == predicted, labels, classes), classes + 1)[:, :classes]
     there, said = _counts(labels, classes), _counts(predicted, classes)
     is_there = there > 0
@@ -173,14 +175,14 @@ def _macro(labels: Rows, predicted: Rows, classes: int) -> tuple[Floats, Floats]
 
 
 def _counts(values: Rows, kinds: int) -> Rows:
-    """Return how often each of 0..kinds-1 is in each row, int64 [R, kinds]."""
+    """Return how often each of 0..kinds-1 occurs in each row, int64 [R, kinds]."""
     many = len(values)
     flat = np.bincount((values + np.arange(many)[:, None] * kinds).ravel(), minlength=many * kinds)
     return flat.reshape(many, kinds)
 
 
 def test_of(difference: float, drawn: Floats) -> Test:
-    """Return the test of a difference by those of its resamples, `drawn`; see `bootstrap`."""
+    """Return the test of a difference by the differences of its resamples, `drawn`; see `bootstrap`."""
     low, high = (float(np.quantile(drawn, each)) for each in (LEVEL / 2, 1 - LEVEL / 2))
     below, above = int(np.sum(drawn <= 0)), int(np.sum(drawn >= 0))
     return Test(difference, low, high, min(1.0, 2 * (min(below, above) + 1) / (len(drawn) + 1)))

@@ -1,6 +1,6 @@
-"""Runs and their comparisons to lines of 80 columns, and to one JSON object.
+"""Comparison as text for a terminal of 80 columns, and as plain values for JSON.
 
-In: `Run`s, the first of which the others are compared with. Out: text, or plain values.
+The first run is the one that the others are compared with.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _WIDTH = 79
 _LABEL, _CELL = 20, 28
 _MOST_COLUMNS = 2
 _MOST_ROWS = 12
-"""Of differences of one kind; --json and the page have all."""
+"""Maximum number of differences of one kind; --json and the page have all."""
 _NOTHING = "-"
 
 
 def accuracy_text(run: Run) -> str:
-    """Return the accuracy with its interval (Wilson)."""
+    """Return the accuracy with its Wilson interval."""
     low, high = wilson_interval(run.correct, run.count)
     return f"{run.accuracy:.3f} ({low:.3f} to {high:.3f})"
 
@@ -83,7 +83,7 @@ ROWS: tuple[tuple[str, Callable[[Run], str]], ...] = (
 
 
 def table(runs: Sequence[Run]) -> list[str]:
-    """Return the runs beside each other; below each other where they are more than two."""
+    """Return the lines of a table: a column per run, or a row per run for more than two."""
     if len(runs) > _MOST_COLUMNS:
         return _long_table(runs)
     lines = [_line("", [run.name for run in runs])]
@@ -95,7 +95,7 @@ def table(runs: Sequence[Run]) -> list[str]:
 
 
 def spread(runs: Sequence[Run]) -> str:
-    """Return mean, standard deviation and interval of the accuracies of several runs."""
+    """Return mean, standard deviation and 95% interval of the mean of the accuracies of several runs."""
     mean, deviation, half = _spread(runs)
     low, high = max(0.0, mean - half), min(1.0, mean + half)
     return (
@@ -105,17 +105,17 @@ def spread(runs: Sequence[Run]) -> str:
 
 
 def are_repeated(runs: Sequence[Run]) -> bool:
-    """Return whether nothing but their seeds differs: else a mean says nothing."""
+    """Return whether the runs differ only in their seeds; otherwise their mean is meaningless."""
     try:
         return all(run.spec for run in runs) and len({_made_of(run) for run in runs}) == 1
     except UsageError:
-        return False  # of another version
+        return False  # the spec is of another version
 
 
 def _made_of(run: Run) -> tuple[str, str, str]:
-    """Return what decides on a run's result but its seed: equal for runs of one kind. Raises UsageError."""
+    """Return what determines a result except the seed; equal for repeated runs. Raises UsageError."""
     spec = parse_spec(dump_mapping(run.spec), run.uri)
-    data = spec.data.model_copy(update={"source": ""})  # the digest tells what was there
+    data = spec.data.model_copy(update={"source": ""})  # the digest identifies the data
     digest = spec_digest(spec.model_copy(update={"seed": 0, "data": data}))
     return digest, str(run.dataset.get("digest")), str(run.environment.get("started_from") or "")
 
@@ -125,7 +125,7 @@ def _spread(runs: Sequence[Run]) -> tuple[float, float, float]:
 
 
 def lines_of(comparison: Comparison) -> list[str]:
-    """Return what is to be said of a pair."""
+    """Return the lines that describe a comparison."""
     lines = textwrap.wrap(comparison.verdict, _WIDTH, break_on_hyphens=False)
     for name, test in comparison.others.items():
         word = "" if test.is_chance else "  *"
@@ -145,7 +145,10 @@ def lines_of(comparison: Comparison) -> list[str]:
 def as_values(
     runs: Sequence[Run], comparisons: Sequence[Comparison], is_spread: bool = False
 ) -> dict[str, Any]:
-    """Return all of it as plain values; the spread if asked for, or if nothing but the seeds differs."""
+    """Return runs and comparisons as plain values.
+
+    The spread is included if `is_spread` is set, or if only the seeds differ.
+    """
     return {
         "runs": [_values(run) for run in runs],
         "comparisons": [
@@ -200,7 +203,7 @@ def _values(run: Run) -> dict[str, Any]:
 
 
 def _long_table(runs: Sequence[Run]) -> list[str]:
-    """Return a line for each run, and what they were made by."""
+    """Return a line per run, and lines with devices and versions."""
     has_cost = any(run.cost is not None for run in runs)
     head = f"{'':<{_CELL}}{'accuracy':<24}{'time':<12} {'images/s':<8} {'USD' if has_cost else ''}"
     lines = [head.rstrip(), *(_short_row(run) for run in runs)]
@@ -224,5 +227,5 @@ def _line(label: str, cells: Sequence[str], indent: str = "") -> str:
 
 
 def _tail(label: str, limit: int) -> str:
-    """Return a label, of a setting that is too long the end, which says what it is."""
+    """Return a label; if it is too long, its end, which is the most specific part of a key."""
     return label if columns(label) <= limit else f"…{cut(label[::-1], limit - 1)[::-1]}"

@@ -1,1 +1,1 @@
-"""The images: found, fetched, unpacked, checked, decoded once, and read in batches."""
+"""Image data sets: fetching, unpacking, validation, decoding and batching."""

@@ -1,10 +1,10 @@
-"""Archives to folders, safely.
+"""Safe extraction of archives into the cache.
 
-In: a local zip, tar or gzipped tar, recognised by its first bytes and not by its name.
-Out: a folder in the cache, named by the archive's sha256, that is there whole or not at
-all. Regular files only: a symbolic link, a device, an unsafe name, a bomb, a password or a damaged
-member refuses the whole archive; a hard link to an earlier member becomes a copy of it. Archives
-inside an archive are not opened.
+An archive is a local zip, tar or gzipped tar. The format is detected from the first bytes, not from the file
+name. The target folder is named by the SHA-256 of the archive, followed by the encoding of the member names
+if a zip does not use the standard one, and is created atomically. Only regular files are extracted: a
+symbolic link, a device, an unsafe name, an archive bomb, an encrypted or a damaged member rejects the whole
+archive. A hard link to an earlier member becomes a copy of it. Archives inside an archive are not extracted.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ _ARCHIVE_NAMES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".tbz2", ".xz", ".txz",
 
 
 def archive_kind(path: Path) -> Kind | None:
-    """Return which archive the file's first bytes say it is; None for any other file.
+    """Return the archive format detected from the file's first bytes, or None for any other file.
 
-    Raises DataError when it can't be read, when it is an archive of a kind that isn't read
-    here, or when it is named like an archive and isn't one.
+    Raises DataError if the file cannot be read, is an archive in an unsupported format, or has the name of an
+    archive but different contents.
     """
     try:
         with open(path, "rb") as file:
@@ -75,15 +75,15 @@ def archive_kind(path: Path) -> Kind | None:
 
 
 def extract_archive(path: Path, sha256: str, cache_dir: Path, max_bytes: int, progress: Progress) -> Path:
-    """Return the folder that holds the contents of the archive at `path`, extracted once.
+    """Return the folder with the extracted contents of the archive at `path`; extract it if it is not cached.
 
-    `sha256` (64 hex digits) is that of the archive and names the folder. `max_bytes` is the
-    most that the members may come to. Raises DataError (unsafe, damaged, encrypted, too
-    large), TemporaryError (full disk), UsageError (a cache that can't be written).
+    `sha256` (64 hex digits) is the digest of the archive and names the folder. `max_bytes` limits the total
+    size of the members. Raises DataError (unsafe, damaged, encrypted, too large), TemporaryError (full disk),
+    UsageError (the cache is not writable).
     """
     kind = archive_kind(path)
     encoding = zip_encoding(path) if kind == "zip" else None
-    # Earlier versions took every name for the format's own encoding, and their folders may be in the cache.
+    # Earlier versions decoded every name with the standard encoding; their folders may still be in the cache.
     name = sha256 if encoding in (None, STANDARD) else f"{sha256}-{encoding}"
     if encoding is not None:
         progress.say(
@@ -110,7 +110,7 @@ def _require_tar(path: Path) -> Kind:
         with gzip.open(path) as file:
             start = file.read(512)
     except DAMAGE:
-        # Damaged: extraction says so better.
+        # The file is damaged: extraction reports a more precise error.
         return "gzip"
     if _is_tar_header(start) or not any(start):
         return "gzip"
@@ -118,7 +118,7 @@ def _require_tar(path: Path) -> Kind:
 
 
 def _is_tar_header(start: bytes) -> bool:
-    """Return whether `start` is a tar header; its checksum shows it, also before there was "ustar"."""
+    """Return whether `start` is a tar header with a valid checksum, including headers without "ustar"."""
     try:
         tarfile.TarInfo.frombuf(start, "utf-8", "strict")
     except (tarfile.HeaderError, ValueError):

@@ -1,16 +1,15 @@
-"""Batches as a pure function of (seed, epoch, position).
+"""Deterministic batch order as a pure function of (seed, epoch, position).
 
-In: a seed, an epoch, how many images there are, and the size of a batch. Out: which image stands at
-which place. Nothing is remembered, so a run can start at any step, and any number of processes sees
-the same global batches.
+The order needs no state, so a run can start at any step, and any number of processes produces the same global
+batches.
 
-Places and images are divided into lanes, and an image stays in its lane: each epoch shuffles the images
-of a lane over the places of that lane. A process has the lanes whose number leaves its own when it is
-divided by the number of processes: so it has an even share of every batch, and only ever needs the
-images of its lanes.
+Positions and images are divided into lanes (virtual shards). An image stays in its lane: each epoch shuffles
+the images of a lane over the positions of that lane. Lane x belongs to process x modulo the number of
+processes. Each process therefore has an even share of every batch and needs only the images of its own lanes.
 
-Of a data set in shards, each epoch takes the shards in another order, a few at a time, and shuffles among
-those. Then the lanes are stretches of these few shards, so that a process needs few of them at once.
+A data set in shards is shuffled differently: each epoch visits the shards in a new random order and shuffles
+the images within a window of a few shards. The lanes are then contiguous parts of each window, so that a
+process needs few shards at a time.
 """
 
 from __future__ import annotations
@@ -23,41 +22,42 @@ from numpy.typing import NDArray
 
 MOST_LANES = 96
 """Divisible by the usual numbers of hosts."""
-# With fewer images than that in a lane there would be little left to shuffle.
+# With fewer images in a lane, shuffling has little effect.
 _LEAST_IN_A_LANE = 4
-# Each divides the one before: a process that knows an image's lane among the most knows it among fewer.
+# Each divides the one before: the lane of an image for a large count determines its lane for a smaller one.
 _LANE_COUNTS = (MOST_LANES, 24, 4, 1)
 
-# Keeps the order of the images apart from other uses of the same seed.
+# Separates the stream of the image order from other uses of the same seed.
 _ORDER_STREAM = 0x0D
 
 Lanes = NDArray[np.int64]
 
 
 def steps_per_epoch(count: int, global_batch_size: int) -> int:
-    """Return how many batches `count` images make; the last one may be short."""
+    """Return the number of batches for `count` images; the last batch may be short."""
     return math.ceil(count / global_batch_size)
 
 
 def first_owners(numbers: NDArray[np.int64], hosts: int) -> Lanes:
-    """Return which of `hosts` processes reads each image first, int64 [count]: the one of its first lane.
+    """Return the process, of `hosts`, that first reads each image, int64 [count]: the owner of its lane.
 
-    `numbers`, [count], are those that the images had when they were found.
+    Lanes are counted out of `MOST_LANES`. `numbers`, int64 [count], are the indices of the images in the
+    source.
     """
     return numbers % MOST_LANES % hosts
 
 
 @dataclass(frozen=True)
 class Shards:
-    """How the images of a split lie in shards."""
+    """Distribution of the images of a split over shards."""
 
     starts: NDArray[np.int64]
-    """The place of the first image of each shard, and at the end that of all: int64 [shards + 1]."""
+    """Position of the first image of each shard, followed by the number of images: int64 [shards + 1]."""
     together: int
-    """Among how many shards the images are shuffled."""
+    """Number of shards in one shuffle window."""
 
     def order(self, random: np.random.Generator) -> tuple[Lanes, Lanes]:
-        """Return all images, shard by shard in a random order, and the window of each: int64 [count] each."""
+        """Return all images, shard by shard in random order, and the window of each: int64 [count] each."""
         shards = random.permutation(len(self.starts) - 1)
         images = np.concatenate([np.arange(self.starts[each], self.starts[each + 1]) for each in shards])
         windows = np.repeat(np.arange(len(shards)) // self.together, np.diff(self.starts)[shards])
@@ -66,10 +66,10 @@ class Shards:
 
 @dataclass(frozen=True)
 class Plan:
-    """The places of an epoch: `count` images in batches of `global_batch_size`, the last perhaps short.
+    """Order of an epoch: `count` images in batches of `global_batch_size`; the last batch may be short.
 
-    `together` is how many neighbours in a batch, counted from its first row, are in one lane: 2 where
-    they may be mixed.
+    `together` is the number of consecutive rows of a batch, counted from its first row, that share a lane: 2
+    if pairs of images are mixed (mixup), otherwise 1.
     """
 
     count: int
@@ -79,19 +79,19 @@ class Plan:
 
     @property
     def lane_count(self) -> int:
-        """How many lanes there are."""
+        """Number of lanes."""
         return next(lanes for lanes in _LANE_COUNTS if lanes * _LEAST_IN_A_LANE <= self.count or lanes == 1)
 
     def lanes_of_images(self, numbers: NDArray[np.int64]) -> Lanes:
-        """Return the lane of each image, as many in each as it has places, int64 [count].
+        """Return the lane of each image, int64 [count]; each lane has as many images as positions.
 
-        Most get the lane that follows from their number alone, which a process knows before it has read
-        any; only what a lane has too many of moves.
+        The lane of most images follows from their number alone, so a process can compute it before it has
+        read any image. Only the surplus images of a lane move to another lane.
         """
         lanes = numbers % self.lane_count
         wanted = np.bincount(self._groups() % self.lane_count, minlength=self.lane_count)
         found = np.bincount(lanes, minlength=self.lane_count)
-        # The place of each image among those of its lane.
+        # The rank of each image within its lane.
         rank = np.empty_like(lanes)
         rank[np.argsort(lanes, kind="stable")] = np.arange(self.count) - np.repeat(
             np.cumsum(found) - found, found
@@ -100,16 +100,17 @@ class Plan:
         return lanes
 
     def order(self, seed: int, epoch: int, images: Lanes) -> tuple[NDArray[np.int64], Lanes]:
-        """Return the image and the lane at each place in `epoch` (from 0), int64 [count] each.
+        """Return the image and the lane at each position of `epoch` (from 0), int64 [count] each.
 
-        `images` are the images' lanes. Philox is counter-based (Salmon et al. 2011): the key alone fixes
-        the stream, on any machine.
+        `images` are the lanes of the images. Philox is a counter-based generator (Salmon et al. 2011): the
+        key alone determines the stream, on any machine.
         """
         key = (seed << 64) | (_ORDER_STREAM << 56) | epoch
         random = np.random.Generator(np.random.Philox(key=key))
         order, places = np.empty(self.count, np.int64), self._lanes_of_places(random)
         if self.shards is not None:
-            # As many places as a window has images, in their lanes: each lane is a stretch of the window.
+            # Each window takes as many positions as it has images; each lane takes a contiguous part of the
+            # window.
             taken, windows = self.shards.order(random)
             order[np.lexsort((random.random(self.count), self._stretches()[places], windows))] = taken
             return order, places
@@ -117,9 +118,10 @@ class Plan:
         return order, places
 
     def _stretches(self) -> Lanes:
-        """Return where each lane lies in a window, int64 [lanes]: those of a process beside each other.
+        """Return the position of each lane in a window, int64 [lanes]; lanes of one process are adjacent.
 
-        That holds for any power of two of processes: the lowest digit of a lane becomes the highest.
+        This holds for any number of processes that is a power of two and divides the number of lanes: the
+        digits are reversed, so that the lowest digit of a lane becomes the highest.
         """
         lanes, rest = self.lane_count, np.arange(self.lane_count)
         places = np.zeros(lanes, np.int64)
@@ -131,17 +133,18 @@ class Plan:
         return places
 
     def _groups(self) -> Lanes:
-        """Return which group each place is in, int64 [count]; those of a group are in one lane."""
+        """Return the group of each position, int64 [count]; all positions of a group share a lane."""
         step, row = np.divmod(np.arange(self.count), self.global_batch_size)
         return step * math.ceil(self.global_batch_size / self.together) + row // self.together
 
     def _lanes_of_places(self, random: np.random.Generator) -> Lanes:
-        """Return the lane of each place, int64 [count].
+        """Return the lane of each position, int64 [count].
 
-        The lanes take turns, in another order each time round: lane x comes where a x + b was, with a that
-        has no divisor in common with their number. That maps what leaves the same rest to what leaves the
-        same rest, for every number that divides theirs: so as many neighbours have one each of as many
-        processes. What doesn't fill a round stays in order, so that a lane has as many places each epoch.
+        The lanes take turns, in a new order each round: x becomes (a x + b) modulo the number of lanes, with
+        a coprime to that number. For every divisor d of the number of lanes this maps residue classes modulo
+        d to residue classes modulo d. With d processes, each aligned run of d groups therefore has one group
+        for each process. Positions that do not fill a round keep their order, so that each lane has the same
+        number of positions in every epoch.
         """
         lanes, groups = self.lane_count, self._groups()
         rounds, lane = np.divmod(groups, lanes)

@@ -1,8 +1,8 @@
-"""Images in a bucket, brought to local disk.
+"""Download of Cloud Storage objects into the local cache.
 
-In: gs:// URIs of an archive, a file, a folder, or of many single images. Out: local files of the
-same names, verified, kept in the cache by what the bucket says of their versions: what was
-fetched once is fetched again only after it changed.
+A source is the gs:// URI of an archive, a file or a folder, or a list of URIs of single images. The local
+files have the same names as the objects and are verified. The cache key includes the object versions, so that
+objects are downloaded again only after they change.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from trainer.storage.transfers import download_files
 def fetch_bucket(
     source: str, cache_dir: Path, max_bytes: int, progress: Progress, outline: bool = False
 ) -> Path:
-    """Return the local copy of the object or of the folder at `source`; an `outline` is one without images.
+    """Return the local copy of the object or folder at `source`.
 
-    Raises DataError (nothing there, unsafe names, more than `max_bytes`), UsageError (no such
-    bucket, no right to it), TemporaryError (network, full disk).
+    With `outline`, the images of a folder are placeholder files; see `trainer.data.outline`. Raises DataError
+    (no such object, unsafe names, more than `max_bytes`), UsageError (no such bucket, permission denied),
+    TemporaryError (network, full disk).
     """
     bucket, prefix = split_uri(source)
     whole = open_store(f"gs://{bucket}")
@@ -52,9 +53,9 @@ def fetch_bucket(
 def fetch_objects(
     uris: Sequence[str], cache_dir: Path, max_bytes: int, progress: Progress, outline: bool = False
 ) -> dict[str, Path]:
-    """Return the local copies of single objects by their gs:// URIs; those that aren't there are left out.
+    """Return the local copies of single objects by gs:// URI; missing objects are omitted.
 
-    Lists the folder that those of a bucket have in common. Raises what `fetch_bucket` raises.
+    Lists the common parent folder of the objects in each bucket. Raises the same errors as `fetch_bucket`.
     """
     found: dict[str, Path] = {}
     for bucket in sorted({split_uri(uri)[0] for uri in uris}):
@@ -113,7 +114,7 @@ def _download(store: Store, entries: Sequence[Entry], folder: Path, progress: Pr
 
 
 def require_safe(name: str, store: Store) -> None:
-    """Raise DataError for a name that a folder can't hold or that leads out of it."""
+    """Raise DataError if a folder cannot hold a file of this name, or if the name leads out of the folder."""
     if any(part in ("", ".", "..") or "\0" in part or len(part.encode()) > 255 for part in name.split("/")):
         raise DataError(
             f"An object has a name that no folder can hold; rename it. Received: {store.at(name)!r}"

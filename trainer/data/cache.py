@@ -1,9 +1,8 @@
-"""Decoded images, in memory or on local disk.
+"""Cache of decoded images, in memory or on local disk.
 
-In: how many images there are, their size, a budget and a folder. Out: a place to write each
-image once and to take any of them, in any order, as often as needed. Below the budget the pixels
-are in memory; above it in a file that is mapped into memory, of which nothing stays resident after
-a read, and which vanishes with the process, however that ends.
+Each image is written once and can be read any number of times, in any order. Up to a budget the pixels are in
+memory. Above it they are in a memory-mapped file, whose pages are released after each read. The file has no
+name, so the disk space is freed when the process ends, even if it crashes.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ Pixels = NDArray[np.uint8]
 
 
 class PixelCache:
-    """Images of one shape: uint8 [count, height, width, channels]. Several threads may call its methods."""
+    """Images of one shape: uint8 [count, height, width, channels]. All methods are thread-safe."""
 
     def __init__(self, count: int, shape: tuple[int, int, int], budget_bytes: int, folder: Path) -> None:
-        """Make room for `count` images of `shape`, in a file in `folder` if above `budget_bytes`.
+        """Allocate space for `count` images of `shape`, in a file in `folder` if above `budget_bytes`.
 
-        Raises TemporaryError if the disk has no room for them, UsageError if `folder` can't be written.
+        Raises TemporaryError if the disk has too little space, UsageError if `folder` is not writable.
         """
         self.shape = (count, *shape)
         self._row_bytes = math.prod(shape)
@@ -48,18 +47,18 @@ class PixelCache:
 
     @property
     def in_memory(self) -> bool:
-        """Whether the pixels are in memory; else they are in a file."""
+        """Whether the pixels are in memory rather than in a file."""
         return self._file is None
 
     def write(self, index: int, pixels: Pixels) -> None:
-        """Keep image `index`, uint8 [height, width, channels]. Raises TemporaryError if the disk fails."""
+        """Store image `index`, uint8 [height, width, channels]. Raises TemporaryError if the disk fails."""
         if self._file is None:
             self._pixels[index] = pixels
             return
         rest = memoryview(np.asarray(pixels, np.uint8).tobytes())
         offset = index * self._row_bytes
         with explained(self._folder):
-            # Not through the map: a disk that fails would end the process instead of raising.
+            # Not through the map: a disk error would kill the process with SIGBUS instead of raising.
             while rest:
                 written = os.pwrite(self._file, rest, offset)
                 rest, offset = rest[written:], offset + written
@@ -68,30 +67,31 @@ class PixelCache:
         """Return copies of the images at `indices`, integers [n], as uint8 [n, height, width, channels]."""
         taken: Pixels = np.take(self._pixels, indices, axis=0)
         if self._map is not None:
-            # The pages stay in the system's cache, which it may drop, but no longer count as this process's.
+            # The pages stay in the page cache, where the kernel can evict them, but no longer count towards
+            # this process.
             self._map.madvise(mmap.MADV_DONTNEED)
         return taken
 
     def close(self) -> None:
-        """Give the memory or the disk space back; nothing can be taken after this."""
+        """Free the memory or the disk space; the cache is empty afterwards."""
         self._pixels = np.zeros((0, *self.shape[1:]), np.uint8)
         if self._map is not None and self._file is not None:
             os.close(self._file)
             with suppress(BufferError):
-                # Another thread is still copying: then the map goes when it is done.
+                # Another thread is still copying; the map is freed when the copy is complete.
                 self._map.close()
         self._map = self._file = None
 
 
 def _reserved_file(folder: Path, total_bytes: int) -> int:
-    """Return a new file of that size, already without a name, whose space is really there."""
+    """Return the descriptor of a new, unlinked file with `total_bytes` of allocated disk space."""
     prepare_folder(folder)
     with explained(folder):
         _require_space(folder, total_bytes)
         file, path = tempfile.mkstemp(prefix="pixels-", dir=folder)
         try:
             os.unlink(path)
-            # A sparse file would find out in the middle of training that the disk is full.
+            # With a sparse file, a full disk would only be detected in the middle of training.
             os.posix_fallocate(file, 0, total_bytes)
         except BaseException:
             os.close(file)
@@ -100,7 +100,7 @@ def _reserved_file(folder: Path, total_bytes: int) -> int:
 
 
 def _require_space(folder: Path, total_bytes: int) -> None:
-    """Look before reserving, which would take what is left from everyone else before it fails."""
+    """Check the free space first: a failing allocation would fill up the disk for other processes."""
     disk = os.statvfs(folder)
     free_bytes = disk.f_bavail * disk.f_frsize
     if total_bytes > free_bytes:

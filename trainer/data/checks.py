@@ -1,7 +1,7 @@
-"""What must hold of images before a network is trained on them.
+"""Validation of a data set before training.
 
-In: items, what was rejected, the hashes of contents. Out: nothing, groups of duplicates, or a
-DataError that names the files or classes and says what to do. Nothing here reads a file.
+The checks work on items, rejections and content hashes; they do not read files. They return groups of
+duplicates, or raise a DataError that names the files or classes and the remedy.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ _EXAMPLES = 3
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Groups of items of equal content, each group in the items' order, groups by their first name."""
+    """Groups of items with equal content; groups and their items are in the order of the items."""
 
     across_splits: tuple[tuple[Item, ...], ...]
-    """In several splits."""
+    """Groups whose items are in several splits."""
     contradicting: tuple[tuple[Item, ...], ...]
-    """In one split under several labels."""
+    """Groups with several labels within one split."""
 
 
 def require_images(items: Sequence[Item], rejections: Sequence[Rejection], source: str) -> None:
-    """Raise DataError if a source has no candidates at all."""
+    """Raise DataError if the source has no images."""
     if not items:
         raise DataError(
             "The source has no images: put those of each class into a folder that has its name, "
@@ -41,9 +41,9 @@ def require_images(items: Sequence[Item], rejections: Sequence[Rejection], sourc
 
 
 def require_few_rejected(candidates: int, rejections: Sequence[Rejection], max_rejected: float) -> None:
-    """Raise DataError if more than the share `max_rejected` of the candidates is damaged.
+    """Raise DataError if more than the fraction `max_rejected` of the candidates is damaged.
 
-    candidates: how many files were tried, the damaged ones included.
+    candidates: number of files that were tried, including the damaged ones.
     """
     damaged = [rejection for rejection in rejections if rejection.damaged]
     if len(damaged) > max_rejected * candidates:
@@ -55,7 +55,7 @@ def require_few_rejected(candidates: int, rejections: Sequence[Rejection], max_r
 
 
 def require_classes(before: Iterable[str], kept: Iterable[str]) -> None:
-    """Raise DataError if no image of a class is left, or if there is only one class. Both are labels."""
+    """Raise DataError if a class has no image left, or if there is only one. Arguments are labels."""
     classes, left = set(before), set(kept)
     if classes - left:
         raise DataError(
@@ -70,7 +70,7 @@ def require_classes(before: Iterable[str], kept: Iterable[str]) -> None:
 
 
 def require_full_splits(items: Sequence[Item]) -> None:
-    """Raise DataError if there are no images to train on or to test on, or a split lacks a class."""
+    """Raise DataError if there are no training or no held-out images, or if a split lacks a class."""
     classes: defaultdict[str, set[str]] = defaultdict(set)
     for item in items:
         classes[item.split or ""].add(item.label)
@@ -92,7 +92,7 @@ def require_full_splits(items: Sequence[Item]) -> None:
 
 
 def find_duplicates(items: Sequence[Item], contents: Sequence[str]) -> Duplicates:
-    """Group items of equal content (hash by item).
+    """Group items with equal content; `contents` are the content hashes, one per item.
 
     Raises DataError if the same content is in train and in a held-out split under different labels.
     """
@@ -118,7 +118,7 @@ def _require_agreement(groups: Sequence[tuple[Item, ...]]) -> None:
 
 
 def _contradicting_pair(group: tuple[Item, ...]) -> tuple[Item, Item] | None:
-    """Return an item of train and a held-out one with another label, None if there is none."""
+    """Return a training item and a held-out item with another label, or None."""
     held_out: dict[str, Item] = {}
     for item in group:
         if item.split != "train":
@@ -138,7 +138,7 @@ def _contradicts_in_a_split(group: tuple[Item, ...]) -> bool:
 
 
 def warnings_of(duplicates: Duplicates) -> tuple[str, ...]:
-    """Return a sentence for each kind of duplicate that there is."""
+    """Return one sentence for each kind of duplicate found."""
     found = []
     pairs = Counter(
         tuple(split for split in SPLITS if split in {item.split for item in group})
@@ -157,9 +157,9 @@ def warnings_of(duplicates: Duplicates) -> tuple[str, ...]:
 
 
 def warnings_of_formats(converted: Mapping[str, int], rejections: Sequence[Rejection]) -> tuple[str, ...]:
-    """Return a sentence on the pictures that were converted, and one on those of formats not read here.
+    """Return a sentence about converted images and one about images in unsupported formats, if any.
 
-    converted: how many, by format.
+    converted: number of converted images by format.
     """
     found = []
     if converted:
@@ -173,9 +173,9 @@ def warnings_of_formats(converted: Mapping[str, int], rejections: Sequence[Rejec
 
 
 def _unsupported_sentence(rejections: Iterable[Rejection]) -> str:
-    """Return which formats can't be read here, how many files of each, and what to do.
+    """Return a sentence with the number of files in each unsupported format and the remedy.
 
-    Empty if there are none; else it ends with a full stop and a space.
+    The sentence ends with a full stop and a space. It is empty if all formats are supported.
     """
     reasons = [rejection.reason.partition(": ") for rejection in rejections]
     counts = Counter(name for kind, _, name in reasons if kind == UNSUPPORTED)
@@ -189,7 +189,7 @@ def _unsupported_sentence(rejections: Iterable[Rejection]) -> str:
 
 
 def _of_formats(counts: Mapping[str, int]) -> str:
-    """Return '3 AVIF files and 1 HEIC file'."""
+    """Return text such as '3 AVIF files and 1 HEIC file'."""
     texts = [_counted(count, f"{name} file") for name, count in sorted(counts.items())]
     return " and ".join([*([", ".join(texts[:-1])] if len(texts) > 1 else []), texts[-1]])
 

@@ -1,6 +1,7 @@
-"""Images to one digest, by which it is known whether they are the same ones.
+"""Fingerprints of image data sets.
 
-In: their names, labels and the digests of their bytes. Out: 64 hex digits.
+A fingerprint is a SHA-256 digest (64 hex digits) of the names, labels and content hashes of the images. It is
+used to detect whether two data sets are the same.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Pictures that the exported model does not read, converted when they are read.
+"""Conversion of image formats that the exported model cannot decode.
 
-In: the bytes of a file. Out: bytes that the model's own decoder reads, or why the file can't be used.
-Pillow decodes what TensorFlow does not, turned upright and with alpha; the result is encoded losslessly as
-PNG and decoded like every other picture. A picture whose orientation is stored where the model does not look
-for it gets an EXIF block and is not decoded here at all.
+The contents of a file are converted to a format that the model's decoder supports, or a reason is returned
+why the file cannot be used. Pillow decodes the formats that TensorFlow does not support, applies the
+orientation and keeps alpha. The result is encoded losslessly as PNG and decoded like any other image. An
+image with its orientation in metadata that the model ignores gets an EXIF block and is not re-encoded.
 """
 
 from __future__ import annotations
@@ -24,35 +24,35 @@ if TYPE_CHECKING:
     from PIL import Image
 
 LARGE_PIXELS = 12_000_000
-"""Unpacked, a larger image takes so much memory that only one at a time is."""
+"""Larger images are decoded one at a time, because of the memory that they need."""
 UNSUPPORTED = "unsupported format"
-"""How the reason begins for a picture of a format that can't be read here; the format follows."""
+"""Prefix of the rejection reason of an image in an unsupported format; the format follows."""
 _BITS_PER_SAMPLE = 258
 _NOISY = r"PIL\.|pillow_heif"
 _one_large = threading.Lock()
 
 
 class Prepared(NamedTuple):
-    """Bytes passed to the decoder."""
+    """Input of the decoder."""
 
     data: bytes
     reason: str | None
-    """Why the file can't be used; None if nothing is known against it."""
+    """Why the file cannot be used; None if no problem has been detected."""
     converted: str = ""
-    """From which format; empty if `data` are the file's own bytes."""
+    """The original format; empty if `data` is the unchanged file."""
 
     @property
     def pixels(self) -> int:
-        """How many pixels the header declares, 0 if none."""
+        """Number of pixels that the header declares, 0 if it declares none."""
         width, height = declared_size(self.data) or (0, 0)
         return width * height
 
 
 def prepare(data: bytes, max_pixels: int, compress_level: int = 1) -> Prepared:
-    """Return what is to be decoded of a file's bytes; a conversion is packed as zlib's `compress_level` says.
+    """Return the decoder input for the contents of a file.
 
-    Images that declare more than `max_pixels` are not decoded. Whether bytes that need no conversion are
-    damaged shows only when they are decoded.
+    `compress_level` is the zlib level for converted images. Images that declare more than `max_pixels` are
+    not decoded. Damage in images that need no conversion is only detected when they are decoded.
     """
     route = how_to_read(data)
     if route.way == "refuse":
@@ -66,7 +66,7 @@ def prepare(data: bytes, max_pixels: int, compress_level: int = 1) -> Prepared:
 
 
 def _with_orientation(data: bytes, orientation: int) -> bytes:
-    """Return a JPEG or PNG with an EXIF block of nothing but an orientation, before any other."""
+    """Insert an EXIF block that holds only an orientation into a JPEG or PNG, before any other EXIF block."""
     exif = struct.pack("<2sHIHHHIHHI", b"II", 42, 8, 1, 0x0112, 3, 1, orientation, 0, 0)
     if image_kind(data) == "jpeg":
         body = b"Exif\0\0" + exif
@@ -89,24 +89,24 @@ def _converted(data: bytes, route: Route, max_pixels: int, compress_level: int) 
     except MemoryError:
         raise
     except Exception as error:
-        # Damaged bytes make the plugins raise errors of every kind, Pillow's own warnings among them.
+        # On damaged bytes the plugins raise exceptions of any type, including Pillow's own warnings.
         text = str(error) or type(error).__name__
         return Prepared(data, f"damaged: the {route.format} can't be decoded ({text.splitlines()[0][:100]})")
 
 
 def _silence() -> None:
-    """Keep what Pillow warns of damaged metadata and large images off the screen.
+    """Suppress Pillow's warnings about damaged metadata and large images.
 
-    Not for a while only, which would change what all threads share, back and forth.
+    The filter is permanent: `warnings.catch_warnings` would switch state that all threads share.
     """
     if not any(getattr(module, "pattern", None) == _NOISY for _, _, _, module, _ in warnings.filters):
         warnings.filterwarnings("ignore", module=_NOISY)
 
 
 def _opened(data: bytes, name: str) -> Image.Image:
-    """Open the bytes with the plugin of their format. Raises whatever the plugin raises.
+    """Open the bytes with the plugin for their format. Raises whatever the plugin raises.
 
-    Not by `Image.open`, which would try all of them and judge the size by a limit of its own.
+    `Image.open` is not used: it tries all plugins and applies its own size limit.
     """
     from PIL import (
         AvifImagePlugin,
@@ -137,7 +137,7 @@ def _opened(data: bytes, name: str) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Decode the first frame; return it turned upright, as RGB or RGBA with 8 bits."""
+    """Decode the first frame, apply its orientation and convert it to RGB or RGBA with 8 bits."""
     from PIL import ImageOps
 
     image.load()
@@ -149,7 +149,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _of_8_bits(image: Image.Image) -> Image.Image:
-    """Keep the upper 8 bits of 16, or of as many as a TIFF has. Raises ValueError for other numbers."""
+    """Keep the upper 8 bits of 16, or of a TIFF's bit depth. Raises ValueError for other pixel types."""
     import numpy as np
     from PIL import Image
 
@@ -161,7 +161,7 @@ def _of_8_bits(image: Image.Image) -> Image.Image:
 
 
 def _as_png(image: Image.Image, compress_level: int) -> bytes:
-    image.info = {}  # no colour profile, no transparency, no EXIF: they were applied, or don't count
+    image.info = {}  # Colour profile, transparency and EXIF are already applied or irrelevant.
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=compress_level)
     return buffer.getvalue()

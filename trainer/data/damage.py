@@ -1,7 +1,7 @@
-"""Archives that turn out to be damaged while they are read.
+"""Error handling for damaged archives.
 
-In: blocks and streams that read an archive. Out: one kind of error for the many that the
-standard library's readers raise.
+The readers of the standard library raise many exception types on damaged archives; all are translated to
+DataError.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Protocol
 from trainer.exits import DataError
 
 CHUNK_BYTES = 1 << 18
-# Everything that the readers of the standard library raise on damaged bytes.
+# All exceptions that the readers of the standard library raise on damaged bytes.
 DAMAGE = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -37,7 +37,7 @@ DAMAGE = (
 
 @contextmanager
 def reading(path: Path, what: str = "it") -> Iterator[None]:
-    """Turn whatever a reader raises on damaged bytes into a DataError that names the archive."""
+    """Translate any exception that a reader raises on damaged bytes to a DataError that names the archive."""
     try:
         yield
     except DAMAGE as error:
@@ -48,14 +48,14 @@ def reading(path: Path, what: str = "it") -> Iterator[None]:
 
 
 class Readable(Protocol):
-    """What can be read piece by piece."""
+    """A stream that can be read in chunks."""
 
     def read(self, size: int, /) -> bytes:
-        """Return up to `size` bytes, none at the end."""
+        """Return up to `size` bytes, or none at the end."""
 
 
 def chunks(source: Readable, path: Path, member: str) -> Iterator[bytes]:
-    """Yield the bytes of one member of the archive at `path`. Raises DataError when they are damaged."""
+    """Yield the bytes of one member of the archive at `path`. Raises DataError if they are damaged."""
     while True:
         with reading(path, f"member {member!r}"):
             chunk = source.read(CHUNK_BYTES)

@@ -1,7 +1,7 @@
-"""Images ready to be trained on.
+"""Data sets for training.
 
-In: what was found in a source and decoded. Out: a `Dataset`: for each split its items, labels and pixels,
-and an account of what was found, left out and doubtful.
+A `Dataset` is assembled from the decoded images of a source. It holds the items, labels and pixels of each
+split, and a summary of the images, rejections and warnings.
 """
 
 from __future__ import annotations
@@ -35,57 +35,57 @@ from trainer.printable import shown_address
 from trainer.spec.schema import DataSpec
 
 _MOST_LINES = 5
-"""Of class names."""
+"""Maximum number of lines of class names."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """The images of one split, in the order of their names, or as they lie in shards."""
+    """Images of one split, ordered by name or in the order of their shards."""
 
     name: str
     items: Sequence[Source]
     labels: NDArray[np.int32]
-    """The index in the data set's class names, int32 [len(items)]; with data.labels multi int32 [len(items),
-    classes], 1 for each label that an image has."""
+    """Indices into the class names of the data set, int32 [len(items)]. With data.labels=multi int32
+    [len(items), classes], with 1 for each label of an image."""
     pixels: Rows
     numbers: NDArray[np.int64]
-    """The place of each item among all that was found, before any was left out, int64 [len(items)]."""
+    """Index of each item among the candidates, before rejections, or in the shards, int64 [len(items)]."""
     contents: Sequence[str] = ()
-    """SHA-256 of each item's bytes as they were read; empty if not known."""
+    """SHA-256 of the bytes of each item; empty if not known."""
     shards: Shards | None = None
-    """Where it lies in shards; None if it doesn't."""
+    """Distribution over shards; None if the source is not sharded."""
 
     def owners(self, hosts: int) -> NDArray[np.int64]:
-        """Return which of so many processes answers for each item, int64 [len(items)]."""
+        """Return the process, of `hosts`, that is responsible for each item, int64 [len(items)]."""
         if self.shards is not None:
-            # Neighbours lie in one shard, which then only one of them needs.
+            # Adjacent items are in the same shard, which then only one process needs.
             return np.arange(len(self.items)) * hosts // len(self.items)
         return first_owners(self.numbers, hosts)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """All splits, and what is to be said of them."""
+    """All splits of a data set, and their summary."""
 
     class_names: tuple[str, ...]
     splits: dict[str, Split]
-    """'train', and at least one of 'validation' and 'test', in this order; with data.labels multi also
+    """'train', and at least one of 'validation' and 'test', in this order. With data.labels=multi also
     'thresholds', after 'train'."""
     rejected: tuple[Rejection, ...]
     summary: dict[str, Any]
-    """What goes to dataset.json; see `summarize`."""
+    """Contents of dataset.json; see `summarize`."""
     digest: str
     """SHA-256 over the splits, labels, names and contents of all images, 64 hex digits."""
     warnings: tuple[str, ...]
 
     @property
     def train(self) -> Split:
-        """The images to train on."""
+        """The training images."""
         return self.splits["train"]
 
     @property
     def held_out(self) -> Split:
-        """The images to validate on: 'validation', or 'test' where there is no other."""
+        """The validation images: 'validation', or 'test' if there is no validation split."""
         return self.splits["validation"] if "validation" in self.splits else self.splits["test"]
 
 
@@ -98,10 +98,10 @@ def assemble(
     on_rejected: Callable[[tuple[Rejection, ...]], None],
     warnings: Sequence[str] = (),
 ) -> Dataset:
-    """Return the data set that was found: checked, and split where the source didn't.
+    """Validate the decoded images, split them if the source has no split, and return the data set.
 
-    on_rejected is called with all that was left out, before anything is made of it. `warnings` are those of
-    the layout. Raises DataError.
+    on_rejected is called once with all rejections, sorted by name, before any check. `warnings` are those of
+    the layout reader. Raises DataError.
     """
     rejected = tuple(sorted([*left_out, *found.rejections], key=lambda rejection: rejection.name))
     on_rejected(rejected)
@@ -117,7 +117,7 @@ def assemble(
 
 
 def _arranged(candidates: Sequence[Item], found: Ingested, spec: DataSpec) -> tuple[list[Item], str]:
-    """Return the items, each in a split, and who split them. Raises DataError."""
+    """Return the items with their splits assigned, and the origin of the split. Raises DataError."""
     require_classes((item.label for item in candidates), (item.label for item in found.items))
     items = assign_splits(found.items, found.contents, spec.validation_fraction)
     require_full_splits(items)
@@ -125,7 +125,7 @@ def _arranged(candidates: Sequence[Item], found: Ingested, spec: DataSpec) -> tu
 
 
 def _arranged_several(candidates: Sequence[Item], found: Ingested, spec: DataSpec) -> tuple[list[Item], str]:
-    """Return the same where images have any number of labels."""
+    """Do the same as `_arranged` for images with any number of labels."""
     require_labels(candidates, found.items)
     items = assign_splits(found.items, found.contents, spec.validation_fraction, is_multi=True)
     require_trained_labels(items)
@@ -134,7 +134,7 @@ def _arranged_several(candidates: Sequence[Item], found: Ingested, spec: DataSpe
 
 
 def _training_part(found: Ingested, fraction: float, is_multi: bool) -> Ingested:
-    """Return what was decoded without the images that a run on all of it would hold out."""
+    """Return the decoded images without those that a run on all images would hold out."""
     kept = training_items(found.items, found.contents, fraction, is_multi)
     return replace(
         found,
@@ -166,7 +166,7 @@ def _assembled(
 
 
 def _class_order(name: str) -> tuple[int, int, str]:
-    """Order by name, but names that are all digits by number: 2 before 10."""
+    """Sort key: by name, but all-digit names by their number, so that 2 comes before 10."""
     return (0, int(name), name) if name.isascii() and name.isdecimal() and len(name) < 19 else (1, 0, name)
 
 
@@ -192,11 +192,12 @@ def summarize(
     duplicates: Duplicates,
     origin: tuple[str, str, str],
 ) -> dict[str, Any]:
-    """Return plain values for dataset.json, all but the digest, the warnings and what was converted.
+    """Return the contents of dataset.json, except for the digest, the warnings and the converted formats.
 
     {"source", "layout", "split_by": 'source' or 'stratified', "class_names": [...],
     "rejected": {"count", "damaged", "reasons": {reason: n}},
-    "splits": {split: {"images": n, "classes": {class: n}, "digest": of its images, if known}},
+    "splits": {split: {"images": n, "classes": {class: n}, "unlabelled": n (only with data.labels=multi),
+    "digest": of its images, if known}},
     "duplicates_across_splits" and "contradicting_duplicates":
     {"count", "images": [[{"split", "label", "name"}, ...], ...]}}
     """
@@ -210,7 +211,7 @@ def summarize(
         "rejected": {
             "count": len(rejected),
             "damaged": sum(rejection.damaged for rejection in rejected),
-            # A reason's first words are its kind; what follows is of one file.
+            # The text before the colon is the kind of reason; the rest is specific to one file.
             "reasons": dict(Counter(rejection.reason.split(":")[0] for rejection in rejected)),
         },
         "duplicates_across_splits": _groups(duplicates.across_splits),
@@ -241,8 +242,8 @@ def _groups(groups: Sequence[Sequence[Item]]) -> dict[str, Any]:
 def format_found(dataset: Dataset, width: int = 80) -> str:
     """Return `Found 2000 train and 1000 validation images in 2 classes: cats, dogs`.
 
-    Class names that would pass `width` characters follow on lines of their own; of very many the last ones
-    are counted.
+    Class names that do not fit into `width` characters follow on separate lines. A long list is cut off, with
+    the number of remaining names.
     """
     counts = [f"{len(split.items)} {name}" for name, split in dataset.splits.items()]
     counted = f"{', '.join(counts[:-1])} and {counts[-1]}"

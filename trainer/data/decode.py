@@ -1,9 +1,9 @@
-"""Encoded images to pixels, in graph operations.
+"""Image decoding and resizing in graph operations.
 
-In: the bytes of a JPEG, PNG, GIF, BMP or WebP file as a scalar string tensor. Out: grey, RGB or RGBA
-pixels, upright, uint8. The same functions run when a data set is read and inside an exported model,
-which is loaded without this package: so there is no Python at run time. What can't be decoded
-is an InvalidArgumentError.
+The input is the contents of a JPEG, PNG, GIF, BMP or WebP file as a scalar string tensor. The output is uint8
+greyscale, RGB or RGBA pixels with the EXIF orientation applied. The same functions are used for training and
+inside the exported model, which is loaded without this package, so they must not run Python code at run time.
+An image that cannot be decoded raises InvalidArgumentError.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ _JPEG = b"\xff\xd8\xff"
 
 
 def decode_image(image_bytes: tf.Tensor, channels: int = 3) -> tf.Tensor:
-    """Return the pixels of one encoded image as uint8 [H, W, channels], turned as its EXIF says.
+    """Return the pixels of one encoded image as uint8 [H, W, channels], with its EXIF orientation applied.
 
-    image_bytes: string scalar. channels: 1 is grey, 3 RGB, 4 RGBA. CMYK becomes RGB, 16 bits become 8 (the
-    upper ones), alpha is laid over white but for RGBA; of a GIF it is the first frame, which has to be
-    opaque and as large as the canvas.
-    Raises InvalidArgumentError for anything that isn't a whole image of these five kinds; what else can be
-    converted to one of them is listed in `trainer.data.reading`.
+    image_bytes: string scalar. channels: 1 (greyscale), 3 (RGB) or 4 (RGBA). CMYK is converted to RGB, and 16
+    bits are reduced to the upper 8. Alpha is blended onto white unless the result is RGBA. The first frame of
+    a GIF is used; it must be opaque and cover the whole canvas.
+
+    Raises InvalidArgumentError if the bytes are not a complete image in one of these five formats.
+    `trainer.data.reading` lists the formats that can be converted to one of them.
     """
     magic = peek(image_bytes, 0, 12)
     kinds = tf.stack(
@@ -56,11 +57,12 @@ def decode_image(image_bytes: tf.Tensor, channels: int = 3) -> tf.Tensor:
 def resize_image(image: tf.Tensor, form: PixelFormat) -> tf.Tensor:
     """Return `image`, uint8 [H, W, channels], as uint8 of `form.shape`.
 
-    resize: 'stretch' ignores the proportions; 'crop' takes the largest part in the middle that has those of
-    the result, or `crop_fraction` of its sides; 'pad' keeps the whole image in the middle of black, which of
-    RGBA is transparent.
-    interpolation: 'bilinear' and 'bicubic' are antialiased (a triangle filter, or that of Keys 1981 with
-    a = -0.5, as wide as the reduction), rounded to the nearest value; 'nearest' takes single pixels.
+    resize: 'stretch' ignores the aspect ratio. 'crop' uses the largest central region with the aspect ratio
+    of the result, with its sides multiplied by `crop_fraction`. 'pad' keeps the whole image, centred on
+    black, which is transparent for RGBA.
+
+    interpolation: 'bilinear' and 'bicubic' are antialiased (triangle filter, or Keys 1981 with a = -0.5,
+    scaled by the reduction) and rounded to the nearest value. 'nearest' picks single pixels.
     """
     window = find_window(tf.shape(image)[:2], form)
     if form.resize == "crop":
@@ -71,9 +73,10 @@ def resize_image(image: tf.Tensor, form: PixelFormat) -> tf.Tensor:
 
 
 def decode_and_resize(image_bytes: tf.Tensor, form: PixelFormat) -> tf.Tensor:
-    """Return one encoded image (string scalar) as uint8 of `form.shape`; see the two functions above.
+    """Decode and resize one encoded image (string scalar) to uint8 of `form.shape`.
 
-    A JPEG that is far larger than that is decoded at a part of its size, unless single pixels are taken.
+    See `decode_image` and `resize_image`. A JPEG that is much larger than the result is decoded at a reduced
+    size, unless the interpolation is 'nearest'.
     """
 
     def from_all() -> tf.Tensor:
@@ -88,7 +91,7 @@ def decode_and_resize(image_bytes: tf.Tensor, form: PixelFormat) -> tf.Tensor:
 
 
 def _decode_jpeg(data: tf.Tensor, channels: int) -> tf.Tensor:
-    # The accurate transform gives the pixels that other decoders give, at 5% of the time.
+    # INTEGER_ACCURATE gives the same pixels as other decoders, at a cost of 5% of the time.
     image = tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE")
     return orient(from_rgb(image, channels), jpeg_orientation(data))
 
@@ -102,8 +105,9 @@ def _decode_bmp(data: tf.Tensor, channels: int) -> tf.Tensor:
 
 
 def _decode_png(data: tf.Tensor, channels: int) -> tf.Tensor:
-    # With three channels alpha would be dropped, and colours hidden below it would show. With four, an
-    # opaque image of less than 8 bits would get an alpha of 1 to 15: so four only where there is alpha.
+    # With three channels, alpha would be dropped and the colours of transparent pixels would show. With four,
+    # an opaque image of less than 8 bits would get an alpha of 1 to 15. So four channels are used only if
+    # there is alpha.
     colour_type = peek(data, 25, 1)[0]
     before_pixels = tf.strings.split(tf.reshape(data, [1]), b"IDAT", maxsplit=1).values[0]
     has_alpha = (colour_type == 4) | (colour_type == 6) | contains(before_pixels, b"tRNS")
@@ -118,7 +122,7 @@ def _decode_png(data: tf.Tensor, channels: int) -> tf.Tensor:
 def _decode_webp(data: tf.Tensor, channels: int) -> tf.Tensor:
     head = peek(data, 12, 9)
     animated = equals(head[:4], b"VP8X") & (head[8] & 0x02 > 0)
-    # With an animation the operation writes past its buffer and ends the process, so this comes first.
+    # On an animation the operation writes past its buffer and crashes the process, so this check comes first.
     with tf.control_dependencies([tf.debugging.Assert(~animated, ["animated WebP is not supported"])]):
         still = tf.identity(data)
     image = tf.squeeze(tf.io.decode_webp(still, channels=0), axis=0)

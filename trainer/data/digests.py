@@ -1,7 +1,7 @@
-"""What a file hashes to, remembered.
+"""Cached file checksums.
 
-In: a file, and a checksum as a spec writes it. Out: hex digests. A digest is kept in the
-cache beside what the system says of the file, so that a large archive is hashed once.
+The digests of a file are stored in the cache together with its size, inode and modification times, so that a
+large archive is hashed only once.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from trainer.storage import hash_file, write_json
 def file_digests(
     path: Path, algorithms: Iterable[str], cache_dir: Path, progress: Progress
 ) -> dict[str, str]:
-    """Return algorithm name ("md5", "sha256") to hex digest of the file at `path`.
+    """Return the hex digests of the file at `path` by algorithm name ("md5", "sha256").
 
-    Read from `cache_dir` when the file is the same as last time: path, size, inode and the
-    times of its last change. Raises DataError when it can't be read or changes meanwhile.
+    Cached digests are used if path, size, inode, mtime and ctime of the file are unchanged. Raises DataError
+    if the file cannot be read or changes while it is read.
     """
     wanted = sorted(set(algorithms))
     identity = _identity(path)
@@ -40,12 +40,12 @@ def file_digests(
 
 
 def remember_digests(path: Path, digests: dict[str, str], cache_dir: Path) -> None:
-    """Keep `digests`, algorithm to hex digits, of the file that `path` is now. Raises what storage raises."""
+    """Cache `digests`, algorithm to hex digits, for the file's current state. Raises storage errors."""
     write_json(_memory(path, cache_dir), {"file": _identity(path), "digests": digests})
 
 
 def hash_reported(path: Path, algorithms: Iterable[str], label: str, progress: Progress) -> dict[str, str]:
-    """Return algorithm name to hex digest of the file's bytes, read now. Raises DataError."""
+    """Hash the file with progress output; return algorithm name to hex digest. Raises DataError."""
     try:
         task = progress.start(f"Verifying {label}", path.stat().st_size, "B")
         try:
@@ -57,7 +57,7 @@ def hash_reported(path: Path, algorithms: Iterable[str], label: str, progress: P
 
 
 def checksum_problem(path: Path, checksum: str, cache_dir: Path, progress: Progress) -> str | None:
-    """Return None when the file hashes to `checksum` ("md5:..." or "sha256:..."), else what is wrong."""
+    """Return None if the file matches `checksum` ("md5:..." or "sha256:..."), otherwise the mismatch."""
     algorithm, _, expected = checksum.partition(":")
     received = file_digests(path, [algorithm], cache_dir, progress)[algorithm]
     if received == expected.lower():
@@ -71,7 +71,7 @@ def _memory(path: Path, cache_dir: Path) -> Path:
 
 
 def _identity(path: Path) -> dict[str, int]:
-    # ctime as well as mtime: a copy tool can set mtime back, nobody can set ctime.
+    # ctime as well as mtime: copy tools can reset mtime, but ctime cannot be set.
     try:
         status = path.stat()
     except OSError as error:

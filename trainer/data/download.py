@@ -1,7 +1,7 @@
-"""https URLs to files in the cache.
+"""Cached https downloads.
 
-In: a URL and, better, a checksum. Out: a local file that has this checksum, or is what the
-server has now. Every URL has a folder in the cache, and one process at a time in it.
+A downloaded file matches its checksum or, without a checksum, is the current version on the server. Each URL
+has its own folder in the cache, which is locked by one process at a time.
 """
 
 from __future__ import annotations
@@ -26,12 +26,11 @@ from trainer.storage import exclusive, explained, sync_folder, write_json
 def download(
     url: str, checksum: str | None, cache_dir: Path, max_bytes: int, progress: Progress, patience: Patience
 ) -> Path:
-    """Return the local copy of `url`, downloading what isn't there.
+    """Return the local copy of `url`; download it if it is missing or outdated.
 
-    With a `checksum` ("md5:..." or "sha256:...") that the copy has, no request is made. Without
-    one the server is asked whether the copy is current; when it can't be reached the copy is
-    used, and `progress` is told. A file larger than `max_bytes` is refused. Raises DataError,
-    UsageError, TemporaryError.
+    If the copy matches `checksum` ("md5:..." or "sha256:..."), no request is made. Without a checksum, the
+    copy is revalidated with the server; if the server is unreachable, the copy is used and a message is
+    printed. A file larger than `max_bytes` is rejected. Raises DataError, UsageError, TemporaryError.
     """
     require_https(url)
     folder = cache_dir / "downloads" / hashlib.sha256(url.encode()).hexdigest()
@@ -58,13 +57,13 @@ def download(
 
 
 def forget_version(path: Path) -> None:
-    """Have `path`, which turned out to be damaged, downloaded anew whatever the server says of it."""
+    """Delete the recorded version of the damaged file `path`, to force a new download."""
     with explained(path):
         _record(path).unlink(missing_ok=True)
 
 
 def _accept(transfer: Transfer, path: Path, version: Version, checksum: str | None, cache_dir: Path) -> None:
-    """Verify what arrived, and only then let it take its place."""
+    """Verify the download, then move it to `path` atomically."""
     if is_web_page(transfer.partial):
         transfer.discard()
         raise DataError(
@@ -83,7 +82,7 @@ def _accept(transfer: Transfer, path: Path, version: Version, checksum: str | No
             f"{address}. Expected {checksum}. Received: {algorithm}:{digests[algorithm]}"
         )
     with explained(path):
-        # In this order no moment pairs the new bytes with the old version.
+        # In this order, the new bytes are never paired with the old version.
         _record(path).unlink(missing_ok=True)
         os.replace(transfer.partial, path)
         sync_folder(path.parent)
@@ -108,7 +107,7 @@ def _record(path: Path) -> Path:
 
 
 def _file_name(url: str) -> str:
-    """Return the last part of the URL's path as a harmless file name, its ending kept."""
+    """Return the last part of the URL's path as a safe file name with the same extension."""
     name = re.sub(r"[^A-Za-z0-9._-]", "_", unquote(urlsplit(url).path.rsplit("/", 1)[-1]))
-    # No leading dot: those names are the cache's own.
+    # Names with a leading dot are reserved for the cache itself.
     return name[-100:].lstrip(".") or "download"

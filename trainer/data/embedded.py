@@ -1,6 +1,6 @@
-"""Data sets that come with the package's own dependencies, for a run without a network.
+"""Embedded data sets, which ship with dependencies and need no network.
 
-In: a name. Out: a folder of class folders, made once in the cache.
+A data set is written once to a folder of class folders in the cache.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ DIGIT_NAMES = tuple("0123456789")
 
 
 def embedded_folder(name: str, cache_dir: Path, progress: Progress) -> Path:
-    """Return the folder of the embedded data set `name`: "digits".
+    """Return the folder of the embedded data set `name`; "digits" is the only one.
 
-    "digits" is scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, grey values 0 to 16
-    scaled to 0 to 255, as `<0..9>/NNNN.png`, NNNN being the image's place in the set.
-    Raises UsageError (unknown name, a cache that can't be written), TemporaryError (full disk).
+    "digits" contains scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, with grey values scaled from
+    0..16 to 0..255, as `<0..9>/NNNN.png`, where NNNN is the index in the set. Raises UsageError (unknown
+    name, the cache is not writable), TemporaryError (full disk).
     """
     if name != "digits":
         raise UsageError(
@@ -33,7 +33,7 @@ def embedded_folder(name: str, cache_dir: Path, progress: Progress) -> Path:
 
 
 def _write_digits(folder: Path, progress: Progress) -> None:
-    # Here, because scikit-learn takes a second to import and is needed once.
+    # Imported here because scikit-learn takes a second to import and is rarely needed.
     import numpy as np
     from PIL import Image
     from sklearn.datasets import load_digits
@@ -45,7 +45,8 @@ def _write_digits(folder: Path, progress: Progress) -> None:
         for name in DIGIT_NAMES:
             (folder / name).mkdir()
         for number, (image, label) in enumerate(zip(pixels, labels, strict=True)):
-            # Uncompressed: then the bytes, and the split made from them, don't depend on zlib's version.
+            # Uncompressed, so that the bytes, and the split derived from them, do not depend on the version
+            # of zlib.
             Image.fromarray(image).save(
                 folder / DIGIT_NAMES[int(label)] / f"{number:04d}.png", compress_level=0
             )

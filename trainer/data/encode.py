@@ -1,7 +1,4 @@
-"""Items to files of their own.
-
-In: an item's bytes. Out: an encoded image that the exported model and any other program opens.
-"""
+"""Conversion of items to image files that the exported model and other programs can open."""
 
 from __future__ import annotations
 
@@ -13,13 +10,14 @@ from trainer.data.convert import prepare
 _CIFAR_SIDE = 32
 _NO_LIMIT = 1 << 62
 _COMPRESS_LEVEL = 6
-"""zlib's own default: these files are kept."""
+"""zlib's default, because these files are stored permanently."""
 
 
 def as_file(data: bytes, encoding: str) -> bytes:
-    """Return an item's bytes, of that `encoding`, as an image file that the model's decoder reads.
+    """Return the bytes of an item with this `encoding` as an image file that the model's decoder supports.
 
-    A raw record and a picture that has to be converted become PNG, losslessly; others are unchanged.
+    Raw records and images that need conversion are encoded losslessly as PNG; other files are returned
+    unchanged.
     """
     if encoding == "image":
         return prepare(data, _NO_LIMIT, _COMPRESS_LEVEL).data

@@ -1,8 +1,8 @@
-"""The EXIF orientation of an image, found and applied in graph operations.
+"""EXIF orientation, read and applied in graph operations.
 
-In: the bytes of a JPEG, PNG or WebP file as a scalar string tensor, or decoded pixels. Out:
-the orientation, 1 to 8, or the pixels turned upright. Damaged or missing EXIF means 1: it
-never fails. Nothing here needs Python at run time, so that an exported model does the same.
+The input is the contents of a JPEG, PNG or WebP file as a scalar string tensor, or decoded pixels.
+Orientations are 1 to 8; damaged or missing EXIF data means 1 and never raises an error. No Python code runs
+at run time, so the exported model behaves the same.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ import tensorflow as tf
 from trainer.data.peek import big, choose, contains, equals, little, peek, piece, size_of
 
 _MOST_CHUNKS = 10_000
-# A file made of empty chunks must not keep the walk busy: real ones have fewer.
+# Bounds the walk through a file made of empty chunks; real files have fewer.
 _ORIENTATION_TAG = 0x0112
 _SHORT, _LONG = 3, 4
 
 Step = Callable[[tf.Tensor], "tuple[tf.Tensor, tf.Tensor, tf.Tensor]"]
-# position -> (where the EXIF block starts or -1, its length, the next position or -1)
+# position -> (start of the EXIF block or -1, its length, the next position or -1)
 
 
 def jpeg_orientation(data: tf.Tensor) -> tf.Tensor:
-    """Return the orientation of JPEG bytes (string scalar), int32 scalar 1 to 8."""
-    # Most files have no EXIF at all, and a search is ten times faster than the walk.
+    """Return the orientation of a JPEG (string scalar), int32 scalar in 1..8."""
+    # Most files have no EXIF block, and a search is ten times faster than the walk.
     start = choose(contains(data, b"Exif\0\0"), 2, -1)
     return _tiff_orientation(_walk(data, start, lambda position: _jpeg_segment(data, position)))
 
 
 def png_orientation(data: tf.Tensor) -> tf.Tensor:
-    """Return the orientation of PNG bytes (string scalar), int32 scalar 1 to 8."""
+    """Return the orientation of a PNG (string scalar), int32 scalar in 1..8."""
     start = choose(contains(data, b"eXIf"), 8, -1)
     return _tiff_orientation(_walk(data, start, lambda position: _png_chunk(data, position)))
 
 
 def webp_orientation(data: tf.Tensor) -> tf.Tensor:
-    """Return the orientation of WebP bytes (string scalar), int32 scalar 1 to 8."""
+    """Return the orientation of a WebP (string scalar), int32 scalar in 1..8."""
     flags = peek(data, 12, 9)
     has_exif = equals(flags[:4], b"VP8X") & (flags[8] & 0x08 > 0)
     start = choose(has_exif, 12, -1)
@@ -44,22 +44,23 @@ def webp_orientation(data: tf.Tensor) -> tf.Tensor:
 
 
 def orient(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
-    """Turn pixels upright.
+    """Apply an EXIF orientation to pixels.
 
-    image: any dtype [H, W, C]. orientation: int32 scalar, 1 to 8, as in the table of tag 0x0112 in
-    Exif 2.32, section 4.6.4. Returns [H, W, C], or [W, H, C] for 5 to 8.
+    image: any dtype [H, W, C]. orientation: int32 scalar in 1..8, as in the table of tag 0x0112 in Exif 2.32,
+    section 4.6.4. Returns [H, W, C], or [W, H, C] for 5 to 8.
     """
     return tf.cond(orientation == 1, lambda: image, lambda: _turned(image, orientation))
 
 
 def mirrored(orientation: tf.Tensor) -> tf.Tensor:
-    """Return whether turning upright ends with mirroring the rows, and the columns: bool [2]."""
+    """Return whether `orient` finally flips the rows and the columns: bool [2]."""
     among = [tf.reduce_any(orientation == tf.constant(values)) for values in ((3, 4, 7, 8), (2, 3, 6, 7))]
     return tf.stack(among)
 
 
 def _turned(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
-    # Each of the eight is a transposition or none, then a mirror in none, one or both directions.
+    # Each of the eight orientations is an optional transposition, then a flip in none, one or both
+    # directions.
     rows, columns = tf.unstack(mirrored(orientation))
     image = tf.cond(orientation >= 5, lambda: _transposed(image), lambda: image)
     image = tf.cond(columns, lambda: tf.reverse(image, [1]), lambda: image)
@@ -67,14 +68,14 @@ def _turned(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
 
 
 def _transposed(image: tf.Tensor) -> tf.Tensor:
-    # By index: with oneDNN on a CPU without AVX-512, tf.transpose of uint8 logs an error and falls back.
+    # By index: on CPUs without AVX-512, tf.transpose of uint8 with oneDNN logs an error and falls back.
     height, width, channels = tf.unstack(tf.shape(image))
     indices = tf.range(width)[:, None] + width * tf.range(height)[None, :]
     return tf.gather(tf.reshape(image, [-1, channels]), indices)
 
 
 def _walk(data: tf.Tensor, start: tf.Tensor, step: Step) -> tf.Tensor:
-    """Go from chunk to chunk until `step` finds the EXIF block; return it, or an empty string."""
+    """Iterate over chunks until `step` finds the EXIF block; return the block, or an empty string."""
     size = size_of(data)
     none = tf.constant(-1, tf.int64)
 
@@ -96,15 +97,16 @@ def _walk(data: tf.Tensor, start: tf.Tensor, step: Step) -> tf.Tensor:
 
 
 def _jpeg_segment(data: tf.Tensor, position: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """One marker segment: FF, marker, length with itself included, payload (ITU T.81, B.1.1.4)."""
+    """Parse a marker segment: FF, marker, length including itself, payload (ITU T.81, B.1.1.4)."""
     head = peek(data, position, 10)
     marker, length = head[1], big(head[2:4])
     is_exif = (marker == 0xE1) & equals(head[4:10], b"Exif\0\0")
-    # FF may be repeated as filling; these markers stand alone; the pixels follow SOS, and EOI ends.
+    # FF may be repeated as padding. Standalone markers have no length. SOS precedes the pixels, and EOI ends
+    # the file.
     following = position + choose(marker == 0xFF, 1, 2 + length)
     alone = ((marker >= 0xD0) & (marker <= 0xD7)) | (marker == 0x01)
     following = choose(alone, position + 2, following)
-    # Bytes between two segments are skipped, as libjpeg does.
+    # Bytes between two segments are skipped, as in libjpeg.
     is_stray = (head[0] != 0xFF) | (marker == 0)
     ended = ~is_stray & ((marker == 0xDA) | (marker == 0xD9))
     following = choose(is_stray, position + 1, following)
@@ -112,7 +114,7 @@ def _jpeg_segment(data: tf.Tensor, position: tf.Tensor) -> tuple[tf.Tensor, tf.T
 
 
 def _png_chunk(data: tf.Tensor, position: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """One chunk: length, type, payload, checksum (PNG specification, third edition, 5.3)."""
+    """Parse a chunk: length, type, payload, checksum (PNG specification, third edition, 5.3)."""
     head = peek(data, position, 8)
     length = big(head[:4])
     is_exif = equals(head[4:], b"eXIf")
@@ -125,11 +127,11 @@ def _png_chunk(data: tf.Tensor, position: tf.Tensor) -> tuple[tf.Tensor, tf.Tens
 
 
 def _webp_chunk(data: tf.Tensor, position: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """One RIFF chunk: type, length, payload padded to an even length (WebP container, RFC 9649)."""
+    """Parse a RIFF chunk: type, length, payload padded to an even length (WebP container, RFC 9649)."""
     head = peek(data, position, 14)
     length = little(head[4:8])
     is_exif = equals(head[:4], b"EXIF")
-    # Some writers keep the prefix that a JPEG needs.
+    # Some writers add the prefix that is only required in a JPEG.
     skip = choose(equals(head[8:14], b"Exif\0\0"), 6, 0)
     return (
         choose(is_exif, position + 8 + skip, -1),
@@ -139,7 +141,7 @@ def _webp_chunk(data: tf.Tensor, position: tf.Tensor) -> tuple[tf.Tensor, tf.Ten
 
 
 def _tiff_orientation(tiff: tf.Tensor) -> tf.Tensor:
-    """Read tag 0x0112 out of a TIFF block's first directory (TIFF 6.0, section 2); 1 if there is none."""
+    """Return tag 0x0112 of the first directory of a TIFF block (TIFF 6.0, section 2), or 1."""
     one = tf.constant(1, tf.int32)
     return tf.cond(tf.strings.length(tiff) >= 14, lambda: _directory_orientation(tiff), lambda: one)
 
@@ -157,12 +159,12 @@ def _directory_orientation(tiff: tf.Tensor) -> tf.Tensor:
     value = tf.where(kind == _LONG, number(entries[:, 8:12]), number(entries[:, 8:10]))
     valid = (tag == _ORIENTATION_TAG) & ((kind == _SHORT) | (kind == _LONG)) & (value >= 1) & (value <= 8)
     valid &= little_endian | big_endian
-    # At most one entry should have the tag; the largest value decides where a damaged one has more.
+    # There should be at most one such entry; if a damaged directory has more, the largest value wins.
     return tf.cast(tf.reduce_max(tf.concat([tf.where(valid, value, 1), [1]], axis=0)), tf.int32)
 
 
 def _entries(tiff: tf.Tensor, directory: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
-    """Return the directory's entries that lie inside the block, int64 [n, 12]."""
+    """Return the directory entries that are within the block, int64 [n, 12]."""
     inside = tf.maximum((size_of(tiff) - directory - 2) // 12, 0)
     table = piece(tiff, directory + 2, tf.minimum(count, inside) * 12)
     return tf.reshape(tf.cast(tf.io.decode_raw(table, tf.uint8), tf.int64), [-1, 12])

@@ -1,7 +1,7 @@
-"""Where the images are said to be, to a local folder or file.
+"""Resolution of a data source to a local folder or file.
 
-In: a source as a user writes it: a folder, a file, an archive, a file://, https:// or gs://
-URL, or embedded:NAME. Out: a local path whose layout can be read. Archives are extracted.
+A source is a folder, a file, an archive, a file://, https:// or gs:// URL, or embedded:NAME. The result is a
+local path for a layout reader. Archives are extracted.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ def fetch_source(
     patience: Patience = _PATIENCE,
     outline: bool = False,
 ) -> Path:
-    """Return the local folder or file to read a layout from.
+    """Return the local folder or file that contains the data of `source`.
 
-    A folder is itself, an archive the folder it was extracted to, any other file itself, downloaded
-    if need be. `checksum` ("md5:..." or "sha256:...", hex digits) is that of the file or archive. With
-    `outline` the images of a bucket's folder stay there, see `trainer.data.outline`. Raises DataError
-    (missing, damaged, unsafe, wrong checksum, untrusted server), UsageError (a source of a kind that
-    isn't read, a cache that can't be written), TemporaryError (network, full disk).
+    A folder is returned unchanged. An archive is extracted, and its folder is returned. Any other file is
+    returned, downloaded if necessary. `checksum` ("md5:..." or "sha256:...", hex digits) is that of the file
+    or archive. With `outline`, the images of a folder in a bucket are placeholder files, see
+    `trainer.data.outline`. Raises DataError (missing, damaged, unsafe, wrong checksum, untrusted server),
+    UsageError (unsupported kind of source, the cache is not writable), TemporaryError (network, full disk).
     """
     _require_checksum(checksum)
     if source.startswith("embedded:"):
@@ -87,9 +87,9 @@ def _downloaded(
 
 
 def require_source(source: str) -> None:
-    """Raise DataError or UsageError, as `fetch_source` does, for a local or an unsupported source.
+    """Raise the errors of `fetch_source` for a missing local source or an unsupported one.
 
-    A remote source isn't looked for.
+    Remote sources are not checked for existence.
     """
     scheme = _SCHEME.match(source)
     if scheme and scheme[1].lower() != "file":
@@ -99,7 +99,7 @@ def require_source(source: str) -> None:
 
 
 def buckets_of(spec: DataSpec, cache_dir: Path, progress: Progress, outline: bool = False) -> Buckets:
-    """Return what brings the images here that import files name in buckets; see `fetch_objects`."""
+    """Return the downloader for bucket images that import files refer to; see `fetch_objects`."""
 
     def fetch(uris: Sequence[str]) -> Mapping[str, Path]:
         prepare_folder(cache_dir)
@@ -110,12 +110,12 @@ def buckets_of(spec: DataSpec, cache_dir: Path, progress: Progress, outline: boo
 
 
 def extraction_of(spec: DataSpec, cache_dir: Path, progress: Progress) -> Extraction:
-    """Return where the images of Parquet files are copied to."""
+    """Return the settings for extracting the images of Parquet files."""
     return Extraction(cache_dir, spec.max_extracted_mib << 20, progress)
 
 
 def _require_remote(scheme: str, source: str) -> None:
-    """Return if `scheme` is one that is downloaded. Raises UsageError."""
+    """Raise UsageError unless `scheme` is http, https or gs; `download` rejects http."""
     if scheme not in ("http", "https", "gs"):
         remedy = "; `aws s3 presign` makes an https:// URL of a file" if scheme == "s3" else ""
         raise UsageError(
@@ -125,14 +125,14 @@ def _require_remote(scheme: str, source: str) -> None:
 
 
 def _local_path(source: str) -> Path:
-    """Return the path of a source on this machine, a path or file:// URL. Raises UsageError."""
+    """Return the local path for a path or a file:// URL. Raises UsageError."""
     if not _SCHEME.match(source) and not os.path.exists(source):
         require_two_slashes(source, "https://host/images.zip")
     return Path(os.path.expanduser(without_scheme(source)))
 
 
 def _is_folder(path: Path, source: str) -> bool:
-    """Return whether `path` is a folder, not a plain file. Raises DataError for anything else."""
+    """Return True for a folder and False for a regular file. Raises DataError for anything else."""
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -151,7 +151,7 @@ def _is_folder(path: Path, source: str) -> bool:
 
 
 def _opened(path: Path, cache_dir: Path, max_bytes: int, progress: Progress) -> Path:
-    # The images of a WebDataset are read where they lie.
+    # A WebDataset is read in place.
     if archive_kind(path) is None or is_webdataset(path):
         return path
     digest = file_digests(path, ["sha256"], cache_dir, progress)["sha256"]
@@ -164,7 +164,7 @@ def _require_checksum(checksum: str | None) -> None:
 
 
 def _refuse_checksum(source: str, checksum: str | None) -> None:
-    # To ignore it would claim a check that was never made.
+    # Ignoring the checksum would suggest that it was verified.
     if checksum:
         raise UsageError(
             "A checksum is of one file; for a folder set data.checksum to null. "

@@ -1,7 +1,8 @@
-"""Picture formats by their first bytes, and which of them can be read here.
+"""Detection of image formats, and of whether they are supported.
 
-A file's name says little: a phone's HEIC is renamed to .jpg, a browser saves `photo.jpg_large`. So the bytes
-decide. Only for what has no bytes yet, as the placeholders of a bucket's images, does the name.
+The format is detected from the first bytes of a file, because names are unreliable: HEIC photos are renamed
+to .jpg, and browsers save `photo.jpg_large`. The name is used only for files without contents, such as
+placeholders of bucket images.
 """
 
 from __future__ import annotations
@@ -12,21 +13,22 @@ from trainer.data.header import KIND_NAMES, image_kind
 from trainer.data.tiff import is_raw_photo
 
 SNIFF_BYTES = 1024
-"""How many bytes `picture_format` looks at."""
+"""Number of bytes that `picture_format` examines."""
 
 CONVERTED = frozenset({"AVIF", "HEIC", "JPEG 2000", "PNM", "TIFF"})
-"""What TensorFlow does not decode, and Pillow or one of its plugins does."""
+"""Formats that Pillow or one of its plugins decodes and TensorFlow does not."""
 REMEDIES = {
     "AVIF": "pip install --upgrade pillow",
     "HEIC": "pip install 'trainer[heif]'",
 }
-"""What makes a format readable, where anything does."""
+"""Commands that add support for a format."""
 
 _ENDINGS = (
     "jpe?g|jpe|jfif|jif|pjpe?g|mpo|png|apng|webp|bmp|dib|gif|heic|heif|hif|avif|tiff?|jp2|j2k|jpx|jxl|"
     "p[bgpn]m|psd|svg|dng|cr2|cr3|nef|arw|orf|rw2|raf|pef|dcm|exr"
 )
-# Also as browsers and downloaders leave them: photo.jpg_large, photo.jpg?w=300, photo.jpg:orig, photo.jpg.1
+# Includes suffixes from browsers and downloaders: photo.jpg_large, photo.jpg?w=300, photo.jpg:orig,
+# photo.jpg.1
 _PICTURE_NAME = re.compile(rf".*\.(?:{_ENDINGS})(?:\.\d+|[_?!:&~@-][^./]*)?", re.IGNORECASE | re.DOTALL)
 _SIGNATURES = (
     (0, b"II*\0", "TIFF"),
@@ -51,7 +53,7 @@ _SIGNATURES = (
     (0, b"\0MRM", "raw photo"),
     (0, b"FOVb", "raw photo"),
 )
-# ISO base media file format (ISO/IEC 14496-12): the brand of the file, then those that it is compatible with.
+# ISO base media file format (ISO/IEC 14496-12): the major brand of the file, then the compatible brands.
 _BRANDS = {
     **dict.fromkeys((b"avif", b"avis"), "AVIF"),
     **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"), "HEIC"),
@@ -64,12 +66,12 @@ _SVG = re.compile(rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*|<!DOCTYPE\s+svg[^>]
 
 
 def names_a_picture(name: str) -> bool:
-    """Return whether a file of this name is a picture, as far as the name shows it."""
+    """Return whether the file name has an image extension."""
     return _PICTURE_NAME.fullmatch(name) is not None
 
 
 def picture_format(start: bytes) -> str | None:
-    """Return a picture's format by its first SNIFF_BYTES, such as 'JPEG' or 'HEIC'; None for no picture."""
+    """Return the image format, such as 'JPEG' or 'HEIC', from the first SNIFF_BYTES of a file, or None."""
     kind = image_kind(start)
     if kind is not None and (kind != "bmp" or _has_bmp_header(start)):
         return KIND_NAMES[kind]
@@ -84,12 +86,12 @@ def picture_format(start: bytes) -> str | None:
 
 
 def _has_bmp_header(start: bytes) -> bool:
-    """Return whether more than the two letters BM says so: a text may begin with them."""
+    """Return whether a BMP header follows the letters BM, with which a text may begin too."""
     return int.from_bytes(start[14:18], "little") in _BMP_HEADERS
 
 
 def _of_brands(start: bytes) -> str | None:
-    """Return the format of an ISO media file by its brands; None for a video."""
+    """Return the image format of an ISO media file by its brands; None for a video."""
     main, end = start[8:12], int.from_bytes(start[:4], "big")
     if main not in _SHARED_BRANDS:
         return _BRANDS.get(main)
@@ -98,7 +100,7 @@ def _of_brands(start: bytes) -> str | None:
 
 
 def can_convert(name: str) -> bool:
-    """Return whether a format of CONVERTED can be read here: two of them need more than Pillow itself."""
+    """Return whether a format of CONVERTED is supported; HEIC and AVIF need more than Pillow itself."""
     if name == "HEIC":
         try:
             import pillow_heif  # noqa: F401

@@ -1,8 +1,8 @@
-"""GIF images, decoded in graph operations.
+"""GIF decoder built from TensorFlow graph operations.
 
-In: the bytes of a GIF as a scalar string tensor. Out: the pixels of its first frame. TensorFlow's operation
-knows neither the canvas nor transparency: a frame that needs one of them is an InvalidArgumentError here, and
-is converted where Python runs, see `trainer.data.reading`.
+The input is the contents of a GIF as a scalar string tensor; the output is the pixels of its first frame.
+TensorFlow's operation supports neither a canvas nor transparency. A frame that needs one of them raises
+InvalidArgumentError here; it is converted where Python code can run, see `trainer.data.reading`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ _MOST_BLOCKS = 10_000
 _EXTENSION, _CONTROL = 0x21, 0xF9
 
 _State = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
-# position, whether the blocks of an extension are there, whether the frame has a transparent colour
+# position, whether it is inside the blocks of an extension, whether the frame has a transparent colour
 
 
 def decode_gif(data: tf.Tensor) -> tf.Tensor:
     """Return the first frame of a GIF (string scalar) as RGB uint8 [H, W, 3].
 
-    Raises InvalidArgumentError, also for a frame that is transparent or not as large as the canvas.
+    Raises InvalidArgumentError, also if the frame is transparent or does not cover the canvas.
     """
     frame, is_transparent = _first_frame(data)
     # Left, top, width and height of the frame; width and height of the canvas.
@@ -34,9 +34,9 @@ def decode_gif(data: tf.Tensor) -> tf.Tensor:
 
 
 def _first_frame(data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return where the first image descriptor is, and whether it has a transparent colour: bool scalar.
+    """Return the position of the first image descriptor, and whether it is transparent: bool scalar.
 
-    Before it there are only extensions (GIF89a specification, appendix A).
+    Only extensions can precede it (GIF89a specification, appendix A).
     """
     flags, size = peek(data, 10, 1)[0], size_of(data)
     table = choose(flags & 0x80 > 0, 3 * tf.bitwise.left_shift(tf.constant(2, tf.int64), flags & 7), 0)

@@ -1,8 +1,8 @@
-"""What an image says of itself before it is decoded.
+"""Parsing of image headers without decoding.
 
-In: the first bytes of a file, or all of them. Out: its kind, its declared size, or the reason
-why it isn't worth decoding. Written by hand and without an imaging library: opening a file with
-one warns about large images through state that all threads share.
+The functions return the format, the declared size or the reason not to decode an image, from its first bytes
+or all of them. They do not use an imaging library, because opening a file with one emits warnings about large
+images through state that all threads share.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 KIND_NAMES = {"jpeg": "JPEG", "png": "PNG", "gif": "GIF", "bmp": "BMP", "webp": "WebP"}
-"""What `image_kind` returns, as it is written."""
+"""Display names of the results of `image_kind`."""
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_ALONE = frozenset({0x01, *range(0xD0, 0xD8)})
 
 
 def image_kind(data: bytes) -> str | None:
-    """Return 'jpeg', 'png', 'gif', 'bmp' or 'webp' by the first 12 bytes, None for anything else."""
+    """Return 'jpeg', 'png', 'gif', 'bmp' or 'webp' from the first 12 bytes, or None for any other data."""
     if data.startswith(b"\xff\xd8\xff"):
         return "jpeg"
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -31,7 +31,7 @@ def image_kind(data: bytes) -> str | None:
 
 
 def declared_size(data: bytes) -> tuple[int, int] | None:
-    """Return the width and height that the image's header declares, None if it declares none."""
+    """Return the width and height that the image's header declares, or None."""
     readers = {"jpeg": _jpeg_size, "png": _png_size, "gif": _gif_size, "bmp": _bmp_size, "webp": _webp_size}
     kind = image_kind(data)
     try:
@@ -41,7 +41,7 @@ def declared_size(data: bytes) -> tuple[int, int] | None:
 
 
 def reason_not_to_decode(data: bytes, max_pixels: int) -> str | None:
-    """Return why these bytes of a whole file should not be decoded, None if they may be."""
+    """Return why the contents of a file should not be decoded, or None."""
     if not data:
         return "empty file"
     kind = image_kind(data)
@@ -55,20 +55,20 @@ def reason_not_to_decode(data: bytes, max_pixels: int) -> str | None:
         return reason
     frames = sum(frame.width * frame.height for frame in gif_frames(data)) if kind == "gif" else 0
     if frames > max_pixels:
-        # Only the first is used, but the decoder unpacks all of them.
+        # Only the first frame is used, but the decoder unpacks all of them.
         return f"too large: its frames have {frames} pixels together, over the limit of {max_pixels} pixels"
     return None
 
 
 def reason_of_size(width: int, height: int, max_pixels: int) -> str | None:
-    """Return why an image of this size should not be decoded, None if it may be."""
+    """Return why an image of this size should not be decoded, or None."""
     if width * height <= max_pixels:
         return None
     return f"too large: declares {width} x {height} pixels, over the limit of {max_pixels} pixels"
 
 
 def reason_of_failure(data: bytes) -> str:
-    """Return in words why the bytes of an image that can't be decoded are useless."""
+    """Return the reason for the failed decoding of an image: damaged or truncated."""
     kind = image_kind(data) or ""
     ends = {
         "jpeg": data.rstrip(b"\0").endswith(b"\xff\xd9"),
@@ -93,7 +93,7 @@ def _gif_size(data: bytes) -> tuple[int, int]:
 
 
 class GifFrame(NamedTuple):
-    """One frame of a GIF: its place on the canvas, and what its pixels mean."""
+    """One frame of a GIF: its position on the canvas and its colour properties."""
 
     left: int
     top: int
@@ -102,11 +102,11 @@ class GifFrame(NamedTuple):
     is_transparent: bool
     """Whether one of its colours is transparent."""
     has_colours: bool
-    """Whether there is a colour table, its own or that of the whole image."""
+    """Whether there is a local or global colour table."""
 
 
 def gif_frames(data: bytes) -> Iterator[GifFrame]:
-    """Yield the frames of a GIF (GIF89a specification, appendix A); what is cut off is left out."""
+    """Yield the frames of a GIF that have a complete descriptor (GIF89a specification, appendix A)."""
     table, is_transparent = _gif_table_bytes(data[10:11]), False
     position = 13 + table
     while position + 9 < len(data) and data[position] in (0x21, 0x2C):
@@ -126,7 +126,7 @@ def gif_frames(data: bytes) -> Iterator[GifFrame]:
 
 
 def _gif_table_bytes(flags: bytes) -> int:
-    """Return the size of the colour table that a byte of flags announces."""
+    """Return the size of the colour table that a flags byte declares."""
     return 3 << ((flags[0] & 7) + 1) if flags and flags[0] & 0x80 else 0
 
 
@@ -136,7 +136,7 @@ def _bmp_size(data: bytes) -> tuple[int, int]:
 
 
 def _webp_size(data: bytes) -> tuple[int, int] | None:
-    """Of the three kinds of first chunk (WebP container, RFC 9649; lossy frames, RFC 6386)."""
+    """Return the size from the first chunk (WebP container, RFC 9649; lossy frames, RFC 6386)."""
     chunk = data[12:16]
     if chunk == b"VP8X" and len(data) >= 30:
         return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
@@ -158,10 +158,10 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 
 def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield the marker of each segment up to that of the frame, and where its body begins and ends.
+    """Yield marker, start and end of the body of each segment, up to and including the frame header.
 
-    The frame header has one of the markers of ITU T.81, table B.1; before it there are only segments. Bytes
-    between them are skipped, as libjpeg and Pillow do. Raises struct.error and IndexError for data cut short.
+    The frame header has one of the markers of ITU T.81, table B.1; only segments precede it. Bytes between
+    segments are skipped, as in libjpeg and Pillow. Raises struct.error and IndexError for truncated data.
     """
     position = data.find(b"\xff", 2)
     while position >= 0:

@@ -1,7 +1,6 @@
-"""The decoded images of one process, where each has its share.
+"""Store of the decoded images of one process, which caches its share of them.
 
-In: images by their numbers, a cache that holds some, and a way to decode any. Out: any of them: those that
-are held from the cache, the few others decoded when they are asked for.
+Images are addressed by number. Cached images are read from the cache; the few others are decoded on demand.
 """
 
 from __future__ import annotations
@@ -16,11 +15,12 @@ from numpy.typing import NDArray
 from trainer.data.cache import PixelCache, Pixels
 
 Write = Callable[[int, Pixels], None]
-"""Takes an image's number and its pixels, uint8 [height, width, channels]; several threads may call it."""
+"""Stores an image by its number and pixels, uint8 [height, width, channels]; must be thread-safe."""
 Decode = Callable[[NDArray[np.int64], Write], None]
-"""Decodes images of these numbers."""
+"""Decodes the images with these numbers."""
 Follow = Callable[..., None]
-"""Hears the numbers of the images that will be decoded next, int64 [n], in one pass after the other."""
+"""Receives the numbers of the images that are decoded next, one int64 [n] array per pass, to prefetch
+them."""
 
 
 class Rows(Protocol):
@@ -30,10 +30,10 @@ class Rows(Protocol):
     """[images, ...]."""
 
     def hold(self, indices: NDArray[np.integer]) -> None:
-        """Keep the rows at `indices`, integers [n], where they are quickly taken."""
+        """Cache the rows at `indices`, integers [n]."""
 
     def follow(self, *passes: NDArray[np.integer]) -> None:
-        """Prepare for the rows at these indices, integers [n], in order; in one pass after the other."""
+        """Prefetch the rows at these indices, integers [n], in order; one array per pass."""
 
     def take(self, indices: NDArray[np.integer]) -> NDArray[Any]:
         """Return copies of the rows at `indices`, integers [n]."""
@@ -51,19 +51,19 @@ class Holding:
         decode: Decode,
         follow: Follow = lambda *passes: None,
     ) -> None:
-        """Hold nothing yet of `count` images; see `PixelCache` for the others."""
+        """Create a store for `count` images, of which none is cached yet; see `PixelCache`."""
         self.shape = (count, *shape)
         self._budget, self._folder, self._decode, self._follow = budget_bytes, folder, decode, follow
         self._caches: list[PixelCache] = []
         self._cache = np.full(count, -1, np.int16)
-        """Which cache each image is in, -1 if none."""
+        """Index of the cache of each image, -1 if it is not cached."""
         self._row = np.zeros(count, np.int64)
-        """Where in it."""
+        """Row of each image in its cache."""
 
     def hold(self, numbers: NDArray[np.int64]) -> None:
-        """Decode those of `numbers`, int64 [n], that aren't held, and hold them too.
+        """Decode and cache those images of `numbers`, int64 [n], that are not cached yet.
 
-        Raises what `PixelCache` and the decoding raise.
+        Raises the errors of `PixelCache` and of the decoder.
         """
         missing = np.unique(numbers[self._cache[numbers] < 0])
         if not len(missing):
@@ -79,7 +79,7 @@ class Holding:
         self._cache[missing] = len(self._caches) - 1
 
     def follow(self, *passes: NDArray[np.int64]) -> None:
-        """Hear which images will be taken next, int64 [n] each: those that aren't held are made ready."""
+        """Prefetch the images that are read next, int64 [n] per pass, unless they are cached."""
         self._follow(*(numbers[self._cache[numbers] < 0] for numbers in passes))
 
     def take(self, numbers: NDArray[np.integer]) -> Pixels:
@@ -98,25 +98,25 @@ class Holding:
         return taken
 
     def close(self) -> None:
-        """Give the memory or the disk space back; nothing can be taken after this."""
+        """Free the memory or the disk space; the store is unusable afterwards."""
         for cache in self._caches:
             cache.close()
 
 
 class View:
-    """Some of the images, in an order of their own."""
+    """A subset of the images, in its own order."""
 
     def __init__(self, images: Holding, numbers: NDArray[np.int64]) -> None:
-        """See the images of `numbers`, int64 [n], as 0 to n - 1."""
+        """Map the indices 0 to n - 1 to the images of `numbers`, int64 [n]."""
         self._images, self._numbers = images, numbers
         self.shape: tuple[int, ...] = (len(numbers), *images.shape[1:])
 
     def hold(self, indices: NDArray[np.integer]) -> None:
-        """Keep the images at `indices`, integers [n], where they are quickly taken."""
+        """Cache the images at `indices`, integers [n]."""
         self._images.hold(self._numbers[indices])
 
     def follow(self, *passes: NDArray[np.integer]) -> None:
-        """Hear which images will be taken next, integers [n], in order; in one pass after the other."""
+        """Prefetch the images at these indices, integers [n], in order; one array per pass."""
         self._images.follow(*(self._numbers[indices] for indices in passes))
 
     def take(self, indices: NDArray[np.integer]) -> Pixels:

@@ -1,8 +1,7 @@
-"""Requests over https, with every failure named.
+"""HTTPS requests with translated errors.
 
-In: a session and a URL. Out: an open response, or the error that fits: `Broken` for what
-another try may cure, a `TrainerError` for what it can't. Certificates are always verified;
-a certificate authority of one's own is given to requests in REQUESTS_CA_BUNDLE.
+A request returns an open response, or raises `Broken` if a retry may succeed and a `TrainerError` otherwise.
+Certificates are always verified. Set REQUESTS_CA_BUNDLE to use a private certificate authority.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ from trainer.storage.proxies import require_proxy
 
 _MAX_REDIRECTS = 10
 _MAX_RETRY_AFTER_SECONDS = 60.0
-# Small: what is left of a chunk when the server falls silent is lost.
+# Small, because an incomplete chunk is lost when the server stops sending.
 _CHUNK_BYTES = 1 << 16
 
 
 class Broken(Exception):  # noqa: N818
-    """A failure that another try may cure; the text says what happened."""
+    """A failure that can be retried; the message describes it."""
 
     def __init__(self, reason: str, retry_after_seconds: float = 0.0) -> None:
         super().__init__(reason)
@@ -36,7 +35,7 @@ class Broken(Exception):  # noqa: N818
 
 
 def require_https(url: str) -> str:
-    """Return `url` if it is https and names a host. Raises UsageError."""
+    """Return `url` if its scheme is https and it has a host. Raises UsageError."""
     try:
         parts = urlsplit(url)
         host = parts.hostname
@@ -57,11 +56,12 @@ def require_https(url: str) -> str:
 def get(
     session: requests.Session, url: str, headers: dict[str, str], timeouts: tuple[float, float]
 ) -> requests.Response:
-    """Return the response to GET, its body unread, after at most 10 redirects, each to https.
+    """Send a GET request; return the response with its body unread.
 
-    `timeouts` are seconds to connect and seconds of silence. Raises Broken, DataError, UsageError.
+    Follows at most 10 redirects, each to https. `timeouts` are the connect and the read timeout in seconds.
+    Raises Broken, DataError, UsageError.
     """
-    # identity: the bytes as they are, so that lengths, ranges and checksums mean the file's own.
+    # identity: no compression, so that lengths, ranges and checksums refer to the file itself.
     sent = {"User-Agent": f"trainer/{__version__}", "Accept-Encoding": "identity", **headers}
     place = url
     for _ in range(_MAX_REDIRECTS + 1):
@@ -77,14 +77,14 @@ def get(
 
 
 def _opened(session: requests.Session, url: str, **options: Any) -> tuple[requests.Response, str | None]:
-    """Return the response to GET, and where it redirects to; none is left open if it can't be read."""
+    """Send a GET request; return the response and the redirect target. Closes the response on failure."""
     arrived: list[requests.Response] = []
 
     def remember(response: requests.Response, **options: Any) -> None:
         arrived.append(response)
 
     try:
-        # requests looks at the redirect itself, and then the response is nowhere to be had.
+        # requests parses the redirect itself; if that fails, the response is only available through a hook.
         response = session.get(
             url, stream=True, allow_redirects=False, hooks={"response": remember}, **options
         )
@@ -96,7 +96,7 @@ def _opened(session: requests.Session, url: str, **options: Any) -> tuple[reques
 
 
 def require_content(response: requests.Response, url: str) -> None:
-    """Return if the response carries the file. Raises Broken (server's fault) or DataError."""
+    """Raise Broken (server error) or DataError unless the response contains the file."""
     status, what = response.status_code, f"{response.status_code} {response.reason}"
     if status in (200, 206):
         return
@@ -112,7 +112,7 @@ def require_content(response: requests.Response, url: str) -> None:
 
 
 def read_body(response: requests.Response, url: str) -> Iterator[bytes]:
-    """Yield the body's bytes as they were sent. Raises Broken, DataError."""
+    """Yield the bytes of the body as they were sent. Raises Broken, DataError."""
     while True:
         with _failures_named(url):
             chunk: bytes = response.raw.read(_CHUNK_BYTES, decode_content=False)
@@ -136,12 +136,12 @@ def _failures_named(url: str) -> Iterator[None]:
     except (requests.exceptions.RequestException, HTTPError) as error:
         raise _named(error, url) from error
     except ValueError as error:
-        # Neither requests nor urllib has an error of its own for a redirect that can't be read.
+        # Neither requests nor urllib defines an error for an invalid redirect.
         raise DataError(
             f"The server redirects to what is no address. Received: {shown_address(url)}"
         ) from error
     except OSError as error:
-        # requests' only plain OSError: a bundle of certificates that isn't there.
+        # The only plain OSError from requests: the certificate bundle is missing.
         raise _bad_bundle(error) from error
 
 
@@ -176,7 +176,7 @@ def _innermost(error: BaseException) -> BaseException:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield the error and what it came from: the libraries wrap each other's, four deep."""
+    """Yield the error and its causes; the libraries nest exceptions up to four deep."""
     seen: set[int] = set()
     one: BaseException | None = error
     while one is not None and id(one) not in seen:

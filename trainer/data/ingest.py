@@ -1,8 +1,7 @@
-"""Every image read, hashed and decoded once, by one process of a run.
+"""Distributed decoding: each process of a run reads, hashes and decodes its share of the images once.
 
-In: items, how large the pixels are to be, and a cache folder. Out: the items that could be decoded
-with the hash of each one's bytes, the pixels of those that are this process's share, and a rejection for
-each other one. The bytes are not kept.
+The result contains the items that could be decoded with the hashes of their bytes, the pixels of this
+process's share, and a rejection for each other item. The encoded bytes are not kept.
 """
 
 from __future__ import annotations
@@ -40,32 +39,33 @@ from trainer.spec.schema import DataSpec
 _CIFAR_SIDE = 32
 _compiling = threading.Lock()
 _CHUNK_ITEMS = 32
-# A call costs half a millisecond, as much as decoding a small image; large ones go one by one.
+# A call has an overhead of 0.5 ms, as much as decoding a small image; large ones are decoded one by one.
 _CALL_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class Ingested:
-    """What could be decoded, and what could not."""
+    """Decoded images and rejections."""
 
     items: tuple[Item, ...]
     contents: tuple[str, ...]
     """SHA-256 of each item's bytes, 64 hex digits."""
     rows: NDArray[np.int64]
-    """The number of each item in `pixels`, int64 [len(items)]."""
+    """Number of each item in `pixels`, int64 [len(items)]."""
     pixels: Holding
     rejections: tuple[Rejection, ...]
     converted: Mapping[str, int]
-    """How many items were converted before they were decoded, by format; see `trainer.data.convert`."""
+    """Number of items that were converted before decoding, by format; see `trainer.data.convert`."""
 
 
 def ingest(
     items: Sequence[Item], spec: DataSpec, cache_dir: Path, progress: Progress, peers: Peers | None = None
 ) -> Ingested:
-    """Decode `items` with all cores to pixels of `spec.pixel_format`; those that can't be are rejections.
+    """Decode `items` on all cores to pixels of `spec.pixel_format`; return the images and rejections.
 
-    Each of the `peers` reads its share, and they tell each other what became of it. Raises TemporaryError
-    (full disk, a peer that is gone), UsageError (a cache folder that can't be written).
+    Each of the `peers` decodes its share, followed by an all-gather of the results. Raises TemporaryError
+    (full disk, lost connection to a peer), UsageError (the cache is not writable), DataError (the peers have
+    different items).
     """
     peers = peers or Peers(Place())
     reader = Reader(items, spec, progress)
@@ -93,24 +93,24 @@ def ingest(
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of one item."""
+    """Decoding result of one item."""
 
     content: str
     """SHA-256 of its bytes, 64 hex digits."""
     reason: str | None
-    """Why it was rejected, None if it wasn't."""
+    """Why it was rejected, or None."""
     converted: str = ""
-    """From which format it was converted; empty if it wasn't."""
+    """The format that it was converted from, or an empty string."""
 
 
 def count_converted(outcomes: Sequence[Outcome]) -> dict[str, int]:
-    """Return how many images were converted from each format, by name."""
+    """Return the number of images converted from each format, sorted by name."""
     formats = Counter(outcome.converted for outcome in outcomes if outcome.converted and not outcome.reason)
     return dict(sorted(formats.items()))
 
 
 def _exchanged(outcomes: dict[int, Outcome], items: Sequence[Item], peers: Peers) -> list[Outcome]:
-    """Return what became of every item, from those who read them. Raises DataError if they see others."""
+    """All-gather the results of all items. Raises DataError if the processes have different items."""
     if peers.place.count > 1:
         names = hashlib.sha256("\0".join(item.name for item in items).encode()).hexdigest()
         if len(set(peers.exchange(names.encode()))) > 1:
@@ -125,26 +125,26 @@ def _exchanged(outcomes: dict[int, Outcome], items: Sequence[Item], peers: Peers
 
 
 class Reader:
-    """Reads and decodes items, a chunk at a time, in any thread."""
+    """Thread-safe reader and decoder of items, in chunks."""
 
     def __init__(self, items: Sequence[Item], spec: DataSpec, progress: Progress) -> None:
         self._items, self._progress, self._max_pixels = items, progress, spec.max_image_pixels
         self._to_pixels = build_to_pixels(spec.pixel_format)
         self._one_large = threading.Lock()
         self.outcomes: dict[int, Outcome] = {}
-        """By number, of those that were read here."""
+        """Results of the items that this process has read, by number."""
         self.is_known = False
-        """Whether it is known which items are good: then one that can't be decoded any more is an error."""
+        """Whether all items have been decoded once; from then on a failure is an error, not a rejection."""
 
     def decode(self, numbers: NDArray[np.int64], write: Write) -> None:
-        """Decode the items of these `numbers` and `write` their pixels; note what became of each.
+        """Decode the items of these `numbers`, `write` their pixels and record their results.
 
-        Raises what `write` raises, DataError for one that was good and is no more.
+        Raises the errors of `write`, and DataError if an item that was decoded before fails.
         """
         chunks = [numbers[start : start + _CHUNK_ITEMS] for start in range(0, len(numbers), _CHUNK_ITEMS)]
         progress = SilentProgress() if self.is_known else self._progress
         task = progress.start("Decoding", len(numbers), "images")
-        # Twice the cores, so that some decode while others wait for the disk.
+        # Twice the number of cores, so that some threads decode while others wait for the disk.
         executor = ThreadPoolExecutor(2 * len(os.sched_getaffinity(0)), thread_name_prefix="decode")
         try:
             for outcomes in executor.map(lambda chunk: self._read_chunk(chunk, write), chunks):
@@ -152,7 +152,7 @@ class Reader:
                 self._require_good(outcomes)
                 task.advance(len(outcomes))
         finally:
-            # If one failed, or the user gave up, the rest is not begun.
+            # After a failure or an interrupt, pending chunks are cancelled.
             executor.shutdown(wait=True, cancel_futures=True)
             task.finish()
 
@@ -165,7 +165,7 @@ class Reader:
             )
 
     def _read_chunk(self, numbers: NDArray[np.int64], write: Write) -> dict[int, Outcome]:
-        """Write the pixels of the items of these numbers; return what became of each."""
+        """Read and decode the items of these numbers, write their pixels and return their results."""
         outcomes: dict[int, Outcome] = {}
         waiting: dict[int, Prepared] = {}
         for number in map(int, numbers):
@@ -180,10 +180,10 @@ class Reader:
         return outcomes
 
     def _decode(self, waiting: dict[int, Prepared], outcomes: dict[int, Outcome], write: Write) -> None:
-        """Decode in one call; if that fails, one by one, to find out which of them it is."""
+        """Decode all in one call; if it fails, decode one by one to find the damaged items."""
         if not waiting:
             return
-        # Unpacked, a large image takes up to 15 bytes a pixel: only one at a time has that much.
+        # Decoding a large image takes up to 15 bytes per pixel, so only one is decoded at a time.
         is_large = any(prepared.pixels > LARGE_PIXELS for prepared in waiting.values())
         try:
             with self._one_large if is_large else nullcontext():
@@ -202,7 +202,7 @@ class Reader:
 
 
 def _read(item: Item, max_pixels: int) -> tuple[str, Prepared]:
-    """Return the hash of an item's bytes, and what is to be decoded of them."""
+    """Return the hash of an item's bytes, and its decoder input."""
     try:
         data = item.read()
     except OSError as error:
@@ -217,7 +217,7 @@ def _read(item: Item, max_pixels: int) -> tuple[str, Prepared]:
 
 
 def build_to_pixels(form: PixelFormat) -> Callable[[str, list[bytes]], Pixels]:
-    """Return a function of an encoding and several items' bytes of it to uint8 [n, *form.shape]."""
+    """Return a function (encoding, bytes of several items) -> uint8 [n, *form.shape]."""
     is_as_stored = form == PixelFormat(_CIFAR_SIDE, _CIFAR_SIDE, form.resize, form.interpolation)
 
     def to_pixels(encoding: str, files: list[bytes]) -> Pixels:
@@ -231,12 +231,12 @@ def build_to_pixels(form: PixelFormat) -> Callable[[str, list[bytes]], Pixels]:
 
 
 def _compiled(encoding: str, form: PixelFormat) -> Callable[..., tf.Tensor]:
-    """Return what decodes, traced and called once: threads that begin together would each do both."""
+    """Return the compiled decoder; the lock prevents threads from tracing it more than once."""
     with _compiling:
         return _compile(encoding, form)
 
 
-# Once a process and kind of pixels: packing asks for it again for every few hundred images.
+# Cached per process and pixel format: packing requests it again for every few hundred images.
 @lru_cache(maxsize=8)
 def _compile(encoding: str, form: PixelFormat) -> Callable[..., tf.Tensor]:
     function, taken, example = {
@@ -253,8 +253,8 @@ def _compile(encoding: str, form: PixelFormat) -> Callable[..., tf.Tensor]:
     }[encoding]
 
     def mapped(values: tf.Tensor) -> tf.Tensor:
-        # On the processor even beside an accelerator, and one after the other: the threads are
-        # parallel enough, and this way only as many large images are in memory as there are threads.
+        # On the CPU even beside an accelerator, and sequentially: the threads provide enough parallelism, and
+        # this limits the number of large images in memory to the number of threads.
         with tf.device("CPU:0"):
             small = tf.TensorSpec(form.shape, tf.uint8)
             return tf.map_fn(function, values, fn_output_signature=small, parallel_iterations=1)

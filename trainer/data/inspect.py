@@ -1,6 +1,6 @@
-"""A first look at a source: how many images of which classes, and how large, before any is decoded.
+"""Statistics of a source without decoding: number of images, classes and image size.
 
-In: a `DataSpec`. Out: counts and the median size of a sample, from the headers of the files alone.
+The median size is estimated from the headers of a sample of files.
 """
 
 from __future__ import annotations
@@ -27,21 +27,22 @@ _CIFAR_SIDE = 32
 
 @dataclass(frozen=True)
 class Outlook:
-    """What a source holds."""
+    """Size statistics of a source."""
 
     images: int
-    """Those that the source doesn't hold out itself."""
+    """Number of images outside the held-out splits of the source; all images if there are no others."""
     held_out: int
     classes: dict[str, int]
-    """Those `images` by class."""
+    """Number of these `images` by class."""
     side: int | None
-    """Median of the shorter side in pixels, of a sample; None if no header of the sample could be read."""
+    """Median length of the shorter side in pixels, over a sample; None if no header of the sample is
+    readable."""
 
 
 def inspect_source(spec: DataSpec, cache_dir: Path, progress: Progress) -> Outlook | None:
-    """Return what the source holds; None for shards, whose images were resized when they were packed.
+    """Return statistics of the source; None for shards, whose images are already resized.
 
-    Raises what `load_dataset` raises for a source that can't be read.
+    Raises the errors of `load_dataset` for a source that cannot be read.
     """
     if find_shards(spec) is not None:
         return None
@@ -63,7 +64,7 @@ def _median_side(items: Sequence[Item]) -> int | None:
 
 
 def _side(item: Item) -> int | None:
-    """Return the shorter side of an image in pixels; None if its header can't be read."""
+    """Return the length of the image's shorter side in pixels; None if its header is not readable."""
     if item.encoding == "cifar":
         return _CIFAR_SIDE
     try:

@@ -1,7 +1,6 @@
-"""What must hold of images with any number of labels before a network is trained on them.
+"""Validation of multi-label data sets before training.
 
-In: items. Out: nothing, or a DataError that names the labels and says what to do; and what a person should
-read.
+The checks work on items. They raise a DataError that names the labels and the remedy, or return warnings.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ _EXAMPLES = 3
 
 
 def require_labels(candidates: Sequence[Item], kept: Sequence[Item]) -> None:
-    """Raise DataError if no image of a label is left, or if there are not two labels."""
+    """Raise DataError if a label has no image left, or if there are fewer than two labels."""
     before, left = _labels(candidates), _labels(kept)
     if before - left:
         raise DataError(
@@ -31,7 +30,7 @@ def require_labels(candidates: Sequence[Item], kept: Sequence[Item]) -> None:
 
 
 def require_trained_labels(items: Sequence[Item]) -> None:
-    """Raise DataError if there is nothing to train on or to measure on, or a label has no training image."""
+    """Raise DataError if there are no training or no held-out images, or if a label has no training image."""
     train = [item for item in items if item.split == "train"]
     held_out = [item for item in items if item.split not in ("train", THRESHOLDS)]
     if not train or not held_out:
@@ -48,7 +47,7 @@ def require_trained_labels(items: Sequence[Item]) -> None:
 
 
 def warnings_of_labels(items: Sequence[Item]) -> tuple[str, ...]:
-    """Return a sentence if some labels are on no held-out image."""
+    """Return a warning if some labels have no held-out image."""
     held_out = _labels([item for item in items if item.split not in ("train", THRESHOLDS)])
     if not (missing := _labels(items) - held_out):
         return ()

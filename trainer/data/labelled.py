@@ -1,8 +1,7 @@
-"""Labelled images to measure a finished model on.
+"""Labelled images for the evaluation of a trained model.
 
-In: a `DataSpec` and the classes that the model knows. Out: the images of each split that the
-source names, or all of them as one. Nothing is split, and a class may be missing: this is
-for measuring, not for training.
+The result contains the images of each split in the source, or all images as a single split. Nothing is split
+here, and classes of the model may be missing: the images are for evaluation, not for training.
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ _UNSPLIT = "all"
 def load_labelled(
     spec: DataSpec, class_names: Sequence[str], cache_dir: Path, progress: Progress
 ) -> tuple[dict[str, Split], tuple[Rejection, ...]]:
-    """Return the images of `spec.source` by split, and what was left out.
+    """Return the images of `spec.source` by split, and the rejections.
 
-    Labels are indices of `class_names`. Raises DataError for a class that is not among them,
-    and what `load_dataset` raises for a source that can't be read.
+    Labels are indices into `class_names`. Raises DataError for a class that is not in `class_names`, and the
+    errors of `load_dataset` for a source that cannot be read.
     """
     if (packed := find_shards(spec)) is not None:
         dataset = load_shards(*packed, spec, cache_dir, Peers(Place()))

@@ -1,7 +1,7 @@
-"""Class names as text: one spelling for what looks the same.
+"""Unicode normalization of class names.
 
-In: class names as folders, tables, records and models have them. Out: names in Unicode's composed form (NFC).
-A Mac writes "é" as two characters and others as one; models of earlier versions may hold either.
+Class names from folders, tables, records and models are converted to the composed form (NFC). macOS writes
+"é" as two characters, other systems as one; models of earlier versions may contain either form.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ Value = TypeVar("Value")
 
 
 def normalized(label: str) -> str:
-    """Return `label` in NFC, as all labels are from reading on."""
+    """Return `label` in NFC, the form that all labels have once they are read."""
     return unicodedata.normalize("NFC", label)
 
 
 def all_normalized(labels: Iterable[str]) -> tuple[str, ...]:
-    """Return `labels` in NFC, in their order."""
+    """Return `labels` in NFC, in the same order."""
     return tuple(map(normalized, labels))
 
 
 def numbers_of(class_names: Sequence[str]) -> dict[str, int]:
-    """Return the index of each class by its normalized name; of two that look the same, the first one's."""
+    """Return the index of each class by its normalized name; of equal names, the first index."""
     return {normalized(name): number for number, name in reversed(list(enumerate(class_names)))}
 
 
 def by_normalized(values: Mapping[str, Value]) -> dict[str, Value]:
-    """Return `values` by the normalized names of their classes."""
+    """Return `values` keyed by normalized class names."""
     return {normalized(name): value for name, value in values.items()}

@@ -1,7 +1,7 @@
-"""A `DataSpec` to a data set.
+"""Loading of the data set that a `DataSpec` describes.
 
-In: where the images are said to be. Out: a `Dataset`. The steps are: fetch, read the layout, decode every
-file once, check, split; shards were checked and split when they were packed.
+The steps are: fetch, read the layout, decode every file once, validate, split. Shards were validated and
+split when they were packed.
 """
 
 from __future__ import annotations
@@ -30,12 +30,11 @@ def load_dataset(
     on_rejected: Callable[[tuple[Rejection, ...]], None],
     peers: Peers | None = None,
 ) -> Dataset:
-    """Return the data set that `spec` describes, decoded and checked.
+    """Return the data set that `spec` describes, decoded and validated.
 
-    Each of the `peers` decodes its share of it.
-    on_rejected is called once with everything that was left out, by name, before anything is made of it.
-    Raises DataError for images that can't be trained on, UsageError for a source or a cache folder that
-    can't be used, TemporaryError for a network or a disk that failed.
+    Each of the `peers` decodes its share. on_rejected is called once with all rejections before the data set
+    is validated; it is not called for shards. Raises DataError for images that cannot be used for training,
+    UsageError for a source or cache folder that cannot be used, TemporaryError for a network or disk failure.
     """
     if (packed := find_shards(spec)) is not None:
         return load_shards(*packed, spec, cache_dir, peers or Peers(Place()))

@@ -1,8 +1,7 @@
-"""What of an archive may touch the disk, and how much of it.
+"""Safety limits for extracting archive members.
 
-In: the members of an archive as its reader gives them: names, and streams of bytes. Out:
-regular files below one folder. Names are judged as text, before any path is made; bytes
-are counted while they arrive, whatever the archive declares of itself.
+Members are written as regular files below one folder. Names are validated as strings, before any path is
+created. Bytes are counted as they arrive, whatever size the archive declares.
 """
 
 from __future__ import annotations
@@ -18,29 +17,29 @@ from trainer.exits import DataError, UsageError
 from trainer.storage import explained, write_all
 
 MAX_MEMBERS = 5_000_000
-"""Files and folders in one archive."""
+"""Maximum number of files and folders in one archive."""
 MAX_NAME_BYTES = 2048
-"""Of a whole name, so that the cache folder before it still fits the system's 4,096."""
+"""Maximum length of a whole name, so that it fits into the system's 4,096 together with the cache folder."""
 MAX_PART_BYTES = 255
-"""Of one file or folder name; the limit of every common file system."""
+"""Maximum length of one file or folder name; the limit of every common file system."""
 MAX_DEPTH = 100
-"""Folders in one name."""
+"""Maximum number of parts in one name."""
 MAX_RATIO = 200
-"""Bytes out for each byte in. Images of one colour reach 1,000, but they are small."""
+"""Maximum compression ratio. Images of a single colour reach 1,000, but they are small."""
 FREE_MEMBER_BYTES = 64 * 2**20
 FREE_ARCHIVE_BYTES = 2**30
-"""Below these a high ratio is harmless, and ordinary for drawings and masks."""
+"""Below these sizes a high ratio is harmless, and common for drawings and masks."""
 
 
 class UnsafeNameError(ValueError):
-    """A member name that must not become a path; the text says why."""
+    """A member name that must not become a path; the message contains the reason."""
 
 
 def safe_parts(name: str) -> tuple[str, ...]:
     """Return the folder names and the file name in `name`; empty for the root ("./").
 
-    Raises UnsafeNameError for a name that is absolute, climbs with "..", has a drive letter,
-    a backslash, a NUL or text that isn't Unicode, or is too long for a file system.
+    Raises UnsafeNameError for a name that is absolute, contains "..", a drive letter, a backslash, a NUL or
+    text that is not valid Unicode, or is too long for a file system.
     """
     reason = _unsafe(name)
     if reason:
@@ -67,8 +66,8 @@ def _unsafe(name: str) -> str | None:
 
 
 def refused(archive: str, member: str, reason: str) -> DataError:
-    """Return the error that refuses the whole `archive` because of one `member`."""
-    # The first 200 characters: a name that is too long would bury the reason.
+    """Return the error that rejects the whole `archive` because of one `member`."""
+    # Only the first 200 characters, so that a long name does not hide the reason.
     return DataError(
         f"The archive is refused: {reason}. Nothing of it was kept; use an archive that you trust. "
         f"Received: member {member[:200]!r} of {archive}"
@@ -76,9 +75,9 @@ def refused(archive: str, member: str, reason: str) -> DataError:
 
 
 class TooLargeError(DataError):
-    """An archive, a download or a folder of a bucket is larger than allowed; the text names the data's limit.
+    """An archive, a download or a bucket folder exceeds the limit; the message names the data setting.
 
-    Whatever fetches something else than data words it anew.
+    Callers that fetch anything other than data must replace the message.
     """
 
 
@@ -91,7 +90,7 @@ def too_large(source: str, max_bytes: int) -> TooLargeError:
 
 
 def require_archive_ratio(archive: str, unpacked_bytes: int, packed_bytes: int) -> None:
-    """Raise DataError when a whole archive swells more than images do. Bytes out, bytes in."""
+    """Raise DataError if the compression ratio of a whole archive exceeds the limit."""
     if unpacked_bytes > max(FREE_ARCHIVE_BYTES, MAX_RATIO * packed_bytes):
         raise DataError(
             f"The archive is refused: it unpacks to more than {MAX_RATIO} times its size, as only bombs do. "
@@ -101,7 +100,7 @@ def require_archive_ratio(archive: str, unpacked_bytes: int, packed_bytes: int) 
 
 @dataclass
 class Unpacker:
-    """Writes members below `root` within limits; one for each archive."""
+    """Writes the members of one archive below `root` and enforces the limits."""
 
     archive: str
     root: Path
@@ -111,14 +110,14 @@ class Unpacker:
     _folders: set[Path] = field(default_factory=set)
 
     def folder(self, name: str) -> None:
-        """Make the folder `name`. Raises DataError, TemporaryError."""
+        """Create the folder `name`. Raises DataError, TemporaryError."""
         self._make(self._place(name), name)
 
     def file(self, name: str, chunks: Iterable[bytes], packed_bytes: Callable[[], int]) -> None:
-        """Write `chunks` to the file `name`; a second member of one name replaces the first.
+        """Write `chunks` to the file `name`; a later member of the same name replaces an earlier one.
 
-        `packed_bytes` says how many bytes of the archive the chunks so far came out of.
-        Raises DataError (unsafe name, a limit passed), TemporaryError (full disk).
+        `packed_bytes` returns the number of archive bytes from which the chunks so far were decompressed.
+        Raises DataError (unsafe name, limit exceeded), TemporaryError (full disk).
         """
         path = self._place(name)
         if path == self.root:
@@ -139,12 +138,12 @@ class Unpacker:
                     write_all(file, chunk)
 
     def copy(self, name: str, target: str, archive_bytes: int) -> None:
-        """Write the file `target`, a member that was written before, to the file `name` too.
+        """Write the file `name` as a copy of `target`, a member that was written before.
 
         `archive_bytes` is the size of the whole archive. Raises DataError, TemporaryError.
         """
         source = self._place(target)
-        # Nothing below the root is a link, so that a file there is one of the archive's own.
+        # There are no links below the root, so a file there belongs to the archive itself.
         if not source.is_file() or source == self._place(name):
             raise refused(self.archive, name, "it holds a hard link to what is no file before it")
         size = source.stat().st_size
@@ -177,7 +176,7 @@ class Unpacker:
 
 @contextmanager
 def _writing(archive: str, path: Path, member: str) -> Iterator[None]:
-    """As `explained`, but a name that is both a file and a folder is the archive's fault."""
+    """Like `explained`, but reject the archive if a name is both a file and a folder."""
     try:
         with explained(path):
             yield

@@ -1,8 +1,8 @@
-"""Images of a bucket that are only named here, and are brought when they are needed.
+"""Placeholder files for bucket images; the bytes are downloaded on demand.
 
-In: what a bucket holds. Out: a folder like a copy of it, in which the images are empty files of the right
-size, so that its layout can be read; and, for some items of it, the images themselves. For data that are
-too large for the disk of one machine.
+A listing of a bucket becomes a local folder in which each image is an empty (sparse) file of the right size,
+so that a layout reader can read it. The images of selected items are downloaded later. This is for data sets
+that exceed the disk of one machine.
 """
 
 from __future__ import annotations
@@ -21,20 +21,21 @@ from trainer.storage.store import Entry, Store, open_store
 from trainer.storage.transfers import each
 
 FOLDER = "outlines"
-"""In the cache; each folder in it is an outline."""
+"""Subfolder of the cache; each folder in it is one outline."""
 _ORIGIN = ".origin.json"
 
 
 def is_outlined(name: str) -> bool:
-    """Return whether a file of this name is an image by its ending.
+    """Return whether a file of this name has an image extension.
 
-    Other files are downloaded at once, and their bytes decide: also a picture without any ending is used.
+    Other files are downloaded immediately and detected by their contents, so images without an extension are
+    found too.
     """
     return names_a_picture(PurePosixPath(name).name)
 
 
 def write_outline(store: Store, entries: Sequence[Entry], folder: Path) -> None:
-    """Make an empty file of the right size in `folder` for each of `entries`, which are images of `store`.
+    """Create a placeholder file of the right size in `folder` for each of `entries`, the images of `store`.
 
     Raises TemporaryError, UsageError.
     """
@@ -48,9 +49,9 @@ def write_outline(store: Store, entries: Sequence[Entry], folder: Path) -> None:
 
 
 def bring(items: Sequence[Item], cache_dir: Path, folder: Path) -> tuple[Item, ...]:
-    """Return `items` with their files in the empty `folder`, where they are only outlined.
+    """Download the placeholders among `items` to the empty `folder`; return all items, with updated paths.
 
-    Raises TemporaryError, also for an image that is gone by now, and UsageError.
+    Raises TemporaryError, also for an image that no longer exists, and UsageError.
     """
     outlines = cache_dir / FOLDER
     outlined = {item.path for item in items if outlines in item.path.parents and is_outlined(item.path.name)}

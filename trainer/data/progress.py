@@ -1,7 +1,7 @@
-"""How long work says how far it is.
+"""Progress reporting protocols.
 
-In: a label, a total and a unit. Out: a `Task` to advance. The two protocols are all that
-the data rooms know of the screen; the command line brings the bar.
+The data package reports progress only through these two protocols; the command line implements them as a
+progress bar.
 """
 
 from __future__ import annotations
@@ -10,27 +10,27 @@ from typing import Protocol
 
 
 class Task(Protocol):
-    """One piece of work under way."""
+    """A running operation with a progress count."""
 
     def advance(self, amount: int) -> None:
-        """Say that `amount` more units are done; never negative."""
+        """Report that `amount` more units are done; never negative."""
 
     def finish(self) -> None:
-        """Say that the work has ended, well or not; called once."""
+        """Report the end of the operation, successful or not; called once."""
 
 
 class Progress(Protocol):
-    """Where work is announced."""
+    """Progress reporter."""
 
     def start(self, label: str, total: int | None, unit: str) -> Task:
-        """Announce `total` units of work, None if not known; `unit` is "B" for bytes, else a plural."""
+        """Start a task of `total` units, None if unknown; `unit` is "B" for bytes, otherwise a plural."""
 
     def say(self, message: str) -> None:
-        """Tell the user one thing that isn't an error: a retry, a wait, a cached copy used instead."""
+        """Print a message that is not an error: a retry, a wait, the use of a cached copy."""
 
 
 class SilentTask:
-    """A task that says nothing."""
+    """A task without output."""
 
     def advance(self, amount: int) -> None:
         """Do nothing."""
@@ -40,7 +40,7 @@ class SilentTask:
 
 
 class SilentProgress:
-    """A progress that says nothing."""
+    """A progress reporter without output."""
 
     def start(self, label: str, total: int | None, unit: str) -> Task:
         """Return a silent task."""

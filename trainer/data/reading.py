@@ -1,7 +1,8 @@
-"""How the bytes of a picture become pixels: by the model's own decoder, by conversion, or not at all.
+"""Decoding routes for image files: directly, after conversion, or not at all.
 
-The exported model decodes inside its graph, and training uses the same operations: what these read as Pillow
-does goes to them as it is. Everything else that Pillow reads is converted before, see `trainer.data.convert`.
+The exported model decodes images inside its graph, and training uses the same operations. Files for which
+these operations give the same result as Pillow are decoded directly. Everything else that Pillow can decode
+is converted first, see `trainer.data.convert`.
 """
 
 from __future__ import annotations
@@ -28,24 +29,24 @@ _USUAL_MASKS = bytes.fromhex("0000ff00 00ff0000 ff000000")
 
 
 class Route(NamedTuple):
-    """What is to be done with the bytes of one file."""
+    """Decoding route of one file."""
 
     way: Literal["direct", "convert", "turn", "refuse"]
-    """'turn' is to give them an EXIF orientation; they are else read as they are."""
+    """'turn' adds an EXIF orientation to a file that is otherwise decoded directly."""
     format: str = ""
-    """Shown to the user; empty for 'direct'."""
+    """Display name; empty for 'direct'."""
     orientation: int = 1
-    """Of 'turn', 2 to 8."""
+    """For 'turn', 2 to 8."""
 
 
 DIRECT = Route("direct")
 
 
 def how_to_read(data: bytes) -> Route:
-    """Return what is to be done with the bytes of a whole file, by what its headers say.
+    """Return the decoding route for the contents of a whole file, based on its headers.
 
-    'direct' are also bytes that are no picture or a damaged one: `reason_not_to_decode` and the decoder find
-    that. 'refuse' is a picture of a format that can't be read here.
+    'direct' is also the route for bytes that are not an image, or a damaged one: `reason_not_to_decode` and
+    the decoder detect these. 'refuse' is the route for an image in an unsupported format.
     """
     name = picture_format(data[:SNIFF_BYTES])
     reader = _READERS.get(name or "")
@@ -100,7 +101,7 @@ def _webp_route(data: bytes) -> Route:
 
 
 def _gif_route(data: bytes) -> Route:
-    """Directly only where TensorFlow's decoder, which knows neither canvas nor transparency, is right."""
+    """Return 'direct' only if TensorFlow, which supports neither canvas nor transparency, is correct."""
     frames = list(gif_frames(data))
     if not frames:
         return DIRECT
@@ -109,7 +110,7 @@ def _gif_route(data: bytes) -> Route:
         return Route("convert", "GIF with a partial frame")
     if first.is_transparent:
         return Route("convert", "GIF with transparency")
-    # It makes room for the largest frame, and wants a colour table.
+    # TensorFlow allocates space for the largest frame, and requires a colour table.
     is_larger = any(frame.width > first.width or frame.height > first.height for frame in frames)
     if is_larger or not first.has_colours:
         return Route("convert", "GIF of an unusual form")
@@ -140,7 +141,7 @@ _READERS = {
 
 
 def _turned(name: str, exif: list[bytes], xmp: list[bytes]) -> Route:
-    """Return the route of a picture whose XMP has an orientation: EXIF that has one, too, decides."""
+    """Return the route of an image with an orientation in XMP; an orientation in EXIF takes precedence."""
     found = next((match for text in xmp if (match := _XMP_ORIENTATION.search(text))), None)
     if found is None or _orientation(exif) is not None:
         return DIRECT
@@ -149,12 +150,12 @@ def _turned(name: str, exif: list[bytes], xmp: list[bytes]) -> Route:
 
 
 def _orientation(exif: list[bytes]) -> int | None:
-    """Return the orientation of the first EXIF block, None if it has none."""
+    """Return the orientation in the first EXIF block, or None."""
     return first_directory(exif[0]).get(ORIENTATION) if exif else None
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yield the type of each chunk, and where its body begins and ends (PNG specification, 5.3)."""
+    """Yield type, start and end of the body of each chunk (PNG specification, 5.3)."""
     position = 8
     while position + 8 <= len(data):
         (length,) = struct.unpack_from(">I", data, position)
@@ -163,7 +164,7 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _png_texts(data: bytes, chunks: list[tuple[bytes, int, int]]) -> Iterator[tuple[bytes, bytes]]:
-    """Yield keyword and text of those texts that may hold an orientation (PNG specification, 11.3.3)."""
+    """Yield keyword and text of chunks that may contain an orientation (PNG specification, 11.3.3)."""
     for kind, start, end in chunks:
         if kind not in (b"tEXt", b"zTXt", b"iTXt"):
             continue
@@ -179,12 +180,12 @@ def _png_texts(data: bytes, chunks: list[tuple[bytes, int, int]]) -> Iterator[tu
 
 
 def _profile(text: bytes) -> bytes:
-    """Return what ImageMagick wrote as hex digits, behind a name and a length in lines of their own."""
+    """Decode a raw profile of ImageMagick: hex digits after a line with a name and a line with a length."""
     return bytes.fromhex(b"".join(text.split(b"\n")[3:]).decode("ascii", "replace"))
 
 
 def _riff_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yield the type of each chunk, and where its body begins and ends (WebP container, RFC 9649)."""
+    """Yield type, start and end of the body of each chunk (WebP container, RFC 9649)."""
     position = 12
     while position + 8 <= len(data):
         (length,) = struct.unpack_from("<I", data, position + 4)

@@ -1,7 +1,4 @@
-"""Images of any channels as they are shown and measured.
-
-In: pixels as the store has them. Out: RGB pixels.
-"""
+"""Conversion of images with any number of channels to RGB, for display and measurement."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from numpy.typing import NDArray
 
 
 def as_rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return images, uint8 [..., channels], as they are shown: RGB uint8 [..., 3], alpha over white."""
+    """Convert images, uint8 [..., channels], to RGB uint8 [..., 3]; alpha is blended onto white."""
     if pixels.shape[-1] == 1:
         return np.repeat(pixels, 3, axis=-1)
     if pixels.shape[-1] == 3:

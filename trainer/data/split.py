@@ -1,8 +1,8 @@
-"""Images without a split, divided into training and validation by their content.
+"""Deterministic, stratified split into training and validation images by content hash.
 
-In: items, the hash of each one's content, a fraction. Out: the same items, each with a split. The split is
-stratified by class and uses no random numbers: an image's rank in its class follows from its bytes, so that
-few change sides when images are added, and equal images, under whatever name, are always on the same side.
+The split uses no random numbers: the rank of an image in its class is determined by the hash of its bytes.
+Few images therefore change sides when images are added, and images with equal contents are always on the same
+side, whatever their names.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from trainer.data.items import THRESHOLDS, Item
 from trainer.data.stratify import hold_out
 
 BY_SOURCE, STRATIFIED = "source", "stratified"
-"""Who chose the validation images, as dataset.json says it: the source, or `assign_splits`."""
+"""Origin of the validation images in dataset.json: the source, or `assign_splits`."""
 FEWEST_FOR_THRESHOLD = 10
-"""Images with a label, and without it, of which fewer would choose its threshold at random."""
+"""Minimum number of images with a label, and without it, for choosing its threshold."""
 
 
 def assign_splits(
@@ -26,10 +26,10 @@ def assign_splits(
 ) -> list[Item]:
     """Return `items` with every split that is None set to 'train' or 'validation'.
 
-    contents: the SHA-256 of each item's bytes, 64 hex digits. Of each class the images with the lowest hashes
-    are held out: `fraction` of its different images, rounded so that the total is `fraction` of all (largest
-    remainders), and of two images or more at least one on each side. A source that has only 'train' is
-    divided as well. is_multi: whether images have any number of labels; then `hold_out` chooses.
+    contents: SHA-256 of each item's bytes, 64 hex digits. The images with the lowest hashes of each class are
+    held out: `fraction` of its distinct images, rounded so that the total is `fraction` of all (largest
+    remainder method). A class of two or more images has at least one on each side. A source with only 'train'
+    is split as well. is_multi: whether images have any number of labels; `hold_out` then chooses the images.
     """
     if not is_split_by_source(items):
         items = [replace(item, split=None) for item in items]
@@ -41,9 +41,9 @@ def assign_splits(
 
 
 def with_thresholds(items: Sequence[Item], contents: Sequence[str], fraction: float) -> list[Item]:
-    """Return `items` with `fraction` of the training images in a split of their own, see `THRESHOLDS`.
+    """Return `items` with `fraction` of the training images in the split `THRESHOLDS`.
 
-    Unless it has too few images of every label to choose a threshold.
+    Returns the items unchanged if every label has too few of these images to choose a threshold.
     """
     train = [replace(item, split=None) if item.split == "train" else item for item in items]
     held_out = _held_out_of_several(train, contents, fraction, least=0) if fraction else set()
@@ -62,10 +62,10 @@ def with_thresholds(items: Sequence[Item], contents: Sequence[str], fraction: fl
 
 
 def usable_items(items: Sequence[Item], held_out: str) -> list[Item]:
-    """Return the items that `data.held_out` allows to read, before anything is decoded.
+    """Return the items that may be read with `data.held_out`, before decoding.
 
-    'auto' is all of them, 'validation' all but test images, 'train' the training images of a source that has
-    a split. Of a source without one, 'train' returns all items with split None; see `training_items`.
+    'auto' returns all items, 'validation' all but test images, 'train' the training images of a source with a
+    split. For a source without a split, 'train' returns all items with split None; see `training_items`.
     """
     if held_out == "validation":
         return [item for item in items if item.split != "test"]
@@ -77,22 +77,22 @@ def usable_items(items: Sequence[Item], held_out: str) -> list[Item]:
 def training_items(
     items: Sequence[Item], contents: Sequence[str], fraction: float, is_multi: bool = False
 ) -> list[int]:
-    """Return the indices of the items without a split that `assign_splits` gives to training."""
+    """Return the indices of the items that `assign_splits` assigns to training."""
     split = assign_splits(items, contents, fraction, is_multi)
     return [index for index, item in enumerate(split) if item.split == "train"]
 
 
 def is_split_by_source(items: Sequence[Item]) -> bool:
-    """Return whether the source itself says which images are held out, of some of them at least."""
+    """Return whether the source defines a held-out split for at least some images."""
     return not {item.split for item in items} <= {"train", None}
 
 
 def _held_out(items: Sequence[Item], contents: Sequence[str], fraction: float) -> set[str]:
-    """Return the contents that go to validation."""
+    """Return the contents to use for validation."""
     labels: dict[str, str] = {}
     for item, content in zip(items, contents, strict=True):
         if item.split is None:
-            # One content under several labels counts in one class.
+            # Content with several labels counts for one class only.
             labels[content] = min(item.label, labels.get(content, item.label))
     classes: defaultdict[str, list[str]] = defaultdict(list)
     for content, label in labels.items():
@@ -104,7 +104,7 @@ def _held_out(items: Sequence[Item], contents: Sequence[str], fraction: float) -
 def _held_out_of_several(
     items: Sequence[Item], contents: Sequence[str], fraction: float, least: int = 1
 ) -> set[str]:
-    """Return the same where images have any number of labels; one content has those of all its items."""
+    """Do the same as `_held_out` for any number of labels; a content has the labels of all its items."""
     labels: defaultdict[str, set[str]] = defaultdict(set)
     for item, content in zip(items, contents, strict=True):
         if item.split is None:
@@ -113,14 +113,14 @@ def _held_out_of_several(
 
 
 def held_out_counts(sizes: Mapping[str, int], fraction: float) -> dict[str, int]:
-    """Return how many images of each class are held out, by the sizes of the classes.
+    """Return the number of held-out images of each class, by the sizes of the classes.
 
-    Each is `fraction` of the class, rounded down or up, so that classes of equal size differ by one at most
-    and the total is `fraction` of all, rounded. A class of two images or more has one on each side.
+    Each is `fraction` of the class, rounded down or up, so that classes of equal size differ by at most one
+    and the total is `fraction` of all, rounded. A class of two or more images has at least one on each side.
     """
     quotas = {label: fraction * size for label, size in sizes.items()}
     counts = {label: math.floor(quota) for label, quota in quotas.items()}
-    # Of the sum of the sizes: a sum of fractions depends on the order of the classes.
+    # From the sum of the sizes, because a sum of fractions depends on the order of the classes.
     left = round(fraction * sum(sizes.values())) - sum(counts.values())
     by_remainder = sorted(quotas, key=lambda label: (counts[label] - quotas[label], label))
     for label in by_remainder[:left]:

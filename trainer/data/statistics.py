@@ -1,6 +1,7 @@
-"""What the images of a data set look like, in numbers that another data set's can be compared with.
+"""Image statistics for comparing data sets.
 
-In: a `Dataset`. Out: plain values for images.json, of a sample that stays the same as long as the images do.
+The statistics are plain values for images.json. They are taken from a sample that is the same as long as the
+images are.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ from trainer.data.items import THRESHOLDS, Item, Source
 from trainer.data.shown import as_rgb
 
 SAMPLED = 2_000
-"""Images that are measured at most."""
+"""Maximum number of images in the sample; for shards the share of each split is rounded up."""
 _HEX_DIGITS = 16
 _CHUNK_BYTES = 16 << 20
-"""Of pixels that are measured at once; as numbers of four bytes, a few times over, they are many more."""
+"""Maximum size of the pixels that are processed at once; several float32 copies of them need far more
+memory."""
 _HEADER_BYTES = 1 << 16
 _CIFAR_SIDE = 32
 _LUMA = np.array([0.2126, 0.7152, 0.0722])
-"""Of red, green and blue (ITU-R BT.709)."""
+"""Weights of red, green and blue (ITU-R BT.709)."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class _Place:
     """One sampled image."""
 
     key: str
-    """Of its content, hex digits."""
+    """Prefix of the SHA-256 of its content, hex digits; empty if not known."""
     split: Split
     row: int
 
@@ -41,11 +43,12 @@ class _Place:
 def describe_images(dataset: Dataset, most: int = SAMPLED) -> dict[str, Any]:
     """Return {"images", "distinct", "contents", "trained", "trained_distinct", "measures"} of a data set.
 
-    images, distinct: how many there are, and of how many different contents; distinct is None where the
-    contents are not known. contents: the first 16 hex digits of the SHA-256 of the `most` lowest ones, which
-    are a random sample (Broder 1997); empty where they are not known. trained, trained_distinct: the same of
-    the training images alone. measures: {name: [...]}, of the sampled images those of `_look` and, of the
-    files that can be read, width and height in pixels and kilobytes.
+    images, distinct: number of images and of distinct contents; distinct is None if the contents are not
+    known. contents: first 16 hex digits of the SHA-256 of the `most` contents with the lowest hashes, which
+    are a random sample (Broder 1997); empty if not known. trained, trained_distinct: the same for the
+    training images alone, including those of the split 'thresholds'. measures: {name: [...]} with the sorted
+    values over the sample: those of `_look` and, for readable files, width and height in pixels and size in
+    kilobytes (1,000 bytes).
     """
     places, distinct = _sample(dataset, most)
     fitted = [split for name, split in dataset.splits.items() if name in ("train", THRESHOLDS)]
@@ -66,10 +69,11 @@ def describe_images(dataset: Dataset, most: int = SAMPLED) -> dict[str, Any]:
 
 
 def count_trained(contents: Sequence[str], images: Mapping[str, Any]) -> tuple[int, int]:
-    """Return how many images a run was trained on, and how many could be looked up; (0, 0) if none can be.
+    """Return how many of `contents` a run was trained on and how many could be checked, or (0, 0).
 
-    contents: SHA-256 of each image's bytes, hex digits. images: images.json of the run. All can be looked up
-    if the run lists all its training images, else those below the last one that it lists.
+    contents: SHA-256 of each image's bytes, hex digits. images: images.json of the run. All images can be
+    checked if the run lists all its training images, otherwise those up to the last hash that it lists, and
+    none if it lists none.
     """
     trained = set(images.get("trained") or ())
     if not trained:
@@ -80,20 +84,21 @@ def count_trained(contents: Sequence[str], images: Mapping[str, Any]) -> tuple[i
 
 
 def was_trained_on(contents: Sequence[str], images: Mapping[str, Any]) -> NDArray[np.bool_]:
-    """Return of each image whether the run lists it among its training images, bool [len(contents)].
+    """Return for each image whether the run lists it as a training image, bool [len(contents)].
 
-    The list has the lowest hashes. So has a stratified hold-out: an image that one run trained on and a later
-    run of more data holds out is in the list, though the list may not be complete.
+    The list contains the lowest hashes, and a stratified split holds out the lowest hashes too. An image that
+    one run trained on and that a later run with more data holds out is therefore in the list, even if the
+    list is incomplete.
     """
     trained = set(images.get("trained") or ())
     return np.fromiter((content[:_HEX_DIGITS] in trained for content in contents), bool, len(contents))
 
 
 def _sample(dataset: Dataset, most: int) -> tuple[list[_Place], int | None]:
-    """Return the images to measure, and how many different ones there are, None if that isn't known."""
+    """Return the images to measure and the number of distinct images, None if that is not known."""
     splits = list(dataset.splits.values())
     if any(split.shards is not None or len(split.contents) != len(split.items) for split in splits):
-        # Shards were shuffled when they were packed, and the first of each split are quickly read.
+        # Shards were shuffled when they were packed, and the first images of each split are fast to read.
         total = sum(len(split.items) for split in splits)
         shares = [min(len(split.items), -(-most * len(split.items) // total)) for split in splits]
         return [
@@ -123,8 +128,8 @@ def _measured(split: Split, rows: Sequence[int]) -> Iterator[tuple[str, float]]:
 def _look(pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float64]]:
     """Return measures of images, uint8 [n, height, width, 3], each float64 [n].
 
-    brightness and contrast: mean and standard deviation of the luma, in 0..1. colourfulness: that of Hasler
-    and Suesstrunk (2003), in 0..1 about. warmth: the mean of red less that of blue, in -1..1.
+    brightness and contrast: mean and standard deviation of the luma, in 0..1. colourfulness: as in Hasler and
+    Suesstrunk (2003), approximately in 0..1. warmth: mean of red minus mean of blue, in -1..1.
     """
     images = pixels.reshape(len(pixels), -1, 3).astype(np.float32) / 255
     red, green, blue = images[..., 0], images[..., 1], images[..., 2]
@@ -141,7 +146,7 @@ def _look(pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float64]]:
 
 
 def _file_of(item: Source) -> Iterator[tuple[str, float]]:
-    """Yield width, height and kilobytes of an image's file; nothing of what can't be read any more."""
+    """Yield width, height and kilobytes of an image's file; nothing if it cannot be read."""
     if item.encoding == "cifar":
         yield from (("width", _CIFAR_SIDE), ("height", _CIFAR_SIDE))
         return
@@ -155,7 +160,7 @@ def _file_of(item: Source) -> Iterator[tuple[str, float]]:
 
 
 def _head(item: Source) -> tuple[bytes, int]:
-    """Return the first bytes of an image's file, and how many it has. Raises OSError."""
+    """Return the first bytes of an image's file, and its size in bytes. Raises OSError."""
     if not isinstance(item, Item):
         data = item.read()
         return data, len(data)

@@ -1,9 +1,9 @@
-"""A share of images with any number of labels, in which each label has its share.
+"""Iterative stratification of multi-label images.
 
-In: the labels of each content, and a fraction. Out: the contents that are held out. It is the iterative
-stratification of Sechidis, Tsoumakas and Vlahavas ("On the Stratification of Multi-Label Data", ECML PKDD
-2011) without random numbers: labels take their turns by how few of their images are left, and of a label's
-images those with the lowest hashes are held out, so that few change sides when images are added.
+This is the iterative stratification of Sechidis, Tsoumakas and Vlahavas ("On the Stratification of
+Multi-Label Data", ECML PKDD 2011) without random numbers. Labels are processed in the order of their number
+of remaining images, fewest first. The images of a label with the lowest hashes are held out, so that few
+change sides when images are added.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from collections.abc import Mapping, Set
 
 
 def hold_out(labels: Mapping[str, Set[str]], fraction: float, least: int = 1) -> set[str]:
-    """Return the contents to hold out, `fraction` of those of each label as nearly as they fit together.
+    """Return the contents to hold out: approximately `fraction` of the contents of each label.
 
-    labels: of each content, by its hash. Of a label with two contents or more at least one is left, and at
-    least `least` are held out unless another label's turn came first. Contents without a label make up what
-    is missing of the whole.
+    labels: labels of each content, by its hash. If a label has two or more contents, at least one is not held
+    out and at least `least` are held out, unless labels that were processed before prevent it. Contents
+    without a label fill up the total.
     """
     totals = Counter(label for each in labels.values() for label in each)
     held: set[str] = set()

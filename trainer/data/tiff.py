@@ -1,7 +1,7 @@
-"""The first directory of a TIFF structure, as TIFF files and EXIF blocks have it.
+"""Parser for the first directory of a TIFF structure, as in TIFF files and EXIF blocks.
 
-In: bytes that begin with a TIFF header (TIFF 6.0, section 2). Out: the numbers of its tags. Damaged bytes
-mean fewer tags: nothing here fails.
+The input begins with a TIFF header (TIFF 6.0, section 2). Damaged bytes result in fewer tags, not in an
+error.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _BYTE, _SHORT, _LONG = 1, 3, 4
 
 
 def first_directory(data: bytes) -> dict[int, int]:
-    """Return the first value of each tag of the first directory, by tag; 0 for what is no small number."""
+    """Return the first value of each tag of the first directory; 0 if it is not a byte, short or long."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(data[:4])
     if order is None or len(data) < 8:
         return {}
@@ -29,10 +29,10 @@ def first_directory(data: bytes) -> dict[int, int]:
 
 
 def is_raw_photo(data: bytes) -> bool:
-    """Return whether a TIFF file is a camera's raw photo, whose first image is only a preview.
+    """Return whether a TIFF file is a raw photo of a camera, whose first image is only a preview.
 
-    DNG says so in a tag of its own, CR2 behind the header; NEF, ARW and others begin with a reduced image and
-    have the photo in a directory below. What lies beyond `data` is not looked at.
+    DNG has a tag of its own, CR2 a marker after the header. NEF, ARW and others begin with a reduced image
+    and store the photo in a subdirectory. Anything beyond `data` is ignored.
     """
     tags = first_directory(data)
     is_preview = bool(tags.get(_NEW_SUBFILE_TYPE, 0) & 1) and _SUB_DIRECTORIES in tags

@@ -1,8 +1,7 @@
-"""One https URL to one local file, whatever the network does meanwhile.
+"""Resumable download of one https URL to a local file.
 
-In: a URL, a place for the file, and what is known of an earlier version. Out: the file,
-complete by the server's own count, and the version that the server calls it. A transfer
-that broke off goes on where it stopped, in this process or the next.
+A transfer is complete when its size matches the length that the server declares, if it declares one. An
+interrupted transfer resumes where it stopped, in the same process or a later one.
 """
 
 from __future__ import annotations
@@ -24,32 +23,32 @@ from trainer.exits import StoppedError, TemporaryError, TrainerError
 from trainer.printable import shown_address
 from trainer.storage import explained, write_all, write_json
 
-# A try that brought this much further doesn't count as failed: the link is poor, not dead.
+# An attempt that makes this much progress resets the failure count: the connection is slow, not dead.
 _STEP_BYTES = 1 << 20
 
 
-# More digits than any file's length has, and few enough for Python to read.
+# More digits than the length of any file, and few enough for Python to parse.
 _LENGTH_DIGITS = 20
 
 
 class UnreachableError(TemporaryError):
-    """The network or the server failed, again and again; the disk did not."""
+    """The network or the server failed repeatedly; a disk error is never of this type."""
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to wait for a server."""
+    """Timeouts and retry delays for a server."""
 
     delays_seconds: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
-    """The pause after each failed try; one more try than pauses."""
+    """Delay after each failed attempt; there is one more attempt than delays."""
     connect_seconds: float = 10.0
     read_seconds: float = 60.0
-    """Of silence, not of the whole transfer."""
+    """Timeout for a server that sends no data, not for the whole transfer."""
 
 
 @dataclass(frozen=True)
 class Version:
-    """What the server calls the bytes it sent."""
+    """Version of a file, from the ETag and Last-Modified headers."""
 
     etag: str | None = None
     last_modified: str | None = None
@@ -57,21 +56,21 @@ class Version:
 
 @dataclass(frozen=True)
 class Transfer:
-    """One file to bring: from `url` to `partial`, and no more than `max_bytes` of it."""
+    """Download of one file from `url` to `partial`, limited to `max_bytes`."""
 
     url: str
     label: str
-    """What the user is told is downloaded."""
+    """Name of the file in progress messages."""
     partial: Path
     max_bytes: int
     progress: Progress
     patience: Patience
 
     def run(self, known: Version | None) -> Version | None:
-        """Bring the file; return its version, or None when the server says that `known` is still current.
+        """Download the file; return its version, or None if `known` is still current.
 
-        Raises DataError (no such file, access refused, untrusted certificate, too large),
-        UsageError (a redirect to http), UnreachableError, TemporaryError (full disk).
+        Raises DataError (no such file, access denied, untrusted certificate, too large), UsageError (redirect
+        to http), UnreachableError, TemporaryError (full disk).
         """
         failures, furthest = 0, self._size()
         with requests.Session() as session:
@@ -115,7 +114,7 @@ class Transfer:
             return Version(response.headers.get("ETag"), response.headers.get("Last-Modified"))
 
     def _continued(self, response: requests.Response, offset: int, etag: str) -> int:
-        """Return where the answer begins in the file: at `offset`, or at 0 for a whole new file."""
+        """Return the file offset of the response: `offset`, or 0 for a complete file."""
         if response.status_code != 206:
             return 0
         first = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
@@ -131,7 +130,7 @@ class Transfer:
         if (total or 0) > self.max_bytes:
             raise too_large(shown_address(self.url), self.max_bytes)
         if start == 0:
-            # Before the first byte: bytes of unknown origin are never continued.
+            # Before the first byte, so that bytes of unknown origin are never resumed.
             self.discard()
             write_json(self._notes, {"etag": response.headers.get("ETag", ""), "total": total})
         task = self.progress.start(f"Downloading {self.label}", total, "B")
@@ -139,9 +138,9 @@ class Transfer:
         try:
             size = self._write(response, start, task)
         except StoppedError:
-            raise  # the next start goes on from here
+            raise  # the next start resumes from here
         except TrainerError:
-            # A full disk or a file without end: to keep the bytes would help nobody.
+            # A full disk or an endless file: the bytes are of no use.
             self.discard()
             raise
         finally:
@@ -150,7 +149,7 @@ class Transfer:
             raise Broken(f"the server closed after {size:,} of {total:,} bytes")
 
     def _write(self, response: requests.Response, start: int, task: Task) -> int:
-        """Write the body to the file from `start` on; return the file's size."""
+        """Write the body to the file from `start`; return the size of the file."""
         size = start
         with explained(self.partial):
             file = io.FileIO(self.partial, "r+" if start else "w")
@@ -168,10 +167,10 @@ class Transfer:
                 os.fsync(file.fileno())
         return size
 
-    # --- what is kept of a transfer that broke off
+    # --- state of an interrupted transfer
 
     def discard(self) -> None:
-        """Forget what has arrived."""
+        """Delete the partial file and its metadata."""
         with explained(self.partial):
             self.partial.unlink(missing_ok=True)
             self._notes.unlink(missing_ok=True)
@@ -184,16 +183,17 @@ class Transfer:
         return self.partial.stat().st_size if self.partial.exists() else 0
 
     def _resumable(self) -> tuple[int, str]:
-        """Return how many bytes there are to go on from, and their strong ETag; 0 if there are none."""
+        """Return the number of bytes to resume after, and their strong ETag; 0 if there are none."""
         try:
             notes = json.loads(self._notes.read_bytes())
             etag, total = str(notes["etag"]), notes["total"]
         except (OSError, ValueError, KeyError, TypeError):
             return 0, ""
         if not etag.startswith('"'):
-            # A weak one ("W/...") doesn't promise the same bytes.
+            # A weak ETag ("W/...") does not guarantee identical bytes.
             return 0, ""
-        # A complete file whose end wasn't noted asks for its last byte again, which also proves its version.
+        # A complete file that was not accepted yet requests its last byte again, which also validates its
+        # version.
         size = self._size()
         return (min(size, total - 1) if isinstance(total, int) and total > 0 else size), etag
 

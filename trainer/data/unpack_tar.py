@@ -1,7 +1,7 @@
-"""Tar archives, plain or gzipped, member by member.
+"""Extraction of plain and gzipped tar archives.
 
-In: a tar file and an `Unpacker`. Out: what the unpacker lets through. It is read as one
-stream, once, and a damaged header or a missing end is an error, not an end.
+The archive is read once, as a stream, and its members are passed to an `Unpacker`. A damaged header or a
+missing end marker is an error, not the end of the archive.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from trainer.data.members import Unpacker, refused, require_archive_ratio
 from trainer.data.progress import Progress, Task
 
 _HEADER_BYTES = 1 << 20
-# What the gzip and tar readers may have read before the member that they were asked for.
+# Bytes that the gzip and tar readers may have read before the current member.
 _AHEAD_BYTES = 1 << 18
 
 
 class _StrictTarInfo(tarfile.TarInfo):
-    """A header reader that takes nothing but the end marker for the end.
+    """A header parser that accepts only the end marker as the end of an archive.
 
-    `tarfile` ends quietly at a damaged header, and at a file cut between two members. It also
+    `tarfile` silently stops at a damaged header, and at a file that is truncated between two members. It also
     reads a long name into memory whatever its size.
     """
 
@@ -45,14 +45,14 @@ class _StrictTarInfo(tarfile.TarInfo):
 
 
 class _Stream(io.BufferedIOBase):
-    """The tar inside a file, as a stream that knows how far it swells."""
+    """The tar stream inside a file, with a check of its compression ratio."""
 
     def __init__(self, file: BinaryIO, is_gzip: bool, archive: str, task: Task) -> None:
         self._file, self._archive, self._task = file, archive, task
         self._source: Readable = gzip.GzipFile(fileobj=file) if is_gzip else file
         self._unpacked = 0
         self.packed = 0
-        """Bytes of the file that were read so far, some of them ahead."""
+        """Number of bytes read from the file, including read-ahead."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         data = self._source.read(-1 if size is None else size)
@@ -63,18 +63,18 @@ class _Stream(io.BufferedIOBase):
         return data
 
     def packed_since(self, start: int) -> int:
-        """Return how many bytes of the file were read since `packed` was `start`, at most."""
+        """Return an upper bound of the bytes that were read from the file since `packed` was `start`."""
         return self.packed - start + _AHEAD_BYTES
 
 
 def unpack_tar(path: Path, is_gzip: bool, unpacker: Unpacker, progress: Progress) -> None:
-    """Hand every member of the tar at `path` to `unpacker`. Raises DataError, and what that raises."""
+    """Pass every member of the tar at `path` to `unpacker`. Raises DataError, and its errors."""
     task = progress.start(f"Extracting {path.name}", path.stat().st_size, "B")
     try:
         with reading(path), open(path, "rb") as file:
             stream = _Stream(file, is_gzip, str(path), task)
             _unpack_stream(stream, path, unpacker)
-            # gzip's own checksum comes last, after what tar calls the end.
+            # The checksum of gzip comes last, after the end marker of tar.
             while stream.read(CHUNK_BYTES):
                 pass
     finally:
@@ -86,7 +86,7 @@ def _unpack_stream(stream: _Stream, path: Path, unpacker: Unpacker) -> None:
         while member := archive.next():
             packed = partial(stream.packed_since, stream.packed)
             _unpack_tar_member(archive, member, path, unpacker, packed)
-            # It keeps every member it has passed: gigabytes for millions of them.
+            # `tarfile` keeps every member it has read: gigabytes for millions of members.
             archive.members.clear()  # type: ignore[attr-defined]
 
 

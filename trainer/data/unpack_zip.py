@@ -1,7 +1,6 @@
-"""Zip archives, member by member.
+"""Extraction of zip archives.
 
-In: a zip file and an `Unpacker`. Out: what the unpacker lets through. A link, a device or
-an encrypted member refuses the archive.
+Members are passed to an `Unpacker`. A link, a device or an encrypted member rejects the archive.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ def zip_encoding(path: Path) -> str | None:
 
 
 def unpack_zip(path: Path, unpacker: Unpacker, progress: Progress) -> None:
-    """Hand every member of the zip at `path` to `unpacker`. Raises DataError, and what that raises."""
+    """Pass every member of the zip at `path` to `unpacker`. Raises DataError, and its errors."""
     with reading(path):
         archive = zipfile.ZipFile(path)
     with archive:
         members = archive.infolist()
         encoding = encoding_of(members)
         total = sum(member.file_size for member in members)
-        # No member gives more than it declares, so bombs are known before a byte is written.
+        # A member never yields more bytes than it declares, so bombs are detected before anything is written.
         require_archive_ratio(str(path), total, path.stat().st_size)
         if total > unpacker.max_bytes:
             raise too_large(str(path), unpacker.max_bytes)

@@ -1,6 +1,6 @@
-"""Web pages that come in the place of a file.
+"""Detection of web pages that a server sends instead of a file.
 
-In: a file. Out: whether it is a page: a sign-in, a confirmation or an error that a server sent with "200 OK".
+Such a page is a sign-in, a confirmation or an error that is sent with "200 OK".
 """
 
 from __future__ import annotations
@@ -15,6 +15,6 @@ _PAGE = re.compile(
 
 
 def is_web_page(path: Path) -> bool:
-    """Return whether the file begins as HTML does. Raises OSError."""
+    """Return whether the file begins with HTML. Raises OSError."""
     with open(path, "rb") as file:
         return _PAGE.match(file.read(_LOOK_BYTES)) is not None

@@ -1,7 +1,7 @@
-"""The file of weights that a pretrained model begins with.
+"""Lookup and download of the weights of a pretrained model.
 
-In: a `PretrainedSpec`. Out: a `WeightsFile`: a local path, and what is known of the file. No weights are read
-here, and TensorFlow isn't needed.
+The result is a `WeightsFile`: a local path with the metadata of the file. The weights themselves are not
+loaded, and TensorFlow is not required.
 """
 
 from __future__ import annotations
@@ -35,35 +35,35 @@ from trainer.storage import prepare_folder
 from trainer.storage.store import is_bucket, require_two_slashes, without_scheme
 
 IN_IMAGE = Path("/opt/weights")
-"""Where `trainer image build --weights` puts files of weights."""
+"""Folder in the container image to which `trainer image build --weights` adds weights."""
 _MOST_BYTES = 4 << 30
 _PATIENCE = Patience()
 
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """A file of weights, and what is known of it."""
+    """A file of weights and its metadata."""
 
     path: Path
     sha256: str
     """64 hex digits."""
     origin: str
-    """The package, address or path that it came from, without passwords and queries."""
+    """The package, address or path that it comes from, without passwords and query strings."""
     licence: str | None
-    """None where it isn't known."""
+    """None if unknown."""
 
     def record(self) -> dict[str, str | None]:
-        """Return what environment.json has of it."""
+        """Return the entry for environment.json."""
         return {"sha256": self.sha256, "origin": self.origin, "licence": self.licence}
 
 
 def find_weights(
     spec: PretrainedSpec, cache_dir: Path, progress: Progress, patience: Patience = _PATIENCE
 ) -> WeightsFile | None:
-    """Return the file of weights that `spec` names, downloaded if need be; None for fresh weights.
+    """Return the file of weights that `spec` selects, downloaded if necessary; None for random weights.
 
-    Raises UsageError (a package that isn't installed, an address of another kind), DataError (no such file, a
-    wrong checksum), TemporaryError (no network).
+    Raises UsageError (package not installed, unsupported address), DataError (no such file, wrong checksum),
+    TemporaryError (no network).
     """
     if spec.weights == NO_WEIGHTS:
         return None
@@ -78,9 +78,9 @@ def find_weights(
 def find_published(
     name: str, published: Published, cache_dir: Path, progress: Progress, patience: Patience = _PATIENCE
 ) -> WeightsFile:
-    """Return the published weights of the backbone `name`, of the image, of the cache or downloaded.
+    """Return the published weights of the backbone `name` from the image or the cache, or download them.
 
-    Raises DataError (a wrong checksum), TemporaryError (no network).
+    Raises DataError (wrong checksum), TemporaryError (no network).
     """
     path = local_published(published, cache_dir)
     if path is None:
@@ -94,7 +94,7 @@ def find_published(
 
 
 def local_published(published: Published, cache_dir: Path) -> Path | None:
-    """Return where the image or the cache has these weights, before any download; None if neither does."""
+    """Return the path of these weights in the image or the cache, before any download, or None."""
     candidates = (folder / published.file_name for folder in (IN_IMAGE, cache_dir / "weights"))
     return next((path for path in candidates if path.exists()), None)
 
@@ -144,7 +144,7 @@ def _package_folder() -> Path | None:
 
 
 def _given(weights: str, cache_dir: Path, progress: Progress, patience: Patience) -> WeightsFile:
-    """Return the file that the user names by a path or an address."""
+    """Return the file at a path or address from the user."""
     if is_bucket(weights):
         prepare_folder(cache_dir)
         with _limited(weights):
@@ -166,7 +166,7 @@ def _given(weights: str, cache_dir: Path, progress: Progress, patience: Patience
 
 @contextmanager
 def _limited(address: str) -> Iterator[None]:
-    """Word the error of a file that is too large for weights, which no setting of the data allows."""
+    """Replace the error for a file that is too large: no setting of the data can allow it."""
     try:
         yield
     except TooLargeError:

@@ -1,6 +1,6 @@
-"""Which part of an image becomes which part of the pixels that a network receives.
+"""Crop and padding geometry for resizing an image to the input of the model.
 
-In: the sides of an image and a `PixelFormat`. Out: a `Window`, in graph operations.
+A `Window` is computed in graph operations from the sides of an image and a `PixelFormat`.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ class Window(NamedTuple):
     """Heights and widths in pixels, int32 [2] each."""
 
     start: tf.Tensor
-    """Where in the image the part begins."""
+    """Top left corner of the region in the image."""
     extent: tf.Tensor
-    """How much of the image it is."""
+    """Size of the region in the image."""
     inner: tf.Tensor
-    """How much of the result it becomes, in its middle."""
+    """Size of the centred region in the result."""
 
 
 def find_window(sides: tf.Tensor, form: PixelFormat) -> Window:
-    """Return what of an image of these `sides`, int32 [2], goes to which part of the result.
+    """Return the region of an image with these `sides`, int32 [2], and its size in the result.
 
     See `resize_image`.
     """
@@ -40,7 +40,7 @@ def find_window(sides: tf.Tensor, form: PixelFormat) -> Window:
 
 
 def fill(image: tf.Tensor, window: Window, form: PixelFormat) -> tf.Tensor:
-    """Return `image`, uint8 of the window's inner sides, in the middle of black: uint8 of `form.shape`."""
+    """Pad `image`, uint8 of the window's inner sides, with black on all sides: uint8 of `form.shape`."""
     outer = tf.constant(form.shape[:2])
     before = (outer - window.inner) // 2
     margins = tf.concat([tf.stack([before, outer - window.inner - before], axis=1), [[0, 0]]], axis=0)
@@ -48,9 +48,9 @@ def fill(image: tf.Tensor, window: Window, form: PixelFormat) -> tf.Tensor:
 
 
 def _largest(shape: tf.Tensor, box: tf.Tensor) -> tf.Tensor:
-    """Return the sides, float64 [2], of the largest rectangle with the proportions of `shape` in `box`.
+    """Return the sides, float64 [2], of the largest rectangle in `box` with the aspect ratio of `shape`.
 
-    Both are int32 [2]. The side that it shares with the box is exact.
+    Both arguments are int32 [2]. The side that reaches the border of the box is exact.
     """
     shape, box = tf.cast(shape, tf.int64), tf.cast(box, tf.int64)
     limit = tf.where(shape[0] * box[1] >= shape[1] * box[0], 0, 1)
@@ -62,5 +62,5 @@ def _rounded(sides: tf.Tensor) -> tf.Tensor:
 
 
 def to_bytes(pixels: tf.Tensor) -> tf.Tensor:
-    """Round float pixels to the nearest value that a byte has."""
+    """Round float pixels to the nearest uint8 value."""
     return tf.cast(tf.clip_by_value(tf.round(pixels), 0.0, 255.0), tf.uint8)

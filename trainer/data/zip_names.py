@@ -1,7 +1,7 @@
-"""The names in a zip, which often doesn't say how they are encoded.
+"""Detection of the encoding of file names in zip archives.
 
-In: the members of a zip. Out: their names as text, with "/" between folders. The format knows UTF-8, with a
-flag, and the code page 437; other tools write what their system has, which shows in the characters.
+Names are decoded to text with "/" between folders. The format defines UTF-8, with a flag, and code page 437.
+Other tools use the encoding of their system, which is detected from the characters.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 _UTF8_FLAG = 0x800
 STANDARD = "cp437"
-"""What a name without the flag is encoded in, as the format has it."""
-# In this order: what is read by the scripts that only its own language writes, before those that share bytes.
+"""Encoding of a name without the flag, as the format defines it."""
+# In this order: encodings of scripts that only one language uses, before those that share bytes.
 _SCRIPTS = {
     "cp932": ("CJK UNIFIED", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "FULLWIDTH", "IDEOGRAPHIC"),
     "euc_kr": ("HANGUL",),
@@ -22,13 +22,13 @@ _SCRIPTS = {
     "cp866": ("CYRILLIC",),
 }
 _OF_WORDS = ("cp850", "cp866")
-# About half of all Chinese characters are Hangul in EUC-KR: a few that all are prove nothing.
+# About half of all Chinese characters are Hangul in EUC-KR, so a few such characters prove nothing.
 _LEAST_HANGUL = 4
 _MOST_MIXED = 1 / 3
 
 
 def encoding_of(members: Sequence[zipfile.ZipInfo]) -> str | None:
-    """Return the encoding of the names that don't state theirs; None if all are UTF-8, as ASCII is too."""
+    """Return the encoding of the names that do not declare one; None if all are UTF-8 or ASCII."""
     encoded = [data for data in map(_encoded, members) if data is not None]
     if all(_as_utf8(data) is not None for data in encoded):
         return None
@@ -36,7 +36,7 @@ def encoding_of(members: Sequence[zipfile.ZipInfo]) -> str | None:
 
 
 def name_of(member: zipfile.ZipInfo, encoding: str | None) -> str:
-    """Return the member's name; `encoding` is what `encoding_of` returns for its archive."""
+    """Return the member's name; `encoding` is the result of `encoding_of` for its archive."""
     data = _encoded(member)
     if data is None:
         name = member.orig_filename
@@ -44,15 +44,15 @@ def name_of(member: zipfile.ZipInfo, encoding: str | None) -> str:
         name = data.decode(encoding)
     else:
         name = _as_utf8(data) or data.decode(STANDARD)
-    # Some tools of Windows write its own separator. What leads out of the folder is refused all the same.
+    # Some Windows tools write backslashes. Names that lead out of the folder are rejected anyway.
     return name.replace("\\", "/")
 
 
 def _encoded(member: zipfile.ZipInfo) -> bytes | None:
-    """Return the bytes of a name whose encoding isn't stated, None for any other."""
+    """Return the bytes of a name without a declared encoding, or None."""
     if member.flag_bits & _UTF8_FLAG or member.orig_filename.isascii():
         return None
-    # Not `filename`, which ends at a NUL.
+    # Not `filename`, which is cut off at a NUL.
     return member.orig_filename.encode(STANDARD)
 
 
@@ -64,7 +64,7 @@ def _as_utf8(data: bytes) -> str | None:
 
 
 def _fits(encoded: Sequence[bytes], encoding: str) -> bool:
-    """Return whether all names, decoded so, are text of one script."""
+    """Return whether all names, decoded with `encoding`, are text in one script."""
     try:
         text = "/".join(data.decode(encoding) for data in encoded)
     except UnicodeDecodeError:
@@ -74,7 +74,7 @@ def _fits(encoded: Sequence[bytes], encoding: str) -> bool:
         return False
     if encoding == "euc_kr" and len({text[place] for place in foreign}) < _LEAST_HANGUL:
         return False
-    # Accented letters stand among others; signs for words and syllables seldom do.
+    # Accented letters occur next to ASCII letters; characters for words and syllables seldom do.
     mixed = sum(
         _is_letter(text[place - 1 : place]) or _is_letter(text[place + 1 : place + 2]) for place in foreign
     )

@@ -1,8 +1,8 @@
-"""A trained model to a SavedModel that stands alone.
+"""Export of a trained model to a self-contained SavedModel.
 
-In: the inference model, the class names, how images become pixels, and some encoded images.
-Out: a folder that TensorFlow, TensorFlow Serving and Vertex AI load without this package.
-It is loaded in a fresh process and compared before it gets its name.
+`export_model` writes a folder that TensorFlow, TensorFlow Serving and Vertex AI load without this package.
+`verify_export` loads it in a fresh process and compares its predictions, before it is moved to its final
+name.
 """
 
 from trainer.export.golden import Golden, make_golden, verify_export

@@ -1,8 +1,8 @@
-"""Golden predictions: the same images through the exported model, in a fresh process.
+"""Golden predictions: verification of an exported model in a fresh process.
 
-In: encoded images and what the trained model says of their pixels. Out: the largest
-difference, or an error. The fresh process runs a copy of `reload_check.py`, alone in a
-folder, so that it can't lean on this package or on anything that this process holds.
+The exported model must reproduce the probabilities of the trained model for the same images. The fresh
+process runs a copy of `reload_check.py`, alone in a folder, so that it can't depend on this package or on the
+state of this process.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _SCRIPT = Path(__file__).with_name("reload_check.py")
 
 @dataclass(frozen=True)
 class Golden:
-    """Encoded images and the answers that a model must give."""
+    """Encoded images and the predictions that a model must reproduce."""
 
     images: tuple[bytes, ...]
     pixels: np.ndarray[Any, Any]
@@ -42,21 +42,21 @@ class Golden:
     probabilities: np.ndarray[Any, Any]
     """float32 [count, classes]."""
     lost: int = 0
-    """How many of the images the source no longer holds as they were; their pixels stand for them."""
+    """Number of images that the source no longer has unchanged; their pixels are encoded instead."""
 
 
 def make_golden(model: keras.Model, split: Split, objective: Objective = SINGLE) -> Golden:
-    """Return some images spread evenly over `split`, and the answers of `model` to their cached pixels.
+    """Return up to 20 images spread evenly over `split`, and the predictions of `model`.
 
-    Computed on the CPU, as the check is: on a GPU float32 products are rounded to TF32. One at a time:
-    images may be so large that more don't fit in memory.
+    Predictions are computed from the cached pixels, on the CPU like the check: GPUs round float32 products to
+    TF32. They are computed one image at a time, because several large images may not fit in memory.
     """
     rows = np.unique(np.linspace(0, len(split.labels) - 1, _COUNT).round().astype(np.int64))
     pixels = split.pixels.take(rows).astype(np.float32)
     with tf.device("/CPU:0"):
         answers = [objective.probabilities(model(each[None], training=False)).numpy() for each in pixels]
     found = [_encoded(split, int(row)) for row in rows]
-    # A source may be gone by the time that training ends: that must not cost the training.
+    # The source may be unavailable when training ends, which must not fail the run.
     images = tuple(
         bytes(tf.io.encode_png(each.astype(np.uint8)).numpy()) if image is None else image
         for image, each in zip(found, pixels, strict=True)
@@ -67,8 +67,8 @@ def make_golden(model: keras.Model, split: Split, objective: Objective = SINGLE)
 def verify_export(path: Path, golden: Golden) -> float:
     """Load the SavedModel at `path` in a fresh process; return the largest difference of a probability.
 
-    Raises TrainerError if the process fails or differs by more than TOLERANCE, TemporaryError for a full
-    disk.
+    Raises TrainerError if the process fails or a probability differs by more than TOLERANCE, OutOfMemoryError
+    if the process is killed, TemporaryError if the disk is full.
     """
     with temporary_folder() as folder:
         asked, script = folder / "golden.npz", folder / _SCRIPT.name
@@ -105,7 +105,7 @@ def verify_export(path: Path, golden: Golden) -> float:
 
 
 def _encoded(split: Split, row: int) -> bytes | None:
-    """Return the image as it was read for training, None if the source no longer holds that."""
+    """Return the encoded image as read for training, or None if the source no longer has it unchanged."""
     item = split.items[row]
     try:
         data = item.read()

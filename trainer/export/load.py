@@ -1,7 +1,6 @@
-"""An exported model back into this process.
+"""Loader of exported models, which classify encoded images.
 
-In: the path of a run or of a model. Out: a `LoadedModel` that classifies encoded images. A
-folder that this package didn't export, or exported in a form it no longer reads, is refused.
+A folder that was not exported by this package, or in a format that it no longer reads, is rejected.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ _NEED = "Give the folder of a finished run or its model/ folder."
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A SavedModel and what its assets say of it."""
+    """A SavedModel and the content of its assets."""
 
     path: Path
     class_names: tuple[str, ...]
     data: DataSpec
-    """How it was trained to see images; of a `DataSpec` these settings alone."""
+    """Image settings of the model; no other field of `DataSpec` is set."""
     signatures: Any
     thresholds: tuple[float, ...] = ()
-    """Of data.labels multi: the probability from which each label is predicted."""
+    """Probability from which each label is predicted; only with data.labels multi."""
 
     def classify(self, images: Sequence[bytes]) -> np.ndarray[Any, Any]:
         """Return probabilities, float32 [images, classes], of encoded images.
@@ -55,8 +54,8 @@ class LoadedModel:
 def load_model(path: Path, trust: bool = False) -> LoadedModel:
     """Return the model at `path`, a run folder or a model folder.
 
-    Without `trust` only one whose operations are known to do nothing but compute. Raises UsageError for what
-    is no model or an untrusted one, DataError for a damaged one.
+    Unless `trust` is set, all its operations must be known to only compute. Raises UsageError if there is no
+    model or it is not trusted, DataError if it is damaged.
     """
     folder = _model_folder(path)
     about = read_description(folder)
@@ -68,8 +67,8 @@ def load_model(path: Path, trust: bool = False) -> LoadedModel:
         data = _described_data(about)
         _require_consistent(signatures, about, data)
     except (MemoryError, tf.errors.ResourceExhaustedError):
-        raise  # says nothing of the model
-    except Exception as error:  # TensorFlow has no error of its own for a damaged file
+        raise  # out of memory, the model may be fine
+    except Exception as error:  # TensorFlow has no exception of its own for a damaged file
         raise DataError(
             f"The model can't be loaded; it is damaged. Train again, or copy it again. Received: {folder} "
             f"({(str(error) or type(error).__name__).splitlines()[0][:200]})"
@@ -79,15 +78,15 @@ def load_model(path: Path, trust: bool = False) -> LoadedModel:
 
 
 def _described_data(about: dict[str, Any]) -> DataSpec:
-    """Return how the model sees images. Raises ValueError, KeyError."""
+    """Return the image settings of the model. Raises ValueError or KeyError."""
     first = ("image_size", "resize", "interpolation")
-    # Earlier versions did not have the others.
+    # Models of earlier versions lack the other settings.
     later = {*PIXEL_SETTINGS, "max_image_pixels", "labels"} & about.keys()
     return DataSpec(**{key: about[key] for key in (*first, *later)})
 
 
 def _require_consistent(signatures: dict[str, Any], about: dict[str, Any], data: DataSpec) -> None:
-    """Raise ValueError if the model's assets speak of another model."""
+    """Raise ValueError if the assets do not match the model."""
     shape = signatures["pixels"].structured_input_signature[1]["pixels"].shape
     classes = signatures["pixels"].structured_outputs["probabilities"].shape[-1]
     names = about["class_names"]
@@ -103,13 +102,13 @@ def _require_consistent(signatures: dict[str, Any], about: dict[str, Any], data:
 
 
 def _thresholds(about: dict[str, Any]) -> tuple[float, ...]:
-    """Return the threshold of each label, in their order; none for a model of one label an image."""
+    """Return the threshold of each label, in label order; empty for a model of one label per image."""
     thresholds = about.get("thresholds", {})
     return tuple(float(thresholds[name]) for name in about["class_names"] if thresholds)
 
 
 class _Kept(dict[str, Any]):
-    """Signatures that keep the model they belong to alive: TensorFlow holds its variables weakly."""
+    """Signatures with a reference to their model, because TensorFlow refers to its variables weakly."""
 
     def __init__(self, signatures: dict[str, Any], owner: Any) -> None:
         super().__init__(signatures)
@@ -126,9 +125,9 @@ def _model_folder(path: Path) -> Path:
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """Return what the SavedModel in `folder` says of itself: class_names, image_size, and so on.
+    """Return the description of the SavedModel in `folder`: class_names, image_size, and so on.
 
-    Raises UsageError for one that this program didn't export, or in a form that it no longer reads.
+    Raises UsageError if it was not exported by this program, or in a format that is no longer read.
     """
     try:
         about: dict[str, Any] = json.loads((folder / "assets" / "model.json").read_text(encoding="utf-8"))

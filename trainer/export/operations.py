@@ -1,6 +1,7 @@
-"""TensorFlow operations that only compute: they touch no file, no network, no Python and no other process.
+"""Allowlist of TensorFlow operations that only compute.
 
-In: nothing. Out: the names of operations that a model may hold without being trusted.
+They access no files, no network, no Python code and no other process, so a model may contain them without
+being trusted.
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ _RANDOM = """
 COMPUTING = frozenset(
     " ".join((_MATH, _ARRAYS, _NETWORKS, _IMAGES, _STRINGS, _CONTROL, _VARIABLES, _RANDOM)).split()
 )
-"""By the names that TensorFlow registers. What is not here may be harmless too; nobody has looked."""
+"""Names as registered by TensorFlow. Operations that are not listed may be harmless too; they have not been
+reviewed."""
 SAVING = frozenset(("MergeV2Checkpoints", "RestoreV2", "SaveV2", "ShardedFilename"))
-"""What TensorFlow itself adds to each SavedModel, to write and read its variables."""
+"""Operations that TensorFlow adds to each SavedModel to save and restore its variables."""

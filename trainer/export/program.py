@@ -1,7 +1,6 @@
-"""The program in a SavedModel: which operations it holds.
+"""Check of the operations in a SavedModel.
 
-In: the folder of a SavedModel. Out: nothing, or an error for operations that do more than compute. The
-file is only parsed: nothing in it is executed, and TensorFlow does not load it.
+The file is only parsed: nothing in it is executed, and TensorFlow does not load it.
 """
 
 from __future__ import annotations
@@ -18,14 +17,15 @@ from trainer.export.operations import COMPUTING, SAVING
 
 _MOST_NAMED = 5
 _ATTRIBUTES_OF_SAVER = {"_construction_context", "_input_shapes"}
-"""Of the functions that TensorFlow makes to save and restore variables."""
+"""Attributes of the functions that TensorFlow generates to save and restore variables."""
 
 
 def require_computing(folder: Path) -> None:
     """Raise UsageError if the SavedModel in `folder` may do more than compute, DataError if it is damaged.
 
     A SavedModel is a program: TensorFlow also has operations that read and write files, open connections and
-    call Python. All of its functions are looked at, called or not.
+    call Python. All of its functions are checked, called or not. A SavedModel of TensorFlow 1 is rejected
+    too, because its operations run while it is loaded.
     """
     found: set[str] = set()
     for graph in _parse(folder).meta_graphs:
@@ -56,12 +56,12 @@ def _parse(folder: Path) -> Any:
 
 
 def _operations(graph: Any) -> set[str]:
-    """Return the operations that are neither known to compute nor those of TensorFlow's own saver."""
+    """Return the operations that are neither known to only compute nor part of TensorFlow's saver."""
     library = graph.graph_def.library
     functions = {each.signature.name: each.node_def for each in library.function}
     nodes = graph.graph_def.node
     saver = {graph.saver_def.save_tensor_name.partition(":")[0], graph.saver_def.restore_op_name}
-    # Loading in TensorFlow 2 runs neither of the saver's two nodes; whatever else there is may be run.
+    # Loading in TensorFlow 2 runs neither of the two saver nodes; any other node may be run.
     saving = _reachable(functions, [node for node in nodes if node.name in saver])
     others = [node for node in nodes if node.name not in saver]
     named = _named(graph.object_graph_def) | _called_implicitly(library) | (functions.keys() - saving)
@@ -84,8 +84,8 @@ def _named(objects: Any) -> set[str]:
 def _called_implicitly(library: Any) -> set[str]:
     """Return the names of the functions that may run although no node calls them.
 
-    Gradients, and functions with attributes: by api_implements TensorFlow replaces a call to one function
-    with a call to another one.
+    These are gradients, and functions with attributes: with api_implements, TensorFlow replaces a call to one
+    function with a call to another.
     """
     names = {each.gradient_func for each in (*library.gradient, *library.registered_gradients)}
     return names | {
@@ -94,7 +94,7 @@ def _called_implicitly(library: Any) -> set[str]:
 
 
 def _reachable(functions: Mapping[str, Any], nodes: Iterable[Any]) -> set[str]:
-    """Return the names of the functions that `nodes` call, and those that these call."""
+    """Return the names of the functions that `nodes` call, directly or indirectly."""
     waiting = list(nodes)
     reached: set[str] = set()
     while waiting:

@@ -1,8 +1,8 @@
-"""Load a SavedModel with TensorFlow alone, without Keras, and compare its answers.
+"""Check of a SavedModel with TensorFlow alone, without Keras.
 
-In: the folder of the model and a file of golden predictions, as arguments. Out: one line of
-JSON with the largest difference of a probability, over both signatures. It is run by its
-path in a fresh process, and imports nothing of this package on purpose.
+The arguments are the model folder and a file of golden predictions. The output is one line of JSON with the
+largest difference of a probability, over both signatures. The script is run by its path in a fresh process
+and deliberately imports nothing of this package.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import numpy as np
 
 
 def main(model_path: str, golden_path: str) -> None:
-    """Print the comparison."""
-    # A served model has no Keras either, and importing it takes as long as TensorFlow itself.
+    """Compare the predictions of the model with the golden ones, and print the largest difference."""
+    # Model servers have no Keras either, and importing it takes as long as TensorFlow itself.
     sys.modules["keras"] = None  # type: ignore[assignment]
     import tensorflow as tf
 
-    # On a GPU float32 products are rounded to TF32; the answers were computed on the CPU.
+    # GPUs round float32 products to TF32; the golden predictions were computed on the CPU.
     tf.config.set_visible_devices([], "GPU")
     golden = np.load(golden_path, allow_pickle=False)
     ends = np.cumsum(golden["lengths"])
@@ -27,7 +27,7 @@ def main(model_path: str, golden_path: str) -> None:
     images = [data[end - length : end] for end, length in zip(ends, golden["lengths"], strict=True)]
     model = tf.saved_model.load(model_path)
     differences = []
-    # One at a time: images may be so large that more don't fit in memory.
+    # One at a time, because several large images may not fit in memory.
     for image, pixels, expected in zip(images, golden["pixels"], golden["probabilities"], strict=True):
         answers = [
             model.signatures["serving_default"](image_bytes=tf.constant([image])),

@@ -1,9 +1,8 @@
-"""The SavedModel: encoded images in, labels out.
+"""SavedModel that maps encoded images to labels.
 
-In: the inference model and what surrounds it. Out: a folder with two signatures,
-`serving_default` for encoded images and `pixels` for decoded ones, and two assets:
-labels.txt, one class a line, and model.json, which says what made the model and, with several labels an
-image, the threshold of each.
+It has two signatures, `serving_default` for encoded images and `pixels` for decoded ones, and two assets:
+labels.txt, one class per line, and model.json, which has the versions and image settings of the model and,
+with several labels per image, the threshold of each.
 """
 
 from __future__ import annotations
@@ -24,7 +23,8 @@ from trainer.spec import PIXEL_SETTINGS, DataSpec
 from trainer.storage.temporary import temporary_folder
 
 FORMAT_VERSION, MULTI_LABEL_VERSION = 1, 2
-"""Of model.json: what reads 1 alone must not take a model of several labels an image for one of one."""
+"""Versions of model.json. A reader of version 1 alone must not take a model with several labels per image for
+one with a single label."""
 
 
 class ServedModel(tf.Module):  # type: ignore[misc]
@@ -38,7 +38,7 @@ class ServedModel(tf.Module):  # type: ignore[misc]
         assets: Path,
         thresholds: Sequence[float] = (),
     ) -> None:
-        """`thresholds`: with data.labels multi that of each label."""
+        """Write the assets to the folder `assets`. `thresholds`: one per label with data.labels multi."""
         super().__init__()
         self.objective = objective_of(data.labels)
         self.thresholds = tf.constant(thresholds, tf.float32)
@@ -52,10 +52,10 @@ class ServedModel(tf.Module):  # type: ignore[misc]
         """Classify encoded images, string [batch]: JPEG, PNG, GIF, BMP or WebP of any size.
 
         Formats that are converted for training and by `trainer predict` are errors here, see `decode_image`.
-        Only an orientation that a JPEG, PNG or WebP has in XMP or in texts alone is ignored.
+        An orientation is ignored only if a JPEG, PNG or WebP has it just in XMP or in text chunks.
         """
         form = self.data.pixel_format
-        # Decoders are CPU kernels; pinned, no picture travels to an accelerator and back.
+        # Decoders are CPU kernels; pinning avoids copies to an accelerator and back.
         with tf.device("/CPU:0"):
             pixels = tf.map_fn(
                 lambda encoded: decode_and_resize(encoded, form),
@@ -67,10 +67,10 @@ class ServedModel(tf.Module):  # type: ignore[misc]
     def classify_pixels(self, pixels: tf.Tensor) -> dict[str, tf.Tensor]:
         """Classify pixels, float32 [batch, height, width, channels] in 0..255: grey, RGB or RGBA.
 
-        Returns `label`, string [batch]; `probability` of that label, float32 [batch]; and
-        `probabilities`, float32 [batch, classes], in the order of labels.txt. With data.labels multi
-        `labels`, string [batch, classes], instead of the first two: the name of each label whose probability
-        reaches its threshold, and "" in the place of others.
+        Returns `label`, string [batch]; `probability` of that label, float32 [batch]; and `probabilities`,
+        float32 [batch, classes], in the order of labels.txt. With data.labels multi, `labels`, string [batch,
+        classes], replaces the first two: the name of each label whose probability reaches its threshold, ""
+        for the others.
         """
         probabilities = self.objective.probabilities(self.model(pixels, training=False))
         if self.data.labels == "multi":
@@ -83,11 +83,11 @@ class ServedModel(tf.Module):  # type: ignore[misc]
         }
 
     def signatures(self) -> dict[str, tf.types.experimental.ConcreteFunction]:
-        """Return the two endpoints as traced functions."""
+        """Return the two signatures as traced functions."""
         encoded = tf.TensorSpec([None], tf.string, name="image_bytes")
         pixels = tf.TensorSpec([None, *self.data.pixel_format.shape], tf.float32, name="pixels")
-        # Not attributes, which would be traced and saved once more. To translate code that needs no
-        # translation took half of the export's time.
+        # Not attributes, which would be traced and saved once more. AutoGraph, which this code does not need,
+        # took half of the export's time.
         from_bytes = tf.function(self.classify_images, input_signature=[encoded], autograph=False)
         from_pixels = tf.function(self.classify_pixels, input_signature=[pixels], autograph=False)
         return {
@@ -105,7 +105,7 @@ def export_model(
 ) -> None:
     """Write the SavedModel of `model` to the folder `path`, which must not exist.
 
-    thresholds: with data.labels multi the probability from which each label is predicted.
+    thresholds: probability from which each label is predicted, with data.labels multi.
 
     Raises TemporaryError if the disk fails.
     """

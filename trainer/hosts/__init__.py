@@ -1,7 +1,7 @@
-"""Which process of how many this is, and what the processes of one run tell each other.
+"""Process group of one run: rendezvous, broadcast, all-gather and failure detection.
 
-In: what a cluster's environment says. Out: a `Place`, and `Peers` who have met. TensorFlow
-carries the gradients; here go the few bytes on which all have to agree, and the news that one is gone.
+The environment of the cluster yields a `Place`; rendezvous yields `Peers`. TensorFlow transfers the
+gradients. This package transfers only small messages on which all processes agree, and failures.
 """
 
 from trainer.hosts.meet import meet

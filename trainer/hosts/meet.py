@@ -1,7 +1,7 @@
-"""How the processes of a run find each other.
+"""Rendezvous of the processes of a run.
 
-In: a `Place` and what all must have in common. Out: `Peers`. The chief waits for everyone; who does not
-come is named. A process that starts again while the chief still waits takes its own place.
+The chief waits until every process has connected, and names the missing ones. A process that restarts during
+the rendezvous replaces its earlier connection.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ Say = Callable[[str], None]
 def meet(
     place: Place, common: str, limit_seconds: float, say: Say, silence_seconds: float = SILENCE_SECONDS
 ) -> Peers:
-    """Return the peers of `place` when everyone is there.
+    """Return the connected process group of `place` once every process has joined.
 
-    All processes must have the same `common`, a digest of the spec. `say` is called with the missing ones. A
-    process that is silent for `silence_seconds`, which must be above PING_SECONDS, has failed. Raises
-    TemporaryError, which names the missing ones, after `limit_seconds`, and UsageError if one has
-    another spec.
+    All processes must have the same `common`, a digest of the spec. `say` is called with the names of the
+    missing processes. A process that sends nothing for `silence_seconds`, which must exceed PING_SECONDS, has
+    failed. Raises TemporaryError with the names of the missing processes after `limit_seconds`, and
+    UsageError if a process has another spec.
     """
     if place.count == 1:
         return Peers(place)
@@ -47,7 +47,7 @@ def meet(
 
 
 class _Reception:
-    """The chief's side."""
+    """Rendezvous server, run by the chief."""
 
     def __init__(self, place: Place, common: str, say: Say, silence_seconds: float) -> None:
         self.place, self.common, self.say, self.silence_seconds = place, common, say, silence_seconds
@@ -69,7 +69,7 @@ class _Reception:
                         )
                     self._look(server)
             for wire in self.wires.values():
-                with suppress(OSError):  # its end is noticed by whoever listens to it next
+                with suppress(OSError):  # the next read from this connection detects the failure
                     wire.send(WELCOME)
         except TrainerError as error:
             for wire in self.wires.values():
@@ -79,7 +79,7 @@ class _Reception:
         return self.wires
 
     def _is_complete(self) -> bool:
-        """Return whether everyone is there; who came and was killed since is not."""
+        """Return whether all processes are connected; closed connections are removed first."""
         self.wires = {index: wire for index, wire in self.wires.items() if wire.is_open()}
         return len(self.wires) == self.place.count - 1
 
@@ -95,7 +95,7 @@ class _Reception:
     def _look(self, server: socket.socket) -> None:
         with suppress(TimeoutError):
             connection, _ = server.accept()
-            # Each by a thread of its own: who connects and says nothing holds nobody else up.
+            # One thread per connection: a client that connects and sends nothing must not block the others.
             threading.Thread(target=self._hear, args=(connection,), daemon=True, name="hello").start()
         while not self.heard.empty():
             self._greet(*self.heard.get())
@@ -112,7 +112,7 @@ class _Reception:
             self.say(f"waiting for {self._missing()}")
 
     def _hear(self, connection: socket.socket) -> None:
-        """Hear who it is; a stranger is turned away."""
+        """Read the handshake; reject connections that are not part of this run."""
         if not self.door.acquire(blocking=False):
             connection.close()
             return
@@ -131,7 +131,7 @@ class _Reception:
             self.door.release()
 
     def _greet(self, index: int, wire: Wire, said: dict[str, Any]) -> None:
-        """Take in one of the run, after a restart in the place of the one before."""
+        """Register a process, replacing its earlier connection. Raises UsageError for another spec."""
         self.wires[index] = wire
         if said.get("common") != self.common:
             raise UsageError(
@@ -147,7 +147,7 @@ class _Reception:
 def _join(
     place: Place, common: str, until: float, limit_seconds: float, say: Say, silence_seconds: float
 ) -> Wire:
-    """Return the connection to the chief once it says that everyone is there."""
+    """Return the connection to the chief once the rendezvous is complete."""
     say(f"waiting for the chief, {place.addresses[0]}")
     while True:
         try:
@@ -161,7 +161,7 @@ def _join(
                     values = values_of(data)
                     raise error_of(int(values.get("exit_code", 1)), str(values.get("message", "")))
         except OSError as error:
-            # The chief may have been started again, and waits anew.
+            # The chief may have restarted and be waiting again.
             if time.monotonic() > until:
                 raise TemporaryError(
                     f"The chief, {place.addresses[0]}, did not begin the run within {limit_seconds:g} s. See "

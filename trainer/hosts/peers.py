@@ -1,8 +1,8 @@
-"""The processes of one run, connected: what one says all hear, and when one is gone all know.
+"""Process group for one run: broadcast, all-gather and failure detection.
 
-In: a `Place`. Out: `Peers`, once everyone has come. The chief is the middle of a star: each other
-process has one connection, to it. Everybody says something every few seconds; who is silent for
-`SILENCE_SECONDS` or whose connection ends is gone, and then nobody goes on alone.
+The topology is a star: every other process has one connection, to the chief. All processes send a ping every
+few seconds. A process that sends nothing for `SILENCE_SECONDS`, or whose connection closes, has failed, and
+then all processes stop.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _LEAVE_SECONDS = 2.0
 
 
 class Peers:
-    """The processes of a run that have met; with none but this one all of it is trivial."""
+    """The connected processes of a run. In a group of one process every operation is trivial."""
 
     def __init__(self, place: Place, wires: dict[int, Wire] | None = None) -> None:
-        """`wires` lead to every other process for the chief, to the chief for the others."""
+        """`wires` has one connection to every other process in the chief, and one to the chief elsewhere."""
         self.place = place
         self._wires = wires or {}
         self._inbox: dict[int, deque[bytes]] = {index: deque() for index in self._wires}
@@ -47,9 +47,9 @@ class Peers:
             threading.Thread(target=self._ping, daemon=True, name="ping").start()
 
     def exchange(self, data: bytes) -> list[bytes]:
-        """Return what each process said, in their order; everyone has to say something.
+        """All-gather: return the data of every process, in process order; every process must call it.
 
-        Raises the error with which another one ended, TemporaryError if one is gone.
+        Raises the error with which another process ended, and TemporaryError if one has failed.
         """
         if not self._wires:
             return [data]
@@ -63,16 +63,20 @@ class Peers:
         return said
 
     def share(self, data: bytes) -> bytes:
-        """Return what the chief said; what the others say doesn't count."""
+        """Broadcast: return the chief's data; the data of the other processes is ignored."""
         return self.exchange(data if self.place.is_chief else b"")[0]
 
     def require(self) -> None:
-        """Raise the error with which another process ended, if one did."""
+        """Raise the error with which another process ended, if there is one."""
         if self._error is not None:
             raise self._error
 
     def on_end(self, action: Callable[[TrainerError], None]) -> None:
-        """Let `action` be called, by another thread, when another process fails or is gone."""
+        """Register `action`, which is called when another process fails.
+
+        The thread that detects the failure calls it; if a process has failed already, it is called
+        immediately.
+        """
         with self._changed:
             self._on_end.append(action)
             error = self._error
@@ -80,7 +84,7 @@ class Peers:
             action(error)
 
     def leave(self, exit_code: int = 0, message: str = "") -> None:
-        """Tell the others how this process ended; unless it was well they end the same way."""
+        """Shut down; a nonzero `exit_code` makes the other processes stop with the same error."""
         if self._closed.is_set():
             return
         self._closed.set()
@@ -130,7 +134,7 @@ class Peers:
         while not self._closed.wait(PING_SECONDS):
             for index, wire in self._wires.items():
                 try:
-                    # A long message to one of them must not keep the others from hearing anything.
+                    # A long message in progress must not delay the pings to the other processes.
                     wire.ping()
                 except OSError as error:
                     self._lose(index, error)
@@ -143,7 +147,7 @@ class Peers:
                 self._left.add(index)
                 self._changed.notify_all()
             return
-        # What the chief passes on says already who it was.
+        # A message that the chief forwards already names the failed worker.
         said = (
             message
             if index == 0 and message.startswith("worker ")

@@ -1,7 +1,6 @@
-"""The environment of a cluster to a place in it.
+"""Process index and addresses of a run, from the environment of the cluster.
 
-In: environment variables, as Vertex AI, Kubeflow or an Indexed Job of Kubernetes set them. Out: a
-`Place`: the addresses of all processes of the run, and which of them this one is.
+Supports the environment variables of Vertex AI and Kubeflow (TF_CONFIG) and of a Kubernetes Indexed Job.
 """
 
 from __future__ import annotations
@@ -18,51 +17,51 @@ TF_CONFIG = "TF_CONFIG"
 _CLUSTER_SPEC = "CLUSTER_SPEC"
 _JOB_INDEX = "JOB_COMPLETION_INDEX"
 WORKERS = "TRAINER_WORKERS"
-"""How many pods an Indexed Job has; the manifest sets it."""
+"""Number of pods of the Indexed Job; set by the manifest."""
 SERVICE = "TRAINER_SERVICE"
-"""The headless service that gives the pods of an Indexed Job their names."""
+"""Headless Service that gives the pods of the Indexed Job their host names."""
 PROCESS_VARIABLES = (TF_CONFIG, _CLUSTER_SPEC, _JOB_INDEX, WORKERS, SERVICE)
-"""All environment variables that make a process one of several."""
+"""All environment variables that make a process part of a group."""
 PORT = 2222
-"""Of TensorFlow, where an Indexed Job's pods find each other."""
+"""Port of TensorFlow on the pods of an Indexed Job."""
 _PORTS_APART = 1000
-"""Where nothing says which other port is open, the processes talk that much above the chief's."""
+"""Offset of the control port from the chief's TensorFlow port, unless CLUSTER_SPEC names an open port."""
 _HIGHEST_PORT = 65535
 _CHIEFS = ("chief", "master")
 _HOST = r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.%]+\]|[0-9A-Fa-f:.]+"
-"""A name, an IPv4 address, or an IPv6 address with brackets or without."""
+"""A host name, an IPv4 address, or an IPv6 address with or without brackets."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """One process among those of a run."""
+    """Index of a process and the addresses of all processes of a run."""
 
     addresses: tuple[str, ...] = ("localhost:0",)
-    """HOST:PORT of each process, where TensorFlow listens; the first is the chief."""
+    """HOST:PORT of TensorFlow on each process; the first is the chief."""
     index: int = 0
     control: str = ""
-    """HOST:PORT where the chief hears the others; empty for one process alone."""
+    """HOST:PORT on which the chief accepts the other processes; empty for a single process."""
 
     @property
     def count(self) -> int:
-        """How many processes there are."""
+        """Number of processes."""
         return len(self.addresses)
 
     @property
     def is_chief(self) -> bool:
-        """Whether this process writes what the run leaves behind."""
+        """Whether this process is the chief, which writes the outputs of the run."""
         return self.index == 0
 
     def name(self, index: int) -> str:
-        """Return what to call a process in a message."""
+        """Return the name of a process for messages."""
         return f"worker {index} ({self.addresses[index]})"
 
 
 def read_place(environment: Mapping[str, str], host_name: str) -> Place:
-    """Return the place that `environment` gives the process on the host `host_name`.
+    """Return the `Place` that `environment` defines for the process on host `host_name`.
 
-    TF_CONFIG counts first, then an Indexed Job's variables; with neither the process is alone.
-    Raises UsageError for what can't be understood or isn't used here, as parameter servers.
+    TF_CONFIG takes precedence over the variables of an Indexed Job; without either, the process is a single
+    one. Raises UsageError for invalid values and for unsupported roles such as parameter servers.
     """
     if environment.get(TF_CONFIG, "").strip():
         return _from_tf_config(environment[TF_CONFIG], environment.get(_CLUSTER_SPEC, ""))
@@ -72,9 +71,9 @@ def read_place(environment: Mapping[str, str], host_name: str) -> Place:
 
 
 def read_share(environment: Mapping[str, str]) -> tuple[int, int]:
-    """Return which part of a work that can be divided is this process's, and of how many parts.
+    """Return the index of this process and the number of processes, to divide work among them.
 
-    Of an Indexed Job's variables or TF_CONFIG; (0, 1) without either. Raises UsageError.
+    They come from TF_CONFIG or the variables of an Indexed Job; (0, 1) without either. Raises UsageError.
     """
     if environment.get(TF_CONFIG, "").strip():
         place = read_place(environment, "")
@@ -145,7 +144,7 @@ def _place(addresses: tuple[str, ...], index: int, open_port: int | None) -> Pla
 
 
 def _open_port(cluster_spec: str) -> int | None:
-    """Return the port beside TensorFlow's that Vertex AI keeps open between the machines of a job."""
+    """Return the port besides TensorFlow's that Vertex AI opens between the machines of a job."""
     if not cluster_spec.strip():
         return None
     ports = _mapping(cluster_spec, _CLUSTER_SPEC).get("open_ports") or []
@@ -174,7 +173,7 @@ def _is_port(text: str) -> bool:
 
 
 def _is_number(text: str) -> bool:
-    """Return whether `text` is a number as machines write it; isdigit() is true of a superscript two."""
+    """Return whether `text` consists of 1 to 9 ASCII digits; isdigit() also accepts superscripts."""
     return re.fullmatch(r"[0-9]{1,9}", text) is not None
 
 

@@ -1,8 +1,7 @@
-"""Messages between two processes, over one connection.
+"""Message protocol between two processes over one TCP connection.
 
-In: a connected socket. Out: a `Wire` that sends a kind and bytes, and hears the other side's.
-A message is its kind (one byte), its length (eight), and its bytes: nothing that arrives is ever
-executed or unpickled.
+A message is its kind (1 byte), the length of its data (8 bytes, big-endian) and the data. Received data is
+never executed or unpickled.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import Any
 _HEAD = struct.Struct(">cQ")
 _MOST_BYTES = 1 << 36
 _CHUNK_BYTES = 1 << 20
-_BACKLOG = 128  # strangers may knock, too
+_BACKLOG = 128  # room for connections that are not part of the run
 
 HELLO, WELCOME, DATA, PING, BYE = b"h", b"w", b"d", b"p", b"b"
 
@@ -27,7 +26,7 @@ class Wire:
     """One connection. `send` may be called by any thread, `receive` by one."""
 
     def __init__(self, connection: socket.socket, seconds: float) -> None:
-        """A side that says nothing for so many `seconds` counts as gone."""
+        """`seconds` is the timeout: the other side has failed if it sends nothing for that long."""
         connection.settimeout(seconds)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._connection = connection
@@ -37,12 +36,12 @@ class Wire:
         """Send one message. Raises OSError."""
         with self._sending:
             self._connection.sendall(_HEAD.pack(kind, len(data)))
-            # Part by part: each has the whole time that a silence may last.
+            # In chunks: the timeout then applies to each chunk instead of the whole message.
             for start in range(0, len(data), _CHUNK_BYTES):
                 self._connection.sendall(memoryview(data)[start : start + _CHUNK_BYTES])
 
     def ping(self) -> None:
-        """Say that this side is there, unless something is being said already. Raises OSError."""
+        """Send a ping, unless another message is being sent. Raises OSError."""
         if self._sending.acquire(blocking=False):
             try:
                 self._connection.sendall(_HEAD.pack(PING, 0))
@@ -54,10 +53,10 @@ class Wire:
         self.send(kind, json.dumps(values).encode())
 
     def receive(self, most_bytes: int = _MOST_BYTES, until: float | None = None) -> tuple[bytes, bytes]:
-        """Return the next message's kind and bytes.
+        """Return the kind and the data of the next message.
 
-        Raises OSError, also when the other side is gone, when it announces more than `most_bytes`, and when
-        not all has come by the monotonic time `until`, however it trickles.
+        Raises OSError, also if the other side has closed the connection, if the announced length exceeds
+        `most_bytes`, and if the message is not complete at the monotonic time `until`.
         """
         kind, size = _HEAD.unpack(self._read(_HEAD.size, until))
         if size > most_bytes:
@@ -65,11 +64,11 @@ class Wire:
         return kind, self._read(size, until)
 
     def silence(self, seconds: float) -> None:
-        """Let the other side be silent for so long."""
+        """Set the timeout of the connection in seconds."""
         self._connection.settimeout(seconds)
 
     def is_open(self) -> bool:
-        """Return whether the other side is still there, as far as this one has heard; waits for nothing."""
+        """Return False if the connection is known to be closed; never blocks."""
         try:
             heard = select.select([self._connection], [], [], 0)[0]
             return not heard or bool(self._connection.recv(1, socket.MSG_PEEK))
@@ -77,11 +76,11 @@ class Wire:
             return False
 
     def end(self) -> None:
-        """Send nothing more. Raises OSError."""
+        """Close the sending direction of the connection. Raises OSError."""
         self._connection.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
-        """End the connection."""
+        """Close the connection."""
         self._connection.close()
 
     def _read(self, size: int, until: float | None) -> bytes:
@@ -97,7 +96,7 @@ class Wire:
 
 
 def values_of(data: bytes) -> dict[str, Any]:
-    """Return the JSON values of a message, none for what is no such message."""
+    """Return the JSON object in a message, or an empty one if it is invalid."""
     try:
         values = json.loads(data)
     except (ValueError, RecursionError):
@@ -106,7 +105,7 @@ def values_of(data: bytes) -> dict[str, Any]:
 
 
 def connect(address: str, until: float) -> socket.socket:
-    """Return a connection to HOST:PORT, trying until the monotonic time `until`. Raises OSError."""
+    """Return a connection to HOST:PORT, retrying until the monotonic time `until`. Raises OSError."""
     host, _, port = address.rpartition(":")
     while True:
         try:
@@ -127,7 +126,7 @@ def is_free(address: str) -> bool:
 
 
 def listen(address: str, count: int) -> socket.socket:
-    """Return a socket that hears connections to the port of HOST:PORT, on all of this host's interfaces."""
+    """Return a socket that listens on the port of HOST:PORT, on all interfaces. Raises OSError."""
     port = int(address.rpartition(":")[2])
     family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
     return socket.create_server(

@@ -1,1 +1,1 @@
-"""From a spec to where it runs: images, and jobs made of them."""
+"""Container images, and jobs on Docker, GKE and Vertex AI."""

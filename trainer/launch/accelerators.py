@@ -1,7 +1,7 @@
-"""The one table of accelerators: what each is called where, on which machine it comes, and what that costs.
+"""Table of accelerators: their names on each platform, machine types and prices.
 
-In: a name as `nvidia-l4:2`, `tpu-v5e:2x4` or `cpu`. Out: an `Accelerator`; what doesn't exist is an error
-before anything is built or sent.
+A name such as `nvidia-l4:2`, `tpu-v5e:2x4` or `cpu` yields an `Accelerator`. An unknown name is an error
+before anything is built or created.
 """
 
 from __future__ import annotations
@@ -20,52 +20,52 @@ from trainer.exits import UsageError
 
 _TABLE = "accelerators.yaml"
 PRICE_DATE = "2026-11-27"
-"""When the table's prices were read."""
+"""Date of the table's prices."""
 
 
 @dataclass(frozen=True)
 class Price:
-    """List prices of one machine with its accelerators, US dollars an hour."""
+    """List prices of one machine with its accelerators, in US dollars per hour."""
 
     region: str
     on_demand: float
     spot: float | None
     source: str
-    """In words: where it is from, and of when."""
+    """Source and date of the price, for messages."""
 
 
 @dataclass(frozen=True)
 class Accelerator:
-    """What one machine of a run has."""
+    """Accelerators of one machine of a run."""
 
     name: str
-    """cpu, nvidia-... or tpu-..., without the number."""
+    """cpu, nvidia-... or tpu-..., without the count."""
     count: int
-    """GPUs, or chips of a TPU; 0 for cpu."""
+    """Number of GPUs or of TPU chips; 0 for cpu."""
     topology: str
-    """Of a TPU, as 2x4; else empty."""
+    """TPU topology such as 2x4; otherwise empty."""
     gke: str
-    """The value of GKE's label for it; empty for cpu."""
+    """Value of GKE's accelerator node label; empty for cpu."""
     vertex: str | None
-    """Vertex AI's acceleratorType, empty for cpu; None where Vertex AI doesn't offer it."""
+    """Vertex AI's acceleratorType, empty for cpu; None if Vertex AI does not offer it."""
     machine: str
-    """Compute Engine's machine type."""
+    """Compute Engine machine type."""
     memory_gib: int
-    """Of each accelerator; 0 for cpu."""
+    """Memory of each accelerator in GiB; 0 for cpu."""
     price: Price | None
-    """None if it isn't known."""
+    """None if unknown."""
     is_spot_only: bool = False
-    """Whether there is none on demand."""
+    """Whether it is not available on demand."""
     quota: str = ""
-    """Of Vertex AI, as nvidia_l4_gpus; empty if it isn't known."""
+    """Vertex AI quota name, such as nvidia_l4_gpus; empty if unknown."""
     compute_quota: str = ""
-    """Of Compute Engine's regions, as NVIDIA_L4_GPUS; empty if it isn't known."""
+    """Regional Compute Engine quota name, such as NVIDIA_L4_GPUS; empty if unknown."""
     note: str = ""
-    """What a user should know before a job is sent; empty for nothing."""
+    """Note to show before a job is created; empty if there is none."""
 
     @property
     def kind(self) -> str:
-        """'cpu', 'gpu' or 'tpu', as `--require-accelerator` and the image's variants have it."""
+        """'cpu', 'gpu' or 'tpu', as in `--require-accelerator` and the image variants."""
         return {"cpu": "cpu", "nvidia": "gpu", "tpu": "tpu"}[self.name.partition("-")[0]]
 
     def __str__(self) -> str:
@@ -74,10 +74,10 @@ class Accelerator:
 
 
 def find_accelerator(text: str, prices: Path | None = None) -> Accelerator:
-    """Return the accelerator that `text` names; one of several is meant without a number.
+    """Return the accelerator that `text` names; without a count, the table's first machine size.
 
-    `prices` is a file in the table's form, whose entries count instead. Raises UsageError for what there is
-    not, with what there is.
+    `prices` is a YAML file in the form of the table; its prices override those of the table. Raises
+    UsageError with the available names if `text` is unknown, and if `prices` is invalid.
     """
     table = _table(prices)
     name, _, many = text.strip().partition(":")

@@ -1,7 +1,7 @@
-"""Whether what a job needs is there: its bucket, its image, an engine.
+"""Preflight checks of what a job needs: bucket, image, engine, output folder.
 
-In: names, and clients of what can be asked. Out: a `Check` of each, with what to do where something is wrong.
-What can't be seen from here is unknown, and no error: the job has rights of its own.
+Each check returns a `Check`, with a remedy if something is wrong. What cannot be verified from this machine
+is "unknown" and not an error, as the job has permissions of its own.
 """
 
 from __future__ import annotations
@@ -30,39 +30,39 @@ _SAID = 200
 
 @dataclass(frozen=True)
 class Check:
-    """Of one thing."""
+    """Result of one check."""
 
     name: str
-    """In a word or two."""
+    """One or two words."""
     state: Literal["ok", "wrong", "unknown"]
     said: str
-    """What was found."""
+    """The finding."""
     remedy: str = ""
-    """What to do about it; empty where it is well."""
+    """The remedy; empty if none is needed."""
 
 
 def require(check: Check) -> Check:
-    """Return `check`. Raises UsageError if what it is of is wrong."""
+    """Return `check`. Raises UsageError if its state is "wrong"."""
     if check.state == "wrong":
         raise UsageError(f"{check.remedy[:1].upper()}{check.remedy[1:]}. Received: {check.said}")
     return check
 
 
 def failed(name: str, error: TrainerError, remedy: str = "") -> Check:
-    """Return the check of something that was refused; without a `remedy` it is the error's own advice."""
+    """Return a "wrong" check for `error`; the remedy defaults to the error's own advice."""
     advice, _, said = str(error).rpartition("Received: ")
     return Check(name, "wrong", said[:_SAID], remedy or advice.strip().rstrip("."))
 
 
 def unknown(name: str, error: TrainerError) -> Check:
-    """Return the check of something that can't be seen from here."""
+    """Return an "unknown" check for `error`."""
     return Check(name, "unknown", str(error).rpartition("Received: ")[2][:_SAID])
 
 
 def check_bucket(uri: str, google: Google | None, url: str, permissions: Sequence[str] = WRITING) -> Check:
-    """Return whether the bucket of `uri`, a gs:// one, is there, and what we may do in it.
+    """Check that the bucket of the gs:// URI exists and that the caller has `permissions` on it.
 
-    `url` is that of Cloud Storage, or of what stands for it; without `google` nobody can be asked.
+    `url` is the endpoint of Cloud Storage or of an emulator. Without `google` the result is "unknown".
     """
     bucket, _ = split_uri(uri)
     name = f"bucket {bucket}"
@@ -93,7 +93,7 @@ def check_bucket(uri: str, google: Google | None, url: str, permissions: Sequenc
 
 
 def check_registry_image(image: str, client: Engine | None) -> Check:
-    """Return whether the registry has `image`, as an engine sees it, with its digest."""
+    """Check that the registry has `image`, through a Docker engine; the finding is its digest."""
     name = "image"
     if client is None:
         return Check(name, "unknown", "not looked for: no Docker engine here to ask with")
@@ -102,7 +102,8 @@ def check_registry_image(image: str, client: Engine | None) -> Check:
         return Check(name, "ok", str(found["Descriptor"]["digest"]))
     except (APIError, DockerException, OSError) as error:
         said = engine_message(error)[:_SAID]
-        # An older engine has no status code of its own for it; a name holds no blank.
+        # Older engines have no status code for it; the phrase cannot be part of a name, as names have no
+        # spaces.
         is_missing = isinstance(error, NotFound) or "manifest unknown" in said
     if is_missing:
         remedy = "`trainer image push` sends the image to its registry; --image names it"
@@ -111,13 +112,13 @@ def check_registry_image(image: str, client: Engine | None) -> Check:
 
 
 def check_engine(client: Engine) -> Check:
-    """Return what the engine is."""
+    """Return a check with the version and the platform of the engine."""
     version = client.version()
     return Check("engine", "ok", f"Docker {version['Version']}, {version['Os']}/{version['Arch']}")
 
 
 def check_engine_image(image: str, client: Engine) -> Check:
-    """Return whether the engine has `image`."""
+    """Check that the engine has `image`."""
     try:
         found = client.inspect_image(image)
     except NotFound as error:
@@ -129,7 +130,7 @@ def check_engine_image(image: str, client: Engine) -> Check:
 
 
 def check_engine_accelerator(wanted: Accelerator, client: Engine) -> Check:
-    """Return whether the engine can give a container what is wanted."""
+    """Check that the engine can provide the accelerator to a container."""
     if wanted.kind == "cpu":
         return Check("accelerator", "ok", "none is asked for")
     if wanted.kind == "gpu" and "nvidia" in client.info().get("Runtimes", {}):
@@ -141,7 +142,7 @@ def check_engine_accelerator(wanted: Accelerator, client: Engine) -> Check:
 
 
 def check_folder(output: Path) -> Check:
-    """Return whether runs can be written to a folder of this machine, which may not be there yet."""
+    """Check that runs can be written to a local folder, which need not exist yet."""
     there = next(each for each in (output, *output.parents) if each.exists())
     if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
         return Check("output", "ok", str(output))

@@ -1,6 +1,6 @@
-"""Checks of a cluster through kubectl: of a namespace, and of one job before it is sent.
+"""Preflight checks of a cluster through kubectl: of a namespace, and of one job before it is created.
 
-A check that we have no right to make is unknown, with the right that it needs.
+A check that lacks a permission is "unknown" and names the permission.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NO_KUEUE = "The cluster has no Kueue, and the job would start at once; leave --
 def check_cluster(
     kubectl: Kubectl, account: str, queue: str | None, wanted: Accelerator, is_gke: bool
 ) -> Iterator[Check]:
-    """Yield what is found: program, cluster, what a job needs there; ends where nobody can be asked."""
+    """Yield checks of kubectl, the cluster and what a job needs; stop if the cluster is unreachable."""
     try:
         yield Check("kubectl", "ok", kubectl.version())
         where = kubectl.where()
@@ -55,9 +55,9 @@ def check_cluster(
 
 
 def check_name(kubectl: Kubectl, plan: Plan) -> Iterator[Check]:
-    """Check that no other kind of object has the job's name; yield what can't be seen.
+    """Check that no object of another kind has the job's name; yield checks that could not be made.
 
-    Raises UsageError if one has, TemporaryError.
+    Raises UsageError if one has the name, TemporaryError.
     """
     own = CRON_JOBS if plan.schedule else JOB_SETS if plan.is_jobset else JOBS
     for kind in (CRON_JOBS, JOB_SETS, JOBS):
@@ -76,7 +76,7 @@ def check_name(kubectl: Kubectl, plan: Plan) -> Iterator[Check]:
 
 
 def check_queue(kubectl: Kubectl, queue: str) -> Check:
-    """Return whether the namespace has a local queue of Kueue called `queue`. Raises TemporaryError."""
+    """Check that the namespace has the Kueue local queue `queue`. Raises TemporaryError."""
     advice = (
         f"--queue names a local queue of the namespace: `kubectl get {LOCAL_QUEUES} -n {kubectl.namespace}` "
         "lists them"
@@ -85,7 +85,7 @@ def check_queue(kubectl: Kubectl, queue: str) -> Check:
 
 
 def _one(kubectl: Kubectl, kind: str, name: str, advice: str, without_kind: str = "") -> Check:
-    """Return whether an object is there. Raises TemporaryError, and what isn't about this object."""
+    """Check that an object exists. Raises TemporaryError, and errors that do not concern this object."""
     label = f"{kind.partition('.')[0].removesuffix('s')} {name}"
     try:
         if kubectl.get(kind, name) is None:
@@ -100,7 +100,7 @@ def _one(kubectl: Kubectl, kind: str, name: str, advice: str, without_kind: str 
 
 
 def _unseen(name: str, right: str, error: KubectlError) -> Check:
-    """Return the check of something that we have no right to see, or that the cluster doesn't tell."""
+    """Return an "unknown" check: the permission is missing or the cluster does not answer."""
     if error.reason == FORBIDDEN:
         return Check(name, "unknown", f"can't be checked: it needs the right {right}")
     return unknown(name, error)

@@ -1,4 +1,4 @@
-"""The jobs, JobSets and schedules of a namespace: how each goes and why, and how to end it."""
+"""Jobs, JobSets and schedules of a namespace: lookup, state with its reason, and cancellation."""
 
 from __future__ import annotations
 
@@ -22,54 +22,54 @@ _WORDS = {CRON_JOBS: "cronjob", JOB_SETS: "jobset", JOBS: "job"}
 
 @dataclass(frozen=True)
 class Work:
-    """A Job, or a JobSet with its child, and their pods."""
+    """A Job, or a JobSet with its child job, and their pods."""
 
     main: Object
     job: Object | None
-    """That has the pods: `main` itself, or the child of a JobSet, None while there is none."""
+    """The job that owns the pods: `main` itself, or the child of a JobSet, None while it has none."""
     pods: Sequence[Object]
 
     def state(self, now: datetime) -> State:
-        """Return how it goes."""
+        """Return the state of the job or JobSet."""
         if self.main["kind"] == "JobSet":
             return jobset_state(self.main, self.job, self.pods, now)
         return state_of(self.main, self.pods, now)
 
     @property
     def uids(self) -> set[str]:
-        """Of all its objects, as events name them."""
+        """UIDs of all its objects, by which events refer to them."""
         objects = [self.main, *([self.job] if self.job else []), *self.pods]
         return {str(each["metadata"].get("uid", "")) for each in objects}
 
 
 @dataclass(frozen=True)
 class Named:
-    """What has a name: a schedule, work, or both; else the work is the newest job of the schedule."""
+    """Objects of one name: a schedule, work, or both. For a schedule alone, its newest job is the work."""
 
     schedule: Object | None
     work: Work | None
 
 
 class ClusterJobs:
-    """Those of one namespace."""
+    """Jobs, JobSets and schedules of one namespace."""
 
     def __init__(self, kubectl: Kubectl) -> None:
         self.kubectl = kubectl
 
     def named(self, name: str) -> Named:
-        """Return what is called `name`. Raises UsageError if nothing is, TemporaryError."""
+        """Return the objects called `name`. Raises UsageError if there are none, TemporaryError."""
         found, refusals = self._look(name)
         schedule, main = found.get(CRON_JOBS), found.get(JOB_SETS) or found.get(JOBS)
         if main is None and schedule is not None:
             main = _newest(job for job in self.kubectl.find(JOBS, *_OURS) if _is_owned(job, schedule))
-        if main is None and schedule is None:  # of a JobSet that we have no right to see
+        if main is None and schedule is None:  # the JobSet may exist without permission to read it
             main = _newest(self.kubectl.find(JOBS, "-l", f"{JOBSET_LABEL}={name}"))
         if main is None and schedule is None:
             raise self._missing(name, refusals)
         return Named(schedule, None if main is None else self.work(main))
 
     def work(self, main: Object) -> Work:
-        """Return `main`, a Job or a JobSet, with what belongs to it. Raises UsageError, TemporaryError."""
+        """Return `main`, a Job or JobSet, with its child job and pods. Raises UsageError, TemporaryError."""
         job: Object | None = main
         if main["kind"] == "JobSet":
             jobs = self.kubectl.find(JOBS, "-l", f"{JOBSET_LABEL}={main['metadata']['name']}")
@@ -80,7 +80,7 @@ class ClusterJobs:
         return Work(main, job, [pod for pod in pods if _is_pod_of(pod, job)])
 
     def explain(self, work: Work, now: datetime) -> State:
-        """Return the state of `work` with the reason where it doesn't run. Raises TemporaryError."""
+        """Return the state of `work`, with the reason if it is not running. Raises TemporaryError."""
         state = work.state(now)
         if state.word == "suspended":
             return replace(state, lines=(explain_suspension(self.kubectl, work.main), *state.lines))
@@ -89,7 +89,7 @@ class ClusterJobs:
         return state
 
     def _warning(self, uids: set[str]) -> str:
-        """Return the newest warning about the objects of these uids; empty if there is none to be seen."""
+        """Return the newest warning event about the objects with these UIDs; empty if none is readable."""
         try:
             events = self.kubectl.find("events", "--field-selector", "type=Warning")
         except (UsageError, TemporaryError):
@@ -104,9 +104,10 @@ class ClusterJobs:
         return f"{newest.get('reason', '')}: {newest.get('message', '')}"
 
     def overview(self, now: datetime) -> tuple[list[str], list[str]]:
-        """Return a line for each schedule and job, and a note for each kind that we have no right to list.
+        """Return a line for each schedule and job, and a note for each kind without permission to list it.
 
-        Raises UsageError if there is no such namespace or no right to list anything, TemporaryError.
+        Raises UsageError if the namespace does not exist or neither jobs nor schedules may be listed,
+        TemporaryError.
         """
         lists, refusals = {}, []
         for kind in (CRON_JOBS, JOB_SETS, JOBS, "pods"):
@@ -127,9 +128,9 @@ class ClusterJobs:
         return lines, [f"{kind} are not listed: it needs the right list {kind}" for kind, _ in refusals]
 
     def cancel(self, name: str, choice: Choice | None) -> list[str]:
-        """Begin to end the job or schedule called `name`; return the kinds of what is removed.
+        """Start the deletion of the job or schedule called `name`; return the kinds of the deleted objects.
 
-        Raises UsageError if there is none, or both and no `choice`; TemporaryError.
+        Raises UsageError if there is none, or if there are both and no `choice`; TemporaryError.
         """
         found, refusals = self._look(name)
         ours = {kind: value for kind, value in found.items() if _is_ours(value)}
@@ -150,7 +151,7 @@ class ClusterJobs:
         return removed
 
     def _remove_service(self, name: str, owners: Sequence[Object], is_alone: bool) -> bool:
-        """Remove the Service of `owners`, or one that was left behind; return whether there was one."""
+        """Delete the Service of `owners`, or an orphaned one; return whether there was one."""
         try:
             service = self.kubectl.get("services", name)
             if service is None or not _is_ours(service):
@@ -159,11 +160,11 @@ class ClusterJobs:
                 return False
             self.kubectl.delete("services", name)
         except KubectlError:
-            return False  # it goes with its owner
+            return False  # it is garbage-collected with its owner
         return True
 
     def _look(self, name: str) -> tuple[dict[str, Object], list[KubectlError]]:
-        """Return the objects of each kind called `name`, and why some kinds can't be seen."""
+        """Return the objects called `name` by kind, and the errors of the kinds that could not be read."""
         found: dict[str, Object] = {}
         refusals = []
         for kind in (CRON_JOBS, JOB_SETS, JOBS):
@@ -189,7 +190,7 @@ class ClusterJobs:
 
 
 def _works(jobsets: Sequence[Object], jobs: Sequence[Object], pods: Sequence[Object]) -> Iterable[Work]:
-    """Yield the JobSets and the jobs of no JobSet among them, each with its pods."""
+    """Yield each JobSet, and each job that belongs to none of them, with its pods."""
     for jobset in jobsets:
         job = _newest(each for each in jobs if _is_owned(each, jobset))
         yield Work(jobset, job, [pod for pod in pods if job is not None and _is_pod_of(pod, job)])
@@ -208,7 +209,7 @@ def _is_owned(value: Object, owner: Object) -> bool:
 
 
 def _is_pod_of(pod: Object, job: Object) -> bool:
-    """Return whether a pod is of this job, and not of an earlier one of the same name."""
+    """Return whether a pod belongs to this job and not to an earlier one of the same name."""
     labels = pod["metadata"].get("labels", {})
     if labels.get(JOB_LABEL) != job["metadata"]["name"]:
         return False

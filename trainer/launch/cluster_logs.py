@@ -1,7 +1,7 @@
-"""The log of a job's worker in a cluster: what there is now, or all of it until the job ends.
+"""Log of a worker in a cluster: its current content, or a stream until the job ends.
 
 When a pod is replaced, the log continues with the next pod. When the connection breaks, it continues after
-the last line that was printed, by the times of the lines.
+the last printed line, by the timestamps of the lines.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from trainer.launch.state import (
 
 POLL_SECONDS = 2.0
 _TRIES = 300
-"""How often in a row the cluster can fail to answer: for longer than it waits for a lost node (5 minutes)."""
+"""Number of consecutive failed polls that are tolerated: longer than a lost node's timeout (5 minutes)."""
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")
 
 
 def current_logs(
     jobs: ClusterJobs, name: str, worker: int, note: Callable[[str], None]
 ) -> Generator[str, None, None]:
-    """Yield the log of a worker's newest pod that has one; `note` what is waited for, if there is anything.
+    """Yield the log of the worker's newest pod that has one; call `note` if a pod without log is pending.
 
     Raises UsageError, TemporaryError.
     """
@@ -49,7 +49,7 @@ def current_logs(
 
 
 class LogFollower:
-    """Follows one worker of a job from pod to pod until the job ends."""
+    """Follows the log of one worker, from pod to pod, until the job ends."""
 
     def __init__(
         self,
@@ -62,18 +62,18 @@ class LogFollower:
         self._jobs, self._name, self._worker, self._note = jobs, name, worker, note
         self._poll_seconds = poll_seconds
         self._main: Object | None = None
-        """The job that is followed, once there is one."""
+        """The followed job, once it exists."""
         self._over: set[str] = set()
-        """The uids of the pods that have ended and whose logs were printed."""
+        """UIDs of pods that have ended and whose logs are printed."""
         self._pod, self._time = "", ""
-        """The uid of the pod that was read last, and the time of the last line that was printed of it."""
+        """UID of the pod that was read last, and timestamp of its last printed line."""
         self._noted, self._failures = "", 0
 
     def lines(self) -> Generator[str, None, None]:
         """Yield the lines of the log until the job ends.
 
-        Raises the error of the exit code with which it failed; UsageError if there is no such job or worker;
-        StoppedError if it is deleted; TemporaryError if the cluster doesn't answer for long.
+        Raises the error for the exit code of a failed job; UsageError if there is no such job or worker;
+        StoppedError if the job is deleted; TemporaryError if the cluster stays unreachable.
         """
         ended = None
         while ended is None:
@@ -95,16 +95,16 @@ class LogFollower:
             )
 
     def _step(self) -> Generator[str, None, State | None]:
-        """Look once, yield what is new, and return the state if the job has ended."""
+        """Poll once, yield new lines, and return the state if the job has ended."""
         work = self._look()
         if work is None:
             return None
         left = [pod for pod in _pods_of(work, self._worker) if _uid(pod) not in self._over]
         state = work.state(_now())
-        is_lost = state.exit_code is not None and self._failures > 0  # on a node that doesn't answer
+        is_lost = state.exit_code is not None and self._failures > 0  # its node does not respond
         if left and _has_log(left[0]) and not is_lost:
             yield from self._read(left[0])
-        elif left and _is_over(left[0]):  # put out before it had a container
+        elif left and _is_over(left[0]):  # evicted before its container started
             self._end(left[0])
         elif state.exit_code is not None:
             return state
@@ -113,7 +113,7 @@ class LogFollower:
         return None
 
     def _look(self) -> Work | None:
-        """Return the job as it is now, None before a schedule's first. Raises StoppedError if it is gone."""
+        """Return the job's current state, None before a schedule's first job. Raises StoppedError."""
         if self._main is None:
             named = self._jobs.named(self._name)
             if named.work is None:
@@ -128,13 +128,14 @@ class LogFollower:
         return self._jobs.work(found)
 
     def _read(self, pod: Object) -> Iterator[str]:
-        """Yield the lines of a pod's log that weren't printed yet."""
+        """Yield the lines of a pod's log that are not printed yet."""
         if _uid(pod) != self._pod:
             self._pod, self._time = _uid(pod), ""
         resumed = self._time
         since = [f"--since-time={resumed}"] if resumed else []
         try:
-            # A pod that ends meanwhile is read again: the connection may have broken before its last line.
+            # A pod that ends meanwhile is read once more: the connection may have broken before its last
+            # line.
             for line in self._jobs.kubectl.logs(
                 pod["metadata"]["name"], CONTAINER, "-f", "--timestamps", *since
             ):
@@ -148,7 +149,7 @@ class LogFollower:
             if isinstance(error, KubectlError) and error.reason not in (BAD_REQUEST, NOT_FOUND):
                 raise
             if not _is_over(pod):
-                if isinstance(error, TemporaryError):  # its node doesn't answer now
+                if isinstance(error, TemporaryError):  # its node does not respond at present
                     raise
                 self._say(str(error))
                 return
@@ -162,7 +163,7 @@ class LogFollower:
             self._say(f"{pod['metadata']['name']}: {reason}")
 
     def _say(self, text: str) -> None:
-        """Note `text`, once."""
+        """Call `note` with `text` unless it repeats the last note."""
         if text != self._noted:
             self._note(text)
         self._noted = text
@@ -186,7 +187,7 @@ def _is_over(pod: Object) -> bool:
 
 
 def _pods_of(work: Work, worker: int) -> list[Object]:
-    """Return the pods of a worker, the oldest first. Raises UsageError if the job has no such worker."""
+    """Return the pods of a worker, oldest first. Raises UsageError if the job has no such worker."""
     wanted = int(work.job.get("spec", {}).get("parallelism", 1)) if work.job else None
     if wanted is not None and worker >= wanted:
         raise UsageError(f"The job has {wanted} workers, counted from 0. Received: --worker {worker}")
@@ -195,7 +196,7 @@ def _pods_of(work: Work, worker: int) -> list[Object]:
 
 
 def _waiting(jobs: ClusterJobs, work: Work, pods: Sequence[Object]) -> str:
-    """Return why the newest of `pods` has no log yet, or why there is none of them."""
+    """Return why the newest of `pods` has no log yet, or why there are no pods."""
     if pods and not _is_over(pods[-1]):
         return (
             f"waiting for {pods[-1]['metadata']['name']}: {pod_line(pods[-1], False) or 'not scheduled yet'}"

@@ -1,8 +1,6 @@
-"""A plan to a container on a Docker engine, and what becomes of it.
+"""Runs in containers on a Docker engine: request body, start, state, logs and stop.
 
-In: a `Plan` and what is to be known of this machine. Out: the body of the request that makes the container,
-the container, and its state in words. Folders of this machine are in the container under the same paths, so
-that the spec means the same there.
+Local folders are mounted at the same paths in the container, so that the spec is valid there unchanged.
 """
 
 from __future__ import annotations
@@ -24,9 +22,9 @@ from trainer.launch.state import State, explain_code
 from trainer.storage.store import is_bucket, without_scheme
 
 Engine = Any
-"""A docker.APIClient; its types are known in part only."""
+"""A docker.APIClient, which has only partial type annotations."""
 LABEL = "trainer.run"
-"""Of every container that was submitted; its value is the run's name."""
+"""Label of every submitted container; its value is the run's name."""
 _CREDENTIALS = "/credentials.json"
 _SHARED_MEMORY_BYTES = 2 << 30
 _WORDS = {"created": "waiting", "running": "running", "paused": "suspended", "restarting": "waiting"}
@@ -36,19 +34,19 @@ _SERVER_ERROR = 500
 
 @dataclass(frozen=True)
 class Host:
-    """What is to be known of the machine that submits."""
+    """Properties of the submitting machine."""
 
     user: str
-    """UID:GID, whose the run's files are to be."""
+    """UID:GID that owns the files of the run."""
     credentials: Path | None = None
-    """Google's, if the machine has any."""
+    """Google Cloud credentials file, if the machine has one."""
     network: str | None = None
     environment: tuple[tuple[str, str], ...] = ()
-    """What is handed on besides, name and value."""
+    """Additional environment variables, as (name, value)."""
 
 
 def container_of(plan: Plan, host: Host) -> dict[str, Any]:
-    """Return the body of the request that makes the container of `plan`."""
+    """Return the body of the request that creates the container of `plan`."""
     given = {SPEC: plan.spec_text, RUN_NAME: plan.name, **dict(host.environment)}
     if _needs_credentials(plan, host):
         given["GOOGLE_APPLICATION_CREDENTIALS"] = _CREDENTIALS
@@ -78,7 +76,7 @@ def _mounts(plan: Plan, host: Host) -> list[dict[str, Any]]:
     mounts = []
     for place, is_written in places_of(plan.spec).items():
         path = PurePosixPath(without_scheme(place))
-        # The rows of an import file name the pictures beside it.
+        # The rows of an import file refer to images in its folder.
         folder = str(path.parent if path.suffix.lower() in IMPORT_SUFFIXES else path)
         if path.is_absolute():
             mounts.append(_bind(folder, folder, is_read_only=not is_written))
@@ -88,7 +86,7 @@ def _mounts(plan: Plan, host: Host) -> list[dict[str, Any]]:
 
 
 def _needs_credentials(plan: Plan, host: Host) -> bool:
-    """Return whether Google's credentials are of use: where all is on this machine nobody gets them."""
+    """Return whether to mount Google credentials: only if the run uses a bucket."""
     is_remote = any(map(is_bucket, places_of(plan.spec)))
     return is_remote and host.credentials is not None
 
@@ -98,7 +96,7 @@ def _bind(source: str, target: str, is_read_only: bool = False) -> dict[str, Any
 
 
 def start_container(client: Engine, name: str, body: dict[str, Any]) -> None:
-    """Make and start the container; none is left if it can't start. Raises UsageError, TemporaryError."""
+    """Create and start the container; remove it if it cannot start. Raises UsageError, TemporaryError."""
     try:
         with _answering():
             client.inspect_image(body["Image"])
@@ -122,7 +120,7 @@ def start_container(client: Engine, name: str, body: dict[str, Any]) -> None:
 
 
 def _make_room(client: Engine, name: str) -> None:
-    """Remove a container of ours that has ended: its run goes on in the next one."""
+    """Remove an ended container of this name and label; the next container resumes its run."""
     try:
         found = _inspected(client, name)
     except UsageError:
@@ -133,7 +131,7 @@ def _make_room(client: Engine, name: str) -> None:
 
 
 def container_state(client: Engine, name: str) -> State:
-    """Return how a container goes. Raises UsageError if there is none of this name."""
+    """Return the state of a container. Raises UsageError if there is none of this name."""
     inspected = _inspected(client, name)
     found, code = inspected["State"], int(inspected["State"]["ExitCode"])
     lines = [each for each in (found.get("Error"),) if each]
@@ -151,27 +149,27 @@ def container_state(client: Engine, name: str) -> State:
 
 
 def container_environment(client: Engine, name: str) -> dict[str, str]:
-    """Return the variables that a container was given."""
+    """Return the environment variables of a container."""
     pairs = (each.partition("=") for each in _inspected(client, name)["Config"]["Env"])
     return {name: value for name, _, value in pairs}
 
 
 def container_lines(client: Engine, name: str, is_following: bool) -> Iterator[bytes]:
-    """Yield what a container says, as it comes."""
+    """Yield the output of a container as it arrives."""
     _inspected(client, name)
     with _answering():
         yield from client.logs(name, stream=True, follow=is_following)
 
 
 def stop_container(client: Engine, name: str) -> None:
-    """End a container as a signal would, and wait until it has saved; what it said is kept."""
+    """Stop a container gracefully and wait until it has saved a checkpoint; its log is kept."""
     seconds = int(_inspected(client, name)["Config"].get("StopTimeout") or 0)
     with _answering():
         client.stop(name, timeout=seconds)
 
 
 def list_containers(client: Engine) -> list[str]:
-    """Return the names of all that were submitted, the newest first."""
+    """Return the names of all submitted containers, newest first."""
     with _answering():
         found = client.containers(all=True, filters={"label": LABEL})
     return [each["Names"][0].lstrip("/") for each in found]
@@ -179,7 +177,7 @@ def list_containers(client: Engine) -> list[str]:
 
 @contextmanager
 def _answering() -> Iterator[None]:
-    """Turn what an engine says that is in trouble, or says nothing, into an error in words."""
+    """Translate errors of the engine and the connection to it; NotFound passes."""
     try:
         yield
     except NotFound:
@@ -208,7 +206,7 @@ def _inspected(client: Engine, name: str) -> dict[str, Any]:
 
 
 def _not_started(error: APIError, body: Mapping[str, Any]) -> UsageError:
-    """Return the error of a container of `body` that could not be made or started."""
+    """Return the error for a container of `body` that could not be created or started."""
     message = engine_message(error)
     if error.status_code == _CONFLICT:
         return UsageError(f"There is a container of this name; give another --run-name. Received: {message}")

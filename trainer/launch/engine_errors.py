@@ -1,7 +1,7 @@
-"""The errors of a Docker engine: by status code where it has one, else by its text without users' names.
+"""Classification of Docker engine errors: by status code if there is one, else by message.
 
-An engine and a registry quote the names of images, folders and jobs in their messages. A word is searched for
-only in what is left without them.
+Engines and registries quote the names of images, folders and jobs in their messages. Keywords are searched
+only in the message without these names.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ _NO_FOLDER = re.compile(r'invalid mount config for type "bind": bind source path
 
 
 def engine_message(error: Exception) -> str:
-    """Return the message of the engine, or of the library that calls it, in one line."""
+    """Return the message of the engine, or of the client library, on one line."""
     return " ".join(str(getattr(error, "explanation", None) or error).split())[:_SHOWN]
 
 
 def is_access_refused(message: str, image: str) -> bool:
-    """Return whether a registry refused the credentials for `image`; a push has no status code."""
+    """Return whether a registry refused the credentials for `image`; a push error has no status code."""
     words = _without_names(message, image).lower()
     return any(word in words for word in _REFUSED)
 
 
 def is_gpu_missing(message: str) -> bool:
-    """Return whether an engine that was asked for GPUs has none for containers."""
+    """Return whether an engine failed because it has no GPU support for containers."""
     return _NO_GPU.match(message) is not None or _NO_GPU.search(_without_names(message)) is not None
 
 
 def is_folder_missing(message: str) -> bool:
-    """Return whether a folder to mount does not exist on the machine of the engine."""
+    """Return whether a folder to mount does not exist on the engine's machine."""
     return _NO_FOLDER.match(message) is not None
 
 

@@ -1,6 +1,6 @@
-"""Requests to Google's REST interfaces, with our credentials, and their refusals in words.
+"""Client for Google Cloud REST APIs, with error translation.
 
-In: a method, an address and JSON. Out: JSON; a refusal is an error that says what to do.
+Request and response bodies are JSON. An error response becomes an exception with a remedy.
 """
 
 from __future__ import annotations
@@ -27,44 +27,44 @@ _LATER = (408, 500, 502, 503, 504)
 
 
 class NothingThereError(UsageError):
-    """What was asked for doesn't exist, or may not even be seen."""
+    """A resource that does not exist, or that may not be read (404)."""
 
 
 class Google:
-    """Sends requests; with an http:// address, as of a test, without credentials."""
+    """Authorized session; an http:// URL, as in tests, is used without credentials."""
 
     def __init__(self, url: str) -> None:
-        """Raises UsageError if this machine has no credentials."""
+        """Raise UsageError if this machine has no credentials."""
         self._session = requests.Session() if url.startswith("http://") else _authorized()
 
     def get(self, url: str, **query: str | list[str]) -> dict[str, Any]:
-        """Return what is at `url`. Raises UsageError, TemporaryError."""
+        """Return the resource at `url`. Raises UsageError, TemporaryError."""
         return self._ask("GET", url, None, query)
 
     def find(self, url: str, **query: str | list[str]) -> dict[str, Any] | None:
-        """Return what is at `url`, None if there is nothing. Raises UsageError, TemporaryError."""
+        """Return the resource at `url`, None if it does not exist. Raises UsageError, TemporaryError."""
         try:
             return self.get(url, **query)
         except NothingThereError:
             return None
 
     def post(self, url: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the answer to `body`. Raises UsageError, TemporaryError."""
+        """Post `body` and return the response. Raises UsageError, TemporaryError."""
         return self._ask("POST", url, body, {})
 
     def delete(self, url: str) -> None:
-        """Remove what is at `url`. Raises UsageError, TemporaryError."""
+        """Delete the resource at `url`. Raises UsageError, TemporaryError."""
         self._ask("DELETE", url, None, {})
 
     @property
     def account(self) -> str:
-        """In words: who we are."""
+        """Account of the credentials, for messages."""
         credentials = getattr(self._session, "credentials", None)
         email = getattr(credentials, "service_account_email", None) or getattr(credentials, "account", None)
         return str(email or ("none needed" if credentials is None else "of a person or a machine"))
 
     def close(self) -> None:
-        """End the connections."""
+        """Close the connections."""
         self._session.close()
 
     def _ask(self, method: str, url: str, body: Any, query: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,4 @@
-"""Whether a project of Google Cloud takes our jobs: its interfaces, our rights, its quota.
-
-In: a `Project`, a client, and what a job would ask for. Out: a `Check` of each.
-"""
+"""Preflight checks of a Google Cloud project: enabled APIs, permissions, quota."""
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ _ACT_AS = "iam.serviceAccounts.actAs"
 
 
 def check_project(project: Project, google: Google) -> Iterator[Check]:
-    """Yield what is found of the project; ends where it can't be seen at all."""
+    """Yield checks of the project; stop if the project cannot be read."""
     where = f"projects/{project.project}"
     try:
         for service in _SERVICES:
@@ -46,7 +43,7 @@ def check_project(project: Project, google: Google) -> Iterator[Check]:
 def check_vertex_quota(
     project: Project, google: Google, wanted: Accelerator, many: int, is_spot: bool
 ) -> Check:
-    """Return whether the quota of Vertex AI in the region is enough for `many` accelerators."""
+    """Check that the region's Vertex AI quota covers `many` accelerators."""
     metric = f"custom_model_training_{'preemptible_' if is_spot else ''}{wanted.quota}"
     if not wanted.quota:
         return Check("quota", "unknown", f"it isn't known what Vertex AI calls it for {wanted.name}")
@@ -69,9 +66,9 @@ def check_vertex_quota(
 def check_compute_quota(
     project: Project, google: Google, wanted: Accelerator, many: int, is_spot: bool
 ) -> Iterator[Check]:
-    """Yield whether the quotas of Compute Engine, where GKE has its nodes, are enough.
+    """Check the Compute Engine quotas, which apply to GKE nodes.
 
-    That of the region, and for GPUs that of all regions together, where a project has one.
+    These are the quota of the region and, for GPUs, the quota of all regions together if the project has one.
     """
     metric = f"{'PREEMPTIBLE_' if is_spot else ''}{wanted.compute_quota}"
     if not wanted.compute_quota:
@@ -89,7 +86,7 @@ def check_compute_quota(
 
 
 def _free(google: Google, url: str, metric: str) -> int | None:
-    """Return what a resource of Compute Engine has left of a quota; None if it tells of none."""
+    """Return the unused quota of a Compute Engine resource, None if it does not list the metric."""
     quotas: list[dict[str, Any]] = google.get(url).get("quotas", [])
     free = [int(each["limit"] - each.get("usage", 0)) for each in quotas if each.get("metric") == metric]
     return free[0] if free else None
@@ -99,7 +96,7 @@ def _enough(metric: str, limit: int | None, many: int, where: str) -> Check:
     name = f"quota {where}"
     if limit is None:
         return Check(name, "unknown", f"none is told for {metric}")
-    if limit < 0 or limit >= many:  # -1 is no limit
+    if limit < 0 or limit >= many:  # -1 means unlimited
         return Check(name, "ok", f"{metric}: {limit if limit >= 0 else 'no limit'}, {many} asked for")
     remedy = f"ask for more of {metric} on the console's page of quotas, or take another region"
     return Check(name, "wrong", f"{limit} of {metric}, {many} asked for", remedy)

@@ -1,7 +1,7 @@
-"""The project's source to an image, on any Docker engine.
+"""Image builds from the project's source, on any Docker engine.
 
-In: the project's top folder, a variant, a client of an engine. Out: an image, tagged by what is in it and by
-the git commit; pushed only if the commit says all of it.
+An image is tagged with a digest of its content and, for a clean working tree, with the git commit. It is
+pushed only if the commit determines its content.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from trainer.launch.engine_errors import is_access_refused
 from trainer.launch.plan import check_image_name
 
 Engine = Any
-"""A docker.APIClient; its types are known in part only."""
+"""A docker.APIClient, which has only partial type annotations."""
 DOCKERFILE = "docker/Dockerfile"
 _DIGITS = 12
 _LAST_LINES = 12
@@ -34,34 +34,34 @@ _REVISION_LABEL = "org.opencontainers.image.revision"
 
 @dataclass(frozen=True)
 class Source:
-    """What an image is built from."""
+    """Source that an image is built from."""
 
     root: Path
-    """The project's top folder."""
+    """Top folder of the project."""
     digest: str
-    """Of all files that go into the image and of how it is built, 12 hex digits."""
+    """Digest of all files in the image and of the build options, 12 hex digits."""
     commit: str | None
-    """The git commit, 12 hex digits; None outside git."""
+    """Git commit, 12 hex digits; None outside a git repository."""
     is_dirty: bool
     """Whether files differ from the commit."""
 
     @property
     def revision(self) -> str:
-        """The commit, with '-dirty' if files differ from it; 'unknown' outside git."""
+        """The commit, with '-dirty' if files differ from it; 'unknown' outside a git repository."""
         return "unknown" if self.commit is None else self.commit + ("-dirty" if self.is_dirty else "")
 
 
 def find_source(start: Path, variant: str, base: str) -> Source:
-    """Return the source in `start` or the nearest folder above. Raises UsageError if there is none."""
+    """Return the source in `start` or the nearest parent. Raises UsageError if there is none."""
     root = find_root(start)
     commit = _git(root, "rev-parse", f"--short={_DIGITS}", "HEAD")
     status = _git(root, "status", "--porcelain")
-    is_dirty = status is None or bool(status)  # what git can't tell is not known to be clean
+    is_dirty = status is None or bool(status)  # without an answer from git the tree does not count as clean
     return Source(root, _digest(root, f"{variant} {base}"), commit or None, is_dirty)
 
 
 def find_root(start: Path) -> Path:
-    """Return the project's folder, `start` or the nearest above. Raises UsageError if there is none."""
+    """Return the project's top folder, `start` or its nearest parent. Raises UsageError if there is none."""
     for root in (start, *start.parents):
         if (root / DOCKERFILE).is_file():
             return root
@@ -72,9 +72,9 @@ def find_root(start: Path) -> Path:
 
 
 def tags_of(source: Source, repository: str, variant: str) -> list[str]:
-    """Return the names of the image: by its content, by its commit if that says all of it, and the newest.
+    """Return the tags of the image: by content, by commit if the tree is clean, and the variant alone.
 
-    Raises UsageError for a repository that can't be called so.
+    Raises UsageError for an invalid repository name.
     """
     check_image_name(f"{repository}:{variant}")
     names = [source.digest, *([source.commit] if source.commit and not source.is_dirty else [])]
@@ -82,7 +82,7 @@ def tags_of(source: Source, repository: str, variant: str) -> list[str]:
 
 
 def open_engine() -> Engine:
-    """Return a client of the engine that DOCKER_HOST names, else of this host's. Raises UsageError."""
+    """Return a client of the engine at DOCKER_HOST, else of the local engine. Raises UsageError."""
     try:
         client: Engine = APIClient(version="auto", **kwargs_from_env())
         client.ping()
@@ -103,9 +103,9 @@ def build_image(
     on_line: Callable[[str], None],
     network: str | None = None,
 ) -> str:
-    """Build the image, name it with all of `tags`, and return its id; `on_line` hears what the engine says.
+    """Build the image, apply all `tags` and return its ID; `on_line` is called with each line of output.
 
-    Raises TrainerError with the engine's last lines if it can't be built.
+    Raises TrainerError with the last lines of the output if the build fails.
     """
     arguments = {
         "VARIANT": variant, "BASE_IMAGE": base, "VERSION": __version__, "REVISION": source.revision,
@@ -126,9 +126,10 @@ def build_image(
 
 
 def push_image(client: Engine, source: Source, tags: list[str], on_line: Callable[[str], None]) -> None:
-    """Send the image to its registry.
+    """Push the image to its registry.
 
-    Raises UsageError for a dirty tree or an image that isn't built, TemporaryError if it doesn't get there.
+    Raises UsageError for a dirty working tree, an image that is not built, or refused credentials;
+    TemporaryError if the push fails otherwise.
     """
     if source.is_dirty or source.commit is None:
         raise UsageError(
@@ -137,7 +138,7 @@ def push_image(client: Engine, source: Source, tags: list[str], on_line: Callabl
         )
     found = _built(client, source, tags[0])
     for tag in tags:
-        client.tag(found, *tag.rsplit(":", 1))  # another build may have taken a name
+        client.tag(found, *tag.rsplit(":", 1))  # a later build may have moved the tag
     for tag in tags:
         said: list[str] = []
         try:
@@ -153,7 +154,7 @@ def push_image(client: Engine, source: Source, tags: list[str], on_line: Callabl
 
 
 def _built(client: Engine, source: Source, tag: str) -> str:
-    """Return the id of the image of this source. Raises UsageError if there is none of this very commit."""
+    """Return the ID of the image of this source and commit. Raises UsageError if there is none."""
     try:
         found = client.inspect_image(tag)
     except NotFound:
@@ -171,7 +172,7 @@ def _built(client: Engine, source: Source, tag: str) -> str:
 
 
 def _lines(stream: Iterator[Mapping[str, Any]], what: str, said: list[str]) -> Iterator[str]:
-    """Yield the engine's words, line by line. Raises TrainerError for an error that it tells."""
+    """Yield the engine's output line by line. Raises TrainerError for an error in the stream."""
     for each in stream:
         if "error" in each:
             raise TrainerError(_failure(what, said, str(each["error"])))
@@ -187,7 +188,7 @@ def _failure(what: str, said: list[str], error: str) -> str:
 
 
 def _digest(root: Path, how: str) -> str:
-    """Return the digest of the files that the engine gets, by name and content."""
+    """Return a digest of `how` and of the names and contents of the files in the build context."""
     patterns = [
         line.strip()
         for line in (root / ".dockerignore").read_text("utf-8").splitlines()
@@ -202,7 +203,7 @@ def _digest(root: Path, how: str) -> str:
 
 
 def _git(root: Path, *arguments: str) -> str | None:
-    """Return what git says; None where it isn't there, doesn't answer, or this is no repository."""
+    """Return git's output, None if git is not installed, fails or times out."""
     try:
         done = subprocess.run(
             ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10, check=False

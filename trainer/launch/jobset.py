@@ -1,4 +1,4 @@
-"""State of a JobSet, whose failed job is created again until its failure policy says that it has failed."""
+"""State of a JobSet: a failed child job is recreated until the failure policy ends the JobSet."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _max_restarts(jobset: Mapping[str, Any]) -> int:
 
 
 def _restarts_after(jobset: Mapping[str, Any], job: Mapping[str, Any]) -> bool:
-    """Return whether the failure policy creates the failed `job` again; the first rule that fits counts."""
+    """Return whether the failure policy recreates the failed `job`; the first matching rule applies."""
     conditions = true_conditions(job)
     failed = conditions.get("Failed") or conditions["FailureTarget"]
     rules = jobset.get("spec", {}).get("failurePolicy", {}).get("rules", [])

@@ -1,7 +1,4 @@
-"""kubectl, which knows how to reach the cluster and who we are there.
-
-In: objects. Out: the same, created; or none of them, and what kubectl said.
-"""
+"""Wrapper of kubectl, which provides the connection to the cluster and the credentials."""
 
 from __future__ import annotations
 
@@ -31,7 +28,7 @@ _SECONDS = 60.0
 _NO_NAMESPACE = re.compile(r'namespaces "[^"]*" not found$')
 _TEXT = re.compile(r"\S")
 JOBS, CRON_JOBS, JOB_SETS = "jobs.batch", "cronjobs.batch", "jobsets.jobset.x-k8s.io"
-"""With their groups: other systems have jobs, too."""
+"""Resource names with their API groups, as other systems define jobs, too."""
 NAMESPACE_ADVICE = (
     "`kubectl apply -f k8s/namespace.yaml` creates the namespace trainer and its service account; change the "
     "name in that file for another namespace"
@@ -40,33 +37,33 @@ NAMESPACE_ADVICE = (
 
 @dataclass(frozen=True)
 class Kubectl:
-    """Calls it for one namespace of one cluster."""
+    """Runs kubectl for one namespace of one cluster."""
 
     namespace: str
     context: str | None = None
-    """Of its configuration; None is the current one."""
+    """Context of the kubectl configuration; None is the current one."""
 
     def __post_init__(self) -> None:
-        """Raise UsageError for a namespace that can't exist."""
+        """Raise UsageError for an invalid namespace name."""
         check_namespace(self.namespace)
 
     def where(self) -> str:
-        """Return the cluster's name in kubectl's configuration. Raises UsageError if there is none."""
+        """Return context and namespace, for messages. Raises UsageError if there is no current context."""
         context = self.context or self._run("config", "current-context").strip()
         return f"{context}, namespace {self.namespace}"
 
     def version(self) -> str:
-        """Return which kubectl this is. Raises UsageError if there is none."""
+        """Return the version of kubectl. Raises UsageError if it is not installed."""
         told = json.loads(self._run("version", "--client", "-o", "json"))
         return str(told["clientVersion"]["gitVersion"])
 
     def allowed(self, rights: Sequence[tuple[str, str]]) -> list[bool]:
-        """Return whether we have each right in the namespace: (verb, resource), as ("get", "pods/log").
+        """Return whether the user has each (verb, resource) permission, such as ("get", "pods/log").
 
         Raises UsageError, TemporaryError.
         """
         reviews = {"apiVersion": "v1", "kind": "List", "items": [self._review(*right) for right in rights]}
-        # To validate a review, kubectl would list the cluster's CRDs, for which the role edit has no right.
+        # To validate a review, kubectl would list the cluster's CRDs, which the role edit does not permit.
         text = self._run("create", "--validate=false", "-f", "-", "-o", "json", given=reviews)
         answers = list(_documents(text))
         if len(answers) != len(rights):
@@ -90,10 +87,10 @@ class Kubectl:
         }
 
     def create(self, objects: Sequence[dict[str, Any]]) -> None:
-        """Create all of `objects`, or none: the cluster is asked first whether it would take each of them.
+        """Create all `objects` or none; a server-side dry run first validates each of them.
 
-        The last one comes first and owns the others, which go when it does. Raises UsageError for what the
-        cluster refuses, TemporaryError if it can't be reached.
+        The last object is created first and owns the others, so they are garbage-collected with it. Raises
+        UsageError if the cluster rejects an object, TemporaryError if it is unreachable.
         """
         for each in objects:
             self._create(each, "--dry-run=server")
@@ -103,7 +100,7 @@ class Kubectl:
         except UsageError:
             raise
         except BaseException:
-            # Whether it was created nobody knows; before there was nothing of this name.
+            # The object may have been created; the dry run showed that the name was free before.
             self._remove(main)
             raise
         reference = {
@@ -135,23 +132,23 @@ class Kubectl:
             self._run("delete", resource_of(made), name, "--wait=false", "--ignore-not-found")
 
     def get(self, kind: str, name: str, *options: str) -> dict[str, Any] | None:
-        """Return an object, None if there is none. Raises UsageError, TemporaryError."""
+        """Return an object, None if it does not exist. Raises UsageError, TemporaryError."""
         text = self._run("get", kind, name, "--ignore-not-found", "-o", "json", *options)
         return dict(json.loads(text)) if text.strip() else None
 
     def find(self, kind: str, *options: str) -> list[dict[str, Any]]:
-        """Return the objects of a kind in the namespace that `options` of kubectl choose.
+        """Return the objects of a kind in the namespace that match the kubectl `options`.
 
         Raises UsageError, TemporaryError.
         """
         return list(json.loads(self._run("get", kind, *options, "-o", "json"))["items"])
 
     def delete(self, kind: str, name: str) -> None:
-        """Begin to remove an object and all that it owns. Raises UsageError, TemporaryError."""
+        """Start the deletion of an object and all that it owns. Raises UsageError, TemporaryError."""
         self._run("delete", kind, name, "--wait=false", "--cascade=background", "--ignore-not-found")
 
     def has_namespace(self) -> bool | None:
-        """Return whether the namespace exists, None if we have no right to see it. Raises TemporaryError."""
+        """Return whether the namespace exists, None without permission to read it. Raises TemporaryError."""
         try:
             return self.get("namespaces", self.namespace) is not None
         except KubectlError:
@@ -169,7 +166,7 @@ class Kubectl:
             try:
                 yield from (line.rstrip("\n") for line in process.stdout or ())
             except BaseException:
-                process.terminate()  # it would go on for as long as the container does
+                process.terminate()  # with -f it would run as long as the container
                 raise
             if process.wait():
                 problems.seek(0)
@@ -202,12 +199,12 @@ class Kubectl:
 
 
 def resource_of(value: Mapping[str, Any]) -> str:
-    """Return the resource of a Job, JobSet or CronJob with its group, as jobs.batch."""
+    """Return the resource of a Job, JobSet or CronJob with its API group, such as jobs.batch."""
     return f"{value['kind'].lower()}s.{value['apiVersion'].partition('/')[0]}"
 
 
 def _creation_advice(error: KubectlError, kind: str, name: str) -> str | None:
-    """Return what to do where an object can't be created; None for an error that says it itself."""
+    """Return the remedy for an object that cannot be created, None if the error includes it."""
     reason = error.reason
     if reason == NOT_FOUND and _NO_NAMESPACE.search(error.line):
         return f"The namespace does not exist. {NAMESPACE_ADVICE}"

@@ -1,7 +1,7 @@
-"""The errors that kubectl prints, as exceptions with the reason that the API server gave.
+"""Errors of kubectl as exceptions, with the reason from the API server.
 
-kubectl prints answers of the API server in fixed forms (`StandardErrorMessage` in k8s.io/kubectl), and the
-text after them quotes names that users chose: only form and reason are read, no words of the rest.
+kubectl prints responses of the API server in fixed forms (`StandardErrorMessage` in k8s.io/kubectl). The rest
+of the text quotes names that users chose, so only the form and the reason are parsed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ ALREADY_EXISTS = "AlreadyExists"
 FORBIDDEN = "Forbidden"
 BAD_REQUEST = "BadRequest"
 NO_KIND = "NoKind"
-"""Not a reason of the API server: it has no such kind of object, as without the CRD of JobSet or Kueue."""
+"""Not a reason of the API server: the kind does not exist, for example without the CRD of JobSet or Kueue."""
 _NO_CONTEXT = "NoContext"
 _UNAUTHORIZED = "Unauthorized"
 _UNREACHABLE = "Unreachable"
@@ -28,16 +28,16 @@ _TEMPORARY = (
     "InternalError",
 )
 _LOG = re.compile(r"[IWEF]\d{4} \d\d:\d\d:\d\d\.")
-"""How the lines of kubectl's own log begin."""
+"""Prefix of the lines of kubectl's own log."""
 _FORMS = (
     (re.compile(r"Error from server \((?P<reason>\w+)\): "), ""),
-    (re.compile(r"Error from server: "), _UNREACHABLE),  # as etcd's or a kubelet's time-out: it has no reason
+    (re.compile(r"Error from server: "), _UNREACHABLE),  # such as a timeout of etcd: no reason
     (re.compile(r"error: You must be logged in to the server "), _UNAUTHORIZED),
     (re.compile(r"Unable to connect to the server: (x509|tls|remote error|getting credentials)\b"),
      _UNAUTHORIZED),
     (re.compile(r"Unable to connect to the server: "), _UNREACHABLE),
     (re.compile(r"The connection to the server \S+ was refused"), _UNREACHABLE),
-    # While it looks for the schema of an object from standard input.
+    # Printed while kubectl looks up the schema of an object from standard input.
     (re.compile(r'error: (?:error validating|unable to recognize) "STDIN": (?:[^"]*: )?Get "'), _UNREACHABLE),
     (re.compile(r"error: the server doesn't have a resource type "), NO_KIND),
     (re.compile(r'error: resource mapping not found for name: "[^"]*" namespace: "[^"]*" from "STDIN": '),
@@ -58,18 +58,18 @@ _ADVICE = {
 
 
 class KubectlError(UsageError):
-    """An error that kubectl or the API server reported, with the reason in the server's status."""
+    """Error reported by kubectl or the API server, with the reason from the server's status."""
 
     def __init__(self, message: str, reason: str, line: str) -> None:
         super().__init__(message)
         self.reason = reason
-        """As NotFound or Forbidden; empty where none is known."""
+        """Reason such as NotFound or Forbidden; empty if unknown."""
         self.line = line
         """The line that kubectl printed."""
 
 
 def parse_failure(verb: str, text: str) -> KubectlError | TemporaryError:
-    """Return the error that kubectl printed as `text` when it was called for `verb`."""
+    """Return the error for the output `text` of a failed `kubectl VERB`."""
     reason, line = _read(text)
     advice = _ADVICE.get(reason)
     if reason in _TEMPORARY:
@@ -80,7 +80,7 @@ def parse_failure(verb: str, text: str) -> KubectlError | TemporaryError:
 
 
 def _read(text: str) -> tuple[str, str]:
-    """Return the reason in `text`, empty if it has none, and the line that says most."""
+    """Return the reason in `text`, empty if there is none, and the line of the error."""
     lines = [line for line in text.splitlines() if line.strip() and not _LOG.match(line)]
     for line in lines:
         for form, reason in _FORMS:

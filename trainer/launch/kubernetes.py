@@ -1,7 +1,7 @@
-"""A plan to the objects of Kubernetes.
+"""Kubernetes manifests of a `Plan`.
 
-In: a `Plan` and what is to be known of the cluster. Out: the objects as plain values, in the order in which
-they are created: a Job, an Indexed Job behind its headless Service for several workers, a JobSet, a CronJob.
+The objects are plain dictionaries in the order of creation: a Job, an Indexed Job after its headless Service
+for several workers, a JobSet, or a CronJob.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from trainer.launch.state import CONTAINER, JOB_LABEL, JOBSET_LABEL, OURS
 _USER = 65532
 _KEEP_SECONDS = 7 * 24 * 3600
 _LATE_SECONDS = 600
-"""A schedule that could not be kept for so long waits for the next time."""
+"""A scheduled job that could not start for this long is skipped."""
 _CPUS, _MEMORY_GIB = 2, 8
-"""Of each accelerator; the machines that they come with have more."""
+"""CPUs and GiB to request for each accelerator; the machine types have more."""
 _DISK = "10Gi"
-"""What Autopilot clusters give to any pod."""
+"""Ephemeral storage that any pod gets in Autopilot clusters."""
 _CONTROL_PORT = PORT + 1000
 _DISRUPTED = {"type": "DisruptionTarget", "status": "True"}
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """What is to be known of the cluster."""
+    """Properties of the target cluster."""
 
     namespace: str = "trainer"
     service_account: str = "trainer"
     has_gke_labels: bool = True
-    """Whether its nodes have GKE's labels for their accelerators; else any node with GPUs will do."""
+    """Whether nodes have GKE's accelerator labels; if not, any node with GPUs is accepted."""
 
 
 def objects_of(plan: Plan, cluster: Cluster) -> list[dict[str, Any]]:
@@ -71,12 +71,12 @@ def objects_of(plan: Plan, cluster: Cluster) -> list[dict[str, Any]]:
 
 
 def _job_set(plan: Plan, cluster: Cluster, job: dict[str, Any]) -> dict[str, Any]:
-    """Return the JobSet whose only job is `job`: it names the pods itself, and starts all of them again.
+    """Return the JobSet with `job` as its only job: it names the pods itself and restarts all of them.
 
-    A pod whose machine is taken away fails the job, so that all start again; this isn't counted.
-    After another temporary failure the other workers lose their peer and end, too. Needs JobSet 0.10.
+    A preempted pod fails the job, so that all pods restart; this restart does not count towards the maximum.
+    After any other temporary failure the other workers lose their peer and end, too. Requires JobSet 0.10.
     """
-    job.pop("ttlSecondsAfterFinished")  # the whole goes, and not what it is made of
+    job.pop("ttlSecondsAfterFinished")  # set on the JobSet instead
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
@@ -112,7 +112,7 @@ def _job_set(plan: Plan, cluster: Cluster, job: dict[str, Any]) -> dict[str, Any
 
 
 def failure_policy(on_disruption: Literal["Ignore", "FailJob"] = "Ignore") -> dict[str, Any]:
-    """Return the podFailurePolicy that the table of exit codes says; the first rule that fits counts."""
+    """Return the podFailurePolicy for the table of exit codes; the first matching rule applies."""
     rules: list[dict[str, Any]] = [{"action": on_disruption, "onPodConditions": [_DISRUPTED]}]
     for action in ("FailJob", "Ignore"):
         codes = sorted(code for code, (_, policy) in EXIT_CODES.items() if policy == action)
@@ -135,14 +135,14 @@ def _metadata(plan: Plan, cluster: Cluster, is_queued: bool = True) -> dict[str,
 
 
 def _service(plan: Plan, cluster: Cluster) -> dict[str, Any]:
-    """Return what gives the pods of several workers their names."""
+    """Return the headless Service that gives the pods of several workers their host names."""
     return {
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": _metadata(plan, cluster, is_queued=False),
         "spec": {
             "clusterIP": "None",
-            "publishNotReadyAddresses": True,  # they have to find each other before any of them is ready
+            "publishNotReadyAddresses": True,  # the rendezvous takes place before any pod is ready
             "selector": {"trainer/group": plan.name},
             "ports": [{"name": "tensorflow", "port": PORT}, {"name": "control", "port": _CONTROL_PORT}],
         },
@@ -153,7 +153,7 @@ def _job_spec(plan: Plan, cluster: Cluster) -> dict[str, Any]:
     several = {"completionMode": "Indexed", "completions": plan.workers, "parallelism": plan.workers}
     return {
         **(several if plan.workers > 1 or plan.is_jobset else {}),
-        # When one of several workers fails, all do. A JobSet counts for itself.
+        # If one of several workers fails, all do. A JobSet has its own restart limit.
         "backoffLimit": 0 if plan.is_jobset else RETRIES * plan.workers,
         "activeDeadlineSeconds": plan.deadline_seconds,
         "ttlSecondsAfterFinished": _KEEP_SECONDS,
@@ -193,7 +193,7 @@ def _pod(plan: Plan, cluster: Cluster) -> dict[str, Any]:
 
 
 def _placement(plan: Plan, cluster: Cluster) -> dict[str, Any]:
-    """Return which nodes will do, and which of their taints."""
+    """Return the node selector and the tolerations."""
     accelerator, selector, tolerations = plan.accelerator, {}, []
     if accelerator.kind == "gpu":
         tolerations.append({"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"})
@@ -235,7 +235,7 @@ def _container(plan: Plan) -> dict[str, Any]:
 
 
 def _environment(plan: Plan) -> list[dict[str, Any]]:
-    # The job's name is the run's: each job of a schedule is a new run, and each restart goes on with it.
+    # The run has the job's name: each job of a schedule is a new run, and a restart resumes the same run.
     label = JOBSET_LABEL if plan.is_jobset else JOB_LABEL
     name = {"fieldRef": {"fieldPath": f"metadata.labels['{label}']"}}
     several = {WORKERS: str(plan.workers)} if plan.workers > 1 else {}
@@ -248,7 +248,7 @@ def _environment(plan: Plan) -> list[dict[str, Any]]:
 
 
 def _literal(text: str) -> str:
-    """Return `text` without references: Kubernetes replaces $(NAME) by a variable, and $$ by $."""
+    """Return `text` with $ escaped, as Kubernetes expands $(NAME) to a variable and $$ to $."""
     return text.replace("$", "$$")
 
 

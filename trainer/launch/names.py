@@ -1,4 +1,4 @@
-"""Names that Kubernetes takes: DNS labels and subdomains of RFC 1123."""
+"""Validation of Kubernetes names: DNS labels and subdomains of RFC 1123."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LONGEST_LABEL, _LONGEST_SUBDOMAIN = 63, 253
 
 
 def check_namespace(name: str) -> None:
-    """Raise UsageError unless `name` can be that of a namespace, a DNS label."""
+    """Raise UsageError unless `name` is a valid namespace name, a DNS label."""
     if not re.fullmatch(_LABEL, name):
         raise UsageError(
             f"--namespace has small letters, digits and -, and no dots, {_LONGEST_LABEL} characters at most. "
@@ -20,12 +20,12 @@ def check_namespace(name: str) -> None:
 
 
 def check_service_account(name: str) -> None:
-    """Raise UsageError unless `name` can be that of a service account, a DNS subdomain."""
+    """Raise UsageError unless `name` is a valid service account name, a DNS subdomain."""
     _check_subdomain("--service-account", name, _LONGEST_SUBDOMAIN)
 
 
 def check_queue_name(name: str) -> None:
-    """Raise UsageError unless `name` can be a local queue's: a DNS subdomain that fits into a label."""
+    """Raise UsageError unless `name` is a valid local queue name: a DNS subdomain of a label's length."""
     _check_subdomain("--queue", name, _LONGEST_LABEL)
 
 

@@ -1,7 +1,7 @@
-"""What will be sent where, and what that costs: checked before anything is built or created.
+"""Plan of a job: what is created where, at what cost, validated before anything is built or created.
 
-In: a resolved spec and what the command line says of the place. Out: a `Plan`, from which each place makes
-its objects, and the lines that a person reads before saying yes.
+A `Plan` combines a resolved spec with the options of the command line. Each platform creates its objects from
+it, and `describe_plan` returns the summary for confirmation.
 """
 
 from __future__ import annotations
@@ -23,64 +23,64 @@ from trainer.storage.store import GS, is_bucket, split_uri, without_scheme
 Place = Literal["docker", "gke", "vertex"]
 
 SPEC = "TRAINER_SPEC"
-"""The environment variable that carries the spec into the container, as YAML."""
+"""Environment variable with the spec as YAML in the container."""
 RUN_NAME = "TRAINER_RUN_NAME"
 _LONGEST_SPEC_BYTES = 100_000
-"""Of one variable: Linux takes 128 KiB, Vertex AI less."""
+"""Limit for one environment variable: Linux allows 128 KiB, Vertex AI less."""
 _LONGEST_NAME = 63
 RETRIES = 3
-"""Of what the table of exit codes counts; what it ignores, as a machine that was taken away, is no retry."""
+"""Retries for exit codes of policy Count; ignored ones, such as a preemption, do not count."""
 REPLICATED_JOB = "worker"
-"""What the one job of a JobSet is called in it."""
+"""Name of the only job in a JobSet."""
 _LONGEST_CRON_JOB = 52
-"""Kubernetes appends a number to it."""
+"""Shorter because Kubernetes appends a number to it."""
 _IMAGE = r"([\w.-]+(:\d+)?/)?[a-z0-9]+([._/-]+[a-z0-9]+)*(:[\w][\w.-]{0,127})?(@sha256:[0-9a-f]{64})?"
-"""As engines and registries take it."""
+"""Image names that engines and registries accept."""
 _IMAGES_OWN = (
     "/", "/opt", "/usr", "/etc", "/bin", "/sbin", "/lib", "/lib64", "/proc", "/sys", "/dev", "/tmp",
 )  # fmt: skip
-"""Folders of a container that nothing can be laid over."""
+"""Folders of the container that cannot be mount points."""
 _HOUR_SECONDS = 3600
 SPOT_GRACE_SECONDS = 15
-"""What GKE gives the pods of a spot machine."""
+"""Grace period of GKE for the pods of a Spot VM."""
 END_SECONDS = 20
-"""What a process has beyond its grace, to end in."""
+"""Time for a process to exit after its grace period."""
 _LONGEST_GRACE_SECONDS = 600 - END_SECONDS
-"""GKE waits ten minutes for the pods of a machine that is needed no more."""
+"""GKE waits at most ten minutes for the pods of a node that is scaled down."""
 _WIDTH = 11
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One job, or one that comes again and again."""
+    """One job, or a schedule of jobs."""
 
     place: Place
     name: str
-    """Of the job, and so of the run: with a schedule each run's name is made when it begins."""
+    """Name of the job and of the run; with a schedule each run is named when it starts."""
     spec: RunSpec
     image: str
     accelerator: Accelerator
-    """Of each worker."""
+    """Accelerators of each worker."""
     workers: int = 1
     is_spot: bool = False
     is_flexible: bool = False
-    """Whether it may wait for machines (Vertex AI's flex-start)."""
+    """Whether the job may wait for capacity (Vertex AI's flex-start)."""
     schedule: str | None = None
-    """Cron's five fields."""
+    """Cron schedule of five fields."""
     time_zone: str = "Etc/UTC"
     queue: str | None = None
-    """A local queue of Kueue."""
+    """Kueue local queue."""
     is_jobset: bool = False
-    """Whether a JobSet is made of it, which starts all workers again when one fails or loses its machine."""
+    """Whether to create a JobSet, which restarts all workers when one fails or is preempted."""
     deadline_seconds: int = 24 * _HOUR_SECONDS
     search: tuple[str, ...] = ()
-    """The options of `trainer tune`; each worker trains its share of the trials."""
+    """Options of `trainer tune`; each worker trains its share of the trials."""
     accuracy_at_least: float | None = None
-    """Of the held-out images, in [0, 1]; a model below it ends the job with 4."""
+    """Minimum accuracy on the held-out images, in [0, 1]; below it the job exits with code 4."""
 
     @property
     def arguments(self) -> list[str]:
-        """What the container's entry point is given."""
+        """Arguments of the container's entry point."""
         wanted = self.accelerator
         many = f":{wanted.count}" if wanted.kind == "gpu" else ""
         require = ["--require-accelerator", f"{wanted.kind}{many}"] if wanted.count else []
@@ -90,23 +90,23 @@ class Plan:
 
     @property
     def is_connected(self) -> bool:
-        """Whether its workers train one model together, and have to find each other."""
+        """Whether the workers train one model together and need a rendezvous."""
         return self.workers > 1 and not self.search
 
     @property
     def spec_text(self) -> str:
-        """The spec as the container gets it: without a name, which is the job's."""
+        """The spec for the container, without a run name, which comes from the job."""
         return dump_spec(self.spec.model_copy(update={"run_name": None}))
 
     def cost_per_hour(self) -> float | None:
-        """Return the list price of all machines in US dollars an hour, None if it isn't known."""
+        """Return the list price of all machines in US dollars per hour, None if unknown."""
         price = self.accelerator.price
         each = None if price is None else price.spot if self.is_spot else price.on_demand
         return None if each is None else each * self.workers
 
 
 def check_plan(plan: Plan) -> Plan:
-    """Return `plan`. Raises UsageError for what its place would refuse, or what could not work there."""
+    """Return `plan`. Raises UsageError if the platform would reject it or the run could not work there."""
     _check_names(plan)
     if plan.schedule is not None:
         check_schedule(plan.schedule, plan.time_zone)
@@ -151,7 +151,7 @@ def _check_grace(plan: Plan) -> None:
 
 
 def with_price(plan: Plan) -> Plan:
-    """Return `plan` with the list price in its spec, for comparisons of what came of it; not over another."""
+    """Return `plan` with the list price in its spec, for later comparisons; a price in the spec is kept."""
     price = None if plan.place == "docker" else plan.cost_per_hour()
     if price is None or plan.spec.publish.usd_per_hour is not None:
         return plan
@@ -160,7 +160,7 @@ def with_price(plan: Plan) -> Plan:
 
 
 def make_name(spec: RunSpec) -> str:
-    """Return the run's name if the spec gives one, else one of its recipe and six random digits."""
+    """Return the run name of the spec, else the recipe's name with six random hex digits."""
     if spec.run_name is not None:
         return spec.run_name
     base = re.sub(r"[^a-z0-9]+", "-", (spec.recipe or "trainer").lower()).strip("-") or "trainer"
@@ -168,14 +168,14 @@ def make_name(spec: RunSpec) -> str:
 
 
 def describe_plan(plan: Plan, where: str) -> list[str]:
-    """Return the lines that are shown before anything is sent; `where` names a cluster or an engine."""
+    """Return the lines that summarize the plan before confirmation; `where` names a cluster or an engine."""
     many = f"{plan.workers} workers, " if plan.workers > 1 else ""
     search, each = "search, " * bool(plan.search), " each" * (plan.workers > 1)
     spot = ", spot" if plan.is_spot else ""
     kind = "CronJob" if plan.schedule and plan.place == "gke" else "JobSet" if plan.is_jobset else "job"
     when = f", at {plan.schedule} ({plan.time_zone})" if plan.schedule else ""
     queue = f", queue {plan.queue}" if plan.queue else ""
-    # Of what has no accelerator the machine is Vertex AI's to be told, and elsewhere whatever there is.
+    # Without an accelerator the machine type is set only on Vertex AI; elsewhere any machine may run it.
     is_chosen = plan.place == "vertex" or (plan.place == "gke" and plan.accelerator.count > 0)
     machine = f" ({plan.accelerator.machine}{spot})" if is_chosen else spot
     accelerator = f"{plan.accelerator}{each}{machine}"
@@ -205,7 +205,7 @@ def _cost(plan: Plan) -> str:
 
 
 def _most(plan: Plan, cost: float) -> str:
-    """Return what a job costs at most, where `cost` is that of one deadline."""
+    """Return the maximum cost of a job as text; `cost` is that of one full deadline."""
     deadline = f"its {plan.deadline_seconds / _HOUR_SECONDS:g} h deadline"
     if plan.is_jobset:
         return (
@@ -216,7 +216,7 @@ def _most(plan: Plan, cost: float) -> str:
 
 
 def check_image_name(name: str) -> None:
-    """Raise UsageError for what no engine and no registry takes as an image's name."""
+    """Raise UsageError for an image name that engines and registries reject."""
     if not re.fullmatch(_IMAGE, name):
         raise UsageError(
             "An image is named as REGISTRY/PROJECT/NAME:TAG, with small letters in all but the tag. "
@@ -228,7 +228,7 @@ def _check_names(plan: Plan) -> None:
     check_image_name(plan.image)
     longest = _LONGEST_CRON_JOB if plan.schedule else _LONGEST_NAME
     if plan.is_jobset:
-        longest -= len(f"-{REPLICATED_JOB}-0-abcde")  # as its pods are called
+        longest -= len(f"-{REPLICATED_JOB}-0-abcde")  # the suffix of the pod names
     if plan.workers > 1 or plan.is_jobset:
         longest -= len(f"-{plan.workers - 1}")
     if not re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", plan.name) or len(plan.name) > longest:
@@ -239,7 +239,7 @@ def _check_names(plan: Plan) -> None:
 
 
 def _check_engine(plan: Plan) -> None:
-    """Raise UsageError for what an engine doesn't know."""
+    """Raise UsageError for options that a Docker engine does not support."""
     for option, is_given in (
         ("--workers", plan.workers > 1), ("--schedule", plan.schedule is not None), ("--spot", plan.is_spot),
         ("a TPU", plan.accelerator.kind == "tpu"),
@@ -258,10 +258,10 @@ def _check_engine(plan: Plan) -> None:
 
 
 def places_of(spec: RunSpec) -> dict[str, bool]:
-    """Return every place that a run of `spec` uses, with whether it writes there."""
+    """Return every path and URI that a run of `spec` uses, and whether the run writes to it."""
     read = [uri for uri, _ in _sources_of(spec).values()]
     start = spec.train.start_from.rstrip("/")
-    # What a pointer names is known only there, and is beside it.
+    # A pointer is resolved only by the job and refers to a sibling folder, so use their parent.
     start = start.removesuffix(f"/{LATEST}").removesuffix(f"/{CHAMPION}") or "/"
     if _names_a_run(spec) and not f"{start}/".startswith(f"{spec.output.rstrip('/')}/"):
         read.append(start)
@@ -269,7 +269,7 @@ def places_of(spec: RunSpec) -> dict[str, bool]:
 
 
 def _sources_of(spec: RunSpec) -> dict[str, tuple[str, str]]:
-    """Return the places of images and weights by their settings, with the option that gives another one."""
+    """Return (URI, option that changes it) of images and weights, by the key of the setting."""
     sources = {"data.source": (spec.data.source, "--data")}
     if spec.publish.test_data:
         sources["publish.test_data"] = (spec.publish.test_data, "--set publish.test_data=")
@@ -283,7 +283,7 @@ def _names_a_run(spec: RunSpec) -> bool:
 
 
 def _check_reachable(plan: Plan) -> None:
-    """Raise UsageError for places that are on this machine and not where the job will run."""
+    """Raise UsageError for local paths and images that the job cannot access."""
     if not is_bucket(plan.spec.output):
         raise UsageError(
             "What the job writes to a folder of its machine is lost when it ends; --output gs://BUCKET/RUNS "

@@ -1,7 +1,4 @@
-"""When a schedule comes, as both Kubernetes and Cloud Scheduler read it.
-
-In: cron's five fields and a time zone. Out: nothing, or a UsageError that says what is wrong with them.
-"""
+"""Validation of cron schedules for both Kubernetes and Cloud Scheduler."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from trainer.exits import UsageError
 
 
 def check_schedule(schedule: str, time_zone: str) -> None:
-    """Raise UsageError for a schedule that never comes, or that only one of the places knows."""
+    """Raise UsageError for a schedule that never fires or is not valid on both platforms."""
     from datetime import datetime
     from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
@@ -37,7 +34,7 @@ def check_schedule(schedule: str, time_zone: str) -> None:
 
 
 def _check_fields(schedule: str) -> None:
-    """Raise CronSimError for what Kubernetes or Cloud Scheduler know otherwise, or not at all."""
+    """Raise CronSimError for fields that Kubernetes or Cloud Scheduler rejects or interprets differently."""
     fields = schedule.split()
     if len(fields) != len(["minute", "hour", "day", "month", "weekday"]):
         raise CronSimError("it has another number of fields")

@@ -1,4 +1,4 @@
-"""State of a Job of Kubernetes: one word, its reason, and a line for each pod that needs one."""
+"""State of a Kubernetes Job: one word, its reason, and a line for each pod that needs attention."""
 
 from __future__ import annotations
 
@@ -18,45 +18,45 @@ _REASONS = {
 }
 _MINUTE_SECONDS = 60
 JOB_LABEL = "batch.kubernetes.io/job-name"
-"""Of the pods of a job."""
+"""Label of the pods of a job."""
 OURS = ("app.kubernetes.io/managed-by", "trainer")
-"""The label of all that this program makes in a cluster."""
+"""Label of all objects that this program creates in a cluster."""
 CONTROLLER_LABEL = "batch.kubernetes.io/controller-uid"
-"""Of the pods of a job: its uid."""
+"""Label of the pods of a job, with the job's UID."""
 JOBSET_LABEL = "jobset.sigs.k8s.io/jobset-name"
-"""Of the jobs of a JobSet, and of their pods."""
+"""Label of the jobs of a JobSet and of their pods."""
 INDEX = "batch.kubernetes.io/job-completion-index"
-"""The annotation of a pod of an Indexed Job."""
+"""Annotation of the pods of an Indexed Job."""
 CONTAINER = "trainer"
 _UNKNOWN_CODE, _OUT_OF_MEMORY_CODE = 1, 137
 _FAILED_POD = re.compile(
     r"Container \S+ for pod [^\s/]+/(?P<pod>\S+) failed with exit code (?P<code>\d+) matching "
 )
-"""The message of the job controller's condition for a pod failure policy."""
+"""Message of the job condition that the job controller sets for a pod failure policy."""
 
 
 @dataclass(frozen=True)
 class State:
-    """Of one job."""
+    """State of one job."""
 
     name: str
     word: str
-    """waiting, running, restarting, finished, failed or suspended."""
+    """waiting, running, restarting, finished, failed or suspended; Docker and Vertex AI have others."""
     about: str
-    """What there is to be said of it as a whole."""
+    """Details about the job as a whole."""
     lines: tuple[str, ...]
-    """What there is to be said of its pods."""
+    """Details about its pods."""
     exit_code: int | None = None
-    """Of a job that has ended: 0, or the code of the pod that failed, 1 if it isn't known."""
+    """Exit code of an ended Kubernetes job: 0, or that of the failed pod, 1 if unknown. Otherwise None."""
 
     def text(self) -> list[str]:
-        """Return it as lines for a person."""
+        """Return the state as lines for display."""
         head = f"{self.name}  {self.word}{f', {self.about}' if self.about else ''}"
         return [head, *(f"  {line}" for line in self.lines)]
 
 
 def state_of(job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]], now: datetime) -> State:
-    """Return the state of `job`, as Kubernetes has it, with its `pods`."""
+    """Return the state of the Kubernetes `job` with its `pods`."""
     status, spec = job.get("status", {}), job.get("spec", {})
     name = job["metadata"].get("labels", {}).get(JOBSET_LABEL) or job["metadata"]["name"]
     time = took(status.get("startTime"), status.get("completionTime"), now)
@@ -83,7 +83,7 @@ def true_conditions(value: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def _failed_code(failed: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> int:
-    """Return the exit code that made a job fail: the policy's, else that of the last pod that failed."""
+    """Return the exit code that failed the job: from the policy's message, else of the last failed pod."""
     if (found := _FAILED_POD.match(str(failed.get("message", "")))) is not None:
         return int(found["code"])
     ends = [
@@ -107,19 +107,19 @@ def _line_of_lost_pod(
 
 
 def container_state(pod: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the state of a pod's container: waiting, running or terminated; empty before there is one."""
+    """Return the state of a pod's container: waiting, running or terminated; empty if it has none yet."""
     statuses = pod.get("status", {}).get("containerStatuses", [])
     ours = [each for each in statuses if each.get("name") == CONTAINER] or statuses
     return dict(ours[0].get("state", {})) if ours else {}
 
 
 def code_of(ended: Mapping[str, Any]) -> int:
-    """Return the exit code of a terminated container, 137 where it was killed for its memory."""
+    """Return the exit code of a terminated container, 137 if it was OOM-killed."""
     return _OUT_OF_MEMORY_CODE if ended.get("reason") == "OOMKilled" else int(ended.get("exitCode", 0))
 
 
 def explain_code(code: int) -> str:
-    """Return what an exit code means, in the words of the one table."""
+    """Return the meaning of an exit code, from the table of exit codes."""
     if code in EXIT_CODES:
         return f"exit code {code}: {EXIT_CODES[code][0]}"
     signal = f", ended by signal {code - 128}" if 128 < code < 160 else ""
@@ -127,7 +127,7 @@ def explain_code(code: int) -> str:
 
 
 def newest_pods(pods: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the last pod of each worker, in their order."""
+    """Return the newest pod of each worker, in worker order."""
     last: dict[int, Mapping[str, Any]] = {}
     for pod in sorted(pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp", ""))):
         last[index_of(pod)] = pod
@@ -135,13 +135,13 @@ def newest_pods(pods: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def index_of(pod: Mapping[str, Any]) -> int:
-    """Return which worker a pod is."""
+    """Return the worker index of a pod."""
     return int(pod["metadata"].get("annotations", {}).get(INDEX, 0))
 
 
 def pod_line(pod: Mapping[str, Any], is_one_of_many: bool) -> str:
-    """Return what holds a pod up or how it ended; empty if it runs."""
-    # A machine that is taken away, or a pod that is put out, ends a container too: that comes first.
+    """Return why a pod is pending or how it ended; empty if it runs."""
+    # A preemption or an eviction ends the container, too, so it takes precedence.
     said = _of_machine(pod) or _of_container(container_state(pod)) or _of_schedule(pod)
     return f"worker {index_of(pod)}: {said}" if said and is_one_of_many else said
 
@@ -185,7 +185,7 @@ def _why(condition: Mapping[str, Any]) -> str:
 
 
 def took(started: str | None, ended: str | None, now: datetime) -> str:
-    """Return how long it has run or ran, of times as Google's interfaces write them."""
+    """Return the elapsed time in minutes as text; the times are RFC 3339 strings in UTC."""
     if started is None:
         return "not started yet"
     seconds = ((_time(ended) if ended else now) - _time(started)).total_seconds()
@@ -193,5 +193,5 @@ def took(started: str | None, ended: str | None, now: datetime) -> str:
 
 
 def _time(text: str) -> datetime:
-    """Return a time in UTC, with or without parts of a second."""
+    """Parse an RFC 3339 time in UTC; fractions of a second are dropped."""
     return datetime.strptime(text[:19], "%Y-%m-%dT%H:%M:%S").replace(tzinfo=timezone.utc)

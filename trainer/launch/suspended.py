@@ -1,4 +1,4 @@
-"""Why a suspended Job or JobSet doesn't start: its queue of Kueue, or the client that set `spec.suspend`."""
+"""Reasons why a suspended Job or JobSet does not start: its Kueue queue, or who set `spec.suspend`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from trainer.launch.kubectl_errors import NO_KIND, KubectlError
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 LOCAL_QUEUES, _WORKLOADS = "localqueues.kueue.x-k8s.io", "workloads.kueue.x-k8s.io"
 _JOB_LABEL = "kueue.x-k8s.io/job-uid"
-"""Of the workload that Kueue creates for a job."""
+"""Label of the workload that Kueue creates for a job."""
 
 
 def explain_suspension(kubectl: Kubectl, main: Mapping[str, Any]) -> str:
-    """Return why `main`, a suspended Job or JobSet, doesn't start. Raises TemporaryError."""
+    """Return why `main`, a suspended Job or JobSet, does not start. Raises TemporaryError."""
     queue = main["metadata"].get("labels", {}).get(QUEUE_LABEL)
     try:
         if queue is None:
@@ -33,7 +33,7 @@ def explain_suspension(kubectl: Kubectl, main: Mapping[str, Any]) -> str:
 
 
 def _of_workload(workload: Mapping[str, Any]) -> str:
-    """Return what the conditions of Kueue's workload say, that which stops it first."""
+    """Return the first blocking condition of a Kueue workload."""
     if workload.get("spec", {}).get("active") is False:
         return "its workload is deactivated (spec.active: false)"
     conditions = {each["type"]: each for each in workload.get("status", {}).get("conditions", [])}
@@ -45,7 +45,7 @@ def _of_workload(workload: Mapping[str, Any]) -> str:
 
 
 def _who_suspended(kubectl: Kubectl, main: Mapping[str, Any]) -> str:
-    """Return which program set `spec.suspend`, and when: the server notes it in `managedFields`."""
+    """Return the program that set `spec.suspend`, and when, as recorded in `managedFields`."""
     kind, name = main["kind"].lower(), main["metadata"]["name"]
     found = kubectl.get(resource_of(main), name, "--show-managed-fields") or {}
     fields = [

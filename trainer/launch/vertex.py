@@ -1,7 +1,4 @@
-"""A plan to a CustomJob of Vertex AI, or to a job of Cloud Scheduler that posts one again and again.
-
-In: a `Plan` and what is to be known of the project. Out: the bodies of the requests, as plain values.
-"""
+"""Request bodies of Vertex AI: a CustomJob of a `Plan`, or a Cloud Scheduler job that posts it."""
 
 from __future__ import annotations
 
@@ -21,22 +18,22 @@ _EMAIL = r"[a-z0-9][a-z0-9._-]*@[a-z0-9][a-z0-9.-]*"
 _SERVER = r"https?://[^\s/@?#]+(/[^\s?#]*)?"
 _DISK = {"bootDiskSizeGb": 100}
 _RETRIES = {"maxRetryDuration": "0s"}
-"""Of the schedule's request: one that is sent twice would be two jobs."""
+"""No retries of the schedule's request: a second request would create a second job."""
 
 
 @dataclass(frozen=True)
 class Project:
-    """Where on Google Cloud."""
+    """Project, region and endpoint on Google Cloud."""
 
     project: str
     region: str
     service_account: str | None = None
-    """Of the job; Vertex AI's own without one."""
+    """Service account of the job; None is Vertex AI's default."""
     endpoint: str | None = None
-    """In place of Google's own, for all that is asked."""
+    """Replaces the endpoints of all Google Cloud APIs."""
 
     def __post_init__(self) -> None:
-        """Raises UsageError for what can't be a name: both become parts of addresses."""
+        """Raise UsageError for an invalid project ID, region, account or endpoint, as URLs use them."""
         for what, name, pattern in (
             ("project's ID has small letters, digits and -", self.project, r"[a-z0-9][a-z0-9.:-]*"),
             ("region is called as europe-west4", self.region, r"[a-z]+-[a-z]+[0-9]+"),
@@ -52,37 +49,37 @@ class Project:
 
     @property
     def parent(self) -> str:
-        """The resource that jobs are in."""
+        """Parent resource of the jobs."""
         return f"projects/{self.project}/locations/{self.region}"
 
     def at(self, service: str) -> str:
-        """Return the address of one of Google Cloud's interfaces."""
+        """Return the endpoint of a Google Cloud API."""
         return self.endpoint or f"https://{service}.googleapis.com"
 
     @property
     def url(self) -> str:
-        """Of Vertex AI's REST interface, with its version."""
+        """URL of the Vertex AI REST API, with its version."""
         return f"{self.at(f'{self.region}-aiplatform')}/v1"
 
     @property
     def scheduler_url(self) -> str:
-        """Of Cloud Scheduler's."""
+        """URL of the Cloud Scheduler REST API, with its version."""
         return f"{self.at('cloudscheduler')}/v1"
 
     @property
     def logging_url(self) -> str:
-        """Of Cloud Logging's."""
+        """URL of the Cloud Logging REST API, with its version."""
         return f"{self.at('logging')}/v2"
 
 
 def custom_job(plan: Plan, project: Project) -> dict[str, Any]:
-    """Return the CustomJob of `plan`. Raises UsageError for what Vertex AI doesn't offer."""
+    """Return the CustomJob of `plan`. Raises UsageError for an accelerator that Vertex AI does not offer."""
     first = _pool(plan, 1)
     rest = [_pool(plan, plan.workers - 1)] if plan.workers > 1 else []
     strategy = "SPOT" if plan.is_spot else "FLEX_START" if plan.is_flexible else "STANDARD"
     scheduling = {
         "timeout": f"{plan.deadline_seconds}s",
-        # When one of several workers is gone all end, and come back together.
+        # If one of several connected workers fails, all end and restart together.
         "restartJobOnWorkerRestart": plan.is_connected,
         "strategy": strategy,
     }
@@ -98,7 +95,7 @@ def custom_job(plan: Plan, project: Project) -> dict[str, Any]:
 
 
 def scheduler_job(plan: Plan, project: Project) -> dict[str, Any]:
-    """Return the job of Cloud Scheduler that posts the CustomJob of `plan` at its times."""
+    """Return the Cloud Scheduler job that posts the CustomJob of `plan`; UsageError without an account."""
     if project.service_account is None:
         raise UsageError(
             "A schedule needs an account that posts the job each time; --service-account names it. "
@@ -134,7 +131,7 @@ def _pool(plan: Plan, replicas: int) -> dict[str, Any]:
 
 
 def _environment(plan: Plan) -> dict[str, str]:
-    # The jobs of a schedule are posted with one body: there the run's name is that of Vertex AI's job.
+    # All jobs of a schedule have the same body, so their runs are named after the ID of the Vertex AI job.
     return {SPEC: plan.spec_text, **({} if plan.schedule else {RUN_NAME: plan.name})}
 
 

@@ -1,7 +1,4 @@
-"""Jobs on Vertex AI: sent, looked at, ended.
-
-In: a plan, or the name of what was sent. Out: the job there, its state in words, what it says.
-"""
+"""Jobs on Vertex AI: creation, state, logs and cancellation."""
 
 from __future__ import annotations
 
@@ -41,15 +38,15 @@ _OF_JOB = 'resource.type="ml_job" AND resource.labels.job_id'
 
 
 class VertexJobs:
-    """Those of one project in one region."""
+    """Jobs of one project in one region."""
 
     def __init__(self, project: Project, google: Google) -> None:
         self.project, self._google = project, google
 
     def create(self, plan: Plan) -> str:
-        """Send `plan`, and return the resource's name.
+        """Create the job or schedule of `plan` and return its resource name.
 
-        Raises UsageError, for a name that a job at work has too, and TemporaryError.
+        Raises UsageError, also if an active job has the same name, and TemporaryError.
         """
         if plan.schedule is not None:
             body = scheduler_job(plan, self.project)
@@ -63,7 +60,7 @@ class VertexJobs:
         try:
             return str(self._google.post(url, custom_job(plan, self.project))["name"])
         except TemporaryError:
-            # The reply may be what was lost, and sent again it would be a second job.
+            # The job may exist although the response was lost; a retry would create a second one.
             with suppress(UsageError, TemporaryError):
                 if (made := self._at_work(plan.name)) is not None:
                     return str(made["name"])
@@ -79,7 +76,7 @@ class VertexJobs:
         return max(live, key=lambda job: str(job.get("createTime", ""))) if live else None
 
     def state(self, name: str, now: datetime) -> State:
-        """Return how the newest job of this name goes, and why it waits."""
+        """Return the state of the newest job of this name, with the reason if it is waiting."""
         job = self.find(name)
         found = self._state(job, now)
         said = self._service_word(job) if found.word == "waiting" else ""
@@ -95,9 +92,9 @@ class VertexJobs:
         return State(name, word, took(job.get("startTime"), job.get("endTime"), now), tuple(lines))
 
     def sent(self, name: str) -> tuple[str | None, str]:
-        """Return the spec that the newest job of this name was sent with, and what its run is called.
+        """Return the spec of the newest job of this name, and the name of its run.
 
-        That of a schedule's job is called by the job's number.
+        The run of a schedule's job is named after the numeric job ID.
         """
         job = self.find(name)
         given = job["jobSpec"]["workerPoolSpecs"][0]["containerSpec"].get("env", [])
@@ -112,7 +109,7 @@ class VertexJobs:
         return max(found, key=lambda job: str(job.get("createTime", "")))
 
     def cancel(self, name: str) -> str:
-        """Take the schedule of this name away, and let its jobs that are at work end; return what there was.
+        """Delete the schedule of this name and cancel its active jobs; return which of the two there were.
 
         Raises UsageError if there is neither.
         """
@@ -132,14 +129,14 @@ class VertexJobs:
         return ", ".join(dict.fromkeys(done))
 
     def overview(self, now: datetime) -> list[str]:
-        """Return a line of every schedule and every job that was sent, the newest first."""
+        """Return a line for every schedule, then one for every job name with the state of its newest job."""
         jobs = self._list(" AND ".join(f"labels.{key}={value}" for key, value in LABELS.items()))
         jobs.sort(key=lambda job: str(job.get("createTime", "")), reverse=True)
         newest = {str(job["displayName"]): job for job in reversed(jobs)}
         return [*self._coming(), *(self._state(newest[name], now).text()[0] for name in reversed(newest))]
 
     def _coming(self) -> Iterator[str]:
-        """Yield a line of every schedule that posts jobs; none where nobody may see them."""
+        """Yield a line for every schedule that posts jobs; nothing without permission to list them."""
         try:
             found = self._google.get(self._schedules).get("jobs", [])
         except UsageError:
@@ -150,12 +147,12 @@ class VertexJobs:
                 yield f"{name}  at {each['schedule']} ({zone})"
 
     def lines(self, name: str, worker: int, is_following: bool) -> Iterator[str]:
-        """Yield what a worker of a job says; with `is_following` until the job has ended."""
+        """Yield the log of a worker; with `is_following` until the job has ended."""
         number = str(self.find(name)["name"]).rpartition("/")[2]
         task = "workerpool0-0" if worker == 0 else f"workerpool1-{worker - 1}"
         chosen = f'{_OF_JOB}="{number}" AND resource.labels.task_name="{task}"'
         since, seen = "1970-01-01T00:00:00Z", set[str]()
-        looks = _LAST_LOOKS  # what it said last comes some time after its end
+        looks = _LAST_LOOKS  # the last log entries arrive some time after the job's end
         while True:
             ended = not is_following
             if is_following and "endTime" in self.find(name):
@@ -171,7 +168,7 @@ class VertexJobs:
             time.sleep(_LOOK_SECONDS)
 
     def _service_word(self, job: dict[str, Any]) -> str:
-        """Return what Vertex AI itself said last of a job, as why it waits; empty if nobody may know."""
+        """Return Vertex AI's own last log message about a job, or an empty string if there is none."""
         number = str(job["name"]).rpartition("/")[2]
         chosen = f'{_OF_JOB}="{number}" AND resource.labels.task_name="service"'
         try:
@@ -209,12 +206,12 @@ class VertexJobs:
 
 
 def _text(entry: dict[str, Any]) -> str:
-    """Return what an entry of a log says."""
+    """Return the text of a log entry."""
     return str(entry.get("textPayload") or entry.get("jsonPayload", {}).get("message", ""))
 
 
 def _reason(job: dict[str, Any]) -> str:
-    """Return why a job failed or waits, with its exit code in words."""
+    """Return why a job failed or waits, with the meaning of its exit code."""
     message = str(job.get("error", {}).get("message", ""))
     code = re.search(r"non-zero status of (\d+)", message)
     return f"{explain_code(int(code[1]))} ({message})" if code else message

@@ -1,7 +1,4 @@
-"""Files of weights that an image is built with.
-
-In: names of backbones. Out: their published weights, verified, in the folder that the Dockerfile copies.
-"""
+"""Published backbone weights for an image build, verified, in the folder that the Dockerfile copies."""
 
 from __future__ import annotations
 
@@ -20,16 +17,16 @@ _README = "README.md"
 
 
 def stage_weights(root: Path, names: Sequence[str], cache_dir: Path, progress: Progress) -> list[Path]:
-    """Put the published weights of `names` into the build's folder below `root`, no others; return them.
+    """Copy the published weights of `names` to the build folder below `root`, remove others; return them.
 
-    Raises UsageError for an unknown name, and what `find_published` raises; then nothing has changed.
+    Raises UsageError for an unknown name, and the errors of `find_published`; then nothing has changed.
     """
     unknown = [name for name in names if name != LITE0_NAME and name not in PUBLISHED]
     if unknown:
         raise UsageError(
             f"Weights are published for {', '.join((LITE0_NAME, *PUBLISHED))}. Received: {unknown[0]}"
         )
-    # Those of the package are in each image.
+    # Every image has the weights that the package contains.
     wanted = [name for name in names if name != LITE0_NAME]
     found = [find_published(name, PUBLISHED[name], cache_dir, progress).path for name in wanted]
     folder = root / FOLDER

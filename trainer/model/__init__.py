@@ -1,7 +1,7 @@
-"""A `ModelSpec` to a Keras model with its preprocessing inside.
+"""Keras models for all families, with the preprocessing inside.
 
-In: the spec, the number of classes, the image size and a precision. Out: a model from
-pixels [batch, height, width, channels] in 0..255 to logits [batch, classes] in float32.
+`build_model` takes a `ModelSpec`, the number of classes, the image size and a precision. Models map pixels
+[batch, height, width, channels] in 0..255 to logits [batch, classes] in float32.
 """
 
 from trainer.model.build import build_inference_model, build_model

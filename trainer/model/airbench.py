@@ -1,8 +1,8 @@
-"""The airbench family: whitened patches, convolutions with GELU, batch normalisation, max pooling.
+"""airbench family: whitened patches, convolutions with GELU, batch normalization, max pooling.
 
-In: pixels [batch, height, width, 3] in 0..255, of any size. Out: logits [batch, classes].
-The network of Jordan 2024, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", with global max pooling in
-place of a last pooling of 3 x 3, which is the same for images of 32 pixels.
+The model maps pixels [batch, height, width, 3] in 0..255, of any size, to logits [batch, classes]. It is the
+network of Jordan 2024, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", with global max pooling instead of
+a final 3 x 3 pooling, which is the same for images of 32 pixels.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from trainer.model.normalization import FusedBatchNormalization
 from trainer.model.whitening import WhiteningConv2D
 from trainer.spec import AirbenchSpec
 
-# Few steps: the moving statistics have to follow fast.
+# The training has few steps, so the moving statistics must adapt fast.
 _MOMENTUM = 0.6
 # GELU is close to x * sigmoid(1.702 x) (Hendrycks and Gimpel 2016), which is faster to train on a CPU.
 _GELU_SLOPE = 1.702
-# Such that one learning rate fits the output layer and the biases: the source has 0.67 and 0.053, for logits
-# of its features' mean and weights of standard deviation 1, and 0.053 * 3.5**2 is about 0.67.
+# Chosen so that one learning rate fits the output layer and the biases. The source uses the rates 0.67 and
+# 0.053, for logits of its features' mean and weights of standard deviation 1; 0.053 * 3.5**2 is about 0.67.
 _HEAD_SCALE = 3.5
 
 
@@ -41,10 +41,10 @@ def airbench_logits(
     x = layers.GlobalMaxPooling2D(dtype=policy)(x)
     if spec.dropout:
         x = RowDropout(spec.dropout, kernels.seed, dtype=policy)(x)
-    # The features are many, and large after max pooling: logits have to begin small. Which factor is divided
-    # between a constant and the weights sets how far a step of SGD moves them.
+    # There are many features, which are large after max pooling, but logits must be small at first. The split
+    # of this factor between a constant and the weights determines how far a step of SGD moves the logits.
     x = layers.Rescaling(_HEAD_SCALE / x.shape[-1], dtype=policy)(x)
-    # A bias of the logits themselves would diverge at the learning rate of the others.
+    # A bias of the logits would diverge at the learning rate of the other biases.
     return class_logits(x, class_count, kernels, kernel=kernels.normal(1 / _HEAD_SCALE), use_bias=False)
 
 
@@ -52,7 +52,7 @@ class Gelu(layers.Layer):  # type: ignore[misc]
     """Gaussian error linear unit, approximated by a sigmoid."""
 
     def call(self, inputs: Any) -> Any:
-        """Return x * sigmoid(1.702 x) for each x of `inputs`."""
+        """Return x * sigmoid(1.702 x), elementwise."""
         return tf.nn.silu(inputs, beta=_GELU_SLOPE)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
@@ -61,7 +61,7 @@ class Gelu(layers.Layer):  # type: ignore[misc]
 
 
 def _group(x: Any, filters: int, convolutions: int, policy: keras.DTypePolicy, kernels: Kernels) -> Any:
-    """Return features of half the size; a third convolution is added to what it gets."""
+    """Return features of half the size; the second and third convolution, if any, are residual."""
     x = layers.MaxPooling2D(2, dtype=policy)(_convolution(x, filters, policy, kernels))
     x = shortcut = Gelu(dtype=policy)(_normalized(x, policy))
     for index in range(1, convolutions):

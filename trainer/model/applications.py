@@ -1,8 +1,8 @@
-"""The networks of keras.applications without their last layers, out of this package's layers.
+"""keras.applications networks without their top layer, rebuilt from the layers of this package.
 
-In: pixels [batch, height, width, channels]. Out: pooled features [batch, features], float32.
-Keras builds each network, which is then copied layer by layer: the batch statistics of the copy are those of
-all replicas, its initial weights follow from the run's seed, and its arithmetic has the run's precision.
+The networks map pixels [batch, height, width, channels] to pooled features [batch, features], float32. Keras
+builds each network, and every layer is then copied. The copy computes batch statistics over all replicas,
+takes its initial weights from the run's seed, and computes in the run's precision.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ _MAKERS = {
     "convnext-base": "ConvNeXtBase",
 }
 _MOMENTUM = 0.9
-# ConvNeXt's last normalisation, which has a number for a name where Keras builds it without the last layer.
+# ConvNeXt's last normalization, which Keras names by a counter if it builds the network without the top.
 _LAST_NORM = "head_layernorm"
 
 
 def application_features(
     name: str, pixels: Any, prepared: Any, policy: keras.DTypePolicy, kernels: Kernels
 ) -> Any:
-    """Return the pooled features, float32 [batch, features], of `pixels`, the input of a model.
+    """Return the pooled features, float32 [batch, features], of the input tensor `pixels`.
 
-    `prepared` is the same, preprocessed for the network `name`.
+    prepared: `pixels` after the preprocessing of the network `name`.
     """
     reference = _reference(name)
     copier = _Copier(reference, policy, kernels)
 
     def call(layer: Any, *inputs: Any, mask: Any = None, **options: Any) -> Any:
-        # Pictures have no mask, which some of Keras's layers were given.
+        # Images have no mask, but some layers of Keras's networks were called with one.
         return layer(*(prepared if each is pixels else each for each in inputs), **options)
 
     return keras.models.clone_model(
@@ -69,7 +69,7 @@ class _Copier:
         self.last = network.layers[-2:]
 
     def copy(self, layer: Any) -> Any:
-        """Return our layer for `layer`."""
+        """Return this package's equivalent of `layer`."""
         if not isinstance(layer, layers.Layer) or isinstance(layer, layers.InputLayer):
             return layer
         if isinstance(layer, layers.BatchNormalization):
@@ -94,9 +94,9 @@ class _Copier:
 
 
 def _same_padding(layer: layers.Layer) -> dict[str, Any]:
-    """Return what makes a strided convolution of MobileNetV3 pad by itself.
+    """Return the config changes that make a strided convolution of MobileNetV3 pad its input itself.
 
-    Keras pads in a layer of its own, by the size of the input; where that is open it takes it to be even.
+    Keras pads in a separate layer, by the size of the input, and assumes an even size if it is unknown.
     """
     if isinstance(layer, layers.ZeroPadding2D):
         return {"padding": 0}

@@ -1,7 +1,6 @@
-"""The one door to all model families.
+"""Factory for the models of all families.
 
-In: a `ModelSpec`. Out: a Keras model whose output is always one logit a class, so that
-loss, metrics and export know of one form only.
+The output of every model is one logit per class, so loss, metrics and export handle a single format.
 """
 
 from __future__ import annotations
@@ -27,13 +26,12 @@ def build_model(
     seed: int = 0,
     channels: int = 3,
 ) -> keras.Model:
-    """Return an untrained model: images in 0..255 to logits [batch, classes].
+    """Return an untrained model from images in 0..255 to logits [batch, classes].
 
-    Images are [batch, height, width, channels], uint8 or float.
-    `image_size` is one number for both sides, or height and width.
-    `precision` is 'float32' or 'bfloat16': the type of the arithmetic, the variables are
-    float32 either way. All families but plain take any image size after the model is built.
-    `seed` fixes the initial weights and the dropout.
+    Images are [batch, height, width, channels], uint8 or float. `image_size` is one number for both sides, or
+    height and width. `precision` is 'float32' or 'bfloat16', the dtype of the computation; the variables are
+    always float32. All families but plain accept any image size after the model is built. `seed` determines
+    the initial weights and the dropout.
     """
     policy = keras.DTypePolicy(PRECISIONS[precision])
     kernels = Kernels(seed)
@@ -57,9 +55,9 @@ def build_model(
 def build_inference_model(
     spec: ModelSpec, class_count: int, image_size: int | tuple[int, int], channels: int = 3
 ) -> keras.Model:
-    """Return the float32 model that answers, with the same weights in the same order as `build_model`'s.
+    """Return the float32 model for inference, with the same weights in the same order as `build_model`.
 
-    With `average_mirror` its logits are the mean of those of the picture and of its mirror image.
+    With `average_mirror` its logits are the mean of those of the image and of its mirror image.
     """
     model = build_model(spec, class_count, image_size, channels=channels)
     if not spec.average_mirror:

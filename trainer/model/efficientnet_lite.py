@@ -1,7 +1,7 @@
-"""EfficientNet-Lite0 without its last layer (Liu 2020): inverted bottlenecks without squeeze-and-excitation.
+"""EfficientNet-Lite0 without its top layer (Liu 2020): inverted bottlenecks without squeeze-and-excitation.
 
-In: preprocessed pixels [batch, height, width, channels]. Out: features [batch, 1280], float32. Padding,
-epsilon and activation are those that the published weights were trained with.
+It maps preprocessed pixels [batch, height, width, channels] to features [batch, 1280], float32. Padding,
+epsilon and activation are those with which the published weights were trained.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
-"""Blocks, kernel size, stride, expansion, filters: of each stage."""
+"""Blocks, kernel size, stride, expansion and filters of each stage."""
 _STEM_FILTERS, _TOP_FILTERS = 32, 1280
 _EPSILON = 1e-3
 _MOMENTUM = 0.9
@@ -37,7 +37,7 @@ class _Builder:
         self.policy, self.kernels = policy, kernels
 
     def convolve(self, x: Any, filters: int, size: int, stride: int, name: str) -> Any:
-        """Return the convolution of `x`, normalised."""
+        """Return the convolution of `x`, normalized."""
         x = Conv2D(
             filters, size, strides=stride, padding="same", use_bias=False,
             kernel_initializer=self.kernels.he(), dtype=self.policy, name=f"{name}_conv",
@@ -45,7 +45,7 @@ class _Builder:
         return self._normalize(x, name)
 
     def convolve_depthwise(self, x: Any, size: int, stride: int, name: str) -> Any:
-        """Return the convolution of each channel of `x` by itself, normalised and activated."""
+        """Return the depthwise convolution of `x`, normalized and activated."""
         x = layers.DepthwiseConv2D(
             size, strides=stride, padding="same", use_bias=False,
             depthwise_initializer=self.kernels.he(), dtype=self.policy, name=f"{name}_conv",
@@ -53,7 +53,7 @@ class _Builder:
         return self.activate(self._normalize(x, name), name)
 
     def activate(self, x: Any, name: str) -> Any:
-        """Return `x` cut to 0..6."""
+        """Return `x` clipped to 0..6."""
         return layers.ReLU(6.0, dtype=self.policy, name=f"{name}_activation")(x)
 
     def add(self, x: Any, shortcut: Any, name: str) -> Any:

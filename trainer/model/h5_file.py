@@ -1,7 +1,7 @@
-"""Files of weights that Keras wrote, read as plain arrays.
+"""Reader for Keras weights files (.weights.h5, .h5 or .keras), as plain arrays by layer.
 
-In: the path of a .weights.h5, .h5 or .keras file. Out: its arrays by layer. Only arrays and their names
-are read: no configuration, and so no code that one could name. No link leads out of the file.
+It reads only arrays and their names. It ignores the configuration, which may refer to code, and rejects
+links, which may lead to other files.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ _DAMAGE = (
 
 @dataclass(frozen=True)
 class StoredLayer:
-    """The arrays of one layer, in the order of its variables; each is read when it is asked for."""
+    """The arrays of one layer, in the order of its variables, read on access."""
 
     name: str
-    """As the model had it that was saved."""
+    """Name of the layer in the saved model."""
     key: str
-    """By kind and number, as `conv2d_3` or `sequential/conv2d`; empty in the older format."""
+    """Kind and number, such as `conv2d_3` or `sequential/conv2d`; empty in the Keras 2 format."""
     arrays: tuple[Any, ...]
     """h5py datasets."""
 
 
 def is_keras_file(path: Path) -> bool:
-    """Return whether the file at `path` begins as one of Keras does. Raises DataError if it can't be read."""
+    """Return whether the file at `path` starts like a Keras file. Raises DataError if it is unreadable."""
     try:
         with path.open("rb") as file:
             return file.read(len(_HDF5)).startswith((_HDF5, _ZIP))
@@ -69,7 +69,7 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except _DAMAGE as error:
         if isinstance(error, OSError) and error.errno in FULL:
-            raise  # of the folder for temporary files
+            raise  # disk errors of the folder for temporary files
         raise DataError(
             "The weights can't be read: this is no .weights.h5, .h5 or .keras file, or it is damaged; get it "
             f"again. Received: {path} ({(str(error) or type(error).__name__).splitlines()[0][:120]})"
@@ -87,7 +87,7 @@ def _unpacked(path: Path, folder: Path) -> Path:
         with (folder / _MEMBER).open("wb") as target:
             try:
                 shutil.copyfileobj(source, target)
-            except MemoryError:  # LZMA states how much it needs
+            except MemoryError:  # the required size comes from the LZMA header
                 raise ValueError(f"{_MEMBER} needs too much memory to be decompressed") from None
     return folder / _MEMBER
 
@@ -105,7 +105,7 @@ def _layers(file: Any) -> list[StoredLayer]:
 
 
 def _older(group: Any) -> list[StoredLayer]:
-    """Return the layers of the format of Keras 2, in the order of the model."""
+    """Return the layers of the Keras 2 format, in the order of the model."""
     layers = []
     for name in _texts(group, "layer_names"):
         layer = _inside(group, name)
@@ -116,12 +116,12 @@ def _older(group: Any) -> list[StoredLayer]:
 
 
 def _newer(group: Any) -> list[StoredLayer]:
-    """Return the layers of the format of Keras 3, which numbers each kind by itself."""
+    """Return the layers of the Keras 3 format, which numbers the layers of each kind separately."""
     return list(_nested(_inside(group, "layers") if "layers" in group else group, "", _DEEPEST))
 
 
 def _nested(group: Any, before: str, depth: int) -> Iterator[StoredLayer]:
-    """Yield the layers in `group` and those inside them."""
+    """Yield the layers in `group` and their nested layers."""
     if not depth:
         raise ValueError("layers inside layers without end")
     for key in group:
@@ -142,7 +142,7 @@ def _number(key: str) -> int:
 
 
 def _inside(group: Any, name: str) -> Any:
-    """Return what `group` has under `name`, by hard links only: others may lead to other files."""
+    """Return the object `name` in `group`, by hard links only, because others may lead to other files."""
     for part in name.split("/"):
         if not isinstance(group.get(part, getlink=True), h5py.HardLink):
             raise ValueError(f"{part} is missing, or only a link")
@@ -159,7 +159,7 @@ def _checked(dataset: Any) -> Any:
 
 
 def _texts(group: Any, name: str) -> list[str]:
-    """Return an attribute's texts; a long one is in parts that are numbered."""
+    """Return the strings of an attribute, which is split into numbered parts if it is long."""
     parts = [name] if name in group.attrs else [f"{name}{index}" for index in range(len(group.attrs))]
     values = [value for part in parts if part in group.attrs for value in group.attrs[part]]
     return [value.decode() if isinstance(value, bytes) else str(value) for value in values]

@@ -1,7 +1,4 @@
-"""The last layer of every family: features to one float32 logit a class.
-
-In: features of any precision, [batch, features]. Out: logits [batch, classes], float32.
-"""
+"""Output layer of all families: features [batch, features] to float32 logits [batch, classes]."""
 
 from __future__ import annotations
 
@@ -23,12 +20,12 @@ def class_logits(
     kernel: keras.Initializer | None = None,
     use_bias: bool = True,
 ) -> Any:
-    """Return logits [batch, classes] in float32 of features [batch, features].
+    """Return logits [batch, classes] in float32 of features [batch, features] of any dtype.
 
-    With `binary_unit` and two classes a single unit z stands for the second class, and the
-    logits are [0, z]. Their softmax is the sigmoid of z and their cross-entropy is the
-    binary one, so a one-unit network needs no loss or metric of its own. `kernel` makes the initial
-    weights; Glorot's if not given. use_bias: whether the last layer has one.
+    With `binary_unit` and two classes, a single unit z is the logit of the second class, and the logits are
+    [0, z]. Their softmax is the sigmoid of z and their cross-entropy is the binary one, so a one-unit network
+    needs no separate loss or metrics. kernel: the initializer of the weights, Glorot uniform by default.
+    use_bias: whether the output layer has a bias.
     """
     if not (binary_unit and class_count == 2):
         return _dense(class_count, kernel or kernels.glorot(), "logits", use_bias)(features)

@@ -1,8 +1,8 @@
-"""The weights that a network begins with.
+"""Seeded weight initializers.
 
-In: the run's seed. Out: one initializer after the other, each with a seed of its own. Keras by itself takes
-these from Python's global generator, which any other thread may use at the same moment: one that waits
-a random time before it asks a bucket again would change the weights.
+Each initializer gets its own seed, drawn from the run's seed. Keras by default draws these seeds from
+Python's global generator, which other threads may use at the same time: a thread that sleeps for a random
+time before it retries a request would change the weights.
 """
 
 from __future__ import annotations
@@ -14,42 +14,42 @@ import keras
 import numpy as np
 
 _MOST = 10**9
-"""As Keras has it."""
+"""Upper limit of seeds, as in Keras."""
 
 
 class Kernels:
-    """Asked for in the order of the layers, it gives the same for the same seed."""
+    """Factory for initializers: the same seed and order of calls give the same initializers."""
 
     def __init__(self, seed: int) -> None:
-        """`seed`, 0 to 2**31 - 1, is the run's."""
+        """seed: the run's seed, 0 to 2**31 - 1."""
         self.seed = seed
         self._random = random.Random(seed)
 
     def glorot(self) -> keras.Initializer:
-        """Return the one for a layer with any activation (Glorot and Bengio 2010, uniform)."""
+        """Return an initializer for layers with any activation (Glorot and Bengio 2010, uniform)."""
         return keras.initializers.GlorotUniform(seed=self._random.randint(1, _MOST))
 
     def he(self) -> keras.Initializer:
-        """Return the one for a layer before ReLU (He et al. 2015, normal)."""
+        """Return an initializer for layers before ReLU (He et al. 2015, normal)."""
         return keras.initializers.HeNormal(seed=self._random.randint(1, _MOST))
 
     def seeded(self, config: Any) -> Any:
-        """Return the config of an initializer, as Keras serializes it, with a seed if it draws numbers."""
+        """Return the serialized Keras initializer `config`, with a seed if it is a random one."""
         if not isinstance(config, dict) or "seed" not in config.get("config", {}):
             return config
         return {**config, "config": {**config["config"], "seed": self._random.randint(1, _MOST)}}
 
     def normal(self, deviation: float) -> keras.Initializer:
-        """Return a normal one with this standard deviation."""
+        """Return a normal initializer with this standard deviation."""
         return keras.initializers.RandomNormal(stddev=deviation, seed=self._random.randint(1, _MOST))
 
     def dirac(self) -> keras.Initializer:
-        """Return one for a convolution that passes its inputs on, beside random filters."""
+        """Return a convolution initializer that passes the inputs on, next to random filters."""
         return Dirac(seed=self._random.randint(1, _MOST))
 
 
 class Dirac(keras.initializers.Initializer):  # type: ignore[misc]
-    """The identity in as many filters as there are inputs (Zagoruyko and Komodakis 2017), then uniform."""
+    """Identity in as many filters as there are inputs (Zagoruyko and Komodakis 2017), others uniform."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed

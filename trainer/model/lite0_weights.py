@@ -1,7 +1,4 @@
-"""The published weights of EfficientNet-Lite0, by the names and in the order of our layers.
-
-In: arrays by the names that PyTorch's implementation has. Out: the arrays of each of our layers.
-"""
+"""Mapping of the published EfficientNet-Lite0 weights from PyTorch's names to layers of this package."""
 
 from __future__ import annotations
 
@@ -33,9 +30,9 @@ def lite0_arrays(arrays: Arrays) -> dict[str, list[np.ndarray[Any, Any]]]:
 
 
 def _pair(arrays: Arrays, name: str, convolution: str, norm: str) -> dict[str, list[np.ndarray[Any, Any]]]:
-    """Return the arrays of a convolution and of the normalisation after it."""
+    """Return the arrays of a convolution and of the normalization after it."""
     kernels = [arrays[key] for key in (f"{convolution}.weight",) if key in arrays]
-    # [out, in, height, width]; of a depthwise one in is 1, and out is what we have as in.
+    # PyTorch has [out, in, height, width]. Depthwise kernels have in = 1, and out is the input axis of Keras.
     axes = (2, 3, 0, 1) if name.endswith("depthwise") else (2, 3, 1, 0)
     return {
         f"{name}_conv": [each.transpose(axes) for each in kernels if each.ndim == len(axes)],

@@ -1,8 +1,7 @@
-"""Dropout whose mask belongs to the image, not to the device.
+"""Dropout whose mask depends on the position in the global batch and not on the device.
 
-In: features of some rows of a global batch. Out: the same, of which some are zero. The numbers are a pure
-function of the run's seed, the layer, the step and the row's place in the global batch: so any number of
-replicas drops the same, each its own rows', and a restart has no state to restore.
+The random numbers are a pure function of the run's seed, the layer, the step and the row's position in the
+global batch. Any number of replicas therefore drops the same values, and a restart has no state to restore.
 """
 
 from __future__ import annotations
@@ -18,22 +17,22 @@ import tensorflow as tf
 
 from trainer.draws import uniform
 
-# Keeps the draws of each layer apart from each other, and from those of augmentation.
+# Separates the random numbers of the layers from each other, and from those of augmentation.
 _FIRST_STREAM = 1 << 41
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Which rows of which global batch a model is given."""
+    """Rows of a global batch that are the input of a model."""
 
     step: tf.Tensor
     """int64 scalar."""
     places: tf.Tensor
     """int32 [rows], from 0."""
     count: tf.Tensor
-    """int32 scalar: the rows of the global batch."""
+    """Number of rows of the global batch, int32 scalar."""
     weight: float | tf.Tensor = 1.0
-    """1, or 0 where they only stand in for rows that a replica has none of."""
+    """1, or 0 if the rows are only padding of a replica's empty share."""
 
 
 _ROWS: ContextVar[Rows | None] = ContextVar("rows", default=None)
@@ -41,7 +40,7 @@ _ROWS: ContextVar[Rows | None] = ContextVar("rows", default=None)
 
 @contextmanager
 def of_rows(rows: Rows) -> Iterator[None]:
-    """Let the dropout of models that are called in this block know which rows they are given."""
+    """Set the rows that are the input of models called in this context."""
     token = _ROWS.set(rows)
     try:
         yield
@@ -50,26 +49,27 @@ def of_rows(rows: Rows) -> Iterator[None]:
 
 
 def weight_of_rows() -> float | tf.Tensor:
-    """Return how much the rows count that a model is given, 1 outside of `of_rows`."""
+    """Return the weight of the input rows of the current model; 1 outside of `of_rows`."""
     rows = _ROWS.get()
     return 1.0 if rows is None else rows.weight
 
 
 class RowDropout(keras.layers.Layer):  # type: ignore[misc]
-    """Dropout (Srivastava et al. 2014); with `whole_rows` of all of a row at once (Huang et al. 2016).
+    """Dropout (Srivastava et al. 2014); with `whole_rows` stochastic depth (Huang et al. 2016).
 
-    Outside of `of_rows` the rows are those of the first step, in their order.
+    `whole_rows` drops all values of a row at once. Outside of `of_rows`, the rows count as those of step 0,
+    in their order.
     """
 
     def __init__(self, rate: float, seed: int, whole_rows: bool = False, **options: Any) -> None:
-        """`rate` is in 0..1; `seed`, 0 to 2**31 - 1, is the run's."""
+        """rate: in 0..1. seed: the run's seed, 0 to 2**31 - 1."""
         super().__init__(**options)
         self.rate, self.seed, self.whole_rows = rate, seed, whole_rows
         self.stream = 0
-        """Which dropout of its model this is; set by `number_dropouts`."""
+        """Index of this dropout in its model; set by `number_dropouts`."""
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
-        """Return `inputs`, [rows, ...], unchanged but in training; what is kept is divided by 1 - rate."""
+        """Return `inputs`, [rows, ...]; in training with values dropped and the rest divided by 1 - rate."""
         if not training or not self.rate:
             return inputs
         shape = tf.shape(inputs)
@@ -88,7 +88,7 @@ class RowDropout(keras.layers.Layer):  # type: ignore[misc]
 
 
 def number_dropouts(model: keras.Model) -> None:
-    """Give each dropout of `model` numbers of its own."""
+    """Assign a separate stream of random numbers to each dropout of `model`."""
     for index, layer in enumerate(_dropouts(model)):
         layer.stream = index
 

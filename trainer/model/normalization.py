@@ -1,7 +1,4 @@
-"""Batch normalisation in one operation, over all replicas.
-
-In: features [batch, height, width, channels] of any precision. Out: the same, normalised.
-"""
+"""Fused batch normalization, synchronized over all replicas."""
 
 from __future__ import annotations
 
@@ -12,27 +9,28 @@ import tensorflow as tf
 
 from trainer.model.masks import weight_of_rows
 
-# Each replica assigns the same value: one host need not ask the others for theirs.
+# Each replica assigns the same value, so hosts need no communication.
 _EQUAL_EVERYWHERE = "only_first_replica"
 
 
 class FusedBatchNormalization(keras.layers.Layer):  # type: ignore[misc]
-    """Batch normalisation of the last of four axes (Ioffe and Szegedy 2015), by TensorFlow's fused operation.
+    """Batch normalization of the last of four axes (Ioffe and Szegedy 2015) by a fused operation.
 
-    Keras builds it from a dozen operations in float32, which took a third of a residual network's step
-    on a CPU. The weights are those of Keras's own layer, and so are the moving statistics: population
-    variances. On several replicas the statistics are those of the whole global batch.
+    Inputs are [batch, height, width, channels] of any dtype. Keras composes the layer of a dozen operations
+    in float32, which took a third of a residual network's step on a CPU. The weights are those of Keras's
+    layer, and so are the moving statistics, with population variances. On several replicas the statistics are
+    those of the global batch.
     """
 
     def __init__(
         self, momentum: float = 0.99, epsilon: float = 1e-3, scale: bool = True, **options: Any
     ) -> None:
-        """Without `scale` gamma stays 1."""
+        """scale: whether gamma is trained; otherwise it stays 1."""
         super().__init__(**options)
         self.momentum, self.epsilon, self.scale = momentum, epsilon, scale
 
     def build(self, input_shape: Any) -> None:
-        """Make the weights, one a channel."""
+        """Create the weights, one value per channel."""
         made = {"shape": (input_shape[-1],), "autocast": False}
         moving = {**made, "trainable": False, "aggregation": _EQUAL_EVERYWHERE}
         self.gamma = self.add_weight(name="gamma", initializer="ones", **(made if self.scale else moving))
@@ -41,13 +39,13 @@ class FusedBatchNormalization(keras.layers.Layer):  # type: ignore[misc]
         self.moving_variance = self.add_weight(name="moving_variance", initializer="ones", **moving)
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
-        """Return `inputs` normalised by the batch's statistics in training, else by the moving ones."""
+        """Return `inputs` normalized by the batch's statistics in training, otherwise by the moving ones."""
         if not (training and self.trainable):
             mean, variance = self.moving_mean.value, self.moving_variance.value
             return self._fused(inputs, mean=mean, variance=variance, is_training=False).y
         empty = tf.zeros([0], tf.float32)
         done = self._fused(inputs, mean=empty, variance=empty, is_training=True)
-        # The operation gives the sample variance, of count - 1.
+        # The operation returns the sample variance, with the divisor count - 1.
         count = tf.cast(tf.reduce_prod(tf.shape(inputs)[:3]), tf.float32)
         mean, variance, answers = done.batch_mean, done.batch_variance * (count - 1.0) / count, done.y
         if tf.distribute.get_strategy().num_replicas_in_sync > 1:
@@ -64,12 +62,12 @@ class FusedBatchNormalization(keras.layers.Layer):  # type: ignore[misc]
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Return mean and variance, float32 [channels], over the values of all replicas, and their number.
 
-        Moments about the moving mean, which is equal everywhere: about zero, a mean that is large
-        beside the deviation would cost digits.
+        The moments are about the moving mean, which is the same on all replicas. Moments about zero would
+        lose digits if the mean is large compared to the deviation.
         """
         shift = tf.stop_gradient(tf.convert_to_tensor(self.moving_mean.value))
         mean, variance = tf.stop_gradient(mean), tf.stop_gradient(variance)
-        # Rows that only stand in for others have no part in them.
+        # Rows that are only padding are excluded.
         first = tf.where(count > 0.0, count * (mean - shift), 0.0)
         second = tf.where(count > 0.0, count * (variance + tf.square(mean - shift)), 0.0)
         sums = _summed(tf.stack([first, second, tf.fill(tf.shape(mean), count)]))
@@ -96,13 +94,13 @@ def _summed(values: tf.Tensor) -> tf.Tensor:
 def _normalized(
     inputs: Any, gamma: Any, beta: Any, mean: tf.Tensor, variance: tf.Tensor, count: tf.Tensor, epsilon: float
 ) -> Any:
-    """Return inputs normalised by statistics that are themselves functions of the inputs of all replicas.
+    """Return inputs normalized by statistics that are themselves functions of the inputs of all replicas.
 
-    The gradient is that of batch normalisation with its two sums taken over all replicas; those of gamma
-    and beta are this replica's, as all other gradients before they are summed.
+    The gradient is that of batch normalization with its two sums taken over all replicas. The gradients of
+    gamma and beta are local to this replica, like all gradients before the all-reduce.
     """
 
-    weight = weight_of_rows()  # asked here: the gradient is made when nobody knows of the rows any more
+    weight = weight_of_rows()  # read here, because the gradient is computed outside of `of_rows`
 
     @tf.custom_gradient
     def normalize(x: Any, scale: Any, offset: Any) -> Any:
@@ -117,7 +115,7 @@ def _normalized(
             )  # fmt: skip
             sums = _summed(tf.stack([local.offset_backprop, local.scale_backprop])) / count
             inverse = tf.math.rsqrt(variance + epsilon)
-            # d x = scale * inverse * (d y - mean(d y) - normalised x * mean(d y * normalised x))
+            # dx = scale * inverse * (dy - mean(dy) - normalized x * mean(dy * normalized x))
             slope = scale * inverse * inverse * sums[1]
             level = scale * inverse * sums[0] - slope * mean
             through = weight * (level + slope * tf.cast(x, tf.float32))

@@ -1,6 +1,6 @@
-"""The plain family: convolutions with ReLU and max pooling, as the paper and the tutorial have it.
+"""Plain family: convolutions with ReLU and max pooling, as in the paper and the tutorial.
 
-In: pixels [batch, height, width, channels] in 0..255. Out: logits [batch, classes].
+The model maps pixels [batch, height, width, channels] in 0..255 to logits [batch, classes].
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from trainer.spec import PlainSpec
 def plain_logits(
     spec: PlainSpec, pixels: Any, class_count: int, policy: keras.DTypePolicy, kernels: Kernels
 ) -> Any:
-    """Return the logits [batch, classes] of `pixels`. Weights and padding are Keras's defaults."""
+    """Return the logits [batch, classes] of `pixels`. Initializers and padding are Keras's defaults."""
     unseen = [(0, side - _seen_side(spec, side)) for side in pixels.shape[1:3]]
     x = layers.Cropping2D(unseen, dtype=policy)(pixels)
     x = layers.Rescaling(1 / 255, dtype=policy)(x)
@@ -36,10 +36,10 @@ def plain_logits(
 
 
 def _seen_side(spec: PlainSpec, side: int) -> int:
-    """Return how many of the first `side` rows of pixels any logit depends on.
+    """Return how many of the first `side` rows of pixels affect the logits.
 
-    Pooling drops the last row of an odd number, and with it the pixels that only that row has seen: of
-    the paper's 150 the last 8. Without them the answers are the same, and a step takes an eighth less.
+    Pooling drops the last row of an odd number, and with it the pixels that only this row depends on: the
+    last 8 of the paper's 150. Cropping them leaves the logits unchanged and makes a step an eighth faster.
     """
     side = spec.last_side(side)
     for is_pooled in reversed(spec.pools):

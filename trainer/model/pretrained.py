@@ -1,7 +1,7 @@
-"""The pretrained family: a backbone with published weights, and a new last layer.
+"""Pretrained family: a backbone with published weights, and a new output layer.
 
-In: pixels [batch, height, width, channels] in 0..255, of any size. Out: logits [batch, classes]. The model is
-two nested models: `backbone`, from pixels to features, and `head`, from features to logits.
+The model maps pixels [batch, height, width, channels] in 0..255, of any size, to logits [batch, classes]. It
+consists of two nested models: `backbone`, from pixels to features, and `head`, from features to logits.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 def pretrained_logits(
     spec: PretrainedSpec, pixels: Any, class_count: int, policy: keras.DTypePolicy, kernels: Kernels
 ) -> Any:
-    """Return the logits [batch, classes] of `pixels`; the weights are fresh."""
+    """Return the logits [batch, classes] of `pixels`; the weights are randomly initialized."""
     backbone = build_backbone(spec.backbone, pixels.shape[-1], policy, kernels)
     head = _build_head(spec, backbone.output_shape[-1], class_count, kernels)
     return head(backbone(pixels))
@@ -47,7 +47,7 @@ def backbone_of(model: keras.Model) -> keras.Model:
 
 
 def preprocessing_of(backbone: keras.Model) -> str:
-    """Return what a backbone does to its pixels first: the scale and the offset of each channel, as text."""
+    """Return the scale and the offset of each channel in the backbone's preprocessing, as text."""
     rescaling = backbone.get_layer(_RESCALING)
     return f"{list(rescaling.scale)} {list(rescaling.offset)}"
 
@@ -63,7 +63,7 @@ def has_backbone(model: keras.Model) -> bool:
 
 
 def _part(model: keras.Model, name: str) -> keras.Model:
-    """Return the model called `name` in `model`; one that averages over mirror images nests it once more."""
+    """Return the model called `name` in `model`, which has one more level if it averages mirror images."""
     parts = [layer for outer in (model, *_nested(model)) for layer in _nested(outer) if layer.name == name]
     return parts[0]
 
@@ -73,7 +73,7 @@ def _nested(model: keras.Model) -> list[keras.Model]:
 
 
 def build_backbone(name: str, channels: int, policy: keras.DTypePolicy, kernels: Kernels) -> keras.Model:
-    """Return the network `name` with fresh weights: [batch, height, width, channels] to pooled features."""
+    """Return the network `name`, [batch, height, width, channels] to features, randomly initialized."""
     pixels = keras.Input((None, None, channels), name="pixels")
     prepared = _preprocessed(name, pixels)
     if name == LITE0_NAME:
@@ -92,7 +92,8 @@ def _build_head(spec: PretrainedSpec, width: int, class_count: int, kernels: Ker
 def _preprocessed(name: str, pixels: Any) -> Any:
     """Return pixels in the range that the network `name` was trained with, in float32.
 
-    A grey picture is red, green and blue alike. Channels beyond three are taken as red, green and blue again.
+    Grey images are repeated to three channels. Channels beyond the third are treated as red, green and blue
+    again.
     """
     channels = pixels.shape[-1]
     if channels == 1:

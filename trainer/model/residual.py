@@ -1,8 +1,8 @@
-"""The residual family: identity shortcuts, batch normalisation, global average pooling.
+"""Residual family: identity shortcuts, batch normalization, global average pooling.
 
-In: pixels [batch, height, width, channels] in 0..255, of any size. Out: logits [batch, classes].
-The shortcut of a block that halves the size averages before its 1 x 1 convolution, so that
-no pixel is skipped (He et al. 2019, "Bag of Tricks", ResNet-D).
+The model maps pixels [batch, height, width, channels] in 0..255, of any size, to logits [batch, classes]. The
+shortcut of a block that halves the size has average pooling before its 1 x 1 convolution, so that no pixel is
+skipped (He et al. 2019, "Bag of Tricks", ResNet-D).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from trainer.model.masks import RowDropout
 from trainer.model.normalization import FusedBatchNormalization
 from trainer.spec import ResidualSpec
 
-# The default of 0.99 is still half the initial value after 70 steps: too slow for small data.
+# With the default of 0.99 half of the initial value remains after 70 steps: too slow for small data.
 _MOMENTUM = 0.9
 
 
@@ -46,7 +46,7 @@ def residual_logits(
 def _block(
     x: Any, filters: int, stride: int, depth: RowDropout | None, policy: keras.DTypePolicy, kernels: Kernels
 ) -> Any:
-    """Return the output of a block, whose branch `depth` drops for some pictures (Huang et al. 2016)."""
+    """Return the output of a block, whose branch `depth` drops for some images (Huang et al. 2016)."""
     shortcut = _shortcut(x, filters, stride, policy, kernels)
     x = _convolution(x, filters, 3, stride, policy, kernels)
     x = layers.ReLU(dtype=policy)(_normalized(x, policy))

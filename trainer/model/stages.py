@@ -1,6 +1,6 @@
-"""The depth of the layers of a backbone.
+"""Stages of a backbone, for training its layers by depth.
 
-In: a backbone. Out: its weights by stage. The names of layers are those of `lite0_features` and Keras.
+Layers are matched by the names of `lite0_features` and Keras.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ _NUMBERED = (
     (re.compile(r"convnext_[a-z]+_stage_(\d+)_"), 1),
     (re.compile(r"convnext_[a-z]+_downsampling_block_(\d+)$"), 2),
 )
-"""Patterns of names with the number of a stage, and what makes it one that counts from the stem as 0."""
+"""Patterns with the stage number in a name, and the offset to a number that counts from the stem as 0."""
 _MOBILE = re.compile(r"expanded_conv_(\d*)")
 _STATISTICS = ("moving_mean", "moving_variance")
 
 
 def stages_of(backbone: keras.Model) -> list[list[keras.Variable]]:
-    """Return the weights of a backbone by depth, those next to the pixels first; moving statistics not.
+    """Return the weights of a backbone by depth, without moving statistics; the input side comes first.
 
-    In most networks a stage is what works at one resolution. The first is the stem, and what follows the
-    last block belongs to the last stage. They are the same whether the layers are trainable or frozen.
+    In most networks a stage has a single resolution. The first stage is the stem, and layers after the last
+    block belong to the last stage. The result does not depend on whether layers are trainable or frozen.
     """
     strided = [
         _block(layer.name) for layer in backbone.layers
@@ -56,6 +56,6 @@ def _stage(name: str, strided: list[int]) -> int:
 
 
 def _block(name: str) -> int:
-    """Return the number of a block of MobileNetV3; the first has none in its name."""
+    """Return the number of a MobileNetV3 block; the first has none in its name."""
     match = _MOBILE.match(name)
     return int(match[1] or 0) if match else 0

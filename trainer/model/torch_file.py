@@ -1,7 +1,7 @@
-"""Files of tensors that PyTorch wrote, read without PyTorch and without trusting them.
+"""Safe reader for PyTorch tensor files, without PyTorch.
 
-In: the path of a .pth file in the format of PyTorch before 1.6. Out: plain arrays. The file is a pickle, and
-a pickle can call any function; only what builds tensors is known here, and everything else is refused.
+It reads .pth files in the format of PyTorch before 1.6 into plain arrays. Such a file is a pickle, which can
+call any function. This reader supports only what builds tensors and rejects everything else.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _DAMAGE = (
 
 
 class _RefusedError(Exception):
-    """The file names a function that builds no tensor."""
+    """The file refers to a function that builds no tensor."""
 
 
 class _Storage(NamedTuple):
-    """A block of values of one dtype; only `persistent_load` makes one.
+    """A block of values of one dtype, created only by `persistent_load`.
 
-    A tuple, because a pickle can set the attributes of other objects, even of frozen ones.
+    It is a tuple, because a pickle can set the attributes of other objects, even of frozen dataclasses.
     """
 
     key: str
@@ -45,32 +45,32 @@ class _Storage(NamedTuple):
 
 
 class _Tensor(NamedTuple):
-    """Where in which storage the values of a tensor are."""
+    """View of a storage with a shape and strides."""
 
     storage: _Storage
     offset: int
     shape: tuple[int, ...]
     stride: tuple[int, ...]
-    """In values, as `offset`."""
+    """In values, like `offset`."""
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds containers, numbers, text and tensors, and nothing else."""
+    """Unpickler for containers, numbers, text and tensors only."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return the one stand-in of a name that is known. Raises _RefusedError for all others."""
+        """Return the substitute for an allowed name. Raises _RefusedError for all others."""
         if module == "torch" and name in _DTYPES:
             return _DTYPES[name]
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            # One of its own for each file, as below.
+            # A new object for each file, like the class below.
             return lambda *parts: _tensor(*parts)
         if (module, name) == ("collections", "OrderedDict"):
-            # Whatever the file sets on it is gone with the file.
+            # Attributes that the file sets on the class are discarded with the file.
             return type("OrderedDict", (dict,), {})
         raise _RefusedError(f"{module}.{name}")
 
     def persistent_load(self, pid: Any) -> _Storage:
-        """Return a storage. Raises ValueError for anything else, or another dtype than those of `_DTYPES`."""
+        """Return a storage. Raises ValueError for other objects, or a dtype that is not in `_DTYPES`."""
         kind, dtype, key, *_ = pid
         if kind != "storage" or dtype not in _DTYPES.values():
             raise ValueError(f"a {kind} instead of a storage")
@@ -78,7 +78,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> _Tensor:
-    """Return a tensor. Raises ValueError if the file gives anything but a storage and whole numbers."""
+    """Return a tensor. Raises ValueError if the arguments are not a storage and integers."""
     if not isinstance(storage, _Storage):
         raise ValueError(f"a {type(storage).__name__} instead of a storage")
     if not all(isinstance(each, int) for each in (offset, *shape, *stride)):
@@ -89,8 +89,8 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> _Ten
 def read_torch_file(path: Path) -> Arrays:
     """Return the tensors in the file at `path`, by name.
 
-    Raises DataError for a file that can't be read, is damaged, or holds anything but tensors; nothing in it
-    is executed.
+    Raises DataError for a file that is unreadable, is damaged, or contains anything but tensors. Nothing in
+    the file is executed.
     """
     try:
         with path.open("rb") as file:
@@ -112,7 +112,7 @@ def read_torch_file(path: Path) -> Arrays:
 def _read(file: BinaryIO) -> Arrays:
     if _Unpickler(file).load() != _MAGIC or _Unpickler(file).load() != _PROTOCOL:
         raise ValueError("it does not begin as such a file")
-    _Unpickler(file).load()  # of the machine that wrote it
+    _Unpickler(file).load()  # system information of the machine that wrote the file
     tensors = _Unpickler(file).load()
     found = {str(name): each for name, each in dict.items(tensors) if isinstance(each, _Tensor)}
     dtypes = {each.storage.key: each.storage.dtype for each in found.values()}
@@ -132,9 +132,9 @@ def _values(tensor: _Tensor, storage: np.ndarray[Any, Any]) -> np.ndarray[Any, A
     if len(tensor.shape) != len(tensor.stride) or min((tensor.offset, *tensor.shape, *tensor.stride)) < 0:
         raise ValueError(f"a tensor of {tensor.shape} with the strides {tensor.stride}")
     last = tensor.offset + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride, strict=True))
-    # A stride of 0 repeats values: a few bytes would become gigabytes.
+    # A stride of 0 repeats values, so a few bytes could expand to gigabytes.
     if last >= len(storage) or math.prod(tensor.shape) > len(storage):
         raise ValueError("a tensor of more values than there are")
     steps = [step * storage.itemsize for step in tensor.stride]
-    # No copy: any number of tensors may share a storage.
+    # No copy, because any number of tensors may share a storage.
     return np.lib.stride_tricks.as_strided(storage[tensor.offset :], tensor.shape, steps, writeable=False)

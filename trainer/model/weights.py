@@ -1,7 +1,6 @@
-"""Published weights into the backbone of a pretrained model.
+"""Loading of published weights into the backbone of a pretrained model.
 
-In: a backbone and a `WeightsFile`. Out: the same backbone with the weights of the file. The shapes of all of
-them are compared before the first weight changes.
+All shapes are compared before the first weight changes.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from trainer.model.torch_file import read_torch_file
 __all__ = ["WeightsFile", "find_weights", "load_weights"]
 
 _KINDS = {FusedBatchNormalization: "BatchNormalization"}
-"""What Keras calls the layer that ours replaces."""
+"""Keras names of the layers that this package replaces."""
 _MOST_NAMED = 5
 _COLOURS = 3
 
@@ -37,15 +36,15 @@ class _Layer:
 
     name: str
     key: str
-    """As Keras's newer format names it: by kind and number."""
+    """Name by kind and number, as in the Keras 3 format."""
     variables: Sequence[keras.Variable]
 
 
 def load_weights(backbone: keras.Model, file: WeightsFile) -> None:
-    """Put the weights of `file` into `backbone`; what the file has beyond them is ignored.
+    """Load the weights of `file` into `backbone`; other weights in the file are ignored.
 
-    Raises DataError for a file that is no file of weights, is damaged, is of another network, or has values
-    that are not finite; then nothing has changed.
+    Raises DataError, and changes no weight, if the file is no weights file, is damaged, belongs to another
+    network, or has values that are not finite.
     """
     path = file.path
     if not is_keras_file(path):
@@ -58,11 +57,11 @@ def load_weights(backbone: keras.Model, file: WeightsFile) -> None:
 
 
 def _assign_fitting(backbone: keras.Model, stored: Sequence[StoredLayer], path: Path) -> None:
-    """Assign by the first way to pair the layers by which all of them fit. Raises DataError."""
+    """Assign by the first pairing in which all layers fit. Raises DataError if there is none."""
     candidates = list(_pairings(backbone, stored))
     for pairs in candidates:
         if not _problems(pairs):
-            # All of them are read before the first one changes.
+            # Read all values before the first variable changes.
             for variable, value in [*_values(pairs, path)]:
                 variable.assign(value)
             return
@@ -81,14 +80,14 @@ _Pairs = list[tuple[_Layer, "StoredLayer | None"]]
 
 
 def _pairings(backbone: keras.Model, stored: Sequence[StoredLayer]) -> Iterator[_Pairs]:
-    """Yield the ways to pair the layers of the backbone with those of the file."""
+    """Yield candidate pairings of the layers of the backbone with those of the file."""
     is_newer = any(each.key for each in stored)
     layers = list(_layers(backbone.layers, "", is_newer))
     yield _by(layers, {each.name: each for each in stored}, lambda layer: layer.name)
     if is_newer:
         yield _by(layers, {each.key: each for each in stored}, lambda layer: layer.key)
     else:
-        # The layers of a file with the last layer begin with those of one without.
+        # A file that includes the top layer begins with the same layers as one without it.
         padded = [*stored, *[None] * len(layers)]
         yield list(zip(layers, padded, strict=False))
 
@@ -98,7 +97,7 @@ def _by(layers: list[_Layer], stored: Mapping[str, StoredLayer], name: Callable[
 
 
 def _layers(layers: Sequence[Any], before: str, is_nested: bool) -> Iterator[_Layer]:
-    """Yield the layers that have weights; with `is_nested` those inside others by themselves."""
+    """Yield the layers that have weights; with `is_nested` those of nested models separately."""
     counts: dict[str, int] = {}
     for layer in layers:
         kind = _snake_case(_KINDS.get(type(layer), type(layer).__name__))
@@ -111,14 +110,14 @@ def _layers(layers: Sequence[Any], before: str, is_nested: bool) -> Iterator[_La
 
 
 def _snake_case(name: str) -> str:
-    """Return a class name as Keras writes it in its files: Conv2D is conv2d."""
+    """Return a class name in the form that Keras uses in files: Conv2D becomes conv2d."""
     name = re.sub(r"\W+", "", name)
     name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", name)
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
 def _problems(pairs: _Pairs) -> list[str]:
-    """Return what doesn't fit, one text a layer."""
+    """Return the mismatches, one message per layer."""
     found = []
     for layer, stored in pairs:
         wanted = [tuple(each.shape) for each in layer.variables]
@@ -140,7 +139,7 @@ def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
 
 
 def _is_of_colours(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    """Return whether a kernel is of red, green and blue, and one of more channels is needed."""
+    """Return whether the shape is that of an RGB kernel and the wanted shape has more channels."""
     is_kernel = len(shape) == len(wanted) == 4 and shape[:2] == wanted[:2] and shape[3] == wanted[3]
     return is_kernel and shape[2] == _COLOURS < wanted[2]
 
@@ -148,7 +147,7 @@ def _is_of_colours(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
 def _values(pairs: _Pairs, path: Path) -> Iterator[tuple[keras.Variable, np.ndarray[Any, Any]]]:
     for layer, stored in pairs:
         for variable, array in zip(layer.variables, stored.arrays if stored else (), strict=True):
-            with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinity
+            with np.errstate(over="ignore"):  # float64 values beyond float32 become infinity
                 value = np.asarray(array[()], np.float32)
             if not np.isfinite(value).all():
                 raise DataError(

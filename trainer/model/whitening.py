@@ -1,8 +1,8 @@
-"""A first convolution that whitens small patches of the images.
+"""Whitening convolution for the first layer, computed from patches of the training images.
 
-In: uint8 images. Out: a fixed kernel whose outputs are uncorrelated and of unit variance on them, each
-beside its negative (tysam-code 2023, hlb-CIFAR10; Jordan 2024). It is computed from sums of integers, which
-are exact: they are the same however the images are divided among processes.
+The outputs of its fixed kernel are uncorrelated and have unit variance on these images; each filter occurs
+with both signs (tysam-code 2023, hlb-CIFAR10; Jordan 2024). The kernel is computed from sums of integers,
+which are exact and do not depend on the division of the images among processes.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 _SIDE = 2
-"""Of a patch, in pixels."""
-# Added to the variances, as a share of the mean variance of a pixel: directions without any are not blown up.
+"""Side of a patch in pixels."""
+# Added to the variances, as a share of the mean variance of a pixel, to limit the gain of flat directions.
 _EPSILON = 5e-4
 _CHUNK_BYTES = 64 * 1024 * 1024
 
 
 class WhiteningConv2D(keras.layers.Layer):  # type: ignore[misc]
-    """Convolution of 2 x 2 pixels without padding; its kernel is fixed, its bias is trained.
+    """2 x 2 convolution without padding, with a fixed kernel and a trained bias.
 
-    In: pixels [batch, height, width, channels] in -1..1. Out: [batch, height - 1, width - 1, 8 * channels].
+    Maps pixels [batch, height, width, channels] in -1..1 to [batch, height - 1, width - 1, 8 * channels].
     """
 
     def __init__(self, initial: Any = "glorot_uniform", **options: Any) -> None:
-        """`initial`: the kernel until `whitening_weights` are assigned."""
+        """initial: initializer of the kernel, which `whitening_weights` later replace."""
         super().__init__(**options)
         self.initial = initial
 
     def build(self, input_shape: Any) -> None:
-        """Make kernel and bias."""
+        """Create kernel and bias."""
         channels = input_shape[-1]
         filters = 2 * _SIDE * _SIDE * channels
         self.kernel = self.add_weight(
@@ -62,11 +62,11 @@ class PatchSums:
     """Sums over patches of integer pixels."""
 
     count: NDArray[np.int64]
-    """How many patches there are, int64 []."""
+    """Number of patches, int64 []."""
     first: NDArray[np.int64]
-    """Of the patches, int64 [values]."""
+    """Sum of the patches, int64 [values]."""
     second: NDArray[np.int64]
-    """Of the products of their values, int64 [values, values]."""
+    """Sum of the products of their values, int64 [values, values]."""
 
 
 def sum_patches(images: NDArray[np.uint8]) -> PatchSums:
@@ -85,7 +85,7 @@ def total_of(parts: Sequence[PatchSums]) -> PatchSums:
 def _sum_of_chunk(images: NDArray[np.uint8]) -> PatchSums:
     windows = np.lib.stride_tricks.sliding_window_view(images, (_SIDE, _SIDE), axis=(1, 2))
     patches = windows.transpose(0, 1, 2, 4, 5, 3).reshape(-1, _SIDE * _SIDE * images.shape[3])
-    # Products of doubles are fast, and exact for integers of this size.
+    # Products of float64 are fast, and exact for integers of this size.
     doubles = patches.astype(np.float64)
     sums = (len(doubles), doubles.sum(axis=0), doubles.T @ doubles)
     return PatchSums(*(np.asarray(each).astype(np.int64) for each in sums))

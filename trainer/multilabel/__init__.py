@@ -1,5 +1,5 @@
-"""Images with any number of labels: predictions, average precision, metrics and thresholds.
+"""Multi-label classification: predictions, average precision, metrics and thresholds.
 
-In: label matrices and probabilities, both [images, labels]. Out: numbers. Nothing here knows of a model or of
-TensorFlow.
+The modules work on label matrices and probabilities, both [images, labels]. They depend neither on a model
+nor on TensorFlow.
 """

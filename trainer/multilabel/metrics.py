@@ -1,7 +1,4 @@
-"""Predictions of any number of labels an image to metrics.
-
-In: `MultiLabelPredictions`. Out: flat numbers.
-"""
+"""Metrics of predictions with any number of labels per image."""
 
 from __future__ import annotations
 
@@ -13,26 +10,27 @@ from trainer.multilabel.ranking import Ranking
 
 Floats = npt.NDArray[np.float64]
 _BINS = 15
-"""As many as those of one label an image, see `trainer.metrics.compute_calibration`."""
+"""The same number as for one label per image, see `trainer.metrics.compute_calibration`."""
 
 
 def label_metrics(predictions: MultiLabelPredictions) -> dict[str, float]:
-    """Return the metrics, all in 0..1 but `log_loss` and the counts.
+    """Return the metrics by name, all in 0..1 but `log_loss` and the counts.
 
-    - `mean_average_precision`: the plain mean of `average_precision/<label>` over the labels that the split
-      has images of. Average precision is the sum over the ranked images of precision times the step of recall
-      (scikit-learn's), and does not depend on thresholds.
-    - `subset_accuracy`: the share of images whose labels are all right and complete; `accuracy` is the same.
-      `hamming_loss`: the share of wrong decisions, of one decision an image and label.
-    - `precision/<label>`, `recall/<label>`, `f1/<label>` at the thresholds of the model, and their plain
-      means over the labels that the split has images of: `macro_precision`, `macro_recall`, `macro_f1`.
-      A label that is never predicted has precision 0.
+    - `mean_average_precision`: mean of `average_precision/<label>` over the labels that the split has images
+      of. Average precision is the sum over the ranked images of precision times the step of recall (as in
+      scikit-learn), and does not depend on thresholds.
+    - `subset_accuracy`: share of images whose labels are all correct and complete; `accuracy` is the same.
+      `hamming_loss`: share of wrong decisions, with one decision per image and label.
+    - `precision/<label>`, `recall/<label>`, `f1/<label>` at the thresholds of the model, and their means over
+      the labels that the split has images of: `macro_precision`, `macro_recall`, `macro_f1`. A label that is
+      never predicted has precision 0.
     - `micro_precision`, `micro_recall`, `micro_f1`: those of all decisions together.
-    - `support/<label>`: its images. A label without any has no other value here, and counts in no mean.
-    - `log_loss`: the mean binary cross-entropy in nats over images and labels (probabilities nearer than
-      2e-16 to 0 or 1 count as that); `brier` the mean squared error of the probabilities.
-    - `calibration_error`: the mean distance, over 15 bins of equal width and weighted by count, of the mean
-      probability of a label and the share of images that have it (Guo et al. 2017, for each label decision).
+    - `support/<label>`: number of images with the label. A label without images has no other metric here and
+      is excluded from the means.
+    - `log_loss`: mean binary cross-entropy in nats over images and labels (probabilities are clipped to
+      2e-16); `brier`: mean squared error of the probabilities.
+    - `calibration_error`: mean distance between the mean probability of a label and the share of images that
+      have it, over 15 bins of equal width and weighted by count (Guo et al. 2017, for each label decision).
     """
     truth, said = predictions.truth, predictions.predicted
     support = truth.sum(axis=0)

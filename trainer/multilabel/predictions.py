@@ -1,8 +1,4 @@
-"""Predictions of a model whose images have any number of labels.
-
-In: label matrices, probabilities and thresholds. Out: `MultiLabelPredictions`, and its rows in
-predictions.csv.
-"""
+"""Predictions with any number of labels per image, and their rows in predictions.csv."""
 
 from __future__ import annotations
 
@@ -20,21 +16,21 @@ Bools = npt.NDArray[np.bool_]
 
 COLUMNS = ("split", "path")
 LABEL, PREDICTED, PROBABILITY = "label:", "predicted:", "probability:"
-"""Before the name of a label, in the columns of predictions.csv."""
+"""Prefixes of label names, in the columns of predictions.csv."""
 NO_LABEL = "no label"
 
 
 @dataclass(frozen=True, eq=False)
 class MultiLabelPredictions:
-    """What a model says of every image of one split; an image may have any number of labels."""
+    """Predictions for every image of one split; an image may have any number of labels."""
 
     split: str
     names: tuple[str, ...]
-    """One an image, as `Item.name`."""
+    """One per image, as `Item.name`."""
     labels: npt.NDArray[np.int32]
     """[N, C], 1 for each label that an image has."""
     probabilities: Floats
-    """[N, C], in 0..1, each by itself: rows do not sum to 1."""
+    """[N, C], in 0..1, not normalised over the labels: rows do not sum to 1."""
     class_names: tuple[str, ...]
     predicted: Bools
     """[N, C], whether each label is predicted for each image."""
@@ -48,24 +44,24 @@ class MultiLabelPredictions:
 
     @property
     def right(self) -> Bools:
-        """[N], whether exactly the labels of the image are predicted (subset accuracy is the mean of it)."""
+        """[N], whether exactly the labels of the image are predicted (its mean is the subset accuracy)."""
         return np.asarray((self.predicted == self.truth).all(axis=1))
 
     @property
     def confidence(self) -> Floats:
-        """[N], the probability of exactly these labels, were the labels independent."""
+        """[N], the probability of exactly the predicted labels, assuming that labels are independent."""
         return self._probability_of(self.predicted)
 
     @property
     def confidence_in_truth(self) -> Floats:
-        """[N], the probability of exactly the true labels, were the labels independent."""
+        """[N], the probability of exactly the true labels, assuming that labels are independent."""
         return self._probability_of(self.truth)
 
     def _probability_of(self, chosen: Bools) -> Floats:
         return np.asarray(np.where(chosen, self.probabilities, 1 - self.probabilities).prod(axis=1))
 
     def truth_text(self, image: int) -> str:
-        """Return the labels of an image in words."""
+        """Return the labels of an image as text."""
         return self._text(self.truth[image])
 
     def answer_text(self, image: int) -> str:
@@ -76,7 +72,7 @@ class MultiLabelPredictions:
         return ", ".join(self.class_names[label] for label in np.flatnonzero(chosen)) or NO_LABEL
 
     def select(self, rows: npt.NDArray[np.int64]) -> MultiLabelPredictions:
-        """Return the predictions of the images in `rows`."""
+        """Return the predictions for the images in `rows`."""
         return replace(
             self,
             names=tuple(self.names[row] for row in rows),
@@ -92,7 +88,7 @@ class MultiLabelPredictions:
     def with_classes(
         self, columns: npt.NDArray[np.int32], class_names: tuple[str, ...]
     ) -> MultiLabelPredictions:
-        """Return the predictions with the labels in another order: `columns` are their places in this one."""
+        """Return the predictions with reordered labels; `columns` are the indices of `class_names` here."""
         return replace(
             self,
             labels=self.labels[:, columns],
@@ -111,7 +107,7 @@ def multilabel_predictions(
     class_names: tuple[str, ...],
     thresholds: Floats | None = None,
 ) -> MultiLabelPredictions:
-    """Return the predictions with the labels that reach `thresholds`, [C]; 0.5 without them."""
+    """Return predictions with the labels that reach `thresholds`, [C], or 0.5 without thresholds."""
     limits = np.full(len(class_names), USUAL) if thresholds is None else thresholds
     return MultiLabelPredictions(
         split, names, labels, probabilities, class_names, probabilities >= limits, limits
@@ -119,17 +115,17 @@ def multilabel_predictions(
 
 
 def header_of(class_names: Sequence[str]) -> list[str]:
-    """Return the columns of predictions.csv."""
+    """Return the column names of predictions.csv."""
     return [*COLUMNS, *(f"{kind}{name}" for kind in (LABEL, PREDICTED, PROBABILITY) for name in class_names)]
 
 
 def is_header(cells: Sequence[str]) -> bool:
-    """Return whether these are the columns of such a predictions.csv, and not of one with one label each."""
+    """Return whether `cells` are the columns of a predictions.csv with any number of labels per image."""
     return tuple(cells[:2]) == COLUMNS and len(cells) > 2 and cells[2].startswith(LABEL)
 
 
 def names_in(header: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of the labels. Raises ValueError for columns that are not as `header_of` has them."""
+    """Return the label names. Raises ValueError if the columns are not those of `header_of`."""
     names = tuple(cell.removeprefix(LABEL) for cell in header[2:] if cell.startswith(LABEL))
     if list(header) != header_of(names):
         raise ValueError(f"its columns should be {', '.join(header_of(('<label>',)))}, each for all labels")
@@ -137,7 +133,7 @@ def names_in(header: Sequence[str]) -> tuple[str, ...]:
 
 
 def numbers_of_rows(predictions: MultiLabelPredictions) -> Iterator[list[float]]:
-    """Yield what a row of predictions.csv has after the names: label, predicted, probability."""
+    """Yield the numeric cells of each row of predictions.csv: label, predicted, probability."""
     for labels, predicted, probabilities in zip(
         predictions.labels.tolist(),
         predictions.predicted.astype(int).tolist(),

@@ -1,8 +1,7 @@
-"""Average precision of many labels, and what chance alone would reach.
+"""Average precision of many labels, with bootstrap resamples and a permutation test.
 
-In: truth and scores, [images, labels]. Out: average precision by label, their mean, the mean on resampled
-images, and the p-value of a permutation test. Scores that are equal count as one step, as scikit-learn's
-`average_precision_score` has it.
+Inputs are truth and scores, [images, labels]. Equal scores count as one step, as in scikit-learn's
+`average_precision_score`.
 """
 
 from __future__ import annotations
@@ -20,23 +19,23 @@ Ints = npt.NDArray[np.int64]
 
 _PERMUTATIONS, _FEWEST_PERMUTATIONS = 999, 199
 _MOST_CELLS = 200_000_000
-"""Of images, labels and permutations together; there are fewer permutations of larger data."""
+"""Maximum of images x labels x permutations; larger data have fewer permutations."""
 _AT_A_TIME = 4_000_000
-"""Cells of resamples that are in memory at once."""
+"""Maximum number of resampled cells in memory at once."""
 
 
 @dataclass(frozen=True)
 class _Order:
-    """The images by the score of one label, the highest first."""
+    """The images sorted by the score of one label, highest first."""
 
     rows: Ints
     ends: Ints
-    """The last place of each group of equal scores."""
+    """Last index of each group of equal scores."""
 
     def precision(self, hits: npt.NDArray[Any], counts: npt.NDArray[Any]) -> Floats:
         """Return the average precision of each row; NaN for a row without a hit.
 
-        hits, counts: [R, N] in the order of the images, how often each image counts as a hit, and at all.
+        hits, counts: [R, N] in the order of the images: how often each image counts as a hit, and in total.
         """
         found = np.cumsum(hits[:, self.rows], axis=1, dtype=np.float64)[:, self.ends]
         seen = np.cumsum(counts[:, self.rows], axis=1, dtype=np.float64)[:, self.ends]
@@ -54,7 +53,7 @@ class Ranking:
         self._orders = [_order_of(scores[:, label]) for label in range(scores.shape[1])]
 
     def average_precisions(self) -> Floats:
-        """Return the average precision of each label, [C]; NaN for a label that no image has."""
+        """Return the average precision of each label, [C]; NaN for a label without images."""
         ones = np.ones((1, len(self.truth)))
         return np.array(
             [
@@ -64,7 +63,7 @@ class Ranking:
         )
 
     def mean(self) -> float:
-        """Return the mean average precision over the labels that some image has; NaN if none has."""
+        """Return the mean average precision over the labels with images; NaN if there are none."""
         return float(_means(self.average_precisions()[None])[0])
 
     def resampled_means(self, counts: Ints) -> Floats:
@@ -80,9 +79,9 @@ class Ranking:
     def p_of_chance(self, seed: int = 0) -> float:
         """Return the p-value of a permutation test of the scores against independence from the labels.
 
-        The label sets are permuted over the images 999 times, fewer for many images. The p-value is the share
-        of permutations whose mean average precision is as high, the data included (Phipson and Smyth 2010);
-        it is 1 for a constant score.
+        The label sets are permuted over the images 999 times, fewer for large data but at least 199 times.
+        The p-value is the share of permutations with at least the observed mean average precision, including
+        the observed data (Phipson and Smyth 2010); it is 1 for a constant score.
         """
         random, observed = np.random.default_rng(seed), self.mean()
         images, labels = self.truth.shape
@@ -110,7 +109,7 @@ def _order_of(scores: Floats) -> _Order:
 
 
 def _means(found: Floats) -> Floats:
-    """Return the mean of each row, [R, C], over what is a number; NaN where nothing is."""
+    """Return the mean of each row, [R, C], over the values that are not NaN; NaN if there are none."""
     is_known = ~np.isnan(found)
     sums, counts = np.where(is_known, found, 0.0).sum(axis=1), is_known.sum(axis=1)
     return np.asarray(np.divide(sums, counts, out=np.full(len(found), np.nan), where=counts > 0))
@@ -124,7 +123,7 @@ def _permutations(random: np.random.Generator, count: int, images: int) -> Itera
 
 
 def draws(random: np.random.Generator, count: int, images: int, labels: int) -> Iterator[Ints]:
-    """Yield `count` bootstrap resamples of so many images, as int64 [R, N]: how often each was drawn."""
+    """Yield `count` bootstrap resamples in chunks, int64 [R, images]: how often each image was drawn."""
     step = max(1, _AT_A_TIME // max(images, labels))
     for start in range(0, count, step):
         many = min(step, count - start)

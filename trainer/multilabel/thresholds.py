@@ -1,7 +1,7 @@
 """Decision thresholds, one per label.
 
-In: truth and probabilities of images that no weight was fitted to. Out: one threshold a label. The held-out
-images of a run must not choose them: its figures would be those of its own choice.
+They should be chosen on images that no weight was fitted to. They must not be chosen on the held-out images
+of a run, whose metrics would be biased by the choice.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ USUAL = 0.5
 def choose_thresholds(truth: npt.NDArray[np.bool_], probabilities: Floats) -> Floats:
     """Return the threshold of each label, float64 [C] in 0..1, that gives the highest F1.
 
-    truth: bool [N, C]; probabilities: float [N, C]. Candidates lie half-way between neighbouring
-    probabilities; 0.5 is kept where none is better, and of equals the one nearest to it is taken. A label
-    that fewer than `FEWEST_FOR_THRESHOLD` of the images have, or lack, keeps 0.5.
+    truth: bool [N, C]; probabilities: float [N, C]. Candidates are the midpoints between neighbouring
+    probabilities. 0.5 is kept unless a candidate is better; in a tie, the candidate nearest to 0.5 is chosen.
+    A label that fewer than `FEWEST_FOR_THRESHOLD` of the images have, or lack, keeps 0.5.
     """
     return np.array(
         [_best(truth[:, label], probabilities[:, label]) for label in range(truth.shape[1])], np.float64

@@ -1,7 +1,7 @@
-"""Named specs, one YAML file each beside this one.
+"""Recipes: named specs, one YAML file each in this package.
 
-In: a name. Out: the YAML text. A recipe holds only what differs from the defaults; the
-comment at its top says what it is, what it should reach and what it costs.
+A recipe contains only settings that differ from the defaults. The comment at its top describes it, with its
+expected accuracy and cost.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from trainer.exits import UsageError
 
 
 def recipe_names() -> list[str]:
-    """Return the names of all recipes, in alphabetical order."""
+    """Return the names of all recipes, sorted alphabetically."""
     files = resources.files(__name__).iterdir()
     return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
 
 
 def read_recipe(name: str) -> str:
-    """Return the YAML text of the recipe `name`. Raises UsageError if there is none."""
+    """Return the YAML text of the recipe `name`. Raises UsageError if it does not exist."""
     names = recipe_names()
     if name not in names:
         nearest = difflib.get_close_matches(name, names, n=1)

@@ -1,1 +1,1 @@
-"""Which of the finished runs is the one to use: the champion, and who takes its place."""
+"""Champion selection: challenge, promotion, rollback and retention of finished runs."""

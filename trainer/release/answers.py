@@ -1,7 +1,4 @@
-"""Two finished models' answers to the same images.
-
-In: loaded models and where the images are. Out: `Predictions` of both, in one order.
-"""
+"""Predictions of several finished models for the same images, aligned to one order."""
 
 from __future__ import annotations
 
@@ -32,7 +29,7 @@ from trainer.spec import PIXEL_SETTINGS, DataSpec, PixelFormat
 from trainer.storage.store import without_scheme
 
 _FROZEN = ("test", "validation", "all", "train")
-"""Of the test data the first of these splits that there is."""
+"""Splits of the test data in order of preference; the first one that exists is used."""
 
 
 def answers_of(
@@ -43,11 +40,11 @@ def answers_of(
     progress: Progress,
     trained: Sequence[Mapping[str, Any]] = (),
 ) -> tuple[list[AnyPredictions], str]:
-    """Return the answers of all `models`, and in words to what.
+    """Return the predictions of all `models` for the same images, and a description of these images.
 
-    The images are those of `test_data`, else the held-out split of `data`, which the newest run was chosen
-    by; without those that a model was trained on, as far as `trained`, images.json of each one's run, lists
-    them. Raises UsageError for models of other classes, DataError for images that can't be used.
+    The images are those of `test_data`, or else the held-out split of `data`, on which the newest run was
+    selected. Images that a model was trained on are removed, as far as `trained` (the images.json of each
+    model's run) lists them. Raises UsageError for models of other classes, DataError for unusable images.
     """
     _require_same_classes(models)
     decoded: dict[tuple[PixelFormat, tuple[str, ...]], Split] = {}
@@ -62,8 +59,8 @@ def answers_of(
 
 
 def _unseen(split: Split, trained: Sequence[Mapping[str, Any]], said: str) -> tuple[NDArray[np.int64], str]:
-    """Return the images that no model was trained on, and in words how many were. Raises DataError."""
-    # Data that grow move a few images from training to validation, and test data may hold copies.
+    """Return the indices of images no model was trained on, and a note on the rest. Raises DataError."""
+    # As data grow, a few images move from training to validation; test data may contain copies.
     seen = [was_trained_on(split.contents, images) for images in trained]
     if not seen or len(split.contents) != len(split.items):
         return np.arange(len(split.items)), ""
@@ -79,7 +76,7 @@ def _unseen(split: Split, trained: Sequence[Mapping[str, Any]], said: str) -> tu
 
 
 def _how(model: LoadedModel) -> tuple[PixelFormat, tuple[str, ...]]:
-    """Return what of a model decides on the pixels and the labels that it is given."""
+    """Return the model's properties that determine how images are decoded and labels are numbered."""
     return model.data.pixel_format, all_normalized(model.class_names)
 
 
@@ -88,7 +85,7 @@ def _split(
 ) -> Split:
     about: dict[str, Any] = {key: getattr(model.data, key) for key in (*PIXEL_SETTINGS, "labels")}
     if test_data is not None:
-        about |= {"held_out": "auto"}  # test images decide, also on a model that was chosen without them
+        about |= {"held_out": "auto"}  # the model may have been trained without them
     own = DataSpec.model_validate(data.model_dump() | about)
     if test_data is None or _place(test_data) == _place(data.source):
         dataset = load_dataset(own, cache_dir, progress, lambda rejected: None)
@@ -104,13 +101,13 @@ def _split(
 
 
 def _place(source: str) -> str:
-    """Return the same for two ways to name one place."""
+    """Return a normalized path or URI, equal for two spellings of one location."""
     path = without_scheme(source)
     return path.rstrip("/") if "://" in path else os.path.realpath(path)
 
 
 def _require_known(classes: Sequence[str], known: Sequence[str]) -> None:
-    """Raise DataError if labels of `classes` would mean other ones to the models."""
+    """Raise DataError if `classes` are not the classes that the models were trained on."""
     if sorted(all_normalized(classes)) != sorted(all_normalized(known)):
         other = sorted(set(all_normalized(classes)) ^ set(all_normalized(known)))
         raise DataError(
@@ -120,7 +117,7 @@ def _require_known(classes: Sequence[str], known: Sequence[str]) -> None:
 
 
 def translated(labels: NDArray[np.int32], names: Sequence[str], known: Sequence[str]) -> NDArray[np.int32]:
-    """Return labels that are indices of `names` as indices of `known`, the same classes."""
+    """Map labels from indices of `names` to indices of `known`, which has the same classes."""
     if all_normalized(names) == all_normalized(known):
         return labels
     number = numbers_of(known)
@@ -128,7 +125,7 @@ def translated(labels: NDArray[np.int32], names: Sequence[str], known: Sequence[
 
 
 def in_order(answers: AnyPredictions, first: AnyPredictions) -> AnyPredictions:
-    """Return `answers` with the images and the classes in the order of `first`. Raises DataError."""
+    """Return `answers` with images and classes in the order of `first`. Raises DataError."""
     names = first.names
     place = {name: index for index, name in enumerate(answers.names)}
     if set(place) != set(names):
@@ -145,7 +142,7 @@ def in_order(answers: AnyPredictions, first: AnyPredictions) -> AnyPredictions:
 
 
 def _columns(answers: AnyPredictions, first: AnyPredictions) -> NDArray[np.int32]:
-    """Return the place of each class of `first` among those of `answers`."""
+    """Return the index of each class of `first` in `answers`."""
     own = np.arange(len(first.class_names), dtype=np.int32)
     return translated(own, first.class_names, answers.class_names)
 

@@ -1,8 +1,7 @@
-"""A finished run challenges the champion.
+"""Challenge, promotion and rollback of the champion.
 
-In: the store of all runs, the challenger's name, and what answers images. Out: what was decided, kept as a
-record whichever way it goes; the pointer, if it won. Of two challengers at once the second one meets the
-winner.
+A challenge writes an audit record whether or not the challenger wins, and moves the champion pointer if it
+does. If two runs challenge at the same time, the second one is compared with the winner.
 """
 
 from __future__ import annotations
@@ -26,21 +25,21 @@ from trainer.run_folder import require_not_withdrawn
 from trainer.storage.store import Store
 
 Answers = Callable[[str, str], tuple[AnyPredictions, AnyPredictions, str]]
-"""The names of the champion and the challenger to what both say of the same images, and which those are."""
+"""(champion name, challenger name) -> predictions of both for the same images, and which images these are."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one challenge."""
+    """Result of a challenge, promotion or rollback."""
 
     is_champion: bool
-    """Whether the challenger is the champion now."""
+    """Whether the run is the champion now."""
     said: str
-    """In a sentence."""
+    """Result as a sentence."""
     record: str
-    """The name of the record; empty if there was nothing to decide."""
+    """Name of the audit record; empty if the run was the champion already."""
     stays: str = ""
-    """The champion that the challenger did not replace; empty if there is none."""
+    """Champion that was not replaced; empty if there is none."""
 
 
 def challenge(
@@ -52,13 +51,13 @@ def challenge(
     require: Callable[[], None] = lambda: None,
     has_test_data: bool = False,
 ) -> Outcome:
-    """Let the finished run `name` take the champion's place, if it is better; the first has to beat guessing.
+    """Make the finished run `name` the champion if it is better; without a champion it must beat guessing.
 
-    has_test_data: whether `answers` are to other images than the held-out ones of the run; the first
-    champion has to beat guessing on these instead. `require` is asked before anything is written, and raises
-    if another process judges it by now.
-    Raises UsageError for a run that isn't finished or a pointer to one that is gone, DataError for one that
-    is not as it was published, and what `answers` raises.
+    has_test_data: whether `answers` predicts other images than the run's held-out ones; a first champion must
+    then beat guessing on those. `require` is called before anything is written, and raises if another process
+    has taken over this challenge.
+    Raises UsageError for a run that is not finished or a pointer to a missing run, DataError for a run whose
+    files changed since publication, and whatever `answers` raises.
     """
     require_finished(output, name)
     require_as_published(output.below(name))
@@ -83,13 +82,13 @@ def challenge(
         released = _enthrone(output, CHALLENGE, name, champion, values)
         if released is not None:
             return Outcome(True, _said(name, champion.name, decision), released)
-        # Another one was faster: that one is to be beaten.
+        # Another challenger moved the pointer first: compare with the new champion.
 
 
 def _why_not_first(output: Store, name: str, answers: Answers, has_test_data: bool) -> tuple[str, str]:
-    """Return why the run can't be the first champion, empty if it can; and which images say so.
+    """Return why the run cannot be the first champion (empty if it can), and a description of the images.
 
-    Those are its own held-out ones, by the answers that it left, or those of `answers`.
+    Uses the run's stored predictions for its held-out images if they exist, else those of `answers`.
     """
     own = None if has_test_data else own_answers(output.below(name))
     if own is None:
@@ -104,11 +103,11 @@ def _why_not_first(output: Store, name: str, answers: Answers, has_test_data: bo
 
 
 def promote(output: Store, name: str, on_wait: Callable[[str], None] = lambda words: None) -> Outcome:
-    """Make the finished run `name` the champion without a test, whatever the pointer says now.
+    """Make the finished run `name` the champion without a test, whatever the pointer names now.
 
-    A run that was withdrawn comes back, if its files are there; `on_wait` hears of another process that has
-    to be watched. Raises UsageError, DataError for a run that is not as it was published, TemporaryError if
-    that other process works on it.
+    A withdrawn run is restored if its files still exist; `on_wait` receives a message while the lease of
+    another process is watched. Raises UsageError, DataError for a run whose files changed since publication,
+    TemporaryError if that other process is alive.
     """
     require_as_published(output.below(name))
     bring_back(output, name, on_wait)
@@ -123,12 +122,12 @@ def promote(output: Store, name: str, on_wait: Callable[[str], None] = lambda wo
 
 
 def rollback(output: Store, on_wait: Callable[[str], None] = lambda words: None) -> Outcome:
-    """Give the pointer back to the champion before this one, whether that is still there or not.
+    """Restore the previous champion, whether or not the current one still exists.
 
-    A run that was withdrawn comes back, if its files are there; `on_wait` hears of another process that has
-    to be watched. Raises UsageError if there is none, DataError if it is not as it was published,
-    TemporaryError if the champion changed meanwhile, as who went back meant the one that was, or if another
-    process works on the one before.
+    A withdrawn run is restored if its files still exist; `on_wait` receives a message while the lease of
+    another process is watched. Raises UsageError if there is no previous champion, DataError if its files
+    changed since publication, TemporaryError if another process works on it or if the champion changed in the
+    meantime, so that the rollback would not apply to the champion that the user meant.
     """
     champion = read_pointer(output)
     before = champion_before(output, champion.name)
@@ -149,12 +148,13 @@ def rollback(output: Store, on_wait: Callable[[str], None] = lambda words: None)
 
 
 def _enthrone(output: Store, kind: str, name: str, before: Champion, values: dict[str, Any]) -> str | None:
-    """Let the pointer name `name` if it is still as it was read `before`; return the record, None if not.
+    """Compare-and-swap the champion pointer from `before` to `name`; return the record, None if it changed.
 
-    Raises UsageError if the run was retired meanwhile, and gives the pointer back: who retires a run looks
-    at the pointer afterwards, and who moves the pointer looks at the run afterwards: one of them sees it.
+    Raises UsageError, and restores the pointer, if the run was retired in the meantime. Retiring a run checks
+    the pointer afterwards, and moving the pointer checks the run afterwards, so one of the two detects the
+    conflict.
     """
-    # Before the pointer moves: else a process that ends between both would leave no trace of who was before.
+    # Written before the pointer moves: a crash between the two would lose the previous champion's name.
     record = keep_record(output, kind, name, values | {"replaced": before.name or None, "is_released": True})
     version = swap_champion(output, name, before.version)
     is_done = version is not None and is_finished(output.below(name))

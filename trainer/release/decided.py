@@ -1,4 +1,4 @@
-"""A decision on one challenger, with its numbers."""
+"""Decision on one challenger, with its metrics."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from dataclasses import dataclass
 from trainer.compare.statistics import Test
 
 ROUNDING = 1e-9
-"""Of a difference of two shares, which may be the limit itself."""
+"""Tolerance for rounding errors of a difference of two shares that may equal the limit exactly."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """On one challenger."""
+    """Decision on one challenger."""
 
     is_released: bool
     reason: str
-    """In a sentence."""
+    """Reason as a sentence."""
     challenger_accuracy: float
     champion_accuracy: float
     only_champion: int
     only_challenger: int
-    """Images that one of them alone gets right."""
+    """Number of images that only one of the models classifies correctly."""
     count: int
-    """All images."""
+    """Number of images."""
     accuracy: Test
     """Challenger minus champion."""
     worst_class: str
     worst_class_change: float
-    """The largest loss of recall of any class, as a negative number; 0 if none loses."""
+    """Largest loss of recall of any class, as a negative number; 0 if no class loses."""

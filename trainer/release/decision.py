@@ -1,6 +1,6 @@
-"""Whether a challenger is better than guessing and than the champion, and no class pays for it.
+"""Release decision for classifiers: accuracy gain, better than guessing, and loss per class.
 
-In: the answers of both to the same images. Out: a `Decision` with its numbers.
+Both models have predicted the same images; the result is a `Decision` with its metrics.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from trainer.report.names import format_count
 def decide(
     champion: AnyPredictions, challenger: AnyPredictions, min_gain: float, max_class_loss: float
 ) -> Decision:
-    """Return whether the challenger takes the champion's place; see `decide_labels` and `_decide_classes`."""
+    """Return whether the challenger replaces the champion; see `decide_labels` and `_decide_classes`."""
     if isinstance(champion, MultiLabelPredictions) and isinstance(challenger, MultiLabelPredictions):
         return decide_labels(champion, challenger, min_gain, max_class_loss)
     return _decide_classes(
@@ -34,12 +34,12 @@ def decide(
 def _decide_classes(
     champion: Predictions, challenger: Predictions, min_gain: float, max_class_loss: float
 ) -> Decision:
-    """Return whether the challenger takes the champion's place: only if all of these hold.
+    """Return whether the challenger replaces the champion, which requires all of the following.
 
-    Its accuracy is higher by at least `min_gain`; McNemar's exact test says that this is more than chance;
-    it is better than guessing; no class loses more than `max_class_loss` of its recall; and where classes are
-    of unequal size, the mean of their recalls does not fall. All shares in 0..1. Both have answered
-    the same images in the same order.
+    Its accuracy is higher by at least `min_gain`, and significantly so by McNemar's exact test. It is better
+    than guessing. No class loses more than `max_class_loss` of its recall. If classes have unequal sizes, the
+    mean of their recalls does not fall. All shares are in 0..1. Both predict the same images in the same
+    order.
     """
     right = [each.predicted == each.labels for each in (champion, challenger)]
     only_champion, only_challenger = int(np.sum(right[0] & ~right[1])), int(np.sum(right[1] & ~right[0]))
@@ -89,7 +89,7 @@ def _reason(
 
 
 def why_guessing(answers: AnyPredictions) -> str:
-    """Return why the answers may be those of guessing; empty if they are better by more than chance."""
+    """Return why the model may be no better than guessing; empty if it is significantly better."""
     if isinstance(answers, MultiLabelPredictions):
         return why_guessing_labels(answers)
     if beats_guessing(answers):
@@ -117,7 +117,7 @@ def _why_no_gain(challenger: Predictions, changes: Mapping[str, float], gain: st
 
 
 def _recall_changes(champion: Predictions, right: list[np.ndarray]) -> dict[str, float]:
-    """Return by how much the recall of each class changes."""
+    """Return the change of recall of each class that has images, challenger minus champion."""
     return {
         champion.class_names[label]: float(np.mean(right[1][of_class]) - np.mean(right[0][of_class]))
         for label in np.unique(champion.labels)

@@ -1,6 +1,6 @@
-"""A run that nobody else works on, judges or withdraws for a while.
+"""Lease of a finished run, held while it is judged, withdrawn or restored.
 
-In: the store of all runs and the name of one. Out: its lease, as who trains it would hold it.
+It is the lease that training takes too, so none of these overlap.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from trainer.storage.store import Store
 
 @contextmanager
 def held(output: Store, name: str, on_wait: Callable[[str], None]) -> Iterator[Lease]:
-    """Hold the lease of a run. Raises TemporaryError if another process has it."""
+    """Hold the lease of a run. Raises TemporaryError if another process holds it."""
     lease = take_lease(output, lease_of(name), on_wait)
     try:
         yield lease
@@ -28,7 +28,7 @@ def held(output: Store, name: str, on_wait: Callable[[str], None]) -> Iterator[L
 def held_if_free(
     output: Store, name: str, on_wait: Callable[[str], None] = lambda words: None
 ) -> Iterator[Lease | None]:
-    """Hold the lease of a run; yields None if another process has it."""
+    """Hold the lease of a run; yields None if another process holds it."""
     with ExitStack() as stack:
         lease = None
         with suppress(TemporaryError):

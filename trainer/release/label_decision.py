@@ -1,7 +1,7 @@
-"""Whether a challenger whose images have any number of labels is better than guessing and than the champion.
+"""Release decision for multi-label classifiers.
 
-In: the answers of both to the same images. Out: a `LabelDecision`. As in `trainer.compare.label_comparison`
-the mean average precision decides, by the paired bootstrap.
+Both models have predicted the same images; the result is a `LabelDecision`. As in
+`trainer.compare.label_comparison`, mean average precision decides, by the paired bootstrap.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from trainer.report.names import format_count
 
 Floats = npt.NDArray[np.float64]
 _LEVEL = 0.025
-"""One-sided, as in `trainer.report.guessing`."""
+"""Significance level, one-sided, as in `trainer.report.guessing`."""
 
 
 @dataclass(frozen=True)
 class LabelDecision(Decision):
-    """A decision whose figures are those of `measure`; `worst_class_change` is of average precision."""
+    """A decision based on `measure`; `worst_class_change` is a change of average precision."""
 
     measure: str = MEASURE
 
@@ -38,11 +38,11 @@ def decide_labels(
     min_gain: float,
     max_class_loss: float,
 ) -> LabelDecision:
-    """Return whether the challenger takes the champion's place: only if all of these hold.
+    """Return whether the challenger replaces the champion, which requires all of the following.
 
-    Its mean average precision is higher by at least `min_gain`, by the paired bootstrap more than chance; it
-    is better than guessing; no label loses more than `max_class_loss` of its average precision. Both have
-    answered the same images in the same order.
+    Its mean average precision is higher by at least `min_gain`, and significantly so by the paired bootstrap.
+    It is better than guessing. No label loses more than `max_class_loss` of its average precision. Both
+    predict the same images in the same order.
     """
     test = bootstrap_labels(champion, challenger)[MEASURE]
     averages = [_averages(each) for each in (champion, challenger)]
@@ -74,7 +74,7 @@ def decide_labels(
 
 
 def why_guessing_labels(answers: MultiLabelPredictions) -> str:
-    """Return why the answers may be those of guessing; empty if they are better by more than chance."""
+    """Return why the model may be no better than guessing; empty if it is significantly better."""
     ranking = Ranking(answers.truth, answers.probabilities)
     if not answers.truth.any():
         count = format_count(len(answers.names), "image")

@@ -1,7 +1,6 @@
-"""All runs of an output, as a table.
+"""Table of all runs of an output: name, state and accuracy.
 
-In: the store of all runs. Out: a `Row` each: what it is called, how far it is, and how good. One listing of
-the folders, and the metadata of one small object of each finished run, many at a time.
+Costs one listing of the folders and a metadata read of one small object per finished run, in parallel.
 """
 
 from __future__ import annotations
@@ -33,19 +32,19 @@ class Row:
 
     name: str
     state: str
-    """finished, unfinished, or retired: withdrawn, and soon removed."""
+    """"finished", "unfinished", or "retired" (withdrawn, to be removed)."""
     published: str
-    """In UTC, as 2026-11-27 03:00:00; empty if it isn't."""
+    """Publication time in UTC, as 2026-11-27 03:00:00; empty if not published."""
     data: str
-    """The first digits of its data's digest; empty if it isn't known."""
+    """First 12 digits of the data digest; empty if unknown."""
     accuracy: float | None
-    """On the held-out images, in 0..1."""
+    """Accuracy on the held-out images, in 0..1."""
     is_champion: bool
     is_latest: bool
 
 
 def overview(output: Store, progress: Progress = _SILENT) -> list[Row]:
-    """Return every run, those published last first, then the unfinished ones."""
+    """Return all runs: published ones first, the most recent first, then the others."""
     champion = read_pointer(output).name
     latest = named_run(output.read(POINTER))
     names = [name for name in output.folders() if re.fullmatch(RUN_NAME, name)]
@@ -58,12 +57,12 @@ def overview(output: Store, progress: Progress = _SILENT) -> list[Row]:
             rows += [row] if row else []
     finally:
         task.finish()
-        pool.shutdown(wait=False, cancel_futures=True)  # after one that can't be read no others are tried
+        pool.shutdown(wait=False, cancel_futures=True)  # after an error the remaining runs are not read
     return sorted(rows, key=lambda row: row.published, reverse=True)
 
 
 def _row(run: Store, name: str, champion: str, latest: str) -> Row | None:
-    """Return what is known of a run; None for a folder that is none."""
+    """Return the row of a run; None for a folder that is not a run."""
     state, about = _state(run)
     if not state:
         return None
@@ -81,7 +80,7 @@ def _row(run: Store, name: str, champion: str, latest: str) -> Row | None:
 
 
 def _state(run: Store) -> tuple[str, Mapping[str, Any]]:
-    """Return how far a run is, and its summary; no state if it is no run."""
+    """Return the state of a run and its summary; an empty state for a folder that is not a run."""
     marker = run.find(MARKER)
     about = read_summary(marker.labels) if marker else None
     if about is not None:
@@ -91,7 +90,7 @@ def _state(run: Store) -> tuple[str, Mapping[str, Any]]:
     about = {"data": read_object(run, "dataset.json").get("digest", "")}
     if marker is None or not is_finished(run):
         return "retired" if run.find(RETIRED) else "unfinished", about
-    # It lies on disk, was copied without its metadata, or an earlier version published it.
+    # It is on disk, was copied without metadata, or was published by an earlier version.
     accuracy = held_out_accuracy(read_object(run, "metrics.json"))
     published = read_object(run, MANIFEST).get("published", "")
     return "finished", about | {"accuracy": accuracy, "published": published}

@@ -1,7 +1,4 @@
-"""What a finished run answered to its held-out images, but for copies of its training images.
-
-In: the store of the run. Out: `Predictions`, and how many images were left out of them.
-"""
+"""Stored predictions of a finished run for its held-out images, without copies of training images."""
 
 from __future__ import annotations
 
@@ -16,9 +13,9 @@ from trainer.storage.store import Store
 
 
 def own_answers(run: Store) -> tuple[AnyPredictions, int] | None:
-    """Return the run's held-out answers without exact copies of training images, and how many those were.
+    """Return the stored held-out predictions and the number of exact copies of training images left out.
 
-    None if the run left no answers. There may be no image left.
+    None if the run has no stored predictions. The predictions may be empty.
     """
     found = run.read("predictions.csv")
     if found is None:

@@ -1,8 +1,8 @@
-"""The records of every decision about the champion.
+"""Audit log of all decisions about the champion.
 
-In: the store of all runs, and what was decided. Out: below `releases/` a file for each decision, which
-nothing changes afterwards. One that changes the champion is kept just before the pointer moves, so that none
-is lost; where a process ended between both it speaks of what never came to be, and is not in effect.
+Each decision is a file below `releases/` that never changes afterwards. A record that moves the champion
+pointer is written just before the pointer moves, so that none is lost. After a crash between the two the
+record has no effect, because no champion derives from it.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from trainer.storage.store import Store
 RECORDS = "releases"
 CHALLENGE = "challenge"
 ROLLBACK = "rollback"
-"""The kind of a record that undoes the one before it."""
+"""Kind of a record that reverts the previous one."""
 _STAMPED = "%Y%m%dT%H%M%S.%fZ"
 _STAMP = len("20261127T030000.000000Z")
 _NAME = re.compile(rf"{RECORDS}/\d{{8}}T\d{{6}}\.\d{{6}}Z-(.+)-[0-9a-f]{{6}}\.json")
 
 
 def keep_record(output: Store, kind: str, name: str, values: Mapping[str, Any]) -> str:
-    """Keep what was decided about the run `name`; return the record's name.
+    """Write an audit record for the run `name`; return the record's name.
 
     Raises UsageError, TemporaryError.
     """
     now = _time_of(output, name)
-    # Never the name of another one: no decision is lost, however many are made at once.
+    # A unique name: concurrent decisions never overwrite each other.
     record = f"{RECORDS}/{now.strftime(_STAMPED)}-{name}-{secrets.token_hex(3)}.json"
     told = {"kind": kind, "run": name, "decided": now.isoformat(timespec="microseconds"), **values}
     output.write(record, (json.dumps(told, indent=2, ensure_ascii=False) + "\n").encode())
@@ -43,9 +43,9 @@ def keep_record(output: Store, kind: str, name: str, values: Mapping[str, Any]) 
 
 
 def _time_of(output: Store, name: str) -> datetime:
-    """Return the time of a decision about the run `name`: now, and later than all that it follows.
+    """Return the time of a decision on the run `name`: now, but later than its publication and all records.
 
-    Another machine's clock may be ahead, and the order of the records says whose place each took.
+    The order of the records determines each champion's predecessor, and another machine's clock may be ahead.
     """
     times = [datetime.now(timezone.utc)]
     for record in _records(output)[-1:]:
@@ -57,16 +57,16 @@ def _time_of(output: Store, name: str) -> datetime:
 
 
 def read_records(output: Store, name: str | None = None) -> list[dict[str, Any]]:
-    """Return all decisions, or those about the run `name`, the oldest first; no file that is no record."""
+    """Return all records, or those of the run `name`, oldest first. Unreadable files are left out."""
     found = [_read(output, record) for record in _records(output, name)]
     return [each for each in found if each is not None]
 
 
 def was_decided(output: Store, name: str) -> bool:
-    """Return whether it was decided about the finished run `name`, and that came to be."""
+    """Return whether the finished run `name` has a decision that took effect."""
     records = read_records(output, name)
     since = published_at(output, name) if records else ""
-    # What is older was about a run of the same name, which is gone.
+    # Older records are about a deleted run of the same name.
     mine = [each for each in records if str(each.get("decided", "")) >= since]
     if any(not each.get("is_released") for each in mine):
         return True
@@ -74,7 +74,7 @@ def was_decided(output: Store, name: str) -> bool:
 
 
 def champion_before(output: Store, name: str) -> str | None:
-    """Return whose place the champion `name` took when it was released; going back leads further back."""
+    """Return the champion that `name` replaced; after rollbacks, the one before the restored champion."""
     undone = 0
     for record in _in_effect(output, name):
         if record["kind"] == ROLLBACK:
@@ -87,7 +87,7 @@ def champion_before(output: Store, name: str) -> str | None:
 
 
 def _in_effect(output: Store, champion: str) -> Iterator[dict[str, Any]]:
-    """Yield the records by which `champion` came to be it, the newest first: each took the next's place."""
+    """Yield the records that led to `champion`, newest first: each one replaced the champion of the next."""
     names = _records(output)
     while champion and names:
         record = names.pop()
@@ -98,18 +98,18 @@ def _in_effect(output: Store, champion: str) -> Iterator[dict[str, Any]]:
 
 
 def _records(output: Store, name: str | None = None) -> list[str]:
-    """Return the names of the records, of the run `name` where that is given, sorted by time."""
+    """Return the names of all records, or of those of the run `name`, sorted by time."""
     found = sorted(entry.name for entry in output.entries(f"{RECORDS}/"))
     return [each for each in found if (run := _run_of(each)) and name in (None, run)]
 
 
 def _run_of(record: str) -> str:
-    """Return the run that a record is about, by its name; empty for a file that is none."""
+    """Return the run named in a record's file name; empty for a file that is not a record."""
     match = _NAME.fullmatch(record)
     return match[1] if match else ""
 
 
 def _read(output: Store, record: str) -> dict[str, Any] | None:
-    """Return a record; None for what can't be read as one."""
+    """Return a record; None if it is unreadable."""
     value = read_object(output, record)
     return value if "kind" in value and "run" in value else None

@@ -1,9 +1,7 @@
-"""Which runs of an output stay, and what becomes of the others.
+"""Retention of finished runs (publish.keep_runs).
 
-In: the store of all runs, and how many of the newest finished ones stay. Out: what was retired and what
-was removed. A run goes in two steps: first it is withdrawn, so that nobody begins to read it, and no sooner
-than an hour later its files are removed, so that whoever was reading it is done. What is unfinished is left
-alone.
+A run is deleted in two steps. First it is withdrawn (retired), so that no process starts to read it. At least
+an hour later its files are removed, so that earlier readers can finish. Unfinished runs are not touched.
 """
 
 from __future__ import annotations
@@ -33,17 +31,17 @@ from trainer.storage.lease import Lease
 from trainer.storage.store import Store
 
 READ_SECONDS = 3600.0
-"""How long a run that is withdrawn stays for those who began to read it before."""
+"""Seconds between the withdrawal of a run and the removal of its files, for readers that started before."""
 
 
 @dataclass(frozen=True)
 class Gone:
-    """The names of the runs that were withdrawn, and of those that were removed."""
+    """Names of the runs that were withdrawn and of those that were removed."""
 
     retired: tuple[str, ...]
     removed: tuple[str, ...]
     problems: tuple[str, ...] = ()
-    """What kept others from it, a message each."""
+    """Error messages of runs that could not be withdrawn, restored or removed."""
 
 
 def keep_newest(
@@ -52,11 +50,12 @@ def keep_newest(
     read_seconds: float = READ_SECONDS,
     on_wait: Callable[[str], None] = lambda words: None,
 ) -> Gone:
-    """Retire all finished runs but the newest `count`, the champion and the one before it; remove old ones.
+    """Retire all finished runs except the newest `count`, the champion, its predecessor and the latest.
 
-    A withdrawn run that is one of them again, as after a rollback, comes back. A run that another process
-    works on, or whose turn it is at the same moment, is passed over: the next one that looks sees to it.
-    `on_wait` hears of another process that has to be watched. Raises UsageError, TemporaryError.
+    Withdrawn runs are removed once `read_seconds` have passed. A withdrawn run that is to be kept again, as
+    after a rollback, is restored. A run whose lease another process holds is skipped and handled by the next
+    call. `on_wait` receives a message while the lease of another process is watched. Raises UsageError,
+    TemporaryError.
     """
     files = [entry.name.partition("/") for entry in output.entries()]
     leaving = sorted(name for name, _, file in files if file == RETIRED)
@@ -70,11 +69,11 @@ def keep_newest(
         for name in sorted(names):
             try:
                 found += [name] if do(name) else []
-            except UsageError as error:  # hinders no other
+            except UsageError as error:  # continue with the other runs
                 problems.append(str(error))
             except TemporaryError as error:
                 problems.append(str(error))
-                break  # each of the others would wait as long
+                break  # the other runs would wait as long
         return tuple(found)
 
     done(kept.intersection(leaving), lambda name: _bring_back(output, name, on_wait))
@@ -85,7 +84,7 @@ def keep_newest(
 
 
 def bring_back(output: Store, name: str, on_wait: Callable[[str], None] = lambda words: None) -> bool:
-    """Let a run that was withdrawn, or that a crash left half so, be a finished one; return whether it is.
+    """Restore a run that was withdrawn, or only half withdrawn by a crash; return whether it is finished.
 
     Raises TemporaryError if another process works on it.
     """
@@ -104,13 +103,13 @@ def _bring_back(output: Store, name: str, on_wait: Callable[[str], None]) -> boo
 
 def _protected(output: Store) -> set[str]:
     champion = read_pointer(output).name
-    # Whether it is finished or not: the one that is looked at may just have lost its marker.
+    # Whether or not it is finished: the run being checked may just have lost its marker.
     latest = named_run(output.read(POINTER))
     return {name for name in (champion, champion_before(output, champion), latest) if name}
 
 
 def _retire(output: Store, name: str, on_wait: Callable[[str], None]) -> bool:
-    """Withdraw a run; return False if it became one to keep meanwhile."""
+    """Withdraw a run; return False if another process holds its lease or a pointer names it by now."""
     with held_if_free(output, name, on_wait) as lease:
         marker = output.read(f"{name}/{MARKER}") if lease else None
         if lease is None or marker is None:
@@ -118,7 +117,8 @@ def _retire(output: Store, name: str, on_wait: Callable[[str], None]) -> bool:
         lease.require()
         output.write(f"{name}/{RETIRED}", marker.data)
         output.remove(f"{name}/{MARKER}", marker.version)
-        # Who moves a pointer looks at the run afterwards, as this does at the pointers: one of both sees it.
+        # Pointer moves check the run afterwards, and this checks the pointers: one of the two detects a
+        # conflict.
         is_kept = True
         try:
             is_kept = name in _protected(output)
@@ -138,22 +138,22 @@ def _unmark(output: Store, name: str, lease: Lease) -> None:
 
 
 def _may_be_due(output: Store, name: str, read_seconds: float) -> bool:
-    """Return whether it may be time to remove a run; by this clock, which is not the one that counts."""
+    """Return whether a run may be due for removal by the local clock; the store's clock decides."""
     since = output.written_at(f"{name}/{RETIRED}")
     return since is not None and time.time() - since >= read_seconds / 2
 
 
 def _remove(output: Store, name: str, read_seconds: float, on_wait: Callable[[str], None]) -> bool:
-    """Remove the files of a run that was withdrawn long enough ago; return whether it was."""
+    """Remove the files of a run that was withdrawn long enough ago; return whether they were removed."""
     with held_if_free(output, name, on_wait) as lease:
         run = output.below(name)
         if lease is None or is_finished(run) or name in _protected(output):
             return False
-        # Both by the clock of the place that keeps them.
+        # Both times are from the clock of the store.
         since, now = (output.written_at(each) for each in (f"{name}/{RETIRED}", lease_of(name)))
         if since is None or now is None or now - since < read_seconds:
             return False
-        # Cut short at any moment it is a run that was withdrawn.
+        # In this order an interrupted removal leaves a withdrawn run.
         for file in sorted((entry.name for entry in run.entries()), key=_last_the_mark):
             lease.require()
             run.remove(file)

@@ -1,5 +1,5 @@
-"""Metrics and history to a verdict, plots and one self-contained HTML page.
+"""HTML report of a run: verdict, plots and tables.
 
-In: `ReportInputs`. Out: report.html and plots/*.png in the run folder, and a `Verdict`. Its parts are
-imported one by one: names and pages need no plots.
+A report is made from `ReportInputs` and written to report.html and plots/*.png in the run folder. The package
+imports none of its modules, so that `names` can be used without Matplotlib.
 """

@@ -1,7 +1,7 @@
-"""What to try next, in sentences with settings that can be pasted.
+"""Advice on what to try next, with settings that can be pasted.
 
-In: the kind of a verdict, and its `Case`. Out: text, the best advice first; none of it is a setting that the
-run had already.
+`advise` takes the kind of a verdict and its `Case` and returns sentences, the best advice first. It suggests
+no setting that the run already has.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from trainer.report.history import find_best_epoch, is_rising, read_series
 from trainer.report.names import format_count, shorten
 
 UNDER_CONFIDENT = 0.05
-"""Accuracy minus mean probability above which a model is too modest."""
+"""Accuracy minus mean confidence above which a model is under-confident."""
 _MOST_SENTENCES = 3
 _LEARNT = 0.9
-"""Accuracy on the training images from which more epochs bring nothing."""
+"""Training accuracy from which more epochs no longer help."""
 _LEAST_FALL = 0.05
-"""Of the held-out accuracy since its best epoch; less is noise."""
+"""Drop of the held-out accuracy since its best epoch up to which it is noise."""
 _FEW_COPIES = 0.01
-"""Share of the held-out images that changes nothing; the report lists them all the same."""
+"""Share of copies among the held-out images that is negligible; the report lists them all the same."""
 _WIDEST = 65_536
-"""Filters that a spec takes in a layer."""
+"""Maximum number of filters per layer in a spec."""
 _NAME = 40
 
 
 def advise(kind: str, case: Case) -> str:
-    """Return one to five sentences on a run that was judged as `kind`, the best advice first."""
+    """Return one to five sentences of advice on a run judged as `kind`, the best advice first."""
     sentences = list(dict.fromkeys(_BY_KIND[kind](case)))[:_MOST_SENTENCES]
     if kind != "copied":
         sentences += [*_absent(case), *_more_held_out(case)]
@@ -157,7 +157,7 @@ _BY_KIND: Mapping[str, Callable[[Case], Iterator[str]]] = {
 
 
 def _absent(case: Case) -> Iterator[str]:
-    """Yield that nothing is known of the classes without a held-out image."""
+    """Yield advice for the classes without a held-out image."""
     absent = [name for label, name in enumerate(case.held.class_names) if label not in case.held.labels]
     if absent:
         more = f" and {len(absent) - 1:,} more" if len(absent) > 1 else ""
@@ -193,14 +193,14 @@ def _labels(case: Case) -> Iterator[str]:
 
 
 def _has_fallen(case: Case, best: float) -> bool:
-    """Return whether the held-out accuracy fell clearly from its best, by more than two standard errors."""
+    """Return whether the last held-out accuracy is below `best` by more than 0.05 and two standard errors."""
     error = float(np.sqrt(best * (1 - best) / len(case.whole.labels)))
     last = read_series(case.history, f"{case.held.split}/accuracy").values[-1]
     return bool(best - last > max(_LEAST_FALL, 2 * error))
 
 
 def _balance(case: Case) -> Iterator[str]:
-    """Yield the remedy for unequal classes, where one is hardly ever recognised and weights are off."""
+    """Yield class weights if classes are unequal, one is hardly ever recognised and weighting is off."""
     if case.neglected and has_unequal_classes(case.train) and not _is_weighted(case):
         name = shorten(case.neglected[0][0], _NAME)
         yield f"The classes are unequal, and {name} is too rare to count: --set train.class_weights=balanced."
@@ -211,7 +211,7 @@ def _is_weighted(case: Case) -> bool:
 
 
 def _modest(case: Case) -> Iterator[str]:
-    """Yield the remedy for probabilities that are lower than the answers are right."""
+    """Yield a remedy for an under-confident model, whose probabilities are lower than its accuracy."""
     lacking = case.held_score.share - float(np.mean(case.held.confidence))
     if lacking <= UNDER_CONFIDENT:
         return
@@ -225,7 +225,7 @@ def _modest(case: Case) -> Iterator[str]:
 
 
 def cures(case: Judged) -> Iterator[str]:
-    """Yield what helps against over-fitting and is not done yet."""
+    """Yield remedies for over-fitting that the run does not use yet."""
     better = f"{case.setting('recipe')}-augmented"
     if better in recipe_names():
         yield f"Try the recipe {better}, which is made against this."
@@ -254,7 +254,7 @@ def _is_augmented(augment: Mapping[str, object]) -> bool:
 
 
 def _other_filters(case: Judged, factor: float, before: str) -> str:
-    """Return `before` and the setting of a network so many times as wide, empty if there is none."""
+    """Return `before` and the setting for a network `factor` times as wide; empty if there is none."""
     filters = list(case.setting("model.filters") or [])
     others = [max(1, round(factor * each)) for each in filters]
     if others == filters or max(others) > _WIDEST:
@@ -263,7 +263,7 @@ def _other_filters(case: Judged, factor: float, before: str) -> str:
 
 
 def _low(case: Case) -> Iterator[str]:
-    """Yield what else helps a network that has not learnt its training images."""
+    """Yield remedies for a network that has not learnt its training images."""
     for key in ("augment.mixup", "augment.cutmix", "augment.erase"):
         if case.setting(key):
             yield f"Weaken the augmentation: --set {key}=0."

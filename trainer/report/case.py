@@ -1,7 +1,7 @@
-"""What a verdict is made from: the answers to both splits, the curves, the settings and the data.
+"""Inputs of a verdict: predictions, training curves, settings and data of one run.
 
-In: predictions, history, settings, dataset.json. Out: a `Case`, whose held-out images are those that
-are no exact copies of training images.
+`build_case` makes a `Case` from predictions, history, settings and dataset.json. Held-out images that are
+exact copies of training images are excluded.
 """
 
 from __future__ import annotations
@@ -24,62 +24,63 @@ from trainer.report.history import History, read_series
 Indices = npt.NDArray[np.int64]
 
 PENALTY, CROSS_VALIDATED = "probe/penalty", "probe/cross_validated_accuracy"
-"""What the history says of a head that was fitted by logistic regression."""
+"""History keys of a head that was fitted by logistic regression."""
 
 WIDEST_INTERVAL = 0.2
-"""A 95% interval of the accuracy that is wider says that there are too few held-out images."""
+"""Width of the 95% interval of the accuracy above which there are too few held-out images."""
 LARGEST_GAP = 0.08
-"""Train minus held-out accuracy above which a run counts as over-fitted.
+"""Train minus held-out accuracy above which a run is over-fitted.
 
-Networks that learn their pictures by heart show 0.2 and more (0.94 against 0.74 for the plain
-network on 2,000 cats and dogs); regularised ones 0.02 to 0.07, which more regularisation rarely lowers
-without lowering the held-out accuracy as well. 0.08 lies above the second kind and far below the first.
+Networks that memorise their training images have a gap of 0.2 and more (0.94 against 0.74 for the plain
+network on 2,000 cats and dogs). Regularised networks have 0.02 to 0.07, which more regularisation rarely
+lowers without lowering the held-out accuracy as well. 0.08 is above the second range and far below the first.
 """
 LEAST_SKILL = 0.5
-"""Of the training images. A network that does not get half of it on its own training images has
-not learnt them yet, whatever the number of classes: 0.75 of two balanced ones, 0.55 of ten."""
+"""Skill on the training images below which a network has not learnt them yet. It does not depend on the
+number of classes: 0.5 is an accuracy of 0.75 for two balanced classes and of 0.55 for ten."""
 _NEGLECTED, _CHANCE = 1 / 3, 0.01
-"""Recall over accuracy below which a class is neglected, and the probability that this is chance."""
+"""Ratio of recall to accuracy below which a class is neglected, and the significance level of that."""
 _LEAST_CONTRADICTED = 3
 _CONTRADICTED_SHARE, _CONTRADICTED_SHARE_OF_FEW = 0.2, 0.1
-"""Of the mistakes; of few mistakes less is enough."""
+"""Minimum ratio of contradicted labels to training mistakes; the second is used if there are few mistakes."""
 _LITTLE_SKILL = 0.3
-"""A model below it contradicts most labels, and errs as often where it is sure, though all are right
-(simulated for 2 to 1,000 classes: up to 0.28)."""
+"""Skill below which contradicted labels are not reported. Such a model contradicts most labels and errs as
+often where it is confident, even if all labels are right (simulated for 2 to 1,000 classes: up to 0.28)."""
 _WELL_KNOWN = 0.9
-"""Accuracy on the training images from which sure mistakes are rare but for wrong labels."""
+"""Training accuracy from which confident mistakes are rare unless labels are wrong."""
 _SURE_MISTAKES = 0.6
-"""Error rate of the surest quarter of the held-out answers over that of all: 0.7 and more with wrong labels,
-which no confidence foresees; up to 0.5 where classes overlap (generated data, CIFAR-10 at accuracy 0.5)."""
+"""Minimum error rate of the most confident quarter of the held-out predictions, relative to that of all. It
+is 0.7 and more with wrong labels, which are independent of the confidence, and up to 0.5 where classes
+overlap (generated data, CIFAR-10 at accuracy 0.5)."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """How many of some images are answered right."""
+    """Number of correct predictions among some images."""
 
     correct: int
     count: int
 
     @property
     def share(self) -> float:
-        """In 0..1."""
+        """Share of correct predictions, in 0..1."""
         return self.correct / self.count
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95% interval of the share (Wilson)."""
+        """95% Wilson interval of the share."""
         return wilson_interval(self.correct, self.count)
 
 
 class Judged:
-    """What is known of a run beside how its answers are judged, however many labels an image has."""
+    """History and settings of a run, with any number of labels per image."""
 
     held: AnyPredictions
     history: History
     settings: Mapping[str, Any]
 
     def setting(self, path: str) -> Any:
-        """Return a setting by its dotted key, None if there is none."""
+        """Return the setting at a dotted key, or None if there is none."""
         value: Any = self.settings
         for key in path.split("."):
             value = value.get(key) if isinstance(value, Mapping) else None
@@ -87,61 +88,61 @@ class Judged:
 
     @property
     def losses(self) -> npt.NDArray[np.float64]:
-        """The train loss of each epoch."""
+        """Train loss of each epoch."""
         return read_series(self.history, "train/loss").values
 
     @property
     def is_pretrained(self) -> bool:
-        """Whether the network began with published weights."""
+        """Whether the network started from published weights."""
         return bool(self.setting("model.family") == "pretrained" and self.setting("model.weights") != "none")
 
     @property
     def is_probe(self) -> bool:
-        """Whether all that was trained is the head, fitted by logistic regression."""
+        """Whether only the head was trained, by logistic regression."""
         return len(self.history) == 1 and PENALTY in self.history[0]
 
 
 @dataclass(frozen=True, eq=False)
 class Case(Judged):
-    """One run, as it is judged; `build_case` makes it."""
+    """One run to be judged; `build_case` makes it."""
 
     train: Predictions
     held: Predictions
-    """Of the held-out images without copies of training images; of all if all are copies."""
+    """Predictions for the held-out images without copies of training images; for all of them if all are
+    copies."""
     whole: Predictions
-    """Of all held-out images."""
+    """Predictions for all held-out images."""
     copies: int
-    """Held-out images that are exact copies of training images."""
+    """Number of held-out images that are exact copies of training images."""
     history: History
     settings: Mapping[str, Any]
     is_stratified: bool
-    """Whether the held-out images are a share of the source, and not the source's own choice."""
+    """Whether the held-out images are a share of the source, rather than chosen by the source."""
 
     @property
     def has_only_copies(self) -> bool:
-        """Whether no held-out image is left that the model has not seen."""
+        """Whether every held-out image is a copy of a training image."""
         return self.copies == len(self.whole.labels)
 
     @cached_property
     def train_score(self) -> Score:
-        """Of the training images."""
+        """Score on the training images."""
         return score_of(self.train)
 
     @cached_property
     def held_score(self) -> Score:
-        """Of the held-out images without copies."""
+        """Score on the held-out images without copies."""
         return score_of(self.held)
 
     @property
     def cross_validated(self) -> float | None:
-        """The accuracy of logistic regression on training images that each fold left out; None if the model
-        that answers has another head."""
+        """Cross-validated accuracy of logistic regression on the training images; None for other heads."""
         value = self.history[0].get(CROSS_VALIDATED) if self.is_probe else None
         return float(value) if isinstance(value, int | float) else None
 
     @property
     def has_few_images(self) -> bool:
-        """Whether the held-out images are too few to tell the accuracy."""
+        """Whether there are too few held-out images to measure the accuracy."""
         low, high = self.held_score.interval
         return high - low > WIDEST_INTERVAL
 
@@ -152,10 +153,10 @@ class Case(Judged):
 
     @property
     def gap_interval(self) -> tuple[float, float]:
-        """The 95% interval of the gap.
+        """95% interval of the gap.
 
-        Newcombe 1998, "Interval estimation for the difference between independent proportions",
-        method 10: the two Wilson intervals combined.
+        Newcombe 1998, "Interval estimation for the difference between independent proportions", method 10:
+        combines the two Wilson intervals.
         """
         train, held = self.train_score, self.held_score
         below = math.hypot(train.share - train.interval[0], held.interval[1] - held.share)
@@ -164,10 +165,10 @@ class Case(Judged):
 
     @cached_property
     def neglected(self) -> list[tuple[str, float, int]]:
-        """Classes that are recognised hardly ever: (name, recall, held-out images), the lowest recall first.
+        """Classes that are hardly ever recognised: (name, recall, held-out images), lowest recall first.
 
-        Those whose recall is less than a third of the accuracy, by more than chance (binomial test with
-        Bonferroni's correction).
+        Their recall is less than a third of the accuracy, by more than chance (binomial test with Bonferroni
+        correction).
         """
         found = [
             (name, recall, count)
@@ -180,10 +181,10 @@ class Case(Judged):
 
     @cached_property
     def contradicted(self) -> Indices:
-        """Training images that the model confidently gives another label, as `contradictions` finds them.
+        """Training images whose label the model confidently contradicts, see `contradictions`.
 
-        None where the model has learnt little, where few of its mistakes are as sure, or where a model that
-        makes many errs less the surer it is, as with classes that merely overlap.
+        Empty if the model has little skill, if few of its mistakes are confident, or if a model with many
+        mistakes errs less where it is more confident, as with overlapping classes.
         """
         score, found = self.train_score, contradictions(self.train)
         if skill(self.train) < _LITTLE_SKILL:
@@ -201,23 +202,23 @@ def build_case(
     settings: Mapping[str, Any],
     dataset: Mapping[str, Any],
 ) -> Case:
-    """Return what is judged; `dataset` is dataset.json, which lists the copies, or empty."""
+    """Return the `Case` of a run; `dataset` is the content of dataset.json (with the copies) or empty."""
     whole = predictions[held_out]
     copies = copied_names(dataset, held_out)
     kept = np.array([name not in copies for name in whole.names], dtype=bool)
     held = whole.select(np.flatnonzero(kept)) if kept.any() and not kept.all() else whole
-    # Shards were split when they were packed.
+    # Shards are split when they are packed.
     is_stratified = dataset.get("split_by") == STRATIFIED and dataset.get("layout") != "shards"
     return Case(predictions["train"], held, whole, int(np.sum(~kept)), history, settings, is_stratified)
 
 
 def score_of(predictions: AnyPredictions) -> Score:
-    """Return how many of the images are answered right."""
+    """Return the number of correct predictions and of images."""
     return Score(int(np.sum(predictions.right)), len(predictions.labels))
 
 
 def recalls(predictions: Predictions) -> list[tuple[str, float, int]]:
-    """Return (name, recall, images) of each class that there are images of."""
+    """Return (name, recall, images) of each class that has images."""
     right = predictions.predicted == predictions.labels
     counts = np.bincount(predictions.labels, minlength=len(predictions.class_names))
     hits = np.bincount(predictions.labels[right], minlength=len(counts))
@@ -229,9 +230,9 @@ def recalls(predictions: Predictions) -> list[tuple[str, float, int]]:
 
 
 def skill(predictions: Predictions) -> float:
-    """Return the share that is learnt of what guessing leaves, of the accuracy or of the mean recall.
+    """Return the accuracy or the mean recall, whichever is better, rescaled against guessing.
 
-    0 is as good as always answering the most frequent class, 1 is no mistake.
+    0 is as good as always predicting the most frequent class, 1 is no mistake.
     """
     known = [recall for _, recall, _ in recalls(predictions)]
     pairs = (
@@ -242,10 +243,10 @@ def skill(predictions: Predictions) -> float:
 
 
 def contradictions(predictions: Predictions) -> Indices:
-    """Return the images that are confidently given another label than theirs, the surest first.
+    """Return the images that are confidently predicted as another class, most confident first.
 
-    An answer is confident if its probability is at least the mean probability of the label of the images that
-    have this label (confident learning: Northcutt, Jiang and Chuang 2021).
+    A prediction is confident if its probability is at least the mean probability of that class over the
+    images labelled with it (confident learning: Northcutt, Jiang and Chuang 2021).
     """
     own = predictions.probabilities[np.arange(len(predictions.labels)), predictions.labels]
     counts = np.bincount(predictions.labels, minlength=len(predictions.class_names))
@@ -257,7 +258,7 @@ def contradictions(predictions: Predictions) -> Indices:
 
 
 def _errs_when_sure(predictions: Predictions) -> bool:
-    """Return whether the surest quarter of the answers is wrong nearly as often as all."""
+    """Return whether the most confident quarter of the predictions errs nearly as often as all of them."""
     wrong = predictions.predicted != predictions.labels
     sure = np.argsort(-predictions.confidence, kind="stable")[: max(1, len(wrong) // 4)]
     return bool(wrong.any() and wrong[sure].mean() >= _SURE_MISTAKES * wrong.mean())

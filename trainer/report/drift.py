@@ -1,6 +1,7 @@
-"""How a data set differs from that of an earlier run, and whether that is more than chance.
+"""Data drift: differences between a data set and that of an earlier run, with significance tests.
 
-In: dataset.json and images.json of both. Out: a `Drift`: sentences, and the rows of two tables.
+`find_drift` compares dataset.json and images.json of both runs. It returns a `Drift`, which has sentences and
+the rows of tables.
 """
 
 from __future__ import annotations
@@ -24,35 +25,35 @@ _WORDS = {
     "height": ("lower", "taller"),
     "kilobytes": ("in smaller files", "in larger files"),
 }
-"""What images are that have less of a measure, and more of it."""
+"""Adjectives for images with a lower and a higher value of each measure."""
 _OF_PIXELS = ("brightness", "contrast", "colourfulness", "warmth")
-"""Measured after decoding, so that another size or another way to it changes them."""
+"""Measured after decoding, so other image sizes and other decoding settings change them."""
 _CHANCE = 0.01
 _LEAST_STATISTIC = 0.1
-"""Of Kolmogorov and Smirnov: with thousands of images what nobody can see is still more than chance."""
+"""Minimum Kolmogorov-Smirnov statistic: with thousands of images, invisible differences are significant."""
 _LEAST_SHARE = 0.02
 _LEAST_SAMPLE = 100
-"""Images that a share is estimated from."""
+"""Minimum number of images to estimate a share from."""
 _NAME = 40
 _SHORT = 20
 
 
 @dataclass(frozen=True)
 class Earlier:
-    """What is known of the run that the data are compared with."""
+    """The earlier run that the data are compared with."""
 
     name: str
     dataset: Mapping[str, Any]
-    """As dataset.json has it."""
+    """Content of dataset.json."""
     images: Mapping[str, Any]
-    """As images.json has it; empty if it has none."""
+    """Content of images.json; empty if the run has none."""
     is_decoded_alike: bool = True
-    """Whether its spec wanted images of the same size, made in the same way."""
+    """Whether its spec has the same image size and decoding settings."""
 
 
 @dataclass(frozen=True)
 class ClassCount:
-    """Images of a class in all splits, then and now."""
+    """Number of images of a class in all splits, before and now."""
 
     name: str
     before: int
@@ -61,7 +62,7 @@ class ClassCount:
 
 @dataclass(frozen=True)
 class MeasureRow:
-    """One measure of the sampled images, then and now."""
+    """One measure of the sampled images, before and now."""
 
     name: str
     before: Numbers
@@ -69,28 +70,28 @@ class MeasureRow:
     mean_before: float
     mean_now: float
     statistic: float
-    """Of Kolmogorov and Smirnov, the largest distance of both distributions, in 0..1."""
+    """Kolmogorov-Smirnov statistic: the largest distance between both distributions, in 0..1."""
     p_value: float
     has_moved: bool
-    """Whether it is more than chance, and enough to be seen."""
+    """Whether the difference is significant and large enough to be visible."""
 
 
 @dataclass(frozen=True)
 class Drift:
-    """All that there is to be said."""
+    """Differences between a data set and that of an earlier run."""
 
     run: str
-    """The earlier run's name."""
+    """Name of the earlier run."""
     sentences: tuple[str, ...]
-    """The first says the most; at least one."""
+    """At least one, the most important first."""
     classes: tuple[ClassCount, ...]
     counts: tuple[tuple[str, str, str], ...]
-    """(what, then, now) of other things that are counted."""
+    """(what, before, now) of other counts."""
     measures: tuple[MeasureRow, ...]
 
     @property
     def brief(self) -> str:
-        """In a few words: which measures and classes moved, or that none did."""
+        """Short summary: which measures and classes moved, or that none did."""
         moved = [row.name for row in self.measures if row.has_moved]
         words = [*([f"{', '.join(moved)} moved"] if moved else []), *_class_words(self.classes)]
         if not words:
@@ -99,7 +100,7 @@ class Drift:
 
 
 def find_drift(earlier: Earlier, dataset: Mapping[str, Any], images: Mapping[str, Any]) -> Drift:
-    """Return how the data of `dataset` and `images` differ from the `earlier` ones."""
+    """Return how the data of `dataset` and `images` differ from those of the `earlier` run."""
     classes = _class_rows(earlier.dataset, dataset)
     measures = _measure_rows(earlier, images)
     parts = [*_look_words(measures), *_class_words(classes)]
@@ -129,11 +130,12 @@ def _nothing_moved(earlier: Earlier, measures: Sequence[MeasureRow]) -> str:
 
 
 def exchanged(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[float | None, float | None]:
-    """Return which share of the images now is new, and which of those before is gone; None if not known.
+    """Return the share of images that are new and the share that are gone; None where unknown.
 
-    Exact where all contents are listed. Else of the contents below the lowest limit of the lists, which are
-    a random sample of both data sets, the same one where they are the same (Broder 1997): what is in both is
-    never taken for new or gone.
+    Exact if all contents are listed. Otherwise the shares are estimated from the contents below the lowest
+    limit of the lists. These are a random sample of both data sets, and the same sample where both are the
+    same (Broder 1997): an image that is in both is never counted as new or gone. A share is None if its
+    sample has fewer than 100 images.
     """
     keys = [set(each.get("contents", ())) for each in (before, now)]
     if not all(keys):
@@ -148,7 +150,7 @@ def exchanged(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[float 
 
 
 def _is_whole(images: Mapping[str, Any]) -> bool:
-    """Return whether all contents are listed."""
+    """Return whether images.json lists all contents."""
     return images.get("distinct") == len(images.get("contents", ()))
 
 
@@ -172,7 +174,7 @@ def _class_rows(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[Clas
 
 
 def _of_classes(dataset: Mapping[str, Any]) -> dict[str, int]:
-    """Return the images of each class in all splits; earlier versions did not normalize names."""
+    """Return the images of each class in all splits; names of earlier versions are normalized."""
     counts: dict[str, int] = {}
     for split in dataset.get("splits", {}).values():
         for name, count in split.get("classes", {}).items():
@@ -182,7 +184,7 @@ def _of_classes(dataset: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _class_words(rows: Sequence[ClassCount]) -> list[str]:
-    """Return what is to be said of the classes: new ones, lost ones, and the share that moved the most."""
+    """Return phrases for new and lost classes, and for the class whose share changed the most."""
     words = []
     for what, names in (
         ("is new", [row.name for row in rows if not row.before]),
@@ -201,8 +203,8 @@ def _class_words(rows: Sequence[ClassCount]) -> list[str]:
 
 
 def _shares_are_chance(rows: Sequence[ClassCount]) -> bool:
-    """Return whether both could be drawn from one mixture of classes (Pearson's chi-squared test)."""
-    from scipy.stats import chi2_contingency  # takes half a second to load
+    """Return whether both could come from one class distribution (Pearson's chi-squared test)."""
+    from scipy.stats import chi2_contingency  # slow import (0.5 s)
 
     table = [[row.before for row in rows], [row.now for row in rows]]
     return bool(chi2_contingency(table).pvalue >= _CHANCE)
@@ -220,7 +222,7 @@ def _measure_row(name: str, before: Numbers, now: Numbers, tests: int) -> Measur
 
     found = ks_2samp(before, now)
     statistic, p_value = float(found.statistic), float(found.pvalue)
-    # As many tests as there are measures (Bonferroni).
+    # Bonferroni correction for the number of measures.
     has_moved = p_value < _CHANCE / tests and statistic >= _LEAST_STATISTIC
     means = [sum(each) / len(each) for each in (before, now)]
     return MeasureRow(name, before, now, means[0], means[1], statistic, p_value, has_moved)
@@ -234,7 +236,7 @@ def _look_words(rows: Sequence[MeasureRow]) -> list[str]:
 
 
 def _word(row: MeasureRow) -> str:
-    """Return what the images are more than they were; a mean that stayed doesn't tell."""
+    """Return the adjective for a measure that moved; without a change of the mean, its spread has changed."""
     if abs(row.mean_now - row.mean_before) < _LEAST_STATISTIC * pstdev([*row.before, *row.now]):
         return f"of a more or less varied {row.name}"
     return _WORDS[row.name][row.mean_now > row.mean_before]

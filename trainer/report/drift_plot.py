@@ -1,7 +1,4 @@
-"""The distributions of two data sets to one figure of small multiples.
-
-In: the measures of a `Drift`. Out: a `Figure`.
-"""
+"""Figure of the measures of two data sets, as small multiples of their distributions."""
 
 from __future__ import annotations
 
@@ -19,11 +16,11 @@ _COLUMNS = 2
 _ROW_INCHES = 1.45
 _BINS = 24
 _MOST = 0.995
-"""Of the values: the few beyond would press the rest together."""
+"""Quantile up to which values are drawn; the few above would compress the rest."""
 
 
 def draw_drift(rows: Sequence[MeasureRow], before: str, now: str) -> Figure:
-    """Draw each measure's distribution then and now; `before` and `now` name them in the legend."""
+    """Draw the distribution of each measure before and now; `before` and `now` are the legend labels."""
     lines = math.ceil(len(rows) / _COLUMNS)
     figure = new_figure(_ROW_INCHES * lines + 0.3)
     axes = figure.subplots(lines, _COLUMNS, squeeze=False).ravel()

@@ -1,6 +1,6 @@
-"""Advice on how long to train, and at which learning rate.
+"""Advice on the training duration and the learning rate.
 
-In: the `Case` of a run. Out: sentences and settings that can be pasted; none is a setting that the run had.
+The functions return sentences and settings that can be pasted; none is a setting that the run already has.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from trainer.report.history import find_best_epoch
 from trainer.spec import USUAL_RATES, EarlyStoppingSpec
 
 _LARGE_LOSS = 2.0
-"""Times that of guessing: a train loss above it in the first epoch is a step that was too long."""
+"""Multiple of the loss of guessing; a higher train loss in the first epoch means too high a learning rate."""
 _SMALL_FALL = 0.02
-"""Share of the train loss; one that falls less in a quarter of the epochs has come to rest."""
+"""Relative decrease of the train loss over a quarter of the epochs below which it has converged."""
 
 
 def train_on(case: Judged) -> Iterator[str]:
-    """Yield longer training, where the train loss was still falling clearly."""
+    """Yield advice to train longer if the train loss was still falling clearly; to fine-tune, for a probe."""
     if case.is_probe:
         yield fine_tuning(case)
         return
@@ -33,12 +33,12 @@ def train_on(case: Judged) -> Iterator[str]:
 
 
 def fine_tuning(case: Judged) -> str:
-    """Return how a frozen backbone is fine-tuned after logistic regression."""
+    """Return advice to fine-tune the frozen backbone after logistic regression."""
     return "Fine-tune the backbone: --set train.epochs=10 --set optimizer.learning_rate=0.0003."
 
 
 def more_epochs(case: Judged) -> str:
-    """Return the setting that lets it train longer: that of what ended this training."""
+    """Return the setting that lets the run train longer: that of the limit which ended this training."""
     planned, done = case.setting("train.epochs"), len(case.history)
     planned = planned if isinstance(planned, int) else done or 10
     if 0 < done < planned:
@@ -64,13 +64,13 @@ def _ran_out_of_patience(case: Judged) -> bool:
 
 
 def keeps_best(case: Judged) -> bool:
-    """Return whether the answers are those of the best epoch, not of the last one."""
+    """Return whether the predictions are those of the best epoch, not of the last one."""
     keep, stopping = case.setting("train.keep"), case.setting("train.early_stopping")
     return keep == "best" or (keep in (None, "auto") and stopping is not None)
 
 
 def another_rate(case: Case) -> Iterator[str]:
-    """Yield a smaller rate for a loss that leapt or never fell, a larger one for a loss that creeps."""
+    """Yield a lower learning rate if the loss jumped or never fell, a higher one if it falls too slowly."""
     rate = case.setting("optimizer.learning_rate")
     usual = USUAL_RATES.get(str(case.setting("optimizer.name")))
     if not rate or usual is None or not len(case.losses):
@@ -88,9 +88,9 @@ def another_rate(case: Case) -> Iterator[str]:
 
 
 def _is_creeping(loss: np.ndarray[Any, Any]) -> bool:
-    """Return whether the loss falls steadily, by less than a tenth in all."""
+    """Return whether the loss falls steadily, but by less than a tenth in total."""
     if len(loss) < 4 or loss[-1] < 0.9 * loss[0] or loss.min() == loss.max():
         return False
-    from scipy.stats import spearmanr  # takes a second to load, and short trainings do without
+    from scipy.stats import spearmanr  # slow import (1 s), not needed for short runs
 
     return bool(spearmanr(np.arange(len(loss)), loss).statistic < -0.9)

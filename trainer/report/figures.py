@@ -1,7 +1,6 @@
-"""An empty figure in the report's style, and a drawn one as SVG or PNG.
+"""Empty figures in the style of the report, and their conversion to SVG and PNG.
 
-In: sizes, and figures that `plots` has drawn. Out: figures; SVG whose colours and letters are
-the page's own, in light and in dark; PNG on white.
+SVG uses the colours and the font of the page, in light and dark mode. PNG has a white background.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ GRID = "#d8dee4"
 BLUE = "#1f6fb2"
 ORANGE = "#b45309"
 GREEN = "#0b7a5c"
-"""A trio that people with any form of colour blindness tell apart, each readable on white."""
+"""The three colours are distinguishable with any form of colour blindness, and each is readable on white."""
 
-# What stands in the SVG instead, so that the page's scheme decides. The page defines them.
+# CSS variables that replace the colours in the SVG. The page defines them for its colour scheme.
 _VARIABLES = {
     INK: "--ink",
     MUTED: "--muted",
@@ -35,20 +34,20 @@ _VARIABLES = {
     GREEN: "--green",
 }
 WIDTH_INCHES = 4.8
-"""346 units of the SVG: about a phone's width, so that letters of 9.5 units are legible there."""
+"""346 SVG units: about the width of a phone screen, so text of 9.5 units is legible there."""
 FONT_SIZE = 9.5
 _PNG_DPI = 200
 
 
 def new_figure(height_inches: float) -> Figure:
-    """Return an empty figure as wide as a column of the page, laid out so that no label is cut."""
+    """Return an empty figure as wide as a column of the page, laid out so that no label is cut off."""
     figure = Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03)  # type: ignore[union-attr, call-arg]
     return figure
 
 
 def style_axes(axes: Axes, x_label: str = "", y_label: str = "", grid: str = "y") -> None:
-    """Give `axes` its labels, and the report's grid (of 'x', 'y', 'both' or 'none') and colours."""
+    """Set the labels, the grid ('x', 'y', 'both' or 'none') and the colours of `axes`."""
     axes.set_facecolor("none")
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(GRID)
@@ -61,7 +60,7 @@ def style_axes(axes: Axes, x_label: str = "", y_label: str = "", grid: str = "y"
 
 
 def add_legend(axes: Axes, columns: int) -> None:
-    """Put a legend above `axes`, in one row of `columns` entries."""
+    """Add a legend above `axes`, with `columns` columns."""
     axes.legend(
         loc="lower left",
         bbox_to_anchor=(0.0, 1.0),
@@ -77,7 +76,7 @@ def add_legend(axes: Axes, columns: int) -> None:
 
 
 def to_png(figure: Figure) -> bytes:
-    """Return `figure` as PNG on white."""
+    """Return `figure` as PNG with a white background."""
     data = io.BytesIO()
     with _quiet():
         _settle(figure)
@@ -86,18 +85,18 @@ def to_png(figure: Figure) -> bytes:
 
 
 def to_svg(figure: Figure, name: str, description: str) -> str:
-    """Return `figure` as an `<svg>` element for an HTML page, read out as `description`.
+    """Return `figure` as an `<svg>` element for an HTML page, with `description` as its accessible label.
 
-    name: starts every id in it, so that several figures live in one page. It has no
-    size, no background and no reference to anything outside.
+    name: prefix of every id, so that several figures can share a page. The element has no size, no background
+    and no external reference.
     """
     data = io.StringIO()
-    # Letters as text: a tenth of the bytes, in the page's font, and they can be searched.
+    # Text instead of glyph paths: a tenth of the bytes, in the page's font, and searchable.
     with _quiet(), matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         _settle(figure)
         figure.savefig(data, format="svg", transparent=True)
     text = re.sub(r"\s*<metadata>.*?</metadata>", "", data.getvalue(), flags=re.DOTALL)
-    # The definitions matplotlib writes at its end apply to a whole page: the page has its own.
+    # Matplotlib's <style> element would apply to the whole page, which has its own.
     text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)
     text = re.sub(r"<!--.*?-->\n?", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(r'\b(id="|href="#|url\(#)', rf"\1{name}-", text)
@@ -112,7 +111,7 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
 
 
 def _settle(figure: Figure) -> None:
-    """Lay `figure` out once: otherwise each saving does it again, which takes longer than drawing."""
+    """Compute the layout of `figure` once: otherwise each save repeats it, which is slower than drawing."""
     if figure.get_layout_engine() is not None:
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
@@ -125,7 +124,7 @@ def _font(found: re.Match[str]) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Say nothing of letters that the PNG's font lacks: it shows boxes, and the page has the right ones."""
+    """Suppress warnings about glyphs missing from the font of the PNG, which are drawn as boxes there."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield

@@ -1,7 +1,4 @@
-"""Whether a model is better than guessing: than always answering the most frequent class.
-
-In: `Predictions`. Out: that class, its share, and yes or no at 95% confidence.
-"""
+"""Significance tests against guessing, that is, against always predicting the most frequent class."""
 
 from __future__ import annotations
 
@@ -13,40 +10,41 @@ from scipy import special
 from trainer.metrics import Predictions
 
 _LEVEL = 0.025
-"""One-sided, as the limits of a 95% interval are."""
+"""One-sided significance level, as of the limits of a 95% interval."""
 _UNEQUAL, _CHANCE = 1.2, 0.001
-"""Classes are unequal if the largest has so many times its share of equal classes, and not by chance."""
+"""Classes are unequal if the largest has this multiple of an equal share, at this significance level."""
 
 
 def constant_answer(predictions: Predictions) -> tuple[str, float]:
-    """Return the name of the most frequent class, the first of equals, and its share in 0..1."""
+    """Return the name of the most frequent class, the first of a tie, and its share in 0..1."""
     counts = np.bincount(predictions.labels, minlength=len(predictions.class_names))
     label = int(np.argmax(counts))
     return predictions.class_names[label], float(counts[label] / counts.sum())
 
 
 def has_unequal_classes(predictions: Predictions) -> bool:
-    """Return whether the most frequent class has clearly more images than its share of equal classes."""
+    """Return whether the most frequent class has clearly more images than an equal share."""
     return are_unequal(np.bincount(predictions.labels, minlength=len(predictions.class_names)).tolist())
 
 
 def are_unequal(counts: Sequence[int]) -> bool:
-    """Return the same of the images of each class."""
+    """Return whether the largest of `counts`, the images by class, is clearly more than an equal share."""
     largest, total, classes = max(counts), sum(counts), len(counts)
     by_chance = classes * float(special.bdtrc(largest - 1, total, 1 / classes))
     return largest > _UNEQUAL * total / classes and by_chance < _CHANCE
 
 
 def beats_guessing(predictions: Predictions) -> bool:
-    """Return whether the answers are better than the constant one by more than chance.
+    """Return whether the predictions are significantly better than the constant one, at 95% confidence.
 
-    Either more are right than the largest class's share explains (exact binomial test), or, where classes are
-    unequal, some class is answered more often for its own images than for others (Fisher's exact test, with
-    Bonferroni's correction): such a model may be less accurate than the constant answer, and still know more.
+    Either more of them are correct than the share of the largest class explains (exact binomial test), or,
+    with unequal classes, some class is predicted more often for its own images than for others (Fisher's
+    exact test with Bonferroni correction). Such a model may be less accurate than the constant prediction and
+    still be informative.
     """
     right = int(np.sum(predictions.predicted == predictions.labels))
     count, share = len(predictions.labels), constant_answer(predictions)[1]
-    # The probability of so many right answers, or more.
+    # The probability of at least this many correct predictions.
     if right and float(special.bdtrc(right - 1, count, share)) < _LEVEL:
         return True
     if not has_unequal_classes(predictions):
@@ -56,8 +54,8 @@ def beats_guessing(predictions: Predictions) -> bool:
 
 
 def _p_of_class(predictions: Predictions, label: int) -> float:
-    """Return Fisher's one-sided p-value of how often a class is answered for its own images."""
-    from scipy import stats  # takes as long to load as a comparison of two runs, which needs none of it
+    """Return Fisher's one-sided p-value of how often a class is predicted for its own images."""
+    from scipy import stats  # slow import, not needed to compare two runs
 
     own, answered = predictions.labels == label, predictions.predicted == label
     hits = int(np.sum(own & answered))

@@ -1,7 +1,6 @@
-"""Rows of history.jsonl to curves.
+"""Training curves from the rows of history.jsonl.
 
-In: one mapping an epoch, some of them without held-out values. Out: the values there are,
-the best epoch, and whether the held-out curve was still rising at its end.
+A row is a mapping for one epoch; some rows have no held-out values.
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ class Series:
     """One curve."""
 
     epochs: Floats
-    """[n], from 1."""
+    """[n], counted from 1."""
     values: Floats
     """[n], finite."""
 
 
 def read_series(history: History, key: str) -> Series:
-    """Return the finite values of `key`, epoch by epoch; rows without one are left out."""
+    """Return the finite values of `key` by epoch; rows without one are omitted."""
     points = [
         (float(epoch), float(value))
         for epoch, value in ((row.get("epoch"), row.get(key)) for row in history)
@@ -45,7 +44,7 @@ def read_series(history: History, key: str) -> Series:
 def find_best_epoch(history: History, held_out: str, measure: str) -> int | None:
     """Return the epoch, from 1, with the best held-out `measure`; None if none was validated.
 
-    measure: 'loss', the lowest being best, or another one, the highest; of equals the first.
+    measure: the lowest 'loss' is best, the highest of any other. The first epoch of a tie is returned.
     """
     series = read_series(history, f"{held_out}/{measure}")
     if not len(series.values):
@@ -57,11 +56,11 @@ def find_best_epoch(history: History, held_out: str, measure: str) -> int | None
 def is_rising(history: History, held_out: str, measure: str = "accuracy") -> bool:
     """Return whether the held-out `measure` was still rising when training ended.
 
-    It was if a line through the last fifth of the points (four at least) gains 0.01 or more
-    there, and no line as steep would come of chance more often than once in 20 times (t-test
-    of the slope). With two to four points in all, the last must be the highest and 0.02
-    above the first. A learning rate that has run out ends a rise for good: below a tenth of
-    its peak, the curve climbs because the rate falls, and more epochs at its end bring nothing.
+    A line is fitted to the last fifth of the points (at least four). The measure is rising if the line gains
+    at least 0.01 over them with a one-sided p-value below 0.05 (t-test of the slope). With two to four points
+    in total, the last one must be the highest and more than 0.02 above the first. Below a tenth of the peak
+    learning rate, the measure does not count as rising: it then rises because the rate falls, and more epochs
+    at the final rate gain nothing.
     """
     rates = read_series(history, "learning_rate").values
     if len(rates) and rates[-1] < _ANNEALED * rates.max():
@@ -74,7 +73,7 @@ def is_rising(history: History, held_out: str, measure: str = "accuracy") -> boo
             and series.values[-1] == series.values.max()
             and series.values[-1] - series.values[0] > 2 * _LEAST_RISE
         )
-    from scipy.stats import linregress  # takes a second to load, and short trainings do without
+    from scipy.stats import linregress  # slow import (1 s), not needed for short runs
 
     last = max(4, math.ceil(count / 5))
     epochs, values = series.epochs[-last:], series.values[-last:]

@@ -1,7 +1,4 @@
-"""What a report is made from.
-
-In: nothing, or a training and its results. Out: `ReportInputs`.
-"""
+"""Inputs of a report, and their collection from a training result."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from trainer.metrics import AnyPredictions
 from trainer.report.drift import Drift
 from trainer.spec import RunSpec, dump_shown_spec
 
-if TYPE_CHECKING:  # they load TensorFlow, and reports of finished runs need none
+if TYPE_CHECKING:  # they import TensorFlow, which reports of finished runs do not need
     from trainer.data.dataset import Dataset
     from trainer.train import TrainResult
 
@@ -26,36 +23,37 @@ Pixels = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, eq=False)
 class ReportInputs:
-    """All of a run that its report shows."""
+    """Everything that the report of a run shows."""
 
     title: str
-    """The run's name."""
+    """Name of the run."""
     spec_yaml: str
-    """The resolved spec."""
+    """The resolved spec, as YAML."""
     environment: Mapping[str, Any]
-    """As environment.json has it; whatever is missing is not shown."""
+    """Content of environment.json; missing entries are not shown."""
     dataset: Mapping[str, Any]
-    """As dataset.json has it: 'splits' is {split: {'images': n, 'classes': {class: n}}}."""
+    """Content of dataset.json: 'splits' is {split: {'images': n, 'classes': {class: n}}}."""
     rejected: Sequence[Rejection]
     history: Sequence[Mapping[str, Any]]
-    """As history.jsonl has it; held-out values may be missing from some rows."""
+    """Rows of history.jsonl; held-out values may be missing from some rows."""
     predictions: Mapping[str, AnyPredictions]
-    """By split: 'train' and the held-out ones."""
+    """By split: 'train' and the held-out splits."""
     metrics: Mapping[str, float]
     """By split/metric."""
     held_out: str
-    """The split that the verdict is about: 'validation' or 'test'."""
+    """Split that the verdict is about: 'validation' or 'test'."""
     pictures: Callable[[str, npt.NDArray[np.int64]], Pixels]
-    """(split, indices [n]) to the images as the network sees them, uint8 [n, height, width, channels]."""
+    """Maps (split, indices [n]) to the network's input images, uint8 [n, height, width, channels]."""
     train_seconds: float
     ended: str = ""
-    """Why training ended before its last epoch; empty if it didn't."""
+    """Why training ended before its last epoch; empty if it did not."""
     keeps_best: bool = False
-    """Whether the model is the best epoch's, not the last one's."""
+    """Whether the model is that of the best epoch, not of the last one."""
     drift: Drift | None = None
-    """How the data differ from those of the run before; None if they don't."""
+    """Differences from the data of the newest finished run; None unless it has the same source and other
+    data."""
     best_epoch: int = 0
-    """From 1, as training found it; 0 if it looked at no epoch, and then the history tells."""
+    """From 1, as found during training; 0 if none was evaluated, then it is taken from the history."""
 
 
 def report_inputs(
@@ -68,7 +66,7 @@ def report_inputs(
     metrics: dict[str, float],
     drift: Drift | None = None,
 ) -> ReportInputs:
-    """Return what the report of a training shows."""
+    """Return the inputs for the report of a training."""
     return ReportInputs(
         title=title,
         spec_yaml=dump_shown_spec(spec),

@@ -1,7 +1,7 @@
-"""The report of a run whose images have any number of labels.
+"""Report of a run with any number of labels per image.
 
-In: `ReportInputs`. Out: report.html and plots/*.png, as `trainer.report.page` makes them, with average
-precision and thresholds in the place of the confusion matrix.
+Like `trainer.report.page`, it consists of report.html and plots/*.png, with average precision and thresholds
+instead of the confusion matrix.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _OVERALL = (
 
 @dataclass(frozen=True)
 class LabelRow:
-    """One label on the held-out split; None where it has no images."""
+    """Metrics of one label on the held-out split; None where it has no images."""
 
     name: str
     average_precision: float | None
@@ -51,12 +51,12 @@ class LabelRow:
     f1: float | None
     support: int
     share: float
-    """Of the images: what a constant answer has as average precision."""
+    """Share of the images with this label, which is the average precision of a constant prediction."""
     threshold: float | None
 
 
 def write_label_report(run_folder: Path, inputs: ReportInputs) -> Verdict:
-    """Write report.html and plots/*.png into `run_folder`; see `trainer.report.page.write_page`."""
+    """Write report.html and plots/*.png to `run_folder`; see `trainer.report.page.write_page`."""
     return write_page(run_folder, inputs, _SEVERAL_LABELS)
 
 
@@ -114,7 +114,7 @@ def _answers(inputs: ReportInputs) -> dict[str, Any]:
 
 
 def label_rows(metrics: Mapping[str, float], predictions: MultiLabelPredictions) -> list[LabelRow]:
-    """Return one row a label, in their order."""
+    """Return one row per label, in label order."""
     thresholds = predictions.thresholds
     return [
         LabelRow(

@@ -1,8 +1,8 @@
-"""The verdict on a run whose images have any number of labels.
+"""Verdict on a run with any number of labels per image.
 
-In: the answers to the training and the held-out images, the history, the settings, dataset.json. Out: a
-`Verdict`, in the kinds of `trainer.report.verdict.judge`. The measure is the mean average precision, which
-depends on no threshold; a constant answer has the mean share of the images that have a label.
+Inputs and kinds are those of `trainer.report.verdict.judge`. The measure is the mean average precision, which
+does not depend on thresholds. A constant prediction reaches the mean over the labels of the share of images
+that have the label.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from trainer.spec import SCRATCH
 MEASURE = "mean_average_precision"
 _LEVEL = 0.025
 _NEGLECTED, _CHANCE = 1 / 3, 0.01
-"""As in `trainer.report.case`, with the micro-averaged recall in the place of the accuracy."""
+"""As in `trainer.report.case`, with the micro-averaged recall instead of the accuracy."""
 _RESAMPLES = 1000
 _NAME = 40
 _MOST_SENTENCES = 3
@@ -36,11 +36,12 @@ _MOST_SENTENCES = 3
 
 @dataclass(frozen=True, eq=False)
 class LabelCase(Judged):
-    """One run, as it is judged."""
+    """One run to be judged, with any number of labels per image."""
 
     train: MultiLabelPredictions
     held: MultiLabelPredictions
-    """Of the held-out images without copies of training images; of all if all are copies."""
+    """Predictions for the held-out images without copies of training images; for all of them if all are
+    copies."""
     copies: int
     has_only_copies: bool
     history: History
@@ -48,7 +49,7 @@ class LabelCase(Judged):
 
     @cached_property
     def ranking(self) -> Ranking:
-        """Of the held-out images."""
+        """Ranking of the held-out images."""
         return Ranking(self.held.truth, self.held.probabilities)
 
     @cached_property
@@ -63,7 +64,7 @@ class LabelCase(Judged):
 
     @cached_property
     def interval(self) -> tuple[float, float]:
-        """The 95% interval of the held-out mean average precision (percentiles of 1,000 resamples)."""
+        """95% interval of the held-out mean average precision (percentiles of 1,000 resamples)."""
         random, (images, labels) = np.random.default_rng(0), self.held.truth.shape
         means = [self.ranking.resampled_means(each) for each in draws(random, _RESAMPLES, images, labels)]
         drawn = np.nan_to_num(np.concatenate(means))
@@ -76,29 +77,29 @@ class LabelCase(Judged):
 
     @property
     def gap_interval(self) -> tuple[float, float]:
-        """The 95% interval of the gap; the training images, which are more, count as exact."""
+        """95% interval of the gap; the training images, which are more, are treated as exact."""
         low, high = self.interval
         return self.train_precision - high, self.train_precision - low
 
     @property
     def has_few_images(self) -> bool:
-        """Whether the held-out images are too few to tell."""
+        """Whether there are too few held-out images to measure the precision."""
         return self.interval[1] - self.interval[0] > WIDEST_INTERVAL
 
     @cached_property
     def beats_guessing(self) -> bool:
-        """Whether the probabilities know more of the labels than chance, see `Ranking.p_of_chance`."""
+        """Whether the probabilities are better than chance, see `Ranking.p_of_chance`."""
         return self.ranking.p_of_chance() < _LEVEL
 
     @cached_property
     def has_learnt(self) -> bool:
-        """Whether half of what a constant answer leaves is known of the training images."""
+        """Whether the train precision is at least halfway between that of a constant prediction and 1."""
         guess = constant_precision(self.train)
         return self.train_precision - guess >= LEAST_SKILL * (1 - guess)
 
     @cached_property
     def recalls(self) -> list[tuple[str, float, int]]:
-        """(name, recall, images) of each label that a held-out image has, the lowest recall first."""
+        """(name, recall, images) of each label with held-out images, lowest recall first."""
         support, hits = self.held.truth.sum(axis=0), (self.held.truth & self.held.predicted).sum(axis=0)
         rows = [
             (name, int(hit) / int(count), int(count))
@@ -109,9 +110,10 @@ class LabelCase(Judged):
 
     @cached_property
     def neglected(self) -> list[tuple[str, float, int]]:
-        """Labels that are found hardly ever: their recall is less than a third of that of all together.
+        """Labels that are hardly ever found: (name, recall, held-out images), lowest recall first.
 
-        By more than chance (binomial test with Bonferroni's correction).
+        Their recall is less than a third of the micro-averaged recall, by more than chance (binomial test
+        with Bonferroni correction).
         """
         count = sum(images for _, _, images in self.recalls)
         whole = sum(recall * images for _, recall, images in self.recalls) / count if count else 0.0
@@ -124,7 +126,7 @@ class LabelCase(Judged):
 
 
 def constant_precision(predictions: MultiLabelPredictions) -> float:
-    """Return the mean average precision of the same answer to all images: the labels' mean share of them."""
+    """Return the mean average precision of a constant prediction: the mean share of images per label."""
     shares = predictions.truth.mean(axis=0)
     return float(shares[shares > 0].mean()) if (shares > 0).any() else 0.0
 
@@ -138,8 +140,9 @@ def judge_labels(
 ) -> Verdict:
     """Return the verdict on a run; the arguments are those of `trainer.report.verdict.judge`.
 
-    So are the kinds and their order, with these differences: better than guessing is what a permutation test
-    of the mean average precision says; the gap is that of it; `contradicted` is never said.
+    The kinds and their order are the same, with these differences: a permutation test of the mean average
+    precision decides whether the run beats guessing; the gap is that of the mean average precision;
+    `contradicted` and `limited` are never returned.
     """
     whole, copies = predictions[held_out], copied_names(dataset, held_out)
     kept = np.array([name not in copies for name in whole.names], dtype=bool)
@@ -170,7 +173,7 @@ def _precisions(case: LabelCase) -> str:
 
 
 def _decide(case: LabelCase) -> tuple[Kind, str]:
-    """Return the kind, and the headline's last words."""
+    """Return the kind and the last words of the headline."""
     count = format_count(len(case.held.names), "image")
     if case.has_only_copies:
         return "copied", "all of these images are exact copies of training images, so this says nothing"
@@ -206,7 +209,7 @@ def _neglected_words(case: LabelCase) -> str:
 
 
 def _advise(kind: Kind, case: LabelCase) -> list[str]:
-    """Return sentences on what to try, the best first."""
+    """Return sentences on what to try next, best first."""
     found = list(dict.fromkeys(_sentences(kind, case)))[:_MOST_SENTENCES]
     if case.has_few_images and kind != "copied":
         images = format_count(len(case.held.names), "image")

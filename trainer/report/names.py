@@ -1,7 +1,4 @@
-"""Names and numbers as people read them.
-
-In: class names, file names and values as they come. Out: short, printable text.
-"""
+"""Formatting of names and numbers for display."""
 
 from __future__ import annotations
 
@@ -13,11 +10,10 @@ _UNPRINTABLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
 def shorten(name: str, limit: int) -> str:
-    """Return `name` on one line of at most `limit` columns, its middle left out if it is longer.
+    """Return `name` on one line of at most `limit` columns, with its middle elided if it is longer.
 
-    A letter of Chinese, Japanese or Korean takes two of them (Unicode's standard annex 11).
-    What can't be printed (control characters, marks that turn the direction of writing, odd bytes of a file's
-    name) becomes a space.
+    A Chinese, Japanese or Korean character takes two columns (Unicode Standard Annex 11). Unprintable
+    characters (control characters, bidirectional marks, undecodable bytes of a file name) become spaces.
     """
     printable = "".join(" " if unicodedata.category(each) in _UNPRINTABLE else each for each in name)
     text = " ".join(printable.split()) or "-"
@@ -26,27 +22,27 @@ def shorten(name: str, limit: int) -> str:
     front = limit // 2
     back = cut(text[::-1], limit - 1 - front)[::-1]
     while back and not get_character_cell_size(back[0]):
-        back = back[1:]  # a mark whose letter was cut off
+        back = back[1:]  # a combining mark whose base character was cut off
     return f"{cut(text, front)}…{back}"
 
 
 def columns(text: str) -> int:
-    """Return how many columns of a terminal `text` takes."""
+    """Return the number of terminal columns that `text` takes."""
     return sum(map(get_character_cell_size, text))
 
 
 def padded(text: str, width: int) -> str:
-    """Return `text` with spaces behind it, so that it takes `width` columns."""
+    """Return `text` padded with trailing spaces to `width` columns."""
     return text + " " * (width - columns(text))
 
 
 def clip(text: str, limit: int) -> str:
-    """Return `text` in at most `limit` columns, its end left out if it is longer."""
+    """Return `text` in at most `limit` columns, with its end elided if it is longer."""
     return text if columns(text) <= limit else f"{cut(text, limit - 1)}…"
 
 
 def cut(text: str, limit: int) -> str:
-    """Return as much of the beginning of `text` as fits into `limit` columns."""
+    """Return the longest prefix of `text` that fits into `limit` columns."""
     taken = 0
     for index, each in enumerate(text):
         taken += get_character_cell_size(each)
@@ -71,7 +67,7 @@ def format_count(count: int, noun: str, plural: str = "") -> str:
 
 
 def format_share(value: float | None) -> str:
-    """Return a value with three decimals (`-` for None); only exact ones become 1.000 or 0.000."""
+    """Return a value with three decimals (`-` for None); only exact values become 1.000 or 0.000."""
     if value is None:
         return "-"
     text = f"{value:.3f}"

@@ -1,7 +1,6 @@
-"""A run to `report.html` and `plots/*.png`.
+"""Report of a run with one label per image: report.html and plots/*.png.
 
-In: `ReportInputs`. Out: one HTML file that needs nothing beside it and runs no script, the
-plots as PNG, and the verdict.
+report.html is a single file without scripts and external resources. The plots are also written as PNG.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ _NOTABLE = 0.02
 
 @dataclass(frozen=True)
 class Plot:
-    """One figure with what it shows, in words."""
+    """One figure with a description of what it shows."""
 
     name: str
     title: str
@@ -67,26 +66,26 @@ class Card:
 
 @dataclass(frozen=True)
 class Contents:
-    """What a report shows of the answers."""
+    """The parts of a report that depend on the kind of predictions."""
 
     template: str
     judge: Callable[[ReportInputs, Mapping[str, Any]], Verdict]
-    """Inputs and settings to the verdict."""
+    """Maps inputs and settings to the verdict."""
     draw: Callable[[ReportInputs, Mapping[str, Any]], list[Plot]]
     cards: Callable[[ReportInputs, Verdict], list[Card]]
     answers: Callable[[ReportInputs], dict[str, Any]]
-    """What the template needs of them."""
+    """Returns the template context for the predictions."""
 
 
 def write_report(run_folder: Path, inputs: ReportInputs) -> Verdict:
-    """Write report.html and plots/*.png of a run of one label an image; see `write_page`."""
+    """Write report.html and plots/*.png of a run with one label per image; see `write_page`."""
     return write_page(run_folder, inputs, _ONE_LABEL)
 
 
 def write_page(run_folder: Path, inputs: ReportInputs, contents: Contents) -> Verdict:
-    """Write report.html and plots/*.png into `run_folder`; return the verdict.
+    """Write report.html and plots/*.png to `run_folder`; return the verdict.
 
-    Raises TemporaryError (full disk), UsageError (a folder that can't be written).
+    Raises TemporaryError (disk full) or UsageError (folder not writable).
     """
     settings = parse_mapping(inputs.spec_yaml, "the spec")
     verdict = contents.judge(inputs, settings)
@@ -140,9 +139,10 @@ def _draw_drift(inputs: ReportInputs) -> list[Plot]:
 def draw_history(
     inputs: ReportInputs, settings: Mapping[str, Any], measures: Sequence[str] = ("accuracy", "loss")
 ) -> list[Plot]:
-    """Return the curves of some measures, by epoch, with the best one marked: that of the first measure.
+    """Return one plot per measure over the epochs, with the best epoch marked.
 
-    Or of what early stopping watches. There are none without a history.
+    The best epoch is the one recorded during training, or else the best by the early-stopping monitor, or by
+    the first measure without early stopping. There are no plots without a history.
     """
     if not inputs.history:
         return []
@@ -178,7 +178,7 @@ def _spread(of_class: Mapping[str, int]) -> str:
 
 
 def calibration_text(calibration: Calibration) -> str:
-    """Return in a sentence whether answers are as often right as their probabilities say."""
+    """Return a sentence on whether predictions are as often right as their probabilities claim."""
     sure = float(np.average(calibration.confidence, weights=calibration.count))
     right = float(np.average(calibration.accuracy, weights=calibration.count))
     if abs(sure - right) < _NOTABLE:
@@ -213,7 +213,7 @@ def _context(
 
 
 def _answers(inputs: ReportInputs) -> dict[str, Any]:
-    """Return what the template needs of the held-out answers."""
+    """Return the template context for the held-out predictions."""
     predictions = _one_label(inputs)[inputs.held_out]
     rows = tables.class_rows(inputs.metrics, inputs.held_out, predictions.class_names)
     is_many = len(rows) > MOST_NAMED_CLASSES
@@ -228,7 +228,7 @@ def _answers(inputs: ReportInputs) -> dict[str, Any]:
 
 
 def pictured(inputs: ReportInputs) -> dict[str, Any]:
-    """Return what the template needs of all metrics, and of pictures that were answered wrong and right."""
+    """Return the template context for overall metrics, and for images with wrong and correct predictions."""
     splits = list(inputs.predictions)
     held, train = inputs.predictions[inputs.held_out], inputs.predictions["train"]
     return {
@@ -247,7 +247,7 @@ def _wrong(predictions: AnyPredictions) -> int:
 
 
 def _data(inputs: ReportInputs) -> dict[str, Any]:
-    """Return what the template needs of the data."""
+    """Return the template context for the data."""
     counts = tables.split_counts(inputs.dataset)
     return {
         "counts": counts,

@@ -1,7 +1,6 @@
-"""Predictions to the pictures that are worth a look.
+"""Selection and encoding of the images that a report shows.
 
-In: predictions, and a function that gives pixels. Out: `Picture`s, each with its image
-inside as a data URI.
+Each `Picture` embeds its image as a data URI.
 """
 
 from __future__ import annotations
@@ -28,33 +27,33 @@ _JPEG_QUALITY = 80
 
 @dataclass(frozen=True)
 class Picture:
-    """One image with what was said of it."""
+    """One image with its prediction."""
 
     uri: str
     is_small: bool
-    """Of so few pixels that it is enlarged without smoothing."""
+    """Whether the image has so few pixels that it is enlarged without smoothing."""
     name: str
     label: str
     predicted: str
-    """A class, or labels with commas between them."""
+    """A class, or comma-separated labels."""
     probability: float
-    """Of `predicted`."""
+    """Probability of `predicted`."""
     label_probability: float
 
 
 def choose_mistakes(predictions: AnyPredictions, count: int) -> Indices:
-    """Return the indices of at most `count` wrong answers, those with the highest probability first."""
+    """Return the indices of at most `count` wrong predictions, most confident first."""
     wrong = np.flatnonzero(~predictions.right)
     order = np.argsort(-predictions.confidence[wrong], kind="stable")
     return np.asarray(wrong[order][:count], dtype=np.int64)
 
 
 def choose_correct(predictions: AnyPredictions, count: int) -> Indices:
-    """Return the indices of at most `count` right answers: the surest of each class in turn."""
+    """Return the indices of at most `count` correct predictions: the most confident of each class in turn."""
     right = np.flatnonzero(predictions.right)
     right = right[np.argsort(-predictions.confidence[right], kind="stable")]
     labels = _kinds(predictions.labels[right])
-    # How many surer ones of its own class stand before each: 0 for the surest of every class.
+    # Rank within the class: 0 for the most confident prediction of every class.
     turn = np.zeros(len(right), dtype=np.int64)
     for label in np.unique(labels):
         turn[labels == label] = np.arange(np.sum(labels == label))
@@ -62,16 +61,16 @@ def choose_correct(predictions: AnyPredictions, count: int) -> Indices:
 
 
 def _kinds(labels: npt.NDArray[np.int32]) -> Indices:
-    """Return a number for each image, the same for those of one class or of the same labels."""
+    """Return a number per image, the same for images of one class or with the same labels."""
     return np.asarray(np.unique(labels, axis=0, return_inverse=True)[1], np.int64).reshape(len(labels))
 
 
 def read_pictures(
     predictions: AnyPredictions, indices: Indices, pixels: Callable[[str, Indices], Pixels]
 ) -> list[Picture]:
-    """Return the images at `indices` with their answers.
+    """Return the images at `indices` with their predictions.
 
-    pixels: (split, indices [n]) to uint8 [n, height, width, channels].
+    pixels: maps (split, indices [n]) to uint8 [n, height, width, channels].
     """
     if not len(indices):
         return []
@@ -94,9 +93,9 @@ def _picture(predictions: AnyPredictions, number: int, image: Pixels) -> Picture
 
 
 def encode_picture(image: Pixels) -> tuple[str, bool]:
-    """Return a data URI, and whether it is small: PNG of small images, of which every pixel counts.
+    """Return `image`, uint8 [height, width, channels], as a data URI, and whether it is small.
 
-    Others are JPEG, made smaller. `image` is uint8 [height, width, channels].
+    Small images (up to 64 pixels) become PNG, which preserves every pixel. Others are downscaled to JPEG.
     """
     small = max(image.shape[:2]) <= _SMALL_SIDE
     picture = Image.fromarray(as_rgb(image))

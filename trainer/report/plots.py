@@ -1,8 +1,7 @@
-"""Numbers to figures: one function a figure, each drawn on its own, with no state between them.
+"""Plots of training curves, confusion matrix, calibration and class distribution.
 
-In: the history, confusion matrix, calibration and counts. Out: `Figure`s, which `figures`
-turns into SVG and PNG. Colour never says anything alone: lines differ in their dashes and
-markers as well, and cells have numbers or places.
+Each function returns one `Figure`, which `figures` converts to SVG and PNG; the functions share no state.
+Colour is never the only cue: lines also differ in dashes and markers, and cells have numbers or positions.
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ from trainer.report.history import History, Series, read_series
 from trainer.report.names import shorten
 
 MOST_NUMBERED_CLASSES = 12
-"""A confusion matrix of more classes has no numbers in its cells."""
+"""Maximum number of classes for which a confusion matrix has numbers in its cells."""
 MOST_NAMED_CLASSES = 20
-"""A plot of more classes has no class names."""
+"""Maximum number of classes for which a plot has class names."""
 _MOST_TICKS = 12
 _TICK_STEPS = tuple(each * 10**power for power in range(1, 9) for each in (1, 2, 5))
-"""Between the numbered ticks of a matrix without names."""
+"""Possible steps between the numbered ticks of a matrix without names."""
 _NAME = 16
 _FEW_POINTS = 25
 _SPLITS = {
@@ -46,7 +45,7 @@ _SPLITS = {
     "validation": (ORANGE, "-", "s"),
     "test": (GREEN, "-", "D"),
 }
-# Of one brightness in both schemes, laid over the page with an opacity that grows with the share.
+# Equally bright in light and dark mode; the opacity grows with the share.
 _RIGHT_RGB = (0.23, 0.56, 0.85)
 _WRONG_RGB = (0.91, 0.48, 0.16)
 _LEAST_OPAQUE, _MOST_OPAQUE = 0.1, 0.8
@@ -58,8 +57,8 @@ def draw_curves(
 ) -> Figure:
     """Draw the training and the held-out `measure` (such as 'loss' or 'accuracy') over the epochs.
 
-    best_epoch, from 1, is marked; monitor is the measure that it is the best by. A measure that is only taken
-    of held-out images has one curve.
+    best_epoch: epoch to mark, from 1. monitor: measure by which it is the best. Measures other than loss and
+    accuracy have the held-out curve only.
     """
     figure = new_figure(2.9)
     axes = figure.add_subplot()
@@ -72,14 +71,14 @@ def draw_curves(
         _mark_best(axes, curves[held_out], best_epoch, "best: " if measure == monitor else "")
     values = np.concatenate([series.values for series in curves.values()])
     if measure == "loss" and len(values) and values.min() > 0 and values.max() > 20 * np.median(values):
-        # One enormous value, as of a first epoch that nearly diverged, would press the rest flat.
+        # One huge value, such as from a first epoch that nearly diverged, would flatten the rest.
         axes.set_yscale("log")
         axes.yaxis.set_minor_formatter(NullFormatter())
     else:
         axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
     axes.set_xlim(0.5, max([1.0, *(each for series in curves.values() for each in series.epochs)]) + 0.5)
-    # Room above for the mark of the best epoch.
+    # Room above for the label of the best epoch.
     axes.margins(y=0.14)
     add_legend(axes, 2)
     return figure
@@ -131,7 +130,7 @@ def _mark_best(axes: Axes, series: Series, best_epoch: int, prefix: str) -> None
 
 
 def draw_confusion(matrix: npt.NDArray[np.int64], class_names: Sequence[str]) -> Figure:
-    """Draw int64 [C, C], truth in rows: the stronger a cell, the larger its share of its row."""
+    """Draw a confusion matrix, int64 [C, C] with the truth in rows; the opacity is the share of the row."""
     count = len(class_names)
     is_named = count <= MOST_NAMED_CLASSES
     figure = new_figure(3.2 if count == 2 else 4.6)
@@ -153,11 +152,11 @@ def draw_confusion(matrix: npt.NDArray[np.int64], class_names: Sequence[str]) ->
 
 
 def _shade(matrix: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Return float [C, C, 4] in 0..1: blue what is right, orange what is wrong, clear what isn't there."""
+    """Return RGBA, float [C, C, 4] in 0..1: blue if correct, orange if wrong, transparent if empty."""
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     cells = np.empty((*matrix.shape, 4))
     cells[..., :3] = np.where(np.eye(len(matrix), dtype=bool)[..., None], _RIGHT_RGB, _WRONG_RGB)
-    # The root, and a least opacity: a mistake of one in a hundred must still be seen.
+    # The square root and a minimum opacity keep a mistake of one in a hundred visible.
     opacity = _LEAST_OPAQUE + (_MOST_OPAQUE - _LEAST_OPAQUE) * np.sqrt(shares)
     cells[..., 3] = np.where(shares > 0, opacity, 0.0)
     return cells
@@ -168,7 +167,7 @@ def _name_cells(axes: Axes, class_names: Sequence[str]) -> None:
     longest = max(map(len, names))
     turned = longest > 12 or (len(names) > 3 and longest > 2)
     size = FONT_SIZE if len(names) <= MOST_NUMBERED_CLASSES else FONT_SIZE - 1.5
-    # parse_math: a class may be called $x$.
+    # parse_math=False, because a class name may contain dollar signs.
     axes.set_xticks(
         range(len(names)),
         names,
@@ -192,7 +191,7 @@ def _number_cells(axes: Axes, matrix: npt.NDArray[np.int64]) -> None:
 
 
 def draw_calibration(calibration: Calibration) -> Figure:
-    """Draw how often answers are right against how sure they are, and how many there are of each."""
+    """Draw the accuracy over the confidence, and the number of images per confidence bin."""
     figure = new_figure(3.7)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     style_axes(upper, "", "share that is right", grid="both")

@@ -1,6 +1,6 @@
-"""A template and what it shows to a page of HTML, which needs nothing beside it.
+"""Rendering of Jinja templates to self-contained HTML.
 
-In: a template's name and values. Out: text; everything in it that isn't markup is escaped.
+All values are escaped, except markup.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from trainer.report.names import format_duration, format_share, shorten
 def render(template: str, context: Mapping[str, Any], *packages: str) -> str:
     """Return the page of a template in this package or in one of `packages`.
 
-    Bytes in it that are not UTF-8, as a file's name may hold, are spelled out.
+    Characters that UTF-8 can't encode, such as undecodable bytes of a file name, become backslash escapes.
     """
     loaders = [jinja2.PackageLoader(package, "") for package in ("trainer.report", *packages)]
     environment = jinja2.Environment(
@@ -39,5 +39,5 @@ def render(template: str, context: Mapping[str, Any], *packages: str) -> str:
 
 
 def _broken(name: str) -> Markup:
-    """Return `name` for HTML, with places where a line may end after slashes and underscores."""
+    """Return `name` for HTML, with line-break opportunities after slashes and underscores."""
     return Markup("<wbr>").join(re.split(r"(?<=[/_])", name))

@@ -1,7 +1,6 @@
-"""Inputs to the rows of the report's tables.
+"""Rows of the tables in a report.
 
-In: `ReportInputs`, or parts of it. Out: short lists of plain values; the template only lays
-them out.
+The functions return short lists of plain values; the template only lays them out.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _OVERALL = (
 
 @dataclass(frozen=True)
 class ClassRow:
-    """One class on the held-out split; None where it has no images."""
+    """Metrics of one class on the held-out split; None where it has no images."""
 
     number: int
     """From 1, in the order of the confusion matrix."""
@@ -47,17 +46,17 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class Confusion:
-    """One kind of mistake."""
+    """One kind of mistake: images of one class that are predicted as another."""
 
     label: str
     predicted: str
     count: int
     share: float
-    """Of the class's images."""
+    """Share of the images of the class."""
 
 
 def class_rows(metrics: Mapping[str, float], split: str, class_names: Sequence[str]) -> list[ClassRow]:
-    """Return one row a class, in the order of `class_names`."""
+    """Return one row per class, in the order of `class_names`."""
     return [
         ClassRow(
             number=number,
@@ -72,12 +71,12 @@ def class_rows(metrics: Mapping[str, float], split: str, class_names: Sequence[s
 
 
 def weakest_first(rows: Sequence[ClassRow]) -> list[ClassRow]:
-    """Return `rows` by recall, lowest first; classes without images last."""
+    """Return `rows` by recall, lowest first; classes without images are last."""
     return sorted(rows, key=lambda row: 2.0 if row.recall is None else row.recall)
 
 
 def top_confusions(matrix: npt.NDArray[np.int64], class_names: Sequence[str], count: int) -> list[Confusion]:
-    """Return the `count` most frequent mistakes of int64 [C, C], which has the truth in its rows."""
+    """Return the `count` most frequent mistakes in `matrix`, int64 [C, C] with the truth in rows."""
     wrong = matrix * (1 - np.eye(len(matrix), dtype=np.int64))
     order = np.argsort(-wrong, axis=None, kind="stable")[:count]
     totals = matrix.sum(axis=1)
@@ -94,33 +93,33 @@ def top_confusions(matrix: npt.NDArray[np.int64], class_names: Sequence[str], co
 def overall_rows(
     metrics: Mapping[str, float], splits: Sequence[str], names: Sequence[tuple[str, str]] = _OVERALL
 ) -> list[tuple[str, list[float | None]]]:
-    """Return (what it is, its value for each split) for each metric that some split has.
+    """Return (label, value per split) for each metric that some split has.
 
-    names: (metric, what it is).
+    names: (metric, label) pairs.
     """
     rows = [(label, [metrics.get(f"{split}/{name}") for split in splits]) for name, label in names]
     return [(label, values) for label, values in rows if any(value is not None for value in values)]
 
 
 def split_counts(dataset: Mapping[str, Any]) -> dict[str, dict[str, int]]:
-    """Return images by split and class."""
+    """Return the number of images by split and class."""
     return {split: dict(each["classes"]) for split, each in dataset.get("splits", {}).items()}
 
 
 def duplicate_names(dataset: Mapping[str, Any], count: int) -> list[list[str]]:
-    """Return up to `count` groups of equal images across splits, each as `split: name` texts."""
+    """Return up to `count` groups of identical images across splits, as `split: name` texts."""
     groups = dataset.get("duplicates_across_splits", {}).get("images", [])
     return [[f"{item['split']}: {item['name']}" for item in group] for group in groups[:count]]
 
 
 def most_changed(rows: Sequence[ClassCount], count: int) -> list[ClassCount]:
-    """Return the `count` classes whose number of images changed the most, in the order that they came in."""
+    """Return the `count` classes whose number of images changed the most, in their original order."""
     chosen = sorted(rows, key=lambda row: -abs(row.now - row.before))[:count]
     return [row for row in rows if row in chosen]
 
 
 def facts(inputs: ReportInputs, settings: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return what ran as (name, text), leaving out what is not known."""
+    """Return the facts of a run as (name, text) pairs, without unknown ones."""
     environment = inputs.environment
     found = [
         ("Recipe", str(settings.get("recipe") or "none")),
@@ -151,13 +150,13 @@ def _weights_text(environment: Mapping[str, Any]) -> str:
 
 
 def command_text(environment: Mapping[str, Any]) -> str:
-    """Return the command line, quoted for a shell; empty if it is not known."""
+    """Return the command line, quoted for a shell; empty if unknown."""
     command = environment.get("command") or []
     return command if isinstance(command, str) else shlex.join(map(str, command))
 
 
 def model_text(settings: Mapping[str, Any]) -> str:
-    """Return the network in a few words, such as `plain, filters 16, 32, 64, 150 px`."""
+    """Return a short description of the network: `plain; filters 16, 32, 64; 150 x 150 pixels`."""
     model = settings.get("model", {})
     lists = [(key, model.get(key)) for key in ("filters", "blocks", "dense_units")]
     parts = [str(model.get("family", ""))]
@@ -168,7 +167,7 @@ def model_text(settings: Mapping[str, Any]) -> str:
 
 
 def _pixels_text(data: Mapping[str, Any]) -> str:
-    """Return `150 x 150 pixels`, and whether they are grey or RGBA; empty if not known."""
+    """Return the image size as `150 x 150 pixels`, with ` of grey` or ` of RGBA`; empty if unknown."""
     if not data.get("image_size"):
         return ""
     height, width = sides_of(data["image_size"])
@@ -201,7 +200,7 @@ def _training_text(inputs: ReportInputs, settings: Mapping[str, Any]) -> str:
 def _optimizer_text(settings: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
     optimizer = dict(settings.get("optimizer", {}))
     if environment.get("learning_rate"):
-        optimizer["learning_rate"] = environment["learning_rate"]  # with train.scale_batch not the spec's
+        optimizer["learning_rate"] = environment["learning_rate"]  # scaled by train.scale_batch
     numbers = ("learning_rate", "weight_decay", "momentum", "clip_norm", "warmup_epochs")
     parts = [f"{key.replace('_', ' ')} {optimizer[key]:g}" for key in numbers if optimizer.get(key)]
     named = [str(optimizer[key]) for key in ("name", "schedule") if optimizer.get(key)]
@@ -209,7 +208,7 @@ def _optimizer_text(settings: Mapping[str, Any], environment: Mapping[str, Any])
 
 
 def augment_text(settings: Mapping[str, Any]) -> str:
-    """Return the random changes to training images, `none` if there are none; empty if not known."""
+    """Return the active augmentations, `none` if there are none; empty if unknown."""
     augment = settings.get("augment")
     if not isinstance(augment, Mapping):
         return ""

@@ -1,7 +1,7 @@
-"""Predictions and history to a verdict in words.
+"""Verdict on a run with one label per image.
 
-In: the answers to the training and the held-out images, the history, the settings, dataset.json. Out: a
-`Verdict`: no better than guessing, over-fitted, under-trained, fine ..., and what to try next.
+`judge` decides whether a run is no better than guessing, over-fitted, under-trained, fine and so on, and adds
+advice on what to try next.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ TITLES: dict[Kind, str] = {
     "contradicted": "Labels are doubtful",
     "fine": "Fits well",
 }
-"""What each kind is called in a report."""
+"""Title of each kind in a report."""
 
 FEWEST_EPOCHS = 3
-"""Of fewer epochs the curves tell nothing."""
+"""Number of epochs below which the curves are not informative."""
 DOUBTFUL_SHARE = 0.05
-"""Share of the training images whose labels the model contradicts above which it is labels that limit it.
+"""Share of training images with contradicted labels from which the labels limit the model.
 
 Measured on generated data: 0.01 to 0.03 with 5% wrong labels, 0.15 to 0.21 with 30%, below 0.03 with none.
 """
@@ -58,23 +58,24 @@ _NAME = 40
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a run came out."""
+    """Judgement of a run, with advice."""
 
     kind: Kind
     headline: str
-    """One line with the accuracies, their gap and the verdict."""
+    """One line with the accuracies and the verdict; where it matters, with the gap."""
     advice: str
-    """A few sentences: what to try next, the best first."""
+    """Sentences on what to try next, best first."""
     gap: float
-    """Train minus held-out accuracy, without copies of training images."""
+    """Train minus held-out accuracy (mean average precision with several labels), without copies of training
+    images."""
     gap_low: float
     gap_high: float
-    """The gap's 95% interval."""
+    """Limits of the 95% interval of the gap."""
     weakest_class: str | None
-    """The class of the lowest recall on the held-out split; None if no image is mistaken."""
+    """Class with the lowest recall on the held-out split; None if there is no mistake."""
     weakest_recall: float | None
     copies: int
-    """Held-out images that are exact copies of training images."""
+    """Number of held-out images that are exact copies of training images."""
 
 
 def judge(
@@ -86,20 +87,25 @@ def judge(
 ) -> Verdict:
     """Return the verdict on a run.
 
-    predictions: those of 'train' and of `held_out`. settings: the resolved spec as plain mappings; only the
-    advice depends on it. dataset: dataset.json; held-out images that it lists as copies of training images
-    are left out. The first of these that holds:
+    predictions: those of 'train' and of `held_out`. settings: the resolved spec as plain mappings; only
+    `early` and the advice depend on it. dataset: content of dataset.json; held-out images that it lists as
+    copies of training images are excluded. The kind is the first of these that applies:
 
     - copied: every held-out image is a copy of a training image.
-    - unproven, guessing: the held-out answers are not better than always answering the most frequent class,
-      by more than chance (see `beats_guessing`); unproven if the images are too few to tell, or of one class.
-    - early: there were fewer than `FEWEST_EPOCHS` epochs of steps, from fresh weights.
+    - unproven, guessing: the held-out predictions are not significantly better than a constant prediction of
+      the most frequent class (see `beats_guessing`). Unproven if all held-out images are of one class, or if
+      they are too few to decide, their accuracy is above that of the constant prediction, and the training
+      predictions beat guessing.
+    - early: a run from fresh weights has fewer than `FEWEST_EPOCHS` epochs (not with logistic regression).
     - neglected: the recall of a class is less than a third of the accuracy, by more than chance.
-    - contradicted: the model confidently contradicts the labels of `DOUBTFUL_SHARE` of the training images.
-    - limited: the same gap, of logistic regression, whose penalty cross-validation chose.
-    - over-fitted: the gap is above `LARGEST_GAP`, which is not chance (its 95% interval is above 0), and the
-      training images are answered with at least `LEAST_SKILL`.
-    - under-trained: the training images are answered with less, or the curve is still rising (`is_rising`).
+    - contradicted: the model confidently contradicts the labels of `DOUBTFUL_SHARE` of the training images,
+      and the skill on them is at least `LEAST_SKILL`.
+    - limited: the gap of `over-fitted`, with logistic regression, whose penalty is chosen by
+      cross-validation.
+    - over-fitted: the gap is above `LARGEST_GAP` and not due to chance (its 95% interval is above 0), and the
+      skill on the training images is at least `LEAST_SKILL`.
+    - under-trained: the skill on the training images is lower, or the curve is still rising (`is_rising`; not
+      with copies or an accuracy of 1).
     - fine otherwise.
     """
     case = build_case(predictions, history, held_out, settings, dataset or {})
@@ -130,7 +136,7 @@ def _accuracies(case: Case) -> str:
 
 
 def _cross_validated(case: Case) -> str:
-    """Return the cross-validated accuracy of logistic regression, where the held-out images are too few."""
+    """Return the cross-validated accuracy of logistic regression if there are few held-out images."""
     low, high = case.held_score.interval
     if case.cross_validated is None or high - low <= _WIDE:
         return ""
@@ -139,7 +145,7 @@ def _cross_validated(case: Case) -> str:
 
 
 def _decide(case: Case) -> tuple[Kind, str]:
-    """Return the kind, and the headline's last words."""
+    """Return the kind and the last words of the headline."""
     if case.has_only_copies:
         return "copied", "all of these images are exact copies of training images, so this says nothing"
     if not beats_guessing(case.held):
@@ -161,7 +167,7 @@ def _decide_on_guessing(case: Case) -> tuple[Kind, str]:
     guess = f"always answering {shorten(name, _NAME)} gives {share:.3f}"
     if case.has_few_images and case.held_score.share > share and beats_guessing(case.train):
         return "unproven", f"{images} can't tell it from guessing ({guess})"
-    # Of equal classes the one that is not answered is chance.
+    # With equal classes, it is chance which one is not predicted.
     rare = _neglected_words(case) if has_unequal_classes(case.held) else ""
     return "guessing", f"no better than guessing ({guess}){rare}"
 
@@ -189,7 +195,7 @@ def _decide_on_fit(case: Case) -> tuple[Kind, str]:
 
 
 def _neglected_words(case: Case) -> str:
-    """Return `; NAME is not recognised (recall 0.000 of 8 images)`, empty if no class is neglected."""
+    """Return `; NAME is never recognised (recall 0.000 of 8 images)`, empty if no class is neglected."""
     if not case.neglected:
         return ""
     name, recall, count = case.neglected[0]

@@ -1,4 +1,4 @@
-"""What a run leaves behind: where it is kept, who may work on it, and its small files."""
+"""Run folder: its location, the lease that protects it, and its small metadata files."""
 
 from trainer.run_folder.files import (
     IMAGES,

@@ -1,7 +1,7 @@
-"""The small files that say what a run was.
+"""Metadata files of a run folder.
 
-In: the data that was found, the machine, and what an earlier start wrote. Out:
-environment.json and rejected.csv in the run's folder, each written whole.
+Writes environment.json and rejected.csv, each atomically, and reads back what an earlier start wrote. The
+data set, precision, batch size and weights of a resumed run are compared with these files.
 """
 
 from __future__ import annotations
@@ -27,44 +27,44 @@ from trainer.spec import RunSpec, spec_digest
 from trainer.storage.local import write_json, write_text
 
 IMAGES = "images.json"
-"""What the images look like, for the drift of later runs."""
+"""Image statistics, from which later runs compute drift."""
 _PROMISED = (
     "spec.yaml", "environment.json", "dataset.json", IMAGES, "rejected.csv", "starts.jsonl", "history.jsonl",
     "timings.json", "events", "checkpoints", "predictions.csv", "metrics.json", "report.html", "plots",
     "model",
 )  # fmt: skip
-"""What a finished run holds beside its manifest."""
+"""Files and folders of a finished run, without its manifest."""
 _REVISION = "REVISION"
-"""The commit's name, where an image was built of it."""
+"""File with the git commit that a container image was built from."""
 _PACKAGES = ("tensorflow", "tensorflow-cpu", "tensorflow-tpu", "keras", "numpy", "scikit-learn", "pydantic")
 
 
 @dataclass(frozen=True)
 class Start:
-    """What a run has to begin with again, each time that it goes on."""
+    """Properties of a run that must be the same each time it resumes."""
 
     data_digest: str
     """SHA-256 of the data set, 64 hex digits."""
     precision: str
     global_batch_size: int
-    """That of the steps: with train.scale_batch it follows from the machines."""
+    """Batch size of a step over all devices; with train.scale_batch it depends on the number of devices."""
     learning_rate: float | None = None
-    """Before its schedule; it follows from the batch, and so is written down and not compared."""
+    """Learning rate before the schedule; recorded but not compared, because the batch size determines it."""
     started_from: str = ""
-    """The run whose weights it began with; empty for fresh ones."""
+    """Run whose weights this run started from; empty for random initialization."""
     weights: Mapping[str, str | None] | None = None
-    """sha256, origin and licence of the file of weights that it began with; None for fresh ones."""
+    """sha256, origin and licence of the pretrained weights file; None for random initialization."""
 
     @property
     def weights_sha256(self) -> str:
-        """The digest of the file of weights, 64 hex digits; empty without one."""
+        """SHA-256 of the weights file, 64 hex digits; empty without one."""
         return (self.weights or {}).get("sha256") or ""
 
 
 def require_same_start(path: Path, start: Start) -> None:
-    """Raise UsageError if the run at `path` began with other data, another precision or another batch.
+    """Raise UsageError if the run at `path` has other data, weights, precision or batch size.
 
-    Reads what the earlier start wrote to dataset.json and environment.json; writes nothing.
+    Reads dataset.json and environment.json, which the earlier start wrote; writes nothing.
     """
     environment, dataset = _read_json(path / "environment.json"), _read_json(path / "dataset.json")
     for what, old, new in (
@@ -82,7 +82,7 @@ def require_same_start(path: Path, start: Start) -> None:
                 f"another --run-name. Received: {path}"
             )
         if old != new:
-            # Before `split_by` was written, the share of each class that was held out was not exact.
+            # Runs older than `split_by` held out only approximately the requested share of each class.
             is_older = what == "data" and "split_by" not in dataset
             other = ", or an earlier version of trainer split them differently" if is_older else ""
             raise UsageError(
@@ -93,18 +93,18 @@ def require_same_start(path: Path, start: Start) -> None:
 
 
 def read_start_weights(path: Path) -> dict[str, str | None] | None:
-    """Return sha256, origin and licence of the file of weights that the run at `path` began with, or None."""
+    """Return sha256, origin and licence of the weights file of the run at `path`, or None."""
     return weights_in(_read_json(path / "environment.json"))
 
 
 def weights_in(environment: Any) -> dict[str, str | None] | None:
-    """Return what environment.json, parsed, has of a file of weights; None for nothing that can be used."""
+    """Return the weights entry of a parsed environment.json, or None if it is missing or invalid."""
     found = environment.get("weights") if isinstance(environment, dict) else None
     return found if isinstance(found, dict) and isinstance(found.get("sha256"), str) else None
 
 
 def require_same_weights(path: Path, start: Start) -> None:
-    """Raise UsageError if the run at `path` began with another file of weights."""
+    """Raise UsageError if the run at `path` started from a different weights file."""
     before = _read_json(path / "environment.json").get("weights") or {}
     if before.get("sha256", "") != start.weights_sha256:
         raise UsageError(
@@ -114,23 +114,23 @@ def require_same_weights(path: Path, start: Start) -> None:
 
 
 def read_precision(path: Path) -> str | None:
-    """Return 'float32' or 'bfloat16', which the run at `path` began with; None if it doesn't say."""
+    """Return the precision of the run at `path`, 'float32' or 'bfloat16'; None if it is not recorded."""
     precision = _read_json(path / "environment.json").get("precision")
     return precision if precision in ("float32", "bfloat16") else None
 
 
 def read_started_from(path: Path) -> str:
-    """Return the run whose weights the run at `path` began with; empty for fresh ones."""
+    """Return the run whose weights the run at `path` started from; empty for random initialization."""
     return str(_read_json(path / "environment.json").get("started_from") or "")
 
 
 def read_images(path: Path) -> dict[str, Any]:
-    """Return images.json of the run at `path`; nothing if it can't be read."""
+    """Return the images.json of the run at `path`; empty if it is unreadable."""
     return _read_json(path / IMAGES)
 
 
 def require_complete(path: Path) -> None:
-    """Raise TemporaryError if something that the run wrote has been removed since."""
+    """Raise TemporaryError if a file or folder of the run has been removed since it was written."""
     missing = [name for name in _PROMISED if not (path / name).exists()]
     if missing:
         raise TemporaryError(
@@ -140,19 +140,19 @@ def require_complete(path: Path) -> None:
 
 
 def write_rejected(path: Path, rejections: Iterable[Rejection]) -> None:
-    """Write rejected.csv: one row for each file that was left out, with its reason."""
+    """Write rejected.csv: one row per rejected file, with its reason."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["path", "reason"])
     for each in rejections:
-        # A name that isn't UTF-8 is shown with its odd bytes spelled out.
+        # Bytes that are not valid UTF-8 are written as escape sequences.
         name = each.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
         writer.writerow([spreadsheet_cell(name), spreadsheet_cell(each.reason)])
     write_text(path / "rejected.csv", text.getvalue())
 
 
 def has_rejected(path: Path) -> bool:
-    """Return whether rejected.csv of the run at `path` names a file."""
+    """Return whether the rejected.csv of the run at `path` lists at least one file."""
     try:
         return len((path / "rejected.csv").read_bytes().splitlines()) > 1
     except OSError:
@@ -162,7 +162,7 @@ def has_rejected(path: Path) -> bool:
 def write_environment(
     path: Path, spec: RunSpec, devices: str, start: Start, command: Sequence[str]
 ) -> dict[str, Any]:
-    """Write environment.json: what ran, of which version, where; return it."""
+    """Write environment.json (command, versions, host, devices, batch size, seed) and return its content."""
     environment: dict[str, Any] = {
         "command": [shown_address(word) for word in command],
         "trainer_version": __version__,
@@ -187,7 +187,7 @@ def write_environment(
 
 
 def current_command() -> list[str]:
-    """Return the command line of this process, as a person would type it."""
+    """Return the command line of this process as the user typed it."""
     program = Path(sys.argv[0]).name
     typed = {"__main__.py": ["trainer"], "task.py": ["python", "-m", "trainer.task"]}.get(program, [program])
     return [*typed, *sys.argv[1:]]
@@ -212,7 +212,7 @@ def _versions() -> dict[str, str]:
 
 
 def _git_commit() -> str | None:
-    """Return the commit that this package is of, with '-dirty' if it is changed; None where nobody knows."""
+    """Return the git commit of this package, with '-dirty' if modified; None if unknown."""
     here = str(Path(__file__).parent)
     built_of = resources.files("trainer") / _REVISION
     if built_of.is_file():

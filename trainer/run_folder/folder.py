@@ -1,8 +1,8 @@
-"""Which folder a run has, where it is kept, and that only one process works on it.
+"""Run folders: location, exclusive access by one process, and resuming.
 
-In: a spec. Out: a `RunFolder`, new or as an earlier start left it: on disk the folder itself, for
-a bucket a local copy that is mirrored there. Another process's run, another spec's run and
-what is no run at all are refused and left as they are.
+A `RunFolder` is new or continues an earlier start. On disk it is a folder of the output; for a bucket it is a
+local copy that is mirrored there. A run of another process, a run of another spec and a folder that
+is not a run are rejected and left unchanged.
 """
 
 from __future__ import annotations
@@ -35,55 +35,56 @@ _REMADE = {
     "model", "plots", "events", "report.html", "predictions.csv", "metrics.json", "history.jsonl",
     "timings.json", "rejected.csv",
 }  # fmt: skip
-"""What a start makes anew, and so needn't fetch."""
+"""Files and folders that every start writes again, so they are not downloaded."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """One run: its place in the output, and its files on local disk."""
+    """One run: its folder in the output and its files on local disk."""
 
     output: Store
-    """Holds all runs."""
+    """Store of all runs."""
     path: Path
-    """The files on local disk; its name is the run's."""
+    """Folder of the files on local disk; its name is the name of the run."""
     mirror: Mirror
-    """Brings them to the output."""
+    """Uploads the files to the output."""
     lease: Lease | None
-    """None for a run that is finished, and for a process that is not the chief."""
+    """None for a finished run and for a process that is not the chief."""
     _leave: ExitStack
     presence: Presence | None = None
-    """None for a run that is finished, and for a process that is not the chief."""
+    """None for a finished run and for a process that is not the chief."""
     finished: bool = False
-    """Whether the run was finished when it was opened."""
+    """Whether the run was already finished when it was opened."""
 
     @property
     def name(self) -> str:
-        """The run's name."""
+        """Name of the run."""
         return self.path.name
 
     @property
     def checkpoints(self) -> Path:
-        """Where checkpoints go."""
+        """Folder of the checkpoints."""
         return self.path / "checkpoints"
 
     @property
     def newest_checkpoint(self) -> str:
-        """The name of the newest checkpoint, empty before training begins."""
+        """File name of the newest checkpoint; empty if there is none."""
         return max((path.name for path in self.checkpoints.glob("step-*.npz")), default="")
 
     @property
     def model(self) -> Path:
-        """Where the SavedModel goes."""
+        """Folder of the SavedModel."""
         return self.path / "model"
 
     def at(self, name: str) -> str:
-        """Return the path or URI of a file of the run, as a person would find it."""
+        """Return the path or URI of a file in the output; of the run itself if `name` is empty."""
         return self.output.at(f"{self.name}/{name}") if name else self.output.below(self.name).uri
 
     def check_lease(self) -> None:
-        """Raise TemporaryError if another process took the run over, at little cost.
+        """Raise TemporaryError if the run was removed or another process took it over; a cheap check.
 
-        In a bucket if that is known already; on disk, where what is written is the other one's, asks.
+        In a bucket, only a loss that is already detected counts. On disk, where this process writes directly
+        into the output, the lease is renewed first if the last heartbeat is old.
         """
         if self.presence is not None:
             self.presence.require()
@@ -94,9 +95,9 @@ class RunFolder:
                 self.lease.check()
 
     def require_lease(self) -> None:
-        """Raise TemporaryError if the run was removed, or another process took it over.
+        """Raise TemporaryError if the run was removed or another process took it over.
 
-        Asks the output if that may be.
+        Renews the lease first if the last heartbeat is old.
         """
         if self.presence is not None:
             self.presence.require()
@@ -104,9 +105,9 @@ class RunFolder:
             self.lease.require()
 
     def keep(self, on_bytes: OnBytes = lambda size: None, is_whole: bool = False) -> None:
-        """Bring what was written so far to the output, for as long as the run is this process's.
+        """Upload the files written so far to the output. Raises TemporaryError if the lease is lost.
 
-        What an earlier start left there, and this one has not made anew, goes only once it `is_whole`.
+        Files of an earlier start that this one has not written again are removed only if `is_whole`.
         """
         self.require_lease()
         if self.presence is not None:
@@ -114,7 +115,7 @@ class RunFolder:
         self.mirror.sync(on_bytes, is_whole)
 
     def discard(self) -> None:
-        """Remove a run in which nothing was begun. Raises TemporaryError if it is another process's."""
+        """Remove a run that has not begun. Raises TemporaryError if another process took it over."""
         self.require_lease()
         if self.presence is not None:
             self.presence.forget()
@@ -122,7 +123,7 @@ class RunFolder:
         shutil.rmtree(self.path, ignore_errors=True)
 
     def release(self) -> None:
-        """Let others work on the run; from now on nothing is sent and nothing removed."""
+        """Release the lease; nothing is uploaded or removed afterwards."""
         self._leave.close()
 
 
@@ -133,12 +134,11 @@ def open_run_folder(
     fresh: bool = False,
     progress: Progress = _SILENT,
 ) -> RunFolder:
-    """Return the folder of the run that `spec` describes, made if it is new.
+    """Return the folder of the run that `spec` describes, and create it if it is new.
 
-    A run of the same spec goes on; one of another spec is refused with the keys that differ,
-    unless it hasn't begun or `fresh` says to begin anew. `progress` hears of another process
-    that has to be watched. Raises UsageError, TemporaryError (a full disk, a run that
-    another process works on).
+    A run of the same spec resumes. A run of another spec is rejected with the keys that differ, unless it has
+    no checkpoint yet or `fresh` restarts it. `progress` shows that the lease of another process is being
+    watched. Raises UsageError, and TemporaryError for a full disk or a run that another process works on.
     """
     output = open_store(spec.output)
     name = spec.run_name or f"{spec.recipe or 'run'}-{now:%Y%m%d-%H%M%S}-{spec_digest(spec)[:6]}"
@@ -153,7 +153,7 @@ def open_run_folder(
         lease = take_lease(output, lease_of(name), progress.say)
         leave.callback(lease.release)
         require_kept(run)
-        if is_finished(run):  # another process has done it meanwhile
+        if is_finished(run):  # another process finished it in the meantime
             return _finished(output, name, spec, fresh)
         path, mirror, presence = _local(output, name, cache_dir, lease, leave)
         leave.callback(mirror.close)
@@ -167,15 +167,15 @@ def open_run_folder(
 
 
 def lease_of(name: str) -> str:
-    """Return what the lease of the run `name` is called, in the store of all runs."""
+    """Return the name of the lease of the run `name`, in the store of all runs."""
     return f".{name}.lease"
 
 
 def find_finished_run(spec: RunSpec, fresh: bool = False) -> RunFolder | None:
-    """Return the folder of the run that `spec` names if that is finished already; changes nothing.
+    """Return the folder of the run that `spec` names if it is already finished, else None; changes nothing.
 
-    None too where the run has no name yet, or where this process can't look: on a host's own disk only
-    the chief can. Raises UsageError for a finished run of another spec, or one to begin anew.
+    Also None if the run has no name yet or the output is not accessible: the local disk of the chief is not
+    visible to other hosts. Raises UsageError for a finished run of another spec, or if `fresh` is set.
     """
     if spec.run_name is None:
         return None
@@ -184,7 +184,7 @@ def find_finished_run(spec: RunSpec, fresh: bool = False) -> RunFolder | None:
         if not is_finished(output.below(spec.run_name)):
             return None
     except (UsageError, TemporaryError):
-        return None  # whoever has to write there says what is wrong with it
+        return None  # the process that writes to the output reports the error
     return _finished(output, spec.run_name, spec, fresh)
 
 
@@ -199,12 +199,12 @@ def _finished(output: Store, name: str, spec: RunSpec, fresh: bool) -> RunFolder
 
 
 def finished_folder(output: Store, name: str) -> RunFolder:
-    """Return the folder of a finished run: its files are where they are, and nothing is read of them."""
+    """Return the folder of a finished run without a local copy; no file is read."""
     return RunFolder(output, Path(name), Mirror(Path(name), None), None, ExitStack(), finished=True)
 
 
 def borrow_run_folder(output: str, name: str, cache_dir: Path) -> RunFolder:
-    """Return a folder for a process that is not the chief: a place of its own, of which nothing is kept."""
+    """Return a temporary folder for a process that is not the chief; its files are not uploaded."""
     with ExitStack() as leave:
         path = leave.enter_context(private_folder(cache_dir / "workers")) / name
         prepare_folder(path)
@@ -214,7 +214,7 @@ def borrow_run_folder(output: str, name: str, cache_dir: Path) -> RunFolder:
 def _local(
     output: Store, name: str, cache_dir: Path, lease: Lease, leave: ExitStack
 ) -> tuple[Path, Mirror, Presence]:
-    """Return where the files of the run are until `leave`, and what brings them to the output."""
+    """Return the local folder, its mirror and its presence check, all valid until `leave` closes."""
     if isinstance(output, FolderStore):
         path = output.root / name
         presence = Presence(path, None)
@@ -225,7 +225,7 @@ def _local(
 
         leave.enter_context(guarded(path, require))
         return path, Mirror(path, None), presence
-    # A folder of this process alone: one that was paused for long may not be the only one at this run.
+    # A private folder: a process that resumes after a long pause may no longer hold the lease of this run.
     local = leave.enter_context(private_folder(cache_dir / "runs")) / name
     presence = Presence(local, output.below(name))
     leave.enter_context(guarded(local, presence.require))
@@ -233,7 +233,7 @@ def _local(
 
 
 def _fill(folder: RunFolder, spec: RunSpec, fresh: bool, progress: Progress) -> None:
-    """Bring the folder to where the run was left, or to its beginning."""
+    """Restore the run's last state into the folder, or initialize the folder."""
     run, path = folder.output.below(folder.name), folder.path
     require_run(run, folder.name)
     if fresh:
@@ -242,21 +242,21 @@ def _fill(folder: RunFolder, spec: RunSpec, fresh: bool, progress: Progress) -> 
         _fetch(folder, progress)
     if folder.newest_checkpoint:
         require_same_spec(run, folder.name, spec)
-    # A marker that an earlier process sent, and that arrives only now, must find no manifest that it fits.
+    # A late upload of the marker by an earlier process must not match an existing manifest.
     for name in (MANIFEST, MARKER):
         run.remove(name)
     prepare_folder(path)
     remove_leftovers(path)
     if not folder.newest_checkpoint:
-        # Name and place are settled: written down, the same file continues the same run from anywhere.
+        # Name and output are final now. With both in the spec, the same file resumes the run from any folder.
         settled = {"run_name": folder.name, "output": _absolute(folder.output)}
         mode = OWNER if has_secret(spec) else ANYONE
         write_text(path / SPEC, dump_spec(spec.model_copy(update=settled)), mode)
-        # Before anything else is there: what has no spec is no run.
+        # Upload the spec before any other file: a folder without a spec is not recognized as a run.
         folder.keep()
     elif has_secret(read_spec(path / SPEC)):
         with explained(path / SPEC):
-            (path / SPEC).chmod(OWNER)  # an earlier version, or a copy, left it to anyone
+            (path / SPEC).chmod(OWNER)  # written by an earlier version, or copied without its mode
 
 
 def _fetch(folder: RunFolder, progress: Progress) -> None:
@@ -268,10 +268,10 @@ def _fetch(folder: RunFolder, progress: Progress) -> None:
 
 
 def _discard(run: Store) -> None:
-    """Remove the files of an unfinished run; cut short at any moment, it is still the old run or none."""
+    """Remove the files of an unfinished run, in an order that leaves a valid run if interrupted."""
     names = [entry.name for entry in run.entries()]
-    # First what could make it finished, then the steps, which speak of the best weights; the spec last,
-    # after what shows that this is a run.
+    # First the manifest and marker, which could make it finished; then the steps, which refer to the best
+    # weights. The spec is last, after the file that identifies the folder as a run.
     ranks = {MANIFEST: 0, MARKER: 1, STARTS: 4, SPEC: 5}
     for name in sorted(names, key=lambda name: ranks.get(name, 3 - name.startswith("checkpoints/step-"))):
         run.remove(name)

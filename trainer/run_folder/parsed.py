@@ -1,7 +1,7 @@
-"""What the files of a run hold, as far as another run is compared with it.
+"""Parsers for the JSON files of a run that other runs are compared with.
 
-In: the bytes of a file, or a run. Out: plain values, checked; a ValidationError for what this version did not
-write.
+They take the bytes of a file, or a run, and return validated plain values. Content that does not match the
+schema of this version raises pydantic's ValidationError.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from trainer.run_folder.files import IMAGES
 from trainer.storage.store import Store
 
 _HALVES = re.compile(rb"(?<!\\)((?:\\\\)*)\\ud[89a-f][0-9a-f]{2}")
-"""What stands in JSON for the odd bytes of a file's name, and is no letter."""
+"""JSON escapes of lone surrogates (undecodable bytes of a file name), which pydantic rejects."""
 _METRICS = TypeAdapter(dict[str, FiniteFloat | None])
 _HISTORY: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
 
@@ -68,27 +68,27 @@ class _Timings(_File):
 
 
 def read_metrics_json(data: bytes | str) -> dict[str, float]:
-    """Return the metrics that are known, by split/metric: one that isn't finite is none."""
+    """Return the metrics as {"split/metric": value}, without those that are null."""
     return {name: value for name, value in _METRICS.validate_json(data).items() if value is not None}
 
 
 def read_environment_json(data: bytes) -> dict[str, Any]:
-    """Return an environment.json."""
+    """Return the parsed content of an environment.json."""
     return _Environment.values(data)
 
 
 def read_dataset_json(data: bytes) -> dict[str, Any]:
-    """Return a dataset.json."""
+    """Return the parsed content of a dataset.json."""
     return _Dataset.values(data)
 
 
 def read_images_json(data: bytes) -> dict[str, Any]:
-    """Return an images.json."""
+    """Return the parsed content of an images.json."""
     return _Images.values(data)
 
 
 def read_published_images(run: Store) -> dict[str, Any]:
-    """Return images.json of a run; an empty one if it has none that can be read."""
+    """Return the images.json of a run; empty if it is missing or unreadable."""
     found = run.read(IMAGES)
     try:
         return read_images_json(found.data) if found else {}
@@ -108,7 +108,7 @@ def read_history_jsonl(data: bytes) -> list[dict[str, Any]]:
 
 
 def problem_of(error: ValidationError) -> str:
-    """Return in words what is wrong, and where in the file."""
+    """Return a message with the first error and its location in the file."""
     first = error.errors(include_url=False, include_input=False)[0]
     place = ".".join(map(str, first["loc"]))
     return f"{place + ': ' if place else ''}{first['msg'][:100]}"

@@ -1,7 +1,7 @@
-"""Whether the run that this process works on is still there.
+"""Detection of runs that are removed while a process works on them.
 
-In: the files of the run on local disk, and its store. Out: nothing, or an error once they were removed, so
-that nothing is written that the next start would take for somebody else's files.
+Checks the files on local disk and in the store. After a removal an error prevents further writes, which
+the next start would mistake for files that do not belong to a run.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from trainer.run_folder.starts import STARTS
 from trainer.storage.store import Store
 
 _BEGUN = (STARTS, SPEC)
-"""What every start leaves first; a run that has neither is gone."""
+"""Files that every start writes first; a run with neither has been removed."""
 
 
 class Presence:
-    """Of one run; only what was there before can be gone."""
+    """Presence check for one run; it reports only files that an earlier check has seen."""
 
     def __init__(self, path: Path, run: Store | None) -> None:
-        """`run` is the place in a bucket where the files of `path` are kept too."""
+        """`run` is the copy of `path` in a bucket; None if the output is on disk."""
         self._path, self._run = path, run
         self._was_here = self._was_stored = False
 
@@ -33,7 +33,7 @@ class Presence:
         self._was_here = is_here
 
     def require_stored(self) -> None:
-        """Raise TemporaryError if the files in the bucket were removed, or those on local disk."""
+        """Raise TemporaryError if the files on local disk or in the bucket were removed."""
         self.require()
         if self._run is None:
             return
@@ -43,7 +43,7 @@ class Presence:
         self._was_stored = is_stored
 
     def forget(self) -> None:
-        """Take it that this process itself removes the run."""
+        """Stop checking, because this process is about to remove the run itself."""
         self._was_here = self._was_stored = False
 
 

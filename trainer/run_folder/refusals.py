@@ -1,7 +1,7 @@
-"""What a run is refused for, before anything of it is written.
+"""Preconditions of a run, checked before anything is written.
 
-In: the output and the run as they are found. Out: nothing, or a UsageError that says what is there and
-what to do: another run's folder, a person's files, another spec.
+A UsageError names the conflict and the remedy: a folder inside another run, files that are not a run,
+another spec.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _OR_ANEW = "choose another --run-name, or begin it anew with --fresh"
 
 
 def require_place(output: Store, name: str) -> None:
-    """Raise UsageError if the run can't be where it is to be: within a run, or where a file is."""
+    """Raise UsageError if the output is inside another run, or a file has the name of the run or pointer."""
     if isinstance(output, FolderStore) and (output.root / name).is_file():
         raise UsageError(
             f"The run folder is a file; choose another --output or --run-name. Received: {output.at(name)}"
@@ -32,7 +32,7 @@ def require_place(output: Store, name: str) -> None:
 
 
 def require_outside_runs(folder: Store, what: str) -> None:
-    """Raise UsageError for a folder within a run, whose files nobody else is to touch."""
+    """Raise UsageError for a folder inside a run, whose files must not change."""
     for place in _and_above(folder):
         if place.find(STARTS) is not None:
             raise UsageError(
@@ -42,7 +42,7 @@ def require_outside_runs(folder: Store, what: str) -> None:
 
 
 def require_kept(run: Store) -> None:
-    """Raise UsageError for a run that was withdrawn, as there are enough newer ones."""
+    """Raise UsageError for a run that was withdrawn because publish.keep_runs keeps newer ones."""
     if run.find(RETIRED) is not None and not is_finished(run):
         raise UsageError(
             "The run was finished, and is withdrawn since publish.keep_runs keeps newer ones; choose another "
@@ -51,7 +51,7 @@ def require_kept(run: Store) -> None:
 
 
 def require_not_withdrawn(run: Store) -> None:
-    """Raise UsageError for a run that was withdrawn: it is not damaged, and nobody is to begin to read it."""
+    """Raise UsageError for a withdrawn run, so that it is neither read nor reported as damaged."""
     if run.find(RETIRED) is None or is_finished(run):
         return
     if run.find(MANIFEST) is None:
@@ -66,7 +66,7 @@ def require_not_withdrawn(run: Store) -> None:
 
 
 def require_run(run: Store, name: str) -> None:
-    """Raise UsageError if there is something that no start made, a person's files beside their spec.yaml."""
+    """Raise UsageError for a folder that no start has written, such as a user's files next to a spec.yaml."""
     names = {entry.name for entry in run.entries()}
     if names and STARTS not in names and {SPEC, "environment.json"} <= names and _is_settled(run, name):
         raise UsageError(
@@ -81,9 +81,9 @@ def require_run(run: Store, name: str) -> None:
 
 
 def require_same_spec(run: Store, name: str, spec: RunSpec, finished: bool = False) -> None:
-    """Raise UsageError if the run began with another spec, or if nobody can know any more.
+    """Raise UsageError if the run has another spec, or its spec is missing.
 
-    Of one that is not `finished` the data may have moved: their contents are compared later on.
+    Unless the run is `finished`, data.source may differ: the contents of the data are compared later.
     """
     remedy = _NEITHER if finished else _OR_ANEW
     before = _written_spec(run, remedy)
@@ -109,7 +109,7 @@ def _written_spec(run: Store, remedy: str) -> RunSpec:
 
 
 def _is_settled(run: Store, name: str) -> bool:
-    """Return whether the spec is one that a start wrote, which was killed before it wrote more."""
+    """Return whether a start wrote the spec, even if it was killed before it wrote another file."""
     written = run.read(SPEC)
     try:
         return written is not None and _parse(written.data, run).run_name == name
@@ -122,9 +122,9 @@ def _parse(written: bytes, run: Store) -> RunSpec:
 
 
 def _require_pointer(output: Store) -> None:
-    """Raise UsageError if what is called like the pointer is something else, which it would overwrite."""
+    """Raise UsageError if something other than a pointer has the pointer's name and would be overwritten."""
     path = output.root / POINTER if isinstance(output, FolderStore) else None
-    # A folder, or what never ends to be read.
+    # A folder, or a special file whose read would never end.
     is_no_file = path is not None and path.exists() and not path.is_file()
     found = None if is_no_file else output.read(POINTER)
     if is_no_file or (found is not None and b"\n" in found.data.strip()):
@@ -135,7 +135,7 @@ def _require_pointer(output: Store) -> None:
 
 
 def _and_above(output: Store) -> Iterator[Store]:
-    """Yield the output and all that it lies in."""
+    """Yield the output and all its parent folders."""
     if isinstance(output, FolderStore):
         root = output.root.resolve()
         yield from map(FolderStore, (root, *root.parents))

@@ -1,7 +1,4 @@
-"""Which finished run a new one begins with.
-
-In: the store of all runs, and what train.start_from says. Out: the store of that run, or none.
-"""
+"""Selection of the finished run whose weights a new run starts from (train.start_from)."""
 
 from __future__ import annotations
 
@@ -15,11 +12,11 @@ from trainer.storage.store import Store
 
 
 def find_start(output: Store, start_from: str) -> Store | None:
-    """Return the finished run that a new one of `output` begins with; None for fresh weights.
+    """Return the finished run of `output` that a new run starts from; None for random initialization.
 
-    Where there is no latest run or no champion yet, weights are fresh: so a schedule's first run begins.
-    Raises UsageError for a run that isn't there or isn't finished, DataError for one with other files than
-    were published.
+    None also if there is no latest run or no champion yet, as in the first run of a schedule. Raises
+    UsageError for a run that does not exist or is not finished, DataError for one whose files changed since
+    publication.
     """
     run = _find(output, start_from)
     if run is not None:

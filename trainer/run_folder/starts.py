@@ -1,7 +1,7 @@
-"""How often a run was started, and whether the starts get anywhere.
+"""Log of the starts of a run, and the limit on starts without progress.
 
-In: the run's folder. Out: starts.jsonl, one row a start; a run that is started again and again
-without a new checkpoint is given up. Starts that a message to the user or Ctrl-C ended don't count.
+starts.jsonl has one row per start. A run that is restarted repeatedly without a new checkpoint fails.
+Starts that ended with an error message or Ctrl-C are not counted.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ STARTS = "starts.jsonl"
 
 
 def count_start(folder: Path, newest_checkpoint: str, most_stalled: int) -> None:
-    """Add a row for this start. Raises DivergedError if it is one too many without a new checkpoint.
+    """Append a row for this start. Raises DivergedError after too many starts without a new checkpoint.
 
-    `newest_checkpoint` is the name of the file, empty if there is none.
+    `newest_checkpoint` is a file name, empty if there is no checkpoint.
     """
     rows = _read(folder)
     stalled = 0
@@ -44,7 +44,7 @@ def count_start(folder: Path, newest_checkpoint: str, most_stalled: int) -> None
 
 
 def forget_start(folder: Path) -> int:
-    """Remove the row of this start, which ended with a message and didn't get stuck; return how many stay."""
+    """Remove the row of this start, which did not get stuck, and return the number of remaining rows."""
     rows = _read(folder)[:-1]
     write_text(folder / STARTS, "".join(json.dumps(row) + "\n" for row in rows))
     return len(rows)
@@ -62,5 +62,5 @@ def _row(line: str) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
-        return None  # a crash tore it
+        return None  # incomplete line, written during a crash
     return row if isinstance(row, dict) else None

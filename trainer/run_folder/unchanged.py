@@ -1,7 +1,7 @@
-"""The newest finished run beside one that begins: the same again, or of other data.
+"""Comparison of a new run with the newest finished run.
 
-In: the store of all runs, a spec, and the digest of its data. Out: the name of that run, or what is known of
-its data.
+The newest finished run is either identical (same spec, same data) or trained on earlier data of the same
+source, against which drift is measured.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from trainer.storage.store import Store
 
 
 def find_same_run(output: Store, spec: RunSpec, data_digest: str, weights_sha256: str = "") -> str:
-    """Return the newest finished run if it is of an equal spec and equal data; else nothing.
+    """Return the name of the newest finished run if its spec and data are equal; else an empty string.
 
-    data_digest: SHA-256 of the data set, 64 hex digits; `weights_sha256` that of a pretrained model's file.
+    data_digest: SHA-256 of the data set, 64 hex digits; `weights_sha256` that of a pretrained weights file.
     Raises TemporaryError.
     """
     name = latest_run(output)
@@ -39,19 +39,19 @@ def find_same_run(output: Store, spec: RunSpec, data_digest: str, weights_sha256
         is_same_data = json.loads(dataset.data)["digest"] == f"sha256:{data_digest}"
         before = parse_spec(text.data.decode(), run.at("spec.yaml"))
     except (ValueError, KeyError, TypeError, RecursionError, UsageError):
-        return ""  # of another version of this program
-    # Equal weights may have been somewhere else, and others in the same place.
+        return ""  # written by another version of this program
+    # The digest decides, not the path: equal weights may have moved, and a path may have new content.
     digests = (spec_digest(before, read_weights_sha256(run)), spec_digest(spec, weights_sha256))
     return name if is_same_data and digests[0] == digests[1] else ""
 
 
 def read_weights_sha256(run: Store) -> str:
-    """Return the digest of the file of weights that `run` began with; empty for none."""
+    """Return the SHA-256 of the weights file that `run` started from; empty without one."""
     return (read_weights(run) or {}).get("sha256") or ""
 
 
 def read_weights(run: Store) -> dict[str, str | None] | None:
-    """Return sha256, origin and licence of the file of weights that `run` began with, or None."""
+    """Return sha256, origin and licence of the weights file that `run` started from, or None."""
     environment = run.read("environment.json")
     try:
         return weights_in(json.loads(environment.data)) if environment else None
@@ -60,9 +60,10 @@ def read_weights(run: Store) -> dict[str, str | None] | None:
 
 
 def find_earlier(output: Store, spec: RunSpec, data_digest: str) -> Earlier | None:
-    """Return what the newest finished run left of its data, if they are of the same source and other ones.
+    """Return the data statistics of the newest finished run, if it has the same source but other data.
 
-    What can't be read, as of another version of this program, is none or empty. Raises TemporaryError.
+    Files that are unreadable, for example of another version of this program, count as missing. Raises
+    TemporaryError.
     """
     name = latest_run(output)
     if name is None:
@@ -85,7 +86,7 @@ def find_earlier(output: Store, spec: RunSpec, data_digest: str) -> Earlier | No
 
 
 def _known(run: Store, name: str, read: Callable[[bytes], dict[str, Any]]) -> dict[str, Any]:
-    """Return what `name` holds, nothing if it isn't there or is not as this version writes it."""
+    """Return the parsed file `name`; empty if it is missing or does not match the schema of this version."""
     found = run.read(name)
     try:
         return read(found.data) if found else {}

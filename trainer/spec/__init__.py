@@ -1,8 +1,8 @@
-"""The run as frozen, validated values: YAML and settings in, a `RunSpec` out.
+"""Run specification: immutable, validated settings of a run.
 
-`load_spec` puts a recipe, a file and single settings together; `dump_spec` writes the
-resolved spec, which read again is the same run; `spec_digest` names it; `spec_changes`
-lists the keys in which two specs differ.
+`load_spec` merges a recipe, a YAML file and single settings into a `RunSpec`. `dump_spec` writes the resolved
+spec, which describes the same run when loaded again. `spec_digest` identifies it. `spec_changes` lists the
+keys in which two specs differ.
 """
 
 from trainer.spec.airbench import AirbenchSpec

@@ -1,7 +1,4 @@
-"""Which data an address is of, whoever may fetch them and until when.
-
-In: a value of a spec. Out: the same without what a signed URL has anew each time that it is made.
-"""
+"""Normalization of data URLs, so that signed URLs of the same data compare equal."""
 
 from __future__ import annotations
 
@@ -9,19 +6,19 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 _SIGNED = ("x-amz-", "x-goog-", "x-oss-", "x-ms-")
-"""Beginnings of the parameters of Amazon, Google, Alibaba and Azure."""
+"""Prefixes of the query parameters of signed URLs of Amazon, Google, Alibaba and Azure."""
 _PARAMETERS = {
     "signature", "sig", "hmac", "token", "access_token", "expires", "expiry", "policy", "key-pair-id",
     "awsaccesskeyid", "googleaccessid", "ossaccesskeyid",
     "sv", "ss", "srt", "sr", "sp", "spr", "sip", "st", "se", "skoid", "sktid", "skt", "ske", "sks", "skv",
 }  # fmt: skip
-"""Those of other signatures; the last are of Azure's shared access signatures."""
+"""Query parameters of other signatures; the last ones belong to Azure's shared access signatures."""
 
 
 def unsigned(value: Any) -> Any:
-    """Return a web address without user, password, fragment and the parameters of a signature.
+    """Return a web address without user, password, fragment and signature parameters.
 
-    Other values, and what can't be parsed, are returned as they are.
+    Other values, and addresses that can't be parsed, are returned unchanged.
     """
     if not isinstance(value, str) or not value.lower().startswith(("http://", "https://")):
         return value

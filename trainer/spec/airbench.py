@@ -1,7 +1,4 @@
-"""The airbench family as frozen, validated values.
-
-In: a plain mapping. Out: an `AirbenchSpec`.
-"""
+"""Schema of the airbench model family."""
 
 from __future__ import annotations
 
@@ -27,9 +24,9 @@ class AirbenchSpec(Checked):
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
     """Dropout rate before the last layer."""
     average_mirror: bool = False
-    """Average the logits of an image and of its mirror image, at twice the cost of an answer."""
+    """Average the logits of an image and of its mirror image, at twice the cost per prediction."""
 
     @property
     def least_side(self) -> int:
-        """The smallest side of an image, in pixels: each group still has something to pool."""
+        """Smallest side of an image in pixels, with which every group still has something to pool."""
         return int(2 ** len(self.filters)) + 1

@@ -1,7 +1,4 @@
-"""Augmentation as frozen, validated values.
-
-In: plain mappings. Out: an `AugmentSpec`.
-"""
+"""Schema of the augmentation settings."""
 
 from __future__ import annotations
 
@@ -67,7 +64,7 @@ class AugmentSpec(Checked):
 
     @property
     def changes_images(self) -> bool:
-        """Whether any of the changes is on."""
+        """Whether any augmentation is on."""
         return self != AugmentSpec()
 
     @cross_check

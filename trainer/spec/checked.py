@@ -1,7 +1,4 @@
-"""What every part of a spec is made of.
-
-In: nothing. Out: the base of all parts, and the ranges that numbers have.
-"""
+"""Base class and value ranges for all parts of a spec."""
 
 from __future__ import annotations
 
@@ -19,18 +16,18 @@ Filters = Annotated[int, Field(ge=1, le=65_536)]
 
 
 class Checked(BaseModel):
-    """Frozen, strict, and closed: an unknown key is an error."""
+    """Immutable, strict base class; an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 _Model = TypeVar("_Model", bound=Checked)
 OPEN = {"is_open": True}
-"""The context of a validation after which more settings are chosen: they are not yet checked together."""
+"""Validation context while settings are still to be chosen: checks across settings are skipped."""
 
 
 def cross_check(method: Callable[[_Model], _Model]) -> Any:
-    """Make `method` a check of several settings together; not done while some are still to be chosen."""
+    """Make `method` a validator across several settings, which is skipped in the context `OPEN`."""
 
     def checked(self: _Model, info: ValidationInfo) -> _Model:
         return self if info.context == OPEN else method(self)

@@ -1,7 +1,7 @@
 """Settings chosen from the data and the machine, for the recipes `auto`, `fast` and `best`.
 
-Pure functions of a few facts: the same data on the same kind of machine give the same settings. Whatever the
-user sets takes precedence over them.
+Pure functions of a few facts: the same data on the same kind of machine give the same settings. Settings of
+the user take precedence.
 """
 
 from __future__ import annotations
@@ -13,60 +13,61 @@ from typing import Any, Literal
 Goal = Literal["auto", "fast", "best"]
 
 _SMALL_SIDE = 96
-"""Images below this many pixels are blown up for a backbone that was trained on photos of 224 pixels."""
+"""Images with fewer pixels per side are upscaled for a backbone that was trained on photos of 224 pixels."""
 _SMALL_SIZE = 128
 _PHOTO_SIZE, _PHOTO_FRACTION = 224, 0.875
 MOST_FITTED = 15_000_000
-"""Images times classes above which the head is trained in steps and not by logistic regression."""
+"""Maximum images times classes for logistic regression; above it the head is trained with gradient steps."""
 _UNEQUAL = 1.5
-"""Times the images of the smallest class that the largest one has, above which classes are weighted."""
+"""Ratio of the largest to the smallest class above which classes are weighted."""
 _FINETUNE_IMAGES = 45_000
-"""Images that all epochs of fine-tuning take together on a CPU."""
+"""Images processed over all epochs of fine-tuning on a CPU."""
 _STEP_EPOCHS = 20
 _FEWEST_EPOCHS, _MOST_EPOCHS = 3, 30
 _WIDTH = 1280
-"""Of the features of EfficientNet, float32."""
+"""Features of EfficientNet per image, float32."""
 _CACHE_MIB = 4096
-"""The default of data.cache_mib."""
+"""Default of data.cache_mib."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of the data and the machine before anything is decoded."""
+    """Facts about the data and the machine that are known before images are decoded."""
 
     images: int
-    """Those that the source doesn't hold out itself."""
+    """Number of images that the source does not hold out itself."""
     classes: Mapping[str, int]
-    """Those `images` by class."""
+    """Number of these `images` per class."""
     side: int | None
-    """Median of the shorter side in pixels, of a sample; None if no image of the sample says."""
+    """Median of the shorter side in pixels, from a sample; None if no sampled image has a readable size."""
     backbone: str | None
-    """The best backbone whose weights are at hand; None if there is none."""
+    """Best backbone whose weights are available; None if there is none."""
     why_none: str = ""
-    """Why there is none, in words."""
+    """Reason why there is none, as a phrase."""
     held_out: int = 0
-    """Images that the source holds out."""
+    """Number of images that the source holds out."""
     has_several_labels: bool = False
-    """Whether an image may have any number of labels; rare ones are then not weighted, as their thresholds do
-    better and probabilities stay what they say."""
+    """Whether images are multi-label. Rare labels are then not weighted: a threshold per label works better
+    and keeps the probabilities calibrated.
+    """
     given: Mapping[str, Any] = field(default_factory=dict)
-    """The settings that the user made, by their dotted keys."""
+    """Settings of the user, by dotted key."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Settings, and why."""
+    """Chosen settings and the reasons for them."""
 
     settings: dict[str, Any]
     """Nested, as in a spec."""
     reasons: tuple[tuple[str, str], ...]
-    """(topic, sentence), one a line."""
+    """(topic, sentence) pairs, one per output line."""
 
 
 def choose(goal: Goal, facts: Facts) -> Choice:
-    """Return the settings for `goal`: a probe for 'fast', everything that helps for 'best'.
+    """Return the settings for `goal`: 'fast' trains only the head, 'best' favors accuracy.
 
-    They fit what the user set, and the reasons say what will be done with both.
+    They are compatible with the settings of the user, and the reasons describe both.
     """
     is_small = facts.side is not None and facts.side < _SMALL_SIDE
     settings: dict[str, Any]
@@ -122,14 +123,14 @@ def _size(facts: Facts, chosen: int) -> str:
 
 
 def _drop_conflicts(settings: dict[str, Any], given: Mapping[str, Any]) -> None:
-    """Leave out of `settings` what does not go together with what was set."""
+    """Remove from `settings` what is incompatible with the settings of the user."""
     if given.get("data.resize", "crop") != "crop":
         settings["data"].pop("crop_fraction", None)
     if given.get("augment.translate_pixels"):
         settings.get("augment", {}).pop("crop", None)
     optimizer = settings.get("optimizer", {})
     if given.get("optimizer.name", optimizer.get("name")) != optimizer.get("name"):
-        settings.pop("optimizer", None)  # a learning rate is one of its optimizer
+        settings.pop("optimizer", None)  # the learning rate was chosen for the other optimizer
 
 
 def _finetuned(goal: Goal, facts: Facts) -> tuple[dict[str, Any], tuple[tuple[str, str], ...]]:

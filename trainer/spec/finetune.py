@@ -1,7 +1,4 @@
-"""Fine-tuning of a pretrained backbone as frozen, validated values.
-
-In: plain mappings. Out: a `FinetuneSpec`.
-"""
+"""Schema of the fine-tuning settings of a pretrained backbone."""
 
 from __future__ import annotations
 

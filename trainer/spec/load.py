@@ -1,7 +1,7 @@
-"""A recipe, a file and single settings to one `RunSpec`.
+"""Merging of a recipe, a YAML file and single settings into a validated `RunSpec`.
 
-In: names, paths and `key.path=value` texts. Out: a validated spec, or a `UsageError` that
-names the key, what was received, and the nearest key that exists.
+Settings are `key.path=value` texts. A `UsageError` names the key, the received value and the nearest existing
+key.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from trainer.spec.problems import describe_problems, is_section, require_known_k
 from trainer.spec.schema import RunSpec
 from trainer.spec.text import dump_mapping, parse_mapping, parse_value, shown_repr
 
-# Where a run is put, what it is called, how it uses the machine and what becomes of it don't change its
-# result.
+# Settings that do not affect the result: output folder, name, resources and publication.
 _UNHASHED: dict[str, Any] = {
     "recipe": True,
     "output": True,
@@ -51,16 +50,16 @@ def load_spec(
     overrides: Mapping[str, Any] | None = None,
     text: str | None = None,
 ) -> RunSpec:
-    """Return the spec that these describe together; later ones win.
+    """Merge the sources into a spec; later ones take precedence.
 
-    First the recipe (`recipe`, else the file's own `recipe:` key), then the file at
-    `path`, or its `text` without a file, then `overrides` (dotted key to value, None left
-    out), then `settings` (`key.path=value` texts, the value being YAML). Raises UsageError.
+    First the recipe (`recipe`, else the file's own `recipe:` key), then the file at `path` or its `text`
+    instead of a file, then `overrides` (dotted key to value, None is ignored), then `settings`
+    (`key.path=value` texts, the value in YAML). Raises UsageError.
     """
     file_values = parse_mapping(_read(path), str(path)) if path else {}
     if text is not None:
         file_values = parse_mapping(text, "the spec that was sent along")
-    # What an option replaces should still have been right.
+    # Sections of the file must be valid even if options replace them.
     sections = {key: value for key, value in file_values.items() if is_section(key)}
     if any(not isinstance(value, dict) for value in sections.values()):
         _validated(sections)
@@ -68,12 +67,12 @@ def load_spec(
     values: dict[str, Any] = {}
     if name is not None:
         values = {**parse_mapping(recipes.read_recipe(str(name)), f"recipe {name}"), "recipe": name}
-    # The recipe that was asked for is the label, whatever the file was made from.
+    # The requested recipe is recorded, even if the file names another one.
     values = _laid_over(values, {**file_values, **({"recipe": name} if name else {})})
     for key, value in (overrides or {}).items():
         if value is not None:
             values = _laid_over(values, _with_setting({}, key, value))
-    # Settings are of equal rank: together they say which family is meant, in any order.
+    # Settings are merged first, so that their order does not matter, for example for the model family.
     together: dict[str, Any] = {}
     for text in settings:
         together = _with_setting(together, *_split_setting(text))
@@ -81,39 +80,39 @@ def load_spec(
 
 
 def read_spec(path: Path) -> RunSpec:
-    """Return the resolved spec that `dump_spec` wrote to `path`. Raises UsageError."""
+    """Read the resolved spec that `dump_spec` wrote to `path`. Raises UsageError."""
     return parse_spec(_read(path), str(path))
 
 
 def parse_spec(text: str, where: str) -> RunSpec:
-    """Return the resolved spec that `dump_spec` gave as `text`; `where` names it in a UsageError."""
+    """Parse the resolved spec `text` written by `dump_spec`; `where` names the source in a UsageError."""
     return _validated(parse_mapping(text, where))
 
 
 def with_choices(spec: RunSpec, settings: Mapping[str, Any]) -> RunSpec:
-    """Return `spec` with `settings` for all that was not set in it, and nothing left to choose.
+    """Return `spec` with `settings` for everything that was not set in it, with no choices left.
 
-    settings: nested, as in a spec. Raises UsageError for those that don't fit what was set.
+    settings: nested, as in a spec. Raises UsageError if they are incompatible with what was set.
     """
     values = spec.model_dump(mode="json", exclude_unset=True)
     return _validated({**_laid_over(dict(settings), values), "choose": "none"})
 
 
 def given_settings(spec: RunSpec) -> dict[str, Any]:
-    """Return the settings of `spec` that were set, by their dotted keys."""
+    """Return the explicitly set settings of `spec`, by dotted key."""
     return flat(spec.model_dump(mode="json", exclude_unset=True))
 
 
 def dump_spec(spec: RunSpec) -> str:
     """Return the whole spec as YAML; `load_spec` on it gives an equal spec.
 
-    Of one whose settings are still to be chosen only what was set, so that the rest can be chosen.
+    If settings are still to be chosen, contains only those that were set, so that the others can be chosen.
     """
     return dump_mapping(_values(spec))
 
 
 def dump_shown_spec(spec: RunSpec) -> str:
-    """Return what `dump_spec` does to be shown: its addresses without passwords and queries."""
+    """Return the YAML of `dump_spec` for display, with addresses stripped of passwords and queries."""
     return dump_mapping(shown_values(_values(spec)))
 
 
@@ -122,16 +121,16 @@ def _values(spec: RunSpec) -> dict[str, Any]:
 
 
 def has_secret(spec: RunSpec) -> bool:
-    """Return whether an address of the spec has a part that isn't shown, such as a password or a query."""
+    """Return whether the spec has an address with a hidden part, such as a password or a query."""
     return dump_shown_spec(spec) != dump_spec(spec)
 
 
 def spec_digest(spec: RunSpec, weights_sha256: str = "") -> str:
-    """Return the sha256, 64 hex digits, of everything in `spec` that can change the result.
+    """Return the SHA-256, 64 hex digits, of all settings that can change the result.
 
-    Addresses count without passwords and queries: a URL with a new signature is of the same data, and what
-    other data it may bring shows in their own digest. With `weights_sha256`, of a pretrained model's file,
-    the weights count by that and not by where they are.
+    Addresses count without passwords and queries: a URL with a new signature refers to the same data, and
+    other data have another data digest. With `weights_sha256`, the digest of a pretrained weights file, the
+    weights count by content and not by path.
     """
     values = shown_values(spec.model_dump(mode="json", exclude=_UNHASHED), bare_address)
     if weights_sha256:
@@ -140,9 +139,9 @@ def spec_digest(spec: RunSpec, weights_sha256: str = "") -> str:
 
 
 def spec_changes(old: RunSpec, new: RunSpec) -> list[str]:
-    """Return the dotted keys in which two specs would give another result, as `key: old -> new`.
+    """Return the dotted keys with different values that affect the result, as `key: old -> new`.
 
-    Addresses are compared, as long as nobody knows what is there, without their signatures alone.
+    Addresses are compared without signatures only; queries count, because the contents are not known yet.
     """
     before, after = (flat(spec.model_dump(mode="json", exclude=_UNHASHED)) for spec in (old, new))
     pairs = {key: (before.get(key, "unset"), after.get(key, "unset")) for key in [*before, *after]}
@@ -168,7 +167,7 @@ def _split_setting(text: str) -> tuple[str, Any]:
         raise UsageError(
             f"A setting is written key.path=value, for example train.epochs=3. Received: {shown_repr(text)}"
         )
-    # An address is text, whatever YAML would make of a blank or a # in it.
+    # An address is text, even if it contains characters that are special in YAML, such as ' #'.
     return key.strip(), value if is_address(value) else parse_value(value)
 
 
@@ -184,7 +183,7 @@ def _with_setting(values: dict[str, Any], key: str, value: Any) -> dict[str, Any
 
 
 def _laid_over(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `base` with `over` laid on it; the checksum of a source isn't that of another one."""
+    """Merge `over` into `base`; a new data.source drops the checksum of the old one."""
     data, new = base.get("data"), over.get("data")
     if (
         isinstance(data, dict)
@@ -196,7 +195,7 @@ def _laid_over(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `base` with `over` laid on it, mapping by mapping."""
+    """Merge `over` into `base` recursively."""
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
@@ -208,7 +207,7 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _another_family(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    # The settings of one model family mean nothing to another: start afresh.
+    # Settings of one model family are not valid for another, so they are replaced, not merged.
     return bool(new.get("family", old.get("family")) != old.get("family", new.get("family")))
 
 

@@ -1,7 +1,4 @@
-"""Networks that are trained from scratch, as frozen, validated values.
-
-In: plain mappings, as YAML gives them. Out: a `PlainSpec` or a `ResidualSpec`.
-"""
+"""Schemas of the networks trained from scratch: plain and residual."""
 
 from __future__ import annotations
 
@@ -28,15 +25,15 @@ class PlainSpec(Checked):
     binary_unit: bool = False
     """With two classes: one sigmoid unit instead of two softmax units (same loss, same gradients)."""
     average_mirror: bool = False
-    """Average the logits of an image and of its mirror image, at twice the cost of an answer."""
+    """Average the logits of an image and of its mirror image, at twice the cost per prediction."""
 
     @property
     def pools(self) -> tuple[bool, ...]:
-        """Whether each convolution is pooled."""
+        """Whether each convolution is followed by pooling."""
         return (True,) * (len(self.filters) - 1) + (self.pool_last,)
 
     def last_side(self, side: int) -> int:
-        """Return the side of the last feature map for images of `side` pixels; there is none if below 1."""
+        """Return the side of the last feature map for images of `side` pixels; below 1 there is none."""
         for is_pooled in self.pools:
             side = (side - 2) // 2 if is_pooled else side - 2
         return side
@@ -60,7 +57,7 @@ class ResidualSpec(Checked):
     stochastic_depth: float = Field(0.0, ge=0.0, lt=1.0)
     """Probability that the last block is skipped; it decreases linearly towards the first block."""
     average_mirror: bool = False
-    """Average the logits of an image and of its mirror image, at twice the cost of an answer."""
+    """Average the logits of an image and of its mirror image, at twice the cost per prediction."""
 
     @cross_check
     def _stages(self) -> ResidualSpec:

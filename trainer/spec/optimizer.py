@@ -1,7 +1,4 @@
-"""The optimizer as frozen, validated values.
-
-In: plain mappings, as YAML gives them. Out: an `OptimizerSpec`.
-"""
+"""Schema of the optimizer settings."""
 
 from __future__ import annotations
 
@@ -65,4 +62,4 @@ class OptimizerSpec(Checked):
 
 
 USUAL_RATES = {"sgd": 0.05, "rmsprop": 0.001, "adam": 0.001, "adamw": 0.001, "muon": 0.001}
-"""The learning rate that a network of this program usually trains well with, by optimizer."""
+"""Default learning rate per optimizer, which works well for most networks."""

@@ -1,8 +1,4 @@
-"""The form of the images that a network receives.
-
-In: the settings of `DataSpec` that decide it. Out: a `PixelFormat`, the same for reading data, the exported
-model and evaluation.
-"""
+"""Pixel format of the network input, shared by data loading, the exported model and evaluation."""
 
 from __future__ import annotations
 
@@ -12,12 +8,12 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import BeforeValidator
 
 PIXEL_SETTINGS = ("image_size", "channels", "resize", "interpolation", "crop_fraction")
-"""The settings of `DataSpec` that decide how an image becomes pixels."""
+"""Settings of `DataSpec` that determine how an image is converted to pixels."""
 _SMALLEST, _LARGEST = 8, 2048
 
 
 class PixelFormat(NamedTuple):
-    """How an image of any size becomes pixels; the settings are documented in `DataSpec`."""
+    """Conversion of an image of any size to pixels; the settings are documented in `DataSpec`."""
 
     height: int
     width: int
@@ -28,12 +24,12 @@ class PixelFormat(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """The shape of an image's pixels: height, width and channels."""
+        """Shape of an image: (height, width, channels)."""
         return self.height, self.width, self.channels
 
 
 def sides_of(image_size: int | Sequence[int]) -> tuple[int, int]:
-    """Return height and width of an image size, which is one number for both or [height, width]."""
+    """Return (height, width) of an image size, which is one number for both or [height, width]."""
     if isinstance(image_size, int):
         return image_size, image_size
     height, width = image_size
@@ -47,7 +43,7 @@ def format_size(image_size: int | Sequence[int]) -> str:
 
 
 def _checked_size(value: Any) -> int | tuple[int, int]:
-    """Return an image size as one number where that says all. Raises ValueError."""
+    """Validate an image size; a square one becomes a single number. Raises ValueError."""
     sides = list(value) if isinstance(value, list | tuple) else [value, value]
     if len(sides) != 2 or not all(type(side) is int and _SMALLEST <= side <= _LARGEST for side in sides):
         raise ValueError(f"must be one number or [height, width], each from {_SMALLEST} to {_LARGEST}")
@@ -56,4 +52,4 @@ def _checked_size(value: Any) -> int | tuple[int, int]:
 
 
 ImageSize = Annotated[int | tuple[int, int], BeforeValidator(_checked_size)]
-"""One number for height and width, or both of them."""
+"""One number for height and width, or [height, width]."""

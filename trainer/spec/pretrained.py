@@ -1,7 +1,4 @@
-"""The pretrained model family as frozen, validated values.
-
-In: plain mappings, as YAML gives them. Out: a `PretrainedSpec`.
-"""
+"""Schema of the pretrained model family."""
 
 from __future__ import annotations
 
@@ -12,9 +9,9 @@ from pydantic import Field
 from trainer.spec.checked import Checked
 
 DEFAULT_WEIGHTS, NO_WEIGHTS = "default", "none"
-"""What `model.weights` may be besides a path or URI."""
+"""Keywords for `model.weights`, which is otherwise a path or URI."""
 LEAST_SIDE = 32
-"""Every backbone halves its input five times."""
+"""Minimum side of an image in pixels: every backbone halves its input five times."""
 
 
 class PretrainedSpec(Checked):
@@ -44,4 +41,4 @@ class PretrainedSpec(Checked):
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
     """Dropout rate before the last layer."""
     average_mirror: bool = False
-    """Average the logits of an image and of its mirror image, at twice the cost of an answer."""
+    """Average the logits of an image and of its mirror image, at twice the cost per prediction."""

@@ -1,7 +1,7 @@
-"""What is wrong with a spec, in words.
+"""Validation messages for a spec.
 
-In: pydantic's errors, or a dotted key. Out: one sentence for each problem, naming the key,
-what was received, and the nearest key that exists.
+Formats pydantic's errors, one sentence per problem, with the key, the received value and the nearest existing
+key.
 """
 
 from __future__ import annotations
@@ -24,27 +24,28 @@ _PATTERNS = {
     "run_name": "letters, digits, '.', '_' and '-', 128 at most, a letter or digit first",
 }
 _FAMILIES = tuple(each.model_fields["family"].default for each in get_args(get_args(ModelSpec)[0]))
-"""What pydantic calls the branches of `model`."""
+"""Names of the union branches of `model` in pydantic's error locations."""
 
 
 def known_keys() -> list[str]:
-    """Return every dotted key of a `RunSpec`, of all model families."""
+    """Return every dotted key of a `RunSpec`, including those of all model families."""
     return _keys(RunSpec, "")
 
 
 def require_known_key(key: str, value: Any) -> None:
     """Raise UsageError, with the nearest key, if no spec has the dotted `key`."""
     keys = known_keys()
-    # Class names are free, so what follows class_weights is too.
+    # Class names are arbitrary, so any key below class_weights is valid.
     if key in keys or key.startswith("train.class_weights."):
         return
     raise UsageError(_unknown(key, value, keys))
 
 
 def describe_problems(error: ValidationError) -> str:
-    """Return a sentence for each problem that pydantic found, the first five at most."""
+    """Return one sentence per problem that pydantic found, at most the first five."""
     problems = error.errors(include_url=False)
-    # Each branch of a union has its say: the deepest is the most telling, and equals are told together.
+    # Each branch of a union reports an error: the deepest one is the most specific; errors of one key are
+    # merged.
     by_key: dict[str, str] = {}
     for problem in problems:
         key, text = _dotted(problem["loc"]), _describe(problem)
@@ -55,7 +56,7 @@ def describe_problems(error: ValidationError) -> str:
 
 
 def is_section(key: str) -> bool:
-    """Return whether the top-level `key` holds settings of its own."""
+    """Return whether the top-level `key` is a section with settings of its own."""
     return any(each.startswith(f"{key}.") for each in known_keys())
 
 
@@ -75,7 +76,7 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _either(one: str, other: str) -> str:
-    """Return what would have been right by either of two sentences, which end with the same value."""
+    """Merge two sentences about the same value into one that lists both valid inputs."""
     begin, middle, end = one.partition(". Received: ")
     _, should, rest = other.partition(": input should be ")
     return f"{begin} or {rest}" if middle and should and rest.endswith(end) else other
@@ -113,7 +114,7 @@ def _describe(problem: Any) -> str:
 
 
 def _hint_of_choice(expected: str, received: str) -> str:
-    """Return which of many choices was meant; nothing where they are few or none is near."""
+    """Suggest the nearest of many choices; empty if there are only a few or none is similar."""
     choices = re.findall(r"'([^']*)'", expected)
     nearest = difflib.get_close_matches(received, choices, n=1) if len(choices) >= _MANY_CHOICES else []
     return f" (did you mean {nearest[0]}?)" if nearest else ""
@@ -150,13 +151,13 @@ def _unknown(key: str, value: Any, keys: list[str]) -> str:
 
 
 def _nearest(key: str, keys: list[str]) -> str:
-    """Return the setting that was meant, empty if none is near."""
+    """Return the most similar setting; empty if there is none."""
     section, _, last = key.rpartition(".")
     names = {each: each.rpartition(".")[2] for each in keys}
     inside = [each for each in keys if each.startswith(f"{section}.")]
     nearest = [
         *(each for each in keys if len(last) > 3 and names[each].startswith(last)),
-        # lr is learning_rate, and optimizer.rate as well.
+        # Initials match in any section: optimizer.lr means optimizer.learning_rate.
         *(each for each in keys if len(last) > 1 and _initials(names[each]) == last),
         *(each for each in inside if last in names[each].split("_")),
         *difflib.get_close_matches(key, keys, n=1, cutoff=0.5),
@@ -172,7 +173,7 @@ def _initials(name: str) -> str:
 
 
 def _brief(value: Any) -> str:
-    # Not repr: a few lines of YAML can describe a value of gigabytes.
+    # shown_repr and not repr, because a few lines of YAML can describe a value of gigabytes.
     try:
         text = shown_repr(value)
     except ValueError:

@@ -1,7 +1,4 @@
-"""What becomes of a run once it is finished, as frozen, validated values.
-
-In: plain mappings. Out: a `PublishSpec`.
-"""
+"""Schema of the publication settings: release and retention."""
 
 from __future__ import annotations
 

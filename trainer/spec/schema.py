@@ -1,7 +1,7 @@
-"""The run as frozen, validated values.
+"""Schema of a run: `RunSpec` and its data and training sections.
 
-In: plain mappings, as YAML gives them. Out: a `RunSpec`. Every value is checked strictly
-(no string becomes a number), and an unknown key is an error. Nothing here reads a file.
+Validates plain mappings from YAML strictly: a string is not converted to a number, and an unknown key is an
+error. No file is read here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from trainer.spec.pretrained import LEAST_SIDE, NO_WEIGHTS, PretrainedSpec
 from trainer.spec.publish import PublishSpec
 
 RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
-"""What a run may be called."""
+"""Regular expression of a run name."""
 
 
 class DataSpec(Checked):
@@ -87,7 +87,7 @@ class DataSpec(Checked):
 
     @property
     def pixel_format(self) -> PixelFormat:
-        """How an image becomes pixels."""
+        """Conversion of an image to pixels."""
         height, width = sides_of(self.image_size)
         return PixelFormat(height, width, self.resize, self.interpolation, self.crop_fraction, self.channels)
 
@@ -116,7 +116,7 @@ class CheckpointSpec(Checked):
 
 
 SCRATCH, LATEST, CHAMPION = "scratch", "latest", "champion"
-"""What `train.start_from` may say besides a run's place."""
+"""Keywords for `train.start_from`, which is otherwise the folder of a run."""
 
 
 class TrainSpec(Checked):
@@ -178,7 +178,7 @@ class TrainSpec(Checked):
 
     @property
     def profiled_steps(self) -> tuple[int, int] | None:
-        """The first and the last step of `profile`, from 1; None without one."""
+        """First and last step of `profile`, counted from 1; None if it is not set."""
         if self.profile is None:
             return None
         first, _, last = self.profile.partition("-")
@@ -186,7 +186,7 @@ class TrainSpec(Checked):
 
     @property
     def keeps_best(self) -> bool:
-        """Whether the best epoch's weights are evaluated and exported, not the last one's."""
+        """Whether the weights of the best epoch, not of the last one, are evaluated and exported."""
         return self.keep == "best" or (self.keep == "auto" and self.early_stopping is not None)
 
 
@@ -212,14 +212,14 @@ class RunSpec(Checked):
 
     @property
     def finetune(self) -> FinetuneSpec | None:
-        """How the pretrained backbone is trained; None for a network from scratch."""
+        """Fine-tuning settings of the pretrained backbone; None for a network trained from scratch."""
         if not isinstance(self.model, PretrainedSpec) or self.model.weights == NO_WEIGHTS:
             return None
         return self.train.finetune or FinetuneSpec()
 
     @property
     def is_frozen(self) -> bool:
-        """Whether a pretrained backbone stays as it is in all epochs."""
+        """Whether the pretrained backbone is frozen in all epochs."""
         return self.finetune is not None and self.finetune.frozen >= self.train.epochs
 
     @property

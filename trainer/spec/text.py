@@ -1,8 +1,7 @@
-"""YAML text to plain mappings and back.
+"""Strict YAML parsing and dumping for specs.
 
-In: text that a user wrote. Out: mappings of str to plain values. Differs from plain PyYAML
-in three points that bite users: 1e-3 is a number, a key given twice is an error, and only
-mappings with string keys are accepted.
+Differs from plain PyYAML in three points: 1e-3 is a number, a duplicate key is an error, and only mappings
+with string keys are accepted.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from trainer.printable import shown_address
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2's floats and without silent duplicates."""
+    """SafeLoader with the floats of YAML 1.2 and without duplicate keys."""
 
 
-# YAML 1.1, which PyYAML follows, wants a dot in every float: it reads 1e-3 as a string.
+# YAML 1.1, which PyYAML implements, requires a dot in every float, so it reads 1e-3 as a string.
 _EXPONENT = re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
 
@@ -53,32 +52,32 @@ class _Dumper(yaml.SafeDumper):
     """SafeDumper with every mapping in block style and every list on one line."""
 
 
-# So that a name such as 1234e56 is quoted, and stays a name.
+# Quotes a name such as 1234e56, so that it remains a string.
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
 _Dumper.add_representer(
     list, lambda dumper, value: dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=True)
 )
 
 
-# PyYAML's own constructors let the last four through for tags whose value doesn't fit.
+# PyYAML's own constructors raise the last four for tags with an invalid value.
 _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError, IndexError, KeyError, AttributeError, TypeError)
 
 
 class _Repr(reprlib.Repr):
-    """The short repr of a value, its addresses without passwords and queries."""
+    """Short repr of a value, with addresses stripped of passwords and queries."""
 
     def repr_str(self, x: str, level: int) -> str:
-        """Cut an address to what may be shown first: to shorten it would take away its beginning."""
+        """Strip an address before it is shortened, which would remove its beginning."""
         return super().repr_str(shown_address(x), level)
 
 
 def shown_repr(value: object) -> str:
-    """Return the repr of a value as it may be shown, short however large the value is. Raises ValueError."""
+    """Return a short repr of a value of any size that is safe to display. Raises ValueError."""
     return _Repr().repr(value)
 
 
 def parse_value(text: str) -> Any:
-    """Return the YAML value that `text` spells: 3, 1e-3, true, [1, 2] or plain words."""
+    """Parse `text` as a YAML value: 3, 1e-3, true, [1, 2] or plain words. Raises UsageError."""
     try:
         return yaml.load(text, Loader=_Loader)
     except _NOT_YAML as error:
@@ -86,7 +85,7 @@ def parse_value(text: str) -> Any:
 
 
 def parse_mapping(text: str, where: str) -> dict[str, Any]:
-    """Return the mapping that the YAML document `text` holds; an empty document is {}.
+    """Parse the YAML document `text` as a mapping; an empty document is {}.
 
     `where` names the file in messages. Raises UsageError.
     """
@@ -105,7 +104,7 @@ def parse_mapping(text: str, where: str) -> dict[str, Any]:
 
 
 def dump_mapping(value: Mapping[str, Any]) -> str:
-    """Return `value` as YAML, keys in their own order, short lists on one line."""
+    """Return `value` as YAML, with keys in their order and lists on one line."""
     return yaml.dump(_plain(value), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
@@ -118,7 +117,7 @@ def _plain(value: Any) -> Any:
 
 
 def _line(text: str, error: Exception) -> str:
-    """Return the line that `error` is about, shortened; the first one if it doesn't say."""
+    """Return the line of `text` that `error` refers to, shortened; by default the first line."""
     mark = getattr(error, "problem_mark", None)
     lines = text.splitlines() or [""]
     return shown_repr(lines[min(mark.line, len(lines) - 1) if mark else 0])

@@ -1,6 +1,6 @@
-"""The only code that writes to a user's path.
+"""File and object storage: every write to a user's path goes through this package.
 
-`local` writes files whole or not at all; `shared` is for what several processes share.
+`local` writes files atomically. `shared` provides locks and folders that several processes share.
 """
 
 from trainer.storage.local import (

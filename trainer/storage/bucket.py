@@ -1,8 +1,8 @@
-"""A bucket of Google Cloud Storage as a store.
+"""A Google Cloud Storage bucket as a `Store`.
 
-In: a bucket and a prefix. Out: the operations of `Store` on its objects. Every write says
-who wrote it, so that a write whose reply was lost is told from one that lost a race; every
-byte that is read is compared with the object's crc32c.
+Every conditional write carries a unique writer ID as custom metadata. After a 412, the ID distinguishes a
+write that succeeded but lost its response from a write that lost a race. The CRC-32C of every object that is
+read is verified.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from trainer.storage.store import GS, NO_LABELS, Content, Entry
 from trainer.storage.temporary import temporary_folder
 
 TIMEOUT_SECONDS = 20.0
-"""Without a byte for this long a request counts as broken and is repeated."""
+"""Request timeout: a request that receives no byte for this long has failed and is retried."""
 RETRY_SECONDS = 60.0
-"""How long one operation is repeated. The client's own 120 s outlast a spot machine's grace."""
+"""How long one operation is retried. The client's default, 120 s, exceeds the grace period of a Spot VM."""
 
 _WRITER = "trainer-writer"
 _MOST_REFUSED = 2
 _UPLOAD_CHUNK_BYTES = 32 << 20
 _SMALL_BYTES = 1 << 20
 _Result = TypeVar("_Result")
-# Connecting, and then sending one chunk: a line of 1 MB/s gets it through, and several at once a line of 5.
+# Time to connect and then to send one chunk: enough at 1 MB/s, or at 5 MB/s with several uploads at once.
 _SEND_SECONDS = 40.0
 
 
@@ -53,7 +53,7 @@ class BucketStore:
     ) -> None:
         self.bucket, self.prefix = bucket, prefix
         self._allowed = set() if allowed is None else allowed
-        """What the bucket let this process do here: a refusal after that may pass."""
+        """Operations that have succeeded on this bucket: a later 401 or 403 to one of them is retried."""
         self.client = client or make_client()
         try:
             self._bucket = self.client.bucket(bucket)
@@ -63,16 +63,17 @@ class BucketStore:
             "retry": DEFAULT_RETRY.with_timeout(RETRY_SECONDS).with_delay(initial=0.2, maximum=10.0),
             "timeout": TIMEOUT_SECONDS,
         }
-        # The client would go on where a reply was cut, and compares only whole replies with their checksum.
+        # No retries by the client: it would resume an interrupted response, and it verifies the checksum only
+        # of a response received in one piece.
         self._whole: dict[str, Any] = {"retry": None, "timeout": TIMEOUT_SECONDS, "checksum": "crc32c"}
 
     @property
     def uri(self) -> str:
-        """gs://BUCKET/PREFIX."""
+        """The URI of the store, gs://BUCKET/PREFIX."""
         return f"{GS}{self.bucket}/{self.prefix}".rstrip("/")
 
     def below(self, prefix: str) -> BucketStore:
-        """Return the store of `prefix` below this one's, with the same client."""
+        """Return the store at `prefix` below this one; it shares the client."""
         return BucketStore(self.bucket, self._name(prefix).strip("/"), self.client, self._allowed)
 
     def at(self, name: str) -> str:
@@ -80,7 +81,7 @@ class BucketStore:
         return f"{self.uri}/{name}"
 
     def read(self, name: str) -> Content | None:
-        """Return what `name` holds; its version is its generation."""
+        """Return the content of `name`; its version is the object's generation."""
         blob = self._blob(name)
         with self._explained(name, "read"):
             try:
@@ -91,7 +92,7 @@ class BucketStore:
         return Content(data, str(blob.generation))
 
     def find(self, name: str) -> Entry | None:
-        """Return size, generation and custom metadata of `name`."""
+        """Return size, generation, CRC-32C and custom metadata of `name`."""
         blob = self._reloaded(name)
         if blob is None:
             self._require_bucket()
@@ -99,7 +100,7 @@ class BucketStore:
         return Entry(name, blob.size or 0, str(blob.generation), blob.crc32c or "", dict(blob.metadata or {}))
 
     def written_at(self, name: str) -> float | None:
-        """Return when this generation of `name` was made, by the bucket's clock."""
+        """Return the creation time of the current generation of `name`, by the bucket's clock."""
         blob = self._reloaded(name)
         return blob.time_created.timestamp() if blob else None
 
@@ -108,11 +109,11 @@ class BucketStore:
         self._put(name, data)
 
     def create(self, name: str, data: bytes, labels: Mapping[str, str] = NO_LABELS) -> bool:
-        """Write `data` only if there is no `name`, with `labels` as custom metadata."""
+        """Write `data` only if `name` does not exist, with `labels` as custom metadata."""
         return self._swap(name, data, None, labels) is not None
 
     def swap(self, name: str, data: bytes, version: str | None) -> str | None:
-        """Write `data` only if `name` is of the generation `version`; return the new one."""
+        """Write `data` only if the generation of `name` is `version`; return the new generation."""
         return self._swap(name, data, version, NO_LABELS)
 
     def _swap(self, name: str, data: bytes, version: str | None, labels: Mapping[str, str]) -> str | None:
@@ -123,27 +124,27 @@ class BucketStore:
                 return self._put(name, data, labels, if_generation_match=int(version or 0))
             except api.PreconditionFailed as error:
                 refusal = error
-            # 412 comes also when this very write landed and its reply was lost.
+            # A 412 also occurs when this write succeeded but its response was lost and the client retried.
             blob = self._reloaded(name)
             if blob is not None and (blob.metadata or {}).get(_WRITER) == writer:
                 return str(blob.generation)
             if _generation(blob) != version:
                 return None
-            # What was asked for holds: the bucket refused the write for another reason.
+            # The precondition holds, so the bucket refused the write for another reason.
         raise explanation(refusal, self.at(name), "written")
 
     def remove(self, name: str, version: str | None = None) -> None:
-        """Remove `name`, if it is of the generation `version` where that is given."""
+        """Remove `name`; with `version`, only if that is its generation."""
         condition = {} if version is None else {"if_generation_match": int(version)}
         with self._explained(name, "removed"), suppress(api.NotFound):
             try:
                 self._repeated("removed", lambda: self._blob(name).delete(**condition, **self._how))
             except api.PreconditionFailed:
                 if version is None or _generation(self._reloaded(name)) == version:
-                    raise  # not for the version
+                    raise  # the precondition holds: refused for another reason
 
     def entries(self, prefix: str = "") -> list[Entry]:
-        """Return the objects whose names start with `prefix`, but for those that stand for folders."""
+        """Return the objects whose names start with `prefix`, without the placeholder objects of folders."""
         start = len(self._name(""))
         with self._explained(prefix, "listed"):
             return self._repeated(
@@ -151,12 +152,12 @@ class BucketStore:
             )
 
     def folders(self) -> list[str]:
-        """Return the names that stand before a slash."""
+        """Return the names of the folders directly below, sorted."""
         with self._explained("", "listed"):
             return self._repeated("listed", lambda: list_folders(self._bucket, self._name(""), self._how))
 
     def sha256(self, name: str) -> str:
-        """Return the digest of the object `name`, which is downloaded for it."""
+        """Return the SHA-256 of the object `name`, which is downloaded to compute it."""
         with temporary_folder() as folder:
             path = folder / "object"
             self.download(name, path)
@@ -169,7 +170,7 @@ class BucketStore:
         self.remove(name)
 
     def upload(self, path: Path, name: str) -> None:
-        """Copy `path` to `name`; the bucket refuses bytes that differ from their crc32c."""
+        """Upload `path` to `name`; the bucket rejects bytes that do not match their CRC-32C."""
         with self._explained(name, "written"):
             blob = self._blob(name)
             blob.chunk_size = _UPLOAD_CHUNK_BYTES
@@ -177,16 +178,16 @@ class BucketStore:
             crc32c = file_crc32c(path)
 
             def send() -> None:
-                blob.crc32c = as_text(crc32c)  # the bucket compares what arrives with it
+                blob.crc32c = as_text(crc32c)  # the bucket verifies the upload with it
                 blob.upload_from_filename(str(path), checksum=None, **how)
                 _require_arrived(blob, crc32c)
 
             self._repeated("written", send, is_lost_session)
 
     def download(self, name: str, path: Path, version: str | None = None) -> None:
-        """Copy `name` to `path`, of the generation `version` where that is given."""
+        """Download `name` to `path`; with `version`, only that generation."""
         condition = {} if version is None else {"if_generation_match": int(version)}
-        # The client deletes the file that it fails to fill: it gets one of its own.
+        # The client deletes the file when a download fails, so it gets a temporary one.
         with explained(path), replacing(path, durable=False) as temporary, self._explained(name, "read"):
             blob = self._blob(name)
 
@@ -209,7 +210,7 @@ class BucketStore:
         blob = self._blob(name)
         if labels:
             blob.metadata = labels
-        # The whole is repeated, and so the client needn't repeat its parts.
+        # `_repeated` retries the whole upload, so the client must not retry parts of it.
         how = {"retry": None, "timeout": _send_timeout() if len(data) > _SMALL_BYTES else TIMEOUT_SECONDS}
         with self._explained(name, "written", is_conditional=bool(conditions)):
 
@@ -223,7 +224,7 @@ class BucketStore:
         return str(blob.generation)
 
     def _reloaded(self, name: str) -> storage.Blob | None:
-        """Return the object with all that the bucket knows of it, None if it isn't there."""
+        """Return the object with its current metadata, or None if it does not exist."""
         blob = self._blob(name)
         with self._explained(name, "read"):
             try:
@@ -237,7 +238,7 @@ class BucketStore:
             try:
                 found = self._bucket.exists(**self._how)
             except (api.Forbidden, api.Unauthorized):
-                return  # to look at the bucket needs another right than to read its objects
+                return  # reading the bucket's metadata needs another permission than reading its objects
         if not found:
             raise UsageError(f"There is no such bucket. Received: {GS}{self.bucket}")
 
@@ -253,21 +254,21 @@ class BucketStore:
         action: Callable[[], _Result],
         begins_anew: Callable[[Exception], bool] = lambda error: False,
     ) -> _Result:
-        """Return what `action` returns, by which something is `done`; see `repeated`."""
+        """Return the result of `action`, with retries; see `repeated`. `done` is the kind of operation."""
         is_allowed = done in self._allowed
         try:
             result = repeated(
                 action, RETRY_SECONDS, begins_anew, lambda error: is_allowed and is_refusal(error)
             )
         except (api.NotFound, api.PreconditionFailed):
-            self._allowed.add(done)  # it looked: who has no right gets 403
+            self._allowed.add(done)  # a request without permission gets 403 instead
             raise
         self._allowed.add(done)
         return result
 
     @contextmanager
     def _explained(self, name: str, done: str, is_conditional: bool = False) -> Iterator[None]:
-        """Turn the client's errors into those of this package; where a condition was sent, 412 passes."""
+        """Translate the client's errors into this package's; a 412 passes if the request is conditional."""
         try:
             yield
         except (
@@ -287,12 +288,12 @@ def _generation(blob: storage.Blob | None) -> str | None:
 
 
 def _send_timeout() -> tuple[float, float]:
-    """Return the seconds for connecting and sending, and those for the reply."""
+    """Return the timeout for connecting and sending, and the timeout for the response, in seconds."""
     return max(_SEND_SECONDS, TIMEOUT_SECONDS), TIMEOUT_SECONDS
 
 
 def _require_arrived(blob: storage.Blob, crc32c: int) -> None:
-    """Raise DataCorruption unless the bucket says that it holds these bytes under this name."""
+    """Raise DataCorruption unless the bucket reports this CRC-32C and this name for the upload."""
     name, found = blob._properties.get("name"), blob.crc32c
     if (name, found) != (blob.name, as_text(crc32c)):
         raise DataCorruption(None, f"what arrived is {name} with crc32c {found}")

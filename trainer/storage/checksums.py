@@ -1,6 +1,6 @@
-"""The checksum that a bucket knows of each of its objects: CRC-32C.
+"""CRC-32C, the checksum that Cloud Storage keeps for every object.
 
-In: a file. Out: its crc32c, as a number, or as the text that the bucket says it in.
+A checksum is an integer, or the base64 text that the Cloud Storage API uses.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _CHUNK_BYTES = 1 << 20
 
 
 def file_crc32c(path: Path) -> int:
-    """Return the checksum of the file's bytes. Raises OSError."""
+    """Return the CRC-32C of the file's bytes. Raises OSError."""
     crc32c = 0
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
@@ -23,5 +23,5 @@ def file_crc32c(path: Path) -> int:
 
 
 def as_text(crc32c: int) -> str:
-    """Return a checksum in the form that the bucket has it in: base64 of four bytes, the highest first."""
+    """Return the checksum as in the Cloud Storage API: base64 of its four bytes, big-endian."""
     return base64.b64encode(crc32c.to_bytes(4, "big")).decode()

@@ -1,7 +1,4 @@
-"""The client of Google Cloud Storage.
-
-In: the credentials and the proxy of the environment. Out: a client with one pool of connections.
-"""
+"""Cloud Storage client, with the credentials and the proxy of the environment and one connection pool."""
 
 from __future__ import annotations
 
@@ -14,16 +11,17 @@ from trainer.storage.proxies import require_proxy
 
 _CONNECTIONS = 64
 _NO_CREDENTIALS = "default credentials were not found"
-"""What google.auth says where there are none at all."""
+"""Part of the google.auth error message when there are no credentials at all."""
 
 
 def make_client() -> storage.Client:
-    """Return a client with the application default credentials, or without any where there are none.
+    """Return a client with application default credentials, or an anonymous client if there are none.
 
-    The client library itself honours STORAGE_EMULATOR_HOST.
+    The client library itself honours STORAGE_EMULATOR_HOST. Raises UsageError if the credentials file or the
+    proxy is invalid.
     """
     try:
-        # Objects need no project, and a person's own credentials often name none.
+        # Objects need no project, and user credentials often have none.
         client = storage.Client(project="none")
     except auth.DefaultCredentialsError as error:
         if _NO_CREDENTIALS not in str(error):
@@ -33,8 +31,8 @@ def make_client() -> storage.Client:
             ) from None
         # A public bucket needs no credentials.
         client = storage.Client.create_anonymous_client()
-    # What the environment says of proxies and certificates is the same for each request: to look there every
-    # time took a sixth of a small one.
+    # Proxies and certificates are the same for every request. Reading them from the environment each time
+    # took a sixth of the time of a small request.
     session = client._http
     require_proxy(session, client._connection.API_BASE_URL)
     settings = session.merge_environment_settings(client._connection.API_BASE_URL, {}, None, None, None)

@@ -1,7 +1,7 @@
-"""A folder on local disk as a store.
+"""A folder on local disk as a `Store`.
 
-In: a folder. Out: the operations of `Store` on the files below it. Compare-and-swap is
-made of a lock that dies with its process, so all who move a pointer must do it through here.
+Compare-and-swap uses a lock file whose lock ends with its process. It is therefore atomic only among
+processes that use this class.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LOCK = ".swap.lock"
 
 
 class FolderStore:
-    """The files below `root`, which need not be there yet."""
+    """The files below `root`; the folder is created by the first write."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -42,7 +42,7 @@ class FolderStore:
         return str(self.root)
 
     def below(self, prefix: str) -> FolderStore:
-        """Return the store of the folder `prefix`."""
+        """Return the store of the folder `prefix` below this one."""
         return FolderStore(self._path(prefix))
 
     def at(self, name: str) -> str:
@@ -50,7 +50,7 @@ class FolderStore:
         return str(self._path(name))
 
     def read(self, name: str) -> Content | None:
-        """Return what `name` holds; its version is its digest."""
+        """Return the content of `name`; its version is its SHA-256."""
         path = self._path(name)
         with explained(path, "read"):
             try:
@@ -60,13 +60,13 @@ class FolderStore:
         return Content(data, _digest(data))
 
     def find(self, name: str) -> Entry | None:
-        """Return size and version of `name`."""
+        """Return the size and version of `name`; the version is its modification time and inode."""
         path = self._path(name)
         with explained(path, "read"):
             return _entry(path, name)
 
     def written_at(self, name: str) -> float | None:
-        """Return when `name` was written, by the clock of the file system."""
+        """Return the modification time of `name`, by the clock of the file system."""
         path = self._path(name)
         with explained(path, "read"):
             status = _status(path)
@@ -77,11 +77,11 @@ class FolderStore:
         write_bytes(self._path(name), data)
 
     def create(self, name: str, data: bytes, labels: Mapping[str, str] = NO_LABELS) -> bool:
-        """Write `data` only if there is no `name`; a file has no custom metadata."""
+        """Write `data` only if `name` does not exist; `labels` are dropped: files have no metadata."""
         return create_bytes(self._path(name), data)
 
     def swap(self, name: str, data: bytes, version: str | None) -> str | None:
-        """Write `data` only if `name` is of `version`."""
+        """Write `data` only if the version of `name` is `version`; return the new version, else None."""
         with exclusive(self.root / _LOCK):
             found = self.read(name)
             if (found and found.version) != version:
@@ -90,7 +90,7 @@ class FolderStore:
         return _digest(data)
 
     def remove(self, name: str, version: str | None = None) -> None:
-        """Remove `name`, if it is of `version` where that is given."""
+        """Remove `name`; with `version`, only if that is its version."""
         path = self._path(name)
         if version is not None:
             with exclusive(self.root / _LOCK):
@@ -102,12 +102,12 @@ class FolderStore:
             path.unlink(missing_ok=True)
 
     def entries(self, prefix: str = "") -> list[Entry]:
-        """Return the files whose names start with `prefix`, but for locks and half-written ones."""
+        """Return the files whose names start with `prefix`, without the lock and partial files."""
         with explained(self.root, "read"):
             return sorted(self._entries(prefix), key=lambda entry: entry.name)
 
     def folders(self) -> list[str]:
-        """Return the names of the folders directly below."""
+        """Return the names of the folders directly below, sorted."""
         with explained(self.root, "read"):
             try:
                 return sorted(each.name for each in os.scandir(self.root) if each.is_dir())
@@ -115,17 +115,17 @@ class FolderStore:
                 return []
 
     def sha256(self, name: str) -> str:
-        """Return the digest of the file `name`."""
+        """Return the SHA-256 of the file `name`."""
         path = self._path(name)
         with explained(path, "read"):
             return hash_file(path)["sha256"]
 
     def require_writable(self) -> None:
-        """Write a small file and delete it; nothing that this made is left if it fails."""
+        """Create the folder, write and delete a small file; on failure, remove new folders."""
         prepare_folder(self.root)
 
     def upload(self, path: Path, name: str) -> None:
-        """Copy `path` to `name`, comparing what arrived."""
+        """Copy `path` to `name` and verify the copy."""
         target = self._path(name)
         with explained(target), replacing(target) as temporary:
             shutil.copyfile(path, temporary)
@@ -133,7 +133,7 @@ class FolderStore:
                 raise OSError(f"the copy of {path} is not what was copied")
 
     def download(self, name: str, path: Path, version: str | None = None) -> None:
-        """Copy `name` to `path`."""
+        """Copy `name` to `path`; with `version`, only if that is its version."""
         source = self._path(name)
         if not source.is_file():
             raise UsageError(f"There is no such file. Received: {source}")
@@ -143,7 +143,7 @@ class FolderStore:
         FolderStore(path.parent).upload(source, path.name)
 
     def _entries(self, prefix: str) -> Iterator[Entry]:
-        # Below the last whole folder of the prefix; what other processes take away meanwhile is passed over.
+        # Walk only the deepest folder of the prefix, and skip what other processes remove meanwhile.
         top = self.root / prefix.rpartition("/")[0]
         for folder, _, files in os.walk(top, onerror=_pass_over):
             for file in files:
@@ -164,13 +164,13 @@ def _entry(path: Path, name: str) -> Entry | None:
 
 
 def _pass_over(error: OSError) -> None:
-    """Raise what happened to a folder that was to be listed, but that it is gone or not ours to see."""
+    """Ignore folders that do not exist (any more) or are not readable; raise any other error."""
     if not isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError):
         raise error
 
 
 def _status(path: Path) -> os.stat_result | None:
-    """Return what is known of a file; None if there is none."""
+    """Return the status of a regular file, or None if there is none."""
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):

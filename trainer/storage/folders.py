@@ -1,7 +1,4 @@
-"""Whole folders: given their names when they are complete, and cleared of what a crash left.
-
-In: paths. Out: a folder that is there whole or not at all; nothing that only a killed process knew.
-"""
+"""Atomic replacement of whole folders, and removal of the leftovers of killed processes."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from trainer.storage.local import explained, is_temporary, sync_folder
 
 
 def _discard(path: Path) -> None:
-    """Remove what a crash may have left at `path`. Raises TemporaryError, UsageError."""
+    """Remove the leftovers of a crash at `path`. Raises TemporaryError, UsageError."""
     with explained(path, "removed"):
         if path.exists():
             require_right(path)
@@ -22,9 +19,10 @@ def _discard(path: Path) -> None:
 
 
 def replace_folder(temporary: Path, final: Path) -> None:
-    """Give the finished folder `temporary` its name, in the place of what a crash may have left.
+    """Rename the complete folder `temporary` to `final`, replacing any existing folder.
 
-    Nobody sees the old one in parts: it is put aside first.
+    The old folder is first renamed and then deleted, so that no process sees it in part. Raises
+    TemporaryError, UsageError.
     """
     old = final.with_name(f".{final.name}.old.tmp")
     _discard(old)
@@ -38,7 +36,7 @@ def replace_folder(temporary: Path, final: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the half-written files and folders that killed processes left below `folder`."""
+    """Remove the partially written files and folders that killed processes left below `folder`."""
     with explained(folder, "cleared"):
         for parent, folders, files in os.walk(folder):
             for name in filter(lambda name: is_temporary(Path(name)), files):

@@ -1,7 +1,7 @@
-"""The right to write below a folder, asked at the last moment before each file there changes.
+"""Write fencing: every write below a guarded folder first checks that this process may still write there.
 
-In: a folder, and what raises once it is another process's. Out: nothing below it is replaced, added to
-or removed by a process that was paused for so long that another one took its work over.
+It prevents a process that was paused from adding, replacing or removing files after another process has taken
+over its work.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# Of the whole process, not handed to every writer: one that was forgotten would overwrite in silence.
+# Global to the process instead of passed to every writer: a writer without it would overwrite silently.
 _GUARDS: dict[Path, Callable[[], None]] = {}
 
 
 @contextmanager
 def guarded(folder: Path, require: Callable[[], None]) -> Iterator[None]:
-    """Within this block, let `require` be asked before anything below `folder` changes."""
+    """Call `require` before every change below `folder` while the block runs."""
     folder = folder.absolute()
     _GUARDS[folder] = require
     try:
@@ -26,7 +26,7 @@ def guarded(folder: Path, require: Callable[[], None]) -> Iterator[None]:
 
 
 def require_right(path: Path) -> None:
-    """Raise what the guard of a folder above `path` raises, TemporaryError if another process has it."""
+    """Raise the error of the guard of any folder above `path`: TemporaryError if the lease is lost."""
     if not _GUARDS:
         return
     absolute = path.absolute()

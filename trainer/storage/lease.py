@@ -1,9 +1,9 @@
-"""The right to work on a run, held by one process at a time.
+"""Lease on a run: at most one process at a time works on it.
 
-In: a store and the name of the lease. Out: a `Lease` that a heartbeat keeps alive. Whoever
-finds another's lease takes it over once its holder is known to be dead: at once if it was a
-process of this machine, else after the heartbeat has not moved for `EXPIRY_SECONDS` of the
-finder's own clock, so that no two clocks need to agree.
+A heartbeat renews the `Lease` in the store. Another process takes over the lease of a dead holder. A holder
+that was a process of the same machine is dead once it has ended. Any other holder is dead when its heartbeat
+has not changed for `EXPIRY_SECONDS` by the clock of the observing process, so clocks need not be
+synchronized.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _RELEASE_SECONDS = 2.0
 
 
 class Lease:
-    """A lease that is held; `release` gives it back. Ask `require` before anything is written."""
+    """A lease held by this process, until `release`. Call `require` before every write."""
 
     def __init__(
         self,
@@ -49,10 +49,10 @@ class Lease:
         self._thread.start()
 
     def require(self) -> None:
-        """Raise TemporaryError if the lease is no longer this process's.
+        """Raise TemporaryError if this process no longer holds the lease.
 
-        Asks the store only when the last heartbeat is so long ago that others may have given
-        this process up, as after a pause of the whole machine.
+        Accesses the store only if the last heartbeat is so old that other processes may consider this one
+        dead, for example after the machine was suspended.
         """
         with self._lock:
             if not self._lost and _now() - self._beat_at > 0.8 * self._expiry:
@@ -60,14 +60,14 @@ class Lease:
         self.check()
 
     def check(self) -> None:
-        """Raise TemporaryError if the lease is known to be lost; asks nobody."""
+        """Raise TemporaryError if the lease is known to be lost; never accesses the store."""
         if self._lost:
             raise TemporaryError(self._lost)
 
     def release(self) -> None:
-        """Give the lease back, if it is still held; to call it again does nothing.
+        """Release the lease if this process still holds it; a second call does nothing.
 
-        Takes no longer than `_RELEASE_SECONDS`: a lease that can't be given back expires by itself.
+        Takes at most `_RELEASE_SECONDS`: a lease that cannot be released expires.
         """
         if self._ended.is_set():
             return
@@ -84,7 +84,7 @@ class Lease:
 
     def _keep(self) -> None:
         while not self._ended.wait(self._expiry / _BEATS_PER_EXPIRY) and not self._lost:
-            # Nobody can be asked for now. Whoever writes has to ask, and then hears how it is.
+            # The heartbeat has no caller to report to. The next `require` before a write raises the error.
             with suppress(Exception), self._lock:
                 self._beat()
 
@@ -93,7 +93,7 @@ class Lease:
         self._holder["beats"] += 1
         version = self._store.swap(self._name, _encoded(self._holder), self._version)
         if version is None:
-            # A beat that landed before, and whose reply was lost for good, is its own.
+            # An earlier heartbeat may have been written although its response was lost.
             found = self._store.read(self._name)
             is_mine = found is not None and _decoded(found).get("id") == self._holder["id"]
             version = found.version if found is not None and is_mine else None
@@ -110,10 +110,10 @@ class Lease:
 def take_lease(
     store: Store, name: str, on_wait: Callable[[str], None], expiry_seconds: float = EXPIRY_SECONDS
 ) -> Lease:
-    """Take the lease `name` of `store`, from a dead holder if there is one.
+    """Acquire the lease `name` of `store`, taking it over if its holder is dead.
 
-    `on_wait` hears, in words, of another holder that has to be watched. Raises TemporaryError
-    if the other one is alive, and what `Store` raises.
+    `on_wait` is called with a message if another holder has to be observed first, for up to `expiry_seconds`.
+    Raises TemporaryError if that holder is alive, and the errors of `Store`.
     """
     holder = _me()
     while True:
@@ -128,7 +128,7 @@ def take_lease(
 
 
 def _watch(store: Store, name: str, before: Content, expiry_seconds: float) -> Content | None:
-    """Return the lease when its holder is dead, None when it is given back. Raises TemporaryError."""
+    """Return the lease if its holder is dead, None if it was released. Raises TemporaryError."""
     until = time.monotonic() + expiry_seconds
     while time.monotonic() < until:
         time.sleep(expiry_seconds / _BEATS_PER_EXPIRY / 4)
@@ -144,7 +144,7 @@ def _watch(store: Store, name: str, before: Content, expiry_seconds: float) -> C
 
 
 def _now() -> float:
-    """Return seconds of a clock that goes on, unlike Python's monotonic one, while the machine sleeps."""
+    """Return seconds of a clock that, unlike `time.monotonic`, also advances during suspend."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
@@ -155,7 +155,7 @@ def _is_dead(content: Content) -> bool:
         return False
     started = _started(int(holder.get("pid", 0)))
     if started is None and _is_anothers(int(holder.get("pid", 0))):
-        return False  # it may be alive: nothing more is seen of another user's processes
+        return False  # it may be alive: processes of other users are not visible in full
     return started != holder.get("process_started")
 
 
@@ -171,9 +171,9 @@ def _me() -> dict[str, Any]:
 
 
 def _place() -> dict[str, str]:
-    """Return what processes that can see each other have in common: a boot, and a table of processes.
+    """Return what identifies processes that see each other: the boot ID and the PID namespace.
 
-    Where the system doesn't tell, it is another one each time: nobody is then taken for a neighbour.
+    If the system does not provide them, the boot ID is random, so that no holder counts as local.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
@@ -183,18 +183,18 @@ def _place() -> dict[str, str]:
 
 
 def _started(pid: int) -> str | None:
-    """Return when process `pid` started, in clock ticks since boot; None if there is no such process."""
+    """Return the start time of process `pid` in clock ticks since boot, None if it does not exist."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
     state, *fields = status.rpartition(")")[2].split()
-    # A zombie holds nothing any more.
+    # A zombie holds no resources.
     return None if state == "Z" else fields[18]
 
 
 def _is_anothers(pid: int) -> bool:
-    """Return whether there is a process `pid` of another user."""
+    """Return whether process `pid` exists and belongs to another user."""
     try:
         os.kill(pid, 0)
     except PermissionError:

@@ -1,7 +1,4 @@
-"""What lies in a bucket, as its listings tell.
-
-In: the client's bucket and the beginning of names. Out: entries, or the folders directly below.
-"""
+"""Listings of a bucket: its objects, or the folders directly below a prefix."""
 
 from __future__ import annotations
 
@@ -15,9 +12,10 @@ _FIELDS = "items(name,size,generation,crc32c),nextPageToken"
 
 
 def list_entries(bucket: storage.Bucket, prefix: str, start: int, how: dict[str, Any]) -> list[Entry]:
-    """Return the objects whose names begin with `prefix`, named from `start` on, sorted.
+    """Return the objects whose names start with `prefix`, sorted by name.
 
-    Without those that stand for folders. An object without a size is empty. Raises the client's errors.
+    The first `start` characters are cut off the names. Placeholder objects of folders are skipped. An object
+    without a size has size 0. Raises the client's errors.
     """
     blobs = bucket.client.list_blobs(bucket, prefix=prefix, fields=_FIELDS, **how)
     found = [
@@ -27,9 +25,9 @@ def list_entries(bucket: storage.Bucket, prefix: str, start: int, how: dict[str,
 
 
 def list_folders(bucket: storage.Bucket, prefix: str, how: dict[str, Any]) -> list[str]:
-    """Return what stands before the next slash of names that begin with `prefix`, sorted.
+    """Return the path components that follow `prefix` up to the next slash, sorted.
 
-    The bucket sums it up: the objects themselves are not asked for. Raises the client's errors.
+    The bucket groups the names itself, so the objects are not listed. Raises the client's errors.
     """
     fields = "prefixes,nextPageToken"
     listing = bucket.client.list_blobs(bucket, prefix=prefix, delimiter="/", fields=fields, **how)

@@ -1,9 +1,8 @@
-"""Files on local disk, written whole or not at all.
+"""Atomic writes of files on local disk.
 
-In: paths, and what to write there. Out: files that a crash, a full disk or a second
-process never leaves half-written under their final names. Every function turns the
-operating system's refusal into an error that says what to do: `TemporaryError` for a full
-or failing disk, `UsageError` for a place that can't be written.
+No crash, full disk or concurrent process leaves a partially written file under its final name. Every function
+translates an OSError into an error with a remedy: `TemporaryError` for a full or failing disk, `UsageError`
+for a path that cannot be written.
 """
 
 from __future__ import annotations
@@ -39,21 +38,21 @@ _UNUSABLE = {
 }
 _CHUNK_BYTES = 1 << 20
 ANYONE, OWNER = 0o666, 0o600
-"""Modes of files: the usual one, and that of a file with a secret."""
+"""File modes, before the umask: the default, and that of a file with a secret."""
 
 
 @contextmanager
 def explained(path: Path, done: str = "written") -> Iterator[None]:
-    """Turn an OSError of the block, in which `path` is `done`, into an error with a remedy.
+    """Translate an OSError of the block into an error with a remedy; `done` is a past participle.
 
-    Raises TemporaryError (full or failing disk) or UsageError (a place that can't be written).
+    Raises TemporaryError (full or failing disk) or UsageError (invalid path or missing permission).
     """
     try:
         yield
     except OSError as error:
         raise _explanation(error, path, done) from error
     except ValueError as error:
-        # The only ValueErrors of file functions: a NUL or an unpaired surrogate in the path.
+        # File functions raise ValueError only for a NUL or an unpaired surrogate in the path.
         raise UsageError(
             f"This is not a path that can be {done}: {error}. Received: {str(path)!r}"
         ) from error
@@ -74,11 +73,10 @@ def _explanation(error: OSError, path: Path, done: str) -> TrainerError:
 
 
 def write_bytes(path: Path, data: bytes, read_back: bool = False, mode: int = ANYONE) -> None:
-    """Write `data` to `path`, whole or not at all, making its folder if needed.
+    """Write `data` to `path` atomically, creating its folder if needed.
 
-    A crash at any moment leaves either the old file or the new one. With `read_back` it is
-    read and compared before it gets its name. `mode` is that of the file, less what the process's umask
-    takes away. Raises TemporaryError, UsageError.
+    A crash at any moment leaves either the old file or the new one. With `read_back` the new file is read and
+    compared before the rename. `mode` is the file's mode before the umask. Raises TemporaryError, UsageError.
     """
     with explained(path), _temporary(path, data, mode) as temporary:
         if read_back and hash_file(temporary)["sha256"] != hashlib.sha256(data).hexdigest():
@@ -89,28 +87,28 @@ def write_bytes(path: Path, data: bytes, read_back: bool = False, mode: int = AN
 
 
 def write_text(path: Path, text: str, mode: int = ANYONE) -> None:
-    """Write `text` to `path` as UTF-8, as `write_bytes` does; what UTF-8 lacks is spelled out."""
+    """Write `text` to `path` as UTF-8, as `write_bytes` does; unencodable characters are escaped."""
     write_bytes(path, text.encode("utf-8", "backslashreplace"), mode=mode)
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write `value` to `path` as indented JSON that keeps the order of keys, as `write_bytes` does.
+    """Write `value` to `path` as indented JSON, keys in their order, as `write_bytes` does.
 
-    NaN and infinity, which JSON lacks, become null; NumPy scalars and arrays become numbers and lists.
+    JSON has no NaN and no infinity, so they become null. NumPy scalars and arrays become numbers and lists.
     """
     write_text(path, json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def create_bytes(path: Path, data: bytes) -> bool:
-    """Write `data` to `path` only if nothing is there; return whether this call made it.
+    """Write `data` to `path` only if `path` does not exist; return whether this call created it.
 
-    Of several processes exactly one gets True, and none sees the file half-written.
-    Raises TemporaryError, UsageError.
+    Of several processes exactly one gets True, and none sees a partially written file. Raises TemporaryError,
+    UsageError.
     """
     with explained(path), _temporary(path, data) as temporary:
         require_right(path)
         try:
-            # A link is atomic and create-only, and what it names is already whole.
+            # A hard link is atomic and fails if `path` exists, and the file it links to is complete.
             os.link(temporary, path)
         except FileExistsError:
             return False
@@ -123,11 +121,11 @@ def create_bytes(path: Path, data: bytes) -> bool:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add `line` and a newline to the end of `path`, on disk when this returns.
+    """Append `line` and a newline to `path`; both are on disk on return.
 
-    When that fails the file is as it was. A torn last line, which only a crash leaves, is
-    ended first, so that it can't spoil the new one. Raises TemporaryError, UsageError, and
-    ValueError when `line` holds a newline.
+    If that fails, the file is unchanged. An incomplete last line, which only a crash leaves, is terminated
+    first, so that it does not corrupt the new one. Raises TemporaryError, UsageError, and ValueError if
+    `line` contains a newline.
     """
     if "\n" in line:
         raise ValueError(f"a line can't hold a newline: {line!r}")
@@ -142,9 +140,9 @@ def append_line(path: Path, line: str) -> None:
 
 
 def prepare_folder(path: Path) -> None:
-    """Make the folder `path` and prove that it can be written, by writing a small file and deleting it.
+    """Create the folder `path` and verify that it is writable, by writing and deleting a small file.
 
-    Call it before any work is done. When it fails, nothing that it made is left. Raises
+    Call it before any work is done. If it fails, the folders that it created are removed. Raises
     TemporaryError, UsageError.
     """
     with explained(path):
@@ -161,30 +159,30 @@ def prepare_folder(path: Path) -> None:
 
 
 def write_all(file: io.FileIO, data: bytes) -> None:
-    """Write every byte of `data` to an unbuffered file, which may take fewer at a time. Raises OSError."""
+    """Write all of `data` to an unbuffered file, whose `write` may be partial. Raises OSError."""
     rest = memoryview(data)
     while rest:
         rest = rest[file.write(rest) :]
 
 
 def is_temporary(name: PurePath) -> bool:
-    """Return whether a part of `name`, which is relative, is what a crash left half-written."""
+    """Return whether a part of the relative `name` is that of a partially written file or folder."""
     return any(part.startswith(".") and part.endswith(".tmp") for part in name.parts)
 
 
 def sync_file(path: Path) -> None:
-    """Make the bytes of `path`, whoever wrote them, survive a power failure. Raises OSError."""
+    """Flush the bytes of `path` to disk (fsync), even if another process wrote them. Raises OSError."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` survive a power failure, where the file system can. Raises OSError."""
+    """Flush the names in `folder` to disk (fsync), where the file system supports it. Raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some network file systems have no such thing; their names are safe once made.
+        # Some network file systems do not support fsync of a folder; their names are durable once created.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
             raise
     finally:
@@ -194,9 +192,9 @@ def sync_folder(folder: Path) -> None:
 def hash_file(
     path: Path, algorithms: Iterable[str] = ("sha256",), on_bytes: Callable[[int], None] | None = None
 ) -> dict[str, str]:
-    """Return algorithm name to hex digest of the file's bytes, read once; `on_bytes` hears of every chunk.
+    """Return the hex digest of the file's bytes for each algorithm; the file is read once.
 
-    Raises OSError.
+    `on_bytes` is called with the size of every chunk. Raises OSError.
     """
     hashes = {name: hashlib.new(name, usedforsecurity=False) for name in algorithms}
     with open(path, "rb", buffering=0) as file:
@@ -210,9 +208,10 @@ def hash_file(
 
 @contextmanager
 def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
-    """Yield a name beside `path` for the block to write a file at, which then takes the place of `path`.
+    """Yield a temporary path beside `path`; the file that the block writes there then replaces `path`.
 
-    If the block raises, `path` is as it was. With `durable` it outlives a power failure. Raises OSError.
+    If the block raises, `path` is unchanged. With `durable` the file survives a power failure. Raises
+    OSError.
     """
     with _beside(path) as temporary:
         yield temporary
@@ -227,7 +226,7 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def _temporary(path: Path, data: bytes, mode: int = ANYONE) -> Iterator[Path]:
-    """Yield a file beside `path` that holds `data`, on disk; it is gone afterwards, moved or not."""
+    """Yield a file beside `path` with `data` flushed to disk; afterwards it is removed if still there."""
     with _beside(path) as temporary:
         with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             _write_and_sync(file, data)
@@ -236,11 +235,11 @@ def _temporary(path: Path, data: bytes, mode: int = ANYONE) -> Iterator[Path]:
 
 @contextmanager
 def _beside(path: Path) -> Iterator[Path]:
-    """Yield a name for a file beside `path`; what is there after the block is removed."""
+    """Yield a path for a temporary file beside `path`; a file that is still there afterwards is removed."""
     if not path.parent.is_dir():
         require_right(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-    # Not tempfile.mkstemp: its files are readable by nobody else, and so would the final file be.
+    # Not tempfile.mkstemp: it creates files with mode 0600, which the final file would inherit.
     temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.tmp")
     try:
         yield temporary
@@ -285,7 +284,7 @@ def _append(file: io.FileIO, data: bytes) -> None:
 
 
 def _plain(value: object) -> object:
-    """Return `value` in the types that JSON has."""
+    """Return `value` converted to JSON types."""
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, Mapping):

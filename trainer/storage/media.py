@@ -1,8 +1,6 @@
-"""The bytes of an object, by the client's own session.
+"""Download of one object's bytes through the client's HTTP session, verified with the object's CRC-32C.
 
-In: a session and an object's address. Out: a file that holds the object, compared with its
-checksum. The client's download does the same in twice the time of the processor, which for many small
-objects is what limits.
+The client's own download takes twice the CPU time, which is the bottleneck for many small objects.
 """
 
 from __future__ import annotations
@@ -23,12 +21,12 @@ _CHECKSUM = re.compile(r"crc32c=([A-Za-z0-9+/=]+)")
 
 
 def fetch_media(session: Any, url: str, path: Path, timeout_seconds: float) -> bool:
-    """Write what is at `url` to `path`; return False, with nothing written, if the client has to do it.
+    """Download `url` to `path`; return False, with nothing written, if the client must download it.
 
-    That is an object that is kept compressed, which the client unpacks, or one of unknown checksum.
-    Raises what the client's own download raises, DataCorruption for other bytes than the object's.
+    That is the case for an object stored compressed, which the client decompresses, or without a known
+    CRC-32C. Raises the errors of the client's download; DataCorruption on a checksum mismatch.
     """
-    # Asked for as it is kept: unpacked on the way it would no longer fit its checksum.
+    # Request the bytes as stored: after decompressive transcoding they would not match the checksum.
     headers = {"Accept-Encoding": "gzip"}
     with session.get(url, headers=headers, timeout=timeout_seconds, stream=True) as reply:
         if reply.status_code != 200:

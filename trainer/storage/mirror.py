@@ -1,8 +1,7 @@
-"""A local folder, and the same in a store.
+"""One-way synchronization of a local folder to a store.
 
-In: a folder that a run fills, and the store that is to hold it. Out: after each `sync` the store
-holds what the folder held, whole files only. On disk the folder is the store, and there is
-nothing to do.
+After each `sync` the store holds the files of the folder, complete files only. If the folder itself is the
+store, there is nothing to synchronize.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ from trainer.storage.local import is_temporary
 from trainer.storage.store import Store
 from trainer.storage.transfers import OnBytes, download_files, each
 
-# Read whole before it is sent: such a file, a log say, may grow meanwhile.
+# Up to this size a file is read whole before it is sent, as it may grow meanwhile (a log, for example).
 _SMALL_BYTES = 8 << 20
 
 Version = tuple[int, int, int]
 
 
 class Mirror:
-    """Keeps `store` equal to `folder`, but for the names in `apart`; one thread at a time."""
+    """Mirrors `folder` to `store`, without the names in `apart`; syncs run one at a time."""
 
     def __init__(
         self,
@@ -33,20 +32,20 @@ class Mirror:
         apart: Collection[str] = (),
         require: Callable[[], None] = lambda: None,
     ) -> None:
-        """`require` is asked before each change of the store, and raises when this process may make none."""
+        """`require` is called before each change of the store; it raises if this process may not write."""
         self.folder, self._store, self._apart = folder, store, frozenset(apart)
         self._require = require
         self._sent: dict[str, Version | None] = {}
-        """By name what was sent, None for what was there before and isn't known here."""
+        """Version sent by name; None for a file that was in the store before and not in the folder."""
         self._lock = threading.Lock()
         self._closed = threading.Event()
 
     def close(self) -> None:
-        """Let a sync that is under way in another thread send and remove nothing more."""
+        """Stop a sync that runs in another thread before its next upload or removal."""
         self._closed.set()
 
     def pull(self, is_wanted: Callable[[str], bool], on_bytes: OnBytes = lambda size: None) -> None:
-        """Fill the folder with the files that `is_wanted`; the last sync removes the others there."""
+        """Download the files that `is_wanted` accepts; the last sync removes the others from the store."""
         if self._store is None:
             return
         entries = [entry for entry in self._store.entries() if entry.name not in self._apart]
@@ -56,13 +55,13 @@ class Mirror:
         self._sent = {entry.name: here.get(entry.name) for entry in entries}
 
     def waiting_bytes(self) -> int:
-        """Return how many bytes a sync would send."""
+        """Return how many bytes a sync would upload."""
         return sum(version[1] for _, version in self._changed()) if self._store else 0
 
     def sync(self, on_bytes: OnBytes = lambda size: None, is_whole: bool = True) -> None:
-        """Send what is new, then remove what is gone. Raises what `Store` raises.
+        """Upload new and changed files, then remove deleted ones. Raises the errors of `Store`.
 
-        Until the folder `is_whole`, what was in the store and never in the folder stays.
+        With `is_whole` False, files of the store that were never in the folder are not removed.
         """
         if self._store is None:
             return
@@ -73,7 +72,7 @@ class Mirror:
             here = {name for name, _ in self._here()}
             gone = {name for name, version in self._sent.items() if is_whole or version is not None} - here
             for name in sorted(gone):
-                # A folder that is gone altogether is one that this process has left.
+                # A missing folder means that this process has discarded it, not that its files were deleted.
                 if not self._closed.is_set() and self.folder.is_dir():
                     self._require()
                     store.remove(name)
@@ -90,14 +89,14 @@ class Mirror:
             else:
                 store.write(name, path.read_bytes())
         except FileNotFoundError:
-            return 0  # it is gone again: the next sync removes it
+            return 0  # deleted meanwhile: the next sync removes it
         return version[1]
 
     def _changed(self) -> list[tuple[str, Version]]:
         return [(name, version) for name, version in self._here() if self._sent.get(name) != version]
 
     def _here(self) -> Iterator[tuple[str, Version]]:
-        """Yield the files of the folder, and what tells each from another one of its name."""
+        """Yield the files of the folder with their versions: mtime in ns, size in bytes, inode."""
         for parent, _, files in os.walk(self.folder):
             for file in sorted(files):
                 path = Path(parent, file)

@@ -1,4 +1,4 @@
-"""JSON objects in a store that may be torn, of another version, or not there."""
+"""JSON objects in a store that may be truncated, of another version, or missing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from trainer.storage.store import Store
 
 
 def read_object(store: Store, name: str) -> dict[str, Any]:
-    """Return the JSON object that `name` holds; an empty one if there is none or it can't be read."""
+    """Return the JSON object in `name`, or an empty one if it is missing or invalid."""
     found = store.read(name)
     try:
         value = json.loads(found.data) if found else {}

@@ -1,7 +1,4 @@
-"""The proxy that the environment names for a request.
-
-In: a session and a URL. Out: nothing, or an error where no request could be sent by way of this proxy.
-"""
+"""Validation of the proxy that the environment sets for a request."""
 
 from __future__ import annotations
 
@@ -14,9 +11,9 @@ from trainer.exits import UsageError
 
 
 def require_proxy(session: requests.Session, url: str) -> None:
-    """Raise UsageError if the proxy for `url` is no address, on which requests itself ends with a TypeError.
+    """Raise UsageError if the proxy for `url` is not a valid address; requests itself raises TypeError.
 
-    The message leaves the address out: it may hold a password.
+    The message omits the address, which may contain a password.
     """
     settings = session.merge_environment_settings(url, {}, None, None, None)
     proxy = select_proxy(url, settings["proxies"])

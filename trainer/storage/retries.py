@@ -1,8 +1,4 @@
-"""What to do about a request to a bucket that failed: ask again, or say why not.
-
-In: an action, and the errors of the client library. Out: what the action returned in the end, or
-one of this package's errors.
-"""
+"""Retry policy and error translation for Cloud Storage."""
 
 from __future__ import annotations
 
@@ -23,7 +19,7 @@ _LEAST_RETRIES = 3
 FIRST_WAIT_SECONDS = 0.2
 _MOST_WAIT_SECONDS = 10.0
 _DAMAGED = ("doesn't match calculated", "crc32c validation failed")
-"""In the answer of the service, and of its testbench, to bytes with another checksum."""
+"""Parts of the error messages of Cloud Storage, and of its testbench, on a checksum mismatch."""
 
 Result = TypeVar("Result")
 
@@ -35,13 +31,13 @@ def repeated(
     may_pass: Callable[[Exception], bool] = lambda error: False,
     first_wait_seconds: float = FIRST_WAIT_SECONDS,
 ) -> Result:
-    """Return what `action` returns, repeating the whole of it.
+    """Return the result of `action`, retrying all of it with exponential backoff.
 
-    Three times when its bytes were damaged on the way, or when the error `begins_anew`; when the
-    network or the service failed, or the error `may_pass`, for `seconds` from the first time on, and three
-    times at least: the client's own retries count from the beginning, so that what takes longer would get
-    none. It waits for up to `first_wait_seconds` first, then for twice as long each time. Raises what
-    `action` raised last, as the cause of a RetryError where the time is used up.
+    Damaged bytes, and errors for which `begins_anew` is true, are retried three times. Network and service
+    errors, and errors for which `may_pass` is true, are retried for `seconds` from the first failure on, and
+    at least three times: the client's own deadline starts with the operation, so a long operation would get
+    no retry. The first backoff is at most `first_wait_seconds`; it doubles with each retry, up to 10 s.
+    Raises the last error of `action`, as the cause of a RetryError when the time is used up.
     """
     failed_at: list[float] = []
     damaged, wait = 0, first_wait_seconds
@@ -58,17 +54,17 @@ def repeated(
             else:
                 failed_at.append(time.monotonic())
             if len(failed_at) > _LEAST_RETRIES and failed_at[-1] - failed_at[0] > seconds:
-                # No kind of error of the network passes for one of this program.
+                # RetryError keeps a network error from being taken for a fault of this program.
                 raise api.RetryError("the retries are used up", cause=error) from error  # type: ignore[no-untyped-call]
-        # Not all that failed together ask again together.
+        # Jitter, so that clients that failed together do not retry together.
         time.sleep(wait * random.uniform(0.5, 1.0))
         wait = min(2.0 * wait, _MOST_WAIT_SECONDS)
 
 
 def _is_unreachable(error: Exception) -> bool:
-    """Return whether the server that gives out credentials could not be asked: it may be up late."""
+    """Return whether the credentials server was unreachable; it may start late."""
     cause = error.__cause__
-    # An answer that is a refusal comes with the error as its second argument.
+    # If the server refused the request, the second argument is its response.
     return (
         isinstance(error, auth.RefreshError)
         and isinstance(cause, auth.TransportError)
@@ -77,13 +73,13 @@ def _is_unreachable(error: Exception) -> bool:
 
 
 def is_lost_session(error: Exception) -> bool:
-    """Return whether the bucket no longer knows of an upload in several requests, which then begins anew."""
-    # 410 is no ClientError to the library, as it has no class for it.
+    """Return whether the bucket has lost a resumable upload session, so that the upload must restart."""
+    # The library has no class for 410, so it is not a ClientError.
     return isinstance(error, api.GoogleAPICallError) and error.code in (404, 410)
 
 
 def is_refusal(error: Exception) -> bool:
-    """Return whether the bucket, or who gives out credentials, refused the request."""
+    """Return whether the bucket or the credentials server refused the request."""
     if isinstance(error, InvalidResponse):
         return error.response.status_code in (401, 403)
     refused = (api.Unauthorized, api.Forbidden, auth.RefreshError, auth.DefaultCredentialsError)
@@ -91,14 +87,14 @@ def is_refusal(error: Exception) -> bool:
 
 
 def is_damage(error: Exception) -> bool:
-    """Return whether bytes arrived that don't match their checksum, here or at the bucket."""
-    # The messages of other errors, such as 404, quote the names of objects.
+    """Return whether bytes failed their checksum, on download or at the bucket."""
+    # Messages of other errors, such as 404, quote object names, which could match.
     is_checked = isinstance(error, (api.BadRequest, api.PreconditionFailed))
     return isinstance(error, DataCorruption) or (is_checked and any(each in str(error) for each in _DAMAGED))
 
 
 def explanation(error: Exception, uri: str, done: str) -> TrainerError:
-    """Return what to tell the user of a request that failed, its retries included."""
+    """Translate the final error of a request, after its retries, into one of this package's errors."""
     if is_used_up := isinstance(error, api.RetryError):
         error = error.cause or error
     reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
@@ -111,13 +107,13 @@ def explanation(error: Exception, uri: str, done: str) -> TrainerError:
             f"{uri} could not be {done}: the bucket refuses what it allowed before. Check the credentials "
             f"and rights, then run the same command again. Received: {reason}"
         )
-    if is_used_up:  # whatever was tried again may succeed later, a lost upload session too
+    if is_used_up:  # a retried error may pass later, also a lost upload session
         return TemporaryError(f"{uri} could not be {done}; the retries are used up. Received: {reason}")
     return _final(error, uri, done, reason)
 
 
 def _final(error: Exception, uri: str, done: str, reason: str) -> TrainerError:
-    """Return what to tell the user of an error that was not tried again."""
+    """Translate an error that was not retried."""
     if isinstance(error, api.PreconditionFailed):
         return UsageError(
             f"{uri} can't be {done}: a rule of the bucket forbids it. Ask who keeps the bucket, or choose "

@@ -1,7 +1,7 @@
-"""What several processes share on one disk.
+"""Locks and shared folders for several processes on one disk.
 
-In: a path, and how to make what belongs there. Out: a lock that dies with its process, and
-folders that are built once, by one process, and that nobody sees before they are complete.
+A lock ends with its process. A shared folder is built once, by one process, and becomes visible when it is
+complete.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from trainer.storage.local import explained, sync_folder, write_json
 
 @contextmanager
 def exclusive(lock: Path, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
-    """Hold the lock file `lock` during the block; `on_wait` is called once if another process has it.
+    """Hold the lock file `lock` during the block; `on_wait` is called once if another process holds it.
 
-    The system frees the lock however its process ends. The file stays: to delete it would let
-    two processes hold two files of one name. Raises TemporaryError, UsageError.
+    The kernel releases the lock however the process ends. The file is not deleted: otherwise two processes
+    could lock two files of one name. Raises TemporaryError, UsageError.
     """
     with explained(lock):
         lock.parent.mkdir(parents=True, exist_ok=True)
@@ -38,11 +38,11 @@ def exclusive(lock: Path, on_wait: Callable[[], None] | None = None) -> Iterator
 def build_once(
     folder: Path, build: Callable[[Path], None], on_wait: Callable[[], None] | None = None
 ) -> Path:
-    """Return `folder`, first letting `build` fill it if it isn't there complete.
+    """Return `folder`, calling `build` first if it is missing or incomplete.
 
-    `build` gets an empty folder beside `folder`, which is renamed when it returns. After any
-    failure nothing is left. A record beside the folder (files and bytes) finds a folder that
-    has lost files since, which is then built anew. Raises what `build` raises, TemporaryError, UsageError.
+    `build` fills an empty folder beside `folder`, which is then renamed. After a failure nothing remains. A
+    record beside the folder (number of files and bytes) reveals files lost later; the folder is then rebuilt.
+    Raises the errors of `build`, TemporaryError, UsageError.
     """
     if _is_intact(folder):
         return folder
@@ -54,11 +54,11 @@ def build_once(
 
 @contextmanager
 def private_folder(parent: Path) -> Iterator[Path]:
-    """Yield an empty folder below `parent` that no other process is given; it is gone afterwards.
+    """Yield an empty folder below `parent` for this process only; it is removed afterwards.
 
-    Those of processes that were killed are removed. Raises TemporaryError, UsageError.
+    Folders of killed processes are removed, too. Raises TemporaryError, UsageError.
     """
-    # Under one lock: a folder that is made and not yet locked looks like one that was left.
+    # The common lock covers creating and locking: an unlocked folder would look abandoned.
     with exclusive(parent / ".lock"), explained(parent):
         for left in parent.iterdir():
             _remove_if_free(left)
@@ -76,7 +76,7 @@ def _remove_if_free(folder: Path) -> None:
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError:
-        return  # it is gone, or not ours to touch
+        return  # already removed, or not readable
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         shutil.rmtree(folder, ignore_errors=True)
@@ -98,7 +98,7 @@ def _lock(descriptor: int, on_wait: Callable[[], None] | None) -> None:
 
 
 def _build(folder: Path, build: Callable[[Path], None]) -> None:
-    # One name per folder, guarded by the lock: what a killed process left is found and removed.
+    # The name is fixed and guarded by the lock, so the leftover of a killed process is found and removed.
     partial = folder.with_name(f".{folder.name}.partial")
     with explained(folder):
         for leftover in (partial, folder):
@@ -109,7 +109,7 @@ def _build(folder: Path, build: Callable[[Path], None]) -> None:
     try:
         build(partial)
         files, size = _count(partial)
-        # The record first: a folder without one never counts, whatever moment the machine stops at.
+        # Write the record first: a folder without a record never counts, wherever a crash interrupts this.
         write_json(_record(folder), {"files": files, "bytes": size})
         with explained(folder):
             os.replace(partial, folder)
@@ -120,7 +120,7 @@ def _build(folder: Path, build: Callable[[Path], None]) -> None:
 
 
 def _remove_partials(parent: Path, own: Path) -> None:
-    """Remove what killed processes left half-built; those folders may never be asked for again."""
+    """Remove the partial folders of killed processes, as those folders may never be requested again."""
     for partial in parent.glob(".*.partial"):
         lock = partial.with_suffix(".lock")
         if partial == own or not lock.exists():
@@ -143,7 +143,7 @@ def _record(folder: Path) -> Path:
 
 
 def _count(folder: Path) -> tuple[int, int]:
-    """Return how many files are below `folder`, and their bytes."""
+    """Return the number of files below `folder` and their total bytes."""
     files = size = 0
     waiting = [os.fspath(folder)]
     while waiting:

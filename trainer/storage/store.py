@@ -1,7 +1,7 @@
-"""One interface to the places where a run is kept.
+"""Common interface to folders on local disk and to Cloud Storage.
 
-In: a folder's path or a gs:// URI. Out: a `Store`, whose operations mean the same on disk
-and in a bucket. Names in it are relative, with '/' between their parts.
+A path or a gs:// URI opens a `Store`, whose operations behave the same in both. Names in a store are
+relative, with '/' as separator.
 """
 
 from __future__ import annotations
@@ -23,71 +23,71 @@ NO_LABELS: Mapping[str, str] = {}
 
 @dataclass(frozen=True)
 class Entry:
-    """One file of a store."""
+    """Metadata of one file of a store."""
 
     name: str
     size: int
-    """Bytes."""
+    """Size in bytes."""
     version: str
-    """Another one for each time that the name was written; what `download` takes."""
+    """Changes with every write of the name; the argument of `download`."""
     crc32c: str = ""
-    """Base64, of all its bytes; empty where the store doesn't know it."""
+    """Base64 CRC-32C of the whole file; empty if the store has none."""
     labels: Mapping[str, str] = field(default_factory=dict, compare=False)
-    """The custom metadata that it was created with, from `Store.find`; empty where the store keeps none."""
+    """Custom metadata set on creation; only `Store.find` fills it in, and only if the store supports it."""
 
 
 @dataclass(frozen=True)
 class Content:
-    """What a file held when it was read."""
+    """Content of a file at the time of reading."""
 
     data: bytes
     version: str
-    """Another one for other bytes at least; what `swap` and `remove` take."""
+    """Changes at least whenever the bytes change; the argument of `swap` and `remove`."""
 
 
 class Store(Protocol):
-    """Files below one place.
+    """Files below one path or URI.
 
-    Every operation raises UsageError for a place or a right that isn't there, and
-    TemporaryError for what outlived its retries. What is read was verified.
+    Every operation raises UsageError for a missing bucket, path or permission, and TemporaryError for a
+    failure that outlasts its retries. All bytes read are verified.
     """
 
     @property
     def uri(self) -> str:
-        """Where it is, as a person would write it."""
+        """Path or URI of the store."""
 
     def below(self, prefix: str) -> Store:
-        """Return the store of the names that begin with `prefix` and a slash, at which its own begin."""
+        """Return the store of the names below `prefix`."""
 
     def at(self, name: str) -> str:
         """Return the path or URI of `name`."""
 
     def read(self, name: str) -> Content | None:
-        """Return what `name` holds, None if there is no such file."""
+        """Return the content of `name`, or None if it does not exist."""
 
     def find(self, name: str) -> Entry | None:
-        """Return what is known of `name`, None if there is no such file."""
+        """Return the metadata of `name`, or None if it does not exist."""
 
     def written_at(self, name: str) -> float | None:
-        """Return when `name` was written, in seconds since 1970, by the clock of the place that keeps it."""
+        """Return when `name` was written, in seconds since 1970 by the clock of the store, or None."""
 
     def write(self, name: str, data: bytes) -> None:
-        """Write `data` to `name`, whole or not at all."""
+        """Write `data` to `name` atomically."""
 
     def create(self, name: str, data: bytes, labels: Mapping[str, str] = NO_LABELS) -> bool:
-        """Write `data` only if there is no `name`; of several processes exactly one gets True.
+        """Write `data` only if `name` does not exist; of several processes exactly one gets True.
 
-        `labels` are stored as custom metadata where the store has that, and else dropped.
+        `labels` are stored as custom metadata if the store supports it, otherwise dropped.
         """
 
     def swap(self, name: str, data: bytes, version: str | None) -> str | None:
-        """Write `data` only if `name` is still of `version` (None: isn't there).
+        """Compare-and-swap: write `data` only if the version of `name` is `version` (None: does not exist).
 
-        Returns the version that it is of now, None if it was another one.
+        Returns the new version, or None if the version was a different one.
         """
 
     def remove(self, name: str, version: str | None = None) -> None:
-        """Remove `name`, if it is there; with `version` only if it is still of that."""
+        """Remove `name` if it exists; with `version`, only if that is its version."""
 
     def entries(self, prefix: str = "") -> list[Entry]:
         """Return the files whose names start with `prefix`, sorted by name."""
@@ -96,34 +96,35 @@ class Store(Protocol):
         """Return the names of the folders directly below, sorted."""
 
     def sha256(self, name: str) -> str:
-        """Return the sha256, 64 hex digits, of what `name` holds; UsageError if it isn't there."""
+        """Return the SHA-256 of `name` as 64 hex digits; raises UsageError if it does not exist."""
 
     def require_writable(self) -> None:
-        """Prove that files can be written and removed here, by doing it with a small one."""
+        """Verify that files can be written and removed, by doing so with a small one."""
 
     def upload(self, path: Path, name: str) -> None:
-        """Copy the local file `path` to `name`, verified on arrival."""
+        """Copy the local file `path` to `name`; the copy is verified."""
 
     def download(self, name: str, path: Path, version: str | None = None) -> None:
-        """Copy `name` to the local file `path`, which is replaced only by verified bytes.
+        """Copy `name` to the local file `path`, which only verified bytes replace.
 
-        Raises TemporaryError if it is not of `version`, where that is given, any more.
+        Raises UsageError if `name` does not exist, and TemporaryError if `version` is set and no longer its
+        version.
         """
 
 
 def is_bucket(uri: str) -> bool:
-    """Return whether `uri` is one of a bucket, gs:// in any case."""
+    """Return whether `uri` is a gs:// URI, in any case."""
     return uri.lower().startswith(GS)
 
 
 def open_store(uri: str) -> Store:
-    """Return the store at `uri`, a path or gs://BUCKET/PREFIX; nothing is read or written yet.
+    """Return the store at `uri`, a path or gs://BUCKET/PREFIX, without accessing it.
 
-    Raises UsageError for a URI of another kind.
+    Raises UsageError for any other URI.
     """
     require_uri(uri)
     if is_bucket(uri):
-        # Imported here: the client takes a second to load, and most runs have no bucket.
+        # Lazy import: the client takes a second to load, and most runs use no bucket.
         from trainer.storage.bucket import BucketStore
 
         return BucketStore(*split_uri(uri))
@@ -136,14 +137,14 @@ def open_store(uri: str) -> Store:
 
 
 def require_uri(uri: str) -> None:
-    """Raise UsageError for a URI of another kind than those of a store."""
+    """Raise UsageError unless `uri` is a path, a file:// URL or a gs:// URI."""
     require_two_slashes(uri, "gs://BUCKET/PREFIX")
     if "://" in uri and not is_bucket(uri) and not uri.lower().startswith(FILE):
         raise UsageError(f"A place is a folder or gs://BUCKET/PREFIX. Received: {shown_address(uri)!r}")
 
 
 def require_two_slashes(uri: str, example: str) -> None:
-    """Raise UsageError for a URI such as https:/host, which would be taken for a path."""
+    """Raise UsageError for a URI with one slash, such as https:/host, which would be taken for a path."""
     if re.match(r"(gs|s3|https?|ftp|file):(?!//)", uri.lower()):
         raise UsageError(
             f"A URI has two slashes after its scheme: {example}. Received: {shown_address(uri)!r}"
@@ -151,7 +152,7 @@ def require_two_slashes(uri: str, example: str) -> None:
 
 
 def without_scheme(uri: str) -> str:
-    """Return the path that a file:// URL names, its %XX decoded, and any other text as it is.
+    """Return the path of a file:// URL, with %XX decoded, and any other text unchanged.
 
     Raises UsageError for a URL of another host.
     """
@@ -166,7 +167,7 @@ def without_scheme(uri: str) -> str:
 
 
 def split_uri(uri: str) -> tuple[str, str]:
-    """Return bucket and prefix, without slashes at its ends, of gs://BUCKET/PREFIX. Raises UsageError."""
+    """Return the bucket and the prefix, stripped of slashes, of gs://BUCKET/PREFIX. Raises UsageError."""
     bucket, _, prefix = uri[len(GS) :].partition("/")
     if not bucket:
         raise UsageError(f"A bucket's URI is gs://BUCKET/PREFIX. Received: {shown_address(uri)!r}")

@@ -1,6 +1,6 @@
-"""Temporary folders, with an error that names their disk where it is full.
+"""Temporary folders, with an error that names the disk if it is full.
 
-In: nothing; TMPDIR is read by Python's tempfile. Out: an empty folder that is removed afterwards.
+Python's tempfile module chooses the parent folder, for example TMPDIR.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from trainer.storage.local import FULL
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """Yield an empty folder of this process's own; it is removed at the end of the block.
+    """Yield an empty temporary folder, which is removed at the end of the block.
 
-    Raises TemporaryError if its disk is full, also where the block writes to it; UsageError if there is no
-    place for it.
+    Raises TemporaryError if its disk is full, also for writes of the block, and UsageError if no folder for
+    temporary files is writable.
     """
     parent = folder = temporary_parent()
     try:
@@ -38,14 +38,13 @@ def temporary_folder() -> Iterator[Path]:
 
 
 def temporary_parent() -> Path:
-    """Return the folder for temporary files: TMPDIR if that is usable, else /tmp or another usual one.
+    """Return the folder for temporary files: TMPDIR if usable, else /tmp or another default.
 
-    Raises TemporaryError if there is none because a disk is full, UsageError if none can be written.
+    Raises TemporaryError if a full disk is the reason that none is usable, otherwise UsageError.
     """
     try:
         return Path(tempfile.gettempdir())
     except FileNotFoundError as error:
-        # "No usable temporary directory found in ['/tmp', '/var/tmp', ...]"
         tried = re.findall(r"'([^']+)'", str(error.strerror))
     full = [each for each in tried if os.path.isdir(each) and os.statvfs(each).f_bavail == 0]
     if full:
@@ -57,7 +56,7 @@ def temporary_parent() -> Path:
 
 
 def _is_below(error: OSError | TemporaryError, folder: Path) -> bool:
-    """Return whether the error is of a file below `folder`. An OSError of a write has no name: it is."""
+    """Return whether the error is about a file below `folder`. An OSError without a filename counts."""
     if isinstance(error, TemporaryError):
         return str(folder) in str(error)
     return error.filename is None or folder in Path(os.fsdecode(error.filename)).parents

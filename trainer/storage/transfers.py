@@ -1,7 +1,6 @@
-"""Many files at a time, between a folder and a store.
+"""Concurrent transfer of many files between a folder and a store.
 
-In: what is to move, and how one is moved. Out: all of it on the other side, each file verified by
-the store; after a failure those that had not begun are left alone.
+The store verifies each file. After a failure the remaining transfers are cancelled.
 """
 
 from __future__ import annotations
@@ -15,17 +14,17 @@ from trainer.exits import StoppedError
 from trainer.storage.store import Entry, Store
 
 AT_A_TIME = 32
-"""Small objects are all waiting."""
+"""Transfers of small objects mostly wait for the network."""
 
 Item = TypeVar("Item")
 OnBytes = Callable[[int], None]
-"""Hears of the size of each file that has arrived."""
+"""Callback with the size in bytes of each transferred file."""
 
 
 def download_files(
     store: Store, entries: Iterable[Entry], folder: Path, on_bytes: OnBytes = lambda size: None
 ) -> None:
-    """Copy `entries` of `store` to files of their names in `folder`. Raises what `Store.download` raises."""
+    """Copy `entries` of `store` to `folder`, under their names. Raises the errors of `Store.download`."""
 
     def download(entry: Entry) -> int:
         store.download(entry.name, folder / entry.name, entry.version)
@@ -35,13 +34,13 @@ def download_files(
 
 
 def each(action: Callable[[Item], int], items: Iterable[Item], on_bytes: OnBytes) -> None:
-    """Do `action`, which returns how many bytes it moved, on all `items`, several at a time."""
+    """Call `action`, which returns the number of bytes moved, for all `items`, up to `AT_A_TIME` at once."""
     pool, waits = ThreadPoolExecutor(AT_A_TIME), True
     try:
         for size in pool.map(action, items):
             on_bytes(size)
     except StoppedError:
-        waits = False  # for a large file there is no time
+        waits = False  # no time to wait for a large file
         raise
     finally:
         pool.shutdown(wait=waits, cancel_futures=True)

@@ -1,7 +1,7 @@
-"""The training loop: one for every strategy.
+"""Training loop shared by all distribution strategies.
 
-In: a `Learner`, a dataset, the spec's part and a `Saver` of checkpoints. Out: the trained
-weights in the learner's inference model, and the history.
+`train` takes a `Learner`, a dataset, the spec and a `Saver` for checkpoints. It leaves the trained weights in
+the learner's inference model and returns the history in a `TrainResult`.
 """
 
 from trainer.train.agreement import Agreement

@@ -1,7 +1,6 @@
-"""What the processes of a run have to do alike, and how they come to agree on it.
+"""Agreement between the processes of a run: broadcast of values, train state and step flags.
 
-In: what each of them sees: a signal, a clock, a checkpoint. Out: the same for all. With one process
-it is what that one sees.
+With a single process every method returns its argument unchanged and sends nothing.
 """
 
 from __future__ import annotations
@@ -20,42 +19,45 @@ from trainer.hosts import Peers
 
 @dataclass(frozen=True)
 class Signs:
-    """What is to be done after a call of steps."""
+    """Flags that all processes exchange after each call of the compiled steps."""
 
     is_stopped: bool
-    """Whether anyone was asked to stop."""
+    """Whether a stop was requested on any process."""
     is_due: bool
     """Whether a checkpoint is due by the chief's clock."""
     block_steps: int
-    """How many steps the chief wants in the blocks to come."""
+    """Number of steps that the chief requests for the next blocks."""
 
 
 class Agreement:
-    """Asked by every process at the same points of the training, in the same order."""
+    """Collectives that every process calls at the same points of the training, in the same order."""
 
     def __init__(self, peers: Peers) -> None:
         self._peers = peers
 
     @property
     def is_chief(self) -> bool:
-        """Whether this process is the one that writes."""
+        """Whether this process is the one that writes files."""
         return self._peers.place.is_chief
 
     def signs(self, mine: Signs) -> Signs:
-        """Return what all do: they stop if anyone has to, and else do as the chief says."""
+        """Return the flags for all processes: stop if any process has to, all other flags from the chief."""
         if self._peers.place.count == 1:
             return mine
         said = [json.loads(each) for each in self._peers.exchange(json.dumps(vars(mine)).encode())]
         return Signs(**{**said[0], "is_stopped": any(each["is_stopped"] for each in said)})
 
     def value(self, mine: Any) -> Any:
-        """Return the chief's JSON value."""
+        """Broadcast the chief's JSON value and return it."""
         return (
             mine if self._peers.place.count == 1 else json.loads(self._peers.share(json.dumps(mine).encode()))
         )
 
     def state(self, variables: Mapping[str, tf.Variable], record: Any) -> Any:
-        """Give all the chief's values of `variables` and return its `record`; with none nothing is sent."""
+        """Broadcast the chief's `record` and the values of `variables`; return the record.
+
+        If the record is None, no values are sent.
+        """
         record = self.value(record)
         if record is None or self._peers.place.count == 1:
             return record

@@ -1,8 +1,7 @@
-"""A moving average of a model's weights.
+"""Exponential moving average of a model's weights.
 
-In: a model. Out: shadow variables that follow its weights, of which the inference model
-takes its values. Averages of the weights generalise better than the last ones (Polyak and
-Juditsky 1992; Tarvainen and Valpola 2017).
+The averaged values go into the inference model. Averaged weights generalise better than the last ones (Polyak
+and Juditsky 1992; Tarvainen and Valpola 2017).
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import tensorflow as tf
 
 
 class WeightAverage:
-    """Shadows of all weights, the statistics of batch normalisation included."""
+    """Shadow variables of all weights, including the moving statistics of batch normalization."""
 
     def __init__(self, model: keras.Model, decay: float) -> None:
         self.decay = decay
@@ -25,15 +24,15 @@ class WeightAverage:
         ]
 
     def reset(self) -> None:
-        """Make the average equal to the weights."""
+        """Set the average to the current weights."""
         for shadow, weight in zip(self.shadows, self.weights, strict=True):
             shadow.assign(weight)
 
     def update(self, step: tf.Tensor, changing: Sequence[keras.Variable]) -> None:
         """Move the shadows of the `changing` weights towards them, after step `step` of a phase (from 0).
 
-        The decay grows from 0.1 to its full value, so that the weights that the phase began with
-        don't linger: min(decay, (1 + step) / (10 + step)).
+        The decay is min(decay, (1 + step) / (10 + step)). It starts at 0.1, so that the initial weights of
+        the phase fade quickly.
         """
         wanted = {id(weight.value) for weight in changing}
         step = tf.cast(step, tf.float32)

@@ -1,4 +1,4 @@
-"""The best epoch of a training: its weights are what the run keeps, where the spec says so."""
+"""Selection of the best epoch, whose weights the run keeps if the spec requests it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainer.train.progress import Standing, best_of
 
 
 class BestEpoch:
-    """Fills the inference model with the weights to keep, also where those of the best epoch are lost."""
+    """Fills the inference model with the weights to keep, with fallbacks for a lost best epoch."""
 
     def __init__(
         self,
@@ -28,10 +28,11 @@ class BestEpoch:
         self._spec, self._held_out, self._on_message = spec, held_out, on_message
 
     def fill(self, standing: Standing) -> Mapping[str, Any] | None:
-        """Fill the inference model with the weights that the run is to keep.
+        """Fill the inference model with the weights to keep: those of the best epoch, or the current ones.
 
-        Returns None, or the record of an earlier checkpoint whose values are in the variables now: the best
-        weights are lost, and training goes on from there, which is before that epoch.
+        Returns None if the model is filled. If the weights of the best epoch are lost, restores an earlier
+        checkpoint from before that epoch and returns its record; training must then continue from there.
+        Without such a checkpoint, the best of the epochs with available weights is used.
         """
         lost = standing.best_epoch
         if not (self._spec.train.keeps_best and lost):
@@ -50,8 +51,7 @@ class BestEpoch:
         return self.fill(standing)
 
     def _choose(self, standing: Standing) -> None:
-        """Mark as the best epoch one whose weights are at hand: saved as the best once, or the current
-        ones."""
+        """Mark the best of the epochs whose weights are available: saved as a best before, or current."""
         epochs = len(self._history)
         now = epochs if standing.step == epochs * self._learner.steps_per_epoch else 0
         stopping, at_hand = self._spec.train.early_stopping, {now, *self._keeper.bests()}

@@ -1,8 +1,4 @@
-"""How fast an epoch goes.
-
-In: the feed and where training stands. Out: seconds, images per second, and the share of the
-time that was spent waiting for data.
-"""
+"""Throughput of an epoch: seconds, images per second, and the share of time spent waiting for data."""
 
 from __future__ import annotations
 
@@ -11,25 +7,25 @@ import time
 from trainer.train.feed import Feed
 from trainer.train.progress import Standing
 
-# Long enough that Python costs nothing, short enough that a stop is heard at once.
+# Long enough to hide the overhead of Python, short enough to react to a stop at once.
 _CALL_SECONDS = 0.5
 
 
 class Clock:
-    """Times one epoch: how long, how many images, how much of it waiting for data."""
+    """Timer for one epoch: duration, images, and time spent waiting for data."""
 
     def __init__(self, feed: Feed | None, standing: Standing) -> None:
-        """feed: the input pipeline; None where no batches are read."""
+        """feed: the input pipeline, or None if no batches are read."""
         self.feed = feed
         self.started = time.perf_counter()
         self.images, self.waited = standing.images, self._waited()
 
     def seconds(self) -> float:
-        """Return the seconds since the epoch began here."""
+        """Return the seconds since this object was created."""
         return time.perf_counter() - self.started
 
     def rates(self, standing: Standing) -> tuple[float, float]:
-        """Return images per second, and the share of time spent waiting, in 0..1."""
+        """Return images per second, and the share of time spent waiting for data, in 0..1."""
         seconds = max(1e-9, self.seconds())
         return (standing.images - self.images) / seconds, (self._waited() - self.waited) / seconds
 
@@ -38,5 +34,5 @@ class Clock:
 
 
 def fitting_steps(steps: int, seconds: float) -> int:
-    """Return how many steps a call should do after one of `steps` took `seconds`: at most twice as many."""
+    """Return the number of steps for the next call, at most twice `steps`, which took `seconds`."""
     return max(1, min(2 * steps, round(steps * _CALL_SECONDS / max(seconds, 1e-6))))

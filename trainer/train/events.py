@@ -1,7 +1,6 @@
-"""TensorBoard's events, one set of scalars an epoch.
+"""TensorBoard event files with one set of scalars per epoch.
 
-In: the rows of the history. Out: event files in the run's events/ folder, which TensorBoard
-reads while training goes on.
+The rows of the history are written to the run's events/ folder, which TensorBoard can read during training.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ class EventLog:
         self._writer: tf.summary.SummaryWriter | None = None
 
     def replay(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Start again from `rows`: what a crash wrote beyond them, or lost, is set right."""
+        """Replace all event files by `rows`, which removes rows of lost epochs and adds missing ones."""
         self.close()
         require_right(self.folder)
         for old in self.folder.glob("events.out.tfevents.*"):
@@ -33,7 +32,7 @@ class EventLog:
             self.add(row)
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Write one row and make it visible. Raises TemporaryError if the disk fails."""
+        """Write one row and flush it. Raises TemporaryError if it can't be written."""
         require_right(self.folder)
         try:
             self._write(row)
@@ -53,7 +52,7 @@ class EventLog:
         self._writer.flush()
 
     def close(self) -> None:
-        """End the file that is open, if one is."""
+        """Close the current event file, if one is open."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None

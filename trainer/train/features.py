@@ -1,8 +1,8 @@
 """Features of a frozen backbone, computed once per image and cached on local disk.
 
-A feature is the pooled output of the backbone, float32 [width]. The cache is keyed by the images, the
-weights of the backbone and what else changes the numbers, so that a restart, or a second run on the same
-data, reads them.
+A feature is the pooled output of the backbone, float32 [width]. The cache key covers the images, the weights
+of the backbone and everything else that changes the values, so a restart, or a second run on the same data,
+reads the cached features.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ Array = NDArray[np.float32]
 
 _FLOAT_BYTES = 4
 _PART_ROWS = 1000
-"""Rows of a file of the cache; about as much is computed again after a kill."""
+"""Rows per file of the cache; after a crash about as many rows are recomputed."""
 
 
 class FeatureView:
-    """Features in the place of the pixels of a split; see `trainer.data.holding.View`."""
+    """Features of a split that replace its pixels; see `trainer.data.holding.View`."""
 
     def __init__(self, features: Array) -> None:
         self._features = features
@@ -54,7 +54,7 @@ class FeatureView:
 
 
 class Features:
-    """The features of every split of a data set, by one backbone."""
+    """Features of all splits of a dataset, computed by one backbone."""
 
     def __init__(
         self,
@@ -65,9 +65,9 @@ class Features:
         cache_dir: Path,
         progress: Progress,
     ) -> None:
-        """backbone, head: the two parts of the model that answers, in float32.
+        """backbone, head: the two parts of the inference model, in float32.
 
-        about: what changes the features beside the weights; a part of the cache's key.
+        about: everything except the weights that changes the features; part of the cache key.
         """
         self._backbone, self._head, self._progress = backbone, head, progress
         self._inference = Inference(backbone, cluster)
@@ -77,18 +77,18 @@ class Features:
         self._known: dict[str, Array] = {}
 
     def are_current(self) -> bool:
-        """Return whether there are features of the weights that the backbone has now."""
+        """Return whether the features in memory were computed with the current weights of the backbone."""
         return self._weights == _digest_of(self._backbone)
 
     def logits(self, features: Array) -> tf.Tensor:
-        """Return what the head makes of `features`, float32 [images, classes]."""
+        """Return the logits of the head for `features`, float32 [images, classes]."""
         return self._head(tf.constant(features), training=False)
 
     def of(self, split: Split, is_stopped: Callable[[], bool] = lambda: False) -> Array:
         """Return the features of all images of `split`, float32 [images, width], on every process.
 
-        They are of the weights that the backbone has now. Raises StoppedError once `is_stopped` returns True
-        on any process; what is computed until then stays in the cache.
+        They are computed with the current weights of the backbone. Raises StoppedError once `is_stopped`
+        returns True on any process; features computed before that stay in the cache.
         """
         if not self.are_current():
             self._weights, self._known = _digest_of(self._backbone), {}
@@ -111,9 +111,11 @@ class Features:
 def build_features(
     spec: RunSpec, model: keras.Model, dataset: Dataset, cluster: Cluster, cache_dir: Path, progress: Progress
 ) -> Features | None:
-    """Return the features of the frozen backbone of `model`, the one that answers.
+    """Return the features of the frozen backbone of `model`, the inference model.
 
-    None if it has none that is frozen at first, or if the features don't fit into data.cache_mib.
+    Returns None if `model` has no backbone that is frozen in the first epochs. Also returns None if the
+    features don't fit into data.cache_mib, unless the head is fitted by logistic regression, which needs
+    them.
     """
     if not isinstance(spec.model, PretrainedSpec) or spec.finetune is None or not spec.finetune.frozen:
         return None
@@ -127,7 +129,7 @@ def build_features(
 
 
 def describe_features(spec: RunSpec, backbone: keras.Model, dataset: Dataset, cluster: Cluster) -> list[str]:
-    """Return what changes the features beside the weights of the backbone."""
+    """Return everything except the weights of the backbone that changes the features."""
     name = spec.model.backbone if isinstance(spec.model, PretrainedSpec) else ""
     return [
         __version__, tf.__version__, keras.__version__, dataset.digest,
@@ -137,9 +139,9 @@ def describe_features(spec: RunSpec, backbone: keras.Model, dataset: Dataset, cl
 
 
 class _Cache:
-    """Rows of features in files, in the order in which this process computes them.
+    """Cache of feature rows in files, in the order in which this process computes them.
 
-    Training goes on without files where none can be written.
+    If a file can't be written, caching is disabled and training continues.
     """
 
     def __init__(self, folder: Path, progress: Progress) -> None:
@@ -153,7 +155,10 @@ class _Cache:
         self._stored = len(self._cached)
 
     def take(self, count: int) -> Array | None:
-        """Return the next `count` rows; None if they are not all here, and then none after them is used."""
+        """Return the next `count` cached rows.
+
+        Returns None if any of them is missing; no later rows are then taken from the cache.
+        """
         start, self._position = self._position, self._position + count
         if self._position <= len(self._cached):
             return self._cached[start : self._position]
@@ -162,7 +167,7 @@ class _Cache:
         return None
 
     def add(self, rows: Array) -> None:
-        """Append rows; every _PART_ROWS of them become a file."""
+        """Append rows; a file is written once at least _PART_ROWS rows are pending."""
         if not self._is_writable:
             return
         self._pending.append(rows)
@@ -170,7 +175,7 @@ class _Cache:
             self.flush()
 
     def flush(self) -> None:
-        """Write the rows that are in no file yet."""
+        """Write the pending rows to a file."""
         if not self._pending:
             return
         rows, buffer = np.concatenate(self._pending), io.BytesIO()
@@ -182,7 +187,7 @@ class _Cache:
 
     @contextmanager
     def _optional(self) -> Iterator[None]:
-        """Write nothing more, and print why, if the block can't write."""
+        """Disable the cache and print the reason if the block fails to write."""
         try:
             yield
         except (TemporaryError, UsageError) as error:
@@ -203,9 +208,10 @@ def _cached(cache: _Cache, compute: Callable[[Rows], Array], task: Task) -> Call
 
 
 def _read_parts(folder: Path) -> Array:
-    """Return the first rows that are stored, up to the first one that is missing.
+    """Return all consecutive cached rows, up to the first gap.
 
-    Parts may overlap: another process on the same cache, or a kill, ends them elsewhere.
+    Files may overlap, because a crash, or another process that uses the same cache, can end a file at another
+    row.
     """
     parts: list[Array] = []
     stored = 0
@@ -230,7 +236,7 @@ def _read(path: Path) -> Array | None:
 
 
 def _digest_of(backbone: keras.Model) -> str:
-    """Return the SHA-256 of all weights, 64 hex digits."""
+    """Return the SHA-256 of all weights as 64 hex digits."""
     digest = hashlib.sha256()
     for weight in backbone.weights:
         digest.update(np.ascontiguousarray(weight.numpy()).data)

@@ -1,7 +1,7 @@
-"""Blocks of consecutive batches, prepared in the background.
+"""Background prefetch of consecutive batches, in blocks.
 
-In: a split's pixels and labels, a range of steps. Out: `Block`s in order, and how long the
-reader waited for them. A block holds whole global batches, of which each replica takes its share.
+A `Feed` reads the pixels and labels of a split for a range of steps. It yields `Block`s of whole global
+batches in order and measures how long the reader waits for them. Each replica takes its share of every batch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from trainer.draws import coins
 from trainer.exits import UsageError
 
 _PLACE_BYTES = 12
-"""Of an image that lives on the device: its row, its label, and its place in the batch."""
+"""Bytes per image with a device cache: its row, its label and its position in the batch, int32 each."""
 _BLOCK_BYTES = 64 * 1024 * 1024
 _READY_BLOCKS = 2
 _NO_MORE = 0
@@ -34,27 +34,29 @@ class Block:
 
     first_step: int
     images: np.ndarray[Any, Any]
-    """uint8 [steps, rows, height, width, channels]; of resident ones their places, int32 [steps, rows]."""
+    """uint8 [steps, rows, height, width, channels]; with a device cache indices into it, int32 [steps, rows].
+    """
     labels: np.ndarray[Any, Any]
-    """int32 [steps, rows], or [steps, rows, labels] where an image may have several."""
+    """int32 [steps, rows], or [steps, rows, labels] with multiple labels per image."""
     places: np.ndarray[Any, Any]
-    """int32 [steps, rows]: which rows of the global batch these are, from 0, in order."""
+    """Positions of the rows in the global batch, int32 [steps, rows], from 0, in ascending order."""
     global_rows: int
-    """How many rows the global batch has."""
+    """Number of rows of the global batch."""
     is_mirrored: np.ndarray[Any, Any] | None = None
-    """bool [steps, rows]: which images flip: alternating mirrors; None if it is not asked for."""
+    """bool [steps, rows]: which images are mirrored by alternating flips; None if the option is off."""
 
     @property
     def steps(self) -> int:
-        """How many batches it holds."""
+        """Number of batches."""
         return int(self.labels.shape[0])
 
 
 class Feed:
-    """Reads ahead of training; batches depend on (seed, step) only.
+    """Prefetches batches, which depend on (seed, step) only.
 
-    `block_steps` may be changed while a block is worked on: it says how many batches the next blocks
-    hold, at most, and never what is in them. Where every process changes it alike, their blocks are alike.
+    `block_steps` may be changed while a block is processed. It limits the number of batches of the next
+    blocks and never changes their content. If all processes set the same value, their blocks have the same
+    sizes.
     """
 
     def __init__(
@@ -69,11 +71,14 @@ class Feed:
         borders: Sequence[int] = (),
         alternating: bool = False,
     ) -> None:
-        """`together`: see `Plan`; this is process `index` of `hosts`, and gets its share.
+        """together: see `Plan`. index, hosts: this is process `index` of `hosts`, and reads its share.
 
-        `resident`: the `own` images are where they are needed, and blocks hold their places among them.
-        `borders`: before which steps a block has to end. `alternating`: mirror each image in every second
-        epoch, a random half of them in the first; so two epochs in a row show both sides of all images.
+        resident: the images of `own` are in the memory of the devices, and blocks contain indices into them.
+        borders: steps at which a block has to end before it reaches them. alternating: mirror each image in
+        every second epoch, beginning with a random half in the first, so that two consecutive epochs show
+        both sides of all images.
+
+        Raises UsageError if there are too few images for the number of processes.
         """
         self._resident, self._borders = resident, borders
         self.split = split
@@ -92,14 +97,14 @@ class Feed:
                 f"Received: {self.count} images to train on, {hosts} processes"
             )
         self.own = np.flatnonzero(self._images % hosts == index)
-        """The rows of the split that this process takes its share of the batches from."""
+        """Rows of the split from which this process takes its share of the batches."""
         if hosts > 1 and split.shards is None:
             split.pixels.hold(self.own)
         self._epoch = -1
         self._order = self._owners = np.array([], np.int64)
 
     def blocks(self, first_step: int, end_step: int) -> Generator[Block, None, None]:
-        """Yield the batches of steps `first_step` up to, not including, `end_step`."""
+        """Yield blocks with the batches of steps `first_step` to `end_step`, exclusive."""
         ready: queue.Queue[Block | BaseException | None] = queue.Queue()
         asked: queue.Queue[int] = queue.Queue()
         for _ in range(_READY_BLOCKS):
@@ -139,11 +144,11 @@ class Feed:
                 ready.put(block)
                 step += block.steps
             ready.put(None)
-        except BaseException as error:  # the reader raises it where it can be handled
+        except BaseException as error:  # raised again in the thread of the reader
             ready.put(error)
 
     def _block(self, step: int, end_step: int) -> Block:
-        """Return the batches from `step` on, as many as have the same shape on every process."""
+        """Return the batches from `step` on, up to the first one whose shape differs on any process."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if self._epoch != epoch:
             self._begin(epoch, position)
@@ -151,13 +156,13 @@ class Feed:
         most = min(self._most_steps(), end_step - step, self.steps_per_epoch - position)
         start = position * self.global_batch_size
         owners = self._owners[start : start + most * self.global_batch_size]
-        # How many rows of each batch each process has, [steps, hosts].
+        # Rows of each batch per process, [steps, hosts].
         batches = np.arange(len(owners)) // self.global_batch_size
         counts = np.bincount(batches * self.hosts + owners, minlength=(batches[-1] + 1) * self.hosts)
         shares = counts.reshape(-1, self.hosts)
         differs = np.flatnonzero((shares != shares[0]).any(axis=1))
         steps = int(differs[0]) if len(differs) else len(shares)
-        # Those of the first `steps` batches; a short last batch has another share than whole ones.
+        # Only the first `steps` batches: the shares of a short last batch differ from those of full ones.
         places = np.flatnonzero(owners[: steps * self.global_batch_size] == self.index)
         share, rows = int(shares[0, self.index]), self._order[start + places]
         images = self._places(rows) if self._resident else self.split.pixels.take(rows)
@@ -176,7 +181,7 @@ class Feed:
         return (self._first_mirrored[rows] ^ (epoch % 2 == 1)).reshape(steps, -1)
 
     def _begin(self, epoch: int, position: int) -> None:
-        """Look up the order of `epoch`, and say what will be taken from step `position` of it on."""
+        """Compute the order of `epoch` and prefetch the images needed from step `position` of it on."""
         self._epoch = epoch
         self._order, lanes = self._plan.order(self.seed, epoch, self._images)
         self._owners = lanes % self.hosts

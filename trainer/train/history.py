@@ -1,8 +1,7 @@
-"""What each epoch came to, and how long it took.
+"""Training history: results and timings, one row per epoch.
 
-In: a row of results and a row of times an epoch. Out: history.jsonl, which holds only what the
-spec and the data determine, so that two runs can be compared to the bit; timings.json beside
-it; and TensorBoard's events, which hold both.
+history.jsonl contains only values that the spec and the data determine, so that two runs can be compared bit
+by bit. timings.json has the durations. The TensorBoard events contain both.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ Row = dict[str, Any]
 
 
 class History:
-    """Grows by an epoch at a time; goes into each checkpoint, so that the two can't disagree."""
+    """Rows of all epochs so far; saved in each checkpoint, so that both stay consistent."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -28,38 +27,38 @@ class History:
         self._events = EventLog(folder / "events")
 
     def __len__(self) -> int:
-        """Return how many epochs have their row."""
+        """Return the number of finished epochs."""
         return len(self.results)
 
     def rows(self) -> list[Row]:
-        """Return results and times, one row an epoch."""
+        """Return one row per epoch, with results and timings."""
         return [result | timing for result, timing in zip(self.results, self.timings, strict=True)]
 
     def add(self, result: Row, timing: Row) -> None:
-        """Take an epoch's rows; they reach the disk with `write`."""
+        """Append the rows of an epoch; `write` writes them to disk."""
         self.results.append(result)
         self.timings.append({"epoch": result["epoch"], **timing})
 
     def record(self) -> dict[str, Any]:
-        """Return all of it as JSON values, which later epochs don't change."""
+        """Return results and timings as JSON values, which later epochs don't change."""
         return {"results": list(self.results), "timings": list(self.timings)}
 
     def restore(self, record: Mapping[str, Any]) -> None:
-        """Go back to what `record` gave."""
+        """Replace the content by a `record`."""
         self.results, self.timings = list(record["results"]), list(record["timings"])
 
     def write(self) -> None:
-        """Write the files of the last epoch that was added."""
+        """Write all rows to the JSON files, and the last row to the events."""
         self._write_files()
         self._events.add(self.rows()[-1])
 
     def replay(self) -> None:
-        """Write everything anew: what a crash wrote beyond it, or lost, is set right."""
+        """Rewrite all files, which removes rows of lost epochs and adds missing ones."""
         self._write_files()
         self._events.replay(self.rows())
 
     def close(self) -> None:
-        """End the file of events."""
+        """Close the event file."""
         self._events.close()
 
     def _write_files(self) -> None:

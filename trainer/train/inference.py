@@ -1,7 +1,7 @@
-"""Inference over a split: batches spread over the devices and processes of a run.
+"""Distributed inference over a split.
 
-Each process computes its share of the images on all its devices, and every process gets the outputs of all.
-No image is padded, dropped or counted twice.
+Each process computes its share of the images on all its devices, and an all-gather gives the outputs to every
+process. No image is dropped or counted twice.
 """
 
 from __future__ import annotations
@@ -23,12 +23,15 @@ from trainer.model.pretrained import has_backbone
 
 _BATCH = 100
 _BACKBONE_BATCH = 8
-"""Of a pretrained backbone on a CPU, whose feature maps then stay in its cache: at 224 pixels it computes 55
-images a second a core, and 14 with batches of 100 (EfficientNet-Lite0, 2026-11-30, Xeon with AVX512)."""
+"""Batch size of a pretrained backbone on a CPU; the feature maps then fit into the CPU cache.
+
+At 224 pixels it computes 55 images per second per core, against 14 with batches of 100 (EfficientNet-Lite0,
+2026-11-30, Xeon with AVX512).
+"""
 _BATCH_BYTES = 64 << 20
-"""Of float32 pixels; large images are computed in smaller batches."""
+"""Limit for the float32 pixels of a batch; large images use smaller batches."""
 _TURNS_APART = 8
-"""Batches between two checks of whether another process has to stop."""
+"""Number of batches between two checks whether another process has to stop."""
 _STOP = b"stop"
 
 Rows = NDArray[np.integer]
@@ -41,7 +44,7 @@ def _never() -> bool:
 def batches_of(
     count: int, shape: tuple[int, ...], most: int = _BATCH, devices: int = 1
 ) -> Iterator[np.ndarray[Any, Any]]:
-    """Yield the indices of `count` images of `shape`, `most` a device at a time."""
+    """Yield the indices of `count` images of `shape` in batches of at most `most` per device."""
     batch = devices * max(1, min(most, _BATCH_BYTES // (4 * math.prod(shape))))
     for start in range(0, count, batch):
         yield np.arange(start, min(start + batch, count))
@@ -57,7 +60,7 @@ class Inference:
         finish: Callable[[tf.Tensor], tf.Tensor] = tf.identity,
         dtype: type[np.floating[Any]] = np.float32,
     ) -> None:
-        """Without a `cluster` the first device of this process computes everything.
+        """Without a `cluster` everything is computed on the first device of this process.
 
         finish: applied to the outputs of a batch, [batch, width] to [batch, width] of `dtype`.
         """
@@ -78,15 +81,15 @@ class Inference:
     ) -> NDArray[Any]:
         """Return the outputs for all images of `split`, [images, width], on every process.
 
-        compute: used for a batch of rows in the place of `self.batch`. Raises StoppedError once `is_stopped`
-        returns True on any process.
+        compute: replaces `self.batch` for a batch of rows. Raises StoppedError once `is_stopped` returns True
+        on any process.
         """
         place = self.peers.place
         owners = split.owners(place.count)
         own, parts = np.flatnonzero(owners == place.index), []
         split.pixels.follow(own)
         shape, counts = split.pixels.shape[1:], np.bincount(owners, minlength=place.count)
-        # As many turns on all processes, so that all can say in each whether they have to stop.
+        # All processes do the same number of turns, because each check for a stop is a collective.
         turns = max(len(list(self._batches(int(each), shape))) for each in counts)
         mine = [*self._batches(len(own), shape)]
         for turn in range(turns):
@@ -101,13 +104,13 @@ class Inference:
 
     def batch(self, split: Split, rows: Rows) -> NDArray[Any]:
         """Return the outputs for the images in `rows`, computed by this process."""
-        # Each device has as many rows as the others; the last image fills up what is missing.
+        # All devices need the same number of rows; copies of the last image pad the batch.
         filled = np.append(rows, np.repeat(rows[-1:], -len(rows) % self._replicas))
         outputs: NDArray[Any] = self._outputs(tf.constant(split.pixels.take(filled))).numpy()
         return outputs[: len(rows)]
 
     def _require_going(self, turn: int, is_stopped: bool) -> None:
-        """Raise StoppedError if this process has to stop or, asked every few turns, another one."""
+        """Raise StoppedError if this or another process has to stop; others are checked every few turns."""
         if self.peers.place.count > 1:
             if turn % _TURNS_APART:
                 return
@@ -124,7 +127,7 @@ class Inference:
         return joined
 
     def _compute(self, pixels: tf.Tensor) -> tf.Tensor:
-        """Return the outputs for all rows, which all devices of this process share."""
+        """Return the outputs for all rows, which are split among the devices of this process."""
         if self._replicas == 1 and not isinstance(self.strategy, tf.distribute.TPUStrategy):
             outputs = self._forward(pixels)
         else:

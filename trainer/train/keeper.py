@@ -1,8 +1,4 @@
-"""The state of a training, kept by the chief and given to all.
-
-In: a learner, where training stands, a saver. Out: checkpoints that only the chief writes, and, when one is
-asked for, its values in the variables of every process.
-"""
+"""Checkpoint manager for the train state: the chief writes and reads files, all processes get the values."""
 
 from __future__ import annotations
 
@@ -27,7 +23,7 @@ from trainer.train.saver import Saver
 
 
 class Keeper:
-    """Asked by every process at the same points of the training."""
+    """Saves and restores checkpoints; every process calls it at the same points of the training."""
 
     def __init__(
         self, learner: Learner, saver: Saver, agreement: Agreement, on_damage: Callable[[str], None]
@@ -37,19 +33,19 @@ class Keeper:
 
     @property
     def folder(self) -> Path:
-        """Where the checkpoints are."""
+        """Folder of the checkpoints."""
         return self._saver.folder
 
     def resume_advice(self) -> str:
-        """Return a sentence on where a restart begins; see `Saver.resume_advice`."""
+        """Return a sentence on where a restart resumes; see `Saver.resume_advice`."""
         return self._saver.resume_advice()
 
     def prepare(self) -> None:
-        """Make the folder, and prove that it can be written. Raises what `prepare_folder` raises."""
+        """Create the folder and check that it is writable. Raises what `prepare_folder` raises."""
         prepare_folder(self.folder)
 
     def restore(self, whole_epochs: bool = False) -> Mapping[str, Any] | None:
-        """Put the newest checkpoint's values into the variables; return its record, None without one."""
+        """Restore the newest checkpoint on all processes; return its record, or None if there is none."""
         variables, record = self._learner.variables(), None
         if self._agreement.is_chief:
             record = restore_newest(self.folder, variables, whole_epochs, self._on_damage)
@@ -57,16 +53,16 @@ class Keeper:
         return found
 
     def restore_best(self, epoch: int) -> bool:
-        """Put the weights of the best epoch into the inference model; return False if they are lost."""
+        """Restore the weights of the best epoch into the inference model; return False if they are lost."""
         answering, record = self._learner.answering_variables(), None
         if self._agreement.is_chief and restore_best(self.folder, epoch, answering, self._on_damage):
             record = {"epoch": epoch}
         return self._agreement.state(answering, record) is not None
 
     def restore_with_best(self) -> Mapping[str, Any] | None:
-        """Restore the newest checkpoint whose best weights, if it has any, can be read; later ones go.
+        """Restore the newest checkpoint whose best weights, if it has any, are readable; delete newer ones.
 
-        Returns its record, None if there is no such checkpoint.
+        Returns its record, or None if there is no such checkpoint.
         """
         variables, record = self._learner.variables(), None
         if self._agreement.is_chief:
@@ -80,14 +76,14 @@ class Keeper:
         return found
 
     def bests(self) -> list[int]:
-        """Return the epochs whose weights were saved as the best and can be read, oldest first."""
+        """Return the epochs whose weights were saved as the best and are readable, oldest first."""
         mine = list_bests(self.folder) if self._agreement.is_chief else []
         return list(self._agreement.value(mine))
 
     def save(
         self, standing: Standing, history: History, more_seconds: float = 0.0, is_last: bool = False
     ) -> None:
-        """Save the state as it is now, with `more_seconds` of training that `standing` hasn't counted."""
+        """Save the current state, adding `more_seconds` to the elapsed seconds of `standing`."""
         elapsed = standing.elapsed_seconds + more_seconds
         record = {
             "standing": replace(standing, elapsed_seconds=elapsed).record(),
@@ -103,11 +99,11 @@ class Keeper:
             self._saver.save_best(epoch, self._learner.answering_variables())
 
     def flush(self) -> bool:
-        """Wait until all is saved; return False if that takes too long. Raises what a save raised."""
+        """Wait for all saves; return False if that takes too long. Raises the error of a failed save."""
         return bool(self._agreement.value(self._saver.flush()))
 
     def forget_parts(self) -> None:
-        """Remove the checkpoints within the epoch that went wrong."""
+        """Delete the checkpoints from within the epoch that diverged."""
         whole = list_checkpoints(self.folder, whole_epochs=True)
         for path in list_checkpoints(self.folder):
             if path not in whole:

@@ -1,6 +1,6 @@
-"""Logistic regression for any number of labels an image: one of two classes for each label.
+"""Logistic regression for multiple labels per image: one binary classifier per label.
 
-In: cached features and a label matrix. Out: a `Probe` whose probabilities are sigmoids of its logits.
+The probabilities of the resulting `Probe` are sigmoids of its logits.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from trainer.train.probe import Floats, Labels, Probe, fit_probe, never
 
 _SURE = 10.0
-"""Logit of a label that all training images have, or none."""
+"""Absolute logit of a label that all training images have, or none."""
 
 
 def fit_label_probe(
@@ -26,8 +26,8 @@ def fit_label_probe(
 ) -> Probe:
     """Return the head that is fitted to `features` [images, width] and `labels` [images, labels].
 
-    weights: [labels], of the images that have a label against those that do not. Each label chooses its own
-    penalty; that of the result is their geometric mean. Raises what `fit_probe` raises.
+    weights: [labels], weight of the images that have a label relative to those that don't. Each label selects
+    its own penalty; the penalty of the result is their geometric mean. Raises what `fit_probe` raises.
     """
     fits = [
         _fit_label(features, labels[:, label], float(weight), folds, is_stopped)

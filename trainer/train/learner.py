@@ -1,8 +1,6 @@
-"""All that training changes, in one place.
+"""Models, optimizers and all other variables that training changes.
 
-In: the spec's parts and the shape of the data. Out: a `Learner`: the model that is trained,
-the model that answers, the phases with their optimizers, the average. Everything a restart needs is in
-`variables` of it.
+`Learner.variables` returns everything that a restart needs.
 """
 
 from __future__ import annotations
@@ -24,14 +22,14 @@ from trainer.train.phases import Phase, build_phases
 
 @dataclass(frozen=True)
 class Learner:
-    """The model in training and all that goes with it."""
+    """The model in training, the inference model, the phases with their optimizers, and the average."""
 
     model: keras.Model
-    """In the precision of training."""
+    """The model in training, in the precision of training."""
     inference_model: keras.Model
-    """In float32, whatever the training's precision; filled by `fill_inference_model`."""
+    """Always in float32; filled by `fill_inference_model`."""
     phases: tuple[Phase, ...]
-    """Each epoch is in one of them."""
+    """Consecutive phases that cover all epochs."""
     rate_scale: tf.Variable
     """Multiplies all learning rates, float32 scalar."""
     average: WeightAverage | None
@@ -40,7 +38,7 @@ class Learner:
     total_steps: int
 
     def phase_of(self, epoch: int) -> Phase:
-        """Return the phase that has the epoch, counted from 0; the last one after the end."""
+        """Return the phase of `epoch`, counted from 0; the last phase for epochs after the end."""
         return next((phase for phase in self.phases if epoch < phase.end_epoch), self.phases[-1])
 
     def fill_inference_model(self) -> keras.Model:
@@ -51,7 +49,7 @@ class Learner:
         return self.inference_model
 
     def take_inference_weights(self) -> None:
-        """Copy the weights of the inference model into the one in training, and into their average."""
+        """Copy the weights of the inference model into the one in training, and into the average."""
         copies = [[each.value for each in self.model.weights]]
         copies += [self.average.shadows] if self.average else []
         for targets in copies:
@@ -59,24 +57,24 @@ class Learner:
                 target.assign(source)
 
     def assign(self, weight: keras.Variable, value: Any) -> None:
-        """Give a weight of the model in training a `value` before the first step, and its average too."""
+        """Assign `value` to a weight of the model in training and its average, before the first step."""
         weight.assign(value)
         if self.average is not None:
             index = next(i for i, each in enumerate(self.model.weights) if each is weight)
             self.average.shadows[index].assign(value)
 
     def is_finite(self) -> bool:
-        """Return whether all weights are numbers."""
+        """Return whether all weights are finite."""
         return all(np.isfinite(weight.numpy()).all() for weight in self.model.weights)
 
     def variables(self) -> dict[str, tf.Variable]:
-        """Return every variable that training changes, by a name that is stable.
+        """Return every variable that training changes, by a stable name.
 
-        No random generator is among them: all random numbers are functions of the seed and the step.
+        There are no random generators: all random numbers are functions of the seed and the step.
         """
         named: dict[str, tf.Variable] = {"schedule/scale": self.rate_scale}
         for index, variable in enumerate(self.model.variables):
-            # Not the path: Keras counts layers through the whole process in it.
+            # Not the path, which contains a layer counter of the whole process.
             named[f"model/{index:04d}/{variable.name}"] = variable.value
         optimizers = [group.optimizer for phase in self.phases for group in phase.groups]
         for number, optimizer in enumerate(optimizers):
@@ -88,16 +86,16 @@ class Learner:
         return named
 
     def answering_variables(self) -> dict[str, tf.Variable]:
-        """Return the variables of the inference model, by a name that is stable."""
+        """Return the variables of the inference model, by a stable name."""
         return {
             f"answer/{index:04d}": weight.value for index, weight in enumerate(self.inference_model.weights)
         }
 
 
 def build_learner(spec: RunSpec, class_count: int, steps_per_epoch: int, cluster: Cluster) -> Learner:
-    """Return a learner with fresh weights, made from `spec.seed`, in the cluster's strategy."""
+    """Return a learner with weights initialized from `spec.seed`, in the scope of the cluster's strategy."""
     precision = choose_precision(spec.train.precision, cluster, spec.has_depthwise)
-    # Else GPUs round the factors of products to ten bits, and their curves are not those of a CPU.
+    # TF32 rounds the factors of products to ten bits, and the curves of a GPU would differ from a CPU's.
     tf.config.experimental.enable_tensor_float_32_execution(precision != "float32")
     total_steps = spec.train.epochs * steps_per_epoch
     with cluster.strategy.scope():

@@ -1,7 +1,6 @@
-"""Epochs: steps, validation, checkpoints, and the reasons to stop or to go back.
+"""Epoch loop: steps, validation, checkpoints, early stopping and recovery from divergence.
 
-In: a learner, the data, the spec, and a folder for checkpoints. Out: a `TrainResult`. The
-learner's inference model then holds the weights to evaluate and export.
+Afterwards the learner's inference model has the weights to evaluate and export.
 """
 
 from __future__ import annotations
@@ -43,11 +42,12 @@ _MOST_RECOVERIES = 3
 Validate = Callable[[], dict[str, float]]
 """Evaluates the learner's inference model on the held-out split: {'loss': .., 'accuracy': ..}.
 
-May raise StoppedError when a stop is asked for; the loop then saves and stops."""
+May raise StoppedError on a requested stop; the loop then saves a checkpoint and stops.
+"""
 
 
 class Loop:
-    """One training; `run` does it."""
+    """State of one training; `run` executes it."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Loop:
         self.held_out = dataset.held_out.name
         place = saver.folder.parent / "profile" if cluster.is_chief else None
         self.agreement = Agreement(cluster.peers)
-        # The chief's: where blocks end must be the same for all.
+        # The chief's steps for all: the ends of blocks must be the same on all processes.
         steps = self.agreement.value(spec.train.profiled_steps)
         self.profile = Profile(steps, place, observer.on_message)
         self.work = PhaseWork(learner, dataset, spec, cluster, features, self.profile.borders)
@@ -78,7 +78,7 @@ class Loop:
         self.best = BestEpoch(learner, self.keeper, self.history, spec, self.held_out, observer.on_message)
 
     def run(self) -> TrainResult:
-        """Train to the end, from the newest checkpoint if there is one."""
+        """Train to the end, resuming from the newest checkpoint if there is one."""
         self._resume()
         self.profile.begin_run(self.standing.step, self.learner.total_steps)
         try:
@@ -93,7 +93,7 @@ class Loop:
         return TrainResult(rows, timings, standing.best_epoch, standing.elapsed_seconds, standing.ended)
 
     def _train_epochs(self) -> None:
-        """Do the epochs that are left, and wait until all is saved."""
+        """Train the remaining epochs, and wait for all checkpoints."""
         while self._epoch() < self.spec.train.epochs and not self.standing.ended:
             if self._train_epoch():
                 self._end_epoch()
@@ -103,9 +103,9 @@ class Loop:
             self._give_up()
 
     def _epoch(self) -> int:
-        """Return the epoch under way, from 0: the one after the last that has its row.
+        """Return the current epoch, from 0: the one after the last epoch with a row in the history.
 
-        Not the step's: a stop may come after an epoch's last step and before its row.
+        It is not derived from the step: a stop can occur after the last step of an epoch and before its row.
         """
         return len(self.history)
 
@@ -114,29 +114,29 @@ class Loop:
         record = self.keeper.restore()
         if record is None:
             self.history.replay()
-            self._save()  # the place to go back to if the first epoch diverges
+            self._save()  # the state to restore if the first epoch diverges
             return
         self._go_back_to(record)
         self.pace.resumed(self.standing.step)
         if self.spec.train.keeps_best:
-            while not self._keep():  # now rather than after hours: the best weights may be lost
+            while not self._keep():  # checks at the start, not after hours, whether the best weights are lost
                 self.pace.resumed(self.standing.step)
         self.history.replay()
         self.observer.on_message(f"continuing after step {self.standing.step} of {self.learner.total_steps}")
 
     def _train_epoch(self) -> bool:
-        """Do the rest of the current epoch; return False if the loss stopped being a number."""
+        """Run the rest of the current epoch; return False if the loss is not finite."""
         epoch = self._epoch()
         phase = self.learner.phase_of(epoch)
         if phase.is_logistic:
-            # A fit that was interrupted begins again.
+            # An interrupted fit is repeated from the beginning.
             self.standing.step = epoch * self.learner.steps_per_epoch
         if self.standing.step == epoch * self.learner.steps_per_epoch:
             self.standing.begin_epoch()
         try:
             sums = self._begin(phase)
         except StoppedError:
-            self._stop()  # while features were computed
+            self._stop()  # during the computation of features
         if not phase.is_logistic:
             return self._do_steps(epoch)
         self.standing.add(sums)
@@ -144,7 +144,7 @@ class Loop:
         return self.standing.is_finite()
 
     def _begin(self, phase: Phase) -> list[Sums]:
-        """Build the step and the pipeline of a new phase; return the sums of an epoch that is fitted."""
+        """Build the step and the pipeline of a new phase, or fit its head and return the sums of the fit."""
         if self.work.enter(phase, self.is_stopped) and self.work.uses_xla:
             self.observer.on_message("XLA compiles the step first, which may take two minutes")
         self.clock, self._of_fit = Clock(self.work.feed, self.standing), {}
@@ -158,7 +158,7 @@ class Loop:
         view = find_view(self.spec.augment, self.spec.data.image_size, epoch, self.spec.train.epochs)
         blocks = self.work.blocks(self.standing.step)
         while self.standing.step < (epoch + 1) * steps:
-            block = next(blocks)  # none of them reaches into the next epoch
+            block = next(blocks)  # no block crosses the end of an epoch
             self.pace.make_room(self.standing.step + block.steps)
             with self.profile.around(block):
                 started = time.perf_counter()
@@ -188,9 +188,9 @@ class Loop:
     def _end_epoch(self) -> None:
         epoch = self._epoch() + 1
         try:
-            timing, row = self._timing(), self._row(epoch)  # the rates are those of training alone
+            timing, row = self._timing(), self._row(epoch)  # the rates exclude validation
         except StoppedError:
-            self._stop()  # what the steps did is saved, the epoch's row is made when it goes on
+            self._stop()  # the steps are saved, and the resumed run validates and adds the row
         if not self._is_sound(row):
             self._recover()
             return
@@ -202,7 +202,7 @@ class Loop:
         self.observer.on_epoch(row | timing, self.spec.train.epochs)
 
     def _is_sound(self, row: Row) -> bool:
-        """Return whether weights and held-out loss are numbers: the last update comes after the last loss."""
+        """Return whether the weights and the held-out loss are finite: no loss follows the last update."""
         return math.isfinite(row.get(f"{self.held_out}/loss", 0.0)) and self.learner.is_finite()
 
     def _row(self, epoch: int) -> Row:
@@ -225,7 +225,7 @@ class Loop:
         return {"seconds": self.clock.seconds(), "images_per_second": rate, "wait_share": wait}
 
     def _judge(self, row: Row, epoch: int) -> None:
-        """Mark the best epoch, and decide whether this one is the last."""
+        """Update the best epoch, and decide whether training ends early."""
         stopping, standing = self.spec.train.early_stopping, self.standing
         value = score(row, self.held_out, stopping)
         least = stopping.min_change if stopping else 0.0
@@ -242,7 +242,7 @@ class Loop:
             standing.ended = f"the time budget of {budget:g} s is used up"
 
     def _recover(self) -> None:
-        """Go back to the last good epoch with half the rate; give up after three times."""
+        """Restore the last good epoch and halve the rate; raise DivergedError after three recoveries."""
         epoch, recoveries = self._epoch() + 1, self.standing.recoveries + 1
         if recoveries > _MOST_RECOVERIES:
             raise diverged(epoch, _MOST_RECOVERIES, self.spec.optimizer)

@@ -1,7 +1,4 @@
-"""What training tells while it runs.
-
-In: nothing. Out: the `Observer` protocol that a console, a log or a test implements.
-"""
+"""Progress callbacks of the training loop, implemented by a console, a log or a test."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class CallReport:
-    """Where training stands after one call of the compiled steps."""
+    """Progress after one call of the compiled steps."""
 
     epoch: int
     """Counted from 1."""
@@ -21,22 +18,22 @@ class CallReport:
     """Steps done in all epochs."""
     total_steps: int
     loss: float
-    """Mean since the epoch began, on augmented images."""
+    """Mean of the epoch so far, on augmented images."""
     accuracy: float
     images_per_second: float
-    """Over the epoch so far."""
+    """Mean of the epoch so far."""
     wait_share: float
-    """The share of the epoch's time, in 0..1, spent waiting for data."""
+    """Share of the epoch's time spent waiting for data, in 0..1."""
 
 
 class Observer(Protocol):
-    """Hears of progress; must return fast and never raise."""
+    """Receives progress; its methods must return fast and never raise."""
 
     def on_call(self, report: CallReport) -> None:
-        """Hear of each call of the compiled steps."""
+        """Called after each call of the compiled steps."""
 
     def on_epoch(self, row: Mapping[str, Any], epochs: int) -> None:
-        """Hear of each epoch, with the row that goes to history.jsonl."""
+        """Called after each epoch, with the row that is written to history.jsonl and its timings."""
 
     def on_message(self, message: str) -> None:
-        """Hear a sentence that a person should read."""
+        """Called with a sentence for the user."""

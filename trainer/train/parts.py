@@ -1,8 +1,4 @@
-"""What does the steps, and what brings their batches.
-
-In: a learner, its data, a spec and a cluster. Out: a `Stepper` and the `Feed` that fits it, alike for
-training and for measuring it.
-"""
+"""Construction of the train step and its input pipeline, for training and for benchmarks."""
 
 from __future__ import annotations
 
@@ -34,10 +30,11 @@ def build_parts(
     phase: Phase | None = None,
     features: NDArray[np.float32] | None = None,
 ) -> tuple[Stepper, Feed]:
-    """Return both, for this process's share; `borders` are before which steps a block has to end.
+    """Return the train step and its input pipeline, for this process's share of the batches.
 
-    phase: by default the first one. features: those of the training images, [images, width], which take the
-    place of the images in a phase whose backbone is frozen.
+    borders: steps at which a block has to end before it reaches them. phase: by default the first one.
+    features: those of the training images, [images, width], which replace the images in a phase with a frozen
+    backbone.
     """
     counts = label_counts(dataset.train.labels, len(dataset.class_names))
     objective, count = objective_of(spec.data.labels), len(dataset.train.labels)

@@ -1,4 +1,4 @@
-"""The work of the phase under way: its train step and input pipeline, or the fit of its head."""
+"""Resources of the current phase: its train step and input pipeline, or the fit of its head."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from trainer.train.step import Stepper, Sums, class_weights
 
 
 class PhaseWork:
-    """Builds what a phase needs when it is entered, and lets go of it when it is left."""
+    """Builds the train step and the pipeline of a phase on entry, and releases those of the previous one."""
 
     stepper: Stepper
 
@@ -40,7 +40,7 @@ class PhaseWork:
         features: Features | None,
         borders: tuple[int, ...] = (),
     ) -> None:
-        """features: of the frozen backbone; None if they are not to be cached. borders: see `Feed`."""
+        """features: those of the frozen backbone, or None to disable the cache. borders: see `Feed`."""
         self._learner, self._dataset, self._spec, self._cluster = learner, dataset, spec, cluster
         self._features, self._borders = features, borders
         self._phase: Phase | None = None
@@ -49,7 +49,7 @@ class PhaseWork:
         """None while the head is fitted."""
 
     def enter(self, phase: Phase, is_stopped: Callable[[], bool]) -> bool:
-        """Build the step and the pipeline of `phase`; return whether it is another one than before.
+        """Build the step and the pipeline of `phase`; return whether it differs from the current phase.
 
         Raises StoppedError once `is_stopped` returns True.
         """
@@ -66,8 +66,7 @@ class PhaseWork:
         return True
 
     def blocks(self, step: int) -> Generator[Block, None, None]:
-        """Return the batches from `step` to the end of the phase, read ahead of training and while it
-        validates."""
+        """Return the batches from `step` to the end of the phase; prefetch continues during validation."""
         if self._blocks is None and self.feed is not None and self._phase is not None:
             self._blocks = self.feed.blocks(step, self._phase.end_epoch * self._learner.steps_per_epoch)
         if self._blocks is None:
@@ -80,12 +79,12 @@ class PhaseWork:
         return self.feed is not None and self.stepper.uses_xla
 
     def set_block_steps(self, steps: int) -> None:
-        """Set how many steps the next blocks hold at most; see `Feed`."""
+        """Set the maximum number of steps of the next blocks; see `Feed`."""
         if self.feed is not None:
             self.feed.block_steps = steps
 
     def stop_reading(self) -> None:
-        """End the input pipeline; `blocks` begins again at any step."""
+        """Close the input pipeline; `blocks` can then start at any step."""
         if self._blocks is not None:
             self._blocks.close()
         self._blocks = None
@@ -93,8 +92,8 @@ class PhaseWork:
     def fit(self, agreement: Agreement, is_stopped: Callable[[], bool]) -> tuple[list[Sums], Row]:
         """Fit the head by logistic regression on the features of the training images.
 
-        Returns the sums of an epoch of steps, as which it counts, and what the history says of it. Raises
-        StoppedError once `is_stopped` returns True.
+        Returns the sums of one epoch of steps, which the fit replaces, and the entries for the history.
+        Raises StoppedError once `is_stopped` returns True.
         """
         train, head = self._dataset.train, head_of(self._learner.model)
         features = self._features_now(is_stopped)
@@ -109,7 +108,7 @@ class PhaseWork:
         return self._sums(logits, train.labels), row
 
     def _fit_head(self, features: NDArray[np.float32], weights: Any, is_stopped: Callable[[], bool]) -> Row:
-        """Assign the fitted kernel and bias; return what the history says of the fit."""
+        """Assign the fitted kernel and bias; return the entries for the history."""
         labels, names = self._dataset.train.labels, self._dataset.class_names
         counts, objective = label_counts(labels, len(names)), objective_of(self._spec.data.labels)
         finetune, choice = self._spec.finetune, self._spec.train.class_weights
@@ -132,7 +131,7 @@ class PhaseWork:
     def _features_of_training(
         self, phase: Phase, is_stopped: Callable[[], bool]
     ) -> NDArray[np.float32] | None:
-        """Return the features of the training images where they can take the place of the images."""
+        """Return the features of the training images, or None if the phase can't train on them."""
         if self._features is None or not phase.is_frozen or self._spec.augment.changes_images:
             return None
         return self._features_now(is_stopped)

@@ -1,7 +1,7 @@
 """Phases of a training: which weights are trained in which epochs, and by which optimizers.
 
 A network from scratch has one phase. A pretrained backbone is first frozen, then its last stage is trained,
-then all of it; each phase has optimizers of its own, which begin with it.
+then all stages. Each phase creates its own optimizers.
 """
 
 from __future__ import annotations
@@ -38,25 +38,25 @@ class Phase:
     first_epoch: int
     """From 0."""
     end_epoch: int
-    """The first epoch after it."""
+    """Exclusive: the first epoch after the phase."""
     first_step: int
     groups: tuple[Group, ...]
     """Empty for logistic regression."""
     forward: Callable[[Any], Any]
     """Computes the logits of a batch for training."""
     changing: Weights
-    """All weights that the phase changes, moving statistics included."""
+    """All weights that the phase changes, including moving statistics."""
     is_frozen: bool = False
-    """Whether the backbone stays as it is, so that its outputs may be cached."""
+    """Whether the backbone is not changed, so that its outputs may be cached."""
 
     @property
     def is_logistic(self) -> bool:
-        """Whether the head is fitted by logistic regression in the place of steps."""
+        """Whether the head is fitted by logistic regression instead of gradient steps."""
         return not self.groups
 
     @property
     def weights(self) -> list[keras.Variable]:
-        """The trained weights of all groups, in their order."""
+        """The trained weights of all groups, in the order of the groups."""
         return [weight for group in self.groups for weight in group.weights]
 
     def learning_rate(self) -> float:
@@ -64,7 +64,7 @@ class Phase:
         return float(self.groups[0].optimizer.learning_rate) if self.groups else 0.0
 
     def apply(self, gradients: Sequence[tf.Tensor]) -> None:
-        """Update `weights` by their `gradients`, which are summed over all replicas already."""
+        """Update `weights` by their `gradients`, which are already summed over all replicas."""
         start = 0
         for group in self.groups:
             end = start + len(group.weights)
@@ -79,7 +79,7 @@ def build_phases(
     scale: tf.Variable,
     precision: str = "float32",
 ) -> tuple[Phase, ...]:
-    """Return the phases of a training, in order; each epoch is in one of them.
+    """Return the phases of a training, in order; together they cover all epochs.
 
     scale: multiplies all learning rates.
     """
@@ -131,7 +131,7 @@ def _phases(
 
 
 def epochs_of_phases(finetune: FinetuneSpec, epochs: int) -> list[tuple[str, int]]:
-    """Return (name, epochs) of each phase of so many `epochs` that has any, in order."""
+    """Return (name, epochs) of each phase that has at least one of the `epochs`, in order."""
     left = epochs - finetune.first_epochs
     phases = [("frozen", finetune.frozen), ("last stage", finetune.last_stage_epochs), ("all", left)]
     return [(name, count) for name, count in phases if count > 0]
@@ -140,7 +140,7 @@ def epochs_of_phases(finetune: FinetuneSpec, epochs: int) -> list[tuple[str, int
 def _rated(
     head: keras.Model, stages: Sequence[Weights], trained: int, finetune: FinetuneSpec
 ) -> Iterator[tuple[Weights, float]]:
-    """Yield weights and the multiplier of their learning rate: the head's, then those of the last stages."""
+    """Yield weights with the multiplier of their learning rate: of the head, then of the last stages."""
     yield head.trainable_variables, 1.0
     for depth, weights in enumerate(reversed(stages[len(stages) - trained :])):
         yield weights, finetune.backbone_rate * finetune.layer_decay**depth
@@ -154,7 +154,7 @@ def _grouped(
     scale: tf.Variable,
     precision: str,
 ) -> Iterator[Group]:
-    """Yield a group for each multiplier that there is."""
+    """Yield one group per distinct multiplier."""
     by_factor: dict[float, list[keras.Variable]] = {}
     for weights, factor in rated:
         by_factor.setdefault(factor, []).extend(weights)
@@ -166,5 +166,5 @@ def _grouped(
 
 
 def _forward(backbone: keras.Model, head: keras.Model, updates_statistics: bool) -> Callable[[Any], Any]:
-    # Not the whole model: Keras would hand `training` on to the backbone, and its statistics would change.
+    # Not the whole model: Keras would pass `training` on to the backbone and update its statistics.
     return lambda pixels: head(backbone(pixels, training=updates_statistics), training=True)

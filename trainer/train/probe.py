@@ -1,8 +1,8 @@
 """Logistic regression on cached features: the head of a pretrained backbone that is frozen.
 
-The strength of the L2 penalty is chosen by the log loss of a stratified cross-validation on the training
-images alone. Features are centred and scaled first, and the result is folded back into the weights of the
-head.
+The strength of the L2 penalty is selected by the log loss of a stratified cross-validation on the training
+images alone. Features are centred and scaled before the fit, and the inverse transformation is folded into
+the weights of the head.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ Labels = NDArray[np.integer]
 _PENALTIES = tuple(10.0**power for power in np.arange(-5.0, 2.01, 0.5))
 """Values of C, the inverse strength of the penalty, from strong to weak."""
 _USUAL = 5
-"""Index of the penalty that the search begins with."""
+"""Index of the penalty with which the search begins."""
 _MOST_ITERATIONS = 1000
 MOST_WORK = 2e11
-"""Images times width times classes times folds that are fitted; more takes hours."""
+"""Upper limit of images x width x classes x folds; larger fits take hours."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,8 +40,10 @@ class Probe:
     penalty: float
     """C of scikit-learn's LogisticRegression, on scaled features."""
     held_out: Floats | None
-    """Probabilities of each training image by the model of the folds without it, [images, classes]; None if
-    a class has too few images for folds."""
+    """Out-of-fold probabilities of the training images, [images, classes].
+
+    None if no class has two images, so that there are no folds.
+    """
 
 
 def never() -> bool:
@@ -58,9 +60,9 @@ def fit_probe(
 ) -> Probe:
     """Return the head that is fitted to `features` [images, width] and `labels` [images].
 
-    weights: of each class in the loss, [classes]. folds: of the cross-validation that chooses the penalty.
-    Raises UsageError for more images than logistic regression is made for, DataError for features that are
-    not finite, and StoppedError once `is_stopped` returns True between two fits.
+    weights: weight of each class in the loss, [classes]. folds: number of folds of the cross-validation that
+    selects the penalty. Raises UsageError if the fit exceeds MOST_WORK, DataError for features that are not
+    finite, and StoppedError once `is_stopped` returns True between two fits.
     """
     if features.size * len(weights) * folds > MOST_WORK:
         raise UsageError(
@@ -73,7 +75,7 @@ def fit_probe(
             f"Received: features of {len(features)} images"
         )
     mean = features.mean(axis=0, dtype=np.float64)
-    # One scale for all: that of each feature can't be told from a few images.
+    # One scale for all features: a few images do not suffice to estimate one per feature.
     scale = float(np.sqrt(features.var(axis=0, dtype=np.float64).mean())) or 1.0
     scaled = (features - mean) / scale
     sample_weights = np.asarray(weights, np.float64)[labels]
@@ -91,13 +93,13 @@ def _chosen(
     folds: int,
     is_stopped: Callable[[], bool],
 ) -> tuple[float, Floats | None]:
-    """Return the penalty with the lowest cross-validated log loss, and the probabilities of its folds."""
+    """Return the penalty with the lowest cross-validated log loss, and its out-of-fold probabilities."""
     fold = fold_of(labels, folds)
     if not (is_tested := fold >= 0).any():
         return _PENALTIES[len(_PENALTIES) // 2], None
 
     def judge(index: int) -> tuple[float, Floats]:
-        # An image without another one of its class is in no fold, and counts as answered wrong.
+        # The only image of a class is in no fold, and counts as misclassified.
         probabilities = np.where(np.arange(classes) == labels[:, None], 0.0, 1.0 / max(1, classes - 1))
         for number in range(fold.max() + 1):
             if is_stopped():
@@ -117,7 +119,7 @@ def _chosen(
 def _lowest(judge: Callable[[int], tuple[float, Floats]]) -> tuple[int, Floats]:
     """Return the index of the penalty with the lowest loss, and its probabilities.
 
-    The loss is convex in the penalty in practice: it is followed downhill from where it usually is lowest.
+    In practice the loss is convex in the penalty, so the search descends from the usual minimum.
     """
     index, (loss, probabilities) = _USUAL, judge(_USUAL)
     for step in (-1, 1):
@@ -130,9 +132,9 @@ def _lowest(judge: Callable[[int], tuple[float, Floats]]) -> tuple[int, Floats]:
 
 
 def fold_of(labels: Labels, folds: int) -> NDArray[np.int64]:
-    """Return the fold of each image, from 0: in each class one after the other, in the images' order.
+    """Return the fold of each image, from 0, assigned in turn to the images of each class in their order.
 
-    The only image of a class is in none, -1; classes with fewer images than folds are not in all of them.
+    The only image of a class has fold -1. A class with fewer images than folds is missing in some folds.
     """
     fold = np.full(len(labels), -1, np.int64)
     for label in np.unique(labels):
@@ -146,17 +148,16 @@ def _fit(
     features: Floats, labels: Labels, sample_weights: Floats, classes: int, penalty: float
 ) -> tuple[Floats, Floats]:
     """Return kernel [width, classes] and bias [classes]."""
-    from sklearn.linear_model import LogisticRegression  # takes a second, and only this needs it
+    from sklearn.linear_model import LogisticRegression  # slow import, needed only here
 
     model = LogisticRegression(C=penalty, max_iter=_MOST_ITERATIONS, tol=1e-4)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # that it stopped at the last iteration: the folds judge what it found
+        warnings.simplefilter("ignore")  # convergence warnings: the cross-validation judges the result
         model.fit(features, labels, sample_weights)
     kernel, bias = np.asarray(model.coef_.T), np.asarray(model.intercept_)
     if classes == 2:
-        # One column, of the second class; halved on both sides it is the symmetric solution.
+        # scikit-learn fits one column, for the second class; half of it with either sign is the symmetric
+        # solution.
         return np.concatenate([-kernel / 2, kernel / 2], axis=1), np.concatenate([-bias / 2, bias / 2])
     return kernel, bias
 
@@ -179,10 +180,10 @@ def judge_logits(logits: Floats, labels: Labels) -> tuple[Floats, NDArray[np.boo
 
 
 def accuracy_of(probabilities: Floats, labels: Sequence[int] | Labels) -> float:
-    """Return the share of the images whose most probable class is theirs.
+    """Return the share of the images whose most probable class is right.
 
-    With labels [images, classes], 1 for each label that an image has: whose labels are all on the right side
-    of 1/2.
+    With multi-label `labels`, 0 or 1 [images, classes], an image is right if the probabilities of all its
+    labels are on the right side of 1/2.
     """
     if np.ndim(labels) == 2:
         return float(np.mean(((probabilities >= 0.5) == (np.asarray(labels) > 0)).all(axis=1)))

@@ -1,7 +1,7 @@
-"""A profile of some steps, for TensorBoard.
+"""Profiling of a range of steps with the TensorFlow profiler, for TensorBoard.
 
-In: which steps, and a folder. Out: in that folder, what the machine did in exactly these steps; `tensorboard
---logdir` of the run shows it. What is trained is the same with it and without.
+The profile covers exactly these steps and is written to a folder that `tensorboard --logdir` of the run
+shows. Profiling does not change the trained weights.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from trainer.train.feed import Block
 
 
 class Profile:
-    """Put around every block of steps."""
+    """Wraps every block of steps, and records those of the selected range."""
 
     def __init__(
         self, steps: tuple[int, int] | None, folder: Path | None, on_message: Callable[[str], None]
     ) -> None:
-        """`steps`: the first and the last, counted from 1; None for no profile.
+        """steps: the first and the last step, counted from 1; None for no profile.
 
-        `folder` is None in a process that writes nothing, whose blocks are as those of the one that does.
+        folder: None in a process that writes no profile; its blocks end at the same steps nevertheless.
         """
         self._steps, self._folder, self._on_message = steps, folder, on_message
         self._is_on = False
 
     @property
     def borders(self) -> tuple[int, ...]:
-        """Before which steps, counted from 0, a block has to end."""
+        """Steps, counted from 0, that a block must not cross."""
         return () if self._steps is None else (self._steps[0] - 1, self._steps[1])
 
     def begin_run(self, step: int, total_steps: int) -> None:
-        """Say if some of the steps are no longer to come, or never; `step` are done of `total_steps`."""
+        """Report if steps of the range are done or never reached; `step` of `total_steps` are done."""
         if self._steps is None or self._folder is None:
             return
         first, last = self._steps
@@ -46,19 +46,19 @@ class Profile:
 
     @contextmanager
     def around(self, block: Block) -> Iterator[None]:
-        """Watch what is done meanwhile, if the steps of `block` are among those to be seen."""
+        """Record the block of the `with` statement if the steps of `block` are in the range."""
         self._begin(block.first_step)
         if not self._is_on or self._steps is None:
             yield
             return
-        # What TensorBoard's tables call a step is a call of the compiled steps.
+        # TensorBoard counts each call of the compiled steps as one step.
         with tf.profiler.experimental.Trace("train", step_num=block.first_step + 1, _r=1):
             yield
         if block.first_step + block.steps >= self._steps[1]:
             self.end()
 
     def end(self) -> None:
-        """Write what was seen so far."""
+        """Stop recording and write the profile."""
         if self._is_on and self._folder is not None:
             self._is_on = False
             require_right(self._folder)
@@ -67,18 +67,19 @@ class Profile:
             except tf.errors.OpError as error:
                 self._on_message(f"the profile could not be written: {error.message[:200]}")
             else:
-                # Not its path: that of a run in a bucket is of this process alone.
+                # Not the path: for a run in a bucket it is local to this process.
                 self._on_message("a profile is in the run's profile/; tensorboard --logdir shows it")
 
     def _begin(self, step: int) -> None:
-        """Start before `step`, counted from 0, if it is the first to be seen by this process."""
+        """Start recording before `step`, counted from 0, if it is in the range."""
         if self._steps is None or self._folder is None or self._is_on:
             return
         if self._steps[0] - 1 <= step < self._steps[1]:
             try:
                 tf.profiler.experimental.start(str(self._folder))
             except tf.errors.OpError as error:
-                # As where another one is running in this process: no reason not to train.
+                # For example, another profiler is running in this process; training continues without a
+                # profile.
                 self._on_message(f"there is no profile: {error.message[:200]}")
                 self._folder = None
             else:

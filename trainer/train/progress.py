@@ -1,7 +1,7 @@
-"""Where training stands, as plain values.
+"""Progress counters of a training, as plain values.
 
-In: nothing. Out: `Standing`, which goes into each checkpoint as JSON, so that a restart
-knows the epoch's sums, the best epoch, the patience that is left and the recoveries used.
+`Standing` is saved in each checkpoint as JSON, so that a restart continues with the sums of the epoch, the
+best epoch, the remaining patience and the number of recoveries.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from trainer.train.step import Sums
 
 @dataclass
 class Standing:
-    """Changes with every step; JSON-able."""
+    """Progress of the training; updated at every step and serializable as JSON."""
 
     step: int = 0
     """Steps done."""
     loss_sum: float = 0.0
     hits: float = 0.0
     images: float = 0.0
-    """Sums since the epoch began."""
+    """Sums of the current epoch."""
     recoveries: int = 0
-    """How often training went back after it diverged."""
+    """Number of recoveries from divergence."""
     best_epoch: int = 0
-    """From 1; 0 means none yet."""
+    """From 1; 0 if there is none yet."""
     best_score: float = -math.inf
     """Higher is better."""
     elapsed_seconds: float = 0.0
     """Training time of all attempts together."""
     ended: str = ""
-    """Why training ended before its last epoch, in words."""
+    """Why training ended before its last epoch, in words; empty if it did not."""
 
     def add(self, steps: list[Sums]) -> None:
-        """Count these steps."""
+        """Add the sums of these steps."""
         for sums in steps:
             self.step += 1
             self.loss_sum += sums.loss
@@ -47,7 +47,7 @@ class Standing:
             self.images += sums.images
 
     def begin_epoch(self) -> None:
-        """Forget the sums of the epoch before."""
+        """Reset the sums of the epoch."""
         self.loss_sum = self.hits = self.images = 0.0
 
     def means(self) -> tuple[float, float]:
@@ -55,22 +55,22 @@ class Standing:
         return self.loss_sum / max(1.0, self.images), self.hits / max(1.0, self.images)
 
     def is_finite(self) -> bool:
-        """Return whether the epoch's loss is a number."""
+        """Return whether the epoch's loss is finite."""
         return math.isfinite(self.loss_sum)
 
     def record(self) -> dict[str, Any]:
-        """Return all of it as JSON values."""
+        """Return all fields as JSON values."""
         return asdict(self)
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Standing:
-        """Return what `record` gave."""
+        """Create an instance from the result of `record`."""
         return cls(**record)
 
 
 def score(row: Mapping[str, Any], held_out: str, spec: EarlyStoppingSpec | None) -> float | None:
-    """Return how good an epoch's row is, higher being better; None if it wasn't validated."""
-    # Where images have several labels, the ranking tells more than the share of faultless images.
+    """Return the score of an epoch's row, higher is better; None if the epoch was not validated."""
+    # With multiple labels per image, the ranking is more informative than the share of faultless images.
     ranking = f"{held_out}/mean_average_precision"
     monitor = spec.monitor if spec else "accuracy"
     value = row.get(ranking if spec is None and ranking in row else f"{held_out}/{monitor}")
@@ -92,10 +92,10 @@ def best_of(
 def out_of_patience(
     standing: Standing, epoch: int, spec: EarlyStoppingSpec | None, last_phase_from: int = 0
 ) -> bool:
-    """Return whether the best epoch lies `patience_epochs` or more back.
+    """Return whether the best epoch is `patience_epochs` or more ago.
 
-    epoch: from 1. last_phase_from: the epochs before the last phase; it begins with patience of its own, and
-    no phase before it ends the training.
+    epoch: from 1. last_phase_from: number of epochs before the last phase. The patience starts again with the
+    last phase, and no earlier phase ends the training.
     """
     if spec is None or not standing.best_epoch:
         return False
@@ -103,7 +103,7 @@ def out_of_patience(
 
 
 def diverged(epoch: int, recoveries: int, optimizer: OptimizerSpec) -> DivergedError:
-    """Return the error of a loss that is no number however often the rate was halved."""
+    """Return the error for a loss that is still not finite after all recoveries."""
     return DivergedError(
         f"The loss stopped being a number in epoch {epoch}, {recoveries} times with half the rate each; take "
         f"a smaller one, {_smaller_rate(optimizer)}. Received: {optimizer.learning_rate:g}"
@@ -111,7 +111,7 @@ def diverged(epoch: int, recoveries: int, optimizer: OptimizerSpec) -> DivergedE
 
 
 def diverged_without_checkpoint(folder: Path, optimizer: OptimizerSpec) -> DivergedError:
-    """Return the error of a loss that is no number when `folder` has no checkpoint to go back to."""
+    """Return the error for a loss that is not finite while `folder` has no checkpoint to restore."""
     return DivergedError(
         f"The loss stopped being a number, and {folder} has no complete checkpoint to go back to. Start the "
         f"run again under another name with a smaller learning rate, {_smaller_rate(optimizer)}. Received: "

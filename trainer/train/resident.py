@@ -1,8 +1,7 @@
-"""The training images on the accelerators, where they fit.
+"""Device cache for the training images, if they fit into the memory of the accelerators.
 
-In: a split, which of its images this host has, and a cluster. Out: their pixels on every device of the host,
-or None. With them a block carries the places of its images and not the images, so that neither the processor
-nor the bus stands between an accelerator and its data.
+The images of this host are copied to each of its devices. Blocks then contain indices instead of images,
+which avoids preparing them on the CPU and copying them to the devices.
 """
 
 from __future__ import annotations
@@ -18,22 +17,22 @@ from trainer.cluster import Cluster
 from trainer.data.dataset import Split
 
 _SHARE = 0.25
-"""Of the smallest device's memory: the rest is for weights, activations and their gradients."""
+"""Share of the smallest device's memory; the rest is for weights, activations and gradients."""
 
 
 def fits(split: Split, cluster: Cluster) -> bool:
-    """Return whether the images of `split`, or this host's share of them, are to live on its devices."""
-    # Shards are for what is larger than memory, and are read as they come.
+    """Return whether the images of `split`, or this host's share of them, fit into the device cache."""
+    # Shards are for data that is larger than memory, and are read in a stream.
     if cluster.device_kind != "GPU" or split.shards is not None:
         return False
     return math.prod(split.pixels.shape) <= _SHARE * (cluster.memory_bytes or 0) * cluster.count
 
 
 def put_on_devices(pixels: NDArray[np.uint8], strategy: tf.distribute.Strategy) -> Any:
-    """Return uint8 [images, height, width, channels] as one value for each device of this host, all alike.
+    """Copy uint8 [images, height, width, channels] to each device of this host; return a per-replica value.
 
-    Not a variable: it would be made equal on all hosts, and each has other images. What a strategy runs
-    gets the value of its device; without replicas it is a plain tensor.
+    It is not a variable, whose value would be the same on all hosts: each host has other images. Code that a
+    strategy runs gets the value of its device; with one replica the result is a plain tensor.
     """
     if strategy.num_replicas_in_sync == 1:
         return tf.constant(pixels)

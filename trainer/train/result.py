@@ -1,7 +1,4 @@
-"""What training leaves in memory.
-
-In: nothing. Out: `TrainResult`, for the report and the metrics.
-"""
+"""Result of a training, for the report and the metrics."""
 
 from __future__ import annotations
 
@@ -12,15 +9,15 @@ from trainer.train.history import Row
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What training came to."""
+    """History, best epoch and duration of a training."""
 
     history: list[Row]
-    """One row an epoch, times included."""
+    """One row per epoch, including timings."""
     timings: list[Row]
-    """One row an epoch: seconds, images a second, the share of them spent waiting for data."""
+    """One row per epoch: seconds, images per second, and the share of time spent waiting for data."""
     best_epoch: int
     """From 1; 0 if no epoch was validated."""
     seconds: float
     """Training time of all attempts, without evaluation after the last epoch."""
     ended: str
-    """Why it ended early, in words; empty if it didn't."""
+    """Why training ended early, in words; empty if it did not."""

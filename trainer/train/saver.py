@@ -1,7 +1,7 @@
-"""Checkpoints, written while training goes on.
+"""Asynchronous checkpointer.
 
-In: the state, in order. Out: checkpoint files, each visible only when it is complete, and what
-is to follow each (a copy in a bucket). The state is copied at once; a thread does the rest.
+The caller's thread copies the variables. A background thread writes the checkpoint files in order, each
+visible only when it is complete, and calls the hook that follows each save, such as a copy to a bucket.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ import tensorflow as tf
 from trainer.checkpoint import save_best, save_checkpoint, take_snapshot
 from trainer.spec import CheckpointSpec
 
-# One being written and one behind it: copies of the state are in memory until they are on disk.
+# One save in progress and one waiting: each has a copy of the state in memory until it is on disk.
 _MOST_WAITING = 2
 _LOOK_SECONDS = 0.1
 
 
 class Saver:
-    """Saves in the order of the calls; the error of a save is raised by the next call.
+    """Saves in the order of the calls; the next call raises the error of a failed save.
 
-    Nothing is waited for once `is_overdue` returns True.
+    No call waits once `is_overdue` returns True.
     """
 
     def __init__(
@@ -39,11 +39,11 @@ class Saver:
         self.folder, self._after_save, self._is_overdue = folder, after_save, is_overdue
         self._before_save = before_save
         self._jobs: deque[tuple[Callable[[], object], bool]] = deque()
-        """What is to be done, and whether a later checkpoint makes it superfluous; the first is under way."""
+        """Jobs, each with whether a later checkpoint supersedes it; the first one is in progress."""
         self._changed = threading.Condition()
         self._error: BaseException | None = None
         self.safe_step: int | None = None
-        """The last step whose checkpoint is where it outlives this machine; None if there is none."""
+        """Last step whose checkpoint is complete, including its copy in a bucket; None if there is none."""
         self._ended = self._is_incomplete = False
         threading.Thread(target=self._work, daemon=True, name="saver").start()
 
@@ -51,7 +51,7 @@ class Saver:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        """Let the thread end after the save that it is at; wait for nothing."""
+        """Let the thread end after the current save; drop all others and do not wait."""
         with self._changed:
             self._ended = True
             while len(self._jobs) > 1:
@@ -66,7 +66,7 @@ class Saver:
         whole_epoch: bool,
         is_last: bool = False,
     ) -> None:
-        """Save the state as it is now; see `save_checkpoint`. If it `is_last`, nothing older is begun."""
+        """Save the current state; see `save_checkpoint`. `is_last` drops older saves not yet started."""
         arrays = take_snapshot(variables)
         if is_last:
             self._forget_older()
@@ -79,23 +79,23 @@ class Saver:
         self._put(job, is_superseded=True)
 
     def save_best(self, epoch: int, variables: Mapping[str, tf.Variable]) -> None:
-        """Save the weights of the best epoch so far; a checkpoint that knows of it comes after it."""
+        """Save the weights of the best epoch so far. Call before saving a checkpoint that refers to them."""
         arrays = take_snapshot(variables)
 
         def job() -> None:
             save_best(self.folder, epoch, arrays)
-            self._after_save()  # before the checkpoint that knows of it
+            self._after_save()  # must be complete before a checkpoint that refers to it
 
         self._put(job, is_superseded=False)
 
     def resume_advice(self) -> str:
-        """Return a sentence on where a restart begins, by the checkpoints that are complete."""
+        """Return a sentence on where a restart resumes, by the newest complete checkpoint."""
         if self.safe_step is None:
             return "No checkpoint is complete; a restart begins with the first step."
         return f"Restart to resume from step {self.safe_step}."
 
     def flush(self) -> bool:
-        """Wait until all is saved; return False if that takes too long. Raises what a save raised."""
+        """Wait for all saves; return False if that takes too long. Raises the error of a failed save."""
         with self._changed:
             return self._wait_for(0) and not self._is_incomplete
 
@@ -113,7 +113,7 @@ class Saver:
                 self._is_incomplete = True
 
     def _wait_for(self, most: int) -> bool:
-        """Wait until at most so many saves are left; return False if that takes too long."""
+        """Wait until at most `most` saves are left; return False if that takes too long."""
         while len(self._jobs) > most and self._error is None:
             if self._is_overdue():
                 return False
@@ -131,10 +131,10 @@ class Saver:
                     return
                 job, _ = self._jobs[0]
             try:
-                if self._error is None:  # what comes after a save that failed may lean on it
+                if self._error is None:  # later saves may depend on one that failed
                     self._before_save()
                     job()
-            except BaseException as error:  # training raises it, where it can be handled
+            except BaseException as error:  # raised again in the training thread
                 self._error = error
             with self._changed:
                 self._jobs.popleft()
@@ -142,29 +142,29 @@ class Saver:
 
 
 class Pace:
-    """When the next checkpoint is due, beside those at the ends of epochs.
+    """Policy for checkpoints within an epoch, in addition to those at its end.
 
-    No more than `every_steps` steps are ever done without a checkpoint that is safe. So one is begun
-    after half of them, and is written during the other half.
+    At most `every_steps` steps may be lost. A checkpoint therefore starts after half of them, and is written
+    during the other half.
     """
 
     def __init__(self, spec: CheckpointSpec, saver: Saver) -> None:
         self._spec, self._saver = spec, saver
         self._step, self._at = 0, time.monotonic()
         self.most_steps = None if spec.every_steps is None else max(1, spec.every_steps // 2)
-        """Of one call; None for any number."""
+        """Maximum number of steps per call; None for no limit."""
 
     def resumed(self, step: int) -> None:
-        """Count from the checkpoint of `step`, which is safe."""
+        """Restart the count at the checkpoint of `step`, which is complete."""
         self._saver.safe_step = step
         self.saved(step)
 
     def saved(self, step: int) -> None:
-        """Count from here."""
+        """Restart the count of steps and minutes at `step`."""
         self._step, self._at = step, time.monotonic()
 
     def is_due(self, step: int) -> bool:
-        """Return whether the minutes or the steps between two checkpoints are over."""
+        """Return whether the configured minutes or steps have passed since the last checkpoint."""
         if self.most_steps is not None and step - self._step >= self.most_steps:
             return True
         return self._spec.every_minutes is not None and (
@@ -172,7 +172,7 @@ class Pace:
         )
 
     def make_room(self, step: int) -> None:
-        """Wait, before the steps up to `step`, until no more than `every_steps` of them can be lost."""
+        """Wait before the steps up to `step` if more than `every_steps` steps could be lost after them."""
         if (
             self._spec.every_steps is not None
             and step - (self._saver.safe_step or 0) > self._spec.every_steps

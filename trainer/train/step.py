@@ -1,9 +1,8 @@
-"""The compiled training steps.
+"""Compiled training steps.
 
-In: a learner, blocks of batches. Out: changed variables, and the sums of loss, hits and
-images. One step is: augment, forward, loss over the global batch, gradients summed over all
-replicas, then clipped, then applied, then averaged. All random numbers belong to a row of the global
-batch, and all statistics are of the whole of it: so it is the same step on any number of replicas.
+One step is: augmentation, forward pass, loss over the global batch, gradients, all-reduce over all replicas,
+clipping, update, moving average of the weights. Random numbers are assigned to rows of the global batch, and
+all statistics cover the whole of it, so the step is the same on any number of replicas.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from trainer.train.feed import Block
 from trainer.train.learner import Learner
 from trainer.train.phases import Phase
 
-# Keeps the draws of augmentation apart from other uses of the same seed.
+# Separates the random numbers of augmentation from other uses of the same seed.
 _AUGMENT_STREAM = 1 << 40
 
 
@@ -55,10 +54,10 @@ class Stepper:
         phase: Phase | None = None,
         has_features: bool = False,
     ) -> None:
-        """`images`: what blocks give the places in, see `put_on_devices`; None if they hold the images.
+        """images: the device cache that blocks index, see `put_on_devices`; None if blocks contain images.
 
-        phase: which weights are trained, by default those of the first phase. has_features: whether blocks
-        hold features of the frozen backbone in the place of images.
+        phase: determines the trained weights; by default the first phase. has_features: whether blocks
+        contain features of the frozen backbone instead of images.
         """
         self.phase, self.has_features = phase or learner.phases[0], has_features
         self.learner, self.images = learner, images
@@ -70,14 +69,14 @@ class Stepper:
         self.class_weights = tf.constant(class_weights, tf.float32)
         self.strategy = cluster.strategy
         self.replicas = cluster.strategy.num_replicas_in_sync
-        # XLA compiles for fixed shapes, so it gets the single step and not the open-ended loop.
+        # XLA compiles for fixed shapes, so it compiles the single step and not the loop of variable length.
         self.uses_xla = _uses_xla(spec, cluster)
         self._step_function = self._compile_step() if self.uses_xla else self._step
         self.replicas_here = self.replicas // cluster.count
         self._compiled: dict[tuple[int, ...], Callable[..., tf.Tensor]] = {}
 
     def run(self, block: Block, view: EpochView) -> list[Sums]:
-        """Do the steps of `block` on images as `view` says, and return the sums of each."""
+        """Run the steps of `block` on images of the size and crop of `view`; return the sums of each step."""
         shape = (*view, block.labels.shape[1], block.global_rows)
         if shape not in self._compiled:
             self._compiled[shape] = self._compile(view, block)
@@ -85,17 +84,17 @@ class Stepper:
         mirrored = np.zeros(block.places.shape, bool) if block.is_mirrored is None else block.is_mirrored
         given = [tf.constant(each) for each in (block.images, block.labels, block.places, mirrored)]
         sums = self._compiled[shape](*given, first_step)
-        # Added step by step, so that the total is the same however the steps fall into blocks.
+        # Not added up here: the caller's total does not depend on the division into blocks.
         return list(itertools.starmap(Sums, sums.numpy().astype(float).tolist()))
 
     def _compile_step(self) -> Callable[..., tf.Tensor]:
         return tf.function(self._step, jit_compile=True, autograph=False)
 
     def _compile(self, view: EpochView, block: Block) -> Callable[..., tf.Tensor]:
-        """Return the steps as one graph, of which only the number of steps stays open.
+        """Return the steps as one graph, in which only the number of steps is variable.
 
-        The number of rows is fixed: with an open one a step on a CPU took 5% longer, for an
-        epoch's short last batch it is compiled once more.
+        The number of rows is fixed: with a variable one a step on a CPU took 5% longer. The short last batch
+        of an epoch needs another compilation.
         """
         signature = [
             tf.TensorSpec([None, *block.images.shape[1:]], block.images.dtype),
@@ -127,7 +126,7 @@ class Stepper:
             _, sums = tf.while_loop(lambda index, _: index < steps, do_step, (tf.constant(0), sums))
             return sums.stack()
 
-        # Autograph would take half of the time to trace it, and there is nothing in it to translate.
+        # Autograph would double the tracing time, and there is nothing to convert.
         return tf.function(run_block, input_signature=signature, autograph=False)
 
     def _replica_step(
@@ -168,9 +167,10 @@ class Stepper:
         view: EpochView,
         weight: float | tf.Tensor = 1.0,
     ) -> tf.Tensor:
-        """Do one step on this replica's share of a global batch of `count` rows.
+        """Run one step on this replica's share of a global batch of `count` rows.
 
-        `weight`: 0 if its rows stand in for none. Returns [loss sum, hits, images] of all replicas.
+        weight: 0 if the rows are only padding of an empty share. Returns [loss sum, hits, images] over all
+        replicas.
         """
         inputs, partners, shares = self._augmented(images, places, mirrored, step, count, view)
         weights = self.phase.weights
@@ -180,7 +180,7 @@ class Stepper:
             if partners is not None and shares is not None:
                 losses *= shares
                 losses += (1.0 - shares) * self._losses(tf.gather(labels, partners), logits)
-            # Over the global batch: the gradients of the replicas are summed.
+            # Divided by the global batch, because the gradients of the replicas are summed.
             loss = weight * tf.reduce_sum(losses) / count
         gradients = tape.gradient(loss, [each.value for each in weights])
         hits = self.objective.hits(labels, logits)
@@ -188,7 +188,7 @@ class Stepper:
         sums = weight * tf.stack([*sums, tf.cast(tf.shape(labels)[0], tf.float32)])
         if self.replicas > 1:
             replica = tf.distribute.get_replica_context()
-            # One message for all of it.
+            # One all-reduce for all tensors.
             *gradients, sums = replica.all_reduce(tf.distribute.ReduceOp.SUM, [*gradients, sums])
         if self.clip_norm:
             gradients, _ = tf.clip_by_global_norm(gradients, self.clip_norm)
@@ -204,7 +204,7 @@ class Stepper:
         count: int,
         view: EpochView,
     ) -> tuple[tf.Tensor, tf.Tensor | None, tf.Tensor | None]:
-        """Return the network's inputs; with mixup and cutmix each row's partner, too, and its own share."""
+        """Return the network's inputs; with mixup and CutMix also each row's partner and own share."""
         if self.has_features:
             return images, None, None
         draws = tf.gather(draw_numbers(self.seed + _AUGMENT_STREAM, step, count), places)
@@ -222,14 +222,14 @@ class Stepper:
         )
 
     def _losses(self, labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-        """Return the loss of each image if `labels` are those of it, float32 [batch]."""
+        """Return the loss of each image for `labels`, float32 [batch]."""
         return self.objective.losses(labels, logits, self.class_weights, self.label_smoothing)
 
 
 def _uses_xla(spec: RunSpec, cluster: Cluster) -> bool:
-    """Return whether XLA compiles the step, which has no kernel for rotation, nor for sums over replicas.
+    """Return whether XLA compiles the step, which it can't with rotation or several replicas.
 
-    Raises UsageError for a spec or a device that needs what it hasn't.
+    Raises UsageError if the spec requires XLA with several replicas, or rotation on a TPU.
     """
     replicas = cluster.strategy.num_replicas_in_sync
     if spec.train.xla is True and replicas > 1:
@@ -246,10 +246,10 @@ def _uses_xla(spec: RunSpec, cluster: Cluster) -> bool:
 
 
 def share_of(replica: int | tf.Tensor, replicas: int, batches: Sequence[tf.Tensor]) -> tuple[tf.Tensor, ...]:
-    """Return a replica's part of this host's rows of each batch; pairs that may be mixed stay together."""
+    """Return a replica's part of this host's rows of each batch; pairs for mixup stay together."""
     rows = batches[0].shape[0]
     if rows % (2 * replicas) == 0:
-        # Parts of one known size, which XLA needs on a TPU.
+        # Parts of one static size, which XLA requires on a TPU.
         parts = [replicas, rows // replicas]
         return tuple(tf.gather(tf.reshape(each, [*parts, *each.shape[1:]]), replica) for each in batches)
     pairs = (rows + 1) // 2
@@ -258,10 +258,10 @@ def share_of(replica: int | tf.Tensor, replicas: int, batches: Sequence[tf.Tenso
 
 
 def _some_rows(*batches: tf.Tensor) -> tuple[tf.Tensor, ...]:
-    """Return at least one row of `batches`, and what the rows count: 0 for one that stands in for none.
+    """Return `batches` with at least one row, and the weight of the rows: 0 if they are only padding.
 
-    A short last batch may have fewer rows than there are replicas, and a convolution of no rows answers
-    in the shape of its input (oneDNN's, tensorflow 2.21).
+    A short last batch may have fewer rows than there are replicas, and for zero rows a convolution returns
+    the shape of its input (oneDNN, TensorFlow 2.21).
     """
     missing = tf.cast(tf.equal(tf.shape(batches[0])[0], 0), tf.int32)
     padded = [tf.pad(each, [[0, missing], *([[0, 0]] * (each.shape.rank - 1))]) for each in batches]
@@ -277,8 +277,9 @@ def class_weights(
 ) -> np.ndarray[Any, Any]:
     """Return the weight of each class in the loss, float32 [classes].
 
-    counts: int64 [classes], the training images of each, of `images` in all; None for their sum. 'balanced'
-    is what the `objective` makes of them; a mapping gives weights by name, 1 where it gives none.
+    counts: int64 [classes], the number of training images of each class. images: the number of all training
+    images; by default the sum of `counts`. 'balanced' uses `objective.balance`. A mapping assigns weights by
+    class name, 1 for names that it does not contain.
     """
     if choice == "none":
         return np.ones(len(class_names), np.float32)

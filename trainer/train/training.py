@@ -1,7 +1,4 @@
-"""One training, as the other rooms ask for it.
-
-In: what a `Loop` takes. Out: a `TrainResult`.
-"""
+"""Entry point of the training loop for other packages."""
 
 from __future__ import annotations
 
@@ -31,9 +28,10 @@ def train(
 ) -> TrainResult:
     """Train `learner` on `dataset`, checkpointing with `saver`; see `Loop`.
 
-    features: of a backbone that is frozen at first; None where it has none, or they are not to be cached.
+    features: those of a backbone that is frozen at first; None without such a backbone, or to disable the
+    feature cache.
 
-    Raises DivergedError, what a save raised, and StoppedError once `is_stopped` returns True
-    and the checkpoint is safe.
+    Raises DivergedError, the error of a failed save, and StoppedError once `is_stopped` returns True and the
+    checkpoint is complete.
     """
     return Loop(learner, dataset, spec, cluster, saver, observer, validate, is_stopped, features).run()

@@ -1,7 +1,7 @@
-"""The weights of a whitening layer, from the training images.
+"""Initialization of whitening layers from the training images.
 
-In: a learner that has not begun, and the training split. Out: the same learner, with its whitening layer
-fitted to a fixed sample of the images. Each process reads its part of it, and all get the same weights.
+The layers are fitted to a fixed sample of the images before training begins. Each process reads its share of
+the sample, and all processes get the same weights.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from trainer.train.agreement import Agreement
 from trainer.train.learner import Learner
 
 _MOST_IMAGES = 1_000
-"""Evenly spread over the split: enough for the statistics of a dozen values."""
+"""Images evenly spaced over the split: enough for the statistics of a dozen values."""
 
 
 def whiten_first_layer(learner: Learner, split: Split, cluster: Cluster) -> None:
@@ -30,12 +30,12 @@ def whiten_first_layer(learner: Learner, split: Split, cluster: Cluster) -> None
     for layer in layers:
         learner.assign(layer.kernel, kernel)
         learner.assign(layer.bias, bias)
-    # Processors may differ in the last digit of an eigenvector: those of the chief are for all.
+    # The last digit of an eigenvector may differ between CPUs, so all processes use the chief's.
     Agreement(cluster.peers).state(learner.variables(), "whitened")
 
 
 def _sums_of_all(split: Split, cluster: Cluster) -> PatchSums:
-    """Return the sums over the sample, of which each process reads what it owns."""
+    """Return the sums over the sample; each process reads the images that it owns."""
     count = len(split.labels)
     sample = np.unique(np.linspace(0, count - 1, min(count, _MOST_IMAGES)).astype(np.int64))
     own = sample[split.owners(cluster.count)[sample] == cluster.index]

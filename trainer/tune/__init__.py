@@ -1,5 +1,5 @@
-"""Hyperparameter search: parameters, trials and their records, and the sampler and pruner of Optuna.
+"""Hyperparameter search: search space, records of trials, and sampling and pruning by Optuna.
 
-A study is a folder or a prefix of a bucket, `study.json` in it, with a record and a run for each trial. There
-is no database: the sampler's history is rebuilt from the records before each trial.
+A study is a folder or bucket prefix with `study.json` and one record and one run per trial. There is no
+database: the sampler's history is rebuilt from the records before each trial.
 """

@@ -1,7 +1,6 @@
-"""Search space: texts such as `optimizer.learning_rate=1e-4..1e-2:log` to typed parameters.
+"""Search space: parses `--parameter optimizer.learning_rate=1e-4..1e-2:log` into `Parameter`s.
 
-In: the texts of `--parameter` and the spec that they change. Out: `Parameter`s, each of which the spec's
-schema accepts.
+Every parameter is validated against the schema of the spec that it changes.
 """
 
 from __future__ import annotations
@@ -19,15 +18,15 @@ from trainer.spec.problems import require_known_key
 from trainer.spec.text import parse_value, shown_repr
 
 Value = float | int | str
-"""Of one parameter in one trial: a number, or the text of a choice."""
+"""Value of a parameter in a trial: a number, or the text of a choice."""
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _RANGE = re.compile(rf"({_NUMBER})\.\.({_NUMBER})(?::(.*))?")
 _FORMS = "KEY=LOW..HIGH, KEY=LOW..HIGH:log, KEY=LOW..HIGH:STEP or KEY=A|B|C"
 _GRID = 1e-6
-"""By what share of a step the end of a range may miss the grid: 0.1 + 0.2 is not 0.3."""
+"""Tolerance for the end of a range relative to the grid, in steps: 0.1 + 0.2 is not 0.3."""
 _ON_GRID = 1e-9
-"""By what share of a step a value may miss the grid; Optuna takes 1e-8."""
+"""Tolerance for a value relative to the grid, in steps; Optuna uses 1e-8."""
 _DIGITS = 4
 _INNER = 0.381966
 _FIXED_KEYS = {
@@ -48,29 +47,29 @@ _FIXED_KEYS = {
 
 @dataclass(frozen=True)
 class Parameter:
-    """One setting that differs between trials: a range of numbers, or choices."""
+    """One setting that differs between trials: a numeric range or a list of choices."""
 
     key: str
     text: str
-    """What follows `KEY=`."""
+    """Text after `KEY=`."""
     choices: tuple[str, ...] = ()
-    """As YAML texts; empty for a range."""
+    """Choices as YAML texts; empty for a range."""
     low: float = 0.0
     high: float = 0.0
     step: float | None = None
     is_log: bool = False
     is_whole: bool = False
-    """Whether the setting takes whole numbers only."""
+    """Whether the setting accepts integers only."""
 
     @property
     def extremes(self) -> list[Value]:
-        """The values that the schema is checked with: the ends of a range, or all choices."""
+        """Values to validate against the schema: both ends of a range, or all choices."""
         return list(self.choices) or [self.number(self.low), self.number(self.high)]
 
     def number(self, value: float) -> float | int:
-        """Return a number of the range as a trial uses it.
+        """Round a number of the range to the value that a trial uses.
 
-        It is whole, or on the grid of a step, or has four significant digits.
+        The result is an integer, or a multiple of the step, or has four significant digits.
         """
         if self.is_whole:
             return round(value)
@@ -79,7 +78,7 @@ class Parameter:
         return float(min(max(float(f"{value:.{_DIGITS}g}"), self.low), self.high))
 
     def value_of(self, setting: Any) -> Value | None:
-        """Return the value of this parameter that equals the setting of a spec; None if there is none."""
+        """Return the value of this parameter that equals `setting` of a spec, or None."""
         if self.choices:
             return next((each for each in self.choices if _same(parse_value(each), setting)), None)
         if isinstance(setting, bool) or not isinstance(setting, int | float):
@@ -89,7 +88,7 @@ class Parameter:
         return setting if is_inside else None
 
     def size(self) -> float:
-        """Return how many different values there are."""
+        """Return the number of different values; infinite for a continuous range."""
         if self.choices:
             return len(self.choices)
         step = self.step or (1 if self.is_whole else 0)
@@ -97,7 +96,7 @@ class Parameter:
 
 
 def parse_parameters(texts: Sequence[str], base: RunSpec) -> list[Parameter]:
-    """Return the parameters that `texts` describe, for trials of `base`. Raises UsageError."""
+    """Parse `texts` into the parameters of a study with the spec `base`. Raises UsageError."""
     if not texts:
         raise UsageError(f"Give at least one --parameter {_FORMS}. Received: none")
     parameters = [_parse(text, base) for text in texts]
@@ -113,12 +112,12 @@ def parse_parameters(texts: Sequence[str], base: RunSpec) -> list[Parameter]:
 
 
 def settings_of(settings: Mapping[str, Value]) -> list[str]:
-    """Return `KEY=VALUE` texts, as `--set` takes them."""
+    """Return `KEY=VALUE` texts in the format of `--set`."""
     return [f"{key}={value}" for key, value in settings.items()]
 
 
 def base_settings(parameters: Sequence[Parameter], base: RunSpec) -> dict[str, Value] | None:
-    """Return the parameters as the spec itself sets them; None if a value is outside its range."""
+    """Return the values that the spec itself sets; None if one is not a value of its parameter."""
     values = flat(base.model_dump(mode="json"))
     found = {each.key: each.value_of(values.get(each.key)) for each in parameters}
     return (
@@ -129,7 +128,7 @@ def base_settings(parameters: Sequence[Parameter], base: RunSpec) -> dict[str, V
 
 
 def with_settings(base: RunSpec, settings: Mapping[str, Value], **overrides: Any) -> RunSpec:
-    """Return `base` with the settings of a trial. Raises UsageError, as `--set` does."""
+    """Return `base` with the settings of a trial. Raises UsageError like `--set`."""
     return load_spec(text=dump_spec(base), settings=settings_of(settings), overrides=overrides)
 
 
@@ -155,7 +154,7 @@ def _parse(text: str, base: RunSpec) -> Parameter:
 
 
 def _refuse_file_of_weights(key: str, value: Any, text: str) -> None:
-    """Raise UsageError for a choice that names a file of weights, whose place nothing would check."""
+    """Raise UsageError for a choice that names a weights file, whose content would not be checked."""
     weights = value.get("weights") if key == "model" and isinstance(value, dict) else value
     if key not in ("model", "model.weights") or not isinstance(weights, str):
         return
@@ -184,25 +183,25 @@ def _range(key: str, text: str, numbers: re.Match[str], base: RunSpec) -> Parame
                 "After the range comes :log, or a step above 0 that fits into it"
                 f"{', a whole number here' if is_whole else ''}. {received}"
             )
-        # The last value on the grid; 3 x 0.1 is 0.3 here.
+        # The last value on the grid, without rounding errors (3 x 0.1 is 0.3).
         high = _on_grid(low + int((high - low) / step + _GRID) * step, low, step)
     return Parameter(key, text, (), low, high, step, is_log, is_whole)
 
 
 def _on_grid(value: float, low: float, step: float) -> float:
-    """Return a value of the grid with twelve significant digits, or as it is if these leave the grid."""
+    """Round a value of the grid to twelve significant digits, unless that moves it off the grid."""
     rounded = float(f"{value:.12g}")
     steps = (rounded - low) / step
     return rounded if abs(steps - round(steps)) < _ON_GRID else value
 
 
 def _with_digits(text: str) -> str:
-    """Return a number as YAML reads it, which wants digits before the point."""
+    """Return a number in YAML syntax, which requires a digit before the decimal point."""
     return re.sub(r"^([-+]?)\.", r"\g<1>0.", text)
 
 
 def _takes_fractions(key: str, low: int, high: int, base: RunSpec) -> bool:
-    """Return whether the setting takes numbers between whole ones."""
+    """Return whether the setting accepts non-integer numbers."""
     inner = low + _INNER * (high - low)
     try:
         with_settings(base, {key: inner if inner % 1 else inner + _INNER})
@@ -212,7 +211,7 @@ def _takes_fractions(key: str, low: int, high: int, base: RunSpec) -> bool:
 
 
 def _require_possible(base: RunSpec, parameter: Parameter, value: Value, others: Sequence[Parameter]) -> None:
-    """Raise UsageError unless `value` fits the spec, alone or with a value of one of the other parameters."""
+    """Raise UsageError unless the spec accepts `value`, alone or with a value of one other parameter."""
     try:
         with_settings(base, {parameter.key: value})
         return

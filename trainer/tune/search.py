@@ -1,8 +1,8 @@
-"""Sampling and pruning by Optuna, with a study in memory that is rebuilt from the records.
+"""Sampling and pruning with Optuna, in an in-memory study that is rebuilt from the records.
 
-In: parameters, a seed and the trials so far. Out: the settings of the next trial (TPE: Bergstra et al., 2011,
-"Algorithms for Hyper-Parameter Optimization"), and whether a trial at work is worth its next epoch (median
-rule: Golovin et al., 2017, "Google Vizier").
+The sampler proposes the settings of the next trial (TPE: Bergstra et al., 2011, "Algorithms for
+Hyper-Parameter Optimization"). The pruner stops a running trial whose metric is below the median of the
+others (median stopping rule: Golovin et al., 2017, "Google Vizier").
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ METRICS = {
     "loss": ("loss", "log_loss"),
     "mean_average_precision": ("mean_average_precision", "mean_average_precision"),
 }
-"""By the option: the name in an epoch's row, and that in metrics.json."""
+"""Option -> name in an epoch's history row, name in metrics.json."""
 _TPE_ATTEMPTS, _ATTEMPTS = 8, 200
 _STARTUP_TRIALS = 10
-"""Random ones, before TPE has enough to learn from."""
+"""Number of random trials before TPE starts."""
 _TRIALS_BEFORE_PRUNING = 4
-"""Complete ones; a median of fewer says little."""
+"""Number of complete trials before pruning starts; a median of fewer is not reliable."""
 
 
 def require_optuna() -> None:
@@ -46,19 +46,19 @@ def require_optuna() -> None:
 
 @dataclass(frozen=True)
 class Search:
-    """A search space and what is optimized in it."""
+    """A search space and its optimization objective."""
 
     parameters: Sequence[Parameter]
     seed: int
     is_maximized: bool
     warmup_epochs: int
-    """No trial is pruned before it has done so many."""
+    """Number of epochs before a trial can be pruned."""
     is_pruning: bool = True
 
     def propose(self, number: int, trials: Sequence[Trial]) -> dict[str, Value] | None:
-        """Return the settings of trial `number`, other ones than those of `trials`; None if all were tried.
+        """Return settings for trial `number` that none of `trials` uses; None if no new ones are found.
 
-        The same number and trials give the same settings, in whatever process.
+        Deterministic: the same number and trials give the same settings in any process.
         """
         tried = [dict(trial.settings) for trial in trials]
         size = 1.0
@@ -76,7 +76,7 @@ class Search:
         return None
 
     def watch(self, trial: Trial, trials: Sequence[Trial]) -> Watch:
-        """Return what decides, epoch by epoch, whether `trial` goes on; `trials` are the others."""
+        """Return the pruner state of `trial`; `trials` are the others."""
         study = self._study(trial.number, 0, [each for each in trials if each.number != trial.number])
         study.enqueue_trial(dict(trial.settings))
         return Watch(study.ask({each.key: _distribution(each) for each in self.parameters}))
@@ -87,7 +87,8 @@ class Search:
         seed = int.from_bytes(hashlib.sha256(f"{self.seed}/{number}/{attempt}".encode()).digest()[:4], "big")
         sampler: Any = optuna.samplers.RandomSampler(seed)
         if attempt < _TPE_ATTEMPTS:
-            # Trials at work on other machines count as bad ones, so that not all try the same.
+            # With constant_liar, running trials count as bad ones, so that machines do not all try the same
+            # settings.
             sampler = optuna.samplers.TPESampler(
                 n_startup_trials=_STARTUP_TRIALS, seed=seed, constant_liar=True
             )
@@ -105,31 +106,31 @@ class Search:
 
 
 class Watch:
-    """One trial while it is trained."""
+    """Pruner state of one trial during training."""
 
     def __init__(self, trial: optuna.Trial) -> None:
         self._trial = trial
         self.values: dict[int, float] = {}
 
     def note(self, epoch: int, value: float) -> None:
-        """Note the metric of an epoch, from 1; the first value of each epoch counts."""
+        """Report the metric of an epoch, counted from 1; only the first value of an epoch counts."""
         if epoch not in self.values:
             self.values[epoch] = value
             self._trial.report(value, epoch)
 
     def should_prune(self) -> bool:
-        """Return whether its best value so far is worse than the median of the others at this epoch."""
+        """Return whether the best value so far is worse than the median of the other trials at this epoch."""
         return self._trial.should_prune()
 
 
 def best_trial(trials: Sequence[Trial], is_maximized: bool) -> Trial | None:
-    """Return the best complete trial, the first of equals; None if none is complete."""
+    """Return the best complete trial, the first one in a tie; None if no trial is complete."""
     ranked = ranking(trials, is_maximized)
     return ranked[0] if ranked and ranked[0].state == "complete" else None
 
 
 def ranking(trials: Sequence[Trial], is_maximized: bool) -> list[Trial]:
-    """Return the trials from best to worst: complete ones first, then pruned ones, then failed ones."""
+    """Return the trials from best to worst: complete, then pruned, then running, then failed."""
     order = ("complete", "pruned", "running", "failed")
     sign = -1.0 if is_maximized else 1.0
 
@@ -151,7 +152,7 @@ def _distribution(parameter: Parameter) -> Any:
 
 
 def _frozen(trial: Trial, distributions: Mapping[str, Any]) -> Any:
-    """Return the trial as Optuna knows it; one that failed counts as the worst of the pruned ones."""
+    """Convert a trial to an Optuna trial; a failed one counts as the worst of the pruned ones."""
     import optuna
     from optuna.trial import TrialState
 

@@ -1,8 +1,7 @@
-"""Records of a study: what is searched, and what became of each trial.
+"""Records of a study: `study.json` and one JSON file per trial.
 
-In: the store of a study. Out: `study.json` and one small file a trial, each written whole. They are all that
-a restart needs, on disk as in a bucket: a trial's settings are recorded before it is trained, and its result
-afterwards.
+Each file is written atomically, on disk and in a bucket. The settings of a trial are recorded before training
+and its result afterwards, so a restart needs nothing else.
 """
 
 from __future__ import annotations
@@ -25,42 +24,42 @@ State = Literal["running", "complete", "pruned", "failed"]
 
 @dataclass(frozen=True)
 class Trial:
-    """One combination of settings, and its result."""
+    """One combination of settings and its result."""
 
     number: int
     settings: Mapping[str, Value]
     state: State = "running"
     value: float | None = None
-    """Of the metric that is searched, on the held-out images; None unless complete or pruned."""
+    """Optimized metric on the held-out images; None unless complete or pruned."""
     values: Mapping[int, float] = field(default_factory=dict)
-    """The same by epoch, from 1."""
+    """The metric per epoch, counted from 1."""
     why: str = ""
-    """Why it failed."""
+    """Reason of a failure."""
     seconds: float | None = None
-    """Of training."""
+    """Training time."""
     data: str = ""
-    """The digest of the images."""
+    """Digest of the data set."""
 
     @property
     def run_name(self) -> str:
-        """The name of its run, below the study."""
+        """Name of the run, below the study."""
         return f"trial-{self.number:03d}"
 
     @property
     def is_done(self) -> bool:
-        """Whether it has its result."""
+        """Whether the trial is complete, pruned or failed."""
         return self.state != "running"
 
 
 class Records:
-    """The trials of one study; finished ones are read once."""
+    """Trial records of one study; records of finished trials are cached."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self._done: dict[int, Trial] = {}
 
     def read(self, number: int) -> Trial | None:
-        """Return the trial of this number, None if it has not begun. Raises UsageError if it is damaged."""
+        """Return the trial with this number, None if it has not begun. Raises UsageError if it is damaged."""
         if number in self._done:
             return self._done[number]
         name = _name(number)
@@ -73,13 +72,13 @@ class Records:
         return trial
 
     def write(self, trial: Trial) -> None:
-        """Write the record of `trial`, over an earlier one."""
+        """Write the record of `trial`, replacing an earlier one."""
         self.store.write(
             _name(trial.number), json.dumps({"format": _FORMAT, **asdict(trial)}, indent=2).encode()
         )
 
     def all(self) -> list[Trial]:
-        """Return all trials that have begun, by number."""
+        """Return all trials that have begun, sorted by number."""
         names = [entry.name for entry in self.store.entries(_RECORDS)]
         numbers = sorted(
             int(stem) for name in names if (stem := name[len(_RECORDS) : -len(".json")]).isdecimal()
@@ -87,7 +86,7 @@ class Records:
         return [trial for number in numbers if (trial := self.read(number)) is not None]
 
     def forget(self, trial: Trial, is_alone: bool) -> None:
-        """Remove a trial that could not begin; if nobody else works on the study and it has no other, all."""
+        """Remove a trial that could not begin; also the study if it has no other trial and `is_alone`."""
         self.store.remove(_name(trial.number))
         if is_alone and not self.all():
             for name in (BASE, STUDY):
@@ -95,13 +94,13 @@ class Records:
 
 
 def open_study(store: Store, about: Mapping[str, Any], base: str) -> dict[str, Any]:
-    """Return what `study.json` says of the study in `store`, which is made if it is new.
+    """Return the content of the `study.json` in `store`, and create the study if it is new.
 
-    `about`: the study as plain values; "start_from" may have changed since. `base`: its spec, as YAML.
-    Raises UsageError if another study, or something else, is there.
+    `about`: the study as plain values; "start_from" may differ from the stored value. `base`: its spec as
+    YAML. Raises UsageError if the folder contains another study or other files.
     """
     if store.read(STUDY) is None:
-        # Another machine may begin the study at this moment; study.json is the first file of each.
+        # Another machine may be creating the study concurrently; study.json is always its first file.
         if store.entries() and store.read(STUDY) is None:
             raise UsageError(
                 "The folder of the study holds something else; choose another --run-name or --output. "
@@ -121,7 +120,7 @@ def open_study(store: Store, about: Mapping[str, Any], base: str) -> dict[str, A
 
 
 def count_trials(store: Store) -> str:
-    """Return in words how far the study in `store` is; empty if there is none."""
+    """Return a phrase with the number of finished and unfinished trials in `store`; empty without a study."""
     if store.find(STUDY) is None:
         return ""
     trials = Records(store).all()

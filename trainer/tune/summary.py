@@ -1,7 +1,6 @@
-"""Summary of a study: plain values for `summary.json`, and lines of text for `summary.txt` and the screen.
+"""Summary of a study: plain values for `summary.json`, text lines for `summary.txt` and the terminal.
 
-In: the trials. Out: a table from the best to the worst, what the figures were measured on, and the best
-settings.
+It lists the trials from best to worst, the metric and the images it was measured on, and the best settings.
 """
 
 from __future__ import annotations
@@ -72,7 +71,7 @@ def lines_of(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _first(trials: Sequence[Mapping[str, Any]]) -> str:
-    """Return the name of the first trial that is complete: the one that the best one was compared with."""
+    """Return the name of the first complete trial, which the best trial is compared with."""
     return str(min(trial["name"] for trial in trials if trial["state"] == "complete"))
 
 

@@ -1,7 +1,7 @@
-"""How a source is laid out: a folder or file to items.
+"""Dataset layouts: readers that turn a local folder or file into items.
 
-In: a local folder or file and the name of a layout, or "auto". Out: an `Item` for each image and
-a `Rejection` for each file or row that is none. No image is decoded here.
+The layout is named or detected ("auto"). A reader returns an `Item` for each image and a `Rejection` for each
+file or row that cannot be used. No image is decoded here.
 """
 
 from __future__ import annotations
@@ -46,33 +46,33 @@ __all__ = ["ReadResult", "read_layout"]
 
 
 class ReadResult(NamedTuple):
-    """What a source holds."""
+    """Items, rejections and warnings of one source."""
 
     items: list[Item]
-    """Unique by name; their labels are in NFC."""
+    """Names are unique; labels are in NFC."""
     rejections: list[Rejection]
     layout: str
-    """folders, import, tfrecord or cifar."""
+    """folders, import, tfrecord, webdataset, parquet or cifar."""
     warnings: list[str]
-    """What a person should read, a sentence each."""
+    """User-facing warnings, one sentence each."""
 
 
 class _FileLayout(NamedTuple):
-    """A layout that is made of a few files which list the images."""
+    """Layout defined by a few files that list or contain the images."""
 
     name: str
     find: Callable[[Path], list[Path]]
     read: Callable[[list[Path], Path], Found]
     wants: str
     find_asked: Callable[[Path], list[Path]] | None = None
-    """Instead of `find` where the layout is asked for by name."""
+    """Replaces `find` when the layout is requested by name."""
 
 
 class _Read(NamedTuple):
     found: Found
     layout: str
     files: list[Path]
-    """Those in a folder that list the images or hold them."""
+    """Files of a folder source that list or contain the images; empty for a single-file source."""
 
 
 def _file_layouts(buckets: Buckets, extraction: Extraction | None, is_multi: bool) -> tuple[_FileLayout, ...]:
@@ -113,14 +113,14 @@ def read_layout(
     extraction: Extraction | None = None,
     labels: Literal["single", "multi"] = "single",
 ) -> ReadResult:
-    """Return the items and the rejections, both by name, the layout that was found, and what to say of it.
+    """Read the images of `root` and return their items and rejections, both sorted by name.
 
-    root: a folder, or a single file of one of the layouts that are made of files. layout: one of them, or
-    "auto", which takes the first that fits: TFRecord, WebDataset, Parquet, CIFAR, import files, else class
-    folders; what may be splits or classes is refused, but with "folders". Parquet is read only with an
-    `extraction`. labels: whether an image has one label, or any number, which only tables can
-    say. `buckets` brings the images here that import files have there. The split of an item is None
-    where the source names none. Raises DataError, and what `buckets` raises.
+    `root` is a folder, or a single file of a file-based layout. `layout` is the name of a layout, or "auto"
+    for the first that matches: TFRecord, WebDataset, Parquet, CIFAR, import files, then class folders.
+    Folders that could be either splits or classes are rejected unless `layout` is "folders". Parquet requires
+    `extraction`. With `labels` "multi" an image has any number of labels, which only tables support.
+    `buckets` downloads the images that import files list by gs:// URI. An item's split is None if the source
+    does not define one. Raises DataError, and the errors that `buckets` raises.
     """
     kinds = _file_layouts(buckets, extraction, labels == "multi")
     if labels == "multi":
@@ -141,7 +141,7 @@ def _normalized(item: Item) -> Item:
 
 
 def _read_multi(root: Path, layout: str, tables: _FileLayout) -> _Read:
-    """Read the tables of `root`, a folder or one of them. Raises DataError for what is none."""
+    """Read the tables of `root`, a table or a folder of tables. Raises DataError if there is none."""
     folders = [] if root.is_file() else wrapped_folders(root)
     is_table = root.is_file() and root.suffix.lower() in IMPORT_SUFFIXES
     files = [root] if is_table else next(filter(None, map(tables.find, folders)), [])
@@ -160,7 +160,7 @@ def _read_multi(root: Path, layout: str, tables: _FileLayout) -> _Read:
 
 
 def _natural(name: str) -> tuple[str, int]:
-    """Order records of a file by number."""
+    """Return a sort key that orders the records of a file by number."""
     file, _, record = name.rpartition("#")
     return (file, int(record)) if file and record.isdecimal() else (name, -1)
 

@@ -1,8 +1,8 @@
-"""The folders at the top of a source, and what they hold.
+"""Top-level folders of a source.
 
-In: a folder. Out: a `Branch`: the split that its name says, the folders in it and whether images lie
-directly in it. A folder that only repeats the name (`seg_train/seg_train`, `pets/pets`) or is called `images`
-is passed.
+`read_branch` returns a `Branch`: the split that the folder's name denotes, the folders inside it and the
+files directly inside it. A single nested folder that repeats the name (`seg_train/seg_train`, `pets/pets`) or
+is called `images` is skipped.
 """
 
 from __future__ import annotations
@@ -36,45 +36,45 @@ _SIDES = frozenset(
 
 @dataclass(frozen=True)
 class Branch:
-    """One folder at the top."""
+    """One top-level folder."""
 
     folder: Path
     split: str | None
     inside: Path
-    """The folder itself, or the one below it that holds what it is there for."""
+    """The folder itself, or the nested folder that contains its data."""
     folders: tuple[Path, ...]
-    """In `inside`."""
+    """Folders directly in `inside`."""
     files: tuple[Path, ...]
-    """In `inside`."""
+    """Files directly in `inside`."""
 
     @property
     def name(self) -> str:
-        """The folder's name."""
+        """Name of the folder."""
         return self.folder.name
 
     @cached_property
     def labels(self) -> frozenset[str]:
-        """What its folders would be as classes."""
+        """Class labels that its folders would have, in NFC."""
         return frozenset(normalized(folder.name) for folder in self.folders)
 
     @cached_property
     def has_own_pictures(self) -> bool:
-        """Whether an image lies directly in `inside`."""
+        """Whether `inside` directly contains an image."""
         return any(map(is_picture, self.files))
 
     @cached_property
     def has_pictures(self) -> bool:
-        """Whether an image lies anywhere in it."""
+        """Whether the folder contains an image at any depth."""
         return self.has_own_pictures or any(map(is_picture, files_below(self.folder)))
 
     @property
     def core(self) -> Path:
-        """`inside`, or the innermost of the folders that wrap what it holds."""
+        """`inside`, or the innermost of its wrapper folders if it contains a single folder."""
         return wrapped_folders(self.inside)[-1] if len(self.folders) == 1 else self.inside
 
     @cached_property
     def is_of_splits(self) -> bool:
-        """Whether it is a whole data set: its folders are splits that hold folders."""
+        """Whether the folder is a complete dataset: its folders are splits that contain folders."""
         if not self.folders:
             return False
         named = [folder for folder in list_folder(self.core)[0] if split_named(folder.name)]
@@ -83,37 +83,37 @@ class Branch:
 
     @property
     def is_flat(self) -> bool:
-        """Whether it holds images and no folder."""
+        """Whether the folder contains images and no folders."""
         return not self.folders and self.has_own_pictures
 
     @property
     def is_unlabelled(self) -> bool:
-        """Whether the name says that nobody knows what is on its images."""
+        """Whether the name denotes unlabeled images, such as `predict`."""
         return bare_name(self.name) in _UNLABELLED
 
     @property
     def is_part(self) -> bool:
-        """Whether the name is a number among others: `images_part_1`, `fold0`."""
+        """Whether the name denotes a numbered part: `images_part_1`, `fold0`."""
         name = self.name
         return any(map(str.isdigit, name)) and any(map(str.isalpha, name)) and _last_word(name) in _PARTS
 
     @property
     def is_side(self) -> bool:
-        """Whether the name is that of one side of a set of pairs: images, masks."""
+        """Whether the name denotes one side of a paired dataset: images, masks."""
         return bare_name(self.name) in _SIDES and not any(map(str.isdigit, self.name))
 
 
 def read_branch(folder: Path) -> Branch:
-    """Return what `folder` holds. Raises DataError if it can't be read."""
+    """Return the branch of `folder`. Raises DataError if the folder cannot be read."""
     inside = _inside(folder)
     folders, files = list_folder(inside)
     return Branch(folder, split_named(folder.name), inside, tuple(folders), tuple(files))
 
 
 def agree(branches: Sequence[Branch], least: int = 1) -> bool:
-    """Return whether the folders in each of `branches` are largely those of the largest one.
+    """Return whether at least half of each branch's folder names occur in the largest branch.
 
-    least: how many names each has to share with it.
+    Each branch must share at least `least` names with it.
     """
     largest = max((branch.labels for branch in branches), key=len)
     shared = [(len(branch.labels & largest), len(branch.labels)) for branch in branches]
@@ -135,6 +135,6 @@ def _inside(folder: Path) -> Path:
 
 
 def _last_word(name: str) -> str:
-    """Return the last word of `name` that says something; "" for one such as `images_1`."""
+    """Return the last word of `name` that is not filler, or "" if there is none, as in `images_1`."""
     words = map(bare_name, re.split(r"[\W_]+", name))
     return next((word for word in reversed(list(words)) if word), "")

@@ -1,7 +1,6 @@
-"""Tables beside folders: which of them says what the images are.
+"""Choice between tables and class folders as the source of labels.
 
-In: the folder of a source and what its tables list. Out: what is read, with a sentence for each table and for
-the images that are left out.
+Warnings name each table that is not used and count the images that are left out.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".7z", ".
 
 
 def folders_beside_tables(root: Path) -> Found:
-    """Read the folders of `root`, none of whose tables can be used. Raises DataError, which names these."""
+    """Read the class folders of `root`, whose tables are unusable. Raises DataError with the reasons."""
     unused = unused_below(root)
     try:
         found = read_folders(root)
@@ -59,11 +58,12 @@ def _require_no_archives(root: Path) -> None:
 def tables_beside_folders(
     listed: Found, files: list[Path], root: Path, is_chosen: bool, is_multi: bool = False
 ) -> tuple[Found, str]:
-    """Return what the tables in `files` list, and the name of the layout.
+    """Return the images that the tables in `files` list, and the name of the layout.
 
-    Unless the tables were chosen, class folders are read where most images are in no table whose columns have
-    names, or where tables give the same labels to fewer images; folders give no image several labels
-    (is_multi). Raises DataError.
+    Unless the import layout is requested (`is_chosen`), class folders take precedence in two cases: the
+    tables, with named columns, list less than half of the images, or they give the same labels as the folders
+    to fewer images. With `is_multi` they never do, because folders cannot give an image several labels.
+    Raises DataError.
     """
     if not any(map(has_columns, files)):
         return listed, "import"
@@ -97,7 +97,7 @@ def _set_aside(rest: list[Path], listed: Found, names: str, root: Path) -> list[
 
 
 def unused_below(root: Path, used: Sequence[Path] = (), is_multi: bool = False) -> list[str]:
-    """Return a sentence for each table in `root`, or in folders that wrap its data, that can't be used."""
+    """Return a sentence for each unusable table in `root` or in the wrapper folders below it."""
     return [
         sentence for folder in wrapped_folders(root) for sentence in unused_tables(folder, used, is_multi)
     ]

@@ -1,9 +1,9 @@
-"""CIFAR's binary records.
+"""CIFAR-10 and CIFAR-100 binary files.
 
-In: a folder with CIFAR-10's `data_batch_1.bin` to `data_batch_5.bin` and `test_batch.bin`, of
-records of 1 byte label and 3,072 bytes pixels, or CIFAR-100's `train.bin` and `test.bin`, of 1 byte
-coarse and 1 byte fine label and the same pixels; class names in a text file beside them. Out: one
-item for each record, its split that of its file. Format: https://www.cs.toronto.edu/~kriz/cifar.html.
+CIFAR-10 consists of `data_batch_1.bin` to `data_batch_5.bin` and `test_batch.bin`, with records of 1 label
+byte and 3,072 pixel bytes. CIFAR-100 consists of `train.bin` and `test.bin`, with records of 1 coarse and 1
+fine label byte and the same pixels. Class names come from a text file in the same folder. Each record becomes
+one item, and the file determines its split. Format: https://www.cs.toronto.edu/~kriz/cifar.html.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PIXEL_BYTES = 3072
 
 @dataclass(frozen=True)
 class _Kind:
-    """One of the two sets: its files, where the label stands before the pixels, its names."""
+    """File names, label size and class names file of one of the two datasets."""
 
     train: re.Pattern[str]
     test: str
@@ -37,15 +37,16 @@ _KINDS = (
 
 
 def find_cifar_files(folder: Path) -> list[Path]:
-    """Return the files in `folder` that are named like CIFAR's."""
+    """Return the files in `folder` that have CIFAR file names."""
     return [path for path in list_folder(folder)[1] if _kind_of(path) and path.is_file()]
 
 
 def read_cifar_files(files: list[Path], root: Path) -> Found:
-    """Read the records of `files`; items are named by file and record, from 0, such as `test.bin#7`.
+    """Read the records of `files`; item names consist of file and zero-based record, such as `test.bin#7`.
 
-    The label is the last byte before the pixels. Without a file of names, the number is the name.
-    Raises DataError for a file that is unreadable, of another name, or not made of whole records.
+    The label is the last byte before the pixels. Without a class names file, the label number is the class
+    name. Raises DataError for a file that is unreadable, has another name, or does not consist of whole
+    records.
     """
     found = Found()
     for path in files:

@@ -1,7 +1,8 @@
-"""Which columns of a table hold the image, the label and the split.
+"""Detection of the image, label and split columns of a table.
 
-In: the names of the columns and some rows. Out: `Columns`, or why the table can't be used. The image is the
-column whose cells are images; the label is found by its column's name, since any column could hold it.
+Takes the column names and sample rows, and returns `Columns` or the reason why the table cannot be used. The
+image column is detected by its cells. The label column is detected by its name, because any values could be
+labels.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _SPLITS = frozenset(
     {"split", "set", "mluse", "use", "usage", "subset", "partition", "phase", "dataset", "fold"}
 )
 _OTHER_SPLITS = frozenset({"isvalid", "isvalidation", "isval", "istest", "istrain"})
-# Their values are often what else they may mean: the data set that a row comes from.
+# Values of these columns often have another meaning: the dataset that a row comes from.
 _OF_ANYTHING = frozenset({"set", "use", "usage", "dataset"})
 _NO_MEANING = frozenset({"name", "id", "text", "idx", "index", "str"})
 _ONE, _ZERO = frozenset({"1", "1.0"}), frozenset({"0", "0.0"})
@@ -46,27 +47,27 @@ _ONE, _ZERO = frozenset({"1", "1.0"}), frozenset({"0", "0.0"})
 
 @dataclass(frozen=True)
 class Columns:
-    """The places of the columns that are used."""
+    """Indices of the columns to use."""
 
     path: int
     labels: tuple[int, ...]
-    """One column, or several of which one holds a 1; with data.labels multi any number of them does."""
+    """One column, or one-hot columns; with data.labels=multi any number of 0/1 columns may contain a 1."""
     split: int | None
     is_resolved: bool
-    """Whether the images of some rows are there."""
+    """Whether the images of some sample rows exist."""
     unused_split: str = ""
-    """The name of a column that seems to say the split, but not in words that are known."""
+    """Name of a column that looks like the split column but has unrecognized values."""
     are_marks: bool = False
-    """Whether `labels` are columns of zeros and ones, of data.labels multi."""
+    """Whether `labels` are 0/1 columns, one per label (data.labels=multi)."""
 
 
 def is_header(cells: Sequence[str]) -> bool:
-    """Return whether a row names columns."""
+    """Return whether a row contains column names."""
     return any(_joined(cell) in _PATHS or _is_label(cell) for cell in cells)
 
 
 def is_use(cell: str) -> bool:
-    """Return whether a cell says of which split a row is, or that it is of none."""
+    """Return whether a cell is a valid ML_USE value: a split, "unassigned" or empty."""
     return cell.lower() in ("", "unassigned") or split_named(cell) is not None
 
 
@@ -76,11 +77,11 @@ def choose_columns(
     is_image: Callable[[str, str], bool],
     marks: Callable[[Sequence[Sequence[str]], Iterable[int]], tuple[int, ...]] | None = None,
 ) -> Columns | str:
-    """Return the columns to use, or the reason why there are none.
+    """Return the columns to use, or the reason why the table cannot be used.
 
-    rows: of as many cells as the header. is_image: whether a cell of a row with this split is an image.
-    marks: with data.labels multi, which of some columns hold zeros and ones, one column a label; they count
-    where no column is named like a label.
+    `rows` have as many cells as the header. `is_image(cell, split)` returns whether a cell of a row with this
+    split is an image. `marks`, given with data.labels=multi, returns which of some columns are 0/1 columns,
+    one per label; they are used if no column has the name of a label column.
     """
     split = _split_column(header, rows)
     uses = ["" if split is None else row[split] for row in rows]

@@ -1,9 +1,9 @@
-"""Class folders: the folder's name is the label.
+"""Class folders, whose names are the labels.
 
-In: a folder of class folders, or one of `train/` with `validation/` or `test/` (by whatever usual name) that
-hold class folders, or images named `class.number`; each may lie in a wrapper folder. Out: one item for each
-candidate, with its split or None, a rejection for each other file, and a sentence for images that are left
-out. What is read as what is decided in `plan`.
+Supports a folder of class folders, and a folder with `train/` and `validation/` or `test/` (under any common
+name) that contain class folders, or images named `class.number`; each can be nested in a wrapper folder. Each
+candidate becomes an item with its split or None, each other file a rejection. A warning is returned for
+images that are left out. `plan` decides how each folder is read.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from trainer.printable import printable
 
 
 def read_folders(root: Path, is_literal: bool = False) -> Found:
-    """Read `root`; with `is_literal` what may mean several things is read as class folders.
+    """Read the class folders of `root`; with `is_literal`, read ambiguous folders as class folders.
 
-    Raises DataError for no class folder, an empty one, one that can't be read, or an ambiguous layout.
+    Raises DataError for missing, empty or unreadable class folders, and for an ambiguous layout.
     """
-    # The innermost folder that holds folders: what is inside those is up to the classes.
+    # The innermost folder that contains folders; `plan_folders` handles the levels below it.
     base = next((folder for folder in reversed(wrapped_folders(root)) if list_folder(folder)[0]), root)
     plan = plan_folders(base, is_literal)
     found = Found(warnings=plan.warnings)
@@ -52,7 +52,7 @@ def _hidden(listed: Sequence[Path]) -> list[Aside]:
 
 
 def _read_classes(found: Found, classes: Sequence[ClassFolder], root: Path) -> None:
-    # A link from one class into another, or above them all, would give images a second label.
+    # A link from one class to another, or to a parent of all, would give images a second label.
     above = {
         each for folder, *_ in classes for each in folder.parents if each == root or root in each.parents
     }
@@ -91,7 +91,7 @@ def _add(found: Found, path: Path, label: str, split: str | None, root: Path) ->
 
 
 def _set_aside(found: Found, aside: Aside, root: Path) -> None:
-    """Reject files that lie where no class is, without holding it against the data, but not in silence."""
+    """Reject files outside the class folders, images as undamaged and with a warning."""
     paths = files_below(aside.place) if isinstance(aside.place, Path) else aside.place
     pictures = []
     for path in paths:

@@ -1,7 +1,6 @@
-"""What the readers of all layouts share: which files count, and what things are called.
+"""Shared helpers of the layout readers: file listing, display names, split names and rejections.
 
-In: paths below a source's root. Out: names that can be printed and written anywhere, the
-split that a name speaks of, and the reason why a file isn't a candidate.
+Names are relative to a source's root and printable.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ _SPLIT_WORDS = {
     "heldout": "test",
     "teste": "test",
 }
-# What names of splits hold beside such a word: training_set, seg_train, train2017, test images.
+# Filler words beside a split word in a name: training_set, seg_train, train2017, test images.
 _FILLING = frozenset(
     {"", "set", "data", "dataset", "images", "image", "imgs", "img", "pictures", "photos", "seg", "folder"}
 )
@@ -66,16 +65,16 @@ _FILLING = frozenset(
 
 @dataclass
 class Found:
-    """What a reader gathers on its way."""
+    """Items, rejections and warnings that a reader collects."""
 
     items: list[Item] = field(default_factory=list)
     rejections: list[Rejection] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    """What a person should read, a sentence each."""
+    """User-facing warnings, one sentence each."""
 
 
 def name_of(path: Path, root: Path) -> str:
-    """Return the path below `root` with '/', printable; the whole path if it isn't below it."""
+    """Return the printable path relative to `root`, with '/'; the whole path if it is not below `root`."""
     try:
         return printable(path.relative_to(root).as_posix())
     except ValueError:
@@ -83,15 +82,15 @@ def name_of(path: Path, root: Path) -> str:
 
 
 def split_named(name: str) -> str | None:
-    """Return 'train', 'validation' or 'test' if the whole name says so, in any case; else None.
+    """Return 'train', 'validation' or 'test' if the whole name denotes a split, in any case; else None.
 
-    `seg_train`, `Training Set`, `test1` and `hold-out` do; `train station` doesn't.
+    `seg_train`, `Training Set`, `test1` and `hold-out` do; `train station` does not.
     """
     return _SPLIT_WORDS.get(bare_name(name).removesuffix("set"))
 
 
 def split_and_label(name: str) -> tuple[str, str] | None:
-    """Return the split and the label in `train_cats` or `cats-test`; None if there aren't both."""
+    """Return the split and the label in `train_cats` or `cats-test`, or None if either is missing."""
     words = [word for word in re.split(r"[\s_.-]+", _spaced(name)) if word]
     for split, rest in ((words[:1], words[1:]), (words[-1:], words[:-1])):
         if rest and split[0].lower() in _SPLIT_WORDS:
@@ -100,26 +99,26 @@ def split_and_label(name: str) -> tuple[str, str] | None:
 
 
 def bare_name(name: str) -> str:
-    """Return the words of `name` that tell something, in lower case and joined."""
+    """Return the words of `name` without filler words and digits, lower-cased and joined."""
     words = re.split(r"[\W\d_]+", _spaced(name).lower())
     return "".join(word for word in words if word not in _FILLING)
 
 
 def _spaced(name: str) -> str:
-    """Return `name` with a space between the words of `trainData` and `testA`."""
+    """Return `name` in NFC with a space between the words of `trainData` and `testA`."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", normalized(name))
 
 
 def split_among_words(name: str) -> str | None:
-    """Return the split that the first telling word of a file's name says; None if none does."""
+    """Return the split of the first split word in a file name, or None."""
     words = re.split(r"[\W\d_]+", _spaced(name).lower())
     return next((_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS), None)
 
 
 def list_folder(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Return the folders and the other entries in `folder`, by name; hidden ones and litter are left out.
+    """Return the folders and the other entries in `folder`, by name, without hidden and system files.
 
-    Links count as what they point to. Raises DataError if the folder can't be read.
+    Links count as their targets. Raises DataError if the folder cannot be read.
     """
     folders: list[Path] = []
     others: list[Path] = []
@@ -136,7 +135,7 @@ def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:
-        return False  # a link to itself, which is no image either
+        return False  # a link loop, which is no image either
 
 
 def _unreadable(folder: Path, error: OSError) -> DataError:
@@ -147,14 +146,14 @@ def _unreadable(folder: Path, error: OSError) -> DataError:
 
 
 Identity = tuple[int, int]
-"""What tells a folder from any other, by whatever path or link it is reached."""
+"""Device and inode of a folder; equal for all paths and links to it."""
 
 
 def files_below(folder: Path, elsewhere: Set[Identity] = frozenset()) -> list[Path]:
-    """Return all files in `folder` and below, by name; hidden ones and litter are left out.
+    """Return all files in `folder` and below, by name, without hidden and system files.
 
-    No folder is entered twice, and none of `elsewhere` but itself, whatever links lead there.
-    Raises DataError.
+    Each folder is visited once, even if links lead to it. Folders in `elsewhere` are skipped, except
+    `folder`. Raises DataError.
     """
     here, seen = identity(folder), set[Identity]()
     files: list[Path] = []
@@ -172,7 +171,7 @@ def files_below(folder: Path, elsewhere: Set[Identity] = frozenset()) -> list[Pa
 
 
 def identity(folder: Path) -> Identity:
-    """Return what tells `folder` from any other. Raises DataError."""
+    """Return the identity of `folder`. Raises DataError."""
     try:
         status = folder.stat()
     except OSError as error:
@@ -181,7 +180,7 @@ def identity(folder: Path) -> Identity:
 
 
 def wrapped_folders(root: Path) -> list[Path]:
-    """Return `root`, the only folder in it, the only one in that, and so on, while no name is a split's."""
+    """Return `root` and its chain of single nested folders, at most 8, which ends before a split folder."""
     chain = [root]
     for _ in range(_MOST_WRAPPERS):
         folders, _ = list_folder(chain[-1])
@@ -192,14 +191,14 @@ def wrapped_folders(root: Path) -> list[Path]:
 
 
 def hidden_folders(folder: Path) -> list[Path]:
-    """Return the folders in `folder` that only their leading dot hides, by name; not those of tools."""
+    """Return the hidden folders in `folder`, by name, without those of tools such as `.git`."""
     with os.scandir(folder) as entries:
         named = [entry for entry in entries if entry.name.startswith(".") and _leads_to_folder(entry)]
     return sorted(Path(entry.path) for entry in named if entry.name.lower() not in _OF_TOOLS)
 
 
 def is_picture(path: Path) -> bool:
-    """Return whether the file counts as an image."""
+    """Return whether the file is a candidate image."""
     return rejection_of(path, "") is None
 
 
@@ -208,10 +207,10 @@ def _is_hidden(name: str) -> bool:
 
 
 def rejection_of(path: Path, name: str) -> Rejection | None:
-    """Return the rejection of a file that can't be an image, None if it is a candidate.
+    """Return the rejection of a file that cannot be an image, or None if it is a candidate.
 
-    A candidate is a picture of any format by its first bytes, also of one that can't be read here: that
-    counts as damaged when it is read. With one of IMAGE_SUFFIXES a file is a candidate whatever it holds.
+    A candidate has the first bytes of any picture format. If that format cannot be decoded here, the image
+    counts as damaged when it is read. A file with one of IMAGE_SUFFIXES is always a candidate.
     """
     try:
         mode = path.stat().st_mode
@@ -228,9 +227,10 @@ def rejection_of(path: Path, name: str) -> Rejection | None:
 
 
 def _is_picture(path: Path) -> bool:
-    """Return whether the first bytes are a picture's, or the name where there are none.
+    """Return whether the first bytes, or else the name, identify a picture.
 
-    The placeholder of a bucket's image is a file of zeros, see `trainer.data.outline`.
+    The name decides for an unreadable file and for the placeholder of a bucket's image, which is a file of
+    zeros, see `trainer.data.outline`.
     """
     try:
         with open(path, "rb") as file:

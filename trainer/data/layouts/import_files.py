@@ -1,11 +1,11 @@
-"""Tables that list images: Vertex AI's import files, and those of other tools.
+"""Tables that list images: Vertex AI import files and tables of other tools.
 
-In: CSV files with rows of `[ML_USE,]URI,label` and JSONL files with `imageGcsUri`,
-`classificationAnnotation.displayName` and the resource label `aiplatform.googleapis.com/ml_use`, as Vertex
-AI wants them; or CSV, TSV and JSONL files whose columns have names, in any order, as Kaggle and Hugging Face
-have them. URIs are paths relative to the table, here or in its bucket, absolute paths, file:// URLs, or gs://
-URIs; where columns have names, also file names without folder or ending. Out: an item for each row; a
-rejection that names the line for each row that can't be used, which counts as damaged.
+Vertex AI's files are CSV with rows of `[ML_USE,]URI,label`, and JSONL with `imageGcsUri`,
+`classificationAnnotation.displayName` and the resource label `aiplatform.googleapis.com/ml_use`. Other tables
+are CSV, TSV and JSONL with named columns in any order, as used by Kaggle and Hugging Face. URIs are paths
+relative to the table, on disk or in its bucket, absolute paths, file:// URLs or gs:// URIs. With named
+columns they can also be file names without folder or extension. Each usable row becomes an item. Each other
+row becomes a rejection that names the line and counts as damaged.
 """
 
 from __future__ import annotations
@@ -50,22 +50,25 @@ _LOOK_ROWS = 5
 
 @dataclass(frozen=True)
 class Buckets:
-    """How images come here that are in buckets."""
+    """Download of images from buckets."""
 
     fetch: Callable[[Sequence[str]], Mapping[str, Path]]
-    """From gs:// URIs of objects to their local copies; those that aren't there are left out."""
+    """Maps gs:// URIs of objects to local copies; missing objects are left out."""
     beside: str = ""
-    """The gs:// folder of an import file that came alone: relative paths of its rows mean images there."""
+    """gs:// folder of an import file that was downloaded alone, to which relative paths of its rows refer."""
 
 
 def find_import_files(folder: Path, is_multi: bool = False) -> list[Path]:
-    """Return the tables in `folder`, and in its folders that are named like splits, which list images."""
+    """Return the tables that list images, in `folder`, its split folders and its folders of tables.
+
+    A folder of tables contains tables and nothing else.
+    """
     lookup = Lookup(folder)
     return [path for path in _tables_in(folder) if _problem(path, lookup, is_multi) is None]
 
 
 def unused_tables(folder: Path, used: Sequence[Path] = (), is_multi: bool = False) -> list[str]:
-    """Return a sentence for each table in `folder` that isn't `used` and can't be, with the reason."""
+    """Return a sentence with the reason for each unusable table in `folder` that is not in `used`."""
     lookup = Lookup(folder)
     problems = {path: _problem(path, lookup, is_multi) for path in _tables_in(folder) if path not in used}
     return [
@@ -74,7 +77,7 @@ def unused_tables(folder: Path, used: Sequence[Path] = (), is_multi: bool = Fals
 
 
 def has_columns(path: Path) -> bool:
-    """Return whether the columns of a table have names, so that it isn't one of Vertex AI's."""
+    """Return whether the columns of a table have names, unlike those of Vertex AI's import files."""
     return bool(_read(path).header)
 
 
@@ -88,7 +91,7 @@ def _tables_in(folder: Path) -> list[Path]:
 
 
 def _problem(path: Path, lookup: Lookup, is_multi: bool) -> str | None:
-    """Return why a table can't be used; None if it can."""
+    """Return why a table cannot be used, or None if it can."""
     try:
         table = _read(path)
     except DataError:
@@ -114,11 +117,12 @@ def _problem(path: Path, lookup: Lookup, is_multi: bool) -> str | None:
 
 
 def read_import_files(files: list[Path], root: Path, buckets: Buckets, is_multi: bool = False) -> Found:
-    """Read tables; items are named by their paths below `root`, those of a bucket by their URIs.
+    """Read tables; item names are paths relative to `root`, or URIs for images of a bucket.
 
-    is_multi: whether an image has any number of labels, of one row or of several, and not one class. The
-    images of buckets come all at once. Raises DataError for a file that isn't text, for columns that mean
-    nothing, for tables that disagree, for a row that points to a server, and what `buckets.fetch` raises.
+    With `is_multi` an image has any number of labels, in one row or several, instead of one class. All images
+    of buckets are downloaded in one call. Raises DataError for a file that is not text, for unrecognized
+    columns, for contradictory tables, for a row with the URL of a server, and the errors that `buckets.fetch`
+    raises.
     """
     lookup = Lookup(root)
     found, gathered = Found(), _Gathered()
@@ -149,13 +153,13 @@ def read_import_files(files: list[Path], root: Path, buckets: Buckets, is_multi:
 
 
 class _Gathered:
-    """The images that were listed so far."""
+    """Images that are already listed, by name."""
 
     def __init__(self) -> None:
         self._first: dict[str, tuple[Item, Table]] = {}
 
     def kept(self, item: Item, table: Table, where: str) -> Item | None:
-        """Return `item` under a name of its own, None if it is listed already. Raises DataError."""
+        """Return `item` under a unique name, or None if it is already listed. Raises DataError."""
         earlier, other = self._first.setdefault(item.name, (item, table))
         if earlier is item:
             return item
@@ -166,7 +170,7 @@ class _Gathered:
                 "Two tables say different things of one image; give one of them as data. Received: "
                 f"{printable(other.path.name)} ({earlier.label}) and {where} ({item.label}) for {item.name}"
             )
-        # A file that is listed again keeps its own row, so that a contradiction comes to light.
+        # A repeated file keeps its own row, so that conflicting labels are detected.
         return replace(item, name=f"{item.name}#{where}")
 
 
@@ -200,8 +204,8 @@ def _parsed(text: str) -> Any:
 def _rows(
     table: Table, lookup: Lookup, split: str, beside: str, is_multi: bool
 ) -> Iterator[tuple[int, Row | str]]:
-    """Yield each line as a row or as the reason why it is none."""
-    # A displayName of Vertex AI's JSON is one label, whatever it holds, and so is the name of a column.
+    """Yield each line with its row, or with the reason why it cannot be used."""
+    # A displayName in Vertex AI's JSON and the name of a column are single labels and are not separated.
     is_cell = bool(table.header) or table.path.suffix.lower() != ".jsonl"
     if not table.header:
         rows = [(line, read_row(table.path, each, is_multi)) for line, each in table.rows]
@@ -228,7 +232,7 @@ def _columns(table: Table, lookup: Lookup, is_multi: bool) -> Columns | str:
 
 
 def _marks(tables: Sequence[Table], lookup: Lookup) -> dict[Path, tuple[Table, Sequence[int]]]:
-    """Return the tables that have a column a label, with these columns."""
+    """Return the tables with 0/1 label columns, with the indices of these columns."""
     found = {table.path: (table, _columns(table, lookup, True)) for table in tables if table.header}
     return {
         path: (table, columns.labels)
@@ -253,7 +257,7 @@ def _looked_up(row: Row, table: Path, lookup: Lookup) -> Row | str:
 
 
 def _item(row: Row, file: Path, where: str, root: Path, fetched: Mapping[str, Path]) -> Item | str:
-    """Find the row's image on disk; return the reason if it can't be used."""
+    """Return the item of the row's image on disk, or the reason why it cannot be used."""
     if not is_use(row.use):
         return f"the use is not training, validation, test or unassigned: {row.use}"
     if not row.uri:

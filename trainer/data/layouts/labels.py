@@ -1,7 +1,4 @@
-"""What lies beside files of many records: the names of their labels, and the splits' folders.
-
-In: a folder. Out: the files in it and in its splits' folders, and labels by number.
-"""
+"""Label name files and split folders of record-based layouts."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ _NUMBERED_LABEL = re.compile(r"(\d+)\s*:\s*(.+)")
 
 
 def files_of_splits(folder: Path) -> list[Path]:
-    """Return the files in `folder` and in its folders that are named like splits. Raises DataError."""
+    """Return the files in `folder` and in its folders with split names. Raises DataError."""
     folders, files = list_folder(folder)
     for below in folders:
         files += list_folder(below)[1] if split_named(below.name) else []
@@ -26,9 +23,9 @@ def files_of_splits(folder: Path) -> list[Path]:
 
 
 def read_label_names(path: Path) -> dict[int, str]:
-    """Read a file of lines `7:cat`, or of plain names, the first being label 0; {} if there is no file.
+    """Read a file of `7:cat` lines, or of plain names numbered from 0; return {} if there is no file.
 
-    Raises DataError for one that can't be read.
+    Raises DataError if the file cannot be read.
     """
     try:
         text = path.read_text("utf-8", "backslashreplace")
@@ -46,7 +43,7 @@ def read_label_names(path: Path) -> dict[int, str]:
 
 
 def read_json(path: Path) -> Any:
-    """Return the value in a JSON file, None if there is no such file or it can't be read."""
+    """Return the value in a JSON file, or None if the file is missing or invalid."""
     try:
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -1,6 +1,7 @@
-"""The labels in a cell of a table.
+"""Labels in a table cell.
 
-In: the cell's text, and those of the whole column. Out: one label, or several: "cat;dog" is no class.
+A cell can contain several labels: "cat;dog" is not one class. Some separators are only recognized by
+comparison with all cells of the column.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ import re
 from collections.abc import Collection
 
 _ALWAYS = re.compile(r"\s*[;|]\s*")
-# What separates labels only where each of the parts is a label by itself too: "big, dog" may be one.
+# These separate labels only if each part is also a label of its own: "big, dog" may be one label.
 _PERHAPS = (re.compile(r"\s*[,/+&]\s*"), re.compile(r"\s+"))
 
 
 def labels_in(cell: str, column: Collection[str]) -> list[str]:
-    """Return the labels in `cell`, none for an empty one; `column` has all cells of the column."""
+    """Return the labels in `cell`, none for an empty cell; `column` contains all cells of the column."""
     listed = _listed(cell)
     if listed is not None:
         return listed
@@ -28,7 +29,7 @@ def labels_in(cell: str, column: Collection[str]) -> list[str]:
 
 
 def _listed(cell: str) -> list[str] | None:
-    """Return the texts of a list as JSON and Python write it, None for any other cell."""
+    """Return the items of a JSON or Python list as strings, or None for any other cell."""
     if not (cell.startswith("[") and cell.endswith("]")):
         return None
     try:

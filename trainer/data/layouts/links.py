@@ -1,7 +1,7 @@
-"""Symbolic links that lead out of a source.
+"""Warning for symbolic links that lead out of a source.
 
-In: the root of a source and the files that are read. Out: a sentence on the links, which are followed: a
-class folder may be on another disk. A source that is itself a link leads nowhere else.
+Such links are followed, because a class folder may be on another disk. A source that is itself a link does
+not count as leading out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from trainer.printable import printable
 
 
 def links_sentence(paths: Iterable[Path], root: Path) -> str:
-    """Return how many links below `root` lead out of it to `paths`, with an example; empty if none does."""
+    """Return a warning with the number of links from `root` to `paths` outside it, or "" if there is none."""
     links = Counter(_links_out(paths, root))
     if not links:
         return ""
@@ -30,14 +30,14 @@ def links_sentence(paths: Iterable[Path], root: Path) -> str:
 
 
 def _links_out(paths: Iterable[Path], root: Path) -> Iterator[Path]:
-    """Yield the topmost link that leads each of `paths` out of `root`, if one does."""
+    """Yield, for each of `paths`, the topmost link that leads out of `root`, if there is one."""
     real_root = os.path.realpath(root)
     in_folders = defaultdict(list)
     for path in paths:
         in_folders[path.parent].append(path)
     for folder, files in in_folders.items():
         if root not in (folder, *folder.parents):
-            continue  # a table names it there
+            continue  # the table lists a path outside the root
         below = [folder, *folder.parents][: len(folder.parts) - len(root.parts)]
         link = next((each for each in reversed(below) if _leads_out(each, real_root)), None)
         yield from (link or file for file in files if link or _leads_out(file, real_root))

@@ -1,7 +1,7 @@
-"""Images by what a table calls them.
+"""Lookup of images by the names in a table.
 
-In: a folder and the cells of a table: paths, file names, or names without an ending (`ISIC_0027419`). Out:
-the image's path. The files are listed once, when the first cell is no path as it stands.
+A cell is a path, a file name, or a name without extension (`ISIC_0027419`). The files are listed once, when
+the first cell is not an existing path.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ _EXAMPLES = 2
 
 
 class Lookup:
-    """The files below one folder, by name."""
+    """Index of the files below one folder, by name."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
     def find(self, uri: str, table: Path, split: str | None) -> Path | str | None:
-        """Return the image that `uri` means in `table`; the reason if there are several, None if none.
+        """Return the image that `uri` refers to in `table`, or None if there is none.
 
-        Of several the one in a folder of the row's `split` is meant.
+        Of several matches, the one in a folder of the row's `split` is chosen, or the first if all are
+        copies. Returns the reason as text if the name is ambiguous.
         """
         if is_file(uri, table):
             return located(uri, table)
@@ -50,7 +51,7 @@ class Lookup:
         return fitting[0] if fitting else None
 
     def split_of(self, path: Path) -> str | None:
-        """Return the split that a folder above `path` names, None if none does."""
+        """Return the split of the topmost folder with a split name above `path`, or None."""
         try:
             folders = path.relative_to(self._root).parts[:-1]
         except ValueError:
@@ -59,7 +60,7 @@ class Lookup:
 
     @cached_property
     def _by_name(self) -> dict[str, list[Path]]:
-        """The files by their names, with and without the ending."""
+        """Files by name, with and without extension."""
         found: defaultdict[str, list[Path]] = defaultdict(list)
         for path in files_below(self._root):
             for name in {normalized(path.name), normalized(path.stem)}:
@@ -73,7 +74,7 @@ class Lookup:
 
 
 def located(uri: str, table: Path) -> Path:
-    """Return the path that `uri` means, seen from the folder of `table`."""
+    """Return the path that `uri` refers to, relative to the folder of `table`."""
     if uri.lower().startswith("file://"):
         return Path(unquote("/" + uri[len("file://") :].partition("/")[2]))
     path = table.parent / uri
@@ -81,7 +82,7 @@ def located(uri: str, table: Path) -> Path:
 
 
 def _are_copies(paths: Sequence[Path]) -> bool:
-    """Return whether all files have the same bytes; not for the placeholders of a bucket's images."""
+    """Return whether all files have the same bytes; False for placeholders of a bucket's images."""
     try:
         with open(paths[0], "rb") as file:
             is_there = any(file.read(SNIFF_BYTES))
@@ -91,9 +92,9 @@ def _are_copies(paths: Sequence[Path]) -> bool:
 
 
 def is_file(uri: str, table: Path) -> bool:
-    """Return whether `uri` is the path of a file, seen from the folder of `table`."""
+    """Return whether `uri` is the path of a file, relative to the folder of `table`."""
     try:
         return located(uri, table).is_file()
     except (OSError, ValueError):
-        # Too long, or with characters that no path has.
+        # The path is too long or contains invalid characters.
         return False

@@ -1,6 +1,6 @@
-"""Labels in the names of images: `cat.0.jpg` is a cat.
+"""Labels from image file names: `cat.0.jpg` has the label cat.
 
-In: the images of one folder. Out: the label of each, or None where the names don't say it beyond doubt.
+The labels are used only if the names of all images in a folder are unambiguous.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from trainer.data.layouts.found import bare_name, split_named
 _NUMBERED = re.compile(r"(?P<label>.*?[^\W\d_].*?)[._ -]+\(?\d+\)?")
 _SYNSET = re.compile(r"n\d{8}")
 _LEAST_IMAGES = 2
-# What cameras, scanners and tools put before a number.
+# Prefixes that cameras, scanners and tools put before a number.
 _NO_CLASSES = frozenset(
     {"", "dsc", "dscn", "dscf", "imag", "photo", "pic", "pics", "picture", "pxl", "mvimg", "wp", "gopr", "p"}
     | {
@@ -52,10 +52,10 @@ _NO_CLASSES = frozenset(
 
 
 def labels_of_names(pictures: Sequence[Path]) -> list[str] | None:
-    """Return the label of each image; None unless each is named `class.number` or `class_number`.
+    """Return the label of each image, or None unless all are named `class.number` or `class_number`.
 
-    A class is none if it has a digit, is the usual beginning of any name (`IMG`), or has only one image;
-    there have to be two.
+    A class must have no digit (WordNet IDs excepted), must not be a common prefix (`IMG`) or a split, and
+    needs two images. At least two classes are required.
     """
     matches = [_NUMBERED.fullmatch(path.stem) for path in pictures]
     labels = [normalized(match["label"]) for match in matches if match]

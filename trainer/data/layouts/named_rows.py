@@ -1,6 +1,6 @@
-"""The rows of a table whose columns have names.
+"""Rows of tables with named columns.
 
-In: a table, its columns that are used, and cells. Out: a `Row`, or why it is none.
+Each function converts the cells of a row to a `Row`, or to the reason why the row cannot be used.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from trainer.data.layouts.vertex_rows import ONE_CLASS, Row
 
 
 def row_of_several(table: Table, columns: Columns, line: int, cells: Sequence[str], split: str) -> Row | str:
-    """Return what a row says of an image with any number of labels, or the reason why it says nothing."""
+    """Return the row of an image with any number of labels, or the reason why it cannot be used."""
     if len(cells) != len(table.header):
         return _of_other_cells(table, cells)
     marked = marked_labels(table, line, cells, columns.labels) if columns.are_marks else None
@@ -30,7 +30,7 @@ def _of_other_cells(table: Table, cells: Sequence[str]) -> str:
 
 
 def row_of_one(table: Table, columns: Columns, line: int, cells: Sequence[str], split: str) -> Row | str:
-    """Return what a row says of an image of one class, or the reason why it says nothing."""
+    """Return the row of an image with one class, or the reason why it cannot be used."""
     if len(cells) != len(table.header):
         return _of_other_cells(table, cells)
     label = cells[columns.labels[0]]
@@ -44,7 +44,7 @@ def row_of_one(table: Table, columns: Columns, line: int, cells: Sequence[str], 
 
 
 def with_one_label_each(rows: Sequence[tuple[int, Row | str]]) -> Iterator[tuple[int, Row | str]]:
-    """Yield rows with the one label of their cell; the reason for one that holds several."""
+    """Yield rows with the one label in their cell, or with the reason if it contains several."""
     column = {row.label for _, row in rows if isinstance(row, Row)}
     labels = {label: labels_in(label, column) for label in column}
     for line, row in rows:

@@ -1,9 +1,9 @@
-"""Parquet files with the bytes of encoded images, as Hugging Face writes them.
+"""Parquet files with encoded images, as Hugging Face datasets writes them.
 
-In: files with a column of images (binary, or a struct with `bytes`) and one of labels (numbers, whose names
-may be in the file's metadata, or texts). Out: one item for each row. The pages of a Parquet file are
-compressed, so that no image can be read by itself: the images are copied once to the cache, a few rows at a
-time.
+A file has a column of images (binary, or a struct with `bytes`) and a column of labels (strings, or numbers,
+whose names may be in the file's metadata). Each row becomes an item. The pages of a Parquet file are
+compressed, so that single images cannot be read in place: the images are copied to the cache once, a few rows
+at a time.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ _BUFFER_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Extraction:
-    """Where the images of Parquet files are copied to."""
+    """Cache location and size limit for images extracted from Parquet files."""
 
     cache_dir: Path
     max_bytes: int
-    """The most that the images of one file may come to."""
+    """Maximum total size of the images of one file."""
     progress: Progress
 
 
@@ -50,25 +50,25 @@ class _Columns:
     image: str
     label: str
     names: tuple[str, ...]
-    """Of labels that are numbers; empty if there are none."""
+    """Class names of numeric labels; empty if there are none."""
 
 
 def find_parquet_files(folder: Path) -> list[Path]:
-    """Return the Parquet files in `folder` and in its folders that are named like splits.
+    """Return the Parquet files in `folder` and in its split folders that may contain images.
 
-    Without those that are known to have no column of images: a table of labels beside pictures is one.
+    Files known to have no image column are left out, such as a table of labels beside image files.
     """
     return [path for path in find_all_parquet_files(folder) if _may_hold_images(path)]
 
 
 def find_all_parquet_files(folder: Path) -> list[Path]:
-    """Return all Parquet files there."""
+    """Return all Parquet files in `folder` and in its split folders."""
     files = files_of_splits(folder)
     return [path for path in files if path.name.lower().endswith(".parquet") and path.is_file()]
 
 
 def _may_hold_images(path: Path) -> bool:
-    """Return whether a column may hold images; True for what can't be read: reading it says why."""
+    """Return whether a column may hold images; True for an unreadable file, whose error reading reports."""
     try:
         import pyarrow as pa
         from pyarrow import parquet
@@ -81,11 +81,11 @@ def _may_hold_images(path: Path) -> bool:
 
 
 def read_parquet_files(files: list[Path], root: Path, extraction: Extraction) -> Found:
-    """Read all rows of `files`; items are named by file and row, from 0, such as `train.parquet#7`.
+    """Read all rows of `files`; item names consist of file and zero-based row, such as `train.parquet#7`.
 
-    The split is what a word of the file's name says, or its folder's name, or None. Raises DataError for a
-    file that is unreadable or has no such columns, UsageError without pyarrow or for a cache that can't be
-    written, TemporaryError for a full disk.
+    The split is that of a word in the file's name, or of its folder's name, or None. Raises DataError for a
+    file that is unreadable or lacks these columns or exceeds the size limit, UsageError if pyarrow is missing
+    or the cache is not writable, TemporaryError if the disk is full.
     """
     found = Found()
     for path in files:
@@ -105,7 +105,7 @@ def read_parquet_files(files: list[Path], root: Path, extraction: Extraction) ->
 
 
 def _extracted(path: Path, extraction: Extraction) -> Path:
-    """Return the folder that holds the images of the file, copied once for each version of it."""
+    """Return the cache folder with the images of the file, extracted once per version of the file."""
     try:
         status = path.stat()
     except OSError as error:
@@ -124,7 +124,7 @@ def _extracted(path: Path, extraction: Extraction) -> Path:
 
 
 def _extract(path: Path, folder: Path, extraction: Extraction) -> None:
-    """Write the images of the file one after the other, where each lies, and the labels."""
+    """Write the concatenated images of the file, their index and the labels."""
     places: list[tuple[int, int, int]] = []
     numbers: dict[str, int] = {}
     end = 0
@@ -145,7 +145,7 @@ def _extract(path: Path, folder: Path, extraction: Extraction) -> None:
 
 
 def _rows(path: Path, progress: Progress) -> Iterator[tuple[bytes | None, str | None]]:
-    """Yield the image and the label of each row, None where it is missing. Raises DataError, UsageError."""
+    """Yield the image and the label of each row, None if missing. Raises DataError, UsageError."""
     try:
         import pyarrow as pa
         from pyarrow import parquet
@@ -182,7 +182,7 @@ def _rows_of(batch: pa.RecordBatch, columns: _Columns) -> Iterator[tuple[bytes |
 
 
 def _columns(schema: pa.Schema, path: Path) -> _Columns:
-    """Return which columns hold images and labels. Raises DataError if that isn't clear."""
+    """Return the image and label columns. Raises DataError if they are missing or ambiguous."""
     features = _features(schema)
     images = [field.name for field in schema if _holds_bytes(field.type)]
     labels = [field.name for field in schema if _holds_labels(field.type) and field.name not in images]
@@ -199,12 +199,12 @@ def _columns(schema: pa.Schema, path: Path) -> _Columns:
 
 
 def _chosen(names: Sequence[str], usual: Sequence[str]) -> str | None:
-    """Return the first usual one of `names`, or the only one."""
+    """Return the first of the usual names that is in `names`, or the only name."""
     return next((name for name in usual if name in names), names[0] if len(names) == 1 else None)
 
 
 def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
-    """Return what the metadata of Hugging Face's datasets library says of each column."""
+    """Return the features of each column from the metadata of Hugging Face datasets."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return {name: each for name, each in features.items() if isinstance(each, dict)}

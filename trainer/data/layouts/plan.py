@@ -1,8 +1,7 @@
-"""Which folders are classes, which are splits, and which are neither.
+"""Classification of the folders of a source as classes, splits or neither.
 
-In: the folder that holds the topmost folders of a source. Out: a `Plan`, or a DataError where the folders
-may mean several things. The names of the splits decide together with the folders in them: those of
-`train` and `test` are largely the same.
+`plan_folders` returns a `Plan`, or raises DataError if the folders are ambiguous. Splits are recognized by
+their names together with their contents: `train` and `test` contain largely the same folders.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _NO_LABELS = "it has no class folders, so nothing says what is on them"
 def plan_folders(base: Path, is_literal: bool) -> Plan:
     """Return how the folders in `base` are read.
 
-    is_literal: where they may mean several things, take each for a class. Raises DataError.
+    With `is_literal`, ambiguous folders are read as classes; otherwise they raise DataError.
     """
     try:
         return _plan(base)
@@ -58,7 +57,7 @@ def _first_plan(branches: Sequence[Branch], base: Path) -> Plan:
 
 
 def _of_classes(branches: Sequence[Branch], base: Path) -> Plan:
-    """Take each folder for a class."""
+    """Read each folder as a class."""
     plan = Plan(listed=[base])
     plan.classes = [ClassFolder(branch.folder, branch.name, None) for branch in branches]
     plan.aside = [Aside(tuple(list_folder(base)[1]), OUTSIDE_CLASSES)]
@@ -66,12 +65,12 @@ def _of_classes(branches: Sequence[Branch], base: Path) -> Plan:
 
 
 def _by_splits(branches: Sequence[Branch], base: Path) -> Plan | None:
-    """Read folders that are named like splits and hold class folders, or images named by class."""
+    """Read folders with split names that contain class folders, or images named by class."""
     named = [branch for branch in branches if branch.split]
     if not named or not any(branch.folders or branch.has_own_pictures for branch in named):
         return None
     if any(branch.is_of_splits for branch in named):
-        return None  # what is in it are the splits, see `_below`
+        return None  # the splits are inside it, see `_below`
     others = [branch for branch in branches if not branch.split]
     strangers = [branch for branch in others if not branch.is_unlabelled and branch.has_pictures]
     if any(branch.folders for branch in named):
@@ -116,7 +115,7 @@ def _with_folders(named: Sequence[Branch], strangers: Sequence[Branch]) -> Plan:
 
 
 def _lone_class(named: Sequence[Branch], branches: Sequence[Branch], base: Path) -> Plan:
-    """Take `train` for a class among vehicles, and `valid` for one beside `invalid`."""
+    """Read `train` as a class among vehicles, and `valid` as a class beside `invalid`."""
     names = {branch.name.lower() for branch in named}
     if names == {"train"}:
         plan = _without_unlabelled(branches, base)
@@ -175,7 +174,7 @@ def _splits_in_classes(branches: Sequence[Branch], base: Path) -> Plan | None:
 
 
 def _below(branches: Sequence[Branch], base: Path) -> Plan | None:
-    """Read the one folder that is a whole data set, beside folders that are none: docs, annotations."""
+    """Read the only folder that is a complete dataset; set aside the others, such as docs or annotations."""
     sets = [branch for branch in branches if branch.is_of_splits and branch.has_pictures] or _only_images(
         branches
     )
@@ -191,7 +190,7 @@ def _below(branches: Sequence[Branch], base: Path) -> Plan | None:
 
 
 def _only_images(branches: Sequence[Branch]) -> list[Branch]:
-    """Return the folder called `images` if nothing beside it holds images."""
+    """Return the folder called `images` if no folder beside it contains images."""
     general = [branch for branch in branches if branch.has_pictures and not bare_name(branch.name)]
     is_alone = len(general) == 1 < len(branches) and not any(map(str.isdigit, general[0].name))
     others = [branch for branch in branches if branch not in general]
@@ -199,7 +198,7 @@ def _only_images(branches: Sequence[Branch]) -> list[Branch]:
 
 
 def _beside_copy(branches: Sequence[Branch], base: Path) -> Plan | None:
-    """Pass a folder among the class folders that holds folders of the same names as those beside it."""
+    """Set aside a folder among class folders that contains folders with the same names as its siblings."""
     names = {normalized(branch.name) for branch in branches}
     copies = [
         branch
@@ -216,7 +215,7 @@ def _beside_copy(branches: Sequence[Branch], base: Path) -> Plan | None:
 
 
 def _parts(branches: Sequence[Branch], base: Path) -> Plan | None:
-    """Read `part_1` and `part_2`, which hold the same class folders, as one; refuse others that do."""
+    """Read `part_1` and `part_2`, which contain the same class folders, as one; reject other such folders."""
     several = [branch for branch in branches if branch.folders and not branch.has_own_pictures]
     several = [branch for branch in several if branch.has_pictures] if len(several) > 1 else several
     if len(several) < 2 and not any(branch.is_part or branch.is_side for branch in branches):
@@ -265,7 +264,7 @@ def _named_parts(branches: Sequence[Branch], base: Path) -> Plan:
 
 
 def _by_names(branches: Sequence[Branch], base: Path) -> Plan | None:
-    """Read images named by class that lie directly in `base`, or in the only folder in it."""
+    """Read images named by class directly in `base`, or in its only folder."""
     if len(branches) > 1 or any(branch.folders for branch in branches):
         return None
     files = branches[0].files if branches else list_folder(base)[1]
@@ -280,7 +279,7 @@ def _by_names(branches: Sequence[Branch], base: Path) -> Plan | None:
 
 
 def _without_unlabelled(branches: Sequence[Branch], base: Path) -> Plan:
-    """Take each folder for a class but those that say that their images have none."""
+    """Read each folder as a class, except those whose names denote unlabeled images."""
     labelled = [branch for branch in branches if not branch.is_unlabelled]
     plan = _of_classes(labelled if len(labelled) > 1 else branches, base)
     if len(labelled) > 1:

@@ -1,6 +1,6 @@
-"""What is to be read of the folders of a source.
+"""Reading plan for the folders of a source.
 
-In: nothing. Out: `Plan`, which `plan` makes and `folders` follows, and `Ambiguous` where there can be none.
+`plan` builds a `Plan`, which `folders` executes, or raises `Ambiguous`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class ClassFolder(NamedTuple):
 
 
 class LabelledImage(NamedTuple):
-    """An image whose name has its label."""
+    """An image whose file name contains its label."""
 
     path: Path
     label: str
@@ -48,12 +48,12 @@ class Plan:
     images: list[LabelledImage] = field(default_factory=list)
     aside: list[Aside] = field(default_factory=list)
     listed: list[Path] = field(default_factory=list)
-    """The folders whose folders are classes or splits."""
+    """Folders that contain the classes or splits."""
     warnings: list[str] = field(default_factory=list)
 
 
 class Ambiguous(Exception):  # noqa: N818
-    """The folders may mean several things; the text says what was seen, and what to do."""
+    """Ambiguous folder structure; the message describes it and how to resolve it."""
 
     def __init__(self, text: str, branches: Sequence[Branch]) -> None:
         super().__init__(text)

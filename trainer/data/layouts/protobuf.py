@@ -1,8 +1,8 @@
-"""The few fields of a tf.train.Example that images need, and where their bytes are.
+"""Minimal parser for tf.train.Example that returns the byte range of the encoded image.
 
-In: one serialized Example. Out: labels, texts and the place of the encoded image inside it, so
-that it can be read again later without the rest. Written by hand because a parser would copy
-the image and not say where it was. Format: https://protobuf.dev/programming-guides/encoding.
+It extracts labels, texts and the location of the image in one serialized Example, so that the image can be
+read later without the rest. A protobuf parser would copy the image and not return its location.
+Format: https://protobuf.dev/programming-guides/encoding.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ _FIXED = {_EIGHT_BYTES: 8, _FOUR_BYTES: 4}
 
 @dataclass(frozen=True)
 class Feature:
-    """One value of an Example: `start` and `end` of its bytes, or its number."""
+    """One value of an Example: the `start` and `end` of its bytes, or its number."""
 
     start: int = 0
     end: int = 0
     number: int | None = None
     several: bool = False
-    """Whether more values follow."""
+    """Whether the feature has more values."""
 
 
 def first_values(record: bytes) -> dict[str, Feature]:
-    """Return the first value of every bytes and int64 feature of an Example, by the feature's name.
+    """Return the first value of each bytes and int64 feature of an Example, by feature name.
 
     Raises ValueError if the bytes are not an Example.
     """
-    # Example.features = 1; Features.feature = 1, a map: its entry's key = 1 and value = 2.
+    # Example.features = 1; Features.feature = 1, a map whose entries have key = 1 and value = 2.
     values: dict[str, Feature] = {}
     for features in _messages(record, Feature(0, len(record)), 1):
         for entry in _messages(record, features, 1):
@@ -43,7 +43,7 @@ def first_values(record: bytes) -> dict[str, Feature]:
 
 
 def _first_value(record: bytes, feature: Feature) -> Feature | None:
-    """Of Feature.bytes_list = 1 or int64_list = 3, the first of their `value` = 1."""
+    """Return the first `value` = 1 of Feature.bytes_list = 1 or Feature.int64_list = 3."""
     texts = (text for values in _messages(record, feature, 1) for text in _messages(record, values, 1))
     numbers = (
         Feature(number=number)
@@ -57,7 +57,7 @@ def _first_value(record: bytes, feature: Feature) -> Feature | None:
 
 
 def _numbers(record: bytes, content: Feature) -> Iterator[int]:
-    """Yield those of a packed list, which is bytes, or the one of an unpacked list."""
+    """Yield the numbers of a packed list, which is bytes, or the number of an unpacked field."""
     position, number = content.start, content.number
     if number is not None:
         yield _signed(number)
@@ -67,7 +67,7 @@ def _numbers(record: bytes, content: Feature) -> Iterator[int]:
 
 
 def _signed(number: int) -> int:
-    """Negative numbers are written as if they were 64 bits without a sign."""
+    """Convert an unsigned 64-bit number to signed (two's complement)."""
     return number - (1 << 64) if number >= 1 << 63 else number
 
 
@@ -78,7 +78,7 @@ def _messages(record: bytes, message: Feature, wanted: int) -> Iterator[Feature]
 
 
 def _fields(record: bytes, message: Feature) -> Iterator[tuple[int, int, Feature]]:
-    """Yield each field of a message as (number, wire type, content)."""
+    """Yield each field of a message as (field number, wire type, content). Raises ValueError."""
     position = message.start
     while position < message.end:
         key, position = _varint(record, position, message.end)
@@ -100,7 +100,7 @@ def _fields(record: bytes, message: Feature) -> Iterator[tuple[int, int, Feature
 
 
 def _varint(record: bytes, position: int, end: int) -> tuple[int, int]:
-    """Read seven bits a byte, lowest first; return the number and the position after it."""
+    """Read a base-128 varint, low bits first; return the number and the position after it."""
     number = 0
     for shift in range(0, 70, 7):
         if position >= end:

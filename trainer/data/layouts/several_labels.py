@@ -1,7 +1,7 @@
-"""Tables whose images have any number of labels, as data.labels multi reads them.
+"""Tables whose images have any number of labels (data.labels=multi).
 
-In: cells of a column of labels, columns of zeros and ones, rows that list one image several times. Out: the
-labels of each row and of each image, and what a person should read of images without any.
+Labels come from the cells of a label column, from 0/1 columns, or from several rows for one image. Warnings
+cover images without labels and columns without a 1.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from trainer.printable import printable
 MARKS: Mapping[str, bool] = {
     "1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False,
 }  # fmt: skip
-"""What a column of one label holds, in any case."""
+"""Values of a 0/1 label column, in any case."""
 _SEPARATORS = (re.compile(r"\s*,\s*"), re.compile(r"\s+"))
 _LEAST_MARKS = 0.5
-"""Share of the cells of a column that are marks, from which on it is one of a label."""
+"""Minimum share of the sampled cells that must be in `MARKS` for a 0/1 label column."""
 
 
 def labels_of_cells(column: Collection[str]) -> dict[str, list[str]]:
-    """Return the labels in each of the cells of a column; none in an empty one.
+    """Return the labels in each cell of a column; none for an empty cell.
 
-    They are separated as `labels_in` has it; by commas or blanks also where the whole column then holds fewer
-    different labels than it has cells: `haze primary` and `clear primary` are of three, `golden retriever`
-    beside `beagle` is one.
+    Labels are separated as in `labels_in`. Commas or whitespace also separate labels if this reduces the
+    number of distinct labels in the column: `haze primary` in a column of many combinations contains two
+    labels, while `golden retriever` beside `beagle` is one.
     """
     found = {cell: labels_in(cell, column) for cell in column}
     for separator in _SEPARATORS:
@@ -49,7 +49,7 @@ def _distinct(labels: Mapping[str, Sequence[str]]) -> set[str]:
 
 
 def with_labels_of_cells(rows: Iterable[tuple[int, Row | str]]) -> Iterator[tuple[int, Row | str]]:
-    """Yield rows whose `labels` are the cells of a column, with the labels in these cells."""
+    """Yield rows whose `labels` are cells of a column, with these replaced by the labels in the cells."""
     listed = list(rows)
     cells = {cell for _, row in listed if isinstance(row, Row) for cell in row.labels or ()}
     labels = labels_of_cells(cells)
@@ -60,7 +60,7 @@ def with_labels_of_cells(rows: Iterable[tuple[int, Row | str]]) -> Iterator[tupl
 
 
 def mark_columns(rows: Sequence[Sequence[str]], columns: Iterable[int]) -> tuple[int, ...]:
-    """Return those of `columns` that mostly hold zeros and ones."""
+    """Return those of `columns` with at least half of their cells in `MARKS` (0, 1, true, false)."""
     return tuple(
         column
         for column in columns
@@ -69,7 +69,7 @@ def mark_columns(rows: Sequence[Sequence[str]], columns: Iterable[int]) -> tuple
 
 
 def marked_labels(table: Table, line: int, cells: Sequence[str], columns: Sequence[int]) -> tuple[str, ...]:
-    """Return the names of the columns with a 1. Raises DataError for what is neither 0 nor 1."""
+    """Return the names of the columns that contain a 1. Raises DataError for a value not in `MARKS`."""
     for column in columns:
         if cells[column].lower() not in MARKS:
             raise DataError(
@@ -82,7 +82,7 @@ def marked_labels(table: Table, line: int, cells: Sequence[str], columns: Sequen
 
 
 def merged(items: Sequence[Item]) -> list[Item]:
-    """Return each image once, with the labels of all its rows. Raises DataError for rows of two splits."""
+    """Return each image once, with the labels of all its rows. Raises DataError for conflicting splits."""
     found: dict[str, Item] = {}
     for item in items:
         earlier = found.setdefault(item.name, item)
@@ -94,13 +94,13 @@ def merged(items: Sequence[Item]) -> list[Item]:
 
 
 def with_labels(item: Item, labels: Iterable[str]) -> Item:
-    """Return `item` with these labels, in NFC, each once."""
+    """Return `item` with these labels: distinct, sorted and in NFC."""
     distinct = tuple(sorted({normalized(label) for label in labels}))
     return replace(item, label=joined(distinct), labels=distinct)
 
 
 def about_unlabelled(items: Sequence[Item]) -> list[str]:
-    """Return a sentence if some images have no label: that is an answer, too."""
+    """Return a warning if some images have no label; they are used as negatives for all labels."""
     count = sum(not item.classes for item in items)
     if not count:
         return []
@@ -109,7 +109,7 @@ def about_unlabelled(items: Sequence[Item]) -> list[str]:
 
 
 def about_empty_columns(tables: Mapping[Path, tuple[Table, Sequence[int]]]) -> list[str]:
-    """Return a sentence for each column of a label that no row has; tables: with their columns of labels."""
+    """Return a warning for each label column without a 1; `tables` maps paths to tables and label columns."""
     return [
         f"{printable(path.name)}: column {printable(table.header[column])} has no 1, so it is no label"
         for path, (table, columns) in tables.items()

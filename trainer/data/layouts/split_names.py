@@ -1,7 +1,7 @@
-"""Splits as a part of the names of folders: `asl_alphabet_train`, `trainA`, `test_cats`.
+"""Splits within folder names: `asl_alphabet_train`, `trainA`, `test_cats`.
 
-In: the folders at the top of a source. Out: the same ones with the splits that their names have in common,
-or a `Plan` where each name is a split and a class, or `Ambiguous` where names only mention splits.
+Assigns splits to top-level folders with a common stem, or returns a `Plan` if each name combines a split and
+a class. Raises `Ambiguous` if names only mention splits.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from trainer.data.layouts.planned import OUTSIDE_CLASSES, Ambiguous, Aside, Clas
 
 
 def with_splits_of_pairs(branches: Sequence[Branch]) -> list[Branch]:
-    """Return `branches`, with splits for those that differ in them alone: `my_train` and `my_test`."""
+    """Return `branches`, with splits for those that differ only in a split word: `my_train`, `my_test`."""
     splits: defaultdict[str, dict[str, Branch]] = defaultdict(dict)
     for branch in branches:
         if branch.split is None and (part := split_and_label(branch.name)):
             splits[part[1].lower()][part[0]] = branch
     pairs = [found for found in splits.values() if len(found) > 1]
-    # Of several pairs each is a class, see `splits_in_names`.
+    # With several pairs each pair is a class, see `splits_in_names`.
     found = {branch.folder: split for split, branch in pairs[0].items()} if len(pairs) == 1 else {}
     return [replace(branch, split=found.get(branch.folder, branch.split)) for branch in branches]
 
@@ -48,10 +48,10 @@ def splits_in_names(branches: Sequence[Branch], base: Path) -> Plan | None:
 
 
 def require_no_mentions(branches: Sequence[Branch], base: Path) -> Plan | None:
-    """Return None. Raises Ambiguous where the names of most folders mention splits, and not the same."""
+    """Return None. Raises Ambiguous if at least half of the folders with images mention differing splits."""
     mentions = {branch: split_among_words(branch.name) for branch in branches if branch.has_pictures}
     mentioning = [branch for branch, split in mentions.items() if split]
-    # Among many classes there may well be a train station and a test tube.
+    # Many classes may include a train station and a test tube.
     if len(set(mentions.values()) - {None}) > 1 and 2 * len(mentioning) >= len(mentions):
         raise Ambiguous(
             "The names of several folders mention splits: if they are splits, name them train, validation "

@@ -1,8 +1,4 @@
-"""Splits that stand in no column of a table: in its name, in its folder's, or in those of the images.
-
-In: tables and what they list. Out: the split of each table, the tables that are of none beside those that
-are, and the items with the splits of their folders.
-"""
+"""Splits from names of tables, of their folders or of the images' folders, instead of a table column."""
 
 from __future__ import annotations
 
@@ -17,7 +13,7 @@ from trainer.printable import printable
 
 
 def without_strangers(tables: list[Table], found: Found) -> list[Table]:
-    """Pass a table that is of no split beside `train.csv` and `test.csv`; `found` gets the warnings."""
+    """Drop a table without a split beside `train.csv` and `test.csv`; warnings are added to `found`."""
     splits = splits_of(tables)
     kept = [table for table in tables if not splits or not table.header or table.path in splits]
     names = printable(", ".join(table.path.name for table in kept))
@@ -30,7 +26,10 @@ def without_strangers(tables: list[Table], found: Found) -> list[Table]:
 
 
 def splits_of(tables: Sequence[Table]) -> dict[Path, str]:
-    """Return the split of each table with named columns, by its folder's name or, if they differ, its own."""
+    """Return the split of each table with named columns, by path.
+
+    The split is that of the table's folder, or, if no folder has one, that of its file name if these differ.
+    """
     folders = {table.path: split_named(table.path.parent.name) for table in tables if table.header}
     names = {table.path: split_among_words(table.path.stem) for table in tables if table.header}
     found = folders if any(folders.values()) else names if len(set(names.values()) - {None}) > 1 else {}
@@ -38,7 +37,10 @@ def splits_of(tables: Sequence[Table]) -> dict[Path, str]:
 
 
 def with_splits_of_folders(found: Found, tables: Sequence[Table], lookup: Lookup) -> Found:
-    """Take the splits from the folders of the images where no table names any and all folders do."""
+    """Set splits from the images' folders if no table defines a split and every image has a split folder.
+
+    Applies only if all tables have named columns and the folders name more than one split.
+    """
     splits = [lookup.split_of(item.path) for item in found.items]
     is_free = all(table.header for table in tables) and not any(item.split for item in found.items)
     if is_free and None not in splits and len(set(splits)) > 1:

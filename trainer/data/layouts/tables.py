@@ -1,7 +1,7 @@
-"""Tables of text: CSV and TSV as spreadsheets and other tools write them, and JSON lines.
+"""Text tables: CSV and TSV, including the dialects of spreadsheets, and JSON Lines.
 
-In: a file. Out: its rows as texts, with the number of each one's line, and the names of the columns if the
-first row has them. What a row means is up to those who read it.
+A table consists of string cells with the line number of each row, and of column names if the first row
+contains them. The cells are not interpreted.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ _REMOTE_SCHEMES = ("gs://", "http://", "https://")
 
 @dataclass(frozen=True)
 class Table:
-    """One file."""
+    """Contents of one table file."""
 
     path: Path
     header: tuple[str, ...]
-    """The names of the columns; empty if there is no such row."""
+    """Column names; empty if there is no header row."""
     rows: list[tuple[int, list[str]]]
-    """(line, cells) of each row that isn't blank."""
+    """(line, cells) of each row that is not blank."""
 
     def sample(self, count: int) -> list[list[str]]:
-        """Return the first rows that have as many cells as the header."""
+        """Return up to `count` of the first rows that have as many cells as the header."""
         return [cells for _, cells in self.rows[: 2 * count] if len(cells) == len(self.header)][:count]
 
 
 def read_csv(path: Path, is_file: Callable[[str], bool]) -> Table:
     """Read the CSV or TSV file at `path`. Raises DataError.
 
-    is_file: whether a cell is the path of a file that is there.
+    `is_file` returns whether a cell is the path of an existing file.
     """
     try:
         text = path.read_bytes().decode(encoding_of(path))
@@ -57,13 +57,13 @@ def read_csv(path: Path, is_file: Callable[[str], bool]) -> Table:
     (_, first), others = rows[0], rows[1:]
     if not is_header(first) and not (_is_wordy(first) and _has_images(others)):
         return Table(path, (), rows)
-    # A header of Vertex AI's three columns may stand above rows of two.
+    # A header with Vertex AI's three columns can be followed by rows of two cells.
     is_of_rows = not others or any(len(cells) == len(first) for _, cells in others)
     return Table(path, tuple(first) if is_of_rows else (), others)
 
 
 def table_of_objects(path: Path, objects: Iterable[tuple[int, dict[str, Any]]]) -> Table:
-    """Return JSON objects, each with its line, as a table."""
+    """Return JSON objects, each with its line number, as a table."""
     listed = list(objects)
     header = tuple(dict.fromkeys(key for _, each in listed for key in each))
     return Table(
@@ -72,26 +72,29 @@ def table_of_objects(path: Path, objects: Iterable[tuple[int, dict[str, Any]]]) 
 
 
 def encoding_of(path: Path) -> str:
-    """UTF-16 where the file says so, as spreadsheets save it, else UTF-8. Raises OSError."""
+    """Return "utf-16" if the file has its byte order mark, as some spreadsheets write, else "utf-8-sig".
+
+    Raises OSError.
+    """
     with open(path, "rb") as file:
         start = file.read(2)
     return "utf-16" if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
 def unreadable(path: Path, error: Exception) -> DataError:
-    """Return the error for a file that is no text."""
+    """Return the error for a file that is not valid text."""
     return DataError(
         f"An import file can't be read; it should be UTF-8 text. Received: {printable(str(path))} ({error})"
     )
 
 
 def looks_like_image(cell: str) -> bool:
-    """Return whether a cell is the name of an image, whether or not it is there."""
+    """Return whether a cell is an image name or a remote URI; the image need not exist."""
     return is_remote(cell) or PurePosixPath(cell).suffix.lower() in IMAGE_SUFFIXES
 
 
 def is_remote(uri: str) -> bool:
-    """Return whether `uri` is an address in a bucket or on a server."""
+    """Return whether `uri` is a gs://, http:// or https:// address."""
     return uri.lower().startswith(_REMOTE_SCHEMES)
 
 
@@ -122,7 +125,7 @@ def _rows(text: str, is_image: Callable[[str], bool]) -> list[tuple[int, list[st
 
 
 def _delimiter(lines: list[str], is_image: Callable[[str], bool]) -> str:
-    """Return what separates the cells: where the comma is for decimals, spreadsheets write semicolons."""
+    """Return the cell delimiter; spreadsheets write semicolons in locales with a decimal comma."""
     sample = [line for line in lines[: 2 * _LOOK_LINES] if line.strip()][:_LOOK_LINES]
 
     def fit(delimiter: str) -> tuple[int, bool, bool]:

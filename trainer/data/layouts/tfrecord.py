@@ -1,9 +1,9 @@
-"""TFRecord files of tf.train.Example, without TensorFlow.
+"""Reader for TFRecord files of tf.train.Example that does not need TensorFlow.
 
-In: files of records with `image/encoded`, `image/class/label` and perhaps `image/class/text`, with
-an optional labels.txt beside them, or records of TensorFlow Datasets, with `image` and `label` and the
-features.json and label.labels.txt beside them. Out: one item for each record, which says where in the file
-its encoded image lies. Every record's checksum is compared, once, here.
+Records have `image/encoded`, `image/class/label` and optionally `image/class/text`, with an optional
+labels.txt. Records of TensorFlow Datasets have `image` and `label`, with features.json and label.labels.txt.
+These files are in the folder of the records or in the source's root. Each record becomes one item with the
+byte range of its encoded image in the file. The checksum of every record is verified here, once.
 Format: https://www.tensorflow.org/tutorials/load_data/tfrecord.
 """
 
@@ -27,7 +27,7 @@ from trainer.exits import DataError
 from trainer.printable import printable
 
 _NAME = re.compile(r".*\.tfrecords?(-\d+-of-\d+)?(\.gz)?", re.IGNORECASE)
-# Other names for TFRecord files: train-00000-of-00002, train.record. Only if the first record says so, too.
+# Other names of TFRecord files: train-00000-of-00002, train.record. The first record must also be valid.
 _LIKELY_NAME = re.compile(r"(.*\.(tf)?records?|.*-\d+-of-\d+)", re.IGNORECASE)
 _HEADER_BYTES, _FOOTER_BYTES = 12, 4
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -36,7 +36,7 @@ _TFDS_IMAGE, _TFDS_LABEL = ".image_feature.Image", ".class_label_feature.ClassLa
 
 @dataclass(frozen=True)
 class _Schema:
-    """Under which names the records hold what is needed, and the classes' names."""
+    """Feature names of the records, and class names."""
 
     image: str = "image/encoded"
     text: str | None = "image/class/text"
@@ -47,7 +47,7 @@ class _Schema:
 
 @dataclass(frozen=True)
 class _Record:
-    """One record: its place in the file and its bytes, None if they don't match their checksum."""
+    """One record: its index, the offset of its data, and the data, or None if the checksum does not match."""
 
     index: int
     start: int
@@ -55,15 +55,15 @@ class _Record:
 
 
 def find_tfrecord_files(folder: Path) -> list[Path]:
-    """Return the TFRecord files in `folder` and in its folders that are named like splits.
+    """Return the TFRecord files in `folder` and in its split folders.
 
-    By their names; where those only might be of TFRecord files, by the first record, too.
+    Files are recognized by name; ambiguous names also require a valid first record.
     """
     return [path for path in files_of_splits(folder) if _is_named_so(path) and path.is_file()]
 
 
 def find_any_tfrecord_files(folder: Path) -> list[Path]:
-    """Return those, and every other file there whose first record is one, whatever its name."""
+    """Return the files of `find_tfrecord_files` and all others in these folders with a valid first record."""
     files = [path for path in files_of_splits(folder) if path.is_file()]
     return [path for path in files if _NAME.fullmatch(path.name) or is_tfrecord(path)]
 
@@ -75,7 +75,7 @@ def _is_named_so(path: Path) -> bool:
 
 
 def is_tfrecord(path: Path) -> bool:
-    """Return whether the file begins with a whole record whose checksums are right."""
+    """Return whether the file begins with a complete record with valid checksums."""
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -94,11 +94,12 @@ def _number(data: bytes) -> int:
 
 
 def read_tfrecord_files(files: list[Path], root: Path) -> Found:
-    """Read all records of `files`; items are named by file and record, from 0, such as `a.tfrecord#7`.
+    """Read all records of `files`; item names consist of file and zero-based record, such as `a.tfrecord#7`.
 
-    The split is what a word of the file's name says, or its folder's name, or None. The label is the
-    record's text; without one, the number's name in labels.txt or that of TensorFlow Datasets; without that,
-    the number. Raises DataError for a file that is unreadable, compressed, truncated, or framed wrongly.
+    The split is that of a word in the file's name, or of its folder's name, or None. The label is the
+    record's text; without one, the number's name in labels.txt or in the files of TensorFlow Datasets;
+    without that, the number. Raises DataError for a file that is unreadable, compressed, truncated or
+    invalid.
     """
     found = Found()
     for path in files:
@@ -115,7 +116,7 @@ def read_tfrecord_files(files: list[Path], root: Path) -> Found:
 
 
 def _item(record: _Record, blank: Item, schema: _Schema) -> Item | str:
-    """Return the item with its label and place, or the reason why the record can't be used."""
+    """Return the item with its label and byte range, or the reason why the record cannot be used."""
     if record.data is None:
         return "damaged: the record does not match its checksum"
     try:
@@ -123,7 +124,7 @@ def _item(record: _Record, blank: Item, schema: _Schema) -> Item | str:
     except ValueError as error:
         return f"damaged: the record is not a tf.train.Example ({error})"
     if schema.image not in values and _TFDS.image in values:
-        # Records of TensorFlow Datasets without the files that came with them.
+        # Records of TensorFlow Datasets without their metadata files.
         schema = replace(_TFDS, names=schema.names, names_file=schema.names_file)
     features = (schema.image, schema.text or schema.number, schema.number)
     image, text, number = map(values.get, features)
@@ -164,13 +165,13 @@ def _records(path: Path) -> Iterator[_Record]:
 
 
 def _next_record(file: BinaryIO, path: Path, index: int, size: int) -> _Record:
-    """Read length (8 bytes), its checksum (4), data, their checksum (4)."""
+    """Read one record: length (8 bytes), its CRC (4 bytes), data, their CRC (4 bytes). Raises DataError."""
     start = file.tell() + _HEADER_BYTES
     header = file.read(_HEADER_BYTES)
     length = int.from_bytes(header[:8], "little")
     complete = len(header) == _HEADER_BYTES
     sound = complete and masked_crc(header[:8]) == struct.unpack_from("<I", header, 8)[0]
-    # Without a sound length there is no way to the next record.
+    # Without a valid length, the start of the next record is unknown.
     if not sound or start + length + _FOOTER_BYTES > size:
         what = "truncated" if sound or not complete else "damaged or not a TFRecord file"
         raise DataError(
@@ -182,7 +183,7 @@ def _next_record(file: BinaryIO, path: Path, index: int, size: int) -> _Record:
 
 
 def masked_crc(data: bytes) -> int:
-    """CRC-32C, rotated and moved so that a checksum of checksums isn't weak (TensorFlow's crc32c.h)."""
+    """Return the CRC-32C, rotated and offset so that CRCs of CRCs are not weak (TensorFlow's crc32c.h)."""
     crc = int(google_crc32c.value(data))
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
@@ -191,7 +192,7 @@ _TFDS = _Schema("image", None, "label")
 
 
 def _schema_of(folder: Path, root: Path) -> _Schema:
-    """Return what the files beside the records, or in `root`, say of them."""
+    """Return the schema from the metadata files in `folder`, or else in `root`."""
     for place in (folder, root):
         schema = _tfds_schema(place)
         if schema is not None:
@@ -202,9 +203,9 @@ def _schema_of(folder: Path, root: Path) -> _Schema:
 
 
 def _tfds_schema(folder: Path) -> _Schema | None:
-    """Return the features of a data set of TensorFlow Datasets, None if there are no files of one.
+    """Return the schema of TensorFlow Datasets files in `folder`, or None if there are none.
 
-    Where features.json names one image or one class label alone, it is that one.
+    A single image feature or a single class label feature in features.json is used under its own name.
     """
     try:
         features = read_json(folder / "features.json")["featuresDict"]["features"]

@@ -1,6 +1,6 @@
-"""The rows of Vertex AI's import files.
+"""Rows of Vertex AI import files.
 
-In: the cells of a CSV row, `[ML_USE,]URI,label`, or a line of JSON. Out: a `Row`, or why it is none.
+A row is the cells of a CSV row, `[ML_USE,]URI,label`, or a line of JSON.
 Format: https://cloud.google.com/vertex-ai/docs/image-data/classification/prepare-data.
 """
 
@@ -16,28 +16,28 @@ from trainer.data.layouts.columns import is_use
 
 _USE_LABEL = "aiplatform.googleapis.com/ml_use"
 ANNOTATIONS = frozenset({"imageGcsUri", "classificationAnnotation", "classificationAnnotations"})
-"""The keys of a line of JSON that is Vertex AI's."""
+"""Keys that identify a line of Vertex AI's JSON."""
 
 
 ONE_CLASS = "one image has one class, unless data.labels=multi"
-"""Refusals of several labels where each image has one."""
+"""Suffix of rejection reasons for several labels in single-label mode."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one line says."""
+    """Contents of one row."""
 
     use: str
     uri: str
     label: str
     path: Path | None = None
-    """The image, if it was looked for already."""
+    """Path of the image, if already resolved."""
     labels: tuple[str, ...] | None = None
-    """With data.labels multi all of them, or the cells that hold them; else None."""
+    """With data.labels=multi all labels, or the cells that contain them; else None."""
 
 
 def read_row(path: Path, cells: Sequence[str], is_multi: bool = False) -> Row | str:
-    """Return what a row of the file at `path` says, or the reason why it says nothing."""
+    """Return the row in the file at `path`, or the reason why it cannot be used."""
     if path.suffix.lower() == ".jsonl":
         return _json_row(cells[0], is_multi)
     return _csv_row_of_several(cells) if is_multi else _csv_row(cells)
@@ -82,7 +82,7 @@ def _json_row(text: str, is_multi: bool) -> Row | str:
 
 
 def _names(value: dict[str, Any]) -> tuple[str, ...] | None:
-    """Return the labels of a line of JSON, None if one has no name."""
+    """Return the labels of a line of JSON, or None if a label has no name."""
     several, one = value.get("classificationAnnotations") or [], value.get("classificationAnnotation")
     annotations = [*(several if isinstance(several, list) else [several]), *([one] if one else [])]
     names = [_name(each) for each in annotations]

@@ -1,8 +1,8 @@
-"""WebDataset: tar files in which an image and its label are neighbours of one name.
+"""WebDataset tar files, in which an image and its label are adjacent members with the same name.
 
-In: tars of `000001.jpg` with `000001.cls`, a number or a name, or with `000001.json`, which has a `label`;
-with names of the numbers in a labels.txt, classes.txt or classnames.txt beside them. Out: one item for each
-image, which says where in the tar it lies: nothing is unpacked.
+A tar contains `000001.jpg` with `000001.cls`, a number or a name, or with `000001.json`, which has a `label`.
+Names of numeric labels come from labels.txt, classes.txt or classnames.txt in the same folder or in the
+source's root. Each image becomes one item with its byte range in the tar; nothing is unpacked.
 Format: https://github.com/webdataset/webdataset.
 """
 
@@ -27,26 +27,26 @@ from trainer.printable import printable
 _ENDINGS = (".tar", ".tar.gz", ".tgz")
 _GZIP_MAGIC = b"\x1f\x8b"
 _LABEL_ENDINGS = ("cls", "json")
-"""The first that is there decides."""
+"""In order of precedence."""
 _JSON_LABELS = ("label", "cls", "class", "class_name", "label_name")
 _NAMES_FILES = ("labels.txt", "classes.txt", "classnames.txt")
 _MOST_LABEL_BYTES = 1 << 20
 _LOOKED_AT = 50
-"""Samples by which a tar is recognised."""
+"""Number of samples by which a tar is recognized."""
 
 
 @dataclass
 class _Sample:
-    """The members of one name: where each picture lies, and what the label's members hold."""
+    """Members with the same key: the byte ranges of the images and the contents of the label members."""
 
     key: str
     pictures: list[tuple[str, int, int]] = field(default_factory=list)
-    """Name, start and bytes."""
+    """Name, offset and size in bytes."""
     labels: dict[str, bytes] = field(default_factory=dict)
-    """By ending."""
+    """By extension."""
 
     def label(self) -> int | str | None:
-        """Return the number or the name of the label, None if there is none."""
+        """Return the label as a number or a name, or None if there is none."""
         for ending in _LABEL_ENDINGS:
             if ending in self.labels and (label := _label(ending, self.labels[ending])) is not None:
                 return label
@@ -54,28 +54,28 @@ class _Sample:
 
 
 def find_webdataset_files(folder: Path) -> list[Path]:
-    """Return the tars in `folder`, and in its folders that are named like splits, that are WebDatasets.
+    """Return the tars in `folder` and in its split folders that are WebDatasets.
 
-    Raises DataError for one that is compressed.
+    Raises DataError for a compressed one.
     """
     return [path for path in find_tars(folder) if is_webdataset(path)]
 
 
 def find_tars(folder: Path) -> list[Path]:
-    """Return all tars there."""
+    """Return all tars in `folder` and in its split folders."""
     files = files_of_splits(folder)
     return [path for path in files if path.name.lower().endswith(_ENDINGS) and path.is_file()]
 
 
 def is_webdataset(path: Path) -> bool:
-    """Return whether the first images of a tar all have a label beside them, of the same name.
+    """Return whether each of the first images of a tar has a label member with the same name.
 
-    Raises DataError if they do and the tar is compressed, so that images can't be read one by one.
+    Raises DataError if so and the tar is compressed, because single images cannot be read from it.
     """
     try:
         samples = list(islice(_samples(path), _LOOKED_AT))
     except DataError:
-        return False  # unpacking it reports what is wrong
+        return False  # unpacking reports the error
     labelled = [sample.label() is not None for sample in samples if sample.pictures]
     is_one = bool(labelled) and all(labelled)
     if is_one:
@@ -92,10 +92,10 @@ def _require_plain(path: Path) -> None:
 
 
 def read_webdataset_files(files: list[Path], root: Path) -> Found:
-    """Read the labels of `files`; items are named by tar and member, such as `train-000.tar#000001.jpg`.
+    """Read the labels of `files`; item names consist of tar and member, such as `train-000.tar#000001.jpg`.
 
-    The split is what a word of the tar's name says, or its folder's name, or None. Raises DataError for a
-    tar that is unreadable or damaged.
+    The split is that of a word in the tar's name, or of its folder's name, or None. Raises DataError for a
+    tar that is unreadable, damaged or compressed.
     """
     found = Found()
     for path in files:
@@ -117,7 +117,7 @@ def read_webdataset_files(files: list[Path], root: Path) -> Found:
 
 
 def _item(sample: _Sample, blank: Item, names: dict[int, str]) -> Item | str:
-    """Return the item with its label and place, or the reason why the sample can't be used."""
+    """Return the item with its label and byte range, or the reason why the sample cannot be used."""
     label = sample.label()
     if len(sample.pictures) != 1:
         return f"the sample has {len(sample.pictures) or 'no'} images; there must be one"
@@ -132,7 +132,7 @@ def _item(sample: _Sample, blank: Item, names: dict[int, str]) -> Item | str:
 
 
 def _label(ending: str, data: bytes) -> int | str | None:
-    """Return the label that a member holds; None for what is none."""
+    """Return the label in a member, or None if it has no valid label."""
     value: object = data.decode("utf-8", "replace").strip()
     if ending == "json":
         try:
@@ -152,12 +152,15 @@ def _label_names(*folders: Path) -> dict[int, str]:
 
 
 def _samples(path: Path) -> Iterator[_Sample]:
-    """Yield the samples of a tar: neighbours with one name up to its first dot. Raises DataError."""
+    """Yield the samples of a tar: adjacent members with the same name up to the first dot.
+
+    Raises DataError.
+    """
     sample: _Sample | None = None
     with reading(path), open(path, "rb") as file, tarfile.open(path, "r:*") as tar:
         is_plain = not _is_compressed(path)
         while (member := tar.next()) is not None:
-            tar.members = []  # type: ignore[attr-defined]  # it would keep all of them
+            tar.members = []  # type: ignore[attr-defined]  # tarfile would keep all members in memory
             folder, _, base = member.name.rpartition("/")
             key, _, ending = base.partition(".")
             if not member.isfile() or member.issparse() or not key:
@@ -175,7 +178,7 @@ def _samples(path: Path) -> Iterator[_Sample]:
 def _add(
     sample: _Sample, member: tarfile.TarInfo, ending: str, file: BinaryIO | None, tar: tarfile.TarFile
 ) -> None:
-    """Note what a member is: a label, a picture, or something else."""
+    """Add a label or image member to `sample`; ignore other members."""
 
     def read(size: int) -> bytes:
         if file is None:

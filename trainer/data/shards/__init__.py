@@ -1,5 +1,5 @@
-"""Data sets that outgrow one machine: TFRecord shards with an index of every image.
+"""Sharded datasets: TFRecord shards with an index of every image, for datasets too large for one machine.
 
-In: any source that can be read. Out: shards in a folder or a bucket, packed by any number of processes, and
-a `Dataset` that reads them in any order with little memory.
+Any readable source is packed into a folder or bucket by any number of processes. The shards are read as a
+`Dataset` in any order, with little memory.
 """

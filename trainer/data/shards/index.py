@@ -1,7 +1,8 @@
-"""What is written beside the shards: where each image lies, and what is said of it.
+"""Index and manifest of a sharded dataset.
 
-In: a folder or a bucket. Out: an `Index`, one column for each property of an image, and a `Catalogue`,
-what is to be known of the whole. `shards.json` comes last: without it there are no shards yet.
+`Index` has one column per image property. `Catalogue` is the manifest, which describes the whole dataset.
+Both are files in the folder or bucket of the shards. `shards.json` is written last: the dataset is incomplete
+without it.
 """
 
 from __future__ import annotations
@@ -24,46 +25,46 @@ from trainer.storage.store import Store
 
 CATALOGUE = "shards.json"
 INDEX = "index.npys"
-"""Arrays in NumPy's .npy format, one after the other."""
+"""Concatenated arrays in NumPy's .npy format."""
 LABELS = "labels.txt"
 JOURNAL = "packing-recipe.txt"
-"""There while shards are packed: what they are of."""
+"""Recipe of the shards, which exists only while they are being packed."""
 _FORMAT = 1
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of images, all of one split."""
+    """One shard file; all its images belong to one split."""
 
     name: str
     split: str
     images: int
     size: int
-    """Bytes."""
+    """Size in bytes."""
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """The whole of a sharded data set."""
+    """Manifest of a sharded dataset."""
 
     shards: tuple[Shard, ...]
     class_names: tuple[str, ...]
     summary: dict[str, Any]
-    """As in dataset.json."""
+    """Same contents as dataset.json."""
     warnings: tuple[str, ...]
     rejected: tuple[Rejection, ...]
     recipe: str
-    """Of what and how it was made: equal for equal sources and settings, 64 hex digits."""
+    """SHA-256 of sources and settings, 64 hex digits; equal for equal sources and settings."""
     index_sha256: str
 
     def as_json(self) -> bytes:
-        """Return the bytes of shards.json."""
+        """Return the contents of shards.json."""
         values = {"format": _FORMAT} | asdict(self)
         return json.dumps(values, indent=1, ensure_ascii=False).encode("utf-8", "surrogateescape") + b"\n"
 
 
 def read_catalogue(store: Store) -> Catalogue | None:
-    """Return what shards.json in `store` says, None if there is none. Raises DataError."""
+    """Return the manifest in `store`, or None if there is no shards.json. Raises DataError."""
     found = store.read(CATALOGUE)
     if found is None:
         return None
@@ -88,7 +89,7 @@ def read_catalogue(store: Store) -> Catalogue | None:
 
 
 def _require_plain(catalogue: Catalogue) -> None:
-    """Raise ValueError for what `trainer shard` never writes, such as a name that leads out of the folder."""
+    """Raise ValueError for values that `trainer shard` never writes, such as a name outside the folder."""
     if not re.fullmatch(r"[0-9a-f]{16,}", catalogue.recipe):
         raise ValueError(f"{catalogue.recipe!r} is no digest")
     for shard in catalogue.shards:
@@ -100,19 +101,19 @@ def _require_plain(catalogue: Catalogue) -> None:
 
 @dataclass(frozen=True)
 class Columns:
-    """One row an image, in the order of the shards."""
+    """Index columns, with one row per image in the order of the shards."""
 
     starts: NDArray[np.int64]
-    """The number of the first image of each shard, and at the end that of all: [shards + 1]."""
+    """Number of the first image of each shard, followed by the number of images: [shards + 1]."""
     labels: NDArray[np.int32]
     offsets: NDArray[np.int64]
-    """Where in the shard the encoded image begins, in bytes."""
+    """Offset of the encoded image in its shard, in bytes."""
     lengths: NDArray[np.int32]
-    """Bytes of the encoded image."""
+    """Size of the encoded image in bytes."""
     checksums: NDArray[np.uint32]
     """CRC-32C of the encoded image."""
     contents: NDArray[np.uint8]
-    """SHA-256 of the image as the source had it: [images, 32]."""
+    """SHA-256 of the original image in the source: [images, 32]."""
     names: Sequence[str]
 
     def write(self, path: Path) -> None:
@@ -129,10 +130,10 @@ class Columns:
 
 
 class Index:
-    """The columns of a file, of which those that are seldom used stay there."""
+    """Columns of an index file; names and content digests stay in the file."""
 
     def __init__(self, path: Path, catalogue: Catalogue) -> None:
-        """Read and check the file `path`. Raises DataError if it isn't the one of `catalogue`."""
+        """Read and verify the file `path`. Raises DataError if it does not match `catalogue`."""
         self._path = path
         try:
             if hash_file(path)["sha256"] != catalogue.index_sha256:
@@ -156,11 +157,11 @@ class Index:
         return len(self.labels)
 
     def shards_of(self, numbers: NDArray[np.integer]) -> NDArray[np.int64]:
-        """Return the shard that each image of `numbers` lies in, int64 [n]."""
+        """Return the shard of each image in `numbers`, int64 [n]."""
         return np.searchsorted(self.starts, numbers, side="right") - 1
 
     def names(self, first: int, end: int) -> tuple[str, ...]:
-        """Return the names of the images from `first` up to, not including, `end`."""
+        """Return the names of the images from `first` up to, but not including, `end`."""
         with open(self._path, "rb") as file:
             file.seek(self._rest)
             np.load(file)
@@ -173,5 +174,5 @@ class Index:
 
 
 def recipe_of(values: Mapping[str, Any]) -> str:
-    """Return the SHA-256, in hex, of plain `values`."""
+    """Return the SHA-256 of `values`, serialized as JSON, in hex."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode("utf-8", "surrogateescape")).hexdigest()

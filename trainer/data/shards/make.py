@@ -1,7 +1,6 @@
-"""Any source to shards.
+"""Packing of a source into shards.
 
-In: a `DataSpec`, a place, the size of a shard and who does the work. Out: the shards in that place, then
-their index, then `shards.json`, by which others know that all is there.
+The shards are written first, then their index, then `shards.json`, which marks the dataset as complete.
 """
 
 from __future__ import annotations
@@ -53,20 +52,20 @@ from trainer.storage.store import Store
 Noted = TypeVar("Noted")
 
 _TOGETHER = 512
-# What decides which image comes where; the rest is of training.
+# Only settings that determine the contents and order of the shards; the others concern training.
 _SETTINGS = ("checksum", "layout", "validation_fraction", "max_rejected", "max_image_pixels")
 
 
 def make_shards(
     spec: DataSpec, store: Store, shard_bytes: int, crew: Crew, progress: Progress
 ) -> Catalogue | None:
-    """Pack the source of `spec` into `store`; return what is there then, None where another machine ends it.
+    """Pack the source of `spec` into `store`; return the manifest, or None if another machine completes it.
 
-    What an interrupted call has done isn't done again. Raises UsageError for a place that holds something
-    else, DataError as `load_dataset` does, TemporaryError.
+    Work that an interrupted call completed is not repeated. Raises UsageError if `store` contains other
+    shards, DataError like `load_dataset`, and TemporaryError.
     """
     require_single(spec)
-    # Of a bucket's images each process brings those that it works on.
+    # Each process downloads only the bucket images of its own share.
     most_bytes = spec.max_extracted_mib << 20
     root = fetch_source(spec.source, spec.checksum, crew.cache_dir, most_bytes, progress, outline=True)
     buckets = buckets_of(spec, crew.cache_dir, progress, outline=True)
@@ -83,7 +82,7 @@ def make_shards(
     try:
         return _packed(read, spec, recipe, store, shard_bytes, crew, progress)
     except TemporaryError:
-        # Another one at the same work may have ended it, and taken the notes away.
+        # Another process with the same work may have completed it and removed the work files.
         found = read_catalogue(store)
         if found is None or found.recipe != recipe:
             raise
@@ -117,15 +116,15 @@ def _packed(
 
 def _recipe(spec: DataSpec, items: Sequence[Item], shard_bytes: int) -> str:
     settings = spec.model_dump(mode="json", include=set(_SETTINGS))
-    # Left out at its default: shards that an earlier version packed are the same.
+    # Omitted at its default, so that the recipe matches that of shards packed by earlier versions.
     settings |= {"held_out": spec.held_out} if spec.held_out != "auto" else {}
-    # The size is that of a picture which was replaced under its name, too.
+    # The size detects an image that was replaced under the same name.
     listed = [[item.name, item.label, item.split, size_of(item)] for item in items]
     return recipe_of({"settings": settings, "shard_bytes": shard_bytes, "items": listed})
 
 
 def _begin(store: Store, recipe: str) -> None:
-    """Note what is packed here, so that nothing else is packed between."""
+    """Write the recipe to `store`, so that no other dataset is packed there in the meantime."""
     if not store.create(JOURNAL, recipe.encode()):
         found = store.read(JOURNAL)
         _require_same(recipe if found is None else found.data.decode(), recipe, store)
@@ -169,7 +168,7 @@ def _pack(planned: PlannedShard, dataset: Dataset, items: Sequence[Item], number
 def _part(
     store: Store, work: Scan | Pack, read: Callable[[bytes], Noted], count: Callable[[Noted], int]
 ) -> Noted:
-    """Return what was noted of `work`. Raises TemporaryError if it isn't there or not whole."""
+    """Return the result of `work` from its part file. Raises TemporaryError if missing or incomplete."""
     name = work.part
     found = store.read(name)
     if found is None:
@@ -183,7 +182,7 @@ def _part(
             raise ValueError("it is of other images")
         return noted
     except (ValueError, KeyError, TypeError):
-        store.remove(name)  # so that it is done again
+        store.remove(name)  # so that the work is repeated
         raise TemporaryError(
             "The notes of what was packed can't be read; start again, that piece is then done anew. "
             f"Received: {store.at(name)}"
@@ -198,7 +197,7 @@ def _finish(
     store: Store,
     cache_dir: Path,
 ) -> Catalogue:
-    """Write index, labels and list; then the notes are of no more use."""
+    """Write the index, the labels and the manifest, then remove the work files."""
     written = [_part(store, pack, read_shard, lambda found: len(found.offsets)) for pack in packs]
     _require_there(packs, written, store)
     with private_folder(cache_dir / "packing") as folder:
@@ -230,7 +229,7 @@ def _require_there(packs: Sequence[Pack], written: Sequence[PackedShard], store:
     sizes = {entry.name: entry.size for entry in store.entries()}
     for pack, found in zip(packs, written, strict=True):
         if sizes.get(pack.name) != found.size:
-            store.remove(pack.part)  # so that it is done again
+            store.remove(pack.part)  # so that the shard is packed again
             raise TemporaryError(
                 "A shard is not as it was written any more; start again, it is then packed anew. "
                 f"Received: {store.at(pack.name)}, {sizes.get(pack.name, 'no')} bytes instead of {found.size}"

@@ -1,7 +1,7 @@
-"""The two pieces of work of packing, each done by any process.
+"""Work units for packing shards, which any process can run: `Scan` and `Pack`.
 
-In: some items. Out: a file in the store that says what became of them, written last: what is there
-was done, and is not done again.
+Each unit writes its result to a part file in the store as its last step. A unit whose part file exists is not
+repeated.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ _SMALLEST_SIDE = 8
 
 @dataclass(frozen=True)
 class Scan:
-    """Items to look at."""
+    """Work unit that decodes items to check them."""
 
     part: str
-    """The name of the file that holds what was found."""
+    """Name of the part file with the results."""
     items: tuple[Item, ...]
     spec: DataSpec
 
     def run(self, uri: str, cache_dir: Path) -> int:
-        """Read and decode all items, and write down what became of each; return how many there were."""
+        """Read and decode all items, write the outcomes to the part file, and return the number of items."""
         with private_folder(cache_dir / "packing") as folder:
             found = self._look(bring(self.items, cache_dir, folder))
         open_store(uri).write(self.part, json.dumps(found).encode())
         return len(self.items)
 
     def _look(self, items: tuple[Item, ...]) -> list[dict[str, object]]:
-        # Decoded for the sake of knowing that it can be: the smallest size costs least.
+        # Decoding only checks that it succeeds, so the smallest size is used.
         spec = self.spec.model_copy(update={"image_size": _SMALLEST_SIDE})
         reader = Reader(items, spec, SilentProgress())
         reader.decode(np.arange(len(items)), lambda number, pixels: None)
@@ -58,18 +58,18 @@ class Scan:
 
 @dataclass(frozen=True)
 class PackedItem:
-    """An item of a shard, and what is known of it."""
+    """An item of a shard with its digest and label number."""
 
     item: Item
     content: str
     """SHA-256 of its bytes."""
     number: int
-    """Its label's place among the classes."""
+    """Class index of its label."""
 
 
 @dataclass(frozen=True)
 class PackedShard:
-    """A shard that was written, as its part file says."""
+    """Size of a written shard, and offset, size and CRC-32C of each image; stored in its part file."""
 
     size: int
     offsets: list[int]
@@ -79,16 +79,16 @@ class PackedShard:
 
 @dataclass(frozen=True)
 class Pack:
-    """A shard to write."""
+    """Work unit that writes one shard."""
 
     part: str
     name: str
     items: tuple[PackedItem, ...]
 
     def run(self, uri: str, cache_dir: Path) -> int:
-        """Write the shard, then the part file; return how many images it has.
+        """Write the shard, then the part file; return the number of images.
 
-        Raises DataError if an item is no longer what was scanned.
+        Raises DataError if an item has changed since the scan.
         """
         store = open_store(uri)
         with private_folder(cache_dir / "packing") as folder:
@@ -115,7 +115,7 @@ class Pack:
 
 
 def read_scan(data: bytes) -> list[tuple[Outcome, int]]:
-    """Return the outcome and the size of each item of a scan's part file. Raises ValueError, KeyError."""
+    """Return the outcome and the size of each item from a scan's part file. Raises ValueError, KeyError."""
     return [
         (Outcome(each["content"], each["reason"], each["converted"]), int(each["size"]))
         for each in json.loads(data)
@@ -123,12 +123,12 @@ def read_scan(data: bytes) -> list[tuple[Outcome, int]]:
 
 
 def read_shard(data: bytes) -> PackedShard:
-    """Return what a shard's part file says. Raises ValueError, TypeError."""
+    """Return the contents of a shard's part file. Raises ValueError, TypeError."""
     return PackedShard(**json.loads(data))
 
 
 def size_of(item: Item) -> int:
-    """Return the bytes of an image, 0 if it can't be looked at."""
+    """Return the size of an image in bytes, or 0 if it is inaccessible."""
     try:
         return item.path.stat().st_size if item.length is None else item.length
     except OSError:
@@ -151,7 +151,7 @@ def _unchanged(item: Item, content: str) -> bytes:
 
 
 def parts_of(kind: str, items: Sequence[object], together: int) -> list[tuple[str, range]]:
-    """Return the name of the part file and the range of items of each piece of work."""
+    """Return the part file name and the range of items of each work unit."""
     starts = range(0, len(items), together)
     return [
         (f"packing-{kind}-{index:06d}.json", range(start, min(start + together, len(items))))

@@ -1,7 +1,7 @@
-"""The images that lie in shards, one by one, as they were packed.
+"""Random access to the encoded images in shards.
 
-In: a place where shards were packed. Out: their index, and of each split its images by their names, which
-are read when they are asked for.
+Opens the index of a folder or bucket with shards. The images of each split are a sequence whose names and
+bytes are read on demand.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from trainer.storage.store import Store, is_bucket, open_store, without_scheme
 
 
 def find_shards(spec: DataSpec) -> tuple[Store, Catalogue] | None:
-    """Return the place of the shards that `spec` names, and their list; None if it names something else.
+    """Return the store and the manifest of the shards that `spec` refers to, or None for another source.
 
-    Raises DataError if the list can't be used, or if the layout is said to be shards and there are none.
+    Raises DataError if the manifest is invalid, if packing is not complete, or if the layout is "shards" and
+    there are none.
     """
     place = without_scheme(spec.source)
     if spec.layout not in ("auto", "shards") or not (is_bucket(place) or os.path.isdir(place)):
@@ -54,7 +55,7 @@ def find_shards(spec: DataSpec) -> tuple[Store, Catalogue] | None:
 
 
 def require_single(spec: DataSpec) -> None:
-    """Raise UsageError where images have any number of labels: a shard holds one for each."""
+    """Raise UsageError for multi-label data, because a shard stores one label per image."""
     if spec.labels == "multi":
         raise UsageError(
             "Shards hold one label an image; with data.labels=multi train on the table itself, with --data "
@@ -63,7 +64,7 @@ def require_single(spec: DataSpec) -> None:
 
 
 def open_shards(store: Store, catalogue: Catalogue, spec: DataSpec, cache_dir: Path) -> tuple[Index, Staging]:
-    """Return where each image of the shards in `store` lies, and what reads it. Raises DataError."""
+    """Return the index of the shards in `store` and the staging that reads them. Raises DataError."""
     folder = cache_dir / "shards" / catalogue.index_sha256[:16]
     index = Index(_local_index(store, folder), catalogue)
     if len(index.starts) != len(catalogue.shards) + 1 or index.starts[-1] != len(index):
@@ -82,13 +83,13 @@ def _local_index(store: Store, folder: Path) -> Path:
 
 
 def starts_of(split: str, catalogue: Catalogue, index: Index) -> NDArray[np.int64]:
-    """Return the number of the first image of each shard of `split`, and at the end that after the last."""
+    """Return the numbers of the first images of the shards of `split`, and the end of the last shard."""
     own = [number for number, shard in enumerate(catalogue.shards) if shard.split == split]
-    return index.starts[[*own, own[-1] + 1]]  # the shards of a split follow each other
+    return index.starts[[*own, own[-1] + 1]]  # the shards of a split are consecutive
 
 
 def packed_items(split: str, catalogue: Catalogue, index: Index, staging: Staging) -> PackedItems:
-    """Return the images of `split`, of which there is a shard."""
+    """Return the images of `split`, which must have at least one shard."""
     starts = starts_of(split, catalogue, index)
     return PackedItems(index, staging, int(starts[0]), int(starts[-1]))
 
@@ -110,7 +111,7 @@ class _Packed:
 
 
 class PackedItems(Sequence[Source]):
-    """The images of a split, whose names are read when they are asked for."""
+    """Sequence of the images of a split; names are read on demand."""
 
     def __init__(self, index: Index, staging: Staging, first: int, end: int) -> None:
         self._index, self._staging, self._first, self._end = index, staging, first, end
@@ -139,11 +140,11 @@ class PackedItems(Sequence[Source]):
 
 
 def read_packed(index: Index, staging: Staging, shard: int, number: int) -> bytes:
-    """Return the bytes of one image, by its shard and its number among all. Raises DataError."""
+    """Return the bytes of one image, by its shard and its number in the dataset. Raises DataError."""
     place = shard, int(index.offsets[number]), int(index.lengths[number])
     data, expected = staging.read(*place), index.checksums[number]
     if google_crc32c.value(data) != expected and staging.forget(shard):
-        data = staging.read(*place)  # the copy may be what is damaged
+        data = staging.read(*place)  # the local copy may be damaged
     if google_crc32c.value(data) != expected:
         raise DataError(
             "A shard is damaged: an image does not match its checksum. Get the shard again, or pack the "

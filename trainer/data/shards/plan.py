@@ -1,7 +1,7 @@
-"""Which image comes into which shard.
+"""Assignment of images to shards.
 
-In: a checked data set, and how large its files are. Out: the names of the shards and the images of each,
-in an order that follows from their contents: the same however many processes pack them.
+The assignment and the order within a shard depend only on the contents and names of the images, not on the
+number of processes that pack them.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ class PlannedShard:
     name: str
     split: str
     rows: NDArray[np.int64]
-    """The place of its images in the split, in the order of the shard, int64 [images]."""
+    """Indices of its images in the split, in shard order, int64 [images]."""
 
 
 def plan_shards(dataset: Dataset, sizes: Sequence[int], shard_bytes: int) -> list[PlannedShard]:
-    """Return the shards of all splits, each of about `shard_bytes` or of one image that is larger.
+    """Return the shards of all splits, each of about `shard_bytes` or with a single larger image.
 
-    `sizes`: bytes of each image that was found, by its number.
+    `sizes` is the size in bytes of each image of the source, by number.
     """
     return [
         shard
@@ -39,13 +39,13 @@ def plan_shards(dataset: Dataset, sizes: Sequence[int], shard_bytes: int) -> lis
 
 
 def _shards_of(split: Split, sizes: NDArray[np.int64], shard_bytes: int) -> list[PlannedShard]:
-    # By a hash: neighbours in a folder, as the pictures of one day, would else be neighbours in training.
+    # Sort by hash: adjacent files of a folder, such as images of one day, must not be adjacent in training.
     keys = [_key(item.name, content) for item, content in zip(split.items, split.contents, strict=True)]
     order = np.asarray(sorted(range(len(keys)), key=keys.__getitem__), np.int64)
     middles = np.cumsum(sizes[split.numbers[order]]) - sizes[split.numbers[order]] / 2
     total = int(sizes[split.numbers].sum())
     count = max(1, round(total / shard_bytes))
-    # Of equal size rather than full ones and a rest.
+    # Shards of equal size instead of full shards and a small remainder.
     parts = np.minimum(middles * count // max(1, total), count - 1).astype(np.int64)
     groups = [order[parts == part] for part in range(count) if (parts == part).any()]
     return [

@@ -1,7 +1,6 @@
-"""One image to one record of a TFRecord file.
+"""Serialization of an image as a TFRecord record.
 
-In: an encoded image and what is said of it. Out: the bytes of a framed tf.train.Example, which other
-programs read too, and where in them the image lies.
+The record is a framed tf.train.Example that other programs can read.
 Format: https://www.tensorflow.org/tutorials/load_data/tfrecord.
 """
 
@@ -18,9 +17,9 @@ _HEADER_BYTES = 12
 
 
 def make_record(image: bytes, label: str, number: int, name: str) -> tuple[bytes, int]:
-    """Return the record of an encoded image, and at which of its bytes the image begins.
+    """Return the record of an encoded image, and the byte offset of the image in the record.
 
-    `number` is the label's place among the classes.
+    `number` is the class index of the label.
     """
     values = {
         "image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[image])),

@@ -1,8 +1,8 @@
-"""Shards as a data set.
+"""Sharded datasets as a data source.
 
-In: a place where shards were packed. Out: a `Dataset` as from any other source, of whose images nothing is
-in memory but numbers: each is read from its shard and decoded when it is taken. Only if all of them,
-decoded, fit the cache are they decoded once and kept.
+Returns a `Dataset` like any other source. Only numeric columns are in memory: each image is read from its
+shard and decoded on access. Decoded images are cached only in a run of one process, if all of them fit into
+the cache.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _LARGEST_CHUNK = 32
 
 
 def load_shards(store: Store, catalogue: Catalogue, spec: DataSpec, cache_dir: Path, peers: Peers) -> Dataset:
-    """Return the data set of the shards in `store`. Raises DataError, TemporaryError, UsageError."""
+    """Return the dataset of the shards in `store`. Raises DataError, TemporaryError, UsageError."""
     if len(set(peers.exchange(catalogue.index_sha256.encode()))) > 1:
         raise DataError(
             "The processes of the run see different shards in the source; give all the same ones. "
@@ -55,7 +55,7 @@ def load_shards(store: Store, catalogue: Catalogue, spec: DataSpec, cache_dir: P
         "source": shown_address(spec.source),
         "layout": "shards",
         "packed_from": {key: catalogue.summary.get(key) for key in ("source", "layout")},
-        # In another order than its source, it is another data set to go on with.
+        # The order differs from that of the source, so resuming must treat it as a different dataset.
         "digest": f"sha256:{catalogue.index_sha256}",
     }
     return Dataset(
@@ -64,7 +64,10 @@ def load_shards(store: Store, catalogue: Catalogue, spec: DataSpec, cache_dir: P
 
 
 def _usable_splits(store: Store, catalogue: Catalogue, held_out: str) -> list[str]:
-    """Return the splits that `data.held_out` allows to read. Raises UsageError if that leaves no others."""
+    """Return the splits that `data.held_out` allows.
+
+    Raises UsageError for "train", and for "validation" without a validation split: both need packing again.
+    """
     names = [name for name in SPLITS if any(shard.split == name for shard in catalogue.shards)]
     if held_out == "auto":
         return names
@@ -94,21 +97,21 @@ def _split(
 
 
 class _Reader:
-    """Reads and decodes images by their number, in several threads."""
+    """Multithreaded reader and decoder of images by number."""
 
     def __init__(self, index: Index, staging: Staging, spec: DataSpec) -> None:
         self._index, self._staging = index, staging
         self._to_pixels = build_to_pixels(spec.pixel_format)
-        # Twice the cores, so that some decode while others wait for the disk.
+        # Twice the cores, so that some threads decode while others wait for the disk.
         self._threads = 2 * len(os.sched_getaffinity(0))
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
 
     def follow(self, *passes: NDArray[np.int64]) -> None:
-        """Hear which images will be decoded next."""
+        """Set the images that will be decoded next, so that their shards are prefetched."""
         self._staging.follow(*(self._index.shards_of(numbers).tolist() for numbers in passes))
 
     def decode(self, numbers: NDArray[np.int64], write: Write) -> None:
-        """Decode the images of `numbers`, and `write` their pixels. Raises DataError, TemporaryError."""
+        """Decode the images in `numbers` and `write` their pixels. Raises DataError, TemporaryError."""
         chunk = max(1, min(_LARGEST_CHUNK, len(numbers) // self._threads))
         starts = range(0, len(numbers), chunk)
         for _ in self._pool.map(lambda start: self._decode(numbers[start : start + chunk], write), starts):
@@ -128,7 +131,7 @@ class _Reader:
             write(int(number), image)
 
     def _converted(self, files: list[bytes]) -> Pixels:
-        """Decode images that an earlier version packed unconverted. Raises DataError."""
+        """Decode images that an earlier version packed without conversion. Raises DataError."""
         try:
             return self._to_pixels("image", [as_file(each, "image") for each in files])
         except tf.errors.InvalidArgumentError as error:

@@ -1,8 +1,8 @@
-"""Shards of a bucket on local disk, a few at a time.
+"""Local staging of shards from a bucket, within a disk budget.
 
-In: a store, its shards, a folder and how many bytes may lie there. Out: any part of any shard. Which
-shards come next is told beforehand: they are fetched while those before them are read, and those that
-were read longest ago make room. Shards in a folder are read where they are.
+Any byte range of any shard can be read. The order of the upcoming shards is set in advance: they are
+prefetched while earlier shards are read, and the least recently fetched shards are evicted. Shards in a local
+folder are read in place.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from trainer.storage.store import Store, is_bucket
 _AT_A_TIME = 4
 _TRIES = 3
 _AHEAD = 2
-"""Times as many shards as are shuffled among each other are fetched ahead, where there is room."""
+"""Prefetch distance of the training split, as a multiple of the shuffle window, if the budget allows it."""
 _IN_ORDER = 1
-"""How many are of a split that is read in order."""
+"""Prefetch distance of a split that is read in order, in shards."""
 
 
 class _Stream:
-    """Shards that will be needed, in order, and how far that is."""
+    """Upcoming shards in order, and the current position."""
 
     def __init__(self, upcoming: Sequence[int], ahead: int) -> None:
         self._upcoming, self._ahead, self._at = upcoming, ahead, 0
 
     def reach(self, shard: int) -> bool:
-        """Note that `shard` is needed; return whether it is one that was not reached before."""
+        """Advance to `shard`; return False if it is the current shard or not within the prefetch distance."""
         following = self.next()[1:]
         if shard not in following:
             return False
@@ -42,24 +42,24 @@ class _Stream:
         return True
 
     def next(self) -> Sequence[int]:
-        """Return the shard that was reached last, and some after it."""
+        """Return the current shard and the shards to prefetch."""
         return self._upcoming[self._at : self._at + self._ahead + 1]
 
     def near(self) -> Sequence[int]:
-        """Return the same, and as many before it: not all of them are read to their end."""
+        """Return `next` and as many shards before it, which may not be read completely."""
         return self._upcoming[max(0, self._at - self._ahead) : self._at + self._ahead + 1]
 
 
 class Staging:
-    """The shards of one data set; its methods may be called by several threads."""
+    """Thread-safe access to the shards of one dataset."""
 
     def __init__(
         self, store: Store, shards: Sequence[Shard], folder: Path, budget_bytes: int, shuffled: int
     ) -> None:
-        """Keep at most `budget_bytes` in `folder`, which other processes may use too.
+        """Limit staged shards in `folder`, which other processes may share, to `budget_bytes`.
 
-        `shuffled`: of how many shards at a time training takes its images. Raises UsageError if these, and
-        those that come next, don't fit.
+        The limit includes the shards of other datasets in sibling folders. Training draws images from
+        `shuffled` shards at a time. Raises UsageError if these and the following ones do not fit.
         """
         self._store, self._shards = store, shards
         self._is_remote = is_bucket(store.uri)
@@ -70,11 +70,11 @@ class Staging:
         self._fetches: dict[int, Future[Path]] = {}
         self._arriving: set[Shard] = set()
         self._streams: dict[str, _Stream] = {}
-        """By split: validation is read while training reads ahead."""
+        """By split: validation is read while training prefetches."""
         self._pool = ThreadPoolExecutor(_AT_A_TIME, thread_name_prefix="shards")
 
     def follow(self, *passes: Sequence[int]) -> None:
-        """Hear which shards are needed next, in order, in one pass over them after the other."""
+        """Set the shards needed next, in order, for one or more consecutive passes, and start prefetching."""
         upcoming = [shard for each in passes for shard in dict.fromkeys(each)]
         if not self._is_remote or not upcoming:
             return
@@ -94,7 +94,7 @@ class Staging:
             except FileNotFoundError:
                 if not self._is_remote:
                     break
-                with self._lock:  # another process needed the room
+                with self._lock:  # evicted by another process
                     self._fetches.pop(shard, None)
                 continue
             except OSError as error:
@@ -107,7 +107,7 @@ class Staging:
         return self._store.at(self._shards[shard].name)
 
     def forget(self, shard: int) -> bool:
-        """Drop the copy of a shard that came from a bucket, so that it is fetched anew; False for others."""
+        """Delete the local copy of a bucket's shard to fetch it again; return False for local shards."""
         if self._is_remote:
             with self._lock:
                 self._fetches.pop(shard, None)
@@ -115,7 +115,7 @@ class Staging:
         return self._is_remote
 
     def close(self) -> None:
-        """Begin nothing more."""
+        """Cancel pending downloads without waiting for running ones."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _path(self, shard: int) -> Path:
@@ -159,7 +159,7 @@ class Staging:
         return path
 
     def _make_room(self, arriving: Shard) -> None:
-        """Remove what was fetched longest ago, but for what is needed now or next."""
+        """Evict the least recently fetched shards, except those needed now or next."""
         with self._lock:
             self._arriving.add(arriving)
             near = {shard for stream in self._streams.values() for shard in stream.near()}
@@ -179,7 +179,7 @@ class Staging:
 
 
 def _ahead_within(budget_bytes: int, shards: Sequence[Shard], shuffled: int, store: Store) -> int:
-    """Return how many shards to fetch ahead, so that they and as many behind fit. Raises UsageError."""
+    """Return the prefetch distance in shards such that they and as many before fit. Raises UsageError."""
     sizes: dict[bool, list[int]] = {True: [], False: []}
     for size, split in sorted((shard.size, shard.split) for shard in shards):
         sizes[split == "train"].append(size)

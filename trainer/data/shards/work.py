@@ -1,9 +1,8 @@
-"""Packing, by the processes of one machine and of many.
+"""Distributed packing by the processes of one or more machines.
 
-In: what a source has, a store that all of them reach, and which machine this is of how many. Out: the
-shards, their index and, last, their list. Everyone looks at a share of the images; when all were looked
-at, everyone knows which image goes where and writes a share of the shards. What is done is in the
-store: whoever is started again goes on from there.
+The machines share a store. Each machine scans a share of the images. When all images are scanned, each
+machine computes the same assignment and writes a share of the shards. Machine 0 then writes the index and the
+manifest. Completed work is recorded in the store, so that a restarted machine resumes there.
 """
 
 from __future__ import annotations
@@ -29,26 +28,26 @@ _LOOK_SECONDS = 0.5
 WAIT_SECONDS = 600.0
 STOPPED = "Stopped on request; what is packed is kept, the same command goes on from there."
 NOTES = "packing-"
-"""How the names of the files begin that say what was done."""
+"""Prefix of the work files: the recipe and the part files."""
 
 
 class Work(Protocol):
-    """A piece of work that any process can do."""
+    """Unit of work that any process can run."""
 
     @property
     def part(self) -> str:
-        """The name of the file that says that it was done."""
+        """Name of the part file that records completion."""
 
     @property
     def items(self) -> Sequence[object]:
-        """What it is about."""
+        """Items that the unit processes."""
 
     def run(self, uri: str, cache_dir: Path) -> int:
-        """Do it, write the file, and return how many items there were."""
+        """Process the items, write the part file, and return the number of items."""
 
 
 class Crew:
-    """Who does the work: some processes of this machine, beside as many others."""
+    """Worker pool of one machine, which shares the work with other machines."""
 
     def __init__(
         self,
@@ -61,10 +60,10 @@ class Crew:
         stop: Stop | None = None,
         executor: ProcessPoolExecutor | None = None,
     ) -> None:
-        """This is machine `index` of `machines`; nothing may come from the others for `wait_seconds`.
+        """Start the pool of machine `index` of `machines`.
 
-        `prepare` is called first in each process. `executor`, from `start_processes`, is used instead of
-        processes of its own, and stays open.
+        Waiting fails if the other machines complete nothing for `wait_seconds`. `prepare` is called first in
+        each process. `executor`, from `start_processes`, is used instead of a new pool, and is not closed.
         """
         self.processes, self.cache_dir = processes, cache_dir
         self.index, self.machines, self.wait_seconds = index, machines, wait_seconds
@@ -76,7 +75,7 @@ class Crew:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        """Wait for nothing: what is half done is done again when it is needed."""
+        """Kill all child processes, unless `executor` was given; the next call repeats unfinished work."""
         if not self._owns_executor:
             return
         for child in multiprocessing.active_children():
@@ -86,11 +85,11 @@ class Crew:
     def do(
         self, work: Sequence[Work], store: Store, label: str, progress: Progress, waits: bool = True
     ) -> None:
-        """Do this machine's share of `work`, and if it `waits`, until the others have done theirs.
+        """Run this machine's share of `work` and, if `waits`, wait for the other machines' shares.
 
-        Raises what the work raises, TemporaryError if the others stay away.
+        Raises the errors of the work, TemporaryError if the other machines time out, and StoppedError.
         """
-        with self._stop.patience():  # an exception amid the start of a process would leave half of one
+        with self._stop.patience():  # an exception during the start of a process would leave it half-started
             self._do(
                 work, store, progress.start(label, sum(len(each.items) for each in work), "images"), waits
             )
@@ -113,12 +112,12 @@ class Crew:
         return {each.part for each in work} & names
 
     def _results(self, work: Sequence[Work], uri: str) -> Iterator[int]:
-        """Do `work`, and yield how many images each piece had, as they are done."""
+        """Run `work` and yield the number of images of each unit as it completes."""
         running: set[Future[int]] = set()
         try:
             for each in work:
                 running.add(self._executor.submit(each.run, uri, self.cache_dir))
-                # Few at a time: what waits for a process is in memory twice.
+                # Submit few at a time: the items of each pending unit are in memory twice.
                 while len(running) > self.processes:
                     finished, running = self._finished(running)
                     yield from finished
@@ -126,14 +125,14 @@ class Crew:
                 finished, running = self._finished(running)
                 yield from finished
         except BrokenProcessPool:
-            self._require_going()  # the signal may have gone to all of them
+            self._require_going()  # the stop signal may have ended the workers
             raise OutOfMemoryError(
                 "A process ended by itself, perhaps for want of memory; try fewer --processes. "
                 f"Received: {self.processes} processes"
             ) from None
 
     def _finished(self, running: set[Future[int]]) -> tuple[list[int], set[Future[int]]]:
-        """Wait a moment; return what is done, and what isn't. Raises StoppedError."""
+        """Wait briefly; return the finished results and the unfinished futures. Raises StoppedError."""
         self._require_going()
         finished, unfinished = wait(running, _LOOK_SECONDS, FIRST_COMPLETED)
         return [future.result() for future in finished], unfinished
@@ -163,15 +162,15 @@ class Crew:
 
 
 def start_processes(count: int, prepare: Callable[[], None]) -> ProcessPoolExecutor:
-    """Return an executor of `count` processes, each of which calls `prepare` and imports TensorFlow first."""
-    # A fresh interpreter each: a fork of one that has threads may hang.
+    """Return an executor of `count` processes, each of which first calls `prepare` and imports TensorFlow."""
+    # Spawn fresh interpreters: forking a process with threads can deadlock.
     return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _begin, (prepare,))
 
 
 def _begin(prepare: Callable[[], None]) -> None:
-    """Make a fresh process one that ends with the one that started it."""
-    # Ctrl-C reaches every process of a terminal, and a supervisor's SIGTERM a whole group: the one that
-    # started this says what it means.
+    """Initialize a worker so that it exits with its parent process."""
+    # Ctrl-C reaches every process of a terminal, and a supervisor's SIGTERM a whole group: only the parent
+    # handles these signals.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
@@ -185,6 +184,6 @@ def _begin(prepare: Callable[[], None]) -> None:
     prepare()
     import tensorflow as tf
 
-    # As many processes as cores already.
+    # One process per core already uses all cores.
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
