@@ -22,6 +22,9 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 GENERATOR = ROOT / "scripts" / "docs.py"
 PAGES = (ROOT / "README.md", ROOT / "README.pt-BR.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md")))
+UNCOMMON = re.compile(
+    r"\b(amid|anew|hears?|heard|hence|lies|mend(s|ed)?|tells?|told|thereof|whence|whoever)\b", re.IGNORECASE
+)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _MESSAGE = re.compile(r"^\| `([^`]+)` \| \d+ \|", re.MULTILINE)
 
@@ -155,3 +158,24 @@ def test_no_summary_of_a_command_is_cut_off_at_80_columns(group: list[str]) -> N
     lines = done.output.partition("Commands:")[2].splitlines()
     assert len(lines) > 2
     assert [line for line in lines if line.endswith("...")] == []
+
+
+def docstrings(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Yield line and text of every docstring, those of fields too."""
+    for node in ast.walk(tree):
+        value = node.value if isinstance(node, ast.Expr) else None
+        if isinstance(value, ast.Constant) and isinstance(value.value, str):
+            yield value.lineno, value.value
+
+
+@pytest.mark.parametrize("folder", ["trainer", "scripts", "tests"])
+def test_docstrings_and_help_texts_use_common_words(folder: str) -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{line}: {word[0]}"
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for line, text in docstrings(ast.parse(path.read_text(encoding="utf-8")))
+        for word in UNCOMMON.finditer(text)
+    ]
+    assert found == []
+    if folder == "trainer":
+        assert [word[0] for word in UNCOMMON.finditer((DOCS / "commands.md").read_text())] == []
