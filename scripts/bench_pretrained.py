@@ -32,8 +32,8 @@ _IMAGES = 512
 """Images per measurement of the extraction."""
 _BATCH = 8
 """Batch size of the bare forward pass: the fastest one on a CPU."""
-_MODEL = "model={family: pretrained, backbone: efficientnet-lite0, weights: none}"
-"""Without weights, because they do not affect the speed."""
+_MODEL = "model={family: pretrained, backbone: efficientnet-lite0}"
+"""The weights are not loaded, because they do not affect the speed."""
 
 
 def prepare_extraction(folder: Path) -> tuple[Callable[[], float], Callable[[], float]]:
