@@ -178,7 +178,7 @@ def test_a_finished_run_is_found_finished_and_never_begun_anew(output: Store, ca
     with pytest.raises(UsageError, match=r"train\.epochs") as caught:
         open_run_folder(spec_in(output, "train.epochs=3"), NOW, cache)
     assert "--fresh" not in str(caught.value)  # --fresh would be refused
-    with pytest.raises(UsageError, match="not begun anew"):
+    with pytest.raises(UsageError, match="not started again"):
         open_run_folder(spec_in(output), NOW, cache, fresh=True)
     assert {entry.name: entry for entry in output.entries()} == before
 

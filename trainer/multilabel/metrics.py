@@ -25,12 +25,11 @@ def label_metrics(predictions: MultiLabelPredictions) -> dict[str, float]:
       the labels that the split has images of: `macro_precision`, `macro_recall`, `macro_f1`. A label that is
       never predicted has precision 0.
     - `micro_precision`, `micro_recall`, `micro_f1`: those of all decisions together.
-    - `support/<label>`: number of images with the label. A label without images has no other metric here and
-      is excluded from the means.
+    - `support/<label>`: number of images with the label; without any, it has no other metric and no share in
+      the means.
     - `log_loss`: mean binary cross-entropy in nats over images and labels (probabilities are clipped to
       2e-16); `brier`: mean squared error of the probabilities.
-    - `calibration_error`: mean distance between the mean probability of a label and the share of images that
-      have it, over 15 bins of equal width and weighted by count (Guo et al. 2017, for each label decision).
+    - `calibration_error`: distance of mean probability and share of images, over 15 bins (Guo et al. 2017).
     """
     truth, said = predictions.truth, predictions.predicted
     support = truth.sum(axis=0)

@@ -87,25 +87,20 @@ def judge(
 ) -> Verdict:
     """Return the verdict on a run.
 
-    predictions: those of 'train' and of `held_out`. settings: the resolved spec as plain mappings; only
-    `early` and the advice depend on it. dataset: content of dataset.json; held-out images that it lists as
-    copies of training images are excluded. The kind is the first of these that applies:
+    predictions: of 'train' and `held_out`. settings: the resolved spec, for `early` and the advice.
+    dataset: content of dataset.json; the copies that it lists are excluded. The first kind that applies:
 
     - copied: every held-out image is a copy of a training image.
     - unproven, guessing: the held-out predictions are not significantly better than a constant prediction of
-      the most frequent class (see `beats_guessing`). Unproven if all held-out images are of one class, or if
-      they are too few to decide, their accuracy is above that of the constant prediction, and the training
-      predictions beat guessing.
+      the most frequent class (see `beats_guessing`). Unproven if the held-out images are of one class, or too
+      few to decide while their accuracy is higher and the training predictions beat guessing.
     - early: a run from fresh weights has fewer than `FEWEST_EPOCHS` epochs (not with logistic regression).
     - neglected: the recall of a class is less than a third of the accuracy, by more than chance.
-    - contradicted: the model confidently contradicts the labels of `DOUBTFUL_SHARE` of the training images,
-      and the skill on them is at least `LEAST_SKILL`.
-    - limited: the gap of `over-fitted`, with logistic regression, whose penalty is chosen by
-      cross-validation.
-    - over-fitted: the gap is above `LARGEST_GAP` and not due to chance (its 95% interval is above 0), and the
-      skill on the training images is at least `LEAST_SKILL`.
-    - under-trained: the skill on the training images is lower, or the curve is still rising (`is_rising`; not
-      with copies or an accuracy of 1).
+    - contradicted: the model contradicts the labels of `DOUBTFUL_SHARE` of the training images confidently.
+    - limited: the gap of `over-fitted`, with cross-validated logistic regression.
+    - over-fitted: the gap is above `LARGEST_GAP`, its 95% interval above 0. This kind and `contradicted` need
+      a skill of `LEAST_SKILL` on the training images.
+    - under-trained: that skill is lower, or the curve still rises (`is_rising`; not with copies or at 1).
     - fine otherwise.
     """
     case = build_case(predictions, history, held_out, settings, dataset or {})

@@ -192,7 +192,7 @@ def _finished(output: Store, name: str, spec: RunSpec, fresh: bool) -> RunFolder
     require_same_spec(output.below(name), name, spec, finished=True)
     if fresh:
         raise UsageError(
-            f"The run is finished and published, so it is not begun anew; choose another --run-name. "
+            f"The run is finished and published, and is not started again; choose another --run-name. "
             f"Received: {output.at(name)}"
         )
     return finished_folder(output, name)

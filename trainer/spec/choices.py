@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from trainer.spec.pixels import format_size
+from trainer.spec.schema import DataSpec
+
 Goal = Literal["auto", "fast", "best"]
 
 _SMALL_SIDE = 96
@@ -26,8 +29,6 @@ _STEP_EPOCHS = 20
 _FEWEST_EPOCHS, _MOST_EPOCHS = 3, 30
 _WIDTH = 1280
 """Features of EfficientNet per image, float32."""
-_CACHE_MIB = 4096
-"""Default of data.cache_mib."""
 
 
 @dataclass(frozen=True)
@@ -111,15 +112,14 @@ def _probed(facts: Facts, is_small: bool) -> tuple[dict[str, Any], tuple[tuple[s
 
 
 def _of_features(facts: Facts) -> str:
-    mib, most = facts.images * _WIDTH * 4 >> 20, facts.given.get("data.cache_mib", _CACHE_MIB)
+    mib, most = facts.images * _WIDTH * 4 >> 20, facts.given.get("data.cache_mib", DataSpec().cache_mib)
     if mib <= most:
         return "on cached features"
     return f"on features that are computed in each epoch; to cache them data.cache_mib has to be {mib:,}"
 
 
 def _size(facts: Facts, chosen: int) -> str:
-    size = facts.given.get("data.image_size", chosen)
-    return f"{size} px" if isinstance(size, int) else f"{size[0]} x {size[1]} px"
+    return format_size(facts.given.get("data.image_size", chosen))
 
 
 def _drop_conflicts(settings: dict[str, Any], given: Mapping[str, Any]) -> None:

@@ -73,12 +73,9 @@ class Feed:
     ) -> None:
         """together: see `Plan`. index, hosts: this is process `index` of `hosts`, and reads its share.
 
-        resident: the images of `own` are in the memory of the devices, and blocks contain indices into them.
-        borders: steps at which a block has to end before it reaches them. alternating: mirror each image in
-        every second epoch, beginning with a random half in the first, so that two consecutive epochs show
-        both sides of all images.
-
-        Raises UsageError if there are too few images for the number of processes.
+        resident: device memory holds the images of `own`, and blocks contain indices into them. borders:
+        steps at which a block ends. alternating: mirror each image in every second epoch, a random half of
+        them in the first. Raises UsageError if there are too few images for the number of processes.
         """
         self._resident, self._borders = resident, borders
         self.split = split

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.train.probe import Floats, Labels, Probe, fit_probe, never
+from trainer.train.probe import Floats, Labels, Probe, fit_probe
 
 _SURE = 10.0
 """Absolute logit of a label that all training images have, or none."""
@@ -22,7 +22,7 @@ def fit_label_probe(
     labels: Labels,
     weights: NDArray[np.floating[Any]],
     folds: int,
-    is_stopped: Callable[[], bool] = never,
+    is_stopped: Callable[[], bool] = lambda: False,
 ) -> Probe:
     """Return the head that is fitted to `features` [images, width] and `labels` [images, labels].
 

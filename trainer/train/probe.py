@@ -46,17 +46,12 @@ class Probe:
     """
 
 
-def never() -> bool:
-    """Return False."""
-    return False
-
-
 def fit_probe(
     features: NDArray[np.floating[Any]],
     labels: Labels,
     weights: NDArray[np.floating[Any]],
     folds: int,
-    is_stopped: Callable[[], bool] = never,
+    is_stopped: Callable[[], bool] = lambda: False,
 ) -> Probe:
     """Return the head that is fitted to `features` [images, width] and `labels` [images].
 

@@ -75,7 +75,7 @@ class Crew:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        """Kill all child processes, unless `executor` was given; the next call repeats unfinished work."""
+        """Terminate the workers of an own executor; unfinished work is repeated by the next call."""
         if not self._owns_executor:
             return
         for child in multiprocessing.active_children():
