@@ -90,10 +90,10 @@ def bench_paper(arguments: argparse.Namespace) -> None:
 
 def bench_step(arguments: argparse.Namespace) -> None:
     """Compare images/s of training with the bare step on one batch in memory."""
-    from trainer.cli.environment import prepare_libraries
+    from trainer.cli.bootstrap import prepare_libraries
 
     prepare_libraries()
-    import bench_step as measured
+    import bench.step as measured
 
     trained, bare = measured.prepare(unpacked(arguments.data), arguments.precision or "float32")
     compare("training, images/s", "bare step, images/s", trained, bare, arguments.pairs)
@@ -101,10 +101,10 @@ def bench_step(arguments: argparse.Namespace) -> None:
 
 def bench_extraction(arguments: argparse.Namespace) -> None:
     """Compare images/s of feature extraction with a compiled forward pass."""
-    from trainer.cli.environment import prepare_libraries
+    from trainer.cli.bootstrap import prepare_libraries
 
     prepare_libraries()
-    import bench_pretrained as measured
+    import bench.pretrained as measured
 
     ours, bare = measured.prepare_extraction(unpacked(arguments.data))
     compare("extraction, images/s", "forward pass, images/s", ours, bare, arguments.pairs)
@@ -112,10 +112,10 @@ def bench_extraction(arguments: argparse.Namespace) -> None:
 
 def bench_finetuning(arguments: argparse.Namespace) -> None:
     """Compare images/s of training the last stage with the bare step on one batch in memory."""
-    from trainer.cli.environment import prepare_libraries
+    from trainer.cli.bootstrap import prepare_libraries
 
     prepare_libraries()
-    import bench_pretrained as measured
+    import bench.pretrained as measured
 
     folder = unpacked(arguments.data)
     trained, bare = measured.prepare_finetuning(folder, arguments.precision or "auto")
@@ -124,7 +124,7 @@ def bench_finetuning(arguments: argparse.Namespace) -> None:
 
 def bench_cached(arguments: argparse.Namespace) -> None:
     """Print the seconds of a training with the recipe auto, and of a second one on cached features."""
-    import bench_pretrained as measured
+    import bench.pretrained as measured
 
     first, second, whole = measured.cached_seconds(arguments.data)
     print(f"training {first:.1f} s; again with another seed {second:.1f} s, its whole process {whole:.1f} s")
@@ -132,7 +132,7 @@ def bench_cached(arguments: argparse.Namespace) -> None:
 
 def bench_memory(arguments: argparse.Namespace) -> None:
     """Print the peak resident memory of reading data of the size of the cache budget, and ten times that."""
-    import bench_memory as measured
+    import bench.memory as measured
 
     for name, value in measured.peaks().items():
         print(f"{name:<44}{value:>8.0f} MiB")

@@ -44,11 +44,11 @@ def main() -> None:
         parser.error(f"--set, --pretrained and --during are for kills. Received: {arguments.what}")
     # The emulator and the fault proxy are modules of the tests.
     sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
-    from trainer.cli.environment import prepare_libraries
+    from trainer.cli.bootstrap import prepare_libraries
 
     prepare_libraries()
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {date.today()}")
-    chosen = importlib.import_module(f"chaos_{arguments.what}")
+    chosen = importlib.import_module(f"chaos.{arguments.what}")
     more = {"pretrained": True} if arguments.pretrained else {}
     more |= {"during": arguments.during} if arguments.during else {}
     problems = chosen.main(arguments.times or TIMES[arguments.what], arguments.seed, *arguments.set, **more)

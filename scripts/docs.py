@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from trainer.cli.app import cli  # noqa: E402
-from trainer.exits import EXIT_CODES  # noqa: E402
+from trainer.errors import EXIT_CODES  # noqa: E402
 from trainer.spec import RunSpec  # noqa: E402
 
 DOCS = ROOT / "docs"

@@ -48,14 +48,14 @@ def main() -> None:
 def features_of(data: str, settings: list[str]) -> tuple[Any, Any]:
     """Return (features, labels) of the training images and of the held-out images."""
     from trainer.cli.app import cache_folder
+    from trainer.cli.bootstrap import import_tensorflow, prepare_libraries
     from trainer.cli.choose import chosen_spec
     from trainer.cli.console import Console
-    from trainer.cli.environment import import_tensorflow, prepare_libraries
 
     prepare_libraries()
     import_tensorflow()
-    from trainer.cluster import find_cluster
     from trainer.data.load import load_dataset
+    from trainer.distributed.devices import find_cluster
     from trainer.model.pretrained import backbone_of
     from trainer.model.weights import find_weights, load_weights
     from trainer.spec import PretrainedSpec, load_spec

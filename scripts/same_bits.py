@@ -18,7 +18,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
-from chaos_places import result_of  # noqa: E402
+from chaos.places import result_of  # noqa: E402
 
 
 def main() -> None:

@@ -48,15 +48,15 @@ def main() -> None:
     # Modules of the tests and of chaos.py are used for processes and the bucket.
     sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
     os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
-    from trainer.cli.environment import prepare_libraries
+    from trainer.cli.bootstrap import prepare_libraries
 
     prepare_libraries()
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {date.today()}")
     began = time.monotonic()
     if arguments.what in OF_SHARDS:
-        chosen = getattr(importlib.import_module("scale_shards"), arguments.what)
+        chosen = getattr(importlib.import_module("scale.shards"), arguments.what)
     else:
-        chosen = importlib.import_module(f"scale_{arguments.what}").main
+        chosen = importlib.import_module(f"scale.{arguments.what}").main
     more = {"gpus": arguments.gpus} if arguments.gpus else {}
     more |= {"pretrained": True} if arguments.pretrained else {}
     problems = chosen(arguments.times or TIMES[arguments.what], arguments.seed, **more)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Writes tests/vertex_descriptors.binpb: which fields the requests of Vertex AI and Cloud Scheduler have, as
+# Writes tests/helpers/vertex_descriptors.binpb: which fields the requests of Vertex AI and Cloud Scheduler have, as
 # Google's own clients know it. The clients themselves bring dozens of packages and stay out of the tests.
 set -euo pipefail
 
@@ -10,7 +10,7 @@ trap 'rm -rf -- "$tools"' EXIT
 python3 -m venv "$tools/venv"
 "$tools/venv/bin/python" -m pip --quiet --disable-pip-version-check install \
     google-cloud-aiplatform==2.7.0 google-cloud-scheduler==2.21.0
-"$tools/venv/bin/python" - tests/vertex_descriptors.binpb <<'PYTHON'
+"$tools/venv/bin/python" - tests/helpers/vertex_descriptors.binpb <<'PYTHON'
 import sys
 from pathlib import Path
 

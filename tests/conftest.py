@@ -10,30 +10,30 @@ from pathlib import Path
 
 import pytest
 import trustme
-from bucket_server import BUCKET, bucket_server
 from docker import DockerClient
-from docker_engine import BASE, USER, docker_engine, make_base
-from downloads import trusted_server
-from https_server import HttpsServer
-from PIL import Image, ImageDraw
+from helpers.bucket_server import BUCKET, bucket_server
+from helpers.docker_engine import BASE, USER, docker_engine, make_base
+from helpers.downloads import trusted_server
+from helpers.https_server import HttpsServer
+from helpers.photos import draw_photo
 
-from trainer.cli.environment import prepare_libraries
+from trainer.cli.bootstrap import prepare_libraries
 from trainer.storage.store import Store, open_store
 
 # As the command line does: TensorFlow reads its environment variables once, on import.
 prepare_libraries()
 
 # Rewrite its assertions too, so that failures show the compared values.
-pytest.register_assert_rewrite("trainer_process")
-pytest_plugins = ["kube_cluster"]
+pytest.register_assert_rewrite("helpers.trainer_process")
+pytest_plugins = ["helpers.kube_cluster"]
 
 
 SLOWEST = [
     "image", "faults", "many_hosts", "retraining", "release", "repeat", "run_failures", "bucket_run",
     "situations", "compare_command", "run", "step", "resume", "packing", "drift", "warm_start",
     "shard_command", "export", "layout_runs", "train", "vertex", "scaling", "cut_off", "bench", "colab",
-    "formats", "lease", "shards", "decode", "program", "integrity", "retention_faults", "peers", "gke",
-    "packaging",
+    "formats", "lease", "shards", "decode", "program", "integrity", "retention_faults", "process_group",
+    "gke", "packaging",
 ]  # fmt: skip
 """Test files with the longest run time, slowest first."""
 
@@ -121,20 +121,3 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number in range(8):
             draw_photo(name, number).save(root / name / f"{number}.png")
     return root
-
-
-def draw_photo(name: str, number: int) -> Image.Image:
-    """Draw image `number` of class `name`; each number gives a different image."""
-    image = Image.new("RGB", (40, 32), (230, 225, 220 + number))
-    draw = ImageDraw.Draw(image)
-    shade = 160 + 8 * number
-    left, top = 2 + 2 * number, 2 + number
-    box = (left, top, left + 18, top + 18)
-    if name == "discs":
-        draw.ellipse(box, fill=(shade, 20, 20))
-    elif name == "squares":
-        draw.rectangle(box, fill=(20, shade, 20))
-    else:
-        for offset in range(0, 19, 6):
-            draw.rectangle((left, top + offset, left + 18, top + offset + 2), fill=(20, 20, shade))
-    return image

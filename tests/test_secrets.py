@@ -10,20 +10,20 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from helpers.trainer_process import refused, trainer
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from trainer_process import refused, trainer
 
 from trainer.cli.app import cli
-from trainer.cli.places import absolute_source
+from trainer.cli.paths import absolute_source
 from trainer.compare.differences import spec_differences
 from trainer.compare.runs import Run
 from trainer.data.fetch import fetch_source
 from trainer.data.http import require_https
 from trainer.data.progress import SilentProgress
-from trainer.exits import TrainerError
-from trainer.printable import shown_address, without_secrets
-from trainer.run_folder import Start, open_run_folder, write_environment
+from trainer.errors import TrainerError
+from trainer.runs import Start, open_run_folder, write_environment
+from trainer.sanitize import shown_address, without_secrets
 from trainer.spec import dump_shown_spec, dump_spec, load_spec, parse_spec, spec_changes, spec_digest
 from trainer.spec.text import parse_mapping
 from trainer.storage.store import open_store, split_uri

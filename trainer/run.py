@@ -1,40 +1,39 @@
 """Training pipeline of one run: data, model, training, evaluation, export, publication.
 
-`run` only defines the order of the steps, from a spec to a finished run folder. Each step returns the inputs
-of the next one.
+`run` calls three phases, from a spec to a finished run folder: `prepare`, `train_model` and `finish`. Each
+returns the inputs of the next one.
 """
 
 from __future__ import annotations
 
 import secrets
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import keras
 
-from trainer.cluster import Cluster, choose_precision, find_cluster
-from trainer.data.batches import steps_per_epoch
 from trainer.data.dataset import Dataset, format_found
 from trainer.data.items import Rejection
 from trainer.data.labels import all_normalized, normalized
 from trainer.data.load import load_dataset
 from trainer.data.progress import Progress
+from trainer.data.sampler import steps_per_epoch
 from trainer.data.statistics import describe_images
-from trainer.evaluate import Evaluator, predict_splits, thresholds_of
-from trainer.exits import DataError, UnchangedError, UsageError
+from trainer.distributed import ProcessGroup
+from trainer.distributed.devices import Cluster, choose_precision, find_cluster
+from trainer.errors import DataError, UnchangedError, UsageError
+from trainer.evaluate.evaluator import Evaluator, predict_splits, thresholds_of
+from trainer.evaluate.metrics import AnyPredictions, compute_metrics
+from trainer.evaluate.prediction_files import write_predictions
 from trainer.export import export_model, make_golden, verify_export
-from trainer.hosts import Peers
-from trainer.metrics import AnyPredictions, compute_metrics
-from trainer.objective import objective_of
-from trainer.prediction_files import write_predictions
-from trainer.publish import publish
 from trainer.report.drift import Drift, find_drift
 from trainer.report.inputs import report_inputs
 from trainer.report.label_page import write_label_report
 from trainer.report.names import clip
 from trainer.report.page import write_report
 from trainer.report.verdict import Verdict
-from trainer.run_folder import (
+from trainer.runs import (
     IMAGES,
     RunFolder,
     current_command,
@@ -46,15 +45,23 @@ from trainer.run_folder import (
     write_environment,
     write_rejected,
 )
-from trainer.scaling import describe_scaling, require_equal_shares, require_whole_batch, scaled_spec
+from trainer.runs.publish import publish
+from trainer.runs.warm_start import begin, new_weights_sha256
+from trainer.shutdown import GracefulShutdown
 from trainer.spec import RunSpec, format_size
-from trainer.stop import Stop
 from trainer.storage.folders import replace_folder
 from trainer.storage.local import write_json
-from trainer.train import Learner, Observer, Saver, TrainResult, build_learner, train
+from trainer.train import AsyncCheckpointer, Learner, Observer, TrainResult, build_learner, train
 from trainer.train.features import Features, build_features
+from trainer.train.objective import objective_of
+from trainer.train.scaling import (
+    ResolvedSpec,
+    describe_scaling,
+    require_equal_shares,
+    require_whole_batch,
+    resolve_spec,
+)
 from trainer.train.whiten import whiten_first_layer
-from trainer.warm_start import begin, new_weights_sha256
 
 # 80 columns, less the 11 of the label before a fact.
 _FOUND_WIDTH = 69
@@ -69,50 +76,122 @@ class Screen(Observer, Progress, Protocol):
         """Report one fact, such as the devices or the data."""
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """Inputs of the training: devices, data, resolved spec and model with its initial weights."""
+
+    cluster: Cluster
+    dataset: Dataset
+    resolved: ResolvedSpec
+    learner: Learner
+    features: Features | None
+    """Cached features of a frozen backbone; None if there are none."""
+    evaluator: Evaluator
+    environment: dict[str, Any]
+    """Contents of environment.json."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Results of the training; the weights are those of the learner's inference model."""
+
+    result: TrainResult
+    predictions: dict[str, AnyPredictions]
+    """Predictions for every evaluated split, by its name."""
+
+
 def run(
-    spec: RunSpec, folder: RunFolder, cache_dir: Path, screen: Screen, stop: Stop, peers: Peers
+    spec: RunSpec,
+    folder: RunFolder,
+    cache_dir: Path,
+    screen: Screen,
+    stop: GracefulShutdown,
+    peers: ProcessGroup,
 ) -> Verdict | None:
     """Train and publish the run of `spec` in `folder` with `peers`, resuming from its newest checkpoint.
 
-    Returns None if another process is the chief. See `trainer.exits` for the errors it raises.
+    Returns None if another process is the chief. See `trainer.errors` for the errors it raises.
     """
     cluster = find_cluster(spec.train.deterministic, spec.train.devices, peers)
     # With several processes TensorFlow's SigtermNotifier has replaced the SIGTERM handler.
-    stop.listen_on()
+    stop.reinstall()
     screen.on_fact("devices", cluster.description)
-    dataset = load_dataset(spec.data, cache_dir, screen, lambda found: _note_rejected(folder, found), peers)
+    prepared = prepare(spec, cluster, folder, cache_dir, screen)
+    trained = train_model(prepared, folder, screen, stop)
+    verdict = finish(prepared, trained, folder, screen) if cluster.is_chief else None
+    peers.barrier("published")
+    return verdict
+
+
+def prepare(spec: RunSpec, cluster: Cluster, folder: RunFolder, cache_dir: Path, screen: Screen) -> Prepared:
+    """Load the data, build the model with its initial weights, and write the files that describe the run."""
+    dataset = load_dataset(
+        spec.data, cache_dir, screen, lambda found: _note_rejected(folder, found), cluster.peers
+    )
     folder.require_lease()  # the lease may expire during loading; files are written from here on
     screen.on_fact("data", format_found(dataset, _FOUND_WIDTH))
-    _require_wanted(spec, dataset, folder, peers, cache_dir, screen)
-    scaled = _settled(_scaled(spec, cluster, dataset, screen), cluster, folder)
-    steps = steps_per_epoch(len(dataset.train.labels), scaled.train.global_batch_size)
-    learner = build_learner(scaled, len(dataset.class_names), steps, cluster)
+    _require_wanted(spec, dataset, folder, cluster.peers, cache_dir, screen)
+    resolved = _resolve(spec, cluster, len(dataset.train.labels), folder, screen)
+    effective = resolved.effective
+    steps = steps_per_epoch(len(dataset.train.labels), effective.train.global_batch_size)
+    learner = build_learner(effective, len(dataset.class_names), steps, cluster)
     whiten_first_layer(learner, dataset.train, cluster)
-    start = begin(scaled, learner, dataset, cluster, folder, cache_dir, screen)
+    start = begin(effective, learner, dataset, cluster, folder, cache_dir, screen)
     _keep_dataset(dataset, cluster, folder, screen)
     environment = write_environment(folder.path, spec, cluster.description, start, current_command())
     # A restart can use a checkpoint only with the files that describe the run.
     folder.keep()
     screen.on_fact("model", _describe(spec, learner))
-    model, objective = learner.inference_model, objective_of(spec.data.labels)
-    features = build_features(scaled, model, dataset, cluster, cache_dir, screen)
-    evaluator = Evaluator(model, cluster, None if spec.model.average_mirror else features, objective)
-    result = _train(learner, evaluator, dataset, scaled, cluster, folder, screen, stop, features)
-    predictions = predict_splits(evaluator.final(spec.is_frozen), dataset)
-    if not cluster.is_chief:
-        peers.share(b"")  # barrier: the chief exports and publishes
-        return None
-    metrics = _keep_metrics(predictions, result, folder)
-    screen.on_fact("export", _export(model, dataset, spec, folder, thresholds_of(predictions)))
-    verdict = _report(spec, environment, dataset, result, predictions, metrics, folder, screen)
+    model = learner.inference_model
+    features = build_features(effective, model, dataset, cluster, cache_dir, screen)
+    reused = None if spec.model.average_mirror else features
+    evaluator = Evaluator(model, cluster, reused, objective_of(spec.data.labels))
+    return Prepared(cluster, dataset, resolved, learner, features, evaluator, environment)
+
+
+def train_model(prepared: Prepared, folder: RunFolder, screen: Screen, stop: GracefulShutdown) -> Trained:
+    """Train the prepared model to its last epoch, saving checkpoints, and predict the evaluated splits."""
+    spec, dataset, evaluator = prepared.resolved.effective, prepared.dataset, prepared.evaluator
+
+    def is_stopped() -> bool:
+        folder.check_lease()
+        return stop.is_requested()
+
+    def is_overdue() -> bool:
+        return stop.is_overdue(_GRACE_SHARE * spec.train.grace_seconds)
+
+    with (
+        stop.defer(),
+        AsyncCheckpointer(folder.checkpoints, folder.keep, is_overdue, folder.require_lease) as checkpointer,
+    ):
+        if prepared.cluster.is_chief:  # only the chief writes checkpoints
+            stop.outcome = checkpointer.resume_advice
+        result = train(
+            prepared.learner, dataset, spec, prepared.cluster, checkpointer, screen,
+            lambda: evaluator.loss_and_accuracy(dataset.held_out, is_stopped), is_stopped, prepared.features,
+        )  # fmt: skip
+    return Trained(result, predict_splits(evaluator.final(spec.is_frozen), dataset))
+
+
+def finish(prepared: Prepared, trained: Trained, folder: RunFolder, screen: Screen) -> Verdict:
+    """Write the metrics, the SavedModel and the report, then publish the run; only the chief does."""
+    spec, dataset = prepared.resolved.spec, prepared.dataset
+    metrics = _keep_metrics(trained.predictions, trained.result, folder)
+    thresholds = thresholds_of(trained.predictions)
+    screen.on_fact("export", _export(prepared.learner.inference_model, dataset, spec, folder, thresholds))
+    drift = _drift(spec, dataset, folder, screen)
+    inputs = report_inputs(
+        folder.name, spec, prepared.environment, dataset, trained.result, trained.predictions, metrics, drift
+    )
+    write = write_label_report if spec.data.labels == "multi" else write_report
+    verdict = write(folder.path, inputs)
     require_complete(folder.path)
     _publish(folder, screen)
-    peers.share(b"published")
     return verdict
 
 
 def _require_wanted(
-    spec: RunSpec, dataset: Dataset, folder: RunFolder, peers: Peers, cache_dir: Path, screen: Screen
+    spec: RunSpec, dataset: Dataset, folder: RunFolder, peers: ProcessGroup, cache_dir: Path, screen: Screen
 ) -> None:
     """Check the class names, and skip a run whose data and spec have not changed.
 
@@ -122,64 +201,37 @@ def _require_wanted(
     _require_classes(spec, dataset)
     if not spec.publish.skip_unchanged:
         return
-    is_new = peers.place.is_chief and not folder.newest_checkpoint
+    is_new = peers.process.is_chief and not folder.newest_checkpoint
     found = ""
     if is_new:
         weights_sha256 = new_weights_sha256(spec, folder, cache_dir, screen)
         found = find_same_run(folder.output, spec, dataset.digest, weights_sha256)
-    name = peers.share(found.encode()).decode()
+    name = peers.broadcast(found.encode()).decode()
     if name:
         raise UnchangedError(
             f"Neither the data nor the spec changed since the run {name}, so there is nothing to do.", name
         )
 
 
-def _scaled(spec: RunSpec, cluster: Cluster, dataset: Dataset, screen: Screen) -> RunSpec:
+def _resolve(spec: RunSpec, cluster: Cluster, images: int, folder: RunFolder, screen: Screen) -> ResolvedSpec:
+    """Return the spec with batch size and learning rate for these devices, and a definite precision."""
     replicas = cluster.strategy.num_replicas_in_sync
-    require_whole_batch(spec, replicas, len(dataset.train.labels))
-    if (said := describe_scaling(spec, replicas)) is not None:
-        screen.on_fact("batch", said)
-    scaled = scaled_spec(spec, replicas)
+    require_whole_batch(spec, replicas, images)
+    if (text := describe_scaling(spec, replicas)) is not None:
+        screen.on_fact("batch", text)
+    resolved = resolve_spec(spec, replicas, _precision(spec, cluster, folder))
     if cluster.device_kind == "TPU":
-        require_equal_shares(scaled, replicas, len(dataset.train.labels))
-    return scaled
+        require_equal_shares(resolved.effective, replicas, images)
+    return resolved
 
 
-def _settled(spec: RunSpec, cluster: Cluster, folder: RunFolder) -> RunSpec:
-    """Return `spec` with the precision "auto" resolved by the chief; a resumed run keeps its precision."""
+def _precision(spec: RunSpec, cluster: Cluster, folder: RunFolder) -> str:
+    """Return train.precision, with "auto" resolved by the chief; a resumed run keeps its precision."""
     if spec.train.precision != "auto":
-        return spec
+        return spec.train.precision
     began = read_precision(folder.path) if folder.newest_checkpoint else None
     chosen = began or choose_precision("auto", cluster, spec.has_depthwise)
-    chosen = cluster.peers.share(chosen.encode()).decode()
-    return spec.model_copy(update={"train": spec.train.model_copy(update={"precision": chosen})})
-
-
-def _train(
-    learner: Learner,
-    evaluator: Evaluator,
-    dataset: Dataset,
-    spec: RunSpec,
-    cluster: Cluster,
-    folder: RunFolder,
-    screen: Screen,
-    stop: Stop,
-    features: Features | None,
-) -> TrainResult:
-    def is_stopped() -> bool:
-        folder.check_lease()
-        return stop.is_requested()
-
-    def is_overdue() -> bool:
-        return stop.is_overdue(_GRACE_SHARE * spec.train.grace_seconds)
-
-    with stop.patience(), Saver(folder.checkpoints, folder.keep, is_overdue, folder.require_lease) as saver:
-        if cluster.is_chief:  # only the chief writes checkpoints
-            stop.outcome = saver.resume_advice
-        return train(
-            learner, dataset, spec, cluster, saver, screen,
-            lambda: evaluator.loss_and_accuracy(dataset.held_out, is_stopped), is_stopped, features,
-        )  # fmt: skip
+    return cluster.peers.broadcast(chosen.encode()).decode()
 
 
 def _publish(folder: RunFolder, screen: Screen) -> None:
@@ -216,14 +268,15 @@ def _require_classes(spec: RunSpec, dataset: Dataset) -> None:
     for name in dataset.class_names:
         # labels.txt has one line per class.
         if len(name.splitlines()) != 1:
-            raise DataError(f"The name of a class can't hold a line break; rename it. Received: {name!r}")
+            raise DataError("The name of a class can't hold a line break; rename it.", received=f"{name!r}")
     weights = spec.train.class_weights
     known = all_normalized(dataset.class_names)
     unknown = [name for name in weights if normalized(name) not in known] if isinstance(weights, dict) else []
     if unknown:
         raise UsageError(
             f"train.class_weights names a class that the data don't have; there are: "
-            f"{', '.join(dataset.class_names)}. Received: {', '.join(unknown)}"
+            f"{', '.join(dataset.class_names)}.",
+            received=f"{', '.join(unknown)}",
         )
 
 
@@ -275,19 +328,3 @@ def _drift(spec: RunSpec, dataset: Dataset, folder: RunFolder, screen: Screen) -
     drift = find_drift(earlier, dataset.summary, read_images(folder.path))
     screen.on_fact("drift", clip(drift.brief, _FOUND_WIDTH))
     return drift
-
-
-def _report(
-    spec: RunSpec,
-    environment: dict[str, Any],
-    dataset: Dataset,
-    result: TrainResult,
-    predictions: dict[str, AnyPredictions],
-    metrics: dict[str, float],
-    folder: RunFolder,
-    screen: Screen,
-) -> Verdict:
-    drift = _drift(spec, dataset, folder, screen)
-    inputs = report_inputs(folder.name, spec, environment, dataset, result, predictions, metrics, drift)
-    write = write_label_report if spec.data.labels == "multi" else write_report
-    return write(folder.path, inputs)

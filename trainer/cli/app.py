@@ -15,26 +15,26 @@ from pathlib import Path
 import click
 
 from trainer import __version__
-from trainer.cli.clients import EMULATOR
-from trainer.cli.compare import compare
-from trainer.cli.doctor import doctor
-from trainer.cli.environment import (
+from trainer.cli.bootstrap import (
     TENSORFLOW_MODULES,
     import_tensorflow,
     memory_explained,
     prepare_libraries,
 )
+from trainer.cli.compare import compare
+from trainer.cli.doctor import doctor
 from trainer.cli.errors import CleanGroup, clean_tracebacks, fail
 from trainer.cli.image import image
 from trainer.cli.jobs import cancel, list_jobs, logs, status
 from trainer.cli.options import DATA_HELP, SpecCommand, run_options, spec_options
 from trainer.cli.release import promote, rollback, runs
 from trainer.cli.repeat import repeat
+from trainer.cli.services import EMULATOR
 from trainer.cli.submit import submit
 from trainer.cli.tune import tune
-from trainer.exits import TrainerError, UsageError
-from trainer.printable import shown_address
-from trainer.stop import Stop
+from trainer.errors import TrainerError, UsageError
+from trainer.sanitize import shown_address
+from trainer.shutdown import GracefulShutdown
 
 _UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
@@ -76,13 +76,13 @@ def train(
 
     Without data, recipe or spec it trains the demo on images that come with the package.
     """
-    from trainer.cli.given import given_spec
-    from trainer.cli.places import require_unmoved
+    from trainer.cli.config import given_spec
+    from trainer.cli.paths import require_unmoved
     from trainer.cli.train import require_devices, train_command
-    from trainer.hosts import read_place
+    from trainer.distributed import read_process_info
 
-    stop = Stop()
-    stop.listen()
+    stop = GracefulShutdown()
+    stop.install()
     prepare_libraries()
     overrides = {"data.source": data, "output": output, "run_name": run_name}
     sent = None if spec_path or recipe else os.environ.get(_SPEC_OF_JOB)
@@ -91,7 +91,7 @@ def train(
         require_unmoved(spec_path, spec)
     if require_accelerator is not None:
         require_devices(require_accelerator)
-    place = read_place(os.environ, socket.gethostname())
+    place = read_process_info(os.environ, socket.gethostname())
     train_command(spec, cache_folder(), fresh, stop, place, assert_accuracy_at_least)
 
 
@@ -116,17 +116,18 @@ def bench(
 ) -> None:
     """Measure training speed and name the bottleneck."""
     from trainer.cli.bench import bench_command
-    from trainer.cli.given import given_spec
+    from trainer.cli.config import given_spec
     from trainer.cli.train import require_devices
-    from trainer.hosts import read_share
+    from trainer.distributed import read_share
 
-    stop = Stop()
-    stop.listen()
+    stop = GracefulShutdown()
+    stop.install()
     prepare_libraries()
     if (processes := read_share(os.environ)[1]) > 1:
         raise UsageError(
             "One process alone is measured, and the environment says that there are others; unset TF_CONFIG "
-            f"and TRAINER_WORKERS. Received: {processes} processes"
+            "and TRAINER_WORKERS.",
+            received=f"{processes} processes",
         )
     spec = given_spec(spec_path, recipe, settings, {"data.source": data}, None, cache_folder())
     if require_accelerator is not None:
@@ -154,7 +155,7 @@ def recipes(name: str | None) -> None:
 @click.option("--trust", is_flag=True, help=_TRUST_HELP)
 def predict(model: str, images: tuple[str, ...], as_json: bool, trust: bool) -> None:
     """Classify images with a trained model."""
-    from trainer.cli.answers import predict_command
+    from trainer.cli.predict import predict_command
 
     import_tensorflow()
     with memory_explained(_LESS_MEMORY):
@@ -175,7 +176,7 @@ def predict(model: str, images: tuple[str, ...], as_json: bool, trust: bool) -> 
 @click.option("--trust", is_flag=True, help=_TRUST_HELP)
 def evaluate(model: str, data: str, as_json: bool, settings: tuple[str, ...], trust: bool) -> None:
     """Evaluate a trained model on labelled images."""
-    from trainer.cli.answers import evaluate_command
+    from trainer.cli.predict import evaluate_command
 
     import_tensorflow()
     with memory_explained(_LESS_MEMORY):
@@ -200,10 +201,10 @@ def shard(data: str, output: str, shard_mib: int, processes: int | None, setting
     The pods of an Indexed Job share the work. The same command resumes where it was stopped.
     """
     from trainer.cli.shard import shard_command
-    from trainer.hosts import read_share
+    from trainer.distributed import read_share
 
-    stop = Stop()
-    stop.listen()
+    stop = GracefulShutdown()
+    stop.install()
     prepare_libraries()
     share = read_share(os.environ)
     shard_command(data, output, shard_mib, processes, settings, share, cache_folder(), stop)
@@ -213,7 +214,7 @@ def shard(data: str, output: str, shard_mib: int, processes: int | None, setting
 @click.argument("run", metavar="RUN")
 def verify(run: str) -> None:
     """Compare every file of a finished run with its manifest."""
-    from trainer.cli.answers import verify_command
+    from trainer.cli.predict import verify_command
 
     prepare_libraries()
     verify_command(run)
@@ -229,7 +230,8 @@ def cache_folder() -> Path:
     except RuntimeError:
         # For example in a container whose user has no passwd entry.
         raise UsageError(
-            "There is no home folder to keep the cache in; set XDG_CACHE_HOME to a folder. Received: no HOME"
+            "There is no home folder to keep the cache in; set XDG_CACHE_HOME to a folder.",
+            received="no HOME",
         ) from None
 
 
@@ -237,7 +239,7 @@ def _announce_emulator() -> None:
     address = os.environ.get(EMULATOR)
     if address and not address.lower().startswith(("http://", "https://")):
         raise UsageError(
-            f"{EMULATOR} is a URL, as http://localhost:9023. Received: {shown_address(address)!r}"
+            f"{EMULATOR} is a URL, as http://localhost:9023.", received=f"{shown_address(address)!r}"
         )
     if address:
         click.echo(
@@ -264,11 +266,11 @@ for _command in (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit with a code of `trainer.exits.EXIT_CODES`."""
+    """Run the command line and exit with a code of `trainer.errors.EXIT_CODES`."""
     words = list(arguments) if arguments is not None else sys.argv[1:]
     clean_tracebacks(words)
-    # Commands that save before they exit install a `Stop` of their own.
-    Stop().listen()
+    # Commands that save before they exit install a `GracefulShutdown` of their own.
+    GracefulShutdown().install()
     try:
         cli.main(args=words, prog_name="trainer")
     except TrainerError as error:

@@ -12,29 +12,31 @@ from typing import TYPE_CHECKING
 
 import click
 
+from trainer.cli.bootstrap import import_tensorflow, memory_explained, require_tensorflow
 from trainer.cli.choose import chosen_spec
 from trainer.cli.console import Console
-from trainer.cli.environment import import_tensorflow, memory_explained, require_tensorflow
+from trainer.shutdown import GracefulShutdown
 from trainer.spec import RunSpec, TrainSpec
-from trainer.stop import Stop
 
 if TYPE_CHECKING:
-    from trainer.bench import Speeds
+    from trainer.train.bench import Speeds
 
 _LOG_SECONDS = 30.0
 _LESS_MEMORY = "lower train.global_batch_size, data.image_size or the size of the model"
 
 
-def bench_command(spec: RunSpec, seconds: float, as_json: bool, cache_dir: Path, stop: Stop) -> None:
+def bench_command(
+    spec: RunSpec, seconds: float, as_json: bool, cache_dir: Path, stop: GracefulShutdown
+) -> None:
     """Measure for about `seconds`, and print the bottleneck of training."""
     require_tensorflow()
     with Console(_LOG_SECONDS, stderr=as_json) as console, memory_explained(_LESS_MEMORY):
         console.banner()
         import_tensorflow()
-        from trainer.bench import measure_speeds
-        from trainer.cluster import find_cluster
         from trainer.data.dataset import format_found
         from trainer.data.load import load_dataset
+        from trainer.distributed.devices import find_cluster
+        from trainer.train.bench import measure_speeds
 
         spec = chosen_spec(spec, cache_dir, console)
         cluster = find_cluster(spec.train.deterministic, spec.train.devices)

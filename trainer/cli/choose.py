@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from trainer.cli.console import Console
-from trainer.exits import TemporaryError, UsageError
+from trainer.errors import TemporaryError, UsageError
 from trainer.spec import RunSpec, given_settings, parse_spec, with_choices
 from trainer.spec.choices import Choice, Facts, Goal, choose
 from trainer.spec.pixels import sides_of

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from trainer.exits import UsageError
-from trainer.printable import printable, shown_address
+from trainer.errors import UsageError
+from trainer.sanitize import printable, shown_address
 
 if TYPE_CHECKING:
     from trainer.compare.pair import Comparison
@@ -37,27 +37,27 @@ def compare(uris: tuple[str, ...], as_json: bool, html: str | None) -> None:
     from trainer.compare.comparison import compare_all
 
     if len(uris) < 2:
-        raise UsageError(f"Two runs at least are compared. Received: {len(uris)}")
+        raise UsageError("Two runs at least are compared.", received=len(uris))
     if html is not None:
         _require_page(html)
     runs = read_runs(uris)
     comparisons = compare_all(runs)
     if html is not None:
         from trainer.compare.page import comparison_page
-        from trainer.publish import parent_of
+        from trainer.runs.publish import parent_of
         from trainer.storage.store import open_store
 
         folder, name = parent_of(html)
         open_store(folder).write(name, comparison_page(runs, comparisons, cache_folder()).encode())
-    tell(runs, comparisons, as_json)
+    print_comparison(runs, comparisons, as_json)
     if html is not None:
         click.echo(f"page       {html}", err=as_json)
 
 
 def _require_page(html: str) -> None:
     """Raise UsageError unless `html` has the suffix .html or .htm and is outside of all runs."""
-    from trainer.publish import parent_of
-    from trainer.run_folder import require_outside_runs
+    from trainer.runs import require_outside_runs
+    from trainer.runs.publish import parent_of
     from trainer.storage.store import is_bucket, open_store, split_uri
 
     folder, name = parent_of(html)
@@ -65,12 +65,12 @@ def _require_page(html: str) -> None:
     is_page = name.lower().endswith(_PAGES) and not (is_bucket(html) and not split_uri(html)[1])
     if not is_page:
         raise UsageError(
-            f"--html is a file, as NAME.html or gs://BUCKET/NAME.html. Received: {shown_address(html)!r}"
+            "--html is a file, as NAME.html or gs://BUCKET/NAME.html.", received=f"{shown_address(html)!r}"
         )
     require_outside_runs(open_store(folder), "The page")
 
 
-def tell(
+def print_comparison(
     runs: Sequence[Run], comparisons: Sequence[Comparison], as_json: bool, is_spread: bool = False
 ) -> None:
     """Print runs and comparisons, with the spread if `is_spread` or for more than two repeated runs."""
@@ -93,7 +93,7 @@ def tell(
 def read_runs(uris: Sequence[str]) -> list[Run]:
     """Return the runs at `uris` with distinct names. Raises UsageError, DataError, TemporaryError."""
     from trainer.compare.runs import read_metrics, read_run
-    from trainer.publish import find_run, parent_of
+    from trainer.runs.publish import find_run, parent_of
     from trainer.storage.store import open_store
 
     names = _names(uris)
@@ -103,7 +103,7 @@ def read_runs(uris: Sequence[str]) -> list[Run]:
             folder, file = parent_of(uri)
             found = open_store(folder).read(file)
             if found is None:
-                raise UsageError(f"There is no such file. Received: {shown_address(uri)}")
+                raise UsageError("There is no such file.", received=shown_address(uri))
             runs.append(read_metrics(found.data.decode("utf-8", "replace"), uri, name))
         else:
             runs.append(read_run(find_run(uri), name))

@@ -19,7 +19,7 @@ from rich.text import Text
 from trainer import __version__
 from trainer.cli.bars import BarTask, LogTask, epoch_bar, work_bar
 from trainer.data.progress import Task
-from trainer.printable import without_secrets
+from trainer.sanitize import without_secrets
 
 _LABEL_WIDTH = 10
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from trainer.cli.clients import find_engine, find_google, storage_url, understood
 from trainer.cli.options import cluster_options, doctor_options, project_options
-from trainer.exits import UsageError
-from trainer.printable import printable
+from trainer.cli.services import find_engine, find_google, storage_url, understood
+from trainer.errors import UsageError
+from trainer.sanitize import printable
 
 if TYPE_CHECKING:
     from trainer.launch.checks import Check
@@ -39,7 +39,7 @@ def doctor(place: str, **given: Any) -> None:
             if check.remedy and check.state != "ok":
                 click.echo(f"{'':<{_WIDTH}}{check.remedy}")
     if wrong := sum(check.state == "wrong" for check in found):
-        raise UsageError(f"Not ready for {place}; each line says what to do. Received: {wrong} wrong")
+        raise UsageError(f"Not ready for {place}; each line says what to do.", received=f"{wrong} wrong")
     if unknown := [check.name for check in found if check.state == "unknown"]:
         passed = f"{len(found) - len(unknown)} of {len(found)} checks for {place} passed"
         click.echo(f"unknown    {passed}; not checked: {', '.join(unknown)}")
@@ -103,7 +103,7 @@ def _vertex(given: dict[str, Any]) -> Iterator[Check]:
 
     wanted, there = find_accelerator(given["accelerator"]), _project(given)
     if there is None:
-        raise UsageError("--project says in which project of Google Cloud. Received: no --project")
+        raise UsageError("--project says in which project of Google Cloud.", received="no --project")
     try:
         google = Google(there.url)
     except UsageError as error:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
-from trainer.printable import printable_lines, without_secrets
+from trainer.sanitize import printable_lines, without_secrets
 
 
 class CleanGroup(click.Group):

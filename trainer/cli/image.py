@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from trainer.cli.options import image_options
-from trainer.printable import printable
+from trainer.sanitize import printable
 
 _WIDTH = 79
 _LOG_SECONDS = 10.0

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import click
 
-from trainer.cli.clients import understood
 from trainer.cli.options import cluster_options, project_options
-from trainer.exits import UsageError
-from trainer.printable import printable
+from trainer.cli.services import understood
+from trainer.errors import UsageError
+from trainer.sanitize import printable
 
 if TYPE_CHECKING:
     from trainer.launch.cluster_jobs import Choice
@@ -33,7 +33,7 @@ def _place(command: Command) -> Command:
 def _no_option(_: click.Context, __: click.Parameter, name: str) -> str:
     """Return the name of a job. Raises UsageError for one that kubectl could parse as an option."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-        raise UsageError(f"A job's name has letters, digits and -. Received: {name!r}")
+        raise UsageError("A job's name has letters, digits and -.", received=f"{name!r}")
     return name
 
 
@@ -68,7 +68,7 @@ def logs(place: str, name: str, follow: bool, worker: int, **where: Any) -> None
 def cancel(place: str, name: str, choice: Choice | None, **where: Any) -> None:
     """Cancel a job. Its checkpoints are kept, and the same run can be resumed."""
     if choice is not None and place != "gke":
-        raise UsageError(f"--schedule and --job are for gke. Received: --{choice} for {place}")
+        raise UsageError("--schedule and --job are for gke.", received=f"--{choice} for {place}")
     with understood(place):
         click.echo(f"ended      {name}{_jobs(place, where).cancel(name, choice)}")
 
@@ -195,13 +195,13 @@ class _Containers:
 
 class _Vertex:
     def __init__(self, project: str | None, region: str, endpoint: str | None) -> None:
-        from trainer.exits import UsageError
+        from trainer.errors import UsageError
         from trainer.launch.google import Google
         from trainer.launch.vertex import Project
         from trainer.launch.vertex_jobs import VertexJobs
 
         if not project:
-            raise UsageError("--project says in which project of Google Cloud. Received: no --project")
+            raise UsageError("--project says in which project of Google Cloud.", received="no --project")
         there = Project(project, region, endpoint=endpoint)
         self.jobs = VertexJobs(there, Google(there.url))
 
@@ -231,7 +231,7 @@ def _progress(spec_text: str | None, name: str) -> list[str]:
 
 
 def _read_progress(spec_text: str | None, name: str) -> list[str]:
-    from trainer.exits import TrainerError
+    from trainer.errors import TrainerError
     from trainer.spec import parse_spec
     from trainer.storage.store import open_store
     from trainer.tune.study import count_trials

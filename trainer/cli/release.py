@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from trainer.exits import QualityError, UsageError
-from trainer.printable import printable, shown_address
+from trainer.errors import QualityError, UsageError
+from trainer.sanitize import printable, shown_address
 
 if TYPE_CHECKING:
-    from trainer.metrics import AnyPredictions
-    from trainer.release.challenge import Answers, Outcome
+    from trainer.evaluate.metrics import AnyPredictions
+    from trainer.release.challenge import Answers, ChallengeResult
     from trainer.release.overview import Row
     from trainer.spec import RunSpec
     from trainer.storage.store import Store
@@ -42,23 +42,23 @@ def promote(run: str, force: bool, settings: tuple[str, ...]) -> None:
     Both models are evaluated on the same images. Exits with code 4 if the champion stays.
     """
     from trainer.cli.app import cache_folder
-    from trainer.cli.places import output_of
+    from trainer.cli.paths import output_of
     from trainer.release.challenge import promote as promote_run
     from trainer.release.challenge import require_finished
-    from trainer.release.held import held
+    from trainer.release.lock import held
 
     output, name = output_of(run)
     if force:
-        _tell(promote_run(output, name, _say))
+        _print_outcome(promote_run(output, name, _say))
         return
     spec = _spec(output, name, settings)
     require_finished(output, name)
     with held(output, name, _say) as lease:
         outcome = challenge_champion(output, name, spec, cache_folder(), lease.require)
-    _tell(outcome)
+    _print_outcome(outcome)
     if not outcome.is_champion:
         refused = "The champion stays" if outcome.stays else "There is still no champion"
-        raise QualityError(f"{refused}; --force makes this run the champion all the same. Received: {name}")
+        raise QualityError(f"{refused}; --force makes this run the champion all the same.", received=name)
 
 
 @click.command()
@@ -68,7 +68,7 @@ def rollback(output: str) -> None:
     from trainer.release.challenge import rollback as roll_back
     from trainer.storage.store import open_store
 
-    _tell(roll_back(open_store(output), _say))
+    _print_outcome(roll_back(open_store(output), _say))
 
 
 @click.command()
@@ -76,10 +76,10 @@ def rollback(output: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per run.")
 def runs(output: str, as_json: bool) -> None:
     """List the runs of an output folder and its champion."""
-    from trainer.champion import read_pointer
     from trainer.cli.console import Console
     from trainer.release.overview import overview
     from trainer.report.names import columns, padded, shorten
+    from trainer.runs.champion import read_pointer
     from trainer.storage.store import open_store
 
     place = open_store(output)
@@ -122,7 +122,7 @@ def _state(row: Row) -> str:
 
 def challenge_champion(
     output: Store, name: str, spec: RunSpec, cache_dir: Path, require: Callable[[], None]
-) -> Outcome:
+) -> ChallengeResult:
     """Challenge the champion with the run `name` of `spec`; see `trainer.release.challenge`."""
     from trainer.release.challenge import challenge
 
@@ -140,14 +140,14 @@ def challenge_champion(
 
 def _answers(output: Store, spec: RunSpec, cache_dir: Path) -> Answers:
     def ask(champion: str, challenger: str) -> tuple[AnyPredictions, AnyPredictions, str]:
+        from trainer.cli.bootstrap import import_tensorflow
         from trainer.cli.console import Console
-        from trainer.cli.environment import import_tensorflow
-        from trainer.cli.places import local_model
+        from trainer.cli.paths import local_model
 
         import_tensorflow()
         from trainer.export import load_model
-        from trainer.release.answers import answers_of
-        from trainer.run_folder.parsed import read_published_images
+        from trainer.release.evaluate_pair import answers_of
+        from trainer.runs.artifacts import read_published_images
 
         with Console(_LOG_SECONDS, stderr=True) as console:
             names = (champion, challenger)
@@ -160,24 +160,24 @@ def _answers(output: Store, spec: RunSpec, cache_dir: Path) -> Answers:
 
 
 def _spec(output: Store, name: str, settings: tuple[str, ...]) -> RunSpec:
-    from trainer.cli.places import with_absolute_test_data
+    from trainer.cli.paths import with_absolute_test_data
     from trainer.spec import load_spec
 
     found = output.below(name).read("spec.yaml")
     if found is None:
-        raise UsageError(f"There is no such run; give its folder. Received: {output.below(name).uri}")
+        raise UsageError("There is no such run; give its folder.", received=f"{output.below(name).uri}")
     others = [each for each in settings if not each.startswith("publish.")]
     if others:
         raise UsageError(
-            "Only how it is decided can be set here, such as publish.min_gain. "
-            f"Received: {shown_address(others[0])}"
+            "Only how it is decided can be set here, such as publish.min_gain.",
+            received=f"{shown_address(others[0])}",
         )
     return with_absolute_test_data(
         load_spec(None, None, settings, None, found.data.decode("utf-8", "replace"))
     )
 
 
-def _tell(outcome: Outcome) -> None:
+def _print_outcome(outcome: ChallengeResult) -> None:
     for line in textwrap.wrap(f"{outcome.said}.", _WIDTH, break_on_hyphens=False):
         click.echo(printable(line))
     if outcome.record:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from trainer.cli.compare import read_runs, tell
+from trainer.cli.compare import print_comparison, read_runs
 from trainer.cli.options import SpecCommand, repeat_options
 from trainer.cli.several import find_common_start, require_alike, train_apart, unreleased, with_start
-from trainer.exits import UsageError
-from trainer.stop import Stop
+from trainer.errors import UsageError
+from trainer.shutdown import GracefulShutdown
 
 if TYPE_CHECKING:
     from trainer.spec import RunSpec
@@ -37,13 +37,13 @@ def repeat(times: int, seeds: str | None, as_json: bool, **given: Any) -> None:
     The same command resumes where it was stopped. No run challenges the champion; use `trainer promote`.
     """
     from trainer.cli.app import cache_folder
-    from trainer.cli.given import given_spec
+    from trainer.cli.config import given_spec
     from trainer.compare.comparison import compare_runs
 
     overrides = {"data.source": given["data"], "output": given["output"], "run_name": given["run_name"]}
     spec = given_spec(given["spec_path"], given["recipe"], given["settings"], overrides, None, cache_folder())
-    stop = Stop(spec.train.grace_seconds + 5)
-    stop.listen()
+    stop = GracefulShutdown(spec.train.grace_seconds + 5)
+    stop.install()
     spec = with_start(spec, find_common_start(spec, "the seed"))
     numbers = _seeds(seeds, times, spec.seed)
     base = spec.run_name or f"{spec.recipe or 'run'}-{_identity(spec)}"
@@ -53,7 +53,7 @@ def repeat(times: int, seeds: str | None, as_json: bool, **given: Any) -> None:
         train_apart(each, quiet=as_json)
     runs = read_runs([f"{spec.output.rstrip('/')}/{each.run_name}" for each in specs])
     require_alike(runs)
-    tell(runs, [compare_runs(*runs)] if len(runs) == 2 else [], as_json, is_spread=True)
+    print_comparison(runs, [compare_runs(*runs)] if len(runs) == 2 else [], as_json, is_spread=True)
 
 
 def _with_seed(spec: RunSpec, name: str, seed: int) -> RunSpec:
@@ -79,6 +79,6 @@ def _seeds(text: str | None, times: int, first: int) -> list[int]:
     is_each_once = len(set(seeds)) == len(words) >= 2
     if not is_each_once or max(seeds) >= _MOST_SEED:
         raise UsageError(
-            f"--seeds has two or more numbers from 0 up, each once, as 1,2,3. Received: {text!r}"
+            "--seeds has two or more numbers from 0 up, each once, as 1,2,3.", received=f"{text!r}"
         )
     return seeds

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import IO, TYPE_CHECKING
 
-from trainer.exits import DataError, TrainerError, UsageError, error_of
-from trainer.hosts.place import PROCESS_VARIABLES
+from trainer.distributed.process_info import PROCESS_VARIABLES
+from trainer.errors import DataError, TrainerError, UsageError, error_of
 
 if TYPE_CHECKING:
     from trainer.compare.runs import Run
@@ -41,9 +41,9 @@ def find_common_start(spec: RunSpec, varied: str) -> str:
 
     `varied` names what the runs differ in. Raises UsageError if each run would start from the previous one.
     """
-    from trainer.cli.places import absolute_source
-    from trainer.publish import parent_of
-    from trainer.run_folder import find_start
+    from trainer.cli.paths import absolute_source
+    from trainer.runs import find_start
+    from trainer.runs.publish import parent_of
     from trainer.spec.schema import LATEST, SCRATCH
     from trainer.storage.store import open_store
 
@@ -51,7 +51,8 @@ def find_common_start(spec: RunSpec, varied: str) -> str:
     if parent_of(start_from)[1] == LATEST:
         raise UsageError(
             "Each of these runs would begin with the weights of the one before, and so differ in more than "
-            f"{varied}; give a run, or champion. Received: train.start_from={start_from}"
+            f"{varied}; give a run, or champion.",
+            received=f"train.start_from={start_from}",
         )
     start = find_start(open_store(spec.output), start_from)
     # The run names are derived from it, so it must not depend on the working directory.
@@ -73,7 +74,8 @@ def require_alike(runs: Sequence[Run], varied: str = "the seed") -> None:
         if other is not None:
             raise DataError(
                 f"The {what} changed since the first of these runs, so they differ in more than {varied}; "
-                f"set another --run-name to train all of them again. Received: {runs[0].name} and {other}"
+                f"set another --run-name to train all of them again.",
+                received=f"{runs[0].name} and {other}",
             )
 
 

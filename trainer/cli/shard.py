@@ -10,12 +10,12 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from trainer.cli.bootstrap import import_tensorflow, memory_explained, require_tensorflow
 from trainer.cli.console import Console
-from trainer.cli.environment import import_tensorflow, memory_explained, require_tensorflow
-from trainer.cli.places import absolute_source, require_apart
-from trainer.exits import StoppedError
+from trainer.cli.paths import absolute_source, require_apart
+from trainer.errors import StoppedError
+from trainer.shutdown import GracefulShutdown
 from trainer.spec import load_spec
-from trainer.stop import Stop
 
 _LOG_SECONDS = 30.0
 _FEWER = "try fewer --processes"
@@ -29,7 +29,7 @@ def shard_command(
     settings: Sequence[str],
     share: tuple[int, int],
     cache_dir: Path,
-    stop: Stop,
+    stop: GracefulShutdown,
 ) -> None:
     """Pack `data` into shards in `output`; `share` is (index, count) of the machines that do the work."""
     require_tensorflow()
@@ -38,15 +38,15 @@ def shard_command(
     with Console(_LOG_SECONDS) as console, memory_explained(_FEWER):
         console.banner()
         import_tensorflow()
-        from trainer.data.shards.make import make_shards
-        from trainer.data.shards.work import STOPPED, Crew
+        from trainer.data.shards.worker_pool import STOPPED, WorkerPool
+        from trainer.data.shards.writer import make_shards
         from trainer.storage.store import open_store
 
         store = open_store(output)
         console.on_fact("shards", store.uri)
         count = processes or len(os.sched_getaffinity(0))
         try:
-            with Crew(count, cache_dir, import_tensorflow, *share, stop=stop) as crew:
+            with WorkerPool(count, cache_dir, import_tensorflow, *share, stop=stop) as crew:
                 made = make_shards(spec, store, shard_mib << 20, crew, console)
         except StoppedError:
             raise StoppedError(STOPPED) from None

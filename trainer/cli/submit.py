@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from trainer.cli.clients import EMULATOR, find_engine, find_google, storage_url, understood
 from trainer.cli.options import (
     SpecCommand,
     cluster_options,
@@ -25,14 +24,15 @@ from trainer.cli.options import (
     project_options,
     submit_options,
 )
-from trainer.exits import UsageError
-from trainer.printable import printable, shown_address
+from trainer.cli.services import EMULATOR, find_engine, find_google, storage_url, understood
+from trainer.errors import UsageError
+from trainer.sanitize import printable, shown_address
 
 if TYPE_CHECKING:
     from trainer.launch.checks import Check
     from trainer.launch.container import Host
     from trainer.launch.kubectl import Kubectl
-    from trainer.launch.plan import Plan
+    from trainer.launch.plan import JobPlan
     from trainer.launch.vertex import Project
 
 _HOUR_SECONDS = 3600
@@ -60,20 +60,20 @@ def submit_gke(
 ) -> None:
     """Submit to a Kubernetes cluster through kubectl."""
     from trainer.launch.kubectl import Kubectl
-    from trainer.launch.kubernetes import Cluster, objects_of
+    from trainer.launch.kubernetes import KubernetesCluster, objects_of
     from trainer.launch.names import check_namespace, check_queue_name, check_service_account
 
     if no_gke_labels and given["spot"]:
         raise UsageError(
-            "Spot machines are asked for by a label of GKE; leave one of the two away. "
-            "Received: --spot --no-gke-labels"
+            "Spot machines are asked for by a label of GKE; leave one of the two away.",
+            received="--spot --no-gke-labels",
         )
     check_namespace(namespace)
     check_service_account(service_account)
     if queue is not None:
         check_queue_name(queue)
     plan = _plan("gke", given, queue=queue, is_jobset=jobset)
-    objects = objects_of(plan, Cluster(namespace, service_account, not no_gke_labels))
+    objects = objects_of(plan, KubernetesCluster(namespace, service_account, not no_gke_labels))
     if given["dry_run"]:
         click.echo(_as_yaml(objects), nl=False)
         return
@@ -134,9 +134,9 @@ def submit_vertex(
 
     plan = _plan("vertex", given, is_flexible=flex_start)
     if not project:
-        raise UsageError("--project says in which project of Google Cloud it runs. Received: no --project")
+        raise UsageError("--project says in which project of Google Cloud it runs.", received="no --project")
     if flex_start and given["spot"]:
-        raise UsageError("A job is --spot or --flex-start, not both. Received: --spot --flex-start")
+        raise UsageError("A job is --spot or --flex-start, not both.", received="--spot --flex-start")
     there = Project(project, region, service_account, endpoint)
     body = scheduler_job(plan, there) if plan.schedule else custom_job(plan, there)
     if given["dry_run"]:
@@ -163,8 +163,8 @@ def _folder_for(output: str) -> Iterator[None]:
         folder.mkdir(parents=True)
     except OSError as error:
         raise UsageError(
-            f"The folder for the runs can't be made ({error.strerror}); give another --output. "
-            f"Received: {shown_address(output)}"
+            f"The folder for the runs can't be made ({error.strerror}); give another --output.",
+            received=shown_address(output),
         ) from None
     try:
         yield
@@ -184,12 +184,12 @@ def _host(network: str | None) -> Host:
     return Host(f"{os.getuid()}:{os.getgid()}", credentials, network, handed_on)
 
 
-def _plan(place: Any, given: dict[str, Any], **more: Any) -> Plan:
+def _plan(place: Any, given: dict[str, Any], **more: Any) -> JobPlan:
     from trainer.cli.app import cache_folder
-    from trainer.cli.given import given_spec
+    from trainer.cli.config import given_spec
     from trainer.cli.tune import search_words
     from trainer.launch.accelerators import find_accelerator
-    from trainer.launch.plan import Plan, check_plan, make_name, with_price
+    from trainer.launch.plan import JobPlan, check_plan, make_name, with_price
 
     overrides = {"data.source": given["data"], "output": given["output"], "run_name": given["run_name"]}
     # A schedule may fire twice, or without new data.
@@ -201,7 +201,7 @@ def _plan(place: Any, given: dict[str, Any], **more: Any) -> Plan:
     hours = _hours(place, given["deadline_hours"])
     prices = Path(given["prices"]) if given["prices"] else None
     plan = check_plan(
-        Plan(
+        JobPlan(
             place=place,
             name=make_name(spec),
             spec=spec,
@@ -225,14 +225,15 @@ def _hours(place: str, said: float | None) -> float:
     if said is not None and place == "docker":
         raise UsageError(
             "An engine ends no container by itself, `trainer cancel docker` does; --deadline-hours is for "
-            f"gke and vertex. Received: --deadline-hours {said:g} for docker"
+            "gke and vertex.",
+            received=f"--deadline-hours {said:g} for docker",
         )
     if said is not None and not math.isfinite(said):
-        raise UsageError(f"--deadline-hours is a number of hours. Received: {said}")
+        raise UsageError("--deadline-hours is a number of hours.", received=said)
     return _USUAL_HOURS if said is None else said
 
 
-def _found(plan: Plan, project: Project | None = None) -> list[Check]:
+def _found(plan: JobPlan, project: Project | None = None) -> list[Check]:
     """Return the checks of the buckets and the image that the job uses. Raises UsageError if one fails."""
     from trainer.launch.checks import READING, WRITING, check_bucket, check_registry_image, require
     from trainer.launch.plan import places_of
@@ -251,7 +252,7 @@ def _found(plan: Plan, project: Project | None = None) -> list[Check]:
     return found
 
 
-def _found_in_cluster(kubectl: Kubectl, plan: Plan) -> list[Check]:
+def _found_in_cluster(kubectl: Kubectl, plan: JobPlan) -> list[Check]:
     """Return the checks of job name and queue. Raises UsageError for a used name or an unknown queue."""
     from trainer.launch.checks import require
     from trainer.launch.cluster_checks import check_name, check_queue
@@ -260,7 +261,7 @@ def _found_in_cluster(kubectl: Kubectl, plan: Plan) -> list[Check]:
     return [*found, require(check_queue(kubectl, plan.queue))] if plan.queue else found
 
 
-def _ask(plan: Plan, where: str, is_sure: bool, found: Sequence[Check]) -> None:
+def _ask(plan: JobPlan, where: str, is_sure: bool, found: Sequence[Check]) -> None:
     from trainer.launch.plan import describe_plan
 
     for line in describe_plan(plan, where):
@@ -277,7 +278,7 @@ def _ask(plan: Plan, where: str, is_sure: bool, found: Sequence[Check]) -> None:
             return
     except click.Abort:
         click.echo()
-    raise UsageError("Nothing was sent; --yes sends it without asking. Received: no")
+    raise UsageError("Nothing was sent; --yes sends it without asking.", received="no")
 
 
 def _as_yaml(objects: list[dict[str, Any]]) -> str:

@@ -17,8 +17,8 @@ import click
 
 from trainer.cli.compare import read_runs
 from trainer.cli.several import end_of, error_of_run, require_alike, start_training
-from trainer.exits import AcceleratorError, DataError, DivergedError, OutOfMemoryError, UsageError
-from trainer.printable import printable, shown_address
+from trainer.errors import AcceleratorError, DataError, DivergedError, OutOfMemoryError, UsageError
+from trainer.sanitize import printable, shown_address
 from trainer.tune.parameters import base_settings, settings_of, with_settings
 from trainer.tune.search import METRICS, Watch, best_trial
 from trainer.tune.study import SUMMARY, TABLE, Records, Trial
@@ -187,7 +187,7 @@ def _result(job: Job, trial: Trial, others: list[Trial]) -> Trial:
     value = run.metrics.get(f"validation/{name}")
     if value is None:
         raise UsageError(
-            f"The runs have no such figure to be compared by; choose another --metric. Received: {job.metric}"
+            "The runs have no such figure to be compared by; choose another --metric.", received=job.metric
         )
     rows = {int(row["epoch"]): row.get(f"validation/{metric}") for row in run.history}
     return replace(
@@ -227,8 +227,8 @@ def finish(job: Job, as_json: bool) -> None:
     is_over = all(trial.is_done for trial in trials)
     if is_over and best_trial(trials, job.search.is_maximized) is None:
         raise DivergedError(
-            "No trial could be trained to its end, so there are no best settings; choose other ranges. "
-            f"Received: {len(trials)} trials in {job.store.uri}"
+            "No trial could be trained to its end, so there are no best settings; choose other ranges.",
+            received=f"{len(trials)} trials in {job.store.uri}",
         )
 
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from trainer.cli.options import SpecCommand, search_options, tune_options
-from trainer.exits import StoppedError, UsageError
-from trainer.stop import Stop
+from trainer.errors import StoppedError, UsageError
+from trainer.shutdown import GracefulShutdown
 
 if TYPE_CHECKING:
     from trainer.spec import RunSpec
@@ -66,8 +66,8 @@ def tune(
     from trainer.cli.trials import finish, train_trial
 
     spec = _spec(given)
-    stop = Stop(spec.train.grace_seconds + 5)
-    stop.listen()
+    stop = GracefulShutdown(spec.train.grace_seconds + 5)
+    stop.install()
     job = _job(spec, given, trials, parameters, metric, is_pruning=not no_pruning)
     index, count = job.share
     try:
@@ -89,19 +89,21 @@ def search_words(spec: RunSpec, given: Mapping[str, Any]) -> tuple[str, ...]:
     trials, texts = given["trials"], given["parameters"]
     if (trials is None) != (not texts):
         raise UsageError(
-            "A search needs --trials N and at least one --parameter KEY=RANGE. Received: "
-            f"{'--parameter without --trials' if texts else '--trials without --parameter'}"
+            "A search needs --trials N and at least one --parameter KEY=RANGE.",
+            received=f"{'--parameter without --trials' if texts else '--trials without --parameter'}",
         )
     if trials is None:
         return ()
     for option in ("schedule", "is_jobset", "assert_accuracy_at_least"):
         if given.get(option):
             name = f"--{option.removeprefix('is_').replace('_', '-')}"
-            raise UsageError(f"A search is no single run; leave {name} out. Received: {name} and --parameter")
+            raise UsageError(
+                f"A search is no single run; leave {name} out.", received=f"{name} and --parameter"
+            )
     if given["workers"] > trials:
         raise UsageError(
-            f"Each worker trains a part of the trials; lower --workers. Received: {given['workers']} workers "
-            f"for {trials} trials"
+            "Each worker trains a part of the trials; lower --workers.",
+            received=f"{given['workers']} workers for {trials} trials",
         )
     parse_parameters(texts, _base(spec))
     words = ["--trials", str(trials), "--metric", given["metric"], *["--no-pruning"] * given["no_pruning"]]
@@ -110,7 +112,7 @@ def search_words(spec: RunSpec, given: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _spec(given: dict[str, Any]) -> RunSpec:
     from trainer.cli.app import cache_folder, name_of_job
-    from trainer.cli.given import given_spec
+    from trainer.cli.config import given_spec
 
     overrides = {"data.source": given["data"], "output": given["output"], "run_name": given["run_name"]}
     sent = None if given["spec_path"] or given["recipe"] else os.environ.get(_SPEC_OF_JOB)
@@ -130,18 +132,18 @@ def _base(spec: RunSpec) -> RunSpec:
 def _require_metric(metric: str, spec: RunSpec) -> None:
     if metric == "mean_average_precision" and spec.data.labels != "multi":
         raise UsageError(
-            "--metric mean_average_precision is of images with several labels, data.labels=multi. "
-            f"Received: data.labels={spec.data.labels}"
+            "--metric mean_average_precision is of images with several labels, data.labels=multi.",
+            received=f"data.labels={spec.data.labels}",
         )
 
 
 def _job(
     spec: RunSpec, given: dict[str, Any], trials: int, texts: tuple[str, ...], metric: str, is_pruning: bool
 ) -> Job:
-    from trainer.cli.places import program
+    from trainer.cli.paths import program
     from trainer.cli.several import find_common_start, with_start
     from trainer.data.fetch import require_source
-    from trainer.hosts import read_share
+    from trainer.distributed import read_share
     from trainer.spec import dump_shown_spec, spec_digest
     from trainer.storage.store import open_store
     from trainer.tune.parameters import parse_parameters
@@ -178,7 +180,7 @@ def _job(
 
 def _own_words(given: dict[str, Any]) -> list[str]:
     """Return the options of this command that describe a spec; empty for a spec from TRAINER_SPEC."""
-    from trainer.printable import shown_address
+    from trainer.sanitize import shown_address
 
     options = {"--recipe": given["recipe"], "--data": given["data"], "--output": given["output"]}
     words = [given["spec_path"]] if given["spec_path"] else []

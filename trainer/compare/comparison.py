@@ -15,11 +15,11 @@ import numpy as np
 from trainer.compare.label_comparison import compare_labels
 from trainer.compare.pair import COUNTS, Comparison
 from trainer.compare.runs import Run
-from trainer.compare.statistics import bootstrap, holm, paired_accuracies, unpaired_accuracies
 from trainer.data.labels import all_normalized
-from trainer.exits import UsageError
-from trainer.metrics import Predictions
-from trainer.multilabel.predictions import MultiLabelPredictions
+from trainer.errors import UsageError
+from trainer.evaluate.label_predictions import MultiLabelPredictions
+from trainer.evaluate.metrics import Predictions
+from trainer.evaluate.significance import bootstrap, holm, paired_accuracies, unpaired_accuracies
 
 
 def compare_all(runs: Sequence[Run]) -> list[Comparison]:
@@ -83,13 +83,13 @@ def _require_same_classes(first: Run, second: Run) -> None:
         return
     if isinstance(first.predictions, Predictions) != isinstance(second.predictions, Predictions):
         raise UsageError(
-            "A run of one label an image can't be compared with one of several. "
-            f"Received: {first.uri} and {second.uri}"
+            "A run of one label an image can't be compared with one of several.",
+            received=f"{first.uri} and {second.uri}",
         )
     names = [all_normalized(each.class_names) for each in (first.predictions, second.predictions)]
     if names[0] != names[1]:
         only = sorted(set(names[0]) ^ set(names[1]))
         raise UsageError(
-            "Only models of the same classes can be compared. "
-            f"Received: {', '.join(only)[:200] or 'another order'} in one of {first.uri} and {second.uri}"
+            "Only models of the same classes can be compared.",
+            received=f"{', '.join(only)[:200] or 'another order'} in one of {first.uri} and {second.uri}",
         )

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from trainer.compare.runs import Run
-from trainer.printable import bare_address, shown_values
+from trainer.sanitize import bare_address, shown_values
 from trainer.spec.load import flat
 
 Row = tuple[str, str, str]

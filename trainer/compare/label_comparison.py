@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from trainer.compare.pair import Comparison, format_p, gain_text, say_p
 from trainer.compare.runs import Run
-from trainer.compare.statistics import RESAMPLES, Test, paired_accuracies, test_of
-from trainer.multilabel.predictions import MultiLabelPredictions
-from trainer.multilabel.ranking import Ranking, draws
+from trainer.evaluate.label_predictions import MultiLabelPredictions
+from trainer.evaluate.significance import RESAMPLES, Test, paired_accuracies, test_of
+from trainer.train.ranking import Ranking, draws
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -89,7 +89,7 @@ def bootstrap_labels(
 ) -> dict[str, Test]:
     """Return tests of metrics, for predictions for the same images in the same order.
 
-    The method is that of `trainer.compare.statistics.bootstrap`. Keys are names of `compute_metrics`. A
+    The method is that of `trainer.evaluate.significance.bootstrap`. Keys are names of `compute_metrics`. A
     resample without any label counts as no difference.
     """
     random, (images, labels) = np.random.default_rng(seed), first.truth.shape

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.compare.runs import Run
-from trainer.compare.statistics import LEVEL, Test, unpaired_recalls
+from trainer.evaluate.significance import LEVEL, Test, unpaired_recalls
 from trainer.report.guessing import are_unequal
 
 Indices = npt.NDArray[np.int64]

@@ -13,17 +13,17 @@ from PIL import Image, ImageOps
 
 from trainer.compare.pair import Comparison
 from trainer.compare.runs import Run
-from trainer.data.contents import split_digest
 from trainer.data.convert import prepare
 from trainer.data.fetch import buckets_of, extraction_of, fetch_source
+from trainer.data.fingerprint import split_digest
 from trainer.data.items import Item, Source
 from trainer.data.labels import normalized
-from trainer.data.layouts import read_layout
 from trainer.data.progress import SilentProgress
-from trainer.data.shards.index import Catalogue
+from trainer.data.readers import read_layout
+from trainer.data.shards.index import ShardManifest
 from trainer.data.shards.packed import find_shards, open_shards, packed_items
-from trainer.exits import DataError, TrainerError
-from trainer.metrics import AnyPredictions
+from trainer.errors import DataError, TrainerError
+from trainer.evaluate.metrics import AnyPredictions
 from trainer.report.pictures import encode_picture
 from trainer.spec import DataSpec, parse_spec
 from trainer.spec.text import dump_mapping
@@ -94,7 +94,7 @@ def _of_files(run: Run, spec: DataSpec, cache_dir: Path) -> Iterable[Source]:
 
 
 def _of_shards(
-    run: Run, store: Store, catalogue: Catalogue, spec: DataSpec, cache_dir: Path
+    run: Run, store: Store, catalogue: ShardManifest, spec: DataSpec, cache_dir: Path
 ) -> Iterable[Source]:
     if run.dataset.get("digest") != f"sha256:{catalogue.index_sha256}":
         raise DataError(_CHANGED)

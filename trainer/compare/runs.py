@@ -14,14 +14,11 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from trainer.exits import DataError, UsageError
-from trainer.manifest import FileRecord, read_manifest
-from trainer.marker import HELD_OUT as HELD_OUT
-from trainer.metrics import AnyPredictions
-from trainer.prediction_files import parse_predictions
-from trainer.publish import MANIFEST, RETIRED, is_finished
-from trainer.run_folder import require_not_withdrawn
-from trainer.run_folder.parsed import (
+from trainer.errors import DataError, UsageError
+from trainer.evaluate.metrics import AnyPredictions
+from trainer.evaluate.prediction_files import parse_predictions
+from trainer.runs import require_not_withdrawn
+from trainer.runs.artifacts import (
     problem_of,
     read_dataset_json,
     read_environment_json,
@@ -29,6 +26,9 @@ from trainer.run_folder.parsed import (
     read_metrics_json,
     read_timings_json,
 )
+from trainer.runs.manifest import FileRecord, read_manifest
+from trainer.runs.marker import HELD_OUT as HELD_OUT
+from trainer.runs.publish import MANIFEST, RETIRED, is_finished
 from trainer.spec.text import parse_mapping
 from trainer.storage.store import Store
 
@@ -99,13 +99,13 @@ def read_run(run: Store, name: str) -> Run:
     """
     if run.read(MANIFEST) is None and run.find(RETIRED) is None:
         raise UsageError(
-            f"There is no finished run; give the folder or the gs:// address of one. Received: {run.uri}"
+            "There is no finished run; give the folder or the gs:// address of one.", received=run.uri
         )
     require_not_withdrawn(run)
     if not is_finished(run):
         raise UsageError(
-            "The run is not finished, or was changed after it was published; `trainer verify` tells which. "
-            f"Received: {run.uri}"
+            "The run is not finished, or was changed after it was published; `trainer verify` tells which.",
+            received=run.uri,
         )
     listed = _listed(run)
     texts = {
@@ -142,8 +142,7 @@ def read_metrics(text: str, uri: str, name: str) -> Run:
         metrics = read_metrics_json(text.removeprefix("\ufeff"))
     except ValidationError as error:
         raise UsageError(
-            f"A metrics.json is one object of numbers, as a run leaves it: {problem_of(error)}. "
-            f"Received: {uri}"
+            f"A metrics.json is one object of numbers, as a run leaves it: {problem_of(error)}.", received=uri
         ) from None
     split = judged_by(metrics, uri)
     count, accuracy = metrics.get(f"{split}/count", 0), metrics[f"{split}/accuracy"]
@@ -152,13 +151,13 @@ def read_metrics(text: str, uri: str, name: str) -> Run:
     correct = round(right) if is_share else 0
     if not is_share or (count and abs(accuracy - correct / count) > _ROUNDING):
         raise UsageError(
-            f"An accuracy is a share in 0..1, and that of the counts beside it. Received: {split}/accuracy "
-            f"{accuracy:g}, {right:g} right of {count:g} in {uri}"
+            "An accuracy is a share in 0..1, and that of the counts beside it.",
+            received=f"{split}/accuracy {accuracy:g}, {right:g} right of {count:g} in {uri}",
         )
     if not (1 <= count <= _MOST_IMAGES and count == round(count) and 0 <= correct <= count):
         raise UsageError(
-            f"How sure a share is depends on how many images it is of: {split}/count tells that, from 1 up. "
-            f"Received: {split}/count {count:g} and {correct} right in {uri}"
+            f"How sure a share is depends on how many images it is of: {split}/count tells that, from 1 up.",
+            received=f"{split}/count {count:g} and {correct} right in {uri}",
         )
     return Run(name, uri, metrics | {f"{split}/correct": correct}, split)
 
@@ -167,9 +166,7 @@ def judged_by(metrics: Mapping[str, float], uri: str) -> str:
     """Return the split that a run is judged by. Raises UsageError without held-out accuracy."""
     found = next((split for split in HELD_OUT if f"{split}/accuracy" in metrics), None)
     if found is None:
-        raise UsageError(
-            f"There is no accuracy on held-out images, as {HELD_OUT[0]}/accuracy. Received: {uri}"
-        )
+        raise UsageError(f"There is no accuracy on held-out images, as {HELD_OUT[0]}/accuracy.", received=uri)
     return found
 
 
@@ -183,16 +180,16 @@ def _listed(run: Store) -> Mapping[str, FileRecord]:
 
 def _is_of_another_version(uri: str, what: str) -> UsageError:
     return UsageError(
-        f"The run is of another version of this program, which reads its own. Received: {what} in {uri}"
+        "The run is of another version of this program, which reads its own.", received=f"{what} in {uri}"
     )
 
 
 def _read(run: Store, listed: Mapping[str, FileRecord], name: str) -> bytes:
     found = run.read(name)
     if found is None or name not in listed:
-        raise DataError(f"A file of the run is missing. Received: {run.at(name)}")
+        raise DataError("A file of the run is missing.", received=run.at(name))
     if hashlib.sha256(found.data).hexdigest() != listed[name].sha256:
-        raise DataError(f"A file of the run is not as it was published. Received: {run.at(name)}")
+        raise DataError("A file of the run is not as it was published.", received=run.at(name))
     return found.data
 
 

@@ -13,9 +13,9 @@ from typing import Any
 from trainer.compare.differences import all_differences
 from trainer.compare.pair import Comparison
 from trainer.compare.runs import Run
-from trainer.compare.statistics import mean_interval
-from trainer.exits import UsageError
-from trainer.metrics import wilson_interval
+from trainer.errors import UsageError
+from trainer.evaluate.metrics import wilson_interval
+from trainer.evaluate.significance import mean_interval
 from trainer.report.names import columns, cut, format_duration, padded, shorten
 from trainer.spec import parse_spec, spec_digest
 from trainer.spec.text import dump_mapping

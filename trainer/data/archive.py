@@ -15,14 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from trainer.data.damage import DAMAGE
-from trainer.data.members import Unpacker
+from trainer.data.archive_errors import DAMAGE
+from trainer.data.extractor import Unpacker
 from trainer.data.progress import Progress
 from trainer.data.unpack_tar import unpack_tar
 from trainer.data.unpack_zip import unpack_zip, zip_encoding
 from trainer.data.web_page import is_web_page
 from trainer.data.zip_names import STANDARD
-from trainer.exits import DataError
+from trainer.errors import DataError
 from trainer.storage import build_once
 
 Kind = Literal["zip", "tar", "gzip"]
@@ -53,14 +53,14 @@ def archive_kind(path: Path) -> Kind | None:
         with open(path, "rb") as file:
             start = file.read(512)
     except OSError as error:
-        raise DataError(f"The file can't be read: {error.strerror or error}. Received: {path}") from error
+        raise DataError(f"The file can't be read: {error.strerror or error}.", received=path) from error
     for offset, signature, kind in _SIGNATURES:
         if start[offset:].startswith(signature):
             return _require_tar(path) if kind == "gzip" else kind
     for signature, name in _UNREAD.items():
         if start.startswith(signature):
             raise DataError(
-                f"A {name} archive isn't read; pack the images as .zip or .tar.gz. Received: {path}"
+                f"A {name} archive isn't read; pack the images as .zip or .tar.gz.", received=path
             )
     if not path.name.lower().endswith(_ARCHIVE_NAMES):
         return None
@@ -69,9 +69,7 @@ def archive_kind(path: Path) -> Kind | None:
     what = f"it starts with {start[:16]!r}" if start else "it is empty"
     if is_web_page(path):
         what = "it is a web page, such as a sign-in page that was saved in its place"
-    raise DataError(
-        f"The file is named like an archive but isn't one: {what}. Get it again. Received: {path}"
-    )
+    raise DataError(f"The file is named like an archive but isn't one: {what}. Get it again.", received=path)
 
 
 def extract_archive(path: Path, sha256: str, cache_dir: Path, max_bytes: int, progress: Progress) -> Path:
@@ -114,7 +112,7 @@ def _require_tar(path: Path) -> Kind:
         return "gzip"
     if _is_tar_header(start) or not any(start):
         return "gzip"
-    raise DataError(f"A compressed single file isn't read; unpack it first. Received: {path}")
+    raise DataError("A compressed single file isn't read; unpack it first.", received=path)
 
 
 def _is_tar_header(start: bytes) -> bool:

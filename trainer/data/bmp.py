@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from trainer.data.peek import little, peek, piece, size_of
+from trainer.data.byte_ops import little, peek, piece, size_of
 
 _PLAIN, _BITFIELDS = 0, 3
 _LARGEST_SIDE = 1 << 24

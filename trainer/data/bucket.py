@@ -13,12 +13,12 @@ import posixpath
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainer.data.members import TooLargeError
-from trainer.data.outline import FOLDER as OUTLINES
-from trainer.data.outline import is_outlined, write_outline
+from trainer.data.extractor import TooLargeError
+from trainer.data.placeholders import FOLDER as OUTLINES
+from trainer.data.placeholders import is_outlined, write_outline
 from trainer.data.progress import Progress
-from trainer.exits import DataError
-from trainer.printable import shown_address
+from trainer.errors import DataError
+from trainer.sanitize import shown_address
 from trainer.storage import build_once
 from trainer.storage.store import Entry, Store, open_store, split_uri
 from trainer.storage.transfers import download_files
@@ -29,9 +29,9 @@ def fetch_bucket(
 ) -> Path:
     """Return the local copy of the object or folder at `source`.
 
-    With `outline`, the images of a folder are placeholder files; see `trainer.data.outline`. Raises DataError
-    (no such object, unsafe names, more than `max_bytes`), UsageError (no such bucket, permission denied),
-    TemporaryError (network, full disk).
+    With `outline`, the images of a folder are placeholder files (`trainer.data.placeholders`). Raises
+    DataError (no such object, unsafe names, more than `max_bytes`), UsageError (no such bucket, permission
+    denied), TemporaryError (network, full disk).
     """
     bucket, prefix = split_uri(source)
     whole = open_store(f"gs://{bucket}")
@@ -44,8 +44,8 @@ def fetch_bucket(
     entries = store.entries()
     if not entries:
         raise DataError(
-            "There is no such object or folder in the bucket. Check its name. "
-            f"Received: {shown_address(source)!r}"
+            "There is no such object or folder in the bucket. Check its name.",
+            received=f"{shown_address(source)!r}",
         )
     return _copy(store, entries, cache_dir, max_bytes, progress, outline)
 
@@ -117,5 +117,5 @@ def require_safe(name: str, store: Store) -> None:
     """Raise DataError if a folder cannot hold a file of this name, or if the name leads out of the folder."""
     if any(part in ("", ".", "..") or "\0" in part or len(part.encode()) > 255 for part in name.split("/")):
         raise DataError(
-            f"An object has a name that no folder can hold; rename it. Received: {store.at(name)!r}"
+            "An object has a name that no folder can hold; rename it.", received=f"{store.at(name)!r}"
         )

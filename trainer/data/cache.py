@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.exits import TemporaryError
-from trainer.storage import explained, prepare_folder
+from trainer.errors import TemporaryError
+from trainer.storage import prepare_folder, translate_errors
 
 Pixels = NDArray[np.uint8]
 
@@ -41,7 +41,7 @@ class PixelCache:
             self._pixels: Pixels = np.zeros(self.shape, np.uint8)
             return
         self._file = _reserved_file(folder, total_bytes)
-        with explained(folder):
+        with translate_errors(folder):
             self._map = mmap.mmap(self._file, total_bytes, prot=mmap.PROT_READ)
         self._pixels = np.frombuffer(self._map, np.uint8).reshape(self.shape)
 
@@ -57,7 +57,7 @@ class PixelCache:
             return
         rest = memoryview(np.asarray(pixels, np.uint8).tobytes())
         offset = index * self._row_bytes
-        with explained(self._folder):
+        with translate_errors(self._folder):
             # Not through the map: a disk error would kill the process with SIGBUS instead of raising.
             while rest:
                 written = os.pwrite(self._file, rest, offset)
@@ -86,7 +86,7 @@ class PixelCache:
 def _reserved_file(folder: Path, total_bytes: int) -> int:
     """Return the descriptor of a new, unlinked file with `total_bytes` of allocated disk space."""
     prepare_folder(folder)
-    with explained(folder):
+    with translate_errors(folder):
         _require_space(folder, total_bytes)
         file, path = tempfile.mkstemp(prefix="pixels-", dir=folder)
         try:
@@ -106,6 +106,6 @@ def _require_space(folder: Path, total_bytes: int) -> None:
     if total_bytes > free_bytes:
         raise TemporaryError(
             f"The disk has no room for the decoded images: {total_bytes >> 20} MiB are needed. Free some "
-            "space, or use a smaller data.image_size or a larger data.cache_mib. "
-            f"Received: {folder} with {free_bytes >> 20} MiB free"
+            "space, or use a smaller data.image_size or a larger data.cache_mib.",
+            received=f"{folder} with {free_bytes >> 20} MiB free",
         )

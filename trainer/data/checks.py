@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from trainer.data.convert import UNSUPPORTED
 from trainer.data.formats import REMEDIES
 from trainer.data.items import SPLITS, Item, Rejection
-from trainer.exits import DataError
-from trainer.printable import shown_address
+from trainer.errors import DataError
+from trainer.sanitize import shown_address
 
 _EXAMPLES = 3
 
@@ -34,9 +34,10 @@ def require_images(items: Sequence[Item], rejections: Sequence[Rejection], sourc
     if not items:
         raise DataError(
             "The source has no images: put those of each class into a folder that has its name, "
-            f"or correct the rows of the import file. Received: {shown_address(source)!r} with "
+            "or correct the rows of the import file.",
+            received=f"{shown_address(source)!r} with "
             f"{_counted(len(rejections), 'other file')}"
-            f"{_examples(rejections, ', such as ')}"
+            f"{_examples(rejections, ', such as ')}",
         )
 
 
@@ -50,7 +51,8 @@ def require_few_rejected(candidates: int, rejections: Sequence[Rejection], max_r
         raise DataError(
             f"{len(damaged)} of {_counted(candidates, 'image')} can't be used{_examples(damaged, ': ')}. "
             f"{_unsupported_sentence(damaged)}That is more than data.max_rejected allows: repair or remove "
-            f"them, or raise it. Received: data.max_rejected={max_rejected:g}"
+            f"them, or raise it.",
+            received=f"data.max_rejected={max_rejected:g}",
         )
 
 
@@ -59,13 +61,14 @@ def require_classes(before: Iterable[str], kept: Iterable[str]) -> None:
     classes, left = set(before), set(kept)
     if classes - left:
         raise DataError(
-            "No image of a class could be decoded; repair them or remove the class. "
-            f"Received: {_listed(classes - left)}"
+            "No image of a class could be decoded; repair them or remove the class.",
+            received=f"{_listed(classes - left)}",
         )
     if len(classes) < 2:
         raise DataError(
             "There is only one class, so there is nothing to tell apart; there must be at least two, each in "
-            f"a folder of its own. Received: {_listed(classes)}"
+            "a folder of its own.",
+            received=_listed(classes),
         )
 
 
@@ -78,7 +81,8 @@ def require_full_splits(items: Sequence[Item]) -> None:
         wanted = "train" if "train" not in classes else "validation"
         raise DataError(
             f"There are no images in {wanted}; add a folder {wanted}/, or give class folders alone with "
-            f"several images each, of which a share is held out. Received: images in {_listed(classes)}"
+            f"several images each, of which a share is held out.",
+            received=f"images in {_listed(classes)}",
         )
     everything = set().union(*classes.values())
     for split in SPLITS:
@@ -87,7 +91,8 @@ def require_full_splits(items: Sequence[Item]) -> None:
             others = [other for other in SPLITS if missing & classes.get(other, set())]
             raise DataError(
                 f"A class has images in {' and '.join(others)} but none in {split}, where equal content "
-                f"counts once; add some, or remove the class. Received: {_listed(missing)}"
+                f"counts once; add some, or remove the class.",
+                received=_listed(missing),
             )
 
 
@@ -113,7 +118,8 @@ def _require_agreement(groups: Sequence[tuple[Item, ...]]) -> None:
         named = "; ".join(f"{one.name} and {other.name}" for one, other in found[:_EXAMPLES])
         raise DataError(
             "The same image has different labels in train and in a held-out split; keep it under the right "
-            f"one. Received: {_counted(len(found), 'image')}: {named}"
+            "one.",
+            received=f"{_counted(len(found), 'image')}: {named}",
         )
 
 

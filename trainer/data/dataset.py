@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.batches import Shards, first_owners
 from trainer.data.checks import (
     Duplicates,
     find_duplicates,
@@ -24,14 +23,15 @@ from trainer.data.checks import (
     warnings_of,
     warnings_of_formats,
 )
-from trainer.data.contents import content_digest, split_digest
-from trainer.data.holding import Rows, View
-from trainer.data.ingest import Ingested
+from trainer.data.fingerprint import content_digest, split_digest
+from trainer.data.image_store import Rows, Subset
+from trainer.data.ingest import DecodedImages
 from trainer.data.items import SPLITS, Item, Rejection, Source
 from trainer.data.label_arrays import label_array, label_counts, label_texts
 from trainer.data.label_checks import require_labels, require_trained_labels, warnings_of_labels
+from trainer.data.sampler import Shards, first_owners
 from trainer.data.split import BY_SOURCE, STRATIFIED, assign_splits, training_items, with_thresholds
-from trainer.printable import shown_address
+from trainer.sanitize import shown_address
 from trainer.spec.schema import DataSpec
 
 _MOST_LINES = 5
@@ -92,7 +92,7 @@ class Dataset:
 def assemble(
     candidates: Sequence[Item],
     left_out: Sequence[Rejection],
-    found: Ingested,
+    found: DecodedImages,
     spec: DataSpec,
     layout: str,
     on_rejected: Callable[[tuple[Rejection, ...]], None],
@@ -116,7 +116,7 @@ def assemble(
     return _assembled(items, found, rejected, duplicates, (spec.source, layout, split_by), warnings, is_multi)
 
 
-def _arranged(candidates: Sequence[Item], found: Ingested, spec: DataSpec) -> tuple[list[Item], str]:
+def _arranged(candidates: Sequence[Item], found: DecodedImages, spec: DataSpec) -> tuple[list[Item], str]:
     """Return the items with their splits assigned, and the origin of the split. Raises DataError."""
     require_classes((item.label for item in candidates), (item.label for item in found.items))
     items = assign_splits(found.items, found.contents, spec.validation_fraction)
@@ -124,7 +124,9 @@ def _arranged(candidates: Sequence[Item], found: Ingested, spec: DataSpec) -> tu
     return items, BY_SOURCE if items == list(found.items) else STRATIFIED
 
 
-def _arranged_several(candidates: Sequence[Item], found: Ingested, spec: DataSpec) -> tuple[list[Item], str]:
+def _arranged_several(
+    candidates: Sequence[Item], found: DecodedImages, spec: DataSpec
+) -> tuple[list[Item], str]:
     """Do the same as `_arranged` for images with any number of labels."""
     require_labels(candidates, found.items)
     items = assign_splits(found.items, found.contents, spec.validation_fraction, is_multi=True)
@@ -133,7 +135,7 @@ def _arranged_several(candidates: Sequence[Item], found: Ingested, spec: DataSpe
     return with_thresholds(items, found.contents, spec.threshold_fraction), split_by
 
 
-def _training_part(found: Ingested, fraction: float, is_multi: bool) -> Ingested:
+def _training_part(found: DecodedImages, fraction: float, is_multi: bool) -> DecodedImages:
     """Return the decoded images without those that a run on all images would hold out."""
     kept = training_items(found.items, found.contents, fraction, is_multi)
     return replace(
@@ -146,7 +148,7 @@ def _training_part(found: Ingested, fraction: float, is_multi: bool) -> Ingested
 
 def _assembled(
     items: Sequence[Item],
-    found: Ingested,
+    found: DecodedImages,
     rejected: tuple[Rejection, ...],
     duplicates: Duplicates,
     origin: tuple[str, str, str],
@@ -171,7 +173,7 @@ def _class_order(name: str) -> tuple[int, int, str]:
 
 
 def _split(
-    name: str, items: Sequence[Item], found: Ingested, class_names: tuple[str, ...], is_multi: bool
+    name: str, items: Sequence[Item], found: DecodedImages, class_names: tuple[str, ...], is_multi: bool
 ) -> Split:
     indices = [index for index, item in enumerate(items) if item.split == name]
     number = {label: value for value, label in enumerate(class_names)}
@@ -179,7 +181,7 @@ def _split(
         name=name,
         items=tuple(items[index] for index in indices),
         labels=label_array([items[index] for index in indices], number, is_multi),
-        pixels=View(found.pixels, found.rows[np.asarray(indices, np.int64)]),
+        pixels=Subset(found.pixels, found.rows[np.asarray(indices, np.int64)]),
         numbers=found.rows[np.asarray(indices, np.int64)],
         contents=tuple(found.contents[index] for index in indices),
     )
@@ -240,7 +242,7 @@ def _groups(groups: Sequence[Sequence[Item]]) -> dict[str, Any]:
 
 
 def format_found(dataset: Dataset, width: int = 80) -> str:
-    """Return `Found 2000 train and 1000 validation images in 2 classes: cats, dogs`.
+    """Return `ReadResult 2000 train and 1000 validation images in 2 classes: cats, dogs`.
 
     Class names that do not fit into `width` characters follow on separate lines. A long list is cut off, with
     the number of remaining names.

@@ -14,12 +14,12 @@ from functools import partial
 import tensorflow as tf
 
 from trainer.data.bmp import decode_bmp
+from trainer.data.byte_ops import contains, equals, peek
 from trainer.data.colours import from_rgb, from_rgba, premultiplied, unpremultiplied
 from trainer.data.exif import jpeg_orientation, orient, png_orientation, webp_orientation
 from trainer.data.gif import decode_gif
-from trainer.data.peek import contains, equals, peek
-from trainer.data.reduced import RATIOS, decode_reduced, find_reduction
-from trainer.data.window import fill, find_window, to_bytes
+from trainer.data.resize import fill, find_window, to_bytes
+from trainer.data.scaled_jpeg import RATIOS, decode_reduced, find_reduction
 from trainer.spec import PixelFormat
 
 Decoder = Callable[[tf.Tensor, int], tf.Tensor]

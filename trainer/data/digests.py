@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from trainer.data.progress import Progress
-from trainer.exits import DataError
+from trainer.errors import DataError
 from trainer.storage import hash_file, write_json
 
 
@@ -33,7 +33,7 @@ def file_digests(
         known = {**known, **hash_reported(path, missing, path.name, progress)}
         if _identity(path) != identity:
             raise DataError(
-                f"The file changed while it was read; start again when it is complete. Received: {path}"
+                "The file changed while it was read; start again when it is complete.", received=path
             )
         remember_digests(path, known, cache_dir)
     return {name: known[name] for name in wanted}
@@ -94,4 +94,4 @@ def _remembered(path: Path, cache_dir: Path, identity: dict[str, int]) -> dict[s
 
 
 def _unreadable(path: Path, error: OSError) -> DataError:
-    return DataError(f"The file can't be read: {error.strerror or error}. Received: {path}")
+    return DataError(f"The file can't be read: {error.strerror or error}.", received=path)

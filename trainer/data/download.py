@@ -18,9 +18,9 @@ from trainer.data.http import require_https
 from trainer.data.progress import Progress
 from trainer.data.transfer import Patience, Transfer, UnreachableError, Version
 from trainer.data.web_page import is_web_page
-from trainer.exits import DataError
-from trainer.printable import shown_address
-from trainer.storage import exclusive, explained, sync_folder, write_json
+from trainer.errors import DataError
+from trainer.sanitize import shown_address
+from trainer.storage import exclusive, sync_folder, translate_errors, write_json
 
 
 def download(
@@ -58,7 +58,7 @@ def download(
 
 def forget_version(path: Path) -> None:
     """Delete the recorded version of the damaged file `path`, to force a new download."""
-    with explained(path):
+    with translate_errors(path):
         _record(path).unlink(missing_ok=True)
 
 
@@ -68,8 +68,8 @@ def _accept(transfer: Transfer, path: Path, version: Version, checksum: str | No
         transfer.discard()
         raise DataError(
             "The server answered with a web page in the place of the file, such as one to sign in or to "
-            "confirm; give the address of the file itself, or download it in a browser and give its path. "
-            f"Received: {shown_address(transfer.url)}"
+            "confirm; give the address of the file itself, or download it in a browser and give its path.",
+            received=shown_address(transfer.url),
         )
     algorithm, _, expected = (checksum or "").partition(":")
     wanted = {"sha256", algorithm} - {""}
@@ -79,9 +79,10 @@ def _accept(transfer: Transfer, path: Path, version: Version, checksum: str | No
         address = shown_address(transfer.url)
         raise DataError(
             f"The download has the wrong checksum and was deleted; check the address and the checksum: "
-            f"{address}. Expected {checksum}. Received: {algorithm}:{digests[algorithm]}"
+            f"{address}. Expected {checksum}.",
+            received=f"{algorithm}:{digests[algorithm]}",
         )
-    with explained(path):
+    with translate_errors(path):
         # In this order, the new bytes are never paired with the old version.
         _record(path).unlink(missing_ok=True)
         os.replace(transfer.partial, path)

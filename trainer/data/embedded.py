@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from trainer.data.progress import Progress
-from trainer.exits import UsageError
-from trainer.storage import build_once, explained
+from trainer.errors import UsageError
+from trainer.storage import build_once, translate_errors
 
 DIGIT_NAMES = tuple("0123456789")
 
@@ -23,7 +23,8 @@ def embedded_folder(name: str, cache_dir: Path, progress: Progress) -> Path:
     """
     if name != "digits":
         raise UsageError(
-            f"There is no such embedded data set; there is embedded:digits. Received: {f'embedded:{name}'!r}"
+            "There is no such embedded data set; there is embedded:digits.",
+            received=f"{f'embedded:{name}'!r}",
         )
 
     def build(folder: Path) -> None:
@@ -41,7 +42,7 @@ def _write_digits(folder: Path, progress: Progress) -> None:
     images, labels = load_digits(return_X_y=True)
     pixels = np.rint(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     task = progress.start("Writing the embedded digits", len(pixels), "images")
-    with explained(folder):
+    with translate_errors(folder):
         for name in DIGIT_NAMES:
             (folder / name).mkdir()
         for number, (image, label) in enumerate(zip(pixels, labels, strict=True)):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from trainer.data.peek import big, choose, contains, equals, little, peek, piece, size_of
+from trainer.data.byte_ops import big, choose, contains, equals, little, peek, piece, size_of
 
 _MOST_CHUNKS = 10_000
 # Bounds the walk through a file made of empty chunks; real files have fewer.

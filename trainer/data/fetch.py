@@ -17,14 +17,14 @@ from trainer.data.bucket import fetch_bucket, fetch_objects
 from trainer.data.digests import checksum_problem, file_digests
 from trainer.data.download import download, forget_version
 from trainer.data.embedded import embedded_folder
-from trainer.data.layouts.import_files import SUFFIXES as IMPORT_SUFFIXES
-from trainer.data.layouts.import_files import Buckets
-from trainer.data.layouts.parquet import Extraction
-from trainer.data.layouts.webdataset import is_webdataset
 from trainer.data.progress import Progress
+from trainer.data.readers.import_files import SUFFIXES as IMPORT_SUFFIXES
+from trainer.data.readers.import_files import Buckets
+from trainer.data.readers.parquet import Extraction
+from trainer.data.readers.webdataset import is_webdataset
 from trainer.data.transfer import Patience
-from trainer.exits import DataError, UsageError
-from trainer.printable import shown_address
+from trainer.errors import DataError, UsageError
+from trainer.sanitize import shown_address
 from trainer.spec import DataSpec
 from trainer.storage import prepare_folder
 from trainer.storage.store import is_bucket, require_two_slashes, without_scheme
@@ -46,9 +46,9 @@ def fetch_source(
 
     A folder is returned unchanged. An archive is extracted, and its folder is returned. Any other file is
     returned, downloaded if necessary. `checksum` ("md5:..." or "sha256:...", hex digits) is that of the file
-    or archive. With `outline`, the images of a folder in a bucket are placeholder files, see
-    `trainer.data.outline`. Raises DataError (missing, damaged, unsafe, wrong checksum, untrusted server),
-    UsageError (unsupported kind of source, the cache is not writable), TemporaryError (network, full disk).
+    or archive. With `outline`, the images of a folder in a bucket are placeholder files. Raises DataError
+    (missing, damaged, unsafe, wrong checksum, untrusted server), UsageError (unsupported kind of source, the
+    cache is not writable), TemporaryError (network, full disk).
     """
     _require_checksum(checksum)
     if source.startswith("embedded:"):
@@ -120,7 +120,8 @@ def _require_remote(scheme: str, source: str) -> None:
         remedy = "; `aws s3 presign` makes an https:// URL of a file" if scheme == "s3" else ""
         raise UsageError(
             f"{scheme}:// is not supported{remedy}. Images come from a folder, an archive, a file://, "
-            f"https:// or gs:// URL. Received: {shown_address(source)!r}"
+            f"https:// or gs:// URL.",
+            received=f"{shown_address(source)!r}",
         )
 
 
@@ -137,15 +138,15 @@ def _is_folder(path: Path, source: str) -> bool:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError, ValueError):
         raise DataError(
-            f"There is no such folder or file. Check data.source. Received: {shown_address(source)!r}"
+            "There is no such folder or file. Check data.source.", received=f"{shown_address(source)!r}"
         ) from None
     except OSError as error:
         raise DataError(
-            f"The source can't be read: {error.strerror}. Received: {shown_address(source)!r}"
+            f"The source can't be read: {error.strerror}.", received=f"{shown_address(source)!r}"
         ) from error
     if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
         raise DataError(
-            f"The source is neither a folder nor a plain file. Received: {shown_address(source)!r}"
+            "The source is neither a folder nor a plain file.", received=f"{shown_address(source)!r}"
         )
     return stat.S_ISDIR(mode)
 
@@ -160,13 +161,13 @@ def _opened(path: Path, cache_dir: Path, max_bytes: int, progress: Progress) -> 
 
 def _require_checksum(checksum: str | None) -> None:
     if checksum and not re.fullmatch(r"md5:[0-9a-fA-F]{32}|sha256:[0-9a-fA-F]{64}", checksum):
-        raise UsageError(f"A checksum is md5: and 32, or sha256: and 64 hex digits. Received: {checksum!r}")
+        raise UsageError("A checksum is md5: and 32, or sha256: and 64 hex digits.", received=f"{checksum!r}")
 
 
 def _refuse_checksum(source: str, checksum: str | None) -> None:
     # Ignoring the checksum would suggest that it was verified.
     if checksum:
         raise UsageError(
-            "A checksum is of one file; for a folder set data.checksum to null. "
-            f"Received: {shown_address(source)!r}"
+            "A checksum is of one file; for a folder set data.checksum to null.",
+            received=f"{shown_address(source)!r}",
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from trainer.data.peek import choose, peek, size_of
+from trainer.data.byte_ops import choose, peek, size_of
 
 _MOST_BLOCKS = 10_000
 _EXTENSION, _CONTROL = 0x21, 0xF9

@@ -16,8 +16,8 @@ import requests
 from urllib3.exceptions import HTTPError, LocationValueError
 
 from trainer import __version__
-from trainer.exits import DataError, TrainerError, UsageError
-from trainer.printable import shown_address, without_secrets
+from trainer.errors import DataError, TrainerError, UsageError
+from trainer.sanitize import shown_address, without_secrets
 from trainer.storage.proxies import require_proxy
 
 _MAX_REDIRECTS = 10
@@ -40,16 +40,15 @@ def require_https(url: str) -> str:
         parts = urlsplit(url)
         host = parts.hostname
     except ValueError:
-        raise UsageError(
-            f"This isn't a URL: its host can't be read. Received: {shown_address(url)}"
-        ) from None
+        raise UsageError("This isn't a URL: its host can't be read.", received=shown_address(url)) from None
     if parts.scheme.lower() != "https":
         raise UsageError(
             "Downloads come over https only, since anyone on the way can change what comes over http. "
-            f"Use an https:// address. Received: {shown_address(url)}"
+            "Use an https:// address.",
+            received=shown_address(url),
         )
     if not host:
-        raise UsageError(f"The URL names no host. Received: {shown_address(url)}")
+        raise UsageError("The URL names no host.", received=shown_address(url))
     return url
 
 
@@ -73,7 +72,7 @@ def get(
             return response
         response.close()
         place = require_https(following)
-    raise DataError(f"The server redirects more than {_MAX_REDIRECTS} times. Received: {shown_address(url)}")
+    raise DataError(f"The server redirects more than {_MAX_REDIRECTS} times.", received=shown_address(url))
 
 
 def _opened(session: requests.Session, url: str, **options: Any) -> tuple[requests.Response, str | None]:
@@ -108,7 +107,7 @@ def require_content(response: requests.Response, url: str) -> None:
         problem = "There is nothing at this address; check it"
     else:
         problem = "The server doesn't give the file; check the address"
-    raise DataError(f"{problem} ({what}). Received: {shown_address(url)}")
+    raise DataError(f"{problem} ({what}).", received=shown_address(url))
 
 
 def read_body(response: requests.Response, url: str) -> Iterator[bytes]:
@@ -127,26 +126,24 @@ def _failures_named(url: str) -> Iterator[None]:
         yield
     except requests.exceptions.InvalidProxyURL as error:
         raise UsageError(
-            f"HTTPS_PROXY names no proxy; correct or unset it. Received: {without_secrets(str(error))}"
+            "HTTPS_PROXY names no proxy; correct or unset it.", received=f"{without_secrets(str(error))}"
         ) from error
     except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, LocationValueError) as error:
         raise UsageError(
-            f"This isn't a URL that can be fetched; check its host and port. Received: {shown_address(url)}"
+            "This isn't a URL that can be fetched; check its host and port.", received=shown_address(url)
         ) from error
     except (requests.exceptions.RequestException, HTTPError) as error:
         raise _named(error, url) from error
     except ValueError as error:
         # Neither requests nor urllib defines an error for an invalid redirect.
-        raise DataError(
-            f"The server redirects to what is no address. Received: {shown_address(url)}"
-        ) from error
+        raise DataError("The server redirects to what is no address.", received=shown_address(url)) from error
     except OSError as error:
         # The only plain OSError from requests: the certificate bundle is missing.
         raise _bad_bundle(error) from error
 
 
 def _bad_bundle(error: BaseException) -> UsageError:
-    return UsageError(f"The trusted certificates can't be read; check REQUESTS_CA_BUNDLE. Received: {error}")
+    return UsageError("The trusted certificates can't be read; check REQUESTS_CA_BUNDLE.", received=error)
 
 
 def _named(error: Exception, url: str) -> TrainerError | Broken:
@@ -155,7 +152,8 @@ def _named(error: Exception, url: str) -> TrainerError | Broken:
         return DataError(
             f"The server's certificate isn't trusted ({getattr(cause, 'verify_message', cause)}). "
             f"Check the address and this machine's clock; for a certificate authority of your own set "
-            f"REQUESTS_CA_BUNDLE to its PEM file. Received: {shown_address(url)}"
+            f"REQUESTS_CA_BUNDLE to its PEM file.",
+            received=shown_address(url),
         )
     if cause and cause.library in ("X509", "PEM"):
         return _bad_bundle(cause)

@@ -22,17 +22,17 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from trainer.data.batches import first_owners
 from trainer.data.cache import Pixels
 from trainer.data.colours import from_rgb
 from trainer.data.convert import LARGE_PIXELS, Prepared, prepare
 from trainer.data.decode import decode_and_resize, resize_image
 from trainer.data.header import reason_of_failure
-from trainer.data.holding import Holding, Write
+from trainer.data.image_store import ImageStore, Write
 from trainer.data.items import Item, Rejection
 from trainer.data.progress import Progress, SilentProgress
-from trainer.exits import DataError
-from trainer.hosts import Peers, Place
+from trainer.data.sampler import first_owners
+from trainer.distributed import ProcessGroup, ProcessInfo
+from trainer.errors import DataError
 from trainer.spec import PixelFormat
 from trainer.spec.schema import DataSpec
 
@@ -44,7 +44,7 @@ _CALL_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class Ingested:
+class DecodedImages:
     """Decoded images and rejections."""
 
     items: tuple[Item, ...]
@@ -52,27 +52,31 @@ class Ingested:
     """SHA-256 of each item's bytes, 64 hex digits."""
     rows: NDArray[np.int64]
     """Number of each item in `pixels`, int64 [len(items)]."""
-    pixels: Holding
+    pixels: ImageStore
     rejections: tuple[Rejection, ...]
     converted: Mapping[str, int]
     """Number of items that were converted before decoding, by format; see `trainer.data.convert`."""
 
 
 def ingest(
-    items: Sequence[Item], spec: DataSpec, cache_dir: Path, progress: Progress, peers: Peers | None = None
-) -> Ingested:
+    items: Sequence[Item],
+    spec: DataSpec,
+    cache_dir: Path,
+    progress: Progress,
+    peers: ProcessGroup | None = None,
+) -> DecodedImages:
     """Decode `items` on all cores to pixels of `spec.pixel_format`; return the images and rejections.
 
     Each of the `peers` decodes its share, followed by an all-gather of the results. Raises TemporaryError
     (full disk, lost connection to a peer), UsageError (the cache is not writable), DataError (the peers have
     different items).
     """
-    peers = peers or Peers(Place())
-    reader = Reader(items, spec, progress)
+    peers = peers or ProcessGroup(ProcessInfo())
+    reader = ImageDecoder(items, spec, progress)
     folder = cache_dir / "pixels"
-    pixels = Holding(len(items), spec.pixel_format.shape, spec.cache_mib << 20, folder, reader.decode)
-    owners = first_owners(np.arange(len(items)), peers.place.count)
-    pixels.hold(np.flatnonzero(owners == peers.place.index))
+    pixels = ImageStore(len(items), spec.pixel_format.shape, spec.cache_mib << 20, folder, reader.decode)
+    owners = first_owners(np.arange(len(items)), peers.process.process_count)
+    pixels.cache(np.flatnonzero(owners == peers.process.process_index))
     outcomes = _exchanged(reader.outcomes, items, peers)
     reader.is_known = True
     kept = [row for row, outcome in enumerate(outcomes) if outcome.reason is None]
@@ -81,7 +85,7 @@ def ingest(
         for item, outcome in zip(items, outcomes, strict=True)
         if outcome.reason is not None
     ]
-    return Ingested(
+    return DecodedImages(
         items=tuple(items[row] for row in kept),
         contents=tuple(outcomes[row].content for row in kept),
         rows=np.asarray(kept, np.int64),
@@ -92,7 +96,7 @@ def ingest(
 
 
 @dataclass(slots=True)
-class Outcome:
+class DecodeResult:
     """Decoding result of one item."""
 
     content: str
@@ -103,35 +107,37 @@ class Outcome:
     """The format that it was converted from, or an empty string."""
 
 
-def count_converted(outcomes: Sequence[Outcome]) -> dict[str, int]:
+def count_converted(outcomes: Sequence[DecodeResult]) -> dict[str, int]:
     """Return the number of images converted from each format, sorted by name."""
     formats = Counter(outcome.converted for outcome in outcomes if outcome.converted and not outcome.reason)
     return dict(sorted(formats.items()))
 
 
-def _exchanged(outcomes: dict[int, Outcome], items: Sequence[Item], peers: Peers) -> list[Outcome]:
+def _exchanged(
+    outcomes: dict[int, DecodeResult], items: Sequence[Item], peers: ProcessGroup
+) -> list[DecodeResult]:
     """All-gather the results of all items. Raises DataError if the processes have different items."""
-    if peers.place.count > 1:
+    if peers.process.process_count > 1:
         names = hashlib.sha256("\0".join(item.name for item in items).encode()).hexdigest()
-        if len(set(peers.exchange(names.encode()))) > 1:
+        if len(set(peers.all_gather(names.encode()))) > 1:
             raise DataError(
-                "The processes of the run see different files in the source; give all the same one. "
-                f"Received: {len(items)} files on {peers.place.name(peers.place.index)}"
+                "The processes of the run see different files in the source; give all the same one.",
+                received=f"{len(items)} files on {peers.process.name(peers.process.process_index)}",
             )
         own = {number: astuple(outcome) for number, outcome in outcomes.items()}
-        for said in peers.exchange(json.dumps(own).encode()):
-            outcomes |= {int(number): Outcome(*outcome) for number, outcome in json.loads(said).items()}
+        for said in peers.all_gather(json.dumps(own).encode()):
+            outcomes |= {int(number): DecodeResult(*outcome) for number, outcome in json.loads(said).items()}
     return [outcomes[number] for number in range(len(items))]
 
 
-class Reader:
+class ImageDecoder:
     """Thread-safe reader and decoder of items, in chunks."""
 
     def __init__(self, items: Sequence[Item], spec: DataSpec, progress: Progress) -> None:
         self._items, self._progress, self._max_pixels = items, progress, spec.max_image_pixels
         self._to_pixels = build_to_pixels(spec.pixel_format)
         self._one_large = threading.Lock()
-        self.outcomes: dict[int, Outcome] = {}
+        self.outcomes: dict[int, DecodeResult] = {}
         """Results of the items that this process has read, by number."""
         self.is_known = False
         """Whether all items have been decoded once; from then on a failure is an error, not a rejection."""
@@ -156,21 +162,21 @@ class Reader:
             executor.shutdown(wait=True, cancel_futures=True)
             task.finish()
 
-    def _require_good(self, outcomes: dict[int, Outcome]) -> None:
+    def _require_good(self, outcomes: dict[int, DecodeResult]) -> None:
         bad = [number for number, outcome in outcomes.items() if outcome.reason] if self.is_known else []
         if bad:
             raise DataError(
-                f"An image that was good can't be read any more: the source has changed since. "
-                f"Received: {self._items[bad[0]].name}, {outcomes[bad[0]].reason}"
+                "An image that was good can't be read any more: the source has changed since.",
+                received=f"{self._items[bad[0]].name}, {outcomes[bad[0]].reason}",
             )
 
-    def _read_chunk(self, numbers: NDArray[np.int64], write: Write) -> dict[int, Outcome]:
+    def _read_chunk(self, numbers: NDArray[np.int64], write: Write) -> dict[int, DecodeResult]:
         """Read and decode the items of these numbers, write their pixels and return their results."""
-        outcomes: dict[int, Outcome] = {}
+        outcomes: dict[int, DecodeResult] = {}
         waiting: dict[int, Prepared] = {}
         for number in map(int, numbers):
             content, prepared = _read(self._items[number], self._max_pixels)
-            outcomes[number] = Outcome(content, prepared.reason, prepared.converted)
+            outcomes[number] = DecodeResult(content, prepared.reason, prepared.converted)
             if prepared.reason is None:
                 waiting[number] = prepared
             if sum(len(each.data) for each in waiting.values()) >= _CALL_BYTES:
@@ -179,7 +185,7 @@ class Reader:
         self._decode(waiting, outcomes, write)
         return outcomes
 
-    def _decode(self, waiting: dict[int, Prepared], outcomes: dict[int, Outcome], write: Write) -> None:
+    def _decode(self, waiting: dict[int, Prepared], outcomes: dict[int, DecodeResult], write: Write) -> None:
         """Decode all in one call; if it fails, decode one by one to find the damaged items."""
         if not waiting:
             return

@@ -15,8 +15,8 @@ from trainer.data.checks import require_images
 from trainer.data.fetch import buckets_of, extraction_of, fetch_source
 from trainer.data.header import declared_size
 from trainer.data.items import Item
-from trainer.data.layouts import read_layout
 from trainer.data.progress import Progress
+from trainer.data.readers import read_layout
 from trainer.data.shards.packed import find_shards
 from trainer.spec.schema import DataSpec
 

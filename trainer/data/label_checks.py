@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trainer.data.items import THRESHOLDS, Item
-from trainer.exits import DataError
+from trainer.errors import DataError
 
 _EXAMPLES = 3
 
@@ -18,14 +18,15 @@ def require_labels(candidates: Sequence[Item], kept: Sequence[Item]) -> None:
     before, left = _labels(candidates), _labels(kept)
     if before - left:
         raise DataError(
-            "No image of a label could be decoded; repair them or remove the label. "
-            f"Received: {_listed(before - left)}"
+            "No image of a label could be decoded; repair them or remove the label.",
+            received=f"{_listed(before - left)}",
         )
     if len(before) < 2:
         raise DataError(
             "With data.labels=multi there must be at least two labels. Whether an image has one label or not "
             "is a question of two classes: give each image one of two, such as yes and no, and set "
-            f"data.labels=single. Received: {_listed(before) or 'no label'}"
+            "data.labels=single.",
+            received=f"{_listed(before) or 'no label'}",
         )
 
 
@@ -37,12 +38,13 @@ def require_trained_labels(items: Sequence[Item]) -> None:
         wanted = "validation" if train else "train"
         raise DataError(
             f"There are no images in {wanted}; give rows of it in the column split, or leave the column out, "
-            f"so that a share is held out. Received: {len(items)} images in {'train' if train else 'others'}"
+            f"so that a share is held out.",
+            received=f"{len(items)} images in {'train' if train else 'others'}",
         )
     if missing := _labels(held_out) - _labels(train):
         raise DataError(
-            "A label is on held-out images and on no training image; add some, or remove the label. "
-            f"Received: {_listed(missing)}"
+            "A label is on held-out images and on no training image; add some, or remove the label.",
+            received=_listed(missing),
         )
 
 

@@ -15,17 +15,17 @@ import numpy as np
 from trainer.data.checks import require_few_rejected, require_images, warnings_of_formats
 from trainer.data.dataset import Split
 from trainer.data.fetch import buckets_of, extraction_of, fetch_source
-from trainer.data.holding import View
-from trainer.data.ingest import Ingested, ingest
+from trainer.data.image_store import Subset
+from trainer.data.ingest import DecodedImages, ingest
 from trainer.data.items import Rejection
 from trainer.data.label_arrays import label_array
 from trainer.data.labels import all_normalized, normalized, numbers_of
-from trainer.data.layouts import read_layout
 from trainer.data.progress import Progress
+from trainer.data.readers import read_layout
 from trainer.data.shards.packed import find_shards
-from trainer.data.shards.source import load_shards
-from trainer.exits import DataError
-from trainer.hosts import Peers, Place
+from trainer.data.shards.reader import load_shards
+from trainer.distributed import ProcessGroup, ProcessInfo
+from trainer.errors import DataError
 from trainer.spec.schema import DataSpec
 
 _UNSPLIT = "all"
@@ -40,7 +40,7 @@ def load_labelled(
     errors of `load_dataset` for a source that cannot be read.
     """
     if (packed := find_shards(spec)) is not None:
-        dataset = load_shards(*packed, spec, cache_dir, Peers(Place()))
+        dataset = load_shards(*packed, spec, cache_dir, ProcessGroup(ProcessInfo()))
         _require_known(set(dataset.class_names), class_names)
         number = numbers_of(class_names)
         numbers = np.asarray([number[normalized(name)] for name in dataset.class_names], np.int32)
@@ -73,16 +73,16 @@ def _require_known(labels: set[str], class_names: Sequence[str]) -> None:
     unknown = sorted({normalized(label) for label in labels} - set(all_normalized(class_names)))
     if unknown:
         raise DataError(
-            f"The model does not know these classes; it knows {', '.join(class_names)[:200]}. "
-            f"Received: {', '.join(unknown)[:200]}"
+            f"The model does not know these classes; it knows {', '.join(class_names)[:200]}.",
+            received=f"{', '.join(unknown)[:200]}",
         )
 
 
-def _split(name: str, found: Ingested, class_names: Sequence[str], is_multi: bool) -> Split:
+def _split(name: str, found: DecodedImages, class_names: Sequence[str], is_multi: bool) -> Split:
     number = numbers_of(class_names)
     indices = [index for index, item in enumerate(found.items) if (item.split or _UNSPLIT) == name]
     items = tuple(found.items[index] for index in indices)
     labels = label_array(items, number, is_multi)
     numbers = found.rows[np.asarray(indices, np.int64)]
     contents = tuple(found.contents[index] for index in indices)
-    return Split(name, items, labels, View(found.pixels, numbers), numbers, contents)
+    return Split(name, items, labels, Subset(found.pixels, numbers), numbers, contents)

@@ -14,12 +14,12 @@ from trainer.data.dataset import Dataset, assemble
 from trainer.data.fetch import buckets_of, extraction_of, fetch_source
 from trainer.data.ingest import ingest
 from trainer.data.items import Rejection
-from trainer.data.layouts import read_layout
 from trainer.data.progress import Progress
+from trainer.data.readers import read_layout
 from trainer.data.shards.packed import find_shards
-from trainer.data.shards.source import load_shards
+from trainer.data.shards.reader import load_shards
 from trainer.data.split import usable_items
-from trainer.hosts import Peers, Place
+from trainer.distributed import ProcessGroup, ProcessInfo
 from trainer.spec.schema import DataSpec
 
 
@@ -28,7 +28,7 @@ def load_dataset(
     cache_dir: Path,
     progress: Progress,
     on_rejected: Callable[[tuple[Rejection, ...]], None],
-    peers: Peers | None = None,
+    peers: ProcessGroup | None = None,
 ) -> Dataset:
     """Return the data set that `spec` describes, decoded and validated.
 
@@ -37,7 +37,7 @@ def load_dataset(
     UsageError for a source or cache folder that cannot be used, TemporaryError for a network or disk failure.
     """
     if (packed := find_shards(spec)) is not None:
-        return load_shards(*packed, spec, cache_dir, peers or Peers(Place()))
+        return load_shards(*packed, spec, cache_dir, peers or ProcessGroup(ProcessInfo()))
     root = fetch_source(spec.source, spec.checksum, cache_dir, spec.max_extracted_mib << 20, progress)
     read = read_layout(
         root, spec.layout, buckets_of(spec, cache_dir, progress), extraction_of(spec, cache_dir, progress),

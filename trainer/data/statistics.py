@@ -118,7 +118,7 @@ def _measured(split: Split, rows: Sequence[int]) -> Iterator[tuple[str, float]]:
     many = max(1, _CHUNK_BYTES // max(1, 3 * int(np.prod(split.pixels.shape[1:3]))))
     for start in range(0, len(rows), many):
         chunk = np.asarray(rows[start : start + many], np.int64)
-        looks = _look(as_rgb(split.pixels.take(chunk)))
+        looks = _look(as_rgb(split.pixels.gather(chunk)))
         for name, values in looks.items():
             yield from ((name, float(value)) for value in values)
     for row in rows:

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import requests
 
+from trainer.data.extractor import too_large
 from trainer.data.http import Broken, get, read_body, require_content
-from trainer.data.members import too_large
 from trainer.data.progress import Progress, Task
-from trainer.exits import StoppedError, TemporaryError, TrainerError
-from trainer.printable import shown_address
-from trainer.storage import explained, write_all, write_json
+from trainer.errors import StoppedError, TemporaryError, TrainerError
+from trainer.sanitize import shown_address
+from trainer.storage import translate_errors, write_all, write_json
 
 # An attempt that makes this much progress resets the failure count: the connection is slow, not dead.
 _STEP_BYTES = 1 << 20
@@ -151,7 +151,7 @@ class Transfer:
     def _write(self, response: requests.Response, start: int, task: Task) -> int:
         """Write the body to the file from `start`; return the size of the file."""
         size = start
-        with explained(self.partial):
+        with translate_errors(self.partial):
             file = io.FileIO(self.partial, "r+" if start else "w")
         with file:
             file.truncate(start)
@@ -160,10 +160,10 @@ class Transfer:
                 size += len(chunk)
                 if size > self.max_bytes:
                     raise too_large(shown_address(self.url), self.max_bytes)
-                with explained(self.partial):
+                with translate_errors(self.partial):
                     write_all(file, chunk)
                 task.advance(len(chunk))
-            with explained(self.partial):
+            with translate_errors(self.partial):
                 os.fsync(file.fileno())
         return size
 
@@ -171,7 +171,7 @@ class Transfer:
 
     def discard(self) -> None:
         """Delete the partial file and its metadata."""
-        with explained(self.partial):
+        with translate_errors(self.partial):
             self.partial.unlink(missing_ok=True)
             self._notes.unlink(missing_ok=True)
 

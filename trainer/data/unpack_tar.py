@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from trainer.data.damage import CHUNK_BYTES, Readable, chunks, reading
-from trainer.data.members import Unpacker, refused, require_archive_ratio
+from trainer.data.archive_errors import CHUNK_BYTES, Readable, chunks, reading
+from trainer.data.extractor import Unpacker, refused, require_archive_ratio
 from trainer.data.progress import Progress, Task
 
 _HEADER_BYTES = 1 << 20

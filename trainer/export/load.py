@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from trainer.exits import DataError, UsageError
+from trainer.errors import DataError, UsageError
 from trainer.export.program import require_computing
 from trainer.export.served import FORMAT_VERSION, MULTI_LABEL_VERSION
 from trainer.spec import PIXEL_SETTINGS, DataSpec
@@ -70,8 +70,8 @@ def load_model(path: Path, trust: bool = False) -> LoadedModel:
         raise  # out of memory, the model may be fine
     except Exception as error:  # TensorFlow has no exception of its own for a damaged file
         raise DataError(
-            f"The model can't be loaded; it is damaged. Train again, or copy it again. Received: {folder} "
-            f"({(str(error) or type(error).__name__).splitlines()[0][:200]})"
+            "The model can't be loaded; it is damaged. Train again, or copy it again.",
+            received=f"{folder} ({(str(error) or type(error).__name__).splitlines()[0][:200]})",
         ) from None
     kept = _Kept(signatures, loaded)
     return LoadedModel(folder, tuple(about["class_names"]), data, kept, _thresholds(about))
@@ -117,11 +117,11 @@ class _Kept(dict[str, Any]):
 
 def _model_folder(path: Path) -> Path:
     if not path.exists():
-        raise UsageError(f"There is no such folder. {_NEED} Received: {path}")
+        raise UsageError(f"There is no such folder. {_NEED}", received=path)
     for folder in (path, path / "model"):
         if (folder / "saved_model.pb").exists():
             return folder
-    raise UsageError(f"This is not a run or a model of this program. {_NEED} Received: {path}")
+    raise UsageError(f"This is not a run or a model of this program. {_NEED}", received=path)
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -134,13 +134,14 @@ def read_description(folder: Path) -> dict[str, Any]:
         version = about["format_version"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise UsageError(
-            f"This SavedModel was not exported by this program, so its inputs aren't known. "
-            f"{_NEED} Received: {folder}"
+            f"This SavedModel was not exported by this program, so its inputs aren't known. {_NEED}",
+            received=folder,
         ) from None
     if version not in (FORMAT_VERSION, MULTI_LABEL_VERSION):
         raise UsageError(
             "The model's format is none of those that this version reads "
             f"({FORMAT_VERSION}, {MULTI_LABEL_VERSION}); use the trainer "
-            f"that made it ({about.get('trainer_version')}), or train again. Received: format {version}"
+            f"that made it ({about.get('trainer_version')}), or train again.",
+            received=f"format {version}",
         )
     return about

@@ -12,7 +12,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import saved_model_pb2
 
-from trainer.exits import DataError, UsageError
+from trainer.errors import DataError, UsageError
 from trainer.export.operations import COMPUTING, SAVING
 
 _MOST_NAMED = 5
@@ -32,13 +32,15 @@ def require_computing(folder: Path) -> None:
         if not graph.object_graph_def.nodes:
             raise UsageError(
                 "The model is a SavedModel of TensorFlow 1, whose operations run while it is loaded; if you "
-                f"know who made it, add --trust. Received: {folder}"
+                "know who made it, add --trust.",
+                received=folder,
             )
         found |= _operations(graph)
     if found:
         raise UsageError(
             "The model is a program that may do more than compute, such as read and write files. If you know "
-            f"who made it, add --trust. Received: {', '.join(sorted(found)[:_MOST_NAMED])} in {folder}"
+            "who made it, add --trust.",
+            received=f"{', '.join(sorted(found)[:_MOST_NAMED])} in {folder}",
         )
 
 
@@ -48,10 +50,10 @@ def _parse(folder: Path) -> Any:
         model.ParseFromString(path.read_bytes())
     except (OSError, DecodeError) as error:
         raise DataError(
-            f"The model can't be read; it is damaged. Copy it again. Received: {path} ({str(error)[:100]})"
+            "The model can't be read; it is damaged. Copy it again.", received=f"{path} ({str(error)[:100]})"
         ) from None
     if not model.meta_graphs:
-        raise DataError(f"The model is empty; it is damaged. Copy it again. Received: {path}")
+        raise DataError("The model is empty; it is damaged. Copy it again.", received=path)
     return model
 
 

@@ -17,10 +17,10 @@ import tensorflow as tf
 
 from trainer import __version__
 from trainer.data.decode import decode_and_resize
-from trainer.exits import TemporaryError
-from trainer.objective import objective_of
+from trainer.errors import TemporaryError
 from trainer.spec import PIXEL_SETTINGS, DataSpec
 from trainer.storage.temporary import temporary_folder
+from trainer.train.objective import objective_of
 
 FORMAT_VERSION, MULTI_LABEL_VERSION = 1, 2
 """Versions of model.json. A reader of version 1 alone must not take a model with several labels per image for
@@ -115,8 +115,9 @@ def export_model(
             tf.saved_model.save(served, str(path), signatures=served.signatures())
         except tf.errors.OpError as error:
             raise TemporaryError(
-                f"The model could not be written; is the disk full? Free some space and run the same "
-                f"command again. Received: {path} ({error.message[:200]})"
+                "The model could not be written; is the disk full? Free some space and run the same "
+                "command again.",
+                received=f"{path} ({error.message[:200]})",
             ) from None
 
 

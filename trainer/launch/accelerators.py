@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, NonNegativeFloat, TypeAdapter, ValidationError
 
-from trainer.exits import UsageError
+from trainer.errors import UsageError
 
 _TABLE = "accelerators.yaml"
 PRICE_DATE = "2026-11-27"
@@ -85,14 +85,15 @@ def find_accelerator(text: str, prices: Path | None = None) -> Accelerator:
         near = get_close_matches(name, table, 1, 0.4)
         raise UsageError(
             f"There is no accelerator {name!r}{f'; did you mean {near[0]}?' if near else '.'} There are "
-            f"{', '.join(table)}. Received: {text!r}"
+            f"{', '.join(table)}.",
+            received=f"{text!r}",
         )
     entry = table[name]
     machines = entry["machines"]
     many = many or next(iter(machines))
     if many not in machines:
         there = ", ".join(f"{name}:{each}" for each in machines if each) or name
-        raise UsageError(f"{name} comes as {there} on one machine. Received: {text!r}")
+        raise UsageError(f"{name} comes as {there} on one machine.", received=f"{text!r}")
     topology = many if "x" in many else ""
     found = machines[many]
     return Accelerator(
@@ -159,5 +160,6 @@ def _given(prices: Path) -> dict[str, _Entry]:
 def _no_prices(prices: Path | None, why: str) -> UsageError:
     return UsageError(
         f"The prices can't be used: {why}. They are given as nvidia-l4: "
-        f"{{machines: {{'1': {{on_demand: 0.9, spot: 0.4}}}}}}. Received: {prices}"
+        f"{{machines: {{'1': {{on_demand: 0.9, spot: 0.4}}}}}}.",
+        received=prices,
     )

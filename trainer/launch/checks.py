@@ -15,7 +15,7 @@ from typing import Literal
 
 from docker.errors import APIError, DockerException, NotFound
 
-from trainer.exits import TrainerError, UsageError
+from trainer.errors import TrainerError, UsageError
 from trainer.launch.accelerators import Accelerator
 from trainer.launch.engine_errors import engine_message
 from trainer.launch.google import Google
@@ -44,7 +44,7 @@ class Check:
 def require(check: Check) -> Check:
     """Return `check`. Raises UsageError if its state is "wrong"."""
     if check.state == "wrong":
-        raise UsageError(f"{check.remedy[:1].upper()}{check.remedy[1:]}. Received: {check.said}")
+        raise UsageError(f"{check.remedy[:1].upper()}{check.remedy[1:]}.", received=check.said)
     return check
 
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from trainer.exits import TemporaryError, UsageError
+from trainer.errors import TemporaryError, UsageError
 from trainer.launch.accelerators import Accelerator
 from trainer.launch.checks import Check, failed, unknown
 from trainer.launch.kubectl import CRON_JOBS, JOB_SETS, JOBS, NAMESPACE_ADVICE, Kubectl
 from trainer.launch.kubectl_errors import FORBIDDEN, NO_KIND, KubectlError
-from trainer.launch.plan import Plan
+from trainer.launch.plan import JobPlan
 from trainer.launch.suspended import LOCAL_QUEUES
 
 _RIGHTS = (
@@ -54,7 +54,7 @@ def check_cluster(
         yield failed("cluster", error)
 
 
-def check_name(kubectl: Kubectl, plan: Plan) -> Iterator[Check]:
+def check_name(kubectl: Kubectl, plan: JobPlan) -> Iterator[Check]:
     """Check that no object of another kind has the job's name; yield checks that could not be made.
 
     Raises UsageError if one has the name, TemporaryError.
@@ -71,7 +71,8 @@ def check_name(kubectl: Kubectl, plan: Plan) -> Iterator[Check]:
         other = {CRON_JOBS: "schedule", JOB_SETS: "JobSet", JOBS: "job"}[kind]
         raise UsageError(
             f"A {other} has this name; --run-name gives another, `trainer cancel gke {plan.name}` ends "
-            f"the {other}. Received: {plan.name}"
+            f"the {other}.",
+            received=plan.name,
         )
 
 

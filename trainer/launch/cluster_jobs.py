@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 
-from trainer.exits import TemporaryError, UsageError
+from trainer.errors import TemporaryError, UsageError
 from trainer.launch.jobset import jobset_state
 from trainer.launch.kubectl import CRON_JOBS, JOB_SETS, JOBS, NAMESPACE_ADVICE, Kubectl
 from trainer.launch.kubectl_errors import FORBIDDEN, NO_KIND, KubectlError
@@ -138,7 +138,8 @@ class ClusterJobs:
         if choice is None and len(set(is_schedule.values())) > 1:
             raise UsageError(
                 f"A schedule and a job are called so: `trainer cancel gke {name} --schedule` ends the "
-                f"schedule and its jobs, `trainer cancel gke {name} --job` the other job. Received: {name}"
+                f"schedule and its jobs, `trainer cancel gke {name} --job` the other job.",
+                received=name,
             )
         chosen = [kind for kind in ours if choice is None or is_schedule[kind] == (choice == "schedule")]
         for kind in chosen:
@@ -181,11 +182,11 @@ class ClusterJobs:
             return refusals[0]
         if self.kubectl.has_namespace() is False:
             return self._no_namespace()
-        return UsageError(f"There is no such job; `trainer list gke` shows them. Received: {name}")
+        return UsageError("There is no such job; `trainer list gke` shows them.", received=name)
 
     def _no_namespace(self) -> UsageError:
         return UsageError(
-            f"The namespace does not exist. {NAMESPACE_ADVICE}. Received: {self.kubectl.namespace}"
+            f"The namespace does not exist. {NAMESPACE_ADVICE}.", received=self.kubectl.namespace
         )
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from datetime import datetime, timezone
 
-from trainer.exits import StoppedError, TemporaryError, UsageError, error_of
+from trainer.errors import StoppedError, TemporaryError, UsageError, error_of
 from trainer.launch.cluster_jobs import ClusterJobs, Object, Work
 from trainer.launch.kubectl import resource_of
 from trainer.launch.kubectl_errors import BAD_REQUEST, NOT_FOUND, KubectlError
@@ -124,7 +124,7 @@ class LogFollower:
             return named.work
         found = self._jobs.kubectl.get(resource_of(self._main), self._main["metadata"]["name"])
         if found is None or _uid(found) != _uid(self._main):
-            raise StoppedError(f"The job was deleted before it ended. Received: {self._name}")
+            raise StoppedError("The job was deleted before it ended.", received=self._name)
         return self._jobs.work(found)
 
     def _read(self, pod: Object) -> Iterator[str]:
@@ -190,7 +190,7 @@ def _pods_of(work: Work, worker: int) -> list[Object]:
     """Return the pods of a worker, oldest first. Raises UsageError if the job has no such worker."""
     wanted = int(work.job.get("spec", {}).get("parallelism", 1)) if work.job else None
     if wanted is not None and worker >= wanted:
-        raise UsageError(f"The job has {wanted} workers, counted from 0. Received: --worker {worker}")
+        raise UsageError(f"The job has {wanted} workers, counted from 0.", received=f"--worker {worker}")
     pods = [pod for pod in work.pods if index_of(pod) == worker]
     return sorted(pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")))
 

@@ -14,10 +14,10 @@ from typing import Any
 import requests
 from docker.errors import APIError, DockerException, NotFound
 
-from trainer.data.layouts.import_files import SUFFIXES as IMPORT_SUFFIXES
-from trainer.exits import StoppedError, TemporaryError, UsageError
+from trainer.data.readers.import_files import SUFFIXES as IMPORT_SUFFIXES
+from trainer.errors import StoppedError, TemporaryError, UsageError
 from trainer.launch.engine_errors import engine_message, is_folder_missing, is_gpu_missing
-from trainer.launch.plan import END_SECONDS, RUN_NAME, SPEC, Plan, places_of
+from trainer.launch.plan import END_SECONDS, RUN_NAME, SPEC, JobPlan, places_of
 from trainer.launch.state import State, explain_code
 from trainer.storage.store import is_bucket, without_scheme
 
@@ -45,7 +45,7 @@ class Host:
     """Additional environment variables, as (name, value)."""
 
 
-def container_of(plan: Plan, host: Host) -> dict[str, Any]:
+def container_of(plan: JobPlan, host: Host) -> dict[str, Any]:
     """Return the body of the request that creates the container of `plan`."""
     given = {SPEC: plan.spec_text, RUN_NAME: plan.name, **dict(host.environment)}
     if _needs_credentials(plan, host):
@@ -72,7 +72,7 @@ def container_of(plan: Plan, host: Host) -> dict[str, Any]:
     }
 
 
-def _mounts(plan: Plan, host: Host) -> list[dict[str, Any]]:
+def _mounts(plan: JobPlan, host: Host) -> list[dict[str, Any]]:
     mounts = []
     for place, is_written in places_of(plan.spec).items():
         path = PurePosixPath(without_scheme(place))
@@ -85,7 +85,7 @@ def _mounts(plan: Plan, host: Host) -> list[dict[str, Any]]:
     return mounts
 
 
-def _needs_credentials(plan: Plan, host: Host) -> bool:
+def _needs_credentials(plan: JobPlan, host: Host) -> bool:
     """Return whether to mount Google credentials: only if the run uses a bucket."""
     is_remote = any(map(is_bucket, places_of(plan.spec)))
     return is_remote and host.credentials is not None
@@ -102,8 +102,8 @@ def start_container(client: Engine, name: str, body: dict[str, Any]) -> None:
             client.inspect_image(body["Image"])
     except NotFound:
         raise UsageError(
-            "The engine doesn't have this image; `trainer image build` makes it, `docker pull` fetches one. "
-            f"Received: {body['Image']}"
+            "The engine doesn't have this image; `trainer image build` makes it, `docker pull` fetches one.",
+            received=f"{body['Image']}",
         ) from None
     _make_room(client, name)
     try:
@@ -185,12 +185,10 @@ def _answering() -> Iterator[None]:
     except APIError as error:
         if error.status_code is not None and error.status_code < _SERVER_ERROR:
             raise _refused(error) from None
-        raise TemporaryError(
-            f"The Docker engine can't do it now. Received: {engine_message(error)}"
-        ) from None
+        raise TemporaryError("The Docker engine can't do it now.", received=engine_message(error)) from None
     except (DockerException, requests.RequestException) as error:
         raise TemporaryError(
-            f"The Docker engine doesn't do it; try again. Received: {engine_message(error)}"
+            "The Docker engine doesn't do it; try again.", received=engine_message(error)
         ) from None
 
 
@@ -201,7 +199,7 @@ def _inspected(client: Engine, name: str) -> dict[str, Any]:
     except NotFound:
         found = {}
     if LABEL not in (found.get("Config", {}).get("Labels") or {}):
-        raise UsageError(f"There is no such job; `trainer list docker` shows them. Received: {name}")
+        raise UsageError("There is no such job; `trainer list docker` shows them.", received=name)
     return found
 
 
@@ -209,19 +207,20 @@ def _not_started(error: APIError, body: Mapping[str, Any]) -> UsageError:
     """Return the error for a container of `body` that could not be created or started."""
     message = engine_message(error)
     if error.status_code == _CONFLICT:
-        return UsageError(f"There is a container of this name; give another --run-name. Received: {message}")
+        return UsageError("There is a container of this name; give another --run-name.", received=message)
     if is_folder_missing(message):
         return UsageError(
-            "A folder of the spec isn't on the engine's machine; make it, or use gs:// addresses. "
-            f"Received: {message}"
+            "A folder of the spec isn't on the engine's machine; make it, or use gs:// addresses.",
+            received=message,
         )
     if "DeviceRequests" in body["HostConfig"] and is_gpu_missing(message):
         return UsageError(
             "The engine has no GPU for containers; install NVIDIA's container toolkit there, or take "
-            f"--accelerator cpu. Received: {message}"
+            "--accelerator cpu.",
+            received=message,
         )
     return _refused(error)
 
 
 def _refused(error: APIError) -> UsageError:
-    return UsageError(f"The engine refuses it. Received: {engine_message(error)}")
+    return UsageError("The engine refuses it.", received=engine_message(error))

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import requests
 
-from trainer.exits import TemporaryError, UsageError
+from trainer.errors import TemporaryError, UsageError
 
 _SCOPES = ["https://www.googleapis.com/auth/cloud-platform"]
 _SECONDS = 60.0
@@ -74,21 +74,21 @@ class Google:
             answer = self._session.request(method, url, json=body, params=dict(query), timeout=_SECONDS)
         except GoogleAuthError as error:
             raise UsageError(
-                f"Your credentials are not taken; `gcloud auth application-default login` makes new ones. "
-                f"Received: {str(error)[:200]}"
+                "Your credentials are not taken; `gcloud auth application-default login` makes new ones.",
+                received=f"{str(error)[:200]}",
             ) from None
         except requests.RequestException as error:
             if "NameResolutionError" in str(error):
                 raise UsageError(
-                    "There is no such address: see the region's name, and that this machine has a network. "
-                    f"Received: {urlsplit(url).hostname}"
+                    "There is no such address: see the region's name, and that this machine has a network.",
+                    received=f"{urlsplit(url).hostname}",
                 ) from None
-            raise TemporaryError(f"Google Cloud can't be reached. Received: {str(error)[:200]}") from None
+            raise TemporaryError("Google Cloud can't be reached.", received=f"{str(error)[:200]}") from None
         if answer.ok:
             return _object(answer)
         said = _message(answer)
         if answer.status_code in _LATER:
-            raise TemporaryError(f"Google Cloud can't answer now; try again later. Received: {said}")
+            raise TemporaryError("Google Cloud can't answer now; try again later.", received=said)
         hint = _HINTS.get(answer.status_code, "the request isn't taken")
         kind = NothingThereError if answer.status_code == _NOTHING_THERE else UsageError
         raise kind(f"Google Cloud refuses it: {hint}. Received: {said}")
@@ -101,8 +101,8 @@ def _object(answer: requests.Response) -> dict[str, Any]:
         value = None
     if not isinstance(value, dict):
         raise TemporaryError(
-            "What came is no answer of Google Cloud, as where a proxy wants a login; see what is between. "
-            f"Received: {answer.status_code}, {answer.text[:80]!r}"
+            "What came is no answer of Google Cloud, as where a proxy wants a login; see what is between.",
+            received=f"{answer.status_code}, {answer.text[:80]!r}",
         )
     return value
 
@@ -117,7 +117,8 @@ def _authorized() -> requests.Session:
     except (DefaultCredentialsError, OSError, ValueError) as error:
         raise UsageError(
             "This machine has no credentials for Google Cloud; `gcloud auth application-default login` makes "
-            f"some. Received: {(str(error).splitlines() or ['nothing'])[0][:200]}"
+            "some.",
+            received=f"{(str(error).splitlines() or ['nothing'])[0][:200]}",
         ) from None
     session: requests.Session = AuthorizedSession(credentials)  # type: ignore[no-untyped-call]
     return session

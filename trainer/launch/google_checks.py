@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 
-from trainer.exits import TrainerError
+from trainer.errors import TrainerError
 from trainer.launch.accelerators import Accelerator
 from trainer.launch.checks import Check, failed, unknown
 from trainer.launch.google import Google

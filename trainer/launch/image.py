@@ -20,7 +20,7 @@ from docker.utils import kwargs_from_env
 from docker.utils.build import exclude_paths
 
 from trainer import __version__
-from trainer.exits import TemporaryError, TrainerError, UsageError
+from trainer.errors import TemporaryError, TrainerError, UsageError
 from trainer.launch.engine_errors import is_access_refused
 from trainer.launch.plan import check_image_name
 
@@ -67,7 +67,8 @@ def find_root(start: Path) -> Path:
             return root
     raise UsageError(
         f"An image is built from the project's source, and there is no {DOCKERFILE} here or above; change to "
-        f"the project's folder. Received: {start}"
+        f"the project's folder.",
+        received=start,
     )
 
 
@@ -89,7 +90,8 @@ def open_engine() -> Engine:
     except (DockerException, OSError, ValueError) as error:
         raise UsageError(
             "No Docker engine answers; start Docker, or let DOCKER_HOST name one that you have the right to "
-            f"use. Received: {str(error)[:200]}"
+            "use.",
+            received=f"{str(error)[:200]}",
         ) from None
     return client
 
@@ -134,7 +136,8 @@ def push_image(client: Engine, source: Source, tags: list[str], on_line: Callabl
     if source.is_dirty or source.commit is None:
         raise UsageError(
             "Only what a commit says is pushed, so that everyone can see what an image holds; commit the "
-            f"changes first. Received: {source.revision} in {source.root}"
+            "changes first.",
+            received=f"{source.revision} in {source.root}",
         )
     found = _built(client, source, tags[0])
     for tag in tags:
@@ -159,14 +162,15 @@ def _built(client: Engine, source: Source, tag: str) -> str:
         found = client.inspect_image(tag)
     except NotFound:
         raise UsageError(
-            "This source isn't built yet; `trainer image build` with the same options does it. "
-            f"Received: no image {tag}"
+            "This source isn't built yet; `trainer image build` with the same options does it.",
+            received=f"no image {tag}",
         ) from None
     revision = (found["Config"].get("Labels") or {}).get(_REVISION_LABEL)
     if revision != source.revision:
         raise UsageError(
             "This source was built of another commit, which the image would tell; `trainer image build` "
-            f"takes seconds now. Received: {tag} of {revision}, and {source.revision} here"
+            "takes seconds now.",
+            received=f"{tag} of {revision}, and {source.revision} here",
         )
     return str(found["Id"])
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.exits import TemporaryError, UsageError
+from trainer.errors import TemporaryError, UsageError
 from trainer.launch.kubectl_errors import (
     ALREADY_EXISTS,
     NO_KIND,
@@ -124,7 +124,7 @@ class Kubectl:
         except KubectlError as error:
             if (advice := _creation_advice(error, kind, name)) is None:
                 raise
-            raise UsageError(f"{advice}. Received: {error.line}") from None
+            raise UsageError(f"{advice}.", received=error.line) from None
 
     def _remove(self, made: dict[str, Any]) -> None:
         with suppress(UsageError, TemporaryError):
@@ -176,7 +176,8 @@ class Kubectl:
         if shutil.which(_PROGRAM) is None:
             raise UsageError(
                 "kubectl, which talks to the cluster, isn't installed; "
-                "https://kubernetes.io/docs/tasks/tools tells how. Received: no kubectl on the PATH"
+                "https://kubernetes.io/docs/tasks/tools tells how.",
+                received="no kubectl on the PATH",
             )
         context = [] if self.context is None else ["--context", self.context]
         return [_PROGRAM, *context, "--namespace", self.namespace, *arguments]
@@ -190,8 +191,8 @@ class Kubectl:
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             raise TemporaryError(
-                "The cluster doesn't answer; see whether kubectl reaches it. "
-                f"Received: nothing for {_SECONDS:g} s"
+                "The cluster doesn't answer; see whether kubectl reaches it.",
+                received=f"nothing for {_SECONDS:g} s",
             ) from None
         if done.returncode == 0:
             return done.stdout

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from trainer.exits import TemporaryError, UsageError
+from trainer.errors import TemporaryError, UsageError
 
 NOT_FOUND = "NotFound"
 ALREADY_EXISTS = "AlreadyExists"
@@ -73,7 +73,7 @@ def parse_failure(verb: str, text: str) -> KubectlError | TemporaryError:
     reason, line = _read(text)
     advice = _ADVICE.get(reason)
     if reason in _TEMPORARY:
-        return TemporaryError(f"{advice or 'The cluster has a temporary problem'}. Received: {line}")
+        return TemporaryError(f"{advice or 'The cluster has a temporary problem'}.", received=line)
     return KubectlError(
         f"{advice or f'The cluster refuses it (kubectl {verb})'}. Received: {line}", reason, line
     )

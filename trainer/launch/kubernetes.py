@@ -1,4 +1,4 @@
-"""Kubernetes manifests of a `Plan`.
+"""Kubernetes manifests of a `JobPlan`.
 
 The objects are plain dictionaries in the order of creation: a Job, an Indexed Job after its headless Service
 for several workers, a JobSet, or a CronJob.
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from trainer import __version__
-from trainer.exits import EXIT_CODES
-from trainer.hosts.place import PORT, SERVICE, WORKERS
+from trainer.distributed.process_info import PORT, SERVICE, WORKERS
+from trainer.errors import EXIT_CODES
 from trainer.launch.plan import (
     END_SECONDS,
     REPLICATED_JOB,
@@ -19,7 +19,7 @@ from trainer.launch.plan import (
     RUN_NAME,
     SPEC,
     SPOT_GRACE_SECONDS,
-    Plan,
+    JobPlan,
 )
 from trainer.launch.state import CONTAINER, JOB_LABEL, JOBSET_LABEL, OURS
 
@@ -36,7 +36,7 @@ _DISRUPTED = {"type": "DisruptionTarget", "status": "True"}
 
 
 @dataclass(frozen=True)
-class Cluster:
+class KubernetesCluster:
     """Properties of the target cluster."""
 
     namespace: str = "trainer"
@@ -45,7 +45,7 @@ class Cluster:
     """Whether nodes have GKE's accelerator labels; if not, any node with GPUs is accepted."""
 
 
-def objects_of(plan: Plan, cluster: Cluster) -> list[dict[str, Any]]:
+def objects_of(plan: JobPlan, cluster: KubernetesCluster) -> list[dict[str, Any]]:
     """Return the objects of `plan`."""
     job = _job_spec(plan, cluster)
     if plan.is_jobset:
@@ -70,7 +70,7 @@ def objects_of(plan: Plan, cluster: Cluster) -> list[dict[str, Any]]:
     return [*([_service(plan, cluster)] if plan.is_connected else []), main]
 
 
-def _job_set(plan: Plan, cluster: Cluster, job: dict[str, Any]) -> dict[str, Any]:
+def _job_set(plan: JobPlan, cluster: KubernetesCluster, job: dict[str, Any]) -> dict[str, Any]:
     """Return the JobSet with `job` as its only job: it names the pods itself and restarts all of them.
 
     A preempted pod fails the job, so that all pods restart; this restart does not count towards the maximum.
@@ -121,7 +121,7 @@ def failure_policy(on_disruption: Literal["Ignore", "FailJob"] = "Ignore") -> di
     return {"rules": rules}
 
 
-def _labels(plan: Plan, is_queued: bool = True) -> dict[str, str]:
+def _labels(plan: JobPlan, is_queued: bool = True) -> dict[str, str]:
     labels = {
         "app.kubernetes.io/name": "trainer",
         "app.kubernetes.io/version": __version__,
@@ -130,11 +130,11 @@ def _labels(plan: Plan, is_queued: bool = True) -> dict[str, str]:
     return labels | ({"kueue.x-k8s.io/queue-name": plan.queue} if plan.queue and is_queued else {})
 
 
-def _metadata(plan: Plan, cluster: Cluster, is_queued: bool = True) -> dict[str, Any]:
+def _metadata(plan: JobPlan, cluster: KubernetesCluster, is_queued: bool = True) -> dict[str, Any]:
     return {"name": plan.name, "namespace": cluster.namespace, "labels": _labels(plan, is_queued)}
 
 
-def _service(plan: Plan, cluster: Cluster) -> dict[str, Any]:
+def _service(plan: JobPlan, cluster: KubernetesCluster) -> dict[str, Any]:
     """Return the headless Service that gives the pods of several workers their host names."""
     return {
         "apiVersion": "v1",
@@ -149,7 +149,7 @@ def _service(plan: Plan, cluster: Cluster) -> dict[str, Any]:
     }
 
 
-def _job_spec(plan: Plan, cluster: Cluster) -> dict[str, Any]:
+def _job_spec(plan: JobPlan, cluster: KubernetesCluster) -> dict[str, Any]:
     several = {"completionMode": "Indexed", "completions": plan.workers, "parallelism": plan.workers}
     return {
         **(several if plan.workers > 1 or plan.is_jobset else {}),
@@ -166,7 +166,7 @@ def _job_spec(plan: Plan, cluster: Cluster) -> dict[str, Any]:
     }
 
 
-def _pod(plan: Plan, cluster: Cluster) -> dict[str, Any]:
+def _pod(plan: JobPlan, cluster: KubernetesCluster) -> dict[str, Any]:
     grace = SPOT_GRACE_SECONDS if plan.is_spot else int(plan.spec.train.grace_seconds) + END_SECONDS
     return {
         "restartPolicy": "Never",
@@ -192,7 +192,7 @@ def _pod(plan: Plan, cluster: Cluster) -> dict[str, Any]:
     }
 
 
-def _placement(plan: Plan, cluster: Cluster) -> dict[str, Any]:
+def _placement(plan: JobPlan, cluster: KubernetesCluster) -> dict[str, Any]:
     """Return the node selector and the tolerations."""
     accelerator, selector, tolerations = plan.accelerator, {}, []
     if accelerator.kind == "gpu":
@@ -213,7 +213,7 @@ def _placement(plan: Plan, cluster: Cluster) -> dict[str, Any]:
     )
 
 
-def _container(plan: Plan) -> dict[str, Any]:
+def _container(plan: JobPlan) -> dict[str, Any]:
     return {
         "name": CONTAINER,
         "image": plan.image,
@@ -234,7 +234,7 @@ def _container(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _environment(plan: Plan) -> list[dict[str, Any]]:
+def _environment(plan: JobPlan) -> list[dict[str, Any]]:
     # The run has the job's name: each job of a schedule is a new run, and a restart resumes the same run.
     label = JOBSET_LABEL if plan.is_jobset else JOB_LABEL
     name = {"fieldRef": {"fieldPath": f"metadata.labels['{label}']"}}
@@ -252,7 +252,7 @@ def _literal(text: str) -> str:
     return text.replace("$", "$$")
 
 
-def _resources(plan: Plan) -> dict[str, Any]:
+def _resources(plan: JobPlan) -> dict[str, Any]:
     resource = {"cpu": None, "gpu": "nvidia.com/gpu", "tpu": "google.com/tpu"}[plan.accelerator.kind]
     devices = {resource: str(plan.accelerator.count)} if resource else {}
     many = max(1, plan.accelerator.count)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from trainer.exits import UsageError
+from trainer.errors import UsageError
 
 _LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 _LONGEST_LABEL, _LONGEST_SUBDOMAIN = 63, 253
@@ -14,8 +14,8 @@ def check_namespace(name: str) -> None:
     """Raise UsageError unless `name` is a valid namespace name, a DNS label."""
     if not re.fullmatch(_LABEL, name):
         raise UsageError(
-            f"--namespace has small letters, digits and -, and no dots, {_LONGEST_LABEL} characters at most. "
-            f"Received: {name!r}"
+            f"--namespace has small letters, digits and -, and no dots, {_LONGEST_LABEL} characters at most.",
+            received=f"{name!r}",
         )
 
 
@@ -33,5 +33,6 @@ def _check_subdomain(option: str, name: str, longest: int) -> None:
     if len(name) > longest or not re.fullmatch(rf"{_LABEL}(\.{_LABEL})*", name):
         raise UsageError(
             f"{option} has parts of small letters, digits and -, with single dots between them, {longest} "
-            f"characters at most. Received: {name!r}"
+            f"characters at most.",
+            received=f"{name!r}",
         )

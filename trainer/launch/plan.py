@@ -1,7 +1,7 @@
 """Plan of a job: what is created where, at what cost, validated before anything is built or created.
 
-A `Plan` combines a resolved spec with the options of the command line. Each platform creates its objects from
-it, and `describe_plan` returns the summary for confirmation.
+A `JobPlan` combines a resolved spec with the options of the command line. Each platform creates its objects
+from it, and `describe_plan` returns the summary for confirmation.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import secrets
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from trainer.exits import UsageError
+from trainer.errors import UsageError
 from trainer.launch.accelerators import Accelerator
 from trainer.launch.schedule import check_schedule
-from trainer.printable import shown_address
+from trainer.sanitize import shown_address
 from trainer.spec import PretrainedSpec, RunSpec, dump_spec
 from trainer.spec.pretrained import DEFAULT_WEIGHTS, NO_WEIGHTS
 from trainer.spec.schema import CHAMPION, LATEST, SCRATCH
 from trainer.storage.store import GS, is_bucket, split_uri, without_scheme
 
-Place = Literal["docker", "gke", "vertex"]
+ProcessInfo = Literal["docker", "gke", "vertex"]
 
 SPEC = "TRAINER_SPEC"
 """Environment variable with the spec as YAML in the container."""
@@ -51,10 +51,10 @@ _WIDTH = 11
 
 
 @dataclass(frozen=True)
-class Plan:
+class JobPlan:
     """One job, or a schedule of jobs."""
 
-    place: Place
+    place: ProcessInfo
     name: str
     """Name of the job and of the run; with a schedule each run is named when it starts."""
     spec: RunSpec
@@ -105,20 +105,20 @@ class Plan:
         return None if each is None else each * self.workers
 
 
-def check_plan(plan: Plan) -> Plan:
+def check_plan(plan: JobPlan) -> JobPlan:
     """Return `plan`. Raises UsageError if the platform would reject it or the run could not work there."""
     _check_names(plan)
     if plan.schedule is not None:
         check_schedule(plan.schedule, plan.time_zone)
     if plan.is_connected and plan.accelerator.kind == "tpu":
         raise UsageError(
-            "A TPU is trained on by one process, which reaches all its chips; leave --workers at 1. "
-            f"Received: {plan.workers} workers"
+            "A TPU is trained on by one process, which reaches all its chips; leave --workers at 1.",
+            received=f"{plan.workers} workers",
         )
     if plan.is_jobset and plan.schedule is not None:
         raise UsageError(
-            "A CronJob makes jobs and no JobSets; leave --jobset away. "
-            f"Received: --jobset --schedule {plan.schedule!r}"
+            "A CronJob makes jobs and no JobSets; leave --jobset away.",
+            received=f"--jobset --schedule {plan.schedule!r}",
         )
     for place in filter(is_bucket, places_of(plan.spec)):
         split_uri(place)
@@ -128,29 +128,30 @@ def check_plan(plan: Plan) -> Plan:
         _check_reachable(plan)
     if plan.accelerator.is_spot_only and not (plan.is_spot or plan.is_flexible):
         raise UsageError(
-            f"{plan.accelerator.machine} comes as a spot machine or by flex-start only; add --spot. "
-            f"Received: {plan.accelerator} on demand"
+            f"{plan.accelerator.machine} comes as a spot machine or by flex-start only; add --spot.",
+            received=f"{plan.accelerator} on demand",
         )
     if plan.place == "gke":
         _check_grace(plan)
     if len(plan.spec_text.encode()) > _LONGEST_SPEC_BYTES:
         raise UsageError(
-            f"The spec is too long to be sent along; shorten its lists. Received: {len(plan.spec_text):,} "
-            f"characters, {_LONGEST_SPEC_BYTES:,} at most"
+            "The spec is too long to be sent along; shorten its lists.",
+            received=f"{len(plan.spec_text):,} characters, {_LONGEST_SPEC_BYTES:,} at most",
         )
     return plan
 
 
-def _check_grace(plan: Plan) -> None:
+def _check_grace(plan: JobPlan) -> None:
     longest = SPOT_GRACE_SECONDS if plan.is_spot else _LONGEST_GRACE_SECONDS
     if plan.spec.train.grace_seconds > longest:
         raise UsageError(
             f"{'A spot machine' if plan.is_spot else 'GKE'} gives a pod {longest} s before it is taken away; "
-            f"lower train.grace_seconds. Received: {plan.spec.train.grace_seconds:g} s"
+            f"lower train.grace_seconds.",
+            received=f"{plan.spec.train.grace_seconds:g} s",
         )
 
 
-def with_price(plan: Plan) -> Plan:
+def with_price(plan: JobPlan) -> JobPlan:
     """Return `plan` with the list price in its spec, for later comparisons; a price in the spec is kept."""
     price = None if plan.place == "docker" else plan.cost_per_hour()
     if price is None or plan.spec.publish.usd_per_hour is not None:
@@ -167,7 +168,7 @@ def make_name(spec: RunSpec) -> str:
     return f"{base[:30].rstrip('-')}-{secrets.token_hex(3)}"
 
 
-def describe_plan(plan: Plan, where: str) -> list[str]:
+def describe_plan(plan: JobPlan, where: str) -> list[str]:
     """Return the lines that summarize the plan before confirmation; `where` names a cluster or an engine."""
     many = f"{plan.workers} workers, " if plan.workers > 1 else ""
     search, each = "search, " * bool(plan.search), " each" * (plan.workers > 1)
@@ -191,7 +192,7 @@ def describe_plan(plan: Plan, where: str) -> list[str]:
     return [f"{name:<{_WIDTH}}{text}" for name, text in facts.items() if text]
 
 
-def _cost(plan: Plan) -> str:
+def _cost(plan: JobPlan) -> str:
     if plan.place == "docker":
         return ""
     cost, hours = plan.cost_per_hour(), plan.deadline_seconds / _HOUR_SECONDS
@@ -204,7 +205,7 @@ def _cost(plan: Plan) -> str:
     return f"about {cost:,.2f} USD an hour ({kind}{source}{fee}); {_most(plan, cost * hours)}"
 
 
-def _most(plan: Plan, cost: float) -> str:
+def _most(plan: JobPlan, cost: float) -> str:
     """Return the maximum cost of a job as text; `cost` is that of one full deadline."""
     deadline = f"its {plan.deadline_seconds / _HOUR_SECONDS:g} h deadline"
     if plan.is_jobset:
@@ -219,12 +220,12 @@ def check_image_name(name: str) -> None:
     """Raise UsageError for an image name that engines and registries reject."""
     if not re.fullmatch(_IMAGE, name):
         raise UsageError(
-            "An image is named as REGISTRY/PROJECT/NAME:TAG, with small letters in all but the tag. "
-            f"Received: {name!r}"
+            "An image is named as REGISTRY/PROJECT/NAME:TAG, with small letters in all but the tag.",
+            received=f"{name!r}",
         )
 
 
-def _check_names(plan: Plan) -> None:
+def _check_names(plan: JobPlan) -> None:
     check_image_name(plan.image)
     longest = _LONGEST_CRON_JOB if plan.schedule else _LONGEST_NAME
     if plan.is_jobset:
@@ -234,11 +235,12 @@ def _check_names(plan: Plan) -> None:
     if not re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", plan.name) or len(plan.name) > longest:
         raise UsageError(
             f"A job's name has small letters, digits and -, begins with a letter, and is at most {longest} "
-            f"characters long here; --run-name gives another. Received: {plan.name!r}"
+            f"characters long here; --run-name gives another.",
+            received=f"{plan.name!r}",
         )
 
 
-def _check_engine(plan: Plan) -> None:
+def _check_engine(plan: JobPlan) -> None:
     """Raise UsageError for options that a Docker engine does not support."""
     for option, is_given in (
         ("--workers", plan.workers > 1), ("--schedule", plan.schedule is not None), ("--spot", plan.is_spot),
@@ -247,13 +249,14 @@ def _check_engine(plan: Plan) -> None:
         if is_given:
             raise UsageError(
                 f"One engine runs one container, now, with its own CPU or GPUs; {option} is for gke and "
-                f"vertex. Received: {option} for docker"
+                f"vertex.",
+                received=f"{option} for docker",
             )
 
     for place in places_of(plan.spec):
         if without_scheme(place).rstrip("/") in (each.rstrip("/") for each in _IMAGES_OWN):
             raise UsageError(
-                f"In the container this folder is the image's own; give one below it. Received: {place}"
+                "In the container this folder is the image's own; give one below it.", received=place
             )
 
 
@@ -282,17 +285,19 @@ def _names_a_run(spec: RunSpec) -> bool:
     return spec.train.start_from not in (SCRATCH, LATEST, CHAMPION)
 
 
-def _check_reachable(plan: Plan) -> None:
+def _check_reachable(plan: JobPlan) -> None:
     """Raise UsageError for local paths and images that the job cannot access."""
     if not is_bucket(plan.spec.output):
         raise UsageError(
             "What the job writes to a folder of its machine is lost when it ends; --output gs://BUCKET/RUNS "
-            f"keeps it. Received: {shown_address(plan.spec.output)}"
+            "keeps it.",
+            received=shown_address(plan.spec.output),
         )
     if _names_a_run(plan.spec) and not is_bucket(plan.spec.train.start_from):
         raise UsageError(
             "The job can't see the folders of this machine; train.start_from names a run in a bucket as "
-            f"gs://BUCKET/RUNS/NAME. Received: {shown_address(plan.spec.train.start_from)}"
+            "gs://BUCKET/RUNS/NAME.",
+            received=shown_address(plan.spec.train.start_from),
         )
     for key, (source, option) in _sources_of(plan.spec).items():
         what = "the file" if key == "model.weights" else "the data"
@@ -300,15 +305,18 @@ def _check_reachable(plan: Plan) -> None:
         if not (source.lower().startswith((GS, "https://")) or is_embedded):
             raise UsageError(
                 f"The job can't see the folders of this machine; put {what} in a bucket and give its gs:// "
-                f"address with {option}. Received: {key} {shown_address(source)}"
+                f"address with {option}.",
+                received=f"{key} {shown_address(source)}",
             )
         if shown_address(source) != source:
             raise UsageError(
                 "An address with a password or a query could be read by everyone who may look at the job; "
-                f"put {what} in a bucket. Received: {key} {shown_address(source)}"
+                f"put {what} in a bucket.",
+                received=f"{key} {shown_address(source)}",
             )
     if "/" not in plan.image:
         raise UsageError(
             "The job can't see the images of this machine; push it, and give its name in the registry with "
-            f"--image. Received: {plan.image}"
+            "--image.",
+            received=plan.image,
         )

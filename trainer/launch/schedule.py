@@ -6,7 +6,7 @@ import re
 
 from cronsim import CronSim, CronSimError
 
-from trainer.exits import UsageError
+from trainer.errors import UsageError
 
 
 def check_schedule(schedule: str, time_zone: str) -> None:
@@ -20,16 +20,16 @@ def check_schedule(schedule: str, time_zone: str) -> None:
             raise ZoneInfoNotFoundError(time_zone)
     except (ZoneInfoNotFoundError, ValueError, OSError):
         raise UsageError(
-            "There is no such time zone; they are called Etc/UTC or America/Sao_Paulo. "
-            f"Received: {time_zone!r}"
+            "There is no such time zone; they are called Etc/UTC or America/Sao_Paulo.",
+            received=f"{time_zone!r}",
         ) from None
     try:
         _check_fields(schedule)
         next(CronSim(schedule, datetime.now(zone)))
     except (CronSimError, StopIteration) as error:
         raise UsageError(
-            f"A schedule has cron's five fields: minute, hour, day, month and day of the week, as 0 3 * * 1. "
-            f"Received: {schedule!r}{f', {error}' if str(error) else ', which never comes'}"
+            "A schedule has cron's five fields: minute, hour, day, month and day of the week, as 0 3 * * 1.",
+            received=f"{schedule!r}{f', {error}' if str(error) else ', which never comes'}",
         ) from None
 
 

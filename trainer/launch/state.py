@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-from trainer.exits import EXIT_CODES
+from trainer.errors import EXIT_CODES
 
 _PULLING = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName")
 _REASONS = {

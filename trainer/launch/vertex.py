@@ -1,4 +1,4 @@
-"""Request bodies of Vertex AI: a CustomJob of a `Plan`, or a Cloud Scheduler job that posts it."""
+"""Request bodies of Vertex AI: a CustomJob of a `JobPlan`, or a Cloud Scheduler job that posts it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer import __version__
-from trainer.exits import UsageError
-from trainer.launch.plan import RUN_NAME, SPEC, Plan
+from trainer.errors import UsageError
+from trainer.launch.plan import RUN_NAME, SPEC, JobPlan
 
 _SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 LABELS = {"app": "trainer"}
@@ -45,7 +45,7 @@ class Project:
             ("server for --endpoint is written as https://HOST", self.endpoint, _SERVER),
         ):
             if name is not None and not re.fullmatch(pattern, name):
-                raise UsageError(f"A {what}. Received: {name!r}")
+                raise UsageError(f"A {what}.", received=f"{name!r}")
 
     @property
     def parent(self) -> str:
@@ -72,7 +72,7 @@ class Project:
         return f"{self.at('logging')}/v2"
 
 
-def custom_job(plan: Plan, project: Project) -> dict[str, Any]:
+def custom_job(plan: JobPlan, project: Project) -> dict[str, Any]:
     """Return the CustomJob of `plan`. Raises UsageError for an accelerator that Vertex AI does not offer."""
     first = _pool(plan, 1)
     rest = [_pool(plan, plan.workers - 1)] if plan.workers > 1 else []
@@ -94,12 +94,12 @@ def custom_job(plan: Plan, project: Project) -> dict[str, Any]:
     return {"displayName": plan.name, "labels": labels, "jobSpec": job}
 
 
-def scheduler_job(plan: Plan, project: Project) -> dict[str, Any]:
+def scheduler_job(plan: JobPlan, project: Project) -> dict[str, Any]:
     """Return the Cloud Scheduler job that posts the CustomJob of `plan`; UsageError without an account."""
     if project.service_account is None:
         raise UsageError(
-            "A schedule needs an account that posts the job each time; --service-account names it. "
-            f"Received: --schedule {plan.schedule!r}"
+            "A schedule needs an account that posts the job each time; --service-account names it.",
+            received=f"--schedule {plan.schedule!r}",
         )
     body = json.dumps(custom_job(plan, project)).encode()
     return {
@@ -117,7 +117,7 @@ def scheduler_job(plan: Plan, project: Project) -> dict[str, Any]:
     }
 
 
-def _pool(plan: Plan, replicas: int) -> dict[str, Any]:
+def _pool(plan: JobPlan, replicas: int) -> dict[str, Any]:
     return {
         "machineSpec": _machine(plan),
         "replicaCount": str(replicas),
@@ -130,17 +130,17 @@ def _pool(plan: Plan, replicas: int) -> dict[str, Any]:
     }
 
 
-def _environment(plan: Plan) -> dict[str, str]:
+def _environment(plan: JobPlan) -> dict[str, str]:
     # All jobs of a schedule have the same body, so their runs are named after the ID of the Vertex AI job.
     return {SPEC: plan.spec_text, **({} if plan.schedule else {RUN_NAME: plan.name})}
 
 
-def _machine(plan: Plan) -> dict[str, Any]:
+def _machine(plan: JobPlan) -> dict[str, Any]:
     accelerator = plan.accelerator
     if accelerator.vertex is None:
         raise UsageError(
-            "Vertex AI doesn't offer this accelerator for jobs; `trainer submit gke` may. "
-            f"Received: {accelerator}"
+            "Vertex AI doesn't offer this accelerator for jobs; `trainer submit gke` may.",
+            received=accelerator,
         )
     machine: dict[str, Any] = {"machineType": accelerator.machine}
     if accelerator.kind == "gpu":

@@ -10,9 +10,9 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from trainer.exits import TemporaryError, UsageError
+from trainer.errors import TemporaryError, UsageError
 from trainer.launch.google import Google, NothingThereError
-from trainer.launch.plan import RUN_NAME, SPEC, Plan
+from trainer.launch.plan import RUN_NAME, SPEC, JobPlan
 from trainer.launch.state import State, explain_code, took
 from trainer.launch.vertex import LABELS, Project, custom_job, scheduler_job
 
@@ -43,7 +43,7 @@ class VertexJobs:
     def __init__(self, project: Project, google: Google) -> None:
         self.project, self._google = project, google
 
-    def create(self, plan: Plan) -> str:
+    def create(self, plan: JobPlan) -> str:
         """Create the job or schedule of `plan` and return its resource name.
 
         Raises UsageError, also if an active job has the same name, and TemporaryError.
@@ -53,8 +53,8 @@ class VertexJobs:
             return str(self._google.post(f"{self._schedules}", body)["name"])
         if (there := self._at_work(plan.name)) is not None:
             raise UsageError(
-                "A job of this name is at work, on the same run; end it, or give another --run-name. "
-                f"Received: {there['name']}"
+                "A job of this name is at work, on the same run; end it, or give another --run-name.",
+                received=f"{there['name']}",
             )
         url = f"{self.project.url}/{self.project.parent}/customJobs"
         try:
@@ -105,7 +105,7 @@ class VertexJobs:
         """Return the newest job of this name. Raises UsageError if there is none."""
         found = self._list(f'displayName="{name}"')
         if not found:
-            raise UsageError(f"There is no such job; `trainer list vertex` shows them. Received: {name}")
+            raise UsageError("There is no such job; `trainer list vertex` shows them.", received=name)
         return max(found, key=lambda job: str(job.get("createTime", "")))
 
     def cancel(self, name: str) -> str:
@@ -123,9 +123,7 @@ class VertexJobs:
             self._google.post(f"{self.project.url}/{job['name']}:cancel", {})
             done.append("job")
         if not done:
-            raise UsageError(
-                f"There is no such job at work; `trainer list vertex` shows them. Received: {name}"
-            )
+            raise UsageError("There is no such job at work; `trainer list vertex` shows them.", received=name)
         return ", ".join(dict.fromkeys(done))
 
     def overview(self, now: datetime) -> list[str]:

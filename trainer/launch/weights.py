@@ -10,7 +10,7 @@ from pathlib import Path
 from trainer.data.progress import Progress
 from trainer.data.published import LITE0_NAME, PUBLISHED
 from trainer.data.weights import find_published
-from trainer.exits import UsageError
+from trainer.errors import UsageError
 
 FOLDER = Path("docker") / "weights"
 _README = "README.md"
@@ -24,7 +24,7 @@ def stage_weights(root: Path, names: Sequence[str], cache_dir: Path, progress: P
     unknown = [name for name in names if name != LITE0_NAME and name not in PUBLISHED]
     if unknown:
         raise UsageError(
-            f"Weights are published for {', '.join((LITE0_NAME, *PUBLISHED))}. Received: {unknown[0]}"
+            f"Weights are published for {', '.join((LITE0_NAME, *PUBLISHED))}.", received=unknown[0]
         )
     # Every image has the weights that the package contains.
     wanted = [name for name in names if name != LITE0_NAME]

@@ -14,9 +14,9 @@ import tensorflow as tf
 from keras import layers
 
 from trainer.model.convolution import Conv2D
+from trainer.model.dropout import RowDropout
 from trainer.model.head import class_logits
-from trainer.model.kernels import Kernels
-from trainer.model.masks import RowDropout
+from trainer.model.initializers import Kernels
 from trainer.model.normalization import FusedBatchNormalization
 from trainer.model.whitening import WhiteningConv2D
 from trainer.spec import AirbenchSpec

@@ -12,8 +12,8 @@ from typing import Any
 import keras
 from keras import layers
 
-from trainer.model.kernels import Kernels
-from trainer.model.masks import RowDropout
+from trainer.model.dropout import RowDropout
+from trainer.model.initializers import Kernels
 from trainer.model.normalization import FusedBatchNormalization
 
 _MAKERS = {

@@ -8,8 +8,8 @@ from __future__ import annotations
 import keras
 
 from trainer.model.airbench import airbench_logits
-from trainer.model.kernels import Kernels
-from trainer.model.masks import number_dropouts
+from trainer.model.dropout import number_dropouts
+from trainer.model.initializers import Kernels
 from trainer.model.plain import plain_logits
 from trainer.model.pretrained import pretrained_logits
 from trainer.model.residual import residual_logits

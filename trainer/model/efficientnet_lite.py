@@ -12,7 +12,7 @@ import keras
 from keras import layers
 
 from trainer.model.convolution import Conv2D
-from trainer.model.kernels import Kernels
+from trainer.model.initializers import Kernels
 from trainer.model.normalization import FusedBatchNormalization
 
 STAGES = (

@@ -21,7 +21,7 @@ from typing import Any
 
 import h5py
 
-from trainer.exits import DataError
+from trainer.errors import DataError
 from trainer.storage.local import FULL
 from trainer.storage.temporary import temporary_folder
 
@@ -53,7 +53,7 @@ def is_keras_file(path: Path) -> bool:
         with path.open("rb") as file:
             return file.read(len(_HDF5)).startswith((_HDF5, _ZIP))
     except OSError as error:
-        raise DataError(f"The weights can't be read: {error.strerror}. Received: {path}") from None
+        raise DataError(f"The weights can't be read: {error.strerror}.", received=path) from None
 
 
 @contextmanager
@@ -72,7 +72,8 @@ def _explained(path: Path) -> Iterator[None]:
             raise  # disk errors of the folder for temporary files
         raise DataError(
             "The weights can't be read: this is no .weights.h5, .h5 or .keras file, or it is damaged; get it "
-            f"again. Received: {path} ({(str(error) or type(error).__name__).splitlines()[0][:120]})"
+            "again.",
+            received=f"{path} ({(str(error) or type(error).__name__).splitlines()[0][:120]})",
         ) from None
 
 

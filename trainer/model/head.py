@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from trainer.model.kernels import Kernels
+from trainer.model.initializers import Kernels
 
 OUTPUT_LAYERS = frozenset(("logits", "unit"))
 """Names of the layers of this module that have weights."""

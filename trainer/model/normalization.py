@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from trainer.model.masks import weight_of_rows
+from trainer.model.dropout import weight_of_rows
 
 # Each replica assigns the same value, so hosts need no communication.
 _EQUAL_EVERYWHERE = "only_first_replica"

@@ -10,9 +10,9 @@ from typing import Any
 import keras
 from keras import layers
 
+from trainer.model.dropout import RowDropout
 from trainer.model.head import class_logits
-from trainer.model.kernels import Kernels
-from trainer.model.masks import RowDropout
+from trainer.model.initializers import Kernels
 from trainer.spec import PlainSpec
 
 

@@ -14,10 +14,10 @@ from keras import layers
 
 from trainer.data.published import LITE0_NAME
 from trainer.model.applications import application_features
+from trainer.model.dropout import RowDropout
 from trainer.model.efficientnet_lite import lite0_features
 from trainer.model.head import class_logits
-from trainer.model.kernels import Kernels
-from trainer.model.masks import RowDropout
+from trainer.model.initializers import Kernels
 from trainer.model.stages import stages_of
 from trainer.spec import PretrainedSpec
 

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from trainer.exits import DataError
+from trainer.errors import DataError
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 _MAGIC = 0x1950A86A20F9469CFC6C
@@ -96,16 +96,17 @@ def read_torch_file(path: Path) -> Arrays:
         with path.open("rb") as file:
             return _read(io.BytesIO(file.read()))
     except OSError as error:
-        raise DataError(f"The weights can't be read: {error.strerror}. Received: {path}") from None
+        raise DataError(f"The weights can't be read: {error.strerror}.", received=path) from None
     except _RefusedError as error:
         raise DataError(
             "The file of weights has code in it. It was refused, and nothing in it was executed; get the "
-            f"weights from somewhere else. Received: {error} in {path}"
+            "weights from somewhere else.",
+            received=f"{error} in {path}",
         ) from None
     except _DAMAGE as error:
         raise DataError(
-            "This is no file of weights (.weights.h5, .h5, .keras), or it is damaged; get it again. "
-            f"Received: {path} ({str(error)[:100] or type(error).__name__})"
+            "This is no file of weights (.weights.h5, .h5, .keras), or it is damaged; get it again.",
+            received=f"{path} ({str(error)[:100] or type(error).__name__})",
         ) from None
 
 

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 
 from trainer.data.weights import WeightsFile, find_weights
-from trainer.exits import DataError
+from trainer.errors import DataError
 from trainer.model.channels import adapt_channels
 from trainer.model.h5_file import StoredLayer, is_keras_file, open_layers
 from trainer.model.lite0_weights import lite0_arrays
@@ -71,8 +71,8 @@ def _assign_fitting(backbone: keras.Model, stored: Sequence[StoredLayer], path: 
     count = len(candidates[0])
     raise DataError(
         f"The weights are of another network than model.backbone says: {len(problems)} of its {count} layers "
-        f"with weights don't fit. Give the weights of this backbone, or the backbone of these weights. "
-        f"Received: {shown}{more} in {path}"
+        f"with weights don't fit. Give the weights of this backbone, or the backbone of these weights.",
+        received=f"{shown}{more} in {path}",
     )
 
 
@@ -152,7 +152,8 @@ def _values(pairs: _Pairs, path: Path) -> Iterator[tuple[keras.Variable, np.ndar
             if not np.isfinite(value).all():
                 raise DataError(
                     "The file of weights has values that are not finite (NaN or infinity in float32), as of "
-                    f"a training that diverged; give another file. Received: layer {layer.name} in {path}"
+                    "a training that diverged; give another file.",
+                    received=f"layer {layer.name} in {path}",
                 )
             if value.shape != tuple(variable.shape):
                 value = adapt_channels(value, variable.shape[2])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from importlib import resources
 
-from trainer.exits import UsageError
+from trainer.errors import UsageError
 
 
 def recipe_names() -> list[str]:
@@ -24,7 +24,7 @@ def read_recipe(name: str) -> str:
     if name not in names:
         nearest = difflib.get_close_matches(name, names, n=1)
         hint = f"Did you mean {nearest[0]}?" if nearest else f"There are: {', '.join(names)}."
-        raise UsageError(f"There is no recipe of this name. {hint} Received: {name!r}")
+        raise UsageError(f"There is no recipe of this name. {hint}", received=f"{name!r}")
     return resources.files(__name__).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
 
 

@@ -10,18 +10,18 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from trainer.champion import Champion, read_champion, read_pointer, restore_champion, swap_champion
-from trainer.exits import TemporaryError, UsageError
-from trainer.integrity import published_files, require_as_published
-from trainer.metrics import AnyPredictions
-from trainer.publish import is_finished
+from trainer.errors import TemporaryError, UsageError
+from trainer.evaluate.metrics import AnyPredictions
+from trainer.release.audit_log import CHALLENGE, ROLLBACK, champion_before, keep_record
 from trainer.release.decided import Decision
 from trainer.release.decision import decide, why_guessing
 from trainer.release.own_answers import own_answers
-from trainer.release.records import CHALLENGE, ROLLBACK, champion_before, keep_record
 from trainer.release.retention import bring_back
 from trainer.report.names import format_count
-from trainer.run_folder import require_not_withdrawn
+from trainer.runs import require_not_withdrawn
+from trainer.runs.champion import Champion, read_champion, read_pointer, restore_champion, swap_champion
+from trainer.runs.integrity import published_files, require_as_published
+from trainer.runs.publish import is_finished
 from trainer.storage.store import Store
 
 Answers = Callable[[str, str], tuple[AnyPredictions, AnyPredictions, str]]
@@ -29,7 +29,7 @@ Answers = Callable[[str, str], tuple[AnyPredictions, AnyPredictions, str]]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ChallengeResult:
     """Result of a challenge, promotion or rollback."""
 
     is_champion: bool
@@ -50,7 +50,7 @@ def challenge(
     answers: Answers,
     require: Callable[[], None] = lambda: None,
     has_test_data: bool = False,
-) -> Outcome:
+) -> ChallengeResult:
     """Make the finished run `name` the champion if it is better; without a champion it must beat guessing.
 
     has_test_data: whether `answers` predicts other images than the run's held-out ones; a first champion must
@@ -64,7 +64,7 @@ def challenge(
     while True:
         champion = read_champion(output)
         if champion.name == name:
-            return Outcome(True, f"{name} is the champion already", "")
+            return ChallengeResult(True, f"{name} is the champion already", "")
         decision = None
         if champion.name:
             of_champion, of_challenger, images = answers(champion.name, name)
@@ -78,10 +78,10 @@ def challenge(
         if against:
             values |= {"is_released": False, "replaced": None}
             record = keep_record(output, CHALLENGE, name, values)
-            return Outcome(False, _refused(name, champion.name, against), record, champion.name)
+            return ChallengeResult(False, _refused(name, champion.name, against), record, champion.name)
         released = _enthrone(output, CHALLENGE, name, champion, values)
         if released is not None:
-            return Outcome(True, _said(name, champion.name, decision), released)
+            return ChallengeResult(True, _said(name, champion.name, decision), released)
         # Another challenger moved the pointer first: compare with the new champion.
 
 
@@ -102,7 +102,7 @@ def _why_not_first(output: Store, name: str, answers: Answers, has_test_data: bo
     return f"{against}{without}" if against and copies else against, ""
 
 
-def promote(output: Store, name: str, on_wait: Callable[[str], None] = lambda words: None) -> Outcome:
+def promote(output: Store, name: str, on_wait: Callable[[str], None] = lambda words: None) -> ChallengeResult:
     """Make the finished run `name` the champion without a test, whatever the pointer names now.
 
     A withdrawn run is restored if its files still exist; `on_wait` receives a message while the lease of
@@ -115,13 +115,13 @@ def promote(output: Store, name: str, on_wait: Callable[[str], None] = lambda wo
     while True:
         before = read_pointer(output)
         if before.name == name:
-            return Outcome(True, f"{name} is the champion already", "")
+            return ChallengeResult(True, f"{name} is the champion already", "")
         record = _enthrone(output, "forced", name, before, {})
         if record is not None:
-            return Outcome(True, f"{name} is the champion now, by force", record)
+            return ChallengeResult(True, f"{name} is the champion now, by force", record)
 
 
-def rollback(output: Store, on_wait: Callable[[str], None] = lambda words: None) -> Outcome:
+def rollback(output: Store, on_wait: Callable[[str], None] = lambda words: None) -> ChallengeResult:
     """Restore the previous champion, whether or not the current one still exists.
 
     A withdrawn run is restored if its files still exist; `on_wait` receives a message while the lease of
@@ -135,16 +135,16 @@ def rollback(output: Store, on_wait: Callable[[str], None] = lambda words: None)
         require_as_published(output.below(before))
     if before is None or not bring_back(output, before, on_wait):
         raise UsageError(
-            "There is no earlier champion to go back to; `trainer promote RUN --force` names another. "
-            f"Received: champion {champion.name or 'none'}, before it {before or 'none'} in {output.uri}"
+            "There is no earlier champion to go back to; `trainer promote RUN --force` names another.",
+            received=f"champion {champion.name or 'none'}, before it {before or 'none'} in {output.uri}",
         )
     record = _enthrone(output, ROLLBACK, before, champion, {})
     if record is None:
         raise TemporaryError(
-            "The champion changed at the same moment; `trainer runs` shows which it is now. "
-            f"Received: {champion.name} in {output.uri}"
+            "The champion changed at the same moment; `trainer runs` shows which it is now.",
+            received=f"{champion.name} in {output.uri}",
         )
-    return Outcome(True, f"{before} is the champion again, in the place of {champion.name}", record)
+    return ChallengeResult(True, f"{before} is the champion again, in the place of {champion.name}", record)
 
 
 def _enthrone(output: Store, kind: str, name: str, before: Champion, values: dict[str, Any]) -> str | None:
@@ -185,6 +185,6 @@ def require_finished(output: Store, name: str) -> None:
     require_not_withdrawn(output.below(name))
     published_files(output.below(name))
     raise UsageError(
-        "Only a finished run can be the champion; `trainer train` finishes it. "
-        f"Received: {output.below(name).uri}"
+        "Only a finished run can be the champion; `trainer train` finishes it.",
+        received=f"{output.below(name).uri}",
     )

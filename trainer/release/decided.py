@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trainer.compare.statistics import Test
+from trainer.evaluate.significance import Test
 
 ROUNDING = 1e-9
 """Tolerance for rounding errors of a difference of two shares that may equal the limit exactly."""

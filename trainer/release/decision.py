@@ -11,9 +11,9 @@ from typing import cast
 import numpy as np
 
 from trainer.compare.pair import say_p
-from trainer.compare.statistics import Test, paired_accuracies
-from trainer.metrics import AnyPredictions, Predictions
-from trainer.multilabel.predictions import MultiLabelPredictions
+from trainer.evaluate.label_predictions import MultiLabelPredictions
+from trainer.evaluate.metrics import AnyPredictions, Predictions
+from trainer.evaluate.significance import Test, paired_accuracies
 from trainer.release.decided import ROUNDING, Decision
 from trainer.release.label_decision import decide_labels, why_guessing_labels
 from trainer.report.guessing import beats_guessing, constant_answer, has_unequal_classes

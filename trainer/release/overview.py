@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
-from trainer.champion import read_pointer
 from trainer.data.progress import Progress, SilentProgress
-from trainer.marker import held_out_accuracy, read_summary
-from trainer.publish import MANIFEST, MARKER, POINTER, RETIRED, is_finished, named_run
+from trainer.runs.champion import read_pointer
+from trainer.runs.marker import held_out_accuracy, read_summary
+from trainer.runs.publish import MANIFEST, MARKER, POINTER, RETIRED, is_finished, named_run
 from trainer.spec.schema import RUN_NAME
 from trainer.storage.objects import read_object
 from trainer.storage.store import Store

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from trainer.marker import HELD_OUT
-from trainer.metrics import AnyPredictions
-from trainer.prediction_files import parse_predictions, storable
+from trainer.evaluate.metrics import AnyPredictions
+from trainer.evaluate.prediction_files import parse_predictions, storable
 from trainer.report.case import copied_names
+from trainer.runs.marker import HELD_OUT
 from trainer.storage.objects import read_object
 from trainer.storage.store import Store
 

@@ -11,10 +11,13 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from trainer.champion import read_pointer
-from trainer.exits import TemporaryError, UsageError
-from trainer.marker import is_marker_of
-from trainer.publish import (
+from trainer.errors import TemporaryError, UsageError
+from trainer.release.audit_log import champion_before
+from trainer.release.lock import held, held_if_free
+from trainer.runs import lease_of
+from trainer.runs.champion import read_pointer
+from trainer.runs.marker import is_marker_of
+from trainer.runs.publish import (
     MANIFEST,
     MARKER,
     POINTER,
@@ -23,9 +26,6 @@ from trainer.publish import (
     named_run,
     publication_order,
 )
-from trainer.release.held import held, held_if_free
-from trainer.release.records import champion_before
-from trainer.run_folder import lease_of
 from trainer.storage.folder import FolderStore
 from trainer.storage.lease import Lease
 from trainer.storage.store import Store

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from scipy import special
 
 from trainer.data.split import STRATIFIED
-from trainer.metrics import AnyPredictions, Predictions, wilson_interval
+from trainer.evaluate.metrics import AnyPredictions, Predictions, wilson_interval
 from trainer.report.guessing import constant_answer
 from trainer.report.history import History, read_series
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import special
 
-from trainer.metrics import Predictions
+from trainer.evaluate.metrics import Predictions
 
 _LEVEL = 0.025
 """One-sided significance level, as of the limits of a 95% interval."""

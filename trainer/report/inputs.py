@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.data.items import Rejection
-from trainer.metrics import AnyPredictions
+from trainer.evaluate.metrics import AnyPredictions
 from trainer.report.drift import Drift
 from trainer.spec import RunSpec, dump_shown_spec
 
@@ -77,7 +77,7 @@ def report_inputs(
         predictions=predictions,
         metrics=metrics,
         held_out=dataset.held_out.name,
-        pictures=lambda split, rows: dataset.splits[split].pixels.take(rows),
+        pictures=lambda split, rows: dataset.splits[split].pixels.gather(rows),
         train_seconds=result.seconds,
         ended=result.ended,
         keeps_best=spec.train.keeps_best,

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from trainer.data.split import FEWEST_FOR_THRESHOLD
-from trainer.multilabel.predictions import MultiLabelPredictions
-from trainer.multilabel.thresholds import USUAL
+from trainer.evaluate.label_predictions import MultiLabelPredictions
+from trainer.evaluate.label_thresholds import USUAL
 from trainer.report import tables
 from trainer.report.inputs import ReportInputs
 from trainer.report.label_verdict import MEASURE, judge_labels

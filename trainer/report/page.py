@@ -14,7 +14,13 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from trainer.metrics import AnyPredictions, Calibration, Predictions, compute_calibration, confusion_matrix
+from trainer.evaluate.metrics import (
+    AnyPredictions,
+    Calibration,
+    Predictions,
+    compute_calibration,
+    confusion_matrix,
+)
 from trainer.report import tables
 from trainer.report.drift_plot import draw_drift
 from trainer.report.figures import to_png, to_svg

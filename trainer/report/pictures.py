@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from trainer.data.shown import as_rgb
-from trainer.metrics import AnyPredictions
+from trainer.evaluate.metrics import AnyPredictions
 
 Pixels = npt.NDArray[np.uint8]
 Indices = npt.NDArray[np.int64]

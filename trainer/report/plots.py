@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
-from trainer.metrics import Calibration, wilson_interval
+from trainer.evaluate.metrics import Calibration, wilson_interval
 from trainer.report.figures import (
     BLUE,
     FONT_SIZE,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from trainer.metrics import Predictions
+from trainer.evaluate.metrics import Predictions
 from trainer.report.advice import advise
 from trainer.report.case import LARGEST_GAP, LEAST_SKILL, Case, build_case, recalls, score_of, skill
 from trainer.report.guessing import beats_guessing, constant_answer, has_unequal_classes

@@ -15,8 +15,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from trainer import recipes
-from trainer.exits import UsageError
-from trainer.printable import bare_address, is_address, shown_values
+from trainer.errors import UsageError
+from trainer.sanitize import bare_address, is_address, shown_values
 from trainer.spec.addresses import unsigned
 from trainer.spec.checked import OPEN
 from trainer.spec.problems import describe_problems, is_section, require_known_key
@@ -158,14 +158,14 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise UsageError(f"The spec can't be read: {reason}. Received: {path}") from None
+        raise UsageError(f"The spec can't be read: {reason}.", received=path) from None
 
 
 def _split_setting(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip() or is_address(text):
         raise UsageError(
-            f"A setting is written key.path=value, for example train.epochs=3. Received: {shown_repr(text)}"
+            "A setting is written key.path=value, for example train.epochs=3.", received=shown_repr(text)
         )
     # An address is text, even if it contains characters that are special in YAML, such as ' #'.
     return key.strip(), value if is_address(value) else parse_value(value)
@@ -174,7 +174,7 @@ def _split_setting(text: str) -> tuple[str, Any]:
 def _with_setting(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
     if key == "recipe":
         raise UsageError(
-            f"A recipe is chosen by --recipe or in the spec's file. Received: recipe={shown_repr(value)}"
+            "A recipe is chosen by --recipe or in the spec's file.", received=f"recipe={shown_repr(value)}"
         )
     require_known_key(key, value)
     for part in reversed(key.split(".")):

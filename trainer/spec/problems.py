@@ -12,8 +12,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from trainer.exits import UsageError
-from trainer.printable import shown_address
+from trainer.errors import UsageError
+from trainer.sanitize import shown_address
 from trainer.spec.schema import ModelSpec, RunSpec
 from trainer.spec.text import shown_repr
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from trainer.exits import UsageError
-from trainer.printable import shown_address
+from trainer.errors import UsageError
+from trainer.sanitize import shown_address
 
 
 class _Loader(yaml.SafeLoader):
@@ -81,7 +81,7 @@ def parse_value(text: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
     except _NOT_YAML as error:
-        raise UsageError(f"This value is not YAML: {_short(error)}. Received: {shown_repr(text)}") from None
+        raise UsageError(f"This value is not YAML: {_short(error)}.", received=shown_repr(text)) from None
 
 
 def parse_mapping(text: str, where: str) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def parse_mapping(text: str, where: str) -> dict[str, Any]:
         return {}
     if not isinstance(value, dict):
         raise UsageError(
-            f"{where} must hold settings, one `key: value` a line. Received: {type(value).__name__}"
+            f"{where} must hold settings, one `key: value` a line.", received=f"{type(value).__name__}"
         )
     return value
 

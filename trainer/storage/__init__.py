@@ -6,29 +6,29 @@
 from trainer.storage.local import (
     append_line,
     create_bytes,
-    explained,
     hash_file,
     is_temporary,
     prepare_folder,
     sync_folder,
+    translate_errors,
     write_all,
     write_bytes,
     write_json,
     write_text,
 )
-from trainer.storage.shared import build_once, exclusive, private_folder
+from trainer.storage.locks import build_once, exclusive, private_folder
 
 __all__ = [
     "append_line",
     "build_once",
     "create_bytes",
     "exclusive",
-    "explained",
     "hash_file",
     "is_temporary",
     "prepare_folder",
     "private_folder",
     "sync_folder",
+    "translate_errors",
     "write_all",
     "write_bytes",
     "write_json",

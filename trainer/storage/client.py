@@ -6,7 +6,7 @@ import requests
 from google.auth import exceptions as auth
 from google.cloud import storage
 
-from trainer.exits import UsageError
+from trainer.errors import UsageError
 from trainer.storage.proxies import require_proxy
 
 _CONNECTIONS = 64
@@ -27,7 +27,8 @@ def make_client() -> storage.Client:
         if _NO_CREDENTIALS not in str(error):
             raise UsageError(
                 "The credentials that GOOGLE_APPLICATION_CREDENTIALS names can't be used; mend or unset it "
-                f"for a public bucket. Received: {str(error)[:200]}"
+                "for a public bucket.",
+                received=f"{str(error)[:200]}",
             ) from None
         # A public bucket needs no credentials.
         client = storage.Client.create_anonymous_client()

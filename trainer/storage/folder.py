@@ -14,17 +14,17 @@ import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 
-from trainer.exits import TemporaryError, UsageError
+from trainer.errors import TemporaryError, UsageError
 from trainer.storage.local import (
     create_bytes,
-    explained,
     hash_file,
     is_temporary,
     prepare_folder,
     replacing,
+    translate_errors,
     write_bytes,
 )
-from trainer.storage.shared import exclusive
+from trainer.storage.locks import exclusive
 from trainer.storage.store import NO_LABELS, Content, Entry
 
 _LOCK = ".swap.lock"
@@ -52,7 +52,7 @@ class FolderStore:
     def read(self, name: str) -> Content | None:
         """Return the content of `name`; its version is its SHA-256."""
         path = self._path(name)
-        with explained(path, "read"):
+        with translate_errors(path, "read"):
             try:
                 data = path.read_bytes()
             except FileNotFoundError:
@@ -62,13 +62,13 @@ class FolderStore:
     def find(self, name: str) -> Entry | None:
         """Return the size and version of `name`; the version is its modification time and inode."""
         path = self._path(name)
-        with explained(path, "read"):
+        with translate_errors(path, "read"):
             return _entry(path, name)
 
     def written_at(self, name: str) -> float | None:
         """Return the modification time of `name`, by the clock of the file system."""
         path = self._path(name)
-        with explained(path, "read"):
+        with translate_errors(path, "read"):
             status = _status(path)
         return status.st_mtime if status else None
 
@@ -98,17 +98,17 @@ class FolderStore:
                 if found is not None and found.version == version:
                     self.remove(name)
             return
-        with explained(path, "removed"):
+        with translate_errors(path, "removed"):
             path.unlink(missing_ok=True)
 
     def entries(self, prefix: str = "") -> list[Entry]:
         """Return the files whose names start with `prefix`, without the lock and partial files."""
-        with explained(self.root, "read"):
+        with translate_errors(self.root, "read"):
             return sorted(self._entries(prefix), key=lambda entry: entry.name)
 
     def folders(self) -> list[str]:
         """Return the names of the folders directly below, sorted."""
-        with explained(self.root, "read"):
+        with translate_errors(self.root, "read"):
             try:
                 return sorted(each.name for each in os.scandir(self.root) if each.is_dir())
             except FileNotFoundError:
@@ -117,7 +117,7 @@ class FolderStore:
     def sha256(self, name: str) -> str:
         """Return the SHA-256 of the file `name`."""
         path = self._path(name)
-        with explained(path, "read"):
+        with translate_errors(path, "read"):
             return hash_file(path)["sha256"]
 
     def require_writable(self) -> None:
@@ -127,7 +127,7 @@ class FolderStore:
     def upload(self, path: Path, name: str) -> None:
         """Copy `path` to `name` and verify the copy."""
         target = self._path(name)
-        with explained(target), replacing(target) as temporary:
+        with translate_errors(target), replacing(target) as temporary:
             shutil.copyfile(path, temporary)
             if hash_file(temporary) != hash_file(path):
                 raise OSError(f"the copy of {path} is not what was copied")
@@ -136,10 +136,10 @@ class FolderStore:
         """Copy `name` to `path`; with `version`, only if that is its version."""
         source = self._path(name)
         if not source.is_file():
-            raise UsageError(f"There is no such file. Received: {source}")
+            raise UsageError("There is no such file.", received=source)
         found = _entry(source, name)
         if version is not None and (found is None or found.version != version):
-            raise TemporaryError(f"{source} was replaced while it was read; try again. Received: {version}")
+            raise TemporaryError(f"{source} was replaced while it was read; try again.", received=version)
         FolderStore(path.parent).upload(source, path.name)
 
     def _entries(self, prefix: str) -> Iterator[Entry]:

@@ -6,13 +6,13 @@ import os
 import shutil
 from pathlib import Path
 
-from trainer.storage.guard import require_right
-from trainer.storage.local import explained, is_temporary, sync_folder
+from trainer.storage.fencing import require_right
+from trainer.storage.local import is_temporary, sync_folder, translate_errors
 
 
 def _discard(path: Path) -> None:
     """Remove the leftovers of a crash at `path`. Raises TemporaryError, UsageError."""
-    with explained(path, "removed"):
+    with translate_errors(path, "removed"):
         if path.exists():
             require_right(path)
             shutil.rmtree(path)
@@ -26,7 +26,7 @@ def replace_folder(temporary: Path, final: Path) -> None:
     """
     old = final.with_name(f".{final.name}.old.tmp")
     _discard(old)
-    with explained(final):
+    with translate_errors(final):
         require_right(final)
         if final.exists():
             final.rename(old)
@@ -37,7 +37,7 @@ def replace_folder(temporary: Path, final: Path) -> None:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove the partially written files and folders that killed processes left below `folder`."""
-    with explained(folder, "cleared"):
+    with translate_errors(folder, "cleared"):
         for parent, folders, files in os.walk(folder):
             for name in filter(lambda name: is_temporary(Path(name)), files):
                 Path(parent, name).unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from trainer.exits import TemporaryError, TrainerError
+from trainer.errors import TemporaryError, TrainerError
 from trainer.storage.store import Content, Store
 
 EXPIRY_SECONDS = 30.0
@@ -138,7 +138,8 @@ def _watch(store: Store, name: str, before: Content, expiry_seconds: float) -> C
         if found.version != before.version:
             raise TemporaryError(
                 f"Another process is at work on this run: {_describe(found)}. Wait for it, or choose another "
-                f"--run-name. Received: {store.at(name)}"
+                f"--run-name.",
+                received=store.at(name),
             )
     return before
 

@@ -19,8 +19,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
 from typing import BinaryIO
 
-from trainer.exits import TemporaryError, TrainerError, UsageError
-from trainer.storage.guard import require_right
+from trainer.errors import TemporaryError, TrainerError, UsageError
+from trainer.storage.fencing import require_right
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
 _UNUSABLE = {
@@ -42,7 +42,7 @@ ANYONE, OWNER = 0o666, 0o600
 
 
 @contextmanager
-def explained(path: Path, done: str = "written") -> Iterator[None]:
+def translate_errors(path: Path, done: str = "written") -> Iterator[None]:
     """Translate an OSError of the block into an error with a remedy; `done` is a past participle.
 
     Raises TemporaryError (full or failing disk) or UsageError (invalid path or missing permission).
@@ -54,7 +54,7 @@ def explained(path: Path, done: str = "written") -> Iterator[None]:
     except ValueError as error:
         # File functions raise ValueError only for a NUL or an unpaired surrogate in the path.
         raise UsageError(
-            f"This is not a path that can be {done}: {error}. Received: {str(path)!r}"
+            f"This is not a path that can be {done}: {error}.", received=f"{str(path)!r}"
         ) from error
 
 
@@ -63,13 +63,14 @@ def _explanation(error: OSError, path: Path, done: str) -> TrainerError:
     if error.errno in FULL:
         return TemporaryError(
             f"The disk is full: {path} could not be {done}; what was there before is unchanged. "
-            f"Free some space or choose another folder. Received: {reason}"
+            f"Free some space or choose another folder.",
+            received=reason,
         )
     if error.errno in _UNUSABLE:
         return UsageError(
-            f"{path} can't be {done}. Check your rights to it, or choose another place. Received: {reason}"
+            f"{path} can't be {done}. Check your rights to it, or choose another place.", received=reason
         )
-    return TemporaryError(f"{path} could not be {done}; try again. Received: {reason}")
+    return TemporaryError(f"{path} could not be {done}; try again.", received=reason)
 
 
 def write_bytes(path: Path, data: bytes, read_back: bool = False, mode: int = ANYONE) -> None:
@@ -78,7 +79,7 @@ def write_bytes(path: Path, data: bytes, read_back: bool = False, mode: int = AN
     A crash at any moment leaves either the old file or the new one. With `read_back` the new file is read and
     compared before the rename. `mode` is the file's mode before the umask. Raises TemporaryError, UsageError.
     """
-    with explained(path), _temporary(path, data, mode) as temporary:
+    with translate_errors(path), _temporary(path, data, mode) as temporary:
         if read_back and hash_file(temporary)["sha256"] != hashlib.sha256(data).hexdigest():
             raise OSError("what was written is not what is read")
         require_right(path)
@@ -105,7 +106,7 @@ def create_bytes(path: Path, data: bytes) -> bool:
     Of several processes exactly one gets True, and none sees a partially written file. Raises TemporaryError,
     UsageError.
     """
-    with explained(path), _temporary(path, data) as temporary:
+    with translate_errors(path), _temporary(path, data) as temporary:
         require_right(path)
         try:
             # A hard link is atomic and fails if `path` exists, and the file it links to is complete.
@@ -129,7 +130,7 @@ def append_line(path: Path, line: str) -> None:
     """
     if "\n" in line:
         raise ValueError(f"a line can't hold a newline: {line!r}")
-    with explained(path):
+    with translate_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         is_new = not path.exists()
         require_right(path)
@@ -145,7 +146,7 @@ def prepare_folder(path: Path) -> None:
     Call it before any work is done. If it fails, the folders that it created are removed. Raises
     TemporaryError, UsageError.
     """
-    with explained(path):
+    with translate_errors(path):
         missing = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
         try:
             path.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from pathlib import Path, PurePath
 
 from trainer.storage.local import is_temporary
 from trainer.storage.store import Store
-from trainer.storage.transfers import OnBytes, download_files, each
+from trainer.storage.transfers import OnBytes, download_files, transfer_all
 
 # Up to this size a file is read whole before it is sent, as it may grow meanwhile (a log, for example).
 _SMALL_BYTES = 8 << 20
@@ -67,7 +67,7 @@ class Mirror:
             return
         with self._lock:
             changed, store = self._changed(), self._store
-            each(lambda change: self._send(store, *change), changed, on_bytes)
+            transfer_all(lambda change: self._send(store, *change), changed, on_bytes)
             self._sent |= dict(changed)
             here = {name for name, _ in self._here()}
             gone = {name for name, version in self._sent.items() if is_whole or version is not None} - here

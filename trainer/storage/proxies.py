@@ -7,7 +7,7 @@ from requests.utils import select_proxy
 from urllib3.exceptions import LocationParseError
 from urllib3.util import parse_url
 
-from trainer.exits import UsageError
+from trainer.errors import UsageError
 
 
 def require_proxy(session: requests.Session, url: str) -> None:
@@ -27,5 +27,6 @@ def require_proxy(session: requests.Session, url: str) -> None:
         scheme = url.partition(":")[0].upper()
         raise UsageError(
             f"The proxy of the environment is no address. Set {scheme}_PROXY or ALL_PROXY to "
-            f"http://HOST:PORT, or unset it. Received: no host for {scheme.lower()}:// requests"
+            f"http://HOST:PORT, or unset it.",
+            received=f"no host for {scheme.lower()}:// requests",
         )

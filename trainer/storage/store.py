@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote
 
-from trainer.exits import UsageError
-from trainer.printable import shown_address
+from trainer.errors import UsageError
+from trainer.sanitize import shown_address
 
 GS = "gs://"
 FILE = "file://"
@@ -125,7 +125,7 @@ def open_store(uri: str) -> Store:
     require_uri(uri)
     if is_bucket(uri):
         # Lazy import: the client takes a second to load, and most runs use no bucket.
-        from trainer.storage.bucket import BucketStore
+        from trainer.storage.gcs import BucketStore
 
         return BucketStore(*split_uri(uri))
     from trainer.storage.folder import FolderStore
@@ -133,21 +133,21 @@ def open_store(uri: str) -> Store:
     try:
         return FolderStore(Path(without_scheme(uri)).expanduser())
     except RuntimeError:
-        raise UsageError(f"There is no such user's home folder. Received: {shown_address(uri)}") from None
+        raise UsageError("There is no such user's home folder.", received=shown_address(uri)) from None
 
 
 def require_uri(uri: str) -> None:
     """Raise UsageError unless `uri` is a path, a file:// URL or a gs:// URI."""
     require_two_slashes(uri, "gs://BUCKET/PREFIX")
     if "://" in uri and not is_bucket(uri) and not uri.lower().startswith(FILE):
-        raise UsageError(f"A place is a folder or gs://BUCKET/PREFIX. Received: {shown_address(uri)!r}")
+        raise UsageError("A place is a folder or gs://BUCKET/PREFIX.", received=f"{shown_address(uri)!r}")
 
 
 def require_two_slashes(uri: str, example: str) -> None:
     """Raise UsageError for a URI with one slash, such as https:/host, which would be taken for a path."""
     if re.match(r"(gs|s3|https?|ftp|file):(?!//)", uri.lower()):
         raise UsageError(
-            f"A URI has two slashes after its scheme: {example}. Received: {shown_address(uri)!r}"
+            f"A URI has two slashes after its scheme: {example}.", received=f"{shown_address(uri)!r}"
         )
 
 
@@ -161,7 +161,7 @@ def without_scheme(uri: str) -> str:
     host, slash, path = uri[len(FILE) :].partition("/")
     if host.lower() not in ("", "localhost") or not slash:
         raise UsageError(
-            f"A file URL has three slashes: file:///folder/images.zip. Received: {shown_address(uri)!r}"
+            "A file URL has three slashes: file:///folder/images.zip.", received=f"{shown_address(uri)!r}"
         )
     return unquote(f"/{path}", errors="surrogateescape")
 
@@ -170,10 +170,11 @@ def split_uri(uri: str) -> tuple[str, str]:
     """Return the bucket and the prefix, stripped of slashes, of gs://BUCKET/PREFIX. Raises UsageError."""
     bucket, _, prefix = uri[len(GS) :].partition("/")
     if not bucket:
-        raise UsageError(f"A bucket's URI is gs://BUCKET/PREFIX. Received: {shown_address(uri)!r}")
+        raise UsageError("A bucket's URI is gs://BUCKET/PREFIX.", received=f"{shown_address(uri)!r}")
     if "@" in bucket or ":" in bucket:
         raise UsageError(
             "A bucket's URI holds no key; `gcloud auth application-default login` gets credentials, and "
-            f"GOOGLE_APPLICATION_CREDENTIALS names those of a file. Received: {shown_address(uri)!r}"
+            "GOOGLE_APPLICATION_CREDENTIALS names those of a file.",
+            received=f"{shown_address(uri)!r}",
         )
     return bucket, prefix.strip("/")

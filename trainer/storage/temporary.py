@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from trainer.exits import TemporaryError, UsageError
-from trainer.printable import printable
+from trainer.errors import TemporaryError, UsageError
+from trainer.sanitize import printable
 from trainer.storage.local import FULL
 
 
@@ -50,8 +50,8 @@ def temporary_parent() -> Path:
     if full:
         raise _full(full[0], os.strerror(errno.ENOSPC))
     raise UsageError(
-        "There is no folder for temporary files that can be written; set TMPDIR to one. "
-        f"Received: {printable(', '.join(tried))}"
+        "There is no folder for temporary files that can be written; set TMPDIR to one.",
+        received=f"{printable(', '.join(tried))}",
     )
 
 
@@ -65,5 +65,6 @@ def _is_below(error: OSError | TemporaryError, folder: Path) -> bool:
 def _full(folder: str, reason: str | None) -> TemporaryError:
     return TemporaryError(
         f"The disk of the folder for temporary files is full: {printable(folder)}. Free some space there, or "
-        f"set TMPDIR to a folder on another disk, and run the same command again. Received: {reason}"
+        f"set TMPDIR to a folder on another disk, and run the same command again.",
+        received=reason,
     )

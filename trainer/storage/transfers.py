@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from trainer.exits import StoppedError
+from trainer.errors import StoppedError
 from trainer.storage.store import Entry, Store
 
 AT_A_TIME = 32
@@ -30,10 +30,10 @@ def download_files(
         store.download(entry.name, folder / entry.name, entry.version)
         return entry.size
 
-    each(download, entries, on_bytes)
+    transfer_all(download, entries, on_bytes)
 
 
-def each(action: Callable[[Item], int], items: Iterable[Item], on_bytes: OnBytes) -> None:
+def transfer_all(action: Callable[[Item], int], items: Iterable[Item], on_bytes: OnBytes) -> None:
     """Call `action`, which returns the number of bytes moved, for all `items`, up to `AT_A_TIME` at once."""
     pool, waits = ThreadPoolExecutor(AT_A_TIME), True
     try:

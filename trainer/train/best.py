@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from trainer.spec import RunSpec
+from trainer.train.checkpoint_manager import CheckpointManager
 from trainer.train.history import History
-from trainer.train.keeper import Keeper
 from trainer.train.learner import Learner
-from trainer.train.progress import Standing, best_of
+from trainer.train.state import TrainState, best_of
 
 
 class BestEpoch:
@@ -18,7 +18,7 @@ class BestEpoch:
     def __init__(
         self,
         learner: Learner,
-        keeper: Keeper,
+        keeper: CheckpointManager,
         history: History,
         spec: RunSpec,
         held_out: str,
@@ -27,7 +27,7 @@ class BestEpoch:
         self._learner, self._keeper, self._history = learner, keeper, history
         self._spec, self._held_out, self._on_message = spec, held_out, on_message
 
-    def fill(self, standing: Standing) -> Mapping[str, Any] | None:
+    def fill(self, standing: TrainState) -> Mapping[str, Any] | None:
         """Fill the inference model with the weights to keep: those of the best epoch, or the current ones.
 
         Returns None if the model is filled. If the weights of the best epoch are lost, restores an earlier
@@ -50,7 +50,7 @@ class BestEpoch:
         self._on_message(f"{reported}: epoch {standing.best_epoch or 'none'} takes its place")
         return self.fill(standing)
 
-    def _choose(self, standing: Standing) -> None:
+    def _choose(self, standing: TrainState) -> None:
         """Mark the best of the epochs whose weights are available: saved as a best before, or current."""
         epochs = len(self._history)
         now = epochs if standing.step == epochs * self._learner.steps_per_epoch else 0

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-from trainer.train.feed import Feed
-from trainer.train.progress import Standing
+from trainer.train.prefetch import BatchPrefetcher
+from trainer.train.state import TrainState
 
 # Long enough to hide the overhead of Python, short enough to react to a stop at once.
 _CALL_SECONDS = 0.5
@@ -14,7 +14,7 @@ _CALL_SECONDS = 0.5
 class Clock:
     """Timer for one epoch: duration, images, and time spent waiting for data."""
 
-    def __init__(self, feed: Feed | None, standing: Standing) -> None:
+    def __init__(self, feed: BatchPrefetcher | None, standing: TrainState) -> None:
         """feed: the input pipeline, or None if no batches are read."""
         self.feed = feed
         self.started = time.perf_counter()
@@ -24,7 +24,7 @@ class Clock:
         """Return the seconds since this object was created."""
         return time.perf_counter() - self.started
 
-    def rates(self, standing: Standing) -> tuple[float, float]:
+    def rates(self, standing: TrainState) -> tuple[float, float]:
         """Return images per second, and the share of time spent waiting for data, in 0..1."""
         seconds = max(1e-9, self.seconds())
         return (standing.images - self.images) / seconds, (self._waited() - self.waited) / seconds

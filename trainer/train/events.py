@@ -11,8 +11,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from trainer.exits import TemporaryError
-from trainer.storage.guard import require_right
+from trainer.errors import TemporaryError
+from trainer.storage.fencing import require_right
 
 
 class EventLog:
@@ -38,8 +38,9 @@ class EventLog:
             self._write(row)
         except tf.errors.OpError as error:
             raise TemporaryError(
-                f"TensorBoard's events could not be written; is the disk full? Free some space and run the "
-                f"same command again. Received: {self.folder} ({error.message[:200]})"
+                "TensorBoard's events could not be written; is the disk full? Free some space and run the "
+                "same command again.",
+                received=f"{self.folder} ({error.message[:200]})",
             ) from None
 
     def _write(self, row: Mapping[str, Any]) -> None:

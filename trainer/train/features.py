@@ -19,10 +19,10 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from trainer import __version__
-from trainer.cluster import Cluster
 from trainer.data.dataset import Dataset, Split
 from trainer.data.progress import Progress, Task
-from trainer.exits import TemporaryError, UsageError
+from trainer.distributed.devices import Cluster
+from trainer.errors import TemporaryError, UsageError
 from trainer.model.pretrained import backbone_of, head_of, preprocessing_of
 from trainer.spec import PIXEL_SETTINGS, PretrainedSpec, RunSpec
 from trainer.storage.local import prepare_folder, write_bytes
@@ -36,19 +36,19 @@ _PART_ROWS = 1000
 
 
 class FeatureView:
-    """Features of a split that replace its pixels; see `trainer.data.holding.View`."""
+    """Features of a split that replace its pixels; see `trainer.data.image_store.Subset`."""
 
     def __init__(self, features: Array) -> None:
         self._features = features
         self.shape: tuple[int, ...] = features.shape
 
-    def hold(self, indices: Rows) -> None:
+    def cache(self, indices: Rows) -> None:
         """Do nothing: all features are in memory."""
 
-    def follow(self, *passes: Rows) -> None:
+    def prefetch(self, *passes: Rows) -> None:
         """Do nothing: all features are in memory."""
 
-    def take(self, indices: Rows) -> Array:
+    def gather(self, indices: Rows) -> Array:
         """Return copies of the features at `indices`, integers [n], as float32 [n, width]."""
         return self._features[indices]
 
@@ -134,7 +134,8 @@ def describe_features(spec: RunSpec, backbone: keras.Model, dataset: Dataset, cl
     return [
         __version__, tf.__version__, keras.__version__, dataset.digest,
         spec.data.model_dump_json(include={*PIXEL_SETTINGS}), name, preprocessing_of(backbone),
-        cluster.device_kind, f"{cluster.strategy.num_replicas_in_sync} {cluster.index} {cluster.count}",
+        cluster.device_kind,
+        f"{cluster.strategy.num_replicas_in_sync} {cluster.process_index} {cluster.process_count}",
     ]  # fmt: skip
 
 

@@ -15,10 +15,10 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from trainer.cluster import Cluster
 from trainer.data.dataset import Split
-from trainer.exits import StoppedError
-from trainer.hosts import Peers, Place
+from trainer.distributed import ProcessGroup, ProcessInfo
+from trainer.distributed.devices import Cluster
+from trainer.errors import StoppedError
 from trainer.model.pretrained import has_backbone
 
 _BATCH = 100
@@ -64,12 +64,12 @@ class Inference:
 
         finish: applied to the outputs of a batch, [batch, width] to [batch, width] of `dtype`.
         """
-        self.model, self.peers = model, cluster.peers if cluster else Peers(Place())
+        self.model, self.peers = model, cluster.peers if cluster else ProcessGroup(ProcessInfo())
         self.strategy = cluster.strategy if cluster else tf.distribute.get_strategy()
         self._finish, self._dtype = finish, dtype
         is_slow = has_backbone(model) and (cluster is None or cluster.device_kind == "CPU")
         self._most = _BACKBONE_BATCH if is_slow else _BATCH
-        self._replicas = self.strategy.num_replicas_in_sync // self.peers.place.count
+        self._replicas = self.strategy.num_replicas_in_sync // self.peers.process.process_count
         pixels = tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8)
         self._outputs = tf.function(self._compute, input_signature=[pixels], autograph=False)
 
@@ -84,11 +84,11 @@ class Inference:
         compute: replaces `self.batch` for a batch of rows. Raises StoppedError once `is_stopped` returns True
         on any process.
         """
-        place = self.peers.place
-        owners = split.owners(place.count)
-        own, parts = np.flatnonzero(owners == place.index), []
-        split.pixels.follow(own)
-        shape, counts = split.pixels.shape[1:], np.bincount(owners, minlength=place.count)
+        place = self.peers.process
+        owners = split.owners(place.process_count)
+        own, parts = np.flatnonzero(owners == place.process_index), []
+        split.pixels.prefetch(own)
+        shape, counts = split.pixels.shape[1:], np.bincount(owners, minlength=place.process_count)
         # All processes do the same number of turns, because each check for a stop is a collective.
         turns = max(len(list(self._batches(int(each), shape))) for each in counts)
         mine = [*self._batches(len(own), shape)]
@@ -106,15 +106,15 @@ class Inference:
         """Return the outputs for the images in `rows`, computed by this process."""
         # All devices need the same number of rows; copies of the last image pad the batch.
         filled = np.append(rows, np.repeat(rows[-1:], -len(rows) % self._replicas))
-        outputs: NDArray[Any] = self._outputs(tf.constant(split.pixels.take(filled))).numpy()
+        outputs: NDArray[Any] = self._outputs(tf.constant(split.pixels.gather(filled))).numpy()
         return outputs[: len(rows)]
 
     def _require_going(self, turn: int, is_stopped: bool) -> None:
         """Raise StoppedError if this or another process has to stop; others are checked every few turns."""
-        if self.peers.place.count > 1:
+        if self.peers.process.process_count > 1:
             if turn % _TURNS_APART:
                 return
-            is_stopped = any(each == _STOP for each in self.peers.exchange(_STOP if is_stopped else b""))
+            is_stopped = any(each == _STOP for each in self.peers.all_gather(_STOP if is_stopped else b""))
         if is_stopped:
             raise StoppedError("Stopped on request during the evaluation.")
 
@@ -122,7 +122,7 @@ class Inference:
         """Return the outputs of all processes, in the order of the images."""
         width = self.model.output_shape[-1]
         joined = np.empty((len(owners), width), self._dtype)
-        for index, data in enumerate(self.peers.exchange(b"".join(part.tobytes() for part in parts))):
+        for index, data in enumerate(self.peers.all_gather(b"".join(part.tobytes() for part in parts))):
             joined[owners == index] = np.frombuffer(data, self._dtype).reshape(-1, width)
         return joined
 

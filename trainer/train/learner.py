@@ -12,11 +12,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer.cluster import Cluster, choose_precision
+from trainer.distributed.devices import Cluster, choose_precision
 from trainer.model import build_inference_model, build_model
-from trainer.optimizer import build_scale
 from trainer.spec import RunSpec
 from trainer.train.average import WeightAverage
+from trainer.train.optimizer import build_scale
 from trainer.train.phases import Phase, build_phases
 
 

@@ -10,31 +10,31 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from trainer.augment import find_view
-from trainer.cluster import Cluster
+from trainer.augment.transforms import find_view
 from trainer.data.dataset import Dataset
-from trainer.exits import StoppedError
+from trainer.distributed.devices import Cluster
+from trainer.errors import StoppedError
 from trainer.spec import RunSpec
-from trainer.train.agreement import Agreement, Signs
+from trainer.train.agreement import HostSync, StepFlags
+from trainer.train.async_checkpointer import AsyncCheckpointer, CheckpointPolicy
 from trainer.train.best import BestEpoch
+from trainer.train.checkpoint_manager import CheckpointManager
 from trainer.train.clock import Clock, fitting_steps
 from trainer.train.features import Features
 from trainer.train.history import History, Row
-from trainer.train.keeper import Keeper
 from trainer.train.learner import Learner
 from trainer.train.observer import CallReport, Observer
 from trainer.train.phase_work import PhaseWork
 from trainer.train.phases import Phase
 from trainer.train.profile import Profile
-from trainer.train.progress import (
-    Standing,
+from trainer.train.result import TrainResult
+from trainer.train.state import (
+    TrainState,
     diverged,
     diverged_without_checkpoint,
     out_of_patience,
     score,
 )
-from trainer.train.result import TrainResult
-from trainer.train.saver import Pace, Saver
 from trainer.train.step import Sums
 
 _MOST_RECOVERIES = 3
@@ -55,7 +55,7 @@ class Loop:
         dataset: Dataset,
         spec: RunSpec,
         cluster: Cluster,
-        saver: Saver,
+        saver: AsyncCheckpointer,
         observer: Observer,
         validate: Validate,
         is_stopped: Callable[[], bool],
@@ -65,16 +65,16 @@ class Loop:
         self.validate, self.is_stopped = validate, is_stopped
         self.held_out = dataset.held_out.name
         place = saver.folder.parent / "profile" if cluster.is_chief else None
-        self.agreement = Agreement(cluster.peers)
+        self.agreement = HostSync(cluster.peers)
         # The chief's steps for all: the ends of blocks must be the same on all processes.
-        steps = self.agreement.value(spec.train.profiled_steps)
+        steps = self.agreement.broadcast(spec.train.profiled_steps)
         self.profile = Profile(steps, place, observer.on_message)
         self.work = PhaseWork(learner, dataset, spec, cluster, features, self.profile.borders)
         self._of_fit: Row = {}
-        self.standing = Standing()
+        self.standing = TrainState()
         self.history = History(saver.folder.parent)
-        self.pace = Pace(spec.train.checkpoint, saver)
-        self.keeper = Keeper(learner, saver, self.agreement, observer.on_message)
+        self.pace = CheckpointPolicy(spec.train.checkpoint, saver)
+        self.keeper = CheckpointManager(learner, saver, self.agreement, observer.on_message)
         self.best = BestEpoch(learner, self.keeper, self.history, spec, self.held_out, observer.on_message)
 
     def run(self) -> TrainResult:
@@ -168,7 +168,7 @@ class Loop:
                 return False
             self.observer.on_call(self._report(epoch))
             is_due = self.pace.is_due(self.standing.step)
-            signs = self.agreement.signs(Signs(self.is_stopped(), is_due, wanted))
+            signs = self.agreement.sync_flags(StepFlags(self.is_stopped(), is_due, wanted))
             self.work.set_block_steps(signs.block_steps)
             if signs.is_stopped:
                 self._stop()
@@ -194,7 +194,7 @@ class Loop:
         if not self._is_sound(row):
             self._recover()
             return
-        self.standing.elapsed_seconds += self.agreement.value(self.clock.seconds())
+        self.standing.elapsed_seconds += self.agreement.broadcast(self.clock.seconds())
         self.history.add(row, timing)
         self._judge(row, epoch)
         self.history.write()
@@ -246,7 +246,7 @@ class Loop:
         epoch, recoveries = self._epoch() + 1, self.standing.recoveries + 1
         if recoveries > _MOST_RECOVERIES:
             raise diverged(epoch, _MOST_RECOVERIES, self.spec.optimizer)
-        elapsed = self.standing.elapsed_seconds + self.agreement.value(self.clock.seconds())
+        elapsed = self.standing.elapsed_seconds + self.agreement.broadcast(self.clock.seconds())
         self._resume_quietly()
         self.standing.recoveries, self.standing.elapsed_seconds = recoveries, elapsed
         self.learner.rate_scale.assign(0.5**recoveries)
@@ -265,7 +265,7 @@ class Loop:
         self.keeper.forget_parts()
 
     def _go_back_to(self, record: Mapping[str, Any]) -> None:
-        self.standing = Standing.from_record(record["standing"])
+        self.standing = TrainState.from_record(record["standing"])
         self.history.restore(record["history"])
         self.work.stop_reading()
 
@@ -278,7 +278,8 @@ class Loop:
     def _give_up(self) -> NoReturn:
         raise StoppedError(
             f"{self._where()}, before its checkpoint was complete. {self.keeper.resume_advice()} "
-            f"A longer train.grace_seconds may help. Received: {self.spec.train.grace_seconds:g} s"
+            f"A longer train.grace_seconds may help.",
+            received=f"{self.spec.train.grace_seconds:g} s",
         )
 
     def _where(self) -> str:

@@ -8,28 +8,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.cluster import Cluster
 from trainer.data.dataset import Dataset
 from trainer.data.label_arrays import label_counts
+from trainer.distributed.devices import Cluster
 from trainer.model.pretrained import head_of
-from trainer.objective import objective_of
 from trainer.spec import RunSpec
-from trainer.train.agreement import Agreement
+from trainer.train.agreement import HostSync
 from trainer.train.features import Features
-from trainer.train.feed import Block, Feed
 from trainer.train.history import Row
 from trainer.train.label_probe import fit_label_probe, judge_label_logits
 from trainer.train.learner import Learner
+from trainer.train.objective import objective_of
 from trainer.train.parts import build_parts
 from trainer.train.phases import Phase
+from trainer.train.prefetch import BatchBlock, BatchPrefetcher
 from trainer.train.probe import accuracy_of, fit_probe, judge_logits
-from trainer.train.step import Stepper, Sums, class_weights
+from trainer.train.step import Sums, TrainStep, class_weights
 
 
 class PhaseWork:
     """Builds the train step and the pipeline of a phase on entry, and releases those of the previous one."""
 
-    stepper: Stepper
+    stepper: TrainStep
 
     def __init__(
         self,
@@ -40,12 +40,12 @@ class PhaseWork:
         features: Features | None,
         borders: tuple[int, ...] = (),
     ) -> None:
-        """features: those of the frozen backbone, or None to disable the cache. borders: see `Feed`."""
+        """features: of the frozen backbone; None disables the cache. borders: see `BatchPrefetcher`."""
         self._learner, self._dataset, self._spec, self._cluster = learner, dataset, spec, cluster
         self._features, self._borders = features, borders
         self._phase: Phase | None = None
-        self._blocks: Generator[Block, None, None] | None = None
-        self.feed: Feed | None = None
+        self._blocks: Generator[BatchBlock, None, None] | None = None
+        self.feed: BatchPrefetcher | None = None
         """None while the head is fitted."""
 
     def enter(self, phase: Phase, is_stopped: Callable[[], bool]) -> bool:
@@ -65,7 +65,7 @@ class PhaseWork:
         self._phase = phase
         return True
 
-    def blocks(self, step: int) -> Generator[Block, None, None]:
+    def blocks(self, step: int) -> Generator[BatchBlock, None, None]:
         """Return the batches from `step` to the end of the phase; prefetch continues during validation."""
         if self._blocks is None and self.feed is not None and self._phase is not None:
             self._blocks = self.feed.blocks(step, self._phase.end_epoch * self._learner.steps_per_epoch)
@@ -79,7 +79,7 @@ class PhaseWork:
         return self.feed is not None and self.stepper.uses_xla
 
     def set_block_steps(self, steps: int) -> None:
-        """Set the maximum number of steps of the next blocks; see `Feed`."""
+        """Set the maximum number of steps of the next blocks; see `BatchPrefetcher`."""
         if self.feed is not None:
             self.feed.block_steps = steps
 
@@ -89,7 +89,7 @@ class PhaseWork:
             self._blocks.close()
         self._blocks = None
 
-    def fit(self, agreement: Agreement, is_stopped: Callable[[], bool]) -> tuple[list[Sums], Row]:
+    def fit(self, agreement: HostSync, is_stopped: Callable[[], bool]) -> tuple[list[Sums], Row]:
         """Fit the head by logistic regression on the features of the training images.
 
         Returns the sums of one epoch of steps, which the fit replaces, and the entries for the history.
@@ -101,7 +101,7 @@ class PhaseWork:
         if agreement.is_chief:
             row = self._fit_head(features, head.trainable_variables, is_stopped)
         variables = {str(number): each.value for number, each in enumerate(head.trainable_variables)}
-        row = agreement.state(variables, row)
+        row = agreement.broadcast_variables(variables, row)
         if self._learner.average is not None:
             self._learner.average.reset()
         logits = np.asarray(head(features, training=False), np.float64)

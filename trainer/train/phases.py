@@ -14,9 +14,9 @@ import keras
 import tensorflow as tf
 
 from trainer.model.pretrained import backbone_of, head_of, stages_of
-from trainer.optimizer import Schedule, build_optimizer
 from trainer.spec import RunSpec
 from trainer.spec.finetune import FinetuneSpec
+from trainer.train.optimizer import Schedule, build_optimizer
 
 Weights = Sequence[keras.Variable]
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.exits import DataError, StoppedError, UsageError
+from trainer.errors import DataError, StoppedError, UsageError
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.integer]
@@ -62,12 +62,13 @@ def fit_probe(
     if features.size * len(weights) * folds > MOST_WORK:
         raise UsageError(
             "Logistic regression takes too long for so many images and classes; train the head in steps with "
-            f"--set train.finetune.probe=steps. Received: {len(features)} images of {len(weights)} classes"
+            "--set train.finetune.probe=steps.",
+            received=f"{len(features)} images of {len(weights)} classes",
         )
     if not np.isfinite(features).all():
         raise DataError(
-            "The features of the backbone are not finite numbers; try other weights, or another backbone. "
-            f"Received: features of {len(features)} images"
+            "The features of the backbone are not finite numbers; try other weights, or another backbone.",
+            received=f"features of {len(features)} images",
         )
     mean = features.mean(axis=0, dtype=np.float64)
     # One scale for all features: a few images do not suffice to estimate one per feature.

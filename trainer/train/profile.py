@@ -12,8 +12,8 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from trainer.storage.guard import require_right
-from trainer.train.feed import Block
+from trainer.storage.fencing import require_right
+from trainer.train.prefetch import BatchBlock
 
 
 class Profile:
@@ -45,7 +45,7 @@ class Profile:
             self._on_message(f"train.profile asks for steps from {first} on; {step} are done already")
 
     @contextmanager
-    def around(self, block: Block) -> Iterator[None]:
+    def around(self, block: BatchBlock) -> Iterator[None]:
         """Record the block of the `with` statement if the steps of `block` are in the range."""
         self._begin(block.first_step)
         if not self._is_on or self._steps is None:

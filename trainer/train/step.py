@@ -15,18 +15,18 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from trainer.augment import MIX_DRAWS, EpochView, augment_images, draw_numbers
-from trainer.cluster import Cluster, choose_xla
+from trainer.augment.mixup import mix_images
+from trainer.augment.transforms import MIX_DRAWS, EpochView, augment_images, draw_numbers
 from trainer.data.labels import by_normalized, normalized
-from trainer.exits import UsageError
-from trainer.mix import mix_images
-from trainer.model.masks import Rows, of_rows
+from trainer.distributed.devices import Cluster, choose_xla
+from trainer.errors import UsageError
+from trainer.model.dropout import Rows, of_rows
 from trainer.model.pretrained import head_of
-from trainer.objective import SINGLE, Objective, objective_of
 from trainer.spec import AugmentSpec, RunSpec
-from trainer.train.feed import Block
 from trainer.train.learner import Learner
+from trainer.train.objective import SINGLE, Objective, objective_of
 from trainer.train.phases import Phase
+from trainer.train.prefetch import BatchBlock
 
 # Separates the random numbers of augmentation from other uses of the same seed.
 _AUGMENT_STREAM = 1 << 40
@@ -41,7 +41,7 @@ class Sums:
     images: float
 
 
-class Stepper:
+class TrainStep:
     """Runs blocks of steps on a learner."""
 
     def __init__(
@@ -72,10 +72,10 @@ class Stepper:
         # XLA compiles for fixed shapes, so it compiles the single step and not the loop of variable length.
         self.uses_xla = _uses_xla(spec, cluster)
         self._step_function = self._compile_step() if self.uses_xla else self._step
-        self.replicas_here = self.replicas // cluster.count
+        self.replicas_here = self.replicas // cluster.process_count
         self._compiled: dict[tuple[int, ...], Callable[..., tf.Tensor]] = {}
 
-    def run(self, block: Block, view: EpochView) -> list[Sums]:
+    def run(self, block: BatchBlock, view: EpochView) -> list[Sums]:
         """Run the steps of `block` on images of the size and crop of `view`; return the sums of each step."""
         shape = (*view, block.labels.shape[1], block.global_rows)
         if shape not in self._compiled:
@@ -90,7 +90,7 @@ class Stepper:
     def _compile_step(self) -> Callable[..., tf.Tensor]:
         return tf.function(self._step, jit_compile=True, autograph=False)
 
-    def _compile(self, view: EpochView, block: Block) -> Callable[..., tf.Tensor]:
+    def _compile(self, view: EpochView, block: BatchBlock) -> Callable[..., tf.Tensor]:
         """Return the steps as one graph, in which only the number of steps is variable.
 
         The number of rows is fixed: with a variable one a step on a CPU took 5% longer. The short last batch
@@ -234,13 +234,13 @@ def _uses_xla(spec: RunSpec, cluster: Cluster) -> bool:
     replicas = cluster.strategy.num_replicas_in_sync
     if spec.train.xla is True and replicas > 1:
         raise UsageError(
-            f"train.xla true has no kernel for sums over several devices; leave it at auto. "
-            f"Received: {replicas} devices"
+            "train.xla true has no kernel for sums over several devices; leave it at auto.",
+            received=f"{replicas} devices",
         )
     if cluster.device_kind == "TPU" and spec.augment.rotate_degrees:
         raise UsageError(
-            "A TPU has no kernel for rotation; leave augment.rotate_degrees at 0. "
-            f"Received: {spec.augment.rotate_degrees:g}"
+            "A TPU has no kernel for rotation; leave augment.rotate_degrees at 0.",
+            received=f"{spec.augment.rotate_degrees:g}",
         )
     return choose_xla(spec.train.xla, cluster) and replicas == 1 and not spec.augment.rotate_degrees
 

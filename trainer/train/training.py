@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from trainer.cluster import Cluster
 from trainer.data.dataset import Dataset
+from trainer.distributed.devices import Cluster
 from trainer.spec import RunSpec
+from trainer.train.async_checkpointer import AsyncCheckpointer
 from trainer.train.features import Features
 from trainer.train.learner import Learner
 from trainer.train.loop import Loop, Validate
 from trainer.train.observer import Observer
 from trainer.train.result import TrainResult
-from trainer.train.saver import Saver
 
 
 def train(
@@ -20,7 +20,7 @@ def train(
     dataset: Dataset,
     spec: RunSpec,
     cluster: Cluster,
-    saver: Saver,
+    saver: AsyncCheckpointer,
     observer: Observer,
     validate: Validate,
     is_stopped: Callable[[], bool] = lambda: False,

@@ -11,10 +11,10 @@ from dataclasses import asdict
 
 import numpy as np
 
-from trainer.cluster import Cluster
 from trainer.data.dataset import Split
+from trainer.distributed.devices import Cluster
 from trainer.model.whitening import PatchSums, WhiteningConv2D, sum_patches, total_of, whitening_weights
-from trainer.train.agreement import Agreement
+from trainer.train.agreement import HostSync
 from trainer.train.learner import Learner
 
 _MOST_IMAGES = 1_000
@@ -31,17 +31,17 @@ def whiten_first_layer(learner: Learner, split: Split, cluster: Cluster) -> None
         learner.assign(layer.kernel, kernel)
         learner.assign(layer.bias, bias)
     # The last digit of an eigenvector may differ between CPUs, so all processes use the chief's.
-    Agreement(cluster.peers).state(learner.variables(), "whitened")
+    HostSync(cluster.peers).broadcast_variables(learner.variables(), "whitened")
 
 
 def _sums_of_all(split: Split, cluster: Cluster) -> PatchSums:
     """Return the sums over the sample; each process reads the images that it owns."""
     count = len(split.labels)
     sample = np.unique(np.linspace(0, count - 1, min(count, _MOST_IMAGES)).astype(np.int64))
-    own = sample[split.owners(cluster.count)[sample] == cluster.index]
-    sums = sum_patches(split.pixels.take(own))
-    if cluster.count == 1:
+    own = sample[split.owners(cluster.process_count)[sample] == cluster.process_index]
+    sums = sum_patches(split.pixels.gather(own))
+    if cluster.process_count == 1:
         return sums
     values = {name: value.tolist() for name, value in asdict(sums).items()}
-    parts = [json.loads(each) for each in cluster.peers.exchange(json.dumps(values).encode())]
+    parts = [json.loads(each) for each in cluster.peers.all_gather(json.dumps(values).encode())]
     return total_of([PatchSums(*(np.array(part[name]) for name in values)) for part in parts])

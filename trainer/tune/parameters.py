@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.exits import UsageError
+from trainer.errors import UsageError
 from trainer.spec import RunSpec, dump_spec, load_spec
 from trainer.spec.load import flat
 from trainer.spec.pretrained import DEFAULT_WEIGHTS, NO_WEIGHTS
@@ -98,13 +98,13 @@ class Parameter:
 def parse_parameters(texts: Sequence[str], base: RunSpec) -> list[Parameter]:
     """Parse `texts` into the parameters of a study with the spec `base`. Raises UsageError."""
     if not texts:
-        raise UsageError(f"Give at least one --parameter {_FORMS}. Received: none")
+        raise UsageError(f"Give at least one --parameter {_FORMS}.", received="none")
     parameters = [_parse(text, base) for text in texts]
     keys = [each.key for each in parameters]
     if twice := next((key for key in keys if keys.count(key) > 1), None):
-        raise UsageError(f"Give each --parameter once. Received: {twice} {keys.count(twice)} times")
+        raise UsageError("Give each --parameter once.", received=f"{twice} {keys.count(twice)} times")
     for one, other in ((one, other) for one in keys for other in keys if other.startswith(f"{one}.")):
-        raise UsageError(f"One of these parameters is a part of the other. Received: {one} and {other}")
+        raise UsageError("One of these parameters is a part of the other.", received=f"{one} and {other}")
     for each in parameters:
         for value in each.extremes:
             _require_possible(base, each, value, parameters)
@@ -135,18 +135,18 @@ def with_settings(base: RunSpec, settings: Mapping[str, Value], **overrides: Any
 def _parse(text: str, base: RunSpec) -> Parameter:
     key, _, values = (part.strip() for part in text.partition("="))
     if not key or not values:
-        raise UsageError(f"A parameter is written {_FORMS}. Received: {shown_repr(text)}")
+        raise UsageError(f"A parameter is written {_FORMS}.", received=shown_repr(text))
     require_known_key(key, values)
     if key in _FIXED_KEYS or key.startswith("publish."):
         why = _FIXED_KEYS.get(key, "it does not change what is trained")
-        raise UsageError(f"{key} can't be searched: {why}. Received: {shown_repr(text)}")
+        raise UsageError(f"{key} can't be searched: {why}.", received=shown_repr(text))
     if (numbers := _RANGE.fullmatch(values)) is not None:
         return _range(key, values, numbers, base)
     choices = tuple(each.strip() for each in values.split("|"))
     if len(choices) < 2 or not all(choices) or len(set(choices)) < len(choices):
         raise UsageError(
-            f"A parameter is written {_FORMS}; choices are two or more, all different. "
-            f"Received: {shown_repr(text)}"
+            f"A parameter is written {_FORMS}; choices are two or more, all different.",
+            received=shown_repr(text),
         )
     for each in choices:
         _refuse_file_of_weights(key, parse_value(each), text)
@@ -160,8 +160,9 @@ def _refuse_file_of_weights(key: str, value: Any, text: str) -> None:
         return
     if weights not in (DEFAULT_WEIGHTS, NO_WEIGHTS):
         raise UsageError(
-            f"A file of weights can't be searched; set it for the whole study with --set model.weights=, and "
-            f"begin a study for each file. Received: {shown_repr(text)}"
+            "A file of weights can't be searched; set it for the whole study with --set model.weights=, and "
+            "begin a study for each file.",
+            received=shown_repr(text),
         )
 
 

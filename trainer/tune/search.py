@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from trainer.exits import UsageError
+from trainer.errors import UsageError
 from trainer.tune.parameters import Parameter, Value
 from trainer.tune.study import Trial
 
@@ -38,8 +38,8 @@ def require_optuna() -> None:
         import optuna
     except ModuleNotFoundError as error:
         raise UsageError(
-            "Searching needs Optuna; install it with pip install 'trainer[tune]'. "
-            f"Received: no module {error.name}"
+            "Searching needs Optuna; install it with pip install 'trainer[tune]'.",
+            received=f"no module {error.name}",
         ) from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from trainer.exits import UsageError
+from trainer.errors import UsageError
 from trainer.storage.store import Store
 from trainer.tune.parameters import Value
 
@@ -103,8 +103,8 @@ def open_study(store: Store, about: Mapping[str, Any], base: str) -> dict[str, A
         # Another machine may be creating the study concurrently; study.json is always its first file.
         if store.entries() and store.read(STUDY) is None:
             raise UsageError(
-                "The folder of the study holds something else; choose another --run-name or --output. "
-                f"Received: {store.uri}"
+                "The folder of the study holds something else; choose another --run-name or --output.",
+                received=store.uri,
             )
         store.create(STUDY, json.dumps({"format": _FORMAT, **about}, indent=2).encode())
         store.create(BASE, base.encode())
@@ -114,7 +114,8 @@ def open_study(store: Store, about: Mapping[str, Any], base: str) -> dict[str, A
     if changed:
         raise UsageError(
             f"The output holds a study with another {' and '.join(changed)}. Choose another --run-name, "
-            f"or repeat the command that began it. Received: {store.uri}"
+            f"or repeat the command that began it.",
+            received=store.uri,
         )
     return known
 
@@ -139,8 +140,7 @@ def _mapping(data: bytes, where: str) -> dict[str, Any]:
             raise ValueError
     except (ValueError, KeyError, TypeError, RecursionError):
         raise UsageError(
-            "A file of the study is damaged or of another version; choose another --run-name. "
-            f"Received: {where}"
+            "A file of the study is damaged or of another version; choose another --run-name.", received=where
         ) from None
     return dict(values)
 
@@ -153,6 +153,6 @@ def _parsed(data: bytes, where: str) -> Trial:
         return Trial(**values)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UsageError(
-            "The record of a trial is damaged or of another version; choose another --run-name. "
-            f"Received: {where}"
+            "The record of a trial is damaged or of another version; choose another --run-name.",
+            received=where,
         ) from None

@@ -1,6 +1,6 @@
 """Index and manifest of a sharded dataset.
 
-`Index` has one column per image property. `Catalogue` is the manifest, which describes the whole dataset.
+`Index` has one column per image property. `ShardManifest` is the manifest, which describes the whole dataset.
 Both are files in the folder or bucket of the shards. `shards.json` is written last: the dataset is incomplete
 without it.
 """
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.data.items import SPLITS, Rejection
-from trainer.exits import DataError
+from trainer.errors import DataError
 from trainer.storage import hash_file
 from trainer.storage.store import Store
 
@@ -44,7 +44,7 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Catalogue:
+class ShardManifest:
     """Manifest of a sharded dataset."""
 
     shards: tuple[Shard, ...]
@@ -63,7 +63,7 @@ class Catalogue:
         return json.dumps(values, indent=1, ensure_ascii=False).encode("utf-8", "surrogateescape") + b"\n"
 
 
-def read_catalogue(store: Store) -> Catalogue | None:
+def read_catalogue(store: Store) -> ShardManifest | None:
     """Return the manifest in `store`, or None if there is no shards.json. Raises DataError."""
     found = store.read(CATALOGUE)
     if found is None:
@@ -72,7 +72,7 @@ def read_catalogue(store: Store) -> Catalogue | None:
         values = json.loads(found.data.decode("utf-8", "surrogateescape"))
         if values.pop("format") != _FORMAT:
             raise ValueError("it is of another version of this program")
-        catalogue = Catalogue(
+        catalogue = ShardManifest(
             shards=tuple(Shard(**each) for each in values.pop("shards")),
             rejected=tuple(Rejection(**each) for each in values.pop("rejected")),
             class_names=tuple(values.pop("class_names")),
@@ -83,12 +83,12 @@ def read_catalogue(store: Store) -> Catalogue | None:
         return catalogue
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
-            f"The list of the shards can't be used: {error}. Pack them again with `trainer shard`. "
-            f"Received: {store.at(CATALOGUE)}"
+            f"The list of the shards can't be used: {error}. Pack them again with `trainer shard`.",
+            received=store.at(CATALOGUE),
         ) from None
 
 
-def _require_plain(catalogue: Catalogue) -> None:
+def _require_plain(catalogue: ShardManifest) -> None:
     """Raise ValueError for values that `trainer shard` never writes, such as a name outside the folder."""
     if not re.fullmatch(r"[0-9a-f]{16,}", catalogue.recipe):
         raise ValueError(f"{catalogue.recipe!r} is no digest")
@@ -132,7 +132,7 @@ class Columns:
 class Index:
     """Columns of an index file; names and content digests stay in the file."""
 
-    def __init__(self, path: Path, catalogue: Catalogue) -> None:
+    def __init__(self, path: Path, catalogue: ShardManifest) -> None:
         """Read and verify the file `path`. Raises DataError if it does not match `catalogue`."""
         self._path = path
         try:
@@ -149,8 +149,8 @@ class Index:
                 raise ValueError("it has labels of classes that shards.json does not name")
         except (OSError, ValueError, EOFError) as error:
             raise DataError(
-                f"The index of the shards can't be used: {error}. Pack them again with `trainer shard`. "
-                f"Received: {path}"
+                f"The index of the shards can't be used: {error}. Pack them again with `trainer shard`.",
+                received=path,
             ) from None
 
     def __len__(self) -> int:

@@ -16,14 +16,14 @@ import google_crc32c
 import numpy as np
 
 from trainer.data.encode import as_file
-from trainer.data.ingest import Outcome, Reader
+from trainer.data.ingest import DecodeResult, ImageDecoder
 from trainer.data.items import Item
-from trainer.data.outline import bring
+from trainer.data.placeholders import bring
 from trainer.data.progress import SilentProgress
 from trainer.data.shards.records import make_record
-from trainer.exits import DataError
+from trainer.errors import DataError
 from trainer.spec.schema import DataSpec
-from trainer.storage import explained, private_folder, write_all
+from trainer.storage import private_folder, translate_errors, write_all
 from trainer.storage.store import open_store
 
 _SMALLEST_SIDE = 8
@@ -48,7 +48,7 @@ class Scan:
     def _look(self, items: tuple[Item, ...]) -> list[dict[str, object]]:
         # Decoding only checks that it succeeds, so the smallest size is used.
         spec = self.spec.model_copy(update={"image_size": _SMALLEST_SIDE})
-        reader = Reader(items, spec, SilentProgress())
+        reader = ImageDecoder(items, spec, SilentProgress())
         reader.decode(np.arange(len(items)), lambda number, pixels: None)
         outcomes = [reader.outcomes[number] for number in range(len(items))]
         return [
@@ -102,7 +102,7 @@ class Pack:
     def _write(self, path: Path, items: Sequence[Item]) -> PackedShard:
         packed = PackedShard(0, [], [], [])
         end = 0
-        with explained(path), open(path, "wb", buffering=0) as file:
+        with translate_errors(path), open(path, "wb", buffering=0) as file:
             for each, item in zip(self.items, items, strict=True):
                 image = as_file(_unchanged(item, each.content), item.encoding)
                 record, start = make_record(image, item.label, each.number, item.name)
@@ -114,10 +114,10 @@ class Pack:
         return PackedShard(end, packed.offsets, packed.lengths, packed.checksums)
 
 
-def read_scan(data: bytes) -> list[tuple[Outcome, int]]:
+def read_scan(data: bytes) -> list[tuple[DecodeResult, int]]:
     """Return the outcome and the size of each item from a scan's part file. Raises ValueError, KeyError."""
     return [
-        (Outcome(each["content"], each["reason"], each["converted"]), int(each["size"]))
+        (DecodeResult(each["content"], each["reason"], each["converted"]), int(each["size"]))
         for each in json.loads(data)
     ]
 
@@ -144,8 +144,8 @@ def _unchanged(item: Item, content: str) -> bytes:
         reason = "other bytes than before"
     if hashlib.sha256(data).hexdigest() != content:
         raise DataError(
-            f"An image changed while the shards were packed; pack them again into another folder. "
-            f"Received: {item.name}, {reason}"
+            "An image changed while the shards were packed; pack them again into another folder.",
+            received=f"{item.name}, {reason}",
         )
     return data
 

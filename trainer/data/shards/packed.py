@@ -17,16 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.data.items import Source
-from trainer.data.shards.index import INDEX, JOURNAL, Catalogue, Index, read_catalogue
-from trainer.data.shards.staging import Staging
-from trainer.exits import DataError, UsageError
-from trainer.printable import shown_address
+from trainer.data.shards.index import INDEX, JOURNAL, Index, ShardManifest, read_catalogue
+from trainer.data.shards.shard_cache import ShardCache
+from trainer.errors import DataError, UsageError
+from trainer.sanitize import shown_address
 from trainer.spec.schema import DataSpec
 from trainer.storage import prepare_folder
 from trainer.storage.store import Store, is_bucket, open_store, without_scheme
 
 
-def find_shards(spec: DataSpec) -> tuple[Store, Catalogue] | None:
+def find_shards(spec: DataSpec) -> tuple[Store, ShardManifest] | None:
     """Return the store and the manifest of the shards that `spec` refers to, or None for another source.
 
     Raises DataError if the manifest is invalid, if packing is not complete, or if the layout is "shards" and
@@ -41,7 +41,8 @@ def find_shards(spec: DataSpec) -> tuple[Store, Catalogue] | None:
         if catalogue is None and store.find(JOURNAL) is not None:
             raise DataError(
                 "The shards are not all packed yet; let `trainer shard` finish, the same command goes on "
-                f"where it stopped. Received: {shown_address(spec.source)!r}"
+                "where it stopped.",
+                received=f"{shown_address(spec.source)!r}",
             )
     if catalogue is not None:
         require_single(spec)
@@ -49,7 +50,8 @@ def find_shards(spec: DataSpec) -> tuple[Store, Catalogue] | None:
     if spec.layout == "shards":
         raise DataError(
             "data.layout is shards, but the source has no shards.json, which `trainer shard` writes when it "
-            f"is done. Received: {shown_address(spec.source)!r}"
+            "is done.",
+            received=f"{shown_address(spec.source)!r}",
         )
     return None
 
@@ -59,19 +61,22 @@ def require_single(spec: DataSpec) -> None:
     if spec.labels == "multi":
         raise UsageError(
             "Shards hold one label an image; with data.labels=multi train on the table itself, with --data "
-            f"TABLE.csv and its images beside it. Received: {shown_address(spec.source)!r}"
+            "TABLE.csv and its images beside it.",
+            received=f"{shown_address(spec.source)!r}",
         )
 
 
-def open_shards(store: Store, catalogue: Catalogue, spec: DataSpec, cache_dir: Path) -> tuple[Index, Staging]:
+def open_shards(
+    store: Store, catalogue: ShardManifest, spec: DataSpec, cache_dir: Path
+) -> tuple[Index, ShardCache]:
     """Return the index of the shards in `store` and the staging that reads them. Raises DataError."""
     folder = cache_dir / "shards" / catalogue.index_sha256[:16]
     index = Index(_local_index(store, folder), catalogue)
     if len(index.starts) != len(catalogue.shards) + 1 or index.starts[-1] != len(index):
         raise DataError(
-            f"The index of the shards does not fit their list; pack them again. Received: {store.uri}"
+            "The index of the shards does not fit their list; pack them again.", received=store.uri
         )
-    return index, Staging(store, catalogue.shards, folder, spec.staged_mib << 20, spec.shuffle_shards)
+    return index, ShardCache(store, catalogue.shards, folder, spec.staged_mib << 20, spec.shuffle_shards)
 
 
 def _local_index(store: Store, folder: Path) -> Path:
@@ -82,13 +87,13 @@ def _local_index(store: Store, folder: Path) -> Path:
     return folder / INDEX
 
 
-def starts_of(split: str, catalogue: Catalogue, index: Index) -> NDArray[np.int64]:
+def starts_of(split: str, catalogue: ShardManifest, index: Index) -> NDArray[np.int64]:
     """Return the numbers of the first images of the shards of `split`, and the end of the last shard."""
     own = [number for number, shard in enumerate(catalogue.shards) if shard.split == split]
     return index.starts[[*own, own[-1] + 1]]  # the shards of a split are consecutive
 
 
-def packed_items(split: str, catalogue: Catalogue, index: Index, staging: Staging) -> PackedItems:
+def packed_items(split: str, catalogue: ShardManifest, index: Index, staging: ShardCache) -> PackedItems:
     """Return the images of `split`, which must have at least one shard."""
     starts = starts_of(split, catalogue, index)
     return PackedItems(index, staging, int(starts[0]), int(starts[-1]))
@@ -100,7 +105,7 @@ class _Packed:
 
     name: str
     index: Index
-    staging: Staging
+    staging: ShardCache
     number: int
     encoding: str = "image"
 
@@ -113,7 +118,7 @@ class _Packed:
 class PackedItems(Sequence[Source]):
     """Sequence of the images of a split; names are read on demand."""
 
-    def __init__(self, index: Index, staging: Staging, first: int, end: int) -> None:
+    def __init__(self, index: Index, staging: ShardCache, first: int, end: int) -> None:
         self._index, self._staging, self._first, self._end = index, staging, first, end
 
     def __len__(self) -> int:
@@ -139,7 +144,7 @@ class PackedItems(Sequence[Source]):
         return _Packed(name, self._index, self._staging, number)
 
 
-def read_packed(index: Index, staging: Staging, shard: int, number: int) -> bytes:
+def read_packed(index: Index, staging: ShardCache, shard: int, number: int) -> bytes:
     """Return the bytes of one image, by its shard and its number in the dataset. Raises DataError."""
     place = shard, int(index.offsets[number]), int(index.lengths[number])
     data, expected = staging.read(*place), index.checksums[number]
@@ -148,6 +153,7 @@ def read_packed(index: Index, staging: Staging, shard: int, number: int) -> byte
     if google_crc32c.value(data) != expected:
         raise DataError(
             "A shard is damaged: an image does not match its checksum. Get the shard again, or pack the "
-            f"data again. Received: {staging.at(shard)}, byte {index.offsets[number]}"
+            "data again.",
+            received=f"{staging.at(shard)}, byte {index.offsets[number]}",
         )
     return data

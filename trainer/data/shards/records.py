@@ -10,8 +10,8 @@ import struct
 
 import tensorflow as tf
 
-from trainer.data.layouts.protobuf import first_values
-from trainer.data.layouts.tfrecord import masked_crc
+from trainer.data.readers.protobuf import first_values
+from trainer.data.readers.tfrecord import masked_crc
 
 _HEADER_BYTES = 12
 

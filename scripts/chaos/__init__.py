@@ -1,0 +1,1 @@
+"""Fault-injection tests of whole runs, run by scripts/chaos.py."""

@@ -1,0 +1,1 @@
+"""Scaling tests, run by scripts/scale.py."""

@@ -1,0 +1,96 @@
+"""Arguments and settings of a command: validated, and paths made absolute, before any work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from helpers.release_inputs import finished
+
+from trainer.cli.app import cli
+from trainer.cli.config import given_spec
+from trainer.cli.paths import output_of
+from trainer.errors import UsageError
+from trainer.runs.publish import find_run
+from trainer.spec import PretrainedSpec
+from trainer.storage.folder import FolderStore
+
+
+def test_a_claim_is_a_number(tmp_path: Path) -> None:
+    words = ["train", "--output", str(tmp_path), "--assert-accuracy-at-least", "nan"]
+    done = CliRunner().invoke(cli, words)
+    assert done.exit_code == 2
+    assert "is no number" in done.output
+
+
+def test_images_that_decide_are_found_from_anywhere_and_before_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    spec = given_spec(None, "demo", ("publish.test_data=test",), {}, None, tmp_path)
+    assert spec.publish.test_data == str(tmp_path / "test")
+    words = ["train", "--recipe", "demo", "--output", str(tmp_path / "runs"), "--run-name", "one"]
+    done = CliRunner().invoke(
+        cli, [*words, "--set", "publish.test_data=test", "--set", "publish.release=true"]
+    )
+    assert isinstance(done.exception, UsageError)
+    assert "check publish.test_data" in str(done.exception)
+    assert not (tmp_path / "runs" / "one").exists()
+
+
+def test_a_folder_that_no_run_is_called_is_not_promoted(tmp_path: Path) -> None:
+    for name in ("second try", "_two"):
+        finished(FolderStore(tmp_path / "runs"), tmp_path / "local", name)
+        with pytest.raises(UsageError, match="Rename it"):
+            output_of(str(tmp_path / "runs" / name))
+    finished(FolderStore(tmp_path / "runs"), tmp_path / "local", "two")
+    (tmp_path / "link").symlink_to(tmp_path / "runs" / "two")
+    output, name = output_of(str(tmp_path / "link"))
+    assert (output.uri, name) == (str(tmp_path / "runs"), "two")
+    (tmp_path / "runs" / "champion").write_text("two\n")
+    assert output_of(str(tmp_path / "runs" / "champion"))[1] == "two"
+    (tmp_path / "champion").mkdir()  # a folder may have any name
+    assert find_run(str(tmp_path / "champion")).uri == str(tmp_path / "champion")
+
+
+def test_a_page_is_no_pointer_and_lies_in_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    finished(FolderStore(tmp_path / "runs"), tmp_path / "local", "two")
+    (tmp_path / "runs" / "two" / "starts.jsonl").write_text("")
+    metrics = '{"validation/accuracy": 0.7, "validation/count": 10}'
+    for name in ("a.json", "b.json"):
+        (tmp_path / name).write_text(metrics)
+    for html, words in (
+        ("b.json", "is a file"), ("runs/champion", "is a file"), ("runs/two/report.html", "within a run"),
+        ("runs/two/plots/a.HTML", "within a run"),
+        ("", "is a file"), ("gs://bucket", "is a file"),
+    ):  # fmt: skip
+        done = CliRunner().invoke(cli, ["compare", "a.json", "b.json", "--html", html])
+        assert isinstance(done.exception, UsageError), html
+        assert words in str(done.exception)
+    assert (tmp_path / "b.json").read_text() == metrics
+
+
+def test_a_file_of_weights_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def weights_of(weights: str) -> str:
+        settings = (f"model={{family: pretrained, weights: '{weights}'}}", "data.image_size=32")
+        model = given_spec(None, "demo", settings, {}, None, tmp_path).model
+        assert isinstance(model, PretrainedSpec)
+        return model.weights
+
+    for weights in ("./w.h5", "w.h5", f"{tmp_path}/sub/../w.h5"):
+        assert weights_of(weights) == str(tmp_path / "w.h5")
+    monkeypatch.setenv("HOME", "/home/me")
+    assert weights_of("~/w.h5") == "/home/me/w.h5"
+    for weights in ("default", "none", "https://a.example/w.h5", "gs://bucket/w.h5", "file:///w.h5"):
+        assert weights_of(weights) == weights
+    with pytest.raises(UsageError, match=r"two slashes.*https://host/model\.weights\.h5"):
+        weights_of("https:/a.example/w.h5")
+
+
+def test_settings_to_choose_stay_open_where_no_weights_are_named(tmp_path: Path) -> None:
+    spec = given_spec(None, "fast", (), {"data.source": str(tmp_path)}, None, tmp_path)
+    assert "model" not in spec.model_fields_set

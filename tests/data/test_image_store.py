@@ -1,0 +1,60 @@
+"""The image store of one process: cached images, and other images decoded on demand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trainer.data.image_store import ImageStore, Subset, Write
+
+SIZE = 8
+SHAPE = (SIZE, SIZE, 3)
+PIXELS = np.random.default_rng(0).integers(0, 256, (12, *SHAPE)).astype(np.uint8)
+
+
+class Decoder:
+    """Decoder that records the numbers of the images it decodes."""
+
+    def __init__(self) -> None:
+        self.decoded: list[int] = []
+
+    def __call__(self, numbers: np.ndarray, write: Write) -> None:
+        for number in map(int, numbers):
+            self.decoded.append(number)
+            write(number, PIXELS[number])
+
+
+@pytest.mark.parametrize("budget", [0, 1 << 20])
+def test_what_is_held_is_decoded_once_and_the_rest_when_it_is_asked_for(tmp_path: Path, budget: int) -> None:
+    decoder = Decoder()
+    holding = ImageStore(12, SHAPE, budget, tmp_path, decoder)
+    holding.cache(np.array([3, 1, 7]))
+    assert sorted(decoder.decoded) == [1, 3, 7]
+    np.testing.assert_array_equal(holding.gather(np.array([7, 1, 7])), PIXELS[[7, 1, 7]])
+    holding.cache(np.array([7, 9]))
+    assert sorted(decoder.decoded) == [1, 3, 7, 9]
+    np.testing.assert_array_equal(holding.gather(np.array([9, 3, 0, 5, 0])), PIXELS[[9, 3, 0, 5, 0]])
+    assert sorted(decoder.decoded) == [0, 1, 3, 5, 7, 9]
+    assert holding.gather(np.array([], np.int64)).shape == (0, SIZE, SIZE, 3)
+    holding.close()
+
+
+def test_a_view_sees_its_own_rows(tmp_path: Path) -> None:
+    decoder = Decoder()
+    view = Subset(ImageStore(12, SHAPE, 1 << 20, tmp_path, decoder), np.array([8, 3, 5]))
+    view.cache(np.array([2]))
+    assert decoder.decoded == [5]
+    assert view.shape == (3, SIZE, SIZE, 3)
+    np.testing.assert_array_equal(view.gather(np.array([2, 0])), PIXELS[[5, 8]])
+
+
+def test_a_decoding_that_fails_leaves_nothing_held(tmp_path: Path) -> None:
+    def fail(numbers: np.ndarray, write: Write) -> None:
+        raise OSError("the source went away")
+
+    holding = ImageStore(12, SHAPE, 0, tmp_path, fail)
+    with pytest.raises(OSError, match="went away"):
+        holding.cache(np.array([1]))
+    assert list(tmp_path.iterdir()) == []

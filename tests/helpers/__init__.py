@@ -1,0 +1,1 @@
+"""Servers, datasets and other helpers of the tests."""

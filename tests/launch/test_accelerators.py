@@ -1,0 +1,97 @@
+"""Accelerator table, and price files that override its prices."""
+
+from __future__ import annotations
+
+import math
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import yaml
+
+from trainer.errors import UsageError
+from trainer.launch.accelerators import find_accelerator
+
+TABLE = yaml.safe_load((files("trainer.launch") / "accelerators.yaml").read_text())
+ALL = [f"{name}:{many}" if many else name for name, entry in TABLE.items() for many in entry["machines"]]
+
+
+@pytest.mark.parametrize("text", ALL)
+def test_every_entry_is_found_and_says_what_it_is(text: str) -> None:
+    found = find_accelerator(text)
+    assert str(found) == text
+    assert found.kind in ("cpu", "gpu", "tpu")
+    assert (found.count > 0) == (found.kind != "cpu") == bool(found.gke)
+    assert bool(found.topology) == (found.kind == "tpu")
+    if found.topology:
+        assert found.count == math.prod(map(int, found.topology.split("x")))
+    if found.price is not None:
+        assert found.price.region
+        assert found.price.spot is not None
+        assert 0 < found.price.spot < found.price.on_demand
+
+
+def test_without_a_number_the_smallest_is_meant() -> None:
+    assert str(find_accelerator("nvidia-l4")) == "nvidia-l4:1"
+    assert str(find_accelerator("tpu-v5e")) == "tpu-v5e:1x1"
+    assert find_accelerator("cpu").vertex == ""
+    assert find_accelerator("tpu-v6e").vertex is None
+    assert find_accelerator("tpu-v5e").gke == "tpu-v5-lite-podslice"
+    assert str(find_accelerator("nvidia-rtx-pro-6000")) == "nvidia-rtx-pro-6000:1"
+    assert "no kernels" in find_accelerator("nvidia-rtx-pro-6000").note
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("nvidia-l5", "did you mean nvidia-l4"),
+        ("abacus", "There are cpu, nvidia-tesla-t4"),
+        ("nvidia-l4:3", "nvidia-l4:1, nvidia-l4:2, nvidia-l4:4, nvidia-l4:8 on one machine"),
+        ("nvidia-h200-141gb:1", "comes as nvidia-h200-141gb:8"),
+        ("tpu-v5e:4x4", "comes as tpu-v5e:1x1"),
+        ("cpu:2", "cpu comes as cpu on one machine"),
+        ("", "There is no accelerator ''"),
+    ],
+)
+def test_what_does_not_exist_is_refused_with_what_does(text: str, words: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        find_accelerator(text)
+    assert words in str(raised.value)
+    assert "Received: " in str(raised.value)
+
+
+def test_a_file_of_prices_counts_instead(tmp_path: Path) -> None:
+    path = tmp_path / "prices.yaml"
+    path.write_text("nvidia-l4: {machines: {'1': {on_demand: 2, spot: 1.5, region: mars-1}}}\n")
+    price = find_accelerator("nvidia-l4:1", path).price
+    assert price is not None
+    assert (price.region, price.on_demand, price.spot) == ("mars-1", 2.0, 1.5)
+    assert price.source == f"price of {path}"  # instead of the date of the built-in list
+    assert find_accelerator("nvidia-l4:2", path).price == find_accelerator("nvidia-l4:2").price
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "No such file"),
+        ("{", "expected"),
+        ("[]", "valid dictionary"),
+        ("nvidia-l4: 3", "nvidia-l4: Input should be"),
+        (
+            "nvidia-l4: {machines: {'1': {on_demand: free}}}",
+            "1.on_demand: Input should be a valid number",
+        ),
+        ("nvidia-l4: {machines: {'1': {on_demand: -1}}}", "greater than or equal to 0"),
+        ("nvidia-l4: {machines: {'1': {spot: 1}}}", "on_demand: Field required"),
+        ("nvidia-l4: {machines: {'1': {on_demand: 1, sport: 1}}}", "sport: Extra inputs"),
+        ("nvidia-l4: {machines: {'3': {on_demand: 1}}}", "nvidia-l4:3 is not in the table"),
+        ("nvidia-l5: {machines: {'1': {on_demand: 1}}}", "nvidia-l5:1 is not in the table"),
+    ],
+)
+def test_prices_that_make_no_sense_are_refused(tmp_path: Path, text: str | None, words: str) -> None:
+    path = tmp_path / "prices.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UsageError, match=r"The prices can't be used: .* Received: ") as raised:
+        find_accelerator("nvidia-l4", path)
+    assert words in str(raised.value)

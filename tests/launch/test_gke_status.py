@@ -1,0 +1,97 @@
+"""`trainer status gke` and `list gke`: correct reasons despite equal names and missing permissions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from helpers.kube_cluster import Cluster
+from helpers.kube_pods import BEGAN, ended, pod
+
+LABELS = {"app.kubernetes.io/managed-by": "trainer"}
+QUEUE = "kueue.x-k8s.io/queue-name"
+
+
+def put(cluster: Cluster, kind: str, name: str, **more: Any) -> dict[str, Any]:
+    spec = {"parallelism": 1, "template": {"spec": {"containers": [{"name": "trainer"}]}}}
+    value = {"metadata": {"name": name, "labels": dict(LABELS)}, "spec": spec | more.pop("spec", {})}
+    return cluster.kube.put(kind, "trainer", value | more)
+
+
+def status(cluster: Cluster) -> list[str]:
+    done = cluster.quick("status", "gke", "pets")
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_a_warning_of_an_earlier_job_of_the_name_is_no_reason(cluster: Cluster) -> None:
+    put(cluster, "jobs", "pets")
+    event = {
+        "metadata": {"name": "e"}, "type": "Warning", "reason": "FailedCreate",
+        "message": "exceeded quota: gpus",
+        "involvedObject": {"name": "pets", "uid": "uid-of-an-earlier-one"}, "lastTimestamp": BEGAN,
+    }  # fmt: skip
+    cluster.kube.put("events", "trainer", event)
+    assert status(cluster) == ["pets  waiting, not started yet"]
+    event["involvedObject"]["uid"] = "uid-pets"
+    assert status(cluster)[1:] == ["  FailedCreate: exceeded quota: gpus"]
+
+
+def test_a_pod_of_an_earlier_job_of_the_name_is_not_this_ones(cluster: Cluster) -> None:
+    put(cluster, "jobs", "pets")
+    old = pod("pets-x", 0, ended(65))
+    old["metadata"]["labels"]["batch.kubernetes.io/controller-uid"] = "uid-of-an-earlier-one"
+    cluster.kube.put("pods", "trainer", old)
+    assert status(cluster) == ["pets  waiting, not started yet"]
+
+
+def test_a_suspended_job_names_its_queue_or_who_suspended_it(cluster: Cluster) -> None:
+    job = put(cluster, "jobs", "pets", spec={"suspend": True})
+    fields = {"f:spec": {"f:suspend": {}}}
+    job["metadata"]["managedFields"] = [
+        {"manager": "kubectl-create", "time": "2026-11-27T10:00:00Z", "fieldsV1": {"f:spec": {}}},
+        {"manager": "kubectl-patch", "time": "2026-11-27T11:00:00Z", "fieldsV1": fields},
+    ]
+    head, reason = status(cluster)
+    assert head == "pets  suspended, spec.suspend is set"
+    assert reason.startswith(
+        "  kubectl-patch set spec.suspend at 2026-11-27T11:00:00Z; `kubectl patch job pets"
+    )
+    job["metadata"]["labels"][QUEUE] = "team"
+    assert status(cluster)[1] == "  queue team: the cluster has no Kueue, and so nothing starts it"
+    cluster.kube.absent.clear()
+    assert status(cluster)[1] == "  queue team: there is no such local queue"
+    put(cluster, "localqueues", "team")
+    assert status(cluster)[1] == "  queue team: Kueue has not created a workload for it yet"
+    workload = put(cluster, "workloads", "job-pets-1")
+    workload["metadata"]["labels"]["kueue.x-k8s.io/job-uid"] = "uid-pets"
+    message = "couldn't assign flavors to pod set main: insufficient unused quota for nvidia.com/gpu"
+    condition = {"type": "QuotaReserved", "status": "False", "reason": "Pending", "message": message}
+    workload["status"] = {"conditions": [condition]}
+    assert status(cluster)[1] == f"  queue team: {message}"
+    cluster.kube.denied.add("list workloads")
+    assert "workloads.kueue.x-k8s.io is forbidden" in status(cluster)[1]
+
+
+def test_a_list_of_many_jobs_asks_once_a_kind(cluster: Cluster) -> None:
+    for number in range(40):
+        put(cluster, "jobs", f"pets-{number}")
+    asked = len(cluster.kube.requests)
+    assert len(cluster.quick("list", "gke").stdout.splitlines()) == 40
+    lists = [each for each in cluster.kube.requests[asked:] if "/namespaces/trainer/" in each]
+    assert sorted(each.rpartition("/")[2] for each in lists) == ["cronjobs", "jobs", "jobsets", "pods"]
+
+
+@pytest.mark.parametrize("kind", ["cronjobs.batch", "jobsets.jobset.x-k8s.io", "pods"])
+def test_a_list_without_one_right_has_the_rest_and_names_the_right(cluster: Cluster, kind: str) -> None:
+    put(cluster, "jobs", "pets")
+    cluster.kube.denied.add(f"list {kind.partition('.')[0]}")
+    done = cluster.quick("list", "gke")
+    assert (done.returncode, done.stdout) == (0, "pets  waiting, not started yet\n")
+    assert done.stderr == f"note       {kind} are not listed: it needs the right list {kind}\n"
+
+
+def test_a_list_without_any_right_is_refused(cluster: Cluster) -> None:
+    cluster.kube.denied |= {"list jobs", "list cronjobs", "list jobsets", "list pods"}
+    done = cluster.quick("list", "gke")
+    assert (done.returncode, "cannot list resource" in done.stderr) == (2, True)

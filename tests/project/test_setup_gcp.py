@@ -1,0 +1,195 @@
+"""scripts/setup_gcp.sh, run with a fake gcloud that records resources in a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "setup_gcp.sh"
+WORDS = ["--project", "acme", "--bucket", "photos", "--region", "europe-west4", "--cluster", "small"]
+GCLOUD = f"""#!{sys.executable}
+import json, os, sys
+from pathlib import Path
+words = sys.argv[1:]
+path = Path(os.environ["STATE"])
+state = json.loads(path.read_text()) if path.exists() else {{"done": [], "failed": []}}
+failing = os.environ.get("FAILING", "")
+answers = {{"value(projectNumber)": "123", "value(registryUri)": "registry.test/acme/trainer"}}
+form = words[words.index("--format") + 1] if "--format" in words else ""
+verbs = ("describe", "get-credentials", "enable", "add-iam-policy-binding", "create", "create-auto")
+at = next(index for index, word in enumerate(words) if word in verbs)
+made = [call[:at] + call[at + 1:at + 2] for call in state["done"] if call[at].startswith("create")]
+if words[at] == "describe":
+    name = words[at + 1].split("@")[0]
+    sys.exit(0 if print(answers.get(form, "")) or form else words[:at] + [name] not in made)
+is_failing = failing in words and state["failed"].count(words) < int(os.environ.get("TIMES", "99"))
+state["failed" if is_failing else "done"].append(words)
+path.write_text(json.dumps(state))
+if is_failing:
+    sys.exit("ERROR: (gcloud) PERMISSION_DENIED: " + failing)
+"""
+NEEDED = ("bash", "env", "dirname", "sed", "cat", "sleep")
+
+
+class Cloud:
+    """Fake gcloud and kubectl programs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.state = folder / "state.json"
+        programs = folder / "programs"
+        programs.mkdir()
+        (programs / "gcloud").write_text(GCLOUD)
+        (programs / "kubectl").write_text(f'#!/bin/sh\necho "$@" >> {folder}/kubectl\n')
+        for each in programs.iterdir():
+            each.chmod(0o755)
+        self.environment = {
+            **os.environ,
+            "PATH": f"{programs}:{os.environ['PATH']}",
+            "STATE": str(self.state),
+            "TRAINER_SETUP_PAUSE": "0",
+        }
+
+    def setup(self, *words: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [SCRIPT, *words], env=self.environment | environment,
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert done.returncode == code, done.stdout + done.stderr
+        return done
+
+    def calls(self) -> list[str]:
+        """Return the recorded commands, one line each."""
+        done = json.loads(self.state.read_text())["done"] if self.state.exists() else []
+        return [" ".join(each) for each in done]
+
+
+def path_without_gcloud(folder: Path) -> str:
+    """Return a PATH with the other programs that the script needs, without gcloud."""
+    (programs := folder / "few").mkdir()
+    for name in NEEDED:
+        found = shutil.which(name)
+        assert found is not None, name
+        (programs / name).symlink_to(found)
+    return str(programs)
+
+
+@pytest.fixture
+def cloud(tmp_path: Path) -> Cloud:
+    return Cloud(tmp_path)
+
+
+def creations(cloud: Cloud) -> list[str]:
+    return [each for each in cloud.calls() if " create" in each]
+
+
+def test_all_is_made_once_and_what_is_there_is_left(cloud: Cloud, tmp_path: Path) -> None:
+    first = cloud.setup(*WORDS).stdout
+    made = creations(cloud)
+    assert [each.split(" create")[0] for each in made] == [
+        "artifacts repositories", "storage buckets", "iam service-accounts", "container clusters",
+    ]  # fmt: skip
+    assert "make       bucket gs://photos" in first
+    assert "ready      acme, europe-west4, gs://photos" in first
+    assert "trainer image push --variant gpu --name registry.test/acme/trainer/trainer" in first
+    assert "gcloud auth configure-docker registry.test\n" in first
+    assert (tmp_path / "kubectl").read_text() == "apply -f k8s/namespace.yaml\n"
+    account = "serviceAccount:trainer@acme.iam.gserviceaccount.com"
+    pods = (
+        "principal://iam.googleapis.com/projects/123/locations/global/workloadIdentityPools/"
+        "acme.svc.id.goog/subject/ns/trainer/sa/trainer"
+    )
+    bound = [
+        each
+        for each in cloud.calls()
+        if each.startswith("storage buckets add-iam-policy-binding gs://photos")
+    ]
+    for member, call in zip((account, pods), bound, strict=True):
+        assert f"--member {member} --role roles/storage.objectUser" in call
+    second = cloud.setup(*WORDS).stdout
+    assert creations(cloud) == made
+    assert second.count("there      ") == 4
+    assert "delete" not in " ".join(cloud.calls())
+
+
+def test_a_dry_run_asks_nobody_and_says_what_would_be_done(cloud: Cloud, tmp_path: Path) -> None:
+    said = cloud.setup(*WORDS, "--dry-run", PATH=path_without_gcloud(tmp_path)).stdout
+    assert not cloud.calls()
+    assert "nothing was done" in said
+    cloud.setup(*WORDS)
+    printed = {line.strip().removeprefix("gcloud ") for line in said.splitlines() if "gcloud " in line}
+    done = {
+        each.replace("projects/123", "projects/NUMBER").replace(":123-", ":NUMBER-") for each in cloud.calls()
+    }
+    assert {each.replace("Training jobs", "'Training jobs'") for each in done} <= printed
+
+
+def test_without_a_cluster_there_is_none(cloud: Cloud, tmp_path: Path) -> None:
+    cloud.setup(*WORDS[:-2])
+    assert not [each for each in cloud.calls() if "container" in each.replace("container.googleapis", "")]
+    assert not (tmp_path / "kubectl").exists()
+
+
+def test_a_right_that_comes_late_is_waited_for_and_one_that_never_comes_is_told(cloud: Cloud) -> None:
+    role = "roles/storage.objectUser"
+    said = cloud.setup(*WORDS, FAILING=role, TIMES="2").stdout
+    assert said.count("not yet") == 4  # twice for the account and twice for the pods
+    said = cloud.setup(*WORDS, FAILING=role, code=2).stderr
+    assert "PERMISSION_DENIED" in said
+    assert "Error: A right could not be granted." in said
+
+
+def test_what_cannot_be_made_ends_it_with_a_word(cloud: Cloud) -> None:
+    said = cloud.setup(*WORDS, FAILING="gs://photos", code=2)
+    assert "Error: The bucket gs://photos could not be made" in said.stderr
+    assert "service-accounts" not in " ".join(cloud.calls())  # nothing is created after the failure
+    cloud.setup(*WORDS)  # continues at the failed resource
+    assert len(creations(cloud)) == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "--project says"),
+        (["--project"], "takes a value"),
+        (["--project", "acme"], "--bucket names"),
+        (["--project", "acme", "--bucket", "a b"], "--bucket names"),
+        (["--project", "acme", "--bucket", "b1", "--region", "mars"], "A region is called"),
+        (["--projekt", "acme"], "--help lists"),
+        (["--project", "--dry-run", "--bucket", "b1"], "takes a value"),
+        (["--project", "p; rm -rf x", "--bucket", "b1"], "A name has small letters"),
+        (["--project", "acme", "--bucket", "b1", "--cluster", "c\x1b[31m"], "A name has small letters"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_asked(cloud: Cloud, words: list[str], said: str) -> None:
+    errors = cloud.setup(*words, code=2).stderr
+    assert errors.startswith("Error: ")
+    assert said in errors
+    assert "Received: " in errors
+    assert not cloud.calls()
+
+
+def test_without_gcloud_it_is_said_where_to_get_it(cloud: Cloud, tmp_path: Path) -> None:
+    said = cloud.setup(*WORDS, code=2, PATH=path_without_gcloud(tmp_path)).stderr
+    assert "gcloud isn't installed" in said
+
+
+@pytest.mark.skipif(shutil.which("gcloud") is None, reason="there is no gcloud")
+def test_gcloud_itself_knows_every_command_and_flag(cloud: Cloud, tmp_path: Path) -> None:
+    said = cloud.setup(*WORDS, "--dry-run").stdout
+    commands = [shlex.split(line) for line in said.splitlines() if line.strip().startswith("gcloud ")]
+    assert len(commands) >= 12
+    for command in commands:
+        # gcloud parses the whole line before it sends requests, and lists all unknown arguments.
+        done = subprocess.run(
+            [*command, "--no-such-flag"], env={**os.environ, "CLOUDSDK_CONFIG": str(tmp_path)},
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert done.returncode == 2, command
+        assert done.stderr.split("\n\n")[0].endswith("unrecognized arguments: --no-such-flag "), done.stderr

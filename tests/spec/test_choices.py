@@ -1,0 +1,279 @@
+"""Settings chosen from the data: the choices, explicit settings that override them, and restarts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from helpers.trainer_process import trainer
+
+from trainer.cli.choose import chosen_spec
+from trainer.cli.console import Console
+from trainer.data.inspect import inspect_source
+from trainer.data.progress import SilentProgress
+from trainer.errors import UsageError
+from trainer.spec import (
+    OptimizerSpec,
+    PretrainedSpec,
+    RunSpec,
+    dump_shown_spec,
+    dump_spec,
+    given_settings,
+    load_spec,
+    parse_spec,
+    read_spec,
+    with_choices,
+)
+from trainer.spec.choices import MOST_FITTED, Choice, Facts, Goal, choose
+from trainer.spec.finetune import FinetuneSpec
+from trainer.spec.schema import DataSpec
+from trainer.train.probe import MOST_WORK
+
+PHOTOS = Facts(3000, {"cats": 1500, "dogs": 1500}, 360, "efficientnet-lite0")
+
+
+def chosen(goal: Goal, facts: Facts) -> dict[str, object]:
+    """Return the relevant settings after merging the choice into a valid spec."""
+    spec = with_choices(
+        load_spec(recipe=goal, overrides={"data.source": "photos"}), choose(goal, facts).settings
+    )
+    assert spec.choose == "none"
+    finetune = spec.finetune
+    return {
+        "family": spec.model.family,
+        "epochs": spec.train.epochs,
+        "size": spec.data.image_size,
+        "phases": None if finetune is None else (finetune.probe, finetune.frozen),
+        "weights": spec.train.class_weights,
+    }
+
+
+def test_photos_get_a_probe_and_small_images_are_fine_tuned() -> None:
+    small = replace(PHOTOS, side=32, images=5000)
+    probe = {"family": "pretrained", "epochs": 1, "size": 224, "phases": ("logistic", 1), "weights": "none"}
+    assert chosen("auto", PHOTOS) == probe
+    assert chosen("fast", small) == probe
+    assert chosen("auto", small) == probe | {"epochs": 10, "size": 128}
+    assert chosen("best", small)["epochs"] == 28
+    held_out = choose("auto", replace(small, held_out=10_000)).settings["train"]["validate_every_epochs"]
+    assert held_out == 2  # keeps validation shorter than training
+    assert chosen("auto", replace(PHOTOS, side=None)) == probe
+
+
+def test_very_many_images_train_the_head_in_steps() -> None:
+    many = replace(PHOTOS, images=2_000_000, classes={str(number): 2000 for number in range(1000)})
+    assert chosen("auto", many)["phases"] == ("steps", 20)
+
+
+def test_without_weights_a_network_is_trained_from_scratch_and_the_reason_is_given() -> None:
+    facts = replace(PHOTOS, backbone=None, why_none="no pretrained weights are installed")
+    assert chosen("auto", facts) | {"phases": None} == {
+        "family": "residual", "epochs": 40, "size": 128, "phases": None, "weights": "none",
+    }  # fmt: skip
+    assert "no pretrained weights are installed" in dict(choose("auto", facts).reasons)["model"]
+
+
+def test_unequal_classes_are_weighted_and_named() -> None:
+    facts = replace(PHOTOS, classes={"cats": 1000, "dogs": 100})
+    assert chosen("auto", facts)["weights"] == "balanced"
+    assert dict(choose("auto", facts).reasons)["classes"] == "weighted, as cats has 1,000 images and dogs 100"
+
+
+def test_a_choice_is_explained_in_few_lines() -> None:
+    for goal in ("auto", "fast", "best"):
+        for facts in (PHOTOS, replace(PHOTOS, side=32), replace(PHOTOS, backbone=None, why_none="none")):
+            choice: Choice = choose(goal, facts)
+            assert 3 <= len(choice.reasons) <= 5
+            assert choice.reasons[0] == ("data", f"3,000 images in 2 classes, about {facts.side} px")
+
+
+def resolved(*settings: str, facts: Facts = PHOTOS) -> tuple[RunSpec, dict[str, str]]:
+    """Return the spec that auto makes of `settings`, and its reasons."""
+    given = load_spec(recipe="auto", settings=settings)
+    choice = choose("auto", replace(facts, given=given_settings(given)))
+    return with_choices(given, choice.settings), dict(choice.reasons)
+
+
+def test_every_setting_that_is_given_wins_and_the_reasons_say_so() -> None:
+    spec, reasons = resolved("data.image_size=96", "train.epochs=4")
+    assert (spec.data.image_size, spec.data.resize, spec.train.epochs) == (96, "crop", 4)
+    assert spec.finetune == FinetuneSpec(probe="steps", frozen_epochs=4)
+    assert "frozen, at 96 px" in reasons["model"]
+    assert reasons["training"] == "4 epochs of the head on cached features"
+    spec, reasons = resolved("train.finetune.folds=3")
+    assert spec.train.finetune is not None
+    assert (spec.train.finetune.folds, spec.train.epochs) == (3, 1)
+    assert reasons["training"] == "as train.finetune says"
+    spec, reasons = resolved("train.epochs=4", facts=replace(PHOTOS, side=32))
+    assert spec.train.epochs == 4
+    assert reasons["training"].startswith("3 epochs of all weights")
+
+
+@pytest.mark.parametrize("resize", ["pad", "stretch"])
+def test_what_does_not_go_with_a_setting_is_not_chosen(resize: str) -> None:
+    spec, _ = resolved(f"data.resize={resize}")
+    assert (spec.data.resize, spec.data.crop_fraction) == (resize, 1.0)
+    assert resolved("data.crop_fraction=0.9")[0].data.crop_fraction == 0.9
+    spec, _ = resolved("augment.translate_pixels=4", facts=replace(PHOTOS, backbone=None))
+    assert spec.augment.crop is None
+    small = replace(PHOTOS, side=32)
+    spec, _ = resolved("optimizer.name=sgd", "optimizer.momentum=0.9", facts=small)
+    assert spec.optimizer == OptimizerSpec(name="sgd", momentum=0.9)
+    assert resolved("optimizer.final_fraction=0.1", facts=small)[0].optimizer.final_fraction == 0.1
+
+
+def test_what_does_not_go_together_at_all_is_refused_when_all_is_chosen() -> None:
+    with pytest.raises(UsageError, match=r"train\.finetune is of model\.family pretrained"):
+        with_choices(load_spec(recipe="auto", settings=["model.family=plain", "train.finetune.folds=3"]), {})
+    with pytest.raises(UsageError, match=r"logistic regression is one epoch.*Received: frozen_epochs 5"):
+        resolved("train.finetune={probe: logistic, frozen_epochs: 5}", "train.epochs=5")
+
+
+def test_features_that_do_not_fit_the_cache_are_said_to_be_computed_again() -> None:
+    facts = replace(PHOTOS, images=1_000_000, classes={str(number): 10_000 for number in range(100)})
+    assert "data.cache_mib has to be 4,882" in resolved(facts=facts)[1]["training"]
+    assert "on cached features" in resolved("data.cache_mib=5000", facts=facts)[1]["training"]
+
+
+def test_logistic_regression_that_is_chosen_is_not_refused() -> None:
+    assert MOST_FITTED * 2048 * FinetuneSpec().folds <= MOST_WORK
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["model.dropout=0.5"], "none, as the model is set: family residual"),
+        (["model.weights=none"], "none, as the model is set: family pretrained"),
+    ],
+)
+def test_nothing_is_chosen_for_a_model_that_is_set_and_the_source_is_not_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: list[str], words: str
+) -> None:
+    overrides = {"data.source": str(tmp_path / "missing")}
+    with Console(1.0) as console:
+        spec = chosen_spec(load_spec(None, "auto", settings, overrides), tmp_path, console)
+    assert spec == load_spec(None, None, settings, overrides).model_copy(update={"recipe": "auto"})
+    assert words in capsys.readouterr().out
+
+
+def test_a_backbone_that_is_set_is_the_one_that_is_chosen(photos: Path, tmp_path: Path) -> None:
+    spec = load_spec(None, "auto", ["model.backbone=resnet50v2"], {"data.source": str(photos)})
+    with Console(1.0) as console:
+        spec = chosen_spec(spec, tmp_path, console)
+    assert isinstance(spec.model, PretrainedSpec)
+    assert (spec.model.backbone, spec.data.image_size) == ("resnet50v2", 128)
+
+
+def test_images_too_small_for_pretrained_weights_are_trained_from_scratch(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = load_spec(None, "auto", ["data.image_size=28"], {"data.source": str(photos)})
+    with Console(1.0) as console:
+        spec = chosen_spec(spec, tmp_path, console)
+    assert (spec.model.family, spec.data.image_size) == ("residual", 28)
+    assert "pretrained weights need at least 32 pixels" in capsys.readouterr().out
+
+
+def test_a_run_keeps_the_choices_of_its_first_start_unless_it_is_of_another_recipe_or_begins_again(
+    photos: Path, tmp_path: Path
+) -> None:
+    overrides = {"data.source": str(photos), "output": str(tmp_path), "run_name": "one"}
+    begun = load_spec(None, "cats-vs-dogs", ["train.epochs=7"], overrides)
+    begun = begun.model_copy(update={"recipe": "auto"})
+    run = tmp_path / "one"
+    run.mkdir()
+
+    def chosen_epochs(recipe: str, text: str, is_fresh: bool = False) -> int:
+        (run / "spec.yaml").write_text(text)
+        with Console(1.0) as console:
+            spec = load_spec(None, recipe, (), overrides)
+            return int(chosen_spec(spec, tmp_path, console, is_fresh).train.epochs)
+
+    assert chosen_epochs("auto", dump_spec(begun)) == 7
+    assert chosen_epochs("auto", dump_spec(begun), is_fresh=True) != 7
+    assert chosen_epochs("best", dump_spec(begun)) != 7
+    unresolved = load_spec(None, "auto", ["train.log_interval_seconds=7.0"], overrides)
+    assert chosen_epochs("auto", dump_spec(unresolved)) != 7
+
+
+def test_a_spec_that_is_shown_keeps_its_open_choices() -> None:
+    shown = dump_shown_spec(load_spec(recipe="auto", overrides={"data.source": "photos"}))
+    assert "family" not in shown
+    assert load_spec(text=shown) == load_spec(recipe="auto", overrides={"data.source": "photos"})
+
+
+def test_a_spec_with_open_choices_is_written_without_defaults_and_one_without_is_whole() -> None:
+    spec = load_spec(recipe="auto", overrides={"data.source": "photos"}, settings=["seed=3"])
+    assert parse_spec(dump_spec(spec), "spec") == spec
+    written = {"choose: auto", "data:", "  source: photos", "recipe: auto", "seed: 3"}
+    assert set(dump_spec(spec).splitlines()) == written
+    whole = with_choices(spec, choose("auto", PHOTOS).settings)
+    assert load_spec(text=dump_spec(whole)) == whole
+
+
+def test_a_source_is_inspected_by_its_headers(photos: Path, tmp_path: Path) -> None:
+    spec = load_spec(overrides={"data.source": str(photos)})
+    outlook = inspect_source(spec.data, tmp_path, SilentProgress())
+    assert outlook is not None
+    assert outlook.classes == {"discs": 8, "squares": 8, "stripes": 8}
+    assert outlook.side == 32
+    for split, share in (("train", range(6)), ("test", range(6, 8))):
+        for name in outlook.classes:
+            (tmp_path / "split" / split / name).mkdir(parents=True)
+            for index in share:
+                shutil.copy(photos / name / f"{index}.png", tmp_path / "split" / split / name)
+    outlook = inspect_source(DataSpec(source=str(tmp_path / "split")), tmp_path, SilentProgress())
+    assert outlook is not None
+    assert (outlook.images, outlook.held_out, outlook.classes["discs"]) == (18, 6, 6)
+    split_facts = replace(PHOTOS, held_out=1000)
+    assert dict(choose("auto", split_facts).reasons)["data"].endswith("360 px, and 1,000 held out")
+
+
+@pytest.mark.engine
+def test_a_run_of_drawn_images_is_chosen_trained_and_exported(photos: Path, tmp_path: Path) -> None:
+    arguments = (
+        "train",
+        "--recipe",
+        "fast",
+        "--data",
+        photos,
+        "--output",
+        tmp_path / "runs",
+        "--run-name",
+        "one",
+    )
+    done = trainer(*arguments, cache=tmp_path / "cache")
+    assert done.returncode == 0, done.stderr
+    assert "efficientnet-lite0 with pretrained weights, frozen, at 224 px" in done.stdout
+    assert "golden predictions agree" in done.stdout
+    run = tmp_path / "runs" / "one"
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["validation/accuracy"] > 0.9
+    spec = read_spec(run / "spec.yaml")
+    assert (spec.choose, spec.recipe, spec.data.image_size) == ("none", "fast", 224)
+    weights = json.loads((run / "environment.json").read_text())["weights"]
+    assert weights["licence"] == "Apache-2.0"
+    assert weights["sha256"] in (run / "report.html").read_text()
+    assert "This run is finished" in trainer(*arguments, cache=tmp_path / "cache").stdout
+    answer = trainer("predict", run, photos / "discs" / "0.png", cache=tmp_path / "cache")
+    assert "discs" in answer.stdout
+
+
+def test_another_source_does_not_inherit_the_checksum(tmp_path: Path) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_text("recipe: cifar10\ndata: {source: my_photos.zip}\n")
+    checksum = f"sha256:{'0' * 64}"
+    assert load_spec(recipe="cifar10").data.checksum is not None
+    assert load_spec(file).data.checksum is None
+    assert load_spec(recipe="cifar10", overrides={"data.source": "x"}).data.checksum is None
+    assert load_spec(recipe="cifar10", settings=["data.source=x"]).data.checksum is None
+    both = ["data.source=x", f"data.checksum={checksum}"]
+    assert load_spec(recipe="cifar10", settings=both).data.checksum == checksum
+    assert load_spec(recipe="cifar10", settings=["data.max_rejected=0.5"]).data.checksum is not None
+    same = load_spec(recipe="cifar10").data
+    assert load_spec(recipe="cifar10", overrides={"data.source": same.source}).data == same
+    upper = f"data.checksum={checksum.upper().replace('SHA', 'sha')}"
+    assert load_spec(settings=[upper]).data.checksum == checksum

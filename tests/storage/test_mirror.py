@@ -1,0 +1,142 @@
+"""The mirror: syncing a folder to a store, and restoring the folder from it."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from helpers.bucket_server import BUCKET, BucketServer, OtherServer, bucket_server
+
+from trainer.errors import TemporaryError
+from trainer.storage.mirror import Mirror
+from trainer.storage.store import Store, open_store
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[BucketServer | OtherServer]:
+    with bucket_server(page_size=3) as running:
+        yield running
+
+
+@pytest.fixture
+def store(server: BucketServer | OtherServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.address)
+    return open_store(f"gs://{BUCKET}/{tmp_path.name}/run")
+
+
+def fill(folder: Path) -> dict[str, bytes]:
+    contents = {
+        "spec.yaml": b"seed: 1\n",
+        "checkpoints/step-1.npz": os.urandom(9 << 20),
+        "events/log": b"one",
+    }
+    for name, data in contents.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    (folder / ".spec.yaml.ab.tmp").write_bytes(b"half")
+    return contents
+
+
+def held(store: Store) -> dict[str, bytes]:
+    return {entry.name: store.read(entry.name).data for entry in store.entries()}  # type: ignore[union-attr]
+
+
+def test_store_holds_what_the_folder_holds_and_only_what_changed_is_sent(
+    store: Store, tmp_path: Path
+) -> None:
+    contents = fill(tmp_path / "run")
+    mirror, sent = Mirror(tmp_path / "run", store, apart=["_SUCCESS"]), []
+    store.write("_SUCCESS", b"of someone else")
+    assert mirror.waiting_bytes() == sum(map(len, contents.values()))
+    mirror.sync(sent.append)
+    assert held(store) == contents | {"_SUCCESS": b"of someone else"}
+    assert sorted(sent) == sorted(map(len, contents.values()))
+    sent.clear()
+    (tmp_path / "run" / "events" / "log").write_bytes(b"one two")
+    (tmp_path / "run" / "checkpoints" / "step-1.npz").unlink()
+    mirror.sync(sent.append)
+    assert sent == [7]
+    assert held(store) == {
+        "spec.yaml": b"seed: 1\n",
+        "events/log": b"one two",
+        "_SUCCESS": b"of someone else",
+    }
+
+
+def test_folder_comes_back_and_what_was_not_wanted_goes_with_the_last_sync(
+    store: Store, tmp_path: Path
+) -> None:
+    contents = fill(tmp_path / "run")
+    Mirror(tmp_path / "run", store).sync()
+    back = Mirror(tmp_path / "back", store)
+    back.pull(lambda name: not name.startswith("events/"))
+    del contents["events/log"]
+    assert {name: (tmp_path / "back" / name).read_bytes() for name in contents} == contents
+    assert not (tmp_path / "back" / "events").exists()
+    assert back.waiting_bytes() == 0
+    (tmp_path / "back" / "spec.yaml").unlink()
+    del contents["spec.yaml"]
+    back.sync(is_whole=False)
+    assert held(store).keys() == {*contents, "events/log"}
+    back.sync()
+    assert held(store) == contents
+
+
+def test_file_that_grows_and_files_that_come_and_go_meanwhile_do_no_harm(
+    store: Store, tmp_path: Path
+) -> None:
+    fill(tmp_path / "run")
+    mirror, ended = Mirror(tmp_path / "run", store), threading.Event()
+
+    def disturb() -> None:
+        number = 0
+        while not ended.is_set():
+            number += 1
+            with open(tmp_path / "run" / "events" / "log", "ab") as file:
+                file.write(b"more")
+            (tmp_path / "run" / f"passing-{number}").write_bytes(b"x" * 1000)
+            (tmp_path / "run" / f"passing-{number - 1}").unlink(missing_ok=True)
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    try:
+        for _ in range(5):
+            mirror.sync()
+    finally:
+        ended.set()
+        thread.join()
+    mirror.sync()
+    names = [path.relative_to(tmp_path / "run").as_posix() for path in (tmp_path / "run").rglob("*")]
+    files = [name for name in names if (tmp_path / "run" / name).is_file() and not name.endswith(".tmp")]
+    assert held(store) == {name: (tmp_path / "run" / name).read_bytes() for name in files}
+
+
+def test_nothing_is_changed_by_a_process_that_may_not_any_more(store: Store, tmp_path: Path) -> None:
+    contents, lost = fill(tmp_path / "run"), threading.Event()
+
+    def require() -> None:
+        if lost.is_set():
+            raise TemporaryError("lost")
+
+    mirror = Mirror(tmp_path / "run", store, require=require)
+    mirror.sync()
+    lost.set()
+    (tmp_path / "run" / "events" / "log").unlink()
+    with pytest.raises(TemporaryError, match="lost"):
+        mirror.sync()
+    (tmp_path / "run" / "spec.yaml").write_bytes(b"seed: 2\n")
+    with pytest.raises(TemporaryError, match="lost"):
+        mirror.sync()
+    assert held(store) == contents
+
+
+def test_on_disk_the_folder_is_the_store(tmp_path: Path) -> None:
+    fill(tmp_path / "run")
+    mirror = Mirror(tmp_path / "run", None)
+    mirror.pull(lambda name: True)
+    mirror.sync()
+    assert mirror.waiting_bytes() == 0

@@ -1,0 +1,90 @@
+"""Checkpoints: damaged files are skipped on restore, and I/O errors do not mark a file as damaged."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.small_training import SMALL, dark_and_light, do_train, learner_for
+
+from trainer.data.dataset import Dataset
+from trainer.errors import TemporaryError
+from trainer.spec import load_spec
+from trainer.train.checkpoint import (
+    list_checkpoints,
+    restore_best,
+    restore_newest,
+    save_best,
+    save_checkpoint,
+    take_snapshot,
+)
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    return dark_and_light()
+
+
+@pytest.mark.parametrize("damage", ["empty", "text", "array", "no record", "folder"])
+def test_every_kind_of_damaged_checkpoint_is_passed_over(
+    dataset: Dataset, tmp_path: Path, damage: str
+) -> None:
+    learner = learner_for(load_spec(settings=SMALL), dataset)
+    save_checkpoint(tmp_path, 1, take_snapshot(learner.variables()), {"at": 1})
+    newest = save_checkpoint(tmp_path, 2, take_snapshot(learner.variables()), {"at": 2})
+    newest.unlink()
+    if damage == "folder":
+        newest.mkdir()
+    elif damage == "array":
+        with open(newest, "wb") as file:
+            np.save(file, np.zeros(3))
+    elif damage == "no record":
+        np.savez(newest, one=np.zeros(3))
+    else:
+        newest.write_bytes(b"" if damage == "empty" else b"zz")
+    assert restore_newest(tmp_path, learner.variables()) == {"at": 1}
+    # The damaged file is renamed, so that later checkpoints are newer than all listed ones.
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000001.npz"]
+    assert (tmp_path / "damaged-step-00000002.npz").exists()
+
+
+def test_bests_of_a_training_that_was_left_behind_push_out_none(dataset: Dataset, tmp_path: Path) -> None:
+    learner = learner_for(load_spec(settings=SMALL), dataset)
+    arrays = take_snapshot(learner.answering_variables())
+    for epoch in (24, 25, 26, 27):
+        save_best(tmp_path, epoch, arrays)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [
+        "best-000025.npz", "best-000026.npz", "best-000027.npz",
+    ]  # fmt: skip
+    # Training restarts from the beginning because its checkpoints are damaged.
+    for epoch in (1, 2):
+        save_best(tmp_path, epoch, arrays)
+        restore_best(tmp_path, epoch, learner.answering_variables())
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["best-000001.npz", "best-000002.npz"]
+
+
+def test_a_disk_that_fails_does_not_make_a_checkpoint_a_damaged_one(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = learner_for(load_spec(settings=SMALL), dataset)
+    path = save_checkpoint(tmp_path, 1, take_snapshot(learner.variables()), {"at": 1})
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(np, "load", fail)
+    with pytest.raises(TemporaryError, match="Input/output error"):
+        restore_newest(tmp_path, learner.variables())
+    assert list_checkpoints(tmp_path) == [path]
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(dataset: Dataset, tmp_path: Path) -> None:
+    spec = load_spec(settings=SMALL)
+    learner, _ = do_train(spec, dataset, tmp_path)
+    older, newest = list_checkpoints(tmp_path / "checkpoints")
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    record = restore_newest(tmp_path / "checkpoints", learner.variables())
+    assert record is not None
+    assert f"step-{record['standing']['step']:08d}.npz" == older.name

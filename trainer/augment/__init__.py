@@ -1,0 +1,1 @@
+"""Data augmentation: stateless image transforms, seeded by (seed, epoch, position)."""

@@ -1,0 +1,223 @@
+"""Reader for TFRecord files of tf.train.Example that does not need TensorFlow.
+
+Records have `image/encoded`, `image/class/label` and optionally `image/class/text`, with an optional
+labels.txt. Records of TensorFlow Datasets have `image` and `label`, with features.json and label.labels.txt.
+These files are in the folder of the records or in the source's root. Each record becomes one item with the
+byte range of its encoded image in the file. The checksum of every record is verified here, once.
+Format: https://www.tensorflow.org/tutorials/load_data/tfrecord.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import BinaryIO
+
+import google_crc32c
+
+from trainer.data.items import Item, Rejection
+from trainer.data.readers.labels import files_of_splits, read_json, read_label_names
+from trainer.data.readers.protobuf import first_values
+from trainer.data.readers.read_result import ReadResult, name_of, split_among_words, split_named
+from trainer.errors import DataError
+from trainer.sanitize import printable
+
+_NAME = re.compile(r".*\.tfrecords?(-\d+-of-\d+)?(\.gz)?", re.IGNORECASE)
+# Other names of TFRecord files: train-00000-of-00002, train.record. The first record must also be valid.
+_LIKELY_NAME = re.compile(r"(.*\.(tf)?records?|.*-\d+-of-\d+)", re.IGNORECASE)
+_HEADER_BYTES, _FOOTER_BYTES = 12, 4
+_GZIP_MAGIC = b"\x1f\x8b"
+_TFDS_IMAGE, _TFDS_LABEL = ".image_feature.Image", ".class_label_feature.ClassLabel"
+
+
+@dataclass(frozen=True)
+class _Schema:
+    """Feature names of the records, and class names."""
+
+    image: str = "image/encoded"
+    text: str | None = "image/class/text"
+    number: str = "image/class/label"
+    names: Mapping[int, str] = field(default_factory=dict)
+    names_file: str = "labels.txt"
+
+
+@dataclass(frozen=True)
+class _Record:
+    """One record: its index, the offset of its data, and the data, or None if the checksum does not match."""
+
+    index: int
+    start: int
+    data: bytes | None
+
+
+def find_tfrecord_files(folder: Path) -> list[Path]:
+    """Return the TFRecord files in `folder` and in its split folders.
+
+    Files are recognized by name; ambiguous names also require a valid first record.
+    """
+    return [path for path in files_of_splits(folder) if _is_named_so(path) and path.is_file()]
+
+
+def find_any_tfrecord_files(folder: Path) -> list[Path]:
+    """Return the files of `find_tfrecord_files` and all others in these folders with a valid first record."""
+    files = [path for path in files_of_splits(folder) if path.is_file()]
+    return [path for path in files if _NAME.fullmatch(path.name) or is_tfrecord(path)]
+
+
+def _is_named_so(path: Path) -> bool:
+    if _NAME.fullmatch(path.name):
+        return True
+    return _LIKELY_NAME.fullmatch(path.name) is not None and is_tfrecord(path)
+
+
+def is_tfrecord(path: Path) -> bool:
+    """Return whether the file begins with a complete record with valid checksums."""
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            header = file.read(_HEADER_BYTES)
+            length = int.from_bytes(header[:8], "little")
+            is_header = len(header) == _HEADER_BYTES and masked_crc(header[:8]) == _number(header[8:])
+            if not is_header or _HEADER_BYTES + length + _FOOTER_BYTES > size:
+                return False
+            return masked_crc(file.read(length)) == _number(file.read(_FOOTER_BYTES))
+    except OSError:
+        return False
+
+
+def _number(data: bytes) -> int:
+    return int.from_bytes(data, "little")
+
+
+def read_tfrecord_files(files: list[Path], root: Path) -> ReadResult:
+    """Read all records of `files`; item names consist of file and zero-based record, such as `a.tfrecord#7`.
+
+    The split is that of a word in the file's name, or of its folder's name, or None. The label is the
+    record's text; without one, the number's name in labels.txt or in the files of TensorFlow Datasets;
+    without that, the number. Raises DataError for a file that is unreadable, compressed, truncated or
+    invalid.
+    """
+    found = ReadResult()
+    for path in files:
+        schema = _schema_of(path.parent, root if root.is_dir() else root.parent)
+        split = split_among_words(path.name) or split_named(path.parent.name)
+        for record in _records(path):
+            name = f"{name_of(path, root)}#{record.index}"
+            item = _item(record, Item(name, "", split, path), schema)
+            if isinstance(item, str):
+                found.rejections.append(Rejection(name, item))
+            else:
+                found.items.append(item)
+    return found
+
+
+def _item(record: _Record, blank: Item, schema: _Schema) -> Item | str:
+    """Return the item with its label and byte range, or the reason why the record cannot be used."""
+    if record.data is None:
+        return "damaged: the record does not match its checksum"
+    try:
+        values = first_values(record.data)
+    except ValueError as error:
+        return f"damaged: the record is not a tf.train.Example ({error})"
+    if schema.image not in values and _TFDS.image in values:
+        # Records of TensorFlow Datasets without their metadata files.
+        schema = replace(_TFDS, names=schema.names, names_file=schema.names_file)
+    features = (schema.image, schema.text or schema.number, schema.number)
+    image, text, number = map(values.get, features)
+    if image is None or image.number is not None:
+        return f"the record has no {schema.image}"
+    if several := [name for name in features if name in values and values[name].several]:
+        return f"several values of {several[0]}; one image has one class"
+    if text is not None and text.end > text.start:
+        label = record.data[text.start : text.end].decode("utf-8", "backslashreplace")
+    elif number is None or number.number is None:
+        return f"the record has no {schema.number}"
+    elif schema.names and number.number not in schema.names:
+        return f"unknown label: {number.number} is not in {schema.names_file}"
+    else:
+        label = schema.names.get(number.number, str(number.number))
+    start = record.start + image.start
+    return Item(blank.name, printable(label), blank.split, blank.path, start, image.end - image.start)
+
+
+def _records(path: Path) -> Iterator[_Record]:
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if file.read(2) == _GZIP_MAGIC:
+                raise DataError(
+                    "A TFRecord file is compressed with GZIP, so that its images can't be read one by one; "
+                    "decompress it.",
+                    received=f"{printable(str(path))}",
+                )
+            file.seek(0)
+            index = 0
+            while file.tell() < size:
+                yield _next_record(file, path, index, size)
+                index += 1
+    except OSError as error:
+        raise DataError(
+            "A file can't be read.", received=f"{printable(str(path))} ({error.strerror})"
+        ) from error
+
+
+def _next_record(file: BinaryIO, path: Path, index: int, size: int) -> _Record:
+    """Read one record: length (8 bytes), its CRC (4 bytes), data, their CRC (4 bytes). Raises DataError."""
+    start = file.tell() + _HEADER_BYTES
+    header = file.read(_HEADER_BYTES)
+    length = int.from_bytes(header[:8], "little")
+    complete = len(header) == _HEADER_BYTES
+    sound = complete and masked_crc(header[:8]) == struct.unpack_from("<I", header, 8)[0]
+    # Without a valid length, the start of the next record is unknown.
+    if not sound or start + length + _FOOTER_BYTES > size:
+        what = "truncated" if sound or not complete else "damaged or not a TFRecord file"
+        raise DataError(
+            f"A TFRecord file is {what}; get it again.",
+            received=f"{printable(str(path))}, record {index}, byte {start - _HEADER_BYTES} of {size}",
+        )
+    data, footer = file.read(length), file.read(_FOOTER_BYTES)
+    return _Record(index, start, data if masked_crc(data) == int.from_bytes(footer, "little") else None)
+
+
+def masked_crc(data: bytes) -> int:
+    """Return the CRC-32C, rotated and offset so that CRCs of CRCs are not weak (TensorFlow's crc32c.h)."""
+    crc = int(google_crc32c.value(data))
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+_TFDS = _Schema("image", None, "label")
+
+
+def _schema_of(folder: Path, root: Path) -> _Schema:
+    """Return the schema from the metadata files in `folder`, or else in `root`."""
+    for place in (folder, root):
+        schema = _tfds_schema(place)
+        if schema is not None:
+            return schema
+        if names := read_label_names(place / "labels.txt"):
+            return _Schema(names=names)
+    return _Schema()
+
+
+def _tfds_schema(folder: Path) -> _Schema | None:
+    """Return the schema of TensorFlow Datasets files in `folder`, or None if there are none.
+
+    A single image feature or a single class label feature in features.json is used under its own name.
+    """
+    try:
+        features = read_json(folder / "features.json")["featuresDict"]["features"]
+        kinds = {name: each["pythonClassName"] for name, each in features.items()}
+    except (KeyError, TypeError, AttributeError):
+        kinds = {}
+    images = [name for name, kind in kinds.items() if str(kind).endswith(_TFDS_IMAGE)]
+    labels = [name for name, kind in kinds.items() if str(kind).endswith(_TFDS_LABEL)]
+    label = labels[0] if len(labels) == 1 else _TFDS.number
+    names = read_label_names(folder / f"{label}.labels.txt")
+    if not (images or labels or names):
+        return None
+    image = images[0] if len(images) == 1 else _TFDS.image
+    return _Schema(image, None, label, names, f"{label}.labels.txt")

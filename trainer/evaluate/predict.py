@@ -1,0 +1,157 @@
+"""Inference and evaluation with a finished model.
+
+Image files are classified; a labelled source is evaluated to metrics by split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from trainer.data.convert import Prepared, prepare
+from trainer.data.dataset import Split
+from trainer.data.header import reason_of_failure
+from trainer.data.items import Rejection
+from trainer.data.labelled import load_labelled
+from trainer.data.progress import Progress
+from trainer.data.readers.read_result import files_below, rejection_of
+from trainer.data.statistics import count_trained
+from trainer.errors import DataError, UsageError
+from trainer.evaluate.metrics import AnyPredictions, compute_metrics, predictions_of
+from trainer.export import LoadedModel
+from trainer.sanitize import printable, shown_address
+from trainer.spec import PIXEL_SETTINGS, load_spec
+from trainer.train.inference import batches_of
+
+_MOST_FILES = 32
+"""Maximum number of files whose bytes are in memory at once."""
+_ABOUT_MODEL = ("data.labels", *(f"data.{name}" for name in PIXEL_SETTINGS))
+"""Settings that are fixed by the training of the model."""
+
+Answer = np.ndarray[Any, Any] | str
+"""Probabilities, float32 [classes], or why there are none."""
+
+
+def find_pictures(paths: Sequence[Path]) -> tuple[list[Path], list[Rejection]]:
+    """Return the files in `paths` and the images below the folders in it, sorted within each folder.
+
+    Also return a rejection, by path, for each file in the folders that is not an image; hidden files are
+    ignored. Raises UsageError if a path does not exist, DataError if there is no image at all.
+    """
+    found: list[Path] = []
+    left_out: list[Rejection] = []
+    for path in paths:
+        if path.is_dir():
+            rejections = {each: rejection_of(each, printable(str(each))) for each in files_below(path)}
+            found += sorted(each for each, rejection in rejections.items() if rejection is None)
+            left_out += [rejection for rejection in rejections.values() if rejection is not None]
+        elif path.exists():
+            found.append(path)
+        else:
+            raise UsageError("There is no such picture or folder.", received=path)
+    if not found:
+        others = f" with {len(left_out)} other files" if left_out else ""
+        raise DataError("There are no pictures here.", received=f"{', '.join(map(str, paths))}{others}")
+    return found, left_out
+
+
+def classify_files(
+    model: LoadedModel, paths: Sequence[Path], on_converted: Callable[[str], None] = lambda name: None
+) -> Iterator[tuple[Path, Answer]]:
+    """Yield each path with its probabilities, or why there are none, in order and batch by batch.
+
+    Images are converted as for training; `on_converted` is called with the format of each converted image.
+    """
+    for rows in batches_of(len(paths), model.data.pixel_format.shape, _MOST_FILES):
+        batch = [paths[row] for row in rows]
+        prepared = [_read(path, model.data.max_image_pixels) for path in batch]
+        for each in prepared:
+            if each.converted:
+                on_converted(each.converted)
+        contents = [each.reason or each.data for each in prepared]
+        yield from zip(batch, _classify(contents, model), strict=True)
+
+
+def evaluate_source(
+    model: LoadedModel,
+    source: str,
+    cache_dir: Path,
+    progress: Progress,
+    settings: Sequence[str] = (),
+    images: Mapping[str, Any] | None = None,
+) -> tuple[dict[str, dict[str, float]], tuple[Rejection, ...]]:
+    """Return the metrics of `model` by split of `source`, and the rejections; see `load_labelled`.
+
+    settings: data settings of a spec, such as data.max_rejected=0.05; those that the model was trained with
+    can't be changed. images: content of images.json of the model's run, if there is one; the metrics then
+    have `trained_checked`, the number of images that could be looked up in it, and `trained_share`, the share
+    of these that the run was trained on. Raises UsageError for a setting that does not exist or can't be
+    changed.
+    """
+    for setting in settings:
+        if not setting.startswith("data.") or setting.partition("=")[0].strip() in _ABOUT_MODEL:
+            raise UsageError(
+                "Only how the data are read can be set here, such as data.layout=folders; size and resizing "
+                "are the model's own.",
+                received=shown_address(setting),
+            )
+    about = {"source": source, **model.data.model_dump(exclude_unset=True)}
+    spec = load_spec(
+        settings=settings, overrides={f"data.{name}": value for name, value in about.items()}
+    ).data
+    splits, rejected = load_labelled(spec, model.class_names, cache_dir, progress)
+    metrics = {name: compute_metrics(predict_split(model, split)) for name, split in splits.items()}
+    for name, split in splits.items():
+        trained, checked = count_trained(split.contents, images or {})
+        if checked:
+            metrics[name] |= {"trained_share": trained / checked, "trained_checked": checked}
+    return metrics, rejected
+
+
+def _classify(contents: Sequence[Answer | bytes], model: LoadedModel) -> list[Answer]:
+    """Return the result of each image; a text in `contents`, the reason of a failed read, is passed on."""
+    encoded = [each for each in contents if isinstance(each, bytes)]
+    try:
+        answers = iter(model.classify(encoded) if encoded else [])
+    except tf.errors.InvalidArgumentError:
+        # One damaged image fails the whole batch: classify each one separately.
+        answers = iter([_classify_one(each, model) for each in encoded])
+    return [next(answers) if isinstance(each, bytes) else each for each in contents]
+
+
+def _classify_one(data: bytes, model: LoadedModel) -> Answer:
+    try:
+        return np.asarray(model.classify([data])[0])
+    except tf.errors.InvalidArgumentError:
+        return reason_of_failure(data)
+
+
+def _read(path: Path, max_pixels: int) -> Prepared:
+    if not path.is_file():
+        return Prepared(b"", "not a plain file")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        return Prepared(b"", f"can't be read: {error.strerror}")
+    return prepare(data, max_pixels)
+
+
+def predict_split(model: LoadedModel, split: Split) -> AnyPredictions:
+    """Return the predictions of `model` for the images of `split`, in its order."""
+    batches = batches_of(len(split.labels), model.data.pixel_format.shape)
+    probabilities = np.concatenate([model.classify_pixels(split.pixels.gather(rows)) for rows in batches])
+    # The model returns float32; the metrics need rows that sum to 1 in float64.
+    wide = probabilities.astype(np.float64)
+    is_multi = model.data.labels == "multi"
+    return predictions_of(
+        split.name,
+        tuple(item.name for item in split.items),
+        split.labels,
+        wide if is_multi else wide / wide.sum(axis=1, keepdims=True),
+        model.class_names,
+        np.array(model.thresholds) if is_multi else None,
+    )

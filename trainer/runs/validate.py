@@ -1,0 +1,150 @@
+"""Preconditions of a run, checked before anything is written.
+
+A UsageError names the conflict and the remedy: a folder inside another run, files that are not a run,
+another spec.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+from trainer.errors import UsageError
+from trainer.runs.attempts import STARTS
+from trainer.runs.publish import MANIFEST, POINTER, RETIRED, is_finished
+from trainer.spec import RunSpec, parse_spec, spec_changes
+from trainer.storage.folder import FolderStore
+from trainer.storage.store import GS, Store, is_bucket, open_store, split_uri
+
+SPEC = "spec.yaml"
+_NEITHER = "choose another --run-name"
+_OR_ANEW = "choose another --run-name, or begin it anew with --fresh"
+
+
+def require_place(output: Store, name: str) -> None:
+    """Raise UsageError if the output is inside another run, or a file has the name of the run or pointer."""
+    if isinstance(output, FolderStore) and (output.root / name).is_file():
+        raise UsageError(
+            "The run folder is a file; choose another --output or --run-name.", received=output.at(name)
+        )
+    require_outside_runs(output, "The output")
+    _require_pointer(output)
+
+
+def require_outside_runs(folder: Store, what: str) -> None:
+    """Raise UsageError for a folder inside a run, whose files must not change."""
+    for place in _and_above(folder):
+        if place.find(STARTS) is not None:
+            raise UsageError(
+                f"{what} lies within a run, whose files are to stay as they are; choose a place elsewhere.",
+                received=f"{folder.uri}, and {place.uri} is a run",
+            )
+
+
+def require_kept(run: Store) -> None:
+    """Raise UsageError for a run that was withdrawn because publish.keep_runs keeps newer ones."""
+    if run.find(RETIRED) is not None and not is_finished(run):
+        raise UsageError(
+            "The run was finished, and is withdrawn since publish.keep_runs keeps newer ones; choose another "
+            "--run-name.",
+            received=run.uri,
+        )
+
+
+def require_not_withdrawn(run: Store) -> None:
+    """Raise UsageError for a withdrawn run, so that it is neither read nor reported as damaged."""
+    if run.find(RETIRED) is None or is_finished(run):
+        return
+    if run.find(MANIFEST) is None:
+        raise UsageError(
+            "The run was withdrawn, since publish.keep_runs keeps newer ones; its files are being removed.",
+            received=run.uri,
+        )
+    raise UsageError(
+        "The run is withdrawn, since publish.keep_runs keeps newer ones; `trainer promote RUN --force` "
+        "brings it back as long as its files are there.",
+        received=run.uri,
+    )
+
+
+def require_run(run: Store, name: str) -> None:
+    """Raise UsageError for a folder that no start has written, such as a user's files next to a spec.yaml."""
+    names = {entry.name for entry in run.entries()}
+    if names and STARTS not in names and {SPEC, "environment.json"} <= names and _is_settled(run, name):
+        raise UsageError(
+            f"The run's {STARTS} is gone, which says how often it was started; put it back, an empty file "
+            f"does, or {_NEITHER}.",
+            received=run.at(STARTS),
+        )
+    if names and STARTS not in names and not (names == {SPEC} and _is_settled(run, name)):
+        raise UsageError(
+            "The folder holds something that is not a run; choose another --output or --run-name.",
+            received=run.uri,
+        )
+
+
+def require_same_spec(run: Store, name: str, spec: RunSpec, finished: bool = False) -> None:
+    """Raise UsageError if the run has another spec, or its spec is missing.
+
+    Unless the run is `finished`, data.source may differ: the contents of the data are compared later.
+    """
+    remedy = _NEITHER if finished else _OR_ANEW
+    before = _written_spec(run, remedy)
+    if not finished:
+        data = before.data.model_copy(update={"source": spec.data.source})
+        before = before.model_copy(update={"data": data})
+    changes = spec_changes(before, spec)
+    if changes:
+        raise UsageError(
+            f"The run {name} exists with another spec; {remedy}. What differs: {'; '.join(changes)}"
+        )
+
+
+def _written_spec(run: Store, remedy: str) -> RunSpec:
+    written = run.read(SPEC)
+    if written is None or not written.data.strip():
+        gone = "gone" if written is None else "empty"
+        raise UsageError(
+            f"The run's {SPEC} is {gone}, so nobody knows what it was made with. Put it back, or {remedy}.",
+            received=run.at(SPEC),
+        )
+    return _parse(written.data, run)
+
+
+def _is_settled(run: Store, name: str) -> bool:
+    """Return whether a start wrote the spec, even if it was killed before it wrote another file."""
+    written = run.read(SPEC)
+    try:
+        return written is not None and _parse(written.data, run).run_name == name
+    except UsageError:
+        return False
+
+
+def _parse(written: bytes, run: Store) -> RunSpec:
+    return parse_spec(written.decode("utf-8", "replace"), f"the run's {run.at(SPEC)}")
+
+
+def _require_pointer(output: Store) -> None:
+    """Raise UsageError if something other than a pointer has the pointer's name and would be overwritten."""
+    path = output.root / POINTER if isinstance(output, FolderStore) else None
+    # A folder, or a special file whose read would never end.
+    is_no_file = path is not None and path.exists() and not path.is_file()
+    found = None if is_no_file else output.read(POINTER)
+    if is_no_file or (found is not None and b"\n" in found.data.strip()):
+        raise UsageError(
+            f"{POINTER} is the name of the pointer to the newest run, and here something else has it; rename "
+            f"that, or choose another --output.",
+            received=output.at(POINTER),
+        )
+
+
+def _and_above(output: Store) -> Iterator[Store]:
+    """Yield the output and all its parent folders."""
+    if isinstance(output, FolderStore):
+        root = output.root.resolve()
+        yield from map(FolderStore, (root, *root.parents))
+    elif is_bucket(output.uri):
+        bucket, prefix = split_uri(output.uri)
+        path = PurePosixPath(prefix)
+        yield from (open_store(f"{GS}{bucket}/{each}") for each in (path, *path.parents) if each.name)
+        yield open_store(f"{GS}{bucket}")

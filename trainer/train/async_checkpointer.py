@@ -1,0 +1,180 @@
+"""Asynchronous checkpointer.
+
+The caller's thread copies the variables. A background thread writes the checkpoint files in order, each
+visible only when it is complete, and calls the hook that follows each save, such as a copy to a bucket.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from trainer.spec import CheckpointSpec
+from trainer.train.checkpoint import save_best, save_checkpoint, take_snapshot
+
+# One save in progress and one waiting: each has a copy of the state in memory until it is on disk.
+_MOST_WAITING = 2
+_LOOK_SECONDS = 0.1
+
+
+class AsyncCheckpointer:
+    """Saves in the order of the calls; the next call raises the error of a failed save.
+
+    No call waits once `is_overdue` returns True.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        after_save: Callable[[], None] = lambda: None,
+        is_overdue: Callable[[], bool] = lambda: False,
+        before_save: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.folder, self._after_save, self._is_overdue = folder, after_save, is_overdue
+        self._before_save = before_save
+        self._jobs: deque[tuple[Callable[[], object], bool]] = deque()
+        """Jobs, each with whether a later checkpoint supersedes it; the first one is in progress."""
+        self._changed = threading.Condition()
+        self._error: BaseException | None = None
+        self.safe_step: int | None = None
+        """Last step whose checkpoint is complete, including its copy in a bucket; None if there is none."""
+        self._ended = self._is_incomplete = False
+        threading.Thread(target=self._work, daemon=True, name="saver").start()
+
+    def __enter__(self) -> AsyncCheckpointer:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        """Let the thread end after the current save; drop all others and do not wait."""
+        with self._changed:
+            self._ended = True
+            while len(self._jobs) > 1:
+                self._jobs.pop()
+            self._changed.notify_all()
+
+    def save(
+        self,
+        step: int,
+        variables: Mapping[str, tf.Variable],
+        record: Mapping[str, Any],
+        whole_epoch: bool,
+        is_last: bool = False,
+    ) -> None:
+        """Save the current state; see `save_checkpoint`. `is_last` drops older saves not yet started."""
+        arrays = take_snapshot(variables)
+        if is_last:
+            self._forget_older()
+
+        def job() -> None:
+            save_checkpoint(self.folder, step, arrays, record, whole_epoch)
+            self._after_save()
+            self.safe_step = step
+
+        self._put(job, is_superseded=True)
+
+    def save_best(self, epoch: int, variables: Mapping[str, tf.Variable]) -> None:
+        """Save the weights of the best epoch so far. Call before saving a checkpoint that refers to them."""
+        arrays = take_snapshot(variables)
+
+        def job() -> None:
+            save_best(self.folder, epoch, arrays)
+            self._after_save()  # must be complete before a checkpoint that refers to it
+
+        self._put(job, is_superseded=False)
+
+    def resume_advice(self) -> str:
+        """Return a sentence on where a restart resumes, by the newest complete checkpoint."""
+        if self.safe_step is None:
+            return "No checkpoint is complete; a restart begins with the first step."
+        return f"Restart to resume from step {self.safe_step}."
+
+    def flush(self) -> bool:
+        """Wait for all saves; return False if that takes too long. Raises the error of a failed save."""
+        with self._changed:
+            return self._wait_for(0) and not self._is_incomplete
+
+    def _forget_older(self) -> None:
+        with self._changed:
+            begun, waiting = list(self._jobs)[:1], list(self._jobs)[1:]
+            self._jobs = deque([*begun, *(each for each in waiting if not each[1])])
+
+    def _put(self, job: Callable[[], object], is_superseded: bool) -> None:
+        with self._changed:
+            if self._wait_for(_MOST_WAITING - 1):
+                self._jobs.append((job, is_superseded))
+                self._changed.notify_all()
+            else:
+                self._is_incomplete = True
+
+    def _wait_for(self, most: int) -> bool:
+        """Wait until at most `most` saves are left; return False if that takes too long."""
+        while len(self._jobs) > most and self._error is None:
+            if self._is_overdue():
+                return False
+            self._changed.wait(_LOOK_SECONDS)
+        if self._error is not None:
+            raise self._error
+        return True
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not self._jobs and not self._ended:
+                    self._changed.wait()
+                if not self._jobs:
+                    return
+                job, _ = self._jobs[0]
+            try:
+                if self._error is None:  # later saves may depend on one that failed
+                    self._before_save()
+                    job()
+            except BaseException as error:  # raised again in the training thread
+                self._error = error
+            with self._changed:
+                self._jobs.popleft()
+                self._changed.notify_all()
+
+
+class CheckpointPolicy:
+    """Policy for checkpoints within an epoch, in addition to those at its end.
+
+    At most `every_steps` steps may be lost. A checkpoint therefore starts after half of them, and is written
+    during the other half.
+    """
+
+    def __init__(self, spec: CheckpointSpec, saver: AsyncCheckpointer) -> None:
+        self._spec, self._saver = spec, saver
+        self._step, self._at = 0, time.monotonic()
+        self.most_steps = None if spec.every_steps is None else max(1, spec.every_steps // 2)
+        """Maximum number of steps per call; None for no limit."""
+
+    def resumed(self, step: int) -> None:
+        """Restart the count at the checkpoint of `step`, which is complete."""
+        self._saver.safe_step = step
+        self.saved(step)
+
+    def saved(self, step: int) -> None:
+        """Restart the count of steps and minutes at `step`."""
+        self._step, self._at = step, time.monotonic()
+
+    def is_due(self, step: int) -> bool:
+        """Return whether the configured minutes or steps have passed since the last checkpoint."""
+        if self.most_steps is not None and step - self._step >= self.most_steps:
+            return True
+        return self._spec.every_minutes is not None and (
+            time.monotonic() - self._at >= 60.0 * self._spec.every_minutes
+        )
+
+    def make_room(self, step: int) -> None:
+        """Wait before the steps up to `step` if more than `every_steps` steps could be lost after them."""
+        if (
+            self._spec.every_steps is not None
+            and step - (self._saver.safe_step or 0) > self._spec.every_steps
+        ):
+            self._saver.flush()
