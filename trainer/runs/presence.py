@@ -27,20 +27,23 @@ class Presence:
 
     def require(self) -> None:
         """Raise TemporaryError if the files on local disk were removed."""
-        is_here = any((self._path / name).exists() for name in _BEGUN)
-        if self._was_here and not is_here:
+        # Read first: while another thread restores the files, they may appear between the two statements.
+        was_here = self._was_here
+        if any((self._path / name).exists() for name in _BEGUN):
+            self._was_here = True
+        elif was_here:
             raise _removed(str(self._path))
-        self._was_here = is_here
 
     def require_stored(self) -> None:
         """Raise TemporaryError if the files on local disk or in the bucket were removed."""
         self.require()
         if self._run is None:
             return
-        is_stored = any(self._run.find(name) is not None for name in _BEGUN)
-        if self._was_stored and not is_stored:
+        was_stored = self._was_stored
+        if any(self._run.find(name) is not None for name in _BEGUN):
+            self._was_stored = True
+        elif was_stored:
             raise _removed(self._run.uri)
-        self._was_stored = is_stored
 
     def forget(self) -> None:
         """Stop checking, because this process is about to remove the run itself."""
