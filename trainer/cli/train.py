@@ -31,12 +31,12 @@ def train_command(
     stop: GracefulShutdown,
     process: ProcessInfo,
     accuracy_at_least: float | None = None,
-) -> None:
-    """Train the run of `spec` until it is finished or a signal stops it, and print the result.
+) -> str:
+    """Train the run of `spec` until it is finished or a signal stops it; print the result, return its URI.
 
     If `process` is one of several, all train together and end alike. A model that is less accurate on the
     held-out images than `accuracy_at_least`, in [0, 1], is published too, and then the chief raises
-    QualityError. The champion is challenged if `publish.release` is set.
+    QualityError. The champion is challenged if `publish.release` is set. A worker returns "".
     """
     stop.grace_seconds, stop.advice = spec.train.grace_seconds, "A longer train.grace_seconds may help."
     require_tensorflow()  # before a run starts
@@ -55,6 +55,7 @@ def train_command(
                 else:
                     run_worker(job)
         judge(folder if process.is_chief else None, spec, cache_dir, console, stop, accuracy_at_least)
+        return folder.at("") if folder is not None else ""
 
 
 def require_devices(wanted: str) -> None:
