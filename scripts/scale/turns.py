@@ -81,7 +81,7 @@ def main(folder: Path, name: str, data: str) -> None:
     # Like a run of the paper's network, without its validations.
     settings = ["train.epochs=1000", "train.validate_every_epochs=1000", f"train.steps_per_call={STEPS}"]
     spec = load_spec(recipe="cats-vs-dogs", settings=settings, overrides={"data.source": data})
-    peers = join_process_group(read_process_info(os.environ, ""), name, 120.0, lambda said: None)
+    peers = join_process_group(read_process_info(os.environ, ""), {"name": name}, 120.0, lambda said: None)
     cluster = find_cluster(devices="cpu", peers=peers)
     dataset = load_dataset(spec.data, folder / "cache", SilentProgress(), lambda found: None, peers)
     steps = steps_per_epoch(len(dataset.train.labels), spec.train.global_batch_size)
