@@ -49,8 +49,7 @@ from trainer.runs.publish import publish
 from trainer.runs.warm_start import begin, new_weights_sha256
 from trainer.shutdown import GracefulShutdown
 from trainer.spec import RunSpec, format_size
-from trainer.storage.folders import replace_folder
-from trainer.storage.local import write_json
+from trainer.storage.local import replace_folder, write_json
 from trainer.train import AsyncCheckpointer, Learner, Observer, TrainResult, build_learner, train
 from trainer.train.features import Features, build_features
 from trainer.train.objective import objective_of

@@ -372,3 +372,28 @@ def test_log_of_rejected_connections_is_limited() -> None:
             server._count_rejection(f"10.0.{number // 256}.{number % 256}, no valid handshake")
         assert len(lines) == 21, turn
     assert sum(server.rejections.values()) == 3000
+
+
+@pytest.mark.parametrize("kind", [ADMIT, REJECT])
+def test_reflected_proof_of_the_worker_does_not_prove_that_the_chief_is_a_member(kind: bytes) -> None:
+    near, far = tcp_pair()
+    with closing(near), closing(far):
+        errors: list[BaseException] = []
+
+        def join() -> None:
+            try:
+                process = ProcessInfo(("a:1", "b:1"), 1, "a:2", SECRET.encode())
+                request_membership(Connection(near, 5.0), process, FINGERPRINT)
+            except (OSError, UsageError) as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=join)
+        thread.start()
+        impostor_end = Connection(far, 5.0)
+        impostor_end.receive()
+        impostor_end.send(CHALLENGE, bytes(32))
+        _, proof = impostor_end.receive()
+        impostor_end.send(kind, proof)
+        thread.join(10)
+    (error,) = errors
+    assert isinstance(error, RejectedError)

@@ -75,7 +75,7 @@ class _PendingConnections:
         with self._lock:
             if len(self._hosts) >= _MAX_PENDING:
                 busiest, _ = Counter(self._hosts.values()).most_common(1)[0]
-                oldest = next(each for each, host in self._hosts.items() if host == busiest)
+                oldest = next(key for key, value in self._hosts.items() if value == busiest)
                 del self._hosts[oldest]
             self._hosts[connection] = host
         if oldest is not None:
