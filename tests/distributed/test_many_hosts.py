@@ -182,6 +182,17 @@ def test_finished_run_of_another_spec_is_refused_without_a_rendezvous(pair: Pair
     assert "train.epochs" in alone.text()
 
 
+def test_worker_with_another_spec_ends_with_2_and_the_chief_names_the_setting(pair: Pair) -> None:
+    hosts = addresses(2)
+    workers = [
+        pair.start("differing", 0, hosts, "train.meet_seconds=30"),
+        pair.start("differing", 1, hosts, "train.epochs=29"),
+    ]
+    assert [worker.end() for worker in workers] == [75, 2], workers[0].text() + workers[1].text()
+    assert "it differs in train.epochs. Start all processes with the same command" in workers[1].text()
+    assert "worker 1 differs in train.epochs (1x)." in workers[0].text()
+
+
 def test_all_processes_start_with_the_weights_of_the_chief(pair: Pair) -> None:
     hosts = addresses(1)
     plain = ["model={family: plain, filters: [8]}", "train.epochs=2"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import resource
 import socket
 import struct
 import subprocess
@@ -18,7 +20,7 @@ from helpers.group_processes import results_of, start
 from trainer.distributed import ProcessInfo
 from trainer.distributed.connection import ADMIT, CHALLENGE, HELLO, JOIN, REJECT, Connection
 from trainer.distributed.handshake import RejectedError, _with_mac, request_membership, verify_member
-from trainer.distributed.rendezvous import _MAX_PENDING, _PendingConnections
+from trainer.distributed.rendezvous import _MAX_PENDING, _PendingConnections, _RendezvousServer
 from trainer.errors import UsageError
 
 SECRET = "an0ther-l0ng-and-random-t0ken"
@@ -363,8 +365,6 @@ def test_full_list_of_pending_connections_drops_the_oldest_of_the_busiest_host()
 
 
 def test_log_of_rejected_connections_is_limited() -> None:
-    from trainer.distributed.rendezvous import _RendezvousServer
-
     lines: list[str] = []
     server = _RendezvousServer(ProcessInfo(("a:1", "b:1"), 0, "a:2"), {}, lines.append, 1.0)
     for turn in range(3):
@@ -397,3 +397,36 @@ def test_reflected_proof_of_the_worker_does_not_prove_that_the_chief_is_a_member
         thread.join(10)
     (error,) = errors
     assert isinstance(error, RejectedError)
+
+
+def test_connection_with_a_high_file_descriptor_is_checked() -> None:
+    """A flood of connections raises the numbers of the file descriptors above the limit of select()."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    near, far = tcp_pair()
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4096)), hard))
+        high = socket.socket(fileno=fcntl.fcntl(near.fileno(), fcntl.F_DUPFD, 1500))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with closing(near), closing(high):
+        connection = Connection(high, 5.0)
+        assert connection.is_open()
+        far.close()
+        until = time.monotonic() + 5
+        while connection.is_open() and time.monotonic() < until:
+            time.sleep(0.01)
+        assert not connection.is_open()
+
+
+def test_chief_survives_when_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = _RendezvousServer(ProcessInfo(("a:1", "b:1"), 0, "a:2"), {}, print, 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        client = socket.create_connection(listening.getsockname())
+
+        def fail(thread: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        with closing(client), monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", fail)
+            server._accept(listening)
+            assert client.recv(1) == b""

@@ -12,9 +12,9 @@ from google.cloud.storage.exceptions import DataCorruption
 
 from trainer.errors import TemporaryError, UsageError
 from trainer.storage.retry import is_lost_session, translate_error
-from trainer.storage.retry import retried as repeated_slowly
+from trainer.storage.retry import retried as retried_slowly
 
-retried = partial(repeated_slowly, first_wait_seconds=0.001)
+retried = partial(retried_slowly, first_wait_seconds=0.001)
 
 
 class Failing:
@@ -72,7 +72,7 @@ def used_up(error: Exception) -> Exception:
         (api.Forbidden("no"), UsageError, "roles/storage.objectUser"),
         (api.Unauthorized("who"), UsageError, "application-default login"),
         (api.TooManyRequests("slow down"), TemporaryError, "all retries failed"),
-        (api.BadRequest("name"), UsageError, "check the name"),
+        (api.BadRequest("name"), UsageError, "Check the name"),
         (used_up(api.NotFound("no such upload session")), TemporaryError, "all retries failed"),
     ],
     ids=lambda value: getattr(value, "__name__", type(value).__name__),
@@ -80,10 +80,10 @@ def used_up(error: Exception) -> Exception:
 def test_errors_of_the_bucket_are_translated_with_a_remedy(
     error: Exception, kind: type[Exception], words: str
 ) -> None:
-    told = translate_error(error, "gs://b/x", "written")
-    assert type(told) is kind
-    assert words in str(told)
-    assert "gs://b/x" in str(told)
+    translated = translate_error(error, "gs://b/x", "written")
+    assert type(translated) is kind
+    assert words in str(translated)
+    assert "gs://b/x" in str(translated)
 
 
 def test_damage_is_retried_three_times_and_final_errors_are_not_retried() -> None:

@@ -132,7 +132,7 @@ def test_full_disk_of_temporary_files_is_distinguished_from_another_full_disk(
         with pytest.raises(TemporaryError, match=rf"full: {disk}\. "):
             temporary_parent()
         monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nowhere"])
-        with pytest.raises(UsageError, match=r"set TMPDIR to one\. Received: /nowhere"):
+        with pytest.raises(UsageError, match=r"Set TMPDIR to a writable folder\. Received: /nowhere"):
             temporary_parent()
 
 

@@ -95,7 +95,7 @@ def test_upload_and_download_preserve_the_bytes(store: Store, size: int, tmp_pat
 
 def test_download_of_a_missing_file_keeps_the_old_one(store: Store, tmp_path: Path) -> None:
     (tmp_path / "old.bin").write_bytes(b"good")
-    with pytest.raises(TrainerError, match="no such"):
+    with pytest.raises(TrainerError, match="does not exist"):
         store.download("missing.bin", tmp_path / "old.bin")
     assert (tmp_path / "old.bin").read_bytes() == b"good"
     assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".tmp")] == []

@@ -72,8 +72,9 @@ class Connection:
     def is_open(self) -> bool:
         """Return False if the connection is known to be closed; never blocks."""
         try:
-            readable = select.select([self._connection], [], [], 0)[0]
-            return not readable or bool(self._connection.recv(1, socket.MSG_PEEK))
+            poll = select.poll()  # unlike select(), it takes file descriptors above 1023
+            poll.register(self._connection, select.POLLIN)
+            return not poll.poll(0) or bool(self._connection.recv(1, socket.MSG_PEEK))
         except OSError:
             return False
 

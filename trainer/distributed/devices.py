@@ -65,30 +65,30 @@ class Cluster:
     """One line for messages, such as 'cpu: AMD EPYC, 2 cores'."""
     has_bfloat16: bool
     """Whether the devices compute faster in bfloat16 than in float32."""
-    peers: ProcessGroup = _SINGLE_PROCESS
+    group: ProcessGroup = _SINGLE_PROCESS
     memory_bytes: int | None = None
     """Memory of the smallest GPU of all hosts in bytes; None if unknown."""
 
     @property
     def process_index(self) -> int:
         """Index of this process, from 0."""
-        return self.peers.process.process_index
+        return self.group.process.process_index
 
     @property
     def process_count(self) -> int:
         """Number of processes."""
-        return self.peers.process.process_count
+        return self.group.process.process_count
 
     @property
     def is_chief(self) -> bool:
         """Whether this process is the chief, which writes the outputs of the run."""
-        return self.peers.process.is_chief
+        return self.group.process.is_chief
 
 
 def find_cluster(
-    deterministic: bool = False, devices: str = "auto", peers: ProcessGroup = _SINGLE_PROCESS
+    deterministic: bool = False, devices: str = "auto", group: ProcessGroup = _SINGLE_PROCESS
 ) -> Cluster:
-    """Return the cluster of this host and its `peers`; must be called before any TensorFlow operation.
+    """Return the cluster of this host and its `group`; must be called before any TensorFlow operation.
 
     `devices`: 'auto' is a TPU if there is one, else all GPUs, else the CPU; 'cpu', 'gpu' or 'tpu' is all
     devices of that kind; 'gpu:2' is the first two GPUs, 'cpu:4' four logical devices of the one CPU.
@@ -99,7 +99,7 @@ def find_cluster(
         tf.config.experimental.enable_op_determinism()
     kind, wanted = _parse_devices(devices)
     if kind == "tpu" or (kind == "auto" and _has_tpu()):
-        return _build_tpu_cluster(peers)
+        return _build_tpu_cluster(group)
     gpus = tf.config.list_physical_devices("GPU")
     if kind == "gpu":
         gpus = _require_gpus(gpus, max(1, wanted))[: wanted or None]
@@ -111,8 +111,8 @@ def find_cluster(
         )
     if kind == "cpu" or not gpus:
         tf.config.set_visible_devices([], "GPU")
-        return _build_cpu_cluster(Path("/proc/cpuinfo"), max(1, wanted), peers)
-    return _build_gpu_cluster(gpus, peers)
+        return _build_cpu_cluster(Path("/proc/cpuinfo"), max(1, wanted), group)
+    return _build_gpu_cluster(gpus, group)
 
 
 def require_accelerator(wanted: str) -> None:
@@ -186,13 +186,13 @@ def find_driver_problem(gpus: Sequence[Gpu]) -> str | None:
     return f"The NVIDIA driver {old[0]} is too old for CUDA 12. Update it to {_OLDEST_DRIVER} or newer."
 
 
-def agree_on_devices(local: Host, peers: ProcessGroup) -> Host:
+def agree_on_devices(local: Host, group: ProcessGroup) -> Host:
     """Return the devices and capabilities that all processes of the run share.
 
     Raises AcceleratorError if the processes have different devices, and TemporaryError if this process cannot
     open its TensorFlow port, for which TensorFlow would wait forever.
     """
-    process = peers.process
+    process = group.process
     if process.process_count == 1:
         return local
     address = process.addresses[process.process_index]
@@ -202,7 +202,7 @@ def agree_on_devices(local: Host, peers: ProcessGroup) -> Host:
             "End the program that uses the port, or set another one in TF_CONFIG.",
             received=address,
         )
-    hosts = [Host(**json.loads(data)) for data in peers.all_gather(json.dumps(asdict(local)).encode())]
+    hosts = [Host(**json.loads(data)) for data in group.all_gather(json.dumps(asdict(local)).encode())]
     for index, host in enumerate(hosts):
         if (host.kind, host.devices) != (hosts[0].kind, hosts[0].devices):
             raise AcceleratorError(
@@ -247,7 +247,7 @@ def _explain_missing_gpu() -> str:
     return find_driver_problem(query_gpus()) or "Check the output of nvidia-smi."
 
 
-def _build_gpu_cluster(gpus: Sequence[Any], peers: ProcessGroup) -> Cluster:
+def _build_gpu_cluster(gpus: Sequence[Any], group: ProcessGroup) -> Cluster:
     tf.config.set_visible_devices(list(gpus), "GPU")
     for gpu in gpus:
         # Allocate memory on demand, since another process may share the device.
@@ -263,22 +263,22 @@ def _build_gpu_cluster(gpus: Sequence[Any], peers: ProcessGroup) -> Cluster:
     number = f"{len(gpus)} x " if len(gpus) > 1 else ""
     drivers = query_gpus()
     memory_mib = min((gpu.memory_mib for gpu in drivers), default=0)
-    agreed = agree_on_devices(Host("GPU", len(gpus), capability >= _BFLOAT16_CAPABILITY, memory_mib), peers)
+    agreed = agree_on_devices(Host("GPU", len(gpus), capability >= _BFLOAT16_CAPABILITY, memory_mib), group)
     return Cluster(
-        strategy=_build_strategy([f"GPU:{index}" for index in range(len(gpus))], peers),
+        strategy=_build_strategy([f"GPU:{index}" for index in range(len(gpus))], group),
         device_kind="GPU",
         description=f"gpu: {number}{', '.join(names)}, "
         + (f"{memory_mib:,} MiB, " if memory_mib else "")
         + f"compute capability {'.'.join(map(str, capability))}"
         + (f", driver {drivers[0].driver}" if drivers else "")
-        + _worker_suffix(peers),
+        + _worker_suffix(group),
         has_bfloat16=agreed.has_bfloat16,
-        peers=peers,
+        group=group,
         memory_bytes=agreed.memory_mib << 20 or None,
     )
 
 
-def _build_cpu_cluster(cpuinfo: Path, logical_devices: int, peers: ProcessGroup) -> Cluster:
+def _build_cpu_cluster(cpuinfo: Path, logical_devices: int, group: ProcessGroup) -> Cluster:
     if logical_devices > 1:
         cpu = tf.config.list_physical_devices("CPU")[0]
         tf.config.set_logical_device_configuration(
@@ -289,16 +289,16 @@ def _build_cpu_cluster(cpuinfo: Path, logical_devices: int, peers: ProcessGroup)
     flags = next((line.split() for line in text.splitlines() if line.startswith("flags")), [])
     bfloat16 = [flag for flag in _BFLOAT16_FLAGS if flag in flags]
     cores = len(names) or 1
-    agreed = agree_on_devices(Host("CPU", logical_devices, bool(bfloat16), 0), peers)
+    agreed = agree_on_devices(Host("CPU", logical_devices, bool(bfloat16), 0), group)
     return Cluster(
-        strategy=_build_strategy([f"CPU:{index}" for index in range(logical_devices)], peers),
+        strategy=_build_strategy([f"CPU:{index}" for index in range(logical_devices)], group),
         device_kind="CPU",
         description=f"cpu: {names[0] if names else 'unknown'}, {cores} core{'s' * (cores > 1)}"
         + (f" as {logical_devices} devices" if logical_devices > 1 else "")
         + (f", bfloat16 ({bfloat16[0]})" if bfloat16 else "")
-        + _worker_suffix(peers),
+        + _worker_suffix(group),
         has_bfloat16=agreed.has_bfloat16,
-        peers=peers,
+        group=group,
     )
 
 
@@ -319,35 +319,31 @@ def _tpu_resolver() -> Any:
         ) from None
 
 
-def _build_tpu_cluster(peers: ProcessGroup) -> Cluster:
-    if peers.process.process_count > 1:
+def _build_tpu_cluster(group: ProcessGroup) -> Cluster:
+    if group.process.process_count > 1:
         raise UsageError(
             "A run on a TPU has a single process, which uses all cores.",
             "Unset TF_CONFIG and TRAINER_WORKERS.",
-            received=f"{peers.process.process_count} processes",
+            received=f"{group.process.process_count} processes",
         )
     strategy = tf.distribute.TPUStrategy(_tpu_resolver())
     cores = strategy.num_replicas_in_sync
-    return Cluster(strategy, "TPU", f"tpu: {cores} core{'s' * (cores > 1)}", True, peers)
+    return Cluster(strategy, "TPU", f"tpu: {cores} core{'s' * (cores > 1)}", True, group)
 
 
-def _worker_suffix(peers: ProcessGroup) -> str:
+def _worker_suffix(group: ProcessGroup) -> str:
     return (
-        f"; worker {peers.process.process_index} of {peers.process.process_count}"
-        if peers.process.process_count > 1
+        f"; worker {group.process.process_index} of {group.process.process_count}"
+        if group.process.process_count > 1
         else ""
     )
 
 
-def _build_strategy(devices: list[str], peers: ProcessGroup) -> tf.distribute.Strategy:
+def _build_strategy(devices: list[str], group: ProcessGroup) -> tf.distribute.Strategy:
     """Return the strategy for these devices of this host and as many on every other host."""
-    process = peers.process
+    process = group.process
     if process.process_count == 1:
-        return (
-            tf.distribute.get_build_strategy()
-            if len(devices) == 1
-            else tf.distribute.MirroredStrategy(devices)
-        )
+        return tf.distribute.get_strategy() if len(devices) == 1 else tf.distribute.MirroredStrategy(devices)
     kind = devices[0].partition(":")[0]
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec({"worker": list(process.addresses)}), task_type="worker",
@@ -355,7 +351,7 @@ def _build_strategy(devices: list[str], peers: ProcessGroup) -> tf.distribute.St
         num_accelerators={kind: len(devices)} if kind == "GPU" else {}, rpc_layer="grpc",
     )  # fmt: skip
     strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
-    peers.on_failure(_abort)
+    group.on_failure(_abort)
     if strategy.num_replicas_in_sync != len(devices) * process.process_count:
         raise UsageError(
             "With several processes, TensorFlow uses only one CPU device of each.",

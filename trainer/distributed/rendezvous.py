@@ -167,7 +167,11 @@ class _RendezvousServer:
         self._pending.add(connection, host)
         # One thread per connection: a client that connects and sends nothing must not block the others.
         thread = threading.Thread(target=self._shake_hands, args=(connection, host), daemon=True)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:  # too many threads
+            self._pending.remove(connection)
+            connection.close()
 
     def _update(self) -> None:
         """Register new workers, log rejections, and regularly ping the workers and report the missing."""
