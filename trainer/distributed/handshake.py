@@ -100,13 +100,13 @@ def verify_member(connection: Connection, process: ProcessInfo, fingerprint: Map
     if kind != JOIN or data is None:
         # Without a MAC: a stranger must not get one that is made with the secret.
         connection.send(REJECT)
-        raise RejectedError(f"without the {GROUP_SECRET} of this run")
+        raise RejectedError(f"another {GROUP_SECRET} or none")
     claim = parse_values(data)
     index, differences = claim.get("index"), _differences(claim, process, fingerprint)
     if differences or type(index) is not int:
         answer = json.dumps({"differences": differences}).encode()
         connection.send(REJECT, _with_mac(process.secret, REJECT, nonces, answer))
-        name = f"worker {index}" if type(index) is int else "a worker"
+        name = f"worker {index}"[:16] if type(index) is int else "a worker"
         raise RejectedError(f"{name} differs in {_listed(differences)}")
     connection.send(ADMIT, _with_mac(process.secret, ADMIT, nonces, b""))
     return index
