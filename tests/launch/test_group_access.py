@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from helpers.kube_cluster import Cluster
 
 from trainer.distributed import read_process_info
 from trainer.launch.accelerators import find_accelerator
@@ -129,3 +130,36 @@ def test_manifests_contain_no_token_and_show_how_to_create_it() -> None:
         assert ("NetworkPolicy" in kinds) == ("secretKeyRef" in text) == ("kubectl create secret" in text)
     text = (ROOT / "k8s" / "job-hosts-spot.yaml").read_text()
     assert "# kubectl create secret generic hosts-spot --namespace trainer --from-literal=token=" in text
+
+
+def put(cluster: Cluster, resource: str, labels: dict[str, str]) -> None:
+    cluster.kube.put(resource, "trainer", {"metadata": {"name": "pets", "labels": labels}})
+
+
+def test_cancel_removes_the_secret_and_the_policy_that_a_deleted_job_left(cluster: Cluster) -> None:
+    for resource in ("secrets", "networkpolicies"):
+        put(cluster, resource, {"app.kubernetes.io/managed-by": "trainer"})
+    done = cluster.quick("cancel", "gke", "pets")
+    assert (done.returncode, done.stdout) == (0, "ended      pets (secret, networkpolicy)\n"), done.stderr
+    assert not cluster.kube.objects
+
+
+@pytest.mark.parametrize(("resource", "kind"), [("secrets", "Secret"), ("networkpolicies", "NetworkPolicy")])
+def test_foreign_object_of_the_name_is_kept_and_named(cluster: Cluster, resource: str, kind: str) -> None:
+    put(cluster, resource, {})
+    assert "no such job" in cluster.refused("cancel", "gke", "pets")
+    words = [
+        "submit",
+        "gke",
+        "--recipe",
+        "demo",
+        "--image",
+        "r/t:gpu",
+        "--output",
+        "gs://bucket/runs",
+        "--yes",
+    ]
+    message = cluster.refused(*words, "--run-name", "pets", "--workers", "2")
+    assert f"has a {kind} called pets" in message
+    assert cluster.kube.names(resource) == ["pets"]
+    assert len(cluster.kube.objects) == 1
