@@ -33,7 +33,7 @@ SLOWEST = [
     "situations", "compare_command", "run", "step", "resume", "packing", "drift", "warm_start",
     "shard_command", "export", "layout_runs", "train", "vertex", "scaling", "cut_off", "bench", "colab",
     "formats", "lease", "shards", "decode", "program", "integrity", "retention_faults", "process_group",
-    "gke", "packaging",
+    "membership", "gke", "packaging",
 ]  # fmt: skip
 """Test files with the longest run time, slowest first."""
 

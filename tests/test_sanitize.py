@@ -27,18 +27,18 @@ from trainer.spec import load_spec
         ("gs://bucket/a?b", "gs://bucket/a?b"),
     ],
 )
-def test_an_address_is_shown_without_what_opens_it(text: str, shown: str) -> None:
+def test_address_is_shown_without_credentials(text: str, shown: str) -> None:
     assert without_secrets(text) == shown
 
 
-def test_the_command_that_is_kept_holds_no_password(tmp_path: Path) -> None:
+def test_recorded_command_contains_no_password(tmp_path: Path) -> None:
     command = ["trainer", "train", "--data", "https://ann:secret@host/x.zip?sig=token"]
     write_environment(tmp_path, load_spec(), "cpu", Start("aa", "float32", 20), command)
     kept = json.loads((tmp_path / "environment.json").read_text())["command"]
     assert kept == [*command[:3], "https://host/x.zip?..."]
 
 
-def test_letters_of_any_language_stay_and_what_turns_their_direction_does_not() -> None:
+def test_letters_of_all_languages_are_kept_and_direction_marks_are_escaped() -> None:
     assert printable("gato é дом شجرة") == "gato é дом شجرة"
     assert printable("a\u202egnp.exe\x1b\udcff") == "a\\u202egnp.exe\\x1b\\udcff"
 
@@ -46,7 +46,7 @@ def test_letters_of_any_language_stay_and_what_turns_their_direction_does_not() 
 _NAMES = ("=1+1|'cmd'!A1", "+x", "-0.5", "@sum", "\tx", "\rx", "'=x", "''+x", "'plain", "plain", "")
 
 
-def test_no_cell_of_a_csv_is_a_formula_and_each_text_comes_back(tmp_path: Path) -> None:
+def test_csv_cells_are_no_formulas_and_texts_are_restored(tmp_path: Path) -> None:
     for name in _NAMES:
         assert not spreadsheet_cell(name).startswith(("=", "+", "-", "@", "\t", "\r"))
         assert text_of_cell(spreadsheet_cell(name)) == name

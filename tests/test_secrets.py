@@ -120,7 +120,7 @@ def command_texts(url: str) -> list[str]:
 @example(NASTY)
 @example("https://:/S3CR3T?@host.invalid")
 @example("https://ann:0/S3CR3T#@host.invalid")
-def test_no_text_of_the_program_holds_the_secret_of_an_address(url: str) -> None:
+def test_no_message_contains_the_secret_of_an_address(url: str) -> None:
     if SECRET not in url:
         return
     texts = [shown_address(url), shown_address(f"data.source={url}"), *spec_texts(url), *place_texts(url)]
@@ -142,7 +142,7 @@ def test_no_command_prints_the_secret_of_an_address(url: str) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(st.text(max_size=60) | st.from_regex(r"[a-z]{1,5}:/{0,3}[\[\]:@?#/a-z0-9]{0,12}", fullmatch=True))
-def test_any_text_can_be_shown_and_a_second_time_changes_nothing(text: str) -> None:
+def test_redaction_accepts_any_text_and_is_idempotent(text: str) -> None:
     assert shown_address(shown_address(text)) == shown_address(text)
     assert without_secrets(without_secrets(text)) == without_secrets(text)
     if ":" not in text:
@@ -158,13 +158,13 @@ def test_any_text_can_be_shown_and_a_second_time_changes_nothing(text: str) -> N
         ["predict", ".", NASTY],
     ],
 )
-def test_a_command_that_fails_prints_no_secret(words: list[str], tmp_path: Path) -> None:
+def test_failing_command_prints_no_secret(words: list[str], tmp_path: Path) -> None:
     done = trainer(*words, cache=tmp_path / "cache", cwd=tmp_path)
     refused(done, 2, "Received")
     assert SECRET not in done.stdout + done.stderr
 
 
-def test_the_files_of_a_run_hold_the_secret_in_the_spec_alone_which_only_the_owner_reads(
+def test_only_the_spec_of_a_run_contains_the_secret_and_only_its_owner_can_read_it(
     tmp_path: Path,
 ) -> None:
     previous = os.umask(0)
@@ -192,7 +192,7 @@ def test_the_files_of_a_run_hold_the_secret_in_the_spec_alone_which_only_the_own
         os.umask(previous)
 
 
-def test_a_url_that_was_signed_anew_is_of_the_same_data() -> None:
+def test_url_with_a_new_signature_refers_to_the_same_data() -> None:
     first, renewed, other = (
         load_spec(overrides={"data.source": f"https://{rest}"})
         for rest in (

@@ -49,8 +49,7 @@ from trainer.runs.publish import publish
 from trainer.runs.warm_start import begin, new_weights_sha256
 from trainer.shutdown import GracefulShutdown
 from trainer.spec import RunSpec, format_size
-from trainer.storage.folders import replace_folder
-from trainer.storage.local import write_json
+from trainer.storage.local import replace_folder, write_json
 from trainer.train import AsyncCheckpointer, Learner, Observer, TrainResult, build_learner, train
 from trainer.train.features import Features, build_features
 from trainer.train.objective import objective_of
@@ -126,11 +125,11 @@ def run(
 def prepare(spec: RunSpec, cluster: Cluster, folder: RunFolder, cache_dir: Path, screen: Screen) -> Prepared:
     """Load the data, build the model with its initial weights, and write the files that describe the run."""
     dataset = load_dataset(
-        spec.data, cache_dir, screen, lambda found: _note_rejected(folder, found), cluster.peers
+        spec.data, cache_dir, screen, lambda found: _note_rejected(folder, found), cluster.group
     )
     folder.require_lease()  # the lease may expire during loading; files are written from here on
     screen.on_fact("data", format_found(dataset, _FOUND_WIDTH))
-    _require_wanted(spec, dataset, folder, cluster.peers, cache_dir, screen)
+    _require_wanted(spec, dataset, folder, cluster.group, cache_dir, screen)
     resolved = _resolve(spec, cluster, len(dataset.train.labels), folder, screen)
     effective = resolved.effective
     steps = steps_per_epoch(len(dataset.train.labels), effective.train.global_batch_size)
@@ -231,7 +230,7 @@ def _precision(spec: RunSpec, cluster: Cluster, folder: RunFolder) -> str:
         return spec.train.precision
     began = read_precision(folder.path) if folder.newest_checkpoint else None
     chosen = began or choose_precision("auto", cluster, spec.has_depthwise)
-    return cluster.peers.broadcast(chosen.encode()).decode()
+    return cluster.group.broadcast(chosen.encode()).decode()
 
 
 def _publish(folder: RunFolder, screen: Screen) -> None:

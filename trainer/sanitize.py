@@ -32,8 +32,8 @@ _FOLLOWED = re.compile(rf"(.*?(?:[?#/]\.\.\.)?)([{_CLOSERS}]*)", re.DOTALL)
 
 def printable(text: str) -> str:
     """Return `text` with invalid UTF-8 bytes as \\udcXX and control characters as \\xXX or \\uXXXX."""
-    spelled = text.encode("utf-8", "backslashreplace").decode("utf-8")
-    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), spelled)
+    escaped = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), escaped)
 
 
 def printable_lines(text: str) -> str:
@@ -98,9 +98,9 @@ def shown_values(value: Any, show: Callable[[str], str] = shown_address) -> Any:
     if isinstance(value, str):
         return show(value)
     if isinstance(value, Mapping):
-        return {key: shown_values(each, show) for key, each in value.items()}
+        return {key: shown_values(item, show) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [shown_values(each, show) for each in value]
+        return [shown_values(item, show) for item in value]
     return value
 
 
@@ -148,6 +148,6 @@ def _with_known_shown(text: str, word: str) -> str:
     for part in (address, address.partition("=")[0]):
         shown = shown_address(part)
         if shown != part:
-            for each in (part, repr(part)[1:-1], str(PurePosixPath(part))):
-                text = text.replace(each, shown)
+            for spelling in (part, repr(part)[1:-1], str(PurePosixPath(part))):
+                text = text.replace(spelling, shown)
     return text

@@ -81,8 +81,8 @@ def main(folder: Path, name: str, data: str) -> None:
     # Like a run of the paper's network, without its validations.
     settings = ["train.epochs=1000", "train.validate_every_epochs=1000", f"train.steps_per_call={STEPS}"]
     spec = load_spec(recipe="cats-vs-dogs", settings=settings, overrides={"data.source": data})
-    peers = join_process_group(read_process_info(os.environ, ""), name, 120.0, lambda said: None)
-    cluster = find_cluster(devices="cpu", peers=peers)
+    peers = join_process_group(read_process_info(os.environ, ""), {"name": name}, 120.0, lambda said: None)
+    cluster = find_cluster(devices="cpu", group=peers)
     dataset = load_dataset(spec.data, folder / "cache", SilentProgress(), lambda found: None, peers)
     steps = steps_per_epoch(len(dataset.train.labels), spec.train.global_batch_size)
     learner = build_learner(spec, len(dataset.class_names), steps, cluster)
@@ -121,7 +121,7 @@ def measure_sums(learner: Any, dataset: Any, spec: Any, cluster: Any) -> dict[st
             taken[each] += [
                 _seconds(lambda each=each, block=block: each.run(block, view)) for block in blocks
             ]
-    all_bare = [json.loads(each) for each in cluster.peers.exchange(json.dumps(taken[bare]).encode())]
+    all_bare = [json.loads(each) for each in cluster.group.all_gather(json.dumps(taken[bare]).encode())]
     shapes = [tuple(weight.shape) for weight in learner.model.trainable_weights] + [(3,)]
     alone = _sum_seconds(cluster, shapes, 10)
     link = {size: _sum_seconds(cluster, [(size,)], max(2, min(50, (1 << 22) // size))) for size in SIZES}

@@ -189,7 +189,7 @@ def test_a_file_of_weights_is_in_the_container(tmp_path: Path) -> None:
 
 def test_a_run_to_begin_with_is_in_a_folder_or_a_bucket(tmp_path: Path) -> None:
     settings = ("train.start_from=https://a.example/runs/one",)
-    with pytest.raises(UsageError, match="A place is a folder or gs://BUCKET/PREFIX"):
+    with pytest.raises(UsageError, match="must be a folder or gs://BUCKET/PREFIX"):
         given_spec(None, "demo", settings, {}, None, tmp_path)
 
 
@@ -274,7 +274,7 @@ def test_a_stop_that_comes_before_the_command_listens_ends_as_one() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 143
-    assert done.stderr == "Error: Stopped on request. What was finished is kept.\n"
+    assert done.stderr == "Error: Stopped on request. Completed work is kept.\n"
 
 
 def test_a_folder_that_is_gone_ends_in_words(tmp_path: Path) -> None:

@@ -216,7 +216,7 @@ def test_hosts_that_see_different_shards_are_refused(packed: tuple[Path, Path], 
     refused: dict[int, str] = {}
 
     def work(index: int, shards: Path) -> None:
-        peers = join_process_group(ProcessInfo(hosts, index, hosts[0]), "same", 30.0, lambda text: None)
+        peers = join_process_group(ProcessInfo(hosts, index, hosts[0]), {}, 30.0, lambda text: None)
         store = open_store(str(shards))
         with pytest.raises(DataError, match="different shards") as caught:
             load_shards(store, read_catalogue(store), DataSpec(), tmp_path / str(index), peers)  # type: ignore[arg-type]

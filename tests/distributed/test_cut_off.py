@@ -97,7 +97,7 @@ def hosts() -> Iterator[Hosts]:
 
 
 @pytest.mark.engine
-def test_two_hosts_whose_cable_is_pulled_both_end_and_go_on_from_there(
+def test_network_partition_ends_both_hosts_and_the_run_resumes(
     hosts: Hosts, photos: Path, tmp_path: Path
 ) -> None:
     place = ["--data", str(photos), "--output", str(tmp_path / "runs"), "--run-name", "cut"]

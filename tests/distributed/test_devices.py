@@ -20,14 +20,15 @@ from trainer.cli.bootstrap import import_tensorflow, memory_explained
 from trainer.distributed import ProcessGroup, ProcessInfo, join_process_group
 from trainer.distributed.devices import (
     Gpu,
-    ask_driver,
+    Host,
+    agree_on_devices,
     choose_precision,
-    driver_problem,
     find_cluster,
-    kernel_problem,
+    find_driver_problem,
+    find_kernel_problem,
+    query_gpus,
     require_accelerator,
 )
-from trainer.distributed.host import Host, agreed_on
 from trainer.errors import AcceleratorError, OutOfMemoryError, UsageError
 
 
@@ -40,30 +41,30 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return program
 
 
-def test_the_driver_says_how_much_memory_there_is(driver: Path) -> None:
+def test_memory_and_driver_version_come_from_nvidia_smi(driver: Path) -> None:
     driver.write_text(
         "#!/bin/sh\n"
         '[ "$2" = --format=csv,noheader,nounits ] && printf "23034, 550.54.15\\n81559, 550.54.15\\n"'
     )
-    assert ask_driver() == [Gpu(23034, "550.54.15"), Gpu(81559, "550.54.15")]
+    assert query_gpus() == [Gpu(23034, "550.54.15"), Gpu(81559, "550.54.15")]
 
 
 @pytest.mark.parametrize(
-    "said", ["exit 9", "echo 'No devices were found'", "echo '[N/A], 550'", "exec sleep 0"]
+    "command", ["exit 9", "echo 'No devices were found'", "echo '[N/A], 550'", "exec sleep 0"]
 )
-def test_a_driver_that_can_not_answer_is_none(driver: Path, said: str) -> None:
-    driver.write_text(f"#!/bin/sh\n{said}\n")
-    assert ask_driver() == []
+def test_failing_nvidia_smi_means_no_gpus(driver: Path, command: str) -> None:
+    driver.write_text(f"#!/bin/sh\n{command}\n")
+    assert query_gpus() == []
 
 
-def test_without_its_program_there_is_no_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_nvidia_smi_means_no_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert ask_driver() == []
+    assert query_gpus() == []
 
 
 @pytest.mark.parametrize(("version", "is_old"), [("470.256.02", True), ("525.60.13", False), ("N/A", False)])
-def test_a_driver_too_old_for_cuda_12_is_named(version: str, is_old: bool) -> None:
-    problem = driver_problem([Gpu(23034, "550.54.15"), Gpu(23034, version)])
+def test_driver_too_old_for_cuda_12_is_named(version: str, is_old: bool) -> None:
+    problem = find_driver_problem([Gpu(23034, "550.54.15"), Gpu(23034, version)])
     assert (problem is not None and version in problem and "525" in problem) == is_old
 
 
@@ -77,22 +78,22 @@ def test_a_driver_too_old_for_cuda_12_is_named(version: str, is_old: bool) -> No
         ((12, 0), [], True),
     ],
 )
-def test_a_gpu_that_tensorflow_has_no_kernels_for_is_named(
+def test_gpu_without_kernels_in_tensorflow_is_named(
     capability: tuple[int, int], built: list[str], is_named: bool
 ) -> None:
-    problem = kernel_problem(capability, built)
-    assert (problem is not None and "capability 12.0; use another GPU" in problem) == is_named
+    problem = find_kernel_problem(capability, built)
+    assert (problem is not None and "capability 12.0. Use another GPU" in problem) == is_named
 
 
-def test_gpus_that_are_asked_for_and_not_there_are_an_error() -> None:
+def test_missing_accelerator_is_an_error() -> None:
     for wanted in ("gpu", "gpu:4"):
         with pytest.raises(AcceleratorError, match=f"{wanted[4:] or 1} GPU"):
             require_accelerator(wanted)
-    with pytest.raises(AcceleratorError, match="There is no TPU"):
+    with pytest.raises(AcceleratorError, match="TensorFlow finds no usable TPU"):
         require_accelerator("tpu")
     with pytest.raises(UsageError, match="gpu:COUNT"):
         require_accelerator("cpu")
-    with pytest.raises(UsageError, match="Devices are"):
+    with pytest.raises(UsageError, match="Devices must be"):
         find_cluster(devices="tpu:8")
 
 
@@ -104,12 +105,12 @@ def test_auto_precision_follows_the_devices() -> None:
     assert cluster.strategy.num_replicas_in_sync == 1
 
 
-def test_more_logical_devices_than_anyone_needs_are_refused() -> None:
-    with pytest.raises(UsageError, match="64 devices of the one CPU at most"):
+def test_too_many_logical_devices_are_refused() -> None:
+    with pytest.raises(UsageError, match="at most 64 logical devices"):
         find_cluster(devices="cpu:65")
 
 
-def test_what_did_not_fit_is_named() -> None:
+def test_out_of_memory_error_names_the_allocation() -> None:
     said = "Graph execution error:\n\nDetected at node conv\n\nOOM when allocating tensor with shape[9]"
     with (
         pytest.raises(OutOfMemoryError, match=r"try less\. Received: OOM when allocating"),
@@ -118,7 +119,7 @@ def test_what_did_not_fit_is_named() -> None:
         raise tf.errors.ResourceExhaustedError(None, None, said)
 
 
-def test_an_address_space_that_is_limited_is_told_before_it_is_used_up(
+def test_limited_address_space_is_reported_at_the_start(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     words = shlex.join(command("train", "--recipe", "demo", "--output", tmp_path / "runs"))
@@ -137,18 +138,18 @@ def test_an_address_space_that_is_limited_is_told_before_it_is_used_up(
     assert "ends with 134 or 139 and without a message, which means out of memory" in capfd.readouterr().err
 
 
-def test_hosts_with_other_devices_are_named() -> None:
+def test_hosts_with_different_devices_are_named() -> None:
     hosts = tuple(addresses(2))
-    said: dict[int, str] = {}
+    errors: dict[int, str] = {}
 
     def work(index: int, devices: int) -> None:
-        peers = join_process_group(ProcessInfo(hosts, index, hosts[0]), "same", 30.0, lambda text: None)
+        peers = join_process_group(ProcessInfo(hosts, index, hosts[0]), {}, 30.0, lambda text: None)
         # The port of the first address is in use by the rendezvous.
         peers.process = replace(peers.process, addresses=("localhost:0", "localhost:0"))
         try:
-            agreed_on(Host("GPU", devices, devices > 1, 24_000 * devices), peers)
+            agree_on_devices(Host("GPU", devices, devices > 1, 24_000 * devices), peers)
         except AcceleratorError as error:
-            said[index] = str(error)
+            errors[index] = str(error)
         peers.shutdown()
 
     both = [threading.Thread(target=work, args=each) for each in ((0, 2), (1, 1))]
@@ -156,11 +157,11 @@ def test_hosts_with_other_devices_are_named() -> None:
         each.start()
     for each in both:
         each.join(60)
-    assert sorted(said) == [0, 1]
-    assert "worker 1" in said[0]
-    assert "Received: 1 GPU there, 2 GPU on the first" in said[0]
+    assert sorted(errors) == [0, 1]
+    assert "worker 1" in errors[0]
+    assert "Received: 1 GPU, and 2 GPU on the chief" in errors[0]
 
 
-def test_one_process_needs_to_agree_with_nobody() -> None:
-    mine = Host("CPU", 1, True, 0)
-    assert agreed_on(mine, ProcessGroup(ProcessInfo())) is mine
+def test_single_process_keeps_its_devices() -> None:
+    local = Host("CPU", 1, True, 0)
+    assert agree_on_devices(local, ProcessGroup(ProcessInfo())) is local

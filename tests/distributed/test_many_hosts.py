@@ -27,6 +27,8 @@ from trainer.train.checkpoint import list_checkpoints
 
 pytestmark = pytest.mark.engine
 
+SECRET = "t0ken-of-the-gr0up"
+
 STOPPED = re.compile(r"Stopped on request after step (\d+) of \d+; the checkpoint is safe")
 STEP = re.compile(r'"event": "progress".* "step": (\d+)')
 
@@ -38,7 +40,10 @@ class Worker:
         self.log = log
         task = {"cluster": {"worker": list(hosts)}, "task": {"type": "worker", "index": index}}
         cache = str(log.parent / f"cache-{index}")
-        environment = {**os.environ, "TF_CONFIG": json.dumps(task), "XDG_CACHE_HOME": cache, "NO_COLOR": "1"}
+        environment = {
+            **os.environ, "TF_CONFIG": json.dumps(task), "XDG_CACHE_HOME": cache, "NO_COLOR": "1",
+            "TRAINER_GROUP_SECRET": SECRET,
+        }  # fmt: skip
         with log.open("w") as file:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "trainer.task", *flags],
@@ -103,21 +108,17 @@ def step_of(path: Path) -> int:
     return int(path.stem.split("-")[1])
 
 
-def test_a_port_that_another_program_holds_ends_both_with_its_number(pair: Pair) -> None:
+def test_port_in_use_ends_both_processes_with_its_address(pair: Pair) -> None:
     hosts = addresses(2)
     with socket.create_server(("", int(hosts[1].rpartition(":")[2]))):
         workers = [pair.start("held", index, hosts) for index in (0, 1)]
         assert [worker.end() for worker in workers] == [75, 75]
     for worker in workers:
-        assert "TensorFlow can't open its port for the other processes of the run; end what holds it" in (
-            worker.text()
-        )
+        assert "TensorFlow can't open its port for the other processes of the run." in worker.text()
         assert f"Received: {hosts[1]}" in worker.text()
 
 
-def test_two_are_stopped_and_killed_together_and_end_where_an_undisturbed_run_does(
-    pair: Pair, calm: Path
-) -> None:
+def test_stopped_and_killed_run_resumes_to_the_result_of_an_undisturbed_one(pair: Pair, calm: Path) -> None:
     workers = pair.both("disturbed")
     wait_for_step(workers[0], 3)
     workers[1].process.send_signal(signal.SIGTERM)
@@ -136,7 +137,7 @@ def test_two_are_stopped_and_killed_together_and_end_where_an_undisturbed_run_do
     assert workers[1].end() == -signal.SIGKILL
     print(f"the other noticed within {time.monotonic() - began:.1f} s")
     assert "worker 1 (" in workers[0].text()
-    assert "is gone, and so all end" in workers[0].text()
+    assert "Lost connection to worker 1 (" in workers[0].text()
     assert "Traceback" not in workers[0].text()
     assert f"continuing after step {step} of" in workers[0].text()
     last = step_of(pair.checkpoints("disturbed")[-1])
@@ -156,9 +157,7 @@ def test_two_are_stopped_and_killed_together_and_end_where_an_undisturbed_run_do
 
 
 @pytest.mark.parametrize("started", [(0, 1), (0,), (1,)], ids=["both", "the chief", "a worker"])
-def test_a_finished_run_is_reported_by_each_process_that_is_started_again(
-    pair: Pair, calm: Path, started: tuple[int, ...]
-) -> None:
+def test_restarted_processes_report_a_finished_run(pair: Pair, calm: Path, started: tuple[int, ...]) -> None:
     before = (calm / "MANIFEST.json").read_bytes()
     hosts = addresses(2)
     workers = [pair.start("calm", index, hosts) for index in started]
@@ -170,13 +169,31 @@ def test_a_finished_run_is_reported_by_each_process_that_is_started_again(
     assert (calm / "MANIFEST.json").read_bytes() == before
 
 
-def test_a_finished_run_of_another_spec_is_refused_before_anyone_waits(pair: Pair, calm: Path) -> None:
+def test_no_file_and_no_log_of_a_run_contains_the_secret_of_its_group(pair: Pair, calm: Path) -> None:
+    files = [path for path in pair.folder.rglob("*") if path.is_file()]
+    assert {"environment.json", "report.html"} <= {path.name for path in files}
+    assert len([path for path in files if path.suffix == ".log"]) >= 2
+    assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
+
+
+def test_finished_run_of_another_spec_is_refused_without_a_rendezvous(pair: Pair, calm: Path) -> None:
     alone = pair.start(calm.name, 1, addresses(2), "train.epochs=3")
     assert alone.end() == 2
     assert "train.epochs" in alone.text()
 
 
-def test_all_begin_with_the_weights_that_the_chief_has_read(pair: Pair) -> None:
+def test_worker_with_another_spec_ends_with_2_and_the_chief_names_the_setting(pair: Pair) -> None:
+    hosts = addresses(2)
+    workers = [
+        pair.start("differing", 0, hosts, "train.meet_seconds=30"),
+        pair.start("differing", 1, hosts, "train.epochs=29"),
+    ]
+    assert [worker.end() for worker in workers] == [75, 2], workers[0].text() + workers[1].text()
+    assert "it differs in train.epochs. Start all processes with the same command" in workers[1].text()
+    assert "worker 1 differs in train.epochs (1x)." in workers[0].text()
+
+
+def test_all_processes_start_with_the_weights_of_the_chief(pair: Pair) -> None:
     hosts = addresses(1)
     plain = ["model={family: plain, filters: [8]}", "train.epochs=2"]
     first = pair.start("first", 0, hosts, *plain)
@@ -192,16 +209,16 @@ def test_all_begin_with_the_weights_that_the_chief_has_read(pair: Pair) -> None:
         assert np.abs(one.probabilities - other.probabilities).max() < 1e-5
 
 
-def test_one_that_never_comes_is_named(pair: Pair) -> None:
+def test_missing_worker_is_named(pair: Pair) -> None:
     hosts = addresses(3)
     workers = [pair.start("never", index, hosts, "train.meet_seconds=4") for index in (0, 1)]
     assert [each.end() for each in workers] == [75, 75]
     for each in workers:
-        assert f"missing are worker 2 ({hosts[2]})" in each.text()
+        assert f"missing: worker 2 ({hosts[2]})" in each.text()
     assert not (pair.folder / "runs" / "never").exists()
 
 
-def test_a_profile_that_only_the_chief_is_asked_for_keeps_the_steps_of_both_together(pair: Pair) -> None:
+def test_profile_on_the_chief_alone_keeps_the_steps_in_sync(pair: Pair) -> None:
     hosts = addresses(2)
     # A batch size with equal shares: where shares differ, blocks are short without a profile too.
     settings = [
@@ -220,7 +237,7 @@ def test_a_profile_that_only_the_chief_is_asked_for_keeps_the_steps_of_both_toge
     assert found.relative_to(run).as_posix() in json.dumps(manifest)
 
 
-def test_each_process_has_its_share_of_the_images_on_its_devices_and_all_whiten_alike(tmp_path: Path) -> None:
+def test_each_process_caches_its_share_and_all_have_the_same_whitening(tmp_path: Path) -> None:
     hosts = addresses(2)
     processes = []
     for index in range(2):

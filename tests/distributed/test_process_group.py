@@ -2,231 +2,175 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 
 import pytest
 from helpers.free_ports import addresses
+from helpers.group_processes import results_of, start, wait_for_line
 
+from trainer.distributed import ProcessGroup, ProcessInfo, process_group
 from trainer.distributed.connection import DATA, PING, Connection
-from trainer.distributed.process_group import SILENCE_SECONDS
-
-BEGIN = """
-import json, os, signal, sys, threading, time
-from trainer.errors import StoppedError, TrainerError
-from trainer.distributed import ProcessInfo, join_process_group, process_group as room
-index, addresses, seconds = int(sys.argv[1]), tuple(json.loads(sys.argv[2])), float(sys.argv[3])
-place = ProcessInfo(addresses, index, addresses[0])
-def say(text): print(text, flush=True)
-try:
-    silence = float(os.environ["SILENCE"])
-    peers = join_process_group(place, os.environ.get("SPEC", "same"), seconds, say, silence)
-    try:
-        exec(os.environ["PART"])
-    except TrainerError as error:
-        peers.shutdown(error.exit_code, str(error))
-        raise
-    peers.shutdown()
-except TrainerError as error:
-    print(f"{type(error).__name__}: {error}", flush=True)
-    os._exit(error.exit_code)
-os._exit(0)
-"""
+from trainer.errors import TemporaryError
 
 
-def start(
-    index: int,
-    hosts: list[str],
-    part: str,
-    seconds: float = 20.0,
-    spec: str = "same",
-    silence: float = SILENCE_SECONDS,
-) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", BEGIN, str(index), json.dumps(hosts), str(seconds)],
-        env={"PART": part, "SPEC": spec, "SILENCE": str(silence)},
-        stdout=subprocess.PIPE, text=True, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-
-
-def ends(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
-    """Wait for the processes; return the exit code and output of each."""
-    said = [process.communicate(timeout=60)[0] for process in processes]
-    return [(process.returncode, text) for process, text in zip(processes, said, strict=True)]
-
-
-def test_all_hear_what_each_says_in_their_order() -> None:
+def test_all_gather_returns_the_data_of_all_processes_in_their_order() -> None:
     part = """
 large = bytes([index]) * 3_000_000
-assert peers.all_gather(large) == [bytes([each]) * 3_000_000 for each in range(3)]
-assert peers.all_gather(b"") == [b""] * 3
+assert group.all_gather(large) == [bytes([number]) * 3_000_000 for number in range(3)]
+assert group.all_gather(b"") == [b""] * 3
 for turn in range(200):
-    assert peers.all_gather(b"%d of %d" % (turn, index)) == [b"%d of %d" % (turn, each) for each in range(3)]
-assert peers.broadcast(b"from %d" % index) == b"from 0"
-say("done")
+    expected = [b"%d of %d" % (turn, number) for number in range(3)]
+    assert group.all_gather(b"%d of %d" % (turn, index)) == expected
+assert group.broadcast(b"from %d" % index) == b"from 0"
+log("done")
 """
     hosts = addresses(3)
     processes = [start(index, hosts, part) for index in (2, 0, 1)]
-    assert [(code, text.splitlines()[-1]) for code, text in ends(processes)] == [(0, "done")] * 3
+    assert [(code, text.splitlines()[-1]) for code, text in results_of(processes)] == [(0, "done")] * 3
 
 
-def test_a_process_that_starts_late_is_waited_for_and_a_restarted_one_takes_its_place() -> None:
+def test_rendezvous_waits_for_late_processes_and_replaces_restarted_ones() -> None:
     hosts = addresses(3)
     chief, first = (
-        start(0, hosts, "say(peers.all_gather(b'%d' % index))"),
-        start(1, hosts, "peers.all_gather(b'x')"),
+        start(0, hosts, "log(group.all_gather(b'%d' % index))"),
+        start(1, hosts, "group.all_gather(b'x')"),
     )
     time.sleep(2.0)
     first.kill()
     first.communicate()
-    last = start(2, hosts, "peers.all_gather(b'%d' % index)")
+    last = start(2, hosts, "group.all_gather(b'%d' % index)")
     time.sleep(2.0)  # two workers have connected, one of which is dead
-    again = start(1, hosts, "peers.all_gather(b'%d' % index)")
-    assert ends([chief, last, again])[0] == (0, "[b'0', b'1', b'2']\n")
+    again = start(1, hosts, "group.all_gather(b'%d' % index)")
+    assert results_of([chief, last, again])[0] == (0, "[b'0', b'1', b'2']\n")
 
 
-def test_who_does_not_come_is_named() -> None:
+def test_missing_worker_is_named_by_all_processes() -> None:
     hosts = addresses(3)
-    (code, told), (other_code, other_told) = ends([start(0, hosts, "", 2.0), start(1, hosts, "", 10.0)])
+    (code, text), (other_code, other_text) = results_of([start(0, hosts, "", 2.0), start(1, hosts, "", 10.0)])
     assert (code, other_code) == (75, 75)
-    for text in (told, other_told):
-        assert f"missing are worker 2 ({hosts[2]})" in text
+    for output in (text, other_text):
+        assert f"missing: worker 2 ({hosts[2]})" in output
 
 
-def test_a_chief_that_does_not_come_is_named() -> None:
+def test_missing_chief_is_named() -> None:
     hosts = addresses(2)
-    ((code, told),) = ends([start(1, hosts, "", 1.5)])
+    ((code, text),) = results_of([start(1, hosts, "", 1.5)])
     assert code == 75
-    assert f"The chief, {hosts[0]}, did not begin the run within 1.5 s" in told
+    assert f"The chief, {hosts[0]}, did not start the run within 1.5 s" in text
 
 
-def test_processes_of_different_specs_are_refused() -> None:
-    hosts = addresses(2)
-    found = ends([start(0, hosts, "", 10.0), start(1, hosts, "", 10.0, spec="another")])
-    assert [code for code, _ in found] == [2, 2]
-    assert "different specs" in found[0][1]
-
-
-def connected(address: tuple[str, int]) -> socket.socket:
-    """Connect to a process that may not listen yet, with retries for 20 s."""
-    until = time.monotonic() + 20
-    while True:
-        try:
-            return socket.create_connection(address, timeout=5)
-        except OSError:
-            assert time.monotonic() < until
-            time.sleep(0.05)
-
-
-def test_a_stranger_at_the_door_does_no_harm() -> None:
-    hosts = addresses(2)
-    chief = start(0, hosts, "say(peers.all_gather(b'a'))")
-    address = ("127.0.0.1", int(hosts[0].rpartition(":")[2]))
-    deep, endless = b"[" * 200_000, b'{"index": Infinity, "count": 2}'
-    hellos = [b"h" + len(each).to_bytes(8, "big") + each for each in (b"{}", deep, endless, b"7" * 9**5)]
-    for said in (b"GET / HTTP/1.1\r\n\r\n", *hellos, b"h" + b"\xff" * 8, b""):
-        with closing(connected(address)) as stranger:
-            stranger.sendall(said)
-    assert ends([chief, start(1, hosts, "peers.all_gather(b'b')")])[0] == (0, "[b'a', b'b']\n")
-
-
-def test_those_who_say_nothing_or_trickle_hold_nobody_up() -> None:
-    """300 idle connections would exceed the time limit if they were handled one at a time."""
-    hosts = addresses(2)
-    chief = start(0, hosts, "say(peers.all_gather(b'a'))", seconds=20.0)
-    address = ("127.0.0.1", int(hosts[0].rpartition(":")[2]))
-    with ExitStack() as strangers:
-        for _ in range(300):
-            stranger = strangers.enter_context(closing(connected(address)))
-            stranger.sendall(b"h\0\0")
-        worker = start(1, hosts, "peers.all_gather(b'b')")
-        assert ends([chief, worker])[0] == (0, "[b'a', b'b']\n")
-
-
-def test_a_long_message_to_one_keeps_no_other_waiting_for_a_sign_of_life() -> None:
+def test_long_message_to_one_process_delays_no_ping() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        here, there = socket.create_connection(server.getsockname()), server.accept()[0]
-    with closing(here), closing(there):
-        wire = Connection(here, 20.0)
-        sender = threading.Thread(target=wire.send, args=(DATA, bytes(50_000_000)))
+        near, far = socket.create_connection(server.getsockname()), server.accept()[0]
+    with closing(near), closing(far):
+        connection = Connection(near, 20.0)
+        sender = threading.Thread(target=connection.send, args=(DATA, bytes(50_000_000)))
         sender.start()
-        while not there.recv(1, socket.MSG_PEEK):
+        while not far.recv(1, socket.MSG_PEEK):
             pass
         before = threading.active_count()
-        pinging = threading.Thread(target=wire.ping)
+        pinging = threading.Thread(target=connection.ping)
         pinging.start()
         pinging.join(5)
         assert not pinging.is_alive()
         assert threading.active_count() == before  # the message is still being sent
-        heard = 0
-        while heard < 50_000_000 + 9:
-            heard += len(there.recv(1 << 20))
+        received = 0
+        while received < 50_000_000 + 9:
+            received += len(far.recv(1 << 20))
         sender.join()
-        wire.ping()
-        assert there.recv(100)[:1] == PING
+        connection.ping()
+        assert far.recv(100)[:1] == PING
 
 
 @pytest.mark.parametrize("killed", [0, 1, 2])
-def test_when_one_is_killed_all_others_end_with_75_and_its_name(killed: int) -> None:
+def test_killed_process_ends_all_others_with_75_and_its_name(killed: int) -> None:
     hosts = addresses(3)
-    processes = [start(index, hosts, "peers.all_gather(b''); say('met'); peers.all_gather(b'') if index != "
+    processes = [start(index, hosts, "group.all_gather(b''); log('met'); group.all_gather(b'') if index != "
                  f"{killed} else time.sleep(60)") for index in range(3)]  # fmt: skip
     for process in processes:
-        assert process.stdout is not None
-        while process.stdout.readline() != "met\n":
-            pass
+        wait_for_line(process, "met")
     processes[killed].send_signal(signal.SIGKILL)
-    began = time.monotonic()
-    found = ends(processes)
-    assert time.monotonic() - began < 10
-    for index, (code, text) in enumerate(found):
+    started_at = time.monotonic()
+    results = results_of(processes)
+    assert time.monotonic() - started_at < 10
+    for index, (code, text) in enumerate(results):
         if index != killed:
             assert code == 75
-            assert f"worker {killed} ({hosts[killed]}) is gone" in text
+            assert f"Lost connection to worker {killed} ({hosts[killed]}); stopping all workers." in text
 
 
-def test_one_that_says_nothing_any_more_is_gone_too() -> None:
+def test_silent_process_counts_as_lost() -> None:
     hosts = addresses(2)
-    chief = start(0, hosts, "peers.all_gather(b''); say('met'); peers.all_gather(b'')", silence=4.0)
-    other = start(1, hosts, "peers.all_gather(b''); say('met'); time.sleep(60)")
-    assert other.stdout is not None
-    while other.stdout.readline() != "met\n":
-        pass
+    chief = start(0, hosts, "group.all_gather(b''); log('met'); group.all_gather(b'')", silence=4.0)
+    other = start(1, hosts, "group.all_gather(b''); log('met'); time.sleep(60)")
+    wait_for_line(other, "met")
     other.send_signal(signal.SIGSTOP)
     try:
-        ((code, text),) = ends([chief])
+        ((code, text),) = results_of([chief])
     finally:
         other.kill()
         other.communicate()
     assert code == 75
-    assert "is gone" in text
+    assert "Lost connection to worker 1" in text
 
 
-@pytest.mark.parametrize("who", [0, 1])
-def test_when_one_ends_with_an_error_all_end_with_it(who: int) -> None:
+@pytest.mark.parametrize("failed", [0, 1])
+def test_error_of_one_process_ends_all_with_its_code_and_message(failed: int) -> None:
     hosts = addresses(3)
     part = f"""
 from trainer.errors import DataError
-if index == {who}:
+if index == {failed}:
     raise DataError("no such images")
-peers.all_gather(b"")
+group.all_gather(b"")
 """
-    found = ends([start(index, hosts, part) for index in range(3)])
-    assert [code for code, _ in found] == [65] * 3
-    for index, (_, text) in enumerate(found):
+    results = results_of([start(index, hosts, part) for index in range(3)])
+    assert [code for code, _ in results] == [65] * 3
+    for index, (_, text) in enumerate(results):
         assert "no such images" in text
-        assert index == who or f"worker {who} ({hosts[who]}): no such images" in text
+        assert index == failed or f": worker {failed} ({hosts[failed]}): no such images" in text
 
 
-def test_who_waits_elsewhere_is_called_when_another_one_ends() -> None:
+def test_failure_action_is_called_when_another_process_ends() -> None:
     hosts = addresses(2)
-    waiting = "peers.on_failure(lambda error: (say('called'), os._exit(error.exit_code))); time.sleep(60)"
-    found = ends([start(0, hosts, waiting), start(1, hosts, "raise StoppedError('asked to')")])
-    assert [code for code, _ in found] == [143, 143]
-    assert "called" in found[0][1]
+    waiting = "group.on_failure(lambda error: (log('called'), os._exit(error.exit_code))); time.sleep(60)"
+    results = results_of([start(0, hosts, waiting), start(1, hosts, "raise StoppedError('on request')")])
+    assert [code for code, _ in results] == [143, 143]
+    assert "called" in results[0][1]
+
+
+@contextmanager
+def connected_pair() -> Iterator[tuple[ProcessGroup, ProcessGroup]]:
+    """Yield the chief and the worker of a group of two processes, both in this process."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        near, far = socket.create_connection(server.getsockname()), server.accept()[0]
+    with closing(near), closing(far):
+        names = ("a:1", "b:1")
+        chief = ProcessGroup(ProcessInfo(names, 0, "a:2"), {1: Connection(near, 20.0)})
+        yield chief, ProcessGroup(ProcessInfo(names, 1, "a:2"), {0: Connection(far, 20.0)})
+
+
+def test_process_that_leaves_early_is_named_at_once() -> None:
+    with connected_pair() as (chief, worker):
+        threading.Thread(target=worker.shutdown).start()
+        started_at = time.monotonic()
+        with pytest.raises(TemporaryError, match=r"worker 1 \(b:1\) left the run before the end"):
+            chief.all_gather(b"")
+        assert time.monotonic() - started_at < 2
+
+
+def test_process_that_left_after_the_end_is_not_reported_as_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_group, "PING_SECONDS", 0.05)
+    failures: list[object] = []
+    with connected_pair() as (chief, worker):
+        chief.on_failure(failures.append)
+        threading.Thread(target=worker.all_gather, args=(b"",)).start()
+        assert chief.all_gather(b"") == [b"", b""]
+        worker.shutdown()  # the chief goes on, for example with the gates
+        time.sleep(0.5)
+        chief.raise_if_failed()
+    assert failures == []

@@ -10,9 +10,10 @@ from typing import Any
 KINDS = {
     "v1": {
         "services": "Service", "pods": "Pod", "events": "Event", "namespaces": "Namespace",
-        "serviceaccounts": "ServiceAccount", "nodes": "Node",
+        "serviceaccounts": "ServiceAccount", "nodes": "Node", "secrets": "Secret",
     },
     "batch/v1": {"jobs": "Job", "cronjobs": "CronJob"},
+    "networking.k8s.io/v1": {"networkpolicies": "NetworkPolicy"},
     "jobset.x-k8s.io/v1alpha2": {"jobsets": "JobSet"},
     "kueue.x-k8s.io/v1beta1": {"localqueues": "LocalQueue", "workloads": "Workload"},
     "authorization.k8s.io/v1": {"selfsubjectaccessreviews": "SelfSubjectAccessReview"},

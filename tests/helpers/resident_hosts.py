@@ -34,8 +34,8 @@ SETTINGS = [
 
 def main() -> None:
     """Train twice; the output folder is the only argument."""
-    peers = join_process_group(read_process_info(os.environ, ""), "same", 60.0, print)
-    cluster = find_cluster(devices="cpu", peers=peers)
+    peers = join_process_group(read_process_info(os.environ, ""), {}, 60.0, print)
+    cluster = find_cluster(devices="cpu", group=peers)
     like_a_gpu = replace(cluster, device_kind="GPU", memory_bytes=1 << 20)
     dataset = dark_and_light()
     spec = load_spec(settings=SETTINGS)

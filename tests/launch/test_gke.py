@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from trainer.storage.store import open_store
 SUBMIT = ["submit", "gke", "--recipe", "demo", "--run-name", "pets", "--image", "registry/trainer:gpu"]
 OUTPUT = ["--output", "gs://bucket/runs"]
 
+CREATED = ("services", "secrets", "networkpolicies", "jobs")
+
 
 def test_the_plan_is_shown_and_the_job_is_what_the_dry_run_said(cluster: Cluster) -> None:
     dry = cluster.trainer(*SUBMIT, *OUTPUT, "--workers", "2", "--dry-run")
@@ -35,9 +38,13 @@ def test_the_plan_is_shown_and_the_job_is_what_the_dry_run_said(cluster: Cluster
     import yaml
 
     expected = list(yaml.safe_load_all(dry.stdout))
-    created = [cluster.kube.objects["trainer", kind, "pets"] for kind in ("services", "jobs")]
-    (owner,) = created[0]["metadata"].pop("ownerReferences")  # the service is deleted with its job
-    assert owner == {"apiVersion": "batch/v1", "kind": "Job", "name": "pets", "uid": "uid-pets"}
+    created = [cluster.kube.objects["trainer", kind, "pets"] for kind in CREATED]
+    for each in created[:-1]:
+        (owner,) = each["metadata"].pop("ownerReferences")  # deleted with the job
+        assert owner == {"apiVersion": "batch/v1", "kind": "Job", "name": "pets", "uid": "uid-pets"}
+    secret = created.pop(CREATED.index("secrets"))  # not printed by the dry run
+    assert re.fullmatch("[0-9a-f]{64}", secret["stringData"]["token"])
+    assert "kubectl create secret generic pets --namespace trainer --from-literal=token=" in dry.stdout
     for each in created:
         each["metadata"].pop("uid")
         each["metadata"].pop("creationTimestamp")
@@ -57,6 +64,8 @@ def test_nothing_is_sent_without_a_yes(cluster: Cluster) -> None:
         ("jobs", ("Invalid", "late refusal"), "late refusal"),
         ("services", ("Forbidden", "services is forbidden"), "forbidden"),
         ("services", ("Invalid", "late refusal"), "late refusal"),
+        ("secrets", ("Forbidden", "secrets is forbidden"), "forbidden"),
+        ("networkpolicies", ("Invalid", "late refusal"), "late refusal"),
     ],
 )
 def test_what_the_cluster_refuses_leaves_nothing_behind(
@@ -67,7 +76,7 @@ def test_what_the_cluster_refuses_leaves_nothing_behind(
     assert not cluster.kube.objects
     # The job already exists when its service is rejected.
     removed = any(each.startswith("DELETE") and "/jobs/pets" in each for each in cluster.kube.requests)
-    assert removed == (kind == "services" and "late" in refusal[1])
+    assert removed == (kind != "jobs" and "late" in refusal[1])
 
 
 def test_a_place_that_is_not_there_is_named(cluster: Cluster, tmp_path: Path) -> None:

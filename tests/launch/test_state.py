@@ -105,7 +105,7 @@ def test_of_a_failed_job_of_several_workers_the_one_that_failed_is_named() -> No
 
 
 def jobset(conditions: list[dict[str, Any]], restarts: int = 0, **spec: Any) -> dict[str, Any]:
-    (made,) = objects_of(
+    *_, made = objects_of(
         JobPlan(
             "gke", "pets", load_spec(None, "demo", (), {"output": "gs://b/r"}), "r/t:gpu",
             find_accelerator("cpu"), workers=2, is_jobset=True,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -62,6 +63,17 @@ def cloud() -> Iterator[Cloud]:
         yield Cloud(vertex)
 
 
+def _pop_tokens(job: dict[str, Any]) -> list[str]:
+    """Remove the secret of the process group from all pools of a job, and return its values."""
+    tokens = []
+    for pool in job["jobSpec"]["workerPoolSpecs"]:
+        variables = {each["name"]: each["value"] for each in pool["containerSpec"]["env"]}
+        tokens.append(variables.pop("TRAINER_GROUP_SECRET"))
+        pool["containerSpec"]["env"] = [{"name": name, "value": value} for name, value in variables.items()]
+    assert all(re.fullmatch("[0-9a-f]{64}", token) for token in tokens)
+    return tokens
+
+
 def test_the_job_is_what_the_dry_run_said(cloud: Cloud) -> None:
     dry = cloud.said(*SUBMIT, "--workers", "3", "--spot", "--dry-run")
     assert not cloud.vertex.requests
@@ -70,6 +82,10 @@ def test_the_job_is_what_the_dry_run_said(cloud: Cloud) -> None:
     assert f"where      project {PROJECT}, {REGION}" in said
     assert f"created    projects/123/locations/{REGION}/customJobs/1000" in said
     sent = json.loads(dry)
+    # Each submission has a token of its own, also a dry run.
+    tokens = [_pop_tokens(job) for job in (sent, cloud.vertex.jobs[0])]
+    assert [len(set(each)) for each in tokens] == [1, 1]
+    assert tokens[0] != tokens[1]
     assert sent.items() <= cloud.vertex.jobs[0].items()
     first, rest = sent["jobSpec"]["workerPoolSpecs"]
     assert (first["replicaCount"], rest["replicaCount"]) == ("1", "2")

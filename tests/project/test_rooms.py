@@ -46,7 +46,7 @@ ROOMS = (
 LIGHT_ROOMS = ("errors", "sanitize", "shutdown", "distributed", "recipes", "spec", "launch", "cli")
 """Must import fast, and without TensorFlow installed."""
 
-WITH_TENSORFLOW = ("trainer.distributed.devices", "trainer.distributed.strategy")
+WITH_TENSORFLOW = ("trainer.distributed.devices",)
 """The modules of light rooms that need it."""
 
 HEAVY = ("tensorflow", "keras", "google.cloud")

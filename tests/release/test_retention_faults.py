@@ -93,6 +93,6 @@ def test_who_lost_the_run_removes_no_more_of_it(tmp_path: Path) -> None:
     keep_newest(output, 1)
     gone = keep_newest(output, 1, read_seconds=0)
     assert gone.removed == ()
-    assert "took this run over" in gone.problems[0]
+    assert "has taken over this run" in gone.problems[0]
     assert {entry.name for entry in output.below("one").entries()} >= {RETIRED}
     assert len(output.below("one").entries()) == len(("model", "metrics.json", RETIRED))

@@ -119,13 +119,13 @@ def test_a_paused_process_leaves_alone_the_run_that_another_one_published(
         assert not is_finished(FolderStore(run))
         second = trainer(*arguments, cache=tmp_path / "cache")
         assert second.returncode == 0, second.stderr
-        assert "watching whether it is alive" in second.stdout
+        assert "checking whether it is alive" in second.stdout
         paused.send_signal(signal.SIGCONT)
         words = paused.communicate(timeout=120)[1]
     finally:
         paused.kill()
         paused.communicate()
-    assert (paused.returncode, "took this run over" in words) == (75, True), words
+    assert (paused.returncode, "has taken over this run" in words) == (75, True), words
     assert verify(FolderStore(run)) == []
 
 

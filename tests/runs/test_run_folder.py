@@ -136,7 +136,7 @@ def test_a_process_that_lost_its_run_writes_nothing_there(tmp_path: Path, cache:
     (tmp_path / ".one.lease").write_text('{"host": "elsewhere", "pid": 7}')
     assert run.lease is not None
     run.lease._beat_at -= 3600.0  # as after a pause
-    with pytest.raises(TemporaryError, match="took this run over"):
+    with pytest.raises(TemporaryError, match="has taken over this run"):
         write_text(run.path / "spec.yaml", "mine")
     assert (run.path / "spec.yaml").read_text() == before
     run.release()
@@ -194,7 +194,7 @@ def test_a_run_that_never_began_takes_the_new_spec(output: Store, cache: Path) -
 def test_a_run_that_another_process_works_on_is_refused(output: Store, cache: Path) -> None:
     run = open_run_folder(spec_in(output), NOW, cache)
     progress = Listener()
-    with pytest.raises(TemporaryError, match="Another process is at work on this run"):
+    with pytest.raises(TemporaryError, match="Another process is working on this run"):
         open_run_folder(spec_in(output), NOW, cache, progress=progress)
     assert len(progress.heard) == 1
     run.release()

@@ -16,6 +16,7 @@ from trainer.spec import (
     load_spec,
     parse_spec,
     read_spec,
+    setting_digests,
     spec_changes,
     spec_digest,
 )
@@ -333,6 +334,21 @@ def test_the_digest_knows_what_can_change_the_result() -> None:
     elsewhere = load_spec(recipe="demo", settings=["data.cache_mib=7", "train.log_interval_seconds=1.0"])
     assert spec_changes(spec, elsewhere) == []
     assert spec_changes(spec, spec) == []
+
+
+def test_setting_digests_differ_in_the_settings_that_can_change_the_result() -> None:
+    spec = load_spec(recipe="demo", overrides={"data.source": "https://host/a.zip?sig=1"})
+    digests = setting_digests(spec)
+    changes = {
+        "data.source": "https://host/a.zip?sig=2",
+        "output": "x",
+        "train.epochs": 3,
+        "data.cache_mib": 7,
+    }
+    other = setting_digests(load_spec(recipe="demo", overrides=changes))
+    assert {key for key in {*digests, *other} if digests.get(key) != other.get(key)} == {"train.epochs"}
+    assert {"seed", "data.source", "model.family", "optimizer.name"} <= set(digests)
+    assert "host" not in str(digests)
 
 
 def test_every_exception_has_a_code_of_the_table() -> None:

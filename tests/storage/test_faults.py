@@ -40,7 +40,7 @@ def through(proxy_address: str, prefix: str, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     "operation", ["create", "swap", "write", "read", "upload", "download", "large", "list"]
 )
-def test_one_fault_costs_nothing(
+def test_single_fault_is_retried_without_loss(
     fault: str, operation: str, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = os.urandom(5000)
@@ -80,7 +80,7 @@ def test_one_fault_costs_nothing(
 
 
 @pytest.mark.parametrize("operation", ["read", "download"])
-def test_a_reply_that_is_cut_and_then_damaged_is_never_taken(
+def test_truncated_or_damaged_response_is_never_accepted(
     operation: str, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = os.urandom(300_000)
@@ -98,7 +98,7 @@ def test_a_reply_that_is_cut_and_then_damaged_is_never_taken(
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("number", [2, 3, 4])
-def test_a_fault_amid_a_large_upload_costs_nothing(
+def test_fault_during_a_large_upload_is_retried_without_loss(
     fault: str, number: int, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gcs, "_UPLOAD_CHUNK_BYTES", 3 << 20)
@@ -113,7 +113,7 @@ def test_a_fault_amid_a_large_upload_costs_nothing(
     assert found.data == source.read_bytes()
 
 
-def test_an_object_that_goes_while_it_is_read_is_worth_another_try(
+def test_object_removed_while_it_is_read_is_a_temporary_error(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = through(address, tmp_path.name, monkeypatch)
@@ -128,30 +128,30 @@ def test_an_object_that_goes_while_it_is_read_is_worth_another_try(
 
 
 @pytest.mark.parametrize("fault", ["cut reply", "reset", "stall", "unavailable"])
-def test_a_read_that_fails_every_time_is_an_error_in_words(
+def test_read_that_always_fails_is_a_temporary_error(
     fault: str, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gcs, "RETRY_SECONDS", 1.0)
     through(address, tmp_path.name, monkeypatch).write("there", os.urandom(300_000))
     with fault_proxy(address, lambda number, method, path: fault, stall_seconds=2.0) as proxy:
         store = through(proxy.address, tmp_path.name, monkeypatch)
-        with pytest.raises(TemporaryError, match="retries are used up"):
+        with pytest.raises(TemporaryError, match="all retries failed"):
             store.download("there", tmp_path / "there")
     assert len(proxy.done) > 1
     assert not (tmp_path / "there").exists()
 
 
-def test_a_server_that_stays_away_is_an_error_that_says_to_try_again(
+def test_unreachable_server_is_a_temporary_error(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with fault_proxy(address, lambda number, method, path: "unavailable") as proxy:
         store = through(proxy.address, tmp_path.name, monkeypatch)
-        with pytest.raises(TemporaryError, match="retries are used up"):
+        with pytest.raises(TemporaryError, match="all retries failed"):
             store.write("new", b"data")
     assert len(proxy.done) > 3
 
 
-def test_what_cannot_be_read_is_not_called_changed(
+def test_unreadable_file_is_not_reported_as_changed(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gcs, "RETRY_SECONDS", 1.0)
@@ -164,5 +164,5 @@ def test_what_cannot_be_read_is_not_called_changed(
     fails = lambda number, method, path: "unavailable" if "report.html" in path else None  # noqa: E731
     with fault_proxy(address, fails) as proxy:
         store = through(proxy.address, tmp_path.name, monkeypatch)
-        with pytest.raises(TemporaryError, match=r"report\.html.*retries are used up"):
+        with pytest.raises(TemporaryError, match=r"report\.html.*all retries failed"):
             verify(store.below(run.name))

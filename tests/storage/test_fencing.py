@@ -11,8 +11,7 @@ from helpers.listing import names
 from trainer.errors import TemporaryError
 from trainer.storage.fencing import guarded
 from trainer.storage.folder import FolderStore
-from trainer.storage.folders import replace_folder
-from trainer.storage.local import append_line, create_bytes, write_text
+from trainer.storage.local import append_line, create_bytes, replace_folder, write_text
 from trainer.train.events import EventLog
 
 
@@ -43,7 +42,7 @@ WAYS: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_nothing_changes_below_a_folder_that_is_anothers(way: str, tmp_path: Path) -> None:
+def test_nothing_is_written_below_a_folder_without_its_lease(way: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     (run / "model").mkdir(parents=True)
     (run / "events").mkdir()
@@ -59,7 +58,7 @@ def test_nothing_changes_below_a_folder_that_is_anothers(way: str, tmp_path: Pat
     assert (run / "report.html").read_text() == "mine"
 
 
-def test_beside_the_folder_everyone_may_write(tmp_path: Path) -> None:
+def test_paths_outside_the_guarded_folder_are_writable(tmp_path: Path) -> None:
     with guarded(tmp_path / "run", lost):
         write_text(tmp_path / "run-2" / "report.html", "mine")
     assert names(tmp_path / "run-2") == ["report.html"]

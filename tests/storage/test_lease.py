@@ -52,7 +52,7 @@ def elsewhere(store: Store) -> None:
     store.write("run.lease", json.dumps({"host": "gone-1", "pid": 7, "boot": "other", "beats": 3}).encode())
 
 
-def test_second_is_refused_while_the_first_lives_and_told_who_it_is(store: Store) -> None:
+def test_second_process_is_refused_with_the_name_of_the_live_holder(store: Store) -> None:
     process, heard = holder(store), []
     try:
         with pytest.raises(TemporaryError, match=f"process {process.pid} on .*run.lease"):
@@ -79,24 +79,24 @@ def test_silent_holder_of_another_machine_is_replaced_after_the_expiry(store: St
     lease.release()
 
 
-def test_lease_that_is_given_back_meanwhile_is_taken(store: Store) -> None:
+def test_lease_that_is_released_during_the_wait_is_acquired(store: Store) -> None:
     elsewhere(store)
     threading.Timer(EXPIRY / 3, store.remove, ["run.lease"]).start()
     take_lease(store, "run.lease", lambda text: None, 3600.0 / 1000).release()
 
 
-def test_holder_that_was_paused_too_long_learns_that_it_lost(store: Store) -> None:
+def test_holder_that_was_paused_too_long_finds_its_lease_lost(store: Store) -> None:
     lease = take_lease(store, "run.lease", print, 3600.0)
     elsewhere(store)
     lease.require()  # no store access: the last heartbeat is recent
     lease._beat_at -= 3600.0  # as after a pause
-    with pytest.raises(TemporaryError, match="Another process took this run over"):
+    with pytest.raises(TemporaryError, match="Another process has taken over this run"):
         lease.require()
     lease.release()
     assert json.loads(store.read("run.lease").data)["host"] == "gone-1"  # type: ignore[union-attr]
 
 
-def test_heartbeat_goes_on_and_finds_a_lost_lease_by_itself(store: Store) -> None:
+def test_heartbeat_detects_a_lost_lease(store: Store) -> None:
     lease = take_lease(store, "run.lease", print, EXPIRY)
     time.sleep(EXPIRY)
     assert json.loads(store.read("run.lease").data)["beats"] >= 2  # type: ignore[union-attr]
@@ -107,7 +107,7 @@ def test_heartbeat_goes_on_and_finds_a_lost_lease_by_itself(store: Store) -> Non
     lease.release()
 
 
-def test_of_eight_processes_one_takes_it(store: Store) -> None:
+def test_one_of_eight_processes_acquires_the_lease(store: Store) -> None:
     code = HOLD.replace("time.sleep(60)", "time.sleep(4)")
     racers = [
         subprocess.Popen(

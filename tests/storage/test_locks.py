@@ -14,7 +14,7 @@ from helpers.listing import names
 from trainer.storage import build_once, exclusive, private_folder
 
 
-def test_second_process_waits_for_the_lock_and_says_so(tmp_path: Path) -> None:
+def test_second_process_waits_for_the_lock_and_reports_it(tmp_path: Path) -> None:
     events: list[str] = []
     waiting = threading.Event()
 
@@ -59,7 +59,7 @@ def test_failed_build_leaves_nothing(tmp_path: Path) -> None:
     assert names(tmp_path) == [".set.lock"]
 
 
-def test_build_cut_short_by_a_kill_is_not_taken_for_complete(tmp_path: Path) -> None:
+def test_build_ended_by_a_kill_does_not_count_as_complete(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from trainer.storage import build_once\n"
         "def build(folder):\n"
@@ -76,7 +76,7 @@ def test_build_cut_short_by_a_kill_is_not_taken_for_complete(tmp_path: Path) -> 
     assert names(folder) == ["whole"]
 
 
-def test_a_private_folder_is_nobody_elses_and_those_of_killed_processes_go(tmp_path: Path) -> None:
+def test_private_folder_is_exclusive_and_those_of_killed_processes_are_removed(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from trainer.storage import private_folder\n"
         "with private_folder(Path(sys.argv[1])) as folder:\n"
@@ -95,7 +95,7 @@ def test_a_private_folder_is_nobody_elses_and_those_of_killed_processes_go(tmp_p
         assert [path for path in tmp_path.iterdir() if path.is_dir()] == [ours]
 
 
-def test_of_many_processes_at_once_none_takes_anothers_private_folder(tmp_path: Path) -> None:
+def test_concurrent_processes_keep_their_private_folders(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from trainer.storage import private_folder\n"
         "for turn in range(60):\n"
@@ -108,7 +108,7 @@ def test_of_many_processes_at_once_none_takes_anothers_private_folder(tmp_path: 
     assert [racer.communicate()[1] for racer in racers] == [b""] * 4
 
 
-def test_what_a_killed_build_left_goes_with_the_next_of_another_folder(tmp_path: Path) -> None:
+def test_leftover_of_a_killed_build_is_removed_by_the_next_build(tmp_path: Path) -> None:
     for name in ("left", "busy"):
         (tmp_path / f".{name}.partial").mkdir()
         (tmp_path / f".{name}.lock").touch()

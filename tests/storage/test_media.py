@@ -15,7 +15,7 @@ from google.cloud.storage.exceptions import DataCorruption
 from helpers.serving import serving
 
 from trainer.storage.checksums import as_text
-from trainer.storage.media import fetch_media
+from trainer.storage.gcs import fetch_media
 
 DATA = bytes(range(256)) * 9000
 
@@ -59,13 +59,13 @@ def fetch(path: str, target: Path) -> bool:
 
 
 @pytest.mark.parametrize(("path", "data"), [("whole", DATA), ("empty", b"")])
-def test_an_object_arrives_with_its_checksum(path: str, data: bytes, tmp_path: Path) -> None:
+def test_object_is_downloaded_and_verified(path: str, data: bytes, tmp_path: Path) -> None:
     assert fetch(path, tmp_path / "object")
     assert (tmp_path / "object").read_bytes() == data
 
 
 @pytest.mark.parametrize("path", ["packed", "unhashed"])
-def test_what_can_not_be_compared_as_it_comes_is_left_to_the_client(path: str, tmp_path: Path) -> None:
+def test_object_without_a_usable_checksum_is_left_to_the_client(path: str, tmp_path: Path) -> None:
     assert not fetch(path, tmp_path / "object")
     assert not (tmp_path / "object").exists()
 
@@ -80,7 +80,7 @@ def test_what_can_not_be_compared_as_it_comes_is_left_to_the_client(path: str, t
         ("503", api.ServiceUnavailable),
     ],
 )
-def test_what_does_not_arrive_whole_raises_what_the_client_would(
+def test_incomplete_download_raises_the_error_of_the_client(
     path: str, error: type[Exception], tmp_path: Path
 ) -> None:
     with pytest.raises(error):

@@ -45,7 +45,7 @@ def held(store: Store) -> dict[str, bytes]:
     return {entry.name: store.read(entry.name).data for entry in store.entries()}  # type: ignore[union-attr]
 
 
-def test_store_holds_what_the_folder_holds_and_only_what_changed_is_sent(
+def test_sync_uploads_only_changes_and_makes_the_store_equal_to_the_folder(
     store: Store, tmp_path: Path
 ) -> None:
     contents = fill(tmp_path / "run")
@@ -67,7 +67,7 @@ def test_store_holds_what_the_folder_holds_and_only_what_changed_is_sent(
     }
 
 
-def test_folder_comes_back_and_what_was_not_wanted_goes_with_the_last_sync(
+def test_pull_restores_the_folder_and_the_last_sync_removes_unwanted_files(
     store: Store, tmp_path: Path
 ) -> None:
     contents = fill(tmp_path / "run")
@@ -86,7 +86,7 @@ def test_folder_comes_back_and_what_was_not_wanted_goes_with_the_last_sync(
     assert held(store) == contents
 
 
-def test_file_that_grows_and_files_that_come_and_go_meanwhile_do_no_harm(
+def test_files_that_grow_appear_or_disappear_during_a_sync_cause_no_error(
     store: Store, tmp_path: Path
 ) -> None:
     fill(tmp_path / "run")
@@ -115,7 +115,7 @@ def test_file_that_grows_and_files_that_come_and_go_meanwhile_do_no_harm(
     assert held(store) == {name: (tmp_path / "run" / name).read_bytes() for name in files}
 
 
-def test_nothing_is_changed_by_a_process_that_may_not_any_more(store: Store, tmp_path: Path) -> None:
+def test_process_without_its_lease_changes_nothing_in_the_store(store: Store, tmp_path: Path) -> None:
     contents, lost = fill(tmp_path / "run"), threading.Event()
 
     def require() -> None:
@@ -134,7 +134,7 @@ def test_nothing_is_changed_by_a_process_that_may_not_any_more(store: Store, tmp
     assert held(store) == contents
 
 
-def test_on_disk_the_folder_is_the_store(tmp_path: Path) -> None:
+def test_sync_of_a_local_run_does_nothing(tmp_path: Path) -> None:
     fill(tmp_path / "run")
     mirror = Mirror(tmp_path / "run", None)
     mirror.pull(lambda name: True)

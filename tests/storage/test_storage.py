@@ -62,7 +62,7 @@ def test_write_replaces_the_whole_file_and_leaves_nothing_beside_it(tmp_path: Pa
     assert names(path.parent) == ["metrics.json"]
 
 
-def test_written_files_have_the_rights_of_any_new_file(tmp_path: Path) -> None:
+def test_written_files_have_the_default_permissions(tmp_path: Path) -> None:
     write_bytes(tmp_path / "ours", b"")
     (tmp_path / "theirs").write_bytes(b"")
     assert (tmp_path / "ours").stat().st_mode == (tmp_path / "theirs").stat().st_mode
@@ -93,7 +93,7 @@ def test_full_disk_is_temporary_and_keeps_the_old_file(tmp_path: Path) -> None:
         assert names(disk) == ["model"]
 
 
-def test_full_disk_leaves_a_log_with_its_whole_lines(tmp_path: Path) -> None:
+def test_full_disk_leaves_complete_lines_in_a_log(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "size=64k") as disk:
         path = disk / "history.jsonl"
         append_line(path, "first")
@@ -104,7 +104,7 @@ def test_full_disk_leaves_a_log_with_its_whole_lines(tmp_path: Path) -> None:
         assert path.read_text() == "first\nsecond\n"
 
 
-def test_full_disk_stops_the_preparation_of_a_folder(tmp_path: Path) -> None:
+def test_full_disk_fails_the_preparation_of_a_folder(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "size=8k") as disk:
         (disk / "filler").write_bytes(b"x" * 8192)
         with pytest.raises(TemporaryError, match="full"):
@@ -112,7 +112,7 @@ def test_full_disk_stops_the_preparation_of_a_folder(tmp_path: Path) -> None:
         assert names(disk) == ["filler"]
 
 
-def test_a_full_disk_of_temporary_files_is_temporary_and_another_full_disk_is_not_taken_for_it(
+def test_full_disk_of_temporary_files_is_distinguished_from_another_full_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usual = tempfile.gettempdir()
@@ -132,7 +132,7 @@ def test_a_full_disk_of_temporary_files_is_temporary_and_another_full_disk_is_no
         with pytest.raises(TemporaryError, match=rf"full: {disk}\. "):
             temporary_parent()
         monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nowhere"])
-        with pytest.raises(UsageError, match=r"set TMPDIR to one\. Received: /nowhere"):
+        with pytest.raises(UsageError, match=r"Set TMPDIR to a writable folder\. Received: /nowhere"):
             temporary_parent()
 
 
@@ -141,7 +141,7 @@ def test_read_only_disk_is_a_usage_error(tmp_path: Path) -> None:
         prepare_folder(disk)
 
 
-def test_folder_without_the_right_to_write_is_a_usage_error(locked_folder: Path) -> None:
+def test_folder_without_write_permission_is_a_usage_error(locked_folder: Path) -> None:
     with as_nobody():
         with pytest.raises(UsageError, match="Permission denied"):
             prepare_folder(locked_folder)
@@ -161,25 +161,25 @@ def test_path_that_cannot_be_a_folder_is_a_usage_error(tmp_path: Path, below: st
     assert (tmp_path / "file").read_text() == "kept"
 
 
-def test_prepared_folder_is_there_and_empty(tmp_path: Path) -> None:
+def test_prepared_folder_exists_and_is_empty(tmp_path: Path) -> None:
     prepare_folder(tmp_path / "a" / "b")
     prepare_folder(tmp_path / "a" / "b")
     assert names(tmp_path / "a" / "b") == []
 
 
-def test_append_ends_a_line_that_a_crash_tore(tmp_path: Path) -> None:
+def test_append_terminates_the_incomplete_line_of_a_crash(tmp_path: Path) -> None:
     path = tmp_path / "history.jsonl"
     path.write_text('{"epoch": 1}\n{"epo')
     append_line(path, '{"epoch": 2}')
     assert path.read_text().splitlines() == ['{"epoch": 1}', '{"epo', '{"epoch": 2}']
 
 
-def test_append_refuses_two_lines_at_once(tmp_path: Path) -> None:
+def test_append_refuses_more_than_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="newline"):
         append_line(tmp_path / "history.jsonl", "a\nb")
 
 
-def test_only_one_of_many_creates_a_file_and_it_is_whole(tmp_path: Path) -> None:
+def test_one_of_many_processes_creates_a_file_and_it_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "_SUCCESS"
     made: list[int] = []
     start = threading.Barrier(8)
@@ -199,7 +199,7 @@ def test_only_one_of_many_creates_a_file_and_it_is_whole(tmp_path: Path) -> None
     assert names(tmp_path) == ["_SUCCESS"]
 
 
-def test_readers_and_a_kill_find_the_old_file_or_the_new_never_a_part(tmp_path: Path) -> None:
+def test_readers_see_the_old_or_the_new_file_even_after_a_kill(tmp_path: Path) -> None:
     path = tmp_path / "big"
     write_bytes(path, b"0" * 3_000_000)
     code = (
@@ -219,7 +219,7 @@ def test_readers_and_a_kill_find_the_old_file_or_the_new_never_a_part(tmp_path: 
     assert all(is_temporary(tmp_path / name) for name in names(tmp_path) if name != "big")
 
 
-def test_hash_is_that_of_the_bytes_and_every_chunk_is_told(tmp_path: Path) -> None:
+def test_hash_covers_all_bytes_and_every_chunk_is_reported(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     told: list[int] = []
     digests = hash_file(tmp_path / "a", ["md5", "sha256"], told.append)

@@ -14,7 +14,7 @@ from trainer.data.transfer import Patience
 from trainer.errors import DataError, StoppedError, TemporaryError
 
 
-def test_broken_download_goes_on_where_it_stopped(server: HttpsServer, tmp_path: Path) -> None:
+def test_broken_download_is_resumed(server: HttpsServer, tmp_path: Path) -> None:
     server.faults = [Fault(close_after=100_000), Fault(close_after=50_000)]
     assert fetch(server, tmp_path, SHA256).read_bytes() == DATA
     assert server.statuses() == [200, 206, 206]
@@ -22,7 +22,7 @@ def test_broken_download_goes_on_where_it_stopped(server: HttpsServer, tmp_path:
     assert server.asked[1].headers["If-Range"] == '"v1"'
 
 
-def test_next_process_goes_on_where_the_last_one_gave_up(server: HttpsServer, tmp_path: Path) -> None:
+def test_next_process_resumes_the_download_of_the_last_one(server: HttpsServer, tmp_path: Path) -> None:
     server.faults = [Fault(close_after=10_000)] * 5
     with pytest.raises(
         TemporaryError, match=r"failed 5 times in a row: .*Start again to go on from what has arrived"
@@ -34,9 +34,7 @@ def test_next_process_goes_on_where_the_last_one_gave_up(server: HttpsServer, tm
     assert server.asked[-1].headers["Range"] == "bytes=50000-"
 
 
-def test_what_had_arrived_stays_when_the_process_is_asked_to_stop(
-    server: HttpsServer, tmp_path: Path
-) -> None:
+def test_partial_download_is_kept_when_the_process_is_stopped(server: HttpsServer, tmp_path: Path) -> None:
     class Stopped(Told):
         def start(self, label: str, total: int | None, unit: str) -> Task:
             if label.startswith("Downloading"):
@@ -58,7 +56,7 @@ def test_what_had_arrived_stays_when_the_process_is_asked_to_stop(
     assert server.statuses() == [200, 206]
 
 
-def test_download_that_got_everything_but_died_before_it_could_say_so_asks_for_one_byte(
+def test_complete_download_of_a_killed_process_requests_one_more_byte(
     server: HttpsServer, tmp_path: Path
 ) -> None:
     path = fetch(server, tmp_path)
@@ -69,7 +67,7 @@ def test_download_that_got_everything_but_died_before_it_could_say_so_asks_for_o
 
 
 @pytest.mark.parametrize("honours_if_range", [True, False])
-def test_file_that_changed_meanwhile_is_downloaded_afresh(
+def test_file_that_has_changed_is_downloaded_from_the_start(
     server: HttpsServer, tmp_path: Path, honours_if_range: bool
 ) -> None:
     server.faults = [Fault(close_after=10_000)] * 5
@@ -92,9 +90,7 @@ def test_server_that_cannot_resume_sends_the_whole_file_again(
     assert server.statuses() == [200, 200]
 
 
-def test_poor_link_that_brings_a_mebibyte_each_time_is_not_given_up(
-    server: HttpsServer, tmp_path: Path
-) -> None:
+def test_slow_connection_with_progress_is_retried_without_limit(server: HttpsServer, tmp_path: Path) -> None:
     data = random.Random(1).randbytes(9 * 2**20)
     server.files["/digits.bin"] = Served(data)
     server.faults = [Fault(close_after=2**20 + 1)] * 8
@@ -104,7 +100,7 @@ def test_poor_link_that_brings_a_mebibyte_each_time_is_not_given_up(
 # --- failures
 
 
-def test_busy_server_is_asked_again(server: HttpsServer, tmp_path: Path) -> None:
+def test_busy_server_is_retried(server: HttpsServer, tmp_path: Path) -> None:
     told = Told()
     server.faults = [Fault(503), Fault(429), Fault(500), Fault(502)]
     assert fetch(server, tmp_path, told=told).read_bytes() == DATA
@@ -112,7 +108,7 @@ def test_busy_server_is_asked_again(server: HttpsServer, tmp_path: Path) -> None
     assert len(told.said) == 4
 
 
-def test_server_that_says_when_to_come_back_is_believed(server: HttpsServer, tmp_path: Path) -> None:
+def test_retry_after_header_is_respected(server: HttpsServer, tmp_path: Path) -> None:
     told = Told()
     server.faults = [Fault(503, headers={"Retry-After": "1"})]
     fetch(server, tmp_path, told=told)

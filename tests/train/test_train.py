@@ -104,7 +104,7 @@ def test_a_stop_that_one_of_two_hears_while_they_evaluate_stops_both() -> None:
     ended: dict[int, str] = {}
 
     def work(index: int) -> None:
-        peers = join_process_group(ProcessInfo(hosts, index, hosts[0]), "same", 30.0, lambda text: None)
+        peers = join_process_group(ProcessInfo(hosts, index, hosts[0]), {}, 30.0, lambda text: None)
         evaluator = Evaluator(learner.inference_model)
         evaluator._inference.peers = peers
         whole = evaluator.loss_and_accuracy(dataset.held_out)

@@ -13,7 +13,7 @@ from trainer.errors import DataError, QualityError, StoppedError, TrainerError
 from trainer.runs import RunFolder
 from trainer.shutdown import GracefulShutdown
 from trainer.spec import RunSpec
-from trainer.storage.objects import read_object
+from trainer.storage.store import read_object
 
 
 def judge(

@@ -59,6 +59,7 @@ def submit_gke(
     **given: Any,
 ) -> None:
     """Submit to a Kubernetes cluster through kubectl."""
+    from trainer.launch.group_access import without_secret
     from trainer.launch.kubectl import Kubectl
     from trainer.launch.kubernetes import KubernetesCluster, objects_of
     from trainer.launch.names import check_namespace, check_queue_name, check_service_account
@@ -75,7 +76,8 @@ def submit_gke(
     plan = _plan("gke", given, queue=queue, is_jobset=jobset)
     objects = objects_of(plan, KubernetesCluster(namespace, service_account, not no_gke_labels))
     if given["dry_run"]:
-        click.echo(_as_yaml(objects), nl=False)
+        comment, shown = without_secret(objects)
+        click.echo(comment + _as_yaml(shown), nl=False)
         return
     kubectl = Kubectl(namespace, context)
     where = kubectl.where()

@@ -19,7 +19,7 @@ from trainer.errors import TrainerError
 from trainer.runs import find_finished_run
 from trainer.sanitize import without_secrets
 from trainer.shutdown import GracefulShutdown
-from trainer.spec import RunSpec, spec_digest
+from trainer.spec import RunSpec, setting_digests
 
 _END_SECONDS = 8.0
 
@@ -69,7 +69,7 @@ def require_devices(wanted: str) -> None:
 @contextmanager
 def _process_group(process: ProcessInfo, spec: RunSpec, console: Console) -> Iterator[ProcessGroup]:
     """Join the processes of the run; an error within the block ends all of them with its exit code."""
-    fingerprint = f"{__version__} {spec_digest(spec)} {spec.run_name}"
+    fingerprint = {"version": __version__, "run_name": str(spec.run_name), **setting_digests(spec)}
     group = join_process_group(process, fingerprint, spec.train.meet_seconds, console.say)
     group.on_failure(_end_soon)
     try:

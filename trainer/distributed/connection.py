@@ -15,11 +15,13 @@ import time
 from typing import Any
 
 _HEAD = struct.Struct(">cQ")
-_MOST_BYTES = 1 << 36
+_MAX_BYTES = 1 << 36
 _CHUNK_BYTES = 1 << 20
-_BACKLOG = 128  # room for connections that are not part of the run
+_BACKLOG = 128
+"""Room for connections that are not part of the run."""
 
-HELLO, WELCOME, DATA, PING, BYE = b"h", b"w", b"d", b"p", b"b"
+HELLO, CHALLENGE, JOIN, ADMIT, REJECT = b"h", b"c", b"j", b"a", b"r"
+WELCOME, DATA, PING, BYE = b"w", b"d", b"p", b"b"
 
 
 class Connection:
@@ -52,26 +54,27 @@ class Connection:
         """Send a message of JSON values. Raises OSError."""
         self.send(kind, json.dumps(values).encode())
 
-    def receive(self, most_bytes: int = _MOST_BYTES, until: float | None = None) -> tuple[bytes, bytes]:
+    def receive(self, max_bytes: int = _MAX_BYTES, until: float | None = None) -> tuple[bytes, bytes]:
         """Return the kind and the data of the next message.
 
         Raises OSError, also if the other side has closed the connection, if the announced length exceeds
-        `most_bytes`, and if the message is not complete at the monotonic time `until`.
+        `max_bytes`, and if the message is not complete at the monotonic time `until`.
         """
         kind, size = _HEAD.unpack(self._read(_HEAD.size, until))
-        if size > most_bytes:
-            raise OSError(f"a message of {size} bytes")
+        if size > max_bytes:
+            raise OSError(f"The message is too long: {size} bytes")
         return kind, self._read(size, until)
 
-    def silence(self, seconds: float) -> None:
+    def set_timeout(self, seconds: float) -> None:
         """Set the timeout of the connection in seconds."""
         self._connection.settimeout(seconds)
 
     def is_open(self) -> bool:
         """Return False if the connection is known to be closed; never blocks."""
         try:
-            heard = select.select([self._connection], [], [], 0)[0]
-            return not heard or bool(self._connection.recv(1, socket.MSG_PEEK))
+            poll = select.poll()  # unlike select(), it takes file descriptors above 1023
+            poll.register(self._connection, select.POLLIN)
+            return not poll.poll(0) or bool(self._connection.recv(1, socket.MSG_PEEK))
         except OSError:
             return False
 
@@ -95,7 +98,7 @@ class Connection:
         return bytes(data)
 
 
-def values_of(data: bytes) -> dict[str, Any]:
+def parse_values(data: bytes) -> dict[str, Any]:
     """Return the JSON object in a message, or an empty one if it is invalid."""
     try:
         values = json.loads(data)

@@ -1,8 +1,8 @@
 """Process group for one run: broadcast, all-gather and failure detection.
 
-The topology is a star: every other process has one connection, to the chief. All processes send a ping every
-few seconds. A process that sends nothing for `SILENCE_SECONDS`, or whose connection closes, has failed, and
-then all processes stop.
+The topology is a star: every worker has one connection, to the chief. All processes send a ping every few
+seconds. A process that sends nothing for `SILENCE_SECONDS`, or whose connection closes, has failed, and then
+all processes stop.
 """
 
 from __future__ import annotations
@@ -14,36 +14,36 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import accumulate, pairwise
 
-from trainer.distributed.connection import BYE, DATA, Connection, values_of
+from trainer.distributed.connection import BYE, DATA, Connection, parse_values
 from trainer.distributed.process_info import ProcessInfo
 from trainer.errors import TemporaryError, TrainerError, error_of
 
 SILENCE_SECONDS = 15.0
 PING_SECONDS = 3.0
-_LOOK_SECONDS = 0.5
+_POLL_SECONDS = 0.5
 _LEAVE_SECONDS = 2.0
 
 
 class ProcessGroup:
     """The connected processes of a run. In a group of one process every operation is trivial."""
 
-    def __init__(self, place: ProcessInfo, wires: dict[int, Connection] | None = None) -> None:
-        """`wires` has one connection to every other process in the chief, and one to the chief elsewhere."""
-        self.process = place
-        self._wires = wires or {}
-        self._inbox: dict[int, deque[bytes]] = {index: deque() for index in self._wires}
+    def __init__(self, process: ProcessInfo, connections: dict[int, Connection] | None = None) -> None:
+        """`connections`, by process index: to every worker in the chief, to the chief in a worker."""
+        self.process = process
+        self._connections = connections or {}
+        self._inbox: dict[int, deque[bytes]] = {index: deque() for index in self._connections}
         self._changed = threading.Condition()
         self._error: TrainerError | None = None
-        self._on_end: list[Callable[[TrainerError], None]] = []
+        self._failure_actions: list[Callable[[TrainerError], None]] = []
         self._left: set[int] = set()
         self._closed = threading.Event()
         self._threads = [
-            threading.Thread(target=self._listen, args=each, daemon=True, name=f"peer-{each[0]}")
-            for each in self._wires.items()
+            threading.Thread(target=self._listen, args=item, daemon=True, name=f"peer-{item[0]}")
+            for item in self._connections.items()
         ]
         for thread in self._threads:
             thread.start()
-        if self._wires:
+        if self._connections:
             threading.Thread(target=self._ping, daemon=True, name="ping").start()
 
     def all_gather(self, data: bytes) -> list[bytes]:
@@ -51,16 +51,16 @@ class ProcessGroup:
 
         Raises the error with which another process ended, and TemporaryError if one has failed.
         """
-        if not self._wires:
+        if not self._connections:
             return [data]
         if not self.process.is_chief:
             self._send(0, DATA, data)
-            return _unpacked(self._next(0))
-        said = [data, *(self._next(index) for index in range(1, self.process.process_count))]
-        packed = _packed(said)
-        for index in self._wires:
+            return _unpack(self._next(0))
+        parts = [data, *(self._next(index) for index in range(1, self.process.process_count))]
+        packed = _pack(parts)
+        for index in self._connections:
             self._send(index, DATA, packed)
-        return said
+        return parts
 
     def broadcast(self, data: bytes) -> bytes:
         """Broadcast: return the chief's data; the data of the other processes is ignored."""
@@ -82,7 +82,7 @@ class ProcessGroup:
         immediately.
         """
         with self._changed:
-            self._on_end.append(action)
+            self._failure_actions.append(action)
             error = self._error
         if error is not None:
             action(error)
@@ -92,14 +92,15 @@ class ProcessGroup:
         if self._closed.is_set():
             return
         self._closed.set()
-        for wire in self._wires.values():
+        values = {"exit_code": exit_code, "message": message, "process": self.process.process_index}
+        for connection in self._connections.values():
             with suppress(OSError):
-                wire.send_values(BYE, exit_code=exit_code, message=message)
-                wire.end()
+                connection.send_values(BYE, **values)
+                connection.end()
         for thread in self._threads:
             thread.join(_LEAVE_SECONDS)
-        for wire in self._wires.values():
-            wire.close()
+        for connection in self._connections.values():
+            connection.close()
 
     def _next(self, index: int) -> bytes:
         with self._changed:
@@ -107,25 +108,26 @@ class ProcessGroup:
                 self.raise_if_failed()
                 if index in self._left:
                     raise TemporaryError(
-                        f"{self.process.name(index)} has left before the end.", received="nothing"
+                        f"{self.process.name(index)} left the run before the end.",
+                        "Check its log, then restart all processes to resume from the last checkpoint.",
                     )
-                self._changed.wait(_LOOK_SECONDS)
+                self._changed.wait(_POLL_SECONDS)
             return self._inbox[index].popleft()
 
     def _send(self, index: int, kind: bytes, data: bytes) -> None:
         self.raise_if_failed()
         try:
-            self._wires[index].send(kind, data)
+            self._connections[index].send(kind, data)
         except OSError as error:
             self._lose(index, error)
             self.raise_if_failed()
 
-    def _listen(self, index: int, wire: Connection) -> None:
+    def _listen(self, index: int, connection: Connection) -> None:
         try:
             while True:
-                kind, data = wire.receive()
+                kind, data = connection.receive()
                 if kind == BYE:
-                    self._hear_end(index, data)
+                    self._receive_bye(index, data)
                     return
                 if kind == DATA:
                     with self._changed:
@@ -136,59 +138,67 @@ class ProcessGroup:
 
     def _ping(self) -> None:
         while not self._closed.wait(PING_SECONDS):
-            for index, wire in self._wires.items():
+            for index, connection in self._connections.items():
                 try:
                     # A long message in progress must not delay the pings to the other processes.
-                    wire.ping()
+                    connection.ping()
                 except OSError as error:
                     self._lose(index, error)
 
-    def _hear_end(self, index: int, data: bytes) -> None:
-        values = values_of(data)
-        exit_code, message = int(values.get("exit_code", 1)), str(values.get("message", ""))
+    def _receive_bye(self, index: int, data: bytes) -> None:
+        exit_code, message, origin = parse_bye(data)
         if exit_code == 0:
             with self._changed:
                 self._left.add(index)
                 self._changed.notify_all()
             return
-        # A message that the chief forwards already names the failed worker.
-        said = (
-            message
-            if index == 0 and message.startswith("worker ")
-            else f"{self.process.name(index)}: {message}"
-        )
-        self._end(error_of(exit_code, said))
+        if origin is not None and 0 <= origin < self.process.process_count:
+            self._fail(error_of(exit_code, f"{self.process.name(origin)}: {message}"), message, origin)
+        else:
+            self._fail(error_of(exit_code, message), message)
 
-    def _lose(self, index: int, error: OSError) -> None:
+    def _lose(self, index: int, reason: OSError) -> None:
         if index not in self._left:
-            self._end(
-                TemporaryError(
-                    f"{self.process.name(index)} is gone, and so all end; started again they go on from the "
-                    f"last checkpoint.",
-                    received=error,
-                )
+            error = TemporaryError(
+                f"Lost connection to {self.process.name(index)}; stopping all workers.",
+                "Restart to resume from the last checkpoint.",
+                received=reason,
             )
+            self._fail(error, str(error))
 
-    def _end(self, error: TrainerError) -> None:
+    def _fail(self, error: TrainerError, message: str, origin: int | None = None) -> None:
+        """Fail with `error`; the chief forwards its `message`, and the process at its origin, to all."""
         with self._changed:
             if self._error is not None or self._closed.is_set():
                 return
             self._error = error
             self._changed.notify_all()
-            actions = list(self._on_end)
+            actions = list(self._failure_actions)
         if self.process.is_chief:
-            for wire in self._wires.values():
+            values = {"exit_code": error.exit_code, "message": message, "process": origin}
+            for connection in self._connections.values():
                 with suppress(OSError):
-                    wire.send_values(BYE, exit_code=error.exit_code, message=str(error))
+                    connection.send_values(BYE, **values)
         for action in actions:
             action(error)
 
 
-def _packed(parts: Sequence[bytes]) -> bytes:
+def parse_bye(data: bytes) -> tuple[int, str, int | None]:
+    """Return exit code, message and origin of a BYE message; the origin is None for a lost connection."""
+    values = parse_values(data)
+    exit_code, origin = values.get("exit_code"), values.get("process")
+    return (
+        exit_code if type(exit_code) is int else 1,
+        str(values.get("message", "")),
+        origin if type(origin) is int else None,
+    )
+
+
+def _pack(parts: Sequence[bytes]) -> bytes:
     return b"".join([struct.pack(f">{1 + len(parts)}Q", len(parts), *map(len, parts)), *parts])
 
 
-def _unpacked(data: bytes) -> list[bytes]:
+def _unpack(data: bytes) -> list[bytes]:
     (count,) = struct.unpack_from(">Q", data)
     ends = accumulate(struct.unpack_from(f">{count}Q", data, 8), initial=8 * (count + 1))
     return [data[start:end] for start, end in pairwise(ends)]

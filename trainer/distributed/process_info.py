@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trainer.errors import UsageError
@@ -20,11 +20,13 @@ WORKERS = "TRAINER_WORKERS"
 """Number of pods of the Indexed Job; set by the manifest."""
 SERVICE = "TRAINER_SERVICE"
 """Headless Service that gives the pods of the Indexed Job their host names."""
-PROCESS_VARIABLES = (TF_CONFIG, _CLUSTER_SPEC, _JOB_INDEX, WORKERS, SERVICE)
+GROUP_SECRET = "TRAINER_GROUP_SECRET"
+"""Secret of the job, with which its processes prove to each other that they belong to it."""
+PROCESS_VARIABLES = (TF_CONFIG, _CLUSTER_SPEC, _JOB_INDEX, WORKERS, SERVICE, GROUP_SECRET)
 """All environment variables that make a process part of a group."""
 PORT = 2222
 """Port of TensorFlow on the pods of an Indexed Job."""
-_PORTS_APART = 1000
+_PORT_OFFSET = 1000
 """Offset of the control port from the chief's TensorFlow port, unless CLUSTER_SPEC names an open port."""
 _HIGHEST_PORT = 65535
 _CHIEFS = ("chief", "master")
@@ -41,6 +43,8 @@ class ProcessInfo:
     process_index: int = 0
     control: str = ""
     """HOST:PORT on which the chief accepts the other processes; empty for a single process."""
+    secret: bytes = field(default=b"", repr=False)
+    """Shared secret of the processes; empty if the environment has none."""
 
     @property
     def process_count(self) -> int:
@@ -64,10 +68,13 @@ def read_process_info(environment: Mapping[str, str], host_name: str) -> Process
     one. Raises UsageError for invalid values and for unsupported roles such as parameter servers.
     """
     if environment.get(TF_CONFIG, "").strip():
-        return _from_tf_config(environment[TF_CONFIG], environment.get(_CLUSTER_SPEC, ""))
-    if environment.get(WORKERS, "").strip():
-        return _from_indexed_job(environment, host_name)
-    return ProcessInfo()
+        process = _from_tf_config(environment[TF_CONFIG], environment.get(_CLUSTER_SPEC, ""))
+    elif environment.get(WORKERS, "").strip():
+        process = _from_indexed_job(environment, host_name)
+    else:
+        return ProcessInfo()
+    secret = environment.get(GROUP_SECRET, "").strip().encode("utf-8", "surrogateescape")
+    return replace(process, secret=secret) if process.process_count > 1 else process
 
 
 def read_share(environment: Mapping[str, str]) -> tuple[int, int]:
@@ -76,71 +83,75 @@ def read_share(environment: Mapping[str, str]) -> tuple[int, int]:
     They come from TF_CONFIG or the variables of an Indexed Job; (0, 1) without either. Raises UsageError.
     """
     if environment.get(TF_CONFIG, "").strip():
-        place = read_process_info(environment, "")
-        return place.process_index, place.process_count
+        process = read_process_info(environment, "")
+        return process.process_index, process.process_count
     count, index = (environment.get(name, "").strip() for name in (WORKERS, _JOB_INDEX))
     if not count:
         return 0, 1
     if not _is_number(count) or not _is_number(index) or int(index) >= int(count):
         raise UsageError(
-            f"{WORKERS} is the number of pods of an Indexed Job, which sets {_JOB_INDEX} to 0 and up.",
+            f"{WORKERS} must be the number of pods of an Indexed Job, and {_JOB_INDEX} the index of the pod.",
+            f"Submit the job with `trainer submit gke --workers N`, or unset {WORKERS}.",
             received=f"{WORKERS}={count!r}, {_JOB_INDEX}={index!r}",
         )
     return int(index), int(count)
 
 
 def _from_tf_config(text: str, cluster_spec: str) -> ProcessInfo:
-    config = _mapping(text, TF_CONFIG)
+    config = _parse_object(text, TF_CONFIG)
     cluster, task = (config.get(key) or {} for key in ("cluster", "task"))
     if not isinstance(cluster, dict) or not isinstance(task, dict):
-        raise _refused("has a cluster and a task, each an object", text)
+        raise _config_error("must contain the objects cluster and task", text)
     jobs = {str(name): addresses for name, addresses in cluster.items() if addresses}
     for name, addresses in jobs.items():
-        _require_used(name, text)
-        if not isinstance(addresses, list) or not all(_is_address(each) for each in addresses):
-            raise _refused(f"gives {name} as a list of HOST:PORT", text)
+        _require_supported(name, text)
+        if not isinstance(addresses, list) or not all(map(_is_address, addresses)):
+            raise _config_error(f"must contain {name} as a list of HOST:PORT", text)
     if sum(len(jobs.get(name, ())) for name in _CHIEFS) > 1:
-        raise _refused("has one chief at most", text)
+        raise _config_error("must contain at most one chief", text)
     kind, index = str(task.get("type", "")), task.get("index", 0)
     if kind or jobs:
-        _require_used(kind, text)
+        _require_supported(kind, text)
     if not jobs:
         return ProcessInfo()
     names = [name for name in (*_CHIEFS, "worker") if name in jobs]
     addresses = tuple(address for name in names for address in jobs[name])
     if len(set(addresses)) < len(addresses):
-        raise _refused("has another address for each process", text)
+        raise _config_error("must contain a different address for each process", text)
     if kind not in jobs or not _is_number(str(index)) or int(index) >= len(jobs[kind]):
-        raise _refused("has a task that is one of its cluster", text)
+        raise _config_error("must contain a task that is in its cluster", text)
     before = sum(len(jobs[name]) for name in names[: names.index(kind)])
-    return _place(addresses, before + int(index), _open_port(cluster_spec))
+    return _build_process_info(addresses, before + int(index), _open_port(cluster_spec))
 
 
 def _from_indexed_job(environment: Mapping[str, str], host_name: str) -> ProcessInfo:
-    given = {name: environment.get(name, "").strip() for name in (WORKERS, SERVICE, _JOB_INDEX)}
-    described = ", ".join(f"{name}={value!r}" for name, value in given.items())
-    count, index = given[WORKERS], given[_JOB_INDEX]
+    values = {name: environment.get(name, "").strip() for name in (WORKERS, SERVICE, _JOB_INDEX)}
+    received = ", ".join(f"{name}={value!r}" for name, value in values.items())
+    count, index, service = values[WORKERS], values[_JOB_INDEX], values[SERVICE]
     if not _is_number(count) or int(count) < 1:
-        raise UsageError(f"{WORKERS} is a number of processes.", received=described)
+        raise UsageError(
+            f"{WORKERS} must be a number of processes.", f"Correct or unset {WORKERS}.", received=received
+        )
     if int(count) == 1:
         return ProcessInfo()
-    job, _, ending = host_name.rpartition("-")
-    if not _is_number(index) or int(index) >= int(count) or not given[SERVICE] or not job or ending != index:
+    job, _, suffix = host_name.rpartition("-")
+    if not _is_number(index) or int(index) >= int(count) or not service or not job or suffix != index:
         raise UsageError(
-            f"{WORKERS} is for the pods of an Indexed Job, which are called JOB-INDEX, with {SERVICE} as "
-            f"their subdomain and as many completions.",
-            received=f"{described} on the host {host_name}",
+            f"{WORKERS} requires a pod of an Indexed Job: its host name is JOB-INDEX, its subdomain is "
+            f"{SERVICE}, and the job has {WORKERS} completions.",
+            f"Submit the job with `trainer submit gke --workers N`, or unset {WORKERS}.",
+            received=f"{received} on the host {host_name}",
         )
-    addresses = tuple(f"{job}-{each}.{given[SERVICE]}:{PORT}" for each in range(int(count)))
-    return _place(addresses, int(index), None)
+    addresses = tuple(f"{job}-{number}.{service}:{PORT}" for number in range(int(count)))
+    return _build_process_info(addresses, int(index), None)
 
 
-def _place(addresses: tuple[str, ...], index: int, open_port: int | None) -> ProcessInfo:
+def _build_process_info(addresses: tuple[str, ...], index: int, open_port: int | None) -> ProcessInfo:
     if len(addresses) == 1:
         return ProcessInfo()
     host, _, port = addresses[0].rpartition(":")
-    above = int(port) + _PORTS_APART
-    control = open_port or (above if above <= _HIGHEST_PORT else int(port) - _PORTS_APART)
+    higher = int(port) + _PORT_OFFSET
+    control = open_port or (higher if higher <= _HIGHEST_PORT else int(port) - _PORT_OFFSET)
     return ProcessInfo(addresses, index, f"{host}:{control}")
 
 
@@ -148,21 +159,21 @@ def _open_port(cluster_spec: str) -> int | None:
     """Return the port besides TensorFlow's that Vertex AI opens between the machines of a job."""
     if not cluster_spec.strip():
         return None
-    ports = _mapping(cluster_spec, _CLUSTER_SPEC).get("open_ports") or []
+    ports = _parse_object(cluster_spec, _CLUSTER_SPEC).get("open_ports") or []
     first = str(ports[0]) if isinstance(ports, list) and ports else ""
     return int(first) if _is_port(first) else None
 
 
-def _require_used(kind: str, text: str) -> None:
-    others = {"ps": "parameter servers", "evaluator": "evaluators"}
-    if kind in others:
+def _require_supported(kind: str, text: str) -> None:
+    unsupported = {"ps": "Parameter servers", "evaluator": "Evaluators"}
+    if kind in unsupported:
         raise UsageError(
-            f"{others[kind].capitalize()} have no part in this training: all processes train, and all "
-            f"evaluate. Leave {kind} out of the cluster.",
+            f"{unsupported[kind]} are not supported: all processes train, and all evaluate.",
+            f"Remove {kind} from the cluster in {TF_CONFIG}.",
             received=f"{TF_CONFIG}={text[:200]}",
         )
     if kind not in (*_CHIEFS, "worker"):
-        raise _refused("knows of chief and worker only", text)
+        raise _config_error("must contain only tasks of type chief and worker", text)
 
 
 def _is_address(value: object) -> bool:
@@ -179,18 +190,23 @@ def _is_number(text: str) -> bool:
     return re.fullmatch(r"[0-9]{1,9}", text) is not None
 
 
-def _mapping(text: str, name: str) -> dict[str, Any]:
+def _parse_object(text: str, name: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{name} is not JSON: {error}.", received=f"{text[:200]}") from None
+        raise UsageError(
+            f"{name} is not valid JSON: {error}.", f"Correct or unset {name}.", received=f"{text[:200]}"
+        ) from None
     if not isinstance(value, dict):
-        raise UsageError(f"{name} is a JSON object.", received=f"{text[:200]}")
+        raise UsageError(
+            f"{name} is not a JSON object.", f"Correct or unset {name}.", received=f"{text[:200]}"
+        )
     return value
 
 
-def _refused(rule: str, text: str) -> UsageError:
+def _config_error(rule: str, text: str) -> UsageError:
     return UsageError(
-        f"{TF_CONFIG} {rule}; https://www.tensorflow.org/guide/distributed_training tells how it is made.",
+        f"{TF_CONFIG} {rule}.",
+        "See https://www.tensorflow.org/guide/distributed_training for its format.",
         received=f"{text[:200]}",
     )

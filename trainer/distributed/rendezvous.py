@@ -1,7 +1,8 @@
 """Rendezvous of the processes of a run.
 
-The chief waits until every process has connected, and names the missing ones. A process that restarts during
-the rendezvous replaces its earlier connection.
+The chief waits until every worker has connected, and reports the missing ones. A worker that restarts during
+the rendezvous replaces its earlier connection. A connection that is not part of the run is rejected and
+logged; it never ends or delays the run.
 """
 
 from __future__ import annotations
@@ -9,172 +10,269 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from queue import SimpleQueue
-from typing import Any
 
-from trainer.distributed.connection import BYE, HELLO, PING, WELCOME, Connection, connect, listen, values_of
-from trainer.distributed.process_group import PING_SECONDS, SILENCE_SECONDS, ProcessGroup
+from trainer.distributed.connection import BYE, PING, WELCOME, Connection, connect, listen
+from trainer.distributed.handshake import (
+    HANDSHAKE_SECONDS,
+    RejectedError,
+    request_membership,
+    verify_member,
+)
+from trainer.distributed.process_group import PING_SECONDS, SILENCE_SECONDS, ProcessGroup, parse_bye
 from trainer.distributed.process_info import ProcessInfo
-from trainer.errors import TemporaryError, TrainerError, UsageError, error_of
+from trainer.errors import TemporaryError, TrainerError, error_of
 
-_HELLO_SECONDS = 5.0
-_HELLO_BYTES = 4096
-_MOST_AT_THE_DOOR = 256
-_NEWS_SECONDS = 15.0
-_AGAIN_SECONDS = 0.3
+_MAX_PENDING = 256
+_MAX_REJECTIONS = 20
+_REPORT_SECONDS = 15.0
+_RETRY_SECONDS = 0.3
+_IPV4_IN_IPV6 = "::ffff:"
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 def join_process_group(
-    place: ProcessInfo, common: str, limit_seconds: float, say: Say, silence_seconds: float = SILENCE_SECONDS
+    process: ProcessInfo,
+    fingerprint: Mapping[str, str],
+    limit_seconds: float,
+    log: Log,
+    silence_seconds: float = SILENCE_SECONDS,
 ) -> ProcessGroup:
-    """Return the connected process group of `place` once every process has joined.
+    """Return the connected process group of `process` once every process has joined.
 
-    All processes must have the same `common`, a digest of the spec. `say` is called with the names of the
-    missing processes. A process that sends nothing for `silence_seconds`, which must exceed PING_SECONDS, has
-    failed. Raises TemporaryError with the names of the missing processes after `limit_seconds`, and
-    UsageError if a process has another spec.
+    All processes must have the same `fingerprint`, such as digests of the settings by name. `log` is called
+    with the names of missing processes and with rejected connections. A process that sends nothing for
+    `silence_seconds`, which must exceed PING_SECONDS, has failed. Raises TemporaryError with the names of the
+    missing processes after `limit_seconds`, and UsageError in a worker whose fingerprint differs.
     """
-    if place.process_count == 1:
-        return ProcessGroup(place)
+    if process.process_count == 1:
+        return ProcessGroup(process)
     until = time.monotonic() + limit_seconds
-    if place.is_chief:
-        return ProcessGroup(
-            place, _RendezvousServer(place, common, say, silence_seconds).accept_all(until, limit_seconds)
-        )
-    return ProcessGroup(place, {0: _join(place, common, until, limit_seconds, say, silence_seconds)})
+    if process.is_chief:
+        server = _RendezvousServer(process, fingerprint, log, silence_seconds)
+        return ProcessGroup(process, server.accept_all(until, limit_seconds))
+    chief = _connect_to_chief(process, fingerprint, until, limit_seconds, log, silence_seconds)
+    return ProcessGroup(process, {0: chief})
+
+
+class _PendingConnections:
+    """Connections whose handshake is in progress, at most `_MAX_PENDING`."""
+
+    def __init__(self) -> None:
+        self._hosts: dict[socket.socket, str] = {}
+        self._lock = threading.Lock()
+
+    def add(self, connection: socket.socket, host: str) -> None:
+        """Add a connection; if there are too many, end the oldest one of the host that has most of them.
+
+        A host that floods the port therefore does not keep out workers on other hosts.
+        """
+        oldest = None
+        with self._lock:
+            if len(self._hosts) >= _MAX_PENDING:
+                busiest, _ = Counter(self._hosts.values()).most_common(1)[0]
+                oldest = next(key for key, value in self._hosts.items() if value == busiest)
+                del self._hosts[oldest]
+            self._hosts[connection] = host
+        if oldest is not None:
+            _end(oldest)
+
+    def remove(self, connection: socket.socket) -> None:
+        with self._lock:
+            self._hosts.pop(connection, None)
+
+    def end_all(self) -> None:
+        """End all connections; their threads close them."""
+        with self._lock:
+            connections = list(self._hosts)
+        for connection in connections:
+            _end(connection)
 
 
 class _RendezvousServer:
     """Rendezvous server, run by the chief."""
 
-    def __init__(self, place: ProcessInfo, common: str, say: Say, silence_seconds: float) -> None:
-        self.place, self.common, self.say, self.silence_seconds = place, common, say, silence_seconds
-        self.wires: dict[int, Connection] = {}
-        self.heard: SimpleQueue[tuple[int, Connection, dict[str, Any]]] = SimpleQueue()
-        self.door = threading.BoundedSemaphore(_MOST_AT_THE_DOOR)
-        self.spoke_at = self.pinged_at = time.monotonic()
+    def __init__(
+        self, process: ProcessInfo, fingerprint: Mapping[str, str], log: Log, silence_seconds: float
+    ) -> None:
+        self.process, self.fingerprint = process, fingerprint
+        self.log, self.silence_seconds = log, silence_seconds
+        self.workers: dict[int, Connection] = {}
+        self.rejections: Counter[str] = Counter()
+        """Number of rejected connections by host and reason."""
+        self._pending = _PendingConnections()
+        self._admitted: SimpleQueue[tuple[int, Connection]] = SimpleQueue()
+        self._rejected: SimpleQueue[str] = SimpleQueue()
+        self._reported_at = self._pinged_at = time.monotonic()
 
     def accept_all(self, until: float, limit_seconds: float) -> dict[int, Connection]:
+        """Return the connections to all workers by index. Raises TemporaryError after `until`."""
         try:
             with self._listening() as server:
-                server.settimeout(_AGAIN_SECONDS)
+                server.settimeout(_RETRY_SECONDS)
                 while not self._is_complete():
                     if time.monotonic() > until:
-                        raise TemporaryError(
-                            f"Not all processes of the run came within {limit_seconds:g} s: missing are "
-                            f"{self._missing()}. See why they did not start, or raise train.meet_seconds.",
-                            received=f"{len(self.wires) + 1} of {self.place.process_count}",
-                        )
-                    self._look(server)
-            for wire in self.wires.values():
+                        raise self._timeout_error(limit_seconds)
+                    self._accept(server)
+                    self._update()
+            for worker in self.workers.values():
                 with suppress(OSError):  # the next read from this connection detects the failure
-                    wire.send(WELCOME)
+                    worker.send(WELCOME)
         except TrainerError as error:
-            for wire in self.wires.values():
+            for worker in self.workers.values():
                 with suppress(OSError):
-                    wire.send_values(BYE, exit_code=error.exit_code, message=str(error))
+                    worker.send_values(BYE, exit_code=error.exit_code, message=str(error))
             raise
-        return self.wires
+        finally:
+            self._pending.end_all()
+        return self.workers
 
     def _is_complete(self) -> bool:
-        """Return whether all processes are connected; closed connections are removed first."""
-        self.wires = {index: wire for index, wire in self.wires.items() if wire.is_open()}
-        return len(self.wires) == self.place.process_count - 1
+        """Return whether all workers are connected; closed connections are removed first."""
+        self.workers = {index: worker for index, worker in self.workers.items() if worker.is_open()}
+        return len(self.workers) == self.process.process_count - 1
 
     def _listening(self) -> socket.socket:
         try:
-            return listen(self.place.control, self.place.process_count)
+            return listen(self.process.control, self.process.process_count)
         except OSError as error:
             raise TemporaryError(
-                "The port for the other processes of the run can't be opened; is another run at work here?",
-                received=f"{self.place.control}, {error.strerror}",
+                "The control port for the workers of the run can't be opened.",
+                "Check whether another run uses it on this host.",
+                received=f"{self.process.control}, {error.strerror}",
             ) from None
 
-    def _look(self, server: socket.socket) -> None:
-        with suppress(TimeoutError):
-            connection, _ = server.accept()
-            # One thread per connection: a client that connects and sends nothing must not block the others.
-            threading.Thread(target=self._hear, args=(connection,), daemon=True, name="hello").start()
-        while not self.heard.empty():
-            self._admit(*self.heard.get())
-        now = time.monotonic()
-        if now - self.pinged_at > PING_SECONDS:
-            self.pinged_at = now
-            for index, wire in list(self.wires.items()):
-                try:
-                    wire.send(PING)
-                except OSError:
-                    del self.wires[index]
-        if now - self.spoke_at > _NEWS_SECONDS:
-            self.spoke_at = now
-            self.say(f"waiting for {self._missing()}")
+    def _timeout_error(self, limit_seconds: float) -> TemporaryError:
+        rejections = "; ".join(f"{text} ({count}x)" for text, count in self.rejections.items())
+        return TemporaryError(
+            f"Not all processes of the run connected within {limit_seconds:g} s; missing: {self._missing()}."
+            + (f" Rejected connections: {rejections}." if rejections else ""),
+            "Check why they did not start, or raise train.meet_seconds.",
+            received=f"{len(self.workers) + 1} of {self.process.process_count} processes",
+        )
 
-    def _hear(self, connection: socket.socket) -> None:
-        """Read the handshake; reject connections that are not part of this run."""
-        if not self.door.acquire(blocking=False):
-            connection.close()
-            return
+    def _accept(self, server: socket.socket) -> None:
         try:
-            wire = Connection(connection, _HELLO_SECONDS)
-            kind, data = wire.receive(_HELLO_BYTES, time.monotonic() + _HELLO_SECONDS)
-            values = values_of(data) if kind == HELLO else {}
-            index, count = values.get("index"), values.get("count")
-            if (
-                type(index) is not int
-                or not 0 < index < self.place.process_count
-                or count != self.place.process_count
-            ):
-                raise OSError("a stranger")
-            wire.silence(self.silence_seconds)
-            self.heard.put((index, wire, values))
+            connection, address = server.accept()
+        except TimeoutError:
+            return
         except OSError:
+            time.sleep(_RETRY_SECONDS)  # for example too many open files
+            return
+        host = str(address[0]).removeprefix(_IPV4_IN_IPV6)
+        self._pending.add(connection, host)
+        # One thread per connection: a client that connects and sends nothing must not block the others.
+        thread = threading.Thread(target=self._shake_hands, args=(connection, host), daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # too many threads
+            self._pending.remove(connection)
+            connection.close()
+
+    def _update(self) -> None:
+        """Register new workers, log rejections, and regularly ping the workers and report the missing."""
+        while not self._admitted.empty():
+            index, worker = self._admitted.get()
+            if index in self.workers:  # the process has restarted
+                self.workers[index].close()
+            self.workers[index] = worker
+        while not self._rejected.empty():
+            self._count_rejection(self._rejected.get())
+        now = time.monotonic()
+        if now - self._pinged_at > PING_SECONDS:
+            self._pinged_at = now
+            for index, worker in list(self.workers.items()):
+                try:
+                    worker.send(PING)
+                except OSError:
+                    del self.workers[index]
+        if now - self._reported_at > _REPORT_SECONDS:
+            self._reported_at = now
+            self.log(f"waiting for {self._missing()}")
+
+    def _count_rejection(self, text: str) -> None:
+        """Count a rejected connection, and log it if it is the first of its kind."""
+        if text not in self.rejections:
+            if len(self.rejections) >= _MAX_REJECTIONS:
+                text = "other connections"
+            if text not in self.rejections:
+                self.log(f"rejected a connection: {text}")
+        self.rejections[text] += 1
+
+    def _shake_hands(self, connection: socket.socket, host: str) -> None:
+        """Read the handshake; reject connections that are not part of this run."""
+        try:
+            worker = Connection(connection, HANDSHAKE_SECONDS)
+            index = verify_member(worker, self.process, self.fingerprint)
+            worker.set_timeout(self.silence_seconds)
+            self._admitted.put((index, worker))
+        except OSError as error:
+            reason = error if isinstance(error, RejectedError) else "no valid handshake"
+            self._rejected.put(f"{host}, {reason}")
             connection.close()
         finally:
-            self.door.release()
-
-    def _admit(self, index: int, wire: Connection, said: dict[str, Any]) -> None:
-        """Register a process, replacing its earlier connection. Raises UsageError for another spec."""
-        self.wires[index] = wire
-        if said.get("common") != self.common:
-            raise UsageError(
-                "The processes of the run have different specs or versions of this program; start all with "
-                "the same command.",
-                received=f"another one from {self.place.name(index)}",
-            )
+            self._pending.remove(connection)
 
     def _missing(self) -> str:
-        names = [
-            self.place.name(index) for index in range(1, self.place.process_count) if index not in self.wires
-        ]
-        return ", ".join(names)
+        return ", ".join(
+            self.process.name(index)
+            for index in range(1, self.process.process_count)
+            if index not in self.workers
+        )
 
 
-def _join(
-    place: ProcessInfo, common: str, until: float, limit_seconds: float, say: Say, silence_seconds: float
+def _end(connection: socket.socket) -> None:
+    """End a connection that another thread reads, so that the thread stops waiting and closes it."""
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+
+
+def _connect_to_chief(
+    process: ProcessInfo,
+    fingerprint: Mapping[str, str],
+    until: float,
+    limit_seconds: float,
+    log: Log,
+    silence_seconds: float,
 ) -> Connection:
     """Return the connection to the chief once the rendezvous is complete."""
-    say(f"waiting for the chief, {place.addresses[0]}")
+    log(f"waiting for the chief, {process.addresses[0]}")
+    logged = ""
     while True:
         try:
-            wire = Connection(connect(place.control, until), silence_seconds)
-            wire.send_values(HELLO, index=place.process_index, count=place.process_count, common=common)
-            while True:
-                kind, data = wire.receive()
-                if kind == WELCOME:
-                    return wire
-                if kind == BYE:
-                    values = values_of(data)
-                    raise error_of(int(values.get("exit_code", 1)), str(values.get("message", "")))
+            chief = Connection(connect(process.control, until), HANDSHAKE_SECONDS)
+            try:
+                request_membership(chief, process, fingerprint)
+                chief.set_timeout(silence_seconds)
+                _wait_for_welcome(chief)
+            except BaseException:
+                chief.close()
+                raise
+            return chief
         except OSError as error:
             # The chief may have restarted and be waiting again.
+            if isinstance(error, RejectedError) and str(error) != logged:
+                logged = str(error)
+                log(f"{process.control} did not admit this worker: {logged}")
             if time.monotonic() > until:
                 raise TemporaryError(
-                    f"The chief, {place.addresses[0]}, did not begin the run within {limit_seconds:g} s. See "
-                    f"why it did not start, or raise train.meet_seconds.",
-                    received=f"{place.control}, {error}",
+                    f"The chief, {process.addresses[0]}, did not start the run within {limit_seconds:g} s.",
+                    "Check why it did not start, or raise train.meet_seconds.",
+                    received=f"{process.control}, {error}",
                 ) from None
-        time.sleep(_AGAIN_SECONDS)
+        time.sleep(_RETRY_SECONDS)
+
+
+def _wait_for_welcome(chief: Connection) -> None:
+    """Return when the chief starts the run. Raises the error with which it ends instead, and OSError."""
+    while True:
+        kind, data = chief.receive()
+        if kind == WELCOME:
+            return
+        if kind == BYE:
+            exit_code, message, _ = parse_bye(data)
+            raise error_of(exit_code, message)

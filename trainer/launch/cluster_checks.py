@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from trainer.errors import TemporaryError, UsageError
 from trainer.launch.accelerators import Accelerator
 from trainer.launch.checks import Check, failed, unknown
+from trainer.launch.group_access import ACCESS_RIGHTS
 from trainer.launch.kubectl import CRON_JOBS, JOB_SETS, JOBS, NAMESPACE_ADVICE, Kubectl
 from trainer.launch.kubectl_errors import FORBIDDEN, NO_KIND, KubectlError
 from trainer.launch.plan import JobPlan
@@ -17,7 +18,7 @@ from trainer.launch.suspended import LOCAL_QUEUES
 
 _RIGHTS = (
     *((verb, kind) for kind in (JOBS, CRON_JOBS) for verb in ("create", "get", "list", "delete")),
-    ("create", "services"), ("get", "services"), ("delete", "services"),
+    ("create", "services"), ("get", "services"), ("delete", "services"), *ACCESS_RIGHTS,
     ("list", "pods"), ("get", "pods/log"), ("list", "events"),
 )  # fmt: skip
 _NO_KUEUE = "The cluster has no Kueue, and the job would start at once; leave --queue away"

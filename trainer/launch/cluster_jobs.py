@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from trainer.errors import TemporaryError, UsageError
+from trainer.launch.group_access import DEPENDENTS
 from trainer.launch.jobset import jobset_state
 from trainer.launch.kubectl import CRON_JOBS, JOB_SETS, JOBS, NAMESPACE_ADVICE, Kubectl
 from trainer.launch.kubectl_errors import FORBIDDEN, NO_KIND, KubectlError
@@ -145,21 +146,23 @@ class ClusterJobs:
         for kind in chosen:
             self.kubectl.delete(kind, name)
         removed = [_WORDS[kind] for kind in chosen]
-        if self._remove_service(name, [ours[kind] for kind in chosen], is_alone=not ours):
-            removed.append("service")
+        owners = [ours[kind] for kind in chosen]
+        for resource, kind in DEPENDENTS.items():
+            if self._remove_dependent(resource, name, owners, is_alone=not ours):
+                removed.append(kind.lower())
         if not removed:
             raise self._missing(name, refusals)
         return removed
 
-    def _remove_service(self, name: str, owners: Sequence[Object], is_alone: bool) -> bool:
-        """Delete the Service of `owners`, or an orphaned one; return whether there was one."""
+    def _remove_dependent(self, resource: str, name: str, owners: Sequence[Object], is_alone: bool) -> bool:
+        """Delete an object that belongs to `owners`, or an orphaned one; return whether there was one."""
         try:
-            service = self.kubectl.get("services", name)
-            if service is None or not _is_ours(service):
+            value = self.kubectl.get(resource, name)
+            if value is None or not _is_ours(value):
                 return False
-            if not (is_alone or any(_is_owned(service, owner) for owner in owners)):
+            if not (is_alone or any(_is_owned(value, owner) for owner in owners)):
                 return False
-            self.kubectl.delete("services", name)
+            self.kubectl.delete(resource, name)
         except KubectlError:
             return False  # it is garbage-collected with its owner
         return True

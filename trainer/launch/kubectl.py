@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.errors import TemporaryError, UsageError
+from trainer.launch.group_access import DEPENDENTS
 from trainer.launch.kubectl_errors import (
     ALREADY_EXISTS,
     NO_KIND,
@@ -215,9 +216,9 @@ def _creation_advice(error: KubectlError, kind: str, name: str) -> str | None:
         )
     if reason != ALREADY_EXISTS:
         return None
-    if kind == "Service":
+    if kind in DEPENDENTS.values():
         return (
-            f"The namespace has a Service called {name}, and the workers need one of this name; --run-name "
+            f"The namespace has a {kind} called {name}, and the workers need one of this name; --run-name "
             "gives another. That of a job that was just cancelled goes by itself"
         )
     return (

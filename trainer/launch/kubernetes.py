@@ -12,8 +12,10 @@ from typing import Any, Literal
 from trainer import __version__
 from trainer.distributed.process_info import PORT, SERVICE, WORKERS
 from trainer.errors import EXIT_CODES
+from trainer.launch.group_access import build_access_objects, secret_variables
 from trainer.launch.plan import (
     END_SECONDS,
+    GROUP_LABEL,
     REPLICATED_JOB,
     RETRIES,
     RUN_NAME,
@@ -48,8 +50,9 @@ class KubernetesCluster:
 def objects_of(plan: JobPlan, cluster: KubernetesCluster) -> list[dict[str, Any]]:
     """Return the objects of `plan`."""
     job = _job_spec(plan, cluster)
+    access = build_access_objects(plan, _metadata(plan, cluster, is_queued=False))
     if plan.is_jobset:
-        return [_job_set(plan, cluster, job)]
+        return [*access, _job_set(plan, cluster, job)]
     if plan.schedule is None:
         main = {"apiVersion": "batch/v1", "kind": "Job", "metadata": _metadata(plan, cluster), "spec": job}
     else:
@@ -67,7 +70,7 @@ def objects_of(plan: JobPlan, cluster: KubernetesCluster) -> list[dict[str, Any]
                 "jobTemplate": {"metadata": {"labels": _labels(plan)}, "spec": job},
             },
         }
-    return [*([_service(plan, cluster)] if plan.is_connected else []), main]
+    return [*([_service(plan, cluster)] if plan.is_connected else []), *access, main]
 
 
 def _job_set(plan: JobPlan, cluster: KubernetesCluster, job: dict[str, Any]) -> dict[str, Any]:
@@ -143,7 +146,7 @@ def _service(plan: JobPlan, cluster: KubernetesCluster) -> dict[str, Any]:
         "spec": {
             "clusterIP": "None",
             "publishNotReadyAddresses": True,  # the rendezvous takes place before any pod is ready
-            "selector": {"trainer/group": plan.name},
+            "selector": {GROUP_LABEL: plan.name},
             "ports": [{"name": "tensorflow", "port": PORT}, {"name": "control", "port": _CONTROL_PORT}],
         },
     }
@@ -160,7 +163,7 @@ def _job_spec(plan: JobPlan, cluster: KubernetesCluster) -> dict[str, Any]:
         "podReplacementPolicy": "Failed",
         "podFailurePolicy": failure_policy("FailJob" if plan.is_jobset else "Ignore"),
         "template": {
-            "metadata": {"labels": _labels(plan, is_queued=False) | {"trainer/group": plan.name}},
+            "metadata": {"labels": _labels(plan, is_queued=False) | {GROUP_LABEL: plan.name}},
             "spec": _pod(plan, cluster),
         },
     }
@@ -243,6 +246,7 @@ def _environment(plan: JobPlan) -> list[dict[str, Any]]:
     given = {SPEC: _literal(plan.spec_text), **several}
     return [
         {"name": RUN_NAME, "valueFrom": name},
+        *secret_variables(plan),
         *({"name": key, "value": value} for key, value in given.items()),
     ]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from trainer.errors import UsageError
@@ -30,6 +30,8 @@ _LONGEST_SPEC_BYTES = 100_000
 _LONGEST_NAME = 63
 RETRIES = 3
 """Retries for exit codes of policy Count; ignored ones, such as a preemption, do not count."""
+GROUP_LABEL = "trainer/group"
+"""Label of all pods of a job; its value is the name of the job."""
 REPLICATED_JOB = "worker"
 """Name of the only job in a JobSet."""
 _LONGEST_CRON_JOB = 52
@@ -77,6 +79,8 @@ class JobPlan:
     """Options of `trainer tune`; each worker trains its share of the trials."""
     accuracy_at_least: float | None = None
     """Minimum accuracy on the held-out images, in [0, 1]; below it the job exits with code 4."""
+    group_secret: str = field(default_factory=lambda: secrets.token_hex(32), repr=False, compare=False)
+    """Random token with which connected workers prove to each other that they belong to this job."""
 
     @property
     def arguments(self) -> list[str]:

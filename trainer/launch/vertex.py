@@ -10,6 +10,7 @@ from typing import Any
 
 from trainer import __version__
 from trainer.errors import UsageError
+from trainer.launch.group_access import secret_environment
 from trainer.launch.plan import RUN_NAME, SPEC, JobPlan
 
 _SCOPE = "https://www.googleapis.com/auth/cloud-platform"
@@ -132,7 +133,11 @@ def _pool(plan: JobPlan, replicas: int) -> dict[str, Any]:
 
 def _environment(plan: JobPlan) -> dict[str, str]:
     # All jobs of a schedule have the same body, so their runs are named after the ID of the Vertex AI job.
-    return {SPEC: plan.spec_text, **({} if plan.schedule else {RUN_NAME: plan.name})}
+    return {
+        SPEC: plan.spec_text,
+        **({} if plan.schedule else {RUN_NAME: plan.name}),
+        **secret_environment(plan),
+    }
 
 
 def _machine(plan: JobPlan) -> dict[str, Any]:

@@ -17,8 +17,7 @@ from typing import Any
 
 from trainer.runs.champion import read_pointer
 from trainer.runs.publish import published_at
-from trainer.storage.objects import read_object
-from trainer.storage.store import Store
+from trainer.storage.store import Store, read_object
 
 RECORDS = "releases"
 CHALLENGE = "challenge"

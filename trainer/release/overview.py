@@ -17,8 +17,7 @@ from trainer.runs.champion import read_pointer
 from trainer.runs.marker import held_out_accuracy, read_summary
 from trainer.runs.publish import MANIFEST, MARKER, POINTER, RETIRED, is_finished, named_run
 from trainer.spec.schema import RUN_NAME
-from trainer.storage.objects import read_object
-from trainer.storage.store import Store
+from trainer.storage.store import Store, read_object
 from trainer.storage.transfers import AT_A_TIME
 
 _DIGITS = 12

@@ -8,8 +8,7 @@ from trainer.evaluate.metrics import AnyPredictions
 from trainer.evaluate.prediction_files import parse_predictions, storable
 from trainer.report.case import copied_names
 from trainer.runs.marker import HELD_OUT
-from trainer.storage.objects import read_object
-from trainer.storage.store import Store
+from trainer.storage.store import Store, read_object
 
 
 def own_answers(run: Store) -> tuple[AnyPredictions, int] | None:

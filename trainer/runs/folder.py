@@ -22,9 +22,15 @@ from trainer.runs.validate import SPEC, require_kept, require_place, require_run
 from trainer.spec import RunSpec, dump_spec, has_secret, read_spec, spec_digest
 from trainer.storage.fencing import guarded
 from trainer.storage.folder import FolderStore
-from trainer.storage.folders import remove_leftovers
 from trainer.storage.lease import Lease, take_lease
-from trainer.storage.local import ANYONE, OWNER, prepare_folder, translate_errors, write_text
+from trainer.storage.local import (
+    ANYONE,
+    OWNER,
+    prepare_folder,
+    remove_leftovers,
+    translate_errors,
+    write_text,
+)
 from trainer.storage.locks import private_folder
 from trainer.storage.mirror import Mirror
 from trainer.storage.store import Store, open_store

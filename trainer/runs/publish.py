@@ -23,8 +23,7 @@ from trainer.runs.marker import is_marker_of, marker_of, summary_labels
 from trainer.spec.schema import CHAMPION, RUN_NAME
 from trainer.storage.checksums import as_text, file_crc32c
 from trainer.storage.local import hash_file, is_temporary, sync_file, translate_errors
-from trainer.storage.objects import read_object
-from trainer.storage.store import Content, Entry, Store, open_store
+from trainer.storage.store import Content, Entry, Store, open_store, read_object
 
 MANIFEST = "MANIFEST.json"
 MARKER = "_SUCCESS"

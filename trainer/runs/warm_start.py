@@ -68,7 +68,7 @@ def begin(
     If the run has a checkpoint, the result describes its original start. Raises UsageError if the other run
     or the weights file does not exist, and for weights of another network.
     """
-    agreement = HostSync(cluster.peers)
+    agreement = HostSync(cluster.group)
     run = _find_run(spec.train.start_from, folder) if cluster.is_chief else None
     place = _begin_with(learner, dataset.class_names, run, agreement, cache_dir, screen)
     weights = _pretrain(spec.model, learner, agreement, cache_dir, screen, folder, run, bool(place))

@@ -138,6 +138,15 @@ def spec_digest(spec: RunSpec, weights_sha256: str = "") -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
+def setting_digests(spec: RunSpec) -> dict[str, str]:
+    """Return a short digest of each setting that `spec_digest` covers, by dotted key.
+
+    They show in which settings two processes differ, without the values being sent.
+    """
+    values = flat(shown_values(spec.model_dump(mode="json", exclude=_UNHASHED), bare_address))
+    return {key: hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16] for key, value in values.items()}
+
+
 def spec_changes(old: RunSpec, new: RunSpec) -> list[str]:
     """Return the dotted keys with different values that affect the result, as `key: old -> new`.
 

@@ -1,6 +1,6 @@
 """File and object storage: every write to a user's path goes through this package.
 
-`local` writes files atomically. `shared` provides locks and folders that several processes share.
+`local` writes files atomically. `locks` provides locks and folders that several processes share.
 """
 
 from trainer.storage.local import (

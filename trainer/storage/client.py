@@ -11,7 +11,7 @@ from trainer.storage.proxies import require_proxy
 
 _CONNECTIONS = 64
 _NO_CREDENTIALS = "default credentials were not found"
-"""Part of the google.auth error message when there are no credentials at all."""
+"""Part of the google.auth error message if there are no credentials at all."""
 
 
 def make_client() -> storage.Client:
@@ -26,8 +26,8 @@ def make_client() -> storage.Client:
     except auth.DefaultCredentialsError as error:
         if _NO_CREDENTIALS not in str(error):
             raise UsageError(
-                "The credentials that GOOGLE_APPLICATION_CREDENTIALS names can't be used; mend or unset it "
-                "for a public bucket.",
+                "The credentials in the file of GOOGLE_APPLICATION_CREDENTIALS are invalid.",
+                "Correct the variable, or unset it to use a public bucket.",
                 received=f"{str(error)[:200]}",
             ) from None
         # A public bucket needs no credentials.

@@ -83,8 +83,8 @@ class FolderStore:
     def swap(self, name: str, data: bytes, version: str | None) -> str | None:
         """Write `data` only if the version of `name` is `version`; return the new version, else None."""
         with exclusive(self.root / _LOCK):
-            found = self.read(name)
-            if (found and found.version) != version:
+            current = self.read(name)
+            if (current and current.version) != version:
                 return None
             self.write(name, data)
         return _digest(data)
@@ -94,8 +94,8 @@ class FolderStore:
         path = self._path(name)
         if version is not None:
             with exclusive(self.root / _LOCK):
-                found = self.read(name)
-                if found is not None and found.version == version:
+                current = self.read(name)
+                if current is not None and current.version == version:
                     self.remove(name)
             return
         with translate_errors(path, "removed"):
@@ -110,7 +110,7 @@ class FolderStore:
         """Return the names of the folders directly below, sorted."""
         with translate_errors(self.root, "read"):
             try:
-                return sorted(each.name for each in os.scandir(self.root) if each.is_dir())
+                return sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir())
             except FileNotFoundError:
                 return []
 
@@ -130,29 +130,31 @@ class FolderStore:
         with translate_errors(target), replacing(target) as temporary:
             shutil.copyfile(path, temporary)
             if hash_file(temporary) != hash_file(path):
-                raise OSError(f"the copy of {path} is not what was copied")
+                raise OSError(f"the copy of {path} differs from the original")
 
     def download(self, name: str, path: Path, version: str | None = None) -> None:
         """Copy `name` to `path`; with `version`, only if that is its version."""
         source = self._path(name)
         if not source.is_file():
-            raise UsageError("There is no such file.", received=source)
-        found = _entry(source, name)
-        if version is not None and (found is None or found.version != version):
-            raise TemporaryError(f"{source} was replaced while it was read; try again.", received=version)
+            raise UsageError("The file does not exist.", "Check the path.", received=source)
+        entry = _entry(source, name)
+        if version is not None and (entry is None or entry.version != version):
+            raise TemporaryError(
+                f"{source} was replaced while it was read.", "Try again.", received=f"not version {version}"
+            )
         FolderStore(path.parent).upload(source, path.name)
 
     def _entries(self, prefix: str) -> Iterator[Entry]:
         # Walk only the deepest folder of the prefix, and skip what other processes remove meanwhile.
         top = self.root / prefix.rpartition("/")[0]
-        for folder, _, files in os.walk(top, onerror=_pass_over):
+        for folder, _, files in os.walk(top, onerror=_ignore_unreadable):
             for file in files:
                 path = Path(folder, file)
                 name = path.relative_to(self.root).as_posix()
-                is_meant = name.startswith(prefix) and file != _LOCK and not is_temporary(PurePath(name))
-                found = _entry(path, name) if is_meant else None
-                if found is not None:
-                    yield found
+                if not name.startswith(prefix) or file == _LOCK or is_temporary(PurePath(name)):
+                    continue
+                if (entry := _entry(path, name)) is not None:
+                    yield entry
 
     def _path(self, name: str) -> Path:
         return self.root / name
@@ -163,7 +165,7 @@ def _entry(path: Path, name: str) -> Entry | None:
     return Entry(name, status.st_size, f"{status.st_mtime_ns}-{status.st_ino}") if status else None
 
 
-def _pass_over(error: OSError) -> None:
+def _ignore_unreadable(error: OSError) -> None:
     """Ignore folders that do not exist (any more) or are not readable; raise any other error."""
     if not isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError):
         raise error

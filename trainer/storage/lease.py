@@ -42,10 +42,10 @@ class Lease:
         self._store, self._name, self._version, self._holder = store, name, version, holder
         self._expiry = expiry_seconds
         self._beat_at = taken_at
-        self._lost = ""
+        self._lost: TemporaryError | None = None
         self._lock = threading.Lock()
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._keep, daemon=True, name="lease")
+        self._thread = threading.Thread(target=self._renew_regularly, daemon=True, name="lease")
         self._thread.start()
 
     def require(self) -> None:
@@ -56,13 +56,13 @@ class Lease:
         """
         with self._lock:
             if not self._lost and _now() - self._beat_at > 0.8 * self._expiry:
-                self._beat()
+                self._renew()
         self.check()
 
     def check(self) -> None:
         """Raise TemporaryError if the lease is known to be lost; never accesses the store."""
         if self._lost:
-            raise TemporaryError(self._lost)
+            raise self._lost
 
     def release(self) -> None:
         """Release the lease if this process still holds it; a second call does nothing.
@@ -72,38 +72,39 @@ class Lease:
         if self._ended.is_set():
             return
         self._ended.set()
-        thread = threading.Thread(target=self._give_back, daemon=True, name="lease-release")
+        thread = threading.Thread(target=self._remove_lease, daemon=True, name="lease-release")
         thread.start()
         thread.join(_RELEASE_SECONDS)
 
-    def _give_back(self) -> None:
+    def _remove_lease(self) -> None:
         self._thread.join()
         if not self._lost:
             with suppress(TrainerError):
                 self._store.remove(self._name, self._version)
 
-    def _keep(self) -> None:
+    def _renew_regularly(self) -> None:
         while not self._ended.wait(self._expiry / _BEATS_PER_EXPIRY) and not self._lost:
             # The heartbeat has no caller to report to. The next `require` before a write raises the error.
             with suppress(Exception), self._lock:
-                self._beat()
+                self._renew()
 
-    def _beat(self) -> None:
+    def _renew(self) -> None:
         began = _now()
         self._holder["beats"] += 1
         version = self._store.swap(self._name, _encoded(self._holder), self._version)
         if version is None:
             # An earlier heartbeat may have been written although its response was lost.
-            found = self._store.read(self._name)
-            is_mine = found is not None and _decoded(found).get("id") == self._holder["id"]
-            version = found.version if found is not None and is_mine else None
+            current = self._store.read(self._name)
+            if current is not None and _decoded(current).get("id") == self._holder["id"]:
+                version = current.version
         if version is not None:
             self._version, self._beat_at = version, began
             return
-        took = "Another process took this run over, since this one seemed dead"
-        self._lost = (
-            f"{took if found else took + ', and is done, or its lease was removed'}; start the same command "
-            f"again to see how it stands. Received: {self._store.at(self._name)}"
+        end = "" if current else " It has ended since, or the lease was removed."
+        self._lost = TemporaryError(
+            f"Another process has taken over this run, because this process seemed dead.{end}",
+            "Start the same command again to see the state of the run.",
+            received=self._store.at(self._name),
         )
 
 
@@ -115,14 +116,14 @@ def take_lease(
     `on_wait` is called with a message if another holder has to be observed first, for up to `expiry_seconds`.
     Raises TemporaryError if that holder is alive, and the errors of `Store`.
     """
-    holder = _me()
+    holder = _describe_self()
     while True:
-        found = store.read(name)
-        if found is not None and not _is_dead(found):
-            on_wait(f"{_describe(found)} has been at work on this run; watching whether it is alive")
-            found = _watch(store, name, found, expiry_seconds)
+        current = store.read(name)
+        if current is not None and not _is_dead(current):
+            on_wait(f"{_describe(current)} holds the lease of this run; checking whether it is alive")
+            current = _watch(store, name, current, expiry_seconds)
         began = _now()
-        version = store.swap(name, _encoded(holder), found.version if found else None)
+        version = store.swap(name, _encoded(holder), current.version if current else None)
         if version is not None:
             return Lease(store, name, version, holder, expiry_seconds, began)
 
@@ -132,13 +133,13 @@ def _watch(store: Store, name: str, before: Content, expiry_seconds: float) -> C
     until = time.monotonic() + expiry_seconds
     while time.monotonic() < until:
         time.sleep(expiry_seconds / _BEATS_PER_EXPIRY / 4)
-        found = store.read(name)
-        if found is None:
+        current = store.read(name)
+        if current is None:
             return None
-        if found.version != before.version:
+        if current.version != before.version:
             raise TemporaryError(
-                f"Another process is at work on this run: {_describe(found)}. Wait for it, or choose another "
-                f"--run-name.",
+                f"Another process is working on this run: {_describe(current)}.",
+                "Wait until it has ended, or choose another --run-name.",
                 received=store.at(name),
             )
     return before
@@ -151,27 +152,27 @@ def _now() -> float:
 
 def _is_dead(content: Content) -> bool:
     """Return whether the holder was a process of this machine that has ended."""
-    holder, here = _decoded(content), _place()
-    if any(holder.get(key) != value for key, value in here.items()):
+    holder, local_ids = _decoded(content), _read_local_ids()
+    if any(holder.get(key) != value for key, value in local_ids.items()):
         return False
-    started = _started(int(holder.get("pid", 0)))
-    if started is None and _is_anothers(int(holder.get("pid", 0))):
+    start_time = _read_start_time(int(holder.get("pid", 0)))
+    if start_time is None and _belongs_to_another_user(int(holder.get("pid", 0))):
         return False  # it may be alive: processes of other users are not visible in full
-    return started != holder.get("process_started")
+    return start_time != holder.get("process_started")
 
 
-def _me() -> dict[str, Any]:
+def _describe_self() -> dict[str, Any]:
     return {
         "id": secrets.token_hex(8),
         "host": platform.node(),
         "pid": os.getpid(),
-        "process_started": _started(os.getpid()),
-        **_place(),
+        "process_started": _read_start_time(os.getpid()),
+        **_read_local_ids(),
         "beats": 0,
     }
 
 
-def _place() -> dict[str, str]:
+def _read_local_ids() -> dict[str, str]:
     """Return what identifies processes that see each other: the boot ID and the PID namespace.
 
     If the system does not provide them, the boot ID is random, so that no holder counts as local.
@@ -183,7 +184,7 @@ def _place() -> dict[str, str]:
         return {"boot": secrets.token_hex(8), "processes": ""}
 
 
-def _started(pid: int) -> str | None:
+def _read_start_time(pid: int) -> str | None:
     """Return the start time of process `pid` in clock ticks since boot, None if it does not exist."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
@@ -194,7 +195,7 @@ def _started(pid: int) -> str | None:
     return None if state == "Z" else fields[18]
 
 
-def _is_anothers(pid: int) -> bool:
+def _belongs_to_another_user(pid: int) -> bool:
     """Return whether process `pid` exists and belongs to another user."""
     try:
         os.kill(pid, 0)

@@ -14,6 +14,7 @@ import json
 import math
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
@@ -23,7 +24,7 @@ from trainer.errors import TemporaryError, TrainerError, UsageError
 from trainer.storage.fencing import require_right
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
-_UNUSABLE = {
+_INVALID_PATH = {
     errno.EACCES,
     errno.EPERM,
     errno.EROFS,
@@ -41,6 +42,18 @@ ANYONE, OWNER = 0o666, 0o600
 """File modes, before the umask: the default, and that of a file with a secret."""
 
 
+class DiskFullError(TemporaryError):
+    """The disk of `path` is full; `done` is a past participle."""
+
+    def __init__(self, path: Path, done: str, reason: str) -> None:
+        super().__init__(
+            f"The disk is full: {path} could not be {done}; the previous content is unchanged.",
+            "Free some space, or choose another folder.",
+            received=reason,
+        )
+        self.path = path
+
+
 @contextmanager
 def translate_errors(path: Path, done: str = "written") -> Iterator[None]:
     """Translate an OSError of the block into an error with a remedy; `done` is a past participle.
@@ -50,27 +63,23 @@ def translate_errors(path: Path, done: str = "written") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _explanation(error, path, done) from error
+        raise _translated(error, path, done) from error
     except ValueError as error:
         # File functions raise ValueError only for a NUL or an unpaired surrogate in the path.
         raise UsageError(
-            f"This is not a path that can be {done}: {error}.", received=f"{str(path)!r}"
+            f"The path can't be {done}: {error}.", "Use another path.", received=f"{str(path)!r}"
         ) from error
 
 
-def _explanation(error: OSError, path: Path, done: str) -> TrainerError:
+def _translated(error: OSError, path: Path, done: str) -> TrainerError:
     reason = error.strerror or str(error)
     if error.errno in FULL:
-        return TemporaryError(
-            f"The disk is full: {path} could not be {done}; what was there before is unchanged. "
-            f"Free some space or choose another folder.",
-            received=reason,
-        )
-    if error.errno in _UNUSABLE:
+        return DiskFullError(path, done, reason)
+    if error.errno in _INVALID_PATH:
         return UsageError(
-            f"{path} can't be {done}. Check your rights to it, or choose another place.", received=reason
+            f"{path} can't be {done}.", "Check its permissions, or choose another location.", received=reason
         )
-    return TemporaryError(f"{path} could not be {done}; try again.", received=reason)
+    return TemporaryError(f"{path} could not be {done}.", "Try again.", received=reason)
 
 
 def write_bytes(path: Path, data: bytes, read_back: bool = False, mode: int = ANYONE) -> None:
@@ -81,7 +90,7 @@ def write_bytes(path: Path, data: bytes, read_back: bool = False, mode: int = AN
     """
     with translate_errors(path), _temporary(path, data, mode) as temporary:
         if read_back and hash_file(temporary)["sha256"] != hashlib.sha256(data).hexdigest():
-            raise OSError("what was written is not what is read")
+            raise OSError("the file differs from the data that was written")
         require_right(path)
         os.replace(temporary, path)
         sync_folder(path.parent)
@@ -129,7 +138,7 @@ def append_line(path: Path, line: str) -> None:
     `line` contains a newline.
     """
     if "\n" in line:
-        raise ValueError(f"a line can't hold a newline: {line!r}")
+        raise ValueError(f"a line can't contain a newline: {line!r}")
     with translate_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         is_new = not path.exists()
@@ -200,11 +209,11 @@ def hash_file(
     hashes = {name: hashlib.new(name, usedforsecurity=False) for name in algorithms}
     with open(path, "rb", buffering=0) as file:
         while chunk := file.read(_CHUNK_BYTES):
-            for one in hashes.values():
-                one.update(chunk)
+            for digest in hashes.values():
+                digest.update(chunk)
             if on_bytes:
                 on_bytes(len(chunk))
-    return {name: one.hexdigest() for name, one in hashes.items()}
+    return {name: digest.hexdigest() for name, digest in hashes.items()}
 
 
 @contextmanager
@@ -223,6 +232,42 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
         os.replace(temporary, path)
         if durable:
             sync_folder(path.parent)
+
+
+def replace_folder(temporary: Path, final: Path) -> None:
+    """Rename the complete folder `temporary` to `final`, replacing any existing folder.
+
+    The old folder is first renamed and then deleted, so that no process sees it in part. Raises
+    TemporaryError, UsageError.
+    """
+    old = final.with_name(f".{final.name}.old.tmp")
+    _remove_folder(old)
+    with translate_errors(final):
+        require_right(final)
+        if final.exists():
+            final.rename(old)
+        temporary.rename(final)
+        sync_folder(final.parent)
+    _remove_folder(old)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the partially written files and folders that killed processes left below `folder`."""
+    with translate_errors(folder, "cleared"):
+        for parent, folders, files in os.walk(folder):
+            for name in filter(lambda name: is_temporary(Path(name)), files):
+                Path(parent, name).unlink(missing_ok=True)
+            for name in filter(lambda name: is_temporary(Path(name)), folders):
+                shutil.rmtree(Path(parent, name))
+            folders[:] = [name for name in folders if not is_temporary(Path(name))]
+
+
+def _remove_folder(path: Path) -> None:
+    """Remove the leftovers of a crash at `path`. Raises TemporaryError, UsageError."""
+    with translate_errors(path, "removed"):
+        if path.exists():
+            require_right(path)
+            shutil.rmtree(path)
 
 
 @contextmanager

@@ -51,12 +51,12 @@ class Mirror:
         entries = [entry for entry in self._store.entries() if entry.name not in self._apart]
         wanted = [entry for entry in entries if is_wanted(entry.name)]
         download_files(self._store, wanted, self.folder, on_bytes)
-        here = dict(self._here())
-        self._sent = {entry.name: here.get(entry.name) for entry in entries}
+        versions = dict(self._local_files())
+        self._sent = {entry.name: versions.get(entry.name) for entry in entries}
 
     def waiting_bytes(self) -> int:
         """Return how many bytes a sync would upload."""
-        return sum(version[1] for _, version in self._changed()) if self._store else 0
+        return sum(version[1] for _, version in self._changed_files()) if self._store else 0
 
     def sync(self, on_bytes: OnBytes = lambda size: None, is_whole: bool = True) -> None:
         """Upload new and changed files, then remove deleted ones. Raises the errors of `Store`.
@@ -66,12 +66,12 @@ class Mirror:
         if self._store is None:
             return
         with self._lock:
-            changed, store = self._changed(), self._store
-            transfer_all(lambda change: self._send(store, *change), changed, on_bytes)
-            self._sent |= dict(changed)
-            here = {name for name, _ in self._here()}
-            gone = {name for name, version in self._sent.items() if is_whole or version is not None} - here
-            for name in sorted(gone):
+            changes, store = self._changed_files(), self._store
+            transfer_all(lambda change: self._send(store, *change), changes, on_bytes)
+            self._sent |= dict(changes)
+            local = {name for name, _ in self._local_files()}
+            sent = {name for name, version in self._sent.items() if is_whole or version is not None}
+            for name in sorted(sent - local):
                 # A missing folder means that this process has discarded it, not that its files were deleted.
                 if not self._closed.is_set() and self.folder.is_dir():
                     self._require()
@@ -92,10 +92,10 @@ class Mirror:
             return 0  # deleted meanwhile: the next sync removes it
         return version[1]
 
-    def _changed(self) -> list[tuple[str, Version]]:
-        return [(name, version) for name, version in self._here() if self._sent.get(name) != version]
+    def _changed_files(self) -> list[tuple[str, Version]]:
+        return [(name, version) for name, version in self._local_files() if self._sent.get(name) != version]
 
-    def _here(self) -> Iterator[tuple[str, Version]]:
+    def _local_files(self) -> Iterator[tuple[str, Version]]:
         """Yield the files of the folder with their versions: mtime in ns, size in bytes, inode."""
         for parent, _, files in os.walk(self.folder):
             for file in sorted(files):

@@ -26,7 +26,7 @@ def require_proxy(session: requests.Session, url: str) -> None:
     if not host:
         scheme = url.partition(":")[0].upper()
         raise UsageError(
-            f"The proxy of the environment is no address. Set {scheme}_PROXY or ALL_PROXY to "
-            f"http://HOST:PORT, or unset it.",
+            "The proxy in the environment is not a valid address.",
+            f"Set {scheme}_PROXY or ALL_PROXY to http://HOST:PORT, or unset it.",
             received=f"no host for {scheme.lower()}:// requests",
         )

@@ -6,11 +6,12 @@ relative, with '/' as separator.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import unquote
 
 from trainer.errors import UsageError
@@ -133,21 +134,39 @@ def open_store(uri: str) -> Store:
     try:
         return FolderStore(Path(without_scheme(uri)).expanduser())
     except RuntimeError:
-        raise UsageError("There is no such user's home folder.", received=shown_address(uri)) from None
+        raise UsageError(
+            "The home folder of this user does not exist.", "Check the path.", received=shown_address(uri)
+        ) from None
+
+
+def read_object(store: Store, name: str) -> dict[str, Any]:
+    """Return the JSON object in `name`, or an empty one if it is missing or invalid."""
+    content = store.read(name)
+    try:
+        value = json.loads(content.data) if content else {}
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def require_uri(uri: str) -> None:
     """Raise UsageError unless `uri` is a path, a file:// URL or a gs:// URI."""
     require_two_slashes(uri, "gs://BUCKET/PREFIX")
     if "://" in uri and not is_bucket(uri) and not uri.lower().startswith(FILE):
-        raise UsageError("A place is a folder or gs://BUCKET/PREFIX.", received=f"{shown_address(uri)!r}")
+        raise UsageError(
+            "The location must be a folder or gs://BUCKET/PREFIX.",
+            "Check the URI.",
+            received=f"{shown_address(uri)!r}",
+        )
 
 
 def require_two_slashes(uri: str, example: str) -> None:
     """Raise UsageError for a URI with one slash, such as https:/host, which would be taken for a path."""
     if re.match(r"(gs|s3|https?|ftp|file):(?!//)", uri.lower()):
         raise UsageError(
-            f"A URI has two slashes after its scheme: {example}.", received=f"{shown_address(uri)!r}"
+            "A URI needs two slashes after its scheme.",
+            f"Write it as {example}.",
+            received=f"{shown_address(uri)!r}",
         )
 
 
@@ -161,7 +180,9 @@ def without_scheme(uri: str) -> str:
     host, slash, path = uri[len(FILE) :].partition("/")
     if host.lower() not in ("", "localhost") or not slash:
         raise UsageError(
-            "A file URL has three slashes: file:///folder/images.zip.", received=f"{shown_address(uri)!r}"
+            "A file URL needs three slashes.",
+            "Write it as file:///folder/images.zip.",
+            received=f"{shown_address(uri)!r}",
         )
     return unquote(f"/{path}", errors="surrogateescape")
 
@@ -170,11 +191,14 @@ def split_uri(uri: str) -> tuple[str, str]:
     """Return the bucket and the prefix, stripped of slashes, of gs://BUCKET/PREFIX. Raises UsageError."""
     bucket, _, prefix = uri[len(GS) :].partition("/")
     if not bucket:
-        raise UsageError("A bucket's URI is gs://BUCKET/PREFIX.", received=f"{shown_address(uri)!r}")
+        raise UsageError(
+            "The URI has no bucket.", "Write it as gs://BUCKET/PREFIX.", received=f"{shown_address(uri)!r}"
+        )
     if "@" in bucket or ":" in bucket:
         raise UsageError(
-            "A bucket's URI holds no key; `gcloud auth application-default login` gets credentials, and "
-            "GOOGLE_APPLICATION_CREDENTIALS names those of a file.",
+            "The URI of a bucket can't contain a key.",
+            "Log in with `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS to a "
+            "file with credentials.",
             received=f"{shown_address(uri)!r}",
         )
     return bucket, prefix.strip("/")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from trainer.errors import TemporaryError, UsageError
 from trainer.sanitize import printable
-from trainer.storage.local import FULL
+from trainer.storage.local import FULL, DiskFullError
 
 
 @contextmanager
@@ -30,11 +30,16 @@ def temporary_folder() -> Iterator[Path]:
         with tempfile.TemporaryDirectory(dir=parent) as name:
             folder = Path(name)
             yield folder
-    except (OSError, TemporaryError) as error:
-        cause = error if isinstance(error, OSError) else error.__cause__
-        if not isinstance(cause, OSError) or cause.errno not in FULL or not _is_below(error, folder):
+    except DiskFullError as error:
+        if folder not in error.path.parents:
             raise
-        raise _full(str(parent), cause.strerror) from error
+        raise _full_error(str(parent), error.received) from error
+    except OSError as error:
+        # The error of a file descriptor has no filename.
+        is_below = error.filename is None or folder in Path(os.fsdecode(error.filename)).parents
+        if error.errno not in FULL or not is_below:
+            raise
+        raise _full_error(str(parent), error.strerror) from error
 
 
 def temporary_parent() -> Path:
@@ -46,25 +51,19 @@ def temporary_parent() -> Path:
         return Path(tempfile.gettempdir())
     except FileNotFoundError as error:
         tried = re.findall(r"'([^']+)'", str(error.strerror))
-    full = [each for each in tried if os.path.isdir(each) and os.statvfs(each).f_bavail == 0]
+    full = [path for path in tried if os.path.isdir(path) and os.statvfs(path).f_bavail == 0]
     if full:
-        raise _full(full[0], os.strerror(errno.ENOSPC))
+        raise _full_error(full[0], os.strerror(errno.ENOSPC))
     raise UsageError(
-        "There is no folder for temporary files that can be written; set TMPDIR to one.",
+        "No folder for temporary files is writable.",
+        "Set TMPDIR to a writable folder.",
         received=f"{printable(', '.join(tried))}",
     )
 
 
-def _is_below(error: OSError | TemporaryError, folder: Path) -> bool:
-    """Return whether the error is about a file below `folder`. An OSError without a filename counts."""
-    if isinstance(error, TemporaryError):
-        return str(folder) in str(error)
-    return error.filename is None or folder in Path(os.fsdecode(error.filename)).parents
-
-
-def _full(folder: str, reason: str | None) -> TemporaryError:
+def _full_error(folder: str, reason: object) -> TemporaryError:
     return TemporaryError(
-        f"The disk of the folder for temporary files is full: {printable(folder)}. Free some space there, or "
-        f"set TMPDIR to a folder on another disk, and run the same command again.",
+        f"The disk of the folder for temporary files is full: {printable(folder)}.",
+        "Free some space there, or set TMPDIR to a folder on another disk, then run the same command again.",
         received=reason,
     )

@@ -35,12 +35,12 @@ def download_files(
 
 def transfer_all(action: Callable[[Item], int], items: Iterable[Item], on_bytes: OnBytes) -> None:
     """Call `action`, which returns the number of bytes moved, for all `items`, up to `AT_A_TIME` at once."""
-    pool, waits = ThreadPoolExecutor(AT_A_TIME), True
+    pool, should_wait = ThreadPoolExecutor(AT_A_TIME), True
     try:
         for size in pool.map(action, items):
             on_bytes(size)
     except StoppedError:
-        waits = False  # no time to wait for a large file
+        should_wait = False  # no time to wait for a large file
         raise
     finally:
-        pool.shutdown(wait=waits, cancel_futures=True)
+        pool.shutdown(wait=should_wait, cancel_futures=True)

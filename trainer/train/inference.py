@@ -64,7 +64,7 @@ class Inference:
 
         finish: applied to the outputs of a batch, [batch, width] to [batch, width] of `dtype`.
         """
-        self.model, self.peers = model, cluster.peers if cluster else ProcessGroup(ProcessInfo())
+        self.model, self.peers = model, cluster.group if cluster else ProcessGroup(ProcessInfo())
         self.strategy = cluster.strategy if cluster else tf.distribute.get_strategy()
         self._finish, self._dtype = finish, dtype
         is_slow = has_backbone(model) and (cluster is None or cluster.device_kind == "CPU")

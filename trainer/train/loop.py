@@ -65,7 +65,7 @@ class Loop:
         self.validate, self.is_stopped = validate, is_stopped
         self.held_out = dataset.held_out.name
         place = saver.folder.parent / "profile" if cluster.is_chief else None
-        self.agreement = HostSync(cluster.peers)
+        self.agreement = HostSync(cluster.group)
         # The chief's steps for all: the ends of blocks must be the same on all processes.
         steps = self.agreement.broadcast(spec.train.profiled_steps)
         self.profile = Profile(steps, place, observer.on_message)

@@ -31,7 +31,7 @@ def whiten_first_layer(learner: Learner, split: Split, cluster: Cluster) -> None
         learner.assign(layer.kernel, kernel)
         learner.assign(layer.bias, bias)
     # The last digit of an eigenvector may differ between CPUs, so all processes use the chief's.
-    HostSync(cluster.peers).broadcast_variables(learner.variables(), "whitened")
+    HostSync(cluster.group).broadcast_variables(learner.variables(), "whitened")
 
 
 def _sums_of_all(split: Split, cluster: Cluster) -> PatchSums:
@@ -43,5 +43,5 @@ def _sums_of_all(split: Split, cluster: Cluster) -> PatchSums:
     if cluster.process_count == 1:
         return sums
     values = {name: value.tolist() for name, value in asdict(sums).items()}
-    parts = [json.loads(each) for each in cluster.peers.all_gather(json.dumps(values).encode())]
+    parts = [json.loads(each) for each in cluster.group.all_gather(json.dumps(values).encode())]
     return total_of([PatchSums(*(np.array(part[name]) for name in values)) for part in parts])
