@@ -17,6 +17,7 @@ from typing import Any
 
 from trainer.cli import main
 from trainer.cli.bootstrap import import_tensorflow
+from trainer.compat import private
 
 
 def _note_steps(notes: Path) -> None:
@@ -70,6 +71,7 @@ def _use_all_logical_cpus() -> None:
         count = len(configured or [None])
         return tuple(f"{worker_device}/device:CPU:{index}" for index in range(count)), "CPU"
 
+    private(room.CollectiveAllReduceExtended, "_initialize_local_devices", "tensorflow")
     room.CollectiveAllReduceExtended._initialize_local_devices = devices
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from helpers.small_training import SMALL, dark_and_light, do_train, learner_for
 
 from trainer.data.dataset import Dataset
+from trainer.distributed import ProcessGroup, ProcessInfo
 from trainer.errors import TemporaryError
 from trainer.spec import load_spec
+from trainer.train import AsyncCheckpointer, HostSync, checkpoint_manager
 from trainer.train.checkpoint import (
     list_checkpoints,
     restore_best,
@@ -20,6 +23,7 @@ from trainer.train.checkpoint import (
     save_checkpoint,
     take_snapshot,
 )
+from trainer.train.checkpoint_manager import CheckpointManager
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +67,34 @@ def test_bests_of_a_training_that_was_left_behind_push_out_none(dataset: Dataset
         save_best(tmp_path, epoch, arrays)
         restore_best(tmp_path, epoch, learner.answering_variables())
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["best-000001.npz", "best-000002.npz"]
+
+
+def test_only_the_chief_deletes_the_checkpoints_of_a_diverged_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Processes may share a disk, and the chief may have gone on when a worker gets here."""
+
+    def manager(index: int, saver: AsyncCheckpointer) -> CheckpointManager:
+        process = ProcessInfo(("localhost:1", "localhost:2"), index)
+        learner: Any = None  # not used
+        return CheckpointManager(learner, saver, HostSync(ProcessGroup(process)), print)
+
+    for name in ("step-00000006.npz", "step-00000007-part.npz", "step-00000008-part.npz"):
+        (tmp_path / name).write_bytes(b"")
+    with AsyncCheckpointer(tmp_path) as saver:
+        chief, worker = (manager(index, saver) for index in (0, 1))
+        worker.forget_parts()
+        assert len(list_checkpoints(tmp_path)) == 3
+
+        def list_and_lose(folder: Path, whole_epochs: bool = False) -> list[Path]:
+            paths = list_checkpoints(folder, whole_epochs)
+            (folder / "step-00000007-part.npz").unlink(missing_ok=True)
+            return paths
+
+        monkeypatch.setattr(checkpoint_manager, "list_checkpoints", list_and_lose)
+        (tmp_path / "step-00000007-part.npz").write_bytes(b"")
+        chief.forget_parts()
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000006.npz"]
 
 
 def test_a_disk_that_fails_does_not_make_a_checkpoint_a_damaged_one(

@@ -20,6 +20,8 @@ from trainer.data.progress import SilentProgress
 from trainer.distributed.devices import find_cluster
 from trainer.errors import DataError, StoppedError, UsageError
 from trainer.evaluate.evaluator import Evaluator
+from trainer.model.dropout import RowDropout
+from trainer.model.normalization import FusedBatchNormalization
 from trainer.model.pretrained import backbone_of, head_of, stages_of
 from trainer.model.weights import find_weights, load_weights
 from trainer.spec import EarlyStoppingSpec, PretrainedSpec, load_spec
@@ -27,7 +29,7 @@ from trainer.spec.finetune import FinetuneSpec
 from trainer.train import Learner, TrainResult
 from trainer.train import features as features_module
 from trainer.train.features import Features, _Cache, build_features, describe_features
-from trainer.train.phases import epochs_of_phases
+from trainer.train.phases import _forward, epochs_of_phases
 from trainer.train.probe import fit_probe, fold_of
 from trainer.train.state import TrainState, out_of_patience
 
@@ -110,6 +112,27 @@ def test_each_phase_changes_its_weights_alone_and_statistics_stay_equal_to_the_b
     assert changed[0] == [False] * stages + [True, False]  # logistic regression
     assert changed[1] == [False] * (stages - 1) + [True, True, False]
     assert changed[2] == [True] * stages + [True, False]
+
+
+@pytest.mark.parametrize(
+    ("trains_backbone", "updates_statistics"), [(False, False), (True, False), (True, True)]
+)
+def test_stochastic_depth_is_active_with_frozen_statistics_once_the_backbone_is_trained(
+    trains_backbone: bool, updates_statistics: bool
+) -> None:
+    pixels = keras.Input((4, 4, 2))
+    norm = FusedBatchNormalization(0.5)
+    features = keras.layers.Flatten()(RowDropout(0.5, seed=0, whole_rows=True)(norm(pixels)))
+    backbone = keras.Model(pixels, features)
+    head = keras.Sequential([keras.Input((32,)), keras.layers.Identity()])
+    images = 10.0 + np.random.default_rng(0).random((64, 4, 4, 2), np.float32)
+    logits = _forward(backbone, head, trains_backbone, updates_statistics)(images).numpy()
+    is_dropped = (logits == 0.0).all(axis=1)
+    assert (16 < is_dropped.sum() < 48) == trains_backbone
+    if not updates_statistics:
+        expected = images.reshape(64, 32) / np.sqrt(1.0 + 1e-3) * (2.0 if trains_backbone else 1.0)
+        np.testing.assert_allclose(logits[~is_dropped], expected[~is_dropped], rtol=1e-5)
+    assert (norm.moving_mean.numpy() != 0.0).all() == updates_statistics
 
 
 @pytest.mark.engine

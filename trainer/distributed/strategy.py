@@ -13,6 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from trainer.compat import abort_collectives
 from trainer.distributed import ProcessGroup, ProcessInfo
 from trainer.distributed.driver import ask_driver, driver_problem, kernel_problem
 from trainer.distributed.host import Host, agreed_on
@@ -246,6 +247,4 @@ def _strategy(devices: list[str], peers: ProcessGroup) -> tf.distribute.Strategy
 
 def _abort(error: TrainerError) -> None:
     """Abort pending collectives when a peer has failed."""
-    from tensorflow.python.eager import context
-
-    context.context().abort_collective_ops(tf.errors.UNAVAILABLE, json.dumps(str(error)))
+    abort_collectives(tf.errors.UNAVAILABLE, json.dumps(str(error)))

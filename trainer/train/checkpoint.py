@@ -155,7 +155,7 @@ def forget_newer(folder: Path, step: int) -> None:
     """Delete the checkpoints of steps after `step`, which a training that went back writes again."""
     for path in list_checkpoints(folder):
         if int(path.stem.split("-")[1]) > step:
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 def restore_checkpoint(path: Path, variables: Mapping[str, tf.Variable]) -> dict[str, Any]:

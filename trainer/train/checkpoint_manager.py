@@ -107,8 +107,13 @@ class CheckpointManager:
         return bool(self._agreement.broadcast(self._saver.flush()))
 
     def forget_parts(self) -> None:
-        """Delete the checkpoints from within the epoch that diverged."""
+        """Delete the checkpoints from within the epoch that diverged; only the chief does.
+
+        Another process on the same disk could delete a checkpoint that the chief has written since.
+        """
+        if not self._agreement.is_chief:
+            return
         whole = list_checkpoints(self.folder, whole_epochs=True)
         for path in list_checkpoints(self.folder):
             if path not in whole:
-                path.unlink()
+                path.unlink(missing_ok=True)

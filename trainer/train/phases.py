@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from trainer.model.normalization import frozen_statistics
 from trainer.model.pretrained import backbone_of, head_of, stages_of
 from trainer.spec import RunSpec
 from trainer.spec.finetune import FinetuneSpec
@@ -123,7 +124,7 @@ def _phases(
             groups=()
             if is_logistic
             else tuple(_grouped(groups, spec, steps_per_epoch, count, scale, precision)),
-            forward=_forward(backbone, head, updates),
+            forward=_forward(backbone, head, trained > 0, updates),
             changing=model.weights if updates else changing,
             is_frozen=trained == 0,
         )
@@ -165,6 +166,18 @@ def _grouped(
         yield Group(weights, optimizer, schedule)
 
 
-def _forward(backbone: keras.Model, head: keras.Model, updates_statistics: bool) -> Callable[[Any], Any]:
-    # Not the whole model: Keras would pass `training` on to the backbone and update its statistics.
-    return lambda pixels: head(backbone(pixels, training=updates_statistics), training=True)
+def _forward(
+    backbone: keras.Model, head: keras.Model, trains_backbone: bool, updates_statistics: bool
+) -> Callable[[Any], Any]:
+    """Return the function from pixels to logits in training.
+
+    If part of the backbone is trained, its stochastic depth is active. Batch normalization uses the
+    pretrained statistics unless `updates_statistics`.
+    """
+
+    def forward(pixels: Any) -> Any:
+        with frozen_statistics(not updates_statistics):
+            features = backbone(pixels, training=trains_backbone)
+        return head(features, training=True)
+
+    return forward
