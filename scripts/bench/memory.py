@@ -58,9 +58,9 @@ def _work(folder: Path) -> None:
 
     spec = DataSpec(source=str(folder / "data"), image_size=_SIDE, cache_mib=_BUDGET_MIB)
     dataset = load_dataset(spec, folder / "cache", SilentProgress(), lambda found: None)
-    feed = BatchPrefetcher(dataset.train, 32, 0)
-    feed.block_steps = 8
-    for block in feed.blocks(0, 3 * feed.steps_per_epoch):
+    prefetcher = BatchPrefetcher(dataset.train, 32, 0)
+    prefetcher.block_steps = 8
+    for block in prefetcher.blocks(0, 3 * prefetcher.steps_per_epoch):
         block.images.sum()
 
 

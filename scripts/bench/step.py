@@ -79,10 +79,12 @@ def rate_of_training(spec: RunSpec, dataset: Dataset) -> Callable[[], float]:
         watch = _Watch()
         with (
             tempfile.TemporaryDirectory() as folder,
-            AsyncCheckpointer(Path(folder, "checkpoints")) as saver,
+            AsyncCheckpointer(Path(folder, "checkpoints")) as checkpointer,
             suppress(StoppedError),
         ):
-            train(learner, dataset, spec, cluster, saver, watch, dict, lambda: watch.seconds() > _SECONDS)
+            train(
+                learner, dataset, spec, cluster, checkpointer, watch, dict, lambda: watch.seconds() > _SECONDS
+            )
         return watch.rate(spec.train.global_batch_size)
 
     measure()

@@ -96,11 +96,11 @@ def _train(spec: RunSpec, folder: Path, seconds: float) -> tuple[_Watch, list[fl
     steps = steps_per_epoch(len(dataset.train.labels), spec.train.global_batch_size)
     learner = build_learner(spec, len(dataset.class_names), steps, cluster)
     watch = _Watch(seconds)
-    with _Timed(folder / "run" / "checkpoints") as saver, suppress(StoppedError):
-        saver.began = []
-        train(learner, dataset, spec, cluster, saver, watch, dict, watch.is_over)
+    with _Timed(folder / "run" / "checkpoints") as checkpointer, suppress(StoppedError):
+        checkpointer.began = []
+        train(learner, dataset, spec, cluster, checkpointer, watch, dict, watch.is_over)
     sizes = [path.stat().st_size for path in (folder / "run" / "checkpoints").glob("step-*.npz")]
-    return watch, saver.began, max(sizes)
+    return watch, checkpointer.began, max(sizes)
 
 
 def _cost(watch: _Watch, began: float) -> float | None:

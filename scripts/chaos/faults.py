@@ -79,11 +79,11 @@ def _run(output: str, name: str, folder: Path, rng: random.Random) -> None:
     for index, size in enumerate((0, 1, 5000, 300_000, 9 << 20)):
         (folder / "model").mkdir(parents=True, exist_ok=True)
         (folder / "model" / f"{index}.bin").write_bytes(rng.randbytes(size))
-    with AsyncCheckpointer(folder / "checkpoints", mirror.sync) as saver:
+    with AsyncCheckpointer(folder / "checkpoints", mirror.sync) as checkpointer:
         for step in (1, 2, 3):
             variables = {"weights": _Value(np.frombuffer(rng.randbytes(80_000), np.uint8))}
-            saver.save(step, variables, {"at": step}, whole_epoch=True)  # type: ignore[arg-type]
-        saver.flush()
+            checkpointer.save(step, variables, {"at": step}, whole_epoch=True)  # type: ignore[arg-type]
+        checkpointer.flush()
     mirror.sync()
     publish(store, name, folder)
     with tempfile.TemporaryDirectory() as temporary:

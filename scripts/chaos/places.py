@@ -22,7 +22,7 @@ from PIL import Image
 
 from trainer.storage.store import Store, open_store
 
-_RESUMED = re.compile(r"continuing after step (\d+)")
+_RESUMED = re.compile(r"Resuming after step (\d+)")
 _STEP = re.compile(r'"event": "progress".*"step": (\d+)')
 
 

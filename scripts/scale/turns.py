@@ -88,8 +88,8 @@ def main(folder: Path, name: str, data: str) -> None:
     learner = build_learner(spec, len(dataset.class_names), steps, cluster)
     turns = Turns(folder, name, cluster.is_chief)
     checkpoints = folder / f"{name}-{cluster.process_index}" / "checkpoints"
-    with AsyncCheckpointer(checkpoints) as saver, suppress(StoppedError):
-        train(learner, dataset, spec, cluster, saver, turns, dict, lambda: turns.ended)
+    with AsyncCheckpointer(checkpoints) as checkpointer, suppress(StoppedError):
+        train(learner, dataset, spec, cluster, checkpointer, turns, dict, lambda: turns.ended)
     if cluster.process_count > 1:
         found = measure_sums(learner, dataset, spec, cluster)
         if cluster.is_chief:
@@ -108,8 +108,10 @@ def measure_sums(learner: Any, dataset: Any, spec: Any, cluster: Any) -> dict[st
     from trainer.train.prefetch import BatchPrefetcher
     from trainer.train.step import TrainStep
 
-    feed = BatchPrefetcher(dataset.train, BATCH, spec.seed, 1, cluster.index, cluster.count)
-    blocks = list(feed.blocks(0, _STEPS_ALONE))
+    prefetcher = BatchPrefetcher(
+        dataset.train, BATCH, spec.seed, 1, cluster.process_index, cluster.process_count
+    )
+    blocks = list(prefetcher.blocks(0, _STEPS_ALONE))
     view = EpochView(*sides_of(spec.data.image_size))
     whole, bare = (TrainStep(learner, spec, np.ones(2, np.float32), cluster) for _ in range(2))
     bare.replicas = 1  # skips the all-reduce; processes then diverge, which does not affect the time
@@ -121,7 +123,7 @@ def measure_sums(learner: Any, dataset: Any, spec: Any, cluster: Any) -> dict[st
             taken[each] += [
                 _seconds(lambda each=each, block=block: each.run(block, view)) for block in blocks
             ]
-    all_bare = [json.loads(each) for each in cluster.peers.exchange(json.dumps(taken[bare]).encode())]
+    all_bare = [json.loads(each) for each in cluster.peers.all_gather(json.dumps(taken[bare]).encode())]
     shapes = [tuple(weight.shape) for weight in learner.model.trainable_weights] + [(3,)]
     alone = _sum_seconds(cluster, shapes, 10)
     link = {size: _sum_seconds(cluster, [(size,)], max(2, min(50, (1 << 22) // size))) for size in SIZES}
@@ -141,7 +143,7 @@ def _sum_seconds(cluster: Any, shapes: list[tuple[int, ...]], times: int) -> flo
 
     def on_replica(*tensors: tf.Tensor) -> list[tf.Tensor]:
         # Computed here, so that each tensor is on the device of this replica.
-        own = [each / cluster.count for each in tensors]
+        own = [each / cluster.process_count for each in tensors]
         return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, own)
 
     @tf.function

@@ -138,13 +138,13 @@ def test_two_are_stopped_and_killed_together_and_end_where_an_undisturbed_run_do
     assert "worker 1 (" in workers[0].text()
     assert "is gone, and so all end" in workers[0].text()
     assert "Traceback" not in workers[0].text()
-    assert f"continuing after step {step} of" in workers[0].text()
+    assert f"Resuming after step {step} of" in workers[0].text()
     last = step_of(pair.checkpoints("disturbed")[-1])
     assert last > step
 
     workers = pair.both("disturbed")
     assert [each.end() for each in workers] == [0, 0], workers[0].text() + workers[1].text()
-    assert f"continuing after step {last} of" in workers[0].text()
+    assert f"Resuming after step {last} of" in workers[0].text()
     run = pair.folder / "runs" / "disturbed"
     assert verify(open_store(str(run))) == []
     for name in ("history.jsonl", "metrics.json", "predictions.csv"):

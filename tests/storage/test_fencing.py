@@ -13,7 +13,7 @@ from trainer.storage.fencing import guarded
 from trainer.storage.folder import FolderStore
 from trainer.storage.folders import replace_folder
 from trainer.storage.local import append_line, create_bytes, write_text
-from trainer.train.events import EventLog
+from trainer.train.history import EventLog
 
 
 def lost() -> None:

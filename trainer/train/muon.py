@@ -65,9 +65,9 @@ class Muon(keras.optimizers.Optimizer):  # type: ignore[misc]
         self.first_moments, self.second_moments = [], []
         for variable, is_hidden in zip(variables, self.hidden, strict=True):
             self.first_moments.append(self.add_variable_from_reference(variable, name="momentum"))
-            has_two = not is_hidden and self.rest_momentum is None
+            has_second = not is_hidden and self.rest_momentum is None
             self.second_moments.append(
-                self.add_variable_from_reference(variable, name="velocity") if has_two else None
+                self.add_variable_from_reference(variable, name="velocity") if has_second else None
             )
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
