@@ -112,8 +112,10 @@ def test_class_weights_multiply_the_loss_of_their_class(dataset: Dataset) -> Non
 
 
 def test_steps_on_two_replicas_equal_those_on_one() -> None:
-    script = Path(__file__).parents[1] / "helpers" / "two_replicas.py"
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "helpers.two_replicas"],
+        cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     differences = json.loads(done.stdout.splitlines()[-1])
     for name in ("plain", "augmented", "airbench"):
