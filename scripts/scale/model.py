@@ -65,8 +65,8 @@ def main(times: int, seed: int) -> list[str]:
     )
     print(
         f"predicted: the all-reduce of {measured.gradient_bytes / 1e6:.2f} MB {1e3 * alone:.1f} ms (measured "
-        f"alone {1e3 * measured.alone:.1f}), the step {1e3 * step:.1f} ms (measured {1e3 * measured.whole:.1f}, "
-        f"{error:+.1%}; limit {MAX_ERROR:.0%}), of which {1e3 * measured.slowest:.1f} is the slower "
+        f"alone {1e3 * measured.alone:.1f}), the step {1e3 * step:.1f} ms (measured "
+        f"{1e3 * measured.whole:.1f}, {error:+.1%}; limit {MAX_ERROR:.0%}), of which {1e3 * measured.slowest:.1f} is the slower "
         f"process's computation; efficiency {measured.bare / step:.3f}"
     )
     _explain_throughput(measured, step)
@@ -88,7 +88,8 @@ def _explain_throughput(measured: Measured, step: float) -> None:
     print(
         f"two processes beside one with two threads: {measured.ratio:.3f} of its throughput; "
         f"{measured.bare / step:.3f} by all-reduce and waiting, times {halves:.3f} by half a batch on one "
-        f"core ({1e3 * measured.bare:.1f} ms) against a whole one on two ({1e3 * median(measured.one):.1f} ms)"
+        f"core ({1e3 * measured.bare:.1f} ms) against a whole batch on two "
+        f"({1e3 * median(measured.one):.1f} ms)"
     )
 
 
