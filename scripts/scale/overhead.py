@@ -60,14 +60,15 @@ def main(times: int, seed: int) -> list[str]:
     print(
         f"the paper's network, batch {BATCH}, 150 px, float32: 2 processes {rates[1]:.1f} images/s, 1 "
         f"process with 2 threads {rates[0]:.1f}; ratio {measured.ratio:.3f} (median of {len(ratios)} "
-        f"pairs of {CALLS * STEPS} steps, {min(ratios):.2f} to {max(ratios):.2f}); required at least {MIN_RATIO}"
+        f"pairs of {CALLS * STEPS} steps, {min(ratios):.2f} to {max(ratios):.2f}); required at least "
+        f"{MIN_RATIO}"
     )
     saving, waiting = 1 - measured.bare / measured.whole, 1 - measured.bare / measured.slowest
     print(
         f"communication: {measured.alone / measured.whole:.1%} of a step is the all-reduce itself "
         f"({1e3 * measured.alone:.1f} ms for {measured.gradient_bytes / 1e6:.2f} MB); without it a step "
-        f"takes {1e3 * measured.bare:.1f} ms instead of {1e3 * measured.whole:.1f}, {saving:.1%} less; waiting for "
-        f"the slower process, step by step, would explain {waiting:.1%}"
+        f"takes {1e3 * measured.bare:.1f} ms instead of {1e3 * measured.whole:.1f}, {saving:.1%} less; waiting "
+        f"for the slower process, step by step, would explain {waiting:.1%}"
     )
     return [] if measured.ratio >= MIN_RATIO else [f"{measured.ratio:.3f} is below {MIN_RATIO}"]
 

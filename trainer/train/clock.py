@@ -15,7 +15,7 @@ class Clock:
     """Timer for one epoch: duration, images, and time spent waiting for data."""
 
     def __init__(self, prefetcher: BatchPrefetcher | None, state: TrainState) -> None:
-        """feed: the input pipeline, or None if no batches are read."""
+        """prefetcher: the input pipeline, or None if no batches are read."""
         self.prefetcher = prefetcher
         self.started = time.perf_counter()
         self.images, self.waited = state.images, self._waited()

@@ -177,9 +177,9 @@ class Loop:
         return True
 
     def _block_steps(self, steps: int, seconds: float) -> int:
-        chosen = self.spec.train.steps_per_call
-        wanted = fitting_steps(steps, seconds) if chosen == "auto" else chosen
-        return min(wanted, self.policy.max_steps or wanted)
+        setting = self.spec.train.steps_per_call
+        next_steps = fitting_steps(steps, seconds) if setting == "auto" else setting
+        return min(next_steps, self.policy.max_steps or next_steps)
 
     def _build_report(self, epoch: int) -> CallReport:
         position = (epoch + 1, self.spec.train.epochs, self.state.step, self.learner.total_steps)
