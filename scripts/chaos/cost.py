@@ -91,7 +91,7 @@ def main(times: int, seed: int) -> list[str]:
 
 def _train(spec: RunSpec, folder: Path, seconds: float) -> tuple[_Watch, list[float], int]:
     """Train for `seconds`; return the step times, the save times and the checkpoint size in bytes."""
-    dataset = load_dataset(spec.data, folder / "cache", SilentProgress(), lambda found: None)
+    dataset = load_dataset(spec.data, folder / "cache", SilentProgress(), lambda rejected: None)
     cluster = find_cluster()
     steps = steps_per_epoch(len(dataset.train.labels), spec.train.global_batch_size)
     learner = build_learner(spec, len(dataset.class_names), steps, cluster)

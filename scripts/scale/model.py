@@ -67,7 +67,8 @@ def main(times: int, seed: int) -> list[str]:
         f"predicted: the all-reduce of {measured.gradient_bytes / 1e6:.2f} MB {1e3 * alone:.1f} ms (measured "
         f"alone {1e3 * measured.alone:.1f}), the step {1e3 * step:.1f} ms (measured "
         f"{1e3 * measured.whole:.1f}, {error:+.1%}; limit {MAX_ERROR:.0%}), of which "
-        f"{1e3 * measured.slowest:.1f} is the slower process's computation; efficiency {measured.bare / step:.3f}"
+        f"{1e3 * measured.slowest:.1f} is the slower process's computation; "
+        f"efficiency {measured.bare / step:.3f}"
     )
     _explain_throughput(measured, step)
     _predict(measured.gradient_bytes)

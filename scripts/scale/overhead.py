@@ -67,8 +67,8 @@ def main(times: int, seed: int) -> list[str]:
     print(
         f"communication: {measured.alone / measured.whole:.1%} of a step is the all-reduce itself "
         f"({1e3 * measured.alone:.1f} ms for {measured.gradient_bytes / 1e6:.2f} MB); without it a step "
-        f"takes {1e3 * measured.bare:.1f} ms instead of {1e3 * measured.whole:.1f}, {saving:.1%} less; waiting "
-        f"for the slower process, step by step, would explain {waiting:.1%}"
+        f"takes {1e3 * measured.bare:.1f} ms instead of {1e3 * measured.whole:.1f}, {saving:.1%} less; "
+        f"waiting for the slower process in each step would explain {waiting:.1%}"
     )
     return [] if measured.ratio >= MIN_RATIO else [f"{measured.ratio:.3f} is below {MIN_RATIO}"]
 

@@ -96,7 +96,8 @@ def predictions_differ(spec: RunSpec, cluster: Cluster) -> float:
     model = build_learner(spec, 2, 10, cluster).fill_inference_model()
     images = split("test", 2 * 100 + 37, 0)
     alone, together = (
-        Evaluator(model, each).predict(images, ("dark", "light")).probabilities for each in (None, cluster)
+        Evaluator(model, cluster_or_none).predict(images, ("dark", "light")).probabilities
+        for cluster_or_none in (None, cluster)
     )
     assert alone.shape == (237, 2)
     assert len(np.unique(alone, axis=0)) > 200

@@ -161,9 +161,9 @@ def test_user_errors_are_reported_without_a_traceback(photos: Path, tmp_path: Pa
     refused(trainer("train", "--recipe", "cats", cache=tmp_path), 2, "cats-vs-dogs")
     refused(trainer("train", tmp_path / "spec.yaml", cache=tmp_path), 2, "can't be read")
     taken = tmp_path / "file"
-    taken.write_text("mine")
+    taken.write_text("other")
     refused(trainer("train", "--data", photos, "--output", taken, *QUICK, cache=tmp_path), 2, "file")
-    assert taken.read_text() == "mine"
+    assert taken.read_text() == "other"
     refused(
         trainer(*base, "--data", photos, "--set", "train.class_weights={unicorn: 2}", cache=tmp_path),
         2,

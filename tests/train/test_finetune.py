@@ -163,8 +163,8 @@ def test_cached_features_give_the_predictions_of_the_whole_model_and_are_compute
     assert Evaluator(learner.inference_model).loss_and_accuracy(dataset.held_out)["loss"] == pytest.approx(
         with_features, rel=1e-4
     )
-    (kept,) = {path.parent.parent for path in (tmp_path / "cache").rglob("*.npy")}
-    assert len(list(kept.rglob("*.npy"))) == 2  # one for each split
+    (cached,) = {path.parent.parent for path in (tmp_path / "cache").rglob("*.npy")}
+    assert len(list(cached.rglob("*.npy"))) == 2  # one for each split
     again = build_features(
         spec,
         learner.inference_model,
@@ -177,9 +177,9 @@ def test_cached_features_give_the_predictions_of_the_whole_model_and_are_compute
     train, names = _without_pixels(dataset).train, dataset.class_names
     # A resumed run predicts from the features too, with identical bits.
     last = Evaluator(learner.inference_model, features=again).final(is_frozen=spec.is_frozen)
-    found = last.predict(train, names).probabilities
+    predicted = last.predict(train, names).probabilities
     assert again.of(train).shape == (44, 1280)
-    np.testing.assert_array_equal(found, last.final(is_frozen=True).predict(train, names).probabilities)
+    np.testing.assert_array_equal(predicted, last.final(is_frozen=True).predict(train, names).probabilities)
     learner.model.get_layer("backbone").weights[0].assign_add(
         np.float32(0.5) * np.ones((3, 3, 3, 32), np.float32)
     )
@@ -213,11 +213,11 @@ def test_incomplete_feature_cache_is_used_and_a_damaged_file_is_recomputed(
     learner.fill_inference_model()
 
     def features() -> Features:
-        found = build_features(
+        built = build_features(
             spec, learner.inference_model, dataset, find_cluster(), tmp_path / "cache", SilentProgress()
         )
-        assert found is not None
-        return found
+        assert built is not None
+        return built
 
     whole = features().of(dataset.train)
     (path,) = (tmp_path / "cache").rglob("*.npy")
@@ -290,7 +290,7 @@ def test_head_is_trained_in_steps_on_cached_features_without_augmentation(
     shorter = ["augment.flip=horizontal", "train.epochs=1", "train.finetune.frozen_epochs=1"]
     spec = load_spec(settings=[*steps, *shorter])
     learner = learner_for(spec, dataset)
-    before = [each.numpy() for each in backbone_of(learner.model).weights]
+    before = [weight.numpy() for weight in backbone_of(learner.model).weights]
     do_train(spec, dataset, tmp_path / "augmented", learner=learner)
     assert not list((tmp_path / "augmented" / "cache").rglob("*.npy"))
     for one, other in zip(before, backbone_of(learner.model).weights, strict=True):
@@ -330,7 +330,7 @@ def test_overlapping_files_of_a_feature_cache_are_read_up_to_the_first_gap(
 ) -> None:
     for start, end in parts:
         write_part(tmp_path, start, end)
-    (tmp_path / "notes.npy").write_bytes(b"mine")
+    (tmp_path / "notes.npy").write_bytes(b"other")
     cache = FeatureCache(tmp_path, SilentProgress())
     taken = cache.take(stored)
     assert taken is not None
@@ -364,9 +364,9 @@ def test_feature_cache_that_cannot_be_written_is_reported_once_and_training_cont
             assert cache.take(1000) is None
             cache.add(ROWS[:1000])
         cache.flush()
-        (said,) = progress.said
-        assert "The features can't be cached" in said
-        assert "can't be written" in said
+        (message,) = progress.said
+        assert "The features can't be cached" in message
+        assert "can't be written" in message
 
 
 def test_features_are_recomputed_after_any_change_that_affects_them(
@@ -378,13 +378,13 @@ def test_features_are_recomputed_after_any_change_that_affects_them(
         return "|".join(describe_features(load_spec(settings=settings), backbone, dataset, find_cluster()))
 
     pretrained = ("model={family: pretrained}", "data.image_size=32")
-    found = [about(*pretrained)]
-    assert about(*pretrained, "optimizer.learning_rate=0.5") == found[0]
-    found.append(about(*pretrained, "model.backbone=resnet50v2"))
-    found.append(about(*pretrained, "data.resize=crop"))
-    found.append(about(*pretrained, offset=1.0))
+    descriptions = [about(*pretrained)]
+    assert about(*pretrained, "optimizer.learning_rate=0.5") == descriptions[0]
+    descriptions.append(about(*pretrained, "model.backbone=resnet50v2"))
+    descriptions.append(about(*pretrained, "data.resize=crop"))
+    descriptions.append(about(*pretrained, offset=1.0))
     monkeypatch.setattr(features_module, "__version__", "9.0")
-    found.append(about(*pretrained))
+    descriptions.append(about(*pretrained))
     monkeypatch.setattr(keras, "__version__", "9.0")
-    found.append(about(*pretrained))
-    assert len(set(found)) == 6
+    descriptions.append(about(*pretrained))
+    assert len(set(descriptions)) == 6

@@ -37,7 +37,7 @@ def variables() -> list[keras.Variable]:
 
 def gradients(step: int) -> list[tf.Tensor]:
     rng = np.random.default_rng(2 + step)
-    return [tf.constant(rng.normal(size=each.shape).astype(np.float32)) for each in variables()]
+    return [tf.constant(rng.normal(size=weight.shape).astype(np.float32)) for weight in variables()]
 
 
 def test_hidden_kernel_moves_in_the_orthogonal_direction_by_the_step_size_of_adamw() -> None:
@@ -66,11 +66,11 @@ def test_unit_kernel_is_normalized_before_a_step_and_moves_by_a_share_of_its_nor
     np.testing.assert_allclose(weights[0], expected, atol=1e-5)
 
 
-def train_both(optimizer: Muon, twin: keras.Optimizer, kept: tuple[int, ...] = ()) -> tuple[list, list]:
-    """Do three equal steps with both; return the weights of each. `twin` does not decay `kept`."""
+def train_both(optimizer: Muon, twin: keras.Optimizer, undecayed: tuple[int, ...] = ()) -> tuple[list, list]:
+    """Do three equal steps with both; return the weights of each. `twin` does not decay `undecayed`."""
     ours, theirs = variables(), variables()
     optimizer.build(ours)
-    twin.exclude_from_weight_decay([theirs[index] for index in kept])
+    twin.exclude_from_weight_decay([theirs[index] for index in undecayed])
     twin.build(theirs)
     for step in range(3):
         optimizer.apply(gradients(step), ours)
@@ -80,7 +80,7 @@ def train_both(optimizer: Muon, twin: keras.Optimizer, kept: tuple[int, ...] = (
 
 def test_biases_depthwise_kernels_and_output_layer_are_trained_by_adamw_at_their_own_rate() -> None:
     twin = keras.optimizers.AdamW(0.01, weight_decay=0.5)
-    ours, theirs = train_both(Muon(0.1, decay=0.5, rest_ratio=0.1), twin, kept=(1, 4))
+    ours, theirs = train_both(Muon(0.1, decay=0.5, rest_ratio=0.1), twin, undecayed=(1, 4))
     for index in (1, 2, 3, 4):
         np.testing.assert_allclose(ours[index], theirs[index], atol=1e-5)
     assert not np.allclose(ours[0], theirs[0], atol=1e-3)
@@ -109,9 +109,9 @@ def test_every_kernel_except_that_of_the_output_layer_is_hidden(is_divided: bool
     hidden = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(5)])
     head = keras.Sequential([keras.Input((5,)), keras.layers.Dense(2, name="logits")])
     parts = [hidden.trainable_variables, head.trainable_variables]
-    found = []
+    is_hidden = []
     for group in parts if is_divided else [[*parts[0], *parts[1]]]:
         optimizer = Muon(0.1)
         optimizer.build(group)
-        found += optimizer.hidden
-    assert found == [True, False, True, False, False, False]
+        is_hidden += optimizer.hidden
+    assert is_hidden == [True, False, True, False, False, False]
