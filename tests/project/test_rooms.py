@@ -27,6 +27,7 @@ ROOMS = (
     "data",
     "augment",
     "model",
+    "ranking",
     "train",
     "export",
     "evaluate",

@@ -112,10 +112,8 @@ def test_class_weights_multiply_the_loss_of_their_class(dataset: Dataset) -> Non
 
 
 def test_steps_on_two_replicas_equal_those_on_one() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "helpers.two_replicas"],
-        cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    command, tests = [sys.executable, "-m", "helpers.two_replicas"], Path(__file__).parents[1]
+    done = subprocess.run(command, cwd=tests, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     differences = json.loads(done.stdout.splitlines()[-1])
     for name in ("plain", "augmented", "airbench"):

@@ -15,10 +15,10 @@ from trainer.compare.label_comparison import MEASURE, bootstrap_labels
 from trainer.compare.pair import say_p
 from trainer.evaluate.label_predictions import MultiLabelPredictions
 from trainer.evaluate.significance import Test
+from trainer.ranking import Ranking
 from trainer.release.decided import ROUNDING, Decision
 from trainer.report.label_verdict import constant_precision
 from trainer.report.names import format_count
-from trainer.train.ranking import Ranking
 
 Floats = npt.NDArray[np.float64]
 _LEVEL = 0.025
