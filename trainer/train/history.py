@@ -20,7 +20,7 @@ from trainer.storage.local import write_json, write_text
 
 
 class EventLog:
-    """Writes rows as scalars; the step is the epoch."""
+    """TensorBoard event files: one set of scalars per epoch; the step is the epoch."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

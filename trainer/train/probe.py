@@ -2,7 +2,8 @@
 
 The strength of the L2 penalty is selected by the log loss of a stratified cross-validation on the training
 images alone. Features are centred and scaled before the fit, and the inverse transformation is folded into
-the weights of the head.
+the weights of the head. With multiple labels per image, each label has a binary classifier, and the
+probabilities of the resulting `Probe` are sigmoids of its logits.
 """
 
 from __future__ import annotations
