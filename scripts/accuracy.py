@@ -37,21 +37,21 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--output", default="runs/accuracy", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--set", action="append", default=[], help="as for trainer train")
-    parser.add_argument("--images", type=int, help="training images a class, drawn by the seed")
-    parser.add_argument("--classes", type=int, help="with --images: only the first so many classes")
-    parser.add_argument("--choose", action="store_true", help="with --images: hold out training images")
-    parser.add_argument("--beside", help="a recipe to compare the time with")
+    parser.add_argument("--set", action="append", default=[], help="setting, as for trainer train")
+    parser.add_argument("--images", type=int, help="training images per class, drawn by the seed")
+    parser.add_argument("--classes", type=int, help="number of classes, with --images")
+    parser.add_argument("--choose", action="store_true", help="hold out training images, with --images")
+    parser.add_argument("--beside", help="recipe to compare the time with")
     parser.add_argument("--beside-epochs", type=int, default=1)
     arguments = parser.parse_args()
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {date.today()}"
     print(f"{machine}, {arguments.recipe}, {arguments.seeds} seeds", flush=True)
     rows, folders = [], []
     for seed in range(arguments.seeds):
-        data = data_of(arguments, seed)
+        data = prepare_data(arguments, seed)
         folder, seconds = train(arguments, arguments.recipe, data, seed, arguments.set)
         folders.append(folder)
-        rows.append(read_figures(folder) | times(arguments, data, seed, seconds))
+        rows.append(read_figures(folder) | compute_times(arguments, data, seed, seconds))
     names = list(rows[0])
     print("seed  " + "  ".join(f"{name:>20}" for name in names))
     for seed, row in enumerate(rows):
@@ -62,7 +62,7 @@ def main() -> None:
         print(f"seed {seed}: {read_verdict(folder)}")
 
 
-def data_of(arguments: argparse.Namespace, seed: int) -> str:
+def prepare_data(arguments: argparse.Namespace, seed: int) -> str:
     """Return the data of one seed: the whole source, or a folder with the images drawn."""
     if arguments.images is None:
         return str(arguments.data)
@@ -74,15 +74,15 @@ def data_of(arguments: argparse.Namespace, seed: int) -> str:
     return str(drawn)
 
 
-def times(arguments: argparse.Namespace, data: str, seed: int, seconds: float) -> dict[str, float]:
+def compute_times(arguments: argparse.Namespace, data: str, seed: int, seconds: float) -> dict[str, float]:
     """Return the total time of a run, also as a multiple of the training time of the `--beside` recipe."""
-    found = {"seconds in all": seconds}
+    figures = {"seconds in all": seconds}
     if arguments.beside:
         settings = [f"train.epochs={arguments.beside_epochs}"]
         beside, _ = train(arguments, arguments.beside, data, seed, settings)
         trained = json.loads((beside / "timings.json").read_text())["training_seconds"]
-        found |= {"seconds beside": trained, "times": seconds / trained}
-    return found
+        figures |= {"seconds beside": trained, "times": seconds / trained}
+    return figures
 
 
 def train(
@@ -90,7 +90,7 @@ def train(
 ) -> tuple[Path, float]:
     """Train one seed unless its run is finished; return its folder and the process time, NaN if finished."""
     name = f"{recipe}-seed-{seed}"
-    settings = [each for setting in sets for each in ("--set", setting)]
+    settings = [part for setting in sets for part in ("--set", setting)]
     command = [
         sys.executable, "-m", "trainer.task", "--recipe", recipe, "--data", data,
         "--output", str(arguments.output), "--run-name", name, "--set", f"seed={seed}", *settings,
@@ -99,7 +99,7 @@ def train(
     began = time.monotonic()
     done = subprocess.run(command, check=False, stdout=sys.stderr)
     if done.returncode:
-        raise SystemExit(f"the run {name} ended with exit code {done.returncode}; see above")
+        raise SystemExit(f"The run {name} failed with exit code {done.returncode}; see the output above.")
     return arguments.output / name, math.nan if is_done else time.monotonic() - began
 
 
@@ -119,8 +119,8 @@ def read_figures(folder: Path) -> dict[str, float]:
 
 def read_verdict(folder: Path) -> str:
     """Return the sentence at the top of the run's report."""
-    found = re.search(r'<p class="headline">(.*?)</p>', (folder / "report.html").read_text())
-    return html.unescape(found[1]) if found else "no verdict"
+    match = re.search(r'<p class="headline">(.*?)</p>', (folder / "report.html").read_text())
+    return html.unescape(match[1]) if match else "no verdict"
 
 
 def spread(values: list[float]) -> float:

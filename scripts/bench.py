@@ -39,21 +39,25 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("benchmark", choices=list(BENCHMARKS))
-    parser.add_argument("--data", help="the cats-and-dogs folder or archive")
+    parser.add_argument("--data", help="cats-and-dogs folder or archive")
     parser.add_argument(
-        "--recipe", default="cats-vs-dogs", help="what `paper` runs against the paper's own code"
+        "--recipe", default="cats-vs-dogs", help="recipe that `paper` compares with the paper's own code"
     )
     parser.add_argument(
-        "--epochs", type=int, help="of both, for a short try; else the recipe's, and the paper's 15"
+        "--epochs",
+        type=int,
+        help="epochs of both sides, for a quick check; by default the recipe's, and the paper's 15",
     )
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument(
-        "--precision", choices=["float32", "bfloat16", "auto"], help="of ours, else the recipe's"
+        "--precision",
+        choices=["float32", "bfloat16", "auto"],
+        help="precision of the trainer; by default the recipe's",
     )
     parser.add_argument(
         "--output",
         type=Path,
-        help="keep the runs of `paper` there; accuracy.py finds them with the same data folder and settings",
+        help="folder for the runs of `paper`; accuracy.py uses them with the same data and settings",
     )
     arguments = parser.parse_args()
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {date.today()}")
@@ -66,15 +70,17 @@ def bench_paper(arguments: argparse.Namespace) -> None:
     Both run with their defaults: the trainer enables oneDNN convolutions, TensorFlow alone only on CPUs with
     AVX-512.
     """
-    folder, seeds = unpacked(arguments.data), itertools.count()
+    folder, seeds = find_data_folder(arguments.data), itertools.count()
     with tempfile.TemporaryDirectory() as temporary:
         output = arguments.output or Path(temporary)
 
-        def ours() -> None:
+        def run_trainer() -> None:
             seed = next(seeds)
             name = f"{arguments.recipe}-seed-{seed}"
             if (output / name).exists():
-                raise SystemExit(f"{output / name} is there: a finished run would be timed as one of no time")
+                raise SystemExit(
+                    f"The run {output / name} exists; a finished run can't be timed. Choose another --output."
+                )
             run_quietly(
                 "-m", "trainer.task", "--recipe", arguments.recipe, "--data", str(folder),
                 "--output", str(output.absolute()), "--run-name", name, "--set", f"seed={seed}",
@@ -82,10 +88,16 @@ def bench_paper(arguments: argparse.Namespace) -> None:
                 *(["--set", f"train.epochs={arguments.epochs}"] if arguments.epochs else []),
             )  # fmt: skip
 
-        def theirs() -> None:
+        def run_paper_code() -> None:
             run_quietly(str(HERE / "paper_baseline.py"), str(folder), "--epochs", str(arguments.epochs or 15))
 
-        compare("the whole run, s", "the paper's own code, s", timed(ours), timed(theirs), arguments.pairs)
+        compare(
+            "the whole run, s",
+            "the paper's own code, s",
+            timed(run_trainer),
+            timed(run_paper_code),
+            arguments.pairs,
+        )
 
 
 def bench_step(arguments: argparse.Namespace) -> None:
@@ -93,9 +105,9 @@ def bench_step(arguments: argparse.Namespace) -> None:
     from trainer.cli.bootstrap import prepare_libraries
 
     prepare_libraries()
-    import bench.step as measured
+    import bench.step as benchmark
 
-    trained, bare = measured.prepare(unpacked(arguments.data), arguments.precision or "float32")
+    trained, bare = benchmark.prepare(find_data_folder(arguments.data), arguments.precision or "float32")
     compare("training, images/s", "bare step, images/s", trained, bare, arguments.pairs)
 
 
@@ -104,10 +116,10 @@ def bench_extraction(arguments: argparse.Namespace) -> None:
     from trainer.cli.bootstrap import prepare_libraries
 
     prepare_libraries()
-    import bench.pretrained as measured
+    import bench.pretrained as benchmark
 
-    ours, bare = measured.prepare_extraction(unpacked(arguments.data))
-    compare("extraction, images/s", "forward pass, images/s", ours, bare, arguments.pairs)
+    extraction, bare = benchmark.prepare_extraction(find_data_folder(arguments.data))
+    compare("extraction, images/s", "forward pass, images/s", extraction, bare, arguments.pairs)
 
 
 def bench_finetuning(arguments: argparse.Namespace) -> None:
@@ -115,26 +127,26 @@ def bench_finetuning(arguments: argparse.Namespace) -> None:
     from trainer.cli.bootstrap import prepare_libraries
 
     prepare_libraries()
-    import bench.pretrained as measured
+    import bench.pretrained as benchmark
 
-    folder = unpacked(arguments.data)
-    trained, bare = measured.prepare_finetuning(folder, arguments.precision or "auto")
+    folder = find_data_folder(arguments.data)
+    trained, bare = benchmark.prepare_finetuning(folder, arguments.precision or "auto")
     compare("fine-tuning, images/s", "bare step, images/s", trained, bare, arguments.pairs)
 
 
 def bench_cached(arguments: argparse.Namespace) -> None:
     """Print the seconds of a training with the recipe auto, and of a second one on cached features."""
-    import bench.pretrained as measured
+    import bench.pretrained as benchmark
 
-    first, second, whole = measured.cached_seconds(arguments.data)
-    print(f"training {first:.1f} s; again with another seed {second:.1f} s, its whole process {whole:.1f} s")
+    first, second, whole = benchmark.cached_seconds(arguments.data)
+    print(f"training {first:.1f} s; again with another seed {second:.1f} s, the second process {whole:.1f} s")
 
 
 def bench_memory(arguments: argparse.Namespace) -> None:
     """Print the peak resident memory of reading data of the size of the cache budget, and ten times that."""
-    import bench.memory as measured
+    import bench.memory as benchmark
 
-    for name, value in measured.peaks().items():
+    for name, value in benchmark.peaks().items():
         print(f"{name:<44}{value:>8.0f} MiB")
 
 
@@ -150,14 +162,14 @@ def bench_help(arguments: argparse.Namespace) -> None:
 
 
 def compare(
-    name: str, other: str, measure: Callable[[], float], measure_other: Callable[[], float], pairs: int
+    name: str, other_name: str, measure: Callable[[], float], measure_other: Callable[[], float], pairs: int
 ) -> None:
     """Measure both alternately; print medians, ranges and the ratios of the pairs."""
-    measured = [(measure(), measure_other()) for _ in range(pairs)]
-    ratios = [one / two for one, two in measured]
+    measurements = [(measure(), measure_other()) for _ in range(pairs)]
+    ratios = [one / other for one, other in measurements]
     for label, values in (
-        (name, [one for one, _ in measured]),
-        (other, [two for _, two in measured]),
+        (name, [one for one, _ in measurements]),
+        (other_name, [other for _, other in measurements]),
         ("ratio", ratios),
     ):
         print(
@@ -188,22 +200,24 @@ def run_quietly(*arguments: str) -> None:
         check=False,
     )
     if done.returncode:
-        raise SystemExit(f"{' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+        raise SystemExit(
+            f"{' '.join(arguments)} failed with exit code {done.returncode}:\n{done.stdout}{done.stderr}"
+        )
 
 
-def unpacked(data: str | None) -> Path:
+def find_data_folder(data: str | None) -> Path:
     """Return the folder of `data` that contains train/ and validation/, unpacked if it is an archive."""
     from trainer.cli.app import cache_folder
     from trainer.data.fetch import fetch_source
     from trainer.data.progress import SilentProgress
 
     if not data:
-        raise SystemExit("this benchmark needs --data: the cats-and-dogs folder or archive")
+        raise SystemExit("This benchmark requires --data, the cats-and-dogs folder or archive.")
     root = fetch_source(data, None, cache_folder(), 1 << 40, SilentProgress())
-    found = [folder.parent for folder in sorted(root.resolve().rglob("train")) if folder.is_dir()]
-    if not found:
-        raise SystemExit(f"there is no train/ in {data}: give the cats-and-dogs folder or archive")
-    return found[0]
+    folders = [folder.parent for folder in sorted(root.resolve().rglob("train")) if folder.is_dir()]
+    if not folders:
+        raise SystemExit(f"{data} contains no folder train/. Pass the cats-and-dogs folder or archive.")
+    return folders[0]
 
 
 BENCHMARKS = {

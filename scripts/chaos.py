@@ -23,6 +23,7 @@ import platform
 import sys
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 TIMES = {"kills": 50, "faults": 100, "stops": 20, "races": 200, "schedules": 100, "cost": 20, "transfer": 3}
@@ -33,27 +34,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=list(TIMES))
+    parser.add_argument("test", choices=list(TIMES))
     parser.add_argument("--times", type=int)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments and the faults")
-    parser.add_argument("--set", action="append", default=[], help="a setting of the runs that are killed")
-    parser.add_argument("--pretrained", action="store_true", help="kills: of runs that fine-tune a backbone")
-    parser.add_argument("--during", default="", help="kills: start, training, export, publish or manifest")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments and faults")
+    parser.add_argument("--set", action="append", default=[], help="setting of the runs, for kills")
+    parser.add_argument("--pretrained", action="store_true", help="fine-tune a backbone, for kills")
+    parser.add_argument(
+        "--during", default="", help="phase of the kills: start, training, export, publish or manifest"
+    )
     arguments = parser.parse_args()
-    if (arguments.set or arguments.pretrained or arguments.during) and arguments.what != "kills":
-        parser.error(f"--set, --pretrained and --during are for kills. Received: {arguments.what}")
+    if (arguments.set or arguments.pretrained or arguments.during) and arguments.test != "kills":
+        parser.error(f"--set, --pretrained and --during apply to kills only. Received: {arguments.test}")
     # The emulator and the fault proxy are modules of the tests.
     sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
     from trainer.cli.bootstrap import prepare_libraries
 
     prepare_libraries()
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {date.today()}")
-    chosen = importlib.import_module(f"chaos.{arguments.what}")
-    more = {"pretrained": True} if arguments.pretrained else {}
-    more |= {"during": arguments.during} if arguments.during else {}
-    problems = chosen.main(arguments.times or TIMES[arguments.what], arguments.seed, *arguments.set, **more)
+    module = importlib.import_module(f"chaos.{arguments.test}")
+    options: dict[str, Any] = {"pretrained": True} if arguments.pretrained else {}
+    options |= {"during": arguments.during} if arguments.during else {}
+    problems = module.main(
+        arguments.times or TIMES[arguments.test], arguments.seed, *arguments.set, **options
+    )
     for problem in problems:
-        print(f"LOST: {problem}")
+        print(f"FAILED: {problem}")
     sys.exit(1 if problems else 0)
 
 

@@ -31,21 +31,21 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--images", type=int, nargs="+", default=[10, 25, 100])
     parser.add_argument("--draws", type=int, default=20)
-    parser.add_argument("--set", action="append", default=[], help="as for trainer train")
+    parser.add_argument("--set", action="append", default=[], help="setting, as for trainer train")
     arguments = parser.parse_args()
-    train, held_out = features_of(arguments.data, arguments.set)
+    train, held_out = compute_features(arguments.data, arguments.set)
     print(f"{platform.machine()}, {os.cpu_count()} cores, {date.today()}: {len(held_out[1])} held-out images")
     for count in arguments.images:
-        accuracies = [accuracy_of_draw(train, held_out, count, seed) for seed in range(arguments.draws)]
+        accuracies = [measure_draw(train, held_out, count, seed) for seed in range(arguments.draws)]
         mean, spread = statistics.fmean(accuracies), statistics.pstdev(accuracies)
         print(
-            f"{count:>5} a class: accuracy {mean:.4f}, standard deviation {spread:.4f}, "
+            f"{count:>5} per class: accuracy {mean:.4f}, standard deviation {spread:.4f}, "
             f"worst {min(accuracies):.4f}, {arguments.draws} draws",
             flush=True,
         )
 
 
-def features_of(data: str, settings: list[str]) -> tuple[Any, Any]:
+def compute_features(data: str, settings: list[str]) -> tuple[Any, Any]:
     """Return (features, labels) of the training images and of the held-out images."""
     from trainer.cli.app import cache_folder
     from trainer.cli.bootstrap import import_tensorflow, prepare_libraries
@@ -68,16 +68,16 @@ def features_of(data: str, settings: list[str]) -> tuple[Any, Any]:
         dataset = load_dataset(spec.data, cache_folder(), console, lambda rejected: None)
         model = build_learner(spec, len(dataset.class_names), 1, cluster).fill_inference_model()
         if not isinstance(spec.model, PretrainedSpec):
-            raise SystemExit("There are no pretrained weights here.")
+            raise SystemExit("No pretrained weights are available on this machine.")
         if (file := find_weights(spec.model, cache_folder(), console)) is not None:
             load_weights(backbone_of(model), file)
         features = build_features(spec, model, dataset, cluster, cache_folder(), console)
         if features is None:
-            raise SystemExit("The recipe auto chose no frozen features for these data.")
-        return tuple((features.of(each), each.labels) for each in (dataset.train, dataset.held_out))
+            raise SystemExit("The recipe auto does not use frozen features for this data.")
+        return tuple((features.of(split), split.labels) for split in (dataset.train, dataset.held_out))
 
 
-def accuracy_of_draw(train: Any, held_out: Any, count: int, seed: int) -> float:
+def measure_draw(train: Any, held_out: Any, count: int, seed: int) -> float:
     """Return the held-out accuracy with `count` training images of each class."""
     from trainer.train.probe import fit_probe
 
@@ -86,8 +86,8 @@ def accuracy_of_draw(train: Any, held_out: Any, count: int, seed: int) -> float:
         [random.choice(np.flatnonzero(labels == label), count, replace=False) for label in np.unique(labels)]
     )
     probe = fit_probe(train[0][rows], labels[rows], np.ones(labels.max() + 1), folds=5)
-    answers = np.argmax(held_out[0] @ probe.kernel + probe.bias, axis=1)
-    return float(np.mean(answers == held_out[1]))
+    predicted = np.argmax(held_out[0] @ probe.kernel + probe.bias, axis=1)
+    return float(np.mean(predicted == held_out[1]))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
-from chaos.places import result_of  # noqa: E402
+from chaos.fixtures import read_result  # noqa: E402
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("recipe")
     parser.add_argument("--data", required=True)
     parser.add_argument("--output", default="runs/same-bits")
-    parser.add_argument("--set", action="append", default=[], help="as for trainer train")
+    parser.add_argument("--set", action="append", default=[], help="setting, as for trainer train")
     arguments = parser.parse_args()
     print(f"{platform.machine()}, {os.cpu_count()} cores, {date.today()}, {arguments.recipe} twice")
     first, second = (train(arguments, f"{arguments.recipe}-{turn}") for turn in ("first", "second"))
@@ -42,15 +42,15 @@ def main() -> None:
 
 def train(arguments: argparse.Namespace, name: str) -> dict[str, bytes]:
     """Train the run `name` unless it is finished; return the contents to compare."""
-    settings = [each for setting in arguments.set for each in ("--set", setting)]
+    settings = [part for setting in arguments.set for part in ("--set", setting)]
     command = [
         sys.executable, "-m", "trainer.task", "--recipe", arguments.recipe, "--data", arguments.data,
         "--output", arguments.output, "--run-name", name, "--set", "train.deterministic=true", *settings,
     ]  # fmt: skip
     done = subprocess.run(command, check=False, stdout=sys.stderr)
     if done.returncode:
-        raise SystemExit(f"the run {name} ended with exit code {done.returncode}; see above")
-    return result_of(arguments.output, name)
+        raise SystemExit(f"The run {name} failed with exit code {done.returncode}; see the output above.")
+    return read_result(arguments.output, name)
 
 
 if __name__ == "__main__":

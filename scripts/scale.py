@@ -23,6 +23,7 @@ import sys
 import time
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 TIMES = {"equal": 1, "move": 10, "overhead": 12, "model": 4, "memory": 1, "bucket": 15}
@@ -35,16 +36,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=list(TIMES))
-    parser.add_argument("--times", type=int, help="moves, pairs of measurements, or epochs")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--gpus", type=int, default=0, help="of this host, for equal and move")
-    parser.add_argument("--pretrained", action="store_true", help="for equal: fine-tune a backbone")
+    parser.add_argument("test", choices=list(TIMES))
+    parser.add_argument("--times", type=int, help="number of moves, pairs of measurements, or epochs")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments")
+    parser.add_argument("--gpus", type=int, default=0, help="number of GPUs of this host, for equal and move")
+    parser.add_argument("--pretrained", action="store_true", help="fine-tune a backbone, for equal")
     arguments = parser.parse_args()
-    if arguments.pretrained and arguments.what != "equal":
-        parser.error("--pretrained is for equal")
-    if arguments.gpus and arguments.what not in ON_GPUS:
-        parser.error(f"--gpus is for {' and '.join(ON_GPUS)}")
+    if arguments.pretrained and arguments.test != "equal":
+        parser.error("--pretrained applies to equal only")
+    if arguments.gpus and arguments.test not in ON_GPUS:
+        parser.error(f"--gpus applies to {' and '.join(ON_GPUS)} only")
     # Modules of the tests and of chaos.py are used for processes and the bucket.
     sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
     os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
@@ -53,16 +54,16 @@ def main() -> None:
     prepare_libraries()
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {date.today()}")
     began = time.monotonic()
-    if arguments.what in OF_SHARDS:
-        chosen = getattr(importlib.import_module("scale.shards"), arguments.what)
+    if arguments.test in OF_SHARDS:
+        run_test = getattr(importlib.import_module("scale.shards"), arguments.test)
     else:
-        chosen = importlib.import_module(f"scale.{arguments.what}").main
-    more = {"gpus": arguments.gpus} if arguments.gpus else {}
-    more |= {"pretrained": True} if arguments.pretrained else {}
-    problems = chosen(arguments.times or TIMES[arguments.what], arguments.seed, **more)
+        run_test = importlib.import_module(f"scale.{arguments.test}").main
+    options: dict[str, Any] = {"gpus": arguments.gpus} if arguments.gpus else {}
+    options |= {"pretrained": True} if arguments.pretrained else {}
+    problems = run_test(arguments.times or TIMES[arguments.test], arguments.seed, **options)
     for problem in problems:
-        print(f"MISSED: {problem}")
-    print(f"{arguments.what}: {'missed' if problems else 'as asked'}, in {time.monotonic() - began:.0f} s")
+        print(f"FAILED: {problem}")
+    print(f"{arguments.test}: {'failed' if problems else 'passed'}, in {time.monotonic() - began:.0f} s")
     sys.exit(1 if problems else 0)
 
 

@@ -23,8 +23,7 @@ from trainer.cli.app import cache_folder
 from trainer.cli.bootstrap import prepare_libraries
 from trainer.errors import UsageError
 from trainer.runs.publish import find_run, is_finished
-from trainer.storage.objects import read_object
-from trainer.storage.store import Store
+from trainer.storage.store import Store, read_object
 
 if TYPE_CHECKING:
     from trainer.export.load import LoadedModel
@@ -152,8 +151,11 @@ def _flags(settings: Mapping[str, Any] | None) -> list[str]:
     """Return settings as for `--set`, with values in YAML."""
     import yaml
 
-    texts = {name: yaml.safe_dump(value, default_flow_style=True) for name, value in (settings or {}).items()}
-    return [f"{name}={text.removesuffix('\n').removesuffix('\n...')}" for name, text in texts.items()]
+    flags = []
+    for name, value in (settings or {}).items():
+        text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True).strip()
+        flags.append(f"{name}={text.removesuffix('...').strip()}")
+    return flags
 
 
 def _prediction(path: Path, answer: Any, model: LoadedModel) -> Prediction:

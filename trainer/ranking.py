@@ -17,10 +17,10 @@ Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-_PERMUTATIONS, _FEWEST_PERMUTATIONS = 999, 199
-_MOST_CELLS = 200_000_000
+_PERMUTATIONS, _MIN_PERMUTATIONS = 999, 199
+_MAX_CELLS = 200_000_000
 """Maximum of images x labels x permutations; larger data have fewer permutations."""
-_AT_A_TIME = 4_000_000
+_CHUNK_CELLS = 4_000_000
 """Maximum number of resampled cells in memory at once."""
 
 
@@ -37,12 +37,12 @@ class _Order:
 
         hits, counts: [R, N] in the order of the images: how often each image counts as a hit, and in total.
         """
-        found = np.cumsum(hits[:, self.rows], axis=1, dtype=np.float64)[:, self.ends]
-        seen = np.cumsum(counts[:, self.rows], axis=1, dtype=np.float64)[:, self.ends]
-        gained = np.diff(found, axis=1, prepend=0.0)
-        total = found[:, -1]
+        hit_counts = np.cumsum(hits[:, self.rows], axis=1, dtype=np.float64)[:, self.ends]
+        seen_counts = np.cumsum(counts[:, self.rows], axis=1, dtype=np.float64)[:, self.ends]
+        gained = np.diff(hit_counts, axis=1, prepend=0.0)
+        total = hit_counts[:, -1]
         with np.errstate(invalid="ignore", divide="ignore"):
-            return np.asarray((gained * found / np.maximum(seen, 1)).sum(axis=1) / total)
+            return np.asarray((gained * hit_counts / np.maximum(seen_counts, 1)).sum(axis=1) / total)
 
 
 class Ranking:
@@ -71,10 +71,10 @@ class Ranking:
 
         counts: int64 [R, N], how often each image was drawn.
         """
-        found = [
+        precisions = [
             order.precision(counts * self.truth[:, label], counts) for label, order in enumerate(self._orders)
         ]
-        return _means(np.stack(found, axis=1))
+        return _means(np.stack(precisions, axis=1))
 
     def p_of_chance(self, seed: int = 0) -> float:
         """Return the p-value of a permutation test of the scores against independence from the labels.
@@ -85,8 +85,8 @@ class Ranking:
         """
         random, observed = np.random.default_rng(seed), self.mean()
         images, labels = self.truth.shape
-        fitting = _MOST_CELLS // max(1, images * labels)
-        count = max(_FEWEST_PERMUTATIONS, min(_PERMUTATIONS, fitting))
+        limit = _MAX_CELLS // max(1, images * labels)
+        count = max(_MIN_PERMUTATIONS, min(_PERMUTATIONS, limit))
         as_high = sum(
             int(np.sum(self._permuted_means(permutations) >= observed - 1e-12))
             for permutations in _permutations(random, count, images)
@@ -95,11 +95,11 @@ class Ranking:
 
     def _permuted_means(self, permutations: Ints) -> Floats:
         ones = np.ones((1, len(self.truth)))
-        found = [
+        precisions = [
             order.precision(self.truth[:, label][permutations], ones)
             for label, order in enumerate(self._orders)
         ]
-        return _means(np.stack(found, axis=1))
+        return _means(np.stack(precisions, axis=1))
 
 
 def _order_of(scores: Floats) -> _Order:
@@ -108,24 +108,24 @@ def _order_of(scores: Floats) -> _Order:
     return _Order(rows.astype(np.int64), ends.astype(np.int64))
 
 
-def _means(found: Floats) -> Floats:
+def _means(values: Floats) -> Floats:
     """Return the mean of each row, [R, C], over the values that are not NaN; NaN if there are none."""
-    is_known = ~np.isnan(found)
-    sums, counts = np.where(is_known, found, 0.0).sum(axis=1), is_known.sum(axis=1)
-    return np.asarray(np.divide(sums, counts, out=np.full(len(found), np.nan), where=counts > 0))
+    is_known = ~np.isnan(values)
+    sums, counts = np.where(is_known, values, 0.0).sum(axis=1), is_known.sum(axis=1)
+    return np.asarray(np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0))
 
 
 def _permutations(random: np.random.Generator, count: int, images: int) -> Iterator[Ints]:
-    step = max(1, _AT_A_TIME // max(1, images))
+    step = max(1, _CHUNK_CELLS // max(1, images))
     for start in range(0, count, step):
-        places = np.broadcast_to(np.arange(images), (min(step, count - start), images))
-        yield random.permuted(places, axis=1)
+        rows = np.broadcast_to(np.arange(images), (min(step, count - start), images))
+        yield random.permuted(rows, axis=1)
 
 
 def draws(random: np.random.Generator, count: int, images: int, labels: int) -> Iterator[Ints]:
     """Yield `count` bootstrap resamples in chunks, int64 [R, images]: how often each image was drawn."""
-    step = max(1, _AT_A_TIME // max(images, labels))
+    step = max(1, _CHUNK_CELLS // max(images, labels))
     for start in range(0, count, step):
-        many = min(step, count - start)
-        rows = random.integers(0, images, (many, images)) + np.arange(many)[:, None] * images
-        yield np.bincount(rows.ravel(), minlength=many * images).reshape(many, images)
+        size = min(step, count - start)
+        rows = random.integers(0, images, (size, images)) + np.arange(size)[:, None] * images
+        yield np.bincount(rows.ravel(), minlength=size * images).reshape(size, images)

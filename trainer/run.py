@@ -52,6 +52,7 @@ from trainer.spec import RunSpec, format_size
 from trainer.storage.local import replace_folder, write_json
 from trainer.train import AsyncCheckpointer, Learner, Observer, TrainResult, build_learner, train
 from trainer.train.features import Features, build_features
+from trainer.train.learner import whiten_first_layer
 from trainer.train.objective import objective_of
 from trainer.train.scaling import (
     ResolvedSpec,
@@ -60,10 +61,9 @@ from trainer.train.scaling import (
     require_whole_batch,
     resolve_spec,
 )
-from trainer.train.whiten import whiten_first_layer
 
 # 80 columns, less the 11 of the label before a fact.
-_FOUND_WIDTH = 69
+_FACT_WIDTH = 69
 # Share of the grace period for the last checkpoint; the rest is for process exit.
 _GRACE_SHARE = 0.8
 
@@ -104,39 +104,39 @@ def run(
     folder: RunFolder,
     cache_dir: Path,
     screen: Screen,
-    stop: GracefulShutdown,
-    peers: ProcessGroup,
+    shutdown: GracefulShutdown,
+    group: ProcessGroup,
 ) -> Verdict | None:
-    """Train and publish the run of `spec` in `folder` with `peers`, resuming from its newest checkpoint.
+    """Train and publish the run of `spec` in `folder` with `group`, resuming from its newest checkpoint.
 
     Returns None if another process is the chief. See `trainer.errors` for the errors it raises.
     """
-    cluster = find_cluster(spec.train.deterministic, spec.train.devices, peers)
+    cluster = find_cluster(spec.train.deterministic, spec.train.devices, group)
     # With several processes TensorFlow's SigtermNotifier has replaced the SIGTERM handler.
-    stop.reinstall()
+    shutdown.reinstall()
     screen.on_fact("devices", cluster.description)
     prepared = prepare(spec, cluster, folder, cache_dir, screen)
-    trained = train_model(prepared, folder, screen, stop)
+    trained = train_model(prepared, folder, screen, shutdown)
     verdict = finish(prepared, trained, folder, screen) if cluster.is_chief else None
-    peers.barrier("published")
+    group.barrier("published")
     return verdict
 
 
 def prepare(spec: RunSpec, cluster: Cluster, folder: RunFolder, cache_dir: Path, screen: Screen) -> Prepared:
     """Load the data, build the model with its initial weights, and write the files that describe the run."""
     dataset = load_dataset(
-        spec.data, cache_dir, screen, lambda found: _note_rejected(folder, found), cluster.group
+        spec.data, cache_dir, screen, lambda rejected: _write_rejected_early(folder, rejected), cluster.group
     )
     folder.require_lease()  # the lease may expire during loading; files are written from here on
-    screen.on_fact("data", format_found(dataset, _FOUND_WIDTH))
-    _require_wanted(spec, dataset, folder, cluster.group, cache_dir, screen)
+    screen.on_fact("data", format_found(dataset, _FACT_WIDTH))
+    _require_new(spec, dataset, folder, cluster.group, cache_dir, screen)
     resolved = _resolve(spec, cluster, len(dataset.train.labels), folder, screen)
     effective = resolved.effective
     steps = steps_per_epoch(len(dataset.train.labels), effective.train.global_batch_size)
     learner = build_learner(effective, len(dataset.class_names), steps, cluster)
     whiten_first_layer(learner, dataset.train, cluster)
     start = begin(effective, learner, dataset, cluster, folder, cache_dir, screen)
-    _keep_dataset(dataset, cluster, folder, screen)
+    _write_dataset(dataset, cluster, folder, screen)
     environment = write_environment(folder.path, spec, cluster.description, start, current_command())
     # A restart can use a checkpoint only with the files that describe the run.
     folder.keep()
@@ -148,23 +148,23 @@ def prepare(spec: RunSpec, cluster: Cluster, folder: RunFolder, cache_dir: Path,
     return Prepared(cluster, dataset, resolved, learner, features, evaluator, environment)
 
 
-def train_model(prepared: Prepared, folder: RunFolder, screen: Screen, stop: GracefulShutdown) -> Trained:
+def train_model(prepared: Prepared, folder: RunFolder, screen: Screen, shutdown: GracefulShutdown) -> Trained:
     """Train the prepared model to its last epoch, saving checkpoints, and predict the evaluated splits."""
     spec, dataset, evaluator = prepared.resolved.effective, prepared.dataset, prepared.evaluator
 
     def is_stopped() -> bool:
         folder.check_lease()
-        return stop.is_requested()
+        return shutdown.is_requested()
 
     def is_overdue() -> bool:
-        return stop.is_overdue(_GRACE_SHARE * spec.train.grace_seconds)
+        return shutdown.is_overdue(_GRACE_SHARE * spec.train.grace_seconds)
 
     with (
-        stop.defer(),
+        shutdown.defer(),
         AsyncCheckpointer(folder.checkpoints, folder.keep, is_overdue, folder.require_lease) as checkpointer,
     ):
         if prepared.cluster.is_chief:  # only the chief writes checkpoints
-            stop.outcome = checkpointer.resume_advice
+            shutdown.outcome = checkpointer.resume_advice
         result = train(
             prepared.learner, dataset, spec, prepared.cluster, checkpointer, screen,
             lambda: evaluator.loss_and_accuracy(dataset.held_out, is_stopped), is_stopped, prepared.features,
@@ -175,7 +175,7 @@ def train_model(prepared: Prepared, folder: RunFolder, screen: Screen, stop: Gra
 def finish(prepared: Prepared, trained: Trained, folder: RunFolder, screen: Screen) -> Verdict:
     """Write the metrics, the SavedModel and the report, then publish the run; only the chief does."""
     spec, dataset = prepared.resolved.spec, prepared.dataset
-    metrics = _keep_metrics(trained.predictions, trained.result, folder)
+    metrics = _write_metrics(trained.predictions, trained.result, folder)
     thresholds = thresholds_of(trained.predictions)
     screen.on_fact("export", _export(prepared.learner.inference_model, dataset, spec, folder, thresholds))
     drift = _drift(spec, dataset, folder, screen)
@@ -189,8 +189,8 @@ def finish(prepared: Prepared, trained: Trained, folder: RunFolder, screen: Scre
     return verdict
 
 
-def _require_wanted(
-    spec: RunSpec, dataset: Dataset, folder: RunFolder, peers: ProcessGroup, cache_dir: Path, screen: Screen
+def _require_new(
+    spec: RunSpec, dataset: Dataset, folder: RunFolder, group: ProcessGroup, cache_dir: Path, screen: Screen
 ) -> None:
     """Check the class names, and skip a run whose data and spec have not changed.
 
@@ -200,15 +200,15 @@ def _require_wanted(
     _require_classes(spec, dataset)
     if not spec.publish.skip_unchanged:
         return
-    is_new = peers.process.is_chief and not folder.newest_checkpoint
-    found = ""
+    is_new = group.process.is_chief and not folder.newest_checkpoint
+    unchanged_run = ""
     if is_new:
         weights_sha256 = new_weights_sha256(spec, folder, cache_dir, screen)
-        found = find_same_run(folder.output, spec, dataset.digest, weights_sha256)
-    name = peers.broadcast(found.encode()).decode()
+        unchanged_run = find_same_run(folder.output, spec, dataset.digest, weights_sha256)
+    name = group.broadcast(unchanged_run.encode()).decode()
     if name:
         raise UnchangedError(
-            f"Neither the data nor the spec changed since the run {name}, so there is nothing to do.", name
+            f"Nothing to do: neither the data nor the spec has changed since the run {name}.", name
         )
 
 
@@ -228,16 +228,16 @@ def _precision(spec: RunSpec, cluster: Cluster, folder: RunFolder) -> str:
     """Return train.precision, with "auto" resolved by the chief; a resumed run keeps its precision."""
     if spec.train.precision != "auto":
         return spec.train.precision
-    began = read_precision(folder.path) if folder.newest_checkpoint else None
-    chosen = began or choose_precision("auto", cluster, spec.has_depthwise)
-    return cluster.group.broadcast(chosen.encode()).decode()
+    saved = read_precision(folder.path) if folder.newest_checkpoint else None
+    precision = saved or choose_precision("auto", cluster, spec.has_depthwise)
+    return cluster.group.broadcast(precision.encode()).decode()
 
 
 def _publish(folder: RunFolder, screen: Screen) -> None:
     """Upload the last files to the output, then publish the run."""
-    waiting = folder.mirror.waiting_bytes()
-    if waiting:
-        task = screen.start(f"Writing {folder.at('')}", waiting, "B")
+    pending_bytes = folder.mirror.waiting_bytes()
+    if pending_bytes:
+        task = screen.start(f"Uploading to {folder.at('')}", pending_bytes, "B")
         try:
             folder.keep(task.advance)
         finally:
@@ -248,13 +248,13 @@ def _publish(folder: RunFolder, screen: Screen) -> None:
         screen.on_fact("latest", f"still {latest}, which was published after this run")
 
 
-def _note_rejected(folder: RunFolder, rejected: tuple[Rejection, ...]) -> None:
+def _write_rejected_early(folder: RunFolder, rejected: tuple[Rejection, ...]) -> None:
     """Write the rejected images before loading can fail; a run with a checkpoint keeps its file."""
     if not folder.newest_checkpoint:
         write_rejected(folder.path, rejected)
 
 
-def _keep_dataset(dataset: Dataset, cluster: Cluster, folder: RunFolder, screen: Screen) -> None:
+def _write_dataset(dataset: Dataset, cluster: Cluster, folder: RunFolder, screen: Screen) -> None:
     write_json(folder.path / "dataset.json", dataset.summary)
     if cluster.is_chief and not (folder.newest_checkpoint and (folder.path / IMAGES).exists()):
         write_json(folder.path / IMAGES, describe_images(dataset))
@@ -267,15 +267,17 @@ def _require_classes(spec: RunSpec, dataset: Dataset) -> None:
     for name in dataset.class_names:
         # labels.txt has one line per class.
         if len(name.splitlines()) != 1:
-            raise DataError("The name of a class can't hold a line break; rename it.", received=f"{name!r}")
+            raise DataError(
+                "The name of a class contains a line break.", "Rename the class.", received=f"{name!r}"
+            )
     weights = spec.train.class_weights
     known = all_normalized(dataset.class_names)
     unknown = [name for name in weights if normalized(name) not in known] if isinstance(weights, dict) else []
     if unknown:
         raise UsageError(
-            f"train.class_weights names a class that the data don't have; there are: "
-            f"{', '.join(dataset.class_names)}.",
-            received=f"{', '.join(unknown)}",
+            "train.class_weights contains a class that the data do not have.",
+            f"The classes are {', '.join(dataset.class_names)}.",
+            received=", ".join(unknown),
         )
 
 
@@ -287,15 +289,15 @@ def _describe(spec: RunSpec, learner: Learner) -> str:
     )
 
 
-def _keep_metrics(
+def _write_metrics(
     predictions: dict[str, AnyPredictions], result: TrainResult, folder: RunFolder
 ) -> dict[str, float]:
     """Write predictions.csv, metrics.json and timings.json; return the metrics, keyed split/metric."""
     write_predictions(folder.path / "predictions.csv", list(predictions.values()))
     metrics = {
         f"{split}/{name}": value
-        for split, each in predictions.items()
-        for name, value in compute_metrics(each).items()
+        for split, split_predictions in predictions.items()
+        for name, value in compute_metrics(split_predictions).items()
     }
     write_json(folder.path / "metrics.json", metrics | {"training/best_epoch": result.best_epoch})
     times = {"training_seconds": result.seconds, "epochs": result.timings}
@@ -314,9 +316,9 @@ def _export(
     golden = make_golden(model, dataset.held_out, objective_of(spec.data.labels))
     difference = verify_export(temporary, golden)
     replace_folder(temporary, folder.model)
-    agreement = f"to {difference:.0e}" if difference else "exactly"
+    precision = f"to {difference:.0e}" if difference else "exactly"
     lost = f" ({golden.lost} from the cache: the source has changed since)" if golden.lost else ""
-    return f"saved and verified: {len(golden.images)} golden predictions agree {agreement}{lost}"
+    return f"saved and verified: {len(golden.images)} golden predictions agree {precision}{lost}"
 
 
 def _drift(spec: RunSpec, dataset: Dataset, folder: RunFolder, screen: Screen) -> Drift | None:
@@ -325,5 +327,5 @@ def _drift(spec: RunSpec, dataset: Dataset, folder: RunFolder, screen: Screen) -
     if earlier is None:
         return None
     drift = find_drift(earlier, dataset.summary, read_images(folder.path))
-    screen.on_fact("drift", clip(drift.brief, _FOUND_WIDTH))
+    screen.on_fact("drift", clip(drift.brief, _FACT_WIDTH))
     return drift

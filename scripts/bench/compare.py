@@ -26,7 +26,7 @@ from trainer.runs.publish import publish
 from trainer.spec import dump_spec, load_spec
 from trainer.storage.store import open_store
 
-IMAGES, CLASSES, TIMES, ASKED_SECONDS = 10_000, 10, 5, 3.0
+IMAGES, CLASSES, TIMES, MAX_SECONDS = 10_000, 10, 5, 3.0
 
 
 def main() -> None:
@@ -44,7 +44,7 @@ def main() -> None:
     print(f"{machine}, {date.today()}")
     print(
         f"compare of {IMAGES:,} predictions each: {statistics.median(seconds):.2f} s "
-        f"(asked {ASKED_SECONDS:g}; {min(seconds):.2f} to {max(seconds):.2f}, {TIMES} times)"
+        f"(limit {MAX_SECONDS:g}; {min(seconds):.2f} to {max(seconds):.2f}, {TIMES} times)"
     )
 
 

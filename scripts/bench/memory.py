@@ -22,7 +22,7 @@ _BUDGET_MIB = 24
 
 def peaks() -> dict[str, float]:
     """Return the peaks in MiB, by data size and kind of memory."""
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
     for times in (1, 10):
         with tempfile.TemporaryDirectory() as folder:
             images = _BUDGET_MIB * times * (1 << 20) // (_SIDE * _SIDE * 3)
@@ -36,8 +36,8 @@ def peaks() -> dict[str, float]:
             )
             for line in done.stdout.splitlines():
                 name, _, value = line.partition("=")
-                found[f"{times} x {_BUDGET_MIB} MiB of pixels, {name}"] = float(value)
-    return found
+                figures[f"{times} x {_BUDGET_MIB} MiB of pixels, {name}"] = float(value)
+    return figures
 
 
 def _make_images(folder: Path, count: int) -> None:
@@ -57,10 +57,10 @@ def _work(folder: Path) -> None:
     from trainer.train.prefetch import BatchPrefetcher
 
     spec = DataSpec(source=str(folder / "data"), image_size=_SIDE, cache_mib=_BUDGET_MIB)
-    dataset = load_dataset(spec, folder / "cache", SilentProgress(), lambda found: None)
-    feed = BatchPrefetcher(dataset.train, 32, 0)
-    feed.block_steps = 8
-    for block in feed.blocks(0, 3 * feed.steps_per_epoch):
+    dataset = load_dataset(spec, folder / "cache", SilentProgress(), lambda rejected: None)
+    prefetcher = BatchPrefetcher(dataset.train, 32, 0)
+    prefetcher.block_steps = 8
+    for block in prefetcher.blocks(0, 3 * prefetcher.steps_per_epoch):
         block.images.sum()
 
 

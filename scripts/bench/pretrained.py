@@ -38,7 +38,7 @@ _MODEL = "model={family: pretrained, backbone: efficientnet-lite0}"
 
 def prepare_extraction(folder: Path) -> tuple[Callable[[], float], Callable[[], float]]:
     """Return functions that measure feature extraction and a compiled forward pass, in images/s."""
-    spec, dataset = _loaded(folder, ["data.image_size=224", "train.epochs=1"])
+    spec, dataset = _load(folder, ["data.image_size=224", "train.epochs=1"])
     cluster = find_cluster()
     learner = build_learner(spec, len(dataset.class_names), 1, cluster)
     backbone = backbone_of(learner.fill_inference_model())
@@ -46,7 +46,7 @@ def prepare_extraction(folder: Path) -> tuple[Callable[[], float], Callable[[], 
     batch = tf.constant(dataset.train.pixels.gather(rows[:_BATCH]), tf.float32)
     forward = tf.function(lambda: backbone(batch, training=False), autograph=False)
 
-    def ours() -> float:
+    def extraction() -> float:
         started = time.perf_counter()
         for start in range(0, _IMAGES, _BATCH):
             inference.batch(dataset.train, rows[start : start + _BATCH])
@@ -58,9 +58,9 @@ def prepare_extraction(folder: Path) -> tuple[Callable[[], float], Callable[[], 
             forward().numpy()
         return _IMAGES / (time.perf_counter() - started)
 
-    for measure in (ours, bare):
+    for measure in (extraction, bare):
         measure()  # compiles, and decodes the images
-    return ours, bare
+    return extraction, bare
 
 
 def prepare_finetuning(folder: Path, precision: str) -> tuple[Callable[[], float], Callable[[], float]]:
@@ -70,7 +70,7 @@ def prepare_finetuning(folder: Path, precision: str) -> tuple[Callable[[], float
         "train.validate_every_epochs=1000", "train.global_batch_size=32",
         "train.finetune={probe: steps, frozen_epochs: 0, last_stage_epochs: 1000}",
     ]  # fmt: skip
-    spec, dataset = _loaded(folder, settings)
+    spec, dataset = _load(folder, settings)
     return rate_of_training(spec, dataset), _bare_step(spec, dataset)
 
 
@@ -119,10 +119,10 @@ def _timed_run(data: str, folder: Path, seed: int) -> tuple[float, float]:
                 if name in line:
                     moments[name] = time.monotonic()
     if process.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
+        raise SystemExit(f"{' '.join(command)} failed with exit code {process.returncode}")
     return moments['"event": "epoch"'] - moments["pretrained, "], time.monotonic() - began
 
 
-def _loaded(folder: Path, settings: list[str]) -> tuple[RunSpec, Dataset]:
+def _load(folder: Path, settings: list[str]) -> tuple[RunSpec, Dataset]:
     spec = load_spec(settings=[_MODEL, *settings], overrides={"data.source": str(folder)})
-    return spec, load_dataset(spec.data, cache_folder(), SilentProgress(), lambda found: None)
+    return spec, load_dataset(spec.data, cache_folder(), SilentProgress(), lambda rejected: None)

@@ -28,7 +28,7 @@ from trainer.spec import RunSpec, load_spec
 from trainer.train import AsyncCheckpointer, CallReport, build_learner, train
 
 _SECONDS = 15.0
-_STEPS_BETWEEN_LOOKS = 4
+_STEPS_BETWEEN_CHECKS = 4
 
 
 def prepare(folder: Path, precision: str) -> tuple[Callable[[], float], Callable[[], float]]:
@@ -44,7 +44,7 @@ def prepare(folder: Path, precision: str) -> tuple[Callable[[], float], Callable
         ],
         overrides={"data.source": str(folder)},
     )
-    dataset = load_dataset(spec.data, cache_folder(), SilentProgress(), lambda found: None)
+    dataset = load_dataset(spec.data, cache_folder(), SilentProgress(), lambda rejected: None)
     return rate_of_training(spec, dataset), _bare_step(spec, dataset)
 
 
@@ -79,10 +79,12 @@ def rate_of_training(spec: RunSpec, dataset: Dataset) -> Callable[[], float]:
         watch = _Watch()
         with (
             tempfile.TemporaryDirectory() as folder,
-            AsyncCheckpointer(Path(folder, "checkpoints")) as saver,
+            AsyncCheckpointer(Path(folder, "checkpoints")) as checkpointer,
             suppress(StoppedError),
         ):
-            train(learner, dataset, spec, cluster, saver, watch, dict, lambda: watch.seconds() > _SECONDS)
+            train(
+                learner, dataset, spec, cluster, checkpointer, watch, dict, lambda: watch.seconds() > _SECONDS
+            )
         return watch.rate(spec.train.global_batch_size)
 
     measure()
@@ -115,10 +117,10 @@ def rate_of_steps(step: Callable[[], tf.Tensor], size: int) -> Callable[[], floa
     def measure() -> float:
         steps, started = 0, time.perf_counter()
         while time.perf_counter() - started < _SECONDS:
-            for _ in range(_STEPS_BETWEEN_LOOKS):
+            for _ in range(_STEPS_BETWEEN_CHECKS):
                 loss = step()
             loss.numpy()
-            steps += _STEPS_BETWEEN_LOOKS
+            steps += _STEPS_BETWEEN_CHECKS
         return steps * size / (time.perf_counter() - started)
 
     measure()

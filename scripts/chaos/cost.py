@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from chaos.places import make_images
+from chaos.fixtures import make_images
 from trainer.data.load import load_dataset
 from trainer.data.progress import SilentProgress
 from trainer.data.sampler import steps_per_epoch
@@ -27,7 +27,7 @@ PERIOD_SECONDS = 12.0
 AFTER_SECONDS = 4.0
 """Seconds within which a checkpoint is certainly written."""
 INTERVAL_SECONDS = 30.0
-MOST_SHARE = 0.02
+MAX_SHARE = 0.02
 SETTINGS = [
     "data.image_size=96", "train.epochs=1000", "train.global_batch_size=8", "train.ema_decay=0.99",
     "train.validate_every_epochs=1000", "data.validation_fraction=0.05", "train.steps_per_call=4",
@@ -56,8 +56,8 @@ class _Watch:
         return self.times[-1] - self.times[0] > self.seconds
 
 
-class _Timed(AsyncCheckpointer):
-    """Saver that records when each save began."""
+class _TimedCheckpointer(AsyncCheckpointer):
+    """Checkpointer that records when each save began."""
 
     began: list[float]
 
@@ -74,7 +74,7 @@ def main(times: int, seed: int) -> list[str]:
         data = make_images(folder / "images", per_class=8 * 4000, side=96)
         spec = load_spec(settings=SETTINGS, overrides={"data.source": str(data)})
         watch, began, size = _train(spec, folder, (times + 1.5) * PERIOD_SECONDS)
-    costs = [cost for each in began if (cost := _cost(watch, each)) is not None]
+    costs = [cost for time in began if (cost := _cost(watch, time)) is not None]
     if len(costs) < times:
         return [f"only {len(costs)} of {times} checkpoints were measured"]
     mean, error = np.mean(costs), np.std(costs, ddof=1) / len(costs) ** 0.5
@@ -86,21 +86,21 @@ def main(times: int, seed: int) -> list[str]:
         f"{min(costs):.2f} to {max(costs):.2f}; "
         f"every {INTERVAL_SECONDS:g} s that is {share:.2%} of the throughput"
     )
-    return [] if share <= MOST_SHARE else [f"{share:.2%} is more than {MOST_SHARE:.0%}"]
+    return [] if share <= MAX_SHARE else [f"{share:.2%} exceeds {MAX_SHARE:.0%}"]
 
 
 def _train(spec: RunSpec, folder: Path, seconds: float) -> tuple[_Watch, list[float], int]:
     """Train for `seconds`; return the step times, the save times and the checkpoint size in bytes."""
-    dataset = load_dataset(spec.data, folder / "cache", SilentProgress(), lambda found: None)
+    dataset = load_dataset(spec.data, folder / "cache", SilentProgress(), lambda rejected: None)
     cluster = find_cluster()
     steps = steps_per_epoch(len(dataset.train.labels), spec.train.global_batch_size)
     learner = build_learner(spec, len(dataset.class_names), steps, cluster)
     watch = _Watch(seconds)
-    with _Timed(folder / "run" / "checkpoints") as saver, suppress(StoppedError):
-        saver.began = []
-        train(learner, dataset, spec, cluster, saver, watch, dict, watch.is_over)
+    with _TimedCheckpointer(folder / "run" / "checkpoints") as checkpointer, suppress(StoppedError):
+        checkpointer.began = []
+        train(learner, dataset, spec, cluster, checkpointer, watch, dict, watch.is_over)
     sizes = [path.stat().st_size for path in (folder / "run" / "checkpoints").glob("step-*.npz")]
-    return watch, saver.began, max(sizes)
+    return watch, checkpointer.began, max(sizes)
 
 
 def _cost(watch: _Watch, began: float) -> float | None:
@@ -112,5 +112,5 @@ def _cost(watch: _Watch, began: float) -> float | None:
     moments = began + AFTER_SECONDS * np.arange(-1, 3)
     if moments[0] < watch.times[0] + AFTER_SECONDS or moments[-1] > watch.times[-1]:
         return None
-    before, amid, after = np.diff(np.interp(moments, watch.times, watch.steps))
-    return float(AFTER_SECONDS * (1.0 - amid / ((before + after) / 2.0)))
+    before, during, after = np.diff(np.interp(moments, watch.times, watch.steps))
+    return float(AFTER_SECONDS * (1.0 - during / ((before + after) / 2.0)))

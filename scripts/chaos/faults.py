@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from helpers.fault_proxy import FAULTS, at_random, fault_proxy
 
-from chaos.places import bucket_place
+from chaos.fixtures import emulated_bucket
 from trainer.errors import TemporaryError, TrainerError
 from trainer.runs.publish import is_finished, latest_run, publish, verify
 from trainer.storage import gcs
@@ -37,14 +37,14 @@ def main(times: int, seed: int) -> list[str]:
     problems: list[str] = []
     ends: Counter[str] = Counter()
     faults: Counter[str] = Counter()
-    with bucket_place("faults") as output:
+    with emulated_bucket("faults") as output:
         for number in range(times):
-            end, done, lost = _one(output, number, seed)
+            end, injected, failures = _one(output, number, seed)
             ends[end] += 1
-            faults.update(done)
-            problems += lost
+            faults.update(injected)
+            problems += failures
     if times >= 50 and not (ends["published"] and set(FAULTS) <= set(faults)):
-        problems.append("not every fault happened, or nothing was published: that shows nothing")
+        problems.append("not every kind of fault was injected, or no run was published")
     print(f"{times} runs: {dict(ends)}")
     print(f"{sum(faults.values())} faults: {dict(faults)}")
     return problems
@@ -79,19 +79,19 @@ def _run(output: str, name: str, folder: Path, rng: random.Random) -> None:
     for index, size in enumerate((0, 1, 5000, 300_000, 9 << 20)):
         (folder / "model").mkdir(parents=True, exist_ok=True)
         (folder / "model" / f"{index}.bin").write_bytes(rng.randbytes(size))
-    with AsyncCheckpointer(folder / "checkpoints", mirror.sync) as saver:
+    with AsyncCheckpointer(folder / "checkpoints", mirror.sync) as checkpointer:
         for step in (1, 2, 3):
             variables = {"weights": _Value(np.frombuffer(rng.randbytes(80_000), np.uint8))}
-            saver.save(step, variables, {"at": step}, whole_epoch=True)  # type: ignore[arg-type]
-        saver.flush()
+            checkpointer.save(step, variables, {"at": step}, whole_epoch=True)  # type: ignore[arg-type]
+        checkpointer.flush()
     mirror.sync()
     publish(store, name, folder)
     with tempfile.TemporaryDirectory() as temporary:
-        back = Mirror(Path(temporary), store.below(name))
-        back.pull(lambda each: True)
+        copy = Mirror(Path(temporary), store.below(name))
+        copy.pull(lambda name: True)
         for path in folder.rglob("*.*"):
             if path.read_bytes() != (Path(temporary) / path.relative_to(folder)).read_bytes():
-                raise SystemExit(f"LOST: {path.name} was read back as something else")
+                raise SystemExit(f"FAILED: {path.name} was read back with other contents")
 
 
 def _lost(output: str, name: str, folder: Path, before: str | None, end: str) -> list[str]:
@@ -100,16 +100,16 @@ def _lost(output: str, name: str, folder: Path, before: str | None, end: str) ->
     latest = latest_run(store)
     problems = [] if end in ("published", "exit 75") else [f"{name} ended with {end}"]
     if latest not in (before, name):
-        problems.append(f"after {name} latest names {latest or 'no finished run'}, not {before}")
+        problems.append(f"after {name}, latest names {latest or 'no finished run'} instead of {before}")
     if end == "published" and latest != name:
-        problems.append(f"{name} was published and isn't the latest")
+        problems.append(f"{name} was published but is not the latest")
     if end != "published" and is_finished(store.below(name)):
-        print(f"{name} ended with {end}, after its marker was written")
+        print(f"{name} ended with {end} after its marker was written")
     if is_finished(store.below(name)):
-        problems += [f"{name}: {each}" for each in verify(store.below(name))]
+        problems += [f"{name}: {problem}" for problem in verify(store.below(name))]
         files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.*")}
-        for each, path in files.items():
-            found = store.read(f"{name}/{each}")
-            if found is None or found.data != path.read_bytes():
-                problems.append(f"{name}/{each} is not what was written")
+        for file, path in files.items():
+            content = store.read(f"{name}/{file}")
+            if content is None or content.data != path.read_bytes():
+                problems.append(f"{name}/{file} has other contents than were written")
     return problems

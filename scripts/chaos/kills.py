@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from chaos.places import Attempt, bucket_place, make_images, result_of
+from chaos.fixtures import Attempt, emulated_bucket, make_images, read_result
 from trainer.runs.publish import MANIFEST, MARKER, latest_run, verify
 from trainer.storage.store import Store, open_store
 
@@ -51,49 +51,49 @@ class Kills:
 
     def __init__(self, folder: Path, seed: int, settings: Sequence[str] = (), during: str = "") -> None:
         self.folder, self.rng = folder, random.Random(seed)
-        self.settings = [each for setting in (*SETTINGS, *settings) for each in ("--set", setting)]
-        self.moments = [each for each in PHASES if during in ("", each[0])]
+        self.settings = [part for setting in (*SETTINGS, *settings) for part in ("--set", setting)]
+        self.moments = [phase for phase in PHASES if during in ("", phase[0])]
         self.data = make_images(folder / "images")
         self.problems: list[str] = []
         self.phases: Counter[str] = Counter()
         self.cuts: Counter[str] = Counter()
         """Number of kills by the publication state that they left."""
-        self.twice: list[int] = []
-        self.said: list[str] = []
+        self.repeated: list[int] = []
+        self.step_ranges: list[str] = []
         """First and last step of each attempt of the current run."""
-        calm = self.attempt(str(folder / "calm"), "calm")
-        if calm.end():
-            raise SystemExit(calm.text())
-        self.expected = result_of(str(folder / "calm"), "calm")
-        self.seconds = {name: _between(calm, begin, end) for name, begin, end in PHASES}
+        undisturbed = self.attempt(str(folder / "calm"), "calm")
+        if undisturbed.end():
+            raise SystemExit(undisturbed.text())
+        self.expected = read_result(str(folder / "calm"), "calm")
+        self.seconds = {name: _between(undisturbed, begin, end) for name, begin, end in PHASES}
         print("an undisturbed run, s:", {name: round(value, 2) for name, value in self.seconds.items()})
 
     def attempt(self, output: str, name: str) -> Attempt:
-        place = ["--data", str(self.data), "--output", output, "--run-name", name]
-        return Attempt([*place, *self.settings], self.folder / "cache")
+        arguments = ["--data", str(self.data), "--output", output, "--run-name", name]
+        return Attempt([*arguments, *self.settings], self.folder / "cache")
 
     def disturb(self, output: str, kills: int) -> None:
         """Kill runs in `output` `kills` times in total, and let each run finish."""
         number = 0
         while kills > 0:
             name, number, last = f"run-{number}", number + 1, 0
-            self.said = []
+            self.step_ranges = []
             for _ in range(self.rng.randint(1, 6)):
                 attempt = self.attempt(output, name)
                 if kills <= 0 or not self._kill(attempt, open_store(output).below(name)):
                     break
                 kills -= 1
-                last = self._count_twice(attempt, last)
+                last = self._count_repeated(attempt, last)
                 self._check_pointer(output)
             else:
                 attempt = self.attempt(output, name)
             if attempt.end():
                 self.problems.append(f"{output}/{name} ended with an error:\n{attempt.text()}")
                 return
-            self._count_twice(attempt, last)
+            self._count_repeated(attempt, last)
             self._check(output, name)
             self._check_pointer(output)
-            print(f"{output}/{name}: whole; {kills} kills to go", flush=True)
+            print(f"{output}/{name}: complete; {kills} kills left", flush=True)
 
     def _kill(self, attempt: Attempt, run: Store) -> bool:
         """Kill the attempt within a random phase; return False if it finished before."""
@@ -116,35 +116,33 @@ class Kills:
         self.cuts[_cut(run, open_store(run.uri.rpartition("/")[0]))] += 1
         return True
 
-    def _count_twice(self, attempt: Attempt, last: int) -> int:
+    def _count_repeated(self, attempt: Attempt, last: int) -> int:
         """Record the number of steps that this attempt repeated; return the last step done so far."""
-        self.said.append(f"{attempt.resumed_step()} to {attempt.last_step()}")
-        if last and attempt.when(_STEPS):
-            self.twice.append(max(0, last - attempt.resumed_step()))
+        self.step_ranges.append(f"{attempt.resumed_step()} to {attempt.last_step()}")
+        if last and attempt.time_of(_STEPS):
+            self.repeated.append(max(0, last - attempt.resumed_step()))
         return max(last, attempt.last_step())
 
     def _check(self, output: str, name: str) -> None:
-        found = result_of(output, name)
-        differing = sorted(key for key in self.expected if found.get(key) != self.expected[key])
-        if differing or found.keys() != self.expected.keys():
+        result = read_result(output, name)
+        differing = sorted(key for key in self.expected if result.get(key) != self.expected[key])
+        if differing or result.keys() != self.expected.keys():
             rows = zip(
-                *(each["history.jsonl"].decode().splitlines() for each in (self.expected, found)),
+                *(content["history.jsonl"].decode().splitlines() for content in (self.expected, result)),
                 strict=False,
             )
-            first = next(
-                (f"{here} {there}" for here, there in rows if here != there), "no row of the history"
-            )
+            first = next((f"{row} {other}" for row, other in rows if row != other), "no row of the history")
             self.problems.append(
-                f"{output}/{name} differs in {len(differing)} of {len(self.expected)}: "
+                f"{output}/{name} differs in {len(differing)} of {len(self.expected)} files and arrays: "
                 f"{', '.join(differing[:5])}; first in {first}; "
-                f"its attempts did the steps {', '.join(self.said)}"
+                f"steps of its attempts: {', '.join(self.step_ranges)}"
             )
 
     def _check_pointer(self, output: str) -> None:
         store = open_store(output)
         name = latest_run(store)
         if name is None and store.read("latest") is not None:
-            self.problems.append(f"{output}/latest names a run that isn't finished")
+            self.problems.append(f"{output}/latest names an unfinished run")
         if name is not None:
             self.problems += verify(store.below(name))
 
@@ -165,8 +163,8 @@ class Kills:
         if attempt.end() or not attempt.resumed_step():
             raise SystemExit(attempt.text())
         return any(
-            found != self.expected[name]
-            for name, found in result_of(output, "run").items()
+            value != self.expected[name]
+            for name, value in read_result(output, "run").items()
             if not name.startswith("optimizer/")  # those were changed directly; only their effects count
         )
 
@@ -180,9 +178,9 @@ def _cut(run: Store, output: Store) -> str:
 
 
 def _between(attempt: Attempt, begin: str, end: str) -> float:
-    first, last = attempt.when(begin), attempt.when(end)
+    first, last = attempt.time_of(begin), attempt.time_of(end)
     if first is None or last is None:
-        raise SystemExit(f"no line with {begin if first is None else end!r} in:\n{attempt.text()}")
+        raise SystemExit(f"No line contains {begin if first is None else end!r}:\n{attempt.text()}")
     return last - first
 
 
@@ -196,22 +194,20 @@ def main(times: int, seed: int, *settings: str, pretrained: bool = False, during
     with tempfile.TemporaryDirectory() as temporary:
         kills = Kills(Path(temporary), seed, settings, during)
         kills.disturb(str(Path(temporary, "disk")), times - times // 2)
-        with bucket_place("chaos") as output:
+        with emulated_bucket("chaos") as output:
             kills.disturb(output, times // 2)
-        print(f"{sum(kills.phases.values())} kills: {dict(kills.phases)}, which left {dict(kills.cuts)}")
+        print(f"{sum(kills.phases.values())} kills: {dict(kills.phases)}; states left: {dict(kills.cuts)}")
         print(
-            f"steps done twice after a kill: at most {max(kills.twice, default=0)}, "
-            f"median {statistics.median(kills.twice or [0]):g}, of {EVERY_STEPS} that may be"
+            f"steps repeated after a kill: at most {max(kills.repeated, default=0)}, "
+            f"median {statistics.median(kills.repeated or [0]):g}; limit {EVERY_STEPS}"
         )
-        seen = kills.control()
-        print(f"control, without the optimizer's moments: {'seen' if seen else 'NOT seen'}")
+        is_detected = kills.control()
+        print(f"control without optimizer moments: {'detected' if is_detected else 'NOT detected'}")
         if missed := [name for name, _, _ in kills.moments if times >= 50 and not kills.phases[name]]:
-            kills.problems.append(f"no kill while {', '.join(missed)}: that shows nothing of it")
+            kills.problems.append(f"no kill during {', '.join(missed)}; increase --times")
         between = kills.cuts["a manifest, no marker"] + kills.cuts["a marker, no pointer"]
         if times >= 50 and not during and not between:
-            kills.problems.append(
-                "no kill left a manifest without its marker, or a marker without the pointer"
-            )
-        if max(kills.twice, default=0) > EVERY_STEPS:
-            kills.problems.append(f"{max(kills.twice)} steps were done twice after a kill")
-        return kills.problems + ([] if seen else ["the comparison does not see a missing part of the state"])
+            kills.problems.append("no kill left a manifest without a marker, or a marker without a pointer")
+        if max(kills.repeated, default=0) > EVERY_STEPS:
+            kills.problems.append(f"{max(kills.repeated)} steps were repeated after a kill")
+        return kills.problems + ([] if is_detected else ["the comparison does not detect missing moments"])

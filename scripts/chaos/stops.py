@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 from helpers.fault_proxy import fault_proxy
 
-from chaos.places import Attempt, bucket_place, make_images
+from chaos.fixtures import Attempt, emulated_bucket, make_images
 from trainer.runs.publish import is_finished
 from trainer.storage.store import open_store
 
 BYTES_PER_SECOND = 20e6
-MOST_SECONDS = {"disk": 5.0, "bucket": 10.0}
+MAX_SECONDS = {"disk": 5.0, "bucket": 10.0}
 """Limits in seconds for the 95th percentile of the time from the signal to the exit."""
 GRACE_SECONDS = 10.0
 """Default of train.grace_seconds."""
@@ -36,7 +36,7 @@ def main(times: int, seed: int) -> list[str]:
         data = make_images(folder / "images", side=32)
         problems = _stop_anywhere(str(folder / "anywhere"), data, folder, times, seed)
         problems += _stop("disk", str(folder / "disk"), data, folder, times, seed)
-        with bucket_place("stops") as output:
+        with emulated_bucket("stops") as output:
             clean = os.environ["STORAGE_EMULATOR_HOST"]
             with fault_proxy(clean, lambda *_: None, bytes_per_second=BYTES_PER_SECOND) as proxy:
                 os.environ["STORAGE_EMULATOR_HOST"] = proxy.address
@@ -47,17 +47,17 @@ def main(times: int, seed: int) -> list[str]:
 def _stop_anywhere(output: str, data: Path, folder: Path, times: int, seed: int) -> list[str]:
     """Stop runs of two epochs at any moment: imports, data loading, compilation, export, report."""
     rng, seconds, problems = random.Random(seed), [], []
-    settings = [each for setting in [*SETTINGS, "train.epochs=2"] for each in ("--set", setting)]
+    settings = [part for setting in [*SETTINGS, "train.epochs=2"] for part in ("--set", setting)]
     arguments = ["--data", str(data), "--output", output, *settings]
     whole = Attempt([*arguments, "--run-name", "whole"], folder / "cache")
     if whole.end():
         raise SystemExit(whole.text())
-    life = time.monotonic() - whole.started
+    duration = time.monotonic() - whole.started
     for turn in range(times):
         attempt = Attempt([*arguments, "--run-name", f"run-{turn}"], folder / "cache")
         if not attempt.wait_for("trainer "):  # from here on the signal handler is installed
             raise SystemExit(attempt.text())
-        time.sleep(rng.uniform(0.0, 0.95 * life))
+        time.sleep(rng.uniform(0.0, 0.95 * duration))
         # Exit code 0 is right only if the run was finished when the signal was sent.
         is_done = is_finished(open_store(output).below(f"run-{turn}"))
         started = time.monotonic()
@@ -68,18 +68,18 @@ def _stop_anywhere(output: str, data: Path, folder: Path, times: int, seed: int)
         if (code != 143 and not (is_done and code == 0)) or "Traceback" in attempt.text():
             problems.append(f"anywhere, stop {turn}: exit {code}\n{attempt.text()[-500:]}")
     print(
-        f"anywhere in a life of {life:.1f} s: {len(seconds)} stops, median {np.median(seconds):.2f} s, "
+        f"anywhere in a run of {duration:.1f} s: {len(seconds)} stops, median {np.median(seconds):.2f} s, "
         f"95th percentile {np.percentile(seconds, 95):.2f} s, longest {max(seconds):.2f} s",
         flush=True,
     )
     if max(seconds) > GRACE_SECONDS + 1:
-        problems.append(f"anywhere: {max(seconds):.2f} s is more than the grace of {GRACE_SECONDS:g} s")
+        problems.append(f"anywhere: {max(seconds):.2f} s exceeds the grace period of {GRACE_SECONDS:g} s")
     return problems
 
 
-def _stop(place: str, output: str, data: Path, folder: Path, times: int, seed: int) -> list[str]:
+def _stop(location: str, output: str, data: Path, folder: Path, times: int, seed: int) -> list[str]:
     rng, seconds, problems = random.Random(seed), [], []
-    settings = [each for setting in SETTINGS for each in ("--set", setting)]
+    settings = [part for setting in SETTINGS for part in ("--set", setting)]
     arguments = ["--data", str(data), "--output", output, "--run-name", "run", *settings]
     saved = 0
     for turn in range(times):
@@ -87,22 +87,24 @@ def _stop(place: str, output: str, data: Path, folder: Path, times: int, seed: i
         if not attempt.wait_for('"event": "progress"'):
             raise SystemExit(attempt.text())
         if attempt.resumed_step() != saved:
-            problems.append(f"{place}, stop {turn}: went on after step {attempt.resumed_step()}, not {saved}")
+            problems.append(
+                f"{location}, stop {turn}: resumed after step {attempt.resumed_step()} instead of {saved}"
+            )
         time.sleep(rng.uniform(0.0, 5.0))
         started = time.monotonic()
         attempt.process.send_signal(signal.SIGTERM)
         code = attempt.end()
         seconds.append(time.monotonic() - started)
-        found = _STOPPED.search(attempt.text())
-        saved = int(found[1]) if found else -1
-        if code != 143 or not found:
-            problems.append(f"{place}, stop {turn}: exit {code}\n{attempt.text()[-500:]}")
-    late = float(np.percentile(seconds, 95))
+        match = _STOPPED.search(attempt.text())
+        saved = int(match[1]) if match else -1
+        if code != 143 or not match:
+            problems.append(f"{location}, stop {turn}: exit {code}\n{attempt.text()[-500:]}")
+    p95 = float(np.percentile(seconds, 95))
     print(
-        f"{place}: {times} stops, median {np.median(seconds):.2f} s, "
-        f"95th percentile {late:.2f} s, longest {max(seconds):.2f} s",
+        f"{location}: {times} stops, median {np.median(seconds):.2f} s, "
+        f"95th percentile {p95:.2f} s, longest {max(seconds):.2f} s",
         flush=True,
     )
-    if late > MOST_SECONDS[place]:
-        problems.append(f"{place}: {late:.2f} s is more than {MOST_SECONDS[place]} s")
+    if p95 > MAX_SECONDS[location]:
+        problems.append(f"{location}: {p95:.2f} s exceeds {MAX_SECONDS[location]} s")
     return problems

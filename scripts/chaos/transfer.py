@@ -17,7 +17,7 @@ from pathlib import Path
 from google.cloud.storage import Client, transfer_manager
 from helpers.bucket_server import BUCKET
 
-from chaos.places import bucket_place
+from chaos.fixtures import emulated_bucket
 from trainer.storage.mirror import Mirror
 from trainer.storage.store import Store, open_store
 from trainer.storage.transfers import download_files
@@ -26,7 +26,7 @@ SMALL = 2000
 LARGE_BYTES = 500 << 20
 WORKERS = (8, 32)
 WORKER_TYPES = (transfer_manager.THREAD, transfer_manager.PROCESS)
-LEAST_RATIO = 0.8
+MIN_RATIO = 0.8
 
 Transfer = Callable[[], None]
 
@@ -34,7 +34,7 @@ Transfer = Callable[[], None]
 def main(times: int, seed: int) -> list[str]:
     """Measure `times` rounds; return the transfers that corrupted a file or were too slow."""
     problems: list[str] = []
-    with tempfile.TemporaryDirectory() as temporary, bucket_place("transfer") as output:
+    with tempfile.TemporaryDirectory() as temporary, emulated_bucket("transfer") as output:
         for kind, sizes in (("small", [20_000] * SMALL), ("large", [LARGE_BYTES])):
             folder, back = Path(temporary, kind), Path(temporary, f"{kind}-back")
             names = _make_files(folder, sizes)
@@ -45,8 +45,8 @@ def main(times: int, seed: int) -> list[str]:
             problems += _compare(f"download {kind}", ours, others, times, [back, _alone(back)])
             ours()
             problems += [name for name in names if (folder / name).read_bytes() != (back / name).read_bytes()]
-            for each in (folder, back, _alone(back)):
-                shutil.rmtree(each)
+            for path in (folder, back, _alone(back)):
+                shutil.rmtree(path)
     return problems
 
 
@@ -67,7 +67,7 @@ def _download(store: Store, back: Path) -> None:
 
 def _uploads(folder: Path, names: list[str], kind: str) -> dict[str, Transfer]:
     """Return the upload variants of the client library."""
-    return _ways(
+    return _variants(
         partial(transfer_manager.upload_many_from_filenames, source_directory=str(folder)), names, kind
     )
 
@@ -78,22 +78,22 @@ def _alone(back: Path) -> Path:
 
 def _downloads(target: Path, names: list[str], kind: str) -> dict[str, Transfer]:
     """Return the download variants of the client library, to `target`."""
-    ways = _ways(
+    variants = _variants(
         partial(transfer_manager.download_many_to_path, destination_directory=str(target)), names, kind
     )
     if len(names) == 1:
         blob = Client().bucket(BUCKET).blob(f"alone/{kind}/{names[0]}")
-        ways |= {
+        variants |= {
             f"{worker_type} in chunks": partial(
                 transfer_manager.download_chunks_concurrently, blob, str(target / names[0]),
                 worker_type=worker_type,
             )
             for worker_type in WORKER_TYPES
         }  # fmt: skip
-    return ways
+    return variants
 
 
-def _ways(transfer: Callable[..., object], names: list[str], kind: str) -> dict[str, Transfer]:
+def _variants(transfer: Callable[..., object], names: list[str], kind: str) -> dict[str, Transfer]:
     bucket = Client().bucket(BUCKET)
     return {
         f"{workers} {worker_type}": partial(
@@ -109,10 +109,10 @@ def _compare(
     label: str, ours: Transfer, others: dict[str, Transfer], times: int, targets: list[Path]
 ) -> list[str]:
     """Measure all variants, in another order each round, and into empty folders `targets`."""
-    ways, ratios, fastest = {"ours": ours, **others}, [], ""
+    variants, ratios, fastest = {"ours": ours, **others}, [], ""
     for turn in range(times):
-        names = list(ways)[turn % len(ways) :] + list(ways)[: turn % len(ways)]
-        seconds = {name: _seconds(ways[name], targets) for name in names}
+        names = list(variants)[turn % len(variants) :] + list(variants)[: turn % len(variants)]
+        seconds = {name: _seconds(variants[name], targets) for name in names}
         fastest = min(others, key=lambda name: seconds[name])
         ratios.append(seconds[fastest] / seconds["ours"])
         print(f"{label}: { {name: round(value, 2) for name, value in seconds.items()} }")
@@ -122,7 +122,7 @@ def _compare(
         f"{min(ratios):.2f} to {max(ratios):.2f}, {times} rounds",
         flush=True,
     )
-    return [] if median >= LEAST_RATIO else [f"{label}: {median:.2f} is less than {LEAST_RATIO}"]
+    return [] if median >= MIN_RATIO else [f"{label}: {median:.2f} is below {MIN_RATIO}"]
 
 
 def _seconds(transfer: Transfer, targets: list[Path]) -> float:

@@ -6,17 +6,17 @@ import tempfile
 import time
 from pathlib import Path
 
-from scale.places import (
+from scale.setups import (
     FROM_SCRATCH,
     PRETRAINED,
     RATE,
     TOLERANCE,
     Setup,
     Team,
+    choose_setups,
     copies,
     make_overlapping,
     outcome,
-    setups_of,
 )
 
 
@@ -28,29 +28,29 @@ def main(times: int, seed: int, gpus: int = 0, pretrained: bool = False) -> list
     settings = PRETRAINED if pretrained else FROM_SCRATCH
     print(
         "one spec in float32: batch normalisation, dropout, stochastic depth or phases, clipping, label "
-        "smoothing, an average of the weights, short last batches; sgd with momentum, rate "
-        f"{RATE}. Asked, relative to one device: losses of each step and metrics to {TOLERANCE:g}, the same "
-        "classes, equal copies."
+        "smoothing, an average of the weights, short last batches; sgd with momentum, learning rate "
+        f"{RATE}. Required relative to one device: losses of each step and metrics within {TOLERANCE:g}, the "
+        "same classes, equal copies."
     )
     problems: list[str] = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         data = make_overlapping(folder / "images")
         expected = None
-        for setup in setups_of(gpus):
+        for setup in choose_setups(gpus):
             began = time.monotonic()
             team = _trained(setup, folder, data, settings)
-            found = outcome(folder, _name(setup), team.notes[0])
-            expected = expected or found
+            result = outcome(folder, _name(setup), team.notes[0])
+            expected = expected or result
             count, differing = copies(team.notes)
-            text, missed = found.compare(expected)
-            kept = f"{count} copies of {len(found.variables)} variables, {len(differing)} not equal"
-            print(f"{setup!s:<24} {text}; {kept} ({time.monotonic() - began:.0f} s)", flush=True)
+            text, missed = result.compare(expected)
+            summary = f"{count} copies of {len(result.variables)} variables, {len(differing)} differ"
+            print(f"{setup!s:<24} {text}; {summary} ({time.monotonic() - began:.0f} s)", flush=True)
             missed += [f"{len(differing)} variables are not equal on every replica"] * bool(differing)
             missed += [f"{count} copies, not {setup.replicas}"] * (count != setup.replicas)
             if pretrained and setup.xla:
                 missed = []  # other kernels round differently, which 50 layers amplify; shown, not required
-            problems += [f"{setup}: {each}" for each in missed]
+            problems += [f"{setup}: {problem}" for problem in missed]
     return problems
 
 

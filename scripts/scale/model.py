@@ -21,7 +21,7 @@ import numpy as np
 
 from scale.overhead import Measured, measure
 
-MOST_ERROR = 0.1
+MAX_ERROR = 0.1
 """Maximum relative error of the predicted step time of two local processes."""
 COUNTS = (8, 64, 512)
 UTILISATION = 0.3
@@ -53,42 +53,44 @@ LINKS = {
 
 def main(times: int, seed: int) -> list[str]:
     """Validate the model with `times` pairs of turns and local all-reduces, then print predictions."""
-    found = measure(times)
-    link = fit(found.link)
-    step = found.slowest + link.sum_seconds(found.gradient_bytes, 2)
-    error = step / found.whole - 1.0
-    alone = link.sum_seconds(found.gradient_bytes, 2)
+    measured = measure(times)
+    link = fit(measured.link)
+    step = measured.slowest + link.sum_seconds(measured.gradient_bytes, 2)
+    error = step / measured.whole - 1.0
+    alone = link.sum_seconds(measured.gradient_bytes, 2)
     print(
         f"measured here, 2 processes, loopback: latency {1e6 * link.latency_seconds:.0f} us, bandwidth "
-        f"{link.bytes_per_second / 1e9:.2f} GB/s (a ring of two fitted to sums of "
-        f"{min(found.link)} to {max(found.link):,} bytes)"
+        f"{link.bytes_per_second / 1e9:.2f} GB/s (a ring of two, fitted to all-reduces of "
+        f"{min(measured.link)} to {max(measured.link):,} bytes)"
     )
     print(
-        f"predicted: the sum of {found.gradient_bytes / 1e6:.2f} MB {1e3 * alone:.1f} ms (measured alone "
-        f"{1e3 * found.alone:.1f}), the step {1e3 * step:.1f} ms (measured {1e3 * found.whole:.1f}, "
-        f"{error:+.1%}; asked within {MOST_ERROR:.0%}), of which {1e3 * found.slowest:.1f} is the slower "
-        f"process's computation; efficiency {found.bare / step:.3f}"
+        f"predicted: the all-reduce of {measured.gradient_bytes / 1e6:.2f} MB {1e3 * alone:.1f} ms (measured "
+        f"alone {1e3 * measured.alone:.1f}), the step {1e3 * step:.1f} ms (measured "
+        f"{1e3 * measured.whole:.1f}, {error:+.1%}; limit {MAX_ERROR:.0%}), of which "
+        f"{1e3 * measured.slowest:.1f} is the slower process's computation; "
+        f"efficiency {measured.bare / step:.3f}"
     )
-    _explain_throughput(found, step)
-    _predict(found.gradient_bytes)
-    return [] if abs(error) <= MOST_ERROR else [f"the predicted step is {error:+.1%} off the measured one"]
+    _explain_throughput(measured, step)
+    _predict(measured.gradient_bytes)
+    return [] if abs(error) <= MAX_ERROR else [f"the predicted step is {error:+.1%} off the measured one"]
 
 
 def fit(seconds: dict[int, float]) -> Link:
     """Fit a link to the measured all-reduces of two replicas, by least squares of the relative errors."""
-    sizes, taken = np.array(list(seconds)), np.array(list(seconds.values()))
+    sizes, durations = np.array(list(seconds)), np.array(list(seconds.values()))
     # For two replicas: 2 latency + bytes / bandwidth.
-    terms = np.stack([np.full(len(sizes), 2.0), sizes], axis=1) / taken[:, None]
+    terms = np.stack([np.full(len(sizes), 2.0), sizes], axis=1) / durations[:, None]
     (latency, per_byte), *_ = np.linalg.lstsq(terms, np.ones(len(sizes)), rcond=None)
     return Link(max(0.0, float(latency)), 1.0 / max(float(per_byte), 1e-15))
 
 
-def _explain_throughput(found: Measured, step: float) -> None:
-    halves = median(found.one) / found.bare
+def _explain_throughput(measured: Measured, step: float) -> None:
+    halves = median(measured.one) / measured.bare
     print(
-        f"two processes beside one with two threads: {found.ratio:.3f} of its throughput; "
-        f"{found.bare / step:.3f} by sum and waiting, times {halves:.3f} by half a batch on one core "
-        f"({1e3 * found.bare:.1f} ms) against a whole one on two ({1e3 * median(found.one):.1f} ms)"
+        f"two processes beside one with two threads: {measured.ratio:.3f} of its throughput; "
+        f"{measured.bare / step:.3f} by all-reduce and waiting, times {halves:.3f} by half a batch on one "
+        f"core ({1e3 * measured.bare:.1f} ms) against a whole batch on two "
+        f"({1e3 * median(measured.one):.1f} ms)"
     )
 
 
@@ -105,10 +107,10 @@ def _predict(gradient_bytes: int) -> None:
     for name, peak in PEAKS.items():
         for batch in BATCHES:
             compute = batch * flops / (UTILISATION * peak)
-            for words, link in LINKS.items():
+            for name_of_link, link in LINKS.items():
                 shares = [compute / (compute + link.sum_seconds(gradient_bytes, n)) for n in COUNTS]
                 print(
-                    f"{name:<12}{batch:>11}  {1e3 * compute:>6.2f} ms  {words:<16}"
+                    f"{name:<12}{batch:>11}  {1e3 * compute:>6.2f} ms  {name_of_link:<16}"
                     + "".join(f"{share:>8.3f}" for share in shares)
                 )
 

@@ -11,22 +11,26 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from scale.places import (
+from scale.setups import (
     EPOCHS,
     FROM_SCRATCH,
     STEPS_PER_EPOCH,
     TOLERANCE,
     Setup,
     Team,
+    choose_setups,
     make_overlapping,
     outcome,
-    setups_of,
 )
 
-MOST_SECONDS = 30.0
+MAX_SECONDS = 30.0
 """Maximum seconds from the exit of one process to that of the others."""
 EVERY_STEPS = 10
-_MORE = (f"train.checkpoint.every_steps={EVERY_STEPS}", "train.steps_per_call=1", "train.grace_seconds=20")
+_EXTRA_SETTINGS = (
+    f"train.checkpoint.every_steps={EVERY_STEPS}",
+    "train.steps_per_call=1",
+    "train.grace_seconds=20",
+)
 _STOPPED = re.compile(r"Stopped on request after step (\d+) of \d+; the checkpoint is safe")
 _LOADING_SHARE = 0.2
 """Share of the signals that are sent in the seconds between rendezvous and training."""
@@ -45,17 +49,17 @@ class Moves:
         """Seconds from each SIGKILL to the exit of the other processes."""
 
     def start(self, setup: Setup, name: str) -> Team:
-        return Team(setup, self.folder, self.data, name, *FROM_SCRATCH, *_MORE)
+        return Team(setup, self.folder, self.data, name, *FROM_SCRATCH, *_EXTRA_SETTINGS)
 
     def other(self, setup: Setup | None) -> Setup:
         """Return the least used setup with another kind or number of replicas, at random in a tie."""
         others = [
-            each
-            for each in self.setups
-            if setup is None or (each.kind, each.replicas) != (setup.kind, setup.replicas)
+            other
+            for other in self.setups
+            if setup is None or (other.kind, other.replicas) != (setup.kind, setup.replicas)
         ]
-        least = min(self.uses[each] for each in others)
-        chosen = self.rng.choice([each for each in others if self.uses[each] == least])
+        least = min(self.uses[other] for other in others)
+        chosen = self.rng.choice([other for other in others if self.uses[other] == least])
         self.uses[chosen] += 1
         return chosen
 
@@ -77,9 +81,9 @@ class Moves:
         moment = f"at step {_last_step(self.folder) + 1}" if trained else "while loading"
         seconds = team.signal(number, index)
         codes = team.end()
-        times = ", ".join(f"{each:.1f}" for each in seconds)
-        told = f"{number.name} to process {index} {moment}"
-        print(f"{setup!s:<24} {told}: exit codes {codes}, after {times} s", flush=True)
+        times = ", ".join(f"{value:.1f}" for value in seconds)
+        event = f"{number.name} to process {index} {moment}"
+        print(f"{setup!s:<24} {event}: exit codes {codes}, after {times} s", flush=True)
         if not any(codes):
             return False
         self._check(team, number, index, codes, seconds, trained)
@@ -96,30 +100,32 @@ class Moves:
     ) -> None:
         problems = []
         if number == signal.SIGKILL:
-            expected = [-signal.SIGKILL if each == index else 75 for each in range(len(codes))]
-            others = [value for each, value in enumerate(seconds) if each != index]
+            expected = [-signal.SIGKILL if other == index else 75 for other in range(len(codes))]
+            others = [value for other, value in enumerate(seconds) if other != index]
             self.seconds += others
-            if max(others, default=0.0) > MOST_SECONDS:
-                problems.append(f"the others went on for {max(others):.1f} s")
+            if max(others, default=0.0) > MAX_SECONDS:
+                problems.append(f"the others ran for another {max(others):.1f} s")
         else:
             expected = [143] * len(codes)
-            steps = [sorted(set(_STOPPED.findall(each.text()))) for each in team.processes]
+            steps = [sorted(set(_STOPPED.findall(process.text()))) for process in team.processes]
             if trained and (steps != [steps[0]] * len(steps) or len(steps[0]) != 1):
                 problems.append(f"they stopped after the steps {steps}")
         if codes != expected:
             problems.append(f"exit codes {codes} instead of {expected}\n{team.text()[-3000:]}")
-        self.problems += [f"{team.setup}, {number.name}: {each}" for each in problems]
+        self.problems += [f"{team.setup}, {number.name}: {problem}" for problem in problems]
 
 
 def main(times: int, seed: int, gpus: int = 0) -> list[str]:
     """Move a run `times` times; return the failures."""
     with tempfile.TemporaryDirectory() as temporary:
-        setups = tuple(each for each in setups_of(gpus) if not each.xla)  # the same spec for all setups
+        setups = tuple(
+            setup for setup in choose_setups(gpus) if not setup.xla
+        )  # the same spec for all setups
         moves = Moves(Path(temporary), seed, setups)
-        calm = moves.start(Setup(1, 1), "calm")
-        if any(calm.end()):
-            raise SystemExit(calm.text())
-        expected = outcome(moves.folder, "calm", calm.notes[0])
+        undisturbed = moves.start(Setup(1, 1), "calm")
+        if any(undisturbed.end()):
+            raise SystemExit(undisturbed.text())
+        expected = outcome(moves.folder, "calm", undisturbed.notes[0])
         total, setup = STEPS_PER_EPOCH * EPOCHS, moves.other(None)
         for turn in range(times):
             # Spread over the remaining steps, so that the run does not finish before its last move.
@@ -127,18 +133,16 @@ def main(times: int, seed: int, gpus: int = 0) -> list[str]:
             until = _last_step(moves.folder) + moves.rng.randint(1, max(1, 2 * left // (times - turn + 2)))
             number = signal.SIGKILL if turn % 2 else signal.SIGTERM
             if not moves.move(setup, number, until):
-                return [*moves.problems, f"the run was over after {turn} of {times} moves"]
+                return [*moves.problems, f"the run finished after {turn} of {times} moves"]
             setup = moves.other(setup)
         last = moves.start(setup, "moved")
         if any(last.end()):
             raise SystemExit(last.text())
         text, missed = outcome(moves.folder, "moved", _notes(moves.folder)).compare(expected)
-        print(
-            f"{setup!s:<24} to the end; asked of the difference to the undisturbed run: {TOLERANCE:g}\n{text}"
-        )
+        print(f"{setup!s:<24} to the end; tolerance relative to the undisturbed run: {TOLERANCE:g}\n{text}")
         if moves.seconds:
             late = max(moves.seconds)
-            print(f"after a SIGKILL the others ended within {late:.1f} s, asked {MOST_SECONDS:g} s")
+            print(f"after a SIGKILL the others exited within {late:.1f} s, limit {MAX_SECONDS:g} s")
         return moves.problems + missed
 
 

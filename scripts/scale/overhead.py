@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from scale.places import environments
+from scale.setups import environments
 from scale.turns import BATCH, CALLS, STEPS, write
 
 HERE = Path(__file__).resolve().parent
-LEAST_RATIO = 0.85
+MIN_RATIO = 0.85
 IMAGES = 2000
 """Training images, as many as in the paper."""
-_PATIENCE_SECONDS = 240.0
+_TIMEOUT_SECONDS = 240.0
 
 
 @dataclass(frozen=True)
@@ -54,22 +54,23 @@ class Measured:
 
 def main(times: int, seed: int) -> list[str]:
     """Measure `times` pairs of turns; return the failures."""
-    found = measure(times)
-    ratios = [one / two for one, two in zip(found.one, found.two, strict=True)]
-    rates = [BATCH / statistics.median(each) for each in (found.one, found.two)]
+    measured = measure(times)
+    ratios = [one / two for one, two in zip(measured.one, measured.two, strict=True)]
+    rates = [BATCH / statistics.median(seconds) for seconds in (measured.one, measured.two)]
     print(
         f"the paper's network, batch {BATCH}, 150 px, float32: 2 processes {rates[1]:.1f} images/s, 1 "
-        f"process with 2 threads {rates[0]:.1f}; ratio {found.ratio:.3f} (median of {len(ratios)} pairs of "
-        f"{CALLS * STEPS} steps, {min(ratios):.2f} to {max(ratios):.2f}); asked at least {LEAST_RATIO}"
+        f"process with 2 threads {rates[0]:.1f}; ratio {measured.ratio:.3f} (median of {len(ratios)} "
+        f"pairs of {CALLS * STEPS} steps, {min(ratios):.2f} to {max(ratios):.2f}); required at least "
+        f"{MIN_RATIO}"
     )
-    less, waiting = 1 - found.bare / found.whole, 1 - found.bare / found.slowest
+    saving, waiting = 1 - measured.bare / measured.whole, 1 - measured.bare / measured.slowest
     print(
-        f"communication: {found.alone / found.whole:.1%} of a step is the sum by itself "
-        f"({1e3 * found.alone:.1f} ms for {found.gradient_bytes / 1e6:.2f} MB); without it a step takes "
-        f"{1e3 * found.bare:.1f} ms instead of {1e3 * found.whole:.1f}, {less:.1%} less; waiting for "
-        f"the slower process, step by step, would explain {waiting:.1%}"
+        f"communication: {measured.alone / measured.whole:.1%} of a step is the all-reduce itself "
+        f"({1e3 * measured.alone:.1f} ms for {measured.gradient_bytes / 1e6:.2f} MB); without it a step "
+        f"takes {1e3 * measured.bare:.1f} ms instead of {1e3 * measured.whole:.1f}, {saving:.1%} less; "
+        f"waiting for the slower process in each step would explain {waiting:.1%}"
     )
-    return [] if found.ratio >= LEAST_RATIO else [f"{found.ratio:.3f} is less than {LEAST_RATIO}"]
+    return [] if measured.ratio >= MIN_RATIO else [f"{measured.ratio:.3f} is below {MIN_RATIO}"]
 
 
 def measure(times: int) -> Measured:
@@ -97,15 +98,15 @@ def measure(times: int) -> Measured:
             for turn in range(1, times + 1):
                 for name in sorted(starts, reverse=bool(turn % 2)):
                     (folder / f"{name}-{turn}.go").touch()
-                    found = _wait(folder / f"{name}-{turn}.json", processes)
-                    seconds[name].append(found / (CALLS * STEPS))
+                    duration = _wait(folder / f"{name}-{turn}.json", processes)
+                    seconds[name].append(duration / (CALLS * STEPS))
             for name in starts:
                 write(folder / f"{name}.end", True)
             sums = _wait(folder / "two.json", processes)
         finally:
-            for each in processes:
-                each.kill()
-                each.wait()
+            for process in processes:
+                process.kill()
+                process.wait()
     link = {int(size): value for size, value in sums["link"].items()}
     return Measured(**{**sums, "link": link}, **seconds)
 
@@ -124,9 +125,11 @@ def _make_images(folder: Path) -> Path:
 
 def _wait(path: Path, processes: list[subprocess.Popen[bytes]]) -> Any:
     """Wait for the JSON file at `path`; return its content."""
-    until = time.monotonic() + _PATIENCE_SECONDS
+    until = time.monotonic() + _TIMEOUT_SECONDS
     while not path.exists():
-        if time.monotonic() > until or any(each.poll() for each in processes):
-            raise SystemExit(f"no {path.name} came: {[each.poll() for each in processes]}")
+        if time.monotonic() > until or any(process.poll() for process in processes):
+            raise SystemExit(
+                f"{path.name} was not written; exit codes {[process.poll() for process in processes]}"
+            )
         time.sleep(0.005)
     return json.loads(path.read_text())

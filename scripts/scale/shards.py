@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from chaos.places import Attempt, bucket_place
+from chaos.fixtures import Attempt, emulated_bucket
 from PIL import Image
 
 from trainer.storage.store import open_store
@@ -39,18 +39,20 @@ def memory(times: int, seed: int) -> list[str]:
     """Train on both, alternating `times` times; return the figures that change with the data size."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        shards = {count: _packed(folder / str(count), count, folder / "cache") for count in (FEW, IMAGES)}
-        seen: dict[int, list[tuple[float, float]]] = {FEW: [], IMAGES: []}
+        shards = {
+            count: _pack_images(folder / str(count), count, folder / "cache") for count in (FEW, IMAGES)
+        }
+        figures: dict[int, list[tuple[float, float]]] = {FEW: [], IMAGES: []}
         for turn in range(times):
-            for count, place in shards.items():
-                seen[count].append(_train(place, folder, f"{count}-{turn}", IMAGES // count))
-                print(
-                    f"{count:>8,} images: {seen[count][-1][0]:,.0f} MiB, {seen[count][-1][1]:,.0f} images/s",
-                    flush=True,
-                )
+            for count, source in shards.items():
+                figures[count].append(_train(source, folder, f"{count}-{turn}", IMAGES // count))
+                resident_mib, speed = figures[count][-1]
+                print(f"{count:>8,} images: {resident_mib:,.0f} MiB, {speed:,.0f} images/s", flush=True)
     mib, rate = (
-        statistics.median(many[each] / few[each] for few, many in zip(seen[FEW], seen[IMAGES], strict=True))
-        for each in (0, 1)
+        statistics.median(
+            many[index] / few[index] for few, many in zip(figures[FEW], figures[IMAGES], strict=True)
+        )
+        for index in (0, 1)
     )
     print(
         f"{IMAGES:,} / {FEW:,} images: memory {mib:.3f} (at most {_FLAT}), images/s {rate:.3f} (0.95 to 1.05)"
@@ -61,44 +63,47 @@ def memory(times: int, seed: int) -> list[str]:
 
 def bucket(times: int, seed: int) -> list[str]:
     """Train the paper's network on shards in a bucket; return a failure if it waits too long for data."""
-    with tempfile.TemporaryDirectory() as temporary, bucket_place("sets") as place:
+    with tempfile.TemporaryDirectory() as temporary, emulated_bucket("sets") as uri:
         folder = Path(temporary)
         _write_photos(folder / "images")
-        _run("shard", str(folder / "images"), f"{place}/shards", "--shard-mib", "1", cache=folder / "cache")
-        packed = sum(entry.size for entry in open_store(f"{place}/shards").entries()) / 2**20
+        _run("shard", str(folder / "images"), f"{uri}/shards", "--shard-mib", "1", cache=folder / "cache")
+        packed = sum(entry.size for entry in open_store(f"{uri}/shards").entries()) / 2**20
         settings = [
             "data.cache_mib=0",
             "data.shuffle_shards=2",
             f"train.epochs={times}",
             "data.staged_mib=12",
         ]
-        given = [
+        arguments = [
             "--recipe",
             "cats-vs-dogs",
             "--data",
-            f"{place}/shards",
+            f"{uri}/shards",
             "--output",
             str(folder),
             "--run-name",
             "run",
         ]
         _run(
-            "train", *given, *(word for each in settings for word in ("--set", each)), cache=folder / "cache"
+            "train",
+            *arguments,
+            *(part for setting in settings for part in ("--set", setting)),
+            cache=folder / "cache",
         )
         epochs = json.loads((folder / "run" / "timings.json").read_text())["epochs"]
         staged = sum(path.stat().st_size for path in (folder / "cache").rglob("*.tfrecord")) / 2**20
-    for number, each in enumerate(epochs, 1):
-        print(f"epoch {number}: {each['images_per_second']:.0f} images/s, {each['wait_share']:.1%} waiting")
-    seconds = sum(each["seconds"] for each in epochs)
-    share = sum(each["wait_share"] * each["seconds"] for each in epochs) / seconds
+    for number, epoch in enumerate(epochs, 1):
+        print(f"epoch {number}: {epoch['images_per_second']:.0f} images/s, {epoch['wait_share']:.1%} waiting")
+    seconds = sum(epoch["seconds"] for epoch in epochs)
+    share = sum(epoch["wait_share"] * epoch["seconds"] for epoch in epochs) / seconds
     print(
         f"whole run {share:.2%} of {seconds:.0f} s (at most {_WAIT_SHARE:.0%}), from an empty disk on; "
         f"{staged:.0f} of {packed:.0f} MiB of shards on disk at the end"
     )
-    return [] if share <= _WAIT_SHARE else [f"{share:.1%} of the time goes into waiting for data"]
+    return [] if share <= _WAIT_SHARE else [f"{share:.1%} of the time is spent waiting for data"]
 
 
-def _packed(folder: Path, count: int, cache: Path) -> str:
+def _pack_images(folder: Path, count: int, cache: Path) -> str:
     """Pack `count` generated images in CIFAR format into shards, as PNG; return the folder of the shards."""
     folder.mkdir()
     rng = np.random.default_rng(count)
@@ -121,8 +126,10 @@ def _packed(folder: Path, count: int, cache: Path) -> str:
 def _train(data: str, folder: Path, name: str, epochs: int) -> tuple[float, float]:
     """Train for `epochs`; return the peak resident memory during training in MiB, and images/s."""
     settings = [*_SETTINGS, f"train.epochs={epochs}"]
-    given = ["--data", data, "--output", str(folder / "runs"), "--run-name", name]
-    attempt = Attempt([*given, *(word for each in settings for word in ("--set", each))], folder / "cache")
+    arguments = ["--data", data, "--output", str(folder / "runs"), "--run-name", name]
+    attempt = Attempt(
+        [*arguments, *(part for setting in settings for part in ("--set", setting))], folder / "cache"
+    )
     resident: list[float] = []
     last = IMAGES // 100
     if not attempt.wait_for('"event": "progress"'):
@@ -133,7 +140,7 @@ def _train(data: str, folder: Path, name: str, epochs: int) -> tuple[float, floa
     if attempt.end():
         raise SystemExit(attempt.text())
     timings = json.loads((folder / "runs" / name / "timings.json").read_text())["epochs"]
-    seconds = sum(each["seconds"] for each in timings)
+    seconds = sum(epoch["seconds"] for epoch in timings)
     return max(resident), IMAGES / seconds
 
 
@@ -161,4 +168,6 @@ def _run(*arguments: str, cache: Path) -> None:
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
-        raise SystemExit(f"{' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+        raise SystemExit(
+            f"{' '.join(arguments)} failed with exit code {done.returncode}:\n{done.stdout}{done.stderr}"
+        )

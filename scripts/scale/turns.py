@@ -81,25 +81,25 @@ def main(folder: Path, name: str, data: str) -> None:
     # Like a run of the paper's network, without its validations.
     settings = ["train.epochs=1000", "train.validate_every_epochs=1000", f"train.steps_per_call={STEPS}"]
     spec = load_spec(recipe="cats-vs-dogs", settings=settings, overrides={"data.source": data})
-    peers = join_process_group(read_process_info(os.environ, ""), {"name": name}, 120.0, lambda said: None)
+    peers = join_process_group(read_process_info(os.environ, ""), {"name": name}, 120.0, lambda message: None)
     cluster = find_cluster(devices="cpu", group=peers)
-    dataset = load_dataset(spec.data, folder / "cache", SilentProgress(), lambda found: None, peers)
+    dataset = load_dataset(spec.data, folder / "cache", SilentProgress(), lambda rejected: None, peers)
     steps = steps_per_epoch(len(dataset.train.labels), spec.train.global_batch_size)
     learner = build_learner(spec, len(dataset.class_names), steps, cluster)
     turns = Turns(folder, name, cluster.is_chief)
     checkpoints = folder / f"{name}-{cluster.process_index}" / "checkpoints"
-    with AsyncCheckpointer(checkpoints) as saver, suppress(StoppedError):
-        train(learner, dataset, spec, cluster, saver, turns, dict, lambda: turns.ended)
+    with AsyncCheckpointer(checkpoints) as checkpointer, suppress(StoppedError):
+        train(learner, dataset, spec, cluster, checkpointer, turns, dict, lambda: turns.ended)
     if cluster.process_count > 1:
-        found = measure_sums(learner, dataset, spec, cluster)
+        figures = measure_all_reduces(learner, dataset, spec, cluster)
         if cluster.is_chief:
-            write(folder / f"{name}.json", found)
+            write(folder / f"{name}.json", figures)
     peers.all_gather(b"")
     peers.shutdown()
     os._exit(0)
 
 
-def measure_sums(learner: Any, dataset: Any, spec: Any, cluster: Any) -> dict[str, Any]:
+def measure_all_reduces(learner: Any, dataset: Any, spec: Any, cluster: Any) -> dict[str, Any]:
     """Return the seconds of a step with and without its all-reduce, and of all-reduces alone."""
     import numpy as np
 
@@ -108,26 +108,33 @@ def measure_sums(learner: Any, dataset: Any, spec: Any, cluster: Any) -> dict[st
     from trainer.train.prefetch import BatchPrefetcher
     from trainer.train.step import TrainStep
 
-    feed = BatchPrefetcher(dataset.train, BATCH, spec.seed, 1, cluster.index, cluster.count)
-    blocks = list(feed.blocks(0, _STEPS_ALONE))
+    prefetcher = BatchPrefetcher(
+        dataset.train, BATCH, spec.seed, 1, cluster.process_index, cluster.process_count
+    )
+    blocks = list(prefetcher.blocks(0, _STEPS_ALONE))
     view = EpochView(*sides_of(spec.data.image_size))
     whole, bare = (TrainStep(learner, spec, np.ones(2, np.float32), cluster) for _ in range(2))
     bare.replicas = 1  # skips the all-reduce; processes then diverge, which does not affect the time
-    for each in (whole, bare):
-        each.run(blocks[0], view)
-    taken: dict[Any, list[float]] = {whole: [], bare: []}
+    for train_step in (whole, bare):
+        train_step.run(blocks[0], view)
+    durations: dict[Any, list[float]] = {whole: [], bare: []}
     for turn in range(_PAIRS):
-        for each in (whole, bare) if turn % 2 else (bare, whole):
-            taken[each] += [
-                _seconds(lambda each=each, block=block: each.run(block, view)) for block in blocks
+        for train_step in (whole, bare) if turn % 2 else (bare, whole):
+            durations[train_step] += [
+                _seconds(lambda train_step=train_step, block=block: train_step.run(block, view))
+                for block in blocks
             ]
-    all_bare = [json.loads(each) for each in cluster.group.all_gather(json.dumps(taken[bare]).encode())]
+    all_bare = [
+        json.loads(message) for message in cluster.group.all_gather(json.dumps(durations[bare]).encode())
+    ]
     shapes = [tuple(weight.shape) for weight in learner.model.trainable_weights] + [(3,)]
-    alone = _sum_seconds(cluster, shapes, 10)
-    link = {size: _sum_seconds(cluster, [(size,)], max(2, min(50, (1 << 22) // size))) for size in SIZES}
+    alone = _all_reduce_seconds(cluster, shapes, 10)
+    link = {
+        size: _all_reduce_seconds(cluster, [(size,)], max(2, min(50, (1 << 22) // size))) for size in SIZES
+    }
     return {
-        "whole": statistics.mean(taken[whole]),
-        "bare": statistics.mean(taken[bare]),
+        "whole": statistics.mean(durations[whole]),
+        "bare": statistics.mean(durations[bare]),
         "slowest": statistics.mean(map(max, zip(*all_bare, strict=True))),
         "gradient_bytes": 4 * int(sum(np.prod(shape) for shape in shapes)),
         "alone": alone,
@@ -135,22 +142,22 @@ def measure_sums(learner: Any, dataset: Any, spec: Any, cluster: Any) -> dict[st
     }
 
 
-def _sum_seconds(cluster: Any, shapes: list[tuple[int, ...]], times: int) -> float:
+def _all_reduce_seconds(cluster: Any, shapes: list[tuple[int, ...]], times: int) -> float:
     """Return the median seconds of one all-reduce, over the processes, of tensors of these shapes."""
     import tensorflow as tf
 
     def on_replica(*tensors: tf.Tensor) -> list[tf.Tensor]:
         # Computed here, so that each tensor is on the device of this replica.
-        own = [each / cluster.count for each in tensors]
+        own = [tensor / cluster.process_count for tensor in tensors]
         return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, own)
 
     @tf.function
     def run() -> tf.Tensor:
         tensors = [tf.ones(shape) for shape in shapes]
         for _ in tf.range(times):  # each all-reduce depends on the previous one
-            done = cluster.strategy.run(on_replica, args=tensors)
-            tensors = [cluster.strategy.experimental_local_results(each)[0] for each in done]
-        return tf.add_n([tf.reduce_sum(each) for each in tensors])
+            results = cluster.strategy.run(on_replica, args=tensors)
+            tensors = [cluster.strategy.experimental_local_results(value)[0] for value in results]
+        return tf.add_n([tf.reduce_sum(tensor) for tensor in tensors])
 
     run().numpy()
     return statistics.median(_seconds(lambda: run().numpy()) for _ in range(_REPEATS)) / times

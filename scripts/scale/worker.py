@@ -17,6 +17,7 @@ from typing import Any
 
 from trainer.cli import main
 from trainer.cli.bootstrap import import_tensorflow
+from trainer.compat import private
 
 
 def _note_steps(notes: Path) -> None:
@@ -25,34 +26,34 @@ def _note_steps(notes: Path) -> None:
 
     run = TrainStep.run
 
-    def noted(self: TrainStep, block: Any, view: Any) -> Any:
+    def logged(self: TrainStep, block: Any, view: Any) -> Any:
         sums = run(self, block, view)
-        rows = [{"step": block.first_step + index, **vars(each)} for index, each in enumerate(sums)]
+        rows = [{"step": block.first_step + index, **vars(step_sums)} for index, step_sums in enumerate(sums)]
         _append(notes, rows)
         return sums
 
-    TrainStep.run = noted  # type: ignore[method-assign]
+    TrainStep.run = logged  # type: ignore[method-assign]
 
 
 def _note_variables(notes: Path) -> None:
     """Patch `train` to append the digests of this process's variables at the end, one per replica."""
-    import trainer.run as room
+    import trainer.run as module
 
-    train: Callable[..., Any] = room.train
+    train: Callable[..., Any] = module.train
 
-    def noted(learner: Any, dataset: Any, spec: Any, cluster: Any, *rest: Any) -> Any:
+    def logged(learner: Any, dataset: Any, spec: Any, cluster: Any, *rest: Any) -> Any:
         result = train(learner, dataset, spec, cluster, *rest)
         digests = {
             name: [
-                hashlib.sha256(each.numpy().tobytes()).hexdigest()
-                for each in cluster.strategy.experimental_local_results(variable)
+                hashlib.sha256(value.numpy().tobytes()).hexdigest()
+                for value in cluster.strategy.experimental_local_results(variable)
             ]
             for name, variable in learner.variables().items()
         }
         _append(notes, [{"digests": digests}])
         return result
 
-    room.train = noted
+    module.train = logged
 
 
 def _use_all_logical_cpus() -> None:
@@ -63,14 +64,15 @@ def _use_all_logical_cpus() -> None:
     before the strategy is created, so it is known there.
     """
     import tensorflow as tf
-    from tensorflow.python.distribute import collective_all_reduce_strategy as room
+    from tensorflow.python.distribute import collective_all_reduce_strategy as module
 
     def devices(self: Any, resolver: Any, worker_device: str) -> tuple[tuple[str, ...], str]:
         configured = tf.config.get_logical_device_configuration(tf.config.list_physical_devices("CPU")[0])
         count = len(configured or [None])
         return tuple(f"{worker_device}/device:CPU:{index}" for index in range(count)), "CPU"
 
-    room.CollectiveAllReduceExtended._initialize_local_devices = devices
+    private(module.CollectiveAllReduceExtended, "_initialize_local_devices", "tensorflow")
+    module.CollectiveAllReduceExtended._initialize_local_devices = devices
 
 
 def _append(notes: Path, rows: list[dict[str, Any]]) -> None:

@@ -19,7 +19,7 @@ from trainer.runs.publish import verify
 from trainer.storage.store import open_store
 
 STEP = re.compile(r'"event": "progress".* "step": (\d+)')
-RESUMED = re.compile(r"continuing after step (\d+)")
+RESUMED = re.compile(r"Resuming after step (\d+)")
 
 
 def ip(*words: str) -> None:

@@ -139,13 +139,13 @@ def test_stopped_and_killed_run_resumes_to_the_result_of_an_undisturbed_one(pair
     assert "worker 1 (" in workers[0].text()
     assert "Lost connection to worker 1 (" in workers[0].text()
     assert "Traceback" not in workers[0].text()
-    assert f"continuing after step {step} of" in workers[0].text()
+    assert f"Resuming after step {step} of" in workers[0].text()
     last = step_of(pair.checkpoints("disturbed")[-1])
     assert last > step
 
     workers = pair.both("disturbed")
     assert [each.end() for each in workers] == [0, 0], workers[0].text() + workers[1].text()
-    assert f"continuing after step {last} of" in workers[0].text()
+    assert f"Resuming after step {last} of" in workers[0].text()
     run = pair.folder / "runs" / "disturbed"
     assert verify(open_store(str(run))) == []
     for name in ("history.jsonl", "metrics.json", "predictions.csv"):

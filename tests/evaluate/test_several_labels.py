@@ -25,9 +25,8 @@ from trainer.evaluate.prediction_files import read_predictions, write_prediction
 from trainer.ranking import Ranking, draws
 from trainer.release.decision import decide, why_guessing
 from trainer.release.evaluate_pair import in_order
-from trainer.train.label_probe import fit_label_probe, judge_label_logits
 from trainer.train.objective import MULTI, SINGLE
-from trainer.train.probe import accuracy_of
+from trainer.train.probe import compute_accuracy, evaluate_label_logits, fit_label_probe
 from trainer.train.state import score
 from trainer.train.step import class_weights
 
@@ -155,7 +154,7 @@ def test_a_logistic_probe_is_fitted_for_each_label_by_itself() -> None:
     labels[:, 2] = 1
     probe = fit_label_probe(features, labels, np.ones(3), folds=2)
     logits = features @ probe.kernel + probe.bias
-    losses, hits = judge_label_logits(logits, labels)
+    losses, hits = evaluate_label_logits(logits, labels)
     assert ((logits[:, :2] > 0) == labels[:, :2]).mean() > 0.8
     assert (logits[:, 2] == 10).all()
     expected = MULTI.losses(labels, tf.constant(logits, tf.float32), tf.ones(3), 0.0)
@@ -164,7 +163,7 @@ def test_a_logistic_probe_is_fitted_for_each_label_by_itself() -> None:
     assert probe.held_out is None  # no held-out logits for a label of all images
     halves = fit_label_probe(features, labels[:, :2], np.ones(2), folds=2)
     assert halves.held_out is not None
-    assert 0.5 < accuracy_of(halves.held_out, labels[:, :2]) <= 1
+    assert 0.5 < compute_accuracy(halves.held_out, labels[:, :2]) <= 1
 
 
 def test_the_best_epoch_is_that_of_the_best_ranking() -> None:

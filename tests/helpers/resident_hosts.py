@@ -19,8 +19,8 @@ from trainer.distributed.devices import find_cluster
 from trainer.model.whitening import WhiteningConv2D
 from trainer.spec import load_spec
 from trainer.train import build_learner
-from trainer.train.device_cache import fits
-from trainer.train.whiten import whiten_first_layer
+from trainer.train.device_cache import fits_in_device_cache
+from trainer.train.learner import whiten_first_layer
 
 SETTINGS = [
     *SMALL,
@@ -39,7 +39,7 @@ def main() -> None:
     like_a_gpu = replace(cluster, device_kind="GPU", memory_bytes=1 << 20)
     dataset = dark_and_light()
     spec = load_spec(settings=SETTINGS)
-    assert fits(dataset.train, like_a_gpu)
+    assert fits_in_device_cache(dataset.train, like_a_gpu)
     found = []
     for name, each in {"host": cluster, "device": like_a_gpu}.items():
         steps = steps_per_epoch(len(dataset.train.labels), spec.train.global_batch_size)

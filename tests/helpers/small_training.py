@@ -103,9 +103,9 @@ def do_train(
     def is_stopped() -> bool:
         return stop_at is not None and bool(recorder.calls) and recorder.calls[-1].step >= stop_at
 
-    with AsyncCheckpointer(folder / "checkpoints") as saver:
+    with AsyncCheckpointer(folder / "checkpoints") as checkpointer:
         result = train(
-            learner, dataset, spec, cluster, saver, recorder,
+            learner, dataset, spec, cluster, checkpointer, recorder,
             lambda: evaluator.loss_and_accuracy(dataset.held_out), is_stopped, features,
         )  # fmt: skip
     return learner, result

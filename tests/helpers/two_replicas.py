@@ -51,18 +51,18 @@ def main() -> None:
     plain, augmented, airbench = (
         load_spec(settings=[*SETTINGS, *more]) for more in ([], AUGMENTED, AIRBENCH)
     )
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     others: dict[str, list[np.ndarray]] = {}
     for name, spec in (("plain", plain), ("augmented", augmented), ("airbench", airbench)):
         (sums, weights), (other_sums, others[name]) = trained(spec, one), trained(spec, two)
-        found[name] = {
+        results[name] = {
             "weights": difference(weights, others[name]),
             "loss": max(abs(a.loss - b.loss) for a, b in zip(sums, other_sums, strict=True)),
-            "images": [each.images for each in other_sums],
+            "images": [sums.images for sums in other_sums],
         }
-    found["resident"] = difference(others["plain"], trained(plain, two, is_resident=True)[1])
-    found["answers"] = answers_differ(plain, two)
-    print(json.dumps(found))
+    results["device cache"] = difference(others["plain"], trained(plain, two, has_device_cache=True)[1])
+    results["predictions"] = predictions_differ(plain, two)
+    print(json.dumps(results))
 
 
 def difference(ones: list[np.ndarray], others: list[np.ndarray]) -> float:
@@ -71,32 +71,33 @@ def difference(ones: list[np.ndarray], others: list[np.ndarray]) -> float:
 
 
 def trained(
-    spec: RunSpec, cluster: Cluster, is_resident: bool = False
+    spec: RunSpec, cluster: Cluster, has_device_cache: bool = False
 ) -> tuple[list[Sums], list[np.ndarray]]:
     """Run five steps, the last with one image; return their sums and the averaged weights."""
     learner = build_learner(spec, 3, 10, cluster)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (4, 7, 16, 16, 3)).astype(np.uint8)
-    resident = None
-    if is_resident:
-        resident = put_on_devices(images.reshape(-1, *images.shape[2:]), cluster.strategy)
+    cached = None
+    if has_device_cache:
+        cached = put_on_devices(images.reshape(-1, *images.shape[2:]), cluster.strategy)
         images = np.arange(28, dtype=np.int32).reshape(4, 7)
-    stepper = TrainStep(learner, spec, np.array([1.0, 2.0, 0.5], np.float32), cluster, resident)
-    places = np.tile(np.arange(7, dtype=np.int32), (4, 1))
+    train_step = TrainStep(learner, spec, np.array([1.0, 2.0, 0.5], np.float32), cluster, cached)
+    positions = np.tile(np.arange(7, dtype=np.int32), (4, 1))
     labels = rng.integers(0, 3, (4, 7)).astype(np.int32)
     mirrored, view = labels == 1, EpochView(16, 16)
-    sums = stepper.run(BatchBlock(5, images, labels, places, 7, mirrored), view)
-    last = (images[:1, :1], labels[:1, :1], places[:1, :1], 1, mirrored[:1, :1])
-    sums += stepper.run(BatchBlock(9, *last), view)
+    sums = train_step.run(BatchBlock(5, images, labels, positions, 7, mirrored), view)
+    last = (images[:1, :1], labels[:1, :1], positions[:1, :1], 1, mirrored[:1, :1])
+    sums += train_step.run(BatchBlock(9, *last), view)
     return sums, [weight.numpy() for weight in learner.fill_inference_model().weights]
 
 
-def answers_differ(spec: RunSpec, cluster: Cluster) -> float:
+def predictions_differ(spec: RunSpec, cluster: Cluster) -> float:
     """Return the largest difference between predictions on all devices and on one, for 237 images."""
     model = build_learner(spec, 2, 10, cluster).fill_inference_model()
     images = split("test", 2 * 100 + 37, 0)
     alone, together = (
-        Evaluator(model, each).predict(images, ("dark", "light")).probabilities for each in (None, cluster)
+        Evaluator(model, cluster_or_none).predict(images, ("dark", "light")).probabilities
+        for cluster_or_none in (None, cluster)
     )
     assert alone.shape == (237, 2)
     assert len(np.unique(alone, axis=0)) > 200

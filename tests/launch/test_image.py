@@ -113,7 +113,7 @@ def test_the_demo_is_stopped_and_goes_on_in_another_container(engine: DockerClie
     assert "the checkpoint is safe" in said
     code, said = end(start(engine, output, *words))
     assert code == 0, said
-    assert "continuing after step" in said
+    assert "Resuming after step" in said
     assert verify(open_store(str(output / "demo"))) == []
 
 
@@ -233,7 +233,7 @@ def test_a_run_is_submitted_followed_cancelled_and_goes_on(engine: DockerClient,
     assert "pets  ended on request" in said("list", "docker")
     assert "started    pets" in said(*submit[:-2], "--set", "train.epochs=60")
     lines = said("logs", "docker", "pets", "-f")
-    assert "continuing after step" in lines
+    assert "Resuming after step" in lines
     assert said("status", "docker", "pets").startswith("pets  finished")
     assert verify(open_store(str(tmp_path / "runs" / "pets"))) == []
     engine.containers.get("pets").remove()

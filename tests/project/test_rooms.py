@@ -19,6 +19,7 @@ ROOMS = (
     "errors",
     "sanitize",
     "shutdown",
+    "compat",
     "recipes",
     "spec",
     "storage",
@@ -43,7 +44,7 @@ ROOMS = (
 )
 """Top-level modules in import order: each may import only those above it."""
 
-LIGHT_ROOMS = ("errors", "sanitize", "shutdown", "distributed", "recipes", "spec", "launch", "cli")
+LIGHT_ROOMS = ("errors", "sanitize", "shutdown", "compat", "distributed", "recipes", "spec", "launch", "cli")
 """Must import fast, and without TensorFlow installed."""
 
 WITH_TENSORFLOW = ("trainer.distributed.devices",)

@@ -61,7 +61,7 @@ def test_a_run_of_the_same_data_and_spec_is_left_undone(
     assert latest_run(store) == "monday"
     before = [entry.name for entry in store.entries()]
     said = run("tuesday").stdout
-    assert "Neither the data nor the spec changed since the run monday" in said
+    assert "neither the data nor the spec has changed since the run monday" in said
     assert "report " not in said
     assert [entry.name for entry in store.entries()] == before
     assert place == "bucket" or not (tmp_path / "runs" / "tuesday").exists()

@@ -104,5 +104,5 @@ def test_planted_faults_are_found(situation: Situation, kind: str, advice: str, 
 @pytest.mark.engine
 def test_a_loss_that_is_no_number_ends_with_the_rate_to_take(tmp_path: Path) -> None:
     diverging = ["optimizer.name=sgd", "optimizer.learning_rate=1e30"]
-    with pytest.raises(DivergedError, match=r"stopped being a number.*--set optimizer\.learning_rate=0\.05"):
+    with pytest.raises(DivergedError, match=r"not a finite number.*--set optimizer\.learning_rate=0\.05"):
         judged(Situation("nan", settings=diverging), tmp_path)

@@ -49,32 +49,32 @@ def finish(*arguments: str | Path, address: str, cache: Path) -> str:
     return output
 
 
-def test_a_run_in_a_bucket_moves_to_another_machine_and_ends_with_the_same_bits(
+def test_run_in_a_bucket_resumes_bit_identically_on_another_machine(
     photos: Path, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
-    place = f"gs://{BUCKET}/{tmp_path.name}"
-    Mirror(photos, open_store(f"{place}/photos")).sync()
-    output = f"{place}/runs"
-    arguments = ["train", "--data", f"{place}/photos", "--output", output, *SETTINGS]
+    folder = f"gs://{BUCKET}/{tmp_path.name}"
+    Mirror(photos, open_store(f"{folder}/photos")).sync()
+    output = f"{folder}/runs"
+    arguments = ["train", "--data", f"{folder}/photos", "--output", output, *SETTINGS]
 
     # The run name comes from the job, so the same command resumes the run.
     monkeypatch.setenv("TRAINER_RUN_NAME", "job-1")
     process = start(*arguments, address=address, cache=tmp_path / "first machine")
     assert process.stdout is not None
-    heard = ""
+    read = ""
     while '"epoch": 3,' not in (line := process.stdout.readline()):
-        heard += line
-        assert line, heard
+        read += line
+        assert line, read
     process.send_signal(signal.SIGTERM)
     rest, errors = process.communicate(timeout=60)
-    assert process.returncode == 143, heard + rest + errors
+    assert process.returncode == 143, read + rest + errors
     assert f"STORAGE_EMULATOR_HOST is set: gs:// goes to {address}" in errors
     assert f"trainer train {output}/job-1/spec.yaml" in errors
     assert latest_run(open_store(output)) is None
 
     again = finish("train", f"{output}/job-1/spec.yaml", address=address, cache=tmp_path / "second machine")
-    assert "continuing after step" in again
+    assert "Resuming after step" in again
     assert f"{output}/job-1/report.html" in again
     run = open_store(f"{output}/job-1")
     assert latest_run(open_store(output)) == "job-1"
@@ -95,11 +95,11 @@ def test_a_run_in_a_bucket_moves_to_another_machine_and_ends_with_the_same_bits(
         address=address, cache=tmp_path / "cache",
     )  # fmt: skip
     for name in EQUAL:
-        found = run.read(name)
-        assert found is not None
-        assert found.data == (tmp_path / "disk" / name).read_bytes(), name
+        content = run.read(name)
+        assert content is not None
+        assert content.data == (tmp_path / "disk" / name).read_bytes(), name
 
-    arguments = [f"{output}/latest", f"{place}/photos/discs/0.png", "--json"]
+    arguments = [f"{output}/latest", f"{folder}/photos/discs/0.png", "--json"]
     predicted = finish("predict", *arguments, address=address, cache=tmp_path / "fourth machine")
     assert json.loads(predicted)["label"] in ("discs", "squares", "stripes")
     assert "as it was published" in finish("verify", f"{output}/latest", address=address, cache=tmp_path)
@@ -110,14 +110,14 @@ def test_a_run_in_a_bucket_moves_to_another_machine_and_ends_with_the_same_bits(
     assert "metrics.json has 2 bytes instead of" in errors
 
 
-def test_a_run_through_a_bad_network_is_whole(photos: Path, address: str, tmp_path: Path) -> None:
+def test_run_over_a_faulty_network_is_complete(photos: Path, address: str, tmp_path: Path) -> None:
     output = f"gs://{BUCKET}/{tmp_path.name}"
-    mended = ("unavailable", "reset", "lost reply", "cut reply")
-    with fault_proxy(address, at_random(1, 0.1, mended)) as proxy:
+    survived_faults = ("unavailable", "reset", "lost reply", "cut reply")
+    with fault_proxy(address, at_random(1, 0.1, survived_faults)) as proxy:
         finish(
             "train", "--data", photos, "--output", output, "--run-name", "one", *SETTINGS,
             address=proxy.address, cache=tmp_path / "cache",
         )  # fmt: skip
-        assert set(proxy.done) == set(mended)
+        assert set(proxy.done) == set(survived_faults)
     checked = finish("verify", f"{output}/one", address=address, cache=tmp_path)
     assert "as it was published" in checked

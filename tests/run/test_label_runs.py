@@ -31,7 +31,7 @@ pytestmark = pytest.mark.engine
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a finished run on 160 drawn images, half of them labelled by a table of columns."""
     folder = tmp_path_factory.mktemp("labels")
-    settings = [part for each in FAST for part in ("--set", each)]
+    settings = [part for setting in FAST for part in ("--set", setting)]
     done = trainer(
         "train", "--data", put_data(folder / "data", 160), "--output", folder / "runs", "--run-name", "first",
         *settings, "--set", "train.devices=cpu:2", "--set", "augment.mixup=0.3", cache=folder / "cache",
@@ -42,42 +42,43 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "runs" / "first"
 
 
-def test_the_run_is_whole_and_its_metrics_come_from_its_predictions(run: Path) -> None:
+def test_run_is_complete_and_its_metrics_follow_from_its_predictions(run: Path) -> None:
     assert verify(FolderStore(run)) == []
     metrics = json.loads((run / "metrics.json").read_text())
-    for each in read_predictions(run / "predictions.csv"):
-        for name, value in compute_metrics(each).items():
-            assert metrics[f"{each.split}/{name}"] == value
+    for predictions in read_predictions(run / "predictions.csv"):
+        for name, value in compute_metrics(predictions).items():
+            assert metrics[f"{predictions.split}/{name}"] == value
     assert metrics["validation/mean_average_precision"] > 0.9
     rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     assert all("validation/mean_average_precision" in row for row in rows)
     page = (run / "report.html").read_text()
-    for words in (
+    for text in (
         "a constant answer has",
         "Average precision is the mean precision",
         "thresholds",
         "without a mistake",
     ):
-        assert words in page
+        assert text in page
     assert "Confusion" not in page
 
 
-def test_the_saved_model_names_the_labels_that_reach_their_thresholds(run: Path) -> None:
+def test_saved_model_returns_the_labels_that_reach_their_thresholds(run: Path) -> None:
     about = json.loads((run / "model" / "assets" / "model.json").read_text())
     assert (about["labels"], about["format_version"], list(about["thresholds"])) == ("multi", 2, list(SHAPES))
-    held = {each.split: each for each in read_predictions(run / "predictions.csv")}["validation"]
-    images = [(run.parents[1] / "data" / name).read_bytes() for name in held.names]
+    by_split = {part.split: part for part in read_predictions(run / "predictions.csv")}
+    predictions = by_split["validation"]
+    images = [(run.parents[1] / "data" / name).read_bytes() for name in predictions.names]
     answer = tf.saved_model.load(str(run / "model")).signatures["serving_default"](
         image_bytes=tf.constant(images)
     )
-    np.testing.assert_allclose(answer["probabilities"], held.probabilities, atol=1e-5)
-    said = answer["labels"].numpy() != b""
-    assert (said == held.predicted).mean() > 0.99
+    np.testing.assert_allclose(answer["probabilities"], predictions.probabilities, atol=1e-5)
+    is_returned = answer["labels"].numpy() != b""
+    assert (is_returned == predictions.predicted).mean() > 0.99
     assert set(answer["labels"].numpy().ravel().tolist()) == {b"", *(name.encode() for name in SHAPES)}
     assert load_model(run).thresholds == tuple(about["thresholds"].values())
 
 
-def test_predict_and_evaluate_say_all_labels(
+def test_predict_and_evaluate_print_all_labels(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = run.parents[1] / "data"
@@ -106,9 +107,9 @@ def test_predict_and_evaluate_say_all_labels(
         evaluate_command(str(run), str(tmp_path / "other.csv"), tmp_path, as_json=True, settings=[])
 
 
-def test_the_run_is_compared_and_released_by_its_ranking(run: Path, tmp_path: Path) -> None:
-    mine = read_run(FolderStore(run), "first")
-    pair = compare_runs(mine, mine)
+def test_run_is_compared_and_released_by_mean_average_precision(run: Path, tmp_path: Path) -> None:
+    compared = read_run(FolderStore(run), "first")
+    pair = compare_runs(compared, compared)
     assert pair.measure == "mean_average_precision"
     assert read_disagreements(pair, tmp_path) == ([], "")
     output = FolderStore(run.parent)
@@ -117,8 +118,8 @@ def test_the_run_is_compared_and_released_by_its_ranking(run: Path, tmp_path: Pa
     assert outcome.said == "first is the champion: there was none"
 
 
-def test_settings_are_searched_by_mean_average_precision(run: Path, tmp_path: Path) -> None:
-    settings = [part for each in FAST for part in ("--set", each)]
+def test_tune_maximizes_mean_average_precision(run: Path, tmp_path: Path) -> None:
+    settings = [part for setting in FAST for part in ("--set", setting)]
     done = trainer(
         "tune", "--data", run.parents[1] / "data", "--output", tmp_path / "runs", "--run-name", "study",
         *settings, "--metric", "mean_average_precision", "--trials", "1", "--parameter", "train.epochs=1..2",

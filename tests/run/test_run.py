@@ -23,7 +23,7 @@ from trainer.storage.folder import FolderStore
 
 Finished = tuple[Path, subprocess.CompletedProcess[str]]
 
-LEFT_BEHIND = {
+RUN_FILES = {
     "spec.yaml", "environment.json", "dataset.json", "rejected.csv", "starts.jsonl", "history.jsonl",
     "timings.json", "events", "checkpoints", "predictions.csv", "metrics.json", "report.html", "plots",
     "images.json", "model", "MANIFEST.json", "_SUCCESS",
@@ -44,11 +44,11 @@ def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished
     return folder / "first", done
 
 
-def test_a_run_leaves_what_it_promises(finished: Finished) -> None:
+def test_run_writes_all_its_files(finished: Finished) -> None:
     run, done = finished
     # No messages of libraries, such as TensorFlow's about oneDNN.
     assert done.stderr == ""
-    assert {path.name for path in run.iterdir()} == LEFT_BEHIND
+    assert {path.name for path in run.iterdir()} == RUN_FILES
     assert is_finished(FolderStore(run))
     assert verify(FolderStore(run)) == []
     assert (run.parent / "latest").read_text().strip() == "first"
@@ -76,7 +76,7 @@ def test_metrics_can_be_recomputed_from_the_predictions(finished: Finished) -> N
             assert metrics[f"{predictions.split}/{name}"] == pytest.approx(value, abs=1e-12)
 
 
-def test_the_same_command_on_a_finished_run_does_nothing_and_succeeds(finished: Finished) -> None:
+def test_command_of_a_finished_run_changes_nothing_and_succeeds(finished: Finished) -> None:
     run, _ = finished
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     done = trainer("train", run / "spec.yaml", cache=run.parent / "cache")
@@ -93,29 +93,31 @@ def test_the_same_command_on_a_finished_run_does_nothing_and_succeeds(finished: 
 
 
 @pytest.mark.engine
-def test_a_model_that_is_not_good_enough_is_kept_and_ends_it_with_4(photos: Path, tmp_path: Path) -> None:
-    words = [
+def test_model_below_the_required_accuracy_is_kept_and_exits_with_4(photos: Path, tmp_path: Path) -> None:
+    arguments = [
         "train", "--data", photos, "--output", tmp_path, "--run-name", "poor", *QUICK,
         "--set", "optimizer.learning_rate=1e-9",
     ]  # fmt: skip
     claim = "--assert-accuracy-at-least"
-    done = trainer(*words, claim, "0.99", cache=tmp_path / "cache")
+    done = trainer(*arguments, claim, "0.99", cache=tmp_path / "cache")
     refused(done, 4, "less accurate than was asked for", "at least 0.99 asked for")
     assert verify(FolderStore(tmp_path / "poor")) == []
     assert (tmp_path / "latest").read_text().strip() == "poor"
     assert str(tmp_path / "poor" / "report.html") in done.stdout
-    refused(trainer(*words, claim, "0.99", cache=tmp_path / "cache"), 4)  # finished, but not more accurate
-    assert trainer(*words, claim, "0", cache=tmp_path / "cache").returncode == 0
-    refused(trainer(*words, claim, "2", cache=tmp_path / "cache"), 2, "0<=x<=1")
+    refused(
+        trainer(*arguments, claim, "0.99", cache=tmp_path / "cache"), 4
+    )  # finished, but not more accurate
+    assert trainer(*arguments, claim, "0", cache=tmp_path / "cache").returncode == 0
+    refused(trainer(*arguments, claim, "2", cache=tmp_path / "cache"), 2, "0<=x<=1")
 
 
-def test_a_name_taken_by_another_spec_is_refused_with_the_keys(finished: Finished) -> None:
+def test_run_name_of_another_spec_is_rejected_with_the_changed_keys(finished: Finished) -> None:
     run, _ = finished
     done = trainer("train", run / "spec.yaml", "--set", "train.epochs=9", cache=run.parent / "cache")
     refused(done, 2, "train.epochs: 2 -> 9", "--run-name")
 
 
-def test_the_model_answers_for_files_folders_and_json(
+def test_predict_accepts_files_and_folders_and_prints_json(
     finished: Finished, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, _ = finished
@@ -141,9 +143,7 @@ def test_the_model_answers_for_files_folders_and_json(
     assert len(table) == len([path for path in photos.rglob("*") if path.is_file()])
 
 
-def test_a_picture_that_cannot_be_used_is_named_and_the_others_are_answered(
-    finished: Finished, tmp_path: Path
-) -> None:
+def test_predict_reports_unusable_files_and_classifies_the_others(finished: Finished, tmp_path: Path) -> None:
     run, _ = finished
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "a.png")
     (tmp_path / "b.jpg").write_text("hello")
@@ -157,7 +157,7 @@ def test_a_picture_that_cannot_be_used_is_named_and_the_others_are_answered(
     assert "a.png" in done.stdout
 
 
-def test_what_is_no_model_is_refused(finished: Finished, tmp_path: Path) -> None:
+def test_predict_rejects_damaged_models_and_other_folders(finished: Finished, tmp_path: Path) -> None:
     run, _ = finished
     picture = tmp_path / "a.png"
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(picture)
@@ -171,7 +171,7 @@ def test_what_is_no_model_is_refused(finished: Finished, tmp_path: Path) -> None
         predict_command(str(tmp_path), [str(picture)], tmp_path, as_json=False)
 
 
-def test_a_class_name_of_a_foreign_model_does_not_control_the_terminal(
+def test_control_characters_in_class_names_are_escaped(
     finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = shutil.copytree(finished[0] / "model", tmp_path / "copy")
@@ -186,7 +186,7 @@ def test_a_class_name_of_a_foreign_model_does_not_control_the_terminal(
 
 
 @pytest.mark.engine
-def test_without_any_flags_of_its_own_it_trains_the_demo(tmp_path: Path) -> None:
+def test_train_without_data_runs_the_demo(tmp_path: Path) -> None:
     done = subprocess.run(
         command("train", "--set", "train.epochs=1"),
         env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
@@ -201,16 +201,16 @@ def test_without_any_flags_of_its_own_it_trains_the_demo(tmp_path: Path) -> None
 
 
 @pytest.mark.engine
-def test_a_run_that_is_not_finished_is_not_asked(finished: Finished, photos: Path, tmp_path: Path) -> None:
+def test_predict_rejects_an_unfinished_run(finished: Finished, photos: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     subprocess.run(["cp", "-r", finished[0], copy], check=True)
     (copy / "_SUCCESS").unlink()
-    for place in (copy, copy / "model"):
-        done = trainer("predict", place, photos, cache=tmp_path)
+    for model in (copy, copy / "model"):
+        done = trainer("predict", model, photos, cache=tmp_path)
         refused(done, 2, "not finished", f"trainer train {copy}/spec.yaml")
 
 
-def test_a_published_run_that_was_changed_is_left_as_it_is(finished: Finished, tmp_path: Path) -> None:
+def test_published_run_that_was_modified_is_not_changed(finished: Finished, tmp_path: Path) -> None:
     run, _ = finished
     copy = tmp_path / "first"
     subprocess.run(["cp", "-r", run, copy], check=True)
@@ -232,16 +232,16 @@ def test_evaluate_measures_a_run_on_other_data(finished: Finished, photos: Path,
         "evaluate", run, "--data", data, "--json", "--set", "data.max_rejected=0.2", cache=tmp_path
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["all/count"] == found["all/trained_checked"] == len(list(photos.rglob("*.png")))
+    metrics = json.loads(done.stdout)
+    assert metrics["all/count"] == metrics["all/trained_checked"] == len(list(photos.rglob("*.png")))
     assert "broken.jpg" in done.stderr
     shutil.rmtree(data / "discs")
-    said = trainer("evaluate", run, "--data", data, cache=tmp_path).stdout
+    output = trainer("evaluate", run, "--data", data, cache=tmp_path).stdout
     counts = json.loads((run / "dataset.json").read_text())["splits"]["train"]["classes"]
     trained = counts["squares"] + counts["stripes"]
-    assert f"  note       {trained} of 16 images are training images: this accuracy is too good" in said
-    assert "  discs                -  no image of it in these data" in said
-    assert "nan" not in said
+    assert f"  note       {trained} of 16 images are training images: this accuracy is too good" in output
+    assert "  discs                -  no image of it in these data" in output
+    assert "nan" not in output
     for setting in (
         "data.image_size=64",
         "data.crop_fraction=0.5",

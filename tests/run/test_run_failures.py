@@ -24,7 +24,7 @@ from trainer.storage.folder import FolderStore
 
 
 @pytest.mark.engine
-def test_a_run_stopped_by_a_signal_goes_on_to_the_same_bits(photos: Path, tmp_path: Path) -> None:
+def test_run_stopped_by_sigterm_resumes_bit_identically(photos: Path, tmp_path: Path) -> None:
     settings = [
         *QUICK, "--set", "train.epochs=40", "--set", "train.steps_per_call=1",
         "--set", "train.grace_seconds=60",
@@ -45,7 +45,7 @@ def test_a_run_stopped_by_a_signal_goes_on_to_the_same_bits(photos: Path, tmp_pa
     assert "Traceback" not in err
     again = trainer("train", tmp_path / "stopped" / "spec.yaml", cache=tmp_path / "cache")
     assert again.returncode == 0, again.stderr
-    assert "continuing after step" in again.stdout
+    assert "Resuming after step" in again.stdout
     whole = trainer(*arguments, "--run-name", "whole", cache=tmp_path / "cache", module="trainer.task")
     assert whole.returncode == 0
     for name in ("predictions.csv", "metrics.json", "history.jsonl"):
@@ -58,7 +58,7 @@ def test_a_run_stopped_by_a_signal_goes_on_to_the_same_bits(photos: Path, tmp_pa
 
 
 @pytest.mark.engine
-def test_a_first_start_that_fails_after_a_checkpoint_keeps_it(photos: Path, tmp_path: Path) -> None:
+def test_failed_first_start_keeps_its_checkpoint(photos: Path, tmp_path: Path) -> None:
     settings = [*QUICK, "--set", "train.epochs=60", "--set", "train.steps_per_call=1"]
     arguments = ["--data", photos, "--output", tmp_path, "--run-name", "first", *settings]
     process = subprocess.Popen(
@@ -78,32 +78,32 @@ def test_a_first_start_that_fails_after_a_checkpoint_keeps_it(photos: Path, tmp_
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("what", ["run", "output"])
-def test_a_run_that_was_removed_stops_and_the_same_command_begins_it_again(
-    what: str, photos: Path, tmp_path: Path
+@pytest.mark.parametrize("removed", ["run", "output"])
+def test_removed_run_stops_and_the_same_command_starts_it_again(
+    removed: str, photos: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "runs"
-    words = ["train", "--data", photos, "--output", output, "--run-name", "gone", *QUICK]
+    arguments = ["train", "--data", photos, "--output", output, "--run-name", "gone", *QUICK]
     process = subprocess.Popen(
-        command(*words, "--set", "train.epochs=4000", "--set", "train.steps_per_call=1"),
+        command(*arguments, "--set", "train.epochs=4000", "--set", "train.steps_per_call=1"),
         env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     while not (output / "gone" / "history.jsonl").exists() and process.poll() is None:
         time.sleep(0.05)
-    subprocess.run(["mv", output / "gone" if what == "run" else output, tmp_path / "moved"], check=True)
+    subprocess.run(["mv", output / "gone" if removed == "run" else output, tmp_path / "moved"], check=True)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 75, out + err
     assert err.count("Error: ") == 1
     assert "The run was removed while it was trained" in err
     assert "Traceback" not in err
-    again = trainer(*words, cache=tmp_path / "cache")
+    again = trainer(*arguments, cache=tmp_path / "cache")
     assert again.returncode == 0, again.stderr
     assert verify(FolderStore(output / "gone")) == []
 
 
 @pytest.mark.engine
-def test_a_paused_process_leaves_alone_the_run_that_another_one_published(
+def test_paused_process_does_not_change_a_run_published_by_another_process(
     photos: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "one"
@@ -121,16 +121,16 @@ def test_a_paused_process_leaves_alone_the_run_that_another_one_published(
         assert second.returncode == 0, second.stderr
         assert "checking whether it is alive" in second.stdout
         paused.send_signal(signal.SIGCONT)
-        words = paused.communicate(timeout=120)[1]
+        errors = paused.communicate(timeout=120)[1]
     finally:
         paused.kill()
         paused.communicate()
-    assert (paused.returncode, "has taken over this run" in words) == (75, True), words
+    assert (paused.returncode, "has taken over this run" in errors) == (75, True), errors
     assert verify(FolderStore(run)) == []
 
 
 @pytest.mark.engine
-def test_a_source_that_vanishes_while_it_trains_costs_nothing(photos: Path, tmp_path: Path) -> None:
+def test_run_finishes_if_its_source_is_removed_during_training(photos: Path, tmp_path: Path) -> None:
     data = shutil.copytree(photos, tmp_path / "photos")
     settings = [*QUICK, "--set", "train.epochs=60", "--set", "train.steps_per_call=1"]
     process = subprocess.Popen(
@@ -150,7 +150,7 @@ def test_a_source_that_vanishes_while_it_trains_costs_nothing(photos: Path, tmp_
 
 
 @pytest.mark.engine
-def test_what_a_user_gets_wrong_is_refused_without_a_traceback(photos: Path, tmp_path: Path) -> None:
+def test_user_errors_are_reported_without_a_traceback(photos: Path, tmp_path: Path) -> None:
     base = ["train", "--output", tmp_path / "out", *QUICK]
     refused(trainer(*base, "--data", tmp_path / "missing", cache=tmp_path), 65, "missing")
     (tmp_path / "empty").mkdir()
@@ -161,9 +161,9 @@ def test_what_a_user_gets_wrong_is_refused_without_a_traceback(photos: Path, tmp
     refused(trainer("train", "--recipe", "cats", cache=tmp_path), 2, "cats-vs-dogs")
     refused(trainer("train", tmp_path / "spec.yaml", cache=tmp_path), 2, "can't be read")
     taken = tmp_path / "file"
-    taken.write_text("mine")
+    taken.write_text("other")
     refused(trainer("train", "--data", photos, "--output", taken, *QUICK, cache=tmp_path), 2, "file")
-    assert taken.read_text() == "mine"
+    assert taken.read_text() == "other"
     refused(
         trainer(*base, "--data", photos, "--set", "train.class_weights={unicorn: 2}", cache=tmp_path),
         2,
@@ -171,7 +171,7 @@ def test_what_a_user_gets_wrong_is_refused_without_a_traceback(photos: Path, tmp
     )
 
 
-def test_too_little_memory_ends_in_words(photos: Path, tmp_path: Path) -> None:
+def test_out_of_memory_is_reported_with_advice(photos: Path, tmp_path: Path) -> None:
     # A dense layer of a billion units allocates hundreds of gigabytes at once.
     units = ["--set", "model={family: plain, filters: [8], dense_units: [1000000000]}"]
     done = trainer("train", "--data", photos, "--output", tmp_path, *QUICK, *units, cache=tmp_path)
@@ -179,7 +179,7 @@ def test_too_little_memory_ends_in_words(photos: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.engine
-def test_a_full_disk_ends_in_words_and_the_same_command_finishes_when_there_is_room(
+def test_full_disk_is_reported_and_the_same_command_finishes_with_more_space(
     photos: Path, tmp_path: Path
 ) -> None:
     with small_disk(tmp_path / "disk", "size=300k") as disk:
@@ -192,14 +192,12 @@ def test_a_full_disk_ends_in_words_and_the_same_command_finishes_when_there_is_r
         subprocess.run(["mount", "-o", "remount,size=60m", str(disk)], check=True)
         again = trainer(*arguments, cache=tmp_path)
         assert again.returncode == 0, again.stderr
-        assert "continuing after step" in again.stdout
+        assert "Resuming after step" in again.stdout
         assert is_finished(FolderStore(run))
         assert verify(FolderStore(run)) == []
 
 
-def test_a_run_goes_on_in_the_precision_that_it_began_with_on_a_machine_that_would_choose_another(
-    photos: Path, tmp_path: Path
-) -> None:
+def test_resumed_run_keeps_its_precision_on_another_machine(photos: Path, tmp_path: Path) -> None:
     arguments = ["train", "--data", photos, "--output", tmp_path, "--run-name", "moved", *QUICK]
     precision = "train.precision=auto"
     stopped = subprocess.Popen(
@@ -223,17 +221,17 @@ def test_a_run_goes_on_in_the_precision_that_it_began_with_on_a_machine_that_wou
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert again.stdout is not None
-    said = ""
-    while "continuing after step" not in said:
+    output = ""
+    while "Resuming after step" not in output:
         line = again.stdout.readline()
         assert line, again.communicate()
-        said += line
+        output += line
     again.send_signal(signal.SIGTERM)
     again.communicate(timeout=120)
-    assert f", {other};" in said
+    assert f", {other};" in output
 
 
-def test_a_run_whose_starts_are_gone_is_refused_by_the_name_of_the_file(tmp_path: Path) -> None:
+def test_run_without_its_starts_file_is_rejected(tmp_path: Path) -> None:
     spec = load_spec(overrides={"output": str(tmp_path / "runs"), "run_name": "one"})
     folder = open_run_folder(spec, datetime(2026, 11, 30, tzinfo=timezone.utc), tmp_path / "cache")
     (folder.path / "environment.json").write_text("{}")

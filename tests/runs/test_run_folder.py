@@ -297,6 +297,13 @@ def test_starts_without_a_new_checkpoint_end_the_run_and_new_ones_begin_the_coun
     assert len((tmp_path / "starts.jsonl").read_text().splitlines()) == 9
 
 
+def test_start_after_exactly_the_allowed_number_of_stalled_starts_is_allowed(tmp_path: Path) -> None:
+    for _ in range(4):  # the fourth one follows three stalled starts
+        count_start(tmp_path, "step-1.npz", most_stalled=3)
+    with pytest.raises(DivergedError, match="started 4 times"):
+        count_start(tmp_path, "step-1.npz", most_stalled=3)
+
+
 def test_a_start_that_ended_with_a_message_does_not_count(tmp_path: Path) -> None:
     for _ in range(4):
         count_start(tmp_path, "", most_stalled=1)

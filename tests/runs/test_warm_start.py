@@ -85,7 +85,7 @@ def test_a_run_begins_with_the_weights_of_another_one(photos: Path, tmp_path: Pa
     damage(output / "average")
     done = trainer(*words("average", *STILL, *more), cache=tmp_path)
     assert f"with the weights of {output}/first" in done.stdout, done.stderr
-    assert "there is none before it, so it begins anew" in done.stdout
+    assert "no older checkpoint is left, so training starts from the beginning" in done.stdout
     require_began_with_first(output, "average")
     assert "Began with" in (output / "average" / "report.html").read_text()
     fresh = trainer(*words("fresh", *STILL), cache=tmp_path)

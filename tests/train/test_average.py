@@ -14,7 +14,7 @@ from trainer.augment.transforms import EpochView
 from trainer.data.dataset import Dataset
 from trainer.distributed.devices import find_cluster
 from trainer.spec import load_spec
-from trainer.train.average import WeightAverage
+from trainer.train.learner import WeightAverage
 from trainer.train.prefetch import BatchPrefetcher
 from trainer.train.step import TrainStep
 
@@ -24,7 +24,7 @@ def dataset() -> Dataset:
     return dark_and_light()
 
 
-def test_the_average_follows_the_weights_and_is_what_is_kept(dataset: Dataset, tmp_path: Path) -> None:
+def test_average_follows_the_weights_and_fills_the_inference_model(dataset: Dataset, tmp_path: Path) -> None:
     spec = load_spec(settings=[*SMALL, "train.epochs=1", "train.ema_decay=0.5"])
     learner, _ = do_train(spec, dataset, tmp_path)
     assert learner.average is not None
@@ -36,7 +36,7 @@ def test_the_average_follows_the_weights_and_is_what_is_kept(dataset: Dataset, t
     )
 
 
-def test_the_average_is_that_of_the_formula() -> None:
+def test_average_equals_the_formula() -> None:
     model = keras.Sequential([keras.Input([1]), keras.layers.Dense(1, use_bias=False)])
     (weight,) = model.weights
     weight.assign([[0.0]])
@@ -50,12 +50,12 @@ def test_the_average_is_that_of_the_formula() -> None:
         assert float(average.shadows[0][0, 0]) == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_step_moves_the_average(dataset: Dataset) -> None:
+def test_train_step_updates_the_average(dataset: Dataset) -> None:
     spec = load_spec(settings=[*SMALL, "train.ema_decay=0.9"])
     learner = learner_for(spec, dataset)
     assert learner.average is not None
     before = [shadow.numpy() for shadow in learner.average.shadows]
-    stepper = TrainStep(learner, spec, np.ones(2, np.float32), find_cluster())
-    stepper.run(next(BatchPrefetcher(dataset.train, 8, 0).blocks(0, 1)), EpochView(16, 16))
+    train_step = TrainStep(learner, spec, np.ones(2, np.float32), find_cluster())
+    train_step.run(next(BatchPrefetcher(dataset.train, 8, 0).blocks(0, 1)), EpochView(16, 16))
     for old, shadow, weight in zip(before, learner.average.shadows, learner.model.weights, strict=True):
         np.testing.assert_allclose(shadow, old + 0.9 * (weight.numpy() - old), rtol=1e-5, atol=1e-6)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from helpers.small_training import SMALL, dark_and_light, do_train, learner_for
 
 from trainer.data.dataset import Dataset
+from trainer.distributed import ProcessGroup, ProcessInfo
 from trainer.errors import TemporaryError
 from trainer.spec import load_spec
+from trainer.train import AsyncCheckpointer, HostSync, checkpoint_manager
 from trainer.train.checkpoint import (
     list_checkpoints,
     restore_best,
@@ -20,6 +23,7 @@ from trainer.train.checkpoint import (
     save_checkpoint,
     take_snapshot,
 )
+from trainer.train.checkpoint_manager import CheckpointManager
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +32,7 @@ def dataset() -> Dataset:
 
 
 @pytest.mark.parametrize("damage", ["empty", "text", "array", "no record", "folder"])
-def test_every_kind_of_damaged_checkpoint_is_passed_over(
+def test_restore_skips_every_kind_of_damaged_checkpoint(
     dataset: Dataset, tmp_path: Path, damage: str
 ) -> None:
     learner = learner_for(load_spec(settings=SMALL), dataset)
@@ -50,9 +54,9 @@ def test_every_kind_of_damaged_checkpoint_is_passed_over(
     assert (tmp_path / "damaged-step-00000002.npz").exists()
 
 
-def test_bests_of_a_training_that_was_left_behind_push_out_none(dataset: Dataset, tmp_path: Path) -> None:
+def test_best_weights_of_abandoned_progress_are_deleted(dataset: Dataset, tmp_path: Path) -> None:
     learner = learner_for(load_spec(settings=SMALL), dataset)
-    arrays = take_snapshot(learner.answering_variables())
+    arrays = take_snapshot(learner.inference_variables())
     for epoch in (24, 25, 26, 27):
         save_best(tmp_path, epoch, arrays)
     assert [path.name for path in sorted(tmp_path.iterdir())] == [
@@ -61,11 +65,39 @@ def test_bests_of_a_training_that_was_left_behind_push_out_none(dataset: Dataset
     # Training restarts from the beginning because its checkpoints are damaged.
     for epoch in (1, 2):
         save_best(tmp_path, epoch, arrays)
-        restore_best(tmp_path, epoch, learner.answering_variables())
+        restore_best(tmp_path, epoch, learner.inference_variables())
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["best-000001.npz", "best-000002.npz"]
 
 
-def test_a_disk_that_fails_does_not_make_a_checkpoint_a_damaged_one(
+def test_only_the_chief_deletes_the_checkpoints_of_a_diverged_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Processes may share a disk, and the chief may have gone on when a worker gets here."""
+
+    def manager(index: int, checkpointer: AsyncCheckpointer) -> CheckpointManager:
+        process = ProcessInfo(("localhost:1", "localhost:2"), index)
+        learner: Any = None  # not used
+        return CheckpointManager(learner, checkpointer, HostSync(ProcessGroup(process)), print)
+
+    for name in ("step-00000006.npz", "step-00000007-part.npz", "step-00000008-part.npz"):
+        (tmp_path / name).write_bytes(b"")
+    with AsyncCheckpointer(tmp_path) as checkpointer:
+        chief, worker = (manager(index, checkpointer) for index in (0, 1))
+        worker.delete_partial()
+        assert len(list_checkpoints(tmp_path)) == 3
+
+        def list_and_lose(folder: Path, whole_epochs: bool = False) -> list[Path]:
+            paths = list_checkpoints(folder, whole_epochs)
+            if not whole_epochs:
+                (folder / "step-00000007-part.npz").unlink()
+            return paths
+
+        monkeypatch.setattr(checkpoint_manager, "list_checkpoints", list_and_lose)
+        chief.delete_partial()
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000006.npz"]
+
+
+def test_disk_error_does_not_mark_a_checkpoint_as_damaged(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learner = learner_for(load_spec(settings=SMALL), dataset)
@@ -80,7 +112,7 @@ def test_a_disk_that_fails_does_not_make_a_checkpoint_a_damaged_one(
     assert list_checkpoints(tmp_path) == [path]
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(dataset: Dataset, tmp_path: Path) -> None:
+def test_restore_falls_back_to_the_checkpoint_before_a_damaged_one(dataset: Dataset, tmp_path: Path) -> None:
     spec = load_spec(settings=SMALL)
     learner, _ = do_train(spec, dataset, tmp_path)
     older, newest = list_checkpoints(tmp_path / "checkpoints")

@@ -20,16 +20,18 @@ from trainer.data.progress import SilentProgress
 from trainer.distributed.devices import find_cluster
 from trainer.errors import DataError, StoppedError, UsageError
 from trainer.evaluate.evaluator import Evaluator
+from trainer.model.dropout import RowDropout
+from trainer.model.normalization import FusedBatchNormalization
 from trainer.model.pretrained import backbone_of, head_of, stages_of
 from trainer.model.weights import find_weights, load_weights
 from trainer.spec import EarlyStoppingSpec, PretrainedSpec, load_spec
 from trainer.spec.finetune import FinetuneSpec
 from trainer.train import Learner, TrainResult
 from trainer.train import features as features_module
-from trainer.train.features import Features, _Cache, build_features, describe_features
-from trainer.train.phases import epochs_of_phases
-from trainer.train.probe import fit_probe, fold_of
-from trainer.train.state import TrainState, out_of_patience
+from trainer.train.features import FeatureCache, Features, build_features, describe_features
+from trainer.train.phases import _build_forward, epochs_of_phases
+from trainer.train.probe import assign_folds, fit_probe
+from trainer.train.state import TrainState, is_out_of_patience
 
 BACKBONE = [
     "data.image_size=32", "model={family: pretrained, dropout: 0.2}", "train.global_batch_size=22",
@@ -64,7 +66,7 @@ def test_epochs_are_divided_into_phases(
     assert epochs_of_phases(FinetuneSpec.model_validate(settings), epochs) == expected
 
 
-def test_finetuning_that_does_not_fit_is_refused() -> None:
+def test_finetuning_settings_that_conflict_are_rejected() -> None:
     with pytest.raises(UsageError, match=r"train\.finetune is of model\.family pretrained"):
         load_spec(settings=["train.finetune={}"])
     with pytest.raises(UsageError, match="more frozen and last-stage epochs than"):
@@ -97,7 +99,7 @@ def whole(
     return learner, result, weights
 
 
-def test_each_phase_changes_its_weights_alone_and_statistics_stay_equal_to_the_bit(whole: Any) -> None:
+def test_each_phase_changes_only_its_weights_and_no_statistics(whole: Any) -> None:
     _, _, weights = whole
     changed = [
         [
@@ -112,8 +114,29 @@ def test_each_phase_changes_its_weights_alone_and_statistics_stay_equal_to_the_b
     assert changed[2] == [True] * stages + [True, False]
 
 
+@pytest.mark.parametrize(
+    ("trains_backbone", "updates_statistics"), [(False, False), (True, False), (True, True)]
+)
+def test_stochastic_depth_is_active_with_frozen_statistics_once_the_backbone_is_trained(
+    trains_backbone: bool, updates_statistics: bool
+) -> None:
+    pixels = keras.Input((4, 4, 2))
+    norm = FusedBatchNormalization(0.5)
+    features = keras.layers.Flatten()(RowDropout(0.5, seed=0, whole_rows=True)(norm(pixels)))
+    backbone = keras.Model(pixels, features)
+    head = keras.Sequential([keras.Input((32,)), keras.layers.Identity()])
+    images = 10.0 + np.random.default_rng(0).random((64, 4, 4, 2), np.float32)
+    logits = _build_forward(backbone, head, trains_backbone, updates_statistics)(images).numpy()
+    is_dropped = (logits == 0.0).all(axis=1)
+    assert (16 < is_dropped.sum() < 48) == trains_backbone
+    if not updates_statistics:
+        expected = images.reshape(64, 32) / np.sqrt(1.0 + 1e-3) * (2.0 if trains_backbone else 1.0)
+        np.testing.assert_allclose(logits[~is_dropped], expected[~is_dropped], rtol=1e-5)
+    assert (norm.moving_mean.numpy() != 0.0).all() == updates_statistics
+
+
 @pytest.mark.engine
-def test_a_run_stopped_between_phases_goes_on_to_the_same_bits(
+def test_run_stopped_between_phases_resumes_bit_identically(
     whole: Any, dataset: Dataset, tmp_path: Path
 ) -> None:
     learner, result, _ = whole
@@ -127,7 +150,7 @@ def test_a_run_stopped_between_phases_goes_on_to_the_same_bits(
         np.testing.assert_array_equal(value, values(again)[name], err_msg=name)
 
 
-def test_cached_features_answer_as_the_whole_model_and_are_computed_once(
+def test_cached_features_give_the_predictions_of_the_whole_model_and_are_computed_once(
     dataset: Dataset, tmp_path: Path
 ) -> None:
     spec = load_spec(settings=[*BACKBONE, "train.epochs=1"])
@@ -140,8 +163,8 @@ def test_cached_features_answer_as_the_whole_model_and_are_computed_once(
     assert Evaluator(learner.inference_model).loss_and_accuracy(dataset.held_out)["loss"] == pytest.approx(
         with_features, rel=1e-4
     )
-    (kept,) = {path.parent.parent for path in (tmp_path / "cache").rglob("*.npy")}
-    assert len(list(kept.rglob("*.npy"))) == 2  # one for each split
+    (cached,) = {path.parent.parent for path in (tmp_path / "cache").rglob("*.npy")}
+    assert len(list(cached.rglob("*.npy"))) == 2  # one for each split
     again = build_features(
         spec,
         learner.inference_model,
@@ -154,9 +177,9 @@ def test_cached_features_answer_as_the_whole_model_and_are_computed_once(
     train, names = _without_pixels(dataset).train, dataset.class_names
     # A resumed run predicts from the features too, with identical bits.
     last = Evaluator(learner.inference_model, features=again).final(is_frozen=spec.is_frozen)
-    found = last.predict(train, names).probabilities
+    predicted = last.predict(train, names).probabilities
     assert again.of(train).shape == (44, 1280)
-    np.testing.assert_array_equal(found, last.final(is_frozen=True).predict(train, names).probabilities)
+    np.testing.assert_array_equal(predicted, last.final(is_frozen=True).predict(train, names).probabilities)
     learner.model.get_layer("backbone").weights[0].assign_add(
         np.float32(0.5) * np.ones((3, 3, 3, 32), np.float32)
     )
@@ -182,7 +205,7 @@ def _without_pixels(dataset: Dataset) -> Dataset:
     return replace(dataset, splits={"train": replace(dataset.train, pixels=Unreadable())})
 
 
-def test_part_of_a_feature_cache_is_used_and_a_damaged_part_is_computed_again(
+def test_incomplete_feature_cache_is_used_and_a_damaged_file_is_recomputed(
     dataset: Dataset, tmp_path: Path
 ) -> None:
     spec = load_spec(settings=BACKBONE)
@@ -190,11 +213,11 @@ def test_part_of_a_feature_cache_is_used_and_a_damaged_part_is_computed_again(
     learner.fill_inference_model()
 
     def features() -> Features:
-        found = build_features(
+        built = build_features(
             spec, learner.inference_model, dataset, find_cluster(), tmp_path / "cache", SilentProgress()
         )
-        assert found is not None
-        return found
+        assert built is not None
+        return built
 
     whole = features().of(dataset.train)
     (path,) = (tmp_path / "cache").rglob("*.npy")
@@ -207,7 +230,7 @@ def test_part_of_a_feature_cache_is_used_and_a_damaged_part_is_computed_again(
         np.testing.assert_allclose(features().of(dataset.train), whole, rtol=1e-5, atol=1e-6)
 
 
-def test_logistic_regression_chooses_its_penalty_by_the_training_images_and_ignores_the_scale() -> None:
+def test_logistic_regression_selects_the_penalty_on_training_images_at_any_scale() -> None:
     random = np.random.default_rng(0)
     labels = np.arange(300) % 3
     signal = np.eye(3)[labels] @ random.normal(size=(3, 40))
@@ -225,7 +248,7 @@ def test_logistic_regression_chooses_its_penalty_by_the_training_images_and_igno
     assert noise.penalty < probe.penalty  # C: no signal, so the strongest penalty is best
 
 
-def test_a_class_with_one_image_is_in_no_fold_and_all_others_are_still_validated() -> None:
+def test_single_image_of_a_class_is_in_no_fold_and_other_classes_are_validated() -> None:
     random = np.random.default_rng(0)
     labels = np.array([0] * 20 + [1] * 20 + [2])
     features = 4 * np.eye(3)[labels] @ random.normal(size=(3, 8)) + random.normal(size=(41, 8))
@@ -235,10 +258,10 @@ def test_a_class_with_one_image_is_in_no_fold_and_all_others_are_still_validated
     assert right[:40].mean() > 0.8
     assert not right[40]
     assert fit_probe(np.eye(3), np.arange(3), np.ones(3), folds=5).held_out is None
-    assert np.bincount(fold_of(np.array([0, 1, 0, 1, 0, 1]), 3)).tolist() == [2, 2, 2]
+    assert np.bincount(assign_folds(np.array([0, 1, 0, 1, 0, 1]), 3)).tolist() == [2, 2, 2]
 
 
-def test_a_fit_ends_on_request_and_too_many_images_are_refused() -> None:
+def test_fit_stops_on_request_and_rejects_too_many_images() -> None:
     answers = iter([False, False, True])
     labels = np.arange(40) % 2
     with pytest.raises(StoppedError, match="while the head was fitted"):
@@ -249,7 +272,7 @@ def test_a_fit_ends_on_request_and_too_many_images_are_refused() -> None:
         fit_probe(np.broadcast_to(np.float32(0), (10**6, 1280)), np.zeros(10**6, int), np.ones(1000), folds=5)
 
 
-def test_a_head_is_trained_in_steps_on_cached_features_where_nothing_is_augmented(
+def test_head_is_trained_in_steps_on_cached_features_without_augmentation(
     dataset: Dataset, tmp_path: Path
 ) -> None:
     steps = [*BACKBONE, "train.epochs=4", "train.finetune={probe: steps, frozen_epochs: 4}"]
@@ -267,19 +290,21 @@ def test_a_head_is_trained_in_steps_on_cached_features_where_nothing_is_augmente
     shorter = ["augment.flip=horizontal", "train.epochs=1", "train.finetune.frozen_epochs=1"]
     spec = load_spec(settings=[*steps, *shorter])
     learner = learner_for(spec, dataset)
-    before = [each.numpy() for each in backbone_of(learner.model).weights]
+    before = [weight.numpy() for weight in backbone_of(learner.model).weights]
     do_train(spec, dataset, tmp_path / "augmented", learner=learner)
     assert not list((tmp_path / "augmented" / "cache").rglob("*.npy"))
     for one, other in zip(before, backbone_of(learner.model).weights, strict=True):
         np.testing.assert_array_equal(one, other.numpy())
 
 
-def test_only_the_last_phase_may_run_out_of_patience_and_begins_with_all_of_it() -> None:
-    patience, standing = EarlyStoppingSpec(patience_epochs=2), TrainState(best_epoch=1, best_score=0.5)
-    ended = [epoch for epoch in range(1, 8) if out_of_patience(standing, epoch, patience, last_phase_from=4)]
+def test_patience_starts_with_the_last_phase() -> None:
+    patience, state = EarlyStoppingSpec(patience_epochs=2), TrainState(best_epoch=1, best_score=0.5)
+    ended = [
+        epoch for epoch in range(1, 8) if is_out_of_patience(state, epoch, patience, first_of_last_phase=4)
+    ]
     assert ended == [6, 7]
-    assert out_of_patience(standing, 3, patience)
-    assert not out_of_patience(replace(standing, best_epoch=0), 7, patience)
+    assert is_out_of_patience(state, 3, patience)
+    assert not is_out_of_patience(replace(state, best_epoch=0), 7, patience)
 
 
 ROWS = np.arange(4000, dtype=np.float32).reshape(2000, 2)
@@ -300,25 +325,25 @@ def write_part(folder: Path, start: int, end: int) -> None:
         ([], 0),
     ],
 )
-def test_parts_of_a_feature_cache_that_overlap_are_read_up_to_the_first_gap(
+def test_overlapping_files_of_a_feature_cache_are_read_up_to_the_first_gap(
     parts: list[tuple[int, int]], stored: int, tmp_path: Path
 ) -> None:
     for start, end in parts:
         write_part(tmp_path, start, end)
-    (tmp_path / "notes.npy").write_bytes(b"mine")
-    cache = _Cache(tmp_path, SilentProgress())
+    (tmp_path / "notes.npy").write_bytes(b"other")
+    cache = FeatureCache(tmp_path, SilentProgress())
     taken = cache.take(stored)
     assert taken is not None
     np.testing.assert_array_equal(taken.reshape(-1, 2), ROWS[:stored])
     assert cache.take(1) is None
 
 
-def test_a_feature_cache_of_two_processes_is_whole_after_the_next_run(tmp_path: Path) -> None:
+def test_feature_cache_of_two_processes_is_complete_after_the_next_run(tmp_path: Path) -> None:
     for start, end in ((0, 504), (1000, 2000)):  # one process was stopped early
         write_part(tmp_path, start, end)
     computed = []
     for _ in range(2):
-        cache = _Cache(tmp_path, SilentProgress())
+        cache = FeatureCache(tmp_path, SilentProgress())
         computed.append(0)
         for start in range(0, 2000, 8):
             if cache.take(8) is None:
@@ -328,10 +353,10 @@ def test_a_feature_cache_of_two_processes_is_whole_after_the_next_run(tmp_path: 
     assert computed == [1496, 0]
 
 
-def test_a_feature_cache_that_cannot_be_written_is_said_once_and_stops_nothing(tmp_path: Path) -> None:
+def test_feature_cache_that_cannot_be_written_is_reported_once_and_training_continues(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     for folder in (tmp_path / "file" / "key", tmp_path / "key"):
-        cache = _Cache(folder, progress := Told())
+        cache = FeatureCache(folder, progress := Told())
         if folder.is_dir():  # replace the folder by a file while it is in use
             folder.rmdir()
             folder.write_bytes(b"")
@@ -339,12 +364,12 @@ def test_a_feature_cache_that_cannot_be_written_is_said_once_and_stops_nothing(t
             assert cache.take(1000) is None
             cache.add(ROWS[:1000])
         cache.flush()
-        (said,) = progress.said
-        assert "Features are not cached" in said
-        assert "can't be written" in said
+        (message,) = progress.said
+        assert "The features can't be cached" in message
+        assert "can't be written" in message
 
 
-def test_features_are_computed_again_after_whatever_may_have_changed_them(
+def test_features_are_recomputed_after_any_change_that_affects_them(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def about(*settings: str, offset: float = 0.0) -> str:
@@ -353,13 +378,13 @@ def test_features_are_computed_again_after_whatever_may_have_changed_them(
         return "|".join(describe_features(load_spec(settings=settings), backbone, dataset, find_cluster()))
 
     pretrained = ("model={family: pretrained}", "data.image_size=32")
-    found = [about(*pretrained)]
-    assert about(*pretrained, "optimizer.learning_rate=0.5") == found[0]
-    found.append(about(*pretrained, "model.backbone=resnet50v2"))
-    found.append(about(*pretrained, "data.resize=crop"))
-    found.append(about(*pretrained, offset=1.0))
+    descriptions = [about(*pretrained)]
+    assert about(*pretrained, "optimizer.learning_rate=0.5") == descriptions[0]
+    descriptions.append(about(*pretrained, "model.backbone=resnet50v2"))
+    descriptions.append(about(*pretrained, "data.resize=crop"))
+    descriptions.append(about(*pretrained, offset=1.0))
     monkeypatch.setattr(features_module, "__version__", "9.0")
-    found.append(about(*pretrained))
+    descriptions.append(about(*pretrained))
     monkeypatch.setattr(keras, "__version__", "9.0")
-    found.append(about(*pretrained))
-    assert len(set(found)) == 6
+    descriptions.append(about(*pretrained))
+    assert len(set(descriptions)) == 6

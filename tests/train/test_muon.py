@@ -12,9 +12,7 @@ from trainer.train.muon import Muon, orthogonalize
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", [(30, 7), (7, 30)])
-def test_the_singular_values_of_an_orthogonalised_matrix_lie_around_one(
-    shape: tuple[int, int], precision: str
-) -> None:
+def test_orthogonalized_matrix_has_singular_values_near_one(shape: tuple[int, int], precision: str) -> None:
     random = np.random.default_rng(0).normal(size=shape)
     left, _, right = np.linalg.svd(random, full_matrices=False)
     matrix = (left * np.geomspace(1.0, 0.03, 7) @ right).astype(np.float32)
@@ -39,10 +37,10 @@ def variables() -> list[keras.Variable]:
 
 def gradients(step: int) -> list[tf.Tensor]:
     rng = np.random.default_rng(2 + step)
-    return [tf.constant(rng.normal(size=each.shape).astype(np.float32)) for each in variables()]
+    return [tf.constant(rng.normal(size=weight.shape).astype(np.float32)) for weight in variables()]
 
 
-def test_a_hidden_kernel_gets_a_step_of_adamws_usual_size_in_the_orthogonal_direction() -> None:
+def test_hidden_kernel_moves_in_the_orthogonal_direction_by_the_step_size_of_adamw() -> None:
     weights = variables()
     optimizer = Muon(0.1, momentum=0.9, nesterov=True, decay=0.5)
     optimizer.build(weights)
@@ -57,7 +55,7 @@ def test_a_hidden_kernel_gets_a_step_of_adamws_usual_size_in_the_orthogonal_dire
     assert 0.15 < np.sqrt(np.mean((0.2 * np.sqrt(18) * update) ** 2)) < 0.25
 
 
-def test_a_unit_kernel_has_its_norm_before_a_step_and_moves_by_a_share_of_it() -> None:
+def test_unit_kernel_is_normalized_before_a_step_and_moves_by_a_share_of_its_norm() -> None:
     weights = variables()
     optimizer = Muon(0.1, momentum=0.0, nesterov=False, unit_kernels=True)
     optimizer.build(weights)
@@ -68,11 +66,11 @@ def test_a_unit_kernel_has_its_norm_before_a_step_and_moves_by_a_share_of_it() -
     np.testing.assert_allclose(weights[0], expected, atol=1e-5)
 
 
-def train_both(optimizer: Muon, twin: keras.Optimizer, kept: tuple[int, ...] = ()) -> tuple[list, list]:
-    """Do three equal steps with both; return the weights of each. `twin` does not decay `kept`."""
+def train_both(optimizer: Muon, twin: keras.Optimizer, undecayed: tuple[int, ...] = ()) -> tuple[list, list]:
+    """Do three equal steps with both; return the weights of each. `twin` does not decay `undecayed`."""
     ours, theirs = variables(), variables()
     optimizer.build(ours)
-    twin.exclude_from_weight_decay([theirs[index] for index in kept])
+    twin.exclude_from_weight_decay([theirs[index] for index in undecayed])
     twin.build(theirs)
     for step in range(3):
         optimizer.apply(gradients(step), ours)
@@ -80,22 +78,22 @@ def train_both(optimizer: Muon, twin: keras.Optimizer, kept: tuple[int, ...] = (
     return ours, theirs
 
 
-def test_biases_depthwise_kernels_and_the_last_layer_are_trained_by_adamw_at_their_own_rate() -> None:
+def test_biases_depthwise_kernels_and_output_layer_are_trained_by_adamw_at_their_own_rate() -> None:
     twin = keras.optimizers.AdamW(0.01, weight_decay=0.5)
-    ours, theirs = train_both(Muon(0.1, decay=0.5, rest_ratio=0.1), twin, kept=(1, 4))
+    ours, theirs = train_both(Muon(0.1, decay=0.5, rest_ratio=0.1), twin, undecayed=(1, 4))
     for index in (1, 2, 3, 4):
         np.testing.assert_allclose(ours[index], theirs[index], atol=1e-5)
     assert not np.allclose(ours[0], theirs[0], atol=1e-3)
 
 
-def test_or_they_are_trained_by_sgd_with_momentum() -> None:
+def test_other_weights_can_be_trained_by_sgd_with_momentum() -> None:
     twin = keras.optimizers.SGD(0.01, momentum=0.8, nesterov=True)
     ours, theirs = train_both(Muon(0.1, rest_ratio=0.1, rest_momentum=0.8), twin)
     for index in (1, 2, 3, 4):
         np.testing.assert_allclose(ours[index], theirs[index], atol=1e-5)
 
 
-def test_all_of_its_state_is_in_its_variables() -> None:
+def test_muon_state_is_in_its_variables() -> None:
     weights = variables()
     optimizer = Muon(0.1)
     optimizer.build(weights)
@@ -107,13 +105,13 @@ def test_all_of_its_state_is_in_its_variables() -> None:
 
 
 @pytest.mark.parametrize("is_divided", [False, True])
-def test_of_any_group_of_weights_only_the_output_layers_kernel_is_no_hidden_one(is_divided: bool) -> None:
+def test_every_kernel_except_that_of_the_output_layer_is_hidden(is_divided: bool) -> None:
     hidden = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(5)])
     head = keras.Sequential([keras.Input((5,)), keras.layers.Dense(2, name="logits")])
     parts = [hidden.trainable_variables, head.trainable_variables]
-    found = []
+    is_hidden = []
     for group in parts if is_divided else [[*parts[0], *parts[1]]]:
         optimizer = Muon(0.1)
         optimizer.build(group)
-        found += optimizer.hidden
-    assert found == [True, False, True, False, False, False]
+        is_hidden += optimizer.hidden
+    assert is_hidden == [True, False, True, False, False, False]

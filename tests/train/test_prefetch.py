@@ -27,11 +27,11 @@ def dataset() -> Dataset:
     return dark_and_light()
 
 
-def test_blocks_hold_the_batches_of_their_steps_whatever_their_size(dataset: Dataset) -> None:
-    feed = BatchPrefetcher(dataset.train, 8, 5)
+def test_blocks_of_any_size_contain_the_batches_of_their_steps(dataset: Dataset) -> None:
+    prefetcher = BatchPrefetcher(dataset.train, 8, 5)
     for block_steps in (1, 4, 100):
-        feed.block_steps = block_steps
-        blocks = list(feed.blocks(2, 15))
+        prefetcher.block_steps = block_steps
+        blocks = list(prefetcher.blocks(2, 15))
         assert [block.first_step for block in blocks] == list(
             np.cumsum([2, *[block.steps for block in blocks[:-1]]])
         )
@@ -40,10 +40,10 @@ def test_blocks_hold_the_batches_of_their_steps_whatever_their_size(dataset: Dat
         assert len(labels) == len(expected)
         for one, two in zip(labels, expected, strict=True):
             np.testing.assert_array_equal(one, two)
-    assert feed.waited_seconds > 0
+    assert prefetcher.waited_seconds > 0
 
 
-def test_an_error_in_the_feed_reaches_the_loop(dataset: Dataset) -> None:
+def test_error_of_the_prefetch_thread_is_raised_in_the_reader(dataset: Dataset) -> None:
     class Broken(Pixels):
         def gather(self, indices: np.ndarray) -> np.ndarray:
             raise OSError("the disk went away")
@@ -54,13 +54,15 @@ def test_an_error_in_the_feed_reaches_the_loop(dataset: Dataset) -> None:
 
 
 @pytest.mark.parametrize("hosts", [1, 3])
-def test_alternating_shows_both_sides_of_every_image_in_two_epochs(dataset: Dataset, hosts: int) -> None:
+def test_alternating_flip_shows_both_sides_of_every_image_in_two_epochs(dataset: Dataset, hosts: int) -> None:
     # Each pixel is the index of its image.
     pixels = np.arange(44, dtype=np.uint8)[:, None, None, None] + np.zeros((44, 2, 2, 3), np.uint8)
     split = replace(dataset.train, pixels=Pixels(pixels))
     mirrored = np.zeros((3, 44), bool)
     for index in range(hosts):
-        for block in BatchPrefetcher(split, 8, 5, index=index, hosts=hosts, alternating=True).blocks(0, 18):
+        for block in BatchPrefetcher(
+            split, 8, 5, process_index=index, process_count=hosts, has_alternating_flip=True
+        ).blocks(0, 18):
             images = block.images[..., 0, 0, 0]
             assert block.is_mirrored is not None
             assert block.is_mirrored.shape == images.shape
@@ -81,14 +83,14 @@ def test_coins_are_fair_and_independent_for_every_seed() -> None:
 
 @pytest.mark.parametrize("hosts", [2, 3, 4])
 @pytest.mark.parametrize("together", [1, 2])
-def test_the_shares_of_all_processes_are_the_batches_of_one(
+def test_shares_of_all_processes_form_the_batches_of_one_process(
     dataset: Dataset, hosts: int, together: int
 ) -> None:
     whole = BatchPrefetcher(dataset.train, 9, 5, together)
     feeds = [BatchPrefetcher(dataset.train, 9, 5, together, index, hosts) for index in range(hosts)]
-    for feed in (whole, *feeds):
-        feed.block_steps = 3
-    shares = [list(feed.blocks(1, 12)) for feed in feeds]
+    for prefetcher in (whole, *feeds):
+        prefetcher.block_steps = 3
+    shares = [list(prefetcher.blocks(1, 12)) for prefetcher in feeds]
     assert len({tuple((block.first_step, block.steps) for block in blocks) for blocks in shares}) == 1
     expected = {
         block.first_step + index: (block.images[index], block.labels[index])
@@ -97,7 +99,7 @@ def test_the_shares_of_all_processes_are_the_batches_of_one(
     }
     for blocks in zip(*shares, strict=True):
         for index in range(blocks[0].steps):
-            places = np.concatenate([block.places[index] for block in blocks])
+            places = np.concatenate([block.positions[index] for block in blocks])
             images, labels = expected.pop(blocks[0].first_step + index)
             assert sorted(places) == list(range(len(labels))) == list(range(blocks[0].global_rows))
             np.testing.assert_array_equal(
@@ -107,5 +109,5 @@ def test_the_shares_of_all_processes_are_the_batches_of_one(
                 np.concatenate([block.images[index] for block in blocks]), images[places]
             )
             # Neighbours that may be mixed are on the same host.
-            assert together == 1 or all((block.places[index][::2] % 2 == 0).all() for block in blocks)
+            assert together == 1 or all((block.positions[index][::2] % 2 == 0).all() for block in blocks)
     assert not expected

@@ -25,75 +25,76 @@ def profiles(folder: Path) -> list[Path]:
     return sorted((folder / "profile" / "plugins" / "profile").glob("*/*.xplane.pb"))
 
 
-def seen(path: Path) -> list[int]:
+def read_steps(path: Path) -> list[int]:
     """Return the first step of each call recorded in a profile."""
     from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
-    found = []
+    steps = []
     for plane in xplane_pb2.XSpace.FromString(path.read_bytes()).planes:
-        names = {number: each.name for number, each in plane.event_metadata.items()}
-        numbers = {each.name: number for number, each in plane.stat_metadata.items()}
+        names = {number: event.name for number, event in plane.event_metadata.items()}
+        numbers = {stat.name: number for number, stat in plane.stat_metadata.items()}
         events = [event for line in plane.lines for event in line.events]
-        found += [
+        steps += [
             stat.int64_value
             for event in events if names[event.metadata_id] == "train"
             for stat in event.stats if stat.metadata_id == numbers["step_num"]
         ]  # fmt: skip
-    return found
+    return steps
 
 
-def test_blocks_end_at_the_borders_of_a_profile_and_hold_the_same_batches(dataset: Dataset) -> None:
-    plain, cut = BatchPrefetcher(dataset.train, 8, 0), BatchPrefetcher(dataset.train, 8, 0, borders=(2, 3))
+def test_blocks_end_at_the_boundaries_of_a_profile_and_contain_the_same_batches(dataset: Dataset) -> None:
+    plain, cut = BatchPrefetcher(dataset.train, 8, 0), BatchPrefetcher(dataset.train, 8, 0, boundaries=(2, 3))
     plain.block_steps = cut.block_steps = 6
     assert [block.first_step for block in cut.blocks(0, 12)] == [0, 2, 3, 5, 6, 11]
     assert [block.first_step for block in plain.blocks(0, 12)] == [0, 5, 6, 11]
     batches = [
-        [images.tobytes() for block in feed.blocks(0, 12) for images in block.images] for feed in (plain, cut)
+        [images.tobytes() for block in prefetcher.blocks(0, 12) for images in block.images]
+        for prefetcher in (plain, cut)
     ]
     assert batches[0] == batches[1]
 
 
-def test_a_profile_changes_nothing_of_what_is_trained(dataset: Dataset, tmp_path: Path) -> None:
+def test_profile_does_not_change_the_training(dataset: Dataset, tmp_path: Path) -> None:
     recorder = Recorder()
     _, plain = do_train(load_spec(settings=TWO_EPOCHS), dataset, tmp_path / "plain")
     spec = load_spec(settings=[*TWO_EPOCHS, "train.profile=3-5"])
     assert spec_digest(spec) == spec_digest(load_spec(settings=TWO_EPOCHS))
-    _, found = do_train(spec, dataset, tmp_path / "found", recorder)
-    assert untimed(found.history) == untimed(plain.history)
-    (profile,) = profiles(tmp_path / "found")
+    _, profiled = do_train(spec, dataset, tmp_path / "profiled", recorder)
+    assert untimed(profiled.history) == untimed(plain.history)
+    (profile,) = profiles(tmp_path / "profiled")
     # The second of these calls ran two steps, 4 and 5.
-    assert seen(profile) == [3, 4]
+    assert read_steps(profile) == [3, 4]
     assert [call.step for call in recorder.calls][:4] == [1, 2, 3, 5]
     assert not profiles(tmp_path / "plain")
     assert any("tensorboard" in message for message in recorder.messages)
 
 
-def test_a_run_that_goes_on_profiles_what_is_still_to_come(dataset: Dataset, tmp_path: Path) -> None:
+def test_resumed_run_profiles_the_remaining_steps(dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(StoppedError):
         do_train(load_spec(settings=TWO_EPOCHS), dataset, tmp_path, stop_at=4)
     recorder = Recorder()
     do_train(load_spec(settings=[*TWO_EPOCHS, "train.profile=9-99"]), dataset, tmp_path, recorder)
     (profile,) = profiles(tmp_path)
-    assert seen(profile)[0] == 9
-    assert "train.profile asks for steps up to 99; there are 12" in recorder.messages
+    assert read_steps(profile)[0] == 9
+    assert "train.profile requests steps up to 99, but the training has 12" in recorder.messages
 
 
-def test_a_run_that_was_stopped_amid_the_steps_profiles_the_rest_of_them(
+def test_run_stopped_within_the_profiled_steps_profiles_the_rest_after_resuming(
     dataset: Dataset, tmp_path: Path
 ) -> None:
     settings = [*TWO_EPOCHS, "train.steps_per_call=1", "train.profile=2-6"]
     with pytest.raises(StoppedError):
         do_train(load_spec(settings=settings), dataset, tmp_path, stop_at=4)
     (before,) = profiles(tmp_path)
-    assert seen(before) == [2, 3, 4]
+    assert read_steps(before) == [2, 3, 4]
     before.rename(tmp_path / "before")  # profile names have a resolution of one second
     recorder = Recorder()
     do_train(load_spec(settings=settings), dataset, tmp_path, recorder)
-    assert [seen(each) for each in profiles(tmp_path)] == [[5, 6]]
-    assert "train.profile asks for steps from 2 on; 4 are done already" in recorder.messages
+    assert [read_steps(path) for path in profiles(tmp_path)] == [[5, 6]]
+    assert "train.profile requests steps from 2 on, but 4 are already done" in recorder.messages
 
 
-def test_a_profiler_that_is_taken_costs_no_training(dataset: Dataset, tmp_path: Path) -> None:
+def test_training_continues_if_another_profiler_is_running(dataset: Dataset, tmp_path: Path) -> None:
     recorder = Recorder()
     spec = load_spec(settings=[*TWO_EPOCHS, "train.profile=2-3"])
     tf.profiler.experimental.start(str(tmp_path / "other"))
@@ -102,19 +103,19 @@ def test_a_profiler_that_is_taken_costs_no_training(dataset: Dataset, tmp_path: 
     finally:
         tf.profiler.experimental.stop()
     assert len(result.history) == 2
-    assert "there is no profile: Another profiler is running." in recorder.messages
+    assert "Profiling is not possible: Another profiler is running." in recorder.messages
 
 
-def test_steps_that_are_done_already_are_told(dataset: Dataset, tmp_path: Path) -> None:
+def test_profiled_steps_that_are_already_done_are_reported(dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(StoppedError):
         do_train(load_spec(settings=TWO_EPOCHS), dataset, tmp_path, stop_at=4)
     recorder = Recorder()
     do_train(load_spec(settings=[*TWO_EPOCHS, "train.profile=2-3"]), dataset, tmp_path, recorder)
-    assert any("are done already" in message for message in recorder.messages)
+    assert any("are already done" in message for message in recorder.messages)
     assert not profiles(tmp_path)
 
 
 @pytest.mark.parametrize("steps", ["20-10", "0-5", "7", "a-b"])
-def test_steps_that_are_none_are_refused(steps: str) -> None:
+def test_invalid_profile_steps_are_rejected(steps: str) -> None:
     with pytest.raises(UsageError, match="profile"):
         load_spec(settings=[f"train.profile={steps}"])

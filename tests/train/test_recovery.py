@@ -21,7 +21,7 @@ def dataset() -> Dataset:
     return dark_and_light()
 
 
-def test_a_loss_that_is_no_number_ends_after_three_recoveries(dataset: Dataset, tmp_path: Path) -> None:
+def test_loss_that_is_not_finite_ends_after_three_recoveries(dataset: Dataset, tmp_path: Path) -> None:
     recorder = Recorder()
     spec = load_spec(settings=[*SMALL, "optimizer={name: sgd, learning_rate: 1e30}"])
     with pytest.raises(DivergedError, match=r"--set optimizer\.learning_rate=0\.05\. Received: 1e\+30"):
@@ -29,7 +29,7 @@ def test_a_loss_that_is_no_number_ends_after_three_recoveries(dataset: Dataset, 
     assert ["half the learning rate" in message for message in recorder.messages] == [True] * 3
 
 
-def test_training_goes_back_to_the_last_good_epoch_with_half_the_rate(
+def test_training_continues_from_the_last_good_epoch_with_half_the_rate(
     dataset: Dataset, tmp_path: Path
 ) -> None:
     spec = load_spec(settings=[*SMALL, "optimizer={name: sgd, learning_rate: 0.01}"])
@@ -46,14 +46,14 @@ def test_training_goes_back_to_the_last_good_epoch_with_half_the_rate(
     recorder = Poison()
     _, result = do_train(spec, dataset, tmp_path, recorder, learner=learner)
     assert len(recorder.messages) == 1
-    assert "back to the end of epoch 1" in recorder.messages[0]
+    assert "continues from the end of epoch 1" in recorder.messages[0]
     assert [row["epoch"] for row in result.history] == [1, 2, 3]
     assert result.history[0]["learning_rate"] == pytest.approx(0.01)
     assert result.history[1]["learning_rate"] == pytest.approx(0.005)
     assert all(np.isfinite(value).all() for value in values(learner).values())
 
 
-def test_a_loss_that_is_no_number_ends_with_the_rate_to_take_if_the_checkpoints_are_gone(
+def test_loss_that_is_not_finite_without_checkpoints_ends_with_a_suggested_rate(
     dataset: Dataset, tmp_path: Path
 ) -> None:
     spec = load_spec(
@@ -65,19 +65,17 @@ def test_a_loss_that_is_no_number_ends_with_the_rate_to_take_if_the_checkpoints_
 
         def on_call(self, report: CallReport) -> None:
             super().on_call(report)
-            while not (found := list_checkpoints(tmp_path / "checkpoints")) and len(self.calls) == 1:
+            while not (paths := list_checkpoints(tmp_path / "checkpoints")) and len(self.calls) == 1:
                 time.sleep(0.01)  # until the checkpoint is saved
-            for path in found:
+            for path in paths:
                 path.unlink()
 
-    said = r"no complete checkpoint.*--set optimizer\.learning_rate=0\.05\. Received: 1e\+30"
-    with pytest.raises(DivergedError, match=said):
+    pattern = r"no complete checkpoint.*--set optimizer\.learning_rate=0\.05\. Received: 1e\+30"
+    with pytest.raises(DivergedError, match=pattern):
         do_train(spec, dataset, tmp_path, Remove())
 
 
-def test_recovery_goes_back_beyond_the_checkpoints_of_a_broken_epoch(
-    dataset: Dataset, tmp_path: Path
-) -> None:
+def test_recovery_ignores_the_checkpoints_within_the_diverged_epoch(dataset: Dataset, tmp_path: Path) -> None:
     spec = load_spec(
         settings=[*SMALL, "train.steps_per_call=1", "optimizer={name: sgd, learning_rate: 0.01}"]
     )
@@ -97,6 +95,6 @@ def test_recovery_goes_back_beyond_the_checkpoints_of_a_broken_epoch(
 
     recorder = Poison()
     _, result = do_train(spec, dataset, tmp_path, recorder, learner=learner)
-    assert "back to the end of epoch 1" in recorder.messages[1]
+    assert "continues from the end of epoch 1" in recorder.messages[1]
     assert [row["epoch"] for row in result.history] == [1, 2, 3]
     assert not [path for path in list_checkpoints(tmp_path / "checkpoints") if "part" in path.name]

@@ -53,14 +53,14 @@ def step_by_step(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> 
     return do_train(spec, dataset, tmp_path_factory.mktemp("singly"))
 
 
-def test_a_stop_during_validation_waits_for_no_more_images(dataset: Dataset, tmp_path: Path) -> None:
+def test_stop_during_validation_does_not_wait_for_more_images(dataset: Dataset, tmp_path: Path) -> None:
     spec = load_spec(settings=[*SMALL, "train.epochs=2"])
     whole, result = do_train(spec, dataset, tmp_path / "whole")
     learner = learner_for(spec, dataset)
     evaluator = Evaluator(learner.inference_model)
-    saver = AsyncCheckpointer(tmp_path / "stopped" / "checkpoints")
-    arguments = (dataset, spec, find_cluster(), saver, Recorder())
-    with saver, pytest.raises(StoppedError, match="the checkpoint is safe"):
+    checkpointer = AsyncCheckpointer(tmp_path / "stopped" / "checkpoints")
+    arguments = (dataset, spec, find_cluster(), checkpointer, Recorder())
+    with checkpointer, pytest.raises(StoppedError, match="the checkpoint is safe"):
         train(learner, *arguments, lambda: evaluator.loss_and_accuracy(dataset.held_out, lambda: True))
     assert (tmp_path / "stopped" / "history.jsonl").read_text() == ""
     again, resumed = do_train(spec, dataset, tmp_path / "stopped")
@@ -70,14 +70,14 @@ def test_a_stop_during_validation_waits_for_no_more_images(dataset: Dataset, tmp
 
 
 @pytest.mark.parametrize(
-    ("stored", "says"),
+    ("stored", "advice"),
     [
         (1, "Restart to resume from step 0."),
         (0, "No checkpoint is complete; a restart begins with the first step."),
     ],
 )
-def test_a_stop_that_cannot_finish_its_save_names_the_step_that_a_restart_resumes_from(
-    dataset: Dataset, tmp_path: Path, stored: int, says: str
+def test_stop_with_an_incomplete_save_names_the_step_that_a_restart_resumes_from(
+    dataset: Dataset, tmp_path: Path, stored: int, advice: str
 ) -> None:
     spec = load_spec(settings=[*SMALL, "train.steps_per_call=1", "train.grace_seconds=3"])
     learner, recorder, release = learner_for(spec, dataset), Recorder(), threading.Event()
@@ -86,22 +86,22 @@ def test_a_stop_that_cannot_finish_its_save_names_the_step_that_a_restart_resume
         if len(list_checkpoints(tmp_path)) > stored:
             release.wait(60)
 
-    saver = AsyncCheckpointer(tmp_path, store, is_overdue=lambda: bool(recorder.calls))
+    checkpointer = AsyncCheckpointer(tmp_path, store, is_overdue=lambda: bool(recorder.calls))
     try:
-        with saver, pytest.raises(StoppedError) as stopped:
+        with checkpointer, pytest.raises(StoppedError) as stopped:
             train(
-                learner, dataset, spec, find_cluster(), saver, recorder,
-                dict, lambda: bool(recorder.calls) and saver.safe_step == (0 if stored else None),
+                learner, dataset, spec, find_cluster(), checkpointer, recorder,
+                dict, lambda: bool(recorder.calls) and checkpointer.safe_step == (0 if stored else None),
             )  # fmt: skip
     finally:
         release.set()
-    words = str(stopped.value)
-    assert "before its checkpoint was complete" in words
-    assert says in words
-    assert words.endswith("A longer train.grace_seconds may help. Received: 3 s")
+    message = str(stopped.value)
+    assert "before its checkpoint was complete" in message
+    assert advice in message
+    assert message.endswith("A longer train.grace_seconds may help. Received: 3 s")
 
 
-def test_a_stopped_run_ends_with_the_bits_of_an_undisturbed_one(
+def test_stopped_run_resumes_bit_identically(
     dataset: Dataset, whole: tuple[Learner, TrainResult], tmp_path: Path
 ) -> None:
     spec = load_spec(settings=EXACT)
@@ -126,7 +126,7 @@ class Crash(Recorder):
             raise KeyboardInterrupt
 
 
-def test_a_crash_costs_the_steps_since_the_last_checkpoint_and_nothing_else(
+def test_crash_loses_only_the_steps_since_the_last_checkpoint(
     dataset: Dataset, step_by_step: tuple[Learner, TrainResult], tmp_path: Path
 ) -> None:
     whole, result = step_by_step
@@ -135,14 +135,14 @@ def test_a_crash_costs_the_steps_since_the_last_checkpoint_and_nothing_else(
         recorder = Crash(crash_at)
         with pytest.raises(KeyboardInterrupt):
             do_train(often, dataset, tmp_path / "crashed", recorder)
-        assert recorder.messages == ([f"continuing after step {resumed} of 18"] if resumed else [])
+        assert recorder.messages == ([f"Resuming after step {resumed} of 18"] if resumed else [])
     crashed, again = do_train(often, dataset, tmp_path / "crashed")
     assert untimed(again.history) == untimed(result.history)
     for name, value in values(whole).items():
         np.testing.assert_array_equal(value, values(crashed)[name], err_msg=name)
 
 
-def test_the_number_of_steps_a_call_changes_nothing(
+def test_result_does_not_depend_on_the_steps_per_call(
     dataset: Dataset, step_by_step: tuple[Learner, TrainResult], tmp_path: Path
 ) -> None:
     by_five, _ = do_train(load_spec(settings=[*EXACT, "train.steps_per_call=5"]), dataset, tmp_path)
@@ -150,7 +150,7 @@ def test_the_number_of_steps_a_call_changes_nothing(
         np.testing.assert_array_equal(value, values(by_five)[name], err_msg=name)
 
 
-def test_leaving_the_optimizers_moments_out_of_a_checkpoint_would_be_seen(
+def test_checkpoint_without_optimizer_moments_changes_the_result(
     dataset: Dataset, whole: tuple[Learner, TrainResult], tmp_path: Path
 ) -> None:
     spec = load_spec(settings=EXACT)
@@ -183,7 +183,7 @@ BEST = [
 """Monitors the loss, which falls for some epochs."""
 
 
-def lose(path: Path, how: str) -> None:
+def damage(path: Path, how: str) -> None:
     """Remove, truncate or corrupt a file."""
     data = path.read_bytes()
     if how == "missing":
@@ -191,8 +191,8 @@ def lose(path: Path, how: str) -> None:
     elif how == "cut":
         path.write_bytes(data[: len(data) // 2])
     else:
-        place = data.index(b"NUMPY") + len(data) // 2
-        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        offset = data.index(b"NUMPY") + len(data) // 2
+        path.write_bytes(data[:offset] + bytes([data[offset] ^ 1]) + data[offset + 1 :])
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +210,7 @@ def stopped_in_the_fourth_epoch(dataset: Dataset, tmp_path_factory: pytest.TempP
 
 
 @pytest.mark.parametrize("how", ["missing", "cut", "flipped"])
-def test_lost_best_weights_are_made_again_from_a_checkpoint_before_them(
+def test_lost_best_weights_are_recomputed_from_an_earlier_checkpoint(
     how: str,
     dataset: Dataset,
     undisturbed: tuple[Learner, TrainResult],
@@ -221,19 +221,22 @@ def test_lost_best_weights_are_made_again_from_a_checkpoint_before_them(
     shutil.copytree(stopped_in_the_fourth_epoch, tmp_path, dirs_exist_ok=True)
     best = int(max((tmp_path / "checkpoints").glob("best-*.npz")).stem.partition("-")[2])
     assert best == 3
-    lose(tmp_path / "checkpoints" / f"best-{best:06d}.npz", how)
+    damage(tmp_path / "checkpoints" / f"best-{best:06d}.npz", how)
     recorder = Recorder()
     learner, again = do_train(load_spec(settings=BEST), dataset, tmp_path, recorder)
-    said = "missing" if how == "missing" else "damaged"
-    assert any(f"best-{best:06d}.npz is {said}" in message for message in recorder.messages)
-    assert any(f"epoch {best}, the best so far, are lost: going back to step" in m for m in recorder.messages)
+    problem = "missing" if how == "missing" else "damaged"
+    assert any(f"best-{best:06d}.npz is {problem}" in message for message in recorder.messages)
+    assert any(
+        f"epoch {best}, the best so far, are lost: training continues from step" in m
+        for m in recorder.messages
+    )
     assert untimed(again.history) == untimed(result.history)
     assert again.best_epoch == result.best_epoch
-    for name, variable in whole.answering_variables().items():
-        np.testing.assert_array_equal(variable, learner.answering_variables()[name], err_msg=name)
+    for name, variable in whole.inference_variables().items():
+        np.testing.assert_array_equal(variable, learner.inference_variables()[name], err_msg=name)
 
 
-def test_weights_lost_amid_the_training_are_noticed_at_its_end(
+def test_best_weights_lost_during_training_are_noticed_at_its_end(
     dataset: Dataset, undisturbed: tuple[Learner, TrainResult], tmp_path: Path
 ) -> None:
     class Remove(Recorder):
@@ -254,7 +257,7 @@ def test_weights_lost_amid_the_training_are_noticed_at_its_end(
     assert again.best_epoch == 4  # the only epoch whose weights were available
 
 
-def test_without_a_checkpoint_before_them_the_best_that_is_left_takes_their_place(
+def test_next_best_epoch_is_used_if_best_weights_and_earlier_checkpoints_are_lost(
     dataset: Dataset, tmp_path: Path
 ) -> None:
     settings = [*SMALL, "train.keep=best", "train.epochs=8"]

@@ -16,7 +16,7 @@ SCALED = "train={scale_batch: true, global_batch_size: 20}"
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "rate", "said"),
+    ("optimizer", "rate", "text"),
     [
         ("sgd", 0.4, "learning rate 0.1 x 4 (the linear rule of sgd)"),
         ("rmsprop", 0.2, "learning rate 0.1 x 2 (the square root rule of rmsprop)"),
@@ -25,7 +25,7 @@ SCALED = "train={scale_batch: true, global_batch_size: 20}"
         ("muon", 0.2, "square root"),
     ],
 )
-def test_the_rate_follows_the_rule_of_the_optimizer(optimizer: str, rate: float, said: str) -> None:
+def test_learning_rate_is_scaled_by_the_rule_of_the_optimizer(optimizer: str, rate: float, text: str) -> None:
     spec = load_spec(settings=[SCALED, f"optimizer={{name: {optimizer}, learning_rate: 0.1}}"])
     scaled = scaled_spec(spec, 4)
     assert scaled.optimizer.learning_rate == pytest.approx(rate)
@@ -34,41 +34,41 @@ def test_the_rate_follows_the_rule_of_the_optimizer(optimizer: str, rate: float,
     described = describe_scaling(spec, 4)
     assert described is not None
     assert "20 x 4 replicas = 80" in described
-    assert said in described
+    assert text in described
     assert scaled_spec(spec, 1) == spec
 
 
-def test_both_rates_of_muon_grow_alike() -> None:
+def test_both_learning_rates_of_muon_are_scaled() -> None:
     spec = load_spec(settings=[SCALED, "optimizer={name: muon, learning_rate: 0.1, rest_rate: 0.01}"])
     scaled = scaled_spec(spec, 4).optimizer
     assert (scaled.learning_rate, scaled.rest_rate) == pytest.approx((0.2, 0.02))
 
 
-def test_the_average_of_the_weights_is_of_as_many_images_as_before() -> None:
+def test_scaled_average_covers_as_many_images() -> None:
     spec = load_spec(settings=[SCALED, "train.ema_decay=0.99"])
     scaled = scaled_spec(spec, 4)
     # One step of 80 images replaces four steps of 20.
     assert scaled.train.ema_decay == pytest.approx(0.99 * 0.99 * 0.99 * 0.99)
-    assert "average's decay 0.99 to the power of 4" in str(describe_scaling(spec, 4))
-    assert "average" not in str(describe_scaling(load_spec(settings=[SCALED]), 4))
+    assert "ema_decay 0.99 to the power of 4" in str(describe_scaling(spec, 4))
+    assert "ema_decay" not in str(describe_scaling(load_spec(settings=[SCALED]), 4))
 
 
-def test_a_batch_of_more_than_all_images_is_refused() -> None:
+def test_batch_larger_than_the_training_data_is_rejected() -> None:
     spec = load_spec(settings=[SCALED])
     require_whole_batch(spec, 4, 80)
-    with pytest.raises(UsageError, match=r"is 80, for 4 devices.*Received: 79 images"):
+    with pytest.raises(UsageError, match=r"to 80 images on 4 devices.*Received: 79 images"):
         require_whole_batch(spec, 4, 79)
     require_whole_batch(load_spec(settings=["train.global_batch_size=20"]), 4, 3)
 
 
-def test_nothing_grows_unasked() -> None:
+def test_spec_is_unchanged_without_scale_batch() -> None:
     spec = load_spec(settings=["train.global_batch_size=20"])
     assert scaled_spec(spec, 8) is spec
     assert describe_scaling(spec, 8) is None
 
 
 @pytest.mark.engine
-def test_a_run_on_two_devices_has_half_the_steps_and_says_so(photos: Path, tmp_path: Path) -> None:
+def test_run_on_two_devices_has_half_the_steps_and_reports_it(photos: Path, tmp_path: Path) -> None:
     done = trainer(
         "train", "--data", photos, "--output", tmp_path / "runs", "--run-name", "two", *QUICK,
         "--set", "train.devices=cpu:2", "--set", "train.scale_batch=true", cache=tmp_path,
@@ -98,7 +98,7 @@ def test_a_run_on_two_devices_has_half_the_steps_and_says_so(photos: Path, tmp_p
 @pytest.mark.parametrize(
     ("batch", "images", "fits"), [(32, 320, True), (32, 336, True), (20, 320, False), (32, 330, False)]
 )
-def test_the_cores_of_a_tpu_have_equal_shares_of_every_batch(batch: int, images: int, fits: bool) -> None:
+def test_tpu_cores_require_equal_shares_of_every_batch(batch: int, images: int, fits: bool) -> None:
     spec = load_spec(settings=[f"train.global_batch_size={batch}"])
     require_equal_shares(spec, 1, images)
     if fits:

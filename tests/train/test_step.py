@@ -21,7 +21,7 @@ from trainer.distributed.devices import choose_precision, choose_xla, find_clust
 from trainer.errors import UsageError
 from trainer.spec import load_spec
 from trainer.train.prefetch import BatchPrefetcher
-from trainer.train.step import TrainStep, class_weights, share_of
+from trainer.train.step import TrainStep, class_weights, replica_share
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def dataset() -> Dataset:
     return dark_and_light()
 
 
-def test_a_step_is_the_step_that_keras_makes(dataset: Dataset) -> None:
+def test_train_step_equals_train_on_batch_of_keras(dataset: Dataset) -> None:
     spec = load_spec(
         settings=[*SMALL, "model={family: plain, filters: [4], dense_units: [8]}", "optimizer.name=rmsprop"]
     )
@@ -47,7 +47,7 @@ def test_a_step_is_the_step_that_keras_makes(dataset: Dataset) -> None:
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
-def test_clipping_uses_the_global_norm_and_smoothing_is_keras_own(dataset: Dataset) -> None:
+def test_clipping_uses_the_global_norm_and_smoothing_equals_keras(dataset: Dataset) -> None:
     spec = load_spec(
         settings=[
             *SMALL,
@@ -66,10 +66,10 @@ def test_clipping_uses_the_global_norm_and_smoothing_is_keras_own(dataset: Datas
     (sums,) = TrainStep(learner, spec, np.ones(2, np.float32), find_cluster()).run(block, EpochView(16, 16))
     assert sums.loss / sums.images == pytest.approx(float(expected), rel=1e-5)
     moved = [weight.numpy() - old for weight, old in zip(learner.model.weights, before, strict=True)]
-    assert np.sqrt(sum(np.sum(np.square(each)) for each in moved)) == pytest.approx(0.01, rel=1e-3)
+    assert np.sqrt(sum(np.sum(np.square(change)) for change in moved)) == pytest.approx(0.01, rel=1e-3)
 
 
-def test_each_part_of_a_mixed_image_has_the_loss_and_the_weight_of_its_own_label(dataset: Dataset) -> None:
+def test_each_part_of_a_mixed_image_has_the_loss_and_weight_of_its_label(dataset: Dataset) -> None:
     settings = ["augment.mixup=1.0", "train.label_smoothing=0.1", "train.precision=float32"]
     spec = load_spec(settings=[*SMALL, *settings])
     block = next(BatchPrefetcher(dataset.train, 8, 0).blocks(0, 1))
@@ -111,20 +111,20 @@ def test_class_weights_multiply_the_loss_of_their_class(dataset: Dataset) -> Non
     assert of_light == pytest.approx(losses[block.labels[0] == 1].sum(), rel=1e-4)
 
 
-def test_two_replicas_do_the_steps_of_one() -> None:
+def test_steps_on_two_replicas_equal_those_on_one() -> None:
     command, tests = [sys.executable, "-m", "helpers.two_replicas"], Path(__file__).parents[1]
     done = subprocess.run(command, cwd=tests, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    differences = json.loads(done.stdout.splitlines()[-1])
     for name in ("plain", "augmented", "airbench"):
-        assert found[name]["images"] == [7.0] * 4 + [1.0]
-        assert found[name]["loss"] < 1e-4
-        assert found[name]["weights"] < 1e-5
-    assert found["resident"] == 0.0
-    assert found["answers"] < 1e-6
+        assert differences[name]["images"] == [7.0] * 4 + [1.0]
+        assert differences[name]["loss"] < 1e-4
+        assert differences[name]["weights"] < 1e-5
+    assert differences["device cache"] == 0.0
+    assert differences["predictions"] < 1e-6
 
 
-def test_precision_and_xla_follow_the_machine() -> None:
+def test_auto_precision_and_xla_depend_on_the_devices() -> None:
     cluster = find_cluster()
     assert choose_precision("bfloat16", cluster) == "bfloat16"
     assert choose_precision("auto", cluster) == ("bfloat16" if cluster.has_bfloat16 else "float32")
@@ -135,9 +135,9 @@ def test_precision_and_xla_follow_the_machine() -> None:
 
 def losses_of(dataset: Dataset, *settings: str) -> list[float]:
     spec = load_spec(settings=[*SMALL, *settings])
-    stepper = TrainStep(learner_for(spec, dataset), spec, np.ones(2, np.float32), find_cluster())
+    train_step = TrainStep(learner_for(spec, dataset), spec, np.ones(2, np.float32), find_cluster())
     block = next(BatchPrefetcher(dataset.train, 8, 0).blocks(0, 3))
-    return [sums.loss for sums in stepper.run(block, EpochView(16, 16))]
+    return [sums.loss for sums in train_step.run(block, EpochView(16, 16))]
 
 
 @pytest.mark.parametrize(
@@ -153,14 +153,14 @@ def losses_of(dataset: Dataset, *settings: str) -> list[float]:
     ],
     ids=["augmentation", "mixing", "stochastic depth", "dropout"],
 )
-def test_what_is_random_is_the_same_when_xla_compiles_it(dataset: Dataset, random: list[str]) -> None:
+def test_random_numbers_are_the_same_with_xla(dataset: Dataset, random: list[str]) -> None:
     random = [*random, "train.precision=float32"]
     plain, compiled = (losses_of(dataset, *random, f"train.xla={on}") for on in ("false", "true"))
     assert compiled == pytest.approx(plain, rel=1e-5)
     assert losses_of(dataset, *random, "seed=1") != pytest.approx(plain, rel=1e-3)  # depends on the seed
 
 
-def test_a_step_compiled_by_xla_or_in_bfloat16_is_close_to_the_plain_one(dataset: Dataset) -> None:
+def test_step_with_xla_or_in_bfloat16_is_close_to_the_plain_step(dataset: Dataset) -> None:
     block = next(BatchPrefetcher(dataset.train, 8, 0).blocks(0, 1))
     model = "model={family: plain, filters: [4]}"
     losses = {
@@ -173,30 +173,30 @@ def test_a_step_compiled_by_xla_or_in_bfloat16_is_close_to_the_plain_one(dataset
     }
     turned = load_spec(settings=[*SMALL, "augment.rotate_degrees=10.0"])
     as_on_gpu = replace(find_cluster(), device_kind="GPU")  # where `auto` enables XLA
-    stepper = TrainStep(learner_for(turned, dataset), turned, np.ones(2, np.float32), as_on_gpu)
-    assert not stepper.uses_xla
-    assert np.isfinite(stepper.run(block, EpochView(16, 16))[0].loss)  # XLA has no kernel for rotation
+    train_step = TrainStep(learner_for(turned, dataset), turned, np.ones(2, np.float32), as_on_gpu)
+    assert not train_step.uses_xla
+    assert np.isfinite(train_step.run(block, EpochView(16, 16))[0].loss)  # XLA has no kernel for rotation
     assert losses["xla"] == pytest.approx(losses["plain"], rel=1e-4)
     assert losses["bf16"] == pytest.approx(losses["plain"], rel=5e-2)
 
 
-def test_the_share_of_a_core_has_a_size_that_xla_knows() -> None:
+def test_share_of_a_core_has_a_static_shape() -> None:
     """A TPU core gets its replica index only at run time, while XLA needs static shapes."""
     rows = tf.reshape(tf.range(32), [16, 2])
 
     @tf.function(jit_compile=True)
     def share(replica: tf.Tensor) -> tf.Tensor:
-        return share_of(replica, 4, [rows])[0]
+        return replica_share(replica, 4, [rows])[0]
 
-    found = [share(tf.constant(each)).numpy().tolist() for each in range(4)]
-    assert [row for part in found for row in part] == rows.numpy().tolist()
-    uneven = [share_of(each, 4, [rows[:13]])[0].numpy().tolist() for each in range(4)]
+    parts = [share(tf.constant(replica)).numpy().tolist() for replica in range(4)]
+    assert [row for part in parts for row in part] == rows.numpy().tolist()
+    uneven = [replica_share(replica, 4, [rows[:13]])[0].numpy().tolist() for replica in range(4)]
     assert [row for part in uneven for row in part] == rows[:13].numpy().tolist()
     assert [len(part) % 2 for part in uneven] == [0, 0, 0, 1]  # pairs stay together
 
 
-def test_rotation_is_refused_on_a_tpu(dataset: Dataset) -> None:
+def test_rotation_is_rejected_on_a_tpu(dataset: Dataset) -> None:
     spec = load_spec(settings=[*SMALL, "augment.rotate_degrees=5.0"])
     like_a_tpu = replace(find_cluster(), device_kind="TPU")
-    with pytest.raises(UsageError, match="no kernel for rotation"):
+    with pytest.raises(UsageError, match="can't rotate images"):
         TrainStep(learner_for(spec, dataset), spec, np.ones(2, np.float32), like_a_tpu)

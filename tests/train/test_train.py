@@ -19,7 +19,7 @@ from trainer.errors import StoppedError
 from trainer.evaluate.evaluator import Evaluator, predict_splits
 from trainer.spec import load_spec
 from trainer.train.checkpoint import list_checkpoints
-from trainer.train.device_cache import fits
+from trainer.train.device_cache import fits_in_device_cache
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def dataset() -> Dataset:
     return dark_and_light()
 
 
-def test_training_learns_and_leaves_its_history(dataset: Dataset, tmp_path: Path) -> None:
+def test_training_learns_and_writes_its_history(dataset: Dataset, tmp_path: Path) -> None:
     recorder = Recorder()
     learner, result = do_train(load_spec(settings=[*SMALL, "train.epochs=8"]), dataset, tmp_path, recorder)
     results = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
@@ -48,20 +48,18 @@ def test_training_learns_and_leaves_its_history(dataset: Dataset, tmp_path: Path
     assert len(list_checkpoints(tmp_path / "checkpoints")) == 2
 
 
-def test_images_that_fit_an_accelerator_live_on_it_and_train_to_the_same_bits(
-    dataset: Dataset, tmp_path: Path
-) -> None:
+def test_device_cache_does_not_change_the_training(dataset: Dataset, tmp_path: Path) -> None:
     spec = load_spec(settings=[*SMALL, "train.epochs=2", "train.xla=false", "augment.mixup=0.5"])
     like_a_gpu = replace(find_cluster(), device_kind="GPU", memory_bytes=1 << 20)
-    assert fits(dataset.train, like_a_gpu)
-    assert not fits(dataset.train, replace(like_a_gpu, memory_bytes=1 << 16))
-    assert not fits(dataset.train, find_cluster())
+    assert fits_in_device_cache(dataset.train, like_a_gpu)
+    assert not fits_in_device_cache(dataset.train, replace(like_a_gpu, memory_bytes=1 << 16))
+    assert not fits_in_device_cache(dataset.train, find_cluster())
     _, expected = do_train(spec, dataset, tmp_path / "host")
-    _, found = do_train(spec, dataset, tmp_path / "resident", cluster=like_a_gpu)
-    assert untimed(found.history) == untimed(expected.history)
+    _, cached = do_train(spec, dataset, tmp_path / "cached", cluster=like_a_gpu)
+    assert untimed(cached.history) == untimed(expected.history)
 
 
-def test_patience_is_judged_in_validated_epochs_only(dataset: Dataset, tmp_path: Path) -> None:
+def test_patience_is_checked_only_in_validated_epochs(dataset: Dataset, tmp_path: Path) -> None:
     spec = load_spec(
         settings=[
             *SMALL,
@@ -75,7 +73,7 @@ def test_patience_is_judged_in_validated_epochs_only(dataset: Dataset, tmp_path:
     assert len(result.history) == 8
 
 
-def test_early_stopping_keeps_the_best_epoch(dataset: Dataset, tmp_path: Path) -> None:
+def test_early_stopping_restores_the_best_epoch(dataset: Dataset, tmp_path: Path) -> None:
     spec = load_spec(
         settings=[*SMALL, "train.epochs=30", "optimizer={name: sgd, learning_rate: 0.0001}",
                   "train.early_stopping={patience_epochs: 2, min_change: 0.5}"]
@@ -98,26 +96,26 @@ def test_a_time_budget_ends_training_after_an_epoch(dataset: Dataset, tmp_path: 
     assert do_train(spec, dataset, tmp_path / "one")[1].ended == ""
 
 
-def test_a_stop_that_one_of_two_hears_while_they_evaluate_stops_both() -> None:
+def test_stop_of_one_process_during_evaluation_stops_both() -> None:
     dataset, hosts = dark_and_light(), tuple(addresses(2))
     learner = learner_for(load_spec(settings=SMALL), dataset)
     ended: dict[int, str] = {}
 
     def work(index: int) -> None:
-        peers = join_process_group(ProcessInfo(hosts, index, hosts[0]), {}, 30.0, lambda text: None)
+        group = join_process_group(ProcessInfo(hosts, index, hosts[0]), {}, 30.0, lambda text: None)
         evaluator = Evaluator(learner.inference_model)
-        evaluator._inference.peers = peers
+        evaluator._inference.group = group
         whole = evaluator.loss_and_accuracy(dataset.held_out)
         try:
             evaluator.loss_and_accuracy(dataset.held_out, lambda: index == 1)
         except StoppedError as error:
             ended[index] = f"{error} {whole['accuracy']:.3f}"
-        peers.shutdown()
+        group.shutdown()
 
-    both = [threading.Thread(target=work, args=(index,)) for index in (0, 1)]
-    for each in both:
-        each.start()
-    for each in both:
-        each.join(60)
+    threads = [threading.Thread(target=work, args=(index,)) for index in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
     assert sorted(ended) == [0, 1]
     assert ended[0] == ended[1]

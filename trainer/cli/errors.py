@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
+from trainer.compat import command_words
 from trainer.sanitize import printable_lines, without_secrets
 
 
@@ -28,7 +29,7 @@ class CleanGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Parse and invoke the subcommand as `click.Group` does."""
-        with _cleaned([*ctx._protected_args, *ctx.args]):
+        with _cleaned(command_words(ctx)):
             return super().invoke(ctx)
 
 

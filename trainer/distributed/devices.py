@@ -18,6 +18,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from trainer.compat import abort_collectives
 from trainer.distributed import ProcessGroup, ProcessInfo, is_free
 from trainer.errors import AcceleratorError, TemporaryError, TrainerError, UsageError
 
@@ -363,6 +364,4 @@ def _build_strategy(devices: list[str], group: ProcessGroup) -> tf.distribute.St
 
 def _abort(error: TrainerError) -> None:
     """Abort pending collectives when a peer has failed."""
-    from tensorflow.python.eager import context
-
-    context.context().abort_collective_ops(tf.errors.UNAVAILABLE, json.dumps(str(error)))
+    abort_collectives(tf.errors.UNAVAILABLE, json.dumps(str(error)))

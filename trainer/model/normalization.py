@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import keras
@@ -11,6 +14,18 @@ from trainer.model.dropout import weight_of_rows
 
 # Each replica assigns the same value, so hosts need no communication.
 _EQUAL_EVERYWHERE = "only_first_replica"
+
+_ARE_STATISTICS_FROZEN: ContextVar[bool] = ContextVar("are_statistics_frozen", default=False)
+
+
+@contextmanager
+def frozen_statistics(is_frozen: bool = True) -> Iterator[None]:
+    """Use the moving statistics of models called in this context and do not update them, in training too."""
+    token = _ARE_STATISTICS_FROZEN.set(is_frozen)
+    try:
+        yield
+    finally:
+        _ARE_STATISTICS_FROZEN.reset(token)
 
 
 class FusedBatchNormalization(keras.layers.Layer):  # type: ignore[misc]
@@ -40,7 +55,7 @@ class FusedBatchNormalization(keras.layers.Layer):  # type: ignore[misc]
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Return `inputs` normalized by the batch's statistics in training, otherwise by the moving ones."""
-        if not (training and self.trainable):
+        if not (training and self.trainable) or _ARE_STATISTICS_FROZEN.get():
             mean, variance = self.moving_mean.value, self.moving_variance.value
             return self._fused(inputs, mean=mean, variance=variance, is_training=False).y
         empty = tf.zeros([0], tf.float32)

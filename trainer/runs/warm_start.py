@@ -138,7 +138,7 @@ def _pretrain(
         screen.on_fact("weights", f"{file.origin}, licence {file.licence or 'not known'}")
         load_weights(backbone_of(learner.fill_inference_model()), file)
     has_newer = is_resumed or is_started
-    variables = {} if has_newer else learner.answering_variables()
+    variables = {} if has_newer else learner.inference_variables()
     shared: _Record = agreement.broadcast_variables(variables, record)
     if shared is not None and not has_newer:
         learner.take_inference_weights()
@@ -182,7 +182,7 @@ def _begin_with(
         _require_same_classes(class_names, folder)
         _restore(learner.inference_model, folder)
     uri = None if run is None else run.uri if is_bucket(run.uri) else os.path.abspath(run.uri)
-    place = agreement.broadcast_variables(learner.answering_variables(), uri)
+    place = agreement.broadcast_variables(learner.inference_variables(), uri)
     if place is not None:
         learner.take_inference_weights()
     return place or ""

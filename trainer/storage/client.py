@@ -6,6 +6,7 @@ import requests
 from google.auth import exceptions as auth
 from google.cloud import storage
 
+from trainer.compat import http_session
 from trainer.errors import UsageError
 from trainer.storage.proxies import require_proxy
 
@@ -34,9 +35,9 @@ def make_client() -> storage.Client:
         client = storage.Client.create_anonymous_client()
     # Proxies and certificates are the same for every request. Reading them from the environment each time
     # took a sixth of the time of a small request.
-    session = client._http
-    require_proxy(session, client._connection.API_BASE_URL)
-    settings = session.merge_environment_settings(client._connection.API_BASE_URL, {}, None, None, None)
+    session = http_session(client)
+    require_proxy(session, client.api_endpoint)
+    settings = session.merge_environment_settings(client.api_endpoint, {}, None, None, None)
     session.proxies, session.verify, session.trust_env = settings["proxies"], settings["verify"], False
     adapter = requests.adapters.HTTPAdapter(pool_connections=_CONNECTIONS, pool_maxsize=_CONNECTIONS)
     for scheme in ("https://", "http://"):

@@ -22,6 +22,7 @@ from google.cloud import storage
 from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 from google.cloud.storage.retry import DEFAULT_RETRY
 
+from trainer.compat import download_url, http_session, uploaded_name
 from trainer.errors import TemporaryError, UsageError
 from trainer.storage.checksums import as_text, file_crc32c
 from trainer.storage.client import make_client
@@ -204,8 +205,8 @@ class BucketStore:
             blob = self._blob(name)
 
             def fetch() -> None:
-                url = blob._get_download_url(self.client, **condition)
-                if not fetch_media(self.client._http, url, temporary, TIMEOUT_SECONDS):
+                url = download_url(blob, self.client, **condition)
+                if not fetch_media(http_session(self.client), url, temporary, TIMEOUT_SECONDS):
                     blob.download_to_filename(str(temporary), **condition, **self._download_options)
 
             try:
@@ -310,7 +311,7 @@ def _send_timeout() -> tuple[float, float]:
 
 def _require_arrived(blob: storage.Blob, crc32c: int) -> None:
     """Raise DataCorruption unless the bucket reports this CRC-32C and this name for the upload."""
-    name, received = blob._properties.get("name"), blob.crc32c
+    name, received = uploaded_name(blob), blob.crc32c
     if (name, received) != (blob.name, as_text(crc32c)):
         raise DataCorruption(None, f"the bucket received {name} with crc32c {received}")
 

@@ -10,8 +10,8 @@ from typing import TypeVar
 from google.api_core import exceptions as api
 from google.auth import exceptions as auth
 from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
-from google.cloud.storage.retry import _should_retry
 
+from trainer.compat import is_retryable
 from trainer.errors import TemporaryError, TrainerError, UsageError
 
 _MAX_DAMAGED = 3
@@ -49,7 +49,7 @@ def retried(
                 damaged += 1
                 if damaged > _MAX_DAMAGED:
                     raise
-            elif not (_should_retry(error) or _is_unreachable(error) or is_transient(error)):
+            elif not (is_retryable(error) or _is_unreachable(error) or is_transient(error)):
                 raise
             else:
                 failed_at.append(time.monotonic())

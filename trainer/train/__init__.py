@@ -4,12 +4,12 @@
 weights in the learner's inference model and returns the history in a `TrainResult`.
 """
 
-from trainer.train.agreement import HostSync
 from trainer.train.async_checkpointer import AsyncCheckpointer
+from trainer.train.history import TrainResult
+from trainer.train.host_sync import HostSync
 from trainer.train.learner import Learner, build_learner
+from trainer.train.loop import train
 from trainer.train.observer import CallReport, Observer
-from trainer.train.result import TrainResult
-from trainer.train.training import train
 
 __all__ = [
     "AsyncCheckpointer",

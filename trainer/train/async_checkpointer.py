@@ -19,8 +19,8 @@ from trainer.spec import CheckpointSpec
 from trainer.train.checkpoint import save_best, save_checkpoint, take_snapshot
 
 # One save in progress and one waiting: each has a copy of the state in memory until it is on disk.
-_MOST_WAITING = 2
-_LOOK_SECONDS = 0.1
+_MAX_JOBS = 2
+_POLL_SECONDS = 0.1
 
 
 class AsyncCheckpointer:
@@ -44,16 +44,16 @@ class AsyncCheckpointer:
         self._error: BaseException | None = None
         self.safe_step: int | None = None
         """Last step whose checkpoint is complete, including its copy in a bucket; None if there is none."""
-        self._ended = self._is_incomplete = False
-        threading.Thread(target=self._work, daemon=True, name="saver").start()
+        self._is_closed = self._is_incomplete = False
+        threading.Thread(target=self._run_jobs, daemon=True, name="checkpointer").start()
 
     def __enter__(self) -> AsyncCheckpointer:
         return self
 
-    def __exit__(self, *raised: object) -> None:
+    def __exit__(self, *exception: object) -> None:
         """Let the thread end after the current save; drop all others and do not wait."""
         with self._changed:
-            self._ended = True
+            self._is_closed = True
             while len(self._jobs) > 1:
                 self._jobs.pop()
             self._changed.notify_all()
@@ -69,14 +69,14 @@ class AsyncCheckpointer:
         """Save the current state; see `save_checkpoint`. `is_last` drops older saves not yet started."""
         arrays = take_snapshot(variables)
         if is_last:
-            self._forget_older()
+            self._drop_waiting()
 
         def job() -> None:
             save_checkpoint(self.folder, step, arrays, record, whole_epoch)
             self._after_save()
             self.safe_step = step
 
-        self._put(job, is_superseded=True)
+        self._enqueue(job, is_superseded=True)
 
     def save_best(self, epoch: int, variables: Mapping[str, tf.Variable]) -> None:
         """Save the weights of the best epoch so far. Call before saving a checkpoint that refers to them."""
@@ -86,7 +86,7 @@ class AsyncCheckpointer:
             save_best(self.folder, epoch, arrays)
             self._after_save()  # must be complete before a checkpoint that refers to it
 
-        self._put(job, is_superseded=False)
+        self._enqueue(job, is_superseded=False)
 
     def resume_advice(self) -> str:
         """Return a sentence on where a restart resumes, by the newest complete checkpoint."""
@@ -97,35 +97,35 @@ class AsyncCheckpointer:
     def flush(self) -> bool:
         """Wait for all saves; return False if that takes too long. Raises the error of a failed save."""
         with self._changed:
-            return self._wait_for(0) and not self._is_incomplete
+            return self._wait_until_left(0) and not self._is_incomplete
 
-    def _forget_older(self) -> None:
+    def _drop_waiting(self) -> None:
         with self._changed:
-            begun, waiting = list(self._jobs)[:1], list(self._jobs)[1:]
-            self._jobs = deque([*begun, *(each for each in waiting if not each[1])])
+            current, waiting = list(self._jobs)[:1], list(self._jobs)[1:]
+            self._jobs = deque([*current, *(job for job in waiting if not job[1])])
 
-    def _put(self, job: Callable[[], object], is_superseded: bool) -> None:
+    def _enqueue(self, job: Callable[[], object], is_superseded: bool) -> None:
         with self._changed:
-            if self._wait_for(_MOST_WAITING - 1):
+            if self._wait_until_left(_MAX_JOBS - 1):
                 self._jobs.append((job, is_superseded))
                 self._changed.notify_all()
             else:
                 self._is_incomplete = True
 
-    def _wait_for(self, most: int) -> bool:
-        """Wait until at most `most` saves are left; return False if that takes too long."""
-        while len(self._jobs) > most and self._error is None:
+    def _wait_until_left(self, count: int) -> bool:
+        """Wait until at most `count` saves are left; return False if that takes too long."""
+        while len(self._jobs) > count and self._error is None:
             if self._is_overdue():
                 return False
-            self._changed.wait(_LOOK_SECONDS)
+            self._changed.wait(_POLL_SECONDS)
         if self._error is not None:
             raise self._error
         return True
 
-    def _work(self) -> None:
+    def _run_jobs(self) -> None:
         while True:
             with self._changed:
-                while not self._jobs and not self._ended:
+                while not self._jobs and not self._is_closed:
                     self._changed.wait()
                 if not self._jobs:
                     return
@@ -148,33 +148,33 @@ class CheckpointPolicy:
     during the other half.
     """
 
-    def __init__(self, spec: CheckpointSpec, saver: AsyncCheckpointer) -> None:
-        self._spec, self._saver = spec, saver
-        self._step, self._at = 0, time.monotonic()
-        self.most_steps = None if spec.every_steps is None else max(1, spec.every_steps // 2)
+    def __init__(self, spec: CheckpointSpec, checkpointer: AsyncCheckpointer) -> None:
+        self._spec, self._checkpointer = spec, checkpointer
+        self._last_step, self._last_time = 0, time.monotonic()
+        self.max_steps = None if spec.every_steps is None else max(1, spec.every_steps // 2)
         """Maximum number of steps per call; None for no limit."""
 
-    def resumed(self, step: int) -> None:
-        """Restart the count at the checkpoint of `step`, which is complete."""
-        self._saver.safe_step = step
-        self.saved(step)
+    def record_resume(self, step: int) -> None:
+        """Restart the count of steps and minutes at the checkpoint of `step`, which is complete."""
+        self._checkpointer.safe_step = step
+        self.record_save(step)
 
-    def saved(self, step: int) -> None:
+    def record_save(self, step: int) -> None:
         """Restart the count of steps and minutes at `step`."""
-        self._step, self._at = step, time.monotonic()
+        self._last_step, self._last_time = step, time.monotonic()
 
     def is_due(self, step: int) -> bool:
         """Return whether the configured minutes or steps have passed since the last checkpoint."""
-        if self.most_steps is not None and step - self._step >= self.most_steps:
+        if self.max_steps is not None and step - self._last_step >= self.max_steps:
             return True
         return self._spec.every_minutes is not None and (
-            time.monotonic() - self._at >= 60.0 * self._spec.every_minutes
+            time.monotonic() - self._last_time >= 60.0 * self._spec.every_minutes
         )
 
-    def make_room(self, step: int) -> None:
+    def wait_for_saves(self, step: int) -> None:
         """Wait before the steps up to `step` if more than `every_steps` steps could be lost after them."""
         if (
             self._spec.every_steps is not None
-            and step - (self._saver.safe_step or 0) > self._spec.every_steps
+            and step - (self._checkpointer.safe_step or 0) > self._spec.every_steps
         ):
-            self._saver.flush()
+            self._checkpointer.flush()

@@ -23,15 +23,15 @@ from trainer.errors import StoppedError, UsageError
 from trainer.spec import RunSpec
 from trainer.train import build_learner
 from trainer.train.clock import fitting_steps
-from trainer.train.parts import build_parts
+from trainer.train.phase_work import build_train_step
 from trainer.train.prefetch import BatchBlock
 from trainer.train.scaling import require_equal_shares, require_whole_batch, scaled_spec
 
 _ROUNDS = 3
 _PARTS = 3
-_MUCH = 0.9
+_GOOD_SHARE = 0.9
 """Share of the slower part's speed that training reaches without another bottleneck."""
-_ALIKE = 5.0
+_SEPARATE_RATIO = 5.0
 """Ratio of speeds above which the faster part does not noticeably slow down the other."""
 
 Limit = Literal["step", "data", "processor"]
@@ -48,7 +48,7 @@ class Speeds:
     together: float
     compile_seconds: float
     steps_per_call: int
-    """Less than the spec's value if an epoch or a block of the feed has fewer steps."""
+    """Less than the spec's value if an epoch or a block of the prefetcher has fewer steps."""
     precision: str
     xla: bool
     devices: str
@@ -59,7 +59,7 @@ class Speeds:
     def limit(self) -> Limit:
         """The bottleneck: step or data, or 'processor' if they slow down each other."""
         slower, faster = sorted((self.step, self.pipeline))
-        if self.together < _MUCH * slower and faster < _ALIKE * slower:
+        if self.together < _GOOD_SHARE * slower and faster < _SEPARATE_RATIO * slower:
             return "processor"
         return "step" if self.step <= self.pipeline else "data"
 
@@ -67,26 +67,26 @@ class Speeds:
         """Return a description of the bottleneck."""
         ratio = self.pipeline / self.step
         if self.limit == "step":
-            return f"the step: the data come {ratio:.1f} times as fast as it takes them"
+            return f"the step: the input pipeline is {ratio:.1f} times as fast"
         if self.limit == "data":
-            return f"the data: the step could take {1 / ratio:.1f} times as many"
+            return f"the data: the step is {1 / ratio:.1f} times as fast as the input pipeline"
         share = self.together / min(self.step, self.pipeline)
-        between = (
-            "the processor, which step and data share"
+        shared = (
+            "the processor, which step and input pipeline share"
             if self.devices.startswith("cpu")
-            else "what lies between them, such as copies to the device"
+            else "the transfer to the device"
         )
-        return f"{between}: together they reach {share:.0%} of the slower one"
+        return f"{shared}: together they reach {share:.0%} of the speed of the slower one"
 
     def advice(self) -> str:
         """Return advice on how to speed up training."""
         if self.limit == "step":
             if self.precision == "float32":
-                return "train.precision=bfloat16 where the devices have it, a smaller model, or more devices"
+                return "train.precision=bfloat16 on devices that support it, a smaller model, or more devices"
             return "a smaller model or data.image_size, or more devices"
         if self.limit == "data":
-            return "a larger data.cache_mib, so that pictures are decoded once; a faster disk; more cores"
-        return "more cores, or a larger data.cache_mib, so that pictures are decoded once"
+            return "a larger data.cache_mib, so that images are decoded once; a faster disk; more cores"
+        return "more cores, or a larger data.cache_mib, so that images are decoded once"
 
 
 def measure_speeds(
@@ -99,9 +99,9 @@ def measure_speeds(
         require_equal_shares(spec, cluster.strategy.num_replicas_in_sync, len(dataset.train.labels))
     bench = _Bench(spec, dataset, cluster, is_stopped)
     compile_seconds = bench.warm_up()
-    turn = seconds / (_ROUNDS * _PARTS)
+    part_seconds = seconds / (_ROUNDS * _PARTS)
     parts = (bench.step, bench.pipeline, bench.together)
-    rates = [[part(turn) for part in parts] for _ in range(_ROUNDS)]
+    rates = [[part(part_seconds) for part in parts] for _ in range(_ROUNDS)]
     step, pipeline, together = (statistics.median(part) for part in zip(*rates, strict=True))
     return Speeds(
         step=step,
@@ -110,7 +110,7 @@ def measure_speeds(
         compile_seconds=compile_seconds,
         steps_per_call=bench.steps_per_call,
         precision=bench.learner.precision,
-        xla=bench.stepper.uses_xla,
+        xla=bench.train_step.uses_xla,
         devices=cluster.description,
         replicas=cluster.strategy.num_replicas_in_sync,
         global_batch_size=spec.train.global_batch_size,
@@ -129,15 +129,15 @@ class _Bench:
         phase = self.learner.phases[-1]
         if phase.is_logistic:
             raise UsageError(
-                "The head of this spec is fitted by logistic regression: there are no steps to measure; "
-                "try --set train.finetune.probe=steps, or more epochs.",
+                "There are no steps to measure: the head is fitted by logistic regression.",
+                "Set train.finetune.probe=steps, or more epochs.",
                 received="finetune.probe=logistic",
             )
-        self.stepper, self.feed = build_parts(self.learner, dataset, spec, cluster, phase=phase)
+        self.train_step, self.prefetcher = build_train_step(self.learner, dataset, spec, cluster, phase=phase)
         self.view = find_view(spec.augment, spec.data.image_size, spec.train.epochs - 1, spec.train.epochs)
-        chosen = spec.train.steps_per_call
-        self.is_auto = chosen == "auto"
-        self.feed.block_steps = 1 if chosen == "auto" else chosen
+        steps_per_call = spec.train.steps_per_call
+        self.is_auto = steps_per_call == "auto"
+        self.prefetcher.block_steps = 1 if steps_per_call == "auto" else steps_per_call
         self.steps_per_call = 0
 
     def warm_up(self) -> float:
@@ -148,7 +148,7 @@ class _Bench:
         started = time.perf_counter()
         steps = self.learner.steps_per_epoch
         for first in {0, steps - 1}:  # the last batch may be short
-            self._run(next(self.feed.blocks(first, first + 1)))
+            self._run(next(self.prefetcher.blocks(first, first + 1)))
         seconds = time.perf_counter() - started
         # As in training, the steps increase until a call takes long enough or a block reaches its maximum.
         while (block := next(self._blocks())).steps > self.steps_per_call:
@@ -156,38 +156,40 @@ class _Bench:
             started = time.perf_counter()
             self._run(block)
             if self.is_auto:
-                self.feed.block_steps = fitting_steps(block.steps, time.perf_counter() - started)
+                self.prefetcher.block_steps = fitting_steps(block.steps, time.perf_counter() - started)
         self.steps_per_call = block.steps
         return seconds
 
     def step(self, seconds: float) -> float:
         """Return the images per second of one block, repeated."""
         block = next(self._blocks())
-        resident = replace(block, images=tf.identity(block.images))
-        return self._rate(itertools.repeat(resident), seconds, self._run)
+        on_device = replace(block, images=tf.identity(block.images))
+        return self._measure_rate(itertools.repeat(on_device), seconds, self._run)
 
     def pipeline(self, seconds: float) -> float:
         """Return the images per second of blocks that are read and discarded."""
-        return self._rate(self._blocks(), seconds, lambda block: None)
+        return self._measure_rate(self._blocks(), seconds, lambda block: None)
 
     def together(self, seconds: float) -> float:
         """Return the images per second of training, with prefetch."""
-        return self._rate(self._blocks(), seconds, self._run)
+        return self._measure_rate(self._blocks(), seconds, self._run)
 
     def _blocks(self) -> Iterator[BatchBlock]:
-        return self.feed.blocks(0, 1 << 40)
+        return self.prefetcher.blocks(0, 1 << 40)
 
     def _run(self, block: BatchBlock) -> None:
-        self.stepper.run(block, self.view)
+        self.train_step.run(block, self.view)
 
-    def _rate(self, blocks: Iterator[BatchBlock], seconds: float, use: Callable[[BatchBlock], None]) -> float:
+    def _measure_rate(
+        self, blocks: Iterator[BatchBlock], seconds: float, use: Callable[[BatchBlock], None]
+    ) -> float:
         next(blocks)  # not measured: the pipeline has to start first
         images, started = 0, time.perf_counter()
         for block in blocks:
             use(block)
             images += block.steps * block.global_rows
             if self.is_stopped():
-                raise StoppedError("Stopped on request; nothing is kept of a measurement.")
+                raise StoppedError("Stopped on request. The measurement is discarded.")
             if time.perf_counter() - started >= seconds:
                 break
         return images / (time.perf_counter() - started)

@@ -24,11 +24,11 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 """Arrays by variable name."""
 
 _RECORD = "record.json"
-_PART = "-part"
-_DAMAGED = "damaged-"
-_KEPT = 2
+_PARTIAL = "-part"
+_DAMAGED_PREFIX = "damaged-"
+_KEEP_COUNT = 2
 # Missing file, folder, or invalid offset: errors of the file itself; all others are errors of the disk.
-_OF_THE_FILE = (None, errno.ENOENT, errno.EISDIR, errno.EINVAL)
+_FILE_ERRNOS = (None, errno.ENOENT, errno.EISDIR, errno.EINVAL)
 
 
 class DamagedError(Exception):
@@ -48,11 +48,14 @@ def save_checkpoint(
     A checkpoint within an epoch is called step-00001234-part.npz. Keeps the newest two checkpoints and the
     newest two of whole epochs, and deletes the others. Raises what `write_bytes` raises.
     """
-    path = folder / f"step-{step:08d}{'' if whole_epoch else _PART}.npz"
+    path = folder / f"step-{step:08d}{'' if whole_epoch else _PARTIAL}.npz"
     write_arrays(path, arrays, record)
-    kept = {*list_checkpoints(folder)[-_KEPT:], *list_checkpoints(folder, whole_epochs=True)[-_KEPT:]}
+    newest = {
+        *list_checkpoints(folder)[-_KEEP_COUNT:],
+        *list_checkpoints(folder, whole_epochs=True)[-_KEEP_COUNT:],
+    }
     for old in list_checkpoints(folder):
-        if old not in kept:
+        if old not in newest:
             old.unlink(missing_ok=True)
     return path
 
@@ -63,12 +66,12 @@ def save_best(folder: Path, epoch: int, arrays: Arrays) -> None:
     A restart may have to restore a checkpoint that is older than the newest two. Weights of later epochs
     belong to abandoned progress and are deleted.
     """
-    path = _best(folder, epoch)
+    path = _path_of_best(folder, epoch)
     write_arrays(path, arrays, {"epoch": epoch})
-    found = sorted(folder.glob("best-*.npz"))
-    kept = [each for each in found if each <= path][-_KEPT - 1 :]
-    for other in found:
-        if other not in kept:
+    paths = sorted(folder.glob("best-*.npz"))
+    current = [other for other in paths if other <= path][-_KEEP_COUNT - 1 :]
+    for other in paths:
+        if other not in current:
             other.unlink(missing_ok=True)
 
 
@@ -83,12 +86,12 @@ def restore_best(
     A damaged file is renamed; `on_damage` is called with a description. Raises TemporaryError for a disk
     error, UsageError for the weights of another model.
     """
-    path = _best(folder, epoch)
+    path = _path_of_best(folder, epoch)
     try:
         restore_checkpoint(path, variables)
     except DamagedError as error:
         on_damage(f"{path.name} is {f'damaged ({str(error)[:100]})' if path.exists() else 'missing'}")
-        _set_aside(path)
+        _rename_damaged(path)
         return False
     return True
 
@@ -107,14 +110,14 @@ def write_arrays(path: Path, arrays: Arrays, record: Mapping[str, Any]) -> None:
     write_bytes(path, buffer.getvalue(), read_back=True)
 
 
-def _best(folder: Path, epoch: int) -> Path:
+def _path_of_best(folder: Path, epoch: int) -> Path:
     return folder / f"best-{epoch:06d}.npz"
 
 
 def list_checkpoints(folder: Path, whole_epochs: bool = False) -> list[Path]:
     """Return the checkpoints in `folder`, oldest first; with `whole_epochs` only those of whole epochs."""
     paths = sorted(folder.glob("step-*.npz"))
-    return [path for path in paths if not (whole_epochs and path.stem.endswith(_PART))]
+    return [path for path in paths if not (whole_epochs and path.stem.endswith(_PARTIAL))]
 
 
 def has_readable(folder: Path) -> bool:
@@ -140,10 +143,11 @@ def restore_newest(
         try:
             arrays, record = _read(path)
         except DamagedError as error:
-            _set_aside(path)
-            none = "there is none before it" if whole_epochs else "there is none before it, so it begins anew"
-            then = none if path == paths[0] else "going back to the checkpoint before it"
-            on_damage(f"{path.name} is damaged ({str(error)[:100]}): {then}")
+            _rename_damaged(path)
+            begins = "" if whole_epochs else ", so training starts from the beginning"
+            is_last = path == paths[0]
+            fallback = f"no older checkpoint is left{begins}" if is_last else "trying the one before it"
+            on_damage(f"{path.name} is damaged ({str(error)[:100]}): {fallback}")
             continue
         if is_wanted(record):
             _assign(path, arrays, variables)
@@ -151,11 +155,11 @@ def restore_newest(
     return None
 
 
-def forget_newer(folder: Path, step: int) -> None:
+def delete_newer(folder: Path, step: int) -> None:
     """Delete the checkpoints of steps after `step`, which a training that went back writes again."""
     for path in list_checkpoints(folder):
         if int(path.stem.split("-")[1]) > step:
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 def restore_checkpoint(path: Path, variables: Mapping[str, tf.Variable]) -> dict[str, Any]:
@@ -177,17 +181,18 @@ def _assign(path: Path, arrays: Arrays, variables: Mapping[str, tf.Variable]) ->
     )
     if differing:
         raise UsageError(
-            f"The checkpoint {path} is of another model; give this run another --run-name.",
-            received=f"{len(differing)} variables that differ, such as {differing[0]}",
+            f"The checkpoint {path} belongs to another model: {len(differing)} variables differ.",
+            "Choose another --run-name for this run.",
+            received=differing[0],
         )
     for name, variable in variables.items():
         variable.assign(arrays[name])
 
 
-def _set_aside(path: Path) -> None:
+def _rename_damaged(path: Path) -> None:
     """Rename a damaged file so that no pattern for checkpoints matches it."""
     if path.exists():
-        path.replace(path.with_name(_DAMAGED + path.name))
+        path.replace(path.with_name(_DAMAGED_PREFIX + path.name))
 
 
 def _is_readable(path: Path) -> bool:
@@ -207,11 +212,11 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]]:
     except MemoryError:
         raise  # not an error of the file
     except OSError as error:
-        if error.errno in _OF_THE_FILE:
+        if error.errno in _FILE_ERRNOS:
             raise DamagedError(str(error)) from error
-        raise TemporaryError(f"{path} could not be read; try again.", received=error.strerror) from error
+        raise TemporaryError(f"{path} could not be read.", "Try again.", received=error.strerror) from error
     except (*DAMAGE, KeyError, TypeError, AttributeError) as error:
         # The record is missing, or the file is no archive: Python 3.10 raises AttributeError, and NumPy
         # reports a pickle.
-        said = "it is not an archive of arrays" if "pickle" in str(error) else str(error)
-        raise DamagedError(said or type(error).__name__) from error
+        reason = "it is not an archive of arrays" if "pickle" in str(error) else str(error)
+        raise DamagedError(reason or type(error).__name__) from error

@@ -14,23 +14,23 @@ _CALL_SECONDS = 0.5
 class Clock:
     """Timer for one epoch: duration, images, and time spent waiting for data."""
 
-    def __init__(self, feed: BatchPrefetcher | None, standing: TrainState) -> None:
-        """feed: the input pipeline, or None if no batches are read."""
-        self.feed = feed
+    def __init__(self, prefetcher: BatchPrefetcher | None, state: TrainState) -> None:
+        """prefetcher: the input pipeline, or None if no batches are read."""
+        self.prefetcher = prefetcher
         self.started = time.perf_counter()
-        self.images, self.waited = standing.images, self._waited()
+        self.images, self.waited = state.images, self._waited()
 
     def seconds(self) -> float:
         """Return the seconds since this object was created."""
         return time.perf_counter() - self.started
 
-    def rates(self, standing: TrainState) -> tuple[float, float]:
+    def rates(self, state: TrainState) -> tuple[float, float]:
         """Return images per second, and the share of time spent waiting for data, in 0..1."""
         seconds = max(1e-9, self.seconds())
-        return (standing.images - self.images) / seconds, (self._waited() - self.waited) / seconds
+        return (state.images - self.images) / seconds, (self._waited() - self.waited) / seconds
 
     def _waited(self) -> float:
-        return self.feed.waited_seconds if self.feed is not None else 0.0
+        return self.prefetcher.waited_seconds if self.prefetcher is not None else 0.0
 
 
 def fitting_steps(steps: int, seconds: float) -> int:

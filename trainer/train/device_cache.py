@@ -16,16 +16,18 @@ from numpy.typing import NDArray
 from trainer.data.dataset import Split
 from trainer.distributed.devices import Cluster
 
-_SHARE = 0.25
+_MEMORY_SHARE = 0.25
 """Share of the smallest device's memory; the rest is for weights, activations and gradients."""
 
 
-def fits(split: Split, cluster: Cluster) -> bool:
+def fits_in_device_cache(split: Split, cluster: Cluster) -> bool:
     """Return whether the images of `split`, or this host's share of them, fit into the device cache."""
     # Shards are for data that is larger than memory, and are read in a stream.
     if cluster.device_kind != "GPU" or split.shards is not None:
         return False
-    return math.prod(split.pixels.shape) <= _SHARE * (cluster.memory_bytes or 0) * cluster.process_count
+    return (
+        math.prod(split.pixels.shape) <= _MEMORY_SHARE * (cluster.memory_bytes or 0) * cluster.process_count
+    )
 
 
 def put_on_devices(pixels: NDArray[np.uint8], strategy: tf.distribute.Strategy) -> Any:

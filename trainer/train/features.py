@@ -31,7 +31,7 @@ from trainer.train.inference import Inference, Rows
 Array = NDArray[np.float32]
 
 _FLOAT_BYTES = 4
-_PART_ROWS = 1000
+_ROWS_PER_FILE = 1000
 """Rows per file of the cache; after a crash about as many rows are recomputed."""
 
 
@@ -61,24 +61,24 @@ class Features:
         backbone: keras.Model,
         head: keras.Model,
         cluster: Cluster,
-        about: Sequence[str],
+        description: Sequence[str],
         cache_dir: Path,
         progress: Progress,
     ) -> None:
         """backbone, head: the two parts of the inference model, in float32.
 
-        about: everything except the weights that changes the features; part of the cache key.
+        description: everything except the weights that changes the features; part of the cache key.
         """
         self._backbone, self._head, self._progress = backbone, head, progress
         self._inference = Inference(backbone, cluster)
-        self._about = about
-        self._place = cache_dir / "features"
-        self._weights = ""
-        self._known: dict[str, Array] = {}
+        self._description = description
+        self._folder = cache_dir / "features"
+        self._digest = ""
+        self._by_split: dict[str, Array] = {}
 
     def are_current(self) -> bool:
         """Return whether the features in memory were computed with the current weights of the backbone."""
-        return self._weights == _digest_of(self._backbone)
+        return self._digest == _compute_digest(self._backbone)
 
     def logits(self, features: Array) -> tf.Tensor:
         """Return the logits of the head for `features`, float32 [images, classes]."""
@@ -91,17 +91,17 @@ class Features:
         returns True on any process; features computed before that stay in the cache.
         """
         if not self.are_current():
-            self._weights, self._known = _digest_of(self._backbone), {}
-        if split.name not in self._known:
-            self._known[split.name] = self._read_or_compute(split, is_stopped)
-        return self._known[split.name]
+            self._digest, self._by_split = _compute_digest(self._backbone), {}
+        if split.name not in self._by_split:
+            self._by_split[split.name] = self._read_or_compute(split, is_stopped)
+        return self._by_split[split.name]
 
     def _read_or_compute(self, split: Split, is_stopped: Callable[[], bool]) -> Array:
-        key = hashlib.sha256("\n".join([*self._about, self._weights, split.name]).encode()).hexdigest()
-        cache = _Cache(self._place / key, self._progress)
+        key = hashlib.sha256("\n".join([*self._description, self._digest, split.name]).encode()).hexdigest()
+        cache = FeatureCache(self._folder / key, self._progress)
         task = self._progress.start(f"Features of {split.name} images", len(split.items), "images")
         try:
-            compute = _cached(cache, lambda rows: self._inference.batch(split, rows), task)
+            compute = _with_cache(cache, lambda rows: self._inference.batch(split, rows), task)
             return self._inference.outputs(split, is_stopped, compute)
         finally:
             cache.flush()
@@ -124,8 +124,8 @@ def build_features(
     is_small = images * backbone.output_shape[-1] * _FLOAT_BYTES <= spec.data.cache_mib << 20
     if not (is_small or spec.finetune.probe == "logistic"):
         return None
-    about = describe_features(spec, backbone, dataset, cluster)
-    return Features(backbone, head_of(model), cluster, about, cache_dir, progress)
+    description = describe_features(spec, backbone, dataset, cluster)
+    return Features(backbone, head_of(model), cluster, description, cache_dir, progress)
 
 
 def describe_features(spec: RunSpec, backbone: keras.Model, dataset: Dataset, cluster: Cluster) -> list[str]:
@@ -139,7 +139,7 @@ def describe_features(spec: RunSpec, backbone: keras.Model, dataset: Dataset, cl
     ]  # fmt: skip
 
 
-class _Cache:
+class FeatureCache:
     """Cache of feature rows in files, in the order in which this process computes them.
 
     If a file can't be written, caching is disabled and training continues.
@@ -168,11 +168,11 @@ class _Cache:
         return None
 
     def add(self, rows: Array) -> None:
-        """Append rows; a file is written once at least _PART_ROWS rows are pending."""
+        """Append rows; a file is written once at least _ROWS_PER_FILE rows are pending."""
         if not self._is_writable:
             return
         self._pending.append(rows)
-        if sum(map(len, self._pending)) >= _PART_ROWS:
+        if sum(map(len, self._pending)) >= _ROWS_PER_FILE:
             self.flush()
 
     def flush(self) -> None:
@@ -193,19 +193,19 @@ class _Cache:
             yield
         except (TemporaryError, UsageError) as error:
             self._is_writable = False
-            self._progress.say(f"Features are not cached, so that a restart computes them again. {error}")
+            self._progress.say(f"The features can't be cached; a restart computes them again. {error}")
 
 
-def _cached(cache: _Cache, compute: Callable[[Rows], Array], task: Task) -> Callable[[Rows], Array]:
-    def rows_of(rows: Rows) -> Array:
-        found = cache.take(len(rows))
-        if found is None:
-            found = compute(rows)
-            cache.add(found)
+def _with_cache(cache: FeatureCache, compute: Callable[[Rows], Array], task: Task) -> Callable[[Rows], Array]:
+    def compute_rows(rows: Rows) -> Array:
+        features = cache.take(len(rows))
+        if features is None:
+            features = compute(rows)
+            cache.add(features)
         task.advance(len(rows))
-        return found
+        return features
 
-    return rows_of
+    return compute_rows
 
 
 def _read_parts(folder: Path) -> Array:
@@ -216,7 +216,7 @@ def _read_parts(folder: Path) -> Array:
     """
     parts: list[Array] = []
     stored = 0
-    for path in sorted(each for each in folder.glob("*.npy") if each.stem.isdecimal()):
+    for path in sorted(file for file in folder.glob("*.npy") if file.stem.isdecimal()):
         start = int(path.stem)
         if start > stored:
             break
@@ -236,7 +236,7 @@ def _read(path: Path) -> Array | None:
     return part if part.dtype == np.float32 and part.ndim == 2 and len(part) else None
 
 
-def _digest_of(backbone: keras.Model) -> str:
+def _compute_digest(backbone: keras.Model) -> str:
     """Return the SHA-256 of all weights as 64 hex digits."""
     digest = hashlib.sha256()
     for weight in backbone.weights:

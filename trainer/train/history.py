@@ -7,12 +7,61 @@ by bit. timings.json has the durations. The TensorBoard events contain both.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import tensorflow as tf
+
+from trainer.errors import TemporaryError
+from trainer.storage.fencing import require_right
 from trainer.storage.local import write_json, write_text
-from trainer.train.events import EventLog
+
+
+class EventLog:
+    """TensorBoard event files: one set of scalars per epoch; the step is the epoch."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._writer: tf.summary.SummaryWriter | None = None
+
+    def replay(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Replace all event files by `rows`, which removes rows of lost epochs and adds missing ones."""
+        self.close()
+        require_right(self.folder)
+        for old in self.folder.glob("events.out.tfevents.*"):
+            old.unlink()
+        for row in rows:
+            self.add(row)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Write one row and flush it. Raises TemporaryError if it can't be written."""
+        require_right(self.folder)
+        try:
+            self._write(row)
+        except tf.errors.OpError as error:
+            raise TemporaryError(
+                "The TensorBoard events could not be written; the disk may be full.",
+                "Free some space and run the same command again.",
+                received=f"{self.folder} ({error.message[:200]})",
+            ) from None
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        if self._writer is None:
+            self._writer = tf.summary.create_file_writer(str(self.folder))
+        with self._writer.as_default(step=row["epoch"]):
+            for name, value in row.items():
+                if name != "epoch":
+                    tf.summary.scalar(name, value)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Close the current event file, if one is open."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
 
 Row = dict[str, Any]
 
@@ -65,3 +114,19 @@ class History:
         lines = "".join(json.dumps(row) + "\n" for row in self.results)
         write_text(self.folder / "history.jsonl", lines)
         write_json(self.folder / "timings.json", {"epochs": self.timings})
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """History, best epoch and duration of a training."""
+
+    history: list[Row]
+    """One row per epoch, including timings."""
+    timings: list[Row]
+    """One row per epoch: seconds, images per second, and the share of time spent waiting for data."""
+    best_epoch: int
+    """From 1; 0 if no epoch was validated."""
+    seconds: float
+    """Training time of all attempts, without evaluation after the last epoch."""
+    ended: str
+    """Why training ended early, in words; empty if it did not."""

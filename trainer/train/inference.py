@@ -30,7 +30,7 @@ At 224 pixels it computes 55 images per second per core, against 14 with batches
 """
 _BATCH_BYTES = 64 << 20
 """Limit for the float32 pixels of a batch; large images use smaller batches."""
-_TURNS_APART = 8
+_TURNS_BETWEEN_CHECKS = 8
 """Number of batches between two checks whether another process has to stop."""
 _STOP = b"stop"
 
@@ -42,10 +42,10 @@ def _never() -> bool:
 
 
 def batches_of(
-    count: int, shape: tuple[int, ...], most: int = _BATCH, devices: int = 1
+    count: int, shape: tuple[int, ...], max_per_device: int = _BATCH, devices: int = 1
 ) -> Iterator[np.ndarray[Any, Any]]:
-    """Yield the indices of `count` images of `shape` in batches of at most `most` per device."""
-    batch = devices * max(1, min(most, _BATCH_BYTES // (4 * math.prod(shape))))
+    """Yield the indices of `count` images of `shape` in batches of at most `max_per_device` per device."""
+    batch = devices * max(1, min(max_per_device, _BATCH_BYTES // (4 * math.prod(shape))))
     for start in range(0, count, batch):
         yield np.arange(start, min(start + batch, count))
 
@@ -64,12 +64,12 @@ class Inference:
 
         finish: applied to the outputs of a batch, [batch, width] to [batch, width] of `dtype`.
         """
-        self.model, self.peers = model, cluster.group if cluster else ProcessGroup(ProcessInfo())
+        self.model, self.group = model, cluster.group if cluster else ProcessGroup(ProcessInfo())
         self.strategy = cluster.strategy if cluster else tf.distribute.get_strategy()
         self._finish, self._dtype = finish, dtype
         is_slow = has_backbone(model) and (cluster is None or cluster.device_kind == "CPU")
-        self._most = _BACKBONE_BATCH if is_slow else _BATCH
-        self._replicas = self.strategy.num_replicas_in_sync // self.peers.process.process_count
+        self._max_per_device = _BACKBONE_BATCH if is_slow else _BATCH
+        self._replicas = self.strategy.num_replicas_in_sync // self.group.process.process_count
         pixels = tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8)
         self._outputs = tf.function(self._compute, input_signature=[pixels], autograph=False)
 
@@ -84,23 +84,23 @@ class Inference:
         compute: replaces `self.batch` for a batch of rows. Raises StoppedError once `is_stopped` returns True
         on any process.
         """
-        place = self.peers.process
-        owners = split.owners(place.process_count)
-        own, parts = np.flatnonzero(owners == place.process_index), []
+        process = self.group.process
+        owners = split.owners(process.process_count)
+        own, parts = np.flatnonzero(owners == process.process_index), []
         split.pixels.prefetch(own)
-        shape, counts = split.pixels.shape[1:], np.bincount(owners, minlength=place.process_count)
+        shape, counts = split.pixels.shape[1:], np.bincount(owners, minlength=process.process_count)
         # All processes do the same number of turns, because each check for a stop is a collective.
-        turns = max(len(list(self._batches(int(each), shape))) for each in counts)
-        mine = [*self._batches(len(own), shape)]
+        turns = max(len(list(self._batches(int(count), shape))) for count in counts)
+        batches = [*self._batches(len(own), shape)]
         for turn in range(turns):
-            self._require_going(turn, is_stopped())
-            if turn < len(mine):
-                rows = own[mine[turn]]
+            self._raise_if_stopped(turn, is_stopped())
+            if turn < len(batches):
+                rows = own[batches[turn]]
                 parts.append(self.batch(split, rows) if compute is None else compute(rows))
-        return self._joined(parts, owners)
+        return self._gather_outputs(parts, owners)
 
     def _batches(self, count: int, shape: tuple[int, ...]) -> Iterator[NDArray[np.int64]]:
-        return batches_of(count, shape, self._most, self._replicas)
+        return batches_of(count, shape, self._max_per_device, self._replicas)
 
     def batch(self, split: Split, rows: Rows) -> NDArray[Any]:
         """Return the outputs for the images in `rows`, computed by this process."""
@@ -109,20 +109,20 @@ class Inference:
         outputs: NDArray[Any] = self._outputs(tf.constant(split.pixels.gather(filled))).numpy()
         return outputs[: len(rows)]
 
-    def _require_going(self, turn: int, is_stopped: bool) -> None:
+    def _raise_if_stopped(self, turn: int, is_stopped: bool) -> None:
         """Raise StoppedError if this or another process has to stop; others are checked every few turns."""
-        if self.peers.process.process_count > 1:
-            if turn % _TURNS_APART:
+        if self.group.process.process_count > 1:
+            if turn % _TURNS_BETWEEN_CHECKS:
                 return
-            is_stopped = any(each == _STOP for each in self.peers.all_gather(_STOP if is_stopped else b""))
+            is_stopped = _STOP in self.group.all_gather(_STOP if is_stopped else b"")
         if is_stopped:
             raise StoppedError("Stopped on request during the evaluation.")
 
-    def _joined(self, parts: list[NDArray[Any]], owners: NDArray[np.int64]) -> NDArray[Any]:
+    def _gather_outputs(self, parts: list[NDArray[Any]], owners: NDArray[np.int64]) -> NDArray[Any]:
         """Return the outputs of all processes, in the order of the images."""
         width = self.model.output_shape[-1]
         joined = np.empty((len(owners), width), self._dtype)
-        for index, data in enumerate(self.peers.all_gather(b"".join(part.tobytes() for part in parts))):
+        for index, data in enumerate(self.group.all_gather(b"".join(part.tobytes() for part in parts))):
             joined[owners == index] = np.frombuffer(data, self._dtype).reshape(-1, width)
         return joined
 
@@ -131,11 +131,11 @@ class Inference:
         if self._replicas == 1 and not isinstance(self.strategy, tf.distribute.TPUStrategy):
             outputs = self._forward(pixels)
         else:
-            done = self.strategy.run(self._share_of_replica, args=(pixels,))
-            outputs = tf.concat(self.strategy.experimental_local_results(done), axis=0)
+            results = self.strategy.run(self._compute_share, args=(pixels,))
+            outputs = tf.concat(self.strategy.experimental_local_results(results), axis=0)
         return self._finish(outputs)
 
-    def _share_of_replica(self, pixels: tf.Tensor) -> tf.Tensor:
+    def _compute_share(self, pixels: tf.Tensor) -> tf.Tensor:
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group % self._replicas
         shares = tf.reshape(pixels, tf.concat([[self._replicas, -1], tf.shape(pixels)[1:]], axis=0))
         return self._forward(tf.ensure_shape(tf.gather(shares, replica), pixels.shape))

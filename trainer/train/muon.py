@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from trainer.compat import index_of_variable
 from trainer.model.head import OUTPUT_LAYERS
 
 _A, _B, _C = 3.4445, -4.7750, 2.0315
@@ -64,14 +65,14 @@ class Muon(keras.optimizers.Optimizer):  # type: ignore[misc]
         self.first_moments, self.second_moments = [], []
         for variable, is_hidden in zip(variables, self.hidden, strict=True):
             self.first_moments.append(self.add_variable_from_reference(variable, name="momentum"))
-            has_two = not is_hidden and self.rest_momentum is None
+            has_second = not is_hidden and self.rest_momentum is None
             self.second_moments.append(
-                self.add_variable_from_reference(variable, name="velocity") if has_two else None
+                self.add_variable_from_reference(variable, name="velocity") if has_second else None
             )
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Update `variable` by its gradient, which is summed over all replicas."""
-        index = self._get_variable_index(variable)
+        index = index_of_variable(self, variable)
         first, second = self.first_moments[index], self.second_moments[index]
         rate = tf.cast(learning_rate, tf.float32) * (1.0 if self.hidden[index] else self.rest_ratio)
         has_decay = len(variable.shape) > 1 or self.rest_momentum is not None

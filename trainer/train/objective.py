@@ -69,9 +69,9 @@ class SingleLabel:
 
     def validate(self, labels: npt.NDArray[np.int32], probabilities: Floats) -> dict[str, float]:
         """See `Objective`."""
-        chosen = probabilities[np.arange(len(labels)), labels]
+        of_label = probabilities[np.arange(len(labels)), labels]
         return {
-            "loss": float(-np.mean(np.log(np.maximum(chosen, np.finfo(np.float64).eps)))),
+            "loss": float(-np.mean(np.log(np.maximum(of_label, np.finfo(np.float64).eps)))),
             "accuracy": float(np.mean(np.argmax(probabilities, axis=1) == labels)),
         }
 

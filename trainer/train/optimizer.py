@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from trainer.compat import apply_without_all_reduce
 from trainer.spec import OptimizerSpec
 from trainer.train.muon import Muon
 
@@ -77,8 +78,7 @@ def build_optimizer(
     """
     schedule = Schedule(spec, steps_per_epoch, total_steps, scale, factor)
     optimizer = _optimizer(spec, schedule, precision)
-    # Otherwise Keras would repeat the all-reduce of the gradients.
-    optimizer._all_reduce_sum_gradients = list
+    apply_without_all_reduce(optimizer)
     if spec.weight_decay and spec.name != "muon":
         # Biases and normalization weights have one dimension; weight decay does not improve them (He et al.
         # 2019).

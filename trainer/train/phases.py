@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from trainer.model.normalization import frozen_statistics
 from trainer.model.pretrained import backbone_of, head_of, stages_of
 from trainer.spec import RunSpec
 from trainer.spec.finetune import FinetuneSpec
@@ -22,7 +23,7 @@ Weights = Sequence[keras.Variable]
 
 
 @dataclass(frozen=True)
-class Group:
+class WeightGroup:
     """Weights that share an optimizer and its learning-rate schedule."""
 
     weights: Weights
@@ -40,7 +41,7 @@ class Phase:
     end_epoch: int
     """Exclusive: the first epoch after the phase."""
     first_step: int
-    groups: tuple[Group, ...]
+    groups: tuple[WeightGroup, ...]
     """Empty for logistic regression."""
     forward: Callable[[Any], Any]
     """Computes the logits of a batch for training."""
@@ -93,12 +94,12 @@ def build_phases(
             scale,
             precision=precision,
         )
-        group = Group(model.trainable_variables, optimizer, schedule)
+        group = WeightGroup(model.trainable_variables, optimizer, schedule)
         return (Phase("", 0, epochs, 0, (group,), lambda x: model(x, training=True), model.weights),)
-    return tuple(_phases(spec, finetune, model, steps_per_epoch, scale, precision))
+    return tuple(_build_finetuning_phases(spec, finetune, model, steps_per_epoch, scale, precision))
 
 
-def _phases(
+def _build_finetuning_phases(
     spec: RunSpec,
     finetune: FinetuneSpec,
     model: keras.Model,
@@ -112,7 +113,7 @@ def _phases(
     for name, count in epochs_of_phases(finetune, spec.train.epochs):
         trained = {"frozen": 0, "last stage": 1, "all": len(stages)}[name]
         updates = name == "all" and finetune.batch_norm == "train"
-        groups = [*_rated(head, stages, trained, finetune)]
+        groups = [*_rate_multipliers(head, stages, trained, finetune)]
         is_logistic = name == "frozen" and finetune.probe == "logistic"
         changing = [weight for weights, _ in groups for weight in weights]
         yield Phase(
@@ -122,8 +123,8 @@ def _phases(
             first_step=first * steps_per_epoch,
             groups=()
             if is_logistic
-            else tuple(_grouped(groups, spec, steps_per_epoch, count, scale, precision)),
-            forward=_forward(backbone, head, updates),
+            else tuple(_build_groups(groups, spec, steps_per_epoch, count, scale, precision)),
+            forward=_build_forward(backbone, head, trained > 0, updates),
             changing=model.weights if updates else changing,
             is_frozen=trained == 0,
         )
@@ -137,7 +138,7 @@ def epochs_of_phases(finetune: FinetuneSpec, epochs: int) -> list[tuple[str, int
     return [(name, count) for name, count in phases if count > 0]
 
 
-def _rated(
+def _rate_multipliers(
     head: keras.Model, stages: Sequence[Weights], trained: int, finetune: FinetuneSpec
 ) -> Iterator[tuple[Weights, float]]:
     """Yield weights with the multiplier of their learning rate: of the head, then of the last stages."""
@@ -146,14 +147,14 @@ def _rated(
         yield weights, finetune.backbone_rate * finetune.layer_decay**depth
 
 
-def _grouped(
+def _build_groups(
     rated: Sequence[tuple[Weights, float]],
     spec: RunSpec,
     steps_per_epoch: int,
     epochs: int,
     scale: tf.Variable,
     precision: str,
-) -> Iterator[Group]:
+) -> Iterator[WeightGroup]:
     """Yield one group per distinct multiplier."""
     by_factor: dict[float, list[keras.Variable]] = {}
     for weights, factor in rated:
@@ -162,9 +163,21 @@ def _grouped(
         optimizer, schedule = build_optimizer(
             spec.optimizer, weights, steps_per_epoch, epochs * steps_per_epoch, scale, factor, precision
         )
-        yield Group(weights, optimizer, schedule)
+        yield WeightGroup(weights, optimizer, schedule)
 
 
-def _forward(backbone: keras.Model, head: keras.Model, updates_statistics: bool) -> Callable[[Any], Any]:
-    # Not the whole model: Keras would pass `training` on to the backbone and update its statistics.
-    return lambda pixels: head(backbone(pixels, training=updates_statistics), training=True)
+def _build_forward(
+    backbone: keras.Model, head: keras.Model, trains_backbone: bool, updates_statistics: bool
+) -> Callable[[Any], Any]:
+    """Return the function from pixels to logits in training.
+
+    If part of the backbone is trained, its stochastic depth is active. Batch normalization uses the
+    pretrained statistics unless `updates_statistics`.
+    """
+
+    def forward(pixels: Any) -> Any:
+        with frozen_statistics(not updates_statistics):
+            features = backbone(pixels, training=trains_backbone)
+        return head(features, training=True)
+
+    return forward

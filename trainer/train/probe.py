@@ -2,7 +2,8 @@
 
 The strength of the L2 penalty is selected by the log loss of a stratified cross-validation on the training
 images alone. Features are centred and scaled before the fit, and the inverse transformation is folded into
-the weights of the head.
+the weights of the head. With multiple labels per image, each label has a binary classifier, and the
+probabilities of the resulting `Probe` are sigmoids of its logits.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ Labels = NDArray[np.integer]
 
 _PENALTIES = tuple(10.0**power for power in np.arange(-5.0, 2.01, 0.5))
 """Values of C, the inverse strength of the penalty, from strong to weak."""
-_USUAL = 5
+_FIRST_INDEX = 5
 """Index of the penalty with which the search begins."""
-_MOST_ITERATIONS = 1000
-MOST_WORK = 2e11
+_MAX_ITERATIONS = 1000
+MAX_WORK = 2e11
 """Upper limit of images x width x classes x folds; larger fits take hours."""
 
 
@@ -56,18 +57,19 @@ def fit_probe(
     """Return the head that is fitted to `features` [images, width] and `labels` [images].
 
     weights: weight of each class in the loss, [classes]. folds: number of folds of the cross-validation that
-    selects the penalty. Raises UsageError if the fit exceeds MOST_WORK, DataError for features that are not
+    selects the penalty. Raises UsageError if the fit exceeds MAX_WORK, DataError for features that are not
     finite, and StoppedError once `is_stopped` returns True between two fits.
     """
-    if features.size * len(weights) * folds > MOST_WORK:
+    if features.size * len(weights) * folds > MAX_WORK:
         raise UsageError(
-            "Logistic regression takes too long for so many images and classes; train the head in steps with "
-            "--set train.finetune.probe=steps.",
+            "Logistic regression would take hours for this many images and classes.",
+            "Train the head in steps with --set train.finetune.probe=steps.",
             received=f"{len(features)} images of {len(weights)} classes",
         )
     if not np.isfinite(features).all():
         raise DataError(
-            "The features of the backbone are not finite numbers; try other weights, or another backbone.",
+            "The features of the backbone are not finite numbers.",
+            "Choose other weights, or another backbone.",
             received=f"features of {len(features)} images",
         )
     mean = features.mean(axis=0, dtype=np.float64)
@@ -75,13 +77,13 @@ def fit_probe(
     scale = float(np.sqrt(features.var(axis=0, dtype=np.float64).mean())) or 1.0
     scaled = (features - mean) / scale
     sample_weights = np.asarray(weights, np.float64)[labels]
-    penalty, held_out = _chosen(scaled, labels, sample_weights, len(weights), folds, is_stopped)
+    penalty, held_out = _choose_penalty(scaled, labels, sample_weights, len(weights), folds, is_stopped)
     kernel, bias = _fit(scaled, labels, sample_weights, len(weights), penalty)
     kernel = kernel / scale
     return Probe(kernel, bias - mean @ kernel, penalty, held_out)
 
 
-def _chosen(
+def _choose_penalty(
     features: Floats,
     labels: Labels,
     sample_weights: Floats,
@@ -90,7 +92,7 @@ def _chosen(
     is_stopped: Callable[[], bool],
 ) -> tuple[float, Floats | None]:
     """Return the penalty with the lowest cross-validated log loss, and its out-of-fold probabilities."""
-    fold = fold_of(labels, folds)
+    fold = assign_folds(labels, folds)
     if not (is_tested := fold >= 0).any():
         return _PENALTIES[len(_PENALTIES) // 2], None
 
@@ -108,26 +110,26 @@ def _chosen(
             probabilities[is_tested], labels[is_tested], sample_weights[is_tested]
         ), probabilities
 
-    best = _lowest(judge)
+    best = _search(judge)
     return _PENALTIES[best[0]], best[1]
 
 
-def _lowest(judge: Callable[[int], tuple[float, Floats]]) -> tuple[int, Floats]:
+def _search(judge: Callable[[int], tuple[float, Floats]]) -> tuple[int, Floats]:
     """Return the index of the penalty with the lowest loss, and its probabilities.
 
     In practice the loss is convex in the penalty, so the search descends from the usual minimum.
     """
-    index, (loss, probabilities) = _USUAL, judge(_USUAL)
+    index, (loss, probabilities) = _FIRST_INDEX, judge(_FIRST_INDEX)
     for step in (-1, 1):
-        moved = False
-        while 0 <= index + step < len(_PENALTIES) and (found := judge(index + step))[0] < loss:
-            index, (loss, probabilities), moved = index + step, found, True
-        if moved:
+        has_moved = False
+        while 0 <= index + step < len(_PENALTIES) and (result := judge(index + step))[0] < loss:
+            index, (loss, probabilities), has_moved = index + step, result, True
+        if has_moved:
             break
     return index, probabilities
 
 
-def fold_of(labels: Labels, folds: int) -> NDArray[np.int64]:
+def assign_folds(labels: Labels, folds: int) -> NDArray[np.int64]:
     """Return the fold of each image, from 0, assigned in turn to the images of each class in their order.
 
     The only image of a class has fold -1. A class with fewer images than folds is missing in some folds.
@@ -146,7 +148,7 @@ def _fit(
     """Return kernel [width, classes] and bias [classes]."""
     from sklearn.linear_model import LogisticRegression  # slow import, needed only here
 
-    model = LogisticRegression(C=penalty, max_iter=_MOST_ITERATIONS, tol=1e-4)
+    model = LogisticRegression(C=penalty, max_iter=_MAX_ITERATIONS, tol=1e-4)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # convergence warnings: the cross-validation judges the result
         model.fit(features, labels, sample_weights)
@@ -164,18 +166,18 @@ def _softmax(logits: Floats) -> Floats:
 
 
 def _log_loss(probabilities: Floats, labels: Labels, sample_weights: Floats) -> float:
-    chosen = probabilities[np.arange(len(labels)), labels]
-    return float(np.average(-np.log(np.maximum(chosen, np.finfo(np.float64).tiny)), weights=sample_weights))
+    of_label = probabilities[np.arange(len(labels)), labels]
+    return float(np.average(-np.log(np.maximum(of_label, np.finfo(np.float64).tiny)), weights=sample_weights))
 
 
-def judge_logits(logits: Floats, labels: Labels) -> tuple[Floats, NDArray[np.bool_]]:
+def evaluate_logits(logits: Floats, labels: Labels) -> tuple[Floats, NDArray[np.bool_]]:
     """Return the cross-entropy of each image, and whether its highest logit is right."""
     shifted = logits - logits.max(axis=1, keepdims=True)
     losses = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]
     return losses, logits.argmax(axis=1) == labels
 
 
-def accuracy_of(probabilities: Floats, labels: Sequence[int] | Labels) -> float:
+def compute_accuracy(probabilities: Floats, labels: Sequence[int] | Labels) -> float:
     """Return the share of the images whose most probable class is right.
 
     With multi-label `labels`, 0 or 1 [images, classes], an image is right if the probabilities of all its
@@ -184,3 +186,52 @@ def accuracy_of(probabilities: Floats, labels: Sequence[int] | Labels) -> float:
     if np.ndim(labels) == 2:
         return float(np.mean(((probabilities >= 0.5) == (np.asarray(labels) > 0)).all(axis=1)))
     return float(np.mean(np.argmax(probabilities, axis=1) == np.asarray(labels)))
+
+
+_CERTAIN_LOGIT = 10.0
+"""Absolute logit of a label that all training images have, or none."""
+
+
+def fit_label_probe(
+    features: NDArray[np.floating[Any]],
+    labels: Labels,
+    weights: NDArray[np.floating[Any]],
+    folds: int,
+    is_stopped: Callable[[], bool] = lambda: False,
+) -> Probe:
+    """Return the head that is fitted to `features` [images, width] and `labels` [images, labels].
+
+    weights: [labels], weight of the images that have a label relative to those that don't. Each label selects
+    its own penalty; the penalty of the result is their geometric mean. Raises what `fit_probe` raises.
+    """
+    fits = [
+        _fit_label(features, labels[:, label], float(weight), folds, is_stopped)
+        for label, weight in enumerate(weights)
+    ]
+    held_out = [fit.held_out[:, 1] for fit in fits if fit.held_out is not None]
+    return Probe(
+        kernel=np.stack([fit.kernel[:, 1] - fit.kernel[:, 0] for fit in fits], axis=1),
+        bias=np.array([fit.bias[1] - fit.bias[0] for fit in fits]),
+        penalty=float(np.exp(np.mean([np.log(fit.penalty) for fit in fits]))),
+        held_out=np.stack(held_out, axis=1) if len(held_out) == len(fits) else None,
+    )
+
+
+def _fit_label(
+    features: NDArray[np.floating[Any]],
+    has_label: Labels,
+    weight: float,
+    folds: int,
+    is_stopped: Callable[[], bool],
+) -> Probe:
+    if len(np.unique(has_label)) == 2:
+        return fit_probe(features, has_label, np.array([1.0, weight]), folds, is_stopped)
+    logit = _CERTAIN_LOGIT if has_label.any() else -_CERTAIN_LOGIT
+    return Probe(np.zeros((features.shape[1], 2)), np.array([0.0, logit]), 1.0, None)
+
+
+def evaluate_label_logits(logits: Floats, labels: Labels) -> tuple[Floats, NDArray[np.bool_]]:
+    """Return the mean binary cross-entropy of each image, and whether all its labels are right at 1/2."""
+    truth = labels > 0
+    losses = np.logaddexp(0.0, np.where(truth, -logits, logits)).mean(axis=1)
+    return losses, ((logits >= 0) == truth).all(axis=1)

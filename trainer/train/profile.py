@@ -30,7 +30,7 @@ class Profile:
         self._is_on = False
 
     @property
-    def borders(self) -> tuple[int, ...]:
+    def boundaries(self) -> tuple[int, ...]:
         """Steps, counted from 0, that a block must not cross."""
         return () if self._steps is None else (self._steps[0] - 1, self._steps[1])
 
@@ -40,9 +40,9 @@ class Profile:
             return
         first, last = self._steps
         if last > total_steps:
-            self._on_message(f"train.profile asks for steps up to {last}; there are {total_steps}")
+            self._on_message(f"train.profile requests steps up to {last}, but the training has {total_steps}")
         if step >= first and (step < last or not (self._folder / "plugins").exists()):
-            self._on_message(f"train.profile asks for steps from {first} on; {step} are done already")
+            self._on_message(f"train.profile requests steps from {first} on, but {step} are already done")
 
     @contextmanager
     def around(self, block: BatchBlock) -> Iterator[None]:
@@ -65,10 +65,12 @@ class Profile:
             try:
                 tf.profiler.experimental.stop()
             except tf.errors.OpError as error:
-                self._on_message(f"the profile could not be written: {error.message[:200]}")
+                self._on_message(f"The profile could not be written: {error.message[:200]}")
             else:
                 # Not the path: for a run in a bucket it is local to this process.
-                self._on_message("a profile is in the run's profile/; tensorboard --logdir shows it")
+                self._on_message(
+                    "The profile is in the run's folder profile/. View it with tensorboard --logdir."
+                )
 
     def _begin(self, step: int) -> None:
         """Start recording before `step`, counted from 0, if it is in the range."""
@@ -80,7 +82,7 @@ class Profile:
             except tf.errors.OpError as error:
                 # For example, another profiler is running in this process; training continues without a
                 # profile.
-                self._on_message(f"there is no profile: {error.message[:200]}")
+                self._on_message(f"Profiling is not possible: {error.message[:200]}")
                 self._folder = None
             else:
                 self._is_on = True

@@ -63,15 +63,16 @@ def describe_scaling(spec: RunSpec, replicas: int) -> str | None:
         f"global batch {spec.train.global_batch_size} x {replicas} "
         f"replica{'s' * (replicas > 1)} = {replicas * spec.train.global_batch_size}, learning rate "
         f"{rate:g} x {_factor(spec, replicas):.4g} (the {rule} rule of {name})"
-    ) + (f", average's decay {decay:g} to the power of {replicas}" if decay else "")
+    ) + (f", ema_decay {decay:g} to the power of {replicas}" if decay else "")
 
 
 def require_whole_batch(spec: RunSpec, replicas: int, images: int) -> None:
     """Raise UsageError if there are fewer `images` than a scaled batch: the rate would be too high."""
     if spec.train.scale_batch and (batch := replicas * spec.train.global_batch_size) > images:
         raise UsageError(
-            f"With train.scale_batch the global batch is {batch}, for {replicas} devices, and there are "
-            f"fewer images to train on; lower train.global_batch_size.",
+            f"train.scale_batch sets the global batch to {batch} images on {replicas} devices, and there are "
+            f"fewer training images.",
+            "Lower train.global_batch_size.",
             received=f"{images} images",
         )
 
@@ -84,8 +85,9 @@ def require_equal_shares(spec: RunSpec, cores: int, images: int) -> None:
     batch = spec.train.global_batch_size
     if cores > 1 and (batch % (2 * cores) or images % batch % (2 * cores)):
         raise UsageError(
-            f"On a TPU of {cores} cores every batch, an epoch's last one too, has a multiple of {2 * cores} "
-            f"images; choose train.global_batch_size so, or leave out some images.",
+            f"On a TPU with {cores} cores every batch, including the last one of an epoch, must have a "
+            f"multiple of {2 * cores} images.",
+            "Choose another train.global_batch_size, or remove some images.",
             received=f"batches of {batch} of {images} images",
         )
 

@@ -89,33 +89,34 @@ def best_of(
     return -epoch, value
 
 
-def out_of_patience(
-    standing: TrainState, epoch: int, spec: EarlyStoppingSpec | None, last_phase_from: int = 0
+def is_out_of_patience(
+    state: TrainState, epoch: int, spec: EarlyStoppingSpec | None, first_of_last_phase: int = 0
 ) -> bool:
     """Return whether the best epoch is `patience_epochs` or more ago.
 
-    epoch: from 1. last_phase_from: number of epochs before the last phase. The patience starts again with the
-    last phase, and no earlier phase ends the training.
+    epoch: from 1. first_of_last_phase: number of epochs before the last phase. The patience starts again
+    with the last phase, and no earlier phase ends the training.
     """
-    if spec is None or not standing.best_epoch:
+    if spec is None or not state.best_epoch:
         return False
-    return max(standing.best_epoch, last_phase_from) <= epoch - spec.patience_epochs
+    return max(state.best_epoch, first_of_last_phase) <= epoch - spec.patience_epochs
 
 
-def diverged(epoch: int, recoveries: int, optimizer: OptimizerSpec) -> DivergedError:
+def error_of_divergence(epoch: int, recoveries: int, optimizer: OptimizerSpec) -> DivergedError:
     """Return the error for a loss that is still not finite after all recoveries."""
     return DivergedError(
-        f"The loss stopped being a number in epoch {epoch}, {recoveries} times with half the rate each; take "
-        f"a smaller one, {_smaller_rate(optimizer)}.",
+        f"The loss is not a finite number in epoch {epoch}, even after {recoveries} restarts from the epoch "
+        f"before, each with half the learning rate.",
+        f"Train with a smaller learning rate: {_smaller_rate(optimizer)}.",
         received=f"{optimizer.learning_rate:g}",
     )
 
 
-def diverged_without_checkpoint(folder: Path, optimizer: OptimizerSpec) -> DivergedError:
+def error_without_checkpoint(folder: Path, optimizer: OptimizerSpec) -> DivergedError:
     """Return the error for a loss that is not finite while `folder` has no checkpoint to restore."""
     return DivergedError(
-        f"The loss stopped being a number, and {folder} has no complete checkpoint to go back to. Start the "
-        f"run again under another name with a smaller learning rate, {_smaller_rate(optimizer)}.",
+        f"The loss is not a finite number, and {folder} has no complete checkpoint to restore.",
+        f"Start a run with another name and a smaller learning rate: {_smaller_rate(optimizer)}.",
         received=f"{optimizer.learning_rate:g}",
     )
 

@@ -72,7 +72,7 @@ class TrainStep:
         # XLA compiles for fixed shapes, so it compiles the single step and not the loop of variable length.
         self.uses_xla = _uses_xla(spec, cluster)
         self._step_function = self._compile_step() if self.uses_xla else self._step
-        self.replicas_here = self.replicas // cluster.process_count
+        self.local_replicas = self.replicas // cluster.process_count
         self._compiled: dict[tuple[int, ...], Callable[..., tf.Tensor]] = {}
 
     def run(self, block: BatchBlock, view: EpochView) -> list[Sums]:
@@ -81,9 +81,9 @@ class TrainStep:
         if shape not in self._compiled:
             self._compiled[shape] = self._compile(view, block)
         first_step = tf.constant(block.first_step, tf.int64)
-        mirrored = np.zeros(block.places.shape, bool) if block.is_mirrored is None else block.is_mirrored
-        given = [tf.constant(each) for each in (block.images, block.labels, block.places, mirrored)]
-        sums = self._compiled[shape](*given, first_step)
+        mirrored = np.zeros(block.positions.shape, bool) if block.is_mirrored is None else block.is_mirrored
+        arrays = (block.images, block.labels, block.positions, mirrored)
+        sums = self._compiled[shape](*map(tf.constant, arrays), first_step)
         # Not added up here: the caller's total does not depend on the division into blocks.
         return list(itertools.starmap(Sums, sums.numpy().astype(float).tolist()))
 
@@ -99,24 +99,24 @@ class TrainStep:
         signature = [
             tf.TensorSpec([None, *block.images.shape[1:]], block.images.dtype),
             tf.TensorSpec([None, *block.labels.shape[1:]], tf.int32),
-            tf.TensorSpec([None, *block.places.shape[1:]], tf.int32),
-            tf.TensorSpec([None, *block.places.shape[1:]], tf.bool),
+            tf.TensorSpec([None, *block.positions.shape[1:]], tf.int32),
+            tf.TensorSpec([None, *block.positions.shape[1:]], tf.bool),
             tf.TensorSpec([], tf.int64),
         ]
 
         def run_block(
             images: tf.Tensor,
             labels: tf.Tensor,
-            places: tf.Tensor,
+            positions: tf.Tensor,
             mirrored: tf.Tensor,
             first_step: tf.Tensor,
         ) -> tf.Tensor:
             def do_step(index: tf.Tensor, sums: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
                 step = first_step + tf.cast(index, tf.int64)
-                given = (images[index], labels[index], places[index], mirrored[index], step, self.images)
-                done = self.strategy.run(self._replica_step, args=(*given, block.global_rows, view))
+                batch = (images[index], labels[index], positions[index], mirrored[index], step, self.images)
+                results = self.strategy.run(self._replica_step, args=(*batch, block.global_rows, view))
                 # They are equal on all replicas.
-                sums = sums.write(index, self.strategy.experimental_local_results(done)[0])
+                sums = sums.write(index, self.strategy.experimental_local_results(results)[0])
                 if self.learner.average is not None:
                     self.learner.average.update(step - self.phase.first_step, self.phase.changing)
                 return index + 1, sums
@@ -133,34 +133,34 @@ class TrainStep:
         self,
         images: tf.Tensor,
         labels: tf.Tensor,
-        places: tf.Tensor,
+        positions: tf.Tensor,
         mirrored: tf.Tensor,
         step: tf.Tensor,
-        resident: tf.Tensor | None,
+        cached_images: tf.Tensor | None,
         count: int,
         view: EpochView,
     ) -> tf.Tensor:
-        some = (images.shape[0] + 1) // 2 >= self.replicas_here
-        images, labels, places, mirrored = self._share_of_replica(images, labels, places, mirrored)
+        has_rows = (images.shape[0] + 1) // 2 >= self.local_replicas
+        images, labels, positions, mirrored = self._take_share(images, labels, positions, mirrored)
         weight: float | tf.Tensor = 1.0
-        if not some:
-            *rows, weight = _some_rows(images, labels, places, mirrored)
-            images, labels, places, mirrored = rows
-        if resident is not None:
-            images = tf.gather(resident, images)
-        return self._step_function(images, labels, places, mirrored, step, count, view, weight)
+        if not has_rows:
+            *rows, weight = _pad_empty(images, labels, positions, mirrored)
+            images, labels, positions, mirrored = rows
+        if cached_images is not None:
+            images = tf.gather(cached_images, images)
+        return self._step_function(images, labels, positions, mirrored, step, count, view, weight)
 
-    def _share_of_replica(self, *batches: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        if self.replicas_here == 1:
+    def _take_share(self, *batches: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        if self.local_replicas == 1:
             return batches
-        replica = tf.distribute.get_replica_context().replica_id_in_sync_group % self.replicas_here
-        return share_of(replica, self.replicas_here, batches)
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group % self.local_replicas
+        return replica_share(replica, self.local_replicas, batches)
 
     def _step(
         self,
         images: tf.Tensor,
         labels: tf.Tensor,
-        places: tf.Tensor,
+        positions: tf.Tensor,
         mirrored: tf.Tensor,
         step: tf.Tensor,
         count: int,
@@ -172,9 +172,9 @@ class TrainStep:
         weight: 0 if the rows are only padding of an empty share. Returns [loss sum, hits, images] over all
         replicas.
         """
-        inputs, partners, shares = self._augmented(images, places, mirrored, step, count, view)
-        weights = self.phase.weights
-        with tf.GradientTape() as tape, of_rows(Rows(step, places, tf.constant(count), weight)):
+        inputs, partners, shares = self._augment(images, positions, mirrored, step, count, view)
+        variables = self.phase.weights
+        with tf.GradientTape() as tape, of_rows(Rows(step, positions, tf.constant(count), weight)):
             logits = self._logits(inputs)
             losses = self._losses(labels, logits)
             if partners is not None and shares is not None:
@@ -182,7 +182,7 @@ class TrainStep:
                 losses += (1.0 - shares) * self._losses(tf.gather(labels, partners), logits)
             # Divided by the global batch, because the gradients of the replicas are summed.
             loss = weight * tf.reduce_sum(losses) / count
-        gradients = tape.gradient(loss, [each.value for each in weights])
+        gradients = tape.gradient(loss, [weight.value for weight in variables])
         hits = self.objective.hits(labels, logits)
         sums = [tf.reduce_sum(losses), tf.reduce_sum(tf.cast(hits, tf.float32))]
         sums = weight * tf.stack([*sums, tf.cast(tf.shape(labels)[0], tf.float32)])
@@ -195,10 +195,10 @@ class TrainStep:
         self.phase.apply(gradients)
         return sums
 
-    def _augmented(
+    def _augment(
         self,
         images: tf.Tensor,
-        places: tf.Tensor,
+        positions: tf.Tensor,
         mirrored: tf.Tensor,
         step: tf.Tensor,
         count: int,
@@ -207,11 +207,13 @@ class TrainStep:
         """Return the network's inputs; with mixup and CutMix also each row's partner and own share."""
         if self.has_features:
             return images, None, None
-        draws = tf.gather(draw_numbers(self.seed + _AUGMENT_STREAM, step, count), places)
-        pixels = augment_images(images, draws, self.augment, view, mirrored)
+        numbers = tf.gather(draw_numbers(self.seed + _AUGMENT_STREAM, step, count), positions)
+        pixels = augment_images(images, numbers, self.augment, view, mirrored)
         if not (self.augment.mixup or self.augment.cutmix):
             return pixels, None, None
-        mixed: tuple[tf.Tensor, tf.Tensor, tf.Tensor] = mix_images(pixels, draws[:, MIX_DRAWS], self.augment)
+        mixed: tuple[tf.Tensor, tf.Tensor, tf.Tensor] = mix_images(
+            pixels, numbers[:, MIX_DRAWS], self.augment
+        )
         return mixed
 
     def _logits(self, inputs: tf.Tensor) -> tf.Tensor:
@@ -234,37 +236,41 @@ def _uses_xla(spec: RunSpec, cluster: Cluster) -> bool:
     replicas = cluster.strategy.num_replicas_in_sync
     if spec.train.xla is True and replicas > 1:
         raise UsageError(
-            "train.xla true has no kernel for sums over several devices; leave it at auto.",
+            "XLA can't compile a step with several devices.",
+            "Set train.xla to auto or false.",
             received=f"{replicas} devices",
         )
     if cluster.device_kind == "TPU" and spec.augment.rotate_degrees:
         raise UsageError(
-            "A TPU has no kernel for rotation; leave augment.rotate_degrees at 0.",
+            "A TPU can't rotate images.",
+            "Set augment.rotate_degrees to 0.",
             received=f"{spec.augment.rotate_degrees:g}",
         )
     return choose_xla(spec.train.xla, cluster) and replicas == 1 and not spec.augment.rotate_degrees
 
 
-def share_of(replica: int | tf.Tensor, replicas: int, batches: Sequence[tf.Tensor]) -> tuple[tf.Tensor, ...]:
+def replica_share(
+    replica: int | tf.Tensor, replicas: int, batches: Sequence[tf.Tensor]
+) -> tuple[tf.Tensor, ...]:
     """Return a replica's part of this host's rows of each batch; pairs for mixup stay together."""
     rows = batches[0].shape[0]
     if rows % (2 * replicas) == 0:
         # Parts of one static size, which XLA requires on a TPU.
         parts = [replicas, rows // replicas]
-        return tuple(tf.gather(tf.reshape(each, [*parts, *each.shape[1:]]), replica) for each in batches)
+        return tuple(tf.gather(tf.reshape(batch, [*parts, *batch.shape[1:]]), replica) for batch in batches)
     pairs = (rows + 1) // 2
-    first, end = (2 * ((replica + more) * pairs // replicas) for more in (0, 1))
-    return tuple(each[first:end] for each in batches)
+    first, end = (2 * ((replica + offset) * pairs // replicas) for offset in (0, 1))
+    return tuple(batch[first:end] for batch in batches)
 
 
-def _some_rows(*batches: tf.Tensor) -> tuple[tf.Tensor, ...]:
+def _pad_empty(*batches: tf.Tensor) -> tuple[tf.Tensor, ...]:
     """Return `batches` with at least one row, and the weight of the rows: 0 if they are only padding.
 
     A short last batch may have fewer rows than there are replicas, and for zero rows a convolution returns
     the shape of its input (oneDNN, TensorFlow 2.21).
     """
     missing = tf.cast(tf.equal(tf.shape(batches[0])[0], 0), tf.int32)
-    padded = [tf.pad(each, [[0, missing], *([[0, 0]] * (each.shape.rank - 1))]) for each in batches]
+    padded = [tf.pad(batch, [[0, missing], *([[0, 0]] * (batch.shape.rank - 1))]) for batch in batches]
     return *padded, 1.0 - tf.cast(missing, tf.float32)
 
 

@@ -32,28 +32,28 @@ class StepFlags:
 class HostSync:
     """Collectives that every process calls at the same points of the training, in the same order."""
 
-    def __init__(self, peers: ProcessGroup) -> None:
-        self._peers = peers
+    def __init__(self, group: ProcessGroup) -> None:
+        self._group = group
 
     @property
     def is_chief(self) -> bool:
         """Whether this process is the one that writes files."""
-        return self._peers.process.is_chief
+        return self._group.process.is_chief
 
-    def sync_flags(self, mine: StepFlags) -> StepFlags:
+    def sync_flags(self, flags: StepFlags) -> StepFlags:
         """Return the flags for all processes: stop if any process has to, all other flags from the chief."""
-        if self._peers.process.process_count == 1:
-            return mine
-        said = [json.loads(each) for each in self._peers.all_gather(json.dumps(vars(mine)).encode())]
-        return StepFlags(**{**said[0], "is_stopped": any(each["is_stopped"] for each in said)})
+        if self._group.process.process_count == 1:
+            return flags
+        messages = self._group.all_gather(json.dumps(vars(flags)).encode())
+        all_flags = [json.loads(message) for message in messages]
+        is_stopped = any(other["is_stopped"] for other in all_flags)
+        return StepFlags(**{**all_flags[0], "is_stopped": is_stopped})
 
-    def broadcast(self, mine: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """Broadcast the chief's JSON value and return it."""
-        return (
-            mine
-            if self._peers.process.process_count == 1
-            else json.loads(self._peers.broadcast(json.dumps(mine).encode()))
-        )
+        if self._group.process.process_count == 1:
+            return value
+        return json.loads(self._group.broadcast(json.dumps(value).encode()))
 
     def broadcast_variables(self, variables: Mapping[str, tf.Variable], record: Any) -> Any:
         """Broadcast the chief's `record` and the values of `variables`; return the record.
@@ -61,14 +61,14 @@ class HostSync:
         If the record is None, no values are sent.
         """
         record = self.broadcast(record)
-        if record is None or self._peers.process.process_count == 1:
+        if record is None or self._group.process.process_count == 1:
             return record
-        if self._peers.process.is_chief:
+        if self._group.process.is_chief:
             buffer = io.BytesIO()
             np.savez(buffer, **{name: variable.numpy() for name, variable in variables.items()})
-            self._peers.broadcast(buffer.getvalue())
+            self._group.broadcast(buffer.getvalue())
             return record
-        with np.load(io.BytesIO(self._peers.broadcast(b"")), allow_pickle=False) as arrays:
+        with np.load(io.BytesIO(self._group.broadcast(b"")), allow_pickle=False) as arrays:
             for name, variable in variables.items():
                 variable.assign(arrays[name])
         return record

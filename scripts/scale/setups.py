@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from chaos.places import Attempt
+from chaos.fixtures import Attempt
 from helpers.free_ports import addresses
 from PIL import Image
 
@@ -19,7 +19,7 @@ STEPS_PER_EPOCH = 9
 TRAIN_IMAGES = (STEPS_PER_EPOCH - 1) * 40 + 3
 """The last batch has three images, so one of four replicas has none."""
 EPOCHS = 23
-_LONGEST_SECONDS = 120.0
+_TIMEOUT_SECONDS = 120.0
 """Timeout in seconds after a signal; then all processes are killed."""
 TOLERANCE = 1e-4
 """Relative tolerance of losses and metrics."""
@@ -65,17 +65,17 @@ class Setup:
         return self.processes * self.devices
 
     def __str__(self) -> str:
-        called = "GPU" if self.kind == "gpu" else "device"
-        of = f" x {self.devices} {called}s" if self.devices > 1 else ""
+        device = "GPU" if self.kind == "gpu" else "device"
+        suffix = f" x {self.devices} {device}s" if self.devices > 1 else ""
         if self.processes == 1:
-            return f"{self.devices} {called}{'s' * (self.devices > 1)}{' with XLA' * self.xla}"
-        return f"{self.processes} processes{of}"
+            return f"{self.devices} {device}{'s' * (self.devices > 1)}{' with XLA' * self.xla}"
+        return f"{self.processes} processes{suffix}"
 
 
 SETUPS = (Setup(1, 1), Setup(1, 1, xla=True), Setup(1, 2), Setup(1, 4), Setup(2, 1), Setup(4, 1), Setup(2, 2))
 
 
-def setups_of(gpus: int) -> tuple[Setup, ...]:
+def choose_setups(gpus: int) -> tuple[Setup, ...]:
     """Return the setups to compare: CPUs and processes, or one CPU and 1, 2, 4... GPUs of a host."""
     if not gpus:
         return SETUPS
@@ -103,9 +103,9 @@ class Team:
     def __init__(self, setup: Setup, folder: Path, data: Path, name: str, *settings: str) -> None:
         """Start the run `folder`/runs/`name`, whose processes write notes to `folder`/`name`-INDEX.jsonl."""
         devices = [f"train.devices={setup.kind}:{setup.devices}", f"train.xla={setup.xla}".lower()]
-        given = [*SETTINGS, *settings, *devices]
+        all_settings = [*SETTINGS, *settings, *devices]
         flags = ["--data", str(data), "--output", str(folder / "runs"), "--run-name", name]
-        flags += [each for setting in given for each in ("--set", setting)]
+        flags += [part for setting in all_settings for part in ("--set", setting)]
         self.setup = setup
         self.notes = [folder / f"{name}-{index}.jsonl" for index in range(setup.processes)]
         self.processes = [
@@ -117,25 +117,25 @@ class Team:
 
     def end(self) -> list[int]:
         """Wait for all processes to exit; return their exit codes."""
-        return [each.end() for each in self.processes]
+        return [attempt.end() for attempt in self.processes]
 
     def signal(self, number: signal.Signals, index: int) -> list[float]:
         """Send `number` to one process; return the seconds until each process exited."""
         began, seconds = time.monotonic(), [-1.0] * len(self.processes)
         self.processes[index].process.send_signal(number)
         while min(seconds) < 0:
-            if time.monotonic() - began > _LONGEST_SECONDS:
+            if time.monotonic() - began > _TIMEOUT_SECONDS:
                 for attempt in self.processes:
                     attempt.process.kill()
-            for each, attempt in enumerate(self.processes):
-                if seconds[each] < 0 and attempt.process.poll() is not None:
-                    seconds[each] = time.monotonic() - began
+            for other, attempt in enumerate(self.processes):
+                if seconds[other] < 0 and attempt.process.poll() is not None:
+                    seconds[other] = time.monotonic() - began
             time.sleep(0.01)
         return seconds
 
     def text(self) -> str:
         """Return the output of all processes."""
-        return "\n".join(f"--- {index}\n{each.text()}" for index, each in enumerate(self.processes))
+        return "\n".join(f"--- {index}\n{attempt.text()}" for index, attempt in enumerate(self.processes))
 
 
 def environments(count: int) -> list[dict[str, str]]:
@@ -160,7 +160,8 @@ class Outcome:
     def compare(self, expected: Outcome) -> tuple[str, list[str]]:
         """Return a description of the difference to `expected`, and what exceeds the tolerance."""
         losses, step = max(
-            (_relative(self.losses.get(each, np.nan), value), each) for each, value in expected.losses.items()
+            (_relative(self.losses.get(index, np.nan), value), index)
+            for index, value in expected.losses.items()
         )
         metrics, metric = max(
             (_relative(self.metrics.get(name, np.nan), value), name)
@@ -173,11 +174,11 @@ class Outcome:
         )
         text = (
             f"loss {losses:.1e} at step {step + 1} of {len(expected.losses)}, metrics {metrics:.1e} "
-            f"({metric}), {classes} other classes of {len(self.predicted)}, variables {variables:.1e}"
+            f"({metric}), {classes} different classes of {len(self.predicted)}, variables {variables:.1e}"
         )
-        found = {"loss curve": losses, "metrics": metrics}
-        missed = [f"{name} {value:.1e}" for name, value in found.items() if not value <= TOLERANCE]
-        return text, missed + [f"{classes} other classes"] * bool(classes)
+        differences = {"loss curve": losses, "metrics": metrics}
+        missed = [f"{name} {value:.1e}" for name, value in differences.items() if not value <= TOLERANCE]
+        return text, missed + [f"{classes} different classes"] * bool(classes)
 
 
 def outcome(folder: Path, name: str, notes: Path) -> Outcome:
@@ -189,19 +190,19 @@ def outcome(folder: Path, name: str, notes: Path) -> Outcome:
         predicted = [row["predicted"] for row in csv.DictReader(file)]
     metrics = json.loads((run / "metrics.json").read_text())
     with np.load(max((run / "checkpoints").glob("step-*.npz"))) as file:
-        variables = {each: file[each].astype(np.float64) for each in file.files if each != "record.json"}
+        variables = {key: file[key].astype(np.float64) for key in file.files if key != "record.json"}
     return Outcome(losses, metrics, predicted, variables)
 
 
 def copies(notes: list[Path]) -> tuple[int, list[str]]:
     """Return the number of copies of each variable and the names of variables with differing copies."""
-    ends = [json.loads(each.read_text().splitlines()[-1])["digests"] for each in notes]
-    held = {name: [digest for end in ends for digest in end[name]] for name in ends[0]}
-    counts = {len(each) for each in held.values()}
-    differing = [name for name, digests in held.items() if len(set(digests)) > 1]
-    return max(counts), differing + ["not as many copies of each"] * (len(counts) > 1)
+    ends = [json.loads(note.read_text().splitlines()[-1])["digests"] for note in notes]
+    by_name = {name: [digest for end in ends for digest in end[name]] for name in ends[0]}
+    counts = {len(digests) for digests in by_name.values()}
+    differing = [name for name, digests in by_name.items() if len(set(digests)) > 1]
+    return max(counts), differing + ["different numbers of copies"] * (len(counts) > 1)
 
 
-def _relative(found: float, expected: float) -> float:
-    difference = abs(found - expected) / max(abs(expected), 1e-9)
+def _relative(value: float, expected: float) -> float:
+    difference = abs(value - expected) / max(abs(expected), 1e-9)
     return float("inf") if np.isnan(difference) and not np.isnan(expected) else float(difference)

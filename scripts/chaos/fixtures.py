@@ -22,23 +22,23 @@ from PIL import Image
 
 from trainer.storage.store import Store, open_store
 
-_RESUMED = re.compile(r"continuing after step (\d+)")
+_RESUMED = re.compile(r"Resuming after step (\d+)")
 _STEP = re.compile(r'"event": "progress".*"step": (\d+)')
 
 
 @contextmanager
-def bucket_place(name: str) -> Iterator[str]:
+def emulated_bucket(name: str) -> Iterator[str]:
     """Yield the URI of an empty prefix in an emulated bucket, for this process and its children.
 
     The emulator is a separate process, so it does not share the interpreter with the code that is measured.
     """
     context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=_serve, args=(there,), daemon=True)
+    parent, child = context.Pipe()
+    process = context.Process(target=_serve, args=(child,), daemon=True)
     process.start()
-    if not here.poll(60):
-        raise SystemExit("the bucket did not come up")
-    address = here.recv()
+    if not parent.poll(60):
+        raise SystemExit("The bucket emulator did not start within 60 s.")
+    address = parent.recv()
     OtherServer(address)  # creates the bucket
     os.environ["STORAGE_EMULATOR_HOST"] = address
     try:
@@ -47,7 +47,7 @@ def bucket_place(name: str) -> Iterator[str]:
         os.environ.pop("STORAGE_EMULATOR_HOST")
         if OTHER_ENDPOINT:
             os.environ["STORAGE_EMULATOR_HOST"] = OTHER_ENDPOINT
-        here.send("end")
+        parent.send("end")
         process.join()
 
 
@@ -94,17 +94,17 @@ class Attempt:
         for line in self.process.stdout or ():
             self.lines.append((time.monotonic() - self.started, line))
 
-    def wait_for(self, words: str) -> bool:
-        """Wait for a line that contains `words`; return False if the process ends without one."""
+    def wait_for(self, text: str) -> bool:
+        """Wait for a line that contains `text`; return False if the process ends without one."""
         while self.process.poll() is None or self._reader.is_alive():
-            if self.when(words) is not None:
+            if self.time_of(text) is not None:
                 return True
             time.sleep(0.002)
-        return self.when(words) is not None
+        return self.time_of(text) is not None
 
-    def when(self, words: str) -> float | None:
-        """Return the time of the first line that contains `words`, in seconds since the start, or None."""
-        return next((moment for moment, line in list(self.lines) if words in line), None)
+    def time_of(self, text: str) -> float | None:
+        """Return the time of the first line that contains `text`, in seconds since the start, or None."""
+        return next((moment for moment, line in list(self.lines) if text in line), None)
 
     def end(self) -> int:
         """Wait for the process to exit; return the exit code."""
@@ -114,11 +114,11 @@ class Attempt:
 
     def resumed_step(self) -> int:
         """Return the step from which it resumed; 0 if it started from the beginning."""
-        return max((int(found[1]) for _, line in self.lines if (found := _RESUMED.search(line))), default=0)
+        return max((int(match[1]) for _, line in self.lines if (match := _RESUMED.search(line))), default=0)
 
     def last_step(self) -> int:
         """Return the last step that it logged."""
-        steps = (int(found[1]) for _, line in self.lines if (found := _STEP.search(line)))
+        steps = (int(match[1]) for _, line in self.lines if (match := _STEP.search(line)))
         return max(steps, default=self.resumed_step())
 
     def text(self) -> str:
@@ -126,18 +126,18 @@ class Attempt:
         return "".join(line for _, line in self.lines)
 
 
-def result_of(output: str, name: str) -> dict[str, bytes]:
+def read_result(output: str, name: str) -> dict[str, bytes]:
     """Return the contents that two equal runs must share, by file name or variable name."""
     run = open_store(output).below(name)
-    kept = {each: _read(run, each) for each in ("history.jsonl", "metrics.json", "predictions.csv")}
+    contents = {file: _read(run, file) for file in ("history.jsonl", "metrics.json", "predictions.csv")}
     newest = max(entry.name for entry in run.entries("checkpoints/step-"))
-    with np.load(io.BytesIO(_read(run, newest))) as file:
-        kept |= {each: file[each].tobytes() for each in file.files if each != "record.json"}
-    return kept
+    with np.load(io.BytesIO(_read(run, newest))) as arrays:
+        contents |= {name: arrays[name].tobytes() for name in arrays.files if name != "record.json"}
+    return contents
 
 
 def _read(run: Store, name: str) -> bytes:
-    found = run.read(name)
-    if found is None:
-        raise SystemExit(f"{run.at(name)} isn't there")
-    return found.data
+    content = run.read(name)
+    if content is None:
+        raise SystemExit(f"{run.at(name)} does not exist.")
+    return content.data
