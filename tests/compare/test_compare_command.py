@@ -62,7 +62,7 @@ def runs(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.engine
-def test_runs_are_compared_on_the_terminal(runs: Path, tmp_path: Path) -> None:
+def test_compare_prints_runs_to_the_terminal(runs: Path, tmp_path: Path) -> None:
     done = trainer("compare", runs / "one", runs / "two", cache=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -88,7 +88,7 @@ def test_runs_are_compared_on_the_terminal(runs: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.engine
-def test_all_of_it_is_told_as_json(runs: Path, tmp_path: Path) -> None:
+def test_compare_json_contains_everything(runs: Path, tmp_path: Path) -> None:
     done = trainer("compare", runs / "one", runs / "latest", "--json", cache=tmp_path)
     told = json.loads(done.stdout)
     assert [run["name"] for run in told["runs"]] == ["one", "latest"]
@@ -111,7 +111,7 @@ class _Page(HTMLParser):
 
 
 @pytest.mark.engine
-def test_the_page_shows_curves_and_the_images_that_they_disagree_on(runs: Path, tmp_path: Path) -> None:
+def test_page_shows_curves_and_disagreements(runs: Path, tmp_path: Path) -> None:
     done = trainer("compare", runs / "one", runs / "two", "--html", tmp_path / "page.html", cache=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     text = (tmp_path / "page.html").read_text()
@@ -137,7 +137,7 @@ def test_the_page_shows_curves_and_the_images_that_they_disagree_on(runs: Path, 
 
 
 @pytest.mark.engine
-def test_pictures_that_are_gone_are_no_error(runs: Path, tmp_path: Path) -> None:
+def test_missing_images_are_not_an_error(runs: Path, tmp_path: Path) -> None:
     copies = [shutil.copytree(runs / name, tmp_path / name) for name in ("one", "two")]
     for copy in copies:
         publish_again(copy, "spec.yaml", lambda text: text.replace("photos", "nowhere"))
@@ -147,7 +147,7 @@ def test_pictures_that_are_gone_are_no_error(runs: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.engine
-def test_pictures_that_are_others_by_now_are_not_shown(runs: Path, photos: Path, tmp_path: Path) -> None:
+def test_changed_images_are_not_shown(runs: Path, photos: Path, tmp_path: Path) -> None:
     data = shutil.copytree(photos, tmp_path / "photos")
     copies = [shutil.copytree(runs / name, tmp_path / name) for name in ("one", "two")]
     for copy in copies:
@@ -166,7 +166,7 @@ def test_pictures_that_are_others_by_now_are_not_shown(runs: Path, photos: Path,
 
 
 @pytest.mark.engine
-def test_the_page_of_counts_alone_claims_nothing_and_goes_to_a_bucket(
+def test_page_of_counts_is_written_to_a_bucket_without_unknown_facts(
     bucket_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", bucket_address)
@@ -201,7 +201,7 @@ def publish_again(run: Path, name: str, change: Any) -> None:
 
 
 @pytest.mark.engine
-def test_what_cannot_be_compared_is_named(runs: Path, tmp_path: Path) -> None:
+def test_runs_that_cannot_be_compared_are_refused(runs: Path, tmp_path: Path) -> None:
     def said(code: int, *uris: Path | str) -> str:
         done: subprocess.CompletedProcess[str] = trainer("compare", *uris, cache=tmp_path)
         return error_line(done, code)

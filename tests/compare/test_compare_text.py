@@ -18,7 +18,7 @@ from trainer.errors import DataError, UsageError
 CLASSES = ("cats", "dogs", "birds")
 
 
-def test_a_share_that_no_count_has_is_refused() -> None:
+def test_accuracy_that_contradicts_its_counts_is_refused() -> None:
     for accuracy, count in ((0.9, 4), (0.5, 1)):
         text = json.dumps({"validation/accuracy": accuracy, "validation/count": count})
         with pytest.raises(UsageError, match="that of the counts beside it"):
@@ -29,7 +29,7 @@ def test_a_share_that_no_count_has_is_refused() -> None:
     assert (found.correct, found.count) == (2, 3)
 
 
-def test_a_mean_is_of_runs_that_differ_in_their_seeds_only() -> None:
+def test_mean_is_shown_only_for_runs_that_differ_in_their_seeds() -> None:
     def run(start: str = "", **spec: Any) -> Run:
         environment = {"started_from": start}
         return Run("a", "a", {}, "test", spec=spec, dataset={"digest": "sha256:1"}, environment=environment)
@@ -54,7 +54,7 @@ def test_a_mean_is_of_runs_that_differ_in_their_seeds_only() -> None:
     assert "to 1.000 (3 runs)" in spread(sure)
 
 
-def test_all_of_it_is_told() -> None:
+def test_text_contains_everything() -> None:
     answers = [make_predictions("validation", CLASSES, 20, 1.0, seed=seed) for seed in (1, 2, 3)]
     made_by = {"devices": "cpu: 2 cores", "packages": {"tensorflow-cpu": "2.21"}, "trainer_version": "1.0"}
     timings = [{"seconds": 90.0, "images_per_second": 1234.0}]

@@ -45,7 +45,7 @@ def output(tmp_path: Path) -> FolderStore:
     return store
 
 
-def test_who_ends_after_the_pointer_moved_has_left_the_decision(output: FolderStore) -> None:
+def test_crash_after_the_pointer_moved_leaves_the_record(output: FolderStore) -> None:
     with pytest.raises(StoppedError):
         challenge(Watched(output.root, stop_after), "two", GAIN, LOSS, ASK)
     assert read_champion(output).name == "two"
@@ -54,7 +54,7 @@ def test_who_ends_after_the_pointer_moved_has_left_the_decision(output: FolderSt
     assert read_records(output, "two")[0]["accuracy"]["difference"] > 0.1
 
 
-def test_who_ends_before_the_pointer_moved_has_decided_nothing(output: FolderStore) -> None:
+def test_record_without_pointer_move_has_no_effect(output: FolderStore) -> None:
     with pytest.raises(StoppedError):
         challenge(Watched(output.root, stop_before), "two", GAIN, LOSS, ASK)
     assert read_champion(output).name == "one"
@@ -66,7 +66,7 @@ def test_who_ends_before_the_pointer_moved_has_decided_nothing(output: FolderSto
     assert rollback(output).said == "one is the champion again, in the place of three"
 
 
-def test_going_back_leads_back_once_for_each_release(either_store: Store, tmp_path: Path) -> None:
+def test_each_rollback_goes_back_one_release(either_store: Store, tmp_path: Path) -> None:
     for name in ("one", "two", "three"):
         finished(either_store, tmp_path / "local", name)
     for name in ("one", "two", "two", "three", "one"):
@@ -77,7 +77,7 @@ def test_going_back_leads_back_once_for_each_release(either_store: Store, tmp_pa
     assert champion_before(either_store, "one") is None
 
 
-def test_who_loses_the_race_leaves_no_record_of_what_never_was(output: FolderStore) -> None:
+def test_lost_race_leaves_no_record(output: FolderStore) -> None:
     def be_late(do: Callable[[], str | None]) -> str | None:
         if read_champion(output).name == "one":
             promote(output, "three")
@@ -89,7 +89,7 @@ def test_who_loses_the_race_leaves_no_record_of_what_never_was(output: FolderSto
     ]  # fmt: skip
 
 
-def test_what_is_no_record_is_left_out(either_store: Store, tmp_path: Path) -> None:
+def test_files_that_are_not_records_are_ignored(either_store: Store, tmp_path: Path) -> None:
     finished(either_store, tmp_path / "local", "one")
     record = promote(either_store, "one").record
     for name, data in (
@@ -102,7 +102,7 @@ def test_what_is_no_record_is_left_out(either_store: Store, tmp_path: Path) -> N
     assert was_decided(either_store, "one")
 
 
-def test_what_was_decided_about_a_run_that_is_gone_says_nothing_of_another_of_its_name(
+def test_records_of_a_deleted_run_do_not_apply_to_a_new_run_of_its_name(
     either_store: Store, tmp_path: Path
 ) -> None:
     keep_record(either_store, "challenge", "one", {"is_released": False})
@@ -114,7 +114,7 @@ def test_what_was_decided_about_a_run_that_is_gone_says_nothing_of_another_of_it
     assert was_decided(either_store, "one")
 
 
-def test_who_goes_back_at_the_same_moment_as_another_changes_it_is_told(output: FolderStore) -> None:
+def test_rollback_during_another_change_is_refused(output: FolderStore) -> None:
     promote(output, "two")
 
     def be_late(do: Callable[[], str | None]) -> str | None:
@@ -127,7 +127,7 @@ def test_who_goes_back_at_the_same_moment_as_another_changes_it_is_told(output: 
     assert len(read_records(output)) == 3
 
 
-def test_the_order_of_decisions_is_right_where_a_clock_is_ahead(output: FolderStore) -> None:
+def test_records_are_ordered_although_a_clock_is_ahead(output: FolderStore) -> None:
     promote(output, "two")
     record = promote(output, "three").record
     ahead = json.loads((output.root / record).read_text()) | {"decided": "2099-01-01T00:00:00.000000+00:00"}
@@ -149,7 +149,7 @@ def test_the_order_of_decisions_is_right_where_a_clock_is_ahead(output: FolderSt
         ("last week", "2026"),
     ],
 )
-def test_a_decision_is_kept_whatever_a_manifest_says_of_its_time(
+def test_record_is_written_despite_an_invalid_publication_time(
     published: str, earliest: str, output: FolderStore
 ) -> None:
     output.write("two/MANIFEST.json", json.dumps({"published": published}).encode())
@@ -158,7 +158,7 @@ def test_a_decision_is_kept_whatever_a_manifest_says_of_its_time(
 
 
 @pytest.mark.parametrize("is_finished_before", [False, True])
-def test_a_run_is_held_while_it_is_judged(is_finished_before: bool, tmp_path: Path) -> None:
+def test_lease_of_the_run_is_held_during_its_challenge(is_finished_before: bool, tmp_path: Path) -> None:
     """The lease keeps other processes from withdrawing or judging the run."""
     held = []
 

@@ -22,7 +22,7 @@ from trainer.runs.publish import verify
 from trainer.storage.store import Store, open_store
 
 
-def test_the_first_champion_has_to_beat_guessing(either_store: Store, tmp_path: Path) -> None:
+def test_first_champion_must_beat_guessing(either_store: Store, tmp_path: Path) -> None:
     for name, right in (("one", 1), ("two", 6), ("three", 14)):
         measured(either_store, tmp_path / "local", name, right)
     for name, accuracy in (("one", "0.056"), ("two", "0.333")):
@@ -37,7 +37,7 @@ def test_the_first_champion_has_to_beat_guessing(either_store: Store, tmp_path: 
     assert [each["is_released"] for each in read_records(either_store)] == [False, False, True]
 
 
-def test_copies_of_training_images_make_no_champion(either_store: Store, tmp_path: Path) -> None:
+def test_copies_of_training_images_do_not_make_a_champion(either_store: Store, tmp_path: Path) -> None:
     for name, right, copies in (("leak", 18, 18), ("half", 12, 9), ("good", 18, 6)):
         measured(either_store, tmp_path / "local", name, right, copies=copies)
     said = {
@@ -50,9 +50,7 @@ def test_copies_of_training_images_make_no_champion(either_store: Store, tmp_pat
     assert said["good"].endswith("there was none")
 
 
-def test_the_first_champion_is_asked_where_its_own_answers_are_not_what_counts(
-    either_store: Store, tmp_path: Path
-) -> None:
+def test_first_champion_is_evaluated_on_the_test_data(either_store: Store, tmp_path: Path) -> None:
     finished(either_store, tmp_path / "local", "unmeasured")
     measured(either_store, tmp_path / "local", "measured", 18)
     for name, has_test_data in (("unmeasured", False), ("measured", True)):
@@ -64,7 +62,7 @@ def test_the_first_champion_is_asked_where_its_own_answers_are_not_what_counts(
     assert challenge(either_store, "unmeasured", GAIN, LOSS, between({"unmeasured": 0.6})).is_champion
 
 
-def test_a_refused_first_run_is_not_told_of_a_champion(tmp_path: Path) -> None:
+def test_refused_first_run_reports_that_there_is_no_champion(tmp_path: Path) -> None:
     output = open_store(str(tmp_path / "runs"))
     measured(output, tmp_path / "local", "poor", 6)
     output.write("poor/spec.yaml", b"recipe: demo\n")
@@ -73,7 +71,7 @@ def test_a_refused_first_run_is_not_told_of_a_champion(tmp_path: Path) -> None:
     assert "stays" not in line
 
 
-def test_a_challenge_is_kept_whichever_way_it_goes(either_store: Store, tmp_path: Path) -> None:
+def test_every_challenge_is_recorded(either_store: Store, tmp_path: Path) -> None:
     good = {"one": 0.7, "two": 0.8, "three": 0.75}
     for name in good:
         finished(either_store, tmp_path / "local", name)
@@ -102,9 +100,7 @@ def test_a_challenge_is_kept_whichever_way_it_goes(either_store: Store, tmp_path
     assert len(read_records(either_store)) == 6
 
 
-def test_of_two_challengers_at_once_one_wins_and_both_decisions_are_kept(
-    either_store: Store, tmp_path: Path
-) -> None:
+def test_concurrent_challengers_have_one_winner_and_two_records(either_store: Store, tmp_path: Path) -> None:
     good = {"zero": 0.6, "one": 0.7, "two": 0.8}
     for name in good:
         finished(either_store, tmp_path / "local", name)
@@ -138,7 +134,7 @@ def challenge_at_once(output: Store, ask: Answers) -> dict[str, ChallengeResult]
     return found
 
 
-def test_what_is_no_champion_is_told(either_store: Store, tmp_path: Path) -> None:
+def test_runs_that_cannot_be_champion_are_refused(either_store: Store, tmp_path: Path) -> None:
     finished(either_store, tmp_path / "local", "one")
     for name in ("gone", "../x", ""):
         either_store.write(CHAMPION, f"{name}\n".encode())
@@ -150,7 +146,7 @@ def test_what_is_no_champion_is_told(either_store: Store, tmp_path: Path) -> Non
     assert promote(either_store, "one").is_champion
 
 
-def test_one_damaged_file_does_not_hide_all_runs(either_store: Store, tmp_path: Path) -> None:
+def test_damaged_file_does_not_hide_other_runs(either_store: Store, tmp_path: Path) -> None:
     for number, damaged in enumerate((b'{"test/accuracy": "x"}', b"[" * 100_000, b'{"test/accuracy": NaN}')):
         finished(either_store, tmp_path / "local", f"run-{number}")
         either_store.write(f"run-{number}/metrics.json", damaged)

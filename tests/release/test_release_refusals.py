@@ -32,7 +32,7 @@ def everything(store: Store) -> dict[str, str]:
     return {entry.name: entry.version for entry in store.entries()}
 
 
-def test_a_bucket_that_may_not_be_read_or_written(
+def test_bucket_without_permissions_is_reported(
     output: Store, bucket_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = everything(output)
@@ -55,7 +55,7 @@ def test_a_bucket_that_may_not_be_read_or_written(
         assert everything(output) == before
 
 
-def test_a_champion_that_was_deleted(output: Store, tmp_path: Path) -> None:
+def test_deleted_champion_is_reported(output: Store, tmp_path: Path) -> None:
     for entry in output.entries("two/"):
         output.remove(entry.name)
     before = everything(output)

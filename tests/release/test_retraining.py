@@ -26,7 +26,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HttpsSer
 
 @pytest.mark.parametrize("place", ["folder", "bucket"])
 @pytest.mark.engine
-def test_a_run_of_the_same_data_and_spec_is_left_undone(
+def test_run_with_unchanged_data_and_spec_is_skipped(
     place: str,
     photos: Path,
     tmp_path: Path,

@@ -31,7 +31,7 @@ STILL = ["--set", "optimizer.learning_rate=1e-12", "--set", "train.epochs=1"]
 """Settings with which training leaves the weights unchanged."""
 
 
-def test_which_run_is_meant(either_store: Store, tmp_path: Path) -> None:
+def test_start_from_selects_the_run(either_store: Store, tmp_path: Path) -> None:
     for name in ("latest", "champion", "scratch"):
         assert find_start(either_store, name) is None  # as in the first run of a schedule
     for name in ("one", "two"):
@@ -68,7 +68,7 @@ def damage(run: Path) -> None:
 
 
 @pytest.mark.engine
-def test_a_run_begins_with_the_weights_of_another_one(photos: Path, tmp_path: Path) -> None:
+def test_run_starts_with_the_weights_of_another_run(photos: Path, tmp_path: Path) -> None:
     output = tmp_path / "runs"
 
     def words(name: str, *more: str) -> list[str | Path]:
@@ -145,7 +145,7 @@ def pretrained(monkeypatch: pytest.MonkeyPatch, run: Path, start: Store | None, 
     ), (screen.facts)
 
 
-def test_a_resumed_run_reads_no_file_of_weights_and_keeps_its_record(
+def test_resumed_run_reads_no_weights_file_and_keeps_its_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_json(tmp_path / "environment.json", {"weights": RECORD})
@@ -157,7 +157,7 @@ def test_a_resumed_run_reads_no_file_of_weights_and_keeps_its_record(
         pretrained(monkeypatch, tmp_path, None, False)
 
 
-def test_a_run_that_starts_from_another_one_reads_no_file_and_records_the_weights_of_that_run(
+def test_run_started_from_another_run_reads_no_weights_file_and_records_its_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = FolderStore(tmp_path / "first")
@@ -166,7 +166,7 @@ def test_a_run_that_starts_from_another_one_reads_no_file_and_records_the_weight
         assert pretrained(monkeypatch, tmp_path / "second", start, False) == (record, {})
 
 
-def test_whether_a_run_is_unchanged_is_decided_by_the_weights_that_it_would_begin_with(
+def test_unchanged_run_is_detected_by_its_initial_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = FolderStore(tmp_path / "runs")

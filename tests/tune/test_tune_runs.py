@@ -67,7 +67,7 @@ def begun(
 
 
 @pytest.mark.engine
-def test_a_stopped_search_continues_without_training_a_finished_trial_again(
+def test_stopped_search_continues_without_repeating_finished_trials(
     with_test_images: Path, tmp_path: Path
 ) -> None:
     words = tuned(with_test_images, tmp_path)
@@ -119,7 +119,7 @@ def test_a_stopped_search_continues_without_training_a_finished_trial_again(
 
 
 @pytest.mark.engine
-def test_a_pruned_trial_is_stopped_with_a_checkpoint(
+def test_pruned_trial_stops_with_a_checkpoint(
     with_test_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
