@@ -6,16 +6,18 @@ import json
 import math
 import tracemalloc
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers.label_answers import answers
 from helpers.report_inputs import make_predictions, run_of
 
 from trainer.compare.comparison import compare_all, compare_runs
 from trainer.compare.differences import all_differences
+from trainer.compare.page import comparison_page, draw_overlaid
 from trainer.compare.pair import format_p
-from trainer.compare.plots import draw_overlaid
 from trainer.compare.runs import Run, read_metrics
 from trainer.evaluate.metrics import Predictions, compute_metrics
 from trainer.evaluate.significance import (
@@ -56,8 +58,8 @@ def test_interval_has_its_nominal_coverage_and_false_positives_are_rare() -> Non
     random = np.random.default_rng(1)
     for gain in (0.0, 0.02, 0.05):
         tests = [paired_accuracies(*answers_of(random, 0.8, gain, 1000), 1000) for _ in range(1000)]
-        held = np.mean([test.low <= gain <= test.high for test in tests])
-        assert 0.93 <= held <= 0.97
+        coverage = np.mean([test.low <= gain <= test.high for test in tests])
+        assert 0.93 <= coverage <= 0.97
         if gain == 0:
             assert np.mean([not test.is_chance for test in tests]) <= 0.05
         assert np.mean([test.difference for test in tests]) == pytest.approx(gain, abs=0.003)
@@ -132,10 +134,10 @@ def test_interval_of_a_mean_is_students() -> None:
 def test_verdict_of_paired_runs() -> None:
     first = make_predictions("validation", CLASSES, 200, 1.0, seed=1)
     again = compare_runs(run_of(first, "a"), run_of(first, "b"))
-    assert again.verdict == "The same: right and wrong on the same 600 images."
+    assert again.verdict == "No difference: both are right and wrong on the same 600 images."
     other = make_predictions("validation", CLASSES, 200, 1.0, seed=2)
     same = compare_runs(run_of(first, "a"), run_of(other, "b"))
-    assert same.verdict.startswith("The same within chance: ")
+    assert same.verdict.startswith("No significant difference: ")
     assert f"{same.only_first} to {same.only_second} (exact McNemar p = " in same.verdict
     better = make_predictions("validation", CLASSES, 200, 3.0, seed=3)
     for pair in (compare_runs(run_of(first, "a"), run_of(better, "b")),
@@ -149,9 +151,9 @@ def unequal(common: float, rare: float) -> Run:
     """Return a run on 1,140 and 60 images of two classes with these recalls."""
     labels = np.repeat([0, 1], [1140, 60])
     right = np.r_[np.arange(1140) < round(1140 * common), np.arange(60) < round(60 * rare)]
-    given = np.where(np.eye(2)[np.where(right, labels, 1 - labels)] > 0, 0.9, 0.1)
+    probabilities = np.where(np.eye(2)[np.where(right, labels, 1 - labels)] > 0, 0.9, 0.1)
     answers = Predictions(
-        "validation", tuple(map(str, range(1200))), labels.astype(np.int32), given, ("common", "rare")
+        "validation", tuple(map(str, range(1200))), labels.astype(np.int32), probabilities, ("common", "rare")
     )
     return run_of(answers, f"{common:g} and {rare:g}")
 
@@ -160,24 +162,21 @@ def test_verdict_considers_mean_recall_of_unequal_classes() -> None:
     constant, weighted = unequal(1.0, 0.0), unequal(0.85, 0.9)
     for pair in (compare_runs(constant, weighted), compare_runs(weighted, constant)):
         assert pair.is_contested
-        assert pair.verdict.startswith("1 and 0 is right more often by 0.098 (95% interval 0.07")
-        assert (
-            "the mean of their recalls is higher in 0.85 and 0.9, by 0.375 (95% interval 0.3" in pair.verdict
-        )
+        assert pair.verdict.startswith("1 and 0 is more accurate by 0.098 (95% interval 0.07")
+        assert "the mean recall of 0.85 and 0.9 is higher by 0.375 (95% interval 0.3" in pair.verdict
         assert pair.verdict.endswith("neither is better in both.")
     counts = compare_runs(replace(constant, predictions=None), replace(weighted, predictions=None))
     assert counts.verdict.endswith("by 0.375 (95% interval 0.331 to 0.419): neither is better in both.")
     alike = [replace(unequal(*recalls), predictions=None) for recalls in ((1.0, 0.0), (0.955, 0.8))]
     found = compare_runs(*alike)
-    assert found.verdict.startswith("The same within chance: Fisher's exact p = 0.")
+    assert found.verdict.startswith("No significant difference: Fisher's exact p = 0.")
     assert (
-        "but the classes are unequal, and the mean of their recalls is higher in 0.955 and 0.8, by 0.3"
-        in found.verdict
+        "but the classes are unequal, and the mean recall of 0.955 and 0.8 is higher by 0.3" in found.verdict
     )
     assert not compare_runs(replace(alike[1], name="again"), alike[1]).is_recall_other
     same = compare_runs(unequal(0.95, 0.4), unequal(0.94, 0.6))
-    assert same.verdict.startswith("The same within chance: ")
-    assert "; but the classes are unequal, and the mean of their recalls is higher in 0.94" in same.verdict
+    assert same.verdict.startswith("No significant difference: ")
+    assert "; but the classes are unequal, and the mean recall of 0.94" in same.verdict
     assert compare_runs(unequal(0.9, 0.8), unequal(0.95, 0.9)).verdict.startswith("0.95 and 0.9 is better by")
 
 
@@ -198,12 +197,12 @@ def test_several_comparisons_are_adjusted_to_one_level() -> None:
     ]
     small, _, large = compare_all(runs)
     assert small.verdict == (
-        "The same within chance: 6 images differ, 0 to 6 (exact McNemar p = 0.0312, 0.0625 as one of 3 "
+        "No significant difference: 6 images differ, 0 to 6 (exact McNemar p = 0.0312, 0.0625 adjusted for 3 "
         "comparisons)."
     )
     assert large.verdict.startswith("430-3 is better by 0.060")
     assert compare_runs(*runs[:2]).verdict.startswith("406-1 is better by 0.012")  # no correction
-    assert " as one of " not in compare_all(runs[:2])[0].verdict
+    assert "adjusted for" not in compare_all(runs[:2])[0].verdict
 
 
 def of_rights(right: Any) -> Predictions:
@@ -219,12 +218,12 @@ def of_rights(right: Any) -> Predictions:
 def test_runs_of_other_data_or_with_counts_only_are_not_paired() -> None:
     first = make_predictions("validation", CLASSES, 200, 1.0)
     pair = compare_runs(run_of(first, "a"), run_of(first, "b", digest="sha256:2"))
-    assert "on different data, so not as pairs" in pair.verdict
+    assert "unpaired, because the data differ" in pair.verdict
     assert not pair.others
     easy = run_of(make_predictions("validation", CLASSES, 200, 3.0), "easy", digest="sha256:2")
-    said = compare_runs(run_of(first, "a"), easy).verdict
-    assert said.startswith("easy scored higher by 0.")  # the data may be the cause, not the model
-    assert ", which easier images may explain: Fisher's exact p < 0.0001, on different data" in said
+    text = compare_runs(run_of(first, "a"), easy).verdict
+    assert text.startswith("easy scored higher by 0.")  # the data may be the cause, not the model
+    assert ", which easier images may explain: Fisher's exact p < 0.0001, unpaired, because the data" in text
     few, many = (
         read_metrics(json.dumps({"test/accuracy": share, "test/count": count}), "x", name)
         for name, share, count in (("few", 0.712, 1000), ("many", 0.8, 50_000))
@@ -235,7 +234,7 @@ def test_runs_of_other_data_or_with_counts_only_are_not_paired() -> None:
         for name, share in (("one", 0.712), ("two", 0.725))
     ]
     pair = compare_runs(*papers)
-    assert pair.verdict.startswith("The same within chance: Fisher's exact p = 0.5")
+    assert pair.verdict.startswith("No significant difference: Fisher's exact p = 0.5")
     assert "from the counts alone" in pair.verdict
 
 
@@ -260,10 +259,10 @@ def test_tiny_differences_are_not_shown_as_zero() -> None:
 def test_urls_are_shown_without_secrets() -> None:
     specs = [{"data": {"source": f"https://ana:S3CRET@a.example/{name}.zip?token=QWERTY"}} for name in "ab"]
     first, second = (Run(name, name, {}, "test", spec=spec) for name, spec in zip("ab", specs, strict=True))
-    said = str(list(all_differences(first, second)))
-    assert "a.example/a.zip" in said
-    assert "S3CRET" not in said
-    assert "QWERTY" not in said
+    text = str(list(all_differences(first, second)))
+    assert "a.example/a.zip" in text
+    assert "S3CRET" not in text
+    assert "QWERTY" not in text
     assert not list(all_differences(first, Run("c", "c", {}, "test")))  # a run without a spec
 
 
@@ -273,3 +272,23 @@ def test_run_names_are_drawn_literally() -> None:
     figure = draw_overlaid([Run(name, name, {}, "test", history=history) for name in names], "accuracy")
     assert [text.get_text().strip() for text in figure.axes[0].get_legend().get_texts()] == list(names)
     assert "<svg" in to_svg(figure, "a", "b")
+
+
+def test_page_names_the_test_of_each_metric(tmp_path: Path) -> None:
+    bootstrapped = "by a paired bootstrap with 1,000 resamples"
+    exact = "by McNemar's exact test"
+    several = [
+        Run(name, name, {f"validation/{key}": value for key, value in compute_metrics(predictions).items()},
+            "validation", predictions, dataset={"digest": "sha256:1"})
+        for name, predictions in (("a", answers(1.5)), ("b", answers(4.0)))
+    ]  # fmt: skip
+    one = [run_of(make_predictions("validation", CLASSES, 200, scale), str(scale)) for scale in (1.0, 3.0)]
+    for runs, methods in (
+        (one, f"accuracy {exact}, which decides if the interval disagrees; the others {bootstrapped}"),
+        (
+            several,
+            f"mean average precision {bootstrapped}; subset_accuracy {exact}, the others {bootstrapped}",
+        ),
+    ):
+        page = comparison_page(runs, compare_all(runs), tmp_path)
+        assert f"with 95% intervals: {methods}, not adjusted." in page

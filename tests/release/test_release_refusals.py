@@ -59,7 +59,9 @@ def test_deleted_champion_is_reported(output: Store, tmp_path: Path) -> None:
     for entry in output.entries("two/"):
         output.remove(entry.name)
     before = everything(output)
-    assert "names no finished run" in error_line(trainer("promote", output.at("three"), cache=tmp_path), 2)
+    assert "names a run that does not exist" in error_line(
+        trainer("promote", output.at("three"), cache=tmp_path), 2
+    )
     listed = trainer("runs", output.uri, cache=tmp_path)
     assert listed.stdout.splitlines()[-1].startswith("The champion two is gone;")
     assert everything(output) == before
@@ -69,7 +71,9 @@ def test_deleted_champion_is_reported(output: Store, tmp_path: Path) -> None:
     assert found is not None
     assert found.data == b"three\n"
     assert "is gone" not in trainer("runs", output.uri, cache=tmp_path).stdout
-    # A rollback starts from a deleted champion, but fails if the one before it, two, is deleted too.
+    # A rollback starts from a deleted champion and skips the one before it, two, which is deleted too.
     for entry in output.entries("three/"):
         output.remove(entry.name)
+    done = trainer("rollback", output.uri, cache=tmp_path)
+    assert "one is the champion again, replacing three; skipped, because removed: two." in done.stdout
     assert "no earlier champion" in error_line(trainer("rollback", output.uri, cache=tmp_path), 2)

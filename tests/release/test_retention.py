@@ -91,9 +91,9 @@ def test_half_retired_run_is_repaired_after_a_crash(output: Store) -> None:
 def test_withdrawn_run_is_not_restarted_and_cannot_be_champion(output: Store, tmp_path: Path) -> None:
     keep_newest(output, 1)
     spec = load_spec(recipe="demo", overrides={"output": output.uri, "run_name": "three"})
-    with pytest.raises(UsageError, match=r"publish\.keep_runs keeps newer ones"):
+    with pytest.raises(UsageError, match=r"withdrawn by publish\.keep_runs"):
         open_run_folder(spec, NOW, tmp_path / "cache")
-    with pytest.raises(UsageError, match="The run is withdrawn"):
+    with pytest.raises(UsageError, match="The run was withdrawn"):
         challenge(output, "three", 0.0, 0.05, between({}))
     assert read_champion(output).name == "two"
     # A manual promotion restores the run as long as its files exist.
@@ -119,7 +119,7 @@ def test_challenger_withdrawn_during_its_challenge_does_not_become_champion(outp
         keep_newest(output, 1)
         return between({"two": 0.6, "three": 0.9})(champion, challenger)
 
-    with pytest.raises(UsageError, match="The run is withdrawn"):
+    with pytest.raises(UsageError, match="The run was withdrawn"):
         challenge(output, "three", 0.0, 0.05, ask)
     assert read_champion(output).name == "two"
 
@@ -127,12 +127,21 @@ def test_challenger_withdrawn_during_its_challenge_does_not_become_champion(outp
 def test_withdrawn_previous_champion_is_restored(output: Store) -> None:
     promote(output, "three")
     assert keep_newest(output, 1).retired == ("four", "one")
-    assert rollback(output).said.startswith("two is the champion again")
+    assert rollback(output).message.startswith("two is the champion again")
     gone = keep_newest(output, 1, read_seconds=0)
     assert (gone.retired, gone.removed) == (("three",), ("four",))
     assert is_finished(output.below("one"))
     assert output.find(f"one/{RETIRED}") is None
-    assert rollback(output).said.startswith("one is the champion again")
+    assert rollback(output).message.startswith("one is the champion again")
+
+
+def test_champion_before_a_removed_one_is_kept(output: Store) -> None:
+    promote(output, "three")
+    for entry in output.entries("two/"):
+        output.remove(entry.name)
+    assert keep_newest(output, 1).retired == ("four",)
+    assert is_finished(output.below("one"))
+    assert rollback(output).message.startswith("one is the champion again")
 
 
 def test_newest_runs_are_those_published_last(output: Store, tmp_path: Path) -> None:
@@ -146,8 +155,8 @@ def test_second_rollback_restores_a_withdrawn_run(output: Store) -> None:
     for name in ("three", "four"):
         promote(output, name)
     assert keep_newest(output, 1).retired == ("one", "two")
-    assert rollback(output).said.startswith("three is the champion again")
-    assert rollback(output).said.startswith("two is the champion again")
+    assert rollback(output).message.startswith("three is the champion again")
+    assert rollback(output).message.startswith("two is the champion again")
     assert is_finished(output.below("two"))
 
 
@@ -181,7 +190,7 @@ def test_withdrawn_run_is_reported_by_every_command(output: Store, tmp_path: Pat
         lambda: local_model(place, tmp_path, SilentProgress()),
         lambda: local_model(f"{place}/model", tmp_path, SilentProgress()),
     ):  # fmt: skip
-        with pytest.raises(UsageError, match="The run is withdrawn"):
+        with pytest.raises(UsageError, match="The run was withdrawn"):
             read()
     output.remove(f"three/{MANIFEST}")
     with pytest.raises(UsageError, match="its files are being removed"):
@@ -201,7 +210,7 @@ def test_run_withdrawn_while_waiting_for_its_lease_is_not_started(output: Store,
             lease.release()
 
     spec = load_spec(recipe="demo", overrides={"output": output.uri, "run_name": "seven"})
-    with pytest.raises(UsageError, match=r"publish\.keep_runs keeps newer ones"):
+    with pytest.raises(UsageError, match=r"withdrawn by publish\.keep_runs"):
         open_run_folder(spec, NOW, tmp_path / "cache", progress=Screen())
     assert output.find(f"seven/{MANIFEST}")
 

@@ -114,7 +114,7 @@ def test_the_run_is_compared_and_released_by_its_ranking(run: Path, tmp_path: Pa
     output = FolderStore(run.parent)
     outcome = challenge_champion(output, "first", read_spec(run / "spec.yaml"), tmp_path, lambda: None)
     assert outcome.is_champion
-    assert outcome.said == "first is the champion: there was none"
+    assert outcome.message == "first is the first champion"
 
 
 def test_settings_are_searched_by_mean_average_precision(run: Path, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_a_first_start_that_fails_after_a_checkpoint_keeps_it(photos: Path, tmp_
     (tmp_path / "first" / "dataset.json").unlink()  # a required file of a run
     _, err = process.communicate(timeout=120)
     assert process.returncode == 75, err
-    assert "Files of this run were removed while it ran" in err
+    assert "Files of this run were removed during training" in err
     assert list((tmp_path / "first" / "checkpoints").glob("step-*"))
     assert (tmp_path / "first" / "spec.yaml").exists()
 
@@ -95,7 +95,7 @@ def test_a_run_that_was_removed_stops_and_the_same_command_begins_it_again(
     out, err = process.communicate(timeout=120)
     assert process.returncode == 75, out + err
     assert err.count("Error: ") == 1
-    assert "The run was removed while it was trained" in err
+    assert "The run was removed during training" in err
     assert "Traceback" not in err
     again = trainer(*words, cache=tmp_path / "cache")
     assert again.returncode == 0, again.stderr

@@ -108,7 +108,7 @@ def test_changed_run_is_not_used(
         problem = damage(run, writer[0])
         more = [lambda: find_start(output, run.uri)] if damage is lose_variables else []
         for use in (*uses, *more):
-            with pytest.raises(DataError, match="The run is not as it was published") as raised:
+            with pytest.raises(DataError, match="The run differs from its published state") as raised:
                 use()
             assert problem in str(raised.value), damage.__name__
         assert read_champion(output).name == "three"

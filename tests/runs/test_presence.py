@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from trainer.errors import TemporaryError
-from trainer.runs.presence import Presence
+from trainer.runs.folder import Presence
 from trainer.storage.folder import FolderStore
 from trainer.storage.store import Entry
 

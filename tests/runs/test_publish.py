@@ -140,7 +140,7 @@ def test_pointer_moves_to_the_last_published_run_and_never_back(run: Path) -> No
 def test_marker_of_another_manifest_is_never_replaced(run: Path) -> None:
     (run / "_SUCCESS").write_text("0" * 64)
     (run / "MANIFEST.json").write_text("another")
-    with pytest.raises(UsageError, match="doesn't belong to its"):
+    with pytest.raises(UsageError, match="doesn't match its"):
         publish_at(run)
     assert (run / "_SUCCESS").read_text() == "0" * 64
     assert (run / "MANIFEST.json").read_text() == "another"
@@ -174,7 +174,7 @@ def test_verify_reports_every_kind_of_damage(run: Path) -> None:
         "metrics.json is missing",
         "extra is not in MANIFEST.json",
         "model/saved_model.pb has 12 bytes instead of 5",
-        "other has other contents than were published",
+        "other has other contents than the published file",
     ]
 
 

@@ -25,7 +25,7 @@ def test_late_marker_is_removed_so_that_the_next_start_can_publish(run: Path) ->
         if (run / "MANIFEST.json").exists():
             (run / "_SUCCESS").write_text("0" * 64)
 
-    with pytest.raises(TemporaryError, match="start the same command again"):
+    with pytest.raises(TemporaryError, match="Run the same command again"):
         publish(FolderStore(run.parent), run.name, run, arrive)
     publish_at(run)
     assert verify(FolderStore(run)) == []

@@ -122,7 +122,7 @@ def test_started_run_resumes_and_refuses_another_spec_with_the_changed_keys(
 def test_run_without_its_spec_is_refused(output: Store, cache: Path, finished: bool) -> None:
     finish(output, cache) if finished else begun(output, cache)
     output.remove("one/spec.yaml")
-    for damage, words in ((None, "is gone"), (b"", "is empty"), (b"a: [", "one/spec.yaml")):
+    for damage, words in ((None, "is missing"), (b"", "is empty"), (b"a: [", "one/spec.yaml")):
         if damage is not None:
             output.write("one/spec.yaml", damage)
         with pytest.raises(UsageError, match=words) as caught:
@@ -150,7 +150,7 @@ def test_run_inside_another_run_is_refused(output: Store, cache: Path, finished:
     finish(output, cache) if finished else begun(output, cache)
     before = {entry.name: entry for entry in output.entries()}
     inside = spec_in(output).model_copy(update={"output": f"{output.uri}/one{below}"})
-    with pytest.raises(UsageError, match="lies within a run"):
+    with pytest.raises(UsageError, match="is inside a run"):
         open_run_folder(inside, NOW, cache)
     assert {entry.name: entry for entry in output.entries()} == before
 
@@ -180,7 +180,7 @@ def test_finished_run_is_not_restarted(output: Store, cache: Path) -> None:
     with pytest.raises(UsageError, match=r"train\.epochs") as caught:
         open_run_folder(spec_in(output, "train.epochs=3"), NOW, cache)
     assert "--fresh" not in str(caught.value)  # --fresh would be refused
-    with pytest.raises(UsageError, match="not started again"):
+    with pytest.raises(UsageError, match="--fresh can't restart it"):
         open_run_folder(spec_in(output), NOW, cache, fresh=True)
     assert {entry.name: entry for entry in output.entries()} == before
 
@@ -205,9 +205,9 @@ def test_run_of_another_process_is_refused(output: Store, cache: Path) -> None:
 
 def test_folder_that_is_not_a_run_is_left_unchanged(output: Store, cache: Path) -> None:
     output.write("one/thesis.txt", b"mine")
-    with pytest.raises(UsageError, match="not a run"):
+    with pytest.raises(UsageError, match="do not belong to a run"):
         open_run_folder(spec_in(output), NOW, cache)
-    with pytest.raises(UsageError, match="not a run"):
+    with pytest.raises(UsageError, match="do not belong to a run"):
         open_run_folder(spec_in(output), NOW, cache, fresh=True)
     assert [entry.name for entry in output.entries()] == ["one/thesis.txt"]
 
@@ -218,7 +218,7 @@ def test_user_spec_does_not_make_a_folder_a_run(output: Store, cache: Path, fres
     for kept in (["one/spec.yaml"], list(own)):
         for name in kept:
             output.write(name, own[name])
-        with pytest.raises(UsageError, match="not a run"):
+        with pytest.raises(UsageError, match="do not belong to a run"):
             open_run_folder(spec_in(output), NOW, cache, fresh=fresh)
         assert {entry.name for entry in output.entries()} == set(kept)
         assert all(found.data == own[name] for name in kept if (found := output.read(name)))
@@ -247,27 +247,29 @@ def test_folder_with_only_leftovers_of_a_crash_is_reused(tmp_path: Path, cache: 
 
 
 def test_resume_with_changed_data_precision_or_batch_size_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="can't be read any more"):
+    with pytest.raises(UsageError, match="of the first start of this run can't be read"):
         require_same_start(tmp_path, Start("aa", "float32", 20))
     write_json(tmp_path / "dataset.json", {"digest": "sha256:aa"})
     write_json(tmp_path / "environment.json", {"precision": "float32", "global_batch_size": 20})
     require_same_start(tmp_path, Start("aa", "float32", 20))
-    with pytest.raises(UsageError, match="data changed since this run began, or an earlier version of"):
+    with pytest.raises(
+        UsageError, match="data changed since the first start of this run, or an earlier version of"
+    ):
         require_same_start(tmp_path, Start("bb", "float32", 20))
     write_json(tmp_path / "dataset.json", {"digest": "sha256:aa", "split_by": "source"})
-    with pytest.raises(UsageError, match="data changed since this run began; give"):
+    with pytest.raises(UsageError, match=r"data changed since the first start of this run\. Choose"):
         require_same_start(tmp_path, Start("bb", "float32", 20))
     with pytest.raises(UsageError, match="precision changed"):
         require_same_start(tmp_path, Start("aa", "bfloat16", 20))
-    words = r"global batch size .*all devices\) changed.*Received: 40, it was 20"
+    words = r"global batch size .*all devices\) changed.*Received: 40, previously 20"
     with pytest.raises(UsageError, match=words):
         require_same_start(tmp_path, Start("aa", "float32", 40))
-    with pytest.raises(UsageError, match=r"file of weights changed .*Received: sha256 cc, it was none"):
+    with pytest.raises(UsageError, match=r"weights file changed .*Received: sha256 cc, previously none"):
         require_same_start(tmp_path, Start("aa", "float32", 20, weights={"sha256": "cc"}))
     begun = {"precision": "float32", "global_batch_size": 20, "weights": {"sha256": "cc"}}
     write_json(tmp_path / "environment.json", begun)
     require_same_start(tmp_path, Start("aa", "float32", 20, weights={"sha256": "cc", "origin": "moved"}))
-    with pytest.raises(UsageError, match="Received: sha256 of none, it was cc"):
+    with pytest.raises(UsageError, match="Received: sha256 none, previously cc"):
         require_same_start(tmp_path, Start("aa", "float32", 20))
 
 
@@ -292,20 +294,20 @@ def test_repeated_starts_without_a_new_checkpoint_end_the_run(
     tmp_path: Path,
 ) -> None:
     for checkpoint in ("", "", "step-1.npz", "step-1.npz", "step-2.npz", "step-2.npz", "step-2.npz"):
-        count_start(tmp_path, checkpoint, most_stalled=3)
+        count_start(tmp_path, checkpoint, max_stalled_starts=3)
     with (tmp_path / "starts.jsonl").open("a") as file:
         file.write('{"torn')
-    count_start(tmp_path, "step-2.npz", most_stalled=4)
+    count_start(tmp_path, "step-2.npz", max_stalled_starts=4)
     with pytest.raises(DivergedError, match=r"started 4 times from step-2\.npz"):
-        count_start(tmp_path, "step-2.npz", most_stalled=3)
+        count_start(tmp_path, "step-2.npz", max_stalled_starts=3)
     assert len((tmp_path / "starts.jsonl").read_text().splitlines()) == 9
 
 
 def test_start_that_ended_with_an_error_message_is_not_counted(tmp_path: Path) -> None:
     for _ in range(4):
-        count_start(tmp_path, "", most_stalled=1)
+        count_start(tmp_path, "", max_stalled_starts=1)
         forget_start(tmp_path)
-    count_start(tmp_path, "", most_stalled=1)
+    count_start(tmp_path, "", max_stalled_starts=1)
     rows = [json.loads(line) for line in (tmp_path / "starts.jsonl").read_text().splitlines()]
     assert [row["checkpoint"] for row in rows] == [""]
 

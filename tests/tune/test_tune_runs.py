@@ -75,7 +75,7 @@ def test_stopped_search_continues_without_repeating_finished_trials(
     worker = environment | {"TRAINER_WORKERS": "2", "JOB_COMPLETION_INDEX": "1"}
     done = subprocess.run(command(*words), env=worker, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "1 of 2 trials are finished" in done.stdout
+    assert "1 of 2 trials finished" in done.stdout
     for victim in ("trial", "search"):
         with begun(words, environment) as (process, child):
             os.kill(child if victim == "trial" else process.pid, signal.SIGKILL)
