@@ -13,7 +13,7 @@ from trainer.shutdown import GracefulShutdown
 
 _BEGIN = """
 import hashlib, time
-from trainer.shutdown import Stop
+from trainer.shutdown import GracefulShutdown
 stop = GracefulShutdown(1.0)
 stop.install()
 def work():
@@ -73,7 +73,7 @@ def test_a_second_signal_ends_it_at_once() -> None:
 
 @pytest.mark.parametrize(("number", "by_hand"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
 def test_a_person_is_told_from_a_machine(number: signal.Signals, by_hand: bool) -> None:
-    code = f"{_BEGIN}try: work()\nexcept Exception: print(stop.interactive)"
+    code = f"{_BEGIN}stop.grace_seconds = 60\ntry: work()\nexcept Exception: print(stop.interactive)"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     process.stdout.readline()

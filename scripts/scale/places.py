@@ -40,10 +40,14 @@ FROM_SCRATCH = [
 ]  # fmt: skip
 PRETRAINED = [
     "data.image_size=32", "model={family: pretrained, backbone: efficientnet-lite0, dropout: 0.3}",
-    "train.finetune={probe: steps, frozen_epochs: 3, last_stage_epochs: 3, batch_norm: train}",
+    "train.finetune={probe: steps, frozen_epochs: 3, last_stage_epochs: 3}",
     "train.epochs=9",
 ]  # fmt: skip
-"""Fine-tuning phases: head on cached features, last stage, all weights with their batch-norm statistics."""
+"""Fine-tuning phases: head on cached features, last stage, all weights; frozen batch-norm statistics.
+
+Trained statistics can't be compared: at 32 px the last maps have one pixel, so that the last batch normalizes
+over three values, which amplifies rounding errors to 0.2 of the loss.
+"""
 CLASSES = ("red", "green", "blue")
 
 

@@ -222,13 +222,13 @@ def test_a_profile_that_only_the_chief_is_asked_for_keeps_the_steps_of_both_toge
 
 def test_each_process_has_its_share_of_the_images_on_its_devices_and_all_whiten_alike(tmp_path: Path) -> None:
     hosts = addresses(2)
-    script = Path(__file__).parents[1] / "helpers" / "resident_hosts.py"
     processes = []
     for index in range(2):
         task = {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": index}}
         processes.append(
             subprocess.Popen(
-                [sys.executable, str(script), str(tmp_path / str(index))],
+                [sys.executable, "-m", "helpers.resident_hosts", str(tmp_path / str(index))],
+                cwd=Path(__file__).parents[1],
                 env={**os.environ, "TF_CONFIG": json.dumps(task)},
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             )

@@ -22,12 +22,12 @@ from trainer.evaluate.label_predictions import MultiLabelPredictions
 from trainer.evaluate.label_thresholds import choose_thresholds
 from trainer.evaluate.metrics import compute_metrics
 from trainer.evaluate.prediction_files import read_predictions, write_predictions
+from trainer.ranking import Ranking, draws
 from trainer.release.decision import decide, why_guessing
 from trainer.release.evaluate_pair import in_order
 from trainer.train.label_probe import fit_label_probe, judge_label_logits
 from trainer.train.objective import MULTI, SINGLE
 from trainer.train.probe import accuracy_of
-from trainer.train.ranking import Ranking, draws
 from trainer.train.state import score
 from trainer.train.step import class_weights
 

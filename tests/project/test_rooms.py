@@ -26,6 +26,7 @@ ROOMS = (
     "data",
     "augment",
     "model",
+    "ranking",
     "train",
     "export",
     "evaluate",

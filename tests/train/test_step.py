@@ -112,8 +112,8 @@ def test_class_weights_multiply_the_loss_of_their_class(dataset: Dataset) -> Non
 
 
 def test_two_replicas_do_the_steps_of_one() -> None:
-    script = Path(__file__).parents[1] / "helpers" / "two_replicas.py"
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    command, tests = [sys.executable, "-m", "helpers.two_replicas"], Path(__file__).parents[1]
+    done = subprocess.run(command, cwd=tests, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     for name in ("plain", "augmented", "airbench"):

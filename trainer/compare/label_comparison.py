@@ -17,7 +17,7 @@ from trainer.compare.pair import BOOTSTRAP, Comparison, gain_text
 from trainer.compare.runs import Run
 from trainer.evaluate.label_predictions import MultiLabelPredictions
 from trainer.evaluate.significance import RESAMPLES, Test, paired_accuracies, test_of
-from trainer.train.ranking import Ranking, draws
+from trainer.ranking import Ranking, draws
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

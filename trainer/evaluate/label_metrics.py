@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.evaluate.label_predictions import MultiLabelPredictions
-from trainer.train.ranking import Ranking
+from trainer.ranking import Ranking
 
 Floats = npt.NDArray[np.float64]
 _BINS = 15

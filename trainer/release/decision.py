@@ -19,10 +19,10 @@ from trainer.compare.pair import p_text
 from trainer.evaluate.label_predictions import MultiLabelPredictions
 from trainer.evaluate.metrics import AnyPredictions, Predictions
 from trainer.evaluate.significance import Test, paired_accuracies
+from trainer.ranking import Ranking
 from trainer.report.guessing import beats_guessing, constant_answer, has_unequal_classes
 from trainer.report.label_verdict import constant_precision
 from trainer.report.names import format_count
-from trainer.train.ranking import Ranking
 
 Floats = npt.NDArray[np.float64]
 _LEVEL = 0.025

@@ -16,6 +16,7 @@ import numpy as np
 from scipy import special
 
 from trainer.evaluate.label_predictions import MultiLabelPredictions
+from trainer.ranking import Ranking, draws
 from trainer.report.advice import cures
 from trainer.report.case import LARGEST_GAP, LEAST_SKILL, WIDEST_INTERVAL, Judged, copied_names
 from trainer.report.duration import more_epochs, train_on
@@ -23,7 +24,6 @@ from trainer.report.history import History, is_rising
 from trainer.report.names import format_count, shorten
 from trainer.report.verdict import FEWEST_EPOCHS, Kind, Verdict
 from trainer.spec import SCRATCH
-from trainer.train.ranking import Ranking, draws
 
 MEASURE = "mean_average_precision"
 _LEVEL = 0.025

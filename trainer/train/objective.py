@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from trainer.train.ranking import Ranking
+from trainer.ranking import Ranking
 
 Floats = npt.NDArray[np.float64]
 
