@@ -218,7 +218,7 @@ def test_a_published_run_that_was_changed_is_left_as_it_is(finished: Finished, t
         file.write(" ")
     before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
     done = trainer("train", run / "spec.yaml", "--output", tmp_path, cache=run.parent / "cache")
-    refused(done, 2, "changed it after it was published")
+    refused(done, 2, "was changed after publication")
     assert before == {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
 
 

@@ -139,7 +139,7 @@ def _accuracy(folder: RunFolder) -> tuple[str, float, int]:
         )
     if not read_object(run, "dataset.json").get("duplicates_across_splits", {}).get("count"):
         return split, float(accuracy), 0
-    from trainer.release.own_answers import read_stored_predictions
+    from trainer.release.stored_predictions import read_stored_predictions
     from trainer.report.case import score_of
 
     own = read_stored_predictions(run)

@@ -92,7 +92,8 @@ def earlier_champions(output: Store, name: str) -> Iterator[tuple[str, int]]:
     undone = releases = 0
     for record in _in_effect(output, name):
         if record["kind"] == ROLLBACK:
-            undone += int(record.get(UNDONE, 1))
+            count = record.get(UNDONE)
+            undone += count if isinstance(count, int) else 1
         elif undone:
             undone -= 1
         else:

@@ -14,8 +14,8 @@ from trainer.errors import TemporaryError, UsageError
 from trainer.evaluate.metrics import AnyPredictions
 from trainer.release.audit_log import CHALLENGE, ROLLBACK, UNDONE, earlier_champions, write_record
 from trainer.release.decision import Decision, decide, why_guessing
-from trainer.release.own_answers import read_stored_predictions
 from trainer.release.retention import restore_run
+from trainer.release.stored_predictions import read_stored_predictions
 from trainer.report.names import format_count
 from trainer.runs import require_not_withdrawn
 from trainer.runs.champion import Champion, read_champion, read_pointer, restore_champion, swap_champion

@@ -50,18 +50,21 @@ class OptimizerSpec(Checked):
     def _used(self) -> OptimizerSpec:
         has_momentum, is_muon = self.name in ("sgd", "rmsprop", "muon"), self.name == "muon"
         uses_rest = bool(self.rest_rate or self.rest != "adamw" or self.unit_kernels)
-        checks = {
-            "momentum and optimizer.nesterov require optimizer.name sgd, rmsprop or muon": has_momentum
-            or not (self.momentum or self.nesterov),
-            "nesterov requires optimizer.name sgd or muon": self.name != "rmsprop" or not self.nesterov,
-            "rest, optimizer.rest_rate and optimizer.unit_kernels require optimizer.name muon": is_muon
-            or not uses_rest,
-            "rest_momentum requires optimizer.rest sgd": self.rest == "sgd" or not self.rest_momentum,
-            "final_fraction requires optimizer.schedule linear or cosine": self.schedule != "constant"
-            or not self.final_fraction,
+        violations = {
+            "momentum and optimizer.nesterov require optimizer.name sgd, rmsprop or muon": (
+                (self.momentum or self.nesterov) and not has_momentum
+            ),
+            "nesterov requires optimizer.name sgd or muon": self.nesterov and self.name == "rmsprop",
+            "rest, optimizer.rest_rate and optimizer.unit_kernels require optimizer.name muon": (
+                uses_rest and not is_muon
+            ),
+            "rest_momentum requires optimizer.rest sgd": self.rest_momentum and self.rest != "sgd",
+            "final_fraction requires optimizer.schedule linear or cosine": (
+                self.final_fraction and self.schedule == "constant"
+            ),
         }
-        for rule, is_met in checks.items():
-            if not is_met:
+        for rule, is_violated in violations.items():
+            if is_violated:
                 raise SettingError(
                     f"optimizer.{rule}.",
                     "Remove the setting, or change the one that it requires.",

@@ -24,7 +24,7 @@ _PATTERNS = {
 }
 _SIMILAR, _SIMILAR_ELSEWHERE = 0.7, 0.8
 """Minimum similarity (difflib ratio) of a suggested name, within the same section and outside it."""
-FAMILIES = tuple(each.model_fields["family"].default for each in get_args(get_args(ModelSpec)[0]))
+FAMILIES = tuple(spec.model_fields["family"].default for spec in get_args(get_args(ModelSpec)[0]))
 """Names of the network families, which are the union branches of `model` in pydantic's error locations."""
 
 
@@ -78,7 +78,7 @@ def invalid_spec(error: ValidationError) -> UsageError:
 
 def is_section(key: str) -> bool:
     """Return whether the top-level `key` is a section with settings of its own."""
-    return any(each.startswith(f"{key}.") for each in known_keys())
+    return any(other.startswith(f"{key}.") for other in known_keys())
 
 
 def _keys(model: type[BaseModel], prefix: str) -> list[str]:
@@ -174,7 +174,7 @@ def _is_branch(key: str, part: Any) -> bool:
 
 
 def _first_inside(key: str) -> str:
-    return next((each for each in known_keys() if each.startswith(f"{key}.")), "train.epochs")
+    return next((other for other in known_keys() if other.startswith(f"{key}.")), "train.epochs")
 
 
 def _unknown(key: str, value: Any) -> _Problem:
