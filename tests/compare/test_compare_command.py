@@ -162,7 +162,7 @@ def test_changed_images_are_not_shown(runs: Path, photos: Path, tmp_path: Path) 
         page = _Page()
         page.feed(text := (tmp_path / "page.html").read_text())
         assert bool(page.images) != is_changed
-        assert ("They changed since" in text) == is_changed
+        assert ("The images changed since" in text) == is_changed
 
 
 @pytest.mark.engine

@@ -55,7 +55,7 @@ def test_images_of_repacked_shards_are_not_shown(compared: tuple[Comparison, Pat
     comparison, _ = compared
     other = replace(comparison.first, dataset={**comparison.first.dataset, "digest": "sha256:1"})
     found, why = read_disagreements(replace(comparison, first=other), tmp_path)
-    assert "They changed since" in why
+    assert "The images changed since" in why
     assert not any(each.uri for each in found)
 
 

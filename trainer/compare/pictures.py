@@ -31,7 +31,7 @@ from trainer.storage.store import Store
 
 MOST = 12
 _CIFAR_SIDE = 32
-_CHANGED = "They changed since the runs were trained."
+_CHANGED = "The images changed since the runs were trained."
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ class Trial:
     """Digest of the data set."""
 
     @property
-    def run_record_name(self) -> str:
+    def run_name(self) -> str:
         """Name of the run, below the study."""
         return f"trial-{self.number:03d}"
 
