@@ -62,8 +62,8 @@ def test_a_page_is_no_pointer_and_lies_in_no_run(tmp_path: Path, monkeypatch: py
     for name in ("a.json", "b.json"):
         (tmp_path / name).write_text(metrics)
     for html, words in (
-        ("b.json", "is a file"), ("runs/champion", "is a file"), ("runs/two/report.html", "within a run"),
-        ("runs/two/plots/a.HTML", "within a run"),
+        ("b.json", "is a file"), ("runs/champion", "is a file"), ("runs/two/report.html", "inside a run"),
+        ("runs/two/plots/a.HTML", "inside a run"),
         ("", "is a file"), ("gs://bucket", "is a file"),
     ):  # fmt: skip
         done = CliRunner().invoke(cli, ["compare", "a.json", "b.json", "--html", html])

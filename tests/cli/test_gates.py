@@ -92,7 +92,7 @@ def test_a_claim_that_nobody_can_check_is_not_taken_for_true(
 
 def test_old_runs_go_though_the_champion_can_not_be_challenged(folder: RunFolder, spec: RunSpec) -> None:
     folder.output.write(CHAMPION, b"gone\n")
-    with pytest.raises(UsageError, match="names no finished run"):
+    with pytest.raises(UsageError, match="names a run that does not exist"):
         judged(folder, spec)
     assert not is_finished(folder.output.below("one"))
 

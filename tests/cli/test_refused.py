@@ -179,10 +179,10 @@ def test_a_run_that_was_removed_from_its_bucket_is_not_sent_again(
             output.remove(entry.name)
         before = output.entries("one/")
         for _ in range(2):
-            with pytest.raises(TemporaryError, match="The run was removed while it was trained"):
+            with pytest.raises(TemporaryError, match="The run was removed during training"):
                 folder.keep()
         if remove_local:
-            with pytest.raises(TemporaryError, match="The run was removed while it was trained"):
+            with pytest.raises(TemporaryError, match="The run was removed during training"):
                 write_text(folder.path / "history.jsonl", "{}")
         assert output.entries("one/") == before
         folder.release()

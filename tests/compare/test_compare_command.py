@@ -62,7 +62,7 @@ def runs(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.engine
-def test_runs_are_compared_on_the_terminal(runs: Path, tmp_path: Path) -> None:
+def test_compare_prints_runs_to_the_terminal(runs: Path, tmp_path: Path) -> None:
     done = trainer("compare", runs / "one", runs / "two", cache=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -73,13 +73,13 @@ def test_runs_are_compared_on_the_terminal(runs: Path, tmp_path: Path) -> None:
     assert any(line.split() == ["seed", "1", "2"] for line in lines)
     assert "different data" not in done.stdout
     done = trainer("compare", runs / "one", runs / "one", cache=tmp_path)
-    assert "The same: right and wrong on the same" in done.stdout
+    assert "No difference: both are right and wrong on the same" in done.stdout
     # As in weekly retraining: other training images, the same held-out images.
     done = trainer("compare", runs / "one", runs / "less", cache=tmp_path)
     assert "exact McNemar" in done.stdout or "right and wrong on the same" in done.stdout
     assert "train/stripes" in done.stdout
     done = trainer("compare", runs / "one", runs / "other", cache=tmp_path)
-    assert "on different data, so not as pairs" in " ".join(done.stdout.split())
+    assert "unpaired, because the data differ" in " ".join(done.stdout.split())
     done = trainer("compare", runs / "one", runs / "two", runs / "less", cache=tmp_path)
     assert "standard deviation" not in done.stdout
     assert "one and less" in done.stdout
@@ -88,13 +88,13 @@ def test_runs_are_compared_on_the_terminal(runs: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.engine
-def test_all_of_it_is_told_as_json(runs: Path, tmp_path: Path) -> None:
+def test_compare_json_contains_everything(runs: Path, tmp_path: Path) -> None:
     done = trainer("compare", runs / "one", runs / "latest", "--json", cache=tmp_path)
-    told = json.loads(done.stdout)
-    assert [run["name"] for run in told["runs"]] == ["one", "latest"]
+    values = json.loads(done.stdout)
+    assert [run["name"] for run in values["runs"]] == ["one", "latest"]
     metrics = json.loads((runs / "one" / "metrics.json").read_text())
-    assert told["runs"][0]["accuracy"] == metrics["validation/accuracy"]
-    assert {"verdict", "is_paired", "accuracy", "differences"} <= set(told["comparisons"][0])
+    assert values["runs"][0]["accuracy"] == metrics["validation/accuracy"]
+    assert {"verdict", "is_paired", "accuracy", "differences"} <= set(values["comparisons"][0])
 
 
 class _Page(HTMLParser):
@@ -104,40 +104,40 @@ class _Page(HTMLParser):
         self.links: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = dict(attrs)
+        attributes = dict(attrs)
         if tag == "img":
-            self.images.append(given)
+            self.images.append(attributes)
         self.links += [value for name, value in attrs if name in ("src", "href") and value]
 
 
 @pytest.mark.engine
-def test_the_page_shows_curves_and_the_images_that_they_disagree_on(runs: Path, tmp_path: Path) -> None:
+def test_page_shows_curves_and_disagreements(runs: Path, tmp_path: Path) -> None:
     done = trainer("compare", runs / "one", runs / "two", "--html", tmp_path / "page.html", cache=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     text = (tmp_path / "page.html").read_text()
     page = _Page()
     page.feed(text)
-    told = json.loads(trainer("compare", runs / "one", runs / "two", "--json", cache=tmp_path).stdout)
-    pair = told["comparisons"][0]
+    values = json.loads(trainer("compare", runs / "one", runs / "two", "--json", cache=tmp_path).stdout)
+    pair = values["comparisons"][0]
     assert len(page.images) == pair["only_first_right"] + pair["only_second_right"] > 0
     assert all(link.startswith("data:image/") for link in page.links)  # works offline
     assert text.count("<svg") == 2
     assert "<script" not in text
-    for place, why in (
+    for path, why in (
         (runs / "one" / "metrics.json", "--html is a file, as NAME.html"),
         (runs / "latest", "--html is a file, as NAME.html"),
-        (runs / "one" / "report.html", "The page lies within a run"),
-        (runs / "one" / "model" / "page.html", "The page lies within a run"),
+        (runs / "one" / "report.html", "The page is inside a run"),
+        (runs / "one" / "model" / "page.html", "The page is inside a run"),
     ):
-        before = place.read_bytes() if place.exists() else None
-        done = trainer("compare", runs / "one", runs / "two", "--html", place, cache=tmp_path)
+        before = path.read_bytes() if path.exists() else None
+        done = trainer("compare", runs / "one", runs / "two", "--html", path, cache=tmp_path)
         assert why in error_line(done, 2)
-        assert (place.read_bytes() if place.exists() else None) == before
+        assert (path.read_bytes() if path.exists() else None) == before
     refused(trainer("compare", runs / "one", runs / "two", "--html", "/proc/x.html", cache=tmp_path), 2)
 
 
 @pytest.mark.engine
-def test_pictures_that_are_gone_are_no_error(runs: Path, tmp_path: Path) -> None:
+def test_missing_images_are_not_an_error(runs: Path, tmp_path: Path) -> None:
     copies = [shutil.copytree(runs / name, tmp_path / name) for name in ("one", "two")]
     for copy in copies:
         publish_again(copy, "spec.yaml", lambda text: text.replace("photos", "nowhere"))
@@ -147,7 +147,7 @@ def test_pictures_that_are_gone_are_no_error(runs: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.engine
-def test_pictures_that_are_others_by_now_are_not_shown(runs: Path, photos: Path, tmp_path: Path) -> None:
+def test_changed_images_are_not_shown(runs: Path, photos: Path, tmp_path: Path) -> None:
     data = shutil.copytree(photos, tmp_path / "photos")
     copies = [shutil.copytree(runs / name, tmp_path / name) for name in ("one", "two")]
     for copy in copies:
@@ -162,11 +162,11 @@ def test_pictures_that_are_others_by_now_are_not_shown(runs: Path, photos: Path,
         page = _Page()
         page.feed(text := (tmp_path / "page.html").read_text())
         assert bool(page.images) != is_changed
-        assert ("they changed since" in text) == is_changed
+        assert ("The images changed since" in text) == is_changed
 
 
 @pytest.mark.engine
-def test_the_page_of_counts_alone_claims_nothing_and_goes_to_a_bucket(
+def test_page_of_counts_is_written_to_a_bucket_without_unknown_facts(
     bucket_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", bucket_address)
@@ -179,9 +179,9 @@ def test_the_page_of_counts_alone_claims_nothing_and_goes_to_a_bucket(
     assert done.returncode == 0, done.stderr
     found = open_store(f"gs://{BUCKET}/{tmp_path.name}").read("page.html")
     assert found is not None
-    assert b"nothing is known here" in found.data
-    told = json.loads(trainer("compare", *papers, "--json", cache=tmp_path).stdout)["comparisons"][0]
-    assert told["only_first_right"] is None
+    assert b"environments are unknown" in found.data
+    values = json.loads(trainer("compare", *papers, "--json", cache=tmp_path).stdout)["comparisons"][0]
+    assert values["only_first_right"] is None
     assert "different spec" not in done.stdout
 
 
@@ -191,39 +191,44 @@ def publish_again(run: Path, name: str, change: Any) -> None:
 
     (run / name).write_text(change((run / name).read_text()))
     manifest = json.loads((run / "MANIFEST.json").read_text())
-    for each in manifest["files"]:
-        if each["path"] == name:
+    for entry in manifest["files"]:
+        if entry["path"] == name:
             data = (run / name).read_bytes()
-            each |= {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            entry |= {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     text = json.dumps(manifest)
     (run / "MANIFEST.json").write_text(text)
     (run / "_SUCCESS").write_text(hashlib.sha256(text.encode()).hexdigest() + "\n")
 
 
 @pytest.mark.engine
-def test_what_cannot_be_compared_is_named(runs: Path, tmp_path: Path) -> None:
-    def said(code: int, *uris: Path | str) -> str:
+def test_runs_that_cannot_be_compared_are_refused(runs: Path, tmp_path: Path) -> None:
+    def error_message(code: int, *uris: Path | str) -> str:
         done: subprocess.CompletedProcess[str] = trainer("compare", *uris, cache=tmp_path)
         return error_line(done, code)
 
     one = runs / "one"
-    assert "Two runs at least" in said(2, one)
-    assert "There is no finished run" in said(2, one, tmp_path / "nowhere")
+    assert "Two runs at least" in error_message(2, one)
+    assert "There is no finished run" in error_message(2, one, tmp_path / "nowhere")
     copy = shutil.copytree(one, tmp_path / "copy")
     (copy / "_SUCCESS").unlink()
-    assert "not finished" in said(2, one, copy)
+    assert "not finished" in error_message(2, one, copy)
     for name in ("history.jsonl", "predictions.csv"):
         damaged = shutil.copytree(one, tmp_path / name)
         (damaged / name).write_text("x")
-        assert f"not as it was published. Received: {damaged / name}" in said(65, one, damaged)
+        assert (
+            f"differs from the published one. Restore the file, or train again. Received: {damaged / name}"
+            in error_message(65, one, damaged)
+        )
         (damaged / name).unlink()
-        assert f"is missing. Received: {damaged / name}" in said(65, one, damaged)
+        assert f"is missing. Restore the file, or train again. Received: {damaged / name}" in error_message(
+            65, one, damaged
+        )
     other = shutil.copytree(one, tmp_path / "other")
     publish_again(other, "predictions.csv", lambda text: text.replace("discs", "rings"))
-    assert "Only models of the same classes" in said(2, one, other)
+    assert "Models of different classes" in error_message(2, one, other)
     newer = shutil.copytree(one, tmp_path / "newer")
     publish_again(newer, "MANIFEST.json", lambda text: text.replace('"schema": 1', '"schema": 2'))
-    assert "another version" in said(2, one, newer)
+    assert "another version" in error_message(2, one, newer)
     for number, (name, text) in enumerate(OTHERS_FILES):
         changed = shutil.copytree(one, tmp_path / f"changed-{number}")
         # An empty text stands for the file without its validation entries.

@@ -41,7 +41,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Path
     return compare_runs(*counted), shards
 
 
-def test_pictures_come_out_of_shards(compared: tuple[Comparison, Path], tmp_path: Path) -> None:
+def test_images_are_read_from_shards(compared: tuple[Comparison, Path], tmp_path: Path) -> None:
     comparison, _ = compared
     found, why = read_disagreements(comparison, tmp_path)
     assert why == ""
@@ -51,17 +51,15 @@ def test_pictures_come_out_of_shards(compared: tuple[Comparison, Path], tmp_path
     assert {each.name for each in found} == set(comparison.first.predictions.names)
 
 
-def test_shards_that_were_packed_again_are_not_shown(
-    compared: tuple[Comparison, Path], tmp_path: Path
-) -> None:
+def test_images_of_repacked_shards_are_not_shown(compared: tuple[Comparison, Path], tmp_path: Path) -> None:
     comparison, _ = compared
     other = replace(comparison.first, dataset={**comparison.first.dataset, "digest": "sha256:1"})
     found, why = read_disagreements(replace(comparison, first=other), tmp_path)
-    assert "they changed since" in why
+    assert "The images changed since" in why
     assert not any(each.uri for each in found)
 
 
-def test_a_damaged_shard_costs_its_pictures_only(compared: tuple[Comparison, Path], tmp_path: Path) -> None:
+def test_damaged_shard_hides_only_its_own_images(compared: tuple[Comparison, Path], tmp_path: Path) -> None:
     comparison, shards = compared
     copy = tmp_path / "shards"
     copy.mkdir()
@@ -78,7 +76,7 @@ def test_a_damaged_shard_costs_its_pictures_only(compared: tuple[Comparison, Pat
     assert 0 < sum(bool(each.uri) for each in found) < len(found)
 
 
-def test_nothing_of_it_loads_tensorflow() -> None:
+def test_comparison_does_not_load_tensorflow() -> None:
     loaded = "import sys, trainer.compare.page; print('tensorflow' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

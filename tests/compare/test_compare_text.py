@@ -18,18 +18,18 @@ from trainer.errors import DataError, UsageError
 CLASSES = ("cats", "dogs", "birds")
 
 
-def test_a_share_that_no_count_has_is_refused() -> None:
+def test_accuracy_that_contradicts_its_counts_is_refused() -> None:
     for accuracy, count in ((0.9, 4), (0.5, 1)):
         text = json.dumps({"validation/accuracy": accuracy, "validation/count": count})
-        with pytest.raises(UsageError, match="that of the counts beside it"):
+        with pytest.raises(UsageError, match="must be between 0 and 1, and match"):
             read_metrics(text, "x", "x")
-    with pytest.raises(UsageError, match=r"a share in 0\.\.1"):
+    with pytest.raises(UsageError, match=r"must be between 0 and 1"):
         read_metrics('{"validation/accuracy": 1e200, "validation/count": 1e200}', "x", "x")
     found = read_metrics('{"validation/accuracy": 0.67, "validation/count": 3}', "x", "x")
     assert (found.correct, found.count) == (2, 3)
 
 
-def test_a_mean_is_of_runs_that_differ_in_their_seeds_only() -> None:
+def test_mean_is_shown_only_for_runs_that_differ_in_their_seeds() -> None:
     def run(start: str = "", **spec: Any) -> Run:
         environment = {"started_from": start}
         return Run("a", "a", {}, "test", spec=spec, dataset={"digest": "sha256:1"}, environment=environment)
@@ -54,7 +54,7 @@ def test_a_mean_is_of_runs_that_differ_in_their_seeds_only() -> None:
     assert "to 1.000 (3 runs)" in spread(sure)
 
 
-def test_all_of_it_is_told() -> None:
+def test_text_contains_everything() -> None:
     answers = [make_predictions("validation", CLASSES, 20, 1.0, seed=seed) for seed in (1, 2, 3)]
     made_by = {"devices": "cpu: 2 cores", "packages": {"tensorflow-cpu": "2.21"}, "trainer_version": "1.0"}
     timings = [{"seconds": 90.0, "images_per_second": 1234.0}]
@@ -76,16 +76,16 @@ def test_all_of_it_is_told() -> None:
         ["devices", "cpu:", "2", "cores"], ["TensorFlow", "2.21"], ["trainer", "1.0"]
     ]  # fmt: skip
     pairs = compare_all(runs)
-    told = json.loads(json.dumps(as_values(runs, pairs)))
-    assert told["runs"][0]["cost_usd"] == pytest.approx(0.05)
-    assert told["runs"][0]["metrics"]["validation/log_loss"] == runs[0].metrics["validation/log_loss"]
-    assert told["spread"] is None
+    values = json.loads(json.dumps(as_values(runs, pairs)))
+    assert values["runs"][0]["cost_usd"] == pytest.approx(0.05)
+    assert values["runs"][0]["metrics"]["validation/log_loss"] == runs[0].metrics["validation/log_loss"]
+    assert values["spread"] is None
     assert as_values(runs, pairs, is_spread=True)["spread"] is not None
     better = make_predictions("validation", CLASSES, 20, 3.0)
     starred = [line for line in lines_of(compare_runs(runs[0], run_of(better, "better"))) if "*" in line]
-    assert starred[-1] == "  * more than chance, each by itself"
+    assert starred[-1] == "  * significant individually, not adjusted for several tests"
     assert not any("*" in line for line in lines_of(compare_runs(runs[0], runs[0])))
-    first = told["comparisons"][0]
+    first = values["comparisons"][0]
     assert first["only_one_right"] == [answers[0].names[index] for index in pairs[0].disagreements]
     assert first["comparisons_at_once"] == 2
     assert first["accuracy"]["p_value"] <= first["adjusted_p_value"]

@@ -196,13 +196,13 @@ def test_runs_are_compared_by_the_paired_bootstrap_of_the_mean_average_precision
     )
     assert pair.only_second == int(np.sum(good.right & ~weak.right))
     same = compare_runs(labelled_run(good, "good"), labelled_run(alike, "alike"))
-    assert same.verdict.startswith("The same within chance")
+    assert same.verdict.startswith("No significant difference")
     runs = [labelled_run(each, name) for each, name in ((weak, "a"), (good, "b"), (alike, "c"))]
-    assert " as one of 2 comparisons" in compare_all(runs)[0].verdict
+    assert " adjusted for 2 comparisons" in compare_all(runs)[0].verdict
     assert as_values(runs, [pair])["comparisons"][0]["measure"] == "mean_average_precision"
     assert any(line.startswith("mean avg. precision") for line in table(runs[:2]))
     single = run_of(make_predictions("validation", NAMES, 5, 2.0), "single")
-    with pytest.raises(UsageError, match="can't be compared with one of several"):
+    with pytest.raises(UsageError, match="can't be compared with one with several"):
         compare_runs(runs[0], single)
 
 
@@ -212,21 +212,21 @@ def test_a_release_needs_a_gain_beyond_chance_and_no_label_that_pays_for_it() ->
     assert decision.is_released
     assert decision.reason.startswith("its mean average precision is higher: +0.")
     assert "is not higher" in decide(challenger, champion, 0.0, 0.05).reason
-    assert "publish.min_gain asks for" in decide(champion, challenger, 0.9, 0.05).reason
+    assert "below publish.min_gain (0.9)" in decide(champion, challenger, 0.9, 0.05).reason
     assert (
-        "may be chance"
+        "is not significant"
         in decide(champion.select(np.arange(8)), challenger.select(np.arange(8)), 0.0, 1.0).reason
     )
     swapped = replace(challenger, probabilities=challenger.probabilities * [1, 1, -1] + [0, 0, 1])
     strong = replace(champion, probabilities=np.column_stack(
         [answers(0).probabilities[:, :2], champion.probabilities[:, 2]]))  # fmt: skip
     paid = decide(strong, swapped, 0.0, 0.05)
-    assert f"{NAMES[2]} loses 0." in paid.reason
+    assert f"the average precision of {NAMES[2]} falls by 0." in paid.reason
     assert paid.worst_class == NAMES[2]
-    assert "can't tell it from guessing" in why_guessing(answers(0))
+    assert "not significantly better than guessing" in why_guessing(answers(0))
     assert why_guessing(challenger) == ""
     wrong = replace(challenger, probabilities=1 - challenger.probabilities)
-    assert "can't tell it from guessing" in decide(wrong, answers(0), 0.0, 1.0).reason
+    assert "not significantly better than guessing" in decide(wrong, answers(0), 0.0, 1.0).reason
 
 
 def test_answers_are_brought_into_one_order_of_images_and_labels() -> None:

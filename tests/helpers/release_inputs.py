@@ -10,7 +10,7 @@ import numpy as np
 
 from trainer.evaluate.metrics import Predictions
 from trainer.evaluate.prediction_files import write_predictions
-from trainer.release.challenge import Answers
+from trainer.release.challenge import PredictPair
 from trainer.runs.publish import publish
 from trainer.storage.store import Store
 
@@ -23,9 +23,9 @@ GAIN, LOSS = 0.0, 0.05
 
 def answers(right: np.ndarray, labels: np.ndarray) -> Predictions:
     """Return predictions that are correct where `right` is true."""
-    given = np.where(right, labels, 1 - labels)
+    predicted = np.where(right, labels, 1 - labels)
     names = tuple(f"{index}.jpg" for index in range(len(labels)))
-    return Predictions("test", names, labels.astype(np.int32), np.eye(2)[given], CLASSES)
+    return Predictions("test", names, labels.astype(np.int32), np.eye(2)[predicted], CLASSES)
 
 
 def measured(
@@ -36,11 +36,13 @@ def measured(
     The first `copies` images are copies of training images.
     """
     labels = np.arange(18) % 3
-    given = np.where(np.arange(18) < right, labels, (labels + 1) % 3)
+    predicted = np.where(np.arange(18) < right, labels, (labels + 1) % 3)
     names = tuple(map(str, range(18)))
-    held = Predictions("validation", names, labels.astype(np.int32), np.eye(3)[given], ("a", "b", "c"))
+    held_out = Predictions(
+        "validation", names, labels.astype(np.int32), np.eye(3)[predicted], ("a", "b", "c")
+    )
     finished(output, folder, name, metrics)
-    write_predictions(folder / f"{name}.csv", [replace(held, split="train"), held])
+    write_predictions(folder / f"{name}.csv", [replace(held_out, split="train"), held_out])
     output.write(f"{name}/predictions.csv", (folder / f"{name}.csv").read_bytes())
     pairs = [
         [{"split": split, "label": "a", "name": names[row]} for split in ("train", "validation")]
@@ -58,7 +60,7 @@ def finished(output: Store, folder: Path, name: str, metrics: str = "{}") -> Non
     publish(output, name, run)
 
 
-def between(good: dict[str, float]) -> Answers:
+def between(good: dict[str, float]) -> PredictPair:
     """Return predictions for pairs of models whose accuracies are in `good`, on 1,000 test images."""
 
     def ask(champion: str, challenger: str) -> tuple[Predictions, Predictions, str]:

@@ -236,8 +236,8 @@ def test_weights_count_in_the_digest_by_their_content() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (["model.backbone=efficientnet-lite"], "did you mean efficientnet-lite0?"),
-        (["model.backbone=resnet50"], "did you mean resnet50v2?"),
+        (["model.backbone=efficientnet-lite"], "Did you mean efficientnet-lite0?"),
+        (["model.backbone=resnet50"], "Did you mean resnet50v2?"),
         (["data.image_size=31"], "at least 32"),
         (["augment.crop.size=24"], "at least 32"),
     ],

@@ -13,8 +13,8 @@ from helpers.watched_store import NOW, Watched
 
 from trainer.cli.console import Console
 from trainer.cli.gates import judge
-from trainer.errors import StoppedError, TemporaryError
-from trainer.release.audit_log import champion_before, keep_record, read_records, was_decided
+from trainer.errors import StoppedError, TemporaryError, UsageError
+from trainer.release.audit_log import champion_before, read_records, was_decided, write_record
 from trainer.release.challenge import challenge, promote, rollback
 from trainer.runs import open_run_folder
 from trainer.runs.champion import read_champion
@@ -45,7 +45,7 @@ def output(tmp_path: Path) -> FolderStore:
     return store
 
 
-def test_who_ends_after_the_pointer_moved_has_left_the_decision(output: FolderStore) -> None:
+def test_crash_after_the_pointer_moved_leaves_the_record(output: FolderStore) -> None:
     with pytest.raises(StoppedError):
         challenge(Watched(output.root, stop_after), "two", GAIN, LOSS, ASK)
     assert read_champion(output).name == "two"
@@ -54,7 +54,7 @@ def test_who_ends_after_the_pointer_moved_has_left_the_decision(output: FolderSt
     assert read_records(output, "two")[0]["accuracy"]["difference"] > 0.1
 
 
-def test_who_ends_before_the_pointer_moved_has_decided_nothing(output: FolderStore) -> None:
+def test_record_without_pointer_move_has_no_effect(output: FolderStore) -> None:
     with pytest.raises(StoppedError):
         challenge(Watched(output.root, stop_before), "two", GAIN, LOSS, ASK)
     assert read_champion(output).name == "one"
@@ -63,33 +63,80 @@ def test_who_ends_before_the_pointer_moved_has_decided_nothing(output: FolderSto
     assert not was_decided(output, "two")
     assert not challenge(output, "two", GAIN, LOSS, ASK).is_champion
     assert was_decided(output, "two")
-    assert rollback(output).said == "one is the champion again, in the place of three"
+    assert rollback(output).message == "one is the champion again, replacing three"
 
 
-def test_going_back_leads_back_once_for_each_release(either_store: Store, tmp_path: Path) -> None:
+def test_each_rollback_goes_back_one_release(either_store: Store, tmp_path: Path) -> None:
     for name in ("one", "two", "three"):
         finished(either_store, tmp_path / "local", name)
     for name in ("one", "two", "two", "three", "one"):
         promote(either_store, name)
-    assert [each["run"] for each in read_records(either_store)] == ["one", "two", "three", "one"]
+    assert [record["run"] for record in read_records(either_store)] == ["one", "two", "three", "one"]
     for name in ("three", "two", "one"):
-        assert rollback(either_store).said.startswith(f"{name} is the champion again")
+        assert rollback(either_store).message.startswith(f"{name} is the champion again")
     assert champion_before(either_store, "one") is None
 
 
-def test_who_loses_the_race_leaves_no_record_of_what_never_was(output: FolderStore) -> None:
+def test_rollback_skips_removed_champions_and_records_how_many_releases_it_undoes(
+    either_store: Store, tmp_path: Path
+) -> None:
+    names = ("zero", "one", "two", "three", "four")
+    for name in names:
+        finished(either_store, tmp_path / "local", name)
+        promote(either_store, name)
+    for name in ("one", "three"):
+        for entry in either_store.entries(f"{name}/"):
+            either_store.remove(entry.name)
+    outcome = rollback(either_store)
+    assert outcome.message == "two is the champion again, replacing four; skipped, because removed: three"
+    record = read_records(either_store)[-1]
+    assert (record["kind"], record["run"], record["replaced"]) == ("rollback", "two", "four")
+    assert (record["releases_undone"], record["skipped"]) == (2, ["three"])
+    assert champion_before(either_store, "two") == "one"
+    assert rollback(either_store).message.startswith("zero is the champion again, replacing two; skipped")
+    with pytest.raises(UsageError, match=r"no earlier champion.* Received: champion zero in"):
+        rollback(either_store)
+    promote(either_store, "four")
+    assert rollback(either_store).message == "zero is the champion again, replacing four"
+
+
+def test_rollback_never_restores_the_current_champion(either_store: Store, tmp_path: Path) -> None:
+    for name in ("zero", "one", "two"):
+        finished(either_store, tmp_path / "local", name)
+    for name in ("zero", "one", "two", "one"):
+        promote(either_store, name)
+    for entry in either_store.entries("two/"):
+        either_store.remove(entry.name)
+    assert rollback(either_store).message.startswith("zero is the champion again, replacing one")
+    with pytest.raises(UsageError, match="no earlier champion"):
+        rollback(either_store)
+
+
+def test_rollback_reads_records_of_earlier_versions(either_store: Store, tmp_path: Path) -> None:
+    for name in ("one", "two", "three"):
+        finished(either_store, tmp_path / "local", name)
+        promote(either_store, name)
+    record = rollback(either_store).record
+    content = json.loads(((found := either_store.read(record)) and found.data) or b"{}")
+    for key in ("releases_undone", "skipped"):
+        del content[key]
+    either_store.write(record, json.dumps(content).encode())
+    assert rollback(either_store).message == "one is the champion again, replacing two"
+
+
+def test_lost_race_leaves_no_record(output: FolderStore) -> None:
     def be_late(do: Callable[[], str | None]) -> str | None:
         if read_champion(output).name == "one":
             promote(output, "three")
         return do()
 
     assert not challenge(Watched(output.root, be_late), "two", GAIN, LOSS, ASK).is_champion
-    assert [(each["run"], each["is_released"]) for each in read_records(output)] == [
+    assert [(record["run"], record["is_released"]) for record in read_records(output)] == [
         ("one", True), ("three", True), ("two", False),
     ]  # fmt: skip
 
 
-def test_what_is_no_record_is_left_out(either_store: Store, tmp_path: Path) -> None:
+def test_files_that_are_not_records_are_ignored(either_store: Store, tmp_path: Path) -> None:
     finished(either_store, tmp_path / "local", "one")
     record = promote(either_store, "one").record
     for name, data in (
@@ -98,45 +145,45 @@ def test_what_is_no_record_is_left_out(either_store: Store, tmp_path: Path) -> N
         (record.replace("20", "18", 1), b"[1]"), (record.replace("20", "17", 1), b"[" * 100_000),
     ):  # fmt: skip
         either_store.write(name, data)
-    assert [each["run"] for each in read_records(either_store)] == ["one"]
+    assert [record["run"] for record in read_records(either_store)] == ["one"]
     assert was_decided(either_store, "one")
 
 
-def test_what_was_decided_about_a_run_that_is_gone_says_nothing_of_another_of_its_name(
+def test_records_of_a_deleted_run_do_not_apply_to_a_new_run_of_its_name(
     either_store: Store, tmp_path: Path
 ) -> None:
-    keep_record(either_store, "challenge", "one", {"is_released": False})
+    write_record(either_store, "challenge", "one", {"is_released": False})
     finished(either_store, tmp_path / "local", "one")
     assert not was_decided(either_store, "one")
-    keep_record(either_store, "challenge", "one-2", {"is_released": False})
+    write_record(either_store, "challenge", "one-2", {"is_released": False})
     assert not was_decided(either_store, "one")
-    keep_record(either_store, "challenge", "one", {"is_released": False})
+    write_record(either_store, "challenge", "one", {"is_released": False})
     assert was_decided(either_store, "one")
 
 
-def test_who_goes_back_at_the_same_moment_as_another_changes_it_is_told(output: FolderStore) -> None:
+def test_rollback_during_another_change_is_refused(output: FolderStore) -> None:
     promote(output, "two")
 
     def be_late(do: Callable[[], str | None]) -> str | None:
         promote(output, "three")
         return do()
 
-    with pytest.raises(TemporaryError, match="changed at the same moment"):
+    with pytest.raises(TemporaryError, match="changed during the rollback"):
         rollback(Watched(output.root, be_late))
     assert read_champion(output).name == "three"  # and not the run that the rollback would replace
     assert len(read_records(output)) == 3
 
 
-def test_the_order_of_decisions_is_right_where_a_clock_is_ahead(output: FolderStore) -> None:
+def test_records_are_ordered_although_a_clock_is_ahead(output: FolderStore) -> None:
     promote(output, "two")
     record = promote(output, "three").record
     ahead = json.loads((output.root / record).read_text()) | {"decided": "2099-01-01T00:00:00.000000+00:00"}
     (output.root / record).unlink()
     later = f"releases/20990101T000000.000000Z{record[record.index('Z') + 1 :]}"
     output.write(later, json.dumps(ahead).encode())
-    assert rollback(output).said.startswith("two is the champion again")
-    assert rollback(output).said.startswith("one is the champion again")
-    keep_record(output, "challenge", "two", {"is_released": False})
+    assert rollback(output).message.startswith("two is the champion again")
+    assert rollback(output).message.startswith("one is the champion again")
+    write_record(output, "challenge", "two", {"is_released": False})
     assert was_decided(output, "two")
 
 
@@ -149,21 +196,21 @@ def test_the_order_of_decisions_is_right_where_a_clock_is_ahead(output: FolderSt
         ("last week", "2026"),
     ],
 )
-def test_a_decision_is_kept_whatever_a_manifest_says_of_its_time(
+def test_record_is_written_despite_an_invalid_publication_time(
     published: str, earliest: str, output: FolderStore
 ) -> None:
     output.write("two/MANIFEST.json", json.dumps({"published": published}).encode())
-    keep_record(output, "challenge", "two", {"is_released": False})
+    write_record(output, "challenge", "two", {"is_released": False})
     assert read_records(output, "two")[0]["decided"] >= earliest
 
 
 @pytest.mark.parametrize("is_finished_before", [False, True])
-def test_a_run_is_held_while_it_is_judged(is_finished_before: bool, tmp_path: Path) -> None:
+def test_lease_of_the_run_is_held_during_its_challenge(is_finished_before: bool, tmp_path: Path) -> None:
     """The lease keeps other processes from withdrawing or judging the run."""
-    held = []
+    has_lease = []
 
     def look(do: Callable[[], str | None]) -> str | None:
-        held.append((tmp_path / "runs" / ".one.lease").exists())
+        has_lease.append((tmp_path / "runs" / ".one.lease").exists())
         return do()
 
     spec = load_spec(
@@ -180,6 +227,6 @@ def test_a_run_is_held_while_it_is_judged(is_finished_before: bool, tmp_path: Pa
     with Console(1.0) as console:
         judge(folder, spec, tmp_path / "cache", console, GracefulShutdown(), None)
     opened.release()
-    assert held == [True]
+    assert has_lease == [True]
     assert read_champion(folder.output).name == "one"
     assert not (tmp_path / "runs" / ".one.lease").exists()

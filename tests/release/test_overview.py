@@ -45,9 +45,7 @@ def publish_run(output: Store, folder: Path, name: str, accuracy: float) -> None
     publish(output, name, run)
 
 
-def test_a_list_of_runs_costs_a_request_a_run_and_few_more(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_list_of_runs_needs_one_request_per_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with bucket_server(page_size=20) as server:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.address)
         output = open_store(f"gs://{BUCKET}/{tmp_path.name}")
@@ -65,7 +63,7 @@ def test_a_list_of_runs_costs_a_request_a_run_and_few_more(
     assert [row.name for row in rows if row.is_latest] == ["run-39"]
 
 
-def test_an_earlier_version_takes_a_new_run_for_finished_and_a_run_without_its_marker_is_not(
+def test_run_is_finished_for_an_earlier_version_only_with_its_marker(
     either_store: Store, tmp_path: Path
 ) -> None:
     publish_run(either_store, tmp_path, "new", 0.5)
@@ -77,9 +75,7 @@ def test_an_earlier_version_takes_a_new_run_for_finished_and_a_run_without_its_m
     assert [(row.state, row.accuracy) for row in overview(either_store)] == [("unfinished", None)]
 
 
-def test_the_table_is_the_same_of_runs_that_an_earlier_version_published(
-    either_store: Store, tmp_path: Path
-) -> None:
+def test_table_is_equal_for_runs_published_by_an_earlier_version(either_store: Store, tmp_path: Path) -> None:
     publish_run(either_store, tmp_path, "new", 0.5)
     publish_run(either_store, tmp_path, "old", 0.25)
     either_store.write("begun/spec.yaml", b"{}")

@@ -15,56 +15,56 @@ from helpers.trainer_process import QUICK, error_line, trainer
 from trainer.errors import UsageError
 from trainer.evaluate.metrics import Predictions
 from trainer.release.audit_log import read_records
-from trainer.release.challenge import Answers, ChallengeResult, challenge, promote, rollback
+from trainer.release.challenge import ChallengeResult, PredictPair, challenge, promote, rollback
 from trainer.release.overview import overview
 from trainer.runs.champion import CHAMPION, read_champion
 from trainer.runs.publish import verify
 from trainer.storage.store import Store, open_store
 
 
-def test_the_first_champion_has_to_beat_guessing(either_store: Store, tmp_path: Path) -> None:
+def test_first_champion_must_beat_guessing(either_store: Store, tmp_path: Path) -> None:
     for name, right in (("one", 1), ("two", 6), ("three", 14)):
         measured(either_store, tmp_path / "local", name, right)
     for name, accuracy in (("one", "0.056"), ("two", "0.333")):
         outcome = challenge(either_store, name, GAIN, LOSS, between({}))
         assert not outcome.is_champion
-        assert outcome.said == (
-            f"{name} does not become the champion, and there is none: it is no better than guessing: its "
-            f"accuracy is {accuracy}, and always answering a gives 0.333"
+        assert outcome.message == (
+            f"{name} does not become champion, and there is no champion yet: it is no better than guessing: "
+            f"its accuracy is {accuracy}, and always predicting a gives 0.333"
         )
         assert read_champion(either_store).name == ""
-    assert challenge(either_store, "three", GAIN, LOSS, between({})).said.endswith("there was none")
-    assert [each["is_released"] for each in read_records(either_store)] == [False, False, True]
+    assert challenge(either_store, "three", GAIN, LOSS, between({})).message.endswith("is the first champion")
+    assert [record["is_released"] for record in read_records(either_store)] == [False, False, True]
 
 
-def test_copies_of_training_images_make_no_champion(either_store: Store, tmp_path: Path) -> None:
+def test_copies_of_training_images_do_not_make_a_champion(either_store: Store, tmp_path: Path) -> None:
     for name, right, copies in (("leak", 18, 18), ("half", 12, 9), ("good", 18, 6)):
         measured(either_store, tmp_path / "local", name, right, copies=copies)
-    said = {
-        name: challenge(either_store, name, GAIN, LOSS, between({})).said for name in ("leak", "half", "good")
+    messages = {
+        name: challenge(either_store, name, GAIN, LOSS, between({})).message
+        for name in ("leak", "half", "good")
     }
-    assert said["leak"].endswith(
-        "all of its held-out images are exact copies of training images, which shows nothing"
+    assert messages["leak"].endswith("all of its held-out images are exact copies of training images")
+    assert (
+        "its accuracy is 0.333, and always predicting a gives 0.333, without 9 exact copies"
+        in messages["half"]
     )
-    assert "its accuracy is 0.333, and always answering a gives 0.333, without 9 exact copies" in said["half"]
-    assert said["good"].endswith("there was none")
+    assert messages["good"].endswith("is the first champion")
 
 
-def test_the_first_champion_is_asked_where_its_own_answers_are_not_what_counts(
-    either_store: Store, tmp_path: Path
-) -> None:
+def test_first_champion_is_evaluated_on_the_test_data(either_store: Store, tmp_path: Path) -> None:
     finished(either_store, tmp_path / "local", "unmeasured")
     measured(either_store, tmp_path / "local", "measured", 18)
     for name, has_test_data in (("unmeasured", False), ("measured", True)):
         outcome = challenge(either_store, name, GAIN, LOSS, between({name: 0.5}), has_test_data=has_test_data)
         assert not outcome.is_champion
-        assert "its accuracy is 0.500, and always answering cats gives 0.500" in outcome.said
+        assert "its accuracy is 0.500, and always predicting cats gives 0.500" in outcome.message
         assert read_records(either_store, name)[0]["images"] == "test images"
         assert read_champion(either_store).name == ""
     assert challenge(either_store, "unmeasured", GAIN, LOSS, between({"unmeasured": 0.6})).is_champion
 
 
-def test_a_refused_first_run_is_not_told_of_a_champion(tmp_path: Path) -> None:
+def test_refused_first_run_reports_that_there_is_no_champion(tmp_path: Path) -> None:
     output = open_store(str(tmp_path / "runs"))
     measured(output, tmp_path / "local", "poor", 6)
     output.write("poor/spec.yaml", b"recipe: demo\n")
@@ -73,7 +73,7 @@ def test_a_refused_first_run_is_not_told_of_a_champion(tmp_path: Path) -> None:
     assert "stays" not in line
 
 
-def test_a_challenge_is_kept_whichever_way_it_goes(either_store: Store, tmp_path: Path) -> None:
+def test_every_challenge_is_recorded(either_store: Store, tmp_path: Path) -> None:
     good = {"one": 0.7, "two": 0.8, "three": 0.75}
     for name in good:
         finished(either_store, tmp_path / "local", name)
@@ -82,29 +82,29 @@ def test_a_challenge_is_kept_whichever_way_it_goes(either_store: Store, tmp_path
     def try_it(name: str) -> ChallengeResult:
         return challenge(either_store, name, GAIN, LOSS, ask)
 
-    assert try_it("one").said == "one is the champion: there was none"
-    assert try_it("two").said.startswith("two takes the place of one: it is more accurate: +0.100")
-    assert try_it("three").said.startswith("two stays the champion; of three: it is not more accurate")
-    assert try_it("two").said == "two is the champion already"
+    assert try_it("one").message == "one is the first champion"
+    assert try_it("two").message.startswith("two replaces one as champion: it is more accurate: +0.100")
+    assert try_it("three").message.startswith(
+        "two remains champion; three is not promoted: it is not more accurate"
+    )
+    assert try_it("two").message == "two is already the champion"
     assert read_champion(either_store).name == "two"
     records = read_records(either_store)
-    assert [(each["run"], each["is_released"]) for each in records] == [
+    assert [(record["run"], record["is_released"]) for record in records] == [
         ("one", True), ("two", True), ("three", False),
     ]  # fmt: skip
     assert records[1]["images"] == "test images"
     assert records[1]["accuracy"]["difference"] == pytest.approx(0.1)
-    assert rollback(either_store).said == "one is the champion again, in the place of two"
+    assert rollback(either_store).message == "one is the champion again, replacing two"
     assert read_champion(either_store).name == "one"
     with pytest.raises(UsageError, match="no earlier champion"):
         rollback(either_store)
-    assert promote(either_store, "three").said == "three is the champion now, by force"
-    assert rollback(either_store).said.startswith("one is the champion again")
+    assert promote(either_store, "three").message == "three is the champion now (forced, without a test)"
+    assert rollback(either_store).message.startswith("one is the champion again")
     assert len(read_records(either_store)) == 6
 
 
-def test_of_two_challengers_at_once_one_wins_and_both_decisions_are_kept(
-    either_store: Store, tmp_path: Path
-) -> None:
+def test_concurrent_challengers_have_one_winner_and_two_records(either_store: Store, tmp_path: Path) -> None:
     good = {"zero": 0.6, "one": 0.7, "two": 0.8}
     for name in good:
         finished(either_store, tmp_path / "local", name)
@@ -117,7 +117,7 @@ def test_of_two_challengers_at_once_one_wins_and_both_decisions_are_kept(
         assert len(read_records(either_store)) == before + 2
 
 
-def challenge_at_once(output: Store, ask: Answers) -> dict[str, ChallengeResult]:
+def challenge_at_once(output: Store, ask: PredictPair) -> dict[str, ChallengeResult]:
     """Let runs "one" and "two" challenge the same champion "zero" concurrently."""
     gate = threading.Barrier(2)
     found: dict[str, ChallengeResult] = {}
@@ -138,11 +138,11 @@ def challenge_at_once(output: Store, ask: Answers) -> dict[str, ChallengeResult]
     return found
 
 
-def test_what_is_no_champion_is_told(either_store: Store, tmp_path: Path) -> None:
+def test_runs_that_cannot_be_champion_are_refused(either_store: Store, tmp_path: Path) -> None:
     finished(either_store, tmp_path / "local", "one")
     for name in ("gone", "../x", ""):
         either_store.write(CHAMPION, f"{name}\n".encode())
-        with pytest.raises(UsageError, match="names no finished run"):
+        with pytest.raises(UsageError, match="names a run that does not exist"):
             challenge(either_store, "one", GAIN, LOSS, between({}))
         assert not read_records(either_store)
     with pytest.raises(UsageError, match="Only a finished run"):
@@ -150,7 +150,7 @@ def test_what_is_no_champion_is_told(either_store: Store, tmp_path: Path) -> Non
     assert promote(either_store, "one").is_champion
 
 
-def test_one_damaged_file_does_not_hide_all_runs(either_store: Store, tmp_path: Path) -> None:
+def test_damaged_file_does_not_hide_other_runs(either_store: Store, tmp_path: Path) -> None:
     for number, damaged in enumerate((b'{"test/accuracy": "x"}', b"[" * 100_000, b'{"test/accuracy": NaN}')):
         finished(either_store, tmp_path / "local", f"run-{number}")
         either_store.write(f"run-{number}/metrics.json", damaged)
@@ -184,10 +184,13 @@ def runs(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.engine
 def test_finished_runs_challenge_the_champion(runs: Path, tmp_path: Path) -> None:
-    said = {name: (runs.parent / f"{name}.log").read_text() for name in ("poor", "good", "again")}
-    assert "poor does not become the champion, and there is none: it is no better than" in said["poor"]
-    assert "good takes the place of poor: it is more accurate" in said["good"]
-    assert "good stays the champion; of again: it is not more accurate" in said["again"]
+    messages = {name: (runs.parent / f"{name}.log").read_text() for name in ("poor", "good", "again")}
+    assert (
+        "poor does not become champion, and there is no champion yet: it is no better than"
+        in messages["poor"]
+    )
+    assert "good replaces poor as champion: it is more accurate" in messages["good"]
+    assert "good remains champion; again is not promoted: it is not more accurate" in messages["again"]
     assert (runs / "champion").read_text() == "good\n"
     for name in ("poor", "good", "again"):
         assert verify(open_store(str(runs / name))) == []  # records are beside the runs, not in them
@@ -198,41 +201,43 @@ def test_finished_runs_challenge_the_champion(runs: Path, tmp_path: Path) -> Non
 
 @pytest.mark.engine
 def test_runs_are_listed_promoted_and_rolled_back(runs: Path, tmp_path: Path) -> None:
-    def said(*words: str | Path, code: int = 0) -> str:
+    def run_command(*words: str | Path, code: int = 0) -> str:
         done = trainer(*words, cache=tmp_path / "cache")
         assert done.returncode == code, done.stdout + done.stderr
         assert "Traceback" not in done.stderr
         return done.stdout + done.stderr
 
-    table = [line.split() for line in said("runs", runs).splitlines()]
+    table = [line.split() for line in run_command("runs", runs).splitlines()]
     assert table[0] == ["run", "state", "published", "data", "accuracy"]
     assert [row[0] for row in table[1:]] == ["again", "good", "poor"]
     assert [row[1] for row in table[1:]] == ["latest", "champion", "finished"]
     digest = json.loads((runs / "good" / "dataset.json").read_text())["digest"].removeprefix("sha256:")
     assert {row[-2] for row in table[1:]} == {digest[:7]}
-    assert json.loads(said("runs", runs, "--json").splitlines()[1])["is_champion"]
-    assert "The champion stays" in said("promote", runs / "poor", code=4)
+    assert json.loads(run_command("runs", runs, "--json").splitlines()[1])["is_champion"]
+    assert "The champion stays" in run_command("promote", runs / "poor", code=4)
     assert (runs / "champion").read_text() == "good\n"
-    assert "poor is the champion now, by force" in said("promote", runs / "poor", "--force")
-    assert "good is the champion again" in said("rollback", runs)
+    assert "poor is the champion now (forced" in run_command("promote", runs / "poor", "--force")
+    assert "good is the champion again" in run_command("rollback", runs)
     own = runs.parent / "many"
     frozen = shutil.copytree(own, runs.parent / "frozen")
     held_out = json.loads((runs / "again" / "dataset.json").read_text())["splits"]["validation"]["images"]
     same = f"file://{own}"  # another spelling of the same source
     without = f", without {200 - held_out} images that a model was trained on"
-    for place, images, left_out in (
+    for source, images, left_out in (
         (frozen, "all", without),
         (own, "validation", ""),
         (same, "validation", ""),
     ):
-        setting = f"publish.test_data={place}"
-        assert "again: it is not more accurate" in said("promote", runs / "again", "--set", setting, code=4)
+        setting = f"publish.test_data={source}"
+        assert "again is not promoted: it is not more accurate" in run_command(
+            "promote", runs / "again", "--set", setting, code=4
+        )
         record = json.loads(sorted((runs / "releases").iterdir())[-1].read_text())
-        assert record["images"] == f"{images} images of {place}{left_out}"
+        assert record["images"] == f"{images} images of {source}{left_out}"
         assert record["count"] == held_out
     (own / "squares").rename(own / "rings")
-    assert "of other classes by now" in said("promote", runs / "again", code=65)
+    assert "have other classes than the models" in run_command("promote", runs / "again", code=65)
     assert (runs / "champion").read_text() == "good\n"
-    assert "Only how it is decided" in said("promote", runs / "poor", "--set", "seed=3", code=2)
-    assert "There is no such run" in said("promote", runs / "nowhere", code=2)
-    assert said("runs", tmp_path / "empty") == "no runs\n"
+    assert "Only how it is decided" in run_command("promote", runs / "poor", "--set", "seed=3", code=2)
+    assert "There is no such run" in run_command("promote", runs / "nowhere", code=2)
+    assert run_command("runs", tmp_path / "empty") == "no runs\n"

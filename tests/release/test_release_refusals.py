@@ -32,7 +32,7 @@ def everything(store: Store) -> dict[str, str]:
     return {entry.name: entry.version for entry in store.entries()}
 
 
-def test_a_bucket_that_may_not_be_read_or_written(
+def test_bucket_without_permissions_is_reported(
     output: Store, bucket_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = everything(output)
@@ -55,11 +55,13 @@ def test_a_bucket_that_may_not_be_read_or_written(
         assert everything(output) == before
 
 
-def test_a_champion_that_was_deleted(output: Store, tmp_path: Path) -> None:
+def test_deleted_champion_is_reported(output: Store, tmp_path: Path) -> None:
     for entry in output.entries("two/"):
         output.remove(entry.name)
     before = everything(output)
-    assert "names no finished run" in error_line(trainer("promote", output.at("three"), cache=tmp_path), 2)
+    assert "names a run that does not exist" in error_line(
+        trainer("promote", output.at("three"), cache=tmp_path), 2
+    )
     listed = trainer("runs", output.uri, cache=tmp_path)
     assert listed.stdout.splitlines()[-1].startswith("The champion two is gone;")
     assert everything(output) == before
@@ -69,7 +71,9 @@ def test_a_champion_that_was_deleted(output: Store, tmp_path: Path) -> None:
     assert found is not None
     assert found.data == b"three\n"
     assert "is gone" not in trainer("runs", output.uri, cache=tmp_path).stdout
-    # A rollback starts from a deleted champion, but fails if the one before it, two, is deleted too.
+    # A rollback starts from a deleted champion and skips the one before it, two, which is deleted too.
     for entry in output.entries("three/"):
         output.remove(entry.name)
+    done = trainer("rollback", output.uri, cache=tmp_path)
+    assert "one is the champion again, replacing three; skipped, because removed: two." in done.stdout
     assert "no earlier champion" in error_line(trainer("rollback", output.uri, cache=tmp_path), 2)

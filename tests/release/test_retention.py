@@ -47,7 +47,7 @@ def names_of(output: Store) -> set[str]:
     return {entry.name.partition("/")[0] for entry in output.entries() if "/" in entry.name} - {"releases"}
 
 
-def test_the_newest_the_champion_and_the_one_before_it_stay(output: Store) -> None:
+def test_newest_runs_champion_and_previous_champion_are_kept(output: Store) -> None:
     gone = keep_newest(output, 1)
     assert (gone.retired, gone.removed) == (("four", "three"), ())
     assert {name for name in names_of(output) if is_finished(output.below(name))} == {"one", "two", "five"}
@@ -59,7 +59,7 @@ def test_the_newest_the_champion_and_the_one_before_it_stay(output: Store) -> No
     assert rollback(output).is_champion
 
 
-def test_a_retired_run_is_removed_once_its_readers_are_done(output: Store) -> None:
+def test_retired_run_is_removed_after_the_read_period(output: Store) -> None:
     keep_newest(output, 2)
     assert keep_newest(output, 2).removed == ()
     assert "three" in names_of(output)
@@ -70,7 +70,7 @@ def test_a_retired_run_is_removed_once_its_readers_are_done(output: Store) -> No
     assert not (Path(output.uri) / "three").exists()
 
 
-def test_what_another_process_works_on_is_left_alone(output: Store) -> None:
+def test_run_of_another_process_is_not_retired(output: Store) -> None:
     lease = take_lease(output, ".three.lease", lambda words: None, expiry_seconds=1.0)
     try:
         assert keep_newest(output, 1, read_seconds=0).retired == ("four",)
@@ -79,7 +79,7 @@ def test_what_another_process_works_on_is_left_alone(output: Store) -> None:
     assert is_finished(output.below("three"))
 
 
-def test_what_a_crash_left_half_retired_is_seen_to(output: Store) -> None:
+def test_half_retired_run_is_repaired_after_a_crash(output: Store) -> None:
     for name in ("three", "five"):
         output.write(f"{name}/{RETIRED}", b"")
     keep_newest(output, 1)
@@ -88,12 +88,12 @@ def test_what_a_crash_left_half_retired_is_seen_to(output: Store) -> None:
     assert output.read(f"five/{RETIRED}") is None
 
 
-def test_a_run_that_is_withdrawn_is_not_begun_again_and_is_no_champion(output: Store, tmp_path: Path) -> None:
+def test_withdrawn_run_is_not_restarted_and_cannot_be_champion(output: Store, tmp_path: Path) -> None:
     keep_newest(output, 1)
     spec = load_spec(recipe="demo", overrides={"output": output.uri, "run_name": "three"})
-    with pytest.raises(UsageError, match=r"publish\.keep_runs keeps newer ones"):
+    with pytest.raises(UsageError, match=r"withdrawn by publish\.keep_runs"):
         open_run_folder(spec, NOW, tmp_path / "cache")
-    with pytest.raises(UsageError, match="The run is withdrawn"):
+    with pytest.raises(UsageError, match="The run was withdrawn"):
         challenge(output, "three", 0.0, 0.05, between({}))
     assert read_champion(output).name == "two"
     # A manual promotion restores the run as long as its files exist.
@@ -101,7 +101,7 @@ def test_a_run_that_is_withdrawn_is_not_begun_again_and_is_no_champion(output: S
     assert is_finished(output.below("three"))
 
 
-def test_a_run_is_never_both_champion_and_withdrawn(tmp_path: Path) -> None:
+def test_run_is_never_both_champion_and_withdrawn(tmp_path: Path) -> None:
     output = open_store(str(tmp_path / "runs"))
     for number in range(20):
         for name in (f"old-{number}", f"new-{number}"):
@@ -114,46 +114,53 @@ def test_a_run_is_never_both_champion_and_withdrawn(tmp_path: Path) -> None:
             assert is_finished(output.below(read_champion(output).name))
 
 
-def test_a_challenger_that_is_withdrawn_while_it_is_judged_is_no_champion(output: Store) -> None:
+def test_challenger_withdrawn_during_its_challenge_does_not_become_champion(output: Store) -> None:
     def ask(champion: str, challenger: str) -> tuple[Predictions, Predictions, str]:
         keep_newest(output, 1)
         return between({"two": 0.6, "three": 0.9})(champion, challenger)
 
-    with pytest.raises(UsageError, match="The run is withdrawn"):
+    with pytest.raises(UsageError, match="The run was withdrawn"):
         challenge(output, "three", 0.0, 0.05, ask)
     assert read_champion(output).name == "two"
 
 
-def test_a_withdrawn_run_that_a_rollback_may_lead_to_comes_back(output: Store) -> None:
+def test_withdrawn_previous_champion_is_restored(output: Store) -> None:
     promote(output, "three")
     assert keep_newest(output, 1).retired == ("four", "one")
-    assert rollback(output).said.startswith("two is the champion again")
+    assert rollback(output).message.startswith("two is the champion again")
     gone = keep_newest(output, 1, read_seconds=0)
     assert (gone.retired, gone.removed) == (("three",), ("four",))
     assert is_finished(output.below("one"))
     assert output.find(f"one/{RETIRED}") is None
-    assert rollback(output).said.startswith("one is the champion again")
+    assert rollback(output).message.startswith("one is the champion again")
 
 
-def test_the_newest_are_those_published_last_whatever_a_copy_of_them_says(
-    output: Store, tmp_path: Path
-) -> None:
+def test_champion_before_a_removed_one_is_kept(output: Store) -> None:
+    promote(output, "three")
+    for entry in output.entries("two/"):
+        output.remove(entry.name)
+    assert keep_newest(output, 1).retired == ("four",)
+    assert is_finished(output.below("one"))
+    assert rollback(output).message.startswith("one is the champion again")
+
+
+def test_newest_runs_are_those_published_last(output: Store, tmp_path: Path) -> None:
     if isinstance(output, FolderStore):
         for age, name in enumerate(("one", "two", "three", "four", "five")):
             os.utime(output.root / name / MARKER, (1e9 - age, 1e9 - age))
         assert keep_newest(output, 2).retired == ("three",)
 
 
-def test_a_second_step_back_brings_back_a_run_that_was_withdrawn(output: Store) -> None:
+def test_second_rollback_restores_a_withdrawn_run(output: Store) -> None:
     for name in ("three", "four"):
         promote(output, name)
     assert keep_newest(output, 1).retired == ("one", "two")
-    assert rollback(output).said.startswith("three is the champion again")
-    assert rollback(output).said.startswith("two is the champion again")
+    assert rollback(output).message.startswith("three is the champion again")
+    assert rollback(output).message.startswith("two is the champion again")
     assert is_finished(output.below("two"))
 
 
-def test_a_run_that_came_back_is_not_the_latest(output: Store) -> None:
+def test_restored_run_is_not_the_latest(output: Store) -> None:
     promote(output, "three")
     keep_newest(output, 1)
     assert promote(output, "one").is_champion
@@ -161,7 +168,7 @@ def test_a_run_that_came_back_is_not_the_latest(output: Store) -> None:
     assert latest_run(output) == "five"
 
 
-def test_a_run_that_another_process_has_does_not_come_back_and_is_not_told_to_be_none(output: Store) -> None:
+def test_run_leased_by_another_process_is_not_restored(output: Store) -> None:
     promote(output, "three")
     keep_newest(output, 1)
     lease = take_lease(output, ".one.lease", lambda words: None, expiry_seconds=1.0)
@@ -175,7 +182,7 @@ def test_a_run_that_another_process_has_does_not_come_back_and_is_not_told_to_be
     assert promote(output, "one").is_champion
 
 
-def test_a_withdrawn_run_is_told_everywhere(output: Store, tmp_path: Path) -> None:
+def test_withdrawn_run_is_reported_by_every_command(output: Store, tmp_path: Path) -> None:
     keep_newest(output, 1)
     place = output.at("three")
     for read in (
@@ -183,16 +190,14 @@ def test_a_withdrawn_run_is_told_everywhere(output: Store, tmp_path: Path) -> No
         lambda: local_model(place, tmp_path, SilentProgress()),
         lambda: local_model(f"{place}/model", tmp_path, SilentProgress()),
     ):  # fmt: skip
-        with pytest.raises(UsageError, match="The run is withdrawn"):
+        with pytest.raises(UsageError, match="The run was withdrawn"):
             read()
     output.remove(f"three/{MANIFEST}")
     with pytest.raises(UsageError, match="its files are being removed"):
         read_runs([place, place])
 
 
-def test_a_run_that_was_done_and_withdrawn_while_another_waited_for_it_is_not_begun(
-    output: Store, tmp_path: Path
-) -> None:
+def test_run_withdrawn_while_waiting_for_its_lease_is_not_started(output: Store, tmp_path: Path) -> None:
     lease = take_lease(output, ".seven.lease", lambda words: None)
 
     class Screen(SilentProgress):
@@ -205,7 +210,7 @@ def test_a_run_that_was_done_and_withdrawn_while_another_waited_for_it_is_not_be
             lease.release()
 
     spec = load_spec(recipe="demo", overrides={"output": output.uri, "run_name": "seven"})
-    with pytest.raises(UsageError, match=r"publish\.keep_runs keeps newer ones"):
+    with pytest.raises(UsageError, match=r"withdrawn by publish\.keep_runs"):
         open_run_folder(spec, NOW, tmp_path / "cache", progress=Screen())
     assert output.find(f"seven/{MANIFEST}")
 

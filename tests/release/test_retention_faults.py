@@ -35,7 +35,7 @@ class Blind(FolderStore):
         return super().read(name)
 
 
-def test_one_run_that_cannot_be_touched_hinders_no_other(tmp_path: Path) -> None:
+def test_error_with_one_run_does_not_stop_retention_of_others(tmp_path: Path) -> None:
     for name in ("one", "two", "three", "four", "five"):
         finished(FolderStore(tmp_path / "runs"), tmp_path / "local", name)
     gone = keep_newest(Stubborn(tmp_path / "runs"), 1)
@@ -43,7 +43,7 @@ def test_one_run_that_cannot_be_touched_hinders_no_other(tmp_path: Path) -> None
     assert gone.problems == ("It is held back.",)
 
 
-def test_a_run_stays_if_nobody_can_tell_whether_it_is_to_be_kept(tmp_path: Path) -> None:
+def test_run_is_kept_when_the_pointers_cannot_be_read(tmp_path: Path) -> None:
     for name in ("one", "two"):
         finished(FolderStore(tmp_path / "runs"), tmp_path / "local", name)
     output = Blind(tmp_path / "runs")
@@ -64,7 +64,7 @@ class Slow(FolderStore):
         return found
 
 
-def test_the_latest_run_is_found_though_the_pointer_moves(tmp_path: Path) -> None:
+def test_latest_run_is_found_while_the_pointer_moves(tmp_path: Path) -> None:
     for name in ("four", "five"):
         finished(FolderStore(tmp_path / "runs"), tmp_path / "local", name)
     assert latest_run(Slow(tmp_path / "runs")) == "seven"
@@ -85,7 +85,7 @@ class Robbed(FolderStore):
 
 
 @pytest.mark.engine
-def test_who_lost_the_run_removes_no_more_of_it(tmp_path: Path) -> None:
+def test_process_that_lost_the_lease_stops_removing_files(tmp_path: Path) -> None:
     output = Robbed(tmp_path / "runs")
     finished(output, tmp_path / "local", "one")
     output.write("one/model", b"")

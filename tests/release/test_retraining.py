@@ -26,7 +26,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HttpsSer
 
 @pytest.mark.parametrize("place", ["folder", "bucket"])
 @pytest.mark.engine
-def test_a_run_of_the_same_data_and_spec_is_left_undone(
+def test_run_with_unchanged_data_and_spec_is_skipped(
     place: str,
     photos: Path,
     tmp_path: Path,
@@ -60,9 +60,9 @@ def test_a_run_of_the_same_data_and_spec_is_left_undone(
     run("monday")
     assert latest_run(store) == "monday"
     before = [entry.name for entry in store.entries()]
-    said = run("tuesday").stdout
-    assert "neither the data nor the spec has changed since the run monday" in said
-    assert "report " not in said
+    output_text = run("tuesday").stdout
+    assert "neither the data nor the spec has changed since the run monday" in output_text
+    assert "report " not in output_text
     assert [entry.name for entry in store.entries()] == before
     assert place == "bucket" or not (tmp_path / "runs" / "tuesday").exists()
     shutil.copy(data / "discs" / "0.png", data / "discs" / "0 again.png")
@@ -74,7 +74,7 @@ def test_a_run_of_the_same_data_and_spec_is_left_undone(
     # A skipped run still applies its own gates (release, minimum accuracy) to the unchanged run.
     released = run("friday", "--set", "seed=5", "--set", "publish.release=true").stdout
     assert "since the run thursday" in released
-    assert "thursday does not become the champion, and there is none: it is no better than" in released
+    assert "thursday does not become champion, and there is no champion yet: it is no better than" in released
     again = run("friday", "--set", "seed=5", "--set", "publish.release=true").stdout
     assert "decided before" in again
     claimed = trainer(

@@ -115,7 +115,7 @@ def test_run_is_compared_and_released_by_mean_average_precision(run: Path, tmp_p
     output = FolderStore(run.parent)
     outcome = challenge_champion(output, "first", read_spec(run / "spec.yaml"), tmp_path, lambda: None)
     assert outcome.is_champion
-    assert outcome.said == "first is the champion: there was none"
+    assert outcome.message == "first is the first champion"
 
 
 def test_tune_maximizes_mean_average_precision(run: Path, tmp_path: Path) -> None:

@@ -218,7 +218,7 @@ def test_published_run_that_was_modified_is_not_changed(finished: Finished, tmp_
         file.write(" ")
     before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
     done = trainer("train", run / "spec.yaml", "--output", tmp_path, cache=run.parent / "cache")
-    refused(done, 2, "changed it after it was published")
+    refused(done, 2, "was changed after publication")
     assert before == {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
 
 

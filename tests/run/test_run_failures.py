@@ -72,7 +72,7 @@ def test_failed_first_start_keeps_its_checkpoint(photos: Path, tmp_path: Path) -
     (tmp_path / "first" / "dataset.json").unlink()  # a required file of a run
     _, err = process.communicate(timeout=120)
     assert process.returncode == 75, err
-    assert "Files of this run were removed while it ran" in err
+    assert "Files of this run were removed during training" in err
     assert list((tmp_path / "first" / "checkpoints").glob("step-*"))
     assert (tmp_path / "first" / "spec.yaml").exists()
 
@@ -95,7 +95,7 @@ def test_removed_run_stops_and_the_same_command_starts_it_again(
     out, err = process.communicate(timeout=120)
     assert process.returncode == 75, out + err
     assert err.count("Error: ") == 1
-    assert "The run was removed while it was trained" in err
+    assert "The run was removed during training" in err
     assert "Traceback" not in err
     again = trainer(*arguments, cache=tmp_path / "cache")
     assert again.returncode == 0, again.stderr

@@ -84,7 +84,7 @@ def never(champion: str, challenger: str) -> tuple[Predictions, Predictions, str
     raise AssertionError("nothing of a changed run is asked")
 
 
-def test_a_run_that_was_changed_is_not_used(
+def test_changed_run_is_not_used(
     either_store: Store, model: Path, writer: tuple[Path, Path], picture: Path, tmp_path: Path
 ) -> None:
     output = either_store
@@ -108,7 +108,7 @@ def test_a_run_that_was_changed_is_not_used(
         problem = damage(run, writer[0])
         more = [lambda: find_start(output, run.uri)] if damage is lose_variables else []
         for use in (*uses, *more):
-            with pytest.raises(DataError, match="The run is not as it was published") as raised:
+            with pytest.raises(DataError, match="The run differs from its published state") as raised:
                 use()
             assert problem in str(raised.value), damage.__name__
         assert read_champion(output).name == "three"
@@ -122,7 +122,9 @@ def test_a_run_that_was_changed_is_not_used(
     assert rollback(output).is_champion
 
 
-def test_a_link_to_a_model_is_a_way_to_its_run(model: Path, tmp_path: Path, either_store: Store) -> None:
+def test_model_below_a_symbolic_link_is_checked_against_its_run(
+    model: Path, tmp_path: Path, either_store: Store
+) -> None:
     run = publish_run(either_store, "one", model)
     place = run.at("model")
     if Path(run.uri).is_dir():
@@ -134,7 +136,7 @@ def test_a_link_to_a_model_is_a_way_to_its_run(model: Path, tmp_path: Path, eith
         local_model(place, tmp_path, SilentProgress())
 
 
-def test_a_run_that_lost_its_marker_is_no_model_that_was_published(
+def test_run_without_marker_is_not_a_published_model(
     model: Path, tmp_path: Path, either_store: Store
 ) -> None:
     run = publish_run(either_store, "one", model)
@@ -147,9 +149,7 @@ def test_a_run_that_lost_its_marker_is_no_model_that_was_published(
     local_model(run.at("model"), tmp_path, SilentProgress())
 
 
-def test_a_run_whose_figures_were_changed_does_not_become_the_champion(
-    model: Path, either_store: Store
-) -> None:
+def test_run_with_changed_metrics_does_not_become_champion(model: Path, either_store: Store) -> None:
     run = publish_run(either_store, "one", model)
     run.write("metrics.json", b'{"validation/accuracy": 0.9}')
     for use in (

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from trainer.errors import TemporaryError
-from trainer.runs.presence import Presence
+from trainer.runs.folder import Presence
 from trainer.storage.folder import FolderStore
 from trainer.storage.store import Entry
 
@@ -28,7 +28,7 @@ class SlowStore(FolderStore):
         return found
 
 
-def test_a_late_answer_of_one_thread_is_no_removal(tmp_path: Path) -> None:
+def test_late_result_of_one_thread_is_not_a_removal(tmp_path: Path) -> None:
     store = SlowStore(tmp_path / "stored")
     presence = Presence(tmp_path / "local", store)
     errors: list[BaseException] = []
@@ -49,7 +49,7 @@ def test_a_late_answer_of_one_thread_is_no_removal(tmp_path: Path) -> None:
     assert errors == []
 
 
-def test_a_removal_is_reported_at_every_check(tmp_path: Path) -> None:
+def test_removal_is_reported_at_every_check(tmp_path: Path) -> None:
     (path := tmp_path / "run").mkdir()
     presence = Presence(path, None)
     presence.require()

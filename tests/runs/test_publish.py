@@ -22,7 +22,7 @@ def run(tmp_path: Path) -> Path:
     return make_run(tmp_path)
 
 
-def test_manifest_lists_every_file_but_itself_the_marker_and_temporary_ones(run: Path) -> None:
+def test_manifest_lists_all_files_except_manifest_marker_and_temporary_files(run: Path) -> None:
     publish_at(run)
     manifest = json.loads((run / "MANIFEST.json").read_text())
     assert manifest["schema"] == 1
@@ -40,7 +40,7 @@ def test_manifest_lists_every_file_but_itself_the_marker_and_temporary_ones(run:
     }
 
 
-def test_marker_holds_the_digest_of_the_manifest_and_the_pointer_the_name(run: Path) -> None:
+def test_marker_contains_the_manifest_digest_and_pointer_the_run_name(run: Path) -> None:
     publish_at(run)
     digest = hashlib.sha256((run / "MANIFEST.json").read_bytes()).hexdigest()
     assert (run / "_SUCCESS").read_text().strip() == digest
@@ -59,14 +59,14 @@ def test_run_without_marker_or_with_another_manifest_is_not_finished(run: Path) 
     assert not is_finished(FolderStore(run))
 
 
-def test_publication_cut_short_before_the_marker_is_made_anew(run: Path) -> None:
+def test_publication_interrupted_before_the_marker_is_repeated(run: Path) -> None:
     (run / "MANIFEST.json").write_text("of an earlier try")
     (run / "late.txt").write_text("late")
     publish_at(run)
     assert verify(FolderStore(run)) == []
 
 
-def test_publication_cut_short_before_the_marker_again_and_again_ends_whole(run: Path) -> None:
+def test_publication_interrupted_repeatedly_before_the_marker_completes(run: Path) -> None:
     class KilledError(Exception):
         """Simulated end of the process."""
 
@@ -90,7 +90,7 @@ def test_publication_cut_short_before_the_marker_again_and_again_ends_whole(run:
 
 
 @pytest.mark.parametrize("left", ["", "0" * 64], ids=["empty", "of no manifest"])
-def test_marker_that_belongs_to_nothing_is_replaced(run: Path, left: str) -> None:
+def test_stray_marker_is_replaced(run: Path, left: str) -> None:
     (run / "_SUCCESS").write_text(left)
     if not left:  # without atomic creation, a crash leaves an empty marker beside a manifest
         (run / "MANIFEST.json").write_text("of an earlier try")
@@ -98,7 +98,7 @@ def test_marker_that_belongs_to_nothing_is_replaced(run: Path, left: str) -> Non
     assert verify(FolderStore(run)) == []
 
 
-def test_killed_between_a_manifest_and_the_marker_after_a_stray_one_it_can_be_repeated(run: Path) -> None:
+def test_publication_killed_after_removing_a_stray_marker_can_be_repeated(run: Path) -> None:
     (run / "_SUCCESS").write_text("0" * 64)
 
     def kill() -> None:
@@ -111,7 +111,7 @@ def test_killed_between_a_manifest_and_the_marker_after_a_stray_one_it_can_be_re
     assert verify(FolderStore(run)) == []
 
 
-def test_publication_cut_short_before_the_pointer_only_moves_the_pointer(run: Path) -> None:
+def test_publication_interrupted_before_the_pointer_only_moves_the_pointer(run: Path) -> None:
     publish_at(run)
     (run.parent / "latest").write_text("pets-0\n")
     before = (run / "MANIFEST.json").stat().st_ino, (run / "_SUCCESS").stat().st_ino
@@ -120,7 +120,7 @@ def test_publication_cut_short_before_the_pointer_only_moves_the_pointer(run: Pa
     assert ((run / "MANIFEST.json").stat().st_ino, (run / "_SUCCESS").stat().st_ino) == before
 
 
-def test_pointer_goes_to_the_run_that_was_published_last_and_never_back(run: Path) -> None:
+def test_pointer_moves_to_the_last_published_run_and_never_back(run: Path) -> None:
     output = FolderStore(run.parent)
     publish_at(run)
     newer = run.with_name("pets-2")
@@ -140,14 +140,14 @@ def test_pointer_goes_to_the_run_that_was_published_last_and_never_back(run: Pat
 def test_marker_of_another_manifest_is_never_replaced(run: Path) -> None:
     (run / "_SUCCESS").write_text("0" * 64)
     (run / "MANIFEST.json").write_text("another")
-    with pytest.raises(UsageError, match="doesn't belong to its"):
+    with pytest.raises(UsageError, match="doesn't match its"):
         publish_at(run)
     assert (run / "_SUCCESS").read_text() == "0" * 64
     assert (run / "MANIFEST.json").read_text() == "another"
     assert not (run.parent / "latest").exists()
 
 
-def test_failed_publication_leaves_the_pointer_where_it_was(run: Path) -> None:
+def test_failed_publication_does_not_move_the_pointer(run: Path) -> None:
     (run.parent / "latest").write_text("pets-0\n")
     os.symlink("nowhere", run / "dangling")
     with pytest.raises(UsageError, match="dangling can't be read"):
@@ -156,14 +156,14 @@ def test_failed_publication_leaves_the_pointer_where_it_was(run: Path) -> None:
     assert not is_finished(FolderStore(run))
 
 
-def test_run_called_like_the_pointer_is_refused(tmp_path: Path) -> None:
+def test_run_named_like_the_pointer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "latest").mkdir()
     with pytest.raises(UsageError, match="name of the pointer"):
         publish_at(tmp_path / "latest")
     assert list((tmp_path / "latest").iterdir()) == []
 
 
-def test_verify_names_every_kind_of_damage(run: Path) -> None:
+def test_verify_reports_every_kind_of_damage(run: Path) -> None:
     (run / "other").write_text("same size")
     publish_at(run)
     (run / "metrics.json").unlink()
@@ -174,7 +174,7 @@ def test_verify_names_every_kind_of_damage(run: Path) -> None:
         "metrics.json is missing",
         "extra is not in MANIFEST.json",
         "model/saved_model.pb has 12 bytes instead of 5",
-        "other has other contents than were published",
+        "other has other contents than the published file",
     ]
 
 
@@ -191,7 +191,7 @@ def test_verify_names_every_kind_of_damage(run: Path) -> None:
         "[" * 100_000,
     ],
 )
-def test_verify_says_that_a_manifest_cannot_be_read(run: Path, text: str) -> None:
+def test_verify_reports_an_unreadable_manifest(run: Path, text: str) -> None:
     publish_at(run)
     (run / "MANIFEST.json").write_text(text)
     problems = verify(FolderStore(run))
@@ -200,7 +200,7 @@ def test_verify_says_that_a_manifest_cannot_be_read(run: Path, text: str) -> Non
 
 
 @pytest.mark.parametrize("text", ["", "gone\n", "../elsewhere\n", "/\n", "..\n", "\0\0\0", "x" * 300])
-def test_pointer_that_names_no_run_is_no_run(run: Path, text: str) -> None:
+def test_pointer_with_invalid_content_names_no_run(run: Path, text: str) -> None:
     (run.parent / "latest").write_text(text)
     assert latest_run(FolderStore(run.parent)) is None
 
@@ -214,7 +214,7 @@ def rewrite_manifest(run: Path, **changes: object) -> None:
 
 
 @pytest.mark.parametrize("has_sequence", [True, False], ids=["of this version", "of an older version"])
-def test_a_run_dated_in_the_future_does_not_keep_the_pointer(run: Path, has_sequence: bool) -> None:
+def test_run_dated_in_the_future_does_not_keep_the_pointer(run: Path, has_sequence: bool) -> None:
     output = FolderStore(run.parent)
     ahead = shutil.copytree(run, run.with_name("pets-2"))
     publish_at(ahead)

@@ -20,18 +20,18 @@ def run(tmp_path: Path) -> Path:
     return make_run(tmp_path)
 
 
-def test_a_marker_that_arrives_late_is_removed_so_that_the_next_start_can_publish(run: Path) -> None:
+def test_late_marker_is_removed_so_that_the_next_start_can_publish(run: Path) -> None:
     def arrive() -> None:
         if (run / "MANIFEST.json").exists():
             (run / "_SUCCESS").write_text("0" * 64)
 
-    with pytest.raises(TemporaryError, match="start the same command again"):
+    with pytest.raises(TemporaryError, match="Run the same command again"):
         publish(FolderStore(run.parent), run.name, run, arrive)
     publish_at(run)
     assert verify(FolderStore(run)) == []
 
 
-def test_bytes_that_arrived_otherwise_are_not_published(
+def test_run_with_corrupted_upload_is_not_published(
     run: Path, tmp_path: Path, bucket_address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", bucket_address)
@@ -47,7 +47,7 @@ def test_bytes_that_arrived_otherwise_are_not_published(
     assert verify(output.below(run.name)) == []
 
 
-def test_what_another_process_left_in_the_run_is_published_with_it(run: Path, tmp_path: Path) -> None:
+def test_files_of_another_process_in_the_run_are_published_with_it(run: Path, tmp_path: Path) -> None:
     local = shutil.copytree(run, tmp_path / "local")
     (run / "step-7.npz").write_bytes(b"of a process that lost the run")
     publish(FolderStore(run.parent), run.name, local)
@@ -56,7 +56,7 @@ def test_what_another_process_left_in_the_run_is_published_with_it(run: Path, tm
 
 
 @pytest.mark.parametrize("damage", ["missing", "shorter"])
-def test_a_run_whose_files_did_not_arrive_is_not_published(run: Path, tmp_path: Path, damage: str) -> None:
+def test_run_with_missing_uploads_is_not_published(run: Path, tmp_path: Path, damage: str) -> None:
     local = shutil.copytree(run, tmp_path / "local")
     if damage == "missing":
         (run / "metrics.json").unlink()
@@ -68,7 +68,7 @@ def test_a_run_whose_files_did_not_arrive_is_not_published(run: Path, tmp_path: 
     assert not (run.parent / "latest").exists()
 
 
-def test_a_process_that_was_paused_while_another_published_changes_nothing(run: Path, tmp_path: Path) -> None:
+def test_process_paused_while_another_published_changes_nothing(run: Path, tmp_path: Path) -> None:
     local = shutil.copytree(run, tmp_path / "local")
     (local / "metrics.json").write_text("[]\n")
     asked: list[int] = []
@@ -85,7 +85,7 @@ def test_a_process_that_was_paused_while_another_published_changes_nothing(run: 
     assert latest_run(FolderStore(run.parent)) == run.name
 
 
-def test_a_process_that_lost_the_run_publishes_nothing_more(run: Path) -> None:
+def test_process_that_lost_the_lease_stops_publishing(run: Path) -> None:
     asked: list[int] = []
 
     def require() -> None:

@@ -75,7 +75,7 @@ def written_spec(output: Store) -> RunSpec:
     return parse_spec(found.data.decode(), "spec.yaml")
 
 
-def test_a_new_run_is_named_after_recipe_moment_and_spec_and_can_be_found_by_its_file(
+def test_new_run_is_named_after_recipe_time_and_spec_and_resumes_from_its_spec_file(
     output: Store, cache: Path
 ) -> None:
     run = open_run_folder(spec_in(output, name=None), NOW, cache)
@@ -89,7 +89,7 @@ def test_a_new_run_is_named_after_recipe_moment_and_spec_and_can_be_found_by_its
     again.release()
 
 
-def test_a_run_is_found_by_its_file_from_any_folder(
+def test_run_resumes_from_its_spec_file_in_any_working_directory(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "elsewhere").mkdir()
@@ -103,7 +103,9 @@ def test_a_run_is_found_by_its_file_from_any_folder(
     again.release()
 
 
-def test_a_begun_run_goes_on_and_refuses_another_spec_with_the_keys(output: Store, cache: Path) -> None:
+def test_started_run_resumes_and_refuses_another_spec_with_the_changed_keys(
+    output: Store, cache: Path
+) -> None:
     begun(output, cache)
     with pytest.raises(UsageError, match=r"train\.epochs: 15 -> 3"):
         open_run_folder(spec_in(output, "train.epochs=3"), NOW, cache)
@@ -117,10 +119,10 @@ def test_a_begun_run_goes_on_and_refuses_another_spec_with_the_keys(output: Stor
 
 
 @pytest.mark.parametrize("finished", [False, True])
-def test_a_run_that_lost_its_spec_is_refused_in_words(output: Store, cache: Path, finished: bool) -> None:
+def test_run_without_its_spec_is_refused(output: Store, cache: Path, finished: bool) -> None:
     finish(output, cache) if finished else begun(output, cache)
     output.remove("one/spec.yaml")
-    for damage, words in ((None, "is gone"), (b"", "is empty"), (b"a: [", "one/spec.yaml")):
+    for damage, words in ((None, "is missing"), (b"", "is empty"), (b"a: [", "one/spec.yaml")):
         if damage is not None:
             output.write("one/spec.yaml", damage)
         with pytest.raises(UsageError, match=words) as caught:
@@ -130,7 +132,7 @@ def test_a_run_that_lost_its_spec_is_refused_in_words(output: Store, cache: Path
     assert output.find("one/checkpoints/step-00000007.npz") is not None
 
 
-def test_a_process_that_lost_its_run_writes_nothing_there(tmp_path: Path, cache: Path) -> None:
+def test_process_that_lost_the_lease_writes_nothing(tmp_path: Path, cache: Path) -> None:
     run = open_run_folder(spec_in(tmp_path), NOW, cache)
     before = (run.path / "spec.yaml").read_text()
     (tmp_path / ".one.lease").write_text('{"host": "elsewhere", "pid": 7}')
@@ -144,16 +146,16 @@ def test_a_process_that_lost_its_run_writes_nothing_there(tmp_path: Path, cache:
 
 @pytest.mark.parametrize("below", ["", "/plots/more"])
 @pytest.mark.parametrize("finished", [False, True])
-def test_a_run_is_never_put_into_another_one(output: Store, cache: Path, finished: bool, below: str) -> None:
+def test_run_inside_another_run_is_refused(output: Store, cache: Path, finished: bool, below: str) -> None:
     finish(output, cache) if finished else begun(output, cache)
     before = {entry.name: entry for entry in output.entries()}
     inside = spec_in(output).model_copy(update={"output": f"{output.uri}/one{below}"})
-    with pytest.raises(UsageError, match="lies within a run"):
+    with pytest.raises(UsageError, match="is inside a run"):
         open_run_folder(inside, NOW, cache)
     assert {entry.name: entry for entry in output.entries()} == before
 
 
-def test_a_start_removes_the_manifest_that_one_before_left(output: Store, cache: Path) -> None:
+def test_start_removes_the_manifest_of_an_earlier_start(output: Store, cache: Path) -> None:
     begun(output, cache)
     output.write("one/MANIFEST.json", b"of a publication that was cut short")
     run = open_run_folder(spec_in(output), NOW, cache)
@@ -161,7 +163,7 @@ def test_a_start_removes_the_manifest_that_one_before_left(output: Store, cache:
     run.release()
 
 
-def test_a_fresh_start_forgets_what_was_begun(output: Store, cache: Path) -> None:
+def test_fresh_start_discards_the_earlier_start(output: Store, cache: Path) -> None:
     begun(output, cache)
     run = open_run_folder(spec_in(output, "train.epochs=3"), NOW, cache, fresh=True)
     assert run.newest_checkpoint == ""
@@ -171,19 +173,19 @@ def test_a_fresh_start_forgets_what_was_begun(output: Store, cache: Path) -> Non
     assert [entry.name for entry in output.below("one").entries()] == ["spec.yaml"]
 
 
-def test_a_finished_run_is_found_finished_and_never_begun_anew(output: Store, cache: Path) -> None:
+def test_finished_run_is_not_restarted(output: Store, cache: Path) -> None:
     finish(output, cache)
     before = {entry.name: entry for entry in output.entries()}
     assert open_run_folder(spec_in(output), NOW, cache).finished
     with pytest.raises(UsageError, match=r"train\.epochs") as caught:
         open_run_folder(spec_in(output, "train.epochs=3"), NOW, cache)
     assert "--fresh" not in str(caught.value)  # --fresh would be refused
-    with pytest.raises(UsageError, match="not started again"):
+    with pytest.raises(UsageError, match="--fresh can't restart it"):
         open_run_folder(spec_in(output), NOW, cache, fresh=True)
     assert {entry.name: entry for entry in output.entries()} == before
 
 
-def test_a_run_that_never_began_takes_the_new_spec(output: Store, cache: Path) -> None:
+def test_run_without_checkpoint_accepts_a_new_spec(output: Store, cache: Path) -> None:
     for epochs in (2, 3):
         run = open_run_folder(spec_in(output, f"train.epochs={epochs}"), NOW, cache)
         run.keep()
@@ -191,7 +193,7 @@ def test_a_run_that_never_began_takes_the_new_spec(output: Store, cache: Path) -
         assert written_spec(output).train.epochs == epochs
 
 
-def test_a_run_that_another_process_works_on_is_refused(output: Store, cache: Path) -> None:
+def test_run_of_another_process_is_refused(output: Store, cache: Path) -> None:
     run = open_run_folder(spec_in(output), NOW, cache)
     progress = Listener()
     with pytest.raises(TemporaryError, match="Another process is working on this run"):
@@ -201,28 +203,30 @@ def test_a_run_that_another_process_works_on_is_refused(output: Store, cache: Pa
     open_run_folder(spec_in(output), NOW, cache).release()
 
 
-def test_what_is_no_run_is_left_alone(output: Store, cache: Path) -> None:
+def test_folder_that_is_not_a_run_is_left_unchanged(output: Store, cache: Path) -> None:
     output.write("one/thesis.txt", b"mine")
-    with pytest.raises(UsageError, match="not a run"):
+    with pytest.raises(UsageError, match="do not belong to a run"):
         open_run_folder(spec_in(output), NOW, cache)
-    with pytest.raises(UsageError, match="not a run"):
+    with pytest.raises(UsageError, match="do not belong to a run"):
         open_run_folder(spec_in(output), NOW, cache, fresh=True)
     assert [entry.name for entry in output.entries()] == ["one/thesis.txt"]
 
 
 @pytest.mark.parametrize("fresh", [False, True])
-def test_a_persons_own_spec_makes_no_run_of_a_folder(output: Store, cache: Path, fresh: bool) -> None:
+def test_user_spec_does_not_make_a_folder_a_run(output: Store, cache: Path, fresh: bool) -> None:
     own = {"one/spec.yaml": b"# mine\ndata: {source: photos}\n", "one/model/mine.txt": b"mine"}
     for kept in (["one/spec.yaml"], list(own)):
         for name in kept:
             output.write(name, own[name])
-        with pytest.raises(UsageError, match="not a run"):
+        with pytest.raises(UsageError, match="do not belong to a run"):
             open_run_folder(spec_in(output), NOW, cache, fresh=fresh)
         assert {entry.name for entry in output.entries()} == set(kept)
         assert all(found.data == own[name] for name in kept if (found := output.read(name)))
 
 
-def test_what_has_the_pointers_name_and_is_none_is_found_before_any_work(tmp_path: Path, cache: Path) -> None:
+def test_other_file_with_the_name_of_the_pointer_is_refused_before_training(
+    tmp_path: Path, cache: Path
+) -> None:
     (tmp_path / "file").mkdir()
     (tmp_path / "file" / "latest").write_text("my notes\nline 2\n")
     (tmp_path / "folder" / "latest").mkdir(parents=True)
@@ -234,7 +238,7 @@ def test_what_has_the_pointers_name_and_is_none_is_found_before_any_work(tmp_pat
         assert [path.name for path in (tmp_path / name).iterdir()] == ["latest"]
 
 
-def test_a_folder_with_nothing_but_a_crashs_leftover_is_free(tmp_path: Path, cache: Path) -> None:
+def test_folder_with_only_leftovers_of_a_crash_is_reused(tmp_path: Path, cache: Path) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / ".spec.yaml.abc.tmp").write_text("")
     run = open_run_folder(spec_in(tmp_path), NOW, cache)
@@ -242,32 +246,34 @@ def test_a_folder_with_nothing_but_a_crashs_leftover_is_free(tmp_path: Path, cac
     run.release()
 
 
-def test_changed_data_precision_or_batch_stop_a_begun_run(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="can't be read any more"):
+def test_resume_with_changed_data_precision_or_batch_size_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="of the first start of this run can't be read"):
         require_same_start(tmp_path, Start("aa", "float32", 20))
     write_json(tmp_path / "dataset.json", {"digest": "sha256:aa"})
     write_json(tmp_path / "environment.json", {"precision": "float32", "global_batch_size": 20})
     require_same_start(tmp_path, Start("aa", "float32", 20))
-    with pytest.raises(UsageError, match="data changed since this run began, or an earlier version of"):
+    with pytest.raises(
+        UsageError, match="data changed since the first start of this run, or an earlier version of"
+    ):
         require_same_start(tmp_path, Start("bb", "float32", 20))
     write_json(tmp_path / "dataset.json", {"digest": "sha256:aa", "split_by": "source"})
-    with pytest.raises(UsageError, match="data changed since this run began; give"):
+    with pytest.raises(UsageError, match=r"data changed since the first start of this run\. Choose"):
         require_same_start(tmp_path, Start("bb", "float32", 20))
     with pytest.raises(UsageError, match="precision changed"):
         require_same_start(tmp_path, Start("aa", "bfloat16", 20))
-    words = r"global batch size .*all devices\) changed.*Received: 40, it was 20"
+    words = r"global batch size .*all devices\) changed.*Received: 40, previously 20"
     with pytest.raises(UsageError, match=words):
         require_same_start(tmp_path, Start("aa", "float32", 40))
-    with pytest.raises(UsageError, match=r"file of weights changed .*Received: sha256 cc, it was none"):
+    with pytest.raises(UsageError, match=r"weights file changed .*Received: sha256 cc, previously none"):
         require_same_start(tmp_path, Start("aa", "float32", 20, weights={"sha256": "cc"}))
     begun = {"precision": "float32", "global_batch_size": 20, "weights": {"sha256": "cc"}}
     write_json(tmp_path / "environment.json", begun)
     require_same_start(tmp_path, Start("aa", "float32", 20, weights={"sha256": "cc", "origin": "moved"}))
-    with pytest.raises(UsageError, match="Received: sha256 of none, it was cc"):
+    with pytest.raises(UsageError, match="Received: sha256 none, previously cc"):
         require_same_start(tmp_path, Start("aa", "float32", 20))
 
 
-def test_a_run_is_the_same_only_with_an_equal_file_of_weights(tmp_path: Path) -> None:
+def test_resume_with_another_weights_file_is_refused(tmp_path: Path) -> None:
     spec = load_spec(overrides={"output": str(tmp_path)}, settings=["model={family: pretrained, weights: a}"])
     moved = load_spec(
         overrides={"output": str(tmp_path)}, settings=["model={family: pretrained, weights: b}"]
@@ -284,42 +290,42 @@ def test_a_run_is_the_same_only_with_an_equal_file_of_weights(tmp_path: Path) ->
     assert find_same_run(output, spec, "aa") == ""
 
 
-def test_starts_without_a_new_checkpoint_end_the_run_and_new_ones_begin_the_count_anew(
+def test_repeated_starts_without_a_new_checkpoint_end_the_run(
     tmp_path: Path,
 ) -> None:
     for checkpoint in ("", "", "step-1.npz", "step-1.npz", "step-2.npz", "step-2.npz", "step-2.npz"):
-        count_start(tmp_path, checkpoint, most_stalled=3)
+        count_start(tmp_path, checkpoint, max_stalled_starts=3)
     with (tmp_path / "starts.jsonl").open("a") as file:
         file.write('{"torn')
-    count_start(tmp_path, "step-2.npz", most_stalled=4)
+    count_start(tmp_path, "step-2.npz", max_stalled_starts=4)
     with pytest.raises(DivergedError, match=r"started 4 times from step-2\.npz"):
-        count_start(tmp_path, "step-2.npz", most_stalled=3)
+        count_start(tmp_path, "step-2.npz", max_stalled_starts=3)
     assert len((tmp_path / "starts.jsonl").read_text().splitlines()) == 9
 
 
 def test_start_after_exactly_the_allowed_number_of_stalled_starts_is_allowed(tmp_path: Path) -> None:
     for _ in range(4):  # the fourth one follows three stalled starts
-        count_start(tmp_path, "step-1.npz", most_stalled=3)
+        count_start(tmp_path, "step-1.npz", max_stalled_starts=3)
     with pytest.raises(DivergedError, match="started 4 times"):
-        count_start(tmp_path, "step-1.npz", most_stalled=3)
+        count_start(tmp_path, "step-1.npz", max_stalled_starts=3)
 
 
-def test_a_start_that_ended_with_a_message_does_not_count(tmp_path: Path) -> None:
+def test_start_that_ended_with_an_error_message_is_not_counted(tmp_path: Path) -> None:
     for _ in range(4):
-        count_start(tmp_path, "", most_stalled=1)
+        count_start(tmp_path, "", max_stalled_starts=1)
         forget_start(tmp_path)
-    count_start(tmp_path, "", most_stalled=1)
+    count_start(tmp_path, "", max_stalled_starts=1)
     rows = [json.loads(line) for line in (tmp_path / "starts.jsonl").read_text().splitlines()]
     assert [row["checkpoint"] for row in rows] == [""]
 
 
-def test_folder_of_a_run_knows_where_a_person_finds_its_files(output: Store, cache: Path) -> None:
+def test_run_folder_returns_the_location_of_its_files(output: Store, cache: Path) -> None:
     run: RunFolder = open_run_folder(spec_in(output), NOW, cache)
     assert run.at("report.html") == f"{output.uri}/one/report.html"
     run.release()
 
 
-def test_what_killed_processes_left_half_written_is_removed(tmp_path: Path, cache: Path) -> None:
+def test_incomplete_files_of_killed_processes_are_removed(tmp_path: Path, cache: Path) -> None:
     open_run_folder(spec_in(tmp_path), NOW, cache).release()
     run = tmp_path / "one"
     count_start(run, "", 5)

@@ -31,7 +31,7 @@ STILL = ["--set", "optimizer.learning_rate=1e-12", "--set", "train.epochs=1"]
 """Settings with which training leaves the weights unchanged."""
 
 
-def test_which_run_is_meant(either_store: Store, tmp_path: Path) -> None:
+def test_start_from_selects_the_run(either_store: Store, tmp_path: Path) -> None:
     for name in ("latest", "champion", "scratch"):
         assert find_start(either_store, name) is None  # as in the first run of a schedule
     for name in ("one", "two"):
@@ -46,7 +46,7 @@ def test_which_run_is_meant(either_store: Store, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="the folder of a finished run"):
         find_start(either_store, either_store.at("begun"))
     either_store.write(CHAMPION, b"gone\n")
-    with pytest.raises(UsageError, match="names no finished run"):
+    with pytest.raises(UsageError, match="names a run that does not exist"):
         find_start(either_store, "champion")
 
 
@@ -68,7 +68,7 @@ def damage(run: Path) -> None:
 
 
 @pytest.mark.engine
-def test_a_run_begins_with_the_weights_of_another_one(photos: Path, tmp_path: Path) -> None:
+def test_run_starts_with_the_weights_of_another_run(photos: Path, tmp_path: Path) -> None:
     output = tmp_path / "runs"
 
     def words(name: str, *more: str) -> list[str | Path]:
@@ -76,48 +76,48 @@ def test_a_run_begins_with_the_weights_of_another_one(photos: Path, tmp_path: Pa
 
     first = trainer(*words("first", "--set", "train.start_from=latest"), cache=tmp_path)
     assert first.returncode == 0, first.stderr
-    assert "with fresh weights: there is no finished run that is the latest" in first.stdout
+    assert "random weights: there is no finished run yet" in first.stdout
     more = ["--set", "train.start_from=latest", "--set", "train.ema_decay=0.9"]
     done = trainer(*words("average", *STILL, *more), cache=tmp_path)
-    assert f"with the weights of {output}/first" in done.stdout, done.stderr
+    assert f"weights of {output}/first" in done.stdout, done.stderr
     require_began_with_first(output, "average")
     # Without a readable checkpoint the run starts over, again with the weights of `first`.
     damage(output / "average")
     done = trainer(*words("average", *STILL, *more), cache=tmp_path)
-    assert f"with the weights of {output}/first" in done.stdout, done.stderr
+    assert f"weights of {output}/first" in done.stdout, done.stderr
     assert "no older checkpoint is left, so training starts from the beginning" in done.stdout
     require_began_with_first(output, "average")
     assert "Began with" in (output / "average" / "report.html").read_text()
     fresh = trainer(*words("fresh", *STILL), cache=tmp_path)
-    assert "with the weights of" not in fresh.stdout
+    assert "weights of" not in fresh.stdout
     before, after = (read_predictions(output / each / "predictions.csv") for each in ("first", "fresh"))
     assert np.abs(before[0].probabilities - after[0].probabilities).max() > 1e-3
 
     def refused(*more: str, code: int = 2) -> str:
         return error_line(trainer(*words("refused", *more), cache=tmp_path), code)
 
-    assert "of the same network only" in refused(
+    assert "a model of another network" in refused(
         "--set", "train.start_from=latest", "--set", "model.filters=[4]"
     )
     damage(output / "average")
     (output / "first").rename(output / "gone")
-    said = error_line(trainer(*words("average", *STILL, *more), cache=tmp_path), 2)
-    assert "is gone; begin it anew with --fresh" in said
+    message = error_line(trainer(*words("average", *STILL, *more), cache=tmp_path), 2)
+    assert "does not exist. Restart it with --fresh" in message
     assert list((output / "average" / "checkpoints").iterdir())
     (output / "gone").rename(output / "first")
     index = output / "first" / "model" / "variables" / "variables.index"
     for damaged in ("damaged", "x" * index.stat().st_size):
         index.write_text(damaged)
-        said = refused("--set", f"train.start_from={output}/first", code=65)
-        assert "not as it was published" in said
-        assert "model/variables/variables.index has " in said
+        message = refused("--set", f"train.start_from={output}/first", code=65)
+        assert "differs from its published state" in message
+        assert "model/variables/variables.index has " in message
     (output / CHAMPION).write_text("gone\n")
-    assert "names no finished run" in refused("--set", "train.start_from=champion")
+    assert "names a run that does not exist" in refused("--set", "train.start_from=champion")
     shutil.copytree(photos, tmp_path / "other")
     (tmp_path / "other" / "discs").rename(tmp_path / "other" / "rings")
     other = ["train", "--data", tmp_path / "other", "--output", output, "--run-name", "other", *QUICK]
-    said = error_line(trainer(*other, "--set", "train.start_from=latest", cache=tmp_path), 2)
-    assert "Received: discs, rings in one of" in said
+    message = error_line(trainer(*other, "--set", "train.start_from=latest", cache=tmp_path), 2)
+    assert "Received: discs, rings in only one of" in message
 
 
 class Facts(SilentProgress):
@@ -140,12 +140,12 @@ def pretrained(monkeypatch: pytest.MonkeyPatch, run: Path, start: Store | None, 
     folder: Any = SimpleNamespace(path=run, checkpoints=run / "checkpoints")
     learner: Any = None  # no weights are loaded into it
     agreement = HostSync(ProcessGroup(ProcessInfo()))
-    return warm_start._pretrain(
+    return warm_start._load_pretrained(
         GONE, learner, agreement, run, screen := Facts(), folder, start, bool(start)
     ), (screen.facts)
 
 
-def test_a_resumed_run_reads_no_file_of_weights_and_keeps_its_record(
+def test_resumed_run_reads_no_weights_file_and_keeps_its_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_json(tmp_path / "environment.json", {"weights": RECORD})
@@ -157,7 +157,7 @@ def test_a_resumed_run_reads_no_file_of_weights_and_keeps_its_record(
         pretrained(monkeypatch, tmp_path, None, False)
 
 
-def test_a_run_that_starts_from_another_one_reads_no_file_and_records_the_weights_of_that_run(
+def test_run_started_from_another_run_reads_no_weights_file_and_records_its_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = FolderStore(tmp_path / "first")
@@ -166,13 +166,13 @@ def test_a_run_that_starts_from_another_one_reads_no_file_and_records_the_weight
         assert pretrained(monkeypatch, tmp_path / "second", start, False) == (record, {})
 
 
-def test_whether_a_run_is_unchanged_is_decided_by_the_weights_that_it_would_begin_with(
+def test_unchanged_run_is_detected_by_its_initial_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = FolderStore(tmp_path / "runs")
     finished(output, tmp_path / "local", "one")
     output.write("one/environment.json", json.dumps({"weights": RECORD}).encode())
-    monkeypatch.setattr("trainer.runs.start_from.require_as_published", lambda run, digests: None)
+    monkeypatch.setattr("trainer.runs.champion.require_as_published", lambda run, digests: None)
     folder: Any = SimpleNamespace(output=output)
     settings = [f"model={{family: pretrained, weights: {GONE.weights}}}", "data.image_size=32"]
     spec = load_spec(settings=[*settings, f"train.start_from={output.at('one')}"])

@@ -21,7 +21,7 @@ from trainer.spec import (
     RunSpec,
     dump_shown_spec,
     dump_spec,
-    given_settings,
+    explicit_settings,
     load_spec,
     parse_spec,
     read_spec,
@@ -51,7 +51,7 @@ def chosen(goal: Goal, facts: Facts) -> dict[str, object]:
     }
 
 
-def test_photos_get_a_probe_and_small_images_are_fine_tuned() -> None:
+def test_auto_chooses_a_probe_for_photos_and_fine_tuning_for_small_images() -> None:
     small = replace(PHOTOS, side=32, images=5000)
     probe = {"family": "pretrained", "epochs": 1, "size": 224, "phases": ("logistic", 1), "weights": "none"}
     assert chosen("auto", PHOTOS) == probe
@@ -63,12 +63,12 @@ def test_photos_get_a_probe_and_small_images_are_fine_tuned() -> None:
     assert chosen("auto", replace(PHOTOS, side=None)) == probe
 
 
-def test_very_many_images_train_the_head_in_steps() -> None:
+def test_head_is_trained_in_steps_for_very_many_images() -> None:
     many = replace(PHOTOS, images=2_000_000, classes={str(number): 2000 for number in range(1000)})
     assert chosen("auto", many)["phases"] == ("steps", 20)
 
 
-def test_without_weights_a_network_is_trained_from_scratch_and_the_reason_is_given() -> None:
+def test_network_is_trained_from_scratch_with_a_reason_without_pretrained_weights() -> None:
     facts = replace(PHOTOS, backbone=None, why_none="no pretrained weights are installed")
     assert chosen("auto", facts) | {"phases": None} == {
         "family": "residual", "epochs": 40, "size": 128, "phases": None, "weights": "none",
@@ -79,10 +79,10 @@ def test_without_weights_a_network_is_trained_from_scratch_and_the_reason_is_giv
 def test_unequal_classes_are_weighted_and_named() -> None:
     facts = replace(PHOTOS, classes={"cats": 1000, "dogs": 100})
     assert chosen("auto", facts)["weights"] == "balanced"
-    assert dict(choose("auto", facts).reasons)["classes"] == "weighted, as cats has 1,000 images and dogs 100"
+    assert dict(choose("auto", facts).reasons)["classes"] == "weighted: cats has 1,000 images, dogs only 100"
 
 
-def test_a_choice_is_explained_in_few_lines() -> None:
+def test_choice_is_explained_in_few_lines() -> None:
     for goal in ("auto", "fast", "best"):
         for facts in (PHOTOS, replace(PHOTOS, side=32), replace(PHOTOS, backbone=None, why_none="none")):
             choice: Choice = choose(goal, facts)
@@ -92,12 +92,12 @@ def test_a_choice_is_explained_in_few_lines() -> None:
 
 def resolved(*settings: str, facts: Facts = PHOTOS) -> tuple[RunSpec, dict[str, str]]:
     """Return the spec that auto makes of `settings`, and its reasons."""
-    given = load_spec(recipe="auto", settings=settings)
-    choice = choose("auto", replace(facts, given=given_settings(given)))
-    return with_choices(given, choice.settings), dict(choice.reasons)
+    spec = load_spec(recipe="auto", settings=settings)
+    choice = choose("auto", replace(facts, user_settings=explicit_settings(spec)))
+    return with_choices(spec, choice.settings), dict(choice.reasons)
 
 
-def test_every_setting_that_is_given_wins_and_the_reasons_say_so() -> None:
+def test_explicit_settings_override_choices_and_appear_in_the_reasons() -> None:
     spec, reasons = resolved("data.image_size=96", "train.epochs=4")
     assert (spec.data.image_size, spec.data.resize, spec.train.epochs) == (96, "crop", 4)
     assert spec.finetune == FinetuneSpec(probe="steps", frozen_epochs=4)
@@ -106,14 +106,14 @@ def test_every_setting_that_is_given_wins_and_the_reasons_say_so() -> None:
     spec, reasons = resolved("train.finetune.folds=3")
     assert spec.train.finetune is not None
     assert (spec.train.finetune.folds, spec.train.epochs) == (3, 1)
-    assert reasons["training"] == "as train.finetune says"
+    assert reasons["training"] == "according to train.finetune"
     spec, reasons = resolved("train.epochs=4", facts=replace(PHOTOS, side=32))
     assert spec.train.epochs == 4
     assert reasons["training"].startswith("3 epochs of all weights")
 
 
 @pytest.mark.parametrize("resize", ["pad", "stretch"])
-def test_what_does_not_go_with_a_setting_is_not_chosen(resize: str) -> None:
+def test_settings_that_conflict_with_explicit_ones_are_not_chosen(resize: str) -> None:
     spec, _ = resolved(f"data.resize={resize}")
     assert (spec.data.resize, spec.data.crop_fraction) == (resize, 1.0)
     assert resolved("data.crop_fraction=0.9")[0].data.crop_fraction == 0.9
@@ -125,20 +125,22 @@ def test_what_does_not_go_with_a_setting_is_not_chosen(resize: str) -> None:
     assert resolved("optimizer.final_fraction=0.1", facts=small)[0].optimizer.final_fraction == 0.1
 
 
-def test_what_does_not_go_together_at_all_is_refused_when_all_is_chosen() -> None:
-    with pytest.raises(UsageError, match=r"train\.finetune is of model\.family pretrained"):
+def test_conflicting_explicit_settings_are_refused_after_the_choices() -> None:
+    with pytest.raises(UsageError, match=r"train\.finetune requires model\.family pretrained"):
         with_choices(load_spec(recipe="auto", settings=["model.family=plain", "train.finetune.folds=3"]), {})
-    with pytest.raises(UsageError, match=r"logistic regression is one epoch.*Received: frozen_epochs 5"):
+    with pytest.raises(
+        UsageError, match=r"probe logistic trains the head in a single epoch.*Received: frozen_epochs 5"
+    ):
         resolved("train.finetune={probe: logistic, frozen_epochs: 5}", "train.epochs=5")
 
 
-def test_features_that_do_not_fit_the_cache_are_said_to_be_computed_again() -> None:
+def test_reasons_report_that_features_exceed_the_cache() -> None:
     facts = replace(PHOTOS, images=1_000_000, classes={str(number): 10_000 for number in range(100)})
-    assert "data.cache_mib has to be 4,882" in resolved(facts=facts)[1]["training"]
+    assert "set data.cache_mib to 4882" in resolved(facts=facts)[1]["training"]
     assert "on cached features" in resolved("data.cache_mib=5000", facts=facts)[1]["training"]
 
 
-def test_logistic_regression_that_is_chosen_is_not_refused() -> None:
+def test_largest_chosen_logistic_regression_is_within_its_limit() -> None:
     assert MOST_FITTED * 2048 * FinetuneSpec().folds <= MOST_WORK
 
 
@@ -149,7 +151,7 @@ def test_logistic_regression_that_is_chosen_is_not_refused() -> None:
         (["model.weights=none"], "none, as the model is set: family pretrained"),
     ],
 )
-def test_nothing_is_chosen_for_a_model_that_is_set_and_the_source_is_not_read(
+def test_explicit_model_prevents_choices_and_the_source_is_not_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: list[str], words: str
 ) -> None:
     overrides = {"data.source": str(tmp_path / "missing")}
@@ -159,7 +161,7 @@ def test_nothing_is_chosen_for_a_model_that_is_set_and_the_source_is_not_read(
     assert words in capsys.readouterr().out
 
 
-def test_a_backbone_that_is_set_is_the_one_that_is_chosen(photos: Path, tmp_path: Path) -> None:
+def test_explicit_backbone_is_used_by_the_choice(photos: Path, tmp_path: Path) -> None:
     spec = load_spec(None, "auto", ["model.backbone=resnet50v2"], {"data.source": str(photos)})
     with Console(1.0) as console:
         spec = chosen_spec(spec, tmp_path, console)
@@ -177,7 +179,7 @@ def test_images_too_small_for_pretrained_weights_are_trained_from_scratch(
     assert "pretrained weights need at least 32 pixels" in capsys.readouterr().out
 
 
-def test_a_run_keeps_the_choices_of_its_first_start_unless_it_is_of_another_recipe_or_begins_again(
+def test_resumed_run_keeps_its_choices_unless_recipe_changes_or_run_is_fresh(
     photos: Path, tmp_path: Path
 ) -> None:
     overrides = {"data.source": str(photos), "output": str(tmp_path), "run_name": "one"}
@@ -199,13 +201,13 @@ def test_a_run_keeps_the_choices_of_its_first_start_unless_it_is_of_another_reci
     assert chosen_epochs("auto", dump_spec(unresolved)) != 7
 
 
-def test_a_spec_that_is_shown_keeps_its_open_choices() -> None:
+def test_displayed_spec_keeps_its_open_choices() -> None:
     shown = dump_shown_spec(load_spec(recipe="auto", overrides={"data.source": "photos"}))
     assert "family" not in shown
     assert load_spec(text=shown) == load_spec(recipe="auto", overrides={"data.source": "photos"})
 
 
-def test_a_spec_with_open_choices_is_written_without_defaults_and_one_without_is_whole() -> None:
+def test_spec_with_open_choices_is_written_without_defaults_and_a_resolved_one_in_full() -> None:
     spec = load_spec(recipe="auto", overrides={"data.source": "photos"}, settings=["seed=3"])
     assert parse_spec(dump_spec(spec), "spec") == spec
     written = {"choose: auto", "data:", "  source: photos", "recipe: auto", "seed: 3"}
@@ -214,7 +216,7 @@ def test_a_spec_with_open_choices_is_written_without_defaults_and_one_without_is
     assert load_spec(text=dump_spec(whole)) == whole
 
 
-def test_a_source_is_inspected_by_its_headers(photos: Path, tmp_path: Path) -> None:
+def test_source_is_inspected_by_image_headers(photos: Path, tmp_path: Path) -> None:
     spec = load_spec(overrides={"data.source": str(photos)})
     outlook = inspect_source(spec.data, tmp_path, SilentProgress())
     assert outlook is not None
@@ -229,11 +231,11 @@ def test_a_source_is_inspected_by_its_headers(photos: Path, tmp_path: Path) -> N
     assert outlook is not None
     assert (outlook.images, outlook.held_out, outlook.classes["discs"]) == (18, 6, 6)
     split_facts = replace(PHOTOS, held_out=1000)
-    assert dict(choose("auto", split_facts).reasons)["data"].endswith("360 px, and 1,000 held out")
+    assert dict(choose("auto", split_facts).reasons)["data"].endswith("360 px, 1,000 more held out")
 
 
 @pytest.mark.engine
-def test_a_run_of_drawn_images_is_chosen_trained_and_exported(photos: Path, tmp_path: Path) -> None:
+def test_fast_recipe_trains_and_exports_generated_images(photos: Path, tmp_path: Path) -> None:
     arguments = (
         "train",
         "--recipe",

@@ -16,7 +16,6 @@ from trainer.spec import (
     load_spec,
     parse_spec,
     read_spec,
-    setting_digests,
     spec_changes,
     spec_digest,
 )
@@ -36,7 +35,7 @@ def test_every_recipe_is_valid_and_survives_a_round_trip(name: str, tmp_path: Pa
     assert read_recipe(name).startswith("#")
 
 
-def test_the_papers_recipe_is_the_papers() -> None:
+def test_recipe_cats_vs_dogs_matches_the_paper() -> None:
     spec = load_spec(recipe="cats-vs-dogs")
     assert spec.data.image_size == 150
     assert spec.data.source == "https://storage.googleapis.com/mledu-datasets/cats_and_dogs_filtered.zip"
@@ -54,7 +53,7 @@ def test_the_papers_recipe_is_the_papers() -> None:
     assert spec.augment == load_spec().augment
 
 
-def test_later_sources_win_over_earlier_ones(tmp_path: Path) -> None:
+def test_later_sources_override_earlier_ones(tmp_path: Path) -> None:
     path = tmp_path / "my.yaml"
     path.write_text("recipe: cifar10\ntrain: {epochs: 5, global_batch_size: 64}\n")
     spec = load_spec(path, settings=["train.epochs=7"], overrides={"data.source": "photos", "output": None})
@@ -64,7 +63,7 @@ def test_later_sources_win_over_earlier_ones(tmp_path: Path) -> None:
     assert (spec.data.source, spec.output, spec.recipe) == ("photos", "runs", "cifar10")
 
 
-def test_a_model_of_another_family_starts_from_its_own_defaults() -> None:
+def test_model_of_another_family_starts_from_its_own_defaults() -> None:
     spec = load_spec(recipe="cifar10", settings=["model={family: residual, blocks: [1, 1, 1]}"])
     assert spec.model.family == "residual"
     assert load_spec(settings=["model.filters=[8]", "model.blocks=[1]"]).model.family == "residual"
@@ -82,13 +81,13 @@ def test_a_model_of_another_family_starts_from_its_own_defaults() -> None:
         "!!python/name:os",
     ],
 )
-def test_a_value_that_yaml_cannot_make_is_refused_in_words(text: str) -> None:
+def test_value_that_is_not_valid_yaml_is_refused_with_a_short_message(text: str) -> None:
     with pytest.raises(UsageError) as refused:
         load_spec(settings=[f"seed={text}"])
     assert len(str(refused.value)) < 400
 
 
-def test_a_value_of_gigabytes_is_refused_at_once(tmp_path: Path) -> None:
+def test_value_that_expands_to_gigabytes_is_refused_at_once(tmp_path: Path) -> None:
     # Ten lines, each a list of ten aliases of the line before.
     lines = ["a: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
@@ -97,13 +96,13 @@ def test_a_value_of_gigabytes_is_refused_at_once(tmp_path: Path) -> None:
         load_spec(tmp_path / "bomb.yaml")
 
 
-def test_a_recipe_is_no_setting() -> None:
+def test_recipe_cannot_be_set_as_a_setting() -> None:
     with pytest.raises(UsageError, match="--recipe"):
         load_spec(settings=["recipe=cifar10"])
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_settings_count_in_any_order(order: int) -> None:
+def test_settings_apply_in_any_order(order: int) -> None:
     settings = ["model.dropout=0.5", "model.family=residual", "model.stem_filters=8"][::order]
     for recipe in (None, "cifar10", "cats-vs-dogs-augmented"):
         model = load_spec(recipe=recipe, settings=settings).model
@@ -127,7 +126,7 @@ def test_settings_count_in_any_order(order: int) -> None:
         ("augment={crop: {}, translate_pixels: 2}", "translate_pixels"),
     ],
 )
-def test_a_setting_that_nothing_would_read_is_refused(setting: str, words: str) -> None:
+def test_setting_without_effect_is_refused(setting: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         load_spec(settings=[setting])
 
@@ -137,16 +136,16 @@ def test_a_setting_that_nothing_would_read_is_refused(setting: str, words: str) 
     [
         (
             ("model.weights=none", "train.finetune={}"),
-            "set train.finetune to null.*Received: model.weights none",
+            "Set train.finetune to null.*Received: model.weights none",
         ),
         (
             ("model.weights=none", "train.finetune.frozen_epochs=0"),
-            "train.finetune is for pretrained weights",
+            "train.finetune requires pretrained weights",
         ),
         (("optimizer={name: muon, unit_kernels: true}",), "unit_kernels.*Received: unit_kernels true"),
     ],
 )
-def test_what_makes_no_sense_for_a_pretrained_backbone_is_refused(
+def test_settings_incompatible_with_a_pretrained_backbone_are_refused(
     settings: tuple[str, ...], words: str
 ) -> None:
     pretrained = ("model={family: pretrained}", "data.image_size=32")
@@ -163,10 +162,10 @@ def test_what_makes_no_sense_for_a_pretrained_backbone_is_refused(
 FAMILIES = get_args(get_args(ModelSpec)[0])
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda each: each.__name__)
-def test_a_wrong_setting_of_any_model_family_is_named_as_it_is_written(family: type[BaseModel]) -> None:
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
+def test_invalid_setting_of_any_model_family_is_reported_by_its_key(family: type[BaseModel]) -> None:
     name = family.model_fields["family"].default
-    key = next(each for each in family.model_fields if each != "family")
+    key = next(name for name in family.model_fields if name != "family")
     with pytest.raises(UsageError) as raised:
         load_spec(settings=[f"model.family={name}", f"model.{key}={{a: b}}"])
     assert f"model.{key}" in str(raised.value)
@@ -182,15 +181,15 @@ def test_a_wrong_setting_of_any_model_family_is_named_as_it_is_written(family: t
         ('train.epochs="3"', ["train.epochs", "integer", "'3'"]),
         ("train.epochs=0", ["train.epochs", "greater", "0"]),
         ("train.epochs", ["key.path=value", "'train.epochs'"]),
-        ("train.epochs=[", ["not YAML", "'['"]),
+        ("train.epochs=[", ["not valid YAML", "'['"]),
         ("optimizer.learning_rate=.nan", ["optimizer.learning_rate", "finite"]),
         ("model.family=vgg", ["model.family", "'plain', 'residual', 'airbench'", "'vgg'"]),
-        ("model.pool_last=true", ["model.pool_last", "another model.family"]),
+        ("model.pool_last=true", ["model.pool_last", "another model.family", "Set model.family to plain"]),
         ("model.filters=[1, a]", ["model.filters.1", "integer", "'a'"]),
         ("train.steps_per_call=0", ["train.steps_per_call", "0"]),
         ("train.class_weights={cats: 0}", ["train.class_weights", "0"]),
-        ("augment.crop.scale=[1, 0.5]", ["augment.crop", "smallest"]),
-        ("data=3", ["data must hold settings", "3"]),
+        ("augment.crop.scale=[1, 0.5]", ["augment.crop.scale", "smallest"]),
+        ("data=3", ["data is a section", "such as data.source", "3"]),
         ("data.checksum=abc", ["data.checksum", "32 hex digits", "'abc'"]),
         ("run_name=../x", ["run_name", "letters", "'../x'"]),
         ("seed=-1", ["seed", "-1"]),
@@ -201,11 +200,11 @@ def test_a_wrong_setting_of_any_model_family_is_named_as_it_is_written(family: t
         ),
         ("train.wd=0.1", ["Did you mean optimizer.weight_decay?"]),
         ("train.optimizer=adam", ["Did you mean optimizer.name?"]),
-        ("train.class_weights={airplane:3.0}", ["{airplane: 3.0}", "Received: {airplane:3.0}"]),
+        ("train.class_weights={airplane:3.0}", ["Write {airplane: 3.0}", "Received: {airplane:3.0}"]),
         ("model={family:plain}", ["{family: plain}", "Received: {family:plain}"]),
         ("train.class_weights=foo", ["'none' or 'balanced' or a valid dictionary", "'foo'"]),
         ("train.xla=maybe", ["'auto'", "boolean", "'maybe'"]),
-        ("run_name=latest", ["run_name", "pointer"]),
+        ("run_name=latest", ["run_name", "pointer", "latest"]),
         (
             "data={resize: stretch, crop_fraction: 0.875}",
             ["data.crop_fraction", "data.resize crop", ": 0.875"],
@@ -221,7 +220,7 @@ def test_a_wrong_setting_of_any_model_family_is_named_as_it_is_written(family: t
         ("model={family: airbench, filters: [8, 8, 8, 8, 8, 8, 8]}", ["129 pixels", "model.filters"]),
     ],
 )
-def test_a_bad_setting_is_named_with_what_was_received(setting: str, words: list[str]) -> None:
+def test_invalid_setting_is_reported_with_key_and_received_value(setting: str, words: list[str]) -> None:
     with pytest.raises(UsageError) as caught:
         load_spec(settings=[setting])
     message = str(caught.value)
@@ -230,20 +229,20 @@ def test_a_bad_setting_is_named_with_what_was_received(setting: str, words: list
     assert len(message.splitlines()) == 1
 
 
-def test_muon_has_momentum_unless_it_is_set() -> None:
+def test_muon_has_momentum_by_default() -> None:
     muon = load_spec(settings=["optimizer.name=muon"]).optimizer
     assert (muon.momentum, muon.nesterov) == (0.95, True)
     other = load_spec(settings=["optimizer={name: muon, momentum: 0.6, nesterov: false}"]).optimizer
     assert (other.momentum, other.nesterov) == (0.6, False)
 
 
-def test_xla_is_not_asked_for_what_it_has_no_kernel_for() -> None:
+def test_xla_with_rotation_is_refused() -> None:
     with pytest.raises(UsageError, match="rotate_degrees"):
         load_spec(settings=["train.xla=true", "augment.rotate_degrees=5.0"])
     load_spec(settings=["train.xla=auto", "augment.rotate_degrees=5.0"])
 
 
-def test_the_smallest_images_that_a_plain_network_takes_are_taken() -> None:
+def test_smallest_image_size_of_a_plain_network_is_accepted() -> None:
     # 10 - 2 = 8, pooled to 4; 4 - 2 = 2, pooled to 1.
     settings = ["model={family: plain, filters: [8, 8]}"]
     assert load_spec(settings=[*settings, "data.image_size=10"]).data.image_size == 10
@@ -251,7 +250,7 @@ def test_the_smallest_images_that_a_plain_network_takes_are_taken() -> None:
         load_spec(settings=[*settings, "data.image_size=9"])
 
 
-def test_an_image_size_is_one_number_or_height_and_width() -> None:
+def test_image_size_is_one_number_or_height_and_width() -> None:
     square, wide = (load_spec(settings=[f"data.image_size={size}"]) for size in ("[64, 64]", "[64, 96]"))
     assert square == load_spec(settings=["data.image_size=64"])
     assert wide.data.pixel_format.shape == (64, 96, 3)
@@ -267,7 +266,7 @@ def test_an_image_size_is_one_number_or_height_and_width() -> None:
     assert load_spec(settings=[plain, "data.image_size=[64, 96]", "augment.crop={size: 64}"]).augment.crop
 
 
-def test_crops_of_another_size_need_a_network_that_takes_any() -> None:
+def test_crops_of_another_size_require_a_network_that_accepts_any_size() -> None:
     settings = ["model={family: plain, filters: [8]}", "augment.crop={size: 64}"]
     with pytest.raises(UsageError, match="residual"):
         load_spec(settings=settings)
@@ -275,26 +274,26 @@ def test_crops_of_another_size_need_a_network_that_takes_any() -> None:
     assert load_spec(settings=["augment.crop={size: 64}"]).augment.crop is not None
 
 
-def test_an_exponent_without_a_dot_is_a_number() -> None:
+def test_exponent_without_a_dot_is_a_number() -> None:
     assert load_spec(settings=["optimizer.learning_rate=1e-4"]).optimizer.learning_rate == 1e-4
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("train: {epochs: 1, epochs: 2}", "twice"),
+        ("train: {epochs: 1, epochs: 2}", "duplicate key"),
         ("- a\n- b\n", "key: value"),
         ("train: [", "line 1"),
         ("train: {epoks: 3}", "Did you mean train.epochs?"),
         ("recipe: cats-vs-dog", "Did you mean cats-vs-dogs?"),
-        ("3: 4", "not text, put quotes around it"),
+        ("3: 4", "not a string; put quotes around it"),
         ("train.epochs: 3", "two lines, `train:` and below it"),
-        ("train: {<<: {epochs: 3}}", "<< is not read here"),
-        ("data: photos", "data must hold settings"),
+        ("train: {<<: {epochs: 3}}", "are not supported"),
+        ("data: photos", "data is a section"),
         ("\x00", "not valid YAML"),
     ],
 )
-def test_a_bad_file_is_refused_in_words(text: str, words: str, tmp_path: Path) -> None:
+def test_invalid_spec_file_is_refused_with_a_reason(text: str, words: str, tmp_path: Path) -> None:
     path = tmp_path / "spec.yaml"
     path.write_text(text)
     with pytest.raises(UsageError, match=words.replace("?", r"\?")) as raised:
@@ -302,22 +301,22 @@ def test_a_bad_file_is_refused_in_words(text: str, words: str, tmp_path: Path) -
     assert "Received: " in str(raised.value)
 
 
-def test_what_an_option_replaces_should_have_been_right(tmp_path: Path) -> None:
+def test_section_replaced_by_an_option_must_be_valid(tmp_path: Path) -> None:
     path = tmp_path / "spec.yaml"
     path.write_text("data: photos\ntrain: 3\n")
-    with pytest.raises(UsageError, match="data must hold settings"):
+    with pytest.raises(UsageError, match="data is a section"):
         load_spec(path, settings=["train.epochs=2"], overrides={"data.source": "pictures"})
 
 
 @pytest.mark.parametrize("name", ["1234e56", "123", "1.5", "true", "null", "2026-01-01"])
-def test_a_name_that_looks_like_a_number_stays_a_name(name: str, tmp_path: Path) -> None:
+def test_run_name_that_looks_like_a_number_stays_a_string(name: str, tmp_path: Path) -> None:
     spec = load_spec(overrides={"run_name": name})
     path = tmp_path / "spec.yaml"
     path.write_text(dump_spec(spec))
     assert read_spec(path).run_name == name
 
 
-def test_a_file_that_cannot_be_read_is_refused_in_words(tmp_path: Path) -> None:
+def test_unreadable_spec_file_is_refused(tmp_path: Path) -> None:
     binary = tmp_path / "binary.yaml"
     binary.write_bytes(b"\xff\xfe\x00")
     for path in (tmp_path / "missing.yaml", tmp_path, binary):
@@ -325,7 +324,7 @@ def test_a_file_that_cannot_be_read_is_refused_in_words(tmp_path: Path) -> None:
             load_spec(path)
 
 
-def test_the_digest_knows_what_can_change_the_result() -> None:
+def test_spec_digest_depends_on_settings_that_affect_the_result() -> None:
     spec = load_spec(recipe="demo")
     assert spec_digest(spec) == spec_digest(spec.model_copy(update={"output": "x", "run_name": "y"}))
     other = load_spec(recipe="demo", settings=["train.epochs=3"])
@@ -351,6 +350,41 @@ def test_setting_digests_differ_in_the_settings_that_can_change_the_result() -> 
     assert "host" not in str(digests)
 
 
-def test_every_exception_has_a_code_of_the_table() -> None:
-    codes = {each.exit_code for each in TrainerError.__subclasses__()} | {TrainerError.exit_code}
+def test_every_exception_has_an_exit_code_in_the_table() -> None:
+    codes = {error.exit_code for error in TrainerError.__subclasses__()} | {TrainerError.exit_code}
     assert codes | {0, 137} == set(EXIT_CODES)
+
+
+@pytest.mark.parametrize(
+    ("key", "suggestion"),
+    [
+        ("model.pretrained", ""),
+        ("nonsense", ""),
+        ("data.zzz", ""),
+        ("optimizer.colour", ""),
+        ("model.dropuot", "model.dropout"),
+        ("trian.epochs", "train.epochs"),
+        ("train.dropout", "model.dropout"),
+        ("train.batch_size", "train.global_batch_size"),
+        ("data.validation_fractoin", "data.validation_fraction"),
+        ("augment.crop.sclae", "augment.crop.scale"),
+    ],
+)
+def test_unknown_key_suggests_a_similar_key_or_none(key: str, suggestion: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_spec(settings=[f"{key}=1"])
+    section = key.rpartition(".")[0]
+    listing = f"Run `{f'trainer spec {section}'.rstrip()}` to list the settings."
+    assert caught.value.problem == f"{key} is not a setting."
+    assert caught.value.remedy == (f"Did you mean {suggestion}?" if suggestion else listing)
+    assert caught.value.received == "1"
+
+
+def test_several_problems_of_a_spec_are_listed_one_per_line() -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_spec("train: {epochs: 0, epoks: 3}\nseed: -1\n", "here")
+    assert len(str(caught.value).splitlines()) == 3
+    with pytest.raises(UsageError) as caught:
+        load_spec(settings=["train.epochs=0"])
+    assert caught.value.problem == "train.epochs must be greater than or equal to 1."
+    assert caught.value.received == "0"

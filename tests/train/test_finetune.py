@@ -66,8 +66,8 @@ def test_epochs_are_divided_into_phases(
     assert epochs_of_phases(FinetuneSpec.model_validate(settings), epochs) == expected
 
 
-def test_finetuning_settings_that_conflict_are_rejected() -> None:
-    with pytest.raises(UsageError, match=r"train\.finetune is of model\.family pretrained"):
+def test_finetuning_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"train\.finetune requires model\.family pretrained"):
         load_spec(settings=["train.finetune={}"])
     with pytest.raises(UsageError, match="more frozen and last-stage epochs than"):
         load_spec(settings=[*BACKBONE, "train.epochs=2", "train.finetune.last_stage_epochs=2"])

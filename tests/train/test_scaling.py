@@ -92,7 +92,9 @@ def test_run_on_two_devices_has_half_the_steps_and_reports_it(photos: Path, tmp_
         "train", "--data", photos, "--output", tmp_path / "runs", "--run-name", "two", *QUICK,
         "--set", "train.devices=cpu:1", "--set", "train.scale_batch=true", cache=tmp_path,
     )  # fmt: skip
-    refused(alone, 2, "all devices) changed since this run began", "Received: 8, it was 16")
+    refused(
+        alone, 2, "over all devices) changed since the first start of this run", "Received: 8, previously 16"
+    )
 
 
 @pytest.mark.parametrize(

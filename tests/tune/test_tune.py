@@ -50,7 +50,7 @@ def complete(number: int, rate: float, values: dict[int, float]) -> Trial:
         ("model.filters=[16, 32, 64]|[8, 8, 8]", {"choices": ("[16, 32, 64]", "[8, 8, 8]")}),
     ],
 )
-def test_a_parameter_is_read_with_its_kind(text: str, wanted: dict[str, Any]) -> None:
+def test_parameter_is_parsed_with_its_kind(text: str, wanted: dict[str, Any]) -> None:
     settings = ("optimizer.name=sgd",) if "nesterov" in text else ()
     (found,) = parsed(text, settings=settings)
     assert {name: getattr(found, name) for name in wanted} == wanted
@@ -64,38 +64,43 @@ def test_a_parameter_is_read_with_its_kind(text: str, wanted: dict[str, Any]) ->
         (("optimizer.learning_rate",), "KEY=LOW..HIGH"),
         (("optimizer.learning_rate=0.1..0.1",), "range is empty"),
         (("optimizer.learning_rate=0.2..0.1",), "range is empty"),
-        (("optimizer.learning_rate=0..1:log",), "must begin above 0"),
-        (("optimizer.learning_rate=0..1",), "optimizer.learning_rate: input should be greater than 0"),
-        (("optimizer.learning_rate=0.1..1:5",), "a step above 0 that fits"),
-        (("train.epochs=1..9:0.5",), "a whole number here"),
-        (("train.epochs=1.5..9",), "train.epochs: input should be a valid integer"),
-        (("optimizer.learning_rate=0.1",), "two or more"),
-        (("optimizer.name=sgd|sgd",), "all different"),
-        (("optimizer.name=sgd|adamm",), "optimizer.name: input should be"),
-        (("train.scale_batch=true|maybe",), "train.scale_batch: input should be"),
+        (("optimizer.learning_rate=0..1:log",), "must start above 0"),
+        (("optimizer.learning_rate=0..1",), "optimizer.learning_rate must be greater than 0"),
+        (("optimizer.learning_rate=0.1..1:5",), "a positive step that"),
+        (("train.epochs=1..9:0.5",), "a positive integer step"),
+        (("train.epochs=1.5..9",), "train.epochs must be a valid integer"),
+        (("optimizer.learning_rate=0.1",), "at least two different choices"),
+        (("optimizer.name=sgd|sgd",), "at least two different choices"),
+        (("optimizer.name=sgd|adamm",), "optimizer.name must be"),
+        (("train.scale_batch=true|maybe",), "train.scale_batch must be"),
         (("model.dense_units=[8]|[9]",), "another model.family"),
         ((RATE, "optimizer.learning_rate=1..2"), "once"),
-        (("seed=1..5",), "chooses luck"),
+        (("seed=1..5",), "best by chance"),
         (("data.validation_fraction=0.1..0.5",), "same held-out images"),
-        (("model.weights=default|./w.h5",), "file of weights can't be searched"),
+        (("model.weights=default|./w.h5",), "A weights file can't be searched"),
         (("model={family: pretrained}|{family: pretrained, weights: gs://b/w.h5}",), "can't be searched"),
         (("publish.release=true|false",), "does not change what is trained"),
-        (("model.dropout=0..0.5", "model={family: plain}|{family: residual}"), "part of the other"),
+        (
+            ("model.dropout=0..0.5", "model={family: plain}|{family: residual}"),
+            "One parameter contains the other",
+        ),
     ],
 )
-def test_a_parameter_that_cannot_be_searched_is_refused_in_words(texts: tuple[str, ...], words: str) -> None:
+def test_parameter_that_cannot_be_searched_is_refused_with_a_reason(
+    texts: tuple[str, ...], words: str
+) -> None:
     with pytest.raises(UsageError, match=re.escape(words)) as caught:
         parsed(*texts)
     assert "Received: " in str(caught.value)
 
 
-def test_a_value_that_fits_beside_another_choice_is_taken() -> None:
+def test_value_valid_with_another_choice_is_accepted() -> None:
     assert len(parsed("optimizer.momentum=0..0.9", "optimizer.name=adamw|sgd")) == 2
     with pytest.raises(UsageError, match="momentum"):
         parsed("optimizer.momentum=0..0.9")
 
 
-def test_the_first_trial_is_the_spec_where_it_is_within_the_ranges() -> None:
+def test_first_trial_is_the_spec_if_within_the_ranges() -> None:
     spec = load_spec()
     assert base_settings(parsed(RATE, NAME), spec) == {
         "optimizer.learning_rate": 0.001,
@@ -104,7 +109,7 @@ def test_the_first_trial_is_the_spec_where_it_is_within_the_ranges() -> None:
     assert base_settings(parsed("optimizer.learning_rate=0.01..0.1"), spec) is None
 
 
-def test_proposals_depend_on_the_seed_and_the_trials_alone_and_fit_the_schema() -> None:
+def test_proposals_depend_on_seed_and_trials_only_and_fit_the_schema() -> None:
     texts = (RATE, NAME, "train.global_batch_size=8..64:8", "train.label_smoothing=0..0.3:0.1")
     search, base, trials = search_of(*texts), load_spec(), []
     for number in range(14):  # ten random trials, then TPE
@@ -119,7 +124,7 @@ def test_proposals_depend_on_the_seed_and_the_trials_alone_and_fit_the_schema() 
     assert len({json.dumps(dict(each.settings)) for each in trials}) == 14
 
 
-def test_a_search_ends_when_all_combinations_were_tried() -> None:
+def test_search_ends_when_all_combinations_were_tried() -> None:
     search = search_of(NAME, "train.global_batch_size=8..16:8")
     trials: list[Trial] = []
     while (settings := search.propose(len(trials), trials)) is not None:
@@ -127,7 +132,7 @@ def test_a_search_ends_when_all_combinations_were_tried() -> None:
     assert len({json.dumps(dict(trial.settings)) for trial in trials}) == len(trials) == 4
 
 
-def test_settings_near_good_trials_are_proposed_more_often_than_those_that_failed() -> None:
+def test_settings_near_good_trials_are_proposed_more_often_than_failed_ones() -> None:
     search = search_of("optimizer.learning_rate=0.01..1")
     good = [complete(number, 0.1 + number / 100, {1: 0.9}) for number in range(8)]
     bad = [
@@ -137,7 +142,7 @@ def test_settings_near_good_trials_are_proposed_more_often_than_those_that_faile
     assert sum(float((each or {})["optimizer.learning_rate"]) < 0.4 for each in rates) >= 8
 
 
-def test_a_trial_below_the_median_is_pruned_and_one_above_is_not() -> None:
+def test_trial_below_the_median_is_pruned() -> None:
     trials = [complete(number, 0.01 + number / 100, {1: 0.3, 2: 0.5 + number / 100}) for number in range(4)]
     search = search_of(RATE)
     for last, is_pruning, is_pruned in ((0.4, True, True), (0.6, True, False), (0.4, False, False)):
@@ -154,7 +159,7 @@ def test_a_trial_below_the_median_is_pruned_and_one_above_is_not() -> None:
     assert not search.watch(Trial(9, {"optimizer.learning_rate": 0.05}), trials[:3]).should_prune()
 
 
-def test_a_loss_is_minimized() -> None:
+def test_loss_is_minimized() -> None:
     trials = [
         complete(0, 0.01, {1: 0.7}),
         complete(1, 0.02, {1: 0.2}),
@@ -165,7 +170,7 @@ def test_a_loss_is_minimized() -> None:
     assert best_trial(trials[2:], is_maximized=True) is None
 
 
-def test_a_study_is_found_again_and_another_one_in_its_place_is_refused(either_store: Store) -> None:
+def test_study_is_reopened_and_a_different_study_is_refused(either_store: Store) -> None:
     about = {
         "metric": "validation/accuracy",
         "parameters": {"seed": "1"},
@@ -186,29 +191,29 @@ def test_a_study_is_found_again_and_another_one_in_its_place_is_refused(either_s
         Records(either_store).all()
     other = either_store.below("other")
     other.write("notes.txt", b"mine")
-    with pytest.raises(UsageError, match="something else"):
+    with pytest.raises(UsageError, match="contains other files"):
         open_study(other, about, "")
     assert [entry.name for entry in other.entries()] == ["notes.txt"]
 
 
-def test_the_summary_names_the_best_and_says_that_no_test_images_were_read() -> None:
+def test_summary_names_the_best_trial_and_that_no_test_images_were_read() -> None:
     trials = [
         complete(0, 0.1, {1: 0.5, 2: 0.625}),
         Trial(1, {"optimizer.learning_rate": 9}, "failed", why="diverged"),
     ]
     values = as_values(search_of(RATE), "accuracy", "runs/s", 3, trials)
     lines = lines_of(values | {"held_out_images": 8, "comparison": "", "command": "trainer train --set a=1"})
-    assert lines[0] == "2 of 3 trials are finished; validation accuracy of 8 held-out images"
+    assert lines[0] == "2 of 3 trials finished; validation accuracy of 8 held-out images"
     assert lines[3].split() == ["trial-000", "complete", "0.6250", "2", "-", "optimizer.learning_rate=0.1"]
     assert lines[4].split()[1] == "diverged"
     assert any("No test images were read" in line for line in lines)
     assert lines[-2:] == ["best       trial-000", "try        trainer train --set a=1"]
 
 
-def test_what_cannot_be_searched_is_refused_and_nothing_is_written(photos: Path, tmp_path: Path) -> None:
+def test_invalid_search_is_refused_before_anything_is_written(photos: Path, tmp_path: Path) -> None:
     words = ["tune", "--data", photos, "--output", tmp_path / "runs", *QUICK, "--trials", "2"]
-    said = error_line(trainer(*words, "--parameter", "train.epoch=1..5", cache=tmp_path), 2)
-    assert "Did you mean train.epochs?" in said
+    message = error_line(trainer(*words, "--parameter", "train.epoch=1..5", cache=tmp_path), 2)
+    assert "Did you mean train.epochs?" in message
     ranked = [*words, "--parameter", RATE, "--metric", "mean_average_precision"]
     assert "data.labels=multi" in error_line(trainer(*ranked, cache=tmp_path), 2)
     missing = ["tune", "--data", tmp_path / "nowhere", "--output", tmp_path / "runs", "--trials", "2"]
@@ -244,7 +249,7 @@ def test_proposals_of_a_range_with_a_step_stay_on_its_grid(key: str, values: str
     assert len(trials) == min(12, parameter.size())
 
 
-def test_a_setting_beside_the_grid_is_no_first_trial() -> None:
+def test_setting_off_the_grid_is_not_a_first_trial() -> None:
     (parameter,) = parsed("train.label_smoothing=0..0.3:0.1")
     assert parameter.value_of(0.1 + 0.2 - 0.1) == pytest.approx(0.2)
     assert parameter.value_of(0.10000005) is None  # Optuna's tolerance is 1e-8 of a step

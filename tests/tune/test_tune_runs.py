@@ -67,7 +67,7 @@ def begun(
 
 
 @pytest.mark.engine
-def test_a_stopped_search_continues_without_training_a_finished_trial_again(
+def test_stopped_search_continues_without_repeating_finished_trials(
     with_test_images: Path, tmp_path: Path
 ) -> None:
     words = tuned(with_test_images, tmp_path)
@@ -75,7 +75,7 @@ def test_a_stopped_search_continues_without_training_a_finished_trial_again(
     worker = environment | {"TRAINER_WORKERS": "2", "JOB_COMPLETION_INDEX": "1"}
     done = subprocess.run(command(*words), env=worker, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "1 of 2 trials are finished" in done.stdout
+    assert "1 of 2 trials finished" in done.stdout
     for victim in ("trial", "search"):
         with begun(words, environment) as (process, child):
             os.kill(child if victim == "trial" else process.pid, signal.SIGKILL)
@@ -119,7 +119,7 @@ def test_a_stopped_search_continues_without_training_a_finished_trial_again(
 
 
 @pytest.mark.engine
-def test_a_pruned_trial_is_stopped_with_a_checkpoint(
+def test_pruned_trial_stops_with_a_checkpoint(
     with_test_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

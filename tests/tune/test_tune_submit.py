@@ -34,7 +34,7 @@ def plan_of(accelerator: str = "nvidia-l4:1", **changes: Any) -> JobPlan:
 
 
 @pytest.mark.parametrize("accelerator", ["nvidia-l4:2", "tpu-v5e:2x4", "cpu"])
-def test_the_workers_of_a_search_share_its_trials_and_do_not_connect(accelerator: str) -> None:
+def test_search_workers_share_trials_without_connecting(accelerator: str) -> None:
     plan = plan_of(accelerator)
     (job,) = objects_of(plan, KubernetesCluster())  # a single object: the job has no Service
     for version in ("1.31", "1.37"):
@@ -55,12 +55,12 @@ def test_the_workers_of_a_search_share_its_trials_and_do_not_connect(accelerator
     assert "search, 4 workers" in describe_plan(plan, "here")[0]
 
 
-def test_a_dollar_in_a_parameter_arrives_as_it_was_sent() -> None:
+def test_dollar_sign_in_a_parameter_is_preserved() -> None:
     (job,) = objects_of(plan_of(search=("--parameter", "model.filters=$(HOME)|$")), KubernetesCluster())
     assert job["spec"]["template"]["spec"]["containers"][0]["args"][2] == "model.filters=$$(HOME)|$$"
 
 
-def test_a_lost_worker_of_a_search_does_not_restart_the_others_on_vertex_ai() -> None:
+def test_lost_search_worker_does_not_restart_the_others_on_vertex_ai() -> None:
     job = custom_job(plan_of(place="vertex"), Project("p", "us-central1"))
     assert not job["jobSpec"]["scheduling"]["restartJobOnWorkerRestart"]
     assert job["jobSpec"]["workerPoolSpecs"][1]["replicaCount"] == "3"
@@ -78,13 +78,13 @@ def test_a_lost_worker_of_a_search_does_not_restart_the_others_on_vertex_ai() ->
         ({"parameters": ("optimizer.nam=sgd|adamw",)}, "Did you mean optimizer.name?"),
     ],
 )
-def test_a_search_that_cannot_be_sent_is_refused_before(changes: dict[str, Any], words: str) -> None:
+def test_search_that_cannot_be_submitted_is_refused_first(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=re.escape(words)) as caught:
         search_words(load_spec(), GIVEN | changes)
     assert "Received: " in str(caught.value)
 
 
-def test_a_search_is_sent_by_submit_with_its_parameters(tmp_path: Path) -> None:
+def test_submit_sends_a_search_with_its_parameters(tmp_path: Path) -> None:
     words = ["submit", "gke", "--output", "gs://bucket/runs", "--image", "registry/trainer", "--dry-run"]
     search = ["--trials", "4", "--workers", "2", "--parameter", "train.epochs=1..3"]
     done = trainer(*words, *search, cache=tmp_path)

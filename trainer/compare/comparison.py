@@ -35,21 +35,21 @@ def compare_all(runs: Sequence[Run]) -> list[Comparison]:
 def compare_runs(first: Run, second: Run) -> Comparison:
     """Return the comparison of two runs. Raises UsageError as `compare_all` does."""
     _require_same_classes(first, second)
-    why = _why_unpaired(first, second)
-    if why or first.predictions is None or second.predictions is None:
+    why_unpaired = _why_unpaired(first, second)
+    if why_unpaired or first.predictions is None or second.predictions is None:
         test = unpaired_accuracies((first.correct, first.count), (second.correct, second.count))
-        return Comparison(first, second, test, {}, np.zeros(0, np.int64), 0, 0, why, test.p_value)
-    answers = first.predictions, second.predictions
-    if isinstance(answers[0], MultiLabelPredictions) and isinstance(answers[1], MultiLabelPredictions):
-        return compare_labels(first, second, answers[0], answers[1])
-    right = [each.right for each in answers]
+        return Comparison(first, second, test, {}, np.zeros(0, np.int64), 0, 0, why_unpaired, test.p_value)
+    before, after = first.predictions, second.predictions
+    if isinstance(before, MultiLabelPredictions) and isinstance(after, MultiLabelPredictions):
+        return compare_labels(first, second, before, after)
+    right = before.right, after.right
     only_first, only_second = int(np.sum(right[0] & ~right[1])), int(np.sum(right[1] & ~right[0]))
     test = paired_accuracies(only_first, only_second, first.count)
     return Comparison(
         first=first,
         second=second,
         accuracy=test,
-        others=bootstrap(cast(Predictions, answers[0]), cast(Predictions, answers[1])),
+        others=bootstrap(cast(Predictions, before), cast(Predictions, after)),
         disagreements=np.flatnonzero(right[0] != right[1]).astype(np.int64),
         only_first=only_first,
         only_second=only_second,
@@ -61,15 +61,15 @@ def compare_runs(first: Run, second: Run) -> Comparison:
 def _why_unpaired(first: Run, second: Run) -> str:
     if first.predictions is None or second.predictions is None:
         return COUNTS
-    if not _is_same(first, second):
-        return "on different data, so not as pairs"
+    if not _has_same_data(first, second):
+        return "unpaired, because the data differ"
     same = first.predictions.names == second.predictions.names and np.array_equal(
         first.predictions.labels, second.predictions.labels
     )
-    return "" if same and first.split == second.split else "on other images, so not as pairs"
+    return "" if same and first.split == second.split else "unpaired, because the images differ"
 
 
-def _is_same(first: Run, second: Run) -> bool:
+def _has_same_data(first: Run, second: Run) -> bool:
     """Return whether the splits that the runs are judged by are the same, or else the whole data sets."""
     both = (first, second)
     splits = [(run.dataset.get("splits", {}).get(run.split) or {}).get("digest") for run in both]
@@ -83,13 +83,17 @@ def _require_same_classes(first: Run, second: Run) -> None:
         return
     if isinstance(first.predictions, Predictions) != isinstance(second.predictions, Predictions):
         raise UsageError(
-            "A run of one label an image can't be compared with one of several.",
+            "A run with one label per image can't be compared with one with several.",
+            "Compare runs with the same data.labels.",
             received=f"{first.uri} and {second.uri}",
         )
-    names = [all_normalized(each.class_names) for each in (first.predictions, second.predictions)]
+    names = [
+        all_normalized(predictions.class_names) for predictions in (first.predictions, second.predictions)
+    ]
     if names[0] != names[1]:
         only = sorted(set(names[0]) ^ set(names[1]))
         raise UsageError(
-            "Only models of the same classes can be compared.",
+            "Models of different classes can't be compared.",
+            "Compare runs of the same classes.",
             received=f"{', '.join(only)[:200] or 'another order'} in one of {first.uri} and {second.uri}",
         )

@@ -14,7 +14,7 @@ from trainer.sanitize import bare_address, shown_values
 from trainer.spec.load import flat
 
 Row = tuple[str, str, str]
-_PLACES = ("output", "run_name")
+_LOCATION_KEYS = ("output", "run_name")
 """Spec keys that are ignored: where a run is stored does not affect its result."""
 _ENVIRONMENT = ("trainer_version", "git_commit", "python", "devices", "precision", "host", "system")
 _NOTHING = "-"
@@ -22,8 +22,8 @@ _NOTHING = "-"
 
 def spec_differences(first: Run, second: Run) -> list[Row]:
     """Return the settings that differ, by key; addresses are compared without query and fragment."""
-    kept = ({k: v for k, v in run.spec.items() if k not in _PLACES} for run in (first, second))
-    return _differing(*(flat(shown_values(each, bare_address)) for each in kept))
+    specs = ({k: v for k, v in run.spec.items() if k not in _LOCATION_KEYS} for run in (first, second))
+    return _differing(*(flat(shown_values(spec, bare_address)) for spec in specs))
 
 
 def data_differences(first: Run, second: Run) -> list[Row]:
@@ -48,8 +48,8 @@ def _differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Row]
 def _counts(dataset: Mapping[str, Any]) -> dict[str, Any]:
     counts = {
         f"{split}/{name}": f"{images:,} images"
-        for split, found in dataset.get("splits", {}).items()
-        for name, images in found.get("classes", {}).items()
+        for split, values in dataset.get("splits", {}).items()
+        for name, images in values.get("classes", {}).items()
     }
     return {"digest": str(dataset.get("digest", ""))[:19] or None, **counts}
 

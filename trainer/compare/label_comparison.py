@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from trainer.compare.pair import Comparison, format_p, gain_text, say_p
+from trainer.compare.pair import BOOTSTRAP, Comparison, gain_text
 from trainer.compare.runs import Run
 from trainer.evaluate.label_predictions import MultiLabelPredictions
 from trainer.evaluate.significance import RESAMPLES, Test, paired_accuracies, test_of
@@ -40,25 +40,28 @@ class LabelComparison(Comparison):
 
     @property
     def method(self) -> str:
-        """Description of the test, for a page."""
-        return "mean average precision and the others by a paired bootstrap with 1,000 resamples"
+        """Description of the test of `measure`, for a page."""
+        return f"mean average precision by {BOOTSTRAP}"
+
+    @property
+    def others_method(self) -> str:
+        """Description of the tests of `others`, for a page."""
+        return f"subset_accuracy by McNemar's exact test, the others by {BOOTSTRAP}"
 
     @property
     def verdict(self) -> str:
-        """One sentence: the same within chance, or which run is better and how sure that is."""
+        """One sentence: no significant difference, or which run is better and how sure that is."""
         if self.is_chance:
-            return f"The same within chance: {self._how}."
+            return f"No significant difference: {self._test_text}."
         better, gain = self._better(self.accuracy.difference).name, gain_text(self.accuracy)
-        return f"{better} is better by {gain} of mean average precision: {self._how}."
+        return f"{better} is better by {gain} of mean average precision: {self._test_text}."
 
     @property
-    def _how(self) -> str:
-        p = say_p(self.accuracy.p_value)
-        if self.among > 1:
-            p += f", {format_p(self.adjusted_p)} as one of {self.among} comparisons"
+    def _test_text(self) -> str:
         return (
-            f"mean average precision {self.accuracy.difference:+.3f} (paired bootstrap {p}); exactly right "
-            f"are {self.only_first:,} images of the first alone, {self.only_second:,} of the second alone"
+            f"mean average precision {self.accuracy.difference:+.3f} (paired bootstrap {self._p_text}); "
+            f"{self.only_first:,} images have all labels right only in the first run, "
+            f"{self.only_second:,} only in the second"
         )
 
 
@@ -93,34 +96,36 @@ def bootstrap_labels(
     resample without any label counts as no difference.
     """
     random, (images, labels) = np.random.default_rng(seed), first.truth.shape
-    measures = [_measure(each) for each in (first, second)]
+    measures = [_measure(predictions) for predictions in (first, second)]
 
     def differences(counts: Ints) -> dict[str, Floats]:
         before, after = (measure(counts) for measure in measures)
         return {name: np.nan_to_num(after[name] - before[name]) for name in before}
 
     whole = differences(np.ones((1, images), np.int64))
-    drawn = [differences(counts) for counts in draws(random, RESAMPLES, images, labels)]
+    resamples = [differences(counts) for counts in draws(random, RESAMPLES, images, labels)]
     return {
-        name: test_of(float(value[0]), np.concatenate([each[name] for each in drawn]))
+        name: test_of(float(value[0]), np.concatenate([resample[name] for resample in resamples]))
         for name, value in whole.items()
     }
 
 
 def _measure(predictions: MultiLabelPredictions) -> Callable[[Ints], dict[str, Floats]]:
     """Return a function from resamples, int64 [R, N] (draws of each image), to metrics, each [R]."""
-    truth, said = predictions.truth, predictions.predicted
+    truth, predicted = predictions.truth, predictions.predicted
     ranking = Ranking(truth, predictions.probabilities)
-    hits, wrong = truth & said, (truth != said).mean(axis=1)
+    hits, wrong = truth & predicted, (truth != predicted).mean(axis=1)
 
     def measure(counts: Ints) -> dict[str, Floats]:
-        of_label, of_truth, of_said = (counts @ each.astype(np.int64) for each in (hits, truth, said))
-        f1 = _divided(2 * of_label, of_truth + of_said)
-        is_there = of_truth > 0
-        micro = _divided(2 * of_label.sum(axis=1), (of_truth + of_said).sum(axis=1))
+        hit_counts, true_counts, predicted_counts = (
+            counts @ flags.astype(np.int64) for flags in (hits, truth, predicted)
+        )
+        f1 = _divided(2 * hit_counts, true_counts + predicted_counts)
+        has_images = true_counts > 0
+        micro = _divided(2 * hit_counts.sum(axis=1), (true_counts + predicted_counts).sum(axis=1))
         return {
             MEASURE: ranking.resampled_means(counts),
-            "macro_f1": _divided((f1 * is_there).sum(axis=1), is_there.sum(axis=1)),
+            "macro_f1": _divided((f1 * has_images).sum(axis=1), has_images.sum(axis=1)),
             "micro_f1": micro,
             "hamming_loss": counts @ wrong / counts.sum(axis=1),
         }

@@ -14,6 +14,7 @@ from trainer.report.guessing import are_unequal
 
 Indices = npt.NDArray[np.int64]
 COUNTS = "from the counts alone"
+BOOTSTRAP = "a paired bootstrap with 1,000 resamples"
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +59,13 @@ class Comparison:
 
     @property
     def method(self) -> str:
-        """Description of the test, for a page."""
-        return "accuracy by McNemar's exact test, which decides where the interval says otherwise"
+        """Description of the test of `measure`, for a page."""
+        return "accuracy by McNemar's exact test, which decides if the interval disagrees"
+
+    @property
+    def others_method(self) -> str:
+        """Description of the tests of `others`, for a page."""
+        return f"the others by {BOOTSTRAP}"
 
     @property
     def is_contested(self) -> bool:
@@ -81,48 +87,51 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """One sentence: the same within chance, or which run is better and how sure that is."""
+        """One sentence: no significant difference, or which run is better and how sure that is."""
         if not self.why_unpaired and not self.only_first + self.only_second:
-            return f"The same: right and wrong on the same {self.first.count:,} images."
+            return f"No difference: both are right and wrong on the same {self.first.count:,} images."
         if self.is_chance:
-            return f"The same within chance: {self._how}{self._recall_words}."
+            return f"No significant difference: {self._test_text}{self._recall_text}."
         better, gain = self._better(self.accuracy.difference).name, gain_text(self.accuracy)
         if self.is_contested:
-            return f"{better} is right more often by {gain}: {self._how}{self._recall_words}."
+            return f"{better} is more accurate by {gain}: {self._test_text}{self._recall_text}."
         is_alike = not self.why_unpaired or (
             self.why_unpaired == COUNTS and self.first.count == self.second.count
         )
         if not is_alike:
-            return f"{better} scored higher by {gain}, which easier images may explain: {self._how}."
-        return f"{better} is better by {gain}: {self._how}."
+            return f"{better} scored higher by {gain}, which easier images may explain: {self._test_text}."
+        return f"{better} is better by {gain}: {self._test_text}."
 
     def _better(self, difference: float) -> Run:
         return self.second if difference > 0 else self.first
 
     @property
-    def _how(self) -> str:
-        p = say_p(self.accuracy.p_value)
-        if self.among > 1:
-            p += f", {format_p(self.adjusted_p)} as one of {self.among} comparisons"
+    def _test_text(self) -> str:
         if self.why_unpaired:
-            return f"Fisher's exact {p}, {self.why_unpaired}"
+            return f"Fisher's exact {self._p_text}, {self.why_unpaired}"
         return (
             f"{self.only_first + self.only_second:,} images differ, {self.only_first:,} to "
-            f"{self.only_second:,} (exact McNemar {p})"
+            f"{self.only_second:,} (exact McNemar {self._p_text})"
         )
 
     @property
-    def _recall_words(self) -> str:
-        """Words on the mean recall where it contradicts the accuracy; else empty."""
+    def _p_text(self) -> str:
+        """The p-value, and the adjusted one if there are several comparisons."""
+        text = p_text(self.accuracy.p_value)
+        if self.among > 1:
+            text += f", {format_p(self.adjusted_p)} adjusted for {self.among} comparisons"
+        return text
+
+    @property
+    def _recall_text(self) -> str:
+        """Text on the mean recall if it contradicts the accuracy; else empty."""
         if not self.is_contested and not self.is_recall_other:
             return ""
         test = self._recall_test
         higher = self._better(self.recall_gain).name
         gain = gain_text(test) if test else _share(abs(self.recall_gain))
-        words = (
-            f"; but the classes are unequal, and the mean of their recalls is higher in {higher}, by {gain}"
-        )
-        return f"{words}: neither is better in both" if self.is_contested else words
+        text = f"; but the classes are unequal, and the mean recall of {higher} is higher by {gain}"
+        return f"{text}: neither is better in both" if self.is_contested else text
 
 
 def _has_unequal_classes(run: Run) -> bool:
@@ -161,7 +170,7 @@ def _share(value: float) -> str:
     return f"{value:.3f}" if value >= 0.0005 or value == 0 else f"{value:.2g}"
 
 
-def say_p(value: float) -> str:
+def p_text(value: float) -> str:
     """Return `p = 0.24` or `p < 0.0001`."""
     text = format_p(value)
     return f"p {text}" if text.startswith("<") else f"p = {text}"

@@ -31,7 +31,7 @@ from trainer.storage.store import Store
 
 MOST = 12
 _CIFAR_SIDE = 32
-_CHANGED = "They are not those that the runs have seen: they changed since."
+_CHANGED = "The images changed since the runs were trained."
 
 
 @dataclass(frozen=True)
@@ -55,19 +55,21 @@ def read_disagreements(comparison: Comparison, cache_dir: Path) -> tuple[list[Di
     first, second = comparison.first.predictions, comparison.second.predictions
     if first is None or second is None or not len(comparison.disagreements):
         return [], ""
-    chosen = _choose(comparison, first, second)
+    chosen = _most_confident(comparison, first, second)
     try:
         items = _items(comparison, cache_dir, {first.names[index] for index in chosen})
-        why = ""
+        why_missing = ""
     except (TrainerError, OSError) as error:
-        items, why = {}, f"The images can't be shown: {str(error).splitlines()[0]}"
-    return [_disagreement(first, second, index, items.get(first.names[index])) for index in chosen], why
+        items, why_missing = {}, f"The images can't be shown: {str(error).splitlines()[0]}"
+    return [
+        _disagreement(first, second, index, items.get(first.names[index])) for index in chosen
+    ], why_missing
 
 
-def _choose(comparison: Comparison, first: AnyPredictions, second: AnyPredictions) -> list[int]:
+def _most_confident(comparison: Comparison, first: AnyPredictions, second: AnyPredictions) -> list[int]:
     indices = comparison.disagreements
-    sure = np.minimum(first.confidence[indices], second.confidence[indices])
-    order = indices[np.argsort(-sure, kind="stable")]
+    confidence = np.minimum(first.confidence[indices], second.confidence[indices])
+    order = indices[np.argsort(-confidence, kind="stable")]
     is_first = first.right[order]
     half = MOST // 2
     kinds = [order[is_first].tolist(), order[~is_first].tolist()]
@@ -78,27 +80,29 @@ def _items(comparison: Comparison, cache_dir: Path, names: set[str]) -> dict[str
     run = comparison.first
     spec = parse_spec(dump_mapping(run.spec), run.uri).data
     packed = find_shards(spec)
-    found = _of_files(run, spec, cache_dir) if packed is None else _of_shards(run, *packed, spec, cache_dir)
-    return {item.name: item for item in found if item.name in names}
+    items = (
+        _from_files(run, spec, cache_dir) if packed is None else _from_shards(run, *packed, spec, cache_dir)
+    )
+    return {item.name: item for item in items if item.name in names}
 
 
-def _of_files(run: Run, spec: DataSpec, cache_dir: Path) -> Iterable[Source]:
+def _from_files(run: Run, spec: DataSpec, cache_dir: Path) -> Iterable[Source]:
     progress = SilentProgress()
     root = fetch_source(spec.source, spec.checksum, cache_dir, spec.max_extracted_mib << 20, progress)
-    found = read_layout(
+    items = read_layout(
         root, spec.layout, buckets_of(spec, cache_dir, progress), extraction_of(spec, cache_dir, progress),
         spec.labels,
     ).items  # fmt: skip
-    _require_unchanged(run, {item.name: item for item in found})
-    return found
+    _require_unchanged(run, {item.name: item for item in items})
+    return items
 
 
-def _of_shards(
-    run: Run, store: Store, catalogue: ShardManifest, spec: DataSpec, cache_dir: Path
+def _from_shards(
+    run: Run, store: Store, manifest: ShardManifest, spec: DataSpec, cache_dir: Path
 ) -> Iterable[Source]:
-    if run.dataset.get("digest") != f"sha256:{catalogue.index_sha256}":
+    if run.dataset.get("digest") != f"sha256:{manifest.index_sha256}":
         raise DataError(_CHANGED)
-    return packed_items(run.split, catalogue, *open_shards(store, catalogue, spec, cache_dir))
+    return packed_items(run.split, manifest, *open_shards(store, manifest, spec, cache_dir))
 
 
 def _require_unchanged(run: Run, items: Mapping[str, Item]) -> None:
@@ -107,13 +111,13 @@ def _require_unchanged(run: Run, items: Mapping[str, Item]) -> None:
     names = run.predictions.names if run.predictions else ()
     if digest is None:
         return
-    mine = [items[name] for name in names if name in items]
-    contents = [hashlib.sha256(item.read()).hexdigest() for item in mine]
+    own_items = [items[name] for name in names if name in items]
+    contents = [hashlib.sha256(item.read()).hexdigest() for item in own_items]
     # Class names as spelled in the run: earlier versions did not normalize them.
     spelled = {normalized(name): name for name in run.predictions.class_names} if run.predictions else {}
-    labels = [spelled.get(item.label, item.label) for item in mine]
-    found = split_digest([item.name for item in mine], labels, contents)
-    if f"sha256:{found}" != digest:
+    labels = [spelled.get(item.label, item.label) for item in own_items]
+    current = split_digest([item.name for item in own_items], labels, contents)
+    if f"sha256:{current}" != digest:
         raise DataError(_CHANGED)
 
 
@@ -121,14 +125,14 @@ def _disagreement(
     first: AnyPredictions, second: AnyPredictions, index: int, item: Source | None
 ) -> Disagreement:
     picture = _picture(item) if item is not None else None
-    answers = tuple(_answer(each, index) for each in (first, second))
+    answers = tuple(_answer(predictions, index) for predictions in (first, second))
     uri, is_small = encode_picture(picture) if picture is not None else ("", False)
     return Disagreement(uri, is_small, first.names[index], first.truth_text(index), answers)
 
 
 def _answer(predictions: AnyPredictions, index: int) -> tuple[str, float, bool]:
-    share, is_right = float(predictions.confidence[index]), bool(predictions.right[index])
-    return predictions.answer_text(index), share, is_right
+    probability, is_right = float(predictions.confidence[index]), bool(predictions.right[index])
+    return predictions.answer_text(index), probability, is_right
 
 
 def _picture(item: Source) -> np.ndarray | None:

@@ -33,7 +33,8 @@ from trainer.spec.text import parse_mapping
 from trainer.storage.store import Store
 
 _Values = TypeVar("_Values")
-_MOST_IMAGES = 10**9
+_MAX_IMAGES = 10**9
+_RESTORE = "Restore the file, or train again."
 _ROUNDING = 0.01
 """Maximum difference between a share that was rounded by hand and its counts."""
 
@@ -99,32 +100,35 @@ def read_run(run: Store, name: str) -> Run:
     """
     if run.read(MANIFEST) is None and run.find(RETIRED) is None:
         raise UsageError(
-            "There is no finished run; give the folder or the gs:// address of one.", received=run.uri
+            "There is no finished run.",
+            "Give the folder or gs:// URI of a finished run, or a metrics.json.",
+            received=run.uri,
         )
     require_not_withdrawn(run)
     if not is_finished(run):
         raise UsageError(
-            "The run is not finished, or was changed after it was published; `trainer verify` tells which.",
+            "The run is not finished, or was changed after it was published.",
+            "Run `trainer verify RUN` to find out.",
             received=run.uri,
         )
     listed = _listed(run)
     texts = {
-        each: _read(run, listed, each)
-        for each in ("spec.yaml", "environment.json", "dataset.json", "metrics.json", "history.jsonl",
+        file: _read(run, listed, file)
+        for file in ("spec.yaml", "environment.json", "dataset.json", "metrics.json", "history.jsonl",
                      "timings.json", "predictions.csv")
     }  # fmt: skip
     metrics = _read_as(read_metrics_json, run, "metrics.json", texts)
     split = judged_by(metrics, run.uri)
-    answers = parse_predictions(texts["predictions.csv"].decode(), run.at("predictions.csv"))
-    mine = next((each for each in answers if each.split == split), None)
-    if mine is None or not {f"{split}/correct", f"{split}/count"} <= set(metrics):
-        raise _is_of_another_version(run.uri, f"nothing of the {split} images in a file")
+    splits = parse_predictions(texts["predictions.csv"].decode(), run.at("predictions.csv"))
+    predictions = next((part for part in splits if part.split == split), None)
+    if predictions is None or not {f"{split}/correct", f"{split}/count"} <= set(metrics):
+        raise _unsupported_version(run.uri, f"no {split} images in predictions.csv or metrics.json")
     return Run(
         name=name,
         uri=run.uri,
         metrics=metrics,
         split=split,
-        predictions=mine,
+        predictions=predictions,
         spec=parse_mapping(texts["spec.yaml"].decode(), run.at("spec.yaml")),
         environment=_read_as(read_environment_json, run, "environment.json", texts),
         dataset=_read_as(read_dataset_json, run, "dataset.json", texts),
@@ -142,7 +146,9 @@ def read_metrics(text: str, uri: str, name: str) -> Run:
         metrics = read_metrics_json(text.removeprefix("\ufeff"))
     except ValidationError as error:
         raise UsageError(
-            f"A metrics.json is one object of numbers, as a run leaves it: {problem_of(error)}.", received=uri
+            f"The file is not a metrics.json: {problem_of(error)}.",
+            "Give the metrics.json of a run: one JSON object of numbers.",
+            received=uri,
         ) from None
     split = judged_by(metrics, uri)
     count, accuracy = metrics.get(f"{split}/count", 0), metrics[f"{split}/accuracy"]
@@ -151,12 +157,14 @@ def read_metrics(text: str, uri: str, name: str) -> Run:
     correct = round(right) if is_share else 0
     if not is_share or (count and abs(accuracy - correct / count) > _ROUNDING):
         raise UsageError(
-            "An accuracy is a share in 0..1, and that of the counts beside it.",
+            f"{split}/accuracy must be between 0 and 1, and match {split}/correct and {split}/count.",
+            "Correct the numbers.",
             received=f"{split}/accuracy {accuracy:g}, {right:g} right of {count:g} in {uri}",
         )
-    if not (1 <= count <= _MOST_IMAGES and count == round(count) and 0 <= correct <= count):
+    if not (1 <= count <= _MAX_IMAGES and count == round(count) and 0 <= correct <= count):
         raise UsageError(
-            f"How sure a share is depends on how many images it is of: {split}/count tells that, from 1 up.",
+            f"{split}/count, the number of images, must be a positive integer.",
+            f"Add {split}/count, on which the interval of the accuracy depends.",
             received=f"{split}/count {count:g} and {correct} right in {uri}",
         )
     return Run(name, uri, metrics | {f"{split}/correct": correct}, split)
@@ -164,10 +172,14 @@ def read_metrics(text: str, uri: str, name: str) -> Run:
 
 def judged_by(metrics: Mapping[str, float], uri: str) -> str:
     """Return the split that a run is judged by. Raises UsageError without held-out accuracy."""
-    found = next((split for split in HELD_OUT if f"{split}/accuracy" in metrics), None)
-    if found is None:
-        raise UsageError(f"There is no accuracy on held-out images, as {HELD_OUT[0]}/accuracy.", received=uri)
-    return found
+    split = next((split for split in HELD_OUT if f"{split}/accuracy" in metrics), None)
+    if split is None:
+        raise UsageError(
+            "The metrics have no accuracy on held-out images.",
+            f"Add {' or '.join(f'{name}/accuracy' for name in HELD_OUT)}.",
+            received=uri,
+        )
+    return split
 
 
 def _listed(run: Store) -> Mapping[str, FileRecord]:
@@ -175,22 +187,24 @@ def _listed(run: Store) -> Mapping[str, FileRecord]:
     try:
         return read_manifest(manifest.data if manifest else b"")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise _is_of_another_version(run.uri, str(error)) from None
+        raise _unsupported_version(run.uri, str(error)) from None
 
 
-def _is_of_another_version(uri: str, what: str) -> UsageError:
+def _unsupported_version(uri: str, problem: str) -> UsageError:
     return UsageError(
-        "The run is of another version of this program, which reads its own.", received=f"{what} in {uri}"
+        "The run was written by another version of this program.",
+        "Use that version to compare it.",
+        received=f"{problem} in {uri}",
     )
 
 
 def _read(run: Store, listed: Mapping[str, FileRecord], name: str) -> bytes:
-    found = run.read(name)
-    if found is None or name not in listed:
-        raise DataError("A file of the run is missing.", received=run.at(name))
-    if hashlib.sha256(found.data).hexdigest() != listed[name].sha256:
-        raise DataError("A file of the run is not as it was published.", received=run.at(name))
-    return found.data
+    content = run.read(name)
+    if content is None or name not in listed:
+        raise DataError("A file of the run is missing.", _RESTORE, received=run.at(name))
+    if hashlib.sha256(content.data).hexdigest() != listed[name].sha256:
+        raise DataError("A file of the run differs from the published one.", _RESTORE, received=run.at(name))
+    return content.data
 
 
 def _read_as(read: Callable[[bytes], _Values], run: Store, name: str, texts: Mapping[str, bytes]) -> _Values:
@@ -198,4 +212,4 @@ def _read_as(read: Callable[[bytes], _Values], run: Store, name: str, texts: Map
     try:
         return read(texts[name])
     except ValidationError as error:
-        raise _is_of_another_version(run.at(name), problem_of(error)) from None
+        raise _unsupported_version(run.at(name), problem_of(error)) from None

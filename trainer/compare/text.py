@@ -22,10 +22,10 @@ from trainer.spec.text import dump_mapping
 
 _WIDTH = 79
 _LABEL, _CELL = 20, 28
-_MOST_COLUMNS = 2
-_MOST_ROWS = 12
+_MAX_COLUMNS = 2
+_MAX_ROWS = 12
 """Maximum number of differences of one kind; --json and the page have all."""
-_NOTHING = "-"
+_UNKNOWN = "-"
 
 
 def accuracy_text(run: Run) -> str:
@@ -37,33 +37,33 @@ def accuracy_text(run: Run) -> str:
 def _metric(name: str) -> Callable[[Run], str]:
     def text(run: Run) -> str:
         value = run.metrics.get(f"{run.split}/{name}")
-        return _NOTHING if value is None else f"{value:.3f}"
+        return _UNKNOWN if value is None else f"{value:.3f}"
 
     return text
 
 
 def _train(run: Run) -> str:
     value = run.metrics.get("train/accuracy")
-    return _NOTHING if value is None else f"{value:.3f} (gap {value - run.accuracy:+.3f})"
+    return _UNKNOWN if value is None else f"{value:.3f} (gap {value - run.accuracy:+.3f})"
 
 
 def _tensorflow(run: Run) -> str:
     packages = run.environment.get("packages", {})
-    return next((packages[name] for name in packages if name.startswith("tensorflow")), _NOTHING)
+    return next((packages[name] for name in packages if name.startswith("tensorflow")), _UNKNOWN)
 
 
 def _time(run: Run) -> str:
-    return format_duration(run.seconds) if run.seconds else _NOTHING
+    return format_duration(run.seconds) if run.seconds else _UNKNOWN
 
 
 def _rate(run: Run) -> str:
-    return f"{run.images_per_second:,.0f}" if run.images_per_second else _NOTHING
+    return f"{run.images_per_second:,.0f}" if run.images_per_second else _UNKNOWN
 
 
-_MADE_BY: tuple[tuple[str, Callable[[Run], str]], ...] = (
-    ("devices", lambda run: str(run.environment.get("devices", _NOTHING))),
+_VERSION_ROWS: tuple[tuple[str, Callable[[Run], str]], ...] = (
+    ("devices", lambda run: str(run.environment.get("devices", _UNKNOWN))),
     ("TensorFlow", _tensorflow),
-    ("trainer", lambda run: run.environment.get("trainer_version") or _NOTHING),
+    ("trainer", lambda run: run.environment.get("trainer_version") or _UNKNOWN),
 )
 ROWS: tuple[tuple[str, Callable[[Run], str]], ...] = (
     ("accuracy", accuracy_text),
@@ -77,19 +77,19 @@ ROWS: tuple[tuple[str, Callable[[Run], str]], ...] = (
     ("calibration error", _metric("calibration_error")),
     ("time", _time),
     ("images/s", _rate),
-    ("cost of training", lambda run: f"{run.cost:,.2f} USD" if run.cost is not None else _NOTHING),
-    *_MADE_BY,
+    ("cost of training", lambda run: f"{run.cost:,.2f} USD" if run.cost is not None else _UNKNOWN),
+    *_VERSION_ROWS,
 )
 
 
 def table(runs: Sequence[Run]) -> list[str]:
     """Return the lines of a table: a column per run, or a row per run for more than two."""
-    if len(runs) > _MOST_COLUMNS:
+    if len(runs) > _MAX_COLUMNS:
         return _long_table(runs)
     lines = [_line("", [run.name for run in runs])]
     for label, text in ROWS:
         cells = [text(run) for run in runs]
-        if any(cell != _NOTHING for cell in cells):
+        if any(cell != _UNKNOWN for cell in cells):
             lines.append(_line(label, cells))
     return lines
 
@@ -107,12 +107,12 @@ def spread(runs: Sequence[Run]) -> str:
 def are_repeated(runs: Sequence[Run]) -> bool:
     """Return whether the runs differ only in their seeds; otherwise their mean is meaningless."""
     try:
-        return all(run.spec for run in runs) and len({_made_of(run) for run in runs}) == 1
+        return all(run.spec for run in runs) and len({_settings_key(run) for run in runs}) == 1
     except UsageError:
         return False  # the spec is of another version
 
 
-def _made_of(run: Run) -> tuple[str, str, str]:
+def _settings_key(run: Run) -> tuple[str, str, str]:
     """Return what determines a result except the seed; equal for repeated runs. Raises UsageError."""
     spec = parse_spec(dump_mapping(run.spec), run.uri)
     data = spec.data.model_copy(update={"source": ""})  # the digest identifies the data
@@ -128,17 +128,17 @@ def lines_of(comparison: Comparison) -> list[str]:
     """Return the lines that describe a comparison."""
     lines = textwrap.wrap(comparison.verdict, _WIDTH, break_on_hyphens=False)
     for name, test in comparison.others.items():
-        word = "" if test.is_chance else "  *"
+        mark = "" if test.is_chance else "  *"
         lines.append(
-            f"  {name:<18}{test.difference:+.4f} (95% interval {test.low:+.4f} to {test.high:+.4f}){word}"
+            f"  {name:<18}{test.difference:+.4f} (95% interval {test.low:+.4f} to {test.high:+.4f}){mark}"
         )
     if any(not test.is_chance for test in comparison.others.values()):
-        lines.append("  * more than chance, each by itself")
+        lines.append("  * significant individually, not adjusted for several tests")
     for heading, rows in all_differences(comparison.first, comparison.second):
         lines.append(f"different {heading}")
-        lines += [_line(what, [one, other], "  ") for what, one, other in rows[:_MOST_ROWS]]
-        if len(rows) > _MOST_ROWS:
-            lines.append(f"  and {len(rows) - _MOST_ROWS} more; --json and --html have all")
+        lines += [_line(name, [before, after], "  ") for name, before, after in rows[:_MAX_ROWS]]
+        if len(rows) > _MAX_ROWS:
+            lines.append(f"  and {len(rows) - _MAX_ROWS} more; --json and --html show all")
     return lines
 
 
@@ -153,27 +153,29 @@ def as_values(
         "runs": [_values(run) for run in runs],
         "comparisons": [
             {
-                "first": each.first.name,
-                "second": each.second.name,
-                "verdict": each.verdict,
-                "is_paired": not each.why_unpaired,
-                "is_chance": each.is_chance,
-                "is_contested": each.is_contested,
-                "comparisons_at_once": each.among,
-                "adjusted_p_value": each.adjusted_p,
-                "only_first_right": None if each.why_unpaired else each.only_first,
-                "only_second_right": None if each.why_unpaired else each.only_second,
-                "only_one_right": [] if names is None else [names[index] for index in each.disagreements],
-                **({} if each.measure == "accuracy" else {"measure": each.measure}),
-                "accuracy": asdict(each.accuracy),
-                "others": {name: asdict(test) for name, test in each.others.items()},
+                "first": comparison.first.name,
+                "second": comparison.second.name,
+                "verdict": comparison.verdict,
+                "is_paired": not comparison.why_unpaired,
+                "is_chance": comparison.is_chance,
+                "is_contested": comparison.is_contested,
+                "comparisons_at_once": comparison.among,
+                "adjusted_p_value": comparison.adjusted_p,
+                "only_first_right": None if comparison.why_unpaired else comparison.only_first,
+                "only_second_right": None if comparison.why_unpaired else comparison.only_second,
+                "only_one_right": []
+                if names is None
+                else [names[index] for index in comparison.disagreements],
+                **({} if comparison.measure == "accuracy" else {"measure": comparison.measure}),
+                "accuracy": asdict(comparison.accuracy),
+                "others": {name: asdict(test) for name, test in comparison.others.items()},
                 "differences": {
                     heading: [list(row) for row in rows]
-                    for heading, rows in all_differences(each.first, each.second)
+                    for heading, rows in all_differences(comparison.first, comparison.second)
                 },
             }
-            for each in comparisons
-            for names in [each.first.predictions.names if each.first.predictions else None]
+            for comparison in comparisons
+            for names in [comparison.first.predictions.names if comparison.first.predictions else None]
         ],
         "spread": dict(zip(("mean", "standard_deviation", "half_interval"), _spread(runs), strict=True))
         if is_spread or are_repeated(runs)
@@ -207,10 +209,10 @@ def _long_table(runs: Sequence[Run]) -> list[str]:
     has_cost = any(run.cost is not None for run in runs)
     head = f"{'':<{_CELL}}{'accuracy':<24}{'time':<12} {'images/s':<8} {'USD' if has_cost else ''}"
     lines = [head.rstrip(), *(_short_row(run) for run in runs)]
-    for label, text in _MADE_BY:
-        found = list(dict.fromkeys(text(run) for run in runs))
-        if found != [_NOTHING]:
-            lines.append(f"{label:<{_CELL}}{shorten(' | '.join(found), _WIDTH - _CELL)}")
+    for label, text in _VERSION_ROWS:
+        values = list(dict.fromkeys(text(run) for run in runs))
+        if values != [_UNKNOWN]:
+            lines.append(f"{label:<{_CELL}}{shorten(' | '.join(values), _WIDTH - _CELL)}")
     return lines
 
 
@@ -222,10 +224,10 @@ def _short_row(run: Run) -> str:
 
 def _line(label: str, cells: Sequence[str], indent: str = "") -> str:
     texts = "  ".join(padded(shorten(cell, _CELL), _CELL) for cell in cells)
-    head = f"{indent}{_tail(label, _LABEL - 1 - len(indent))}" if label else ""
+    head = f"{indent}{_shorten_left(label, _LABEL - 1 - len(indent))}" if label else ""
     return f"{padded(head, _LABEL)}{texts}".rstrip()
 
 
-def _tail(label: str, limit: int) -> str:
+def _shorten_left(label: str, limit: int) -> str:
     """Return a label; if it is too long, its end, which is the most specific part of a key."""
     return label if columns(label) <= limit else f"…{cut(label[::-1], limit - 1)[::-1]}"

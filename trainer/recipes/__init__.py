@@ -23,8 +23,8 @@ def read_recipe(name: str) -> str:
     names = recipe_names()
     if name not in names:
         nearest = difflib.get_close_matches(name, names, n=1)
-        hint = f"Did you mean {nearest[0]}?" if nearest else f"There are: {', '.join(names)}."
-        raise UsageError(f"There is no recipe of this name. {hint}", received=f"{name!r}")
+        remedy = f"Did you mean {nearest[0]}?" if nearest else f"Recipes: {', '.join(names)}."
+        raise UsageError("The recipe does not exist.", remedy, received=repr(name))
     return resources.files(__name__).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
 
 

@@ -22,22 +22,24 @@ from trainer.storage.store import Store, read_object
 RECORDS = "releases"
 CHALLENGE = "challenge"
 ROLLBACK = "rollback"
-"""Kind of a record that reverts the previous one."""
-_STAMPED = "%Y%m%dT%H%M%S.%fZ"
-_STAMP = len("20261127T030000.000000Z")
+"""Kind of a record that undoes earlier releases, by default one."""
+UNDONE = "releases_undone"
+"""Key of a rollback record: number of releases that it undoes."""
+_TIME_FORMAT = "%Y%m%dT%H%M%S.%fZ"
+_TIME_LENGTH = len("20261127T030000.000000Z")
 _NAME = re.compile(rf"{RECORDS}/\d{{8}}T\d{{6}}\.\d{{6}}Z-(.+)-[0-9a-f]{{6}}\.json")
 
 
-def keep_record(output: Store, kind: str, name: str, values: Mapping[str, Any]) -> str:
+def write_record(output: Store, kind: str, name: str, values: Mapping[str, Any]) -> str:
     """Write an audit record for the run `name`; return the record's name.
 
     Raises UsageError, TemporaryError.
     """
     now = _time_of(output, name)
     # A unique name: concurrent decisions never overwrite each other.
-    record = f"{RECORDS}/{now.strftime(_STAMPED)}-{name}-{secrets.token_hex(3)}.json"
-    told = {"kind": kind, "run": name, "decided": now.isoformat(timespec="microseconds"), **values}
-    output.write(record, (json.dumps(told, indent=2, ensure_ascii=False) + "\n").encode())
+    record = f"{RECORDS}/{now.strftime(_TIME_FORMAT)}-{name}-{secrets.token_hex(3)}.json"
+    content = {"kind": kind, "run": name, "decided": now.isoformat(timespec="microseconds"), **values}
+    output.write(record, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
     return record
 
 
@@ -47,8 +49,10 @@ def _time_of(output: Store, name: str) -> datetime:
     The order of the records determines each champion's predecessor, and another machine's clock may be ahead.
     """
     times = [datetime.now(timezone.utc)]
-    for record in _records(output)[-1:]:
-        last = datetime.strptime(record.partition("/")[2][:_STAMP], _STAMPED).replace(tzinfo=timezone.utc)
+    for record in _record_names(output)[-1:]:
+        last = datetime.strptime(record.partition("/")[2][:_TIME_LENGTH], _TIME_FORMAT).replace(
+            tzinfo=timezone.utc
+        )
         times.append(last + timedelta(microseconds=1))
     with suppress(ValueError):
         times.append(datetime.fromisoformat(published_at(output, name)).astimezone(timezone.utc))
@@ -57,8 +61,8 @@ def _time_of(output: Store, name: str) -> datetime:
 
 def read_records(output: Store, name: str | None = None) -> list[dict[str, Any]]:
     """Return all records, or those of the run `name`, oldest first. Unreadable files are left out."""
-    found = [_read(output, record) for record in _records(output, name)]
-    return [each for each in found if each is not None]
+    records = [_read(output, record) for record in _record_names(output, name)]
+    return [record for record in records if record is not None]
 
 
 def was_decided(output: Store, name: str) -> bool:
@@ -66,40 +70,52 @@ def was_decided(output: Store, name: str) -> bool:
     records = read_records(output, name)
     since = published_at(output, name) if records else ""
     # Older records are about a deleted run of the same name.
-    mine = [each for each in records if str(each.get("decided", "")) >= since]
-    if any(not each.get("is_released") for each in mine):
+    current = [record for record in records if str(record.get("decided", "")) >= since]
+    if any(not record.get("is_released") for record in current):
         return True
-    return bool(mine) and any(each in mine for each in _in_effect(output, read_pointer(output).name))
+    return bool(current) and any(
+        record in current for record in _in_effect(output, read_pointer(output).name)
+    )
 
 
 def champion_before(output: Store, name: str) -> str | None:
     """Return the champion that `name` replaced; after rollbacks, the one before the restored champion."""
-    undone = 0
+    return next((run for run, _ in earlier_champions(output, name)), None)
+
+
+def earlier_champions(output: Store, name: str) -> Iterator[tuple[str, int]]:
+    """Yield (run, releases to undo) for each champion before `name`, the most recent one first.
+
+    Releases that a rollback has undone do not count.
+    """
+    undone = releases = 0
     for record in _in_effect(output, name):
         if record["kind"] == ROLLBACK:
-            undone += 1
+            count = record.get(UNDONE)
+            undone += count if isinstance(count, int) else 1
         elif undone:
             undone -= 1
         else:
-            return str(record.get("replaced") or "") or None
-    return None
+            releases += 1
+            if run := str(record.get("replaced") or ""):
+                yield run, releases
 
 
 def _in_effect(output: Store, champion: str) -> Iterator[dict[str, Any]]:
     """Yield the records that led to `champion`, newest first: each one replaced the champion of the next."""
-    names = _records(output)
+    names = _record_names(output)
     while champion and names:
         record = names.pop()
-        found = _read(output, record) if _run_of(record) == champion else None
-        if found is not None and found.get("is_released"):
-            yield found
-            champion = str(found.get("replaced") or "")
+        content = _read(output, record) if _run_of(record) == champion else None
+        if content is not None and content.get("is_released"):
+            yield content
+            champion = str(content.get("replaced") or "")
 
 
-def _records(output: Store, name: str | None = None) -> list[str]:
+def _record_names(output: Store, name: str | None = None) -> list[str]:
     """Return the names of all records, or of those of the run `name`, sorted by time."""
-    found = sorted(entry.name for entry in output.entries(f"{RECORDS}/"))
-    return [each for each in found if (run := _run_of(each)) and name in (None, run)]
+    names = sorted(entry.name for entry in output.entries(f"{RECORDS}/"))
+    return [record for record in names if (run := _run_of(record)) and name in (None, run)]
 
 
 def _run_of(record: str) -> str:

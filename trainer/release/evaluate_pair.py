@@ -28,11 +28,11 @@ from trainer.sanitize import shown_address
 from trainer.spec import PIXEL_SETTINGS, DataSpec, PixelFormat
 from trainer.storage.store import without_scheme
 
-_FROZEN = ("test", "validation", "all", "train")
+_SPLITS = ("test", "validation", "all", "train")
 """Splits of the test data in order of preference; the first one that exists is used."""
 
 
-def answers_of(
+def predict_same_images(
     models: Sequence[LoadedModel],
     data: DataSpec,
     test_data: str | None,
@@ -49,16 +49,19 @@ def answers_of(
     _require_same_classes(models)
     decoded: dict[tuple[PixelFormat, tuple[str, ...]], Split] = {}
     for model in models:
-        if _how(model) not in decoded:
-            decoded[_how(model)] = _split(model, data, test_data, cache_dir, progress)
-    splits = [decoded[_how(model)] for model in models]
-    said = f"{splits[0].name} images of {shown_address(test_data or data.source)}"
-    kept, without = _unseen(splits[0], trained, said)
-    answers = [predict_split(model, split) for model, split in zip(models, splits, strict=True)]
-    return [in_order(each, answers[0]).select(kept) for each in answers], f"{said}{without}"
+        if _decoding_key(model) not in decoded:
+            decoded[_decoding_key(model)] = _split(model, data, test_data, cache_dir, progress)
+    splits = [decoded[_decoding_key(model)] for model in models]
+    images = f"{splits[0].name} images of {shown_address(test_data or data.source)}"
+    unseen, without = _unseen_images(splits[0], trained, images)
+    predictions = [predict_split(model, split) for model, split in zip(models, splits, strict=True)]
+    first = predictions[0]
+    return [in_order(other, first).select(unseen) for other in predictions], f"{images}{without}"
 
 
-def _unseen(split: Split, trained: Sequence[Mapping[str, Any]], said: str) -> tuple[NDArray[np.int64], str]:
+def _unseen_images(
+    split: Split, trained: Sequence[Mapping[str, Any]], description: str
+) -> tuple[NDArray[np.int64], str]:
     """Return the indices of images no model was trained on, and a note on the rest. Raises DataError."""
     # As data grow, a few images move from training to validation; test data may contain copies.
     seen = [was_trained_on(split.contents, images) for images in trained]
@@ -67,16 +70,16 @@ def _unseen(split: Split, trained: Sequence[Mapping[str, Any]], said: str) -> tu
     is_seen = np.any(seen, axis=0)
     if is_seen.all():
         raise DataError(
-            "All images that are to decide were trained on, so they can't; give others with "
-            "publish.test_data.",
-            received=said,
+            "A model was trained on all of the images, so they can't decide a release.",
+            "Set publish.test_data to other images.",
+            received=description,
         )
     count = int(is_seen.sum())
     without = f", without {format_count(count, 'image')} that a model was trained on" if count else ""
     return np.flatnonzero(~is_seen), without
 
 
-def _how(model: LoadedModel) -> tuple[PixelFormat, tuple[str, ...]]:
+def _decoding_key(model: LoadedModel) -> tuple[PixelFormat, tuple[str, ...]]:
     """Return the model's properties that determine how images are decoded and labels are numbered."""
     return model.data.pixel_format, all_normalized(model.class_names)
 
@@ -84,24 +87,27 @@ def _how(model: LoadedModel) -> tuple[PixelFormat, tuple[str, ...]]:
 def _split(
     model: LoadedModel, data: DataSpec, test_data: str | None, cache_dir: Path, progress: Progress
 ) -> Split:
-    about: dict[str, Any] = {key: getattr(model.data, key) for key in (*PIXEL_SETTINGS, "labels")}
+    settings: dict[str, Any] = {key: getattr(model.data, key) for key in (*PIXEL_SETTINGS, "labels")}
     if test_data is not None:
-        about |= {"held_out": "auto"}  # the model may have been trained without them
-    own = DataSpec.model_validate(data.model_dump() | about)
-    if test_data is None or _place(test_data) == _place(data.source):
-        dataset = load_dataset(own, cache_dir, progress, lambda rejected: None)
+        settings |= {"held_out": "auto"}  # the model may have been trained without them
+    own_data = DataSpec.model_validate(data.model_dump() | settings)
+    if test_data is None or _normalized_location(test_data) == _normalized_location(data.source):
+        dataset = load_dataset(own_data, cache_dir, progress, lambda rejected: None)
         _require_known(dataset.class_names, model.class_names)
         split = dataset.held_out if test_data is None else dataset.splits.get("test", dataset.held_out)
         return replace(split, labels=translated(split.labels, dataset.class_names, model.class_names))
-    frozen = DataSpec.model_validate({"source": test_data, "max_rejected": own.max_rejected} | about)
+    test_spec = DataSpec.model_validate(
+        {"source": test_data, "max_rejected": own_data.max_rejected} | settings
+    )
     try:
-        splits, _ = load_labelled(frozen, model.class_names, cache_dir, progress)
+        splits, _ = load_labelled(test_spec, model.class_names, cache_dir, progress)
     except (DataError, UsageError) as error:
-        raise type(error)(f"The images of publish.test_data can't be used. {error}") from None
-    return next(splits[name] for name in _FROZEN if name in splits)
+        problem = f"The images of publish.test_data can't be used. {error.problem}"
+        raise type(error)(problem, error.remedy, error.received) from None
+    return next(splits[name] for name in _SPLITS if name in splits)
 
 
-def _place(source: str) -> str:
+def _normalized_location(source: str) -> str:
     """Return a normalized path or URI, equal for two spellings of one location."""
     path = without_scheme(source)
     return path.rstrip("/") if "://" in path else os.path.realpath(path)
@@ -112,9 +118,9 @@ def _require_known(classes: Sequence[str], known: Sequence[str]) -> None:
     if sorted(all_normalized(classes)) != sorted(all_normalized(known)):
         other = sorted(set(all_normalized(classes)) ^ set(all_normalized(known)))
         raise DataError(
-            "The images are of other classes by now than the models know, so they can't decide; give "
-            "publish.test_data.",
-            received=f"{', '.join(other)[:200] or 'names that look the same'}",
+            "The images have other classes than the models, so they can't decide a release.",
+            "Set publish.test_data to images of the same classes.",
+            received=", ".join(other)[:200] or "names that look the same",
         )
 
 
@@ -126,34 +132,35 @@ def translated(labels: NDArray[np.int32], names: Sequence[str], known: Sequence[
     return label_columns(labels, np.array([number[normalized(name)] for name in names], np.int32))
 
 
-def in_order(answers: AnyPredictions, first: AnyPredictions) -> AnyPredictions:
-    """Return `answers` with images and classes in the order of `first`. Raises DataError."""
+def in_order(predictions: AnyPredictions, first: AnyPredictions) -> AnyPredictions:
+    """Return `predictions` with images and classes in the order of `first`. Raises DataError."""
     names = first.names
-    place = {name: index for index, name in enumerate(answers.names)}
-    if set(place) != set(names):
+    positions = {name: index for index, name in enumerate(predictions.names)}
+    if set(positions) != set(names):
         raise DataError(
-            "The images changed while they were read; start again.",
-            received=f"{len(set(place) ^ set(names))} other images",
+            "The images changed while they were read.",
+            "Run the same command again.",
+            received=f"{len(set(positions) ^ set(names))} other images",
         )
-    order = np.array([place[name] for name in names], np.int64)
-    if isinstance(answers, MultiLabelPredictions):
-        return answers.select(order).with_classes(_columns(answers, first), first.class_names)
-    labels = translated(answers.labels, answers.class_names, first.class_names)
-    probabilities = answers.probabilities[order][:, _columns(answers, first)]
-    return Predictions(answers.split, tuple(names), labels[order], probabilities, first.class_names)
+    order = np.array([positions[name] for name in names], np.int64)
+    if isinstance(predictions, MultiLabelPredictions):
+        return predictions.select(order).with_classes(_columns(predictions, first), first.class_names)
+    labels = translated(predictions.labels, predictions.class_names, first.class_names)
+    probabilities = predictions.probabilities[order][:, _columns(predictions, first)]
+    return Predictions(predictions.split, tuple(names), labels[order], probabilities, first.class_names)
 
 
-def _columns(answers: AnyPredictions, first: AnyPredictions) -> NDArray[np.int32]:
-    """Return the index of each class of `first` in `answers`."""
+def _columns(predictions: AnyPredictions, first: AnyPredictions) -> NDArray[np.int32]:
+    """Return the index of each class of `first` in `predictions`."""
     own = np.arange(len(first.class_names), dtype=np.int32)
-    return translated(own, first.class_names, answers.class_names)
+    return translated(own, first.class_names, predictions.class_names)
 
 
 def _require_same_classes(models: Sequence[LoadedModel]) -> None:
     if len({model.data.labels for model in models}) > 1:
         raise UsageError(
-            "A model of one label an image and one of several can't take each other's place; `trainer "
-            "promote --force` does it without a test.",
+            "A model with one label per image can't be compared with a model with several.",
+            "Run `trainer promote RUN --force` to promote without a test.",
             received=f"data.labels {' and '.join(model.data.labels for model in models)}",
         )
     first = all_normalized(models[0].class_names)
@@ -162,7 +169,7 @@ def _require_same_classes(models: Sequence[LoadedModel]) -> None:
         if sorted(names) != sorted(first):
             other = sorted(set(first) ^ set(names))
             raise UsageError(
-                "Only models of the same classes can take each other's place; `trainer promote --force` does "
-                "it without a test.",
-                received=f"{', '.join(other)[:200] or 'names that look the same'}",
+                "Models of different classes can't be compared.",
+                "Run `trainer promote RUN --force` to promote without a test.",
+                received=", ".join(other)[:200] or "names that look the same",
             )

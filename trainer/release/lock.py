@@ -15,7 +15,7 @@ from trainer.storage.store import Store
 
 
 @contextmanager
-def held(output: Store, name: str, on_wait: Callable[[str], None]) -> Iterator[Lease]:
+def run_lease(output: Store, name: str, on_wait: Callable[[str], None]) -> Iterator[Lease]:
     """Hold the lease of a run. Raises TemporaryError if another process holds it."""
     lease = take_lease(output, lease_of(name), on_wait)
     try:
@@ -25,12 +25,12 @@ def held(output: Store, name: str, on_wait: Callable[[str], None]) -> Iterator[L
 
 
 @contextmanager
-def held_if_free(
-    output: Store, name: str, on_wait: Callable[[str], None] = lambda words: None
+def run_lease_if_free(
+    output: Store, name: str, on_wait: Callable[[str], None] = lambda message: None
 ) -> Iterator[Lease | None]:
     """Hold the lease of a run; yields None if another process holds it."""
     with ExitStack() as stack:
         lease = None
         with suppress(TemporaryError):
-            lease = stack.enter_context(held(output, name, on_wait))
+            lease = stack.enter_context(run_lease(output, name, on_wait))
         yield lease

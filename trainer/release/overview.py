@@ -62,16 +62,16 @@ def overview(output: Store, progress: Progress = _SILENT) -> list[Row]:
 
 def _row(run: Store, name: str, champion: str, latest: str) -> Row | None:
     """Return the row of a run; None for a folder that is not a run."""
-    state, about = _state(run)
+    state, summary = _state(run)
     if not state:
         return None
-    accuracy = about.get("accuracy")
+    accuracy = summary.get("accuracy")
     is_known = isinstance(accuracy, float | int) and isfinite(accuracy)
     return Row(
         name=name,
         state=state,
-        published=str(about.get("published", ""))[:_SECOND].replace("T", " "),
-        data=str(about.get("data", "")).removeprefix("sha256:")[:_DIGITS],
+        published=str(summary.get("published", ""))[:_SECOND].replace("T", " "),
+        data=str(summary.get("data", "")).removeprefix("sha256:")[:_DIGITS],
         accuracy=accuracy if is_known else None,
         is_champion=name == champion,
         is_latest=name == latest and state == "finished",
@@ -81,15 +81,15 @@ def _row(run: Store, name: str, champion: str, latest: str) -> Row | None:
 def _state(run: Store) -> tuple[str, Mapping[str, Any]]:
     """Return the state of a run and its summary; an empty state for a folder that is not a run."""
     marker = run.find(MARKER)
-    about = read_summary(marker.labels) if marker else None
-    if about is not None:
-        return "finished", about
+    summary = read_summary(marker.labels) if marker else None
+    if summary is not None:
+        return "finished", summary
     if run.find("spec.yaml") is None:
         return "", {}
-    about = {"data": read_object(run, "dataset.json").get("digest", "")}
+    summary = {"data": read_object(run, "dataset.json").get("digest", "")}
     if marker is None or not is_finished(run):
-        return "retired" if run.find(RETIRED) else "unfinished", about
-    # It is on disk, was copied without metadata, or was published by an earlier version.
+        return "retired" if run.find(RETIRED) else "unfinished", summary
+    # The run is on disk, was copied without metadata, or was published by an earlier version.
     accuracy = held_out_accuracy(read_object(run, "metrics.json"))
     published = read_object(run, MANIFEST).get("published", "")
-    return "finished", about | {"accuracy": accuracy, "published": published}
+    return "finished", summary | {"accuracy": accuracy, "published": published}

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from trainer.errors import TemporaryError, UsageError
-from trainer.release.audit_log import champion_before
-from trainer.release.lock import held, held_if_free
+from trainer.release.audit_log import earlier_champions
+from trainer.release.lock import run_lease, run_lease_if_free
 from trainer.runs import lease_of
 from trainer.runs.champion import read_pointer
 from trainer.runs.marker import is_marker_of
@@ -35,7 +35,7 @@ READ_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
-class Gone:
+class RetentionResult:
     """Names of the runs that were withdrawn and of those that were removed."""
 
     retired: tuple[str, ...]
@@ -48,8 +48,8 @@ def keep_newest(
     output: Store,
     count: int,
     read_seconds: float = READ_SECONDS,
-    on_wait: Callable[[str], None] = lambda words: None,
-) -> Gone:
+    on_wait: Callable[[str], None] = lambda message: None,
+) -> RetentionResult:
     """Retire all finished runs except the newest `count`, the champion, its predecessor and the latest.
 
     Withdrawn runs are removed once `read_seconds` have passed. A withdrawn run that is to be kept again, as
@@ -58,59 +58,63 @@ def keep_newest(
     TemporaryError.
     """
     files = [entry.name.partition("/") for entry in output.entries()]
-    leaving = sorted(name for name, _, file in files if file == RETIRED)
+    withdrawn = sorted(name for name, _, file in files if file == RETIRED)
     finished = [name for name in {name for name, _, file in files if file} if is_finished(output.below(name))]
     newest = sorted(finished, key=lambda name: publication_order(output, name), reverse=True)[:count]
-    kept = {*newest, *_protected(output)}
+    protected = {*newest, *_protected(output)}
     problems: list[str] = []
 
-    def done(names: Iterable[str], do: Callable[[str], bool]) -> tuple[str, ...]:
-        found = []
+    def for_each(names: Iterable[str], action: Callable[[str], bool]) -> tuple[str, ...]:
+        changed = []
         for name in sorted(names):
             try:
-                found += [name] if do(name) else []
+                changed += [name] if action(name) else []
             except UsageError as error:  # continue with the other runs
                 problems.append(str(error))
             except TemporaryError as error:
                 problems.append(str(error))
                 break  # the other runs would wait as long
-        return tuple(found)
+        return tuple(changed)
 
-    done(kept.intersection(leaving), lambda name: _bring_back(output, name, on_wait))
-    retired = done(set(finished) - kept, lambda name: _retire(output, name, on_wait))
-    due = [name for name in leaving if name not in kept and _may_be_due(output, name, read_seconds)]
-    removed = done(due, lambda name: _remove(output, name, read_seconds, on_wait))
-    return Gone(retired, removed, tuple(problems))
+    for_each(protected.intersection(withdrawn), lambda name: _restore_if_free(output, name, on_wait))
+    retired = for_each(set(finished) - protected, lambda name: _retire(output, name, on_wait))
+    due = [name for name in withdrawn if name not in protected and _may_be_due(output, name, read_seconds)]
+    removed = for_each(due, lambda name: _remove(output, name, read_seconds, on_wait))
+    return RetentionResult(retired, removed, tuple(problems))
 
 
-def bring_back(output: Store, name: str, on_wait: Callable[[str], None] = lambda words: None) -> bool:
+def restore_run(output: Store, name: str, on_wait: Callable[[str], None] = lambda message: None) -> bool:
     """Restore a run that was withdrawn, or only half withdrawn by a crash; return whether it is finished.
 
     Raises TemporaryError if another process works on it.
     """
     if output.find(f"{name}/{RETIRED}") is not None:
-        with held(output, name, on_wait) as lease:
-            _unmark(output, name, lease)
+        with run_lease(output, name, on_wait) as lease:
+            _remove_retired_mark(output, name, lease)
     return is_finished(output.below(name))
 
 
-def _bring_back(output: Store, name: str, on_wait: Callable[[str], None]) -> bool:
-    with held_if_free(output, name, on_wait) as lease:
+def _restore_if_free(output: Store, name: str, on_wait: Callable[[str], None]) -> bool:
+    with run_lease_if_free(output, name, on_wait) as lease:
         if lease:
-            _unmark(output, name, lease)
+            _remove_retired_mark(output, name, lease)
     return lease is not None
 
 
 def _protected(output: Store) -> set[str]:
+    """Return the champion, the newest earlier champion that was not removed, and the latest run."""
     champion = read_pointer(output).name
     # Whether or not it is finished: the run being checked may just have lost its marker.
     latest = named_run(output.read(POINTER))
-    return {name for name in (champion, champion_before(output, champion), latest) if name}
+    previous = next(
+        (run for run, _ in earlier_champions(output, champion) if output.find(f"{run}/{MANIFEST}")), ""
+    )
+    return {name for name in (champion, previous, latest) if name}
 
 
 def _retire(output: Store, name: str, on_wait: Callable[[str], None]) -> bool:
     """Withdraw a run; return False if another process holds its lease or a pointer names it by now."""
-    with held_if_free(output, name, on_wait) as lease:
+    with run_lease_if_free(output, name, on_wait) as lease:
         marker = output.read(f"{name}/{MARKER}") if lease else None
         if lease is None or marker is None:
             return False
@@ -124,15 +128,15 @@ def _retire(output: Store, name: str, on_wait: Callable[[str], None]) -> bool:
             is_kept = name in _protected(output)
         finally:
             if is_kept:
-                _unmark(output, name, lease)
+                _remove_retired_mark(output, name, lease)
         return not is_kept
 
 
-def _unmark(output: Store, name: str, lease: Lease) -> None:
+def _remove_retired_mark(output: Store, name: str, lease: Lease) -> None:
     lease.require()
-    mark, manifest = (output.read(f"{name}/{each}") for each in (RETIRED, MANIFEST))
-    if mark is not None and manifest is not None and is_marker_of(mark, manifest):
-        output.create(f"{name}/{MARKER}", mark.data)
+    retired, manifest = (output.read(f"{name}/{file}") for file in (RETIRED, MANIFEST))
+    if retired is not None and manifest is not None and is_marker_of(retired, manifest):
+        output.create(f"{name}/{MARKER}", retired.data)
     if is_finished(output.below(name)):
         output.remove(f"{name}/{RETIRED}")
 
@@ -145,16 +149,16 @@ def _may_be_due(output: Store, name: str, read_seconds: float) -> bool:
 
 def _remove(output: Store, name: str, read_seconds: float, on_wait: Callable[[str], None]) -> bool:
     """Remove the files of a run that was withdrawn long enough ago; return whether they were removed."""
-    with held_if_free(output, name, on_wait) as lease:
+    with run_lease_if_free(output, name, on_wait) as lease:
         run = output.below(name)
         if lease is None or is_finished(run) or name in _protected(output):
             return False
         # Both times are from the clock of the store.
-        since, now = (output.written_at(each) for each in (f"{name}/{RETIRED}", lease_of(name)))
+        since, now = (output.written_at(file) for file in (f"{name}/{RETIRED}", lease_of(name)))
         if since is None or now is None or now - since < read_seconds:
             return False
         # In this order an interrupted removal leaves a withdrawn run.
-        for file in sorted((entry.name for entry in run.entries()), key=_last_the_mark):
+        for file in sorted((entry.name for entry in run.entries()), key=_removal_order):
             lease.require()
             run.remove(file)
         if isinstance(output, FolderStore):
@@ -163,5 +167,5 @@ def _remove(output: Store, name: str, read_seconds: float, on_wait: Callable[[st
     return True
 
 
-def _last_the_mark(file: str) -> int:
+def _removal_order(file: str) -> int:
     return {MANIFEST: -1, RETIRED: 1}.get(file, 0)

@@ -1,6 +1,7 @@
 """Run folder: its location, the lease that protects it, and its small metadata files."""
 
 from trainer.runs.attempts import count_start, forget_start
+from trainer.runs.champion import find_start
 from trainer.runs.dedupe import find_earlier, find_same_run, read_weights
 from trainer.runs.files import (
     IMAGES,
@@ -24,7 +25,6 @@ from trainer.runs.folder import (
     lease_of,
     open_run_folder,
 )
-from trainer.runs.start_from import find_start
 from trainer.runs.validate import require_not_withdrawn, require_outside_runs
 
 __all__ = [

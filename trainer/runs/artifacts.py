@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat, TypeAdapter, Validation
 from trainer.runs.files import IMAGES
 from trainer.storage.store import Store
 
-_HALVES = re.compile(rb"(?<!\\)((?:\\\\)*)\\ud[89a-f][0-9a-f]{2}")
+_LONE_SURROGATES = re.compile(rb"(?<!\\)((?:\\\\)*)\\ud[89a-f][0-9a-f]{2}")
 """JSON escapes of lone surrogates (undecodable bytes of a file name), which pydantic rejects."""
 _METRICS = TypeAdapter(dict[str, FiniteFloat | None])
 _HISTORY: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
@@ -25,7 +25,7 @@ class _File(BaseModel):
 
     @classmethod
     def values(cls, data: bytes) -> dict[str, Any]:
-        return cls.model_validate_json(_HALVES.sub(rb"\1?", data)).model_dump(exclude_unset=True)
+        return cls.model_validate_json(_LONE_SURROGATES.sub(rb"\1?", data)).model_dump(exclude_unset=True)
 
 
 class _Environment(_File):
@@ -89,9 +89,9 @@ def read_images_json(data: bytes) -> dict[str, Any]:
 
 def read_published_images(run: Store) -> dict[str, Any]:
     """Return the images.json of a run; empty if it is missing or unreadable."""
-    found = run.read(IMAGES)
+    content = run.read(IMAGES)
     try:
-        return read_images_json(found.data) if found else {}
+        return read_images_json(content.data) if content else {}
     except ValidationError:
         return {}
 
@@ -110,5 +110,5 @@ def read_history_jsonl(data: bytes) -> list[dict[str, Any]]:
 def problem_of(error: ValidationError) -> str:
     """Return a message with the first error and its location in the file."""
     first = error.errors(include_url=False, include_input=False)[0]
-    place = ".".join(map(str, first["loc"]))
-    return f"{place + ': ' if place else ''}{first['msg'][:100]}"
+    location = ".".join(map(str, first["loc"]))
+    return f"{location + ': ' if location else ''}{first['msg'][:100]}"

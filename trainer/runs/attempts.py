@@ -19,7 +19,7 @@ from trainer.storage.local import append_line, write_text
 STARTS = "starts.jsonl"
 
 
-def count_start(folder: Path, newest_checkpoint: str, most_stalled: int) -> None:
+def count_start(folder: Path, newest_checkpoint: str, max_stalled_starts: int) -> None:
     """Append a row for this start. Raises DivergedError after too many starts without a new checkpoint.
 
     `newest_checkpoint` is a file name, empty if there is no checkpoint.
@@ -28,12 +28,12 @@ def count_start(folder: Path, newest_checkpoint: str, most_stalled: int) -> None
     stalled = 0
     while stalled < len(rows) and rows[-1 - stalled].get("checkpoint") == newest_checkpoint:
         stalled += 1
-    if stalled > most_stalled:
+    if stalled > max_stalled_starts:
         raise DivergedError(
-            f"This run was started {stalled} times from {newest_checkpoint or 'its beginning'} and never got "
-            f"any further. See why it ended, then start it with --fresh, or raise "
-            f"train.max_stalled_starts.",
-            received=most_stalled,
+            f"This run was started {stalled} times from {newest_checkpoint or 'its beginning'} without "
+            "writing a new checkpoint.",
+            "Find the reason in the log, then start the run with --fresh or raise train.max_stalled_starts.",
+            received=max_stalled_starts,
         )
     row = {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -32,12 +32,12 @@ def find_same_run(output: Store, spec: RunSpec, data_digest: str, weights_sha256
     if name is None:
         return ""
     run = output.below(name)
-    dataset, text = run.read("dataset.json"), run.read("spec.yaml")
-    if dataset is None or text is None:
+    dataset, spec_file = run.read("dataset.json"), run.read("spec.yaml")
+    if dataset is None or spec_file is None:
         return ""
     try:
         is_same_data = json.loads(dataset.data)["digest"] == f"sha256:{data_digest}"
-        before = parse_spec(text.data.decode(), run.at("spec.yaml"))
+        before = parse_spec(spec_file.data.decode(), run.at("spec.yaml"))
     except (ValueError, KeyError, TypeError, RecursionError, UsageError):
         return ""  # written by another version of this program
     # The digest decides, not the path: equal weights may have moved, and a path may have new content.
@@ -69,9 +69,10 @@ def find_earlier(output: Store, spec: RunSpec, data_digest: str) -> Earlier | No
     if name is None:
         return None
     run = output.below(name)
-    dataset, text = _known(run, "dataset.json", read_dataset_json), run.read("spec.yaml")
+    dataset = _read_parsed(run, "dataset.json", read_dataset_json)
+    spec_file = run.read("spec.yaml")
     try:
-        before = parse_spec(text.data.decode(), run.at("spec.yaml")).data if text else None
+        before = parse_spec(spec_file.data.decode(), run.at("spec.yaml")).data if spec_file else None
     except (ValueError, UsageError):
         return None
     if (
@@ -81,14 +82,14 @@ def find_earlier(output: Store, spec: RunSpec, data_digest: str) -> Earlier | No
         or dataset.get("digest") == f"sha256:{data_digest}"
     ):
         return None
-    is_alike = before.pixel_format == spec.data.pixel_format
-    return Earlier(name, dataset, _known(run, IMAGES, read_images_json), is_alike)
+    has_same_format = before.pixel_format == spec.data.pixel_format
+    return Earlier(name, dataset, _read_parsed(run, IMAGES, read_images_json), has_same_format)
 
 
-def _known(run: Store, name: str, read: Callable[[bytes], dict[str, Any]]) -> dict[str, Any]:
+def _read_parsed(run: Store, name: str, read: Callable[[bytes], dict[str, Any]]) -> dict[str, Any]:
     """Return the parsed file `name`; empty if it is missing or does not match the schema of this version."""
-    found = run.read(name)
+    content = run.read(name)
     try:
-        return read(found.data) if found else {}
+        return read(content.data) if content else {}
     except ValidationError:
         return {}

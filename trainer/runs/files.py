@@ -28,7 +28,7 @@ from trainer.storage.local import write_json, write_text
 
 IMAGES = "images.json"
 """Image statistics, from which later runs compute drift."""
-_PROMISED = (
+_FINISHED_FILES = (
     "spec.yaml", "environment.json", "dataset.json", IMAGES, "rejected.csv", "starts.jsonl", "history.jsonl",
     "timings.json", "events", "checkpoints", "predictions.csv", "metrics.json", "report.html", "plots",
     "model",
@@ -67,28 +67,29 @@ def require_same_start(path: Path, start: Start) -> None:
     Reads dataset.json and environment.json, which the earlier start wrote; writes nothing.
     """
     environment, dataset = _read_json(path / "environment.json"), _read_json(path / "dataset.json")
-    for what, old, new in (
+    for name, old, new in (
         ("data", dataset.get("digest"), f"sha256:{start.data_digest}"),
         ("precision", environment.get("precision"), start.precision),
         (
-            "global batch size (of train.scale_batch: that of all devices)",
+            "global batch size (with train.scale_batch: over all devices)",
             environment.get("global_batch_size"),
             start.global_batch_size,
         ),
     ):
         if old is None:
             raise UsageError(
-                f"What this run said of its {what} when it began can't be read any more; give the new one "
-                f"another --run-name.",
+                f"The {name} of the first start of this run can't be read.",
+                "Choose another --run-name to train a new run.",
                 received=path,
             )
         if old != new:
             # Runs older than `split_by` held out only approximately the requested share of each class.
-            is_older = what == "data" and "split_by" not in dataset
+            is_older = name == "data" and "split_by" not in dataset
             other = ", or an earlier version of trainer split them differently" if is_older else ""
             raise UsageError(
-                f"The {what} changed since this run began{other}; give the new one another --run-name.",
-                received=f"{new}, it was {old}",
+                f"The {name} changed since the first start of this run{other}.",
+                "Choose another --run-name to train a new run.",
+                received=f"{new}, previously {old}",
             )
     require_same_weights(path, start)
 
@@ -100,8 +101,8 @@ def read_start_weights(path: Path) -> dict[str, str | None] | None:
 
 def weights_in(environment: Any) -> dict[str, str | None] | None:
     """Return the weights entry of a parsed environment.json, or None if it is missing or invalid."""
-    found = environment.get("weights") if isinstance(environment, dict) else None
-    return found if isinstance(found, dict) and isinstance(found.get("sha256"), str) else None
+    weights = environment.get("weights") if isinstance(environment, dict) else None
+    return weights if isinstance(weights, dict) and isinstance(weights.get("sha256"), str) else None
 
 
 def require_same_weights(path: Path, start: Start) -> None:
@@ -109,8 +110,9 @@ def require_same_weights(path: Path, start: Start) -> None:
     before = _read_json(path / "environment.json").get("weights") or {}
     if before.get("sha256", "") != start.weights_sha256:
         raise UsageError(
-            "The file of weights changed since this run began; give the new one another --run-name.",
-            received=f"sha256 {start.weights_sha256 or 'of none'}, it was {before.get('sha256') or 'none'}",
+            "The weights file changed since the first start of this run.",
+            "Choose another --run-name to train a new run.",
+            received=f"sha256 {start.weights_sha256 or 'none'}, previously {before.get('sha256') or 'none'}",
         )
 
 
@@ -132,12 +134,12 @@ def read_images(path: Path) -> dict[str, Any]:
 
 def require_complete(path: Path) -> None:
     """Raise TemporaryError if a file or folder of the run has been removed since it was written."""
-    missing = [name for name in _PROMISED if not (path / name).exists()]
+    missing = [name for name in _FINISHED_FILES if not (path / name).exists()]
     if missing:
         raise TemporaryError(
-            "Files of this run were removed while it ran, so it is not published; start again with another "
-            "--run-name.",
-            received=f"no {', '.join(missing)} in {path}",
+            "Files of this run were removed during training, so it is not published.",
+            "Start again with another --run-name.",
+            received=f"missing {', '.join(missing)} in {path}",
         )
 
 
@@ -146,10 +148,10 @@ def write_rejected(path: Path, rejections: Iterable[Rejection]) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["path", "reason"])
-    for each in rejections:
+    for rejection in rejections:
         # Bytes that are not valid UTF-8 are written as escape sequences.
-        name = each.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        writer.writerow([spreadsheet_cell(name), spreadsheet_cell(each.reason)])
+        name = rejection.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        writer.writerow([spreadsheet_cell(name), spreadsheet_cell(rejection.reason)])
     write_text(path / "rejected.csv", text.getvalue())
 
 
@@ -191,40 +193,40 @@ def write_environment(
 def current_command() -> list[str]:
     """Return the command line of this process as the user typed it."""
     program = Path(sys.argv[0]).name
-    typed = {"__main__.py": ["trainer"], "task.py": ["python", "-m", "trainer.task"]}.get(program, [program])
-    return [*typed, *sys.argv[1:]]
+    words = {"__main__.py": ["trainer"], "task.py": ["python", "-m", "trainer.task"]}.get(program, [program])
+    return [*words, *sys.argv[1:]]
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return values if isinstance(values, dict) else {}
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for package in _PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _git_commit() -> str | None:
     """Return the git commit of this package, with '-dirty' if modified; None if unknown."""
-    here = str(Path(__file__).parent)
-    built_of = resources.files("trainer") / _REVISION
-    if built_of.is_file():
-        revision = built_of.read_text(encoding="utf-8").strip()
+    package = str(Path(__file__).parent)
+    revision_file = resources.files("trainer") / _REVISION
+    if revision_file.is_file():
+        revision = revision_file.read_text(encoding="utf-8").strip()
         return None if revision == "unknown" else revision
     try:
-        done = subprocess.run(
-            ["git", "-C", here, "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
+        process = subprocess.run(
+            ["git", "-C", package, "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
             capture_output=True, text=True, timeout=10, check=False,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() or None
+    return process.stdout.strip() or None

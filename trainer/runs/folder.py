@@ -16,9 +16,8 @@ from pathlib import Path
 from trainer.data.progress import Progress, SilentProgress
 from trainer.errors import TemporaryError, UsageError
 from trainer.runs.attempts import STARTS
-from trainer.runs.presence import Presence
 from trainer.runs.publish import MANIFEST, MARKER, is_finished, require_unchanged
-from trainer.runs.validate import SPEC, require_kept, require_place, require_run, require_same_spec
+from trainer.runs.validate import SPEC, require_location, require_not_retired, require_run, require_same_spec
 from trainer.spec import RunSpec, dump_spec, has_secret, read_spec, spec_digest
 from trainer.storage.fencing import guarded
 from trainer.storage.folder import FolderStore
@@ -37,11 +36,61 @@ from trainer.storage.store import Store, open_store
 from trainer.storage.transfers import OnBytes
 
 _SILENT = SilentProgress()
-_REMADE = {
+_REWRITTEN = {
     "model", "plots", "events", "report.html", "predictions.csv", "metrics.json", "history.jsonl",
     "timings.json", "rejected.csv",
 }  # fmt: skip
 """Files and folders that every start writes again, so they are not downloaded."""
+
+
+_FIRST_FILES = (STARTS, SPEC)
+"""Files that every start writes first; a run with neither has been removed."""
+
+
+class Presence:
+    """Detection of a run that is removed while a process works on it.
+
+    Checks the files on local disk and in the store, and reports only files that an earlier check has seen.
+    The error prevents further writes, which the next start would mistake for files that do not belong to a
+    run.
+    """
+
+    def __init__(self, path: Path, run: Store | None) -> None:
+        """`run` is the copy of `path` in a bucket; None if the output is on disk."""
+        self._path, self._run = path, run
+        self._has_local = self._has_stored = False
+
+    def require(self) -> None:
+        """Raise TemporaryError if the files on local disk were removed."""
+        # Read first: while another thread restores the files, they may appear between the two statements.
+        has_local = self._has_local
+        if any((self._path / name).exists() for name in _FIRST_FILES):
+            self._has_local = True
+        elif has_local:
+            raise _removed(str(self._path))
+
+    def require_stored(self) -> None:
+        """Raise TemporaryError if the files on local disk or in the bucket were removed."""
+        self.require()
+        if self._run is None:
+            return
+        has_stored = self._has_stored
+        if any(self._run.find(name) is not None for name in _FIRST_FILES):
+            self._has_stored = True
+        elif has_stored:
+            raise _removed(self._run.uri)
+
+    def forget(self) -> None:
+        """Stop checking, because this process is about to remove the run itself."""
+        self._has_local = self._has_stored = False
+
+
+def _removed(location: str) -> TemporaryError:
+    return TemporaryError(
+        "The run was removed during training.",
+        "Run the same command again to train it from the first epoch.",
+        received=f"neither {' nor '.join(_FIRST_FILES)} in {location}",
+    )
 
 
 @dataclass(frozen=True)
@@ -56,7 +105,7 @@ class RunFolder:
     """Uploads the files to the output."""
     lease: Lease | None
     """None for a finished run and for a process that is not the chief."""
-    _leave: ExitStack
+    _cleanup: ExitStack
     presence: Presence | None = None
     """None for a finished run and for a process that is not the chief."""
     finished: bool = False
@@ -130,7 +179,7 @@ class RunFolder:
 
     def release(self) -> None:
         """Release the lease; nothing is uploaded or removed afterwards."""
-        self._leave.close()
+        self._cleanup.close()
 
 
 def open_run_folder(
@@ -149,23 +198,23 @@ def open_run_folder(
     output = open_store(spec.output)
     name = spec.run_name or f"{spec.recipe or 'run'}-{now:%Y%m%d-%H%M%S}-{spec_digest(spec)[:6]}"
     run = output.below(name)
-    require_place(output, name)
+    require_location(output, name)
     require_unchanged(run)
-    require_kept(run)
+    require_not_retired(run)
     if is_finished(run):
         return _finished(output, name, spec, fresh)
     output.require_writable()
-    with ExitStack() as leave:
+    with ExitStack() as cleanup:
         lease = take_lease(output, lease_of(name), progress.say)
-        leave.callback(lease.release)
-        require_kept(run)
+        cleanup.callback(lease.release)
+        require_not_retired(run)
         if is_finished(run):  # another process finished it in the meantime
             return _finished(output, name, spec, fresh)
-        path, mirror, presence = _local(output, name, cache_dir, lease, leave)
-        leave.callback(mirror.close)
-        folder = RunFolder(output, path, mirror, lease, leave.pop_all(), presence)
+        path, mirror, presence = _local(output, name, cache_dir, lease, cleanup)
+        cleanup.callback(mirror.close)
+        folder = RunFolder(output, path, mirror, lease, cleanup.pop_all(), presence)
     try:
-        _fill(folder, spec, fresh, progress)
+        _prepare(folder, spec, fresh, progress)
     except BaseException:
         folder.release()
         raise
@@ -198,7 +247,8 @@ def _finished(output: Store, name: str, spec: RunSpec, fresh: bool) -> RunFolder
     require_same_spec(output.below(name), name, spec, finished=True)
     if fresh:
         raise UsageError(
-            "The run is finished and published, and is not started again; choose another --run-name.",
+            "The run is finished and published, so --fresh can't restart it.",
+            "Choose another --run-name.",
             received=output.at(name),
         )
     return finished_folder(output, name)
@@ -211,16 +261,16 @@ def finished_folder(output: Store, name: str) -> RunFolder:
 
 def borrow_run_folder(output: str, name: str, cache_dir: Path) -> RunFolder:
     """Return a temporary folder for a process that is not the chief; its files are not uploaded."""
-    with ExitStack() as leave:
-        path = leave.enter_context(private_folder(cache_dir / "workers")) / name
+    with ExitStack() as cleanup:
+        path = cleanup.enter_context(private_folder(cache_dir / "workers")) / name
         prepare_folder(path)
-        return RunFolder(open_store(output), path, Mirror(path, None), None, leave.pop_all())
+        return RunFolder(open_store(output), path, Mirror(path, None), None, cleanup.pop_all())
 
 
 def _local(
-    output: Store, name: str, cache_dir: Path, lease: Lease, leave: ExitStack
+    output: Store, name: str, cache_dir: Path, lease: Lease, cleanup: ExitStack
 ) -> tuple[Path, Mirror, Presence]:
-    """Return the local folder, its mirror and its presence check, all valid until `leave` closes."""
+    """Return the local folder, its mirror and its presence check, all valid until `cleanup` closes."""
     if isinstance(output, FolderStore):
         path = output.root / name
         presence = Presence(path, None)
@@ -229,16 +279,16 @@ def _local(
             presence.require()
             lease.require()
 
-        leave.enter_context(guarded(path, require))
+        cleanup.enter_context(guarded(path, require))
         return path, Mirror(path, None), presence
     # A private folder: a process that resumes after a long pause may no longer hold the lease of this run.
-    local = leave.enter_context(private_folder(cache_dir / "runs")) / name
+    local = cleanup.enter_context(private_folder(cache_dir / "runs")) / name
     presence = Presence(local, output.below(name))
-    leave.enter_context(guarded(local, presence.require))
+    cleanup.enter_context(guarded(local, presence.require))
     return local, Mirror(local, output.below(name), (MANIFEST, MARKER), lease.require), presence
 
 
-def _fill(folder: RunFolder, spec: RunSpec, fresh: bool, progress: Progress) -> None:
+def _prepare(folder: RunFolder, spec: RunSpec, fresh: bool, progress: Progress) -> None:
     """Restore the run's last state into the folder, or initialize the folder."""
     run, path = folder.output.below(folder.name), folder.path
     require_run(run, folder.name)
@@ -255,9 +305,9 @@ def _fill(folder: RunFolder, spec: RunSpec, fresh: bool, progress: Progress) -> 
     remove_leftovers(path)
     if not folder.newest_checkpoint:
         # Name and output are final now. With both in the spec, the same file resumes the run from any folder.
-        settled = {"run_name": folder.name, "output": _absolute(folder.output)}
+        final = {"run_name": folder.name, "output": _absolute_uri(folder.output)}
         mode = OWNER if has_secret(spec) else ANYONE
-        write_text(path / SPEC, dump_spec(spec.model_copy(update=settled)), mode)
+        write_text(path / SPEC, dump_spec(spec.model_copy(update=final)), mode)
         # Upload the spec before any other file: a folder without a spec is not recognized as a run.
         folder.keep()
     elif has_secret(read_spec(path / SPEC)):
@@ -268,7 +318,7 @@ def _fill(folder: RunFolder, spec: RunSpec, fresh: bool, progress: Progress) -> 
 def _fetch(folder: RunFolder, progress: Progress) -> None:
     task = progress.start(f"Fetching {folder.at('')}", None, "B")
     try:
-        folder.mirror.pull(lambda name: name.partition("/")[0] not in _REMADE, task.advance)
+        folder.mirror.pull(lambda name: name.partition("/")[0] not in _REWRITTEN, task.advance)
     finally:
         task.finish()
 
@@ -283,5 +333,5 @@ def _discard(run: Store) -> None:
         run.remove(name)
 
 
-def _absolute(output: Store) -> str:
+def _absolute_uri(output: Store) -> str:
     return str(output.root.absolute()) if isinstance(output, FolderStore) else output.uri

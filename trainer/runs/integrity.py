@@ -19,7 +19,7 @@ from trainer.storage.store import Entry, Store
 
 MODEL = "model"
 """Folder of a run's SavedModel."""
-_DECIDING = frozenset({"predictions.csv", "metrics.json", "spec.yaml", "dataset.json", "images.json"})
+_DECISION_FILES = frozenset({"predictions.csv", "metrics.json", "spec.yaml", "dataset.json", "images.json"})
 """Files on which a release decision is based."""
 
 
@@ -29,12 +29,12 @@ def published_files(run: Store) -> dict[str, FileRecord] | None:
     Raises DataError if the manifest is missing, unreadable, or not the published one.
     """
     marker, manifest = run.read(MARKER), run.read(MANIFEST)
-    mark = marker if marker is not None and marker.data.strip() else run.read(RETIRED)
-    if mark is None or (manifest is None and marker is None):
+    seal = marker if marker is not None and marker.data.strip() else run.read(RETIRED)
+    if seal is None or (manifest is None and marker is None):
         return None  # not finished, or about to be removed
     if manifest is None:
         raise _changed(run, f"{MANIFEST} is missing")
-    if not is_marker_of(mark, manifest):
+    if not is_marker_of(seal, manifest):
         raise _changed(run, f"{MANIFEST} is not the one that was published")
     try:
         return read_manifest(manifest.data)
@@ -55,7 +55,7 @@ def require_as_published(run: Store, digests: bool = True) -> None:
 
 
 def _is_digested(name: str) -> bool:
-    return name.startswith(f"{MODEL}/") or name in _DECIDING
+    return name.startswith(f"{MODEL}/") or name in _DECISION_FILES
 
 
 def require_published_model(run: Store, folder: Path) -> None:
@@ -82,21 +82,21 @@ def _require_equal(
         if problem := _problem(store, record, present.get(name), is_digested(name)):
             raise _changed(run, f"{prefix}{problem}")
     for name in sorted(present.keys() - listed.keys()):
-        if is_digested(name) and name not in _DECIDING:
+        if is_digested(name) and name not in _DECISION_FILES:
             raise _changed(run, f"{prefix}{name} is not in {MANIFEST}")
 
 
-def _problem(store: Store, record: FileRecord, found: Entry | None, is_digested: bool) -> str:
-    if found is None:
+def _problem(store: Store, record: FileRecord, entry: Entry | None, is_digested: bool) -> str:
+    if entry is None:
         return f"{record.path} is missing"
-    if is_digested or found.size != record.size:
-        return difference(store, record, found)
+    if is_digested or entry.size != record.size:
+        return difference(store, record, entry)
     return ""
 
 
 def _changed(run: Store, problem: str) -> DataError:
     return DataError(
-        "The run is not as it was published, so it is not used. `trainer verify` lists what differs; restore "
-        "these files or train again.",
+        "The run differs from its published state, so it is not used.",
+        "Run `trainer verify RUN` to list the differences, then restore these files or train again.",
         received=f"{problem} in {run.uri}",
     )

@@ -34,25 +34,25 @@ def read_manifest(data: bytes) -> dict[str, FileRecord]:
     """Return the files of a manifest, by path. Raises ValueError, KeyError or TypeError if it is invalid."""
     manifest = json.loads(data)
     if manifest["schema"] != SCHEMA:
-        raise ValueError(f"its schema is {manifest['schema']!r}, and this version reads {SCHEMA}")
+        raise ValueError(f"its schema is {manifest['schema']!r}, this version supports {SCHEMA}")
     records = [FileRecord(**record) for record in manifest["files"]]
-    for each in records:
-        if (type(each.path), type(each.size), type(each.sha256)) != (str, int, str):
-            raise ValueError(f"a row of it is not a path, a size and a digest: {each.path!r}")
+    for record in records:
+        if (type(record.path), type(record.size), type(record.sha256)) != (str, int, str):
+            raise ValueError(f"an entry is not a path, a size and a digest: {record.path!r}")
     return {record.path: record for record in records}
 
 
-def difference(run: Store, listed: FileRecord, found: Entry) -> str:
+def difference(run: Store, listed: FileRecord, entry: Entry) -> str:
     """Describe how a file differs from its published state; empty if it does not."""
-    if found.size != listed.size:
-        return f"{listed.path} has {found.size:,} bytes instead of {listed.size:,}"
+    if entry.size != listed.size:
+        return f"{listed.path} has {entry.size:,} bytes instead of {listed.size:,}"
     try:
         digest = run.sha256(listed.path)
     except TemporaryError:
         raise  # a failed read is not a difference
     except TrainerError as error:
         return str(error)
-    return "" if digest == listed.sha256 else f"{listed.path} has other contents than were published"
+    return "" if digest == listed.sha256 else f"{listed.path} has other contents than the published file"
 
 
 def sequence_of(manifest: Mapping[str, Any]) -> int:

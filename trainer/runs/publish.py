@@ -30,7 +30,7 @@ MARKER = "_SUCCESS"
 RETIRED = "_RETIRED"
 """Replaces the marker, with the same content, once the run is withdrawn and will be removed."""
 POINTER = "latest"
-_AT_A_TIME = 8
+_PARALLEL_READS = 8
 
 
 def publish(output: Store, name: str, folder: Path, require: Callable[[], None] = lambda: None) -> str:
@@ -46,7 +46,11 @@ def publish(output: Store, name: str, folder: Path, require: Callable[[], None] 
     """
     run = output.below(name)
     if name == POINTER:
-        raise UsageError(f"A run can't be called {POINTER!r}, the name of the pointer.", received=run.uri)
+        raise UsageError(
+            f"A run can't be named {POINTER!r}, because this is the name of the pointer to the newest run.",
+            "Choose another --run-name.",
+            received=run.uri,
+        )
     if not is_finished(run):
         _finish(output, name, folder, require)
     require()
@@ -66,22 +70,22 @@ def move_pointer(output: Store, name: str) -> str:
     Returns the run that the pointer names now.
     """
     while True:
-        found = output.read(POINTER)
-        other = named_run(found)
+        pointer = output.read(POINTER)
+        other = named_run(pointer)
         if other == name or (other and _sequence(output, other) > _sequence(output, name)):
             return other
-        if output.swap(POINTER, f"{name}\n".encode(), found.version if found else None):
+        if output.swap(POINTER, f"{name}\n".encode(), pointer.version if pointer else None):
             return name
 
 
 def latest_run(output: Store) -> str | None:
     """Return the name of the finished run that the pointer of `output` names, or None."""
-    found = output.read(POINTER)
-    while name := named_run(found):
+    pointer = output.read(POINTER)
+    while name := named_run(pointer):
         if is_finished(output.below(name)):
             return name
-        before, found = found, output.read(POINTER)
-        if found is None or before is None or found.data == before.data:
+        before, pointer = pointer, output.read(POINTER)
+        if pointer is None or before is None or pointer.data == before.data:
             break
         # The pointer moved in the meantime, and the run that it named before was withdrawn.
     return None
@@ -98,7 +102,9 @@ def find_run(uri: str) -> Store:
     output = open_store(parent)
     run = latest_run(output) if name == POINTER else named_run(output.read(CHAMPION))
     if not run:
-        raise UsageError("There is no pointer to a run.", received=uri)
+        raise UsageError(
+            f"There is no {name} run in this output.", "Give the folder of a finished run.", received=uri
+        )
     return output.below(run)
 
 
@@ -122,16 +128,16 @@ def verify(run: Store) -> list[str]:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         return [f"{MANIFEST} can't be read: {error}"]
     marker = run.read(MARKER)
-    is_whole = marker is not None and is_marker_of(marker, manifest)
-    problems = [] if is_whole else [f"{MARKER} is missing or of another manifest"]
+    has_marker = marker is not None and is_marker_of(marker, manifest)
+    problems = [] if has_marker else [f"{MARKER} is missing or does not match {MANIFEST}"]
     present = {entry.name: entry for entry in run.entries() if entry.name not in (MANIFEST, MARKER)}
     problems += [f"{name} is missing" for name in sorted(listed.keys() - present.keys())]
     problems += [f"{name} is not in {MANIFEST}" for name in sorted(present.keys() - listed.keys())]
     both = sorted(present.keys() & listed.keys())
-    pool = ThreadPoolExecutor(_AT_A_TIME)
+    pool = ThreadPoolExecutor(_PARALLEL_READS)
     try:
-        found = pool.map(lambda name: difference(run, listed[name], present[name]), both)
-        return problems + [each for each in found if each]
+        differences = pool.map(lambda name: difference(run, listed[name], present[name]), both)
+        return problems + [text for text in differences if text]
     finally:
         pool.shutdown(wait=False, cancel_futures=True)  # after an error the remaining files are not read
 
@@ -146,8 +152,8 @@ def require_unchanged(run: Store) -> None:
     if marker is not None and marker.data and run.read(MANIFEST) is not None and not is_finished(run):
         # Replacing the marker or the manifest would hide the change.
         raise UsageError(
-            f"The run has a {MARKER} that doesn't belong to its {MANIFEST}, so something changed it after it "
-            f"was published. Choose another run name.",
+            f"{MARKER} of the run doesn't match its {MANIFEST}, so it was changed after publication.",
+            "Choose another --run-name.",
             received=run.uri,
         )
 
@@ -172,8 +178,7 @@ def _finish(output: Store, name: str, folder: Path, require: Callable[[], None])
     data = (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
     if not output.swap(f"{name}/{MANIFEST}", data, before.version if before else None):
         raise TemporaryError(
-            "Another process is publishing this run; start the same command again to see how it ended.",
-            received=run.uri,
+            "Another process is publishing this run.", "Run the same command again later.", received=run.uri
         )
     require()
     labels = summary_labels(manifest["published"], folder)
@@ -181,7 +186,7 @@ def _finish(output: Store, name: str, folder: Path, require: Callable[[], None])
         # Late upload of a process that has lost the run; if it stays, the run is rejected from now on.
         _remove_stray_marker(output, name)
         raise TemporaryError(
-            "Another process sent the marker of this run; start the same command again.", received=run.uri
+            "Another process wrote the marker of this run.", "Run the same command again.", received=run.uri
         )
 
 
@@ -201,21 +206,22 @@ def _records(run: Store, folder: Path) -> list[FileRecord]:
     records = {name: _record(folder, name) for name in _names(folder)}
     present = {entry.name: entry for entry in run.entries() if entry.name not in (MANIFEST, MARKER)}
     for name, record in records.items():
-        found = present.get(name)
-        if found is None or found.size != record.size or not _is_same(found, folder / name):
-            size = found.size if found else "no"
+        entry = present.get(name)
+        if entry is None or entry.size != record.size or not _is_same(entry, folder / name):
+            size = entry.size if entry else "no"
             raise TemporaryError(
-                "A file of the run is not as it was written; start the same command again.",
-                received=f"{run.at(name)} of {size} bytes, written were {record.size}",
+                "A file of the run differs from what was written.",
+                "Run the same command again.",
+                received=f"{run.at(name)} has {size} bytes instead of {record.size}",
             )
     for name in present.keys() - records.keys():
         records[name] = FileRecord(name, present[name].size, run.sha256(name))
     return [records[name] for name in sorted(records)]
 
 
-def _is_same(found: Entry, path: Path) -> bool:
+def _is_same(entry: Entry, path: Path) -> bool:
     """Return whether a file of equal size has the checksum of the store, if the store has one."""
-    return not found.crc32c or found.crc32c == as_text(file_crc32c(path))
+    return not entry.crc32c or entry.crc32c == as_text(file_crc32c(path))
 
 
 def _names(folder: Path) -> list[str]:

@@ -17,36 +17,37 @@ from trainer.storage.folder import FolderStore
 from trainer.storage.store import GS, Store, is_bucket, open_store, split_uri
 
 SPEC = "spec.yaml"
-_NEITHER = "choose another --run-name"
-_OR_ANEW = "choose another --run-name, or begin it anew with --fresh"
+_RENAME = "choose another --run-name"
+_RENAME_OR_RESTART = "choose another --run-name, or restart the run with --fresh"
 
 
-def require_place(output: Store, name: str) -> None:
+def require_location(output: Store, name: str) -> None:
     """Raise UsageError if the output is inside another run, or a file has the name of the run or pointer."""
     if isinstance(output, FolderStore) and (output.root / name).is_file():
         raise UsageError(
-            "The run folder is a file; choose another --output or --run-name.", received=output.at(name)
+            "The run folder is a file.", "Choose another --output or --run-name.", received=output.at(name)
         )
     require_outside_runs(output, "The output")
     _require_pointer(output)
 
 
-def require_outside_runs(folder: Store, what: str) -> None:
+def require_outside_runs(folder: Store, subject: str) -> None:
     """Raise UsageError for a folder inside a run, whose files must not change."""
-    for place in _and_above(folder):
-        if place.find(STARTS) is not None:
+    for parent in _with_parents(folder):
+        if parent.find(STARTS) is not None:
             raise UsageError(
-                f"{what} lies within a run, whose files are to stay as they are; choose a place elsewhere.",
-                received=f"{folder.uri}, and {place.uri} is a run",
+                f"{subject} is inside a run, whose files must not change.",
+                "Choose a folder outside of it.",
+                received=f"{folder.uri}, inside the run {parent.uri}",
             )
 
 
-def require_kept(run: Store) -> None:
+def require_not_retired(run: Store) -> None:
     """Raise UsageError for a run that was withdrawn because publish.keep_runs keeps newer ones."""
     if run.find(RETIRED) is not None and not is_finished(run):
         raise UsageError(
-            "The run was finished, and is withdrawn since publish.keep_runs keeps newer ones; choose another "
-            "--run-name.",
+            "The run was finished and then withdrawn by publish.keep_runs.",
+            "Choose another --run-name.",
             received=run.uri,
         )
 
@@ -57,12 +58,13 @@ def require_not_withdrawn(run: Store) -> None:
         return
     if run.find(MANIFEST) is None:
         raise UsageError(
-            "The run was withdrawn, since publish.keep_runs keeps newer ones; its files are being removed.",
+            "The run was withdrawn by publish.keep_runs, and its files are being removed.",
+            "Use a newer run.",
             received=run.uri,
         )
     raise UsageError(
-        "The run is withdrawn, since publish.keep_runs keeps newer ones; `trainer promote RUN --force` "
-        "brings it back as long as its files are there.",
+        "The run was withdrawn by publish.keep_runs, and its files will be removed.",
+        "Run `trainer promote RUN --force` to restore it.",
         received=run.uri,
     )
 
@@ -72,13 +74,14 @@ def require_run(run: Store, name: str) -> None:
     names = {entry.name for entry in run.entries()}
     if names and STARTS not in names and {SPEC, "environment.json"} <= names and _is_settled(run, name):
         raise UsageError(
-            f"The run's {STARTS} is gone, which says how often it was started; put it back, an empty file "
-            f"does, or {_NEITHER}.",
+            f"{STARTS}, the log of the starts of this run, is missing.",
+            f"Restore it (an empty file is enough), or {_RENAME}.",
             received=run.at(STARTS),
         )
     if names and STARTS not in names and not (names == {SPEC} and _is_settled(run, name)):
         raise UsageError(
-            "The folder holds something that is not a run; choose another --output or --run-name.",
+            "The folder contains files that do not belong to a run.",
+            "Choose another --output or --run-name.",
             received=run.uri,
         )
 
@@ -88,7 +91,7 @@ def require_same_spec(run: Store, name: str, spec: RunSpec, finished: bool = Fal
 
     Unless the run is `finished`, data.source may differ: the contents of the data are compared later.
     """
-    remedy = _NEITHER if finished else _OR_ANEW
+    remedy = _RENAME if finished else _RENAME_OR_RESTART
     before = _written_spec(run, remedy)
     if not finished:
         data = before.data.model_copy(update={"source": spec.data.source})
@@ -96,16 +99,19 @@ def require_same_spec(run: Store, name: str, spec: RunSpec, finished: bool = Fal
     changes = spec_changes(before, spec)
     if changes:
         raise UsageError(
-            f"The run {name} exists with another spec; {remedy}. What differs: {'; '.join(changes)}"
+            f"The run {name} exists with another spec.",
+            f"{remedy[:1].upper()}{remedy[1:]}.",
+            received="; ".join(changes),
         )
 
 
 def _written_spec(run: Store, remedy: str) -> RunSpec:
     written = run.read(SPEC)
     if written is None or not written.data.strip():
-        gone = "gone" if written is None else "empty"
+        state = "missing" if written is None else "empty"
         raise UsageError(
-            f"The run's {SPEC} is {gone}, so nobody knows what it was made with. Put it back, or {remedy}.",
+            f"{SPEC} of the run is {state}, so its settings are unknown.",
+            f"Restore it, or {remedy}.",
             received=run.at(SPEC),
         )
     return _parse(written.data, run)
@@ -121,24 +127,24 @@ def _is_settled(run: Store, name: str) -> bool:
 
 
 def _parse(written: bytes, run: Store) -> RunSpec:
-    return parse_spec(written.decode("utf-8", "replace"), f"the run's {run.at(SPEC)}")
+    return parse_spec(written.decode("utf-8", "replace"), run.at(SPEC))
 
 
 def _require_pointer(output: Store) -> None:
     """Raise UsageError if something other than a pointer has the pointer's name and would be overwritten."""
     path = output.root / POINTER if isinstance(output, FolderStore) else None
     # A folder, or a special file whose read would never end.
-    is_no_file = path is not None and path.exists() and not path.is_file()
-    found = None if is_no_file else output.read(POINTER)
-    if is_no_file or (found is not None and b"\n" in found.data.strip()):
+    is_other = path is not None and path.exists() and not path.is_file()
+    content = None if is_other else output.read(POINTER)
+    if is_other or (content is not None and b"\n" in content.data.strip()):
         raise UsageError(
-            f"{POINTER} is the name of the pointer to the newest run, and here something else has it; rename "
-            f"that, or choose another --output.",
+            f"{POINTER} is the name of the pointer to the newest run, but here it is another file or folder.",
+            "Rename it, or choose another --output.",
             received=output.at(POINTER),
         )
 
 
-def _and_above(output: Store) -> Iterator[Store]:
+def _with_parents(output: Store) -> Iterator[Store]:
     """Yield the output and all its parent folders."""
     if isinstance(output, FolderStore):
         root = output.root.resolve()
@@ -146,5 +152,5 @@ def _and_above(output: Store) -> Iterator[Store]:
     elif is_bucket(output.uri):
         bucket, prefix = split_uri(output.uri)
         path = PurePosixPath(prefix)
-        yield from (open_store(f"{GS}{bucket}/{each}") for each in (path, *path.parents) if each.name)
+        yield from (open_store(f"{GS}{bucket}/{parent}") for parent in (path, *path.parents) if parent.name)
         yield open_store(f"{GS}{bucket}")

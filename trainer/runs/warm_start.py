@@ -40,8 +40,8 @@ from trainer.storage.store import Store, is_bucket
 from trainer.train import HostSync, Learner
 from trainer.train.checkpoint import has_readable
 
-_MOST_BYTES = 1 << 40
-_NONE_YET = {LATEST: "there is no finished run that is the latest", CHAMPION: "there is no champion"}
+_MAX_MODEL_BYTES = 1 << 40
+_MISSING_RUN = {LATEST: "there is no finished run yet", CHAMPION: "there is no champion yet"}
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 _Record = Mapping[str, str | None] | None
 """The entry for a weights file in environment.json."""
@@ -68,15 +68,15 @@ def begin(
     If the run has a checkpoint, the result describes its original start. Raises UsageError if the other run
     or the weights file does not exist, and for weights of another network.
     """
-    agreement = HostSync(cluster.group)
+    sync = HostSync(cluster.group)
     run = _find_run(spec.train.start_from, folder) if cluster.is_chief else None
-    place = _begin_with(learner, dataset.class_names, run, agreement, cache_dir, screen)
-    weights = _pretrain(spec.model, learner, agreement, cache_dir, screen, folder, run, bool(place))
-    if place:
-        screen.on_fact("start", f"with the weights of {place}")
-    elif not folder.newest_checkpoint and spec.train.start_from in _NONE_YET:
-        screen.on_fact("start", f"with fresh weights: {_NONE_YET[spec.train.start_from]}")
-    started_from = place or read_started_from(folder.path) if folder.newest_checkpoint else place
+    parent = _load_run_weights(learner, dataset.class_names, run, sync, cache_dir, screen)
+    weights = _load_pretrained(spec.model, learner, sync, cache_dir, screen, folder, run, bool(parent))
+    if parent:
+        screen.on_fact("start", f"weights of {parent}")
+    elif not folder.newest_checkpoint and spec.train.start_from in _MISSING_RUN:
+        screen.on_fact("start", f"random weights: {_MISSING_RUN[spec.train.start_from]}")
+    started_from = parent or read_started_from(folder.path) if folder.newest_checkpoint else parent
     batch, rate = spec.train.global_batch_size, spec.optimizer.learning_rate
     start = Start(dataset.digest, learner.precision, batch, rate, started_from, weights)
     if folder.newest_checkpoint:
@@ -108,10 +108,10 @@ def _new_weights(
     return file, None if file is None else file.record()
 
 
-def _pretrain(
+def _load_pretrained(
     spec: ModelSpec,
     learner: Learner,
-    agreement: HostSync,
+    sync: HostSync,
     cache_dir: Path,
     screen: Screen,
     folder: RunFolder,
@@ -127,19 +127,19 @@ def _pretrain(
     """
     if not isinstance(spec, PretrainedSpec):
         return None
-    is_resumed = agreement.broadcast(not is_started and has_readable(folder.checkpoints))
+    is_resumed = sync.broadcast(not is_started and has_readable(folder.checkpoints))
     file: WeightsFile | None = None
     record: _Record = None
-    if agreement.is_chief and is_resumed:
+    if sync.is_chief and is_resumed:
         record = read_start_weights(folder.path)
-    elif agreement.is_chief:
+    elif sync.is_chief:
         file, record = _new_weights(spec, run, cache_dir, screen)
     if file is not None:
-        screen.on_fact("weights", f"{file.origin}, licence {file.licence or 'not known'}")
+        screen.on_fact("weights", f"{file.origin}, licence {file.licence or 'unknown'}")
         load_weights(backbone_of(learner.fill_inference_model()), file)
     has_newer = is_resumed or is_started
     variables = {} if has_newer else learner.inference_variables()
-    shared: _Record = agreement.broadcast_variables(variables, record)
+    shared: _Record = sync.broadcast_variables(variables, record)
     if shared is not None and not has_newer:
         learner.take_inference_weights()
     return shared
@@ -155,18 +155,18 @@ def _find_run(start_from: str, folder: RunFolder) -> Store | None:
     run = find_run(before)
     if not is_finished(run):
         raise UsageError(
-            "No checkpoint of this run can be read, and the run whose weights it began with is gone; begin "
-            "it anew with --fresh, or give another --run-name.",
+            "No checkpoint of this run can be read, and the run that its weights came from does not exist.",
+            "Restart it with --fresh, or choose another --run-name.",
             received=before,
         )
     return run  # the run restarts from step 0 with its original weights
 
 
-def _begin_with(
+def _load_run_weights(
     learner: Learner,
     class_names: tuple[str, ...],
     run: Store | None,
-    agreement: HostSync,
+    sync: HostSync,
     cache_dir: Path,
     progress: Progress,
 ) -> str:
@@ -177,25 +177,27 @@ def _begin_with(
     """
     if run is not None:
         model = run.below(MODEL).uri
-        folder = fetch_bucket(model, cache_dir, _MOST_BYTES, progress) if is_bucket(model) else Path(model)
+        folder = (
+            fetch_bucket(model, cache_dir, _MAX_MODEL_BYTES, progress) if is_bucket(model) else Path(model)
+        )
         require_published_model(run, folder)
         _require_same_classes(class_names, folder)
         _restore(learner.inference_model, folder)
     uri = None if run is None else run.uri if is_bucket(run.uri) else os.path.abspath(run.uri)
-    place = agreement.broadcast_variables(learner.inference_variables(), uri)
-    if place is not None:
+    source = sync.broadcast_variables(learner.inference_variables(), uri)
+    if source is not None:
         learner.take_inference_weights()
-    return place or ""
+    return source or ""
 
 
 def _require_same_classes(class_names: tuple[str, ...], folder: Path) -> None:
     before, names = all_normalized(read_description(folder)["class_names"]), all_normalized(class_names)
     if before != names:
-        differing = sorted(set(before) ^ set(names)) or ["another order"]
+        differing = sorted(set(before) ^ set(names)) or ["their order"]
         raise UsageError(
-            "A run can begin with the weights of a model of the same classes only; train.start_from: scratch "
-            "begins without.",
-            received=f"{', '.join(differing)[:200]} in one of the data and {folder}",
+            "train.start_from names a model of other classes than those of the data.",
+            "Use a model of the same classes, or set train.start_from to scratch.",
+            received=f"{', '.join(differing)[:200]} in only one of the data and {folder}",
         )
 
 
@@ -209,13 +211,13 @@ def _restore(model: keras.Model, folder: Path) -> None:
         tf.train.Checkpoint(model=model).read(path).assert_existing_objects_matched()
     except tf.errors.OpError as error:
         raise UsageError(
-            "The model whose weights the run is to begin with can't be read; `trainer verify` tells what is "
-            "wrong with that run.",
+            "The model of the run in train.start_from can't be read.",
+            "Run `trainer verify RUN` to list what is damaged.",
             received=f"{folder} ({error.message[:120]})",
         ) from None
     except (ValueError, AssertionError) as error:
         raise UsageError(
-            "A run can begin with the weights of the same network only: give model.family and its settings "
-            "as that run has them, or train.start_from: scratch.",
+            "train.start_from names a model of another network.",
+            "Use the model settings of that run, or set train.start_from to scratch.",
             received=f"{folder} ({str(error).splitlines()[0][:120]})",
         ) from None

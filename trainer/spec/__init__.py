@@ -5,12 +5,11 @@ spec, which describes the same run when loaded again. `spec_digest` identifies i
 keys in which two specs differ.
 """
 
-from trainer.spec.airbench import AirbenchSpec
 from trainer.spec.augment import AugmentSpec, CropSpec
 from trainer.spec.load import (
     dump_shown_spec,
     dump_spec,
-    given_settings,
+    explicit_settings,
     has_secret,
     load_spec,
     parse_spec,
@@ -20,7 +19,7 @@ from trainer.spec.load import (
     spec_digest,
     with_choices,
 )
-from trainer.spec.networks import PlainSpec, ResidualSpec
+from trainer.spec.networks import AirbenchSpec, PlainSpec, ResidualSpec
 from trainer.spec.optimizer import USUAL_RATES, OptimizerSpec
 from trainer.spec.pixels import PIXEL_SETTINGS, PixelFormat, format_size, sides_of
 from trainer.spec.pretrained import PretrainedSpec
@@ -54,8 +53,8 @@ __all__ = [
     "TrainSpec",
     "dump_shown_spec",
     "dump_spec",
+    "explicit_settings",
     "format_size",
-    "given_settings",
     "has_secret",
     "load_spec",
     "parse_spec",

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from trainer.spec.checked import Checked, Fraction, Positive, cross_check
+from trainer.spec.checked import Checked, Fraction, Positive, SettingError, cross_check
 
 
 class CropSpec(Checked):
@@ -30,7 +30,11 @@ class CropSpec(Checked):
     @cross_check
     def _ordered(self) -> CropSpec:
         if self.scale[0] > self.scale[1] or self.scale[1] == 0 or self.ratio[0] > self.ratio[1]:
-            raise ValueError("scale and ratio are [smallest, largest], and the largest scale is above 0")
+            raise SettingError(
+                "augment.crop.scale and augment.crop.ratio must be [smallest, largest].",
+                "Put the smaller number first; the largest scale must be above 0.",
+                f"scale {list(self.scale)}, ratio {list(self.ratio)}",
+            )
         return self
 
 
@@ -70,13 +74,19 @@ class AugmentSpec(Checked):
     @cross_check
     def _one_position(self) -> AugmentSpec:
         if self.translate_pixels and self.crop is not None:
-            raise ValueError("a crop already moves the image: leave translate_pixels at 0 or crop out")
+            raise SettingError(
+                "augment.translate_pixels can't be combined with augment.crop, which already shifts images.",
+                "Set augment.translate_pixels to 0, or augment.crop to null.",
+                f"translate_pixels {self.translate_pixels}",
+            )
         return self
 
     @cross_check
     def _one_mixture(self) -> AugmentSpec:
         if self.mixup + self.cutmix > 1.0:
-            raise ValueError(
-                "an image is mixed in one way at most: mixup and cutmix together can't be above 1"
+            raise SettingError(
+                "The sum of augment.mixup and augment.cutmix must be at most 1.",
+                "Reduce one of them.",
+                f"mixup {self.mixup:g}, cutmix {self.cutmix:g}",
             )
         return self

@@ -21,6 +21,17 @@ class Checked(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+class SettingError(ValueError):
+    """Settings that are valid one by one, but not together; a validator raises it.
+
+    `problem`, `remedy` and `received` are those of the resulting UsageError.
+    """
+
+    def __init__(self, problem: str, remedy: str, received: object) -> None:
+        super().__init__(problem, remedy, received)
+        self.problem, self.remedy, self.received = problem, remedy, received
+
+
 _Model = TypeVar("_Model", bound=Checked)
 OPEN = {"is_open": True}
 """Validation context while settings are still to be chosen: checks across settings are skipped."""

@@ -51,7 +51,7 @@ class Facts:
     """Whether images are multi-label. Rare labels are then not weighted: a threshold per label works better
     and keeps the probabilities calibrated.
     """
-    given: Mapping[str, Any] = field(default_factory=dict)
+    user_settings: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the user, by dotted key."""
 
 
@@ -79,64 +79,67 @@ def choose(goal: Goal, facts: Facts) -> Choice:
         settings, reasons = _finetuned(goal, facts)
     else:
         settings, reasons = _probed(facts, is_small)
-    weighted = _weighted(facts)
-    if weighted:
+    is_weighted = _is_weighted(facts)
+    if is_weighted:
         settings.setdefault("train", {})["class_weights"] = "balanced"
-    _drop_conflicts(settings, facts.given)
+    _drop_conflicts(settings, facts.user_settings)
     size = f"about {facts.side} px" if facts.side is not None else "of unknown size"
-    found = f"{facts.images:,} images in {len(facts.classes)} classes, {size}"
-    found += f", and {facts.held_out:,} held out" if facts.held_out else ""
-    return Choice(settings, (("data", found), *reasons, ("classes", _of_classes(facts, weighted))))
+    data = f"{facts.images:,} images in {len(facts.classes)} classes, {size}"
+    data += f", {facts.held_out:,} more held out" if facts.held_out else ""
+    return Choice(settings, (("data", data), *reasons, ("classes", _classes_text(facts, is_weighted))))
 
 
 def _probed(facts: Facts, is_small: bool) -> tuple[dict[str, Any], tuple[tuple[str, str], ...]]:
-    epochs = facts.given.get("train.epochs")
+    epochs = facts.user_settings.get("train.epochs")
     is_fitted = facts.images * len(facts.classes) <= MOST_FITTED and (epochs or 1) == 1
     train: dict[str, Any] = {"epochs": 1, "finetune": {"probe": "logistic", "frozen_epochs": 1}}
-    how = "logistic regression on its features, its penalty chosen by cross-validation on training images"
+    method = "logistic regression on its features; cross-validation on training images chooses the penalty"
     if not is_fitted:
         epochs = epochs or _STEP_EPOCHS
         train = {"epochs": epochs, "finetune": {"probe": "steps", "frozen_epochs": epochs}}
-        how = f"{epochs} epochs of the head {_of_features(facts)}"
-    if any(key.startswith("train.finetune.") for key in facts.given):
-        how = "as train.finetune says"
+        method = f"{epochs} epochs of the head {_features_text(facts)}"
+    if any(key.startswith("train.finetune.") for key in facts.user_settings):
+        method = "according to train.finetune"
     why = (
-        "the images are small, and fine-tuning would be more accurate"
+        "fine-tuning would be more accurate on small images, but slower"
         if is_small
         else "its features suit images of this size"
     )
     return _pretrained(facts, train, _photo_data()), (
         ("model", f"{facts.backbone} with pretrained weights, frozen, at {_size(facts, _PHOTO_SIZE)}: {why}"),
-        ("training", how),
+        ("training", method),
     )
 
 
-def _of_features(facts: Facts) -> str:
-    mib, most = facts.images * _WIDTH * 4 >> 20, facts.given.get("data.cache_mib", DataSpec().cache_mib)
-    if mib <= most:
+def _features_text(facts: Facts) -> str:
+    mib, limit_mib = (
+        facts.images * _WIDTH * 4 >> 20,
+        facts.user_settings.get("data.cache_mib", DataSpec().cache_mib),
+    )
+    if mib <= limit_mib:
         return "on cached features"
-    return f"on features that are computed in each epoch; to cache them data.cache_mib has to be {mib:,}"
+    return f"on features computed in each epoch; to cache them, set data.cache_mib to {mib}"
 
 
 def _size(facts: Facts, chosen: int) -> str:
-    return format_size(facts.given.get("data.image_size", chosen))
+    return format_size(facts.user_settings.get("data.image_size", chosen))
 
 
-def _drop_conflicts(settings: dict[str, Any], given: Mapping[str, Any]) -> None:
+def _drop_conflicts(settings: dict[str, Any], user_settings: Mapping[str, Any]) -> None:
     """Remove from `settings` what is incompatible with the settings of the user."""
-    if given.get("data.resize", "crop") != "crop":
+    if user_settings.get("data.resize", "crop") != "crop":
         settings["data"].pop("crop_fraction", None)
-    if given.get("augment.translate_pixels"):
+    if user_settings.get("augment.translate_pixels"):
         settings.get("augment", {}).pop("crop", None)
     optimizer = settings.get("optimizer", {})
-    if given.get("optimizer.name", optimizer.get("name")) != optimizer.get("name"):
+    if user_settings.get("optimizer.name", optimizer.get("name")) != optimizer.get("name"):
         settings.pop("optimizer", None)  # the learning rate was chosen for the other optimizer
 
 
 def _finetuned(goal: Goal, facts: Facts) -> tuple[dict[str, Any], tuple[tuple[str, str], ...]]:
     images = _FINETUNE_IMAGES * (3 if goal == "best" else 1)
     epochs = max(_FEWEST_EPOCHS, min(_MOST_EPOCHS, round(images / facts.images)))
-    epochs = facts.given.get("train.epochs", 1 + epochs)
+    epochs = facts.user_settings.get("train.epochs", 1 + epochs)
     train = {
         "epochs": epochs,
         "validate_every_epochs": max(1, round(facts.held_out / facts.images)),
@@ -158,9 +161,9 @@ def _finetuned(goal: Goal, facts: Facts) -> tuple[dict[str, Any], tuple[tuple[st
         ("model", f"{facts.backbone} with pretrained weights, fine-tuned at {_size(facts, _SMALL_SIZE)}"),
         (
             "training",
-            f"{epochs - 1} epochs of all weights: frozen features are weak for such small images",
+            f"{epochs - 1} epochs of all weights: frozen features work poorly on such small images",
         ),
-        ("augmentation", "mirrored at random"),
+        ("augmentation", "random mirroring"),
     )
 
 
@@ -168,7 +171,7 @@ def _from_scratch(
     goal: Goal, facts: Facts, is_small: bool
 ) -> tuple[dict[str, Any], tuple[tuple[str, str], ...]]:
     size = 32 if is_small and (facts.side or 0) <= 40 else 64 if is_small else 128
-    epochs = facts.given.get("train.epochs", {"fast": 15, "auto": 40, "best": 100}[goal])
+    epochs = facts.user_settings.get("train.epochs", {"fast": 15, "auto": 40, "best": 100}[goal])
     augment: dict[str, Any] = {"flip": "horizontal", "crop": {"scale": [0.5, 1.0]}}
     settings = {
         "model": {"family": "residual", **({"stem_stride": 1} if is_small else {})},
@@ -180,7 +183,7 @@ def _from_scratch(
     return settings, (
         ("model", f"a residual network from scratch at {_size(facts, size)}: {facts.why_none}"),
         ("training", f"{epochs} epochs"),
-        ("augmentation", "mirrored and cropped at random"),
+        ("augmentation", "random mirroring and crops"),
     )
 
 
@@ -197,17 +200,17 @@ def _photo_data() -> dict[str, Any]:
     }
 
 
-def _weighted(facts: Facts) -> bool:
+def _is_weighted(facts: Facts) -> bool:
     counts = [count for count in facts.classes.values() if count]
     is_unequal = bool(counts) and max(counts) > _UNEQUAL * min(counts)
     return is_unequal and not facts.has_several_labels
 
 
-def _of_classes(facts: Facts, weighted: bool) -> str:
+def _classes_text(facts: Facts, is_weighted: bool) -> str:
     counts = sorted(facts.classes.items(), key=lambda pair: pair[1])
     if facts.has_several_labels:
-        return "any number an image, not weighted: each label gets a threshold of its own"
-    if not weighted:
-        return "about equal in size, so they are not weighted"
+        return "several labels per image, not weighted; each label has its own threshold"
+    if not is_weighted:
+        return "similar in size, not weighted"
     (small, fewest), (large, most) = counts[0], counts[-1]
-    return f"weighted, as {large} has {most:,} images and {small} {fewest:,}"
+    return f"weighted: {large} has {most:,} images, {small} only {fewest:,}"

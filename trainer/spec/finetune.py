@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from trainer.spec.checked import Checked, Count, cross_check
+from trainer.spec.checked import Checked, Count, SettingError, cross_check
 
 
 class FinetuneSpec(Checked):
@@ -34,9 +34,10 @@ class FinetuneSpec(Checked):
     @cross_check
     def _one_fit(self) -> FinetuneSpec:
         if self.probe == "logistic" and self.frozen_epochs > 1:
-            raise ValueError(
-                "logistic regression is one epoch: set frozen_epochs to 1, or probe to steps. "
-                f"Received: frozen_epochs {self.frozen_epochs}"
+            raise SettingError(
+                "train.finetune.probe logistic trains the head in a single epoch.",
+                "Set train.finetune.frozen_epochs to 1, or train.finetune.probe to steps.",
+                f"frozen_epochs {self.frozen_epochs}",
             )
         return self
 

@@ -11,15 +11,15 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from pydantic import ValidationError
 
 from trainer import recipes
 from trainer.errors import UsageError
 from trainer.sanitize import bare_address, is_address, shown_values
-from trainer.spec.addresses import unsigned
 from trainer.spec.checked import OPEN
-from trainer.spec.problems import describe_problems, is_section, require_known_key
+from trainer.spec.problems import invalid_spec, is_section, require_known_key
 from trainer.spec.schema import RunSpec
 from trainer.spec.text import dump_mapping, parse_mapping, parse_value, shown_repr
 
@@ -42,6 +42,15 @@ _UNHASHED: dict[str, Any] = {
     },
 }
 
+_SIGNED = ("x-amz-", "x-goog-", "x-oss-", "x-ms-")
+"""Prefixes of the query parameters of signed URLs of Amazon, Google, Alibaba and Azure."""
+_PARAMETERS = {
+    "signature", "sig", "hmac", "token", "access_token", "expires", "expiry", "policy", "key-pair-id",
+    "awsaccesskeyid", "googleaccessid", "ossaccesskeyid",
+    "sv", "ss", "srt", "sr", "sp", "spr", "sip", "st", "se", "skoid", "sktid", "skt", "ske", "sks", "skv",
+}  # fmt: skip
+"""Query parameters of other signatures; the last ones belong to Azure's shared access signatures."""
+
 
 def load_spec(
     path: Path | None = None,
@@ -58,7 +67,7 @@ def load_spec(
     """
     file_values = parse_mapping(_read(path), str(path)) if path else {}
     if text is not None:
-        file_values = parse_mapping(text, "the spec that was sent along")
+        file_values = parse_mapping(text, "the submitted spec")
     # Sections of the file must be valid even if options replace them.
     sections = {key: value for key, value in file_values.items() if is_section(key)}
     if any(not isinstance(value, dict) for value in sections.values()):
@@ -68,15 +77,15 @@ def load_spec(
     if name is not None:
         values = {**parse_mapping(recipes.read_recipe(str(name)), f"recipe {name}"), "recipe": name}
     # The requested recipe is recorded, even if the file names another one.
-    values = _laid_over(values, {**file_values, **({"recipe": name} if name else {})})
+    values = _overlay(values, {**file_values, **({"recipe": name} if name else {})})
     for key, value in (overrides or {}).items():
         if value is not None:
-            values = _laid_over(values, _with_setting({}, key, value))
+            values = _overlay(values, _with_setting({}, key, value))
     # Settings are merged first, so that their order does not matter, for example for the model family.
-    together: dict[str, Any] = {}
+    merged_settings: dict[str, Any] = {}
     for text in settings:
-        together = _with_setting(together, *_split_setting(text))
-    return _validated(_laid_over(values, together))
+        merged_settings = _with_setting(merged_settings, *_split_setting(text))
+    return _validated(_overlay(values, merged_settings))
 
 
 def read_spec(path: Path) -> RunSpec:
@@ -95,10 +104,10 @@ def with_choices(spec: RunSpec, settings: Mapping[str, Any]) -> RunSpec:
     settings: nested, as in a spec. Raises UsageError if they are incompatible with what was set.
     """
     values = spec.model_dump(mode="json", exclude_unset=True)
-    return _validated({**_laid_over(dict(settings), values), "choose": "none"})
+    return _validated({**_overlay(dict(settings), values), "choose": "none"})
 
 
-def given_settings(spec: RunSpec) -> dict[str, Any]:
+def explicit_settings(spec: RunSpec) -> dict[str, Any]:
     """Return the explicitly set settings of `spec`, by dotted key."""
     return flat(spec.model_dump(mode="json", exclude_unset=True))
 
@@ -150,16 +159,20 @@ def setting_digests(spec: RunSpec) -> dict[str, str]:
 def spec_changes(old: RunSpec, new: RunSpec) -> list[str]:
     """Return the dotted keys with different values that affect the result, as `key: old -> new`.
 
-    Addresses are compared without signatures only; queries count, because the contents are not known yet.
+    URLs are compared without their signatures only; queries count, because the contents are not known yet.
     """
     before, after = (flat(spec.model_dump(mode="json", exclude=_UNHASHED)) for spec in (old, new))
     pairs = {key: (before.get(key, "unset"), after.get(key, "unset")) for key in [*before, *after]}
-    return [_change(key, *pair) for key, pair in pairs.items() if unsigned(pair[0]) != unsigned(pair[1])]
+    return [
+        _change(key, *pair)
+        for key, pair in pairs.items()
+        if _without_signature(pair[0]) != _without_signature(pair[1])
+    ]
 
 
 def _change(key: str, old: Any, new: Any) -> str:
     before, after = shown_values(old), shown_values(new)
-    return f"{key}: {before} -> {'another query of the same' if before == after else after}"
+    return f"{key}: {before} -> {'the same URL with another query' if before == after else after}"
 
 
 def _read(path: Path) -> str:
@@ -167,14 +180,18 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise UsageError(f"The spec can't be read: {reason}.", received=path) from None
+        raise UsageError(
+            f"The spec can't be read: {reason}.", "Check the path and the file.", received=path
+        ) from None
 
 
 def _split_setting(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip() or is_address(text):
         raise UsageError(
-            "A setting is written key.path=value, for example train.epochs=3.", received=shown_repr(text)
+            "A setting must have the form key.path=value.",
+            "Write it as in train.epochs=3.",
+            received=shown_repr(text),
         )
     # An address is text, even if it contains characters that are special in YAML, such as ' #'.
     return key.strip(), value if is_address(value) else parse_value(value)
@@ -183,7 +200,9 @@ def _split_setting(text: str) -> tuple[str, Any]:
 def _with_setting(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
     if key == "recipe":
         raise UsageError(
-            "A recipe is chosen by --recipe or in the spec's file.", received=f"recipe={shown_repr(value)}"
+            "A recipe can't be chosen by a setting.",
+            "Use --recipe NAME, or `recipe: NAME` in the spec file.",
+            received=f"recipe={shown_repr(value)}",
         )
     require_known_key(key, value)
     for part in reversed(key.split(".")):
@@ -191,7 +210,7 @@ def _with_setting(values: dict[str, Any], key: str, value: Any) -> dict[str, Any
     return _merged(values, value)
 
 
-def _laid_over(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def _overlay(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Merge `over` into `base`; a new data.source drops the checksum of the old one."""
     data, new = base.get("data"), over.get("data")
     if (
@@ -208,14 +227,14 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
-        if isinstance(old, dict) and isinstance(value, dict) and not _another_family(old, value):
+        if isinstance(old, dict) and isinstance(value, dict) and not _has_other_family(old, value):
             merged[key] = _merged(old, value)
         else:
             merged[key] = value
     return merged
 
 
-def _another_family(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+def _has_other_family(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     # Settings of one model family are not valid for another, so they are replaced, not merged.
     return bool(new.get("family", old.get("family")) != old.get("family", new.get("family")))
 
@@ -225,12 +244,35 @@ def _validated(values: dict[str, Any]) -> RunSpec:
         is_open = values.get("choose", "none") != "none"
         return RunSpec.model_validate(values, context=OPEN if is_open else None)
     except ValidationError as error:
-        raise UsageError(describe_problems(error)) from None
+        raise invalid_spec(error) from None
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return all settings of a spec by their dotted keys."""
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for key, value in values.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
+        settings |= (
+            flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        )
+    return settings
+
+
+def _without_signature(value: Any) -> Any:
+    """Return a web address without user, password, fragment and signature parameters.
+
+    Other values, and addresses that can't be parsed, are returned unchanged.
+    """
+    if not isinstance(value, str) or not value.lower().startswith(("http://", "https://")):
+        return value
+    try:
+        parts = urlsplit(value)
+        pairs = parse_qsl(parts.query, keep_blank_values=True)
+    except ValueError:
+        return value
+    parameters = [(name, text) for name, text in pairs if not _is_of_signature(name.lower())]
+    host = parts.netloc.rpartition("@")[2]
+    return parts._replace(netloc=host, query=urlencode(parameters), fragment="").geturl()
+
+
+def _is_of_signature(name: str) -> bool:
+    return name in _PARAMETERS or name.startswith(_SIGNED)

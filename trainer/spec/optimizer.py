@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from trainer.spec.checked import Checked, Fraction, NonNegative, Positive, cross_check
+from trainer.spec.checked import Checked, Fraction, NonNegative, Positive, SettingError, cross_check
 
 
 class OptimizerSpec(Checked):
@@ -48,16 +48,28 @@ class OptimizerSpec(Checked):
 
     @cross_check
     def _used(self) -> OptimizerSpec:
-        if (self.momentum or self.nesterov) and self.name not in ("sgd", "rmsprop", "muon"):
-            raise ValueError(f"momentum and nesterov are of sgd, rmsprop and muon, not of {self.name}")
-        if self.nesterov and self.name == "rmsprop":
-            raise ValueError("nesterov is of sgd and muon, not of rmsprop")
-        if (self.rest_rate or self.rest != "adamw" or self.unit_kernels) and self.name != "muon":
-            raise ValueError(f"rest, rest_rate and unit_kernels are of muon, not of {self.name}")
-        if self.rest_momentum and self.rest != "sgd":
-            raise ValueError("rest_momentum is of muon with rest: sgd")
-        if self.final_fraction and self.schedule == "constant":
-            raise ValueError("final_fraction is where a linear or cosine schedule ends; constant has no end")
+        has_momentum, is_muon = self.name in ("sgd", "rmsprop", "muon"), self.name == "muon"
+        uses_rest = bool(self.rest_rate or self.rest != "adamw" or self.unit_kernels)
+        violations = {
+            "momentum and optimizer.nesterov require optimizer.name sgd, rmsprop or muon": (
+                (self.momentum or self.nesterov) and not has_momentum
+            ),
+            "nesterov requires optimizer.name sgd or muon": self.nesterov and self.name == "rmsprop",
+            "rest, optimizer.rest_rate and optimizer.unit_kernels require optimizer.name muon": (
+                uses_rest and not is_muon
+            ),
+            "rest_momentum requires optimizer.rest sgd": self.rest_momentum and self.rest != "sgd",
+            "final_fraction requires optimizer.schedule linear or cosine": (
+                self.final_fraction and self.schedule == "constant"
+            ),
+        }
+        for rule, is_violated in violations.items():
+            if is_violated:
+                raise SettingError(
+                    f"optimizer.{rule}.",
+                    "Remove the setting, or change the one that it requires.",
+                    f"name {self.name}, rest {self.rest}, schedule {self.schedule}",
+                )
         return self
 
 

@@ -46,7 +46,9 @@ def _checked_size(value: Any) -> int | tuple[int, int]:
     """Validate an image size; a square one becomes a single number. Raises ValueError."""
     sides = list(value) if isinstance(value, list | tuple) else [value, value]
     if len(sides) != 2 or not all(type(side) is int and _SMALLEST <= side <= _LARGEST for side in sides):
-        raise ValueError(f"must be one number or [height, width], each from {_SMALLEST} to {_LARGEST}")
+        raise ValueError(
+            f"Input should be one number or [height, width], each from {_SMALLEST} to {_LARGEST}"
+        )
     height, width = sides
     return height if height == width else (height, width)
 

@@ -1,19 +1,18 @@
-"""Validation messages for a spec.
-
-Formats pydantic's errors, one sentence per problem, with the key, the received value and the nearest existing
-key.
-"""
+"""Validation errors of a spec, with the key, the received value and the most similar existing key."""
 
 from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from trainer.errors import UsageError
 from trainer.sanitize import shown_address
+from trainer.spec.checked import SettingError
 from trainer.spec.schema import ModelSpec, RunSpec
 from trainer.spec.text import shown_repr
 
@@ -21,10 +20,27 @@ _SHOWN_PROBLEMS = 5
 _MANY_CHOICES = 9
 _PATTERNS = {
     "data.checksum": "md5: and 32 hex digits, or sha256: and 64",
-    "run_name": "letters, digits, '.', '_' and '-', 128 at most, a letter or digit first",
+    "run_name": "1 to 128 letters, digits, '.', '_' and '-', the first one a letter or digit",
 }
-_FAMILIES = tuple(each.model_fields["family"].default for each in get_args(get_args(ModelSpec)[0]))
-"""Names of the union branches of `model` in pydantic's error locations."""
+_SIMILAR, _SIMILAR_ELSEWHERE = 0.7, 0.8
+"""Minimum similarity (difflib ratio) of a suggested name, within the same section and outside it."""
+FAMILIES = tuple(spec.model_fields["family"].default for spec in get_args(get_args(ModelSpec)[0]))
+"""Names of the network families, which are the union branches of `model` in pydantic's error locations."""
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """One problem of a spec, with the fields of a UsageError."""
+
+    problem: str
+    remedy: str = ""
+    received: object = None
+    expected: str = ""
+    """Valid values as a noun phrase; empty unless the value of an existing setting is invalid."""
+
+    def as_error(self) -> UsageError:
+        """Return the problem as an exception."""
+        return UsageError(self.problem, self.remedy, self.received)
 
 
 def known_keys() -> list[str]:
@@ -32,92 +48,111 @@ def known_keys() -> list[str]:
     return _keys(RunSpec, "")
 
 
-def require_known_key(key: str, value: Any) -> None:
-    """Raise UsageError, with the nearest key, if no spec has the dotted `key`."""
-    keys = known_keys()
+def require_known_key(key: str, *values: Any) -> None:
+    """Raise UsageError, with the most similar key, if no spec has the dotted `key`.
+
+    `values` is the value that was set, if any.
+    """
     # Class names are arbitrary, so any key below class_weights is valid.
-    if key in keys or key.startswith("train.class_weights."):
-        return
-    raise UsageError(_unknown(key, value, keys))
+    if key not in known_keys() and not key.startswith("train.class_weights."):
+        raise _unknown(key, values[0] if values else key).as_error()
 
 
-def describe_problems(error: ValidationError) -> str:
-    """Return one sentence per problem that pydantic found, at most the first five."""
-    problems = error.errors(include_url=False)
+def invalid_spec(error: ValidationError) -> UsageError:
+    """Return the error for the problems that pydantic found: one line per problem, at most the first five."""
     # Each branch of a union reports an error: the deepest one is the most specific; errors of one key are
     # merged.
-    by_key: dict[str, str] = {}
-    for problem in problems:
-        key, text = _dotted(problem["loc"]), _describe(problem)
-        by_key[key] = _either(by_key[key], text) if key in by_key else text
-    lines = [line for key, line in by_key.items() if not any(each.startswith(f"{key}.") for each in by_key)]
-    more = len(lines) - _SHOWN_PROBLEMS
-    return "\n".join(lines[:_SHOWN_PROBLEMS] + ([f"... and {more} more"] if more > 0 else []))
+    by_key: dict[str, _Problem] = {}
+    for details in error.errors(include_url=False):
+        key, problem = _dotted(details["loc"]), _describe(details)
+        by_key[key] = _merge_branches(key, by_key[key], problem) if key in by_key else problem
+    problems = [
+        problem for key, problem in by_key.items() if not any(other.startswith(f"{key}.") for other in by_key)
+    ]
+    if len(problems) == 1:
+        return problems[0].as_error()
+    lines = [str(problem.as_error()) for problem in problems[:_SHOWN_PROBLEMS]]
+    more = len(problems) - len(lines)
+    return UsageError("\n".join([*lines, f"... and {more} more"] if more else lines))
 
 
 def is_section(key: str) -> bool:
     """Return whether the top-level `key` is a section with settings of its own."""
-    return any(each.startswith(f"{key}.") for each in known_keys())
+    return any(other.startswith(f"{key}.") for other in known_keys())
 
 
 def _keys(model: type[BaseModel], prefix: str) -> list[str]:
     keys: list[str] = []
     for name, field in model.model_fields.items():
         keys.append(prefix + name)
-        for inner in _models(field.annotation):
+        for inner in nested_specs(field.annotation):
             keys += _keys(inner, f"{prefix}{name}.")
     return list(dict.fromkeys(keys))
 
 
-def _models(annotation: Any) -> list[type[BaseModel]]:
+def nested_specs(annotation: Any) -> list[type[BaseModel]]:
+    """Return the spec classes in the annotation of a field."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [model for part in get_args(annotation) for model in _models(part)]
+    return [model for part in get_args(annotation) for model in nested_specs(part)]
 
 
-def _either(one: str, other: str) -> str:
-    """Merge two sentences about the same value into one that lists both valid inputs."""
-    begin, middle, end = one.partition(". Received: ")
-    _, should, rest = other.partition(": input should be ")
-    return f"{begin} or {rest}" if middle and should and rest.endswith(end) else other
+def _merge_branches(key: str, one: _Problem, other: _Problem) -> _Problem:
+    """Merge the problems of two branches of a union into one that lists the valid values of both."""
+    if not (one.expected and other.expected):
+        return other
+    return _invalid_value(key, f"{one.expected} or {other.expected}", one.received)
 
 
-def _describe(problem: Any) -> str:
-    key = shown_address(_dotted(problem["loc"]))
-    received = problem["input"]
-    name, colon, value = str(problem["loc"][-1] if problem["loc"] else "").partition(":")
-    if colon and received is None:
-        return shown_address(
-            f"In YAML a space follows the colon: {{{name}: {value}}}. Received: {{{name}:{value}}}"
+def _invalid_value(key: str, expected: str, received: object, remedy: str = "") -> _Problem:
+    return _Problem(f"{key} must be {expected}.", remedy, received, expected)
+
+
+def _describe(details: Any) -> _Problem:
+    key, value, kind = shown_address(_dotted(details["loc"])), details["input"], details["type"]
+    last = str(details["loc"][-1] if details["loc"] else "")
+    if value is None and ":" in last:
+        pair = shown_address(last.replace(":", ": ", 1))
+        return _Problem(
+            "YAML requires a space after a colon.", f"Write {{{pair}}}.", f"{{{pair.replace(': ', ':', 1)}}}"
         )
-    if problem["type"] == "extra_forbidden":
-        outer, _, inner = str(problem["loc"][-1]).partition(".")
-        if inner:
-            return (
-                f"In a file {key} is two lines, `{outer}:` and below it, indented, `{inner}: ...`. "
-                f"Received: {_brief(received)}"
-            )
-        return _unknown(key, received, known_keys())
-    if problem["type"] == "union_tag_invalid":
-        expected, received = problem["ctx"]["expected_tags"], problem["ctx"]["tag"]
-        return f"{key}.family must be one of {expected}. Received: {_brief(received)}"
-    if problem["type"] in ("model_type", "model_attributes_type"):
-        return f"{key} must hold settings, such as {_first_inside(key)}. Received: {_brief(received)}"
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "literal_error" and isinstance(received, str):
-        message += _hint_of_choice(problem["ctx"]["expected"], received)
-    if problem["type"] == "string_pattern_mismatch":
-        message = f"input should be {_PATTERNS.get(key, 'of another form')}"
-    if not key:
-        return message if "Received: " in message else f"{message}."
-    return f"{key}: {message[0].lower()}{message[1:]}. Received: {_brief(received)}"
+    if kind == "extra_forbidden" and "." in last:
+        outer, _, inner = last.partition(".")
+        remedy = f"Write two lines, `{outer}:` and below it, indented, `{inner}: ...`."
+        return _Problem(f"A key of a YAML file can't contain a dot, as {key} does.", remedy, _brief(value))
+    if kind == "extra_forbidden":
+        return _unknown(key, value)
+    if kind in ("model_type", "model_attributes_type"):
+        problem = f"{key} is a section with settings, not a setting."
+        return _Problem(problem, f"Set one of its settings, such as {_first_inside(key)}.", _brief(value))
+    cause = details.get("ctx", {}).get("error")
+    if isinstance(cause, SettingError):
+        return _Problem(cause.problem, cause.remedy, cause.received)
+    return _describe_value(key, value, details)
+
+
+def _describe_value(key: str, value: Any, details: Any) -> _Problem:
+    """Return the problem of an invalid value of an existing setting."""
+    kind, message = details["type"], str(details["msg"]).removeprefix("Value error, ")
+    if kind == "union_tag_invalid":
+        tags = details["ctx"]
+        return _invalid_value(f"{key}.family", f"one of {tags['expected_tags']}", _brief(tags["tag"]))
+    if kind == "string_pattern_mismatch":
+        return _invalid_value(key, _PATTERNS.get(key, "in another form"), _brief(value))
+    expected = message.removeprefix("Input should be ")
+    if expected == message:
+        return _Problem(f"{key}: {message[0].lower()}{message[1:]}.", "", _brief(value))
+    remedy = ""
+    if kind == "literal_error" and isinstance(value, str):
+        remedy = _hint_of_choice(expected, value)
+    return _invalid_value(key, expected, _brief(value), remedy)
 
 
 def _hint_of_choice(expected: str, received: str) -> str:
     """Suggest the nearest of many choices; empty if there are only a few or none is similar."""
     choices = re.findall(r"'([^']*)'", expected)
     nearest = difflib.get_close_matches(received, choices, n=1) if len(choices) >= _MANY_CHOICES else []
-    return f" (did you mean {nearest[0]}?)" if nearest else ""
+    return f"Did you mean {nearest[0]}?" if nearest else ""
 
 
 def _dotted(location: tuple[Any, ...]) -> str:
@@ -132,40 +167,67 @@ def _dotted(location: tuple[Any, ...]) -> str:
 
 def _is_branch(key: str, part: Any) -> bool:
     if key == "model":
-        return part in _FAMILIES
+        return part in FAMILIES
     return isinstance(part, str) and (
         "[" in part or part in ("int", "float", "bool", "str", "literal", "constrained-int")
     )
 
 
 def _first_inside(key: str) -> str:
-    return next((each for each in known_keys() if each.startswith(f"{key}.")), "train.epochs")
+    return next((other for other in known_keys() if other.startswith(f"{key}.")), "train.epochs")
 
 
-def _unknown(key: str, value: Any, keys: list[str]) -> str:
+def _unknown(key: str, value: Any) -> _Problem:
+    keys, received, shown = known_keys(), _brief(value), shown_address(key)
     if key in keys:
-        return f"{key} is a setting of another model.family than the one chosen. Received: {_brief(value)}"
-    nearest = _nearest(key, keys)
-    hint = f"Did you mean {nearest}?" if nearest else "`trainer recipes demo` shows settings that exist."
-    return f"{shown_address(key)} is not a setting. {hint} Received: {_brief(value)}"
+        families = [
+            family.model_fields["family"].default
+            for family in nested_specs(ModelSpec)
+            if key.removeprefix("model.") in family.model_fields
+        ]
+        return _Problem(
+            f"{key} is a setting of another model.family than the chosen one.",
+            f"Set model.family to {' or '.join(families)}, or remove {key}.",
+            received,
+        )
+    nearest = _find_similar(key, keys)
+    section = next((part for part in _parents(key) if is_section(part)), "")
+    command = f"trainer spec {section}".rstrip()
+    remedy = f"Did you mean {nearest}?" if nearest else f"Run `{command}` to list the settings."
+    return _Problem(f"{shown} is not a setting.", remedy, received)
 
 
-def _nearest(key: str, keys: list[str]) -> str:
+def _parents(key: str) -> Iterator[str]:
+    """Yield the keys above the dotted `key`, the nearest one first."""
+    while "." in key:
+        key = key.rpartition(".")[0]
+        yield key
+
+
+def _find_similar(key: str, keys: list[str]) -> str:
     """Return the most similar setting; empty if there is none."""
     section, _, last = key.rpartition(".")
-    names = {each: each.rpartition(".")[2] for each in keys}
-    inside = [each for each in keys if each.startswith(f"{section}.")]
-    nearest = [
-        *(each for each in keys if len(last) > 3 and names[each].startswith(last)),
+    inside = [other for other in keys if other.startswith(f"{section}.")]
+    ordered = [*inside, *(other for other in keys if other not in inside)]
+    names = {other: other.rpartition(".")[2] for other in ordered}
+    similar = [
+        *(other for other in ordered if names[other] == last),
+        *(other for other in ordered if len(last) > 3 and names[other].startswith(last)),
         # Initials match in any section: optimizer.lr means optimizer.learning_rate.
-        *(each for each in keys if len(last) > 1 and _initials(names[each]) == last),
-        *(each for each in inside if last in names[each].split("_")),
-        *difflib.get_close_matches(key, keys, n=1, cutoff=0.5),
-        *(each for each in keys if names[each] == last),
+        *(other for other in ordered if len(last) > 1 and _initials(names[other]) == last),
+        *(other for other in inside if last in names[other].split("_")),
+        *_similar_names(last, inside, names, _SIMILAR),
+        *_similar_names(last, ordered, names, _SIMILAR_ELSEWHERE),
     ]
-    if not nearest:
+    if not similar:
         return ""
-    return _first_inside(nearest[0]) if is_section(nearest[0]) else nearest[0]
+    return _first_inside(similar[0]) if is_section(similar[0]) else similar[0]
+
+
+def _similar_names(last: str, keys: list[str], names: dict[str, str], cutoff: float) -> list[str]:
+    """Return the keys whose last part is most similar to `last`."""
+    nearest = difflib.get_close_matches(last, [names[key] for key in keys], n=1, cutoff=cutoff)
+    return [key for key in keys if names[key] in nearest]
 
 
 def _initials(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Schema of a run: `RunSpec` and its data and training sections.
+"""Schema of a run: `RunSpec` and its data, training and publication sections.
 
 Validates plain mappings from YAML strictly: a string is not converted to a number, and an unknown key is an
 error. No file is read here.
@@ -10,15 +10,22 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from trainer.spec.airbench import AirbenchSpec
 from trainer.spec.augment import AugmentSpec
-from trainer.spec.checked import OPEN, Checked, Count, Fraction, NonNegative, Positive, cross_check
+from trainer.spec.checked import (
+    OPEN,
+    Checked,
+    Count,
+    Fraction,
+    NonNegative,
+    Positive,
+    SettingError,
+    cross_check,
+)
 from trainer.spec.finetune import FinetuneSpec
-from trainer.spec.networks import PlainSpec, ResidualSpec
+from trainer.spec.networks import AirbenchSpec, PlainSpec, ResidualSpec
 from trainer.spec.optimizer import OptimizerSpec
 from trainer.spec.pixels import ImageSize, PixelFormat, sides_of
 from trainer.spec.pretrained import LEAST_SIDE, NO_WEIGHTS, PretrainedSpec
-from trainer.spec.publish import PublishSpec
 
 RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 """Regular expression of a run name."""
@@ -82,7 +89,11 @@ class DataSpec(Checked):
     def _crops(cls, value: float, others: ValidationInfo) -> float:
         is_cut = value != 1.0 and others.data.get("resize") in ("stretch", "pad")
         if is_cut and others.context != OPEN:
-            raise ValueError("a part of an image is kept with data.resize crop only")
+            raise SettingError(
+                "data.crop_fraction requires data.resize crop.",
+                "Set data.resize to crop, or data.crop_fraction to 1.0.",
+                value,
+            )
         return value
 
     @property
@@ -173,7 +184,11 @@ class TrainSpec(Checked):
     @cross_check
     def _profile_ordered(self) -> TrainSpec:
         if self.profiled_steps is not None and self.profiled_steps[0] > self.profiled_steps[1]:
-            raise ValueError("profile is FIRST-LAST, as 10-20")
+            raise SettingError(
+                "train.profile must be FIRST-LAST with the smaller step first.",
+                "Write it as in 10-20.",
+                self.profile,
+            )
         return self
 
     @property
@@ -188,6 +203,26 @@ class TrainSpec(Checked):
     def keeps_best(self) -> bool:
         """Whether the weights of the best epoch, not of the last one, are evaluated and exported."""
         return self.keep == "best" or (self.keep == "auto" and self.early_stopping is not None)
+
+
+class PublishSpec(Checked):
+    """Release of a finished run as champion, and retention of older runs."""
+
+    skip_unchanged: bool = False
+    """Skip the run when neither its data nor its spec has changed since the newest finished run."""
+    release: bool = False
+    """Challenge the champion once the run is finished."""
+    test_data: str | None = Field(None, min_length=1)
+    """Images that decide a release; by default the held-out images of the run. If it is the source of the
+    run's own data, the test images in it decide, or else the validation images."""
+    min_gain: Fraction = 0.0
+    """Minimum gain in accuracy of a challenger, in addition to statistical significance."""
+    max_class_loss: Fraction = 0.05
+    """Maximum loss of recall of any class."""
+    keep_runs: Count | None = None
+    """Newest finished runs to keep, besides the champion and the previous champion; null keeps all."""
+    usd_per_hour: NonNegative | None = None
+    """Price of all machines per hour, for comparisons of runs; `trainer submit` sets the list price."""
 
 
 class RunSpec(Checked):
@@ -230,24 +265,35 @@ class RunSpec(Checked):
     @cross_check
     def _phases_fit(self) -> RunSpec:
         if self.train.finetune is not None and not isinstance(self.model, PretrainedSpec):
-            raise ValueError("train.finetune is of model.family pretrained")
+            raise SettingError(
+                "train.finetune requires model.family pretrained.",
+                "Set model.family to pretrained, or train.finetune to null.",
+                f"model.family {self.model.family}",
+            )
         if self.train.finetune is not None and self.finetune is None:
-            raise ValueError(
-                "train.finetune is for pretrained weights: with model.weights none set train.finetune to "
-                f"null, or give other weights. Received: model.weights {NO_WEIGHTS}"
+            raise SettingError(
+                "train.finetune requires pretrained weights.",
+                "Set train.finetune to null, or set model.weights.",
+                f"model.weights {NO_WEIGHTS}",
             )
         if (finetune := self.finetune) is None:
             return self
         if finetune.first_epochs > self.train.epochs:
-            raise ValueError("train.finetune has more frozen and last-stage epochs than train.epochs")
+            raise SettingError(
+                "train.finetune has more frozen and last-stage epochs than train.epochs.",
+                "Increase train.epochs, or reduce the epochs of train.finetune.",
+                f"{finetune.first_epochs} epochs of train.finetune, train.epochs {self.train.epochs}",
+            )
         return self
 
     @cross_check
     def _optimizer_fits(self) -> RunSpec:
         if self.optimizer.unit_kernels and isinstance(self.model, PretrainedSpec):
-            raise ValueError(
-                "optimizer.unit_kernels changes the norms of pretrained kernels, which their normalisation "
-                "does not follow; set it to false with model.family pretrained. Received: unit_kernels true"
+            raise SettingError(
+                "optimizer.unit_kernels can't be used with model.family pretrained: it changes the norms "
+                "of the pretrained kernels.",
+                "Set optimizer.unit_kernels to false.",
+                "unit_kernels true",
             )
         return self
 
@@ -256,43 +302,79 @@ class RunSpec(Checked):
         crop, size = self.augment.crop, min(sides_of(self.data.image_size))
         sides = {size} if crop is None else {size, crop.size or size, crop.first_size or crop.size or size}
         if crop is not None and (crop.first_size or 0) > (crop.size or size):
-            raise ValueError("augment.crop: crops grow: first_size can't be above size")
+            raise SettingError(
+                "augment.crop.first_size must not be larger than augment.crop.size, because crops grow.",
+                "Reduce first_size, or increase size.",
+                f"first_size {crop.first_size}, size {crop.size or size}",
+            )
         if isinstance(self.model, PlainSpec):
-            if len(sides) > 1:
-                raise ValueError("crops of another size than data.image_size need model.family residual")
-            if self.model.last_side(size) < 1:
-                raise ValueError("data.image_size is too small for so many layers in model.filters")
+            self._require_plain_sizes(self.model, sides, size)
         if isinstance(self.model, PretrainedSpec) and min(sides) < LEAST_SIDE:
-            raise ValueError(
-                f"model.family pretrained takes pictures of at least {LEAST_SIDE} pixels a side; set "
-                f"data.image_size, and augment.crop where it is used. Received: {min(sides)}"
+            raise SettingError(
+                f"model.family pretrained requires images of at least {LEAST_SIDE} pixels per side.",
+                "Increase data.image_size, and the sizes of augment.crop if it is used.",
+                min(sides),
             )
         if isinstance(self.model, AirbenchSpec) and min(sides) < self.model.least_side:
-            raise ValueError(
-                f"images and crops need {self.model.least_side} pixels for so many groups in model.filters"
+            raise SettingError(
+                f"{len(self.model.filters)} groups in model.filters require images and crops of at least "
+                f"{self.model.least_side} pixels per side.",
+                "Increase data.image_size and the sizes of augment.crop, or remove groups.",
+                min(sides),
             )
         return self
+
+    def _require_plain_sizes(self, model: PlainSpec, sides: set[int], size: int) -> None:
+        """Raise SettingError for images or crops that the plain network can't process."""
+        if len(sides) > 1:
+            raise SettingError(
+                "Crops of another size than data.image_size require a network that accepts any size.",
+                "Set model.family to residual, or remove the sizes of augment.crop.",
+                f"model.family plain, sides {sorted(sides)}",
+            )
+        if model.last_side(size) < 1:
+            raise SettingError(
+                f"data.image_size is too small for the {len(model.filters)} layers of model.filters.",
+                "Increase data.image_size, or remove layers.",
+                size,
+            )
 
     @cross_check
     def _labels_fit(self) -> RunSpec:
         stopping, is_multi = self.train.early_stopping, self.data.labels == "multi"
         if is_multi and isinstance(self.model, PlainSpec) and self.model.binary_unit:
-            raise ValueError("model.binary_unit is of data.labels single; multi has a unit a label")
+            raise SettingError(
+                "model.binary_unit requires data.labels single, because multi has one unit per label.",
+                "Set model.binary_unit to false.",
+                "data.labels multi",
+            )
         if not is_multi and stopping is not None and stopping.monitor == "mean_average_precision":
-            raise ValueError("train.early_stopping.monitor mean_average_precision needs data.labels multi")
+            raise SettingError(
+                "train.early_stopping.monitor mean_average_precision requires data.labels multi.",
+                "Set monitor to loss or accuracy.",
+                "data.labels single",
+            )
         return self
 
     @cross_check
-    def _xla_can_do_it(self) -> RunSpec:
+    def _xla_fits(self) -> RunSpec:
         if self.train.xla is True and self.augment.rotate_degrees:
-            raise ValueError("train.xla true has no kernel for augment.rotate_degrees; leave one of them out")
+            raise SettingError(
+                "augment.rotate_degrees can't be compiled with XLA.",
+                "Set train.xla to auto, or augment.rotate_degrees to 0.",
+                f"train.xla true, rotate_degrees {self.augment.rotate_degrees:g}",
+            )
         return self
 
     @field_validator("run_name")
     @classmethod
-    def _not_the_pointer(cls, value: str | None) -> str | None:
+    def _not_reserved(cls, value: str | None) -> str | None:
         if value in ("latest", "champion", "releases"):
-            raise ValueError("this is the name of a pointer, or of what is kept beside the runs")
+            raise SettingError(
+                f"run_name can't be {value}, the name of a pointer or folder in the output.",
+                "Choose another name.",
+                value,
+            )
         return value
 
     @field_validator("model", mode="before")

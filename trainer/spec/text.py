@@ -30,18 +30,16 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
     for key, _ in node.value:
         if key.tag == "tag:yaml.org,2002:merge":
             raise yaml.constructor.ConstructorError(
-                None, None, "<< is not read here, write the settings out", key.start_mark
+                None, None, "merge keys (<<) are not supported; write the settings out", key.start_mark
             )
     keys = [loader.construct_object(key) for key, _ in node.value]
     for key in keys:
         if not isinstance(key, str):
             raise yaml.constructor.ConstructorError(
-                None, None, f"key {key!r} is not text, put quotes around it", node.start_mark
+                None, None, f"key {key!r} is not a string; put quotes around it", node.start_mark
             )
         if keys.count(key) > 1:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"key {key!r} is given twice", node.start_mark
-            )
+            raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", node.start_mark)
     return {str(key): value for key, value in loader.construct_mapping(node, deep=True).items()}
 
 
@@ -81,7 +79,11 @@ def parse_value(text: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
     except _NOT_YAML as error:
-        raise UsageError(f"This value is not YAML: {_short(error)}.", received=shown_repr(text)) from None
+        raise UsageError(
+            f"The value is not valid YAML: {_short(error)}.",
+            "Put quotes around text with special characters.",
+            received=shown_repr(text),
+        ) from None
 
 
 def parse_mapping(text: str, where: str) -> dict[str, Any]:
@@ -92,13 +94,16 @@ def parse_mapping(text: str, where: str) -> dict[str, Any]:
     try:
         value = yaml.load(text, Loader=_Loader)
     except _NOT_YAML as error:
-        said = f"{where} is not valid YAML: {_short(error)}. Received: {_line(text, error)}"
-        raise UsageError(said) from None
+        raise UsageError(
+            f"{where} is not valid YAML: {_short(error)}.", "Correct this line.", received=_line(text, error)
+        ) from None
     if value is None:
         return {}
     if not isinstance(value, dict):
         raise UsageError(
-            f"{where} must hold settings, one `key: value` a line.", received=f"{type(value).__name__}"
+            f"{where} must be a YAML mapping of settings.",
+            "Write one `key: value` per line.",
+            received=type(value).__name__,
         )
     return value
 
@@ -110,9 +115,9 @@ def dump_mapping(value: Mapping[str, Any]) -> str:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
+        return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(each) for each in value]
+        return [_plain(item) for item in value]
     return value
 
 

@@ -28,9 +28,9 @@ _GRID = 1e-6
 _ON_GRID = 1e-9
 """Tolerance for a value relative to the grid, in steps; Optuna uses 1e-8."""
 _DIGITS = 4
-_INNER = 0.381966
+_GOLDEN = 0.381966
 _FIXED_KEYS = {
-    "seed": "choosing a seed chooses luck; `trainer repeat` measures what a seed changes",
+    "seed": "the best seed is best by chance; `trainer repeat` measures the effect of the seed",
     "recipe": "a study has one recipe",
     "output": "all trials are in the folder of the study",
     "run_name": "all trials are in the folder of the study",
@@ -80,7 +80,7 @@ class Parameter:
     def value_of(self, setting: Any) -> Value | None:
         """Return the value of this parameter that equals `setting` of a spec, or None."""
         if self.choices:
-            return next((each for each in self.choices if _same(parse_value(each), setting)), None)
+            return next((choice for choice in self.choices if _is_same(parse_value(choice), setting)), None)
         if isinstance(setting, bool) or not isinstance(setting, int | float):
             return None
         steps = (setting - self.low) / self.step if self.step else 0.0
@@ -98,16 +98,22 @@ class Parameter:
 def parse_parameters(texts: Sequence[str], base: RunSpec) -> list[Parameter]:
     """Parse `texts` into the parameters of a study with the spec `base`. Raises UsageError."""
     if not texts:
-        raise UsageError(f"Give at least one --parameter {_FORMS}.", received="none")
+        raise UsageError("A search needs at least one --parameter.", f"Write it as {_FORMS}.", "none")
     parameters = [_parse(text, base) for text in texts]
-    keys = [each.key for each in parameters]
-    if twice := next((key for key in keys if keys.count(key) > 1), None):
-        raise UsageError("Give each --parameter once.", received=f"{twice} {keys.count(twice)} times")
+    keys = [parameter.key for parameter in parameters]
+    if repeated := next((key for key in keys if keys.count(key) > 1), None):
+        raise UsageError(
+            "A --parameter is set more than once.",
+            "Set it once.",
+            received=f"{repeated} {keys.count(repeated)} times",
+        )
     for one, other in ((one, other) for one in keys for other in keys if other.startswith(f"{one}.")):
-        raise UsageError("One of these parameters is a part of the other.", received=f"{one} and {other}")
-    for each in parameters:
-        for value in each.extremes:
-            _require_possible(base, each, value, parameters)
+        raise UsageError(
+            "One parameter contains the other.", "Search only one of them.", f"{one} and {other}"
+        )
+    for parameter in parameters:
+        for value in parameter.extremes:
+            _require_possible(base, parameter, value, parameters)
     return parameters
 
 
@@ -119,12 +125,9 @@ def settings_of(settings: Mapping[str, Value]) -> list[str]:
 def base_settings(parameters: Sequence[Parameter], base: RunSpec) -> dict[str, Value] | None:
     """Return the values that the spec itself sets; None if one is not a value of its parameter."""
     values = flat(base.model_dump(mode="json"))
-    found = {each.key: each.value_of(values.get(each.key)) for each in parameters}
-    return (
-        {key: value for key, value in found.items() if value is not None}
-        if None not in found.values()
-        else None
-    )
+    settings = {parameter.key: parameter.value_of(values.get(parameter.key)) for parameter in parameters}
+    present = {key: value for key, value in settings.items() if value is not None}
+    return present if len(present) == len(settings) else None
 
 
 def with_settings(base: RunSpec, settings: Mapping[str, Value], **overrides: Any) -> RunSpec:
@@ -135,54 +138,61 @@ def with_settings(base: RunSpec, settings: Mapping[str, Value], **overrides: Any
 def _parse(text: str, base: RunSpec) -> Parameter:
     key, _, values = (part.strip() for part in text.partition("="))
     if not key or not values:
-        raise UsageError(f"A parameter is written {_FORMS}.", received=shown_repr(text))
+        raise UsageError("The parameter has no key or no values.", f"Write it as {_FORMS}.", shown_repr(text))
     require_known_key(key, values)
     if key in _FIXED_KEYS or key.startswith("publish."):
-        why = _FIXED_KEYS.get(key, "it does not change what is trained")
-        raise UsageError(f"{key} can't be searched: {why}.", received=shown_repr(text))
+        reason = _FIXED_KEYS.get(key, "it does not change what is trained")
+        raise UsageError(
+            f"{key} can't be searched: {reason}.", "Set it for the whole study with --set.", shown_repr(text)
+        )
     if (numbers := _RANGE.fullmatch(values)) is not None:
         return _range(key, values, numbers, base)
-    choices = tuple(each.strip() for each in values.split("|"))
+    choices = tuple(choice.strip() for choice in values.split("|"))
     if len(choices) < 2 or not all(choices) or len(set(choices)) < len(choices):
         raise UsageError(
-            f"A parameter is written {_FORMS}; choices are two or more, all different.",
+            "The parameter is neither a range nor at least two different choices.",
+            f"Write it as {_FORMS}.",
             received=shown_repr(text),
         )
-    for each in choices:
-        _refuse_file_of_weights(key, parse_value(each), text)
+    for choice in choices:
+        _require_no_weights_file(key, parse_value(choice), text)
     return Parameter(key, values, choices)
 
 
-def _refuse_file_of_weights(key: str, value: Any, text: str) -> None:
+def _require_no_weights_file(key: str, value: Any, text: str) -> None:
     """Raise UsageError for a choice that names a weights file, whose content would not be checked."""
     weights = value.get("weights") if key == "model" and isinstance(value, dict) else value
     if key not in ("model", "model.weights") or not isinstance(weights, str):
         return
     if weights not in (DEFAULT_WEIGHTS, NO_WEIGHTS):
         raise UsageError(
-            "A file of weights can't be searched; set it for the whole study with --set model.weights=, and "
-            "begin a study for each file.",
+            "A weights file can't be searched.",
+            "Set it for the whole study with --set model.weights=FILE, and run one study per file.",
             received=shown_repr(text),
         )
 
 
 def _range(key: str, text: str, numbers: re.Match[str], base: RunSpec) -> Parameter:
     low, high = (parse_value(_with_digits(numbers[number])) for number in (1, 2))
-    kind = numbers[3]
-    received = f"Received: {key}={text}"
+    suffix, received = numbers[3], f"{key}={text}"
     if not low < high < float("inf"):
-        raise UsageError(f"The range is empty: the first number must be below the second. {received}")
-    is_log = kind == "log"
+        raise UsageError("The range is empty.", "The first number must be smaller than the second.", received)
+    is_log = suffix == "log"
     if is_log and low <= 0:
-        raise UsageError(f"A logarithmic range must begin above 0. {received}")
+        raise UsageError(
+            "A logarithmic range must start above 0.", "Choose a positive lower bound.", received
+        )
     is_whole = isinstance(low, int) and isinstance(high, int) and not _takes_fractions(key, low, high, base)
     step = None
-    if kind is not None and not is_log:
-        step = float(kind) if re.fullmatch(_NUMBER, kind) else 0.0
+    if suffix is not None and not is_log:
+        step = float(suffix) if re.fullmatch(_NUMBER, suffix) else 0.0
         if not 0 < step <= high - low or (is_whole and step != int(step)):
             raise UsageError(
-                "After the range comes :log, or a step above 0 that fits into it"
-                f"{', a whole number here' if is_whole else ''}. {received}"
+                "The text after the range is neither log nor a valid step.",
+                "Write :log, or "
+                + ("a positive integer step" if is_whole else "a positive step")
+                + " that is not larger than the range.",
+                received,
             )
         # The last value on the grid, without rounding errors (3 x 0.1 is 0.3).
         high = _on_grid(low + int((high - low) / step + _GRID) * step, low, step)
@@ -203,9 +213,9 @@ def _with_digits(text: str) -> str:
 
 def _takes_fractions(key: str, low: int, high: int, base: RunSpec) -> bool:
     """Return whether the setting accepts non-integer numbers."""
-    inner = low + _INNER * (high - low)
+    inner = low + _GOLDEN * (high - low)
     try:
-        with_settings(base, {key: inner if inner % 1 else inner + _INNER})
+        with_settings(base, {key: inner if inner % 1 else inner + _GOLDEN})
     except UsageError:
         return False
     return True
@@ -217,16 +227,16 @@ def _require_possible(base: RunSpec, parameter: Parameter, value: Value, others:
         with_settings(base, {parameter.key: value})
         return
     except UsageError as error:
-        refused = error
+        first_error = error
     for other in others:
-        for beside in other.extremes if other is not parameter else ():
+        for other_value in other.extremes if other is not parameter else ():
             try:
-                with_settings(base, {parameter.key: value, other.key: beside})
+                with_settings(base, {parameter.key: value, other.key: other_value})
                 return
             except UsageError:
                 continue
-    raise refused
+    raise first_error
 
 
-def _same(choice: Any, setting: Any) -> bool:
+def _is_same(choice: Any, setting: Any) -> bool:
     return choice == setting and isinstance(choice, bool) == isinstance(setting, bool)

@@ -38,7 +38,8 @@ def require_optuna() -> None:
         import optuna
     except ModuleNotFoundError as error:
         raise UsageError(
-            "Searching needs Optuna; install it with pip install 'trainer[tune]'.",
+            "The search requires Optuna.",
+            "Install it with pip install 'trainer[tune]'.",
             received=f"no module {error.name}",
         ) from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -62,14 +63,16 @@ class Search:
         """
         tried = [dict(trial.settings) for trial in trials]
         size = 1.0
-        for each in self.parameters:
-            size *= each.size()
+        for parameter in self.parameters:
+            size *= parameter.size()
         for attempt in range(_ATTEMPTS if len(tried) < size else 0):
             study = self._study(number, attempt, trials)
-            asked = study.ask({each.key: _distribution(each) for each in self.parameters}).params
+            proposal = study.ask(self._distributions()).params
             settings = {
-                each.key: asked[each.key] if each.choices else each.number(asked[each.key])
-                for each in self.parameters
+                parameter.key: proposal[parameter.key]
+                if parameter.choices
+                else parameter.number(proposal[parameter.key])
+                for parameter in self.parameters
             }
             if settings not in tried:
                 return settings
@@ -77,9 +80,9 @@ class Search:
 
     def watch(self, trial: Trial, trials: Sequence[Trial]) -> Watch:
         """Return the pruner state of `trial`; `trials` are the others."""
-        study = self._study(trial.number, 0, [each for each in trials if each.number != trial.number])
+        study = self._study(trial.number, 0, [other for other in trials if other.number != trial.number])
         study.enqueue_trial(dict(trial.settings))
-        return Watch(study.ask({each.key: _distribution(each) for each in self.parameters}))
+        return Watch(study.ask(self._distributions()))
 
     def _study(self, number: int, attempt: int, trials: Sequence[Trial]) -> optuna.Study:
         import optuna
@@ -99,10 +102,13 @@ class Search:
             pruner=pruner if self.is_pruning else optuna.pruners.NopPruner(),
             direction=direction,
         )
-        distributions = {each.key: _distribution(each) for each in self.parameters}
+        distributions = self._distributions()
         for trial in trials:
             study.add_trial(_frozen(trial, distributions))
         return study
+
+    def _distributions(self) -> dict[str, Any]:
+        return {parameter.key: _distribution(parameter) for parameter in self.parameters}
 
 
 class Watch:

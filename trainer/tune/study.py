@@ -62,11 +62,11 @@ class Records:
         """Return the trial with this number, None if it has not begun. Raises UsageError if it is damaged."""
         if number in self._done:
             return self._done[number]
-        name = _name(number)
-        found = self.store.read(name)
-        if found is None:
+        name = _record_name(number)
+        content = self.store.read(name)
+        if content is None:
             return None
-        trial = _parsed(found.data, self.store.at(name))
+        trial = _parse_trial(content.data, self.store.at(name))
         if trial.is_done:
             self._done[number] = trial
         return trial
@@ -74,7 +74,7 @@ class Records:
     def write(self, trial: Trial) -> None:
         """Write the record of `trial`, replacing an earlier one."""
         self.store.write(
-            _name(trial.number), json.dumps({"format": _FORMAT, **asdict(trial)}, indent=2).encode()
+            _record_name(trial.number), json.dumps({"format": _FORMAT, **asdict(trial)}, indent=2).encode()
         )
 
     def all(self) -> list[Trial]:
@@ -87,34 +87,35 @@ class Records:
 
     def forget(self, trial: Trial, is_alone: bool) -> None:
         """Remove a trial that could not begin; also the study if it has no other trial and `is_alone`."""
-        self.store.remove(_name(trial.number))
+        self.store.remove(_record_name(trial.number))
         if is_alone and not self.all():
             for name in (BASE, STUDY):
                 self.store.remove(name)
 
 
-def open_study(store: Store, about: Mapping[str, Any], base: str) -> dict[str, Any]:
+def open_study(store: Store, description: Mapping[str, Any], base: str) -> dict[str, Any]:
     """Return the content of the `study.json` in `store`, and create the study if it is new.
 
-    `about`: the study as plain values; "start_from" may differ from the stored value. `base`: its spec as
-    YAML. Raises UsageError if the folder contains another study or other files.
+    `description`: the study as plain values; "start_from" may differ from the stored value. `base`: its spec
+    as YAML. Raises UsageError if the folder contains another study or other files.
     """
     if store.read(STUDY) is None:
         # Another machine may be creating the study concurrently; study.json is always its first file.
         if store.entries() and store.read(STUDY) is None:
             raise UsageError(
-                "The folder of the study holds something else; choose another --run-name or --output.",
+                "The folder of the study contains other files.",
+                "Choose another --run-name or --output.",
                 received=store.uri,
             )
-        store.create(STUDY, json.dumps({"format": _FORMAT, **about}, indent=2).encode())
+        store.create(STUDY, json.dumps({"format": _FORMAT, **description}, indent=2).encode())
         store.create(BASE, base.encode())
-    found = store.read(STUDY)
-    known = _mapping(found.data if found else b"", store.at(STUDY))
-    changed = [key for key, value in about.items() if key != "start_from" and known.get(key) != value]
+    content = store.read(STUDY)
+    known = _parse_mapping(content.data if content else b"", store.at(STUDY))
+    changed = [key for key, value in description.items() if key != "start_from" and known.get(key) != value]
     if changed:
         raise UsageError(
-            f"The output holds a study with another {' and '.join(changed)}. Choose another --run-name, "
-            f"or repeat the command that began it.",
+            f"The folder contains a study with another {' and '.join(changed)}.",
+            "Choose another --run-name, or repeat the original command.",
             received=store.uri,
         )
     return known
@@ -126,33 +127,36 @@ def count_trials(store: Store) -> str:
         return ""
     trials = Records(store).all()
     done = sum(trial.is_done for trial in trials)
-    return f"{done} trials are finished, {len(trials) - done} unfinished"
+    return f"{done} trials finished, {len(trials) - done} unfinished"
 
 
-def _name(number: int) -> str:
+def _record_name(number: int) -> str:
     return f"{_RECORDS}{number:03d}.json"
 
 
-def _mapping(data: bytes, where: str) -> dict[str, Any]:
+def _parse_mapping(data: bytes, where: str) -> dict[str, Any]:
     try:
         values = json.loads(data)
         if values["format"] != _FORMAT:
             raise ValueError
     except (ValueError, KeyError, TypeError, RecursionError):
         raise UsageError(
-            "A file of the study is damaged or of another version; choose another --run-name.", received=where
+            "A file of the study is damaged or of another version.",
+            "Choose another --run-name.",
+            received=where,
         ) from None
     return dict(values)
 
 
-def _parsed(data: bytes, where: str) -> Trial:
-    values = _mapping(data, where)
+def _parse_trial(data: bytes, where: str) -> Trial:
+    values = _parse_mapping(data, where)
     del values["format"]
     try:
         values["values"] = {int(epoch): float(value) for epoch, value in values["values"].items()}
         return Trial(**values)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UsageError(
-            "The record of a trial is damaged or of another version; choose another --run-name.",
+            "The record of a trial is damaged or of another version.",
+            "Choose another --run-name.",
             received=where,
         ) from None

@@ -15,13 +15,15 @@ from trainer.tune.search import Search, best_trial, ranking
 from trainer.tune.study import Trial
 
 _WIDTH = 79
-_CAVEAT = (
-    "No test images were read. The best of several trials looks better on the images that it was chosen on "
-    "than it is: measure the final model on other images."
+_NOTE = (
+    "No test images were read. The metric of the best trial is optimistic, because the same images selected "
+    "it: evaluate the final model on other images."
 )
 
 
-def as_values(search: Search, metric: str, uri: str, wanted: int, trials: Sequence[Trial]) -> dict[str, Any]:
+def as_values(
+    search: Search, metric: str, uri: str, trial_count: int, trials: Sequence[Trial]
+) -> dict[str, Any]:
     """Return the summary as plain values.
 
     {"study", "trainer_version", "metric", "direction", "seed", "trials_wanted", "parameters": {key: text},
@@ -35,8 +37,8 @@ def as_values(search: Search, metric: str, uri: str, wanted: int, trials: Sequen
         "metric": f"validation {metric}",
         "direction": "maximize" if search.is_maximized else "minimize",
         "seed": search.seed,
-        "trials_wanted": wanted,
-        "parameters": {each.key: each.text for each in search.parameters},
+        "trials_wanted": trial_count,
+        "parameters": {parameter.key: parameter.text for parameter in search.parameters},
         "trials": [
             {
                 "name": trial.run_name,
@@ -50,7 +52,7 @@ def as_values(search: Search, metric: str, uri: str, wanted: int, trials: Sequen
             for trial in ranking(trials, search.is_maximized)
         ],
         "best": best.run_name if best else None,
-        "note": _CAVEAT,
+        "note": _NOTE,
     }
 
 
@@ -59,13 +61,13 @@ def lines_of(summary: Mapping[str, Any]) -> list[str]:
     trials = summary["trials"]
     done = sum(trial["state"] != "running" for trial in trials)
     images = f" of {summary['held_out_images']:,} held-out images" if "held_out_images" in summary else ""
-    lines = [f"{done} of {summary['trials_wanted']} trials are finished; {summary['metric']}{images}", ""]
+    lines = [f"{done} of {summary['trials_wanted']} trials finished; {summary['metric']}{images}", ""]
     lines += _table([_row(trial) for trial in trials])
     if summary["best"] is None:
         return lines
     lines += ["", *textwrap.wrap(summary["note"], _WIDTH)]
     if summary["comparison"]:
-        text = f"The best trial and {_first(trials)}: {summary['comparison']}"
+        text = f"The best trial compared with {_first(trials)}: {summary['comparison']}"
         lines += ["", *textwrap.wrap(text, _WIDTH, break_on_hyphens=False)]
     return [*lines, "", f"best       {summary['best']}", f"try        {summary['command']}"]
 

@@ -11,20 +11,20 @@ from trainer.runs.marker import HELD_OUT
 from trainer.storage.store import Store, read_object
 
 
-def own_answers(run: Store) -> tuple[AnyPredictions, int] | None:
+def read_stored_predictions(run: Store) -> tuple[AnyPredictions, int] | None:
     """Return the stored held-out predictions and the number of exact copies of training images left out.
 
     None if the run has no stored predictions. The predictions may be empty.
     """
-    found = run.read("predictions.csv")
-    if found is None:
+    content = run.read("predictions.csv")
+    if content is None:
         return None
-    answers = parse_predictions(found.data.decode("utf-8", "replace"), run.at("predictions.csv"))
-    by_split = {each.split: each for each in answers}
+    predictions = parse_predictions(content.data.decode("utf-8", "replace"), run.at("predictions.csv"))
+    by_split = {part.split: part for part in predictions}
     held_out = next((by_split[split] for split in HELD_OUT if split in by_split), None)
     if held_out is None:
         return None
     dataset = read_object(run, "dataset.json")
     copies = {storable(name) for name in copied_names(dataset, held_out.split)}
-    kept = np.flatnonzero([name not in copies for name in held_out.names])
-    return held_out.select(kept), len(held_out.names) - len(kept)
+    originals = np.flatnonzero([name not in copies for name in held_out.names])
+    return held_out.select(originals), len(held_out.names) - len(originals)
