@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 from helpers.copied_project import copied_project
+from trainer.launch.weights import FOLDER, stage_weights
 
 from trainer.data import published
 from trainer.data.progress import SilentProgress
 from trainer.data.published import Published
 from trainer.errors import DataError, UsageError
 from trainer.launch.image import find_source
-from trainer.launch.weights import FOLDER, stage_weights
 
 
 def test_weights_are_put_where_the_image_is_built_from_and_others_are_taken_away(

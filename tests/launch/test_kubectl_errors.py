@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from trainer.launch.kubectl_errors import KubectlError, parse_failure
 
 from trainer.errors import TemporaryError
-from trainer.launch.kubectl_errors import KubectlError, parse_failure
 
 LOG = (
     "E1130 08:40:55.876437    6948 memcache.go:265] couldn't get current server API group list: "

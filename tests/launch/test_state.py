@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 from helpers.kube_pods import BEGAN, ended, pod, waiting
+from trainer.launch.jobset import jobset_state
 
 from trainer.launch.accelerators import find_accelerator
-from trainer.launch.jobset import jobset_state
 from trainer.launch.kubernetes import KubernetesCluster, objects_of
 from trainer.launch.plan import JobPlan
 from trainer.launch.state import State, state_of
