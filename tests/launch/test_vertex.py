@@ -62,7 +62,7 @@ def cloud() -> Iterator[Cloud]:
         yield Cloud(vertex)
 
 
-def test_the_job_is_what_the_dry_run_said(cloud: Cloud) -> None:
+def test_submit_creates_job_of_dry_run(cloud: Cloud) -> None:
     dry = cloud.said(*SUBMIT, "--workers", "3", "--spot", "--dry-run")
     assert not cloud.vertex.requests
     said = cloud.trainer(*SUBMIT, "--workers", "3", "--spot", answer="y\n").stdout
@@ -79,7 +79,7 @@ def test_the_job_is_what_the_dry_run_said(cloud: Cloud) -> None:
     assert parse_spec(given["TRAINER_SPEC"], "here").output == "gs://bucket/runs"
 
 
-def test_a_schedule_posts_the_same_job_each_time_without_a_name(cloud: Cloud) -> None:
+def test_schedule_posts_job_without_run_name(cloud: Cloud) -> None:
     words = [*SUBMIT, "--schedule", "0 3 * * 1", "--service-account", "me@acme.iam", "--yes"]
     assert "jobs/pets" in cloud.said(*words)
     sent = cloud.vertex.schedules["pets"]
@@ -99,19 +99,23 @@ def test_a_schedule_posts_the_same_job_each_time_without_a_name(cloud: Cloud) ->
     assert cloud.said("list", "vertex").splitlines()[1].startswith("pets  finished")
     assert "ended      pets (schedule)" in cloud.said("cancel", "vertex", "pets")
     assert not cloud.vertex.schedules
-    assert "needs an account" in cloud.refused(*SUBMIT, "--schedule", "0 3 * * 1", "--yes")
+    assert "requires a service account" in cloud.refused(*SUBMIT, "--schedule", "0 3 * * 1", "--yes")
 
 
 @pytest.mark.parametrize(
     ("refused", "code", "words"),
     [
-        ((403, "Permission denied"), 2, "lack a right"),
-        ((429, "Quota exceeded for custom_model_training_nvidia_l4_gpus"), 2, "a quota is used up"),
-        ((503, "Backend error"), 75, "try again later"),
+        ((403, "Permission denied"), 2, "denies access"),
+        (
+            (429, "Quota exceeded for custom_model_training_nvidia_l4_gpus"),
+            2,
+            "A quota of Google Cloud is exhausted",
+        ),
+        ((503, "Backend error"), 75, "Try again later"),
         ((400, "Machine type is not supported"), 2, "Machine type is not supported"),
     ],
 )
-def test_what_google_refuses_is_told_and_nothing_is_left(
+def test_rejected_submit_reports_reason_and_leaves_no_job(
     cloud: Cloud, refused: tuple[int, str], code: int, words: str
 ) -> None:
     cloud.vertex.refused = refused
@@ -119,47 +123,51 @@ def test_what_google_refuses_is_told_and_nothing_is_left(
     assert not cloud.vertex.jobs
 
 
-def test_a_place_that_is_not_there_is_named(cloud: Cloud) -> None:
+def test_missing_project_or_region_is_reported(cloud: Cloud) -> None:
     endpoint = ["--endpoint", cloud.vertex.address]
     elsewhere = ["--project", "other", "--region", REGION, *endpoint]
     assert "no such project" in cloud.refused(*SUBMIT, "--yes", where=elsewhere)
     assert "--project says" in cloud.refused(*SUBMIT, "--yes", where=endpoint)
     nobody = ["--project", PROJECT, "--region", REGION, "--endpoint", "http://127.0.0.1:9"]
-    assert "can't be reached" in cloud.refused(*SUBMIT, "--yes", where=nobody, code=75)
-    assert "doesn't offer this accelerator" in cloud.refused(*SUBMIT, "--accelerator", "tpu-v6e", "--yes")
+    assert "cannot be reached" in cloud.refused(*SUBMIT, "--yes", where=nobody, code=75)
+    assert "does not offer this accelerator" in cloud.refused(*SUBMIT, "--accelerator", "tpu-v6e", "--yes")
     assert "not both" in cloud.refused(*SUBMIT, "--spot", "--flex-start", "--yes")
-    assert "no such job" in cloud.refused("status", "vertex", "cats")
+    assert "There is no job of this name" in cloud.refused("status", "vertex", "cats")
     strange = ["--project", PROJECT, "--region", "x.example/?", *endpoint]
-    assert "A region is called as europe-west4" in cloud.refused(*SUBMIT, "--yes", where=strange)
+    assert "The region is invalid. Use a name such as europe-west4." in cloud.refused(
+        *SUBMIT, "--yes", where=strange
+    )
     strange = ["--project", "acme/../other", "--region", REGION, *endpoint]
-    assert "A project's ID has small letters" in cloud.refused(*SUBMIT, "--yes", where=strange)
+    assert "The project ID is invalid. Use lowercase letters" in cloud.refused(
+        *SUBMIT, "--yes", where=strange
+    )
 
 
-def test_a_bucket_that_is_not_there_is_named_before_anything_is_sent(cloud: Cloud) -> None:
-    assert "There is no bucket" not in cloud.said(*SUBMIT, "--dry-run")
+def test_missing_bucket_is_reported_before_anything_is_sent(cloud: Cloud) -> None:
+    assert "does not exist" not in cloud.said(*SUBMIT, "--dry-run")
     for words in (["--output", "gs://nowhere/runs"], ["--data", "gs://nowhere/photos"]):
         said = cloud.refused(*SUBMIT, *words, "--yes")
-        assert "`gcloud storage buckets create gs://nowhere` makes the bucket" in said
+        assert "The bucket gs://nowhere does not exist. Create it with `gcloud storage buckets create" in said
     assert not cloud.vertex.jobs
     cloud.vertex.project.lacking = {"storage.objects.create"}  # the job runs with permissions of its own
     said = cloud.said(*SUBMIT, "--yes")
-    assert "note       bucket bucket: it is there, and you lack storage.objects.create" in said
-    assert "note       image: not looked for: no Docker engine here to ask with" in said
+    assert "note       bucket bucket: it exists, but you do not have storage.objects.create" in said
+    assert "note       image: not checked, because no Docker engine responds" in said
     assert cloud.vertex.jobs
 
 
-def test_a_name_at_work_is_not_sent_again_and_one_that_ended_is(cloud: Cloud) -> None:
+def test_name_of_active_job_is_rejected_and_of_ended_job_accepted(cloud: Cloud) -> None:
     cloud.said(*SUBMIT, "--yes")
-    assert "A job of this name is at work" in cloud.refused(*SUBMIT, "--yes")
+    assert "A job of this name is active" in cloud.refused(*SUBMIT, "--yes")
     assert len(cloud.vertex.jobs) == 1
     cloud.vertex.jobs[0]["state"] = "JOB_STATE_FAILED"
     cloud.said(*SUBMIT, "--yes")  # continues the same run
     assert len(cloud.vertex.jobs) == 2
     assert "ended      pets (job)" in cloud.said("cancel", "vertex", "pets")
-    assert "no such job at work" in cloud.refused("cancel", "vertex", "cats")
+    assert "There is no active job of this name" in cloud.refused("cancel", "vertex", "cats")
 
 
-def test_without_credentials_it_is_said_how_to_get_some(tmp_path: Any) -> None:
+def test_missing_credentials_are_reported_with_remedy(tmp_path: Any) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "trainer.cli", *SUBMIT, "--project", "p", "--yes"],
         env={**os.environ, "HOME": str(tmp_path), "GOOGLE_APPLICATION_CREDENTIALS": "/nowhere.json",
@@ -167,10 +175,12 @@ def test_without_credentials_it_is_said_how_to_get_some(tmp_path: Any) -> None:
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
-    assert "no credentials for Google Cloud; `gcloud auth application-default login`" in done.stderr
+    assert (
+        "no Google Cloud credentials. Create them with `gcloud auth application-default login`" in done.stderr
+    )
 
 
-def test_a_job_is_followed_to_its_end(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_job_is_followed_from_submit_to_cancel(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     with bucket_server() as bucket:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", bucket.address)
         follow_to_the_end(cloud, f"gs://{BUCKET}/runs")
@@ -219,7 +229,7 @@ def follow_to_the_end(cloud: Cloud, output: str) -> None:
     assert "exit code 65: the data can't be used" in said
     job["state"] = "JOB_STATE_RUNNING"
     assert "ended      pets (job)" in cloud.said("cancel", "vertex", "pets")
-    assert cloud.said("status", "vertex", "pets").startswith("pets  being ended")
+    assert cloud.said("status", "vertex", "pets").startswith("pets  cancelling")
 
 
 @pytest.mark.parametrize(
@@ -229,7 +239,7 @@ def follow_to_the_end(cloud: Cloud, output: str) -> None:
         "nvidia-h100-80gb:8", "nvidia-h200-141gb", "tpu-v5e:2x4",
     ],
 )  # fmt: skip
-def test_every_accelerator_is_one_that_vertex_knows(text: str) -> None:
+def test_accelerators_exist_on_vertex_ai(text: str) -> None:
     spec = load_spec(None, "demo", (), {"output": "gs://bucket/runs"})
     plan = JobPlan("vertex", "pets", spec, "registry/trainer", find_accelerator(text))
     body = custom_job(plan, Project("p", "europe-west4"))
@@ -240,10 +250,10 @@ def test_every_accelerator_is_one_that_vertex_knows(text: str) -> None:
         assert machine.accelerator_count == plan.accelerator.count
 
 
-def test_what_vertex_does_not_have_is_refused() -> None:
+def test_accelerator_missing_on_vertex_ai_is_rejected() -> None:
     spec = load_spec(None, "demo", (), {"output": "gs://bucket/runs"})
     plan = JobPlan("vertex", "pets", spec, "registry/trainer", find_accelerator("tpu-v6e"))
-    with pytest.raises(UsageError, match="doesn't offer"):
+    with pytest.raises(UsageError, match="does not offer"):
         custom_job(plan, Project("p", "europe-west4"))
 
 
@@ -251,7 +261,7 @@ def test_what_vertex_does_not_have_is_refused() -> None:
     "given",
     [{"service_account": "nobody"}, {"service_account": "a b@c"}, {"endpoint": "ftp://a"}, {"endpoint": "a"}],
 )
-def test_what_can_be_no_address_is_refused(given: dict[str, str]) -> None:
+def test_invalid_service_account_or_endpoint_is_rejected(given: dict[str, str]) -> None:
     with pytest.raises(UsageError, match=next(iter(given.values()))):
         Project("p", "europe-west4", **given)
 
@@ -264,7 +274,7 @@ ODD = (
 
 
 @pytest.mark.parametrize("body", ODD)
-def test_odd_answers_are_told(body: bytes) -> None:
+def test_malformed_responses_end_without_traceback(body: bytes) -> None:
     class Odd(JsonHandler, BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.body()

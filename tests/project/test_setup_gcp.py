@@ -89,7 +89,7 @@ def creations(cloud: Cloud) -> list[str]:
     return [each for each in cloud.calls() if " create" in each]
 
 
-def test_all_is_made_once_and_what_is_there_is_left(cloud: Cloud, tmp_path: Path) -> None:
+def test_setup_creates_missing_resources_once(cloud: Cloud, tmp_path: Path) -> None:
     first = cloud.setup(*WORDS).stdout
     made = creations(cloud)
     assert [each.split(" create")[0] for each in made] == [
@@ -118,7 +118,7 @@ def test_all_is_made_once_and_what_is_there_is_left(cloud: Cloud, tmp_path: Path
     assert "delete" not in " ".join(cloud.calls())
 
 
-def test_a_dry_run_asks_nobody_and_says_what_would_be_done(cloud: Cloud, tmp_path: Path) -> None:
+def test_dry_run_prints_commands_without_requests(cloud: Cloud, tmp_path: Path) -> None:
     said = cloud.setup(*WORDS, "--dry-run", PATH=path_without_gcloud(tmp_path)).stdout
     assert not cloud.calls()
     assert "nothing was done" in said
@@ -130,13 +130,13 @@ def test_a_dry_run_asks_nobody_and_says_what_would_be_done(cloud: Cloud, tmp_pat
     assert {each.replace("Training jobs", "'Training jobs'") for each in done} <= printed
 
 
-def test_without_a_cluster_there_is_none(cloud: Cloud, tmp_path: Path) -> None:
+def test_no_cluster_is_created_without_option(cloud: Cloud, tmp_path: Path) -> None:
     cloud.setup(*WORDS[:-2])
     assert not [each for each in cloud.calls() if "container" in each.replace("container.googleapis", "")]
     assert not (tmp_path / "kubectl").exists()
 
 
-def test_a_right_that_comes_late_is_waited_for_and_one_that_never_comes_is_told(cloud: Cloud) -> None:
+def test_failed_role_binding_is_retried_and_then_reported(cloud: Cloud) -> None:
     role = "roles/storage.objectUser"
     said = cloud.setup(*WORDS, FAILING=role, TIMES="2").stdout
     assert said.count("not yet") == 4  # twice for the account and twice for the pods
@@ -145,7 +145,7 @@ def test_a_right_that_comes_late_is_waited_for_and_one_that_never_comes_is_told(
     assert "Error: A right could not be granted." in said
 
 
-def test_what_cannot_be_made_ends_it_with_a_word(cloud: Cloud) -> None:
+def test_failed_creation_is_reported_and_stops_setup(cloud: Cloud) -> None:
     said = cloud.setup(*WORDS, FAILING="gs://photos", code=2)
     assert "Error: The bucket gs://photos could not be made" in said.stderr
     assert "service-accounts" not in " ".join(cloud.calls())  # nothing is created after the failure
@@ -167,7 +167,7 @@ def test_what_cannot_be_made_ends_it_with_a_word(cloud: Cloud) -> None:
         (["--project", "acme", "--bucket", "b1", "--cluster", "c\x1b[31m"], "A name has small letters"),
     ],
 )
-def test_bad_input_is_refused_before_anything_is_asked(cloud: Cloud, words: list[str], said: str) -> None:
+def test_invalid_options_are_rejected_before_any_request(cloud: Cloud, words: list[str], said: str) -> None:
     errors = cloud.setup(*words, code=2).stderr
     assert errors.startswith("Error: ")
     assert said in errors
@@ -175,13 +175,13 @@ def test_bad_input_is_refused_before_anything_is_asked(cloud: Cloud, words: list
     assert not cloud.calls()
 
 
-def test_without_gcloud_it_is_said_where_to_get_it(cloud: Cloud, tmp_path: Path) -> None:
+def test_missing_gcloud_is_reported_with_remedy(cloud: Cloud, tmp_path: Path) -> None:
     said = cloud.setup(*WORDS, code=2, PATH=path_without_gcloud(tmp_path)).stderr
     assert "gcloud isn't installed" in said
 
 
 @pytest.mark.skipif(shutil.which("gcloud") is None, reason="there is no gcloud")
-def test_gcloud_itself_knows_every_command_and_flag(cloud: Cloud, tmp_path: Path) -> None:
+def test_gcloud_accepts_every_command_and_flag(cloud: Cloud, tmp_path: Path) -> None:
     said = cloud.setup(*WORDS, "--dry-run").stdout
     commands = [shlex.split(line) for line in said.splitlines() if line.strip().startswith("gcloud ")]
     assert len(commands) >= 12
