@@ -126,7 +126,7 @@ def test_following_a_failed_job_exits_with_code_of_pod(following: Following) -> 
     following.set("pets-a", ended(65))
     following.until("no classes")
     assert following.end("Failed", reason="PodFailurePolicy") == 65
-    assert "exit code 65: the data can't be used" in str(following.error)
+    assert "exit code 65: the data cannot be used" in str(following.error)
 
 
 def test_following_skips_pod_evicted_before_start(following: Following) -> None:

@@ -111,6 +111,7 @@ def test_missing_namespace_is_reported_with_command_that_creates_it(cluster: Clu
     ):
         done = cluster.quick(*words, *there)
         assert done.returncode == 2
+        assert "The namespace does not exist." in done.stderr
         assert "account with `kubectl apply -f k8s/namespace.yaml`" in done.stderr
     assert "kubectl apply -f k8s/namespace.yaml" in cluster.refused(*SUBMIT, *there)
     cluster.kube.denied.add("get namespaces")

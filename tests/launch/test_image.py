@@ -229,7 +229,7 @@ def test_docker_run_is_submitted_followed_cancelled_and_resumed(engine: DockerCl
     assert "ended      pets" in said("cancel", "docker", "pets")
     ended = said("status", "docker", "pets")
     assert ended.startswith("pets  stopped, at ")
-    assert "exit code 143: stopped on request, checkpoint safe" in ended
+    assert "exit code 143: stopped on request; the last complete checkpoint is kept" in ended
     assert "pets  stopped" in said("list", "docker")
     assert "started    pets" in said(*submit[:-2], "--set", "train.epochs=60")
     lines = said("logs", "docker", "pets", "-f")

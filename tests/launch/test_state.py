@@ -39,7 +39,7 @@ def failed(reason: str) -> dict[str, Any]:
          | ended(137), "waiting", "preempted (Preempted)"),
         ({}, {"phase": "Failed", "reason": "Evicted", "message": "low on ephemeral-storage"} | ended(137),
          "waiting", "terminated by Kubernetes: Evicted (low on ephemeral-storage)"),
-        (failed("PodFailurePolicy"), ended(65), "failed", "exit code 65: the data can't be used"),
+        (failed("PodFailurePolicy"), ended(65), "failed", "exit code 65: the data cannot be used"),
         (failed("BackoffLimitExceeded"), ended(137, "OOMKilled"), "failed", "out of memory"),
         (failed("BackoffLimitExceeded"), ended(139), "failed", "exit code 139, terminated by signal 11"),
         (failed("DeadlineExceeded"), {}, "failed", "its deadline was exceeded"),
@@ -67,8 +67,7 @@ def test_state_shows_newest_pod_of_each_worker() -> None:
     assert found.text() == [
         "pets  running, 1 of 3 workers ready, for 41 min",
         "  worker 1: the container is being created",
-        "  worker 2: exit code 143: stopped on request, checkpoint safe; where the last save did not finish, "
-        "the one before it",
+        "  worker 2: exit code 143: stopped on request; the last complete checkpoint is kept",
     ]
 
 
@@ -91,7 +90,7 @@ def test_failed_job_of_several_workers_names_failed_worker() -> None:
     several = {"spec": {"parallelism": 3, "completionMode": "Indexed"}}
     left = pod("pets-2-x", 2, ended(65))  # Kubernetes has deleted the pods of the other workers
     assert state(several | failed("PodFailurePolicy"), left).lines == (
-        "worker 2: exit code 65: the data can't be used",
+        "worker 2: exit code 65: the data cannot be used",
     )
     told = several | failed("PodFailurePolicy")
     told["status"]["conditions"][0]["message"] = (

@@ -226,7 +226,7 @@ def follow_to_the_end(cloud: Cloud, output: str) -> None:
     ending.join()
     said = cloud.said("status", "vertex", "pets")
     assert said.startswith("pets  failed, took 41 min")
-    assert "exit code 65: the data can't be used" in said
+    assert "exit code 65: the data cannot be used" in said
     job["state"] = "JOB_STATE_RUNNING"
     assert "ended      pets (job)" in cloud.said("cancel", "vertex", "pets")
     assert cloud.said("status", "vertex", "pets").startswith("pets  cancelling")

@@ -54,7 +54,7 @@ def test_setup_reports_progress_and_passes_flags(
 ) -> None:
     project, (code, output, errors) = first_call
     assert (code, output) == (0, "trained with ['train', '--recipe', 'a b']\n"), errors
-    assert errors.startswith("set-up    making .venv from requirements-cpu.lock, Python 3.")
+    assert errors.startswith("set-up    creating .venv from requirements-cpu.lock, Python 3.")
     assert errors.splitlines()[-1].startswith("set-up    done in ")
     assert project.installed() == "1"
 
@@ -85,7 +85,7 @@ def test_moved_project_is_set_up_again(ready: Project) -> None:
     ready.move("moved")
     code, output, errors = ready.train()
     assert (code, output) == (0, "trained with ['train']\n"), errors
-    assert "making .venv" in errors
+    assert "creating .venv" in errors
 
 
 def test_available_gpu_selects_gpu_lock(project: Project) -> None:
@@ -118,7 +118,7 @@ def test_concurrent_setups_create_one_environment(project: Project) -> None:
     ends = [process.communicate(timeout=120) for process in both]
     assert [process.returncode for process in both] == [0, 0], ends
     assert [output for output, _ in ends] == ["trained with ['train']\n"] * 2
-    assert sum("making .venv" in errors for _, errors in ends) == 1
+    assert sum("creating .venv" in errors for _, errors in ends) == 1
     assert sum("waiting for another set-up" in errors for _, errors in ends) == 1
 
 
@@ -128,9 +128,7 @@ def test_package_with_wrong_hash_is_rejected_with_log(project: Project) -> None:
     code, output, errors = project.train()
     assert (code, output) == (1, "")
     assert "THESE PACKAGES DO NOT MATCH THE HASHES" in errors
-    assert errors.splitlines()[-1].startswith(
-        "Error: Installing requirements-cpu.lock failed; above is the end of"
-    )
+    assert errors.splitlines()[-1].startswith("Error: Installing requirements-cpu.lock failed. The end of ")
 
 
 def test_foreign_venv_is_not_changed(project: Project) -> None:
@@ -138,7 +136,7 @@ def test_foreign_venv_is_not_changed(project: Project) -> None:
     (project.venv / "precious").write_text("mine")
     code, _, errors = project.train()
     assert (code, len(errors.splitlines())) == (2, 1)
-    assert "There is a .venv that this script did not make" in errors
+    assert "There is a .venv that this script did not create" in errors
     assert (project.venv / "precious").read_text() == "mine"
 
 
@@ -146,7 +144,7 @@ def test_missing_python_is_reported_with_supported_versions(project: Project) ->
     code, _, errors = project.train(**commands_without_python(project))
     assert (code, errors) == (
         2,
-        "Error: No Python 3.10 to 3.13 that can make virtual environments. Received: no python3\n",
+        "Error: There is no Python 3.10 to 3.13 that can create virtual environments. Received: no python3\n",
     )
     assert not project.venv.exists()
 
@@ -157,7 +155,7 @@ def test_newer_python_is_used_when_python3_is_too_old(project: Project) -> None:
     # It reports a supported version but creates no .venv: only the choice is tested.
     project.put_on_path("python3.12", "echo 3.12")
     _, _, errors = project.train(**path)
-    assert errors.startswith("set-up    making .venv from requirements-cpu.lock, 3.12, once\n")
+    assert errors.startswith("set-up    creating .venv from requirements-cpu.lock, 3.12, once\n")
 
 
 def test_python_without_venv_is_reported_with_missing_package(project: Project) -> None:
