@@ -13,22 +13,24 @@ from trainer.errors import UsageError
 from trainer.launch.accelerators import find_accelerator
 
 TABLE = yaml.safe_load((files("trainer.launch") / "accelerators.yaml").read_text())
-ALL = [f"{name}:{many}" if many else name for name, entry in TABLE.items() for many in entry["machines"]]
+ALL_NAMES = [
+    f"{name}:{many}" if many else name for name, entry in TABLE.items() for many in entry["machines"]
+]
 
 
-@pytest.mark.parametrize("text", ALL)
+@pytest.mark.parametrize("text", ALL_NAMES)
 def test_every_table_entry_is_consistent(text: str) -> None:
-    found = find_accelerator(text)
-    assert str(found) == text
-    assert found.kind in ("cpu", "gpu", "tpu")
-    assert (found.count > 0) == (found.kind != "cpu") == bool(found.gke)
-    assert bool(found.topology) == (found.kind == "tpu")
-    if found.topology:
-        assert found.count == math.prod(map(int, found.topology.split("x")))
-    if found.price is not None:
-        assert found.price.region
-        assert found.price.spot is not None
-        assert 0 < found.price.spot < found.price.on_demand
+    accelerator = find_accelerator(text)
+    assert str(accelerator) == text
+    assert accelerator.kind in ("cpu", "gpu", "tpu")
+    assert (accelerator.count > 0) == (accelerator.kind != "cpu") == bool(accelerator.gke)
+    assert bool(accelerator.topology) == (accelerator.kind == "tpu")
+    if accelerator.topology:
+        assert accelerator.count == math.prod(map(int, accelerator.topology.split("x")))
+    if accelerator.price is not None:
+        assert accelerator.price.region
+        assert accelerator.price.spot is not None
+        assert 0 < accelerator.price.spot < accelerator.price.on_demand
 
 
 def test_name_without_count_selects_smallest_machine() -> None:

@@ -38,16 +38,16 @@ def test_submit_prints_plan_and_creates_objects_of_dry_run(cluster: Cluster) -> 
     created = [cluster.kube.objects["trainer", kind, "pets"] for kind in ("services", "jobs")]
     (owner,) = created[0]["metadata"].pop("ownerReferences")  # the service is deleted with its job
     assert owner == {"apiVersion": "batch/v1", "kind": "Job", "name": "pets", "uid": "uid-pets"}
-    for each in created:
-        each["metadata"].pop("uid")
-        each["metadata"].pop("creationTimestamp")
+    for value in created:
+        value["metadata"].pop("uid")
+        value["metadata"].pop("creationTimestamp")
     assert created == expected
 
 
 def test_submit_sends_nothing_without_confirmation(cluster: Cluster) -> None:
     for answer in ("n\n", "\n", ""):
         assert "Nothing was sent" in cluster.refused(*SUBMIT, *OUTPUT, answer=answer)
-    assert not [each for each in cluster.kube.requests if each.startswith("POST")]
+    assert not [value for value in cluster.kube.requests if value.startswith("POST")]
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_rejected_submit_leaves_no_objects(
     assert words in cluster.refused(*SUBMIT, *OUTPUT, "--workers", "2", "--yes")
     assert not cluster.kube.objects
     # The job already exists when its service is rejected.
-    removed = any(each.startswith("DELETE") and "/jobs/pets" in each for each in cluster.kube.requests)
+    removed = any(value.startswith("DELETE") and "/jobs/pets" in value for value in cluster.kube.requests)
     assert removed == (kind == "services" and "late" in refusal[1])
 
 
@@ -128,8 +128,8 @@ def follow_a_jobset(cluster: Cluster, output: str) -> None:
     assert not cluster.kube.names("services")
     labels = {"jobset.sigs.k8s.io/jobset-name": "pets"}
     template = made["spec"]["replicatedJobs"][0]["template"]
-    said = cluster.trainer("status", "gke", "pets").stdout
-    assert said.startswith("pets  waiting, its job has not been created yet")
+    output_text = cluster.trainer("status", "gke", "pets").stdout
+    assert output_text.startswith("pets  waiting, its job has not been created yet")
     assert cluster.quick("list", "gke").stdout.startswith("pets  waiting")
     owner = {"apiVersion": made["apiVersion"], "kind": "JobSet", "name": "pets", "uid": "uid-pets"}
     metadata = {
@@ -142,8 +142,8 @@ def follow_a_jobset(cluster: Cluster, output: str) -> None:
     first["metadata"]["labels"] |= {"batch.kubernetes.io/job-name": "pets-worker-0"}
     cluster.kube.put("pods", "trainer", first)
     cluster.kube.logs["pets-worker-0-1-x"] = "of the second\n"
-    said = cluster.trainer("status", "gke", "pets").stdout
-    assert said.startswith("pets  running, 1 of 2 workers ready")
+    output_text = cluster.trainer("status", "gke", "pets").stdout
+    assert output_text.startswith("pets  running, 1 of 2 workers ready")
     assert cluster.quick("list", "gke").stdout.startswith("pets  running")
     assert cluster.quick("logs", "gke", "pets", "--worker", "1").stdout == "of the second\n"
     assert "ended      pets (jobset)" in cluster.quick("cancel", "gke", "pets").stdout
@@ -156,9 +156,9 @@ def test_job_is_followed_from_submit_to_cancel(cluster: Cluster, tmp_path: Path)
         output = f"gs://{BUCKET}/runs"
         assert cluster.trainer(*SUBMIT, "--output", output, "--yes").returncode == 0
         job = cluster.kube.objects["trainer", "jobs", "pets"]
-        said = cluster.trainer("status", "gke", "pets").stdout
-        assert said.startswith("pets  waiting, not started yet")
-        assert "no epoch yet" in said
+        output_text = cluster.trainer("status", "gke", "pets").stdout
+        assert output_text.startswith("pets  waiting, not started yet")
+        assert "no epoch yet" in output_text
         assert "no pod with a log: pets is waiting" in cluster.quick("logs", "gke", "pets").stderr
         job["status"] = {"ready": 1, "startTime": "2026-11-27T11:00:00Z"}
         cluster.kube.put("pods", "trainer", pod("pets-0", 0, running()))
@@ -169,9 +169,9 @@ def test_job_is_followed_from_submit_to_cancel(cluster: Cluster, tmp_path: Path)
             open_store(f"{output}/pets").write("history.jsonl", json.dumps(row).encode() + b"\n")
         finally:
             del os.environ["STORAGE_EMULATOR_HOST"]
-        said = cluster.trainer("status", "gke", "pets").stdout
-        assert said.startswith("pets  running, for ")
-        assert "epoch 3 of 15, train/accuracy 0.900, validation/accuracy 0.812" in said
+        output_text = cluster.trainer("status", "gke", "pets").stdout
+        assert output_text.startswith("pets  running, for ")
+        assert "epoch 3 of 15, train/accuracy 0.900, validation/accuracy 0.812" in output_text
     cluster.environment.pop("STORAGE_EMULATOR_HOST")
     assert cluster.quick("logs", "gke", "pets").stdout == "trainer 0.1.0\n"
     assert cluster.quick("list", "gke").stdout.startswith("pets  running")
@@ -208,8 +208,8 @@ def test_signal_during_submit_removes_created_objects(cluster: Cluster, kind: st
     )  # fmt: skip
     assert cluster.kube.is_slow.wait(30)
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
-    assert (process.returncode, "Traceback" in said) == (143, False), said
+    _, output_text = process.communicate(timeout=60)
+    assert (process.returncode, "Traceback" in output_text) == (143, False), output_text
     cluster.kube.go_on.set()
     until = time.monotonic() + 10
     while cluster.kube.names("jobs") and time.monotonic() < until:
@@ -254,10 +254,10 @@ def test_status_of_cronjob_shows_schedule_and_newest_job(cluster: Cluster) -> No
             }  # fmt: skip
             job = {"kind": "Job", "apiVersion": "batch/v1", "metadata": metadata, "spec": template["spec"]}
             cluster.kube.put("jobs", "trainer", job | {"status": {"ready": 1, "startTime": BEGAN}})
-        said = cluster.trainer("status", "gke", "pets").stdout.splitlines()
-        assert said[0] == "pets  at 0 3 * * 1 (Etc/UTC)"
-        assert said[1].startswith("pets-2  running")
-        assert f"run: {output}/pets-2" in said[2]
+        output_text = cluster.trainer("status", "gke", "pets").stdout.splitlines()
+        assert output_text[0] == "pets  at 0 3 * * 1 (Etc/UTC)"
+        assert output_text[1].startswith("pets-2  running")
+        assert f"run: {output}/pets-2" in output_text[2]
 
 
 def test_malformed_job_names_are_rejected(cluster: Cluster) -> None:

@@ -60,7 +60,7 @@ class Following:
         with self.changed:
             texts = (self.notes, self.lines)
             is_there = self.changed.wait_for(
-                lambda: any(words in text for each in texts for text in each), PATIENCE_SECONDS
+                lambda: any(words in text for entries in texts for text in entries), PATIENCE_SECONDS
             )
         assert is_there, (words, self.notes, self.lines)
 
@@ -118,7 +118,7 @@ def test_following_continues_with_next_pod_until_job_ends(
     assert following.end() == 0
     assert following.lines == ["epoch 1", "epoch 2", "epoch 3", "lost a peer", "epoch 3 again"]
     assert len(following.notes) == len(set(following.notes))  # each reason once, without a busy loop
-    assert not any(each.startswith("POST") for each in following.kube.requests)
+    assert not any(request.startswith("POST") for request in following.kube.requests)
 
 
 def test_following_a_failed_job_exits_with_code_of_pod(following: Following) -> None:
@@ -145,7 +145,7 @@ def test_following_a_jobset_continues_after_restarts(
     labels = {"jobset.sigs.k8s.io/jobset-name": "pets"}
     owner = {"kind": "JobSet", "name": "pets", "uid": "uid-pets"}
     policy = {"maxRestarts": 3}
-    made = cluster.kube.put(
+    jobset = cluster.kube.put(
         "jobsets", "trainer", {"metadata": {"name": "pets"}, "spec": {"failurePolicy": policy}}
     )
 
@@ -169,7 +169,7 @@ def test_following_a_jobset_continues_after_restarts(
     following.until(
         "pets is restarting, its retries are exhausted; all workers restart (0 of 3 restarts used)"
     )
-    made["status"] = {"restarts": 1, "restartsCountTowardsMax": 1}
+    jobset["status"] = {"restarts": 1, "restartsCountTowardsMax": 1}
     child("2", None)
     following.until("attempt 2")
     child("2", 70)
@@ -203,8 +203,8 @@ def test_logs_without_follow_print_current_log_and_pending_pod(cluster: Cluster,
     cluster.kube.put("pods", "trainer", pod("pets-a", 0, ended(75)))
     cluster.kube.logs["pets-a"] = "lost a peer\n"
     cluster.kube.put("pods", "trainer", pod("pets-b", 0, UNSCHEDULED, "2026-11-27T12:00:00Z"))
-    code, said, notes = logs()
-    assert (code, said) == (0, "lost a peer\n")
+    code, output, notes = logs()
+    assert (code, output) == (0, "lost a peer\n")
     assert "waiting for pets-b: no node is suitable" in notes
     assert "Choose an index from 0 to 0. Received: --worker 1" in logs("--worker", "1")[2]
     cluster.kube.put("pods", "trainer", pod("pets-b", 0, ended(2), "2026-11-27T12:00:00Z"))
@@ -224,7 +224,7 @@ def test_interrupt_stops_following_and_kubectl(cluster: Cluster, job: dict[str, 
     assert process.stdout is not None
     assert process.stdout.readline() == "epoch 1\n"
     os.killpg(process.pid, signal.SIGINT)  # a terminal signals the whole process group
-    _, said = process.communicate(timeout=PATIENCE_SECONDS)
-    assert (process.returncode, "Traceback" in said) == (143, False), said
+    _, output = process.communicate(timeout=PATIENCE_SECONDS)
+    assert (process.returncode, "Traceback" in output) == (143, False), output
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)

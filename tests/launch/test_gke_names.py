@@ -58,8 +58,8 @@ def test_cancel_requires_choice_between_schedule_and_job_of_same_name(
     cron["metadata"]["uid"] = "uid-cron"
     put(cluster, "jobs", "pets")
     put(cluster, "services", "pets")["metadata"]["ownerReferences"] = [owner]
-    said = cluster.quick("status", "gke", "pets").stdout
-    assert said == "pets  at 0 3 * * 1 (Etc/UTC)\npets  waiting, not started yet\n"
+    output = cluster.quick("status", "gke", "pets").stdout
+    assert output == "pets  at 0 3 * * 1 (Etc/UTC)\npets  waiting, not started yet\n"
     done = cluster.quick("cancel", "gke", "pets")
     assert done.returncode == 2
     assert "`trainer cancel gke pets --schedule`" in done.stderr
@@ -74,9 +74,9 @@ def test_cancel_requires_choice_between_schedule_and_job_of_same_name(
 
 def test_foreign_service_of_same_name_is_reported_as_service(cluster: Cluster) -> None:
     put(cluster, "services", "pets")["metadata"]["labels"] = {}
-    said = cluster.refused(*SUBMIT, "--run-name", "pets", "--workers", "2")
-    assert "already has a Service named pets" in said
-    assert "status" not in said
+    output = cluster.refused(*SUBMIT, "--run-name", "pets", "--workers", "2")
+    assert "already has a Service named pets" in output
+    assert "status" not in output
 
 
 @pytest.mark.parametrize("name", ["a.b", "a..b", "-a", "a-", "A", "a" * 64, ""])

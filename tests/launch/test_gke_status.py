@@ -78,10 +78,12 @@ def test_status_of_suspended_job_shows_queue_or_suspending_program(cluster: Clus
 def test_list_sends_one_request_per_kind(cluster: Cluster) -> None:
     for number in range(40):
         put(cluster, "jobs", f"pets-{number}")
-    asked = len(cluster.kube.requests)
+    request_count = len(cluster.kube.requests)
     assert len(cluster.quick("list", "gke").stdout.splitlines()) == 40
-    lists = [each for each in cluster.kube.requests[asked:] if "/namespaces/trainer/" in each]
-    assert sorted(each.rpartition("/")[2] for each in lists) == ["cronjobs", "jobs", "jobsets", "pods"]
+    lists = [
+        request for request in cluster.kube.requests[request_count:] if "/namespaces/trainer/" in request
+    ]
+    assert sorted(request.rpartition("/")[2] for request in lists) == ["cronjobs", "jobs", "jobsets", "pods"]
 
 
 @pytest.mark.parametrize("kind", ["cronjobs.batch", "jobsets.jobset.x-k8s.io", "pods"])

@@ -108,12 +108,12 @@ def test_stopped_demo_resumes_in_another_container(engine: DockerClient, output:
     container = start(engine, output, *words)
     wait_for_line(container, '"event": "epoch"')
     container.kill("SIGTERM")  # to tini, which forwards it
-    code, said = end(container)
-    assert code == 143, said
-    assert "the checkpoint is safe" in said
-    code, said = end(start(engine, output, *words))
-    assert code == 0, said
-    assert "continuing after step" in said
+    code, output_text = end(container)
+    assert code == 143, output_text
+    assert "the checkpoint is safe" in output_text
+    code, output_text = end(start(engine, output, *words))
+    assert code == 0, output_text
+    assert "continuing after step" in output_text
     assert verify(open_store(str(output / "demo"))) == []
 
 
@@ -125,8 +125,8 @@ def test_container_writes_run_to_bucket(
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.address)
         words = ["train", "--output", f"gs://{BUCKET}/runs", "--run-name", "demo", *QUICK]
         environment = {"STORAGE_EMULATOR_HOST": server.address}
-        code, said = end(start(engine, output, *words, network_mode="host", environment=environment))
-        assert code == 0, said
+        code, output_text = end(start(engine, output, *words, network_mode="host", environment=environment))
+        assert code == 0, output_text
         runs = open_store(f"gs://{BUCKET}/runs")
         assert latest_run(runs) == "demo"
         assert verify(runs.below("demo")) == []
@@ -137,13 +137,13 @@ def test_container_writes_run_to_bucket(
 def test_run_in_container_records_commit_and_writes_only_to_output(
     engine: DockerClient, output: Path
 ) -> None:
-    code, said = end(start(engine, output, "train", "--output", "/elsewhere"))
-    assert (code, "Traceback" in said) == (2, False), said  # a read-only file system
-    code, said = end(start(engine, output, "train", "--output", "/out", "--run-name", "told", *QUICK))
-    assert code == 0, said
-    told = json.loads((output / "told" / "environment.json").read_text())["git_commit"]
+    code, output_text = end(start(engine, output, "train", "--output", "/elsewhere"))
+    assert (code, "Traceback" in output_text) == (2, False), output_text  # a read-only file system
+    code, output_text = end(start(engine, output, "train", "--output", "/out", "--run-name", "told", *QUICK))
+    assert code == 0, output_text
+    commit = json.loads((output / "told" / "environment.json").read_text())["git_commit"]
     labels = engine.images.get("trainer:cpu").attrs["Config"]["Labels"]
-    assert told == labels["org.opencontainers.image.revision"]
+    assert commit == labels["org.opencontainers.image.revision"]
 
 
 @pytest.mark.engine
@@ -203,7 +203,7 @@ def the_image_is_looked_for(environment: dict[str, str], missing: str, there: st
 def test_docker_run_is_submitted_followed_cancelled_and_resumed(engine: DockerClient, tmp_path: Path) -> None:
     environment = {**os.environ, "DOCKER_HOST": engine_address(engine)}
 
-    def said(*words: str, code: int = 0) -> str:
+    def run(*words: str, code: int = 0) -> str:
         done = subprocess.run(
             command(*words), env=environment, capture_output=True, text=True, timeout=120, check=False
         )
@@ -216,35 +216,35 @@ def test_docker_run_is_submitted_followed_cancelled_and_resumed(engine: DockerCl
         "submit", "docker", "--run-name", "pets", "--image", "trainer:cpu", "--accelerator", "cpu", "--yes",
         "--output", str(tmp_path / "runs"), "--set", "train.steps_per_call=1", "--set", "train.epochs=60",
     ]  # fmt: skip
-    assert "does not have this image" in said(*submit, "--image", "trainer:none", code=2)
-    text = said(*submit)
+    assert "does not have this image" in run(*submit, "--image", "trainer:none", code=2)
+    text = run(*submit)
     assert "plan       job pets, cpu\n" in text
     assert "started    pets" in text
-    assert "A container of this name already exists" in said(*submit, code=2)
+    assert "A container of this name already exists" in run(*submit, code=2)
     until = time.monotonic() + 120
-    while "epoch " not in said("status", "docker", "pets").replace("no epoch yet", ""):
+    while "epoch " not in run("status", "docker", "pets").replace("no epoch yet", ""):
         assert time.monotonic() < until
-    assert said("status", "docker", "pets").startswith("pets  running, since ")
-    assert '"event": "epoch"' in said("logs", "docker", "pets")
-    assert "ended      pets" in said("cancel", "docker", "pets")
-    ended = said("status", "docker", "pets")
+    assert run("status", "docker", "pets").startswith("pets  running, since ")
+    assert '"event": "epoch"' in run("logs", "docker", "pets")
+    assert "ended      pets" in run("cancel", "docker", "pets")
+    ended = run("status", "docker", "pets")
     assert ended.startswith("pets  stopped, at ")
     assert "exit code 143: stopped on request; the last complete checkpoint is kept" in ended
-    assert "pets  stopped" in said("list", "docker")
-    assert "started    pets" in said(*submit[:-2], "--set", "train.epochs=60")
-    lines = said("logs", "docker", "pets", "-f")
+    assert "pets  stopped" in run("list", "docker")
+    assert "started    pets" in run(*submit[:-2], "--set", "train.epochs=60")
+    lines = run("logs", "docker", "pets", "-f")
     assert "continuing after step" in lines
-    assert said("status", "docker", "pets").startswith("pets  finished")
+    assert run("status", "docker", "pets").startswith("pets  finished")
     assert verify(open_store(str(tmp_path / "runs" / "pets"))) == []
     engine.containers.get("pets").remove()
-    assert "no jobs" in said("list", "docker")
-    assert "There is no job of this name" in said("status", "docker", "pets", code=2)
+    assert "no jobs" in run("list", "docker")
+    assert "There is no job of this name" in run("status", "docker", "pets", code=2)
     new = ["--output", str(tmp_path / "new")]
-    gpu = said(*submit, *new, "--accelerator", "nvidia-l4", code=2)
+    gpu = run(*submit, *new, "--accelerator", "nvidia-l4", code=2)
     assert "The Docker engine has no GPU support for containers" in gpu
-    assert "The image name is invalid" in said(*submit, *new, "--image", "Bad Image", code=2)
-    assert "can't be made" in said(*submit, "--output", "/proc/runs", code=2)
-    assert "because the image uses it" in said(*submit, "--output", "/opt", code=2)
+    assert "The image name is invalid" in run(*submit, *new, "--image", "Bad Image", code=2)
+    assert "can't be made" in run(*submit, "--output", "/proc/runs", code=2)
+    assert "because the image uses it" in run(*submit, "--output", "/opt", code=2)
     assert not (tmp_path / "new").exists()
     assert engine.containers.list(all=True) == []  # no partly created container is left
 
@@ -268,18 +268,18 @@ def test_every_exit_code_has_a_case() -> None:
 def test_container_exits_with_code_and_policy_of_table(
     code: int, engine: DockerClient, output: Path, tmp_path: Path
 ) -> None:
-    words, options, said = CASES[code]
+    words, options, expected = CASES[code]
     is_broken, is_stopped = (options.get(name, False) for name in ("is_broken", "is_stopped"))
-    given = {name: value for name, value in options.items() if not name.startswith("is_")}
+    arguments = {name: value for name, value in options.items() if not name.startswith("is_")}
     if is_broken:
         (module := tmp_path / "run.py").write_text(BROKEN)
         module.chmod(0o644)
-        given["mounted"] = {str(module): "/opt/package/trainer/run.py"}
-    container = start(engine, output, *words, **given)
+        arguments["mounted"] = {str(module): "/opt/package/trainer/run.py"}
+    container = start(engine, output, *words, **arguments)
     if is_stopped:
         wait_for_line(container, '"event": "epoch"')
         container.kill("SIGTERM")
     ended, text = end(container)
-    assert (ended, said in text) == (code, True), text
+    assert (ended, expected in text) == (code, True), text
     assert ("Traceback" in text) == (code == 1)
     assert action_of(ended) == EXIT_CODES[code][1]

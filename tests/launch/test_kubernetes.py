@@ -76,8 +76,8 @@ OBJECTS = all_objects()
 def pods() -> dict[str, dict[str, Any]]:
     found = {}
     for name, objects in OBJECTS.items():
-        for each in objects:
-            spec = each.get("spec", {})
+        for value in objects:
+            spec = value.get("spec", {})
             template = spec.get("replicatedJobs", [{}])[0].get("template") or spec.get("jobTemplate", {})
             job = template.get("spec", spec)
             if "template" in job:
@@ -92,12 +92,12 @@ def pods() -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("name", OBJECTS)
 def test_objects_match_kubernetes_schemas(name: str, version: str) -> None:
-    for each in OBJECTS[name]:
-        if each["kind"] == "JobSet":  # not part of the Kubernetes schemas
-            jsonschema.validate(each["spec"], json.loads(JOBSET_SCHEMA.read_text()))
-            template = each["spec"]["replicatedJobs"][0]["template"]
-            each = {"apiVersion": "batch/v1", "kind": "Job", **template}
-        kubernetes_validate.validate(each, version, strict=True)
+    for value in OBJECTS[name]:
+        if value["kind"] == "JobSet":  # not part of the Kubernetes schemas
+            jsonschema.validate(value["spec"], json.loads(JOBSET_SCHEMA.read_text()))
+            template = value["spec"]["replicatedJobs"][0]["template"]
+            value = {"apiVersion": "batch/v1", "kind": "Job", **template}
+        kubernetes_validate.validate(value, version, strict=True)
 
 
 @pytest.mark.parametrize("name", pods())
@@ -113,7 +113,9 @@ def test_pods_have_properties_that_schemas_do_not_check(name: str) -> None:
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     assert container["securityContext"]["readOnlyRootFilesystem"]
     assert not container["securityContext"]["allowPrivilegeEscalation"]
-    assert {each["name"] for each in container["volumeMounts"]} == {each["name"] for each in pod["volumes"]}
+    assert {value["name"] for value in container["volumeMounts"]} == {
+        value["name"] for value in pod["volumes"]
+    }
     for kind, value in container["resources"]["limits"].items():
         assert container["resources"]["requests"][kind] == value  # devices and memory cannot be overcommitted
     for rule in job["podFailurePolicy"]["rules"]:
@@ -124,7 +126,7 @@ def test_pods_have_properties_that_schemas_do_not_check(name: str) -> None:
     if "completions" in job:
         assert job["completions"] == job["parallelism"] > 1
         assert job["completionMode"] == "Indexed"
-        services = {each["metadata"]["name"] for each in OBJECTS[name] if each["kind"] == "Service"}
+        services = {value["metadata"]["name"] for value in OBJECTS[name] if value["kind"] == "Service"}
         assert pod.get("subdomain") in (services or {None})  # a JobSet sets its own subdomain
     assert "suspend" not in job
 
@@ -149,10 +151,10 @@ def test_jobset_restarts_all_workers_together() -> None:
     assert re.search(pattern, "Pod t/p-2-x has condition DisruptionTarget matching FailJob rule at index 0")
     code = "Container trainer for pod t/p-2-x failed with exit code 65 matching FailJob rule at index 1"
     assert not re.search(pattern, code)
-    given = {each["name"]: each for each in pods()["jobset"]["pod"]["containers"][0]["env"]}
+    variables = {value["name"]: value for value in pods()["jobset"]["pod"]["containers"][0]["env"]}
     # Pods are named JOBSET-worker-0-INDEX; their subdomain is the service that the workers look up.
-    assert given["TRAINER_SERVICE"]["value"] == spec["network"]["subdomain"] == made["metadata"]["name"]
-    field = given["TRAINER_RUN_NAME"]["valueFrom"]["fieldRef"]["fieldPath"]
+    assert variables["TRAINER_SERVICE"]["value"] == spec["network"]["subdomain"] == made["metadata"]["name"]
+    field = variables["TRAINER_RUN_NAME"]["valueFrom"]["fieldRef"]["fieldPath"]
     assert field == "metadata.labels['jobset.sigs.k8s.io/jobset-name']"
     process = read_process_info(
         {"TRAINER_WORKERS": "4", "TRAINER_SERVICE": "pets-1", "JOB_COMPLETION_INDEX": "2"},
@@ -167,18 +169,18 @@ def test_service_selects_pods_of_its_job() -> None:
         labels = pods()[name]["meta"]["labels"]
         assert service["spec"]["selector"].items() <= labels.items()
         assert service["spec"]["clusterIP"] == "None"
-        ports = {each["port"] for each in service["spec"]["ports"]}
-        assert ports == {each["containerPort"] for each in pods()[name]["pod"]["containers"][0]["ports"]}
+        ports = {value["port"] for value in service["spec"]["ports"]}
+        assert ports == {value["containerPort"] for value in pods()[name]["pod"]["containers"][0]["ports"]}
 
 
 def test_failure_policy_matches_table_of_exit_codes() -> None:
-    told = {
+    actions = {
         code: rule["action"]
         for rule in failure_policy()["rules"]
         for code in rule.get("onExitCodes", {"values": []})["values"]
     }
     for code, (_, policy) in EXIT_CODES.items():
-        assert told.get(code, "Count" if code else "-") == policy, code
+        assert actions.get(code, "Count" if code else "-") == policy, code
     first = failure_policy()["rules"][0]  # a disruption, with any exit code
     assert first["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
 
@@ -196,9 +198,11 @@ def test_container_receives_spec_and_run_name_of_job() -> None:
     container = objects_of(plan_of(spec=spec), KubernetesCluster())[0]["spec"]["template"]["spec"][
         "containers"
     ][0]
-    given = {each["name"]: each for each in container["env"]}
-    assert parse_spec(given["TRAINER_SPEC"]["value"], "here") == spec.model_copy(update={"run_name": None})
-    field = given["TRAINER_RUN_NAME"]["valueFrom"]["fieldRef"]["fieldPath"]
+    variables = {value["name"]: value for value in container["env"]}
+    assert parse_spec(variables["TRAINER_SPEC"]["value"], "here") == spec.model_copy(
+        update={"run_name": None}
+    )
+    field = variables["TRAINER_RUN_NAME"]["valueFrom"]["fieldRef"]["fieldPath"]
     assert field == "metadata.labels['batch.kubernetes.io/job-name']"
     assert container["args"] == ["train", "--require-accelerator", "gpu:1"]
 
@@ -295,20 +299,20 @@ def test_dollar_signs_in_spec_are_escaped() -> None:
     container = objects_of(plan_of(spec=spec), KubernetesCluster())[0]["spec"]["template"]["spec"][
         "containers"
     ][0]
-    value = next(each["value"] for each in container["env"] if each["name"] == "TRAINER_SPEC")
+    value = next(value["value"] for value in container["env"] if value["name"] == "TRAINER_SPEC")
     assert parse_spec(value.replace("$$", "$"), "here").data.source == spec.data.source
     assert not re.search(r"(?<!\$)(\$\$)*\$\(", value)  # no $(VARIABLE) that Kubernetes would expand
 
 
 def test_describe_plan_states_job_location_and_cost() -> None:
     plan = plan_of(workers=4, is_spot=True, deadline_seconds=6 * 3600)
-    said = "\n".join(describe_plan(plan, "acme, namespace trainer"))
-    assert "job pets-1, 4 workers, nvidia-l4:1 each (g2-standard-8, spot)" in said
-    assert "gs://bucket/runs/pets-1" in said
+    text = "\n".join(describe_plan(plan, "acme, namespace trainer"))
+    assert "job pets-1, 4 workers, nvidia-l4:1 each (g2-standard-8, spot)" in text
+    assert "gs://bucket/runs/pets-1" in text
     cost = plan.cost_per_hour()
     assert cost == pytest.approx(4 * 0.341)
-    assert f"about {cost:.2f} USD per hour (spot list price of {PRICE_DATE}, us-central1)" in said
-    assert f"at most {6 * cost:.2f} with its deadline of 6 h" in said
+    assert f"about {cost:.2f} USD per hour (spot list price of {PRICE_DATE}, us-central1)" in text
+    assert f"at most {6 * cost:.2f} with its deadline of 6 h" in text
     several = "\n".join(describe_plan(replace(plan, is_jobset=True), "acme"))
     assert (
         f"at most {4 * 6 * cost:.2f}, because the deadline of 6 h restarts with each of 3 restarts" in several
@@ -331,5 +335,5 @@ def test_manifests_in_k8s_are_up_to_date() -> None:
     there = {path.name for path in (ROOT / "k8s").iterdir()}
     assert there == {*render.MANIFESTS, render.NAMESPACE}
     for path in (ROOT / "k8s").iterdir():
-        for each in yaml.safe_load_all(path.read_text()):
-            kubernetes_validate.validate(each, VERSIONS[-1], strict=True)
+        for value in yaml.safe_load_all(path.read_text()):
+            kubernetes_validate.validate(value, VERSIONS[-1], strict=True)

@@ -51,20 +51,20 @@ def failed(reason: str) -> dict[str, Any]:
 def test_job_state_job_contains_reason(
     job: dict[str, Any], status: dict[str, Any], word: str, words: str
 ) -> None:
-    found = state(job, pod("pets-0", 0, status))
-    assert found.word == word
-    assert words in "\n".join(found.text())
+    result = state(job, pod("pets-0", 0, status))
+    assert result.word == word
+    assert words in "\n".join(result.text())
 
 
 def test_state_shows_newest_pod_of_each_worker() -> None:
-    found = state(
+    result = state(
         {"spec": {"parallelism": 3}, "status": {"ready": 1, "startTime": "2026-11-27T11:19:00Z"}},
         pod("pets-0-a", 0, {}),
         pod("pets-1-a", 1, ended(75), "2026-11-27T11:00:00Z"),
         pod("pets-1-b", 1, waiting("ContainerCreating"), "2026-11-27T11:40:00Z"),
         pod("pets-2-a", 2, ended(143)),
     )
-    assert found.text() == [
+    assert result.text() == [
         "pets  running, 1 of 3 workers ready, for 41 min",
         "  worker 1: the container is being created",
         "  worker 2: exit code 143: stopped on request; the last complete checkpoint is kept",
@@ -82,8 +82,8 @@ def test_state_shows_newest_pod_of_each_worker() -> None:
     ],
 )
 def test_failed_job_has_exit_code_of_failed_pod(reason: str, pods: list[dict[str, Any]], code: int) -> None:
-    found = state(failed(reason), *(pod(f"pets-{index}", index, each) for index, each in enumerate(pods)))
-    assert found.exit_code == code
+    result = state(failed(reason), *(pod(f"pets-{index}", index, each) for index, each in enumerate(pods)))
+    assert result.exit_code == code
 
 
 def test_failed_job_of_several_workers_names_failed_worker() -> None:
@@ -92,14 +92,14 @@ def test_failed_job_of_several_workers_names_failed_worker() -> None:
     assert state(several | failed("PodFailurePolicy"), left).lines == (
         "worker 2: exit code 65: the data cannot be used",
     )
-    told = several | failed("PodFailurePolicy")
-    told["status"]["conditions"][0]["message"] = (
+    job = several | failed("PodFailurePolicy")
+    job["status"]["conditions"][0]["message"] = (
         "Container trainer for pod t/pets-1-abcde failed with exit code 70 matching FailJob rule at index 1"
     )
-    found = state(told, pod("pets-0-x", 0, ended(143)))  # the failed pod is gone; worker 0's still exists
-    assert found.exit_code == 70
-    assert found.lines[0].startswith("worker 1: exit code 70: diverged")
-    assert found.lines[1].startswith("worker 0: exit code 143")
+    result = state(job, pod("pets-0-x", 0, ended(143)))  # the failed pod is gone; worker 0's still exists
+    assert result.exit_code == 70
+    assert result.lines[0].startswith("worker 1: exit code 70: diverged")
+    assert result.lines[1].startswith("worker 0: exit code 143")
 
 
 def jobset(conditions: list[dict[str, Any]], restarts: int = 0, **spec: Any) -> dict[str, Any]:
@@ -145,6 +145,6 @@ def test_jobset_fails_only_when_no_restart_follows(
 ) -> None:  # fmt: skip
     child = None if job is None else {"metadata": {"name": "pets-worker-0"}} | job
     pods = [pod("pets-worker-0-1-x", 1, ended(69))] if job and "conditions" in job["status"] else []
-    found = jobset_state(jobset(conditions, restarts), child, pods, NOW)
-    assert (found.name, found.word, found.exit_code) == ("pets", word, code)
-    assert words in found.detail
+    result = jobset_state(jobset(conditions, restarts), child, pods, NOW)
+    assert (result.name, result.word, result.exit_code) == ("pets", word, code)
+    assert words in result.detail

@@ -47,7 +47,7 @@ class Cloud:
             input=answer, capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
 
-    def said(self, *words: str) -> str:
+    def output_of(self, *words: str) -> str:
         done = self.trainer(*words)
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -63,41 +63,41 @@ def cloud() -> Iterator[Cloud]:
 
 
 def test_submit_creates_job_of_dry_run(cloud: Cloud) -> None:
-    dry = cloud.said(*SUBMIT, "--workers", "3", "--spot", "--dry-run")
+    dry = cloud.output_of(*SUBMIT, "--workers", "3", "--spot", "--dry-run")
     assert not cloud.vertex.requests
-    said = cloud.trainer(*SUBMIT, "--workers", "3", "--spot", answer="y\n").stdout
-    assert "plan       job pets, 3 workers, nvidia-l4:1 each (g2-standard-8, spot)" in said
-    assert f"where      project {PROJECT}, {REGION}" in said
-    assert f"created    projects/123/locations/{REGION}/customJobs/1000" in said
+    output_text = cloud.trainer(*SUBMIT, "--workers", "3", "--spot", answer="y\n").stdout
+    assert "plan       job pets, 3 workers, nvidia-l4:1 each (g2-standard-8, spot)" in output_text
+    assert f"where      project {PROJECT}, {REGION}" in output_text
+    assert f"created    projects/123/locations/{REGION}/customJobs/1000" in output_text
     sent = json.loads(dry)
     assert sent.items() <= cloud.vertex.jobs[0].items()
     first, rest = sent["jobSpec"]["workerPoolSpecs"]
     assert (first["replicaCount"], rest["replicaCount"]) == ("1", "2")
     assert sent["jobSpec"]["scheduling"]["strategy"] == "SPOT"
-    given = {each["name"]: each["value"] for each in first["containerSpec"]["env"]}
-    assert given["TRAINER_RUN_NAME"] == "pets"
-    assert parse_spec(given["TRAINER_SPEC"], "here").output == "gs://bucket/runs"
+    values = {variable["name"]: variable["value"] for variable in first["containerSpec"]["env"]}
+    assert values["TRAINER_RUN_NAME"] == "pets"
+    assert parse_spec(values["TRAINER_SPEC"], "here").output == "gs://bucket/runs"
 
 
 def test_schedule_posts_job_without_run_name(cloud: Cloud) -> None:
     words = [*SUBMIT, "--schedule", "0 3 * * 1", "--service-account", "me@acme.iam", "--yes"]
-    assert "jobs/pets" in cloud.said(*words)
+    assert "jobs/pets" in cloud.output_of(*words)
     sent = cloud.vertex.schedules["pets"]
     assert (sent["schedule"], sent["timeZone"]) == ("0 3 * * 1", "Etc/UTC")
     assert sent["httpTarget"]["oauthToken"]["serviceAccountEmail"] == "me@acme.iam"
     job = json.loads(base64.b64decode(sent["httpTarget"]["body"]))
-    names = [each["name"] for each in job["jobSpec"]["workerPoolSpecs"][0]["containerSpec"]["env"]]
+    names = [variable["name"] for variable in job["jobSpec"]["workerPoolSpecs"][0]["containerSpec"]["env"]]
     assert names == ["TRAINER_SPEC"]  # the run's name comes from the Vertex AI job
     assert "already exists" in cloud.refused(*words)
-    assert cloud.said("list", "vertex") == "pets  at 0 3 * * 1 (Etc/UTC)\n"
+    assert cloud.output_of("list", "vertex") == "pets  at 0 3 * * 1 (Etc/UTC)\n"
     # The jobs of a schedule have its name; cancelling the name ends both.
     made = job | {
         "name": f"projects/{NUMBER}/locations/{REGION}/customJobs/77",
         "state": "JOB_STATE_SUCCEEDED",
     }
     cloud.vertex.jobs = [made | {"createTime": "2026-11-27T11:00:00Z"}]
-    assert cloud.said("list", "vertex").splitlines()[1].startswith("pets  finished")
-    assert "ended      pets (schedule)" in cloud.said("cancel", "vertex", "pets")
+    assert cloud.output_of("list", "vertex").splitlines()[1].startswith("pets  finished")
+    assert "ended      pets (schedule)" in cloud.output_of("cancel", "vertex", "pets")
     assert not cloud.vertex.schedules
     assert "requires a service account" in cloud.refused(*SUBMIT, "--schedule", "0 3 * * 1", "--yes")
 
@@ -144,26 +144,29 @@ def test_missing_project_or_region_is_reported(cloud: Cloud) -> None:
 
 
 def test_missing_bucket_is_reported_before_anything_is_sent(cloud: Cloud) -> None:
-    assert "does not exist" not in cloud.said(*SUBMIT, "--dry-run")
+    assert "does not exist" not in cloud.output_of(*SUBMIT, "--dry-run")
     for words in (["--output", "gs://nowhere/runs"], ["--data", "gs://nowhere/photos"]):
-        said = cloud.refused(*SUBMIT, *words, "--yes")
-        assert "The bucket gs://nowhere does not exist. Create it with `gcloud storage buckets create" in said
+        output_text = cloud.refused(*SUBMIT, *words, "--yes")
+        assert (
+            "The bucket gs://nowhere does not exist. Create it with `gcloud storage buckets create"
+            in output_text
+        )
     assert not cloud.vertex.jobs
     cloud.vertex.project.lacking = {"storage.objects.create"}  # the job runs with permissions of its own
-    said = cloud.said(*SUBMIT, "--yes")
-    assert "note       bucket bucket: it exists, but you do not have storage.objects.create" in said
-    assert "note       image: not checked, because no Docker engine responds" in said
+    output_text = cloud.output_of(*SUBMIT, "--yes")
+    assert "note       bucket bucket: it exists, but you do not have storage.objects.create" in output_text
+    assert "note       image: not checked, because no Docker engine responds" in output_text
     assert cloud.vertex.jobs
 
 
 def test_name_of_active_job_is_rejected_and_of_ended_job_accepted(cloud: Cloud) -> None:
-    cloud.said(*SUBMIT, "--yes")
+    cloud.output_of(*SUBMIT, "--yes")
     assert "A job of this name is active" in cloud.refused(*SUBMIT, "--yes")
     assert len(cloud.vertex.jobs) == 1
     cloud.vertex.jobs[0]["state"] = "JOB_STATE_FAILED"
-    cloud.said(*SUBMIT, "--yes")  # continues the same run
+    cloud.output_of(*SUBMIT, "--yes")  # continues the same run
     assert len(cloud.vertex.jobs) == 2
-    assert "ended      pets (job)" in cloud.said("cancel", "vertex", "pets")
+    assert "ended      pets (job)" in cloud.output_of("cancel", "vertex", "pets")
     assert "There is no active job of this name" in cloud.refused("cancel", "vertex", "cats")
 
 
@@ -187,19 +190,19 @@ def test_job_is_followed_from_submit_to_cancel(cloud: Cloud, monkeypatch: pytest
 
 
 def follow_to_the_end(cloud: Cloud, output: str) -> None:
-    cloud.said(*SUBMIT, "--output", output, "--yes")
+    cloud.output_of(*SUBMIT, "--output", output, "--yes")
     job = cloud.vertex.jobs[0]
-    said = cloud.said("status", "vertex", "pets")
-    assert said.startswith("pets  waiting, not started yet")
-    assert f"run: {output}/pets, no epoch yet" in said
+    output_text = cloud.output_of("status", "vertex", "pets")
+    assert output_text.startswith("pets  waiting, not started yet")
+    assert f"run: {output}/pets, no epoch yet" in output_text
     service = {"resource": {"labels": {"task_name": "service"}}, "timestamp": "2026-11-27T10:59:00Z"}
     waits = ["Job is queued.", "Resources are insufficient in region: europe-west4.\x1b[2J"]
     cloud.vertex.entries = [service | {"insertId": text, "textPayload": text} for text in waits]
-    said = cloud.said("status", "vertex", "pets")
-    assert "  Resources are insufficient in region: europe-west4.\\x1b[2J\n" in said
-    assert "queued" not in said
+    output_text = cloud.output_of("status", "vertex", "pets")
+    assert "  Resources are insufficient in region: europe-west4.\\x1b[2J\n" in output_text
+    assert "queued" not in output_text
     job |= {"state": "JOB_STATE_RUNNING", "startTime": "2026-11-27T11:00:00.5Z"}
-    assert cloud.said("list", "vertex").startswith("pets  running, for ")
+    assert cloud.output_of("list", "vertex").startswith("pets  running, for ")
     label = {"resource": {"labels": {"task_name": "workerpool0-0"}}}
     other = {"resource": {"labels": {"task_name": "workerpool1-0"}}}
     cloud.vertex.entries = [
@@ -207,8 +210,8 @@ def follow_to_the_end(cloud: Cloud, output: str) -> None:
         label | {"insertId": "b", "timestamp": "2026-11-27T11:00:02Z", "jsonPayload": {"message": "epoch 1"}},
         other | {"insertId": "c", "timestamp": "2026-11-27T11:00:03Z", "textPayload": "of another worker"},
     ]  # fmt: skip
-    assert cloud.said("logs", "vertex", "pets") == "trainer 0.1.0\nepoch 1\n"
-    assert cloud.said("logs", "vertex", "pets", "--worker", "1") == "of another worker\n"
+    assert cloud.output_of("logs", "vertex", "pets") == "trainer 0.1.0\nepoch 1\n"
+    assert cloud.output_of("logs", "vertex", "pets", "--worker", "1") == "of another worker\n"
 
     def end() -> None:
         time.sleep(2)
@@ -222,14 +225,14 @@ def follow_to_the_end(cloud: Cloud, output: str) -> None:
 
     ending = threading.Thread(target=end)
     ending.start()
-    assert cloud.said("logs", "vertex", "pets", "-f") == "trainer 0.1.0\nepoch 1\nthe end\n"
+    assert cloud.output_of("logs", "vertex", "pets", "-f") == "trainer 0.1.0\nepoch 1\nthe end\n"
     ending.join()
-    said = cloud.said("status", "vertex", "pets")
-    assert said.startswith("pets  failed, took 41 min")
-    assert "exit code 65: the data cannot be used" in said
+    output_text = cloud.output_of("status", "vertex", "pets")
+    assert output_text.startswith("pets  failed, took 41 min")
+    assert "exit code 65: the data cannot be used" in output_text
     job["state"] = "JOB_STATE_RUNNING"
-    assert "ended      pets (job)" in cloud.said("cancel", "vertex", "pets")
-    assert cloud.said("status", "vertex", "pets").startswith("pets  cancelling")
+    assert "ended      pets (job)" in cloud.output_of("cancel", "vertex", "pets")
+    assert cloud.output_of("status", "vertex", "pets").startswith("pets  cancelling")
 
 
 @pytest.mark.parametrize(
@@ -261,9 +264,9 @@ def test_accelerator_missing_on_vertex_ai_is_rejected() -> None:
     "given",
     [{"service_account": "nobody"}, {"service_account": "a b@c"}, {"endpoint": "ftp://a"}, {"endpoint": "a"}],
 )
-def test_invalid_service_account_or_endpoint_is_rejected(given: dict[str, str]) -> None:
-    with pytest.raises(UsageError, match=next(iter(given.values()))):
-        Project("p", "europe-west4", **given)
+def test_invalid_service_account_or_endpoint_is_rejected(values: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match=next(iter(values.values()))):
+        Project("p", "europe-west4", **values)
 
 
 ODD = (

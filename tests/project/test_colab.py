@@ -69,8 +69,8 @@ def make_data(folder: Path) -> Path:
 @pytest.mark.engine
 def test_notebook_runs_from_first_to_last_cell(tmp_path: Path) -> None:
     output, notebook = tmp_path / "runs", read()
-    given = {"DATA": str(make_data(tmp_path)), "OUTPUT": str(output), "SET": "--set train.epochs=1"}
-    code_cells(notebook)[0]["source"] = [f"{name} = {value!r}\n" for name, value in given.items()]
+    variables = {"DATA": str(make_data(tmp_path)), "OUTPUT": str(output), "SET": "--set train.epochs=1"}
+    code_cells(notebook)[0]["source"] = [f"{name} = {value!r}\n" for name, value in variables.items()]
     text = "\n".join("".join(cell["source"]) + "\n" for cell in code_cells(notebook))
     (tmp_path / "colab.ipy").write_text(text, encoding="utf-8")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

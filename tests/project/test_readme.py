@@ -34,8 +34,8 @@ def lines_to_type() -> Iterator[str]:
 
 def commands_of(program: str) -> list[list[str]]:
     """Return the distinct argument lists for `program` in the documentation, without comments."""
-    found = [shlex.split(line, comments=True) for line in lines_to_type() if line.startswith(program)]
-    return [list(words) for words in dict.fromkeys(tuple(words[1:]) for words in found if len(words) > 1)]
+    commands = [shlex.split(line, comments=True) for line in lines_to_type() if line.startswith(program)]
+    return [list(words) for words in dict.fromkeys(tuple(words[1:]) for words in commands if len(words) > 1)]
 
 
 def test_commands_of_documentation_exist() -> None:
@@ -84,9 +84,9 @@ def test_jobs_of_documentation_pass_a_dry_run(tmp_path: Path) -> None:
 
 
 def test_setup_commands_of_documentation_are_accepted() -> None:
-    found = commands_of("scripts/setup_gcp.sh ")
-    assert len(found) == 3
-    for words in found:
+    commands = commands_of("scripts/setup_gcp.sh ")
+    assert len(commands) == 3
+    for words in commands:
         subprocess.run(
             [ROOT / "scripts" / "setup_gcp.sh", *words, "--dry-run"], check=True, capture_output=True
         )

@@ -165,9 +165,9 @@ def test_imports_from_above_and_from_own_package_are_allowed() -> None:
 
 def test_functions_are_short() -> None:
     lengths = {
-        f"{dotted(path)}.{each.name}": (each.end_lineno or each.lineno) - each.lineno + 1
+        f"{dotted(path)}.{function.name}": (function.end_lineno or function.lineno) - function.lineno + 1
         for path in MODULES
-        for each in functions(parse(path))
+        for function in functions(parse(path))
     }
     assert {name: length for name, length in lengths.items() if length > LONGEST_FUNCTION} == {}
 
@@ -188,13 +188,13 @@ def test_modules_have_docstrings() -> None:
 
 
 def test_package_contains_no_assert() -> None:
-    found = [
+    assertions = [
         f"{dotted(path)}:{node.lineno}"
         for path in MODULES
         for node in ast.walk(parse(path))
         if isinstance(node, ast.Assert)
     ]
-    assert found == []
+    assert assertions == []
 
 
 def test_only_listed_packages_read_the_environment() -> None:

@@ -43,9 +43,9 @@ def log_of(project: Project) -> str:
 def commands_without_python(project: Project) -> Mapping[str, str]:
     """Return an environment whose PATH has the programs that the scripts call, but no Python."""
     for name in ("bash", "dirname", "flock", "sha256sum", "tee", "tail", "rm", "mkdir", "touch"):
-        found = shutil.which(name)
-        assert found is not None, name
-        (project.bin / name).symlink_to(found)
+        path = shutil.which(name)
+        assert path is not None, name
+        (project.bin / name).symlink_to(path)
     return {"PATH": str(project.bin)}
 
 

@@ -119,11 +119,11 @@ def test_setup_creates_missing_resources_once(cloud: Cloud, tmp_path: Path) -> N
 
 
 def test_dry_run_prints_commands_without_requests(cloud: Cloud, tmp_path: Path) -> None:
-    said = cloud.setup(*OPTIONS, "--dry-run", PATH=path_without_gcloud(tmp_path)).stdout
+    output = cloud.setup(*OPTIONS, "--dry-run", PATH=path_without_gcloud(tmp_path)).stdout
     assert not cloud.calls()
-    assert "nothing was changed" in said
+    assert "nothing was changed" in output
     cloud.setup(*OPTIONS)
-    printed = {line.strip().removeprefix("gcloud ") for line in said.splitlines() if "gcloud " in line}
+    printed = {line.strip().removeprefix("gcloud ") for line in output.splitlines() if "gcloud " in line}
     done = {
         call.replace("projects/123", "projects/NUMBER").replace(":123-", ":NUMBER-") for call in cloud.calls()
     }
@@ -138,16 +138,16 @@ def test_no_cluster_is_created_without_option(cloud: Cloud, tmp_path: Path) -> N
 
 def test_failed_role_binding_is_retried_and_then_reported(cloud: Cloud) -> None:
     role = "roles/storage.objectUser"
-    said = cloud.setup(*OPTIONS, FAILING=role, TIMES="2").stdout
-    assert said.count("failed, retrying") == 4  # twice for the account and twice for the pods
-    said = cloud.setup(*OPTIONS, FAILING=role, code=2).stderr
-    assert "PERMISSION_DENIED" in said
-    assert "Error: A role could not be granted." in said
+    output = cloud.setup(*OPTIONS, FAILING=role, TIMES="2").stdout
+    assert output.count("failed, retrying") == 4  # twice for the account and twice for the pods
+    output = cloud.setup(*OPTIONS, FAILING=role, code=2).stderr
+    assert "PERMISSION_DENIED" in output
+    assert "Error: A role could not be granted." in output
 
 
 def test_failed_creation_is_reported_and_stops_setup(cloud: Cloud) -> None:
-    said = cloud.setup(*OPTIONS, FAILING="gs://photos", code=2)
-    assert "Error: The bucket gs://photos could not be created" in said.stderr
+    output = cloud.setup(*OPTIONS, FAILING="gs://photos", code=2)
+    assert "Error: The bucket gs://photos could not be created" in output.stderr
     assert "service-accounts" not in " ".join(cloud.calls())  # nothing is created after the failure
     cloud.setup(*OPTIONS)  # continues at the failed resource
     assert len(creations(cloud)) == 4
@@ -178,14 +178,14 @@ def test_invalid_options_are_rejected_before_any_request(
 
 
 def test_missing_gcloud_is_reported_with_remedy(cloud: Cloud, tmp_path: Path) -> None:
-    said = cloud.setup(*OPTIONS, code=2, PATH=path_without_gcloud(tmp_path)).stderr
-    assert "gcloud is not installed" in said
+    output = cloud.setup(*OPTIONS, code=2, PATH=path_without_gcloud(tmp_path)).stderr
+    assert "gcloud is not installed" in output
 
 
 @pytest.mark.skipif(shutil.which("gcloud") is None, reason="there is no gcloud")
 def test_gcloud_accepts_every_command_and_flag(cloud: Cloud, tmp_path: Path) -> None:
-    said = cloud.setup(*OPTIONS, "--dry-run").stdout
-    commands = [shlex.split(line) for line in said.splitlines() if line.strip().startswith("gcloud ")]
+    output = cloud.setup(*OPTIONS, "--dry-run").stdout
+    commands = [shlex.split(line) for line in output.splitlines() if line.strip().startswith("gcloud ")]
     assert len(commands) >= 12
     for command in commands:
         # gcloud parses the whole line before it sends requests, and lists all unknown arguments.
