@@ -55,7 +55,7 @@ def test_status_of_suspended_job_shows_queue_or_suspending_program(cluster: Clus
     head, reason = status(cluster)
     assert head == "pets  suspended, spec.suspend is set"
     assert reason.startswith(
-        "  kubectl-patch set spec.suspend at 2026-11-27T11:00:00Z; `kubectl patch job pets"
+        "  kubectl-patch set spec.suspend at 2026-11-27T11:00:00Z; resume it with `kubectl patch job pets"
     )
     job["metadata"]["labels"][QUEUE] = "team"
     assert (

@@ -266,7 +266,7 @@ class VertexJobs:
 
     def _list(self, job_filter: str) -> list[dict[str, Any]]:
         url = f"{self.project.url}/{self.project.parent}/customJobs"
-        jobs: tuple[dict[str, Any], ...] = ()
+        jobs: list[dict[str, Any]] = []
         token = ""
         while True:
             query = {"pageToken": token} if token else {}
