@@ -14,7 +14,7 @@ from helpers.serving import JsonHandler, serving
 from trainer.errors import TemporaryError, TrainerError, UsageError
 from trainer.launch.checks import check_engine_image, check_registry_image
 from trainer.launch.container import start_container, stop_container
-from trainer.launch.image import Source, push_image
+from trainer.launch.image import ImageSource, push_image
 
 WORDS = ("timeout", "not-found", "denied", "unauthorized", "authentication", "forbidden", "nvidia")
 COMMIT = "0123456789ab"
@@ -141,7 +141,7 @@ def test_registry_errors_are_classified_independently_of_names(
         ):
             engine.pushed = message
             with pytest.raises(kind, match="could not be pushed"):
-                push_image(client, Source(Path(), "", COMMIT, False), [tag], lambda line: None)
+                push_image(client, ImageSource(Path(), "", COMMIT, False), [tag], lambda line: None)
         for code, state in ((404, "wrong"), (401, "unknown"), (500, "unknown")):
             engine.answers = {"GET /distribution/": (code, f"{tag}: not-found {word}")}
             assert check_registry_image(tag, client).state == state

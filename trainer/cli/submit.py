@@ -30,7 +30,7 @@ from trainer.sanitize import printable, shown_address
 
 if TYPE_CHECKING:
     from trainer.launch.checks import Check
-    from trainer.launch.container import Host
+    from trainer.launch.container import ClientHost
     from trainer.launch.kubectl import Kubectl
     from trainer.launch.plan import JobPlan
     from trainer.launch.vertex import Project
@@ -176,14 +176,14 @@ def _folder_for(output: str) -> Iterator[None]:
         raise
 
 
-def _host(network: str | None) -> Host:
-    from trainer.launch.container import Host
+def _host(network: str | None) -> ClientHost:
+    from trainer.launch.container import ClientHost
 
     said = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
     usual = Path.home() / ".config" / "gcloud" / "application_default_credentials.json"
     credentials = Path(said).absolute() if said else usual if usual.exists() else None
     handed_on = tuple((name, os.environ[name]) for name in _HANDED_ON if name in os.environ)
-    return Host(f"{os.getuid()}:{os.getgid()}", credentials, network, handed_on)
+    return ClientHost(f"{os.getuid()}:{os.getgid()}", credentials, network, handed_on)
 
 
 def _plan(place: Any, given: dict[str, Any], **more: Any) -> JobPlan:

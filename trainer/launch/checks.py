@@ -112,13 +112,13 @@ class _Distribution(EngineResponse):
     descriptor: _Descriptor
 
 
-class _Version(EngineResponse):
+class _EngineVersion(EngineResponse):
     version: str
     os: str
     arch: str
 
 
-class _Image(EngineResponse):
+class _EngineImage(EngineResponse):
     size: StrictInt
 
 
@@ -158,7 +158,7 @@ def check_engine(client: Engine) -> Check:
     """Return a check with the version and the platform of the engine."""
     try:
         with translate_engine_errors():
-            version = read_response(_Version, client.version(), SERVICE)
+            version = read_response(_EngineVersion, client.version(), SERVICE)
     except TrainerError as error:
         return failed("engine", error)
     return Check("engine", "ok", f"Docker {version['Version']}, {version['Os']}/{version['Arch']}")
@@ -168,7 +168,7 @@ def check_engine_image(image: str, client: Engine) -> Check:
     """Check that the engine has `image`."""
     try:
         with translate_engine_errors():
-            response = read_response(_Image, client.inspect_image(image), SERVICE)
+            response = read_response(_EngineImage, client.inspect_image(image), SERVICE)
     except NotFound as error:
         return Check(
             "image", "wrong", f"the Docker engine does not have {image} ({engine_message(error)[:_SHOWN]})",

@@ -45,7 +45,7 @@ _WORKLOAD_LABEL = "kueue.x-k8s.io/job-uid"
 
 
 @dataclass(frozen=True)
-class Work:
+class JobWithPods:
     """A Job, or a JobSet with its child job, and their pods."""
 
     main: Object
@@ -78,11 +78,11 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Named:
+class NamedObjects:
     """Objects of one name: a schedule, work, or both. For a schedule alone, its newest job is the work."""
 
     schedule: Object | None
-    work: Work | None
+    work: JobWithPods | None
 
     @property
     def schedule_text(self) -> str:
@@ -96,7 +96,7 @@ class ClusterJobs:
     def __init__(self, kubectl: Kubectl) -> None:
         self.kubectl = kubectl
 
-    def named(self, name: str) -> Named:
+    def named(self, name: str) -> NamedObjects:
         """Return the objects called `name`. Raises UsageError if there are none, TemporaryError."""
         objects, errors = self._get_all(name)
         schedule, main = objects.get(CRON_JOBS), objects.get(JOB_SETS) or objects.get(JOBS)
@@ -106,20 +106,20 @@ class ClusterJobs:
             main = _newest(self.kubectl.find(JOBS, "-l", f"{JOBSET_LABEL}={name}"))
         if main is None and schedule is None:
             raise self._missing_error(name, errors)
-        return Named(schedule, None if main is None else self.work(main))
+        return NamedObjects(schedule, None if main is None else self.work(main))
 
-    def work(self, main: Object) -> Work:
+    def work(self, main: Object) -> JobWithPods:
         """Return `main`, a Job or JobSet, with its child job and pods. Raises UsageError, TemporaryError."""
         job: Object | None = main
         if main["kind"] == "JobSet":
             jobs = self.kubectl.find(JOBS, "-l", f"{JOBSET_LABEL}={main['metadata']['name']}")
             job = _newest(child for child in jobs if _is_owned(child, main))
         if job is None:
-            return Work(main, None, ())
+            return JobWithPods(main, None, ())
         pods = self.kubectl.find("pods", "-l", f"{JOB_LABEL}={job['metadata']['name']}")
-        return Work(main, job, [pod for pod in pods if _is_pod_of(pod, job)])
+        return JobWithPods(main, job, [pod for pod in pods if _is_pod_of(pod, job)])
 
-    def explain(self, work: Work, now: datetime) -> State:
+    def explain(self, work: JobWithPods, now: datetime) -> State:
         """Return the state of `work`, with the reason if it is not running. Raises TemporaryError."""
         state = work.state(now)
         if state.word == "suspended":
@@ -289,14 +289,16 @@ def _explain_manual_suspension(kubectl: Kubectl, main: Object) -> str:
     return f"{manager} set spec.suspend at {time}; resume it with {command}"
 
 
-def _works(jobsets: Sequence[Object], jobs: Sequence[Object], pods: Sequence[Object]) -> Iterable[Work]:
+def _works(
+    jobsets: Sequence[Object], jobs: Sequence[Object], pods: Sequence[Object]
+) -> Iterable[JobWithPods]:
     """Yield each JobSet, and each job that belongs to none of them, with its pods."""
     for jobset in jobsets:
         job = _newest(child for child in jobs if _is_owned(child, jobset))
-        yield Work(jobset, job, [pod for pod in pods if job is not None and _is_pod_of(pod, job)])
+        yield JobWithPods(jobset, job, [pod for pod in pods if job is not None and _is_pod_of(pod, job)])
     for job in jobs:
         if not any(_is_owned(job, jobset) for jobset in jobsets):
-            yield Work(job, job, [pod for pod in pods if _is_pod_of(pod, job)])
+            yield JobWithPods(job, job, [pod for pod in pods if _is_pod_of(pod, job)])
 
 
 def _is_ours(value: Object) -> bool:

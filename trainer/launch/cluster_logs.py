@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from datetime import datetime, timezone
 
 from trainer.errors import StoppedError, TemporaryError, UsageError, error_of
-from trainer.launch.cluster_jobs import ClusterJobs, Named, Work
+from trainer.launch.cluster_jobs import ClusterJobs, JobWithPods, NamedObjects
 from trainer.launch.kubectl import BAD_REQUEST, NOT_FOUND, KubectlError, resource_of
 from trainer.launch.state import CONTAINER, Object, State, container_state, index_of, pod_line
 
@@ -104,7 +104,7 @@ class LogFollower:
             self._note_once(_waiting_note(self._jobs, work, remaining))
         return None
 
-    def _current_work(self) -> Work | None:
+    def _current_work(self) -> JobWithPods | None:
         """Return the job's current state, None before a schedule's first job. Raises StoppedError."""
         if self._main is None:
             named = self._jobs.named(self._name)
@@ -178,7 +178,7 @@ def _has_ended(pod: Object) -> bool:
     return is_finished or "terminated" in container_state(pod)
 
 
-def _pods_of(work: Work, worker: int) -> list[Object]:
+def _pods_of(work: JobWithPods, worker: int) -> list[Object]:
     """Return the pods of a worker, oldest first. Raises UsageError if the job has no such worker."""
     workers = int(work.job.get("spec", {}).get("parallelism", 1)) if work.job else None
     if workers is not None and worker >= workers:
@@ -191,7 +191,7 @@ def _pods_of(work: Work, worker: int) -> list[Object]:
     return sorted(pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")))
 
 
-def _waiting_note(jobs: ClusterJobs, work: Work, pods: Sequence[Object]) -> str:
+def _waiting_note(jobs: ClusterJobs, work: JobWithPods, pods: Sequence[Object]) -> str:
     """Return why the newest of `pods` has no log yet, or why there are no pods."""
     if pods and not _has_ended(pods[-1]):
         reason = pod_line(pods[-1], False) or "not scheduled yet"
@@ -202,5 +202,5 @@ def _waiting_note(jobs: ClusterJobs, work: Work, pods: Sequence[Object]) -> str:
     return f"no pod with a log: {name} is {state.word}{f', {reasons}' if reasons else ''}"
 
 
-def _no_job_note(named: Named) -> str:
+def _no_job_note(named: NamedObjects) -> str:
     return f"no job yet: the schedule is {named.schedule_text}"

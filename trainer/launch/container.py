@@ -54,7 +54,7 @@ class _Config(EngineResponse):
     stop_timeout: StrictInt | None = None
 
 
-class _Container(EngineResponse):
+class _InspectedContainer(EngineResponse):
     id: str
     state: _State
     config: _Config
@@ -81,7 +81,7 @@ class _ContainerList(EngineResponse):
 
 
 @dataclass(frozen=True)
-class Host:
+class ClientHost:
     """Properties of the submitting machine."""
 
     user: str
@@ -93,7 +93,7 @@ class Host:
     """Additional environment variables, as (name, value)."""
 
 
-def container_of(plan: JobPlan, host: Host) -> dict[str, Any]:
+def container_of(plan: JobPlan, host: ClientHost) -> dict[str, Any]:
     """Return the body of the request that creates the container of `plan`."""
     environment = {SPEC: plan.spec_text, RUN_NAME: plan.name, **dict(host.environment)}
     if _needs_credentials(plan, host):
@@ -120,7 +120,7 @@ def container_of(plan: JobPlan, host: Host) -> dict[str, Any]:
     }
 
 
-def _mounts(plan: JobPlan, host: Host) -> list[dict[str, Any]]:
+def _mounts(plan: JobPlan, host: ClientHost) -> list[dict[str, Any]]:
     mounts = []
     for location, is_written in locations_of(plan.spec).items():
         path = PurePosixPath(without_scheme(location))
@@ -133,7 +133,7 @@ def _mounts(plan: JobPlan, host: Host) -> list[dict[str, Any]]:
     return mounts
 
 
-def _needs_credentials(plan: JobPlan, host: Host) -> bool:
+def _needs_credentials(plan: JobPlan, host: ClientHost) -> bool:
     """Return whether to mount Google credentials: only if the run uses a bucket."""
     uses_bucket = any(map(is_bucket, locations_of(plan.spec)))
     return uses_bucket and host.credentials is not None
@@ -268,5 +268,5 @@ def _find(client: Engine, name: str) -> dict[str, Any] | None:
             response = client.inspect_container(name)
     except NotFound:
         return None
-    container = read_response(_Container, response, SERVICE)
+    container = read_response(_InspectedContainer, response, SERVICE)
     return container if LABEL in (container["Config"].get("Labels") or {}) else None

@@ -43,7 +43,7 @@ _REVISION_LABEL = "org.opencontainers.image.revision"
 
 
 @dataclass(frozen=True)
-class Source:
+class ImageSource:
     """Source that an image is built from."""
 
     root: Path
@@ -61,13 +61,13 @@ class Source:
         return "unknown" if self.commit is None else self.commit + ("-dirty" if self.is_dirty else "")
 
 
-def find_source(start: Path, variant: str, base: str) -> Source:
+def find_source(start: Path, variant: str, base: str) -> ImageSource:
     """Return the source in `start` or the nearest parent. Raises UsageError if there is none."""
     root = find_root(start)
     commit = _git(root, "rev-parse", f"--short={_DIGITS}", "HEAD")
     status = _git(root, "status", "--porcelain")
     is_dirty = status is None or bool(status)  # without an answer from git the tree does not count as clean
-    return Source(root, _digest(root, f"{variant} {base}"), commit or None, is_dirty)
+    return ImageSource(root, _digest(root, f"{variant} {base}"), commit or None, is_dirty)
 
 
 def find_root(start: Path) -> Path:
@@ -82,7 +82,7 @@ def find_root(start: Path) -> Path:
     )
 
 
-def tags_of(source: Source, repository: str, variant: str) -> list[str]:
+def tags_of(source: ImageSource, repository: str, variant: str) -> list[str]:
     """Return the tags of the image: by content, by commit if the tree is clean, and the variant alone.
 
     Raises UsageError for an invalid repository name.
@@ -129,7 +129,7 @@ class _ImageConfig(EngineResponse):
     labels: dict[str, str] | None = None
 
 
-class _Image(EngineResponse):
+class _BuiltImage(EngineResponse):
     id: str
     config: _ImageConfig
 
@@ -137,12 +137,12 @@ class _Image(EngineResponse):
 def _inspect(client: Engine, tag: str) -> dict[str, Any]:
     """Return an image. Raises docker.errors.NotFound, UsageError, TemporaryError."""
     with translate_engine_errors():
-        return read_response(_Image, client.inspect_image(tag), SERVICE)
+        return read_response(_BuiltImage, client.inspect_image(tag), SERVICE)
 
 
 def build_image(
     client: Engine,
-    source: Source,
+    source: ImageSource,
     variant: str,
     base: str,
     tags: list[str],
@@ -173,7 +173,7 @@ def build_image(
         ) from None
 
 
-def push_image(client: Engine, source: Source, tags: list[str], on_line: Callable[[str], None]) -> None:
+def push_image(client: Engine, source: ImageSource, tags: list[str], on_line: Callable[[str], None]) -> None:
     """Push the image to its registry.
 
     Raises UsageError for a dirty working tree, an image that is not built, or refused credentials;
@@ -204,7 +204,7 @@ def push_image(client: Engine, source: Source, tags: list[str], on_line: Callabl
             ) from None
 
 
-def _require_built(client: Engine, source: Source, tag: str) -> str:
+def _require_built(client: Engine, source: ImageSource, tag: str) -> str:
     """Return the ID of the image of this source and commit. Raises UsageError if there is none."""
     try:
         image = _inspect(client, tag)

@@ -43,20 +43,20 @@ class _Named(Response):
     name: str
 
 
-class _Variable(Response):
+class _EnvironmentVariable(Response):
     name: str
     value: str | None = None
 
 
 class _ContainerSpec(Response):
-    env: tuple[_Variable, ...] = ()
+    env: tuple[_EnvironmentVariable, ...] = ()
 
 
 class _WorkerPool(Response):
     container_spec: _ContainerSpec = _ContainerSpec()
 
 
-class _JobSpec(Response):
+class _CustomJobSpec(Response):
     worker_pool_specs: tuple[_WorkerPool, ...] = ()
 
 
@@ -70,7 +70,7 @@ class _CustomJob(_Named):
     create_time: str = ""
     start_time: Time | None = None
     end_time: Time | None = None
-    job_spec: _JobSpec = _JobSpec()
+    job_spec: _CustomJobSpec = _CustomJobSpec()
     error: _JobError = _JobError()
 
 
