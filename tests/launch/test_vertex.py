@@ -261,7 +261,7 @@ def test_accelerator_missing_on_vertex_ai_is_rejected() -> None:
 
 
 @pytest.mark.parametrize(
-    "given",
+    "values",
     [{"service_account": "nobody"}, {"service_account": "a b@c"}, {"endpoint": "ftp://a"}, {"endpoint": "a"}],
 )
 def test_invalid_service_account_or_endpoint_is_rejected(values: dict[str, str]) -> None:
