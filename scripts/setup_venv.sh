@@ -103,17 +103,17 @@ make_empty_venv() {
 
 # find_python: print the first supported Python that can create virtual environments.
 find_python() {
-    local name version found=""
+    local name version rejected=""
     for name in python3 python3.13 python3.12 python3.11 python3.10; do
         version=$("$name" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue
-        [[ $version =~ ^3\.1[0-3]$ ]] || { found+=" $name is $version;" && continue; }
+        [[ $version =~ ^3\.1[0-3]$ ]] || { rejected+=" $name is $version;" && continue; }
         if "$name" -c 'import ensurepip, venv' >/dev/null 2>&1; then
             echo "$name"
             return
         fi
-        found+=" $name ($version) lacks venv or ensurepip: apt-get install python$version-venv, on Debian or Ubuntu;"
+        rejected+=" $name ($version) lacks venv or ensurepip: apt-get install python$version-venv, on Debian or Ubuntu;"
     done
-    fail 2 "There is no Python 3.10 to 3.13 that can create virtual environments. Received:${found:- no python3}"
+    fail 2 "There is no Python 3.10 to 3.13 that can create virtual environments. Received:${rejected:- no python3}"
 }
 
 install_lock() {

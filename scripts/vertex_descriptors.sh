@@ -22,8 +22,8 @@ files = {}
 
 
 def add(file):
-    for each in file.dependencies:
-        add(each)
+    for dependency in file.dependencies:
+        add(dependency)
     if file.name not in files:
         files[file.name] = FileDescriptorProto()
         file.CopyToProto(files[file.name])
