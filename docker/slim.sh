@@ -1,7 +1,6 @@
 #!/bin/sh
-# Takes out of a virtual environment what no program of it needs: headers, static libraries, the compiler's
-# library that only builds of new operations use, TensorBoard's server, the tests of packages, and the
-# symbols of libraries.
+# Removes files from a virtual environment that are not needed at run time: headers, static libraries, the compiler
+# library for custom operations, the server of TensorBoard, tests of packages, and symbols of libraries.
 set -eu
 
 site=$(echo "$1"/lib/python3*/site-packages)
@@ -9,8 +8,8 @@ rm -rf "$site"/tensorflow/include "$1"/include "$site"/clang/native "$site"/tens
 find "$site" -type d \( -name tests -o -name test \) \
     -not -path '*/tensorflow/*' -not -path '*/keras/*' -prune -exec rm -rf {} +
 find "$site" -type f \( -name '*.a' -o -name '*.h' -o -name '*.hpp' -o -name '*.pyx' -o -name '*.pxd' \) -delete
-# TensorFlow's are nearly all of it. Those of wheels that auditwheel has repaired would no longer load, so it
-# is these and no others.
+# Most of the symbols are TensorFlow's. Libraries that auditwheel has repaired do not load after strip, so only these
+# packages are stripped.
 for package in tensorflow contourpy cryptography fontTools grpc kiwisolver pydantic_core; do
     find "$site/$package" -type f \( -name '*.so' -o -name '*.so.*' \) -exec strip --strip-unneeded {} +
 done

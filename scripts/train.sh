@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Trains: makes .venv beside this folder if it isn't there yet, then is `trainer train` with
-# the same flags. With no flags it trains the embedded demo.
+# Runs `trainer train` with the given flags; without flags it trains the embedded demo. Creates .venv first if it
+# does not exist.
 set -euo pipefail
 
 # shellcheck source=scripts/setup_venv.sh

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Writes tests/helpers/vertex_descriptors.binpb: which fields the requests of Vertex AI and Cloud Scheduler have, as
-# Google's own clients know it. The clients themselves bring dozens of packages and stay out of the tests.
+# Writes tests/helpers/vertex_descriptors.binpb: the message types of Vertex AI and Cloud Scheduler from Google's
+# clients. The clients themselves have dozens of dependencies, so the tests do not install them.
 set -euo pipefail
 
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
@@ -22,8 +22,8 @@ files = {}
 
 
 def add(file):
-    for each in file.dependencies:
-        add(each)
+    for dependency in file.dependencies:
+        add(dependency)
     if file.name not in files:
         files[file.name] = FileDescriptorProto()
         file.CopyToProto(files[file.name])

@@ -56,15 +56,15 @@ class QualityError(TrainerError):
     """The run finished, but missed the required quality."""
 
     exit_code = 4
-    meaning = "trained, but the quality asked for was not reached; everything is kept"
+    meaning = "trained, but the required quality was not reached; all files are kept"
     pod_failure_action = "FailJob"
 
 
 class DataError(TrainerError):
-    """The images can't be used: missing, damaged, unsafe or inconsistent."""
+    """The images cannot be used: missing, damaged, unsafe or inconsistent."""
 
     exit_code = 65
-    meaning = "the data can't be used"
+    meaning = "the data cannot be used"
     pod_failure_action = "FailJob"
 
 
@@ -72,7 +72,7 @@ class AcceleratorError(TrainerError):
     """The required accelerator is not available."""
 
     exit_code = 69
-    meaning = "the accelerator asked for isn't there"
+    meaning = "the required accelerator is not available"
     pod_failure_action = "Count"
 
 
@@ -80,7 +80,7 @@ class DivergedError(TrainerError):
     """Training diverged beyond recovery, or was restarted repeatedly without progress."""
 
     exit_code = 70
-    meaning = "diverged beyond recovery, or restarted again and again without progress"
+    meaning = "diverged beyond recovery, or restarted repeatedly without progress"
     pod_failure_action = "FailJob"
 
 
@@ -88,7 +88,7 @@ class TemporaryError(TrainerError):
     """A network, storage or disk failure that persists after all retries."""
 
     exit_code = 75
-    meaning = "a temporary failure outlived its retries"
+    meaning = "a temporary failure that persists after all retries"
     pod_failure_action = "Ignore"
 
 
@@ -104,7 +104,7 @@ class StoppedError(TrainerError):
     """Stopped by a signal; complete checkpoints are kept."""
 
     exit_code = 143
-    meaning = "stopped on request, checkpoint safe; where the last save did not finish, the one before it"
+    meaning = "stopped on request; the last complete checkpoint is kept"
     pod_failure_action = "Ignore"
 
 

@@ -49,11 +49,11 @@ def test_a_project_that_has_all_is_ready(vertex: Vertex) -> None:
         "--service-account", "me@acme.iam",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    for name in ("credentials", "interface aiplatform", "interface cloudscheduler", "interface logging",
-                 "rights", f"region {REGION}", "account me@acme.iam", "bucket bucket",
+    for name in ("credentials", "API aiplatform", "API cloudscheduler", "API logging",
+                 "permissions", f"region {REGION}", "account me@acme.iam", "bucket bucket",
                  f"quota in {REGION}"):  # fmt: skip
         assert state_of(done.stdout, name) == "ok", name
-    assert "custom_model_training_nvidia_l4_gpus: 8, 8 asked for" in done.stdout
+    assert "custom_model_training_nvidia_l4_gpus: 8, 8 required" in done.stdout
     last = done.stdout.splitlines()[-1]  # without a Docker engine the image can't be checked
     assert last == "unknown    9 of 10 checks for vertex passed; not checked: image"
     assert not vertex.jobs
@@ -62,16 +62,16 @@ def test_a_project_that_has_all_is_ready(vertex: Vertex) -> None:
 @pytest.mark.parametrize(
     ("change", "words", "name", "remedy"),
     [
-        ({"disabled": {"aiplatform"}}, [], "interface aiplatform", "gcloud services enable aiplatform"),
-        ({"lacking": {"aiplatform.customJobs.create"}}, [], "rights", "roles/aiplatform.user"),
+        ({"disabled": {"aiplatform"}}, [], "API aiplatform", "gcloud services enable aiplatform"),
+        ({"lacking": {"aiplatform.customJobs.create"}}, [], "permissions", "roles/aiplatform.user"),
         ({"buckets": set()}, [], "bucket bucket", "gcloud storage buckets create gs://bucket"),
         ({"quotas": {"custom_model_training_nvidia_l4_gpus": 1}}, ["--workers", "2"],
-         f"quota in {REGION}", "ask for more of custom_model_training_nvidia_l4_gpus"),
+         f"quota in {REGION}", "Request more custom_model_training_nvidia_l4_gpus"),
         ({"quotas": {"custom_model_training_preemptible_nvidia_l4_gpus": 0}}, ["--spot"],
-         f"quota in {REGION}", "ask for more of custom_model_training_preemptible_nvidia_l4_gpus"),
+         f"quota in {REGION}", "Request more custom_model_training_preemptible_nvidia_l4_gpus"),
         ({"lacking": {"iam.serviceAccounts.actAs"}}, ["--service-account", "me@acme.iam"],
          "account me@acme.iam", "roles/iam.serviceAccountUser"),
-        ({"name": "other"}, [], f"project {PROJECT}", "there is no such project"),
+        ({"name": "other"}, [], f"project {PROJECT}", "Check the names."),
     ],
 )  # fmt: skip
 def test_each_thing_that_is_wrong_has_its_remedy(
@@ -94,9 +94,9 @@ def test_what_cannot_be_seen_is_no_error(vertex: Vertex) -> None:
     done = doctor("vertex", *where(vertex), "--accelerator", "nvidia-h100-80gb:8", *OUTPUT)
     assert done.returncode == 0, done.stderr
     assert state_of(done.stdout, "bucket bucket") == "unknown"
-    assert "you lack storage.objects.create" in done.stdout
+    assert "you do not have storage.objects.create" in done.stdout
     assert "roles/storage.objectUser" in done.stdout
-    assert "none is told for custom_model_training_nvidia_h100_gpus" in done.stdout
+    assert "custom_model_training_nvidia_h100_gpus is not listed" in done.stdout
     assert state_of(doctor("vertex", *where(vertex)).stdout, "bucket") == "unknown"
 
 
@@ -105,14 +105,14 @@ def test_without_credentials_or_project_it_says_how_to_get_them(tmp_path: Path) 
     done = doctor("vertex", "--project", "p", HOME=str(tmp_path), GOOGLE_APPLICATION_CREDENTIALS="/no.json")
     error_line(done, 2)
     assert state_of(done.stdout, "credentials") == "wrong"
-    assert "`gcloud auth application-default login` makes some" in done.stdout
+    assert "Create them with `gcloud auth application-default login`" in done.stdout
 
 
 def test_without_an_engine_the_rest_is_looked_at(tmp_path: Path) -> None:
     done = doctor("docker", "--output", str(tmp_path / "runs"))
     error_line(done, 2)
     assert state_of(done.stdout, "engine") == "wrong"
-    assert "start Docker" in done.stdout
+    assert "Start Docker" in done.stdout
     assert state_of(done.stdout, "output") == "ok"
     assert not (tmp_path / "runs").exists()
     (tmp_path / "file").write_text("")
@@ -145,19 +145,19 @@ def test_a_cluster_that_has_all_is_ready(kube: tuple[Kube, dict[str, str]], vert
         "kubectl",
         "cluster",
         "serviceaccount trainer",
-        "rights",
+        "permissions",
         "accelerator",
         f"quota in {REGION}",
     ):
         assert state_of(done.stdout, name) == "ok", name
-    assert "NVIDIA_L4_GPUS: 3, 3 asked for" in done.stdout
+    assert "NVIDIA_L4_GPUS: 3, 3 required" in done.stdout
     assert "all regions" not in done.stdout
     vertex.project.global_quotas = {"GPUS_ALL_REGIONS": (8, 6)}
     short = doctor(*words, **environment)
     assert state_of(short.stdout, "quota in all regions") == "wrong"
-    assert "2 of GPUS_ALL_REGIONS, 3 asked for" in short.stdout
+    assert "GPUS_ALL_REGIONS: 2, 3 required" in short.stdout
     assert "here, namespace trainer" in done.stdout
-    assert "1 nodes with nvidia-l4" in done.stdout
+    assert "1 node with nvidia-l4" in done.stdout
     assert not [each for each in server.requests if each.startswith("POST") and "accessreview" not in each]
 
 
@@ -169,8 +169,8 @@ def test_what_is_wrong_with_a_cluster_is_said(kube: tuple[Kube, dict[str, str]],
     done = doctor("gke", **environment)
     error_line(done, 2)
     assert state_of(done.stdout, "serviceaccount trainer") == "wrong"
-    assert state_of(done.stdout, "rights") == "wrong"
-    assert "you may not create jobs.batch, get pods/log" in done.stdout
+    assert state_of(done.stdout, "permissions") == "wrong"
+    assert "you cannot create jobs.batch, get pods/log" in done.stdout
     assert state_of(done.stdout, "accelerator") == "unknown"
     assert "no node has nvidia-l4 now" in done.stdout
     done = doctor("gke", "--namespace", "nowhere", **environment)
@@ -180,7 +180,7 @@ def test_what_is_wrong_with_a_cluster_is_said(kube: tuple[Kube, dict[str, str]],
     done = doctor("gke", **environment | {"KUBECONFIG": str(tmp_path / "empty")})
     assert "get-credentials CLUSTER" in done.stdout
     done = doctor("gke", **environment | {"PATH": str(tmp_path)})
-    assert "kubectl, which talks to the cluster, isn't installed" in done.stdout
+    assert "kubectl is not installed" in done.stdout
 
 
 EDIT_LACKS = {"list customresourcedefinitions", "list nodes"}
@@ -195,18 +195,19 @@ def test_with_the_role_edit_the_rights_are_checked_and_what_is_not_is_named(
     server.denied = set(EDIT_LACKS)
     done = doctor("gke", "--accelerator", "nvidia-l4:1", **environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert state_of(done.stdout, "rights") == "ok"
-    assert "unknown    accelerator: can't be checked: it needs the right list nodes" in done.stdout
+    assert state_of(done.stdout, "permissions") == "ok"
+    assert "unknown    accelerator: not checked: this requires the permission list nodes" in done.stdout
     assert "ready" not in done.stdout
     assert "not checked: accelerator, bucket, image" in done.stdout.splitlines()[-1]
     server.denied |= {"create selfsubjectaccessreviews", "get serviceaccounts", "get localqueues"}
     server.absent.clear()
     done = doctor("gke", "--accelerator", "cpu", "--queue", "team", **environment)
     assert done.returncode == 0, done.stderr
-    for name in ("serviceaccount trainer", "rights", "localqueue team"):
+    for name in ("serviceaccount trainer", "permissions", "localqueue team"):
         assert state_of(done.stdout, name) == "unknown"
     assert (
-        "localqueue team: can't be checked: it needs the right get localqueues.kueue.x-k8s.io" in done.stdout
+        "localqueue team: not checked: this requires the permission get localqueues.kueue.x-k8s.io"
+        in done.stdout
     )
     assert "ready" not in done.stdout
 
@@ -220,8 +221,11 @@ def test_without_the_right_to_see_the_namespace_all_else_is_checked(
     server.absent.clear()
     done = doctor("gke", "--accelerator", "cpu", "--queue", "team", **environment)
     error_line(done, 2)
-    assert "unknown    namespace trainer: can't be checked: it needs the right get namespaces" in done.stdout
+    assert (
+        "unknown    namespace trainer: not checked: this requires the permission get namespaces"
+        in done.stdout
+    )
     assert state_of(done.stdout, "serviceaccount trainer") == "ok"
     assert state_of(done.stdout, "localqueue team") == "wrong"
-    assert "you may not create cronjobs.batch" in done.stdout
+    assert "you cannot create cronjobs.batch" in done.stdout
     assert "wrong      cluster" not in done.stdout

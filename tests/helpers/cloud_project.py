@@ -36,35 +36,37 @@ class CloudProject:
             (r"/v1/projects/([^/:]+):testIamPermissions", lambda _: self._granted(body["permissions"])),
             (r"/v1/projects/([^/]+)/services/([a-z]+)\.googleapis\.com", self._service),
             (r"/v1/projects/([^/]+)/serviceAccounts/([^/:]+):testIamPermissions",
-             lambda found: self._account(found[2], body["permissions"])),
+             lambda match: self._account(match[2], body["permissions"])),
             (r"/v1beta1/projects/([^/]+)/services/aiplatform.googleapis.com/consumerQuotaMetrics/(.+)",
              self._quota),
             (r"/compute/v1/projects/([^/]+)/regions/([^/]+)",
              lambda _: (200, _quotas(self.region, self.compute_quotas))),
             (r"/compute/v1/projects/([^/]+)", lambda _: (200, _quotas(self.name, self.global_quotas))),
         ):  # fmt: skip
-            if (found := re.fullmatch(pattern, path)) is not None:
-                return answer(found) if found[1] == self.name else _nothing("Project not found.")
-        if (found := re.fullmatch(r"/storage/v1/b/([^/]+)(/iam/testPermissions)?", path)) is not None:
-            if found[1] not in self.buckets:
+            if (match := re.fullmatch(pattern, path)) is not None:
+                return answer(match) if match[1] == self.name else _nothing("Project not found.")
+        if (match := re.fullmatch(r"/storage/v1/b/([^/]+)(/iam/testPermissions)?", path)) is not None:
+            if match[1] not in self.buckets:
                 return _nothing("The specified bucket does not exist.")
-            return self._granted(query["permissions"]) if found[2] else (200, {"name": found[1]})
+            return self._granted(query["permissions"]) if match[2] else (200, {"name": match[1]})
         return None
 
-    def _granted(self, asked: list[str]) -> Answer:
-        granted = [each for each in asked if each not in self.lacking]
+    def _granted(self, permissions: list[str]) -> Answer:
+        granted = [permission for permission in permissions if permission not in self.lacking]
         return 200, {"permissions": granted} if granted else {}
 
-    def _service(self, found: re.Match[str]) -> Answer:
-        return 200, {"state": "DISABLED" if found[2] in self.disabled else "ENABLED"}
+    def _service(self, match: re.Match[str]) -> Answer:
+        return 200, {"state": "DISABLED" if match[2] in self.disabled else "ENABLED"}
 
-    def _account(self, email: str, asked: list[str]) -> Answer:
+    def _account(self, email: str, permissions: list[str]) -> Answer:
         return (
-            self._granted(asked) if unquote(email) in self.accounts else _nothing("Unknown service account")
+            self._granted(permissions)
+            if unquote(email) in self.accounts
+            else _nothing("Unknown service account")
         )
 
-    def _quota(self, found: re.Match[str]) -> Answer:
-        metric = unquote(found[2]).partition("/")[2]
+    def _quota(self, match: re.Match[str]) -> Answer:
+        metric = unquote(match[2]).partition("/")[2]
         if metric not in self.quotas:
             return _nothing("Quota metric not found.")
         here = {"effectiveLimit": str(self.quotas[metric]), "dimensions": {"region": self.region}}
@@ -73,7 +75,7 @@ class CloudProject:
             here,
             {"effectiveLimit": "99", "dimensions": {"region": "elsewhere"}},
         ]
-        return 200, {"metric": unquote(found[2]), "consumerQuotaLimits": [{"quotaBuckets": buckets}]}
+        return 200, {"metric": unquote(match[2]), "consumerQuotaLimits": [{"quotaBuckets": buckets}]}
 
 
 def _nothing(message: str) -> Answer:
@@ -81,8 +83,8 @@ def _nothing(message: str) -> Answer:
 
 
 def _quotas(name: str, quotas: dict[str, tuple[int, int]]) -> dict[str, Any]:
-    told = [
+    quotas = [
         {"metric": metric, "limit": float(limit), "usage": float(usage)}
         for metric, (limit, usage) in quotas.items()
     ]
-    return {"name": name, "quotas": told}
+    return {"name": name, "quotas": quotas}

@@ -28,8 +28,8 @@ def docker_engine(folder: Path) -> Iterator[DockerClient]:
         pytest.skip("a Docker engine of one's own needs root and the program dockerd, of Debian's docker.io")
     address = f"unix://{folder}/socket"
     options = {"data-root": "data", "exec-root": "exec", "pidfile": "pid"}
-    places = [f"--{name}={folder / place}" for name, place in options.items()]
-    command = ["dockerd", "--host", address, *places]
+    folders = [f"--{name}={folder / subfolder}" for name, subfolder in options.items()]
+    command = ["dockerd", "--host", address, *folders]
     log = folder / "log"
     with log.open("w") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
@@ -73,9 +73,9 @@ def make_base(client: DockerClient, folder: Path) -> None:
 def _clear(folder: Path) -> None:
     """Remove the data of the engine, and unmount what would keep the folder busy."""
     for line in Path("/proc/mounts").read_text().splitlines():
-        place = line.split()[1]
-        if place.startswith(f"{folder}/"):
-            subprocess.run(["umount", "--lazy", place], check=False)
+        mount = line.split()[1]
+        if mount.startswith(f"{folder}/"):
+            subprocess.run(["umount", "--lazy", mount], check=False)
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -103,25 +103,25 @@ def start(
 
     `mounted` maps files of this machine to their read-only paths in the container.
     """
-    given: dict[str, Any] = {"mem_limit": "3g"} | options
-    volumes = [f"{output}:/out", *(f"{here}:{there}:ro" for here, there in (mounted or {}).items())]
+    arguments: dict[str, Any] = {"mem_limit": "3g"} | options
+    volumes = [f"{output}:/out", *(f"{source}:{target}:ro" for source, target in (mounted or {}).items())]
     return engine.containers.run(
         "trainer:cpu", list(words), detach=True, read_only=True, tmpfs={"/tmp": ""}, cap_drop=["ALL"],
-        security_opt=["no-new-privileges"], volumes=volumes, **given,
+        security_opt=["no-new-privileges"], volumes=volumes, **arguments,
     )  # fmt: skip
 
 
 def end(container: Container) -> tuple[int, str]:
     """Wait until the container exits, remove it, and return its exit code and log."""
     code = int(container.wait(timeout=240)["StatusCode"])
-    said = container.logs().decode()
+    output = container.logs().decode()
     container.remove()
-    return code, said
+    return code, output
 
 
 def wait_for_line(container: Container, text: str) -> None:
     """Wait until the container has logged `text`."""
     until = time.monotonic() + 120
-    while text not in (said := container.logs().decode()):
-        assert time.monotonic() < until, said
+    while text not in (output := container.logs().decode()):
+        assert time.monotonic() < until, output
         time.sleep(0.2)  # following the log would leave a socket open

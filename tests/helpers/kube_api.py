@@ -65,9 +65,9 @@ def already_exists(resource: str, name: str) -> tuple[int, dict[str, Any]]:
 
 def forbidden(verb: str, resource: str, name: str, namespace: str) -> tuple[int, dict[str, Any]]:
     where = f'in the namespace "{namespace}"' if namespace else "at the cluster scope"
-    what = f'{qualified(resource)} "{name}"' if name else qualified(resource)
+    target = f'{qualified(resource)} "{name}"' if name else qualified(resource)
     message = (
-        f'{what} is forbidden: User "me" cannot {verb} resource "{resource}" '
+        f'{target} is forbidden: User "me" cannot {verb} resource "{resource}" '
         f'in API group "{group_of(resource)}" {where}'
     )
     return status_of("Forbidden", message, resource, name)
@@ -81,7 +81,7 @@ def discovery(path: str, absent: set[str]) -> Any:
     if path == "/api":
         return {"kind": "APIVersions", "versions": ["v1"]}
     if path == "/apis":
-        groups = [_group(each) for each in kinds_of if "/" in each]
+        groups = [_group(version) for version in kinds_of if "/" in version]
         return {"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}
     if path.startswith("/openapi/v3"):
         return _openapi(path)
@@ -98,28 +98,28 @@ def discovery(path: str, absent: set[str]) -> Any:
 
 def _group(version: str) -> dict[str, Any]:
     name, _, number = version.partition("/")
-    told = {"groupVersion": version, "version": number}
-    return {"name": name, "versions": [told], "preferredVersion": told}
+    group_version = {"groupVersion": version, "version": number}
+    return {"name": name, "versions": [group_version], "preferredVersion": group_version}
 
 
 def _openapi(path: str) -> Any:
     """Return an OpenAPI document that declares server-side field validation and dry runs."""
-    places = {version: "api/v1" if version == "v1" else f"apis/{version}" for version in KINDS}
+    paths_of = {version: "api/v1" if version == "v1" else f"apis/{version}" for version in KINDS}
     if path == "/openapi/v3":
         return {
-            "paths": {each: {"serverRelativeURL": f"/openapi/v3/{each}?hash=1"} for each in places.values()}
+            "paths": {path: {"serverRelativeURL": f"/openapi/v3/{path}?hash=1"} for path in paths_of.values()}
         }
-    version = next(version for version, place in places.items() if path == f"/openapi/v3/{place}")
+    version = next(version for version, suffix in paths_of.items() if path == f"/openapi/v3/{suffix}")
     group, _, number = version.rpartition("/")
-    asked = [
+    parameters = [
         {"name": name, "in": "query", "schema": {"type": "string"}} for name in ("dryRun", "fieldValidation")
     ]
     paths = {}
     for name, kind in KINDS[version].items():
         gvk = {"group": group, "version": number, "kind": kind}
-        answers = {"responses": {"200": {"description": "OK"}}, "parameters": asked}
+        answers = {"responses": {"200": {"description": "OK"}}, "parameters": parameters}
         # Reviews can only be created. If kubectl finds no patch operation, it requests the CRDs.
         verb = "post" if group == "authorization.k8s.io" else "patch"
         action = {"x-kubernetes-group-version-kind": gvk, "x-kubernetes-action": verb}
-        paths[f"/{places[version]}/namespaces/{{namespace}}/{name}/{{name}}"] = {verb: action | answers}
+        paths[f"/{paths_of[version]}/namespaces/{{namespace}}/{name}/{{name}}"] = {verb: action | answers}
     return {"openapi": "3.0.0", "info": {"title": "Kubernetes", "version": "v1.36.0"}, "paths": paths}

@@ -25,8 +25,10 @@ def minor_version() -> int:
     """Return the minor version of kubectl, such as 32 for 1.32; 0 if it is not installed."""
     if shutil.which("kubectl") is None:
         return 0
-    said = subprocess.run(["kubectl", "version", "--client", "-o", "json"], capture_output=True, check=True)
-    return int(json.loads(said.stdout)["clientVersion"]["minor"].rstrip("+"))
+    process = subprocess.run(
+        ["kubectl", "version", "--client", "-o", "json"], capture_output=True, check=True
+    )
+    return int(json.loads(process.stdout)["clientVersion"]["minor"].rstrip("+"))
 
 
 # Older versions need a larger OpenAPI document than this server has.

@@ -1,4 +1,4 @@
-"""In-memory Kubernetes API server over HTTP, with what kubectl needs in these tests."""
+"""In-memory Kubernetes API server over HTTP, limited to what kubectl requests in these tests."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Kube:
         self._made = 0
 
     def names(self, kind: str) -> list[str]:
-        return [name for _, each, name in self.objects if each == kind]
+        return [name for _, resource, name in self.objects if resource == kind]
 
     def put(self, kind: str, namespace: str, value: dict[str, Any]) -> dict[str, Any]:
         """Store `value` with a UID and a creation timestamp, as a real server does."""
@@ -80,8 +80,8 @@ class Kube:
         value = self.objects.pop(key, None)
         if value is None:
             return False
-        for other, each in list(self.objects.items()):
-            owners = each["metadata"].get("ownerReferences", [])
+        for other, dependent in list(self.objects.items()):
+            owners = dependent["metadata"].get("ownerReferences", [])
             if any(owner["uid"] == value["metadata"]["uid"] for owner in owners):
                 self.remove(other)
         return True
@@ -94,13 +94,13 @@ def kube_server(folder: Path) -> Iterator[tuple[Kube, Path]]:
     config = folder / "kubeconfig.yaml"
     with serving(ThreadingHTTPServer(("127.0.0.1", 0), _handler(kube))) as server:
         cluster = {"server": f"http://127.0.0.1:{server.server_port}"}
-        told = {
+        kubeconfig = {
             "apiVersion": "v1", "kind": "Config", "current-context": "here",
             "clusters": [{"name": "small", "cluster": cluster}],
             "contexts": [{"name": "here", "context": {"cluster": "small", "user": "me"}}],
             "users": [{"name": "me", "user": {}}],
         }  # fmt: skip
-        config.write_text(yaml.safe_dump(told))
+        config.write_text(yaml.safe_dump(kubeconfig))
         yield kube, config
 
 
@@ -109,20 +109,20 @@ def _handler(kube: Kube) -> type[JsonHandler]:
         def do_GET(self) -> None:
             url = urlsplit(self.path)
             kube.requests.append(f"GET {url.path}")
-            if (found := discovery(url.path, kube.absent)) is not None:
-                self.answer(200, found)
-            elif (asked := _PATH.match(url.path)) is None:
+            if (document := discovery(url.path, kube.absent)) is not None:
+                self.answer(200, document)
+            elif (match := _PATH.match(url.path)) is None:
                 self.answer(*status_of("NotFound", "the server could not find the requested resource"))
             else:
-                self._get(asked, parse_qs(url.query))
+                self._get(match, parse_qs(url.query))
 
-        def _get(self, asked: re.Match[str], query: dict[str, list[str]]) -> None:
-            namespace, kind, name = asked["namespace"] or "", asked["kind"], asked["name"] or ""
+        def _get(self, match: re.Match[str], query: dict[str, list[str]]) -> None:
+            namespace, kind, name = match["namespace"] or "", match["kind"], match["name"] or ""
             verb = "get" if name else "list"
             if kind == "jobs" and kube.outages:
                 kube.outages -= 1
                 self.answer(*status_of("ServiceUnavailable", "the server is currently unable to handle it"))
-            elif not kube.may(verb, kind, asked["part"]):
+            elif not kube.may(verb, kind, match["part"]):
                 self.answer(*forbidden(verb, kind, name, namespace))
             elif kind == "namespaces" and name in kube.namespaces:
                 self.answer(200, {"kind": "Namespace", "apiVersion": "v1", "metadata": {"name": name}})
@@ -130,22 +130,22 @@ def _handler(kube: Kube) -> type[JsonHandler]:
                 self._list(namespace, kind, query.get("labelSelector", [""])[0])
             elif (value := kube.objects.get((namespace, kind, name))) is None:
                 self.answer(*not_found(kind, name))
-            elif asked["part"] == "log":
+            elif match["part"] == "log":
                 self._log(value, query)
             else:
                 self.answer(200, value)
 
         def do_POST(self) -> None:
             url = urlsplit(self.path)
-            asked = _PATH.match(url.path)
+            match = _PATH.match(url.path)
             value = json.loads(self.body())
             is_dry = "dryRun" in url.query
             kube.requests.append(f"POST {url.path}{' dry' * is_dry}")
-            assert asked is not None
-            if asked["kind"] == "selfsubjectaccessreviews" and kube.may("create", asked["kind"]):
+            assert match is not None
+            if match["kind"] == "selfsubjectaccessreviews" and kube.may("create", match["kind"]):
                 self._review(value)
                 return
-            namespace, kind, name = asked["namespace"] or "", asked["kind"], value["metadata"].get("name", "")
+            namespace, kind, name = match["namespace"] or "", match["kind"], value["metadata"].get("name", "")
             reason, message = kube.refused.get(kind, ("", ""))
             if not kube.may("create", kind):
                 self.answer(*forbidden("create", kind, "", namespace))
@@ -165,28 +165,28 @@ def _handler(kube: Kube) -> type[JsonHandler]:
                 self.answer(201, value)
 
         def do_DELETE(self) -> None:
-            asked = _PATH.match(urlsplit(self.path).path)
+            match = _PATH.match(urlsplit(self.path).path)
             kube.requests.append(f"DELETE {self.path}")
             self.body()
-            assert asked is not None
-            if not kube.may("delete", asked["kind"]):
-                self.answer(*forbidden("delete", asked["kind"], asked["name"], asked["namespace"]))
-            elif not kube.remove((asked["namespace"], asked["kind"], asked["name"])):
-                self.answer(*not_found(asked["kind"], asked["name"]))
+            assert match is not None
+            if not kube.may("delete", match["kind"]):
+                self.answer(*forbidden("delete", match["kind"], match["name"], match["namespace"]))
+            elif not kube.remove((match["namespace"], match["kind"], match["name"])):
+                self.answer(*not_found(match["kind"], match["name"]))
             else:
                 self.answer(200, {"kind": "Status", "apiVersion": "v1", "status": "Success"})
 
         def _review(self, value: dict[str, Any]) -> None:
-            wanted = value["spec"]["resourceAttributes"]
-            allowed = kube.may(wanted["verb"], wanted["resource"], wanted.get("subresource"))
+            attributes = value["spec"]["resourceAttributes"]
+            allowed = kube.may(attributes["verb"], attributes["resource"], attributes.get("subresource"))
             self.answer(201, value | {"status": {"allowed": allowed}})
 
         def _list(self, namespace: str, kind: str, selector: str) -> None:
-            wanted = dict(each.split("=") for each in selector.split(",") if each)
+            labels = dict(label.split("=") for label in selector.split(",") if label)
             items = [
-                value for (where, each, _), value in kube.objects.items()
-                if each == kind and (where == namespace or kind in OF_NO_NAMESPACE)
-                and wanted.items() <= value["metadata"].get("labels", {}).items()
+                value for (owner, resource, _), value in kube.objects.items()
+                if resource == kind and (owner == namespace or kind in OF_NO_NAMESPACE)
+                and labels.items() <= value["metadata"].get("labels", {}).items()
             ]  # fmt: skip
             version = version_of(kind)
             head = {"kind": f"{KINDS[version][kind]}List", "apiVersion": version, "metadata": {}}

@@ -1,4 +1,4 @@
-"""Local image registry with what a Docker engine needs for push and inspect."""
+"""Local image registry limited to push and inspect by a Docker engine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from helpers.serving import serving
 
-_PATH = re.compile(r"/v2/(?P<name>.+)/(?P<kind>blobs/uploads|blobs|manifests)/(?P<what>[^/]*)$")
+_PATH = re.compile(r"/v2/(?P<name>.+)/(?P<kind>blobs/uploads|blobs|manifests)/(?P<reference>[^/]*)$")
 
 
 class Registry:
@@ -47,21 +47,21 @@ def _handler(registry: Registry) -> type[BaseHTTPRequestHandler]:
         def _handle(self, method: str) -> None:
             path, query = urlsplit(self.path).path, parse_qs(urlsplit(self.path).query)
             body = self._body()
-            asked = _PATH.match(path)
+            match = _PATH.match(path)
             if registry.is_closed:
                 self._refuse(401, "UNAUTHORIZED", "authentication required")
-            elif asked is None:
+            elif match is None:
                 self._answer(200, b"{}")
-            elif asked["kind"] == "manifests":
-                self._manifest(method, asked["name"], asked["what"], body)
-            elif asked["kind"] == "blobs":
-                found = registry.blobs.get(asked["what"])
-                if found is None:
+            elif match["kind"] == "manifests":
+                self._manifest(method, match["name"], match["reference"], body)
+            elif match["kind"] == "blobs":
+                blob = registry.blobs.get(match["reference"])
+                if blob is None:
                     self._refuse(404, "BLOB_UNKNOWN", "blob unknown to registry")
                 else:
-                    self._answer(200, found, {"Docker-Content-Digest": asked["what"]})
+                    self._answer(200, blob, {"Docker-Content-Digest": match["reference"]})
             else:
-                self._upload(method, asked["name"], asked["what"], body, query.get("digest", [""])[0])
+                self._upload(method, match["name"], match["reference"], body, query.get("digest", [""])[0])
 
         do_GET = partialmethod(_handle, "GET")  # noqa: N815
         do_HEAD = partialmethod(_handle, "HEAD")  # noqa: N815
@@ -78,20 +78,20 @@ def _handler(registry: Registry) -> type[BaseHTTPRequestHandler]:
                 self._answer(201, b"", {"Docker-Content-Digest": digest})
                 return
             registry.uploads[upload] = content
-            there = {
+            headers = {
                 "Location": f"/v2/{name}/blobs/uploads/{upload}",
                 "Range": f"0-{max(0, len(content) - 1)}",
             }
-            self._answer(202, b"", there | {"Docker-Upload-UUID": upload})
+            self._answer(202, b"", headers | {"Docker-Upload-UUID": upload})
 
-        def _manifest(self, method: str, name: str, what: str, body: bytes) -> None:
+        def _manifest(self, method: str, name: str, reference: str, body: bytes) -> None:
             if method == "PUT":
                 digest = f"sha256:{hashlib.sha256(body).hexdigest()}"
-                for each in (what, digest):
-                    registry.manifests[f"{name}:{each}"] = (self.headers["Content-Type"], body)
+                for key in (reference, digest):
+                    registry.manifests[f"{name}:{key}"] = (self.headers["Content-Type"], body)
                 self._answer(201, b"", {"Docker-Content-Digest": digest})
                 return
-            kind, content = registry.manifests.get(f"{name}:{what}", ("", b""))
+            kind, content = registry.manifests.get(f"{name}:{reference}", ("", b""))
             if not kind:
                 self._refuse(404, "MANIFEST_UNKNOWN", "manifest unknown")
                 return
@@ -110,14 +110,14 @@ def _handler(registry: Registry) -> type[BaseHTTPRequestHandler]:
 
         def _refuse(self, status: int, code: str, message: str) -> None:
             asks = {"WWW-Authenticate": 'Basic realm="registry"'} if status == 401 else {}
-            told = {"errors": [{"code": code, "message": message}]}
-            self._answer(status, json.dumps(told).encode(), asks)
+            body = {"errors": [{"code": code, "message": message}]}
+            self._answer(status, json.dumps(body).encode(), asks)
 
         def _answer(self, status: int, data: bytes, headers: dict[str, str] | None = None) -> None:
             self.send_response(status)
-            told = {"Content-Type": "application/json", "Content-Length": str(len(data))}
+            default_headers = {"Content-Type": "application/json", "Content-Length": str(len(data))}
             for name, value in (
-                told | {"Docker-Distribution-Api-Version": "registry/2.0"} | (headers or {})
+                default_headers | {"Docker-Distribution-Api-Version": "registry/2.0"} | (headers or {})
             ).items():
                 self.send_header(name, value)
             self.end_headers()

@@ -56,8 +56,8 @@ class Project:
         self.venv = self.root / ".venv"
         self.wheels = folder / "wheels"
         self.bin = folder / "bin"
-        for each in (self.root, self.wheels, self.bin):
-            each.mkdir()
+        for folder in (self.root, self.wheels, self.bin):
+            folder.mkdir()
         shutil.copytree(ROOT / "scripts", self.root / "scripts")
         (self.root / "setup.py").write_text("")
         (self.root / "pyproject.toml").write_text(PYPROJECT)
@@ -67,12 +67,12 @@ class Project:
 
     def environment(self, **more: str) -> dict[str, str]:
         """Return an environment in which pip uses only this project's wheels, no index."""
-        kept = {
+        inherited = {
             name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "TRAINER_"))
         }
         pip = {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self.wheels)}
         path = os.pathsep.join([str(self.bin), str(Path(sys.executable).parent), os.environ["PATH"]])
-        return {**kept, **pip, "PATH": path, **more}
+        return {**inherited, **pip, "PATH": path, **more}
 
     def start(self, *flags: str, **more: str) -> subprocess.Popen[str]:
         """Start train.sh from another folder as the leader of a new session."""

@@ -1,4 +1,4 @@
-"""Fake Vertex AI, Cloud Scheduler and Cloud Logging over HTTP, limited to what jobs need.
+"""Fake Vertex AI, Cloud Scheduler and Cloud Logging over HTTP, limited to the requests of jobs.
 
 Requests are parsed with the message types of Google's clients (scripts/vertex_descriptors.sh), so unknown
 fields and wrong types are rejected as by Google.
@@ -26,7 +26,7 @@ from helpers.serving import JsonHandler, serving
 
 CUSTOM_JOB = "google.cloud.aiplatform.v1.CustomJob"
 PROJECT, NUMBER, REGION = "acme", "123", "europe-west4"
-_PLACE = re.compile(r"/v1/projects/(?P<project>[^/]+)/locations/(?P<region>[^/]+)/(?P<rest>.*)$")
+_LOCATION_PATH = re.compile(r"/v1/projects/(?P<project>[^/]+)/locations/(?P<region>[^/]+)/(?P<rest>.*)$")
 
 
 class Vertex:
@@ -71,15 +71,15 @@ def _handler(vertex: Vertex) -> type[JsonHandler]:
         def do_GET(self) -> None:
             if self._is_of_project({}):
                 return
-            rest = self._place()
+            rest = self._resource()
             if rest == "jobs":
                 self.answer(200, {"jobs": list(vertex.schedules.values())})
             if rest != "customJobs":
                 return
             chosen = parse_qs(urlsplit(self.path).query).get("filter", [""])[0]
             named = re.fullmatch(r'displayName="(.*)"', chosen)
-            found = [job for job in vertex.jobs if named is None or job["displayName"] == named[1]]
-            self.answer(200, {"customJobs": found} if found else {})
+            jobs = [job for job in vertex.jobs if named is None or job["displayName"] == named[1]]
+            self.answer(200, {"customJobs": jobs} if jobs else {})
 
         def do_POST(self) -> None:
             body = json.loads(self.body())
@@ -89,7 +89,7 @@ def _handler(vertex: Vertex) -> type[JsonHandler]:
                 return
             if self._is_of_project(body):
                 return
-            rest = self._place()
+            rest = self._resource()
             if rest is None:
                 return
             try:
@@ -98,7 +98,7 @@ def _handler(vertex: Vertex) -> type[JsonHandler]:
                 self._refuse(400, f"Invalid JSON payload received. {error}")
 
         def do_DELETE(self) -> None:
-            rest = self._place()
+            rest = self._resource()
             if rest is None:
                 return
             if vertex.schedules.pop(rest.removeprefix("jobs/"), None) is None:
@@ -138,17 +138,17 @@ def _handler(vertex: Vertex) -> type[JsonHandler]:
                 self.answer(*answer)
             return answer is not None
 
-        def _place(self) -> str | None:
+        def _resource(self) -> str | None:
             """Return the path below the location, or None after an error response."""
             path = urlsplit(self.path).path
             vertex.requests.append(f"{self.command} {path}")
-            found = _PLACE.match(path)
-            if found is None or found["project"] not in (PROJECT, NUMBER) or found["region"] != REGION:
+            match = _LOCATION_PATH.match(path)
+            if match is None or match["project"] not in (PROJECT, NUMBER) or match["region"] != REGION:
                 self._refuse(404, "Project or location not found.")
             elif vertex.refused is not None:
                 self._refuse(*vertex.refused)
             else:
-                return found["rest"]
+                return match["rest"]
             return None
 
         def _refuse(self, code: int, message: str) -> None:
@@ -161,7 +161,7 @@ def _chosen(entries: list[dict[str, Any]], chosen: str) -> list[dict[str, Any]]:
     since = re.search(r'timestamp>="([^"]+)"', chosen)
     task = re.search(r'task_name="([^"]+)"', chosen)
     return [
-        each for each in entries
-        if (since is None or each["timestamp"] >= since[1])
-        and (task is None or each["resource"]["labels"]["task_name"] == task[1])
+        entry for entry in entries
+        if (since is None or entry["timestamp"] >= since[1])
+        and (task is None or entry["resource"]["labels"]["task_name"] == task[1])
     ]  # fmt: skip

@@ -60,7 +60,7 @@ class Following:
         with self.changed:
             texts = (self.notes, self.lines)
             is_there = self.changed.wait_for(
-                lambda: any(words in text for each in texts for text in each), PATIENCE_SECONDS
+                lambda: any(words in text for entries in texts for text in entries), PATIENCE_SECONDS
             )
         assert is_there, (words, self.notes, self.lines)
 
@@ -91,18 +91,18 @@ def following(cluster: Cluster, job: dict[str, Any], monkeypatch: pytest.MonkeyP
     follower.thread.join(PATIENCE_SECONDS)
 
 
-def test_it_waits_with_the_reason_and_goes_over_to_the_next_pod_until_the_job_ends(
+def test_following_continues_with_next_pod_until_job_ends(
     following: Following,
 ) -> None:
     following.until("no pod with a log: pets is waiting")
     following.set("pets-a", UNSCHEDULED)
     following.until(
-        "waiting for pets-a: no machine takes it: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+        "waiting for pets-a: no node is suitable: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
     )
     following.set("pets-a", waiting("ContainerCreating"))
-    following.until("waiting for pets-a: the container is being made")
+    following.until("waiting for pets-a: the container is being created")
     following.set("pets-a", waiting("ImagePullBackOff", "no such tag"))
-    following.until("the image can't be pulled")
+    following.until("cannot pull the image")
     following.kube.logs["pets-a"] = "epoch 1\nepoch 2\n"
     following.kube.drops = 1  # the connection breaks once; no line is repeated or lost
     following.set("pets-a", running())
@@ -118,20 +118,20 @@ def test_it_waits_with_the_reason_and_goes_over_to_the_next_pod_until_the_job_en
     assert following.end() == 0
     assert following.lines == ["epoch 1", "epoch 2", "epoch 3", "lost a peer", "epoch 3 again"]
     assert len(following.notes) == len(set(following.notes))  # each reason once, without a busy loop
-    assert not any(each.startswith("POST") for each in following.kube.requests)
+    assert not any(request.startswith("POST") for request in following.kube.requests)
 
 
-def test_a_job_that_fails_ends_it_with_the_code_of_the_pod(following: Following) -> None:
+def test_following_a_failed_job_exits_with_code_of_pod(following: Following) -> None:
     following.kube.logs["pets-a"] = "no classes\n"
     following.set("pets-a", ended(65))
     following.until("no classes")
     assert following.end("Failed", reason="PodFailurePolicy") == 65
-    assert "exit code 65: the data can't be used" in str(following.error)
+    assert "exit code 65: the data cannot be used" in str(following.error)
 
 
-def test_a_pod_that_was_put_out_before_it_began_is_passed_over(following: Following) -> None:
+def test_following_skips_pod_evicted_before_start(following: Following) -> None:
     following.set("pets-a", {"phase": "Failed", "reason": "Evicted", "message": "low on disk"})
-    following.until("ended from outside: Evicted (low on disk)")
+    following.until("terminated by Kubernetes: Evicted (low on disk)")
     following.kube.logs["pets-b"] = "epoch 1\n"
     following.set("pets-b", running(), created="2026-11-27T12:00:00Z")
     following.until("epoch 1")
@@ -139,13 +139,13 @@ def test_a_pod_that_was_put_out_before_it_began_is_passed_over(following: Follow
     assert following.end("Failed", reason="BackoffLimitExceeded") == 137
 
 
-def test_the_workers_of_a_jobset_are_followed_through_its_restarts(
+def test_following_a_jobset_continues_after_restarts(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     labels = {"jobset.sigs.k8s.io/jobset-name": "pets"}
     owner = {"kind": "JobSet", "name": "pets", "uid": "uid-pets"}
     policy = {"maxRestarts": 3}
-    made = cluster.kube.put(
+    jobset = cluster.kube.put(
         "jobsets", "trainer", {"metadata": {"name": "pets"}, "spec": {"failurePolicy": policy}}
     )
 
@@ -166,8 +166,10 @@ def test_the_workers_of_a_jobset_are_followed_through_its_restarts(
     following = Following(cluster, monkeypatch, worker=1)
     following.until("pets is waiting, its job has not been created yet")
     child("1", 69)
-    following.until("pets is restarting, it failed too often; all workers start again (0 of 3 restarts used)")
-    made["status"] = {"restarts": 1, "restartsCountTowardsMax": 1}
+    following.until(
+        "pets is restarting, its retries are exhausted; all workers restart (0 of 3 restarts used)"
+    )
+    jobset["status"] = {"restarts": 1, "restartsCountTowardsMax": 1}
     child("2", None)
     following.until("attempt 2")
     child("2", 70)
@@ -175,10 +177,10 @@ def test_the_workers_of_a_jobset_are_followed_through_its_restarts(
     assert following.lines == ["attempt 1", "attempt 2"]
 
 
-def test_an_api_server_that_fails_for_a_while_ends_nothing(following: Following) -> None:
+def test_following_tolerates_temporary_failures_of_api_server(following: Following) -> None:
     following.until("no pod with a log")
     following.kube.outages = 3
-    following.until("The cluster has a temporary problem. Received: Error from server (ServiceUnavailable)")
+    following.until("The cluster has a temporary problem. Try again later. Received: Error from server (Serv")
     following.set("pets-a", running())
     following.kube.logs["pets-a"] = "epoch 1\n"
     following.until("epoch 1")
@@ -186,16 +188,14 @@ def test_an_api_server_that_fails_for_a_while_ends_nothing(following: Following)
     assert following.end() == 0
 
 
-def test_a_job_that_is_deleted_ends_it(following: Following) -> None:
+def test_following_stops_when_job_is_deleted(following: Following) -> None:
     following.until("no pod with a log")
     del following.kube.objects["trainer", "jobs", "pets"]
     following.thread.join(PATIENCE_SECONDS)
     assert isinstance(following.error, StoppedError)
 
 
-def test_without_follow_it_prints_what_there_is_and_what_it_waits_for(
-    cluster: Cluster, job: dict[str, Any]
-) -> None:
+def test_logs_without_follow_print_current_log_and_pending_pod(cluster: Cluster, job: dict[str, Any]) -> None:
     def logs(*words: str) -> tuple[int, str, str]:
         done = cluster.quick("logs", "gke", "pets", *words)
         return done.returncode, done.stdout, done.stderr
@@ -203,10 +203,10 @@ def test_without_follow_it_prints_what_there_is_and_what_it_waits_for(
     cluster.kube.put("pods", "trainer", pod("pets-a", 0, ended(75)))
     cluster.kube.logs["pets-a"] = "lost a peer\n"
     cluster.kube.put("pods", "trainer", pod("pets-b", 0, UNSCHEDULED, "2026-11-27T12:00:00Z"))
-    code, said, notes = logs()
-    assert (code, said) == (0, "lost a peer\n")
-    assert "waiting for pets-b: no machine takes it" in notes
-    assert "counted from 0. Received: --worker 1" in logs("--worker", "1")[2]
+    code, output, notes = logs()
+    assert (code, output) == (0, "lost a peer\n")
+    assert "waiting for pets-b: no node is suitable" in notes
+    assert "Choose an index from 0 to 0. Received: --worker 1" in logs("--worker", "1")[2]
     cluster.kube.put("pods", "trainer", pod("pets-b", 0, ended(2), "2026-11-27T12:00:00Z"))
     job["status"] = {"conditions": [{"type": "Failed", "status": "True", "reason": "PodFailurePolicy"}]}
     assert logs()[0] == 0
@@ -214,7 +214,7 @@ def test_without_follow_it_prints_what_there_is_and_what_it_waits_for(
     assert (code, "exit code 2: usage or spec error" in notes) == (2, True)
 
 
-def test_ctrl_c_ends_it_and_its_kubectl(cluster: Cluster, job: dict[str, Any]) -> None:
+def test_interrupt_stops_following_and_kubectl(cluster: Cluster, job: dict[str, Any]) -> None:
     cluster.kube.put("pods", "trainer", pod("pets-a", 0, running()))
     cluster.kube.logs["pets-a"] = "epoch 1\n"
     process = subprocess.Popen(
@@ -224,7 +224,7 @@ def test_ctrl_c_ends_it_and_its_kubectl(cluster: Cluster, job: dict[str, Any]) -
     assert process.stdout is not None
     assert process.stdout.readline() == "epoch 1\n"
     os.killpg(process.pid, signal.SIGINT)  # a terminal signals the whole process group
-    _, said = process.communicate(timeout=PATIENCE_SECONDS)
-    assert (process.returncode, "Traceback" in said) == (143, False), said
+    _, output = process.communicate(timeout=PATIENCE_SECONDS)
+    assert (process.returncode, "Traceback" in output) == (143, False), output
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)

@@ -24,7 +24,7 @@ def status(cluster: Cluster) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_a_warning_of_an_earlier_job_of_the_name_is_no_reason(cluster: Cluster) -> None:
+def test_status_ignores_warnings_of_earlier_job_of_same_name(cluster: Cluster) -> None:
     put(cluster, "jobs", "pets")
     event = {
         "metadata": {"name": "e"}, "type": "Warning", "reason": "FailedCreate",
@@ -37,7 +37,7 @@ def test_a_warning_of_an_earlier_job_of_the_name_is_no_reason(cluster: Cluster) 
     assert status(cluster)[1:] == ["  FailedCreate: exceeded quota: gpus"]
 
 
-def test_a_pod_of_an_earlier_job_of_the_name_is_not_this_ones(cluster: Cluster) -> None:
+def test_status_ignores_pods_of_earlier_job_of_same_name(cluster: Cluster) -> None:
     put(cluster, "jobs", "pets")
     old = pod("pets-x", 0, ended(65))
     old["metadata"]["labels"]["batch.kubernetes.io/controller-uid"] = "uid-of-an-earlier-one"
@@ -45,7 +45,7 @@ def test_a_pod_of_an_earlier_job_of_the_name_is_not_this_ones(cluster: Cluster) 
     assert status(cluster) == ["pets  waiting, not started yet"]
 
 
-def test_a_suspended_job_names_its_queue_or_who_suspended_it(cluster: Cluster) -> None:
+def test_status_of_suspended_job_shows_queue_or_suspending_program(cluster: Cluster) -> None:
     job = put(cluster, "jobs", "pets", spec={"suspend": True})
     fields = {"f:spec": {"f:suspend": {}}}
     job["metadata"]["managedFields"] = [
@@ -55,12 +55,14 @@ def test_a_suspended_job_names_its_queue_or_who_suspended_it(cluster: Cluster) -
     head, reason = status(cluster)
     assert head == "pets  suspended, spec.suspend is set"
     assert reason.startswith(
-        "  kubectl-patch set spec.suspend at 2026-11-27T11:00:00Z; `kubectl patch job pets"
+        "  kubectl-patch set spec.suspend at 2026-11-27T11:00:00Z; resume it with `kubectl patch job pets"
     )
     job["metadata"]["labels"][QUEUE] = "team"
-    assert status(cluster)[1] == "  queue team: the cluster has no Kueue, and so nothing starts it"
+    assert (
+        status(cluster)[1] == "  queue team: the cluster does not have Kueue, so that nothing starts the job"
+    )
     cluster.kube.absent.clear()
-    assert status(cluster)[1] == "  queue team: there is no such local queue"
+    assert status(cluster)[1] == "  queue team: this local queue does not exist"
     put(cluster, "localqueues", "team")
     assert status(cluster)[1] == "  queue team: Kueue has not created a workload for it yet"
     workload = put(cluster, "workloads", "job-pets-1")
@@ -73,25 +75,27 @@ def test_a_suspended_job_names_its_queue_or_who_suspended_it(cluster: Cluster) -
     assert "workloads.kueue.x-k8s.io is forbidden" in status(cluster)[1]
 
 
-def test_a_list_of_many_jobs_asks_once_a_kind(cluster: Cluster) -> None:
+def test_list_sends_one_request_per_kind(cluster: Cluster) -> None:
     for number in range(40):
         put(cluster, "jobs", f"pets-{number}")
-    asked = len(cluster.kube.requests)
+    request_count = len(cluster.kube.requests)
     assert len(cluster.quick("list", "gke").stdout.splitlines()) == 40
-    lists = [each for each in cluster.kube.requests[asked:] if "/namespaces/trainer/" in each]
-    assert sorted(each.rpartition("/")[2] for each in lists) == ["cronjobs", "jobs", "jobsets", "pods"]
+    lists = [
+        request for request in cluster.kube.requests[request_count:] if "/namespaces/trainer/" in request
+    ]
+    assert sorted(request.rpartition("/")[2] for request in lists) == ["cronjobs", "jobs", "jobsets", "pods"]
 
 
 @pytest.mark.parametrize("kind", ["cronjobs.batch", "jobsets.jobset.x-k8s.io", "pods"])
-def test_a_list_without_one_right_has_the_rest_and_names_the_right(cluster: Cluster, kind: str) -> None:
+def test_list_without_a_permission_shows_the_rest_and_a_note(cluster: Cluster, kind: str) -> None:
     put(cluster, "jobs", "pets")
     cluster.kube.denied.add(f"list {kind.partition('.')[0]}")
     done = cluster.quick("list", "gke")
     assert (done.returncode, done.stdout) == (0, "pets  waiting, not started yet\n")
-    assert done.stderr == f"note       {kind} are not listed: it needs the right list {kind}\n"
+    assert done.stderr == f"note       {kind} are not listed: this requires the permission list {kind}\n"
 
 
-def test_a_list_without_any_right_is_refused(cluster: Cluster) -> None:
+def test_list_without_any_permission_is_rejected(cluster: Cluster) -> None:
     cluster.kube.denied |= {"list jobs", "list cronjobs", "list jobsets", "list pods"}
     done = cluster.quick("list", "gke")
     assert (done.returncode, "cannot list resource" in done.stderr) == (2, True)

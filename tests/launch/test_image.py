@@ -52,7 +52,7 @@ CASES: dict[int, tuple[Sequence[str], dict[str, Any], str]] = {
 BROKEN = 'raise RuntimeError("of the test")\n'
 
 
-def test_an_image_is_named_by_its_content_and_by_the_commit_that_says_all_of_it(tmp_path: Path) -> None:
+def test_image_tags_name_content_and_clean_commit(tmp_path: Path) -> None:
     project = copied_project(tmp_path / "project")
     source = find_source(project / "trainer" / "cli", "cpu", "base")
     assert source.root == project
@@ -69,12 +69,12 @@ def test_an_image_is_named_by_its_content_and_by_the_commit_that_says_all_of_it(
     digests = {source.digest, changed.digest, find_source(project, "gpu", "base").digest}
     assert len(digests | {find_source(project, "cpu", "other").digest}) == 4
     assert len(tags_of(changed, "trainer", "cpu")) == 2
-    with pytest.raises(UsageError, match="commit the changes first"):
+    with pytest.raises(UsageError, match="Commit the changes first"):
         push_image(None, changed, ["trainer:cpu"], print)
     for name in ("Bad Name", "trainer:mine", "-x", ""):
-        with pytest.raises(UsageError, match="An image is named as"):
+        with pytest.raises(UsageError, match="The image name is invalid"):
             tags_of(source, name, "cpu")
-    with pytest.raises(UsageError, match="project's folder"):
+    with pytest.raises(UsageError, match="Change to the folder of the project"):
         find_source(tmp_path, "cpu", "base")
 
 
@@ -87,7 +87,7 @@ def archive() -> bytes:
 
 
 @pytest.mark.engine
-def test_the_image_holds_what_it_needs_and_no_tools(engine: DockerClient) -> None:
+def test_image_contains_package_and_no_build_tools(engine: DockerClient) -> None:
     about = engine.images.get("trainer:cpu").attrs
     assert about["Config"]["User"] == f"{USER}:{USER}"
     assert about["Config"]["Entrypoint"] == ["/usr/bin/tini", "--", "/opt/package/bin/trainer"]
@@ -103,30 +103,30 @@ def test_the_image_holds_what_it_needs_and_no_tools(engine: DockerClient) -> Non
 
 
 @pytest.mark.engine
-def test_the_demo_is_stopped_and_goes_on_in_another_container(engine: DockerClient, output: Path) -> None:
+def test_stopped_demo_resumes_in_another_container(engine: DockerClient, output: Path) -> None:
     words = ["train", "--output", "/out", "--run-name", "demo", "--set", "train.steps_per_call=1"]
     container = start(engine, output, *words)
     wait_for_line(container, '"event": "epoch"')
     container.kill("SIGTERM")  # to tini, which forwards it
-    code, said = end(container)
-    assert code == 143, said
-    assert "the checkpoint is safe" in said
-    code, said = end(start(engine, output, *words))
-    assert code == 0, said
-    assert "Resuming after step" in said
+    code, output_text = end(container)
+    assert code == 143, output_text
+    assert "the checkpoint is safe" in output_text
+    code, output_text = end(start(engine, output, *words))
+    assert code == 0, output_text
+    assert "Resuming after step" in output_text
     assert verify(open_store(str(output / "demo"))) == []
 
 
 @pytest.mark.engine
-def test_a_bucket_is_written_from_a_container(
+def test_container_writes_run_to_bucket(
     engine: DockerClient, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with bucket_server() as server:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.address)
         words = ["train", "--output", f"gs://{BUCKET}/runs", "--run-name", "demo", *QUICK]
         environment = {"STORAGE_EMULATOR_HOST": server.address}
-        code, said = end(start(engine, output, *words, network_mode="host", environment=environment))
-        assert code == 0, said
+        code, output_text = end(start(engine, output, *words, network_mode="host", environment=environment))
+        assert code == 0, output_text
         runs = open_store(f"gs://{BUCKET}/runs")
         assert latest_run(runs) == "demo"
         assert verify(runs.below("demo")) == []
@@ -134,20 +134,20 @@ def test_a_bucket_is_written_from_a_container(
 
 
 @pytest.mark.engine
-def test_a_run_in_a_container_tells_its_commit_and_writes_where_it_may(
+def test_run_in_container_records_commit_and_writes_only_to_output(
     engine: DockerClient, output: Path
 ) -> None:
-    code, said = end(start(engine, output, "train", "--output", "/elsewhere"))
-    assert (code, "Traceback" in said) == (2, False), said  # a read-only file system
-    code, said = end(start(engine, output, "train", "--output", "/out", "--run-name", "told", *QUICK))
-    assert code == 0, said
-    told = json.loads((output / "told" / "environment.json").read_text())["git_commit"]
+    code, output_text = end(start(engine, output, "train", "--output", "/elsewhere"))
+    assert (code, "Traceback" in output_text) == (2, False), output_text  # a read-only file system
+    code, output_text = end(start(engine, output, "train", "--output", "/out", "--run-name", "told", *QUICK))
+    assert code == 0, output_text
+    commit = json.loads((output / "told" / "environment.json").read_text())["git_commit"]
     labels = engine.images.get("trainer:cpu").attrs["Config"]["Labels"]
-    assert told == labels["org.opencontainers.image.revision"]
+    assert commit == labels["org.opencontainers.image.revision"]
 
 
 @pytest.mark.engine
-def test_an_image_is_pushed_and_seen_in_its_registry(engine: DockerClient, tmp_path: Path) -> None:
+def test_pushed_image_is_found_in_registry(engine: DockerClient, tmp_path: Path) -> None:
     project = copied_project(tmp_path / "project")
     environment = {**os.environ, "DOCKER_HOST": engine_address(engine)}
     with registry_server() as registry:
@@ -159,14 +159,14 @@ def test_an_image_is_pushed_and_seen_in_its_registry(engine: DockerClient, tmp_p
                 env=environment, cwd=project, capture_output=True, text=True, timeout=120, check=False,
             )  # fmt: skip
 
-        assert "This source isn't built yet" in error_line(push(), 2)
+        assert "The image of this source is not built" in error_line(push(), 2)
         source = find_source(project, "cpu", "python:3.12-slim")
         tags = tags_of(source, name, "cpu")
         # A tiny image suffices: the content is not checked here.
         other = [f'LABEL org.opencontainers.image.revision="{name}"' for name in ("other", source.commit)]
         for tag, change in zip((tags[0], tags[0]), other, strict=True):
             if "other" not in change:
-                assert "was built of another commit" in error_line(push(), 2)
+                assert "was built from another commit" in error_line(push(), 2)
             engine.api.import_image_from_data(archive(), *tag.rsplit(":", 1), changes=[change])
         registry.is_closed = True
         refused(push(), 2, "no basic auth credentials", "that you are logged in")
@@ -179,7 +179,7 @@ def test_an_image_is_pushed_and_seen_in_its_registry(engine: DockerClient, tmp_p
         for tag in tags:
             seen = check_registry_image(tag, engine.api)
             assert seen.state == "ok", seen
-            assert f"team/trainer:{seen.said}" in registry.manifests
+            assert f"team/trainer:{seen.finding}" in registry.manifests
         the_image_is_looked_for(environment, f"{name}:none", tags[0])
 
 
@@ -194,16 +194,16 @@ def the_image_is_looked_for(environment: dict[str, str], missing: str, there: st
                 env=environment, capture_output=True, text=True, timeout=60, check=False,
             )  # fmt: skip
             assert done.returncode == code, done.stdout + done.stderr
-            assert ("`trainer image push` sends the image" in done.stderr.lower()) == (code == 2), done.stderr
+            assert ("push it with `trainer image push`" in done.stderr.lower()) == (code == 2), done.stderr
         assert "           sha256:" in done.stdout
         assert len(vertex.jobs) == 1
 
 
 @pytest.mark.engine
-def test_a_run_is_submitted_followed_cancelled_and_goes_on(engine: DockerClient, tmp_path: Path) -> None:
+def test_docker_run_is_submitted_followed_cancelled_and_resumed(engine: DockerClient, tmp_path: Path) -> None:
     environment = {**os.environ, "DOCKER_HOST": engine_address(engine)}
 
-    def said(*words: str, code: int = 0) -> str:
+    def run(*words: str, code: int = 0) -> str:
         done = subprocess.run(
             command(*words), env=environment, capture_output=True, text=True, timeout=120, check=False
         )
@@ -216,35 +216,35 @@ def test_a_run_is_submitted_followed_cancelled_and_goes_on(engine: DockerClient,
         "submit", "docker", "--run-name", "pets", "--image", "trainer:cpu", "--accelerator", "cpu", "--yes",
         "--output", str(tmp_path / "runs"), "--set", "train.steps_per_call=1", "--set", "train.epochs=60",
     ]  # fmt: skip
-    assert "doesn't have this image" in said(*submit, "--image", "trainer:none", code=2)
-    text = said(*submit)
+    assert "does not have this image" in run(*submit, "--image", "trainer:none", code=2)
+    text = run(*submit)
     assert "plan       job pets, cpu\n" in text
     assert "started    pets" in text
-    assert "is a container of this name" in said(*submit, code=2)
+    assert "A container of this name already exists" in run(*submit, code=2)
     until = time.monotonic() + 120
-    while "epoch " not in said("status", "docker", "pets").replace("no epoch yet", ""):
+    while "epoch " not in run("status", "docker", "pets").replace("no epoch yet", ""):
         assert time.monotonic() < until
-    assert said("status", "docker", "pets").startswith("pets  running, since ")
-    assert '"event": "epoch"' in said("logs", "docker", "pets")
-    assert "ended      pets" in said("cancel", "docker", "pets")
-    ended = said("status", "docker", "pets")
-    assert ended.startswith("pets  ended on request, at ")
-    assert "exit code 143: stopped on request, checkpoint safe" in ended
-    assert "pets  ended on request" in said("list", "docker")
-    assert "started    pets" in said(*submit[:-2], "--set", "train.epochs=60")
-    lines = said("logs", "docker", "pets", "-f")
+    assert run("status", "docker", "pets").startswith("pets  running, since ")
+    assert '"event": "epoch"' in run("logs", "docker", "pets")
+    assert "ended      pets" in run("cancel", "docker", "pets")
+    ended = run("status", "docker", "pets")
+    assert ended.startswith("pets  stopped, at ")
+    assert "exit code 143: stopped on request; the last complete checkpoint is kept" in ended
+    assert "pets  stopped" in run("list", "docker")
+    assert "started    pets" in run(*submit[:-2], "--set", "train.epochs=60")
+    lines = run("logs", "docker", "pets", "-f")
     assert "Resuming after step" in lines
-    assert said("status", "docker", "pets").startswith("pets  finished")
+    assert run("status", "docker", "pets").startswith("pets  finished")
     assert verify(open_store(str(tmp_path / "runs" / "pets"))) == []
     engine.containers.get("pets").remove()
-    assert "no jobs" in said("list", "docker")
-    assert "There is no such job" in said("status", "docker", "pets", code=2)
+    assert "no jobs" in run("list", "docker")
+    assert "There is no job of this name" in run("status", "docker", "pets", code=2)
     new = ["--output", str(tmp_path / "new")]
-    gpu = said(*submit, *new, "--accelerator", "nvidia-l4", code=2)
-    assert "The engine has no GPU for containers" in gpu
-    assert "An image is named as" in said(*submit, *new, "--image", "Bad Image", code=2)
-    assert "can't be made" in said(*submit, "--output", "/proc/runs", code=2)
-    assert "is the image's own" in said(*submit, "--output", "/opt", code=2)
+    gpu = run(*submit, *new, "--accelerator", "nvidia-l4", code=2)
+    assert "The Docker engine has no GPU support for containers" in gpu
+    assert "The image name is invalid" in run(*submit, *new, "--image", "Bad Image", code=2)
+    assert "can't be made" in run(*submit, "--output", "/proc/runs", code=2)
+    assert "because the image uses it" in run(*submit, "--output", "/opt", code=2)
     assert not (tmp_path / "new").exists()
     assert engine.containers.list(all=True) == []  # no partly created container is left
 
@@ -259,27 +259,27 @@ def action_of(code: int) -> str:
     return "Count" if code else "-"
 
 
-def test_there_is_a_case_for_every_code() -> None:
+def test_every_exit_code_has_a_case() -> None:
     assert set(CASES) == set(EXIT_CODES)
 
 
 @pytest.mark.engine
 @pytest.mark.parametrize("code", CASES)
-def test_a_container_ends_with_it_and_the_policy_is_the_tables(
+def test_container_exits_with_code_and_policy_of_table(
     code: int, engine: DockerClient, output: Path, tmp_path: Path
 ) -> None:
-    words, options, said = CASES[code]
+    words, options, expected = CASES[code]
     is_broken, is_stopped = (options.get(name, False) for name in ("is_broken", "is_stopped"))
-    given = {name: value for name, value in options.items() if not name.startswith("is_")}
+    arguments = {name: value for name, value in options.items() if not name.startswith("is_")}
     if is_broken:
         (module := tmp_path / "run.py").write_text(BROKEN)
         module.chmod(0o644)
-        given["mounted"] = {str(module): "/opt/package/trainer/run.py"}
-    container = start(engine, output, *words, **given)
+        arguments["mounted"] = {str(module): "/opt/package/trainer/run.py"}
+    container = start(engine, output, *words, **arguments)
     if is_stopped:
         wait_for_line(container, '"event": "epoch"')
         container.kill("SIGTERM")
     ended, text = end(container)
-    assert (ended, said in text) == (code, True), text
+    assert (ended, expected in text) == (code, True), text
     assert ("Traceback" in text) == (code == 1)
     assert action_of(ended) == EXIT_CODES[code][1]

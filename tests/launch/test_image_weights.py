@@ -12,31 +12,32 @@ from trainer.data import published
 from trainer.data.progress import SilentProgress
 from trainer.data.published import Published
 from trainer.errors import DataError, UsageError
-from trainer.launch.image import find_source
-from trainer.launch.weights import FOLDER, stage_weights
+from trainer.launch.image import WEIGHTS_FOLDER, find_source, stage_weights
 
 
-def test_weights_are_put_where_the_image_is_built_from_and_others_are_taken_away(
+def test_stage_weights_copies_requested_weights_and_removes_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project, cache = copied_project(tmp_path / "project"), tmp_path / "cache"
     (cache / "weights").mkdir(parents=True)
     for name in ("one", "two"):
         (cache / "weights" / f"{name}.h5").write_bytes(name.encode())
-        found = Published(f"https://host/{name}.h5", f"md5:{hashlib.md5(name.encode()).hexdigest()}", None)
-        monkeypatch.setitem(published.PUBLISHED, name, found)
+        weights = Published(f"https://host/{name}.h5", f"md5:{hashlib.md5(name.encode()).hexdigest()}", None)
+        monkeypatch.setitem(published.PUBLISHED, name, weights)
     empty = find_source(project, "cpu", "base")
     (path,) = stage_weights(project, ["one", "efficientnet-lite0"], cache, SilentProgress())
-    assert (path, path.read_bytes()) == (project / FOLDER / "one.h5", b"one")
+    assert (path, path.read_bytes()) == (project / WEIGHTS_FOLDER / "one.h5", b"one")
     assert find_source(project, "cpu", "base").digest != empty.digest  # now part of the build context
     assert not find_source(project, "cpu", "base").is_dirty
     stage_weights(project, ["two"], cache, SilentProgress())
-    assert {each.name for each in (project / FOLDER).iterdir()} == {"README.md", "two.h5"}
+    assert {entry.name for entry in (project / WEIGHTS_FOLDER).iterdir()} == {"README.md", "two.h5"}
     (cache / "weights" / "one.h5").write_bytes(b"others")
     with pytest.raises(DataError, match="not the one that was published"):
         stage_weights(project, ["one"], cache, SilentProgress())
-    with pytest.raises(UsageError, match="Weights are published for efficientnet-lite0, "):
+    with pytest.raises(
+        UsageError, match=r"no published weights of this name\. Choose from efficientnet-lite0, "
+    ):
         stage_weights(project, ["three"], cache, SilentProgress())
-    assert {each.name for each in (project / FOLDER).iterdir()} == {"README.md", "two.h5"}
+    assert {entry.name for entry in (project / WEIGHTS_FOLDER).iterdir()} == {"README.md", "two.h5"}
     stage_weights(project, [], cache, SilentProgress())
     assert find_source(project, "cpu", "base").digest == empty.digest

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from trainer.errors import TemporaryError
-from trainer.launch.kubectl_errors import KubectlError, parse_failure
+from trainer.launch.kubectl import KubectlError, parse_failure
 
 LOG = (
     "E1130 08:40:55.876437    6948 memcache.go:265] couldn't get current server API group list: "
@@ -34,7 +34,7 @@ LOG = (
         ("", ""),
     ],
 )  # fmt: skip
-def test_the_reason_of_a_refusal_is_read_and_no_word_of_a_name(text: str, reason: str) -> None:
+def test_reason_is_parsed_independently_of_names(text: str, reason: str) -> None:
     error = parse_failure("get", text)
     assert isinstance(error, KubectlError)
     assert (error.reason, error.exit_code) == (reason, 2)
@@ -54,5 +54,5 @@ def test_the_reason_of_a_refusal_is_read_and_no_word_of_a_name(text: str, reason
         "Error from server: etcdserver: request timed out",
     ],
 )
-def test_what_may_go_later_is_temporary(text: str) -> None:
+def test_connection_and_server_failures_are_temporary(text: str) -> None:
     assert isinstance(parse_failure("create", text), TemporaryError)

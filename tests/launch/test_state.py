@@ -9,17 +9,16 @@ import pytest
 from helpers.kube_pods import BEGAN, ended, pod, waiting
 
 from trainer.launch.accelerators import find_accelerator
-from trainer.launch.jobset import jobset_state
 from trainer.launch.kubernetes import KubernetesCluster, objects_of
 from trainer.launch.plan import JobPlan
-from trainer.launch.state import State, state_of
+from trainer.launch.state import State, job_state, jobset_state
 from trainer.spec import load_spec
 
 NOW = datetime(2026, 11, 27, 12, 0, tzinfo=timezone.utc)
 
 
 def state(job: dict[str, Any], *pods: dict[str, Any]) -> State:
-    return state_of({"metadata": {"name": "pets"}} | job, pods, NOW)
+    return job_state({"metadata": {"name": "pets"}} | job, pods, NOW)
 
 
 def failed(reason: str) -> dict[str, Any]:
@@ -29,45 +28,46 @@ def failed(reason: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("job", "status", "word", "words"),
     [
-        ({}, waiting("ImagePullBackOff", "no such tag"), "waiting", "can't be pulled"),
-        ({}, waiting("ContainerCreating"), "waiting", "is being made"),
+        ({}, waiting("ImagePullBackOff", "no such tag"), "waiting", "cannot pull the image"),
+        ({}, waiting("ContainerCreating"), "waiting", "is being created"),
         ({}, waiting("CreateContainerConfigError", "no secret"), "waiting", "ConfigError (no secret)"),
         ({}, {"conditions": [{"type": "PodScheduled", "reason": "Unschedulable", "message": "0/3 nodes"}]},
-         "waiting", "no machine takes it: 0/3 nodes"),
+         "waiting", "no node is suitable: 0/3 nodes"),
         ({}, {"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "Preempted"}]},
-         "waiting", "taken away (Preempted)"),
+         "waiting", "preempted (Preempted)"),
         ({}, {"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "Preempted"}]}
-         | ended(137), "waiting", "taken away (Preempted)"),
+         | ended(137), "waiting", "preempted (Preempted)"),
         ({}, {"phase": "Failed", "reason": "Evicted", "message": "low on ephemeral-storage"} | ended(137),
-         "waiting", "ended from outside: Evicted (low on ephemeral-storage)"),
-        (failed("PodFailurePolicy"), ended(65), "failed", "exit code 65: the data can't be used"),
+         "waiting", "terminated by Kubernetes: Evicted (low on ephemeral-storage)"),
+        (failed("PodFailurePolicy"), ended(65), "failed", "exit code 65: the data cannot be used"),
         (failed("BackoffLimitExceeded"), ended(137, "OOMKilled"), "failed", "out of memory"),
-        (failed("BackoffLimitExceeded"), ended(139), "failed", "exit code 139, ended by signal 11"),
-        (failed("DeadlineExceeded"), {}, "failed", "longer than its deadline"),
+        (failed("BackoffLimitExceeded"), ended(139), "failed", "exit code 139, terminated by signal 11"),
+        (failed("DeadlineExceeded"), {}, "failed", "its deadline was exceeded"),
         ({"spec": {"suspend": True}}, {}, "suspended", "spec.suspend is set"),
         ({"status": {"conditions": [{"type": "Complete", "status": "True"}], "startTime": BEGAN,
                      "completionTime": "2026-11-27T11:41:00Z"}}, {}, "finished", "took 41 min"),
     ],
 )  # fmt: skip
-def test_the_reason_is_told(job: dict[str, Any], status: dict[str, Any], word: str, words: str) -> None:
-    found = state(job, pod("pets-0", 0, status))
-    assert found.word == word
-    assert words in "\n".join(found.text())
+def test_job_state_job_contains_reason(
+    job: dict[str, Any], status: dict[str, Any], word: str, words: str
+) -> None:
+    result = state(job, pod("pets-0", 0, status))
+    assert result.word == word
+    assert words in "\n".join(result.text())
 
 
-def test_of_several_workers_each_newest_pod_is_told() -> None:
-    found = state(
+def test_state_shows_newest_pod_of_each_worker() -> None:
+    result = state(
         {"spec": {"parallelism": 3}, "status": {"ready": 1, "startTime": "2026-11-27T11:19:00Z"}},
         pod("pets-0-a", 0, {}),
         pod("pets-1-a", 1, ended(75), "2026-11-27T11:00:00Z"),
         pod("pets-1-b", 1, waiting("ContainerCreating"), "2026-11-27T11:40:00Z"),
         pod("pets-2-a", 2, ended(143)),
     )
-    assert found.text() == [
+    assert result.text() == [
         "pets  running, 1 of 3 workers ready, for 41 min",
-        "  worker 1: the container is being made",
-        "  worker 2: exit code 143: stopped on request, checkpoint safe; where the last save did not finish, "
-        "the one before it",
+        "  worker 1: the container is being created",
+        "  worker 2: exit code 143: stopped on request; the last complete checkpoint is kept",
     ]
 
 
@@ -81,27 +81,25 @@ def test_of_several_workers_each_newest_pod_is_told() -> None:
         ("DeadlineExceeded", [], 1),
     ],
 )
-def test_a_failed_job_has_the_code_of_the_pod_that_failed(
-    reason: str, pods: list[dict[str, Any]], code: int
-) -> None:
-    found = state(failed(reason), *(pod(f"pets-{index}", index, each) for index, each in enumerate(pods)))
-    assert found.exit_code == code
+def test_failed_job_has_exit_code_of_failed_pod(reason: str, pods: list[dict[str, Any]], code: int) -> None:
+    result = state(failed(reason), *(pod(f"pets-{index}", index, each) for index, each in enumerate(pods)))
+    assert result.exit_code == code
 
 
-def test_of_a_failed_job_of_several_workers_the_one_that_failed_is_named() -> None:
+def test_failed_job_of_several_workers_names_failed_worker() -> None:
     several = {"spec": {"parallelism": 3, "completionMode": "Indexed"}}
     left = pod("pets-2-x", 2, ended(65))  # Kubernetes has deleted the pods of the other workers
     assert state(several | failed("PodFailurePolicy"), left).lines == (
-        "worker 2: exit code 65: the data can't be used",
+        "worker 2: exit code 65: the data cannot be used",
     )
-    told = several | failed("PodFailurePolicy")
-    told["status"]["conditions"][0]["message"] = (
+    job = several | failed("PodFailurePolicy")
+    job["status"]["conditions"][0]["message"] = (
         "Container trainer for pod t/pets-1-abcde failed with exit code 70 matching FailJob rule at index 1"
     )
-    found = state(told, pod("pets-0-x", 0, ended(143)))  # the failed pod is gone; worker 0's still exists
-    assert found.exit_code == 70
-    assert found.lines[0].startswith("worker 1: exit code 70: diverged")
-    assert found.lines[1].startswith("worker 0: exit code 143")
+    result = state(job, pod("pets-0-x", 0, ended(143)))  # the failed pod is gone; worker 0's still exists
+    assert result.exit_code == 70
+    assert result.lines[0].startswith("worker 1: exit code 70: diverged")
+    assert result.lines[1].startswith("worker 0: exit code 143")
 
 
 def jobset(conditions: list[dict[str, Any]], restarts: int = 0, **spec: Any) -> dict[str, Any]:
@@ -121,32 +119,32 @@ def jobset(conditions: list[dict[str, Any]], restarts: int = 0, **spec: Any) -> 
     ("conditions", "restarts", "job", "word", "words", "code"),
     [
         ([], 0, None, "waiting", "its job has not been created yet", None),
-        ([], 2, None, "restarting", "created again, after 2 restarts", None),
+        ([], 2, None, "restarting", "recreated, after 2 restarts", None),
         ([], 1, {"spec": {"parallelism": 2}, "status": {"ready": 2, "startTime": BEGAN}}, "running",
          "2 of 2 workers ready, for 60 min, after 1 restart", None),
         ([], 1, failed("BackoffLimitExceeded"), "restarting",
-         "failed too often; all workers start again (1 of 3 restarts used)", None),
-        ([], 3, failed("BackoffLimitExceeded"), "failed", "failed too often", None),
-        ([], 0, failed("PodFailurePolicy"), "failed", "a retry does not fix", None),
+         "its retries are exhausted; all workers restart (1 of 3 restarts used)", None),
+        ([], 3, failed("BackoffLimitExceeded"), "failed", "retries are exhausted", None),
+        ([], 0, failed("PodFailurePolicy"), "failed", "that is not retried", None),
         ([], 3, {"status": {"conditions": [{
             "type": "Failed", "status": "True", "reason": "PodFailurePolicy",
             "message": "Pod trainer/p has condition DisruptionTarget matching FailJob rule at index 0"}]}},
-         "restarting", "all workers start again", None),
+         "restarting", "all workers restart", None),
         ([{"type": "Failed", "status": "True", "reason": "ReachedMaxRestarts"}], 3,
-         failed("BackoffLimitExceeded"), "failed", "failed too often, after 3 restarts", 69),
+         failed("BackoffLimitExceeded"), "failed", "retries are exhausted, after 3 restarts", 69),
         ([{"type": "Failed", "status": "True", "reason": "FailJobSetFailurePolicyAction"}], 0, None, "failed",
-         "a retry does not fix", 1),
+         "that is not retried", 1),
         ([{"type": "Completed", "status": "True", "reason": "AllJobsCompleted"}], 0, None, "finished", "", 0),
         ([{"type": "Suspended", "status": "True", "reason": "SuspendedJobs"}], 0, None, "suspended",
          "spec.suspend is set", None),
     ],
 )  # fmt: skip
-def test_a_jobset_has_failed_only_once_no_restart_follows(
+def test_jobset_fails_only_when_no_restart_follows(
     conditions: list[dict[str, Any]], restarts: int, job: dict[str, Any] | None, word: str, words: str,
     code: int | None,
 ) -> None:  # fmt: skip
     child = None if job is None else {"metadata": {"name": "pets-worker-0"}} | job
     pods = [pod("pets-worker-0-1-x", 1, ended(69))] if job and "conditions" in job["status"] else []
-    found = jobset_state(jobset(conditions, restarts), child, pods, NOW)
-    assert (found.name, found.word, found.exit_code) == ("pets", word, code)
-    assert words in found.about
+    result = jobset_state(jobset(conditions, restarts), child, pods, NOW)
+    assert (result.name, result.word, result.exit_code) == ("pets", word, code)
+    assert words in result.detail

@@ -48,7 +48,7 @@ class Cloud:
             input=answer, capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
 
-    def said(self, *words: str) -> str:
+    def output_of(self, *words: str) -> str:
         done = self.trainer(*words)
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -74,13 +74,13 @@ def _pop_tokens(job: dict[str, Any]) -> list[str]:
     return tokens
 
 
-def test_the_job_is_what_the_dry_run_said(cloud: Cloud) -> None:
-    dry = cloud.said(*SUBMIT, "--workers", "3", "--spot", "--dry-run")
+def test_submit_creates_job_of_dry_run(cloud: Cloud) -> None:
+    dry = cloud.output_of(*SUBMIT, "--workers", "3", "--spot", "--dry-run")
     assert not cloud.vertex.requests
-    said = cloud.trainer(*SUBMIT, "--workers", "3", "--spot", answer="y\n").stdout
-    assert "plan       job pets, 3 workers, nvidia-l4:1 each (g2-standard-8, spot)" in said
-    assert f"where      project {PROJECT}, {REGION}" in said
-    assert f"created    projects/123/locations/{REGION}/customJobs/1000" in said
+    output_text = cloud.trainer(*SUBMIT, "--workers", "3", "--spot", answer="y\n").stdout
+    assert "plan       job pets, 3 workers, nvidia-l4:1 each (g2-standard-8, spot)" in output_text
+    assert f"where      project {PROJECT}, {REGION}" in output_text
+    assert f"created    projects/123/locations/{REGION}/customJobs/1000" in output_text
     sent = json.loads(dry)
     # Each submission has a token of its own, also a dry run.
     tokens = [_pop_tokens(job) for job in (sent, cloud.vertex.jobs[0])]
@@ -90,44 +90,48 @@ def test_the_job_is_what_the_dry_run_said(cloud: Cloud) -> None:
     first, rest = sent["jobSpec"]["workerPoolSpecs"]
     assert (first["replicaCount"], rest["replicaCount"]) == ("1", "2")
     assert sent["jobSpec"]["scheduling"]["strategy"] == "SPOT"
-    given = {each["name"]: each["value"] for each in first["containerSpec"]["env"]}
-    assert given["TRAINER_RUN_NAME"] == "pets"
-    assert parse_spec(given["TRAINER_SPEC"], "here").output == "gs://bucket/runs"
+    values = {variable["name"]: variable["value"] for variable in first["containerSpec"]["env"]}
+    assert values["TRAINER_RUN_NAME"] == "pets"
+    assert parse_spec(values["TRAINER_SPEC"], "here").output == "gs://bucket/runs"
 
 
-def test_a_schedule_posts_the_same_job_each_time_without_a_name(cloud: Cloud) -> None:
+def test_schedule_posts_job_without_run_name(cloud: Cloud) -> None:
     words = [*SUBMIT, "--schedule", "0 3 * * 1", "--service-account", "me@acme.iam", "--yes"]
-    assert "jobs/pets" in cloud.said(*words)
+    assert "jobs/pets" in cloud.output_of(*words)
     sent = cloud.vertex.schedules["pets"]
     assert (sent["schedule"], sent["timeZone"]) == ("0 3 * * 1", "Etc/UTC")
     assert sent["httpTarget"]["oauthToken"]["serviceAccountEmail"] == "me@acme.iam"
     job = json.loads(base64.b64decode(sent["httpTarget"]["body"]))
-    names = [each["name"] for each in job["jobSpec"]["workerPoolSpecs"][0]["containerSpec"]["env"]]
+    names = [variable["name"] for variable in job["jobSpec"]["workerPoolSpecs"][0]["containerSpec"]["env"]]
     assert names == ["TRAINER_SPEC"]  # the run's name comes from the Vertex AI job
     assert "already exists" in cloud.refused(*words)
-    assert cloud.said("list", "vertex") == "pets  at 0 3 * * 1 (Etc/UTC)\n"
+    assert cloud.output_of("list", "vertex") == "pets  at 0 3 * * 1 (Etc/UTC)\n"
     # The jobs of a schedule have its name; cancelling the name ends both.
     made = job | {
         "name": f"projects/{NUMBER}/locations/{REGION}/customJobs/77",
         "state": "JOB_STATE_SUCCEEDED",
     }
     cloud.vertex.jobs = [made | {"createTime": "2026-11-27T11:00:00Z"}]
-    assert cloud.said("list", "vertex").splitlines()[1].startswith("pets  finished")
-    assert "ended      pets (schedule)" in cloud.said("cancel", "vertex", "pets")
+    assert cloud.output_of("list", "vertex").splitlines()[1].startswith("pets  finished")
+    assert "ended      pets (schedule)" in cloud.output_of("cancel", "vertex", "pets")
     assert not cloud.vertex.schedules
-    assert "needs an account" in cloud.refused(*SUBMIT, "--schedule", "0 3 * * 1", "--yes")
+    assert "requires a service account" in cloud.refused(*SUBMIT, "--schedule", "0 3 * * 1", "--yes")
 
 
 @pytest.mark.parametrize(
     ("refused", "code", "words"),
     [
-        ((403, "Permission denied"), 2, "lack a right"),
-        ((429, "Quota exceeded for custom_model_training_nvidia_l4_gpus"), 2, "a quota is used up"),
-        ((503, "Backend error"), 75, "try again later"),
+        ((403, "Permission denied"), 2, "denies access"),
+        (
+            (429, "Quota exceeded for custom_model_training_nvidia_l4_gpus"),
+            2,
+            "A quota of Google Cloud is exhausted",
+        ),
+        ((503, "Backend error"), 75, "Try again later"),
         ((400, "Machine type is not supported"), 2, "Machine type is not supported"),
     ],
 )
-def test_what_google_refuses_is_told_and_nothing_is_left(
+def test_rejected_submit_reports_reason_and_leaves_no_job(
     cloud: Cloud, refused: tuple[int, str], code: int, words: str
 ) -> None:
     cloud.vertex.refused = refused
@@ -135,47 +139,54 @@ def test_what_google_refuses_is_told_and_nothing_is_left(
     assert not cloud.vertex.jobs
 
 
-def test_a_place_that_is_not_there_is_named(cloud: Cloud) -> None:
+def test_missing_project_or_region_is_reported(cloud: Cloud) -> None:
     endpoint = ["--endpoint", cloud.vertex.address]
     elsewhere = ["--project", "other", "--region", REGION, *endpoint]
     assert "no such project" in cloud.refused(*SUBMIT, "--yes", where=elsewhere)
     assert "--project says" in cloud.refused(*SUBMIT, "--yes", where=endpoint)
     nobody = ["--project", PROJECT, "--region", REGION, "--endpoint", "http://127.0.0.1:9"]
-    assert "can't be reached" in cloud.refused(*SUBMIT, "--yes", where=nobody, code=75)
-    assert "doesn't offer this accelerator" in cloud.refused(*SUBMIT, "--accelerator", "tpu-v6e", "--yes")
+    assert "cannot be reached" in cloud.refused(*SUBMIT, "--yes", where=nobody, code=75)
+    assert "does not offer this accelerator" in cloud.refused(*SUBMIT, "--accelerator", "tpu-v6e", "--yes")
     assert "not both" in cloud.refused(*SUBMIT, "--spot", "--flex-start", "--yes")
-    assert "no such job" in cloud.refused("status", "vertex", "cats")
+    assert "There is no job of this name" in cloud.refused("status", "vertex", "cats")
     strange = ["--project", PROJECT, "--region", "x.example/?", *endpoint]
-    assert "A region is called as europe-west4" in cloud.refused(*SUBMIT, "--yes", where=strange)
+    assert "The region is invalid. Use a name such as europe-west4." in cloud.refused(
+        *SUBMIT, "--yes", where=strange
+    )
     strange = ["--project", "acme/../other", "--region", REGION, *endpoint]
-    assert "A project's ID has small letters" in cloud.refused(*SUBMIT, "--yes", where=strange)
+    assert "The project ID is invalid. Use lowercase letters" in cloud.refused(
+        *SUBMIT, "--yes", where=strange
+    )
 
 
-def test_a_bucket_that_is_not_there_is_named_before_anything_is_sent(cloud: Cloud) -> None:
-    assert "There is no bucket" not in cloud.said(*SUBMIT, "--dry-run")
+def test_missing_bucket_is_reported_before_anything_is_sent(cloud: Cloud) -> None:
+    assert "does not exist" not in cloud.output_of(*SUBMIT, "--dry-run")
     for words in (["--output", "gs://nowhere/runs"], ["--data", "gs://nowhere/photos"]):
-        said = cloud.refused(*SUBMIT, *words, "--yes")
-        assert "`gcloud storage buckets create gs://nowhere` makes the bucket" in said
+        output_text = cloud.refused(*SUBMIT, *words, "--yes")
+        assert (
+            "The bucket gs://nowhere does not exist. Create it with `gcloud storage buckets create"
+            in output_text
+        )
     assert not cloud.vertex.jobs
     cloud.vertex.project.lacking = {"storage.objects.create"}  # the job runs with permissions of its own
-    said = cloud.said(*SUBMIT, "--yes")
-    assert "note       bucket bucket: it is there, and you lack storage.objects.create" in said
-    assert "note       image: not looked for: no Docker engine here to ask with" in said
+    output_text = cloud.output_of(*SUBMIT, "--yes")
+    assert "note       bucket bucket: it exists, but you do not have storage.objects.create" in output_text
+    assert "note       image: not checked, because no Docker engine responds" in output_text
     assert cloud.vertex.jobs
 
 
-def test_a_name_at_work_is_not_sent_again_and_one_that_ended_is(cloud: Cloud) -> None:
-    cloud.said(*SUBMIT, "--yes")
-    assert "A job of this name is at work" in cloud.refused(*SUBMIT, "--yes")
+def test_name_of_active_job_is_rejected_and_of_ended_job_accepted(cloud: Cloud) -> None:
+    cloud.output_of(*SUBMIT, "--yes")
+    assert "A job of this name is active" in cloud.refused(*SUBMIT, "--yes")
     assert len(cloud.vertex.jobs) == 1
     cloud.vertex.jobs[0]["state"] = "JOB_STATE_FAILED"
-    cloud.said(*SUBMIT, "--yes")  # continues the same run
+    cloud.output_of(*SUBMIT, "--yes")  # continues the same run
     assert len(cloud.vertex.jobs) == 2
-    assert "ended      pets (job)" in cloud.said("cancel", "vertex", "pets")
-    assert "no such job at work" in cloud.refused("cancel", "vertex", "cats")
+    assert "ended      pets (job)" in cloud.output_of("cancel", "vertex", "pets")
+    assert "There is no active job of this name" in cloud.refused("cancel", "vertex", "cats")
 
 
-def test_without_credentials_it_is_said_how_to_get_some(tmp_path: Any) -> None:
+def test_missing_credentials_are_reported_with_remedy(tmp_path: Any) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "trainer.cli", *SUBMIT, "--project", "p", "--yes"],
         env={**os.environ, "HOME": str(tmp_path), "GOOGLE_APPLICATION_CREDENTIALS": "/nowhere.json",
@@ -183,29 +194,31 @@ def test_without_credentials_it_is_said_how_to_get_some(tmp_path: Any) -> None:
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
-    assert "no credentials for Google Cloud; `gcloud auth application-default login`" in done.stderr
+    assert (
+        "no Google Cloud credentials. Create them with `gcloud auth application-default login`" in done.stderr
+    )
 
 
-def test_a_job_is_followed_to_its_end(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_job_is_followed_from_submit_to_cancel(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     with bucket_server() as bucket:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", bucket.address)
         follow_to_the_end(cloud, f"gs://{BUCKET}/runs")
 
 
 def follow_to_the_end(cloud: Cloud, output: str) -> None:
-    cloud.said(*SUBMIT, "--output", output, "--yes")
+    cloud.output_of(*SUBMIT, "--output", output, "--yes")
     job = cloud.vertex.jobs[0]
-    said = cloud.said("status", "vertex", "pets")
-    assert said.startswith("pets  waiting, not started yet")
-    assert f"run: {output}/pets, no epoch yet" in said
+    output_text = cloud.output_of("status", "vertex", "pets")
+    assert output_text.startswith("pets  waiting, not started yet")
+    assert f"run: {output}/pets, no epoch yet" in output_text
     service = {"resource": {"labels": {"task_name": "service"}}, "timestamp": "2026-11-27T10:59:00Z"}
     waits = ["Job is queued.", "Resources are insufficient in region: europe-west4.\x1b[2J"]
     cloud.vertex.entries = [service | {"insertId": text, "textPayload": text} for text in waits]
-    said = cloud.said("status", "vertex", "pets")
-    assert "  Resources are insufficient in region: europe-west4.\\x1b[2J\n" in said
-    assert "queued" not in said
+    output_text = cloud.output_of("status", "vertex", "pets")
+    assert "  Resources are insufficient in region: europe-west4.\\x1b[2J\n" in output_text
+    assert "queued" not in output_text
     job |= {"state": "JOB_STATE_RUNNING", "startTime": "2026-11-27T11:00:00.5Z"}
-    assert cloud.said("list", "vertex").startswith("pets  running, for ")
+    assert cloud.output_of("list", "vertex").startswith("pets  running, for ")
     label = {"resource": {"labels": {"task_name": "workerpool0-0"}}}
     other = {"resource": {"labels": {"task_name": "workerpool1-0"}}}
     cloud.vertex.entries = [
@@ -213,8 +226,8 @@ def follow_to_the_end(cloud: Cloud, output: str) -> None:
         label | {"insertId": "b", "timestamp": "2026-11-27T11:00:02Z", "jsonPayload": {"message": "epoch 1"}},
         other | {"insertId": "c", "timestamp": "2026-11-27T11:00:03Z", "textPayload": "of another worker"},
     ]  # fmt: skip
-    assert cloud.said("logs", "vertex", "pets") == "trainer 0.1.0\nepoch 1\n"
-    assert cloud.said("logs", "vertex", "pets", "--worker", "1") == "of another worker\n"
+    assert cloud.output_of("logs", "vertex", "pets") == "trainer 0.1.0\nepoch 1\n"
+    assert cloud.output_of("logs", "vertex", "pets", "--worker", "1") == "of another worker\n"
 
     def end() -> None:
         time.sleep(2)
@@ -228,14 +241,14 @@ def follow_to_the_end(cloud: Cloud, output: str) -> None:
 
     ending = threading.Thread(target=end)
     ending.start()
-    assert cloud.said("logs", "vertex", "pets", "-f") == "trainer 0.1.0\nepoch 1\nthe end\n"
+    assert cloud.output_of("logs", "vertex", "pets", "-f") == "trainer 0.1.0\nepoch 1\nthe end\n"
     ending.join()
-    said = cloud.said("status", "vertex", "pets")
-    assert said.startswith("pets  failed, took 41 min")
-    assert "exit code 65: the data can't be used" in said
+    output_text = cloud.output_of("status", "vertex", "pets")
+    assert output_text.startswith("pets  failed, took 41 min")
+    assert "exit code 65: the data cannot be used" in output_text
     job["state"] = "JOB_STATE_RUNNING"
-    assert "ended      pets (job)" in cloud.said("cancel", "vertex", "pets")
-    assert cloud.said("status", "vertex", "pets").startswith("pets  being ended")
+    assert "ended      pets (job)" in cloud.output_of("cancel", "vertex", "pets")
+    assert cloud.output_of("status", "vertex", "pets").startswith("pets  cancelling")
 
 
 @pytest.mark.parametrize(
@@ -245,7 +258,7 @@ def follow_to_the_end(cloud: Cloud, output: str) -> None:
         "nvidia-h100-80gb:8", "nvidia-h200-141gb", "tpu-v5e:2x4",
     ],
 )  # fmt: skip
-def test_every_accelerator_is_one_that_vertex_knows(text: str) -> None:
+def test_accelerators_exist_on_vertex_ai(text: str) -> None:
     spec = load_spec(None, "demo", (), {"output": "gs://bucket/runs"})
     plan = JobPlan("vertex", "pets", spec, "registry/trainer", find_accelerator(text))
     body = custom_job(plan, Project("p", "europe-west4"))
@@ -256,20 +269,20 @@ def test_every_accelerator_is_one_that_vertex_knows(text: str) -> None:
         assert machine.accelerator_count == plan.accelerator.count
 
 
-def test_what_vertex_does_not_have_is_refused() -> None:
+def test_accelerator_missing_on_vertex_ai_is_rejected() -> None:
     spec = load_spec(None, "demo", (), {"output": "gs://bucket/runs"})
     plan = JobPlan("vertex", "pets", spec, "registry/trainer", find_accelerator("tpu-v6e"))
-    with pytest.raises(UsageError, match="doesn't offer"):
+    with pytest.raises(UsageError, match="does not offer"):
         custom_job(plan, Project("p", "europe-west4"))
 
 
 @pytest.mark.parametrize(
-    "given",
+    "values",
     [{"service_account": "nobody"}, {"service_account": "a b@c"}, {"endpoint": "ftp://a"}, {"endpoint": "a"}],
 )
-def test_what_can_be_no_address_is_refused(given: dict[str, str]) -> None:
-    with pytest.raises(UsageError, match=next(iter(given.values()))):
-        Project("p", "europe-west4", **given)
+def test_invalid_service_account_or_endpoint_is_rejected(values: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match=next(iter(values.values()))):
+        Project("p", "europe-west4", **values)
 
 
 ODD = (
@@ -280,7 +293,7 @@ ODD = (
 
 
 @pytest.mark.parametrize("body", ODD)
-def test_odd_answers_are_told(body: bytes) -> None:
+def test_malformed_responses_end_without_traceback(body: bytes) -> None:
     class Odd(JsonHandler, BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.body()

@@ -32,7 +32,7 @@ def code_cells(notebook: dict[str, Any]) -> list[dict[str, Any]]:
     return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
 
 
-def test_it_is_six_steps_without_what_they_said() -> None:
+def test_notebook_has_six_steps_without_output() -> None:
     cells = code_cells(read())
     assert len(cells) == STEPS
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
@@ -43,7 +43,7 @@ def test_it_is_six_steps_without_what_they_said() -> None:
     assert not any("google.colab" in line for cell in cells[1:] for line in cell["source"])
 
 
-def test_its_commands_are_ones_that_there_are() -> None:
+def test_commands_of_notebook_exist() -> None:
     lines = [line for cell in code_cells(read()) for line in cell["source"] if line.startswith("!trainer ")]
     assert len(lines) == 5
     for line in lines:
@@ -67,10 +67,10 @@ def make_data(folder: Path) -> Path:
 
 
 @pytest.mark.engine
-def test_it_runs_from_the_first_cell_to_the_last(tmp_path: Path) -> None:
+def test_notebook_runs_from_first_to_last_cell(tmp_path: Path) -> None:
     output, notebook = tmp_path / "runs", read()
-    given = {"DATA": str(make_data(tmp_path)), "OUTPUT": str(output), "SET": "--set train.epochs=1"}
-    code_cells(notebook)[0]["source"] = [f"{name} = {value!r}\n" for name, value in given.items()]
+    variables = {"DATA": str(make_data(tmp_path)), "OUTPUT": str(output), "SET": "--set train.epochs=1"}
+    code_cells(notebook)[0]["source"] = [f"{name} = {value!r}\n" for name, value in variables.items()]
     text = "\n".join("".join(cell["source"]) + "\n" for cell in code_cells(notebook))
     (tmp_path / "colab.ipy").write_text(text, encoding="utf-8")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

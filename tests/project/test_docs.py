@@ -76,11 +76,11 @@ def literals() -> list[str]:
     return texts
 
 
-def test_the_generated_pages_are_current(generator: ModuleType) -> None:
+def test_generated_pages_are_up_to_date(generator: ModuleType) -> None:
     assert generator.outdated() == []
 
 
-def test_an_outdated_page_is_reported_and_written_again(
+def test_outdated_page_is_reported_and_rewritten(
     generator: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in generator.PAGES:
@@ -97,7 +97,7 @@ def test_an_outdated_page_is_reported_and_written_again(
     assert generator.outdated() == []
 
 
-def test_the_check_ends_with_0_where_all_pages_are_current() -> None:
+def test_check_exits_with_0_when_all_pages_are_up_to_date() -> None:
     subprocess.run([sys.executable, GENERATOR, "--check"], check=True, capture_output=True)
 
 
@@ -107,7 +107,7 @@ def test_every_relative_link_and_anchor_resolves() -> None:
 
 
 @pytest.mark.parametrize("link", ["missing.md", "data.md#missing", "#missing", "../missing.png"])
-def test_a_broken_link_is_found(link: str) -> None:
+def test_broken_link_is_detected(link: str) -> None:
     assert list(broken_links(DOCS / "gke.md", f"See [this]({link}).")) == [f"docs/gke.md: {link}"]
 
 
@@ -139,7 +139,7 @@ def test_the_site_builds_without_broken_links(tmp_path: Path) -> None:
     assert "no-such-heading" in broken.stderr
 
 
-def test_every_setting_stands_in_the_settings_page() -> None:
+def test_settings_page_contains_every_setting() -> None:
     text = (DOCS / "settings.md").read_text(encoding="utf-8")
     rows = set(re.findall(r"^\| `([\w.]+)` \|", text, re.MULTILINE))
     sections = set(re.findall(r"^## ([\w.]+)", text, re.MULTILINE))
@@ -147,20 +147,20 @@ def test_every_setting_stands_in_the_settings_page() -> None:
     assert rows - set(known_keys()) == set()
 
 
-def test_every_setting_has_a_meaning() -> None:
+def test_every_setting_has_a_description() -> None:
     settings = [setting for section in describe_sections() for setting in section.settings]
     assert len(settings) > 70
     assert [row.key for row in settings if not row.meaning] == []
 
 
-def test_every_message_of_the_troubleshooting_page_is_one_of_the_package() -> None:
+def test_messages_of_troubleshooting_page_exist_in_package() -> None:
     messages = _MESSAGE.findall((DOCS / "troubleshooting.md").read_text(encoding="utf-8"))
     assert len(messages) > 30
     texts = literals()
     assert [message for message in messages if not any(message in text for text in texts)] == []
 
 
-def test_every_setting_that_a_page_names_exists() -> None:
+def test_settings_named_in_pages_exist() -> None:
     sections = "|".join(sorted({key.partition(".")[0] for key in known_keys() if "." in key}))
     named = {
         (page.name, key)
@@ -172,14 +172,14 @@ def test_every_setting_that_a_page_names_exists() -> None:
     assert {(page, key) for page, key in named if key not in known_keys()} == set()
 
 
-def test_the_portuguese_page_has_every_exit_code() -> None:
+def test_portuguese_page_lists_every_exit_code() -> None:
     text = (ROOT / "README.pt-BR.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| ([\d, ]+) \|", text, re.MULTILINE)
     assert sorted(int(code) for row in rows for code in row.split(",")) == sorted(EXIT_CODES)
 
 
 @pytest.mark.parametrize("group", [[], ["image"], ["submit"]])
-def test_no_summary_of_a_command_is_cut_off_at_80_columns(group: list[str]) -> None:
+def test_command_summaries_fit_in_80_columns(group: list[str]) -> None:
     done = CliRunner().invoke(cli, [*group, "--help"], terminal_width=80)
     lines = done.output.partition("Commands:")[2].splitlines()
     assert len(lines) > 2

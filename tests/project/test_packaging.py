@@ -17,7 +17,7 @@ LOCKS = (*VARIANTS, "test")
 
 
 @pytest.mark.parametrize("name", LOCKS)
-def test_a_lock_names_exact_hashed_packages_and_no_place(name: str) -> None:
+def test_lock_pins_hashed_packages_without_locations(name: str) -> None:
     text = (ROOT / f"requirements-{name}.lock").read_text()
     assert not re.search(r"https?:|file:|--(extra-)?index-url|--find-links|\s/|@ ", text)
     blocks = re.split(r"\n(?=[a-z])", text.strip())
@@ -29,18 +29,18 @@ def test_a_lock_names_exact_hashed_packages_and_no_place(name: str) -> None:
     ("name", "expected"),
     [("cpu", ["tensorflow-cpu"]), ("gpu", ["tensorflow"]), ("tpu", ["tensorflow-tpu"]), ("test", [])],
 )
-def test_a_lock_has_its_own_tensorflow_and_no_other(name: str, expected: list[str]) -> None:
+def test_lock_contains_exactly_one_tensorflow(name: str, expected: list[str]) -> None:
     text = (ROOT / f"requirements-{name}.lock").read_text()
     assert re.findall(r"^(tensorflow(?:-\w+)?|tf-keras)==", text, re.MULTILINE) == expected
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_variant_has_what_installs_the_project_itself(name: str) -> None:
+def test_lock_of_variant_contains_build_requirements(name: str) -> None:
     assert re.search(r"^setuptools==", (ROOT / f"requirements-{name}.lock").read_text(), re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", ["gpu", "test"])
-def test_a_package_has_one_version_in_all_locks(name: str) -> None:
+def test_package_has_same_version_in_all_locks(name: str) -> None:
     versions = pins_of("cpu")
     shared = {package: pins for package, pins in pins_of(name).items() if package in versions}
     assert {package: pins for package, pins in shared.items() if not pins <= versions[package]} == {}
@@ -56,7 +56,7 @@ def pins_of(name: str) -> dict[str, set[str]]:
 
 
 @pytest.mark.engine
-def test_the_wheel_holds_the_whole_package_and_needs_no_tensorflow(tmp_path: Path) -> None:
+def test_wheel_contains_whole_package_and_does_not_require_tensorflow(tmp_path: Path) -> None:
     source = tmp_path / "source"
     shutil.copytree(ROOT / "trainer", source / "trainer", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):

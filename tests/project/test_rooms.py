@@ -127,7 +127,7 @@ def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def test_every_module_stands_in_a_room() -> None:
+def test_every_module_belongs_to_a_listed_package() -> None:
     rooms = {room_of(dotted(path)) for path in MODULES} - {""}
     assert rooms - set(ROOMS) == set()
 
@@ -156,11 +156,11 @@ def test_imports_point_only_upwards() -> None:
         "def later():\n    from trainer.run import run",
     ],
 )
-def test_an_import_from_below_is_seen_however_it_is_written(source: str) -> None:
+def test_import_from_below_is_detected_in_every_form(source: str) -> None:
     assert len(wrong_arrows(ast.parse(source), "trainer.data.fetch")) == 1
 
 
-def test_imports_from_above_and_from_the_own_room_are_fine() -> None:
+def test_imports_from_above_and_from_own_package_are_allowed() -> None:
     own = "from trainer.data import items"
     source = f"from trainer import __version__\nfrom trainer.errors import DataError\n{own}"
     assert wrong_arrows(ast.parse(source), "trainer.data.fetch") == []
@@ -168,9 +168,9 @@ def test_imports_from_above_and_from_the_own_room_are_fine() -> None:
 
 def test_functions_are_short() -> None:
     lengths = {
-        f"{dotted(path)}.{each.name}": (each.end_lineno or each.lineno) - each.lineno + 1
+        f"{dotted(path)}.{function.name}": (function.end_lineno or function.lineno) - function.lineno + 1
         for path in MODULES
-        for each in functions(parse(path))
+        for function in functions(parse(path))
     }
     assert {name: length for name, length in lengths.items() if length > LONGEST_FUNCTION} == {}
 
@@ -186,34 +186,34 @@ def test_files_are_short() -> None:
     assert {name: length for name, length in lengths.items() if length > LONGEST_FILE} == {}
 
 
-def test_modules_say_what_they_are() -> None:
+def test_modules_have_docstrings() -> None:
     assert [dotted(path) for path in MODULES if not ast.get_docstring(parse(path))] == []
 
 
-def test_no_assert_that_python_may_leave_out() -> None:
-    found = [
+def test_package_contains_no_assert() -> None:
+    assertions = [
         f"{dotted(path)}:{node.lineno}"
         for path in MODULES
         for node in ast.walk(parse(path))
         if isinstance(node, ast.Assert)
     ]
-    assert found == []
+    assert assertions == []
 
 
-def test_only_the_edges_read_the_environment() -> None:
+def test_only_listed_packages_read_the_environment() -> None:
     readers = {dotted(path) for path in MODULES if any(map(reads_environment, ast.walk(parse(path))))}
     assert {name for name in readers if room_of(name) not in MAY_READ_ENVIRONMENT} == set()
 
 
 @pytest.mark.parametrize("room", LIGHT_ROOMS)
-def test_light_rooms_load_neither_tensorflow_nor_a_cloud_client(room: str) -> None:
+def test_light_packages_import_neither_tensorflow_nor_a_cloud_client(room: str) -> None:
     names = [dotted(path) for path in MODULES if room_of(dotted(path)) == room and path.name != "__main__.py"]
     imports = "".join(f"import {name}\n" for name in names if name not in WITH_TENSORFLOW)
     loaded = run_fresh(f"import json, sys\n{imports}print(json.dumps(list(sys.modules)))")
     assert [name for name in HEAVY if name in json.loads(loaded)] == []
 
 
-def test_help_loads_click_and_nothing_else() -> None:
+def test_help_imports_only_click() -> None:
     code = """
 import json, sys
 before = set(sys.modules)

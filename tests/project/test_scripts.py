@@ -43,36 +43,36 @@ def log_of(project: Project) -> str:
 def commands_without_python(project: Project) -> Mapping[str, str]:
     """Return an environment whose PATH has the programs that the scripts call, but no Python."""
     for name in ("bash", "dirname", "flock", "sha256sum", "tee", "tail", "rm", "mkdir", "touch"):
-        found = shutil.which(name)
-        assert found is not None, name
-        (project.bin / name).symlink_to(found)
+        path = shutil.which(name)
+        assert path is not None, name
+        (project.bin / name).symlink_to(path)
     return {"PATH": str(project.bin)}
 
 
-def test_set_up_says_what_it_does_and_passes_the_flags_on(
+def test_setup_reports_progress_and_passes_flags(
     first_call: tuple[Project, tuple[int, str, str]],
 ) -> None:
     project, (code, output, errors) = first_call
     assert (code, output) == (0, "trained with ['train', '--recipe', 'a b']\n"), errors
-    assert errors.startswith("set-up    making .venv from requirements-cpu.lock, Python 3.")
+    assert errors.startswith("set-up    creating .venv from requirements-cpu.lock, Python 3.")
     assert errors.splitlines()[-1].startswith("set-up    done in ")
     assert project.installed() == "1"
 
 
-def test_second_call_installs_nothing_and_says_nothing(ready: Project) -> None:
+def test_second_call_installs_and_prints_nothing(ready: Project) -> None:
     before = log_of(ready)
     code, output, errors = ready.train()
     assert (code, output, errors) == (0, "trained with ['train']\n", "")
     assert log_of(ready) == before
 
 
-def test_a_changed_lock_is_installed(ready: Project) -> None:
+def test_changed_lock_is_installed(ready: Project) -> None:
     (ready.root / "requirements-cpu.lock").write_text(write_wheel(ready.wheels, "3"))
     assert ready.train()[0] == 0
     assert ready.installed() == "3"
 
 
-def test_a_changed_setup_installs_only_the_project_again(ready: Project) -> None:
+def test_changed_setup_py_reinstalls_only_the_project(ready: Project) -> None:
     before = log_of(ready)
     (ready.root / "setup.py").write_text("# changed\n")
     assert ready.train()[0] == 0
@@ -81,27 +81,27 @@ def test_a_changed_setup_installs_only_the_project_again(ready: Project) -> None
     assert "tiny" not in added
 
 
-def test_a_project_that_was_moved_is_set_up_again(ready: Project) -> None:
+def test_moved_project_is_set_up_again(ready: Project) -> None:
     ready.move("moved")
     code, output, errors = ready.train()
     assert (code, output) == (0, "trained with ['train']\n"), errors
-    assert "making .venv" in errors
+    assert "creating .venv" in errors
 
 
-def test_a_gpu_that_answers_gets_the_gpu_lock(project: Project) -> None:
+def test_available_gpu_selects_gpu_lock(project: Project) -> None:
     project.put_on_path("nvidia-smi", "echo 'GPU 0: Some GPU'")
     assert project.train()[0] == 0
     assert project.installed() == "2"
 
 
-def test_a_driver_without_a_gpu_gets_the_cpu_lock(ready: Project) -> None:
+def test_driver_without_gpu_selects_cpu_lock(ready: Project) -> None:
     ready.put_on_path("nvidia-smi", "echo 'No devices were found'; exit 6")
     code, _, errors = ready.train()
     (ready.bin / "nvidia-smi").unlink()
     assert (code, errors) == (0, "")
 
 
-def test_an_interrupted_set_up_is_started_over(project: Project) -> None:
+def test_interrupted_setup_starts_over(project: Project) -> None:
     process = project.start()
     deadline = time.monotonic() + 60
     while not (project.venv / "pyvenv.cfg").exists() and time.monotonic() < deadline:
@@ -113,54 +113,52 @@ def test_an_interrupted_set_up_is_started_over(project: Project) -> None:
     assert (code, output) == (0, "trained with ['train']\n"), errors
 
 
-def test_two_at_once_make_one(project: Project) -> None:
+def test_concurrent_setups_create_one_environment(project: Project) -> None:
     both = [project.start(), project.start()]
     ends = [process.communicate(timeout=120) for process in both]
     assert [process.returncode for process in both] == [0, 0], ends
     assert [output for output, _ in ends] == ["trained with ['train']\n"] * 2
-    assert sum("making .venv" in errors for _, errors in ends) == 1
+    assert sum("creating .venv" in errors for _, errors in ends) == 1
     assert sum("waiting for another set-up" in errors for _, errors in ends) == 1
 
 
-def test_a_package_that_is_not_the_locked_one_is_refused_and_the_log_shown(project: Project) -> None:
+def test_package_with_wrong_hash_is_rejected_with_log(project: Project) -> None:
     lock = project.root / "requirements-cpu.lock"
     lock.write_text(re.sub(r"sha256:.*", f"sha256:{'0' * 64}", lock.read_text()))
     code, output, errors = project.train()
     assert (code, output) == (1, "")
     assert "THESE PACKAGES DO NOT MATCH THE HASHES" in errors
-    assert errors.splitlines()[-1].startswith(
-        "Error: Installing requirements-cpu.lock failed; above is the end of"
-    )
+    assert errors.splitlines()[-1].startswith("Error: Installing requirements-cpu.lock failed. The end of ")
 
 
-def test_a_venv_of_someone_else_is_left_alone(project: Project) -> None:
+def test_foreign_venv_is_not_changed(project: Project) -> None:
     project.venv.mkdir()
     (project.venv / "precious").write_text("mine")
     code, _, errors = project.train()
     assert (code, len(errors.splitlines())) == (2, 1)
-    assert "There is a .venv that this script did not make" in errors
+    assert "There is a .venv that this script did not create" in errors
     assert (project.venv / "precious").read_text() == "mine"
 
 
-def test_without_a_python_it_says_which_to_install(project: Project) -> None:
+def test_missing_python_is_reported_with_supported_versions(project: Project) -> None:
     code, _, errors = project.train(**commands_without_python(project))
     assert (code, errors) == (
         2,
-        "Error: No Python 3.10 to 3.13 that can make virtual environments. Received: no python3\n",
+        "Error: There is no Python 3.10 to 3.13 that can create virtual environments. Received: no python3\n",
     )
     assert not project.venv.exists()
 
 
-def test_another_python_is_taken_where_python3_is_too_old(project: Project) -> None:
+def test_newer_python_is_used_when_python3_is_too_old(project: Project) -> None:
     path = commands_without_python(project)
     project.put_on_path("python3", "echo 3.9")
     # It reports a supported version but creates no .venv: only the choice is tested.
     project.put_on_path("python3.12", "echo 3.12")
     _, _, errors = project.train(**path)
-    assert errors.startswith("set-up    making .venv from requirements-cpu.lock, 3.12, once\n")
+    assert errors.startswith("set-up    creating .venv from requirements-cpu.lock, 3.12, once\n")
 
 
-def test_a_python_without_venv_is_named_with_the_package_it_lacks(project: Project) -> None:
+def test_python_without_venv_is_reported_with_missing_package(project: Project) -> None:
     path = commands_without_python(project)
     (project.bin / "ensurepip.py").write_text("raise ImportError\n")
     project.put_on_path("python3", f'PYTHONPATH="{project.bin}" exec "{sys.executable}" "$@"')
@@ -170,13 +168,13 @@ def test_a_python_without_venv_is_named_with_the_package_it_lacks(project: Proje
     assert f"python3 ({version}) lacks venv or ensurepip: apt-get install python{version}-venv" in errors
 
 
-def test_an_unknown_variant_is_an_error(project: Project) -> None:
+def test_unknown_variant_is_rejected(project: Project) -> None:
     code, _, errors = project.train(TRAINER_VARIANT="cuda")
     assert (code, errors) == (2, "Error: TRAINER_VARIANT must be cpu, gpu or tpu. Received: cuda\n")
     assert not project.venv.exists()
 
 
-def test_what_scripts_import_of_the_package_is_there() -> None:
+def test_imports_of_scripts_exist_in_package() -> None:
     names = [
         f"{node.module}.{alias.name}"
         for path in (Path(__file__).parents[2] / "scripts").rglob("*.py")

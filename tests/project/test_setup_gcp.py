@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "setup_gcp.sh"
-WORDS = ["--project", "acme", "--bucket", "photos", "--region", "europe-west4", "--cluster", "small"]
+OPTIONS = ["--project", "acme", "--bucket", "photos", "--region", "europe-west4", "--cluster", "small"]
 GCLOUD = f"""#!{sys.executable}
 import json, os, sys
 from pathlib import Path
@@ -35,7 +35,7 @@ path.write_text(json.dumps(state))
 if is_failing:
     sys.exit("ERROR: (gcloud) PERMISSION_DENIED: " + failing)
 """
-NEEDED = ("bash", "env", "dirname", "sed", "cat", "sleep")
+REQUIRED_PROGRAMS = ("bash", "env", "dirname", "sed", "cat", "sleep")
 
 
 class Cloud:
@@ -47,8 +47,8 @@ class Cloud:
         programs.mkdir()
         (programs / "gcloud").write_text(GCLOUD)
         (programs / "kubectl").write_text(f'#!/bin/sh\necho "$@" >> {folder}/kubectl\n')
-        for each in programs.iterdir():
-            each.chmod(0o755)
+        for program in programs.iterdir():
+            program.chmod(0o755)
         self.environment = {
             **os.environ,
             "PATH": f"{programs}:{os.environ['PATH']}",
@@ -67,16 +67,16 @@ class Cloud:
     def calls(self) -> list[str]:
         """Return the recorded commands, one line each."""
         done = json.loads(self.state.read_text())["done"] if self.state.exists() else []
-        return [" ".join(each) for each in done]
+        return [" ".join(call) for call in done]
 
 
 def path_without_gcloud(folder: Path) -> str:
     """Return a PATH with the other programs that the script needs, without gcloud."""
     (programs := folder / "few").mkdir()
-    for name in NEEDED:
-        found = shutil.which(name)
-        assert found is not None, name
-        (programs / name).symlink_to(found)
+    for name in REQUIRED_PROGRAMS:
+        path = shutil.which(name)
+        assert path is not None, name
+        (programs / name).symlink_to(path)
     return str(programs)
 
 
@@ -86,16 +86,16 @@ def cloud(tmp_path: Path) -> Cloud:
 
 
 def creations(cloud: Cloud) -> list[str]:
-    return [each for each in cloud.calls() if " create" in each]
+    return [call for call in cloud.calls() if " create" in call]
 
 
-def test_all_is_made_once_and_what_is_there_is_left(cloud: Cloud, tmp_path: Path) -> None:
-    first = cloud.setup(*WORDS).stdout
-    made = creations(cloud)
-    assert [each.split(" create")[0] for each in made] == [
+def test_setup_creates_missing_resources_once(cloud: Cloud, tmp_path: Path) -> None:
+    first = cloud.setup(*OPTIONS).stdout
+    created = creations(cloud)
+    assert [call.split(" create")[0] for call in created] == [
         "artifacts repositories", "storage buckets", "iam service-accounts", "container clusters",
     ]  # fmt: skip
-    assert "make       bucket gs://photos" in first
+    assert "create     bucket gs://photos" in first
     assert "ready      acme, europe-west4, gs://photos" in first
     assert "trainer image push --variant gpu --name registry.test/acme/trainer/trainer" in first
     assert "gcloud auth configure-docker registry.test\n" in first
@@ -106,84 +106,86 @@ def test_all_is_made_once_and_what_is_there_is_left(cloud: Cloud, tmp_path: Path
         "acme.svc.id.goog/subject/ns/trainer/sa/trainer"
     )
     bound = [
-        each
-        for each in cloud.calls()
-        if each.startswith("storage buckets add-iam-policy-binding gs://photos")
+        call
+        for call in cloud.calls()
+        if call.startswith("storage buckets add-iam-policy-binding gs://photos")
     ]
     for member, call in zip((account, pods), bound, strict=True):
         assert f"--member {member} --role roles/storage.objectUser" in call
-    second = cloud.setup(*WORDS).stdout
-    assert creations(cloud) == made
-    assert second.count("there      ") == 4
+    second = cloud.setup(*OPTIONS).stdout
+    assert creations(cloud) == created
+    assert second.count("exists     ") == 4
     assert "delete" not in " ".join(cloud.calls())
 
 
-def test_a_dry_run_asks_nobody_and_says_what_would_be_done(cloud: Cloud, tmp_path: Path) -> None:
-    said = cloud.setup(*WORDS, "--dry-run", PATH=path_without_gcloud(tmp_path)).stdout
+def test_dry_run_prints_commands_without_requests(cloud: Cloud, tmp_path: Path) -> None:
+    output = cloud.setup(*OPTIONS, "--dry-run", PATH=path_without_gcloud(tmp_path)).stdout
     assert not cloud.calls()
-    assert "nothing was done" in said
-    cloud.setup(*WORDS)
-    printed = {line.strip().removeprefix("gcloud ") for line in said.splitlines() if "gcloud " in line}
+    assert "nothing was changed" in output
+    cloud.setup(*OPTIONS)
+    printed = {line.strip().removeprefix("gcloud ") for line in output.splitlines() if "gcloud " in line}
     done = {
-        each.replace("projects/123", "projects/NUMBER").replace(":123-", ":NUMBER-") for each in cloud.calls()
+        call.replace("projects/123", "projects/NUMBER").replace(":123-", ":NUMBER-") for call in cloud.calls()
     }
-    assert {each.replace("Training jobs", "'Training jobs'") for each in done} <= printed
+    assert {call.replace("Training jobs", "'Training jobs'") for call in done} <= printed
 
 
-def test_without_a_cluster_there_is_none(cloud: Cloud, tmp_path: Path) -> None:
-    cloud.setup(*WORDS[:-2])
-    assert not [each for each in cloud.calls() if "container" in each.replace("container.googleapis", "")]
+def test_no_cluster_is_created_without_option(cloud: Cloud, tmp_path: Path) -> None:
+    cloud.setup(*OPTIONS[:-2])
+    assert not [call for call in cloud.calls() if "container" in call.replace("container.googleapis", "")]
     assert not (tmp_path / "kubectl").exists()
 
 
-def test_a_right_that_comes_late_is_waited_for_and_one_that_never_comes_is_told(cloud: Cloud) -> None:
+def test_failed_role_binding_is_retried_and_then_reported(cloud: Cloud) -> None:
     role = "roles/storage.objectUser"
-    said = cloud.setup(*WORDS, FAILING=role, TIMES="2").stdout
-    assert said.count("not yet") == 4  # twice for the account and twice for the pods
-    said = cloud.setup(*WORDS, FAILING=role, code=2).stderr
-    assert "PERMISSION_DENIED" in said
-    assert "Error: A right could not be granted." in said
+    output = cloud.setup(*OPTIONS, FAILING=role, TIMES="2").stdout
+    assert output.count("failed, retrying") == 4  # twice for the account and twice for the pods
+    output = cloud.setup(*OPTIONS, FAILING=role, code=2).stderr
+    assert "PERMISSION_DENIED" in output
+    assert "Error: A role could not be granted." in output
 
 
-def test_what_cannot_be_made_ends_it_with_a_word(cloud: Cloud) -> None:
-    said = cloud.setup(*WORDS, FAILING="gs://photos", code=2)
-    assert "Error: The bucket gs://photos could not be made" in said.stderr
+def test_failed_creation_is_reported_and_stops_setup(cloud: Cloud) -> None:
+    output = cloud.setup(*OPTIONS, FAILING="gs://photos", code=2)
+    assert "Error: The bucket gs://photos could not be created" in output.stderr
     assert "service-accounts" not in " ".join(cloud.calls())  # nothing is created after the failure
-    cloud.setup(*WORDS)  # continues at the failed resource
+    cloud.setup(*OPTIONS)  # continues at the failed resource
     assert len(creations(cloud)) == 4
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("options", "message"),
     [
-        ([], "--project says"),
-        (["--project"], "takes a value"),
-        (["--project", "acme"], "--bucket names"),
-        (["--project", "acme", "--bucket", "a b"], "--bucket names"),
-        (["--project", "acme", "--bucket", "b1", "--region", "mars"], "A region is called"),
+        ([], "project ID with --project"),
+        (["--project"], "requires a value"),
+        (["--project", "acme"], "with --bucket NAME"),
+        (["--project", "acme", "--bucket", "a b"], "with --bucket NAME"),
+        (["--project", "acme", "--bucket", "b1", "--region", "mars"], "The region is invalid"),
         (["--projekt", "acme"], "--help lists"),
-        (["--project", "--dry-run", "--bucket", "b1"], "takes a value"),
-        (["--project", "p; rm -rf x", "--bucket", "b1"], "A name has small letters"),
-        (["--project", "acme", "--bucket", "b1", "--cluster", "c\x1b[31m"], "A name has small letters"),
+        (["--project", "--dry-run", "--bucket", "b1"], "requires a value"),
+        (["--project", "p; rm -rf x", "--bucket", "b1"], "The name is invalid"),
+        (["--project", "acme", "--bucket", "b1", "--cluster", "c\x1b[31m"], "The name is invalid"),
     ],
 )
-def test_bad_input_is_refused_before_anything_is_asked(cloud: Cloud, words: list[str], said: str) -> None:
-    errors = cloud.setup(*words, code=2).stderr
+def test_invalid_options_are_rejected_before_any_request(
+    cloud: Cloud, options: list[str], message: str
+) -> None:
+    errors = cloud.setup(*options, code=2).stderr
     assert errors.startswith("Error: ")
-    assert said in errors
+    assert message in errors
     assert "Received: " in errors
     assert not cloud.calls()
 
 
-def test_without_gcloud_it_is_said_where_to_get_it(cloud: Cloud, tmp_path: Path) -> None:
-    said = cloud.setup(*WORDS, code=2, PATH=path_without_gcloud(tmp_path)).stderr
-    assert "gcloud isn't installed" in said
+def test_missing_gcloud_is_reported_with_remedy(cloud: Cloud, tmp_path: Path) -> None:
+    output = cloud.setup(*OPTIONS, code=2, PATH=path_without_gcloud(tmp_path)).stderr
+    assert "gcloud is not installed" in output
 
 
 @pytest.mark.skipif(shutil.which("gcloud") is None, reason="there is no gcloud")
-def test_gcloud_itself_knows_every_command_and_flag(cloud: Cloud, tmp_path: Path) -> None:
-    said = cloud.setup(*WORDS, "--dry-run").stdout
-    commands = [shlex.split(line) for line in said.splitlines() if line.strip().startswith("gcloud ")]
+def test_gcloud_accepts_every_command_and_flag(cloud: Cloud, tmp_path: Path) -> None:
+    output = cloud.setup(*OPTIONS, "--dry-run").stdout
+    commands = [shlex.split(line) for line in output.splitlines() if line.strip().startswith("gcloud ")]
     assert len(commands) >= 12
     for command in commands:
         # gcloud parses the whole line before it sends requests, and lists all unknown arguments.

@@ -16,6 +16,7 @@ from trainer.spec import (
     load_spec,
     parse_spec,
     read_spec,
+    setting_digests,
     spec_changes,
     spec_digest,
 )

@@ -28,7 +28,13 @@ GIVEN: dict[str, Any] = {
 
 def plan_of(accelerator: str = "nvidia-l4:1", **changes: Any) -> JobPlan:
     spec = load_spec(None, "demo", (), {"output": "gs://bucket/runs"})
-    values = {"place": "gke", "name": "pets-1", "spec": spec, "image": "registry/trainer:gpu", "workers": 4}
+    values = {
+        "platform": "gke",
+        "name": "pets-1",
+        "spec": spec,
+        "image": "registry/trainer:gpu",
+        "workers": 4,
+    }
     words = {"search": search_words(spec, GIVEN), "accelerator": find_accelerator(accelerator)}
     return check_plan(JobPlan(**(values | words | changes)))
 
@@ -61,7 +67,7 @@ def test_dollar_sign_in_a_parameter_is_preserved() -> None:
 
 
 def test_lost_search_worker_does_not_restart_the_others_on_vertex_ai() -> None:
-    job = custom_job(plan_of(place="vertex"), Project("p", "us-central1"))
+    job = custom_job(plan_of(platform="vertex"), Project("p", "us-central1"))
     assert not job["jobSpec"]["scheduling"]["restartJobOnWorkerRestart"]
     assert job["jobSpec"]["workerPoolSpecs"][1]["replicaCount"] == "3"
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from trainer.cli.options import cluster_options, doctor_options, project_options
-from trainer.cli.services import find_engine, find_google, storage_url, understood
+from trainer.cli.services import find_engine, find_google, storage_url
 from trainer.errors import UsageError
 from trainer.sanitize import printable
 
@@ -32,12 +32,11 @@ def doctor(place: str, **given: Any) -> None:
     """Check what a job needs: programs, rights, bucket, image, quota."""
     checks = {"docker": _docker, "gke": _gke, "vertex": _vertex}[place]
     found = []
-    with understood(place):
-        for check in checks(given):
-            found.append(check)
-            click.echo(printable(f"{check.state:<{_WIDTH}}{check.name}: {check.said}"))
-            if check.remedy and check.state != "ok":
-                click.echo(f"{'':<{_WIDTH}}{check.remedy}")
+    for check in checks(given):
+        found.append(check)
+        click.echo(printable(f"{check.state:<{_WIDTH}}{check.name}: {check.finding}"))
+        if check.remedy and check.state != "ok":
+            click.echo(f"{'':<{_WIDTH}}{check.remedy}")
     if wrong := sum(check.state == "wrong" for check in found):
         raise UsageError(f"Not ready for {place}; each line says what to do.", received=f"{wrong} wrong")
     if unknown := [check.name for check in found if check.state == "unknown"]:
@@ -56,7 +55,7 @@ def _docker(given: dict[str, Any]) -> Iterator[Check]:
         check_folder,
         failed,
     )
-    from trainer.launch.image import open_engine
+    from trainer.launch.engine import open_engine
     from trainer.storage.store import is_bucket, require_uri, without_scheme
 
     wanted = find_accelerator(given["accelerator"])
@@ -79,7 +78,7 @@ def _gke(given: dict[str, Any]) -> Iterator[Check]:
     from trainer.launch.cluster_checks import check_cluster
     from trainer.launch.google_checks import check_compute_quota
     from trainer.launch.kubectl import Kubectl
-    from trainer.launch.names import check_queue_name, check_service_account
+    from trainer.launch.kubernetes import check_queue_name, check_service_account
 
     wanted = find_accelerator(given["accelerator"])
     kubectl = Kubectl(given["namespace"], given["context"])

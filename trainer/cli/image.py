@@ -38,8 +38,8 @@ def build(variant: str, base: str, name: str, network: str | None, weights: tupl
     The Docker engine is that of DOCKER_HOST, or of this host."""
     from trainer.cli.app import cache_folder
     from trainer.cli.console import Console
-    from trainer.launch.image import build_image, find_root, find_source, open_engine, tags_of
-    from trainer.launch.weights import stage_weights
+    from trainer.launch.engine import open_engine
+    from trainer.launch.image import build_image, find_root, find_source, stage_weights, tags_of
 
     with Console(_LOG_SECONDS) as console:
         staged = stage_weights(find_root(Path.cwd()), weights, cache_folder(), console)
@@ -61,7 +61,8 @@ def build(variant: str, base: str, name: str, network: str | None, weights: tupl
 @image_options
 def push(variant: str, base: str, name: str) -> None:
     """Push the image of this source. The work tree has to be committed."""
-    from trainer.launch.image import find_source, open_engine, push_image, tags_of
+    from trainer.launch.engine import open_engine
+    from trainer.launch.image import find_source, push_image, tags_of
 
     source = find_source(Path.cwd(), variant, base)
     tags = tags_of(source, name, variant)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import click
 
 from trainer.cli.options import cluster_options, project_options
-from trainer.cli.services import understood
 from trainer.errors import UsageError
 from trainer.sanitize import printable
 
@@ -42,9 +41,8 @@ def _no_option(_: click.Context, __: click.Parameter, name: str) -> str:
 @click.argument("name", callback=_no_option)
 def status(place: str, name: str, **where: Any) -> None:
     """Show the state of a job and its cause."""
-    with understood(place):
-        for line in _jobs(place, where).status(name):
-            click.echo(printable(line))
+    for line in _jobs(place, where).status(name):
+        click.echo(printable(line))
 
 
 @click.command()
@@ -54,8 +52,7 @@ def status(place: str, name: str, **where: Any) -> None:
 @click.option("--worker", type=click.IntRange(0), default=0, show_default=True, help="Index of the worker.")
 def logs(place: str, name: str, follow: bool, worker: int, **where: Any) -> None:
     """Print the log of a job."""
-    with understood(place):
-        _jobs(place, where).logs(name, worker, follow)
+    _jobs(place, where).logs(name, worker, follow)
 
 
 @click.command()
@@ -69,17 +66,15 @@ def cancel(place: str, name: str, choice: Choice | None, **where: Any) -> None:
     """Cancel a job. Its checkpoints are kept, and the same run can be resumed."""
     if choice is not None and place != "gke":
         raise UsageError("--schedule and --job are for gke.", received=f"--{choice} for {place}")
-    with understood(place):
-        click.echo(f"ended      {name}{_jobs(place, where).cancel(name, choice)}")
+    click.echo(f"ended      {name}{_jobs(place, where).cancel(name, choice)}")
 
 
 @click.command("list")
 @_place
 def list_jobs(place: str, **where: Any) -> None:
     """List submitted jobs and their state."""
-    with understood(place):
-        for line in _jobs(place, where).overview() or ["no jobs"]:
-            click.echo(printable(line))
+    for line in _jobs(place, where).overview() or ["no jobs"]:
+        click.echo(printable(line))
 
 
 class _Jobs(Protocol):
@@ -114,13 +109,12 @@ class _Cluster:
     def status(self, name: str) -> Iterator[str]:
         named = self.jobs.named(name)
         if named.schedule is not None:
-            spec = named.schedule["spec"]
-            when = f"{name}  at {spec['schedule']} ({spec.get('timeZone', 'Etc/UTC')})"
+            when = f"{name}  at {named.schedule_text}"
             yield when if named.work else f"{when}, no job yet"
         if named.work is None:
             return
         yield from self.jobs.explain(named.work, datetime.now(timezone.utc)).text()
-        yield from _progress(_spec_text(named.work.main), named.work.main["metadata"]["name"])
+        yield from _progress(named.work.spec_text, named.work.main["metadata"]["name"])
 
     def logs(self, name: str, worker: int, is_following: bool) -> None:
         from trainer.launch.cluster_logs import LogFollower, current_logs
@@ -147,19 +141,9 @@ def _note(text: str) -> None:
     click.echo(printable(f"note       {text}"), err=True)
 
 
-def _spec_text(main: Mapping[str, Any]) -> str | None:
-    """Return the spec in the container environment of a Job or JobSet, or None."""
-    from trainer.launch.plan import SPEC
-
-    job = main["spec"]["replicatedJobs"][0]["template"] if main["kind"] == "JobSet" else main
-    variables = job["spec"]["template"]["spec"]["containers"][0].get("env", [])
-    text = next((each.get("value") for each in variables if each["name"] == SPEC), None)
-    return text.replace("$$", "$") if text else None
-
-
 class _Containers:
     def __init__(self) -> None:
-        from trainer.launch.image import open_engine
+        from trainer.launch.engine import open_engine
 
         self.client = open_engine()
 
@@ -207,7 +191,7 @@ class _Vertex:
 
     def status(self, name: str) -> Iterator[str]:
         yield from self.jobs.state(name, datetime.now(timezone.utc)).text()
-        yield from _progress(*self.jobs.sent(name))
+        yield from _progress(*self.jobs.run_of(name))
 
     def logs(self, name: str, worker: int, is_following: bool) -> None:
         for line in self.jobs.lines(name, worker, is_following):

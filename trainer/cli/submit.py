@@ -24,13 +24,13 @@ from trainer.cli.options import (
     project_options,
     submit_options,
 )
-from trainer.cli.services import EMULATOR, find_engine, find_google, storage_url, understood
+from trainer.cli.services import EMULATOR, find_engine, find_google, storage_url
 from trainer.errors import UsageError
 from trainer.sanitize import printable, shown_address
 
 if TYPE_CHECKING:
     from trainer.launch.checks import Check
-    from trainer.launch.container import Host
+    from trainer.launch.container import ClientHost
     from trainer.launch.kubectl import Kubectl
     from trainer.launch.plan import JobPlan
     from trainer.launch.vertex import Project
@@ -61,8 +61,13 @@ def submit_gke(
     """Submit to a Kubernetes cluster through kubectl."""
     from trainer.launch.group_access import without_secret
     from trainer.launch.kubectl import Kubectl
-    from trainer.launch.kubernetes import KubernetesCluster, objects_of
-    from trainer.launch.names import check_namespace, check_queue_name, check_service_account
+    from trainer.launch.kubernetes import (
+        KubernetesCluster,
+        check_namespace,
+        check_queue_name,
+        check_service_account,
+        objects_of,
+    )
 
     if no_gke_labels and given["spot"]:
         raise UsageError(
@@ -77,15 +82,13 @@ def submit_gke(
     objects = objects_of(plan, KubernetesCluster(namespace, service_account, not no_gke_labels))
     if given["dry_run"]:
         comment, shown = without_secret(objects)
-        click.echo(comment + _as_yaml(shown), nl=False)
+        _print_dry_run(plan, f"namespace {namespace}", comment + _as_yaml(shown))
         return
     kubectl = Kubectl(namespace, context)
     where = kubectl.where()
-    with understood("the cluster"):
-        found = _found_in_cluster(kubectl, plan)
+    found = _found_in_cluster(kubectl, plan)
     _ask(plan, where, given["yes"], [*found, *_found(plan)])
-    with understood("the cluster"):
-        kubectl.create(objects)
+    kubectl.create(objects)
     kind = objects[-1]["kind"].lower()
     click.echo(f"created    {kind}/{plan.name}")
     there = "" if namespace == "trainer" else f" --namespace {namespace}"
@@ -99,14 +102,14 @@ def submit_gke(
 def submit_docker(network: str | None, **given: Any) -> None:
     """Run on the Docker engine of DOCKER_HOST, or of this host."""
     from trainer.launch.container import container_of, start_container
-    from trainer.launch.image import open_engine
+    from trainer.launch.engine import open_engine
     from trainer.spec import dump_shown_spec, parse_spec
 
     plan = _plan("docker", given)
     if given["dry_run"]:
         # Printed output may be shared; only the engine receives URLs with passwords.
         shown = replace(plan, spec=parse_spec(dump_shown_spec(plan.spec), "the spec"))
-        click.echo(json.dumps(container_of(shown, _host(network)), indent=2))
+        _print_dry_run(shown, "", f"{json.dumps(container_of(shown, _host(network)), indent=2)}\n")
         return
     body = container_of(plan, _host(network))
     client = open_engine()
@@ -142,12 +145,11 @@ def submit_vertex(
     there = Project(project, region, service_account, endpoint)
     body = scheduler_job(plan, there) if plan.schedule else custom_job(plan, there)
     if given["dry_run"]:
-        click.echo(json.dumps(body, indent=2))
+        _print_dry_run(plan, f"project {project}, {region}", f"{json.dumps(body, indent=2)}\n")
         return
     jobs = VertexJobs(there, Google(there.url))
     _ask(plan, f"project {project}, {region}", given["yes"], _found(plan, there))
-    with understood("Vertex AI"):
-        click.echo(f"created    {jobs.create(plan)}")
+    click.echo(f"created    {jobs.create(plan)}")
     words = "list vertex" if plan.schedule else f"logs vertex {plan.name} -f"
     click.echo(f"follow     trainer {words} --project {project} --region {region}")
 
@@ -176,14 +178,14 @@ def _folder_for(output: str) -> Iterator[None]:
         raise
 
 
-def _host(network: str | None) -> Host:
-    from trainer.launch.container import Host
+def _host(network: str | None) -> ClientHost:
+    from trainer.launch.container import ClientHost
 
     said = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
     usual = Path.home() / ".config" / "gcloud" / "application_default_credentials.json"
     credentials = Path(said).absolute() if said else usual if usual.exists() else None
     handed_on = tuple((name, os.environ[name]) for name in _HANDED_ON if name in os.environ)
-    return Host(f"{os.getuid()}:{os.getgid()}", credentials, network, handed_on)
+    return ClientHost(f"{os.getuid()}:{os.getgid()}", credentials, network, handed_on)
 
 
 def _plan(place: Any, given: dict[str, Any], **more: Any) -> JobPlan:
@@ -204,7 +206,7 @@ def _plan(place: Any, given: dict[str, Any], **more: Any) -> JobPlan:
     prices = Path(given["prices"]) if given["prices"] else None
     plan = check_plan(
         JobPlan(
-            place=place,
+            platform=place,
             name=make_name(spec),
             spec=spec,
             image=given["image"],
@@ -238,18 +240,18 @@ def _hours(place: str, said: float | None) -> float:
 def _found(plan: JobPlan, project: Project | None = None) -> list[Check]:
     """Return the checks of the buckets and the image that the job uses. Raises UsageError if one fails."""
     from trainer.launch.checks import READING, WRITING, check_bucket, check_registry_image, require
-    from trainer.launch.plan import places_of
+    from trainer.launch.plan import locations_of
     from trainer.storage.store import is_bucket
 
     url = storage_url(project)
     buckets = {
         uri: WRITING if is_written else READING
-        for uri, is_written in places_of(plan.spec).items()
+        for uri, is_written in locations_of(plan.spec).items()
         if is_bucket(uri)
     }
     google = find_google(url) if buckets else None
     found = [require(check_bucket(uri, google, url, asked)) for uri, asked in buckets.items()]
-    if plan.place != "docker":
+    if plan.platform != "docker":
         found.append(require(check_registry_image(plan.image, find_engine())))
     return found
 
@@ -263,6 +265,15 @@ def _found_in_cluster(kubectl: Kubectl, plan: JobPlan) -> list[Check]:
     return [*found, require(check_queue(kubectl, plan.queue))] if plan.queue else found
 
 
+def _print_dry_run(plan: JobPlan, where: str, objects: str) -> None:
+    """Print the plan with its cost on standard error, then the objects on standard output."""
+    from trainer.launch.plan import describe_plan
+
+    for line in describe_plan(plan, where):
+        click.echo(printable(line), err=True)
+    click.echo(objects, nl=False)
+
+
 def _ask(plan: JobPlan, where: str, is_sure: bool, found: Sequence[Check]) -> None:
     from trainer.launch.plan import describe_plan
 
@@ -270,9 +281,9 @@ def _ask(plan: JobPlan, where: str, is_sure: bool, found: Sequence[Check]) -> No
         click.echo(printable(line))
     for check in found:
         if check.name == "image" and check.state == "ok":
-            click.echo(f"           {check.said}")
+            click.echo(f"           {check.finding}")
         elif check.state == "unknown":
-            click.echo(printable(f"note       {check.name}: {check.said}"))
+            click.echo(printable(f"note       {check.name}: {check.finding}"))
     if is_sure:
         return
     try:

@@ -6,6 +6,7 @@ before anything is built or created.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -69,8 +70,8 @@ class Accelerator:
         return {"cpu": "cpu", "nvidia": "gpu", "tpu": "tpu"}[self.name.partition("-")[0]]
 
     def __str__(self) -> str:
-        many = self.topology or str(self.count or "")
-        return f"{self.name}:{many}" if many else self.name
+        size = self.topology or str(self.count or "")
+        return f"{self.name}:{size}" if size else self.name
 
 
 def find_accelerator(text: str, prices: Path | None = None) -> Accelerator:
@@ -79,60 +80,71 @@ def find_accelerator(text: str, prices: Path | None = None) -> Accelerator:
     `prices` is a YAML file in the form of the table; its prices override those of the table. Raises
     UsageError with the available names if `text` is unknown, and if `prices` is invalid.
     """
-    table = _table(prices)
-    name, _, many = text.strip().partition(":")
+    table = _load_table(prices)
+    name, _, size = text.strip().partition(":")
     if name not in table:
-        near = get_close_matches(name, table, 1, 0.4)
-        raise UsageError(
-            f"There is no accelerator {name!r}{f'; did you mean {near[0]}?' if near else '.'} There are "
-            f"{', '.join(table)}.",
-            received=f"{text!r}",
-        )
+        raise UsageError(*_unknown_name_message(name, list(table)), f"{text!r}")
     entry = table[name]
     machines = entry["machines"]
-    many = many or next(iter(machines))
-    if many not in machines:
-        there = ", ".join(f"{name}:{each}" for each in machines if each) or name
-        raise UsageError(f"{name} comes as {there} on one machine.", received=f"{text!r}")
-    topology = many if "x" in many else ""
-    found = machines[many]
+    size = size or next(iter(machines))
+    if size not in machines:
+        available = ", ".join(f"{name}:{option}" for option in machines if option) or name
+        raise UsageError(
+            f"There is no machine with {name}:{size}.",
+            f"Available: {available}.",
+            f"{text!r}",
+        )
+    machine = machines[size]
     return Accelerator(
         name=name,
-        count=_chips(many),
-        topology=topology,
+        count=_chip_count(size),
+        topology=size if "x" in size else "",
         gke="" if name == "cpu" else entry.get("gke", name),
         vertex=entry.get("vertex"),
-        machine=found["machine"],
+        machine=machine["machine"],
         memory_gib=entry["memory_gib"],
-        price=_price(found),
-        is_spot_only=found.get("spot_only", False),
+        price=_price_of(machine),
+        is_spot_only=machine.get("spot_only", False),
         quota=entry.get("quota", ""),
         compute_quota=entry.get("compute_quota", ""),
         note=entry.get("note", ""),
     )
 
 
-def _chips(many: str) -> int:
-    count = 1
-    for side in filter(None, many.split("x")):
-        count *= int(side)
-    return count if many else 0
+def _unknown_name_message(name: str, names: list[str]) -> tuple[str, str]:
+    """Return problem and remedy: all accelerators that `name` abbreviates, else the most similar name."""
+    problem = f"There is no accelerator {name!r}."
+    matching = [candidate for candidate in names if name and _is_abbreviation(name.lower(), candidate)]
+    similar = get_close_matches(name, names, 1, 0.4)
+    if matching:
+        return problem, f"Did you mean {' or '.join(matching)}?"
+    suggestion = f"Did you mean {similar[0]}? " if similar else ""
+    return problem, f"{suggestion}Available: {', '.join(names)}."
 
 
-def _price(machine: Mapping[str, Any]) -> Price | None:
+def _is_abbreviation(text: str, name: str) -> bool:
+    """Return whether `name`, or a part of it after a hyphen, begins with `text`: a100 of nvidia-a100-80gb."""
+    return f"-{text}" in f"-{name}"
+
+
+def _chip_count(size: str) -> int:
+    return math.prod(map(int, size.split("x"))) if size else 0
+
+
+def _price_of(machine: Mapping[str, Any]) -> Price | None:
     if "on_demand" not in machine:
         return None
     source = machine.get("source", f"list price of {PRICE_DATE}")
     return Price(machine.get("region", ""), float(machine["on_demand"]), machine.get("spot"), source)
 
 
-def _table(prices: Path | None) -> dict[str, Any]:
+def _load_table(prices: Path | None) -> dict[str, Any]:
     table: dict[str, Any] = yaml.safe_load((files("trainer.launch") / _TABLE).read_text(encoding="utf-8"))
-    for name, entry in _given(prices).items() if prices else ():
-        for many, machine in entry.machines.items():
-            if many not in table.get(name, {"machines": {}})["machines"]:
-                raise _no_prices(prices, f"{name}:{many} is not in the table")
-            table[name]["machines"][many] |= machine.model_dump() | {"source": f"price of {prices}"}
+    for name, entry in _read_prices(prices).items() if prices else ():
+        for size, machine in entry.machines.items():
+            if size not in table.get(name, {"machines": {}})["machines"]:
+                raise _invalid_prices(prices, f"{name}:{size} is not in the table")
+            table[name]["machines"][size] |= machine.model_dump() | {"source": f"price of {prices}"}
     return table
 
 
@@ -146,20 +158,20 @@ class _Entry(BaseModel, extra="forbid"):
     machines: dict[str, _Machine]
 
 
-def _given(prices: Path) -> dict[str, _Entry]:
+def _read_prices(path: Path) -> dict[str, _Entry]:
     try:
-        given = yaml.safe_load(prices.read_text(encoding="utf-8"))
-        return TypeAdapter(dict[str, _Entry]).validate_python(given)
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return TypeAdapter(dict[str, _Entry]).validate_python(value)
     except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
-        raise _no_prices(prices, " ".join(str(error).split())[:200]) from None
+        raise _invalid_prices(path, " ".join(str(error).split())[:200]) from None
     except ValidationError as error:
         first = error.errors()[0]
-        raise _no_prices(prices, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise _invalid_prices(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
-def _no_prices(prices: Path | None, why: str) -> UsageError:
+def _invalid_prices(path: Path | None, reason: str) -> UsageError:
     return UsageError(
-        f"The prices can't be used: {why}. They are given as nvidia-l4: "
-        f"{{machines: {{'1': {{on_demand: 0.9, spot: 0.4}}}}}}.",
-        received=prices,
+        f"The price file cannot be used: {reason}.",
+        "Write it as nvidia-l4: {machines: {'1': {on_demand: 0.9, spot: 0.4}}}.",
+        path,
     )

@@ -11,21 +11,28 @@ from trainer.errors import TemporaryError, UsageError
 from trainer.launch.accelerators import Accelerator
 from trainer.launch.checks import Check, failed, unknown
 from trainer.launch.group_access import ACCESS_RIGHTS
-from trainer.launch.kubectl import CRON_JOBS, JOB_SETS, JOBS, NAMESPACE_ADVICE, Kubectl
-from trainer.launch.kubectl_errors import FORBIDDEN, NO_KIND, KubectlError
+from trainer.launch.kubectl import (
+    CREATE_NAMESPACE,
+    CRON_JOBS,
+    FORBIDDEN,
+    JOB_SETS,
+    JOBS,
+    LOCAL_QUEUES,
+    NO_KIND,
+    Kubectl,
+    KubectlError,
+)
 from trainer.launch.plan import JobPlan
-from trainer.launch.suspended import LOCAL_QUEUES
 
-_RIGHTS = (
+_PERMISSIONS = (
     *((verb, kind) for kind in (JOBS, CRON_JOBS) for verb in ("create", "get", "list", "delete")),
     ("create", "services"), ("get", "services"), ("delete", "services"), *ACCESS_RIGHTS,
     ("list", "pods"), ("get", "pods/log"), ("list", "events"),
 )  # fmt: skip
-_NO_KUEUE = "The cluster has no Kueue, and the job would start at once; leave --queue away"
 
 
 def check_cluster(
-    kubectl: Kubectl, account: str, queue: str | None, wanted: Accelerator, is_gke: bool
+    kubectl: Kubectl, account: str, queue: str | None, accelerator: Accelerator, is_gke: bool
 ) -> Iterator[Check]:
     """Yield checks of kubectl, the cluster and what a job needs; stop if the cluster is unreachable."""
     try:
@@ -35,7 +42,7 @@ def check_cluster(
         yield failed("kubectl", error)
         return
     try:
-        namespace = _one(kubectl, "namespaces", kubectl.namespace, NAMESPACE_ADVICE)
+        namespace = _check_object(kubectl, "namespaces", kubectl.namespace, CREATE_NAMESPACE)
     except (UsageError, TemporaryError) as error:
         yield failed("cluster", error)
         return
@@ -43,14 +50,13 @@ def check_cluster(
     if namespace.state == "wrong":
         return
     try:
-        yield _one(
-            kubectl, "serviceaccounts", account, f"{NAMESPACE_ADVICE}; --service-account names another"
-        )
-        yield _rights(kubectl)
+        remedy = f"{CREATE_NAMESPACE} Name another service account with --service-account."
+        yield _check_object(kubectl, "serviceaccounts", account, remedy)
+        yield _check_permissions(kubectl)
         if queue is not None:
             yield check_queue(kubectl, queue)
-        if wanted.kind != "cpu" and is_gke:
-            yield _nodes(kubectl, wanted)
+        if accelerator.kind != "cpu" and is_gke:
+            yield _check_nodes(kubectl, accelerator)
     except (UsageError, TemporaryError) as error:
         yield failed("cluster", error)
 
@@ -67,68 +73,77 @@ def check_name(kubectl: Kubectl, plan: JobPlan) -> Iterator[Check]:
                 continue
         except KubectlError as error:
             if error.reason != NO_KIND:
-                yield _unseen(f"name {plan.name}", f"get {kind}", error)
+                yield _unreadable(f"name {plan.name}", f"get {kind}", error)
             continue
         other = {CRON_JOBS: "schedule", JOB_SETS: "JobSet", JOBS: "job"}[kind]
         raise UsageError(
-            f"A {other} has this name; --run-name gives another, `trainer cancel gke {plan.name}` ends "
-            f"the {other}.",
-            received=plan.name,
+            f"A {other} of this name already exists.",
+            f"Choose another name with --run-name, or cancel the {other}: `trainer cancel gke {plan.name}`.",
+            plan.name,
         )
 
 
 def check_queue(kubectl: Kubectl, queue: str) -> Check:
     """Check that the namespace has the Kueue local queue `queue`. Raises TemporaryError."""
-    advice = (
-        f"--queue names a local queue of the namespace: `kubectl get {LOCAL_QUEUES} -n {kubectl.namespace}` "
-        "lists them"
+    remedy = (
+        f"List the local queues with `kubectl get {LOCAL_QUEUES} -n {kubectl.namespace}`, and name one with "
+        "--queue."
     )
-    return _one(kubectl, LOCAL_QUEUES, queue, advice, _NO_KUEUE)
+    return _check_object(kubectl, LOCAL_QUEUES, queue, remedy)
 
 
-def _one(kubectl: Kubectl, kind: str, name: str, advice: str, without_kind: str = "") -> Check:
+def _check_object(kubectl: Kubectl, kind: str, name: str, remedy: str) -> Check:
     """Check that an object exists. Raises TemporaryError, and errors that do not concern this object."""
     label = f"{kind.partition('.')[0].removesuffix('s')} {name}"
     try:
         if kubectl.get(kind, name) is None:
-            return Check(label, "wrong", f"there is no {label}", advice)
+            return Check(label, "wrong", f"the {label} does not exist", remedy)
     except KubectlError as error:
-        if error.reason == NO_KIND and without_kind:
-            return Check(label, "wrong", error.line, without_kind)
+        if error.reason == NO_KIND and kind == LOCAL_QUEUES:
+            finding = f"the cluster does not have Kueue, so that a job would start at once ({error.line})"
+            return Check(label, "wrong", finding, "Omit --queue, or install Kueue.")
         if error.reason != FORBIDDEN:
             raise
-        return _unseen(label, f"get {kind}", error)
-    return Check(label, "ok", "it is there")
+        return _unreadable(label, f"get {kind}", error)
+    return Check(label, "ok", "it exists")
 
 
-def _unseen(name: str, right: str, error: KubectlError) -> Check:
-    """Return an "unknown" check: the permission is missing or the cluster does not answer."""
+def _unreadable(name: str, permission: str, error: KubectlError) -> Check:
+    """Return an "unknown" check: the permission is missing or the cluster does not respond."""
     if error.reason == FORBIDDEN:
-        return Check(name, "unknown", f"can't be checked: it needs the right {right}")
+        return Check(name, "unknown", f"not checked: this requires the permission {permission}")
     return unknown(name, error)
 
 
-def _rights(kubectl: Kubectl) -> Check:
+def _check_permissions(kubectl: Kubectl) -> Check:
+    name = "permissions"
     try:
-        allowed = kubectl.allowed(_RIGHTS)
+        allowed = kubectl.allowed(_PERMISSIONS)
     except KubectlError as error:
-        return _unseen("rights", "create selfsubjectaccessreviews.authorization.k8s.io", error)
-    lacking = [" ".join(right) for right, is_allowed in zip(_RIGHTS, allowed, strict=True) if not is_allowed]
-    if not lacking:
-        return Check("rights", "ok", "you may send, follow and end jobs")
-    remedy = "whoever owns the cluster can give you the role edit in the namespace"
-    return Check("rights", "wrong", f"you may not {', '.join(lacking)}", remedy)
+        return _unreadable(name, "create selfsubjectaccessreviews.authorization.k8s.io", error)
+    missing = [
+        " ".join(permission)
+        for permission, is_allowed in zip(_PERMISSIONS, allowed, strict=True)
+        if not is_allowed
+    ]
+    if not missing:
+        return Check(name, "ok", "you can create, follow and cancel jobs")
+    remedy = "Ask the owner of the cluster for the role edit in the namespace."
+    return Check(name, "wrong", f"you cannot {', '.join(missing)}", remedy)
 
 
-def _nodes(kubectl: Kubectl, wanted: Accelerator) -> Check:
-    label = f"cloud.google.com/gke-{'tpu-' if wanted.kind == 'tpu' else ''}accelerator={wanted.gke}"
+def _check_nodes(kubectl: Kubectl, accelerator: Accelerator) -> Check:
+    label = f"cloud.google.com/gke-{'tpu-' * (accelerator.kind == 'tpu')}accelerator={accelerator.gke}"
     try:
-        many = len(kubectl.find("nodes", "-l", label))
+        count = len(kubectl.find("nodes", "-l", label))
     except KubectlError as error:
-        return _unseen("accelerator", "list nodes", error)
-    if many:
-        return Check("accelerator", "ok", f"{many} nodes with {wanted.name}")
+        return _unreadable("accelerator", "list nodes", error)
+    if count:
+        return Check(
+            "accelerator", "ok", f"{count} {'node' if count == 1 else 'nodes'} with {accelerator.name}"
+        )
     return Check(
-        "accelerator", "unknown", f"no node has {wanted.name} now",
-        "an Autopilot cluster or a node pool that grows makes one; else add a pool of this kind",
+        "accelerator", "unknown", f"no node has {accelerator.name} now",
+        "An Autopilot cluster, or a node pool with autoscaling, creates one. Otherwise add a node pool with "
+        "this accelerator.",
     )  # fmt: skip

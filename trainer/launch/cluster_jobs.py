@@ -1,28 +1,52 @@
-"""Jobs, JobSets and schedules of a namespace: lookup, state with its reason, and cancellation."""
+"""Jobs, JobSets and schedules of a namespace: lookup, state with its reason, and cancellation.
+
+A suspended job waits for its Kueue queue, or for whatever set `spec.suspend`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Literal
+from typing import Literal
 
 from trainer.errors import TemporaryError, UsageError
 from trainer.launch.group_access import DEPENDENTS
-from trainer.launch.jobset import jobset_state
-from trainer.launch.kubectl import CRON_JOBS, JOB_SETS, JOBS, NAMESPACE_ADVICE, Kubectl
-from trainer.launch.kubectl_errors import FORBIDDEN, NO_KIND, KubectlError
-from trainer.launch.state import CONTROLLER_LABEL, JOB_LABEL, JOBSET_LABEL, OURS, State, state_of
-from trainer.launch.suspended import explain_suspension
+from trainer.launch.kubectl import (
+    CREATE_NAMESPACE,
+    CRON_JOBS,
+    FORBIDDEN,
+    JOB_SETS,
+    JOBS,
+    LOCAL_QUEUES,
+    NO_KIND,
+    WORKLOADS,
+    Kubectl,
+    KubectlError,
+    resource_of,
+)
+from trainer.launch.plan import SPEC
+from trainer.launch.state import (
+    CONTROLLER_LABEL,
+    JOB_LABEL,
+    JOBSET_LABEL,
+    OURS,
+    Object,
+    State,
+    job_state,
+    jobset_state,
+)
 
 Choice = Literal["schedule", "job"]
-Object = Mapping[str, Any]
 _OURS = ("-l", "=".join(OURS))
-_WORDS = {CRON_JOBS: "cronjob", JOB_SETS: "jobset", JOBS: "job"}
+_KINDS = {CRON_JOBS: "cronjob", JOB_SETS: "jobset", JOBS: "job"}
+_QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+_WORKLOAD_LABEL = "kueue.x-k8s.io/job-uid"
+"""Label of the workload that Kueue creates for a job."""
 
 
 @dataclass(frozen=True)
-class Work:
+class JobWithPods:
     """A Job, or a JobSet with its child job, and their pods."""
 
     main: Object
@@ -34,21 +58,37 @@ class Work:
         """Return the state of the job or JobSet."""
         if self.main["kind"] == "JobSet":
             return jobset_state(self.main, self.job, self.pods, now)
-        return state_of(self.main, self.pods, now)
+        return job_state(self.main, self.pods, now)
+
+    @property
+    def spec_text(self) -> str | None:
+        """The run's spec from the environment of the container, None if there is none."""
+        template = self.main
+        if self.main["kind"] == "JobSet":
+            template = (self.main.get("spec", {}).get("replicatedJobs") or [{}])[0].get("template", {})
+        pod = template.get("spec", {}).get("template", {}).get("spec", {})
+        variables = (pod.get("containers") or [{}])[0].get("env", [])
+        text = next((variable.get("value") for variable in variables if variable["name"] == SPEC), None)
+        return text.replace("$$", "$") if text else None
 
     @property
     def uids(self) -> set[str]:
         """UIDs of all its objects, by which events refer to them."""
         objects = [self.main, *([self.job] if self.job else []), *self.pods]
-        return {str(each["metadata"].get("uid", "")) for each in objects}
+        return {str(value["metadata"].get("uid", "")) for value in objects}
 
 
 @dataclass(frozen=True)
-class Named:
+class NamedObjects:
     """Objects of one name: a schedule, work, or both. For a schedule alone, its newest job is the work."""
 
     schedule: Object | None
-    work: Work | None
+    work: JobWithPods | None
+
+    @property
+    def schedule_text(self) -> str:
+        """The schedule and its time zone, for messages."""
+        return describe_schedule(self.schedule or {})
 
 
 class ClusterJobs:
@@ -57,36 +97,40 @@ class ClusterJobs:
     def __init__(self, kubectl: Kubectl) -> None:
         self.kubectl = kubectl
 
-    def named(self, name: str) -> Named:
+    def named(self, name: str) -> NamedObjects:
         """Return the objects called `name`. Raises UsageError if there are none, TemporaryError."""
-        found, refusals = self._look(name)
-        schedule, main = found.get(CRON_JOBS), found.get(JOB_SETS) or found.get(JOBS)
+        objects, errors = self._get_all(name)
+        schedule, main = objects.get(CRON_JOBS), objects.get(JOB_SETS) or objects.get(JOBS)
         if main is None and schedule is not None:
             main = _newest(job for job in self.kubectl.find(JOBS, *_OURS) if _is_owned(job, schedule))
         if main is None and schedule is None:  # the JobSet may exist without permission to read it
             main = _newest(self.kubectl.find(JOBS, "-l", f"{JOBSET_LABEL}={name}"))
         if main is None and schedule is None:
-            raise self._missing(name, refusals)
-        return Named(schedule, None if main is None else self.work(main))
+            raise self._missing_error(name, errors)
+        return NamedObjects(schedule, None if main is None else self.work(main))
 
-    def work(self, main: Object) -> Work:
+    def work(self, main: Object) -> JobWithPods:
         """Return `main`, a Job or JobSet, with its child job and pods. Raises UsageError, TemporaryError."""
         job: Object | None = main
         if main["kind"] == "JobSet":
             jobs = self.kubectl.find(JOBS, "-l", f"{JOBSET_LABEL}={main['metadata']['name']}")
-            job = _newest(each for each in jobs if _is_owned(each, main))
+            job = _newest(child for child in jobs if _is_owned(child, main))
         if job is None:
-            return Work(main, None, ())
+            return JobWithPods(main, None, ())
         pods = self.kubectl.find("pods", "-l", f"{JOB_LABEL}={job['metadata']['name']}")
-        return Work(main, job, [pod for pod in pods if _is_pod_of(pod, job)])
+        return JobWithPods(main, job, [pod for pod in pods if _is_pod_of(pod, job)])
 
-    def explain(self, work: Work, now: datetime) -> State:
+    def explain(self, work: JobWithPods, now: datetime) -> State:
         """Return the state of `work`, with the reason if it is not running. Raises TemporaryError."""
         state = work.state(now)
         if state.word == "suspended":
-            return replace(state, lines=(explain_suspension(self.kubectl, work.main), *state.lines))
-        if state.word in ("waiting", "restarting") and not state.lines and (said := self._warning(work.uids)):
-            return replace(state, lines=(said,))
+            return replace(state, lines=(_explain_suspension(self.kubectl, work.main), *state.lines))
+        if (
+            state.word in ("waiting", "restarting")
+            and not state.lines
+            and (warning := self._warning(work.uids))
+        ):
+            return replace(state, lines=(warning,))
         return state
 
     def _warning(self, uids: set[str]) -> str:
@@ -95,13 +139,15 @@ class ClusterJobs:
             events = self.kubectl.find("events", "--field-selector", "type=Warning")
         except (UsageError, TemporaryError):
             return ""
-        ours = [
-            each for each in events
-            if each.get("type") == "Warning" and each.get("involvedObject", {}).get("uid") in uids
+        warnings = [
+            event for event in events
+            if event.get("type") == "Warning" and event.get("involvedObject", {}).get("uid") in uids
         ]  # fmt: skip
-        if not ours:
+        if not warnings:
             return ""
-        newest = max(ours, key=lambda each: str(each.get("lastTimestamp") or each.get("eventTime") or ""))
+        newest = max(
+            warnings, key=lambda event: str(event.get("lastTimestamp") or event.get("eventTime") or "")
+        )
         return f"{newest.get('reason', '')}: {newest.get('message', '')}"
 
     def overview(self, now: datetime) -> tuple[list[str], list[str]]:
@@ -110,48 +156,51 @@ class ClusterJobs:
         Raises UsageError if the namespace does not exist or neither jobs nor schedules may be listed,
         TemporaryError.
         """
-        lists, refusals = {}, []
+        lists, denied = {}, []
         for kind in (CRON_JOBS, JOB_SETS, JOBS, "pods"):
             try:
                 lists[kind] = self.kubectl.find(kind, *_OURS)
             except KubectlError as error:
                 lists[kind] = []
                 if error.reason == FORBIDDEN:
-                    refusals.append((kind, error))
+                    denied.append((kind, error))
                 elif error.reason != NO_KIND:
                     raise
-        if {JOBS, CRON_JOBS} <= {kind for kind, _ in refusals}:
-            raise refusals[0][1]
+        if {JOBS, CRON_JOBS} <= {kind for kind, _ in denied}:
+            raise denied[0][1]
         if not any(lists.values()) and self.kubectl.has_namespace() is False:
-            raise self._no_namespace()
-        lines = [f"{each['metadata']['name']}  at {each['spec']['schedule']}" for each in lists[CRON_JOBS]]
+            raise self._no_namespace_error()
+        lines = [f"{cron['metadata']['name']}  at {describe_schedule(cron)}" for cron in lists[CRON_JOBS]]
         lines += [work.state(now).text()[0] for work in _works(lists[JOB_SETS], lists[JOBS], lists["pods"])]
-        return lines, [f"{kind} are not listed: it needs the right list {kind}" for kind, _ in refusals]
+        return lines, [
+            f"{kind} are not listed: this requires the permission list {kind}" for kind, _ in denied
+        ]
 
     def cancel(self, name: str, choice: Choice | None) -> list[str]:
         """Start the deletion of the job or schedule called `name`; return the kinds of the deleted objects.
 
         Raises UsageError if there is none, or if there are both and no `choice`; TemporaryError.
         """
-        found, refusals = self._look(name)
-        ours = {kind: value for kind, value in found.items() if _is_ours(value)}
+        objects, errors = self._get_all(name)
+        ours = {kind: value for kind, value in objects.items() if _is_ours(value)}
         is_schedule = {kind: kind == CRON_JOBS for kind in ours}
         if choice is None and len(set(is_schedule.values())) > 1:
             raise UsageError(
-                f"A schedule and a job are called so: `trainer cancel gke {name} --schedule` ends the "
-                f"schedule and its jobs, `trainer cancel gke {name} --job` the other job.",
-                received=name,
+                "A schedule and a job have this name.",
+                f"`trainer cancel gke {name} --schedule` cancels the schedule and its jobs, "
+                f"`trainer cancel gke {name} --job` the other job.",
+                name,
             )
         chosen = [kind for kind in ours if choice is None or is_schedule[kind] == (choice == "schedule")]
         for kind in chosen:
             self.kubectl.delete(kind, name)
-        removed = [_WORDS[kind] for kind in chosen]
+        removed = [_KINDS[kind] for kind in chosen]
         owners = [ours[kind] for kind in chosen]
         for resource, kind in DEPENDENTS.items():
             if self._remove_dependent(resource, name, owners, is_alone=not ours):
                 removed.append(kind.lower())
         if not removed:
-            raise self._missing(name, refusals)
+            raise self._missing_error(name, errors)
         return removed
 
     def _remove_dependent(self, resource: str, name: str, owners: Sequence[Object], is_alone: bool) -> bool:
@@ -167,40 +216,92 @@ class ClusterJobs:
             return False  # it is garbage-collected with its owner
         return True
 
-    def _look(self, name: str) -> tuple[dict[str, Object], list[KubectlError]]:
+    def _get_all(self, name: str) -> tuple[dict[str, Object], list[KubectlError]]:
         """Return the objects called `name` by kind, and the errors of the kinds that could not be read."""
-        found: dict[str, Object] = {}
-        refusals = []
+        objects: dict[str, Object] = {}
+        errors = []
         for kind in (CRON_JOBS, JOB_SETS, JOBS):
             try:
                 if (value := self.kubectl.get(kind, name)) is not None:
-                    found[kind] = value
+                    objects[kind] = value
             except KubectlError as error:
                 if error.reason != NO_KIND:
-                    refusals.append(error)
-        return found, refusals
+                    errors.append(error)
+        return objects, errors
 
-    def _missing(self, name: str, refusals: Sequence[KubectlError]) -> UsageError:
-        if refusals:
-            return refusals[0]
+    def _missing_error(self, name: str, errors: Sequence[KubectlError]) -> UsageError:
+        if errors:
+            return errors[0]
         if self.kubectl.has_namespace() is False:
-            return self._no_namespace()
-        return UsageError("There is no such job; `trainer list gke` shows them.", received=name)
+            return self._no_namespace_error()
+        return UsageError("There is no job of this name.", "List the jobs with `trainer list gke`.", name)
 
-    def _no_namespace(self) -> UsageError:
-        return UsageError(
-            f"The namespace does not exist. {NAMESPACE_ADVICE}.", received=self.kubectl.namespace
-        )
+    def _no_namespace_error(self) -> UsageError:
+        return UsageError("The namespace does not exist.", CREATE_NAMESPACE, self.kubectl.namespace)
 
 
-def _works(jobsets: Sequence[Object], jobs: Sequence[Object], pods: Sequence[Object]) -> Iterable[Work]:
+def describe_schedule(cron_job: Object) -> str:
+    """Return the schedule and the time zone of a CronJob, for messages."""
+    spec = cron_job.get("spec", {})
+    return f"{spec.get('schedule')} ({spec.get('timeZone') or 'Etc/UTC'})"
+
+
+def _explain_suspension(kubectl: Kubectl, main: Object) -> str:
+    """Return why `main`, a suspended Job or JobSet, does not start. Raises TemporaryError."""
+    queue = main["metadata"].get("labels", {}).get(_QUEUE_LABEL)
+    try:
+        if queue is None:
+            return _explain_manual_suspension(kubectl, main)
+        workloads = kubectl.find(WORKLOADS, "-l", f"{_WORKLOAD_LABEL}={main['metadata'].get('uid', '')}")
+        if workloads:
+            return f"queue {queue}: {_blocking_condition(workloads[-1])}"
+        has_queue = kubectl.get(LOCAL_QUEUES, queue) is not None
+    except KubectlError as error:
+        if error.reason == NO_KIND:
+            return f"queue {queue}: the cluster does not have Kueue, so that nothing starts the job"
+        return f"the reason cannot be read: {error.line}"
+    reason = "Kueue has not created a workload for it yet" if has_queue else "this local queue does not exist"
+    return f"queue {queue}: {reason}"
+
+
+def _blocking_condition(workload: Object) -> str:
+    """Return the first blocking condition of a Kueue workload."""
+    if workload.get("spec", {}).get("active") is False:
+        return "its workload is deactivated (spec.active: false)"
+    conditions = {value["type"]: value for value in workload.get("status", {}).get("conditions", [])}
+    for kind, status in (("QuotaReserved", "False"), ("Admitted", "False"), ("Evicted", "True")):
+        condition = conditions.get(kind, {})
+        if condition.get("status") == status:
+            return str(condition.get("message") or condition.get("reason") or kind)
+    return "waiting in the queue"
+
+
+def _explain_manual_suspension(kubectl: Kubectl, main: Object) -> str:
+    """Return the program that set `spec.suspend`, and when, as recorded in `managedFields`."""
+    kind, name = main["kind"].lower(), main["metadata"]["name"]
+    value = kubectl.get(resource_of(main), name, "--show-managed-fields") or {}
+    changes = [
+        fields for fields in value.get("metadata", {}).get("managedFields", [])
+        if "f:suspend" in fields.get("fieldsV1", {}).get("f:spec", {})
+    ]  # fmt: skip
+    command = f"""`kubectl patch {kind} {name} --type merge -p '{{"spec": {{"suspend": false}}}}'`"""
+    if not changes:
+        return f"it has no queue; resume it with {command}"
+    last = max(changes, key=lambda fields: str(fields.get("time", "")))
+    manager, time = last.get("manager", "a program"), last.get("time", "an unknown time")
+    return f"{manager} set spec.suspend at {time}; resume it with {command}"
+
+
+def _works(
+    jobsets: Sequence[Object], jobs: Sequence[Object], pods: Sequence[Object]
+) -> Iterable[JobWithPods]:
     """Yield each JobSet, and each job that belongs to none of them, with its pods."""
     for jobset in jobsets:
-        job = _newest(each for each in jobs if _is_owned(each, jobset))
-        yield Work(jobset, job, [pod for pod in pods if job is not None and _is_pod_of(pod, job)])
+        job = _newest(child for child in jobs if _is_owned(child, jobset))
+        yield JobWithPods(jobset, job, [pod for pod in pods if job is not None and _is_pod_of(pod, job)])
     for job in jobs:
         if not any(_is_owned(job, jobset) for jobset in jobsets):
-            yield Work(job, job, [pod for pod in pods if _is_pod_of(pod, job)])
+            yield JobWithPods(job, job, [pod for pod in pods if _is_pod_of(pod, job)])
 
 
 def _is_ours(value: Object) -> bool:
@@ -209,7 +310,7 @@ def _is_ours(value: Object) -> bool:
 
 def _is_owned(value: Object, owner: Object) -> bool:
     uid = owner["metadata"].get("uid")
-    return any(each.get("uid") == uid for each in value["metadata"].get("ownerReferences", []))
+    return any(reference.get("uid") == uid for reference in value["metadata"].get("ownerReferences", []))
 
 
 def _is_pod_of(pod: Object, job: Object) -> bool:
@@ -222,4 +323,4 @@ def _is_pod_of(pod: Object, job: Object) -> bool:
 
 
 def _newest(objects: Iterable[Object]) -> Object | None:
-    return max(objects, key=lambda each: str(each["metadata"].get("creationTimestamp", "")), default=None)
+    return max(objects, key=lambda value: str(value["metadata"].get("creationTimestamp", "")), default=None)

@@ -6,34 +6,82 @@ Local folders are mounted at the same paths in the container, so that the spec i
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import requests
-from docker.errors import APIError, DockerException, NotFound
+from docker.errors import APIError, NotFound
+from pydantic import Field, StrictInt
 
 from trainer.data.readers.import_files import SUFFIXES as IMPORT_SUFFIXES
-from trainer.errors import StoppedError, TemporaryError, UsageError
-from trainer.launch.engine_errors import engine_message, is_folder_missing, is_gpu_missing
-from trainer.launch.plan import END_SECONDS, RUN_NAME, SPEC, JobPlan, places_of
-from trainer.launch.state import State, explain_code
+from trainer.errors import StoppedError, TrainerError, UsageError
+from trainer.launch.engine import (
+    SERVICE,
+    Engine,
+    EngineResponse,
+    engine_message,
+    is_folder_missing,
+    is_gpu_missing,
+    refused,
+    translate_engine_errors,
+)
+from trainer.launch.plan import END_SECONDS, RUN_NAME, SPEC, JobPlan, locations_of
+from trainer.launch.responses import read_response
+from trainer.launch.state import State, describe_exit_code
 from trainer.storage.store import is_bucket, without_scheme
 
-Engine = Any
-"""A docker.APIClient, which has only partial type annotations."""
 LABEL = "trainer.run"
 """Label of every submitted container; its value is the run's name."""
 _CREDENTIALS = "/credentials.json"
 _SHARED_MEMORY_BYTES = 2 << 30
 _WORDS = {"created": "waiting", "running": "running", "paused": "suspended", "restarting": "waiting"}
 _CONFLICT = 409
-_SERVER_ERROR = 500
+
+
+class _State(EngineResponse):
+    status: str
+    exit_code: StrictInt
+    error: str = ""
+    is_out_of_memory: bool = Field(False, alias="OOMKilled")
+    started_at: str
+    finished_at: str
+
+
+class _Config(EngineResponse):
+    labels: dict[str, str] | None = None
+    env: list[str] | None = None
+    stop_timeout: StrictInt | None = None
+
+
+class _InspectedContainer(EngineResponse):
+    id: str
+    state: _State
+    config: _Config
+
+
+class _ConfigWithTerminal(EngineResponse):
+    tty: bool
+
+
+class _ContainerWithTerminal(EngineResponse):
+    config: _ConfigWithTerminal
+
+
+class _Created(EngineResponse):
+    id: str
+
+
+class _ListedContainer(EngineResponse):
+    names: list[str] = Field(min_length=1)
+
+
+class _ContainerList(EngineResponse):
+    containers: list[_ListedContainer]
 
 
 @dataclass(frozen=True)
-class Host:
+class ClientHost:
     """Properties of the submitting machine."""
 
     user: str
@@ -45,18 +93,18 @@ class Host:
     """Additional environment variables, as (name, value)."""
 
 
-def container_of(plan: JobPlan, host: Host) -> dict[str, Any]:
+def container_of(plan: JobPlan, host: ClientHost) -> dict[str, Any]:
     """Return the body of the request that creates the container of `plan`."""
-    given = {SPEC: plan.spec_text, RUN_NAME: plan.name, **dict(host.environment)}
+    environment = {SPEC: plan.spec_text, RUN_NAME: plan.name, **dict(host.environment)}
     if _needs_credentials(plan, host):
-        given["GOOGLE_APPLICATION_CREDENTIALS"] = _CREDENTIALS
-    wanted = plan.accelerator
-    gpus = [{"Driver": "", "Count": wanted.count, "Capabilities": [["gpu"]]}] if wanted.kind == "gpu" else []
+        environment["GOOGLE_APPLICATION_CREDENTIALS"] = _CREDENTIALS
+    count = plan.accelerator.count if plan.accelerator.kind == "gpu" else 0
+    gpus = [{"Driver": "", "Count": count, "Capabilities": [["gpu"]]}] if count else []
     return {
         "Image": plan.image,
         "Cmd": plan.arguments,
         "User": host.user,
-        "Env": [f"{name}={value}" for name, value in given.items()],
+        "Env": [f"{name}={value}" for name, value in environment.items()],
         "Labels": {LABEL: plan.name},
         "StopTimeout": round(plan.spec.train.grace_seconds) + END_SECONDS,
         "HostConfig": {
@@ -72,155 +120,153 @@ def container_of(plan: JobPlan, host: Host) -> dict[str, Any]:
     }
 
 
-def _mounts(plan: JobPlan, host: Host) -> list[dict[str, Any]]:
+def _mounts(plan: JobPlan, host: ClientHost) -> list[dict[str, Any]]:
     mounts = []
-    for place, is_written in places_of(plan.spec).items():
-        path = PurePosixPath(without_scheme(place))
+    for location, is_written in locations_of(plan.spec).items():
+        path = PurePosixPath(without_scheme(location))
         # The rows of an import file refer to images in its folder.
         folder = str(path.parent if path.suffix.lower() in IMPORT_SUFFIXES else path)
         if path.is_absolute():
-            mounts.append(_bind(folder, folder, is_read_only=not is_written))
+            mounts.append(_bind_mount(folder, folder, is_read_only=not is_written))
     if _needs_credentials(plan, host):
-        mounts.append(_bind(str(host.credentials), _CREDENTIALS, is_read_only=True))
+        mounts.append(_bind_mount(str(host.credentials), _CREDENTIALS, is_read_only=True))
     return mounts
 
 
-def _needs_credentials(plan: JobPlan, host: Host) -> bool:
+def _needs_credentials(plan: JobPlan, host: ClientHost) -> bool:
     """Return whether to mount Google credentials: only if the run uses a bucket."""
-    is_remote = any(map(is_bucket, places_of(plan.spec)))
-    return is_remote and host.credentials is not None
+    uses_bucket = any(map(is_bucket, locations_of(plan.spec)))
+    return uses_bucket and host.credentials is not None
 
 
-def _bind(source: str, target: str, is_read_only: bool = False) -> dict[str, Any]:
+def _bind_mount(source: str, target: str, is_read_only: bool = False) -> dict[str, Any]:
     return {"Type": "bind", "Source": source, "Target": target, "ReadOnly": is_read_only}
 
 
 def start_container(client: Engine, name: str, body: dict[str, Any]) -> None:
     """Create and start the container; remove it if it cannot start. Raises UsageError, TemporaryError."""
     try:
-        with _answering():
+        with translate_engine_errors():
             client.inspect_image(body["Image"])
     except NotFound:
         raise UsageError(
-            "The engine doesn't have this image; `trainer image build` makes it, `docker pull` fetches one.",
-            received=f"{body['Image']}",
+            "The Docker engine does not have this image.",
+            "Build it with `trainer image build`, or fetch it with `docker pull`.",
+            body["Image"],
         ) from None
-    _make_room(client, name)
+    _remove_ended(client, name)
+    with _translate_start_errors(body):
+        response = client.create_container_from_config(body, name)
+    container_id = read_response(_Created, response, SERVICE)["Id"]
     try:
-        made = client.create_container_from_config(body, name)["Id"]
-    except APIError as error:
-        raise _not_started(error, body) from None
-    try:
-        client.start(made)
-    except BaseException as error:
-        client.remove_container(made, force=True)
-        if isinstance(error, APIError):
-            raise _not_started(error, body) from None
+        with _translate_start_errors(body):
+            client.start(container_id)
+    except BaseException:
+        with suppress(TrainerError, NotFound), translate_engine_errors():
+            client.remove_container(container_id, force=True)
         raise
 
 
-def _make_room(client: Engine, name: str) -> None:
+@contextmanager
+def _translate_start_errors(body: Mapping[str, Any]) -> Iterator[None]:
+    """Translate errors of the engine while a container of `body` is created or started."""
+    with translate_engine_errors():
+        try:
+            yield
+        except APIError as error:
+            raise _start_error(error, body) from None
+
+
+def _start_error(error: APIError, body: Mapping[str, Any]) -> UsageError:
+    message = engine_message(error)
+    if error.status_code == _CONFLICT:
+        return UsageError(
+            "A container of this name already exists.", "Choose another name with --run-name.", message
+        )
+    if is_folder_missing(message):
+        return UsageError(
+            "A folder of the spec does not exist on the machine of the Docker engine.",
+            "Create it there, or use gs:// URIs.",
+            message,
+        )
+    if "DeviceRequests" in body["HostConfig"] and is_gpu_missing(message):
+        return UsageError(
+            "The Docker engine has no GPU support for containers.",
+            "Install the NVIDIA Container Toolkit on its machine, or use --accelerator cpu.",
+            message,
+        )
+    return refused(error)
+
+
+def _remove_ended(client: Engine, name: str) -> None:
     """Remove an ended container of this name and label; the next container resumes its run."""
-    try:
-        found = _inspected(client, name)
-    except UsageError:
-        return
-    if found["State"]["Status"] in ("exited", "dead"):
-        with _answering():
-            client.remove_container(found["Id"])
+    container = _find(client, name)
+    if container is not None and container["State"]["Status"] in ("exited", "dead"):
+        with translate_engine_errors():
+            client.remove_container(container["Id"])
 
 
 def container_state(client: Engine, name: str) -> State:
     """Return the state of a container. Raises UsageError if there is none of this name."""
-    inspected = _inspected(client, name)
-    found, code = inspected["State"], int(inspected["State"]["ExitCode"])
-    lines = [each for each in (found.get("Error"),) if each]
-    if found.get("OOMKilled"):
-        lines.append("out of memory: a smaller batch, or more memory for the engine")
-    if found["Status"] in _WORDS:
-        began = str(found["StartedAt"])[:16]
-        since = "" if began.startswith("0001") else f"since {began}"
-        return State(name, _WORDS[found["Status"]], since, tuple(lines))
+    state = _inspect(client, name)["State"]
+    code = int(state["ExitCode"])
+    lines = [state["Error"]] if state.get("Error") else []
+    if state.get("OOMKilled"):
+        lines.append("out of memory: use a smaller batch, or give the engine more memory")
+    if state["Status"] in _WORDS:
+        started = str(state["StartedAt"])[:16]
+        since = "" if started.startswith("0001") else f"since {started}"
+        return State(name, _WORDS[state["Status"]], since, tuple(lines))
     if code:
-        lines.append(explain_code(code))
+        lines.append(describe_exit_code(code))
+    word = "failed" if code else "finished"
     if code == StoppedError.exit_code:
-        return State(name, "ended on request", f"at {found['FinishedAt'][:16]}", tuple(lines))
-    return State(name, "failed" if code else "finished", f"at {found['FinishedAt'][:16]}", tuple(lines))
+        word = "stopped"
+    return State(name, word, f"at {state['FinishedAt'][:16]}", tuple(lines))
 
 
 def container_environment(client: Engine, name: str) -> dict[str, str]:
     """Return the environment variables of a container."""
-    pairs = (each.partition("=") for each in _inspected(client, name)["Config"]["Env"])
-    return {name: value for name, _, value in pairs}
+    pairs = (variable.partition("=") for variable in _inspect(client, name)["Config"].get("Env") or ())
+    return {variable: value for variable, _, value in pairs}
 
 
 def container_lines(client: Engine, name: str, is_following: bool) -> Iterator[bytes]:
     """Yield the output of a container as it arrives."""
-    _inspected(client, name)
-    with _answering():
+    # The client library reads this field of the container without a check.
+    read_response(_ContainerWithTerminal, _inspect(client, name), SERVICE)
+    with translate_engine_errors():
         yield from client.logs(name, stream=True, follow=is_following)
 
 
 def stop_container(client: Engine, name: str) -> None:
     """Stop a container gracefully and wait until it has saved a checkpoint; its log is kept."""
-    seconds = int(_inspected(client, name)["Config"].get("StopTimeout") or 0)
-    with _answering():
+    seconds = int(_inspect(client, name)["Config"].get("StopTimeout") or 0)
+    with translate_engine_errors():
         client.stop(name, timeout=seconds)
 
 
 def list_containers(client: Engine) -> list[str]:
     """Return the names of all submitted containers, newest first."""
-    with _answering():
-        found = client.containers(all=True, filters={"label": LABEL})
-    return [each["Names"][0].lstrip("/") for each in found]
+    with translate_engine_errors():
+        response = client.containers(all=True, filters={"label": LABEL})
+    containers = read_response(_ContainerList, {"Containers": response}, SERVICE)["Containers"]
+    return [container["Names"][0].lstrip("/") for container in containers]
 
 
-@contextmanager
-def _answering() -> Iterator[None]:
-    """Translate errors of the engine and the connection to it; NotFound passes."""
+def _inspect(client: Engine, name: str) -> dict[str, Any]:
+    """Return a submitted container. Raises UsageError if there is none of this name."""
+    if (container := _find(client, name)) is None:
+        raise UsageError("There is no job of this name.", "List the jobs with `trainer list docker`.", name)
+    return container
+
+
+def _find(client: Engine, name: str) -> dict[str, Any] | None:
+    """Return a submitted container, None if there is none of this name."""
     try:
-        yield
+        with translate_engine_errors():
+            response = client.inspect_container(name)
     except NotFound:
-        raise
-    except APIError as error:
-        if error.status_code is not None and error.status_code < _SERVER_ERROR:
-            raise _refused(error) from None
-        raise TemporaryError("The Docker engine can't do it now.", received=engine_message(error)) from None
-    except (DockerException, requests.RequestException) as error:
-        raise TemporaryError(
-            "The Docker engine doesn't do it; try again.", received=engine_message(error)
-        ) from None
-
-
-def _inspected(client: Engine, name: str) -> dict[str, Any]:
-    try:
-        with _answering():
-            found: dict[str, Any] = client.inspect_container(name)
-    except NotFound:
-        found = {}
-    if LABEL not in (found.get("Config", {}).get("Labels") or {}):
-        raise UsageError("There is no such job; `trainer list docker` shows them.", received=name)
-    return found
-
-
-def _not_started(error: APIError, body: Mapping[str, Any]) -> UsageError:
-    """Return the error for a container of `body` that could not be created or started."""
-    message = engine_message(error)
-    if error.status_code == _CONFLICT:
-        return UsageError("There is a container of this name; give another --run-name.", received=message)
-    if is_folder_missing(message):
-        return UsageError(
-            "A folder of the spec isn't on the engine's machine; make it, or use gs:// addresses.",
-            received=message,
-        )
-    if "DeviceRequests" in body["HostConfig"] and is_gpu_missing(message):
-        return UsageError(
-            "The engine has no GPU for containers; install NVIDIA's container toolkit there, or take "
-            "--accelerator cpu.",
-            received=message,
-        )
-    return _refused(error)
-
-
-def _refused(error: APIError) -> UsageError:
-    return UsageError("The engine refuses it.", received=engine_message(error))
+        return None
+    container = read_response(_InspectedContainer, response, SERVICE)
+    return container if LABEL in (container["Config"].get("Labels") or {}) else None

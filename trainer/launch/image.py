@@ -7,33 +7,43 @@ pushed only if the commit determines its content.
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import requests
-from docker import APIClient
 from docker.errors import DockerException, NotFound
-from docker.utils import kwargs_from_env
 from docker.utils.build import exclude_paths
 
 from trainer import __version__
+from trainer.data.progress import Progress
+from trainer.data.published import LITE0_NAME, PUBLISHED
+from trainer.data.weights import find_published
 from trainer.errors import TemporaryError, TrainerError, UsageError
-from trainer.launch.engine_errors import is_access_refused
+from trainer.launch.engine import (
+    SERVICE,
+    Engine,
+    EngineResponse,
+    is_access_refused,
+    translate_engine_errors,
+)
 from trainer.launch.plan import check_image_name
+from trainer.launch.responses import read_response
 
-Engine = Any
-"""A docker.APIClient, which has only partial type annotations."""
 DOCKERFILE = "docker/Dockerfile"
+WEIGHTS_FOLDER = Path("docker") / "weights"
+_README = "README.md"
 _DIGITS = 12
 _LAST_LINES = 12
 _REVISION_LABEL = "org.opencontainers.image.revision"
 
 
 @dataclass(frozen=True)
-class Source:
+class ImageSource:
     """Source that an image is built from."""
 
     root: Path
@@ -51,13 +61,13 @@ class Source:
         return "unknown" if self.commit is None else self.commit + ("-dirty" if self.is_dirty else "")
 
 
-def find_source(start: Path, variant: str, base: str) -> Source:
+def find_source(start: Path, variant: str, base: str) -> ImageSource:
     """Return the source in `start` or the nearest parent. Raises UsageError if there is none."""
     root = find_root(start)
     commit = _git(root, "rev-parse", f"--short={_DIGITS}", "HEAD")
     status = _git(root, "status", "--porcelain")
     is_dirty = status is None or bool(status)  # without an answer from git the tree does not count as clean
-    return Source(root, _digest(root, f"{variant} {base}"), commit or None, is_dirty)
+    return ImageSource(root, _digest(root, f"{variant} {base}"), commit or None, is_dirty)
 
 
 def find_root(start: Path) -> Path:
@@ -66,39 +76,73 @@ def find_root(start: Path) -> Path:
         if (root / DOCKERFILE).is_file():
             return root
     raise UsageError(
-        f"An image is built from the project's source, and there is no {DOCKERFILE} here or above; change to "
-        f"the project's folder.",
-        received=start,
+        f"Images are built from the source of this project: {DOCKERFILE} is not in this folder or a parent.",
+        "Change to the folder of the project.",
+        start,
     )
 
 
-def tags_of(source: Source, repository: str, variant: str) -> list[str]:
+def tags_of(source: ImageSource, repository: str, variant: str) -> list[str]:
     """Return the tags of the image: by content, by commit if the tree is clean, and the variant alone.
 
     Raises UsageError for an invalid repository name.
     """
     check_image_name(f"{repository}:{variant}")
-    names = [source.digest, *([source.commit] if source.commit and not source.is_dirty else [])]
-    return [f"{repository}:{variant}-{name}" for name in names] + [f"{repository}:{variant}"]
+    versions = [source.digest, *([source.commit] if source.commit and not source.is_dirty else [])]
+    return [f"{repository}:{variant}-{version}" for version in versions] + [f"{repository}:{variant}"]
 
 
-def open_engine() -> Engine:
-    """Return a client of the engine at DOCKER_HOST, else of the local engine. Raises UsageError."""
-    try:
-        client: Engine = APIClient(version="auto", **kwargs_from_env())
-        client.ping()
-    except (DockerException, OSError, ValueError) as error:
+def stage_weights(root: Path, names: Sequence[str], cache_dir: Path, progress: Progress) -> list[Path]:
+    """Copy the published weights of `names` to the build context below `root`, remove others; return them.
+
+    Raises UsageError for an unknown name, and the errors of `find_published`; then nothing has changed.
+    """
+    unknown = [name for name in names if name != LITE0_NAME and name not in PUBLISHED]
+    if unknown:
         raise UsageError(
-            "No Docker engine answers; start Docker, or let DOCKER_HOST name one that you have the right to "
-            "use.",
-            received=f"{str(error)[:200]}",
-        ) from None
-    return client
+            "There are no published weights of this name.",
+            f"Choose from {', '.join((LITE0_NAME, *PUBLISHED))}.",
+            unknown[0],
+        )
+    # Every image has the weights that the package contains.
+    paths = [
+        find_published(name, PUBLISHED[name], cache_dir, progress).path
+        for name in names
+        if name != LITE0_NAME
+    ]
+    folder = root / WEIGHTS_FOLDER
+    folder.mkdir(exist_ok=True)
+    for old in folder.iterdir():
+        if old.name not in (_README, *(path.name for path in paths)):
+            old.unlink()
+    return [_copy(path, folder) for path in paths]
+
+
+def _copy(path: Path, folder: Path) -> Path:
+    target, partial = folder / path.name, folder / f".{path.name}.partial"
+    shutil.copyfile(path, partial)
+    os.replace(partial, target)
+    return target
+
+
+class _ImageConfig(EngineResponse):
+    labels: dict[str, str] | None = None
+
+
+class _BuiltImage(EngineResponse):
+    id: str
+    config: _ImageConfig
+
+
+def _inspect(client: Engine, tag: str) -> dict[str, Any]:
+    """Return an image. Raises docker.errors.NotFound, UsageError, TemporaryError."""
+    with translate_engine_errors():
+        return read_response(_BuiltImage, client.inspect_image(tag), SERVICE)
 
 
 def build_image(
     client: Engine,
-    source: Source,
+    source: ImageSource,
     variant: str,
     base: str,
     tags: list[str],
@@ -112,22 +156,24 @@ def build_image(
     arguments = {
         "VARIANT": variant, "BASE_IMAGE": base, "VERSION": __version__, "REVISION": source.revision,
     }  # fmt: skip
-    said: list[str] = []
+    output: list[str] = []
     try:
         stream = client.build(
             path=str(source.root), dockerfile=DOCKERFILE, tag=tags[0], buildargs=arguments, rm=True,
             decode=True, network_mode=network,
         )  # fmt: skip
-        for line in _lines(stream, "The image could not be built", said):
+        for line in _lines(stream, output):
             on_line(line)
         for tag in tags[1:]:
             client.tag(tags[0], *tag.rsplit(":", 1))
-        return str(client.inspect_image(tags[0])["Id"])
-    except (DockerException, requests.RequestException) as error:
-        raise TrainerError(_failure("The image could not be built", said, str(error))) from None
+        return str(_inspect(client, tags[0])["Id"])
+    except (_StreamError, DockerException, requests.RequestException) as error:
+        raise TrainerError(
+            _failure("The image could not be built", output), received=_shorten(error)
+        ) from None
 
 
-def push_image(client: Engine, source: Source, tags: list[str], on_line: Callable[[str], None]) -> None:
+def push_image(client: Engine, source: ImageSource, tags: list[str], on_line: Callable[[str], None]) -> None:
     """Push the image to its registry.
 
     Raises UsageError for a dirty working tree, an image that is not built, or refused credentials;
@@ -135,83 +181,94 @@ def push_image(client: Engine, source: Source, tags: list[str], on_line: Callabl
     """
     if source.is_dirty or source.commit is None:
         raise UsageError(
-            "Only what a commit says is pushed, so that everyone can see what an image holds; commit the "
-            "changes first.",
-            received=f"{source.revision} in {source.root}",
+            "The working tree has uncommitted changes, so that no commit describes the content of the image.",
+            "Commit the changes first.",
+            f"{source.revision} in {source.root}",
         )
-    found = _built(client, source, tags[0])
+    image = _require_built(client, source, tags[0])
     for tag in tags:
-        client.tag(found, *tag.rsplit(":", 1))  # a later build may have moved the tag
+        with translate_engine_errors():
+            client.tag(image, *tag.rsplit(":", 1))  # a later build may have moved the tag
     for tag in tags:
-        said: list[str] = []
+        output: list[str] = []
         try:
             stream = client.push(*tag.rsplit(":", 1), stream=True, decode=True)
-            for line in _lines(stream, f"{tag} could not be pushed", said):
+            for line in _lines(stream, output):
                 on_line(line)
-        except (TrainerError, DockerException, requests.RequestException) as error:
-            last = str(error).rpartition("Received: ")[2]
-            kind = UsageError if is_access_refused(last, tag) else TemporaryError
+        except (_StreamError, DockerException, requests.RequestException) as error:
+            kind = UsageError if is_access_refused(_shorten(error), tag) else TemporaryError
             raise kind(
-                f"{error} Check the registry's name, that you are logged in to it, and try again."
+                _failure(f"{tag} could not be pushed", output),
+                "Check the name of the registry and that you are logged in to it, then try again.",
+                _shorten(error),
             ) from None
 
 
-def _built(client: Engine, source: Source, tag: str) -> str:
+def _require_built(client: Engine, source: ImageSource, tag: str) -> str:
     """Return the ID of the image of this source and commit. Raises UsageError if there is none."""
     try:
-        found = client.inspect_image(tag)
+        image = _inspect(client, tag)
     except NotFound:
         raise UsageError(
-            "This source isn't built yet; `trainer image build` with the same options does it.",
-            received=f"no image {tag}",
+            "The image of this source is not built.",
+            "Build it with `trainer image build` and the same options.",
+            f"no image {tag}",
         ) from None
-    revision = (found["Config"].get("Labels") or {}).get(_REVISION_LABEL)
+    revision = (image["Config"].get("Labels") or {}).get(_REVISION_LABEL)
     if revision != source.revision:
         raise UsageError(
-            "This source was built of another commit, which the image would tell; `trainer image build` "
-            "takes seconds now.",
-            received=f"{tag} of {revision}, and {source.revision} here",
+            "The image of this source was built from another commit, which its label names.",
+            "Run `trainer image build` again; it takes seconds.",
+            f"{tag} of {revision}, and {source.revision} here",
         )
-    return str(found["Id"])
+    return str(image["Id"])
 
 
-def _lines(stream: Iterator[Mapping[str, Any]], what: str, said: list[str]) -> Iterator[str]:
-    """Yield the engine's output line by line. Raises TrainerError for an error in the stream."""
-    for each in stream:
-        if "error" in each:
-            raise TrainerError(_failure(what, said, str(each["error"])))
-        text = str(each.get("stream") or each.get("status") or "")
+class _StreamError(Exception):
+    """An error in the output of a build or a push."""
+
+
+def _lines(stream: Iterator[Mapping[str, Any]], output: list[str]) -> Iterator[str]:
+    """Yield the engine's output line by line, and append it to `output`. Raises _StreamError."""
+    for event in stream:
+        if "error" in event:
+            raise _StreamError(str(event["error"]))
+        text = str(event.get("stream") or event.get("status") or "")
         for line in filter(None, map(str.rstrip, text.splitlines())):
-            said.append(line)
+            output.append(line)
             yield line
 
 
-def _failure(what: str, said: list[str], error: str) -> str:
-    last = "".join(f"  {line}\n" for line in said[-_LAST_LINES:])
-    return f"{what}; the engine's last words:\n{last}Received: {error.strip()[:500]}"
+def _failure(problem: str, output: list[str]) -> str:
+    lines = "".join(f"  {line}\n" for line in output[-_LAST_LINES:])
+    return f"{problem}. The last lines of the engine's output:\n{lines}" if lines else f"{problem}."
 
 
-def _digest(root: Path, how: str) -> str:
-    """Return a digest of `how` and of the names and contents of the files in the build context."""
+def _shorten(error: Exception) -> str:
+    return str(error).strip()[:500]
+
+
+def _digest(root: Path, options: str) -> str:
+    """Return a digest of `options` and of the names and contents of the files in the build context."""
     patterns = [
         line.strip()
         for line in (root / ".dockerignore").read_text("utf-8").splitlines()
         if line.strip() and not line.startswith("#")
     ]
-    found = hashlib.sha256(how.encode())
+    digest = hashlib.sha256(options.encode())
     for name in sorted(exclude_paths(str(root), patterns, dockerfile=DOCKERFILE)):
         path = root / name
         if path.is_file():
-            found.update(f"\0{name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
-    return found.hexdigest()[:_DIGITS]
+            digest.update(f"\0{name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:_DIGITS]
 
 
 def _git(root: Path, *arguments: str) -> str | None:
     """Return git's output, None if git is not installed, fails or times out."""
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return process.stdout.strip() if process.returncode == 0 else None

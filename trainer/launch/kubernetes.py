@@ -1,4 +1,4 @@
-"""Kubernetes manifests of a `JobPlan`.
+"""Kubernetes manifests of a `JobPlan`, and validation of the names in them.
 
 The objects are plain dictionaries in the order of creation: a Job, an Indexed Job after its headless Service
 for several workers, a JobSet, or a CronJob.
@@ -6,12 +6,13 @@ for several workers, a JobSet, or a CronJob.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from trainer import __version__
 from trainer.distributed.process_info import PORT, SERVICE, WORKERS
-from trainer.errors import EXIT_CODES
+from trainer.errors import EXIT_CODES, UsageError
 from trainer.launch.group_access import build_access_objects, secret_variables
 from trainer.launch.plan import (
     END_SECONDS,
@@ -34,6 +35,9 @@ _CPUS, _MEMORY_GIB = 2, 8
 _DISK = "10Gi"
 """Ephemeral storage that any pod gets in Autopilot clusters."""
 _CONTROL_PORT = PORT + 1000
+_DNS_LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+"""A DNS label of RFC 1123; names with dots between labels are DNS subdomains."""
+_LONGEST_LABEL, _LONGEST_SUBDOMAIN = 63, 253
 _DISRUPTED = {"type": "DisruptionTarget", "status": "True"}
 
 
@@ -45,6 +49,36 @@ class KubernetesCluster:
     service_account: str = "trainer"
     has_gke_labels: bool = True
     """Whether nodes have GKE's accelerator labels; if not, any node with GPUs is accepted."""
+
+
+def check_namespace(name: str) -> None:
+    """Raise UsageError unless `name` is a valid namespace name, a DNS label."""
+    if not re.fullmatch(_DNS_LABEL, name):
+        raise UsageError(
+            "The value of --namespace is invalid.",
+            f"Use at most {_LONGEST_LABEL} lowercase letters, digits and hyphens.",
+            f"{name!r}",
+        )
+
+
+def check_service_account(name: str) -> None:
+    """Raise UsageError unless `name` is a valid service account name, a DNS subdomain."""
+    _check_subdomain("--service-account", name, _LONGEST_SUBDOMAIN)
+
+
+def check_queue_name(name: str) -> None:
+    """Raise UsageError unless `name` is a valid local queue name: a DNS subdomain of a label's length."""
+    _check_subdomain("--queue", name, _LONGEST_LABEL)
+
+
+def _check_subdomain(option: str, name: str, max_length: int) -> None:
+    if len(name) > max_length or not re.fullmatch(rf"{_DNS_LABEL}(\.{_DNS_LABEL})*", name):
+        raise UsageError(
+            f"The value of {option} is invalid.",
+            f"Use at most {max_length} characters: lowercase letters, digits and hyphens, with single dots "
+            "between parts.",
+            f"{name!r}",
+        )
 
 
 def objects_of(plan: JobPlan, cluster: KubernetesCluster) -> list[dict[str, Any]]:
@@ -153,9 +187,9 @@ def _service(plan: JobPlan, cluster: KubernetesCluster) -> dict[str, Any]:
 
 
 def _job_spec(plan: JobPlan, cluster: KubernetesCluster) -> dict[str, Any]:
-    several = {"completionMode": "Indexed", "completions": plan.workers, "parallelism": plan.workers}
+    indexed = {"completionMode": "Indexed", "completions": plan.workers, "parallelism": plan.workers}
     return {
-        **(several if plan.workers > 1 or plan.is_jobset else {}),
+        **(indexed if plan.workers > 1 or plan.is_jobset else {}),
         # If one of several workers fails, all do. A JobSet has its own restart limit.
         "backoffLimit": 0 if plan.is_jobset else RETRIES * plan.workers,
         "activeDeadlineSeconds": plan.deadline_seconds,
@@ -220,7 +254,7 @@ def _container(plan: JobPlan) -> dict[str, Any]:
     return {
         "name": CONTAINER,
         "image": plan.image,
-        "args": [_literal(word) for word in plan.arguments],
+        "args": [_escape(argument) for argument in plan.arguments],
         "env": _environment(plan),
         "resources": _resources(plan),
         "securityContext": {
@@ -240,18 +274,20 @@ def _container(plan: JobPlan) -> dict[str, Any]:
 def _environment(plan: JobPlan) -> list[dict[str, Any]]:
     # The run has the job's name: each job of a schedule is a new run, and a restart resumes the same run.
     label = JOBSET_LABEL if plan.is_jobset else JOB_LABEL
-    name = {"fieldRef": {"fieldPath": f"metadata.labels['{label}']"}}
-    several = {WORKERS: str(plan.workers)} if plan.workers > 1 else {}
-    several |= {SERVICE: plan.name} if plan.is_connected else {}
-    given = {SPEC: _literal(plan.spec_text), **several}
+    run_name = {"fieldRef": {"fieldPath": f"metadata.labels['{label}']"}}
+    variables = {SPEC: _escape(plan.spec_text)}
+    if plan.workers > 1:
+        variables[WORKERS] = str(plan.workers)
+    if plan.is_connected:
+        variables[SERVICE] = plan.name
     return [
-        {"name": RUN_NAME, "valueFrom": name},
+        {"name": RUN_NAME, "valueFrom": run_name},
         *secret_variables(plan),
-        *({"name": key, "value": value} for key, value in given.items()),
+        *({"name": name, "value": value} for name, value in variables.items()),
     ]
 
 
-def _literal(text: str) -> str:
+def _escape(text: str) -> str:
     """Return `text` with $ escaped, as Kubernetes expands $(NAME) to a variable and $$ to $."""
     return text.replace("$", "$$")
 
@@ -259,7 +295,7 @@ def _literal(text: str) -> str:
 def _resources(plan: JobPlan) -> dict[str, Any]:
     resource = {"cpu": None, "gpu": "nvidia.com/gpu", "tpu": "google.com/tpu"}[plan.accelerator.kind]
     devices = {resource: str(plan.accelerator.count)} if resource else {}
-    many = max(1, plan.accelerator.count)
-    memory = f"{_MEMORY_GIB * many}Gi"
-    needs = {"cpu": str(_CPUS * many), "memory": memory, "ephemeral-storage": _DISK}
-    return {"requests": needs | devices, "limits": {"memory": memory} | devices}
+    count = max(1, plan.accelerator.count)
+    memory = f"{_MEMORY_GIB * count}Gi"
+    requests = {"cpu": str(_CPUS * count), "memory": memory, "ephemeral-storage": _DISK}
+    return {"requests": requests | devices, "limits": {"memory": memory} | devices}

@@ -1,4 +1,4 @@
-"""Plan of a job: what is created where, at what cost, validated before anything is built or created.
+"""Plan of a job: what is created, on which platform and at what cost, validated before anything is created.
 
 A `JobPlan` combines a resolved spec with the options of the command line. Each platform creates its objects
 from it, and `describe_plan` returns the summary for confirmation.
@@ -11,34 +11,35 @@ import secrets
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from cronsim import CronSim, CronSimError
+
 from trainer.errors import UsageError
 from trainer.launch.accelerators import Accelerator
-from trainer.launch.schedule import check_schedule
 from trainer.sanitize import shown_address
 from trainer.spec import PretrainedSpec, RunSpec, dump_spec
 from trainer.spec.pretrained import DEFAULT_WEIGHTS, NO_WEIGHTS
 from trainer.spec.schema import CHAMPION, LATEST, SCRATCH
 from trainer.storage.store import GS, is_bucket, split_uri, without_scheme
 
-ProcessInfo = Literal["docker", "gke", "vertex"]
+Platform = Literal["docker", "gke", "vertex"]
 
 SPEC = "TRAINER_SPEC"
 """Environment variable with the spec as YAML in the container."""
 RUN_NAME = "TRAINER_RUN_NAME"
-_LONGEST_SPEC_BYTES = 100_000
+_MAX_SPEC_BYTES = 100_000
 """Limit for one environment variable: Linux allows 128 KiB, Vertex AI less."""
-_LONGEST_NAME = 63
+_MAX_NAME_LENGTH = 63
 RETRIES = 3
 """Retries for exit codes of policy Count; ignored ones, such as a preemption, do not count."""
 GROUP_LABEL = "trainer/group"
 """Label of all pods of a job; its value is the name of the job."""
 REPLICATED_JOB = "worker"
 """Name of the only job in a JobSet."""
-_LONGEST_CRON_JOB = 52
+_MAX_CRON_JOB_LENGTH = 52
 """Shorter because Kubernetes appends a number to it."""
 _IMAGE = r"([\w.-]+(:\d+)?/)?[a-z0-9]+([._/-]+[a-z0-9]+)*(:[\w][\w.-]{0,127})?(@sha256:[0-9a-f]{64})?"
 """Image names that engines and registries accept."""
-_IMAGES_OWN = (
+_IMAGE_FOLDERS = (
     "/", "/opt", "/usr", "/etc", "/bin", "/sbin", "/lib", "/lib64", "/proc", "/sys", "/dev", "/tmp",
 )  # fmt: skip
 """Folders of the container that cannot be mount points."""
@@ -47,7 +48,7 @@ SPOT_GRACE_SECONDS = 15
 """Grace period of GKE for the pods of a Spot VM."""
 END_SECONDS = 20
 """Time for a process to exit after its grace period."""
-_LONGEST_GRACE_SECONDS = 600 - END_SECONDS
+_MAX_GRACE_SECONDS = 600 - END_SECONDS
 """GKE waits at most ten minutes for the pods of a node that is scaled down."""
 _WIDTH = 11
 
@@ -56,7 +57,7 @@ _WIDTH = 11
 class JobPlan:
     """One job, or a schedule of jobs."""
 
-    place: ProcessInfo
+    platform: Platform
     name: str
     """Name of the job and of the run; with a schedule each run is named when it starts."""
     spec: RunSpec
@@ -85,12 +86,12 @@ class JobPlan:
     @property
     def arguments(self) -> list[str]:
         """Arguments of the container's entry point."""
-        wanted = self.accelerator
-        many = f":{wanted.count}" if wanted.kind == "gpu" else ""
-        require = ["--require-accelerator", f"{wanted.kind}{many}"] if wanted.count else []
-        accuracy = self.accuracy_at_least
-        claim = [] if accuracy is None else ["--assert-accuracy-at-least", f"{accuracy:g}"]
-        return ["tune", *self.search, *require] if self.search else ["train", *require, *claim]
+        accelerator = self.accelerator
+        count = f":{accelerator.count}" if accelerator.kind == "gpu" else ""
+        require = ["--require-accelerator", f"{accelerator.kind}{count}"] if accelerator.count else []
+        minimum = self.accuracy_at_least
+        accuracy = [] if minimum is None else ["--assert-accuracy-at-least", f"{minimum:g}"]
+        return ["tune", *self.search, *require] if self.search else ["train", *require, *accuracy]
 
     @property
     def is_connected(self) -> bool:
@@ -105,8 +106,10 @@ class JobPlan:
     def cost_per_hour(self) -> float | None:
         """Return the list price of all machines in US dollars per hour, None if unknown."""
         price = self.accelerator.price
-        each = None if price is None else price.spot if self.is_spot else price.on_demand
-        return None if each is None else each * self.workers
+        if price is None:
+            return None
+        machine_cost = price.spot if self.is_spot else price.on_demand
+        return None if machine_cost is None else machine_cost * self.workers
 
 
 def check_plan(plan: JobPlan) -> JobPlan:
@@ -116,48 +119,87 @@ def check_plan(plan: JobPlan) -> JobPlan:
         check_schedule(plan.schedule, plan.time_zone)
     if plan.is_connected and plan.accelerator.kind == "tpu":
         raise UsageError(
-            "A TPU is trained on by one process, which reaches all its chips; leave --workers at 1.",
-            received=f"{plan.workers} workers",
-        )
+            "A run on a TPU has one process, which uses all chips of the host.", "Use --workers 1.",
+            f"{plan.workers} workers",
+        )  # fmt: skip
     if plan.is_jobset and plan.schedule is not None:
         raise UsageError(
-            "A CronJob makes jobs and no JobSets; leave --jobset away.",
-            received=f"--jobset --schedule {plan.schedule!r}",
-        )
-    for place in filter(is_bucket, places_of(plan.spec)):
-        split_uri(place)
-    if plan.place == "docker":
+            "A CronJob creates Jobs, not JobSets.", "Omit --jobset or --schedule.",
+            f"--jobset --schedule {plan.schedule!r}",
+        )  # fmt: skip
+    for uri in filter(is_bucket, locations_of(plan.spec)):
+        split_uri(uri)
+    if plan.platform == "docker":
         _check_engine(plan)
     else:
         _check_reachable(plan)
     if plan.accelerator.is_spot_only and not (plan.is_spot or plan.is_flexible):
         raise UsageError(
-            f"{plan.accelerator.machine} comes as a spot machine or by flex-start only; add --spot.",
-            received=f"{plan.accelerator} on demand",
-        )
-    if plan.place == "gke":
+            f"{plan.accelerator.machine} is available only as a Spot VM or with flex-start.", "Add --spot.",
+            f"{plan.accelerator} on demand",
+        )  # fmt: skip
+    if plan.platform == "gke":
         _check_grace(plan)
-    if len(plan.spec_text.encode()) > _LONGEST_SPEC_BYTES:
+    size = len(plan.spec_text.encode())
+    if size > _MAX_SPEC_BYTES:
         raise UsageError(
-            "The spec is too long to be sent along; shorten its lists.",
-            received=f"{len(plan.spec_text):,} characters, {_LONGEST_SPEC_BYTES:,} at most",
-        )
+            "The spec is too long for the environment of a container.", "Shorten its lists.",
+            f"{size:,} bytes, at most {_MAX_SPEC_BYTES:,}",
+        )  # fmt: skip
     return plan
 
 
 def _check_grace(plan: JobPlan) -> None:
-    longest = SPOT_GRACE_SECONDS if plan.is_spot else _LONGEST_GRACE_SECONDS
-    if plan.spec.train.grace_seconds > longest:
+    limit = SPOT_GRACE_SECONDS if plan.is_spot else _MAX_GRACE_SECONDS
+    if plan.spec.train.grace_seconds > limit:
         raise UsageError(
-            f"{'A spot machine' if plan.is_spot else 'GKE'} gives a pod {longest} s before it is taken away; "
-            f"lower train.grace_seconds.",
-            received=f"{plan.spec.train.grace_seconds:g} s",
+            f"{'A Spot VM' if plan.is_spot else 'GKE'} gives a pod at most {limit} s to shut down.",
+            "Lower train.grace_seconds.",
+            f"{plan.spec.train.grace_seconds:g} s",
         )
+
+
+def check_schedule(schedule: str, time_zone: str) -> None:
+    """Raise UsageError for a schedule that never fires, or is invalid in Kubernetes or Cloud Scheduler."""
+    from datetime import datetime
+    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
+
+    try:
+        zone = ZoneInfo(time_zone)
+        if time_zone not in available_timezones() - {"localtime", "posixrules", "Factory"}:
+            raise ZoneInfoNotFoundError(time_zone)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise UsageError(
+            "There is no such time zone.",
+            "Use a name such as Etc/UTC or America/Sao_Paulo.",
+            f"{time_zone!r}",
+        ) from None
+    try:
+        _check_cron_fields(schedule)
+        next(CronSim(schedule, datetime.now(zone)))
+    except (CronSimError, StopIteration) as error:
+        raise UsageError(
+            "The schedule is invalid.",
+            "Use the five fields of cron: minute, hour, day, month and day of the week, such as 0 3 * * 1.",
+            f"{schedule!r}: {error if str(error) else 'it never fires'}",
+        ) from None
+
+
+def _check_cron_fields(schedule: str) -> None:
+    """Raise CronSimError for fields that Kubernetes or Cloud Scheduler rejects or interprets differently."""
+    fields = schedule.split()
+    if len(fields) != len(["minute", "hour", "day", "month", "weekday"]):
+        raise CronSimError("wrong number of fields")
+    names = [r"\d+"] * 3 + [r"(\d+|[A-Za-z]{3})", r"([0-6]|[A-Za-z]{3})"]
+    for text, name in zip(fields, names, strict=True):
+        part = rf"(\*|{name}(-{name})?)(/\d+)?"
+        if not re.fullmatch(rf"{part}(,{part})*", text):
+            raise CronSimError(f"{text} is not a number, a range, a list or *; Sunday is 0")
 
 
 def with_price(plan: JobPlan) -> JobPlan:
     """Return `plan` with the list price in its spec, for later comparisons; a price in the spec is kept."""
-    price = None if plan.place == "docker" else plan.cost_per_hour()
+    price = None if plan.platform == "docker" else plan.cost_per_hour()
     if price is None or plan.spec.publish.usd_per_hour is not None:
         return plan
     publish = plan.spec.publish.model_copy(update={"usd_per_hour": float(f"{price:.6g}")})
@@ -174,105 +216,106 @@ def make_name(spec: RunSpec) -> str:
 
 def describe_plan(plan: JobPlan, where: str) -> list[str]:
     """Return the lines that summarize the plan before confirmation; `where` names a cluster or an engine."""
-    many = f"{plan.workers} workers, " if plan.workers > 1 else ""
-    search, each = "search, " * bool(plan.search), " each" * (plan.workers > 1)
+    workers = f"{plan.workers} workers, " if plan.workers > 1 else ""
+    search, per_worker = "search, " * bool(plan.search), " each" * (plan.workers > 1)
     spot = ", spot" if plan.is_spot else ""
-    kind = "CronJob" if plan.schedule and plan.place == "gke" else "JobSet" if plan.is_jobset else "job"
-    when = f", at {plan.schedule} ({plan.time_zone})" if plan.schedule else ""
+    kind = "CronJob" if plan.schedule and plan.platform == "gke" else "JobSet" if plan.is_jobset else "job"
+    schedule = f", at {plan.schedule} ({plan.time_zone})" if plan.schedule else ""
     queue = f", queue {plan.queue}" if plan.queue else ""
     # Without an accelerator the machine type is set only on Vertex AI; elsewhere any machine may run it.
-    is_chosen = plan.place == "vertex" or (plan.place == "gke" and plan.accelerator.count > 0)
-    machine = f" ({plan.accelerator.machine}{spot})" if is_chosen else spot
-    accelerator = f"{plan.accelerator}{each}{machine}"
+    has_machine_type = plan.platform == "vertex" or (plan.platform == "gke" and plan.accelerator.count > 0)
+    machine = f" ({plan.accelerator.machine}{spot})" if has_machine_type else spot
+    accelerator = f"{plan.accelerator}{per_worker}{machine}"
     run = f"{plan.spec.output.rstrip('/')}/{'<name of each job>' if plan.schedule else plan.name}"
     facts = {
-        "plan": f"{kind} {plan.name}, {search}{many}{accelerator}{when}{queue}",
+        "plan": f"{kind} {plan.name}, {search}{workers}{accelerator}{schedule}{queue}",
         "where": where,
         "image": plan.image,
         "output": shown_address(run),
-        "cost": _cost(plan),
+        "cost": _describe_cost(plan),
         "note": plan.accelerator.note,
     }
     return [f"{name:<{_WIDTH}}{text}" for name, text in facts.items() if text]
 
 
-def _cost(plan: JobPlan) -> str:
-    if plan.place == "docker":
+def _describe_cost(plan: JobPlan) -> str:
+    if plan.platform == "docker":
         return ""
     cost, hours = plan.cost_per_hour(), plan.deadline_seconds / _HOUR_SECONDS
-    if cost is None or plan.accelerator.price is None:
-        return f"not known: no price of {plan.accelerator}; --prices FILE gives one"
+    price = plan.accelerator.price
+    if cost is None or price is None:
+        return f"unknown: there is no price for {plan.accelerator}; set one with --prices FILE"
     kind = "spot " if plan.is_spot else "on demand, flex-start costs less; " if plan.is_flexible else ""
-    fee = ", and Vertex AI's fee" if plan.place == "vertex" else ""
-    of = (plan.accelerator.price.source, plan.accelerator.price.region)
-    source = ", ".join(filter(None, of))
-    return f"about {cost:,.2f} USD an hour ({kind}{source}{fee}); {_most(plan, cost * hours)}"
+    fee = ", plus the fee of Vertex AI" if plan.platform == "vertex" else ""
+    source = ", ".join(filter(None, (price.source, price.region)))
+    return f"about {cost:,.2f} USD per hour ({kind}{source}{fee}); {_describe_max_cost(plan, cost * hours)}"
 
 
-def _most(plan: JobPlan, cost: float) -> str:
+def _describe_max_cost(plan: JobPlan, cost: float) -> str:
     """Return the maximum cost of a job as text; `cost` is that of one full deadline."""
-    deadline = f"its {plan.deadline_seconds / _HOUR_SECONDS:g} h deadline"
+    deadline = f"deadline of {plan.deadline_seconds / _HOUR_SECONDS:g} h"
     if plan.is_jobset:
         return (
-            f"at most {cost * (1 + RETRIES):,.2f}, as {deadline} begins again with each of {RETRIES} "
-            "restarts, and more if machines are taken away"
+            f"at most {cost * (1 + RETRIES):,.2f}, because the {deadline} restarts with each of {RETRIES} "
+            "restarts, and more if machines are preempted"
         )
-    return f"at most {cost:,.2f} at {deadline}{' each time' if plan.schedule else ''}"
+    return f"at most {cost:,.2f} with its {deadline}{', for each job' if plan.schedule else ''}"
 
 
 def check_image_name(name: str) -> None:
     """Raise UsageError for an image name that engines and registries reject."""
     if not re.fullmatch(_IMAGE, name):
         raise UsageError(
-            "An image is named as REGISTRY/PROJECT/NAME:TAG, with small letters in all but the tag.",
-            received=f"{name!r}",
+            "The image name is invalid.",
+            "Use REGISTRY/PROJECT/NAME:TAG, with lowercase letters in all but the tag.",
+            f"{name!r}",
         )
 
 
 def _check_names(plan: JobPlan) -> None:
     check_image_name(plan.image)
-    longest = _LONGEST_CRON_JOB if plan.schedule else _LONGEST_NAME
+    max_length = _MAX_CRON_JOB_LENGTH if plan.schedule else _MAX_NAME_LENGTH
     if plan.is_jobset:
-        longest -= len(f"-{REPLICATED_JOB}-0-abcde")  # the suffix of the pod names
+        max_length -= len(f"-{REPLICATED_JOB}-0-abcde")  # the suffix of the pod names
     if plan.workers > 1 or plan.is_jobset:
-        longest -= len(f"-{plan.workers - 1}")
-    if not re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", plan.name) or len(plan.name) > longest:
+        max_length -= len(f"-{plan.workers - 1}")
+    if not re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", plan.name) or len(plan.name) > max_length:
         raise UsageError(
-            f"A job's name has small letters, digits and -, begins with a letter, and is at most {longest} "
-            f"characters long here; --run-name gives another.",
-            received=f"{plan.name!r}",
+            "The name of the job is invalid.",
+            f"Choose another with --run-name: at most {max_length} lowercase letters, digits and hyphens, "
+            "beginning with a letter.",
+            f"{plan.name!r}",
         )
 
 
 def _check_engine(plan: JobPlan) -> None:
     """Raise UsageError for options that a Docker engine does not support."""
-    for option, is_given in (
+    for option, is_used in (
         ("--workers", plan.workers > 1), ("--schedule", plan.schedule is not None), ("--spot", plan.is_spot),
         ("a TPU", plan.accelerator.kind == "tpu"),
     ):  # fmt: skip
-        if is_given:
+        if is_used:
             raise UsageError(
-                f"One engine runs one container, now, with its own CPU or GPUs; {option} is for gke and "
-                f"vertex.",
-                received=f"{option} for docker",
+                f"Docker does not support {option}: one engine runs one container, on its own CPU or GPUs.",
+                "Omit it, or submit to gke or vertex.",
+                f"{option} for docker",
+            )
+    for uri in locations_of(plan.spec):
+        if without_scheme(uri).rstrip("/") in (folder.rstrip("/") for folder in _IMAGE_FOLDERS):
+            raise UsageError(
+                "This folder cannot be mounted, because the image uses it.", "Choose a folder below it.", uri
             )
 
-    for place in places_of(plan.spec):
-        if without_scheme(place).rstrip("/") in (each.rstrip("/") for each in _IMAGES_OWN):
-            raise UsageError(
-                "In the container this folder is the image's own; give one below it.", received=place
-            )
 
-
-def places_of(spec: RunSpec) -> dict[str, bool]:
+def locations_of(spec: RunSpec) -> dict[str, bool]:
     """Return every path and URI that a run of `spec` uses, and whether the run writes to it."""
-    read = [uri for uri, _ in _sources_of(spec).values()]
+    inputs = [uri for uri, _ in _sources_of(spec).values()]
     start = spec.train.start_from.rstrip("/")
     # A pointer is resolved only by the job and refers to a sibling folder, so use their parent.
     start = start.removesuffix(f"/{LATEST}").removesuffix(f"/{CHAMPION}") or "/"
-    if _names_a_run(spec) and not f"{start}/".startswith(f"{spec.output.rstrip('/')}/"):
-        read.append(start)
-    return dict.fromkeys(read, False) | {spec.output: True}
+    if _starts_from_run(spec) and not f"{start}/".startswith(f"{spec.output.rstrip('/')}/"):
+        inputs.append(start)
+    return dict.fromkeys(inputs, False) | {spec.output: True}
 
 
 def _sources_of(spec: RunSpec) -> dict[str, tuple[str, str]]:
@@ -285,7 +328,7 @@ def _sources_of(spec: RunSpec) -> dict[str, tuple[str, str]]:
     return sources
 
 
-def _names_a_run(spec: RunSpec) -> bool:
+def _starts_from_run(spec: RunSpec) -> bool:
     return spec.train.start_from not in (SCRATCH, LATEST, CHAMPION)
 
 
@@ -293,34 +336,40 @@ def _check_reachable(plan: JobPlan) -> None:
     """Raise UsageError for local paths and images that the job cannot access."""
     if not is_bucket(plan.spec.output):
         raise UsageError(
-            "What the job writes to a folder of its machine is lost when it ends; --output gs://BUCKET/RUNS "
-            "keeps it.",
-            received=shown_address(plan.spec.output),
+            "The output is a local folder, which is lost when the job's machine is deleted.",
+            "Write to a bucket with --output gs://BUCKET/RUNS.",
+            shown_address(plan.spec.output),
         )
-    if _names_a_run(plan.spec) and not is_bucket(plan.spec.train.start_from):
+    start = plan.spec.train.start_from
+    if _starts_from_run(plan.spec) and not is_bucket(start):
         raise UsageError(
-            "The job can't see the folders of this machine; train.start_from names a run in a bucket as "
-            "gs://BUCKET/RUNS/NAME.",
-            received=shown_address(plan.spec.train.start_from),
+            "The job cannot access folders of this machine.",
+            "Set train.start_from to a run in a bucket, such as gs://BUCKET/RUNS/NAME.",
+            shown_address(start),
         )
     for key, (source, option) in _sources_of(plan.spec).items():
-        what = "the file" if key == "model.weights" else "the data"
-        is_embedded = source.startswith("embedded:") and key != "model.weights"
-        if not (source.lower().startswith((GS, "https://")) or is_embedded):
-            raise UsageError(
-                f"The job can't see the folders of this machine; put {what} in a bucket and give its gs:// "
-                f"address with {option}.",
-                received=f"{key} {shown_address(source)}",
-            )
-        if shown_address(source) != source:
-            raise UsageError(
-                "An address with a password or a query could be read by everyone who may look at the job; "
-                f"put {what} in a bucket.",
-                received=f"{key} {shown_address(source)}",
-            )
+        _check_source(key, source, option)
     if "/" not in plan.image:
         raise UsageError(
-            "The job can't see the images of this machine; push it, and give its name in the registry with "
-            "--image.",
-            received=plan.image,
+            "The job cannot access images of this machine.",
+            "Push the image with `trainer image push`, and set its name in the registry with --image.",
+            plan.image,
+        )
+
+
+def _check_source(key: str, source: str, option: str) -> None:
+    content = "the file" if key == "model.weights" else "the data"
+    is_embedded = source.startswith("embedded:") and key != "model.weights"
+    received = f"{key} {shown_address(source)}"
+    if not (source.lower().startswith((GS, "https://")) or is_embedded):
+        raise UsageError(
+            "The job cannot access folders of this machine.",
+            f"Put {content} in a bucket and set its gs:// URI with {option}.",
+            received,
+        )
+    if shown_address(source) != source:
+        raise UsageError(
+            "The URL contains a password or a query, which everyone who can view the job could read.",
+            f"Put {content} in a bucket.",
+            received,
         )

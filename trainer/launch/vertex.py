@@ -35,18 +35,14 @@ class Project:
 
     def __post_init__(self) -> None:
         """Raise UsageError for an invalid project ID, region, account or endpoint, as URLs use them."""
-        for what, name, pattern in (
-            ("project's ID has small letters, digits and -", self.project, r"[a-z0-9][a-z0-9.:-]*"),
-            ("region is called as europe-west4", self.region, r"[a-z]+-[a-z]+[0-9]+"),
-            (
-                "service account is called as NAME@PROJECT.iam.gserviceaccount.com",
-                self.service_account,
-                _EMAIL,
-            ),
-            ("server for --endpoint is written as https://HOST", self.endpoint, _SERVER),
+        for kind, value, pattern, form in (
+            ("project ID", self.project, r"[a-z0-9][a-z0-9.:-]*", "lowercase letters, digits and hyphens"),
+            ("region", self.region, r"[a-z]+-[a-z]+[0-9]+", "a name such as europe-west4"),
+            ("service account", self.service_account, _EMAIL, "NAME@PROJECT.iam.gserviceaccount.com"),
+            ("value of --endpoint", self.endpoint, _SERVER, "a URL such as https://HOST"),
         ):
-            if name is not None and not re.fullmatch(pattern, name):
-                raise UsageError(f"A {what}.", received=f"{name!r}")
+            if value is not None and not re.fullmatch(pattern, value):
+                raise UsageError(f"The {kind} is invalid.", f"Use {form}.", f"{value!r}")
 
     @property
     def parent(self) -> str:
@@ -99,8 +95,9 @@ def scheduler_job(plan: JobPlan, project: Project) -> dict[str, Any]:
     """Return the Cloud Scheduler job that posts the CustomJob of `plan`; UsageError without an account."""
     if project.service_account is None:
         raise UsageError(
-            "A schedule needs an account that posts the job each time; --service-account names it.",
-            received=f"--schedule {plan.schedule!r}",
+            "A schedule requires a service account, which creates the jobs.",
+            "Set it with --service-account.",
+            f"--schedule {plan.schedule!r}",
         )
     body = json.dumps(custom_job(plan, project)).encode()
     return {
@@ -144,8 +141,9 @@ def _machine(plan: JobPlan) -> dict[str, Any]:
     accelerator = plan.accelerator
     if accelerator.vertex is None:
         raise UsageError(
-            "Vertex AI doesn't offer this accelerator for jobs; `trainer submit gke` may.",
-            received=accelerator,
+            "Vertex AI does not offer this accelerator for jobs.",
+            "Choose another one, or submit with `trainer submit gke`.",
+            accelerator,
         )
     machine: dict[str, Any] = {"machineType": accelerator.machine}
     if accelerator.kind == "gpu":
