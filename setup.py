@@ -22,6 +22,7 @@ REQUIRES = [
     "matplotlib>=3.9",  # plots of the report
     "numpy>=1.26",  # arrays and the image cache
     "pillow>=11.3",  # converts TIFF, AVIF and other formats; thumbnails of the report
+    "protobuf>=4.25",  # parses the records of TFRecord files
     "pydantic>=2.9",  # validates the spec
     "PyYAML>=6.0.2",  # file format of the spec
     "requests>=2.32.4",  # downloads data sets; Vertex AI API

@@ -7,12 +7,12 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from trainer.augment.color_jitter import change_colors
 from trainer.augment.transforms import (
     DRAWS,
     EpochView,
     add_noise,
     augment_images,
+    change_colors,
     draw_numbers,
     erase,
     find_view,
@@ -62,21 +62,23 @@ def whole(images: tf.Tensor, side: int, mirrored: bool = False, flipped: bool = 
 
 
 @pytest.mark.parametrize("side", [8, 20, 32, 48])
-def test_resampling_the_whole_image_is_tensorflows_antialiased_resize(images: tf.Tensor, side: int) -> None:
+def test_resampling_the_whole_image_equals_tensorflows_resize(images: tf.Tensor, side: int) -> None:
     expected = tf.image.resize(images, (side, side), antialias=True)
     np.testing.assert_allclose(whole(images, side), expected, atol=1e-3)
 
 
-def test_resampling_a_rectangle_is_pillows_resize_of_the_box(images: tf.Tensor) -> None:
+def test_resampling_a_rectangle_equals_resize_of_the_box_in_pillow(images: tf.Tensor) -> None:
     box = (3.0, 5.0, 23.0, 29.0)
     left, top, right, bottom = (tf.fill([6], each) for each in box)
     no = tf.fill([6], False)
     ours = resample(tf.cast(images, tf.float32), top, left, bottom - top, right - left, no, no, (12, 12))
-    for image, mine in zip(images.numpy(), ours.numpy(), strict=True):
+    for image, resampled in zip(images.numpy(), ours.numpy(), strict=True):
         cropped = image[5:29, 3:23]
         theirs = Image.fromarray(cropped).resize((12, 12), Image.Resampling.BILINEAR)
-        # Compare the interior: at the border ours reads pixels outside the rectangle, and Pillow does not.
-        np.testing.assert_allclose(mine[2:-2, 2:-2], np.asarray(theirs, np.float32)[2:-2, 2:-2], atol=1.0)
+        # Only the interior: at the border ours reads pixels outside the rectangle, and Pillow does not.
+        np.testing.assert_allclose(
+            resampled[2:-2, 2:-2], np.asarray(theirs, np.float32)[2:-2, 2:-2], atol=1.0
+        )
 
 
 def test_mirrored_and_flipped_resampling_reverse_the_axes(images: tf.Tensor) -> None:
@@ -101,9 +103,7 @@ def test_translation_moves_by_whole_pixels_and_reflects_the_border(images: tf.Te
 
 
 @pytest.mark.parametrize("crop", [None, CropSpec(scale=(1.0, 1.0), ratio=(1.0, 1.0))])
-def test_an_alternating_flip_mirrors_the_images_whose_turn_it_is(
-    images: tf.Tensor, crop: CropSpec | None
-) -> None:
+def test_alternating_flip_mirrors_the_selected_images(images: tf.Tensor, crop: CropSpec | None) -> None:
     turn = np.array([True, False, True, True, False, False])
     spec = AugmentSpec(flip="alternating", crop=crop)
     changed = augment_images(images, draws(), spec, EpochView(32, 32), tf.constant(turn))
@@ -141,13 +141,13 @@ def test_a_full_turn_of_hue_changes_nothing_and_grey_has_no_hue(images: tf.Tenso
     np.testing.assert_allclose(change_colors(grey, zero, one, one, 0.3 * one), grey, atol=0.2)
 
 
-def test_noise_has_the_deviation_that_was_asked_for() -> None:
+def test_noise_has_the_requested_standard_deviation() -> None:
     images = tf.fill([4, 64, 64, 3], 128.0)
     noisy = add_noise(images, tf.constant([0.0, 0.02, 0.05, 0.1]), draws()[:4, :2])
     np.testing.assert_allclose(np.std(noisy, axis=(1, 2, 3)) / 255, [0.0, 0.02, 0.05, 0.1], rtol=0.03)
 
 
-def test_erasing_blanks_a_rectangle_of_a_sane_area_or_nothing() -> None:
+def test_erasing_covers_a_rectangle_within_the_area_limits() -> None:
     images, numbers = tf.fill([500, 32, 32, 3], 7.0), draw_numbers(2, tf.constant(0, tf.int64), 500)[:, :5]
     np.testing.assert_array_equal(erase(images, numbers, 0.0), images)
     share = np.mean(erase(images, numbers, 1.0).numpy()[..., 0] != 7.0, axis=(1, 2))
@@ -166,7 +166,7 @@ def test_the_same_draws_give_the_same_images_eagerly_and_in_a_graph(images: tf.T
     assert tf.reduce_max(eager) <= 255.0
 
 
-def test_an_image_is_changed_alike_whatever_part_of_the_batch_a_replica_holds(images: tf.Tensor) -> None:
+def test_augmentation_does_not_depend_on_the_division_among_replicas(images: tf.Tensor) -> None:
     numbers = draws()
     together = augment_images(images, numbers, EVERYTHING, VIEW)
     parts = [augment_images(images[start::2], numbers[start::2], EVERYTHING, VIEW) for start in (0, 1)]
@@ -209,7 +209,7 @@ def test_crops_grow_from_the_first_size_to_the_last() -> None:
     assert find_view(AugmentSpec(crop=CropSpec()), (96, 160), 0, 80) == EpochView(96, 160)
 
 
-def test_the_last_epochs_may_see_whole_images_as_evaluation_does(images: tf.Tensor) -> None:
+def test_last_epochs_can_use_whole_images(images: tf.Tensor) -> None:
     spec = AugmentSpec(crop=CropSpec(size=16, whole_epochs=2))
     views = [find_view(spec, 32, epoch, 5) for epoch in range(5)]
     assert views == [EpochView(16, 16)] * 3 + [EpochView(32, 32, is_cropped=False)] * 2
@@ -217,7 +217,7 @@ def test_the_last_epochs_may_see_whole_images_as_evaluation_does(images: tf.Tens
     np.testing.assert_array_equal(augment_images(images, draws(), spec, views[-1]), images)
 
 
-def test_images_that_are_not_square_are_changed_as_square_ones_are() -> None:
+def test_non_square_images_are_augmented_like_square_ones() -> None:
     square = np.random.default_rng(4).integers(0, 256, (6, 32, 32, 3)).astype(np.uint8)
     tall = tf.constant(square.repeat(2, axis=1))
     spec = EVERYTHING.model_copy(update={"rotate_degrees": 0.0, "noise": 0.0})

@@ -21,20 +21,20 @@ def mixed(spec: AugmentSpec, count: int = COUNT) -> tuple[np.ndarray, np.ndarray
     return images, done.numpy(), partners.numpy(), shares.numpy()
 
 
-def test_partners_are_neighbours_and_the_last_of_an_odd_batch_is_alone() -> None:
+def test_partners_are_adjacent_and_the_last_of_an_odd_batch_has_none() -> None:
     _, _, partners, _ = mixed(AugmentSpec(mixup=1.0), 5)
     assert partners.tolist() == [1, 0, 3, 2, 4]
 
 
 @pytest.mark.parametrize("spec", [AugmentSpec(mixup=1.0), AugmentSpec(cutmix=1.0)])
-def test_an_image_holds_of_each_what_the_label_says(spec: AugmentSpec) -> None:
+def test_pixels_are_mixed_in_the_shares_of_the_labels(spec: AugmentSpec) -> None:
     images, done, partners, shares = mixed(spec)
     expected = shares[:, None] * images[:, 0, 0] + (1 - shares[:, None]) * images[partners][:, 0, 0]
     np.testing.assert_allclose(done.mean(axis=(1, 2)), expected, rtol=1e-4)
     assert 0 <= shares.min() < 0.3 < 0.9 < shares.max() <= 1
 
 
-def test_blending_changes_every_pixel_alike_and_cutting_takes_one_square() -> None:
+def test_mixup_blends_all_pixels_and_cutmix_replaces_one_rectangle() -> None:
     _, blended, _, _ = mixed(AugmentSpec(mixup=1.0))
     assert np.ptp(blended, axis=(1, 2, 3)).max() == 0
     images, cut, partners, _ = mixed(AugmentSpec(cutmix=1.0))
@@ -44,7 +44,7 @@ def test_blending_changes_every_pixel_alike_and_cutting_takes_one_square() -> No
     assert (foreign == rows[:, :, None] & columns[:, None, :]).all()
 
 
-def test_as_many_are_mixed_as_was_asked_for() -> None:
+def test_mixing_occurs_with_the_requested_probability() -> None:
     _, done, _, shares = mixed(AugmentSpec(mixup=0.3, cutmix=0.2))
     is_cut = np.ptp(done, axis=(1, 2, 3)) > 0
     assert 0.12 < is_cut.mean() < 0.28

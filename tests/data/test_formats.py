@@ -22,7 +22,7 @@ from trainer.data.placeholders import FOLDER, bring, is_outlined, write_outline
 from trainer.data.progress import SilentProgress
 from trainer.data.readers import read_layout
 from trainer.data.readers.import_files import Buckets
-from trainer.data.shards.index import read_catalogue
+from trainer.data.shards.index import read_shard_manifest
 from trainer.data.shards.worker_pool import WorkerPool
 from trainer.data.shards.writer import make_shards
 from trainer.errors import DataError
@@ -129,10 +129,10 @@ def test_packed_pictures_are_ones_that_the_model_reads(tmp_path: Path) -> None:
     root, cache = of_a_phone(tmp_path / "data"), tmp_path / "cache"
     spec = DataSpec(source=str(root), image_size=SIZE, max_rejected=0.1)
     store = open_store(str(tmp_path / "shards"))
-    with WorkerPool(1, cache, import_tensorflow, executor=process_of(0)) as crew:
-        made = make_shards(spec, store, 1 << 20, crew, SilentProgress())
+    with WorkerPool(1, cache, import_tensorflow, executor=process_of(0)) as pool:
+        made = make_shards(spec, store, 1 << 20, pool, SilentProgress())
     assert made is not None
-    assert made == read_catalogue(store)
+    assert made == read_shard_manifest(store)
     assert made.summary["converted"] == {"HEIC": 1, "TIFF": 2}
     packed, plain = load(tmp_path / "shards", cache), load(root, cache, max_rejected=0.1)
     assert pixels_by_name(packed) == pixels_by_name(plain)

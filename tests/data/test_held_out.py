@@ -77,8 +77,8 @@ def test_shards_are_read_without_test_images_and_packed_without_them(tmp_path: P
         root = with_test(tmp_path / f"data-{held_out}", has_validation)
         spec = DataSpec(source=str(root), image_size=SIZE, held_out=held_out)
         shards[held_out] = tmp_path / held_out
-        with WorkerPool(1, tmp_path / "cache", import_tensorflow, executor=process_of(0)) as crew:
-            make_shards(spec, open_store(str(shards[held_out])), 4000, crew, SilentProgress())
+        with WorkerPool(1, tmp_path / "cache", import_tensorflow, executor=process_of(0)) as pool:
+            make_shards(spec, open_store(str(shards[held_out])), 4000, pool, SilentProgress())
     assert counts(shards["auto"], tmp_path, held_out="validation") == {"train": 20, "validation": 6}
     assert counts(shards["validation"], tmp_path, held_out="validation") == {"train": 16, "validation": 4}
     with pytest.raises(UsageError, match=r"--set data\.held_out=train"):

@@ -64,7 +64,7 @@ def load(source: Path, **settings: object) -> Dataset:
     ],
     ids=["cells", "rows", "blanks", "names-with-blanks", "columns", "vertex"],
 )  # fmt: skip
-def test_a_table_gives_an_image_several_labels(
+def test_table_defines_several_labels_per_image(
     tmp_path: Path, rows: list[tuple[str, ...]], expected: Labels
 ) -> None:
     put_table(put(tmp_path, *expected) / "labels.csv", rows)
@@ -73,12 +73,12 @@ def test_a_table_gives_an_image_several_labels(
     assert found.layout == "import"
     assert found.rejections == []
     without = sum(not labels for labels in expected.values())
-    assert bool(without) == any("no label; they count as images" in text or "1 image has no label" in text
+    assert bool(without) == any("no label; used as negatives" in text
                                 for text in found.warnings)  # fmt: skip
     assert labels_of(read(tmp_path / "labels.csv", "import")) == expected
 
 
-def test_the_json_lines_of_vertex_ai_hold_several_labels(tmp_path: Path) -> None:
+def test_vertex_ai_json_lines_define_several_labels(tmp_path: Path) -> None:
     put(tmp_path, "1.png", "2.png", "3.png")
     lines: list[dict[str, object]] = [
         {"imageGcsUri": "1.png", "classificationAnnotations": [{"displayName": "b"}, {"displayName": "a;c"}]},
@@ -92,16 +92,16 @@ def test_the_json_lines_of_vertex_ai_hold_several_labels(tmp_path: Path) -> None
     assert rejection.reason.startswith("no imageGcsUri, or a classificationAnnotations without")
 
 
-def test_where_an_image_has_one_class_several_labels_are_refused_with_the_setting(tmp_path: Path) -> None:
+def test_several_labels_in_single_label_mode_are_rejected_with_the_setting(tmp_path: Path) -> None:
     put_table(put(tmp_path, "1.png", "2.png", "3.png") / "labels.csv",
               [("path", "label"), ("1.png", "a"), ("2.png", "a;b"), ("3.png", "b")])  # fmt: skip
     reasons = {each.name: each.reason for each in read_layout(tmp_path, "auto", NO_BUCKETS).rejections}
     assert (
         reasons["labels.csv:3"]
-        == "several labels in one cell: a;b; one image has one class, unless data.labels=multi"
+        == "several labels in one cell: a;b; an image has one class, unless data.labels=multi"
     )
     (tmp_path / "labels.csv").write_text("path,a,b\n1.png,1,1\n2.png,0,0\n3.png,1,0\n")
-    with pytest.raises(DataError, match="for one label a 0/1 column"):
+    with pytest.raises(DataError, match="for one 0/1 column per label"):
         read_layout(tmp_path, "import", NO_BUCKETS)
 
 
@@ -112,21 +112,21 @@ def columns(*cells: str) -> list[tuple[str, ...]]:
 @pytest.mark.parametrize(
     ("rows", "settings", "words"),
     [
-        (columns("10", "01", "10", "01", "1-"), {}, "holds 1 for the images that have it"),
+        (columns("10", "01", "10", "01", "1-"), {}, "0/1 label column of a table has another value"),
         ([("path", "labels"), ("0.png", "a"), ("1.png", "a"), ("2.png", "")], {}, "at least two labels"),
         ([("path", "labels", "split"), ("0.png", "a;b", "train"), ("1.png", "b", "train"),
           ("2.png", "a;c", "test")], {}, "on held-out images and on no training image"),
         ([("path", "labels", "split"), ("0.png", "a", "train"), ("0.png", "b", "test")], {}, "in two splits"),
         ([("path", "labels", "split"), ("0.png", "a", "test"), ("1.png", "b", "validation")], {},
          "no images in train"),
-        (None, {}, "With data.labels=multi a table says which labels"),
+        (None, {}, "data.labels=multi requires a table"),
         (columns("10", "01"), {"layout": "folders"}, "data.layout=folders and"),
-        ([("path", "kind"), ("0.png", "a")], {}, "labels.csv is not used: none of its columns is named"),
+        ([("path", "kind"), ("0.png", "a")], {}, "labels.csv is not used: no column has the name"),
     ],
     ids=["not-0-1", "one-label", "label-without-training", "two-splits", "no-training", "folders",
          "layout", "no-label-column"],
 )  # fmt: skip
-def test_tables_that_mean_nothing_get_one_sentence(
+def test_unusable_multi_label_data_is_an_error(
     tmp_path: Path, rows: list[tuple[str, ...]] | None, settings: dict[str, object], words: str
 ) -> None:
     data = tmp_path / "data"
@@ -140,16 +140,16 @@ def test_tables_that_mean_nothing_get_one_sentence(
     assert "Received: " in str(error.value)
 
 
-def test_a_column_without_a_one_is_no_label(tmp_path: Path) -> None:
+def test_column_without_a_one_is_not_a_label(tmp_path: Path) -> None:
     put_pictures(tmp_path / "data", [("disc",)] * 6)
     rows = [("path", "a", "b", "c"), *((f"{n:04d}.png", n % 2, 1 - n % 2, 0) for n in range(6))]
     put_table(tmp_path / "data" / "t.csv", rows)
     dataset = load(tmp_path / "data")
     assert dataset.class_names == ("a", "b")
-    assert "t.csv: column c has no 1, so it is no label" in dataset.warnings
+    assert "t.csv: column c is not used: it has no 1" in dataset.warnings
 
 
-def test_settings_and_shards_that_hold_one_label_say_so(tmp_path: Path) -> None:
+def test_single_label_settings_and_shards_are_an_error(tmp_path: Path) -> None:
     for setting in ("model={family: plain, binary_unit: true}", "data.labels=many"):
         with pytest.raises(UsageError, match=r"binary_unit|data\.labels"):
             load_spec(settings=["data.labels=multi", setting])
@@ -165,7 +165,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return load(put_data(tmp_path_factory.mktemp("drawn") / "data", 120), threshold_fraction=0.25)
 
 
-def test_the_labels_of_a_data_set_are_a_matrix_with_a_part_for_the_thresholds(drawn: Dataset) -> None:
+def test_labels_are_a_matrix_with_a_split_for_thresholds(drawn: Dataset) -> None:
     assert drawn.class_names == SHAPES
     assert list(drawn.splits) == ["train", "thresholds", "validation"]
     sets = dict(enumerate(label_sets(120)))
@@ -190,7 +190,7 @@ def random_sets(count: int, seed: int) -> dict[str, set[str]]:
     }
 
 
-def test_every_label_has_its_share_on_both_sides_and_no_order_changes_it() -> None:
+def test_each_label_is_stratified_in_any_order_of_images() -> None:
     for seed in range(10):
         labels = random_sets(500, seed)
         held = hold_out(labels, 0.2)
@@ -204,14 +204,14 @@ def test_every_label_has_its_share_on_both_sides_and_no_order_changes_it() -> No
             assert counts[label] > 0 or total < 3
 
 
-def test_few_images_change_sides_when_others_are_added() -> None:
+def test_adding_images_moves_few_images_between_splits() -> None:
     labels = random_sets(1000, 1)
     before = hold_out(dict(list(labels.items())[:900]), 0.2)
     after = hold_out(labels, 0.2) & set(list(labels)[:900])
     assert len(before ^ after) <= 0.25 * len(before)
 
 
-def test_rare_labels_that_hang_together_stay_in_training() -> None:
+def test_rare_cooccurring_labels_stay_in_training() -> None:
     held = hold_out({"x": {"a", "b"}, "y": {"a", "c"}, "z": {"b"}, "w": {"c"}}, 0.5)
     for label in "abc":
         assert any(label in each for content, each in
@@ -219,7 +219,7 @@ def test_rare_labels_that_hang_together_stay_in_training() -> None:
                    if content not in held)  # fmt: skip
 
 
-def test_the_thresholds_get_images_of_training_alone_and_equal_ones_stay_together() -> None:
+def test_threshold_images_come_from_training_and_duplicates_stay_together() -> None:
     sets = [("a",) if number % 2 else ("a", "b") for number in range(50)]
     items = [
         Item(str(number), "", "test" if number % 5 == 0 else "train", Path("x"), labels=labels)

@@ -11,7 +11,7 @@ from trainer.errors import DataError
 
 
 @pytest.mark.parametrize("wrapper", ["", "cifar-10-batches-bin/"])
-def test_cifar_10_is_read_with_its_names(tmp_path: Path, wrapper: str) -> None:
+def test_cifar_10_is_read_with_class_names(tmp_path: Path, wrapper: str) -> None:
     put(tmp_path, f"{wrapper}batches.meta.txt", data=b"airplane\nbird\n\n")
     put(tmp_path, f"{wrapper}data_batch_1.bin", data=cifar_record([1], 10) + cifar_record([0], 11))
     put(tmp_path, f"{wrapper}data_batch_2.bin", data=cifar_record([9], 12))
@@ -29,7 +29,7 @@ def test_cifar_10_is_read_with_its_names(tmp_path: Path, wrapper: str) -> None:
     assert list(reasons(rejections)) == [f"{wrapper}data_batch_2.bin#0"]
 
 
-def test_cifar_100_takes_the_fine_label(tmp_path: Path) -> None:
+def test_cifar_100_uses_the_fine_label(tmp_path: Path) -> None:
     put(tmp_path, "fine_label_names.txt", data=b"apple\nbear\n")
     put(tmp_path, "train.bin", data=cifar_record([7, 1], 10))
     put(tmp_path, "test.bin", data=cifar_record([7, 0], 11))

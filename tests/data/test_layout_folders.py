@@ -27,7 +27,7 @@ def test_folder_of_classes_has_no_split(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("held_out", ["validation", "val", "valid", "Validation"])
 @pytest.mark.parametrize("wrapper", ["", "cats_and_dogs_filtered/", "outer/inner/"])
-def test_split_folders_are_found_in_any_spelling_and_wrapper(
+def test_split_folders_are_recognized_in_any_spelling_and_wrapper(
     tmp_path: Path, held_out: str, wrapper: str
 ) -> None:
     put(tmp_path, *(f"{wrapper}{split}/{name}/1.jpg" for split in ("train", held_out) for name in ("a", "b")))
@@ -56,7 +56,7 @@ def test_splits_without_class_folders_are_an_error(tmp_path: Path) -> None:
         read_layout(tmp_path, "auto")
 
 
-def test_folders_that_link_to_each_other_are_each_read_once(tmp_path: Path) -> None:
+def test_folders_that_link_to_each_other_are_read_once(tmp_path: Path) -> None:
     put(tmp_path, *(f"{label}/{label}{number}/{number}.png" for label in "ab" for number in range(9)))
     for label in "ab":
         for number in range(9):
@@ -66,7 +66,7 @@ def test_folders_that_link_to_each_other_are_each_read_once(tmp_path: Path) -> N
     assert len(items) == 18
 
 
-def test_folders_deeper_than_pythons_stack_are_read(tmp_path: Path) -> None:
+def test_folders_nested_deeper_than_the_recursion_limit_are_read(tmp_path: Path) -> None:
     put(tmp_path, "a/1.png", "b/1.png")
     folder = f"{tmp_path}/a"
     for _ in range(1200):
@@ -79,7 +79,7 @@ def test_folders_deeper_than_pythons_stack_are_read(tmp_path: Path) -> None:
         subprocess.run(["rm", "-r", tmp_path / "a"], check=True)
 
 
-def test_only_images_and_nothing_hidden_count(tmp_path: Path) -> None:
+def test_hidden_files_and_files_of_other_types_are_not_images(tmp_path: Path) -> None:
     put(
         tmp_path,
         "a/.hidden.jpg",
@@ -101,11 +101,11 @@ def test_only_images_and_nothing_hidden_count(tmp_path: Path) -> None:
     items, rejections, _ = read_layout(tmp_path, "auto")
     assert [item.name for item in items] == ["a/link.jpg", "a/no-suffix", "b/1.jpe"]
     assert reasons(rejections) == {
-        "a/broken.jpg": ("a link that leads nowhere", True),
-        "a/itself.png": ("a link that leads nowhere", True),
+        "a/broken.jpg": ("broken symbolic link", True),
+        "a/itself.png": ("broken symbolic link", True),
         "a/mystery": ("not an image type: no extension", False),
         "a/notes.txt": ("not an image type: .txt", False),
-        "a/pipe.jpg": ("not a plain file", False),
+        "a/pipe.jpg": ("not a regular file", False),
         "top.jpg": ("outside the class folders", False),
     }
 
@@ -117,7 +117,7 @@ def test_empty_class_folder_is_an_error_that_names_it(tmp_path: Path) -> None:
         read_layout(tmp_path, "auto")
 
 
-def test_names_that_are_not_utf8_can_be_printed(tmp_path: Path) -> None:
+def test_names_that_are_not_utf8_are_escaped(tmp_path: Path) -> None:
     folder = tmp_path / "a"
     folder.mkdir()
     (Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.jpg"))).write_bytes(PNG)
@@ -127,7 +127,7 @@ def test_names_that_are_not_utf8_can_be_printed(tmp_path: Path) -> None:
     assert items[0].read() == PNG
 
 
-def test_links_that_lead_out_of_the_source_are_followed_and_named(tmp_path: Path) -> None:
+def test_links_to_outside_of_the_source_are_followed_with_a_warning(tmp_path: Path) -> None:
     put(tmp_path / "disk", "cats/1.png", "cats/2.png", "one.png", "labels.csv")
     put(tmp_path / "photos", "dogs/1.png", "dogs/2.png")
     (tmp_path / "source").symlink_to("photos")
@@ -140,21 +140,20 @@ def test_links_that_lead_out_of_the_source_are_followed_and_named(tmp_path: Path
     read = read_all(source, "auto")
     assert [item.name for item in read.items if item.label == "cats"] == ["cats/1.png", "cats/2.png"]
     assert read.warnings == [
-        "a symbolic link leads out of the source and is followed: "
-        f"cats -> {tmp_path}/disk/cats (2 files read)"
+        f"following a symbolic link to outside of the source: cats -> {tmp_path}/disk/cats (2 files read)"
     ]
     (source / "dogs" / "4.png").symlink_to("../../disk/one.png")
     assert len((read := read_all(source, "auto")).items) == 6
     assert read.warnings == [
-        "2 symbolic links lead out of the source and are followed, such as "
+        "following 2 symbolic links to outside of the source, such as "
         f"cats -> {tmp_path}/disk/cats (3 files read)"
     ]
 
 
-def test_a_table_that_is_a_link_out_of_the_source_is_named(tmp_path: Path) -> None:
+def test_table_that_is_a_link_to_outside_of_the_source_causes_a_warning(tmp_path: Path) -> None:
     put(tmp_path / "source", "1.png", "2.png")
     (tmp_path / "labels.csv").write_text("path,label\n1.png,cat\n2.png,dog\n")
     (tmp_path / "source" / "labels.csv").symlink_to("../labels.csv")
     read = read_all(tmp_path / "source", "auto")
     assert read.layout == "import"
-    assert any(f"labels.csv -> {tmp_path}/labels.csv (1 file read)" in each for each in read.warnings)
+    assert any(f"labels.csv -> {tmp_path}/labels.csv (1 file read)" in warning for warning in read.warnings)

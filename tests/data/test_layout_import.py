@@ -88,14 +88,14 @@ def test_import_jsonl_is_read_line_by_line(tmp_path: Path) -> None:
     assert "several labels" in reasons(rejections)["import.jsonl:5"][0]
 
 
-def test_import_from_a_server_is_refused_with_the_line(tmp_path: Path) -> None:
+def test_import_from_a_web_server_is_an_error_with_the_line(tmp_path: Path) -> None:
     (tmp_path / "import.csv").write_text("https://example.com/1.png,cat\n")
     with pytest.raises(DataError, match=r"by gs:// URI.*import\.csv:1: "):
         read_layout(tmp_path, "auto")
 
 
 @pytest.mark.parametrize("data", [b"1.png,caf\xe9\n", b"\xff\xfe1\0."], ids=["latin-1", "half a UTF-16"])
-def test_import_that_is_not_text_is_an_error(tmp_path: Path, data: bytes) -> None:
+def test_import_file_that_is_not_text_is_an_error(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "import.csv").write_bytes(data)
     with pytest.raises(DataError, match="UTF-8"):
         read_layout(tmp_path / "import.csv", "auto")
@@ -104,7 +104,7 @@ def test_import_that_is_not_text_is_an_error(tmp_path: Path, data: bytes) -> Non
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("header", ["", "path{0}label\n", "ml_use{0}uri{0}Label\n"])
-def test_import_csv_is_read_as_spreadsheets_save_it(
+def test_import_csv_is_read_in_the_dialects_of_spreadsheets(
     tmp_path: Path, delimiter: str, encoding: str, header: str
 ) -> None:
     put(tmp_path, "images/1.png", "images/2.png")
@@ -117,10 +117,10 @@ def test_import_csv_is_read_as_spreadsheets_save_it(
     assert reasons(rejections) == {f"import.csv:{line}": ("no such file: images/3.png", True)}
 
 
-def test_table_beside_class_folders_is_no_import_file(tmp_path: Path) -> None:
+def test_table_without_labels_beside_class_folders_is_not_an_import_file(tmp_path: Path) -> None:
     put(tmp_path, "a/1.jpg", "b/1.jpg")
     (tmp_path / "scores.csv").write_text("id,score\n1,0.5\n2,0.6\n")
     (tmp_path / "notes.csv").write_bytes("a,b\n".encode("utf-16"))
     assert read_layout(tmp_path, "auto")[2] == "folders"
-    with pytest.raises(DataError, match=r"has not .*\.csv"):
+    with pytest.raises(DataError, match=r"does not contain .*\.csv"):
         read_layout(tmp_path, "import")

@@ -31,20 +31,20 @@ def write(path: Path, features: dict[str, Any] | None = None, **columns: Any) ->
     path.parent.mkdir(parents=True, exist_ok=True)
     table = pa.table(columns)
     if features:
-        described = json.dumps({"info": {"features": features}}).encode()
-        table = table.replace_schema_metadata({b"huggingface": described})
+        metadata = json.dumps({"info": {"features": features}}).encode()
+        table = table.replace_schema_metadata({b"huggingface": metadata})
     parquet.write_table(table, path, row_group_size=2)
     return path
 
 
 def images(*data: bytes | None) -> list[dict[str, Any]]:
-    return [{"bytes": each, "path": f"{number}.png"} for number, each in enumerate(data)]
+    return [{"bytes": image, "path": f"{number}.png"} for number, image in enumerate(data)]
 
 
 HUGGING_FACE = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": ["cat", "dog"]}}
 
 
-def test_a_data_set_of_hugging_face_is_read_with_its_class_names(tmp_path: Path) -> None:
+def test_hugging_face_dataset_is_read_with_class_names(tmp_path: Path) -> None:
     root = tmp_path / "data"
     rows = [PNG + bytes([number]) for number in range(5)]
     write(
@@ -73,7 +73,7 @@ def test_a_data_set_of_hugging_face_is_read_with_its_class_names(tmp_path: Path)
         (pa.array(images(PNG, PNG)), pa.array(["a", "b"]).dictionary_encode(), ["a", "b"]),
     ],
 )
-def test_other_columns_of_images_and_labels_are_read(
+def test_other_types_of_image_and_label_columns_are_read(
     tmp_path: Path, column: pa.Array, label: pa.Array, expected: list[str]
 ) -> None:
     path = write(tmp_path / "pets.parquet", jpg=column, category=label)
@@ -81,7 +81,7 @@ def test_other_columns_of_images_and_labels_are_read(
     assert (layout, [item.label for item in items]) == ("parquet", expected)
 
 
-def test_rows_without_an_image_or_a_label_are_left_out_alone(tmp_path: Path) -> None:
+def test_only_rows_without_an_image_or_a_label_are_rejected(tmp_path: Path) -> None:
     write(
         tmp_path / "in" / "a.parquet", HUGGING_FACE,
         image=images(PNG, None, PNG, PNG), label=[0, 1, None, 5],
@@ -89,13 +89,13 @@ def test_rows_without_an_image_or_a_label_are_left_out_alone(tmp_path: Path) -> 
     items, rejections, _ = read(tmp_path / "in")
     assert [item.name for item in items] == ["a.parquet#0"]
     assert reasons(rejections) == {
-        "a.parquet#1": ("the row has no bytes of an image", True),
+        "a.parquet#1": ("the row has no encoded image", True),
         "a.parquet#2": ("the row has no label", True),
         "a.parquet#3": ("the row has no label", True),
     }
 
 
-def test_a_file_that_can_not_be_read_is_an_error_and_leaves_nothing(
+def test_unreadable_file_is_an_error_and_leaves_no_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = write(tmp_path / "good" / "a.parquet", image=images(PNG * 50, PNG * 50), label=[0, 1])
@@ -105,7 +105,7 @@ def test_a_file_that_can_not_be_read_is_an_error_and_leaves_nothing(
     with pytest.raises(DataError, match=r"data\.max_extracted_mib"):
         read(good, max_bytes=1000)
     other = write(tmp_path / "other" / "a.parquet", text=["a"], coarse_label=[1])
-    with pytest.raises(DataError, match=r"needs a column of encoded images.*columns text, coarse_label"):
+    with pytest.raises(DataError, match=r"no column of encoded images.*columns text, coarse_label"):
         read(other, "parquet")
     # A Parquet file beside class folders is not read as a data set.
     beside = put(tmp_path / "beside", "a/1.jpg", "b/1.jpg")

@@ -18,7 +18,7 @@ def draw(path: Path, name: str, number: int) -> None:
     draw_photo(name, number).save(path)
 
 
-def test_training_names_the_classes_and_what_is_left_out_and_a_table_measures_the_model(
+def test_training_prints_classes_and_unused_files_and_evaluation_reads_a_table(
     tmp_path: Path,
 ) -> None:
     data, cache = tmp_path / "data", tmp_path / "cache"
@@ -32,8 +32,8 @@ def test_training_names_the_classes_and_what_is_left_out_and_a_table_measures_th
     done = trainer("train", "--data", data, "--output", tmp_path, "--run-name", "run", *QUICK, cache=cache)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"Found 10 train and 6 test images in 2 classes: +discs, squares", done.stdout)
-    assert "seg_pred/ (1 image) is left out" in done.stdout
-    assert ".net/ (1 image) is left out" in done.stdout
+    assert "seg_pred/ (1 image) is not used" in done.stdout
+    assert ".net/ (1 image) is not used" in done.stdout
     assert "scores.csv is not used" in done.stdout
     dataset = json.loads((tmp_path / "run" / "dataset.json").read_text())
     assert dataset["class_names"] == ["discs", "squares"]
@@ -50,11 +50,11 @@ def test_training_names_the_classes_and_what_is_left_out_and_a_table_measures_th
     assert "notes.csv is not used" in done.stderr
 
 
-def test_folders_that_may_mean_several_things_end_with_65_and_leave_no_run(tmp_path: Path) -> None:
+def test_ambiguous_folders_exit_with_65_and_leave_no_run(tmp_path: Path) -> None:
     for name in ("discs", "squares", "val"):
         draw(tmp_path / "data" / name / "1.png", "discs", 1)
     done = trainer(
         "train", "--data", tmp_path / "data", "--output", tmp_path / "runs", cache=tmp_path / "cache"
     )
-    refused(done, 65, "named like splits", "data.layout=folders", "Received: val")
+    refused(done, 65, "names of splits", "data.layout=folders", "Received: val")
     assert not list((tmp_path / "runs").glob("[!.]*"))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from helpers.layout_files import PNG, put, read_all, reasons
 
-from trainer.data.readers.labels_in_cells import labels_in
+from trainer.data.readers.rows import split_labels
 from trainer.errors import DataError
 
 CATS_DOGS = {(None, "cat"): 3, (None, "dog"): 3}
@@ -37,7 +37,7 @@ def objects(row: dict[str, object], names: list[str] | None = None) -> str:
         {key: path if value is None else value for key, value in row.items()} | {"label": LABELS[number % 6]}
         for number, path in enumerate(names or NAMES)
     ]
-    return "".join(json.dumps(each) + "\n" for each in listed)
+    return "".join(json.dumps(value) + "\n" for value in listed)
 
 
 SPLIT_NAMES = [f"{split}/{number}.png" for split in ("train", "test") for number in range(6)]
@@ -119,7 +119,7 @@ READ: dict[str, tuple[dict[str, str | bytes], list[str], dict[tuple[str | None, 
     ),
     "paths of Windows": (
         {"a.csv": rows("path,label", "images\\{name},{label}")}, NAMES, CATS_DOGS),
-    "names of columns that say nothing": (
+    "column names without a meaning": (
         {"a.csv": rows("foo,label", "{name},{label}")}, NAMES, CATS_DOGS),
     "labels that are also names of files": (
         {"a.csv": "label,id\n" + "".join(f"{number % 2},{number}\n" for number in range(6))}, NAMES,
@@ -160,18 +160,18 @@ READ: dict[str, tuple[dict[str, str | bytes], list[str], dict[tuple[str | None, 
 REFUSED: dict[str, tuple[dict[str, str], list[str], str]] = {
     "no column of labels": (
         {"metadata.csv": rows("image,age,sex", "{name},80,male", HAM)}, HAM,
-        r"metadata\.csv is not used: none of its columns is named like a label \(image, age, sex\)"),
+        r"metadata\.csv is not used: no column has the name of a label column \(image, age, sex\)"),
     "two columns of labels": (
         {"list.csv": rows("image,species,breed", "{name},{label},{number}")}, NAMES,
-        r"several of its columns could be the label \(species, breed\)"),
+        r"several columns could be the label \(species, breed\)"),
     "two tables that disagree": (
         {"a.csv": rows("path,species", "{path},{label}"), "b.csv": rows("path,breed", "{path},b{number}")},
         NAMES,
-        r"Two tables say different things.*a\.csv \(cat\) and b\.csv:2 \(b0\)"),
+        r"Two tables have different labels.*a\.csv \(cat\) and b\.csv:2 \(b0\)"),
     "images that are not there": (
         {"a.csv": rows("path,label", "other/{name}x,{label}")}, NAMES,
-        r"column path names no image that is here \(first other/0\.pngx\); write paths"),
-    "several ones a row": ({"a.csv": rows("image,cat,dog", "{id},1,1")}, NAMES, "not used: none of its"),
+        r"no image in its column path exists \(first: other/0\.pngx\); use paths"),
+    "several ones a row": ({"a.csv": rows("image,cat,dog", "{id},1,1")}, NAMES, "not used: no column has"),
     "parts beside a table": (
         {"metadata.csv": rows("image,site", "{name},arm")},
         [f"images_part_{1 + number % 2}/{number}.png" for number in range(6)], r"metadata\.csv is not used"),
@@ -186,7 +186,7 @@ def build(root: Path, case: tuple[dict[str, str | bytes], list[str]]) -> Path:
 
 
 @pytest.mark.parametrize("case", READ)
-def test_table_gives_the_labels_and_splits_of_its_images(tmp_path: Path, case: str) -> None:
+def test_table_defines_labels_and_splits_of_its_images(tmp_path: Path, case: str) -> None:
     tables, names, expected = READ[case]
     read = read_all(build(tmp_path, (tables, names)), "auto")
     assert Counter((item.split, item.label) for item in read.items) == expected
@@ -194,9 +194,9 @@ def test_table_gives_the_labels_and_splits_of_its_images(tmp_path: Path, case: s
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_table_that_can_not_be_used_is_refused_with_the_reason(tmp_path: Path, case: str) -> None:
-    tables, names, says = REFUSED[case]
-    with pytest.raises(DataError, match=f"(?s){says}") as error:
+def test_unusable_table_is_an_error_with_the_reason(tmp_path: Path, case: str) -> None:
+    tables, names, message = REFUSED[case]
+    with pytest.raises(DataError, match=f"(?s){message}") as error:
         read_all(build(tmp_path, (dict(tables), names)), "auto")
     assert "Received: " in str(error.value)
 
@@ -205,7 +205,7 @@ def test_table_that_can_not_be_used_is_refused_with_the_reason(tmp_path: Path, c
     "cell",
     ["cat;dog", "cat|dog", "['cat', 'dog']", '"[""cat"", ""dog""]"', '"cat,dog"', "cat dog", "cat/dog"],
 )
-def test_two_labels_in_one_cell_are_no_class(tmp_path: Path, cell: str) -> None:
+def test_two_labels_in_one_cell_are_not_a_class(tmp_path: Path, cell: str) -> None:
     cell = f'"{cell}"' if cell.startswith("['") else cell
     put(tmp_path, *NAMES, "images/two.png")
     (tmp_path / "a.csv").write_text(rows("path,label", "{path},{label}") + f"images/two.png,{cell}\n")
@@ -215,7 +215,7 @@ def test_two_labels_in_one_cell_are_no_class(tmp_path: Path, cell: str) -> None:
     assert reason[0].startswith("several labels in one cell: ")
 
 
-def test_row_that_can_not_be_used_names_its_line(tmp_path: Path) -> None:
+def test_unusable_row_is_rejected_with_its_line(tmp_path: Path) -> None:
     put(tmp_path, *NAMES, "a/twice.png")
     put(tmp_path, "b/twice.png", data=PNG + b"other")
     text = rows("id,label", "{id},{label}") + "\ngone,cat\ntwice,cat\n5\n3,\n"
@@ -224,23 +224,23 @@ def test_row_that_can_not_be_used_names_its_line(tmp_path: Path) -> None:
     damaged = {name: reason for name, (reason, is_damaged) in reasons(read.rejections).items() if is_damaged}
     assert damaged == {
         "labels.csv:9": "no such file: gone",
-        "labels.csv:10": "several images are called twice: a/twice.png, b/twice.png",
-        "labels.csv:11": "it has 1 cells, and there are 2 columns",
+        "labels.csv:10": "ambiguous name: several images are called twice: a/twice.png, b/twice.png",
+        "labels.csv:11": "wrong number of cells: 1 for 2 columns",
         "labels.csv:12": "no label",
     }
 
 
-NAMED: dict[str, tuple[dict[str, str], list[str], list[str]]] = {
+WARNED: dict[str, tuple[dict[str, str], list[str], list[str]]] = {
     "a table of something else": (
         {"scores.csv": "id,score\n1,0.5\n"}, [f"{label}/{n}.png" for label in "ab" for n in range(3)],
-        [r"scores\.csv is not used: none of its columns is named like a label \(id, score\)"]),
+        [r"scores\.csv is not used: no column has the name of a label column \(id, score\)"]),
     "a form for answers": (
         {"a.csv": rows("id,label", "{id},{label}"), "sample_submission.csv": rows("id,label", "{id},cat")},
         NAMES,
-        [r"sample_submission\.csv is not used: it is a form"]),
+        [r"sample_submission\.csv is not used: a submission form"]),
     "images that no row lists": (
         {"a.csv": rows("path,label", "{path},{label}")}, [*NAMES, "images/x.png", "images/y.png"],
-        [r"2 images not listed in a\.csv left out, such as images/x\.png"]),
+        [r"not used: 2 images not listed in a\.csv, such as images/x\.png"]),
     "few rows beside class folders": (
         {"notes.csv": "file,label\ncat/0.png,fluffy\n"},
         [f"{label}/{n}.png" for label in ("cat", "dog") for n in "012"],
@@ -251,26 +251,46 @@ NAMED: dict[str, tuple[dict[str, str], list[str], list[str]]] = {
         [r"the classes are the labels in a\.csv, not the folders"]),
     "a column of splits in other words": (
         {"a.csv": rows("path,label,is_valid", "{path},{label},{number}")}, NAMES,
-        [r"a\.csv: column is_valid sets no split"]),
+        [r"a\.csv: column is_valid is not used as split"]),
     "a table of no split": (
         {"train.csv": rows("path,label", "{path},{label}", SPLIT_NAMES[:6]),
          "test.csv": rows("path,label", "{path},{label}", SPLIT_NAMES[6:]),
          "all.csv": rows("path,label", "{path},{label}", SPLIT_NAMES)},
         SPLIT_NAMES,
-        [r"all\.csv is not used: it is of no split, as test\.csv, train\.csv are"]),
+        [r"all\.csv is not used: it belongs to no split, unlike test\.csv, train\.csv"]),
     "paths that go up": ({"lists/a.csv": rows("path,label", "../{path},{label}")}, NAMES, []),
     "a table that is used": ({"a.csv": rows("path,label", "{path},{label}")}, NAMES, []),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", NAMED)
-def test_table_beside_images_that_is_not_used_is_named_with_the_reason(tmp_path: Path, case: str) -> None:
-    tables, names, says = NAMED[case]
+@pytest.mark.parametrize("case", WARNED)
+def test_unused_table_beside_images_causes_a_warning_with_the_reason(tmp_path: Path, case: str) -> None:
+    tables, names, patterns = WARNED[case]
     warnings = read_all(build(tmp_path, (dict(tables), names)), "auto").warnings
-    assert len(warnings) == len(says)
-    assert all(re.search(pattern, warning) for pattern, warning in zip(says, warnings, strict=True)), warnings
+    assert len(warnings) == len(patterns)
+    for pattern, warning in zip(patterns, warnings, strict=True):
+        assert re.search(pattern, warning), warnings
 
 
-def test_a_cell_that_is_a_list_as_deep_as_can_be_is_one_label() -> None:
+def test_cell_with_a_deeply_nested_list_is_one_label() -> None:
     deep = "[" * 100_000 + "]" * 100_000
-    assert labels_in(deep, [deep]) == [deep]
+    assert split_labels(deep, [deep]) == [deep]
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        """["O'Neill's", "cat"]""",
+        """["O'Neill's", 'cat']""",
+        r"""['O\'Neill\'s', 'cat']""",
+    ],
+)
+def test_apostrophe_in_a_list_of_labels_is_part_of_the_label(cell: str) -> None:
+    assert split_labels(cell, [cell]) == ["O'Neill's", "cat"]
+
+
+def test_list_of_labels_in_single_or_double_quotes_is_split() -> None:
+    assert split_labels("['big, dog', 'cat']", []) == ["big, dog", "cat"]
+    assert split_labels('["big, dog", null, 3]', []) == ["big, dog", "None", "3"]
+    assert split_labels(r"['a\d']", []) == [r"a\d"]  # no warning about the backslash
+    assert split_labels("['cat', dog]", []) == ["['cat', dog]"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from helpers.tfrecords import example, field, framed
 from trainer.errors import DataError
 
 
-def test_tfrecord_gives_the_place_of_every_image(tmp_path: Path) -> None:
+def test_tfrecord_items_have_the_byte_range_of_each_image(tmp_path: Path) -> None:
     image = PNG + b"x" * 300
     records = [
         example(image_encoded=image, image_class_label=1, image_class_text=b"cat"),
@@ -44,23 +46,53 @@ def test_tfrecord_gives_the_place_of_every_image(tmp_path: Path) -> None:
     "name",
     ["train-00000-of-00002", "pets-00001-of-00010", "pets.record-00000-of-00001", "a.record", "b.RECORDS"],
 )
-def test_files_of_other_names_are_recognised_by_their_first_record(tmp_path: Path, name: str) -> None:
+def test_files_with_other_names_are_recognized_by_their_first_record(tmp_path: Path, name: str) -> None:
     put(tmp_path, name, data=framed(example(image_encoded=PNG, image_class_label=1)))
     items, _, layout = read_layout(tmp_path, "auto")
     assert (layout, triples(items)[0][:2]) == ("tfrecord", (f"{name}#0", "1"))
     flipped = bytearray((tmp_path / name).read_bytes())
-    for at in (9, 40):
-        flipped[at] ^= 1
+    for position in (9, 40):
+        flipped[position] ^= 1
         put(tmp_path / "other", f"a/{name}", "b/1.jpg", data=bytes(flipped))
         assert read_layout(tmp_path / "other" / "a", "auto")[2] == "folders"
 
 
-def test_any_file_that_is_one_is_read_if_tfrecord_is_asked_for(tmp_path: Path) -> None:
+def test_layout_tfrecord_reads_files_with_any_name(tmp_path: Path) -> None:
     put(tmp_path, "shard-7", data=framed(example(image_encoded=PNG, image_class_label=1)))
     put(tmp_path, "notes.txt", data=b"no record")
     for source in (tmp_path, tmp_path / "shard-7"):
         assert [item.name for item in read_layout(source, "tfrecord")[0]] == ["shard-7#0"]
     assert read_layout(tmp_path / "shard-7", "auto")[2] == "tfrecord"
+
+
+def test_offset_of_an_image_is_right_if_its_first_bytes_occur_earlier(tmp_path: Path) -> None:
+    image = PNG + b"x" * 300
+    record = example(aaa=PNG + b"x" * 100, image_encoded=image, image_class_label=1, zzz=image)
+    put(tmp_path, "a.tfrecord", data=framed(record))
+    (item,), _, _ = read_layout(tmp_path, "auto")
+    assert (item.offset, item.read()) == (12 + record.index(image), image)
+
+
+def test_feature_names_that_are_not_utf8_are_ignored(tmp_path: Path) -> None:
+    entry = field(1, field(1, b"caf\xe9") + field(2, field(1, field(1, b"x"))))
+    put(
+        tmp_path, "a.tfrecord", data=framed(example(image_encoded=PNG, image_class_label=1) + field(1, entry))
+    )
+    items, rejections, _ = read_layout(tmp_path, "auto")
+    assert (len(items), rejections) == (1, [])
+
+
+def test_tfrecord_is_read_without_tensorflow(tmp_path: Path) -> None:
+    path = tmp_path / "a.tfrecord"
+    path.write_bytes(framed(example(image_encoded=PNG, image_class_label=1)))
+    code = (
+        "import sys; from pathlib import Path; from trainer.data.readers import read_layout\n"
+        "from trainer.data.readers.import_files import Buckets\n"
+        f"read = read_layout(Path({str(path)!r}), 'auto', Buckets(lambda uris: {{}}))\n"
+        "print(len(read.items), 'tensorflow' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "1 False\n"
 
 
 FEATURES = b"""{"pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
@@ -72,7 +104,7 @@ FEATURES = b"""{"pythonClassName": "tensorflow_datasets.core.features.features_d
 
 
 @pytest.mark.parametrize("described", [FEATURES, None, b"[1]", b'{"featuresDict": {"features": [3]}}'])
-def test_records_of_tensorflow_datasets_are_read_with_their_class_names(
+def test_tensorflow_datasets_records_are_read_with_class_names(
     tmp_path: Path, described: bytes | None
 ) -> None:
     image, label = ("photo", "KIND") if described == FEATURES else ("image", "label")
@@ -86,10 +118,10 @@ def test_records_of_tensorflow_datasets_are_read_with_their_class_names(
     items, rejections, _ = read_layout(tmp_path, "auto")
     name = "1.0.0/pets-train.tfrecord-00000-of-00001"
     assert (triples(items), items[0].read()) == ([(f"{name}#0", "dog", "train")], PNG)
-    assert [each.name for each in rejections] == [f"{name}#1"]
+    assert [rejection.name for rejection in rejections] == [f"{name}#1"]
 
 
-def test_tfrecord_that_tensorflow_wrote_is_read(tmp_path: Path) -> None:
+def test_tfrecord_written_by_tensorflow_is_read(tmp_path: Path) -> None:
     tf = pytest.importorskip("tensorflow")
 
     def feature(value: Any) -> Any:
@@ -108,7 +140,7 @@ def test_tfrecord_that_tensorflow_wrote_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("labels", ["dog\ncat\n", "1:cat\n0:dog\n"])
-def test_tfrecord_numbers_are_named_by_labels_file(tmp_path: Path, labels: str) -> None:
+def test_tfrecord_label_numbers_get_names_from_the_labels_file(tmp_path: Path, labels: str) -> None:
     records = [example(image_encoded=PNG, image_class_label=label) for label in (0, 1, 2)]
     put(tmp_path, "inside/train/a.tfrecord", data=b"".join(map(framed, records)))
     put(tmp_path, "inside/train/labels.txt", data=labels.encode())
@@ -128,16 +160,16 @@ def test_tfrecord_numbers_are_named_by_labels_file(tmp_path: Path, labels: str) 
     ],
     ids=["packed", "unpacked", "in two lists"],
 )
-def test_tfrecord_record_with_several_labels_is_left_out(tmp_path: Path, feature: bytes) -> None:
+def test_tfrecord_record_with_several_labels_is_rejected(tmp_path: Path, feature: bytes) -> None:
     entry = field(1, field(1, b"image/class/label") + field(2, feature))
     put(tmp_path, "a.tfrecord", data=framed(example(image_encoded=PNG) + field(1, entry)))
     items, rejections, _ = read_layout(tmp_path, "auto")
     assert items == []
-    reason = "several values of image/class/label; one image has one class"
+    reason = "several values of image/class/label; an image has one class"
     assert reasons(rejections) == {"a.tfrecord#0": (reason, True)}
 
 
-def test_tfrecord_record_that_is_wrong_is_left_out_alone(tmp_path: Path) -> None:
+def test_only_invalid_tfrecord_records_are_rejected(tmp_path: Path) -> None:
     good = framed(example(image_encoded=PNG, image_class_label=1))
     flipped = bytearray(good)
     flipped[30] ^= 1
@@ -161,7 +193,7 @@ def test_tfrecord_record_that_is_wrong_is_left_out_alone(tmp_path: Path) -> None
         (b"this is a text file, not records", "damaged or not"),
     ],
 )
-def test_tfrecord_file_that_is_wrong_is_an_error(tmp_path: Path, data: bytes, message: str) -> None:
+def test_invalid_tfrecord_file_is_an_error(tmp_path: Path, data: bytes, message: str) -> None:
     put(tmp_path, "a.tfrecord", data=data)
     with pytest.raises(DataError, match=message):
         read_layout(tmp_path, "auto")

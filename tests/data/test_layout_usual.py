@@ -69,7 +69,7 @@ READ = {
         images("cats-train", "dogs-train", "cats-test", "dogs-test"),
         PARTED,
     ),
-    "numbered parts of one set": (
+    "numbered parts of one dataset": (
         two("part_1", "part_2"),
         {(None, "cats"): 6, (None, "dogs"): 6},
     ),
@@ -158,18 +158,18 @@ READ = {
 
 REFUSED = {
     "splits without classes": (images("train", "test"), "no class folders"),
-    "test beside classes": (images("cats", "dogs", "test"), "named like splits.*Received: test"),
-    "validation beside classes": (images("cats", "dogs", "val"), "named like splits.*Received: val"),
-    "a class like a split": (images("cats", "training_set"), "named like splits"),
+    "test beside classes": (images("cats", "dogs", "test"), "names of splits.*Received: test"),
+    "validation beside classes": (images("cats", "dogs", "val"), "names of splits.*Received: val"),
+    "a class like a split": (images("cats", "training_set"), "names of splits"),
     "train with folders beside classes": (images("train/steam", "train/diesel", "car", "bus"), "bus, car"),
     "splits that disagree": (
         images("train/steam", "train/diesel", "test/cats", "test/dogs"),
-        "hold different folders",
+        "contain different class folders",
     ),
     "domains": (two("amazon/images", "dslr/images", "webcam/images"), "the same folders.*cats, dogs"),
     "the same folders beside a figure": (two("batch_one", "batch_two") + images("docs"), "the same folders"),
-    "parts without classes": (images("images_part_1", "images_part_2"), "parts of one set"),
-    "numbered folders": (images("images_001/images", "images_002/images"), "parts of one set"),
+    "parts without classes": (images("images_part_1", "images_part_2"), "parts of one dataset"),
+    "numbered folders": (images("images_001/images", "images_002/images"), "parts of one dataset"),
     "images and masks": (images("images", "masks"), "images, masks"),
     "several data sets": (
         two("pets/train", "pets/test") + images("cars/train/vw", "cars/train/bmw", "cars/test/vw"),
@@ -184,16 +184,22 @@ REFUSED = {
         images("cars_train/cars_train", "cars_test/cars_test"),
         "no class folders",
     ),
-    "names that mention splits": (images("rps-x", "rps-test-x-set", "rps-validation-set"), "mention splits"),
+    "names that mention splits": (
+        images("rps-x", "rps-test-x-set", "rps-validation-set"),
+        "contain names of splits",
+    ),
     "names of two phones": (images("train/FB_IMG_{}.jpg", "train/received_{}.jpg"), "no class folders"),
     "names of a camera": (images("train/IMG_{}.jpg", "train/DSC_{}.jpg"), "no class folders"),
     "names of a day": (images("train/IMG_20200101_{}.jpg", "train/IMG_20200102_{}.jpg"), "no class folders"),
-    "names that only some follow": (images("train/cat.{}.jpg", "train/dog.{}.jpg", "train/{}.jpg"), "no c"),
+    "names that only some follow": (
+        images("train/cat.{}.jpg", "train/dog.{}.jpg", "train/{}.jpg"),
+        "no class folders",
+    ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", READ)
-def test_usual_folders_give_their_classes_and_splits(tmp_path: Path, case: str) -> None:
+def test_common_folder_layouts_define_classes_and_splits(tmp_path: Path, case: str) -> None:
     names, expected = READ[case]
     read = read_all(put(tmp_path, *names), "auto")
     assert read.layout == "folders"
@@ -201,9 +207,9 @@ def test_usual_folders_give_their_classes_and_splits(tmp_path: Path, case: str) 
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_folders_that_may_mean_several_things_are_refused(tmp_path: Path, case: str) -> None:
-    names, says = REFUSED[case]
-    with pytest.raises(DataError, match=f"(?s){says}") as error:
+def test_ambiguous_folders_are_an_error(tmp_path: Path, case: str) -> None:
+    names, message = REFUSED[case]
+    with pytest.raises(DataError, match=f"(?s){message}") as error:
         read_all(put(tmp_path, *names), "auto")
     assert "data.layout=folders" in str(error.value)
     assert "Received: " in str(error.value)
@@ -212,17 +218,17 @@ def test_folders_that_may_mean_several_things_are_refused(tmp_path: Path, case: 
 @pytest.mark.parametrize(
     "case", ["test beside classes", "domains", "parts without classes", "images and masks"]
 )
-def test_layout_folders_takes_the_folders_as_they_are(tmp_path: Path, case: str) -> None:
+def test_layout_folders_uses_every_folder_as_a_class(tmp_path: Path, case: str) -> None:
     names, _ = REFUSED[case]
     read = read_all(put(tmp_path, *names), "folders")
     assert {item.label for item in read.items} == {name.split("/")[0] for name in names}
     assert {item.split for item in read.items} == {None}
 
 
-LEFT_OUT = {
+UNUSED = {
     "seg_pred": (two("seg_train", "seg_test") + images("seg_pred"), r"seg_pred/ \(3 images\).*no class"),
     "flat val": (two("train", "test") + images("val"), r"val/ \(3 images\).*no class folders"),
-    "another folder": (two("train", "test") + images("more"), r"more/ \(3 images\).*name it train"),
+    "another folder": (two("train", "test") + images("more"), r"more/ \(3 images\).*rename it to train"),
     "hidden": (images("cats", "dogs", ".net"), r"\.net/ \(3 images\).*hidden"),
     "hidden in a split": (two("train", "val") + images("train/.net"), r"train/\.net/ \(3 images\).*hidden"),
     "unlabelled": (images("cats", "dogs", "unlabeled"), r"unlabeled/ \(3 images\)"),
@@ -234,28 +240,28 @@ LEFT_OUT = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", LEFT_OUT)
-def test_images_that_are_left_out_are_named_aloud_and_each_in_its_row(tmp_path: Path, case: str) -> None:
-    names, says = LEFT_OUT[case]
+@pytest.mark.parametrize("case", UNUSED)
+def test_unused_images_are_rejected_with_a_warning(tmp_path: Path, case: str) -> None:
+    names, pattern = UNUSED[case]
     read = read_all(put(tmp_path, *names), "auto")
     (warning,) = read.warnings
-    assert re.search(says, warning), warning
+    assert re.search(pattern, warning), warning
     assert len(read.rejections) == 3
     assert not any(rejection.damaged for rejection in read.rejections)
 
 
-def test_ordinary_folders_need_no_word(tmp_path: Path) -> None:
+def test_ordinary_folders_cause_no_warning(tmp_path: Path) -> None:
     put(tmp_path, *two("train", "val", "test"), "train/readme.txt", ".git/x.png", "__MACOSX/train/cats/0.png")
     assert read_all(tmp_path, "auto").warnings == []
 
 
-def test_folders_in_a_class_that_may_be_classes_are_named(tmp_path: Path) -> None:
+def test_folders_inside_a_class_that_may_be_classes_cause_a_warning(tmp_path: Path) -> None:
     put(tmp_path, *images("animals/cats", "animals/dogs", "site/logos", "tiny/images"))
     (warning,) = read_all(tmp_path, "auto").warnings
-    assert "read as one class: animals/ (cats, dogs);" in warning
+    assert "used as one class: animals/ (cats, dogs);" in warning
 
 
-def test_archives_in_a_folder_are_not_taken_for_an_empty_source(tmp_path: Path) -> None:
+def test_archives_in_a_folder_are_an_error_of_their_own(tmp_path: Path) -> None:
     put(tmp_path, "train.zip", "test1.zip", data=b"PK")
     with pytest.raises(DataError, match=r"not unpacked.*Received: test1\.zip, train\.zip"):
         read_all(tmp_path, "auto")

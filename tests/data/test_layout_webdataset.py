@@ -25,7 +25,7 @@ def tar(path: Path, *members: tuple[str, bytes], mode: str = "w") -> Path:
     return path
 
 
-def test_images_lie_in_the_tars_beside_their_labels(tmp_path: Path) -> None:
+def test_images_are_read_from_tars_with_the_labels_of_their_samples(tmp_path: Path) -> None:
     long = "deep/" * 30 + "000003"
     tar(
         tmp_path / "train-000.tar",
@@ -49,7 +49,7 @@ def test_images_lie_in_the_tars_beside_their_labels(tmp_path: Path) -> None:
     assert [item.read() for item in items] == [PNG + b"1", PNG + b"2", PNG + b"3", PNG, PNG]
 
 
-def test_a_single_tar_is_not_unpacked_if_its_images_have_labels(tmp_path: Path) -> None:
+def test_single_tar_with_labels_is_not_unpacked(tmp_path: Path) -> None:
     one = tar(tmp_path / "a.tar", ("1.jpg", PNG), ("1.cls", b"4"))
     assert fetch_source(str(one), None, tmp_path / "cache", 1 << 20, SilentProgress()) == one
     items, _, layout = read_layout(one, "auto")
@@ -64,15 +64,13 @@ def test_a_single_tar_is_not_unpacked_if_its_images_have_labels(tmp_path: Path) 
         [("cats/1.jpg", PNG), ("cats/1.txt", b"cat")],
     ],
 )
-def test_an_archive_of_class_folders_is_unpacked_as_before(
-    tmp_path: Path, members: list[tuple[str, bytes]]
-) -> None:
+def test_archive_of_class_folders_is_unpacked(tmp_path: Path, members: list[tuple[str, bytes]]) -> None:
     one = tar(tmp_path / "a.tar", *members)
     folder = fetch_source(str(one), None, tmp_path / "cache", 1 << 20, SilentProgress())
     assert (folder / "cats" / "1.jpg").read_bytes() == PNG
 
 
-def test_samples_that_are_wrong_are_left_out_alone(tmp_path: Path) -> None:
+def test_only_invalid_samples_are_rejected(tmp_path: Path) -> None:
     tar(
         tmp_path / "a.tar",
         ("1.jpg", PNG), ("1.cls", b"0"),
@@ -85,23 +83,23 @@ def test_samples_that_are_wrong_are_left_out_alone(tmp_path: Path) -> None:
     items, rejections, _ = read_layout(tmp_path, "webdataset")
     assert len(items) == 1
     assert reasons(rejections) == {
-        "a.tar#2": ("no label: the sample has no .cls or .json with one", True),
-        "a.tar#3": ("the sample has 2 images; there must be one", True),
-        "a.tar#4": ("the sample has no images; there must be one", True),
-        "a.tar#5": ("unknown label: 7 has no name beside the tar", True),
+        "a.tar#2": ("no label: the sample has no .cls or .json member with a label", True),
+        "a.tar#3": ("the sample has 2 images instead of one", True),
+        "a.tar#4": ("the sample has no images instead of one", True),
+        "a.tar#5": ("unknown label: 7 is not in the file with class names", True),
     }
 
 
-def test_a_compressed_or_damaged_tar_is_an_error(tmp_path: Path) -> None:
+def test_compressed_or_damaged_tar_is_an_error(tmp_path: Path) -> None:
     members = [("1.jpg", PNG), ("1.cls", b"4"), ("2.jpg", PNG * 300), ("2.cls", b"4")]
     packed = tar(tmp_path / "packed" / "a.tar.gz", *members, mode="w:gz")
-    with pytest.raises(DataError, match="decompress it with gunzip"):
+    with pytest.raises(DataError, match="Decompress it with gunzip"):
         read_layout(packed.parent, "auto")
-    with pytest.raises(DataError, match="decompress it with gunzip"):
+    with pytest.raises(DataError, match="Decompress it with gunzip"):
         fetch_source(str(packed), None, tmp_path / "cache", 1 << 20, SilentProgress())
     cut = tar(tmp_path / "cut" / "a.tar", *members)
     cut.write_bytes(cut.read_bytes()[:4000])
     with pytest.raises(DataError, match="damaged or incomplete"):
         read_layout(cut, "webdataset")
-    with pytest.raises(DataError, match=r"data\.layout is webdataset, but the source has not tars"):
+    with pytest.raises(DataError, match=r"data\.layout is webdataset, but the source does not contain tar"):
         read_layout(put(tmp_path / "other", "a/1.jpg"), "webdataset")

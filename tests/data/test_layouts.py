@@ -11,7 +11,7 @@ from helpers.tfrecords import example, framed
 from trainer.errors import DataError
 
 
-def test_names_that_a_terminal_would_obey_are_spelled_out(tmp_path: Path) -> None:
+def test_control_characters_in_names_are_escaped(tmp_path: Path) -> None:
     put(tmp_path, "a\x1b[2J/1\t\x9b.png", "b/\u202egnp.exe.png")
     items, _, _ = read_layout(tmp_path, "auto")
     assert triples(items) == [
@@ -24,7 +24,7 @@ def test_unreadable_root_is_an_error(tmp_path: Path) -> None:
         read_layout(tmp_path / "missing", "auto")
 
 
-def test_labels_that_a_terminal_would_obey_are_spelled_out(tmp_path: Path) -> None:
+def test_control_characters_in_labels_are_escaped(tmp_path: Path) -> None:
     record = example(image_encoded=PNG, image_class_label=1, image_class_text=b"ca\x1b[2Jt")
     put(tmp_path, "a.tfrecord", data=framed(record))
     put(tmp_path, "b/data_batch_1.bin", data=cifar_record([1], 7))
@@ -34,14 +34,14 @@ def test_labels_that_a_terminal_would_obey_are_spelled_out(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("layout", ["tfrecord", "cifar", "import"])
-def test_layout_that_was_asked_for_must_be_there(tmp_path: Path, layout: str) -> None:
+def test_missing_requested_layout_is_an_error(tmp_path: Path, layout: str) -> None:
     put(tmp_path, "a/1.jpg", "b/1.jpg")
     with pytest.raises(DataError, match=f"data.layout is {layout}"):
         read_layout(tmp_path, layout)
     assert read_layout(tmp_path, "folders")[2] == "folders"
 
 
-def test_single_file_of_another_kind_is_an_error(tmp_path: Path) -> None:
+def test_single_file_of_an_unsupported_type_is_an_error(tmp_path: Path) -> None:
     put(tmp_path, "photo.jpg")
     with pytest.raises(DataError, match="single file"):
         read_layout(tmp_path / "photo.jpg", "auto")

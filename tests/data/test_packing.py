@@ -18,7 +18,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return make_packed(tmp_path_factory.mktemp("packed"))
 
 
-def test_neighbours_of_the_source_are_not_neighbours_in_a_shard(
+def test_adjacent_source_images_are_not_adjacent_in_a_shard(
     packed: tuple[Path, Path], tmp_path: Path
 ) -> None:
     names = [item.name for item in load(packed[1], tmp_path).splits["train"].items]
@@ -26,7 +26,7 @@ def test_neighbours_of_the_source_are_not_neighbours_in_a_shard(
     assert len({name.split("/")[1] for name in names[:6]}) == 2
 
 
-def test_a_process_that_imports_tensorflow_leaves_out_what_only_unused_parts_of_keras_need() -> None:
+def test_worker_imports_no_packages_for_unused_features_of_keras() -> None:
     names = {"tensorflow", "keras", "sklearn", "matplotlib", "IPython"}
     assert process_of(0).submit(loaded, names).result() == {"tensorflow", "keras"}
 
@@ -40,45 +40,45 @@ def test_two_machines_pack_the_same_bytes_as_one(packed: tuple[Path, Path], tmp_
         )
         for index in range(2)
     ]
-    for each in both:
-        each.start()
-    for each in both:
-        each.join()
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
     assert files_of(tmp_path / "two") == files_of(tmp_path / "one")
     assert not [name for name in files_of(tmp_path / "one") if name.startswith("packing-")]
 
 
-def test_a_machine_that_stays_away_is_missed_and_what_was_done_is_kept(tmp_path: Path) -> None:
+def test_missing_machine_is_an_error_and_finished_shards_are_kept(tmp_path: Path) -> None:
     root, output = two_splits(tmp_path / "images", train=9), str(tmp_path / "shards")
     # Machine 0 scans the only piece and packs every second shard.
-    with pytest.raises(TemporaryError, match="start those that are missing"):
+    with pytest.raises(TemporaryError, match="Start the missing machines"):
         pack(root, output, tmp_path / "cache", 0, 2, wait=0.5)
-    there = files_of(tmp_path / "shards")
-    written = [name for name in there if name.endswith(".tfrecord")]
+    files = files_of(tmp_path / "shards")
+    written = [name for name in files if name.endswith(".tfrecord")]
     assert written
     assert not (tmp_path / "shards" / "shards.json").exists()
     times = {name: (tmp_path / "shards" / name).stat().st_mtime_ns for name in written}
-    with pytest.raises(DataError, match="not all packed yet"):
+    with pytest.raises(DataError, match="shards are incomplete"):
         load(tmp_path / "shards", tmp_path, layout="shards")
     pack(root, output, tmp_path / "cache")
     assert times == {name: (tmp_path / "shards" / name).stat().st_mtime_ns for name in written}
     assert len(load(tmp_path / "shards", tmp_path).train.items) == 18
 
 
-def test_a_shard_that_was_lost_before_the_end_is_packed_anew(tmp_path: Path) -> None:
+def test_shard_changed_before_the_end_is_packed_again(tmp_path: Path) -> None:
     root, output = two_splits(tmp_path / "images", train=9), str(tmp_path / "shards")
     with pytest.raises(TemporaryError):
         pack(root, output, tmp_path / "cache", 0, 2, wait=0.5)
     next((tmp_path / "shards").glob("*.tfrecord")).write_bytes(b"short")
-    with pytest.raises(TemporaryError, match="packed anew"):
+    with pytest.raises(TemporaryError, match="pack it again"):
         pack(root, output, tmp_path / "cache")
     pack(root, output, tmp_path / "cache")
     assert len(pixels_by_name(load(tmp_path / "shards", tmp_path))) == 24
 
 
-def test_other_images_are_not_packed_into_the_same_place(packed: tuple[Path, Path], tmp_path: Path) -> None:
+def test_output_with_shards_of_other_images_is_an_error(packed: tuple[Path, Path], tmp_path: Path) -> None:
     before = files_of(packed[1])
-    with pytest.raises(UsageError, match="Shards of other images"):
+    with pytest.raises(UsageError, match="shards of other images"):
         pack(two_splits(tmp_path / "images"), str(packed[1]), tmp_path)
     assert files_of(packed[1]) == before
 
@@ -87,18 +87,18 @@ def test_other_images_are_not_packed_into_the_same_place(packed: tuple[Path, Pat
 @pytest.mark.parametrize(
     "garbage", ["{", pytest.param("[]", marks=pytest.mark.engine), pytest.param("", marks=pytest.mark.engine)]
 )
-def test_notes_that_are_garbage_cost_one_more_start(tmp_path: Path, kind: str, garbage: str) -> None:
+def test_damaged_part_file_is_repeated_by_the_next_start(tmp_path: Path, kind: str, garbage: str) -> None:
     root, output = two_splits(tmp_path / "images", train=9), str(tmp_path / "shards")
-    with pytest.raises(TemporaryError, match="start those that are missing"):
+    with pytest.raises(TemporaryError, match="Start the missing machines"):
         pack(root, output, tmp_path / "cache", 0, 2, wait=0.5)
     (tmp_path / "shards" / f"packing-{kind}-000000.json").write_text(garbage)
-    with pytest.raises(TemporaryError, match="done anew"):
+    with pytest.raises(TemporaryError, match="repeat this unit of work"):
         pack(root, output, tmp_path / "cache")
     pack(root, output, tmp_path / "cache")
     assert (tmp_path / "shards" / "shards.json").exists()
 
 
-def test_a_picture_that_was_replaced_under_its_name_is_not_taken_for_packed(tmp_path: Path) -> None:
+def test_replaced_image_of_the_same_name_is_an_error(tmp_path: Path) -> None:
     root, output = two_splits(tmp_path / "images", train=9), str(tmp_path / "shards")
     pack(root, output, tmp_path / "cache")
     pack(root, output, tmp_path / "cache")  # a second call has nothing to do

@@ -28,7 +28,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.engine
-def test_the_commands_pack_train_and_evaluate(images: Path, tmp_path: Path) -> None:
+def test_shard_train_and_evaluate_commands_work_together(images: Path, tmp_path: Path) -> None:
     done = trainer("shard", images, tmp_path / "shards", "--set", "data.max_rejected=0.5", cache=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "27 images in 2 shards" in done.stdout
@@ -67,7 +67,7 @@ def test_the_commands_pack_train_and_evaluate(images: Path, tmp_path: Path) -> N
     refused(trainer("shard", images, images / "x", cache=tmp_path), 2, "inside the folder of images")
 
 
-def test_packing_that_is_killed_leaves_nobody_and_goes_on(images: Path, tmp_path: Path) -> None:
+def test_killed_packing_leaves_no_process_and_resumes(images: Path, tmp_path: Path) -> None:
     output = tmp_path / "shards"
     process = subprocess.Popen(
         command("shard", images, output, "--processes", "1", "--set", "data.max_rejected=0.5"),
@@ -100,26 +100,26 @@ def alive_in_session(session: int) -> bool:
     return False
 
 
-@pytest.mark.parametrize("who", ["process", "group"])
-def test_a_stop_while_packing_says_how_to_go_on(images: Path, tmp_path: Path, who: str) -> None:
+@pytest.mark.parametrize("target", ["process", "group"])
+def test_stopped_packing_prints_how_to_continue(images: Path, tmp_path: Path, target: str) -> None:
     process = subprocess.Popen(
         command("shard", images, tmp_path / "shards", "--processes", "1", "--set", "data.max_rejected=0.5"),
         env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     # By then a pool process is running, which a signal to the process group reaches too.
-    begun = "packing-recipe.txt" if who == "process" else "packing-scan-000000.json"
-    while not (tmp_path / "shards" / begun).exists():
+    started = "packing-recipe.txt" if target == "process" else "packing-scan-000000.json"
+    while not (tmp_path / "shards" / started).exists():
         time.sleep(0.005)
-    os.kill(process.pid if who == "process" else -process.pid, signal.SIGTERM)
-    said = process.communicate(timeout=60)[1]
-    assert process.returncode == 143, said
-    assert "Traceback" not in said
-    assert "same command" in said
+    os.kill(process.pid if target == "process" else -process.pid, signal.SIGTERM)
+    output = process.communicate(timeout=60)[1]
+    assert process.returncode == 143, output
+    assert "Traceback" not in output
+    assert "same command again to continue" in output
 
 
 @pytest.mark.engine
-def test_machines_bring_only_their_share_of_a_buckets_images(
+def test_each_machine_downloads_only_its_share_of_a_bucket(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quick = ["--set", "data.max_rejected=0.5", "--processes", "1"]
@@ -127,13 +127,13 @@ def test_machines_bring_only_their_share_of_a_buckets_images(
     assert whole.returncode == 0, whole.stderr
     with bucket_server() as server:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.address)
-        source, output = (open_store(f"gs://{BUCKET}/{name}") for name in ("photos", "shards"))
+        source, store = (open_store(f"gs://{BUCKET}/{name}") for name in ("photos", "shards"))
         files = [path for path in images.rglob("*") if path.is_file()]
         for path in files:
             source.write(path.relative_to(images).as_posix(), path.read_bytes())
         machines = [
             subprocess.Popen(
-                command("shard", source.uri, output.uri, *quick),
+                command("shard", source.uri, store.uri, *quick),
                 env={
                     **os.environ,
                     "TRAINER_WORKERS": "2",
@@ -147,12 +147,12 @@ def test_machines_bring_only_their_share_of_a_buckets_images(
             for index in range(2)
         ]
         for machine in machines:
-            said = machine.communicate(timeout=120)
-            assert machine.returncode == 0, said
-        packed = {entry.name: output.sha256(entry.name) for entry in output.entries()}
-    there = {path.name: hash_file(path)["sha256"] for path in (tmp_path / "whole").iterdir()}
+            output = machine.communicate(timeout=120)
+            assert machine.returncode == 0, output
+        packed = {entry.name: store.sha256(entry.name) for entry in store.entries()}
+    expected = {path.name: hash_file(path)["sha256"] for path in (tmp_path / "whole").iterdir()}
     assert {name: digest for name, digest in packed.items() if name != "shards.json"} == {
-        name: digest for name, digest in there.items() if name != "shards.json"
+        name: digest for name, digest in expected.items() if name != "shards.json"
     }
     for index in range(2):
         cached = (tmp_path / f"cache-{index}").rglob("*")
@@ -162,7 +162,7 @@ def test_machines_bring_only_their_share_of_a_buckets_images(
 
 
 @pytest.mark.engine
-def test_two_at_the_same_work_both_end_well(images: Path, tmp_path: Path) -> None:
+def test_two_processes_with_the_same_work_both_succeed(images: Path, tmp_path: Path) -> None:
     both = [
         subprocess.Popen(
             command("shard", images, tmp_path / "shards", "--set", "data.max_rejected=0.5"),
@@ -171,6 +171,6 @@ def test_two_at_the_same_work_both_end_well(images: Path, tmp_path: Path) -> Non
         )
         for name in "ab"
     ]  # fmt: skip
-    said = [each.communicate(timeout=120)[0] for each in both]
-    assert [each.returncode for each in both] == [0, 0], said
+    output = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], output
     assert not list((tmp_path / "shards").glob("packing-*"))

@@ -39,8 +39,8 @@ def pack(
     spec = DataSpec(source=str(root), image_size=SIZE)
     with WorkerPool(
         1, cache, import_tensorflow, machine, machines, wait, executor=process_of(machine)
-    ) as crew:
-        make_shards(spec, open_store(output), SMALL, crew, SilentProgress())
+    ) as pool:
+        make_shards(spec, open_store(output), SMALL, pool, SilentProgress())
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -53,8 +53,8 @@ def make_packed(root: Path) -> tuple[Path, Path]:
     put(root / "images" / "train" / "cats" / "odd.bmp", b"not an image")
     put(root / "images" / "train" / "dogs" / "ä ö.png", png(777, side=20))
     spec = DataSpec(source=str(root / "images"), max_rejected=0.5)
-    with WorkerPool(1, root / "cache", import_tensorflow, executor=process_of(0)) as crew:
-        make_shards(spec, open_store(str(root / "shards")), SMALL, crew, SilentProgress())
+    with WorkerPool(1, root / "cache", import_tensorflow, executor=process_of(0)) as pool:
+        make_shards(spec, open_store(str(root / "shards")), SMALL, pool, SilentProgress())
     return root / "images", root / "shards"
 
 

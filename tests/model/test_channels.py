@@ -19,7 +19,7 @@ from trainer.data.decode import decode_and_resize, decode_image, resize_image
 from trainer.data.shown import as_rgb
 from trainer.data.statistics import describe_images
 from trainer.model import build_inference_model, build_model
-from trainer.model.channels import adapt_channels
+from trainer.model.weights import adapt_channels
 from trainer.report.pictures import encode_picture
 from trainer.spec import PixelFormat, PlainSpec, ResidualSpec
 
@@ -50,7 +50,9 @@ def reference(data: bytes, channels: int) -> Pixels:
     return np.asarray(over_white(image).convert("L"))[..., None]
 
 
-def test_every_kind_of_image_is_grey_or_has_its_alpha_as_in_pillow(decode: Callable[[bytes], Pixels]) -> None:
+def test_every_kind_of_image_is_decoded_like_pillow(
+    decode: Callable[[bytes], Pixels],
+) -> None:
     for kind, (make, tolerance) in KINDS.items():
         data = make()
         found = decode(data)
@@ -72,7 +74,7 @@ def test_16_bit_images_keep_their_upper_8_bits(decode: Callable[[bytes], Pixels]
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_rgba_is_resized_as_pillow_does_so_that_hidden_colours_stay_hidden(interpolation: str) -> None:
+def test_rgba_is_resized_like_pillow_without_leaking_transparent_colours(interpolation: str) -> None:
     image = photo(4)
     image[:, :8] = (255, 0, 0, 255)
     image[:, 8:14] = (0, 255, 0, 0)
@@ -86,7 +88,7 @@ def test_rgba_is_resized_as_pillow_does_so_that_hidden_colours_stay_hidden(inter
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_a_size_of_height_and_width_is_what_pillow_makes(channels: int) -> None:
+def test_resizing_to_height_and_width_equals_pillow(channels: int) -> None:
     image = photo(channels)
     image[..., -1] = 255 if channels == 4 else image[..., -1]
     resized = partial(resize_image, tf.constant(image))
@@ -106,7 +108,7 @@ def test_a_size_of_height_and_width_is_what_pillow_makes(channels: int) -> None:
 
 
 @pytest.mark.parametrize("how", [("stretch",), ("crop",), ("pad",), ("crop", "bicubic", 0.8, 1)])
-def test_a_large_jpeg_of_any_orientation_is_reduced_to_height_and_width(how: tuple[str, ...]) -> None:
+def test_large_jpeg_of_any_orientation_is_decoded_at_reduced_size(how: tuple[str, ...]) -> None:
     form = PixelFormat(28, 44, *how)  # type: ignore[arg-type]
     small = Image.fromarray(np.random.default_rng(3).integers(0, 256, (6, 8, 3), np.uint8))
     for orientation in (1, 6, 7):
@@ -119,7 +121,7 @@ def test_a_large_jpeg_of_any_orientation_is_reduced_to_height_and_width(how: tup
         assert np.abs(found - expected).mean() < 0.5, orientation
 
 
-def test_height_and_width_are_those_of_the_picture_turned_upright() -> None:
+def test_height_and_width_refer_to_the_upright_image() -> None:
     form = PixelFormat(20, 8, "crop")
     turned = tf.constant(ORIENTED["jpeg"](tiff(6)))
     np.testing.assert_array_equal(decode_and_resize(turned, form), resize_image(decode_image(turned), form))
@@ -132,7 +134,7 @@ def test_height_and_width_are_those_of_the_picture_turned_upright() -> None:
     assert (decode_and_resize(large, form) != resize_image(decode_image(large), form)).numpy().any()
 
 
-def test_the_colours_of_grey_images_are_measured_as_none(tmp_path: Path) -> None:
+def test_grey_images_have_no_colourfulness(tmp_path: Path) -> None:
     dataset = load(
         two_splits(tmp_path / "images"), tmp_path / "cache", image_size=[SIZE, 2 * SIZE], channels=1
     )
@@ -153,9 +155,7 @@ def test_images_of_any_channels_are_shown_in_the_report() -> None:
 
 @pytest.mark.parametrize("spec", [SMALL, PlainSpec(filters=(4, 4), average_mirror=True)])
 @pytest.mark.parametrize("channels", [1, 4])
-def test_networks_take_images_of_any_channels_height_and_width(
-    spec: PlainSpec | ResidualSpec, channels: int
-) -> None:
+def test_networks_accept_any_channels_height_and_width(spec: PlainSpec | ResidualSpec, channels: int) -> None:
     model = build_inference_model(spec, 3, (14, 21), channels)
     images = tf.random.stateless_uniform((2, 14, 21, channels), (0, 0), 0.0, 255.0)
     answers = model(images)
@@ -166,7 +166,7 @@ def test_networks_take_images_of_any_channels_height_and_width(
     assert np.abs(other - answers).max() > 1e-5
 
 
-def test_a_kernel_of_rgb_images_is_adapted_as_timm_does() -> None:
+def test_rgb_kernel_is_adapted_like_timm() -> None:
     kernel = np.random.default_rng(0).normal(size=(3, 3, 3, 5)).astype(np.float32)
     grey = np.random.default_rng(1).normal(size=(1, 8, 8, 1)).astype(np.float32)
 

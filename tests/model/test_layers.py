@@ -9,8 +9,7 @@ import tensorflow as tf
 from keras import layers
 
 from trainer.model import build_model
-from trainer.model.convolution import Conv2D
-from trainer.model.normalization import FusedBatchNormalization
+from trainer.model.layers import Conv2D, FusedBatchNormalization
 from trainer.spec import PlainSpec
 
 
@@ -27,7 +26,7 @@ def uncropped(spec: PlainSpec, size: int) -> keras.Model:
 
 @pytest.mark.parametrize("size", [46, 47, 50, 52, 53])
 @pytest.mark.parametrize("pool_last", [True, False])
-def test_pixels_that_no_logit_depends_on_are_left_out_and_no_other(size: int, pool_last: bool) -> None:
+def test_cropping_removes_only_pixels_without_influence_on_the_logits(size: int, pool_last: bool) -> None:
     spec = PlainSpec(filters=(4, 6, 8), pool_last=pool_last)
     ours, theirs = build_model(spec, 3, size), uncropped(spec, size)
     theirs.set_weights(ours.get_weights())
@@ -38,7 +37,7 @@ def test_pixels_that_no_logit_depends_on_are_left_out_and_no_other(size: int, po
 @pytest.mark.parametrize(("size", "filters", "pool_last", "seen"), [
     (150, (16, 32, 64, 1024), True, 142), (32, (32, 64, 64), False, 30), (46, (4, 6, 8), True, 46),
 ])  # fmt: skip
-def test_as_many_pixels_are_left_out_as_can_be(
+def test_cropping_removes_all_pixels_without_influence(
     size: int, filters: tuple[int, ...], pool_last: bool, seen: int
 ) -> None:
     model = build_model(PlainSpec(filters=filters, pool_last=pool_last), 3, size)
@@ -46,20 +45,20 @@ def test_as_many_pixels_are_left_out_as_can_be(
     assert cropping.output.shape[1:3] == (seen, seen)
 
 
-def normalized(layer: layers.Layer, images: tf.Tensor) -> list[np.ndarray]:
+def run_layer(layer: layers.Layer, images: tf.Tensor) -> list[np.ndarray]:
     """Return outputs, gradients and moving statistics of one training step, then the inference outputs."""
     with tf.GradientTape() as tape:
         tape.watch(images)
-        answers = layer(images, training=True)
-        total = tf.reduce_sum(tf.cast(answers, tf.float32) * tf.sin(tf.range(10.0)))
-    gradients = tape.gradient(total, [images, *(each.value for each in layer.trainable_weights)])
-    moving = [each.numpy() for each in layer.non_trainable_weights]
-    found = [answers, *gradients, *moving, layer(images, training=False)]
-    return [np.asarray(tf.cast(each, tf.float32)) for each in found]
+        outputs = layer(images, training=True)
+        total = tf.reduce_sum(tf.cast(outputs, tf.float32) * tf.sin(tf.range(10.0)))
+    gradients = tape.gradient(total, [images, *(weight.value for weight in layer.trainable_weights)])
+    moving = [weight.numpy() for weight in layer.non_trainable_weights]
+    tensors = [outputs, *gradients, *moving, layer(images, training=False)]
+    return [np.asarray(tf.cast(tensor, tf.float32)) for tensor in tensors]
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-4), ("mixed_bfloat16", 0.05)])
-def test_normalisation_in_one_operation_is_that_of_keras(precision: str, tolerance: float) -> None:
+def test_fused_normalization_equals_that_of_keras(precision: str, tolerance: float) -> None:
     options = {"momentum": 0.9, "epsilon": 1e-5, "dtype": keras.DTypePolicy(precision)}
     ours, theirs = FusedBatchNormalization(**options), layers.BatchNormalization(**options)
     noise = np.random.default_rng(0).normal(3.0, 2.0, (4, 5, 3, 10))
@@ -67,13 +66,13 @@ def test_normalisation_in_one_operation_is_that_of_keras(precision: str, toleran
     for layer in (ours, theirs):
         layer.build(images.shape)
         layer.set_weights([np.linspace(0.5, 2.0, 10), np.linspace(-1.0, 1.0, 10), np.ones(10), np.ones(10)])
-    for mine, kerass in zip(normalized(ours, images), normalized(theirs, images), strict=True):
-        np.testing.assert_allclose(mine, kerass, atol=tolerance, rtol=tolerance)
+    for actual, expected in zip(run_layer(ours, images), run_layer(theirs, images), strict=True):
+        np.testing.assert_allclose(actual, expected, atol=tolerance, rtol=tolerance)
     # The sample variance would differ by half a percent.
     np.testing.assert_allclose(ours.moving_variance, theirs.moving_variance, rtol=1e-3)
 
 
-def test_one_pixel_has_no_variance() -> None:
+def test_normalization_of_a_single_pixel_is_finite() -> None:
     layer = FusedBatchNormalization()
     assert np.isfinite(layer(tf.ones([1, 1, 1, 2]), training=True)).all()
     np.testing.assert_allclose(layer.moving_variance, 0.99, rtol=1e-6)
@@ -90,7 +89,7 @@ def fill_freed_memory_with_nan() -> None:
     ("sides", "stride"),
     [((1, 1), 2), ((1, 1), 4), ((2, 2), 3), ((2, 2), 4), ((1, 3), 2), ((5, 1), 2), ((2, 7), 3), ((3, 1), 2)],
 )
-def test_convolution_of_a_map_smaller_than_the_stride_has_keras_values_and_finite_gradients(
+def test_convolution_of_a_map_smaller_than_the_stride_equals_keras_with_finite_gradients(
     sides: tuple[int, int], stride: int
 ) -> None:
     options = {"filters": 24, "kernel_size": 3, "strides": stride, "padding": "same", "use_bias": False}
@@ -98,11 +97,11 @@ def test_convolution_of_a_map_smaller_than_the_stride_has_keras_values_and_finit
     layer = Conv2D(**options, dtype="mixed_bfloat16")
     theirs = keras.layers.Conv2D(**options)
     theirs.build(images.shape)
-    answers = layer(images)
+    outputs = layer(images)
     theirs.set_weights(layer.get_weights())
     expected = theirs(tf.cast(images, tf.float32))
-    assert answers.shape == expected.shape
-    np.testing.assert_allclose(tf.cast(answers, tf.float32), expected, atol=0.03, rtol=0.03)
+    assert outputs.shape == expected.shape
+    np.testing.assert_allclose(tf.cast(outputs, tf.float32), expected, atol=0.03, rtol=0.03)
     for _ in range(5):
         with tf.GradientTape() as tape:
             total = tf.reduce_sum(tf.cast(layer(images), tf.float32))

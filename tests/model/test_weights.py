@@ -52,8 +52,8 @@ def network(filters: int = 4, classes: int = 0) -> keras.Model:
 
 def randomized(model: keras.Model) -> keras.Model:
     random = np.random.default_rng(0)
-    for each in model.weights:
-        each.assign(random.normal(size=each.shape))
+    for weight in model.weights:
+        weight.assign(random.normal(size=weight.shape))
     return model
 
 
@@ -70,7 +70,7 @@ def file_at(path: Path) -> WeightsFile:
 @pytest.mark.parametrize("classes", [0, 5])
 # Keras warns about its legacy format whenever it writes one.
 @pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
-def test_weights_are_read_from_any_format_of_keras_with_or_without_the_last_layer(
+def test_weights_are_read_from_any_keras_format_with_or_without_the_top_layer(
     name: str, classes: int, tmp_path: Path
 ) -> None:
     source, target = randomized(network(classes=classes)), network()
@@ -79,9 +79,9 @@ def test_weights_are_read_from_any_format_of_keras_with_or_without_the_last_laye
         np.testing.assert_array_equal(one.numpy(), two.numpy())
 
 
-def test_layers_that_do_not_fit_are_named_and_nothing_changes(tmp_path: Path) -> None:
+def test_mismatching_layers_are_listed_and_no_weight_changes(tmp_path: Path) -> None:
     target = randomized(network())
-    before = [each.numpy() for each in target.weights]
+    before = [weight.numpy() for weight in target.weights]
     file = saved(network(filters=5), tmp_path / "other.weights.h5")
     with pytest.raises(DataError, match="stem_conv has 3x3x3x5, 5 instead of 3x3x3x4, 4") as raised:
         load_weights(target, file)
@@ -105,10 +105,10 @@ def evil(folder: Path) -> bytes:
     return b"".join(pickle.dumps(each, 2) for each in parts)
 
 
-def test_a_pickle_with_code_in_it_is_refused_and_nothing_is_executed(tmp_path: Path) -> None:
+def test_pickle_with_code_is_an_error_and_is_not_executed(tmp_path: Path) -> None:
     path, folder = tmp_path / "weights.pth", tmp_path / "executed"
     path.write_bytes(evil(folder))
-    with pytest.raises(DataError, match=r"code in it.*Received: posix\.mkdir") as raised:
+    with pytest.raises(DataError, match=r"contains code.*Received: posix\.mkdir") as raised:
         load_weights(network(), file_at(path))
     assert (raised.value.exit_code, folder.exists()) == (65, False)
     with path.open("rb") as file:  # `pickle.load` executes the code
@@ -126,7 +126,7 @@ def linked(path: Path, secret: Path) -> None:
         file["layers/conv2d/vars/0"] = h5py.ExternalLink(str(secret), "kernel")
 
 
-def test_what_is_no_file_of_weights_or_damaged_says_so(tmp_path: Path) -> None:
+def test_damaged_and_other_files_are_an_error(tmp_path: Path) -> None:
     whole = saved(network(), tmp_path / "whole.weights.h5").path.read_bytes()
     other = io.BytesIO()
     with zipfile.ZipFile(other, "w") as archive:
@@ -137,11 +137,11 @@ def test_what_is_no_file_of_weights_or_damaged_says_so(tmp_path: Path) -> None:
     for data in (whole[: len(whole) // 2], b"", b"no weights", other.getvalue(), empty, pickle.dumps([1])):
         path = tmp_path / "damaged.weights.h5"
         path.write_bytes(data)
-        with pytest.raises(DataError, match=r"damaged; get it again. Received: ") as raised:
+        with pytest.raises(DataError, match=r"is damaged.* Download it again\. Received: ") as raised:
             load_weights(network(), file_at(path))
         assert raised.value.exit_code == 65
     linked(path, tmp_path / "secret.h5")
-    with pytest.raises(DataError, match="only a link"):
+    with pytest.raises(DataError, match="missing or a link"):
         load_weights(network(), file_at(path))
 
 
@@ -161,9 +161,7 @@ def test_published_weights_are_downloaded_once_and_verified(server: HttpsServer,
         find_published("net", published(server, b"others"), tmp_path / "new", Told(), AT_ONCE)
 
 
-def test_without_a_network_it_says_how_to_fetch_the_file_beforehand(
-    server: HttpsServer, tmp_path: Path
-) -> None:
+def test_failed_download_prints_how_to_fetch_the_file_in_advance(server: HttpsServer, tmp_path: Path) -> None:
     server.faults = [Fault(status=503)] * 5
     with pytest.raises(TemporaryError, match=r"`curl -LO https://.*w.h5` and put the file into") as raised:
         find_published("net", published(server), tmp_path, Told(), AT_ONCE)
@@ -180,7 +178,7 @@ def test_without_a_network_it_says_how_to_fetch_the_file_beforehand(
         find_published("net", published(server), tmp_path, Told(), AT_ONCE)
 
 
-def test_weights_are_fetched_from_an_address_or_a_path(server: HttpsServer, tmp_path: Path) -> None:
+def test_weights_are_read_from_a_url_or_a_path(server: HttpsServer, tmp_path: Path) -> None:
     server.files["/a.weights.h5?token=x"] = Served(b"some")
     address = server.url("/a.weights.h5")
     found = find_weights(PretrainedSpec(weights=f"{address}?token=x"), tmp_path, Told(), AT_ONCE)
@@ -204,14 +202,14 @@ def test_weights_are_fetched_from_an_address_or_a_path(server: HttpsServer, tmp_
         ("http://host/a.h5", UsageError, "https only"),
     ],
 )
-def test_an_address_that_leads_nowhere_says_so(
+def test_invalid_weights_address_is_an_error(
     weights: str, kind: type[Exception], text: str, tmp_path: Path
 ) -> None:
     with pytest.raises(kind, match=text):
         find_weights(PretrainedSpec(weights=weights), tmp_path, SilentProgress())
 
 
-def test_weights_of_a_package_that_is_missing_or_changed_say_so(
+def test_missing_or_changed_weights_package_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(places, "LITE0_MODULE", "a_package_that_is_nowhere")
@@ -227,14 +225,14 @@ def test_weights_of_a_package_that_is_missing_or_changed_say_so(
         find_weights(PretrainedSpec(), tmp_path, SilentProgress())
 
 
-def test_weights_count_in_the_digest_by_their_content() -> None:
+def test_spec_digest_depends_on_the_content_of_the_weights() -> None:
     one, two = (load_spec(settings=["model.family=pretrained", f"model.weights={name}"]) for name in "ab")
     assert spec_digest(one) != spec_digest(two)
     assert spec_digest(one, "0" * 64) == spec_digest(two, "0" * 64) != spec_digest(one, "1" * 64)
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("settings", "message"),
     [
         (["model.backbone=efficientnet-lite"], "Did you mean efficientnet-lite0?"),
         (["model.backbone=resnet50"], "Did you mean resnet50v2?"),
@@ -242,10 +240,8 @@ def test_weights_count_in_the_digest_by_their_content() -> None:
         (["augment.crop.size=24"], "at least 32"),
     ],
 )
-def test_unknown_backbones_and_pictures_that_are_too_small_are_refused(
-    settings: list[str], words: str
-) -> None:
-    with pytest.raises(UsageError, match=words.replace("?", r"\?")):
+def test_unknown_backbones_and_too_small_images_are_usage_errors(settings: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message.replace("?", r"\?")):
         load_spec(settings=["model.family=pretrained", *settings])
 
 
@@ -270,20 +266,18 @@ def archived(path: Path, data: bytes, kind: int, damage: str) -> None:
         (zipfile.ZIP_STORED, "sizes"),
     ],
 )  # fmt: skip
-def test_a_damaged_archive_of_weights_says_so(kind: int, damage: str, tmp_path: Path) -> None:
+def test_damaged_keras_archive_is_an_error(kind: int, damage: str, tmp_path: Path) -> None:
     data = saved(network(), tmp_path / "whole.weights.h5").path.read_bytes()
     archived(path := tmp_path / "damaged.keras", data, kind, damage)
-    with pytest.raises(DataError, match=r"damaged; get it again. Received: ") as raised, open_layers(path):
+    with pytest.raises(DataError, match=r"is damaged.* Received: ") as raised, open_layers(path):
         pass
     assert str(path) in str(raised.value)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_weights_that_are_not_finite_are_refused_with_their_layer_and_nothing_changes(
-    value: float, tmp_path: Path
-) -> None:
+def test_weights_that_are_not_finite_are_an_error_and_no_weight_changes(value: float, tmp_path: Path) -> None:
     source, target = randomized(network()), randomized(network())
-    before = [each.numpy() for each in target.weights]
+    before = [weight.numpy() for weight in target.weights]
     variance = source.get_layer("stem_bn").moving_variance
     variance.assign(np.full(variance.shape, value))
     file = saved(source, tmp_path / "diverged.weights.h5")
@@ -307,14 +301,15 @@ class Rebuilt:
         return rebuilt if self.state is None else (*rebuilt, self.state)
 
 
-class Kept:
+class StoredValues:
     """Storage of four float32 in the pickle format of PyTorch."""
 
 
 class TorchPickler(pickle.Pickler):
     def persistent_id(self, obj: Any) -> Any:
-        is_kept = isinstance(obj, Kept)
-        return ("storage", sys.modules["torch"].FloatStorage, "0", "cpu", 4) if is_kept else None
+        if not isinstance(obj, StoredValues):
+            return None
+        return "storage", sys.modules["torch"].FloatStorage, "0", "cpu", 4
 
 
 @pytest.fixture
@@ -335,10 +330,9 @@ def torch_file(path: Path, tensors: dict[str, Any]) -> Path:
 
 
 @pytest.mark.usefixtures("torch_modules")
-def test_a_tensor_of_a_torch_file_is_a_view_of_its_storage(tmp_path: Path) -> None:
-    path = torch_file(
-        tmp_path / "a.pth", {"a": Rebuilt(Kept(), (2, 2), (1, 2)), "b": Rebuilt(Kept(), (4,), (1,))}
-    )
+def test_tensor_of_a_torch_file_is_a_view_of_its_storage(tmp_path: Path) -> None:
+    tensors = {"a": Rebuilt(StoredValues(), (2, 2), (1, 2)), "b": Rebuilt(StoredValues(), (4,), (1,))}
+    path = torch_file(tmp_path / "a.pth", tensors)
     found = read_torch_file(path)
     np.testing.assert_array_equal(found["a"], [[0, 2], [1, 3]])
     np.testing.assert_array_equal(found["b"], [0, 1, 2, 3])
@@ -351,22 +345,22 @@ def test_a_tensor_of_a_torch_file_is_a_view_of_its_storage(tmp_path: Path) -> No
     [
         Rebuilt(("0", "<f4,<f4"), (2,), (1,)),
         Rebuilt(("0", "<f4"), (2,), (1,)),
-        Rebuilt(Kept(), (10**6,), (0,)),
-        Rebuilt(Kept(), (5,), (0,)),
-        Rebuilt(Kept(), (10**30, 2), (0, 0)),
-        Rebuilt(Kept(), (2.0,), (1,)),
-        Rebuilt(Kept(), (2,), ("1",)),
-        Rebuilt(Kept(), (2,), (1,), {"storage": ("0", "<f4,<f4")}),
+        Rebuilt(StoredValues(), (10**6,), (0,)),
+        Rebuilt(StoredValues(), (5,), (0,)),
+        Rebuilt(StoredValues(), (10**30, 2), (0, 0)),
+        Rebuilt(StoredValues(), (2.0,), (1,)),
+        Rebuilt(StoredValues(), (2,), ("1",)),
+        Rebuilt(StoredValues(), (2,), (1,), {"storage": ("0", "<f4,<f4")}),
     ],
     ids=["dtype", "no-storage", "stride", "few", "many", "fraction", "text", "state"],
 )
-def test_a_crafted_tensor_is_refused(tensor: Rebuilt, tmp_path: Path) -> None:
+def test_crafted_tensor_is_an_error(tensor: Rebuilt, tmp_path: Path) -> None:
     path = torch_file(tmp_path / "crafted.pth", {"_conv_stem.weight": tensor})
-    with pytest.raises(DataError, match=r"damaged; get it again. Received: "):
+    with pytest.raises(DataError, match=r"is damaged.* Download it again\. Received: "):
         read_torch_file(path)
 
 
-def test_weights_that_are_too_large_name_no_limit_of_the_images(
+def test_too_large_weights_are_an_error_that_names_no_image_setting(
     server: HttpsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(places, "_MOST_BYTES", 3)
@@ -385,13 +379,13 @@ def _too_large(uri: str, cache_dir: Path, max_bytes: int, progress: Any) -> Path
     return bucket._copy(store, [Entry("a.h5", 4, "1")], cache_dir, max_bytes, progress)
 
 
-def test_plain_http_is_refused_in_words_that_fit_weights(tmp_path: Path) -> None:
+def test_plain_http_error_is_about_weights_and_not_images(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as raised:
         find_weights(PretrainedSpec(weights="http://host/a.h5"), tmp_path, SilentProgress())
     assert "mages" not in str(raised.value)
 
 
-def test_a_full_disk_for_temporary_files_is_no_damage(
+def test_full_disk_for_temporary_files_is_not_reported_as_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(source: Any, target: Any) -> None:

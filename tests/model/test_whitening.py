@@ -64,7 +64,7 @@ def test_images_of_one_colour_are_whitened_to_finite_values() -> None:
     np.testing.assert_allclose(outputs_of(images, *whitening_weights(sum_patches(images))), 0.0, atol=1e-3)
 
 
-def test_the_sums_are_exact_however_the_images_are_divided() -> None:
+def test_patch_sums_do_not_depend_on_the_division_of_the_images() -> None:
     images = smooth_images()
     whole = sum_patches(images)
     assert whole.count == 20 * 11 * 11
@@ -84,7 +84,7 @@ def whitened(dataset: Dataset) -> Learner:
     return learner
 
 
-def test_a_whitening_kernel_is_fitted_to_the_training_images_and_stays_while_the_bias_is_trained(
+def test_whitening_kernel_is_computed_once_and_only_the_bias_is_trained(
     dataset: Dataset, tmp_path: Path
 ) -> None:
     kernel, bias = whitening_weights(sum_patches(dataset.train.pixels.gather(np.arange(44))))
@@ -94,9 +94,7 @@ def test_a_whitening_kernel_is_fitted_to_the_training_images_and_stays_while_the
     assert 0 < np.abs(layer.bias.numpy() - bias).max() < 1.0
 
 
-def test_muon_and_alternating_flips_go_on_after_a_stop_to_the_same_bits(
-    dataset: Dataset, tmp_path: Path
-) -> None:
+def test_muon_and_alternating_flips_resume_bit_for_bit(dataset: Dataset, tmp_path: Path) -> None:
     spec = load_spec(settings=FAST)
     whole, result = do_train(spec, dataset, tmp_path / "whole", learner=whitened(dataset))
     with pytest.raises(StoppedError):
@@ -108,7 +106,7 @@ def test_muon_and_alternating_flips_go_on_after_a_stop_to_the_same_bits(
     assert untimed(again.history) == untimed(result.history)
 
 
-def test_a_dirac_kernel_passes_its_inputs_on() -> None:
+def test_dirac_kernel_passes_its_inputs_through() -> None:
     kernel = Kernels(3).dirac()((3, 3, 4, 6))
     inputs = tf.constant(np.random.default_rng(0).normal(size=(2, 5, 5, 4)), tf.float32)
     outputs = tf.nn.conv2d(inputs, kernel, 1, "SAME")

@@ -134,7 +134,7 @@ def test_predict_accepts_files_and_folders_and_prints_json(
     assert rows[3]["probabilities"] == pytest.approx(rows[0]["probabilities"], abs=1e-6)
     assert "1 TIFF file converted when read; the exported model itself does not" in done.stderr
     assert f"left out: 1 file, not an image type: .txt, such as {mixed / 'notes.txt'}" in done.stderr
-    assert "link leads out of the source and is followed: b.png -> " in done.stderr
+    assert "symbolic link to outside of the source: b.png -> " in done.stderr
     for row in rows:
         assert row["probability"] == max(row["probabilities"].values())
         assert sum(row["probabilities"].values()) == pytest.approx(1.0, abs=1e-5)
@@ -152,7 +152,7 @@ def test_predict_reports_unusable_files_and_classifies_the_others(finished: Fini
     (tmp_path / "._a.jpg").write_bytes(b"litter")
     os.mkfifo(tmp_path / "pipe")
     done = trainer("predict", run, tmp_path, tmp_path / "pipe", cache=tmp_path / "cache")
-    refused(done, 65, "b.jpg: not an image", "c.jpg: empty file", "pipe: not a plain file", "3 of 4")
+    refused(done, 65, "b.jpg: not an image", "c.jpg: empty file", "pipe: not a regular file", "3 of 4")
     assert len(done.stdout.splitlines()) == 1
     assert "a.png" in done.stdout
 

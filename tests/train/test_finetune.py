@@ -21,7 +21,7 @@ from trainer.distributed.devices import find_cluster
 from trainer.errors import DataError, StoppedError, UsageError
 from trainer.evaluate.evaluator import Evaluator
 from trainer.model.dropout import RowDropout
-from trainer.model.normalization import FusedBatchNormalization
+from trainer.model.layers import FusedBatchNormalization
 from trainer.model.pretrained import backbone_of, head_of, stages_of
 from trainer.model.weights import find_weights, load_weights
 from trainer.spec import EarlyStoppingSpec, PretrainedSpec, load_spec

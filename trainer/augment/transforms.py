@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from trainer.augment.color_jitter import change_colors
 from trainer.augment.random import normal, uniform
 from trainer.spec import AugmentSpec, CropSpec, sides_of
 
@@ -25,6 +24,10 @@ DRAWS = 24
 """Number of uniform numbers per image and step, used or not."""
 MIX_DRAWS = slice(20, 24)
 """The numbers reserved for `trainer.augment.mixup`."""
+# Luma of ITU-R BT.601, which JPEG uses.
+_LUMA = (0.299, 0.587, 0.114)
+# RGB to YIQ (NTSC); hue is the angle in the I-Q plane.
+_TO_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
 
 
 class EpochView(NamedTuple):
@@ -59,10 +62,10 @@ def augment_images(
         images = rotate(images, _spread(draws[:, 0], spec.rotate_degrees))
     images = _crop_and_flip(images, draws[:, 1:7], spec, view, is_mirrored)
     if spec.brightness or spec.contrast or spec.saturation or spec.hue:
-        images = _of_colours(images, lambda colours: _jitter(colours, draws[:, 7:11], spec))
+        images = _change_colour_channels(images, lambda colours: _jitter(colours, draws[:, 7:11], spec))
     if spec.noise:
         stddev = draws[:, 11] * spec.noise
-        images = _of_colours(images, lambda colours: add_noise(colours, stddev, draws[:, 12:14]))
+        images = _change_colour_channels(images, lambda colours: add_noise(colours, stddev, draws[:, 12:14]))
     if spec.erase:
         images = erase(images, draws[:, 14:19], spec.erase)
     return images
@@ -137,6 +140,39 @@ def translate(images: tf.Tensor, draws: tf.Tensor, pixels: int) -> tf.Tensor:
     return images
 
 
+def change_colors(images: tf.Tensor, brightness: tf.Tensor, contrast: tf.Tensor, saturation: tf.Tensor,
+                  hue: tf.Tensor) -> tf.Tensor:  # fmt: skip
+    """Return images with changed colours, float32 [batch, height, width, 3 or 1] in 0..255.
+
+    `images` have the same shape and range. All other arguments are float32 [batch]: `brightness` is added (1
+    is white), `contrast` and `saturation` multiply the distance to the image's mean grey and to the pixel's
+    own grey, and `hue` rotates the I-Q plane of YIQ (1 is a full turn). Together they are one 3 x 3 matrix
+    and one offset per image. Saturation and hue of grey images are not changed.
+    """
+    matrix, luma = contrast[:, None, None], tf.constant((1.0,))
+    if images.shape[-1] == 3:
+        matrix *= tf.matmul(_saturation_matrix(saturation), _hue_matrix(hue))
+        luma = tf.constant(_LUMA)
+    grey = tf.reduce_mean(tf.tensordot(images, luma, 1), axis=[1, 2])
+    offset = (1.0 - contrast) * grey + 255.0 * brightness
+    changed = tf.einsum("bij,bhwj->bhwi", matrix, images) + offset[:, None, None, None]
+    return tf.clip_by_value(changed, 0.0, 255.0)
+
+
+def _saturation_matrix(saturation: tf.Tensor) -> tf.Tensor:
+    grey = tf.tile(tf.constant(_LUMA)[None, None, :], [1, 3, 1])
+    factor = saturation[:, None, None]
+    return factor * tf.eye(3)[None] + (1.0 - factor) * grey
+
+
+def _hue_matrix(hue: tf.Tensor) -> tf.Tensor:
+    angle = 2.0 * math.pi * hue
+    cos, sin, one, zero = tf.cos(angle), tf.sin(angle), tf.ones_like(hue), tf.zeros_like(hue)
+    turn = tf.reshape(tf.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], axis=1), [-1, 3, 3])
+    to_yiq = tf.constant(_TO_YIQ)
+    return tf.linalg.inv(to_yiq)[None] @ turn @ to_yiq[None]
+
+
 def add_noise(images: tf.Tensor, stddev: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
     """Return images with Gaussian noise of `stddev`, float32 [batch], where 1 is white.
 
@@ -161,8 +197,8 @@ def erase(images: tf.Tensor, draws: tf.Tensor, probability: float) -> tf.Tensor:
     area = 0.02 + 0.31 * draws[:, 1]
     root = tf.exp(0.5 * math.log(3.3) * (2.0 * draws[:, 2] - 1.0))
     lengths = [
-        tf.minimum(side, side * tf.sqrt(area) * each)
-        for side, each in zip(sides, (root, 1.0 / root), strict=True)
+        tf.minimum(side, side * tf.sqrt(area) * ratio)
+        for side, ratio in zip(sides, (root, 1.0 / root), strict=True)
     ]
     rows, columns = (
         band(draws[:, 3 + axis] * (side - length), length, side)
@@ -207,7 +243,7 @@ def sides_as_floats(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return height, tf.cast(tf.shape(images)[2], tf.float32)
 
 
-def _of_colours(images: tf.Tensor, change: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
+def _change_colour_channels(images: tf.Tensor, change: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
     """Apply `change` to the colours of `images`, which are all channels but the alpha of RGBA."""
     if images.shape[-1] != 4:
         return change(images)

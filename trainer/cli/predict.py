@@ -28,7 +28,7 @@ def predict_command(
     from trainer.cli.console import Console
     from trainer.cli.paths import local_model, local_path
     from trainer.data.checks import warnings_of_formats
-    from trainer.data.readers.links import links_sentence
+    from trainer.data.readers.read_result import describe_links
     from trainer.evaluate.predict import classify_files, find_pictures
     from trainer.export import load_model
 
@@ -54,7 +54,7 @@ def predict_command(
             )
             continue
         click.echo(_as_json(name, shares) if as_json else _as_row(name, shares, width))
-    links = filter(None, (links_sentence(paths, place) for place in places if place.is_dir()))
+    links = filter(None, (describe_links(paths, place) for place in places if place.is_dir()))
     for line in (*warnings_of_formats(converted, unusable), *_left_out(left_out), *links):
         click.echo(line, err=True)
     if unusable:

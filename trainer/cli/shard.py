@@ -46,8 +46,8 @@ def shard_command(
         console.on_fact("shards", store.uri)
         count = processes or len(os.sched_getaffinity(0))
         try:
-            with WorkerPool(count, cache_dir, import_tensorflow, *share, stop=stop) as crew:
-                made = make_shards(spec, store, shard_mib << 20, crew, console)
+            with WorkerPool(count, cache_dir, import_tensorflow, *share, stop=stop) as pool:
+                made = make_shards(spec, store, shard_mib << 20, pool, console)
         except StoppedError:
             raise StoppedError(STOPPED) from None
         if made is None:

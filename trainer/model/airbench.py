@@ -13,11 +13,9 @@ import keras
 import tensorflow as tf
 from keras import layers
 
-from trainer.model.convolution import Conv2D
 from trainer.model.dropout import RowDropout
-from trainer.model.head import class_logits
 from trainer.model.initializers import Kernels
-from trainer.model.normalization import FusedBatchNormalization
+from trainer.model.layers import Conv2D, FusedBatchNormalization, class_logits
 from trainer.model.whitening import WhiteningConv2D
 from trainer.spec import AirbenchSpec
 
@@ -62,20 +60,20 @@ class Gelu(layers.Layer):  # type: ignore[misc]
 
 def _group(x: Any, filters: int, convolutions: int, policy: keras.DTypePolicy, kernels: Kernels) -> Any:
     """Return features of half the size; the second and third convolution, if any, are residual."""
-    x = layers.MaxPooling2D(2, dtype=policy)(_convolution(x, filters, policy, kernels))
-    x = shortcut = Gelu(dtype=policy)(_normalized(x, policy))
+    x = layers.MaxPooling2D(2, dtype=policy)(_convolve(x, filters, policy, kernels))
+    x = shortcut = Gelu(dtype=policy)(_normalize(x, policy))
     for index in range(1, convolutions):
-        x = _normalized(_convolution(x, filters, policy, kernels), policy)
+        x = _normalize(_convolve(x, filters, policy, kernels), policy)
         if index == 2:
             x = layers.Add(dtype=policy)([x, shortcut])
         x = Gelu(dtype=policy)(x)
     return x
 
 
-def _convolution(x: Any, filters: int, policy: keras.DTypePolicy, kernels: Kernels) -> Any:
+def _convolve(x: Any, filters: int, policy: keras.DTypePolicy, kernels: Kernels) -> Any:
     initial = kernels.dirac()
     return Conv2D(filters, 3, padding="same", use_bias=False, kernel_initializer=initial, dtype=policy)(x)
 
 
-def _normalized(x: Any, policy: keras.DTypePolicy) -> Any:
+def _normalize(x: Any, policy: keras.DTypePolicy) -> Any:
     return FusedBatchNormalization(momentum=_MOMENTUM, epsilon=1e-5, scale=False, dtype=policy)(x)

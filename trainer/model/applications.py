@@ -14,9 +14,9 @@ from keras import layers
 
 from trainer.model.dropout import RowDropout
 from trainer.model.initializers import Kernels
-from trainer.model.normalization import FusedBatchNormalization
+from trainer.model.layers import FusedBatchNormalization
 
-_MAKERS = {
+_BUILDERS = {
     "efficientnetv2-b0": "EfficientNetV2B0",
     "efficientnetv2-b1": "EfficientNetV2B1",
     "efficientnetv2-b2": "EfficientNetV2B2",
@@ -43,22 +43,22 @@ def application_features(
 
     prepared: `pixels` after the preprocessing of the network `name`.
     """
-    reference = _reference(name)
+    reference = _build_reference(name)
     copier = _Copier(reference, policy, kernels)
 
     def call(layer: Any, *inputs: Any, mask: Any = None, **options: Any) -> Any:
         # Images have no mask, but some layers of Keras's networks were called with one.
-        return layer(*(prepared if each is pixels else each for each in inputs), **options)
+        return layer(*(prepared if tensor is pixels else tensor for tensor in inputs), **options)
 
     return keras.models.clone_model(
         reference, input_tensors=pixels, clone_function=copier.copy, call_function=call, recursive=True
     ).output
 
 
-def _reference(name: str) -> keras.Model:
-    make = getattr(keras.applications, _MAKERS[name])
+def _build_reference(name: str) -> keras.Model:
+    build = getattr(keras.applications, _BUILDERS[name])
     options = {} if name == "resnet50v2" else {"include_preprocessing": False}
-    return make(include_top=False, pooling="avg", weights=None, input_shape=(None, None, 3), **options)
+    return build(include_top=False, pooling="avg", weights=None, input_shape=(None, None, 3), **options)
 
 
 class _Copier:
@@ -75,15 +75,17 @@ class _Copier:
         if isinstance(layer, layers.BatchNormalization):
             return FusedBatchNormalization(_MOMENTUM, layer.epsilon, dtype=self.policy, name=layer.name)
         if isinstance(layer, layers.Dropout):
-            is_of_rows = layer.noise_shape is not None
-            return RowDropout(layer.rate, self.kernels.seed, is_of_rows, dtype=self.policy, name=layer.name)
+            is_whole_rows = layer.noise_shape is not None
+            return RowDropout(
+                layer.rate, self.kernels.seed, is_whole_rows, dtype=self.policy, name=layer.name
+            )
         config = {**layer.get_config(), "dtype": self.policy}
         for key, value in config.items():
             if key.endswith("_initializer"):
                 config[key] = self.kernels.seeded(value)
-        return layer.__class__.from_config({**config, **self._changes(layer)})
+        return layer.__class__.from_config({**config, **self._config_changes(layer)})
 
-    def _changes(self, layer: layers.Layer) -> dict[str, Any]:
+    def _config_changes(self, layer: layers.Layer) -> dict[str, Any]:
         if layer in self.last and isinstance(layer, layers.GlobalAveragePooling2D):
             return {"dtype": "float32"}
         if layer in self.last and isinstance(layer, layers.LayerNormalization):

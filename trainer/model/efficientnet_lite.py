@@ -9,11 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 from keras import layers
 
-from trainer.model.convolution import Conv2D
 from trainer.model.initializers import Kernels
-from trainer.model.normalization import FusedBatchNormalization
+from trainer.model.layers import Conv2D, FusedBatchNormalization
+from trainer.model.torch_file import Arrays
 
 STAGES = (
     (1, 3, 1, 1, 16),
@@ -28,6 +29,9 @@ STAGES = (
 _STEM_FILTERS, _TOP_FILTERS = 32, 1280
 _EPSILON = 1e-3
 _MOMENTUM = 0.9
+_PARTS = {"expand": ("_expand_conv", "_bn0"), "depthwise": ("_depthwise_conv", "_bn1")}
+_PARTS |= {"project": ("_project_conv", "_bn2")}
+_NORM_KEYS = ("weight", "bias", "running_mean", "running_var")
 
 
 class _Builder:
@@ -84,3 +88,33 @@ def _block(builder: _Builder, x: Any, size: int, stride: int, expansion: int, fi
     x = builder.convolve_depthwise(x, size, stride, f"{name}_depthwise")
     x = builder.convolve(x, filters, 1, 1, f"{name}_project")
     return builder.add(x, shortcut, name) if stride == 1 and shortcut.shape[-1] == filters else x
+
+
+def lite0_arrays(arrays: Arrays) -> dict[str, list[np.ndarray[Any, Any]]]:
+    """Return the arrays of each layer of `lite0_features`, in the order of its variables.
+
+    `arrays` are the published weights, with the names of PyTorch.
+    """
+    layer_arrays = _convert_pair(arrays, "stem", "_conv_stem", "_bn0")
+    layer_arrays |= _convert_pair(arrays, "top", "_conv_head", "_bn1")
+    index = 0
+    for stage, (blocks, *_) in enumerate(STAGES, 1):
+        for block in range(1, blocks + 1):
+            for part, (convolution, norm) in _PARTS.items():
+                name, prefix = f"stage{stage}_block{block}_{part}", f"_blocks.{index}."
+                layer_arrays |= _convert_pair(arrays, name, prefix + convolution, prefix + norm)
+            index += 1
+    return {name: values for name, values in layer_arrays.items() if values}
+
+
+def _convert_pair(
+    arrays: Arrays, name: str, convolution: str, norm: str
+) -> dict[str, list[np.ndarray[Any, Any]]]:
+    """Return the arrays of a convolution and of the normalization after it."""
+    kernels = [arrays[key] for key in (f"{convolution}.weight",) if key in arrays]
+    # PyTorch has [out, in, height, width]. Depthwise kernels have in = 1, and out is the input axis of Keras.
+    axes = (2, 3, 0, 1) if name.endswith("depthwise") else (2, 3, 1, 0)
+    return {
+        f"{name}_conv": [kernel.transpose(axes) for kernel in kernels if kernel.ndim == len(axes)],
+        f"{name}_norm": [arrays[f"{norm}.{key}"] for key in _NORM_KEYS if f"{norm}.{key}" in arrays],
+    }

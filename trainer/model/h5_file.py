@@ -27,9 +27,9 @@ from trainer.storage.temporary import temporary_folder
 
 _HDF5, _ZIP = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"
 _MEMBER = "model.weights.h5"
-_MOST_BYTES = 4 << 30
-_DEEPEST = 8
-_DAMAGE = (
+_MAX_BYTES = 4 << 30
+_MAX_DEPTH = 8
+_READ_ERRORS = (
     OSError, ValueError, TypeError, KeyError, IndexError, RuntimeError, AttributeError, OverflowError,
     EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error,
 )  # fmt: skip
@@ -53,88 +53,96 @@ def is_keras_file(path: Path) -> bool:
         with path.open("rb") as file:
             return file.read(len(_HDF5)).startswith((_HDF5, _ZIP))
     except OSError as error:
-        raise DataError(f"The weights can't be read: {error.strerror}.", received=path) from None
+        raise DataError(
+            f"The weights file can't be read: {error.strerror}.",
+            "Check its path and its permissions.",
+            received=path,
+        ) from None
 
 
 @contextmanager
 def open_layers(path: Path) -> Iterator[list[StoredLayer]]:
     """Yield the layers with weights in the file at `path`. Raises DataError for a file without any."""
-    with temporary_folder() as folder, _explained(path), _opened(path, folder) as file:
-        yield _layers(file)
+    with temporary_folder() as folder, _translate_errors(path), _open(path, folder) as file:
+        yield _read_layers(file)
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def _translate_errors(path: Path) -> Iterator[None]:
     try:
         yield
-    except _DAMAGE as error:
+    except _READ_ERRORS as error:
         if isinstance(error, OSError) and error.errno in FULL:
             raise  # disk errors of the folder for temporary files
         raise DataError(
-            "The weights can't be read: this is no .weights.h5, .h5 or .keras file, or it is damaged; get it "
-            "again.",
+            "The weights file can't be read: it is damaged, or not a .weights.h5, .h5 or .keras file.",
+            "Download it again.",
             received=f"{path} ({(str(error) or type(error).__name__).splitlines()[0][:120]})",
         ) from None
 
 
-def _opened(path: Path, folder: Path) -> Any:
-    return h5py.File(_unpacked(path, folder) if zipfile.is_zipfile(path) else path, "r")
+def _open(path: Path, folder: Path) -> Any:
+    return h5py.File(_unpack(path, folder) if zipfile.is_zipfile(path) else path, "r")
 
 
-def _unpacked(path: Path, folder: Path) -> Path:
+def _unpack(path: Path, folder: Path) -> Path:
     with zipfile.ZipFile(path) as archive, archive.open(_MEMBER) as source:
-        if archive.getinfo(_MEMBER).file_size > _MOST_BYTES:
-            raise ValueError(f"{_MEMBER} is larger than {_MOST_BYTES >> 30} GiB")
+        if archive.getinfo(_MEMBER).file_size > _MAX_BYTES:
+            raise ValueError(f"{_MEMBER} is larger than {_MAX_BYTES >> 30} GiB")
         with (folder / _MEMBER).open("wb") as target:
             try:
                 shutil.copyfileobj(source, target)
             except MemoryError:  # the required size comes from the LZMA header
-                raise ValueError(f"{_MEMBER} needs too much memory to be decompressed") from None
+                raise ValueError(f"{_MEMBER} requires too much memory for decompression") from None
     return folder / _MEMBER
 
 
-def _layers(file: Any) -> list[StoredLayer]:
+def _read_layers(file: Any) -> list[StoredLayer]:
     group = (
-        _inside(file, "model_weights")
+        _open_member(file, "model_weights")
         if "layer_names" not in file.attrs and "model_weights" in file
         else file
     )
-    found = _older(group) if "layer_names" in group.attrs or "layer_names0" in group.attrs else _newer(group)
-    if not found:
-        raise ValueError("it holds no weights")
-    return found
-
-
-def _older(group: Any) -> list[StoredLayer]:
-    """Return the layers of the Keras 2 format, in the order of the model."""
-    layers = []
-    for name in _texts(group, "layer_names"):
-        layer = _inside(group, name)
-        arrays = tuple(_inside(layer, each) for each in _texts(layer, "weight_names"))
-        if arrays:
-            layers.append(StoredLayer(name, "", tuple(map(_checked, arrays))))
+    layers = (
+        _read_keras2(group)
+        if "layer_names" in group.attrs or "layer_names0" in group.attrs
+        else _read_keras3(group)
+    )
+    if not layers:
+        raise ValueError("it contains no weights")
     return layers
 
 
-def _newer(group: Any) -> list[StoredLayer]:
+def _read_keras2(group: Any) -> list[StoredLayer]:
+    """Return the layers of the Keras 2 format, in the order of the model."""
+    layers = []
+    for name in _read_texts(group, "layer_names"):
+        layer = _open_member(group, name)
+        arrays = tuple(_open_member(layer, weight) for weight in _read_texts(layer, "weight_names"))
+        if arrays:
+            layers.append(StoredLayer(name, "", tuple(map(_check_dataset, arrays))))
+    return layers
+
+
+def _read_keras3(group: Any) -> list[StoredLayer]:
     """Return the layers of the Keras 3 format, which numbers the layers of each kind separately."""
-    return list(_nested(_inside(group, "layers") if "layers" in group else group, "", _DEEPEST))
+    return list(_nested(_open_member(group, "layers") if "layers" in group else group, "", _MAX_DEPTH))
 
 
-def _nested(group: Any, before: str, depth: int) -> Iterator[StoredLayer]:
+def _nested(group: Any, prefix: str, depth: int) -> Iterator[StoredLayer]:
     """Yield the layers in `group` and their nested layers."""
     if not depth:
-        raise ValueError("layers inside layers without end")
+        raise ValueError("layers are nested too deeply")
     for key in group:
-        layer = _inside(group, key)
+        layer = _open_member(group, key)
         if not isinstance(layer, h5py.Group):
             continue
-        if "vars" in layer and len(values := _inside(layer, "vars")):
+        if "vars" in layer and len(values := _open_member(layer, "vars")):
             name = str(values.attrs.get("name", key))
-            arrays = (_checked(_inside(values, each)) for each in sorted(values, key=_number))
-            yield StoredLayer(name, before + key, tuple(arrays))
+            arrays = (_check_dataset(_open_member(values, index)) for index in sorted(values, key=_number))
+            yield StoredLayer(name, prefix + key, tuple(arrays))
         if "layers" in layer:
-            yield from _nested(_inside(layer, "layers"), f"{before}{key}/", depth - 1)
+            yield from _nested(_open_member(layer, "layers"), f"{prefix}{key}/", depth - 1)
 
 
 def _number(key: str) -> int:
@@ -142,24 +150,24 @@ def _number(key: str) -> int:
     return int(match[1]) if match else 0
 
 
-def _inside(group: Any, name: str) -> Any:
+def _open_member(group: Any, name: str) -> Any:
     """Return the object `name` in `group`, by hard links only, because others may lead to other files."""
     for part in name.split("/"):
         if not isinstance(group.get(part, getlink=True), h5py.HardLink):
-            raise ValueError(f"{part} is missing, or only a link")
+            raise ValueError(f"{part} is missing or a link")
         group = group[part]
     return group
 
 
-def _checked(dataset: Any) -> Any:
+def _check_dataset(dataset: Any) -> Any:
     if not isinstance(dataset, h5py.Dataset) or dataset.is_virtual or dataset.external:
-        raise ValueError(f"{dataset.name} holds no numbers of its own")
-    if dataset.dtype.kind not in "fiu" or math.prod(dataset.shape) * dataset.dtype.itemsize > _MOST_BYTES:
-        raise ValueError(f"{dataset.name} is no array of numbers that could be weights")
+        raise ValueError(f"{dataset.name} is not stored in the file itself")
+    if dataset.dtype.kind not in "fiu" or math.prod(dataset.shape) * dataset.dtype.itemsize > _MAX_BYTES:
+        raise ValueError(f"{dataset.name} is not a numeric array, or too large")
     return dataset
 
 
-def _texts(group: Any, name: str) -> list[str]:
+def _read_texts(group: Any, name: str) -> list[str]:
     """Return the strings of an attribute, which is split into numbered parts if it is long."""
     parts = [name] if name in group.attrs else [f"{name}{index}" for index in range(len(group.attrs))]
     values = [value for part in parts if part in group.attrs for value in group.attrs[part]]

@@ -12,11 +12,9 @@ from typing import Any
 import keras
 from keras import layers
 
-from trainer.model.convolution import Conv2D
 from trainer.model.dropout import RowDropout
-from trainer.model.head import class_logits
 from trainer.model.initializers import Kernels
-from trainer.model.normalization import FusedBatchNormalization
+from trainer.model.layers import Conv2D, FusedBatchNormalization, class_logits
 from trainer.spec import ResidualSpec
 
 # With the default of 0.99 half of the initial value remains after 70 steps: too slow for small data.
@@ -28,8 +26,8 @@ def residual_logits(
 ) -> Any:
     """Return the logits [batch, classes] of `pixels`."""
     x = layers.Rescaling(1 / 127.5, offset=-1.0, dtype=policy)(pixels)
-    x = _convolution(x, spec.stem_filters, 3, spec.stem_stride, policy, kernels)
-    x = layers.ReLU(dtype=policy)(_normalized(x, policy))
+    x = _convolve(x, spec.stem_filters, 3, spec.stem_stride, policy, kernels)
+    x = layers.ReLU(dtype=policy)(_normalize(x, policy))
     count, index = sum(spec.blocks), 0
     for filters, blocks in zip(spec.filters, spec.blocks, strict=True):
         for block in range(blocks):
@@ -48,10 +46,10 @@ def _block(
 ) -> Any:
     """Return the output of a block, whose branch `depth` drops for some images (Huang et al. 2016)."""
     shortcut = _shortcut(x, filters, stride, policy, kernels)
-    x = _convolution(x, filters, 3, stride, policy, kernels)
-    x = layers.ReLU(dtype=policy)(_normalized(x, policy))
-    x = _convolution(x, filters, 3, 1, policy, kernels)
-    x = _normalized(x, policy)
+    x = _convolve(x, filters, 3, stride, policy, kernels)
+    x = layers.ReLU(dtype=policy)(_normalize(x, policy))
+    x = _convolve(x, filters, 3, 1, policy, kernels)
+    x = _normalize(x, policy)
     if depth is not None:
         x = depth(x)
     x = layers.Add(dtype=policy)([x, shortcut])
@@ -63,10 +61,10 @@ def _shortcut(x: Any, filters: int, stride: int, policy: keras.DTypePolicy, kern
         return x
     if stride > 1:
         x = layers.AveragePooling2D(stride, padding="same", dtype=policy)(x)
-    return _normalized(_convolution(x, filters, 1, 1, policy, kernels), policy)
+    return _normalize(_convolve(x, filters, 1, 1, policy, kernels), policy)
 
 
-def _convolution(
+def _convolve(
     x: Any, filters: int, size: int, stride: int, policy: keras.DTypePolicy, kernels: Kernels
 ) -> Any:
     return Conv2D(
@@ -80,5 +78,5 @@ def _convolution(
     )(x)
 
 
-def _normalized(x: Any, policy: keras.DTypePolicy) -> Any:
+def _normalize(x: Any, policy: keras.DTypePolicy) -> Any:
     return FusedBatchNormalization(momentum=_MOMENTUM, epsilon=1e-5, dtype=policy)(x)

@@ -24,13 +24,13 @@ _DTYPES = {
     "FloatStorage": "<f4", "DoubleStorage": "<f8", "HalfStorage": "<f2", "LongStorage": "<i8",
     "IntStorage": "<i4", "ShortStorage": "<i2", "CharStorage": "<i1", "ByteStorage": "<u1",
 }  # fmt: skip
-_DAMAGE = (
+_READ_ERRORS = (
     pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError,
     OverflowError, struct.error, UnicodeDecodeError, RecursionError, MemoryError,
 )  # fmt: skip
 
 
-class _RefusedError(Exception):
+class _UnsafeError(Exception):
     """The file refers to a function that builds no tensor."""
 
 
@@ -58,31 +58,31 @@ class _Unpickler(pickle.Unpickler):
     """Unpickler for containers, numbers, text and tensors only."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return the substitute for an allowed name. Raises _RefusedError for all others."""
+        """Return the substitute for an allowed name. Raises _UnsafeError for all others."""
         if module == "torch" and name in _DTYPES:
             return _DTYPES[name]
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             # A new object for each file, like the class below.
-            return lambda *parts: _tensor(*parts)
+            return lambda *parts: _build_tensor(*parts)
         if (module, name) == ("collections", "OrderedDict"):
             # Attributes that the file sets on the class are discarded with the file.
             return type("OrderedDict", (dict,), {})
-        raise _RefusedError(f"{module}.{name}")
+        raise _UnsafeError(f"{module}.{name}")
 
     def persistent_load(self, pid: Any) -> _Storage:
         """Return a storage. Raises ValueError for other objects, or a dtype that is not in `_DTYPES`."""
         kind, dtype, key, *_ = pid
         if kind != "storage" or dtype not in _DTYPES.values():
-            raise ValueError(f"a {kind} instead of a storage")
+            raise ValueError(f"{kind} instead of a storage")
         return _Storage(str(key), dtype)
 
 
-def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> _Tensor:
+def _build_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> _Tensor:
     """Return a tensor. Raises ValueError if the arguments are not a storage and integers."""
     if not isinstance(storage, _Storage):
-        raise ValueError(f"a {type(storage).__name__} instead of a storage")
-    if not all(isinstance(each, int) for each in (offset, *shape, *stride)):
-        raise ValueError("a tensor whose shape is no whole numbers")
+        raise ValueError(f"{type(storage).__name__} instead of a storage")
+    if not all(isinstance(number, int) for number in (offset, *shape, *stride)):
+        raise ValueError("the shape or strides of a tensor are not integers")
     return _Tensor(storage, offset, tuple(shape), tuple(stride))
 
 
@@ -96,46 +96,51 @@ def read_torch_file(path: Path) -> Arrays:
         with path.open("rb") as file:
             return _read(io.BytesIO(file.read()))
     except OSError as error:
-        raise DataError(f"The weights can't be read: {error.strerror}.", received=path) from None
-    except _RefusedError as error:
         raise DataError(
-            "The file of weights has code in it. It was refused, and nothing in it was executed; get the "
-            "weights from somewhere else.",
+            f"The weights file can't be read: {error.strerror}.",
+            "Check its path and its permissions.",
+            received=path,
+        ) from None
+    except _UnsafeError as error:
+        raise DataError(
+            "The weights file contains code. It was rejected, and the code was not executed.",
+            "Get the weights from a source that you trust.",
             received=f"{error} in {path}",
         ) from None
-    except _DAMAGE as error:
+    except _READ_ERRORS as error:
         raise DataError(
-            "This is no file of weights (.weights.h5, .h5, .keras), or it is damaged; get it again.",
+            "The file is damaged or not a weights file (.weights.h5, .h5, .keras or .pth).",
+            "Download it again.",
             received=f"{path} ({str(error)[:100] or type(error).__name__})",
         ) from None
 
 
 def _read(file: BinaryIO) -> Arrays:
     if _Unpickler(file).load() != _MAGIC or _Unpickler(file).load() != _PROTOCOL:
-        raise ValueError("it does not begin as such a file")
+        raise ValueError("wrong magic number or protocol")
     _Unpickler(file).load()  # system information of the machine that wrote the file
     tensors = _Unpickler(file).load()
-    found = {str(name): each for name, each in dict.items(tensors) if isinstance(each, _Tensor)}
-    dtypes = {each.storage.key: each.storage.dtype for each in found.values()}
+    views = {str(name): tensor for name, tensor in dict.items(tensors) if isinstance(tensor, _Tensor)}
+    dtypes = {view.storage.key: view.storage.dtype for view in views.values()}
     storages = {key: _read_storage(file, dtypes[key]) for key in map(str, _Unpickler(file).load())}
-    return {name: _values(each, storages[each.storage.key]) for name, each in found.items()}
+    return {name: _build_array(view, storages[view.storage.key]) for name, view in views.items()}
 
 
 def _read_storage(file: BinaryIO, dtype: str) -> np.ndarray[Any, Any]:
     (count,) = struct.unpack("<q", file.read(8))
     values = np.frombuffer(file.read(count * np.dtype(dtype).itemsize), dtype)
     if len(values) != count:
-        raise ValueError("it ends too early")
+        raise ValueError("the file is truncated")
     return values
 
 
-def _values(tensor: _Tensor, storage: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _build_array(tensor: _Tensor, storage: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     if len(tensor.shape) != len(tensor.stride) or min((tensor.offset, *tensor.shape, *tensor.stride)) < 0:
-        raise ValueError(f"a tensor of {tensor.shape} with the strides {tensor.stride}")
+        raise ValueError(f"invalid tensor: shape {tensor.shape}, strides {tensor.stride}")
     last = tensor.offset + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride, strict=True))
     # A stride of 0 repeats values, so a few bytes could expand to gigabytes.
     if last >= len(storage) or math.prod(tensor.shape) > len(storage):
-        raise ValueError("a tensor of more values than there are")
+        raise ValueError("a tensor exceeds its storage")
     steps = [step * storage.itemsize for step in tensor.stride]
     # No copy, because any number of tensors may share a storage.
     return np.lib.stride_tricks.as_strided(storage[tensor.offset :], tensor.shape, steps, writeable=False)

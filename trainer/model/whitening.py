@@ -88,7 +88,7 @@ def _sum_of_chunk(images: NDArray[np.uint8]) -> PatchSums:
     # Products of float64 are fast, and exact for integers of this size.
     doubles = patches.astype(np.float64)
     sums = (len(doubles), doubles.sum(axis=0), doubles.T @ doubles)
-    return PatchSums(*(np.asarray(each).astype(np.int64) for each in sums))
+    return PatchSums(*(np.asarray(total).astype(np.int64) for total in sums))
 
 
 def whitening_weights(sums: PatchSums) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -14,7 +14,7 @@ import keras
 import tensorflow as tf
 
 from trainer.compat import index_of_variable
-from trainer.model.head import OUTPUT_LAYERS
+from trainer.model.layers import OUTPUT_LAYERS
 
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 """Coefficients of the quintic Newton-Schulz iteration: steepest at zero with singular values kept near 1."""

@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from trainer.model.normalization import frozen_statistics
+from trainer.model.layers import frozen_statistics
 from trainer.model.pretrained import backbone_of, head_of, stages_of
 from trainer.spec import RunSpec
 from trainer.spec.finetune import FinetuneSpec

@@ -14,19 +14,18 @@ from typing import Literal, NamedTuple
 
 from trainer.data.items import Item, Rejection
 from trainer.data.labels import normalized
-from trainer.data.readers.choice import folders_beside_tables, tables_beside_folders, unused_below
+from trainer.data.readers.choice import describe_unused, folders_beside_tables, tables_beside_folders
 from trainer.data.readers.cifar import find_cifar_files, read_cifar_files
 from trainer.data.readers.folders import read_folders
 from trainer.data.readers.import_files import SUFFIXES as IMPORT_SUFFIXES
 from trainer.data.readers.import_files import Buckets, find_import_files, read_import_files
-from trainer.data.readers.links import links_sentence
 from trainer.data.readers.parquet import (
     Extraction,
     find_all_parquet_files,
     find_parquet_files,
     read_parquet_files,
 )
-from trainer.data.readers.read_result import ReadResult, wrapped_folders
+from trainer.data.readers.read_result import ReadResult, describe_links, wrapped_folders
 from trainer.data.readers.tfrecord import (
     find_any_tfrecord_files,
     find_tfrecord_files,
@@ -63,19 +62,23 @@ class _FileLayout(NamedTuple):
     name: str
     find: Callable[[Path], list[Path]]
     read: Callable[[list[Path], Path], ReadResult]
-    wants: str
-    find_asked: Callable[[Path], list[Path]] | None = None
+    expected: str
+    find_requested: Callable[[Path], list[Path]] | None = None
     """Replaces `find` when the layout is requested by name."""
 
 
 class _Read(NamedTuple):
-    found: ReadResult
+    """Result of reading a source."""
+
+    result: ReadResult
     layout: str
     files: list[Path]
     """Files of a folder source that list or contain the images; empty for a single-file source."""
 
 
-def _file_layouts(buckets: Buckets, extraction: Extraction | None, is_multi: bool) -> tuple[_FileLayout, ...]:
+def _build_file_layouts(
+    buckets: Buckets, extraction: Extraction | None, is_multi: bool
+) -> tuple[_FileLayout, ...]:
     find_import = partial(find_import_files, is_multi=is_multi)
     read_import = partial(read_import_files, buckets=buckets, is_multi=is_multi)
     tables = _FileLayout("import", find_import, read_import, "a .csv, .tsv or .jsonl table of its images")
@@ -97,11 +100,11 @@ def _file_layouts(buckets: Buckets, extraction: Extraction | None, is_multi: boo
             "webdataset",
             find_webdataset_files,
             read_webdataset_files,
-            "tars of images that have a label of their name beside them (.cls, or .json with label)",
+            "tar files with a label (.cls, or .json with label) for each image",
             find_tars,
         ),
         *parquet,
-        _FileLayout("cifar", find_cifar_files, read_cifar_files, "CIFAR's .bin files"),
+        _FileLayout("cifar", find_cifar_files, read_cifar_files, "CIFAR .bin files"),
         tables,
     )
 
@@ -122,20 +125,20 @@ def read_layout(
     `buckets` downloads the images that import files list by gs:// URI. An item's split is None if the source
     does not define one. Raises DataError, and the errors that `buckets` raises.
     """
-    kinds = _file_layouts(buckets, extraction, labels == "multi")
+    kinds = _build_file_layouts(buckets, extraction, labels == "multi")
     if labels == "multi":
-        found, name, files = _read_multi(root, layout, kinds[0])
+        result, name, files = _read_multi(root, layout, kinds[0])
     else:
         read = _read_file if root.is_file() else _read_folder
-        found, name, files = read(root, layout, kinds)
-    used = dict.fromkeys([*files, *(item.path for item in found.items)])
-    links = links_sentence(used, root.parent if root.is_file() else root)
-    items = sorted(map(_normalized, found.items), key=lambda item: _natural(item.name))
-    rejections = sorted(found.rejections, key=lambda rejection: rejection.name)
-    return SourceContents(items, rejections, name, [*found.warnings, *([links] if links else [])])
+        result, name, files = read(root, layout, kinds)
+    used = dict.fromkeys([*files, *(item.path for item in result.items)])
+    links = describe_links(used, root.parent if root.is_file() else root)
+    items = sorted(map(_normalize, result.items), key=lambda item: _natural_key(item.name))
+    rejections = sorted(result.rejections, key=lambda rejection: rejection.name)
+    return SourceContents(items, rejections, name, [*result.warnings, *([links] if links else [])])
 
 
-def _normalized(item: Item) -> Item:
+def _normalize(item: Item) -> Item:
     label = normalized(item.label)
     return item if label == item.label else replace(item, label=label)
 
@@ -146,21 +149,22 @@ def _read_multi(root: Path, layout: str, tables: _FileLayout) -> _Read:
     is_table = root.is_file() and root.suffix.lower() in IMPORT_SUFFIXES
     files = [root] if is_table else next(filter(None, map(tables.find, folders)), [])
     if layout not in ("auto", "import") or not files:
-        why = "".join(f" {sentence}." for sentence in unused_below(root, (), True)) if folders else ""
-        named = "" if layout == "auto" else f"data.layout={layout} and "
+        unused = "".join(f" {sentence}." for sentence in describe_unused(root, (), True)) if folders else ""
+        setting = "" if layout == "auto" else f"data.layout={layout} and "
         raise DataError(
-            "With data.labels=multi a table says which labels each image has: a .csv, .tsv or .jsonl file "
-            "with the columns path and labels (several in a cell separated by ;), or with one 0/1 column a "
-            f"label.{why} Other layouts hold one label an image.",
-            received=f"{named}{printable(str(root))}",
+            "data.labels=multi requires a table with the labels of each image; other layouts have one label "
+            f"per image.{unused}",
+            "Add a .csv, .tsv or .jsonl file with the columns path and labels (separated by ; in a cell), or "
+            "with one 0/1 column per label.",
+            received=f"{setting}{printable(str(root))}",
         )
-    found = tables.read(files, root if folders else root.parent)
+    result = tables.read(files, root if folders else root.parent)
     if folders:
-        found, _ = tables_beside_folders(found, files, root, is_chosen=True, is_multi=True)
-    return _Read(found, tables.name, files)
+        result, _ = tables_beside_folders(result, files, root, is_chosen=True, is_multi=True)
+    return _Read(result, tables.name, files)
 
 
-def _natural(name: str) -> tuple[str, int]:
+def _natural_key(name: str) -> tuple[str, int]:
     """Return a sort key that orders the records of a file by number."""
     file, _, record = name.rpartition("#")
     return (file, int(record)) if file and record.isdecimal() else (name, -1)
@@ -173,34 +177,38 @@ def _read_folder(root: Path, layout: str, kinds: tuple[_FileLayout, ...]) -> _Re
         if layout not in ("auto", kind.name):
             continue
         for folder in wrapped_folders(root):
-            find = kind.find_asked if layout == kind.name and kind.find_asked else kind.find
+            find = kind.find_requested if layout == kind.name and kind.find_requested else kind.find
             if files := find(folder):
-                found = kind.read(files, root)
+                result = kind.read(files, root)
                 if kind.name == "import":
-                    return _Read(*tables_beside_folders(found, files, root, layout == "import"), files)
-                return _Read(found, kind.name, files)
+                    return _Read(*tables_beside_folders(result, files, root, layout == "import"), files)
+                return _Read(result, kind.name, files)
         if layout == kind.name:
-            why = "".join(f": {sentence}" for sentence in unused_below(root)) if layout == "import" else ""
+            unused = (
+                "".join(f": {sentence}" for sentence in describe_unused(root)) if layout == "import" else ""
+            )
             raise DataError(
-                f"data.layout is {layout}, but the source has not {kind.wants}{why}.",
-                received=f"{printable(str(root))}",
+                f"data.layout is {layout}, but the source does not contain {kind.expected}{unused}.",
+                "Check data.source, or set data.layout=auto.",
+                received=printable(str(root)),
             )
     return _Read(folders_beside_tables(root), "folders", [])
 
 
 def _read_file(path: Path, layout: str, kinds: tuple[_FileLayout, ...]) -> _Read:
-    name = layout if layout != "auto" else _layout_of_file(path)
+    name = layout if layout != "auto" else _detect_layout(path)
     for kind in kinds:
         if kind.name == name:
             return _Read(kind.read([path], path.parent), kind.name, [])
     raise DataError(
-        "The source is a single file, but neither an archive nor a table of images (.csv, .tsv, .jsonl), a "
-        "TFRecord, Parquet or CIFAR .bin file; give the folder of class folders.",
-        received=f"{printable(str(path))}",
+        "The source is a single file of an unsupported type.",
+        "Use a folder of class folders, an archive, a table of images (.csv, .tsv, .jsonl), or a TFRecord, "
+        "Parquet or CIFAR .bin file.",
+        received=printable(str(path)),
     )
 
 
-def _layout_of_file(path: Path) -> str | None:
+def _detect_layout(path: Path) -> str | None:
     if path.suffix.lower() in IMPORT_SUFFIXES:
         return "import"
     if path.suffix.lower() == ".bin":

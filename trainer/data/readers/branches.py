@@ -23,7 +23,7 @@ from trainer.data.readers.read_result import (
     wrapped_folders,
 )
 
-_MOST_NESTED = 4
+_MAX_NESTED = 4
 _UNLABELLED = frozenset(
     {"pred", "predict", "prediction", "predictions", "unlabeled", "unlabelled", "submission"}
 )
@@ -122,7 +122,7 @@ def agree(branches: Sequence[Branch], least: int = 1) -> bool:
 
 def _inside(folder: Path) -> Path:
     split = split_named(folder.name)
-    for _ in range(_MOST_NESTED):
+    for _ in range(_MAX_NESTED):
         folders, files = list_folder(folder)
         if len(folders) != 1 or any(map(is_picture, files)):
             break

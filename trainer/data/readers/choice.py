@@ -11,7 +11,7 @@ from pathlib import Path
 from trainer.data.items import Rejection
 from trainer.data.labels import normalized
 from trainer.data.readers.folders import read_folders
-from trainer.data.readers.import_files import has_columns, unused_tables
+from trainer.data.readers.import_files import describe_unused_tables, has_columns
 from trainer.data.readers.read_result import (
     ReadResult,
     files_below,
@@ -28,21 +28,22 @@ _ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".7z", ".
 
 def folders_beside_tables(root: Path) -> ReadResult:
     """Read the class folders of `root`, whose tables are unusable. Raises DataError with the reasons."""
-    unused = unused_below(root)
+    unused = describe_unused(root)
     try:
-        found = read_folders(root)
+        result = read_folders(root)
     except DataError as error:
-        raise DataError(f"{'. '.join([*unused, str(error)])}") from None
-    if not found.items:
+        problem = ". ".join([*unused, error.problem])
+        raise DataError(problem, error.remedy, error.received) from None
+    if not result.items:
         _require_no_archives(root)
-    if unused and len({item.label for item in found.items}) < 2:
+    if unused and len({item.label for item in result.items}) < 2:
         raise DataError(
-            f"There are not two class folders, and {'; '.join(unused)}. Correct the table, or set "
-            f"data.layout=folders to pass it over.",
-            received=f"{printable(str(root))}",
+            f"The source has fewer than two class folders, and {'; '.join(unused)}.",
+            "Correct the table, or set data.layout=folders to ignore it.",
+            received=printable(str(root)),
         )
-    found.warnings += unused
-    return found
+    result.warnings += unused
+    return result
 
 
 def _require_no_archives(root: Path) -> None:
@@ -50,8 +51,9 @@ def _require_no_archives(root: Path) -> None:
     archives = [name_of(path, root) for path in files if path.name.lower().endswith(_ARCHIVES)]
     if archives:
         raise DataError(
-            "The source holds archives and no images; archives in a folder or in another archive are not "
-            "unpacked: unpack them, or give one of them as data.source.",
+            "The source contains archives and no images. Archives in a folder or in another archive are not "
+            "unpacked.",
+            "Unpack them, or set data.source to one of them.",
             received=f"{', '.join(archives)} in {printable(str(root))}",
         )
 
@@ -68,45 +70,48 @@ def tables_beside_folders(
     """
     if not any(map(has_columns, files)):
         return listed, "import"
-    known = {item.path for item in listed.items}
-    rest = [path for path in files_below(root) if path not in known and is_picture(path)]
+    paths = {item.path for item in listed.items}
+    unlisted = [path for path in files_below(root) if path not in paths and is_picture(path)]
     names = ", ".join(name_of(file, root) for file in files)
-    found = None if is_chosen or is_multi else _class_folders(root)
-    in_folders = {} if found is None else {item.path: item.label for item in found.items}
-    shared = [item for item in listed.items if item.path in in_folders]
-    is_agreed = all(normalized(item.label) == in_folders[item.path] for item in shared)
-    is_part = is_agreed and len(shared) == len(listed.items) and len(known) < len(in_folders)
-    if found is not None and (len(rest) > len(known) or is_part):
-        count = len(known) + len(rest)
-        found.warnings.append(f"{names} is not used: it lists only {len(known):,} of {count:,} images")
-        return found, "folders"
-    if not is_agreed:
+    folders = None if is_chosen or is_multi else _read_class_folders(root)
+    folder_labels = {} if folders is None else {item.path: item.label for item in folders.items}
+    shared = [item for item in listed.items if item.path in folder_labels]
+    has_same_labels = all(normalized(item.label) == folder_labels[item.path] for item in shared)
+    is_part = has_same_labels and len(shared) == len(listed.items) and len(paths) < len(folder_labels)
+    if folders is not None and (len(unlisted) > len(paths) or is_part):
+        count = len(paths) + len(unlisted)
+        folders.warnings.append(f"{names} is not used: it lists only {len(paths):,} of {count:,} images")
+        return folders, "folders"
+    if not has_same_labels:
         listed.warnings.append(
             f"the classes are the labels in {names}, not the folders of the images; set data.layout=folders "
-            "to take the folders"
+            "to use the folders"
         )
-    listed.warnings += [*_set_aside(rest, listed, names, root), *unused_below(root, files, is_multi)]
+    listed.warnings += [*_reject_unlisted(unlisted, listed, names, root)]
+    listed.warnings += describe_unused(root, files, is_multi)
     return listed, "import"
 
 
-def _set_aside(rest: list[Path], listed: ReadResult, names: str, root: Path) -> list[str]:
+def _reject_unlisted(paths: list[Path], listed: ReadResult, names: str, root: Path) -> list[str]:
     listed.rejections += [
-        Rejection(name_of(path, root), "not in the table of images", damaged=False) for path in rest
+        Rejection(name_of(path, root), "not listed in a table", damaged=False) for path in paths
     ]
-    counted = "1 image" if len(rest) == 1 else f"{len(rest):,} images"
-    return [f"{counted} not listed in {names} left out, such as {name_of(rest[0], root)}"] if rest else []
+    count = "1 image" if len(paths) == 1 else f"{len(paths):,} images"
+    return [f"not used: {count} not listed in {names}, such as {name_of(paths[0], root)}"] if paths else []
 
 
-def unused_below(root: Path, used: Sequence[Path] = (), is_multi: bool = False) -> list[str]:
+def describe_unused(root: Path, used: Sequence[Path] = (), is_multi: bool = False) -> list[str]:
     """Return a sentence for each unusable table in `root` or in the wrapper folders below it."""
     return [
-        sentence for folder in wrapped_folders(root) for sentence in unused_tables(folder, used, is_multi)
+        sentence
+        for folder in wrapped_folders(root)
+        for sentence in describe_unused_tables(folder, used, is_multi)
     ]
 
 
-def _class_folders(root: Path) -> ReadResult | None:
+def _read_class_folders(root: Path) -> ReadResult | None:
     try:
-        found = read_folders(root)
+        result = read_folders(root)
     except DataError:
         return None
-    return found if len({item.label for item in found.items}) > 1 else None
+    return result if len({item.label for item in result.items}) > 1 else None

@@ -38,7 +38,7 @@ _KINDS = (
 
 def find_cifar_files(folder: Path) -> list[Path]:
     """Return the files in `folder` that have CIFAR file names."""
-    return [path for path in list_folder(folder)[1] if _kind_of(path) and path.is_file()]
+    return [path for path in list_folder(folder)[1] if _find_kind(path) and path.is_file()]
 
 
 def read_cifar_files(files: list[Path], root: Path) -> ReadResult:
@@ -48,62 +48,68 @@ def read_cifar_files(files: list[Path], root: Path) -> ReadResult:
     name. Raises DataError for a file that is unreadable, has another name, or does not consist of whole
     records.
     """
-    found = ReadResult()
+    result = ReadResult()
     for path in files:
-        kind = _kind_of(path)
+        kind = _find_kind(path)
         if kind is None:
             raise DataError(
-                "A file is not named like CIFAR's data_batch_1.bin, test_batch.bin, train.bin or test.bin.",
-                received=f"{printable(str(path))}",
+                "A .bin file does not have the name of a CIFAR file.",
+                "Rename it to data_batch_1.bin, test_batch.bin, train.bin or test.bin.",
+                received=printable(str(path)),
             )
-        _read_records(found, path, kind, root)
-    return found
+        _read_records(result, path, kind, root)
+    return result
 
 
-def _kind_of(path: Path) -> _Kind | None:
+def _find_kind(path: Path) -> _Kind | None:
     name = path.name.lower()
     return next((kind for kind in _KINDS if kind.train.fullmatch(name) or name == kind.test), None)
 
 
-def _read_records(found: ReadResult, path: Path, kind: _Kind, root: Path) -> None:
-    names, labels = _class_names(path.parent / kind.names), _labels(path, kind)
+def _read_records(result: ReadResult, path: Path, kind: _Kind, root: Path) -> None:
+    names, labels = _read_class_names(path.parent / kind.names), _read_labels(path, kind)
     split = "test" if path.name.lower() == kind.test else "train"
     name, record_bytes = name_of(path, root), kind.label_bytes + _PIXEL_BYTES
     for index, label in enumerate(labels):
         if names and label >= len(names):
-            found.rejections.append(
-                Rejection(f"{name}#{index}", f"unknown label: {label} has no name in {kind.names}")
+            result.rejections.append(
+                Rejection(f"{name}#{index}", f"unknown label: {label} is not in {kind.names}")
             )
             continue
         start = index * record_bytes + kind.label_bytes
         text = printable(names[label]) if names else str(label)
-        found.items.append(Item(f"{name}#{index}", text, split, path, start, _PIXEL_BYTES, "cifar"))
+        result.items.append(Item(f"{name}#{index}", text, split, path, start, _PIXEL_BYTES, "cifar"))
 
 
-def _class_names(path: Path) -> list[str]:
+def _read_class_names(path: Path) -> list[str]:
     try:
         lines = path.read_text("utf-8", "backslashreplace").splitlines()
     except FileNotFoundError:
         return []
     except OSError as error:
         raise DataError(
-            "A file of class names can't be read.", received=f"{path} ({error.strerror})"
+            "A file with class names can't be read.",
+            "Check its permissions.",
+            received=f"{printable(str(path))} ({error.strerror})",
         ) from error
     return [line.strip() for line in lines if line.strip()]
 
 
-def _labels(path: Path, kind: _Kind) -> list[int]:
+def _read_labels(path: Path, kind: _Kind) -> list[int]:
     record_bytes = kind.label_bytes + _PIXEL_BYTES
     try:
         data = path.read_bytes()
     except OSError as error:
         raise DataError(
-            "A file can't be read.", received=f"{printable(str(path))} ({error.strerror})"
+            "A file can't be read.",
+            "Check its permissions.",
+            received=f"{printable(str(path))} ({error.strerror})",
         ) from error
     if not data or len(data) % record_bytes:
         raise DataError(
-            f"A CIFAR file is truncated or of another kind: it should hold records of {record_bytes} bytes. "
-            f"Get it again.",
+            f"A CIFAR file is truncated or has another format: its size is not a multiple of {record_bytes} "
+            "bytes.",
+            "Download it again.",
             received=f"{printable(str(path))}, {len(data)} bytes",
         )
     return list(data[kind.label_bytes - 1 :: record_bytes])

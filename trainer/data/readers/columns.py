@@ -40,8 +40,8 @@ _SPLITS = frozenset(
 )
 _OTHER_SPLITS = frozenset({"isvalid", "isvalidation", "isval", "istest", "istrain"})
 # Values of these columns often have another meaning: the dataset that a row comes from.
-_OF_ANYTHING = frozenset({"set", "use", "usage", "dataset"})
-_NO_MEANING = frozenset({"name", "id", "text", "idx", "index", "str"})
+_AMBIGUOUS_SPLITS = frozenset({"set", "use", "usage", "dataset"})
+_IGNORED_WORDS = frozenset({"name", "id", "text", "idx", "index", "str"})
 _ONE, _ZERO = frozenset({"1", "1.0"}), frozenset({"0", "0.0"})
 
 
@@ -83,30 +83,32 @@ def choose_columns(
     split is an image. `marks`, given with data.labels=multi, returns which of some columns are 0/1 columns,
     one per label; they are used if no column has the name of a label column.
     """
-    split = _split_column(header, rows)
+    split = _find_split_column(header, rows)
     uses = ["" if split is None else row[split] for row in rows]
     counts = [
         0 if column == split else sum(is_image(row[column], use) for row, use in zip(rows, uses, strict=True))
         for column in range(len(header))
     ]
-    path = _path_column(header, counts)
+    path = _find_path_column(header, counts)
     if path is None:
-        return f"none of its columns names images ({_listed(header)})"
-    unused = _unused_split(header, rows) if split is None else ""
+        return f"no column contains image names ({_format_names(header)})"
+    unused = _find_unused_split(header, rows) if split is None else ""
     if marks is not None:
         free = [column for column in range(len(header)) if column not in (path, split)]
         if not any(_is_label(header[column]) for column in free):
-            of_splits = _SPLITS | _OTHER_SPLITS
-            found = marks(rows, [column for column in free if _joined(header[column]) not in of_splits])
-            if found:
-                return Columns(path, found, split, counts[path] > 0, unused, are_marks=True)
-    labels = _label_columns(header, rows, {path, split})
+            split_names = _SPLITS | _OTHER_SPLITS
+            mark_columns = marks(
+                rows, [column for column in free if _joined(header[column]) not in split_names]
+            )
+            if mark_columns:
+                return Columns(path, mark_columns, split, counts[path] > 0, unused, are_marks=True)
+    labels = _find_label_columns(header, rows, {path, split})
     if isinstance(labels, str):
         return labels
     return Columns(path, labels, split, counts[path] > 0, unused)
 
 
-def _path_column(header: Sequence[str], counts: Sequence[int]) -> int | None:
+def _find_path_column(header: Sequence[str], counts: Sequence[int]) -> int | None:
     def rank(column: int) -> tuple[int, int]:
         name = _joined(header[column])
         return _PATHS.index(name) if name in _PATHS else len(_PATHS), -counts[column]
@@ -119,7 +121,7 @@ def _path_column(header: Sequence[str], counts: Sequence[int]) -> int | None:
     )
 
 
-def _split_column(header: Sequence[str], rows: Sequence[Sequence[str]]) -> int | None:
+def _find_split_column(header: Sequence[str], rows: Sequence[Sequence[str]]) -> int | None:
     for column, name in enumerate(header):
         cells = [row[column] for row in rows if row[column]]
         if _joined(name) in _SPLITS and cells and 2 * sum(map(is_use, cells)) > len(cells):
@@ -127,13 +129,13 @@ def _split_column(header: Sequence[str], rows: Sequence[Sequence[str]]) -> int |
     return None
 
 
-def _unused_split(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    meant = (_SPLITS | _OTHER_SPLITS) - _OF_ANYTHING
-    named = [column for column, name in enumerate(header) if _joined(name) in meant]
+def _find_unused_split(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    split_names = (_SPLITS | _OTHER_SPLITS) - _AMBIGUOUS_SPLITS
+    named = [column for column, name in enumerate(header) if _joined(name) in split_names]
     return next((header[column] for column in named if len({row[column] for row in rows}) > 1), "")
 
 
-def _label_columns(
+def _find_label_columns(
     header: Sequence[str], rows: Sequence[Sequence[str]], taken: set[int | None]
 ) -> tuple[int, ...] | str:
     free = [column for column in range(len(header)) if column not in taken]
@@ -144,20 +146,20 @@ def _label_columns(
         sums = [sum(row[column] in _ONE for column in one_hot) for row in rows]
         if len(one_hot) > 1 and 10 * sums.count(1) >= 9 * len(rows):
             return tuple(one_hot)
-        several = ", or set data.labels=multi for one label a 0/1 column" if len(one_hot) > 1 else ""
-        names = _listed(header)
-        return f"none of its columns is named like a label ({names}); name the right one label{several}"
+        multi = ", or set data.labels=multi for one 0/1 column per label" if len(one_hot) > 1 else ""
+        names = _format_names(header)
+        return f"no column has the name of a label column ({names}); rename the right one to label{multi}"
     best = min(named, key=lambda column: all(_is_number(row[column]) for row in rows))
     for column in named:
         pairs = {(row[best], row[column]) for row in rows}
         if not len(pairs) == len({pair[0] for pair in pairs}) == len({pair[1] for pair in pairs}):
-            names = _listed([header[each] for each in named])
-            return f"several of its columns could be the label ({names}); keep one of them"
+            names = _format_names([header[index] for index in named])
+            return f"several columns could be the label ({names}); keep one of them"
     return (best,)
 
 
 def _is_label(name: str) -> bool:
-    words = [word for word in _words(name) if word not in _NO_MEANING]
+    words = [word for word in _words(name) if word not in _IGNORED_WORDS]
     return bool(words) and words[-1] in _LABELS
 
 
@@ -174,6 +176,6 @@ def _is_number(text: str) -> bool:
     return re.fullmatch(r"-?\d+(\.\d+)?|", text) is not None
 
 
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(name or "one without a name" for name in names[:8])
+def _format_names(names: Sequence[str]) -> str:
+    shown = ", ".join(name or "unnamed" for name in names[:8])
     return f"{shown}, ..." if len(names) > 8 else shown

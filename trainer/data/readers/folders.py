@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.data.items import Item, Rejection
-from trainer.data.readers.plan import plan_folders
-from trainer.data.readers.planned import Aside, ClassFolder
+from trainer.data.readers.plan import Aside, ClassFolder, plan_folders
 from trainer.data.readers.read_result import (
     ReadResult,
     files_below,
@@ -36,73 +35,74 @@ def read_folders(root: Path, is_literal: bool = False) -> ReadResult:
     # The innermost folder that contains folders; `plan_folders` handles the levels below it.
     base = next((folder for folder in reversed(wrapped_folders(root)) if list_folder(folder)[0]), root)
     plan = plan_folders(base, is_literal)
-    found = ReadResult(warnings=plan.warnings)
-    for split in dict.fromkeys(each.split for each in plan.classes):
-        _read_classes(found, [each for each in plan.classes if each.split == split], root)
+    result = ReadResult(warnings=plan.warnings)
+    for split in dict.fromkeys(folder.split for folder in plan.classes):
+        _read_classes(result, [folder for folder in plan.classes if folder.split == split], root)
     for image in plan.images:
-        _add(found, image.path, printable(image.label), image.split, root)
-    for aside in (*plan.aside, *_hidden(plan.listed)):
-        _set_aside(found, aside, root)
-    return found
+        _add_file(result, image.path, printable(image.label), image.split, root)
+    for aside in (*plan.aside, *_find_hidden(plan.listed)):
+        _leave_out(result, aside, root)
+    return result
 
 
-def _hidden(listed: Sequence[Path]) -> list[Aside]:
+def _find_hidden(listed: Sequence[Path]) -> list[Aside]:
     advice = "it is hidden; rename it if it is a class"
-    return [Aside(each, "in a hidden folder", advice) for folder in listed for each in hidden_folders(folder)]
+    hidden = [folder for parent in listed for folder in hidden_folders(parent)]
+    return [Aside(folder, "in a hidden folder", advice) for folder in hidden]
 
 
-def _read_classes(found: ReadResult, classes: Sequence[ClassFolder], root: Path) -> None:
+def _read_classes(result: ReadResult, classes: Sequence[ClassFolder], root: Path) -> None:
     # A link from one class to another, or to a parent of all, would give images a second label.
-    above = {
-        each for folder, *_ in classes for each in folder.parents if each == root or root in each.parents
+    parents = {
+        parent for folder, *_ in classes for parent in folder.parents if root in (parent, *parent.parents)
     }
-    elsewhere = {identity(each) for each in (*(folder for folder, *_ in classes), *above)}
+    excluded = {identity(folder) for folder in (*(folder for folder, *_ in classes), *parents)}
     nested = []
     for folder, label, split in classes:
-        before = len(found.items)
-        files = files_below(folder, elsewhere)
+        count = len(result.items)
+        files = files_below(folder, excluded)
         for path in files:
-            _add(found, path, printable(label), split, root)
-        if len(found.items) == before:
+            _add_file(result, path, printable(label), split, root)
+        if len(result.items) == count:
             raise DataError(
-                "A class folder has no images; remove it or fill it.",
+                "A class folder contains no images.",
+                "Add images to it or remove it.",
                 received=f"{name_of(folder, root)} (other files in it: {len(files)})",
             )
-        inner = sorted({item.path.parent for item in found.items[before:]})
+        inner = sorted({item.path.parent for item in result.items[count:]})
         if len(inner) > 1 and folder not in inner:
-            nested.append(
-                f"{name_of(folder, root)}/ ({', '.join(printable(each.name) for each in inner[:2])})"
-            )
+            examples = ", ".join(printable(subfolder.name) for subfolder in inner[:2])
+            nested.append(f"{name_of(folder, root)}/ ({examples})")
     if nested:
         more = f" and {len(nested) - 1:,} more" if len(nested) > 1 else ""
-        found.warnings.append(
-            f"several folders of images are read as one class: {nested[0]}{more}; if these are the classes, "
-            "give the folder above them as data.source"
+        result.warnings.append(
+            f"several folders of images are used as one class: {nested[0]}{more}; if the inner folders are "
+            "the classes, set data.source to the folder that contains them"
         )
 
 
-def _add(found: ReadResult, path: Path, label: str, split: str | None, root: Path) -> None:
+def _add_file(result: ReadResult, path: Path, label: str, split: str | None, root: Path) -> None:
     name = name_of(path, root)
     rejection = rejection_of(path, name)
     if rejection:
-        found.rejections.append(rejection)
+        result.rejections.append(rejection)
     else:
-        found.items.append(Item(name, label, split, path))
+        result.items.append(Item(name, label, split, path))
 
 
-def _set_aside(found: ReadResult, aside: Aside, root: Path) -> None:
+def _leave_out(result: ReadResult, aside: Aside, root: Path) -> None:
     """Reject files outside the class folders, images as undamaged and with a warning."""
-    paths = files_below(aside.place) if isinstance(aside.place, Path) else aside.place
+    paths = files_below(aside.source) if isinstance(aside.source, Path) else aside.source
     pictures = []
     for path in paths:
         name = name_of(path, root)
         rejection = rejection_of(path, name)
-        found.rejections.append(rejection or Rejection(name, aside.reason, damaged=False))
+        result.rejections.append(rejection or Rejection(name, aside.reason, damaged=False))
         pictures += [] if rejection else [name]
     if not pictures:
         return
     count = "1 image" if len(pictures) == 1 else f"{len(pictures):,} images"
-    if isinstance(aside.place, Path):
-        found.warnings.append(f"{name_of(aside.place, root)}/ ({count}) is left out: {aside.advice}")
+    if isinstance(aside.source, Path):
+        result.warnings.append(f"{name_of(aside.source, root)}/ ({count}) is not used: {aside.advice}")
     else:
-        found.warnings.append(f"{count} {aside.reason} left out, such as {pictures[0]}")
+        result.warnings.append(f"not used: {count} {aside.reason}, such as {pictures[0]}")

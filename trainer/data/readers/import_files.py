@@ -18,34 +18,39 @@ from typing import Any
 
 from trainer.data.items import Item, Rejection
 from trainer.data.readers.columns import Columns, choose_columns, is_use
-from trainer.data.readers.lookup import Lookup, is_file, located
-from trainer.data.readers.named_rows import row_of_one, row_of_several, with_one_label_each
+from trainer.data.readers.lookup import Lookup, is_file, resolve_path
 from trainer.data.readers.read_result import ReadResult, list_folder, name_of, split_among_words, split_named
-from trainer.data.readers.several_labels import (
-    about_empty_columns,
-    about_unlabelled,
-    mark_columns,
-    merged,
-    with_labels,
-    with_labels_of_cells,
+from trainer.data.readers.rows import (
+    ANNOTATIONS,
+    Row,
+    read_single_label_row,
+    read_vertex_row,
+    require_one_label_each,
 )
-from trainer.data.readers.table_splits import splits_of, with_splits_of_folders, without_strangers
+from trainer.data.readers.several_labels import (
+    describe_empty_columns,
+    describe_unlabelled,
+    find_mark_columns,
+    merge_rows,
+    read_multi_label_row,
+    split_label_cells,
+    with_labels,
+)
 from trainer.data.readers.tables import (
     Table,
-    encoding_of,
+    build_table,
+    detect_encoding,
     is_remote,
     read_csv,
-    table_of_objects,
-    unreadable,
+    read_error,
 )
-from trainer.data.readers.vertex_rows import ANNOTATIONS, Row, read_row
 from trainer.errors import DataError
 from trainer.sanitize import printable, shown_address, without_secrets
 from trainer.storage.store import is_bucket
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
 _SAMPLE_ROWS = 200
-_LOOK_ROWS = 5
+_PROBED_ROWS = 5
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class Buckets:
 
     fetch: Callable[[Sequence[str]], Mapping[str, Path]]
     """Maps gs:// URIs of objects to local copies; missing objects are left out."""
-    beside: str = ""
+    base_uri: str = ""
     """gs:// folder of an import file that was downloaded alone, to which relative paths of its rows refer."""
 
 
@@ -64,13 +69,15 @@ def find_import_files(folder: Path, is_multi: bool = False) -> list[Path]:
     A folder of tables contains tables and nothing else.
     """
     lookup = Lookup(folder)
-    return [path for path in _tables_in(folder) if _problem(path, lookup, is_multi) is None]
+    return [path for path in _find_tables(folder) if _find_problem(path, lookup, is_multi) is None]
 
 
-def unused_tables(folder: Path, used: Sequence[Path] = (), is_multi: bool = False) -> list[str]:
+def describe_unused_tables(folder: Path, used: Sequence[Path] = (), is_multi: bool = False) -> list[str]:
     """Return a sentence with the reason for each unusable table in `folder` that is not in `used`."""
     lookup = Lookup(folder)
-    problems = {path: _problem(path, lookup, is_multi) for path in _tables_in(folder) if path not in used}
+    problems = {
+        path: _find_problem(path, lookup, is_multi) for path in _find_tables(folder) if path not in used
+    }
     return [
         f"{name_of(path, folder)} is not used: {problem}" for path, problem in problems.items() if problem
     ]
@@ -78,40 +85,40 @@ def unused_tables(folder: Path, used: Sequence[Path] = (), is_multi: bool = Fals
 
 def has_columns(path: Path) -> bool:
     """Return whether the columns of a table have names, unlike those of Vertex AI's import files."""
-    return bool(_read(path).header)
+    return bool(_read_table(path).header)
 
 
-def _tables_in(folder: Path) -> list[Path]:
+def _find_tables(folder: Path) -> list[Path]:
     folders, files = list_folder(folder)
-    for below in folders:
-        inner, beside = list_folder(below)
-        is_of_tables = not inner and all(path.suffix.lower() in SUFFIXES for path in beside)
-        files += beside if is_of_tables or split_named(below.name) else []
+    for subfolder in folders:
+        inner_folders, inner_files = list_folder(subfolder)
+        has_only_tables = not inner_folders and all(path.suffix.lower() in SUFFIXES for path in inner_files)
+        files += inner_files if has_only_tables or split_named(subfolder.name) else []
     return [path for path in files if path.suffix.lower() in SUFFIXES and path.is_file()]
 
 
-def _problem(path: Path, lookup: Lookup, is_multi: bool) -> str | None:
+def _find_problem(path: Path, lookup: Lookup, is_multi: bool) -> str | None:
     """Return why a table cannot be used, or None if it can."""
     try:
-        table = _read(path)
+        table = _read_table(path)
     except DataError:
-        return "it can't be read as UTF-8 text"
+        return "it is not UTF-8 text"
     if not table.header:
-        rows = [read_row(table.path, cells, is_multi) for _, cells in table.rows[:_LOOK_ROWS]]
+        rows = [read_vertex_row(table.path, cells, is_multi) for _, cells in table.rows[:_PROBED_ROWS]]
         uris = [row.uri for row in rows if isinstance(row, Row)]
-        return None if any(is_remote(uri) or is_file(uri, path) for uri in uris) else "it lists no image"
+        return None if any(is_remote(uri) or is_file(uri, path) for uri in uris) else "it lists no images"
     if "submission" in path.stem.lower():
-        return "it is a form for answers, and its labels mean nothing"
+        return "a submission form contains no true labels"
     if path.stem.lower().endswith(("prediction", "predictions")):
-        return "it is named like answers of a model, which are no labels"
-    columns = _columns(table, lookup, is_multi)
+        return "its name suggests predictions of a model, not labels"
+    columns = _choose_columns(table, lookup, is_multi)
     if isinstance(columns, str):
         return columns
     if not columns.is_resolved:
         example = next((cells[columns.path] for cells in table.sample(1)), "")
         return (
-            f"its column {table.header[columns.path]} names no image that is here (first "
-            f"{printable(example)}); write paths as seen from the table, or names of files"
+            f"no image in its column {table.header[columns.path]} exists (first: {printable(example)}); use "
+            "paths relative to the table, or file names"
         )
     return None
 
@@ -125,40 +132,77 @@ def read_import_files(files: list[Path], root: Path, buckets: Buckets, is_multi:
     raises.
     """
     lookup = Lookup(root)
-    found, gathered = ReadResult(), _Gathered()
-    tables = without_strangers([_read(file) for file in files], found)
-    splits = splits_of(tables)
+    result, listed = ReadResult(), _ListedImages()
+    tables = _exclude_tables_without_split([_read_table(file) for file in files], result)
+    splits = _find_table_splits(tables)
     rows = [
         (
             table,
             f"{name_of(table.path, root)}:{line}",
-            row if isinstance(row, str) else _placed(row, buckets.beside),
+            row if isinstance(row, str) else _with_base_uri(row, buckets.base_uri),
         )
         for table in tables
-        for line, row in _rows(table, lookup, splits.get(table.path, ""), buckets.beside, is_multi)
+        for line, row in _read_rows(table, lookup, splits.get(table.path, ""), buckets.base_uri, is_multi)
     ]
-    found.warnings += [warning for table in tables for warning in _unused_splits(table, lookup, is_multi)]
+    result.warnings += [warning for table in tables for warning in _unused_splits(table, lookup, is_multi)]
     uris = [row.uri for _, _, row in rows if not isinstance(row, str) and _is_object(row.uri)]
-    fetched = buckets.fetch(uris) if uris else {}
-    for table, where, row in rows:
-        item = row if isinstance(row, str) else _item(row, table.path, where, root, fetched)
+    local_copies = buckets.fetch(uris) if uris else {}
+    for table, location, row in rows:
+        item = row if isinstance(row, str) else _build_item(row, table.path, location, root, local_copies)
         if isinstance(item, str):
-            found.rejections.append(Rejection(where, printable(without_secrets(item))))
-        elif (kept := item if is_multi else gathered.kept(item, table, where)) is not None:
-            found.items.append(kept)
+            result.rejections.append(Rejection(location, printable(without_secrets(item))))
+        elif (new := item if is_multi else listed.add(item, table, location)) is not None:
+            result.items.append(new)
     if is_multi:
-        found.items = merged(found.items)
-        found.warnings += [*about_unlabelled(found.items), *about_empty_columns(_marks(tables, lookup))]
-    return with_splits_of_folders(found, tables, lookup)
+        result.items = merge_rows(result.items)
+        empty = describe_empty_columns(_find_marks(tables, lookup))
+        result.warnings += [*describe_unlabelled(result.items), *empty]
+    return _set_splits_of_folders(result, tables, lookup)
 
 
-class _Gathered:
+def _exclude_tables_without_split(tables: list[Table], result: ReadResult) -> list[Table]:
+    """Drop a table without a split beside `train.csv` and `test.csv`; warnings are added to `result`."""
+    splits = _find_table_splits(tables)
+    used = [table for table in tables if not splits or not table.header or table.path in splits]
+    names = printable(", ".join(table.path.name for table in used))
+    result.warnings += [
+        f"{printable(table.path.name)} is not used: it belongs to no split, unlike {names}"
+        for table in tables
+        if table not in used
+    ]
+    return used
+
+
+def _find_table_splits(tables: Sequence[Table]) -> dict[Path, str]:
+    """Return the split of each table with named columns, by path.
+
+    The split is that of the table's folder, or, if no folder has one, that of its file name if these differ.
+    """
+    folders = {table.path: split_named(table.path.parent.name) for table in tables if table.header}
+    names = {table.path: split_among_words(table.path.stem) for table in tables if table.header}
+    splits = folders if any(folders.values()) else names if len(set(names.values()) - {None}) > 1 else {}
+    return {path: split for path, split in splits.items() if split}
+
+
+def _set_splits_of_folders(result: ReadResult, tables: Sequence[Table], lookup: Lookup) -> ReadResult:
+    """Set splits from the images' folders if no table defines a split and every image has a split folder.
+
+    Applies only if all tables have named columns and the folders name more than one split.
+    """
+    splits = [lookup.find_split(item.path) for item in result.items]
+    has_no_split = all(table.header for table in tables) and not any(item.split for item in result.items)
+    if has_no_split and None not in splits and len(set(splits)) > 1:
+        result.items = [replace(item, split=split) for item, split in zip(result.items, splits, strict=True)]
+    return result
+
+
+class _ListedImages:
     """Images that are already listed, by name."""
 
     def __init__(self) -> None:
         self._first: dict[str, tuple[Item, Table]] = {}
 
-    def kept(self, item: Item, table: Table, where: str) -> Item | None:
+    def add(self, item: Item, table: Table, location: str) -> Item | None:
         """Return `item` under a unique name, or None if it is already listed. Raises DataError."""
         earlier, other = self._first.setdefault(item.name, (item, table))
         if earlier is item:
@@ -167,100 +211,105 @@ class _Gathered:
             return None
         if table.header and other.header and table is not other:
             raise DataError(
-                "Two tables say different things of one image; give one of them as data.",
-                received=f"{printable(other.path.name)} ({earlier.label}) and {where} ({item.label}) "
+                "Two tables have different labels or splits for an image.",
+                "Correct one of them, or use a single table as data.",
+                received=f"{printable(other.path.name)} ({earlier.label}) and {location} ({item.label}) "
                 f"for {item.name}",
             )
         # A repeated file keeps its own row, so that conflicting labels are detected.
-        return replace(item, name=f"{item.name}#{where}")
+        return replace(item, name=f"{item.name}#{location}")
 
 
-def _placed(row: Row, beside: str) -> Row:
+def _with_base_uri(row: Row, base_uri: str) -> Row:
     is_relative = row.uri and not is_remote(row.uri) and not row.uri.lower().startswith(("/", "file://"))
-    return replace(row, uri=f"{beside}/{row.uri}") if beside and is_relative else row
+    return replace(row, uri=f"{base_uri}/{row.uri}") if base_uri and is_relative else row
 
 
-def _read(path: Path) -> Table:
+def _read_table(path: Path) -> Table:
     if path.suffix.lower() != ".jsonl":
         return read_csv(path, lambda cell: bool(cell) and is_file(cell, path))
     try:
-        with open(path, encoding=encoding_of(path), newline="") as file:
+        with open(path, encoding=detect_encoding(path), newline="") as file:
             lines = [(number, text) for number, text in enumerate(file, start=1) if text.strip()]
     except (UnicodeError, OSError) as error:
-        raise unreadable(path, error) from error
-    objects = [(number, value) for number, text in lines if isinstance(value := _parsed(text), dict)]
-    is_plain = len(objects) == len(lines) and not any(set(each) & ANNOTATIONS for _, each in objects)
-    if is_plain:
-        return table_of_objects(path, objects)
+        raise read_error(path, error) from error
+    objects = [(number, value) for number, text in lines if isinstance(value := _parse(text), dict)]
+    has_columns = len(objects) == len(lines) and not any(set(value) & ANNOTATIONS for _, value in objects)
+    if has_columns:
+        return build_table(path, objects)
     return Table(path, (), [(number, [text]) for number, text in lines])
 
 
-def _parsed(text: str) -> Any:
+def _parse(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
 
 
-def _rows(
-    table: Table, lookup: Lookup, split: str, beside: str, is_multi: bool
+def _read_rows(
+    table: Table, lookup: Lookup, split: str, base_uri: str, is_multi: bool
 ) -> Iterator[tuple[int, Row | str]]:
     """Yield each line with its row, or with the reason why it cannot be used."""
     # A displayName in Vertex AI's JSON and the name of a column are single labels and are not separated.
     is_cell = bool(table.header) or table.path.suffix.lower() != ".jsonl"
     if not table.header:
-        rows = [(line, read_row(table.path, each, is_multi)) for line, each in table.rows]
+        rows = [(line, read_vertex_row(table.path, cells, is_multi)) for line, cells in table.rows]
     else:
-        columns = _columns(table, lookup, is_multi)
+        columns = _choose_columns(table, lookup, is_multi)
         if isinstance(columns, str):
-            raise DataError(f"A table can't be used: {columns}.", received=f"{printable(str(table.path))}")
+            raise DataError(f"A table can't be used: {columns}.", received=printable(str(table.path)))
         is_cell = not columns.are_marks
-        read = row_of_several if is_multi else row_of_one
-        rows = [(line, read(table, columns, line, each, split)) for line, each in table.rows]
-    separated = with_labels_of_cells if is_multi else with_one_label_each
-    for line, row in separated(rows) if is_cell else rows:
-        if isinstance(row, Row) and table.header and not beside:
-            row = _looked_up(row, table.path, lookup)
+        read_row = read_multi_label_row if is_multi else read_single_label_row
+        rows = [(line, read_row(table, columns, line, cells, split)) for line, cells in table.rows]
+    separate = split_label_cells if is_multi else require_one_label_each
+    for line, row in separate(rows) if is_cell else rows:
+        if isinstance(row, Row) and table.header and not base_uri:
+            row = _look_up(row, table.path, lookup)
         yield line, row
 
 
-def _columns(table: Table, lookup: Lookup, is_multi: bool) -> Columns | str:
+def _choose_columns(table: Table, lookup: Lookup, is_multi: bool) -> Columns | str:
     def is_image(cell: str, use: str) -> bool:
         return bool(cell) and (is_bucket(cell) or lookup.find(cell, table.path, split_named(use)) is not None)
 
-    marks = mark_columns if is_multi else None
+    marks = find_mark_columns if is_multi else None
     return choose_columns(table.header, table.sample(_SAMPLE_ROWS), is_image, marks)
 
 
-def _marks(tables: Sequence[Table], lookup: Lookup) -> dict[Path, tuple[Table, Sequence[int]]]:
+def _find_marks(tables: Sequence[Table], lookup: Lookup) -> dict[Path, tuple[Table, Sequence[int]]]:
     """Return the tables with 0/1 label columns, with the indices of these columns."""
-    found = {table.path: (table, _columns(table, lookup, True)) for table in tables if table.header}
+    columns_by_path = {
+        table.path: (table, _choose_columns(table, lookup, True)) for table in tables if table.header
+    }
     return {
         path: (table, columns.labels)
-        for path, (table, columns) in found.items()
+        for path, (table, columns) in columns_by_path.items()
         if isinstance(columns, Columns) and columns.are_marks
     }
 
 
 def _unused_splits(table: Table, lookup: Lookup, is_multi: bool) -> list[str]:
-    columns = _columns(table, lookup, is_multi) if table.header else ""
+    columns = _choose_columns(table, lookup, is_multi) if table.header else ""
     if isinstance(columns, str) or not columns.unused_split:
         return []
     name = f"{printable(table.path.name)}: column {printable(columns.unused_split)}"
-    return [f"{name} sets no split, as its values are not train, validation or test"]
+    return [f"{name} is not used as split: its values are not train, validation or test"]
 
 
-def _looked_up(row: Row, table: Path, lookup: Lookup) -> Row | str:
+def _look_up(row: Row, table: Path, lookup: Lookup) -> Row | str:
     if is_remote(row.uri) or not row.uri:
         return row
     path = lookup.find(row.uri, table, split_named(row.use) or split_among_words(table.stem))
     return replace(row, path=path) if isinstance(path, Path) else path or f"no such file: {row.uri}"
 
 
-def _item(row: Row, file: Path, where: str, root: Path, fetched: Mapping[str, Path]) -> Item | str:
+def _build_item(
+    row: Row, file: Path, location: str, root: Path, local_copies: Mapping[str, Path]
+) -> Item | str:
     """Return the item of the row's image on disk, or the reason why it cannot be used."""
     if not is_use(row.use):
-        return f"the use is not training, validation, test or unassigned: {row.use}"
+        return f"the split is not training, validation, test or unassigned: {row.use}"
     if not row.uri:
         return "no URI"
     if not row.label and row.labels is None:
@@ -268,21 +317,22 @@ def _item(row: Row, file: Path, where: str, root: Path, fetched: Mapping[str, Pa
     if is_bucket(row.uri):
         if not _is_object(row.uri):
             return f"not gs://BUCKET/NAME: {row.uri}"
-        if row.uri not in fetched:
+        if row.uri not in local_copies:
             return f"no such object: {row.uri}"
-        return _labelled(row, printable(row.uri), fetched[row.uri])
+        return _labelled_item(row, printable(row.uri), local_copies[row.uri])
     if is_remote(row.uri):
         raise DataError(
-            "An import file names images by path or by gs:// URI; copy those of a server to one of them.",
-            received=f"{where}: {printable(shown_address(row.uri))}",
+            "A table refers to an image on a web server, which is not supported.",
+            "Copy the images to a folder or a bucket, and list them by path or by gs:// URI.",
+            received=f"{location}: {printable(shown_address(row.uri))}",
         )
     if row.path is None and not is_file(row.uri, file):
         return f"no such file: {row.uri}"
-    path = row.path or located(row.uri, file)
-    return _labelled(row, name_of(path, root), path)
+    path = row.path or resolve_path(row.uri, file)
+    return _labelled_item(row, name_of(path, root), path)
 
 
-def _labelled(row: Row, name: str, path: Path) -> Item:
+def _labelled_item(row: Row, name: str, path: Path) -> Item:
     item = Item(name, printable(row.label), split_named(row.use), path)
     return item if row.labels is None else with_labels(item, map(printable, row.labels))
 

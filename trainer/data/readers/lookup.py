@@ -34,23 +34,25 @@ class Lookup:
         copies. Returns the reason as text if the name is ambiguous.
         """
         if is_file(uri, table):
-            return located(uri, table)
+            return resolve_path(uri, table)
         parts = tuple(normalized(part) for part in PurePosixPath(uri.replace("\\", "/")).parts)
         if not parts or parts[0] == "/" or ".." in parts:
             return None
-        fitting = [
-            path for path in self._by_name.get(parts[-1], ()) if self._ends(path, parts) and is_picture(path)
+        matches = [
+            path
+            for path in self._by_name.get(parts[-1], ())
+            if self._has_suffix(path, parts) and is_picture(path)
         ]
-        if len(fitting) > 1 and split is not None:
-            fitting = [path for path in fitting if self.split_of(path) == split] or fitting
-        if len(fitting) > 1 and _are_copies(fitting):
-            return fitting[0]
-        if len(fitting) > 1:
-            names = ", ".join(str(path.relative_to(self._root)) for path in fitting[:_EXAMPLES])
-            return f"several images are called {uri}: {names}"
-        return fitting[0] if fitting else None
+        if len(matches) > 1 and split is not None:
+            matches = [path for path in matches if self.find_split(path) == split] or matches
+        if len(matches) > 1 and _are_copies(matches):
+            return matches[0]
+        if len(matches) > 1:
+            names = ", ".join(str(path.relative_to(self._root)) for path in matches[:_EXAMPLES])
+            return f"ambiguous name: several images are called {uri}: {names}"
+        return matches[0] if matches else None
 
-    def split_of(self, path: Path) -> str | None:
+    def find_split(self, path: Path) -> str | None:
         """Return the split of the topmost folder with a split name above `path`, or None."""
         try:
             folders = path.relative_to(self._root).parts[:-1]
@@ -61,19 +63,19 @@ class Lookup:
     @cached_property
     def _by_name(self) -> dict[str, list[Path]]:
         """Files by name, with and without extension."""
-        found: defaultdict[str, list[Path]] = defaultdict(list)
+        paths: defaultdict[str, list[Path]] = defaultdict(list)
         for path in files_below(self._root):
             for name in {normalized(path.name), normalized(path.stem)}:
-                found[name].append(path)
-        return found
+                paths[name].append(path)
+        return paths
 
-    def _ends(self, path: Path, parts: tuple[str, ...]) -> bool:
-        above = tuple(map(normalized, path.relative_to(self._root).parts[:-1]))
-        wanted = parts[:-1]
-        return not wanted or above[-len(wanted) :] == wanted
+    def _has_suffix(self, path: Path, parts: tuple[str, ...]) -> bool:
+        folders = tuple(map(normalized, path.relative_to(self._root).parts[:-1]))
+        suffix = parts[:-1]
+        return not suffix or folders[-len(suffix) :] == suffix
 
 
-def located(uri: str, table: Path) -> Path:
+def resolve_path(uri: str, table: Path) -> Path:
     """Return the path that `uri` refers to, relative to the folder of `table`."""
     if uri.lower().startswith("file://"):
         return Path(unquote("/" + uri[len("file://") :].partition("/")[2]))
@@ -85,8 +87,8 @@ def _are_copies(paths: Sequence[Path]) -> bool:
     """Return whether all files have the same bytes; False for placeholders of a bucket's images."""
     try:
         with open(paths[0], "rb") as file:
-            is_there = any(file.read(SNIFF_BYTES))
-        return is_there and all(filecmp.cmp(paths[0], path, shallow=False) for path in paths[1:])
+            has_data = any(file.read(SNIFF_BYTES))
+        return has_data and all(filecmp.cmp(paths[0], path, shallow=False) for path in paths[1:])
     except OSError:
         return False
 
@@ -94,7 +96,7 @@ def _are_copies(paths: Sequence[Path]) -> bool:
 def is_file(uri: str, table: Path) -> bool:
     """Return whether `uri` is the path of a file, relative to the folder of `table`."""
     try:
-        return located(uri, table).is_file()
+        return resolve_path(uri, table).is_file()
     except (OSError, ValueError):
         # The path is too long or contains invalid characters.
         return False

@@ -15,9 +15,9 @@ from trainer.data.readers.read_result import bare_name, split_named
 
 _NUMBERED = re.compile(r"(?P<label>.*?[^\W\d_].*?)[._ -]+\(?\d+\)?")
 _SYNSET = re.compile(r"n\d{8}")
-_LEAST_IMAGES = 2
+_MIN_IMAGES = 2
 # Prefixes that cameras, scanners and tools put before a number.
-_NO_CLASSES = frozenset(
+_COMMON_PREFIXES = frozenset(
     {"", "dsc", "dscn", "dscf", "imag", "photo", "pic", "pics", "picture", "pxl", "mvimg", "wp", "gopr", "p"}
     | {
         "screenshot",
@@ -60,12 +60,12 @@ def labels_of_names(pictures: Sequence[Path]) -> list[str] | None:
     matches = [_NUMBERED.fullmatch(path.stem) for path in pictures]
     labels = [normalized(match["label"]) for match in matches if match]
     counts = Counter(labels)
-    is_sure = len(labels) == len(pictures) and len(counts) > 1 and min(counts.values()) >= _LEAST_IMAGES
-    return labels if is_sure and all(map(_may_be_class, counts)) else None
+    is_complete = len(labels) == len(pictures) and len(counts) > 1 and min(counts.values()) >= _MIN_IMAGES
+    return labels if is_complete and all(map(_may_be_class, counts)) else None
 
 
 def _may_be_class(label: str) -> bool:
     if _SYNSET.fullmatch(label):
         return True
     has_digit = any(map(str.isdigit, label))
-    return not has_digit and bare_name(label) not in _NO_CLASSES and split_named(label) is None
+    return not has_digit and bare_name(label) not in _COMMON_PREFIXES and split_named(label) is None

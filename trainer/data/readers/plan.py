@@ -1,33 +1,82 @@
 """Classification of the folders of a source as classes, splits or neither.
 
-`plan_folders` returns a `LayoutPlan`, or raises DataError if the folders are ambiguous. Splits are recognized
-by their names together with their contents: `train` and `test` contain largely the same folders.
+`plan_folders` returns a `LayoutPlan`, which `folders` executes, or raises DataError if the folders are
+ambiguous. Splits are recognized by their names together with their contents: `train` and `test` contain
+largely the same folders.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from trainer.data.labels import normalized
 from trainer.data.readers.branches import Branch, agree, read_branch
 from trainer.data.readers.named_images import labels_of_names
-from trainer.data.readers.planned import (
-    OUTSIDE_CLASSES,
-    OUTSIDE_SPLITS,
-    Ambiguous,
-    Aside,
-    ClassFolder,
-    LabelledImage,
-    LayoutPlan,
+from trainer.data.readers.read_result import (
+    bare_name,
+    is_picture,
+    list_folder,
+    split_among_words,
+    split_and_label,
+    split_named,
 )
-from trainer.data.readers.read_result import bare_name, is_picture, list_folder, split_named
-from trainer.data.readers.split_names import require_no_mentions, splits_in_names, with_splits_of_pairs
 from trainer.errors import DataError
 from trainer.sanitize import printable
 
-_RENAME = "name it train, validation or test to use it"
-_NO_LABELS = "it has no class folders, so nothing says what is on them"
+_RENAME = "rename it to train, validation or test to use it"
+_NO_LABELS = "it has no class folders, so its images have no labels"
+
+_OUTSIDE_CLASSES = "outside the class folders"
+_OUTSIDE_SPLITS = "outside the folders of the splits"
+
+
+class ClassFolder(NamedTuple):
+    """A folder whose images have one label."""
+
+    folder: Path
+    label: str
+    split: str | None
+
+
+class LabelledImage(NamedTuple):
+    """An image whose file name contains its label."""
+
+    path: Path
+    label: str
+    split: str | None
+
+
+class Aside(NamedTuple):
+    """A folder, or files, whose images are left out."""
+
+    source: Path | tuple[Path, ...]
+    reason: str
+    advice: str = ""
+
+
+@dataclass
+class LayoutPlan:
+    """How the folders of a source are read."""
+
+    classes: list[ClassFolder] = field(default_factory=list)
+    images: list[LabelledImage] = field(default_factory=list)
+    aside: list[Aside] = field(default_factory=list)
+    listed: list[Path] = field(default_factory=list)
+    """Folders that contain the classes or splits."""
+    warnings: list[str] = field(default_factory=list)
+
+
+class _AmbiguousError(Exception):
+    """Ambiguous folder structure: the problem, the remedy without a full stop, and the folders."""
+
+    def __init__(self, problem: str, remedy: str, branches: Sequence[Branch]) -> None:
+        super().__init__(problem)
+        self.problem, self.remedy = problem, remedy
+        self.names = ", ".join(branch.name for branch in branches)
 
 
 def plan_folders(base: Path, is_literal: bool) -> LayoutPlan:
@@ -37,30 +86,31 @@ def plan_folders(base: Path, is_literal: bool) -> LayoutPlan:
     """
     try:
         return _plan(base)
-    except Ambiguous as error:
+    except _AmbiguousError as error:
         if is_literal:
             return _of_classes([read_branch(folder) for folder in list_folder(base)[0]], base)
         raise DataError(
-            f"{error}, or set data.layout=folders to take each of these folders as a class.",
+            error.problem,
+            f"{error.remedy}, or set data.layout=folders to use each of these folders as a class.",
             received=f"{printable(error.names)} in {printable(str(base))}",
         ) from None
 
 
 def _plan(base: Path) -> LayoutPlan:
     branches = [read_branch(folder) for folder in list_folder(base)[0]]
-    return _first_plan(with_splits_of_pairs(branches), base)
+    return _first_plan(_set_splits_of_pairs(branches), base)
 
 
 def _first_plan(branches: Sequence[Branch], base: Path) -> LayoutPlan:
-    found = (rule(branches, base) for rule in _RULES)
-    return next(plan for plan in found if plan is not None)
+    plans = (rule(branches, base) for rule in _RULES)
+    return next(plan for plan in plans if plan is not None)
 
 
 def _of_classes(branches: Sequence[Branch], base: Path) -> LayoutPlan:
     """Read each folder as a class."""
     plan = LayoutPlan(listed=[base])
     plan.classes = [ClassFolder(branch.folder, branch.name, None) for branch in branches]
-    plan.aside = [Aside(tuple(list_folder(base)[1]), OUTSIDE_CLASSES)]
+    plan.aside = [Aside(tuple(list_folder(base)[1]), _OUTSIDE_CLASSES)]
     return plan
 
 
@@ -72,45 +122,45 @@ def _by_splits(branches: Sequence[Branch], base: Path) -> LayoutPlan | None:
     if any(branch.is_of_splits for branch in named):
         return None  # the splits are inside it, see `_below`
     others = [branch for branch in branches if not branch.split]
-    strangers = [branch for branch in others if not branch.is_unlabelled and branch.has_pictures]
+    other_images = [branch for branch in others if not branch.is_unlabelled and branch.has_pictures]
     if any(branch.folders for branch in named):
-        plan = _with_folders(named, strangers)
-    elif strangers:
+        plan = _with_folders(named, other_images)
+    elif other_images:
         return _lone_class(named, branches, base)
     else:
         plan = _with_names(named)
     plan.listed.append(base)
     plan.aside += [
-        Aside(branch.folder, OUTSIDE_SPLITS, _RENAME) for branch in others if not branch.is_unlabelled
+        Aside(branch.folder, _OUTSIDE_SPLITS, _RENAME) for branch in others if not branch.is_unlabelled
     ]
     plan.aside += [
-        Aside(branch.folder, OUTSIDE_SPLITS, _NO_LABELS) for branch in others if branch.is_unlabelled
+        Aside(branch.folder, _OUTSIDE_SPLITS, _NO_LABELS) for branch in others if branch.is_unlabelled
     ]
-    plan.aside.append(Aside(tuple(list_folder(base)[1]), OUTSIDE_CLASSES))
+    plan.aside.append(Aside(tuple(list_folder(base)[1]), _OUTSIDE_CLASSES))
     return plan
 
 
-def _with_folders(named: Sequence[Branch], strangers: Sequence[Branch]) -> LayoutPlan:
-    holding = [branch for branch in named if branch.folders]
-    if not agree(holding):
-        raise Ambiguous(
-            "Folders that are named like splits hold different folders, where each should hold those of the "
-            "same classes: rename or move them",
-            holding,
+def _with_folders(named: Sequence[Branch], other_images: Sequence[Branch]) -> LayoutPlan:
+    with_folders = [branch for branch in named if branch.folders]
+    if not agree(with_folders):
+        raise _AmbiguousError(
+            "Folders with names of splits contain different class folders.",
+            "Each split needs the same class folders: rename or move the others",
+            with_folders,
         )
-    if strangers and (len(named) == 1 or "train" not in {branch.split for branch in holding}):
-        raise Ambiguous(
-            "Some folders are named like splits and hold folders, and others beside them hold images: name "
-            "all splits train, validation or test, and move the other folders away",
-            [*named, *strangers],
+    if other_images and (len(named) == 1 or "train" not in {branch.split for branch in with_folders}):
+        raise _AmbiguousError(
+            "Some folders have names of splits and contain folders, and others beside them contain images.",
+            "Name all splits train, validation or test, and move the other folders out of the source",
+            [*named, *other_images],
         )
     plan = LayoutPlan()
-    for branch in holding:
+    for branch in with_folders:
         plan.listed.append(branch.inside)
         plan.classes += [ClassFolder(folder, folder.name, branch.split) for folder in branch.folders]
-        plan.aside.append(Aside(branch.files, OUTSIDE_CLASSES))
+        plan.aside.append(Aside(branch.files, _OUTSIDE_CLASSES))
     flat = [branch for branch in named if not branch.folders]
-    plan.aside += [Aside(branch.folder, OUTSIDE_CLASSES, _NO_LABELS) for branch in flat]
+    plan.aside += [Aside(branch.folder, _OUTSIDE_CLASSES, _NO_LABELS) for branch in flat]
     return plan
 
 
@@ -120,14 +170,14 @@ def _lone_class(named: Sequence[Branch], branches: Sequence[Branch], base: Path)
     if names == {"train"}:
         plan = _without_unlabelled(branches, base)
         plan.warnings.append(
-            "train/ is read as a class, as it holds images and other folders beside it do too"
+            "train/ is used as a class, because it contains images like the other folders beside it"
         )
         return plan
     if names == {"valid"} and "invalid" in {branch.name.lower() for branch in branches}:
         return _without_unlabelled(branches, base)
-    raise Ambiguous(
-        "Some folders are named like splits but hold images and no class folders, beside folders that could "
-        "be classes: move them away, or put their images into class folders of train/, validation/ or test/",
+    raise _AmbiguousError(
+        "Folders with names of splits contain images, not class folders, and other folders could be classes.",
+        "Move them out of the source, or put their images into class folders in train/, validation/ or test/",
         named,
     )
 
@@ -135,24 +185,25 @@ def _lone_class(named: Sequence[Branch], branches: Sequence[Branch], base: Path)
 def _with_names(named: Sequence[Branch]) -> LayoutPlan:
     pictures = {branch.name: tuple(filter(is_picture, branch.files)) for branch in named}
     trained = [branch for branch in named if branch.split == "train"] or list(named)
-    sure = labels_of_names([path for branch in trained for path in pictures[branch.name]])
-    if sure is None:
-        raise Ambiguous(
-            "The folders of the splits hold no class folders; put the images of each class into a folder "
-            "that has its name",
+    train_labels = labels_of_names([path for branch in trained for path in pictures[branch.name]])
+    if train_labels is None:
+        raise _AmbiguousError(
+            "The folders of the splits contain no class folders.",
+            "Put the images of each class into a folder with its name",
             named,
         )
     plan = LayoutPlan()
     for branch in named:
         labels = labels_of_names(pictures[branch.name])
-        if labels is None or not set(labels) <= set(sure):
-            plan.aside.append(Aside(branch.folder, OUTSIDE_CLASSES, "their names don't say what is on them"))
+        if labels is None or not set(labels) <= set(train_labels):
+            advice = "the names of its images contain no known labels"
+            plan.aside.append(Aside(branch.folder, _OUTSIDE_CLASSES, advice))
             continue
         plan.images += [
             LabelledImage(path, label, branch.split)
             for path, label in zip(pictures[branch.name], labels, strict=True)
         ]
-        plan.aside.append(Aside(tuple(set(branch.files) - set(pictures[branch.name])), OUTSIDE_CLASSES))
+        plan.aside.append(Aside(tuple(set(branch.files) - set(pictures[branch.name])), _OUTSIDE_CLASSES))
     return plan
 
 
@@ -164,11 +215,11 @@ def _splits_in_classes(branches: Sequence[Branch], base: Path) -> LayoutPlan | N
     inner = {branch: [read_branch(folder) for folder in branch.folders] for branch in branches}
     if not all(inner[branch] and not branch.has_own_pictures for branch in branches):
         return None
-    if any(each.folders for found in inner.values() for each in found):
+    if any(split.folders for splits_of_class in inner.values() for split in splits_of_class):
         return None
-    plan = LayoutPlan(listed=[base], aside=[Aside(tuple(list_folder(base)[1]), OUTSIDE_CLASSES)])
+    plan = LayoutPlan(listed=[base], aside=[Aside(tuple(list_folder(base)[1]), _OUTSIDE_CLASSES)])
     plan.classes = [
-        ClassFolder(each.folder, branch.name, each.split) for branch in branches for each in inner[branch]
+        ClassFolder(split.folder, branch.name, split.split) for branch in branches for split in inner[branch]
     ]
     return plan
 
@@ -179,13 +230,19 @@ def _below(branches: Sequence[Branch], base: Path) -> LayoutPlan | None:
         branches
     )
     if len(sets) > 1:
-        raise Ambiguous("There are several data sets, each with splits: give the folder of one of them", sets)
+        raise _AmbiguousError(
+            "The source contains several data sets with splits.",
+            "Set data.source to one of their folders",
+            sets,
+        )
     if not sets:
         return None
     plan = _plan(sets[0].core)
     others = [branch for branch in branches if branch is not sets[0]]
-    plan.aside += [Aside(branch.folder, OUTSIDE_SPLITS, f"{sets[0].name}/ is read") for branch in others]
-    plan.aside.append(Aside(tuple(list_folder(base)[1]), OUTSIDE_CLASSES))
+    plan.aside += [
+        Aside(branch.folder, _OUTSIDE_SPLITS, f"only {sets[0].name}/ is used") for branch in others
+    ]
+    plan.aside.append(Aside(tuple(list_folder(base)[1]), _OUTSIDE_CLASSES))
     return plan
 
 
@@ -209,8 +266,8 @@ def _beside_copy(branches: Sequence[Branch], base: Path) -> LayoutPlan | None:
     if not copies or len(rest) < 2:
         return None
     plan = _first_plan(rest, base)
-    advice = "it holds folders of the same names as those beside it"
-    plan.aside += [Aside(branch.folder, OUTSIDE_CLASSES, advice) for branch in copies]
+    advice = "it contains folders with the same names as the folders beside it"
+    plan.aside += [Aside(branch.folder, _OUTSIDE_CLASSES, advice) for branch in copies]
     return plan
 
 
@@ -225,29 +282,29 @@ def _parts(branches: Sequence[Branch], base: Path) -> LayoutPlan | None:
         if len(several) == len(branches) and all(branch.is_part for branch in several):
             return _pooled(several, base)
         shared = ", ".join(sorted(several[0].labels & several[1].labels)[:3])
-        raise Ambiguous(
-            f"Several folders hold the same folders ({printable(shared)}), so these seem to be the classes: "
-            "name the outer ones train, validation and test, or give one of them",
+        raise _AmbiguousError(
+            f"Several folders contain the same folders ({printable(shared)}), which seem to be the classes.",
+            "Rename the outer folders to train, validation and test, set data.source to one of them",
             several,
         )
     if len(full) > 1 and all(branch.is_part for branch in full):
         return _named_parts(full, base)
     if len(full) > 1 and all(branch.is_side for branch in full):
-        raise Ambiguous(
-            "The folders are named like parts of a set for segmentation or detection, not like classes: put "
-            "the images of each class into a folder that has its name",
+        raise _AmbiguousError(
+            "The folder names are those of a segmentation or detection dataset, not of classes.",
+            "Put the images of each class into a folder with its name",
             full,
         )
     return None
 
 
 def _pooled(branches: Sequence[Branch], base: Path) -> LayoutPlan:
-    plan = LayoutPlan(listed=[base], aside=[Aside(tuple(list_folder(base)[1]), OUTSIDE_CLASSES)])
+    plan = LayoutPlan(listed=[base], aside=[Aside(tuple(list_folder(base)[1]), _OUTSIDE_CLASSES)])
     for branch in branches:
         plan.listed.append(branch.inside)
         plan.classes += [ClassFolder(folder, folder.name, None) for folder in branch.folders]
     names = printable(", ".join(branch.name for branch in branches))
-    plan.warnings.append(f"{names} hold the same class folders and are read as one")
+    plan.warnings.append(f"{names} contain the same class folders and are combined")
     return plan
 
 
@@ -255,12 +312,13 @@ def _named_parts(branches: Sequence[Branch], base: Path) -> LayoutPlan:
     pictures = [path for branch in branches for path in branch.files if is_picture(path)]
     labels = labels_of_names(pictures)
     if labels is None:
-        raise Ambiguous(
-            "The folders are named like parts of one set, not like classes: put the images of each class "
-            "into a folder that has its name, or add a table with the columns path and label",
+        raise _AmbiguousError(
+            "The folder names are those of parts of one dataset, not of classes.",
+            "Put the images of each class into a folder with its name, add a table with the columns path and "
+            "label",
             branches,
         )
-    return LayoutPlan(images=[LabelledImage(*each, None) for each in zip(pictures, labels, strict=True)])
+    return LayoutPlan(images=[LabelledImage(*pair, None) for pair in zip(pictures, labels, strict=True)])
 
 
 def _by_names(branches: Sequence[Branch], base: Path) -> LayoutPlan | None:
@@ -272,9 +330,9 @@ def _by_names(branches: Sequence[Branch], base: Path) -> LayoutPlan | None:
     labels = labels_of_names(pictures)
     if labels is None:
         return None
-    plan = LayoutPlan(images=[LabelledImage(*each, None) for each in zip(pictures, labels, strict=True)])
+    plan = LayoutPlan(images=[LabelledImage(*pair, None) for pair in zip(pictures, labels, strict=True)])
     rest = {*files, *list_folder(base)[1]} - set(pictures)
-    plan.aside = [Aside(tuple(sorted(rest)), OUTSIDE_CLASSES)]
+    plan.aside = [Aside(tuple(sorted(rest)), _OUTSIDE_CLASSES)]
     return plan
 
 
@@ -284,11 +342,56 @@ def _without_unlabelled(branches: Sequence[Branch], base: Path) -> LayoutPlan:
     plan = _of_classes(labelled if len(labelled) > 1 else branches, base)
     if len(labelled) > 1:
         rest = [branch for branch in branches if branch.is_unlabelled]
-        plan.aside += [Aside(branch.folder, OUTSIDE_CLASSES, _NO_LABELS) for branch in rest]
+        plan.aside += [Aside(branch.folder, _OUTSIDE_CLASSES, _NO_LABELS) for branch in rest]
     return plan
 
 
+def _set_splits_of_pairs(branches: Sequence[Branch]) -> list[Branch]:
+    """Return `branches`, with splits for those that differ only in a split word: `my_train`, `my_test`."""
+    splits: defaultdict[str, dict[str, Branch]] = defaultdict(dict)
+    for branch in branches:
+        if branch.split is None and (part := split_and_label(branch.name)):
+            splits[part[1].lower()][part[0]] = branch
+    pairs = [branch_by_split for branch_by_split in splits.values() if len(branch_by_split) > 1]
+    # With several pairs each pair is a class, see `_splits_in_names`.
+    new = {branch.folder: split for split, branch in pairs[0].items()} if len(pairs) == 1 else {}
+    return [replace(branch, split=new.get(branch.folder, branch.split)) for branch in branches]
+
+
+def _splits_in_names(branches: Sequence[Branch], base: Path) -> LayoutPlan | None:
+    """Read `train_cats`, `train_dogs`, `test_cats` and `test_dogs`."""
+    parts = [split_and_label(branch.name) for branch in branches if not branch.folders]
+    pairs = {part for part in parts if part is not None}
+    splits, labels = {split for split, _ in pairs}, {label for _, label in pairs}
+    if "train" not in splits or len(splits) < 2 or len(labels) < 2 or len(pairs) != len(branches):
+        return None
+    if pairs != {(split, label) for split in splits for label in labels}:
+        return None
+    plan = LayoutPlan(listed=[base], aside=[Aside(tuple(list_folder(base)[1]), _OUTSIDE_CLASSES)])
+    plan.classes = [
+        ClassFolder(branch.folder, label, split)
+        for branch, part in zip(branches, parts, strict=True)
+        if part is not None
+        for split, label in [part]
+    ]
+    return plan
+
+
+def _require_no_mentions(branches: Sequence[Branch], base: Path) -> LayoutPlan | None:
+    """Return None. Raises _AmbiguousError if at least half of the folders with images mention splits."""
+    mentions = {branch: split_among_words(branch.name) for branch in branches if branch.has_pictures}
+    mentioning = [branch for branch, split in mentions.items() if split]
+    # Many classes may include a train station and a test tube.
+    if len(set(mentions.values()) - {None}) > 1 and 2 * len(mentioning) >= len(mentions):
+        raise _AmbiguousError(
+            "The names of several folders contain names of splits.",
+            "If they are splits, name them train, validation and test, with the same class folders in each",
+            mentioning,
+        )
+    return None
+
+
 _RULES: tuple[Callable[[Sequence[Branch], Path], LayoutPlan | None], ...] = (
-    _by_splits, _splits_in_classes, splits_in_names, _below, _beside_copy, _parts, _by_names,
-    require_no_mentions, _without_unlabelled,
+    _by_splits, _splits_in_classes, _splits_in_names, _below, _beside_copy, _parts, _by_names,
+    _require_no_mentions, _without_unlabelled,
 )  # fmt: skip

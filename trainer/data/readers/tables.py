@@ -11,7 +11,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,7 +22,7 @@ from trainer.errors import DataError
 from trainer.sanitize import printable
 
 _DELIMITERS = ",;\t|"
-_LOOK_LINES = 20
+_SAMPLE_LINES = 20
 _SEPARATOR = re.compile(r"\s*\"?sep=(.)\"?\s*", re.IGNORECASE)
 _REMOTE_SCHEMES = ("gs://", "http://", "https://")
 
@@ -48,30 +48,29 @@ def read_csv(path: Path, is_file: Callable[[str], bool]) -> Table:
     `is_file` returns whether a cell is the path of an existing file.
     """
     try:
-        text = path.read_bytes().decode(encoding_of(path))
-        rows = _rows(text, lambda cell: looks_like_image(cell) or is_file(cell))
+        text = path.read_bytes().decode(detect_encoding(path))
+        rows = _read_rows(text, lambda cell: looks_like_image(cell) or is_file(cell))
     except (UnicodeError, csv.Error, OSError) as error:
-        raise unreadable(path, error) from error
+        raise read_error(path, error) from error
     if not rows or any(looks_like_image(cell) or is_file(cell) for cell in rows[0][1]):
         return Table(path, (), rows)
     (_, first), others = rows[0], rows[1:]
-    if not is_header(first) and not (_is_wordy(first) and _has_images(others)):
+    if not is_header(first) and not (_may_be_names(first) and _has_images(others)):
         return Table(path, (), rows)
     # A header with Vertex AI's three columns can be followed by rows of two cells.
-    is_of_rows = not others or any(len(cells) == len(first) for _, cells in others)
-    return Table(path, tuple(first) if is_of_rows else (), others)
+    is_header_of_rows = not others or any(len(cells) == len(first) for _, cells in others)
+    return Table(path, tuple(first) if is_header_of_rows else (), others)
 
 
-def table_of_objects(path: Path, objects: Iterable[tuple[int, dict[str, Any]]]) -> Table:
+def build_table(path: Path, objects: Sequence[tuple[int, dict[str, Any]]]) -> Table:
     """Return JSON objects, each with its line number, as a table."""
-    listed = list(objects)
-    header = tuple(dict.fromkeys(key for _, each in listed for key in each))
+    header = tuple(dict.fromkeys(key for _, value in objects for key in value))
     return Table(
-        path, header, [(line, [_text(each.get(key, "")) for key in header]) for line, each in listed]
+        path, header, [(line, [_format(value.get(key, "")) for key in header]) for line, value in objects]
     )
 
 
-def encoding_of(path: Path) -> str:
+def detect_encoding(path: Path) -> str:
     """Return "utf-16" if the file has its byte order mark, as some spreadsheets write, else "utf-8-sig".
 
     Raises OSError.
@@ -81,10 +80,12 @@ def encoding_of(path: Path) -> str:
     return "utf-16" if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
-def unreadable(path: Path, error: Exception) -> DataError:
+def read_error(path: Path, error: Exception) -> DataError:
     """Return the error for a file that is not valid text."""
     return DataError(
-        "An import file can't be read; it should be UTF-8 text.", received=f"{printable(str(path))} ({error})"
+        "A table of images can't be read.",
+        "Save it as UTF-8 text.",
+        received=f"{printable(str(path))} ({error})",
     )
 
 
@@ -99,23 +100,23 @@ def is_remote(uri: str) -> bool:
 
 
 def _has_images(rows: list[tuple[int, list[str]]]) -> bool:
-    return any(looks_like_image(cell) for _, cells in rows[:_LOOK_LINES] for cell in cells)
+    return any(looks_like_image(cell) for _, cells in rows[:_SAMPLE_LINES] for cell in cells)
 
 
-def _is_wordy(cells: list[str]) -> bool:
+def _may_be_names(cells: list[str]) -> bool:
     return all("/" not in cell and not cell.isdecimal() for cell in cells)
 
 
-def _text(value: Any) -> str:
+def _format(value: Any) -> str:
     return value.strip() if isinstance(value, str) else "" if value is None else json.dumps(value)
 
 
-def _rows(text: str, is_image: Callable[[str], bool]) -> list[tuple[int, list[str]]]:
+def _read_rows(text: str, is_image: Callable[[str], bool]) -> list[tuple[int, list[str]]]:
     lines = list(io.StringIO(text, newline=""))
     first = next((number for number, line in enumerate(lines) if line.strip()), 0)
-    stated = _SEPARATOR.fullmatch(lines[first]) if lines else None
-    skipped = first + 1 if stated else 0
-    delimiter = stated[1] if stated else _delimiter(lines[first:], is_image)
+    separator = _SEPARATOR.fullmatch(lines[first]) if lines else None
+    skipped = first + 1 if separator else 0
+    delimiter = separator[1] if separator else _detect_delimiter(lines[first:], is_image)
     reader = csv.reader(lines[skipped:], delimiter=delimiter)
     return [
         (skipped + reader.line_num, [cell.strip() for cell in cells])
@@ -124,15 +125,15 @@ def _rows(text: str, is_image: Callable[[str], bool]) -> list[tuple[int, list[st
     ]
 
 
-def _delimiter(lines: list[str], is_image: Callable[[str], bool]) -> str:
+def _detect_delimiter(lines: list[str], is_image: Callable[[str], bool]) -> str:
     """Return the cell delimiter; spreadsheets write semicolons in locales with a decimal comma."""
-    sample = [line for line in lines[: 2 * _LOOK_LINES] if line.strip()][:_LOOK_LINES]
+    sample = [line for line in lines[: 2 * _SAMPLE_LINES] if line.strip()][:_SAMPLE_LINES]
 
-    def fit(delimiter: str) -> tuple[int, bool, bool]:
+    def rank(delimiter: str) -> tuple[int, bool, bool]:
         rows = list(csv.reader(sample, delimiter=delimiter))
         images = sum(any(is_image(cell.strip()) for cell in cells) for cells in rows if len(cells) > 1)
         lengths = {len(cells) for cells in rows}
         return images, len(lengths) == 1 and lengths != {1}, len(rows[0]) > 1 and is_header(rows[0])
 
-    candidates = [each for each in _DELIMITERS if sample and each in sample[0]]
-    return max(candidates, key=fit, default=",")
+    candidates = [delimiter for delimiter in _DELIMITERS if sample and delimiter in sample[0]]
+    return max(candidates, key=rank, default=",")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import re
-import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,9 +19,16 @@ from typing import BinaryIO
 import google_crc32c
 
 from trainer.data.items import Item, Rejection
-from trainer.data.readers.labels import files_of_splits, read_json, read_label_names
-from trainer.data.readers.protobuf import first_values
-from trainer.data.readers.read_result import ReadResult, name_of, split_among_words, split_named
+from trainer.data.readers.read_result import (
+    ReadResult,
+    files_of_splits,
+    name_of,
+    read_json,
+    read_label_names,
+    split_among_words,
+    split_named,
+)
+from trainer.data.readers.tf_example import find_offset, read_first_values
 from trainer.errors import DataError
 from trainer.sanitize import printable
 
@@ -59,7 +65,7 @@ def find_tfrecord_files(folder: Path) -> list[Path]:
 
     Files are recognized by name; ambiguous names also require a valid first record.
     """
-    return [path for path in files_of_splits(folder) if _is_named_so(path) and path.is_file()]
+    return [path for path in files_of_splits(folder) if _has_tfrecord_name(path) and path.is_file()]
 
 
 def find_any_tfrecord_files(folder: Path) -> list[Path]:
@@ -68,7 +74,7 @@ def find_any_tfrecord_files(folder: Path) -> list[Path]:
     return [path for path in files if _NAME.fullmatch(path.name) or is_tfrecord(path)]
 
 
-def _is_named_so(path: Path) -> bool:
+def _has_tfrecord_name(path: Path) -> bool:
     if _NAME.fullmatch(path.name):
         return True
     return _LIKELY_NAME.fullmatch(path.name) is not None and is_tfrecord(path)
@@ -80,16 +86,16 @@ def is_tfrecord(path: Path) -> bool:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             header = file.read(_HEADER_BYTES)
-            length = int.from_bytes(header[:8], "little")
-            is_header = len(header) == _HEADER_BYTES and masked_crc(header[:8]) == _number(header[8:])
+            length = _to_number(header[:8])
+            is_header = len(header) == _HEADER_BYTES and masked_crc(header[:8]) == _to_number(header[8:])
             if not is_header or _HEADER_BYTES + length + _FOOTER_BYTES > size:
                 return False
-            return masked_crc(file.read(length)) == _number(file.read(_FOOTER_BYTES))
+            return masked_crc(file.read(length)) == _to_number(file.read(_FOOTER_BYTES))
     except OSError:
         return False
 
 
-def _number(data: bytes) -> int:
+def _to_number(data: bytes) -> int:
     return int.from_bytes(data, "little")
 
 
@@ -101,86 +107,89 @@ def read_tfrecord_files(files: list[Path], root: Path) -> ReadResult:
     without that, the number. Raises DataError for a file that is unreadable, compressed, truncated or
     invalid.
     """
-    found = ReadResult()
+    result = ReadResult()
     for path in files:
-        schema = _schema_of(path.parent, root if root.is_dir() else root.parent)
+        schema = _read_schema(path.parent, root if root.is_dir() else root.parent)
         split = split_among_words(path.name) or split_named(path.parent.name)
-        for record in _records(path):
+        for record in _read_records(path):
             name = f"{name_of(path, root)}#{record.index}"
-            item = _item(record, Item(name, "", split, path), schema)
+            item = _build_item(record, Item(name, "", split, path), schema)
             if isinstance(item, str):
-                found.rejections.append(Rejection(name, item))
+                result.rejections.append(Rejection(name, item))
             else:
-                found.items.append(item)
-    return found
+                result.items.append(item)
+    return result
 
 
-def _item(record: _Record, blank: Item, schema: _Schema) -> Item | str:
+def _build_item(record: _Record, blank: Item, schema: _Schema) -> Item | str:
     """Return the item with its label and byte range, or the reason why the record cannot be used."""
     if record.data is None:
-        return "damaged: the record does not match its checksum"
+        return "damaged: checksum mismatch"
     try:
-        values = first_values(record.data)
-    except ValueError as error:
-        return f"damaged: the record is not a tf.train.Example ({error})"
+        values = read_first_values(record.data)
+    except ValueError:
+        return "damaged: the record is not a tf.train.Example"
     if schema.image not in values and _TFDS.image in values:
         # Records of TensorFlow Datasets without their metadata files.
         schema = replace(_TFDS, names=schema.names, names_file=schema.names_file)
     features = (schema.image, schema.text or schema.number, schema.number)
     image, text, number = map(values.get, features)
-    if image is None or image.number is not None:
+    if image is None or image.data is None:
         return f"the record has no {schema.image}"
-    if several := [name for name in features if name in values and values[name].several]:
-        return f"several values of {several[0]}; one image has one class"
-    if text is not None and text.end > text.start:
-        label = record.data[text.start : text.end].decode("utf-8", "backslashreplace")
+    if several := [name for name in features if name in values and values[name].has_more]:
+        return f"several values of {several[0]}; an image has one class"
+    if text is not None and text.data:
+        label = text.data.decode("utf-8", "backslashreplace")
     elif number is None or number.number is None:
         return f"the record has no {schema.number}"
     elif schema.names and number.number not in schema.names:
         return f"unknown label: {number.number} is not in {schema.names_file}"
     else:
         label = schema.names.get(number.number, str(number.number))
-    start = record.start + image.start
-    return Item(blank.name, printable(label), blank.split, blank.path, start, image.end - image.start)
+    start = record.start + find_offset(record.data, image.data)
+    return Item(blank.name, printable(label), blank.split, blank.path, start, len(image.data))
 
 
-def _records(path: Path) -> Iterator[_Record]:
+def _read_records(path: Path) -> Iterator[_Record]:
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if file.read(2) == _GZIP_MAGIC:
                 raise DataError(
-                    "A TFRecord file is compressed with GZIP, so that its images can't be read one by one; "
-                    "decompress it.",
-                    received=f"{printable(str(path))}",
+                    "A TFRecord file is compressed with GZIP, so single images cannot be read from it.",
+                    "Decompress it with gunzip.",
+                    received=printable(str(path)),
                 )
             file.seek(0)
             index = 0
             while file.tell() < size:
-                yield _next_record(file, path, index, size)
+                yield _read_record(file, path, index, size)
                 index += 1
     except OSError as error:
         raise DataError(
-            "A file can't be read.", received=f"{printable(str(path))} ({error.strerror})"
+            "A file can't be read.",
+            "Check its permissions.",
+            received=f"{printable(str(path))} ({error.strerror})",
         ) from error
 
 
-def _next_record(file: BinaryIO, path: Path, index: int, size: int) -> _Record:
+def _read_record(file: BinaryIO, path: Path, index: int, size: int) -> _Record:
     """Read one record: length (8 bytes), its CRC (4 bytes), data, their CRC (4 bytes). Raises DataError."""
     start = file.tell() + _HEADER_BYTES
     header = file.read(_HEADER_BYTES)
-    length = int.from_bytes(header[:8], "little")
-    complete = len(header) == _HEADER_BYTES
-    sound = complete and masked_crc(header[:8]) == struct.unpack_from("<I", header, 8)[0]
+    length = _to_number(header[:8])
+    is_complete = len(header) == _HEADER_BYTES
+    is_valid = is_complete and masked_crc(header[:8]) == _to_number(header[8:])
     # Without a valid length, the start of the next record is unknown.
-    if not sound or start + length + _FOOTER_BYTES > size:
-        what = "truncated" if sound or not complete else "damaged or not a TFRecord file"
+    if not is_valid or start + length + _FOOTER_BYTES > size:
+        state = "truncated" if is_valid or not is_complete else "damaged or not a TFRecord file"
         raise DataError(
-            f"A TFRecord file is {what}; get it again.",
+            f"A TFRecord file is {state}.",
+            "Download it again.",
             received=f"{printable(str(path))}, record {index}, byte {start - _HEADER_BYTES} of {size}",
         )
     data, footer = file.read(length), file.read(_FOOTER_BYTES)
-    return _Record(index, start, data if masked_crc(data) == int.from_bytes(footer, "little") else None)
+    return _Record(index, start, data if masked_crc(data) == _to_number(footer) else None)
 
 
 def masked_crc(data: bytes) -> int:
@@ -192,25 +201,25 @@ def masked_crc(data: bytes) -> int:
 _TFDS = _Schema("image", None, "label")
 
 
-def _schema_of(folder: Path, root: Path) -> _Schema:
+def _read_schema(folder: Path, root: Path) -> _Schema:
     """Return the schema from the metadata files in `folder`, or else in `root`."""
-    for place in (folder, root):
-        schema = _tfds_schema(place)
+    for metadata_folder in (folder, root):
+        schema = _read_tfds_schema(metadata_folder)
         if schema is not None:
             return schema
-        if names := read_label_names(place / "labels.txt"):
+        if names := read_label_names(metadata_folder / "labels.txt"):
             return _Schema(names=names)
     return _Schema()
 
 
-def _tfds_schema(folder: Path) -> _Schema | None:
+def _read_tfds_schema(folder: Path) -> _Schema | None:
     """Return the schema of TensorFlow Datasets files in `folder`, or None if there are none.
 
     A single image feature or a single class label feature in features.json is used under its own name.
     """
     try:
         features = read_json(folder / "features.json")["featuresDict"]["features"]
-        kinds = {name: each["pythonClassName"] for name, each in features.items()}
+        kinds = {name: feature["pythonClassName"] for name, feature in features.items()}
     except (KeyError, TypeError, AttributeError):
         kinds = {}
     images = [name for name, kind in kinds.items() if str(kind).endswith(_TFDS_IMAGE)]

@@ -19,8 +19,14 @@ from typing import BinaryIO
 from trainer.data.archive_errors import reading
 from trainer.data.formats import SNIFF_BYTES, names_a_picture, picture_format
 from trainer.data.items import Item, Rejection
-from trainer.data.readers.labels import files_of_splits, read_label_names
-from trainer.data.readers.read_result import ReadResult, name_of, split_among_words, split_named
+from trainer.data.readers.read_result import (
+    ReadResult,
+    files_of_splits,
+    name_of,
+    read_label_names,
+    split_among_words,
+    split_named,
+)
 from trainer.errors import DataError
 from trainer.sanitize import printable
 
@@ -29,9 +35,9 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _LABEL_ENDINGS = ("cls", "json")
 """In order of precedence."""
 _JSON_LABELS = ("label", "cls", "class", "class_name", "label_name")
-_NAMES_FILES = ("labels.txt", "classes.txt", "classnames.txt")
-_MOST_LABEL_BYTES = 1 << 20
-_LOOKED_AT = 50
+_CLASS_NAME_FILES = ("labels.txt", "classes.txt", "classnames.txt")
+_MAX_LABEL_BYTES = 1 << 20
+_PROBED_SAMPLES = 50
 """Number of samples by which a tar is recognized."""
 
 
@@ -48,7 +54,7 @@ class _Sample:
     def label(self) -> int | str | None:
         """Return the label as a number or a name, or None if there is none."""
         for ending in _LABEL_ENDINGS:
-            if ending in self.labels and (label := _label(ending, self.labels[ending])) is not None:
+            if ending in self.labels and (label := _parse_label(ending, self.labels[ending])) is not None:
                 return label
         return None
 
@@ -73,22 +79,22 @@ def is_webdataset(path: Path) -> bool:
     Raises DataError if so and the tar is compressed, because single images cannot be read from it.
     """
     try:
-        samples = list(islice(_samples(path), _LOOKED_AT))
+        samples = list(islice(_read_samples(path), _PROBED_SAMPLES))
     except DataError:
         return False  # unpacking reports the error
     labelled = [sample.label() is not None for sample in samples if sample.pictures]
-    is_one = bool(labelled) and all(labelled)
-    if is_one:
-        _require_plain(path)
-    return is_one
+    has_labels = bool(labelled) and all(labelled)
+    if has_labels:
+        _require_uncompressed(path)
+    return has_labels
 
 
-def _require_plain(path: Path) -> None:
+def _require_uncompressed(path: Path) -> None:
     if _is_compressed(path):
         raise DataError(
-            "A WebDataset is compressed, so that its images can't be read one by one; decompress it with "
-            "gunzip.",
-            received=f"{printable(str(path))}",
+            "A WebDataset tar is compressed, so single images cannot be read from it.",
+            "Decompress it with gunzip.",
+            received=printable(str(path)),
         )
 
 
@@ -98,68 +104,68 @@ def read_webdataset_files(files: list[Path], root: Path) -> ReadResult:
     The split is that of a word in the tar's name, or of its folder's name, or None. Raises DataError for a
     tar that is unreadable, damaged or compressed.
     """
-    found = ReadResult()
+    result = ReadResult()
     for path in files:
-        _require_plain(path)
+        _require_uncompressed(path)
         split = split_among_words(path.name) or split_named(path.parent.name)
-        names = _label_names(path.parent, root if root.is_dir() else root.parent)
-        seen: set[str] = set()
-        for sample in _samples(path):
+        names = _read_class_names(path.parent, root if root.is_dir() else root.parent)
+        item_names: set[str] = set()
+        for sample in _read_samples(path):
             name = f"{name_of(path, root)}#{printable(sample.key)}"
-            item = _item(sample, Item(name, "", split, path), names)
-            if isinstance(item, Item) and item.name in seen:
-                item = "the tar has two members of this name"
+            item = _build_item(sample, Item(name, "", split, path), names)
+            if isinstance(item, Item) and item.name in item_names:
+                item = "the tar has two members with this name"
             if isinstance(item, str):
-                found.rejections.append(Rejection(name, item))
+                result.rejections.append(Rejection(name, item))
                 continue
-            seen.add(item.name)
-            found.items.append(item)
-    return found
+            item_names.add(item.name)
+            result.items.append(item)
+    return result
 
 
-def _item(sample: _Sample, blank: Item, names: dict[int, str]) -> Item | str:
+def _build_item(sample: _Sample, blank: Item, names: dict[int, str]) -> Item | str:
     """Return the item with its label and byte range, or the reason why the sample cannot be used."""
     label = sample.label()
     if len(sample.pictures) != 1:
-        return f"the sample has {len(sample.pictures) or 'no'} images; there must be one"
+        return f"the sample has {len(sample.pictures) or 'no'} images instead of one"
     if label is None:
-        return f"no label: the sample has no .{' or .'.join(_LABEL_ENDINGS)} with one"
+        return f"no label: the sample has no .{' or .'.join(_LABEL_ENDINGS)} member with a label"
     if isinstance(label, int) and names and label not in names:
-        return f"unknown label: {label} has no name beside the tar"
+        return f"unknown label: {label} is not in the file with class names"
     text = names.get(label, str(label)) if isinstance(label, int) else label
     member, start, length = sample.pictures[0]
     name = f"{blank.name.rpartition('#')[0]}#{printable(member)}"
     return Item(name, printable(text), blank.split, blank.path, start, length)
 
 
-def _label(ending: str, data: bytes) -> int | str | None:
+def _parse_label(ending: str, data: bytes) -> int | str | None:
     """Return the label in a member, or None if it has no valid label."""
     value: object = data.decode("utf-8", "replace").strip()
     if ending == "json":
         try:
-            described = json.loads(data)
+            metadata = json.loads(data)
         except (ValueError, RecursionError):
             return None
-        found = described if isinstance(described, dict) else {}
-        value = next((found[key] for key in _JSON_LABELS if key in found), None)
+        fields = metadata if isinstance(metadata, dict) else {}
+        value = next((fields[key] for key in _JSON_LABELS if key in fields), None)
     if isinstance(value, str):
         return int(value) if value.isascii() and value.isdecimal() else value or None
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _label_names(*folders: Path) -> dict[int, str]:
-    files = [folder / name for folder in folders for name in _NAMES_FILES]
+def _read_class_names(*folders: Path) -> dict[int, str]:
+    files = [folder / name for folder in folders for name in _CLASS_NAME_FILES]
     return next((names for file in files if (names := read_label_names(file))), {})
 
 
-def _samples(path: Path) -> Iterator[_Sample]:
+def _read_samples(path: Path) -> Iterator[_Sample]:
     """Yield the samples of a tar: adjacent members with the same name up to the first dot.
 
     Raises DataError.
     """
     sample: _Sample | None = None
     with reading(path), open(path, "rb") as file, tarfile.open(path, "r:*") as tar:
-        is_plain = not _is_compressed(path)
+        is_uncompressed = not _is_compressed(path)
         while (member := tar.next()) is not None:
             tar.members = []  # type: ignore[attr-defined]  # tarfile would keep all members in memory
             folder, _, base = member.name.rpartition("/")
@@ -171,12 +177,12 @@ def _samples(path: Path) -> Iterator[_Sample]:
                 if sample is not None:
                     yield sample
                 sample = _Sample(key)
-            _add(sample, member, ending.lower(), file if is_plain else None, tar)
+            _add_member(sample, member, ending.lower(), file if is_uncompressed else None, tar)
     if sample is not None:
         yield sample
 
 
-def _add(
+def _add_member(
     sample: _Sample, member: tarfile.TarInfo, ending: str, file: BinaryIO | None, tar: tarfile.TarFile
 ) -> None:
     """Add a label or image member to `sample`; ignore other members."""
@@ -189,7 +195,7 @@ def _add(
         return file.read(min(size, member.size))
 
     if ending in _LABEL_ENDINGS:
-        sample.labels[ending] = read(_MOST_LABEL_BYTES)
+        sample.labels[ending] = read(_MAX_LABEL_BYTES)
     elif names_a_picture(f"x.{ending}") or picture_format(read(SNIFF_BYTES)):
         sample.pictures.append((member.name, member.offset_data, member.size))
 

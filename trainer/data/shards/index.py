@@ -23,11 +23,11 @@ from trainer.errors import DataError
 from trainer.storage import hash_file
 from trainer.storage.store import Store
 
-CATALOGUE = "shards.json"
-INDEX = "index.npys"
+MANIFEST_FILE = "shards.json"
+INDEX_FILE = "index.npys"
 """Concatenated arrays in NumPy's .npy format."""
-LABELS = "labels.txt"
-JOURNAL = "packing-recipe.txt"
+LABELS_FILE = "labels.txt"
+RECIPE_FILE = "packing-recipe.txt"
 """Recipe of the shards, which exists only while they are being packed."""
 _FORMAT = 1
 
@@ -63,44 +63,45 @@ class ShardManifest:
         return json.dumps(values, indent=1, ensure_ascii=False).encode("utf-8", "surrogateescape") + b"\n"
 
 
-def read_catalogue(store: Store) -> ShardManifest | None:
+def read_shard_manifest(store: Store) -> ShardManifest | None:
     """Return the manifest in `store`, or None if there is no shards.json. Raises DataError."""
-    found = store.read(CATALOGUE)
-    if found is None:
+    file = store.read(MANIFEST_FILE)
+    if file is None:
         return None
     try:
-        values = json.loads(found.data.decode("utf-8", "surrogateescape"))
+        values = json.loads(file.data.decode("utf-8", "surrogateescape"))
         if values.pop("format") != _FORMAT:
-            raise ValueError("it is of another version of this program")
-        catalogue = ShardManifest(
-            shards=tuple(Shard(**each) for each in values.pop("shards")),
-            rejected=tuple(Rejection(**each) for each in values.pop("rejected")),
+            raise ValueError("another version of trainer wrote it")
+        manifest = ShardManifest(
+            shards=tuple(Shard(**shard) for shard in values.pop("shards")),
+            rejected=tuple(Rejection(**rejection) for rejection in values.pop("rejected")),
             class_names=tuple(values.pop("class_names")),
             warnings=tuple(values.pop("warnings")),
             **values,
         )
-        _require_plain(catalogue)
-        return catalogue
+        _require_valid(manifest)
+        return manifest
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
-            f"The list of the shards can't be used: {error}. Pack them again with `trainer shard`.",
-            received=store.at(CATALOGUE),
+            f"The manifest of the shards is invalid: {error}.",
+            "Pack the shards again with `trainer shard`.",
+            received=store.at(MANIFEST_FILE),
         ) from None
 
 
-def _require_plain(catalogue: ShardManifest) -> None:
+def _require_valid(manifest: ShardManifest) -> None:
     """Raise ValueError for values that `trainer shard` never writes, such as a name outside the folder."""
-    if not re.fullmatch(r"[0-9a-f]{16,}", catalogue.recipe):
-        raise ValueError(f"{catalogue.recipe!r} is no digest")
-    for shard in catalogue.shards:
+    if not re.fullmatch(r"[0-9a-f]{16,}", manifest.recipe):
+        raise ValueError(f"{manifest.recipe!r} is not a digest")
+    for shard in manifest.shards:
         if shard.split not in SPLITS or not re.fullmatch(r"[a-z]+-\d+-of-\d+\.tfrecord", shard.name):
-            raise ValueError(f"{shard.name!r} of {shard.split!r} is no shard")
-    if "train" not in {shard.split for shard in catalogue.shards}:
-        raise ValueError("there are none to train on")
+            raise ValueError(f"{shard.name!r} of split {shard.split!r} is not a shard")
+    if "train" not in {shard.split for shard in manifest.shards}:
+        raise ValueError("it has no shards for training")
 
 
 @dataclass(frozen=True)
-class Columns:
+class IndexColumns:
     """Index columns, with one row per image in the order of the shards."""
 
     starts: NDArray[np.int64]
@@ -130,26 +131,27 @@ class Columns:
 
 
 class Index:
-    """Columns of an index file; names and content digests stay in the file."""
+    """IndexColumns of an index file; names and content digests stay in the file."""
 
-    def __init__(self, path: Path, catalogue: ShardManifest) -> None:
-        """Read and verify the file `path`. Raises DataError if it does not match `catalogue`."""
+    def __init__(self, path: Path, manifest: ShardManifest) -> None:
+        """Read and verify the file `path`. Raises DataError if it does not match `manifest`."""
         self._path = path
         try:
-            if hash_file(path)["sha256"] != catalogue.index_sha256:
-                raise ValueError("it is not the one that was written with them")
+            if hash_file(path)["sha256"] != manifest.index_sha256:
+                raise ValueError("its checksum is not that in shards.json")
             with open(path, "rb") as file:
                 self.starts, self.labels, self.offsets, self.lengths, self.checksums = (
                     np.load(file, allow_pickle=False) for _ in range(5)
                 )
-                self._rest = file.tell()
+                self._names_offset = file.tell()
             if self.labels.size and not 0 <= self.labels.min() <= self.labels.max() < len(
-                catalogue.class_names
+                manifest.class_names
             ):
-                raise ValueError("it has labels of classes that shards.json does not name")
+                raise ValueError("it has labels that are not in shards.json")
         except (OSError, ValueError, EOFError) as error:
             raise DataError(
-                f"The index of the shards can't be used: {error}. Pack them again with `trainer shard`.",
+                f"The index of the shards is invalid: {error}.",
+                "Pack the shards again with `trainer shard`.",
                 received=path,
             ) from None
 
@@ -163,7 +165,7 @@ class Index:
     def names(self, first: int, end: int) -> tuple[str, ...]:
         """Return the names of the images from `first` up to, but not including, `end`."""
         with open(self._path, "rb") as file:
-            file.seek(self._rest)
+            file.seek(self._names_offset)
             np.load(file)
             ends, text = np.load(file), np.load(file).tobytes()
         bounds = np.concatenate([[0], ends])
@@ -173,6 +175,6 @@ class Index:
         )
 
 
-def recipe_of(values: Mapping[str, Any]) -> str:
+def hash_recipe(values: Mapping[str, Any]) -> str:
     """Return the SHA-256 of `values`, serialized as JSON, in hex."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode("utf-8", "surrogateescape")).hexdigest()

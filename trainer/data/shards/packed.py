@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.data.items import Source
-from trainer.data.shards.index import INDEX, JOURNAL, Index, ShardManifest, read_catalogue
+from trainer.data.shards.index import INDEX_FILE, RECIPE_FILE, Index, ShardManifest, read_shard_manifest
 from trainer.data.shards.shard_cache import ShardCache
 from trainer.errors import DataError, UsageError
 from trainer.sanitize import shown_address
@@ -32,128 +32,130 @@ def find_shards(spec: DataSpec) -> tuple[Store, ShardManifest] | None:
     Raises DataError if the manifest is invalid, if packing is not complete, or if the layout is "shards" and
     there are none.
     """
-    place = without_scheme(spec.source)
-    if spec.layout not in ("auto", "shards") or not (is_bucket(place) or os.path.isdir(place)):
-        catalogue = None
+    location = without_scheme(spec.source)
+    if spec.layout not in ("auto", "shards") or not (is_bucket(location) or os.path.isdir(location)):
+        manifest = None
     else:
-        store = open_store(place)
-        catalogue = read_catalogue(store)
-        if catalogue is None and store.find(JOURNAL) is not None:
+        store = open_store(location)
+        manifest = read_shard_manifest(store)
+        if manifest is None and store.find(RECIPE_FILE) is not None:
             raise DataError(
-                "The shards are not all packed yet; let `trainer shard` finish, the same command goes on "
-                "where it stopped.",
+                "The shards are incomplete.",
+                "Run the same `trainer shard` command again to finish packing.",
                 received=f"{shown_address(spec.source)!r}",
             )
-    if catalogue is not None:
-        require_single(spec)
-        return store, catalogue
+    if manifest is not None:
+        require_single_label(spec)
+        return store, manifest
     if spec.layout == "shards":
         raise DataError(
-            "data.layout is shards, but the source has no shards.json, which `trainer shard` writes when it "
-            "is done.",
+            "data.layout is shards, but the source has no shards.json.",
+            "Check data.source, or pack the data with `trainer shard`, which writes this file last.",
             received=f"{shown_address(spec.source)!r}",
         )
     return None
 
 
-def require_single(spec: DataSpec) -> None:
+def require_single_label(spec: DataSpec) -> None:
     """Raise UsageError for multi-label data, because a shard stores one label per image."""
     if spec.labels == "multi":
         raise UsageError(
-            "Shards hold one label an image; with data.labels=multi train on the table itself, with --data "
-            "TABLE.csv and its images beside it.",
+            "Shards store one label per image, but data.labels is multi.",
+            "Train on the table itself with --data TABLE.csv, with the images beside it.",
             received=f"{shown_address(spec.source)!r}",
         )
 
 
 def open_shards(
-    store: Store, catalogue: ShardManifest, spec: DataSpec, cache_dir: Path
+    store: Store, manifest: ShardManifest, spec: DataSpec, cache_dir: Path
 ) -> tuple[Index, ShardCache]:
-    """Return the index of the shards in `store` and the staging that reads them. Raises DataError."""
-    folder = cache_dir / "shards" / catalogue.index_sha256[:16]
-    index = Index(_local_index(store, folder), catalogue)
-    if len(index.starts) != len(catalogue.shards) + 1 or index.starts[-1] != len(index):
+    """Return the index of the shards in `store` and the cache that reads them. Raises DataError."""
+    folder = cache_dir / "shards" / manifest.index_sha256[:16]
+    index = Index(_fetch_index(store, folder), manifest)
+    if len(index.starts) != len(manifest.shards) + 1 or index.starts[-1] != len(index):
         raise DataError(
-            "The index of the shards does not fit their list; pack them again.", received=store.uri
+            "The index of the shards does not match shards.json.",
+            "Pack the shards again with `trainer shard`.",
+            received=store.uri,
         )
-    return index, ShardCache(store, catalogue.shards, folder, spec.staged_mib << 20, spec.shuffle_shards)
+    return index, ShardCache(store, manifest.shards, folder, spec.staged_mib << 20, spec.shuffle_shards)
 
 
-def _local_index(store: Store, folder: Path) -> Path:
+def _fetch_index(store: Store, folder: Path) -> Path:
     if not is_bucket(store.uri):
-        return Path(store.uri) / INDEX
+        return Path(store.uri) / INDEX_FILE
     prepare_folder(folder)
-    store.download(INDEX, folder / INDEX)
-    return folder / INDEX
+    store.download(INDEX_FILE, folder / INDEX_FILE)
+    return folder / INDEX_FILE
 
 
-def starts_of(split: str, catalogue: ShardManifest, index: Index) -> NDArray[np.int64]:
+def find_starts(split: str, manifest: ShardManifest, index: Index) -> NDArray[np.int64]:
     """Return the numbers of the first images of the shards of `split`, and the end of the last shard."""
-    own = [number for number, shard in enumerate(catalogue.shards) if shard.split == split]
+    own = [number for number, shard in enumerate(manifest.shards) if shard.split == split]
     return index.starts[[*own, own[-1] + 1]]  # the shards of a split are consecutive
 
 
-def packed_items(split: str, catalogue: ShardManifest, index: Index, staging: ShardCache) -> PackedItems:
+def packed_items(split: str, manifest: ShardManifest, index: Index, cache: ShardCache) -> PackedItems:
     """Return the images of `split`, which must have at least one shard."""
-    starts = starts_of(split, catalogue, index)
-    return PackedItems(index, staging, int(starts[0]), int(starts[-1]))
+    starts = find_starts(split, manifest, index)
+    return PackedItems(index, cache, int(starts[0]), int(starts[-1]))
 
 
 @dataclass(frozen=True)
-class _Packed:
+class _PackedImage:
     """One image in a shard."""
 
     name: str
     index: Index
-    staging: ShardCache
+    cache: ShardCache
     number: int
     encoding: str = "image"
 
     def read(self) -> bytes:
         """Return its bytes. Raises DataError if they are damaged."""
         shard = int(self.index.shards_of(np.asarray([self.number], np.int64))[0])
-        return read_packed(self.index, self.staging, shard, self.number)
+        return read_packed(self.index, self.cache, shard, self.number)
 
 
 class PackedItems(Sequence[Source]):
     """Sequence of the images of a split; names are read on demand."""
 
-    def __init__(self, index: Index, staging: ShardCache, first: int, end: int) -> None:
-        self._index, self._staging, self._first, self._end = index, staging, first, end
+    def __init__(self, index: Index, cache: ShardCache, first: int, end: int) -> None:
+        self._index, self._cache, self._first, self._end = index, cache, first, end
 
     def __len__(self) -> int:
         return self._end - self._first
 
     @overload
-    def __getitem__(self, place: int) -> Source: ...
+    def __getitem__(self, key: int) -> Source: ...
 
     @overload
-    def __getitem__(self, place: slice) -> Sequence[Source]: ...
+    def __getitem__(self, key: slice) -> Sequence[Source]: ...
 
-    def __getitem__(self, place: int | slice) -> Source | Sequence[Source]:
-        numbers = range(self._first, self._end)[place]
+    def __getitem__(self, key: int | slice) -> Source | Sequence[Source]:
+        numbers = range(self._first, self._end)[key]
         if isinstance(numbers, int):
-            return self._packed(numbers, self._index.names(numbers, numbers + 1)[0])
-        return [self._packed(number, self._index.names(number, number + 1)[0]) for number in numbers]
+            return self._open(numbers, self._index.names(numbers, numbers + 1)[0])
+        return [self._open(number, self._index.names(number, number + 1)[0]) for number in numbers]
 
     def __iter__(self) -> Iterator[Source]:
         names = self._index.names(self._first, self._end)
-        return (self._packed(self._first + place, name) for place, name in enumerate(names))
+        return (self._open(self._first + row, name) for row, name in enumerate(names))
 
-    def _packed(self, number: int, name: str) -> Source:
-        return _Packed(name, self._index, self._staging, number)
+    def _open(self, number: int, name: str) -> Source:
+        return _PackedImage(name, self._index, self._cache, number)
 
 
-def read_packed(index: Index, staging: ShardCache, shard: int, number: int) -> bytes:
+def read_packed(index: Index, cache: ShardCache, shard: int, number: int) -> bytes:
     """Return the bytes of one image, by its shard and its number in the dataset. Raises DataError."""
-    place = shard, int(index.offsets[number]), int(index.lengths[number])
-    data, expected = staging.read(*place), index.checksums[number]
-    if google_crc32c.value(data) != expected and staging.forget(shard):
-        data = staging.read(*place)  # the local copy may be damaged
+    location = shard, int(index.offsets[number]), int(index.lengths[number])
+    data, expected = cache.read(*location), index.checksums[number]
+    if google_crc32c.value(data) != expected and cache.discard(shard):
+        data = cache.read(*location)  # the local copy may be damaged
     if google_crc32c.value(data) != expected:
         raise DataError(
-            "A shard is damaged: an image does not match its checksum. Get the shard again, or pack the "
-            "data again.",
-            received=f"{staging.at(shard)}, byte {index.offsets[number]}",
+            "A shard is damaged: the checksum of an image does not match.",
+            "Copy the shard again, or pack the data again with `trainer shard`.",
+            received=f"{cache.uri(shard)}, byte {index.offsets[number]}",
         )
     return data

@@ -1,15 +1,17 @@
-"""Local staging of shards from a bucket, within a disk budget.
+"""Local cache of shards from a bucket, within a disk budget.
 
 Any byte range of any shard can be read. The order of the upcoming shards is set in advance: they are
-prefetched while earlier shards are read, and the least recently fetched shards are evicted. Shards in a local
-folder are read in place.
+prefetched while earlier shards are read, and the least recently fetched shards are evicted. A process locks
+the shards that it reads now or next, so that no other process evicts them. Shards in a local folder are read
+in place.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -19,8 +21,8 @@ from trainer.errors import DataError, UsageError
 from trainer.storage import prepare_folder
 from trainer.storage.store import Store, is_bucket
 
-_AT_A_TIME = 4
-_TRIES = 3
+_DOWNLOAD_THREADS = 4
+_ATTEMPTS = 3
 _AHEAD = 2
 """Prefetch distance of the training split, as a multiple of the shuffle window, if the budget allows it."""
 _IN_ORDER = 1
@@ -31,23 +33,23 @@ class _Stream:
     """Upcoming shards in order, and the current position."""
 
     def __init__(self, upcoming: Sequence[int], ahead: int) -> None:
-        self._upcoming, self._ahead, self._at = upcoming, ahead, 0
+        self._upcoming, self._ahead, self._position = upcoming, ahead, 0
 
-    def reach(self, shard: int) -> bool:
+    def advance_to(self, shard: int) -> bool:
         """Advance to `shard`; return False if it is the current shard or not within the prefetch distance."""
-        following = self.next()[1:]
-        if shard not in following:
+        upcoming = self.next()[1:]
+        if shard not in upcoming:
             return False
-        self._at += 1 + following.index(shard)
+        self._position += 1 + upcoming.index(shard)
         return True
 
     def next(self) -> Sequence[int]:
         """Return the current shard and the shards to prefetch."""
-        return self._upcoming[self._at : self._at + self._ahead + 1]
+        return self._upcoming[self._position : self._position + self._ahead + 1]
 
     def near(self) -> Sequence[int]:
         """Return `next` and as many shards before it, which may not be read completely."""
-        return self._upcoming[max(0, self._at - self._ahead) : self._at + self._ahead + 1]
+        return self._upcoming[max(0, self._position - self._ahead) : self._position + self._ahead + 1]
 
 
 class ShardCache:
@@ -56,26 +58,29 @@ class ShardCache:
     def __init__(
         self, store: Store, shards: Sequence[Shard], folder: Path, budget_bytes: int, shuffled: int
     ) -> None:
-        """Limit staged shards in `folder`, which other processes may share, to `budget_bytes`.
+        """Limit cached shards in `folder`, which other processes may share, to `budget_bytes`.
 
-        The limit includes the shards of other datasets in sibling folders. Training draws images from
+        The limit includes the shards of other datasets in sibling folders. Only shards that another process
+        has locked can exceed it. Training draws images from
         `shuffled` shards at a time. Raises UsageError if these and the following ones do not fit.
         """
         self._store, self._shards = store, shards
         self._is_remote = is_bucket(store.uri)
-        self._ahead = _ahead_within(budget_bytes, shards, shuffled, store) if self._is_remote else 0
+        self._ahead = _find_prefetch_distance(budget_bytes, shards, shuffled, store) if self._is_remote else 0
         self._folder = folder if self._is_remote else Path(store.uri)
         self._budget_bytes = budget_bytes
         self._lock = threading.Lock()
         self._fetches: dict[int, Future[Path]] = {}
         self._arriving: set[Shard] = set()
+        self._lock_files: dict[int, int] = {}
+        """File descriptors with a shared lock, by shard."""
         self._streams: dict[str, _Stream] = {}
         """By split: validation is read while training prefetches."""
-        self._pool = ThreadPoolExecutor(_AT_A_TIME, thread_name_prefix="shards")
+        self._pool = ThreadPoolExecutor(_DOWNLOAD_THREADS, thread_name_prefix="shards")
 
     def prefetch(self, *passes: Sequence[int]) -> None:
         """Set the shards needed next, in order, for one or more consecutive passes, and start prefetching."""
-        upcoming = [shard for each in passes for shard in dict.fromkeys(each)]
+        upcoming = [shard for shards in passes for shard in dict.fromkeys(shards)]
         if not self._is_remote or not upcoming:
             return
         with self._lock:
@@ -86,7 +91,7 @@ class ShardCache:
 
     def read(self, shard: int, offset: int, length: int) -> bytes:
         """Return `length` bytes of a shard from `offset`. Raises DataError, TemporaryError, UsageError."""
-        for _ in range(_TRIES):
+        for _ in range(_ATTEMPTS):
             path = self._path(shard)
             try:
                 with open(path, "rb", buffering=0) as file:
@@ -98,15 +103,19 @@ class ShardCache:
                     self._fetches.pop(shard, None)
                 continue
             except OSError as error:
-                raise DataError(f"A shard can't be read: {error.strerror}.", received=path) from None
+                raise DataError(
+                    f"A shard can't be read: {error.strerror}.", "Check the disk.", received=path
+                ) from None
             return data
-        raise DataError("A shard is gone; pack the data again.", received=self.at(shard))
+        raise DataError(
+            "A shard does not exist.", "Pack the data again with `trainer shard`.", received=self.uri(shard)
+        )
 
-    def at(self, shard: int) -> str:
+    def uri(self, shard: int) -> str:
         """Return the path or URI of a shard."""
         return self._store.at(self._shards[shard].name)
 
-    def forget(self, shard: int) -> bool:
+    def discard(self, shard: int) -> bool:
         """Delete the local copy of a bucket's shard to fetch it again; return False for local shards."""
         if self._is_remote:
             with self._lock:
@@ -117,22 +126,29 @@ class ShardCache:
     def close(self) -> None:
         """Cancel pending downloads without waiting for running ones."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+        with self._lock:
+            self._unlock_except(())
 
     def _path(self, shard: int) -> Path:
         if not self._is_remote:
             return self._folder / self._shards[shard].name
         with self._lock:
-            fetch = self._begin(shard)
+            fetch = self._start_fetch(shard)
             stream = self._streams.get(self._shards[shard].split)
-            if stream is not None and stream.reach(shard):
+            if stream is not None and stream.advance_to(shard):
                 self._prefetch(stream)
         return fetch.result()
 
     def _prefetch(self, stream: _Stream) -> None:
         for shard in stream.next():
-            self._begin(shard)
+            self._start_fetch(shard)
+        self._unlock_except(self._find_needed())
 
-    def _begin(self, shard: int) -> Future[Path]:
+    def _find_needed(self) -> set[int]:
+        """Return the shards that are read now or next."""
+        return {shard for stream in self._streams.values() for shard in stream.near()}
+
+    def _start_fetch(self, shard: int) -> Future[Path]:
         if shard not in self._fetches or (
             self._fetches[shard].done() and self._fetches[shard].exception() is not None
         ):
@@ -152,33 +168,56 @@ class ShardCache:
                     self._arriving.discard(entry)
             if (size := path.stat().st_size) != entry.size:
                 raise DataError(
-                    "A shard was changed after it was written; pack the data again.",
+                    "A shard was changed after it was written.",
+                    "Pack the data again with `trainer shard`.",
                     received=f"{self._store.at(entry.name)}, {size} bytes instead of {entry.size}",
                 )
         os.utime(path)
+        self._lock_shared(shard, path)
         return path
 
+    def _lock_shared(self, shard: int, path: Path) -> None:
+        """Lock the file of a shard against eviction by other processes."""
+        with suppress(OSError):  # evicted in the meantime: `read` fetches it again
+            descriptor = os.open(path, os.O_RDONLY)
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            with self._lock:
+                self._unlock_except(self._lock_files.keys() - {shard})
+                self._lock_files[shard] = descriptor
+
+    def _unlock_except(self, needed: Collection[int]) -> None:
+        for shard in self._lock_files.keys() - set(needed):
+            os.close(self._lock_files.pop(shard))
+
     def _make_room(self, arriving: Shard) -> None:
-        """Evict the least recently fetched shards, except those needed now or next."""
+        """Evict the least recently fetched shards, except those that any process needs now or next."""
         with self._lock:
             self._arriving.add(arriving)
-            near = {shard for stream in self._streams.values() for shard in stream.near()}
-            needed = {self._shards[each].name for each in near}
+            needed = self._find_needed()
+            self._unlock_except(needed)
+            needed_names = {self._shards[shard].name for shard in needed}
             files = []
             for path in self._folder.parent.glob("*/*.tfrecord"):
                 with suppress(OSError):
                     files.append((path.stat().st_mtime, path.stat().st_size, path))
-            total = sum(shard.size for shard in self._arriving) + sum(each for _, each, _ in files)
-            for _, each, path in sorted(files):
+            total = sum(shard.size for shard in self._arriving) + sum(size for _, size, _ in files)
+            for _, size, path in sorted(files):
                 if total <= self._budget_bytes:
                     return
-                if path.parent != self._folder or path.name not in needed:
-                    with suppress(OSError):
-                        path.unlink()
-                        total -= each
+                if (path.parent != self._folder or path.name not in needed_names) and _evict(path):
+                    total -= size
 
 
-def _ahead_within(budget_bytes: int, shards: Sequence[Shard], shuffled: int, store: Store) -> int:
+def _evict(path: Path) -> bool:
+    """Delete a shard and return True, unless a process has locked it."""
+    with suppress(OSError), open(path, "r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink()
+        return True
+    return False
+
+
+def _find_prefetch_distance(budget_bytes: int, shards: Sequence[Shard], shuffled: int, store: Store) -> int:
     """Return the prefetch distance in shards such that they and as many before fit. Raises UsageError."""
     sizes: dict[bool, list[int]] = {True: [], False: []}
     for size, split in sorted((shard.size, shard.split) for shard in shards):
@@ -189,8 +228,8 @@ def _ahead_within(budget_bytes: int, shards: Sequence[Shard], shuffled: int, sto
         if needed <= budget_bytes:
             return ahead
     raise UsageError(
-        f"data.staged_mib is less than what is read at a time of these shards; give it {-(-needed >> 20)} at "
-        f"least, lower data.shuffle_shards, or pack smaller shards.",
+        "data.staged_mib is too small for the shards that are read at a time.",
+        f"Set it to at least {-(-needed >> 20)}, reduce data.shuffle_shards, or pack smaller shards.",
         received=f"{budget_bytes >> 20} for "
         f"{shuffled} shards of up to {max(sizes[True], default=0) / 2**20:,.1f} MiB in {store.uri}",
     )

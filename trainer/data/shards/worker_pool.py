@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -23,11 +23,11 @@ from trainer.errors import OutOfMemoryError, StoppedError, TemporaryError
 from trainer.shutdown import GracefulShutdown
 from trainer.storage.store import Store
 
-_LOOK_SECONDS = 0.5
+_POLL_SECONDS = 0.5
 
 WAIT_SECONDS = 600.0
-STOPPED = "Stopped on request; what is packed is kept, the same command goes on from there."
-NOTES = "packing-"
+STOPPED = "Stopped on request; packed shards are kept. Run the same command again to continue."
+PART_PREFIX = "packing-"
 """Prefix of the work files: the recipe and the part files."""
 
 
@@ -82,93 +82,96 @@ class WorkerPool:
             child.kill()
         self._executor.shutdown(cancel_futures=True)
 
-    def do(
-        self, work: Sequence[Work], store: Store, label: str, progress: Progress, waits: bool = True
+    def run(
+        self, work: Sequence[Work], store: Store, label: str, progress: Progress, should_wait: bool = True
     ) -> None:
-        """Run this machine's share of `work` and, if `waits`, wait for the other machines' shares.
+        """Run this machine's share of `work` and, if `should_wait`, wait for the other machines' shares.
 
         Raises the errors of the work, TemporaryError if the other machines time out, and StoppedError.
         """
         with self._stop.defer():  # an exception during the start of a process would leave it half-started
-            self._do(
-                work, store, progress.start(label, sum(len(each.items) for each in work), "images"), waits
-            )
+            self._run(work, store, progress.start(label, _count_items(work), "images"), should_wait)
 
-    def _do(self, work: Sequence[Work], store: Store, task: Task, waits: bool) -> None:
-        done = self._done(work, store)
+    def _run(self, work: Sequence[Work], store: Store, task: Task, should_wait: bool) -> None:
+        completed = self._find_completed(work, store)
         try:
-            task.advance(sum(len(each.items) for each in work if each.part in done))
-            own = [each for each in work[self.index :: self.machines] if each.part not in done]
-            for count in self._results(own, store.uri):
+            task.advance(_count_items(unit for unit in work if unit.part in completed))
+            own = [unit for unit in work[self.index :: self.machines] if unit.part not in completed]
+            for count in self._run_units(own, store.uri):
                 task.advance(count)
-            others = [each for number, each in enumerate(work) if number % self.machines != self.index]
-            if waits:
-                self._wait(others, store, done, task.advance)
+            others = [unit for number, unit in enumerate(work) if number % self.machines != self.index]
+            if should_wait:
+                self._wait(others, store, completed, task.advance)
         finally:
             task.finish()
 
-    def _done(self, work: Sequence[Work], store: Store) -> set[str]:
-        names = {entry.name for entry in store.entries(NOTES)}
-        return {each.part for each in work} & names
+    def _find_completed(self, work: Sequence[Work], store: Store) -> set[str]:
+        names = {entry.name for entry in store.entries(PART_PREFIX)}
+        return {unit.part for unit in work} & names
 
-    def _results(self, work: Sequence[Work], uri: str) -> Iterator[int]:
+    def _run_units(self, work: Sequence[Work], uri: str) -> Iterator[int]:
         """Run `work` and yield the number of images of each unit as it completes."""
         running: set[Future[int]] = set()
         try:
-            for each in work:
-                running.add(self._executor.submit(each.run, uri, self.cache_dir))
+            for unit in work:
+                running.add(self._executor.submit(unit.run, uri, self.cache_dir))
                 # Submit few at a time: the items of each pending unit are in memory twice.
                 while len(running) > self.processes:
-                    finished, running = self._finished(running)
+                    finished, running = self._wait_briefly(running)
                     yield from finished
             while running:
-                finished, running = self._finished(running)
+                finished, running = self._wait_briefly(running)
                 yield from finished
         except BrokenProcessPool:
-            self._require_going()  # the stop signal may have ended the workers
+            self._raise_if_stopped()  # the stop signal may have ended the workers
             raise OutOfMemoryError(
-                "A process ended by itself, perhaps for want of memory; try fewer --processes.",
+                "A worker process ended unexpectedly, probably out of memory.",
+                "Reduce --processes.",
                 received=f"{self.processes} processes",
             ) from None
 
-    def _finished(self, running: set[Future[int]]) -> tuple[list[int], set[Future[int]]]:
+    def _wait_briefly(self, running: set[Future[int]]) -> tuple[list[int], set[Future[int]]]:
         """Wait briefly; return the finished results and the unfinished futures. Raises StoppedError."""
-        self._require_going()
-        finished, unfinished = wait(running, _LOOK_SECONDS, FIRST_COMPLETED)
+        self._raise_if_stopped()
+        finished, unfinished = wait(running, _POLL_SECONDS, FIRST_COMPLETED)
         return [future.result() for future in finished], unfinished
 
-    def _require_going(self) -> None:
+    def _raise_if_stopped(self) -> None:
         if self._stop.is_requested():
             raise StoppedError(STOPPED)
 
     def _wait(
-        self, others: Sequence[Work], store: Store, done: set[str], on_images: Callable[[int], None]
+        self, others: Sequence[Work], store: Store, completed: set[str], on_images: Callable[[int], None]
     ) -> None:
-        heard = time.monotonic()
-        while missing := [each for each in others if each.part not in done]:
-            self._require_going()
-            found = self._done(missing, store)
-            if found:
-                heard = time.monotonic()
-                done |= found
-                on_images(sum(len(each.items) for each in missing if each.part in found))
-            elif time.monotonic() - heard > self.wait_seconds:
+        last_progress = time.monotonic()
+        while missing := [unit for unit in others if unit.part not in completed]:
+            self._raise_if_stopped()
+            new = self._find_completed(missing, store)
+            if new:
+                last_progress = time.monotonic()
+                completed |= new
+                on_images(_count_items(unit for unit in missing if unit.part in new))
+            elif time.monotonic() - last_progress > self.wait_seconds:
                 raise TemporaryError(
-                    "The other machines have not done their share; start those that are missing, and this "
-                    "one again.",
-                    received=f"{len(missing)} pieces not done after {self.wait_seconds:g} s",
+                    "Timed out waiting for the other machines to pack their share.",
+                    "Start the missing machines, and restart this one.",
+                    received=f"{len(missing)} work units missing after {self.wait_seconds:g} s",
                 )
             else:
-                time.sleep(_LOOK_SECONDS)
+                time.sleep(_POLL_SECONDS)
+
+
+def _count_items(work: Iterable[Work]) -> int:
+    return sum(len(unit.items) for unit in work)
 
 
 def start_processes(count: int, prepare: Callable[[], None]) -> ProcessPoolExecutor:
     """Return an executor of `count` processes, each of which first calls `prepare` and imports TensorFlow."""
     # Spawn fresh interpreters: forking a process with threads can deadlock.
-    return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _begin, (prepare,))
+    return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _init_worker, (prepare,))
 
 
-def _begin(prepare: Callable[[], None]) -> None:
+def _init_worker(prepare: Callable[[], None]) -> None:
     """Initialize a worker so that it exits with its parent process."""
     # Ctrl-C reaches every process of a terminal, and a supervisor's SIGTERM a whole group: only the parent
     # handles these signals.
@@ -176,12 +179,12 @@ def _begin(prepare: Callable[[], None]) -> None:
         signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
-    def end() -> None:
+    def exit_with_parent() -> None:
         if parent is not None:
             parent.join()
             os._exit(1)
 
-    threading.Thread(target=end, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()
     prepare()
     import tensorflow as tf
 

@@ -1,18 +1,23 @@
 """Packing of a source into shards.
 
-The shards are written first, then their index, then `shards.json`, which marks the dataset as complete.
+The shards are written first, then their index, then `shards.json`, which marks the dataset as complete. The
+assignment of images to shards and the order within a shard depend only on the contents and names of the
+images, not on the number of processes that pack them.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trainer.data.checks import require_images
-from trainer.data.dataset import Dataset, assemble, format_found
+from trainer.data.dataset import Dataset, Split, assemble, format_found
 from trainer.data.fetch import buckets_of, extraction_of, fetch_source
 from trainer.data.image_store import ImageStore
 from trainer.data.ingest import DecodedImages, DecodeResult, count_converted
@@ -20,132 +25,131 @@ from trainer.data.items import Item, Rejection
 from trainer.data.progress import Progress
 from trainer.data.readers import SourceContents, read_layout
 from trainer.data.shards.index import (
-    CATALOGUE,
-    INDEX,
-    JOURNAL,
-    LABELS,
-    Columns,
+    INDEX_FILE,
+    LABELS_FILE,
+    MANIFEST_FILE,
+    RECIPE_FILE,
+    IndexColumns,
     Shard,
     ShardManifest,
-    read_catalogue,
-    recipe_of,
+    hash_recipe,
+    read_shard_manifest,
 )
 from trainer.data.shards.pack import (
     Pack,
     PackedItem,
     PackedShard,
     Scan,
-    parts_of,
+    divide_items,
+    find_size,
     read_scan,
     read_shard,
-    size_of,
 )
-from trainer.data.shards.packed import require_single
-from trainer.data.shards.plan import PlannedShard, plan_shards
-from trainer.data.shards.worker_pool import NOTES, WorkerPool
+from trainer.data.shards.packed import require_single_label
+from trainer.data.shards.worker_pool import PART_PREFIX, WorkerPool
 from trainer.data.split import usable_items
 from trainer.errors import TemporaryError, UsageError
 from trainer.spec.schema import DataSpec
 from trainer.storage import hash_file, private_folder
 from trainer.storage.store import Store
 
-Noted = TypeVar("Noted")
+PartContents = TypeVar("PartContents")
 
-_TOGETHER = 512
+_SCAN_ITEMS = 512
 # Only settings that determine the contents and order of the shards; the others concern training.
 _SETTINGS = ("checksum", "layout", "validation_fraction", "max_rejected", "max_image_pixels")
 
 
 def make_shards(
-    spec: DataSpec, store: Store, shard_bytes: int, crew: WorkerPool, progress: Progress
+    spec: DataSpec, store: Store, shard_bytes: int, pool: WorkerPool, progress: Progress
 ) -> ShardManifest | None:
     """Pack the source of `spec` into `store`; return the manifest, or None if another machine completes it.
 
     Work that an interrupted call completed is not repeated. Raises UsageError if `store` contains other
     shards, DataError like `load_dataset`, and TemporaryError.
     """
-    require_single(spec)
+    require_single_label(spec)
     # Each process downloads only the bucket images of its own share.
     most_bytes = spec.max_extracted_mib << 20
-    root = fetch_source(spec.source, spec.checksum, crew.cache_dir, most_bytes, progress, outline=True)
-    buckets = buckets_of(spec, crew.cache_dir, progress, outline=True)
-    extraction = extraction_of(spec, crew.cache_dir, progress)
+    root = fetch_source(spec.source, spec.checksum, pool.cache_dir, most_bytes, progress, outline=True)
+    buckets = buckets_of(spec, pool.cache_dir, progress, outline=True)
+    extraction = extraction_of(spec, pool.cache_dir, progress)
     read = read_layout(root, spec.layout, buckets, extraction)
     read = read._replace(items=usable_items(read.items, spec.held_out))
     require_images(read.items, read.rejections, spec.source)
-    recipe = _recipe(spec, read.items, shard_bytes)
-    if (found := read_catalogue(store)) is not None:
-        _require_same(found.recipe, recipe, store)
-        return found
+    recipe = _build_recipe(spec, read.items, shard_bytes)
+    if (manifest := read_shard_manifest(store)) is not None:
+        _require_same(manifest.recipe, recipe, store)
+        return manifest
     store.require_writable()
-    _begin(store, recipe)
+    _write_recipe(store, recipe)
     try:
-        return _packed(read, spec, recipe, store, shard_bytes, crew, progress)
+        return _pack_shards(read, spec, recipe, store, shard_bytes, pool, progress)
     except TemporaryError:
         # Another process with the same work may have completed it and removed the work files.
-        found = read_catalogue(store)
-        if found is None or found.recipe != recipe:
+        manifest = read_shard_manifest(store)
+        if manifest is None or manifest.recipe != recipe:
             raise
-        _remove_notes(store)
-        return found
+        _remove_part_files(store)
+        return manifest
 
 
-def _packed(
+def _pack_shards(
     read: SourceContents,
     spec: DataSpec,
     recipe: str,
     store: Store,
     shard_bytes: int,
-    crew: WorkerPool,
+    pool: WorkerPool,
     progress: Progress,
 ) -> ShardManifest | None:
     items = read.items
-    ranges = parts_of("scan", items, _TOGETHER)
+    ranges = divide_items("scan", items, _SCAN_ITEMS)
     scans = [Scan(part, tuple(items[range.start : range.stop]), spec) for part, range in ranges]
-    crew.do(scans, store, "Reading", progress)
-    seen = [each for scan in scans for each in _part(store, scan, read_scan, len)]
-    dataset = _assembled(read, [outcome for outcome, _ in seen], spec)
+    pool.run(scans, store, "Reading", progress)
+    results = [result for scan in scans for result in _read_part(store, scan, read_scan, len)]
+    dataset = _assemble(read, [outcome for outcome, _ in results], spec)
     progress.say(format_found(dataset))
-    planned = plan_shards(dataset, [size for _, size in seen], shard_bytes)
-    packs = [_pack(each, dataset, items, number) for number, each in enumerate(planned)]
-    crew.do(packs, store, "Packing", progress, waits=not crew.index)
-    if crew.index:
+    planned = plan_shards(dataset, [size for _, size in results], shard_bytes)
+    packs = [_build_pack(shard, dataset, items, number) for number, shard in enumerate(planned)]
+    pool.run(packs, store, "Packing", progress, should_wait=not pool.index)
+    if pool.index:
         return None
-    return _finish(planned, packs, dataset, recipe, store, crew.cache_dir)
+    return _finish(planned, packs, dataset, recipe, store, pool.cache_dir)
 
 
-def _recipe(spec: DataSpec, items: Sequence[Item], shard_bytes: int) -> str:
+def _build_recipe(spec: DataSpec, items: Sequence[Item], shard_bytes: int) -> str:
     settings = spec.model_dump(mode="json", include=set(_SETTINGS))
     # Omitted at its default, so that the recipe matches that of shards packed by earlier versions.
     settings |= {"held_out": spec.held_out} if spec.held_out != "auto" else {}
     # The size detects an image that was replaced under the same name.
-    listed = [[item.name, item.label, item.split, size_of(item)] for item in items]
-    return recipe_of({"settings": settings, "shard_bytes": shard_bytes, "items": listed})
+    listed = [[item.name, item.label, item.split, find_size(item)] for item in items]
+    return hash_recipe({"settings": settings, "shard_bytes": shard_bytes, "items": listed})
 
 
-def _begin(store: Store, recipe: str) -> None:
+def _write_recipe(store: Store, recipe: str) -> None:
     """Write the recipe to `store`, so that no other dataset is packed there in the meantime."""
-    if not store.create(JOURNAL, recipe.encode()):
-        found = store.read(JOURNAL)
-        _require_same(recipe if found is None else found.data.decode(), recipe, store)
+    if not store.create(RECIPE_FILE, recipe.encode()):
+        file = store.read(RECIPE_FILE)
+        _require_same(recipe if file is None else file.data.decode(), recipe, store)
 
 
-def _require_same(found: str, recipe: str, store: Store) -> None:
-    if found != recipe:
+def _require_same(existing: str, recipe: str, store: Store) -> None:
+    if existing != recipe:
         raise UsageError(
-            "Shards of other images, or made with other settings, are there; pack these into another folder, "
-            "or remove those.",
+            "The output contains shards of other images or with other settings.",
+            "Pack into another folder, or remove these shards.",
             received=store.uri,
         )
 
 
-def _assembled(read: SourceContents, outcomes: Sequence[DecodeResult], spec: DataSpec) -> Dataset:
+def _assemble(read: SourceContents, outcomes: Sequence[DecodeResult], spec: DataSpec) -> Dataset:
     items = read.items
-    kept = [number for number, outcome in enumerate(outcomes) if outcome.reason is None]
-    found = DecodedImages(
-        items=tuple(items[number] for number in kept),
-        contents=tuple(outcomes[number].content for number in kept),
-        rows=np.asarray(kept, np.int64),
+    usable = [number for number, outcome in enumerate(outcomes) if outcome.reason is None]
+    images = DecodedImages(
+        items=tuple(items[number] for number in usable),
+        contents=tuple(outcomes[number].content for number in usable),
+        rows=np.asarray(usable, np.int64),
         pixels=ImageStore(len(items), spec.pixel_format.shape, 0, Path(), lambda numbers, write: None),
         rejections=tuple(
             Rejection(item.name, outcome.reason)
@@ -154,10 +158,10 @@ def _assembled(read: SourceContents, outcomes: Sequence[DecodeResult], spec: Dat
         ),
         converted=count_converted(outcomes),
     )
-    return assemble(items, read.rejections, found, spec, read.layout, lambda rejected: None, read.warnings)
+    return assemble(items, read.rejections, images, spec, read.layout, lambda rejected: None, read.warnings)
 
 
-def _pack(planned: PlannedShard, dataset: Dataset, items: Sequence[Item], number: int) -> Pack:
+def _build_pack(planned: PlannedShard, dataset: Dataset, items: Sequence[Item], number: int) -> Pack:
     split = dataset.splits[planned.split]
     packed = tuple(
         PackedItem(items[split.numbers[row]], split.contents[row], int(split.labels[row]))
@@ -166,27 +170,31 @@ def _pack(planned: PlannedShard, dataset: Dataset, items: Sequence[Item], number
     return Pack(f"packing-pack-{number:06d}.json", planned.name, packed)
 
 
-def _part(
-    store: Store, work: Scan | Pack, read: Callable[[bytes], Noted], count: Callable[[Noted], int]
-) -> Noted:
+def _read_part(
+    store: Store,
+    work: Scan | Pack,
+    read: Callable[[bytes], PartContents],
+    count: Callable[[PartContents], int],
+) -> PartContents:
     """Return the result of `work` from its part file. Raises TemporaryError if missing or incomplete."""
     name = work.part
-    found = store.read(name)
-    if found is None:
+    file = store.read(name)
+    if file is None:
         raise TemporaryError(
-            "The notes of what was packed are gone: another machine has finished the shards, or someone "
-            "removed them; start again.",
+            "A part file is missing: another machine has completed the shards, or the file was deleted.",
+            "Run the same command again.",
             received=store.at(name),
         )
     try:
-        noted = read(found.data)
-        if count(noted) != len(work.items):
-            raise ValueError("it is of other images")
-        return noted
+        contents = read(file.data)
+        if count(contents) != len(work.items):
+            raise ValueError("wrong number of images")
+        return contents
     except (ValueError, KeyError, TypeError):
         store.remove(name)  # so that the work is repeated
         raise TemporaryError(
-            "The notes of what was packed can't be read; start again, that piece is then done anew.",
+            "A part file is damaged and was removed.",
+            "Run the same command again to repeat this unit of work.",
             received=store.at(name),
         ) from None
 
@@ -200,54 +208,97 @@ def _finish(
     cache_dir: Path,
 ) -> ShardManifest:
     """Write the index, the labels and the manifest, then remove the work files."""
-    written = [_part(store, pack, read_shard, lambda found: len(found.offsets)) for pack in packs]
-    _require_there(packs, written, store)
+    written = [_read_part(store, pack, read_shard, lambda shard: len(shard.offsets)) for pack in packs]
+    _require_complete(packs, written, store)
     with private_folder(cache_dir / "packing") as folder:
-        path = folder / INDEX
-        _columns(packs, written).write(path)
+        path = folder / INDEX_FILE
+        _build_columns(packs, written).write(path)
         digest = hash_file(path)["sha256"]
-        store.upload(path, INDEX)
+        store.upload(path, INDEX_FILE)
     store.write(
-        LABELS, "".join(f"{name}\n" for name in dataset.class_names).encode("utf-8", "surrogateescape")
+        LABELS_FILE, "".join(f"{name}\n" for name in dataset.class_names).encode("utf-8", "surrogateescape")
     )
     shards = tuple(
-        Shard(each.name, each.split, len(each.rows), found.size)
-        for each, found in zip(planned, written, strict=True)
+        Shard(shard.name, shard.split, len(shard.rows), packed.size)
+        for shard, packed in zip(planned, written, strict=True)
     )
-    catalogue = ShardManifest(
+    manifest = ShardManifest(
         shards, dataset.class_names, dataset.summary, dataset.warnings, dataset.rejected, recipe, digest
     )
-    store.create(CATALOGUE, catalogue.as_json())
-    _remove_notes(store)
-    return catalogue
+    store.create(MANIFEST_FILE, manifest.as_json())
+    _remove_part_files(store)
+    return manifest
 
 
-def _remove_notes(store: Store) -> None:
-    for entry in store.entries(NOTES):
+def _remove_part_files(store: Store) -> None:
+    for entry in store.entries(PART_PREFIX):
         store.remove(entry.name)
 
 
-def _require_there(packs: Sequence[Pack], written: Sequence[PackedShard], store: Store) -> None:
+def _require_complete(packs: Sequence[Pack], written: Sequence[PackedShard], store: Store) -> None:
     sizes = {entry.name: entry.size for entry in store.entries()}
-    for pack, found in zip(packs, written, strict=True):
-        if sizes.get(pack.name) != found.size:
+    for pack, shard in zip(packs, written, strict=True):
+        if sizes.get(pack.name) != shard.size:
             store.remove(pack.part)  # so that the shard is packed again
             raise TemporaryError(
-                "A shard is not as it was written any more; start again, it is then packed anew.",
-                received=f"{store.at(pack.name)}, {sizes.get(pack.name, 'no')} bytes instead of {found.size}",
+                "A shard was changed or deleted after it was written.",
+                "Run the same command again to pack it again.",
+                received=f"{store.at(pack.name)}, {sizes.get(pack.name, 'no')} bytes instead of {shard.size}",
             )
 
 
-def _columns(packs: Sequence[Pack], written: Sequence[PackedShard]) -> Columns:
-    items = [each for pack in packs for each in pack.items]
-    return Columns(
+def _build_columns(packs: Sequence[Pack], written: Sequence[PackedShard]) -> IndexColumns:
+    items = [item for pack in packs for item in pack.items]
+    return IndexColumns(
         starts=np.cumsum([0, *(len(pack.items) for pack in packs)], dtype=np.int64),
-        labels=np.asarray([each.number for each in items], np.int32),
-        offsets=np.asarray([value for each in written for value in each.offsets], np.int64),
-        lengths=np.asarray([value for each in written for value in each.lengths], np.int32),
-        checksums=np.asarray([value for each in written for value in each.checksums], np.uint32),
-        contents=np.frombuffer(bytes.fromhex("".join(each.content for each in items)), np.uint8).reshape(
+        labels=np.asarray([item.number for item in items], np.int32),
+        offsets=np.asarray([value for shard in written for value in shard.offsets], np.int64),
+        lengths=np.asarray([value for shard in written for value in shard.lengths], np.int32),
+        checksums=np.asarray([value for shard in written for value in shard.checksums], np.uint32),
+        contents=np.frombuffer(bytes.fromhex("".join(item.content for item in items)), np.uint8).reshape(
             -1, 32
         ),
-        names=[each.item.name for each in items],
+        names=[item.item.name for item in items],
     )
+
+
+@dataclass(frozen=True)
+class PlannedShard:
+    """One shard before it is written."""
+
+    name: str
+    split: str
+    rows: NDArray[np.int64]
+    """Indices of its images in the split, in shard order, int64 [images]."""
+
+
+def plan_shards(dataset: Dataset, sizes: Sequence[int], shard_bytes: int) -> list[PlannedShard]:
+    """Return the shards of all splits, each of about `shard_bytes` or with a single larger image.
+
+    `sizes` is the size in bytes of each image of the source, by number.
+    """
+    return [
+        shard
+        for split in dataset.splits.values()
+        for shard in _divide_split(split, np.asarray(sizes), shard_bytes)
+    ]
+
+
+def _divide_split(split: Split, sizes: NDArray[np.int64], shard_bytes: int) -> list[PlannedShard]:
+    # Sort by hash: adjacent files of a folder, such as images of one day, must not be adjacent in training.
+    keys = [_sort_key(item.name, content) for item, content in zip(split.items, split.contents, strict=True)]
+    order = np.asarray(sorted(range(len(keys)), key=keys.__getitem__), np.int64)
+    middles = np.cumsum(sizes[split.numbers[order]]) - sizes[split.numbers[order]] / 2
+    total = int(sizes[split.numbers].sum())
+    count = max(1, round(total / shard_bytes))
+    # Shards of equal size instead of full shards and a small remainder.
+    parts = np.minimum(middles * count // max(1, total), count - 1).astype(np.int64)
+    groups = [order[parts == part] for part in range(count) if (parts == part).any()]
+    return [
+        PlannedShard(f"{split.name}-{index:05d}-of-{len(groups):05d}.tfrecord", split.name, rows)
+        for index, rows in enumerate(groups)
+    ]
+
+
+def _sort_key(name: str, content: str) -> bytes:
+    return hashlib.sha256(f"{content}\0{name}".encode("utf-8", "surrogateescape")).digest()
