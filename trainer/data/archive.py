@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from trainer.data.archive_errors import DAMAGE
+from trainer.data.archive_errors import read_error, reading
 from trainer.data.extractor import Unpacker
 from trainer.data.progress import Progress
 from trainer.data.unpack_tar import unpack_tar
@@ -46,14 +46,14 @@ _ARCHIVE_NAMES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".tbz2", ".xz", ".txz",
 def archive_kind(path: Path) -> Kind | None:
     """Return the archive format detected from the file's first bytes, or None for any other file.
 
-    Raises DataError if the file cannot be read, is an archive in an unsupported format, or has the name of an
-    archive but different contents.
+    Raises DataError if the file is not accessible, is an archive in an unsupported format, or has the name of
+    an archive but different contents, and TemporaryError for an I/O error.
     """
     try:
         with open(path, "rb") as file:
             start = file.read(512)
     except OSError as error:
-        raise DataError(f"The file can't be read: {error.strerror or error}.", received=path) from error
+        raise read_error(path, error) from error
     for offset, signature, kind in _SIGNATURES:
         if start[offset:].startswith(signature):
             return _require_tar(path) if kind == "gzip" else kind
@@ -105,9 +105,9 @@ def _unpack(path: Path, kind: Kind | None, max_bytes: int, progress: Progress, f
 
 def _require_tar(path: Path) -> Kind:
     try:
-        with gzip.open(path) as file:
+        with reading(path), gzip.open(path) as file:
             start = file.read(512)
-    except DAMAGE:
+    except DataError:
         # The file is damaged: extraction reports a more precise error.
         return "gzip"
     if _is_tar_header(start) or not any(start):

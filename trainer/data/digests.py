@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from trainer.data.archive_errors import read_error
 from trainer.data.progress import Progress
 from trainer.errors import DataError
 from trainer.storage import hash_file, write_json
@@ -23,7 +24,7 @@ def file_digests(
     """Return the hex digests of the file at `path` by algorithm name ("md5", "sha256").
 
     Cached digests are used if path, size, inode, mtime and ctime of the file are unchanged. Raises DataError
-    if the file cannot be read or changes while it is read.
+    if the file is not accessible or changes while it is read, TemporaryError for an I/O error.
     """
     wanted = sorted(set(algorithms))
     identity = _identity(path)
@@ -45,7 +46,10 @@ def remember_digests(path: Path, digests: dict[str, str], cache_dir: Path) -> No
 
 
 def hash_reported(path: Path, algorithms: Iterable[str], label: str, progress: Progress) -> dict[str, str]:
-    """Hash the file with progress output; return algorithm name to hex digest. Raises DataError."""
+    """Hash the file with progress output; return algorithm name to hex digest.
+
+    Raises DataError, TemporaryError.
+    """
     try:
         task = progress.start(f"Verifying {label}", path.stat().st_size, "B")
         try:
@@ -53,7 +57,7 @@ def hash_reported(path: Path, algorithms: Iterable[str], label: str, progress: P
         finally:
             task.finish()
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise read_error(path, error) from error
 
 
 def checksum_problem(path: Path, checksum: str, cache_dir: Path, progress: Progress) -> str | None:
@@ -75,7 +79,7 @@ def _identity(path: Path) -> dict[str, int]:
     try:
         status = path.stat()
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise read_error(path, error) from error
     return {
         "size": status.st_size,
         "mtime_ns": status.st_mtime_ns,
@@ -91,7 +95,3 @@ def _remembered(path: Path, cache_dir: Path, identity: dict[str, int]) -> dict[s
         return {str(name): str(digest) for name, digest in digests.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
-
-
-def _unreadable(path: Path, error: OSError) -> DataError:
-    return DataError(f"The file can't be read: {error.strerror or error}.", received=path)

@@ -127,7 +127,8 @@ class Unpacker:
         with _writing(self.archive, path, name):
             file = open(path, "wb", buffering=0)  # noqa: SIM115
         size = 0
-        with file:
+        # Closing the file can fail too.
+        with translate_errors(path), file:
             for chunk in chunks:
                 size += len(chunk)
                 self._count(len(chunk))
@@ -135,8 +136,7 @@ class Unpacker:
                     raise refused(
                         self.archive, name, f"it unpacks to {MAX_RATIO} times its size, as only bombs do"
                     )
-                with translate_errors(path):
-                    write_all(file, chunk)
+                write_all(file, chunk)
 
     def copy(self, name: str, target: str, archive_bytes: int) -> None:
         """Write the file `name` as a copy of `target`, a member that was written before.
@@ -149,7 +149,7 @@ class Unpacker:
             raise refused(self.archive, name, "it holds a hard link to what is no file before it")
         size = source.stat().st_size
         require_archive_ratio(self.archive, self._bytes + size, archive_bytes)
-        with open(source, "rb") as file:
+        with translate_errors(source, "read"), open(source, "rb") as file:
             self.file(name, iter(lambda: file.read(CHUNK_BYTES), b""), lambda: size)
 
     def _count(self, size: int) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from trainer.data.archive import archive_kind, extract_archive
+from trainer.data.archive_errors import read_error
 from trainer.data.bucket import fetch_bucket, fetch_objects
 from trainer.data.digests import checksum_problem, file_digests
 from trainer.data.download import download, forget_version
@@ -133,7 +134,10 @@ def _local_path(source: str) -> Path:
 
 
 def _is_folder(path: Path, source: str) -> bool:
-    """Return True for a folder and False for a regular file. Raises DataError for anything else."""
+    """Return True for a folder and False for a regular file.
+
+    Raises DataError for anything else, TemporaryError for an I/O error.
+    """
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -141,9 +145,7 @@ def _is_folder(path: Path, source: str) -> bool:
             "There is no such folder or file. Check data.source.", received=f"{shown_address(source)!r}"
         ) from None
     except OSError as error:
-        raise DataError(
-            f"The source can't be read: {error.strerror}.", received=f"{shown_address(source)!r}"
-        ) from error
+        raise read_error(repr(shown_address(source)), error) from error
     if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
         raise DataError(
             "The source is neither a folder nor a plain file.", received=f"{shown_address(source)!r}"

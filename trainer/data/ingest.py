@@ -22,6 +22,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from trainer.data.archive_errors import is_of_the_process, read_error
 from trainer.data.cache import Pixels
 from trainer.data.colours import from_rgb
 from trainer.data.convert import LARGE_PIXELS, Prepared, prepare
@@ -208,10 +209,15 @@ class ImageDecoder:
 
 
 def _read(item: Item, max_pixels: int) -> tuple[str, Prepared]:
-    """Return the hash of an item's bytes, and its decoder input."""
+    """Return the hash of an item's bytes, and its decoder input.
+
+    Raises TemporaryError and MemoryError for a limit that any other item would meet too.
+    """
     try:
         data = item.read()
     except OSError as error:
+        if is_of_the_process(error):
+            raise read_error(item.name, error) from error
         data, reason = b"", f"can't be read: {error.strerror}"
     else:
         is_short = item.length is not None and len(data) < item.length
