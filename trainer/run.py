@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import keras
 
-from trainer.data.dataset import Dataset, format_found
+from trainer.data.dataset import Dataset, format_contents
 from trainer.data.items import Rejection
 from trainer.data.labels import all_normalized, normalized
 from trainer.data.load import load_dataset
@@ -129,7 +129,7 @@ def prepare(spec: RunSpec, cluster: Cluster, folder: RunFolder, cache_dir: Path,
         spec.data, cache_dir, screen, lambda found: _note_rejected(folder, found), cluster.peers
     )
     folder.require_lease()  # the lease may expire during loading; files are written from here on
-    screen.on_fact("data", format_found(dataset, _FOUND_WIDTH))
+    screen.on_fact("data", format_contents(dataset, _FOUND_WIDTH))
     _require_wanted(spec, dataset, folder, cluster.peers, cache_dir, screen)
     resolved = _resolve(spec, cluster, len(dataset.train.labels), folder, screen)
     effective = resolved.effective

@@ -115,4 +115,4 @@ def test_lack_of_file_descriptors_does_not_reject_images(tmp_path: Path) -> None
     items = [Item("cat.png", "cat", None, tmp_path / "cat.png")]
     decoder = ImageDecoder(items, DataSpec(source=str(tmp_path)), SilentProgress())
     with no_more_descriptors(), pytest.raises(TemporaryError, match="Too many open files"):
-        decoder.decode(np.arange(1), lambda number, pixels: None)
+        decoder.decode_first(np.arange(1), lambda number, pixels: None)

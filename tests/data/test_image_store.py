@@ -27,7 +27,7 @@ class Decoder:
 
 
 @pytest.mark.parametrize("budget", [0, 1 << 20])
-def test_what_is_held_is_decoded_once_and_the_rest_when_it_is_asked_for(tmp_path: Path, budget: int) -> None:
+def test_cached_images_are_decoded_once_and_others_on_demand(tmp_path: Path, budget: int) -> None:
     decoder = Decoder()
     holding = ImageStore(12, SHAPE, budget, tmp_path, decoder)
     holding.cache(np.array([3, 1, 7]))
@@ -41,7 +41,7 @@ def test_what_is_held_is_decoded_once_and_the_rest_when_it_is_asked_for(tmp_path
     holding.close()
 
 
-def test_a_view_sees_its_own_rows(tmp_path: Path) -> None:
+def test_subset_has_its_own_rows(tmp_path: Path) -> None:
     decoder = Decoder()
     view = Subset(ImageStore(12, SHAPE, 1 << 20, tmp_path, decoder), np.array([8, 3, 5]))
     view.cache(np.array([2]))
@@ -50,7 +50,7 @@ def test_a_view_sees_its_own_rows(tmp_path: Path) -> None:
     np.testing.assert_array_equal(view.gather(np.array([2, 0])), PIXELS[[5, 8]])
 
 
-def test_a_decoding_that_fails_leaves_nothing_held(tmp_path: Path) -> None:
+def test_failed_decoding_leaves_no_cache(tmp_path: Path) -> None:
     def fail(numbers: np.ndarray, write: Write) -> None:
         raise OSError("the source went away")
 

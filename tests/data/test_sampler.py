@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.data.sampler import EpochSampler, Shards, first_owners, steps_per_epoch
+from trainer.data.sampler import EpochSampler, Shards, initial_hosts, steps_per_epoch
 
 
 def order(seed: int, epoch: int, plan: EpochSampler) -> np.ndarray:
@@ -16,7 +16,7 @@ def order(seed: int, epoch: int, plan: EpochSampler) -> np.ndarray:
 
 @settings(deadline=None, max_examples=80)
 @given(st.integers(0, 2**31 - 1), st.integers(0, 300), st.integers(1, 900), st.integers(1, 64), st.booleans())
-def test_every_epoch_holds_every_image_once_and_each_in_its_lane(
+def test_every_epoch_has_each_image_once_in_its_lane(
     seed: int, epoch: int, count: int, batch: int, are_pairs: bool
 ) -> None:
     numbers = np.sort(np.random.default_rng(seed).choice(3 * count, count, replace=False))
@@ -31,7 +31,7 @@ def test_every_epoch_holds_every_image_once_and_each_in_its_lane(
     np.testing.assert_array_equal(lanes[pairs], lanes[pairs + 1])
 
 
-def test_only_what_a_lane_has_too_many_of_moves() -> None:
+def test_only_surplus_images_move_to_another_lane() -> None:
     numbers = np.flatnonzero(np.random.default_rng(0).random(2500) < 0.8)  # the rest is held out
     plan = EpochSampler(len(numbers), 20)
     images = plan.lanes_of_images(numbers)
@@ -48,10 +48,10 @@ def test_every_process_has_an_even_share_of_every_batch(hosts: int, together: in
         _, lanes = plan.order(0, epoch, plan.lanes_of_images(np.arange(2400)))
         shares = [np.bincount(each, minlength=hosts) for each in (lanes % hosts).reshape(-1, 48)]
         assert {tuple(share) for share in shares} == {(48 // hosts,) * hosts}
-    assert np.bincount(first_owners(np.arange(960), hosts)).tolist() == [960 // hosts] * hosts
+    assert np.bincount(initial_hosts(np.arange(960), hosts)).tolist() == [960 // hosts] * hosts
 
 
-def test_order_differs_between_epochs_and_seeds_and_is_the_same_everywhere() -> None:
+def test_order_depends_only_on_seed_and_epoch() -> None:
     plan = EpochSampler(100, 4)
     assert not np.array_equal(order(0, 0, plan), order(0, 1, plan))
     assert not np.array_equal(order(0, 0, plan), order(1, 0, plan))
@@ -61,7 +61,7 @@ def test_order_differs_between_epochs_and_seeds_and_is_the_same_everywhere() -> 
 
 
 @pytest.mark.parametrize(("count", "batch"), [(10, 4), (400, 4), (400, 400)])
-def test_every_image_is_equally_likely_at_the_first_place(count: int, batch: int) -> None:
+def test_every_image_is_equally_likely_at_the_first_position(count: int, batch: int) -> None:
     first = np.array([order(0, epoch, EpochSampler(count, batch))[0] for epoch in range(300 * 10)])
     counts = np.bincount(first * 10 // count, minlength=10)
     assert counts.min() > 230
@@ -74,7 +74,7 @@ def shards_of(*sizes: int, together: int = 2) -> Shards:
 
 @pytest.mark.parametrize("together", [1, 2])
 @pytest.mark.parametrize("sizes", [(50, 50, 50, 50), (7, 300, 1, 92), (400,), (3, 2)])
-def test_shards_are_taken_a_few_at_a_time_each_image_once(sizes: tuple[int, ...], together: int) -> None:
+def test_shards_are_read_window_by_window_and_each_image_once(sizes: tuple[int, ...], together: int) -> None:
     shards, count = shards_of(*sizes), sum(sizes)
     plan = EpochSampler(count, 10, together, shards)
     images = plan.lanes_of_images(np.arange(count))
@@ -102,7 +102,7 @@ def windows_of(found: np.ndarray, sizes: tuple[int, ...]) -> list[tuple[int, int
     return bounds
 
 
-def test_each_of_two_processes_needs_half_of_the_shards_at_a_time() -> None:
+def test_each_process_needs_its_share_of_the_shards_at_a_time() -> None:
     shards = shards_of(*[960] * 8, together=4)
     plan = EpochSampler(960 * 8, 96, 1, shards)
     order, lanes = plan.order(3, 0, plan.lanes_of_images(np.arange(960 * 8)))

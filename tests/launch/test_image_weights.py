@@ -33,7 +33,7 @@ def test_weights_are_put_where_the_image_is_built_from_and_others_are_taken_away
     stage_weights(project, ["two"], cache, SilentProgress())
     assert {each.name for each in (project / FOLDER).iterdir()} == {"README.md", "two.h5"}
     (cache / "weights" / "one.h5").write_bytes(b"others")
-    with pytest.raises(DataError, match="not the one that was published"):
+    with pytest.raises(DataError, match="not the published file of weights"):
         stage_weights(project, ["one"], cache, SilentProgress())
     with pytest.raises(UsageError, match="Weights are published for efficientnet-lite0, "):
         stage_weights(project, ["three"], cache, SilentProgress())

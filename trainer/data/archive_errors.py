@@ -64,7 +64,7 @@ def reading(path: Path, part: str = "it") -> Iterator[None]:
             raise read_error(path, failure) from error
         raise DataError(
             f"The archive can't be read: {part} is damaged or incomplete ({error or type(error).__name__}).",
-            "Get it again.",
+            "Download or copy it again.",
             received=path,
         ) from error
 

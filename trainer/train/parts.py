@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.data.dataset import Dataset
-from trainer.data.label_arrays import label_counts
+from trainer.data.labels import label_counts
 from trainer.distributed.devices import Cluster
 from trainer.spec import RunSpec
 from trainer.train.device_cache import fits, put_on_devices
@@ -45,7 +45,7 @@ def build_parts(
         split,
         spec.train.global_batch_size,
         spec.seed,
-        together=2 if spec.augment.mixup or spec.augment.cutmix else 1,
+        group_size=2 if spec.augment.mixup or spec.augment.cutmix else 1,
         index=cluster.process_index,
         hosts=cluster.process_count,
         resident=is_resident,

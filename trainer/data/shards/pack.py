@@ -15,10 +15,10 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
-from trainer.data.encode import as_file
+from trainer.data.convert import as_file
 from trainer.data.ingest import DecodeResult, ImageDecoder
 from trainer.data.items import Item
-from trainer.data.placeholders import bring
+from trainer.data.placeholders import download_placeholders
 from trainer.data.progress import SilentProgress
 from trainer.data.shards.records import make_record
 from trainer.errors import DataError
@@ -41,16 +41,16 @@ class Scan:
     def run(self, uri: str, cache_dir: Path) -> int:
         """Read and decode all items, write the outcomes to the part file, and return the number of items."""
         with private_folder(cache_dir / "packing") as folder:
-            found = self._look(bring(self.items, cache_dir, folder))
+            found = self._look(download_placeholders(self.items, cache_dir, folder))
         open_store(uri).write(self.part, json.dumps(found).encode())
         return len(self.items)
 
     def _look(self, items: tuple[Item, ...]) -> list[dict[str, object]]:
         # Decoding only checks that it succeeds, so the smallest size is used.
         spec = self.spec.model_copy(update={"image_size": _SMALLEST_SIDE})
-        reader = ImageDecoder(items, spec, SilentProgress())
-        reader.decode(np.arange(len(items)), lambda number, pixels: None)
-        outcomes = [reader.outcomes[number] for number in range(len(items))]
+        decoder = ImageDecoder(items, spec, SilentProgress())
+        decoder.decode_first(np.arange(len(items)), lambda number, pixels: None)
+        outcomes = [decoder.results[number] for number in range(len(items))]
         return [
             asdict(outcome) | {"size": size_of(item)} for item, outcome in zip(items, outcomes, strict=True)
         ]
@@ -93,7 +93,7 @@ class Pack:
         store = open_store(uri)
         with private_folder(cache_dir / "packing") as folder:
             path = folder / self.name
-            items = bring([each.item for each in self.items], cache_dir, folder)
+            items = download_placeholders([each.item for each in self.items], cache_dir, folder)
             packed = self._write(path, items)
             store.upload(path, self.name)
         store.write(self.part, json.dumps(asdict(packed)).encode())

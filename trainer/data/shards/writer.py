@@ -12,13 +12,13 @@ from typing import TypeVar
 import numpy as np
 
 from trainer.data.checks import require_images
-from trainer.data.dataset import Dataset, assemble, format_found
-from trainer.data.fetch import buckets_of, extraction_of, fetch_source
+from trainer.data.dataset import Dataset, assemble, format_contents
+from trainer.data.fetch import list_images
 from trainer.data.image_store import ImageStore
-from trainer.data.ingest import DecodedImages, DecodeResult, count_converted
-from trainer.data.items import Item, Rejection
+from trainer.data.ingest import DecodeResult, collect_images
+from trainer.data.items import Item
 from trainer.data.progress import Progress
-from trainer.data.readers import SourceContents, read_layout
+from trainer.data.readers import SourceContents
 from trainer.data.shards.index import (
     CATALOGUE,
     INDEX,
@@ -66,11 +66,7 @@ def make_shards(
     """
     require_single(spec)
     # Each process downloads only the bucket images of its own share.
-    most_bytes = spec.max_extracted_mib << 20
-    root = fetch_source(spec.source, spec.checksum, crew.cache_dir, most_bytes, progress, outline=True)
-    buckets = buckets_of(spec, crew.cache_dir, progress, outline=True)
-    extraction = extraction_of(spec, crew.cache_dir, progress)
-    read = read_layout(root, spec.layout, buckets, extraction)
+    read = list_images(spec, crew.cache_dir, progress, placeholders=True)
     read = read._replace(items=usable_items(read.items, spec.held_out))
     require_images(read.items, read.rejections, spec.source)
     recipe = _recipe(spec, read.items, shard_bytes)
@@ -105,7 +101,7 @@ def _packed(
     crew.do(scans, store, "Reading", progress)
     seen = [each for scan in scans for each in _part(store, scan, read_scan, len)]
     dataset = _assembled(read, [outcome for outcome, _ in seen], spec)
-    progress.say(format_found(dataset))
+    progress.say(format_contents(dataset))
     planned = plan_shards(dataset, [size for _, size in seen], shard_bytes)
     packs = [_pack(each, dataset, items, number) for number, each in enumerate(planned)]
     crew.do(packs, store, "Packing", progress, waits=not crew.index)
@@ -140,21 +136,10 @@ def _require_same(found: str, recipe: str, store: Store) -> None:
 
 
 def _assembled(read: SourceContents, outcomes: Sequence[DecodeResult], spec: DataSpec) -> Dataset:
-    items = read.items
-    kept = [number for number, outcome in enumerate(outcomes) if outcome.reason is None]
-    found = DecodedImages(
-        items=tuple(items[number] for number in kept),
-        contents=tuple(outcomes[number].content for number in kept),
-        rows=np.asarray(kept, np.int64),
-        pixels=ImageStore(len(items), spec.pixel_format.shape, 0, Path(), lambda numbers, write: None),
-        rejections=tuple(
-            Rejection(item.name, outcome.reason)
-            for item, outcome in zip(items, outcomes, strict=True)
-            if outcome.reason is not None
-        ),
-        converted=count_converted(outcomes),
-    )
-    return assemble(items, read.rejections, found, spec, read.layout, lambda rejected: None, read.warnings)
+    shape = spec.pixel_format.shape
+    no_pixels = ImageStore(len(read.items), shape, 0, Path(), lambda numbers, write: None)
+    decoded = collect_images(read.items, outcomes, no_pixels)
+    return assemble(read, decoded, spec, lambda rejected: None)
 
 
 def _pack(planned: PlannedShard, dataset: Dataset, items: Sequence[Item], number: int) -> Pack:
