@@ -41,7 +41,7 @@ def test_other_files_are_not_archives(tmp_path: Path, name: str, data: bytes) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "says"),
+    ("name", "data", "message"),
     [
         ("a.zip", b"GIF89a, no zip", "is not an archive: it starts with b'GIF89a, no zip'"),
         ("a.zip", b"\xef\xbb\xbf\n<!DOCTYPE html>", "is not an archive: it is a web page"),
@@ -53,10 +53,10 @@ def test_other_files_are_not_archives(tmp_path: Path, name: str, data: bytes) ->
     ],
 )
 def test_unsupported_archives_and_files_with_an_archive_extension_are_rejected(
-    tmp_path: Path, name: str, data: bytes, says: str
+    tmp_path: Path, name: str, data: bytes, message: str
 ) -> None:
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(DataError, match=says):
+    with pytest.raises(DataError, match=message):
         archive_kind(tmp_path / name)
 
 

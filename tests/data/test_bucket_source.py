@@ -111,7 +111,7 @@ def test_import_file_refers_to_images_in_buckets(server: BucketServer | OtherSer
         (f"gs://{BUCKET}/sets/pets/cats/2.png", "cat", "test", b"cats/2.png"),
         (f"gs://{BUCKET}/sets/pets/dogs/1.png", "dog", "train", b"dogs/1.png"),
     ]
-    assert [(each.name, each.reason) for each in rejections] == [
+    assert [(rejection.name, rejection.reason) for rejection in rejections] == [
         ("import.csv:4", f"no such object: gs://{BUCKET}/sets/pets/dogs/9.png")
     ]
     before = server.asked
@@ -135,7 +135,7 @@ def test_import_file_in_a_bucket_refers_to_images_beside_it(
         (f"gs://{BUCKET}/lists/dogs/1.png", "dog", b"dogs/1.png"),
     ]
     missing = f"no such object: gs://{BUCKET}/lists/dogs/2.png"
-    assert [(each.name, each.reason) for each in rejections] == [("pets.csv:4", missing)]
+    assert [(rejection.name, rejection.reason) for rejection in rejections] == [("pets.csv:4", missing)]
 
 
 def test_import_file_with_a_missing_bucket_is_a_usage_error(
@@ -153,10 +153,10 @@ def test_weights_in_a_bucket_are_downloaded_and_missing_weights_are_an_error(
     open_store(f"gs://{BUCKET}/weights").write("a.weights.h5", b"arrays")
     spec = PretrainedSpec(weights=f"gs://{BUCKET}/weights/a.weights.h5")
     for _ in range(2):
-        found = find_weights(spec, tmp_path, SilentProgress())
-        assert found is not None
-        assert (found.path.read_bytes(), found.origin) == (b"arrays", spec.weights)
-        assert found.sha256 == hashlib.sha256(b"arrays").hexdigest()
+        weights = find_weights(spec, tmp_path, SilentProgress())
+        assert weights is not None
+        assert (weights.path.read_bytes(), weights.origin) == (b"arrays", spec.weights)
+        assert weights.sha256 == hashlib.sha256(b"arrays").hexdigest()
     missing = PretrainedSpec(weights=f"gs://{BUCKET}/weights/b.weights.h5")
     with pytest.raises(DataError, match=r"b\.weights\.h5"):
         find_weights(missing, tmp_path, SilentProgress())

@@ -36,9 +36,9 @@ def test_images_are_read_in_any_order(tmp_path: Path, budget: int, in_memory: bo
     assert cache.in_memory == in_memory
     assert cache.shape == pixels.shape
     order = np.array([49, 0, 7, 7, 13])
-    taken = cache.take(order)
-    np.testing.assert_array_equal(taken, pixels[order])
-    taken[:] = 0
+    copies = cache.take(order)
+    np.testing.assert_array_equal(copies, pixels[order])
+    copies[:] = 0
     np.testing.assert_array_equal(cache.take(order), pixels[order])
     assert cache.take(np.array([], np.int64)).shape == (0, SIZE, SIZE, 3)
     with pytest.raises(IndexError):
@@ -60,7 +60,7 @@ def test_cache_of_no_images_needs_no_file(tmp_path: Path) -> None:
 
 def resident_bytes() -> int:
     status = Path("/proc/self/status").read_text()
-    return sum(int(found) for found in re.findall(r"Rss(?:Anon|File|Shmem):\s+(\d+) kB", status)) * 1024
+    return sum(int(size) for size in re.findall(r"Rss(?:Anon|File|Shmem):\s+(\d+) kB", status)) * 1024
 
 
 def test_resident_memory_stays_flat_when_the_file_is_written_and_read(tmp_path: Path) -> None:

@@ -96,10 +96,10 @@ def test_duplicates_and_contradicting_labels_are_distinguished() -> None:
         ("cats", "validation", ""),
         ("dogs", "test", ""),
     )
-    found = find_duplicates(items, ["1", "1", "2", "2", "3", "4", "4"])
-    assert [[item.name for item in group] for group in found.across_splits] == [["a", "b"], ["f", "g"]]
-    assert [[item.name for item in group] for group in found.contradicting] == [["c", "d"]]
-    assert warnings_of(found) == (
+    duplicates = find_duplicates(items, ["1", "1", "2", "2", "3", "4", "4"])
+    assert [[item.name for item in group] for group in duplicates.across_splits] == [["a", "b"], ["f", "g"]]
+    assert [[item.name for item in group] for group in duplicates.contradicting] == [["c", "d"]]
+    assert warnings_of(duplicates) == (
         "1 image appears in train and test; see dataset.json",
         "1 image appears in validation and test; see dataset.json",
         "1 image has several labels within a split, such as c and d; see dataset.json",

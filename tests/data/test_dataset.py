@@ -114,9 +114,9 @@ def test_cifar_records_have_the_right_colours(tmp_path: Path, size: int) -> None
     put(root / "test_batch.bin", b"".join(records[2:]))
     dataset = load(tmp_path, tmp_path / "cache", image_size=size)
     assert (dataset.class_names, dataset.held_out.name) == (("0", "1"), "test")
-    taken = dataset.held_out.pixels.gather(np.array([0, 1]))
+    pixels = dataset.held_out.pixels.gather(np.array([0, 1]))
     for half, row in enumerate((1, size - 2)):
-        np.testing.assert_array_equal(taken[:, row, size // 2], halves[2:, :, half, 0])
+        np.testing.assert_array_equal(pixels[:, row, size // 2], halves[2:, :, half, 0])
 
 
 def test_images_in_tfrecord_files_are_decoded_in_place(tmp_path: Path) -> None:

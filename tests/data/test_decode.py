@@ -224,18 +224,18 @@ def reduced(data: bytes, size: int, *how: object) -> Pixels:
 def test_large_jpeg_decoded_at_reduced_size_is_nearly_the_same(kind: dict[str, object], resize: str) -> None:
     data = large(**kind)  # type: ignore[arg-type]
     for size in (75, 37, 18, 9):  # scaled to 1/2, 1/4, 1/8, and again 1/8, the smallest scale
-        found, expected = reduced(data, size, resize).astype(int), fully(data, size, resize).astype(int)
-        assert (found != expected).any(), "it is not reduced"
-        assert np.abs(found - expected).mean() < 0.5
+        pixels, expected = reduced(data, size, resize).astype(int), fully(data, size, resize).astype(int)
+        assert (pixels != expected).any(), "it is not reduced"
+        assert np.abs(pixels - expected).mean() < 0.5
 
 
 @pytest.mark.parametrize("how", [("stretch", "bicubic"), ("crop", "bicubic", 0.8), ("crop", "bilinear", 0.8)])
 def test_reduced_decoding_works_with_every_filter_and_crop(how: tuple[object, ...]) -> None:
     data = large()
     for size in (60, 30, 15, 9):
-        found, expected = reduced(data, size, *how).astype(int), fully(data, size, *how).astype(int)
-        assert (found != expected).any(), "it is not reduced"
-        assert np.abs(found - expected).mean() < 0.5
+        pixels, expected = reduced(data, size, *how).astype(int), fully(data, size, *how).astype(int)
+        assert (pixels != expected).any(), "it is not reduced"
+        assert np.abs(pixels - expected).mean() < 0.5
     # A crop of 0.8 has 484 of the 605 rows, less than 8 x 61.
     if how[0] == "crop":
         np.testing.assert_array_equal(reduced(data, 61, *how), fully(data, 61, *how))
@@ -249,17 +249,17 @@ def test_reduced_jpeg_has_the_same_position_in_every_orientation(resize: str) ->
         exif[0x0112] = orientation
         data = large(quality=95, exif=exif)
         for size in (75, 37):
-            found, expected = reduced(data, size, resize).astype(int), fully(data, size, resize).astype(int)
-            assert np.abs(found - expected).mean() < 0.5, (orientation, size)
+            pixels, expected = reduced(data, size, resize).astype(int), fully(data, size, resize).astype(int)
+            assert np.abs(pixels - expected).mean() < 0.5, (orientation, size)
 
 
 def test_jpeg_of_one_row_keeps_its_pixels_when_padded() -> None:
     line = large(5001, 3, quality=95)
     np.testing.assert_array_equal(reduced(line, 16, "pad"), fully(line, 16, "pad"))
     band = large(5001, 43, quality=95)
-    found, expected = reduced(band, 16, "pad").astype(int), fully(band, 16, "pad").astype(int)
-    assert found.any(axis=(1, 2)).sum() == expected.any(axis=(1, 2)).sum() == 1
-    assert np.abs(found - expected).max() <= 16
+    pixels, expected = reduced(band, 16, "pad").astype(int), fully(band, 16, "pad").astype(int)
+    assert pixels.any(axis=(1, 2)).sum() == expected.any(axis=(1, 2)).sum() == 1
+    assert np.abs(pixels - expected).max() <= 16
 
 
 def test_jpeg_below_eight_times_the_size_is_not_reduced() -> None:

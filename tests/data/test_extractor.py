@@ -113,8 +113,8 @@ def test_utf8_names_without_the_flag_are_detected(tmp_path: Path) -> None:
     archive = make_zip(tmp_path / "a.zip", {"gato são.png": b"cat"})
     data = bytearray(archive.read_bytes())
     for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
-        place = data.index(signature) + flags
-        data[place : place + 2] = struct.pack("<H", 0)
+        offset = data.index(signature) + flags
+        data[offset : offset + 2] = struct.pack("<H", 0)
     archive.write_bytes(data)
     assert list(tree(extract(archive, tmp_path / "cache"))) == ["gato são.png"]
 
@@ -131,12 +131,12 @@ NAMES = {
 @pytest.mark.parametrize("encoding", NAMES)
 def test_undeclared_name_encoding_is_detected_by_script(tmp_path: Path, encoding: str) -> None:
     files = {name: f"{number}".encode() for number, name in enumerate([*NAMES[encoding], "plain.txt"])}
-    archive, started = unstated_zip(tmp_path / "a.zip", files, encoding), Started()
+    archive, progress = unstated_zip(tmp_path / "a.zip", files, encoding), Started()
     for _ in range(2):
-        folder = extract(archive, tmp_path / "cache", progress=started)
+        folder = extract(archive, tmp_path / "cache", progress=progress)
         assert tree(folder) == files
-    said = f"a.zip does not declare the encoding of its file names; they are decoded as {encoding}."
-    assert [message.partition(" If ")[0] for message in started.said] == [said] * 2
+    message = f"a.zip does not declare the encoding of its file names; they are decoded as {encoding}."
+    assert [text.partition(" If ")[0] for text in progress.messages] == [message] * 2
     # The suffix separates it from an extraction with other names by an earlier version.
     assert folder.name == f"{hashlib.sha256(archive.read_bytes()).hexdigest()}-{encoding}"
 

@@ -81,7 +81,7 @@ def test_pipe_is_rejected_without_blocking(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "says"),
+    ("source", "message"),
     [
         ("http://example.org/a.zip", "require https"),
         (
@@ -105,8 +105,8 @@ def test_pipe_is_rejected_without_blocking(tmp_path: Path) -> None:
         ("embedded:faces", r"Use embedded:digits\. Received: 'embedded:faces'"),
     ],
 )
-def test_unsupported_source_is_a_usage_error(tmp_path: Path, source: str, says: str) -> None:
-    with pytest.raises(UsageError, match=says):
+def test_unsupported_source_is_a_usage_error(tmp_path: Path, source: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         fetch(source, tmp_path / "cache")
 
 

@@ -65,7 +65,9 @@ def test_jpeg_is_detected_whatever_its_extension(tmp_path: Path) -> None:
             put(tmp_path / str(label) / ".DS_Store", b"\0\0\0\1Bud1")
     dataset = load(tmp_path, tmp_path.parent / "cache", max_rejected=0.0)
     assert sum(len(split.items) for split in dataset.splits.values()) == 2 * len(ENDINGS)
-    assert {(each.reason, each.damaged) for each in dataset.rejected} == {("not an image type: .xml", False)}
+    assert {(rejection.reason, rejection.damaged) for rejection in dataset.rejected} == {
+        ("not an image type: .xml", False)
+    }
     assert (dataset.summary["converted"], dataset.warnings) == ({}, ())
 
 
@@ -73,7 +75,7 @@ def test_converted_and_unsupported_images_are_counted(tmp_path: Path) -> None:
     root = of_a_phone(tmp_path / "data")
     dataset = load(root, tmp_path / "cache", max_rejected=0.1)
     assert dataset.summary["converted"] == {"HEIC": 1, "TIFF": 2}
-    assert [each for each in dataset.rejected if each.damaged] == [
+    assert [rejection for rejection in dataset.rejected if rejection.damaged] == [
         Rejection("b/layers.psd", "unsupported format: Photoshop")
     ]
     first, second = dataset.warnings
@@ -96,17 +98,17 @@ def test_heic_without_its_plugin_is_rejected_with_a_remedy(
 
 
 def test_evaluation_reports_converted_images(tmp_path: Path) -> None:
-    heard: list[str] = []
+    messages: list[str] = []
 
     class Recorder(SilentProgress):
         def say(self, message: str) -> None:
-            heard.append(message)
+            messages.append(message)
 
     root, spec = of_a_phone(tmp_path / "data"), DataSpec(image_size=SIZE, max_rejected=0.1)
     spec = spec.model_copy(update={"source": str(root)})
     load_labelled(spec, ["a", "b"], tmp_path / "cache", Recorder())
-    assert heard[0].startswith("1 HEIC file and 2 TIFF files were converted before decoding; ")
-    assert heard[1].startswith("1 Photoshop file can't be decoded")
+    assert messages[0].startswith("1 HEIC file and 2 TIFF files were converted before decoding; ")
+    assert messages[1].startswith("1 Photoshop file can't be decoded")
 
 
 def test_placeholders_are_detected_by_their_names(tmp_path: Path) -> None:
@@ -141,8 +143,8 @@ def test_packed_images_can_be_decoded_by_the_model(tmp_path: Path) -> None:
 
 def test_prediction_finds_the_images_of_a_folder(tmp_path: Path) -> None:
     root = of_a_phone(tmp_path)
-    found, left_out = find_pictures([root])
-    assert len(found) == 12
-    assert [(Path(each.name).name, each.reason) for each in left_out] == [
+    images, rejections = find_pictures([root])
+    assert len(images) == 12
+    assert [(Path(rejection.name).name, rejection.reason) for rejection in rejections] == [
         ("1.json", "not an image type: .json")
     ]

@@ -78,7 +78,7 @@ def test_split_does_not_depend_on_the_order_of_the_classes_if_the_total_is_half_
     counts = [
         held_out_counts({str(size): size for size in order}, 0.1) for order in itertools.permutations(sizes)
     ]
-    assert all(each == counts[0] for each in counts)
+    assert all(count == counts[0] for count in counts)
 
 
 def test_few_images_change_splits_when_others_are_added() -> None:
