@@ -16,10 +16,11 @@ from PIL import Image
 
 from trainer.data.dataset import format_contents
 from trainer.data.digests import content_digest
-from trainer.data.items import Rejection
+from trainer.data.ingest import ImageDecoder
+from trainer.data.items import Item, Rejection
 from trainer.data.load import load_dataset
 from trainer.data.progress import SilentProgress, Task
-from trainer.errors import TemporaryError
+from trainer.errors import DataError, TemporaryError
 from trainer.spec.schema import DataSpec
 
 
@@ -136,6 +137,21 @@ def test_too_small_disk_for_the_pixels_is_a_temporary_error(tmp_path: Path) -> N
         pytest.raises(TemporaryError, match="too little space"),
     ):
         load(root, folder, cache_mib=0, image_size=512)
+
+
+def test_image_that_disappears_after_it_was_decoded_is_a_data_error(tmp_path: Path) -> None:
+    put(tmp_path / "cat.png", png(1))
+    (tmp_path / "bad.png").write_bytes(b"")
+    items = [Item(name, "cat", None, tmp_path / name) for name in ("cat.png", "bad.png")]
+    decoder = ImageDecoder(items, DataSpec(source=str(tmp_path), image_size=SIZE), SilentProgress())
+    written: list[int] = []
+    decoder.decode_first(np.arange(2), lambda number, pixels: written.append(number))
+    assert [decoder.results[number].reason for number in range(2)] == [None, "empty file"]
+    decoder.decode_again(np.array([0]), lambda number, pixels: written.append(number))
+    (tmp_path / "cat.png").unlink()
+    with pytest.raises(DataError, match=r"the source has changed\. .*Received: cat\.png, can't be read"):
+        decoder.decode_again(np.array([0]), lambda number, pixels: written.append(number))
+    assert written == [0, 0]
 
 
 def test_digest_depends_on_everything_but_the_order() -> None:

@@ -140,7 +140,7 @@ def test_silent_server_is_a_temporary_failure(server: HttpsServer, tmp_path: Pat
         (401, "denies access"),
         (403, "denies access"),
         (404, "no file at this address"),
-        (410, "nothing"),
+        (410, "no file at this address"),
         (418, "418"),
     ],
 )

@@ -45,7 +45,7 @@ def build_parts(
         split,
         spec.train.global_batch_size,
         spec.seed,
-        group_size=2 if spec.augment.mixup or spec.augment.cutmix else 1,
+        together=2 if spec.augment.mixup or spec.augment.cutmix else 1,
         index=cluster.process_index,
         hosts=cluster.process_count,
         resident=is_resident,
