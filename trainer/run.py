@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import keras
 
-from trainer.data.dataset import Dataset, format_found
+from trainer.data.dataset import Dataset, format_contents
 from trainer.data.items import Rejection
 from trainer.data.labels import all_normalized, normalized
 from trainer.data.load import load_dataset
@@ -128,7 +128,7 @@ def prepare(spec: RunSpec, cluster: Cluster, folder: RunFolder, cache_dir: Path,
         spec.data, cache_dir, screen, lambda rejected: _write_rejected_early(folder, rejected), cluster.group
     )
     folder.require_lease()  # the lease may expire during loading; files are written from here on
-    screen.on_fact("data", format_found(dataset, _FACT_WIDTH))
+    screen.on_fact("data", format_contents(dataset, _FACT_WIDTH))
     _require_new(spec, dataset, folder, cluster.group, cache_dir, screen)
     resolved = _resolve(spec, cluster, len(dataset.train.labels), folder, screen)
     effective = resolved.effective

@@ -20,7 +20,7 @@ from trainer.errors import DataError, TemporaryError
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-def test_archive_becomes_the_folder_of_its_files(tmp_path: Path, kind: str) -> None:
+def test_archive_is_extracted_to_a_folder_named_by_its_digest(tmp_path: Path, kind: str) -> None:
     archive = MAKERS[kind](tmp_path)
     folder = extract(archive, tmp_path / "cache")
     assert folder == tmp_path / "cache" / "extracted" / hashlib.sha256(archive.read_bytes()).hexdigest()
@@ -28,7 +28,7 @@ def test_archive_becomes_the_folder_of_its_files(tmp_path: Path, kind: str) -> N
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
-def test_archive_is_known_by_its_bytes_whatever_its_name(tmp_path: Path, kind: str) -> None:
+def test_archive_format_is_detected_from_the_bytes_not_the_name(tmp_path: Path, kind: str) -> None:
     renamed = MAKERS[kind](tmp_path).rename(tmp_path / "download")
     assert archive_kind(renamed) == {"tar.gz": "gzip"}.get(kind, kind)
     assert tree(extract(renamed, tmp_path / "cache")) == FILES
@@ -41,22 +41,22 @@ def test_other_files_are_not_archives(tmp_path: Path, name: str, data: bytes) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "says"),
+    ("name", "data", "message"),
     [
-        ("a.zip", b"GIF89a, no zip", "isn't one: it starts with b'GIF89a, no zip'"),
-        ("a.zip", b"\xef\xbb\xbf\n<!DOCTYPE html>", "isn't one: it is a web page"),
-        ("a.tgz", b"<html><head>", "isn't one: it is a web page"),
-        ("a.tar", b"", "isn't one: it is empty"),
-        ("a.tar.bz2", b"BZh91AY", "A bzip2 archive isn't read"),
-        ("a", b"7z\xbc\xaf\x27\x1c", "A 7z archive isn't read"),
-        ("a.jsonl.gz", gzip.compress(b'{"a": 1}', mtime=0), "compressed single file"),
+        ("a.zip", b"GIF89a, no zip", "is not an archive: it starts with b'GIF89a, no zip'"),
+        ("a.zip", b"\xef\xbb\xbf\n<!DOCTYPE html>", "is not an archive: it is a web page"),
+        ("a.tgz", b"<html><head>", "is not an archive: it is a web page"),
+        ("a.tar", b"", "is not an archive: it is empty"),
+        ("a.tar.bz2", b"BZh91AY", "Archives of the format bzip2 are not supported"),
+        ("a", b"7z\xbc\xaf\x27\x1c", "Archives of the format 7z are not supported"),
+        ("a.jsonl.gz", gzip.compress(b'{"a": 1}', mtime=0), "single compressed file"),
     ],
 )
-def test_what_is_named_or_packed_like_an_archive_and_is_not_read_is_refused(
-    tmp_path: Path, name: str, data: bytes, says: str
+def test_unsupported_archives_and_files_with_an_archive_extension_are_rejected(
+    tmp_path: Path, name: str, data: bytes, message: str
 ) -> None:
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(DataError, match=says):
+    with pytest.raises(DataError, match=message):
         archive_kind(tmp_path / name)
 
 
@@ -69,7 +69,7 @@ def test_second_extraction_does_not_read_the_archive_again(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-def test_archive_cut_anywhere_is_refused_or_was_complete(tmp_path: Path, kind: str) -> None:
+def test_archive_truncated_anywhere_is_rejected(tmp_path: Path, kind: str) -> None:
     archive = MAKERS[kind](tmp_path)
     whole = archive.read_bytes()
     # A tar ends with blocks of zeros; all but the first are padding.
@@ -77,12 +77,12 @@ def test_archive_cut_anywhere_is_refused_or_was_complete(tmp_path: Path, kind: s
     cuts = [*range(512, needed, 512), needed // 2, needed - 1] if needed > 512 else range(1, needed)
     for cut in cuts:
         archive.write_bytes(whole[:cut])
-        with pytest.raises(DataError, match=r"can't be read|isn't one"):
+        with pytest.raises(DataError, match=r"can't be read|is not an archive"):
             extract(archive, tmp_path / "cache")
     assert left_behind(tmp_path / "cache") == []
 
 
-def test_flipped_bit_is_found_by_the_checksum_of_the_member(tmp_path: Path) -> None:
+def test_flipped_bit_is_detected_by_the_checksum_of_the_member(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("cat.png", b"c" * 100)
     data = (tmp_path / "a.zip").read_bytes()
@@ -92,7 +92,7 @@ def test_flipped_bit_is_found_by_the_checksum_of_the_member(tmp_path: Path) -> N
     assert left_behind(tmp_path / "cache") == []
 
 
-def test_damaged_header_in_the_middle_of_a_tar_is_not_its_end(tmp_path: Path) -> None:
+def test_damaged_header_in_the_middle_of_a_tar_is_not_taken_for_the_end(tmp_path: Path) -> None:
     archive = make_tar(tmp_path / "a.tar", {"a": b"a", "b": b"b", "c": b"c"})
     data = bytearray(archive.read_bytes())
     data[1024] ^= 1
@@ -101,14 +101,14 @@ def test_damaged_header_in_the_middle_of_a_tar_is_not_its_end(tmp_path: Path) ->
         extract(archive, tmp_path / "cache")
 
 
-def test_tar_without_its_end_is_incomplete(tmp_path: Path) -> None:
+def test_tar_without_an_end_marker_is_rejected(tmp_path: Path) -> None:
     archive = make_tar(tmp_path / "a.tar", {"a": b"a" * 512, "b": b"b" * 512})
     archive.write_bytes(archive.read_bytes()[:1024])
     with pytest.raises(DataError, match="no end marker"):
         extract(archive, tmp_path / "cache")
 
 
-def test_gzip_checksum_is_read_although_it_comes_after_the_end_of_the_tar(tmp_path: Path) -> None:
+def test_gzip_checksum_after_the_end_of_the_tar_is_verified(tmp_path: Path) -> None:
     archive = make_tar(tmp_path / "a.tgz", FILES, "w:gz")
     data = bytearray(archive.read_bytes())
     data[-6] ^= 1
@@ -136,7 +136,7 @@ def test_any_damage_is_a_data_error_or_harmless(kind: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_full_disk_while_extracting_is_temporary_and_leaves_nothing(tmp_path: Path, kind: str) -> None:
+def test_full_disk_during_extraction_is_temporary_and_leaves_no_files(tmp_path: Path, kind: str) -> None:
     files = {"small": b"x", "large": random.Random(0).randbytes(MIB)}
     archive = make_zip(tmp_path / "a", files) if kind == "zip" else make_tar(tmp_path / "a", files)
     with small_disk(tmp_path / "disk", "size=512k") as disk:
@@ -145,7 +145,7 @@ def test_full_disk_while_extracting_is_temporary_and_leaves_nothing(tmp_path: Pa
         assert left_behind(disk) == []
 
 
-def test_process_killed_while_extracting_leaves_nothing_that_counts(tmp_path: Path) -> None:
+def test_process_killed_during_extraction_leaves_no_complete_folder(tmp_path: Path) -> None:
     archive = make_zip(tmp_path / "a.zip", {**FILES, **{f"{n}": b"x" * 1000 for n in range(3000)}})
     sha256 = hashlib.sha256(archive.read_bytes()).hexdigest()
     code = (

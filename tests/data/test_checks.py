@@ -20,7 +20,7 @@ from trainer.data.items import Item, Rejection
 from trainer.errors import DataError
 
 
-def test_damaged_files_are_left_out_with_their_reasons_or_stop_the_run(tmp_path: Path) -> None:
+def test_damaged_files_are_rejected_with_reasons_up_to_the_limit(tmp_path: Path) -> None:
     root = two_splits(tmp_path / "data")
     folder, whole = root / "train" / "cats", png(99, 64)
     flipped = bytearray(whole)
@@ -44,7 +44,7 @@ def test_damaged_files_are_left_out_with_their_reasons_or_stop_the_run(tmp_path:
         load(root, tmp_path / "cache", max_rejected=0.2)
 
 
-def test_what_was_left_out_is_reported_before_the_run_stops(tmp_path: Path) -> None:
+def test_rejections_are_reported_before_the_error(tmp_path: Path) -> None:
     root, reported = two_splits(tmp_path / "data"), list[Rejection]()
     put(root / "train" / "cats" / "x.png", b"")
     with pytest.raises(DataError, match="1 of 19 images"):
@@ -52,7 +52,7 @@ def test_what_was_left_out_is_reported_before_the_run_stops(tmp_path: Path) -> N
     assert reported == [Rejection("train/cats/x.png", "empty file")]
 
 
-def test_share_of_damaged_files_counts_only_those_that_were_meant_as_images() -> None:
+def test_files_that_are_not_images_do_not_count_as_damaged() -> None:
     bad = [Rejection(str(index), "empty file") for index in range(2)]
     other = [Rejection(f"{index}.txt", "not an image type", damaged=False) for index in range(50)]
     require_few_rejected(200, bad + other, 0.01)
@@ -63,18 +63,18 @@ def test_share_of_damaged_files_counts_only_those_that_were_meant_as_images() ->
     require_images(items_of(("a", None, "")), other, "here")
 
 
-def test_same_image_with_another_label_in_validation_stops_the_run(tmp_path: Path) -> None:
+def test_same_image_with_another_label_in_validation_is_an_error(tmp_path: Path) -> None:
     root = two_splits(tmp_path / "data")
     put(root / "validation" / "dogs" / "same.png", (root / "train" / "cats" / "1.png").read_bytes())
     with pytest.raises(DataError, match=r"1 image: train/cats/1\.png and validation/dogs/same\.png"):
         load(root, tmp_path / "cache")
 
 
-def test_same_image_in_both_splits_is_a_warning_that_counts(tmp_path: Path) -> None:
+def test_same_image_in_both_splits_is_a_warning_with_a_count(tmp_path: Path) -> None:
     root = two_splits(tmp_path / "data")
     put(root / "validation" / "cats" / "same.png", (root / "train" / "cats" / "1.png").read_bytes())
     dataset = load(root, tmp_path / "cache")
-    assert dataset.warnings == ("1 image appears in train and validation; dataset.json lists them",)
+    assert dataset.warnings == ("1 image appears in train and validation; see dataset.json",)
     assert dataset.summary["duplicates_across_splits"] == {
         "count": 1,
         "images": [
@@ -86,7 +86,7 @@ def test_same_image_in_both_splits_is_a_warning_that_counts(tmp_path: Path) -> N
     }
 
 
-def test_duplicates_are_told_from_contradictions() -> None:
+def test_duplicates_and_contradicting_labels_are_distinguished() -> None:
     items = items_of(
         ("cats", "train", ""),
         ("cats", "test", ""),
@@ -96,13 +96,13 @@ def test_duplicates_are_told_from_contradictions() -> None:
         ("cats", "validation", ""),
         ("dogs", "test", ""),
     )
-    found = find_duplicates(items, ["1", "1", "2", "2", "3", "4", "4"])
-    assert [[item.name for item in group] for group in found.across_splits] == [["a", "b"], ["f", "g"]]
-    assert [[item.name for item in group] for group in found.contradicting] == [["c", "d"]]
-    assert warnings_of(found) == (
-        "1 image appears in train and test; dataset.json lists them",
-        "1 image appears in validation and test; dataset.json lists them",
-        "1 image with several labels within a split, such as c and d; dataset.json lists them",
+    duplicates = find_duplicates(items, ["1", "1", "2", "2", "3", "4", "4"])
+    assert [[item.name for item in group] for group in duplicates.across_splits] == [["a", "b"], ["f", "g"]]
+    assert [[item.name for item in group] for group in duplicates.contradicting] == [["c", "d"]]
+    assert warnings_of(duplicates) == (
+        "1 image appears in train and test; see dataset.json",
+        "1 image appears in validation and test; see dataset.json",
+        "1 image has several labels within a split, such as c and d; see dataset.json",
     )
     assert warnings_of(find_duplicates(items, list("1234567"))) == ()
     # One image repeated thousands of times takes no noticeable time.
@@ -111,22 +111,22 @@ def test_duplicates_are_told_from_contradictions() -> None:
         find_duplicates(many, ["same"] * 20_000)
 
 
-def test_class_of_which_nothing_can_be_decoded_is_named(tmp_path: Path) -> None:
+def test_class_without_a_decodable_image_is_named(tmp_path: Path) -> None:
     root = two_splits(tmp_path / "data")
     put(root / "train" / "birds" / "1.png", b"chirp")
-    with pytest.raises(DataError, match=r"No image of a class could be decoded.*birds"):
+    with pytest.raises(DataError, match=r"A class has no image that can be decoded.*birds"):
         load(root, tmp_path / "cache", max_rejected=0.5)
 
 
 @pytest.mark.parametrize("lacking", ["train", "validation", "test"])
-def test_class_that_a_split_lacks_is_named(lacking: str) -> None:
+def test_class_that_is_missing_in_a_split_is_named(lacking: str) -> None:
     items = [
         Item(f"{split}/{label}", label, split, Path("x"))
         for split in ("train", "validation", "test")
         for label in ("cats", "dogs")
         if (split, label) != (lacking, "dogs")
     ]
-    with pytest.raises(DataError, match=f"none in {lacking}, .*dogs"):
+    with pytest.raises(DataError, match=rf"none in {lacking}\. .*dogs"):
         require_full_splits(items)
 
 
@@ -139,12 +139,12 @@ def test_single_class_is_an_error_and_two_are_not() -> None:
 def test_source_without_images_is_an_error(tmp_path: Path) -> None:
     put(tmp_path / "data" / "notes.txt", b"x")
     reported = list[Rejection]()
-    with pytest.raises(DataError, match=r"no images: .* with 1 other file, such as notes\.txt"):
+    with pytest.raises(DataError, match=r"no images\. .* with 1 other file, such as notes\.txt"):
         load(tmp_path / "data", tmp_path / "cache", reported)
     assert len(reported) == 1
 
 
-def test_source_needs_images_to_train_on_and_to_hold_out() -> None:
+def test_source_needs_training_and_held_out_images() -> None:
     with pytest.raises(DataError, match="no images in train"):
         require_full_splits(items_of(("a", "test", ""), ("b", "test", "")))
     with pytest.raises(DataError, match="no images in validation"):

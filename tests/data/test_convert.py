@@ -31,9 +31,8 @@ from PIL import Image
 
 from trainer.data.convert import prepare
 from trainer.data.decode import decode_image
-from trainer.data.formats import names_a_picture, picture_format
+from trainer.data.formats import how_to_read, names_a_picture, picture_format
 from trainer.data.header import reason_not_to_decode
-from trainer.data.reading import how_to_read
 
 PLENTY = 10**8
 
@@ -51,24 +50,22 @@ def decoded() -> Callable[[bytes], Pixels]:
 
 
 @pytest.mark.parametrize("kind", CONVERTED)
-def test_a_converted_picture_has_the_pixels_that_pillow_gives(
-    kind: str, decoded: Callable[[bytes], Pixels]
-) -> None:
+def test_converted_image_has_the_pixels_of_pillow(kind: str, decoded: Callable[[bytes], Pixels]) -> None:
     make, name, tolerance = CONVERTED[kind]
     prepared = prepare(make(), PLENTY)
     assert (prepared.reason, prepared.converted) == (None, name)
     assert_close(decoded(prepared.data), reference(make()), tolerance)
 
 
-@pytest.mark.parametrize("kind", [kind for kind, (_, name, _) in CONVERTED.items() if "turned" not in name])
-def test_what_has_to_be_converted_is_refused_by_the_model_itself(
-    kind: str, decoded: Callable[[bytes], Pixels]
-) -> None:
+@pytest.mark.parametrize(
+    "kind", [kind for kind, (_, name, _) in CONVERTED.items() if "orientation" not in name]
+)
+def test_model_rejects_images_that_need_conversion(kind: str, decoded: Callable[[bytes], Pixels]) -> None:
     with pytest.raises(tf.errors.InvalidArgumentError):
         decoded(CONVERTED[kind][0]())
 
 
-def test_heic_is_converted_where_its_plugin_is_installed(
+def test_heic_is_converted_if_its_plugin_is_installed(
     decoded: Callable[[bytes], Pixels], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = heic()
@@ -80,7 +77,7 @@ def test_heic_is_converted_where_its_plugin_is_installed(
     assert prepare(data, PLENTY).reason == "unsupported format: HEIC"
 
 
-def test_what_the_decoder_reads_rightly_goes_to_it_unchanged() -> None:
+def test_images_that_the_decoder_supports_are_unchanged() -> None:
     direct = [make() for make, _ in KINDS.values()]
     direct += [make(tiff(6)) for make in ORIENTED.values()]
     # If both EXIF and XMP have an orientation, EXIF takes precedence, as in Pillow.
@@ -100,19 +97,19 @@ def test_bytes_between_the_segments_of_a_jpeg_are_skipped(decoded: Callable[[byt
     np.testing.assert_array_equal(decoded(behind), reference(turned))
 
 
-def test_exif_in_a_png_is_found_under_the_older_name_too(decoded: Callable[[bytes], Pixels]) -> None:
+def test_exif_in_a_png_is_found_under_both_profile_names(decoded: Callable[[bytes], Pixels]) -> None:
     for packed in (True, False):
         prepared = prepare(png_of_imagemagick("APP1", packed=packed), PLENTY)
         np.testing.assert_array_equal(decoded(prepared.data), reference(png_of_imagemagick()))
 
 
-def test_an_orientation_in_xmp_keeps_the_jpeg_a_jpeg() -> None:
+def test_jpeg_with_orientation_in_xmp_is_not_reencoded() -> None:
     prepared = prepare(jpeg_with_xmp(), PLENTY)
     assert picture_format(prepared.data) == "JPEG"
     assert len(prepared.data) - len(jpeg_with_xmp()) < 64
 
 
-def test_damaged_metadata_means_upright(decoded: Callable[[bytes], Pixels]) -> None:
+def test_damaged_metadata_means_no_rotation(decoded: Callable[[bytes], Pixels]) -> None:
     text = raw_profile("exif", b"Exif\0\0" + tiff(6))
     for body in (text[:40], text.replace(b"4", b"x"), b"", b"\n\n\n"):
         for kind, between in ((b"tEXt", b"\0"), (b"zTXt", b"\0\0")):
@@ -121,7 +118,7 @@ def test_damaged_metadata_means_upright(decoded: Callable[[bytes], Pixels]) -> N
 
 
 @pytest.mark.parametrize("kind", ["tiff", "gif with a clear colour", "bmp 565", "avif", "jpeg 2000", "heic"])
-def test_a_conversion_keeps_to_the_largest_size_and_to_whole_files(kind: str) -> None:
+def test_conversion_rejects_too_large_and_truncated_files(kind: str) -> None:
     data = heic() if kind == "heic" else CONVERTED[kind][0]()
     width, height = (64, 64) if kind == "heic" else (WIDTH, HEIGHT)
     assert f"declares {width} x {height} pixels" in str(prepare(data, width * height - 1).reason)
@@ -130,7 +127,7 @@ def test_a_conversion_keeps_to_the_largest_size_and_to_whole_files(kind: str) ->
         assert prepare(data[:length], PLENTY).reason
 
 
-def test_damaged_bytes_of_any_kind_are_a_reason_and_no_error() -> None:
+def test_damaged_bytes_give_a_reason_and_raise_no_error() -> None:
     rng = np.random.default_rng(0)
     seeds = [make() for make, _, _ in CONVERTED.values()] + [heic(), animated("GIF"), jpeg()]
     for number in range(600):
@@ -142,9 +139,9 @@ def test_damaged_bytes_of_any_kind_are_a_reason_and_no_error() -> None:
         reason_not_to_decode(bytes(data), 10**5)
 
 
-def test_numbers_that_are_no_brightnesses_are_refused() -> None:
+def test_float_pixels_are_rejected() -> None:
     floats = encoded(Image.fromarray(np.full((4, 4), 0.5, np.float32)), "TIFF")
-    assert "not brightnesses" in str(prepare(floats, PLENTY).reason)
+    assert "pixels of mode F are not supported" in str(prepare(floats, PLENTY).reason)
 
 
 def brand(name: bytes, *others: bytes) -> bytes:
@@ -183,7 +180,7 @@ def raw(*entries: tuple[int, int]) -> bytes:
         (b"", None),
     ],
 )
-def test_the_first_bytes_say_the_format(start: bytes, name: str | None) -> None:
+def test_format_is_detected_from_the_first_bytes(start: bytes, name: str | None) -> None:
     assert picture_format(start) == name
 
 
@@ -194,7 +191,7 @@ def test_the_first_bytes_say_the_format(start: bytes, name: str | None) -> None:
         *[(name, False) for name in ("a.jpg.json", "a.txt", "jpg", "a.jpg.xml", "a.tar", "notes.1")],
     ],
 )
-def test_a_name_alone_says_what_is_a_picture_in_a_bucket(name: str, is_picture: bool) -> None:
+def test_image_names_are_detected_by_their_extension(name: str, is_picture: bool) -> None:
     assert names_a_picture(name) is is_picture
 
 
@@ -202,7 +199,7 @@ def test_pages_after_the_first_are_not_read() -> None:
     assert prepare(pages(), WIDTH * HEIGHT).reason is None
 
 
-def test_what_pillow_warns_of_reaches_nobody() -> None:
+def test_warnings_of_pillow_are_suppressed() -> None:
     one, two = (struct.pack("<HHI", 284, 3, count) for count in (1, 2))
     doubtful = CONVERTED["tiff"][0]().replace(one, two)
     with pytest.warns(UserWarning, match="too many entries"):

@@ -32,9 +32,7 @@ def in_pipeline(data: list[bytes]) -> list[Pixels]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_image_has_the_pixels_that_pillow_gives(
-    kind: str, compiled: Callable[[bytes], Pixels]
-) -> None:
+def test_every_image_format_has_the_pixels_of_pillow(kind: str, compiled: Callable[[bytes], Pixels]) -> None:
     make, tolerance = KINDS[kind]
     data = make()
     assert_close(compiled(data), reference(data), tolerance)
@@ -49,7 +47,7 @@ def test_eager_and_pipeline_and_compiled_function_agree(compiled: Callable[[byte
 
 
 @pytest.mark.parametrize("kind", ORIENTED)
-def test_all_orientations_are_turned_upright(kind: str, compiled: Callable[[bytes], Pixels]) -> None:
+def test_all_orientations_are_applied(kind: str, compiled: Callable[[bytes], Pixels]) -> None:
     data = [ORIENTED[kind](tiff(turn, order)) for turn in range(1, 9) for order in "<>"]
     for one, piped in zip(data, in_pipeline(data), strict=True):
         assert_close(compiled(one), reference(one), 0)
@@ -58,7 +56,7 @@ def test_all_orientations_are_turned_upright(kind: str, compiled: Callable[[byte
     assert not np.array_equal(compiled(data[4]), compiled(data[0]))
 
 
-def test_exif_behind_other_segments_is_found(compiled: Callable[[bytes], Pixels]) -> None:
+def test_exif_after_other_segments_is_found(compiled: Callable[[bytes], Pixels]) -> None:
     data = encoded(Image.fromarray(photo()), "JPEG", exif=b"Exif\0\0" + tiff(6), icc_profile=b"x" * 90_000)
     jfif = b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0" + b"\xff\xfe\0\x0bExif\0\0II*" + b"\xff\xff"
     moved = data[:2] + jfif + data[2:].replace(b"\xff\xe0\0\x10JFIF", b"\xff\xec\0\x10JFIF", 1)
@@ -66,7 +64,7 @@ def test_exif_behind_other_segments_is_found(compiled: Callable[[bytes], Pixels]
 
 
 @pytest.mark.parametrize("kind", ORIENTED)
-def test_damaged_exif_means_upright(kind: str, compiled: Callable[[bytes], Pixels]) -> None:
+def test_damaged_exif_means_no_rotation(kind: str, compiled: Callable[[bytes], Pixels]) -> None:
     good, rng = tiff(6), np.random.default_rng(0)
     damaged = [
         b"II*\0",
@@ -98,7 +96,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_what_is_not_an_image_is_an_error(kind: str, compiled: Callable[[bytes], Pixels]) -> None:
+def test_bytes_that_are_not_an_image_are_an_error(kind: str, compiled: Callable[[bytes], Pixels]) -> None:
     with pytest.raises(tf.errors.InvalidArgumentError):
         compiled(BROKEN[kind])
     with pytest.raises(tf.errors.InvalidArgumentError):
@@ -139,7 +137,7 @@ print("survived")
 """
 
 
-def test_damaged_images_never_end_the_process() -> None:
+def test_damaged_images_do_not_crash_the_process() -> None:
     command = [sys.executable, "-c", FUZZ, str(ROOT), "1", "600"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert ended.stdout.strip() == "survived", ended.stderr[-2000:]
@@ -155,7 +153,7 @@ def resized(image: Pixels, size: int, resize: str, interpolation: str, crop_frac
 
 @pytest.mark.parametrize(("interpolation", "tolerance"), [("bilinear", 1), ("bicubic", 1), ("nearest", 0)])
 @pytest.mark.parametrize("size", [8, 13, 40])
-def test_stretched_image_is_what_pillow_makes(interpolation: str, tolerance: int, size: int) -> None:
+def test_stretched_image_equals_that_of_pillow(interpolation: str, tolerance: int, size: int) -> None:
     image = photo()
     expected = np.asarray(
         Image.fromarray(image).resize((size, size), Image.Resampling[interpolation.upper()])
@@ -166,7 +164,7 @@ def test_stretched_image_is_what_pillow_makes(interpolation: str, tolerance: int
     assert abs(np.mean(actual.astype(int) - expected)) < 0.1
 
 
-def test_cropped_image_is_the_middle_square() -> None:
+def test_cropped_image_is_the_central_square() -> None:
     image = photo()
     np.testing.assert_array_equal(resized(image, HEIGHT, "crop", "nearest"), image[:, 4 : 4 + HEIGHT])
     turned = image.transpose(1, 0, 2)
@@ -174,7 +172,7 @@ def test_cropped_image_is_the_middle_square() -> None:
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_a_crop_fraction_is_the_usual_resize_and_centre_crop(interpolation: str) -> None:
+def test_crop_fraction_equals_resize_and_centre_crop(interpolation: str) -> None:
     small = Image.fromarray(photo()).resize((320, 256), Image.Resampling.BICUBIC)
     usual = small.resize((80, 64), Image.Resampling[interpolation.upper()]).crop((12, 4, 68, 60))
     actual = resized(np.asarray(small), 56, "crop", interpolation, 0.875).astype(int)
@@ -183,7 +181,7 @@ def test_a_crop_fraction_is_the_usual_resize_and_centre_crop(interpolation: str)
     assert np.abs(actual - np.asarray(usual)).mean() < 1
 
 
-def test_padded_image_is_whole_in_the_middle_of_black() -> None:
+def test_padded_image_is_centred_on_black() -> None:
     image = np.maximum(photo(), 1)
     padded = resized(image, WIDTH, "pad", "nearest")
     np.testing.assert_array_equal(padded[4 : 4 + HEIGHT], image)
@@ -198,7 +196,7 @@ def test_image_of_the_right_size_is_unchanged() -> None:
         np.testing.assert_array_equal(resized(image, HEIGHT, resize, "bilinear"), image)
 
 
-def test_decode_and_resize_turns_before_it_crops() -> None:
+def test_orientation_is_applied_before_the_crop() -> None:
     data = ORIENTED["png"](tiff(6))
     form = PixelFormat(8, 8, "crop")
     expected = resize_image(tf.constant(reference(data)), form)
@@ -223,50 +221,48 @@ def reduced(data: bytes, size: int, *how: object) -> Pixels:
 @pytest.mark.parametrize(
     "kind", [{}, {"mode": "L"}, {"mode": "CMYK"}, {"progressive": True}, {"quality": 60, "subsampling": 0}]
 )
-def test_a_far_larger_jpeg_is_nearly_the_same_when_it_is_reduced_while_it_is_decoded(
-    kind: dict[str, object], resize: str
-) -> None:
+def test_large_jpeg_decoded_at_reduced_size_is_nearly_the_same(kind: dict[str, object], resize: str) -> None:
     data = large(**kind)  # type: ignore[arg-type]
     for size in (75, 37, 18, 9):  # scaled to 1/2, 1/4, 1/8, and again 1/8, the smallest scale
-        found, expected = reduced(data, size, resize).astype(int), fully(data, size, resize).astype(int)
-        assert (found != expected).any(), "it is not reduced"
-        assert np.abs(found - expected).mean() < 0.5
+        pixels, expected = reduced(data, size, resize).astype(int), fully(data, size, resize).astype(int)
+        assert (pixels != expected).any(), "it is not reduced"
+        assert np.abs(pixels - expected).mean() < 0.5
 
 
 @pytest.mark.parametrize("how", [("stretch", "bicubic"), ("crop", "bicubic", 0.8), ("crop", "bilinear", 0.8)])
-def test_a_jpeg_is_reduced_for_every_filter_and_crop(how: tuple[object, ...]) -> None:
+def test_reduced_decoding_works_with_every_filter_and_crop(how: tuple[object, ...]) -> None:
     data = large()
     for size in (60, 30, 15, 9):
-        found, expected = reduced(data, size, *how).astype(int), fully(data, size, *how).astype(int)
-        assert (found != expected).any(), "it is not reduced"
-        assert np.abs(found - expected).mean() < 0.5
+        pixels, expected = reduced(data, size, *how).astype(int), fully(data, size, *how).astype(int)
+        assert (pixels != expected).any(), "it is not reduced"
+        assert np.abs(pixels - expected).mean() < 0.5
     # A crop of 0.8 has 484 of the 605 rows, less than 8 x 61.
     if how[0] == "crop":
         np.testing.assert_array_equal(reduced(data, 61, *how), fully(data, 61, *how))
 
 
 @pytest.mark.parametrize("resize", ["stretch", "crop", "pad"])
-def test_a_reduced_jpeg_lies_where_the_whole_one_does_however_it_is_turned(resize: str) -> None:
+def test_reduced_jpeg_has_the_same_position_in_every_orientation(resize: str) -> None:
     # No side is divisible by 8: the excess pixels are at the end, or at the start if mirrored.
     for orientation in range(1, 9):
         exif = Image.Exif()
         exif[0x0112] = orientation
         data = large(quality=95, exif=exif)
         for size in (75, 37):
-            found, expected = reduced(data, size, resize).astype(int), fully(data, size, resize).astype(int)
-            assert np.abs(found - expected).mean() < 0.5, (orientation, size)
+            pixels, expected = reduced(data, size, resize).astype(int), fully(data, size, resize).astype(int)
+            assert np.abs(pixels - expected).mean() < 0.5, (orientation, size)
 
 
-def test_a_mere_line_of_a_jpeg_keeps_its_pixels_when_it_is_padded_to_a_square() -> None:
+def test_jpeg_of_one_row_keeps_its_pixels_when_padded() -> None:
     line = large(5001, 3, quality=95)
     np.testing.assert_array_equal(reduced(line, 16, "pad"), fully(line, 16, "pad"))
     band = large(5001, 43, quality=95)
-    found, expected = reduced(band, 16, "pad").astype(int), fully(band, 16, "pad").astype(int)
-    assert found.any(axis=(1, 2)).sum() == expected.any(axis=(1, 2)).sum() == 1
-    assert np.abs(found - expected).max() <= 16
+    pixels, expected = reduced(band, 16, "pad").astype(int), fully(band, 16, "pad").astype(int)
+    assert pixels.any(axis=(1, 2)).sum() == expected.any(axis=(1, 2)).sum() == 1
+    assert np.abs(pixels - expected).max() <= 16
 
 
-def test_a_jpeg_of_less_than_eight_times_the_size_keeps_its_pixels() -> None:
+def test_jpeg_below_eight_times_the_size_is_not_reduced() -> None:
     data = large()
     for resize, size in (("crop", 76), ("stretch", 76), ("pad", 101)):
         np.testing.assert_array_equal(reduced(data, size, resize), fully(data, size, resize))
@@ -275,7 +271,7 @@ def test_a_jpeg_of_less_than_eight_times_the_size_keeps_its_pixels() -> None:
     np.testing.assert_array_equal(reduced(data, 16, "crop", "nearest"), nearest)
 
 
-def test_a_damaged_jpeg_is_an_error_at_a_part_of_its_size_too() -> None:
+def test_damaged_jpeg_is_an_error_at_reduced_size() -> None:
     data = large()
     for damaged in (data[: len(data) // 2], data[:30], b"\xff\xd8\xff" + b"x" * 50):
         with pytest.raises(tf.errors.InvalidArgumentError):

@@ -10,8 +10,7 @@ from helpers.archives import FILES, make_zip, tree
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from trainer.data.embedded import DIGIT_NAMES
-from trainer.data.fetch import fetch_source
+from trainer.data.fetch import DIGIT_NAMES, fetch_source
 from trainer.data.progress import SilentProgress, SilentTask, Task
 from trainer.errors import DataError, UsageError
 
@@ -36,19 +35,19 @@ def fetch(
 # --- local sources
 
 
-def test_folder_is_itself_and_makes_no_cache(tmp_path: Path) -> None:
+def test_folder_is_used_in_place_without_a_cache(tmp_path: Path) -> None:
     (tmp_path / "pets").mkdir()
     assert fetch(tmp_path / "pets", tmp_path / "cache") == tmp_path / "pets"
     assert not (tmp_path / "cache").exists()
 
 
-def test_file_that_is_no_archive_is_itself(tmp_path: Path) -> None:
+def test_file_that_is_not_an_archive_is_used_in_place(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("a.png,cat\n")
     assert fetch(tmp_path / "labels.csv", tmp_path / "cache") == tmp_path / "labels.csv"
 
 
 @pytest.mark.parametrize("prefix", ["", "file://", "FILE://localhost"])
-def test_archive_is_the_folder_of_its_files(tmp_path: Path, prefix: str) -> None:
+def test_archive_source_is_extracted(tmp_path: Path, prefix: str) -> None:
     make_zip(tmp_path / "pets.zip", FILES)
     assert tree(fetch(f"{prefix}{tmp_path}/pets.zip", tmp_path / "cache")) == FILES
 
@@ -60,7 +59,7 @@ def test_file_url_is_percent_decoded(tmp_path: Path) -> None:
     assert fetch(url, tmp_path / "cache") == folder
 
 
-def test_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "pets").mkdir()
     assert fetch("~/pets", tmp_path / "cache") == tmp_path / "pets"
@@ -75,65 +74,68 @@ def test_missing_source_is_a_data_error(tmp_path: Path, source: str) -> None:
     assert not (tmp_path / "cache").exists()
 
 
-def test_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+def test_pipe_is_rejected_without_blocking(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(DataError, match="neither a folder nor a plain file"):
+    with pytest.raises(DataError, match="neither a folder nor a regular file"):
         fetch(tmp_path / "pipe", tmp_path / "cache")
 
 
 @pytest.mark.parametrize(
-    ("source", "says"),
+    ("source", "message"),
     [
-        ("http://example.org/a.zip", "over https only"),
+        ("http://example.org/a.zip", "require https"),
         (
             "ftp://ann:pw@example.org/a",
-            r"^ftp:// is not supported\. .* gs:// URL\. Received: 'ftp://example.org",
+            r"^ftp:// is not supported\. Use a folder, .* gs:// URL\. Received: 'ftp://example.org",
         ),
-        ("s3://KEY:pw@bucket/a", r"^s3:// is not supported; `aws s3 presign` .*Received: 's3://bucket/a'"),
+        (
+            "s3://KEY:pw@bucket/a",
+            r"^s3:// is not supported\. .* `aws s3 presign`\. .*Received: 's3://bucket/a'",
+        ),
         (
             "https:/example.org/a?t=pw",
             r"two slashes .*https://host/.*Received: 'https:/example.org/a\?\.\.\.'",
         ),
         ("FTP:a.zip", "two slashes"),
         ("gs:///a.zip", "gs://BUCKET/PREFIX"),
-        ("https:///a.zip", "names no host"),
-        ("https://[::1/a.zip", "isn't a URL"),
-        ("https://exa mple.org/a.zip", "isn't a URL"),
+        ("https:///a.zip", "has no host"),
+        ("https://[::1/a.zip", "not a valid URL"),
+        ("https://exa mple.org/a.zip", "not a valid URL"),
         ("file://server/a.zip", "three slashes"),
-        ("embedded:faces", r"there is embedded:digits\. Received: 'embedded:faces'"),
+        ("embedded:faces", r"Use embedded:digits\. Received: 'embedded:faces'"),
     ],
 )
-def test_source_of_another_kind_is_a_usage_error(tmp_path: Path, source: str, says: str) -> None:
-    with pytest.raises(UsageError, match=says):
+def test_unsupported_source_is_a_usage_error(tmp_path: Path, source: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         fetch(source, tmp_path / "cache")
 
 
 # --- checksums
 
 
-def test_local_archive_must_have_the_checksum_and_stays_where_it_is(tmp_path: Path) -> None:
+def test_local_archive_is_verified_and_not_deleted(tmp_path: Path) -> None:
     archive = make_zip(tmp_path / "pets.zip", FILES)
     right = hashlib.md5(archive.read_bytes()).hexdigest()
     assert tree(fetch(archive, tmp_path / "cache", f"md5:{right}")) == FILES
     wrong = "0" * 32
-    with pytest.raises(DataError, match=f"wrong checksum.*Expected md5:{wrong}. Received: md5:{right}"):
+    with pytest.raises(DataError, match=f"wrong checksum.*Expected md5:{wrong}.*Received: md5:{right}"):
         fetch(archive, tmp_path / "cache", f"md5:{wrong}")
     assert archive.exists()
 
 
-def test_checksum_of_a_folder_is_refused_not_ignored(tmp_path: Path) -> None:
+def test_checksum_of_a_folder_is_rejected(tmp_path: Path) -> None:
     for source in (str(tmp_path), "embedded:digits"):
-        with pytest.raises(UsageError, match=r"set data\.checksum to null"):
+        with pytest.raises(UsageError, match=r"Set data\.checksum to null"):
             fetch(source, tmp_path / "cache", f"md5:{'0' * 32}")
 
 
 @pytest.mark.parametrize("checksum", ["md5:12", "sha1:" + "0" * 40, "0" * 32])
-def test_checksum_of_another_form_is_a_usage_error(tmp_path: Path, checksum: str) -> None:
-    with pytest.raises(UsageError, match="A checksum is"):
+def test_invalid_checksum_is_a_usage_error(tmp_path: Path, checksum: str) -> None:
+    with pytest.raises(UsageError, match="not a valid checksum"):
         fetch(tmp_path, tmp_path / "cache", checksum)
 
 
-def test_archive_is_hashed_once_and_again_when_it_changes(tmp_path: Path) -> None:
+def test_archive_is_hashed_again_only_after_a_change(tmp_path: Path) -> None:
     archive = make_zip(tmp_path / "pets.zip", FILES)
     seen = []
     for _ in range(2):
@@ -175,7 +177,7 @@ def test_embedded_digits_are_the_1797_images_in_ten_folders(tmp_path: Path) -> N
         assert np.array_equal(pixels, np.rint(image.reshape(8, 8) * 255 / 16))
 
 
-def test_embedded_digits_are_written_once_and_again_when_one_is_lost(tmp_path: Path) -> None:
+def test_embedded_digits_are_written_again_only_if_one_is_missing(tmp_path: Path) -> None:
     folder = fetch("embedded:digits", tmp_path)
     one = next(folder.glob("*/*.png"))
     before = one.stat().st_ino

@@ -17,8 +17,8 @@ from PIL import Image
 
 from trainer.cli.bootstrap import import_tensorflow
 from trainer.data.items import Rejection
-from trainer.data.labelled import load_labelled
-from trainer.data.placeholders import FOLDER, bring, is_outlined, write_outline
+from trainer.data.load import load_labelled
+from trainer.data.placeholders import FOLDER, can_be_placeholder, download_placeholders, write_placeholders
 from trainer.data.progress import SilentProgress
 from trainer.data.readers import read_layout
 from trainer.data.readers.import_files import Buckets
@@ -57,7 +57,7 @@ def of_a_phone(root: Path) -> Path:
     return root
 
 
-def test_a_jpeg_is_a_jpeg_whatever_its_file_is_called(tmp_path: Path) -> None:
+def test_jpeg_is_detected_whatever_its_extension(tmp_path: Path) -> None:
     for label in range(2):
         for seed, ending in enumerate(ENDINGS):
             put(tmp_path / str(label) / f"{seed}{ending}", encoded(picture(10 * label + seed), "JPEG"))
@@ -65,67 +65,69 @@ def test_a_jpeg_is_a_jpeg_whatever_its_file_is_called(tmp_path: Path) -> None:
             put(tmp_path / str(label) / ".DS_Store", b"\0\0\0\1Bud1")
     dataset = load(tmp_path, tmp_path.parent / "cache", max_rejected=0.0)
     assert sum(len(split.items) for split in dataset.splits.values()) == 2 * len(ENDINGS)
-    assert {(each.reason, each.damaged) for each in dataset.rejected} == {("not an image type: .xml", False)}
+    assert {(rejection.reason, rejection.damaged) for rejection in dataset.rejected} == {
+        ("not an image type: .xml", False)
+    }
     assert (dataset.summary["converted"], dataset.warnings) == ({}, ())
 
 
-def test_converted_and_unreadable_pictures_are_counted_and_named(tmp_path: Path) -> None:
+def test_converted_and_unsupported_images_are_counted(tmp_path: Path) -> None:
     root = of_a_phone(tmp_path / "data")
     dataset = load(root, tmp_path / "cache", max_rejected=0.1)
     assert dataset.summary["converted"] == {"HEIC": 1, "TIFF": 2}
-    assert [each for each in dataset.rejected if each.damaged] == [
+    assert [rejection for rejection in dataset.rejected if rejection.damaged] == [
         Rejection("b/layers.psd", "unsupported format: Photoshop")
     ]
     first, second = dataset.warnings
-    assert first.startswith("1 HEIC file and 2 TIFF files converted when read; the exported model itself")
-    assert second == "1 Photoshop file can't be read here: convert them to JPEG or PNG"
+    assert first.startswith("1 HEIC file and 2 TIFF files were converted before decoding; the exported")
+    assert second == "1 Photoshop file can't be decoded: convert them to JPEG or PNG"
     assert json.loads(json.dumps(dataset.summary))["warnings"] == [first, second]
     with pytest.raises(DataError, match=r"1 of 12 images can't be used: b/layers.psd .* Photoshop file"):
         load(root, tmp_path / "cache")
 
 
-def test_heic_without_its_plugin_counts_against_the_limit_with_the_remedy(
+def test_heic_without_its_plugin_is_rejected_with_a_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = of_a_phone(tmp_path / "data")
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    with pytest.raises(DataError, match=r"1 HEIC file and 1 Photoshop file can't be read here: install what"):
+    with pytest.raises(DataError, match=r"1 HEIC file and 1 Photoshop file can't be decoded: install a"):
         load(root, tmp_path / "cache")
     warning = load(root, tmp_path / "cache", max_rejected=0.2).warnings[1]
     assert "(pip install 'trainer[heif]'), or convert them to JPEG or PNG" in warning
 
 
-def test_a_source_to_evaluate_says_what_was_converted(tmp_path: Path) -> None:
-    heard: list[str] = []
+def test_evaluation_reports_converted_images(tmp_path: Path) -> None:
+    messages: list[str] = []
 
     class Recorder(SilentProgress):
         def say(self, message: str) -> None:
-            heard.append(message)
+            messages.append(message)
 
     root, spec = of_a_phone(tmp_path / "data"), DataSpec(image_size=SIZE, max_rejected=0.1)
     spec = spec.model_copy(update={"source": str(root)})
     load_labelled(spec, ["a", "b"], tmp_path / "cache", Recorder())
-    assert heard[0].startswith("1 HEIC file and 2 TIFF files converted when read; ")
-    assert heard[1].startswith("1 Photoshop file can't be read here")
+    assert messages[0].startswith("1 HEIC file and 2 TIFF files were converted before decoding; ")
+    assert messages[1].startswith("1 Photoshop file can't be decoded")
 
 
-def test_placeholders_of_a_bucket_are_found_by_their_names_alone(tmp_path: Path) -> None:
+def test_placeholders_are_detected_by_their_names(tmp_path: Path) -> None:
     data = encoded(picture(1), "JPEG")
     names = [f"{label}/{number}{ending}" for label in "ab" for number, ending in enumerate(ENDINGS)]
     for name in names:
         put(tmp_path / "bucket" / name, data)
     store, folder = open_store(str(tmp_path / "bucket")), tmp_path / "cache" / FOLDER / "one"
-    entries = [entry for entry in store.entries() if is_outlined(entry.name)]
+    entries = [entry for entry in store.entries() if can_be_placeholder(entry.name)]
     assert {entry.name for entry in entries} == {name for name in names if not name.endswith((".txt", "6"))}
-    write_outline(store, entries, folder)
+    write_placeholders(store, entries, folder)
     read = read_layout(folder, "folders", Buckets(lambda uris: {}))
     assert (len(read.items), read.rejections) == (len(entries), [])
     (brought := tmp_path / "brought").mkdir()
-    assert {item.read() for item in bring(read.items, tmp_path / "cache", brought)} == {data}
+    assert {item.read() for item in download_placeholders(read.items, tmp_path / "cache", brought)} == {data}
 
 
 @pytest.mark.engine
-def test_packed_pictures_are_ones_that_the_model_reads(tmp_path: Path) -> None:
+def test_packed_images_can_be_decoded_by_the_model(tmp_path: Path) -> None:
     root, cache = of_a_phone(tmp_path / "data"), tmp_path / "cache"
     spec = DataSpec(source=str(root), image_size=SIZE, max_rejected=0.1)
     store = open_store(str(tmp_path / "shards"))
@@ -139,10 +141,10 @@ def test_packed_pictures_are_ones_that_the_model_reads(tmp_path: Path) -> None:
     assert {item.read()[:4] for split in packed.splits.values() for item in split.items} == {b"\x89PNG"}
 
 
-def test_a_folder_of_pictures_is_told_from_what_lies_beside_them(tmp_path: Path) -> None:
+def test_prediction_finds_the_images_of_a_folder(tmp_path: Path) -> None:
     root = of_a_phone(tmp_path)
-    found, left_out = find_pictures([root])
-    assert len(found) == 12
-    assert [(Path(each.name).name, each.reason) for each in left_out] == [
+    images, rejections = find_pictures([root])
+    assert len(images) == 12
+    assert [(Path(rejection.name).name, rejection.reason) for rejection in rejections] == [
         ("1.json", "not an image type: .json")
     ]

@@ -10,7 +10,7 @@ from PIL import Image
 from trainer.data.header import declared_size, image_kind, reason_not_to_decode
 
 
-def test_all_frames_of_a_gif_count_as_they_are_all_unpacked() -> None:
+def test_all_frames_of_a_gif_count_towards_the_pixel_limit() -> None:
     frames = [Image.effect_noise((60 + 10 * index, 50), 80) for index in range(3)]
     buffer = io.BytesIO()
     frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], disposal=2)
@@ -23,7 +23,7 @@ def test_all_frames_of_a_gif_count_as_they_are_all_unpacked() -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "WEBP"])
-def test_declared_size_is_the_one_that_pillow_reads(kind: str) -> None:
+def test_declared_size_equals_that_of_pillow(kind: str) -> None:
     for options in ({}, {"lossless": True}, {"progressive": True}, {"exif": b"Exif\0\0II*\0\x08\0\0\0\0\0"}):
         buffer = io.BytesIO()
         Image.new("RGB", (301, 77), "red").save(buffer, kind, **options)

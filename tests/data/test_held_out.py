@@ -32,7 +32,7 @@ def counts(root: Path, cache: Path, **settings: Any) -> dict[str, int]:
     return {name: len(split.items) for name, split in load(root, cache, **settings).splits.items()}
 
 
-def test_test_images_are_not_even_decoded_and_validation_images_are_kept(tmp_path: Path) -> None:
+def test_held_out_validation_excludes_test_images_before_decoding(tmp_path: Path) -> None:
     root = with_test(tmp_path / "data", has_validation=True)
     assert counts(root, tmp_path) == {"train": 20, "validation": 6, "test": 2}
     put(root / "test" / "cats" / "0.png", b"damaged")
@@ -40,7 +40,7 @@ def test_test_images_are_not_even_decoded_and_validation_images_are_kept(tmp_pat
     assert load(root, tmp_path, held_out="validation").summary["rejected"]["count"] == 0
 
 
-def test_without_validation_images_a_part_of_the_training_images_is_held_out(tmp_path: Path) -> None:
+def test_part_of_the_training_images_is_held_out_without_a_validation_split(tmp_path: Path) -> None:
     root = with_test(tmp_path / "data", has_validation=False)
     assert counts(root, tmp_path) == {"train": 20, "test": 6}
     dataset = load(root, tmp_path, held_out="validation", validation_fraction=0.3)
@@ -53,12 +53,12 @@ def test_without_validation_images_a_part_of_the_training_images_is_held_out(tmp
 
 
 @pytest.mark.parametrize("has_validation", [True, False])
-def test_training_images_alone_can_be_asked_for(has_validation: bool, tmp_path: Path) -> None:
+def test_held_out_train_uses_only_training_images(has_validation: bool, tmp_path: Path) -> None:
     root = with_test(tmp_path / "data", has_validation)
     assert counts(root, tmp_path, held_out="train") == {"train": 16, "validation": 4}
 
 
-def test_of_images_without_a_split_the_part_that_is_held_out_otherwise_is_not_used(tmp_path: Path) -> None:
+def test_held_out_train_excludes_the_usual_held_out_images_of_an_unsplit_source(tmp_path: Path) -> None:
     for label, start in (("cats", 0), ("dogs", 100)):
         for number in range(25):
             put(tmp_path / "data" / label / f"{number}.png", png(start + number))
@@ -71,7 +71,7 @@ def test_of_images_without_a_split_the_part_that_is_held_out_otherwise_is_not_us
     assert load(tmp_path / "data", tmp_path, held_out="validation").digest == usual.digest
 
 
-def test_shards_are_read_without_test_images_and_packed_without_them(tmp_path: Path) -> None:
+def test_shards_are_read_and_packed_without_test_images(tmp_path: Path) -> None:
     shards = {}
     for has_validation, held_out in ((True, "auto"), (False, "validation")):
         root = with_test(tmp_path / f"data-{held_out}", has_validation)

@@ -27,34 +27,34 @@ class Decoder:
 
 
 @pytest.mark.parametrize("budget", [0, 1 << 20])
-def test_what_is_held_is_decoded_once_and_the_rest_when_it_is_asked_for(tmp_path: Path, budget: int) -> None:
+def test_cached_images_are_decoded_once_and_others_on_demand(tmp_path: Path, budget: int) -> None:
     decoder = Decoder()
-    holding = ImageStore(12, SHAPE, budget, tmp_path, decoder)
-    holding.cache(np.array([3, 1, 7]))
+    store = ImageStore(12, SHAPE, budget, tmp_path, decoder)
+    store.cache(np.array([3, 1, 7]))
     assert sorted(decoder.decoded) == [1, 3, 7]
-    np.testing.assert_array_equal(holding.gather(np.array([7, 1, 7])), PIXELS[[7, 1, 7]])
-    holding.cache(np.array([7, 9]))
+    np.testing.assert_array_equal(store.gather(np.array([7, 1, 7])), PIXELS[[7, 1, 7]])
+    store.cache(np.array([7, 9]))
     assert sorted(decoder.decoded) == [1, 3, 7, 9]
-    np.testing.assert_array_equal(holding.gather(np.array([9, 3, 0, 5, 0])), PIXELS[[9, 3, 0, 5, 0]])
+    np.testing.assert_array_equal(store.gather(np.array([9, 3, 0, 5, 0])), PIXELS[[9, 3, 0, 5, 0]])
     assert sorted(decoder.decoded) == [0, 1, 3, 5, 7, 9]
-    assert holding.gather(np.array([], np.int64)).shape == (0, SIZE, SIZE, 3)
-    holding.close()
+    assert store.gather(np.array([], np.int64)).shape == (0, SIZE, SIZE, 3)
+    store.close()
 
 
-def test_a_view_sees_its_own_rows(tmp_path: Path) -> None:
+def test_subset_has_its_own_rows(tmp_path: Path) -> None:
     decoder = Decoder()
-    view = Subset(ImageStore(12, SHAPE, 1 << 20, tmp_path, decoder), np.array([8, 3, 5]))
-    view.cache(np.array([2]))
+    subset = Subset(ImageStore(12, SHAPE, 1 << 20, tmp_path, decoder), np.array([8, 3, 5]))
+    subset.cache(np.array([2]))
     assert decoder.decoded == [5]
-    assert view.shape == (3, SIZE, SIZE, 3)
-    np.testing.assert_array_equal(view.gather(np.array([2, 0])), PIXELS[[5, 8]])
+    assert subset.shape == (3, SIZE, SIZE, 3)
+    np.testing.assert_array_equal(subset.gather(np.array([2, 0])), PIXELS[[5, 8]])
 
 
-def test_a_decoding_that_fails_leaves_nothing_held(tmp_path: Path) -> None:
+def test_failed_decoding_leaves_no_cache(tmp_path: Path) -> None:
     def fail(numbers: np.ndarray, write: Write) -> None:
         raise OSError("the source went away")
 
-    holding = ImageStore(12, SHAPE, 0, tmp_path, fail)
+    store = ImageStore(12, SHAPE, 0, tmp_path, fail)
     with pytest.raises(OSError, match="went away"):
-        holding.cache(np.array([1]))
+        store.cache(np.array([1]))
     assert list(tmp_path.iterdir()) == []

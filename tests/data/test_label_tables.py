@@ -18,8 +18,7 @@ from trainer.data.load import load_dataset
 from trainer.data.progress import SilentProgress
 from trainer.data.readers import SourceContents, read_layout
 from trainer.data.readers.import_files import Buckets
-from trainer.data.split import with_thresholds
-from trainer.data.stratify import hold_out
+from trainer.data.split import hold_out, with_thresholds
 from trainer.errors import DataError, TrainerError, UsageError
 from trainer.spec import load_spec
 from trainer.spec.schema import DataSpec

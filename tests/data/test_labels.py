@@ -16,7 +16,7 @@ from helpers.small_data import put as put_bytes
 from helpers.tfrecords import example, framed
 
 from trainer.compare.comparison import compare_runs
-from trainer.data.labelled import load_labelled
+from trainer.data.load import load_labelled
 from trainer.data.progress import SilentProgress
 from trainer.evaluate.metrics import Predictions
 from trainer.release.evaluate_pair import in_order, translated
@@ -27,7 +27,7 @@ from trainer.train.step import class_weights
 COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
 
 
-def test_every_layout_gives_labels_in_one_spelling(tmp_path: Path) -> None:
+def test_labels_of_every_layout_are_normalized(tmp_path: Path) -> None:
     put(tmp_path / "folders", f"{COMPOSED}/1.png", f"{DECOMPOSED}/2.png")
     put(tmp_path / "table", "1.png")
     (tmp_path / "table" / "a.csv").write_text(f"path,label\n1.png,{DECOMPOSED}\n")
@@ -39,7 +39,7 @@ def test_every_layout_gives_labels_in_one_spelling(tmp_path: Path) -> None:
         assert {item.label for item in read_all(tmp_path / source, "auto").items} == {COMPOSED}, source
 
 
-def test_splits_that_spell_a_class_differently_have_one_class(tmp_path: Path) -> None:
+def test_classes_that_differ_only_in_normal_form_are_one_class(tmp_path: Path) -> None:
     for seed, folder in enumerate([f"train/{COMPOSED}", "train/z", f"val/{DECOMPOSED}", "val/z"]):
         put_bytes(tmp_path / "data" / folder / "1.png", png(seed))
     dataset = load(tmp_path / "data", tmp_path / "cache")
@@ -47,7 +47,7 @@ def test_splits_that_spell_a_class_differently_have_one_class(tmp_path: Path) ->
     assert dataset.held_out.labels.tolist() == [0, 1]
 
 
-def test_model_of_an_earlier_version_is_measured_on_either_spelling(tmp_path: Path) -> None:
+def test_model_of_an_earlier_version_accepts_both_normal_forms(tmp_path: Path) -> None:
     for seed, name in enumerate([COMPOSED, DECOMPOSED, "z"]):
         put_bytes(tmp_path / "data" / name / f"{seed}.png", png(seed))
     spec = DataSpec(source=str(tmp_path / "data"), image_size=SIZE)
@@ -57,7 +57,7 @@ def test_model_of_an_earlier_version_is_measured_on_either_spelling(tmp_path: Pa
 
 @pytest.mark.parametrize("key", [COMPOSED, DECOMPOSED])
 @pytest.mark.parametrize("name", [COMPOSED, DECOMPOSED])
-def test_class_weights_are_of_either_spelling(key: str, name: str) -> None:
+def test_class_weights_accept_both_normal_forms(key: str, name: str) -> None:
     assert class_weights({key: 3.0}, (name, "z"), np.array([1, 1])).tolist() == [3.0, 1.0]
 
 
@@ -66,7 +66,7 @@ def predictions(names: tuple[str, ...], labels: list[int]) -> Predictions:
     return Predictions("test", ("a", "b"), np.array(labels, np.int32), probabilities, names)
 
 
-def test_runs_of_either_spelling_can_be_compared_and_challenge_each_other() -> None:
+def test_runs_with_different_normal_forms_can_be_compared() -> None:
     runs = [run_of(predictions((name, "z"), [0, 1]), name) for name in (COMPOSED, DECOMPOSED)]
     assert compare_runs(*runs).accuracy.difference == 0
     # "é" sorts after "z", but "e" with a combining accent before it: the class order differs.
@@ -79,7 +79,7 @@ def test_runs_of_either_spelling_can_be_compared_and_challenge_each_other() -> N
     assert aligned.probabilities.tolist() == [[1.0, 0.0], [0.0, 1.0]]
 
 
-def test_class_that_is_only_spelled_differently_is_neither_gone_nor_new() -> None:
+def test_drift_ignores_the_normal_form_of_class_names() -> None:
     def dataset(name: str) -> dict[str, Any]:
         return json.loads(json.dumps({"splits": {"train": {"images": 2, "classes": {name: 1, "z": 1}}}}))
 

@@ -20,7 +20,7 @@ CROPS = {1: "{whole_epochs: 1}", 4: "{first_size: 8, size: 12, whole_epochs: 1}"
 
 @pytest.mark.engine
 @pytest.mark.parametrize("channels", [1, 4])
-def test_a_run_on_other_channels_and_sizes_answers_as_it_was_evaluated(
+def test_run_on_non_square_grey_and_rgba_images_predicts_as_evaluated(
     channels: int, photos: Path, tmp_path: Path
 ) -> None:
     data, run = tmp_path / "pictures", tmp_path / "runs" / "a"

@@ -25,7 +25,7 @@ def held_out(items: Sequence[Item]) -> set[str]:
     return {item.name for item in items if item.split == "validation"}
 
 
-def test_split_takes_the_fraction_of_every_class_exactly() -> None:
+def test_split_holds_out_the_exact_fraction_of_every_class() -> None:
     items, contents = many(4000)
     split = assign_splits(items, contents, 0.25)
     for label in ("a", "b"):
@@ -49,7 +49,7 @@ def test_classes_of_equal_size_have_equal_shares_within_one_image(sizes: list[in
             assert sum(counts.values()) == round(fraction * sum(sizes))
 
 
-def test_what_a_run_trained_on_and_a_later_one_holds_out_is_in_its_list() -> None:
+def test_list_of_trained_images_contains_those_held_out_by_a_later_run() -> None:
     moved = 0
     for seed in range(5):
         items, _ = many(6000, ("a", "a", "b"))
@@ -73,15 +73,15 @@ def test_split_does_not_depend_on_the_order_of_the_images() -> None:
     assert held_out(assign_splits(items[::-1], contents[::-1], 0.2)) == before
 
 
-def test_split_does_not_depend_on_the_order_of_the_classes_where_the_total_is_half_an_image() -> None:
+def test_split_does_not_depend_on_the_order_of_the_classes_if_the_total_is_half_an_image() -> None:
     sizes = [18, 34, 33]  # a tenth is 8.5 or, added up in another order, 8.500000000000002
     counts = [
         held_out_counts({str(size): size for size in order}, 0.1) for order in itertools.permutations(sizes)
     ]
-    assert all(each == counts[0] for each in counts)
+    assert all(count == counts[0] for count in counts)
 
 
-def test_few_images_change_sides_when_others_are_added() -> None:
+def test_few_images_change_splits_when_others_are_added() -> None:
     items, contents = many(600)
     before = held_out(assign_splits(items[:400], contents[:400], 0.2))
     after = held_out(assign_splits(items, contents, 0.2))
@@ -89,7 +89,7 @@ def test_few_images_change_sides_when_others_are_added() -> None:
     assert len(before ^ (after & old)) <= 16
 
 
-def test_image_with_two_labels_is_on_one_side() -> None:
+def test_image_with_two_labels_is_in_one_split() -> None:
     items, contents = many(40)
     twice = [*items, *(replace(item, name=f"copy {item.name}", label="c") for item in items[:10])]
     split = assign_splits(twice, [*contents, *contents[:10]], 0.3)
@@ -97,14 +97,14 @@ def test_image_with_two_labels_is_on_one_side() -> None:
 
 
 @pytest.mark.parametrize("fraction", [0.001, 0.999])
-def test_split_leaves_no_side_empty_where_a_class_has_two_images(fraction: float) -> None:
+def test_class_of_two_images_is_in_both_splits(fraction: float) -> None:
     items, contents = many(4)
     split = assign_splits(items, contents, fraction)
     sides = {(item.label, item.split) for item in split}
     assert len(sides) == 4
 
 
-def test_split_of_a_tiny_class_looks_only_at_images_without_a_split() -> None:
+def test_split_of_a_small_class_considers_only_images_without_a_split() -> None:
     contents = sorted(digests(*range(5)))
     items = items_of(("a", "test", ""), ("a", None, ""), ("a", None, ""), ("a", None, ""), ("a", "test", ""))
     for fraction in (0.001, 0.999):
@@ -112,14 +112,14 @@ def test_split_of_a_tiny_class_looks_only_at_images_without_a_split() -> None:
         assert {item.split for item in split[1:4]} == {"train", "validation"}
 
 
-def test_split_keeps_equal_images_together_even_in_tiny_classes() -> None:
+def test_split_keeps_equal_images_together_in_small_classes() -> None:
     items = items_of(("a", None, ""), ("a", None, ""), ("b", None, ""), ("b", None, ""))
     for fraction in (0.001, 0.5, 0.999):
         split = assign_splits(items, digests(1, 2, 1, 3), fraction)
         assert split[0].split == split[2].split
 
 
-def test_split_that_the_source_names_is_kept_and_train_alone_is_divided() -> None:
+def test_split_of_the_source_is_kept_and_a_source_with_only_train_is_divided() -> None:
     items, contents = many(100)
     named = [replace(item, split="test" if index < 10 else "train") for index, item in enumerate(items)]
     assert assign_splits(named, contents, 0.2) == named

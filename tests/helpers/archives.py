@@ -21,14 +21,14 @@ class Started(SilentProgress):
 
     def __init__(self) -> None:
         self.any = False
-        self.said: list[str] = []
+        self.messages: list[str] = []
 
     def start(self, label: str, total: int | None, unit: str) -> Task:
         self.any = True
         return SilentTask()
 
     def say(self, message: str) -> None:
-        self.said.append(message)
+        self.messages.append(message)
 
 
 def extract(archive: Path, cache: Path, max_bytes: int = 200 * MIB, progress: Progress | None = None) -> Path:

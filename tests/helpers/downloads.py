@@ -14,13 +14,13 @@ import trustme
 from helpers.https_server import HttpsServer, Served, https_server, write_ca
 from trainer.data.fetch import fetch_source
 from trainer.data.progress import SilentTask, Task
-from trainer.data.transfer import Patience
+from trainer.data.transfer import RetryPolicy
 
 DATA = random.Random(0).randbytes(300_000)
 SHA256 = f"sha256:{hashlib.sha256(DATA).hexdigest()}"
 MD5 = f"md5:{hashlib.md5(DATA).hexdigest()}"
 LIMIT = 2**30
-AT_ONCE = Patience(delays_seconds=(0.0, 0.0, 0.0, 0.0), connect_seconds=5.0, read_seconds=5.0)
+AT_ONCE = RetryPolicy(delays_seconds=(0.0, 0.0, 0.0, 0.0), connect_seconds=5.0, read_seconds=5.0)
 
 
 class Told:

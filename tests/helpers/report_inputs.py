@@ -138,7 +138,7 @@ def make_dataset(predictions: dict[str, Predictions]) -> dict[str, Any]:
         "splits": splits,
         "duplicates_across_splits": {"count": 1, "images": [pair]},
         "digest": "sha256:98b08edac0ffee0123456789",
-        "warnings": ["1 image appears in train and validation; dataset.json lists them"],
+        "warnings": ["1 image appears in train and validation; see dataset.json"],
     }
 
 

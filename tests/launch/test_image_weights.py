@@ -32,7 +32,7 @@ def test_stage_weights_copies_requested_weights_and_removes_others(
     stage_weights(project, ["two"], cache, SilentProgress())
     assert {entry.name for entry in (project / WEIGHTS_FOLDER).iterdir()} == {"README.md", "two.h5"}
     (cache / "weights" / "one.h5").write_bytes(b"others")
-    with pytest.raises(DataError, match="not the one that was published"):
+    with pytest.raises(DataError, match="not the published file of weights"):
         stage_weights(project, ["one"], cache, SilentProgress())
     with pytest.raises(
         UsageError, match=r"no published weights of this name\. Choose from efficientnet-lite0, "

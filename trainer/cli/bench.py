@@ -33,7 +33,7 @@ def bench_command(
     with Console(_LOG_SECONDS, stderr=as_json) as console, memory_explained(_LESS_MEMORY):
         console.banner()
         import_tensorflow()
-        from trainer.data.dataset import format_found
+        from trainer.data.dataset import format_contents
         from trainer.data.load import load_dataset
         from trainer.distributed.devices import find_cluster
         from trainer.train.bench import measure_speeds
@@ -42,7 +42,7 @@ def bench_command(
         cluster = find_cluster(spec.train.deterministic, spec.train.devices)
         console.on_fact("devices", cluster.description)
         dataset = load_dataset(spec.data, cache_dir, console, lambda rejected: None)
-        console.on_fact("data", format_found(dataset))
+        console.on_fact("data", format_contents(dataset))
         speeds = measure_speeds(spec, dataset, cluster, seconds, stop.is_requested)
         if as_json:
             words = {"limit": speeds.limit, "sentence": speeds.sentence(), "advice": speeds.advice()}

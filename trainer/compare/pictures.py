@@ -14,12 +14,11 @@ from PIL import Image, ImageOps
 from trainer.compare.pair import Comparison
 from trainer.compare.runs import Run
 from trainer.data.convert import prepare
-from trainer.data.fetch import buckets_of, extraction_of, fetch_source
-from trainer.data.fingerprint import split_digest
+from trainer.data.digests import split_digest
+from trainer.data.fetch import list_images
 from trainer.data.items import Item, Source
 from trainer.data.labels import normalized
 from trainer.data.progress import SilentProgress
-from trainer.data.readers import read_layout
 from trainer.data.shards.index import ShardManifest
 from trainer.data.shards.packed import find_shards, open_shards, packed_items
 from trainer.errors import DataError, TrainerError
@@ -87,12 +86,7 @@ def _items(comparison: Comparison, cache_dir: Path, names: set[str]) -> dict[str
 
 
 def _from_files(run: Run, spec: DataSpec, cache_dir: Path) -> Iterable[Source]:
-    progress = SilentProgress()
-    root = fetch_source(spec.source, spec.checksum, cache_dir, spec.max_extracted_mib << 20, progress)
-    items = read_layout(
-        root, spec.layout, buckets_of(spec, cache_dir, progress), extraction_of(spec, cache_dir, progress),
-        spec.labels,
-    ).items  # fmt: skip
+    items = list_images(spec, cache_dir, SilentProgress()).items
     _require_unchanged(run, {item.name: item for item in items})
     return items
 

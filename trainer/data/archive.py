@@ -10,18 +10,17 @@ archive. A hard link to an earlier member becomes a copy of it. Archives inside 
 from __future__ import annotations
 
 import gzip
+import re
 import tarfile
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from trainer.data.archive_errors import DAMAGE
+from trainer.data.archive_errors import read_error, reading
 from trainer.data.extractor import Unpacker
 from trainer.data.progress import Progress
 from trainer.data.unpack_tar import unpack_tar
-from trainer.data.unpack_zip import unpack_zip, zip_encoding
-from trainer.data.web_page import is_web_page
-from trainer.data.zip_names import STANDARD
+from trainer.data.unpack_zip import STANDARD, unpack_zip, zip_encoding
 from trainer.errors import DataError
 from trainer.storage import build_once
 
@@ -46,30 +45,36 @@ _ARCHIVE_NAMES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".tbz2", ".xz", ".txz",
 def archive_kind(path: Path) -> Kind | None:
     """Return the archive format detected from the file's first bytes, or None for any other file.
 
-    Raises DataError if the file cannot be read, is an archive in an unsupported format, or has the name of an
-    archive but different contents.
+    Raises DataError if the file is not accessible, is an archive in an unsupported format, or has the name of
+    an archive but different contents, and TemporaryError for an I/O error.
     """
     try:
         with open(path, "rb") as file:
             start = file.read(512)
     except OSError as error:
-        raise DataError(f"The file can't be read: {error.strerror or error}.", received=path) from error
+        raise read_error(path, error) from error
     for offset, signature, kind in _SIGNATURES:
         if start[offset:].startswith(signature):
             return _require_tar(path) if kind == "gzip" else kind
     for signature, name in _UNREAD.items():
         if start.startswith(signature):
             raise DataError(
-                f"A {name} archive isn't read; pack the images as .zip or .tar.gz.", received=path
+                f"Archives of the format {name} are not supported.",
+                "Pack the images as .zip or .tar.gz.",
+                received=path,
             )
     if not path.name.lower().endswith(_ARCHIVE_NAMES):
         return None
     if _is_tar_header(start):
         return "tar"
-    what = f"it starts with {start[:16]!r}" if start else "it is empty"
+    contents = f"it starts with {start[:16]!r}" if start else "it is empty"
     if is_web_page(path):
-        what = "it is a web page, such as a sign-in page that was saved in its place"
-    raise DataError(f"The file is named like an archive but isn't one: {what}. Get it again.", received=path)
+        contents = "it is a web page, such as a sign-in page that was saved instead of the file"
+    raise DataError(
+        f"The file has the extension of an archive, but is not an archive: {contents}.",
+        "Download or copy it again.",
+        received=path,
+    )
 
 
 def extract_archive(path: Path, sha256: str, cache_dir: Path, max_bytes: int, progress: Progress) -> Path:
@@ -85,8 +90,8 @@ def extract_archive(path: Path, sha256: str, cache_dir: Path, max_bytes: int, pr
     name = sha256 if encoding in (None, STANDARD) else f"{sha256}-{encoding}"
     if encoding is not None:
         progress.say(
-            f"{path.name} does not say how its names are encoded; they are read as {encoding}. If they look "
-            "wrong, unpack it and give the folder."
+            f"{path.name} does not declare the encoding of its file names; they are decoded as {encoding}. "
+            "If they look wrong, unpack the archive and use the folder."
         )
     folder = cache_dir / "extracted" / name
     build = partial(_unpack, path, kind, max_bytes, progress)
@@ -105,14 +110,14 @@ def _unpack(path: Path, kind: Kind | None, max_bytes: int, progress: Progress, f
 
 def _require_tar(path: Path) -> Kind:
     try:
-        with gzip.open(path) as file:
+        with reading(path), gzip.open(path) as file:
             start = file.read(512)
-    except DAMAGE:
+    except DataError:
         # The file is damaged: extraction reports a more precise error.
         return "gzip"
     if _is_tar_header(start) or not any(start):
         return "gzip"
-    raise DataError("A compressed single file isn't read; unpack it first.", received=path)
+    raise DataError("The file is a single compressed file, not an archive.", "Unpack it.", received=path)
 
 
 def _is_tar_header(start: bytes) -> bool:
@@ -122,3 +127,15 @@ def _is_tar_header(start: bytes) -> bool:
     except (tarfile.HeaderError, ValueError):
         return False
     return True
+
+
+_LOOK_BYTES = 1024
+_PAGE = re.compile(
+    rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<(!doctype\s+html|html|head|body)\b", re.I | re.S
+)
+
+
+def is_web_page(path: Path) -> bool:
+    """Return whether the file begins with HTML. Raises OSError."""
+    with open(path, "rb") as file:
+        return _PAGE.match(file.read(_LOOK_BYTES)) is not None

@@ -1,11 +1,12 @@
-"""Error handling for damaged archives.
+"""Error handling for damaged archives and unreadable files.
 
-The readers of the standard library raise many exception types on damaged archives; all are translated to
-DataError.
+The readers of the standard library raise many exception types on damaged bytes; all are translated to
+DataError. An I/O error or a lack of memory is not damage: another attempt may succeed.
 """
 
 from __future__ import annotations
 
+import errno
 import lzma
 import struct
 import tarfile
@@ -16,10 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from trainer.errors import DataError
+from trainer.errors import DataError, TemporaryError, TrainerError
 
 CHUNK_BYTES = 1 << 18
-# All exceptions that the readers of the standard library raise on damaged bytes.
 DAMAGE = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -30,22 +30,76 @@ DAMAGE = (
     ValueError,
     OverflowError,
     RuntimeError,
-    MemoryError,
-    OSError,
 )
+"""Exceptions that the readers of the standard library raise on damaged bytes, except for OSError."""
+# The readers raise an OSError without a number for damaged bytes. EINVAL: an offset leads out of the file.
+_NUMBERS_OF_DAMAGE = (None, errno.EINVAL)
+_OF_THE_PATH = frozenset(
+    {
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.EACCES,
+        errno.EPERM,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.EINVAL,
+    }
+)
+_OF_THE_PROCESS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 @contextmanager
-def reading(path: Path, what: str = "it") -> Iterator[None]:
-    """Translate any exception that a reader raises on damaged bytes to a DataError that names the archive."""
+def reading(path: Path, part: str = "it") -> Iterator[None]:
+    """Translate the exceptions that a reader raises while it reads `part` of the archive at `path`.
+
+    Damaged bytes raise DataError, other I/O errors the error of `read_error`, and a lack of memory
+    MemoryError.
+    """
     try:
         yield
-    except DAMAGE as error:
+    except (*DAMAGE, OSError) as error:
+        failure = _failure_behind(error)
+        if failure is not None:
+            raise read_error(path, failure) from error
         raise DataError(
-            f"The archive can't be read: {what} is damaged or incomplete ({error or type(error).__name__}). "
-            f"Get it again.",
+            f"The archive can't be read: {part} is damaged or incomplete ({error or type(error).__name__}).",
+            "Download or copy it again.",
             received=path,
         ) from error
+
+
+def _failure_behind(error: BaseException) -> OSError | None:
+    """Return the I/O error that caused `error`, or None for damaged bytes.
+
+    `zipfile` and `tarfile` replace some I/O errors by their own exceptions.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno not in _NUMBERS_OF_DAMAGE:
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def read_error(source: object, error: OSError) -> TrainerError:
+    """Return the error for a failure to read `source`: DataError for its path, otherwise TemporaryError.
+
+    Raises MemoryError if the system has no memory left.
+    """
+    reason = error.strerror or str(error)
+    if error.errno == errno.ENOMEM:
+        raise MemoryError(reason) from error
+    if error.errno in _OF_THE_PATH:
+        return DataError(
+            f"The file can't be read: {reason}.", "Check its path and its permissions.", received=source
+        )
+    return TemporaryError(f"The file could not be read: {reason}.", "Try again.", received=source)
+
+
+def is_of_the_process(error: OSError) -> bool:
+    """Return whether `error` is a limit of this process or system, which any other file would meet too."""
+    return error.errno in _OF_THE_PROCESS
 
 
 class Readable(Protocol):
@@ -56,7 +110,7 @@ class Readable(Protocol):
 
 
 def chunks(source: Readable, path: Path, member: str) -> Iterator[bytes]:
-    """Yield the bytes of one member of the archive at `path`. Raises DataError if they are damaged."""
+    """Yield the bytes of one member of the archive at `path`. Raises the errors of `reading`."""
     while True:
         with reading(path, f"member {member!r}"):
             chunk = source.read(CHUNK_BYTES)

@@ -26,9 +26,9 @@ def piece(data: tf.Tensor, position: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
 
 def peek(data: tf.Tensor, position: tf.Tensor | int, count: int) -> tf.Tensor:
     """Return `count` bytes from `position` as int64 [count], values 0 to 255, zero outside `data`."""
-    found = piece(data, tf.convert_to_tensor(position), tf.constant(count))
+    part = piece(data, tf.convert_to_tensor(position), tf.constant(count))
     # decode_raw requires a fixed length that is a multiple of the element size; for bytes it always is.
-    return tf.cast(tf.io.decode_raw(found, tf.uint8, fixed_length=count), tf.int64)
+    return tf.cast(tf.io.decode_raw(part, tf.uint8, fixed_length=count), tf.int64)
 
 
 def little(values: tf.Tensor) -> tf.Tensor:
@@ -47,9 +47,9 @@ def equals(values: tf.Tensor, expected: bytes) -> tf.Tensor:
     return tf.reduce_all(values == tf.constant(list(expected), tf.int64))
 
 
-def contains(data: tf.Tensor, wanted: bytes) -> tf.Tensor:
-    """Return whether `wanted` occurs anywhere in `data` (string scalar): bool scalar."""
-    return tf.size(tf.strings.split(tf.reshape(data, [1]), wanted, maxsplit=1).values) > 1
+def contains(data: tf.Tensor, pattern: bytes) -> tf.Tensor:
+    """Return whether `pattern` occurs anywhere in `data` (string scalar): bool scalar."""
+    return tf.size(tf.strings.split(tf.reshape(data, [1]), pattern, maxsplit=1).values) > 1
 
 
 def choose(condition: tf.Tensor, yes: tf.Tensor | int, no: tf.Tensor | int) -> tf.Tensor:

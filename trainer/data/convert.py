@@ -17,11 +17,12 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from trainer.data.formats import LOSSLESS, Route, how_to_read
 from trainer.data.header import declared_size, image_kind, reason_not_to_decode, reason_of_size
-from trainer.data.reading import LOSSLESS, Route, how_to_read
 
 if TYPE_CHECKING:
     from PIL import Image
+
 
 LARGE_PIXELS = 12_000_000
 """Larger images are decoded one at a time, because of the memory that they need."""
@@ -29,6 +30,10 @@ UNSUPPORTED = "unsupported format"
 """Prefix of the rejection reason of an image in an unsupported format; the format follows."""
 _BITS_PER_SAMPLE = 258
 _NOISY = r"PIL\.|pillow_heif"
+_CIFAR_SIDE = 32
+_NO_LIMIT = 1 << 62
+_FILE_COMPRESS_LEVEL = 6
+"""zlib's default, because files are stored permanently."""
 _one_large = threading.Lock()
 
 
@@ -58,14 +63,14 @@ def prepare(data: bytes, max_pixels: int, compress_level: int = 1) -> Prepared:
     if route.way == "refuse":
         return Prepared(data, f"{UNSUPPORTED}: {route.format}")
     if route.way == "convert":
-        return _converted(data, route, max_pixels, compress_level)
+        return _convert(data, route, max_pixels, compress_level)
     reason = reason_not_to_decode(data, max_pixels)
     if route.way == "direct" or reason is not None:
         return Prepared(data, reason)
-    return Prepared(_with_orientation(data, route.orientation), None, route.format)
+    return Prepared(_add_orientation(data, route.orientation), None, route.format)
 
 
-def _with_orientation(data: bytes, orientation: int) -> bytes:
+def _add_orientation(data: bytes, orientation: int) -> bytes:
     """Insert an EXIF block that holds only an orientation into a JPEG or PNG, before any other EXIF block."""
     exif = struct.pack("<2sHIHHHIHHI", b"II", 42, 8, 1, 0x0112, 3, 1, orientation, 0, 0)
     if image_kind(data) == "jpeg":
@@ -77,15 +82,15 @@ def _with_orientation(data: bytes, orientation: int) -> bytes:
     return data[:end] + chunk + data[end:]
 
 
-def _converted(data: bytes, route: Route, max_pixels: int, compress_level: int) -> Prepared:
-    _silence()
+def _convert(data: bytes, route: Route, max_pixels: int, compress_level: int) -> Prepared:
+    _suppress_warnings()
     try:
-        with _opened(data, route.format) as image:
+        with _open_with_plugin(data, route.format) as image:
             width, height = image.size
             if (reason := reason_of_size(width, height, max_pixels)) is not None:
                 return Prepared(data, reason)
             with _one_large if width * height > LARGE_PIXELS else nullcontext():
-                return Prepared(_as_png(_upright(image), compress_level), None, route.format)
+                return Prepared(_encode_png(_decode_upright(image), compress_level), None, route.format)
     except MemoryError:
         raise
     except Exception as error:
@@ -94,7 +99,7 @@ def _converted(data: bytes, route: Route, max_pixels: int, compress_level: int) 
         return Prepared(data, f"damaged: the {route.format} can't be decoded ({text.splitlines()[0][:100]})")
 
 
-def _silence() -> None:
+def _suppress_warnings() -> None:
     """Suppress Pillow's warnings about damaged metadata and large images.
 
     The filter is permanent: `warnings.catch_warnings` would switch state that all threads share.
@@ -103,7 +108,7 @@ def _silence() -> None:
         warnings.filterwarnings("ignore", module=_NOISY)
 
 
-def _opened(data: bytes, name: str) -> Image.Image:
+def _open_with_plugin(data: bytes, name: str) -> Image.Image:
     """Open the bytes with the plugin for their format. Raises whatever the plugin raises.
 
     `Image.open` is not used: it tries all plugins and applies its own size limit.
@@ -136,32 +141,47 @@ def _opened(data: bytes, name: str) -> Image.Image:
     return plugins[name if name in plugins else image_kind(data) or ""](io.BytesIO(data))
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _decode_upright(image: Image.Image) -> Image.Image:
     """Decode the first frame, apply its orientation and convert it to RGB or RGBA with 8 bits."""
     from PIL import ImageOps
 
     image.load()
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith(("I", "F")):
-        image = _of_8_bits(image)
+        image = _reduce_to_8_bits(image)
     has_alpha = "A" in image.getbands() or "transparency" in image.info
     return image.convert("RGBA" if has_alpha else "RGB")
 
 
-def _of_8_bits(image: Image.Image) -> Image.Image:
+def _reduce_to_8_bits(image: Image.Image) -> Image.Image:
     """Keep the upper 8 bits of 16, or of a TIFF's bit depth. Raises ValueError for other pixel types."""
     import numpy as np
     from PIL import Image
 
     if not (image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")):
-        raise ValueError(f"its pixels are numbers of mode {image.mode}, not brightnesses")
+        raise ValueError(f"pixels of mode {image.mode} are not supported")
     tags = getattr(image, "tag_v2", {})
     bits = int((tags.get(_BITS_PER_SAMPLE) or (16,))[0])
     return Image.fromarray((np.asarray(image).astype(np.int32) >> (bits - 8)).astype(np.uint8))
 
 
-def _as_png(image: Image.Image, compress_level: int) -> bytes:
+def _encode_png(image: Image.Image, compress_level: int) -> bytes:
     image.info = {}  # Colour profile, transparency and EXIF are already applied or irrelevant.
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=compress_level)
     return buffer.getvalue()
+
+
+def as_file(data: bytes, encoding: str) -> bytes:
+    """Return the bytes of an item with this `encoding` as an image file that the model's decoder supports.
+
+    Raw records and images that need conversion are encoded losslessly as PNG; other files are returned
+    unchanged.
+    """
+    if encoding == "image":
+        return prepare(data, _NO_LIMIT, _FILE_COMPRESS_LEVEL).data
+    import numpy as np
+    import tensorflow as tf
+
+    planes = np.frombuffer(data, np.uint8).reshape(3, _CIFAR_SIDE, _CIFAR_SIDE)
+    return bytes(tf.io.encode_png(planes.transpose(1, 2, 0)).numpy())

@@ -7,7 +7,7 @@ split, and a summary of the images, rejections and warnings.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,25 +16,29 @@ from numpy.typing import NDArray
 
 from trainer.data.checks import (
     Duplicates,
+    count_candidates,
     find_duplicates,
     require_classes,
     require_few_rejected,
     require_full_splits,
+    require_labels,
+    require_trained_labels,
     warnings_of,
     warnings_of_formats,
+    warnings_of_labels,
 )
-from trainer.data.fingerprint import content_digest, split_digest
+from trainer.data.digests import content_digest, split_digest
 from trainer.data.image_store import Rows, Subset
 from trainer.data.ingest import DecodedImages
 from trainer.data.items import SPLITS, Item, Rejection, Source
-from trainer.data.label_arrays import label_array, label_counts, label_texts
-from trainer.data.label_checks import require_labels, require_trained_labels, warnings_of_labels
-from trainer.data.sampler import Shards, first_owners
+from trainer.data.labels import label_array, label_counts, label_texts
+from trainer.data.readers import SourceContents
+from trainer.data.sampler import Shards, initial_hosts
 from trainer.data.split import BY_SOURCE, STRATIFIED, assign_splits, training_items, with_thresholds
 from trainer.sanitize import shown_address
 from trainer.spec.schema import DataSpec
 
-_MOST_LINES = 5
+_MAX_LINES = 5
 """Maximum number of lines of class names."""
 
 
@@ -60,7 +64,7 @@ class Split:
         if self.shards is not None:
             # Adjacent items are in the same shard, which then only one process needs.
             return np.arange(len(self.items)) * hosts // len(self.items)
-        return first_owners(self.numbers, hosts)
+        return initial_hosts(self.numbers, hosts)
 
 
 @dataclass(frozen=True)
@@ -90,65 +94,67 @@ class Dataset:
 
 
 def assemble(
-    candidates: Sequence[Item],
-    left_out: Sequence[Rejection],
-    found: DecodedImages,
+    contents: SourceContents,
+    decoded: DecodedImages,
     spec: DataSpec,
-    layout: str,
     on_rejected: Callable[[tuple[Rejection, ...]], None],
-    warnings: Sequence[str] = (),
 ) -> Dataset:
     """Validate the decoded images, split them if the source has no split, and return the data set.
 
-    on_rejected is called once with all rejections, sorted by name, before any check. `warnings` are those of
-    the layout reader. Raises DataError.
+    contents: the images and rejections of the source before decoding. on_rejected is called once with all
+    rejections, sorted by name, before any check. Raises DataError.
     """
-    rejected = tuple(sorted([*left_out, *found.rejections], key=lambda rejection: rejection.name))
+    rejections = [*contents.rejections, *decoded.rejections]
+    rejected = tuple(sorted(rejections, key=lambda rejection: rejection.name))
     on_rejected(rejected)
-    tried = len(candidates) + sum(rejection.damaged for rejection in left_out)
-    require_few_rejected(tried, rejected, spec.max_rejected)
+    candidates = count_candidates(contents.items, contents.rejections)
+    require_few_rejected(candidates, rejected, spec.max_rejected)
     is_multi = spec.labels == "multi"
-    if spec.held_out == "train" and all(item.split is None for item in found.items):
-        found = _training_part(found, spec.validation_fraction, is_multi)
-    items, split_by = (_arranged_several if is_multi else _arranged)(candidates, found, spec)
-    warnings = (*warnings, *warnings_of_labels(items)) if is_multi else warnings
-    duplicates = find_duplicates(items, found.contents)
-    return _assembled(items, found, rejected, duplicates, (spec.source, layout, split_by), warnings, is_multi)
+    if spec.held_out == "train" and all(item.split is None for item in decoded.items):
+        decoded = _select_training_part(decoded, spec.validation_fraction, is_multi)
+    split_items = _split_multi_label if is_multi else _split_single_label
+    items, split_by = split_items(contents.items, decoded, spec)
+    warnings = (*contents.warnings, *warnings_of_labels(items)) if is_multi else contents.warnings
+    duplicates = find_duplicates(items, decoded.contents)
+    origin = (spec.source, contents.layout, split_by)
+    return _build_dataset(items, decoded, rejected, duplicates, origin, warnings, is_multi)
 
 
-def _arranged(candidates: Sequence[Item], found: DecodedImages, spec: DataSpec) -> tuple[list[Item], str]:
-    """Return the items with their splits assigned, and the origin of the split. Raises DataError."""
-    require_classes((item.label for item in candidates), (item.label for item in found.items))
-    items = assign_splits(found.items, found.contents, spec.validation_fraction)
-    require_full_splits(items)
-    return items, BY_SOURCE if items == list(found.items) else STRATIFIED
-
-
-def _arranged_several(
-    candidates: Sequence[Item], found: DecodedImages, spec: DataSpec
+def _split_single_label(
+    candidates: Sequence[Item], decoded: DecodedImages, spec: DataSpec
 ) -> tuple[list[Item], str]:
-    """Do the same as `_arranged` for images with any number of labels."""
-    require_labels(candidates, found.items)
-    items = assign_splits(found.items, found.contents, spec.validation_fraction, is_multi=True)
+    """Return the items with their splits assigned, and the origin of the split. Raises DataError."""
+    require_classes((item.label for item in candidates), (item.label for item in decoded.items))
+    items = assign_splits(decoded.items, decoded.contents, spec.validation_fraction)
+    require_full_splits(items)
+    return items, BY_SOURCE if items == list(decoded.items) else STRATIFIED
+
+
+def _split_multi_label(
+    candidates: Sequence[Item], decoded: DecodedImages, spec: DataSpec
+) -> tuple[list[Item], str]:
+    """Do the same as `_split_single_label` for images with any number of labels."""
+    require_labels(candidates, decoded.items)
+    items = assign_splits(decoded.items, decoded.contents, spec.validation_fraction, is_multi=True)
     require_trained_labels(items)
-    split_by = BY_SOURCE if items == list(found.items) else STRATIFIED
-    return with_thresholds(items, found.contents, spec.threshold_fraction), split_by
+    split_by = BY_SOURCE if items == list(decoded.items) else STRATIFIED
+    return with_thresholds(items, decoded.contents, spec.threshold_fraction), split_by
 
 
-def _training_part(found: DecodedImages, fraction: float, is_multi: bool) -> DecodedImages:
+def _select_training_part(decoded: DecodedImages, fraction: float, is_multi: bool) -> DecodedImages:
     """Return the decoded images without those that a run on all images would hold out."""
-    kept = training_items(found.items, found.contents, fraction, is_multi)
+    indices = training_items(decoded.items, decoded.contents, fraction, is_multi)
     return replace(
-        found,
-        items=tuple(found.items[index] for index in kept),
-        contents=tuple(found.contents[index] for index in kept),
-        rows=found.rows[np.asarray(kept, np.int64)],
+        decoded,
+        items=tuple(decoded.items[index] for index in indices),
+        contents=tuple(decoded.contents[index] for index in indices),
+        rows=decoded.rows[np.asarray(indices, np.int64)],
     )
 
 
-def _assembled(
+def _build_dataset(
     items: Sequence[Item],
-    found: DecodedImages,
+    decoded: DecodedImages,
     rejected: tuple[Rejection, ...],
     duplicates: Duplicates,
     origin: tuple[str, str, str],
@@ -156,12 +162,17 @@ def _assembled(
     is_multi: bool,
 ) -> Dataset:
     class_names = tuple(sorted({label for item in items for label in item.classes}, key=_class_order))
-    splits = {name: _split(name, items, found, class_names, is_multi) for name in SPLITS}
-    splits = {name: split for name, split in splits.items() if split.items}
-    digest = content_digest(items, found.contents)
-    warnings = (*warnings, *warnings_of_formats(found.converted, rejected), *warnings_of(duplicates))
+    numbers = {label: number for number, label in enumerate(class_names)}
+    indices = {name: [i for i, item in enumerate(items) if item.split == name] for name in SPLITS}
+    splits = {
+        name: build_split(name, indices[name], items, decoded, numbers, is_multi)
+        for name in SPLITS
+        if indices[name]
+    }
+    digest = content_digest(items, decoded.contents)
+    warnings = (*warnings, *warnings_of_formats(decoded.converted, rejected), *warnings_of(duplicates))
     summary = summarize(class_names, splits, rejected, duplicates, origin)
-    summary |= {"converted": dict(found.converted)}
+    summary |= {"converted": dict(decoded.converted)}
     summary |= {"digest": f"sha256:{digest}", "warnings": list(warnings)}
     summary |= {"labels": "multi"} if is_multi else {}
     return Dataset(class_names, splits, rejected, summary, digest, warnings)
@@ -172,18 +183,26 @@ def _class_order(name: str) -> tuple[int, int, str]:
     return (0, int(name), name) if name.isascii() and name.isdecimal() and len(name) < 19 else (1, 0, name)
 
 
-def _split(
-    name: str, items: Sequence[Item], found: DecodedImages, class_names: tuple[str, ...], is_multi: bool
+def build_split(
+    name: str,
+    indices: Sequence[int],
+    items: Sequence[Item],
+    decoded: DecodedImages,
+    numbers: Mapping[str, int],
+    is_multi: bool,
 ) -> Split:
-    indices = [index for index, item in enumerate(items) if item.split == name]
-    number = {label: value for value, label in enumerate(class_names)}
+    """Return the split `name` with the decoded images at `indices`.
+
+    items: one for each decoded image. numbers: the index of each class.
+    """
+    rows = decoded.rows[np.asarray(indices, np.int64)]
     return Split(
         name=name,
         items=tuple(items[index] for index in indices),
-        labels=label_array([items[index] for index in indices], number, is_multi),
-        pixels=Subset(found.pixels, found.rows[np.asarray(indices, np.int64)]),
-        numbers=found.rows[np.asarray(indices, np.int64)],
-        contents=tuple(found.contents[index] for index in indices),
+        labels=label_array([items[index] for index in indices], numbers, is_multi),
+        pixels=Subset(decoded.pixels, rows),
+        numbers=rows,
+        contents=tuple(decoded.contents[index] for index in indices),
     )
 
 
@@ -209,49 +228,48 @@ def summarize(
         "layout": layout,
         "split_by": split_by,
         "class_names": list(class_names),
-        "splits": {name: _counts(split, class_names) for name, split in splits.items()},
+        "splits": {name: _summarize_split(split, class_names) for name, split in splits.items()},
         "rejected": {
             "count": len(rejected),
             "damaged": sum(rejection.damaged for rejection in rejected),
-            # The text before the colon is the kind of reason; the rest is specific to one file.
-            "reasons": dict(Counter(rejection.reason.split(":")[0] for rejection in rejected)),
+            "reasons": dict(Counter(rejection.kind for rejection in rejected)),
         },
-        "duplicates_across_splits": _groups(duplicates.across_splits),
-        "contradicting_duplicates": _groups(duplicates.contradicting),
+        "duplicates_across_splits": _summarize_groups(duplicates.across_splits),
+        "contradicting_duplicates": _summarize_groups(duplicates.contradicting),
     }
 
 
-def _counts(split: Split, class_names: tuple[str, ...]) -> dict[str, Any]:
+def _summarize_split(split: Split, class_names: tuple[str, ...]) -> dict[str, Any]:
     counts = label_counts(split.labels, len(class_names)).tolist()
-    found: dict[str, Any] = {"images": len(split.items)}
-    found["classes"] = dict(zip(class_names, counts, strict=True))
+    summary: dict[str, Any] = {"images": len(split.items)}
+    summary["classes"] = dict(zip(class_names, counts, strict=True))
     if split.labels.ndim == 2:
-        found["unlabelled"] = int(np.sum(~split.labels.any(axis=1)))
+        summary["unlabelled"] = int(np.sum(~split.labels.any(axis=1)))
     if not split.contents:
-        return found
+        return summary
     labels = label_texts(split.labels, class_names)
     names = [item.name for item in split.items]
-    return found | {"digest": f"sha256:{split_digest(names, labels, split.contents)}"}
+    return summary | {"digest": f"sha256:{split_digest(names, labels, split.contents)}"}
 
 
-def _groups(groups: Sequence[Sequence[Item]]) -> dict[str, Any]:
-    named = [
+def _summarize_groups(groups: Sequence[Sequence[Item]]) -> dict[str, Any]:
+    images = [
         [{"split": item.split, "label": item.label, "name": item.name} for item in group] for group in groups
     ]
-    return {"count": len(groups), "images": named}
+    return {"count": len(groups), "images": images}
 
 
-def format_found(dataset: Dataset, width: int = 80) -> str:
-    """Return `ReadResult 2000 train and 1000 validation images in 2 classes: cats, dogs`.
+def format_contents(dataset: Dataset, width: int = 80) -> str:
+    """Return `Found 2000 train and 1000 validation images in 2 classes: cats, dogs`.
 
     Class names that do not fit into `width` characters follow on separate lines. A long list is cut off, with
     the number of remaining names.
     """
     counts = [f"{len(split.items)} {name}" for name, split in dataset.splits.items()]
-    counted = f"{', '.join(counts[:-1])} and {counts[-1]}"
+    images = f"{', '.join(counts[:-1])} and {counts[-1]} images"
     names = dataset.class_names
-    kind = "with {} labels" if dataset.train.labels.ndim == 2 else "in {} classes"
-    start = f"Found {counted} images {kind.format(len(names))}:"
+    classes = "with {} labels" if dataset.train.labels.ndim == 2 else "in {} classes"
+    start = f"Found {images} {classes.format(len(names))}:"
     line = f"{start} {', '.join(names)}"
     return line if len(line) <= width else "\n  ".join([start, *_lines_of(names, width - 2)])
 
@@ -262,7 +280,7 @@ def _lines_of(names: Sequence[str], width: int) -> list[str]:
     for number, name in enumerate(names):
         if lines and len(lines[-1]) + len(name) + 3 <= width:
             lines[-1] += f", {name}"
-        elif len(lines) < _MOST_LINES:
+        elif len(lines) < _MAX_LINES:
             lines.append(name)
         else:
             lines.append(f"and {len(names) - number} more")

@@ -13,13 +13,10 @@ from functools import partial
 
 import tensorflow as tf
 
-from trainer.data.bmp import decode_bmp
-from trainer.data.byte_ops import contains, equals, peek
+from trainer.data.byte_ops import choose, contains, equals, little, peek, piece, size_of
 from trainer.data.colours import from_rgb, from_rgba, premultiplied, unpremultiplied
 from trainer.data.exif import jpeg_orientation, orient, png_orientation, webp_orientation
-from trainer.data.gif import decode_gif
-from trainer.data.resize import fill, find_window, to_bytes
-from trainer.data.scaled_jpeg import RATIOS, decode_reduced, find_reduction
+from trainer.data.resize import RATIOS, decode_reduced, fill, find_reduction, find_window, to_bytes
 from trainer.spec import PixelFormat
 
 Decoder = Callable[[tf.Tensor, int], tf.Tensor]
@@ -35,7 +32,7 @@ def decode_image(image_bytes: tf.Tensor, channels: int = 3) -> tf.Tensor:
     a GIF is used; it must be opaque and cover the whole canvas.
 
     Raises InvalidArgumentError if the bytes are not a complete image in one of these five formats.
-    `trainer.data.reading` lists the formats that can be converted to one of them.
+    `trainer.data.formats` lists the formats that can be converted to one of them.
     """
     magic = peek(image_bytes, 0, 12)
     kinds = tf.stack(
@@ -48,7 +45,7 @@ def decode_image(image_bytes: tf.Tensor, channels: int = 3) -> tf.Tensor:
             True,
         ]
     )
-    decoders: list[Decoder] = [_decode_jpeg, _decode_png, _decode_gif, _decode_bmp, _decode_webp, _refuse]
+    decoders: list[Decoder] = [_decode_jpeg, _decode_png, _decode_gif, _decode_bmp, _decode_webp, _reject]
     index = tf.argmax(tf.cast(kinds, tf.int32), output_type=tf.int32)
     image = tf.switch_case(index, [partial(decoder, image_bytes, channels) for decoder in decoders])
     return tf.ensure_shape(image, [None, None, channels])
@@ -69,7 +66,7 @@ def resize_image(image: tf.Tensor, form: PixelFormat) -> tf.Tensor:
         image = tf.slice(
             image, tf.concat([window.start, [0]], 0), tf.concat([window.extent, [form.channels]], 0)
         )
-    return fill(_scaled(image, window.inner, form.interpolation), window, form)
+    return fill(_resize_pixels(image, window.inner, form.interpolation), window, form)
 
 
 def decode_and_resize(image_bytes: tf.Tensor, form: PixelFormat) -> tf.Tensor:
@@ -79,15 +76,15 @@ def decode_and_resize(image_bytes: tf.Tensor, form: PixelFormat) -> tf.Tensor:
     size, unless the interpolation is 'nearest'.
     """
 
-    def from_all() -> tf.Tensor:
+    def decode_whole() -> tf.Tensor:
         return resize_image(decode_image(image_bytes, form.channels), form)
 
     if form.interpolation == "nearest":
-        return from_all()
+        return decode_whole()
     is_jpeg = equals(peek(image_bytes, 0, 3), _JPEG)
     index = tf.cond(is_jpeg, lambda: find_reduction(image_bytes, form), lambda: tf.constant(0))
     reduced = [partial(decode_reduced, image_bytes, ratio, form) for ratio in RATIOS]
-    return tf.switch_case(index, [from_all, *reduced])
+    return tf.switch_case(index, [decode_whole, *reduced])
 
 
 def _decode_jpeg(data: tf.Tensor, channels: int) -> tf.Tensor:
@@ -121,9 +118,9 @@ def _decode_png(data: tf.Tensor, channels: int) -> tf.Tensor:
 
 def _decode_webp(data: tf.Tensor, channels: int) -> tf.Tensor:
     head = peek(data, 12, 9)
-    animated = equals(head[:4], b"VP8X") & (head[8] & 0x02 > 0)
+    is_animated = equals(head[:4], b"VP8X") & (head[8] & 0x02 > 0)
     # On an animation the operation writes past its buffer and crashes the process, so this check comes first.
-    with tf.control_dependencies([tf.debugging.Assert(~animated, ["animated WebP is not supported"])]):
+    with tf.control_dependencies([tf.debugging.Assert(~is_animated, ["animated WebP is not supported"])]):
         still = tf.identity(data)
     image = tf.squeeze(tf.io.decode_webp(still, channels=0), axis=0)
     has_alpha = tf.shape(image)[2] == 4
@@ -131,16 +128,142 @@ def _decode_webp(data: tf.Tensor, channels: int) -> tf.Tensor:
     return orient(image, webp_orientation(data))
 
 
-def _refuse(data: tf.Tensor, channels: int) -> tf.Tensor:
-    refusal = tf.debugging.Assert(False, ["not a JPEG, PNG, GIF, BMP or WebP image"])
-    with tf.control_dependencies([refusal]):
+def _reject(data: tf.Tensor, channels: int) -> tf.Tensor:
+    failure = tf.debugging.Assert(False, ["not a JPEG, PNG, GIF, BMP or WebP image"])
+    with tf.control_dependencies([failure]):
         return tf.zeros([1, 1, channels], tf.uint8)
 
 
-def _scaled(image: tf.Tensor, sides: tf.Tensor, interpolation: str) -> tf.Tensor:
+def _resize_pixels(image: tf.Tensor, sides: tf.Tensor, interpolation: str) -> tf.Tensor:
     if interpolation == "nearest":
         return tf.image.resize(image, sides, method="nearest")
     resized = partial(tf.image.resize, size=sides, method=interpolation, antialias=True)
     if image.shape[-1] == 4:
         return to_bytes(unpremultiplied(resized(premultiplied(image))))
     return to_bytes(resized(image))
+
+
+_MAX_BLOCKS = 10_000
+_EXTENSION, _CONTROL = 0x21, 0xF9
+
+_State = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
+# position, whether it is inside the blocks of an extension, whether the frame has a transparent colour
+
+
+def decode_gif(data: tf.Tensor) -> tf.Tensor:
+    """Return the first frame of a GIF (string scalar) as RGB uint8 [H, W, 3].
+
+    Raises InvalidArgumentError, also if the frame is transparent or does not cover the canvas.
+    """
+    frame, is_transparent = _first_frame(data)
+    # Left, top, width and height of the frame; width and height of the canvas.
+    region, canvas = peek(data, frame + 1, 8), peek(data, 6, 4)
+    covers_canvas = tf.reduce_all(region == tf.concat([tf.zeros(4, tf.int64), canvas], 0))
+    check = tf.debugging.Assert(covers_canvas & ~is_transparent, ["GIF with transparency or a partial frame"])
+    with tf.control_dependencies([check]):
+        image = tf.io.decode_image(tf.identity(data), channels=3, expand_animations=False)
+    return tf.ensure_shape(image, [None, None, 3])
+
+
+def _first_frame(data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return the position of the first image descriptor, and whether it is transparent: bool scalar.
+
+    Only extensions can precede it (GIF89a specification, appendix A).
+    """
+    flags, size = peek(data, 10, 1)[0], size_of(data)
+    table = choose(flags & 0x80 > 0, 3 * tf.bitwise.left_shift(tf.constant(2, tf.int64), flags & 7), 0)
+
+    def is_before(position: tf.Tensor, inside: tf.Tensor, _: tf.Tensor) -> tf.Tensor:
+        return (position < size) & (inside | (peek(data, position, 1)[0] == _EXTENSION))
+
+    def advance(position: tf.Tensor, inside: tf.Tensor, is_transparent: tf.Tensor) -> _State:
+        head = peek(data, position, 4)
+        is_control = ~inside & (head[1] == _CONTROL)
+        following = position + tf.where(inside, 1 + head[0], 2)
+        return following, ~inside | (head[0] > 0), tf.where(is_control, head[3] & 1 > 0, is_transparent)
+
+    position, _, is_transparent = tf.while_loop(
+        is_before,
+        advance,
+        (13 + table, tf.constant(False), tf.constant(False)),
+        maximum_iterations=_MAX_BLOCKS,
+        parallel_iterations=1,
+    )
+    return position, is_transparent
+
+
+_PLAIN, _BITFIELDS = 0, 3
+_LARGEST_SIDE = 1 << 24
+_USUAL_MASKS = (0x00FF0000, 0x0000FF00, 0x000000FF)
+
+
+def decode_bmp(data: tf.Tensor) -> tf.Tensor:
+    """Return the pixels of a bitmap (string scalar) as RGB uint8 [H, W, 3].
+
+    The fourth byte of 32-bit pixels is ignored unless a mask declares it as alpha. The layout is defined by
+    BITMAPFILEHEADER, BITMAPINFOHEADER and its successors. Raises InvalidArgumentError.
+    """
+    head = peek(data, 0, 70)
+    bits, height = little(head[28:30]), _signed(little(head[22:26]))
+    row_bytes = (little(head[18:22]) * bits + 31) // 32 * 4
+    with tf.control_dependencies(_checks(data, head, row_bytes)):
+        pixels = piece(data, little(head[10:14]), row_bytes * tf.abs(height))
+    rows = tf.reshape(tf.io.decode_raw(pixels, tf.uint8), tf.stack([tf.abs(height), row_bytes]))
+    rows = tf.cond(height > 0, lambda: tf.reverse(rows, [0]), lambda: rows)
+    image = tf.cond(
+        bits <= 8,
+        lambda: _from_palette(data, head, rows),
+        lambda: _from_colours(rows, little(head[18:22]), bits),
+    )
+    return tf.ensure_shape(image, [None, None, 3])
+
+
+def _signed(number: tf.Tensor) -> tf.Tensor:
+    return tf.where(number >= 1 << 31, number - (1 << 32), number)
+
+
+def _checks(data: tf.Tensor, head: tf.Tensor, row_bytes: tf.Tensor) -> list[tf.Operation]:
+    """Return the assertions that the decoder depends on, in order."""
+    start, header_bytes, width = little(head[10:14]), little(head[14:18]), little(head[18:22])
+    height, bits = tf.abs(_signed(little(head[22:26]))), little(head[28:30])
+    is_known = tf.reduce_any(bits == tf.constant([1, 4, 8, 24, 32], tf.int64))
+    is_supported = is_known & (header_bytes >= 40) & _is_uncompressed(head, bits)
+    has_valid_sides = (width > 0) & (height > 0) & (width < _LARGEST_SIDE) & (height < _LARGEST_SIDE)
+    is_complete = (start >= 14 + header_bytes) & (start + row_bytes * height <= size_of(data))
+    properties = [bits, "bits, compression", little(head[30:34]), "header", header_bytes]
+    return [
+        tf.debugging.Assert(is_supported, ["BMP of this kind is not supported:", *properties]),
+        tf.debugging.Assert(has_valid_sides, ["BMP width or height is out of range"]),
+        # With sides that are out of range the product can overflow, so this check is skipped.
+        tf.debugging.Assert(is_complete | ~has_valid_sides, ["BMP is truncated"]),
+    ]
+
+
+def _is_uncompressed(head: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
+    masks = little(tf.reshape(head[54:66], [3, 4]))
+    is_usual = tf.reduce_all(masks == tf.constant(_USUAL_MASKS, tf.int64))
+    # A header of 56 bytes or more also has a mask for alpha.
+    has_alpha = (little(head[14:18]) >= 56) & (little(head[66:70]) > 0)
+    compression = little(head[30:34])
+    return (compression == _PLAIN) | ((compression == _BITFIELDS) & (bits == 32) & is_usual & ~has_alpha)
+
+
+def _from_colours(rows: tf.Tensor, width: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
+    """Remove the row padding and convert BGR or BGRX to RGB."""
+    channels = bits // 8
+    image = tf.reshape(rows[:, : width * channels], tf.stack([tf.shape(rows, tf.int64)[0], width, channels]))
+    return tf.reverse(image[..., :3], [-1])
+
+
+def _from_palette(data: tf.Tensor, head: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+    """Unpack indices of 1, 4 or 8 bits, leftmost pixel in the highest bits, and look up their colours."""
+    width, bits, palette_start = little(head[18:22]), little(head[28:30]), 14 + little(head[14:18])
+    small = tf.cast(bits, tf.int32)
+    shifts = tf.range(8 - small, -1, -small)
+    indices = tf.bitwise.right_shift(tf.cast(rows, tf.int32)[..., tf.newaxis], shifts)
+    indices = tf.bitwise.bitwise_and(indices, tf.bitwise.left_shift(1, small) - 1)
+    indices = tf.reshape(indices, tf.stack([tf.shape(rows)[0], -1]))[:, :width]
+    # Indices beyond the end of the palette are black, also where the pixel data overlaps the palette.
+    entries = tf.minimum(little(head[10:14]) - palette_start, 1024)
+    palette = tf.io.decode_raw(piece(data, palette_start, entries), tf.uint8, fixed_length=1024)
+    return tf.gather(tf.reverse(tf.reshape(palette, [256, 4])[:, :3], [-1]), indices)

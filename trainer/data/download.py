@@ -13,18 +13,23 @@ import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from trainer.data.digests import checksum_problem, hash_reported, remember_digests
+from trainer.data.archive import is_web_page
+from trainer.data.digests import cache_digests, find_mismatch, hash_with_progress
 from trainer.data.http import require_https
 from trainer.data.progress import Progress
-from trainer.data.transfer import Patience, Transfer, UnreachableError, Version
-from trainer.data.web_page import is_web_page
+from trainer.data.transfer import RetryPolicy, Transfer, UnreachableError, Version
 from trainer.errors import DataError
 from trainer.sanitize import shown_address
 from trainer.storage import exclusive, sync_folder, translate_errors, write_json
 
 
 def download(
-    url: str, checksum: str | None, cache_dir: Path, max_bytes: int, progress: Progress, patience: Patience
+    url: str,
+    checksum: str | None,
+    cache_dir: Path,
+    max_bytes: int,
+    progress: Progress,
+    retry_policy: RetryPolicy,
 ) -> Path:
     """Return the local copy of `url`; download it if it is missing or outdated.
 
@@ -35,21 +40,19 @@ def download(
     require_https(url)
     folder = cache_dir / "downloads" / hashlib.sha256(url.encode()).hexdigest()
     path = folder / _file_name(url)
-    transfer = Transfer(url, path.name, folder / ".partial", max_bytes, progress, patience)
+    transfer = Transfer(url, path.name, folder / ".partial", max_bytes, progress, retry_policy)
     with exclusive(
         folder / ".lock", lambda: progress.say(f"Waiting for another process that downloads {path.name}")
     ):
-        if checksum and path.exists() and checksum_problem(path, checksum, cache_dir, progress) is None:
+        if checksum and path.exists() and find_mismatch(path, checksum, cache_dir, progress) is None:
             return path
-        known = _known_version(path) if checksum is None else None
+        cached_version = _read_version(path) if checksum is None else None
         try:
-            version = transfer.run(known)
+            version = transfer.run(cached_version)
         except UnreachableError as error:
             if checksum or not path.exists():
                 raise
-            progress.say(
-                f"Using the copy of {shown_address(url)} that was downloaded before; it may be old. {error}"
-            )
+            progress.say(f"Using the cached copy of {shown_address(url)}, which may be out of date. {error}")
             return path
         if version is not None:
             _accept(transfer, path, version, checksum, cache_dir)
@@ -67,19 +70,19 @@ def _accept(transfer: Transfer, path: Path, version: Version, checksum: str | No
     if is_web_page(transfer.partial):
         transfer.discard()
         raise DataError(
-            "The server answered with a web page in the place of the file, such as one to sign in or to "
-            "confirm; give the address of the file itself, or download it in a browser and give its path.",
+            "The server sent a web page instead of the file, such as a sign-in or confirmation page.",
+            "Use the address of the file itself, or download it in a browser and use its path.",
             received=shown_address(transfer.url),
         )
     algorithm, _, expected = (checksum or "").partition(":")
-    wanted = {"sha256", algorithm} - {""}
-    digests = hash_reported(transfer.partial, wanted, path.name, transfer.progress)
+    algorithms = {"sha256", algorithm} - {""}
+    digests = hash_with_progress(transfer.partial, algorithms, path.name, transfer.progress)
     if checksum and digests[algorithm] != expected.lower():
         transfer.discard()
         address = shown_address(transfer.url)
         raise DataError(
-            f"The download has the wrong checksum and was deleted; check the address and the checksum: "
-            f"{address}. Expected {checksum}.",
+            f"The download has the wrong checksum and was deleted: {address}. Expected {checksum}.",
+            "Check the address and the checksum.",
             received=f"{algorithm}:{digests[algorithm]}",
         )
     with translate_errors(path):
@@ -88,14 +91,14 @@ def _accept(transfer: Transfer, path: Path, version: Version, checksum: str | No
         os.replace(transfer.partial, path)
         sync_folder(path.parent)
     transfer.discard()
-    remember_digests(path, digests, cache_dir)
+    cache_digests(path, digests, cache_dir)
     write_json(
         _record(path),
         {"url": shown_address(transfer.url), "etag": version.etag, "last_modified": version.last_modified},
     )
 
 
-def _known_version(path: Path) -> Version | None:
+def _read_version(path: Path) -> Version | None:
     try:
         record = json.loads(_record(path).read_bytes())
         return Version(record["etag"], record["last_modified"]) if path.exists() else None

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from trainer.data.byte_ops import big, choose, contains, equals, little, peek, piece, size_of
 
-_MOST_CHUNKS = 10_000
+_MAX_CHUNKS = 10_000
 # Bounds the walk through a file made of empty chunks; real files have fewer.
 _ORIENTATION_TAG = 0x0112
 _SHORT, _LONG = 3, 4
@@ -49,25 +49,27 @@ def orient(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
     image: any dtype [H, W, C]. orientation: int32 scalar in 1..8, as in the table of tag 0x0112 in Exif 2.32,
     section 4.6.4. Returns [H, W, C], or [W, H, C] for 5 to 8.
     """
-    return tf.cond(orientation == 1, lambda: image, lambda: _turned(image, orientation))
+    return tf.cond(orientation == 1, lambda: image, lambda: _apply_orientation(image, orientation))
 
 
 def mirrored(orientation: tf.Tensor) -> tf.Tensor:
     """Return whether `orient` finally flips the rows and the columns: bool [2]."""
-    among = [tf.reduce_any(orientation == tf.constant(values)) for values in ((3, 4, 7, 8), (2, 3, 6, 7))]
-    return tf.stack(among)
+    is_flipped = [
+        tf.reduce_any(orientation == tf.constant(values)) for values in ((3, 4, 7, 8), (2, 3, 6, 7))
+    ]
+    return tf.stack(is_flipped)
 
 
-def _turned(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
+def _apply_orientation(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
     # Each of the eight orientations is an optional transposition, then a flip in none, one or both
     # directions.
     rows, columns = tf.unstack(mirrored(orientation))
-    image = tf.cond(orientation >= 5, lambda: _transposed(image), lambda: image)
+    image = tf.cond(orientation >= 5, lambda: _transpose(image), lambda: image)
     image = tf.cond(columns, lambda: tf.reverse(image, [1]), lambda: image)
     return tf.cond(rows, lambda: tf.reverse(image, [0]), lambda: image)
 
 
-def _transposed(image: tf.Tensor) -> tf.Tensor:
+def _transpose(image: tf.Tensor) -> tf.Tensor:
     # By index: on CPUs without AVX-512, tf.transpose of uint8 with oneDNN logs an error and falls back.
     height, width, channels = tf.unstack(tf.shape(image))
     indices = tf.range(width)[:, None] + width * tf.range(height)[None, :]
@@ -79,21 +81,21 @@ def _walk(data: tf.Tensor, start: tf.Tensor, step: Step) -> tf.Tensor:
     size = size_of(data)
     none = tf.constant(-1, tf.int64)
 
-    def unfinished(position: tf.Tensor, found: tf.Tensor, _: tf.Tensor) -> tf.Tensor:
-        return (position >= 0) & (position < size) & (found < 0)
+    def is_unfinished(position: tf.Tensor, block: tf.Tensor, _: tf.Tensor) -> tf.Tensor:
+        return (position >= 0) & (position < size) & (block < 0)
 
     def advance(position: tf.Tensor, _: tf.Tensor, __: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        found, length, following = step(position)
-        return following, found, length
+        block, length, next_position = step(position)
+        return next_position, block, length
 
-    _, found, length = tf.while_loop(
-        unfinished,
+    _, block, length = tf.while_loop(
+        is_unfinished,
         advance,
         (start, none, tf.constant(0, tf.int64)),
-        maximum_iterations=_MOST_CHUNKS,
+        maximum_iterations=_MAX_CHUNKS,
         parallel_iterations=1,
     )
-    return piece(data, found, choose(found >= 0, length, 0))
+    return piece(data, block, choose(block >= 0, length, 0))
 
 
 def _jpeg_segment(data: tf.Tensor, position: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -103,14 +105,14 @@ def _jpeg_segment(data: tf.Tensor, position: tf.Tensor) -> tuple[tf.Tensor, tf.T
     is_exif = (marker == 0xE1) & equals(head[4:10], b"Exif\0\0")
     # FF may be repeated as padding. Standalone markers have no length. SOS precedes the pixels, and EOI ends
     # the file.
-    following = position + choose(marker == 0xFF, 1, 2 + length)
-    alone = ((marker >= 0xD0) & (marker <= 0xD7)) | (marker == 0x01)
-    following = choose(alone, position + 2, following)
+    next_position = position + choose(marker == 0xFF, 1, 2 + length)
+    is_standalone = ((marker >= 0xD0) & (marker <= 0xD7)) | (marker == 0x01)
+    next_position = choose(is_standalone, position + 2, next_position)
     # Bytes between two segments are skipped, as in libjpeg.
     is_stray = (head[0] != 0xFF) | (marker == 0)
-    ended = ~is_stray & ((marker == 0xDA) | (marker == 0xD9))
-    following = choose(is_stray, position + 1, following)
-    return choose(is_exif & ~is_stray, position + 10, -1), length - 8, choose(ended, -1, following)
+    is_end = ~is_stray & ((marker == 0xDA) | (marker == 0xD9))
+    next_position = choose(is_stray, position + 1, next_position)
+    return choose(is_exif & ~is_stray, position + 10, -1), length - 8, choose(is_end, -1, next_position)
 
 
 def _png_chunk(data: tf.Tensor, position: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -118,11 +120,11 @@ def _png_chunk(data: tf.Tensor, position: tf.Tensor) -> tuple[tf.Tensor, tf.Tens
     head = peek(data, position, 8)
     length = big(head[:4])
     is_exif = equals(head[4:], b"eXIf")
-    ended = equals(head[4:], b"IEND")
+    is_end = equals(head[4:], b"IEND")
     return (
         choose(is_exif, position + 8, -1),
         length,
-        choose(ended, -1, position + 12 + length),
+        choose(is_end, -1, position + 12 + length),
     )
 
 
@@ -157,10 +159,10 @@ def _directory_orientation(tiff: tf.Tensor) -> tf.Tensor:
     entries = _entries(tiff, directory, number(peek(tiff, directory, 2)))
     tag, kind = number(entries[:, 0:2]), number(entries[:, 2:4])
     value = tf.where(kind == _LONG, number(entries[:, 8:12]), number(entries[:, 8:10]))
-    valid = (tag == _ORIENTATION_TAG) & ((kind == _SHORT) | (kind == _LONG)) & (value >= 1) & (value <= 8)
-    valid &= little_endian | big_endian
+    is_valid = (tag == _ORIENTATION_TAG) & ((kind == _SHORT) | (kind == _LONG)) & (value >= 1) & (value <= 8)
+    is_valid &= little_endian | big_endian
     # There should be at most one such entry; if a damaged directory has more, the largest value wins.
-    return tf.cast(tf.reduce_max(tf.concat([tf.where(valid, value, 1), [1]], axis=0)), tf.int32)
+    return tf.cast(tf.reduce_max(tf.concat([tf.where(is_valid, value, 1), [1]], axis=0)), tf.int32)
 
 
 def _entries(tiff: tf.Tensor, directory: tf.Tensor, count: tf.Tensor) -> tf.Tensor:

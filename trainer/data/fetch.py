@@ -1,7 +1,7 @@
-"""Resolution of a data source to a local folder or file.
+"""Resolution of a data source to a local folder or file, and the list of its images.
 
-A source is a folder, a file, an archive, a file://, https:// or gs:// URL, or embedded:NAME. The result is a
-local path for a layout reader. Archives are extracted.
+A source is a folder, a file, an archive, a file://, https:// or gs:// URL, or embedded:NAME. Archives are
+extracted. An embedded data set ships with a dependency, needs no network, and is written to the cache once.
 """
 
 from __future__ import annotations
@@ -13,24 +13,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from trainer.data.archive import archive_kind, extract_archive
+from trainer.data.archive_errors import read_error
 from trainer.data.bucket import fetch_bucket, fetch_objects
-from trainer.data.digests import checksum_problem, file_digests
+from trainer.data.digests import file_digests, find_mismatch
 from trainer.data.download import download, forget_version
-from trainer.data.embedded import embedded_folder
 from trainer.data.progress import Progress
+from trainer.data.readers import SourceContents, read_layout
 from trainer.data.readers.import_files import SUFFIXES as IMPORT_SUFFIXES
 from trainer.data.readers.import_files import Buckets
 from trainer.data.readers.parquet import Extraction
 from trainer.data.readers.webdataset import is_webdataset
-from trainer.data.transfer import Patience
+from trainer.data.transfer import RetryPolicy
 from trainer.errors import DataError, UsageError
 from trainer.sanitize import shown_address
 from trainer.spec import DataSpec
-from trainer.storage import prepare_folder
+from trainer.storage import build_once, prepare_folder, translate_errors
 from trainer.storage.store import is_bucket, require_two_slashes, without_scheme
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_PATIENCE = Patience()
+_RETRY_POLICY = RetryPolicy()
 
 
 def fetch_source(
@@ -39,20 +40,20 @@ def fetch_source(
     cache_dir: Path,
     max_extracted_bytes: int,
     progress: Progress,
-    patience: Patience = _PATIENCE,
-    outline: bool = False,
+    retry_policy: RetryPolicy = _RETRY_POLICY,
+    placeholders: bool = False,
 ) -> Path:
     """Return the local folder or file that contains the data of `source`.
 
     A folder is returned unchanged. An archive is extracted, and its folder is returned. Any other file is
     returned, downloaded if necessary. `checksum` ("md5:..." or "sha256:...", hex digits) is that of the file
-    or archive. With `outline`, the images of a folder in a bucket are placeholder files. Raises DataError
-    (missing, damaged, unsafe, wrong checksum, untrusted server), UsageError (unsupported kind of source, the
-    cache is not writable), TemporaryError (network, full disk).
+    or archive. With `placeholders`, images in a bucket are placeholder files. Raises DataError (missing,
+    damaged, unsafe, wrong checksum, untrusted server), UsageError (unsupported kind of source, the cache is
+    not writable), TemporaryError (network, full disk).
     """
     _require_checksum(checksum)
     if source.startswith("embedded:"):
-        _refuse_checksum(source, checksum)
+        _require_no_checksum(source, checksum)
         prepare_folder(cache_dir)
         return embedded_folder(source.removeprefix("embedded:"), cache_dir, progress)
     scheme = _SCHEME.match(source)
@@ -60,30 +61,59 @@ def fetch_source(
         _require_remote(scheme[1].lower(), source)
         prepare_folder(cache_dir)
         if scheme[1].lower() != "gs":
-            return _downloaded(source, checksum, cache_dir, max_extracted_bytes, progress, patience)
-        path = fetch_bucket(source, cache_dir, max_extracted_bytes, progress, outline)
+            return _download_and_extract(
+                source, checksum, cache_dir, max_extracted_bytes, progress, retry_policy
+            )
+        path = fetch_bucket(source, cache_dir, max_extracted_bytes, progress, placeholders)
     else:
         path = _local_path(source)
     if _is_folder(path, source):
-        _refuse_checksum(source, checksum)
+        _require_no_checksum(source, checksum)
         return path
     prepare_folder(cache_dir)
-    if checksum and (problem := checksum_problem(path, checksum, cache_dir, progress)):
+    if checksum:
+        _require_match(path, checksum, cache_dir, progress)
+    return _extract_if_archive(path, cache_dir, max_extracted_bytes, progress)
+
+
+def _require_match(path: Path, checksum: str, cache_dir: Path, progress: Progress) -> None:
+    if mismatch := find_mismatch(path, checksum, cache_dir, progress):
         raise DataError(
-            f"The file has the wrong checksum: {path}. Use the right file or correct data.checksum. {problem}"
+            f"The file has the wrong checksum: {path}. Expected {checksum}.",
+            "Use the right file, or correct data.checksum.",
+            received=mismatch,
         )
-    return _opened(path, cache_dir, max_extracted_bytes, progress)
 
 
-def _downloaded(
-    url: str, checksum: str | None, cache_dir: Path, max_bytes: int, progress: Progress, patience: Patience
+def _download_and_extract(
+    url: str,
+    checksum: str | None,
+    cache_dir: Path,
+    max_bytes: int,
+    progress: Progress,
+    retry_policy: RetryPolicy,
 ) -> Path:
-    path = download(url, checksum, cache_dir, max_bytes, progress, patience)
+    path = download(url, checksum, cache_dir, max_bytes, progress, retry_policy)
     try:
-        return _opened(path, cache_dir, max_bytes, progress)
+        return _extract_if_archive(path, cache_dir, max_bytes, progress)
     except DataError as error:
         forget_version(path)
-        raise DataError(f"{error} (downloaded from {shown_address(url)})") from error
+        received = f"{error.received} (downloaded from {shown_address(url)})"
+        raise DataError(error.problem, error.remedy, received) from error
+
+
+def list_images(
+    spec: DataSpec, cache_dir: Path, progress: Progress, placeholders: bool = False
+) -> SourceContents:
+    """Fetch the source of `spec` and return its images, without reading them.
+
+    See `fetch_source` and `read_layout`. With `placeholders`, images in a bucket are placeholder files.
+    """
+    max_bytes = spec.max_extracted_mib << 20
+    root = fetch_source(spec.source, spec.checksum, cache_dir, max_bytes, progress, placeholders=placeholders)
+    buckets = build_buckets(spec, cache_dir, progress, placeholders)
+    extraction = Extraction(cache_dir, max_bytes, progress)
+    return read_layout(root, spec.layout, buckets, extraction, spec.labels)
 
 
 def require_source(source: str) -> None:
@@ -98,29 +128,24 @@ def require_source(source: str) -> None:
         _is_folder(_local_path(source), source)
 
 
-def buckets_of(spec: DataSpec, cache_dir: Path, progress: Progress, outline: bool = False) -> Buckets:
+def build_buckets(spec: DataSpec, cache_dir: Path, progress: Progress, placeholders: bool = False) -> Buckets:
     """Return the downloader for bucket images that import files refer to; see `fetch_objects`."""
 
     def fetch(uris: Sequence[str]) -> Mapping[str, Path]:
         prepare_folder(cache_dir)
-        return fetch_objects(uris, cache_dir, spec.max_extracted_mib << 20, progress, outline)
+        return fetch_objects(uris, cache_dir, spec.max_extracted_mib << 20, progress, placeholders)
 
     is_import_file = is_bucket(spec.source) and spec.source.lower().endswith(IMPORT_SUFFIXES)
     return Buckets(fetch, spec.source.rpartition("/")[0] if is_import_file else "")
 
 
-def extraction_of(spec: DataSpec, cache_dir: Path, progress: Progress) -> Extraction:
-    """Return the settings for extracting the images of Parquet files."""
-    return Extraction(cache_dir, spec.max_extracted_mib << 20, progress)
-
-
 def _require_remote(scheme: str, source: str) -> None:
     """Raise UsageError unless `scheme` is http, https or gs; `download` rejects http."""
     if scheme not in ("http", "https", "gs"):
-        remedy = "; `aws s3 presign` makes an https:// URL of a file" if scheme == "s3" else ""
+        presign = "Create an https:// URL of the file with `aws s3 presign`. " if scheme == "s3" else ""
         raise UsageError(
-            f"{scheme}:// is not supported{remedy}. Images come from a folder, an archive, a file://, "
-            f"https:// or gs:// URL.",
+            f"{scheme}:// is not supported.",
+            f"{presign}Use a folder, an archive, or a file://, https:// or gs:// URL.",
             received=f"{shown_address(source)!r}",
         )
 
@@ -133,25 +158,28 @@ def _local_path(source: str) -> Path:
 
 
 def _is_folder(path: Path, source: str) -> bool:
-    """Return True for a folder and False for a regular file. Raises DataError for anything else."""
+    """Return True for a folder and False for a regular file.
+
+    Raises DataError for anything else, TemporaryError for an I/O error.
+    """
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError, ValueError):
         raise DataError(
-            "There is no such folder or file. Check data.source.", received=f"{shown_address(source)!r}"
+            "There is no such folder or file.", "Check data.source.", received=f"{shown_address(source)!r}"
         ) from None
     except OSError as error:
-        raise DataError(
-            f"The source can't be read: {error.strerror}.", received=f"{shown_address(source)!r}"
-        ) from error
+        raise read_error(repr(shown_address(source)), error) from error
     if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
         raise DataError(
-            "The source is neither a folder nor a plain file.", received=f"{shown_address(source)!r}"
+            "The source is neither a folder nor a regular file.",
+            "Check data.source.",
+            received=f"{shown_address(source)!r}",
         )
     return stat.S_ISDIR(mode)
 
 
-def _opened(path: Path, cache_dir: Path, max_bytes: int, progress: Progress) -> Path:
+def _extract_if_archive(path: Path, cache_dir: Path, max_bytes: int, progress: Progress) -> Path:
     # A WebDataset is read in place.
     if archive_kind(path) is None or is_webdataset(path):
         return path
@@ -161,13 +189,63 @@ def _opened(path: Path, cache_dir: Path, max_bytes: int, progress: Progress) -> 
 
 def _require_checksum(checksum: str | None) -> None:
     if checksum and not re.fullmatch(r"md5:[0-9a-fA-F]{32}|sha256:[0-9a-fA-F]{64}", checksum):
-        raise UsageError("A checksum is md5: and 32, or sha256: and 64 hex digits.", received=f"{checksum!r}")
+        raise UsageError(
+            "data.checksum is not a valid checksum.",
+            "Use md5: and 32 hex digits, or sha256: and 64 hex digits.",
+            received=f"{checksum!r}",
+        )
 
 
-def _refuse_checksum(source: str, checksum: str | None) -> None:
+def _require_no_checksum(source: str, checksum: str | None) -> None:
     # Ignoring the checksum would suggest that it was verified.
     if checksum:
         raise UsageError(
-            "A checksum is of one file; for a folder set data.checksum to null.",
+            "Only a single file can have a checksum.",
+            "Set data.checksum to null.",
             received=f"{shown_address(source)!r}",
         )
+
+
+DIGIT_NAMES = tuple("0123456789")
+
+
+def embedded_folder(name: str, cache_dir: Path, progress: Progress) -> Path:
+    """Return the folder of the embedded data set `name`; "digits" is the only one.
+
+    "digits" contains scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, with grey values scaled from
+    0..16 to 0..255, as `<0..9>/NNNN.png`, where NNNN is the index in the set. Raises UsageError (unknown
+    name, the cache is not writable), TemporaryError (full disk).
+    """
+    if name != "digits":
+        raise UsageError(
+            "There is no such embedded data set.",
+            "Use embedded:digits.",
+            received=f"{f'embedded:{name}'!r}",
+        )
+
+    def build(folder: Path) -> None:
+        _write_digits(folder, progress)
+
+    return build_once(cache_dir / "embedded" / "digits", build)
+
+
+def _write_digits(folder: Path, progress: Progress) -> None:
+    # Imported here because scikit-learn takes a second to import and is rarely needed.
+    import numpy as np
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    pixels = np.rint(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    task = progress.start("Writing the embedded digits", len(pixels), "images")
+    with translate_errors(folder):
+        for name in DIGIT_NAMES:
+            (folder / name).mkdir()
+        for number, (image, label) in enumerate(zip(pixels, labels, strict=True)):
+            # Uncompressed, so that the bytes, and the split derived from them, do not depend on the version
+            # of zlib.
+            Image.fromarray(image).save(
+                folder / DIGIT_NAMES[int(label)] / f"{number:04d}.png", compress_level=0
+            )
+            task.advance(1)
+    task.finish()

@@ -15,6 +15,10 @@ KIND_NAMES = {"jpeg": "JPEG", "png": "PNG", "gif": "GIF", "bmp": "BMP", "webp": 
 """Display names of the results of `image_kind`."""
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_ALONE = frozenset({0x01, *range(0xD0, 0xD8)})
+ORIENTATION = 0x0112
+"""Tag of the orientation in a TIFF directory."""
+_NEW_SUBFILE_TYPE, _SUB_DIRECTORIES, _DNG_VERSION = 0x00FE, 0x014A, 0xC612
+_BYTE, _SHORT, _LONG = 1, 3, 4
 
 
 def image_kind(data: bytes) -> str | None:
@@ -112,9 +116,9 @@ def gif_frames(data: bytes) -> Iterator[GifFrame]:
     while position + 9 < len(data) and data[position] in (0x21, 0x2C):
         if data[position] == 0x2C:
             left, top, width, height = struct.unpack_from("<HHHH", data, position + 1)
-            own = _gif_table_bytes(data[position + 9 : position + 10])
-            position += 11 + own
-            yield GifFrame(left, top, width, height, is_transparent, bool(own or table))
+            local_table = _gif_table_bytes(data[position + 9 : position + 10])
+            position += 11 + local_table
+            yield GifFrame(left, top, width, height, is_transparent, bool(local_table or table))
             is_transparent = False
         else:
             if data[position + 1] == 0xF9:
@@ -178,3 +182,33 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         if marker in _JPEG_FRAMES:
             return
         position = data.find(b"\xff", end)
+
+
+def first_directory(data: bytes) -> dict[int, int]:
+    """Return the first value of each tag of the first directory of a TIFF structure (TIFF 6.0, section 2).
+
+    TIFF files and EXIF blocks are such structures. A value is 0 if it is not a byte, short or long. Damaged
+    bytes result in fewer tags, not in an error.
+    """
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(data[:4])
+    if order is None or len(data) < 8:
+        return {}
+    (start,) = struct.unpack_from(order + "I", data, 4)
+    (count,) = struct.unpack(order + "H", data[start : start + 2].ljust(2, b"\0"))
+    tags: dict[int, int] = {}
+    for position in range(start + 2, min(start + 2 + 12 * count, len(data) - 11), 12):
+        tag, kind = struct.unpack_from(order + "HH", data, position)
+        form = {_BYTE: "B", _SHORT: "H", _LONG: "I"}.get(kind)
+        tags.setdefault(tag, struct.unpack_from(order + form, data, position + 8)[0] if form else 0)
+    return tags
+
+
+def is_raw_photo(data: bytes) -> bool:
+    """Return whether a TIFF file is a raw photo of a camera, whose first image is only a preview.
+
+    DNG has a tag of its own, CR2 a marker after the header. NEF, ARW and others begin with a reduced image
+    and store the photo in a subdirectory. Anything beyond `data` is ignored.
+    """
+    tags = first_directory(data)
+    is_preview = bool(tags.get(_NEW_SUBFILE_TYPE, 0) & 1) and _SUB_DIRECTORIES in tags
+    return data[8:10] == b"CR" or _DNG_VERSION in tags or is_preview

@@ -1,7 +1,8 @@
 """Distributed decoding: each process of a run reads, hashes and decodes its share of the images once.
 
 The result contains the items that could be decoded with the hashes of their bytes, the pixels of this
-process's share, and a rejection for each other item. The encoded bytes are not kept.
+process's share, and a rejection for each other item. The encoded bytes are not kept. Training, evaluation and
+sharding all use `ImageDecoder` and `collect_images`.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ import json
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import astuple, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -22,15 +23,15 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from trainer.data.cache import Pixels
+from trainer.data.archive_errors import is_of_the_process, read_error
 from trainer.data.colours import from_rgb
 from trainer.data.convert import LARGE_PIXELS, Prepared, prepare
 from trainer.data.decode import decode_and_resize, resize_image
 from trainer.data.header import reason_of_failure
-from trainer.data.image_store import ImageStore, Write
+from trainer.data.image_store import ImageStore, Pixels, Write
 from trainer.data.items import Item, Rejection
-from trainer.data.progress import Progress, SilentProgress
-from trainer.data.sampler import first_owners
+from trainer.data.progress import Progress
+from trainer.data.sampler import initial_hosts
 from trainer.distributed import ProcessGroup, ProcessInfo
 from trainer.errors import DataError
 from trainer.spec import PixelFormat
@@ -58,43 +59,6 @@ class DecodedImages:
     """Number of items that were converted before decoding, by format; see `trainer.data.convert`."""
 
 
-def ingest(
-    items: Sequence[Item],
-    spec: DataSpec,
-    cache_dir: Path,
-    progress: Progress,
-    peers: ProcessGroup | None = None,
-) -> DecodedImages:
-    """Decode `items` on all cores to pixels of `spec.pixel_format`; return the images and rejections.
-
-    Each of the `peers` decodes its share, followed by an all-gather of the results. Raises TemporaryError
-    (full disk, lost connection to a peer), UsageError (the cache is not writable), DataError (the peers have
-    different items).
-    """
-    peers = peers or ProcessGroup(ProcessInfo())
-    reader = ImageDecoder(items, spec, progress)
-    folder = cache_dir / "pixels"
-    pixels = ImageStore(len(items), spec.pixel_format.shape, spec.cache_mib << 20, folder, reader.decode)
-    owners = first_owners(np.arange(len(items)), peers.process.process_count)
-    pixels.cache(np.flatnonzero(owners == peers.process.process_index))
-    outcomes = _exchanged(reader.outcomes, items, peers)
-    reader.is_known = True
-    kept = [row for row, outcome in enumerate(outcomes) if outcome.reason is None]
-    rejections = [
-        Rejection(item.name, outcome.reason)
-        for item, outcome in zip(items, outcomes, strict=True)
-        if outcome.reason is not None
-    ]
-    return DecodedImages(
-        items=tuple(items[row] for row in kept),
-        contents=tuple(outcomes[row].content for row in kept),
-        rows=np.asarray(kept, np.int64),
-        pixels=pixels,
-        rejections=tuple(rejections),
-        converted=count_converted(outcomes),
-    )
-
-
 @dataclass(slots=True)
 class DecodeResult:
     """Decoding result of one item."""
@@ -107,27 +71,65 @@ class DecodeResult:
     """The format that it was converted from, or an empty string."""
 
 
-def count_converted(outcomes: Sequence[DecodeResult]) -> dict[str, int]:
-    """Return the number of images converted from each format, sorted by name."""
-    formats = Counter(outcome.converted for outcome in outcomes if outcome.converted and not outcome.reason)
-    return dict(sorted(formats.items()))
+def decode_images(
+    items: Sequence[Item],
+    spec: DataSpec,
+    cache_dir: Path,
+    progress: Progress,
+    group: ProcessGroup | None = None,
+) -> DecodedImages:
+    """Decode `items` on all cores to pixels of `spec.pixel_format`; return the images and rejections.
+
+    Each process of the `group` decodes its share, followed by an all-gather of the results. Raises
+    TemporaryError (full disk, lost connection to a process), UsageError (the cache is not writable),
+    DataError (the processes have different items).
+    """
+    group = group or ProcessGroup(ProcessInfo())
+    decoder = ImageDecoder(items, spec, progress)
+    folder, budget_bytes = cache_dir / "pixels", spec.cache_mib << 20
+    pixels = ImageStore(len(items), spec.pixel_format.shape, budget_bytes, folder, decoder.decode_again)
+    owners = initial_hosts(np.arange(len(items)), group.process.process_count)
+    pixels.cache(np.flatnonzero(owners == group.process.process_index), decoder.decode_first)
+    return collect_images(items, _all_gather_results(decoder.results, items, group), pixels)
 
 
-def _exchanged(
-    outcomes: dict[int, DecodeResult], items: Sequence[Item], peers: ProcessGroup
+def collect_images(
+    items: Sequence[Item], results: Sequence[DecodeResult], pixels: ImageStore
+) -> DecodedImages:
+    """Return the images and rejections that follow from the `results` of all `items`."""
+    decoded = [row for row, result in enumerate(results) if result.reason is None]
+    rejections = [
+        Rejection(item.name, result.reason)
+        for item, result in zip(items, results, strict=True)
+        if result.reason is not None
+    ]
+    formats = Counter(results[row].converted for row in decoded if results[row].converted)
+    return DecodedImages(
+        items=tuple(items[row] for row in decoded),
+        contents=tuple(results[row].content for row in decoded),
+        rows=np.asarray(decoded, np.int64),
+        pixels=pixels,
+        rejections=tuple(rejections),
+        converted=dict(sorted(formats.items())),
+    )
+
+
+def _all_gather_results(
+    results: dict[int, DecodeResult], items: Sequence[Item], group: ProcessGroup
 ) -> list[DecodeResult]:
     """All-gather the results of all items. Raises DataError if the processes have different items."""
-    if peers.process.process_count > 1:
+    if group.process.process_count > 1:
         names = hashlib.sha256("\0".join(item.name for item in items).encode()).hexdigest()
-        if len(set(peers.all_gather(names.encode()))) > 1:
+        if len(set(group.all_gather(names.encode()))) > 1:
             raise DataError(
-                "The processes of the run see different files in the source; give all the same one.",
-                received=f"{len(items)} files on {peers.process.name(peers.process.process_index)}",
+                "The processes of the run have different files in the source.",
+                "Use the same source for all processes.",
+                received=f"{len(items)} files on {group.process.name(group.process.process_index)}",
             )
-        own = {number: astuple(outcome) for number, outcome in outcomes.items()}
-        for said in peers.all_gather(json.dumps(own).encode()):
-            outcomes |= {int(number): DecodeResult(*outcome) for number, outcome in json.loads(said).items()}
-    return [outcomes[number] for number in range(len(items))]
+        local_results = {number: astuple(result) for number, result in results.items()}
+        for message in group.all_gather(json.dumps(local_results).encode()):
+            results |= {int(number): DecodeResult(*result) for number, result in json.loads(message).items()}
+    return [results[number] for number in range(len(items))]
 
 
 class ImageDecoder:
@@ -137,55 +139,69 @@ class ImageDecoder:
         self._items, self._progress, self._max_pixels = items, progress, spec.max_image_pixels
         self._to_pixels = build_to_pixels(spec.pixel_format)
         self._one_large = threading.Lock()
-        self.outcomes: dict[int, DecodeResult] = {}
-        """Results of the items that this process has read, by number."""
-        self.is_known = False
-        """Whether all items have been decoded once; from then on a failure is an error, not a rejection."""
+        self.results: dict[int, DecodeResult] = {}
+        """Results of `decode_first`, by number."""
 
-    def decode(self, numbers: NDArray[np.int64], write: Write) -> None:
-        """Decode the items of these `numbers`, `write` their pixels and record their results.
+    def decode_first(self, numbers: NDArray[np.int64], write: Write) -> None:
+        """Decode the items of these `numbers` for the first time, `write` their pixels, record the results.
 
-        Raises the errors of `write`, and DataError if an item that was decoded before fails.
+        Raises the errors of `write`.
         """
+        task = self._progress.start("Decoding", len(numbers), "images")
+        try:
+            with closing(self._decode_chunks(numbers, write)) as chunks:
+                for results in chunks:
+                    self.results |= results
+                    task.advance(len(results))
+        finally:
+            task.finish()
+
+    def decode_again(self, numbers: NDArray[np.int64], write: Write) -> None:
+        """Decode items that were decoded before, by any process, and `write` their pixels.
+
+        Raises the errors of `write`, and DataError if an item fails.
+        """
+        with closing(self._decode_chunks(numbers, write)) as chunks:
+            for results in chunks:
+                self._require_decoded(results)
+
+    def _decode_chunks(
+        self, numbers: NDArray[np.int64], write: Write
+    ) -> Generator[dict[int, DecodeResult], None, None]:
         chunks = [numbers[start : start + _CHUNK_ITEMS] for start in range(0, len(numbers), _CHUNK_ITEMS)]
-        progress = SilentProgress() if self.is_known else self._progress
-        task = progress.start("Decoding", len(numbers), "images")
         # Twice the number of cores, so that some threads decode while others wait for the disk.
         executor = ThreadPoolExecutor(2 * len(os.sched_getaffinity(0)), thread_name_prefix="decode")
         try:
-            for outcomes in executor.map(lambda chunk: self._read_chunk(chunk, write), chunks):
-                self.outcomes |= outcomes
-                self._require_good(outcomes)
-                task.advance(len(outcomes))
+            yield from executor.map(lambda chunk: self._decode_chunk(chunk, write), chunks)
         finally:
             # After a failure or an interrupt, pending chunks are cancelled.
             executor.shutdown(wait=True, cancel_futures=True)
-            task.finish()
 
-    def _require_good(self, outcomes: dict[int, DecodeResult]) -> None:
-        bad = [number for number, outcome in outcomes.items() if outcome.reason] if self.is_known else []
-        if bad:
+    def _require_decoded(self, results: dict[int, DecodeResult]) -> None:
+        failed = [number for number, result in results.items() if result.reason]
+        if failed:
             raise DataError(
-                "An image that was good can't be read any more: the source has changed since.",
-                received=f"{self._items[bad[0]].name}, {outcomes[bad[0]].reason}",
+                "An image that was decoded before can't be decoded any more: the source has changed.",
+                "Restore the source, or start a new run.",
+                received=f"{self._items[failed[0]].name}, {results[failed[0]].reason}",
             )
 
-    def _read_chunk(self, numbers: NDArray[np.int64], write: Write) -> dict[int, DecodeResult]:
+    def _decode_chunk(self, numbers: NDArray[np.int64], write: Write) -> dict[int, DecodeResult]:
         """Read and decode the items of these numbers, write their pixels and return their results."""
-        outcomes: dict[int, DecodeResult] = {}
+        results: dict[int, DecodeResult] = {}
         waiting: dict[int, Prepared] = {}
         for number in map(int, numbers):
             content, prepared = _read(self._items[number], self._max_pixels)
-            outcomes[number] = DecodeResult(content, prepared.reason, prepared.converted)
+            results[number] = DecodeResult(content, prepared.reason, prepared.converted)
             if prepared.reason is None:
                 waiting[number] = prepared
-            if sum(len(each.data) for each in waiting.values()) >= _CALL_BYTES:
-                self._decode(waiting, outcomes, write)
+            if sum(len(waiting_image.data) for waiting_image in waiting.values()) >= _CALL_BYTES:
+                self._decode(waiting, results, write)
                 waiting = {}
-        self._decode(waiting, outcomes, write)
-        return outcomes
+        self._decode(waiting, results, write)
+        return results
 
-    def _decode(self, waiting: dict[int, Prepared], outcomes: dict[int, DecodeResult], write: Write) -> None:
+    def _decode(self, waiting: dict[int, Prepared], results: dict[int, DecodeResult], write: Write) -> None:
         """Decode all in one call; if it fails, decode one by one to find the damaged items."""
         if not waiting:
             return
@@ -198,20 +214,25 @@ class ImageDecoder:
         except tf.errors.InvalidArgumentError:
             if len(waiting) == 1:
                 ((row, prepared),) = waiting.items()
-                outcomes[row].reason = reason_of_failure(prepared.data)
+                results[row].reason = reason_of_failure(prepared.data)
             else:
                 for row, prepared in waiting.items():
-                    self._decode({row: prepared}, outcomes, write)
+                    self._decode({row: prepared}, results, write)
             return
         for row, image in zip(waiting, pixels, strict=True):
             write(row, image)
 
 
 def _read(item: Item, max_pixels: int) -> tuple[str, Prepared]:
-    """Return the hash of an item's bytes, and its decoder input."""
+    """Return the hash of an item's bytes, and its decoder input.
+
+    Raises TemporaryError and MemoryError for a limit that any other item would meet too.
+    """
     try:
         data = item.read()
     except OSError as error:
+        if is_of_the_process(error):
+            raise read_error(item.name, error) from error
         data, reason = b"", f"can't be read: {error.strerror}"
     else:
         is_short = item.length is not None and len(data) < item.length
@@ -245,7 +266,7 @@ def _compiled(encoding: str, form: PixelFormat) -> Callable[..., tf.Tensor]:
 # Cached per process and pixel format: packing requests it again for every few hundred images.
 @lru_cache(maxsize=8)
 def _compile(encoding: str, form: PixelFormat) -> Callable[..., tf.Tensor]:
-    function, taken, example = {
+    function, signature, example = {
         "image": (
             partial(decode_and_resize, form=form),
             tf.TensorSpec([None], tf.string),
@@ -258,15 +279,15 @@ def _compile(encoding: str, form: PixelFormat) -> Callable[..., tf.Tensor]:
         ),
     }[encoding]
 
-    def mapped(values: tf.Tensor) -> tf.Tensor:
+    def decode_batch(values: tf.Tensor) -> tf.Tensor:
         # On the CPU even beside an accelerator, and sequentially: the threads provide enough parallelism, and
         # this limits the number of large images in memory to the number of threads.
         with tf.device("CPU:0"):
-            small = tf.TensorSpec(form.shape, tf.uint8)
-            return tf.map_fn(function, values, fn_output_signature=small, parallel_iterations=1)
+            pixels = tf.TensorSpec(form.shape, tf.uint8)
+            return tf.map_fn(function, values, fn_output_signature=pixels, parallel_iterations=1)
 
     concrete: Callable[..., tf.Tensor] = tf.function(
-        mapped, input_signature=[taken], autograph=False
+        decode_batch, input_signature=[signature], autograph=False
     ).get_concrete_function()
     concrete(example)
     return concrete

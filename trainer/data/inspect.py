@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.data.checks import require_images
-from trainer.data.fetch import buckets_of, extraction_of, fetch_source
+from trainer.data.fetch import list_images
 from trainer.data.header import declared_size
 from trainer.data.items import Item
 from trainer.data.progress import Progress
-from trainer.data.readers import read_layout
 from trainer.data.shards.packed import find_shards
 from trainer.spec.schema import DataSpec
 
@@ -26,7 +25,7 @@ _CIFAR_SIDE = 32
 
 
 @dataclass(frozen=True)
-class Outlook:
+class SourceSummary:
     """Size statistics of a source."""
 
     images: int
@@ -39,22 +38,18 @@ class Outlook:
     readable."""
 
 
-def inspect_source(spec: DataSpec, cache_dir: Path, progress: Progress) -> Outlook | None:
+def inspect_source(spec: DataSpec, cache_dir: Path, progress: Progress) -> SourceSummary | None:
     """Return statistics of the source; None for shards, whose images are already resized.
 
     Raises the errors of `load_dataset` for a source that cannot be read.
     """
     if find_shards(spec) is not None:
         return None
-    root = fetch_source(spec.source, spec.checksum, cache_dir, spec.max_extracted_mib << 20, progress)
-    read = read_layout(
-        root, spec.layout, buckets_of(spec, cache_dir, progress), extraction_of(spec, cache_dir, progress),
-        spec.labels,
-    )  # fmt: skip
-    require_images(read.items, read.rejections, spec.source)
-    own = [item for item in read.items if item.split in ("train", None)] or read.items
-    classes = Counter(label for item in own for label in item.classes)
-    return Outlook(len(own), len(read.items) - len(own), dict(classes), _median_side(own))
+    contents = list_images(spec, cache_dir, progress)
+    require_images(contents.items, contents.rejections, spec.source)
+    train = [item for item in contents.items if item.split in ("train", None)] or contents.items
+    classes = Counter(label for item in train for label in item.classes)
+    return SourceSummary(len(train), len(contents.items) - len(train), dict(classes), _median_side(train))
 
 
 def _median_side(items: Sequence[Item]) -> int | None:

@@ -73,3 +73,13 @@ class Rejection:
     reason: str
     damaged: bool = True
     """Whether it counts towards data.max_rejected; a file that was never an image does not."""
+
+    @property
+    def kind(self) -> str:
+        """The part of the reason before the colon, which is the same for many files."""
+        return self.reason.partition(":")[0]
+
+    @property
+    def detail(self) -> str:
+        """The part of the reason that is specific to the file; empty if there is none."""
+        return self.reason.partition(": ")[2]

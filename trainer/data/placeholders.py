@@ -21,11 +21,11 @@ from trainer.storage.store import Entry, Store, open_store
 from trainer.storage.transfers import transfer_all
 
 FOLDER = "outlines"
-"""Subfolder of the cache; each folder in it is one outline."""
+"""Subfolder of the cache; each folder in it is one listing of a bucket."""
 _ORIGIN = ".origin.json"
 
 
-def is_outlined(name: str) -> bool:
+def can_be_placeholder(name: str) -> bool:
     """Return whether a file of this name has an image extension.
 
     Other files are downloaded immediately and detected by their contents, so images without an extension are
@@ -34,7 +34,7 @@ def is_outlined(name: str) -> bool:
     return names_a_picture(PurePosixPath(name).name)
 
 
-def write_outline(store: Store, entries: Sequence[Entry], folder: Path) -> None:
+def write_placeholders(store: Store, entries: Sequence[Entry], folder: Path) -> None:
     """Create a placeholder file of the right size in `folder` for each of `entries`, the images of `store`.
 
     Raises TemporaryError, UsageError.
@@ -48,38 +48,40 @@ def write_outline(store: Store, entries: Sequence[Entry], folder: Path) -> None:
     write_json(folder / _ORIGIN, {"uri": store.uri})
 
 
-def bring(items: Sequence[Item], cache_dir: Path, folder: Path) -> tuple[Item, ...]:
+def download_placeholders(items: Sequence[Item], cache_dir: Path, folder: Path) -> tuple[Item, ...]:
     """Download the placeholders among `items` to the empty `folder`; return all items, with updated paths.
 
     Raises TemporaryError, also for an image that no longer exists, and UsageError.
     """
-    outlines = cache_dir / FOLDER
-    outlined = {item.path for item in items if outlines in item.path.parents and is_outlined(item.path.name)}
-    places = {path: folder / f"{number}{path.suffix}" for number, path in enumerate(sorted(outlined))}
-    roots = {path: outlines / path.relative_to(outlines).parts[0] for path in places}
-    stores = {root: _origin(root) for root in set(roots.values())}
+    listings = cache_dir / FOLDER
+    paths = {
+        item.path for item in items if listings in item.path.parents and can_be_placeholder(item.path.name)
+    }
+    targets = {path: folder / f"{number}{path.suffix}" for number, path in enumerate(sorted(paths))}
+    roots = {path: listings / path.relative_to(listings).parts[0] for path in targets}
+    stores = {root: _open_origin(root) for root in set(roots.values())}
 
-    def fetch(path: Path) -> int:
+    def download(path: Path) -> int:
         root = roots[path]
         name = path.relative_to(root).as_posix()
         try:
-            stores[root].download(name, places[path])
+            stores[root].download(name, targets[path])
         except UsageError as error:
             if stores[root].find(name) is not None:
                 raise
             raise TemporaryError(
-                f"An image is gone since the bucket was listed; start again. {error}"
+                "An image was deleted from the bucket after it was listed.", "Start again.", received=error
             ) from None
         return 0
 
-    transfer_all(fetch, places, lambda size: None)
-    return tuple(replace(item, path=places.get(item.path, item.path)) for item in items)
+    transfer_all(download, targets, lambda size: None)
+    return tuple(replace(item, path=targets.get(item.path, item.path)) for item in items)
 
 
-def _origin(root: Path) -> Store:
+def _open_origin(root: Path) -> Store:
     try:
         return open_store(json.loads((root / _ORIGIN).read_bytes())["uri"])
     except (OSError, ValueError, KeyError) as error:
         raise TemporaryError(
-            "The cache was changed meanwhile; start again.", received=f"{root} ({error})"
+            "Another process changed the cache.", "Start again.", received=f"{root} ({error})"
         ) from None

@@ -2,18 +2,17 @@
 
 The split uses no random numbers: the rank of an image in its class is determined by the hash of its bytes.
 Few images therefore change sides when images are added, and images with equal contents are always on the same
-side, whatever their names.
+side, whatever their names. Multi-label images are split by iterative stratification.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 
 from trainer.data.items import THRESHOLDS, Item
-from trainer.data.stratify import hold_out
 
 BY_SOURCE, STRATIFIED = "source", "stratified"
 """Origin of the validation images in dataset.json: the source, or `assign_splits`."""
@@ -33,7 +32,7 @@ def assign_splits(
     """
     if not is_split_by_source(items):
         items = [replace(item, split=None) for item in items]
-    held_out = (_held_out_of_several if is_multi else _held_out)(items, contents, fraction)
+    held_out = (_held_out_multi_label if is_multi else _held_out)(items, contents, fraction)
     return [
         item if item.split else replace(item, split="validation" if content in held_out else "train")
         for item, content in zip(items, contents, strict=True)
@@ -46,7 +45,7 @@ def with_thresholds(items: Sequence[Item], contents: Sequence[str], fraction: fl
     Returns the items unchanged if every label has too few of these images to choose a threshold.
     """
     train = [replace(item, split=None) if item.split == "train" else item for item in items]
-    held_out = _held_out_of_several(train, contents, fraction, least=0) if fraction else set()
+    held_out = _held_out_multi_label(train, contents, fraction, least=0) if fraction else set()
     counts = Counter(
         label
         for item, content in zip(train, contents, strict=True)
@@ -101,7 +100,7 @@ def _held_out(items: Sequence[Item], contents: Sequence[str], fraction: float) -
     return {content for label, members in classes.items() for content in sorted(members)[: counts[label]]}
 
 
-def _held_out_of_several(
+def _held_out_multi_label(
     items: Sequence[Item], contents: Sequence[str], fraction: float, least: int = 1
 ) -> set[str]:
     """Do the same as `_held_out` for any number of labels; a content has the labels of all its items."""
@@ -126,3 +125,37 @@ def held_out_counts(sizes: Mapping[str, int], fraction: float) -> dict[str, int]
     for label in by_remainder[:left]:
         counts[label] += 1
     return {label: min(max(counts[label], min(1, size - 1)), size - 1) for label, size in sizes.items()}
+
+
+def hold_out(labels: Mapping[str, Set[str]], fraction: float, least: int = 1) -> set[str]:
+    """Return the contents to hold out: approximately `fraction` of the contents of each label.
+
+    This is the iterative stratification of Sechidis, Tsoumakas and Vlahavas ("On the Stratification of
+    Multi-Label Data", ECML PKDD 2011) without random numbers. Labels are processed in the order of their
+    number of remaining images, fewest first. The images of a label with the lowest hashes are held out, so
+    that few change sides when images are added.
+
+    labels: labels of each content, by its hash. If a label has two or more contents, at least one is not held
+    out and at least `least` are held out, unless labels that were processed before prevent it. Contents
+    without a label fill up the total.
+    """
+    totals = Counter(label for own_labels in labels.values() for label in own_labels)
+    held_out: set[str] = set()
+    counts: Counter[str] = Counter()
+    waiting = set(labels)
+    while left := Counter(label for content in waiting for label in labels[content]):
+        label = min(left, key=lambda name: (left[name], name))
+        group = sorted(content for content in waiting if label in labels[content])
+        missing = max(_rounded(fraction * totals[label]), min(least, totals[label] - 1)) - counts[label]
+        for content in group:
+            if missing > 0 and all(counts[name] + 1 < totals[name] for name in labels[content]):
+                held_out.add(content)
+                counts.update(labels[content])
+                missing -= 1
+        waiting.difference_update(group)
+    unlabelled = _rounded(fraction * len(labels)) - len(held_out)
+    return held_out | set(sorted(waiting)[: max(0, unlabelled)])
+
+
+def _rounded(value: float) -> int:
+    return math.floor(value + 0.5)

@@ -31,7 +31,7 @@ _LUMA = np.array([0.2126, 0.7152, 0.0722])
 
 
 @dataclass(frozen=True)
-class _Place:
+class _SampledImage:
     """One sampled image."""
 
     key: str
@@ -47,21 +47,21 @@ def describe_images(dataset: Dataset, most: int = SAMPLED) -> dict[str, Any]:
     known. contents: first 16 hex digits of the SHA-256 of the `most` contents with the lowest hashes, which
     are a random sample (Broder 1997); empty if not known. trained, trained_distinct: the same for the
     training images alone, including those of the split 'thresholds'. measures: {name: [...]} with the sorted
-    values over the sample: those of `_look` and, for readable files, width and height in pixels and size in
-    kilobytes (1,000 bytes).
+    values over the sample: those of `_measure_pixels` and, for readable files, width and height in pixels and
+    size in kilobytes (1,000 bytes).
     """
-    places, distinct = _sample(dataset, most)
-    fitted = [split for name, split in dataset.splits.items() if name in ("train", THRESHOLDS)]
-    trained = sorted({content[:_HEX_DIGITS] for split in fitted for content in split.contents})
+    sample, distinct = _sample(dataset, most)
+    train_splits = [split for name, split in dataset.splits.items() if name in ("train", THRESHOLDS)]
+    trained = sorted({content[:_HEX_DIGITS] for split in train_splits for content in split.contents})
     measures: dict[str, list[float]] = {}
     for split in dataset.splits.values():
-        own = [place.row for place in places if place.split is split]
-        for name, value in _measured(split, own):
+        rows = [image.row for image in sample if image.split is split]
+        for name, value in _measure(split, rows):
             measures.setdefault(name, []).append(float(f"{value:.4g}"))
     return {
         "images": sum(len(split.items) for split in dataset.splits.values()),
         "distinct": distinct,
-        "contents": [place.key for place in places] if distinct is not None else [],
+        "contents": [image.key for image in sample] if distinct is not None else [],
         "trained": trained[:most],
         "trained_distinct": len(trained),
         "measures": {name: sorted(values) for name, values in measures.items()},
@@ -94,7 +94,7 @@ def was_trained_on(contents: Sequence[str], images: Mapping[str, Any]) -> NDArra
     return np.fromiter((content[:_HEX_DIGITS] in trained for content in contents), bool, len(contents))
 
 
-def _sample(dataset: Dataset, most: int) -> tuple[list[_Place], int | None]:
+def _sample(dataset: Dataset, most: int) -> tuple[list[_SampledImage], int | None]:
     """Return the images to measure and the number of distinct images, None if that is not known."""
     splits = list(dataset.splits.values())
     if any(split.shards is not None or len(split.contents) != len(split.items) for split in splits):
@@ -102,30 +102,30 @@ def _sample(dataset: Dataset, most: int) -> tuple[list[_Place], int | None]:
         total = sum(len(split.items) for split in splits)
         shares = [min(len(split.items), -(-most * len(split.items) // total)) for split in splits]
         return [
-            _Place("", split, row)
+            _SampledImage("", split, row)
             for split, share in zip(splits, shares, strict=True)
             for row in range(share)
         ], None
-    of_content = {
-        content[:_HEX_DIGITS]: _Place(content[:_HEX_DIGITS], split, row)
+    by_content = {
+        content[:_HEX_DIGITS]: _SampledImage(content[:_HEX_DIGITS], split, row)
         for split in splits
         for row, content in enumerate(split.contents)
     }
-    return [of_content[key] for key in sorted(of_content)[:most]], len(of_content)
+    return [by_content[key] for key in sorted(by_content)[:most]], len(by_content)
 
 
-def _measured(split: Split, rows: Sequence[int]) -> Iterator[tuple[str, float]]:
-    many = max(1, _CHUNK_BYTES // max(1, 3 * int(np.prod(split.pixels.shape[1:3]))))
-    for start in range(0, len(rows), many):
-        chunk = np.asarray(rows[start : start + many], np.int64)
-        looks = _look(as_rgb(split.pixels.gather(chunk)))
-        for name, values in looks.items():
+def _measure(split: Split, rows: Sequence[int]) -> Iterator[tuple[str, float]]:
+    chunk_images = max(1, _CHUNK_BYTES // max(1, 3 * int(np.prod(split.pixels.shape[1:3]))))
+    for start in range(0, len(rows), chunk_images):
+        chunk = np.asarray(rows[start : start + chunk_images], np.int64)
+        measures = _measure_pixels(as_rgb(split.pixels.gather(chunk)))
+        for name, values in measures.items():
             yield from ((name, float(value)) for value in values)
     for row in rows:
-        yield from _file_of(split.items[row])
+        yield from _measure_file(split.items[row])
 
 
-def _look(pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float64]]:
+def _measure_pixels(pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float64]]:
     """Return measures of images, uint8 [n, height, width, 3], each float64 [n].
 
     brightness and contrast: mean and standard deviation of the luma, in 0..1. colourfulness: as in Hasler and
@@ -145,13 +145,13 @@ def _look(pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float64]]:
     }
 
 
-def _file_of(item: Source) -> Iterator[tuple[str, float]]:
+def _measure_file(item: Source) -> Iterator[tuple[str, float]]:
     """Yield width, height and kilobytes of an image's file; nothing if it cannot be read."""
     if item.encoding == "cifar":
         yield from (("width", _CIFAR_SIDE), ("height", _CIFAR_SIDE))
         return
     try:
-        data, size_bytes = _head(item)
+        data, size_bytes = _read_head(item)
         size = declared_size(data)
     except (OSError, ValueError, IndexError):
         return
@@ -159,7 +159,7 @@ def _file_of(item: Source) -> Iterator[tuple[str, float]]:
         yield from (("width", size[0]), ("height", size[1]), ("kilobytes", size_bytes / 1000))
 
 
-def _head(item: Source) -> tuple[bytes, int]:
+def _read_head(item: Source) -> tuple[bytes, int]:
     """Return the first bytes of an image's file, and its size in bytes. Raises OSError."""
     if not isinstance(item, Item):
         data = item.read()

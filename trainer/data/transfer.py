@@ -17,7 +17,7 @@ from pathlib import Path
 import requests
 
 from trainer.data.extractor import too_large
-from trainer.data.http import Broken, get, read_body, require_content
+from trainer.data.http import RetryableError, get, read_body, require_content
 from trainer.data.progress import Progress, Task
 from trainer.errors import StoppedError, TemporaryError, TrainerError
 from trainer.sanitize import shown_address
@@ -36,7 +36,7 @@ class UnreachableError(TemporaryError):
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """Timeouts and retry delays for a server."""
 
     delays_seconds: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
@@ -64,10 +64,10 @@ class Transfer:
     partial: Path
     max_bytes: int
     progress: Progress
-    patience: Patience
+    retry_policy: RetryPolicy
 
-    def run(self, known: Version | None) -> Version | None:
-        """Download the file; return its version, or None if `known` is still current.
+    def run(self, current: Version | None) -> Version | None:
+        """Download the file; return its version, or None if the version `current` is up to date.
 
         Raises DataError (no such file, access denied, untrusted certificate, too large), UsageError (redirect
         to http), UnreachableError, TemporaryError (full disk).
@@ -76,53 +76,55 @@ class Transfer:
         with requests.Session() as session:
             while True:
                 try:
-                    return self._attempt(session, known)
-                except Broken as broken:
+                    return self._attempt(session, current)
+                except RetryableError as error:
                     if self._size() >= furthest + _STEP_BYTES:
                         failures, furthest = 0, self._size()
-                    self._pause(broken, failures)
+                    self._pause(error, failures)
                     failures += 1
 
-    def _pause(self, broken: Broken, failures: int) -> None:
-        delays = self.patience.delays_seconds
+    def _pause(self, error: RetryableError, failures: int) -> None:
+        delays = self.retry_policy.delays_seconds
         if failures == len(delays):
-            resumes = self._resumable()[0] > 0
+            can_resume = self._resumable()[0] > 0
             raise UnreachableError(
-                f"The download failed {failures + 1} times in a row: {broken}. "
-                f"{'Start again to go on from what has arrived' if resumes else 'Try again later'}. "
-                f"Received: {shown_address(self.url)}"
-            ) from broken
-        delay = max(delays[failures], broken.retry_after_seconds)
-        self.progress.say(f"{broken}; trying again in {delay:g} s")
+                f"The download failed {failures + 1} times in a row: {error}.",
+                "Start again to resume it." if can_resume else "Try again later.",
+                received=shown_address(self.url),
+            ) from error
+        delay = max(delays[failures], error.retry_after_seconds)
+        self.progress.say(f"{error}; retrying in {delay:g} s")
         time.sleep(delay)
 
-    def _attempt(self, session: requests.Session, known: Version | None) -> Version | None:
+    def _attempt(self, session: requests.Session, current: Version | None) -> Version | None:
         offset, etag = self._resumable()
-        headers = _conditions(known)
+        headers = _conditional_headers(current)
         if offset:
             headers = {"Range": f"bytes={offset}-", "If-Range": etag}
-        timeouts = (self.patience.connect_seconds, self.patience.read_seconds)
+        timeouts = (self.retry_policy.connect_seconds, self.retry_policy.read_seconds)
         with get(session, self.url, headers, timeouts) as response:
-            if response.status_code == 304 and known:
+            if response.status_code == 304 and current:
                 return None
             if response.status_code == 416:
                 self.discard()
-                raise Broken("the server has less of the file than had arrived, so it starts again")
+                raise RetryableError(
+                    "the file on the server is shorter than the partial download, so it restarts"
+                )
             require_content(response, self.url)
-            start = self._continued(response, offset, etag)
+            start = self._start_of(response, offset, etag)
             self._receive(response, start)
             return Version(response.headers.get("ETag"), response.headers.get("Last-Modified"))
 
-    def _continued(self, response: requests.Response, offset: int, etag: str) -> int:
+    def _start_of(self, response: requests.Response, offset: int, etag: str) -> int:
         """Return the file offset of the response: `offset`, or 0 for a complete file."""
         if response.status_code != 206:
             return 0
         first = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
-        same = response.headers.get("ETag", etag) == etag
-        if offset and same and first and int(first[1]) == offset:
+        is_same = response.headers.get("ETag", etag) == etag
+        if offset and is_same and first and int(first[1]) == offset:
             return offset
         self.discard()
-        raise Broken("the file changed on the server, so it starts again")
+        raise RetryableError("the file changed on the server, so the download restarts")
 
     def _receive(self, response: requests.Response, start: int) -> None:
         length = response.headers.get("Content-Length", "")
@@ -132,7 +134,7 @@ class Transfer:
         if start == 0:
             # Before the first byte, so that bytes of unknown origin are never resumed.
             self.discard()
-            write_json(self._notes, {"etag": response.headers.get("ETag", ""), "total": total})
+            write_json(self._state_path, {"etag": response.headers.get("ETag", ""), "total": total})
         task = self.progress.start(f"Downloading {self.label}", total, "B")
         task.advance(start)
         try:
@@ -146,7 +148,7 @@ class Transfer:
         finally:
             task.finish()
         if total is not None and size != total:
-            raise Broken(f"the server closed after {size:,} of {total:,} bytes")
+            raise RetryableError(f"the server closed the connection after {size:,} of {total:,} bytes")
 
     def _write(self, response: requests.Response, start: int, task: Task) -> int:
         """Write the body to the file from `start`; return the size of the file."""
@@ -173,10 +175,10 @@ class Transfer:
         """Delete the partial file and its metadata."""
         with translate_errors(self.partial):
             self.partial.unlink(missing_ok=True)
-            self._notes.unlink(missing_ok=True)
+            self._state_path.unlink(missing_ok=True)
 
     @property
-    def _notes(self) -> Path:
+    def _state_path(self) -> Path:
         return self.partial.with_name(f"{self.partial.name}.json")
 
     def _size(self) -> int:
@@ -185,8 +187,8 @@ class Transfer:
     def _resumable(self) -> tuple[int, str]:
         """Return the number of bytes to resume after, and their strong ETag; 0 if there are none."""
         try:
-            notes = json.loads(self._notes.read_bytes())
-            etag, total = str(notes["etag"]), notes["total"]
+            state = json.loads(self._state_path.read_bytes())
+            etag, total = str(state["etag"]), state["total"]
         except (OSError, ValueError, KeyError, TypeError):
             return 0, ""
         if not etag.startswith('"'):
@@ -198,8 +200,8 @@ class Transfer:
         return (min(size, total - 1) if isinstance(total, int) and total > 0 else size), etag
 
 
-def _conditions(known: Version | None) -> dict[str, str]:
-    if known is None:
+def _conditional_headers(current: Version | None) -> dict[str, str]:
+    if current is None:
         return {}
-    pairs = {"If-None-Match": known.etag, "If-Modified-Since": known.last_modified}
+    pairs = {"If-None-Match": current.etag, "If-Modified-Since": current.last_modified}
     return {name: value for name, value in pairs.items() if value}

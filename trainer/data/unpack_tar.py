@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from trainer.data.archive_errors import CHUNK_BYTES, Readable, chunks, reading
-from trainer.data.extractor import Unpacker, refused, require_archive_ratio
+from trainer.data.extractor import Unpacker, member_error, require_archive_ratio
 from trainer.data.progress import Progress, Task
 
 _HEADER_BYTES = 1 << 20
@@ -104,11 +104,8 @@ def _unpack_tar_member(
         unpacker.copy(member.name, member.linkname, path.stat().st_size)
         return
     if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE) or member.issparse():
-        raise refused(
-            str(path),
-            member.name,
-            "it holds a symbolic link, a device or a sparse file, and only plain files are safe",
-        )
+        reason = "it is a symbolic link, a device or a sparse file; only regular files are allowed"
+        raise member_error(str(path), member.name, reason)
     file = archive.extractfile(member)
     if file is not None:
         with file:

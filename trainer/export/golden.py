@@ -21,8 +21,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from trainer.data.convert import as_file
 from trainer.data.dataset import Split
-from trainer.data.encode import as_file
 from trainer.errors import OutOfMemoryError, TrainerError
 from trainer.storage.temporary import temporary_folder
 from trainer.train.objective import SINGLE, Objective

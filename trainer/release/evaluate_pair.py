@@ -12,10 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.data.dataset import Split
-from trainer.data.label_arrays import label_columns
-from trainer.data.labelled import load_labelled
-from trainer.data.labels import all_normalized, normalized, numbers_of
-from trainer.data.load import load_dataset
+from trainer.data.labels import all_normalized, normalized, numbers_of, renumber_labels
+from trainer.data.load import load_dataset, load_labelled
 from trainer.data.progress import Progress
 from trainer.data.statistics import was_trained_on
 from trainer.errors import DataError, UsageError
@@ -129,7 +127,7 @@ def translated(labels: NDArray[np.int32], names: Sequence[str], known: Sequence[
     if all_normalized(names) == all_normalized(known):
         return labels
     number = numbers_of(known)
-    return label_columns(labels, np.array([number[normalized(name)] for name in names], np.int32))
+    return renumber_labels(labels, np.array([number[normalized(name)] for name in names], np.int32))
 
 
 def in_order(predictions: AnyPredictions, first: AnyPredictions) -> AnyPredictions:

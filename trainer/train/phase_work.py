@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.data.dataset import Dataset
-from trainer.data.label_arrays import label_counts
+from trainer.data.labels import label_counts
 from trainer.distributed.devices import Cluster
 from trainer.model.pretrained import head_of
 from trainer.spec import RunSpec

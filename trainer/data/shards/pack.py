@@ -17,10 +17,10 @@ import google_crc32c
 import numpy as np
 import tensorflow as tf
 
-from trainer.data.encode import as_file
+from trainer.data.convert import as_file
 from trainer.data.ingest import DecodeResult, ImageDecoder
 from trainer.data.items import Item
-from trainer.data.placeholders import bring
+from trainer.data.placeholders import download_placeholders
 from trainer.data.progress import SilentProgress
 from trainer.data.readers.tf_example import find_offset
 from trainer.data.readers.tfrecord import masked_crc
@@ -45,7 +45,7 @@ class Scan:
     def run(self, uri: str, cache_dir: Path) -> int:
         """Read and decode all items, write the outcomes to the part file, and return the number of items."""
         with private_folder(cache_dir / "packing") as folder:
-            results = self._decode(bring(self.items, cache_dir, folder))
+            results = self._decode(download_placeholders(self.items, cache_dir, folder))
         open_store(uri).write(self.part, json.dumps(results).encode())
         return len(self.items)
 
@@ -53,8 +53,8 @@ class Scan:
         # Decoding only checks that it succeeds, so the smallest size is used.
         spec = self.spec.model_copy(update={"image_size": _SMALLEST_SIDE})
         decoder = ImageDecoder(items, spec, SilentProgress())
-        decoder.decode(np.arange(len(items)), lambda number, pixels: None)
-        outcomes = [decoder.outcomes[number] for number in range(len(items))]
+        decoder.decode_first(np.arange(len(items)), lambda number, pixels: None)
+        outcomes = [decoder.results[number] for number in range(len(items))]
         return [
             asdict(outcome) | {"size": find_size(item)} for item, outcome in zip(items, outcomes, strict=True)
         ]
@@ -97,7 +97,7 @@ class Pack:
         store = open_store(uri)
         with private_folder(cache_dir / "packing") as folder:
             path = folder / self.name
-            items = bring([packed.item for packed in self.items], cache_dir, folder)
+            items = download_placeholders([packed.item for packed in self.items], cache_dir, folder)
             shard = self._write(path, items)
             store.upload(path, self.name)
         store.write(self.part, json.dumps(asdict(shard)).encode())

@@ -15,10 +15,9 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from trainer.data.cache import Pixels
+from trainer.data.convert import as_file
 from trainer.data.dataset import Dataset, Split
-from trainer.data.encode import as_file
-from trainer.data.image_store import ImageStore, Subset, Write
+from trainer.data.image_store import ImageStore, Pixels, Subset, Write
 from trainer.data.ingest import build_to_pixels
 from trainer.data.items import SPLITS
 from trainer.data.sampler import Shards

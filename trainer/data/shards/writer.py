@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.data.checks import require_images
-from trainer.data.dataset import Dataset, Split, assemble, format_found
-from trainer.data.fetch import buckets_of, extraction_of, fetch_source
+from trainer.data.dataset import Dataset, Split, assemble, format_contents
+from trainer.data.fetch import list_images
 from trainer.data.image_store import ImageStore
-from trainer.data.ingest import DecodedImages, DecodeResult, count_converted
-from trainer.data.items import Item, Rejection
+from trainer.data.ingest import DecodeResult, collect_images
+from trainer.data.items import Item
 from trainer.data.progress import Progress
-from trainer.data.readers import SourceContents, read_layout
+from trainer.data.readers import SourceContents
 from trainer.data.shards.index import (
     INDEX_FILE,
     LABELS_FILE,
@@ -70,11 +70,7 @@ def make_shards(
     """
     require_single_label(spec)
     # Each process downloads only the bucket images of its own share.
-    most_bytes = spec.max_extracted_mib << 20
-    root = fetch_source(spec.source, spec.checksum, pool.cache_dir, most_bytes, progress, outline=True)
-    buckets = buckets_of(spec, pool.cache_dir, progress, outline=True)
-    extraction = extraction_of(spec, pool.cache_dir, progress)
-    read = read_layout(root, spec.layout, buckets, extraction)
+    read = list_images(spec, pool.cache_dir, progress, placeholders=True)
     read = read._replace(items=usable_items(read.items, spec.held_out))
     require_images(read.items, read.rejections, spec.source)
     recipe = _build_recipe(spec, read.items, shard_bytes)
@@ -109,7 +105,7 @@ def _pack_shards(
     pool.run(scans, store, "Reading", progress)
     results = [result for scan in scans for result in _read_part(store, scan, read_scan, len)]
     dataset = _assemble(read, [outcome for outcome, _ in results], spec)
-    progress.say(format_found(dataset))
+    progress.say(format_contents(dataset))
     planned = plan_shards(dataset, [size for _, size in results], shard_bytes)
     packs = [_build_pack(shard, dataset, items, number) for number, shard in enumerate(planned)]
     pool.run(packs, store, "Packing", progress, should_wait=not pool.index)
@@ -144,21 +140,10 @@ def _require_same(existing: str, recipe: str, store: Store) -> None:
 
 
 def _assemble(read: SourceContents, outcomes: Sequence[DecodeResult], spec: DataSpec) -> Dataset:
-    items = read.items
-    usable = [number for number, outcome in enumerate(outcomes) if outcome.reason is None]
-    images = DecodedImages(
-        items=tuple(items[number] for number in usable),
-        contents=tuple(outcomes[number].content for number in usable),
-        rows=np.asarray(usable, np.int64),
-        pixels=ImageStore(len(items), spec.pixel_format.shape, 0, Path(), lambda numbers, write: None),
-        rejections=tuple(
-            Rejection(item.name, outcome.reason)
-            for item, outcome in zip(items, outcomes, strict=True)
-            if outcome.reason is not None
-        ),
-        converted=count_converted(outcomes),
-    )
-    return assemble(items, read.rejections, images, spec, read.layout, lambda rejected: None, read.warnings)
+    shape = spec.pixel_format.shape
+    no_pixels = ImageStore(len(read.items), shape, 0, Path(), lambda numbers, write: None)
+    decoded = collect_images(read.items, outcomes, no_pixels)
+    return assemble(read, decoded, spec, lambda rejected: None)
 
 
 def _build_pack(planned: PlannedShard, dataset: Dataset, items: Sequence[Item], number: int) -> Pack:
