@@ -18,8 +18,7 @@ from trainer.compare.comparison import compare_all, compare_runs
 from trainer.compare.runs import Run
 from trainer.compare.text import as_values, table
 from trainer.errors import UsageError
-from trainer.evaluate.label_predictions import MultiLabelPredictions
-from trainer.evaluate.label_thresholds import choose_thresholds
+from trainer.evaluate.label_predictions import MultiLabelPredictions, choose_thresholds
 from trainer.evaluate.metrics import compute_metrics
 from trainer.evaluate.prediction_files import read_predictions, write_predictions
 from trainer.release.decision import decide, why_guessing

@@ -128,7 +128,7 @@ def _disagreement(
 
 def _answer(predictions: AnyPredictions, index: int) -> tuple[str, float, bool]:
     share, is_right = float(predictions.confidence[index]), bool(predictions.right[index])
-    return predictions.answer_text(index), share, is_right
+    return predictions.predicted_text(index), share, is_right
 
 
 def _picture(item: Source) -> np.ndarray | None:

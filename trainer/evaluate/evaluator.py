@@ -18,8 +18,7 @@ import tensorflow as tf
 from trainer.data.dataset import Dataset, Split
 from trainer.data.items import THRESHOLDS
 from trainer.distributed.devices import Cluster
-from trainer.evaluate.label_predictions import MultiLabelPredictions
-from trainer.evaluate.label_thresholds import choose_thresholds
+from trainer.evaluate.label_predictions import MultiLabelPredictions, choose_thresholds
 from trainer.evaluate.metrics import AnyPredictions, predictions_of
 from trainer.train.features import Features
 from trainer.train.inference import Inference

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.errors import DataError
-from trainer.evaluate.label_metrics import label_metrics
 from trainer.evaluate.label_predictions import MultiLabelPredictions, multilabel_predictions
+from trainer.train.ranking import Ranking
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -62,7 +62,7 @@ class Predictions:
         """Return the name of the class of an image."""
         return self.class_names[int(self.labels[image])]
 
-    def answer_text(self, image: int) -> str:
+    def predicted_text(self, image: int) -> str:
         """Return the name of the predicted class of an image."""
         return self.class_names[int(self.predicted[image])]
 
@@ -116,7 +116,7 @@ def compute_metrics(predictions: AnyPredictions) -> dict[str, float]:
     """Return all metrics by flat name, all in 0..1 but the counts, `log_loss` and `brier`.
 
     With any number of labels per image, `accuracy` counts the images whose labels are all correct and
-    complete; `trainer.evaluate.label_metrics.label_metrics` describes the others. With one label they are:
+    complete; `label_metrics` describes the others. With one label they are:
 
     - `accuracy`, with its 95% interval `accuracy_low` and `accuracy_high` (Wilson 1927); the numbers of
       images `count` and `correct`.
@@ -251,3 +251,70 @@ def _per_class(predictions: Predictions) -> dict[str, float]:
     for class_name, images in zip(predictions.class_names, support, strict=True):
         found[f"support/{class_name}"] = int(images)
     return found
+
+
+def label_metrics(predictions: MultiLabelPredictions) -> dict[str, float]:
+    """Return the metrics by name, all in 0..1 but `log_loss` and the counts.
+
+    - `mean_average_precision`: mean of `average_precision/<label>` over the labels that the split has images
+      of. Average precision is the sum over the ranked images of precision times the step of recall (as in
+      scikit-learn), and does not depend on thresholds.
+    - `subset_accuracy`: share of images whose labels are all correct and complete; `accuracy` is the same.
+      `hamming_loss`: share of wrong decisions, with one decision per image and label.
+    - `precision/<label>`, `recall/<label>`, `f1/<label>` at the thresholds of the model, and their means over
+      the labels that the split has images of: `macro_precision`, `macro_recall`, `macro_f1`. A label that is
+      never predicted has precision 0.
+    - `micro_precision`, `micro_recall`, `micro_f1`: those of all decisions together.
+    - `support/<label>`: number of images with the label; without any, it has no other metric and no share in
+      the means.
+    - `log_loss`: mean binary cross-entropy in nats over images and labels (probabilities are clipped to
+      2e-16); `brier`: mean squared error of the probabilities.
+    - `calibration_error`: distance of mean probability and share of images, over 15 bins (Guo et al. 2017).
+    """
+    truth, said = predictions.truth, predictions.predicted
+    support = truth.sum(axis=0)
+    hits, counts = (truth & said).sum(axis=0), said.sum(axis=0)
+    precision, recall = _divided(hits, counts), _divided(hits, support)
+    f1 = _divided(2 * hits, counts + support)
+    averages = Ranking(truth, predictions.probabilities).average_precisions()
+    by_label = {"average_precision": averages, "precision": precision, "recall": recall, "f1": f1}
+    present = np.flatnonzero(support)
+    found: dict[str, float] = {
+        "subset_accuracy": float(predictions.right.mean()),
+        "hamming_loss": float((truth != said).mean()),
+        **_micro(int(hits.sum()), int(counts.sum()), int(support.sum())),
+        **_of_probabilities(predictions),
+    }
+    for name, values in by_label.items():
+        mean = f"mean_{name}" if name == "average_precision" else f"macro_{name}"
+        if len(present):
+            found[mean] = float(values[present].mean())
+        found |= {f"{name}/{predictions.class_names[label]}": float(values[label]) for label in present}
+    return found | {
+        f"support/{name}": int(images) for name, images in zip(predictions.class_names, support, strict=True)
+    }
+
+
+def _divided(above: npt.NDArray[np.int64], below: npt.NDArray[np.int64]) -> Floats:
+    return np.divide(above, below, out=np.zeros(len(below)), where=below > 0)
+
+
+def _micro(hits: int, said: int, support: int) -> dict[str, float]:
+    return {
+        "micro_precision": hits / said if said else 0.0,
+        "micro_recall": hits / support if support else 0.0,
+        "micro_f1": 2 * hits / (said + support) if said + support else 0.0,
+    }
+
+
+def _of_probabilities(predictions: MultiLabelPredictions) -> dict[str, float]:
+    scores, truth = predictions.probabilities.ravel(), predictions.truth.ravel()
+    of_truth = np.where(truth, scores, 1 - scores)
+    bins = np.clip(np.ceil(scores * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1)
+    said = np.bincount(bins, weights=scores, minlength=CALIBRATION_BINS)
+    there = np.bincount(bins, weights=truth, minlength=CALIBRATION_BINS)
+    return {
+        "log_loss": float(-np.mean(np.log(np.maximum(of_truth, np.finfo(np.float64).eps)))),
+        "brier": float(np.mean((scores - truth) ** 2)),
+        "calibration_error": float(np.abs(said - there).sum() / len(scores)),
+    }

@@ -1,4 +1,4 @@
-"""Plots of training curves, confusion matrix, calibration and class distribution.
+"""Plots of training curves, confusion matrix, calibration, class distribution and data drift.
 
 Each function returns one `Figure`, which `figures` converts to SVG and PNG; the functions share no state.
 Colour is never the only cue: lines also differ in dashes and markers, and cells have numbers or positions.
@@ -6,6 +6,7 @@ Colour is never the only cue: lines also differ in dashes and markers, and cells
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -15,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
 from trainer.evaluate.metrics import Calibration, wilson_interval
+from trainer.report.drift import MeasureRow
 from trainer.report.figures import (
     BLUE,
     FONT_SIZE,
@@ -49,6 +51,11 @@ _SPLITS = {
 _RIGHT_RGB = (0.23, 0.56, 0.85)
 _WRONG_RGB = (0.91, 0.48, 0.16)
 _LEAST_OPAQUE, _MOST_OPAQUE = 0.1, 0.8
+_DRIFT_COLUMNS = 2
+_DRIFT_ROW_INCHES = 1.45
+_DRIFT_BINS = 24
+_DRIFT_QUANTILE = 0.995
+"""Quantile up to which values are drawn; the few above would compress the rest."""
 _THOUSANDS = StrMethodFormatter("{x:,.0f}")
 
 
@@ -144,8 +151,8 @@ def draw_confusion(matrix: npt.NDArray[np.int64], class_names: Sequence[str]) ->
     else:
         step = next(each for each in _TICK_STEPS if count <= _MOST_TICKS * each)
         ticks = [0, *range(step - 1, count, step)]
-        axes.set_xticks(ticks, [f"{place + 1}" for place in ticks])
-        axes.set_yticks(ticks, [f"{place + 1}" for place in ticks])
+        axes.set_xticks(ticks, [f"{index + 1}" for index in ticks])
+        axes.set_yticks(ticks, [f"{index + 1}" for index in ticks])
     if count <= MOST_NUMBERED_CLASSES:
         _number_cells(axes, matrix)
     return figure
@@ -194,9 +201,9 @@ def draw_calibration(calibration: Calibration) -> Figure:
     """Draw the accuracy over the confidence, and the number of images per confidence bin."""
     figure = new_figure(3.7)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    style_axes(upper, "", "share that is right", grid="both")
-    style_axes(lower, "probability of the answer", "images")
-    upper.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=":", label="perfect")
+    style_axes(upper, "", "accuracy", grid="both")
+    style_axes(lower, "predicted probability", "images")
+    upper.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=":", label="perfect calibration")
     intervals = [
         wilson_interval(round(share * count), count)
         for share, count in zip(calibration.accuracy.tolist(), calibration.count.tolist(), strict=True)
@@ -210,7 +217,7 @@ def draw_calibration(calibration: Calibration) -> Figure:
         marker="o",
         markersize=4,
         linewidth=1.5,
-        label="this model, with 95% intervals",
+        label="this model, 95% intervals",
     )
     upper.set(xlim=(0, 1.02), ylim=(0, 1.04))
     lower.bar(calibration.confidence, calibration.count, width=0.045, color=BLUE)
@@ -229,7 +236,7 @@ def draw_distribution(counts: Mapping[str, Mapping[str, int]]) -> Figure:
         return _draw_bars(counts, class_names)
     figure = new_figure(2.9)
     axes = figure.add_subplot()
-    style_axes(axes, "classes, by their training images", "images")
+    style_axes(axes, "classes, by number of training images", "images")
     order = sorted(class_names, key=lambda name: -next(iter(counts.values()))[name])
     for split, of_class in counts.items():
         colour, dashes, _ = _SPLITS[split]
@@ -260,4 +267,32 @@ def _draw_bars(counts: Mapping[str, Mapping[str, int]], class_names: Sequence[st
     axes.xaxis.set_major_formatter(_THOUSANDS)
     axes.margins(x=0.12)
     add_legend(axes, len(counts))
+    return figure
+
+
+def draw_drift(rows: Sequence[MeasureRow], before: str, now: str) -> Figure:
+    """Draw the distribution of each measure before and now; `before` and `now` are the legend labels."""
+    lines = math.ceil(len(rows) / _DRIFT_COLUMNS)
+    figure = new_figure(_DRIFT_ROW_INCHES * lines + 0.3)
+    axes = figure.subplots(lines, _DRIFT_COLUMNS, squeeze=False).ravel()
+    for axis, row in zip(axes, rows, strict=False):
+        style_axes(axis, grid="none")
+        axis.set_title(
+            f"{row.name}{' *' if row.has_changed else ''}", fontsize=FONT_SIZE, color=INK, loc="left", pad=3
+        )
+        both = np.concatenate([row.before, row.now])
+        edges = np.histogram_bin_edges(both[both <= np.quantile(both, _DRIFT_QUANTILE)], _DRIFT_BINS)
+        for values, colour, dashes, label in (
+            (row.before, BLUE, "--", before), (row.now, ORANGE, "-", now),
+        ):  # fmt: skip
+            shares = np.histogram(values, edges)[0] / len(values)
+            axis.stairs(shares, edges, color=colour, linestyle=dashes, linewidth=1.4, label=label)
+        axis.set_yticks([])
+        axis.xaxis.set_major_locator(MaxNLocator(nbins=4))
+    for axis in axes[len(rows) :]:
+        axis.set_visible(False)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside upper left", ncols=2, frameon=False, fontsize=FONT_SIZE, labelcolor=INK
+    )
     return figure
