@@ -87,7 +87,7 @@ def test_a_run_begins_with_the_weights_of_another_one(photos: Path, tmp_path: Pa
     assert f"with the weights of {output}/first" in done.stdout, done.stderr
     assert "there is none before it, so it begins anew" in done.stdout
     require_began_with_first(output, "average")
-    assert "Began with" in (output / "average" / "report.html").read_text()
+    assert "Started from" in (output / "average" / "report.html").read_text()
     fresh = trainer(*words("fresh", *STILL), cache=tmp_path)
     assert "with the weights of" not in fresh.stdout
     before, after = (read_predictions(output / each / "predictions.csv") for each in ("first", "fresh"))

@@ -136,7 +136,8 @@ def compute_metrics(predictions: AnyPredictions) -> dict[str, float]:
     count = len(predictions.labels)
     if not count:
         raise DataError(
-            "Nothing can be measured without images; look at where the data come from.",
+            "A split without images has no metrics.",
+            "Check the data source.",
             received=f"0 images in the {predictions.split} split",
         )
     correct = int(np.sum(predictions.right))
@@ -194,11 +195,11 @@ def compute_calibration(predictions: Predictions) -> Calibration:
     right = predictions.predicted == predictions.labels
     bins = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1)
     counts = np.bincount(bins, minlength=CALIBRATION_BINS)
-    used = counts > 0
-    count = counts[used]
+    is_used = counts > 0
+    count = counts[is_used]
     return Calibration(
-        confidence=np.bincount(bins, weights=confidence, minlength=CALIBRATION_BINS)[used] / count,
-        accuracy=np.bincount(bins, weights=right, minlength=CALIBRATION_BINS)[used] / count,
+        confidence=np.bincount(bins, weights=confidence, minlength=CALIBRATION_BINS)[is_used] / count,
+        accuracy=np.bincount(bins, weights=right, minlength=CALIBRATION_BINS)[is_used] / count,
         count=count,
     )
 
@@ -243,14 +244,14 @@ def _per_class(predictions: Predictions) -> dict[str, float]:
     columns = sklearn.metrics.precision_recall_fscore_support(
         predictions.labels, predictions.predicted, labels=present, zero_division=0.0
     )
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for name, values in zip(("precision", "recall", "f1"), columns[:3], strict=True):
-        found[f"macro_{name}"] = float(np.mean(values))
+        metrics[f"macro_{name}"] = float(np.mean(values))
         for index, value in zip(present, values, strict=True):
-            found[f"{name}/{predictions.class_names[index]}"] = float(value)
+            metrics[f"{name}/{predictions.class_names[index]}"] = float(value)
     for class_name, images in zip(predictions.class_names, support, strict=True):
-        found[f"support/{class_name}"] = int(images)
-    return found
+        metrics[f"support/{class_name}"] = int(images)
+    return metrics
 
 
 def label_metrics(predictions: MultiLabelPredictions) -> dict[str, float]:
@@ -271,50 +272,50 @@ def label_metrics(predictions: MultiLabelPredictions) -> dict[str, float]:
       2e-16); `brier`: mean squared error of the probabilities.
     - `calibration_error`: distance of mean probability and share of images, over 15 bins (Guo et al. 2017).
     """
-    truth, said = predictions.truth, predictions.predicted
+    truth, predicted = predictions.truth, predictions.predicted
     support = truth.sum(axis=0)
-    hits, counts = (truth & said).sum(axis=0), said.sum(axis=0)
-    precision, recall = _divided(hits, counts), _divided(hits, support)
-    f1 = _divided(2 * hits, counts + support)
+    hits, counts = (truth & predicted).sum(axis=0), predicted.sum(axis=0)
+    precision, recall = _divide(hits, counts), _divide(hits, support)
+    f1 = _divide(2 * hits, counts + support)
     averages = Ranking(truth, predictions.probabilities).average_precisions()
     by_label = {"average_precision": averages, "precision": precision, "recall": recall, "f1": f1}
     present = np.flatnonzero(support)
-    found: dict[str, float] = {
+    metrics: dict[str, float] = {
         "subset_accuracy": float(predictions.right.mean()),
-        "hamming_loss": float((truth != said).mean()),
+        "hamming_loss": float((truth != predicted).mean()),
         **_micro(int(hits.sum()), int(counts.sum()), int(support.sum())),
-        **_of_probabilities(predictions),
+        **_probability_metrics(predictions),
     }
     for name, values in by_label.items():
         mean = f"mean_{name}" if name == "average_precision" else f"macro_{name}"
         if len(present):
-            found[mean] = float(values[present].mean())
-        found |= {f"{name}/{predictions.class_names[label]}": float(values[label]) for label in present}
-    return found | {
+            metrics[mean] = float(values[present].mean())
+        metrics |= {f"{name}/{predictions.class_names[label]}": float(values[label]) for label in present}
+    return metrics | {
         f"support/{name}": int(images) for name, images in zip(predictions.class_names, support, strict=True)
     }
 
 
-def _divided(above: npt.NDArray[np.int64], below: npt.NDArray[np.int64]) -> Floats:
-    return np.divide(above, below, out=np.zeros(len(below)), where=below > 0)
+def _divide(numerators: Ints, denominators: Ints) -> Floats:
+    return np.divide(numerators, denominators, out=np.zeros(len(denominators)), where=denominators > 0)
 
 
-def _micro(hits: int, said: int, support: int) -> dict[str, float]:
+def _micro(hits: int, predicted: int, support: int) -> dict[str, float]:
     return {
-        "micro_precision": hits / said if said else 0.0,
+        "micro_precision": hits / predicted if predicted else 0.0,
         "micro_recall": hits / support if support else 0.0,
-        "micro_f1": 2 * hits / (said + support) if said + support else 0.0,
+        "micro_f1": 2 * hits / (predicted + support) if predicted + support else 0.0,
     }
 
 
-def _of_probabilities(predictions: MultiLabelPredictions) -> dict[str, float]:
+def _probability_metrics(predictions: MultiLabelPredictions) -> dict[str, float]:
     scores, truth = predictions.probabilities.ravel(), predictions.truth.ravel()
     of_truth = np.where(truth, scores, 1 - scores)
     bins = np.clip(np.ceil(scores * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1)
-    said = np.bincount(bins, weights=scores, minlength=CALIBRATION_BINS)
-    there = np.bincount(bins, weights=truth, minlength=CALIBRATION_BINS)
+    probability_sums = np.bincount(bins, weights=scores, minlength=CALIBRATION_BINS)
+    label_counts = np.bincount(bins, weights=truth, minlength=CALIBRATION_BINS)
     return {
         "log_loss": float(-np.mean(np.log(np.maximum(of_truth, np.finfo(np.float64).eps)))),
         "brier": float(np.mean((scores - truth) ** 2)),
-        "calibration_error": float(np.abs(said - there).sum() / len(scores)),
+        "calibration_error": float(np.abs(probability_sums - label_counts).sum() / len(scores)),
     }

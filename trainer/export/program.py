@@ -89,6 +89,7 @@ reviewed."""
 SAVING = frozenset(("MergeV2Checkpoints", "RestoreV2", "SaveV2", "ShardedFilename"))
 """Operations that TensorFlow adds to each SavedModel to save and restore its variables."""
 _MOST_NAMED = 5
+_REMEDY = "If you trust the author of the model, add --trust."
 _ATTRIBUTES_OF_SAVER = {"_construction_context", "_input_shapes"}
 """Attributes of the functions that TensorFlow generates to save and restore variables."""
 
@@ -100,20 +101,20 @@ def require_computing(folder: Path) -> None:
     call Python. All of its functions are checked, called or not. A SavedModel of TensorFlow 1 is rejected
     too, because its operations run while it is loaded.
     """
-    found: set[str] = set()
+    unknown: set[str] = set()
     for graph in _parse(folder).meta_graphs:
         if not graph.object_graph_def.nodes:
             raise UsageError(
-                "The model is a SavedModel of TensorFlow 1, whose operations run while it is loaded; if you "
-                "know who made it, add --trust.",
+                "The model is a TensorFlow 1 SavedModel, whose operations run while it is loaded.",
+                _REMEDY,
                 received=folder,
             )
-        found |= _operations(graph)
-    if found:
+        unknown |= _operations(graph)
+    if unknown:
         raise UsageError(
-            "The model is a program that may do more than compute, such as read and write files. If you know "
-            "who made it, add --trust.",
-            received=f"{', '.join(sorted(found)[:_MOST_NAMED])} in {folder}",
+            "The model has operations that may do more than compute, such as read and write files.",
+            _REMEDY,
+            received=f"{', '.join(sorted(unknown)[:_MOST_NAMED])} in {folder}",
         )
 
 
@@ -123,17 +124,19 @@ def _parse(folder: Path) -> Any:
         model.ParseFromString(path.read_bytes())
     except (OSError, DecodeError) as error:
         raise DataError(
-            "The model can't be read; it is damaged. Copy it again.", received=f"{path} ({str(error)[:100]})"
+            "The model is damaged and can't be read.",
+            "Copy it again.",
+            received=f"{path} ({str(error)[:100]})",
         ) from None
     if not model.meta_graphs:
-        raise DataError("The model is empty; it is damaged. Copy it again.", received=path)
+        raise DataError("The model is damaged: its file is empty.", "Copy it again.", received=path)
     return model
 
 
 def _operations(graph: Any) -> set[str]:
     """Return the operations that are neither known to only compute nor part of TensorFlow's saver."""
     library = graph.graph_def.library
-    functions = {each.signature.name: each.node_def for each in library.function}
+    functions = {function.signature.name: function.node_def for function in library.function}
     nodes = graph.graph_def.node
     saver = {graph.saver_def.save_tensor_name.partition(":")[0], graph.saver_def.restore_op_name}
     # Loading in TensorFlow 2 runs neither of the two saver nodes; any other node may be run.
@@ -162,9 +165,11 @@ def _called_implicitly(library: Any) -> set[str]:
     These are gradients, and functions with attributes: with api_implements, TensorFlow replaces a call to one
     function with a call to another.
     """
-    names = {each.gradient_func for each in (*library.gradient, *library.registered_gradients)}
+    names = {gradient.gradient_func for gradient in (*library.gradient, *library.registered_gradients)}
     return names | {
-        each.signature.name for each in library.function if each.attr.keys() - _ATTRIBUTES_OF_SAVER
+        function.signature.name
+        for function in library.function
+        if function.attr.keys() - _ATTRIBUTES_OF_SAVER
     }
 
 
@@ -176,8 +181,8 @@ def _reachable(functions: Mapping[str, Any], nodes: Iterable[Any]) -> set[str]:
         node = waiting.pop()
         values = node.attr.values()
         named = {node.op, *(value.func.name for value in values)}
-        named |= {each.name for value in values for each in value.list.func}
-        named |= {each.decode("utf-8", "replace") for value in values for each in (value.s, *value.list.s)}
+        named |= {function.name for value in values for function in value.list.func}
+        named |= {text.decode("utf-8", "replace") for value in values for text in (value.s, *value.list.s)}
         for name in (named & functions.keys()) - reached:
             reached.add(name)
             waiting += functions[name]

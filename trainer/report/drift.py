@@ -12,7 +12,7 @@ from statistics import pstdev
 from typing import Any
 
 from trainer.data.labels import normalized
-from trainer.report.names import shorten
+from trainer.report.names import capitalize, shorten
 
 Numbers = Sequence[float]
 
@@ -117,7 +117,7 @@ def find_drift(earlier: EarlierRun, dataset: Mapping[str, Any], images: Mapping[
         )
     return Drift(
         run=earlier.name,
-        sentences=(_capitalize(first), *more),
+        sentences=(capitalize(first), *more),
         classes=classes,
         counts=_counts(earlier, dataset, images),
         measures=measures,
@@ -161,17 +161,12 @@ def _exchange_sentences(before: Mapping[str, Any], now: Mapping[str, Any]) -> li
     new, removed = exchanged(before, now)
     parts = [] if new is None else [f"{qualifier}{new:.1%} of the images are new"]
     parts += [] if removed is None else [f"{qualifier}{removed:.1%} of the earlier images were removed"]
-    return [f"{_capitalize(_enumerate(parts, ', and '))}."] if parts else []
+    return [f"{capitalize(_enumerate(parts, ', and '))}."] if parts else []
 
 
 def _enumerate(parts: Sequence[str], conjunction: str = " and ") -> str:
     """Return `a, b and c`."""
     return conjunction.join(part for part in (", ".join(parts[:-1]), parts[-1]) if part)
-
-
-def _capitalize(text: str) -> str:
-    """Return `text` with an upper-case first letter and the other letters unchanged."""
-    return text[0].upper() + text[1:]
 
 
 def _class_rows(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[ClassCount, ...]:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from trainer.data.split import FEWEST_FOR_THRESHOLD
-from trainer.evaluate.label_predictions import USUAL, MultiLabelPredictions
+from trainer.evaluate.label_predictions import DEFAULT_THRESHOLD, MultiLabelPredictions
 from trainer.report import tables
 from trainer.report.inputs import ReportInputs
 from trainer.report.label_verdict import MEASURE, judge_labels
-from trainer.report.names import format_count, format_duration, format_share, shorten
+from trainer.report.names import capitalize, format_count, format_duration, format_share, shorten
 from trainer.report.page import Card, Contents, Plot, draw_history, examples, write_page
 from trainer.report.plots import draw_distribution
 from trainer.report.verdict import Verdict
@@ -75,7 +75,9 @@ def _draw(inputs: ReportInputs, settings: Mapping[str, Any]) -> list[Plot]:
             f"{name}: {format_count(split['images'], 'image')}, {split.get('unlabelled', 0):,} without labels"
             for name, split in inputs.dataset["splits"].items()
         )
-        plots.append(Plot("distribution", "Images per label", draw_distribution(counts), f"{text}."))
+        plots.append(
+            Plot("distribution", "Images per label", draw_distribution(counts), capitalize(f"{text}."))
+        )
     return plots
 
 
@@ -108,7 +110,7 @@ def _prediction_context(inputs: ReportInputs) -> dict[str, Any]:
         "worst_rows": worst[:_WORST] if len(rows) > _WORST else [],
         "overall_rows": tables.overall_rows(inputs.metrics, list(inputs.predictions), _OVERALL),
         "fewest": FEWEST_FOR_THRESHOLD,
-        "usual": USUAL,
+        "default_threshold": DEFAULT_THRESHOLD,
     }
 
 

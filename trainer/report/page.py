@@ -25,7 +25,7 @@ from trainer.report import tables
 from trainer.report.figures import to_png, to_svg
 from trainer.report.history import find_best_epoch, read_series
 from trainer.report.inputs import ReportInputs
-from trainer.report.names import format_count, format_duration, format_share, shorten
+from trainer.report.names import capitalize, format_count, format_duration, format_share, shorten
 from trainer.report.pictures import choose_correct, choose_mistakes, read_pictures
 from trainer.report.plots import (
     MOST_NAMED_CLASSES,
@@ -131,7 +131,9 @@ def _draw(inputs: ReportInputs, settings: Mapping[str, Any]) -> list[Plot]:
     ]
     if counts:
         text = "; ".join(f"{split}: {_class_sizes(of_class)}" for split, of_class in counts.items())
-        plots.append(Plot("distribution", "Images per class", draw_distribution(counts), f"{text}."))
+        plots.append(
+            Plot("distribution", "Images per class", draw_distribution(counts), capitalize(f"{text}."))
+        )
     return plots
 
 
