@@ -38,7 +38,7 @@ def test_average_precision_equals_scikit_learn_with_ties_and_in_resamples() -> N
         truth[:, 3] = False
         ranking = Ranking(truth, scores)
         precisions = ranking.average_precisions()
-        expected = [sklearn.precisions.average_precision_score(truth[:, n], scores[:, n]) for n in range(3)]
+        expected = [sklearn.metrics.average_precision_score(truth[:, n], scores[:, n]) for n in range(3)]
         np.testing.assert_allclose(precisions[:3], expected, rtol=1e-12)
         assert np.isnan(precisions[3])
         assert ranking.mean() == pytest.approx(np.mean(expected))

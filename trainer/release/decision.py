@@ -16,7 +16,7 @@ from trainer.evaluate.metrics import AnyPredictions, Predictions
 from trainer.evaluate.significance import Test, paired_accuracies
 from trainer.release.decided import ROUNDING, Decision
 from trainer.release.label_decision import decide_labels, why_guessing_labels
-from trainer.report.guessing import beats_guessing, constant_answer, has_unequal_classes
+from trainer.report.guessing import beats_guessing, constant_prediction, has_unequal_classes
 from trainer.report.names import format_count
 
 
@@ -94,7 +94,7 @@ def why_guessing(answers: AnyPredictions) -> str:
         return why_guessing_labels(answers)
     if beats_guessing(answers):
         return ""
-    name, share = constant_answer(answers)
+    name, share = constant_prediction(answers)
     accuracy = float(np.mean(answers.predicted == answers.labels))
     count = format_count(len(answers.labels), "image")
     if share == 1:

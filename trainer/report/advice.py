@@ -72,7 +72,7 @@ def _unproven(case: Case) -> Iterator[str]:
 
 
 def _copied(case: Case) -> Iterator[str]:
-    yield replace_copies(case.held.split)
+    yield replace_copies(case.held_out.split)
 
 
 def replace_copies(split: str) -> str:
@@ -90,8 +90,8 @@ def _early(case: Case) -> Iterator[str]:
 def _neglected(case: Case) -> Iterator[str]:
     yield from _remove_copies(case)
     yield from _balance(case)
-    if is_rising(case.history, case.held.split):
-        yield f"The {case.held.split} accuracy was still rising. Train longer: {more_epochs(case)}."
+    if is_rising(case.history, case.held_out.split):
+        yield f"The {case.held_out.split} accuracy was still rising. Train longer: {more_epochs(case)}."
     name = shorten(case.neglected[0][0], NAME_COLUMNS)
     yield f"Add images of {name}. The confusion matrix shows which classes they are confused with."
 
@@ -100,21 +100,21 @@ def _over_fitted(case: Case) -> Iterator[str]:
     yield from _remove_copies(case)
     yield from _check_labels(case)
     remedies = list(reduce_overfitting(case))
-    best = find_best_epoch(case.history, case.held.split, "accuracy")
-    accuracy = read_series(case.history, f"{case.held.split}/accuracy")
+    best = find_best_epoch(case.history, case.held_out.split, "accuracy")
+    accuracy = read_series(case.history, f"{case.held_out.split}/accuracy")
     if best is not None and not case.copies and _has_fallen(case, float(accuracy.values.max())):
         keep = "" if _keeps_best(case) else ", and keep the best epoch: --set train.keep=best"
         yield (
-            f"The {case.held.split} accuracy fell from {accuracy.values.max():.3f} in epoch {best} to "
+            f"The {case.held_out.split} accuracy fell from {accuracy.values.max():.3f} in epoch {best} to "
             f"{accuracy.values[-1]:.3f}, which can mean that the model memorises wrong labels. "
             f"Check the labels{keep}."
         )
     yield remedies[0]
-    lowest = find_best_epoch(case.history, case.held.split, "loss")
-    validated = read_series(case.history, f"{case.held.split}/loss").epochs
+    lowest = find_best_epoch(case.history, case.held_out.split, "loss")
+    validated = read_series(case.history, f"{case.held_out.split}/loss").epochs
     if lowest is not None and lowest <= 0.7 * validated[-1] and not _keeps_best(case):
         yield (
-            f"The {case.held.split} loss was lowest in epoch {lowest} of {validated[-1]:.0f}. "
+            f"The {case.held_out.split} loss was lowest in epoch {lowest} of {validated[-1]:.0f}. "
             f"The later epochs overfitted."
         )
     yield from remedies[1:]
@@ -122,8 +122,8 @@ def _over_fitted(case: Case) -> Iterator[str]:
 
 def _under_trained(case: Case) -> Iterator[str]:
     yield from _remove_copies(case)
-    if is_rising(case.history, case.held.split):
-        yield f"The {case.held.split} accuracy was still rising. Train longer: {more_epochs(case)}."
+    if is_rising(case.history, case.held_out.split):
+        yield f"The {case.held_out.split} accuracy was still rising. Train longer: {more_epochs(case)}."
         return
     yield from [*train_longer(case), *_change_rate(case), *_check_labels(case)] or _raise_capacity(case)
 
@@ -147,9 +147,9 @@ def _fine(case: Case) -> Iterator[str]:
     if case.has_few_images:
         return
     yield from _raise_confidence(case)
-    name, recall, _ = min(recalls(case.held), key=lambda row: row[1])
+    name, recall, _ = min(recalls(case.held_out), key=lambda row: row[1])
     if recall == 1:
-        count = format_count(case.held_score.count, "image")
+        count = format_count(case.held_out_score.count, "image")
         yield f"No mistakes on {count}. {TEST_ELSEWHERE}"
         return
     yield (
@@ -174,11 +174,13 @@ _BY_KIND: Mapping[str, Callable[[Case], Iterator[str]]] = {
 
 def _add_missing_classes(case: Case) -> Iterator[str]:
     """Yield advice for the classes without a held-out image."""
-    missing = [name for label, name in enumerate(case.held.class_names) if label not in case.held.labels]
+    missing = [
+        name for label, name in enumerate(case.held_out.class_names) if label not in case.held_out.labels
+    ]
     if missing:
         others = format_count(len(missing) - 1, "other class", "other classes")
         names = shorten(missing[0], NAME_COLUMNS) + (f" and {others}" if len(missing) > 1 else "")
-        yield f"Hold out images of {names} too: {case.held.split} has none."
+        yield f"Hold out images of {names} too: {case.held_out.split} has none."
 
 
 def _hold_out_more(case: Case) -> Iterator[str]:
@@ -188,7 +190,8 @@ def _hold_out_more(case: Case) -> Iterator[str]:
     setting = ""
     if case.is_stratified and isinstance(fraction, float) and fraction <= 0.25:
         setting = f": --set data.validation_fraction={2 * fraction:g}"
-    yield f"Hold out more images{setting}. {interval_width(case.held_score.count, case.held_score.interval)}"
+    width = interval_width(case.held_out_score.count, case.held_out_score.interval)
+    yield f"Hold out more images{setting}. {width}"
 
 
 def interval_width(images: int, interval: tuple[float, float]) -> str:
@@ -199,8 +202,8 @@ def interval_width(images: int, interval: tuple[float, float]) -> str:
 def _remove_copies(case: Case) -> Iterator[str]:
     if case.copies > _FEW_COPIES * len(case.whole.labels):
         yield (
-            f"Remove the {format_count(case.copies, 'copy', 'copies')} from {case.held.split}; dataset.json "
-            f"lists them under duplicates_across_splits."
+            f"Remove the {format_count(case.copies, 'copy', 'copies')} from {case.held_out.split}; "
+            f"dataset.json lists them under duplicates_across_splits."
         )
 
 
@@ -216,7 +219,7 @@ def _check_labels(case: Case) -> Iterator[str]:
 def _has_fallen(case: Case, best: float) -> bool:
     """Return whether the last held-out accuracy is below `best` by more than 0.05 and two standard errors."""
     error = float(np.sqrt(best * (1 - best) / len(case.whole.labels)))
-    last = read_series(case.history, f"{case.held.split}/accuracy").values[-1]
+    last = read_series(case.history, f"{case.held_out.split}/accuracy").values[-1]
     return bool(best - last > max(_LEAST_FALL, 2 * error))
 
 
@@ -236,7 +239,7 @@ def _is_weighted(case: Case) -> bool:
 
 def _raise_confidence(case: Case) -> Iterator[str]:
     """Yield a remedy for an underconfident model, whose mean probability is below its accuracy."""
-    difference = case.held_score.share - float(np.mean(case.held.confidence))
+    difference = case.held_out_score.share - float(np.mean(case.held_out.confidence))
     if difference <= UNDERCONFIDENT:
         return
     causes = [
@@ -332,7 +335,7 @@ def _ran_out_of_patience(case: AnyCase) -> bool:
     if not case.setting("train.early_stopping"):
         return False
     monitor = case.setting("train.early_stopping.monitor") or EarlyStoppingSpec().monitor
-    best = find_best_epoch(case.history, case.held.split, monitor)
+    best = find_best_epoch(case.history, case.held_out.split, monitor)
     return best is not None and best <= len(case.history) - _patience(case)
 
 

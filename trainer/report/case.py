@@ -19,7 +19,7 @@ from scipy import special
 from trainer.data.split import STRATIFIED
 from trainer.evaluate.label_predictions import MultiLabelPredictions
 from trainer.evaluate.metrics import AnyPredictions, Predictions, wilson_interval
-from trainer.report.guessing import constant_answer
+from trainer.report.guessing import constant_prediction
 from trainer.report.history import History, read_series
 
 _P = TypeVar("_P", Predictions, MultiLabelPredictions)
@@ -77,7 +77,7 @@ class Score:
 class AnyCase:
     """Inputs of a verdict that do not depend on the type of labels."""
 
-    held: AnyPredictions
+    held_out: AnyPredictions
     history: History
     settings: Mapping[str, Any]
 
@@ -109,7 +109,7 @@ class Case(AnyCase):
     """Inputs of the verdict on a run with one label per image; see `build_case`."""
 
     train: Predictions
-    held: Predictions
+    held_out: Predictions
     """Predictions for the held-out images without copies of training images; for all of them if all are
     copies."""
     whole: Predictions
@@ -132,9 +132,9 @@ class Case(AnyCase):
         return score_of(self.train)
 
     @cached_property
-    def held_score(self) -> Score:
+    def held_out_score(self) -> Score:
         """Score on the held-out images without copies."""
-        return score_of(self.held)
+        return score_of(self.held_out)
 
     @property
     def cross_validated(self) -> float | None:
@@ -145,13 +145,13 @@ class Case(AnyCase):
     @property
     def has_few_images(self) -> bool:
         """Whether there are too few held-out images to measure the accuracy."""
-        low, high = self.held_score.interval
+        low, high = self.held_out_score.interval
         return high - low > WIDEST_INTERVAL
 
     @property
     def gap(self) -> float:
         """Train minus held-out accuracy."""
-        return self.train_score.share - self.held_score.share
+        return self.train_score.share - self.held_out_score.share
 
     @property
     def gap_interval(self) -> tuple[float, float]:
@@ -160,9 +160,9 @@ class Case(AnyCase):
         Newcombe 1998, "Interval estimation for the difference between independent proportions", method 10:
         combines the two Wilson intervals.
         """
-        train, held = self.train_score, self.held_score
-        below = math.hypot(train.share - train.interval[0], held.interval[1] - held.share)
-        above = math.hypot(train.interval[1] - train.share, held.share - held.interval[0])
+        train, held_out = self.train_score, self.held_out_score
+        below = math.hypot(train.share - train.interval[0], held_out.interval[1] - held_out.share)
+        above = math.hypot(train.interval[1] - train.share, held_out.share - held_out.interval[0])
         return self.gap - below, self.gap + above
 
     @cached_property
@@ -174,10 +174,10 @@ class Case(AnyCase):
         """
         rows = [
             (name, recall, count)
-            for name, recall, count in recalls(self.held)
-            if recall < _NEGLECTED * self.held_score.share
-            and special.bdtr(round(recall * count), count, self.held_score.share)
-            < _CHANCE / len(self.held.class_names)
+            for name, recall, count in recalls(self.held_out)
+            if recall < _NEGLECTED * self.held_out_score.share
+            and special.bdtr(round(recall * count), count, self.held_out_score.share)
+            < _CHANCE / len(self.held_out.class_names)
         ]
         return sorted(rows, key=lambda row: row[1])
 
@@ -194,7 +194,7 @@ class Case(AnyCase):
         is_well_known = score.share >= _WELL_KNOWN
         share = _CONTRADICTED_SHARE_OF_FEW if is_well_known else _CONTRADICTED_SHARE
         is_many = len(images) >= max(_LEAST_CONTRADICTED, share * (score.count - score.correct))
-        return images if is_many and (is_well_known or _errs_when_confident(self.held)) else images[:0]
+        return images if is_many and (is_well_known or _errs_when_confident(self.held_out)) else images[:0]
 
 
 def build_case(
@@ -206,10 +206,10 @@ def build_case(
 ) -> Case:
     """Return the `Case` of a run; `dataset` is the content of dataset.json (with the copies) or empty."""
     whole = predictions[held_out]
-    held, copies = without_copies(whole, dataset)
+    distinct, copies = without_copies(whole, dataset)
     # Shards are split when they are packed.
     is_stratified = dataset.get("split_by") == STRATIFIED and dataset.get("layout") != "shards"
-    return Case(predictions["train"], held, whole, copies, history, settings, is_stratified)
+    return Case(predictions["train"], distinct, whole, copies, history, settings, is_stratified)
 
 
 def without_copies(predictions: _P, dataset: Mapping[str, Any]) -> tuple[_P, int]:
@@ -248,7 +248,7 @@ def skill(predictions: Predictions) -> float:
     """
     class_recalls = [recall for _, recall, _ in recalls(predictions)]
     pairs = (
-        (score_of(predictions).share, constant_answer(predictions)[1]),
+        (score_of(predictions).share, constant_prediction(predictions)[1]),
         (sum(class_recalls) / len(class_recalls), 1 / len(class_recalls)),
     )
     return max((value - guess) / (1 - guess) if guess < 1 else 1.0 for value, guess in pairs)

@@ -82,19 +82,19 @@ def _draw(inputs: ReportInputs, settings: Mapping[str, Any]) -> list[Plot]:
 
 
 def _cards(inputs: ReportInputs, verdict: Verdict) -> list[Card]:
-    held, metrics = inputs.held_out, inputs.metrics
-    count, correct = int(metrics[f"{held}/count"]), int(metrics[f"{held}/correct"])
-    average, train = metrics.get(f"{held}/{MEASURE}"), metrics.get(f"train/{MEASURE}")
+    split, metrics = inputs.held_out, inputs.metrics
+    count, correct = int(metrics[f"{split}/count"]), int(metrics[f"{split}/correct"])
+    average, train = metrics.get(f"{split}/{MEASURE}"), metrics.get(f"train/{MEASURE}")
     weakest = "no labels missed" if verdict.weakest_class is None else shorten(verdict.weakest_class, _NAME)
     recall = 1.0 if verdict.weakest_recall is None else verdict.weakest_recall
     return [
-        Card("Mean average precision", format_share(average), f"on {held}"),
-        Card(f"Train-{held} gap", f"{verdict.gap:.3f}", f"train {format_share(train)}"),
+        Card("Mean average precision", format_share(average), f"on {split}"),
+        Card(f"Train-{split} gap", f"{verdict.gap:.3f}", f"train {format_share(train)}"),
         Card("Images with mistakes", f"{count - correct:,}", f"of {format_count(count, 'image')}"),
         Card("Weakest recall", format_share(recall), weakest),
-        Card("F1", format_share(metrics[f"{held}/micro_f1"]), "micro average"),
-        Card("Hamming loss", format_share(metrics[f"{held}/hamming_loss"]), "share of wrong decisions"),
-        Card("Calibration error", format_share(metrics[f"{held}/calibration_error"]), "0 is perfect"),
+        Card("F1", format_share(metrics[f"{split}/micro_f1"]), "micro average"),
+        Card("Hamming loss", format_share(metrics[f"{split}/hamming_loss"]), "share of wrong decisions"),
+        Card("Calibration error", format_share(metrics[f"{split}/calibration_error"]), "0 is perfect"),
         Card(
             "Training time", format_duration(inputs.train_seconds), format_count(len(inputs.history), "epoch")
         ),

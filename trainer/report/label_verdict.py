@@ -54,7 +54,7 @@ class LabelCase(AnyCase):
     """Inputs of the verdict on a run with any number of labels per image."""
 
     train: MultiLabelPredictions
-    held: MultiLabelPredictions
+    held_out: MultiLabelPredictions
     """Predictions for the held-out images without copies of training images; for all of them if all are
     copies."""
     copies: int
@@ -65,7 +65,7 @@ class LabelCase(AnyCase):
     @cached_property
     def ranking(self) -> Ranking:
         """Ranking of the held-out images."""
-        return Ranking(self.held.truth, self.held.probabilities)
+        return Ranking(self.held_out.truth, self.held_out.probabilities)
 
     @cached_property
     def precision(self) -> float:
@@ -80,7 +80,7 @@ class LabelCase(AnyCase):
     @cached_property
     def interval(self) -> tuple[float, float]:
         """95% interval of the held-out mean average precision (percentiles of 1,000 resamples)."""
-        random, (images, labels) = np.random.default_rng(0), self.held.truth.shape
+        random, (images, labels) = np.random.default_rng(0), self.held_out.truth.shape
         resampled = [self.ranking.resampled_means(rows) for rows in draws(random, _RESAMPLES, images, labels)]
         means = np.nan_to_num(np.concatenate(resampled))
         return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
@@ -115,10 +115,13 @@ class LabelCase(AnyCase):
     @cached_property
     def recalls(self) -> list[tuple[str, float, int]]:
         """(name, recall, images) of each label with held-out images, lowest recall first."""
-        support, hits = self.held.truth.sum(axis=0), (self.held.truth & self.held.predicted).sum(axis=0)
+        support, hits = (
+            self.held_out.truth.sum(axis=0),
+            (self.held_out.truth & self.held_out.predicted).sum(axis=0),
+        )
         rows = [
             (name, int(hit) / int(count), int(count))
-            for name, hit, count in zip(self.held.class_names, hits, support, strict=True)
+            for name, hit, count in zip(self.held_out.class_names, hits, support, strict=True)
             if count
         ]
         return sorted(rows, key=lambda row: row[1])
@@ -160,8 +163,8 @@ def judge_labels(
     `contradicted` is never returned.
     """
     whole = predictions[held_out]
-    held, copies = without_copies(whole, dataset)
-    case = LabelCase(predictions["train"], held, copies, copies == len(whole.names), history, settings)
+    distinct, copies = without_copies(whole, dataset)
+    case = LabelCase(predictions["train"], distinct, copies, copies == len(whole.names), history, settings)
     kind, conclusion = _decide(case)
     weakest = case.recalls[0] if case.recalls and case.recalls[0][1] < 1 else None
     return Verdict(
@@ -179,20 +182,20 @@ def judge_labels(
 
 def _precisions(case: LabelCase) -> str:
     low, high = case.interval
-    start = f"{case.held.split} mean average precision {case.precision:.3f}"
+    start = f"{case.held_out.split} mean average precision {case.precision:.3f}"
     if case.copies and not case.has_only_copies:
         start += f" without {format_count(case.copies, 'exact copy', 'exact copies')} of training images"
-    guess = f"a constant prediction has {constant_precision(case.held):.3f}"
+    guess = f"a constant prediction has {constant_precision(case.held_out):.3f}"
     return f"{start} (95% interval {low:.3f} to {high:.3f}; {guess}), train {case.train_precision:.3f}"
 
 
 def _decide(case: LabelCase) -> tuple[Kind, str]:
     """Return the kind and the conclusion of the headline."""
-    count, gap = len(case.held.names), f"gap {case.gap:.3f}"
+    count, gap = len(case.held_out.names), f"gap {case.gap:.3f}"
     if case.has_only_copies:
-        return "copied", only_copies_text(case.held.split)
+        return "copied", only_copies_text(case.held_out.split)
     if not case.beats_guessing:
-        is_unproven = case.has_few_images and case.precision > constant_precision(case.held)
+        is_unproven = case.has_few_images and case.precision > constant_precision(case.held_out)
         if is_unproven:
             return "unproven", inconclusive_text(count)
         return "guessing", "no better than guessing"
@@ -206,8 +209,8 @@ def _decide(case: LabelCase) -> tuple[Kind, str]:
         return "over-fitted", f"overfitted ({gap})"
     if not case.has_learnt:
         return "under-trained", "undertrained (the train precision is low)"
-    if is_rising(case.history, case.held.split, MEASURE) and not case.copies and case.precision < 1:
-        return "under-trained", f"undertrained (the {case.held.split} precision was still rising)"
+    if is_rising(case.history, case.held_out.split, MEASURE) and not case.copies and case.precision < 1:
+        return "under-trained", f"undertrained (the {case.held_out.split} precision was still rising)"
     if case.has_few_images:
         return "fine", f"fits well, as far as {format_count(count, 'image')} can show ({gap})"
     return "fine", f"fits well ({gap})"
@@ -217,19 +220,20 @@ def _advise(kind: Kind, case: LabelCase) -> list[str]:
     """Return sentences on what to try next, most effective first."""
     advice = list(dict.fromkeys(_sentences(kind, case)))[:MOST_ADVICE]
     if case.has_few_images and kind != "copied":
-        advice.append(f"Hold out more images. {interval_width(len(case.held.names), case.interval)}")
+        advice.append(f"Hold out more images. {interval_width(len(case.held_out.names), case.interval)}")
     return advice
 
 
 def _sentences(kind: Kind, case: LabelCase) -> Iterator[str]:
     if kind == "copied":
-        yield replace_copies(case.held.split)
+        yield replace_copies(case.held_out.split)
         return
     if kind == "limited":
         yield from (FINE_TUNE, ADD_IMAGES)
     if kind in ("early", "under-trained", "guessing", "unproven"):
-        yield from train_longer(case)
-        if kind == "early" or is_rising(case.history, case.held.split, MEASURE):
+        longer = list(train_longer(case))
+        yield from longer
+        if not longer and (kind == "early" or is_rising(case.history, case.held_out.split, MEASURE)):
             yield f"Train longer: {more_epochs(case)}."
     if kind in ("neglected", "guessing", "unproven") and case.setting("train.class_weights") == "none":
         yield "Give rare labels more weight: --set train.class_weights=balanced."
@@ -246,7 +250,7 @@ def _on_weakest(case: LabelCase) -> str:
     if np.isnan(averages).all():
         return "No held-out image has a label. Hold out images with labels."
     worst = int(np.nanargmin(averages))
-    name = shorten(case.held.class_names[worst], NAME_COLUMNS)
+    name = shorten(case.held_out.class_names[worst], NAME_COLUMNS)
     if averages[worst] == 1:
         return f"Every label is ranked perfectly. {TEST_ELSEWHERE}"
     return (

@@ -240,15 +240,15 @@ def _prediction_context(inputs: ReportInputs) -> dict[str, Any]:
 def examples(inputs: ReportInputs) -> dict[str, Any]:
     """Return the template context for overall metrics, and for images with wrong and correct predictions."""
     splits = list(inputs.predictions)
-    held, train = inputs.predictions[inputs.held_out], inputs.predictions["train"]
+    held_out, train = inputs.predictions[inputs.held_out], inputs.predictions["train"]
     return {
         "splits": splits,
         "overall_rows": tables.overall_rows(inputs.metrics, splits),
-        "mistake_count": _count_mistakes(held),
+        "mistake_count": _count_mistakes(held_out),
         "train_mistake_count": _count_mistakes(train),
         "train_mistakes": read_pictures(train, choose_mistakes(train, _MISTAKES), inputs.pictures),
-        "mistakes": read_pictures(held, choose_mistakes(held, _MISTAKES), inputs.pictures),
-        "correct": read_pictures(held, choose_correct(held, _CORRECT), inputs.pictures),
+        "mistakes": read_pictures(held_out, choose_mistakes(held_out, _MISTAKES), inputs.pictures),
+        "correct": read_pictures(held_out, choose_correct(held_out, _CORRECT), inputs.pictures),
     }
 
 
@@ -269,25 +269,27 @@ def _data(inputs: ReportInputs) -> dict[str, Any]:
 
 
 def _cards(inputs: ReportInputs, verdict: Verdict) -> list[Card]:
-    held, metrics = inputs.held_out, inputs.metrics
-    count, correct = int(metrics[f"{held}/count"]), int(metrics[f"{held}/correct"])
-    interval = f"95% interval {metrics[f'{held}/accuracy_low']:.3f} to {metrics[f'{held}/accuracy_high']:.3f}"
+    split, metrics = inputs.held_out, inputs.metrics
+    count, correct = int(metrics[f"{split}/count"]), int(metrics[f"{split}/correct"])
+    interval = (
+        f"95% interval {metrics[f'{split}/accuracy_low']:.3f} to {metrics[f'{split}/accuracy_high']:.3f}"
+    )
     if verdict.copies:
         clean = metrics["train/accuracy"] - verdict.gap
         interval = f"{clean:.3f} without {format_count(verdict.copies, 'copy', 'copies')} of training images"
     cards = [
-        Card(f"{held.capitalize()} accuracy", format_share(metrics[f"{held}/accuracy"]), interval),
-        Card(f"Train-{held} gap", f"{verdict.gap:.3f}", f"train {format_share(metrics['train/accuracy'])}"),
+        Card(f"{split.capitalize()} accuracy", format_share(metrics[f"{split}/accuracy"]), interval),
+        Card(f"Train-{split} gap", f"{verdict.gap:.3f}", f"train {format_share(metrics['train/accuracy'])}"),
         Card("Mistakes", f"{count - correct:,}", f"of {format_count(count, 'image')}"),
         _weakest_card(verdict),
     ]
-    if f"{held}/roc_auc" in metrics:
-        cards.append(Card("ROC AUC", format_share(metrics[f"{held}/roc_auc"]), "0.5 is guessing"))
+    if f"{split}/roc_auc" in metrics:
+        cards.append(Card("ROC AUC", format_share(metrics[f"{split}/roc_auc"]), "0.5 is guessing"))
     epochs = format_count(len(inputs.history), "epoch")
     return [
         *cards,
-        Card("Log loss", format_share(metrics[f"{held}/log_loss"]), "0 is perfect"),
-        Card("Calibration error", format_share(metrics[f"{held}/calibration_error"]), "0 is perfect"),
+        Card("Log loss", format_share(metrics[f"{split}/log_loss"]), "0 is perfect"),
+        Card("Calibration error", format_share(metrics[f"{split}/calibration_error"]), "0 is perfect"),
         Card("Training time", format_duration(inputs.train_seconds), epochs),
     ]
 

@@ -37,7 +37,7 @@ MOST_NUMBERED_CLASSES = 12
 MOST_NAMED_CLASSES = 20
 """Maximum number of classes for which a plot has class names."""
 _MOST_TICKS = 12
-_TICK_STEPS = tuple(each * 10**power for power in range(1, 9) for each in (1, 2, 5))
+_TICK_STEPS = tuple(digit * 10**power for power in range(1, 9) for digit in (1, 2, 5))
 """Possible steps between the numbered ticks of a matrix without names."""
 _NAME = 16
 _FEW_POINTS = 25
@@ -84,7 +84,7 @@ def draw_curves(
     else:
         axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
-    axes.set_xlim(0.5, max([1.0, *(each for series in curves.values() for each in series.epochs)]) + 0.5)
+    axes.set_xlim(0.5, max([1.0, *(epoch for series in curves.values() for epoch in series.epochs)]) + 0.5)
     # Room above for the label of the best epoch.
     axes.margins(y=0.14)
     add_legend(axes, 2)
@@ -106,10 +106,10 @@ def _draw_line(axes: Axes, split: str, series: Series) -> None:
 
 
 def _mark_best(axes: Axes, series: Series, best_epoch: int, prefix: str) -> None:
-    found = np.flatnonzero(series.epochs == best_epoch)
-    if not len(found):
+    positions = np.flatnonzero(series.epochs == best_epoch)
+    if not len(positions):
         return
-    index = int(found[0])
+    index = int(positions[0])
     x, y = series.epochs[index], series.values[index]
     axes.axvline(x, color=MUTED, linewidth=0.8, linestyle=":")
     axes.plot(
@@ -149,7 +149,7 @@ def draw_confusion(matrix: npt.NDArray[np.int64], class_names: Sequence[str]) ->
     if is_named:
         _name_cells(axes, class_names)
     else:
-        step = next(each for each in _TICK_STEPS if count <= _MOST_TICKS * each)
+        step = next(step for step in _TICK_STEPS if count <= _MOST_TICKS * step)
         ticks = [0, *range(step - 1, count, step)]
         axes.set_xticks(ticks, [f"{index + 1}" for index in ticks])
         axes.set_yticks(ticks, [f"{index + 1}" for index in ticks])
@@ -172,14 +172,14 @@ def _shade(matrix: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
 def _name_cells(axes: Axes, class_names: Sequence[str]) -> None:
     names = [shorten(name, _NAME) for name in class_names]
     longest = max(map(len, names))
-    turned = longest > 12 or (len(names) > 3 and longest > 2)
+    is_rotated = longest > 12 or (len(names) > 3 and longest > 2)
     size = FONT_SIZE if len(names) <= MOST_NUMBERED_CLASSES else FONT_SIZE - 1.5
     # parse_math=False, because a class name may contain dollar signs.
     axes.set_xticks(
         range(len(names)),
         names,
-        rotation=60 if turned else 0,
-        ha="right" if turned else "center",
+        rotation=60 if is_rotated else 0,
+        ha="right" if is_rotated else "center",
         rotation_mode="anchor",
         fontsize=size,
         parse_math=False,
@@ -256,9 +256,9 @@ def _draw_bars(counts: Mapping[str, Mapping[str, int]], class_names: Sequence[st
     axes = figure.add_subplot()
     style_axes(axes, "images", grid="x")
     for number, (split, of_class) in enumerate(counts.items()):
-        places = np.arange(len(class_names)) - 0.4 + bar * (number + 0.5)
+        positions = np.arange(len(class_names)) - 0.4 + bar * (number + 0.5)
         values = [of_class[name] for name in class_names]
-        bars = axes.barh(places, values, height=bar * 0.9, color=_SPLITS[split][0], label=split)
+        bars = axes.barh(positions, values, height=bar * 0.9, color=_SPLITS[split][0], label=split)
         axes.bar_label(bars, fmt="{:,.0f}", padding=3, fontsize=FONT_SIZE - 1.5, color=MUTED)
     names = [shorten(name, _NAME) for name in class_names]
     axes.set_yticks(range(len(names)), names, parse_math=False)

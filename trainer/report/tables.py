@@ -103,7 +103,7 @@ def overall_rows(
 
 def split_counts(dataset: Mapping[str, Any]) -> dict[str, dict[str, int]]:
     """Return the number of images by split and class."""
-    return {split: dict(each["classes"]) for split, each in dataset.get("splits", {}).items()}
+    return {name: dict(split["classes"]) for name, split in dataset.get("splits", {}).items()}
 
 
 def duplicate_names(dataset: Mapping[str, Any], count: int) -> list[list[str]]:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from trainer.evaluate.metrics import Predictions
 from trainer.report.advice import NAME_COLUMNS, advise
 from trainer.report.case import LARGEST_GAP, LEAST_SKILL, AnyCase, Case, build_case, recalls, score_of, skill
-from trainer.report.guessing import beats_guessing, constant_answer, has_unequal_classes
+from trainer.report.guessing import beats_guessing, constant_prediction, has_unequal_classes
 from trainer.report.history import History, is_rising
 from trainer.report.names import format_count, shorten
 from trainer.spec import SCRATCH
@@ -120,9 +120,9 @@ def judge(
 
 
 def _accuracies(case: Case) -> str:
-    score, train = case.held_score, case.train_score
+    score, train = case.held_out_score, case.train_score
     interval = f"95% interval {score.interval[0]:.3f} to {score.interval[1]:.3f}"
-    start = f"{case.held.split} accuracy {score.share:.3f}"
+    start = f"{case.held_out.split} accuracy {score.share:.3f}"
     if case.copies and not case.has_only_copies:
         start += f" without {format_count(case.copies, 'exact copy', 'exact copies')} of training images"
         interval += f"; {score_of(case.whole).share:.3f} with the copies"
@@ -131,7 +131,7 @@ def _accuracies(case: Case) -> str:
 
 def _cross_validated(case: Case) -> str:
     """Return the cross-validated accuracy of logistic regression if there are few held-out images."""
-    low, high = case.held_score.interval
+    low, high = case.held_out_score.interval
     if case.cross_validated is None or high - low <= _WIDE:
         return ""
     images = format_count(len(case.train.labels), "training image")
@@ -141,8 +141,8 @@ def _cross_validated(case: Case) -> str:
 def _decide(case: Case) -> tuple[Kind, str]:
     """Return the kind and the conclusion of the headline."""
     if case.has_only_copies:
-        return "copied", only_copies_text(case.held.split)
-    if not beats_guessing(case.held):
+        return "copied", only_copies_text(case.held_out.split)
+    if not beats_guessing(case.held_out):
         return _decide_on_guessing(case)
     if is_early(case):
         neglected = f"; {neglected_text(case.neglected)}" if case.neglected else ""
@@ -159,14 +159,14 @@ def is_early(case: AnyCase) -> bool:
 
 
 def _decide_on_guessing(case: Case) -> tuple[Kind, str]:
-    name, share = constant_answer(case.held)
+    name, share = constant_prediction(case.held_out)
     if share == 1:
-        return "unproven", f"inconclusive, because all {case.held.split} images are of {_shown(name)}"
+        return "unproven", f"inconclusive, because all {case.held_out.split} images are of {_shown(name)}"
     guess = f"always predicting {_shown(name)} gives {share:.3f}"
-    if case.has_few_images and case.held_score.share > share and beats_guessing(case.train):
-        return "unproven", f"{inconclusive_text(case.held_score.count)} ({guess})"
+    if case.has_few_images and case.held_out_score.share > share and beats_guessing(case.train):
+        return "unproven", f"{inconclusive_text(case.held_out_score.count)} ({guess})"
     # With equal classes, it is chance which one is not predicted.
-    is_neglecting = case.neglected and has_unequal_classes(case.held)
+    is_neglecting = case.neglected and has_unequal_classes(case.held_out)
     neglected = f"; {neglected_text(case.neglected)}" if is_neglecting else ""
     return "guessing", f"no better than guessing ({guess}){neglected}"
 
@@ -211,15 +211,15 @@ def _decide_on_fit(case: Case) -> tuple[Kind, str]:
         return "over-fitted", f"overfitted (gap {case.gap:.3f})"
     if not has_learnt:
         return "under-trained", "undertrained (the train accuracy is low)"
-    if is_rising(case.history, case.held.split) and not case.copies and case.held_score.share < 1:
-        return "under-trained", f"undertrained (the {case.held.split} accuracy was still rising)"
+    if is_rising(case.history, case.held_out.split) and not case.copies and case.held_out_score.share < 1:
+        return "under-trained", f"undertrained (the {case.held_out.split} accuracy was still rising)"
     if case.gap > LARGEST_GAP or case.has_few_images:
-        count = format_count(case.held_score.count, "image")
+        count = format_count(case.held_out_score.count, "image")
         gap = f"gap {case.gap:.3f}, 95% interval {low:.3f} to {high:.3f}"
         return "fine", f"fits well, as far as {count} can show ({gap})"
     return "fine", f"fits well (gap {case.gap:.3f})"
 
 
 def _weakest(case: Case) -> tuple[str, float] | None:
-    name, recall, _ = min(recalls(case.held), key=lambda row: row[1])
+    name, recall, _ = min(recalls(case.held_out), key=lambda row: row[1])
     return (name, recall) if recall < 1 else None
