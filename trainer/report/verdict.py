@@ -195,7 +195,9 @@ def neglected_text(rows: Sequence[tuple[str, float, int]]) -> str:
     (name, recall, count), *others = rows
     frequency = "never" if recall == 0 else "rarely"
     text = f"{_shown(name)} is {frequency} recognised (recall {recall:.3f} on {format_count(count, 'image')})"
-    return f"{text}, and {len(others)} more are rarely recognised" if others else text
+    if not others:
+        return text
+    return f"{text}, and {len(others)} more {'is' if len(others) == 1 else 'are'} rarely recognised"
 
 
 def _decide_on_fit(case: Case) -> tuple[Kind, str]:
