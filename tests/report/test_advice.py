@@ -44,8 +44,8 @@ def test_advice_is_to_check_labels_when_accuracy_fell_during_training() -> None:
         "The validation accuracy fell from 0.790 in epoch 1 to"
     )
     assert pasted(verdict(0.99, 0.6, fallen).advice)[0] == "train.keep=best"
-    kept = verdict(0.99, 0.79, fallen, settings={"train": {"keep": "best"}})
-    assert "train.keep" not in kept.advice
+    with_best_epoch = verdict(0.99, 0.79, fallen, settings={"train": {"keep": "best"}})
+    assert "train.keep" not in with_best_epoch.advice
     assert "labels" not in verdict(0.99, 0.72, flat(0.72)).advice
 
 

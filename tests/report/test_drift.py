@@ -43,9 +43,9 @@ def drift_of(before: dict[str, Any], now: dict[str, Any], then: Any = None, afte
 
 def test_random_variation_is_not_reported() -> None:
     pairs = [[images(np.random.default_rng([seed, turn])) for turn in (0, 1)] for seed in range(50)]
-    found = [drift_of(*pair) for pair in pairs]
-    assert sum(any(row.has_changed for row in drift.measures) for drift in found) <= 2
-    assert found[0].sentences[0] == "No image statistic changed significantly."
+    drifts = [drift_of(*pair) for pair in pairs]
+    assert sum(any(row.has_changed for row in drift.measures) for drift in drifts) <= 2
+    assert drifts[0].sentences[0] == "No image statistic changed significantly."
     # A significant change is not reported if it is too small to matter.
     one, other = (np.random.default_rng(seed) for seed in (1, 2))
     many = drift_of(images(one, 20_000), images(other, 20_000, width=0.1))
@@ -121,15 +121,15 @@ def test_shares_of_new_and_removed_images_are_exact_or_estimated() -> None:
 
 
 def test_estimated_shares_are_marked_as_approximate() -> None:
-    found = [
+    sentences = [
         drift_of(sketch(range(before), 2000), sketch(range(now), 2000)).sentences[-1]
         for before, now in ((1_000, 2_000), (1_500, 3_000), (300, 30_000))
     ]
-    assert found[0] == "50.0% of the images are new, and 0.0% of the earlier images were removed."
+    assert sentences[0] == "50.0% of the images are new, and 0.0% of the earlier images were removed."
     assert re.fullmatch(
-        r"About \d+\.\d% of the images are new, and about 0\.0% of the .* removed\.", found[1]
+        r"About \d+\.\d% of the images are new, and about 0\.0% of the .* removed\.", sentences[1]
     )
-    assert re.fullmatch(r"About 9\d\.\d% of the images are new\.", found[2])
+    assert re.fullmatch(r"About 9\d\.\d% of the images are new\.", sentences[2])
 
 
 def test_statistics_of_distinct_images_are_computed(photos: Path, tmp_path: Path) -> None:
@@ -138,8 +138,8 @@ def test_statistics_of_distinct_images_are_computed(photos: Path, tmp_path: Path
     (data / "squares" / "1.png").unlink()
     Image.new("RGB", (80, 20), (0, 0, 255)).save(data / "squares" / "blue.png")
     spec = load_spec(overrides={"data.source": str(data)}, settings=["data.image_size=16"])
-    found = load_dataset(spec.data, tmp_path / "cache", SilentProgress(), lambda rejected: None)
-    described = describe_images(found)
+    data_set = load_dataset(spec.data, tmp_path / "cache", SilentProgress(), lambda rejected: None)
+    described = describe_images(data_set)
     assert (described["images"], described["distinct"]) == (25, 24)
     assert {name: len(values) for name, values in described["measures"].items()} == dict.fromkeys(
         MEASURES, 24
@@ -147,35 +147,37 @@ def test_statistics_of_distinct_images_are_computed(photos: Path, tmp_path: Path
     assert described["measures"]["warmth"][0] == -1.0
     assert described["measures"]["brightness"][0] == pytest.approx(0.0722, abs=1e-4)
     assert (max(described["measures"]["width"]), min(described["measures"]["height"])) == (80, 20)
-    few = describe_images(found, most=10)
+    few = describe_images(data_set, most=10)
     assert few["contents"] == described["contents"][:10]
-    everything = [content for split in found.splits.values() for content in split.contents]
-    trained = len(found.train.items)
+    everything = [content for split in data_set.splits.values() for content in split.contents]
+    trained = len(data_set.train.items)
     assert count_trained(everything, described) == (trained, 25)
-    assert count_trained(found.held_out.contents, described) == (0, 25 - trained)
+    assert count_trained(data_set.held_out.contents, described) == (0, 25 - trained)
     seen, checked = count_trained(everything, few)
     assert 10 <= seen <= checked < 25  # only hashes up to the last of the ten can be checked
     assert count_trained(everything, {"images": 3}) == (0, 0)  # written by an earlier version
     (data / "squares" / "2.png").unlink()  # removed after decoding
-    assert len(describe_images(found)["measures"]["width"]) == 23
+    assert len(describe_images(data_set)["measures"]["width"]) == 23
 
 
 def test_statistics_of_large_images_are_computed_in_small_batches(photos: Path, tmp_path: Path) -> None:
     spec = load_spec(overrides={"data.source": str(photos)}, settings=["data.image_size=1024"])
-    found = load_dataset(spec.data, tmp_path, SilentProgress(), lambda rejected: None)
+    data_set = load_dataset(spec.data, tmp_path, SilentProgress(), lambda rejected: None)
     requested = []
 
     class RecordedPixels:
-        shape = found.train.pixels.shape
+        shape = data_set.train.pixels.shape
 
         def gather(self, rows: Any) -> Any:
             requested.append(len(rows))
-            return found.train.pixels.gather(rows)
+            return data_set.train.pixels.gather(rows)
 
-    watched = replace(found, splits=found.splits | {"train": replace(found.train, pixels=RecordedPixels())})
-    assert describe_images(watched) == describe_images(found)
+    watched = replace(
+        data_set, splits=data_set.splits | {"train": replace(data_set.train, pixels=RecordedPixels())}
+    )
+    assert describe_images(watched) == describe_images(data_set)
     assert max(requested) == (16 << 20) // (1024 * 1024 * 3)
-    assert sum(requested) == len(found.train.labels)
+    assert sum(requested) == len(data_set.train.labels)
 
 
 def test_data_are_compared_with_the_newest_run_of_the_same_source(
@@ -214,9 +216,9 @@ def test_data_are_compared_with_the_newest_run_of_the_same_source(
     monday.write("dataset.json", written.data)
     others = ("data.image_size=16", "data.resize=crop", "data.interpolation=bicubic")
     for setting, is_alike in (("seed=3", True), *((other, False) for other in others)):
-        found = find_earlier(either_store, load_spec(None, None, (setting, "data.source=photos")), "new")
-        assert found is not None
-        assert found.is_decoded_alike == is_alike, setting
+        earlier = find_earlier(either_store, load_spec(None, None, (setting, "data.source=photos")), "new")
+        assert earlier is not None
+        assert earlier.is_decoded_alike == is_alike, setting
 
 
 @pytest.mark.engine

@@ -100,7 +100,7 @@ def test_report_is_deterministic(report: tuple[Path, Page], tmp_path: Path) -> N
 
 def luminance(colour: str) -> float:
     """Return the relative luminance as defined by WCAG 2."""
-    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    parts = [int(colour[offset : offset + 2], 16) / 255 for offset in (1, 3, 5)]
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
@@ -272,7 +272,7 @@ def test_small_pictures_are_lossless(tmp_path: Path) -> None:
     )
 
 
-def test_error_names_the_folder_that_cannot_be_write_page(tmp_path: Path) -> None:
+def test_error_names_the_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "plots").write_text("in the way")
     with pytest.raises(UsageError, match="plots"):
         write_report(tmp_path, make_inputs())

@@ -24,13 +24,13 @@ def test_mistakes_are_sorted_by_confidence_and_correct_predictions_alternate_cla
 
 def test_top_confusions_are_the_largest_cells_off_the_diagonal() -> None:
     matrix = np.array([[50, 3, 0], [7, 40, 1], [0, 0, 10]])
-    found = top_confusions(matrix, ("a", "b", "c"), 10)
-    assert [(each.label, each.predicted, each.count) for each in found] == [
+    confusions = top_confusions(matrix, ("a", "b", "c"), 10)
+    assert [(each.label, each.predicted, each.count) for each in confusions] == [
         ("b", "a", 7),
         ("a", "b", 3),
         ("b", "c", 1),
     ]
-    assert found[0].share == pytest.approx(7 / 48)
+    assert confusions[0].share == pytest.approx(7 / 48)
 
 
 def test_names_are_shortened_in_the_middle() -> None:
