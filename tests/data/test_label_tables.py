@@ -219,16 +219,29 @@ def test_rare_cooccurring_labels_stay_in_training() -> None:
 
 
 def test_threshold_images_come_from_training_and_duplicates_stay_together() -> None:
-    sets = [("a",) if number % 2 else ("a", "b") for number in range(50)]
+    sets = [("a",) if number // 2 % 2 else ("b",) for number in range(100)]
     items = [
         Item(str(number), "", "test" if number % 5 == 0 else "train", Path("x"), labels=labels)
         for number, labels in enumerate(sets)
     ]
-    contents = [digest(n // 2) for n in range(50)]
+    contents = [digest(n // 2) for n in range(100)]
     assert with_thresholds(items, contents, 0.2) == items  # too few images of every label
     split = with_thresholds(items, contents, 0.4)
-    assert Counter(item.split for item in split) == {"train": 25, "test": 10, "thresholds": 15}
+    assert Counter(item.split for item in split) == {"train": 48, "test": 20, "thresholds": 32}
     sides = {
         (content, item.split) for content, item in zip(contents, split, strict=True) if item.split != "test"
     }
     assert len(sides) == len({content for content, _ in sides})
+
+
+def test_no_image_is_set_aside_if_no_label_has_enough_images_with_and_without_it() -> None:
+    def split(share_of_a: int, count: int = 100) -> Counter[str | None]:
+        labels = [("a",) if number < share_of_a else () for number in range(count)]
+        items = [Item(str(number), "", "train", Path("x"), labels=each) for number, each in enumerate(labels)]
+        contents = [digest(number) for number in range(count)]
+        return Counter(item.split for item in with_thresholds(items, contents, 0.4))
+
+    assert split(50) == {"train": 60, "thresholds": 40}
+    assert split(100) == {"train": 100}  # all images have the label
+    assert split(95) == {"train": 100}  # only two images without the label would be set aside
+    assert split(5) == {"train": 100}

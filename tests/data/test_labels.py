@@ -20,7 +20,7 @@ from trainer.data.load import load_labelled
 from trainer.data.progress import SilentProgress
 from trainer.evaluate.metrics import Predictions
 from trainer.release.evaluate_pair import in_order, translated
-from trainer.report.drift import Earlier, find_drift
+from trainer.report.drift import EarlierRun, find_drift
 from trainer.spec.schema import DataSpec
 from trainer.train.step import class_weights
 
@@ -83,5 +83,5 @@ def test_drift_ignores_the_normal_form_of_class_names() -> None:
     def dataset(name: str) -> dict[str, Any]:
         return json.loads(json.dumps({"splits": {"train": {"images": 2, "classes": {name: 1, "z": 1}}}}))
 
-    drift = find_drift(Earlier("old", dataset(DECOMPOSED), {}), dataset(COMPOSED), {})
+    drift = find_drift(EarlierRun("old", dataset(DECOMPOSED), {}), dataset(COMPOSED), {})
     assert [row.name for row in drift.classes] == [unicodedata.normalize("NFC", DECOMPOSED), "z"]

@@ -38,7 +38,7 @@ def predictions(
     )
 
 
-def drawn(count: int, classes: int, seed: int = 0) -> Predictions:
+def random_predictions(count: int, classes: int, seed: int = 0) -> Predictions:
     """Return random predictions that are mostly right."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, count)
@@ -52,45 +52,45 @@ def drawn(count: int, classes: int, seed: int = 0) -> Predictions:
 FOUR = predictions([0, 0, 1, 1], [[0.9, 0.1], [0.4, 0.6], [0.2, 0.8], [0.3, 0.7]])
 
 
-def test_binary_metrics_are_those_computed_by_hand() -> None:
-    found = compute_metrics(FOUR)
-    assert found["count"] == 4
-    assert found["correct"] == 3
-    assert found["accuracy"] == 0.75
-    assert found["log_loss"] == pytest.approx(-(math.log(0.9 * 0.4 * 0.8 * 0.7)) / 4)
-    assert found["brier"] == pytest.approx((0.1**2 + 0.6**2 + 0.2**2 + 0.3**2) / 4)
+def test_binary_metrics_match_hand_computed_values() -> None:
+    metrics = compute_metrics(FOUR)
+    assert metrics["count"] == 4
+    assert metrics["correct"] == 3
+    assert metrics["accuracy"] == 0.75
+    assert metrics["log_loss"] == pytest.approx(-(math.log(0.9 * 0.4 * 0.8 * 0.7)) / 4)
+    assert metrics["brier"] == pytest.approx((0.1**2 + 0.6**2 + 0.2**2 + 0.3**2) / 4)
     # Both dogs rank above both cats: 0.8 and 0.7 against 0.1 and 0.6.
-    assert found["roc_auc"] == 1.0
+    assert metrics["roc_auc"] == 1.0
     # Each prediction has its own bin: 0.9 right, 0.6 wrong, 0.8 right, 0.7 right.
-    assert found["calibration_error"] == pytest.approx((0.1 + 0.6 + 0.2 + 0.3) / 4)
-    assert (found["precision/cats"], found["recall/cats"]) == (1.0, 0.5)
-    assert (found["precision/dogs"], found["recall/dogs"]) == pytest.approx((2 / 3, 1.0))
-    assert (found["f1/cats"], found["f1/dogs"]) == pytest.approx((2 / 3, 0.8))
-    assert (found["support/cats"], found["support/dogs"]) == (2, 2)
-    assert found["macro_recall"] == 0.75
-    assert found["macro_precision"] == pytest.approx(5 / 6)
-    assert found["macro_f1"] == pytest.approx((2 / 3 + 0.8) / 2)
+    assert metrics["calibration_error"] == pytest.approx((0.1 + 0.6 + 0.2 + 0.3) / 4)
+    assert (metrics["precision/cats"], metrics["recall/cats"]) == (1.0, 0.5)
+    assert (metrics["precision/dogs"], metrics["recall/dogs"]) == pytest.approx((2 / 3, 1.0))
+    assert (metrics["f1/cats"], metrics["f1/dogs"]) == pytest.approx((2 / 3, 0.8))
+    assert (metrics["support/cats"], metrics["support/dogs"]) == (2, 2)
+    assert metrics["macro_recall"] == 0.75
+    assert metrics["macro_precision"] == pytest.approx(5 / 6)
+    assert metrics["macro_f1"] == pytest.approx((2 / 3 + 0.8) / 2)
 
 
 def test_binary_auc_is_of_the_second_class() -> None:
-    found = compute_metrics(predictions([0, 1, 1], [[0.2, 0.8], [0.6, 0.4], [0.1, 0.9]]))
-    assert found["roc_auc"] == 0.5
+    metrics = compute_metrics(predictions([0, 1, 1], [[0.2, 0.8], [0.6, 0.4], [0.1, 0.9]]))
+    assert metrics["roc_auc"] == 0.5
 
 
-def test_metrics_of_three_classes_are_those_computed_by_hand() -> None:
+def test_metrics_of_three_classes_match_hand_computed_values() -> None:
     rows = [[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.5, 0.3, 0.2]]
-    found = compute_metrics(predictions([0, 1, 2], rows, ("a", "b", "c")))
-    assert found["accuracy"] == pytest.approx(2 / 3)
-    assert found["log_loss"] == pytest.approx(-math.log(0.7 * 0.6 * 0.2) / 3)
+    metrics = compute_metrics(predictions([0, 1, 2], rows, ("a", "b", "c")))
+    assert metrics["accuracy"] == pytest.approx(2 / 3)
+    assert metrics["log_loss"] == pytest.approx(-math.log(0.7 * 0.6 * 0.2) / 3)
     squares = (0.09 + 0.04 + 0.01) + (0.01 + 0.16 + 0.09) + (0.25 + 0.09 + 0.64)
-    assert found["brier"] == pytest.approx(squares / 3)
+    assert metrics["brier"] == pytest.approx(squares / 3)
     # One-vs-rest: a 0.7 above 0.1 and 0.5; b 0.6 above 0.2 and 0.3; c 0.2 above 0.1, below 0.3.
-    assert found["roc_auc"] == pytest.approx((1 + 1 + 0.5) / 3)
-    assert found["precision/c"] == 0.0
-    assert found["recall/c"] == 0.0
+    assert metrics["roc_auc"] == pytest.approx((1 + 1 + 0.5) / 3)
+    assert metrics["precision/c"] == 0.0
+    assert metrics["recall/c"] == 0.0
 
 
-def test_interval_is_wilsons() -> None:
+def test_interval_is_the_wilson_interval() -> None:
     for correct, count in ((924, 1000), (1, 3), (0, 7), (7, 7), (71_200, 100_000)):
         expected = binomtest(correct, count).proportion_ci(confidence_level=0.95, method="wilson")
         assert wilson_interval(correct, count) == pytest.approx((expected.low, expected.high), abs=1e-12)
@@ -102,52 +102,52 @@ def test_interval_is_wilsons() -> None:
 def test_calibration_bins_are_closed_on_the_right() -> None:
     # 0.6 = 9/15 is the upper edge of bin 8, counted from 0; any larger value is in bin 9.
     rows = [[0.6, 0.4], [0.58, 0.42], [0.61, 0.39], [1.0, 0.0]]
-    found = compute_calibration(predictions([0, 1, 0, 0], rows))
-    assert found.count.tolist() == [2, 1, 1]
-    assert found.confidence == pytest.approx([0.59, 0.61, 1.0])
-    assert found.accuracy == pytest.approx([0.5, 1.0, 1.0])
-    assert found.error == pytest.approx((2 * 0.09 + 0.39 + 0) / 4)
+    calibration = compute_calibration(predictions([0, 1, 0, 0], rows))
+    assert calibration.count.tolist() == [2, 1, 1]
+    assert calibration.confidence == pytest.approx([0.59, 0.61, 1.0])
+    assert calibration.accuracy == pytest.approx([0.5, 1.0, 1.0])
+    assert calibration.error == pytest.approx((2 * 0.09 + 0.39 + 0) / 4)
 
 
-def test_confusion_matrix_has_truth_in_rows_and_answers_in_columns() -> None:
+def test_confusion_matrix_has_true_classes_in_rows() -> None:
     assert confusion_matrix(FOUR).tolist() == [[1, 1], [0, 2]]
 
 
 def test_confusion_matrix_has_a_row_for_a_class_without_images() -> None:
-    found = confusion_matrix(predictions([0, 2], [[0.8, 0.1, 0.1], [0.1, 0.1, 0.8]], ("a", "b", "c")))
-    assert found.tolist() == [[1, 0, 0], [0, 0, 0], [0, 0, 1]]
+    matrix = confusion_matrix(predictions([0, 2], [[0.8, 0.1, 0.1], [0.1, 0.1, 0.8]], ("a", "b", "c")))
+    assert matrix.tolist() == [[1, 0, 0], [0, 0, 0], [0, 0, 1]]
 
 
-def test_split_of_one_class_has_no_auc() -> None:
-    found = compute_metrics(predictions([0, 0], [[0.8, 0.2], [0.3, 0.7]]))
-    assert "roc_auc" not in found
-    assert found["accuracy"] == 0.5
-    assert all(math.isfinite(value) for value in found.values())
+def test_split_of_one_class_has_no_roc_auc() -> None:
+    metrics = compute_metrics(predictions([0, 0], [[0.8, 0.2], [0.3, 0.7]]))
+    assert "roc_auc" not in metrics
+    assert metrics["accuracy"] == 0.5
+    assert all(math.isfinite(value) for value in metrics.values())
 
 
-def test_class_without_images_counts_in_no_mean() -> None:
+def test_class_without_images_is_excluded_from_the_means() -> None:
     rows = [[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.2, 0.7]]
-    found = compute_metrics(predictions([0, 1, 1], rows, ("a", "b", "c")))
-    assert found["support/c"] == 0
-    assert not {"precision/c", "recall/c", "f1/c"} & set(found)
-    assert found["macro_recall"] == 0.75
-    assert found["roc_auc"] == 1.0
+    metrics = compute_metrics(predictions([0, 1, 1], rows, ("a", "b", "c")))
+    assert metrics["support/c"] == 0
+    assert not {"precision/c", "recall/c", "f1/c"} & set(metrics)
+    assert metrics["macro_recall"] == 0.75
+    assert metrics["roc_auc"] == 1.0
 
 
 def test_one_image_has_metrics() -> None:
-    found = compute_metrics(predictions([1], [[0.25, 0.75]]))
-    assert found["accuracy"] == 1.0
-    assert found["accuracy_low"] == pytest.approx(0.2065, abs=1e-4)
-    assert found["log_loss"] == pytest.approx(-math.log(0.75))
+    metrics = compute_metrics(predictions([1], [[0.25, 0.75]]))
+    assert metrics["accuracy"] == 1.0
+    assert metrics["accuracy_low"] == pytest.approx(0.2065, abs=1e-4)
+    assert metrics["log_loss"] == pytest.approx(-math.log(0.75))
 
 
-def test_sure_and_wrong_answer_has_a_finite_log_loss() -> None:
-    found = compute_metrics(predictions([0, 1], [[0.0, 1.0], [0.0, 1.0]]))
-    assert found["log_loss"] == pytest.approx(-math.log(np.finfo(np.float64).eps) / 2)
+def test_confident_wrong_prediction_has_a_finite_log_loss() -> None:
+    metrics = compute_metrics(predictions([0, 1], [[0.0, 1.0], [0.0, 1.0]]))
+    assert metrics["log_loss"] == pytest.approx(-math.log(np.finfo(np.float64).eps) / 2)
 
 
-def test_answers_in_single_precision_are_accepted() -> None:
-    exact = drawn(500, 7)
+def test_float32_probabilities_are_accepted() -> None:
+    exact = random_predictions(500, 7)
     rounded = Predictions(
         exact.split,
         exact.names,
@@ -164,15 +164,15 @@ def test_no_images_is_an_error() -> None:
 
 
 def test_every_image_counts_once() -> None:
-    found = compute_metrics(drawn(997, 5))
-    assert sum(value for name, value in found.items() if name.startswith("support/")) == 997
-    assert found["accuracy"] == found["correct"] / 997
-    assert found["accuracy_low"] < found["accuracy"] < found["accuracy_high"]
+    metrics = compute_metrics(random_predictions(997, 5))
+    assert sum(value for name, value in metrics.items() if name.startswith("support/")) == 997
+    assert metrics["accuracy"] == metrics["correct"] / 997
+    assert metrics["accuracy_low"] < metrics["accuracy"] < metrics["accuracy_high"]
 
 
 @pytest.mark.parametrize("classes", [2, 10])
 def test_metrics_from_the_csv_are_equal_to_the_last_digit(tmp_path: Path, classes: int) -> None:
-    first, second = drawn(300, classes, seed=1), drawn(200, classes, seed=2)
+    first, second = random_predictions(300, classes, seed=1), random_predictions(200, classes, seed=2)
     second = Predictions("train", second.names, second.labels, second.probabilities, second.class_names)
     write_predictions(tmp_path / "predictions.csv", [second, first])
     read = read_predictions(tmp_path / "predictions.csv")
@@ -183,7 +183,7 @@ def test_metrics_from_the_csv_are_equal_to_the_last_digit(tmp_path: Path, classe
         assert np.array_equal(after.probabilities, before.probabilities)
 
 
-def test_csv_has_the_columns_that_people_are_told_of(tmp_path: Path) -> None:
+def test_csv_has_the_documented_columns(tmp_path: Path) -> None:
     write_predictions(tmp_path / "predictions.csv", [FOUR])
     lines = (tmp_path / "predictions.csv").read_text().splitlines()
     assert lines[0] == '"split","path","label","predicted","probability:cats","probability:dogs"'
@@ -200,7 +200,7 @@ FEW = settings(max_examples=25, deadline=None)
 
 @FEW
 @given(names=st.lists(ODD, min_size=2, max_size=4, unique=True), path=ODD)
-def test_csv_keeps_any_class_name_and_path(
+def test_csv_preserves_any_class_name_and_path(
     tmp_path_factory: pytest.TempPathFactory, names: list[str], path: str
 ) -> None:
     file = tmp_path_factory.mktemp("csv") / "predictions.csv"
@@ -213,7 +213,7 @@ def test_csv_keeps_any_class_name_and_path(
     assert after.labels.tolist() == [1]
 
 
-def test_path_that_is_not_utf8_is_spelled_out(tmp_path: Path) -> None:
+def test_path_that_is_not_utf8_is_escaped(tmp_path: Path) -> None:
     name = b"caf\xe9.jpg".decode("utf-8", "surrogateescape")
     write_predictions(
         tmp_path / "p.csv",
@@ -224,7 +224,7 @@ def test_path_that_is_not_utf8_is_spelled_out(tmp_path: Path) -> None:
 
 @FEW
 @given(arrays(np.float64, (3, 2), elements=st.floats(0, 1)))
-def test_csv_keeps_every_digit(tmp_path_factory: pytest.TempPathFactory, rows: np.ndarray) -> None:
+def test_csv_preserves_every_digit(tmp_path_factory: pytest.TempPathFactory, rows: np.ndarray) -> None:
     file = tmp_path_factory.mktemp("csv") / "predictions.csv"
     write_predictions(file, [predictions([0, 1, 0], rows.tolist())])
     assert np.array_equal(read_predictions(file)[0].probabilities, rows)
@@ -233,14 +233,14 @@ def test_csv_keeps_every_digit(tmp_path_factory: pytest.TempPathFactory, rows: n
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "its columns should be split, path, label, predicted"),
-        ("a,b\n1,2\n", "its columns should be"),
+        ("", "its columns are not split, path, label, predicted"),
+        ("a,b\n1,2\n", "its columns are not"),
         ("split,path,label,predicted,probability:a\ntest,x.jpg,a,a\n", "row 2 has 4 cells"),
         ("split,path,label,predicted,probability:a\ntest,x.jpg,a,a,much\n", "could not convert"),
         ("split,path,label,predicted,probability:a\ntest,x.jpg,b,a,1.0\n", "the label 'b' has no column"),
     ],
 )
-def test_foreign_csv_is_refused_with_a_reason(tmp_path: Path, text: str, reason: str) -> None:
+def test_invalid_csv_is_rejected_with_a_reason(tmp_path: Path, text: str, reason: str) -> None:
     file = tmp_path / "predictions.csv"
     file.write_text(text)
     with pytest.raises(UsageError, match=reason) as error:
@@ -248,6 +248,6 @@ def test_foreign_csv_is_refused_with_a_reason(tmp_path: Path, text: str, reason:
     assert str(error.value).endswith(f"Received: {file}")
 
 
-def test_missing_csv_is_refused_with_a_reason(tmp_path: Path) -> None:
+def test_missing_csv_is_rejected_with_a_reason(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="No such file"):
         read_predictions(tmp_path / "predictions.csv")

@@ -18,8 +18,7 @@ from trainer.compare.comparison import compare_all, compare_runs
 from trainer.compare.runs import Run
 from trainer.compare.text import as_values, table
 from trainer.errors import UsageError
-from trainer.evaluate.label_predictions import MultiLabelPredictions
-from trainer.evaluate.label_thresholds import choose_thresholds
+from trainer.evaluate.label_predictions import MultiLabelPredictions, choose_thresholds
 from trainer.evaluate.metrics import compute_metrics
 from trainer.evaluate.prediction_files import read_predictions, write_predictions
 from trainer.ranking import Ranking, draws
@@ -31,16 +30,16 @@ from trainer.train.state import score
 from trainer.train.step import class_weights
 
 
-def test_average_precision_is_that_of_scikit_learn_with_ties_and_in_resamples() -> None:
+def test_average_precision_equals_scikit_learn_with_ties_and_in_resamples() -> None:
     for seed in range(5):
         random = np.random.default_rng(seed)
         truth, scores = random.random((60, 4)) < 0.3, random.integers(0, 12, (60, 4)) / 11
         truth[:, 3] = False
         ranking = Ranking(truth, scores)
-        found = ranking.average_precisions()
+        precisions = ranking.average_precisions()
         expected = [sklearn.metrics.average_precision_score(truth[:, n], scores[:, n]) for n in range(3)]
-        np.testing.assert_allclose(found[:3], expected, rtol=1e-12)
-        assert np.isnan(found[3])
+        np.testing.assert_allclose(precisions[:3], expected, rtol=1e-12)
+        assert np.isnan(precisions[3])
         assert ranking.mean() == pytest.approx(np.mean(expected))
         (counts,) = draws(random, 3, 60, 4)
         assert counts.sum(axis=1).tolist() == [60] * 3
@@ -48,7 +47,7 @@ def test_average_precision_is_that_of_scikit_learn_with_ties_and_in_resamples() 
         np.testing.assert_allclose(ranking.resampled_means(counts), again, rtol=1e-12)
 
 
-def test_a_permutation_test_tells_knowledge_from_chance() -> None:
+def test_permutation_test_separates_skill_from_chance() -> None:
     assert Ranking(answers(2.0, 60).truth, answers(2.0, 60).probabilities).p_of_chance() < 0.01
     constant = np.full((60, 3), 0.7)
     assert Ranking(answers(0, 60).truth, constant).p_of_chance() == 1
@@ -59,26 +58,32 @@ def test_a_permutation_test_tells_knowledge_from_chance() -> None:
     assert 0.3 < np.mean(p_values) < 0.7
 
 
-def test_metrics_are_those_of_scikit_learn() -> None:
-    given = answers(2.0)
-    found, said = compute_metrics(given), given.predicted
-    assert found["accuracy"] == found["subset_accuracy"] == sklearn.metrics.accuracy_score(given.truth, said)
-    assert found["correct"] == given.right.sum()
-    assert found["hamming_loss"] == pytest.approx(sklearn.metrics.hamming_loss(given.truth, said))
+def test_metrics_equal_those_of_scikit_learn() -> None:
+    predictions = answers(2.0)
+    metrics, predicted = compute_metrics(predictions), predictions.predicted
+    assert (
+        metrics["accuracy"]
+        == metrics["subset_accuracy"]
+        == sklearn.metrics.accuracy_score(predictions.truth, predicted)
+    )
+    assert metrics["correct"] == predictions.right.sum()
+    assert metrics["hamming_loss"] == pytest.approx(
+        sklearn.metrics.hamming_loss(predictions.truth, predicted)
+    )
     for kind in ("micro", "macro"):
         precision, recall, f1, _ = sklearn.metrics.precision_recall_fscore_support(
-            given.truth, said, average=kind, zero_division=0.0
+            predictions.truth, predicted, average=kind, zero_division=0.0
         )
-        assert [found[f"{kind}_{name}"] for name in ("precision", "recall", "f1")] == pytest.approx(
+        assert [metrics[f"{kind}_{name}"] for name in ("precision", "recall", "f1")] == pytest.approx(
             [precision, recall, f1]
         )
-    assert found["log_loss"] == pytest.approx(
-        sklearn.metrics.log_loss(given.truth.ravel(), given.probabilities.ravel())
+    assert metrics["log_loss"] == pytest.approx(
+        sklearn.metrics.log_loss(predictions.truth.ravel(), predictions.probabilities.ravel())
     )
-    assert found["brier"] == pytest.approx(np.mean((given.probabilities - given.truth) ** 2))
-    assert found["support/sun"] == given.truth[:, 0].sum()
-    assert 0 < found["calibration_error"] < 0.5
-    absent = replace(given, labels=given.labels * [1, 1, 0])
+    assert metrics["brier"] == pytest.approx(np.mean((predictions.probabilities - predictions.truth) ** 2))
+    assert metrics["support/sun"] == predictions.truth[:, 0].sum()
+    assert 0 < metrics["calibration_error"] < 0.5
+    absent = replace(predictions, labels=predictions.labels * [1, 1, 0])
     without = compute_metrics(absent)
     assert f"average_precision/{NAMES[2]}" not in without
     assert without[f"support/{NAMES[2]}"] == 0
@@ -87,7 +92,7 @@ def test_metrics_are_those_of_scikit_learn() -> None:
     )
 
 
-def test_thresholds_give_the_best_f1_and_few_images_keep_one_half() -> None:
+def test_thresholds_maximise_f1_and_stay_one_half_for_few_images() -> None:
     random = np.random.default_rng(3)
     truth = random.random((300, 3)) < (0.3, 0.3, 0.02)
     scores = np.clip(0.2 * truth + random.normal(0.2, 0.08, truth.shape), 0.001, 0.999)
@@ -99,27 +104,30 @@ def test_thresholds_give_the_best_f1_and_few_images_keep_one_half() -> None:
     assert thresholds[2] == 0.5  # too few (9) images have the label
     clear = np.where(truth, 0.9, 0.1)
     assert choose_thresholds(truth, clear).tolist() == [0.5] * 3
-    given = answers(2.0).with_thresholds(np.array([0.0, 1.1, 0.5]))
-    assert given.predicted[:, 0].all()
-    assert not given.predicted[:, 1].any()
+    predictions = answers(2.0).with_thresholds(np.array([0.0, 1.1, 0.5]))
+    assert predictions.predicted[:, 0].all()
+    assert not predictions.predicted[:, 1].any()
 
 
-def test_predictions_come_back_from_the_csv_with_every_digit(tmp_path: Path) -> None:
-    path, given = tmp_path / "predictions.csv", answers(1.0, 20).with_thresholds(np.array([0.1, 0.9, 0.5]))
-    train = replace(given, split="train")
-    write_predictions(path, [train, given])
+def test_predictions_read_from_the_csv_have_every_digit(tmp_path: Path) -> None:
+    path, predictions = (
+        tmp_path / "predictions.csv",
+        answers(1.0, 20).with_thresholds(np.array([0.1, 0.9, 0.5])),
+    )
+    train = replace(predictions, split="train")
+    write_predictions(path, [train, predictions])
     first, second = read_predictions(path)
     assert isinstance(second, MultiLabelPredictions)
     assert (first.split, second.split, second.class_names) == ("train", "validation", NAMES)
-    assert np.array_equal(second.probabilities, given.probabilities)
-    assert np.array_equal(second.predicted, given.predicted)
-    assert compute_metrics(second) == compute_metrics(given)
+    assert np.array_equal(second.probabilities, predictions.probabilities)
+    assert np.array_equal(second.predicted, predictions.predicted)
+    assert compute_metrics(second) == compute_metrics(predictions)
     path.write_text(path.read_text().replace('"label:sun"', '"label:moon"'))
-    with pytest.raises(UsageError, match="its columns should be"):
+    with pytest.raises(UsageError, match="its columns are not"):
         read_predictions(path)
 
 
-def test_the_loss_is_the_binary_cross_entropy_of_keras_with_smoothing_weights_and_mixing() -> None:
+def test_loss_equals_keras_binary_crossentropy_with_smoothing_weights_and_mixing() -> None:
     random = np.random.default_rng(0)
     labels, logits = random.integers(0, 2, (8, 3)).astype(np.int32), random.normal(size=(8, 3))
     logits = tf.constant(logits, tf.float32)
@@ -147,7 +155,7 @@ def test_the_loss_is_the_binary_cross_entropy_of_keras_with_smoothing_weights_an
     )
 
 
-def test_a_logistic_probe_is_fitted_for_each_label_by_itself() -> None:
+def test_logistic_probe_is_fitted_separately_for_each_label() -> None:
     random = np.random.default_rng(1)
     features = random.normal(size=(60, 4)).astype(np.float32)
     labels = (features @ random.normal(size=(4, 3)) + random.normal(size=(60, 3)) > 0.5).astype(np.int32)
@@ -166,25 +174,27 @@ def test_a_logistic_probe_is_fitted_for_each_label_by_itself() -> None:
     assert 0.5 < compute_accuracy(halves.held_out, labels[:, :2]) <= 1
 
 
-def test_the_best_epoch_is_that_of_the_best_ranking() -> None:
+def test_best_epoch_has_the_highest_mean_average_precision() -> None:
     row = {"epoch": 1, "validation/accuracy": 0.2, "validation/mean_average_precision": 0.7}
     assert score(row, "validation", None) == 0.7
     assert score({"epoch": 1, "validation/accuracy": 0.2}, "validation", None) == 0.2
-    given = answers(2.0)
-    found = MULTI.validate(given.labels, given.probabilities)
-    assert found["mean_average_precision"] == pytest.approx(compute_metrics(given)["mean_average_precision"])
-    assert found["loss"] == pytest.approx(compute_metrics(given)["log_loss"])
+    predictions = answers(2.0)
+    metrics = MULTI.validate(predictions.labels, predictions.probabilities)
+    assert metrics["mean_average_precision"] == pytest.approx(
+        compute_metrics(predictions)["mean_average_precision"]
+    )
+    assert metrics["loss"] == pytest.approx(compute_metrics(predictions)["log_loss"])
     nothing = MULTI.validate(np.zeros((2, 3), np.int32), np.full((2, 3), 0.1))
     assert nothing["accuracy"] == 1
     assert "mean_average_precision" not in nothing
 
 
-def labelled_run(given: MultiLabelPredictions, name: str) -> Run:
-    metrics = {f"validation/{key}": value for key, value in compute_metrics(given).items()}
-    return Run(name, name, metrics, "validation", given, dataset={"digest": "sha256:1"})
+def labelled_run(predictions: MultiLabelPredictions, name: str) -> Run:
+    metrics = {f"validation/{key}": value for key, value in compute_metrics(predictions).items()}
+    return Run(name, name, metrics, "validation", predictions, dataset={"digest": "sha256:1"})
 
 
-def test_runs_are_compared_by_the_paired_bootstrap_of_the_mean_average_precision() -> None:
+def test_runs_are_compared_by_a_paired_bootstrap_of_mean_average_precision() -> None:
     weak, good, alike = answers(1.5), answers(4.0), answers(4.01)
     pair = compare_runs(labelled_run(weak, "weak"), labelled_run(good, "good"))
     gain = compute_metrics(good)["mean_average_precision"] - compute_metrics(weak)["mean_average_precision"]
@@ -206,7 +216,7 @@ def test_runs_are_compared_by_the_paired_bootstrap_of_the_mean_average_precision
         compare_runs(runs[0], single)
 
 
-def test_a_release_needs_a_gain_beyond_chance_and_no_label_that_pays_for_it() -> None:
+def test_release_requires_a_significant_gain_and_no_large_loss_of_a_label() -> None:
     champion, challenger = answers(1.5), answers(4.0)
     decision = decide(champion, challenger, 0.0, 0.05)
     assert decision.is_released
@@ -229,20 +239,20 @@ def test_a_release_needs_a_gain_beyond_chance_and_no_label_that_pays_for_it() ->
     assert "not significantly better than guessing" in decide(wrong, answers(0), 0.0, 1.0).reason
 
 
-def test_answers_are_brought_into_one_order_of_images_and_labels() -> None:
-    given = answers(2.0, 10)
-    other = given.select(np.arange(10)[::-1]).with_classes(
+def test_predictions_are_aligned_to_one_order_of_images_and_labels() -> None:
+    predictions = answers(2.0, 10)
+    other = predictions.select(np.arange(10)[::-1]).with_classes(
         np.array([2, 0, 1], np.int32), (NAMES[2], *NAMES[:2])
     )
-    back = in_order(other, given)
+    back = in_order(other, predictions)
     assert isinstance(back, MultiLabelPredictions)
-    assert (back.names, back.class_names) == (given.names, given.class_names)
-    assert np.array_equal(back.labels, given.labels)
-    assert np.array_equal(back.probabilities, given.probabilities)
-    assert np.array_equal(back.predicted, given.predicted)
+    assert (back.names, back.class_names) == (predictions.names, predictions.class_names)
+    assert np.array_equal(back.labels, predictions.labels)
+    assert np.array_equal(back.probabilities, predictions.probabilities)
+    assert np.array_equal(back.predicted, predictions.predicted)
 
 
-def test_all_labels_above_their_thresholds_are_said_the_surest_first() -> None:
+def test_labels_above_their_thresholds_are_sorted_by_probability() -> None:
     shares, thresholds = {"a": 0.4, "b": 0.9, "c": 0.6}, {"a": 0.3, "b": 0.5, "c": 0.7}
     assert list(chosen_labels(shares, thresholds).items()) == [("b", 0.9), ("a", 0.4)]
     assert chosen_labels({"a": 0.1}, {"a": 0.3}) == {}

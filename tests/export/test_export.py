@@ -88,7 +88,7 @@ def exported(model: keras.Model, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return path
 
 
-def test_every_kind_of_picture_is_served_as_it_was_trained_on(exported: Path, golden: Golden) -> None:
+def test_served_predictions_match_training_for_every_image_format(exported: Path, golden: Golden) -> None:
     served = tf.saved_model.load(str(exported)).signatures["serving_default"]
     together = served(image_bytes=tf.constant(list(golden.images)))
     np.testing.assert_allclose(together["probabilities"], golden.probabilities, atol=1e-5)
@@ -99,7 +99,7 @@ def test_every_kind_of_picture_is_served_as_it_was_trained_on(exported: Path, go
         assert np.abs(by_name[name] - by_name["png"]).max() <= 8, name
 
 
-def test_the_answers_are_labels_probabilities_and_their_names(exported: Path, golden: Golden) -> None:
+def test_outputs_are_label_probability_and_probabilities(exported: Path, golden: Golden) -> None:
     for answer in (
         tf.saved_model.load(str(exported)).signatures["serving_default"](
             image_bytes=tf.constant(list(golden.images))
@@ -116,34 +116,34 @@ def test_the_answers_are_labels_probabilities_and_their_names(exported: Path, go
     assert load_model(exported).class_names == CLASS_NAMES
 
 
-def test_it_answers_the_requests_of_tensorflow_serving(
-    exported: Path, golden: Golden, tmp_path: Path
-) -> None:
+def test_model_serves_requests_of_tensorflow_serving(exported: Path, golden: Golden, tmp_path: Path) -> None:
     (tmp_path / "models" / "pets").mkdir(parents=True)
     (tmp_path / "models" / "pets" / "1").symlink_to(exported)
     rows = [{"b64": base64.b64encode(each).decode()} for each in golden.images]
     with tensorflow_serving(tmp_path / "models") as address:
 
-        def ask(code: int = 200, model: str = "pets", **body: Any) -> Any:
+        def post(code: int = 200, model: str = "pets", **body: Any) -> Any:
             answer = requests.post(f"{address}/v1/models/{model}:predict", json=body, timeout=60)
             assert answer.status_code == code, answer.text
             return answer.json()
 
-        told = ask(instances=[{"image_bytes": row} for row in rows])["predictions"]
-        assert told == ask(instances=rows)["predictions"]  # the name of the only input is optional
-        np.testing.assert_allclose([row["probabilities"] for row in told], golden.probabilities, atol=1e-5)
-        assert {row["label"] for row in told} <= set(CLASS_NAMES)  # plain text, not base64
-        columns = ask(inputs={"image_bytes": rows})["outputs"]
-        assert columns["label"] == [row["label"] for row in told]
-        pixels = ask(signature_name="pixels", instances=golden.pixels[:2].tolist())["predictions"]
+        predictions = post(instances=[{"image_bytes": row} for row in rows])["predictions"]
+        assert predictions == post(instances=rows)["predictions"]  # the name of the only input is optional
+        np.testing.assert_allclose(
+            [row["probabilities"] for row in predictions], golden.probabilities, atol=1e-5
+        )
+        assert {row["label"] for row in predictions} <= set(CLASS_NAMES)  # plain text, not base64
+        columns = post(inputs={"image_bytes": rows})["outputs"]
+        assert columns["label"] == [row["label"] for row in predictions]
+        pixels = post(signature_name="pixels", instances=golden.pixels[:2].tolist())["predictions"]
         np.testing.assert_allclose(pixels[1]["probabilities"], golden.probabilities[1], atol=1e-5)
-        assert "error" in ask(400, instances=[{"b64": base64.b64encode(b"no picture").decode()}])
-        assert "error" in ask(400, instances=[{"picture": rows[0]}])
-        assert "error" in ask(400, model="cats", instances=rows)
+        assert "error" in post(400, instances=[{"b64": base64.b64encode(b"no picture").decode()}])
+        assert "error" in post(400, instances=[{"picture": rows[0]}])
+        assert "error" in post(400, model="cats", instances=rows)
 
 
-def test_a_model_whose_description_does_not_fit_is_refused(exported: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no such folder"):
+def test_model_with_inconsistent_description_is_rejected(exported: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="does not exist"):
         load_model(tmp_path / "none")
     copy = shutil.copytree(exported, tmp_path / "copy")
     description = copy / "assets" / "model.json"
@@ -152,7 +152,7 @@ def test_a_model_whose_description_does_not_fit_is_refused(exported: Path, tmp_p
     later = ("crop_fraction", "max_image_pixels")  # not written by earlier versions
     description.write_text(json.dumps({key: value for key, value in about.items() if key not in later}))
     assert load_model(copy).data.pixel_format == DATA.pixel_format._replace(crop_fraction=1.0)
-    for words, changed in (
+    for message, changed in (
         ("damaged", {**about, "resize": "pad"}),  # crop_fraction requires resize: crop
         ("damaged", {**about, "interpolation": "best"}),
         ("format 99", {**about, "format_version": 99}),
@@ -162,20 +162,22 @@ def test_a_model_whose_description_does_not_fit_is_refused(exported: Path, tmp_p
         ("damaged", {**about, "max_image_pixels": "many"}),
         ("damaged", {**about, "image_size": "wide"}),
         ("damaged", {"format_version": about["format_version"]}),
-        ("not exported by this program", {}),
+        ("not exported by trainer", {}),
     ):
         description.write_text(json.dumps(changed))
-        with pytest.raises(DataError if words == "damaged" else UsageError, match=words):
+        with pytest.raises(DataError if message == "damaged" else UsageError, match=message):
             load_model(copy)
     description.write_text("[" * 100_000)
-    with pytest.raises(UsageError, match="not exported by this program"):
+    with pytest.raises(UsageError, match="not exported by trainer"):
         load_model(copy)
     description.unlink()
-    with pytest.raises(UsageError, match="not exported by this program"):
+    with pytest.raises(UsageError, match="not exported by trainer"):
         load_model(copy)
 
 
-def test_an_export_that_answers_otherwise_is_refused(exported: Path, golden: Golden, tmp_path: Path) -> None:
+def test_export_with_different_predictions_is_rejected(
+    exported: Path, golden: Golden, tmp_path: Path
+) -> None:
     wrong = golden.probabilities.copy()
     wrong[3, 0] += 2e-5
     with pytest.raises(TrainerError, match=r"differs by 2(\.\d+)?e-05, at most 1e-05"):
@@ -184,7 +186,7 @@ def test_an_export_that_answers_otherwise_is_refused(exported: Path, golden: Gol
         verify_export(tmp_path, golden)
 
 
-def test_a_full_disk_of_temporary_files_is_named_and_the_export_left_as_it_was(
+def test_full_temporary_disk_is_reported_and_leaves_the_export_unchanged(
     model: keras.Model, golden: Golden, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = sorted(exported.rglob("*"))

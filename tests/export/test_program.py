@@ -15,8 +15,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from trainer.errors import DataError, UsageError
 from trainer.export import load_model
-from trainer.export.operations import COMPUTING
-from trainer.export.program import require_computing
+from trainer.export.program import COMPUTING, require_computing
 
 RESIDUAL = "model={family: residual, stem_filters: 4, filters: [8], blocks: [1], average_mirror: true}"
 
@@ -36,11 +35,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
     ids=["crop", "residual", "binary", "airbench"],
 )
-def test_every_model_that_this_program_exports_only_computes(settings: list[str], tmp_path: Path) -> None:
+def test_exported_models_have_only_allowed_operations(settings: list[str], tmp_path: Path) -> None:
     require_computing(export(tmp_path / "model", *settings))
 
 
-def test_a_model_that_writes_files_is_run_only_if_it_is_trusted(model: Path, tmp_path: Path) -> None:
+def test_model_that_writes_files_is_loaded_only_with_trust(model: Path, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     writer = export_writer(tmp_path / "writer", model, victim)
     with pytest.raises(UsageError, match=r"add --trust\. Received: WriteFile in"):
@@ -53,7 +52,7 @@ def test_a_model_that_writes_files_is_run_only_if_it_is_trusted(model: Path, tmp
     assert load_model(model).class_names == CLASSES  # a model exported by this package needs no trust
 
 
-class ImageDecoder(tf.Module):  # type: ignore[misc]
+class CheckpointReader(tf.Module):  # type: ignore[misc]
     """Module that reads a checkpoint with the operation TensorFlow uses to restore variables."""
 
     @tf.function(input_signature=[])  # type: ignore[misc]
@@ -64,8 +63,8 @@ class ImageDecoder(tf.Module):  # type: ignore[misc]
         )
 
 
-def test_the_operations_of_the_saver_are_allowed_to_the_saver_alone(tmp_path: Path) -> None:
-    reader = ImageDecoder()
+def test_saver_operations_are_allowed_only_in_the_saver(tmp_path: Path) -> None:
+    reader = CheckpointReader()
     reader.variable = tf.Variable(1.0)
     tf.saved_model.save(reader, str(tmp_path / "plain"))
     with pytest.raises(UsageError, match="Received: RestoreV2 in"):
@@ -91,21 +90,23 @@ def replace_others(library: Any, restore: Any) -> None:
     restore.node_def.add(name="back", op="caller")
 
 
-def be_gradient(library: Any, restore: Any) -> None:
+def add_gradient(library: Any, restore: Any) -> None:
     library.gradient.add(function_name="any", gradient_func=restore.signature.name)
 
 
-def be_registered_gradient(library: Any, restore: Any) -> None:
+def add_registered_gradient(library: Any, restore: Any) -> None:
     library.registered_gradients.add(gradient_func=restore.signature.name, registered_op_type="any")
 
 
-def be_named_in_text(library: Any, restore: Any) -> None:
+def add_name_in_attribute(library: Any, restore: Any) -> None:
     other = next(each for each in library.function if "classify" in each.signature.name)
     other.node_def[0].attr["function"].s = restore.signature.name.encode()
 
 
-@pytest.mark.parametrize("change", [replace_others, be_gradient, be_registered_gradient, be_named_in_text])
-def test_functions_of_the_saver_that_may_run_without_it_are_not_its_own(
+@pytest.mark.parametrize(
+    "change", [replace_others, add_gradient, add_registered_gradient, add_name_in_attribute]
+)
+def test_saver_functions_that_other_code_may_call_are_rejected(
     change: Callable[[Any, Any], None], model: Path, tmp_path: Path
 ) -> None:
     require_computing(change_saver(shutil.copytree(model, tmp_path / "same"), lambda library, restore: None))
@@ -114,25 +115,25 @@ def test_functions_of_the_saver_that_may_run_without_it_are_not_its_own(
         require_computing(changed)
 
 
-def test_no_operation_of_files_networks_or_python_counts_as_computing() -> None:
+def test_allowlist_has_no_operations_on_files_networks_or_python() -> None:
     words = ("File", "Dataset", "Iterator", "PyFunc", "Rpc", "Send", "Recv", "Print", "Save", "Restore", "Io")
     named = {name for name in COMPUTING if any(word in name for word in words)}
     assert named == {"StringSplit", "StringSplitV2"} & named
     assert "XlaCallModule" not in COMPUTING
 
 
-def test_one_flipped_bit_ends_in_words(model: Path, tmp_path: Path) -> None:
+def test_damaged_model_file_is_reported(model: Path, tmp_path: Path) -> None:
     damaged = shutil.copytree(model, tmp_path / "damaged")
     path, whole = damaged / "saved_model.pb", (model / "saved_model.pb").read_bytes()
     of_an_operation = whole.index(b"ReadVariableOp") + 7
-    for place in (1, of_an_operation, len(whole) // 2):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+    for offset in (1, of_an_operation, len(whole) // 2):
+        path.write_bytes(whole[:offset] + bytes([whole[offset] ^ 16]) + whole[offset + 1 :])
         with suppress(DataError):  # harmless if the bit is in an unused name
             load_model(damaged, trust=True)
     for text in (b"", b"no model at all", whole[: len(whole) // 2]):
         path.write_bytes(text)
         for trust in (False, True):
-            with pytest.raises(DataError, match="it is damaged"):
+            with pytest.raises(DataError, match="The model is damaged"):
                 load_model(damaged, trust)
     path.write_bytes(whole.replace(b"ReadVariableOp", b"ReadVaviableOp"))
     with pytest.raises(DataError, match="Op type not registered 'ReadVaviableOp'"):

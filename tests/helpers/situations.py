@@ -66,10 +66,12 @@ def write_data(root: Path, situation: Situation, seed: int) -> None:
                     same = [each for of, each in trained if of == label]
                     image = same[number % len(same)]
                     image = image[:, ::-1] if situation.is_mirrored else image
-                told = label
+                assigned = label
                 if random.random() < situation.swapped:
-                    told = int((label + random.integers(1, len(situation.counts))) % len(situation.counts))
-                folder = root / (split if situation.has_split else "") / CLASSES[told]
+                    assigned = int(
+                        (label + random.integers(1, len(situation.counts))) % len(situation.counts)
+                    )
+                folder = root / (split if situation.has_split else "") / CLASSES[assigned]
                 folder.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(image).save(folder / f"{split}-{label}-{number}.png")
 

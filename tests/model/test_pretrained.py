@@ -15,7 +15,7 @@ from sklearn.datasets import load_sample_image
 from trainer.data.progress import SilentProgress
 from trainer.data.weights import WeightsFile, find_weights
 from trainer.export import export_model, load_model
-from trainer.export.operations import COMPUTING
+from trainer.export.program import COMPUTING
 from trainer.model import build_inference_model, build_model
 from trainer.model.initializers import Kernels
 from trainer.model.layers import FusedBatchNormalization

@@ -19,7 +19,7 @@ from PIL import Image, ImageEnhance
 from trainer.data.load import load_dataset
 from trainer.data.progress import SilentProgress
 from trainer.data.statistics import count_trained, describe_images
-from trainer.report.drift import Drift, Earlier, exchanged, find_drift
+from trainer.report.drift import Drift, EarlierRun, exchanged, find_drift
 from trainer.runs import find_earlier
 from trainer.spec import dump_spec, load_spec
 from trainer.storage.store import Store
@@ -38,39 +38,39 @@ def dataset(**classes: int) -> dict[str, Any]:
 
 
 def drift_of(before: dict[str, Any], now: dict[str, Any], then: Any = None, after: Any = None) -> Drift:
-    return find_drift(Earlier("monday", then or dataset(a=9), before), after or dataset(a=9), now)
+    return find_drift(EarlierRun("monday", then or dataset(a=9), before), after or dataset(a=9), now)
 
 
-def test_what_chance_does_is_not_told() -> None:
+def test_random_variation_is_not_reported() -> None:
     pairs = [[images(np.random.default_rng([seed, turn])) for turn in (0, 1)] for seed in range(50)]
-    found = [drift_of(*pair) for pair in pairs]
-    assert sum(any(row.has_moved for row in drift.measures) for drift in found) <= 2
-    assert found[0].sentences[0] == "No measure of the images moved more than chance does."
+    drifts = [drift_of(*pair) for pair in pairs]
+    assert sum(any(row.has_changed for row in drift.measures) for drift in drifts) <= 2
+    assert drifts[0].sentences[0] == "No image statistic changed significantly."
     # A significant change is not reported if it is too small to matter.
     one, other = (np.random.default_rng(seed) for seed in (1, 2))
     many = drift_of(images(one, 20_000), images(other, 20_000, width=0.1))
     width = next(row for row in many.measures if row.name == "width")
-    assert (width.p_value < 1e-4, width.has_moved) == (True, False)
+    assert (width.p_value < 1e-4, width.has_changed) == (True, False)
 
 
-def test_what_moved_is_told_in_words() -> None:
+def test_significant_changes_are_described_in_sentences() -> None:
     random = np.random.default_rng(3)
     drift = drift_of(images(random), images(random, brightness=-1.0, width=2.0))
-    assert [row.name for row in drift.measures if row.has_moved] == ["brightness", "width"]
+    assert [row.name for row in drift.measures if row.has_changed] == ["brightness", "width"]
     assert drift.sentences[0].startswith("The images are wider (width ")
     assert " and darker (brightness -" in drift.sentences[0]
-    assert drift.brief == "brightness, width moved (since monday)"
+    assert drift.brief == "brightness and width changed (since monday)"
 
 
-def test_what_is_decoded_otherwise_is_compared_by_its_files_only() -> None:
+def test_pixel_statistics_are_not_compared_after_a_change_of_decoding_settings() -> None:
     before, now = (images(np.random.default_rng(seed), brightness=seed, width=seed) for seed in (0, 9))
-    drift = find_drift(Earlier("monday", dataset(a=9), before, is_decoded_alike=False), dataset(a=9), now)
+    drift = find_drift(EarlierRun("monday", dataset(a=9), before, is_decoded_alike=False), dataset(a=9), now)
     assert [row.name for row in drift.measures] == ["width", "height", "kilobytes"]
-    assert drift.brief == "width moved (since monday)"
-    assert "another size or in another way" in drift.sentences[1]
+    assert drift.brief == "width changed (since monday)"
+    assert drift.sentences[1].startswith("Brightness and colours are not compared")
 
 
-def test_the_words_fit_the_numbers() -> None:
+def test_change_of_spread_and_of_file_sizes_are_described() -> None:
     random = np.random.default_rng(6)
     before, now = (images(random) for _ in range(2))
     # Half of the images are darker, half brighter; the files are larger.
@@ -78,24 +78,24 @@ def test_the_words_fit_the_numbers() -> None:
                                      enumerate(before["measures"]["brightness"])]  # fmt: skip
     now["measures"]["kilobytes"] = [each + 2 for each in now["measures"]["kilobytes"]]
     classes = (dataset(a=60, b=60), dataset(a=30, b=90, c=480))
-    said = drift_of(before, now, *classes).sentences[0]
-    assert "of a more or less varied brightness (" in said
-    assert "in larger files (kilobytes" in said
-    assert "the class a is 5% of the images, was 50%" in said
+    described = drift_of(before, now, *classes).sentences[0]
+    assert "differently distributed in brightness (" in described
+    assert "stored in larger files (kilobytes" in described
+    assert "the class a makes up 5% of the images (was 50%)" in described
 
 
-def test_classes_are_told() -> None:
+def test_new_removed_and_larger_classes_are_reported() -> None:
     random = np.random.default_rng(4)
     before, now = images(random), images(random)
-    said = drift_of(before, now, dataset(cats=500, dogs=500), dataset(cats=610, dogs=390)).sentences[0]
-    assert said == "The class cats is 61% of the images, was 50%."
-    said = drift_of(before, now, dataset(cats=500, dogs=500), dataset(cats=510, dogs=490)).sentences[0]
-    assert said.startswith("No measure")
-    said = drift_of(before, now, dataset(cats=500, dogs=9), dataset(cats=500, birds=9)).sentences[0]
-    assert said == "The class birds is new; the class dogs is gone."
+    described = drift_of(before, now, dataset(cats=500, dogs=500), dataset(cats=610, dogs=390)).sentences[0]
+    assert described == "The class cats makes up 61% of the images (was 50%)."
+    described = drift_of(before, now, dataset(cats=500, dogs=500), dataset(cats=510, dogs=490)).sentences[0]
+    assert described.startswith("No image statistic")
+    described = drift_of(before, now, dataset(cats=500, dogs=9), dataset(cats=500, birds=9)).sentences[0]
+    assert described == "The class birds is new; the class dogs was removed."
     drift = drift_of(before, now, dataset(cats=500, dogs=9), dataset(cats=500, birds=9))
-    assert drift.brief == "the class birds is new; the class dogs is gone (since monday)"
-    assert drift_of(before, now).brief == "no measure moved more than chance does (since monday)"
+    assert drift.brief == "the class birds is new; the class dogs was removed (since monday)"
+    assert drift_of(before, now).brief == "no significant change (since monday)"
 
 
 def sketch(numbers: range, most: int) -> dict[str, Any]:
@@ -103,78 +103,86 @@ def sketch(numbers: range, most: int) -> dict[str, Any]:
     return {"images": len(keys), "distinct": len(keys), "contents": keys[:most], "measures": {}}
 
 
-def test_how_many_images_are_new() -> None:
+def test_shares_of_new_and_removed_images_are_exact_or_estimated() -> None:
     assert exchanged(sketch(range(100), 2000), sketch(range(25, 125), 2000)) == (0.25, 0.25)
     assert exchanged(sketch(range(100), 2000), sketch(range(150), 2000)) == (pytest.approx(1 / 3), 0.0)
     for before, now in ((range(20_000), range(5_000, 30_000)), (range(3_000), range(2_500, 40_000))):
-        new, gone = exchanged(sketch(before, 2000), sketch(now, 2000))
+        new, removed = exchanged(sketch(before, 2000), sketch(now, 2000))
         both = len(set(before) & set(now))
         assert new == pytest.approx(1 - both / len(now), abs=0.03)
-        assert gone == pytest.approx(1 - both / len(before), abs=0.09 if len(before) < 5_000 else 0.03)
+        assert removed == pytest.approx(1 - both / len(before), abs=0.09 if len(before) < 5_000 else 0.03)
     assert exchanged({}, sketch(range(9), 9)) == (None, None)
     # A dataset that only grew has lost nothing, even if few of its images are listed.
     for before, now in ((10_000, 10_500), (1_900, 2_500), (1_000, 10_000), (500, 5_000)):
-        new, gone = exchanged(sketch(range(before), 2000), sketch(range(now), 2000))
-        assert gone == 0.0
+        new, removed = exchanged(sketch(range(before), 2000), sketch(range(now), 2000))
+        assert removed == 0.0
         assert new == pytest.approx(1 - before / now, abs=0.03)
     assert exchanged(sketch(range(300), 2000), sketch(range(30_000), 2000))[1] is None  # too few to estimate
 
 
-def test_what_is_estimated_is_said_to_be_about() -> None:
-    found = [
+def test_estimated_shares_are_marked_as_approximate() -> None:
+    sentences = [
         drift_of(sketch(range(before), 2000), sketch(range(now), 2000)).sentences[-1]
         for before, now in ((1_000, 2_000), (1_500, 3_000), (300, 30_000))
     ]
-    assert found[0] == "50.0% of the images are new, and 0.0% of the earlier ones are gone."
-    assert re.fullmatch(r"About \d+\.\d% of the images are new, and about 0\.0% of the .* gone\.", found[1])
-    assert re.fullmatch(r"About 9\d\.\d% of the images are new\.", found[2])
+    assert sentences[0] == "50.0% of the images are new, and 0.0% of the earlier images were removed."
+    assert re.fullmatch(
+        r"About \d+\.\d% of the images are new, and about 0\.0% of the .* removed\.", sentences[1]
+    )
+    assert re.fullmatch(r"About 9\d\.\d% of the images are new\.", sentences[2])
 
 
-def test_images_are_measured(photos: Path, tmp_path: Path) -> None:
+def test_statistics_of_distinct_images_are_computed(photos: Path, tmp_path: Path) -> None:
     data = shutil.copytree(photos, tmp_path / "photos")
     shutil.copy(data / "discs" / "0.png", data / "discs" / "copy.png")
     (data / "squares" / "1.png").unlink()
     Image.new("RGB", (80, 20), (0, 0, 255)).save(data / "squares" / "blue.png")
     spec = load_spec(overrides={"data.source": str(data)}, settings=["data.image_size=16"])
-    found = load_dataset(spec.data, tmp_path / "cache", SilentProgress(), lambda rejected: None)
-    said = describe_images(found)
-    assert (said["images"], said["distinct"]) == (25, 24)
-    assert {name: len(values) for name, values in said["measures"].items()} == dict.fromkeys(MEASURES, 24)
-    assert said["measures"]["warmth"][0] == -1.0
-    assert said["measures"]["brightness"][0] == pytest.approx(0.0722, abs=1e-4)
-    assert (max(said["measures"]["width"]), min(said["measures"]["height"])) == (80, 20)
-    few = describe_images(found, most=10)
-    assert few["contents"] == said["contents"][:10]
-    everything = [content for split in found.splits.values() for content in split.contents]
-    trained = len(found.train.items)
-    assert count_trained(everything, said) == (trained, 25)
-    assert count_trained(found.held_out.contents, said) == (0, 25 - trained)
+    data_set = load_dataset(spec.data, tmp_path / "cache", SilentProgress(), lambda rejected: None)
+    described = describe_images(data_set)
+    assert (described["images"], described["distinct"]) == (25, 24)
+    assert {name: len(values) for name, values in described["measures"].items()} == dict.fromkeys(
+        MEASURES, 24
+    )
+    assert described["measures"]["warmth"][0] == -1.0
+    assert described["measures"]["brightness"][0] == pytest.approx(0.0722, abs=1e-4)
+    assert (max(described["measures"]["width"]), min(described["measures"]["height"])) == (80, 20)
+    few = describe_images(data_set, most=10)
+    assert few["contents"] == described["contents"][:10]
+    everything = [content for split in data_set.splits.values() for content in split.contents]
+    trained = len(data_set.train.items)
+    assert count_trained(everything, described) == (trained, 25)
+    assert count_trained(data_set.held_out.contents, described) == (0, 25 - trained)
     seen, checked = count_trained(everything, few)
     assert 10 <= seen <= checked < 25  # only hashes up to the last of the ten can be checked
     assert count_trained(everything, {"images": 3}) == (0, 0)  # written by an earlier version
     (data / "squares" / "2.png").unlink()  # removed after decoding
-    assert len(describe_images(found)["measures"]["width"]) == 23
+    assert len(describe_images(data_set)["measures"]["width"]) == 23
 
 
-def test_large_images_are_measured_a_few_at_a_time(photos: Path, tmp_path: Path) -> None:
+def test_statistics_of_large_images_are_computed_in_small_batches(photos: Path, tmp_path: Path) -> None:
     spec = load_spec(overrides={"data.source": str(photos)}, settings=["data.image_size=1024"])
-    found = load_dataset(spec.data, tmp_path, SilentProgress(), lambda rejected: None)
-    asked = []
+    data_set = load_dataset(spec.data, tmp_path, SilentProgress(), lambda rejected: None)
+    requested = []
 
-    class Watched:
-        shape = found.train.pixels.shape
+    class RecordedPixels:
+        shape = data_set.train.pixels.shape
 
         def gather(self, rows: Any) -> Any:
-            asked.append(len(rows))
-            return found.train.pixels.gather(rows)
+            requested.append(len(rows))
+            return data_set.train.pixels.gather(rows)
 
-    watched = replace(found, splits=found.splits | {"train": replace(found.train, pixels=Watched())})
-    assert describe_images(watched) == describe_images(found)
-    assert max(asked) == (16 << 20) // (1024 * 1024 * 3)
-    assert sum(asked) == len(found.train.labels)
+    watched = replace(
+        data_set, splits=data_set.splits | {"train": replace(data_set.train, pixels=RecordedPixels())}
+    )
+    assert describe_images(watched) == describe_images(data_set)
+    assert max(requested) == (16 << 20) // (1024 * 1024 * 3)
+    assert sum(requested) == len(data_set.train.labels)
 
 
-def test_which_run_is_compared_with(either_store: Store, tmp_path: Path) -> None:
+def test_data_are_compared_with_the_newest_run_of_the_same_source(
+    either_store: Store, tmp_path: Path
+) -> None:
     spec = load_spec(overrides={"data.source": "photos"})
     assert find_earlier(either_store, spec, "new") is None
     finished(either_store, tmp_path / "local", "monday")
@@ -193,10 +201,10 @@ def test_which_run_is_compared_with(either_store: Store, tmp_path: Path) -> None
         assert (earlier.name, dict(earlier.images)) == ("monday", {})
     same = replace(earlier, dataset=dataset(a=3))
     drift = find_drift(same, dataset(a=3), images(np.random.default_rng(0)))
-    left = "Only counts can be compared: the measures of the run monday are missing: it left no images.json."
-    assert drift.sentences == (left,)
-    assert drift.brief == "only counts are known (since monday)"
-    assert find_drift(earlier, dataset(a=3), {}).sentences == ("The class a is new.", left)
+    only_counts = "Only counts can be compared, because the run monday has no images.json."
+    assert drift.sentences == (only_counts,)
+    assert drift.brief == "only counts can be compared (since monday)"
+    assert find_drift(earlier, dataset(a=3), {}).sentences == ("The class a is new.", only_counts)
     monday.write("images.json", json.dumps(images(np.random.default_rng(0))).encode())
     written = monday.read("dataset.json")
     assert written is not None
@@ -208,13 +216,13 @@ def test_which_run_is_compared_with(either_store: Store, tmp_path: Path) -> None
     monday.write("dataset.json", written.data)
     others = ("data.image_size=16", "data.resize=crop", "data.interpolation=bicubic")
     for setting, is_alike in (("seed=3", True), *((other, False) for other in others)):
-        found = find_earlier(either_store, load_spec(None, None, (setting, "data.source=photos")), "new")
-        assert found is not None
-        assert found.is_decoded_alike == is_alike, setting
+        earlier = find_earlier(either_store, load_spec(None, None, (setting, "data.source=photos")), "new")
+        assert earlier is not None
+        assert earlier.is_decoded_alike == is_alike, setting
 
 
 @pytest.mark.engine
-def test_the_report_tells_how_the_data_changed(photos: Path, tmp_path: Path) -> None:
+def test_report_shows_how_the_data_changed(photos: Path, tmp_path: Path) -> None:
     data = shutil.copytree(photos, tmp_path / "photos")
 
     def report(name: str) -> tuple[str, str]:
@@ -223,15 +231,15 @@ def test_the_report_tells_how_the_data_changed(photos: Path, tmp_path: Path) -> 
         assert done.returncode == 0, done.stderr
         return done.stdout, (tmp_path / "runs" / name / "report.html").read_text()
 
-    said, page = report("monday")
-    assert "What changed in the data" not in page
+    described, page = report("monday")
+    assert "Changes in the data" not in page
     for path in data.rglob("*.png"):
         ImageEnhance.Brightness(Image.open(path)).enhance(0.3).save(path)
-    said, page = report("tuesday")
-    assert "brightness" in next(line for line in said.splitlines() if line.startswith("drift "))
-    assert "Against the run monday. The images are" in page
-    assert "100.0% of the images are new, and 100.0% of the earlier ones are gone." in page
+    described, page = report("tuesday")
+    assert "brightness" in next(line for line in described.splitlines() if line.startswith("drift "))
+    assert "Compared with the run monday. The images are" in page
+    assert "100.0% of the images are new, and 100.0% of the earlier images were removed." in page
     assert (tmp_path / "runs" / "tuesday" / "plots" / "drift.png").stat().st_size > 10_000
-    said, page = report("wednesday")  # with the data of tuesday
-    assert "What changed in the data" not in page
-    assert "drift " not in said
+    described, page = report("wednesday")  # with the data of tuesday
+    assert "Changes in the data" not in page
+    assert "drift " not in described

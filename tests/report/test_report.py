@@ -28,7 +28,7 @@ from trainer.report.page import write_report
 from trainer.spec import dump_spec, load_spec
 
 
-def written(folder: Path, inputs: ReportInputs) -> Page:
+def write_page(folder: Path, inputs: ReportInputs) -> Page:
     write_report(folder, inputs)
     text = (folder / "report.html").read_text(encoding="utf-8")
     page = Page(text)
@@ -37,13 +37,13 @@ def written(folder: Path, inputs: ReportInputs) -> Page:
 
 
 @pytest.fixture(scope="module")
-def usual(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Page]:
+def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Page]:
     folder = tmp_path_factory.mktemp("run")
-    return folder, written(folder, make_inputs())
+    return folder, write_page(folder, make_inputs())
 
 
-def test_page_shows_what_ran_and_how_it_went(usual: tuple[Path, Page]) -> None:
-    text = usual[1].text
+def test_page_shows_verdict_settings_and_environment(report: tuple[Path, Page]) -> None:
+    text = report[1].text
     for expected in (
         "cats-vs-dogs-augmented-20261123-191500-3fa9c1",
         "Fits well",
@@ -62,15 +62,15 @@ def test_page_shows_what_ran_and_how_it_went(usual: tuple[Path, Page]) -> None:
         assert expected in text
 
 
-def test_page_is_one_small_file_that_blocks_every_load(usual: tuple[Path, Page]) -> None:
-    folder, page = usual
+def test_page_is_one_small_file_without_external_resources(report: tuple[Path, Page]) -> None:
+    folder, page = report
     assert (folder / "report.html").stat().st_size < 500_000
     policy = [value for value in page.values("content") if "default-src" in value]
     assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
 
 
-def test_every_picture_and_plot_has_words(usual: tuple[Path, Page]) -> None:
-    _, page = usual
+def test_images_and_plots_have_text_alternatives(report: tuple[Path, Page]) -> None:
+    _, page = report
     images = [attributes for tag, attributes in page.tags if tag == "img"]
     plots = [attributes for tag, attributes in page.tags if tag == "svg"]
     assert images
@@ -79,34 +79,34 @@ def test_every_picture_and_plot_has_words(usual: tuple[Path, Page]) -> None:
     assert all(each["role"] == "img" and each["aria-label"] for each in plots)
 
 
-def test_headings_step_down_one_level_at_a_time(usual: tuple[Path, Page]) -> None:
-    levels = [int(tag[1]) for tag, _ in usual[1].tags if re.fullmatch("h[1-6]", tag)]
+def test_heading_levels_are_not_skipped(report: tuple[Path, Page]) -> None:
+    levels = [int(tag[1]) for tag, _ in report[1].tags if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1
     assert levels.count(1) == 1
     assert all(after <= before + 1 for before, after in pairwise(levels))
 
 
-def test_plots_are_also_files(usual: tuple[Path, Page]) -> None:
-    names = {path.name for path in (usual[0] / "plots").iterdir()}
+def test_plots_are_also_written_as_png(report: tuple[Path, Page]) -> None:
+    names = {path.name for path in (report[0] / "plots").iterdir()}
     assert names == {"accuracy.png", "loss.png", "confusion.png", "calibration.png", "distribution.png"}
-    assert all((usual[0] / "plots" / name).read_bytes().startswith(b"\x89PNG") for name in names)
+    assert all((report[0] / "plots" / name).read_bytes().startswith(b"\x89PNG") for name in names)
 
 
-def test_same_run_gives_the_same_page(usual: tuple[Path, Page], tmp_path: Path) -> None:
+def test_report_is_deterministic(report: tuple[Path, Page], tmp_path: Path) -> None:
     write_report(tmp_path, make_inputs())
     for name in ("report.html", "plots/confusion.png"):
-        assert (tmp_path / name).read_bytes() == (usual[0] / name).read_bytes()
+        assert (tmp_path / name).read_bytes() == (report[0] / name).read_bytes()
 
 
 def luminance(colour: str) -> float:
     """Return the relative luminance as defined by WCAG 2."""
-    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    parts = [int(colour[offset : offset + 2], 16) / 255 for offset in (1, 3, 5)]
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def test_every_colour_of_text_stands_out_in_both_schemes(usual: tuple[Path, Page]) -> None:
-    text = (usual[0] / "report.html").read_text(encoding="utf-8")
+def test_text_colours_have_enough_contrast_in_both_schemes(report: tuple[Path, Page]) -> None:
+    text = (report[0] / "report.html").read_text(encoding="utf-8")
     schemes = [
         dict(re.findall(r"(--\w+): (#\w{6})", block)) for block in re.findall(r":root \{(.*?)\}", text, re.S)
     ]
@@ -118,8 +118,8 @@ def test_every_colour_of_text_stands_out_in_both_schemes(usual: tuple[Path, Page
                 assert (lighter + 0.05) / (darker + 0.05) >= 4.5, (ink, paper)
 
 
-def test_plots_take_their_colours_from_the_page(usual: tuple[Path, Page]) -> None:
-    text = (usual[0] / "report.html").read_text(encoding="utf-8")
+def test_plots_use_the_colours_of_the_page(report: tuple[Path, Page]) -> None:
+    text = (report[0] / "report.html").read_text(encoding="utf-8")
     drawn = " ".join(re.findall(r"<svg.*?</svg>", text, re.DOTALL))
     assert "var(--blue)" in drawn
     assert re.findall(r"#[0-9a-f]{6}\b", re.sub(r'href="[^"]*"', "", drawn)) == []
@@ -152,11 +152,11 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Page]:
     )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        page = written(tmp_path_factory.mktemp("odd"), inputs)
+        page = write_page(tmp_path_factory.mktemp("odd"), inputs)
     return [str(each.message) for each in caught], page
 
 
-def test_names_with_html_in_them_are_shown_and_not_obeyed(odd: tuple[list[str], Page]) -> None:
+def test_html_in_names_is_escaped(odd: tuple[list[str], Page]) -> None:
     _, page = odd
     assert "<b>odd</b>" in page.text
     assert '"><script>alert(1)</script>' in page.text
@@ -166,20 +166,20 @@ def test_names_with_html_in_them_are_shown_and_not_obeyed(odd: tuple[list[str], 
     assert page.count("b") == page.count("img") == 6
 
 
-def test_no_mistakes_one_epoch_and_one_image_a_class_are_reported(odd: tuple[list[str], Page]) -> None:
+def test_report_of_one_epoch_without_mistakes(odd: tuple[list[str], Page]) -> None:
     _, page = odd
-    assert "There is no mistake to show" in page.text
+    assert "so there are no mistakes to show" in page.text
     assert "no class has a mistake" in page.text
     assert "1 epoch" in page.text
 
 
-def test_letters_that_the_font_of_the_png_lacks_warn_nobody(odd: tuple[list[str], Page]) -> None:
+def test_glyphs_missing_from_the_font_cause_no_warnings(odd: tuple[list[str], Page]) -> None:
     assert odd[0] == []
 
 
-def test_hundred_classes_stay_legible(tmp_path: Path) -> None:
+def test_report_of_one_hundred_classes_is_legible(tmp_path: Path) -> None:
     names = tuple(f"class {number}" for number in range(100))
-    page = written(tmp_path, make_inputs(names, 3, 3.0, "test"))
+    page = write_page(tmp_path, make_inputs(names, 3, 3.0, "test"))
     assert "Mistakes on training images" in page.text
     assert "The 10 classes with the lowest recall" in page.text
     assert "All 100 classes" in page.text
@@ -189,29 +189,29 @@ def test_hundred_classes_stay_legible(tmp_path: Path) -> None:
     assert page.count("path") < 1000
 
 
-def test_classes_of_few_have_numbers_in_the_matrix(tmp_path: Path) -> None:
+def test_confusion_matrix_of_few_classes_has_numbers(tmp_path: Path) -> None:
     rows = np.array([[0.9, 0.1]] * 41 + [[0.2, 0.8]] * 59)
     labels = np.array([0] * 41 + [1] * 59, dtype=np.int32)
     held = Predictions("validation", tuple(f"{n}.jpg" for n in range(100)), labels, rows, ("cats", "dogs"))
     predictions = {"train": make_inputs().predictions["train"], "validation": held}
-    page = written(tmp_path, make_inputs(predictions=predictions, metrics=make_metrics(predictions)))
+    page = write_page(tmp_path, make_inputs(predictions=predictions, metrics=make_metrics(predictions)))
     assert any(word.strip() == "41" for word in page.words)
 
 
-def test_epochs_without_held_out_values_leave_gaps(tmp_path: Path) -> None:
+def test_missing_held_out_values_are_left_out_of_the_curves(tmp_path: Path) -> None:
     history = make_history(9, "validation", (0.95, 0.92), every=4)
     history[2]["train/loss"] = None
     history[3] |= {"validation/loss": float("nan"), "validation/accuracy": 0.99}
-    page = written(tmp_path, make_inputs(history=history))
+    page = write_page(tmp_path, make_inputs(history=history))
     label = next(each for each in page.values("aria-label") if each.startswith("Loss"))
     assert "nan" not in label
     assert "best: epoch 4, 0.990" in page.text
 
 
 @pytest.mark.parametrize("rows", [0, 3])
-def test_history_that_was_never_validated_or_is_empty_is_reported(tmp_path: Path, rows: int) -> None:
+def test_report_without_validation_or_without_history(tmp_path: Path, rows: int) -> None:
     history = make_history(rows, "validation", (0.95, 0.92), every=100) if rows else []
-    page = written(tmp_path, make_inputs(history=history))
+    page = write_page(tmp_path, make_inputs(history=history))
     assert page.count("svg") == (5 if rows else 3)
 
 
@@ -223,33 +223,33 @@ def test_split_of_one_class_has_no_auc_card(tmp_path: Path) -> None:
     inputs = make_inputs(
         ("x", "y"), held_out="test", predictions=predictions, metrics=make_metrics(predictions)
     )
-    assert "0.5 is guessing" not in written(tmp_path, inputs).text
+    assert "0.5 is guessing" not in write_page(tmp_path, inputs).text
 
 
 def test_only_the_first_rejected_files_are_listed(tmp_path: Path) -> None:
     rejected = tuple(Rejection(f"file {number:03}.jpg", "empty") for number in range(27))
-    page = written(tmp_path, make_inputs(rejected=rejected))
-    assert "27 in all, the first 20 here" in page.text
+    page = write_page(tmp_path, make_inputs(rejected=rejected))
+    assert "27 files; the first 20 are shown, and rejected.csv lists all of them" in page.text
     assert "file 019.jpg" in page.text
     assert "file 020.jpg" not in page.text
 
 
-def test_bare_environment_and_dataset_are_enough(tmp_path: Path) -> None:
-    page = written(tmp_path, make_inputs(environment={}, dataset={}, rejected=(), spec_yaml=""))
-    assert "What ran" in page.text
+def test_empty_environment_and_dataset_are_accepted(tmp_path: Path) -> None:
+    page = write_page(tmp_path, make_inputs(environment={}, dataset={}, rejected=(), spec_yaml=""))
+    assert "Run details" in page.text
 
 
-def test_pictures_are_asked_for_by_split_and_index_of_the_mistakes(tmp_path: Path) -> None:
-    asked: list[tuple[str, list[int]]] = []
+def test_pictures_are_the_most_confident_mistakes_of_each_split(tmp_path: Path) -> None:
+    requested: list[tuple[str, list[int]]] = []
 
     def pictures(split: str, indices: Any) -> Any:
-        asked.append((split, indices.tolist()))
+        requested.append((split, indices.tolist()))
         return make_pixels(split, indices)
 
     inputs = make_inputs(skill=1.0, pictures=pictures)
     write_report(tmp_path, inputs)
     held = inputs.predictions["validation"]
-    (of_train, trained), (split, wrong), (_, right) = asked
+    (of_train, trained), (split, wrong), (_, right) = requested
     assert (of_train, split) == ("train", "validation")
     train = inputs.predictions["train"]
     assert len(trained) == 12
@@ -261,39 +261,39 @@ def test_pictures_are_asked_for_by_split_and_index_of_the_mistakes(tmp_path: Pat
     assert confidences == sorted(confidences, reverse=True)
 
 
-def test_small_pictures_keep_every_pixel(tmp_path: Path) -> None:
+def test_small_pictures_are_lossless(tmp_path: Path) -> None:
     def pictures(split: str, indices: Any) -> Any:
         return make_pixels(split, indices)[:, :32, :32]
 
-    page = written(tmp_path, make_inputs(pictures=pictures))
+    page = write_page(tmp_path, make_inputs(pictures=pictures))
     images = [attributes for tag, attributes in page.tags if tag == "img"]
     assert all(
         (each["src"] or "").startswith("data:image/png") and each["class"] == "small" for each in images
     )
 
 
-def test_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_error_names_the_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "plots").write_text("in the way")
     with pytest.raises(UsageError, match="plots"):
         write_report(tmp_path, make_inputs())
 
 
-def test_best_epoch_is_told_by_what_early_stopping_watches(tmp_path: Path) -> None:
+def test_best_epoch_follows_the_monitor_of_early_stopping(tmp_path: Path) -> None:
     history = make_history(5, "validation", (0.95, 0.92))
     for row, (loss, accuracy) in zip(
         history, [(0.5, 0.7), (0.3, 0.8), (0.4, 0.9), (0.5, 0.85), (0.6, 0.84)], strict=True
     ):
         row |= {"validation/loss": loss, "validation/accuracy": accuracy}
-    by_accuracy = written(tmp_path, make_inputs(history=history))
+    by_accuracy = write_page(tmp_path, make_inputs(history=history))
     assert "best: epoch 3, 0.900" in by_accuracy.text
     assert "epoch 3, 0.400" in by_accuracy.text
     assert "best: epoch 3, 0.400" not in by_accuracy.text
     spec = dump_spec(load_spec(settings=["train.early_stopping={monitor: loss}"]))
-    by_loss = written(tmp_path, make_inputs(history=history, spec_yaml=spec))
+    by_loss = write_page(tmp_path, make_inputs(history=history, spec_yaml=spec))
     assert "best: epoch 2, 0.300" in by_loss.text
-    assert "that of the last epoch" in by_loss.text
+    assert "is from the last epoch" in by_loss.text
     # The best epoch of training takes precedence: early stopping may require a minimum change.
     known = make_inputs(history=history, spec_yaml=spec, best_epoch=1, keeps_best=True)
-    by_training = written(tmp_path, known)
+    by_training = write_page(tmp_path, known)
     assert "best: epoch 1, 0.500" in by_training.text
-    assert "that of the best epoch" in by_training.text
+    assert "is from the best epoch" in by_training.text

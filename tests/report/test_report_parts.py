@@ -14,7 +14,7 @@ from trainer.report.plots import draw_confusion
 from trainer.report.tables import top_confusions
 
 
-def test_mistakes_come_surest_first_and_right_answers_class_by_class() -> None:
+def test_mistakes_are_sorted_by_confidence_and_correct_predictions_alternate_classes() -> None:
     rows = np.array([[0.9, 0.1], [0.6, 0.4], [0.3, 0.7], [0.05, 0.95], [0.2, 0.8], [0.99, 0.01]])
     labels = np.array([0, 1, 0, 0, 1, 0], dtype=np.int32)
     held = Predictions("test", tuple("abcdef"), labels, rows, ("x", "y"))
@@ -24,13 +24,13 @@ def test_mistakes_come_surest_first_and_right_answers_class_by_class() -> None:
 
 def test_top_confusions_are_the_largest_cells_off_the_diagonal() -> None:
     matrix = np.array([[50, 3, 0], [7, 40, 1], [0, 0, 10]])
-    found = top_confusions(matrix, ("a", "b", "c"), 10)
-    assert [(each.label, each.predicted, each.count) for each in found] == [
+    confusions = top_confusions(matrix, ("a", "b", "c"), 10)
+    assert [(each.label, each.predicted, each.count) for each in confusions] == [
         ("b", "a", 7),
         ("a", "b", 3),
         ("b", "c", 1),
     ]
-    assert found[0].share == pytest.approx(7 / 48)
+    assert confusions[0].share == pytest.approx(7 / 48)
 
 
 def test_names_are_shortened_in_the_middle() -> None:
@@ -47,7 +47,7 @@ def test_names_are_shortened_in_the_middle() -> None:
     assert padded(shorten("猫と犬の写真", 9), 10) == "猫と…写真 "
 
 
-def test_shares_are_never_rounded_to_certainty() -> None:
+def test_shares_are_not_rounded_to_zero_or_one() -> None:
     assert [format_share(value) for value in (1.0, 0.9999, 0.9994, 0.0, 0.0004, None)] == [
         "1.000",
         ">0.999",
@@ -58,7 +58,7 @@ def test_shares_are_never_rounded_to_certainty() -> None:
     ]
 
 
-def test_durations_are_read_at_a_glance() -> None:
+def test_durations_are_formatted_with_one_or_two_units() -> None:
     assert [format_duration(value) for value in (47.6, 59.7, 1600.4, 11_100)] == [
         "48 s",
         "1 min 00 s",
@@ -68,7 +68,7 @@ def test_durations_are_read_at_a_glance() -> None:
 
 
 @pytest.mark.parametrize("classes", [21, 100, 151, 1000, 4321])
-def test_numbers_beside_a_matrix_of_many_classes_do_not_touch(classes: int) -> None:
+def test_axis_numbers_of_large_confusion_matrix_do_not_overlap(classes: int) -> None:
     names = tuple(map(str, range(classes)))
     figure = draw_confusion(np.eye(classes, dtype=np.int64), names)
     figure.draw_without_rendering()

@@ -167,7 +167,7 @@ def test_predict_rejects_damaged_models_and_other_folders(finished: Finished, tm
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(DataError, match="damaged"):
         predict_command(str(copy), [str(picture)], tmp_path, as_json=False)
-    with pytest.raises(UsageError, match="not a run or a model"):
+    with pytest.raises(UsageError, match="neither a run nor a model"):
         predict_command(str(tmp_path), [str(picture)], tmp_path, as_json=False)
 
 

@@ -87,7 +87,7 @@ def test_run_starts_with_the_weights_of_another_run(photos: Path, tmp_path: Path
     assert f"weights of {output}/first" in done.stdout, done.stderr
     assert "no older checkpoint is left, so training starts from the beginning" in done.stdout
     require_began_with_first(output, "average")
-    assert "Began with" in (output / "average" / "report.html").read_text()
+    assert "Started from" in (output / "average" / "report.html").read_text()
     fresh = trainer(*words("fresh", *STILL), cache=tmp_path)
     assert "weights of" not in fresh.stdout
     before, after = (read_predictions(output / each / "predictions.csv") for each in ("first", "fresh"))

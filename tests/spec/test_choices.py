@@ -30,7 +30,7 @@ from trainer.spec import (
 from trainer.spec.choices import MOST_FITTED, Choice, Facts, Goal, choose
 from trainer.spec.finetune import FinetuneSpec
 from trainer.spec.schema import DataSpec
-from trainer.train.probe import MAX_FIT_COST
+from trainer.train.probe import MAX_WORK
 
 PHOTOS = Facts(3000, {"cats": 1500, "dogs": 1500}, 360, "efficientnet-lite0")
 
@@ -141,7 +141,7 @@ def test_reasons_report_that_features_exceed_the_cache() -> None:
 
 
 def test_largest_chosen_logistic_regression_is_within_its_limit() -> None:
-    assert MOST_FITTED * 2048 * FinetuneSpec().folds <= MAX_FIT_COST
+    assert MOST_FITTED * 2048 * FinetuneSpec().folds <= MAX_WORK
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_run_on_two_devices_has_half_the_steps_and_reports_it(photos: Path, tmp_
     assert environment["global_batch_size"] == 16
     assert environment["learning_rate"] == pytest.approx(0.001 * 2**0.5)
     report = (run / "report.html").read_text()
-    assert "batches of 16" in report
+    assert "batch size 16" in report
     assert "learning rate 0.00141421" in report
     images = json.loads((run / "dataset.json").read_text())["splits"]["train"]["images"]
     last = json.loads((run / "history.jsonl").read_text().splitlines()[-1])

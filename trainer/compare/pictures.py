@@ -126,7 +126,7 @@ def _disagreement(
 
 def _answer(predictions: AnyPredictions, index: int) -> tuple[str, float, bool]:
     probability, is_right = float(predictions.confidence[index]), bool(predictions.right[index])
-    return predictions.answer_text(index), probability, is_right
+    return predictions.predicted_text(index), probability, is_right
 
 
 def _picture(item: Source) -> np.ndarray | None:

@@ -42,17 +42,19 @@ def assign_splits(
 def with_thresholds(items: Sequence[Item], contents: Sequence[str], fraction: float) -> list[Item]:
     """Return `items` with `fraction` of the training images in the split `THRESHOLDS`.
 
-    Returns the items unchanged if every label has too few of these images to choose a threshold.
+    Returns the items unchanged if no label has enough of these images, with and without it, to choose a
+    threshold.
     """
     train = [replace(item, split=None) if item.split == "train" else item for item in items]
     held_out = _held_out_multi_label(train, contents, fraction, least=0) if fraction else set()
-    counts = Counter(
-        label
+    chosen = [
+        item
         for item, content in zip(train, contents, strict=True)
         if item.split is None and content in held_out
-        for label in item.classes
-    )
-    if max(counts.values(), default=0) < FEWEST_FOR_THRESHOLD:
+    ]
+    counts = Counter(label for item in chosen for label in item.classes)
+    usable = (min(count, len(chosen) - count) >= FEWEST_FOR_THRESHOLD for count in counts.values())
+    if not any(usable):
         return list(items)
     return [
         replace(item, split=THRESHOLDS) if item.split == "train" and content in held_out else item

@@ -18,8 +18,7 @@ import tensorflow as tf
 from trainer.data.dataset import Dataset, Split
 from trainer.data.items import THRESHOLDS
 from trainer.distributed.devices import Cluster
-from trainer.evaluate.label_predictions import MultiLabelPredictions
-from trainer.evaluate.label_thresholds import choose_thresholds
+from trainer.evaluate.label_predictions import MultiLabelPredictions, choose_thresholds
 from trainer.evaluate.metrics import AnyPredictions, predictions_of
 from trainer.train.features import Features
 from trainer.train.inference import Inference
@@ -53,9 +52,9 @@ class Evaluator:
         Whether it uses cached features depends on the spec alone, because both ways differ by rounding. It
         does if the backbone is frozen to the end (`is_frozen`), wherever the run was interrupted.
         """
-        last = copy.copy(self)
-        last._features, last._is_frozen = (self._features, True) if is_frozen else (None, False)
-        return last
+        evaluator = copy.copy(self)
+        evaluator._features, evaluator._is_frozen = (self._features, True) if is_frozen else (None, False)
+        return evaluator
 
     def predict(
         self, split: Split, class_names: tuple[str, ...], is_stopped: Callable[[], bool] = lambda: False
@@ -68,17 +67,17 @@ class Evaluator:
             split=split.name,
             names=tuple(item.name for item in split.items),
             labels=split.labels,
-            probabilities=self._answers(split, is_stopped),
+            probabilities=self._predict_probabilities(split, is_stopped),
             class_names=class_names,
         )
 
-    def _answers(self, split: Split, is_stopped: Callable[[], bool]) -> np.ndarray[Any, Any]:
+    def _predict_probabilities(self, split: Split, is_stopped: Callable[[], bool]) -> np.ndarray[Any, Any]:
         """Return the probabilities of all images of `split`, float64 [images, classes]."""
         if self._features is None or not (self._is_frozen or self._features.are_current()):
             return self._inference.outputs(split, is_stopped)
         logits = self._features.logits(self._features.of(split, is_stopped))
-        answers: np.ndarray[Any, Any] = self._probabilities(logits).numpy()
-        return answers
+        probabilities: np.ndarray[Any, Any] = self._probabilities(logits).numpy()
+        return probabilities
 
     def loss_and_accuracy(
         self, split: Split, is_stopped: Callable[[], bool] = lambda: False
@@ -87,7 +86,7 @@ class Evaluator:
 
         Raises StoppedError as `predict` does.
         """
-        return self._objective.validate(split.labels, self._answers(split, is_stopped))
+        return self._objective.validate(split.labels, self._predict_probabilities(split, is_stopped))
 
 
 def _probabilities(objective: Objective, logits: tf.Tensor) -> tf.Tensor:
@@ -100,14 +99,16 @@ def predict_splits(evaluator: Evaluator, dataset: Dataset) -> dict[str, AnyPredi
     With several labels per image, the thresholds of all splits are chosen on the split `thresholds`, or on
     the training images if there is none.
     """
-    found = {name: evaluator.predict(split, dataset.class_names) for name, split in dataset.splits.items()}
-    chooser = found.get(THRESHOLDS, found["train"])
-    if not isinstance(chooser, MultiLabelPredictions):
-        return found
-    thresholds = choose_thresholds(chooser.truth, chooser.probabilities)
+    predictions = {
+        name: evaluator.predict(split, dataset.class_names) for name, split in dataset.splits.items()
+    }
+    basis = predictions.get(THRESHOLDS, predictions["train"])
+    if not isinstance(basis, MultiLabelPredictions):
+        return predictions
+    thresholds = choose_thresholds(basis.truth, basis.probabilities)
     return {
-        name: each.with_thresholds(thresholds) if isinstance(each, MultiLabelPredictions) else each
-        for name, each in found.items()
+        name: split.with_thresholds(thresholds) if isinstance(split, MultiLabelPredictions) else split
+        for name, split in predictions.items()
     }
 
 
@@ -116,4 +117,4 @@ def thresholds_of(predictions: Mapping[str, AnyPredictions]) -> list[float]:
     first = next(iter(predictions.values()))
     if not isinstance(first, MultiLabelPredictions) or first.thresholds is None:
         return []
-    return [float(each) for each in first.thresholds]
+    return [float(threshold) for threshold in first.thresholds]

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from trainer.evaluate.label_thresholds import USUAL
+from trainer.data.split import FEWEST_FOR_THRESHOLD
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -18,6 +18,8 @@ COLUMNS = ("split", "path")
 LABEL, PREDICTED, PROBABILITY = "label:", "predicted:", "probability:"
 """Prefixes of label names, in the columns of predictions.csv."""
 NO_LABEL = "no label"
+DEFAULT_THRESHOLD = 0.5
+"""Threshold of a label for which none was chosen."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,19 +59,19 @@ class MultiLabelPredictions:
         """[N], the probability of exactly the true labels, assuming that labels are independent."""
         return self._probability_of(self.truth)
 
-    def _probability_of(self, chosen: Bools) -> Floats:
-        return np.asarray(np.where(chosen, self.probabilities, 1 - self.probabilities).prod(axis=1))
+    def _probability_of(self, labels: Bools) -> Floats:
+        return np.asarray(np.where(labels, self.probabilities, 1 - self.probabilities).prod(axis=1))
 
     def truth_text(self, image: int) -> str:
         """Return the labels of an image as text."""
         return self._text(self.truth[image])
 
-    def answer_text(self, image: int) -> str:
+    def predicted_text(self, image: int) -> str:
         """Return the predicted labels of an image as text."""
         return self._text(self.predicted[image])
 
-    def _text(self, chosen: Bools) -> str:
-        return ", ".join(self.class_names[label] for label in np.flatnonzero(chosen)) or NO_LABEL
+    def _text(self, labels: Bools) -> str:
+        return ", ".join(self.class_names[label] for label in np.flatnonzero(labels)) or NO_LABEL
 
     def select(self, rows: npt.NDArray[np.int64]) -> MultiLabelPredictions:
         """Return the predictions for the images in `rows`."""
@@ -108,10 +110,44 @@ def multilabel_predictions(
     thresholds: Floats | None = None,
 ) -> MultiLabelPredictions:
     """Return predictions with the labels that reach `thresholds`, [C], or 0.5 without thresholds."""
-    limits = np.full(len(class_names), USUAL) if thresholds is None else thresholds
+    used = np.full(len(class_names), DEFAULT_THRESHOLD) if thresholds is None else thresholds
     return MultiLabelPredictions(
-        split, names, labels, probabilities, class_names, probabilities >= limits, limits
+        split, names, labels, probabilities, class_names, probabilities >= used, used
     )
+
+
+def choose_thresholds(truth: npt.NDArray[np.bool_], probabilities: Floats) -> Floats:
+    """Return the threshold of each label, float64 [C] in 0..1, that gives the highest F1.
+
+    truth: bool [N, C]; probabilities: float [N, C]. Candidates are the midpoints between neighbouring
+    probabilities. 0.5 is kept unless a candidate is better; in a tie, the candidate nearest to 0.5 is chosen.
+    A label that fewer than `FEWEST_FOR_THRESHOLD` of the images have, or lack, keeps 0.5.
+    """
+    return np.array(
+        [_best_threshold(truth[:, label], probabilities[:, label]) for label in range(truth.shape[1])],
+        np.float64,
+    )
+
+
+def _best_threshold(truth: npt.NDArray[np.bool_], scores: Floats) -> float:
+    positives = int(truth.sum())
+    if min(positives, len(truth) - positives) < FEWEST_FOR_THRESHOLD:
+        return DEFAULT_THRESHOLD
+    order = np.argsort(-scores, kind="stable")
+    ordered = scores[order]
+    hits, predicted = np.cumsum(truth[order]), np.arange(1, len(order) + 1)
+    is_between = ordered[:-1] > ordered[1:]
+    f1 = (2 * hits / (predicted + positives))[:-1][is_between]
+    middles = ((ordered[:-1] + ordered[1:]) / 2)[is_between]
+    if not len(f1) or f1.max() <= _f1_at(truth, scores, DEFAULT_THRESHOLD):
+        return DEFAULT_THRESHOLD
+    best = middles[f1 == f1.max()]
+    return float(best[np.argmin(np.abs(best - DEFAULT_THRESHOLD))])
+
+
+def _f1_at(truth: npt.NDArray[np.bool_], scores: Floats, threshold: float) -> float:
+    predicted = scores >= threshold
+    return float(2 * np.sum(predicted & truth) / (predicted.sum() + truth.sum()))
 
 
 def header_of(class_names: Sequence[str]) -> list[str]:
@@ -128,7 +164,7 @@ def names_in(header: Sequence[str]) -> tuple[str, ...]:
     """Return the label names. Raises ValueError if the columns are not those of `header_of`."""
     names = tuple(cell.removeprefix(LABEL) for cell in header[2:] if cell.startswith(LABEL))
     if list(header) != header_of(names):
-        raise ValueError(f"its columns should be {', '.join(header_of(('<label>',)))}, each for all labels")
+        raise ValueError(f"its columns are not {', '.join(header_of(('<label>',)))}, each for all labels")
     return names
 
 

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.errors import DataError
-from trainer.evaluate.label_metrics import label_metrics
 from trainer.evaluate.label_predictions import MultiLabelPredictions, multilabel_predictions
+from trainer.ranking import Ranking
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -62,7 +62,7 @@ class Predictions:
         """Return the name of the class of an image."""
         return self.class_names[int(self.labels[image])]
 
-    def answer_text(self, image: int) -> str:
+    def predicted_text(self, image: int) -> str:
         """Return the name of the predicted class of an image."""
         return self.class_names[int(self.predicted[image])]
 
@@ -116,7 +116,7 @@ def compute_metrics(predictions: AnyPredictions) -> dict[str, float]:
     """Return all metrics by flat name, all in 0..1 but the counts, `log_loss` and `brier`.
 
     With any number of labels per image, `accuracy` counts the images whose labels are all correct and
-    complete; `trainer.evaluate.label_metrics.label_metrics` describes the others. With one label they are:
+    complete; `label_metrics` describes the others. With one label they are:
 
     - `accuracy`, with its 95% interval `accuracy_low` and `accuracy_high` (Wilson 1927); the numbers of
       images `count` and `correct`.
@@ -136,7 +136,8 @@ def compute_metrics(predictions: AnyPredictions) -> dict[str, float]:
     count = len(predictions.labels)
     if not count:
         raise DataError(
-            "Nothing can be measured without images; look at where the data come from.",
+            "A split without images has no metrics.",
+            "Check the data source.",
             received=f"0 images in the {predictions.split} split",
         )
     correct = int(np.sum(predictions.right))
@@ -194,11 +195,11 @@ def compute_calibration(predictions: Predictions) -> Calibration:
     right = predictions.predicted == predictions.labels
     bins = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1)
     counts = np.bincount(bins, minlength=CALIBRATION_BINS)
-    used = counts > 0
-    count = counts[used]
+    is_used = counts > 0
+    count = counts[is_used]
     return Calibration(
-        confidence=np.bincount(bins, weights=confidence, minlength=CALIBRATION_BINS)[used] / count,
-        accuracy=np.bincount(bins, weights=right, minlength=CALIBRATION_BINS)[used] / count,
+        confidence=np.bincount(bins, weights=confidence, minlength=CALIBRATION_BINS)[is_used] / count,
+        accuracy=np.bincount(bins, weights=right, minlength=CALIBRATION_BINS)[is_used] / count,
         count=count,
     )
 
@@ -243,11 +244,78 @@ def _per_class(predictions: Predictions) -> dict[str, float]:
     columns = sklearn.metrics.precision_recall_fscore_support(
         predictions.labels, predictions.predicted, labels=present, zero_division=0.0
     )
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for name, values in zip(("precision", "recall", "f1"), columns[:3], strict=True):
-        found[f"macro_{name}"] = float(np.mean(values))
+        metrics[f"macro_{name}"] = float(np.mean(values))
         for index, value in zip(present, values, strict=True):
-            found[f"{name}/{predictions.class_names[index]}"] = float(value)
+            metrics[f"{name}/{predictions.class_names[index]}"] = float(value)
     for class_name, images in zip(predictions.class_names, support, strict=True):
-        found[f"support/{class_name}"] = int(images)
-    return found
+        metrics[f"support/{class_name}"] = int(images)
+    return metrics
+
+
+def label_metrics(predictions: MultiLabelPredictions) -> dict[str, float]:
+    """Return the metrics by name, all in 0..1 but `log_loss` and the counts.
+
+    - `mean_average_precision`: mean of `average_precision/<label>` over the labels that the split has images
+      of. Average precision is the sum over the ranked images of precision times the step of recall (as in
+      scikit-learn), and does not depend on thresholds.
+    - `subset_accuracy`: share of images whose labels are all correct and complete; `accuracy` is the same.
+      `hamming_loss`: share of wrong decisions, with one decision per image and label.
+    - `precision/<label>`, `recall/<label>`, `f1/<label>` at the thresholds of the model, and their means over
+      the labels that the split has images of: `macro_precision`, `macro_recall`, `macro_f1`. A label that is
+      never predicted has precision 0.
+    - `micro_precision`, `micro_recall`, `micro_f1`: those of all decisions together.
+    - `support/<label>`: number of images with the label; without any, it has no other metric and no share in
+      the means.
+    - `log_loss`: mean binary cross-entropy in nats over images and labels (probabilities are clipped to
+      2e-16); `brier`: mean squared error of the probabilities.
+    - `calibration_error`: distance of mean probability and share of images, over 15 bins (Guo et al. 2017).
+    """
+    truth, predicted = predictions.truth, predictions.predicted
+    support = truth.sum(axis=0)
+    hits, counts = (truth & predicted).sum(axis=0), predicted.sum(axis=0)
+    precision, recall = _divide(hits, counts), _divide(hits, support)
+    f1 = _divide(2 * hits, counts + support)
+    averages = Ranking(truth, predictions.probabilities).average_precisions()
+    by_label = {"average_precision": averages, "precision": precision, "recall": recall, "f1": f1}
+    present = np.flatnonzero(support)
+    metrics: dict[str, float] = {
+        "subset_accuracy": float(predictions.right.mean()),
+        "hamming_loss": float((truth != predicted).mean()),
+        **_micro(int(hits.sum()), int(counts.sum()), int(support.sum())),
+        **_probability_metrics(predictions),
+    }
+    for name, values in by_label.items():
+        mean = f"mean_{name}" if name == "average_precision" else f"macro_{name}"
+        if len(present):
+            metrics[mean] = float(values[present].mean())
+        metrics |= {f"{name}/{predictions.class_names[label]}": float(values[label]) for label in present}
+    return metrics | {
+        f"support/{name}": int(images) for name, images in zip(predictions.class_names, support, strict=True)
+    }
+
+
+def _divide(numerators: Ints, denominators: Ints) -> Floats:
+    return np.divide(numerators, denominators, out=np.zeros(len(denominators)), where=denominators > 0)
+
+
+def _micro(hits: int, predicted: int, support: int) -> dict[str, float]:
+    return {
+        "micro_precision": hits / predicted if predicted else 0.0,
+        "micro_recall": hits / support if support else 0.0,
+        "micro_f1": 2 * hits / (predicted + support) if predicted + support else 0.0,
+    }
+
+
+def _probability_metrics(predictions: MultiLabelPredictions) -> dict[str, float]:
+    scores, truth = predictions.probabilities.ravel(), predictions.truth.ravel()
+    of_truth = np.where(truth, scores, 1 - scores)
+    bins = np.clip(np.ceil(scores * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1)
+    probability_sums = np.bincount(bins, weights=scores, minlength=CALIBRATION_BINS)
+    label_counts = np.bincount(bins, weights=truth, minlength=CALIBRATION_BINS)
+    return {
+        "log_loss": float(-np.mean(np.log(np.maximum(of_truth, np.finfo(np.float64).eps)))),
+        "brier": float(np.mean((scores - truth) ** 2)),
+        "calibration_error": float(np.abs(probability_sums - label_counts).sum() / len(scores)),
+    }

@@ -29,11 +29,11 @@ from trainer.train.inference import batches_of
 
 _MOST_FILES = 32
 """Maximum number of files whose bytes are in memory at once."""
-_ABOUT_MODEL = ("data.labels", *(f"data.{name}" for name in PIXEL_SETTINGS))
+_FIXED_BY_MODEL = ("data.labels", *(f"data.{name}" for name in PIXEL_SETTINGS))
 """Settings that are fixed by the training of the model."""
 
-Answer = np.ndarray[Any, Any] | str
-"""Probabilities, float32 [classes], or why there are none."""
+FilePrediction = np.ndarray[Any, Any] | str
+"""Probabilities, float32 [classes], or the reason why there are none."""
 
 
 def find_pictures(paths: Sequence[Path]) -> tuple[list[Path], list[Rejection]]:
@@ -42,26 +42,30 @@ def find_pictures(paths: Sequence[Path]) -> tuple[list[Path], list[Rejection]]:
     Also return a rejection, by path, for each file in the folders that is not an image; hidden files are
     ignored. Raises UsageError if a path does not exist, DataError if there is no image at all.
     """
-    found: list[Path] = []
-    left_out: list[Rejection] = []
+    images: list[Path] = []
+    rejected: list[Rejection] = []
     for path in paths:
         if path.is_dir():
-            rejections = {each: rejection_of(each, printable(str(each))) for each in files_below(path)}
-            found += sorted(each for each, rejection in rejections.items() if rejection is None)
-            left_out += [rejection for rejection in rejections.values() if rejection is not None]
+            rejections = {file: rejection_of(file, printable(str(file))) for file in files_below(path)}
+            images += sorted(file for file, rejection in rejections.items() if rejection is None)
+            rejected += [rejection for rejection in rejections.values() if rejection is not None]
         elif path.exists():
-            found.append(path)
+            images.append(path)
         else:
-            raise UsageError("There is no such picture or folder.", received=path)
-    if not found:
-        others = f" with {len(left_out)} other files" if left_out else ""
-        raise DataError("There are no pictures here.", received=f"{', '.join(map(str, paths))}{others}")
-    return found, left_out
+            raise UsageError("The image or folder does not exist.", "Check the path.", received=path)
+    if not images:
+        others = f" (other files: {len(rejected)})" if rejected else ""
+        raise DataError(
+            "No images found.",
+            "Pass image files, or folders that contain images.",
+            received=f"{', '.join(map(str, paths))}{others}",
+        )
+    return images, rejected
 
 
 def classify_files(
     model: LoadedModel, paths: Sequence[Path], on_converted: Callable[[str], None] = lambda name: None
-) -> Iterator[tuple[Path, Answer]]:
+) -> Iterator[tuple[Path, FilePrediction]]:
     """Yield each path with its probabilities, or why there are none, in order and batch by batch.
 
     Images are converted as for training; `on_converted` is called with the format of each converted image.
@@ -69,10 +73,10 @@ def classify_files(
     for rows in batches_of(len(paths), model.data.pixel_format.shape, _MOST_FILES):
         batch = [paths[row] for row in rows]
         prepared = [_read(path, model.data.max_image_pixels) for path in batch]
-        for each in prepared:
-            if each.converted:
-                on_converted(each.converted)
-        contents = [each.reason or each.data for each in prepared]
+        for image in prepared:
+            if image.converted:
+                on_converted(image.converted)
+        contents = [image.reason or image.data for image in prepared]
         yield from zip(batch, _classify(contents, model), strict=True)
 
 
@@ -93,15 +97,16 @@ def evaluate_source(
     changed.
     """
     for setting in settings:
-        if not setting.startswith("data.") or setting.partition("=")[0].strip() in _ABOUT_MODEL:
+        if not setting.startswith("data.") or setting.partition("=")[0].strip() in _FIXED_BY_MODEL:
             raise UsageError(
-                "Only how the data are read can be set here, such as data.layout=folders; size and resizing "
-                "are the model's own.",
+                "This setting can't be changed for an evaluation.",
+                "Use a setting of how the data are read, such as data.layout=folders; the image size and the "
+                "preprocessing are fixed by the model.",
                 received=shown_address(setting),
             )
-    about = {"source": source, **model.data.model_dump(exclude_unset=True)}
+    fixed = {"source": source, **model.data.model_dump(exclude_unset=True)}
     spec = load_spec(
-        settings=settings, overrides={f"data.{name}": value for name, value in about.items()}
+        settings=settings, overrides={f"data.{name}": value for name, value in fixed.items()}
     ).data
     splits, rejected = load_labelled(spec, model.class_names, cache_dir, progress)
     metrics = {name: compute_metrics(predict_split(model, split)) for name, split in splits.items()}
@@ -112,18 +117,18 @@ def evaluate_source(
     return metrics, rejected
 
 
-def _classify(contents: Sequence[Answer | bytes], model: LoadedModel) -> list[Answer]:
+def _classify(contents: Sequence[FilePrediction | bytes], model: LoadedModel) -> list[FilePrediction]:
     """Return the result of each image; a text in `contents`, the reason of a failed read, is passed on."""
-    encoded = [each for each in contents if isinstance(each, bytes)]
+    encoded = [content for content in contents if isinstance(content, bytes)]
     try:
-        answers = iter(model.classify(encoded) if encoded else [])
+        predictions = iter(model.classify(encoded) if encoded else [])
     except tf.errors.InvalidArgumentError:
         # One damaged image fails the whole batch: classify each one separately.
-        answers = iter([_classify_one(each, model) for each in encoded])
-    return [next(answers) if isinstance(each, bytes) else each for each in contents]
+        predictions = iter([_classify_one(data, model) for data in encoded])
+    return [next(predictions) if isinstance(content, bytes) else content for content in contents]
 
 
-def _classify_one(data: bytes, model: LoadedModel) -> Answer:
+def _classify_one(data: bytes, model: LoadedModel) -> FilePrediction:
     try:
         return np.asarray(model.classify([data])[0])
     except tf.errors.InvalidArgumentError:

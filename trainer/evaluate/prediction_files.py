@@ -41,8 +41,8 @@ def write_predictions(path: Path, predictions: Sequence[AnyPredictions]) -> None
     # Every text is quoted: in Python 3.10, a lone carriage return is lost otherwise.
     writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     writer.writerow(_header(predictions))
-    for each in predictions:
-        writer.writerows(_rows(each))
+    for split in predictions:
+        writer.writerows(_rows(split))
     write_text(path, text.getvalue())
 
 
@@ -51,13 +51,13 @@ def read_predictions(path: Path) -> list[AnyPredictions]:
     try:
         return parse_predictions(path.read_bytes().decode(), str(path))
     except OSError as error:
-        raise UsageError(f"The predictions can't be read: {error.strerror}.", received=path) from None
+        raise UsageError(f"The file of predictions can't be read: {error.strerror}.", received=path) from None
     except UnicodeDecodeError as error:
-        raise UsageError(f"The predictions are not UTF-8: {error}.", received=path) from None
+        raise UsageError(f"The file of predictions is not UTF-8: {error}.", received=path) from None
 
 
-def parse_predictions(text: str, where: str) -> list[AnyPredictions]:
-    """Return the predictions in the `text` of a predictions.csv named `where`. Raises UsageError."""
+def parse_predictions(text: str, path: str) -> list[AnyPredictions]:
+    """Return the predictions in the `text` of the predictions.csv at `path`. Raises UsageError."""
     try:
         rows = [
             [*map(text_of_cell, row[: len(_COLUMNS)]), *row[len(_COLUMNS) :]]
@@ -67,11 +67,11 @@ def parse_predictions(text: str, where: str) -> list[AnyPredictions]:
         is_multi = is_header(header)
         class_names = names_in(header) if is_multi else _read_header(header)
         read = read_rows if is_multi else _read_split
-        _require_whole(rows)
+        _require_equal_lengths(rows)
         splits = dict.fromkeys(row[0] for row in rows[1:])
         return [read(split, [row for row in rows[1:] if row[0] == split], class_names) for split in splits]
     except (ValueError, csv.Error) as error:
-        raise UsageError(f"This is not a predictions.csv of this program: {error}.", received=where) from None
+        raise UsageError(f"The file is not a predictions.csv of trainer: {error}.", received=path) from None
 
 
 def _header(predictions: Sequence[AnyPredictions]) -> list[str]:
@@ -107,14 +107,14 @@ def storable(text: str) -> str:
 def _read_header(header: Sequence[str]) -> tuple[str, ...]:
     texts, classes = header[: len(_COLUMNS)], header[len(_COLUMNS) :]
     if tuple(texts) != _COLUMNS or not all(name.startswith(_CLASS_COLUMN) for name in classes):
-        raise ValueError(f"its columns should be {', '.join(_COLUMNS)}, {_CLASS_COLUMN}<class>, ...")
+        raise ValueError(f"its columns are not {', '.join(_COLUMNS)}, {_CLASS_COLUMN}<class>, ...")
     return tuple(name[len(_CLASS_COLUMN) :] for name in classes)
 
 
-def _require_whole(rows: Sequence[Sequence[str]]) -> None:
+def _require_equal_lengths(rows: Sequence[Sequence[str]]) -> None:
     for number, row in enumerate(rows, start=1):
         if len(row) != len(rows[0]):
-            raise ValueError(f"row {number} has {len(row)} cells, and there are {len(rows[0])} columns")
+            raise ValueError(f"row {number} has {len(row)} cells instead of {len(rows[0])}")
 
 
 def _read_split(split: str, rows: Sequence[Sequence[str]], class_names: tuple[str, ...]) -> Predictions:

@@ -57,7 +57,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     order = np.argsort(p_values, kind="stable")
     left = len(p_values) - np.arange(len(p_values))
     adjusted = np.minimum(1, np.maximum.accumulate(np.asarray(p_values)[order] * left))
-    return [float(each) for each in adjusted[np.argsort(order)]]
+    return [float(p_value) for p_value in adjusted[np.argsort(order)]]
 
 
 def paired_accuracies(only_first: int, only_second: int, count: int) -> Test:
@@ -129,19 +129,19 @@ def bootstrap(first: Predictions, second: Predictions, seed: int = 0) -> dict[st
     """
     count, classes = len(first.labels), len(first.class_names)
     random = np.random.default_rng(seed)
-    measures = [_measure(each) for each in (first, second)]
+    measures = [_measure(predictions) for predictions in (first, second)]
 
     def differences(rows: Rows) -> dict[str, Floats]:
         before, after = (measure(rows) for measure in measures)
         return {name: after[name] - before[name] for name in before}
 
     step = max(1, _AT_A_TIME // max(count, classes))
-    drawn = [
+    resampled = [
         differences(random.integers(0, count, (min(step, RESAMPLES - start), count)))
         for start in range(0, RESAMPLES, step)
     ]
     return {
-        name: test_of(float(whole[0]), np.concatenate([each[name] for each in drawn]))
+        name: test_of(float(whole[0]), np.concatenate([part[name] for part in resampled]))
         for name, whole in differences(np.arange(count)[None]).items()
     }
 
@@ -153,11 +153,11 @@ def _measure(predictions: Predictions) -> Callable[[Rows], dict[str, Floats]]:
     probabilities = predictions.probabilities
     right = np.clip(probabilities[np.arange(len(labels)), labels], np.finfo(np.float64).eps, None)
     squares = (probabilities - np.eye(classes)[labels]) ** 2
-    of_each = {"log_loss": -np.log(right), "brier": squares[:, 1] if classes == 2 else squares.sum(axis=1)}
+    per_image = {"log_loss": -np.log(right), "brier": squares[:, 1] if classes == 2 else squares.sum(axis=1)}
 
     def measure(rows: Rows) -> dict[str, Floats]:
         recall, f1 = _macro(labels[rows], predicted[rows], classes)
-        means = {name: values[rows].mean(axis=1) for name, values in of_each.items()}
+        means = {name: values[rows].mean(axis=1) for name, values in per_image.items()}
         return {"macro_recall": recall, "macro_f1": f1} | means
 
     return measure
@@ -166,12 +166,12 @@ def _measure(predictions: Predictions) -> Callable[[Rows], dict[str, Floats]]:
 def _macro(labels: Rows, predicted: Rows, classes: int) -> tuple[Floats, Floats]:
     """Return macro recall and macro F1 of each row of predictions."""
     hits = _counts(np.where(labels == predicted, labels, classes), classes + 1)[:, :classes]
-    there, said = _counts(labels, classes), _counts(predicted, classes)
-    is_there = there > 0
-    recall = np.divide(hits, there, out=np.zeros(hits.shape), where=is_there)
-    f1 = np.divide(2 * hits, there + said, out=np.zeros(hits.shape), where=(there + said) > 0)
-    used = is_there.sum(axis=1)
-    return recall.sum(axis=1) / used, (f1 * is_there).sum(axis=1) / used
+    support, predictions = _counts(labels, classes), _counts(predicted, classes)
+    is_present, total = support > 0, support + predictions
+    recall = np.divide(hits, support, out=np.zeros(hits.shape), where=is_present)
+    f1 = np.divide(2 * hits, total, out=np.zeros(hits.shape), where=total > 0)
+    present = is_present.sum(axis=1)
+    return recall.sum(axis=1) / present, (f1 * is_present).sum(axis=1) / present
 
 
 def _counts(values: Rows, kinds: int) -> Rows:
@@ -181,8 +181,8 @@ def _counts(values: Rows, kinds: int) -> Rows:
     return flat.reshape(many, kinds)
 
 
-def test_of(difference: float, drawn: Floats) -> Test:
-    """Return the test of a difference by the differences of its resamples, `drawn`; see `bootstrap`."""
-    low, high = (float(np.quantile(drawn, each)) for each in (LEVEL / 2, 1 - LEVEL / 2))
-    below, above = int(np.sum(drawn <= 0)), int(np.sum(drawn >= 0))
-    return Test(difference, low, high, min(1.0, 2 * (min(below, above) + 1) / (len(drawn) + 1)))
+def test_of(difference: float, resampled: Floats) -> Test:
+    """Return the test of a difference by the differences of its resamples; see `bootstrap`."""
+    low, high = (float(np.quantile(resampled, level)) for level in (LEVEL / 2, 1 - LEVEL / 2))
+    below, above = int(np.sum(resampled <= 0)), int(np.sum(resampled >= 0))
+    return Test(difference, low, high, min(1.0, 2 * (min(below, above) + 1) / (len(resampled) + 1)))

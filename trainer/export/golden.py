@@ -54,14 +54,16 @@ def make_golden(model: keras.Model, split: Split, objective: Objective = SINGLE)
     rows = np.unique(np.linspace(0, len(split.labels) - 1, _COUNT).round().astype(np.int64))
     pixels = split.pixels.gather(rows).astype(np.float32)
     with tf.device("/CPU:0"):
-        answers = [objective.probabilities(model(each[None], training=False)).numpy() for each in pixels]
-    found = [_encoded(split, int(row)) for row in rows]
+        predictions = [
+            objective.probabilities(model(image[None], training=False)).numpy() for image in pixels
+        ]
+    encoded = [_encoded(split, int(row)) for row in rows]
     # The source may be unavailable when training ends, which must not fail the run.
     images = tuple(
-        bytes(tf.io.encode_png(each.astype(np.uint8)).numpy()) if image is None else image
-        for image, each in zip(found, pixels, strict=True)
+        bytes(tf.io.encode_png(image.astype(np.uint8)).numpy()) if data is None else data
+        for data, image in zip(encoded, pixels, strict=True)
     )
-    return Golden(images, pixels, np.concatenate(answers), found.count(None))
+    return Golden(images, pixels, np.concatenate(predictions), encoded.count(None))
 
 
 def verify_export(path: Path, golden: Golden) -> float:
@@ -71,35 +73,39 @@ def verify_export(path: Path, golden: Golden) -> float:
     if the process is killed, TemporaryError if the disk is full.
     """
     with temporary_folder() as folder:
-        asked, script = folder / "golden.npz", folder / _SCRIPT.name
+        arrays, script = folder / "golden.npz", folder / _SCRIPT.name
         shutil.copyfile(_SCRIPT, script)
         np.savez(
-            asked,
+            arrays,
             pixels=golden.pixels,
             probabilities=golden.probabilities,
             lengths=np.array([len(image) for image in golden.images]),
             images=np.frombuffer(b"".join(golden.images), np.uint8),
         )
-        done = subprocess.run(
-            [sys.executable, str(script), str(path.absolute()), str(asked)],
+        process = subprocess.run(
+            [sys.executable, str(script), str(path.absolute()), str(arrays)],
             capture_output=True,
             text=True,
             check=False,
         )
-    if done.returncode == -signal.SIGKILL:
+    if process.returncode == -signal.SIGKILL:
         raise OutOfMemoryError(
-            "The process that loads the exported model was killed, as the system does where the memory ends; "
-            "with more of it the same command goes on.",
+            "The process that verifies the exported model was killed, probably because the system ran out of "
+            "memory.",
+            "Run the same command on a machine with more memory; the run resumes.",
             received=f"signal {int(signal.SIGKILL)}",
         )
-    if done.returncode != 0:
+    if process.returncode != 0:
         raise TrainerError(
-            "The exported model can't be loaded in a fresh process.", received=f"{done.stderr.strip()[-500:]}"
+            "The exported model can't be loaded in a fresh process.",
+            "Run the same command again. If the error persists, report it as a bug.",
+            received=f"{process.stderr.strip()[-500:]}",
         )
-    difference = float(json.loads(done.stdout.splitlines()[-1])["largest_difference"])
+    difference = float(json.loads(process.stdout.splitlines()[-1])["largest_difference"])
     if not difference <= TOLERANCE:
         raise TrainerError(
-            f"The exported model at {path} does not answer as the trained one does; it is not published.",
+            f"The exported model at {path} predicts differently from the trained model.",
+            "It is not published. Report this as a bug.",
             received=f"a probability that differs by {difference:.2g}, at most {TOLERANCE:g} is allowed",
         )
     return difference

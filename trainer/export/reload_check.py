@@ -29,13 +29,13 @@ def main(model_path: str, golden_path: str) -> None:
     differences = []
     # One at a time, because several large images may not fit in memory.
     for image, pixels, expected in zip(images, golden["pixels"], golden["probabilities"], strict=True):
-        answers = [
+        outputs = [
             model.signatures["serving_default"](image_bytes=tf.constant([image])),
             model.signatures["pixels"](pixels=tf.constant(pixels[None])),
         ]
-        differences += [np.abs(answer["probabilities"].numpy()[0] - expected).max() for answer in answers]
+        differences += [np.abs(output["probabilities"].numpy()[0] - expected).max() for output in outputs]
     if "trainer" in sys.modules:
-        raise SystemExit("the check is not independent: this package is loaded")
+        raise SystemExit("The check is not independent: the trainer package is loaded.")
     print(json.dumps({"largest_difference": float(max(differences))}))
 
 

@@ -45,8 +45,8 @@ class ServedModel(tf.Module):  # type: ignore[misc]
         self.model = model
         self.data = data
         self.labels = tf.constant(class_names)
-        written = _write_assets(assets, class_names, data, thresholds)
-        self.assets = [tf.saved_model.Asset(str(path)) for path in written]
+        paths = _write_assets(assets, class_names, data, thresholds)
+        self.assets = [tf.saved_model.Asset(str(path)) for path in paths]
 
     def classify_images(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         """Classify encoded images, string [batch]: JPEG, PNG, GIF, BMP or WebP of any size.
@@ -115,8 +115,8 @@ def export_model(
             tf.saved_model.save(served, str(path), signatures=served.signatures())
         except tf.errors.OpError as error:
             raise TemporaryError(
-                "The model could not be written; is the disk full? Free some space and run the same "
-                "command again.",
+                "The model could not be written; the disk may be full.",
+                "Free some space and run the same command again.",
                 received=f"{path} ({error.message[:200]})",
             ) from None
 
@@ -126,7 +126,7 @@ def _write_assets(
 ) -> tuple[Path, Path]:
     labels, description = folder / "labels.txt", folder / "model.json"
     labels.write_text("".join(f"{name}\n" for name in class_names), encoding="utf-8")
-    about: dict[str, Any] = {
+    content: dict[str, Any] = {
         "format": "trainer image classifier",
         "format_version": FORMAT_VERSION,
         "trainer_version": __version__,
@@ -135,10 +135,10 @@ def _write_assets(
         **data.model_dump(mode="json", include={*PIXEL_SETTINGS, "max_image_pixels"}),
     }
     if data.labels == "multi":
-        about |= {
+        content |= {
             "format_version": MULTI_LABEL_VERSION,
             "labels": data.labels,
             "thresholds": dict(zip(class_names, thresholds, strict=True)),
         }
-    description.write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    description.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return labels, description

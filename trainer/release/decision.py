@@ -20,7 +20,7 @@ from trainer.evaluate.label_predictions import MultiLabelPredictions
 from trainer.evaluate.metrics import AnyPredictions, Predictions
 from trainer.evaluate.significance import Test, paired_accuracies
 from trainer.ranking import Ranking
-from trainer.report.guessing import beats_guessing, constant_answer, has_unequal_classes
+from trainer.report.guessing import beats_guessing, constant_prediction, has_unequal_classes
 from trainer.report.label_verdict import constant_precision
 from trainer.report.names import format_count
 
@@ -133,7 +133,7 @@ def why_guessing(predictions: AnyPredictions) -> str:
         return _why_guessing_labels(predictions)
     if beats_guessing(predictions):
         return ""
-    name, share = constant_answer(predictions)
+    name, share = constant_prediction(predictions)
     accuracy = float(np.mean(predictions.predicted == predictions.labels))
     count = format_count(len(predictions.labels), "image")
     if share == 1:

@@ -10,17 +10,19 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from scipy import special
 
 from trainer.data.split import STRATIFIED
+from trainer.evaluate.label_predictions import MultiLabelPredictions
 from trainer.evaluate.metrics import AnyPredictions, Predictions, wilson_interval
-from trainer.report.guessing import constant_answer
+from trainer.report.guessing import constant_prediction
 from trainer.report.history import History, read_series
 
+_P = TypeVar("_P", Predictions, MultiLabelPredictions)
 Indices = npt.NDArray[np.int64]
 
 PENALTY, CROSS_VALIDATED = "probe/penalty", "probe/cross_validated_accuracy"
@@ -29,7 +31,7 @@ PENALTY, CROSS_VALIDATED = "probe/penalty", "probe/cross_validated_accuracy"
 WIDEST_INTERVAL = 0.2
 """Width of the 95% interval of the accuracy above which there are too few held-out images."""
 LARGEST_GAP = 0.08
-"""Train minus held-out accuracy above which a run is over-fitted.
+"""Train minus held-out accuracy above which a run is overfitted.
 
 Networks that memorise their training images have a gap of 0.2 and more (0.94 against 0.74 for the plain
 network on 2,000 cats and dogs). Regularised networks have 0.02 to 0.07, which more regularisation rarely
@@ -48,7 +50,7 @@ _LITTLE_SKILL = 0.3
 often where it is confident, even if all labels are right (simulated for 2 to 1,000 classes: up to 0.28)."""
 _WELL_KNOWN = 0.9
 """Training accuracy from which confident mistakes are rare unless labels are wrong."""
-_SURE_MISTAKES = 0.6
+_CONFIDENT_MISTAKES = 0.6
 """Minimum error rate of the most confident quarter of the held-out predictions, relative to that of all. It
 is 0.7 and more with wrong labels, which are independent of the confidence, and up to 0.5 where classes
 overlap (generated data, CIFAR-10 at accuracy 0.5)."""
@@ -72,10 +74,10 @@ class Score:
         return wilson_interval(self.correct, self.count)
 
 
-class Judged:
-    """History and settings of a run, with any number of labels per image."""
+class AnyCase:
+    """Inputs of a verdict that do not depend on the type of labels."""
 
-    held: AnyPredictions
+    held_out: AnyPredictions
     history: History
     settings: Mapping[str, Any]
 
@@ -103,11 +105,11 @@ class Judged:
 
 
 @dataclass(frozen=True, eq=False)
-class Case(Judged):
-    """One run to be judged; `build_case` makes it."""
+class Case(AnyCase):
+    """Inputs of the verdict on a run with one label per image; see `build_case`."""
 
     train: Predictions
-    held: Predictions
+    held_out: Predictions
     """Predictions for the held-out images without copies of training images; for all of them if all are
     copies."""
     whole: Predictions
@@ -130,9 +132,9 @@ class Case(Judged):
         return score_of(self.train)
 
     @cached_property
-    def held_score(self) -> Score:
+    def held_out_score(self) -> Score:
         """Score on the held-out images without copies."""
-        return score_of(self.held)
+        return score_of(self.held_out)
 
     @property
     def cross_validated(self) -> float | None:
@@ -143,13 +145,13 @@ class Case(Judged):
     @property
     def has_few_images(self) -> bool:
         """Whether there are too few held-out images to measure the accuracy."""
-        low, high = self.held_score.interval
+        low, high = self.held_out_score.interval
         return high - low > WIDEST_INTERVAL
 
     @property
     def gap(self) -> float:
         """Train minus held-out accuracy."""
-        return self.train_score.share - self.held_score.share
+        return self.train_score.share - self.held_out_score.share
 
     @property
     def gap_interval(self) -> tuple[float, float]:
@@ -158,26 +160,26 @@ class Case(Judged):
         Newcombe 1998, "Interval estimation for the difference between independent proportions", method 10:
         combines the two Wilson intervals.
         """
-        train, held = self.train_score, self.held_score
-        below = math.hypot(train.share - train.interval[0], held.interval[1] - held.share)
-        above = math.hypot(train.interval[1] - train.share, held.share - held.interval[0])
+        train, held_out = self.train_score, self.held_out_score
+        below = math.hypot(train.share - train.interval[0], held_out.interval[1] - held_out.share)
+        above = math.hypot(train.interval[1] - train.share, held_out.share - held_out.interval[0])
         return self.gap - below, self.gap + above
 
     @cached_property
     def neglected(self) -> list[tuple[str, float, int]]:
-        """Classes that are hardly ever recognised: (name, recall, held-out images), lowest recall first.
+        """Classes that are rarely recognised: (name, recall, held-out images), lowest recall first.
 
         Their recall is less than a third of the accuracy, by more than chance (binomial test with Bonferroni
         correction).
         """
-        found = [
+        rows = [
             (name, recall, count)
-            for name, recall, count in recalls(self.held)
-            if recall < _NEGLECTED * self.held_score.share
-            and special.bdtr(round(recall * count), count, self.held_score.share)
-            < _CHANCE / len(self.held.class_names)
+            for name, recall, count in recalls(self.held_out)
+            if recall < _NEGLECTED * self.held_out_score.share
+            and special.bdtr(round(recall * count), count, self.held_out_score.share)
+            < _CHANCE / len(self.held_out.class_names)
         ]
-        return sorted(found, key=lambda row: row[1])
+        return sorted(rows, key=lambda row: row[1])
 
     @cached_property
     def contradicted(self) -> Indices:
@@ -186,13 +188,13 @@ class Case(Judged):
         Empty if the model has little skill, if few of its mistakes are confident, or if a model with many
         mistakes errs less where it is more confident, as with overlapping classes.
         """
-        score, found = self.train_score, contradictions(self.train)
+        score, images = self.train_score, contradictions(self.train)
         if skill(self.train) < _LITTLE_SKILL:
-            return found[:0]
+            return images[:0]
         is_well_known = score.share >= _WELL_KNOWN
         share = _CONTRADICTED_SHARE_OF_FEW if is_well_known else _CONTRADICTED_SHARE
-        is_many = len(found) >= max(_LEAST_CONTRADICTED, share * (score.count - score.correct))
-        return found if is_many and (is_well_known or _errs_when_sure(self.held)) else found[:0]
+        is_many = len(images) >= max(_LEAST_CONTRADICTED, share * (score.count - score.correct))
+        return images if is_many and (is_well_known or _errs_when_confident(self.held_out)) else images[:0]
 
 
 def build_case(
@@ -204,12 +206,22 @@ def build_case(
 ) -> Case:
     """Return the `Case` of a run; `dataset` is the content of dataset.json (with the copies) or empty."""
     whole = predictions[held_out]
-    copies = copied_names(dataset, held_out)
-    kept = np.array([name not in copies for name in whole.names], dtype=bool)
-    held = whole.select(np.flatnonzero(kept)) if kept.any() and not kept.all() else whole
+    distinct, copies = without_copies(whole, dataset)
     # Shards are split when they are packed.
     is_stratified = dataset.get("split_by") == STRATIFIED and dataset.get("layout") != "shards"
-    return Case(predictions["train"], held, whole, int(np.sum(~kept)), history, settings, is_stratified)
+    return Case(predictions["train"], distinct, whole, copies, history, settings, is_stratified)
+
+
+def without_copies(predictions: _P, dataset: Mapping[str, Any]) -> tuple[_P, int]:
+    """Return the held-out `predictions` without copies of training images, and the number of copies.
+
+    If all images are copies, all predictions are returned.
+    """
+    copies = copied_names(dataset, predictions.split)
+    is_copy = np.array([name in copies for name in predictions.names], dtype=bool)
+    if is_copy.any() and not is_copy.all():
+        return predictions.select(np.flatnonzero(~is_copy)), int(np.sum(is_copy))
+    return predictions, int(np.sum(is_copy))
 
 
 def score_of(predictions: AnyPredictions) -> Score:
@@ -234,10 +246,10 @@ def skill(predictions: Predictions) -> float:
 
     0 is as good as always predicting the most frequent class, 1 is no mistake.
     """
-    known = [recall for _, recall, _ in recalls(predictions)]
+    class_recalls = [recall for _, recall, _ in recalls(predictions)]
     pairs = (
-        (score_of(predictions).share, constant_answer(predictions)[1]),
-        (sum(known) / len(known), 1 / len(known)),
+        (score_of(predictions).share, constant_prediction(predictions)[1]),
+        (sum(class_recalls) / len(class_recalls), 1 / len(class_recalls)),
     )
     return max((value - guess) / (1 - guess) if guess < 1 else 1.0 for value, guess in pairs)
 
@@ -252,16 +264,16 @@ def contradictions(predictions: Predictions) -> Indices:
     counts = np.bincount(predictions.labels, minlength=len(predictions.class_names))
     sums = np.bincount(predictions.labels, weights=own, minlength=len(counts))
     means = np.divide(sums, counts, out=np.ones(len(counts)), where=counts > 0)
-    sure = predictions.confidence >= means[predictions.predicted]
-    found = np.flatnonzero(sure & (predictions.predicted != predictions.labels))
-    return np.asarray(found[np.argsort(-predictions.confidence[found], kind="stable")], dtype=np.int64)
+    is_confident = predictions.confidence >= means[predictions.predicted]
+    images = np.flatnonzero(is_confident & (predictions.predicted != predictions.labels))
+    return np.asarray(images[np.argsort(-predictions.confidence[images], kind="stable")], dtype=np.int64)
 
 
-def _errs_when_sure(predictions: Predictions) -> bool:
+def _errs_when_confident(predictions: Predictions) -> bool:
     """Return whether the most confident quarter of the predictions errs nearly as often as all of them."""
-    wrong = predictions.predicted != predictions.labels
-    sure = np.argsort(-predictions.confidence, kind="stable")[: max(1, len(wrong) // 4)]
-    return bool(wrong.any() and wrong[sure].mean() >= _SURE_MISTAKES * wrong.mean())
+    is_wrong = predictions.predicted != predictions.labels
+    confident = np.argsort(-predictions.confidence, kind="stable")[: max(1, len(is_wrong) // 4)]
+    return bool(is_wrong.any() and is_wrong[confident].mean() >= _CONFIDENT_MISTAKES * is_wrong.mean())
 
 
 def copied_names(dataset: Mapping[str, Any], held_out: str) -> set[str]:

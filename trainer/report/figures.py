@@ -117,9 +117,9 @@ def _settle(figure: Figure) -> None:
         figure.set_layout_engine("none")
 
 
-def _font(found: re.Match[str]) -> str:
-    weight = "; font-weight: 600" if found[1] else ""
-    return f"font-size: {float(found[2]):g}px{weight}"
+def _font(match: re.Match[str]) -> str:
+    weight = "; font-weight: 600" if match[1] else ""
+    return f"font-size: {float(match[2]):g}px{weight}"
 
 
 @contextmanager

@@ -15,7 +15,7 @@ _UNEQUAL, _CHANCE = 1.2, 0.001
 """Classes are unequal if the largest has this multiple of an equal share, at this significance level."""
 
 
-def constant_answer(predictions: Predictions) -> tuple[str, float]:
+def constant_prediction(predictions: Predictions) -> tuple[str, float]:
     """Return the name of the most frequent class, the first of a tie, and its share in 0..1."""
     counts = np.bincount(predictions.labels, minlength=len(predictions.class_names))
     label = int(np.argmax(counts))
@@ -43,7 +43,7 @@ def beats_guessing(predictions: Predictions) -> bool:
     still be informative.
     """
     right = int(np.sum(predictions.predicted == predictions.labels))
-    count, share = len(predictions.labels), constant_answer(predictions)[1]
+    count, share = len(predictions.labels), constant_prediction(predictions)[1]
     # The probability of at least this many correct predictions.
     if right and float(special.bdtrc(right - 1, count, share)) < _LEVEL:
         return True
@@ -57,6 +57,6 @@ def _p_of_class(predictions: Predictions, label: int) -> float:
     """Return Fisher's one-sided p-value of how often a class is predicted for its own images."""
     from scipy import stats  # slow import, not needed to compare two runs
 
-    own, answered = predictions.labels == label, predictions.predicted == label
-    hits = int(np.sum(own & answered))
-    return float(stats.hypergeom.sf(hits - 1, len(own), int(np.sum(own)), int(np.sum(answered))))
+    is_own, is_predicted = predictions.labels == label, predictions.predicted == label
+    hits = int(np.sum(is_own & is_predicted))
+    return float(stats.hypergeom.sf(hits - 1, len(is_own), int(np.sum(is_own)), int(np.sum(is_predicted))))

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from trainer.data.split import FEWEST_FOR_THRESHOLD
-from trainer.evaluate.label_predictions import MultiLabelPredictions
-from trainer.evaluate.label_thresholds import USUAL
+from trainer.evaluate.label_predictions import DEFAULT_THRESHOLD, MultiLabelPredictions
 from trainer.report import tables
 from trainer.report.inputs import ReportInputs
 from trainer.report.label_verdict import MEASURE, judge_labels
-from trainer.report.names import format_count, format_duration, format_share, shorten
-from trainer.report.page import Card, Contents, Plot, draw_history, pictured, write_page
+from trainer.report.names import capitalize, format_count, format_duration, format_share, shorten
+from trainer.report.page import Card, Contents, Plot, draw_history, examples, write_page
 from trainer.report.plots import draw_distribution
 from trainer.report.verdict import Verdict
 
@@ -26,14 +25,14 @@ _WORST = 10
 _NAME = 28
 _OVERALL = (
     (MEASURE, "mean average precision"),
-    ("subset_accuracy", "images without a mistake (subset accuracy)"),
-    ("hamming_loss", "wrong decisions (Hamming loss)"),
-    ("micro_precision", "precision, of all decisions"),
-    ("micro_recall", "recall, of all decisions"),
-    ("micro_f1", "F1, of all decisions"),
-    ("macro_precision", "precision, mean over labels"),
-    ("macro_recall", "recall, mean over labels"),
-    ("macro_f1", "F1, mean over labels"),
+    ("subset_accuracy", "subset accuracy (all labels correct)"),
+    ("hamming_loss", "Hamming loss (wrong decisions)"),
+    ("micro_precision", "precision (micro average)"),
+    ("micro_recall", "recall (micro average)"),
+    ("micro_f1", "F1 (micro average)"),
+    ("macro_precision", "precision (macro average)"),
+    ("macro_recall", "recall (macro average)"),
+    ("macro_f1", "F1 (macro average)"),
     ("log_loss", "log loss"),
     ("brier", "Brier score"),
     ("calibration_error", "calibration error"),
@@ -57,7 +56,7 @@ class LabelRow:
 
 def write_label_report(run_folder: Path, inputs: ReportInputs) -> Verdict:
     """Write report.html and plots/*.png to `run_folder`; see `trainer.report.page.write_page`."""
-    return write_page(run_folder, inputs, _SEVERAL_LABELS)
+    return write_page(run_folder, inputs, _MULTI_LABEL)
 
 
 def _predictions(inputs: ReportInputs) -> Mapping[str, MultiLabelPredictions]:
@@ -73,43 +72,45 @@ def _draw(inputs: ReportInputs, settings: Mapping[str, Any]) -> list[Plot]:
     counts = tables.split_counts(inputs.dataset)
     if counts:
         text = "; ".join(
-            f"{split}: {format_count(each['images'], 'image')}, {each.get('unlabelled', 0):,} without a label"
-            for split, each in inputs.dataset["splits"].items()
+            f"{name}: {format_count(split['images'], 'image')}, {split.get('unlabelled', 0):,} without labels"
+            for name, split in inputs.dataset["splits"].items()
         )
-        plots.append(Plot("distribution", "Images per label", draw_distribution(counts), f"{text}."))
+        plots.append(
+            Plot("distribution", "Images per label", draw_distribution(counts), capitalize(f"{text}."))
+        )
     return plots
 
 
 def _cards(inputs: ReportInputs, verdict: Verdict) -> list[Card]:
-    held, metrics = inputs.held_out, inputs.metrics
-    count, correct = int(metrics[f"{held}/count"]), int(metrics[f"{held}/correct"])
-    average, train = metrics.get(f"{held}/{MEASURE}"), metrics.get(f"train/{MEASURE}")
-    weakest = "no label is missed" if verdict.weakest_class is None else shorten(verdict.weakest_class, _NAME)
+    split, metrics = inputs.held_out, inputs.metrics
+    count, correct = int(metrics[f"{split}/count"]), int(metrics[f"{split}/correct"])
+    average, train = metrics.get(f"{split}/{MEASURE}"), metrics.get(f"train/{MEASURE}")
+    weakest = "no labels missed" if verdict.weakest_class is None else shorten(verdict.weakest_class, _NAME)
     recall = 1.0 if verdict.weakest_recall is None else verdict.weakest_recall
     return [
-        Card("Mean average precision", format_share(average), f"on {held}"),
-        Card(f"Gap, train to {held}", f"{verdict.gap:.3f}", f"train {format_share(train)}"),
-        Card("Images with a mistake", f"{count - correct:,}", f"of {format_count(count, 'image')}"),
+        Card("Mean average precision", format_share(average), f"on {split}"),
+        Card(f"Train-{split} gap", f"{verdict.gap:.3f}", f"train {format_share(train)}"),
+        Card("Images with mistakes", f"{count - correct:,}", f"of {format_count(count, 'image')}"),
         Card("Weakest recall", format_share(recall), weakest),
-        Card("F1 of all decisions", format_share(metrics[f"{held}/micro_f1"]), "micro average"),
-        Card("Wrong decisions", format_share(metrics[f"{held}/hamming_loss"]), "Hamming loss, 0 is perfect"),
-        Card("Calibration error", format_share(metrics[f"{held}/calibration_error"]), "0 is perfect"),
+        Card("F1", format_share(metrics[f"{split}/micro_f1"]), "micro average"),
+        Card("Hamming loss", format_share(metrics[f"{split}/hamming_loss"]), "share of wrong decisions"),
+        Card("Calibration error", format_share(metrics[f"{split}/calibration_error"]), "0 is perfect"),
         Card(
             "Training time", format_duration(inputs.train_seconds), format_count(len(inputs.history), "epoch")
         ),
     ]
 
 
-def _answers(inputs: ReportInputs) -> dict[str, Any]:
+def _prediction_context(inputs: ReportInputs) -> dict[str, Any]:
     rows = label_rows(inputs.metrics, _predictions(inputs)[inputs.held_out])
     worst = sorted(rows, key=lambda row: 2.0 if row.average_precision is None else row.average_precision)
     return {
-        **pictured(inputs),
+        **examples(inputs),
         "label_rows": rows,
         "worst_rows": worst[:_WORST] if len(rows) > _WORST else [],
         "overall_rows": tables.overall_rows(inputs.metrics, list(inputs.predictions), _OVERALL),
         "fewest": FEWEST_FOR_THRESHOLD,
-        "usual": USUAL,
+        "default_threshold": DEFAULT_THRESHOLD,
     }
 
 
@@ -131,4 +132,4 @@ def label_rows(metrics: Mapping[str, float], predictions: MultiLabelPredictions)
     ]
 
 
-_SEVERAL_LABELS = Contents("labels.html.j2", _judge, _draw, _cards, _answers)
+_MULTI_LABEL = Contents("labels.html.j2", _judge, _draw, _cards, _prediction_context)

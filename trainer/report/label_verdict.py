@@ -17,29 +17,44 @@ from scipy import special
 
 from trainer.evaluate.label_predictions import MultiLabelPredictions
 from trainer.ranking import Ranking, draws
-from trainer.report.advice import cures
-from trainer.report.case import LARGEST_GAP, LEAST_SKILL, WIDEST_INTERVAL, Judged, copied_names
-from trainer.report.duration import more_epochs, train_on
+from trainer.report.advice import (
+    ADD_IMAGES,
+    FINE_TUNE,
+    MOST_ADVICE,
+    NAME_COLUMNS,
+    TEST_ELSEWHERE,
+    interval_width,
+    more_epochs,
+    reduce_overfitting,
+    replace_copies,
+    train_longer,
+)
+from trainer.report.case import LARGEST_GAP, LEAST_SKILL, WIDEST_INTERVAL, AnyCase, without_copies
 from trainer.report.history import History, is_rising
 from trainer.report.names import format_count, shorten
-from trainer.report.verdict import FEWEST_EPOCHS, Kind, Verdict
-from trainer.spec import SCRATCH
+from trainer.report.verdict import (
+    Kind,
+    Verdict,
+    early_text,
+    inconclusive_text,
+    is_early,
+    neglected_text,
+    only_copies_text,
+)
 
 MEASURE = "mean_average_precision"
 _LEVEL = 0.025
 _NEGLECTED, _CHANCE = 1 / 3, 0.01
 """As in `trainer.report.case`, with the micro-averaged recall instead of the accuracy."""
 _RESAMPLES = 1000
-_NAME = 40
-_MOST_SENTENCES = 3
 
 
 @dataclass(frozen=True, eq=False)
-class LabelCase(Judged):
-    """One run to be judged, with any number of labels per image."""
+class LabelCase(AnyCase):
+    """Inputs of the verdict on a run with any number of labels per image."""
 
     train: MultiLabelPredictions
-    held: MultiLabelPredictions
+    held_out: MultiLabelPredictions
     """Predictions for the held-out images without copies of training images; for all of them if all are
     copies."""
     copies: int
@@ -50,7 +65,7 @@ class LabelCase(Judged):
     @cached_property
     def ranking(self) -> Ranking:
         """Ranking of the held-out images."""
-        return Ranking(self.held.truth, self.held.probabilities)
+        return Ranking(self.held_out.truth, self.held_out.probabilities)
 
     @cached_property
     def precision(self) -> float:
@@ -65,10 +80,10 @@ class LabelCase(Judged):
     @cached_property
     def interval(self) -> tuple[float, float]:
         """95% interval of the held-out mean average precision (percentiles of 1,000 resamples)."""
-        random, (images, labels) = np.random.default_rng(0), self.held.truth.shape
-        means = [self.ranking.resampled_means(each) for each in draws(random, _RESAMPLES, images, labels)]
-        drawn = np.nan_to_num(np.concatenate(means))
-        return float(np.quantile(drawn, 0.025)), float(np.quantile(drawn, 0.975))
+        random, (images, labels) = np.random.default_rng(0), self.held_out.truth.shape
+        resampled = [self.ranking.resampled_means(rows) for rows in draws(random, _RESAMPLES, images, labels)]
+        means = np.nan_to_num(np.concatenate(resampled))
+        return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
 
     @property
     def gap(self) -> float:
@@ -100,28 +115,31 @@ class LabelCase(Judged):
     @cached_property
     def recalls(self) -> list[tuple[str, float, int]]:
         """(name, recall, images) of each label with held-out images, lowest recall first."""
-        support, hits = self.held.truth.sum(axis=0), (self.held.truth & self.held.predicted).sum(axis=0)
+        support, hits = (
+            self.held_out.truth.sum(axis=0),
+            (self.held_out.truth & self.held_out.predicted).sum(axis=0),
+        )
         rows = [
             (name, int(hit) / int(count), int(count))
-            for name, hit, count in zip(self.held.class_names, hits, support, strict=True)
+            for name, hit, count in zip(self.held_out.class_names, hits, support, strict=True)
             if count
         ]
         return sorted(rows, key=lambda row: row[1])
 
     @cached_property
     def neglected(self) -> list[tuple[str, float, int]]:
-        """Labels that are hardly ever found: (name, recall, held-out images), lowest recall first.
+        """Labels that are rarely recognised: (name, recall, held-out images), lowest recall first.
 
         Their recall is less than a third of the micro-averaged recall, by more than chance (binomial test
         with Bonferroni correction).
         """
         count = sum(images for _, _, images in self.recalls)
-        whole = sum(recall * images for _, recall, images in self.recalls) / count if count else 0.0
+        mean = sum(recall * images for _, recall, images in self.recalls) / count if count else 0.0
         return [
             row
             for row in self.recalls
-            if row[1] < _NEGLECTED * whole
-            and special.bdtr(round(row[1] * row[2]), row[2], whole) < _CHANCE / len(self.recalls)
+            if row[1] < _NEGLECTED * mean
+            and special.bdtr(round(row[1] * row[2]), row[2], mean) < _CHANCE / len(self.recalls)
         ]
 
 
@@ -142,17 +160,16 @@ def judge_labels(
 
     The kinds and their order are the same, with these differences: a permutation test of the mean average
     precision decides whether the run beats guessing; the gap is that of the mean average precision;
-    `contradicted` and `limited` are never returned.
+    `contradicted` is never returned.
     """
-    whole, copies = predictions[held_out], copied_names(dataset, held_out)
-    kept = np.array([name not in copies for name in whole.names], dtype=bool)
-    held = whole.select(np.flatnonzero(kept)) if kept.any() and not kept.all() else whole
-    case = LabelCase(predictions["train"], held, int(np.sum(~kept)), not kept.any(), history, settings)
-    kind, words = _decide(case)
+    whole = predictions[held_out]
+    distinct, copies = without_copies(whole, dataset)
+    case = LabelCase(predictions["train"], distinct, copies, copies == len(whole.names), history, settings)
+    kind, conclusion = _decide(case)
     weakest = case.recalls[0] if case.recalls and case.recalls[0][1] < 1 else None
     return Verdict(
         kind=kind,
-        headline=f"{_precisions(case)}: {words}",
+        headline=f"{_precisions(case)}: {conclusion}",
         advice=" ".join(_advise(kind, case)),
         gap=case.gap,
         gap_low=case.gap_interval[0],
@@ -165,72 +182,65 @@ def judge_labels(
 
 def _precisions(case: LabelCase) -> str:
     low, high = case.interval
-    start = f"{case.held.split} mean average precision {case.precision:.3f}"
+    start = f"{case.held_out.split} mean average precision {case.precision:.3f}"
     if case.copies and not case.has_only_copies:
         start += f" without {format_count(case.copies, 'exact copy', 'exact copies')} of training images"
-    guess = f"a constant answer has {constant_precision(case.held):.3f}"
+    guess = f"a constant prediction has {constant_precision(case.held_out):.3f}"
     return f"{start} (95% interval {low:.3f} to {high:.3f}; {guess}), train {case.train_precision:.3f}"
 
 
 def _decide(case: LabelCase) -> tuple[Kind, str]:
-    """Return the kind and the last words of the headline."""
-    count = format_count(len(case.held.names), "image")
+    """Return the kind and the conclusion of the headline."""
+    count, gap = len(case.held_out.names), f"gap {case.gap:.3f}"
     if case.has_only_copies:
-        return "copied", "all of these images are exact copies of training images, so this says nothing"
+        return "copied", only_copies_text(case.held_out.split)
     if not case.beats_guessing:
-        is_unproven = case.has_few_images and case.precision > constant_precision(case.held)
-        return (
-            ("unproven", f"{count} can't tell it from guessing")
-            if is_unproven
-            else ("guessing", "no better than guessing")
-        )
-    is_short = 0 < len(case.history) < FEWEST_EPOCHS and not case.is_probe
-    if is_short and case.setting("train.start_from") in (None, SCRATCH):
-        return "early", f"too early to say after {format_count(len(case.history), 'epoch')}"
+        is_unproven = case.has_few_images and case.precision > constant_precision(case.held_out)
+        if is_unproven:
+            return "unproven", inconclusive_text(count)
+        return "guessing", "no better than guessing"
+    if is_early(case):
+        return "early", early_text(case)
     if case.neglected:
-        return "neglected", _neglected_words(case)
+        return "neglected", neglected_text(case.neglected)
     if case.gap > LARGEST_GAP and case.gap_interval[0] > 0 and case.has_learnt:
-        return "over-fitted", f"over-fitted (gap {case.gap:.3f})"
+        if case.is_probe:
+            return "limited", f"limited by the frozen features ({gap})"
+        return "over-fitted", f"overfitted ({gap})"
     if not case.has_learnt:
-        return "under-trained", "under-trained (the train precision is low)"
-    if is_rising(case.history, case.held.split, MEASURE) and not case.copies and case.precision < 1:
-        return "under-trained", "under-trained (still rising)"
+        return "under-trained", "undertrained (the train precision is low)"
+    if is_rising(case.history, case.held_out.split, MEASURE) and not case.copies and case.precision < 1:
+        return "under-trained", f"undertrained (the {case.held_out.split} precision was still rising)"
     if case.has_few_images:
-        return "fine", f"fits, as far as {count} can tell (gap {case.gap:.3f})"
-    return "fine", f"fits well (gap {case.gap:.3f})"
-
-
-def _neglected_words(case: LabelCase) -> str:
-    name, recall, count = case.neglected[0]
-    others = f", nor are {len(case.neglected) - 1} more" if len(case.neglected) > 1 else ""
-    how = "never" if recall == 0 else "hardly ever"
-    of = f"recall {recall:.3f} of {format_count(count, 'image')}"
-    return f"{shorten(name, _NAME)} is {how} found ({of}){others}"
+        return "fine", f"fits well, as far as {format_count(count, 'image')} can show ({gap})"
+    return "fine", f"fits well ({gap})"
 
 
 def _advise(kind: Kind, case: LabelCase) -> list[str]:
-    """Return sentences on what to try next, best first."""
-    found = list(dict.fromkeys(_sentences(kind, case)))[:_MOST_SENTENCES]
+    """Return sentences on what to try next, most effective first."""
+    advice = list(dict.fromkeys(_sentences(kind, case)))[:MOST_ADVICE]
     if case.has_few_images and kind != "copied":
-        images = format_count(len(case.held.names), "image")
-        found.append(f"Hold out more images: {images} can't tell the measure any better than this interval.")
-    return found
+        advice.append(f"Hold out more images. {interval_width(len(case.held_out.names), case.interval)}")
+    return advice
 
 
 def _sentences(kind: Kind, case: LabelCase) -> Iterator[str]:
     if kind == "copied":
-        yield f"Remove the copies from {case.held.split}, or hold out others: dataset.json lists them."
+        yield replace_copies(case.held_out.split)
         return
+    if kind == "limited":
+        yield from (FINE_TUNE, ADD_IMAGES)
     if kind in ("early", "under-trained", "guessing", "unproven"):
-        yield from train_on(case)
-        if kind == "early" or is_rising(case.history, case.held.split, MEASURE):
+        longer = list(train_longer(case))
+        yield from longer
+        if not longer and (kind == "early" or is_rising(case.history, case.held_out.split, MEASURE)):
             yield f"Train longer: {more_epochs(case)}."
     if kind in ("neglected", "guessing", "unproven") and case.setting("train.class_weights") == "none":
-        yield "Rare labels count more with --set train.class_weights=balanced."
+        yield "Give rare labels more weight: --set train.class_weights=balanced."
     if kind in ("over-fitted", "guessing", "unproven") and case.gap > LARGEST_GAP:
-        yield from cures(case)
+        yield from reduce_overfitting(case)
     if kind == "neglected":
-        yield f"Add images of {shorten(case.neglected[0][0], _NAME)}."
+        yield f"Add images of {shorten(case.neglected[0][0], NAME_COLUMNS)}."
     if kind in ("fine", "under-trained", "guessing", "unproven"):
         yield _on_weakest(case)
 
@@ -238,12 +248,13 @@ def _sentences(kind: Kind, case: LabelCase) -> Iterator[str]:
 def _on_weakest(case: LabelCase) -> str:
     averages = case.ranking.average_precisions()
     if np.isnan(averages).all():
-        return "No held-out image has a label: hold out some that have."
+        return "No held-out image has a label. Hold out images with labels."
     worst = int(np.nanargmin(averages))
-    name = shorten(case.held.class_names[worst], _NAME)
+    name = shorten(case.held_out.class_names[worst], NAME_COLUMNS)
     if averages[worst] == 1:
-        return "Every label is ranked right. Try it on pictures from elsewhere before you rely on it."
+        return f"Every label is ranked perfectly. {TEST_ELSEWHERE}"
     return (
-        f"To do better, add images of the weakest label, {name} (average precision {averages[worst]:.3f}), "
-        "and look at the surest mistakes in the report: the table may lack labels."
+        f"To improve further, add images of the weakest label, {name} (average precision "
+        f"{averages[worst]:.3f}), and review the most confident mistakes in the report. Some images may lack "
+        f"labels."
     )

@@ -15,7 +15,7 @@ def shorten(name: str, limit: int) -> str:
     A Chinese, Japanese or Korean character takes two columns (Unicode Standard Annex 11). Unprintable
     characters (control characters, bidirectional marks, undecodable bytes of a file name) become spaces.
     """
-    printable = "".join(" " if unicodedata.category(each) in _UNPRINTABLE else each for each in name)
+    printable = "".join(" " if unicodedata.category(char) in _UNPRINTABLE else char for char in name)
     text = " ".join(printable.split()) or "-"
     if columns(text) <= limit:
         return text
@@ -43,12 +43,17 @@ def clip(text: str, limit: int) -> str:
 
 def cut(text: str, limit: int) -> str:
     """Return the longest prefix of `text` that fits into `limit` columns."""
-    taken = 0
-    for index, each in enumerate(text):
-        taken += get_character_cell_size(each)
-        if taken > limit:
+    width = 0
+    for index, character in enumerate(text):
+        width += get_character_cell_size(character)
+        if width > limit:
             return text[:index]
     return text
+
+
+def capitalize(text: str) -> str:
+    """Return `text` with an upper-case first letter and the other letters unchanged."""
+    return text[:1].upper() + text[1:]
 
 
 def format_duration(seconds: float) -> str:

@@ -22,11 +22,10 @@ from trainer.evaluate.metrics import (
     confusion_matrix,
 )
 from trainer.report import tables
-from trainer.report.drift_plot import draw_drift
 from trainer.report.figures import to_png, to_svg
 from trainer.report.history import find_best_epoch, read_series
 from trainer.report.inputs import ReportInputs
-from trainer.report.names import format_count, format_duration, format_share, shorten
+from trainer.report.names import capitalize, format_count, format_duration, format_share, shorten
 from trainer.report.pictures import choose_correct, choose_mistakes, read_pictures
 from trainer.report.plots import (
     MOST_NAMED_CLASSES,
@@ -34,6 +33,7 @@ from trainer.report.plots import (
     draw_confusion,
     draw_curves,
     draw_distribution,
+    draw_drift,
 )
 from trainer.report.render import render
 from trainer.report.verdict import TITLES, Verdict, judge
@@ -49,6 +49,7 @@ _WEAKEST = 10
 _CLASSES = 12
 _RUN_NAME = 24
 _NOTABLE = 0.02
+"""Difference of mean probability and accuracy from which a model counts as miscalibrated."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,13 @@ class Contents:
     """Maps inputs and settings to the verdict."""
     draw: Callable[[ReportInputs, Mapping[str, Any]], list[Plot]]
     cards: Callable[[ReportInputs, Verdict], list[Card]]
-    answers: Callable[[ReportInputs], dict[str, Any]]
+    context: Callable[[ReportInputs], dict[str, Any]]
     """Returns the template context for the predictions."""
 
 
 def write_report(run_folder: Path, inputs: ReportInputs) -> Verdict:
     """Write report.html and plots/*.png of a run with one label per image; see `write_page`."""
-    return write_page(run_folder, inputs, _ONE_LABEL)
+    return write_page(run_folder, inputs, _SINGLE_LABEL)
 
 
 def write_page(run_folder: Path, inputs: ReportInputs, contents: Contents) -> Verdict:
@@ -99,21 +100,21 @@ def write_page(run_folder: Path, inputs: ReportInputs, contents: Contents) -> Ve
     for plot in plots:
         write_bytes(run_folder / "plots" / f"{plot.name}.png", to_png(plot.figure))
     context = _context(inputs, settings, verdict, plots)
-    context |= {"cards": contents.cards(inputs, verdict), **contents.answers(inputs)}
+    context |= {"cards": contents.cards(inputs, verdict), **contents.context(inputs)}
     write_text(run_folder / "report.html", render(contents.template, context))
     return verdict
 
 
-def _one_label(inputs: ReportInputs) -> Mapping[str, Predictions]:
+def _single_label(inputs: ReportInputs) -> Mapping[str, Predictions]:
     return cast(Mapping[str, Predictions], inputs.predictions)
 
 
 def _judge(inputs: ReportInputs, settings: Mapping[str, Any]) -> Verdict:
-    return judge(_one_label(inputs), inputs.history, inputs.held_out, settings, inputs.dataset)
+    return judge(_single_label(inputs), inputs.history, inputs.held_out, settings, inputs.dataset)
 
 
 def _draw(inputs: ReportInputs, settings: Mapping[str, Any]) -> list[Plot]:
-    predictions = _one_label(inputs)[inputs.held_out]
+    predictions = _single_label(inputs)[inputs.held_out]
     counts = tables.split_counts(inputs.dataset)
     matrix = confusion_matrix(predictions)
     calibration = compute_calibration(predictions)
@@ -124,13 +125,15 @@ def _draw(inputs: ReportInputs, settings: Mapping[str, Any]) -> list[Plot]:
             "Confusion matrix",
             draw_confusion(matrix, predictions.class_names),
             f"Confusion matrix of {len(predictions.labels):,} {inputs.held_out} images: "
-            f"{int(np.trace(matrix)):,} on the diagonal are right.",
+            f"{int(np.trace(matrix)):,} are on the diagonal, that is, correct.",
         ),
         Plot("calibration", "Calibration", draw_calibration(calibration), calibration_text(calibration)),
     ]
     if counts:
-        text = "; ".join(f"{split}: {_spread(of_class)}" for split, of_class in counts.items())
-        plots.append(Plot("distribution", "Images per class", draw_distribution(counts), f"{text}."))
+        text = "; ".join(f"{split}: {_class_sizes(of_class)}" for split, of_class in counts.items())
+        plots.append(
+            Plot("distribution", "Images per class", draw_distribution(counts), capitalize(f"{text}."))
+        )
     return plots
 
 
@@ -139,7 +142,7 @@ def _draw_drift(inputs: ReportInputs) -> list[Plot]:
     if drift is None or not drift.measures:
         return []
     figure = draw_drift(drift.measures, shorten(drift.run, _RUN_NAME), "this run")
-    return [Plot("drift", "What changed in the data", figure, " ".join(drift.sentences))]
+    return [Plot("drift", "Changes in the data", figure, " ".join(drift.sentences))]
 
 
 def draw_history(
@@ -157,7 +160,7 @@ def draw_history(
     plots = []
     for measure in measures:
         ends = [
-            f"{split} {series.values[0]:.3f} at first and {series.values[-1]:.3f} at the end"
+            f"{split} {series.values[0]:.3f} in the first and {series.values[-1]:.3f} in the last epoch"
             for split in ("train", inputs.held_out)
             if len((series := read_series(inputs.history, f"{split}/{measure}")).values)
         ]
@@ -174,7 +177,7 @@ def _monitor(settings: Mapping[str, Any], usual: str) -> str:
     return str(stopping.get("monitor", "loss")) if isinstance(stopping, Mapping) else usual
 
 
-def _spread(of_class: Mapping[str, int]) -> str:
+def _class_sizes(of_class: Mapping[str, int]) -> str:
     fewest, most = min(of_class, key=of_class.__getitem__), max(of_class, key=of_class.__getitem__)
     total = format_count(sum(of_class.values()), "image")
     if of_class[fewest] == of_class[most]:
@@ -184,15 +187,16 @@ def _spread(of_class: Mapping[str, int]) -> str:
 
 
 def calibration_text(calibration: Calibration) -> str:
-    """Return a sentence on whether predictions are as often right as their probabilities claim."""
-    sure = float(np.average(calibration.confidence, weights=calibration.count))
-    right = float(np.average(calibration.accuracy, weights=calibration.count))
-    if abs(sure - right) < _NOTABLE:
-        kind = "what it says can be taken at its word, on the whole"
+    """Return sentences on whether the mean probability of the predictions agrees with their accuracy."""
+    confidence = float(np.average(calibration.confidence, weights=calibration.count))
+    accuracy = float(np.average(calibration.accuracy, weights=calibration.count))
+    if abs(confidence - accuracy) < _NOTABLE:
+        conclusion = "On average, the probabilities agree with the accuracy."
     else:
-        kind = "the model is over-confident" if sure > right else "the model is under-confident"
+        conclusion = f"The model is {'overconfident' if confidence > accuracy else 'underconfident'}."
     return (
-        f"On average an answer has probability {sure:.3f}, and {right:.3f} of the answers are right: {kind}."
+        f"The mean probability of the predicted classes is {confidence:.3f}, and {accuracy:.3f} of the "
+        f"predictions are correct. {conclusion}"
     )
 
 
@@ -218,9 +222,9 @@ def _context(
     }
 
 
-def _answers(inputs: ReportInputs) -> dict[str, Any]:
+def _prediction_context(inputs: ReportInputs) -> dict[str, Any]:
     """Return the template context for the held-out predictions."""
-    predictions = _one_label(inputs)[inputs.held_out]
+    predictions = _single_label(inputs)[inputs.held_out]
     rows = tables.class_rows(inputs.metrics, inputs.held_out, predictions.class_names)
     is_many = len(rows) > MOST_NAMED_CLASSES
     return {
@@ -229,26 +233,26 @@ def _answers(inputs: ReportInputs) -> dict[str, Any]:
         "confusions": tables.top_confusions(
             confusion_matrix(predictions), predictions.class_names, _CONFUSIONS
         ),
-        **pictured(inputs),
+        **examples(inputs),
     }
 
 
-def pictured(inputs: ReportInputs) -> dict[str, Any]:
+def examples(inputs: ReportInputs) -> dict[str, Any]:
     """Return the template context for overall metrics, and for images with wrong and correct predictions."""
     splits = list(inputs.predictions)
-    held, train = inputs.predictions[inputs.held_out], inputs.predictions["train"]
+    held_out, train = inputs.predictions[inputs.held_out], inputs.predictions["train"]
     return {
         "splits": splits,
         "overall_rows": tables.overall_rows(inputs.metrics, splits),
-        "mistake_count": _wrong(held),
-        "train_mistake_count": _wrong(train),
+        "mistake_count": _count_mistakes(held_out),
+        "train_mistake_count": _count_mistakes(train),
         "train_mistakes": read_pictures(train, choose_mistakes(train, _MISTAKES), inputs.pictures),
-        "mistakes": read_pictures(held, choose_mistakes(held, _MISTAKES), inputs.pictures),
-        "correct": read_pictures(held, choose_correct(held, _CORRECT), inputs.pictures),
+        "mistakes": read_pictures(held_out, choose_mistakes(held_out, _MISTAKES), inputs.pictures),
+        "correct": read_pictures(held_out, choose_correct(held_out, _CORRECT), inputs.pictures),
     }
 
 
-def _wrong(predictions: AnyPredictions) -> int:
+def _count_mistakes(predictions: AnyPredictions) -> int:
     return int(np.sum(~predictions.right))
 
 
@@ -265,27 +269,27 @@ def _data(inputs: ReportInputs) -> dict[str, Any]:
 
 
 def _cards(inputs: ReportInputs, verdict: Verdict) -> list[Card]:
-    held, metrics = inputs.held_out, inputs.metrics
-    count, correct = int(metrics[f"{held}/count"]), int(metrics[f"{held}/correct"])
-    interval = f"95%: {metrics[f'{held}/accuracy_low']:.3f} to {metrics[f'{held}/accuracy_high']:.3f}"
+    split, metrics = inputs.held_out, inputs.metrics
+    count, correct = int(metrics[f"{split}/count"]), int(metrics[f"{split}/correct"])
+    interval = (
+        f"95% interval {metrics[f'{split}/accuracy_low']:.3f} to {metrics[f'{split}/accuracy_high']:.3f}"
+    )
     if verdict.copies:
         clean = metrics["train/accuracy"] - verdict.gap
         interval = f"{clean:.3f} without {format_count(verdict.copies, 'copy', 'copies')} of training images"
     cards = [
-        Card(f"{held.capitalize()} accuracy", format_share(metrics[f"{held}/accuracy"]), interval),
-        Card(
-            f"Gap, train to {held}", f"{verdict.gap:.3f}", f"train {format_share(metrics['train/accuracy'])}"
-        ),
+        Card(f"{split.capitalize()} accuracy", format_share(metrics[f"{split}/accuracy"]), interval),
+        Card(f"Train-{split} gap", f"{verdict.gap:.3f}", f"train {format_share(metrics['train/accuracy'])}"),
         Card("Mistakes", f"{count - correct:,}", f"of {format_count(count, 'image')}"),
         _weakest_card(verdict),
     ]
-    if f"{held}/roc_auc" in metrics:
-        cards.append(Card("ROC AUC", format_share(metrics[f"{held}/roc_auc"]), "0.5 is guessing"))
+    if f"{split}/roc_auc" in metrics:
+        cards.append(Card("ROC AUC", format_share(metrics[f"{split}/roc_auc"]), "0.5 is guessing"))
     epochs = format_count(len(inputs.history), "epoch")
     return [
         *cards,
-        Card("Log loss", format_share(metrics[f"{held}/log_loss"]), "0 is perfect"),
-        Card("Calibration error", format_share(metrics[f"{held}/calibration_error"]), "0 is perfect"),
+        Card("Log loss", format_share(metrics[f"{split}/log_loss"]), "0 is perfect"),
+        Card("Calibration error", format_share(metrics[f"{split}/calibration_error"]), "0 is perfect"),
         Card("Training time", format_duration(inputs.train_seconds), epochs),
     ]
 
@@ -296,4 +300,4 @@ def _weakest_card(verdict: Verdict) -> Card:
     return Card("Weakest recall", format_share(verdict.weakest_recall), shorten(verdict.weakest_class, 28))
 
 
-_ONE_LABEL = Contents("page.html.j2", _judge, _draw, _cards, _answers)
+_SINGLE_LABEL = Contents("page.html.j2", _judge, _draw, _cards, _prediction_context)

@@ -86,7 +86,7 @@ def _picture(predictions: AnyPredictions, number: int, image: Pixels) -> Picture
         is_small=is_small,
         name=predictions.names[number],
         label=predictions.truth_text(number),
-        predicted=predictions.answer_text(number),
+        predicted=predictions.predicted_text(number),
         probability=float(predictions.confidence[number]),
         label_probability=float(predictions.confidence_in_truth[number]),
     )

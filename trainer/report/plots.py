@@ -1,4 +1,4 @@
-"""Plots of training curves, confusion matrix, calibration and class distribution.
+"""Plots of training curves, confusion matrix, calibration, class distribution and data drift.
 
 Each function returns one `Figure`, which `figures` converts to SVG and PNG; the functions share no state.
 Colour is never the only cue: lines also differ in dashes and markers, and cells have numbers or positions.
@@ -6,6 +6,7 @@ Colour is never the only cue: lines also differ in dashes and markers, and cells
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -15,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
 from trainer.evaluate.metrics import Calibration, wilson_interval
+from trainer.report.drift import MeasureRow
 from trainer.report.figures import (
     BLUE,
     FONT_SIZE,
@@ -35,7 +37,7 @@ MOST_NUMBERED_CLASSES = 12
 MOST_NAMED_CLASSES = 20
 """Maximum number of classes for which a plot has class names."""
 _MOST_TICKS = 12
-_TICK_STEPS = tuple(each * 10**power for power in range(1, 9) for each in (1, 2, 5))
+_TICK_STEPS = tuple(digit * 10**power for power in range(1, 9) for digit in (1, 2, 5))
 """Possible steps between the numbered ticks of a matrix without names."""
 _NAME = 16
 _FEW_POINTS = 25
@@ -49,6 +51,11 @@ _SPLITS = {
 _RIGHT_RGB = (0.23, 0.56, 0.85)
 _WRONG_RGB = (0.91, 0.48, 0.16)
 _LEAST_OPAQUE, _MOST_OPAQUE = 0.1, 0.8
+_DRIFT_COLUMNS = 2
+_DRIFT_ROW_INCHES = 1.45
+_DRIFT_BINS = 24
+_DRIFT_QUANTILE = 0.995
+"""Quantile up to which values are drawn; the few above would compress the rest."""
 _THOUSANDS = StrMethodFormatter("{x:,.0f}")
 
 
@@ -77,7 +84,7 @@ def draw_curves(
     else:
         axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
-    axes.set_xlim(0.5, max([1.0, *(each for series in curves.values() for each in series.epochs)]) + 0.5)
+    axes.set_xlim(0.5, max([1.0, *(epoch for series in curves.values() for epoch in series.epochs)]) + 0.5)
     # Room above for the label of the best epoch.
     axes.margins(y=0.14)
     add_legend(axes, 2)
@@ -99,10 +106,10 @@ def _draw_line(axes: Axes, split: str, series: Series) -> None:
 
 
 def _mark_best(axes: Axes, series: Series, best_epoch: int, prefix: str) -> None:
-    found = np.flatnonzero(series.epochs == best_epoch)
-    if not len(found):
+    positions = np.flatnonzero(series.epochs == best_epoch)
+    if not len(positions):
         return
-    index = int(found[0])
+    index = int(positions[0])
     x, y = series.epochs[index], series.values[index]
     axes.axvline(x, color=MUTED, linewidth=0.8, linestyle=":")
     axes.plot(
@@ -142,10 +149,10 @@ def draw_confusion(matrix: npt.NDArray[np.int64], class_names: Sequence[str]) ->
     if is_named:
         _name_cells(axes, class_names)
     else:
-        step = next(each for each in _TICK_STEPS if count <= _MOST_TICKS * each)
+        step = next(step for step in _TICK_STEPS if count <= _MOST_TICKS * step)
         ticks = [0, *range(step - 1, count, step)]
-        axes.set_xticks(ticks, [f"{place + 1}" for place in ticks])
-        axes.set_yticks(ticks, [f"{place + 1}" for place in ticks])
+        axes.set_xticks(ticks, [f"{index + 1}" for index in ticks])
+        axes.set_yticks(ticks, [f"{index + 1}" for index in ticks])
     if count <= MOST_NUMBERED_CLASSES:
         _number_cells(axes, matrix)
     return figure
@@ -165,14 +172,14 @@ def _shade(matrix: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
 def _name_cells(axes: Axes, class_names: Sequence[str]) -> None:
     names = [shorten(name, _NAME) for name in class_names]
     longest = max(map(len, names))
-    turned = longest > 12 or (len(names) > 3 and longest > 2)
+    is_rotated = longest > 12 or (len(names) > 3 and longest > 2)
     size = FONT_SIZE if len(names) <= MOST_NUMBERED_CLASSES else FONT_SIZE - 1.5
     # parse_math=False, because a class name may contain dollar signs.
     axes.set_xticks(
         range(len(names)),
         names,
-        rotation=60 if turned else 0,
-        ha="right" if turned else "center",
+        rotation=60 if is_rotated else 0,
+        ha="right" if is_rotated else "center",
         rotation_mode="anchor",
         fontsize=size,
         parse_math=False,
@@ -194,9 +201,9 @@ def draw_calibration(calibration: Calibration) -> Figure:
     """Draw the accuracy over the confidence, and the number of images per confidence bin."""
     figure = new_figure(3.7)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    style_axes(upper, "", "share that is right", grid="both")
-    style_axes(lower, "probability of the answer", "images")
-    upper.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=":", label="perfect")
+    style_axes(upper, "", "accuracy", grid="both")
+    style_axes(lower, "predicted probability", "images")
+    upper.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=":", label="perfect calibration")
     intervals = [
         wilson_interval(round(share * count), count)
         for share, count in zip(calibration.accuracy.tolist(), calibration.count.tolist(), strict=True)
@@ -210,7 +217,7 @@ def draw_calibration(calibration: Calibration) -> Figure:
         marker="o",
         markersize=4,
         linewidth=1.5,
-        label="this model, with 95% intervals",
+        label="this model, 95% intervals",
     )
     upper.set(xlim=(0, 1.02), ylim=(0, 1.04))
     lower.bar(calibration.confidence, calibration.count, width=0.045, color=BLUE)
@@ -229,7 +236,7 @@ def draw_distribution(counts: Mapping[str, Mapping[str, int]]) -> Figure:
         return _draw_bars(counts, class_names)
     figure = new_figure(2.9)
     axes = figure.add_subplot()
-    style_axes(axes, "classes, by their training images", "images")
+    style_axes(axes, "classes, by number of training images", "images")
     order = sorted(class_names, key=lambda name: -next(iter(counts.values()))[name])
     for split, of_class in counts.items():
         colour, dashes, _ = _SPLITS[split]
@@ -249,9 +256,9 @@ def _draw_bars(counts: Mapping[str, Mapping[str, int]], class_names: Sequence[st
     axes = figure.add_subplot()
     style_axes(axes, "images", grid="x")
     for number, (split, of_class) in enumerate(counts.items()):
-        places = np.arange(len(class_names)) - 0.4 + bar * (number + 0.5)
+        positions = np.arange(len(class_names)) - 0.4 + bar * (number + 0.5)
         values = [of_class[name] for name in class_names]
-        bars = axes.barh(places, values, height=bar * 0.9, color=_SPLITS[split][0], label=split)
+        bars = axes.barh(positions, values, height=bar * 0.9, color=_SPLITS[split][0], label=split)
         axes.bar_label(bars, fmt="{:,.0f}", padding=3, fontsize=FONT_SIZE - 1.5, color=MUTED)
     names = [shorten(name, _NAME) for name in class_names]
     axes.set_yticks(range(len(names)), names, parse_math=False)
@@ -260,4 +267,32 @@ def _draw_bars(counts: Mapping[str, Mapping[str, int]], class_names: Sequence[st
     axes.xaxis.set_major_formatter(_THOUSANDS)
     axes.margins(x=0.12)
     add_legend(axes, len(counts))
+    return figure
+
+
+def draw_drift(rows: Sequence[MeasureRow], before: str, now: str) -> Figure:
+    """Draw the distribution of each measure before and now; `before` and `now` are the legend labels."""
+    lines = math.ceil(len(rows) / _DRIFT_COLUMNS)
+    figure = new_figure(_DRIFT_ROW_INCHES * lines + 0.3)
+    axes = figure.subplots(lines, _DRIFT_COLUMNS, squeeze=False).ravel()
+    for axis, row in zip(axes, rows, strict=False):
+        style_axes(axis, grid="none")
+        axis.set_title(
+            f"{row.name}{' *' if row.has_changed else ''}", fontsize=FONT_SIZE, color=INK, loc="left", pad=3
+        )
+        both = np.concatenate([row.before, row.now])
+        edges = np.histogram_bin_edges(both[both <= np.quantile(both, _DRIFT_QUANTILE)], _DRIFT_BINS)
+        for values, colour, dashes, label in (
+            (row.before, BLUE, "--", before), (row.now, ORANGE, "-", now),
+        ):  # fmt: skip
+            shares = np.histogram(values, edges)[0] / len(values)
+            axis.stairs(shares, edges, color=colour, linestyle=dashes, linewidth=1.4, label=label)
+        axis.set_yticks([])
+        axis.xaxis.set_major_locator(MaxNLocator(nbins=4))
+    for axis in axes[len(rows) :]:
+        axis.set_visible(False)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside upper left", ncols=2, frameon=False, fontsize=FONT_SIZE, labelcolor=INK
+    )
     return figure

@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from trainer.report.names import format_duration, format_share, shorten
+from trainer.report.names import format_count, format_duration, format_share, shorten
 
 
 def render(template: str, context: Mapping[str, Any], *packages: str) -> str:
@@ -31,6 +31,7 @@ def render(template: str, context: Mapping[str, Any], *packages: str) -> str:
     environment.filters |= {
         "share": format_share,
         "duration": format_duration,
+        "count": format_count,
         "shorten": shorten,
         "broken": _broken,
     }

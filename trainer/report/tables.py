@@ -21,9 +21,9 @@ from trainer.spec import sides_of
 
 _OVERALL = (
     ("accuracy", "accuracy"),
-    ("macro_precision", "precision, mean over classes"),
-    ("macro_recall", "recall, mean over classes"),
-    ("macro_f1", "F1, mean over classes"),
+    ("macro_precision", "precision (macro average)"),
+    ("macro_recall", "recall (macro average)"),
+    ("macro_f1", "F1 (macro average)"),
     ("roc_auc", "ROC AUC"),
     ("log_loss", "log loss"),
     ("brier", "Brier score"),
@@ -80,7 +80,7 @@ def top_confusions(matrix: npt.NDArray[np.int64], class_names: Sequence[str], co
     wrong = matrix * (1 - np.eye(len(matrix), dtype=np.int64))
     order = np.argsort(-wrong, axis=None, kind="stable")[:count]
     totals = matrix.sum(axis=1)
-    cells = [divmod(int(place), len(matrix)) for place in order]
+    cells = [divmod(int(index), len(matrix)) for index in order]
     return [
         Confusion(
             class_names[row], class_names[column], int(wrong[row, column]), wrong[row, column] / totals[row]
@@ -103,7 +103,7 @@ def overall_rows(
 
 def split_counts(dataset: Mapping[str, Any]) -> dict[str, dict[str, int]]:
     """Return the number of images by split and class."""
-    return {split: dict(each["classes"]) for split, each in dataset.get("splits", {}).items()}
+    return {name: dict(split["classes"]) for name, split in dataset.get("splits", {}).items()}
 
 
 def duplicate_names(dataset: Mapping[str, Any], count: int) -> list[list[str]]:
@@ -121,24 +121,24 @@ def most_changed(rows: Sequence[ClassCount], count: int) -> list[ClassCount]:
 def facts(inputs: ReportInputs, settings: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the facts of a run as (name, text) pairs, without unknown ones."""
     environment = inputs.environment
-    found = [
+    rows = [
         ("Recipe", str(settings.get("recipe") or "none")),
         ("Data", _data_text(inputs)),
         ("Model", model_text(settings)),
         ("Training", _training_text(inputs, settings)),
         ("Optimizer", _optimizer_text(settings, environment)),
         ("Augmentation", augment_text(settings)),
-        ("Began with", str(environment.get("started_from") or "")),
+        ("Started from", str(environment.get("started_from") or "")),
         ("Weights", _weights_text(environment)),
         ("Devices", str(environment.get("devices") or "")),
         ("Precision", str(environment.get("precision") or "")),
         ("Seed", str(settings.get("seed", environment.get("seed", "")))),
-        ("Started", str(environment.get("started") or "")),
+        ("Start time", str(environment.get("started") or "")),
         ("Versions", _versions_text(environment)),
         ("Commit", str(environment.get("git_commit") or "")),
         ("Host", ", ".join(str(environment[key]) for key in ("host", "system") if environment.get(key))),
     ]
-    return [(name, text) for name, text in found if text]
+    return [(name, text) for name, text in rows if text]
 
 
 def _weights_text(environment: Mapping[str, Any]) -> str:
@@ -167,11 +167,11 @@ def model_text(settings: Mapping[str, Any]) -> str:
 
 
 def _pixels_text(data: Mapping[str, Any]) -> str:
-    """Return the image size as `150 x 150 pixels`, with ` of grey` or ` of RGBA`; empty if unknown."""
+    """Return the image size as `150 x 150 pixels`, with `, grey` or `, RGBA`; empty if unknown."""
     if not data.get("image_size"):
         return ""
     height, width = sides_of(data["image_size"])
-    kind = {1: " of grey", 4: " of RGBA"}.get(data.get("channels", 3), "")
+    kind = {1: ", grey", 4: ", RGBA"}.get(data.get("channels", 3), "")
     return f"{height} x {width} pixels{kind}"
 
 
@@ -186,7 +186,7 @@ def _training_text(inputs: ReportInputs, settings: Mapping[str, Any]) -> str:
     batch = batch or settings.get("train", {}).get("global_batch_size")
     planned = settings.get("train", {}).get("epochs", epochs)
     parts = [format_count(epochs, "epoch") if epochs >= planned else f"{epochs:,} of {planned:,} epochs"]
-    parts += [f"batches of {batch}"] if batch else []
+    parts += [f"batch size {batch}"] if batch else []
     parts.append(f"in {format_duration(inputs.train_seconds)}")
     rates = read_series(inputs.history, "images_per_second").values
     if len(rates):

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from trainer.errors import UsageError
-from trainer.report.drift import Earlier
+from trainer.report.drift import EarlierRun
 from trainer.runs.artifacts import read_dataset_json, read_images_json
 from trainer.runs.files import IMAGES, weights_in
 from trainer.runs.publish import latest_run
@@ -59,7 +59,7 @@ def read_weights(run: Store) -> dict[str, str | None] | None:
         return None
 
 
-def find_earlier(output: Store, spec: RunSpec, data_digest: str) -> Earlier | None:
+def find_earlier(output: Store, spec: RunSpec, data_digest: str) -> EarlierRun | None:
     """Return the data statistics of the newest finished run, if it has the same source but other data.
 
     Files that are unreadable, for example of another version of this program, count as missing. Raises
@@ -83,7 +83,7 @@ def find_earlier(output: Store, spec: RunSpec, data_digest: str) -> Earlier | No
     ):
         return None
     has_same_format = before.pixel_format == spec.data.pixel_format
-    return Earlier(name, dataset, _read_parsed(run, IMAGES, read_images_json), has_same_format)
+    return EarlierRun(name, dataset, _read_parsed(run, IMAGES, read_images_json), has_same_format)
 
 
 def _read_parsed(run: Store, name: str, read: Callable[[bytes], dict[str, Any]]) -> dict[str, Any]:
