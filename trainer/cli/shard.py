@@ -49,7 +49,7 @@ def shard_command(
             with WorkerPool(count, cache_dir, import_tensorflow, *share, stop=stop) as pool:
                 made = make_shards(spec, store, shard_mib << 20, pool, console)
         except StoppedError:
-            raise StoppedError(STOPPED) from None
+            raise StoppedError(*STOPPED) from None
         if made is None:
             console.on_fact("done", f"the share of machine {share[0]} of {share[1]}; machine 0 ends it")
             return

@@ -27,7 +27,7 @@ class Rows:
 
     step: tf.Tensor
     """int64 scalar."""
-    places: tf.Tensor
+    positions: tf.Tensor
     """int32 [rows], from 0."""
     count: tf.Tensor
     """Number of rows of the global batch, int32 scalar."""
@@ -79,7 +79,7 @@ class RowDropout(keras.layers.Layer):  # type: ignore[misc]
             tf.concat([[rows.count], ones if self.whole_rows else shape[1:]], axis=0),
             tf.stack([tf.constant(_FIRST_STREAM * (1 + self.stream) + self.seed, tf.int64), rows.step]),
         )
-        is_kept = tf.gather(numbers, rows.places) >= self.rate
+        is_kept = tf.gather(numbers, rows.positions) >= self.rate
         return inputs * tf.cast(is_kept, inputs.dtype) / (1.0 - self.rate)
 
     def compute_output_shape(self, input_shape: Any) -> Any:

@@ -110,7 +110,7 @@ def read_branch(folder: Path) -> Branch:
     return Branch(folder, split_named(folder.name), inside, tuple(folders), tuple(files))
 
 
-def agree(branches: Sequence[Branch], least: int = 1) -> bool:
+def have_same_folders(branches: Sequence[Branch], least: int = 1) -> bool:
     """Return whether at least half of each branch's folder names occur in the largest branch.
 
     Each branch must share at least `least` names with it.

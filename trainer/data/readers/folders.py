@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.data.items import Item, Rejection
-from trainer.data.readers.plan import Aside, ClassFolder, plan_folders
+from trainer.data.readers.plan import ClassFolder, Exclusion, plan_folders
 from trainer.data.readers.read_result import (
     ReadResult,
     files_below,
@@ -40,15 +40,15 @@ def read_folders(root: Path, is_literal: bool = False) -> ReadResult:
         _read_classes(result, [folder for folder in plan.classes if folder.split == split], root)
     for image in plan.images:
         _add_file(result, image.path, printable(image.label), image.split, root)
-    for aside in (*plan.aside, *_find_hidden(plan.listed)):
-        _leave_out(result, aside, root)
+    for exclusion in (*plan.exclusions, *_find_hidden(plan.listed)):
+        _leave_out(result, exclusion, root)
     return result
 
 
-def _find_hidden(listed: Sequence[Path]) -> list[Aside]:
+def _find_hidden(listed: Sequence[Path]) -> list[Exclusion]:
     advice = "it is hidden; rename it if it is a class"
     hidden = [folder for parent in listed for folder in hidden_folders(parent)]
-    return [Aside(folder, "in a hidden folder", advice) for folder in hidden]
+    return [Exclusion(folder, "in a hidden folder", advice) for folder in hidden]
 
 
 def _read_classes(result: ReadResult, classes: Sequence[ClassFolder], root: Path) -> None:
@@ -90,19 +90,21 @@ def _add_file(result: ReadResult, path: Path, label: str, split: str | None, roo
         result.items.append(Item(name, label, split, path))
 
 
-def _leave_out(result: ReadResult, aside: Aside, root: Path) -> None:
+def _leave_out(result: ReadResult, exclusion: Exclusion, root: Path) -> None:
     """Reject files outside the class folders, images as undamaged and with a warning."""
-    paths = files_below(aside.source) if isinstance(aside.source, Path) else aside.source
+    paths = files_below(exclusion.source) if isinstance(exclusion.source, Path) else exclusion.source
     pictures = []
     for path in paths:
         name = name_of(path, root)
         rejection = rejection_of(path, name)
-        result.rejections.append(rejection or Rejection(name, aside.reason, damaged=False))
+        result.rejections.append(rejection or Rejection(name, exclusion.reason, damaged=False))
         pictures += [] if rejection else [name]
     if not pictures:
         return
     count = "1 image" if len(pictures) == 1 else f"{len(pictures):,} images"
-    if isinstance(aside.source, Path):
-        result.warnings.append(f"{name_of(aside.source, root)}/ ({count}) is not used: {aside.advice}")
+    if isinstance(exclusion.source, Path):
+        result.warnings.append(
+            f"{name_of(exclusion.source, root)}/ ({count}) is not used: {exclusion.advice}"
+        )
     else:
-        result.warnings.append(f"not used: {count} {aside.reason}, such as {pictures[0]}")
+        result.warnings.append(f"not used: {count} {exclusion.reason}, such as {pictures[0]}")

@@ -22,7 +22,7 @@ from trainer.data.readers.lookup import Lookup, is_file, resolve_path
 from trainer.data.readers.read_result import ReadResult, list_folder, name_of, split_among_words, split_named
 from trainer.data.readers.rows import (
     ANNOTATIONS,
-    Row,
+    TableRow,
     read_single_label_row,
     read_vertex_row,
     require_one_label_each,
@@ -105,7 +105,7 @@ def _find_problem(path: Path, lookup: Lookup, is_multi: bool) -> str | None:
         return "it is not UTF-8 text"
     if not table.header:
         rows = [read_vertex_row(table.path, cells, is_multi) for _, cells in table.rows[:_PROBED_ROWS]]
-        uris = [row.uri for row in rows if isinstance(row, Row)]
+        uris = [row.uri for row in rows if isinstance(row, TableRow)]
         return None if any(is_remote(uri) or is_file(uri, path) for uri in uris) else "it lists no images"
     if "submission" in path.stem.lower():
         return "a submission form contains no true labels"
@@ -220,7 +220,7 @@ class _ListedImages:
         return replace(item, name=f"{item.name}#{location}")
 
 
-def _with_base_uri(row: Row, base_uri: str) -> Row:
+def _with_base_uri(row: TableRow, base_uri: str) -> TableRow:
     is_relative = row.uri and not is_remote(row.uri) and not row.uri.lower().startswith(("/", "file://"))
     return replace(row, uri=f"{base_uri}/{row.uri}") if base_uri and is_relative else row
 
@@ -249,7 +249,7 @@ def _parse(text: str) -> Any:
 
 def _read_rows(
     table: Table, lookup: Lookup, split: str, base_uri: str, is_multi: bool
-) -> Iterator[tuple[int, Row | str]]:
+) -> Iterator[tuple[int, TableRow | str]]:
     """Yield each line with its row, or with the reason why it cannot be used."""
     # A displayName in Vertex AI's JSON and the name of a column are single labels and are not separated.
     is_cell = bool(table.header) or table.path.suffix.lower() != ".jsonl"
@@ -264,7 +264,7 @@ def _read_rows(
         rows = [(line, read_row(table, columns, line, cells, split)) for line, cells in table.rows]
     separate = split_label_cells if is_multi else require_one_label_each
     for line, row in separate(rows) if is_cell else rows:
-        if isinstance(row, Row) and table.header and not base_uri:
+        if isinstance(row, TableRow) and table.header and not base_uri:
             row = _look_up(row, table.path, lookup)
         yield line, row
 
@@ -297,7 +297,7 @@ def _unused_splits(table: Table, lookup: Lookup, is_multi: bool) -> list[str]:
     return [f"{name} is not used as split: its values are not train, validation or test"]
 
 
-def _look_up(row: Row, table: Path, lookup: Lookup) -> Row | str:
+def _look_up(row: TableRow, table: Path, lookup: Lookup) -> TableRow | str:
     if is_remote(row.uri) or not row.uri:
         return row
     path = lookup.find(row.uri, table, split_named(row.use) or split_among_words(table.stem))
@@ -305,7 +305,7 @@ def _look_up(row: Row, table: Path, lookup: Lookup) -> Row | str:
 
 
 def _build_item(
-    row: Row, file: Path, location: str, root: Path, local_copies: Mapping[str, Path]
+    row: TableRow, file: Path, location: str, root: Path, local_copies: Mapping[str, Path]
 ) -> Item | str:
     """Return the item of the row's image on disk, or the reason why it cannot be used."""
     if not is_use(row.use):
@@ -332,7 +332,7 @@ def _build_item(
     return _labelled_item(row, name_of(path, root), path)
 
 
-def _labelled_item(row: Row, name: str, path: Path) -> Item:
+def _labelled_item(row: TableRow, name: str, path: Path) -> Item:
     item = Item(name, printable(row.label), split_named(row.use), path)
     return item if row.labels is None else with_labels(item, map(printable, row.labels))
 

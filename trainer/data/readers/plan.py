@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from trainer.data.labels import normalized
-from trainer.data.readers.branches import Branch, agree, read_branch
+from trainer.data.readers.branches import Branch, have_same_folders, read_branch
 from trainer.data.readers.named_images import labels_of_names
 from trainer.data.readers.read_result import (
     bare_name,
@@ -50,7 +50,7 @@ class LabelledImage(NamedTuple):
     split: str | None
 
 
-class Aside(NamedTuple):
+class Exclusion(NamedTuple):
     """A folder, or files, whose images are left out."""
 
     source: Path | tuple[Path, ...]
@@ -64,7 +64,7 @@ class LayoutPlan:
 
     classes: list[ClassFolder] = field(default_factory=list)
     images: list[LabelledImage] = field(default_factory=list)
-    aside: list[Aside] = field(default_factory=list)
+    exclusions: list[Exclusion] = field(default_factory=list)
     listed: list[Path] = field(default_factory=list)
     """Folders that contain the classes or splits."""
     warnings: list[str] = field(default_factory=list)
@@ -88,7 +88,7 @@ def plan_folders(base: Path, is_literal: bool) -> LayoutPlan:
         return _plan(base)
     except _AmbiguousError as error:
         if is_literal:
-            return _of_classes([read_branch(folder) for folder in list_folder(base)[0]], base)
+            return _plan_classes([read_branch(folder) for folder in list_folder(base)[0]], base)
         raise DataError(
             error.problem,
             f"{error.remedy}, or set data.layout=folders to use each of these folders as a class.",
@@ -106,43 +106,43 @@ def _first_plan(branches: Sequence[Branch], base: Path) -> LayoutPlan:
     return next(plan for plan in plans if plan is not None)
 
 
-def _of_classes(branches: Sequence[Branch], base: Path) -> LayoutPlan:
+def _plan_classes(branches: Sequence[Branch], base: Path) -> LayoutPlan:
     """Read each folder as a class."""
     plan = LayoutPlan(listed=[base])
     plan.classes = [ClassFolder(branch.folder, branch.name, None) for branch in branches]
-    plan.aside = [Aside(tuple(list_folder(base)[1]), _OUTSIDE_CLASSES)]
+    plan.exclusions = [Exclusion(tuple(list_folder(base)[1]), _OUTSIDE_CLASSES)]
     return plan
 
 
-def _by_splits(branches: Sequence[Branch], base: Path) -> LayoutPlan | None:
+def _plan_splits(branches: Sequence[Branch], base: Path) -> LayoutPlan | None:
     """Read folders with split names that contain class folders, or images named by class."""
     named = [branch for branch in branches if branch.split]
     if not named or not any(branch.folders or branch.has_own_pictures for branch in named):
         return None
     if any(branch.is_of_splits for branch in named):
-        return None  # the splits are inside it, see `_below`
+        return None  # the splits are inside it, see `_plan_subfolder`
     others = [branch for branch in branches if not branch.split]
     other_images = [branch for branch in others if not branch.is_unlabelled and branch.has_pictures]
     if any(branch.folders for branch in named):
-        plan = _with_folders(named, other_images)
+        plan = _plan_split_folders(named, other_images)
     elif other_images:
-        return _lone_class(named, branches, base)
+        return _plan_split_named_class(named, branches, base)
     else:
-        plan = _with_names(named)
+        plan = _plan_split_image_names(named)
     plan.listed.append(base)
-    plan.aside += [
-        Aside(branch.folder, _OUTSIDE_SPLITS, _RENAME) for branch in others if not branch.is_unlabelled
+    plan.exclusions += [
+        Exclusion(branch.folder, _OUTSIDE_SPLITS, _RENAME) for branch in others if not branch.is_unlabelled
     ]
-    plan.aside += [
-        Aside(branch.folder, _OUTSIDE_SPLITS, _NO_LABELS) for branch in others if branch.is_unlabelled
+    plan.exclusions += [
+        Exclusion(branch.folder, _OUTSIDE_SPLITS, _NO_LABELS) for branch in others if branch.is_unlabelled
     ]
-    plan.aside.append(Aside(tuple(list_folder(base)[1]), _OUTSIDE_CLASSES))
+    plan.exclusions.append(Exclusion(tuple(list_folder(base)[1]), _OUTSIDE_CLASSES))
     return plan
 
 
-def _with_folders(named: Sequence[Branch], other_images: Sequence[Branch]) -> LayoutPlan:
+def _plan_split_folders(named: Sequence[Branch], other_images: Sequence[Branch]) -> LayoutPlan:
     with_folders = [branch for branch in named if branch.folders]
-    if not agree(with_folders):
+    if not have_same_folders(with_folders):
         raise _AmbiguousError(
             "Folders with names of splits contain different class folders.",
             "Each split needs the same class folders: rename or move the others",
@@ -158,23 +158,23 @@ def _with_folders(named: Sequence[Branch], other_images: Sequence[Branch]) -> La
     for branch in with_folders:
         plan.listed.append(branch.inside)
         plan.classes += [ClassFolder(folder, folder.name, branch.split) for folder in branch.folders]
-        plan.aside.append(Aside(branch.files, _OUTSIDE_CLASSES))
+        plan.exclusions.append(Exclusion(branch.files, _OUTSIDE_CLASSES))
     flat = [branch for branch in named if not branch.folders]
-    plan.aside += [Aside(branch.folder, _OUTSIDE_CLASSES, _NO_LABELS) for branch in flat]
+    plan.exclusions += [Exclusion(branch.folder, _OUTSIDE_CLASSES, _NO_LABELS) for branch in flat]
     return plan
 
 
-def _lone_class(named: Sequence[Branch], branches: Sequence[Branch], base: Path) -> LayoutPlan:
+def _plan_split_named_class(named: Sequence[Branch], branches: Sequence[Branch], base: Path) -> LayoutPlan:
     """Read `train` as a class among vehicles, and `valid` as a class beside `invalid`."""
     names = {branch.name.lower() for branch in named}
     if names == {"train"}:
-        plan = _without_unlabelled(branches, base)
+        plan = _plan_labelled(branches, base)
         plan.warnings.append(
             "train/ is used as a class, because it contains images like the other folders beside it"
         )
         return plan
     if names == {"valid"} and "invalid" in {branch.name.lower() for branch in branches}:
-        return _without_unlabelled(branches, base)
+        return _plan_labelled(branches, base)
     raise _AmbiguousError(
         "Folders with names of splits contain images, not class folders, and other folders could be classes.",
         "Move them out of the source, or put their images into class folders in train/, validation/ or test/",
@@ -182,7 +182,7 @@ def _lone_class(named: Sequence[Branch], branches: Sequence[Branch], base: Path)
     )
 
 
-def _with_names(named: Sequence[Branch]) -> LayoutPlan:
+def _plan_split_image_names(named: Sequence[Branch]) -> LayoutPlan:
     pictures = {branch.name: tuple(filter(is_picture, branch.files)) for branch in named}
     trained = [branch for branch in named if branch.split == "train"] or list(named)
     train_labels = labels_of_names([path for branch in trained for path in pictures[branch.name]])
@@ -197,17 +197,19 @@ def _with_names(named: Sequence[Branch]) -> LayoutPlan:
         labels = labels_of_names(pictures[branch.name])
         if labels is None or not set(labels) <= set(train_labels):
             advice = "the names of its images contain no known labels"
-            plan.aside.append(Aside(branch.folder, _OUTSIDE_CLASSES, advice))
+            plan.exclusions.append(Exclusion(branch.folder, _OUTSIDE_CLASSES, advice))
             continue
         plan.images += [
             LabelledImage(path, label, branch.split)
             for path, label in zip(pictures[branch.name], labels, strict=True)
         ]
-        plan.aside.append(Aside(tuple(set(branch.files) - set(pictures[branch.name])), _OUTSIDE_CLASSES))
+        plan.exclusions.append(
+            Exclusion(tuple(set(branch.files) - set(pictures[branch.name])), _OUTSIDE_CLASSES)
+        )
     return plan
 
 
-def _splits_in_classes(branches: Sequence[Branch], base: Path) -> LayoutPlan | None:
+def _plan_splits_in_classes(branches: Sequence[Branch], base: Path) -> LayoutPlan | None:
     """Read `cats/train`, `cats/test`, `dogs/train`, `dogs/test`."""
     splits = {split_named(folder.name) for branch in branches for folder in branch.folders}
     if len(branches) < 2 or None in splits or "train" not in splits or len(splits) < 2:
@@ -217,18 +219,18 @@ def _splits_in_classes(branches: Sequence[Branch], base: Path) -> LayoutPlan | N
         return None
     if any(split.folders for splits_of_class in inner.values() for split in splits_of_class):
         return None
-    plan = LayoutPlan(listed=[base], aside=[Aside(tuple(list_folder(base)[1]), _OUTSIDE_CLASSES)])
+    plan = LayoutPlan(listed=[base], exclusions=[Exclusion(tuple(list_folder(base)[1]), _OUTSIDE_CLASSES)])
     plan.classes = [
         ClassFolder(split.folder, branch.name, split.split) for branch in branches for split in inner[branch]
     ]
     return plan
 
 
-def _below(branches: Sequence[Branch], base: Path) -> LayoutPlan | None:
-    """Read the only folder that is a complete dataset; set aside the others, such as docs or annotations."""
-    sets = [branch for branch in branches if branch.is_of_splits and branch.has_pictures] or _only_images(
-        branches
-    )
+def _plan_subfolder(branches: Sequence[Branch], base: Path) -> LayoutPlan | None:
+    """Read the only folder that is a complete dataset; exclude the others, such as annotations."""
+    sets = [
+        branch for branch in branches if branch.is_of_splits and branch.has_pictures
+    ] or _find_image_folder(branches)
     if len(sets) > 1:
         raise _AmbiguousError(
             "The source contains several data sets with splits.",
@@ -239,14 +241,14 @@ def _below(branches: Sequence[Branch], base: Path) -> LayoutPlan | None:
         return None
     plan = _plan(sets[0].core)
     others = [branch for branch in branches if branch is not sets[0]]
-    plan.aside += [
-        Aside(branch.folder, _OUTSIDE_SPLITS, f"only {sets[0].name}/ is used") for branch in others
+    plan.exclusions += [
+        Exclusion(branch.folder, _OUTSIDE_SPLITS, f"only {sets[0].name}/ is used") for branch in others
     ]
-    plan.aside.append(Aside(tuple(list_folder(base)[1]), _OUTSIDE_CLASSES))
+    plan.exclusions.append(Exclusion(tuple(list_folder(base)[1]), _OUTSIDE_CLASSES))
     return plan
 
 
-def _only_images(branches: Sequence[Branch]) -> list[Branch]:
+def _find_image_folder(branches: Sequence[Branch]) -> list[Branch]:
     """Return the folder called `images` if no folder beside it contains images."""
     general = [branch for branch in branches if branch.has_pictures and not bare_name(branch.name)]
     is_alone = len(general) == 1 < len(branches) and not any(map(str.isdigit, general[0].name))
@@ -254,8 +256,8 @@ def _only_images(branches: Sequence[Branch]) -> list[Branch]:
     return general if is_alone and not any(branch.has_pictures for branch in others) else []
 
 
-def _beside_copy(branches: Sequence[Branch], base: Path) -> LayoutPlan | None:
-    """Set aside a folder among class folders that contains folders with the same names as its siblings."""
+def _plan_without_copies(branches: Sequence[Branch], base: Path) -> LayoutPlan | None:
+    """Exclude a folder among class folders that contains folders with the same names as its siblings."""
     names = {normalized(branch.name) for branch in branches}
     copies = [
         branch
@@ -267,20 +269,20 @@ def _beside_copy(branches: Sequence[Branch], base: Path) -> LayoutPlan | None:
         return None
     plan = _first_plan(rest, base)
     advice = "it contains folders with the same names as the folders beside it"
-    plan.aside += [Aside(branch.folder, _OUTSIDE_CLASSES, advice) for branch in copies]
+    plan.exclusions += [Exclusion(branch.folder, _OUTSIDE_CLASSES, advice) for branch in copies]
     return plan
 
 
-def _parts(branches: Sequence[Branch], base: Path) -> LayoutPlan | None:
+def _plan_parts(branches: Sequence[Branch], base: Path) -> LayoutPlan | None:
     """Read `part_1` and `part_2`, which contain the same class folders, as one; reject other such folders."""
     several = [branch for branch in branches if branch.folders and not branch.has_own_pictures]
     several = [branch for branch in several if branch.has_pictures] if len(several) > 1 else several
     if len(several) < 2 and not any(branch.is_part or branch.is_side for branch in branches):
         return None
     full = [branch for branch in branches if branch.has_pictures]
-    if len(several) > 1 and 2 * len(several) > len(full) and agree(several, least=2):
+    if len(several) > 1 and 2 * len(several) > len(full) and have_same_folders(several, least=2):
         if len(several) == len(branches) and all(branch.is_part for branch in several):
-            return _pooled(several, base)
+            return _combine_parts(several, base)
         shared = ", ".join(sorted(several[0].labels & several[1].labels)[:3])
         raise _AmbiguousError(
             f"Several folders contain the same folders ({printable(shared)}), which seem to be the classes.",
@@ -288,7 +290,7 @@ def _parts(branches: Sequence[Branch], base: Path) -> LayoutPlan | None:
             several,
         )
     if len(full) > 1 and all(branch.is_part for branch in full):
-        return _named_parts(full, base)
+        return _plan_named_parts(full, base)
     if len(full) > 1 and all(branch.is_side for branch in full):
         raise _AmbiguousError(
             "The folder names are those of a segmentation or detection dataset, not of classes.",
@@ -298,8 +300,8 @@ def _parts(branches: Sequence[Branch], base: Path) -> LayoutPlan | None:
     return None
 
 
-def _pooled(branches: Sequence[Branch], base: Path) -> LayoutPlan:
-    plan = LayoutPlan(listed=[base], aside=[Aside(tuple(list_folder(base)[1]), _OUTSIDE_CLASSES)])
+def _combine_parts(branches: Sequence[Branch], base: Path) -> LayoutPlan:
+    plan = LayoutPlan(listed=[base], exclusions=[Exclusion(tuple(list_folder(base)[1]), _OUTSIDE_CLASSES)])
     for branch in branches:
         plan.listed.append(branch.inside)
         plan.classes += [ClassFolder(folder, folder.name, None) for folder in branch.folders]
@@ -308,7 +310,7 @@ def _pooled(branches: Sequence[Branch], base: Path) -> LayoutPlan:
     return plan
 
 
-def _named_parts(branches: Sequence[Branch], base: Path) -> LayoutPlan:
+def _plan_named_parts(branches: Sequence[Branch], base: Path) -> LayoutPlan:
     pictures = [path for branch in branches for path in branch.files if is_picture(path)]
     labels = labels_of_names(pictures)
     if labels is None:
@@ -321,7 +323,7 @@ def _named_parts(branches: Sequence[Branch], base: Path) -> LayoutPlan:
     return LayoutPlan(images=[LabelledImage(*pair, None) for pair in zip(pictures, labels, strict=True)])
 
 
-def _by_names(branches: Sequence[Branch], base: Path) -> LayoutPlan | None:
+def _plan_image_names(branches: Sequence[Branch], base: Path) -> LayoutPlan | None:
     """Read images named by class directly in `base`, or in its only folder."""
     if len(branches) > 1 or any(branch.folders for branch in branches):
         return None
@@ -332,17 +334,17 @@ def _by_names(branches: Sequence[Branch], base: Path) -> LayoutPlan | None:
         return None
     plan = LayoutPlan(images=[LabelledImage(*pair, None) for pair in zip(pictures, labels, strict=True)])
     rest = {*files, *list_folder(base)[1]} - set(pictures)
-    plan.aside = [Aside(tuple(sorted(rest)), _OUTSIDE_CLASSES)]
+    plan.exclusions = [Exclusion(tuple(sorted(rest)), _OUTSIDE_CLASSES)]
     return plan
 
 
-def _without_unlabelled(branches: Sequence[Branch], base: Path) -> LayoutPlan:
+def _plan_labelled(branches: Sequence[Branch], base: Path) -> LayoutPlan:
     """Read each folder as a class, except those whose names denote unlabeled images."""
     labelled = [branch for branch in branches if not branch.is_unlabelled]
-    plan = _of_classes(labelled if len(labelled) > 1 else branches, base)
+    plan = _plan_classes(labelled if len(labelled) > 1 else branches, base)
     if len(labelled) > 1:
         rest = [branch for branch in branches if branch.is_unlabelled]
-        plan.aside += [Aside(branch.folder, _OUTSIDE_CLASSES, _NO_LABELS) for branch in rest]
+        plan.exclusions += [Exclusion(branch.folder, _OUTSIDE_CLASSES, _NO_LABELS) for branch in rest]
     return plan
 
 
@@ -353,12 +355,12 @@ def _set_splits_of_pairs(branches: Sequence[Branch]) -> list[Branch]:
         if branch.split is None and (part := split_and_label(branch.name)):
             splits[part[1].lower()][part[0]] = branch
     pairs = [branch_by_split for branch_by_split in splits.values() if len(branch_by_split) > 1]
-    # With several pairs each pair is a class, see `_splits_in_names`.
+    # With several pairs each pair is a class, see `_plan_splits_in_names`.
     new = {branch.folder: split for split, branch in pairs[0].items()} if len(pairs) == 1 else {}
     return [replace(branch, split=new.get(branch.folder, branch.split)) for branch in branches]
 
 
-def _splits_in_names(branches: Sequence[Branch], base: Path) -> LayoutPlan | None:
+def _plan_splits_in_names(branches: Sequence[Branch], base: Path) -> LayoutPlan | None:
     """Read `train_cats`, `train_dogs`, `test_cats` and `test_dogs`."""
     parts = [split_and_label(branch.name) for branch in branches if not branch.folders]
     pairs = {part for part in parts if part is not None}
@@ -367,7 +369,7 @@ def _splits_in_names(branches: Sequence[Branch], base: Path) -> LayoutPlan | Non
         return None
     if pairs != {(split, label) for split in splits for label in labels}:
         return None
-    plan = LayoutPlan(listed=[base], aside=[Aside(tuple(list_folder(base)[1]), _OUTSIDE_CLASSES)])
+    plan = LayoutPlan(listed=[base], exclusions=[Exclusion(tuple(list_folder(base)[1]), _OUTSIDE_CLASSES)])
     plan.classes = [
         ClassFolder(branch.folder, label, split)
         for branch, part in zip(branches, parts, strict=True)
@@ -392,6 +394,6 @@ def _require_no_mentions(branches: Sequence[Branch], base: Path) -> LayoutPlan |
 
 
 _RULES: tuple[Callable[[Sequence[Branch], Path], LayoutPlan | None], ...] = (
-    _by_splits, _splits_in_classes, _splits_in_names, _below, _beside_copy, _parts, _by_names,
-    _require_no_mentions, _without_unlabelled,
+    _plan_splits, _plan_splits_in_classes, _plan_splits_in_names, _plan_subfolder, _plan_without_copies,
+    _plan_parts, _plan_image_names, _require_no_mentions, _plan_labelled,
 )  # fmt: skip

@@ -1,8 +1,8 @@
 """Rows of tables that list images: Vertex AI import files and tables with named columns.
 
 A row of a Vertex AI file is the cells of a CSV row, `[ML_USE,]URI,label`, or a line of JSON. Each function
-returns a `Row`, or the reason why the row cannot be used. A cell can contain several labels: "cat;dog" is not
-one class.
+returns a `TableRow`, or the reason why the row cannot be used. A cell can contain several labels: "cat;dog"
+is not one class.
 Format: https://cloud.google.com/vertex-ai/docs/image-data/classification/prepare-data.
 """
 
@@ -31,7 +31,7 @@ _POSSIBLE_SEPARATORS = (re.compile(r"\s*[,/+&]\s*"), re.compile(r"\s+"))
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """Contents of one row."""
 
     use: str
@@ -43,30 +43,30 @@ class Row:
     """With data.labels=multi all labels, or the cells that contain them; else None."""
 
 
-def read_vertex_row(path: Path, cells: Sequence[str], is_multi: bool = False) -> Row | str:
+def read_vertex_row(path: Path, cells: Sequence[str], is_multi: bool = False) -> TableRow | str:
     """Return the row in the file at `path`, or the reason why it cannot be used."""
     if path.suffix.lower() == ".jsonl":
         return _read_json_row(cells[0], is_multi)
     return _read_multi_label_row(cells) if is_multi else _read_csv_row(cells)
 
 
-def _read_multi_label_row(cells: Sequence[str]) -> Row | str:
+def _read_multi_label_row(cells: Sequence[str]) -> TableRow | str:
     """Read `[ML_USE,]URI[,LABEL...]`."""
     has_use = len(cells) > 1 and is_use(cells[0])
     use, uri, *labels = cells if has_use else ["", *cells]
-    return Row(use, uri, "", labels=tuple(filter(None, labels)))
+    return TableRow(use, uri, "", labels=tuple(filter(None, labels)))
 
 
-def _read_csv_row(cells: Sequence[str]) -> Row | str:
+def _read_csv_row(cells: Sequence[str]) -> TableRow | str:
     if len(cells) == 2:
-        return Row("", cells[0], cells[1])
+        return TableRow("", cells[0], cells[1])
     if len(cells) == 3 and is_use(cells[0]):
-        return Row(cells[0], cells[1], cells[2])
+        return TableRow(cells[0], cells[1], cells[2])
     uses = "ML_USE is training, validation, test or unassigned"
     return f"not [ML_USE,]URI,label with one label, where {uses}: {', '.join(cells)}"
 
 
-def _read_json_row(text: str, is_multi: bool) -> Row | str:
+def _read_json_row(text: str, is_multi: bool) -> TableRow | str:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -81,11 +81,11 @@ def _read_json_row(text: str, is_multi: bool) -> Row | str:
         labels = _find_display_names(value)
         if labels is None or not isinstance(uri, str) or not isinstance(use, str):
             return "no imageGcsUri, or a classificationAnnotations without displayName"
-        return Row(use.strip(), uri.strip(), "", labels=labels)
+        return TableRow(use.strip(), uri.strip(), "", labels=labels)
     label = _find_display_name(value.get("classificationAnnotation"))
     if not isinstance(uri, str) or not isinstance(label, str) or not isinstance(use, str):
         return "no imageGcsUri or no classificationAnnotation.displayName"
-    return Row(use.strip(), uri.strip(), label.strip())
+    return TableRow(use.strip(), uri.strip(), label.strip())
 
 
 def _find_display_names(value: dict[str, Any]) -> tuple[str, ...] | None:
@@ -110,7 +110,7 @@ def cell_count_problem(table: Table, cells: Sequence[str]) -> str | None:
 
 def read_single_label_row(
     table: Table, columns: Columns, line: int, cells: Sequence[str], split: str
-) -> Row | str:
+) -> TableRow | str:
     """Return the row of an image with one class, or the reason why it cannot be used."""
     if problem := cell_count_problem(table, cells):
         return problem
@@ -121,18 +121,20 @@ def read_single_label_row(
             return f"{len(classes)} classes have a 1; {ONE_CLASS}"
         (label,) = classes
     use = cells[columns.split] if columns.split is not None else ""
-    return Row(use or split, cells[columns.path], label)
+    return TableRow(use or split, cells[columns.path], label)
 
 
-def require_one_label_each(rows: Sequence[tuple[int, Row | str]]) -> Iterator[tuple[int, Row | str]]:
+def require_one_label_each(
+    rows: Sequence[tuple[int, TableRow | str]],
+) -> Iterator[tuple[int, TableRow | str]]:
     """Yield rows with the one label in their cell, or with the reason if it contains several."""
-    column = {row.label for _, row in rows if isinstance(row, Row)}
+    column = {row.label for _, row in rows if isinstance(row, TableRow)}
     labels = {label: split_labels(label, column) for label in column}
     for line, row in rows:
-        yield line, _require_one_label(row, labels[row.label]) if isinstance(row, Row) else row
+        yield line, _require_one_label(row, labels[row.label]) if isinstance(row, TableRow) else row
 
 
-def _require_one_label(row: Row, labels: Sequence[str]) -> Row | str:
+def _require_one_label(row: TableRow, labels: Sequence[str]) -> TableRow | str:
     if len(labels) > 1:
         return f"several labels in one cell: {row.label}; {ONE_CLASS}"
     return replace(row, label=labels[0] if labels else "")

@@ -14,7 +14,7 @@ from pathlib import Path
 from trainer.data.items import Item, joined
 from trainer.data.labels import normalized
 from trainer.data.readers.columns import Columns
-from trainer.data.readers.rows import Row, cell_count_problem, split_labels
+from trainer.data.readers.rows import TableRow, cell_count_problem, split_labels
 from trainer.data.readers.tables import Table
 from trainer.errors import DataError
 from trainer.sanitize import printable
@@ -50,23 +50,23 @@ def _count_distinct(labels_by_cell: Mapping[str, Sequence[str]]) -> int:
 
 def read_multi_label_row(
     table: Table, columns: Columns, line: int, cells: Sequence[str], split: str
-) -> Row | str:
+) -> TableRow | str:
     """Return the row of an image with any number of labels, or the reason why it cannot be used."""
     if problem := cell_count_problem(table, cells):
         return problem
     marked = _read_marks(table, line, cells, columns.labels) if columns.are_marks else None
     labels = (cells[columns.labels[0]],) if marked is None else marked
     use = cells[columns.split] if columns.split is not None else ""
-    return Row(use or split, cells[columns.path], "", labels=labels)
+    return TableRow(use or split, cells[columns.path], "", labels=labels)
 
 
-def split_label_cells(rows: Iterable[tuple[int, Row | str]]) -> Iterator[tuple[int, Row | str]]:
+def split_label_cells(rows: Iterable[tuple[int, TableRow | str]]) -> Iterator[tuple[int, TableRow | str]]:
     """Yield rows whose `labels` are cells of a column, with these replaced by the labels in the cells."""
     listed = list(rows)
-    cells = {cell for _, row in listed if isinstance(row, Row) for cell in row.labels or ()}
+    cells = {cell for _, row in listed if isinstance(row, TableRow) for cell in row.labels or ()}
     labels_by_cell = split_cells(cells)
     for line, row in listed:
-        if isinstance(row, Row):
+        if isinstance(row, TableRow):
             labels = (label for cell in row.labels or () for label in labels_by_cell[cell])
             row = replace(row, labels=tuple(labels))
         yield line, row

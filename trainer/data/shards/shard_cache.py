@@ -29,7 +29,7 @@ _IN_ORDER = 1
 """Prefetch distance of a split that is read in order, in shards."""
 
 
-class _Stream:
+class _ShardStream:
     """Upcoming shards in order, and the current position."""
 
     def __init__(self, upcoming: Sequence[int], ahead: int) -> None:
@@ -74,7 +74,7 @@ class ShardCache:
         self._arriving: set[Shard] = set()
         self._lock_files: dict[int, int] = {}
         """File descriptors with a shared lock, by shard."""
-        self._streams: dict[str, _Stream] = {}
+        self._streams: dict[str, _ShardStream] = {}
         """By split: validation is read while training prefetches."""
         self._pool = ThreadPoolExecutor(_DOWNLOAD_THREADS, thread_name_prefix="shards")
 
@@ -86,7 +86,7 @@ class ShardCache:
         with self._lock:
             split = self._shards[upcoming[0]].split
             ahead = self._ahead if split == "train" else _IN_ORDER
-            stream = self._streams[split] = _Stream(upcoming, ahead)
+            stream = self._streams[split] = _ShardStream(upcoming, ahead)
             self._prefetch(stream)
 
     def read(self, shard: int, offset: int, length: int) -> bytes:
@@ -139,7 +139,7 @@ class ShardCache:
                 self._prefetch(stream)
         return fetch.result()
 
-    def _prefetch(self, stream: _Stream) -> None:
+    def _prefetch(self, stream: _ShardStream) -> None:
         for shard in stream.next():
             self._start_fetch(shard)
         self._unlock_except(self._find_needed())
@@ -178,16 +178,17 @@ class ShardCache:
 
     def _lock_shared(self, shard: int, path: Path) -> None:
         """Lock the file of a shard against eviction by other processes."""
-        with suppress(OSError):  # evicted in the meantime: `read` fetches it again
-            descriptor = os.open(path, os.O_RDONLY)
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        with suppress(OSError), open(path, "rb") as file:  # if evicted meanwhile, `read` fetches it again
+            fcntl.flock(file, fcntl.LOCK_SH)
             with self._lock:
-                self._unlock_except(self._lock_files.keys() - {shard})
-                self._lock_files[shard] = descriptor
+                if shard in self._lock_files:
+                    os.close(self._lock_files[shard])
+                self._lock_files[shard] = os.dup(file.fileno())
 
     def _unlock_except(self, needed: Collection[int]) -> None:
         for shard in self._lock_files.keys() - set(needed):
             os.close(self._lock_files.pop(shard))
+            self._fetches.pop(shard, None)  # the next access locks it again
 
     def _make_room(self, arriving: Shard) -> None:
         """Evict the least recently fetched shards, except those that any process needs now or next."""

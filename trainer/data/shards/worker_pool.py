@@ -26,12 +26,13 @@ from trainer.storage.store import Store
 _POLL_SECONDS = 0.5
 
 WAIT_SECONDS = 600.0
-STOPPED = "Stopped on request; packed shards are kept. Run the same command again to continue."
+STOPPED = ("Stopped on request; packed shards are kept.", "Run the same command again to continue.")
+"""Problem and remedy."""
 PART_PREFIX = "packing-"
 """Prefix of the work files: the recipe and the part files."""
 
 
-class Work(Protocol):
+class WorkUnit(Protocol):
     """Unit of work that any process can run."""
 
     @property
@@ -83,7 +84,7 @@ class WorkerPool:
         self._executor.shutdown(cancel_futures=True)
 
     def run(
-        self, work: Sequence[Work], store: Store, label: str, progress: Progress, should_wait: bool = True
+        self, work: Sequence[WorkUnit], store: Store, label: str, progress: Progress, should_wait: bool = True
     ) -> None:
         """Run this machine's share of `work` and, if `should_wait`, wait for the other machines' shares.
 
@@ -92,7 +93,7 @@ class WorkerPool:
         with self._stop.defer():  # an exception during the start of a process would leave it half-started
             self._run(work, store, progress.start(label, _count_items(work), "images"), should_wait)
 
-    def _run(self, work: Sequence[Work], store: Store, task: Task, should_wait: bool) -> None:
+    def _run(self, work: Sequence[WorkUnit], store: Store, task: Task, should_wait: bool) -> None:
         completed = self._find_completed(work, store)
         try:
             task.advance(_count_items(unit for unit in work if unit.part in completed))
@@ -105,11 +106,11 @@ class WorkerPool:
         finally:
             task.finish()
 
-    def _find_completed(self, work: Sequence[Work], store: Store) -> set[str]:
+    def _find_completed(self, work: Sequence[WorkUnit], store: Store) -> set[str]:
         names = {entry.name for entry in store.entries(PART_PREFIX)}
         return {unit.part for unit in work} & names
 
-    def _run_units(self, work: Sequence[Work], uri: str) -> Iterator[int]:
+    def _run_units(self, work: Sequence[WorkUnit], uri: str) -> Iterator[int]:
         """Run `work` and yield the number of images of each unit as it completes."""
         running: set[Future[int]] = set()
         try:
@@ -138,10 +139,10 @@ class WorkerPool:
 
     def _raise_if_stopped(self) -> None:
         if self._stop.is_requested():
-            raise StoppedError(STOPPED)
+            raise StoppedError(*STOPPED)
 
     def _wait(
-        self, others: Sequence[Work], store: Store, completed: set[str], on_images: Callable[[int], None]
+        self, others: Sequence[WorkUnit], store: Store, completed: set[str], on_images: Callable[[int], None]
     ) -> None:
         last_progress = time.monotonic()
         while missing := [unit for unit in others if unit.part not in completed]:
@@ -161,7 +162,7 @@ class WorkerPool:
                 time.sleep(_POLL_SECONDS)
 
 
-def _count_items(work: Iterable[Work]) -> int:
+def _count_items(work: Iterable[WorkUnit]) -> int:
     return sum(len(unit.items) for unit in work)
 
 
