@@ -29,6 +29,7 @@ from trainer.storage.local import write_text
 
 _COLUMNS = ("split", "path", "label", "predicted")
 _CLASS_COLUMN = "probability:"
+_REMEDY = "Use the predictions.csv of a run."
 
 
 def write_predictions(path: Path, predictions: Sequence[AnyPredictions]) -> None:
@@ -51,9 +52,11 @@ def read_predictions(path: Path) -> list[AnyPredictions]:
     try:
         return parse_predictions(path.read_bytes().decode(), str(path))
     except OSError as error:
-        raise UsageError(f"The file of predictions can't be read: {error.strerror}.", received=path) from None
+        raise UsageError(
+            f"The file of predictions can't be read: {error.strerror}.", "Check the path.", received=path
+        ) from None
     except UnicodeDecodeError as error:
-        raise UsageError(f"The file of predictions is not UTF-8: {error}.", received=path) from None
+        raise UsageError(f"The file of predictions is not UTF-8: {error}.", _REMEDY, received=path) from None
 
 
 def parse_predictions(text: str, path: str) -> list[AnyPredictions]:
@@ -71,7 +74,9 @@ def parse_predictions(text: str, path: str) -> list[AnyPredictions]:
         splits = dict.fromkeys(row[0] for row in rows[1:])
         return [read(split, [row for row in rows[1:] if row[0] == split], class_names) for split in splits]
     except (ValueError, csv.Error) as error:
-        raise UsageError(f"The file is not a predictions.csv of trainer: {error}.", received=path) from None
+        raise UsageError(
+            f"The file is not a predictions.csv of trainer: {error}.", _REMEDY, received=path
+        ) from None
 
 
 def _header(predictions: Sequence[AnyPredictions]) -> list[str]:
