@@ -143,7 +143,7 @@ def _parse(text: str, base: RunSpec) -> Parameter:
     if key in _FIXED_KEYS or key.startswith("publish."):
         reason = _FIXED_KEYS.get(key, "it does not change what is trained")
         raise UsageError(
-            f"{key} can't be searched: {reason}.", "Set it for the whole study with --set.", shown_repr(text)
+            f"{key} can't be searched: {reason}.", "Set it once for the whole study.", shown_repr(text)
         )
     if (numbers := _RANGE.fullmatch(values)) is not None:
         return _range(key, values, numbers, base)
