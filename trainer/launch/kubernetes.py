@@ -60,7 +60,7 @@ def check_namespace(name: str) -> None:
 
 
 def check_names(namespace: str, service_account: str, queue: str | None) -> None:
-    """Raise UsageError for an invalid name: the last two are DNS subdomains, of a label's length for a queue."""
+    """Raise UsageError for an invalid name; a queue is a DNS subdomain of the length of a label at most."""
     check_namespace(namespace)
     _check_subdomain("--service-account", service_account, _LONGEST_SUBDOMAIN)
     if queue is not None:
