@@ -78,14 +78,12 @@ def _gke(given: dict[str, Any]) -> Iterator[Check]:
     from trainer.launch.cluster_checks import check_cluster
     from trainer.launch.google_checks import check_compute_quota
     from trainer.launch.kubectl import Kubectl
-    from trainer.launch.kubernetes import check_queue_name, check_service_account
+    from trainer.launch.kubernetes import check_names
 
     wanted = find_accelerator(given["accelerator"])
     kubectl = Kubectl(given["namespace"], given["context"])
     account = given["service_account"] or "trainer"
-    check_service_account(account)
-    if given["queue"] is not None:
-        check_queue_name(given["queue"])
+    check_names(given["namespace"], account, given["queue"])
     yield from check_cluster(kubectl, account, given["queue"], wanted, not given["no_gke_labels"])
     yield from _bucket(given["output"])
     yield from _image(given["image"])

@@ -61,23 +61,14 @@ def submit_gke(
     """Submit to a Kubernetes cluster through kubectl."""
     from trainer.launch.group_access import without_secret
     from trainer.launch.kubectl import Kubectl
-    from trainer.launch.kubernetes import (
-        KubernetesCluster,
-        check_namespace,
-        check_queue_name,
-        check_service_account,
-        objects_of,
-    )
+    from trainer.launch.kubernetes import KubernetesCluster, check_names, objects_of
 
     if no_gke_labels and given["spot"]:
         raise UsageError(
             "Spot machines are asked for by a label of GKE; leave one of the two away.",
             received="--spot --no-gke-labels",
         )
-    check_namespace(namespace)
-    check_service_account(service_account)
-    if queue is not None:
-        check_queue_name(queue)
+    check_names(namespace, service_account, queue)
     plan = _plan("gke", given, queue=queue, is_jobset=jobset)
     objects = objects_of(plan, KubernetesCluster(namespace, service_account, not no_gke_labels))
     if given["dry_run"]:

@@ -61,14 +61,12 @@ def check_namespace(name: str) -> None:
         )
 
 
-def check_service_account(name: str) -> None:
-    """Raise UsageError unless `name` is a valid service account name, a DNS subdomain."""
-    _check_subdomain("--service-account", name, _LONGEST_SUBDOMAIN)
-
-
-def check_queue_name(name: str) -> None:
-    """Raise UsageError unless `name` is a valid local queue name: a DNS subdomain of a label's length."""
-    _check_subdomain("--queue", name, _LONGEST_LABEL)
+def check_names(namespace: str, service_account: str, queue: str | None) -> None:
+    """Raise UsageError for an invalid name; a queue is a DNS subdomain of the length of a label at most."""
+    check_namespace(namespace)
+    _check_subdomain("--service-account", service_account, _LONGEST_SUBDOMAIN)
+    if queue is not None:
+        _check_subdomain("--queue", queue, _LONGEST_LABEL)
 
 
 def _check_subdomain(option: str, name: str, max_length: int) -> None:
