@@ -203,7 +203,9 @@ def test_url_with_a_new_signature_refers_to_the_same_data() -> None:
     )
     assert spec_changes(first, renewed) == []
     # Another query may refer to another file, which only the data can show.
-    assert spec_changes(first, other) == ["data.source: https://host/a.zip?... -> another query of the same"]
+    assert spec_changes(first, other) == [
+        "data.source: https://host/a.zip?... -> the same URL with another query"
+    ]
     assert spec_digest(first) == spec_digest(renewed)
     elsewhere = load_spec(overrides={"data.source": "https://host/b.zip?id=3"})
     assert spec_digest(first) != spec_digest(elsewhere)

@@ -66,7 +66,7 @@ def test_archive_in_a_bucket_is_verified_and_extracted(
 def test_missing_object_or_bucket_is_an_error(server: BucketServer | OtherServer, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such object or folder"):
         fetch(f"gs://{BUCKET}/nothing", tmp_path)
-    with pytest.raises(UsageError, match="no such bucket"):
+    with pytest.raises(UsageError, match="bucket does not exist"):
         fetch("gs://nobodys/pets", tmp_path)
 
 

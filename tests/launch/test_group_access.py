@@ -147,7 +147,7 @@ def test_cancel_removes_the_secret_and_the_policy_that_a_deleted_job_left(cluste
 @pytest.mark.parametrize(("resource", "kind"), [("secrets", "Secret"), ("networkpolicies", "NetworkPolicy")])
 def test_foreign_object_of_the_name_is_kept_and_named(cluster: Cluster, resource: str, kind: str) -> None:
     put(cluster, resource, {})
-    assert "no such job" in cluster.refused("cancel", "gke", "pets")
+    assert "no job of this name" in cluster.refused("cancel", "gke", "pets")
     words = [
         "submit",
         "gke",

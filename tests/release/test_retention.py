@@ -175,7 +175,7 @@ def test_run_leased_by_another_process_is_not_restored(output: Store) -> None:
     try:
         promote(output, "two")
         keep_newest(output, 1)
-        with pytest.raises(TemporaryError, match="at work on this run"):
+        with pytest.raises(TemporaryError, match="working on this run"):
             promote(output, "one")
     finally:
         lease.release()

@@ -236,7 +236,10 @@ def test_run_without_its_starts_file_is_rejected(tmp_path: Path) -> None:
     folder = open_run_folder(spec, datetime(2026, 11, 30, tzinfo=timezone.utc), tmp_path / "cache")
     (folder.path / "environment.json").write_text("{}")
     folder.release()
-    with pytest.raises(UsageError, match=r"starts\.jsonl is gone.*Received: .*one/starts\.jsonl"):
+    with pytest.raises(
+        UsageError,
+        match=r"starts\.jsonl, the log of the starts of this run, is missing.*Received: .*one/starts\.jsonl",
+    ):
         open_run_folder(spec, datetime(2026, 11, 30, tzinfo=timezone.utc), tmp_path / "cache")
     (folder.path / "starts.jsonl").write_text("")
     open_run_folder(spec, datetime(2026, 11, 30, tzinfo=timezone.utc), tmp_path / "cache").release()

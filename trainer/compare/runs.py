@@ -98,19 +98,7 @@ def read_run(run: Store, name: str) -> Run:
     Raises UsageError for a run that does not exist, is not finished, was withdrawn or is of another version,
     DataError with the file for a run that differs from what was published, and TemporaryError.
     """
-    if run.read(MANIFEST) is None and run.find(RETIRED) is None:
-        raise UsageError(
-            "There is no finished run.",
-            "Give the folder or gs:// URI of a finished run, or a metrics.json.",
-            received=run.uri,
-        )
-    require_not_withdrawn(run)
-    if not is_finished(run):
-        raise UsageError(
-            "The run is not finished, or was changed after it was published.",
-            "Run `trainer verify RUN` to find out.",
-            received=run.uri,
-        )
+    _require_finished(run)
     listed = _listed(run)
     texts = {
         file: _read(run, listed, file)
@@ -135,6 +123,22 @@ def read_run(run: Store, name: str) -> Run:
         history=_read_as(read_history_jsonl, run, "history.jsonl", texts),
         timings=_read_as(read_timings_json, run, "timings.json", texts),
     )
+
+
+def _require_finished(run: Store) -> None:
+    if run.read(MANIFEST) is None and run.find(RETIRED) is None:
+        raise UsageError(
+            "There is no finished run.",
+            "Give the folder or gs:// URI of a finished run, or a metrics.json.",
+            received=run.uri,
+        )
+    require_not_withdrawn(run)
+    if not is_finished(run):
+        raise UsageError(
+            "The run is not finished, or was changed after it was published.",
+            "Run `trainer verify RUN` to find out.",
+            received=run.uri,
+        )
 
 
 def read_metrics(text: str, uri: str, name: str) -> Run:

@@ -137,7 +137,7 @@ def _classify_one(data: bytes, model: LoadedModel) -> FilePrediction:
 
 def _read(path: Path, max_pixels: int) -> Prepared:
     if not path.is_file():
-        return Prepared(b"", "not a plain file")
+        return Prepared(b"", "not a regular file")
     try:
         data = path.read_bytes()
     except OSError as error:

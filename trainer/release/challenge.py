@@ -53,10 +53,8 @@ def challenge(
     """Make the finished run `name` the champion if it is better; without a champion it must beat guessing.
 
     has_test_data: whether `predict_pair` predicts other images than the run's held-out ones; a first champion
-    must then beat guessing on those. `require` is called before anything is written, and raises if another
-    process has taken over this challenge.
-    Raises UsageError for a run that is not finished or a pointer to a missing run, DataError for a run whose
-    files changed since publication, and whatever `predict_pair` raises.
+    must then beat guessing on those. `require` is called before each write; it raises if another process has
+    taken over. Raises UsageError for an unfinished or missing run, DataError for changed files.
     """
     require_finished(output, name)
     require_as_published(output.below(name))

@@ -72,12 +72,10 @@ class BatchPrefetcher:
         boundaries: Sequence[int] = (),
         has_alternating_flip: bool = False,
     ) -> None:
-        """together: see `EpochSampler`. process_index, process_count: determine the share to read.
+        """together: see `EpochSampler`. boundaries: steps at which a block ends.
 
-        has_device_cache: device memory holds the images of `own`, and blocks contain indices into them.
-        boundaries: steps at which a block ends. has_alternating_flip: mirror each image in every second
-        epoch, a random half of them in the first. Raises UsageError if there are too few images for the
-        number of processes.
+        has_device_cache: blocks contain indices into the device cache. has_alternating_flip: mirror each
+        image in every second epoch. Raises UsageError for more processes than images can be divided among.
         """
         self._has_device_cache, self._boundaries = has_device_cache, boundaries
         self.split = split
