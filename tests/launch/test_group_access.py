@@ -34,9 +34,9 @@ SEPARATE: dict[str, dict[str, Any]] = {
 }
 
 
-def plan_of(place: str = "gke", **changes: Any) -> JobPlan:
+def plan_of(platform: str = "gke", **changes: Any) -> JobPlan:
     spec = load_spec(None, "demo", (), {"output": "gs://bucket/runs"})
-    values = {"place": place, "name": "pets", "spec": spec, "image": "registry/trainer:gpu"}
+    values = {"platform": platform, "name": "pets", "spec": spec, "image": "registry/trainer:gpu"}
     return check_plan(JobPlan(**(values | {"accelerator": find_accelerator("nvidia-l4:1")} | changes)))
 
 
@@ -160,6 +160,6 @@ def test_foreign_object_of_the_name_is_kept_and_named(cluster: Cluster, resource
         "--yes",
     ]
     message = cluster.refused(*words, "--run-name", "pets", "--workers", "2")
-    assert f"has a {kind} called pets" in message
+    assert f"has a {kind} named pets" in message
     assert cluster.kube.names(resource) == ["pets"]
     assert len(cluster.kube.objects) == 1

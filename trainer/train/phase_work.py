@@ -56,7 +56,7 @@ def build_train_step(
         split,
         spec.train.global_batch_size,
         spec.seed,
-        together=2 if spec.augment.mixup or spec.augment.cutmix else 1,
+        group_size=2 if spec.augment.mixup or spec.augment.cutmix else 1,
         process_index=cluster.process_index,
         process_count=cluster.process_count,
         has_device_cache=is_cached,

@@ -65,18 +65,14 @@ class BatchPrefetcher:
         split: Split,
         global_batch_size: int,
         seed: int,
-        together: int = 1,
+        group_size: int = 1,
         process_index: int = 0,
         process_count: int = 1,
         has_device_cache: bool = False,
         boundaries: Sequence[int] = (),
         has_alternating_flip: bool = False,
     ) -> None:
-        """together: see `EpochSampler`. boundaries: steps at which a block ends.
-
-        has_device_cache: blocks contain indices into the device cache. has_alternating_flip: mirror each
-        image in every second epoch. Raises UsageError for more processes than images can be divided among.
-        """
+        """has_device_cache: blocks contain indices. boundaries: steps at which a block ends. See `EpochSampler`."""
         self._has_device_cache, self._boundaries = has_device_cache, boundaries
         self.split = split
         self.count = len(split.labels)
@@ -87,7 +83,7 @@ class BatchPrefetcher:
         self.block_steps = 1
         self.waited_seconds = 0.0
         self._first_mirrored = coins(split.numbers, seed) if has_alternating_flip else None
-        self._sampler = EpochSampler(self.count, self.global_batch_size, together, split.shards)
+        self._sampler = EpochSampler(self.count, self.global_batch_size, group_size, split.shards)
         self._images = self._sampler.lanes_of_images(split.numbers)
         if process_count > self._sampler.lane_count:
             raise UsageError(
