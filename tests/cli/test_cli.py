@@ -15,8 +15,9 @@ import yaml
 from click.testing import CliRunner
 from helpers.trainer_process import trainer
 
-from trainer.cli.app import cache_folder, cli
-from trainer.cli.config import given_spec
+from trainer.cli.app import cli
+from trainer.cli.config import load_run_spec
+from trainer.cli.environment import cache_folder
 from trainer.cli.paths import local_model, require_apart, require_unmoved
 from trainer.data.progress import SilentProgress
 from trainer.errors import UsageError
@@ -137,7 +138,7 @@ def test_a_wrong_command_line_is_a_usage_error(arguments: list[str], words: str)
 )
 def test_a_spec_that_a_job_brought_along_and_is_none_is_told(sent: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=re.escape(words)):
-        given_spec(None, None, (), {}, None, tmp_path, sent)
+        load_run_spec(None, None, (), {}, None, tmp_path, sent)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +191,7 @@ def test_a_file_of_weights_is_in_the_container(tmp_path: Path) -> None:
 def test_a_run_to_begin_with_is_in_a_folder_or_a_bucket(tmp_path: Path) -> None:
     settings = ("train.start_from=https://a.example/runs/one",)
     with pytest.raises(UsageError, match="A place is a folder or gs://BUCKET/PREFIX"):
-        given_spec(None, "demo", settings, {}, None, tmp_path)
+        load_run_spec(None, "demo", settings, {}, None, tmp_path)
 
 
 def test_without_tensorflow_the_command_says_what_brings_it(tmp_path: Path) -> None:

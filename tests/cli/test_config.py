@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from helpers.release_inputs import finished
 
 from trainer.cli.app import cli
-from trainer.cli.config import given_spec
+from trainer.cli.config import load_run_spec
 from trainer.cli.paths import output_of
 from trainer.errors import UsageError
 from trainer.runs.publish import find_run
@@ -28,7 +28,7 @@ def test_images_that_decide_are_found_from_anywhere_and_before_the_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    spec = given_spec(None, "demo", ("publish.test_data=test",), {}, None, tmp_path)
+    spec = load_run_spec(None, "demo", ("publish.test_data=test",), {}, None, tmp_path)
     assert spec.publish.test_data == str(tmp_path / "test")
     words = ["train", "--recipe", "demo", "--output", str(tmp_path / "runs"), "--run-name", "one"]
     done = CliRunner().invoke(
@@ -77,7 +77,7 @@ def test_a_file_of_weights_is_found_from_anywhere(tmp_path: Path, monkeypatch: p
 
     def weights_of(weights: str) -> str:
         settings = (f"model={{family: pretrained, weights: '{weights}'}}", "data.image_size=32")
-        model = given_spec(None, "demo", settings, {}, None, tmp_path).model
+        model = load_run_spec(None, "demo", settings, {}, None, tmp_path).model
         assert isinstance(model, PretrainedSpec)
         return model.weights
 
@@ -92,5 +92,5 @@ def test_a_file_of_weights_is_found_from_anywhere(tmp_path: Path, monkeypatch: p
 
 
 def test_settings_to_choose_stay_open_where_no_weights_are_named(tmp_path: Path) -> None:
-    spec = given_spec(None, "fast", (), {"data.source": str(tmp_path)}, None, tmp_path)
+    spec = load_run_spec(None, "fast", (), {"data.source": str(tmp_path)}, None, tmp_path)
     assert "model" not in spec.model_fields_set

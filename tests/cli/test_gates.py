@@ -13,7 +13,7 @@ from helpers.release_inputs import measured
 from helpers.watched_store import NOW, Watched
 
 from trainer.cli.console import Console
-from trainer.cli.gates import judge
+from trainer.cli.gates import run_gates
 from trainer.errors import DataError, QualityError, StoppedError, UsageError
 from trainer.release.audit_log import read_records
 from trainer.runs import RunFolder, finished_folder, open_run_folder
@@ -46,7 +46,7 @@ def judged(
     folder: RunFolder, spec: RunSpec, at_least: float | None = None, stop: GracefulShutdown | None = None
 ) -> None:
     with Console(1.0) as console:
-        judge(folder, spec, folder.path.parent / "cache", console, stop or GracefulShutdown(), at_least)
+        run_gates(folder, spec, folder.path.parent / "cache", console, stop or GracefulShutdown(), at_least)
 
 
 def test_a_run_that_is_less_accurate_than_was_asked_for_is_no_challenger(
@@ -130,7 +130,7 @@ def test_a_stop_is_heard_while_it_is_judged(folder: RunFolder, spec: RunSpec) ->
             raise AssertionError("It goes on.")
 
         watched = replace(folder, output=Watched(Path(folder.output.uri), be_stopped))
-        with pytest.raises(StoppedError, match=r"judge it with: .*trainer train .*two/spec\.yaml"):
+        with pytest.raises(StoppedError, match=r"run_gates it with: .*trainer train .*two/spec\.yaml"):
             judged(watched, spec, stop=stop)
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
     finally:

@@ -16,7 +16,7 @@ from helpers.free_ports import addresses
 from helpers.small_data import put
 from helpers.trainer_process import command, error_line
 
-from trainer.cli.bootstrap import import_tensorflow, memory_explained
+from trainer.cli.bootstrap import import_tensorflow, translate_memory_errors
 from trainer.distributed import ProcessGroup, ProcessInfo, join_process_group
 from trainer.distributed.devices import (
     Gpu,
@@ -113,7 +113,7 @@ def test_what_did_not_fit_is_named() -> None:
     said = "Graph execution error:\n\nDetected at node conv\n\nOOM when allocating tensor with shape[9]"
     with (
         pytest.raises(OutOfMemoryError, match=r"try less\. Received: OOM when allocating"),
-        memory_explained("try less"),
+        translate_memory_errors("try less"),
     ):
         raise tf.errors.ResourceExhaustedError(None, None, said)
 

@@ -12,7 +12,7 @@ from helpers.release_inputs import GAIN, LOSS, between, finished, measured
 from helpers.watched_store import NOW, Watched
 
 from trainer.cli.console import Console
-from trainer.cli.gates import judge
+from trainer.cli.gates import run_gates
 from trainer.errors import StoppedError, TemporaryError
 from trainer.release.audit_log import champion_before, keep_record, read_records, was_decided
 from trainer.release.challenge import challenge, promote, rollback
@@ -178,7 +178,7 @@ def test_a_run_is_held_while_it_is_judged(is_finished_before: bool, tmp_path: Pa
         assert folder.finished
     folder = replace(folder, output=Watched(tmp_path / "runs", look))
     with Console(1.0) as console:
-        judge(folder, spec, tmp_path / "cache", console, GracefulShutdown(), None)
+        run_gates(folder, spec, tmp_path / "cache", console, GracefulShutdown(), None)
     opened.release()
     assert held == [True]
     assert read_champion(folder.output).name == "one"

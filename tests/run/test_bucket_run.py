@@ -69,7 +69,7 @@ def test_a_run_in_a_bucket_moves_to_another_machine_and_ends_with_the_same_bits(
     process.send_signal(signal.SIGTERM)
     rest, errors = process.communicate(timeout=60)
     assert process.returncode == 143, heard + rest + errors
-    assert f"STORAGE_EMULATOR_HOST is set: gs:// goes to {address}" in errors
+    assert f"STORAGE_EMULATOR_HOST is set: gs:// uses {address}" in errors
     assert f"trainer train {output}/job-1/spec.yaml" in errors
     assert latest_run(open_store(output)) is None
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from trainer.cli.bootstrap import import_tensorflow, memory_explained, require_tensorflow
-from trainer.cli.choose import chosen_spec
+from trainer.cli.bootstrap import import_tensorflow, require_tensorflow, translate_memory_errors
+from trainer.cli.choose import choose_settings
 from trainer.cli.console import Console
 from trainer.shutdown import GracefulShutdown
 from trainer.spec import RunSpec, TrainSpec
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from trainer.train.bench import Speeds
 
 _LOG_SECONDS = 30.0
-_LESS_MEMORY = "lower train.global_batch_size, data.image_size or the size of the model"
+_LESS_MEMORY = "Lower train.global_batch_size, data.image_size or the size of the model."
 
 
 def bench_command(
@@ -30,7 +30,7 @@ def bench_command(
 ) -> None:
     """Measure for about `seconds`, and print the bottleneck of training."""
     require_tensorflow()
-    with Console(_LOG_SECONDS, stderr=as_json) as console, memory_explained(_LESS_MEMORY):
+    with Console(_LOG_SECONDS, stderr=as_json) as console, translate_memory_errors(_LESS_MEMORY):
         console.banner()
         import_tensorflow()
         from trainer.data.dataset import format_found
@@ -38,7 +38,7 @@ def bench_command(
         from trainer.distributed.devices import find_cluster
         from trainer.train.bench import measure_speeds
 
-        spec = chosen_spec(spec, cache_dir, console)
+        spec = choose_settings(spec, cache_dir, console)
         cluster = find_cluster(spec.train.deterministic, spec.train.devices)
         console.on_fact("devices", cluster.description)
         dataset = load_dataset(spec.data, cache_dir, console, lambda rejected: None)

@@ -13,7 +13,7 @@ from trainer.spec.pretrained import LEAST_SIDE, NO_WEIGHTS, PretrainedSpec
 from trainer.storage.store import open_store
 
 
-def chosen_spec(spec: RunSpec, cache_dir: Path, console: Console, is_fresh: bool = False) -> RunSpec:
+def choose_settings(spec: RunSpec, cache_dir: Path, console: Console, is_fresh: bool = False) -> RunSpec:
     """Return `spec` with its open settings chosen from the data.
 
     A started run keeps the choices of its first start, unless `is_fresh` restarts it. Nothing is chosen if

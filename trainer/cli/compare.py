@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from trainer.cli.options import examples
 from trainer.errors import UsageError
 from trainer.sanitize import printable, shown_address
 
@@ -24,7 +25,12 @@ _METRICS = ".json"
 _PAGES = (".html", ".htm")
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "trainer compare runs/first runs/second",
+        "trainer compare runs/first runs/second --html comparison.html",
+    )
+)
 @click.argument("uris", metavar="RUN RUN...", nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as one JSON object.")
 @click.option("--html", metavar="FILE", help="Write an HTML page with curves and images that opens offline.")
@@ -33,7 +39,7 @@ def compare(uris: tuple[str, ...], as_json: bool, html: str | None) -> None:
 
     RUN is a run folder, its gs:// URI, or a metrics.json file. The first run is compared with each other one.
     """
-    from trainer.cli.app import cache_folder
+    from trainer.cli.environment import cache_folder
     from trainer.compare.comparison import compare_all
 
     if len(uris) < 2:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from trainer.cli.options import cluster_options, doctor_options, project_options
+from trainer.cli.options import cluster_options, doctor_options, examples, project_options
 from trainer.cli.services import find_engine, find_google, storage_url, understood
 from trainer.errors import UsageError
 from trainer.sanitize import printable
@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 _WIDTH = 11
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "trainer doctor", "trainer doctor gke --accelerator nvidia-l4:2 --output gs://my-bucket/runs"
+    )
+)
 @click.argument("place", type=click.Choice(["docker", "gke", "vertex"]))
 @doctor_options
 @cluster_options

@@ -9,19 +9,27 @@ from pathlib import Path
 
 import click
 
-from trainer.cli.options import image_options
+from trainer.cli.options import examples, image_options
 from trainer.sanitize import printable
 
 _WIDTH = 79
 _LOG_SECONDS = 10.0
 
 
-@click.group()
+@click.group(
+    epilog=examples(
+        "trainer image build", "trainer image push --name europe-docker.pkg.dev/my-project/ml/trainer"
+    )
+)
 def image() -> None:
     """Build and push the container image."""
 
 
-@image.command()
+@image.command(
+    epilog=examples(
+        "trainer image build --variant gpu", "trainer image build --variant cpu --weights efficientnetv2-b0"
+    )
+)
 @image_options
 @click.option(
     "--network", metavar="MODE", help="Network mode of the build, such as host.  [default: the engine's]"
@@ -36,8 +44,8 @@ def build(variant: str, base: str, name: str, network: str | None, weights: tupl
     """Build the image from this project's source.
 
     The Docker engine is that of DOCKER_HOST, or of this host."""
-    from trainer.cli.app import cache_folder
     from trainer.cli.console import Console
+    from trainer.cli.environment import cache_folder
     from trainer.launch.image import build_image, find_root, find_source, open_engine, tags_of
     from trainer.launch.weights import stage_weights
 
@@ -57,7 +65,12 @@ def build(variant: str, base: str, name: str, network: str | None, weights: tupl
         click.echo(f"           {tag}")
 
 
-@image.command()
+@image.command(
+    epilog=examples(
+        "trainer image push --name europe-docker.pkg.dev/my-project/ml/trainer",
+        "trainer image push --variant cpu --name ghcr.io/me/trainer",
+    )
+)
 @image_options
 def push(variant: str, base: str, name: str) -> None:
     """Push the image of this source. The work tree has to be committed."""

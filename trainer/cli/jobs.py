@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import click
 
-from trainer.cli.options import cluster_options, project_options
+from trainer.cli.options import cluster_options, examples, project_options
 from trainer.cli.services import understood
 from trainer.errors import UsageError
 from trainer.sanitize import printable
@@ -37,7 +37,7 @@ def _no_option(_: click.Context, __: click.Parameter, name: str) -> str:
     return name
 
 
-@click.command()
+@click.command(epilog=examples("trainer status docker pets", "trainer status gke pets --namespace ml"))
 @_place
 @click.argument("name", callback=_no_option)
 def status(place: str, name: str, **where: Any) -> None:
@@ -47,7 +47,11 @@ def status(place: str, name: str, **where: Any) -> None:
             click.echo(printable(line))
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "trainer logs docker pets --follow", "trainer logs vertex pets --project my-project --worker 1"
+    )
+)
 @_place
 @click.argument("name", callback=_no_option)
 @click.option("-f", "--follow", is_flag=True, help="Follow the log until the job ends.")
@@ -58,7 +62,7 @@ def logs(place: str, name: str, follow: bool, worker: int, **where: Any) -> None
         _jobs(place, where).logs(name, worker, follow)
 
 
-@click.command()
+@click.command(epilog=examples("trainer cancel docker pets", "trainer cancel gke pets --schedule"))
 @_place
 @click.argument("name", callback=_no_option)
 @click.option(
@@ -73,7 +77,7 @@ def cancel(place: str, name: str, choice: Choice | None, **where: Any) -> None:
         click.echo(f"ended      {name}{_jobs(place, where).cancel(name, choice)}")
 
 
-@click.command("list")
+@click.command("list", epilog=examples("trainer list docker", "trainer list vertex --project my-project"))
 @_place
 def list_jobs(place: str, **where: Any) -> None:
     """List submitted jobs and their state."""

@@ -85,6 +85,20 @@ def require_apart(source: str, output: str) -> None:
         )
 
 
+def require_inputs(spec: RunSpec) -> None:
+    """Raise UsageError or DataError if the data or the images of publish.test_data are missing locally."""
+    from trainer.data.fetch import require_source  # slow to import
+
+    require_source(spec.data.source)
+    path = spec.publish.test_data
+    if spec.publish.release and path is not None and os.path.isabs(path) and not os.path.exists(path):
+        raise UsageError(
+            "The test images for the release decision do not exist.",
+            "Check the path in publish.test_data.",
+            received=path,
+        )
+
+
 def local_path(uri: str, cache_dir: Path, progress: Progress) -> Path:
     """Return the local path of the file or folder `uri`. Raises the errors of `fetch_bucket`."""
     from trainer.data.bucket import fetch_bucket  # slow to import

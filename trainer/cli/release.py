@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from trainer.cli.options import examples
 from trainer.errors import QualityError, UsageError
 from trainer.sanitize import printable, shown_address
 
@@ -29,7 +30,12 @@ _DIGITS = 7
 _MINUTE = len("2026-11-27 03:00")
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "trainer promote runs/second",
+        "trainer promote runs/second --set publish.test_data=gs://my-bucket/test",
+    )
+)
 @click.argument("run", metavar="RUN")
 @click.option("--force", is_flag=True, help="Promote without a significance test.")
 @click.option(
@@ -41,7 +47,7 @@ def promote(run: str, force: bool, settings: tuple[str, ...]) -> None:
 
     Both models are evaluated on the same images. Exits with code 4 if the champion stays.
     """
-    from trainer.cli.app import cache_folder
+    from trainer.cli.environment import cache_folder
     from trainer.cli.paths import output_of
     from trainer.release.challenge import promote as promote_run
     from trainer.release.challenge import require_finished
@@ -61,7 +67,7 @@ def promote(run: str, force: bool, settings: tuple[str, ...]) -> None:
         raise QualityError(f"{refused}; --force makes this run the champion all the same.", received=name)
 
 
-@click.command()
+@click.command(epilog=examples("trainer rollback runs", "trainer rollback gs://my-bucket/runs"))
 @click.argument("output", metavar="OUTPUT")
 def rollback(output: str) -> None:
     """Restore the previous champion."""
@@ -71,7 +77,7 @@ def rollback(output: str) -> None:
     _print_outcome(roll_back(open_store(output), _say))
 
 
-@click.command()
+@click.command(epilog=examples("trainer runs", "trainer runs gs://my-bucket/runs --delete first"))
 @click.argument("output", metavar="OUTPUT")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per run.")
 def runs(output: str, as_json: bool) -> None:

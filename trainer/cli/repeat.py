@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from trainer.cli.compare import print_comparison, read_runs
-from trainer.cli.options import SpecCommand, repeat_options
+from trainer.cli.options import SpecCommand, examples, repeat_options
 from trainer.cli.several import find_common_start, require_alike, train_apart, unreleased, with_start
 from trainer.errors import UsageError
 from trainer.shutdown import GracefulShutdown
@@ -24,7 +24,12 @@ _MOST_SEED = 2**31
 _DIGITS = 6
 
 
-@click.command(cls=SpecCommand)
+@click.command(
+    cls=SpecCommand,
+    epilog=examples(
+        "trainer repeat --data my_photos --times 5", "trainer repeat my.yaml --seeds 1,2,3 --json"
+    ),
+)
 @repeat_options
 @click.option("--times", type=click.IntRange(2, 1000), default=3, show_default=True, help="Number of runs.")
 @click.option(
@@ -36,12 +41,14 @@ def repeat(times: int, seeds: str | None, as_json: bool, **given: Any) -> None:
 
     The same command resumes where it was stopped. No run challenges the champion; use `trainer promote`.
     """
-    from trainer.cli.app import cache_folder
-    from trainer.cli.config import given_spec
+    from trainer.cli.config import load_run_spec
+    from trainer.cli.environment import cache_folder
     from trainer.compare.comparison import compare_runs
 
     overrides = {"data.source": given["data"], "output": given["output"], "run_name": given["run_name"]}
-    spec = given_spec(given["spec_path"], given["recipe"], given["settings"], overrides, None, cache_folder())
+    spec = load_run_spec(
+        given["spec_path"], given["recipe"], given["settings"], overrides, None, cache_folder()
+    )
     stop = GracefulShutdown(spec.train.grace_seconds + 5)
     stop.install()
     spec = with_start(spec, find_common_start(spec, "the seed"))

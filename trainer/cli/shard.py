@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainer.cli.bootstrap import import_tensorflow, memory_explained, require_tensorflow
+from trainer.cli.bootstrap import import_tensorflow, require_tensorflow, translate_memory_errors
 from trainer.cli.console import Console
 from trainer.cli.paths import absolute_source, require_apart
 from trainer.errors import StoppedError
@@ -18,7 +18,7 @@ from trainer.shutdown import GracefulShutdown
 from trainer.spec import load_spec
 
 _LOG_SECONDS = 30.0
-_FEWER = "try fewer --processes"
+_FEWER = "Use fewer --processes."
 
 
 def shard_command(
@@ -35,7 +35,7 @@ def shard_command(
     require_tensorflow()
     spec = load_spec(None, None, settings, {"data.source": absolute_source(data), "output": output}).data
     require_apart(spec.source, output)
-    with Console(_LOG_SECONDS) as console, memory_explained(_FEWER):
+    with Console(_LOG_SECONDS) as console, translate_memory_errors(_FEWER):
         console.banner()
         import_tensorflow()
         from trainer.data.shards.worker_pool import STOPPED, WorkerPool
