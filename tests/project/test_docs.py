@@ -16,6 +16,7 @@ from click.testing import CliRunner
 
 from trainer.cli.app import cli
 from trainer.errors import EXIT_CODES
+from trainer.spec.describe import describe_sections
 from trainer.spec.problems import known_keys
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -121,8 +122,8 @@ def test_every_setting_stands_in_the_settings_page() -> None:
     assert rows - set(known_keys()) == set()
 
 
-def test_every_setting_has_a_meaning(generator: ModuleType) -> None:
-    settings = [row for _, _, rows in generator.sections(generator.RunSpec, "") for row in rows]
+def test_every_setting_has_a_meaning() -> None:
+    settings = [setting for section in describe_sections() for setting in section.settings]
     assert len(settings) > 70
     assert [row.key for row in settings if not row.meaning] == []
 

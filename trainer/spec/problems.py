@@ -23,7 +23,7 @@ _PATTERNS = {
     "data.checksum": "md5: and 32 hex digits, or sha256: and 64",
     "run_name": "letters, digits, '.', '_' and '-', 128 at most, a letter or digit first",
 }
-_FAMILIES = tuple(each.model_fields["family"].default for each in get_args(get_args(ModelSpec)[0]))
+FAMILIES = tuple(each.model_fields["family"].default for each in get_args(get_args(ModelSpec)[0]))
 """Names of the union branches of `model` in pydantic's error locations."""
 
 
@@ -32,13 +32,16 @@ def known_keys() -> list[str]:
     return _keys(RunSpec, "")
 
 
-def require_known_key(key: str, value: Any) -> None:
-    """Raise UsageError, with the nearest key, if no spec has the dotted `key`."""
+def require_known_key(key: str, *values: Any) -> None:
+    """Raise UsageError, with the most similar key, if no spec has the dotted `key`.
+
+    `values` is the value that was set, if any.
+    """
     keys = known_keys()
     # Class names are arbitrary, so any key below class_weights is valid.
     if key in keys or key.startswith("train.class_weights."):
         return
-    raise UsageError(_unknown(key, value, keys))
+    raise UsageError(_unknown(key, values[0] if values else key, keys))
 
 
 def describe_problems(error: ValidationError) -> str:
@@ -64,15 +67,16 @@ def _keys(model: type[BaseModel], prefix: str) -> list[str]:
     keys: list[str] = []
     for name, field in model.model_fields.items():
         keys.append(prefix + name)
-        for inner in _models(field.annotation):
+        for inner in nested_specs(field.annotation):
             keys += _keys(inner, f"{prefix}{name}.")
     return list(dict.fromkeys(keys))
 
 
-def _models(annotation: Any) -> list[type[BaseModel]]:
+def nested_specs(annotation: Any) -> list[type[BaseModel]]:
+    """Return the spec classes in the annotation of a field."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [model for part in get_args(annotation) for model in _models(part)]
+    return [model for part in get_args(annotation) for model in nested_specs(part)]
 
 
 def _either(one: str, other: str) -> str:
@@ -132,7 +136,7 @@ def _dotted(location: tuple[Any, ...]) -> str:
 
 def _is_branch(key: str, part: Any) -> bool:
     if key == "model":
-        return part in _FAMILIES
+        return part in FAMILIES
     return isinstance(part, str) and (
         "[" in part or part in ("int", "float", "bool", "str", "literal", "constrained-int")
     )
