@@ -6,6 +6,7 @@ Only click and light modules are imported here, so that --help is fast; each com
 from __future__ import annotations
 
 import errno
+import json
 import os
 import socket
 import sys
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from trainer.cli.console import LogFormat
 
 _UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+
+_SPEC_WIDTH = 79
 
 _SHARD_SET_HELP = "Change a setting of the data: --set data.validation_fraction=0.1."
 _TRUST_HELP = (
@@ -157,6 +160,25 @@ def recipes(name: str | None) -> None:
         click.echo(f"{recipe:<24}{recipe_summary(recipe)}")
 
 
+@click.command(epilog=examples("trainer spec train", "trainer spec optimizer.learning_rate"))
+@click.argument("key", metavar="KEY", default="", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per setting.")
+def spec(key: str, as_json: bool) -> None:
+    """Print settings with type, default and meaning.
+
+    KEY is a setting or a section of settings, such as train. Without it, all settings are printed.
+    """
+    from trainer.spec.describe import describe_setting
+
+    for setting in describe_setting(key):
+        if as_json:
+            click.echo(json.dumps(setting._asdict(), ensure_ascii=False))
+            continue
+        click.secho(setting.key, bold=True)
+        for text in (f"{setting.type}; default {setting.default}", setting.meaning):
+            click.echo(click.wrap_text(text, _SPEC_WIDTH, initial_indent="    ", subsequent_indent="    "))
+
+
 @click.command(
     epilog=examples(
         "trainer predict runs/first photo.jpg holiday/",
@@ -247,7 +269,7 @@ def verify(run: str) -> None:
 cli.add_section("Train and evaluate", train, evaluate, predict, tune, repeat)
 cli.add_section("Compare and release", compare, runs, promote, rollback, verify)
 cli.add_section("Cloud jobs", submit, status, logs, cancel, list_jobs, image)
-cli.add_section("Tools", doctor, recipes, bench, shard)
+cli.add_section("Tools", doctor, spec, recipes, bench, shard)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

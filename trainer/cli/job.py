@@ -139,7 +139,8 @@ def _train(job: Job, folder: RunFolder) -> None:
         if not before:
             find_start(folder.output, job.spec.train.start_from)  # fail before the data are downloaded
         verdict = job.run(folder, job.console)
-        job.shutdown.ignore_signals()  # from here on a signal must not make a finished run exit as a stopped one
+        # From here on a signal must not make a finished run exit as a stopped one.
+        job.shutdown.ignore_signals()
     if verdict is not None:
         job.console.verdict(verdict.headline, verdict.advice)
 
@@ -148,8 +149,8 @@ def _train(job: Job, folder: RunFolder) -> None:
 def _counted_start(shutdown: GracefulShutdown, folder: RunFolder, before: str) -> Iterator[None]:
     """Take back the count of this start if it ends in an error with a remedy, or by Ctrl-C.
 
-    `before` is the newest checkpoint at the start. A failed run that has written nothing of use is removed;
-    any other one gets a file with the error.
+    `before` is the newest checkpoint at the start. A failed run that has written nothing of use is removed,
+    and any other one gets a file with the error.
     """
     try:
         yield

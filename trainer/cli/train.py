@@ -32,12 +32,12 @@ def train_command(
     process: ProcessInfo,
     min_accuracy: float | None = None,
     log_format: LogFormat | None = None,
-) -> None:
-    """Train the run of `spec` until it is finished or a signal stops it, and print the result.
+) -> str:
+    """Train the run of `spec` until it is finished or a signal stops it; print the result, return its URI.
 
     If `process` is one of several, all train together and end alike. A model that is less accurate on the
     held-out images than `min_accuracy`, in [0, 1], is published too, and then the chief raises QualityError.
-    The champion is challenged if `publish.release` is set.
+    The champion is challenged if `publish.release` is set. A worker returns "".
     """
     shutdown.grace_seconds = spec.train.grace_seconds
     shutdown.advice = "A longer train.grace_seconds may help."
@@ -57,6 +57,7 @@ def train_command(
                 else:
                     run_worker(job)
         run_gates(folder if process.is_chief else None, spec, cache_dir, console, shutdown, min_accuracy)
+        return folder.at("") if folder is not None else ""
 
 
 def require_devices(accelerator: str) -> None:
