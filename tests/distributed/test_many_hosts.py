@@ -122,6 +122,7 @@ def test_two_are_stopped_and_killed_together_and_end_where_an_undisturbed_run_do
     wait_for_step(workers[0], 3)
     workers[1].process.send_signal(signal.SIGTERM)
     assert [each.end() for each in workers] == [143, 143], workers[0].text() + workers[1].text()
+    assert not [each for each in workers if "StartAbort" in each.text()]
     stopped = {int(found[1]) for each in workers for found in STOPPED.finditer(each.text())}
     assert len(stopped) == 1
     (step,) = stopped

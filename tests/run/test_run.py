@@ -136,7 +136,7 @@ def test_the_model_answers_for_files_folders_and_json(
     for row in rows:
         assert row["probability"] == max(row["probabilities"].values())
         assert sum(row["probabilities"].values()) == pytest.approx(1.0, abs=1e-5)
-    predict_command(str(run / "model"), [str(photos)], tmp_path, as_json=False)
+    predict_command(str(run / "model"), [str(photos)], tmp_path)
     table = capsys.readouterr().out.splitlines()
     assert len(table) == len([path for path in photos.rglob("*") if path.is_file()])
 
@@ -166,9 +166,9 @@ def test_what_is_no_model_is_refused(finished: Finished, tmp_path: Path) -> None
     weights = next((copy / "variables").glob("*.data-*"))
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(DataError, match="damaged"):
-        predict_command(str(copy), [str(picture)], tmp_path, as_json=False)
+        predict_command(str(copy), [str(picture)], tmp_path)
     with pytest.raises(UsageError, match="not a run or a model"):
-        predict_command(str(tmp_path), [str(picture)], tmp_path, as_json=False)
+        predict_command(str(tmp_path), [str(picture)], tmp_path)
 
 
 def test_a_class_name_of_a_foreign_model_does_not_control_the_terminal(
@@ -180,7 +180,7 @@ def test_a_class_name_of_a_foreign_model_does_not_control_the_terminal(
     about["class_names"] = [f"{name}\a\n" for name in about["class_names"]]
     description.write_text(json.dumps(about))
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "a.png")
-    predict_command(str(copy), [str(tmp_path / "a.png")], tmp_path, as_json=False)
+    predict_command(str(copy), [str(tmp_path / "a.png")], tmp_path)
     (line,) = capsys.readouterr().out.splitlines()
     assert r"\x07\n" in line
 
@@ -239,8 +239,8 @@ def test_evaluate_measures_a_run_on_other_data(finished: Finished, photos: Path,
     said = trainer("evaluate", run, "--data", data, cache=tmp_path).stdout
     counts = json.loads((run / "dataset.json").read_text())["splits"]["train"]["classes"]
     trained = counts["squares"] + counts["stripes"]
-    assert f"  note       {trained} of 16 images are training images: this accuracy is too good" in said
-    assert "  discs                -  no image of it in these data" in said
+    assert f"  note       {trained} of 16 images are training images, so this accuracy is too high" in said
+    assert "  discs                -  no image of this class in these data" in said
     assert "nan" not in said
     for setting in (
         "data.image_size=64",

@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -28,7 +28,7 @@ from trainer.cli.environment import cache_folder, job_name, job_spec, print_emul
 from trainer.cli.errors import MainGroup, fail, redact_tracebacks
 from trainer.cli.image import image
 from trainer.cli.jobs import cancel, list_jobs, logs, status
-from trainer.cli.options import DATA_HELP, SpecCommand, examples, run_options, spec_options
+from trainer.cli.options import DATA_HELP, Share, SpecCommand, examples, run_options, spec_options
 from trainer.cli.release import promote, rollback, runs
 from trainer.cli.repeat import repeat
 from trainer.cli.submit import submit
@@ -186,16 +186,27 @@ def spec(key: str, as_json: bool) -> None:
     )
 )
 @click.argument("model", metavar="RUN_OR_MODEL")
-@click.argument("images", metavar="IMAGE_OR_FOLDER...", nargs=-1, required=True)
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per image instead of a table.")
+@click.option(
+    "--csv", metavar="FILE", help="Write the predictions to a .csv file or gs:// URI, and print none."
+)
+@click.option("--top", metavar="K", type=click.IntRange(1), help="Show the K most probable classes.")
+@click.option(
+    "--threshold", metavar="SHARE", type=Share(0, 1),
+    help="Minimum probability of a predicted class.  [default: none; with several labels, the model's]",
+)  # fmt: skip
 @click.option("--trust", is_flag=True, help=_TRUST_HELP)
-def predict(model: str, images: tuple[str, ...], as_json: bool, trust: bool) -> None:
-    """Classify images with a trained model."""
-    from trainer.cli.predict import predict_command
+def predict(model: str, images: tuple[str, ...], **options: Any) -> None:
+    """Classify images with a trained model.
+
+    An image is a file, a folder, an https:// URL, or a gs:// URI of a file or folder.
+    """
+    from trainer.cli.predict import PredictOptions, predict_command
 
     import_tensorflow()
     with translate_memory_errors(_LESS_MEMORY):
-        predict_command(model, images, cache_folder(), as_json, trust)
+        predict_command(model, images, cache_folder(), PredictOptions(**options))
 
 
 @click.command(
@@ -214,14 +225,19 @@ def predict(model: str, images: tuple[str, ...], as_json: bool, trust: bool) -> 
     multiple=True,
     help="Change a setting of the data: --set data.max_rejected=0.05.",
 )
+@click.option(
+    "--html", metavar="FILE", help="Write a page with the confusion matrix and the mistakes as images."
+)
 @click.option("--trust", is_flag=True, help=_TRUST_HELP)
-def evaluate(model: str, data: str, as_json: bool, settings: tuple[str, ...], trust: bool) -> None:
+def evaluate(
+    model: str, data: str, as_json: bool, settings: tuple[str, ...], html: str | None, trust: bool
+) -> None:
     """Evaluate a trained model on labelled images."""
     from trainer.cli.predict import evaluate_command
 
     import_tensorflow()
     with translate_memory_errors(_LESS_MEMORY):
-        evaluate_command(model, data, cache_folder(), as_json, settings, trust)
+        evaluate_command(model, data, cache_folder(), as_json, settings, trust, html)
 
 
 @click.command(

@@ -108,7 +108,7 @@ def _remedy_for_name(name: str) -> str:
     return "Check the path. The argument is a spec file (.yaml), or data: a folder, an archive or a URL."
 
 
-class _Share(click.FloatRange):
+class Share(click.FloatRange):
     """A `click.FloatRange` that rejects NaN, which passes the comparisons with its bounds."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -148,7 +148,7 @@ _SETTINGS = (
 _ACCURACY = click.option(
     "--assert-accuracy-at-least",
     metavar="SHARE",
-    type=_Share(0, 1),
+    type=Share(0, 1),
     help="Exit with code 4 if the published model's accuracy on held-out images is lower: 0.9.",
 )
 _LOG = click.option(

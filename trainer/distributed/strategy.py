@@ -6,7 +6,9 @@ import importlib.util
 import json
 import os
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ _BFLOAT16_FLAGS = ("avx512_bf16", "amx_bf16")
 _BFLOAT16_CAPABILITY = (8, 0)
 _TPU_NAME, _LOCAL = "TPU_NAME", "local"
 _MOST_LOGICAL = 64
+_STDERR = 2
 _ALONE = ProcessGroup(ProcessInfo())
 
 
@@ -248,4 +251,23 @@ def _abort(error: TrainerError) -> None:
     """Abort pending collectives when a peer has failed."""
     from tensorflow.python.eager import context
 
-    context.context().abort_collective_ops(tf.errors.UNAVAILABLE, json.dumps(str(error)))
+    with _without_log_lines("StartAbort"):
+        context.context().abort_collective_ops(tf.errors.UNAVAILABLE, json.dumps(str(error)))
+
+
+@contextmanager
+def _without_log_lines(text: str) -> Iterator[None]:
+    """Drop the lines with `text` that TensorFlow writes to standard error within the block.
+
+    It logs each aborted collective as an error, also when all processes stop on request.
+    """
+    sys.stderr.flush()
+    original, hidden = os.dup(_STDERR), os.memfd_create("stderr")
+    os.dup2(hidden, _STDERR)
+    try:
+        yield
+    finally:
+        os.dup2(original, _STDERR)
+        os.lseek(hidden, 0, os.SEEK_SET)
+        with os.fdopen(hidden, "rb") as lines, os.fdopen(original, "wb") as stderr:
+            stderr.writelines(line for line in lines if text.encode() not in line)

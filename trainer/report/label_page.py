@@ -24,7 +24,7 @@ from trainer.report.verdict import Verdict
 
 _WORST = 10
 _NAME = 28
-_OVERALL = (
+LABEL_METRICS = (
     (MEASURE, "mean average precision"),
     ("subset_accuracy", "images without a mistake (subset accuracy)"),
     ("hamming_loss", "wrong decisions (Hamming loss)"),
@@ -107,7 +107,7 @@ def _answers(inputs: ReportInputs) -> dict[str, Any]:
         **pictured(inputs),
         "label_rows": rows,
         "worst_rows": worst[:_WORST] if len(rows) > _WORST else [],
-        "overall_rows": tables.overall_rows(inputs.metrics, list(inputs.predictions), _OVERALL),
+        "overall_rows": tables.overall_rows(inputs.metrics, list(inputs.predictions), LABEL_METRICS),
         "fewest": FEWEST_FOR_THRESHOLD,
         "usual": USUAL,
     }
