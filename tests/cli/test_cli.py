@@ -131,8 +131,8 @@ def test_a_wrong_command_line_is_a_usage_error(arguments: list[str], words: str)
 @pytest.mark.parametrize(
     ("sent", "words"),
     [
-        ("", "is there and empty"),
-        ("train: {newer: 1}", "build the image anew"),
+        ("", "TRAINER_SPEC is empty"),
+        ("train: {newer: 1}", "rebuild the image"),
         ("train: [", "Received: 'train: ['"),
     ],
 )
@@ -216,7 +216,7 @@ def test_a_tensorflow_that_is_too_old_is_refused_before_a_run_is_begun(tmp_path:
         capture_output=True, text=True, check=False, cwd=work,
     )  # fmt: skip
     assert done.returncode == 2
-    assert done.stderr.startswith("Error: TensorFlow 2.20 or newer is needed")
+    assert done.stderr.startswith("Error: TensorFlow 2.20 or newer is required")
     assert list(work.iterdir()) == []
 
 
@@ -282,7 +282,7 @@ def test_a_folder_that_is_gone_ends_in_words(tmp_path: Path) -> None:
     command = f"mkdir gone; cd gone; rmdir ../gone; {sys.executable} -m trainer.cli train --data photos"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 2
-    assert "The current folder is gone" in done.stderr
+    assert "The current folder does not exist any more" in done.stderr
     assert "Traceback" not in done.stderr
 
 

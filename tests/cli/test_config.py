@@ -21,7 +21,7 @@ def test_a_claim_is_a_number(tmp_path: Path) -> None:
     words = ["train", "--output", str(tmp_path), "--assert-accuracy-at-least", "nan"]
     done = CliRunner().invoke(cli, words)
     assert done.exit_code == 2
-    assert "is no number" in done.output
+    assert "is not a number" in done.output
 
 
 def test_images_that_decide_are_found_from_anywhere_and_before_the_training(
@@ -35,7 +35,7 @@ def test_images_that_decide_are_found_from_anywhere_and_before_the_training(
         cli, [*words, "--set", "publish.test_data=test", "--set", "publish.release=true"]
     )
     assert isinstance(done.exception, UsageError)
-    assert "check publish.test_data" in str(done.exception)
+    assert "Check the path in publish.test_data" in str(done.exception)
     assert not (tmp_path / "runs" / "one").exists()
 
 
@@ -62,9 +62,9 @@ def test_a_page_is_no_pointer_and_lies_in_no_run(tmp_path: Path, monkeypatch: py
     for name in ("a.json", "b.json"):
         (tmp_path / name).write_text(metrics)
     for html, words in (
-        ("b.json", "is a file"), ("runs/champion", "is a file"), ("runs/two/report.html", "within a run"),
+        ("b.json", "requires a file name"), ("runs/champion", "requires a file name"), ("runs/two/report.html", "within a run"),
         ("runs/two/plots/a.HTML", "within a run"),
-        ("", "is a file"), ("gs://bucket", "is a file"),
+        ("", "requires a file name"), ("gs://bucket", "requires a file name"),
     ):  # fmt: skip
         done = CliRunner().invoke(cli, ["compare", "a.json", "b.json", "--html", html])
         assert isinstance(done.exception, UsageError), html

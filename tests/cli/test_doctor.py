@@ -101,7 +101,9 @@ def test_what_cannot_be_seen_is_no_error(vertex: Vertex) -> None:
 
 
 def test_without_credentials_or_project_it_says_how_to_get_them(tmp_path: Path) -> None:
-    assert "--project says" in error_line(doctor("vertex", GOOGLE_CLOUD_PROJECT=""), 2)
+    assert "There is no Google Cloud project. Set --project ID." in error_line(
+        doctor("vertex", GOOGLE_CLOUD_PROJECT=""), 2
+    )
     done = doctor("vertex", "--project", "p", HOME=str(tmp_path), GOOGLE_APPLICATION_CREDENTIALS="/no.json")
     error_line(done, 2)
     assert state_of(done.stdout, "credentials") == "wrong"

@@ -85,7 +85,7 @@ def test_a_claim_that_nobody_can_check_is_not_taken_for_true(
     metrics: bytes, folder: RunFolder, spec: RunSpec
 ) -> None:
     folder.output.write("two/metrics.json", metrics)
-    with pytest.raises(DataError, match="Nobody can tell"):
+    with pytest.raises(DataError, match="The accuracy of the run is unknown"):
         judged(folder, spec, 0.1)
     assert read_pointer(folder.output).name == ""
 

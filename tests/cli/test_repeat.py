@@ -81,10 +81,10 @@ def refusal(*words: str | Path) -> str:
 
 def test_what_cannot_be_repeated_is_refused(photos: Path, tmp_path: Path) -> None:
     words = repeated(photos, tmp_path, "--seeds", "1")
-    assert "--seeds has two or more" in error_line(trainer(*words, cache=tmp_path), 2)
+    assert "--seeds requires two or more" in error_line(trainer(*words, cache=tmp_path), 2)
     for seeds in ("1,1", "a,b", "-1,2", "1,,2", "1,2147483648", "\uff11,2", "1_0,2"):
         words = repeated(photos, tmp_path, "--seeds", seeds)
-        assert "--seeds has two or more" in refusal(*words)
+        assert "--seeds requires two or more" in refusal(*words)
     # The seed and name of the last run are checked before the first run starts.
     for more, words in (
         (["--set", "seed=2147483647", "--times", "2"], "seed"),
@@ -93,12 +93,12 @@ def test_what_cannot_be_repeated_is_refused(photos: Path, tmp_path: Path) -> Non
         assert words in refusal(*repeated(photos, tmp_path), *more)
     for start in ("latest", str(tmp_path / "runs" / "latest")):
         words = repeated(photos, tmp_path, "--set", f"train.start_from={start}")
-        assert "begin with the weights of the one before" in refusal(*words)
+        assert "start from the weights of the previous one" in refusal(*words)
     assert not (tmp_path / "runs").exists()
     words = repeated(tmp_path / "nowhere", tmp_path)
     done = trainer(*words, cache=tmp_path)
     assert done.returncode == 65, done.stderr
-    assert "did not finish, see above why" in done.stderr
+    assert "did not finish. See the error above." in done.stderr
 
 
 @pytest.mark.engine
@@ -144,4 +144,4 @@ def test_a_run_that_was_killed_is_told_so(photos: Path, tmp_path: Path) -> None:
         os.kill(int(children[0]), signal.SIGKILL)
         rest = process.stdout.read()
         assert process.wait(60) == 137, rest
-    assert "did not finish; run the same command to resume" in rest
+    assert "did not finish. Run the same command to resume" in rest

@@ -124,8 +124,8 @@ def test_the_page_shows_curves_and_the_images_that_they_disagree_on(runs: Path, 
     assert text.count("<svg") == 2
     assert "<script" not in text
     for place, why in (
-        (runs / "one" / "metrics.json", "--html is a file, as NAME.html"),
-        (runs / "latest", "--html is a file, as NAME.html"),
+        (runs / "one" / "metrics.json", "--html requires a file name"),
+        (runs / "latest", "--html requires a file name"),
         (runs / "one" / "report.html", "The page lies within a run"),
         (runs / "one" / "model" / "page.html", "The page lies within a run"),
     ):
@@ -207,7 +207,7 @@ def test_what_cannot_be_compared_is_named(runs: Path, tmp_path: Path) -> None:
         return error_line(done, code)
 
     one = runs / "one"
-    assert "Two runs at least" in said(2, one)
+    assert "at least two runs" in said(2, one)
     assert "There is no finished run" in said(2, one, tmp_path / "nowhere")
     copy = shutil.copytree(one, tmp_path / "copy")
     (copy / "_SUCCESS").unlink()

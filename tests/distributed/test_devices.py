@@ -126,7 +126,7 @@ def test_an_address_space_that_is_limited_is_told_before_it_is_used_up(
         ["bash", "-c", f"ulimit -v 2000000 && exec {words}"], capture_output=True, text=True, check=False
     )
     line = error_line(done, 137)
-    assert "less than the 2 GiB that TensorFlow takes; lift it with `ulimit -v unlimited`" in line
+    assert "less than the 2 GiB that TensorFlow needs. Remove the limit with `ulimit -v unlimited`" in line
     assert line.endswith("Received: ulimit -v 2000000")
     before = resource.getrlimit(resource.RLIMIT_AS)
     try:

@@ -234,7 +234,7 @@ def test_why_a_job_has_no_pods_is_told_by_its_warnings(cluster: Cluster) -> None
     lines = cluster.trainer("status", "gke", "pets").stdout.splitlines()
     assert lines[0].startswith("pets  waiting")
     assert lines[1] == "  FailedCreate: pods is forbidden: exceeded quota: gpus\\x1b[2J"
-    assert lines[2] == "  run: its place doesn't answer"
+    assert lines[2] == "  run: its storage does not respond"
 
 
 def test_a_cronjob_tells_when_and_how_its_newest_job_goes(cluster: Cluster) -> None:

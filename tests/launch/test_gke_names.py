@@ -69,7 +69,7 @@ def test_of_a_schedule_and_a_job_of_one_name_both_are_shown_and_the_chosen_one_i
     assert cluster.quick("cancel", "gke", "pets", "--job").returncode == 2
     assert cluster.quick("cancel", "gke", "pets", "--schedule").stdout.startswith("ended      pets (cronjob")
     assert not cluster.kube.objects
-    assert "--job are for gke" in cluster.quick("cancel", "docker", "pets", "--job").stderr
+    assert "--job does not apply to docker" in cluster.quick("cancel", "docker", "pets", "--job").stderr
 
 
 def test_a_foreign_service_is_no_job_of_this_name(cluster: Cluster) -> None:

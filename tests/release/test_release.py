@@ -69,7 +69,7 @@ def test_a_refused_first_run_is_not_told_of_a_champion(tmp_path: Path) -> None:
     measured(output, tmp_path / "local", "poor", 6)
     output.write("poor/spec.yaml", b"recipe: demo\n")
     line = error_line(trainer("promote", output.at("poor"), cache=tmp_path), 4)
-    assert "There is still no champion; --force makes this run the champion all the same." in line
+    assert "There is still no champion. Use --force to promote this run without a test." in line
     assert "stays" not in line
 
 
@@ -192,7 +192,7 @@ def test_finished_runs_challenge_the_champion(runs: Path, tmp_path: Path) -> Non
     for name in ("poor", "good", "again"):
         assert verify(open_store(str(runs / name))) == []  # records are beside the runs, not in them
     done = trainer("train", runs / "good" / "spec.yaml", cache=tmp_path)
-    assert "decided before" in done.stdout
+    assert "decided earlier" in done.stdout
     assert len(list((runs / "releases").iterdir())) == 4
 
 
@@ -211,7 +211,7 @@ def test_runs_are_listed_promoted_and_rolled_back(runs: Path, tmp_path: Path) ->
     digest = json.loads((runs / "good" / "dataset.json").read_text())["digest"].removeprefix("sha256:")
     assert {row[-2] for row in table[1:]} == {digest[:7]}
     assert json.loads(said("runs", runs, "--json").splitlines()[1])["is_champion"]
-    assert "The champion stays" in said("promote", runs / "poor", code=4)
+    assert "The champion was not replaced" in said("promote", runs / "poor", code=4)
     assert (runs / "champion").read_text() == "good\n"
     assert "poor is the champion now, by force" in said("promote", runs / "poor", "--force")
     assert "good is the champion again" in said("rollback", runs)
@@ -233,6 +233,6 @@ def test_runs_are_listed_promoted_and_rolled_back(runs: Path, tmp_path: Path) ->
     (own / "squares").rename(own / "rings")
     assert "of other classes by now" in said("promote", runs / "again", code=65)
     assert (runs / "champion").read_text() == "good\n"
-    assert "Only how it is decided" in said("promote", runs / "poor", "--set", "seed=3", code=2)
+    assert "Only settings of the decision" in said("promote", runs / "poor", "--set", "seed=3", code=2)
     assert "There is no such run" in said("promote", runs / "nowhere", code=2)
     assert said("runs", tmp_path / "empty") == "no runs\n"

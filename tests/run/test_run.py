@@ -100,7 +100,7 @@ def test_a_model_that_is_not_good_enough_is_kept_and_ends_it_with_4(photos: Path
     ]  # fmt: skip
     claim = "--assert-accuracy-at-least"
     done = trainer(*words, claim, "0.99", cache=tmp_path / "cache")
-    refused(done, 4, "less accurate than was asked for", "at least 0.99 asked for")
+    refused(done, 4, "less accurate than required", "at least 0.99 required")
     assert verify(FolderStore(tmp_path / "poor")) == []
     assert (tmp_path / "latest").read_text().strip() == "poor"
     assert str(tmp_path / "poor" / "report.html") in done.stdout

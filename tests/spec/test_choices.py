@@ -145,8 +145,8 @@ def test_logistic_regression_that_is_chosen_is_not_refused() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (["model.dropout=0.5"], "none, as the model is set: family residual"),
-        (["model.weights=none"], "none, as the model is set: family pretrained"),
+        (["model.dropout=0.5"], "none: the spec sets the model, family residual"),
+        (["model.weights=none"], "none: the spec sets the model, family pretrained"),
     ],
 )
 def test_nothing_is_chosen_for_a_model_that_is_set_and_the_source_is_not_read(

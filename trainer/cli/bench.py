@@ -26,7 +26,7 @@ _LESS_MEMORY = "Lower train.global_batch_size, data.image_size or the size of th
 
 
 def bench_command(
-    spec: RunSpec, seconds: float, as_json: bool, cache_dir: Path, stop: GracefulShutdown
+    spec: RunSpec, seconds: float, as_json: bool, cache_dir: Path, shutdown: GracefulShutdown
 ) -> None:
     """Measure for about `seconds`, and print the bottleneck of training."""
     require_tensorflow()
@@ -43,10 +43,10 @@ def bench_command(
         console.on_fact("devices", cluster.description)
         dataset = load_dataset(spec.data, cache_dir, console, lambda rejected: None)
         console.on_fact("data", format_found(dataset))
-        speeds = measure_speeds(spec, dataset, cluster, seconds, stop.is_requested)
+        speeds = measure_speeds(spec, dataset, cluster, seconds, shutdown.is_requested)
         if as_json:
-            words = {"limit": speeds.limit, "sentence": speeds.sentence(), "advice": speeds.advice()}
-            click.echo(json.dumps(asdict(speeds) | words, indent=2))
+            texts = {"limit": speeds.limit, "sentence": speeds.sentence(), "advice": speeds.advice()}
+            click.echo(json.dumps(asdict(speeds) | texts, indent=2))
             return
         console.on_fact("chosen", _chosen(speeds, spec.train))
         console.on_fact("compiled", f"in {speeds.compile_seconds:.1f} s")

@@ -58,7 +58,7 @@ def build(variant: str, base: str, name: str, network: str | None, weights: tupl
     click.echo(f"source     {source.root}, commit {source.revision}")
     click.echo(f"image      {variant}, on {base}")
     client = open_engine()
-    build_image(client, source, variant, base, tags, _say_step, network)
+    build_image(client, source, variant, base, tags, _print_step, network)
     size = client.inspect_image(tags[0])["Size"] / 1e9
     click.echo(f"built      {size:.2f} GB")
     for tag in tags:
@@ -73,23 +73,23 @@ def build(variant: str, base: str, name: str, network: str | None, weights: tupl
 )
 @image_options
 def push(variant: str, base: str, name: str) -> None:
-    """Push the image of this source. The work tree has to be committed."""
+    """Push the image of this source; the work tree must be committed."""
     from trainer.launch.image import find_source, open_engine, push_image, tags_of
 
     source = find_source(Path.cwd(), variant, base)
     tags = tags_of(source, name, variant)
-    push_image(open_engine(), source, tags, _say_layer)
+    push_image(open_engine(), source, tags, _print_layer)
     for tag in tags:
         click.echo(f"pushed     {tag}")
 
 
-def _say_layer(line: str) -> None:
+def _print_layer(line: str) -> None:
     """Print the result of each layer, without its upload progress."""
     if not line.startswith(("Preparing", "Waiting", "Pushing")):
         click.echo(printable(f"           {line}")[:_WIDTH])
 
 
-def _say_step(line: str) -> None:
+def _print_step(line: str) -> None:
     """Print the current build step, without its output."""
     if line.startswith("Step "):
         click.echo(printable(line)[:_WIDTH])

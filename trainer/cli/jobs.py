@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from trainer.launch.cluster_jobs import Choice
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-_PATIENCE_SECONDS = 8.0
+_PROGRESS_SECONDS = 8.0
 
 
 def _place(command: Command) -> Command:
@@ -33,7 +33,9 @@ def _place(command: Command) -> Command:
 def _no_option(_: click.Context, __: click.Parameter, name: str) -> str:
     """Return the name of a job. Raises UsageError for one that kubectl could parse as an option."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-        raise UsageError("A job's name has letters, digits and -.", received=f"{name!r}")
+        raise UsageError(
+            "This is not the name of a job.", "Use letters, digits and hyphens.", received=f"{name!r}"
+        )
     return name
 
 
@@ -72,7 +74,11 @@ def logs(place: str, name: str, follow: bool, worker: int, **where: Any) -> None
 def cancel(place: str, name: str, choice: Choice | None, **where: Any) -> None:
     """Cancel a job. Its checkpoints are kept, and the same run can be resumed."""
     if choice is not None and place != "gke":
-        raise UsageError("--schedule and --job are for gke.", received=f"--{choice} for {place}")
+        raise UsageError(
+            f"--{choice} does not apply to {place}.",
+            f"Remove --{choice}.",
+            received=f"--{choice} for {place}",
+        )
     with understood(place):
         click.echo(f"ended      {name}{_jobs(place, where).cancel(name, choice)}")
 
@@ -205,7 +211,9 @@ class _Vertex:
         from trainer.launch.vertex_jobs import VertexJobs
 
         if not project:
-            raise UsageError("--project says in which project of Google Cloud.", received="no --project")
+            raise UsageError(
+                "There is no Google Cloud project.", "Set --project ID.", received="no --project"
+            )
         there = Project(project, region, endpoint=endpoint)
         self.jobs = VertexJobs(there, Google(there.url))
 
@@ -226,12 +234,12 @@ class _Vertex:
 
 def _progress(spec_text: str | None, name: str) -> list[str]:
     """Return the progress of the run, or a notice if its storage does not respond within 8 seconds."""
-    found: list[str] = []
+    lines: list[str] = []
     # Retries take a minute, and the state of the job is already printed.
-    thread = threading.Thread(target=lambda: found.extend(_read_progress(spec_text, name)), daemon=True)
+    thread = threading.Thread(target=lambda: lines.extend(_read_progress(spec_text, name)), daemon=True)
     thread.start()
-    thread.join(_PATIENCE_SECONDS)
-    return ["  run: its place doesn't answer"] if thread.is_alive() else found
+    thread.join(_PROGRESS_SECONDS)
+    return ["  run: its storage does not respond"] if thread.is_alive() else lines
 
 
 def _read_progress(spec_text: str | None, name: str) -> list[str]:
@@ -257,9 +265,9 @@ def _read_progress(spec_text: str | None, name: str) -> list[str]:
         return [f"  run: {run.uri}, no epoch yet"]
     try:
         row = json.loads(lines[-1])
-        told = {key: float(value) for key, value in row.items() if key.endswith("/accuracy")}
+        accuracies = {key: float(value) for key, value in row.items() if key.endswith("/accuracy")}
         epoch = int(row["epoch"])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return [f"  run: {run.uri}, its history.jsonl is damaged"]
-    said = ", ".join(f"{name} {value:.3f}" for name, value in told.items())
-    return [f"  run: {run.uri}, epoch {epoch} of {spec.train.epochs}, {said}"]
+    text = ", ".join(f"{name} {value:.3f}" for name, value in accuracies.items())
+    return [f"  run: {run.uri}, epoch {epoch} of {spec.train.epochs}, {text}"]

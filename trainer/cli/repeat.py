@@ -36,7 +36,7 @@ _DIGITS = 6
     "--seeds", metavar="N,N,...", help="Seeds of the runs.  [default: the spec's seed and the next ones]"
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
-def repeat(times: int, seeds: str | None, as_json: bool, **given: Any) -> None:
+def repeat(times: int, seeds: str | None, as_json: bool, **options: Any) -> None:
     """Train a spec with several seeds and report the spread.
 
     The same command resumes where it was stopped. No run challenges the champion; use `trainer promote`.
@@ -45,20 +45,20 @@ def repeat(times: int, seeds: str | None, as_json: bool, **given: Any) -> None:
     from trainer.cli.environment import cache_folder
     from trainer.compare.comparison import compare_runs
 
-    overrides = {"data.source": given["data"], "output": given["output"], "run_name": given["run_name"]}
+    overrides = {"data.source": options["data"], "output": options["output"], "run_name": options["run_name"]}
     spec = load_run_spec(
-        given["spec_path"], given["recipe"], given["settings"], overrides, None, cache_folder()
+        options["spec_path"], options["recipe"], options["settings"], overrides, None, cache_folder()
     )
-    stop = GracefulShutdown(spec.train.grace_seconds + 5)
-    stop.install()
+    shutdown = GracefulShutdown(spec.train.grace_seconds + 5)
+    shutdown.install()
     spec = with_start(spec, find_common_start(spec, "the seed"))
     numbers = _seeds(seeds, times, spec.seed)
     base = spec.run_name or f"{spec.recipe or 'run'}-{_identity(spec)}"
     specs = [_with_seed(spec, f"{base}-seed-{number}", number) for number in numbers]
-    for each in specs:
-        click.echo(f"seed {each.seed}", err=as_json)
-        train_apart(each, quiet=as_json)
-    runs = read_runs([f"{spec.output.rstrip('/')}/{each.run_name}" for each in specs])
+    for seeded in specs:
+        click.echo(f"seed {seeded.seed}", err=as_json)
+        train_apart(seeded, quiet=as_json)
+    runs = read_runs([f"{spec.output.rstrip('/')}/{seeded.run_name}" for seeded in specs])
     require_alike(runs)
     print_comparison(runs, [compare_runs(*runs)] if len(runs) == 2 else [], as_json, is_spread=True)
 
@@ -82,10 +82,12 @@ def _seeds(text: str | None, times: int, first: int) -> list[int]:
     if text is None:
         return list(range(first, first + times))
     words = text.split(",")
-    seeds = [int(each) for each in words if re.fullmatch(r" *[0-9]{1,10} *", each)]
-    is_each_once = len(set(seeds)) == len(words) >= 2
-    if not is_each_once or max(seeds) >= _MOST_SEED:
+    seeds = [int(word) for word in words if re.fullmatch(r" *[0-9]{1,10} *", word)]
+    is_distinct = len(set(seeds)) == len(words) >= 2
+    if not is_distinct or max(seeds) >= _MOST_SEED:
         raise UsageError(
-            "--seeds has two or more numbers from 0 up, each once, as 1,2,3.", received=f"{text!r}"
+            "--seeds requires two or more distinct integers from 0.",
+            "Separate them with commas, as in 1,2,3.",
+            received=f"{text!r}",
         )
     return seeds

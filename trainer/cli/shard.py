@@ -46,18 +46,22 @@ def shard_command(
         console.on_fact("shards", store.uri)
         count = processes or len(os.sched_getaffinity(0))
         try:
-            with WorkerPool(count, cache_dir, import_tensorflow, *share, stop=stop) as crew:
-                made = make_shards(spec, store, shard_mib << 20, crew, console)
+            with WorkerPool(count, cache_dir, import_tensorflow, *share, stop=stop) as pool:
+                manifest = make_shards(spec, store, shard_mib << 20, pool, console)
         except StoppedError:
             raise StoppedError(STOPPED) from None
-        if made is None:
-            console.on_fact("done", f"the share of machine {share[0]} of {share[1]}; machine 0 ends it")
+        if manifest is None:
+            console.on_fact(
+                "done", f"the part of machine {share[0]} of {share[1]}; machine 0 completes the shards"
+            )
             return
-        size = sum(shard.size for shard in made.shards)
-        images = sum(shard.images for shard in made.shards)
-        console.on_fact("done", f"{images:,} images in {len(made.shards)} shards, {size / 2**20:,.0f} MiB")
-        for warning in made.warnings:
+        size = sum(shard.size for shard in manifest.shards)
+        images = sum(shard.images for shard in manifest.shards)
+        console.on_fact(
+            "done", f"{images:,} images in {len(manifest.shards)} shards, {size / 2**20:,.0f} MiB"
+        )
+        for warning in manifest.warnings:
             console.on_message(warning)
-        if made.rejected:
-            console.on_message(f"{len(made.rejected)} files left out; shards.json lists them")
+        if manifest.rejected:
+            console.on_message(f"{len(manifest.rejected)} files left out; shards.json lists them")
         console.on_fact("try", f"trainer train --data {shlex.quote(store.uri)}")
