@@ -38,7 +38,7 @@ def at_work(photos: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.engine
-def test_each_seed_is_a_run_and_a_second_call_does_none_again(photos: Path, tmp_path: Path) -> None:
+def test_each_seed_is_a_run_and_a_second_call_trains_none(photos: Path, tmp_path: Path) -> None:
     words = repeated(photos, tmp_path, "--seeds", "3,5", "--json")
     done = trainer(*words, cache=tmp_path / "cache")
     assert done.returncode == 0, done.stderr
@@ -59,7 +59,7 @@ def test_each_seed_is_a_run_and_a_second_call_does_none_again(photos: Path, tmp_
 
 
 @pytest.mark.engine
-def test_a_stop_reaches_the_run_and_the_same_command_goes_on(photos: Path, tmp_path: Path) -> None:
+def test_signal_is_forwarded_and_the_same_command_resumes(photos: Path, tmp_path: Path) -> None:
     with at_work(photos, tmp_path) as process:
         assert process.stdout is not None
         process.send_signal(signal.SIGTERM)  # to this process only, as a cluster does
@@ -79,7 +79,7 @@ def refusal(*words: str | Path) -> str:
     return str(refused.value)
 
 
-def test_what_cannot_be_repeated_is_refused(photos: Path, tmp_path: Path) -> None:
+def test_invalid_repetition_is_rejected(photos: Path, tmp_path: Path) -> None:
     words = repeated(photos, tmp_path, "--seeds", "1")
     assert "--seeds requires two or more" in error_line(trainer(*words, cache=tmp_path), 2)
     for seeds in ("1,1", "a,b", "-1,2", "1,,2", "1,2147483648", "\uff11,2", "1_0,2"):
@@ -102,7 +102,7 @@ def test_what_cannot_be_repeated_is_refused(photos: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.engine
-def test_all_runs_are_new_and_stay_and_are_of_the_same_data(photos: Path, tmp_path: Path) -> None:
+def test_repeated_runs_are_new_and_kept_and_have_the_same_data(photos: Path, tmp_path: Path) -> None:
     data = shutil.copytree(photos, tmp_path / "photos")
     kept = ["--set", "publish.keep_runs=1", "--set", "publish.skip_unchanged=true", "--set", "train.epochs=1"]
     words = repeated(data, tmp_path, *kept, "--set", "publish.release=true")
@@ -137,7 +137,7 @@ def test_all_runs_are_new_and_stay_and_are_of_the_same_data(photos: Path, tmp_pa
 
 
 @pytest.mark.engine
-def test_a_run_that_was_killed_is_told_so(photos: Path, tmp_path: Path) -> None:
+def test_killed_run_is_reported(photos: Path, tmp_path: Path) -> None:
     with at_work(photos, tmp_path) as process:
         assert process.stdout is not None
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()

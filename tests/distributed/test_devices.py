@@ -112,8 +112,8 @@ def test_more_logical_devices_than_anyone_needs_are_refused() -> None:
 def test_what_did_not_fit_is_named() -> None:
     said = "Graph execution error:\n\nDetected at node conv\n\nOOM when allocating tensor with shape[9]"
     with (
-        pytest.raises(OutOfMemoryError, match=r"try less\. Received: OOM when allocating"),
-        translate_memory_errors("try less"),
+        pytest.raises(OutOfMemoryError, match=r"Use less\. Received: OOM when allocating"),
+        translate_memory_errors("Use less."),
     ):
         raise tf.errors.ResourceExhaustedError(None, None, said)
 

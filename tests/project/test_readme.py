@@ -38,7 +38,7 @@ def commands_of(program: str) -> list[list[str]]:
     return [list(words) for words in dict.fromkeys(tuple(words[1:]) for words in found if len(words) > 1)]
 
 
-def test_every_command_is_one_that_there_is() -> None:
+def test_documented_commands_are_valid() -> None:
     commands = commands_of("trainer ")
     assert len(commands) > 60
     for words in commands:
@@ -52,14 +52,14 @@ def test_every_command_is_one_that_there_is() -> None:
             pytest.fail(f"{shlex.join(words)}: {error.format_message()}")
 
 
-def test_a_command_that_there_is_not_would_be_seen() -> None:
+def test_invalid_command_would_be_detected() -> None:
     with pytest.raises(click.UsageError):
         parse(["submit", "gke", "--acelerator", "cpu"])
     with pytest.raises(AssertionError):
         parse(["sumbit", "gke"])
 
 
-def test_every_job_of_the_documentation_would_be_sent(tmp_path: Path) -> None:
+def test_documented_jobs_pass_a_dry_run(tmp_path: Path) -> None:
     (tmp_path / "my.yaml").write_text(_SPEC)
     page = (ROOT / "docs" / "release.md").read_text(encoding="utf-8")
     weekly = re.search(r"`weekly\.yaml`.*?^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
@@ -83,7 +83,7 @@ def test_every_job_of_the_documentation_would_be_sent(tmp_path: Path) -> None:
         assert done.returncode == 0, f"{shlex.join(words)}: {done.stderr}"
 
 
-def test_the_set_up_of_a_project_is_read_as_it_is_written() -> None:
+def test_documented_project_setup_passes_a_dry_run() -> None:
     found = commands_of("scripts/setup_gcp.sh ")
     assert len(found) == 3
     for words in found:
