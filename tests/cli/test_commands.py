@@ -15,12 +15,17 @@ from helpers.command_lines import parse
 from helpers.release_inputs import finished
 
 from trainer.cli.app import cli
+from trainer.cli.config import load_run_spec
 from trainer.cli.console import Console
+from trainer.cli.job import Job, run_chief
 from trainer.cli.options import SpecCommand
-from trainer.errors import DataError, TemporaryError, UsageError
+from trainer.distributed import ProcessGroup, ProcessInfo
+from trainer.errors import DataError, DivergedError, TemporaryError, TrainerError, UsageError
 from trainer.release.challenge import promote
-from trainer.runs import lease_of
+from trainer.report.verdict import Verdict
+from trainer.runs import RunFolder, lease_of
 from trainer.runs.publish import latest_run
+from trainer.shutdown import GracefulShutdown
 from trainer.spec.problems import known_keys
 from trainer.storage.folder import FolderStore
 from trainer.storage.lease import take_lease
@@ -132,6 +137,37 @@ def test_a_run_without_data_gets_neither_a_name_nor_a_folder(
     assert "nowhere" in error_of(done, DataError)
     assert "run  " not in done.output
     assert list(tmp_path.iterdir()) == []
+
+
+class FailingJob(Job):
+    """Job whose training raises `error`."""
+
+    error: TrainerError
+
+    def run(self, folder: RunFolder, screen: object) -> Verdict | None:
+        """Raise the error."""
+        raise self.error
+
+
+def fail(folder: Path, name: str, error: TrainerError) -> None:
+    """Start the run `name`, whose training raises `error`."""
+    spec = load_run_spec(None, "demo", (), {"output": str(folder), "run_name": name}, None, folder)
+    group = ProcessGroup(ProcessInfo())
+    job = FailingJob(spec, folder / "cache", Console(9.0), GracefulShutdown(), group)
+    object.__setattr__(job, "error", error)
+    with pytest.raises(type(error)):
+        run_chief(job, fresh=False)
+
+
+def test_a_failed_run_leaves_no_folder_or_one_that_states_why(tmp_path: Path) -> None:
+    fail(tmp_path, "one", DataError("The images are damaged."))
+    assert not (tmp_path / "one").exists()
+    fail(tmp_path, "two", DivergedError("The loss is NaN.", "Lower the learning rate."))
+    reason = tmp_path / "two" / "error.txt"
+    assert reason.read_text().endswith("exit code 70\nThe loss is NaN. Lower the learning rate.\n")
+    fail(tmp_path, "two", TemporaryError("The bucket does not respond: https://host/x?key=secret"))
+    assert "exit code 75" in reason.read_text()
+    assert "secret" not in reason.read_text()
 
 
 @pytest.fixture
