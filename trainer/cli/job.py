@@ -68,8 +68,11 @@ def run_chief(job: Job, fresh: bool) -> RunFolder:
 
     The lease of the returned folder is held. With `fresh`, an unfinished run starts again.
     """
-    if find_finished_run(job.spec, fresh) is None:
+    try:
         require_inputs(job.spec)  # before the run has a name and a folder
+    except (UsageError, DataError):
+        if find_finished_run(job.spec, fresh) is None:  # a finished run does not need them
+            raise
     folder = open_run_folder(job.spec, datetime.now(timezone.utc), job.cache_dir, fresh, job.console)
     with ExitStack() as stack:
         stack.callback(folder.release)

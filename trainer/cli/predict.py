@@ -71,8 +71,8 @@ def predict_command(
     options = options or PredictOptions()
     target = None if options.csv is None else _output_file(options.csv, "--csv", (".csv",))
     with Console(_LOG_SECONDS, stderr=True) as console:
-        sources = {_local_images(uri, cache_dir, console): uri for uri in images}
-        paths, left_out = find_pictures(list(sources))
+        sources = [(_local_images(uri, cache_dir, console), uri) for uri in images]
+        paths, left_out = find_pictures([source for source, _ in sources])
         model = load_model(local_model(model_uri, cache_dir, console), options.trust)
     names = {path: _shown_name(path, sources) for path in paths}
     converted: Counter[str] = Counter()
@@ -94,7 +94,7 @@ def predict_command(
         store, name = target
         store.write(name, _as_csv(answers(), model.class_names, is_multi, options.top).encode())
         click.echo(f"csv        {shown_address(store.at(name))}", err=True)
-    links = filter(None, (links_sentence(paths, source) for source in sources if source.is_dir()))
+    links = filter(None, (links_sentence(paths, source) for source, _ in sources if source.is_dir()))
     for line in (*warnings_of_formats(converted, unusable), *_left_out(left_out), *links):
         click.echo(line, err=True)
     if unusable:
@@ -113,9 +113,9 @@ def _local_images(uri: str, cache_dir: Path, progress: Progress) -> Path:
     return local_path(without_scheme(uri), cache_dir, progress)
 
 
-def _shown_name(path: Path, sources: Mapping[Path, str]) -> str:
+def _shown_name(path: Path, sources: Sequence[tuple[Path, str]]) -> str:
     """Return the name of an image: its path, or its URL if it was downloaded."""
-    for source, uri in sources.items():
+    for source, uri in sources:
         if "://" in uri and (path == source or source in path.parents):
             relative = path.relative_to(source).as_posix()
             address = shown_address(uri)
