@@ -179,10 +179,10 @@ def _gke(options: dict[str, Any]) -> Iterator[Check]:
     yield from check_cluster(kubectl, account, options["queue"], accelerator, not options["no_gke_labels"])
     yield from _bucket(options["output"])
     yield from _image(options["image"])
-    there = _project(options | {"service_account": None})  # on GKE it is a Kubernetes account
-    if there is not None and accelerator.count and (google := find_google(there.url)) is not None:
+    project = _project(options | {"service_account": None})  # on GKE it is a Kubernetes account
+    if project is not None and accelerator.count and (google := find_google(project.url)) is not None:
         yield from check_compute_quota(
-            there, google, accelerator, accelerator.count * options["workers"], options["spot"]
+            project, google, accelerator, accelerator.count * options["workers"], options["spot"]
         )
 
 
@@ -192,20 +192,20 @@ def _vertex(options: dict[str, Any]) -> Iterator[Check]:
     from trainer.launch.google import Google
     from trainer.launch.google_checks import check_project, check_vertex_quota
 
-    accelerator, there = find_accelerator(options["accelerator"]), _project(options)
-    if there is None:
+    accelerator, project = find_accelerator(options["accelerator"]), _project(options)
+    if project is None:
         raise UsageError("There is no Google Cloud project.", "Set --project ID.", received="no --project")
     try:
-        google = Google(there.url)
+        google = Google(project.url)
     except UsageError as error:
         yield failed("credentials", error)
         return
     yield Check("credentials", "ok", google.account)
-    yield from check_project(there, google)
-    yield from _bucket(options["output"], there)
+    yield from check_project(project, google)
+    yield from _bucket(options["output"], project)
     yield from _image(options["image"])
-    many = max(1, accelerator.count) * options["workers"]
-    yield check_vertex_quota(there, google, accelerator, many, options["spot"] or options["flex_start"])
+    count = max(1, accelerator.count) * options["workers"]
+    yield check_vertex_quota(project, google, accelerator, count, options["spot"] or options["flex_start"])
 
 
 def _project(options: dict[str, Any]) -> Project | None:

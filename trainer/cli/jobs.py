@@ -24,13 +24,13 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 _PROGRESS_SECONDS = 8.0
 
 
-def _place(command: Command) -> Command:
-    """Add the argument PLACE (docker, gke or vertex) and the options of each."""
-    where = click.argument("place", type=click.Choice(["docker", "gke", "vertex"]))
-    return where(cluster_options(project_options(command)))
+def _platform_options(command: Command) -> Command:
+    """Add the argument for the platform (docker, gke or vertex) and the options of each platform."""
+    argument = click.argument("platform", type=click.Choice(["docker", "gke", "vertex"]))
+    return argument(cluster_options(project_options(command)))
 
 
-def _no_option(_: click.Context, __: click.Parameter, name: str) -> str:
+def _job_name(_: click.Context, __: click.Parameter, name: str) -> str:
     """Return the name of a job. Raises UsageError for one that kubectl could parse as an option."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise UsageError(
@@ -40,12 +40,12 @@ def _no_option(_: click.Context, __: click.Parameter, name: str) -> str:
 
 
 @click.command(epilog=examples("trainer status docker pets", "trainer status gke pets --namespace ml"))
-@_place
-@click.argument("name", callback=_no_option)
-def status(place: str, name: str, **where: Any) -> None:
+@_platform_options
+@click.argument("name", callback=_job_name)
+def status(platform: str, name: str, **location: Any) -> None:
     """Show the state of a job and its cause."""
-    with understood(place):
-        for line in _jobs(place, where).status(name):
+    with understood(platform):
+        for line in _jobs(platform, location).status(name):
             click.echo(printable(line))
 
 
@@ -54,41 +54,41 @@ def status(place: str, name: str, **where: Any) -> None:
         "trainer logs docker pets --follow", "trainer logs vertex pets --project my-project --worker 1"
     )
 )
-@_place
-@click.argument("name", callback=_no_option)
+@_platform_options
+@click.argument("name", callback=_job_name)
 @click.option("-f", "--follow", is_flag=True, help="Follow the log until the job ends.")
 @click.option("--worker", type=click.IntRange(0), default=0, show_default=True, help="Index of the worker.")
-def logs(place: str, name: str, follow: bool, worker: int, **where: Any) -> None:
+def logs(platform: str, name: str, follow: bool, worker: int, **location: Any) -> None:
     """Print the log of a job."""
-    with understood(place):
-        _jobs(place, where).logs(name, worker, follow)
+    with understood(platform):
+        _jobs(platform, location).logs(name, worker, follow)
 
 
 @click.command(epilog=examples("trainer cancel docker pets", "trainer cancel gke pets --schedule"))
-@_place
-@click.argument("name", callback=_no_option)
+@_platform_options
+@click.argument("name", callback=_job_name)
 @click.option(
     "--schedule", "choice", flag_value="schedule", help="Cancel the schedule of this name, not the job."
 )
 @click.option("--job", "choice", flag_value="job", help="Cancel the job of this name, not the schedule.")
-def cancel(place: str, name: str, choice: Choice | None, **where: Any) -> None:
+def cancel(platform: str, name: str, choice: Choice | None, **location: Any) -> None:
     """Cancel a job. Its checkpoints are kept, and the same run can be resumed."""
-    if choice is not None and place != "gke":
+    if choice is not None and platform != "gke":
         raise UsageError(
-            f"--{choice} does not apply to {place}.",
+            f"--{choice} does not apply to {platform}.",
             f"Remove --{choice}.",
-            received=f"--{choice} for {place}",
+            received=f"--{choice} for {platform}",
         )
-    with understood(place):
-        click.echo(f"ended      {name}{_jobs(place, where).cancel(name, choice)}")
+    with understood(platform):
+        click.echo(f"ended      {name}{_jobs(platform, location).cancel(name, choice)}")
 
 
 @click.command("list", epilog=examples("trainer list docker", "trainer list vertex --project my-project"))
-@_place
-def list_jobs(place: str, **where: Any) -> None:
+@_platform_options
+def list_jobs(platform: str, **location: Any) -> None:
     """List submitted jobs and their state."""
-    with understood(place):
-        for line in _jobs(place, where).overview() or ["no jobs"]:
+    with understood(platform):
+        for line in _jobs(platform, location).overview() or ["no jobs"]:
             click.echo(printable(line))
 
 
@@ -106,12 +106,12 @@ class _Jobs(Protocol):
         """Return one line per job."""
 
 
-def _jobs(place: str, where: Mapping[str, Any]) -> _Jobs:
-    if place == "docker":
+def _jobs(platform: str, location: Mapping[str, Any]) -> _Jobs:
+    if platform == "docker":
         return _Containers()
-    if place == "vertex":
-        return _Vertex(where["project"], where["region"], where["endpoint"])
-    return _Cluster(where["namespace"], where["context"])
+    if platform == "vertex":
+        return _Vertex(location["project"], location["region"], location["endpoint"])
+    return _Cluster(location["namespace"], location["context"])
 
 
 class _Cluster:
@@ -136,9 +136,9 @@ class _Cluster:
         from trainer.launch.cluster_logs import LogFollower, current_logs
 
         if is_following:
-            lines = LogFollower(self.jobs, name, worker, _note).lines()
+            lines = LogFollower(self.jobs, name, worker, _print_note).lines()
         else:
-            lines = current_logs(self.jobs, name, worker, _note)
+            lines = current_logs(self.jobs, name, worker, _print_note)
         with closing(lines):  # stops kubectl if a signal arrives between two lines
             for line in lines:
                 click.echo(printable(line))
@@ -149,11 +149,11 @@ class _Cluster:
     def overview(self) -> list[str]:
         lines, notes = self.jobs.overview(datetime.now(timezone.utc))
         for note in notes:
-            _note(note)
+            _print_note(note)
         return lines
 
 
-def _note(text: str) -> None:
+def _print_note(text: str) -> None:
     click.echo(printable(f"note       {text}"), err=True)
 
 
