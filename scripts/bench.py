@@ -207,7 +207,7 @@ def run_quietly(*arguments: str) -> None:
 
 def find_data_folder(data: str | None) -> Path:
     """Return the folder of `data` that contains train/ and validation/, unpacked if it is an archive."""
-    from trainer.cli.app import cache_folder
+    from trainer.cli.environment import cache_folder
     from trainer.data.fetch import fetch_source
     from trainer.data.progress import SilentProgress
 

@@ -127,6 +127,11 @@ def help_of(command: click.Command) -> str:
     )
 
 
+def example_lines(command: click.Command) -> list[str]:
+    """Return the example command lines in the epilog of a command."""
+    return [line.strip() for line in (command.epilog or "").splitlines() if line.startswith("  ")]
+
+
 def options_of(command: click.Command, context: click.Context) -> list[str]:
     """Return the table rows for the options of a command."""
     rows = []
@@ -145,6 +150,8 @@ def commands_page() -> str:
         context = click.Context(command, info_name=path)
         usage = f"{path} {' '.join(command.collect_usage_pieces(context))}"
         lines += [f"## {path}", "", "```text", usage, "```", "", help_of(command), ""]
+        if command.epilog:
+            lines += ["Examples:", "", "```", *example_lines(command), "```", ""]
         if rows := options_of(command, context):
             lines += ["| Option | Meaning |", "| --- | --- |", *rows, ""]
     return "\n".join(lines)

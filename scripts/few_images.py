@@ -47,10 +47,10 @@ def main() -> None:
 
 def compute_features(data: str, settings: list[str]) -> tuple[Any, Any]:
     """Return (features, labels) of the training images and of the held-out images."""
-    from trainer.cli.app import cache_folder
     from trainer.cli.bootstrap import import_tensorflow, prepare_libraries
-    from trainer.cli.choose import chosen_spec
+    from trainer.cli.choose import choose_settings
     from trainer.cli.console import Console
+    from trainer.cli.environment import cache_folder
 
     prepare_libraries()
     import_tensorflow()
@@ -64,7 +64,7 @@ def compute_features(data: str, settings: list[str]) -> tuple[Any, Any]:
 
     with Console(30.0, stderr=True) as console:
         spec = load_spec(recipe="auto", overrides={"data.source": data}, settings=settings)
-        spec, cluster = chosen_spec(spec, cache_folder(), console), find_cluster()
+        spec, cluster = choose_settings(spec, cache_folder(), console), find_cluster()
         dataset = load_dataset(spec.data, cache_folder(), console, lambda rejected: None)
         model = build_learner(spec, len(dataset.class_names), 1, cluster).fill_inference_model()
         if not isinstance(spec.model, PretrainedSpec):

@@ -19,7 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.cli.app import cache_folder
+from trainer.cli.environment import cache_folder
 from trainer.cli.bootstrap import prepare_libraries
 from trainer.errors import UsageError
 from trainer.runs.publish import find_run, is_finished
@@ -123,14 +123,14 @@ def train(
     Raises the errors of `trainer.errors`; a `KeyboardInterrupt` leaves a run that can be resumed.
     """
     prepare_libraries()
-    from trainer.cli.config import given_spec
+    from trainer.cli.config import load_run_spec
     from trainer.cli.train import train_command
     from trainer.distributed import ProcessInfo
     from trainer.shutdown import GracefulShutdown
 
     source = None if data is None else str(data)
     overrides = {"data.source": source, "output": str(output), "run_name": run_name}
-    spec = given_spec(None, recipe, _flags(settings), overrides, None, cache_folder())
+    spec = load_run_spec(None, recipe, _flags(settings), overrides, None, cache_folder())
     return load(train_command(spec, cache_folder(), fresh, GracefulShutdown(), ProcessInfo()))
 
 

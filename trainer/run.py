@@ -74,6 +74,9 @@ class Screen(Observer, Progress, Protocol):
     def on_fact(self, name: str, text: str) -> None:
         """Report one fact, such as the devices or the data."""
 
+    def on_phase(self, name: str) -> None:
+        """Report that a phase after the training begins, such as "Evaluating"."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -169,6 +172,7 @@ def train_model(prepared: Prepared, folder: RunFolder, screen: Screen, shutdown:
             prepared.learner, dataset, spec, prepared.cluster, checkpointer, screen,
             lambda: evaluator.loss_and_accuracy(dataset.held_out, is_stopped), is_stopped, prepared.features,
         )  # fmt: skip
+    screen.on_phase("Evaluating")
     return Trained(result, predict_splits(evaluator.final(spec.is_frozen), dataset))
 
 
@@ -177,7 +181,9 @@ def finish(prepared: Prepared, trained: Trained, folder: RunFolder, screen: Scre
     spec, dataset = prepared.resolved.spec, prepared.dataset
     metrics = _write_metrics(trained.predictions, trained.result, folder)
     thresholds = thresholds_of(trained.predictions)
+    screen.on_phase("Exporting the model")
     screen.on_fact("export", _export(prepared.learner.inference_model, dataset, spec, folder, thresholds))
+    screen.on_phase("Writing the report")
     drift = _drift(spec, dataset, folder, screen)
     inputs = report_inputs(
         folder.name, spec, prepared.environment, dataset, trained.result, trained.predictions, metrics, drift
@@ -185,6 +191,7 @@ def finish(prepared: Prepared, trained: Trained, folder: RunFolder, screen: Scre
     write = write_label_report if spec.data.labels == "multi" else write_report
     verdict = write(folder.path, inputs)
     require_complete(folder.path)
+    screen.on_phase("Publishing")
     _publish(folder, screen)
     return verdict
 

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from bench.step import rate_of_steps, rate_of_training
-from trainer.cli.app import cache_folder
+from trainer.cli.environment import cache_folder
 from trainer.data.dataset import Dataset
 from trainer.data.load import load_dataset
 from trainer.data.progress import SilentProgress

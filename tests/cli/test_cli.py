@@ -15,8 +15,9 @@ import yaml
 from click.testing import CliRunner
 from helpers.trainer_process import trainer
 
-from trainer.cli.app import cache_folder, cli
-from trainer.cli.config import given_spec
+from trainer.cli.app import cli
+from trainer.cli.config import load_run_spec
+from trainer.cli.environment import cache_folder
 from trainer.cli.paths import local_model, require_apart, require_unmoved
 from trainer.data.progress import SilentProgress
 from trainer.errors import UsageError
@@ -74,7 +75,7 @@ def show(terminal: bool) -> str:
     return output
 
 
-def test_a_terminal_gets_bars_and_lines_of_80_columns_at_most() -> None:
+def test_terminal_output_has_bars_and_lines_of_at_most_80_columns() -> None:
     output = show(terminal=True)
     plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", output)
     assert "━" in plain
@@ -86,7 +87,7 @@ def test_a_terminal_gets_bars_and_lines_of_80_columns_at_most() -> None:
     assert max(len(line) for line in re.split(r"[\r\n]+", plain)) <= 80
 
 
-def test_a_log_gets_no_bar_no_colour_and_json_for_progress() -> None:
+def test_log_output_has_no_bars_or_colours_and_progress_as_json() -> None:
     output = show(terminal=False)
     assert "\x1b" not in output
     assert "━" not in output
@@ -99,7 +100,7 @@ def test_a_log_gets_no_bar_no_colour_and_json_for_progress() -> None:
     assert "Found 2 train" in output
 
 
-def test_help_names_every_command_and_recipes_are_listed() -> None:
+def test_help_lists_commands_and_recipes_lists_recipes() -> None:
     helped = CliRunner().invoke(cli, ["--help"])
     assert helped.exit_code == 0
     for name in ("train", "recipes", "predict", "evaluate"):
@@ -121,7 +122,7 @@ def test_help_names_every_command_and_recipes_are_listed() -> None:
         (["evaluate", "runs/x"], "Missing option"),
     ],
 )
-def test_a_wrong_command_line_is_a_usage_error(arguments: list[str], words: str) -> None:
+def test_invalid_command_line_is_a_usage_error(arguments: list[str], words: str) -> None:
     done = CliRunner().invoke(cli, arguments)
     assert done.exit_code == 2
     assert words in done.output
@@ -130,27 +131,27 @@ def test_a_wrong_command_line_is_a_usage_error(arguments: list[str], words: str)
 @pytest.mark.parametrize(
     ("sent", "words"),
     [
-        ("", "is there and empty"),
-        ("train: {newer: 1}", "build the image anew"),
+        ("", "TRAINER_SPEC is empty"),
+        ("train: {newer: 1}", "rebuild the image"),
         ("train: [", "Received: 'train: ['"),
     ],
 )
-def test_a_spec_that_a_job_brought_along_and_is_none_is_told(sent: str, words: str, tmp_path: Path) -> None:
+def test_invalid_spec_in_the_environment_is_rejected(sent: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=re.escape(words)):
-        given_spec(None, None, (), {}, None, tmp_path, sent)
+        load_run_spec(None, None, (), {}, None, tmp_path, sent)
 
 
 @pytest.mark.parametrize(
     ("place", "hours", "words"),
     [("docker", "2", "--deadline-hours is for gke"), ("gke", "nan", "is a number of hours. Received: nan")],
 )
-def test_a_deadline_that_nobody_keeps_is_refused(place: str, hours: str, words: str) -> None:
+def test_unsupported_deadline_is_rejected(place: str, hours: str, words: str) -> None:
     done = CliRunner().invoke(cli, ["submit", place, "--deadline-hours", hours, "--dry-run"])
     assert isinstance(done.exception, UsageError)
     assert words in str(done.exception)
 
 
-def test_the_pictures_beside_an_import_file_are_in_the_container(tmp_path: Path) -> None:
+def test_container_mounts_the_folder_of_an_import_file(tmp_path: Path) -> None:
     (tmp_path / "pets.csv").write_text("a.png,cat\n")
     words = ["submit", "docker", "--data", str(tmp_path / "pets.csv"), "--accelerator", "cpu", "--dry-run"]
     body = json.loads(CliRunner().invoke(cli, [*words, "--output", str(tmp_path / "runs")]).output)
@@ -166,9 +167,7 @@ def test_the_pictures_beside_an_import_file_are_in_the_container(tmp_path: Path)
         ("runs/latest", None), ("runs-2/one", "runs-2/one"), ("champion", None),
     ],
 )  # fmt: skip
-def test_the_run_to_begin_with_is_in_the_container(
-    start_from: str, mounted: str | None, tmp_path: Path
-) -> None:
+def test_container_mounts_the_run_of_start_from(start_from: str, mounted: str | None, tmp_path: Path) -> None:
     place = f"{tmp_path}/{start_from}" if "/" in start_from else start_from
     words = ["submit", "docker", "--recipe", "demo", "--accelerator", "cpu", "--dry-run",
              "--set", f"train.start_from={place}", "--output", f"{tmp_path}/runs"]  # fmt: skip
@@ -178,7 +177,7 @@ def test_the_run_to_begin_with_is_in_the_container(
     assert mounts == {f"{tmp_path}/runs": False, **read}
 
 
-def test_a_file_of_weights_is_in_the_container(tmp_path: Path) -> None:
+def test_container_mounts_a_weights_file(tmp_path: Path) -> None:
     words = ["submit", "docker", "--recipe", "demo", "--accelerator", "cpu", "--dry-run",
              "--set", f"model={{family: pretrained, weights: {tmp_path}/w.h5}}",
              "--set", "data.image_size=32", "--output", f"{tmp_path}/runs"]  # fmt: skip
@@ -187,13 +186,13 @@ def test_a_file_of_weights_is_in_the_container(tmp_path: Path) -> None:
     assert mounts == {f"{tmp_path}/w.h5": True, f"{tmp_path}/runs": False}
 
 
-def test_a_run_to_begin_with_is_in_a_folder_or_a_bucket(tmp_path: Path) -> None:
+def test_start_from_rejects_a_web_url(tmp_path: Path) -> None:
     settings = ("train.start_from=https://a.example/runs/one",)
-    with pytest.raises(UsageError, match="must be a folder or gs://BUCKET/PREFIX"):
-        given_spec(None, "demo", settings, {}, None, tmp_path)
+    with pytest.raises(UsageError, match="A place is a folder or gs://BUCKET/PREFIX"):
+        load_run_spec(None, "demo", settings, {}, None, tmp_path)
 
 
-def test_without_tensorflow_the_command_says_what_brings_it(tmp_path: Path) -> None:
+def test_missing_tensorflow_is_reported_with_the_install_command(tmp_path: Path) -> None:
     hidden = "import sys; sys.modules['tensorflow'] = sys.modules['keras'] = None; sys.argv[1:] = ['train']; "
     done = subprocess.run(
         [sys.executable, "-c", hidden + "from trainer.cli import main; main()"],
@@ -205,7 +204,7 @@ def test_without_tensorflow_the_command_says_what_brings_it(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []  # no run was started
 
 
-def test_a_tensorflow_that_is_too_old_is_refused_before_a_run_is_begun(tmp_path: Path) -> None:
+def test_old_tensorflow_is_rejected_before_a_run_starts(tmp_path: Path) -> None:
     (found := tmp_path / "site" / "tensorflow-2.19.1.dist-info").mkdir(parents=True)
     (found / "METADATA").write_text("Metadata-Version: 2.1\nName: tensorflow\nVersion: 2.19.1\n")
     (work := tmp_path / "work").mkdir()
@@ -215,18 +214,18 @@ def test_a_tensorflow_that_is_too_old_is_refused_before_a_run_is_begun(tmp_path:
         capture_output=True, text=True, check=False, cwd=work,
     )  # fmt: skip
     assert done.returncode == 2
-    assert done.stderr.startswith("Error: TensorFlow 2.20 or newer is needed")
+    assert done.stderr.startswith("Error: TensorFlow 2.20 or newer is required")
     assert list(work.iterdir()) == []
 
 
-def test_the_cache_follows_the_xdg_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_cache_is_below_the_xdg_cache_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "trainer"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_folder() == Path.home() / ".cache" / "trainer"
 
 
-def test_runs_are_not_put_where_they_would_be_a_class(tmp_path: Path) -> None:
+def test_output_inside_the_image_folder_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "photos" / "cats").mkdir(parents=True)
     photos = str(tmp_path / "photos")
     for inside in ("photos", "photos/runs", "photos/cats/../runs"):
@@ -242,7 +241,7 @@ def test_runs_are_not_put_where_they_would_be_a_class(tmp_path: Path) -> None:
         require_apart("gs://b/pets", output)
 
 
-def test_a_model_beside_a_spec_is_no_unfinished_run(tmp_path: Path) -> None:
+def test_model_beside_a_spec_is_not_an_unfinished_run(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "spec.yaml").write_text("recipe: demo\n")
     place = str(tmp_path / "model")
@@ -252,7 +251,7 @@ def test_a_model_beside_a_spec_is_no_unfinished_run(tmp_path: Path) -> None:
         local_model(place, tmp_path, SilentProgress())
 
 
-def test_the_spec_of_a_run_that_was_moved_says_how_to_go_on(tmp_path: Path) -> None:
+def test_spec_of_a_moved_run_is_rejected_with_the_options_to_resume(tmp_path: Path) -> None:
     old, new = tmp_path / "runs", tmp_path / "my runs"
     (new / "one").mkdir(parents=True)
     path = str(new / "one" / "spec.yaml")
@@ -266,7 +265,7 @@ def test_the_spec_of_a_run_that_was_moved_says_how_to_go_on(tmp_path: Path) -> N
         require_unmoved(path, spec.model_copy(update={"output": "gs://bucket/runs"}))
 
 
-def test_a_stop_that_comes_before_the_command_listens_ends_as_one() -> None:
+def test_signal_before_the_command_installs_handlers_exits_with_143() -> None:
     code = (
         "import os, signal; from trainer.cli import app\n"
         "@app.cli.command()\ndef early(): os.kill(os.getpid(), signal.SIGINT)\n"
@@ -277,15 +276,15 @@ def test_a_stop_that_comes_before_the_command_listens_ends_as_one() -> None:
     assert done.stderr == "Error: Stopped on request. Completed work is kept.\n"
 
 
-def test_a_folder_that_is_gone_ends_in_words(tmp_path: Path) -> None:
+def test_deleted_working_directory_is_reported_without_a_traceback(tmp_path: Path) -> None:
     command = f"mkdir gone; cd gone; rmdir ../gone; {sys.executable} -m trainer.cli train --data photos"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 2
-    assert "The current folder is gone" in done.stderr
+    assert "The current folder does not exist any more" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_other_data_do_not_inherit_the_checksum_of_the_recipes_data(tmp_path: Path) -> None:
+def test_other_data_do_not_use_the_checksum_of_the_recipe(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "trainer.cli", "train", "--recipe", "cifar10", "--data", tmp_path / "none"],
         capture_output=True, text=True, check=False, cwd=tmp_path,

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from helpers.release_inputs import finished
 
 from trainer.cli.app import cli
-from trainer.cli.config import given_spec
+from trainer.cli.config import load_run_spec
 from trainer.cli.paths import output_of
 from trainer.errors import UsageError
 from trainer.runs.publish import find_run
@@ -17,29 +17,29 @@ from trainer.spec import PretrainedSpec
 from trainer.storage.folder import FolderStore
 
 
-def test_a_claim_is_a_number(tmp_path: Path) -> None:
+def test_required_accuracy_rejects_nan(tmp_path: Path) -> None:
     words = ["train", "--output", str(tmp_path), "--assert-accuracy-at-least", "nan"]
     done = CliRunner().invoke(cli, words)
     assert done.exit_code == 2
-    assert "is no number" in done.output
+    assert "is not a number" in done.output
 
 
-def test_images_that_decide_are_found_from_anywhere_and_before_the_training(
+def test_test_data_path_is_absolute_and_checked_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    spec = given_spec(None, "demo", ("publish.test_data=test",), {}, None, tmp_path)
+    spec = load_run_spec(None, "demo", ("publish.test_data=test",), {}, None, tmp_path)
     assert spec.publish.test_data == str(tmp_path / "test")
     words = ["train", "--recipe", "demo", "--output", str(tmp_path / "runs"), "--run-name", "one"]
     done = CliRunner().invoke(
         cli, [*words, "--set", "publish.test_data=test", "--set", "publish.release=true"]
     )
     assert isinstance(done.exception, UsageError)
-    assert "check publish.test_data" in str(done.exception)
+    assert "Check the path in publish.test_data" in str(done.exception)
     assert not (tmp_path / "runs" / "one").exists()
 
 
-def test_a_folder_that_no_run_is_called_is_not_promoted(tmp_path: Path) -> None:
+def test_promotion_rejects_a_folder_that_is_not_named_like_a_run(tmp_path: Path) -> None:
     for name in ("second try", "_two"):
         finished(FolderStore(tmp_path / "runs"), tmp_path / "local", name)
         with pytest.raises(UsageError, match="Rename it"):
@@ -54,7 +54,9 @@ def test_a_folder_that_no_run_is_called_is_not_promoted(tmp_path: Path) -> None:
     assert find_run(str(tmp_path / "champion")).uri == str(tmp_path / "champion")
 
 
-def test_a_page_is_no_pointer_and_lies_in_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_html_page_must_be_an_html_file_outside_of_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     finished(FolderStore(tmp_path / "runs"), tmp_path / "local", "two")
     (tmp_path / "runs" / "two" / "starts.jsonl").write_text("")
@@ -62,9 +64,9 @@ def test_a_page_is_no_pointer_and_lies_in_no_run(tmp_path: Path, monkeypatch: py
     for name in ("a.json", "b.json"):
         (tmp_path / name).write_text(metrics)
     for html, words in (
-        ("b.json", "is a file"), ("runs/champion", "is a file"), ("runs/two/report.html", "inside a run"),
-        ("runs/two/plots/a.HTML", "inside a run"),
-        ("", "is a file"), ("gs://bucket", "is a file"),
+        ("b.json", "requires a file name"), ("runs/champion", "requires a file name"),
+        ("runs/two/report.html", "within a run"), ("runs/two/plots/a.HTML", "within a run"),
+        ("", "requires a file name"), ("gs://bucket", "requires a file name"),
     ):  # fmt: skip
         done = CliRunner().invoke(cli, ["compare", "a.json", "b.json", "--html", html])
         assert isinstance(done.exception, UsageError), html
@@ -72,12 +74,12 @@ def test_a_page_is_no_pointer_and_lies_in_no_run(tmp_path: Path, monkeypatch: py
     assert (tmp_path / "b.json").read_text() == metrics
 
 
-def test_a_file_of_weights_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_path_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
     def weights_of(weights: str) -> str:
         settings = (f"model={{family: pretrained, weights: '{weights}'}}", "data.image_size=32")
-        model = given_spec(None, "demo", settings, {}, None, tmp_path).model
+        model = load_run_spec(None, "demo", settings, {}, None, tmp_path).model
         assert isinstance(model, PretrainedSpec)
         return model.weights
 
@@ -91,6 +93,6 @@ def test_a_file_of_weights_is_found_from_anywhere(tmp_path: Path, monkeypatch: p
         weights_of("https:/a.example/w.h5")
 
 
-def test_settings_to_choose_stay_open_where_no_weights_are_named(tmp_path: Path) -> None:
-    spec = given_spec(None, "fast", (), {"data.source": str(tmp_path)}, None, tmp_path)
+def test_automatic_settings_stay_open_without_a_weights_setting(tmp_path: Path) -> None:
+    spec = load_run_spec(None, "fast", (), {"data.source": str(tmp_path)}, None, tmp_path)
     assert "model" not in spec.model_fields_set

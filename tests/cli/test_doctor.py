@@ -42,7 +42,7 @@ def state_of(said: str, name: str) -> str:
     return next(line.split()[0] for line in said.splitlines() if f" {name}: " in line)
 
 
-def test_a_project_that_has_all_is_ready(vertex: Vertex) -> None:
+def test_complete_project_is_ready(vertex: Vertex) -> None:
     vertex.project.quotas = {"custom_model_training_nvidia_l4_gpus": 8}
     done = doctor(
         "vertex", *where(vertex), *OUTPUT, "--accelerator", "nvidia-l4:4", "--workers", "2",
@@ -74,7 +74,7 @@ def test_a_project_that_has_all_is_ready(vertex: Vertex) -> None:
         ({"name": "other"}, [], f"project {PROJECT}", "Check the names."),
     ],
 )  # fmt: skip
-def test_each_thing_that_is_wrong_has_its_remedy(
+def test_failed_check_has_a_remedy(
     vertex: Vertex, change: dict[str, Any], words: list[str], name: str, remedy: str
 ) -> None:
     for key, value in change.items():
@@ -89,7 +89,7 @@ def test_each_thing_that_is_wrong_has_its_remedy(
     assert [line.split()[0] for line in lines if line[0] != " "].count("wrong") == 1
 
 
-def test_what_cannot_be_seen_is_no_error(vertex: Vertex) -> None:
+def test_check_without_permission_is_unknown_and_not_an_error(vertex: Vertex) -> None:
     vertex.project.lacking = {"storage.objects.create"}
     done = doctor("vertex", *where(vertex), "--accelerator", "nvidia-h100-80gb:8", *OUTPUT)
     assert done.returncode == 0, done.stderr
@@ -100,15 +100,17 @@ def test_what_cannot_be_seen_is_no_error(vertex: Vertex) -> None:
     assert state_of(doctor("vertex", *where(vertex)).stdout, "bucket") == "unknown"
 
 
-def test_without_credentials_or_project_it_says_how_to_get_them(tmp_path: Path) -> None:
-    assert "--project says" in error_line(doctor("vertex", GOOGLE_CLOUD_PROJECT=""), 2)
+def test_missing_credentials_or_project_are_reported_with_a_remedy(tmp_path: Path) -> None:
+    assert "There is no Google Cloud project. Set --project ID." in error_line(
+        doctor("vertex", GOOGLE_CLOUD_PROJECT=""), 2
+    )
     done = doctor("vertex", "--project", "p", HOME=str(tmp_path), GOOGLE_APPLICATION_CREDENTIALS="/no.json")
     error_line(done, 2)
     assert state_of(done.stdout, "credentials") == "wrong"
     assert "Create them with `gcloud auth application-default login`" in done.stdout
 
 
-def test_without_an_engine_the_rest_is_looked_at(tmp_path: Path) -> None:
+def test_other_checks_run_without_an_engine(tmp_path: Path) -> None:
     done = doctor("docker", "--output", str(tmp_path / "runs"))
     error_line(done, 2)
     assert state_of(done.stdout, "engine") == "wrong"
@@ -133,7 +135,7 @@ def kube(tmp_path: Path) -> Iterator[tuple[Kube, dict[str, str]]]:
 
 
 @needs_kubectl
-def test_a_cluster_that_has_all_is_ready(kube: tuple[Kube, dict[str, str]], vertex: Vertex) -> None:
+def test_complete_cluster_is_ready(kube: tuple[Kube, dict[str, str]], vertex: Vertex) -> None:
     server, environment = kube
     labels = {"cloud.google.com/gke-accelerator": "nvidia-l4"}
     server.put("nodes", "", {"kind": "Node", "apiVersion": "v1", "metadata": {"name": "n", "labels": labels}})
@@ -162,7 +164,7 @@ def test_a_cluster_that_has_all_is_ready(kube: tuple[Kube, dict[str, str]], vert
 
 
 @needs_kubectl
-def test_what_is_wrong_with_a_cluster_is_said(kube: tuple[Kube, dict[str, str]], tmp_path: Path) -> None:
+def test_failed_cluster_checks_are_reported(kube: tuple[Kube, dict[str, str]], tmp_path: Path) -> None:
     server, environment = kube
     server.denied |= {"create jobs", "get pods/log"}
     server.objects.clear()
@@ -188,7 +190,7 @@ EDIT_LACKS = {"list customresourcedefinitions", "list nodes"}
 
 
 @needs_kubectl
-def test_with_the_role_edit_the_rights_are_checked_and_what_is_not_is_named(
+def test_role_edit_can_check_permissions_and_unknown_checks_are_named(
     kube: tuple[Kube, dict[str, str]],
 ) -> None:
     server, environment = kube
@@ -213,7 +215,7 @@ def test_with_the_role_edit_the_rights_are_checked_and_what_is_not_is_named(
 
 
 @needs_kubectl
-def test_without_the_right_to_see_the_namespace_all_else_is_checked(
+def test_other_checks_run_without_permission_to_read_the_namespace(
     kube: tuple[Kube, dict[str, str]],
 ) -> None:
     server, environment = kube

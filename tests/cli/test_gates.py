@@ -13,7 +13,7 @@ from helpers.release_inputs import measured
 from helpers.watched_store import NOW, Watched
 
 from trainer.cli.console import Console
-from trainer.cli.gates import judge
+from trainer.cli.gates import run_gates
 from trainer.errors import DataError, QualityError, StoppedError, UsageError
 from trainer.release.audit_log import read_records
 from trainer.runs import RunFolder, finished_folder, open_run_folder
@@ -46,10 +46,10 @@ def judged(
     folder: RunFolder, spec: RunSpec, at_least: float | None = None, stop: GracefulShutdown | None = None
 ) -> None:
     with Console(1.0) as console:
-        judge(folder, spec, folder.path.parent / "cache", console, stop or GracefulShutdown(), at_least)
+        run_gates(folder, spec, folder.path.parent / "cache", console, stop or GracefulShutdown(), at_least)
 
 
-def test_a_run_that_is_less_accurate_than_was_asked_for_is_no_challenger(
+def test_run_below_the_required_accuracy_does_not_challenge_the_champion(
     folder: RunFolder, spec: RunSpec, tmp_path: Path
 ) -> None:
     for name in (MANIFEST, MARKER):
@@ -63,7 +63,7 @@ def test_a_run_that_is_less_accurate_than_was_asked_for_is_no_challenger(
     assert read_pointer(folder.output).name == "two"
 
 
-def test_copies_of_training_images_count_for_no_claim(
+def test_required_accuracy_excludes_copies_of_training_images(
     folder: RunFolder, spec: RunSpec, tmp_path: Path
 ) -> None:
     for copies, message in (
@@ -81,23 +81,25 @@ def test_copies_of_training_images_count_for_no_claim(
 @pytest.mark.parametrize(
     "metrics", [b"{", b"{}", b'{"validation/accuracy": NaN}', b'{"test/accuracy": null}']
 )
-def test_a_claim_that_nobody_can_check_is_not_taken_for_true(
+def test_required_accuracy_fails_if_the_accuracy_is_unknown(
     metrics: bytes, folder: RunFolder, spec: RunSpec
 ) -> None:
     folder.output.write("two/metrics.json", metrics)
-    with pytest.raises(DataError, match="Nobody can tell"):
+    with pytest.raises(DataError, match="The accuracy of the run is unknown"):
         judged(folder, spec, 0.1)
     assert read_pointer(folder.output).name == ""
 
 
-def test_old_runs_go_though_the_champion_can_not_be_challenged(folder: RunFolder, spec: RunSpec) -> None:
+def test_old_runs_are_retired_even_if_the_challenge_fails(folder: RunFolder, spec: RunSpec) -> None:
     folder.output.write(CHAMPION, b"gone\n")
     with pytest.raises(UsageError, match="names a run that does not exist"):
         judged(folder, spec)
     assert not is_finished(folder.output.below("one"))
 
 
-def test_what_was_decided_is_told_though_another_has_the_run(folder: RunFolder, spec: RunSpec) -> None:
+def test_earlier_decision_is_reported_while_another_process_holds_the_lease(
+    folder: RunFolder, spec: RunSpec
+) -> None:
     judged(folder, spec)
     lease = take_lease(folder.output, ".two.lease", lambda words: None)
     try:
@@ -107,7 +109,7 @@ def test_what_was_decided_is_told_though_another_has_the_run(folder: RunFolder, 
     assert len(read_records(folder.output)) == 1
 
 
-def test_the_run_of_the_week_before_is_left_to_who_judges_it(folder: RunFolder, spec: RunSpec) -> None:
+def test_earlier_run_with_a_held_lease_is_not_challenged_again(folder: RunFolder, spec: RunSpec) -> None:
     lease = take_lease(folder.output, ".one.lease", lambda words: None, expiry_seconds=1.0)
     try:
         judged(finished_folder(folder.output, "one"), spec)
@@ -116,7 +118,7 @@ def test_the_run_of_the_week_before_is_left_to_who_judges_it(folder: RunFolder, 
     assert read_pointer(folder.output).name == ""
 
 
-def test_a_stop_is_heard_while_it_is_judged(folder: RunFolder, spec: RunSpec) -> None:
+def test_signal_stops_the_gates(folder: RunFolder, spec: RunSpec) -> None:
     """The gates may have to download two models and their images."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     stop = GracefulShutdown(grace_seconds=100_000.0)
@@ -130,7 +132,7 @@ def test_a_stop_is_heard_while_it_is_judged(folder: RunFolder, spec: RunSpec) ->
             raise AssertionError("It goes on.")
 
         watched = replace(folder, output=Watched(Path(folder.output.uri), be_stopped))
-        with pytest.raises(StoppedError, match=r"judge it with: .*trainer train .*two/spec\.yaml"):
+        with pytest.raises(StoppedError, match=r"run_gates it with: .*trainer train .*two/spec\.yaml"):
             judged(watched, spec, stop=stop)
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
     finally:

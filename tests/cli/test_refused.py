@@ -55,7 +55,7 @@ def proxied(
         yield open_store(f"gs://{BUCKET}/{prefix}"), faults, proxy
 
 
-def test_a_refusal_of_what_was_allowed_before_is_repeated_and_then_temporary(
+def test_permission_denied_after_success_is_retried_and_then_temporary(
     bucket_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fault = "unauthorized"
@@ -86,7 +86,7 @@ def test_a_refusal_of_what_was_allowed_before_is_repeated_and_then_temporary(
             faults.come(fault, 0)
 
 
-def test_a_run_whose_rights_are_withdrawn_ends_as_one_that_can_go_on(
+def test_run_that_loses_its_permissions_can_be_resumed(
     bucket_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with proxied(bucket_address, tmp_path.name, monkeypatch) as (output, faults, _):
@@ -108,7 +108,7 @@ def test_a_run_whose_rights_are_withdrawn_ends_as_one_that_can_go_on(
             folder.release()
 
 
-def test_a_412_without_a_condition_is_told_and_never_taken_for_done(
+def test_precondition_failure_without_a_condition_is_reported(
     bucket_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with proxied(bucket_address, tmp_path.name, monkeypatch) as (store, faults, _):
@@ -136,7 +136,7 @@ def test_a_412_without_a_condition_is_told_and_never_taken_for_done(
         assert store.read("a").data == b"there"  # type: ignore[union-attr]
 
 
-def test_a_checksum_that_did_not_fit_is_no_lost_race(
+def test_checksum_mismatch_is_not_a_lost_race(
     bucket_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with proxied(bucket_address, tmp_path.name, monkeypatch) as (store, faults, _):
@@ -151,9 +151,7 @@ def test_a_checksum_that_did_not_fit_is_no_lost_race(
 
 
 @pytest.mark.parametrize("proxy", ["http://user:x@", "http://", "http://user:x@:3128", "http://[::1"])
-def test_a_proxy_that_is_no_address_is_told_without_its_password(
-    proxy: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_invalid_proxy_is_reported_without_its_password(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
     for name in ("HTTPS_PROXY", "https_proxy"):
         monkeypatch.setenv(name, proxy)
@@ -164,7 +162,7 @@ def test_a_proxy_that_is_no_address_is_told_without_its_password(
             assert "user" not in str(raised.value)
 
 
-def test_a_run_that_was_removed_from_its_bucket_is_not_sent_again(
+def test_run_removed_from_its_bucket_is_not_uploaded_again(
     bucket_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", bucket_address)

@@ -38,7 +38,7 @@ def at_work(photos: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.engine
-def test_each_seed_is_a_run_and_a_second_call_does_none_again(photos: Path, tmp_path: Path) -> None:
+def test_each_seed_is_a_run_and_a_second_call_trains_none(photos: Path, tmp_path: Path) -> None:
     words = repeated(photos, tmp_path, "--seeds", "3,5", "--json")
     done = trainer(*words, cache=tmp_path / "cache")
     assert done.returncode == 0, done.stderr
@@ -59,7 +59,7 @@ def test_each_seed_is_a_run_and_a_second_call_does_none_again(photos: Path, tmp_
 
 
 @pytest.mark.engine
-def test_a_stop_reaches_the_run_and_the_same_command_goes_on(photos: Path, tmp_path: Path) -> None:
+def test_signal_is_forwarded_and_the_same_command_resumes(photos: Path, tmp_path: Path) -> None:
     with at_work(photos, tmp_path) as process:
         assert process.stdout is not None
         process.send_signal(signal.SIGTERM)  # to this process only, as a cluster does
@@ -79,12 +79,12 @@ def refusal(*words: str | Path) -> str:
     return str(refused.value)
 
 
-def test_what_cannot_be_repeated_is_refused(photos: Path, tmp_path: Path) -> None:
+def test_invalid_repetition_is_rejected(photos: Path, tmp_path: Path) -> None:
     words = repeated(photos, tmp_path, "--seeds", "1")
-    assert "--seeds has two or more" in error_line(trainer(*words, cache=tmp_path), 2)
+    assert "--seeds requires two or more" in error_line(trainer(*words, cache=tmp_path), 2)
     for seeds in ("1,1", "a,b", "-1,2", "1,,2", "1,2147483648", "\uff11,2", "1_0,2"):
         words = repeated(photos, tmp_path, "--seeds", seeds)
-        assert "--seeds has two or more" in refusal(*words)
+        assert "--seeds requires two or more" in refusal(*words)
     # The seed and name of the last run are checked before the first run starts.
     for more, words in (
         (["--set", "seed=2147483647", "--times", "2"], "seed"),
@@ -93,16 +93,16 @@ def test_what_cannot_be_repeated_is_refused(photos: Path, tmp_path: Path) -> Non
         assert words in refusal(*repeated(photos, tmp_path), *more)
     for start in ("latest", str(tmp_path / "runs" / "latest")):
         words = repeated(photos, tmp_path, "--set", f"train.start_from={start}")
-        assert "begin with the weights of the one before" in refusal(*words)
+        assert "start from the weights of the previous one" in refusal(*words)
     assert not (tmp_path / "runs").exists()
     words = repeated(tmp_path / "nowhere", tmp_path)
     done = trainer(*words, cache=tmp_path)
     assert done.returncode == 65, done.stderr
-    assert "did not finish, see above why" in done.stderr
+    assert "did not finish. See the error above." in done.stderr
 
 
 @pytest.mark.engine
-def test_all_runs_are_new_and_stay_and_are_of_the_same_data(photos: Path, tmp_path: Path) -> None:
+def test_repeated_runs_are_new_and_kept_and_have_the_same_data(photos: Path, tmp_path: Path) -> None:
     data = shutil.copytree(photos, tmp_path / "photos")
     kept = ["--set", "publish.keep_runs=1", "--set", "publish.skip_unchanged=true", "--set", "train.epochs=1"]
     words = repeated(data, tmp_path, *kept, "--set", "publish.release=true")
@@ -137,11 +137,11 @@ def test_all_runs_are_new_and_stay_and_are_of_the_same_data(photos: Path, tmp_pa
 
 
 @pytest.mark.engine
-def test_a_run_that_was_killed_is_told_so(photos: Path, tmp_path: Path) -> None:
+def test_killed_run_is_reported(photos: Path, tmp_path: Path) -> None:
     with at_work(photos, tmp_path) as process:
         assert process.stdout is not None
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.kill(int(children[0]), signal.SIGKILL)
         rest = process.stdout.read()
         assert process.wait(60) == 137, rest
-    assert "did not finish; run the same command to resume" in rest
+    assert "did not finish. Run the same command to resume" in rest

@@ -124,10 +124,10 @@ def test_page_shows_curves_and_disagreements(runs: Path, tmp_path: Path) -> None
     assert text.count("<svg") == 2
     assert "<script" not in text
     for path, why in (
-        (runs / "one" / "metrics.json", "--html is a file, as NAME.html"),
-        (runs / "latest", "--html is a file, as NAME.html"),
-        (runs / "one" / "report.html", "The page is inside a run"),
-        (runs / "one" / "model" / "page.html", "The page is inside a run"),
+        (runs / "one" / "metrics.json", "--html requires a file name"),
+        (runs / "latest", "--html requires a file name"),
+        (runs / "one" / "report.html", "The page lies within a run"),
+        (runs / "one" / "model" / "page.html", "The page lies within a run"),
     ):
         before = path.read_bytes() if path.exists() else None
         done = trainer("compare", runs / "one", runs / "two", "--html", path, cache=tmp_path)
@@ -207,7 +207,7 @@ def test_runs_that_cannot_be_compared_are_refused(runs: Path, tmp_path: Path) ->
         return error_line(done, code)
 
     one = runs / "one"
-    assert "Two runs at least" in error_message(2, one)
+    assert "at least two runs" in error_message(2, one)
     assert "There is no finished run" in error_message(2, one, tmp_path / "nowhere")
     copy = shutil.copytree(one, tmp_path / "copy")
     (copy / "_SUCCESS").unlink()

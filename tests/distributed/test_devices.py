@@ -16,7 +16,7 @@ from helpers.free_ports import addresses
 from helpers.small_data import put
 from helpers.trainer_process import command, error_line
 
-from trainer.cli.bootstrap import import_tensorflow, memory_explained
+from trainer.cli.bootstrap import import_tensorflow, translate_memory_errors
 from trainer.distributed import ProcessGroup, ProcessInfo, join_process_group
 from trainer.distributed.devices import (
     Gpu,
@@ -113,8 +113,8 @@ def test_too_many_logical_devices_are_refused() -> None:
 def test_out_of_memory_error_names_the_allocation() -> None:
     said = "Graph execution error:\n\nDetected at node conv\n\nOOM when allocating tensor with shape[9]"
     with (
-        pytest.raises(OutOfMemoryError, match=r"try less\. Received: OOM when allocating"),
-        memory_explained("try less"),
+        pytest.raises(OutOfMemoryError, match=r"Use less\. Received: OOM when allocating"),
+        translate_memory_errors("Use less."),
     ):
         raise tf.errors.ResourceExhaustedError(None, None, said)
 
@@ -127,7 +127,7 @@ def test_limited_address_space_is_reported_at_the_start(
         ["bash", "-c", f"ulimit -v 2000000 && exec {words}"], capture_output=True, text=True, check=False
     )
     line = error_line(done, 137)
-    assert "less than the 2 GiB that TensorFlow takes; lift it with `ulimit -v unlimited`" in line
+    assert "less than the 2 GiB that TensorFlow needs. Remove the limit with `ulimit -v unlimited`" in line
     assert line.endswith("Received: ulimit -v 2000000")
     before = resource.getrlimit(resource.RLIMIT_AS)
     try:

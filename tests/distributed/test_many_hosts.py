@@ -123,6 +123,7 @@ def test_stopped_and_killed_run_resumes_to_the_result_of_an_undisturbed_one(pair
     wait_for_step(workers[0], 3)
     workers[1].process.send_signal(signal.SIGTERM)
     assert [each.end() for each in workers] == [143, 143], workers[0].text() + workers[1].text()
+    assert not [each for each in workers if "StartAbort" in each.text()]
     stopped = {int(found[1]) for each in workers for found in STOPPED.finditer(each.text())}
     assert len(stopped) == 1
     (step,) = stopped

@@ -13,7 +13,7 @@ import tensorflow as tf
 from helpers.label_answers import NAMES, answers
 from helpers.report_inputs import make_predictions, run_of
 
-from trainer.cli.predict import chosen_labels
+from trainer.cli.predict import labels_above
 from trainer.compare.comparison import compare_all, compare_runs
 from trainer.compare.runs import Run
 from trainer.compare.text import as_values, table
@@ -254,5 +254,5 @@ def test_predictions_are_aligned_to_one_order_of_images_and_labels() -> None:
 
 def test_labels_above_their_thresholds_are_sorted_by_probability() -> None:
     shares, thresholds = {"a": 0.4, "b": 0.9, "c": 0.6}, {"a": 0.3, "b": 0.5, "c": 0.7}
-    assert list(chosen_labels(shares, thresholds).items()) == [("b", 0.9), ("a", 0.4)]
-    assert chosen_labels({"a": 0.1}, {"a": 0.3}) == {}
+    assert list(labels_above(shares, thresholds).items()) == [("b", 0.9), ("a", 0.4)]
+    assert labels_above({"a": 0.1}, {"a": 0.3}) == {}

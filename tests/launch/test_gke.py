@@ -243,7 +243,7 @@ def test_status_shows_warning_event_of_job_without_pods(cluster: Cluster) -> Non
     lines = cluster.trainer("status", "gke", "pets").stdout.splitlines()
     assert lines[0].startswith("pets  waiting")
     assert lines[1] == "  FailedCreate: pods is forbidden: exceeded quota: gpus\\x1b[2J"
-    assert lines[2] == "  run: its place doesn't answer"
+    assert lines[2] == "  run: its storage does not respond"
 
 
 def test_status_of_cronjob_shows_schedule_and_newest_job(cluster: Cluster) -> None:

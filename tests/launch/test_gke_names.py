@@ -69,7 +69,7 @@ def test_cancel_requires_choice_between_schedule_and_job_of_same_name(
     assert cluster.quick("cancel", "gke", "pets", "--job").returncode == 2
     assert cluster.quick("cancel", "gke", "pets", "--schedule").stdout.startswith("ended      pets (cronjob")
     assert not cluster.kube.objects
-    assert "--job are for gke" in cluster.quick("cancel", "docker", "pets", "--job").stderr
+    assert "--job does not apply to docker" in cluster.quick("cancel", "docker", "pets", "--job").stderr
 
 
 def test_foreign_service_of_same_name_is_reported_as_service(cluster: Cluster) -> None:

@@ -40,7 +40,7 @@ CASES: dict[int, tuple[Sequence[str], dict[str, Any], str]] = {
     0: ([*TRAIN, "fine", *SHORT], {}, "report"),
     1: ([*TRAIN, "broken", *SHORT], {"is_broken": True}, "of the test"),
     2: ([*TRAIN, "typo", "--set", "train.epoks=3"], {}, "Did you mean train.epochs?"),
-    4: ([*TRAIN, "poor", *SHORT, "--assert-accuracy-at-least", "1"], {}, "less accurate than was asked for"),
+    4: ([*TRAIN, "poor", *SHORT, "--assert-accuracy-at-least", "1"], {}, "less accurate than required"),
     65: ([*TRAIN, "nothing", "--data", "/nowhere"], {}, "Error: "),
     69: ([*TRAIN, "gpu", "--require-accelerator", "gpu"], {}, "Error: "),
     70: ([*TRAIN, "wild", "--set", "optimizer.learning_rate=1e30", *SHORT], {}, "Error: "),

@@ -38,7 +38,7 @@ def commands_of(program: str) -> list[list[str]]:
     return [list(words) for words in dict.fromkeys(tuple(words[1:]) for words in commands if len(words) > 1)]
 
 
-def test_commands_of_documentation_exist() -> None:
+def test_documented_commands_are_valid() -> None:
     commands = commands_of("trainer ")
     assert len(commands) > 60
     for words in commands:
@@ -52,14 +52,14 @@ def test_commands_of_documentation_exist() -> None:
             pytest.fail(f"{shlex.join(words)}: {error.format_message()}")
 
 
-def test_unknown_command_is_detected() -> None:
+def test_invalid_command_would_be_detected() -> None:
     with pytest.raises(click.UsageError):
         parse(["submit", "gke", "--acelerator", "cpu"])
     with pytest.raises(AssertionError):
         parse(["sumbit", "gke"])
 
 
-def test_jobs_of_documentation_pass_a_dry_run(tmp_path: Path) -> None:
+def test_documented_jobs_pass_a_dry_run(tmp_path: Path) -> None:
     (tmp_path / "my.yaml").write_text(_SPEC)
     page = (ROOT / "docs" / "release.md").read_text(encoding="utf-8")
     weekly = re.search(r"`weekly\.yaml`.*?^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
@@ -83,10 +83,10 @@ def test_jobs_of_documentation_pass_a_dry_run(tmp_path: Path) -> None:
         assert done.returncode == 0, f"{shlex.join(words)}: {done.stderr}"
 
 
-def test_setup_commands_of_documentation_are_accepted() -> None:
-    commands = commands_of("scripts/setup_gcp.sh ")
-    assert len(commands) == 3
-    for words in commands:
+def test_documented_project_setup_passes_a_dry_run() -> None:
+    found = commands_of("scripts/setup_gcp.sh ")
+    assert len(found) == 3
+    for words in found:
         subprocess.run(
             [ROOT / "scripts" / "setup_gcp.sh", *words, "--dry-run"], check=True, capture_output=True
         )

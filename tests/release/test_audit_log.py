@@ -12,7 +12,7 @@ from helpers.release_inputs import GAIN, LOSS, between, finished, measured
 from helpers.watched_store import NOW, Watched
 
 from trainer.cli.console import Console
-from trainer.cli.gates import judge
+from trainer.cli.gates import run_gates
 from trainer.errors import StoppedError, TemporaryError, UsageError
 from trainer.release.audit_log import champion_before, read_records, was_decided, write_record
 from trainer.release.challenge import challenge, promote, rollback
@@ -225,7 +225,7 @@ def test_lease_of_the_run_is_held_during_its_challenge(is_finished_before: bool,
         assert folder.finished
     folder = replace(folder, output=Watched(tmp_path / "runs", look))
     with Console(1.0) as console:
-        judge(folder, spec, tmp_path / "cache", console, GracefulShutdown(), None)
+        run_gates(folder, spec, tmp_path / "cache", console, GracefulShutdown(), None)
     opened.release()
     assert has_lease == [True]
     assert read_champion(folder.output).name == "one"

@@ -69,7 +69,7 @@ def test_refused_first_run_reports_that_there_is_no_champion(tmp_path: Path) -> 
     measured(output, tmp_path / "local", "poor", 6)
     output.write("poor/spec.yaml", b"recipe: demo\n")
     line = error_line(trainer("promote", output.at("poor"), cache=tmp_path), 4)
-    assert "There is still no champion; --force makes this run the champion all the same." in line
+    assert "There is still no champion. Use --force to promote this run without a test." in line
     assert "stays" not in line
 
 
@@ -195,7 +195,7 @@ def test_finished_runs_challenge_the_champion(runs: Path, tmp_path: Path) -> Non
     for name in ("poor", "good", "again"):
         assert verify(open_store(str(runs / name))) == []  # records are beside the runs, not in them
     done = trainer("train", runs / "good" / "spec.yaml", cache=tmp_path)
-    assert "decided before" in done.stdout
+    assert "decided earlier" in done.stdout
     assert len(list((runs / "releases").iterdir())) == 4
 
 
@@ -214,7 +214,7 @@ def test_runs_are_listed_promoted_and_rolled_back(runs: Path, tmp_path: Path) ->
     digest = json.loads((runs / "good" / "dataset.json").read_text())["digest"].removeprefix("sha256:")
     assert {row[-2] for row in table[1:]} == {digest[:7]}
     assert json.loads(run_command("runs", runs, "--json").splitlines()[1])["is_champion"]
-    assert "The champion stays" in run_command("promote", runs / "poor", code=4)
+    assert "The champion was not replaced" in run_command("promote", runs / "poor", code=4)
     assert (runs / "champion").read_text() == "good\n"
     assert "poor is the champion now (forced" in run_command("promote", runs / "poor", "--force")
     assert "good is the champion again" in run_command("rollback", runs)
@@ -238,6 +238,6 @@ def test_runs_are_listed_promoted_and_rolled_back(runs: Path, tmp_path: Path) ->
     (own / "squares").rename(own / "rings")
     assert "have other classes than the models" in run_command("promote", runs / "again", code=65)
     assert (runs / "champion").read_text() == "good\n"
-    assert "Only how it is decided" in run_command("promote", runs / "poor", "--set", "seed=3", code=2)
+    assert "Only settings of the decision" in run_command("promote", runs / "poor", "--set", "seed=3", code=2)
     assert "There is no such run" in run_command("promote", runs / "nowhere", code=2)
     assert run_command("runs", tmp_path / "empty") == "no runs\n"

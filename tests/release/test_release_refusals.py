@@ -63,14 +63,14 @@ def test_deleted_champion_is_reported(output: Store, tmp_path: Path) -> None:
         trainer("promote", output.at("three"), cache=tmp_path), 2
     )
     listed = trainer("runs", output.uri, cache=tmp_path)
-    assert listed.stdout.splitlines()[-1].startswith("The champion two is gone;")
+    assert listed.stdout.splitlines()[-1].startswith("The champion two does not exist any more.")
     assert everything(output) == before
     done = trainer("promote", output.at("three"), "--force", cache=tmp_path)
     assert done.returncode == 0, done.stderr
     found = output.read(CHAMPION)
     assert found is not None
     assert found.data == b"three\n"
-    assert "is gone" not in trainer("runs", output.uri, cache=tmp_path).stdout
+    assert "any more" not in trainer("runs", output.uri, cache=tmp_path).stdout
     # A rollback starts from a deleted champion and skips the one before it, two, which is deleted too.
     for entry in output.entries("three/"):
         output.remove(entry.name)

@@ -69,7 +69,7 @@ def test_run_in_a_bucket_resumes_bit_identically_on_another_machine(
     process.send_signal(signal.SIGTERM)
     rest, errors = process.communicate(timeout=60)
     assert process.returncode == 143, read + rest + errors
-    assert f"STORAGE_EMULATOR_HOST is set: gs:// goes to {address}" in errors
+    assert f"STORAGE_EMULATOR_HOST is set: gs:// uses {address}" in errors
     assert f"trainer train {output}/job-1/spec.yaml" in errors
     assert latest_run(open_store(output)) is None
 

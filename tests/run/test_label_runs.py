@@ -11,7 +11,7 @@ import tensorflow as tf
 from helpers.several_labels import FAST, SHAPES, label_sets, put_data, put_table
 from helpers.trainer_process import trainer
 
-from trainer.cli.predict import evaluate_command, predict_command
+from trainer.cli.predict import PredictOptions, evaluate_command, predict_command
 from trainer.cli.release import challenge_champion
 from trainer.compare.comparison import compare_runs
 from trainer.compare.pictures import read_disagreements
@@ -84,11 +84,11 @@ def test_predict_and_evaluate_print_all_labels(
     data = run.parents[1] / "data"
     sets = label_sets(160)
     both = next(number for number, labels in enumerate(sets) if len(labels) == 2)
-    predict_command(str(run), [str(data / f"{both:04d}.png")], tmp_path, as_json=True)
+    predict_command(str(run), [str(data / f"{both:04d}.png")], tmp_path, PredictOptions(as_json=True))
     answer = json.loads(capsys.readouterr().out)
     assert set(answer["labels"]) == set(sets[both])
     assert list(answer["probabilities"]) == list(SHAPES)
-    predict_command(str(run), [str(data)], tmp_path, as_json=False)
+    predict_command(str(run), [str(data)], tmp_path)
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.endswith("no label") for line in lines) >= 10
     rows = [

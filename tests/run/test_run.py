@@ -100,7 +100,7 @@ def test_model_below_the_required_accuracy_is_kept_and_exits_with_4(photos: Path
     ]  # fmt: skip
     claim = "--assert-accuracy-at-least"
     done = trainer(*arguments, claim, "0.99", cache=tmp_path / "cache")
-    refused(done, 4, "less accurate than was asked for", "at least 0.99 asked for")
+    refused(done, 4, "less accurate than required", "at least 0.99 required")
     assert verify(FolderStore(tmp_path / "poor")) == []
     assert (tmp_path / "latest").read_text().strip() == "poor"
     assert str(tmp_path / "poor" / "report.html") in done.stdout
@@ -138,7 +138,7 @@ def test_predict_accepts_files_and_folders_and_prints_json(
     for row in rows:
         assert row["probability"] == max(row["probabilities"].values())
         assert sum(row["probabilities"].values()) == pytest.approx(1.0, abs=1e-5)
-    predict_command(str(run / "model"), [str(photos)], tmp_path, as_json=False)
+    predict_command(str(run / "model"), [str(photos)], tmp_path)
     table = capsys.readouterr().out.splitlines()
     assert len(table) == len([path for path in photos.rglob("*") if path.is_file()])
 
@@ -166,9 +166,9 @@ def test_predict_rejects_damaged_models_and_other_folders(finished: Finished, tm
     weights = next((copy / "variables").glob("*.data-*"))
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(DataError, match="damaged"):
-        predict_command(str(copy), [str(picture)], tmp_path, as_json=False)
+        predict_command(str(copy), [str(picture)], tmp_path)
     with pytest.raises(UsageError, match="neither a run nor a model"):
-        predict_command(str(tmp_path), [str(picture)], tmp_path, as_json=False)
+        predict_command(str(tmp_path), [str(picture)], tmp_path)
 
 
 def test_control_characters_in_class_names_are_escaped(
@@ -180,7 +180,7 @@ def test_control_characters_in_class_names_are_escaped(
     about["class_names"] = [f"{name}\a\n" for name in about["class_names"]]
     description.write_text(json.dumps(about))
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "a.png")
-    predict_command(str(copy), [str(tmp_path / "a.png")], tmp_path, as_json=False)
+    predict_command(str(copy), [str(tmp_path / "a.png")], tmp_path)
     (line,) = capsys.readouterr().out.splitlines()
     assert r"\x07\n" in line
 
@@ -239,8 +239,8 @@ def test_evaluate_measures_a_run_on_other_data(finished: Finished, photos: Path,
     output = trainer("evaluate", run, "--data", data, cache=tmp_path).stdout
     counts = json.loads((run / "dataset.json").read_text())["splits"]["train"]["classes"]
     trained = counts["squares"] + counts["stripes"]
-    assert f"  note       {trained} of 16 images are training images: this accuracy is too good" in output
-    assert "  discs                -  no image of it in these data" in output
+    assert f"  note       {trained} of 16 images are training images, so this accuracy is too high" in output
+    assert "  discs                -  no image of this class in these data" in output
     assert "nan" not in output
     for setting in (
         "data.image_size=64",

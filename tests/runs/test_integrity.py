@@ -10,7 +10,7 @@ from helpers.published_model import export, export_writer, publish_run, swap_cla
 from PIL import Image
 
 from trainer.cli.paths import local_model
-from trainer.cli.predict import evaluate_command, predict_command
+from trainer.cli.predict import PredictOptions, evaluate_command, predict_command
 from trainer.data.progress import SilentProgress
 from trainer.errors import DataError, UsageError
 from trainer.evaluate.metrics import Predictions
@@ -93,12 +93,12 @@ def test_changed_run_is_not_used(
     for name in ("two", "three"):
         promote(output, name)
     run, data = output.below("two"), str(picture.parents[1])
-    predict_command(run.uri, [str(picture)], tmp_path, as_json=False)
+    predict_command(run.uri, [str(picture)], tmp_path)
     whole = {entry.name: output.read(f"two/{entry.name}").data for entry in run.entries()}  # type: ignore[union-attr]
     before = [entry.name for entry in output.entries("releases/")]
     uses: list[Callable[[], object]] = [
-        lambda: predict_command(run.uri, [str(picture)], tmp_path, False),
-        lambda: predict_command(run.at("model"), [str(picture)], tmp_path, False, trust=True),
+        lambda: predict_command(run.uri, [str(picture)], tmp_path),
+        lambda: predict_command(run.at("model"), [str(picture)], tmp_path, PredictOptions(trust=True)),
         lambda: evaluate_command(run.uri, data, tmp_path, False, []),
         lambda: promote(output, "two"),
         lambda: challenge(output, "two", 0.0, 0.05, never),

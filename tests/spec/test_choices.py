@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from helpers.trainer_process import trainer
 
-from trainer.cli.choose import chosen_spec
+from trainer.cli.choose import choose_settings
 from trainer.cli.console import Console
 from trainer.data.inspect import inspect_source
 from trainer.data.progress import SilentProgress
@@ -147,8 +147,8 @@ def test_largest_chosen_logistic_regression_is_within_its_limit() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (["model.dropout=0.5"], "none, as the model is set: family residual"),
-        (["model.weights=none"], "none, as the model is set: family pretrained"),
+        (["model.dropout=0.5"], "none: the spec sets the model, family residual"),
+        (["model.weights=none"], "none: the spec sets the model, family pretrained"),
     ],
 )
 def test_explicit_model_prevents_choices_and_the_source_is_not_read(
@@ -156,7 +156,7 @@ def test_explicit_model_prevents_choices_and_the_source_is_not_read(
 ) -> None:
     overrides = {"data.source": str(tmp_path / "missing")}
     with Console(1.0) as console:
-        spec = chosen_spec(load_spec(None, "auto", settings, overrides), tmp_path, console)
+        spec = choose_settings(load_spec(None, "auto", settings, overrides), tmp_path, console)
     assert spec == load_spec(None, None, settings, overrides).model_copy(update={"recipe": "auto"})
     assert words in capsys.readouterr().out
 
@@ -164,7 +164,7 @@ def test_explicit_model_prevents_choices_and_the_source_is_not_read(
 def test_explicit_backbone_is_used_by_the_choice(photos: Path, tmp_path: Path) -> None:
     spec = load_spec(None, "auto", ["model.backbone=resnet50v2"], {"data.source": str(photos)})
     with Console(1.0) as console:
-        spec = chosen_spec(spec, tmp_path, console)
+        spec = choose_settings(spec, tmp_path, console)
     assert isinstance(spec.model, PretrainedSpec)
     assert (spec.model.backbone, spec.data.image_size) == ("resnet50v2", 128)
 
@@ -174,7 +174,7 @@ def test_images_too_small_for_pretrained_weights_are_trained_from_scratch(
 ) -> None:
     spec = load_spec(None, "auto", ["data.image_size=28"], {"data.source": str(photos)})
     with Console(1.0) as console:
-        spec = chosen_spec(spec, tmp_path, console)
+        spec = choose_settings(spec, tmp_path, console)
     assert (spec.model.family, spec.data.image_size) == ("residual", 28)
     assert "pretrained weights need at least 32 pixels" in capsys.readouterr().out
 
@@ -192,7 +192,7 @@ def test_resumed_run_keeps_its_choices_unless_recipe_changes_or_run_is_fresh(
         (run / "spec.yaml").write_text(text)
         with Console(1.0) as console:
             spec = load_spec(None, recipe, (), overrides)
-            return int(chosen_spec(spec, tmp_path, console, is_fresh).train.epochs)
+            return int(choose_settings(spec, tmp_path, console, is_fresh).train.epochs)
 
     assert chosen_epochs("auto", dump_spec(begun)) == 7
     assert chosen_epochs("auto", dump_spec(begun), is_fresh=True) != 7

@@ -92,7 +92,7 @@ def test_stopped_search_continues_without_repeating_finished_trials(
         process.send_signal(signal.SIGTERM)  # to this process only, as a cluster does
         rest = process.stderr.read()
         assert process.wait(60) == 143, rest
-    assert "The same command continues the study" in rest
+    assert "Run the same command to resume the study" in rest
     study = tmp_path / "runs" / "study"
     settings = json.loads((study / "trials" / "000.json").read_text())["settings"]
     assert settings == {"optimizer.learning_rate": 0.001}  # the value in the spec

@@ -6,11 +6,12 @@ Only click and light modules are imported here, so that --help is fast; each com
 from __future__ import annotations
 
 import errno
+import json
 import os
 import socket
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,48 +19,55 @@ from trainer import __version__
 from trainer.cli.bootstrap import (
     TENSORFLOW_MODULES,
     import_tensorflow,
-    memory_explained,
     prepare_libraries,
+    translate_memory_errors,
 )
 from trainer.cli.compare import compare
 from trainer.cli.doctor import doctor
-from trainer.cli.errors import CleanGroup, clean_tracebacks, fail
+from trainer.cli.environment import cache_folder, job_name, job_spec, print_emulator
+from trainer.cli.errors import MainGroup, fail, redact_tracebacks
 from trainer.cli.image import image
 from trainer.cli.jobs import cancel, list_jobs, logs, status
-from trainer.cli.options import DATA_HELP, SpecCommand, run_options, spec_options
+from trainer.cli.options import DATA_HELP, Share, SpecCommand, examples, run_options, spec_options
 from trainer.cli.release import promote, rollback, runs
 from trainer.cli.repeat import repeat
-from trainer.cli.services import EMULATOR
 from trainer.cli.submit import submit
 from trainer.cli.tune import tune
-from trainer.errors import TrainerError, UsageError
-from trainer.sanitize import shown_address
+from trainer.errors import TemporaryError, TrainerError, UsageError
 from trainer.shutdown import GracefulShutdown
+
+if TYPE_CHECKING:
+    from trainer.cli.console import LogFormat
 
 _UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
-# The first is set by the manifests of `trainer submit`, the second by Vertex AI.
-_JOB_NAMES = ("TRAINER_RUN_NAME", "CLOUD_ML_JOB_ID")
-
-_SPEC_OF_JOB = "TRAINER_SPEC"
+_SPEC_WIDTH = 79
 
 _SHARD_SET_HELP = "Change a setting of the data: --set data.validation_fraction=0.1."
 _TRUST_HELP = (
     "Load a model whose operations may read and write files. Use only for models whose author you know."
 )
-_LESS_MEMORY = "give fewer or smaller pictures at once, or use a machine with more"
+_LESS_MEMORY = "Use fewer or smaller images at once, or a machine with more memory."
 
 
 @click.group(
-    cls=CleanGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    cls=MainGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=examples("trainer train --data my_photos", "trainer predict runs/latest photo.jpg"),
 )
 @click.version_option(__version__, message="trainer %(version)s")
 def cli() -> None:
     """Train, evaluate and release image classifiers, on this machine or in the cloud."""
-    _announce_emulator()
+    print_emulator()
 
 
-@cli.command(cls=SpecCommand)
+@click.command(
+    cls=SpecCommand,
+    epilog=examples(
+        "trainer train --data my_photos --output runs --run-name first",
+        "trainer train --recipe cifar10 --set train.epochs=20",
+    ),
+)
 @run_options
 def train(
     spec_path: str | None,
@@ -71,31 +79,35 @@ def train(
     require_accelerator: str | None,
     settings: tuple[str, ...],
     assert_accuracy_at_least: float | None,
+    log_format: LogFormat | None,
 ) -> None:
     """Train a model and write it with a report to a run folder.
 
     Without data, recipe or spec it trains the demo on images that come with the package.
     """
-    from trainer.cli.config import given_spec
+    from trainer.cli.config import load_run_spec
     from trainer.cli.paths import require_unmoved
     from trainer.cli.train import require_devices, train_command
     from trainer.distributed import read_process_info
 
-    stop = GracefulShutdown()
-    stop.install()
+    shutdown = GracefulShutdown()
+    shutdown.install()
     prepare_libraries()
     overrides = {"data.source": data, "output": output, "run_name": run_name}
-    sent = None if spec_path or recipe else os.environ.get(_SPEC_OF_JOB)
-    spec = given_spec(spec_path, recipe, settings, overrides, name_of_job(), cache_folder(), sent)
+    sent_spec = job_spec(spec_path, recipe)
+    spec = load_run_spec(spec_path, recipe, settings, overrides, job_name(), cache_folder(), sent_spec)
     if spec_path is not None and output is None and run_name is None:
         require_unmoved(spec_path, spec)
     if require_accelerator is not None:
         require_devices(require_accelerator)
-    place = read_process_info(os.environ, socket.gethostname())
-    train_command(spec, cache_folder(), fresh, stop, place, assert_accuracy_at_least)
+    process = read_process_info(os.environ, socket.gethostname())
+    train_command(spec, cache_folder(), fresh, shutdown, process, assert_accuracy_at_least, log_format)
 
 
-@cli.command(cls=SpecCommand)
+@click.command(
+    cls=SpecCommand,
+    epilog=examples("trainer bench --data my_photos", "trainer bench --recipe cifar10 --seconds 60"),
+)
 @spec_options
 @click.option(
     "--seconds",
@@ -116,26 +128,26 @@ def bench(
 ) -> None:
     """Measure training speed and name the bottleneck."""
     from trainer.cli.bench import bench_command
-    from trainer.cli.config import given_spec
+    from trainer.cli.config import load_run_spec
     from trainer.cli.train import require_devices
     from trainer.distributed import read_share
 
-    stop = GracefulShutdown()
-    stop.install()
+    shutdown = GracefulShutdown()
+    shutdown.install()
     prepare_libraries()
     if (processes := read_share(os.environ)[1]) > 1:
         raise UsageError(
-            "One process alone is measured, and the environment says that there are others; unset TF_CONFIG "
-            "and TRAINER_WORKERS.",
+            "The environment describes several processes, and the benchmark measures a single one.",
+            "Unset TF_CONFIG and TRAINER_WORKERS.",
             received=f"{processes} processes",
         )
-    spec = given_spec(spec_path, recipe, settings, {"data.source": data}, None, cache_folder())
+    spec = load_run_spec(spec_path, recipe, settings, {"data.source": data}, None, cache_folder())
     if require_accelerator is not None:
         require_devices(require_accelerator)
-    bench_command(spec, seconds, as_json, cache_folder(), stop)
+    bench_command(spec, seconds, as_json, cache_folder(), shutdown)
 
 
-@cli.command()
+@click.command(epilog=examples("trainer recipes", "trainer recipes cifar10"))
 @click.argument("name", required=False)
 def recipes(name: str | None) -> None:
     """List recipes, or print one."""
@@ -144,25 +156,65 @@ def recipes(name: str | None) -> None:
     if name is not None:
         click.echo(read_recipe(name), nl=False)
         return
-    for each in recipe_names():
-        click.echo(f"{each:<24}{recipe_summary(each)}")
+    for recipe in recipe_names():
+        click.echo(f"{recipe:<24}{recipe_summary(recipe)}")
 
 
-@cli.command()
+@click.command(epilog=examples("trainer spec train", "trainer spec optimizer.learning_rate"))
+@click.argument("key", metavar="KEY", default="", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per setting.")
+def spec(key: str, as_json: bool) -> None:
+    """Print settings with type, default and meaning.
+
+    KEY is a setting or a section of settings, such as train. Without it, all settings are printed.
+    """
+    from trainer.spec.describe import describe_setting
+
+    for setting in describe_setting(key):
+        if as_json:
+            click.echo(json.dumps(setting._asdict(), ensure_ascii=False))
+            continue
+        click.secho(setting.key, bold=True)
+        for text in (f"{setting.type}; default {setting.default}", setting.meaning):
+            click.echo(click.wrap_text(text, _SPEC_WIDTH, initial_indent="    ", subsequent_indent="    "))
+
+
+@click.command(
+    epilog=examples(
+        "trainer predict runs/first photo.jpg holiday/",
+        "trainer predict runs/first gs://my-bucket/pets --top 3 --csv pets.csv",
+    )
+)
 @click.argument("model", metavar="RUN_OR_MODEL")
-@click.argument("images", metavar="IMAGE_OR_FOLDER...", nargs=-1, required=True)
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per image instead of a table.")
+@click.option(
+    "--csv", metavar="FILE", help="Write the predictions to a .csv file or gs:// URI, and print none."
+)
+@click.option("--top", metavar="K", type=click.IntRange(1), help="Show the K most probable classes.")
+@click.option(
+    "--threshold", metavar="SHARE", type=Share(0, 1),
+    help="Minimum probability of a predicted class.  [default: none; with several labels, the model's]",
+)  # fmt: skip
 @click.option("--trust", is_flag=True, help=_TRUST_HELP)
-def predict(model: str, images: tuple[str, ...], as_json: bool, trust: bool) -> None:
-    """Classify images with a trained model."""
-    from trainer.cli.predict import predict_command
+def predict(model: str, images: tuple[str, ...], **options: Any) -> None:
+    """Classify images with a trained model.
+
+    An image is a file, a folder, an https:// URL, or a gs:// URI of a file or folder.
+    """
+    from trainer.cli.predict import PredictOptions, predict_command
 
     import_tensorflow()
-    with memory_explained(_LESS_MEMORY):
-        predict_command(model, images, cache_folder(), as_json, trust)
+    with translate_memory_errors(_LESS_MEMORY):
+        predict_command(model, images, cache_folder(), PredictOptions(**options))
 
 
-@cli.command()
+@click.command(
+    epilog=examples(
+        "trainer evaluate runs/first --data other_photos.zip",
+        "trainer evaluate runs/champion --data gs://my-bucket/test --html page.html",
+    )
+)
 @click.argument("model", metavar="RUN_OR_MODEL")
 @click.option("--data", metavar="URI", required=True, help=DATA_HELP)
 @click.option("--json", "as_json", is_flag=True, help="Print all metrics as one JSON object.")
@@ -173,17 +225,27 @@ def predict(model: str, images: tuple[str, ...], as_json: bool, trust: bool) -> 
     multiple=True,
     help="Change a setting of the data: --set data.max_rejected=0.05.",
 )
+@click.option(
+    "--html", metavar="FILE", help="Write a page with the confusion matrix and the mistakes as images."
+)
 @click.option("--trust", is_flag=True, help=_TRUST_HELP)
-def evaluate(model: str, data: str, as_json: bool, settings: tuple[str, ...], trust: bool) -> None:
+def evaluate(
+    model: str, data: str, as_json: bool, settings: tuple[str, ...], html: str | None, trust: bool
+) -> None:
     """Evaluate a trained model on labelled images."""
     from trainer.cli.predict import evaluate_command
 
     import_tensorflow()
-    with memory_explained(_LESS_MEMORY):
-        evaluate_command(model, data, cache_folder(), as_json, settings, trust)
+    with translate_memory_errors(_LESS_MEMORY):
+        evaluate_command(model, data, cache_folder(), as_json, settings, trust, html)
 
 
-@cli.command()
+@click.command(
+    epilog=examples(
+        "trainer shard gs://my-bucket/photos gs://my-bucket/shards",
+        "trainer shard my_photos shards --set data.validation_fraction=0.1",
+    )
+)
 @click.argument("data", metavar="DATA")
 @click.argument("output", metavar="OUTPUT")
 @click.option(
@@ -203,14 +265,14 @@ def shard(data: str, output: str, shard_mib: int, processes: int | None, setting
     from trainer.cli.shard import shard_command
     from trainer.distributed import read_share
 
-    stop = GracefulShutdown()
-    stop.install()
+    shutdown = GracefulShutdown()
+    shutdown.install()
     prepare_libraries()
     share = read_share(os.environ)
-    shard_command(data, output, shard_mib, processes, settings, share, cache_folder(), stop)
+    shard_command(data, output, shard_mib, processes, settings, share, cache_folder(), shutdown)
 
 
-@cli.command()
+@click.command(epilog=examples("trainer verify runs/first", "trainer verify gs://my-bucket/runs/latest"))
 @click.argument("run", metavar="RUN")
 def verify(run: str) -> None:
     """Compare every file of a finished run with its manifest."""
@@ -220,55 +282,16 @@ def verify(run: str) -> None:
     verify_command(run)
 
 
-def cache_folder() -> Path:
-    """Return the folder for downloads and unpacked archives, below the XDG cache directory."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    if base:
-        return Path(base) / "trainer"
-    try:
-        return Path.home() / ".cache" / "trainer"
-    except RuntimeError:
-        # For example in a container whose user has no passwd entry.
-        raise UsageError(
-            "There is no home folder to keep the cache in; set XDG_CACHE_HOME to a folder.",
-            received="no HOME",
-        ) from None
-
-
-def _announce_emulator() -> None:
-    address = os.environ.get(EMULATOR)
-    if address and not address.lower().startswith(("http://", "https://")):
-        raise UsageError(
-            f"{EMULATOR} is a URL, as http://localhost:9023.", received=f"{shown_address(address)!r}"
-        )
-    if address:
-        click.echo(
-            f"note       {EMULATOR} is set: gs:// goes to {shown_address(address)}, not to Google", err=True
-        )
-
-
-for _command in (
-    compare,
-    repeat,
-    tune,
-    promote,
-    rollback,
-    runs,
-    image,
-    submit,
-    status,
-    logs,
-    cancel,
-    list_jobs,
-    doctor,
-):
-    cli.add_command(_command)
+cli.add_section("Train and evaluate", train, evaluate, predict, tune, repeat)
+cli.add_section("Compare and release", compare, runs, promote, rollback, verify)
+cli.add_section("Cloud jobs", submit, status, logs, cancel, list_jobs, image)
+cli.add_section("Tools", doctor, spec, recipes, bench, shard)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with a code of `trainer.errors.EXIT_CODES`."""
     words = list(arguments) if arguments is not None else sys.argv[1:]
-    clean_tracebacks(words)
+    redact_tracebacks(words)
     # Commands that save before they exit install a `GracefulShutdown` of their own.
     GracefulShutdown().install()
     try:
@@ -278,23 +301,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ModuleNotFoundError as error:
         if error.name not in TENSORFLOW_MODULES:
             raise
-        fail(
-            "TensorFlow is not installed; `pip install '.[cpu]'` in this project's folder, or gpu or tpu, "
-            "brings it. "
-            f"Received: no module {error.name}",
-            2,
-            words,
+        missing = UsageError(
+            "TensorFlow is not installed.",
+            "Run `pip install '.[cpu]'`, or gpu or tpu, in the folder of this project.",
+            received=f"no module {error.name}",
         )
+        fail(str(missing), missing.exit_code, words)
     except OSError as error:
-        if error.errno in _UNUSABLE:
-            message = f"{error.filename} can't be used; choose another path. Received: {error.strerror}"
-            fail(message, 2, words)
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        explained = _explain_os_error(error)
+        if explained is None:
             raise
-        message = f"The disk is full; free some space and run the same command again. Received: {error}"
-        fail(message, 75, words)
+        fail(str(explained), explained.exit_code, words)
 
 
-def name_of_job() -> str | None:
-    """Return the job name from the environment, so that each restart finds the same run, or None."""
-    return next((os.environ[name] for name in _JOB_NAMES if os.environ.get(name)), None)
+def _explain_os_error(error: OSError) -> TrainerError | None:
+    """Return the error to print for an unusable path or a full disk; None for any other error."""
+    if error.errno in _UNUSABLE:
+        return UsageError(f"{error.filename} can't be used.", "Choose another path.", received=error.strerror)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return TemporaryError(
+            "The disk is full.", "Free some space and run the same command again.", received=error
+        )
+    return None

@@ -1,4 +1,4 @@
-"""Progress bars for a terminal, and their replacement for a log: one JSON line per interval."""
+"""Progress bars for a terminal, and their replacement for a log: one event per interval."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
+    SpinnerColumn,
     TaskID,
     TextColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
@@ -37,7 +39,7 @@ class BarTask:
 
 
 class LogTask:
-    """A `Task` that logs one line per interval, and none for shorter work."""
+    """A `Task` that logs one event per interval, and none for shorter work."""
 
     def __init__(
         self,
@@ -72,6 +74,17 @@ def work_bar(console: rich.console.Console, unit: str) -> Progress:
         amount,
         TextColumn(name),
         TimeRemainingColumn(compact=True),
+        console=console,
+        transient=True,
+    )
+
+
+def phase_bar(console: rich.console.Console) -> Progress:
+    """Return a spinner with the elapsed time, for a phase without a measure of its progress."""
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
         console=console,
         transient=True,
     )

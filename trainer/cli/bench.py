@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from trainer.cli.bootstrap import import_tensorflow, memory_explained, require_tensorflow
-from trainer.cli.choose import chosen_spec
+from trainer.cli.bootstrap import import_tensorflow, require_tensorflow, translate_memory_errors
+from trainer.cli.choose import choose_settings
 from trainer.cli.console import Console
 from trainer.shutdown import GracefulShutdown
 from trainer.spec import RunSpec, TrainSpec
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from trainer.train.bench import Speeds
 
 _LOG_SECONDS = 30.0
-_LESS_MEMORY = "lower train.global_batch_size, data.image_size or the size of the model"
+_LESS_MEMORY = "Lower train.global_batch_size, data.image_size or the size of the model."
 
 
 def bench_command(
-    spec: RunSpec, seconds: float, as_json: bool, cache_dir: Path, stop: GracefulShutdown
+    spec: RunSpec, seconds: float, as_json: bool, cache_dir: Path, shutdown: GracefulShutdown
 ) -> None:
     """Measure for about `seconds`, and print the bottleneck of training."""
     require_tensorflow()
-    with Console(_LOG_SECONDS, stderr=as_json) as console, memory_explained(_LESS_MEMORY):
+    with Console(_LOG_SECONDS, stderr=as_json) as console, translate_memory_errors(_LESS_MEMORY):
         console.banner()
         import_tensorflow()
         from trainer.data.dataset import format_contents
@@ -38,15 +38,15 @@ def bench_command(
         from trainer.distributed.devices import find_cluster
         from trainer.train.bench import measure_speeds
 
-        spec = chosen_spec(spec, cache_dir, console)
+        spec = choose_settings(spec, cache_dir, console)
         cluster = find_cluster(spec.train.deterministic, spec.train.devices)
         console.on_fact("devices", cluster.description)
         dataset = load_dataset(spec.data, cache_dir, console, lambda rejected: None)
         console.on_fact("data", format_contents(dataset))
-        speeds = measure_speeds(spec, dataset, cluster, seconds, stop.is_requested)
+        speeds = measure_speeds(spec, dataset, cluster, seconds, shutdown.is_requested)
         if as_json:
-            words = {"limit": speeds.limit, "sentence": speeds.sentence(), "advice": speeds.advice()}
-            click.echo(json.dumps(asdict(speeds) | words, indent=2))
+            texts = {"limit": speeds.limit, "sentence": speeds.sentence(), "advice": speeds.advice()}
+            click.echo(json.dumps(asdict(speeds) | texts, indent=2))
             return
         console.on_fact("chosen", _chosen(speeds, spec.train))
         console.on_fact("compiled", f"in {speeds.compile_seconds:.1f} s")

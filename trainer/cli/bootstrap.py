@@ -73,14 +73,14 @@ def require_tensorflow() -> None:
             numbers = tuple(map(int, re.findall(r"\d+", version)[:2]))
             if numbers and numbers < _OLDEST:
                 raise UsageError(
-                    f"TensorFlow {_OLDEST[0]}.{_OLDEST[1]} or newer is needed; `pip install '.[cpu]'`, gpu "
-                    f"or tpu, brings it.",
+                    f"TensorFlow {_OLDEST[0]}.{_OLDEST[1]} or newer is required.",
+                    "Run `pip install '.[cpu]'`, or gpu or tpu, in the folder of this project.",
                     received=f"{name} {version}",
                 )
 
 
 @contextmanager
-def memory_explained(advice: str) -> Iterator[None]:
+def translate_memory_errors(advice: str) -> Iterator[None]:
     """Translate the out-of-memory errors of TensorFlow and Python into OutOfMemoryError."""
     try:
         yield
@@ -88,32 +88,33 @@ def memory_explained(advice: str) -> Iterator[None]:
         is_tensorflow = type(error).__name__ == "ResourceExhaustedError"
         if not (is_tensorflow or isinstance(error, MemoryError)):
             raise
-        raise OutOfMemoryError(f"The memory does not suffice; {advice}.", received=_shortage(error)) from None
+        raise OutOfMemoryError("Out of memory.", advice, received=_memory_line(error)) from None
 
 
-def _shortage(error: Exception) -> str:
-    """Return the line that names the shortage; TensorFlow's first line may only name the location."""
+def _memory_line(error: Exception) -> str:
+    """Return the line of the message about memory; TensorFlow's first line may only name the location."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no more memory"]
     return next((line for line in lines if "OOM" in line or "memory" in line.lower()), lines[0])[:200]
 
 
 @contextmanager
-def peers_explained(peers: ProcessGroup) -> Iterator[None]:
+def translate_peer_errors(group: ProcessGroup) -> Iterator[None]:
     """Translate a failed collective of TensorFlow into the error of the failed peer, or TemporaryError."""
     try:
         yield
     except Exception as error:
         kinds = {kind.__name__ for kind in type(error).__mro__}
-        if peers.process.process_count == 1 or "OpError" not in kinds or "ResourceExhaustedError" in kinds:
+        if group.process.process_count == 1 or "OpError" not in kinds or "ResourceExhaustedError" in kinds:
             raise
         # TensorFlow may fail first; `ProcessGroup` detects the failed process only after its silence timeout.
-        until = time.monotonic() + SILENCE_SECONDS + PING_SECONDS
-        while time.monotonic() < until:
-            peers.raise_if_failed()
+        deadline = time.monotonic() + SILENCE_SECONDS + PING_SECONDS
+        while time.monotonic() < deadline:
+            group.raise_if_failed()
             time.sleep(0.1)
         raise TemporaryError(
-            "The processes of the run lost each other; started again they go on from the last checkpoint.",
-            received=f"{str(error).splitlines()[0][:300]}",
+            "The processes of the run lost their connections.",
+            "Restart them to resume from the last checkpoint.",
+            received=str(error).splitlines()[0][:300],
         ) from None
 
 
@@ -129,10 +130,11 @@ def _require_address_space() -> None:
     if limit < _LEAST_ADDRESSES:
         raise OutOfMemoryError(
             f"The address space of this process is limited to less than the {_LEAST_ADDRESSES >> 30} GiB "
-            f"that TensorFlow takes; lift it with `ulimit -v unlimited`.",
+            "that TensorFlow needs.",
+            "Remove the limit with `ulimit -v unlimited`.",
             received=received,
         )
-    write_last_words(
+    write_stderr(
         f"note: the address space of this process is limited ({received}). If it is used up, the process "
         "ends with 134 or 139 and without a message, which means out of memory.\n"
     )
@@ -149,23 +151,23 @@ def import_tensorflow() -> None:
     parent = temporary_parent()
     _require_address_space()
     sys.stderr.flush()
-    kept = os.dup(_STDERR)
-    with tempfile.TemporaryFile(dir=parent) as said:
-        os.dup2(said.fileno(), _STDERR)
-        _stderr = kept
+    original = os.dup(_STDERR)
+    with tempfile.TemporaryFile(dir=parent) as messages:
+        os.dup2(messages.fileno(), _STDERR)
+        _stderr = original
         try:
             with _hidden(*_UNUSED_BY_KERAS):
                 importlib.import_module("tensorflow")
         except StoppedError:
             raise  # a signal, not a failed import
         except BaseException:
-            said.seek(0)
-            os.write(kept, said.read())
+            messages.seek(0)
+            os.write(original, messages.read())
             raise
         finally:
-            os.dup2(kept, _STDERR)
+            os.dup2(original, _STDERR)
             _stderr = _STDERR
-            os.close(kept)
+            os.close(original)
 
 
 @contextmanager
@@ -180,7 +182,7 @@ def _hidden(*names: str) -> Iterator[None]:
             del sys.modules[name]
 
 
-def write_last_words(text: str) -> None:
+def write_stderr(text: str) -> None:
     """Write to the original standard error, from any thread and at any time; errors are ignored."""
     with suppress(OSError):
         os.write(_stderr, text.encode())

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from trainer.cli.options import examples
 from trainer.errors import UsageError
 from trainer.sanitize import printable, shown_address
 
@@ -24,7 +25,12 @@ _METRICS = ".json"
 _PAGES = (".html", ".htm")
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "trainer compare runs/first runs/second",
+        "trainer compare runs/first runs/second --html comparison.html",
+    )
+)
 @click.argument("uris", metavar="RUN RUN...", nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as one JSON object.")
 @click.option("--html", metavar="FILE", help="Write an HTML page with curves and images that opens offline.")
@@ -33,11 +39,11 @@ def compare(uris: tuple[str, ...], as_json: bool, html: str | None) -> None:
 
     RUN is a run folder, its gs:// URI, or a metrics.json file. The first run is compared with each other one.
     """
-    from trainer.cli.app import cache_folder
+    from trainer.cli.environment import cache_folder
     from trainer.compare.comparison import compare_all
 
     if len(uris) < 2:
-        raise UsageError("Two runs at least are compared.", received=len(uris))
+        raise UsageError("A comparison needs at least two runs.", "Add another RUN.", received=len(uris))
     if html is not None:
         _require_page(html)
     runs = read_runs(uris)
@@ -65,7 +71,9 @@ def _require_page(html: str) -> None:
     is_page = name.lower().endswith(_PAGES) and not (is_bucket(html) and not split_uri(html)[1])
     if not is_page:
         raise UsageError(
-            "--html is a file, as NAME.html or gs://BUCKET/NAME.html.", received=f"{shown_address(html)!r}"
+            "--html requires a file name with the suffix .html.",
+            "Use NAME.html or gs://BUCKET/NAME.html.",
+            received=f"{shown_address(html)!r}",
         )
     require_outside_runs(open_store(folder), "The page")
 
@@ -83,9 +91,9 @@ def print_comparison(
     lines = table(runs)
     if is_spread or (is_many and are_repeated(runs)):
         lines += ["", *textwrap.wrap(spread(runs), 79)]
-    for each in comparisons:
-        title = [f"{each.first.name} and {each.second.name}"] if is_many else []
-        lines += ["", *title, *lines_of(each)]
+    for comparison in comparisons:
+        title = [f"{comparison.first.name} and {comparison.second.name}"] if is_many else []
+        lines += ["", *title, *lines_of(comparison)]
     for line in lines:
         click.echo(printable(line))
 
@@ -101,10 +109,10 @@ def read_runs(uris: Sequence[str]) -> list[Run]:
     for uri, name in zip(uris, names, strict=True):
         if uri.lower().endswith(_METRICS):
             folder, file = parent_of(uri)
-            found = open_store(folder).read(file)
-            if found is None:
-                raise UsageError("There is no such file.", received=shown_address(uri))
-            runs.append(read_metrics(found.data.decode("utf-8", "replace"), uri, name))
+            content = open_store(folder).read(file)
+            if content is None:
+                raise UsageError("There is no such file.", "Check the path.", received=shown_address(uri))
+            runs.append(read_metrics(content.data.decode("utf-8", "replace"), uri, name))
         else:
             runs.append(read_run(find_run(uri), name))
     return runs
@@ -114,7 +122,7 @@ def _names(uris: Sequence[str]) -> list[str]:
     """Return the shortest path suffixes of `uris` that are distinct, or else numbered names."""
     parts = [uri.rstrip("/").removesuffix("/metrics.json").split("/") for uri in uris]
     for count in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(each[-count:]) for each in parts]
+        names = ["/".join(components[-count:]) for components in parts]
         if len(set(names)) == len(names):
             return names
     return [f"{name} ({number})" for number, name in enumerate(names, 1)]

@@ -25,60 +25,62 @@ from trainer.storage.store import require_uri
 _DEMO, _AUTO = "demo", "auto"
 
 
-def _local_spec(uri: str, cache_dir: Path) -> Path:
-    try:
-        return local_path(uri, cache_dir, SilentProgress())
-    except DataError as error:  # a spec is not data
-        raise UsageError(str(error)) from None
-
-
-def _require_readable(sent: str) -> None:
-    """Raise UsageError if the spec in TRAINER_SPEC is empty or invalid in this version."""
-    if not sent.strip():
-        raise UsageError(
-            "The environment variable TRAINER_SPEC is there and empty; give it a spec, or unset it.",
-            received=f"{sent!r}",
-        )
-    try:
-        load_spec(text=sent)
-    except UsageError as error:
-        raise UsageError(
-            f"{error} The job brought this spec along in TRAINER_SPEC, and this is trainer {__version__}: if "
-            "another version sent it, build the image anew."
-        ) from None
-
-
-def given_spec(
+def load_run_spec(
     spec_path: str | None,
     recipe: str | None,
     settings: Sequence[str],
     overrides: Mapping[str, str | None],
     job_name: str | None,
     cache_dir: Path,
-    sent: str | None = None,
+    sent_spec: str | None = None,
 ) -> RunSpec:
     """Return the resolved spec; the default recipe is `auto` with data, and `demo` without.
 
-    `job_name` is the run name for a spec without one.
-
-    `sent` is the YAML spec of a submitted job, in place of a file.
-
-    Raises UsageError, and the errors of downloading a file from a bucket.
+    `job_name` is the run name for a spec without one. `sent_spec` is the YAML spec of a submitted job, in
+    place of a file. Raises UsageError, and the errors of downloading a file from a bucket.
     """
-    if sent is None and spec_path is None and recipe is None and overrides.get("data.source") is None:
-        recipe = _DEMO
-    elif sent is None and spec_path is None and recipe is None:
-        recipe = _AUTO
+    if sent_spec is None and spec_path is None and recipe is None:
+        recipe = _DEMO if overrides.get("data.source") is None else _AUTO
     path = _local_spec(spec_path, cache_dir) if spec_path is not None else None
-    if sent is not None:
-        _require_readable(sent)
-    spec = load_spec(path, recipe, settings, overrides, sent)
+    if sent_spec is not None:
+        _require_valid(sent_spec)
+    spec = load_spec(path, recipe, settings, overrides, sent_spec)
     if spec.run_name is None and job_name is not None:
         try:
-            spec = load_spec(path, recipe, settings, {**overrides, "run_name": job_name}, sent)
+            spec = load_spec(path, recipe, settings, {**overrides, "run_name": job_name}, sent_spec)
         except UsageError as error:
-            raise UsageError(f"{error} The environment gives this name; --run-name gives another.") from None
-    # A relative path in the saved spec would depend on the working directory.
+            remedy = "The name comes from the environment. Set another one with --run-name."
+            raise UsageError(str(error), remedy) from None
+    return _with_absolute_paths(spec)
+
+
+def _local_spec(uri: str, cache_dir: Path) -> Path:
+    try:
+        return local_path(uri, cache_dir, SilentProgress())
+    except DataError as error:  # a spec is not data
+        raise UsageError(error.problem, error.remedy, error.received) from None
+
+
+def _require_valid(sent_spec: str) -> None:
+    """Raise UsageError if the spec in TRAINER_SPEC is empty or invalid in this version."""
+    if not sent_spec.strip():
+        raise UsageError(
+            "The environment variable TRAINER_SPEC is empty.",
+            "Set it to a spec, or unset it.",
+            received=f"{sent_spec!r}",
+        )
+    try:
+        load_spec(text=sent_spec)
+    except UsageError as error:
+        raise UsageError(
+            str(error),
+            f"The job has this spec in TRAINER_SPEC, and its image contains trainer {__version__}. If "
+            "another version submitted the job, rebuild the image.",
+        ) from None
+
+
+def _with_absolute_paths(spec: RunSpec) -> RunSpec:
+    """Return the spec with absolute local paths: a relative one would depend on the working directory."""
     data_spec = spec.data.model_copy(update={"source": absolute_source(spec.data.source)})
     require_apart(data_spec.source, spec.output)
     train_spec = spec.train

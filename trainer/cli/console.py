@@ -1,7 +1,7 @@
 """Console output of a run.
 
-A terminal shows lines with one progress bar below them. A log has the same lines, one JSON line per interval
-and one per epoch, and no bar.
+A terminal shows lines with one progress bar below them. A log has the same lines, one more line per interval,
+epoch and phase, as JSON or as text, and no bar.
 """
 
 from __future__ import annotations
@@ -10,26 +10,36 @@ import json
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import rich.console
 import rich.progress
 from rich.text import Text
 
 from trainer import __version__
-from trainer.cli.bars import BarTask, LogTask, epoch_bar, work_bar
+from trainer.cli.bars import BarTask, LogTask, epoch_bar, phase_bar, work_bar
 from trainer.data.progress import Task
 from trainer.sanitize import without_secrets
 
 _LABEL_WIDTH = 10
 
+LogFormat = Literal["text", "json"]
+
 
 class Console:
     """The `Screen` of a run on a terminal or in a log."""
 
-    def __init__(self, log_interval_seconds: float, stderr: bool = False) -> None:
+    def __init__(
+        self, log_interval_seconds: float, stderr: bool = False, log_format: LogFormat | None = None
+    ) -> None:
+        """Write to standard output, or to standard error if `stderr`.
+
+        A `log_format` makes a terminal a log too; without one, a log is JSON.
+        """
         self.rich = rich.console.Console(highlight=False, soft_wrap=True, stderr=stderr)
         self.interval = log_interval_seconds
+        self._has_bars = self.rich.is_terminal and log_format is None
+        self._is_json = log_format != "text"
         self._bar: rich.progress.Progress | None = None
         self._next_log = 0.0
         self._explained = False
@@ -67,16 +77,22 @@ class Console:
     def start(self, label: str, total: int | None, unit: str) -> Task:
         """Return a task that shows the progress of data work."""
         label = without_secrets(label)
-        if not self.rich.is_terminal:
+        if not self._has_bars:
             return LogTask(label, total, unit, self.interval, self._log)
-        self._end_bar()
-        self._bar = work_bar(self.rich, unit)
-        self._bar.start()
-        return BarTask(self._bar, self._bar.add_task(label, total=total), self._end_bar)
+        self._start_bar(bar := work_bar(self.rich, unit))
+        return BarTask(bar, bar.add_task(label, total=total), self._end_bar)
+
+    def on_phase(self, name: str) -> None:
+        """Show the phase `name`, such as "Evaluating", until the next fact or phase."""
+        if self._has_bars:
+            self._start_bar(bar := phase_bar(self.rich))
+            bar.add_task(name, total=None)
+        else:
+            self._log({"event": "phase", "phase": name})
 
     def on_call(self, report: Any) -> None:
         """Show the progress of training."""
-        if self.rich.is_terminal:
+        if self._has_bars:
             self._show_bar(report)
         elif time.monotonic() >= self._next_log:
             self._next_log = time.monotonic() + self.interval
@@ -84,7 +100,7 @@ class Console:
 
     def on_epoch(self, row: Mapping[str, Any], epochs: int) -> None:
         """Print the metrics of an epoch."""
-        if not self.rich.is_terminal:
+        if not self._has_bars and self._is_json:
             self._log({"event": "epoch", "epochs": epochs, **_rounded(row)})
             return
         other = _held_out(row)
@@ -95,25 +111,28 @@ class Console:
 
     def verdict(self, headline: str, advice: str) -> None:
         """Print the verdict on the run."""
+        self._end_bar()
         self.line("")
         self.line(headline, style="bold")
         self.line(advice)
 
     def _show_bar(self, report: Any) -> None:
         if self._bar is None:
-            self._bar = epoch_bar(self.rich)
-            self._bar.start()
-            self._bar.add_task("", total=report.total_steps, now="")
-        text = (
-            f"loss {report.loss:.3f}  acc {report.accuracy:.3f}  {report.images_per_second:.0f} img/s  "
-            f"wait {report.wait_share:.0%}"
-        )
-        self._bar.update(
-            self._bar.task_ids[0],
+            self._start_bar(bar := epoch_bar(self.rich))
+            bar.add_task("", total=report.total_steps, now="")
+        else:
+            bar = self._bar
+        bar.update(
+            bar.task_ids[0],
             completed=report.step,
             description=f"epoch {report.epoch}/{report.epochs}",
-            now=text,
+            now=_progress_text(vars(report)),
         )
+
+    def _start_bar(self, bar: rich.progress.Progress) -> None:
+        self._end_bar()
+        self._bar = bar
+        bar.start()
 
     def _end_bar(self) -> None:
         if self._bar is not None:
@@ -121,8 +140,27 @@ class Console:
             self._bar = None
 
     def _log(self, event: Mapping[str, Any]) -> None:
+        text = json.dumps(event) if self._is_json else _event_text(event)
         # Not through rich, which would wrap it.
-        print(json.dumps(event), file=self.rich.file, flush=True)
+        print(text, file=self.rich.file, flush=True)
+
+
+def _event_text(event: Mapping[str, Any]) -> str:
+    """Return the line of a log in text for a progress, work or phase event."""
+    if event["event"] == "phase":
+        return f"{'phase':<{_LABEL_WIDTH}} {event['phase']}"
+    if event["event"] == "work":
+        total = "" if event["total"] is None else f" of {event['total']:,}"
+        return f"{'work':<{_LABEL_WIDTH}} {event['label']}: {event['done']:,}{total} {event['unit']}"
+    step = f"epoch {event['epoch']}/{event['epochs']}  step {event['step']}/{event['total_steps']}"
+    return f"{'progress':<{_LABEL_WIDTH}} {step}  {_progress_text(event)}"
+
+
+def _progress_text(progress: Mapping[str, Any]) -> str:
+    return (
+        f"loss {progress['loss']:.3f}  acc {progress['accuracy']:.3f}  "
+        f"{progress['images_per_second']:.0f} img/s  wait {progress['wait_share']:.0%}"
+    )
 
 
 def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,6 +208,9 @@ class Quiet:
     def start(self, label: str, total: int | None, unit: str) -> Task:
         """Return a task of the console, since each process prepares its own data."""
         return self._console.start(label, total, unit)
+
+    def on_phase(self, name: str) -> None:
+        """Do nothing."""
 
     def on_call(self, report: Any) -> None:
         """Do nothing."""

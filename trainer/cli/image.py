@@ -9,19 +9,27 @@ from pathlib import Path
 
 import click
 
-from trainer.cli.options import image_options
+from trainer.cli.options import examples, image_options
 from trainer.sanitize import printable
 
 _WIDTH = 79
 _LOG_SECONDS = 10.0
 
 
-@click.group()
+@click.group(
+    epilog=examples(
+        "trainer image build", "trainer image push --name europe-docker.pkg.dev/my-project/ml/trainer"
+    )
+)
 def image() -> None:
     """Build and push the container image."""
 
 
-@image.command()
+@image.command(
+    epilog=examples(
+        "trainer image build --variant gpu", "trainer image build --variant cpu --weights efficientnetv2-b0"
+    )
+)
 @image_options
 @click.option(
     "--network", metavar="MODE", help="Network mode of the build, such as host.  [default: the engine's]"
@@ -36,8 +44,8 @@ def build(variant: str, base: str, name: str, network: str | None, weights: tupl
     """Build the image from this project's source.
 
     The Docker engine is that of DOCKER_HOST, or of this host."""
-    from trainer.cli.app import cache_folder
     from trainer.cli.console import Console
+    from trainer.cli.environment import cache_folder
     from trainer.launch.engine import open_engine
     from trainer.launch.image import build_image, find_root, find_source, stage_weights, tags_of
 
@@ -50,34 +58,39 @@ def build(variant: str, base: str, name: str, network: str | None, weights: tupl
     click.echo(f"source     {source.root}, commit {source.revision}")
     click.echo(f"image      {variant}, on {base}")
     client = open_engine()
-    build_image(client, source, variant, base, tags, _say_step, network)
+    build_image(client, source, variant, base, tags, _print_step, network)
     size = client.inspect_image(tags[0])["Size"] / 1e9
     click.echo(f"built      {size:.2f} GB")
     for tag in tags:
         click.echo(f"           {tag}")
 
 
-@image.command()
+@image.command(
+    epilog=examples(
+        "trainer image push --name europe-docker.pkg.dev/my-project/ml/trainer",
+        "trainer image push --variant cpu --name ghcr.io/me/trainer",
+    )
+)
 @image_options
 def push(variant: str, base: str, name: str) -> None:
-    """Push the image of this source. The work tree has to be committed."""
+    """Push the image of this source; the work tree must be committed."""
     from trainer.launch.engine import open_engine
     from trainer.launch.image import find_source, push_image, tags_of
 
     source = find_source(Path.cwd(), variant, base)
     tags = tags_of(source, name, variant)
-    push_image(open_engine(), source, tags, _say_layer)
+    push_image(open_engine(), source, tags, _print_layer)
     for tag in tags:
         click.echo(f"pushed     {tag}")
 
 
-def _say_layer(line: str) -> None:
+def _print_layer(line: str) -> None:
     """Print the result of each layer, without its upload progress."""
     if not line.startswith(("Preparing", "Waiting", "Pushing")):
         click.echo(printable(f"           {line}")[:_WIDTH])
 
 
-def _say_step(line: str) -> None:
+def _print_step(line: str) -> None:
     """Print the current build step, without its output."""
     if line.startswith("Step "):
         click.echo(printable(line)[:_WIDTH])

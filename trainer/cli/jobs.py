@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import click
 
-from trainer.cli.options import cluster_options, project_options
+from trainer.cli.options import cluster_options, examples, project_options
 from trainer.errors import UsageError
 from trainer.sanitize import printable
 
@@ -20,60 +20,70 @@ if TYPE_CHECKING:
     from trainer.launch.cluster_jobs import Choice
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-_PATIENCE_SECONDS = 8.0
+_PROGRESS_SECONDS = 8.0
 
 
-def _place(command: Command) -> Command:
-    """Add the argument PLACE (docker, gke or vertex) and the options of each."""
-    where = click.argument("place", type=click.Choice(["docker", "gke", "vertex"]))
-    return where(cluster_options(project_options(command)))
+def _platform_options(command: Command) -> Command:
+    """Add the argument for the platform (docker, gke or vertex) and the options of each platform."""
+    argument = click.argument("platform", type=click.Choice(["docker", "gke", "vertex"]))
+    return argument(cluster_options(project_options(command)))
 
 
-def _no_option(_: click.Context, __: click.Parameter, name: str) -> str:
+def _job_name(_: click.Context, __: click.Parameter, name: str) -> str:
     """Return the name of a job. Raises UsageError for one that kubectl could parse as an option."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-        raise UsageError("A job's name has letters, digits and -.", received=f"{name!r}")
+        raise UsageError(
+            "This is not the name of a job.", "Use letters, digits and hyphens.", received=f"{name!r}"
+        )
     return name
 
 
-@click.command()
-@_place
-@click.argument("name", callback=_no_option)
-def status(place: str, name: str, **where: Any) -> None:
+@click.command(epilog=examples("trainer status docker pets", "trainer status gke pets --namespace ml"))
+@_platform_options
+@click.argument("name", callback=_job_name)
+def status(platform: str, name: str, **location: Any) -> None:
     """Show the state of a job and its cause."""
-    for line in _jobs(place, where).status(name):
+    for line in _jobs(platform, location).status(name):
         click.echo(printable(line))
 
 
-@click.command()
-@_place
-@click.argument("name", callback=_no_option)
+@click.command(
+    epilog=examples(
+        "trainer logs docker pets --follow", "trainer logs vertex pets --project my-project --worker 1"
+    )
+)
+@_platform_options
+@click.argument("name", callback=_job_name)
 @click.option("-f", "--follow", is_flag=True, help="Follow the log until the job ends.")
 @click.option("--worker", type=click.IntRange(0), default=0, show_default=True, help="Index of the worker.")
-def logs(place: str, name: str, follow: bool, worker: int, **where: Any) -> None:
+def logs(platform: str, name: str, follow: bool, worker: int, **location: Any) -> None:
     """Print the log of a job."""
-    _jobs(place, where).logs(name, worker, follow)
+    _jobs(platform, location).logs(name, worker, follow)
 
 
-@click.command()
-@_place
-@click.argument("name", callback=_no_option)
+@click.command(epilog=examples("trainer cancel docker pets", "trainer cancel gke pets --schedule"))
+@_platform_options
+@click.argument("name", callback=_job_name)
 @click.option(
     "--schedule", "choice", flag_value="schedule", help="Cancel the schedule of this name, not the job."
 )
 @click.option("--job", "choice", flag_value="job", help="Cancel the job of this name, not the schedule.")
-def cancel(place: str, name: str, choice: Choice | None, **where: Any) -> None:
+def cancel(platform: str, name: str, choice: Choice | None, **location: Any) -> None:
     """Cancel a job. Its checkpoints are kept, and the same run can be resumed."""
-    if choice is not None and place != "gke":
-        raise UsageError("--schedule and --job are for gke.", received=f"--{choice} for {place}")
-    click.echo(f"ended      {name}{_jobs(place, where).cancel(name, choice)}")
+    if choice is not None and platform != "gke":
+        raise UsageError(
+            f"--{choice} does not apply to {platform}.",
+            f"Remove --{choice}.",
+            received=f"--{choice} for {platform}",
+        )
+    click.echo(f"ended      {name}{_jobs(platform, location).cancel(name, choice)}")
 
 
-@click.command("list")
-@_place
-def list_jobs(place: str, **where: Any) -> None:
+@click.command("list", epilog=examples("trainer list docker", "trainer list vertex --project my-project"))
+@_platform_options
+def list_jobs(platform: str, **location: Any) -> None:
     """List submitted jobs and their state."""
-    for line in _jobs(place, where).overview() or ["no jobs"]:
+    for line in _jobs(platform, location).overview() or ["no jobs"]:
         click.echo(printable(line))
 
 
@@ -91,12 +101,12 @@ class _Jobs(Protocol):
         """Return one line per job."""
 
 
-def _jobs(place: str, where: Mapping[str, Any]) -> _Jobs:
-    if place == "docker":
+def _jobs(platform: str, location: Mapping[str, Any]) -> _Jobs:
+    if platform == "docker":
         return _Containers()
-    if place == "vertex":
-        return _Vertex(where["project"], where["region"], where["endpoint"])
-    return _Cluster(where["namespace"], where["context"])
+    if platform == "vertex":
+        return _Vertex(location["project"], location["region"], location["endpoint"])
+    return _Cluster(location["namespace"], location["context"])
 
 
 class _Cluster:
@@ -120,9 +130,9 @@ class _Cluster:
         from trainer.launch.cluster_logs import LogFollower, current_logs
 
         if is_following:
-            lines = LogFollower(self.jobs, name, worker, _note).lines()
+            lines = LogFollower(self.jobs, name, worker, _print_note).lines()
         else:
-            lines = current_logs(self.jobs, name, worker, _note)
+            lines = current_logs(self.jobs, name, worker, _print_note)
         with closing(lines):  # stops kubectl if a signal arrives between two lines
             for line in lines:
                 click.echo(printable(line))
@@ -133,11 +143,11 @@ class _Cluster:
     def overview(self) -> list[str]:
         lines, notes = self.jobs.overview(datetime.now(timezone.utc))
         for note in notes:
-            _note(note)
+            _print_note(note)
         return lines
 
 
-def _note(text: str) -> None:
+def _print_note(text: str) -> None:
     click.echo(printable(f"note       {text}"), err=True)
 
 
@@ -185,7 +195,9 @@ class _Vertex:
         from trainer.launch.vertex_jobs import VertexJobs
 
         if not project:
-            raise UsageError("--project says in which project of Google Cloud.", received="no --project")
+            raise UsageError(
+                "There is no Google Cloud project.", "Set --project ID.", received="no --project"
+            )
         there = Project(project, region, endpoint=endpoint)
         self.jobs = VertexJobs(there, Google(there.url))
 
@@ -206,12 +218,12 @@ class _Vertex:
 
 def _progress(spec_text: str | None, name: str) -> list[str]:
     """Return the progress of the run, or a notice if its storage does not respond within 8 seconds."""
-    found: list[str] = []
+    lines: list[str] = []
     # Retries take a minute, and the state of the job is already printed.
-    thread = threading.Thread(target=lambda: found.extend(_read_progress(spec_text, name)), daemon=True)
+    thread = threading.Thread(target=lambda: lines.extend(_read_progress(spec_text, name)), daemon=True)
     thread.start()
-    thread.join(_PATIENCE_SECONDS)
-    return ["  run: its place doesn't answer"] if thread.is_alive() else found
+    thread.join(_PROGRESS_SECONDS)
+    return ["  run: its storage does not respond"] if thread.is_alive() else lines
 
 
 def _read_progress(spec_text: str | None, name: str) -> list[str]:
@@ -237,9 +249,9 @@ def _read_progress(spec_text: str | None, name: str) -> list[str]:
         return [f"  run: {run.uri}, no epoch yet"]
     try:
         row = json.loads(lines[-1])
-        told = {key: float(value) for key, value in row.items() if key.endswith("/accuracy")}
+        accuracies = {key: float(value) for key, value in row.items() if key.endswith("/accuracy")}
         epoch = int(row["epoch"])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return [f"  run: {run.uri}, its history.jsonl is damaged"]
-    said = ", ".join(f"{name} {value:.3f}" for name, value in told.items())
-    return [f"  run: {run.uri}, epoch {epoch} of {spec.train.epochs}, {said}"]
+    text = ", ".join(f"{name} {value:.3f}" for name, value in accuracies.items())
+    return [f"  run: {run.uri}, epoch {epoch} of {spec.train.epochs}, {text}"]

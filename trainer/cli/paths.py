@@ -48,7 +48,9 @@ def absolute_source(source: str, example: str = "https://host/images.zip") -> st
         return os.path.abspath(os.path.expanduser(source))
     except FileNotFoundError:
         raise UsageError(
-            "The current folder is gone; change to another one.", received=shown_address(source)
+            "The current folder does not exist any more.",
+            "Change to another folder.",
+            received=shown_address(source),
         ) from None
 
 
@@ -72,16 +74,30 @@ def with_absolute_weights(spec: RunSpec) -> RunSpec:
 def require_apart(source: str, output: str) -> None:
     """Raise UsageError if `output` is inside the image folder `source`, where it would be a class."""
     if is_bucket(source) and is_bucket(output):
-        images, runs = (Path("/", *split_uri(each)) for each in (source, output))
+        images, runs = (Path("/", *split_uri(uri)) for uri in (source, output))
     elif is_bucket(source) or is_bucket(output) or not os.path.isdir(source):
         return
     else:
         images, runs = Path(source).resolve(), Path(without_scheme(output)).expanduser().resolve()
     if images in (runs, *runs.parents):
         raise UsageError(
-            "The output folder lies inside the folder of images, where its runs would count as a class; "
-            "choose an --output elsewhere, such as ../runs.",
+            "The output folder is inside the folder of images, where its runs would be read as a class.",
+            "Choose another --output, such as ../runs.",
             received=f"{shown_address(output)} in {shown_address(source)}",
+        )
+
+
+def require_inputs(spec: RunSpec) -> None:
+    """Raise UsageError or DataError if the data or the images of publish.test_data are missing locally."""
+    from trainer.data.fetch import require_source  # slow to import
+
+    require_source(spec.data.source)
+    path = spec.publish.test_data
+    if spec.publish.release and path is not None and os.path.isabs(path) and not os.path.exists(path):
+        raise UsageError(
+            "The test images for the release decision do not exist.",
+            "Check the path in publish.test_data.",
+            received=path,
         )
 
 
@@ -97,8 +113,8 @@ def local_model(uri: str, cache_dir: Path, progress: Progress) -> Path:
 
     Raises DataError if its files are not those that the run published, UsageError for an unfinished run.
     """
-    place = find_run(uri)
-    run = _run_of(place)
+    store = find_run(uri)
+    run = _run_of(store)
     require_not_withdrawn(run)
     if published_files(run) is not None:
         model = run.below(MODEL).uri
@@ -106,11 +122,11 @@ def local_model(uri: str, cache_dir: Path, progress: Progress) -> Path:
         require_published_model(run, folder)
         return folder
     _require_no_run(run)
-    if is_bucket(uri) and not place.find("saved_model.pb"):
+    if is_bucket(uri) and not store.find("saved_model.pb"):
         raise UsageError(
-            "There is no model. Give the URI of a finished run or its model/ folder.", received=place.uri
+            "There is no model.", "Use the URI of a finished run or of its model/ folder.", received=store.uri
         )
-    return local_path(place.uri, cache_dir, progress)
+    return local_path(store.uri, cache_dir, progress)
 
 
 def require_unmoved(spec_uri: str, spec: RunSpec) -> None:
@@ -119,28 +135,28 @@ def require_unmoved(spec_uri: str, spec: RunSpec) -> None:
     here = open_store(parent)
     if spec.run_name is None or here.find(STARTS) is None:
         return
-    meant = open_store(spec.output).below(spec.run_name)
-    if _is_same_place(here.uri, meant.uri):
+    expected = open_store(spec.output).below(spec.run_name)
+    if _is_same_path(here.uri, expected.uri):
         return
     output, name = parent_of(here.uri if is_bucket(here.uri) else os.path.abspath(here.uri))
     raise UsageError(
-        f"The run of this spec was moved or copied: its spec says {meant.uri}. To go on where it is now, add "
-        f"--output {shlex.quote(output)} --run-name {shlex.quote(name)}; to begin another one, --run-name "
-        f"with another name.",
+        f"The run of this spec was moved or copied from {expected.uri}.",
+        f"To resume it here, add --output {shlex.quote(output)} --run-name {shlex.quote(name)}; to start "
+        "another run, set --run-name to another name.",
         received=shown_address(spec_uri),
     )
 
 
-def _is_same_place(one: str, other: str) -> bool:
+def _is_same_path(one: str, other: str) -> bool:
     if is_bucket(one) or is_bucket(other):
         return one == other
     return Path(one).resolve() == Path(other).resolve()
 
 
-def _run_of(place: Store) -> Store:
-    """Return the run at `place`, or the run whose model/ folder it is; symbolic links are resolved."""
-    parent, name = parent_of(place.uri if is_bucket(place.uri) else os.path.realpath(place.uri))
-    return open_store(parent) if name == MODEL else place
+def _run_of(store: Store) -> Store:
+    """Return the run at `store`, or the run whose model/ folder it is; symbolic links are resolved."""
+    parent, name = parent_of(store.uri if is_bucket(store.uri) else os.path.realpath(store.uri))
+    return open_store(parent) if name == MODEL else store
 
 
 def _require_no_run(run: Store) -> None:
@@ -149,8 +165,8 @@ def _require_no_run(run: Store) -> None:
     # belongs to a run that is not yet published or was changed.
     if run.find(STARTS) or run.find(MANIFEST):
         raise UsageError(
-            "The run is not finished, so it has no model yet or one that may not be whole; "
-            f"`trainer train {run.at('spec.yaml')}` finishes it.",
+            "The run is not finished, so its model is missing or may be incomplete.",
+            f"Finish the run with: trainer train {run.at('spec.yaml')}",
             received=run.uri,
         )
 
@@ -162,8 +178,9 @@ def output_of(uri: str) -> tuple[Store, str]:
     parent, name = parent_of(run.uri if is_bucket(run.uri) else os.path.realpath(run.uri))
     if not re.fullmatch(RUN_NAME, name):
         raise UsageError(
-            "A run's folder is called as --run-name takes it: letters, digits, dots, hyphens, underscores, "
-            "a letter or digit first. Rename it.",
+            "The folder does not have the name of a run: letters, digits, dots, hyphens and underscores, "
+            "starting with a letter or digit.",
+            "Rename it.",
             received=f"{name!r} in {parent}",
         )
     return open_store(parent), name
@@ -171,6 +188,6 @@ def output_of(uri: str) -> tuple[Store, str]:
 
 def program() -> str:
     """Return the shell command of this program: its name if it is on PATH, or else its path."""
-    program = Path(sys.argv[0])
-    found = shutil.which("trainer") is not None or program.name != "trainer"
-    return "trainer" if found else shlex.quote(str(program))
+    path = Path(sys.argv[0])
+    is_on_path = shutil.which("trainer") is not None or path.name != "trainer"
+    return "trainer" if is_on_path else shlex.quote(str(path))

@@ -1,68 +1,233 @@
 """Implementation of `trainer predict`, `trainer evaluate` and `trainer verify`.
 
-Results are printed to standard output, predictions and metrics as a table or JSON. Each image that can't be
-used is one line on standard error.
+Results are printed to standard output, predictions and metrics as a table or JSON, or written to a file. Each
+image that can't be used is one line on standard error.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from trainer.data.items import Rejection
 from trainer.errors import DataError, UsageError
-from trainer.sanitize import printable, printable_lines, shown_address, without_secrets
+from trainer.sanitize import printable, printable_lines, shown_address, spreadsheet_cell, without_secrets
+
+if TYPE_CHECKING:
+    from trainer.data.dataset import Split
+    from trainer.data.progress import Progress
+    from trainer.evaluate.metrics import AnyPredictions
+    from trainer.export import LoadedModel
+    from trainer.storage.store import Store
 
 _LOG_SECONDS = 30.0
+_MOST_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """Options of `trainer predict`."""
+
+    as_json: bool = False
+    trust: bool = False
+    top: int | None = None
+    """Number of the most probable classes to show."""
+    threshold: float | None = None
+    """Minimum probability of a prediction; None: the best class, or the thresholds of the model."""
+    csv: str | None = None
+    """File or gs:// URI that the predictions are written to instead of being printed."""
+
+
+class Answer(NamedTuple):
+    """Prediction for one image."""
+
+    name: str
+    labels: dict[str, float]
+    """Predicted labels with their probabilities, the most probable first."""
+    probabilities: dict[str, float]
+    """Of all classes."""
 
 
 def predict_command(
-    model_uri: str, images: Sequence[str], cache_dir: Path, as_json: bool, trust: bool = False
+    model_uri: str, images: Sequence[str], cache_dir: Path, options: PredictOptions | None = None
 ) -> None:
     """Print the prediction for each image; raise DataError at the end if one can't be used."""
     from trainer.cli.console import Console
-    from trainer.cli.paths import local_model, local_path
+    from trainer.cli.paths import local_model
     from trainer.data.checks import warnings_of_formats
     from trainer.data.readers.read_result import describe_links
     from trainer.evaluate.predict import classify_files, find_pictures
     from trainer.export import load_model
 
+    options = options or PredictOptions()
+    target = None if options.csv is None else _output_file(options.csv, "--csv", (".csv",))
     with Console(_LOG_SECONDS, stderr=True) as console:
-        places = [local_path(each, cache_dir, console) for each in images]
-        paths, left_out = find_pictures(places)
-        model = load_model(local_model(model_uri, cache_dir, console), trust)
-    names = {path: printable(str(path)) for path in paths}
-    width = max(map(len, names.values()))
+        sources = [(_local_images(uri, cache_dir, console), uri) for uri in images]
+        paths, left_out = find_pictures([source for source, _ in sources])
+        model = load_model(local_model(model_uri, cache_dir, console), options.trust)
+    names = {path: _shown_name(path, sources) for path in paths}
     converted: Counter[str] = Counter()
     unusable: list[Rejection] = []
-    for path, answer in classify_files(model, paths, lambda name: converted.update([name])):
-        name = names[path]
-        if isinstance(answer, str):
-            click.echo(f"{name}: {answer}", err=True)
-            unusable.append(Rejection(name, answer))
-            continue
-        shares = dict(zip(model.class_names, map(float, answer), strict=True))
-        if model.data.labels == "multi":
-            chosen = chosen_labels(shares, dict(zip(model.class_names, model.thresholds, strict=True)))
-            click.echo(
-                _labels_as_json(name, chosen, shares) if as_json else _labels_as_row(name, chosen, width)
-            )
-            continue
-        click.echo(_as_json(name, shares) if as_json else _as_row(name, shares, width))
-    links = filter(None, (describe_links(paths, place) for place in places if place.is_dir()))
+
+    def answers() -> Iterator[Answer]:
+        for path, result in classify_files(model, paths, lambda name: converted.update([name])):
+            if isinstance(result, str):
+                click.echo(f"{names[path]}: {result}", err=True)
+                unusable.append(Rejection(names[path], result))
+            else:
+                probabilities = dict(zip(model.class_names, map(float, result), strict=True))
+                yield Answer(names[path], _predicted_labels(probabilities, model, options), probabilities)
+
+    is_multi = model.data.labels == "multi"
+    if target is None:
+        _print_answers(answers(), max(map(len, names.values())), is_multi, options)
+    else:
+        store, name = target
+        store.write(name, _as_csv(answers(), model.class_names, is_multi, options.top).encode())
+        click.echo(f"csv        {shown_address(store.at(name))}", err=True)
+    links = filter(None, (describe_links(paths, source) for source, _ in sources if source.is_dir()))
     for line in (*warnings_of_formats(converted, unusable), *_left_out(left_out), *links):
         click.echo(line, err=True)
     if unusable:
-        raise DataError(f"{len(unusable)} of {len(paths)} pictures can't be used; the lines above say why.")
+        raise DataError(f"{len(unusable)} of {len(paths)} images can't be used.", "See the lines above.")
+
+
+def _local_images(uri: str, cache_dir: Path, progress: Progress) -> Path:
+    """Return the local path of an image or a folder; URLs and gs:// URIs are downloaded."""
+    from trainer.cli.paths import local_path
+    from trainer.data.download import download
+    from trainer.data.transfer import RetryPolicy
+    from trainer.storage.store import without_scheme
+
+    if re.match(r"https?://", uri, re.IGNORECASE):
+        return download(uri, None, cache_dir, _MOST_BYTES, progress, RetryPolicy())
+    return local_path(without_scheme(uri), cache_dir, progress)
+
+
+def _shown_name(path: Path, sources: Sequence[tuple[Path, str]]) -> str:
+    """Return the name of an image: its path, or its URL if it was downloaded."""
+    for source, uri in sources:
+        if "://" in uri and (path == source or source in path.parents):
+            relative = path.relative_to(source).as_posix()
+            address = shown_address(uri)
+            return printable(address if relative == "." else f"{address.rstrip('/')}/{relative}")
+    return printable(str(path))
+
+
+def _predicted_labels(
+    probabilities: Mapping[str, float], model: LoadedModel, options: PredictOptions
+) -> dict[str, float]:
+    """Return label to probability of the predicted labels, the most probable first."""
+    if model.data.labels == "multi":
+        thresholds = dict(zip(model.class_names, model.thresholds, strict=True))
+        count = len(probabilities)
+    else:
+        thresholds = dict.fromkeys(probabilities, 0.0)
+        count = 1
+    if options.threshold is not None:
+        thresholds = dict.fromkeys(probabilities, options.threshold)
+    return dict(list(labels_above(probabilities, thresholds).items())[: options.top or count])
+
+
+def labels_above(shares: Mapping[str, float], thresholds: Mapping[str, float]) -> dict[str, float]:
+    """Return label to probability for the labels that reach their threshold, the highest first."""
+    labels = [label for label, share in shares.items() if share >= thresholds[label]]
+    return {label: shares[label] for label in sorted(labels, key=lambda label: -shares[label])}
+
+
+def _print_answers(answers: Iterator[Answer], width: int, is_multi: bool, options: PredictOptions) -> None:
+    for answer in answers:
+        if options.as_json:
+            click.echo(json.dumps(_as_json(answer, is_multi, options.top is not None), ensure_ascii=False))
+        elif is_multi or options.top is not None:
+            texts = [f"{printable(label)} {share:.3f}" for label, share in answer.labels.items()]
+            click.echo(f"{answer.name:<{width}}  {', '.join(texts) or 'no label'}")
+        else:
+            label, share = next(iter(answer.labels.items()), ("no label", max(answer.probabilities.values())))
+            click.echo(f"{answer.name:<{width}}  {printable(label):<16} {share:.3f}")
+
+
+def _as_json(answer: Answer, is_multi: bool, has_top: bool) -> dict[str, Any]:
+    if is_multi:
+        return {"path": answer.name, "labels": answer.labels, "probabilities": answer.probabilities}
+    label = next(iter(answer.labels), None)
+    probability = max(answer.probabilities.values())
+    row = {"path": answer.name, "label": label, "probability": probability}
+    return row | ({"top": answer.labels} if has_top else {}) | {"probabilities": answer.probabilities}
+
+
+def _as_csv(answers: Iterator[Answer], class_names: Sequence[str], is_multi: bool, top: int | None) -> str:
+    """Return CSV with one row per image.
+
+    With `top`, the columns are path and that many pairs of label and probability. Otherwise they are those of
+    predictions.csv: path, predicted (with several labels one column of 0 or 1 per label), probabilities.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+    if top is not None:
+        count = min(top, len(class_names))
+        pairs = [(f"label_{rank}", f"probability_{rank}") for rank in range(1, count + 1)]
+        writer.writerow(["path", *(name for pair in pairs for name in pair)])
+        for answer in answers:
+            cells = [cell for label, share in answer.labels.items() for cell in (_cell(label), share)]
+            writer.writerow([_cell(answer.name), *cells, *[""] * (2 * count - len(cells))])
+        return text.getvalue()
+    names = list(map(_storable, class_names))
+    predicted = [f"predicted:{name}" for name in names] if is_multi else ["predicted"]
+    writer.writerow(["path", *predicted, *(f"probability:{name}" for name in names)])
+    for answer in answers:
+        if is_multi:
+            chosen: list[Any] = [int(name in answer.labels) for name in class_names]
+        else:
+            chosen = [_cell(next(iter(answer.labels), ""))]
+        writer.writerow([_cell(answer.name), *chosen, *answer.probabilities.values()])
+    return text.getvalue()
+
+
+def _cell(text: str) -> str:
+    return spreadsheet_cell(_storable(text))
+
+
+def _storable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _output_file(uri: str, option: str, suffixes: Sequence[str]) -> tuple[Store, str]:
+    """Return store and name of the file for `option`. Raises UsageError for another suffix, or in a run."""
+    from trainer.runs import require_outside_runs
+    from trainer.runs.publish import parent_of
+    from trainer.storage.store import is_bucket, open_store, split_uri
+
+    folder, name = parent_of(uri)
+    # Without its FILE, the option would take the next argument.
+    if not name.lower().endswith(tuple(suffixes)) or (is_bucket(uri) and not split_uri(uri)[1]):
+        raise UsageError(
+            f"{option} requires a file name with the suffix {suffixes[0]}.",
+            f"Use NAME{suffixes[0]} or gs://BUCKET/NAME{suffixes[0]}.",
+            received=f"{shown_address(uri)!r}",
+        )
+    store = open_store(folder)
+    require_outside_runs(store, "The file")
+    return store, name
 
 
 def evaluate_command(
-    model_uri: str, data: str, cache_dir: Path, as_json: bool, settings: Sequence[str], trust: bool = False
+    model_uri: str,
+    data: str,
+    cache_dir: Path,
+    as_json: bool,
+    settings: Sequence[str],
+    trust: bool = False,
+    html: str | None = None,
 ) -> None:
     """Print the metrics of the model on every split of `data`; progress goes to standard error."""
     from trainer.cli.console import Console
@@ -70,18 +235,48 @@ def evaluate_command(
     from trainer.evaluate.predict import evaluate_source
     from trainer.export import load_model
 
+    target = None if html is None else _output_file(html, "--html", (".html", ".htm"))
+    splits: list[tuple[Split, AnyPredictions]] = []
     with Console(_LOG_SECONDS, stderr=True) as console:
         model = load_model(local_model(model_uri, cache_dir, console), trust)
         images = _images_of(model_uri)
-        metrics, rejected = evaluate_source(model, data, cache_dir, console, settings, images)
-    for each in rejected:
-        click.echo(f"left out: {each.name}: {each.reason}", err=True)
+        metrics, rejected = evaluate_source(
+            model, data, cache_dir, console, settings, images, lambda *split: splits.append(split)
+        )
+        for rejection in rejected:
+            click.echo(f"left out: {rejection.name}: {rejection.reason}", err=True)
+        if target is not None:
+            console.on_phase("Writing the page")
+            _write_page(target, model_uri, data, splits, metrics)
+    if target is not None:
+        click.echo(f"page       {shown_address(target[0].at(target[1]))}", err=True)
     if as_json:
-        flat = {f"{name}/{metric}": value for name, each in metrics.items() for metric, value in each.items()}
+        flat = {
+            f"{split}/{name}": value for split, values in metrics.items() for name, value in values.items()
+        }
         click.echo(json.dumps(flat, indent=2, ensure_ascii=False))
         return
-    for name, values in metrics.items():
-        click.echo(_summary(name, values, model.class_names))
+    for split, values in metrics.items():
+        click.echo(_summary(split, values, model.class_names))
+
+
+def _write_page(
+    target: tuple[Store, str],
+    model_uri: str,
+    data: str,
+    splits: Sequence[tuple[Split, AnyPredictions]],
+    metrics: Mapping[str, Mapping[str, float]],
+) -> None:
+    from trainer.report.evaluation_page import EvaluatedSplit, evaluation_page
+
+    page = evaluation_page(
+        shown_address(model_uri),
+        shown_address(data),
+        [EvaluatedSplit(predictions, split.pixels.gather) for split, predictions in splits],
+        metrics,
+        {split: f"{text}." for split, values in metrics.items() if (text := _trained_text(values))},
+    )
+    target[0].write(target[1], page.encode())
 
 
 def _images_of(model_uri: str) -> dict[str, Any]:
@@ -103,55 +298,31 @@ def verify_command(uri: str) -> None:
 
     run = find_run(uri)
     if not is_bucket(uri) and not Path(run.uri).is_dir():
-        raise UsageError("There is no such run; give the run's folder.", received=f"{shown_address(uri)!r}")
+        raise UsageError("There is no such run.", "Check the path.", received=f"{shown_address(uri)!r}")
     require_not_withdrawn(run)
     problems = verify(run)
     for problem in problems:
         click.echo(printable(without_secrets(problem)), err=True)
     if problems:
         raise DataError(
-            "The run is not as it was published; the lines above say what differs.", received=run.uri
+            "The run is not as it was published.", "See the lines above for the files.", received=run.uri
         )
-    click.echo(f"{run.uri} is as it was published.")
+    click.echo(f"{run.uri} matches its manifest.")
 
 
 def _left_out(rejections: Sequence[Rejection]) -> Iterator[str]:
     """Yield one line per rejection reason, with the number of files and an example."""
-    for reason, count in sorted(Counter(each.reason for each in rejections).items()):
-        example = next(each.name for each in rejections if each.reason == reason)
+    for reason, count in sorted(Counter(rejection.reason for rejection in rejections).items()):
+        example = next(rejection.name for rejection in rejections if rejection.reason == reason)
         yield f"left out: {count} {'file' if count == 1 else 'files'}, {reason}, such as {example}"
 
 
-def _as_row(name: str, shares: Mapping[str, float], width: int) -> str:
-    best = max(shares, key=lambda name: shares[name])
-    return f"{name:<{width}}  {printable(best):<16} {shares[best]:.3f}"
-
-
-def _as_json(name: str, shares: Mapping[str, float]) -> str:
-    best = max(shares, key=lambda name: shares[name])
-    row = {"path": name, "label": best, "probability": shares[best], "probabilities": shares}
-    return json.dumps(row, ensure_ascii=False)
-
-
-def chosen_labels(shares: Mapping[str, float], thresholds: Mapping[str, float]) -> dict[str, float]:
-    """Return label to probability for the labels that reach their threshold, the highest first."""
-    chosen = [label for label, share in shares.items() if share >= thresholds[label]]
-    return {label: shares[label] for label in sorted(chosen, key=lambda label: -shares[label])}
-
-
-def _labels_as_row(name: str, chosen: Mapping[str, float], width: int) -> str:
-    texts = [f"{printable(label)} {share:.3f}" for label, share in chosen.items()]
-    return f"{name:<{width}}  {', '.join(texts) or 'no label'}"
-
-
-def _labels_as_json(name: str, chosen: Mapping[str, float], shares: Mapping[str, float]) -> str:
-    return json.dumps({"path": name, "labels": chosen, "probabilities": shares}, ensure_ascii=False)
-
-
 def _summary(name: str, values: Mapping[str, float], class_names: Sequence[str]) -> str:
-    figures = _figures_of_labels if "hamming_loss" in values else _figures
-    lines = [f"{name}: {values['count']:.0f} images", *figures(values), *_trained_lines(values)]
-    lines += [f"  {each[:20]:<20} {_scores(each, values)}" for each in class_names]
+    figures = _label_figures if "hamming_loss" in values else _figures
+    lines = [f"{name}: {values['count']:.0f} images", *figures(values)]
+    if warning := _trained_text(values):
+        lines.append(f"  note       {warning}")
+    lines += [f"  {class_name[:20]:<20} {_scores(class_name, values)}" for class_name in class_names]
     return printable_lines("\n".join(lines))
 
 
@@ -163,7 +334,7 @@ def _figures(values: Mapping[str, float]) -> list[str]:
     ]
 
 
-def _figures_of_labels(values: Mapping[str, float]) -> list[str]:
+def _label_figures(values: Mapping[str, float]) -> list[str]:
     low, high = values["accuracy_low"], values["accuracy_high"]
     average = values.get("mean_average_precision")
     return [
@@ -175,18 +346,18 @@ def _figures_of_labels(values: Mapping[str, float]) -> list[str]:
 
 def _scores(name: str, values: Mapping[str, float]) -> str:
     if f"recall/{name}" not in values:
-        return "-  no image of it in these data"
+        return "-  no image of this class in these data"
     scores = [values[f"{metric}/{name}"] for metric in ("precision", "recall", "f1")]
     average = values.get(f"average_precision/{name}")
     start = "" if average is None else f"average precision {average:.3f}  "
     return start + "precision {:.3f}  recall {:.3f}  f1 {:.3f}".format(*scores)
 
 
-def _trained_lines(values: Mapping[str, float]) -> list[str]:
-    """Return a warning line if the model was trained on some of the images."""
+def _trained_text(values: Mapping[str, float]) -> str:
+    """Return a warning if the model was trained on some of the images, or else an empty text."""
     share, checked = values.get("trained_share", 0.0), values.get("trained_checked", 0.0)
     if not share:
-        return []
-    looked = "" if checked == values["count"] else " that could be looked up"
-    seen = f"{share * checked:.0f} of {checked:.0f} images{looked}"
-    return [f"  note       {seen} are training images: this accuracy is too good"]
+        return ""
+    checkable = "" if checked == values["count"] else " that could be checked"
+    trained = f"{share * checked:.0f} of {checked:.0f} images{checkable}"
+    return f"{trained} are training images, so this accuracy is too high"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from trainer.cli.options import examples
 from trainer.errors import QualityError, UsageError
 from trainer.sanitize import printable, shown_address
 
@@ -23,13 +25,17 @@ if TYPE_CHECKING:
 
 _LOG_SECONDS = 30.0
 _WIDTH = 79
-_NAME = 28
-_WHOLE = 128
+_MAX_NAME = 128
 _DIGITS = 7
 _MINUTE = len("2026-11-27 03:00")
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "trainer promote runs/second",
+        "trainer promote runs/second --set publish.test_data=gs://my-bucket/test",
+    )
+)
 @click.argument("run", metavar="RUN")
 @click.option("--force", is_flag=True, help="Promote without a significance test.")
 @click.option(
@@ -41,7 +47,7 @@ def promote(run: str, force: bool, settings: tuple[str, ...]) -> None:
 
     Both models are evaluated on the same images. Exits with code 4 if the champion stays.
     """
-    from trainer.cli.app import cache_folder
+    from trainer.cli.environment import cache_folder
     from trainer.cli.paths import output_of
     from trainer.release.challenge import promote as promote_run
     from trainer.release.challenge import require_finished
@@ -49,75 +55,137 @@ def promote(run: str, force: bool, settings: tuple[str, ...]) -> None:
 
     output, name = output_of(run)
     if force:
-        _print_outcome(promote_run(output, name, _say))
+        _print_outcome(promote_run(output, name, _print_wait))
         return
     spec = _spec(output, name, settings)
     require_finished(output, name)
-    with run_lease(output, name, _say) as lease:
+    with run_lease(output, name, _print_wait) as lease:
         outcome = challenge_champion(output, name, spec, cache_folder(), lease.require)
     _print_outcome(outcome)
     if not outcome.is_champion:
-        refused = "The champion stays" if outcome.kept_champion else "There is still no champion"
-        raise QualityError(f"{refused}; --force makes this run the champion all the same.", received=name)
+        raise QualityError(
+            "The champion was not replaced." if outcome.kept_champion else "There is still no champion.",
+            "Use --force to promote this run without a test.",
+            received=name,
+        )
 
 
-@click.command()
+@click.command(epilog=examples("trainer rollback runs", "trainer rollback gs://my-bucket/runs"))
 @click.argument("output", metavar="OUTPUT")
 def rollback(output: str) -> None:
     """Restore the previous champion."""
     from trainer.release.challenge import rollback as roll_back
     from trainer.storage.store import open_store
 
-    _print_outcome(roll_back(open_store(output), _say))
+    _print_outcome(roll_back(open_store(output), _print_wait))
 
 
-@click.command()
-@click.argument("output", metavar="OUTPUT")
+@click.command(epilog=examples("trainer runs", "trainer runs gs://my-bucket/runs --delete first"))
+@click.argument("output", metavar="[OUTPUT]", default="runs", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per run.")
-def runs(output: str, as_json: bool) -> None:
-    """List the runs of an output folder and its champion."""
+@click.option("--delete", "name", metavar="NAME", help="Delete this run instead, after a confirmation.")
+@click.option("--yes", "is_confirmed", is_flag=True, help="Do not ask for confirmation.")
+def runs(output: str, as_json: bool, name: str | None, is_confirmed: bool) -> None:
+    """List the runs of an output folder and its champion.
+
+    OUTPUT is a folder or gs:// URI.  [default: runs]
+    """
     from trainer.cli.console import Console
     from trainer.release.overview import overview
-    from trainer.report.names import columns, padded, shorten
     from trainer.runs.champion import read_pointer
     from trainer.storage.store import open_store
 
-    place = open_store(output)
+    store = open_store(output)
+    if name is not None:
+        _delete(store, name, is_confirmed)
+        return
     with Console(_LOG_SECONDS, stderr=True) as console:
-        rows = overview(place, console)
-    # Names can be copied: they are printed whole, even if a line exceeds the terminal width.
-    width = max([_NAME, *(columns(shorten(row.name, _WHOLE)) + 1 for row in rows)])
-    if not as_json:
-        head = f"{'run':<{width}}{'state':<17}{'published':<17}{'data':<8}accuracy"
-        click.echo(head if rows else "no runs")
-    for row in rows:
-        if as_json:
+        rows = overview(store, console)
+    if not rows:
+        _require_output(store)
+    if as_json:
+        for row in rows:
             click.echo(json.dumps(asdict(row), ensure_ascii=False))
-            continue
-        name, published = padded(shorten(row.name, _WHOLE), width), row.published[:_MINUTE] or "-"
-        accuracy = "-" if row.accuracy is None else f"{row.accuracy:.3f}"
-        data = row.data[:_DIGITS] or "-"
-        click.echo(printable(f"{name}{_state(row):<17}{published:<17}{data:<8}{accuracy}"))
-    champion = read_pointer(place).name
-    if not as_json and champion and not any(row.is_champion and row.published for row in rows):
+        return
+    for line in _table(rows) if rows else ["no runs"]:
+        click.echo(printable(line))
+    champion = read_pointer(store).name
+    if champion and not any(row.is_champion and row.published for row in rows):
         click.echo(
             printable(
-                f"The champion {champion} is gone; `trainer rollback` goes back to the one before it, and "
-                "`trainer promote RUN --force` names another."
+                f"The champion {champion} does not exist any more. Restore the previous one with `trainer "
+                "rollback`, or promote another run with `trainer promote RUN --force`."
             )
         )
 
 
-def _say(words: str) -> None:
-    click.echo(printable(f"{words}..."), err=True)
+def _require_output(store: Store) -> None:
+    """Raise UsageError unless the output of runs exists: a folder, or any object in a bucket."""
+    from trainer.storage.folder import FolderStore
+
+    exists = store.root.is_dir() if isinstance(store, FolderStore) else bool(store.entries())
+    if not exists:
+        raise UsageError("There is no such output folder.", "Check the path.", received=store.uri)
+
+
+def _table(rows: Sequence[Row]) -> list[str]:
+    """Return the lines of the table; names are whole, so that they can be copied."""
+    from trainer.report.names import columns, format_duration, padded, shorten
+
+    cells = [
+        ("run", "state", "recipe", "epochs", "accuracy", "gap", "time", "published", "data"),
+        *(
+            (
+                shorten(row.name, _MAX_NAME),
+                _state(row),
+                row.recipe or "-",
+                str(row.epochs or "-"),
+                "-" if row.accuracy is None else f"{row.accuracy:.3f}",
+                "-" if row.gap is None else f"{row.gap:.3f}",
+                "-" if row.seconds is None else format_duration(row.seconds),
+                row.published[:_MINUTE] or "-",
+                row.data[:_DIGITS] or "-",
+            )
+            for row in rows
+        ),
+    ]
+    widths = [max(columns(line[column]) for line in cells) for column in range(len(cells[0]))]
+    return [
+        "  ".join(padded(text, width) for text, width in zip(line, widths, strict=True)).rstrip()
+        for line in cells
+    ]
+
+
+def _delete(output: Store, name: str, is_confirmed: bool) -> None:
+    """Delete a run after a confirmation. Raises UsageError, TemporaryError."""
+    from trainer.release.removal import delete_run, require_removable
+    from trainer.spec.schema import RUN_NAME
+
+    if not re.fullmatch(RUN_NAME, name):
+        raise UsageError("This is not the name of a run.", "Set --delete to a name in OUTPUT.", received=name)
+    require_removable(output, name)
+    uri = output.below(name).uri
+    try:
+        if not is_confirmed and not click.confirm(f"Delete {shown_address(uri)}?"):
+            raise click.Abort
+    except click.Abort:
+        raise UsageError(
+            "Nothing was deleted.", "Use --yes to delete without confirmation.", received="no"
+        ) from None
+    delete_run(output, name, _print_wait)
+    click.echo(printable(f"deleted    {uri}"))
+
+
+def _print_wait(message: str) -> None:
+    click.echo(printable(f"{message}..."), err=True)
 
 
 def _state(row: Row) -> str:
-    words = [row.state, "champion"] if row.is_champion else [row.state]
+    states = [row.state, "champion"] if row.is_champion else [row.state]
     if row.is_latest:
-        words.append("latest")
+        states.append("latest")
     # A champion is finished unless another state is printed.
-    return ", ".join(words).removeprefix("finished, ")
+    return ", ".join(states).removeprefix("finished, ")
 
 
 def challenge_champion(
@@ -139,7 +207,7 @@ def challenge_champion(
 
 
 def _answers(output: Store, spec: RunSpec, cache_dir: Path) -> PredictPair:
-    def ask(champion: str, challenger: str) -> tuple[AnyPredictions, AnyPredictions, str]:
+    def predict_pair(champion: str, challenger: str) -> tuple[AnyPredictions, AnyPredictions, str]:
         from trainer.cli.bootstrap import import_tensorflow
         from trainer.cli.console import Console
         from trainer.cli.paths import local_model
@@ -158,24 +226,25 @@ def _answers(output: Store, spec: RunSpec, cache_dir: Path) -> PredictPair:
             )
         return both[0], both[1], images
 
-    return ask
+    return predict_pair
 
 
 def _spec(output: Store, name: str, settings: tuple[str, ...]) -> RunSpec:
     from trainer.cli.paths import with_absolute_test_data
     from trainer.spec import load_spec
 
-    found = output.below(name).read("spec.yaml")
-    if found is None:
-        raise UsageError("There is no such run; give its folder.", received=f"{output.below(name).uri}")
-    others = [each for each in settings if not each.startswith("publish.")]
+    content = output.below(name).read("spec.yaml")
+    if content is None:
+        raise UsageError("There is no such run.", "Check the path.", received=output.below(name).uri)
+    others = [setting for setting in settings if not setting.startswith("publish.")]
     if others:
         raise UsageError(
-            "Only how it is decided can be set here, such as publish.min_gain.",
-            received=f"{shown_address(others[0])}",
+            "Only settings of the decision can be changed here.",
+            "Set publish.min_gain, publish.max_class_loss or publish.test_data.",
+            received=shown_address(others[0]),
         )
     return with_absolute_test_data(
-        load_spec(None, None, settings, None, found.data.decode("utf-8", "replace"))
+        load_spec(None, None, settings, None, content.data.decode("utf-8", "replace"))
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from trainer.cli.compare import print_comparison, read_runs
-from trainer.cli.options import SpecCommand, repeat_options
+from trainer.cli.options import SpecCommand, examples, repeat_options
 from trainer.cli.several import find_common_start, require_alike, train_apart, unreleased, with_start
 from trainer.errors import UsageError
 from trainer.shutdown import GracefulShutdown
@@ -24,34 +24,41 @@ _MOST_SEED = 2**31
 _DIGITS = 6
 
 
-@click.command(cls=SpecCommand)
+@click.command(
+    cls=SpecCommand,
+    epilog=examples(
+        "trainer repeat --data my_photos --times 5", "trainer repeat my.yaml --seeds 1,2,3 --json"
+    ),
+)
 @repeat_options
 @click.option("--times", type=click.IntRange(2, 1000), default=3, show_default=True, help="Number of runs.")
 @click.option(
     "--seeds", metavar="N,N,...", help="Seeds of the runs.  [default: the spec's seed and the next ones]"
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
-def repeat(times: int, seeds: str | None, as_json: bool, **given: Any) -> None:
+def repeat(times: int, seeds: str | None, as_json: bool, **options: Any) -> None:
     """Train a spec with several seeds and report the spread.
 
     The same command resumes where it was stopped. No run challenges the champion; use `trainer promote`.
     """
-    from trainer.cli.app import cache_folder
-    from trainer.cli.config import given_spec
+    from trainer.cli.config import load_run_spec
+    from trainer.cli.environment import cache_folder
     from trainer.compare.comparison import compare_runs
 
-    overrides = {"data.source": given["data"], "output": given["output"], "run_name": given["run_name"]}
-    spec = given_spec(given["spec_path"], given["recipe"], given["settings"], overrides, None, cache_folder())
-    stop = GracefulShutdown(spec.train.grace_seconds + 5)
-    stop.install()
+    overrides = {"data.source": options["data"], "output": options["output"], "run_name": options["run_name"]}
+    spec = load_run_spec(
+        options["spec_path"], options["recipe"], options["settings"], overrides, None, cache_folder()
+    )
+    shutdown = GracefulShutdown(spec.train.grace_seconds + 5)
+    shutdown.install()
     spec = with_start(spec, find_common_start(spec, "the seed"))
     numbers = _seeds(seeds, times, spec.seed)
     base = spec.run_name or f"{spec.recipe or 'run'}-{_identity(spec)}"
     specs = [_with_seed(spec, f"{base}-seed-{number}", number) for number in numbers]
-    for each in specs:
-        click.echo(f"seed {each.seed}", err=as_json)
-        train_apart(each, quiet=as_json)
-    runs = read_runs([f"{spec.output.rstrip('/')}/{each.run_name}" for each in specs])
+    for seeded in specs:
+        click.echo(f"seed {seeded.seed}", err=as_json)
+        train_apart(seeded, quiet=as_json)
+    runs = read_runs([f"{spec.output.rstrip('/')}/{seeded.run_name}" for seeded in specs])
     require_alike(runs)
     print_comparison(runs, [compare_runs(*runs)] if len(runs) == 2 else [], as_json, is_spread=True)
 
@@ -75,10 +82,12 @@ def _seeds(text: str | None, times: int, first: int) -> list[int]:
     if text is None:
         return list(range(first, first + times))
     words = text.split(",")
-    seeds = [int(each) for each in words if re.fullmatch(r" *[0-9]{1,10} *", each)]
-    is_each_once = len(set(seeds)) == len(words) >= 2
-    if not is_each_once or max(seeds) >= _MOST_SEED:
+    seeds = [int(word) for word in words if re.fullmatch(r" *[0-9]{1,10} *", word)]
+    is_distinct = len(set(seeds)) == len(words) >= 2
+    if not is_distinct or max(seeds) >= _MOST_SEED:
         raise UsageError(
-            "--seeds has two or more numbers from 0 up, each once, as 1,2,3.", received=f"{text!r}"
+            "--seeds requires two or more distinct integers from 0.",
+            "Separate them with commas, as in 1,2,3.",
+            received=f"{text!r}",
         )
     return seeds

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from trainer.compare.runs import Run
     from trainer.spec import RunSpec
 
-_RESUME = "; run the same command to resume"
-_REMEDIES = dict.fromkeys((1, 137, 143), _RESUME) | {75: f"{_RESUME} when the cause above is fixed"}
+_RESUME = "Run the same command to resume"
+_REMEDIES = dict.fromkeys((1, 137, 143), f"{_RESUME}.") | {75: f"{_RESUME} when the cause above is fixed."}
 """Remedy for each exit code from which a restart can recover."""
 _SIGNALLED = 128
 _PR_SET_PDEATHSIG = 1
@@ -50,8 +50,9 @@ def find_common_start(spec: RunSpec, varied: str) -> str:
     start_from = spec.train.start_from
     if parent_of(start_from)[1] == LATEST:
         raise UsageError(
-            "Each of these runs would begin with the weights of the one before, and so differ in more than "
-            f"{varied}; give a run, or champion.",
+            "Each of these runs would start from the weights of the previous one, so they would differ in "
+            f"more than {varied}.",
+            "Set train.start_from to a run, or to champion.",
             received=f"train.start_from={start_from}",
         )
     start = find_start(open_store(spec.output), start_from)
@@ -66,15 +67,15 @@ def with_start(spec: RunSpec, start_from: str) -> RunSpec:
 
 def require_alike(runs: Sequence[Run], varied: str = "the seed") -> None:
     """Raise DataError unless all runs have the same data and the same initial weights."""
-    for what, found in (
+    for subject, values in (
         ("data", [run.dataset.get("digest") for run in runs]),
-        ("weights that they begin with", [run.environment.get("started_from") for run in runs]),
+        ("initial weights", [run.environment.get("started_from") for run in runs]),
     ):
-        other = next((run.name for run, each in zip(runs, found, strict=True) if each != found[0]), None)
+        other = next((run.name for run, value in zip(runs, values, strict=True) if value != values[0]), None)
         if other is not None:
             raise DataError(
-                f"The {what} changed since the first of these runs, so they differ in more than {varied}; "
-                f"set another --run-name to train all of them again.",
+                f"The {subject} changed after the first of these runs, so they differ in more than {varied}.",
+                "Set another --run-name to train all of them again.",
                 received=f"{runs[0].name} and {other}",
             )
 
@@ -131,8 +132,8 @@ def end_of(child: subprocess.Popen[str], work: Callable[[], object]) -> int:
 
 def error_of_run(name: str, code: int) -> TrainerError:
     """Return the error for a run that ended with `code`, with a remedy."""
-    again = _REMEDIES.get(code, ", see above why")
-    return error_of(code, f"The run {name} did not finish{again}. Received: exit code {code}")
+    remedy = _REMEDIES.get(code, "See the error above.")
+    return error_of(code, f"The run {name} did not finish. {remedy} Received: exit code {code}")
 
 
 def _end_with_parent() -> None:

@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainer.cli.bootstrap import import_tensorflow, memory_explained, require_tensorflow
+from trainer.cli.bootstrap import import_tensorflow, require_tensorflow, translate_memory_errors
 from trainer.cli.console import Console
 from trainer.cli.paths import absolute_source, require_apart
 from trainer.errors import StoppedError
@@ -18,7 +18,7 @@ from trainer.shutdown import GracefulShutdown
 from trainer.spec import load_spec
 
 _LOG_SECONDS = 30.0
-_FEWER = "try fewer --processes"
+_FEWER = "Use fewer --processes."
 
 
 def shard_command(
@@ -35,7 +35,7 @@ def shard_command(
     require_tensorflow()
     spec = load_spec(None, None, settings, {"data.source": absolute_source(data), "output": output}).data
     require_apart(spec.source, output)
-    with Console(_LOG_SECONDS) as console, memory_explained(_FEWER):
+    with Console(_LOG_SECONDS) as console, translate_memory_errors(_FEWER):
         console.banner()
         import_tensorflow()
         from trainer.data.shards.worker_pool import STOPPED, WorkerPool
@@ -47,17 +47,21 @@ def shard_command(
         count = processes or len(os.sched_getaffinity(0))
         try:
             with WorkerPool(count, cache_dir, import_tensorflow, *share, stop=stop) as pool:
-                made = make_shards(spec, store, shard_mib << 20, pool, console)
+                manifest = make_shards(spec, store, shard_mib << 20, pool, console)
         except StoppedError:
             raise StoppedError(*STOPPED) from None
-        if made is None:
-            console.on_fact("done", f"the share of machine {share[0]} of {share[1]}; machine 0 ends it")
+        if manifest is None:
+            console.on_fact(
+                "done", f"the part of machine {share[0]} of {share[1]}; machine 0 completes the shards"
+            )
             return
-        size = sum(shard.size for shard in made.shards)
-        images = sum(shard.images for shard in made.shards)
-        console.on_fact("done", f"{images:,} images in {len(made.shards)} shards, {size / 2**20:,.0f} MiB")
-        for warning in made.warnings:
+        size = sum(shard.size for shard in manifest.shards)
+        images = sum(shard.images for shard in manifest.shards)
+        console.on_fact(
+            "done", f"{images:,} images in {len(manifest.shards)} shards, {size / 2**20:,.0f} MiB"
+        )
+        for warning in manifest.warnings:
             console.on_message(warning)
-        if made.rejected:
-            console.on_message(f"{len(made.rejected)} files left out; shards.json lists them")
+        if manifest.rejected:
+            console.on_message(f"{len(manifest.rejected)} files left out; shards.json lists them")
         console.on_fact("try", f"trainer train --data {shlex.quote(store.uri)}")

@@ -19,6 +19,7 @@ import click
 from trainer.cli.options import (
     SpecCommand,
     cluster_options,
+    examples,
     on_gke_options,
     on_vertex_options,
     project_options,
@@ -40,12 +41,19 @@ _USUAL_HOURS = 24.0
 _HANDED_ON = (EMULATOR, "NO_COLOR")
 
 
-@click.group()
+@click.group(epilog=examples("trainer submit docker my.yaml", "trainer submit gke my.yaml --spot --dry-run"))
 def submit() -> None:
     """Submit a run to Docker, GKE or Vertex AI."""
 
 
-@submit.command("gke", cls=SpecCommand)
+@submit.command(
+    "gke",
+    cls=SpecCommand,
+    epilog=examples(
+        "trainer submit gke my.yaml --dry-run",
+        "trainer submit gke my.yaml --accelerator nvidia-l4:2 --workers 2 --spot",
+    ),
+)
 @submit_options
 @cluster_options
 @on_gke_options
@@ -87,7 +95,14 @@ def submit_gke(
     click.echo(f"follow     trainer {words}{there}{f' --context {context}' if context else ''}")
 
 
-@submit.command("docker", cls=SpecCommand)
+@submit.command(
+    "docker",
+    cls=SpecCommand,
+    epilog=examples(
+        "trainer submit docker --data my_photos --accelerator cpu --image trainer:cpu",
+        "trainer submit docker my.yaml --dry-run",
+    ),
+)
 @submit_options
 @click.option("--network", metavar="MODE", help="Network mode of the container.  [default: the engine's]")
 def submit_docker(network: str | None, **given: Any) -> None:
@@ -111,7 +126,14 @@ def submit_docker(network: str | None, **given: Any) -> None:
     click.echo(f"follow     trainer logs docker {plan.name} -f")
 
 
-@submit.command("vertex", cls=SpecCommand)
+@submit.command(
+    "vertex",
+    cls=SpecCommand,
+    epilog=examples(
+        "trainer submit vertex my.yaml --project my-project --dry-run",
+        "trainer submit vertex my.yaml --project my-project --spot",
+    ),
+)
 @submit_options
 @project_options
 @on_vertex_options
@@ -180,8 +202,8 @@ def _host(network: str | None) -> ClientHost:
 
 
 def _plan(place: Any, given: dict[str, Any], **more: Any) -> JobPlan:
-    from trainer.cli.app import cache_folder
-    from trainer.cli.config import given_spec
+    from trainer.cli.config import load_run_spec
+    from trainer.cli.environment import cache_folder
     from trainer.cli.tune import search_words
     from trainer.launch.accelerators import find_accelerator
     from trainer.launch.plan import JobPlan, check_plan, make_name, with_price
@@ -189,7 +211,7 @@ def _plan(place: Any, given: dict[str, Any], **more: Any) -> JobPlan:
     overrides = {"data.source": given["data"], "output": given["output"], "run_name": given["run_name"]}
     # A schedule may fire twice, or without new data.
     settings = (*(("publish.skip_unchanged=true",) if given["schedule"] else ()), *given["settings"])
-    spec = given_spec(given["spec_path"], given["recipe"], settings, overrides, None, cache_folder())
+    spec = load_run_spec(given["spec_path"], given["recipe"], settings, overrides, None, cache_folder())
     if "://" not in spec.output:
         # A relative path would be a different one where the job runs.
         spec = spec.model_copy(update={"output": os.path.abspath(os.path.expanduser(spec.output))})

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from trainer import __version__
-from trainer.cli.bootstrap import import_tensorflow, require_tensorflow, write_last_words
-from trainer.cli.choose import chosen_spec
-from trainer.cli.console import Console
-from trainer.cli.gates import judge
+from trainer.cli.bootstrap import import_tensorflow, require_tensorflow, write_stderr
+from trainer.cli.choose import choose_settings
+from trainer.cli.console import Console, LogFormat
+from trainer.cli.gates import run_gates
 from trainer.cli.job import Job, print_finished, run_chief, run_worker
 from trainer.distributed import ProcessGroup, ProcessInfo, join_process_group
 from trainer.errors import TrainerError
@@ -28,42 +28,44 @@ def train_command(
     spec: RunSpec,
     cache_dir: Path,
     fresh: bool,
-    stop: GracefulShutdown,
+    shutdown: GracefulShutdown,
     process: ProcessInfo,
-    accuracy_at_least: float | None = None,
+    min_accuracy: float | None = None,
+    log_format: LogFormat | None = None,
 ) -> str:
     """Train the run of `spec` until it is finished or a signal stops it; print the result, return its URI.
 
     If `process` is one of several, all train together and end alike. A model that is less accurate on the
-    held-out images than `accuracy_at_least`, in [0, 1], is published too, and then the chief raises
-    QualityError. The champion is challenged if `publish.release` is set. A worker returns "".
+    held-out images than `min_accuracy`, in [0, 1], is published too, and then the chief raises QualityError.
+    The champion is challenged if `publish.release` is set. A worker returns "".
     """
-    stop.grace_seconds, stop.advice = spec.train.grace_seconds, "A longer train.grace_seconds may help."
+    shutdown.grace_seconds = spec.train.grace_seconds
+    shutdown.advice = "A longer train.grace_seconds may help."
     require_tensorflow()  # before a run starts
-    with Console(spec.train.log_interval_seconds) as console:
+    with Console(spec.train.log_interval_seconds, log_format=log_format) as console:
         console.banner()
-        spec = chosen_spec(spec, cache_dir, console, fresh)
+        spec = choose_settings(spec, cache_dir, console, fresh)
         # If only some processes restart after the run has finished, they must not wait for the others.
         folder = find_finished_run(spec, fresh) if process.process_count > 1 else None
         if folder is not None:
             print_finished(folder, console)
         else:
             with _process_group(process, spec, console) as group:
-                job = Job(spec, cache_dir, console, stop, group)
+                job = Job(spec, cache_dir, console, shutdown, group)
                 if process.is_chief:
                     folder = run_chief(job, fresh)
                 else:
                     run_worker(job)
-        judge(folder if process.is_chief else None, spec, cache_dir, console, stop, accuracy_at_least)
+        run_gates(folder if process.is_chief else None, spec, cache_dir, console, shutdown, min_accuracy)
         return folder.at("") if folder is not None else ""
 
 
-def require_devices(wanted: str) -> None:
-    """Raise AcceleratorError unless this host has the accelerator `wanted`, before a run starts."""
+def require_devices(accelerator: str) -> None:
+    """Raise AcceleratorError unless this host has `accelerator`, before a run starts."""
     import_tensorflow()
     from trainer.distributed.devices import require_accelerator
 
-    require_accelerator(wanted)
+    require_accelerator(accelerator)
 
 
 @contextmanager
@@ -85,7 +87,7 @@ def _end_soon(error: TrainerError) -> None:
     """End this process 8 s after a peer has failed, even if the main thread is blocked."""
 
     def end() -> None:
-        write_last_words(f"Error: {without_secrets(str(error))}\n")
+        write_stderr(f"Error: {without_secrets(str(error))}\n")
         os._exit(error.exit_code)
 
     timer = threading.Timer(_END_SECONDS, end)

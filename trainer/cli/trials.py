@@ -48,7 +48,7 @@ def train_trial(job: Job, number: int) -> bool:
     """
     records = Records(job.store)
     trial = records.read(number)
-    others = [each for each in records.all() if each.number != number]
+    others = [other for other in records.all() if other.number != number]
     if trial is None:
         settings = base_settings(job.search.parameters, job.base) if number == 0 else None
         settings = settings or job.search.propose(number, others)
@@ -90,7 +90,7 @@ def _trained(job: Job, trial: Trial, others: list[Trial], records: Records) -> T
 def _is_failure(code: int, others: list[Trial]) -> bool:
     """Return whether a trial failed because of its own settings, so that the search continues."""
     if code == UsageError.exit_code:  # the spec itself is the cause if no trial has completed
-        return any(each.state == "complete" for each in others)
+        return any(other.state == "complete" for other in others)
     return code in _FAILURES
 
 
@@ -159,8 +159,8 @@ def _note(watch: Watch, epoch: int, row: Mapping[str, Any], metric: str) -> floa
 
 def _rows(job: Job, trial: Trial) -> list[dict[str, Any]]:
     """Return the rows of the epochs that earlier starts of the trial completed, up to a damaged one."""
-    found = job.store.below(trial.run_name).read("history.jsonl")
-    lines = found.data.decode("utf-8", "replace").splitlines() if found else []
+    content = job.store.below(trial.run_name).read("history.jsonl")
+    lines = content.data.decode("utf-8", "replace").splitlines() if content else []
     rows = [_row(line) for line in lines]
     return rows[: rows.index(None)] if None in rows else rows  # type: ignore[return-value]
 
@@ -180,21 +180,19 @@ def _has_begun(job: Job, trial: Trial) -> bool:
 def _result(job: Job, trial: Trial, others: list[Trial]) -> Trial:
     """Return the trial with the result of its finished run. Raises DataError if the images changed."""
     (run,) = _runs(job, [trial])
-    first = next((each for each in others if each.state == "complete"), None)
+    first = next((other for other in others if other.state == "complete"), None)
     if first is not None and first.data != run.dataset.get("digest"):
         require_alike([*_runs(job, [first]), run], "their settings")
     metric, name = METRICS[job.metric]
     value = run.metrics.get(f"validation/{name}")
     if value is None:
-        raise UsageError(
-            "The runs have no such figure to be compared by; choose another --metric.", received=job.metric
-        )
+        raise UsageError("The runs do not have this metric.", "Choose another --metric.", received=job.metric)
     rows = {int(row["epoch"]): row.get(f"validation/{metric}") for row in run.history}
     return replace(
         trial,
         state="complete",
         value=float(value),
-        values={epoch: float(each) for epoch, each in rows.items() if each is not None},
+        values={epoch: float(value) for epoch, value in rows.items() if value is not None},
         seconds=run.seconds,
         data=str(run.dataset.get("digest")),
     )
@@ -227,7 +225,8 @@ def finish(job: Job, as_json: bool) -> None:
     is_over = all(trial.is_done for trial in trials)
     if is_over and best_trial(trials, job.search.is_maximized) is None:
         raise DivergedError(
-            "No trial could be trained to its end, so there are no best settings; choose other ranges.",
+            "No trial was trained to its end, so there are no best settings.",
+            "Choose other ranges.",
             received=f"{len(trials)} trials in {job.store.uri}",
         )
 
@@ -238,7 +237,7 @@ def _summary(job: Job, trials: list[Trial]) -> dict[str, Any]:
     if best is None:
         return values
     values["held_out_images"], values["comparison"] = _compared(job, trials, best)
-    settings = [word for each in settings_of(best.settings) for word in ("--set", each)]
+    settings = [word for setting in settings_of(best.settings) for word in ("--set", setting)]
     return values | {"command": shlex.join([*job.command, *settings])}
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from trainer.cli.options import SpecCommand, search_options, tune_options
+from trainer.cli.options import SpecCommand, examples, search_options, tune_options
 from trainer.errors import StoppedError, UsageError
 from trainer.shutdown import GracefulShutdown
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from trainer.storage.store import Store
     from trainer.tune.search import Search
 
-_SPEC_OF_JOB = "TRAINER_SPEC"
 _DIGITS = 6
 _HELD_OUT = "validation"
 _WARMUP_SHARE = 4
@@ -45,30 +44,30 @@ class Job:
     """Command that trains with the settings of the base spec."""
 
 
-@click.command(cls=SpecCommand)
+@click.command(
+    cls=SpecCommand,
+    epilog=examples(
+        "trainer tune --recipe demo --trials 9 --parameter model.dropout=0..0.5:0.1",
+        "trainer tune my.yaml --trials 20 --parameter 'optimizer.name=sgd|adamw'",
+    ),
+)
 @tune_options
 @search_options(is_required=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
 def tune(
-    trials: int, parameters: tuple[str, ...], metric: str, no_pruning: bool, as_json: bool, **given: Any
+    trials: int, parameters: tuple[str, ...], metric: str, no_pruning: bool, as_json: bool, **options: Any
 ) -> None:
     """Search for the settings that are best on held-out images.
 
-    Test images are never read. Each trial is a run of its own in OUTPUT/NAME. The same command continues a
-    study that was stopped, and --trials with a larger number extends it.
-
-    \b
-    Examples:
-      trainer tune --recipe demo --trials 20 --parameter optimizer.learning_rate=1e-4..1e-1:log
-      trainer tune spec.yaml --trials 30 --parameter model.dropout=0..0.5:0.1 \\
-        --parameter 'optimizer.name=sgd|adamw' --parameter train.global_batch_size=16..128:log
+    Test images are never read. Each trial is a run in OUTPUT/NAME. Run the same command to resume a
+    study that was stopped; a larger --trials extends it.
     """
     from trainer.cli.trials import finish, train_trial
 
-    spec = _spec(given)
-    stop = GracefulShutdown(spec.train.grace_seconds + 5)
-    stop.install()
-    job = _job(spec, given, trials, parameters, metric, is_pruning=not no_pruning)
+    spec = _load_spec(options)
+    shutdown = GracefulShutdown(spec.train.grace_seconds + 5)
+    shutdown.install()
+    job = _job(spec, options, trials, parameters, metric, is_pruning=not no_pruning)
     index, count = job.share
     try:
         for number in range(index, trials, count):
@@ -76,49 +75,57 @@ def tune(
                 break
         finish(job, as_json)
     except StoppedError as error:
-        raise StoppedError(f"{error} The same command continues the study {job.store.uri}.") from None
+        remedy = f"Run the same command to resume the study {job.store.uri}."
+        raise StoppedError(str(error), remedy) from None
 
 
-def search_words(spec: RunSpec, given: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the options of `trainer tune` for a job with the options `given`; empty for a single run.
+def search_words(spec: RunSpec, options: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the options of `trainer tune` for a job with the given `options`; empty for a single run.
 
     Raises UsageError for an invalid search, before anything is sent.
     """
     from trainer.tune.parameters import parse_parameters
 
-    trials, texts = given["trials"], given["parameters"]
+    trials, texts = options["trials"], options["parameters"]
     if (trials is None) != (not texts):
         raise UsageError(
-            "A search needs --trials N and at least one --parameter KEY=RANGE.",
+            "A search needs both the number of trials and a parameter.",
+            "Set --trials N and at least one --parameter KEY=RANGE.",
             received=f"{'--parameter without --trials' if texts else '--trials without --parameter'}",
         )
     if trials is None:
         return ()
-    for option in ("schedule", "is_jobset", "assert_accuracy_at_least"):
-        if given.get(option):
-            name = f"--{option.removeprefix('is_').replace('_', '-')}"
+    for name in ("schedule", "is_jobset", "assert_accuracy_at_least"):
+        if options.get(name):
+            flag = f"--{name.removeprefix('is_').replace('_', '-')}"
             raise UsageError(
-                f"A search is no single run; leave {name} out.", received=f"{name} and --parameter"
+                f"{flag} does not apply to a search.", f"Remove {flag}.", received=f"{flag} and --parameter"
             )
-    if given["workers"] > trials:
+    if options["workers"] > trials:
         raise UsageError(
-            "Each worker trains a part of the trials; lower --workers.",
-            received=f"{given['workers']} workers for {trials} trials",
+            "There are more workers than trials, and each worker trains a part of the trials.",
+            "Lower --workers.",
+            received=f"{options['workers']} workers for {trials} trials",
         )
     parse_parameters(texts, _base(spec))
-    words = ["--trials", str(trials), "--metric", given["metric"], *["--no-pruning"] * given["no_pruning"]]
+    words = [
+        "--trials",
+        str(trials),
+        "--metric",
+        options["metric"],
+        *["--no-pruning"] * options["no_pruning"],
+    ]
     return (*words, *(word for text in texts for word in ("--parameter", text)))
 
 
-def _spec(given: dict[str, Any]) -> RunSpec:
-    from trainer.cli.app import cache_folder, name_of_job
-    from trainer.cli.config import given_spec
+def _load_spec(options: dict[str, Any]) -> RunSpec:
+    from trainer.cli.config import load_run_spec
+    from trainer.cli.environment import cache_folder, job_name, job_spec
 
-    overrides = {"data.source": given["data"], "output": given["output"], "run_name": given["run_name"]}
-    sent = None if given["spec_path"] or given["recipe"] else os.environ.get(_SPEC_OF_JOB)
-    return given_spec(
-        given["spec_path"], given["recipe"], given["settings"], overrides, name_of_job(), cache_folder(), sent
-    )
+    path, recipe = options["spec_path"], options["recipe"]
+    overrides = {"data.source": options["data"], "output": options["output"], "run_name": options["run_name"]}
+    sent_spec = job_spec(path, recipe)
+    return load_run_spec(path, recipe, options["settings"], overrides, job_name(), cache_folder(), sent_spec)
 
 
 def _base(spec: RunSpec) -> RunSpec:
@@ -132,13 +139,14 @@ def _base(spec: RunSpec) -> RunSpec:
 def _require_metric(metric: str, spec: RunSpec) -> None:
     if metric == "mean_average_precision" and spec.data.labels != "multi":
         raise UsageError(
-            "--metric mean_average_precision is of images with several labels, data.labels=multi.",
+            "--metric mean_average_precision requires images with several labels.",
+            "Set data.labels=multi, or choose another --metric.",
             received=f"data.labels={spec.data.labels}",
         )
 
 
 def _job(
-    spec: RunSpec, given: dict[str, Any], trials: int, texts: tuple[str, ...], metric: str, is_pruning: bool
+    spec: RunSpec, options: dict[str, Any], trials: int, texts: tuple[str, ...], metric: str, is_pruning: bool
 ) -> Job:
     from trainer.cli.paths import program
     from trainer.cli.several import find_common_start, with_start
@@ -155,47 +163,48 @@ def _job(
     _require_metric(metric, spec)
     base = _base(spec)
     parameters = parse_parameters(texts, base)
-    about = {
+    identity = {
         "metric": f"{_HELD_OUT}/{METRICS[metric][1]}",
-        "parameters": {each.key: each.text for each in parameters},
+        "parameters": {parameter.key: parameter.text for parameter in parameters},
         "spec": spec_digest(base.model_copy(update={"run_name": None})),
         "start_from": find_common_start(base, "their settings"),
     }
     share = read_share(os.environ)
-    name = spec.run_name or f"tune-{spec.recipe or 'run'}-{_identity(about)}"
+    name = spec.run_name or f"tune-{spec.recipe or 'run'}-{_digest_of(identity)}"
     store = open_store(f"{spec.output.rstrip('/')}/{name}")
     shown = dump_shown_spec(spec.model_copy(update={"run_name": None}))
-    known = open_study(store, about, shown)
-    base = with_start(base, str(known["start_from"]))
+    study = open_study(store, identity, shown)
+    base = with_start(base, str(study["start_from"]))
     search = Search(parameters, spec.seed, metric != "loss", spec.train.epochs // _WARMUP_SHARE, is_pruning)
-    words = ("--require-accelerator", given["require_accelerator"]) if given["require_accelerator"] else ()
-    own = _own_words(given)
+    accelerator = options["require_accelerator"]
+    words = ("--require-accelerator", accelerator) if accelerator else ()
+    arguments = _spec_arguments(options)
     # With the default data.held_out the final model can train on all training images.
-    whole = ["--set", "data.held_out=auto"] if spec.data.held_out != "auto" else []
+    held_out = ["--set", "data.held_out=auto"] if spec.data.held_out != "auto" else []
     return Job(
         base, store, search, metric, trials, share, words,
-        (program(), "train", *(own or [store.at(BASE)]), *whole),
+        (program(), "train", *(arguments or [store.at(BASE)]), *held_out),
     )  # fmt: skip
 
 
-def _own_words(given: dict[str, Any]) -> list[str]:
+def _spec_arguments(options: dict[str, Any]) -> list[str]:
     """Return the options of this command that describe a spec; empty for a spec from TRAINER_SPEC."""
+    from trainer.cli.environment import job_spec
     from trainer.sanitize import shown_address
 
-    options = {"--recipe": given["recipe"], "--data": given["data"], "--output": given["output"]}
-    words = [given["spec_path"]] if given["spec_path"] else []
-    for option, value in options.items():
+    flags = {"--recipe": options["recipe"], "--data": options["data"], "--output": options["output"]}
+    words = [options["spec_path"]] if options["spec_path"] else []
+    for option, value in flags.items():
         words += [option, shown_address(value)] if value else []
-    for setting in given["settings"]:
+    for setting in options["settings"]:
         words += ["--set", shown_address(setting)]
-    is_sent = _SPEC_OF_JOB in os.environ and not (given["spec_path"] or given["recipe"])
-    return [] if is_sent else words
+    return [] if job_spec(options["spec_path"], options["recipe"]) is not None else words
 
 
-def _identity(about: dict[str, Any]) -> str:
+def _digest_of(identity: dict[str, Any]) -> str:
     """Return a hash prefix that identifies the study, independent of the number of its trials."""
     import hashlib
     import json
 
-    text = json.dumps({key: value for key, value in about.items() if key != "start_from"}, sort_keys=True)
+    text = json.dumps({key: value for key, value in identity.items() if key != "start_from"}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]

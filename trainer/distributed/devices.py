@@ -11,7 +11,9 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from trainer.errors import AcceleratorError, TemporaryError, TrainerError, Usage
 
 _OLDEST_DRIVER = 525  # for CUDA 12: https://docs.nvidia.com/deploy/cuda-compatibility
 _DRIVER_SECONDS = 10.0
+_STDERR = 2
 _NO_KERNELS_FROM = (12, 0)
 """Compute capability from which on TensorFlow's wheels fail to compile kernels (Blackwell workstation cards).
 
@@ -364,4 +367,23 @@ def _build_strategy(devices: list[str], group: ProcessGroup) -> tf.distribute.St
 
 def _abort(error: TrainerError) -> None:
     """Abort pending collectives when a peer has failed."""
-    abort_collectives(tf.errors.UNAVAILABLE, json.dumps(str(error)))
+    with _without_log_lines("StartAbort"):
+        abort_collectives(tf.errors.UNAVAILABLE, json.dumps(str(error)))
+
+
+@contextmanager
+def _without_log_lines(text: str) -> Iterator[None]:
+    """Drop the lines with `text` that TensorFlow writes to standard error within the block.
+
+    It logs each aborted collective as an error, also when all processes stop on request.
+    """
+    sys.stderr.flush()
+    original, hidden = os.dup(_STDERR), os.memfd_create("stderr")
+    os.dup2(hidden, _STDERR)
+    try:
+        yield
+    finally:
+        os.dup2(original, _STDERR)
+        os.lseek(hidden, 0, os.SEEK_SET)
+        with os.fdopen(hidden, "rb") as lines, os.fdopen(original, "wb") as stderr:
+            stderr.writelines(line for line in lines if text.encode() not in line)

@@ -87,14 +87,15 @@ def evaluate_source(
     progress: Progress,
     settings: Sequence[str] = (),
     images: Mapping[str, Any] | None = None,
+    on_predictions: Callable[[Split, AnyPredictions], object] = lambda split, predictions: None,
 ) -> tuple[dict[str, dict[str, float]], tuple[Rejection, ...]]:
     """Return the metrics of `model` by split of `source`, and the rejections; see `load_labelled`.
 
     settings: data settings of a spec, such as data.max_rejected=0.05; those that the model was trained with
     can't be changed. images: content of images.json of the model's run, if there is one; the metrics then
     have `trained_checked`, the number of images that could be looked up in it, and `trained_share`, the share
-    of these that the run was trained on. Raises UsageError for a setting that does not exist or can't be
-    changed.
+    of these that the run was trained on. on_predictions is called with each split and its predictions.
+    Raises UsageError for a setting that does not exist or can't be changed.
     """
     for setting in settings:
         if not setting.startswith("data.") or setting.partition("=")[0].strip() in _FIXED_BY_MODEL:
@@ -109,8 +110,11 @@ def evaluate_source(
         settings=settings, overrides={f"data.{name}": value for name, value in fixed.items()}
     ).data
     splits, rejected = load_labelled(spec, model.class_names, cache_dir, progress)
-    metrics = {name: compute_metrics(predict_split(model, split)) for name, split in splits.items()}
+    metrics = {}
     for name, split in splits.items():
+        predictions = predict_split(model, split)
+        on_predictions(split, predictions)
+        metrics[name] = compute_metrics(predictions)
         trained, checked = count_trained(split.contents, images or {})
         if checked:
             metrics[name] |= {"trained_share": trained / checked, "trained_checked": checked}

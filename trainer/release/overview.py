@@ -14,7 +14,7 @@ from typing import Any
 
 from trainer.data.progress import Progress, SilentProgress
 from trainer.runs.champion import read_pointer
-from trainer.runs.marker import held_out_accuracy, read_summary
+from trainer.runs.marker import read_summary, summarize
 from trainer.runs.publish import MANIFEST, MARKER, POINTER, RETIRED, is_finished, named_run
 from trainer.spec.schema import RUN_NAME
 from trainer.storage.store import Store, read_object
@@ -38,6 +38,14 @@ class Row:
     """First 12 digits of the data digest; empty if unknown."""
     accuracy: float | None
     """Accuracy on the held-out images, in 0..1."""
+    gap: float | None
+    """Accuracy on the training images minus `accuracy`."""
+    recipe: str
+    """Empty if the run has none."""
+    epochs: int
+    """Number of completed epochs."""
+    seconds: float | None
+    """Time of the training."""
     is_champion: bool
     is_latest: bool
 
@@ -65,31 +73,36 @@ def _row(run: Store, name: str, champion: str, latest: str) -> Row | None:
     state, summary = _state(run)
     if not state:
         return None
-    accuracy = summary.get("accuracy")
-    is_known = isinstance(accuracy, float | int) and isfinite(accuracy)
+    epochs = summary.get("epochs")
     return Row(
         name=name,
         state=state,
         published=str(summary.get("published", ""))[:_SECOND].replace("T", " "),
         data=str(summary.get("data", "")).removeprefix("sha256:")[:_DIGITS],
-        accuracy=accuracy if is_known else None,
+        accuracy=_number(summary.get("accuracy")),
+        gap=_number(summary.get("gap")),
+        recipe=str(summary.get("recipe") or ""),
+        epochs=epochs if isinstance(epochs, int) else 0,
+        seconds=_number(summary.get("seconds")),
         is_champion=name == champion,
         is_latest=name == latest and state == "finished",
     )
+
+
+def _number(value: Any) -> float | None:
+    return value if isinstance(value, float | int) and isfinite(value) else None
 
 
 def _state(run: Store) -> tuple[str, Mapping[str, Any]]:
     """Return the state of a run and its summary; an empty state for a folder that is not a run."""
     marker = run.find(MARKER)
     summary = read_summary(marker.labels) if marker else None
-    if summary is not None:
+    if summary is not None and "epochs" in summary:
         return "finished", summary
     if run.find("spec.yaml") is None:
         return "", {}
-    summary = {"data": read_object(run, "dataset.json").get("digest", "")}
+    # It is on disk, was copied without metadata, or was published by an earlier version.
+    summary = summarize(lambda name: found.data if (found := run.read(name)) else b"")
     if marker is None or not is_finished(run):
-        return "retired" if run.find(RETIRED) else "unfinished", summary
-    # The run is on disk, was copied without metadata, or was published by an earlier version.
-    accuracy = held_out_accuracy(read_object(run, "metrics.json"))
-    published = read_object(run, MANIFEST).get("published", "")
-    return "finished", summary | {"accuracy": accuracy, "published": published}
+        return "retired" if run.find(RETIRED) else "unfinished", summary | {"accuracy": None, "gap": None}
+    return "finished", summary | {"published": read_object(run, MANIFEST).get("published", "")}

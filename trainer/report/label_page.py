@@ -23,7 +23,7 @@ from trainer.report.verdict import Verdict
 
 _WORST = 10
 _NAME = 28
-_OVERALL = (
+LABEL_METRICS = (
     (MEASURE, "mean average precision"),
     ("subset_accuracy", "subset accuracy (all labels correct)"),
     ("hamming_loss", "Hamming loss (wrong decisions)"),
@@ -108,7 +108,7 @@ def _prediction_context(inputs: ReportInputs) -> dict[str, Any]:
         **examples(inputs),
         "label_rows": rows,
         "worst_rows": worst[:_WORST] if len(rows) > _WORST else [],
-        "overall_rows": tables.overall_rows(inputs.metrics, list(inputs.predictions), _OVERALL),
+        "overall_rows": tables.overall_rows(inputs.metrics, list(inputs.predictions), LABEL_METRICS),
         "fewest": FEWEST_FOR_THRESHOLD,
         "default_threshold": DEFAULT_THRESHOLD,
     }

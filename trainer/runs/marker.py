@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from trainer.errors import UsageError
+from trainer.spec.text import parse_mapping
 from trainer.storage.store import Content
 
 HELD_OUT = ("validation", "test")
@@ -32,15 +34,44 @@ def is_marker_of(marker: Content, manifest: Content) -> bool:
 
 def summary_labels(published: str, folder: Path) -> dict[str, str]:
     """Return the custom metadata of a run's marker; `folder` contains the run's files."""
-    metrics, dataset = (_read(folder / name) for name in ("metrics.json", "dataset.json"))
-    if not dataset:
+    summary = summarize(lambda name: _read(folder / name))
+    if not summary["data"]:
         return {}
-    summary = {"published": published, "data": dataset.get("digest"), "accuracy": held_out_accuracy(metrics)}
-    return {_SUMMARY: json.dumps(summary)}
+    return {_SUMMARY: json.dumps({"published": published, **summary})}
+
+
+def summarize(read: Callable[[str], bytes]) -> dict[str, Any]:
+    """Return data, accuracy, gap, recipe, epochs and seconds of a run; None or "" where unknown.
+
+    `read` returns the content of a file of the run, empty if it is missing.
+    """
+    metrics, dataset, timings = (
+        _parsed(read(name)) or {} for name in ("metrics.json", "dataset.json", "timings.json")
+    )
+    accuracy, train_accuracy = held_out_accuracy(metrics), metrics.get("train/accuracy")
+    has_gap = isinstance(accuracy, float | int) and isinstance(train_accuracy, float | int)
+    return {
+        "data": dataset.get("digest") or "",
+        "accuracy": accuracy,
+        "gap": train_accuracy - accuracy if has_gap else None,
+        "recipe": _recipe(read("spec.yaml")),
+        "epochs": read("history.jsonl").count(b"\n"),
+        "seconds": timings.get("training_seconds"),
+    }
+
+
+def _recipe(spec: bytes) -> str:
+    try:
+        return str(parse_mapping(spec.decode("utf-8", "replace"), "spec.yaml").get("recipe") or "")
+    except UsageError:
+        return ""
 
 
 def read_summary(labels: Mapping[str, str]) -> dict[str, Any] | None:
-    """Return the summary in a marker's metadata (published, data, accuracy), or None."""
+    """Return the summary in a marker's metadata (`published` and the keys of `summarize`), or None.
+
+    Versions before 0.2 wrote `published`, `data` and `accuracy` only.
+    """
     return _parsed(labels.get(_SUMMARY, "").encode())
 
 
@@ -49,11 +80,11 @@ def held_out_accuracy(metrics: dict[str, Any]) -> Any:
     return next((metrics[key] for split in HELD_OUT if (key := f"{split}/accuracy") in metrics), None)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> bytes:
     try:
-        return _parsed(path.read_bytes()) or {}
+        return path.read_bytes()
     except OSError:
-        return {}
+        return b""
 
 
 def _parsed(data: bytes) -> dict[str, Any] | None:

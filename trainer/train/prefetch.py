@@ -72,7 +72,7 @@ class BatchPrefetcher:
         boundaries: Sequence[int] = (),
         has_alternating_flip: bool = False,
     ) -> None:
-        """has_device_cache: blocks contain indices. boundaries: steps at which a block ends. See `EpochSampler`."""
+        """boundaries: steps at which a block ends. has_device_cache: blocks contain indices, not images."""
         self._has_device_cache, self._boundaries = has_device_cache, boundaries
         self.split = split
         self.count = len(split.labels)

@@ -1,0 +1,109 @@
+"""`trainer predict` and `trainer evaluate`: sources, top classes, threshold, CSV and the evaluation page."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from helpers.bucket_server import BUCKET
+from helpers.https_server import HttpsServer, Served
+from helpers.published_model import CLASSES, export, publish_run
+from PIL import Image
+
+from trainer.cli.app import cli
+from trainer.errors import UsageError
+from trainer.storage.folder import FolderStore
+from trainer.storage.store import open_store
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return a published run with an untrained model of two classes."""
+    folder = tmp_path_factory.mktemp("published")
+    return publish_run(FolderStore(folder / "runs"), "one", export(folder / "model")).uri
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for number, name in enumerate(CLASSES):
+        (folder := tmp_path / "photos" / name).mkdir(parents=True)
+        for shade in range(3):
+            image = Image.new("RGB", (20, 20), (200 * number, 60 * shade, 10))
+            image.save(folder / f"{shade}.png")
+    return tmp_path / "photos"
+
+
+def invoke(*arguments: str) -> Result:
+    done = CliRunner().invoke(cli, list(arguments))
+    assert done.exit_code == 0 or isinstance(done.exception, UsageError), done.output
+    return done
+
+
+def test_predict_accepts_https_and_gs_images_and_prints_their_addresses(
+    run: str, photos: Path, server: HttpsServer, bucket_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = (photos / "cats" / "0.png").read_bytes()
+    server.files["/cat.png?key=secret"] = Served(data)
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", bucket_address)
+    bucket = open_store(f"gs://{BUCKET}/predicted")
+    bucket.write("a/cat.png", data)
+    rows = invoke("predict", run, f"{server.url('/cat.png')}?key=secret", bucket.uri, "--json").output
+    names = [json.loads(line)["path"] for line in rows.splitlines() if line.startswith("{")]
+    assert names == [f"{server.url('/cat.png')}?...", f"{bucket.uri}/a/cat.png"]
+
+
+def test_predict_top_prints_the_most_probable_classes(run: str, photos: Path) -> None:
+    picture = str(photos / "cats" / "0.png")
+    (row,) = invoke("predict", run, picture, "--json").output.splitlines()
+    probabilities = json.loads(row)["probabilities"]
+    first, second = sorted(CLASSES, key=lambda name: -probabilities[name])
+    line = invoke("predict", run, picture, "--top", "2").output
+    assert f"  {first} {probabilities[first]:.3f}, {second} {probabilities[second]:.3f}" in line
+    (row,) = invoke("predict", run, picture, "--top", "1", "--json").output.splitlines()
+    assert json.loads(row)["top"] == {first: probabilities[first]}
+
+
+def test_predict_threshold_leaves_uncertain_images_without_a_label(run: str, photos: Path) -> None:
+    picture = str(photos / "cats" / "0.png")
+    assert "no label" in invoke("predict", run, picture, "--threshold", "0.9999").output
+    (row,) = invoke("predict", run, picture, "--threshold", "0.9999", "--json").output.splitlines()
+    assert json.loads(row)["label"] is None
+    assert "no label" not in invoke("predict", run, picture, "--threshold", "0.1").output
+
+
+def test_predict_csv_writes_every_probability_or_the_top_classes(
+    run: str, photos: Path, tmp_path: Path
+) -> None:
+    done = invoke("predict", run, str(photos), "--csv", str(tmp_path / "all.csv"))
+    assert done.stdout == ""
+    with open(tmp_path / "all.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["path", "predicted", "probability:cats", "probability:dogs"]
+    assert [row["path"] for row in rows] == sorted(map(str, photos.rglob("*.png")))
+    assert all(abs(sum(float(row[f"probability:{name}"]) for name in CLASSES) - 1) < 1e-4 for row in rows)
+    invoke("predict", run, str(photos), "--top", "5", "--csv", str(tmp_path / "top.csv"))
+    with open(tmp_path / "top.csv", newline="") as file:
+        top = list(csv.DictReader(file))
+    assert list(top[0]) == ["path", "label_1", "probability_1", "label_2", "probability_2"]
+    assert [row["label_1"] for row in top] == [row["predicted"] for row in rows]
+    assert isinstance(invoke("predict", run, str(photos), "--csv", "answers.txt").exception, UsageError)
+
+
+def test_evaluate_html_shows_the_confusion_matrix_and_the_mistakes(
+    run: str, photos: Path, tmp_path: Path
+) -> None:
+    page = tmp_path / "page.html"
+    done = invoke("evaluate", run, "--data", str(photos), "--json", "--html", str(page))
+    metrics = json.loads(done.stdout)
+    text = page.read_text()
+    mistakes = round(metrics["all/count"] * (1 - metrics["all/accuracy"]))
+    assert mistakes > 0  # the untrained model predicts one class for nearly everything
+    assert text.count('<img src="data:image/png;base64,') == mistakes
+    assert "Confusion matrix" in text
+    assert "<svg" in text
+    assert f"of {mistakes} wrong predictions" in text
+    assert "<script" not in text
