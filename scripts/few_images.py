@@ -59,8 +59,8 @@ def compute_features(data: str, settings: list[str]) -> tuple[Any, Any]:
     from trainer.model.pretrained import backbone_of
     from trainer.model.weights import find_weights, load_weights
     from trainer.spec import PretrainedSpec, load_spec
-    from trainer.train import build_learner
-    from trainer.train.features import build_features
+    from trainer.training import build_learner
+    from trainer.training.features import build_features
 
     with Console(30.0, stderr=True) as console:
         spec = load_spec(recipe="auto", overrides={"data.source": data}, settings=settings)
@@ -79,7 +79,7 @@ def compute_features(data: str, settings: list[str]) -> tuple[Any, Any]:
 
 def measure_draw(train: Any, held_out: Any, count: int, seed: int) -> float:
     """Return the held-out accuracy with `count` training images of each class."""
-    from trainer.train.probe import fit_probe
+    from trainer.training.probe import fit_probe
 
     random, labels = np.random.default_rng(seed), train[1]
     rows = np.concatenate(

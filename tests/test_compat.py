@@ -21,7 +21,7 @@ import trainer
 from trainer import compat
 from trainer.errors import TrainerError
 from trainer.spec import load_spec
-from trainer.train.optimizer import build_optimizer
+from trainer.training.optimizer import build_optimizer
 
 PACKAGE = Path(trainer.__file__).resolve().parent
 PUBLIC = {"_replace", "_asdict", "_fields", "_exit"}
@@ -116,7 +116,7 @@ def test_missing_private_name_is_an_error_with_the_version() -> None:
 TWO_REPLICAS = """
 import keras, tensorflow as tf
 from trainer.spec import load_spec
-from trainer.train.optimizer import build_optimizer
+from trainer.training.optimizer import build_optimizer
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])

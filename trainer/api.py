@@ -19,8 +19,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.cli.environment import cache_folder
 from trainer.cli.bootstrap import prepare_libraries
+from trainer.cli.environment import cache_folder
 from trainer.errors import UsageError
 from trainer.runs.publish import find_run, is_finished
 from trainer.storage.store import Store, read_object

@@ -50,11 +50,11 @@ from trainer.runs.warm_start import begin, new_weights_sha256
 from trainer.shutdown import GracefulShutdown
 from trainer.spec import RunSpec, format_size
 from trainer.storage.local import replace_folder, write_json
-from trainer.train import AsyncCheckpointer, Learner, Observer, TrainResult, build_learner, train
-from trainer.train.features import Features, build_features
-from trainer.train.learner import whiten_first_layer
-from trainer.train.objective import objective_of
-from trainer.train.scaling import (
+from trainer.training import AsyncCheckpointer, Learner, Observer, TrainResult, build_learner, train
+from trainer.training.features import Features, build_features
+from trainer.training.learner import whiten_first_layer
+from trainer.training.objective import objective_of
+from trainer.training.scaling import (
     ResolvedSpec,
     describe_scaling,
     require_equal_shares,

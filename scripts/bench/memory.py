@@ -54,7 +54,7 @@ def _work(folder: Path) -> None:
     from trainer.data.load import load_dataset
     from trainer.data.progress import SilentProgress
     from trainer.spec import DataSpec
-    from trainer.train.prefetch import BatchPrefetcher
+    from trainer.training.prefetch import BatchPrefetcher
 
     spec = DataSpec(source=str(folder / "data"), image_size=_SIDE, cache_mib=_BUDGET_MIB)
     dataset = load_dataset(spec, folder / "cache", SilentProgress(), lambda rejected: None)

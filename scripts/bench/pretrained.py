@@ -25,8 +25,8 @@ from trainer.data.sampler import steps_per_epoch
 from trainer.distributed.devices import find_cluster
 from trainer.model.pretrained import backbone_of, head_of
 from trainer.spec import RunSpec, load_spec
-from trainer.train import build_learner
-from trainer.train.inference import Inference
+from trainer.training import build_learner
+from trainer.training.inference import Inference
 
 _IMAGES = 512
 """Images per measurement of the extraction."""

@@ -25,7 +25,7 @@ from trainer.data.sampler import steps_per_epoch
 from trainer.distributed.devices import find_cluster
 from trainer.errors import StoppedError
 from trainer.spec import RunSpec, load_spec
-from trainer.train import AsyncCheckpointer, CallReport, build_learner, train
+from trainer.training import AsyncCheckpointer, CallReport, build_learner, train
 
 _SECONDS = 15.0
 _STEPS_BETWEEN_CHECKS = 4

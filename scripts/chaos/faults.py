@@ -17,7 +17,7 @@ from trainer.runs.publish import is_finished, latest_run, publish, verify
 from trainer.storage import gcs
 from trainer.storage.mirror import Mirror
 from trainer.storage.store import open_store
-from trainer.train import AsyncCheckpointer
+from trainer.training import AsyncCheckpointer
 
 
 class _Value:

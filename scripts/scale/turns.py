@@ -76,7 +76,7 @@ def main(folder: Path, name: str, data: str) -> None:
     from trainer.distributed.devices import find_cluster
     from trainer.errors import StoppedError
     from trainer.spec import load_spec
-    from trainer.train import AsyncCheckpointer, build_learner, train
+    from trainer.training import AsyncCheckpointer, build_learner, train
 
     # Like a run of the paper's network, without its validations.
     settings = ["train.epochs=1000", "train.validate_every_epochs=1000", f"train.steps_per_call={STEPS}"]
@@ -105,8 +105,8 @@ def measure_all_reduces(learner: Any, dataset: Any, spec: Any, cluster: Any) -> 
 
     from trainer.augment.transforms import EpochView
     from trainer.spec import sides_of
-    from trainer.train.prefetch import BatchPrefetcher
-    from trainer.train.step import TrainStep
+    from trainer.training.prefetch import BatchPrefetcher
+    from trainer.training.step import TrainStep
 
     prefetcher = BatchPrefetcher(
         dataset.train, BATCH, spec.seed, 1, cluster.process_index, cluster.process_count

@@ -22,7 +22,7 @@ from trainer.compat import private
 
 def _note_steps(notes: Path) -> None:
     """Patch `TrainStep.run` to append the results of each call."""
-    from trainer.train.step import TrainStep
+    from trainer.training.step import TrainStep
 
     run = TrainStep.run
 

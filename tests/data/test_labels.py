@@ -22,7 +22,7 @@ from trainer.evaluate.metrics import Predictions
 from trainer.release.evaluate_pair import in_order, translated
 from trainer.report.drift import EarlierRun, find_drift
 from trainer.spec.schema import DataSpec
-from trainer.train.step import class_weights
+from trainer.training.step import class_weights
 
 COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
 

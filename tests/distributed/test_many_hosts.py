@@ -23,7 +23,7 @@ from trainer.evaluate.prediction_files import read_predictions
 from trainer.model.whitening import sum_patches, whitening_weights
 from trainer.runs.publish import verify
 from trainer.storage.store import open_store
-from trainer.train.checkpoint import list_checkpoints
+from trainer.training.checkpoint import list_checkpoints
 
 pytestmark = pytest.mark.engine
 

@@ -24,10 +24,10 @@ from trainer.evaluate.prediction_files import read_predictions, write_prediction
 from trainer.ranking import Ranking, draws
 from trainer.release.decision import decide, why_guessing
 from trainer.release.evaluate_pair import in_order
-from trainer.train.objective import MULTI, SINGLE
-from trainer.train.probe import compute_accuracy, evaluate_label_logits, fit_label_probe
-from trainer.train.state import score
-from trainer.train.step import class_weights
+from trainer.training.objective import MULTI, SINGLE
+from trainer.training.probe import compute_accuracy, evaluate_label_logits, fit_label_probe
+from trainer.training.state import score
+from trainer.training.step import class_weights
 
 
 def test_average_precision_equals_scikit_learn_with_ties_and_in_resamples() -> None:

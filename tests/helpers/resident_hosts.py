@@ -18,9 +18,9 @@ from trainer.distributed import join_process_group, read_process_info
 from trainer.distributed.devices import find_cluster
 from trainer.model.whitening import WhiteningConv2D
 from trainer.spec import load_spec
-from trainer.train import build_learner
-from trainer.train.device_cache import fits_in_device_cache
-from trainer.train.learner import whiten_first_layer
+from trainer.training import build_learner
+from trainer.training.device_cache import fits_in_device_cache
+from trainer.training.learner import whiten_first_layer
 
 SETTINGS = [
     *SMALL,

@@ -19,7 +19,7 @@ from trainer.evaluate.evaluator import Evaluator, predict_splits
 from trainer.evaluate.metrics import compute_metrics
 from trainer.report.inputs import ReportInputs, report_inputs
 from trainer.spec import load_spec
-from trainer.train import AsyncCheckpointer, build_learner, train
+from trainer.training import AsyncCheckpointer, build_learner, train
 
 SIDE = 12
 CLASSES = ("first", "second", "third", "fourth")

@@ -15,8 +15,8 @@ from trainer.data.sampler import steps_per_epoch
 from trainer.distributed.devices import Cluster, find_cluster
 from trainer.evaluate.evaluator import Evaluator
 from trainer.spec import RunSpec
-from trainer.train import AsyncCheckpointer, CallReport, Learner, TrainResult, build_learner, train
-from trainer.train.features import build_features
+from trainer.training import AsyncCheckpointer, CallReport, Learner, TrainResult, build_learner, train
+from trainer.training.features import build_features
 
 SMALL = [
     "data.image_size=16",

@@ -17,10 +17,10 @@ from trainer.augment.transforms import EpochView
 from trainer.distributed.devices import Cluster, find_cluster
 from trainer.evaluate.evaluator import Evaluator
 from trainer.spec import RunSpec, load_spec
-from trainer.train import build_learner
-from trainer.train.device_cache import put_on_devices
-from trainer.train.prefetch import BatchBlock
-from trainer.train.step import Sums, TrainStep
+from trainer.training import build_learner
+from trainer.training.device_cache import put_on_devices
+from trainer.training.prefetch import BatchBlock
+from trainer.training.step import Sums, TrainStep
 
 SETTINGS = [
     "data.image_size=16",

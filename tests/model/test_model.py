@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from trainer.model import build_inference_model, build_model
 from trainer.spec import AirbenchSpec, ModelSpec, OptimizerSpec, PlainSpec, ResidualSpec, load_spec
-from trainer.train.optimizer import build_optimizer
+from trainer.training.optimizer import build_optimizer
 
 SMALL = ResidualSpec(stem_filters=8, filters=(8, 16), blocks=(1, 1), stochastic_depth=0.3)
 AIRBENCH = AirbenchSpec(filters=(8, 16), convolutions=3, dropout=0.2)

@@ -15,8 +15,8 @@ from trainer.errors import StoppedError
 from trainer.model.initializers import Kernels
 from trainer.model.whitening import PatchSums, WhiteningConv2D, sum_patches, whitening_weights
 from trainer.spec import load_spec
-from trainer.train import Learner
-from trainer.train.learner import total_of, whiten_first_layer
+from trainer.training import Learner
+from trainer.training.learner import total_of, whiten_first_layer
 
 FAST = [
     "data.image_size=16",

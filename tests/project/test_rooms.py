@@ -28,7 +28,7 @@ ROOMS = (
     "augment",
     "model",
     "ranking",
-    "train",
+    "training",
     "export",
     "evaluate",
     "report",

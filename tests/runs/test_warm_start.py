@@ -25,7 +25,7 @@ from trainer.spec import PretrainedSpec, load_spec
 from trainer.storage.folder import FolderStore
 from trainer.storage.local import write_json
 from trainer.storage.store import Store
-from trainer.train import HostSync
+from trainer.training import HostSync
 
 STILL = ["--set", "optimizer.learning_rate=1e-12", "--set", "train.epochs=1"]
 """Settings with which training leaves the weights unchanged."""

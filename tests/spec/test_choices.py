@@ -30,7 +30,7 @@ from trainer.spec import (
 from trainer.spec.choices import MOST_FITTED, Choice, Facts, Goal, choose
 from trainer.spec.finetune import FinetuneSpec
 from trainer.spec.schema import DataSpec
-from trainer.train.probe import MAX_WORK
+from trainer.training.probe import MAX_WORK
 
 PHOTOS = Facts(3000, {"cats": 1500, "dogs": 1500}, 360, "efficientnet-lite0")
 

@@ -12,7 +12,7 @@ from trainer.errors import TemporaryError
 from trainer.storage.fencing import guarded
 from trainer.storage.folder import FolderStore
 from trainer.storage.local import append_line, create_bytes, replace_folder, write_text
-from trainer.train.history import EventLog
+from trainer.training.history import EventLog
 
 
 def lost() -> None:

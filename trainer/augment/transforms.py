@@ -55,7 +55,7 @@ def augment_images(
 
     `images` are [batch, height, width, channels] in 0..255 and `draws` [batch, DRAWS] in [0, 1). Without a
     crop, the view must have the size of the images. `is_mirrored`, bool [batch], selects the images that
-    alternating flips mirror in this epoch; see `trainer.train.prefetch`.
+    alternating flips mirror in this epoch; see `trainer.training.prefetch`.
     """
     images = tf.cast(images, tf.float32)
     if spec.rotate_degrees:

@@ -19,7 +19,7 @@ from trainer.shutdown import GracefulShutdown
 from trainer.spec import RunSpec, TrainSpec
 
 if TYPE_CHECKING:
-    from trainer.train.bench import Speeds
+    from trainer.training.bench import Speeds
 
 _LOG_SECONDS = 30.0
 _LESS_MEMORY = "Lower train.global_batch_size, data.image_size or the size of the model."
@@ -36,7 +36,7 @@ def bench_command(
         from trainer.data.dataset import format_contents
         from trainer.data.load import load_dataset
         from trainer.distributed.devices import find_cluster
-        from trainer.train.bench import measure_speeds
+        from trainer.training.bench import measure_speeds
 
         spec = choose_settings(spec, cache_dir, console)
         cluster = find_cluster(spec.train.deterministic, spec.train.devices)

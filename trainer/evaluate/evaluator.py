@@ -20,9 +20,9 @@ from trainer.data.items import THRESHOLDS
 from trainer.distributed.devices import Cluster
 from trainer.evaluate.label_predictions import MultiLabelPredictions, choose_thresholds
 from trainer.evaluate.metrics import AnyPredictions, predictions_of
-from trainer.train.features import Features
-from trainer.train.inference import Inference
-from trainer.train.objective import SINGLE, Objective
+from trainer.training.features import Features
+from trainer.training.inference import Inference
+from trainer.training.objective import SINGLE, Objective
 
 
 class Evaluator:

@@ -25,7 +25,7 @@ from trainer.evaluate.metrics import AnyPredictions, compute_metrics, prediction
 from trainer.export import LoadedModel
 from trainer.sanitize import printable, shown_address
 from trainer.spec import PIXEL_SETTINGS, load_spec
-from trainer.train.inference import batches_of
+from trainer.training.inference import batches_of
 
 _MOST_FILES = 32
 """Maximum number of files whose bytes are in memory at once."""

@@ -25,7 +25,7 @@ from trainer.data.convert import as_file
 from trainer.data.dataset import Split
 from trainer.errors import OutOfMemoryError, TrainerError
 from trainer.storage.temporary import temporary_folder
-from trainer.train.objective import SINGLE, Objective
+from trainer.training.objective import SINGLE, Objective
 
 TOLERANCE = 1e-5
 _COUNT = 20

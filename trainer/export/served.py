@@ -20,7 +20,7 @@ from trainer.data.decode import decode_and_resize
 from trainer.errors import TemporaryError
 from trainer.spec import PIXEL_SETTINGS, DataSpec
 from trainer.storage.temporary import temporary_folder
-from trainer.train.objective import objective_of
+from trainer.training.objective import objective_of
 
 FORMAT_VERSION, MULTI_LABEL_VERSION = 1, 2
 """Versions of model.json. A reader of version 1 alone must not take a model with several labels per image for

@@ -16,7 +16,7 @@ from trainer.spec import RunSpec, dump_shown_spec
 
 if TYPE_CHECKING:  # they import TensorFlow, which reports of finished runs do not need
     from trainer.data.dataset import Dataset
-    from trainer.train import TrainResult
+    from trainer.training import TrainResult
 
 Pixels = npt.NDArray[np.uint8]
 

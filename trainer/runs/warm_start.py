@@ -37,8 +37,8 @@ from trainer.runs.publish import find_run, is_finished
 from trainer.spec import PretrainedSpec, RunSpec
 from trainer.spec.schema import CHAMPION, LATEST, ModelSpec
 from trainer.storage.store import Store, is_bucket
-from trainer.train import HostSync, Learner
-from trainer.train.checkpoint import has_readable
+from trainer.training import HostSync, Learner
+from trainer.training.checkpoint import has_readable
 
 _MAX_MODEL_BYTES = 1 << 40
 _MISSING_RUN = {LATEST: "there is no finished run yet", CHAMPION: "there is no champion yet"}

@@ -13,7 +13,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from trainer.storage.fencing import require_right
-from trainer.train.prefetch import BatchBlock
+from trainer.training.prefetch import BatchBlock
 
 
 class Profile:

@@ -23,10 +23,10 @@ from trainer.errors import UsageError
 from trainer.model.dropout import Rows, of_rows
 from trainer.model.pretrained import head_of
 from trainer.spec import AugmentSpec, RunSpec
-from trainer.train.learner import Learner
-from trainer.train.objective import SINGLE, Objective, objective_of
-from trainer.train.phases import Phase
-from trainer.train.prefetch import BatchBlock
+from trainer.training.learner import Learner
+from trainer.training.objective import SINGLE, Objective, objective_of
+from trainer.training.phases import Phase
+from trainer.training.prefetch import BatchBlock
 
 # Separates the random numbers of augmentation from other uses of the same seed.
 _AUGMENT_STREAM = 1 << 40

@@ -14,8 +14,8 @@ from trainer.data.dataset import Dataset
 from trainer.distributed import ProcessGroup, ProcessInfo
 from trainer.errors import TemporaryError
 from trainer.spec import load_spec
-from trainer.train import AsyncCheckpointer, HostSync, checkpoint_manager
-from trainer.train.checkpoint import (
+from trainer.training import AsyncCheckpointer, HostSync, checkpoint_manager
+from trainer.training.checkpoint import (
     list_checkpoints,
     restore_best,
     restore_newest,
@@ -23,7 +23,7 @@ from trainer.train.checkpoint import (
     save_checkpoint,
     take_snapshot,
 )
-from trainer.train.checkpoint_manager import CheckpointManager
+from trainer.training.checkpoint_manager import CheckpointManager
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from trainer.errors import TemporaryError, UsageError
 from trainer.model.pretrained import backbone_of, head_of, preprocessing_of
 from trainer.spec import PIXEL_SETTINGS, PretrainedSpec, RunSpec
 from trainer.storage.local import prepare_folder, write_bytes
-from trainer.train.inference import Inference, Rows
+from trainer.training.inference import Inference, Rows
 
 Array = NDArray[np.float32]
 

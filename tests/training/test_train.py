@@ -18,8 +18,8 @@ from trainer.distributed.devices import find_cluster
 from trainer.errors import StoppedError
 from trainer.evaluate.evaluator import Evaluator, predict_splits
 from trainer.spec import load_spec
-from trainer.train.checkpoint import list_checkpoints
-from trainer.train.device_cache import fits_in_device_cache
+from trainer.training.checkpoint import list_checkpoints
+from trainer.training.device_cache import fits_in_device_cache
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from helpers.small_training import Pixels, dark_and_light
 from trainer.augment.random import coins
 from trainer.data.dataset import Dataset
 from trainer.data.sampler import EpochSampler
-from trainer.train.prefetch import BatchPrefetcher
+from trainer.training.prefetch import BatchPrefetcher
 
 
 def batch_of(seed: int, step: int, count: int, batch: int) -> np.ndarray:

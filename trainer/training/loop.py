@@ -15,25 +15,25 @@ from trainer.data.dataset import Dataset
 from trainer.distributed.devices import Cluster
 from trainer.errors import StoppedError
 from trainer.spec import RunSpec
-from trainer.train.async_checkpointer import AsyncCheckpointer, CheckpointPolicy
-from trainer.train.checkpoint_manager import BestEpoch, CheckpointManager
-from trainer.train.clock import Clock, fitting_steps
-from trainer.train.features import Features
-from trainer.train.history import History, Row, TrainResult
-from trainer.train.host_sync import HostSync, StepFlags
-from trainer.train.learner import Learner
-from trainer.train.observer import CallReport, Observer
-from trainer.train.phase_work import PhaseWork
-from trainer.train.phases import Phase
-from trainer.train.profile import Profile
-from trainer.train.state import (
+from trainer.training.async_checkpointer import AsyncCheckpointer, CheckpointPolicy
+from trainer.training.checkpoint_manager import BestEpoch, CheckpointManager
+from trainer.training.clock import Clock, fitting_steps
+from trainer.training.features import Features
+from trainer.training.history import History, Row, TrainResult
+from trainer.training.host_sync import HostSync, StepFlags
+from trainer.training.learner import Learner
+from trainer.training.observer import CallReport, Observer
+from trainer.training.phase_work import PhaseWork
+from trainer.training.phases import Phase
+from trainer.training.profile import Profile
+from trainer.training.state import (
     TrainState,
     error_of_divergence,
     error_without_checkpoint,
     is_out_of_patience,
     score,
 )
-from trainer.train.step import Sums
+from trainer.training.step import Sums
 
 _MAX_RECOVERIES = 3
 

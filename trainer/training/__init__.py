@@ -4,12 +4,12 @@
 weights in the learner's inference model and returns the history in a `TrainResult`.
 """
 
-from trainer.train.async_checkpointer import AsyncCheckpointer
-from trainer.train.history import TrainResult
-from trainer.train.host_sync import HostSync
-from trainer.train.learner import Learner, build_learner
-from trainer.train.loop import train
-from trainer.train.observer import CallReport, Observer
+from trainer.training.async_checkpointer import AsyncCheckpointer
+from trainer.training.history import TrainResult
+from trainer.training.host_sync import HostSync
+from trainer.training.learner import Learner, build_learner
+from trainer.training.loop import train
+from trainer.training.observer import CallReport, Observer
 
 __all__ = [
     "AsyncCheckpointer",

@@ -26,12 +26,12 @@ from trainer.model.pretrained import backbone_of, head_of, stages_of
 from trainer.model.weights import find_weights, load_weights
 from trainer.spec import EarlyStoppingSpec, PretrainedSpec, load_spec
 from trainer.spec.finetune import FinetuneSpec
-from trainer.train import Learner, TrainResult
-from trainer.train import features as features_module
-from trainer.train.features import FeatureCache, Features, build_features, describe_features
-from trainer.train.phases import _build_forward, epochs_of_phases
-from trainer.train.probe import assign_folds, fit_probe
-from trainer.train.state import TrainState, is_out_of_patience
+from trainer.training import Learner, TrainResult
+from trainer.training import features as features_module
+from trainer.training.features import FeatureCache, Features, build_features, describe_features
+from trainer.training.phases import _build_forward, epochs_of_phases
+from trainer.training.probe import assign_folds, fit_probe
+from trainer.training.state import TrainState, is_out_of_patience
 
 BACKBONE = [
     "data.image_size=32", "model={family: pretrained, dropout: 0.2}", "train.global_batch_size=22",

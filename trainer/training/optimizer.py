@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from trainer.compat import apply_without_all_reduce
 from trainer.spec import OptimizerSpec
-from trainer.train.muon import Muon
+from trainer.training.muon import Muon
 
 
 class Schedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]

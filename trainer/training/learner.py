@@ -20,9 +20,9 @@ from trainer.distributed.devices import Cluster, choose_precision
 from trainer.model import build_inference_model, build_model
 from trainer.model.whitening import PatchSums, WhiteningConv2D, sum_patches, total_of, whitening_weights
 from trainer.spec import RunSpec
-from trainer.train.host_sync import HostSync
-from trainer.train.optimizer import build_scale
-from trainer.train.phases import Phase, build_phases
+from trainer.training.host_sync import HostSync
+from trainer.training.optimizer import build_scale
+from trainer.training.phases import Phase, build_phases
 
 
 class WeightAverage:

@@ -20,8 +20,8 @@ from trainer.data.dataset import Dataset
 from trainer.distributed.devices import choose_precision, choose_xla, find_cluster
 from trainer.errors import UsageError
 from trainer.spec import load_spec
-from trainer.train.prefetch import BatchPrefetcher
-from trainer.train.step import TrainStep, class_weights, replica_share
+from trainer.training.prefetch import BatchPrefetcher
+from trainer.training.step import TrainStep, class_weights, replica_share
 
 
 @pytest.fixture(scope="module")

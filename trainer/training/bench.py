@@ -21,11 +21,11 @@ from trainer.data.sampler import steps_per_epoch
 from trainer.distributed.devices import Cluster
 from trainer.errors import StoppedError, UsageError
 from trainer.spec import RunSpec
-from trainer.train import build_learner
-from trainer.train.clock import fitting_steps
-from trainer.train.phase_work import build_train_step
-from trainer.train.prefetch import BatchBlock
-from trainer.train.scaling import require_equal_shares, require_whole_batch, scaled_spec
+from trainer.training import build_learner
+from trainer.training.clock import fitting_steps
+from trainer.training.phase_work import build_train_step
+from trainer.training.prefetch import BatchBlock
+from trainer.training.scaling import require_equal_shares, require_whole_batch, scaled_spec
 
 _ROUNDS = 3
 _PARTS = 3

@@ -14,22 +14,22 @@ from trainer.data.labels import label_counts
 from trainer.distributed.devices import Cluster
 from trainer.model.pretrained import head_of
 from trainer.spec import RunSpec
-from trainer.train.device_cache import fits_in_device_cache, put_on_devices
-from trainer.train.features import Features, FeatureView
-from trainer.train.history import Row
-from trainer.train.host_sync import HostSync
-from trainer.train.learner import Learner
-from trainer.train.objective import objective_of
-from trainer.train.phases import Phase
-from trainer.train.prefetch import BatchBlock, BatchPrefetcher
-from trainer.train.probe import (
+from trainer.training.device_cache import fits_in_device_cache, put_on_devices
+from trainer.training.features import Features, FeatureView
+from trainer.training.history import Row
+from trainer.training.host_sync import HostSync
+from trainer.training.learner import Learner
+from trainer.training.objective import objective_of
+from trainer.training.phases import Phase
+from trainer.training.prefetch import BatchBlock, BatchPrefetcher
+from trainer.training.probe import (
     compute_accuracy,
     evaluate_label_logits,
     evaluate_logits,
     fit_label_probe,
     fit_probe,
 )
-from trainer.train.step import Sums, TrainStep, class_weights
+from trainer.training.step import Sums, TrainStep, class_weights
 
 
 def build_train_step(

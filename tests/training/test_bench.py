@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from helpers.trainer_process import QUICK, command, refused, trainer
 
-from trainer.train.bench import Limit, Speeds
+from trainer.training.bench import Limit, Speeds
 
 
 def speeds(step: float, pipeline: float, together: float) -> Speeds:

@@ -14,7 +14,7 @@ from typing import Any
 
 from trainer.errors import DivergedError
 from trainer.spec import USUAL_RATES, EarlyStoppingSpec, OptimizerSpec
-from trainer.train.step import Sums
+from trainer.training.step import Sums
 
 
 @dataclass

@@ -14,9 +14,9 @@ from trainer.augment.transforms import EpochView
 from trainer.data.dataset import Dataset
 from trainer.distributed.devices import find_cluster
 from trainer.spec import load_spec
-from trainer.train.learner import WeightAverage
-from trainer.train.prefetch import BatchPrefetcher
-from trainer.train.step import TrainStep
+from trainer.training.learner import WeightAverage
+from trainer.training.prefetch import BatchPrefetcher
+from trainer.training.step import TrainStep
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from helpers.small_training import SMALL, Recorder, dark_and_light, do_train, un
 from trainer.data.dataset import Dataset
 from trainer.errors import StoppedError, UsageError
 from trainer.spec import load_spec, spec_digest
-from trainer.train.prefetch import BatchPrefetcher
+from trainer.training.prefetch import BatchPrefetcher
 
 TWO_EPOCHS = [*SMALL, "train.epochs=2", "train.steps_per_call=4"]
 

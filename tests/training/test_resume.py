@@ -18,8 +18,8 @@ from trainer.distributed.devices import find_cluster
 from trainer.errors import StoppedError
 from trainer.evaluate.evaluator import Evaluator
 from trainer.spec import load_spec
-from trainer.train import AsyncCheckpointer, CallReport, Learner, TrainResult, train
-from trainer.train.checkpoint import list_checkpoints
+from trainer.training import AsyncCheckpointer, CallReport, Learner, TrainResult, train
+from trainer.training.checkpoint import list_checkpoints
 
 EXACT = [
     *SMALL,

@@ -9,18 +9,18 @@ from typing import Any
 
 from trainer.spec import RunSpec
 from trainer.storage.local import prepare_folder
-from trainer.train.async_checkpointer import AsyncCheckpointer
-from trainer.train.checkpoint import (
+from trainer.training.async_checkpointer import AsyncCheckpointer
+from trainer.training.checkpoint import (
     delete_newer,
     list_bests,
     list_checkpoints,
     restore_best,
     restore_newest,
 )
-from trainer.train.history import History
-from trainer.train.host_sync import HostSync
-from trainer.train.learner import Learner
-from trainer.train.state import TrainState, best_of
+from trainer.training.history import History
+from trainer.training.host_sync import HostSync
+from trainer.training.learner import Learner
+from trainer.training.state import TrainState, best_of
 
 
 class CheckpointManager:

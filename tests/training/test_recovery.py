@@ -12,8 +12,8 @@ from helpers.small_training import SMALL, Recorder, dark_and_light, do_train, le
 from trainer.data.dataset import Dataset
 from trainer.errors import DivergedError, StoppedError
 from trainer.spec import load_spec
-from trainer.train import CallReport
-from trainer.train.checkpoint import list_checkpoints
+from trainer.training import CallReport
+from trainer.training.checkpoint import list_checkpoints
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from typing import Any
 import tensorflow as tf
 
 from trainer.spec import CheckpointSpec
-from trainer.train.checkpoint import save_best, save_checkpoint, take_snapshot
+from trainer.training.checkpoint import save_best, save_checkpoint, take_snapshot
 
 # One save in progress and one waiting: each has a copy of the state in memory until it is on disk.
 _MAX_JOBS = 2

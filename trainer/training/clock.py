@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-from trainer.train.prefetch import BatchPrefetcher
-from trainer.train.state import TrainState
+from trainer.training.prefetch import BatchPrefetcher
+from trainer.training.state import TrainState
 
 # Long enough to hide the overhead of Python, short enough to react to a stop at once.
 _CALL_SECONDS = 0.5

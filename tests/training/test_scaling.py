@@ -10,7 +10,7 @@ from helpers.trainer_process import QUICK, refused, trainer
 
 from trainer.errors import UsageError
 from trainer.spec import load_spec
-from trainer.train.scaling import describe_scaling, require_equal_shares, require_whole_batch, scaled_spec
+from trainer.training.scaling import describe_scaling, require_equal_shares, require_whole_batch, scaled_spec
 
 SCALED = "train={scale_batch: true, global_batch_size: 20}"
 
