@@ -104,121 +104,125 @@ def kube_server(folder: Path) -> Iterator[tuple[Kube, Path]]:
         yield kube, config
 
 
-def _handler(kube: Kube) -> type[JsonHandler]:
-    class Handler(JsonHandler, BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            url = urlsplit(self.path)
-            kube.requests.append(f"GET {url.path}")
-            if (document := discovery(url.path, kube.absent)) is not None:
-                self.answer(200, document)
-            elif (match := _PATH.match(url.path)) is None:
-                self.answer(*status_of("NotFound", "the server could not find the requested resource"))
-            else:
-                self._get(match, parse_qs(url.query))
+class _Handler(JsonHandler, BaseHTTPRequestHandler):
+    kube: Kube
 
-        def _get(self, match: re.Match[str], query: dict[str, list[str]]) -> None:
-            namespace, kind, name = match["namespace"] or "", match["kind"], match["name"] or ""
-            verb = "get" if name else "list"
-            if kind == "jobs" and kube.outages:
-                kube.outages -= 1
-                self.answer(*status_of("ServiceUnavailable", "the server is currently unable to handle it"))
-            elif not kube.may(verb, kind, match["part"]):
-                self.answer(*forbidden(verb, kind, name, namespace))
-            elif kind == "namespaces" and name in kube.namespaces:
-                self.answer(200, {"kind": "Namespace", "apiVersion": "v1", "metadata": {"name": name}})
-            elif not name:
-                self._list(namespace, kind, query.get("labelSelector", [""])[0])
-            elif (value := kube.objects.get((namespace, kind, name))) is None:
-                self.answer(*not_found(kind, name))
-            elif match["part"] == "log":
-                self._log(value, query)
-            else:
-                self.answer(200, value)
+    def do_GET(self) -> None:
+        url = urlsplit(self.path)
+        self.kube.requests.append(f"GET {url.path}")
+        if (document := discovery(url.path, self.kube.absent)) is not None:
+            self.answer(200, document)
+        elif (match := _PATH.match(url.path)) is None:
+            self.answer(*status_of("NotFound", "the server could not find the requested resource"))
+        else:
+            self._get(match, parse_qs(url.query))
 
-        def do_POST(self) -> None:
-            url = urlsplit(self.path)
-            match = _PATH.match(url.path)
-            value = json.loads(self.body())
-            is_dry = "dryRun" in url.query
-            kube.requests.append(f"POST {url.path}{' dry' * is_dry}")
-            assert match is not None
-            if match["kind"] == "selfsubjectaccessreviews" and kube.may("create", match["kind"]):
-                self._review(value)
+    def _get(self, match: re.Match[str], query: dict[str, list[str]]) -> None:
+        namespace, kind, name = match["namespace"] or "", match["kind"], match["name"] or ""
+        verb = "get" if name else "list"
+        if kind == "jobs" and self.kube.outages:
+            self.kube.outages -= 1
+            self.answer(*status_of("ServiceUnavailable", "the server is currently unable to handle it"))
+        elif not self.kube.may(verb, kind, match["part"]):
+            self.answer(*forbidden(verb, kind, name, namespace))
+        elif kind == "namespaces" and name in self.kube.namespaces:
+            self.answer(200, {"kind": "Namespace", "apiVersion": "v1", "metadata": {"name": name}})
+        elif not name:
+            self._list(namespace, kind, query.get("labelSelector", [""])[0])
+        elif (value := self.kube.objects.get((namespace, kind, name))) is None:
+            self.answer(*not_found(kind, name))
+        elif match["part"] == "log":
+            self._log(value, query)
+        else:
+            self.answer(200, value)
+
+    def do_POST(self) -> None:
+        url = urlsplit(self.path)
+        match = _PATH.match(url.path)
+        value = json.loads(self.body())
+        is_dry = "dryRun" in url.query
+        self.kube.requests.append(f"POST {url.path}{' dry' * is_dry}")
+        assert match is not None
+        if match["kind"] == "selfsubjectaccessreviews" and self.kube.may("create", match["kind"]):
+            self._review(value)
+            return
+        namespace, kind, name = match["namespace"] or "", match["kind"], value["metadata"].get("name", "")
+        reason, message = self.kube.refused.get(kind, ("", ""))
+        if not self.kube.may("create", kind):
+            self.answer(*forbidden("create", kind, "", namespace))
+        elif namespace not in self.kube.namespaces:
+            self.answer(*not_found("namespaces", namespace))
+        elif reason and not (is_dry and message.startswith("late ")):
+            self.answer(*status_of(reason, message, kind, name))
+        elif (namespace, kind, name) in self.kube.objects:
+            self.answer(*already_exists(kind, name))
+        else:
+            value["metadata"]["uid"] = f"uid-{name}"
+            if not is_dry:
+                value = self.kube.put(kind, namespace, value)
+                if kind == self.kube.slow:
+                    self.kube.is_slow.set()
+                    self.kube.go_on.wait(20)
+            self.answer(201, value)
+
+    def do_DELETE(self) -> None:
+        match = _PATH.match(urlsplit(self.path).path)
+        self.kube.requests.append(f"DELETE {self.path}")
+        self.body()
+        assert match is not None
+        if not self.kube.may("delete", match["kind"]):
+            self.answer(*forbidden("delete", match["kind"], match["name"], match["namespace"]))
+        elif not self.kube.remove((match["namespace"], match["kind"], match["name"])):
+            self.answer(*not_found(match["kind"], match["name"]))
+        else:
+            self.answer(200, {"kind": "Status", "apiVersion": "v1", "status": "Success"})
+
+    def _review(self, value: dict[str, Any]) -> None:
+        attributes = value["spec"]["resourceAttributes"]
+        allowed = self.kube.may(attributes["verb"], attributes["resource"], attributes.get("subresource"))
+        self.answer(201, value | {"status": {"allowed": allowed}})
+
+    def _list(self, namespace: str, kind: str, selector: str) -> None:
+        labels = dict(label.split("=") for label in selector.split(",") if label)
+        items = [
+            value for (owner, resource, _), value in self.kube.objects.items()
+            if resource == kind and (owner == namespace or kind in OF_NO_NAMESPACE)
+            and labels.items() <= value["metadata"].get("labels", {}).items()
+        ]  # fmt: skip
+        version = version_of(kind)
+        head = {"kind": f"{KINDS[version][kind]}List", "apiVersion": version, "metadata": {}}
+        self.answer(200, head | {"items": items})
+
+    def _log(self, pod: dict[str, Any], query: dict[str, list[str]]) -> None:
+        """Respond like API server and kubelet: an empty log without a state, an error before start."""
+        name, container = pod["metadata"]["name"], query.get("container", ["trainer"])[0]
+        if (waiting := _state(pod).get("waiting")) is not None:
+            text = f'container "{container}" in pod "{name}" is waiting to start: {waiting["reason"]}'
+            self.answer(*status_of("BadRequest", text))
+            return
+        self.send_response(200)
+        self.send_header("Content-Type", "text/plain")
+        self.end_headers()
+        sent = 0
+        while _state(pod):
+            is_last = "running" not in _state(pod) or "follow" not in query
+            lines = self.kube.logs.get(name, "").splitlines()
+            for number, line in enumerate(lines[sent:], sent):
+                stamp = f"2026-11-27T11:{number // 60:02}:{number % 60:02}.123456789Z"
+                if stamp >= query.get("sinceTime", [""])[0]:
+                    time_of = f"{stamp} " if "timestamps" in query else ""
+                    self.wfile.write(f"{time_of}{line}\n".encode())
+            sent = len(lines)
+            if is_last or (sent and self.kube.drops):
+                self.kube.drops -= not is_last
                 return
-            namespace, kind, name = match["namespace"] or "", match["kind"], value["metadata"].get("name", "")
-            reason, message = kube.refused.get(kind, ("", ""))
-            if not kube.may("create", kind):
-                self.answer(*forbidden("create", kind, "", namespace))
-            elif namespace not in kube.namespaces:
-                self.answer(*not_found("namespaces", namespace))
-            elif reason and not (is_dry and message.startswith("late ")):
-                self.answer(*status_of(reason, message, kind, name))
-            elif (namespace, kind, name) in kube.objects:
-                self.answer(*already_exists(kind, name))
-            else:
-                value["metadata"]["uid"] = f"uid-{name}"
-                if not is_dry:
-                    value = kube.put(kind, namespace, value)
-                    if kind == kube.slow:
-                        kube.is_slow.set()
-                        kube.go_on.wait(20)
-                self.answer(201, value)
+            time.sleep(_BRIEF_SECONDS)
+            pod = self.kube.objects.get((pod["metadata"]["namespace"], "pods", name), {})
 
-        def do_DELETE(self) -> None:
-            match = _PATH.match(urlsplit(self.path).path)
-            kube.requests.append(f"DELETE {self.path}")
-            self.body()
-            assert match is not None
-            if not kube.may("delete", match["kind"]):
-                self.answer(*forbidden("delete", match["kind"], match["name"], match["namespace"]))
-            elif not kube.remove((match["namespace"], match["kind"], match["name"])):
-                self.answer(*not_found(match["kind"], match["name"]))
-            else:
-                self.answer(200, {"kind": "Status", "apiVersion": "v1", "status": "Success"})
 
-        def _review(self, value: dict[str, Any]) -> None:
-            attributes = value["spec"]["resourceAttributes"]
-            allowed = kube.may(attributes["verb"], attributes["resource"], attributes.get("subresource"))
-            self.answer(201, value | {"status": {"allowed": allowed}})
-
-        def _list(self, namespace: str, kind: str, selector: str) -> None:
-            labels = dict(label.split("=") for label in selector.split(",") if label)
-            items = [
-                value for (owner, resource, _), value in kube.objects.items()
-                if resource == kind and (owner == namespace or kind in OF_NO_NAMESPACE)
-                and labels.items() <= value["metadata"].get("labels", {}).items()
-            ]  # fmt: skip
-            version = version_of(kind)
-            head = {"kind": f"{KINDS[version][kind]}List", "apiVersion": version, "metadata": {}}
-            self.answer(200, head | {"items": items})
-
-        def _log(self, pod: dict[str, Any], query: dict[str, list[str]]) -> None:
-            """Respond like API server and kubelet: an empty log without a state, an error before start."""
-            name, container = pod["metadata"]["name"], query.get("container", ["trainer"])[0]
-            if (waiting := _state(pod).get("waiting")) is not None:
-                text = f'container "{container}" in pod "{name}" is waiting to start: {waiting["reason"]}'
-                self.answer(*status_of("BadRequest", text))
-                return
-            self.send_response(200)
-            self.send_header("Content-Type", "text/plain")
-            self.end_headers()
-            sent = 0
-            while _state(pod):
-                is_last = "running" not in _state(pod) or "follow" not in query
-                lines = kube.logs.get(name, "").splitlines()
-                for number, line in enumerate(lines[sent:], sent):
-                    stamp = f"2026-11-27T11:{number // 60:02}:{number % 60:02}.123456789Z"
-                    if stamp >= query.get("sinceTime", [""])[0]:
-                        time_of = f"{stamp} " if "timestamps" in query else ""
-                        self.wfile.write(f"{time_of}{line}\n".encode())
-                sent = len(lines)
-                if is_last or (sent and kube.drops):
-                    kube.drops -= not is_last
-                    return
-                time.sleep(_BRIEF_SECONDS)
-                pod = kube.objects.get((pod["metadata"]["namespace"], "pods", name), {})
-
-    return Handler
+def _handler(kube: Kube) -> type[_Handler]:
+    """Return the request handler class for this server's state."""
+    return type("_Handler", (_Handler,), {"kube": kube})
 
 
 def _state(pod: dict[str, Any]) -> dict[str, Any]:

@@ -66,95 +66,99 @@ def _described() -> DescriptorPool:
 _POOL = _described()
 
 
-def _handler(vertex: Vertex) -> type[JsonHandler]:
-    class Handler(JsonHandler, BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            if self._is_of_project({}):
+class _Handler(JsonHandler, BaseHTTPRequestHandler):
+    vertex: Vertex
+
+    def do_GET(self) -> None:
+        if self._is_of_project({}):
+            return
+        rest = self._resource()
+        if rest == "jobs":
+            self.answer(200, {"jobs": list(self.vertex.schedules.values())})
+        if rest != "customJobs":
+            return
+        chosen = parse_qs(urlsplit(self.path).query).get("filter", [""])[0]
+        named = re.fullmatch(r'displayName="(.*)"', chosen)
+        jobs = [job for job in self.vertex.jobs if named is None or job["displayName"] == named[1]]
+        self.answer(200, {"customJobs": jobs} if jobs else {})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.body())
+        if urlsplit(self.path).path == "/v2/entries:list":
+            self.vertex.requests.append("POST entries")
+            self.answer(200, {"entries": _chosen(self.vertex.entries, body["filter"])})
+            return
+        if self._is_of_project(body):
+            return
+        rest = self._resource()
+        if rest is None:
+            return
+        try:
+            self._create(rest, body)
+        except ParseError as error:
+            self._refuse(400, f"Invalid JSON payload received. {error}")
+
+    def do_DELETE(self) -> None:
+        rest = self._resource()
+        if rest is None:
+            return
+        if self.vertex.schedules.pop(rest.removeprefix("jobs/"), None) is None:
+            self._refuse(404, "Job not found.")
+        else:
+            self.answer(200, {})
+
+    def _create(self, rest: str, body: dict[str, Any]) -> None:
+        if rest.endswith(":cancel"):
+            job = next(job for job in self.vertex.jobs if job["name"].endswith(rest.removesuffix(":cancel")))
+            job["state"] = "JOB_STATE_CANCELLING"
+            self.answer(200, {})
+        elif rest == "customJobs":
+            read(body, CUSTOM_JOB)
+            number = 1000 + len(self.vertex.jobs)
+            name = f"projects/{NUMBER}/locations/{REGION}/customJobs/{number}"
+            made = {
+                "name": name,
+                "state": "JOB_STATE_QUEUED",
+                "createTime": f"2026-11-27T11:00:{number % 60}Z",
+            }
+            self.vertex.jobs.append(body | made)
+            self.answer(200, self.vertex.jobs[-1])
+        elif rest == "jobs":
+            read(body, "google.cloud.scheduler.v1.Job")
+            read(json.loads(base64.b64decode(body["httpTarget"]["body"])), CUSTOM_JOB)
+            name = body["name"].rpartition("/")[2]
+            if name in self.vertex.schedules:
+                self._refuse(409, f"Job {name} already exists.")
                 return
-            rest = self._resource()
-            if rest == "jobs":
-                self.answer(200, {"jobs": list(vertex.schedules.values())})
-            if rest != "customJobs":
-                return
-            chosen = parse_qs(urlsplit(self.path).query).get("filter", [""])[0]
-            named = re.fullmatch(r'displayName="(.*)"', chosen)
-            jobs = [job for job in vertex.jobs if named is None or job["displayName"] == named[1]]
-            self.answer(200, {"customJobs": jobs} if jobs else {})
+            self.vertex.schedules[name] = body
+            self.answer(200, body | {"state": "ENABLED"})
 
-        def do_POST(self) -> None:
-            body = json.loads(self.body())
-            if urlsplit(self.path).path == "/v2/entries:list":
-                vertex.requests.append("POST entries")
-                self.answer(200, {"entries": _chosen(vertex.entries, body["filter"])})
-                return
-            if self._is_of_project(body):
-                return
-            rest = self._resource()
-            if rest is None:
-                return
-            try:
-                self._create(rest, body)
-            except ParseError as error:
-                self._refuse(400, f"Invalid JSON payload received. {error}")
+    def _is_of_project(self, body: dict[str, Any]) -> bool:
+        answer = self.vertex.project.answer(self.path, body)
+        if answer is not None:
+            self.answer(*answer)
+        return answer is not None
 
-        def do_DELETE(self) -> None:
-            rest = self._resource()
-            if rest is None:
-                return
-            if vertex.schedules.pop(rest.removeprefix("jobs/"), None) is None:
-                self._refuse(404, "Job not found.")
-            else:
-                self.answer(200, {})
+    def _resource(self) -> str | None:
+        """Return the path below the location, or None after an error response."""
+        path = urlsplit(self.path).path
+        self.vertex.requests.append(f"{self.command} {path}")
+        match = _LOCATION_PATH.match(path)
+        if match is None or match["project"] not in (PROJECT, NUMBER) or match["region"] != REGION:
+            self._refuse(404, "Project or location not found.")
+        elif self.vertex.refused is not None:
+            self._refuse(*self.vertex.refused)
+        else:
+            return match["rest"]
+        return None
 
-        def _create(self, rest: str, body: dict[str, Any]) -> None:
-            if rest.endswith(":cancel"):
-                job = next(job for job in vertex.jobs if job["name"].endswith(rest.removesuffix(":cancel")))
-                job["state"] = "JOB_STATE_CANCELLING"
-                self.answer(200, {})
-            elif rest == "customJobs":
-                read(body, CUSTOM_JOB)
-                number = 1000 + len(vertex.jobs)
-                name = f"projects/{NUMBER}/locations/{REGION}/customJobs/{number}"
-                made = {
-                    "name": name,
-                    "state": "JOB_STATE_QUEUED",
-                    "createTime": f"2026-11-27T11:00:{number % 60}Z",
-                }
-                vertex.jobs.append(body | made)
-                self.answer(200, vertex.jobs[-1])
-            elif rest == "jobs":
-                read(body, "google.cloud.scheduler.v1.Job")
-                read(json.loads(base64.b64decode(body["httpTarget"]["body"])), CUSTOM_JOB)
-                name = body["name"].rpartition("/")[2]
-                if name in vertex.schedules:
-                    self._refuse(409, f"Job {name} already exists.")
-                    return
-                vertex.schedules[name] = body
-                self.answer(200, body | {"state": "ENABLED"})
+    def _refuse(self, code: int, message: str) -> None:
+        self.answer(code, {"error": {"code": code, "message": message, "status": "REFUSED"}})
 
-        def _is_of_project(self, body: dict[str, Any]) -> bool:
-            answer = vertex.project.answer(self.path, body)
-            if answer is not None:
-                self.answer(*answer)
-            return answer is not None
 
-        def _resource(self) -> str | None:
-            """Return the path below the location, or None after an error response."""
-            path = urlsplit(self.path).path
-            vertex.requests.append(f"{self.command} {path}")
-            match = _LOCATION_PATH.match(path)
-            if match is None or match["project"] not in (PROJECT, NUMBER) or match["region"] != REGION:
-                self._refuse(404, "Project or location not found.")
-            elif vertex.refused is not None:
-                self._refuse(*vertex.refused)
-            else:
-                return match["rest"]
-            return None
-
-        def _refuse(self, code: int, message: str) -> None:
-            self.answer(code, {"error": {"code": code, "message": message, "status": "REFUSED"}})
-
-    return Handler
+def _handler(vertex: Vertex) -> type[_Handler]:
+    """Return the request handler class for this server's state."""
+    return type("_Handler", (_Handler,), {"vertex": vertex})
 
 
 def _chosen(entries: list[dict[str, Any]], chosen: str) -> list[dict[str, Any]]:
