@@ -85,19 +85,22 @@ class BatchPrefetcher:
         self._first_mirrored = coins(split.numbers, seed) if has_alternating_flip else None
         self._sampler = EpochSampler(self.count, self.global_batch_size, group_size, split.shards)
         self._images = self._sampler.lanes_of_images(split.numbers)
-        if process_count > self._sampler.lane_count:
-            raise UsageError(
-                f"{self.count} training images can be divided among at most {self._sampler.lane_count} "
-                f"processes.",
-                "Use fewer processes, or add images.",
-                received=f"{process_count} processes",
-            )
+        self._require_enough_images()
         self.own = np.flatnonzero(self._images % process_count == process_index)
         """Rows of the split from which this process takes its share of the batches."""
         if process_count > 1 and split.shards is None:
             split.pixels.cache(self.own)
         self._epoch = -1
         self._order = self._owners = np.array([], np.int64)
+
+    def _require_enough_images(self) -> None:
+        if self.process_count > self._sampler.lane_count:
+            raise UsageError(
+                f"{self.count} training images can be divided among at most {self._sampler.lane_count} "
+                f"processes.",
+                "Use fewer processes, or add images.",
+                received=f"{self.process_count} processes",
+            )
 
     def blocks(self, first_step: int, end_step: int) -> Generator[BatchBlock, None, None]:
         """Yield blocks with the batches of steps `first_step` to `end_step`, exclusive."""
