@@ -72,22 +72,7 @@ def verify_export(path: Path, golden: Golden) -> float:
     Raises TrainerError if the process fails or a probability differs by more than TOLERANCE, OutOfMemoryError
     if the process is killed, TemporaryError if the disk is full.
     """
-    with temporary_folder() as folder:
-        arrays, script = folder / "golden.npz", folder / _SCRIPT.name
-        shutil.copyfile(_SCRIPT, script)
-        np.savez(
-            arrays,
-            pixels=golden.pixels,
-            probabilities=golden.probabilities,
-            lengths=np.array([len(image) for image in golden.images]),
-            images=np.frombuffer(b"".join(golden.images), np.uint8),
-        )
-        process = subprocess.run(
-            [sys.executable, str(script), str(path.absolute()), str(arrays)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+    process = _run_reload_check(path, golden)
     if process.returncode == -signal.SIGKILL:
         raise OutOfMemoryError(
             "The process that verifies the exported model was killed, probably because the system ran out of "
@@ -109,6 +94,26 @@ def verify_export(path: Path, golden: Golden) -> float:
             received=f"a probability that differs by {difference:.2g}, at most {TOLERANCE:g} is allowed",
         )
     return difference
+
+
+def _run_reload_check(path: Path, golden: Golden) -> subprocess.CompletedProcess[str]:
+    """Run the script in a fresh process, in a folder of its own."""
+    with temporary_folder() as folder:
+        arrays, script = folder / "golden.npz", folder / _SCRIPT.name
+        shutil.copyfile(_SCRIPT, script)
+        np.savez(
+            arrays,
+            pixels=golden.pixels,
+            probabilities=golden.probabilities,
+            lengths=np.array([len(image) for image in golden.images]),
+            images=np.frombuffer(b"".join(golden.images), np.uint8),
+        )
+        return subprocess.run(
+            [sys.executable, str(script), str(path.absolute()), str(arrays)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
 
 
 def _encoded(split: Split, row: int) -> bytes | None:
