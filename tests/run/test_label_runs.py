@@ -100,7 +100,7 @@ def test_predict_and_evaluate_print_all_labels(
     assert json.loads(capsys.readouterr().out)["all/mean_average_precision"] > 0.9
     evaluate_command(str(run), str(table), tmp_path, as_json=False, settings=[])
     assert "mean average precision 0.9" in capsys.readouterr().out.replace("1.000", "0.9")
-    with pytest.raises(UsageError, match="size and resizing"):
+    with pytest.raises(UsageError, match="are fixed by the model"):
         evaluate_command(str(run), str(table), tmp_path, as_json=True, settings=["data.labels=single"])
     put_table(tmp_path / "other.csv", [("path", "labels"), (data / "0001.png", "moon;disc")])
     with pytest.raises(DataError, match="does not have these classes"):

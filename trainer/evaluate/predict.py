@@ -101,8 +101,8 @@ def evaluate_source(
         if not setting.startswith("data.") or setting.partition("=")[0].strip() in _FIXED_BY_MODEL:
             raise UsageError(
                 "This setting can't be changed for an evaluation.",
-                "Use a setting of how the data are read, such as data.layout=folders; the image size and the "
-                "preprocessing are fixed by the model.",
+                "Use a setting of how the data are read, such as data.layout=folders. The type of labels, "
+                "the image size and the preprocessing are fixed by the model.",
                 received=shown_address(setting),
             )
     fixed = {"source": source, **model.data.model_dump(exclude_unset=True)}

@@ -72,7 +72,13 @@ class BatchPrefetcher:
         boundaries: Sequence[int] = (),
         has_alternating_flip: bool = False,
     ) -> None:
-        """boundaries: steps at which a block ends. has_device_cache: blocks contain indices, not images."""
+        """group_size: see `EpochSampler`. process_index, process_count: determine the share to read.
+
+        has_device_cache: device memory holds the images of `own`, and blocks contain indices into them.
+        boundaries: steps at which a block ends. has_alternating_flip: mirror each image in every second
+        epoch, a random half of them in the first. Raises UsageError if there are too few images for the
+        number of processes.
+        """
         self._has_device_cache, self._boundaries = has_device_cache, boundaries
         self.split = split
         self.count = len(split.labels)
