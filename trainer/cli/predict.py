@@ -91,14 +91,17 @@ def predict_command(
     if target is None:
         _print_answers(answers(), max(map(len, names.values())), is_multi, options)
     else:
-        store, name = target
-        store.write(name, _as_csv(answers(), model.class_names, is_multi, options.top).encode())
-        click.echo(f"csv        {shown_address(store.at(name))}", err=True)
+        _write_csv(*target, _as_csv(answers(), model.class_names, is_multi, options.top))
     links = filter(None, (describe_links(paths, source) for source, _ in sources if source.is_dir()))
     for line in (*warnings_of_formats(converted, unusable), *_left_out(left_out), *links):
         click.echo(line, err=True)
     if unusable:
         raise DataError(f"{len(unusable)} of {len(paths)} images can't be used.", "See the lines above.")
+
+
+def _write_csv(store: Store, name: str, text: str) -> None:
+    store.write(name, text.encode())
+    click.echo(f"csv        {shown_address(store.at(name))}", err=True)
 
 
 def _local_images(uri: str, cache_dir: Path, progress: Progress) -> Path:

@@ -9,6 +9,7 @@ import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trainer.cli.bootstrap import import_tensorflow, require_tensorflow, translate_memory_errors
 from trainer.cli.console import Console
@@ -16,6 +17,10 @@ from trainer.cli.paths import absolute_source, require_apart
 from trainer.errors import StoppedError
 from trainer.shutdown import GracefulShutdown
 from trainer.spec import load_spec
+
+if TYPE_CHECKING:
+    from trainer.data.shards.index import ShardManifest
+    from trainer.storage.store import Store
 
 _LOG_SECONDS = 30.0
 _FEWER = "Use fewer --processes."
@@ -55,13 +60,15 @@ def shard_command(
                 "done", f"the part of machine {share[0]} of {share[1]}; machine 0 completes the shards"
             )
             return
-        size = sum(shard.size for shard in manifest.shards)
-        images = sum(shard.images for shard in manifest.shards)
-        console.on_fact(
-            "done", f"{images:,} images in {len(manifest.shards)} shards, {size / 2**20:,.0f} MiB"
-        )
-        for warning in manifest.warnings:
-            console.on_message(warning)
-        if manifest.rejected:
-            console.on_message(f"{len(manifest.rejected)} files left out; shards.json lists them")
-        console.on_fact("try", f"trainer train --data {shlex.quote(store.uri)}")
+        _print_shards(manifest, store, console)
+
+
+def _print_shards(manifest: ShardManifest, store: Store, console: Console) -> None:
+    size = sum(shard.size for shard in manifest.shards)
+    images = sum(shard.images for shard in manifest.shards)
+    console.on_fact("done", f"{images:,} images in {len(manifest.shards)} shards, {size / 2**20:,.0f} MiB")
+    for warning in manifest.warnings:
+        console.on_message(warning)
+    if manifest.rejected:
+        console.on_message(f"{len(manifest.rejected)} files left out; shards.json lists them")
+    console.on_fact("try", f"trainer train --data {shlex.quote(store.uri)}")
