@@ -152,10 +152,10 @@ def test_redaction_accepts_any_text_and_is_idempotent(text: str) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        ["train", NASTY],
+        ["train", NASTY.replace("host.invalid:8", "host.invalid:99999999")],
         ["train", "--data", NASTY.replace("host.invalid:8", "host.invalid:99999999")],
         ["runs", "gs://KEY:S3CR3T@bucket/runs"],
-        ["predict", ".", NASTY],
+        ["predict", ".", NASTY.replace("host.invalid:8", "host.invalid:99999999")],
     ],
 )
 def test_failing_command_prints_no_secret(words: list[str], tmp_path: Path) -> None:

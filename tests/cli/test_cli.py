@@ -143,7 +143,10 @@ def test_invalid_spec_in_the_environment_is_rejected(sent: str, words: str, tmp_
 
 @pytest.mark.parametrize(
     ("place", "hours", "words"),
-    [("docker", "2", "--deadline-hours is for gke"), ("gke", "nan", "is a number of hours. Received: nan")],
+    [
+        ("docker", "2", "--deadline-hours is not supported"),
+        ("gke", "nan", "must be a finite number. Received: nan"),
+    ],
 )
 def test_unsupported_deadline_is_rejected(place: str, hours: str, words: str) -> None:
     done = CliRunner().invoke(cli, ["submit", place, "--deadline-hours", hours, "--dry-run"])
@@ -154,7 +157,7 @@ def test_unsupported_deadline_is_rejected(place: str, hours: str, words: str) ->
 def test_container_mounts_the_folder_of_an_import_file(tmp_path: Path) -> None:
     (tmp_path / "pets.csv").write_text("a.png,cat\n")
     words = ["submit", "docker", "--data", str(tmp_path / "pets.csv"), "--accelerator", "cpu", "--dry-run"]
-    body = json.loads(CliRunner().invoke(cli, [*words, "--output", str(tmp_path / "runs")]).output)
+    body = json.loads(CliRunner().invoke(cli, [*words, "--output", str(tmp_path / "runs")]).stdout)
     mounts = {each["Source"]: each["ReadOnly"] for each in body["HostConfig"]["Mounts"]}
     assert mounts == {str(tmp_path): True, str(tmp_path / "runs"): False}
 
@@ -171,7 +174,7 @@ def test_container_mounts_the_run_of_start_from(start_from: str, mounted: str | 
     place = f"{tmp_path}/{start_from}" if "/" in start_from else start_from
     words = ["submit", "docker", "--recipe", "demo", "--accelerator", "cpu", "--dry-run",
              "--set", f"train.start_from={place}", "--output", f"{tmp_path}/runs"]  # fmt: skip
-    body = json.loads(CliRunner().invoke(cli, words).output)
+    body = json.loads(CliRunner().invoke(cli, words).stdout)
     mounts = {each["Source"]: each["ReadOnly"] for each in body["HostConfig"]["Mounts"]}
     read = {} if mounted is None else {f"{tmp_path}/{mounted}": True}
     assert mounts == {f"{tmp_path}/runs": False, **read}
@@ -181,14 +184,14 @@ def test_container_mounts_a_weights_file(tmp_path: Path) -> None:
     words = ["submit", "docker", "--recipe", "demo", "--accelerator", "cpu", "--dry-run",
              "--set", f"model={{family: pretrained, weights: {tmp_path}/w.h5}}",
              "--set", "data.image_size=32", "--output", f"{tmp_path}/runs"]  # fmt: skip
-    body = json.loads(CliRunner().invoke(cli, words).output)
+    body = json.loads(CliRunner().invoke(cli, words).stdout)
     mounts = {each["Source"]: each["ReadOnly"] for each in body["HostConfig"]["Mounts"]}
     assert mounts == {f"{tmp_path}/w.h5": True, f"{tmp_path}/runs": False}
 
 
 def test_start_from_rejects_a_web_url(tmp_path: Path) -> None:
     settings = ("train.start_from=https://a.example/runs/one",)
-    with pytest.raises(UsageError, match="A place is a folder or gs://BUCKET/PREFIX"):
+    with pytest.raises(UsageError, match="must be a folder or gs://BUCKET/PREFIX"):
         load_run_spec(None, "demo", settings, {}, None, tmp_path)
 
 

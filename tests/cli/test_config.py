@@ -65,7 +65,7 @@ def test_html_page_must_be_an_html_file_outside_of_runs(
         (tmp_path / name).write_text(metrics)
     for html, words in (
         ("b.json", "requires a file name"), ("runs/champion", "requires a file name"),
-        ("runs/two/report.html", "within a run"), ("runs/two/plots/a.HTML", "within a run"),
+        ("runs/two/report.html", "inside a run"), ("runs/two/plots/a.HTML", "inside a run"),
         ("", "requires a file name"), ("gs://bucket", "requires a file name"),
     ):  # fmt: skip
         done = CliRunner().invoke(cli, ["compare", "a.json", "b.json", "--html", html])

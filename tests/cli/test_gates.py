@@ -68,7 +68,7 @@ def test_required_accuracy_excludes_copies_of_training_images(
 ) -> None:
     for copies, message in (
         (9, r"accuracy 0\.3333 without 9 exact copies"),
-        (18, "all its held-out images are"),
+        (18, "all held-out images are"),
     ):
         for name in (MANIFEST, MARKER):
             folder.output.remove(f"two/{name}")
@@ -132,7 +132,7 @@ def test_signal_stops_the_gates(folder: RunFolder, spec: RunSpec) -> None:
             raise AssertionError("It goes on.")
 
         watched = replace(folder, output=Watched(Path(folder.output.uri), be_stopped))
-        with pytest.raises(StoppedError, match=r"run_gates it with: .*trainer train .*two/spec\.yaml"):
+        with pytest.raises(StoppedError, match=r"Repeat the gates with: .*trainer train .*two/spec\.yaml"):
             judged(watched, spec, stop=stop)
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
     finally:

@@ -101,7 +101,7 @@ def test_engine_errors_are_classified_independently_of_names(
     no_command = f'failed to create task: exec: "/opt/{word}": no such file, in https://{word}/nvidia'
     engine.answers = {"POST /containers/made/start": (500, no_command)}
     for config in ({}, {"DeviceRequests": [{}]}):
-        assert "The Docker engine rejects the request" in str(error_of(client, image, **config))
+        assert "The Docker engine rejected the request" in str(error_of(client, image, **config))
     no_gpu = 'could not select device driver "" with capabilities: [[gpu]]'
     engine.answers = {"POST /containers/made/start": (500, no_gpu)}
     assert "The Docker engine has no GPU support" in str(error_of(client, image, DeviceRequests=[{}]))
@@ -113,7 +113,7 @@ def test_conflict_concerns_name_only_when_container_is_created(engine: Engine, c
     assert "A container of this name already exists" in str(error_of(client, "x:y"))
     engine.container = CONTAINER
     engine.answers = {"POST /containers/": (409, "removal of container pets is already in progress")}
-    with pytest.raises(UsageError, match="The Docker engine rejects the request"):
+    with pytest.raises(UsageError, match="The Docker engine rejected the request"):
         stop_container(client, "pets")
 
 

@@ -53,7 +53,7 @@ def test_submit_prints_plan_and_creates_objects_of_dry_run(cluster: Cluster) -> 
 
 def test_submit_sends_nothing_without_confirmation(cluster: Cluster) -> None:
     for answer in ("n\n", "\n", ""):
-        assert "Nothing was sent" in cluster.refused(*SUBMIT, *OUTPUT, answer=answer)
+        assert "The job was not submitted" in cluster.refused(*SUBMIT, *OUTPUT, answer=answer)
     assert not [value for value in cluster.kube.requests if value.startswith("POST")]
 
 

@@ -19,7 +19,7 @@ DOCUMENTS = (
     "README.md", "README.pt-BR.md", "CONTRIBUTING.md",
     *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))),
 )  # fmt: skip
-_SPEC = "recipe: demo\nrun_name: pets\n"
+_SPEC = "recipe: demo\nrun_name: pets\noutput: gs://my-bucket/runs\n"
 
 
 def lines_to_type() -> Iterator[str]:

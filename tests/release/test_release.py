@@ -238,6 +238,8 @@ def test_runs_are_listed_promoted_and_rolled_back(runs: Path, tmp_path: Path) ->
     (own / "squares").rename(own / "rings")
     assert "have other classes than the models" in run_command("promote", runs / "again", code=65)
     assert (runs / "champion").read_text() == "good\n"
-    assert "Only settings of the decision" in run_command("promote", runs / "poor", "--set", "seed=3", code=2)
+    assert "--set accepts only settings of the decision" in run_command(
+        "promote", runs / "poor", "--set", "seed=3", code=2
+    )
     assert "There is no such run" in run_command("promote", runs / "nowhere", code=2)
     assert run_command("runs", tmp_path / "empty") == "no runs\n"

@@ -91,9 +91,9 @@ def test_half_retired_run_is_repaired_after_a_crash(output: Store) -> None:
 def test_withdrawn_run_is_not_restarted_and_cannot_be_champion(output: Store, tmp_path: Path) -> None:
     keep_newest(output, 1)
     spec = load_spec(recipe="demo", overrides={"output": output.uri, "run_name": "three"})
-    with pytest.raises(UsageError, match=r"withdrawn by publish\.keep_runs"):
+    with pytest.raises(UsageError, match=r"exceeded publish\.keep_runs"):
         open_run_folder(spec, NOW, tmp_path / "cache")
-    with pytest.raises(UsageError, match="The run was withdrawn"):
+    with pytest.raises(UsageError, match=r"The run exceeded publish\.keep_runs"):
         challenge(output, "three", 0.0, 0.05, between({}))
     assert read_champion(output).name == "two"
     # A manual promotion restores the run as long as its files exist.
@@ -119,7 +119,7 @@ def test_challenger_withdrawn_during_its_challenge_does_not_become_champion(outp
         keep_newest(output, 1)
         return between({"two": 0.6, "three": 0.9})(champion, challenger)
 
-    with pytest.raises(UsageError, match="The run was withdrawn"):
+    with pytest.raises(UsageError, match=r"The run exceeded publish\.keep_runs"):
         challenge(output, "three", 0.0, 0.05, ask)
     assert read_champion(output).name == "two"
 
@@ -190,10 +190,10 @@ def test_withdrawn_run_is_reported_by_every_command(output: Store, tmp_path: Pat
         lambda: local_model(place, tmp_path, SilentProgress()),
         lambda: local_model(f"{place}/model", tmp_path, SilentProgress()),
     ):  # fmt: skip
-        with pytest.raises(UsageError, match="The run was withdrawn"):
+        with pytest.raises(UsageError, match=r"The run exceeded publish\.keep_runs"):
             read()
     output.remove(f"three/{MANIFEST}")
-    with pytest.raises(UsageError, match="its files are being removed"):
+    with pytest.raises(UsageError, match="its files are being deleted"):
         read_runs([place, place])
 
 
@@ -210,7 +210,7 @@ def test_run_withdrawn_while_waiting_for_its_lease_is_not_started(output: Store,
             lease.release()
 
     spec = load_spec(recipe="demo", overrides={"output": output.uri, "run_name": "seven"})
-    with pytest.raises(UsageError, match=r"withdrawn by publish\.keep_runs"):
+    with pytest.raises(UsageError, match=r"exceeded publish\.keep_runs"):
         open_run_folder(spec, NOW, tmp_path / "cache", progress=Screen())
     assert output.find(f"seven/{MANIFEST}")
 

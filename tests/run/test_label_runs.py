@@ -103,7 +103,7 @@ def test_predict_and_evaluate_print_all_labels(
     with pytest.raises(UsageError, match="are fixed by the model"):
         evaluate_command(str(run), str(table), tmp_path, as_json=True, settings=["data.labels=single"])
     put_table(tmp_path / "other.csv", [("path", "labels"), (data / "0001.png", "moon;disc")])
-    with pytest.raises(DataError, match="does not have these classes"):
+    with pytest.raises(DataError, match="classes that the model does not have"):
         evaluate_command(str(run), str(tmp_path / "other.csv"), tmp_path, as_json=True, settings=[])
 
 

@@ -88,7 +88,7 @@ def test_command_of_a_finished_run_changes_nothing_and_succeeds(finished: Finish
     (later / "metrics.json").write_text("{}")
     publish(FolderStore(run.parent), later.name, later)
     done = trainer("train", run / "spec.yaml", cache=run.parent / "cache")
-    assert "latest     later, which was published after this run" in done.stdout
+    assert "latest     later, published after this run" in done.stdout
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
 
 

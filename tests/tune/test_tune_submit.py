@@ -78,9 +78,9 @@ def test_lost_search_worker_does_not_restart_the_others_on_vertex_ai() -> None:
         ({"trials": None}, "--parameter without --trials"),
         ({"parameters": ()}, "--trials without --parameter"),
         ({"workers": 9}, "9 workers for 8 trials"),
-        ({"schedule": "0 3 * * 1"}, "leave --schedule out"),
-        ({"is_jobset": True}, "leave --jobset out"),
-        ({"assert_accuracy_at_least": 0.9}, "leave --assert-accuracy-at-least out"),
+        ({"schedule": "0 3 * * 1"}, "Remove --schedule"),
+        ({"is_jobset": True}, "Remove --jobset"),
+        ({"assert_accuracy_at_least": 0.9}, "Remove --assert-accuracy-at-least"),
         ({"parameters": ("optimizer.nam=sgd|adamw",)}, "Did you mean optimizer.name?"),
     ],
 )
@@ -98,4 +98,4 @@ def test_submit_sends_a_search_with_its_parameters(tmp_path: Path) -> None:
     args = yaml.safe_load(done.stdout)["spec"]["template"]["spec"]["containers"][0]["args"]
     assert args[:5] == ["tune", "--trials", "4", "--metric", "accuracy"]
     assert args[5:7] == ["--parameter", "train.epochs=1..3"]
-    assert "leave --jobset out" in error_line(trainer(*words, *search, "--jobset", cache=tmp_path), 2)
+    assert "Remove --jobset" in error_line(trainer(*words, *search, "--jobset", cache=tmp_path), 2)

@@ -1,4 +1,4 @@
-"""Command-line interface: thin commands with heavy imports inside them."""
+"""Command-line interface: thin commands with heavy imports inside them, and the processes that they start."""
 
 from trainer.cli.app import main
 

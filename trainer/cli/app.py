@@ -161,7 +161,7 @@ def recipes(name: str | None) -> None:
 
 
 @click.command(epilog=examples("trainer spec train", "trainer spec optimizer.learning_rate"))
-@click.argument("key", metavar="KEY", default="", required=False)
+@click.argument("key", metavar="[KEY]", default="", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per setting.")
 def spec(key: str, as_json: bool) -> None:
     """Print settings with type, default and meaning.
@@ -189,7 +189,9 @@ def spec(key: str, as_json: bool) -> None:
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per image instead of a table.")
 @click.option(
-    "--csv", metavar="FILE", help="Write the predictions to a .csv file or gs:// URI, and print none."
+    "--csv",
+    metavar="FILE",
+    help="Write the predictions to a .csv file or gs:// URI instead of printing them.",
 )
 @click.option("--top", metavar="K", type=click.IntRange(1), help="Show the K most probable classes.")
 @click.option(
@@ -260,7 +262,8 @@ def evaluate(
 def shard(data: str, output: str, shard_mib: int, processes: int | None, settings: tuple[str, ...]) -> None:
     """Pack images into TFRecord shards, for large data.
 
-    The pods of an Indexed Job share the work. The same command resumes where it was stopped.
+    In a Kubernetes Indexed Job, each pod packs a part of the images. The same command resumes where it was
+    stopped.
     """
     from trainer.cli.shard import shard_command
     from trainer.distributed import read_share

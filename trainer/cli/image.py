@@ -43,7 +43,7 @@ def image() -> None:
 def build(variant: str, base: str, name: str, network: str | None, weights: tuple[str, ...]) -> None:
     """Build the image from this project's source.
 
-    The Docker engine is that of DOCKER_HOST, or of this host."""
+    Uses the Docker engine at DOCKER_HOST, or the local one if it is not set."""
     from trainer.cli.console import Console
     from trainer.cli.environment import cache_folder
     from trainer.launch.engine import open_engine
@@ -73,7 +73,7 @@ def build(variant: str, base: str, name: str, network: str | None, weights: tupl
 )
 @image_options
 def push(variant: str, base: str, name: str) -> None:
-    """Push the image of this source; the work tree must be committed."""
+    """Push the image of this source. Commit all changes first."""
     from trainer.launch.engine import open_engine
     from trainer.launch.image import find_source, push_image, tags_of
 

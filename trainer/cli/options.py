@@ -133,14 +133,14 @@ _SETTINGS = (
     click.option(
         "--require-accelerator",
         metavar="KIND",
-        help="Exit with code 69 unless the host has this accelerator: gpu, gpu:4 (at least) or tpu.",
+        help="Exit with code 69 unless the host has this accelerator: gpu, gpu:N (at least N GPUs) or tpu.",
     ),
     click.option(
         "--set",
         "settings",
         metavar="KEY=VALUE",
         multiple=True,
-        help="Change a setting: --set train.epochs=3.",
+        help="Override a setting, for example --set train.epochs=3. Can be repeated.",
     ),
 )
 
@@ -149,7 +149,8 @@ _ACCURACY = click.option(
     "--assert-accuracy-at-least",
     metavar="SHARE",
     type=Share(0, 1),
-    help="Exit with code 4 if the published model's accuracy on held-out images is lower: 0.9.",
+    help="Exit with code 4 if the published model's accuracy on held-out images is below SHARE, for example "
+    "0.9.",
 )
 _LOG = click.option(
     "--log", "log_format", type=click.Choice(["text", "json"]),
@@ -157,7 +158,7 @@ _LOG = click.option(
     "[default: bars on a terminal, otherwise json]",
 )  # fmt: skip
 _PARAMETER_HELP = (
-    "Search a setting: KEY=LOW..HIGH, with :log or :STEP after it, or KEY=A|B|C. Can be repeated."
+    "Search a setting: KEY=LOW..HIGH, KEY=LOW..HIGH:log, KEY=LOW..HIGH:STEP or KEY=A|B|C. Can be repeated."
 )
 
 
@@ -181,7 +182,7 @@ def search_options(is_required: bool) -> Callable[[Command], Command]:
                 default="accuracy", show_default=True,
                 help="Metric on the held-out images that selects the best trial.",
             ),
-            click.option("--no-pruning", is_flag=True, help="Train every trial to its end."),
+            click.option("--no-pruning", is_flag=True, help="Do not stop trials early."),
         ),
     )  # fmt: skip
 
@@ -193,7 +194,7 @@ _IMAGE = (
     ),
     click.option(
         "--base", metavar="IMAGE", default="python:3.12-slim", show_default=True,
-        help="Base image: a Debian, with Python 3.10 to 3.13 or without Python.",
+        help="Debian-based image, with Python 3.10 to 3.13 or without Python.",
     ),
     click.option(
         "--name", metavar="NAME", default="trainer", show_default=True,
@@ -213,7 +214,7 @@ _WORKERS = click.option(
 _SPOT = click.option("--spot", is_flag=True, help="Use Spot VMs (cheaper, can be preempted).")
 _IMAGE_NAME = click.option(
     "--image", metavar="NAME", envvar="TRAINER_IMAGE", default="trainer:gpu", show_default=True,
-    help="Container image; the default is TRAINER_IMAGE.",
+    help="Container image. The environment variable TRAINER_IMAGE overrides the default.",
 )  # fmt: skip
 _JOB = (
     _ACCELERATOR,
@@ -313,7 +314,7 @@ def cluster_options(command: Command) -> Command:
 
 
 def image_options(command: Command) -> Command:
-    """Add the options that describe a container image."""
+    """Add --variant, --base and --name of `trainer image build` and `push`."""
     return _with(command, _IMAGE)
 
 

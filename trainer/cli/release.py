@@ -83,7 +83,9 @@ def rollback(output: str) -> None:
 @click.command(epilog=examples("trainer runs", "trainer runs gs://my-bucket/runs --delete first"))
 @click.argument("output", metavar="[OUTPUT]", default="runs", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per run.")
-@click.option("--delete", "name", metavar="NAME", help="Delete this run instead, after a confirmation.")
+@click.option(
+    "--delete", "name", metavar="NAME", help="Delete a run instead of listing runs. Asks for confirmation."
+)
 @click.option("--yes", "is_confirmed", is_flag=True, help="Do not ask for confirmation.")
 def runs(output: str, as_json: bool, name: str | None, is_confirmed: bool) -> None:
     """List the runs of an output folder and its champion.
@@ -239,7 +241,7 @@ def _spec(output: Store, name: str, settings: tuple[str, ...]) -> RunSpec:
     others = [setting for setting in settings if not setting.startswith("publish.")]
     if others:
         raise UsageError(
-            "Only settings of the decision can be changed here.",
+            "--set accepts only settings of the decision for this command.",
             "Set publish.min_gain, publish.max_class_loss or publish.test_data.",
             received=shown_address(others[0]),
         )

@@ -39,7 +39,7 @@ _DIGITS = 6
 def repeat(times: int, seeds: str | None, as_json: bool, **options: Any) -> None:
     """Train a spec with several seeds and report the spread.
 
-    The same command resumes where it was stopped. No run challenges the champion; use `trainer promote`.
+    The same command resumes where it was stopped. The runs are not promoted; use `trainer promote`.
     """
     from trainer.cli.config import load_run_spec
     from trainer.cli.environment import cache_folder
@@ -86,7 +86,7 @@ def _seeds(text: str | None, times: int, first: int) -> list[int]:
     is_distinct = len(set(seeds)) == len(words) >= 2
     if not is_distinct or max(seeds) >= _MOST_SEED:
         raise UsageError(
-            "--seeds requires two or more distinct integers from 0.",
+            "--seeds requires at least two distinct non-negative integers.",
             "Separate them with commas, as in 1,2,3.",
             received=f"{text!r}",
         )

@@ -241,12 +241,12 @@ def _hours(place: str, said: float | None) -> float:
     """Return the deadline of the job in hours. Raises UsageError."""
     if said is not None and place == "docker":
         raise UsageError(
-            "An engine ends no container by itself, `trainer cancel docker` does; --deadline-hours is for "
-            "gke and vertex.",
+            "--deadline-hours is not supported for docker.",
+            "Stop the container with `trainer cancel docker`.",
             received=f"--deadline-hours {said:g} for docker",
         )
     if said is not None and not math.isfinite(said):
-        raise UsageError("--deadline-hours is a number of hours.", received=said)
+        raise UsageError("--deadline-hours must be a finite number.", received=said)
     return _USUAL_HOURS if said is None else said
 
 
@@ -304,7 +304,7 @@ def _ask(plan: JobPlan, where: str, is_sure: bool, found: Sequence[Check]) -> No
             return
     except click.Abort:
         click.echo()
-    raise UsageError("Nothing was sent; --yes sends it without asking.", received="no")
+    raise UsageError("The job was not submitted.", "Use --yes to submit without confirmation.", received="no")
 
 
 def _as_yaml(objects: list[dict[str, Any]]) -> str:

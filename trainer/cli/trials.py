@@ -72,7 +72,7 @@ def _trained(job: Job, trial: Trial, others: list[Trial], records: Records) -> T
         return replace(trial, state="failed", why=str(error))
     watch = job.search.watch(trial, others)
     for epoch, row in enumerate(_rows(job, trial), 1):
-        _note(watch, epoch, row, job.metric)
+        _report_metric(watch, epoch, row, job.metric)
     training = _Training(job, trial, spec, watch, records)
     code = training.run()
     if training.pruned is not None:
@@ -129,7 +129,7 @@ class _Training:
 
     def _end_epoch(self, event: Mapping[str, Any], child: subprocess.Popen[str]) -> None:
         epoch, epochs = int(event["epoch"]), int(event["epochs"])
-        value = _note(self.watch, epoch, event, self.job.metric)
+        value = _report_metric(self.watch, epoch, event, self.job.metric)
         if value is None:
             return
         click.echo(f"{self.trial.run_name}  epoch {epoch}/{epochs}  {self.job.metric} {value:.3f}", err=True)
@@ -148,7 +148,7 @@ def _event(line: str) -> dict[str, Any] | None:
     return event if isinstance(event, dict) else None
 
 
-def _note(watch: Watch, epoch: int, row: Mapping[str, Any], metric: str) -> float | None:
+def _report_metric(watch: Watch, epoch: int, row: Mapping[str, Any], metric: str) -> float | None:
     """Record the metric of an epoch and return it, or None for an epoch without validation."""
     value = row.get(f"validation/{METRICS[metric][0]}")
     if value is None:

@@ -101,7 +101,7 @@ def read_run(run: Store, name: str) -> Run:
     _require_finished(run)
     listed = _listed(run)
     texts = {
-        file: _read(run, listed, file)
+        file: _read_verified(run, listed, file)
         for file in ("spec.yaml", "environment.json", "dataset.json", "metrics.json", "history.jsonl",
                      "timings.json", "predictions.csv")
     }  # fmt: skip
@@ -151,7 +151,7 @@ def read_metrics(text: str, uri: str, name: str) -> Run:
     except ValidationError as error:
         raise UsageError(
             f"The file is not a metrics.json: {problem_of(error)}.",
-            "Give the metrics.json of a run: one JSON object of numbers.",
+            "Pass the metrics.json of a run, a JSON object with numeric values.",
             received=uri,
         ) from None
     split = judged_by(metrics, uri)
@@ -202,10 +202,13 @@ def _unsupported_version(uri: str, problem: str) -> UsageError:
     )
 
 
-def _read(run: Store, listed: Mapping[str, FileRecord], name: str) -> bytes:
+def _read_verified(run: Store, listed: Mapping[str, FileRecord], name: str) -> bytes:
+    """Return a file of the run after comparing it with the manifest. Raises DataError."""
     content = run.read(name)
     if content is None or name not in listed:
-        raise DataError("A file of the run is missing.", _RESTORE, received=run.at(name))
+        raise DataError(
+            "A file of the run is missing or not in the manifest.", _RESTORE, received=run.at(name)
+        )
     if hashlib.sha256(content.data).hexdigest() != listed[name].sha256:
         raise DataError("A file of the run differs from the published one.", _RESTORE, received=run.at(name))
     return content.data

@@ -89,8 +89,8 @@ def require_full_splits(items: Sequence[Item]) -> None:
         missing_split = "train" if "train" not in classes else "validation"
         raise DataError(
             f"There are no images in {missing_split}.",
-            f"Add a folder {missing_split}/, or use class folders without splits and with several images "
-            "each, a part of which is then held out.",
+            f"Add a folder {missing_split}/. Without split folders, put several images in each class folder; "
+            "some of them are held out.",
             received=f"images in {_join_names(classes)}",
         )
     everything = set().union(*classes.values())

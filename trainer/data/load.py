@@ -102,7 +102,8 @@ def _require_known(labels: set[str], class_names: Sequence[str]) -> None:
     unknown = sorted({normalized(label) for label in labels} - set(all_normalized(class_names)))
     if unknown:
         raise DataError(
-            f"The model does not have these classes; its classes are {', '.join(class_names)[:200]}.",
+            "The data contain classes that the model does not have. Classes of the model: "
+            f"{', '.join(class_names)[:200]}.",
             "Remove or rename these classes.",
             received=", ".join(unknown)[:200],
         )

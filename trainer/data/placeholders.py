@@ -70,7 +70,9 @@ def download_placeholders(items: Sequence[Item], cache_dir: Path, folder: Path) 
             if stores[root].find(name) is not None:
                 raise
             raise TemporaryError(
-                "An image was deleted from the bucket after it was listed.", "Start again.", received=error
+                "An image was deleted from the bucket after it was listed.",
+                "Run the same command again.",
+                received=error,
             ) from None
         return 0
 
@@ -83,5 +85,5 @@ def _open_origin(root: Path) -> Store:
         return open_store(json.loads((root / _ORIGIN).read_bytes())["uri"])
     except (OSError, ValueError, KeyError) as error:
         raise TemporaryError(
-            "Another process changed the cache.", "Start again.", received=f"{root} ({error})"
+            "Another process changed the cache.", "Run the same command again.", received=f"{root} ({error})"
         ) from None

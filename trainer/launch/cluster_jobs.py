@@ -1,6 +1,6 @@
 """Jobs, JobSets and schedules of a namespace: lookup, state with its reason, and cancellation.
 
-A suspended job waits for its Kueue queue, or for whatever set `spec.suspend`.
+A suspended job waits for its Kueue queue, or until the controller that set `spec.suspend` resumes it.
 """
 
 from __future__ import annotations
@@ -128,12 +128,12 @@ class ClusterJobs:
         if (
             state.word in ("waiting", "restarting")
             and not state.lines
-            and (warning := self._warning(work.uids))
+            and (warning := self._newest_warning(work.uids))
         ):
             return replace(state, lines=(warning,))
         return state
 
-    def _warning(self, uids: set[str]) -> str:
+    def _newest_warning(self, uids: set[str]) -> str:
         """Return the newest warning event about the objects with these UIDs; empty if none is readable."""
         try:
             events = self.kubectl.find("events", "--field-selector", "type=Warning")

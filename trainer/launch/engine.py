@@ -75,7 +75,7 @@ def translate_engine_errors() -> Iterator[None]:
 
 def refused(error: APIError) -> UsageError:
     """Return the error for a request that the engine rejects."""
-    return UsageError("The Docker engine rejects the request.", received=engine_message(error))
+    return UsageError("The Docker engine rejected the request.", received=engine_message(error))
 
 
 def engine_message(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""State of a Kubernetes Job or JobSet: one word, its reason, and a line for each pod that needs attention."""
+"""State of a job as one word with its reason, for all platforms, and its computation for Kubernetes."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def require_outside_runs(folder: Store, subject: str) -> None:
         if parent.find(STARTS) is not None:
             raise UsageError(
                 f"{subject} is inside a run, whose files must not change.",
-                "Choose a folder outside of it.",
+                "Choose a folder outside the run.",
                 received=f"{folder.uri}, inside the run {parent.uri}",
             )
 
@@ -46,7 +46,7 @@ def require_not_retired(run: Store) -> None:
     """Raise UsageError for a run that was withdrawn because publish.keep_runs keeps newer ones."""
     if run.find(RETIRED) is not None and not is_finished(run):
         raise UsageError(
-            "The run was finished and then withdrawn by publish.keep_runs.",
+            "The run was finished and then deleted because it exceeded publish.keep_runs.",
             "Choose another --run-name.",
             received=run.uri,
         )
@@ -58,12 +58,12 @@ def require_not_withdrawn(run: Store) -> None:
         return
     if run.find(MANIFEST) is None:
         raise UsageError(
-            "The run was withdrawn by publish.keep_runs, and its files are being removed.",
+            "The run exceeded publish.keep_runs, and its files are being deleted.",
             "Use a newer run.",
             received=run.uri,
         )
     raise UsageError(
-        "The run was withdrawn by publish.keep_runs, and its files will be removed.",
+        "The run exceeded publish.keep_runs, and its files will be deleted.",
         "Run `trainer promote RUN --force` to restore it.",
         received=run.uri,
     )

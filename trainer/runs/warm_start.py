@@ -195,7 +195,7 @@ def _require_same_classes(class_names: tuple[str, ...], folder: Path) -> None:
     if before != names:
         differing = sorted(set(before) ^ set(names)) or ["their order"]
         raise UsageError(
-            "train.start_from names a model of other classes than those of the data.",
+            "The model in train.start_from was trained on other classes than the data.",
             "Use a model of the same classes, or set train.start_from to scratch.",
             received=f"{', '.join(differing)[:200]} in only one of the data and {folder}",
         )

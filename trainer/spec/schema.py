@@ -350,7 +350,7 @@ class RunSpec(Checked):
             )
         if not is_multi and stopping is not None and stopping.monitor == "mean_average_precision":
             raise SettingError(
-                "train.early_stopping.monitor mean_average_precision requires data.labels multi.",
+                "train.early_stopping.monitor=mean_average_precision requires data.labels=multi.",
                 "Set monitor to loss or accuracy.",
                 "data.labels single",
             )

@@ -110,14 +110,15 @@ def parse_mapping(text: str, where: str) -> dict[str, Any]:
 
 def dump_mapping(value: Mapping[str, Any]) -> str:
     """Return `value` as YAML, with keys in their order and lists on one line."""
-    return yaml.dump(_plain(value), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    return yaml.dump(_to_builtins(value), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
-def _plain(value: Any) -> Any:
+def _to_builtins(value: Any) -> Any:
+    """Return `value` with plain dicts and lists, which YAML can represent."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _to_builtins(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(item) for item in value]
+        return [_to_builtins(item) for item in value]
     return value
 
 

@@ -1,8 +1,8 @@
 """Sampling and pruning with Optuna, in an in-memory study that is rebuilt from the records.
 
 The sampler proposes the settings of the next trial (TPE: Bergstra et al., 2011, "Algorithms for
-Hyper-Parameter Optimization"). The pruner stops a running trial whose metric is below the median of the
-others (median stopping rule: Golovin et al., 2017, "Google Vizier").
+Hyper-Parameter Optimization"). The pruner stops a running trial whose best metric so far is worse than
+the median of the others (median stopping rule: Golovin et al., 2017, "Google Vizier").
 """
 
 from __future__ import annotations
