@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import trainer
@@ -18,6 +19,7 @@ SMALL = {
     "train.epochs": 6,
     "train.global_batch_size": 6,
     "train.precision": "float32",
+    "train.label_smoothing": np.float64(0.1),
 }
 
 

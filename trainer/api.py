@@ -19,7 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.cli.bootstrap import prepare_libraries
+from trainer.cli.bootstrap import import_tensorflow, prepare_libraries
 from trainer.cli.environment import cache_folder
 from trainer.errors import UsageError
 from trainer.runs.publish import find_run, is_finished
@@ -71,17 +71,19 @@ class Run:
         return dict(read_object(self._store, "metrics.json"))
 
     def predict(self, *images: str | os.PathLike[str], trust: bool = False) -> list[Prediction]:
-        """Classify image files, the images below folders, and objects in a bucket.
+        """Classify image files, the images below folders, web URLs, and objects in a bucket.
 
         trust: load a model whose operations may read and write files. An image that can't be used has a
         `problem`. Raises UsageError for a path that does not exist, DataError for a damaged model.
         """
-        from trainer.cli.paths import local_path
+        from trainer.cli.predict import local_images
         from trainer.data.progress import SilentProgress
         from trainer.evaluate.predict import classify_files, find_pictures
 
         model = self._model(trust)
-        paths, _ = find_pictures([local_path(str(path), cache_folder(), SilentProgress()) for path in images])
+        paths, _ = find_pictures(
+            [local_images(str(path), cache_folder(), SilentProgress()) for path in images]
+        )
         return [_prediction(path, answer, model) for path, answer in classify_files(model, paths)]
 
     def evaluate(
@@ -100,6 +102,7 @@ class Run:
 
     def _model(self, trust: bool) -> LoadedModel:
         prepare_libraries()
+        import_tensorflow()
         from trainer.cli.paths import local_model
         from trainer.data.progress import SilentProgress
         from trainer.export import load_model
@@ -153,9 +156,20 @@ def _flags(settings: Mapping[str, Any] | None) -> list[str]:
 
     flags = []
     for name, value in (settings or {}).items():
-        text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True).strip()
+        text = yaml.safe_dump(_plain(value), default_flow_style=True, allow_unicode=True).strip()
         flags.append(f"{name}={text.removesuffix('...').strip()}")
     return flags
+
+
+def _plain(value: Any) -> Any:
+    """Return `value` with built-in types in the place of paths and NumPy scalars, which YAML lacks."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value.item() if hasattr(value, "item") else value
 
 
 def _prediction(path: Path, answer: Any, model: LoadedModel) -> Prediction:

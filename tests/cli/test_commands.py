@@ -183,6 +183,7 @@ def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FolderStore:
         finished(store, tmp_path / "local", name, json.dumps(metrics))
     store.write("three/spec.yaml", b"recipe: cifar10\n")
     store.write("three/history.jsonl", b"{}\n")
+    store.write("three/starts.jsonl", b"{}\n")
     return store
 
 
@@ -218,6 +219,36 @@ def test_runs_delete_removes_a_run_after_a_confirmation(output: FolderStore) -> 
     assert invoke("runs").output == "no runs\n"
     for name in ("one", "../runs"):
         error_of(invoke("runs", "--delete", name, "--yes"))
+
+
+def test_runs_delete_refuses_links_and_folders_that_are_no_runs(output: FolderStore) -> None:
+    (output.root / "link").symlink_to(output.root / "two")
+    assert "symbolic link" in error_of(invoke("runs", "--delete", "link", "--yes"))
+    output.write("project/spec.yaml", b"recipe: demo\n")
+    output.write("project/photos/one.jpg", b"")
+    assert "no such run" in error_of(invoke("runs", "--delete", "project", "--yes"))
+    output.write("one/thesis.doc", b"")
+    output.write("one/runs/other/spec.yaml", b"")
+    assert "do not belong to a run" in error_of(invoke("runs", "--delete", "one", "--yes"))
+    for name in ("two/metrics.json", "project/photos/one.jpg", "one/thesis.doc", "one/metrics.json"):
+        assert output.find(name) is not None
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["runs", ""], "The name of the output is empty"),
+        (["predict", "runs/one", ""], "The name of an image is empty"),
+        (["predict", "runs/one", "a.jpg", "--csv", "folder.csv"], "--csv names a folder"),
+        (["train", "empty.yaml"], "The spec is empty"),
+    ],
+)
+def test_empty_names_and_wrong_targets_are_rejected_first(
+    output: FolderStore, words: list[str], message: str
+) -> None:
+    Path("folder.csv").mkdir()
+    Path("empty.yaml").touch()
+    assert message in error_of(invoke(*words))
 
 
 def test_runs_delete_refuses_the_champion_and_a_run_in_use(

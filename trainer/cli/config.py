@@ -42,6 +42,8 @@ def load_run_spec(
     if sent_spec is None and spec_path is None and recipe is None:
         recipe = _DEMO if overrides.get("data.source") is None else _AUTO
     path = _local_spec(spec_path, cache_dir) if spec_path is not None else None
+    if path is not None and path.is_file() and not path.stat().st_size:
+        raise UsageError("The spec is empty.", "Write at least one setting, or use --recipe.", received=path)
     if sent_spec is not None:
         _require_valid(sent_spec)
     spec = load_spec(path, recipe, settings, overrides, sent_spec)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -68,10 +69,12 @@ def predict_command(
     from trainer.evaluate.predict import classify_files, find_pictures
     from trainer.export import load_model
 
+    if not all(images):
+        raise UsageError("The name of an image is empty.", "Give a file, a folder or a URL.", received="''")
     options = options or PredictOptions()
     target = None if options.csv is None else _output_file(options.csv, "--csv", (".csv",))
     with Console(_LOG_SECONDS, stderr=True) as console:
-        sources = [(_local_images(uri, cache_dir, console), uri) for uri in images]
+        sources = [(local_images(uri, cache_dir, console), uri) for uri in images]
         paths, left_out = find_pictures([source for source, _ in sources])
         model = load_model(local_model(model_uri, cache_dir, console), options.trust)
     names = {path: _shown_name(path, sources) for path in paths}
@@ -104,7 +107,7 @@ def _write_csv(store: Store, name: str, text: str) -> None:
     click.echo(f"csv        {shown_address(store.at(name))}", err=True)
 
 
-def _local_images(uri: str, cache_dir: Path, progress: Progress) -> Path:
+def local_images(uri: str, cache_dir: Path, progress: Progress) -> Path:
     """Return the local path of an image or a folder; URLs and gs:// URIs are downloaded."""
     from trainer.cli.paths import local_path
     from trainer.data.download import download
@@ -220,6 +223,10 @@ def _output_file(uri: str, option: str, suffixes: Sequence[str]) -> tuple[Store,
         )
     store = open_store(folder)
     require_outside_runs(store, "The file")
+    if not is_bucket(uri) and os.path.isdir(uri):
+        raise UsageError(
+            f"{option} names a folder.", "Give the name of a file.", received=f"{shown_address(uri)!r}"
+        )
     return store, name
 
 

@@ -92,6 +92,8 @@ def runs(output: str, as_json: bool, name: str | None, is_confirmed: bool) -> No
 
     OUTPUT is a folder or gs:// URI.  [default: runs]
     """
+    if not output:
+        raise UsageError("The name of the output is empty.", "Give a folder or a gs:// URI.", received="''")
     from trainer.cli.console import Console
     from trainer.release.overview import overview
     from trainer.runs.champion import read_pointer

@@ -7,7 +7,9 @@ from collections.abc import Callable
 
 from trainer.errors import UsageError
 from trainer.release.lock import run_lease
+from trainer.runs.attempts import STARTS
 from trainer.runs.champion import read_pointer
+from trainer.runs.files import FINISHED_FILES
 from trainer.runs.publish import (
     MANIFEST,
     MARKER,
@@ -21,17 +23,32 @@ from trainer.storage.folder import FolderStore
 from trainer.storage.lease import Lease
 from trainer.storage.store import Store
 
-_SPEC = "spec.yaml"
-_REMOVAL_ORDER = {MANIFEST: -1, _SPEC: 1, RETIRED: 2}
+_REMOVAL_ORDER = {MANIFEST: -1, STARTS: 1, RETIRED: 2}
 """Order of the files, 0 for all others: an interrupted removal leaves a run that can be removed again."""
 
 
+_RUN_FILES = {*FINISHED_FILES, "error.txt", "profile", MANIFEST, MARKER, RETIRED}
+
+
 def require_removable(output: Store, name: str) -> None:
-    """Raise UsageError if there is no run `name`, or if it is the champion."""
+    """Raise UsageError if `name` is no run, is the champion, a link, or contains files of others."""
     run = output.below(name)
-    if all(run.find(file) is None for file in (_SPEC, MARKER, RETIRED)):
+    if all(run.find(file) is None for file in (STARTS, MANIFEST, MARKER, RETIRED)):
         raise UsageError(
             "There is no such run.", f"List the runs with: trainer runs {output.uri}", received=run.uri
+        )
+    if isinstance(output, FolderStore) and (output.root / name).is_symlink():
+        raise UsageError(
+            "The run is a symbolic link to another folder.",
+            "Delete the link with `rm`, or the run by its own name.",
+            received=run.uri,
+        )
+    names = {entry.name.partition("/")[0] for entry in run.entries()}
+    if foreign := sorted(name for name in names - _RUN_FILES if not name.startswith(".")):
+        raise UsageError(
+            "The folder of the run contains files that do not belong to a run.",
+            "Move them to another folder.",
+            received=f"{', '.join(foreign[:3])} in {run.uri}",
         )
     if read_pointer(output).name == name:
         raise UsageError(

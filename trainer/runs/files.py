@@ -28,7 +28,7 @@ from trainer.storage.local import write_json, write_text
 
 IMAGES = "images.json"
 """Image statistics, from which later runs compute drift."""
-_FINISHED_FILES = (
+FINISHED_FILES = (
     "spec.yaml", "environment.json", "dataset.json", IMAGES, "rejected.csv", "starts.jsonl", "history.jsonl",
     "timings.json", "events", "checkpoints", "predictions.csv", "metrics.json", "report.html", "plots",
     "model",
@@ -134,7 +134,7 @@ def read_images(path: Path) -> dict[str, Any]:
 
 def require_complete(path: Path) -> None:
     """Raise TemporaryError if a file or folder of the run has been removed since it was written."""
-    missing = [name for name in _FINISHED_FILES if not (path / name).exists()]
+    missing = [name for name in FINISHED_FILES if not (path / name).exists()]
     if missing:
         raise TemporaryError(
             "Files of this run were removed during training, so it is not published.",
