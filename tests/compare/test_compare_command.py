@@ -126,8 +126,8 @@ def test_page_shows_curves_and_disagreements(runs: Path, tmp_path: Path) -> None
     for path, why in (
         (runs / "one" / "metrics.json", "--html requires a file name"),
         (runs / "latest", "--html requires a file name"),
-        (runs / "one" / "report.html", "The page lies within a run"),
-        (runs / "one" / "model" / "page.html", "The page lies within a run"),
+        (runs / "one" / "report.html", "The page is inside a run"),
+        (runs / "one" / "model" / "page.html", "The page is inside a run"),
     ):
         before = path.read_bytes() if path.exists() else None
         done = trainer("compare", runs / "one", runs / "two", "--html", path, cache=tmp_path)
@@ -220,8 +220,9 @@ def test_runs_that_cannot_be_compared_are_refused(runs: Path, tmp_path: Path) ->
             in error_message(65, one, damaged)
         )
         (damaged / name).unlink()
-        assert f"is missing. Restore the file, or train again. Received: {damaged / name}" in error_message(
-            65, one, damaged
+        assert (
+            f"is missing or not in the manifest. Restore the file, or train again. Received: {damaged / name}"
+            in error_message(65, one, damaged)
         )
     other = shutil.copytree(one, tmp_path / "other")
     publish_again(other, "predictions.csv", lambda text: text.replace("discs", "rings"))

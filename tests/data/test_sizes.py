@@ -40,7 +40,7 @@ def test_run_on_non_square_grey_and_rgba_images_predicts_as_evaluated(
     assert done.returncode == 0, done.stderr
     assert "16 x 24 px" in done.stdout + done.stderr
     kind = {1: "grey", 4: "RGBA"}[channels]
-    assert f"16 x 24 pixels of {kind}" in (run / "report.html").read_text()
+    assert f"16 x 24 pixels, {kind}" in (run / "report.html").read_text()
     rows = list(csv.DictReader((run / "predictions.csv").read_text().splitlines()))
     found = trainer("evaluate", run, "--data", data, "--json", cache=tmp_path)
     accuracy = np.mean([row["label"] == row["predicted"] for row in rows])

@@ -208,11 +208,12 @@ def test_runs_are_listed_promoted_and_rolled_back(runs: Path, tmp_path: Path) ->
         return done.stdout + done.stderr
 
     table = [line.split() for line in run_command("runs", runs).splitlines()]
-    assert table[0] == ["run", "state", "published", "data", "accuracy"]
+    columns = ["run", "state", "recipe", "epochs", "accuracy", "gap", "time", "published", "data"]
+    assert table[0] == columns
     assert [row[0] for row in table[1:]] == ["again", "good", "poor"]
     assert [row[1] for row in table[1:]] == ["latest", "champion", "finished"]
     digest = json.loads((runs / "good" / "dataset.json").read_text())["digest"].removeprefix("sha256:")
-    assert {row[-2] for row in table[1:]} == {digest[:7]}
+    assert {row[-1] for row in table[1:]} == {digest[:7]}
     assert json.loads(run_command("runs", runs, "--json").splitlines()[1])["is_champion"]
     assert "The champion was not replaced" in run_command("promote", runs / "poor", code=4)
     assert (runs / "champion").read_text() == "good\n"

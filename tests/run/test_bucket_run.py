@@ -102,7 +102,7 @@ def test_run_in_a_bucket_resumes_bit_identically_on_another_machine(
     arguments = [f"{output}/latest", f"{folder}/photos/discs/0.png", "--json"]
     predicted = finish("predict", *arguments, address=address, cache=tmp_path / "fourth machine")
     assert json.loads(predicted)["label"] in ("discs", "squares", "stripes")
-    assert "as it was published" in finish("verify", f"{output}/latest", address=address, cache=tmp_path)
+    assert "matches its manifest" in finish("verify", f"{output}/latest", address=address, cache=tmp_path)
     run.write("metrics.json", b"{}")
     process = start("verify", f"{output}/job-1", address=address, cache=tmp_path)
     _, errors = process.communicate(timeout=60)
@@ -120,4 +120,4 @@ def test_run_over_a_faulty_network_is_complete(photos: Path, address: str, tmp_p
         )  # fmt: skip
         assert set(proxy.done) == set(survived_faults)
     checked = finish("verify", f"{output}/one", address=address, cache=tmp_path)
-    assert "as it was published" in checked
+    assert "matches its manifest" in checked

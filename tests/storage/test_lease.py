@@ -118,4 +118,4 @@ def test_one_of_eight_processes_acquires_the_lease(store: Store) -> None:
     ]  # fmt: skip
     outputs = [racer.communicate() for racer in racers]
     assert sum("held" in output for output, _ in outputs) == 1
-    assert sum("Another process is at work" in errors for _, errors in outputs) == 7
+    assert sum("Another process is working" in errors for _, errors in outputs) == 7
