@@ -31,6 +31,7 @@ def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> trainer.Run:
         return trainer.train(photos, folder / "runs", run_name="first", settings=SMALL)
 
 
+@pytest.mark.engine
 def test_training_returns_the_finished_run(run: trainer.Run) -> None:
     assert run.uri.endswith("/runs/first")
     assert Path(run.report).is_file()
@@ -40,12 +41,14 @@ def test_training_returns_the_finished_run(run: trainer.Run) -> None:
     assert "stem_filters: 8" in spec
 
 
+@pytest.mark.engine
 def test_latest_run_is_loaded(run: trainer.Run) -> None:
     latest = trainer.load(Path(run.uri).parent / "latest")
     assert (latest.uri, repr(latest)) == (run.uri, f"Run({run.uri!r})")
     assert latest.metrics == run.metrics
 
 
+@pytest.mark.engine
 def test_predictions_have_all_probabilities_and_problems(
     run: trainer.Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,6 +67,7 @@ def test_predictions_have_all_probabilities_and_problems(
     assert "not an image" in bad.problem
 
 
+@pytest.mark.engine
 def test_evaluation_returns_the_metrics_of_each_split(
     run: trainer.Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,8 +69,6 @@ def predict_command(
     from trainer.evaluate.predict import classify_files, find_pictures
     from trainer.export import load_model
 
-    if not all(images):
-        raise UsageError("The name of an image is empty.", "Give a file, a folder or a URL.", received="''")
     options = options or PredictOptions()
     target = None if options.csv is None else _output_file(options.csv, "--csv", (".csv",))
     with Console(_LOG_SECONDS, stderr=True) as console:
@@ -114,6 +112,8 @@ def local_images(uri: str, cache_dir: Path, progress: Progress) -> Path:
     from trainer.data.transfer import RetryPolicy
     from trainer.storage.store import without_scheme
 
+    if not uri:
+        raise UsageError("The name of an image is empty.", "Give a file, a folder or a URL.", received="''")
     if re.match(r"https?://", uri, re.IGNORECASE):
         return download(uri, None, cache_dir, _MOST_BYTES, progress, RetryPolicy())
     return local_path(without_scheme(uri), cache_dir, progress)
