@@ -243,4 +243,6 @@ def test_runs_are_listed_promoted_and_rolled_back(runs: Path, tmp_path: Path) ->
         "promote", runs / "poor", "--set", "seed=3", code=2
     )
     assert "There is no such run" in run_command("promote", runs / "nowhere", code=2)
+    assert "There is no such output folder" in run_command("runs", tmp_path / "missing", code=2)
+    (tmp_path / "empty").mkdir()
     assert run_command("runs", tmp_path / "empty") == "no runs\n"
