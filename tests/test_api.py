@@ -74,6 +74,7 @@ def test_evaluation_returns_the_metrics_of_each_split(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     metrics = run.evaluate(photos, {"data.layout": "folders"})
     assert metrics["all"]["count"] == len(list(photos.rglob("*.png")))
+    assert metrics["all"]["trained_checked"] == metrics["all"]["count"]  # as the command reports it
     with pytest.raises(UsageError):
         run.evaluate(photos, {"data.image_size": 8})
 

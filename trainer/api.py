@@ -93,11 +93,14 @@ class Run:
 
         settings: data settings such as {"data.layout": "folders"}. Raises DataError, UsageError.
         """
+        from trainer.cli.predict import images_of
         from trainer.data.progress import SilentProgress
         from trainer.evaluate.predict import evaluate_source
 
-        model = self._model(trust)
-        metrics, _ = evaluate_source(model, str(data), cache_folder(), SilentProgress(), _flags(settings))
+        model, images = self._model(trust), images_of(self.uri)
+        metrics, _ = evaluate_source(
+            model, str(data), cache_folder(), SilentProgress(), _flags(settings), images
+        )
         return metrics
 
     def _model(self, trust: bool) -> LoadedModel:
@@ -173,17 +176,12 @@ def _plain(value: Any) -> Any:
 
 
 def _prediction(path: Path, answer: Any, model: LoadedModel) -> Prediction:
+    from trainer.cli.predict import predicted_labels
+
     if isinstance(answer, str):
         return Prediction(str(path), "", 0.0, {}, problem=answer)
     probabilities = dict(zip(model.class_names, map(float, answer), strict=True))
     label = max(probabilities, key=lambda name: probabilities[name])
-    labels = (
-        tuple(
-            name
-            for (name, probability), threshold in zip(probabilities.items(), model.thresholds, strict=True)
-            if probability >= threshold
-        )
-        if model.thresholds
-        else (label,)
+    return Prediction(
+        str(path), label, probabilities[label], probabilities, tuple(predicted_labels(probabilities, model))
     )
-    return Prediction(str(path), label, probabilities[label], probabilities, labels)

@@ -230,6 +230,8 @@ def test_runs_delete_refuses_links_and_folders_that_are_no_runs(output: FolderSt
     output.write("one/thesis.doc", b"")
     output.write("one/runs/other/spec.yaml", b"")
     assert "do not belong to a run" in error_of(invoke("runs", "--delete", "one", "--yes"))
+    output.write("three/.git/config", b"")
+    assert ".git in " in error_of(invoke("runs", "--delete", "three", "--yes"))
     for name in ("two/metrics.json", "project/photos/one.jpg", "one/thesis.doc", "one/metrics.json"):
         assert output.find(name) is not None
 

@@ -86,7 +86,7 @@ def predict_command(
                 unusable.append(Rejection(names[path], result))
             else:
                 probabilities = dict(zip(model.class_names, map(float, result), strict=True))
-                yield Answer(names[path], _predicted_labels(probabilities, model, options), probabilities)
+                yield Answer(names[path], predicted_labels(probabilities, model, options), probabilities)
 
     is_multi = model.data.labels == "multi"
     if target is None:
@@ -129,10 +129,11 @@ def _shown_name(path: Path, sources: Sequence[tuple[Path, str]]) -> str:
     return printable(str(path))
 
 
-def _predicted_labels(
-    probabilities: Mapping[str, float], model: LoadedModel, options: PredictOptions
+def predicted_labels(
+    probabilities: Mapping[str, float], model: LoadedModel, options: PredictOptions | None = None
 ) -> dict[str, float]:
     """Return label to probability of the predicted labels, the most probable first."""
+    options = options or PredictOptions()
     if model.data.labels == "multi":
         thresholds = dict(zip(model.class_names, model.thresholds, strict=True))
         count = len(probabilities)
@@ -249,7 +250,7 @@ def evaluate_command(
     splits: list[tuple[Split, AnyPredictions]] = []
     with Console(_LOG_SECONDS, stderr=True) as console:
         model = load_model(local_model(model_uri, cache_dir, console), trust)
-        images = _images_of(model_uri)
+        images = images_of(model_uri)
         metrics, rejected = evaluate_source(
             model, data, cache_dir, console, settings, images, lambda *split: splits.append(split)
         )
@@ -289,7 +290,7 @@ def _write_page(
     target[0].write(target[1], page.encode())
 
 
-def _images_of(model_uri: str) -> dict[str, Any]:
+def images_of(model_uri: str) -> dict[str, Any]:
     """Return images.json of the model's run; empty without a run, or if an older version wrote the run."""
     from trainer.runs.artifacts import read_published_images
     from trainer.runs.publish import find_run, parent_of

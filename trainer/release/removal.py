@@ -44,7 +44,7 @@ def require_removable(output: Store, name: str) -> None:
             received=run.uri,
         )
     names = {entry.name.partition("/")[0] for entry in run.entries()}
-    if foreign := sorted(name for name in names - _RUN_FILES if not name.startswith(".")):
+    if foreign := sorted(names - _RUN_FILES):
         raise UsageError(
             "The folder of the run contains files that do not belong to a run.",
             "Move them to another folder.",
@@ -68,14 +68,18 @@ def delete_run(output: Store, name: str, on_wait: Callable[[str], None] = lambda
     with run_lease(output, name, on_wait) as lease:
         _retire(output, name, lease)
         _move_latest(output, name)
-        run = output.below(name)
-        files = sorted((entry.name for entry in run.entries()), key=lambda file: _REMOVAL_ORDER.get(file, 0))
-        for file in files:
-            lease.require()
-            run.remove(file)
-        if isinstance(output, FolderStore):
-            lease.require()
-            shutil.rmtree(output.root / name, ignore_errors=True)
+        remove_files(output, name, lease)
+
+
+def remove_files(output: Store, name: str, lease: Lease) -> None:
+    """Remove all files of a withdrawn or unfinished run; after an interruption it can be called again."""
+    run = output.below(name)
+    for file in sorted((entry.name for entry in run.entries()), key=lambda file: _REMOVAL_ORDER.get(file, 0)):
+        lease.require()
+        run.remove(file)
+    if isinstance(output, FolderStore):
+        lease.require()
+        shutil.rmtree(output.root / name, ignore_errors=True)
 
 
 def _retire(output: Store, name: str, lease: Lease) -> None:

@@ -6,7 +6,6 @@ an hour later its files are removed, so that earlier readers can finish. Unfinis
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from trainer.errors import TemporaryError, UsageError
 from trainer.release.audit_log import earlier_champions
 from trainer.release.lock import run_lease, run_lease_if_free
+from trainer.release.removal import remove_files
 from trainer.runs import lease_of
 from trainer.runs.champion import read_pointer
 from trainer.runs.marker import is_marker_of
@@ -26,7 +26,6 @@ from trainer.runs.publish import (
     named_run,
     publication_order,
 )
-from trainer.storage.folder import FolderStore
 from trainer.storage.lease import Lease
 from trainer.storage.store import Store
 
@@ -157,15 +156,5 @@ def _remove(output: Store, name: str, read_seconds: float, on_wait: Callable[[st
         since, now = (output.written_at(file) for file in (f"{name}/{RETIRED}", lease_of(name)))
         if since is None or now is None or now - since < read_seconds:
             return False
-        # In this order an interrupted removal leaves a withdrawn run.
-        for file in sorted((entry.name for entry in run.entries()), key=_removal_order):
-            lease.require()
-            run.remove(file)
-        if isinstance(output, FolderStore):
-            lease.require()
-            shutil.rmtree(output.root / name, ignore_errors=True)
+        remove_files(output, name, lease)
     return True
-
-
-def _removal_order(file: str) -> int:
-    return {MANIFEST: -1, RETIRED: 1}.get(file, 0)
