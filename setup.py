@@ -29,6 +29,7 @@ REQUIRES = [
     "rich>=13.9",  # progress bars and tables in a terminal
     "scikit-learn>=1.5",  # metrics, and the embedded digits
     "scipy>=1.13",  # confidence intervals and tests of the metrics
+    "threadpoolctl>=3.1",  # threads of BLAS during logistic regression
     # A dependency of TensorFlow without a lower bound: from Python 3.12 on, an older one breaks saving a
     # model.
     "wrapt>=2.2; python_version >= '3.12'",

@@ -49,23 +49,28 @@ def prepare(folder: Path, precision: str) -> tuple[Callable[[], float], Callable
 
 
 class _Watch:
-    """Training observer that records each call of the train step and stops after a fixed time."""
+    """Training observer that records the calls of the train step after the first epoch.
 
-    def __init__(self) -> None:
+    The first epoch compiles the step for whole batches and for the short last one.
+    """
+
+    def __init__(self, steps_per_epoch: int) -> None:
+        self.steps_per_epoch = steps_per_epoch
         self.calls: list[tuple[int, float]] = []
 
     def on_call(self, report: CallReport) -> None:
-        self.calls.append((report.step, time.perf_counter()))
+        if report.step >= self.steps_per_epoch:
+            self.calls.append((report.step, time.perf_counter()))
 
     def on_epoch(self, row: object, epochs: int) -> None: ...
 
     def on_message(self, message: str) -> None: ...
 
     def seconds(self) -> float:
-        return self.calls[-1][1] - self.calls[0][1]
+        return self.calls[-1][1] - self.calls[0][1] if self.calls else 0.0
 
     def rate(self, batch: int) -> float:
-        """Return images/s, without the first call, which compiles."""
+        """Return images/s between the first and the last recorded call."""
         return (self.calls[-1][0] - self.calls[0][0]) * batch / self.seconds()
 
 
@@ -76,7 +81,7 @@ def rate_of_training(spec: RunSpec, dataset: Dataset) -> Callable[[], float]:
     learner = build_learner(spec, len(dataset.class_names), steps, cluster)
 
     def measure() -> float:
-        watch = _Watch()
+        watch = _Watch(steps)
         with (
             tempfile.TemporaryDirectory() as folder,
             AsyncCheckpointer(Path(folder, "checkpoints")) as checkpointer,

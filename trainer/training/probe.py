@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,10 +78,26 @@ def fit_probe(
     scale = float(np.sqrt(features.var(axis=0, dtype=np.float64).mean())) or 1.0
     scaled = (features - mean) / scale
     sample_weights = np.asarray(weights, np.float64)[labels]
-    penalty, held_out = _choose_penalty(scaled, labels, sample_weights, len(weights), folds, is_stopped)
-    kernel, bias = _fit(scaled, labels, sample_weights, len(weights), penalty)
+    with _one_scipy_thread():
+        penalty, held_out = _choose_penalty(scaled, labels, sample_weights, len(weights), folds, is_stopped)
+        kernel, bias = _fit(scaled, labels, sample_weights, len(weights), penalty)
     kernel = kernel / scale
     return Probe(kernel, bias - mean @ kernel, penalty, held_out)
+
+
+def _one_scipy_thread() -> AbstractContextManager[object]:
+    """Limit SciPy's own BLAS library to one thread.
+
+    The optimizer uses it for vectors only. Its idle threads spin, and the matrix products of NumPy, which
+    has a library of its own, then take four times as long on two cores.
+    """
+    import scipy.optimize  # noqa: F401  # loads the library, which the controller then finds
+    from threadpoolctl import ThreadpoolController
+
+    controller = ThreadpoolController()
+    libraries = [library["filepath"] for library in controller.info() if "scipy.libs" in library["filepath"]]
+    selected: AbstractContextManager[object] = controller.select(filepath=libraries).limit(limits=1)
+    return selected
 
 
 def _choose_penalty(
