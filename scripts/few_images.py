@@ -48,7 +48,7 @@ def main() -> None:
 def compute_features(data: str, settings: list[str]) -> tuple[Any, Any]:
     """Return (features, labels) of the training images and of the held-out images."""
     from trainer.cli.bootstrap import import_tensorflow, prepare_libraries
-    from trainer.cli.choose import choose_settings
+    from trainer.cli.config import choose_settings
     from trainer.cli.console import Console
     from trainer.cli.environment import cache_folder
 

@@ -18,7 +18,8 @@ from helpers.https_server import HttpsServer
 from helpers.photos import draw_photo
 
 from trainer.cli.bootstrap import prepare_libraries
-from trainer.storage.store import Store, open_store
+from trainer.storage import open_store
+from trainer.storage.store import Store
 
 # As the command line does: TensorFlow reads its environment variables once, on import.
 prepare_libraries()

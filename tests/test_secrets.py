@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 
 from trainer.cli.app import cli
 from trainer.cli.paths import absolute_source
-from trainer.compare.differences import spec_differences
-from trainer.compare.runs import Run
+from trainer.compare.runs import Run, spec_differences
 from trainer.data.fetch import fetch_source
 from trainer.data.http import require_https
 from trainer.data.progress import SilentProgress
@@ -26,7 +25,8 @@ from trainer.runs import Start, open_run_folder, write_environment
 from trainer.sanitize import shown_address, without_secrets
 from trainer.spec import dump_shown_spec, dump_spec, load_spec, parse_spec, spec_changes, spec_digest
 from trainer.spec.text import parse_mapping
-from trainer.storage.store import open_store, split_uri
+from trainer.storage import open_store
+from trainer.storage.store import split_uri
 
 SECRET = "S3CR3T"
 NOW = datetime(2026, 11, 30, tzinfo=timezone.utc)

@@ -14,8 +14,7 @@ from typing import Any, Protocol
 import keras
 
 from trainer.data.dataset import Dataset, format_contents
-from trainer.data.items import Rejection
-from trainer.data.labels import all_normalized, normalized
+from trainer.data.items import Rejection, all_normalized, normalized
 from trainer.data.load import load_dataset
 from trainer.data.progress import Progress
 from trainer.data.sampler import steps_per_epoch

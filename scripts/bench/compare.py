@@ -24,7 +24,7 @@ from trainer.evaluate.metrics import Predictions, compute_metrics
 from trainer.evaluate.prediction_files import write_predictions
 from trainer.runs.publish import publish
 from trainer.spec import dump_spec, load_spec
-from trainer.storage.store import open_store
+from trainer.storage import open_store
 
 IMAGES, CLASSES, TIMES, MAX_SECONDS = 10_000, 10, 5, 3.0
 

@@ -14,9 +14,8 @@ from helpers.fault_proxy import FAULTS, at_random, fault_proxy
 from chaos.fixtures import emulated_bucket
 from trainer.errors import TemporaryError, TrainerError
 from trainer.runs.publish import is_finished, latest_run, publish, verify
-from trainer.storage import gcs
+from trainer.storage import gcs, open_store
 from trainer.storage.mirror import Mirror
-from trainer.storage.store import open_store
 from trainer.training import AsyncCheckpointer
 
 

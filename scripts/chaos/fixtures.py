@@ -20,7 +20,8 @@ import numpy as np
 from helpers.bucket_server import BUCKET, OTHER_ENDPOINT, OtherServer, bucket_server
 from PIL import Image
 
-from trainer.storage.store import Store, open_store
+from trainer.storage import open_store
+from trainer.storage.store import Store
 
 _RESUMED = re.compile(r"Resuming after step (\d+)")
 _STEP = re.compile(r'"event": "progress".*"step": (\d+)')

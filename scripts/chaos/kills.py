@@ -15,7 +15,8 @@ import numpy as np
 
 from chaos.fixtures import Attempt, emulated_bucket, make_images, read_result
 from trainer.runs.publish import MANIFEST, MARKER, latest_run, verify
-from trainer.storage.store import Store, open_store
+from trainer.storage import open_store
+from trainer.storage.store import Store
 
 EVERY_STEPS = 10
 SETTINGS = [

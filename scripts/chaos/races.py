@@ -13,8 +13,9 @@ from typing import Any
 from chaos.fixtures import emulated_bucket
 from trainer.errors import TemporaryError
 from trainer.storage import lease as leases
+from trainer.storage import open_store
 from trainer.storage.lease import take_lease
-from trainer.storage.store import Store, open_store
+from trainer.storage.store import Store
 
 RACERS = 8
 _EXPIRY_SECONDS = 5.0

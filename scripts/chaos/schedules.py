@@ -10,7 +10,7 @@ from trainer.errors import TemporaryError
 from trainer.release.audit_log import RECORDS, read_records
 from trainer.release.overview import overview
 from trainer.runs.publish import latest_run, verify
-from trainer.storage.store import open_store
+from trainer.storage import open_store
 
 _MAX_STARTS = 6
 _KEEP_RUNS = 5

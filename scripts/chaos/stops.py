@@ -15,7 +15,7 @@ from helpers.fault_proxy import fault_proxy
 
 from chaos.fixtures import Attempt, emulated_bucket, make_images
 from trainer.runs.publish import is_finished
-from trainer.storage.store import open_store
+from trainer.storage import open_store
 
 BYTES_PER_SECOND = 20e6
 MAX_SECONDS = {"disk": 5.0, "bucket": 10.0}

@@ -18,9 +18,9 @@ from google.cloud.storage import Client, transfer_manager
 from helpers.bucket_server import BUCKET
 
 from chaos.fixtures import emulated_bucket
-from trainer.storage.mirror import Mirror
-from trainer.storage.store import Store, open_store
-from trainer.storage.transfers import download_files
+from trainer.storage import open_store
+from trainer.storage.mirror import Mirror, download_files
+from trainer.storage.store import Store
 
 SMALL = 2000
 LARGE_BYTES = 500 << 20

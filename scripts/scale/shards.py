@@ -20,7 +20,7 @@ import numpy as np
 from chaos.fixtures import Attempt, emulated_bucket
 from PIL import Image
 
-from trainer.storage.store import open_store
+from trainer.storage import open_store
 
 IMAGES, FEW = 250_000, 2_500
 _FLAT = 1.05

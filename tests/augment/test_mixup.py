@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer.augment.mixup import mix_images
+from trainer.augment.transforms import mix_images
 from trainer.spec import AugmentSpec
 
 COUNT, SIDE = 400, 20

@@ -28,7 +28,7 @@ SHOW = """
 from trainer.cli.console import Console
 from trainer.cli.bootstrap import import_tensorflow
 import_tensorflow()
-from trainer.training.observer import CallReport
+from trainer.training.loop import CallReport
 import time
 
 with Console(0.0) as console:

@@ -15,8 +15,8 @@ from PIL import Image
 
 from trainer.cli.app import cli
 from trainer.errors import UsageError
+from trainer.storage import open_store
 from trainer.storage.folder import FolderStore
-from trainer.storage.store import open_store
 
 
 @pytest.fixture(scope="module")

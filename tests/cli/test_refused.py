@@ -18,10 +18,10 @@ from trainer.errors import TemporaryError, UsageError
 from trainer.release.overview import overview
 from trainer.runs import open_run_folder
 from trainer.spec import load_spec
-from trainer.storage import gcs
-from trainer.storage.client import make_client
+from trainer.storage import gcs, open_store
+from trainer.storage.gcs import make_client
 from trainer.storage.local import write_text
-from trainer.storage.store import Store, open_store
+from trainer.storage.store import Store
 
 
 @pytest.fixture(autouse=True)

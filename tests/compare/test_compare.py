@@ -15,10 +15,9 @@ from helpers.label_answers import answers
 from helpers.report_inputs import make_predictions, run_of
 
 from trainer.compare.comparison import compare_all, compare_runs
-from trainer.compare.differences import all_differences
 from trainer.compare.page import comparison_page, draw_overlaid
 from trainer.compare.pair import format_p
-from trainer.compare.runs import Run, read_metrics
+from trainer.compare.runs import Run, all_differences, read_metrics
 from trainer.evaluate.metrics import Predictions, compute_metrics
 from trainer.evaluate.significance import (
     bootstrap,

@@ -16,8 +16,8 @@ from PIL import Image, ImageOps
 
 from trainer.cli.compare import read_runs
 from trainer.errors import UsageError
+from trainer.storage import open_store
 from trainer.storage.local import hash_file
-from trainer.storage.store import open_store
 
 NO_METRICS = (
     "[]", "{", '{"validation/accuracy": "x"}', '{"train/accuracy": 1}', '{"validation/accuracy": 0.7}',

@@ -13,8 +13,8 @@ from helpers.small_data import SIZE, load
 from helpers.small_shards import files_of, make_packed
 
 from trainer.compare.comparison import compare_runs
+from trainer.compare.page import read_disagreements
 from trainer.compare.pair import Comparison
-from trainer.compare.pictures import read_disagreements
 from trainer.compare.runs import Run
 from trainer.evaluate.metrics import Predictions
 

@@ -17,15 +17,13 @@ import numpy as np
 import pytest
 from helpers.archives import FILES, MAKERS, make_zip
 
-from trainer.data.archive import archive_kind
+from trainer.data.archive import archive_kind, unpack_tar, unpack_zip, zip_encoding
 from trainer.data.archive_errors import reading
 from trainer.data.digests import file_digests
 from trainer.data.extractor import Unpacker
 from trainer.data.ingest import ImageDecoder
 from trainer.data.items import Item
 from trainer.data.progress import SilentProgress
-from trainer.data.unpack_tar import unpack_tar
-from trainer.data.unpack_zip import unpack_zip, zip_encoding
 from trainer.errors import DataError, TemporaryError
 from trainer.spec.schema import DataSpec
 

@@ -17,7 +17,7 @@ from trainer.data.readers import read_layout
 from trainer.data.weights import find_weights
 from trainer.errors import DataError, TrainerError, UsageError
 from trainer.spec import DataSpec, PretrainedSpec
-from trainer.storage.store import open_store
+from trainer.storage import open_store
 
 
 @pytest.fixture

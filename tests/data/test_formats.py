@@ -16,9 +16,9 @@ from helpers.small_shards import pixels_by_name, process_of
 from PIL import Image
 
 from trainer.cli.bootstrap import import_tensorflow
+from trainer.data.bucket import FOLDER, can_be_placeholder, download_placeholders, write_placeholders
 from trainer.data.items import Rejection
 from trainer.data.load import load_labelled
-from trainer.data.placeholders import FOLDER, can_be_placeholder, download_placeholders, write_placeholders
 from trainer.data.progress import SilentProgress
 from trainer.data.readers import read_layout
 from trainer.data.readers.import_files import Buckets
@@ -28,7 +28,7 @@ from trainer.data.shards.writer import make_shards
 from trainer.errors import DataError
 from trainer.evaluate.predict import find_pictures
 from trainer.spec.schema import DataSpec
-from trainer.storage.store import open_store
+from trainer.storage import open_store
 
 ENDINGS = (".jfif", ".mpo", ".jpg_large", ".jpg?w=300", ".jpg.1", ".HEIC", "", ".txt")
 

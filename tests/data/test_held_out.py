@@ -15,7 +15,7 @@ from trainer.data.shards.worker_pool import WorkerPool
 from trainer.data.shards.writer import make_shards
 from trainer.errors import UsageError
 from trainer.spec.schema import DataSpec
-from trainer.storage.store import open_store
+from trainer.storage import open_store
 
 
 def with_test(root: Path, has_validation: bool) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from helpers.layout_files import PNG, put, read_all, reasons
 
-from trainer.data.readers.rows import split_labels
+from trainer.data.readers.tables import split_labels
 from trainer.errors import DataError
 
 CATS_DOGS = {(None, "cat"): 3, (None, "dog"): 3}

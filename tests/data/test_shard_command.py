@@ -14,8 +14,7 @@ from helpers.bucket_server import BUCKET, bucket_server
 from helpers.small_data import png, put, two_splits
 from helpers.trainer_process import command, refused, trainer
 
-from trainer.storage import hash_file
-from trainer.storage.store import open_store
+from trainer.storage import hash_file, open_store
 
 
 @pytest.fixture(scope="module")

@@ -22,12 +22,12 @@ from helpers.small_shards import files_of, make_packed, pack, pixels_by_name
 from trainer.data.dataset import Dataset
 from trainer.data.progress import SilentProgress
 from trainer.data.shards.index import read_shard_manifest
+from trainer.data.shards.packed import ShardCache
 from trainer.data.shards.reader import load_shards
-from trainer.data.shards.shard_cache import ShardCache
 from trainer.distributed import ProcessInfo, join_process_group
 from trainer.errors import DataError, UsageError
 from trainer.spec.schema import DataSpec
-from trainer.storage.store import open_store
+from trainer.storage import open_store
 
 
 @pytest.fixture(scope="module")
@@ -135,8 +135,8 @@ READER = """
 import sys
 from pathlib import Path
 from trainer.data.shards.index import read_shard_manifest
-from trainer.data.shards.shard_cache import ShardCache
-from trainer.storage.store import open_store
+from trainer.data.shards.packed import ShardCache
+from trainer.storage import open_store
 store = open_store(sys.argv[1])
 cache = ShardCache(store, read_shard_manifest(store).shards, Path(sys.argv[2]), 1 << 30, shuffled=1)
 for upcoming in ([0, 1, 2], [2], [0, 1, 2]):  # the second pass unlocks the other shards

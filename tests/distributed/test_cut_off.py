@@ -16,7 +16,7 @@ import pytest
 from helpers.many_hosts import SETTINGS
 
 from trainer.runs.publish import verify
-from trainer.storage.store import open_store
+from trainer.storage import open_store
 
 STEP = re.compile(r'"event": "progress".* "step": (\d+)')
 RESUMED = re.compile(r"Resuming after step (\d+)")

@@ -20,9 +20,9 @@ from helpers.many_hosts import SETTINGS
 from helpers.small_training import dark_and_light
 
 from trainer.evaluate.prediction_files import read_predictions
-from trainer.model.whitening import sum_patches, whitening_weights
+from trainer.model.airbench import sum_patches, whitening_weights
 from trainer.runs.publish import verify
-from trainer.storage.store import open_store
+from trainer.storage import open_store
 from trainer.training.checkpoint import list_checkpoints
 
 pytestmark = pytest.mark.engine

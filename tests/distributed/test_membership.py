@@ -18,8 +18,18 @@ from helpers.free_ports import addresses
 from helpers.group_processes import results_of, start
 
 from trainer.distributed import ProcessInfo
-from trainer.distributed.connection import ADMIT, CHALLENGE, HELLO, JOIN, REJECT, Connection
-from trainer.distributed.handshake import RejectedError, _with_mac, request_membership, verify_member
+from trainer.distributed.connection import (
+    ADMIT,
+    CHALLENGE,
+    HELLO,
+    JOIN,
+    REJECT,
+    Connection,
+    RejectedError,
+    _with_mac,
+    request_membership,
+    verify_member,
+)
 from trainer.distributed.rendezvous import _MAX_PENDING, _PendingConnections, _RendezvousServer
 from trainer.errors import UsageError
 

@@ -15,7 +15,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from trainer.errors import DataError, UsageError
 from trainer.export import load_model
-from trainer.export.program import COMPUTING, require_computing
+from trainer.export.load import COMPUTING, require_computing
 
 RESIDUAL = "model={family: residual, stem_filters: 4, filters: [8], blocks: [1], average_mirror: true}"
 

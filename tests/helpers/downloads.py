@@ -12,9 +12,9 @@ import pytest
 import trustme
 
 from helpers.https_server import HttpsServer, Served, https_server, write_ca
+from trainer.data.download import RetryPolicy
 from trainer.data.fetch import fetch_source
 from trainer.data.progress import SilentTask, Task
-from trainer.data.transfer import RetryPolicy
 
 DATA = random.Random(0).randbytes(300_000)
 SHA256 = f"sha256:{hashlib.sha256(DATA).hexdigest()}"

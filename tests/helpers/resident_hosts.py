@@ -16,11 +16,11 @@ from helpers.small_training import SMALL, dark_and_light, do_train, untimed
 from trainer.data.sampler import steps_per_epoch
 from trainer.distributed import join_process_group, read_process_info
 from trainer.distributed.devices import find_cluster
-from trainer.model.whitening import WhiteningConv2D
+from trainer.model.airbench import WhiteningConv2D
 from trainer.spec import load_spec
 from trainer.training import build_learner
-from trainer.training.device_cache import fits_in_device_cache
 from trainer.training.learner import whiten_first_layer
+from trainer.training.phase_work import fits_in_device_cache
 
 SETTINGS = [
     *SMALL,

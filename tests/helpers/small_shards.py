@@ -16,7 +16,7 @@ from trainer.data.progress import SilentProgress
 from trainer.data.shards.worker_pool import WorkerPool, start_processes
 from trainer.data.shards.writer import make_shards
 from trainer.spec.schema import DataSpec
-from trainer.storage.store import open_store
+from trainer.storage import open_store
 
 SMALL = 1500
 """Shard size in bytes: a few images."""

@@ -18,7 +18,7 @@ from trainer.distributed.devices import Cluster, find_cluster
 from trainer.evaluate.evaluator import Evaluator
 from trainer.spec import RunSpec, load_spec
 from trainer.training import build_learner
-from trainer.training.device_cache import put_on_devices
+from trainer.training.phase_work import put_on_devices
 from trainer.training.prefetch import BatchBlock
 from trainer.training.step import Sums, TrainStep
 

@@ -17,7 +17,7 @@ from helpers.kube_cluster import Cluster
 from helpers.kube_pods import BEGAN, ended, pod, running
 from helpers.kube_server import kube_server
 
-from trainer.storage.store import open_store
+from trainer.storage import open_store
 
 SUBMIT = ["submit", "gke", "--recipe", "demo", "--run-name", "pets", "--image", "registry/trainer:gpu"]
 OUTPUT = ["--output", "gs://bucket/runs"]

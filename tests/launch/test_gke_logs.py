@@ -15,8 +15,7 @@ from helpers.kube_cluster import Cluster
 from helpers.kube_pods import ended, pod, running, waiting
 
 from trainer.errors import StoppedError, TrainerError
-from trainer.launch.cluster_jobs import ClusterJobs
-from trainer.launch.cluster_logs import LogFollower
+from trainer.launch.cluster_jobs import ClusterJobs, LogFollower
 from trainer.launch.kubectl import Kubectl
 
 UNSCHEDULED = {

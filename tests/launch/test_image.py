@@ -29,7 +29,7 @@ from trainer.launch.kubernetes import KubernetesCluster, objects_of
 from trainer.launch.plan import JobPlan
 from trainer.runs.publish import latest_run, verify
 from trainer.spec import load_spec
-from trainer.storage.store import open_store
+from trainer.storage import open_store
 
 QUICK = ["--set", "train.epochs=4"]
 TRAIN = ["train", "--output", "/out", "--run-name"]

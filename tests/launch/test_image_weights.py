@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 from helpers.copied_project import copied_project
 
-from trainer.data import published
 from trainer.data.progress import SilentProgress
-from trainer.data.published import Published
+from trainer.data.weights import Published
 from trainer.errors import DataError, UsageError
 from trainer.launch.image import WEIGHTS_FOLDER, find_source, stage_weights
 
@@ -23,7 +22,7 @@ def test_stage_weights_copies_requested_weights_and_removes_others(
     for name in ("one", "two"):
         (cache / "weights" / f"{name}.h5").write_bytes(name.encode())
         weights = Published(f"https://host/{name}.h5", f"md5:{hashlib.md5(name.encode()).hexdigest()}", None)
-        monkeypatch.setitem(published.PUBLISHED, name, weights)
+        monkeypatch.setitem(weights.PUBLISHED, name, weights)
     empty = find_source(project, "cpu", "base")
     (path,) = stage_weights(project, ["one", "efficientnet-lite0"], cache, SilentProgress())
     assert (path, path.read_bytes()) == (project / WEIGHTS_FOLDER / "one.h5", b"one")

@@ -15,10 +15,9 @@ from sklearn.datasets import load_sample_image
 from trainer.data.progress import SilentProgress
 from trainer.data.weights import WeightsFile, find_weights
 from trainer.export import export_model, load_model
-from trainer.export.program import COMPUTING
+from trainer.export.load import COMPUTING
 from trainer.model import build_inference_model, build_model
-from trainer.model.initializers import Kernels
-from trainer.model.layers import FusedBatchNormalization
+from trainer.model.layers import FusedBatchNormalization, Kernels
 from trainer.model.pretrained import backbone_of, build_backbone, head_of, stages_of
 from trainer.model.torch_file import read_torch_file
 from trainer.model.weights import load_weights

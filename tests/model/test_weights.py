@@ -24,8 +24,7 @@ from helpers.https_server import Fault, HttpsServer, Served
 from trainer.data import bucket
 from trainer.data import weights as places
 from trainer.data.progress import SilentProgress
-from trainer.data.published import LITE0_FILE, Published
-from trainer.data.weights import WeightsFile, find_published, find_weights
+from trainer.data.weights import LITE0_FILE, Published, WeightsFile, find_published, find_weights
 from trainer.errors import DataError, TemporaryError, UsageError
 from trainer.model.h5_file import open_layers
 from trainer.model.torch_file import read_torch_file

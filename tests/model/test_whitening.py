@@ -12,8 +12,8 @@ from helpers.small_training import dark_and_light, do_train, learner_for, untime
 from trainer.data.dataset import Dataset
 from trainer.distributed.devices import find_cluster
 from trainer.errors import StoppedError
-from trainer.model.initializers import Kernels
-from trainer.model.whitening import PatchSums, WhiteningConv2D, sum_patches, whitening_weights
+from trainer.model.airbench import PatchSums, WhiteningConv2D, sum_patches, whitening_weights
+from trainer.model.layers import Kernels
 from trainer.spec import load_spec
 from trainer.training import Learner
 from trainer.training.learner import total_of, whiten_first_layer

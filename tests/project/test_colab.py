@@ -17,7 +17,7 @@ from helpers.command_lines import parse
 from helpers.photos import draw_photo
 
 from trainer.runs.publish import verify
-from trainer.storage.store import open_store
+from trainer.storage import open_store
 
 NOTEBOOK = Path(__file__).resolve().parents[2] / "scripts" / "colab.ipynb"
 STEPS = 6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import json
 import subprocess
 import sys
@@ -130,6 +131,26 @@ def parse(path: Path) -> ast.Module:
 def test_every_module_belongs_to_a_listed_package() -> None:
     rooms = {room_of(dotted(path)) for path in MODULES} - {""}
     assert rooms - set(ROOMS) == set()
+
+
+def imported_modules(tree: ast.AST, known: set[str]) -> set[str]:
+    """Return the modules of this package that `tree` imports at any level, except for type checking."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            node.body = []
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found & known
+
+
+def test_modules_do_not_import_each_other_in_cycles() -> None:
+    known = {dotted(path) for path in MODULES} - {"trainer"}
+    graph = {dotted(path): imported_modules(parse(path), known) - {dotted(path)} for path in MODULES}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
 
 
 def test_imports_are_absolute() -> None:

@@ -12,7 +12,8 @@ from helpers.bucket_server import BUCKET, BucketServer, bucket_server
 from trainer.data.progress import SilentProgress, Task
 from trainer.release.overview import overview
 from trainer.runs.publish import MANIFEST, MARKER, is_finished, publish, verify
-from trainer.storage.store import Store, open_store
+from trainer.storage import open_store
+from trainer.storage.store import Store
 
 
 class Counted(SilentProgress):

@@ -19,7 +19,8 @@ from trainer.release.challenge import ChallengeResult, PredictPair, challenge, p
 from trainer.release.overview import overview
 from trainer.runs.champion import CHAMPION, read_champion
 from trainer.runs.publish import verify
-from trainer.storage.store import Store, open_store
+from trainer.storage import open_store
+from trainer.storage.store import Store
 
 
 def test_first_champion_must_beat_guessing(either_store: Store, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from helpers.trainer_process import error_line, trainer
 
 from trainer.release.challenge import promote
 from trainer.runs.champion import CHAMPION
-from trainer.storage.store import Store, open_store
+from trainer.storage import open_store
+from trainer.storage.store import Store
 
 
 @pytest.fixture

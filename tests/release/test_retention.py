@@ -25,9 +25,10 @@ from trainer.runs import find_start, open_run_folder
 from trainer.runs.champion import CHAMPION, read_champion
 from trainer.runs.publish import MANIFEST, MARKER, RETIRED, is_finished, latest_run, move_pointer
 from trainer.spec import load_spec
+from trainer.storage import open_store
 from trainer.storage.folder import FolderStore
 from trainer.storage.lease import take_lease
-from trainer.storage.store import Store, open_store
+from trainer.storage.store import Store
 
 NOW = datetime(2026, 1, 2, 3, 4, 5)
 

@@ -15,7 +15,7 @@ from helpers.https_server import HttpsServer, Served
 from helpers.trainer_process import QUICK, error_line, trainer
 
 from trainer.runs.publish import latest_run
-from trainer.storage.store import open_store
+from trainer.storage import open_store
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from helpers.bucket_server import BUCKET, bucket_server
 from helpers.fault_proxy import at_random, fault_proxy
 
 from trainer.runs.publish import latest_run, verify
+from trainer.storage import open_store
 from trainer.storage.mirror import Mirror
-from trainer.storage.store import open_store
 
 pytestmark = pytest.mark.engine
 

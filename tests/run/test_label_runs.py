@@ -14,7 +14,7 @@ from helpers.trainer_process import trainer
 from trainer.cli.predict import PredictOptions, evaluate_command, predict_command
 from trainer.cli.release import challenge_champion
 from trainer.compare.comparison import compare_runs
-from trainer.compare.pictures import read_disagreements
+from trainer.compare.page import read_disagreements
 from trainer.compare.runs import read_run
 from trainer.errors import DataError, UsageError
 from trainer.evaluate.metrics import compute_metrics

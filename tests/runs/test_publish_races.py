@@ -11,8 +11,8 @@ from helpers.unpublished_run import make_run, publish_at
 
 from trainer.errors import TemporaryError
 from trainer.runs.publish import is_finished, latest_run, publish, verify
+from trainer.storage import open_store
 from trainer.storage.folder import FolderStore
-from trainer.storage.store import open_store
 
 
 @pytest.fixture

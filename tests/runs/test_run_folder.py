@@ -22,8 +22,9 @@ from trainer.runs import (
 )
 from trainer.runs.publish import publish
 from trainer.spec import RunSpec, dump_spec, load_spec, parse_spec, read_spec
+from trainer.storage import open_store
 from trainer.storage.local import write_json, write_text
-from trainer.storage.store import Store, open_store
+from trainer.storage.store import Store
 
 NOW = datetime(2026, 1, 2, 3, 4, 5)
 

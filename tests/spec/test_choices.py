@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from helpers.trainer_process import trainer
 
-from trainer.cli.choose import choose_settings
+from trainer.cli.config import choose_settings
 from trainer.cli.console import Console
 from trainer.data.inspect import inspect_source
 from trainer.data.progress import SilentProgress
@@ -28,7 +28,7 @@ from trainer.spec import (
     with_choices,
 )
 from trainer.spec.choices import MOST_FITTED, Choice, Facts, Goal, choose
-from trainer.spec.finetune import FinetuneSpec
+from trainer.spec.optimizer import FinetuneSpec
 from trainer.spec.schema import DataSpec
 from trainer.training.probe import MAX_WORK
 

@@ -13,8 +13,8 @@ from helpers.unpublished_run import make_run
 
 from trainer.errors import TemporaryError
 from trainer.runs.publish import publish, verify
-from trainer.storage import gcs
-from trainer.storage.store import Store, open_store
+from trainer.storage import gcs, open_store
+from trainer.storage.store import Store
 
 pytestmark = pytest.mark.engine
 

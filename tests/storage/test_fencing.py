@@ -9,9 +9,8 @@ import pytest
 from helpers.listing import names
 
 from trainer.errors import TemporaryError
-from trainer.storage.fencing import guarded
 from trainer.storage.folder import FolderStore
-from trainer.storage.local import append_line, create_bytes, replace_folder, write_text
+from trainer.storage.local import append_line, create_bytes, guarded, replace_folder, write_text
 from trainer.training.history import EventLog
 
 

@@ -20,7 +20,7 @@ EXPIRY = 1.2
 HOLD = """
 import sys, time
 from trainer.storage.lease import take_lease
-from trainer.storage.store import open_store
+from trainer.storage import open_store
 lease = take_lease(open_store(sys.argv[1]), "run.lease", print, float(sys.argv[2]))
 print("held", flush=True)
 time.sleep(60)

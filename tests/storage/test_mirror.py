@@ -11,8 +11,9 @@ import pytest
 from helpers.bucket_server import BUCKET, BucketServer, OtherServer, bucket_server
 
 from trainer.errors import TemporaryError
+from trainer.storage import open_store
 from trainer.storage.mirror import Mirror
-from trainer.storage.store import Store, open_store
+from trainer.storage.store import Store
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,10 @@ from helpers.bucket_server import BUCKET, BucketServer, OtherServer, bucket_serv
 from helpers.small_disk import small_disk
 
 from trainer.errors import TemporaryError, TrainerError, UsageError
-from trainer.storage.client import make_client
+from trainer.storage import open_store
 from trainer.storage.folder import FolderStore
-from trainer.storage.store import Store, open_store, split_uri
+from trainer.storage.gcs import make_client
+from trainer.storage.store import Store, split_uri
 
 
 @pytest.fixture(scope="module")

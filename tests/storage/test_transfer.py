@@ -8,9 +8,9 @@ from helpers.downloads import AT_ONCE, DATA, LIMIT, MD5, SHA256, Told, fetch, ke
 from helpers.https_server import Fault, HttpsServer, Served
 from helpers.small_disk import small_disk
 
+from trainer.data.download import RetryPolicy
 from trainer.data.fetch import fetch_source
 from trainer.data.progress import SilentTask, Task
-from trainer.data.transfer import RetryPolicy
 from trainer.errors import DataError, StoppedError, TemporaryError
 
 

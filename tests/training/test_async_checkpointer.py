@@ -12,8 +12,8 @@ import tensorflow as tf
 
 from trainer.errors import UsageError
 from trainer.spec import CheckpointSpec
-from trainer.training.async_checkpointer import AsyncCheckpointer, CheckpointPolicy
 from trainer.training.checkpoint import list_checkpoints, restore_best, restore_newest
+from trainer.training.checkpoint_manager import AsyncCheckpointer, CheckpointPolicy
 
 
 def test_checkpoint_has_the_values_at_the_time_of_the_call(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from trainer.model.layers import FusedBatchNormalization
 from trainer.model.pretrained import backbone_of, head_of, stages_of
 from trainer.model.weights import find_weights, load_weights
 from trainer.spec import EarlyStoppingSpec, PretrainedSpec, load_spec
-from trainer.spec.finetune import FinetuneSpec
+from trainer.spec.optimizer import FinetuneSpec
 from trainer.training import Learner, TrainResult
 from trainer.training import features as features_module
 from trainer.training.features import FeatureCache, Features, build_features, describe_features

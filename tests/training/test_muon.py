@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer.training.muon import Muon, orthogonalize
+from trainer.training.optimizer import Muon, orthogonalize
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -14,8 +14,7 @@ import pytest
 import tensorflow as tf
 from helpers.small_training import SMALL, dark_and_light, learner_for
 
-from trainer.augment.mixup import mix_images
-from trainer.augment.transforms import MIX_DRAWS, EpochView, draw_numbers
+from trainer.augment.transforms import MIX_DRAWS, EpochView, draw_numbers, mix_images
 from trainer.data.dataset import Dataset
 from trainer.distributed.devices import choose_precision, choose_xla, find_cluster
 from trainer.errors import UsageError

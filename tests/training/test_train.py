@@ -19,7 +19,7 @@ from trainer.errors import StoppedError
 from trainer.evaluate.evaluator import Evaluator, predict_splits
 from trainer.spec import load_spec
 from trainer.training.checkpoint import list_checkpoints
-from trainer.training.device_cache import fits_in_device_cache
+from trainer.training.phase_work import fits_in_device_cache
 
 
 @pytest.fixture(scope="module")

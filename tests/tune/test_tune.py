@@ -17,9 +17,8 @@ from trainer.errors import UsageError
 from trainer.spec import load_spec
 from trainer.storage.store import Store
 from trainer.tune.parameters import Parameter, base_settings, parse_parameters, with_settings
-from trainer.tune.search import Search, best_trial, ranking
+from trainer.tune.search import Search, as_values, best_trial, lines_of, ranking
 from trainer.tune.study import Records, Trial, open_study
-from trainer.tune.summary import as_values, lines_of
 
 RATE, NAME = "optimizer.learning_rate=1e-4..1e-1:log", "optimizer.name=sgd|adamw"
 

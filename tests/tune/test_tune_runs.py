@@ -19,7 +19,7 @@ from helpers.trainer_process import QUICK, command, trainer
 from trainer.cli.trials import train_trial
 from trainer.cli.tune import Job
 from trainer.spec import RunSpec, load_spec
-from trainer.storage.store import open_store
+from trainer.storage import open_store
 from trainer.tune.parameters import parse_parameters
 from trainer.tune.search import Search
 from trainer.tune.study import Records, Trial

@@ -23,7 +23,7 @@ from trainer.spec import AugmentSpec, CropSpec, sides_of
 DRAWS = 24
 """Number of uniform numbers per image and step, used or not."""
 MIX_DRAWS = slice(20, 24)
-"""The numbers reserved for `trainer.augment.mixup`."""
+"""The numbers reserved for mixup and CutMix."""
 # Luma of ITU-R BT.601, which JPEG uses.
 _LUMA = (0.299, 0.587, 0.114)
 # RGB to YIQ (NTSC); hue is the angle in the I-Q plane.
@@ -311,3 +311,33 @@ def _jitter(images: tf.Tensor, draws: tf.Tensor, spec: AugmentSpec) -> tf.Tensor
 
 def _spread(draws: tf.Tensor, degrees: float) -> tf.Tensor:
     return (2.0 * draws - 1.0) * math.radians(degrees)
+
+
+def mix_images(
+    images: tf.Tensor, draws: tf.Tensor, spec: AugmentSpec
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Return mixed images, partners, int32 [batch], and shares, float32 [batch] in 0..1.
+
+    `images` are augmented, float32 [batch, height, width, channels]. `draws` is [batch, 4] in [0, 1): which
+    mixture if any, the share, and the position of the rectangle. CutMix is applied with probability
+    `spec.cutmix`, mixup with `spec.mixup`. A share is the part of the loss that belongs to the image's own
+    label.
+    """
+    count, sides = tf.shape(images)[0], sides_as_floats(images)
+    # The last image of an odd batch is its own partner.
+    partners = tf.minimum(tf.bitwise.bitwise_xor(tf.range(count), 1), count - 1)
+    is_cut = draws[:, 0] < spec.cutmix
+    is_blended = ~is_cut & (draws[:, 0] < spec.cutmix + spec.mixup)
+    # A rectangle of the area 1 - share is cut off at the border (Yun et al. 2019, "CutMix").
+    lengths = [side * tf.sqrt(1.0 - draws[:, 1]) for side in sides]
+    rows, columns = (
+        band(side * draws[:, 2 + axis] - 0.5 * length, length, side)
+        for axis, (side, length) in enumerate(zip(sides, lengths, strict=True))
+    )
+    # Mixup is a rectangle as large as the image, painted with partial opacity.
+    blend = tf.where(is_blended, 1.0 - draws[:, 1], 0.0)[:, None]
+    rows = tf.where(is_cut[:, None], rows, blend)
+    columns = tf.where(is_cut[:, None], columns, 1.0)
+    mixed = paint_rectangle(images, rows, columns, tf.gather(images, partners))
+    shares = 1.0 - tf.reduce_mean(rows, axis=1) * tf.reduce_mean(columns, axis=1)
+    return mixed, partners, shares

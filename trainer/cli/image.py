@@ -46,7 +46,7 @@ def build(variant: str, base: str, name: str, network: str | None, weights: tupl
     Uses the Docker engine at DOCKER_HOST, or the local one if it is not set."""
     from trainer.cli.console import Console
     from trainer.cli.environment import cache_folder
-    from trainer.launch.engine import open_engine
+    from trainer.launch.container import open_engine
     from trainer.launch.image import build_image, find_root, find_source, stage_weights, tags_of
 
     with Console(_LOG_SECONDS) as console:
@@ -74,7 +74,7 @@ def build(variant: str, base: str, name: str, network: str | None, weights: tupl
 @image_options
 def push(variant: str, base: str, name: str) -> None:
     """Push the image of this source. Commit all changes first."""
-    from trainer.launch.engine import open_engine
+    from trainer.launch.container import open_engine
     from trainer.launch.image import find_source, push_image, tags_of
 
     source = find_source(Path.cwd(), variant, base)

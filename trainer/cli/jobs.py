@@ -127,7 +127,7 @@ class _Cluster:
         yield from _progress(named.work.spec_text, named.work.main["metadata"]["name"])
 
     def logs(self, name: str, worker: int, is_following: bool) -> None:
-        from trainer.launch.cluster_logs import LogFollower, current_logs
+        from trainer.launch.cluster_jobs import LogFollower, current_logs
 
         if is_following:
             lines = LogFollower(self.jobs, name, worker, _print_note).lines()
@@ -153,7 +153,7 @@ def _print_note(text: str) -> None:
 
 class _Containers:
     def __init__(self) -> None:
-        from trainer.launch.engine import open_engine
+        from trainer.launch.container import open_engine
 
         self.client = open_engine()
 
@@ -191,8 +191,7 @@ class _Vertex:
     def __init__(self, project: str | None, region: str, endpoint: str | None) -> None:
         from trainer.errors import UsageError
         from trainer.launch.google import Google
-        from trainer.launch.vertex import Project
-        from trainer.launch.vertex_jobs import VertexJobs
+        from trainer.launch.vertex import Project, VertexJobs
 
         if not project:
             raise UsageError(
@@ -229,7 +228,7 @@ def _progress(spec_text: str | None, name: str) -> list[str]:
 def _read_progress(spec_text: str | None, name: str) -> list[str]:
     from trainer.errors import TrainerError
     from trainer.spec import parse_spec
-    from trainer.storage.store import open_store
+    from trainer.storage import open_store
     from trainer.tune.study import count_trials
 
     if spec_text is None:

@@ -16,21 +16,21 @@ from pathlib import Path
 from trainer.data.progress import Progress
 from trainer.errors import UsageError
 from trainer.runs import require_not_withdrawn
-from trainer.runs.attempts import STARTS
-from trainer.runs.integrity import MODEL, published_files, require_published_model
-from trainer.runs.publish import MANIFEST, find_run, parent_of
+from trainer.runs.files import STARTS
+from trainer.runs.publish import (
+    MANIFEST,
+    MODEL,
+    find_run,
+    parent_of,
+    published_files,
+    require_published_model,
+)
 from trainer.sanitize import shown_address
 from trainer.spec import PretrainedSpec, RunSpec
-from trainer.spec.pretrained import DEFAULT_WEIGHTS, NO_WEIGHTS
+from trainer.spec.networks import DEFAULT_WEIGHTS, NO_WEIGHTS
 from trainer.spec.schema import RUN_NAME
-from trainer.storage.store import (
-    Store,
-    is_bucket,
-    open_store,
-    require_two_slashes,
-    split_uri,
-    without_scheme,
-)
+from trainer.storage import open_store
+from trainer.storage.store import Store, is_bucket, require_two_slashes, split_uri, without_scheme
 
 _MOST_BYTES = 1 << 40
 

@@ -108,8 +108,7 @@ def _write_csv(store: Store, name: str, text: str) -> None:
 def local_images(uri: str, cache_dir: Path, progress: Progress) -> Path:
     """Return the local path of an image or a folder; URLs and gs:// URIs are downloaded."""
     from trainer.cli.paths import local_path
-    from trainer.data.download import download
-    from trainer.data.transfer import RetryPolicy
+    from trainer.data.download import RetryPolicy, download
     from trainer.storage.store import without_scheme
 
     if not uri:
@@ -212,7 +211,8 @@ def _output_file(uri: str, option: str, suffixes: Sequence[str]) -> tuple[Store,
     """Return store and name of the file for `option`. Raises UsageError for another suffix, or in a run."""
     from trainer.runs import require_outside_runs
     from trainer.runs.publish import parent_of
-    from trainer.storage.store import is_bucket, open_store, split_uri
+    from trainer.storage import open_store
+    from trainer.storage.store import is_bucket, split_uri
 
     folder, name = parent_of(uri)
     # Without its FILE, the option would take the next argument.
@@ -294,7 +294,7 @@ def images_of(model_uri: str) -> dict[str, Any]:
     """Return images.json of the model's run; empty without a run, or if an older version wrote the run."""
     from trainer.runs.artifacts import read_published_images
     from trainer.runs.publish import find_run, parent_of
-    from trainer.storage.store import open_store
+    from trainer.storage import open_store
 
     run = find_run(model_uri)
     parent, name = parent_of(run.uri)

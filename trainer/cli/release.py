@@ -51,7 +51,7 @@ def promote(run: str, force: bool, settings: tuple[str, ...]) -> None:
     from trainer.cli.paths import output_of
     from trainer.release.challenge import promote as promote_run
     from trainer.release.challenge import require_finished
-    from trainer.release.lock import run_lease
+    from trainer.release.retention import run_lease
 
     output, name = output_of(run)
     if force:
@@ -75,7 +75,7 @@ def promote(run: str, force: bool, settings: tuple[str, ...]) -> None:
 def rollback(output: str) -> None:
     """Restore the previous champion."""
     from trainer.release.challenge import rollback as roll_back
-    from trainer.storage.store import open_store
+    from trainer.storage import open_store
 
     _print_outcome(roll_back(open_store(output), _print_wait))
 
@@ -97,7 +97,7 @@ def runs(output: str, as_json: bool, name: str | None, is_confirmed: bool) -> No
     from trainer.cli.console import Console
     from trainer.release.overview import overview
     from trainer.runs.champion import read_pointer
-    from trainer.storage.store import open_store
+    from trainer.storage import open_store
 
     store = open_store(output)
     if name is not None:
@@ -162,7 +162,7 @@ def _table(rows: Sequence[Row]) -> list[str]:
 
 def _delete(output: Store, name: str, is_confirmed: bool) -> None:
     """Delete a run after a confirmation. Raises UsageError, TemporaryError."""
-    from trainer.release.removal import delete_run, require_removable
+    from trainer.release.retention import delete_run, require_removable
     from trainer.spec.schema import RUN_NAME
 
     if not re.fullmatch(RUN_NAME, name):

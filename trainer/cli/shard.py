@@ -45,7 +45,7 @@ def shard_command(
         import_tensorflow()
         from trainer.data.shards.worker_pool import STOPPED, WorkerPool
         from trainer.data.shards.writer import make_shards
-        from trainer.storage.store import open_store
+        from trainer.storage import open_store
 
         store = open_store(output)
         console.on_fact("shards", store.uri)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from trainer.cli.environment import EMULATOR, find_engine, find_google, storage_url
 from trainer.cli.options import (
     SpecCommand,
     cluster_options,
@@ -25,7 +26,6 @@ from trainer.cli.options import (
     project_options,
     submit_options,
 )
-from trainer.cli.services import EMULATOR, find_engine, find_google, storage_url
 from trainer.errors import UsageError
 from trainer.sanitize import printable, shown_address
 
@@ -67,9 +67,8 @@ def submit_gke(
     **given: Any,
 ) -> None:
     """Submit to a Kubernetes cluster through kubectl."""
-    from trainer.launch.group_access import without_secret
     from trainer.launch.kubectl import Kubectl
-    from trainer.launch.kubernetes import KubernetesCluster, check_names, objects_of
+    from trainer.launch.kubernetes import KubernetesCluster, check_names, objects_of, without_secret
 
     if no_gke_labels and given["spot"]:
         raise UsageError(
@@ -107,8 +106,7 @@ def submit_gke(
 @click.option("--network", metavar="MODE", help="Network mode of the container.  [default: the engine's]")
 def submit_docker(network: str | None, **given: Any) -> None:
     """Run on the Docker engine of DOCKER_HOST, or of this host."""
-    from trainer.launch.container import container_of, start_container
-    from trainer.launch.engine import open_engine
+    from trainer.launch.container import container_of, open_engine, start_container
     from trainer.spec import dump_shown_spec, parse_spec
 
     plan = _plan("docker", given)
@@ -147,8 +145,7 @@ def submit_vertex(
 ) -> None:
     """Submit to Vertex AI as a CustomJob."""
     from trainer.launch.google import Google
-    from trainer.launch.vertex import Project, custom_job, scheduler_job
-    from trainer.launch.vertex_jobs import VertexJobs
+    from trainer.launch.vertex import Project, VertexJobs, custom_job, scheduler_job
 
     plan = _plan("vertex", given, is_flexible=flex_start)
     if not project:
@@ -271,8 +268,7 @@ def _found(plan: JobPlan, project: Project | None = None) -> list[Check]:
 
 def _found_in_cluster(kubectl: Kubectl, plan: JobPlan) -> list[Check]:
     """Return the checks of job name and queue. Raises UsageError for a used name or an unknown queue."""
-    from trainer.launch.checks import require
-    from trainer.launch.cluster_checks import check_name, check_queue
+    from trainer.launch.checks import check_name, check_queue, require
 
     found = list(check_name(kubectl, plan))
     return [*found, require(check_queue(kubectl, plan.queue))] if plan.queue else found

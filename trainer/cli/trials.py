@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from trainer.cli.compare import read_runs
-from trainer.cli.several import end_of, error_of_run, require_alike, start_training
+from trainer.cli.repeat import end_of, error_of_run, require_alike, start_training
 from trainer.errors import AcceleratorError, DataError, DivergedError, OutOfMemoryError, UsageError
 from trainer.sanitize import printable, shown_address
 from trainer.tune.parameters import base_settings, settings_of, with_settings
-from trainer.tune.search import METRICS, Watch, best_trial
+from trainer.tune.search import METRICS, Watch, as_values, best_trial, lines_of
 from trainer.tune.study import SUMMARY, TABLE, Records, Trial
-from trainer.tune.summary import as_values, lines_of
 
 if TYPE_CHECKING:
     from trainer.cli.tune import Job

@@ -130,7 +130,7 @@ def _load_spec(options: dict[str, Any]) -> RunSpec:
 
 def _base(spec: RunSpec) -> RunSpec:
     """Return the base spec of all trials: without champion challenge and without test images."""
-    from trainer.cli.several import unreleased
+    from trainer.cli.repeat import unreleased
 
     held_out = _HELD_OUT if spec.data.held_out == "auto" else spec.data.held_out
     return unreleased(spec).model_copy(update={"data": spec.data.model_copy(update={"held_out": held_out})})
@@ -149,11 +149,11 @@ def _job(
     spec: RunSpec, options: dict[str, Any], trials: int, texts: tuple[str, ...], metric: str, is_pruning: bool
 ) -> Job:
     from trainer.cli.paths import program
-    from trainer.cli.several import find_common_start, with_start
+    from trainer.cli.repeat import find_common_start, with_start
     from trainer.data.fetch import require_source
     from trainer.distributed import read_share
     from trainer.spec import dump_shown_spec, spec_digest
-    from trainer.storage.store import open_store
+    from trainer.storage import open_store
     from trainer.tune.parameters import parse_parameters
     from trainer.tune.search import METRICS, Search, require_optuna
     from trainer.tune.study import BASE, open_study

@@ -1,25 +1,163 @@
-"""Comparison page: one HTML file that opens offline."""
+"""Comparison page with the images that two models disagree on: one HTML file that opens offline."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from PIL import Image, ImageOps
 
 from trainer import __version__
-from trainer.compare.differences import all_differences
 from trainer.compare.pair import Comparison
-from trainer.compare.pictures import read_disagreements
-from trainer.compare.runs import Run
+from trainer.compare.runs import Run, all_differences
 from trainer.compare.text import ROWS, are_repeated, spread
-from trainer.report.figures import BLUE, GREEN, MUTED, ORANGE, add_legend, new_figure, style_axes, to_svg
+from trainer.data.convert import prepare
+from trainer.data.digests import split_digest
+from trainer.data.fetch import list_images
+from trainer.data.items import Item, Source, normalized
+from trainer.data.progress import SilentProgress
+from trainer.data.shards.index import ShardManifest
+from trainer.data.shards.packed import find_shards, open_shards, packed_items
+from trainer.errors import DataError, TrainerError
+from trainer.evaluate.metrics import AnyPredictions
+from trainer.report.figures import (
+    BLUE,
+    GREEN,
+    MUTED,
+    ORANGE,
+    add_legend,
+    new_figure,
+    render,
+    style_axes,
+    to_svg,
+)
 from trainer.report.history import read_series
 from trainer.report.names import shorten
-from trainer.report.render import render
+from trainer.report.pictures import encode_picture
+from trainer.spec import DataSpec, parse_spec
+from trainer.spec.text import dump_mapping
+from trainer.storage.store import Store
+
+MOST = 12
+_CIFAR_SIDE = 32
+_CHANGED = "The images changed since the runs were trained."
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """One image that only one of two models predicts correctly."""
+
+    uri: str
+    """The image as a data URI; empty if it can't be read."""
+    is_small: bool
+    name: str
+    label: str
+    answers: tuple[tuple[str, float, bool], ...]
+    """(class or labels, probability, whether correct) of both models."""
+
+
+def read_disagreements(comparison: Comparison, cache_dir: Path) -> tuple[list[Disagreement], str]:
+    """Return the most confident disagreements, half of each kind, and why images can't be shown.
+
+    At most `MOST` are returned. The second value is empty if the data source can be read.
+    """
+    first, second = comparison.first.predictions, comparison.second.predictions
+    if first is None or second is None or not len(comparison.disagreements):
+        return [], ""
+    chosen = _most_confident(comparison, first, second)
+    try:
+        items = _items(comparison, cache_dir, {first.names[index] for index in chosen})
+        why_missing = ""
+    except (TrainerError, OSError) as error:
+        items, why_missing = {}, f"The images can't be shown: {str(error).splitlines()[0]}"
+    return [
+        _disagreement(first, second, index, items.get(first.names[index])) for index in chosen
+    ], why_missing
+
+
+def _most_confident(comparison: Comparison, first: AnyPredictions, second: AnyPredictions) -> list[int]:
+    indices = comparison.disagreements
+    confidence = np.minimum(first.confidence[indices], second.confidence[indices])
+    order = indices[np.argsort(-confidence, kind="stable")]
+    is_first = first.right[order]
+    half = MOST // 2
+    kinds = [order[is_first].tolist(), order[~is_first].tolist()]
+    return [*kinds[0][: max(half, MOST - len(kinds[1]))], *kinds[1][: max(half, MOST - len(kinds[0]))]][:MOST]
+
+
+def _items(comparison: Comparison, cache_dir: Path, names: set[str]) -> dict[str, Source]:
+    run = comparison.first
+    spec = parse_spec(dump_mapping(run.spec), run.uri).data
+    packed = find_shards(spec)
+    items = (
+        _from_files(run, spec, cache_dir) if packed is None else _from_shards(run, *packed, spec, cache_dir)
+    )
+    return {item.name: item for item in items if item.name in names}
+
+
+def _from_files(run: Run, spec: DataSpec, cache_dir: Path) -> Iterable[Source]:
+    items = list_images(spec, cache_dir, SilentProgress()).items
+    _require_unchanged(run, {item.name: item for item in items})
+    return items
+
+
+def _from_shards(
+    run: Run, store: Store, manifest: ShardManifest, spec: DataSpec, cache_dir: Path
+) -> Iterable[Source]:
+    if run.dataset.get("digest") != f"sha256:{manifest.index_sha256}":
+        raise DataError(_CHANGED)
+    return packed_items(run.split, manifest, *open_shards(store, manifest, spec, cache_dir))
+
+
+def _require_unchanged(run: Run, items: Mapping[str, Item]) -> None:
+    """Raise DataError if the images that the run was evaluated on have changed since."""
+    digest = (run.dataset.get("splits", {}).get(run.split) or {}).get("digest")
+    names = run.predictions.names if run.predictions else ()
+    if digest is None:
+        return
+    own_items = [items[name] for name in names if name in items]
+    contents = [hashlib.sha256(item.read()).hexdigest() for item in own_items]
+    # Class names as spelled in the run: earlier versions did not normalize them.
+    spelled = {normalized(name): name for name in run.predictions.class_names} if run.predictions else {}
+    labels = [spelled.get(item.label, item.label) for item in own_items]
+    current = split_digest([item.name for item in own_items], labels, contents)
+    if f"sha256:{current}" != digest:
+        raise DataError(_CHANGED)
+
+
+def _disagreement(
+    first: AnyPredictions, second: AnyPredictions, index: int, item: Source | None
+) -> Disagreement:
+    picture = _picture(item) if item is not None else None
+    answers = tuple(_answer(predictions, index) for predictions in (first, second))
+    uri, is_small = encode_picture(picture) if picture is not None else ("", False)
+    return Disagreement(uri, is_small, first.names[index], first.truth_text(index), answers)
+
+
+def _answer(predictions: AnyPredictions, index: int) -> tuple[str, float, bool]:
+    probability, is_right = float(predictions.confidence[index]), bool(predictions.right[index])
+    return predictions.predicted_text(index), probability, is_right
+
+
+def _picture(item: Source) -> np.ndarray | None:
+    try:
+        data = item.read()
+        if item.encoding == "cifar":
+            return np.frombuffer(data, np.uint8).reshape(3, _CIFAR_SIDE, _CIFAR_SIDE).transpose(1, 2, 0)
+        # Formats that need a Pillow plugin are converted, as for training.
+        with Image.open(io.BytesIO(prepare(data, DataSpec().max_image_pixels).data)) as image:
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except (OSError, ValueError, TrainerError):
+        return None
+
 
 STYLES = ((BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), (MUTED, ":"))
 """Colour and dashes of the first four runs; more can't be distinguished in one figure."""

@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.compare.runs import Run
-from trainer.evaluate.significance import LEVEL, Test, unpaired_recalls
-from trainer.report.guessing import are_unequal
+from trainer.evaluate.significance import LEVEL, Test, are_unequal, unpaired_recalls
 
 Indices = npt.NDArray[np.int64]
 COUNTS = "from the counts alone"

@@ -10,9 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from trainer.compare.differences import all_differences
 from trainer.compare.pair import Comparison
-from trainer.compare.runs import Run
+from trainer.compare.runs import Run, all_differences
 from trainer.errors import UsageError
 from trainer.evaluate.metrics import wilson_interval
 from trainer.evaluate.significance import mean_interval

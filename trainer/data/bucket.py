@@ -1,4 +1,4 @@
-"""Download of Cloud Storage objects into the local cache.
+"""Download of Cloud Storage objects into the local cache, at once or on demand.
 
 A source is the gs:// URI of an archive, a file or a folder, or a list of URIs of single images. The local
 files have the same names as the objects and are verified. The cache key includes the object versions, so that
@@ -9,19 +9,89 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import posixpath
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 
 from trainer.data.extractor import TooLargeError
-from trainer.data.placeholders import FOLDER as PLACEHOLDERS
-from trainer.data.placeholders import can_be_placeholder, write_placeholders
+from trainer.data.formats import names_a_picture
+from trainer.data.items import Item
 from trainer.data.progress import Progress
-from trainer.errors import DataError
+from trainer.errors import DataError, TemporaryError, UsageError
 from trainer.sanitize import shown_address
-from trainer.storage import build_once
-from trainer.storage.store import Entry, Store, open_store, split_uri
-from trainer.storage.transfers import download_files
+from trainer.storage import build_once, open_store, translate_errors, write_json
+from trainer.storage.mirror import download_files, transfer_all
+from trainer.storage.store import Entry, Store, split_uri
+
+FOLDER = "outlines"
+"""Subfolder of the cache; each folder in it is one listing of a bucket."""
+_ORIGIN = ".origin.json"
+
+
+def can_be_placeholder(name: str) -> bool:
+    """Return whether a file of this name has an image extension.
+
+    Other files are downloaded immediately and detected by their contents, so images without an extension are
+    found too.
+    """
+    return names_a_picture(PurePosixPath(name).name)
+
+
+def write_placeholders(store: Store, entries: Sequence[Entry], folder: Path) -> None:
+    """Create a placeholder file of the right size in `folder` for each of `entries`, the images of `store`.
+
+    Raises TemporaryError, UsageError.
+    """
+    for entry in entries:
+        path = folder / entry.name
+        with translate_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "xb") as file:
+                os.truncate(file.fileno(), entry.size)
+    write_json(folder / _ORIGIN, {"uri": store.uri})
+
+
+def download_placeholders(items: Sequence[Item], cache_dir: Path, folder: Path) -> tuple[Item, ...]:
+    """Download the placeholders among `items` to the empty `folder`; return all items, with updated paths.
+
+    Raises TemporaryError, also for an image that no longer exists, and UsageError.
+    """
+    listings = cache_dir / FOLDER
+    paths = {
+        item.path for item in items if listings in item.path.parents and can_be_placeholder(item.path.name)
+    }
+    targets = {path: folder / f"{number}{path.suffix}" for number, path in enumerate(sorted(paths))}
+    roots = {path: listings / path.relative_to(listings).parts[0] for path in targets}
+    stores = {root: _open_origin(root) for root in set(roots.values())}
+
+    def download(path: Path) -> int:
+        root = roots[path]
+        name = path.relative_to(root).as_posix()
+        try:
+            stores[root].download(name, targets[path])
+        except UsageError as error:
+            if stores[root].find(name) is not None:
+                raise
+            raise TemporaryError(
+                "An image was deleted from the bucket after it was listed.",
+                "Run the same command again.",
+                received=error,
+            ) from None
+        return 0
+
+    transfer_all(download, targets, lambda size: None)
+    return tuple(replace(item, path=targets.get(item.path, item.path)) for item in items)
+
+
+def _open_origin(root: Path) -> Store:
+    try:
+        return open_store(json.loads((root / _ORIGIN).read_bytes())["uri"])
+    except (OSError, ValueError, KeyError) as error:
+        raise TemporaryError(
+            "Another process changed the cache.", "Run the same command again.", received=f"{root} ({error})"
+        ) from None
 
 
 def fetch_bucket(
@@ -29,7 +99,7 @@ def fetch_bucket(
 ) -> Path:
     """Return the local copy of the object or folder at `source`.
 
-    With `placeholders`, the images of a folder are placeholder files (`trainer.data.placeholders`). Raises
+    With `placeholders`, the images of a folder are placeholder files (`write_placeholders`). Raises
     DataError (no such object, unsafe names, more than `max_bytes`), UsageError (no such bucket, permission
     denied), TemporaryError (network, full disk).
     """
@@ -92,7 +162,7 @@ def _copy(
             received=f"{size >> 20:,} MiB",
         )
     identity = json.dumps([store.uri, [[entry.name, entry.version] for entry in entries]])
-    parent = cache_dir / (PLACEHOLDERS if placeholders else "buckets")
+    parent = cache_dir / (FOLDER if placeholders else "buckets")
 
     def build(partial: Path) -> None:
         if others:

@@ -30,8 +30,7 @@ from trainer.data.checks import (
 from trainer.data.digests import content_digest, split_digest
 from trainer.data.image_store import Rows, Subset
 from trainer.data.ingest import DecodedImages
-from trainer.data.items import SPLITS, Item, Rejection, Source
-from trainer.data.labels import label_array, label_counts, label_texts
+from trainer.data.items import SPLITS, Item, Rejection, Source, label_array, label_counts, label_texts
 from trainer.data.readers import SourceContents
 from trainer.data.sampler import Shards, initial_hosts
 from trainer.data.split import BY_SOURCE, STRATIFIED, assign_splits, training_items, with_thresholds

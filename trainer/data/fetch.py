@@ -16,14 +16,13 @@ from trainer.data.archive import archive_kind, extract_archive
 from trainer.data.archive_errors import read_error
 from trainer.data.bucket import fetch_bucket, fetch_objects
 from trainer.data.digests import file_digests, find_mismatch
-from trainer.data.download import download, forget_version
+from trainer.data.download import RetryPolicy, download, forget_version
 from trainer.data.progress import Progress
 from trainer.data.readers import SourceContents, read_layout
 from trainer.data.readers.import_files import SUFFIXES as IMPORT_SUFFIXES
 from trainer.data.readers.import_files import Buckets
 from trainer.data.readers.parquet import Extraction
 from trainer.data.readers.webdataset import is_webdataset
-from trainer.data.transfer import RetryPolicy
 from trainer.errors import DataError, UsageError
 from trainer.sanitize import shown_address
 from trainer.spec import DataSpec

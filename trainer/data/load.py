@@ -17,8 +17,7 @@ from trainer.data.checks import count_candidates, require_few_rejected, require_
 from trainer.data.dataset import Dataset, Split, assemble, build_split
 from trainer.data.fetch import list_images
 from trainer.data.ingest import decode_images
-from trainer.data.items import Rejection
-from trainer.data.labels import all_normalized, normalized, numbers_of
+from trainer.data.items import Rejection, all_normalized, normalized, numbers_of
 from trainer.data.progress import Progress
 from trainer.data.shards.packed import find_shards
 from trainer.data.shards.reader import load_shards

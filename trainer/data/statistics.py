@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.data.colours import as_rgb
 from trainer.data.dataset import Dataset, Split
 from trainer.data.header import declared_size
 from trainer.data.items import THRESHOLDS, Item, Source
-from trainer.data.shown import as_rgb
 
 SAMPLED = 2_000
 """Maximum number of images in the sample; for shards the share of each split is rounded up."""

@@ -15,10 +15,15 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from queue import SimpleQueue
 
-from trainer.distributed.connection import BYE, PING, WELCOME, Connection, connect, listen
-from trainer.distributed.handshake import (
+from trainer.distributed.connection import (
+    BYE,
     HANDSHAKE_SECONDS,
+    PING,
+    WELCOME,
+    Connection,
     RejectedError,
+    connect,
+    listen,
     request_membership,
     verify_member,
 )

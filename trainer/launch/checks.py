@@ -1,4 +1,4 @@
-"""Preflight checks of what a job needs: bucket, image, engine, output folder.
+"""Preflight checks of what a job needs: bucket, image, engine, output folder, cluster and project.
 
 Each check returns a `Check`, with a remedy if something is wrong. What cannot be verified from this machine
 is "unknown" and not an error, as the job has permissions of its own.
@@ -8,19 +8,34 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+from urllib.parse import quote
 
 from docker.errors import NotFound
-from pydantic import Field, StrictInt
+from pydantic import AfterValidator, Field, StrictFloat, StrictInt
 
-from trainer.errors import TrainerError, UsageError
+from trainer.errors import TemporaryError, TrainerError, UsageError
 from trainer.launch.accelerators import Accelerator
-from trainer.launch.engine import SERVICE, Engine, EngineResponse, engine_message, translate_engine_errors
+from trainer.launch.container import SERVICE, Engine, EngineResponse, engine_message, translate_engine_errors
 from trainer.launch.google import Google, PermissionsResponse
-from trainer.launch.responses import read_response
+from trainer.launch.kubectl import (
+    CREATE_NAMESPACE,
+    CRON_JOBS,
+    FORBIDDEN,
+    JOB_SETS,
+    JOBS,
+    LOCAL_QUEUES,
+    NO_KIND,
+    Kubectl,
+    KubectlError,
+)
+from trainer.launch.kubernetes import ACCESS_RIGHTS
+from trainer.launch.plan import JobPlan
+from trainer.launch.responses import Response, read_response
+from trainer.launch.vertex import Project
 from trainer.storage.store import GS, split_uri
 
 WRITING = ("storage.objects.create", "storage.objects.delete", "storage.objects.get", "storage.objects.list")
@@ -203,3 +218,277 @@ def check_folder(output: Path) -> Check:
     if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
         return Check("output", "ok", str(output))
     return Check("output", "wrong", f"{existing} is not writable", "Choose another folder with --output.")
+
+
+_PERMISSIONS = (
+    *((verb, kind) for kind in (JOBS, CRON_JOBS) for verb in ("create", "get", "list", "delete")),
+    ("create", "services"), ("get", "services"), ("delete", "services"), *ACCESS_RIGHTS,
+    ("list", "pods"), ("get", "pods/log"), ("list", "events"),
+)  # fmt: skip
+
+
+def check_cluster(
+    kubectl: Kubectl, account: str, queue: str | None, accelerator: Accelerator, is_gke: bool
+) -> Iterator[Check]:
+    """Yield checks of kubectl, the cluster and what a job needs; stop if the cluster is unreachable."""
+    try:
+        yield Check("kubectl", "ok", kubectl.version())
+        where = kubectl.where()
+    except (UsageError, TemporaryError) as error:
+        yield failed("kubectl", error)
+        return
+    try:
+        namespace = _check_object(kubectl, "namespaces", kubectl.namespace, CREATE_NAMESPACE)
+    except (UsageError, TemporaryError) as error:
+        yield failed("cluster", error)
+        return
+    yield Check("cluster", "ok", where) if namespace.state == "ok" else namespace
+    if namespace.state == "wrong":
+        return
+    try:
+        remedy = f"{CREATE_NAMESPACE} Name another service account with --service-account."
+        yield _check_object(kubectl, "serviceaccounts", account, remedy)
+        yield _check_permissions(kubectl)
+        if queue is not None:
+            yield check_queue(kubectl, queue)
+        if accelerator.kind != "cpu" and is_gke:
+            yield _check_nodes(kubectl, accelerator)
+    except (UsageError, TemporaryError) as error:
+        yield failed("cluster", error)
+
+
+def check_name(kubectl: Kubectl, plan: JobPlan) -> Iterator[Check]:
+    """Check that no object of another kind has the job's name; yield checks that could not be made.
+
+    Raises UsageError if one has the name, TemporaryError.
+    """
+    own = CRON_JOBS if plan.schedule else JOB_SETS if plan.is_jobset else JOBS
+    for kind in (CRON_JOBS, JOB_SETS, JOBS):
+        try:
+            if kind == own or kubectl.get(kind, plan.name) is None:
+                continue
+        except KubectlError as error:
+            if error.reason != NO_KIND:
+                yield _unreadable(f"name {plan.name}", f"get {kind}", error)
+            continue
+        other = {CRON_JOBS: "schedule", JOB_SETS: "JobSet", JOBS: "job"}[kind]
+        raise UsageError(
+            f"A {other} of this name already exists.",
+            f"Choose another name with --run-name, or cancel the {other}: `trainer cancel gke {plan.name}`.",
+            plan.name,
+        )
+
+
+def check_queue(kubectl: Kubectl, queue: str) -> Check:
+    """Check that the namespace has the Kueue local queue `queue`. Raises TemporaryError."""
+    remedy = (
+        f"List the local queues with `kubectl get {LOCAL_QUEUES} -n {kubectl.namespace}`, and name one with "
+        "--queue."
+    )
+    return _check_object(kubectl, LOCAL_QUEUES, queue, remedy)
+
+
+def _check_object(kubectl: Kubectl, kind: str, name: str, remedy: str) -> Check:
+    """Check that an object exists. Raises TemporaryError, and errors that do not concern this object."""
+    label = f"{kind.partition('.')[0].removesuffix('s')} {name}"
+    try:
+        if kubectl.get(kind, name) is None:
+            return Check(label, "wrong", f"the {label} does not exist", remedy)
+    except KubectlError as error:
+        if error.reason == NO_KIND and kind == LOCAL_QUEUES:
+            finding = f"the cluster does not have Kueue, so that a job would start at once ({error.line})"
+            return Check(label, "wrong", finding, "Omit --queue, or install Kueue.")
+        if error.reason != FORBIDDEN:
+            raise
+        return _unreadable(label, f"get {kind}", error)
+    return Check(label, "ok", "it exists")
+
+
+def _unreadable(name: str, permission: str, error: KubectlError) -> Check:
+    """Return an "unknown" check: the permission is missing or the cluster does not respond."""
+    if error.reason == FORBIDDEN:
+        return Check(name, "unknown", f"not checked: this requires the permission {permission}")
+    return unknown(name, error)
+
+
+def _check_permissions(kubectl: Kubectl) -> Check:
+    name = "permissions"
+    try:
+        allowed = kubectl.allowed(_PERMISSIONS)
+    except KubectlError as error:
+        return _unreadable(name, "create selfsubjectaccessreviews.authorization.k8s.io", error)
+    missing = [
+        " ".join(permission)
+        for permission, is_allowed in zip(_PERMISSIONS, allowed, strict=True)
+        if not is_allowed
+    ]
+    if not missing:
+        return Check(name, "ok", "you can create, follow and cancel jobs")
+    remedy = "Ask the owner of the cluster for the role edit in the namespace."
+    return Check(name, "wrong", f"you cannot {', '.join(missing)}", remedy)
+
+
+def _check_nodes(kubectl: Kubectl, accelerator: Accelerator) -> Check:
+    label = f"cloud.google.com/gke-{'tpu-' * (accelerator.kind == 'tpu')}accelerator={accelerator.gke}"
+    try:
+        count = len(kubectl.find("nodes", "-l", label))
+    except KubectlError as error:
+        return _unreadable("accelerator", "list nodes", error)
+    if count:
+        return Check(
+            "accelerator", "ok", f"{count} {'node' if count == 1 else 'nodes'} with {accelerator.name}"
+        )
+    return Check(
+        "accelerator", "unknown", f"no node has {accelerator.name} now",
+        "An Autopilot cluster, or a node pool with autoscaling, creates one. Otherwise add a node pool with "
+        "this accelerator.",
+    )  # fmt: skip
+
+
+_SERVICES = ("aiplatform", "cloudscheduler", "logging")
+_GOOGLE_PERMISSIONS = (
+    "aiplatform.customJobs.create", "aiplatform.customJobs.get", "aiplatform.customJobs.list",
+    "aiplatform.customJobs.cancel", "logging.logEntries.list",
+)  # fmt: skip
+_GRANT_ROLES = "Ask the owner of the project for roles/aiplatform.user and roles/logging.viewer."
+_ALL_REGIONS = "GPUS_ALL_REGIONS"
+_ACT_AS = "iam.serviceAccounts.actAs"
+
+
+class _Service(Response):
+    state: str = ""
+
+
+def _require_int(value: str | int) -> str | int:
+    int(value)
+    return value
+
+
+class _QuotaBucket(Response):
+    effective_limit: Annotated[str | int, AfterValidator(_require_int)] = 0
+    dimensions: dict[str, str] = Field(default_factory=dict)
+
+
+class _QuotaLimit(Response):
+    quota_buckets: tuple[_QuotaBucket, ...] = ()
+
+
+class _QuotaMetric(Response):
+    consumer_quota_limits: tuple[_QuotaLimit, ...] = ()
+
+
+class _Quota(Response):
+    metric: str = ""
+    limit: StrictFloat
+    usage: StrictFloat = 0
+
+
+class _Quotas(Response):
+    quotas: tuple[_Quota, ...] = ()
+
+
+def check_project(project: Project, google: Google) -> Iterator[Check]:
+    """Yield checks of the project; stop if the project cannot be read."""
+    parent = f"projects/{project.project}"
+    try:
+        for service in _SERVICES:
+            url = f"{project.at('serviceusage')}/v1/{parent}/services/{service}.googleapis.com"
+            yield _check_enabled(service, google.get(url, _Service), project.project)
+        url = f"{project.at('cloudresourcemanager')}/v1/{parent}:testIamPermissions"
+        response = google.post(url, {"permissions": list(_GOOGLE_PERMISSIONS)}, PermissionsResponse)
+        yield _check_google_permissions("permissions", _GOOGLE_PERMISSIONS, response, _GRANT_ROLES)
+        google.get(f"{project.url}/{project.parent}/customJobs", pageSize="1")
+        yield Check(f"region {project.region}", "ok", "Vertex AI responds")
+        if project.service_account is not None:
+            yield _check_account(project, google)
+    except TrainerError as error:
+        yield failed(f"project {project.project}", error)
+
+
+def check_vertex_quota(
+    project: Project, google: Google, accelerator: Accelerator, count: int, is_spot: bool
+) -> Check:
+    """Check that the region's Vertex AI quota covers `count` accelerators."""
+    metric = f"custom_model_training_{'preemptible_' if is_spot else ''}{accelerator.quota}"
+    if not accelerator.quota:
+        return Check(
+            "quota", "unknown", f"the name of the Vertex AI quota for {accelerator.name} is not known"
+        )
+    name = quote(f"aiplatform.googleapis.com/{metric}", safe="")
+    service = f"projects/{project.project}/services/aiplatform.googleapis.com"
+    url = f"{project.at('serviceusage')}/v1beta1/{service}/consumerQuotaMetrics/{name}"
+    try:
+        response = google.find(url, _QuotaMetric) or {}
+    except TrainerError as error:
+        return unknown("quota", error)
+    limits = [
+        int(bucket.get("effectiveLimit", 0))
+        for limit in response.get("consumerQuotaLimits", ())
+        for bucket in limit.get("quotaBuckets", ())
+        if bucket.get("dimensions", {}).get("region", project.region) == project.region
+    ]
+    return _check_limit(metric, limits[-1] if limits else None, count, f"in {project.region}")
+
+
+def check_compute_quota(
+    project: Project, google: Google, accelerator: Accelerator, count: int, is_spot: bool
+) -> Iterator[Check]:
+    """Check the Compute Engine quotas, which apply to GKE nodes.
+
+    These are the quota of the region and, for GPUs, the quota of all regions together if the project has one.
+    """
+    metric = f"{'PREEMPTIBLE_' if is_spot else ''}{accelerator.compute_quota}"
+    if not accelerator.compute_quota:
+        yield Check("quota", "unknown", f"Compute Engine lists no regional quota for {accelerator.name}")
+        return
+    url = f"{project.at('compute')}/compute/v1/projects/{project.project}"
+    try:
+        free = _free_quota(google, f"{url}/regions/{project.region}", metric)
+        yield _check_limit(metric, free, count, f"in {project.region}")
+        free = _free_quota(google, url, _ALL_REGIONS) if accelerator.kind == "gpu" else None
+        if free is not None:
+            yield _check_limit(_ALL_REGIONS, free, count, "in all regions")
+    except TrainerError as error:
+        yield unknown("quota", error)
+
+
+def _free_quota(google: Google, url: str, metric: str) -> int | None:
+    """Return the unused quota of a Compute Engine resource, None if it does not list the metric."""
+    quotas: list[dict[str, Any]] = google.get(url, _Quotas).get("quotas", [])
+    free = [int(quota["limit"] - quota.get("usage", 0)) for quota in quotas if quota.get("metric") == metric]
+    return free[0] if free else None
+
+
+def _check_limit(metric: str, limit: int | None, count: int, scope: str) -> Check:
+    name = f"quota {scope}"
+    if limit is None:
+        return Check(name, "unknown", f"{metric} is not listed")
+    if limit < 0 or limit >= count:  # -1 means unlimited
+        return Check(name, "ok", f"{metric}: {limit if limit >= 0 else 'unlimited'}, {count} required")
+    remedy = f"Request more {metric} on the quota page of the console, or choose another region."
+    return Check(name, "wrong", f"{metric}: {limit}, {count} required", remedy)
+
+
+def _check_enabled(service: str, response: dict[str, Any], project: str) -> Check:
+    name = f"API {service}"
+    if response.get("state") == "ENABLED":
+        return Check(name, "ok", "enabled")
+    remedy = f"Enable it with `gcloud services enable {service}.googleapis.com --project {project}`."
+    return Check(name, "wrong", "not enabled", remedy)
+
+
+def _check_google_permissions(
+    name: str, required: tuple[str, ...], response: dict[str, Any], remedy: str
+) -> Check:
+    missing = [permission for permission in required if permission not in response.get("permissions", ())]
+    if missing:
+        return Check(name, "wrong", f"you do not have {', '.join(missing)}", remedy)
+    return Check(name, "ok", f"you have {', '.join(required)}")
+
+
+def _check_account(project: Project, google: Google) -> Check:
+    email = project.service_account
+    url = f"{project.at('iam')}/v1/projects/{project.project}/serviceAccounts/{email}:testIamPermissions"
+    response = google.post(url, {"permissions": [_ACT_AS]}, PermissionsResponse)
+    remedy = f"Ask the owner of {email} for roles/iam.serviceAccountUser on it."
+    return _check_google_permissions(f"account {email}", (_ACT_AS,), response, remedy)

@@ -21,10 +21,9 @@ from docker.utils.build import exclude_paths
 
 from trainer import __version__
 from trainer.data.progress import Progress
-from trainer.data.published import LITE0_NAME, PUBLISHED
-from trainer.data.weights import find_published
+from trainer.data.weights import LITE0_NAME, PUBLISHED, find_published
 from trainer.errors import TemporaryError, TrainerError, UsageError
-from trainer.launch.engine import (
+from trainer.launch.container import (
     SERVICE,
     Engine,
     EngineResponse,

@@ -19,8 +19,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, StrictInt
 
 from trainer.errors import TemporaryError, UsageError
-from trainer.launch.group_access import DEPENDENTS
-from trainer.launch.kubernetes import check_namespace
+from trainer.launch.kubernetes import DEPENDENTS, check_namespace
 from trainer.launch.responses import Response, ResponseError, Time, parse_json, read_response
 from trainer.launch.state import INDEX
 from trainer.storage.temporary import temporary_parent

@@ -17,7 +17,7 @@ from trainer.errors import UsageError
 from trainer.launch.accelerators import Accelerator
 from trainer.sanitize import shown_address
 from trainer.spec import PretrainedSpec, RunSpec, dump_spec
-from trainer.spec.pretrained import DEFAULT_WEIGHTS, NO_WEIGHTS
+from trainer.spec.networks import DEFAULT_WEIGHTS, NO_WEIGHTS
 from trainer.spec.schema import CHAMPION, LATEST, SCRATCH
 from trainer.storage.store import GS, is_bucket, split_uri, without_scheme
 

@@ -13,8 +13,7 @@ import keras
 from keras import layers
 
 from trainer.model.dropout import RowDropout
-from trainer.model.initializers import Kernels
-from trainer.model.layers import FusedBatchNormalization
+from trainer.model.layers import FusedBatchNormalization, Kernels
 
 _BUILDERS = {
     "efficientnetv2-b0": "EfficientNetV2B0",

@@ -9,7 +9,7 @@ import keras
 
 from trainer.model.airbench import airbench_logits
 from trainer.model.dropout import number_dropouts
-from trainer.model.initializers import Kernels
+from trainer.model.layers import Kernels
 from trainer.model.plain import plain_logits
 from trainer.model.pretrained import pretrained_logits
 from trainer.model.residual import residual_logits

@@ -12,8 +12,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from trainer.model.initializers import Kernels
-from trainer.model.layers import Conv2D, FusedBatchNormalization
+from trainer.model.layers import Conv2D, FusedBatchNormalization, Kernels
 from trainer.model.torch_file import Arrays
 
 STAGES = (

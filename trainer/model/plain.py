@@ -11,8 +11,7 @@ import keras
 from keras import layers
 
 from trainer.model.dropout import RowDropout
-from trainer.model.initializers import Kernels
-from trainer.model.layers import class_logits
+from trainer.model.layers import Kernels, class_logits
 from trainer.spec import PlainSpec
 
 

@@ -14,12 +14,11 @@ from typing import Any
 import keras
 from keras import layers
 
-from trainer.data.published import LITE0_NAME
+from trainer.data.weights import LITE0_NAME
 from trainer.model.applications import application_features
 from trainer.model.dropout import RowDropout
 from trainer.model.efficientnet_lite import lite0_features
-from trainer.model.initializers import Kernels
-from trainer.model.layers import class_logits
+from trainer.model.layers import Kernels, class_logits
 from trainer.spec import PretrainedSpec
 
 BACKBONE, HEAD = "backbone", "head"

@@ -13,8 +13,7 @@ import keras
 from keras import layers
 
 from trainer.model.dropout import RowDropout
-from trainer.model.initializers import Kernels
-from trainer.model.layers import Conv2D, FusedBatchNormalization, class_logits
+from trainer.model.layers import Conv2D, FusedBatchNormalization, Kernels, class_logits
 from trainer.spec import ResidualSpec
 
 # With the default of 0.99 half of the initial value remains after 70 steps: too slow for small data.

@@ -10,18 +10,41 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from trainer.errors import TemporaryError, UsageError
 from trainer.evaluate.metrics import AnyPredictions
+from trainer.evaluate.prediction_files import parse_predictions, storable
 from trainer.release.audit_log import CHALLENGE, ROLLBACK, UNDONE, earlier_champions, write_record
 from trainer.release.decision import Decision, decide, why_guessing
 from trainer.release.retention import restore_run
-from trainer.release.stored_predictions import read_stored_predictions
+from trainer.report.case import copied_names
 from trainer.report.names import format_count
 from trainer.runs import require_not_withdrawn
 from trainer.runs.champion import Champion, read_champion, read_pointer, restore_champion, swap_champion
-from trainer.runs.integrity import published_files, require_as_published
-from trainer.runs.publish import is_finished
-from trainer.storage.store import Store
+from trainer.runs.marker import HELD_OUT
+from trainer.runs.publish import is_finished, published_files, require_as_published
+from trainer.storage.store import Store, read_object
+
+
+def read_stored_predictions(run: Store) -> tuple[AnyPredictions, int] | None:
+    """Return the stored held-out predictions and the number of exact copies of training images left out.
+
+    None if the run has no stored predictions. The predictions may be empty.
+    """
+    content = run.read("predictions.csv")
+    if content is None:
+        return None
+    predictions = parse_predictions(content.data.decode("utf-8", "replace"), run.at("predictions.csv"))
+    by_split = {part.split: part for part in predictions}
+    held_out = next((by_split[split] for split in HELD_OUT if split in by_split), None)
+    if held_out is None:
+        return None
+    dataset = read_object(run, "dataset.json")
+    copies = {storable(name) for name in copied_names(dataset, held_out.split)}
+    originals = np.flatnonzero([name not in copies for name in held_out.names])
+    return held_out.select(originals), len(held_out.names) - len(originals)
+
 
 PredictPair = Callable[[str, str], tuple[AnyPredictions, AnyPredictions, str]]
 """(champion name, challenger name) -> predictions of both for the same images, and which images these are."""

@@ -1,7 +1,7 @@
 """Release decision: whether a challenger replaces the champion.
 
 Both models have predicted the same images; the result is a `Decision` with its metrics. Classifiers are
-compared by accuracy (exact McNemar test). As in `trainer.compare.label_comparison`, mean average precision
+compared by accuracy (exact McNemar test). As in `trainer.compare.comparison`, mean average precision
 decides for several labels per image, by the paired bootstrap.
 """
 
@@ -14,19 +14,24 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from trainer.compare.label_comparison import MEASURE, bootstrap_labels
+from trainer.compare.comparison import MEASURE, bootstrap_labels
 from trainer.compare.pair import p_text
 from trainer.evaluate.label_predictions import MultiLabelPredictions
 from trainer.evaluate.metrics import AnyPredictions, Predictions
-from trainer.evaluate.significance import Test, paired_accuracies
+from trainer.evaluate.significance import (
+    Test,
+    beats_guessing,
+    constant_prediction,
+    has_unequal_classes,
+    paired_accuracies,
+)
 from trainer.ranking import Ranking
-from trainer.report.guessing import beats_guessing, constant_prediction, has_unequal_classes
 from trainer.report.label_verdict import constant_precision
 from trainer.report.names import format_count
 
 Floats = npt.NDArray[np.float64]
 _LEVEL = 0.025
-"""Significance level, one-sided, as in `trainer.report.guessing`."""
+"""Significance level, one-sided, as in `trainer.evaluate.significance`."""
 _ROUNDING = 1e-9
 """Tolerance for rounding errors of a difference of two shares that may equal the limit exactly."""
 

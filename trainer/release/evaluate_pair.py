@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.data.dataset import Split
-from trainer.data.labels import all_normalized, normalized, numbers_of, renumber_labels
+from trainer.data.items import all_normalized, normalized, numbers_of, renumber_labels
 from trainer.data.load import load_dataset, load_labelled
 from trainer.data.progress import Progress
 from trainer.data.statistics import was_trained_on

@@ -17,8 +17,8 @@ from trainer.runs.champion import read_pointer
 from trainer.runs.marker import read_summary, summarize
 from trainer.runs.publish import MANIFEST, MARKER, POINTER, RETIRED, is_finished, named_run
 from trainer.spec.schema import RUN_NAME
+from trainer.storage.mirror import AT_A_TIME
 from trainer.storage.store import Store, read_object
-from trainer.storage.transfers import AT_A_TIME
 
 _DIGITS = 12
 _SECOND = len("2026-11-27 03:00:00")

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from trainer.evaluate.significance import has_unequal_classes
 from trainer.recipes import recipe_names
 from trainer.report.case import LARGEST_GAP, LEAST_SKILL, AnyCase, Case, recalls, skill
-from trainer.report.guessing import has_unequal_classes
 from trainer.report.history import find_best_epoch, is_rising, read_series
 from trainer.report.names import format_count, shorten
 from trainer.spec import USUAL_RATES, EarlyStoppingSpec

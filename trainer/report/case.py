@@ -19,7 +19,7 @@ from scipy import special
 from trainer.data.split import STRATIFIED
 from trainer.evaluate.label_predictions import MultiLabelPredictions
 from trainer.evaluate.metrics import AnyPredictions, Predictions, wilson_interval
-from trainer.report.guessing import constant_prediction
+from trainer.evaluate.significance import constant_prediction
 from trainer.report.history import History, read_series
 
 _P = TypeVar("_P", Predictions, MultiLabelPredictions)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import pstdev
 from typing import Any
 
-from trainer.data.labels import normalized
+from trainer.data.items import normalized
 from trainer.report.names import capitalize, shorten
 
 Numbers = Sequence[float]

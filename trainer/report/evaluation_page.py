@@ -15,11 +15,10 @@ from markupsafe import Markup
 from trainer import __version__
 from trainer.evaluate.metrics import AnyPredictions, Predictions, confusion_matrix
 from trainer.report import tables
-from trainer.report.figures import to_svg
+from trainer.report.figures import render, to_svg
 from trainer.report.label_page import LABEL_METRICS
 from trainer.report.pictures import Indices, Pixels, choose_mistakes, read_pictures
 from trainer.report.plots import draw_confusion
-from trainer.report.render import render
 
 _MISTAKES = 24
 _CONFUSIONS = 10

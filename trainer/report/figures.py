@@ -1,4 +1,4 @@
-"""Empty figures in the style of the report, and their conversion to SVG and PNG.
+"""Figures in the style of the report, and rendering of its templates.
 
 SVG uses the colours and the font of the page, in light and dark mode. PNG has a white background.
 """
@@ -9,12 +9,17 @@ import html
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
+import jinja2
 import matplotlib
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from trainer.report.names import format_count, format_duration, format_share, shorten
 
 INK = "#1f2328"
 MUTED = "#59636e"
@@ -128,3 +133,32 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
+
+
+def render(template: str, context: Mapping[str, Any], *packages: str) -> str:
+    """Return the page of a template in this package or in one of `packages`.
+
+    Characters that UTF-8 can't encode, such as undecodable bytes of a file name, become backslash escapes.
+    """
+    loaders = [jinja2.PackageLoader(package, "") for package in ("trainer.report", *packages)]
+    environment = jinja2.Environment(
+        loader=jinja2.ChoiceLoader(loaders),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "share": format_share,
+        "duration": format_duration,
+        "count": format_count,
+        "shorten": shorten,
+        "broken": _broken,
+    }
+    page = environment.get_template(template).render(context)
+    return page.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _broken(name: str) -> Markup:
+    """Return `name` for HTML, with line-break opportunities after slashes and underscores."""
+    return Markup("<wbr>").join(re.split(r"(?<=[/_])", name))

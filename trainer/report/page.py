@@ -22,7 +22,7 @@ from trainer.evaluate.metrics import (
     confusion_matrix,
 )
 from trainer.report import tables
-from trainer.report.figures import to_png, to_svg
+from trainer.report.figures import render, to_png, to_svg
 from trainer.report.history import find_best_epoch, read_series
 from trainer.report.inputs import ReportInputs
 from trainer.report.names import capitalize, format_count, format_duration, format_share, shorten
@@ -35,7 +35,6 @@ from trainer.report.plots import (
     draw_distribution,
     draw_drift,
 )
-from trainer.report.render import render
 from trainer.report.verdict import TITLES, Verdict, judge
 from trainer.spec.text import parse_mapping
 from trainer.storage.local import write_bytes, write_text

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from trainer.evaluate.metrics import Predictions
+from trainer.evaluate.significance import beats_guessing, constant_prediction, has_unequal_classes
 from trainer.report.advice import NAME_COLUMNS, advise
 from trainer.report.case import LARGEST_GAP, LEAST_SKILL, AnyCase, Case, build_case, recalls, score_of, skill
-from trainer.report.guessing import beats_guessing, constant_prediction, has_unequal_classes
 from trainer.report.history import History, is_rising
 from trainer.report.names import format_count, shorten
 from trainer.spec import SCRATCH

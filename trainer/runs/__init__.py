@@ -1,12 +1,13 @@
 """Run folder: its location, the lease that protects it, and its small metadata files."""
 
-from trainer.runs.attempts import count_start, forget_start
 from trainer.runs.champion import find_start
 from trainer.runs.dedupe import find_earlier, find_same_run, read_weights
 from trainer.runs.files import (
     IMAGES,
     Start,
+    count_start,
     current_command,
+    forget_start,
     has_rejected,
     read_images,
     read_precision,

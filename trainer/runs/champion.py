@@ -9,8 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trainer.errors import UsageError
-from trainer.runs.integrity import require_as_published
-from trainer.runs.publish import find_run, is_finished, latest_run, named_run
+from trainer.runs.publish import find_run, is_finished, latest_run, named_run, require_as_published
 from trainer.runs.validate import require_not_withdrawn
 from trainer.spec.schema import CHAMPION, LATEST, SCRATCH
 from trainer.storage.store import Store

@@ -15,25 +15,25 @@ from pathlib import Path
 
 from trainer.data.progress import Progress, SilentProgress
 from trainer.errors import TemporaryError, UsageError
-from trainer.runs.attempts import STARTS
+from trainer.runs.files import STARTS
 from trainer.runs.publish import MANIFEST, MARKER, is_finished, require_unchanged
 from trainer.runs.validate import SPEC, require_location, require_not_retired, require_run, require_same_spec
 from trainer.spec import RunSpec, dump_spec, has_secret, read_spec, spec_digest
-from trainer.storage.fencing import guarded
+from trainer.storage import open_store
 from trainer.storage.folder import FolderStore
 from trainer.storage.lease import Lease, take_lease
 from trainer.storage.local import (
     ANYONE,
     OWNER,
+    guarded,
     prepare_folder,
     remove_leftovers,
     translate_errors,
     write_text,
 )
 from trainer.storage.locks import private_folder
-from trainer.storage.mirror import Mirror
-from trainer.storage.store import Store, open_store
-from trainer.storage.transfers import OnBytes
+from trainer.storage.mirror import Mirror, OnBytes
+from trainer.storage.store import Store
 
 _SILENT = SilentProgress()
 _REWRITTEN = {

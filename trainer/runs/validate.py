@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from trainer.errors import UsageError
-from trainer.runs.attempts import STARTS
+from trainer.runs.files import STARTS
 from trainer.runs.publish import MANIFEST, POINTER, RETIRED, is_finished
 from trainer.spec import RunSpec, parse_spec, spec_changes
+from trainer.storage import open_store
 from trainer.storage.folder import FolderStore
-from trainer.storage.store import GS, Store, is_bucket, open_store, split_uri
+from trainer.storage.store import GS, Store, is_bucket, split_uri
 
 SPEC = "spec.yaml"
 _RENAME = "choose another --run-name"

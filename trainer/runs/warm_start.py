@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from trainer.data.bucket import fetch_bucket
 from trainer.data.dataset import Dataset
-from trainer.data.labels import all_normalized
+from trainer.data.items import all_normalized
 from trainer.data.progress import Progress
 from trainer.distributed.devices import Cluster
 from trainer.errors import UsageError
@@ -32,8 +32,7 @@ from trainer.runs import (
     read_weights,
     require_same_start,
 )
-from trainer.runs.integrity import MODEL, require_published_model
-from trainer.runs.publish import find_run, is_finished
+from trainer.runs.publish import MODEL, find_run, is_finished, require_published_model
 from trainer.spec import PretrainedSpec, RunSpec
 from trainer.spec.schema import CHAMPION, LATEST, ModelSpec
 from trainer.storage.store import Store, is_bucket

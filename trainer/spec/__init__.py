@@ -19,10 +19,9 @@ from trainer.spec.load import (
     spec_digest,
     with_choices,
 )
-from trainer.spec.networks import AirbenchSpec, PlainSpec, ResidualSpec
+from trainer.spec.networks import AirbenchSpec, PlainSpec, PretrainedSpec, ResidualSpec
 from trainer.spec.optimizer import USUAL_RATES, OptimizerSpec
 from trainer.spec.pixels import PIXEL_SETTINGS, PixelFormat, format_size, sides_of
-from trainer.spec.pretrained import PretrainedSpec
 from trainer.spec.schema import (
     SCRATCH,
     CheckpointSpec,

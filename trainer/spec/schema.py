@@ -21,11 +21,16 @@ from trainer.spec.checked import (
     SettingError,
     cross_check,
 )
-from trainer.spec.finetune import FinetuneSpec
-from trainer.spec.networks import AirbenchSpec, PlainSpec, ResidualSpec
-from trainer.spec.optimizer import OptimizerSpec
+from trainer.spec.networks import (
+    LEAST_SIDE,
+    NO_WEIGHTS,
+    AirbenchSpec,
+    PlainSpec,
+    PretrainedSpec,
+    ResidualSpec,
+)
+from trainer.spec.optimizer import FinetuneSpec, OptimizerSpec
 from trainer.spec.pixels import ImageSize, PixelFormat, sides_of
-from trainer.spec.pretrained import LEAST_SIDE, NO_WEIGHTS, PretrainedSpec
 
 RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 """Regular expression of a run name."""

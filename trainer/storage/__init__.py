@@ -1,8 +1,13 @@
 """File and object storage: every write to a user's path goes through this package.
 
-`local` writes files atomically. `locks` provides locks and folders that several processes share.
+`open_store` opens a folder or a bucket. `local` writes files atomically. `locks` provides locks and folders
+that several processes share.
 """
 
+from pathlib import Path
+
+from trainer.errors import UsageError
+from trainer.sanitize import shown_address
 from trainer.storage.local import (
     append_line,
     create_bytes,
@@ -17,6 +22,7 @@ from trainer.storage.local import (
     write_text,
 )
 from trainer.storage.locks import build_once, exclusive, private_folder
+from trainer.storage.store import Store, is_bucket, require_uri, split_uri, without_scheme
 
 __all__ = [
     "append_line",
@@ -25,6 +31,7 @@ __all__ = [
     "exclusive",
     "hash_file",
     "is_temporary",
+    "open_store",
     "prepare_folder",
     "private_folder",
     "sync_folder",
@@ -34,3 +41,24 @@ __all__ = [
     "write_json",
     "write_text",
 ]
+
+
+def open_store(uri: str) -> Store:
+    """Return the store at `uri`, a path or gs://BUCKET/PREFIX, without accessing it.
+
+    Raises UsageError for any other URI.
+    """
+    require_uri(uri)
+    if is_bucket(uri):
+        # Lazy import: the client takes a second to load, and most runs use no bucket.
+        from trainer.storage.gcs import BucketStore
+
+        return BucketStore(*split_uri(uri))
+    from trainer.storage.folder import FolderStore
+
+    try:
+        return FolderStore(Path(without_scheme(uri)).expanduser())
+    except RuntimeError:
+        raise UsageError(
+            "The home folder of this user does not exist.", "Check the path.", received=shown_address(uri)
+        ) from None

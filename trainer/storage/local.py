@@ -1,4 +1,4 @@
-"""Atomic writes of files on local disk.
+"""Atomic and fenced writes of files on local disk.
 
 No crash, full disk or concurrent process leaves a partially written file under its final name. Every function
 translates an OSError into an error with a remedy: `TemporaryError` for a full or failing disk, `UsageError`
@@ -21,7 +21,31 @@ from pathlib import Path, PurePath
 from typing import BinaryIO
 
 from trainer.errors import TemporaryError, TrainerError, UsageError
-from trainer.storage.fencing import require_right
+
+# Global to the process instead of passed to every writer: a writer without it would overwrite silently.
+_GUARDS: dict[Path, Callable[[], None]] = {}
+
+
+@contextmanager
+def guarded(folder: Path, require: Callable[[], None]) -> Iterator[None]:
+    """Call `require` before every change below `folder` while the block runs."""
+    folder = folder.absolute()
+    _GUARDS[folder] = require
+    try:
+        yield
+    finally:
+        _GUARDS.pop(folder, None)
+
+
+def require_right(path: Path) -> None:
+    """Raise the error of the guard of any folder above `path`: TemporaryError if the lease is lost."""
+    if not _GUARDS:
+        return
+    absolute = path.absolute()
+    for folder, require in list(_GUARDS.items()):
+        if folder == absolute or folder in absolute.parents:
+            require()
+
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
 _INVALID_PATH = {

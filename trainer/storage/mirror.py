@@ -1,4 +1,4 @@
-"""One-way synchronization of a local folder to a store.
+"""One-way synchronization of a local folder to a store, many files at a time.
 
 After each `sync` the store holds the files of the folder, complete files only. If the folder itself is the
 store, there is nothing to synchronize.
@@ -8,13 +8,48 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path, PurePath
+from typing import TypeVar
 
+from trainer.errors import StoppedError
 from trainer.storage.local import is_temporary
-from trainer.storage.store import Store
-from trainer.storage.transfers import OnBytes, download_files, transfer_all
+from trainer.storage.store import Entry, Store
+
+AT_A_TIME = 32
+"""Transfers of small objects mostly wait for the network."""
+
+Item = TypeVar("Item")
+OnBytes = Callable[[int], None]
+"""Callback with the size in bytes of each transferred file."""
+
+
+def download_files(
+    store: Store, entries: Iterable[Entry], folder: Path, on_bytes: OnBytes = lambda size: None
+) -> None:
+    """Copy `entries` of `store` to `folder`, under their names. Raises the errors of `Store.download`."""
+
+    def download(entry: Entry) -> int:
+        store.download(entry.name, folder / entry.name, entry.version)
+        return entry.size
+
+    transfer_all(download, entries, on_bytes)
+
+
+def transfer_all(action: Callable[[Item], int], items: Iterable[Item], on_bytes: OnBytes) -> None:
+    """Call `action`, which returns the number of bytes moved, for all `items`, up to `AT_A_TIME` at once."""
+    pool, should_wait = ThreadPoolExecutor(AT_A_TIME), True
+    try:
+        for size in pool.map(action, items):
+            on_bytes(size)
+    except StoppedError:
+        should_wait = False  # no time to wait for a large file
+        raise
+    finally:
+        pool.shutdown(wait=should_wait, cancel_futures=True)
+
 
 # Up to this size a file is read whole before it is sent, as it may grow meanwhile (a log, for example).
 _SMALL_BYTES = 8 << 20

@@ -118,27 +118,6 @@ def is_bucket(uri: str) -> bool:
     return uri.lower().startswith(GS)
 
 
-def open_store(uri: str) -> Store:
-    """Return the store at `uri`, a path or gs://BUCKET/PREFIX, without accessing it.
-
-    Raises UsageError for any other URI.
-    """
-    require_uri(uri)
-    if is_bucket(uri):
-        # Lazy import: the client takes a second to load, and most runs use no bucket.
-        from trainer.storage.gcs import BucketStore
-
-        return BucketStore(*split_uri(uri))
-    from trainer.storage.folder import FolderStore
-
-    try:
-        return FolderStore(Path(without_scheme(uri)).expanduser())
-    except RuntimeError:
-        raise UsageError(
-            "The home folder of this user does not exist.", "Check the path.", received=shown_address(uri)
-        ) from None
-
-
 def read_object(store: Store, name: str) -> dict[str, Any]:
     """Return the JSON object in `name`, or an empty one if it is missing or invalid."""
     content = store.read(name)

@@ -4,12 +4,11 @@
 weights in the learner's inference model and returns the history in a `TrainResult`.
 """
 
-from trainer.training.async_checkpointer import AsyncCheckpointer
+from trainer.training.checkpoint_manager import AsyncCheckpointer
 from trainer.training.history import TrainResult
 from trainer.training.host_sync import HostSync
 from trainer.training.learner import Learner, build_learner
-from trainer.training.loop import train
-from trainer.training.observer import CallReport, Observer
+from trainer.training.loop import CallReport, Observer, train
 
 __all__ = [
     "AsyncCheckpointer",

@@ -22,7 +22,7 @@ from trainer.distributed.devices import Cluster
 from trainer.errors import StoppedError, UsageError
 from trainer.spec import RunSpec
 from trainer.training import build_learner
-from trainer.training.clock import fitting_steps
+from trainer.training.history import fitting_steps
 from trainer.training.phase_work import build_train_step
 from trainer.training.prefetch import BatchBlock
 from trainer.training.scaling import require_equal_shares, require_whole_batch, scaled_spec

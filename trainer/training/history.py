@@ -1,4 +1,4 @@
-"""Training history: results and timings, one row per epoch.
+"""Training history: results, timings and throughput, one row per epoch.
 
 history.jsonl contains only values that the spec and the data determine, so that two runs can be compared bit
 by bit. timings.json has the durations. The TensorBoard events contain both.
@@ -7,6 +7,7 @@ by bit. timings.json has the durations. The TensorBoard events contain both.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,9 @@ from typing import Any
 import tensorflow as tf
 
 from trainer.errors import TemporaryError
-from trainer.storage.fencing import require_right
-from trainer.storage.local import write_json, write_text
+from trainer.storage.local import require_right, write_json, write_text
+from trainer.training.prefetch import BatchPrefetcher
+from trainer.training.state import TrainState
 
 
 class EventLog:
@@ -130,3 +132,34 @@ class TrainResult:
     """Training time of all attempts, without evaluation after the last epoch."""
     ended: str
     """Why training ended early, in words; empty if it did not."""
+
+
+# Long enough to hide the overhead of Python, short enough to react to a stop at once.
+_CALL_SECONDS = 0.5
+
+
+class Clock:
+    """Timer for one epoch: duration, images, and time spent waiting for data."""
+
+    def __init__(self, prefetcher: BatchPrefetcher | None, state: TrainState) -> None:
+        """prefetcher: the input pipeline, or None if no batches are read."""
+        self.prefetcher = prefetcher
+        self.started = time.perf_counter()
+        self.images, self.waited = state.images, self._waited()
+
+    def seconds(self) -> float:
+        """Return the seconds since this object was created."""
+        return time.perf_counter() - self.started
+
+    def rates(self, state: TrainState) -> tuple[float, float]:
+        """Return images per second, and the share of time spent waiting for data, in 0..1."""
+        seconds = max(1e-9, self.seconds())
+        return (state.images - self.images) / seconds, (self._waited() - self.waited) / seconds
+
+    def _waited(self) -> float:
+        return self.prefetcher.waited_seconds if self.prefetcher is not None else 0.0
+
+
+def fitting_steps(steps: int, seconds: float) -> int:
+    """Return the number of steps for the next call, at most twice `steps`, which took `seconds`."""
+    return max(1, min(2 * steps, round(steps * _CALL_SECONDS / max(seconds, 1e-6))))

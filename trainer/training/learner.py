@@ -18,7 +18,7 @@ import tensorflow as tf
 from trainer.data.dataset import Split
 from trainer.distributed.devices import Cluster, choose_precision
 from trainer.model import build_inference_model, build_model
-from trainer.model.whitening import PatchSums, WhiteningConv2D, sum_patches, total_of, whitening_weights
+from trainer.model.airbench import PatchSums, WhiteningConv2D, sum_patches, total_of, whitening_weights
 from trainer.spec import RunSpec
 from trainer.training.host_sync import HostSync
 from trainer.training.optimizer import build_scale

@@ -8,21 +8,24 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from dataclasses import dataclass
+from typing import Any, NoReturn, Protocol
 
 from trainer.augment.transforms import find_view
 from trainer.data.dataset import Dataset
 from trainer.distributed.devices import Cluster
 from trainer.errors import StoppedError
 from trainer.spec import RunSpec
-from trainer.training.async_checkpointer import AsyncCheckpointer, CheckpointPolicy
-from trainer.training.checkpoint_manager import BestEpoch, CheckpointManager
-from trainer.training.clock import Clock, fitting_steps
+from trainer.training.checkpoint_manager import (
+    AsyncCheckpointer,
+    BestEpoch,
+    CheckpointManager,
+    CheckpointPolicy,
+)
 from trainer.training.features import Features
-from trainer.training.history import History, Row, TrainResult
+from trainer.training.history import Clock, History, Row, TrainResult, fitting_steps
 from trainer.training.host_sync import HostSync, StepFlags
 from trainer.training.learner import Learner
-from trainer.training.observer import CallReport, Observer
 from trainer.training.phase_work import PhaseWork
 from trainer.training.phases import Phase
 from trainer.training.profile import Profile
@@ -34,6 +37,39 @@ from trainer.training.state import (
     score,
 )
 from trainer.training.step import Sums
+
+
+@dataclass(frozen=True)
+class CallReport:
+    """Progress after one call of the compiled steps."""
+
+    epoch: int
+    """Counted from 1."""
+    epochs: int
+    step: int
+    """Steps done in all epochs."""
+    total_steps: int
+    loss: float
+    """Mean of the epoch so far, on augmented images."""
+    accuracy: float
+    images_per_second: float
+    """Mean of the epoch so far."""
+    wait_share: float
+    """Share of the epoch's time spent waiting for data, in 0..1."""
+
+
+class Observer(Protocol):
+    """Receives progress; its methods must return fast and never raise."""
+
+    def on_call(self, report: CallReport) -> None:
+        """Called after each call of the compiled steps."""
+
+    def on_epoch(self, row: Mapping[str, Any], epochs: int) -> None:
+        """Called after each epoch, with the row that is written to history.jsonl and its timings."""
+
+    def on_message(self, message: str) -> None:
+        """Called with a sentence for the user."""
+
 
 _MAX_RECOVERIES = 3
 

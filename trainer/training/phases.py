@@ -16,7 +16,7 @@ import tensorflow as tf
 from trainer.model.layers import frozen_statistics
 from trainer.model.pretrained import backbone_of, head_of, stages_of
 from trainer.spec import RunSpec
-from trainer.spec.finetune import FinetuneSpec
+from trainer.spec.optimizer import FinetuneSpec
 from trainer.training.optimizer import Schedule, build_optimizer
 
 Weights = Sequence[keras.Variable]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from trainer.storage.fencing import require_right
+from trainer.storage.local import require_right
 from trainer.training.prefetch import BatchBlock
 
 

@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from trainer.augment.mixup import mix_images
-from trainer.augment.transforms import MIX_DRAWS, EpochView, augment_images, draw_numbers
-from trainer.data.labels import by_normalized, normalized
+from trainer.augment.transforms import MIX_DRAWS, EpochView, augment_images, draw_numbers, mix_images
+from trainer.data.items import by_normalized, normalized
 from trainer.distributed.devices import Cluster, choose_xla
 from trainer.errors import UsageError
 from trainer.model.dropout import Rows, of_rows

@@ -13,7 +13,7 @@ from typing import Any
 from trainer.errors import UsageError
 from trainer.spec import RunSpec, dump_spec, load_spec
 from trainer.spec.load import flat
-from trainer.spec.pretrained import DEFAULT_WEIGHTS, NO_WEIGHTS
+from trainer.spec.networks import DEFAULT_WEIGHTS, NO_WEIGHTS
 from trainer.spec.problems import require_known_key
 from trainer.spec.text import parse_value, shown_repr
 

@@ -12,11 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from trainer.data.items import Item, Rejection
-from trainer.data.labels import normalized
-from trainer.data.readers.choice import describe_unused, folders_beside_tables, tables_beside_folders
+from trainer.data.items import Item, Rejection, normalized
 from trainer.data.readers.cifar import find_cifar_files, read_cifar_files
-from trainer.data.readers.folders import read_folders
+from trainer.data.readers.folders import (
+    describe_unused,
+    folders_beside_tables,
+    read_folders,
+    tables_beside_folders,
+)
 from trainer.data.readers.import_files import SUFFIXES as IMPORT_SUFFIXES
 from trainer.data.readers.import_files import Buckets, find_import_files, read_import_files
 from trainer.data.readers.parquet import (

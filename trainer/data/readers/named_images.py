@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainer.data.labels import normalized
+from trainer.data.items import normalized
 from trainer.data.readers.read_result import bare_name, split_named
 
 _NUMBERED = re.compile(r"(?P<label>.*?[^\W\d_].*?)[._ -]+\(?\d+\)?")

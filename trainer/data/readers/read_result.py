@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.data.formats import SNIFF_BYTES, names_a_picture, picture_format
-from trainer.data.items import Item, Rejection
-from trainer.data.labels import normalized
+from trainer.data.items import Item, Rejection, normalized
 from trainer.errors import DataError
 from trainer.sanitize import printable
 
@@ -245,7 +244,7 @@ def _is_picture(path: Path) -> bool:
     """Return whether the first bytes, or else the name, identify a picture.
 
     The name decides for an unreadable file and for the placeholder of a bucket's image, which is a file of
-    zeros, see `trainer.data.placeholders`.
+    zeros, see `trainer.data.bucket`.
     """
     try:
         with open(path, "rb") as file:

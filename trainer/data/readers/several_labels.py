@@ -11,11 +11,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from trainer.data.items import Item, joined
-from trainer.data.labels import normalized
-from trainer.data.readers.columns import Columns
-from trainer.data.readers.rows import TableRow, cell_count_problem, split_labels
-from trainer.data.readers.tables import Table
+from trainer.data.items import Item, joined, normalized
+from trainer.data.readers.tables import Columns, Table, TableRow, cell_count_problem, split_labels
 from trainer.errors import DataError
 from trainer.sanitize import printable
 

@@ -22,8 +22,7 @@ from trainer.data.ingest import build_to_pixels
 from trainer.data.items import SPLITS
 from trainer.data.sampler import Shards
 from trainer.data.shards.index import Index, ShardManifest
-from trainer.data.shards.packed import find_starts, open_shards, packed_items, read_packed
-from trainer.data.shards.shard_cache import ShardCache
+from trainer.data.shards.packed import ShardCache, find_starts, open_shards, packed_items, read_packed
 from trainer.distributed import ProcessGroup
 from trainer.errors import DataError, UsageError
 from trainer.sanitize import shown_address
