@@ -208,6 +208,9 @@ def test_an_output_that_does_not_exist_is_an_error_and_an_empty_one_is_not(outpu
 
 def test_runs_delete_removes_a_run_after_a_confirmation(output: FolderStore) -> None:
     assert "Nothing was deleted" in error_of(invoke("runs", "--delete", "two", text="n\n"))
+    assert "--yes requires --delete" in error_of(invoke("runs", "--yes"))
+    assert "cannot be combined" in error_of(invoke("runs", "--delete", "two", "--json"))
+    assert "Give the folder above it" in error_of(invoke("runs", "runs/two"))
     assert latest_run(output) == "two"
     done = invoke("runs", "--delete", "two", text="y\n")
     assert done.exit_code == 0, done.output

@@ -14,7 +14,7 @@ from helpers.published_model import CLASSES, export, publish_run
 from PIL import Image
 
 from trainer.cli.app import cli
-from trainer.errors import UsageError
+from trainer.errors import DataError, UsageError
 from trainer.storage import open_store
 from trainer.storage.folder import FolderStore
 
@@ -54,6 +54,28 @@ def test_predict_accepts_https_and_gs_images_and_prints_their_addresses(
     rows = invoke("predict", run, f"{server.url('/cat.png')}?key=secret", bucket.uri, "--json").output
     names = [json.loads(line)["path"] for line in rows.splitlines() if line.startswith("{")]
     assert names == [f"{server.url('/cat.png')}?...", f"{bucket.uri}/a/cat.png"]
+
+
+def test_predict_continues_after_a_source_that_can_not_be_downloaded(
+    run: str, photos: Path, server: HttpsServer
+) -> None:
+    picture = photos / "cats" / "0.png"
+    server.files["/cat.png"] = Served(picture.read_bytes())
+    good, missing = server.url("/cat.png"), server.url("/missing.png")
+    done = CliRunner().invoke(cli, ["predict", run, missing, good, str(picture)])
+    assert isinstance(done.exception, DataError)
+    assert f"{missing}: " in done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()] == [good, str(picture)]
+    assert "1 of 3 images" in str(done.exception)
+    alone = CliRunner().invoke(cli, ["predict", run, missing, missing])
+    assert isinstance(alone.exception, DataError)
+    assert "404" in str(alone.exception)
+
+
+def test_predict_rejects_json_beside_csv(run: str, photos: Path) -> None:
+    options = ("--json", "--csv", str(photos / "new.csv"))
+    assert "cannot be combined" in str(invoke("predict", run, str(photos), *options).exception)
+    assert not (photos / "new.csv").exists()
 
 
 def test_predict_top_prints_the_most_probable_classes(run: str, photos: Path) -> None:

@@ -24,6 +24,7 @@ from trainer.errors import DataError, UsageError
 from trainer.sanitize import printable, printable_lines, shown_address, spreadsheet_cell, without_secrets
 
 if TYPE_CHECKING:
+    from trainer.cli.console import Console
     from trainer.data.dataset import Split
     from trainer.data.progress import Progress
     from trainer.evaluate.metrics import AnyPredictions
@@ -70,14 +71,17 @@ def predict_command(
     from trainer.export import load_model
 
     options = options or PredictOptions()
+    if options.as_json and options.csv is not None:
+        raise UsageError("--json and --csv cannot be combined.", "Use one of them.")
     target = None if options.csv is None else _output_file(options.csv, "--csv", (".csv",))
+    unusable: list[Rejection] = []
     with Console(_LOG_SECONDS, stderr=True) as console:
-        sources = [(local_images(uri, cache_dir, console), uri) for uri in images]
+        sources = _local_sources(images, cache_dir, console, unusable)
         paths, left_out = find_pictures([source for source, _ in sources])
         model = load_model(local_model(model_uri, cache_dir, console), options.trust)
     names = {path: _shown_name(path, sources) for path in paths}
     converted: Counter[str] = Counter()
-    unusable: list[Rejection] = []
+    failed_sources = len(unusable)
 
     def answers() -> Iterator[Answer]:
         for path, result in classify_files(model, paths, lambda name: converted.update([name])):
@@ -97,7 +101,27 @@ def predict_command(
     for line in (*warnings_of_formats(converted, unusable), *_left_out(left_out), *links):
         click.echo(line, err=True)
     if unusable:
-        raise DataError(f"{len(unusable)} of {len(paths)} images can't be used.", "See the lines above.")
+        count = len(paths) + failed_sources
+        raise DataError(f"{len(unusable)} of {count} images can't be used.", "See the lines above.")
+
+
+def _local_sources(
+    images: Sequence[str], cache_dir: Path, console: Console, unusable: list[Rejection]
+) -> list[tuple[Path, str]]:
+    """Return (local path, URI) of each source; one that can't be used is printed and added to `unusable`.
+
+    Raises the DataError of the last source if none can be used.
+    """
+    sources = []
+    for uri in images:
+        try:
+            sources.append((local_images(uri, cache_dir, console), uri))
+        except DataError as error:
+            if not sources and len(unusable) == len(images) - 1:
+                raise
+            console.on_message(f"{printable(shown_address(uri))}: {error}")
+            unusable.append(Rejection(shown_address(uri), str(error)))
+    return sources
 
 
 def _write_csv(store: Store, name: str, text: str) -> None:

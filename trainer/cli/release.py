@@ -99,6 +99,10 @@ def runs(output: str, as_json: bool, name: str | None, is_confirmed: bool) -> No
     from trainer.runs.champion import read_pointer
     from trainer.storage import open_store
 
+    if is_confirmed and name is None:
+        raise UsageError("--yes requires --delete.", "Use --delete NAME --yes.")
+    if as_json and name is not None:
+        raise UsageError("--json cannot be combined with --delete.", "Use one of them.")
     store = open_store(output)
     if name is not None:
         _delete(store, name, is_confirmed)
@@ -130,6 +134,10 @@ def _require_output(store: Store) -> None:
     exists = store.root.is_dir() if isinstance(store, FolderStore) else bool(store.entries())
     if not exists:
         raise UsageError("There is no such output folder.", "Check the path.", received=store.uri)
+    if store.find("spec.yaml") is not None:
+        raise UsageError(
+            "This is a run, and not an output of runs.", "Give the folder above it.", received=store.uri
+        )
 
 
 def _table(rows: Sequence[Row]) -> list[str]:
